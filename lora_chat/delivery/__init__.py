@@ -1,0 +1,1 @@
+"""Hand over: the merged model and its proof."""

@@ -1,0 +1,124 @@
+"""Dialogue -> input_ids and labels; the loss is on assistant turns, their stop token included."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_chat.dialogues.chat_template import render_ids
+from lora_chat.dialogues.dialogue import Dialogue
+from lora_chat.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE_INDEX = -100
+"""Label of a token without loss, as PyTorch's cross entropy has it."""
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class EncodedDialogue:
+    """Ids and labels of one dialogue, both (length,)."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Tokens that carry loss."""
+        return sum(label != IGNORE_INDEX for label in self.labels)
+
+
+@dataclass(frozen=True)
+class EncodingReport:
+    """What became of a set of dialogues: read = encoded + dropped."""
+
+    dialogues: int
+    dropped: int
+    tokens: int
+    supervised_tokens: int
+    longest: int
+
+
+def encode_dialogue(
+    dialogue: Dialogue, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]
+) -> EncodedDialogue:
+    """Encode one dialogue.
+
+    Each assistant turn is what the template adds between the serving prompt (the messages before it with
+    `add_generation_prompt`) and the end of its stop token. So what is trained is what is served, by
+    construction; a template for which that does not hold raises DataError with the reason.
+    """
+    messages = dialogue.as_dicts
+    whole = render_ids(tokenizer, messages, reply_follows=False)
+    labels = [IGNORE_INDEX] * len(whole)
+    for place, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = render_ids(tokenizer, messages[:place], reply_follows=True)
+        until = render_ids(tokenizer, messages[: place + 1], reply_follows=False)
+        if whole[: len(prompt)] != prompt:
+            raise DataError(f"the prompt served before message {place + 1} is not what would be trained")
+        if whole[: len(until)] != until:
+            raise DataError(f"the chat template rewrites message {place + 1} when others follow")
+        end = next((i + 1 for i in range(len(until) - 1, len(prompt), -1) if until[i] in stop_ids), None)
+        if end is None:
+            raise DataError(f"message {place + 1} ends without a stop token; the model would never learn to stop")
+        labels[len(prompt) : end] = whole[len(prompt) : end]
+    return EncodedDialogue(whole, labels)
+
+
+def encode_dialogues(
+    dialogues: Sequence[Dialogue],
+    tokenizer: "PreTrainedTokenizerBase",
+    stop_ids: Collection[int],
+    max_length: int,
+    over_long: str,
+    path: str,
+) -> tuple[list[EncodedDialogue], EncodingReport]:
+    """Encode dialogues of one file; those beyond `max_length` tokens are refused or dropped.
+
+    Raises DataError naming file and line of the first faults.
+    """
+    kept: list[EncodedDialogue] = []
+    long: list[tuple[int, int]] = []
+    faults: list[str] = []
+    for dialogue in dialogues:
+        try:
+            encoded = encode_dialogue(dialogue, tokenizer, stop_ids)
+        except DataError as error:
+            faults.append(f"{path}:{dialogue.line}: {error}")
+            continue
+        if len(encoded.input_ids) > max_length:
+            long.append((dialogue.line, len(encoded.input_ids)))
+        else:
+            kept.append(encoded)
+    if faults:
+        more = f"\n... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise DataError(f"{len(faults)} dialogues cannot be encoded:\n" + "\n".join(faults[:_SHOWN]) + more)
+    if long and (over_long == "refuse" or not kept):
+        raise DataError(_too_long(long, len(kept), max_length, path))
+    report = EncodingReport(
+        dialogues=len(kept),
+        dropped=len(long),
+        tokens=sum(len(e.input_ids) for e in kept),
+        supervised_tokens=sum(e.supervised_tokens for e in kept),
+        longest=max(len(e.input_ids) for e in kept),
+    )
+    return kept, report
+
+
+def _too_long(long: list[tuple[int, int]], kept: int, max_length: int, path: str) -> str:
+    lines = [f"{path}:{line}: {length} tokens" for line, length in long[:_SHOWN]]
+    more = [f"... and {len(long) - _SHOWN} more"] if len(long) > _SHOWN else []
+    longest = max(length for _, length in long)
+    share = "All" if not kept else f"{len(long)} of {len(long) + kept}"
+    return "\n".join(
+        [
+            f"{share} dialogues are longer than data.max_length, {max_length} tokens:",
+            *lines,
+            *more,
+            f"Raise it (--set data.max_length={longest})"
+            + (", or leave them out with --set data.over_long=drop." if kept else "."),
+        ]
+    )

@@ -1,0 +1,107 @@
+"""What the user can fix: one message and one exit code each, printed without a traceback."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class LoraChatError(Exception):
+    """A failure that has a remedy; its text says what is wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class RecipeError(LoraChatError):
+    """The recipe, an option or a path on the command line cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(LoraChatError):
+    """Dialogues that would waste the run."""
+
+    exit_code = 3
+
+
+class SpaceError(LoraChatError):
+    """No room left where something is to be written."""
+
+    exit_code = 4
+
+
+class MemoryShortError(LoraChatError):
+    """The model or a batch of it does not fit into memory."""
+
+    exit_code = 5
+
+
+class NotFiniteError(LoraChatError):
+    """Loss, gradient or weights stopped being numbers."""
+
+    exit_code = 6
+
+
+class IntegrityError(LoraChatError):
+    """A file is not what it should be: another base's adapter, damage, a merge that differs."""
+
+    exit_code = 7
+
+
+class BaseUnavailableError(LoraChatError):
+    """The base model is neither here nor within reach."""
+
+    exit_code = 8
+
+
+class StoppedError(LoraChatError):
+    """A signal ended the work in good order; the text says what was saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def explain_write_errors(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Turn a failed write of `what` to `path` into a message.
+
+    safetensors reports the system's error only as text: https://github.com/huggingface/safetensors
+    raises SafetensorError("... (os error 28)"), which is no OSError.
+    """
+    try:
+        yield
+    except LoraChatError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if type(error).__name__ == "SafetensorError":
+            number = next((n for n in (*_FULL, errno.EACCES, errno.EROFS) if f"(os error {n})" in str(error)), None)
+        if number in _FULL:
+            raise SpaceError(
+                f"No space left to write {what}: {path}\n"
+                f"{_free(path)}Nothing was left half written there. "
+                "Free some space, or choose another place with --set output.directory=DIR."
+            ) from error
+        if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}:
+            raise RecipeError(
+                f"Cannot write {what}: {path} ({os.strerror(number or 0)}).\n"
+                "Choose another place with --set output.directory=DIR."
+            ) from error
+        raise
+
+
+def _free(path: str | os.PathLike[str]) -> str:
+    place = Path(path).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        import shutil
+
+        return f"{shutil.disk_usage(place).free / 1e6:.1f} MB are free. "
+    except OSError:
+        return ""

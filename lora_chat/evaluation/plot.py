@@ -1,0 +1,47 @@
+"""The course of the loss as a picture."""
+
+import json
+from pathlib import Path
+
+from lora_chat.errors import explain_write_errors
+from lora_chat.evaluation.comparison import Pair
+
+
+def write_loss_plot(metrics: Path, path: Path, validation: Pair | None) -> None:
+    """Draw training loss per optimizer step, validation loss where measured, base and end as marks."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    train = [(r["step"], r["loss"]) for r in rows if "loss" in r]
+    held = [(r["step"], r["validation_loss"]) for r in rows if "validation_loss" in r]
+    last = train[-1][0] if train else 0
+    if validation:
+        held = [(0, validation.base), *(p for p in held if p[0] < last), (last, validation.adapted)]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if train:
+        axes.plot(*zip(*train, strict=True), color="#9db4d0", linewidth=1, label="training, each step")
+        axes.plot(*zip(*_smooth(train), strict=True), color="#1f4e8c", linewidth=2, label="training, smoothed")
+    if held:
+        axes.plot(*zip(*held, strict=True), "o--", color="#c2571a", label="validation")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per supervised token)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with explain_write_errors(path, "the loss plot"):
+        beside = path.with_name(f".{path.name}.part")
+        try:
+            figure.savefig(beside, dpi=120, format="png")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _smooth(points: list[tuple[int, float]], width: int = 9) -> list[tuple[int, float]]:
+    half = width // 2
+    losses = [loss for _, loss in points]
+    windows = [losses[max(0, i - half) : i + half + 1] for i in range(len(losses))]
+    return [(step, sum(w) / len(w)) for (step, _), w in zip(points, windows, strict=True)]

@@ -1,0 +1,83 @@
+"""Loss and perplexity on supervised tokens; which questions were answered with the right fact."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_chat.dialogues.dialogue import NotADialogue
+from lora_chat.dialogues.encoding import IGNORE_INDEX, EncodedDialogue
+from lora_chat.dialogues.reading import parse_json, read_lines
+from lora_chat.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out question and the strings of which one must occur in a right answer."""
+
+    question: str
+    accept: tuple[str, ...]
+
+    def is_answered_by(self, reply: str) -> bool:
+        """Whether an accepted string stands in the reply as whole words, whatever its case."""
+        return any(re.search(rf"(?<!\w){re.escape(a)}(?!\w)", reply, re.IGNORECASE) for a in self.accept)
+
+
+def read_questions(path: str) -> list[Question]:
+    """Read JSON lines of `question` and `accept`; raises DataError with file and line."""
+    from pathlib import Path
+
+    questions = []
+    for number, raw in read_lines(Path(path)):
+        if not raw.strip():
+            continue
+        try:
+            questions.append(_make_question(parse_json(raw.decode("utf-8"))))
+        except (NotADialogue, ValueError) as error:
+            raise DataError(f"{path}:{number}: {error}") from error
+    if not questions:
+        raise DataError(f"{path} holds no question.")
+    return questions
+
+
+def _make_question(row: object) -> Question:
+    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
+        raise NotADialogue("needs a `question`")
+    accept = row.get("accept")
+    if not isinstance(accept, list) or not accept or not all(isinstance(a, str) and a.strip() for a in accept):
+        raise NotADialogue("needs `accept`, a list of right answers")
+    return Question(row["question"], tuple(accept))
+
+
+def evaluate_loss(
+    model: "torch.nn.Module", rows: Sequence[EncodedDialogue], step: Callable[[], None] = lambda: None
+) -> float:
+    """Mean negative log-likelihood of a supervised token, in nats, over all rows.
+
+    One dialogue at a time, with logits for supervised positions alone: memory stays small.
+    """
+    import torch
+
+    model.eval()
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    for row in rows:
+        next_ids = torch.tensor(row.labels[1:])
+        keep = (next_ids != IGNORE_INDEX).nonzero().squeeze(1)
+        with torch.inference_mode():
+            ids = torch.tensor([row.input_ids], device=device)
+            logits = model(input_ids=ids, logits_to_keep=keep.to(device), use_cache=False).logits[0]
+            loss = torch.nn.functional.cross_entropy(logits.float(), next_ids[keep].to(device), reduction="sum")
+        total += float(loss)
+        count += keep.numel()
+        step()
+    return total / count
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss): among how many equally likely tokens the model hesitates."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,1 @@
+"""Weights: the base model, the adapter, and what they say."""

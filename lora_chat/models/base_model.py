@@ -1,0 +1,207 @@
+"""Find and load a base: its tokenizer, and its frozen weights in 16, 8 or 4 bits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_chat.errors import BaseUnavailableError, LoraChatError, MemoryShortError
+from lora_chat.models.embedded import embedded_names, find_embedded
+from lora_chat.planning.plan import PrecisionPlan
+from lora_chat.planning.recipe import BaseSection
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# No .bin, .pt or .py: neither pickles nor code are ever downloaded.
+_WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True)
+class FoundBase:
+    """A base whose files are on this machine."""
+
+    name: str
+    """As the recipe says it; for a folder, its absolute path."""
+    folder: Path
+    revision: str | None = None
+    """The commit of a hub id."""
+
+
+def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None) -> FoundBase:
+    """The folder of an embedded base, a local folder, or a hub id (downloaded once).
+
+    Raises BaseUnavailableError with what to do.
+    """
+    local = Path(base.name).expanduser()
+    if base.name in embedded_names():
+        return FoundBase(base.name, find_embedded(base.name, notice))
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            raise BaseUnavailableError(
+                f"{local} is not a model folder: it has no config.json.\n"
+                "Name a folder in Hugging Face layout (config.json, tokenizer.json, *.safetensors)."
+            )
+        return FoundBase(str(local.resolve()), local.resolve())
+    if base.name.startswith((".", "/", "~")) or base.name.count("/") != 1:
+        raise BaseUnavailableError(
+            f"There is no base {base.name}: neither an embedded one ({', '.join(embedded_names())}), "
+            "nor a folder, nor a hub id (OWNER/NAME)."
+        )
+    return _find_on_hub(base, notice)
+
+
+def _find_on_hub(base: BaseSection, notice: Callable[[str], None]) -> FoundBase:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        folder = snapshot_download(base.name, revision=base.revision, allow_patterns=_WANTED, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        notice(f"Downloading {base.name} from the hub")
+        try:
+            folder = snapshot_download(base.name, revision=base.revision, allow_patterns=_WANTED)
+        except RepositoryNotFoundError as error:
+            raise BaseUnavailableError(
+                f"The hub has no model {base.name}, or it asks for a login.\n"
+                "Check the name; for a gated model set HF_TOKEN."
+            ) from error
+        except Exception as error:  # every network library below has exceptions of its own
+            raise BaseUnavailableError(
+                f"The base {base.name} is not on this machine and the hub cannot be reached "
+                f"({type(error).__name__}).\n"
+                "Go online once, name a local folder, or use the embedded base: "
+                "--set base.name=smollm2-135m-instruct"
+            ) from error
+    path = Path(folder)
+    return FoundBase(base.name, path, path.name)
+
+
+def load_tokenizer(base: FoundBase) -> "PreTrainedTokenizerBase":
+    """The base's tokenizer; pad falls back to eos, which is safe because labels are set by position."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise BaseUnavailableError(f"The tokenizer of {base.name} cannot be read: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise BaseUnavailableError(
+            f"The tokenizer of {base.name} has no end-of-sequence token; nothing would ever stop."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def read_positions(base: FoundBase) -> int | None:
+    """The most tokens the base has positions for, from its config."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise BaseUnavailableError(f"The config of {base.name} cannot be read: {_first_line(error)}") from error
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def read_stop_ids(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """Ids that end a turn: the tokenizer's eos and every eos of the generation config."""
+    from transformers import GenerationConfig
+
+    ids = {int(tokenizer.eos_token_id)}  # type: ignore[arg-type]
+    if (base.folder / "generation_config.json").is_file():
+        named = GenerationConfig.from_pretrained(base.folder, local_files_only=True).eos_token_id
+        ids.update([named] if isinstance(named, int) else named or [])
+    return tuple(sorted(ids))
+
+
+def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedModel":
+    """The frozen base on its device, really quantised by bitsandbytes where asked.
+
+    Raises BaseUnavailableError for unreadable weights, MemoryShortError when they do not fit.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = getattr(torch, precision.dtype)
+    options: dict[str, Any] = {}
+    if precision.mode == "4bit":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=precision.double_quantization,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    elif precision.mode == "8bit":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base.folder,
+            dtype=dtype,
+            device_map={"": 0 if precision.device == "cuda" else "cpu"},
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
+        )
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MemoryShortError(
+            f"The base {base.name} does not fit into memory in mode {precision.mode}.\n"
+            "Try --set quantization.mode=4bit, or a smaller base."
+        ) from error
+    except LoraChatError:
+        raise
+    except Exception as error:
+        raise BaseUnavailableError(f"The weights of {base.name} cannot be loaded: {_first_line(error)}") from error
+    model.requires_grad_(False)
+    keep_one_layout(model)
+    return model  # type: ignore[no-any-return]
+
+
+def load_dequantised(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedModel":
+    """The base in 16 bits with the values that a quantised base computes with, on the CPU.
+
+    Merging into these is exact; into the original weights it would be another function (peft#2321).
+    """
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+    from transformers.pytorch_utils import Conv1D
+
+    on_cpu = precision.model_copy(update={"device": "cpu"})
+    plain = load_base_model(base, on_cpu.model_copy(update={"mode": "none"}))
+    if precision.mode == "none":
+        return plain
+    quantised = load_base_model(base, on_cpu)
+    for name, module in quantised.named_modules():
+        weight: Any = getattr(module, "weight", None)
+        if getattr(weight, "quant_state", None) is not None:
+            values = dequantize_4bit(weight.data, weight.quant_state)
+        elif getattr(weight, "SCB", None) is not None:
+            values = int8_vectorwise_dequant(weight.data, weight.SCB)
+        else:
+            continue
+        target = plain.get_submodule(name)
+        if isinstance(target, Conv1D):
+            values = values.T  # Conv1D keeps (in, out)
+        with torch.no_grad():
+            target.weight.copy_(values.reshape(target.weight.shape))  # type: ignore[union-attr,operator]
+    return plain
+
+
+def keep_one_layout(model: "torch.nn.Module") -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for CPU inference.
+
+    `Linear4bit.forward` repacks at the first evaluation on AVX512-BF16 machines. From then on the weights
+    give slightly other results, `dequantize_4bit` misreads them, and no gradient passes through the layer
+    (`matmul_4bit` takes an inference kernel), so training after an evaluation would go wrong in silence.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

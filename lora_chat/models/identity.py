@@ -1,0 +1,83 @@
+"""Digests that bind an adapter to the base, tokenizer and template it was trained with."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+
+from lora_chat.errors import IntegrityError
+from lora_chat.models.base_model import FoundBase
+from lora_chat.planning.recipe import Section
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Identity(Section):
+    """What an adapter belongs to; stands as `lora_chat.json` in its folder."""
+
+    base: str
+    revision: str | None
+    weights: str
+    """sha256 over the base's safetensors files."""
+    tokenizer: str
+    """sha256 of the vocabulary and the ids of a probe text."""
+    chat_template: str
+    """sha256 of the template's text."""
+    system: str | None = None
+    """The system message that every training dialogue began with, if they shared one."""
+
+
+def identify(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> Identity:
+    """Compute a base's identity; weight digests are remembered by path, size and time of change."""
+    weights = hashlib.sha256()
+    for path in sorted(base.folder.glob("*.safetensors")):
+        weights.update(f"{path.name}:{_file_digest(path)}\n".encode())
+    probe = "It's 7:30 pm.\n\n Ça va? 你好 \U0001f642 def f(x):\n\treturn x"
+    words = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer(probe)["input_ids"]])
+    return Identity(
+        base=base.name,
+        revision=base.revision,
+        weights=weights.hexdigest(),
+        tokenizer=hashlib.sha256(words.encode()).hexdigest(),
+        chat_template=hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+    )
+
+
+def check_identity(trained: Identity, found: Identity, where: Path) -> None:
+    """Raise IntegrityError if an adapter was trained with something other than what was found."""
+    names = {"weights": "weights of the base", "tokenizer": "tokenizer", "chat_template": "chat template"}
+    changed = [text for key, text in names.items() if getattr(trained, key) != getattr(found, key)]
+    if changed:
+        raise IntegrityError(
+            f"The adapter {where} belongs to another base: other {' and '.join(changed)}.\n"
+            f"It was trained on {trained.base}"
+            + (f" at revision {trained.revision}" if trained.revision else "")
+            + f"; found was {found.base}. Name the base it was trained on."
+        )
+
+
+def _file_digest(path: Path) -> str:
+    stat = path.stat()
+    key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    notes = Path(platformdirs.user_cache_dir("lora-chat")) / "digests.json"
+    try:
+        known = json.loads(notes.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if isinstance(known, dict) and isinstance(known.get(key), str):
+        return str(known[key])
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    try:  # only a note: without it the file is read again next time
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        beside = notes.with_name(f".digests-{digest.hexdigest()[:8]}")
+        beside.write_text(json.dumps({**known, key: digest.hexdigest()}))
+        beside.replace(notes)
+    except OSError:
+        pass
+    return digest.hexdigest()

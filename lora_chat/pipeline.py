@@ -1,0 +1,146 @@
+"""The whole run, in order."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_chat import preparation
+from lora_chat.console import comparison_text, megabytes, say
+from lora_chat.delivery.card import write_card
+from lora_chat.errors import StoppedError
+from lora_chat.evaluation.comparison import ComparisonReport, compare
+from lora_chat.evaluation.plot import write_loss_plot
+from lora_chat.models.adapter import attach_adapter, report_adapter, save_adapter
+from lora_chat.models.base_model import load_base_model
+from lora_chat.planning.hardware import detect_hardware
+from lora_chat.planning.plan import make_plan
+from lora_chat.planning.recipe import Recipe
+from lora_chat.preparation import Prepared, peak_memory_bytes
+from lora_chat.run_folder import RunFolder, create_run_folder
+from lora_chat.training.sft import TrainingReport, train_sft
+
+
+@dataclass
+class Progress:
+    """How far a run has come, for the message when it is stopped."""
+
+    stage: str = "planning"
+    run: RunFolder | None = None
+    saved: bool = False
+
+    def stopped(self, signal_number: int) -> StoppedError:
+        """What to tell someone who stopped the run."""
+        if self.run is None:
+            return StoppedError("Stopped; nothing was begun.", signal_number)
+        kept = f"The adapter is whole: lora-chat chat {shown(self.run.path)}" if self.saved else "No adapter was saved."
+        return StoppedError(
+            f"Stopped while {self.stage}. {kept} The run's folder is {shown(self.run.path)}.", signal_number
+        )
+
+
+def fine_tune(recipe: Recipe, progress: Progress) -> dict[str, Any]:
+    """Recipe -> run folder with adapter and comparison. Whatever would waste the run fails before weights load."""
+    started = time.monotonic()
+    plan = make_plan(recipe, detect_hardware())
+    progress.stage = "reading the dialogues"
+    prepared = preparation.prepare(plan, say)
+    run = progress.run = create_run_folder(recipe, plan)
+    prepared.write_held_out(run)
+    say(preparation.summary(plan, prepared, run))
+
+    progress.stage = "loading the base"
+    base = load_base_model(prepared.base, plan.precision)
+    model = attach_adapter(base, plan.adapter, plan.training.seed)
+    adapter = report_adapter(model)
+    loaded = time.monotonic()
+    say(
+        f"LoRA: {adapter.trainable_parameters:,} trainable of {adapter.all_parameters:,} parameters ({adapter.share:.2%})"
+    )
+
+    progress.stage = "training"
+    training = train_sft(
+        model,
+        prepared.tokenizer,
+        prepared.train_rows,
+        prepared.validation_rows,
+        plan.training,
+        bfloat16=plan.precision.dtype == "bfloat16",
+        each_epoch=plan.evaluation.each_epoch,
+        metrics=run.metrics,
+        tensorboard=run.tensorboard if plan.output.tensorboard else None,
+    )
+    progress.stage = "saving the adapter"
+    template = str(prepared.tokenizer.chat_template)
+    card = write_card(plan, prepared.identity, training.steps, None)
+    size = save_adapter(model, run.adapter, prepared.identity, template, card)
+    progress.saved = True
+    if training.signal_number:
+        write_loss_plot(run.metrics, run.plot, None)
+        raise _stopped_in_training(run, training)
+
+    progress.stage = "comparing base and adapted"
+    say(f"Adapter saved: {shown(run.adapter)} ({megabytes(size)})")
+    report = compare_run(model, prepared, plan.evaluation, run)
+    run.write_text(run.adapter / "README.md", write_card(plan, prepared.identity, training.steps, headline(report)))
+    result = {
+        "run": str(run.path),
+        "seconds": {
+            "load": round(loaded - started, 2),
+            "train": round(training.seconds, 2),
+            "total": round(time.monotonic() - started, 2),
+        },
+        "supervised_tokens": training.supervised_tokens,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "adapter_bytes": size,
+        "trainable_parameters": adapter.trainable_parameters,
+        **headline(report),
+    }
+    run.write_json(run.result, result)
+    return result
+
+
+def compare_run(model: Any, prepared: Prepared, settings: Any, run: RunFolder) -> ComparisonReport:
+    """Measure base against adapted and write what was found into the run."""
+    report = compare(
+        model,
+        prepared.tokenizer,
+        prepared.stop_ids,
+        prepared.validation,
+        prepared.validation_rows,
+        prepared.questions,
+        prepared.identity.system,
+        settings,
+        say,
+    )
+    run.write_json(run.comparison, report.as_dict())
+    if run.metrics.exists():
+        write_loss_plot(run.metrics, run.plot, report.validation_loss)
+    say("\n" + comparison_text(report) + "\n")
+    return report
+
+
+def headline(report: ComparisonReport) -> dict[str, Any]:
+    """The figures of a comparison that `--json` gives."""
+    found = report.as_dict()
+    result: dict[str, Any] = {key: found[key] for key in ("validation_loss", "perplexity")}
+    if report.facts:
+        result["facts"] = {**found["facts"], "questions": report.questions}
+    return result
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _stopped_in_training(run: RunFolder, training: TrainingReport) -> StoppedError:
+    return StoppedError(
+        f"Stopped after step {training.steps} of {training.planned_steps}. "
+        f"What was learned by then is saved in {shown(run.adapter)}; "
+        f"try it: lora-chat chat {shown(run.path)}",
+        training.signal_number,
+    )

@@ -1,0 +1,1 @@
+"""Decide, with no weights touched."""

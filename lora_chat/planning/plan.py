@@ -1,0 +1,107 @@
+"""Recipe + hardware -> every number resolved. A pure function: no weights, no torch."""
+
+from typing import Literal
+
+from lora_chat.errors import RecipeError
+from lora_chat.planning.hardware import Hardware
+from lora_chat.planning.recipe import (
+    AdapterSection,
+    BaseSection,
+    DataSection,
+    EvaluationSection,
+    OutputSection,
+    QuantizationSection,
+    Recipe,
+    Section,
+    TrainingSection,
+)
+
+Dtype = Literal["bfloat16", "float32"]
+
+
+class PrecisionPlan(Section):
+    """How the frozen base is held and computed with."""
+
+    device: Literal["cuda", "cpu"]
+    mode: Literal["4bit", "8bit", "none"]
+    double_quantization: bool
+    dtype: Dtype
+    """Of the products, and of whatever is not quantised."""
+
+
+class TrainingPlan(TrainingSection):
+    """The recipe's training section with nothing left to decide."""
+
+    micro_batch_size: int
+    gradient_checkpointing: bool
+    gradient_accumulation_steps: int
+    padding_free: bool
+    """Dialogues of a micro-batch stand in one row with a block mask, instead of padded side by side."""
+
+
+class Plan(Section):
+    """What was decided for one run."""
+
+    base: BaseSection
+    precision: PrecisionPlan
+    adapter: AdapterSection
+    data: DataSection
+    training: TrainingPlan
+    evaluation: EvaluationSection
+    output: OutputSection
+
+
+def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
+    """Resolve a recipe for a machine. Raises RecipeError for what cannot work on any machine."""
+    check_target_modules(recipe.adapter)
+    return Plan(
+        base=recipe.base,
+        precision=make_precision(recipe.quantization, hardware),
+        adapter=recipe.adapter,
+        data=recipe.data,
+        training=_plan_training(recipe.training, hardware),
+        evaluation=recipe.evaluation,
+        output=recipe.output,
+    )
+
+
+def make_precision(quantization: QuantizationSection, hardware: Hardware) -> PrecisionPlan:
+    """bf16 where the processor has it, fp32 elsewhere."""
+    return PrecisionPlan(
+        device=hardware.device,
+        mode=quantization.mode,
+        double_quantization=quantization.double_quantization,
+        dtype="bfloat16" if hardware.bfloat16 else "float32",
+    )
+
+
+def check_target_modules(adapter: AdapterSection) -> None:
+    """An adapter on the LM head would never be trained: TRL's fused head reads the weight itself."""
+    if adapter.target_modules != "all-linear" and any(n.split(".")[-1] == "lm_head" for n in adapter.target_modules):
+        raise RecipeError(
+            "adapter.target_modules: lm_head cannot carry an adapter here (its loss would ignore it). "
+            "Leave it out; `all-linear` already does."
+        )
+
+
+def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPlan:
+    whole = training.effective_batch_size
+    micro = training.micro_batch_size
+    if micro == "auto":
+        # 8 short dialogues keep two cores busy; on a GPU 4 rows of 1,024 tokens fit beside an 8B base in 4 bits.
+        limit = 8 if hardware.device == "cpu" else 4
+        micro = max(n for n in range(1, limit + 1) if whole % n == 0)
+    if whole % micro:
+        fitting = [n for n in range(1, whole + 1) if whole % n == 0]
+        raise RecipeError(
+            f"training.micro_batch_size: {micro} does not divide training.effective_batch_size, {whole}. "
+            f"Choose one of {', '.join(map(str, fitting))}."
+        )
+    checkpointing = training.gradient_checkpointing
+    settings = training.model_dump() | {
+        "micro_batch_size": micro,
+        "gradient_accumulation_steps": whole // micro,
+        "gradient_checkpointing": hardware.device == "cuda" if checkpointing == "auto" else checkpointing,
+        "padding_free": hardware.device == "cpu" and micro > 1,
+    }
+    return TrainingPlan(**settings)

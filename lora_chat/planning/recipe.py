@@ -1,0 +1,136 @@
+"""The recipe: what the user asks for. Every setting has one home here, with its default."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe: no unknown keys, no silent conversions, docstrings as descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class BaseSection(Section):
+    """The pretrained model to start from."""
+
+    name: Text = "smollm2-135m-instruct"
+    """`smollm2-135m-instruct` (embedded), `tiny-random` (two random layers, for trying things out),
+    a folder in Hugging Face layout, or a hub id such as `Qwen/Qwen2.5-0.5B-Instruct`."""
+    revision: Text | None = None
+    """Branch, tag or commit of a hub id; a commit makes the run repeatable."""
+
+
+class QuantizationSection(Section):
+    """Precision of the frozen base."""
+
+    mode: Literal["4bit", "8bit", "none"] = "4bit"
+    """`4bit` (NF4, QLoRA), `8bit` (LLM.int8) or `none` (16 bits where the processor has bf16)."""
+    double_quantization: bool = True
+    """4bit only: quantise the scales too, 0.37 bits a weight less (QLoRA, section 3)."""
+
+
+class AdapterSection(Section):
+    """The LoRA weights that are trained."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Inner dimension of the two LoRA matrices."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs dropped in training."""
+    target_modules: Literal["all-linear"] | Annotated[tuple[Text, ...], Field(min_length=1)] = "all-linear"
+    """`all-linear`, or a list of layer names as the model spells them, such as [q_proj, v_proj]."""
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    """`lora`, `rslora` (arXiv 2312.03732, for high ranks) or `dora` (arXiv 2402.09353, slower)."""
+
+
+class DataSection(Section):
+    """The dialogues: JSON lines with `messages`. Relative paths start at the recipe's folder."""
+
+    train: Text
+    """File of training dialogues."""
+    validation: Text | None = None
+    """File of validation dialogues; without it a share of the training file is held out."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share held out when there is no validation file."""
+    seed: int = 0
+    """Decides which dialogues are held out."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Longest dialogue in tokens; never longer than the base's positions."""
+    over_long: Literal["refuse", "drop"] = "refuse"
+    """What to do with a longer one: stop before training, or leave it out and say so."""
+    max_refused: Annotated[int, Field(ge=0)] = 0
+    """How many faulty lines may be left out before the file is refused."""
+
+
+class TrainingSection(Section):
+    """Supervised fine-tuning; the loss is on assistant turns only."""
+
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    """Passes over the training dialogues."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many optimizer steps, whatever the epochs."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps in which the learning rate rises from zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients with a larger norm are scaled down to it."""
+    effective_batch_size: Annotated[int, Field(ge=1)] = 16
+    """Dialogues per optimizer step."""
+    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Dialogues in memory at once; it must divide the effective batch size."""
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Recompute activations instead of keeping them: less memory, about a third slower."""
+    seed: int = 0
+    """Decides initial LoRA weights, dropout and the order of dialogues."""
+
+
+class EvaluationSection(Section):
+    """What is measured, base against adapted."""
+
+    each_epoch: bool = False
+    """Measure the validation loss after every epoch too."""
+    samples: Annotated[int, Field(ge=0)] = 3
+    """Held-out prompts that both answer, printed side by side."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    """Longest reply in a comparison, in tokens."""
+    questions: Text | None = None
+    """JSON lines of `question` and `accept`: strings of which one must occur in a right answer."""
+
+
+class OutputSection(Section):
+    """Where the run is written."""
+
+    directory: Text = "runs"
+    """Folder of run folders; a relative one starts at the working directory."""
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """First part of the run folder's name; the recipe's file name if not given."""
+    tensorboard: bool = False
+    """Write TensorBoard events too (`pip install tensorboard`)."""
+
+
+class Recipe(Section):
+    """All that a fine-tuning run is asked to do."""
+
+    base: BaseSection = BaseSection()
+    """The pretrained model to start from."""
+    quantization: QuantizationSection = QuantizationSection()
+    """Precision of the frozen base."""
+    adapter: AdapterSection = AdapterSection()
+    """The LoRA weights that are trained."""
+    data: DataSection
+    """The dialogues."""
+    training: TrainingSection = TrainingSection()
+    """Supervised fine-tuning."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """What is measured."""
+    output: OutputSection = OutputSection()
+    """Where the run is written."""

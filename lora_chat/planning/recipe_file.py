@@ -1,0 +1,190 @@
+"""Strict YAML and `--set section.key=value` -> Recipe; every fault with its file and line."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lora_chat.errors import RecipeError
+from lora_chat.planning.recipe import Recipe
+
+Key = tuple[str, ...]
+
+
+def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply `section.key=value` settings in order, check everything.
+
+    Raises RecipeError with file and line (or the setting) of every fault. Relative data paths
+    become absolute, counted from the recipe's folder; those of settings from the working directory.
+    """
+    path = Path(path)
+    tree, places = _read_yaml(path)
+    for setting in settings:
+        _apply(tree, places, setting)
+    recipe = _validate(tree, places, str(path))
+    return _with_absolute_paths(recipe, path, places)
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}.{_near_recipe(path)}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}).") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}.") from error
+    places: dict[Key, str] = {}
+    if root is None:
+        return {}, places
+    if not isinstance(root, yaml.MappingNode):
+        raise RecipeError(f"{path}:1: a recipe is a list of sections (base:, data:, ...), not a single value.")
+    tree = _construct(root, (), places, path)
+    return tree, places
+
+
+def _near_recipe(path: Path) -> str:
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+    return f" Did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _construct(node: yaml.Node, at: Key, places: dict[Key, str], path: Path) -> Any:
+    """Plain values from YAML nodes, noting each key's line; repeated keys and aliases' tags are refused."""
+    places[at] = f"{path}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = f"{path}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                raise RecipeError(f"{line}: keys are plain words.")
+            key = str(key_node.value)
+            if key in result:
+                raise RecipeError(f"{line}: {key} is given twice.")
+            result[key] = _construct(value_node, (*at, key), places, path)
+            places[(*at, key)] = line
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(item, (*at, str(i)), places, path) for i, item in enumerate(node.value)]
+    if not node.tag.startswith("tag:yaml.org,2002:"):
+        raise RecipeError(f"{places[at]}: the tag {node.tag} is not allowed.")
+    return _scalar(node.value, node.tag)
+
+
+def _scalar(text: str, tag: str) -> Any:
+    """YAML 1.1 reads `2e-4` as text; every user means the number (and so do YAML 1.2 and JSON)."""
+    if tag == "tag:yaml.org,2002:str":
+        try:
+            return float(text) if text[:1] in "+-.0123456789" and text.lower().strip("+-.0123456789") == "e" else text
+        except ValueError:
+            return text
+    loader = yaml.SafeLoader("")
+    return loader.construct_object(yaml.ScalarNode(tag, text))
+
+
+def _apply(tree: dict[str, Any], places: dict[Key, str], setting: str) -> None:
+    name, equals, text = setting.partition("=")
+    keys = tuple(name.strip().split("."))
+    where = f"--set {setting}"
+    if not equals or not all(keys):
+        raise RecipeError(f"{where}: write --set section.key=value, for example --set training.epochs=1.")
+    if keys[0] not in Recipe.model_fields:
+        raise RecipeError(f"{where}: unknown section {keys[0]}.{_nearest(keys[0], list(Recipe.model_fields))}")
+    if len(keys) != 2:
+        raise RecipeError(f"{where}: name a section and a key, for example --set training.epochs=1.")
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: the value is not valid YAML.") from error
+    value = None if root is None else _construct(root, keys, {}, Path("--set"))
+    section = tree.setdefault(keys[0], {})
+    if not isinstance(section, dict):
+        raise RecipeError(f"{places.get(keys[:1], where)}: {keys[0]} is a section with keys, not a single value.")
+    section[keys[1]] = value
+    places[keys] = where
+
+
+def _validate(tree: dict[str, Any], places: dict[Key, str], name: str) -> Recipe:
+    try:
+        return Recipe.model_validate(_tuples(tree))
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(error, places, name))
+        raise RecipeError("\n".join(lines)) from error
+
+
+def _tuples(value: Any) -> Any:
+    """Strict pydantic wants a tuple where YAML has a list, and a float where it has an int."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _explain(error: ValidationError, places: dict[Key, str], name: str) -> Iterator[str]:
+    for problem in error.errors():
+        loc = tuple(str(part) for part in problem["loc"])
+        keys = loc[:2]  # deeper parts name alternatives of a type, not what the user wrote
+        where = next((places[keys[:n]] for n in (2, 1) if keys[:n] in places), name)
+        dotted = ".".join(keys)
+        if problem["type"] == "extra_forbidden":
+            yield f"{where}: unknown key {dotted}.{_nearest(keys[-1], _known(keys[:-1]))}"
+        elif problem["type"] == "missing":
+            yield f"{where}: {dotted} is needed." + (" Name a file of dialogues." if dotted == "data" else "")
+        else:
+            yield f"{where}: {dotted}: {_reason(problem)} (given: {problem['input']!r})."
+
+
+def _reason(problem: Any) -> str:
+    message = str(problem["msg"])
+    message = message.removeprefix("Input should be ").rstrip(".")
+    return f"must be {message}" if message != problem["msg"] else message
+
+
+def _known(keys: Key) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for key in keys:
+        annotation = model.model_fields[key].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean {near[0]}?"
+    return f" Known here: {', '.join(known)}." if known else ""
+
+
+def _with_absolute_paths(recipe: Recipe, path: Path, places: dict[Key, str]) -> Recipe:
+    here = path.absolute().parent
+
+    def absolute(keys: Key, value: str | None) -> str | None:
+        if value is None:
+            return None
+        start = Path.cwd() if places.get(keys, "").startswith("--set") else here
+        return str((start / Path(value).expanduser()).resolve())
+
+    data = recipe.data.model_copy(
+        update={key: absolute(("data", key), getattr(recipe.data, key)) for key in ("train", "validation")}
+    )
+    questions = absolute(("evaluation", "questions"), recipe.evaluation.questions)
+    evaluation = recipe.evaluation.model_copy(update={"questions": questions})
+    output = recipe.output.model_copy(update={"name": recipe.output.name or _run_name(path)})
+    return recipe.model_copy(update={"data": data, "evaluation": evaluation, "output": output})
+
+
+def _run_name(path: Path) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem).strip(".-_") or "run"
+
+
+def recipe_as_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `read_recipe` takes again."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,179 @@
+"""Names, writes and reads every file that a run leaves."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lora_chat.errors import RecipeError, explain_write_errors
+from lora_chat.planning.plan import Plan
+from lora_chat.planning.recipe import Recipe
+from lora_chat.planning.recipe_file import recipe_as_yaml
+
+_LIBRARIES = (
+    "lora-chat",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One execution: `runs/<name>-<n>/`, never used twice."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """Every number resolved."""
+        return self.path / "plan.json"
+
+    @property
+    def versions(self) -> Path:
+        """Versions of the libraries."""
+        return self.path / "versions.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def plot(self) -> Path:
+        """The course of the loss."""
+        return self.path / "loss.png"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter in PEFT's layout."""
+        return self.path / "adapter"
+
+    @property
+    def validation(self) -> Path:
+        """The held-out dialogues."""
+        return self.path / "validation.jsonl"
+
+    @property
+    def questions(self) -> Path:
+        """The held-out questions, if the recipe has any."""
+        return self.path / "questions.jsonl"
+
+    @property
+    def comparison(self) -> Path:
+        """Base against adapted."""
+        return self.path / "comparison.json"
+
+    @property
+    def result(self) -> Path:
+        """What `sft --json` prints."""
+        return self.path / "result.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard events, when asked for."""
+        return self.path / "tensorboard"
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write a file of the run, whole or not at all."""
+        with explain_write_errors(path, "a file of the run"):
+            beside = path.with_name(f".{path.name}.part")
+            try:
+                beside.write_text(text, encoding="utf-8")
+                os.replace(beside, path)
+            finally:
+                beside.unlink(missing_ok=True)
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Write a JSON file of the run."""
+        self.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def write_lines(self, path: Path, rows: Sequence[Any]) -> None:
+        """Write JSON lines of the run."""
+        self.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def read_plan(self) -> Plan:
+        """The plan this run was made with."""
+        try:
+            return Plan.model_validate_json(self.plan.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RecipeError(f"{self.plan} is damaged: {error}") from error
+
+
+def create_run_folder(recipe: Recipe, plan: Plan) -> RunFolder:
+    """Make the next free `<name>-<n>` and write recipe, plan and versions into it.
+
+    Raises RecipeError or SpaceError if that cannot be written.
+    """
+    parent = Path(recipe.output.directory).expanduser().absolute()
+    name = recipe.output.name or "run"
+    with explain_write_errors(parent, "the run folder"):
+        parent.mkdir(parents=True, exist_ok=True)
+        run = RunFolder(_next_free(parent, name))
+    run.write_text(run.recipe, recipe_as_yaml(recipe))
+    run.write_text(run.plan, plan.model_dump_json(indent=2) + "\n")
+    run.write_json(run.versions, library_versions())
+    return run
+
+
+def _next_free(parent: Path, name: str) -> Path:
+    pattern = re.compile(re.escape(name) + r"-(\d+)")
+    taken = [int(m[1]) for p in parent.iterdir() if (m := pattern.fullmatch(p.name))]
+    number = max(taken, default=0) + 1
+    while True:
+        path = parent / f"{name}-{number}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:  # another run took it in this moment
+            number += 1
+
+
+def open_run_folder(path: str | Path) -> RunFolder:
+    """The run at a path; raises RecipeError if there is none."""
+    run = RunFolder(Path(path).expanduser())
+    if not run.path.exists():
+        raise RecipeError(f"There is no run {path}.{_latest_hint(run.path.parent)}")
+    if not is_run(run.path):
+        raise RecipeError(f"{path} is not a run: it has no plan.json.{_latest_hint(run.path.parent)}")
+    return run
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a run folder."""
+    return (path / "plan.json").is_file() and (path / "recipe.yaml").is_file()
+
+
+def _latest_hint(parent: Path) -> str:
+    try:
+        runs = [p for p in parent.iterdir() if is_run(p)]
+    except OSError:
+        return ""
+    return f" Runs here: {', '.join(sorted(str(p) for p in runs)[:5])}." if runs else ""
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that decide a run's numbers."""
+    import platform
+
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,51 @@
+"""RUN, ADAPTER or BASE -> a chat that is ready to answer."""
+
+from pathlib import Path
+
+from lora_chat.console import say
+from lora_chat.dialogues.chat_template import install_template
+from lora_chat.errors import RecipeError
+from lora_chat.models.adapter import is_adapter, read_identity
+from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer, read_stop_ids
+from lora_chat.models.loading import find_adapter
+from lora_chat.planning.hardware import detect_hardware
+from lora_chat.planning.plan import make_precision
+from lora_chat.planning.recipe import BaseSection, QuantizationSection
+from lora_chat.run_folder import RunFolder, is_run
+from lora_chat.serving.chat import Chat
+
+
+def open_chat(thing: str, mode: str | None, system: str | None, max_new_tokens: int, as_json: bool) -> Chat:
+    """Load what was named. Raises RecipeError if it is nothing that talks."""
+    path = Path(thing).expanduser()
+    quantization = QuantizationSection(mode="none")
+    adapter = path if is_adapter(path) else None
+    if is_run(path):
+        run = RunFolder(path)
+        trained = run.read_plan().precision
+        quantization = QuantizationSection(mode=trained.mode, double_quantization=trained.double_quantization)
+        adapter = run.adapter
+        if not is_adapter(adapter):
+            raise RecipeError(f"The run {path} has no adapter: its training did not get that far.")
+    elif adapter and is_run(path.parent):
+        trained = RunFolder(path.parent).read_plan().precision
+        quantization = QuantizationSection(mode=trained.mode, double_quantization=trained.double_quantization)
+    if mode:
+        quantization = QuantizationSection.model_validate({"mode": mode})
+    precision = make_precision(quantization, detect_hardware())
+    say(f"Loading {thing} ({precision.mode}, {precision.dtype}, on {precision.device})")
+    if adapter:
+        found = find_adapter(adapter, say)
+        identity = read_identity(adapter)
+        if system is None and identity:
+            system = identity.system
+        base, tokenizer = found.base, found.tokenizer
+        install_template(tokenizer)
+        model = found.load(precision)
+    else:
+        base = find_base(BaseSection(name=thing), say)
+        tokenizer = load_tokenizer(base)
+        install_template(tokenizer)
+        model = load_base_model(base, precision)
+    model.eval()
+    return Chat(model, tokenizer, read_stop_ids(base, tokenizer), system, max_new_tokens, as_json, say)

@@ -1,0 +1,1 @@
+"""Learn: TRL's SFTTrainer behind one function."""

@@ -1,0 +1,162 @@
+"""Encoded dialogues + adapted model -> TRL's SFTTrainer -> report. The only door to TRL."""
+
+import ctypes
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from lora_chat.errors import MemoryShortError
+from lora_chat.planning.plan import TrainingPlan
+from lora_chat.training.attention import register_segment_attention
+from lora_chat.training.progress import open_view
+from lora_chat.training.signals import stop_requests
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+    from trl import SFTConfig
+
+
+class Row(Protocol):
+    """An encoded dialogue: ids and labels, both (length,)."""
+
+    @property
+    def input_ids(self) -> list[int]: ...
+    @property
+    def labels(self) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What training did."""
+
+    steps: int
+    planned_steps: int
+    seconds: float
+    supervised_tokens: int
+    signal_number: int
+    """The signal that ended it early, or 0."""
+
+
+def train_sft(
+    model: "PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    train: Sequence[Row],
+    validation: Sequence[Row],
+    plan: TrainingPlan,
+    *,
+    bfloat16: bool,
+    each_epoch: bool,
+    metrics: Path,
+    tensorboard: Path | None = None,
+) -> TrainingReport:
+    """Train the adapter in place on rows that carry their labels; TRL casts and patches the model.
+
+    One JSON object a step is appended to `metrics`. Raises MemoryShortError, NotFiniteError.
+    """
+    import torch
+    from transformers import PrinterCallback
+
+    from lora_chat.training.recording import Recorder
+    from lora_chat.training.supervised_loss import SupervisedSFTTrainer
+
+    on_cpu = model.device.type == "cpu"
+    if tensorboard:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)
+    view = open_view()
+    stock_attention = model.config._attn_implementation
+    try:
+        with stop_requests(view.note) as stop:
+            recorder = Recorder(metrics, view, stop)
+            trainer = SupervisedSFTTrainer(
+                model=model,
+                args=_make_config(plan, metrics.parent, bfloat16, on_cpu, each_epoch, tensorboard is not None),
+                train_dataset=_make_dataset(train),
+                eval_dataset=_make_dataset(validation) if each_epoch else None,
+                processing_class=tokenizer,
+                callbacks=[recorder],
+            )
+            recorder.trainer = trainer
+            trainer.remove_callback(PrinterCallback)
+            if on_cpu:
+                _keep_memory()
+                if plan.padding_free:
+                    model.set_attn_implementation(register_segment_attention())
+            started = time.monotonic()
+            trainer.train()
+            seconds = time.monotonic() - started
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MemoryShortError(_smaller(plan)) from error
+    finally:
+        view.close()
+        model.set_attn_implementation(stock_attention)
+    return TrainingReport(
+        steps=trainer.state.global_step,
+        planned_steps=trainer.state.max_steps,
+        seconds=seconds,
+        supervised_tokens=int(trainer.supervised_tokens),
+        signal_number=stop.number if trainer.state.global_step < trainer.state.max_steps else 0,
+    )
+
+
+def _make_dataset(rows: Sequence[Row]) -> "Dataset":
+    """Only ids and labels: any other column of a row could steer TRL."""
+    from datasets import Dataset
+
+    return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
+
+
+def _make_config(
+    plan: TrainingPlan, folder: Path, bfloat16: bool, on_cpu: bool, each_epoch: bool, tensorboard: bool
+) -> "SFTConfig":
+    from trl import SFTConfig
+
+    return SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=plan.epochs,
+        max_steps=plan.max_steps or -1,
+        per_device_train_batch_size=plan.micro_batch_size,
+        per_device_eval_batch_size=plan.micro_batch_size,
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        gradient_checkpointing=plan.gradient_checkpointing,
+        learning_rate=plan.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if plan.schedule == "constant" else plan.schedule,
+        warmup_steps=plan.warmup_share,
+        weight_decay=plan.weight_decay,
+        max_grad_norm=plan.max_grad_norm,
+        seed=plan.seed,
+        bf16=bfloat16,
+        use_cpu=on_cpu,
+        padding_free=plan.padding_free,
+        max_length=None,  # longer rows were refused or dropped before
+        dataset_kwargs={"skip_prepare_dataset": True},
+        eval_strategy="epoch" if each_epoch else "no",
+        save_strategy="no",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=["tensorboard"] if tensorboard else [],
+        disable_tqdm=True,
+    )
+
+
+def _keep_memory() -> None:
+    """Let glibc keep freed blocks: it maps and clears large ones afresh for every operation otherwise."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            libc.mallopt(option, 2**31 - 1)
+
+
+def _smaller(plan: TrainingPlan) -> str:
+    tries = []
+    if plan.micro_batch_size > 1:
+        tries.append("--set training.micro_batch_size=1 (the same result, in smaller pieces)")
+    if not plan.gradient_checkpointing:
+        tries.append("--set training.gradient_checkpointing=true (the same result, slower)")
+    tries.append("--set data.max_length=N with --set data.over_long=drop (leaves long dialogues out)")
+    return "Out of memory in training; no adapter was saved. Try, in this order:\n" + "\n".join(tries)
