@@ -1,7 +1,6 @@
 """Names, writes and reads every file that a run leaves."""
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from lora_chat.errors import RecipeError, explain_write_errors
 from lora_chat.planning.plan import Plan
 from lora_chat.planning.recipe import Recipe
 from lora_chat.planning.recipe_file import recipe_as_yaml
+from lora_chat.writing import write_text_whole
 
 _LIBRARIES = (
     "lora-chat",
@@ -90,13 +90,7 @@ class RunFolder:
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the run, whole or not at all."""
-        with explain_write_errors(path, "a file of the run"):
-            beside = path.with_name(f".{path.name}.part")
-            try:
-                beside.write_text(text, encoding="utf-8")
-                os.replace(beside, path)
-            finally:
-                beside.unlink(missing_ok=True)
+        write_text_whole(path, text, "a file of the run")
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write a JSON file of the run."""

@@ -1,19 +1,17 @@
 """The adapter folded into a 16-bit base: the base's values as they were trained against."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.delivery.proof import ProofReport, check_agreement, collect_logits
-from lora_chat.errors import RecipeError, explain_write_errors
+from lora_chat.errors import RecipeError
 from lora_chat.models.adapter import load_adapter, merge_adapter
-from lora_chat.models.base_model import load_base_model, load_dequantised
+from lora_chat.models.base_model import FoundBase, load_base_model, load_dequantised
 from lora_chat.models.loading import FoundAdapter
 from lora_chat.planning.plan import PrecisionPlan
+from lora_chat.writing import folder_written_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,23 +39,14 @@ def merge(
     del adapted
     notice("Merging into the base as it was trained against")
     merged = merge_adapter(load_adapter(load_dequantised(found.base, precision), found.folder))
-    with explain_write_errors(to, "the merged model"):
-        to.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
-        try:
-            _write(merged, found, stop_ids, beside)
-            del merged
-            notice("Reading the merged model again and comparing")
-            plain = precision.model_copy(update={"mode": "none"})
-            again = load_base_model(type(found.base)(str(beside), beside), plain)
-            report = check_agreement(expected, collect_logits(again, probes), precision.mode)
-            (beside / "proof.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
-            os.chmod(beside, 0o755)
-            if to.exists():
-                to.rmdir()
-            os.rename(beside, to)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+    with folder_written_whole(to, "the merged model") as folder:
+        _write(merged, found, stop_ids, folder)
+        del merged
+        notice("Reading the merged model again and comparing")
+        plain = precision.model_copy(update={"mode": "none"})
+        again = load_base_model(FoundBase(str(to), folder), plain)
+        report = check_agreement(expected, collect_logits(again, probes), precision.mode)
+        (folder / "proof.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
     return report
 
 

@@ -48,8 +48,9 @@ def check_agreement(expected: "Sequence[torch.Tensor]", delivered: "Sequence[tor
     report = measure_agreement(expected, delivered)
     if not report.mean_kl <= LARGEST_MEAN_KL[mode]:  # also catches NaN
         raise IntegrityError(
-            f"The merged model does not say what the adapted model says: mean KL {report.mean_kl:.2g} nats per token, "
-            f"allowed {LARGEST_MEAN_KL[mode]:.2g}; same most likely token at {report.same_top_token:.0%} of positions.\n"
+            f"The merged model does not say what the adapted model says: mean KL {report.mean_kl:.2g} nats per "
+            f"token, allowed {LARGEST_MEAN_KL[mode]:.2g}; "
+            f"same most likely token at {report.same_top_token:.0%} of positions.\n"
             "It was not kept."
         )
     return report

@@ -46,4 +46,4 @@ def render_ids(
         )
     except TemplateError as error:
         raise DataError(f"the base's chat template refuses it: {error}") from error
-    return list(ids)  # type: ignore[arg-type]
+    return list(ids)

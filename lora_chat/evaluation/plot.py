@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from lora_chat.errors import explain_write_errors
 from lora_chat.evaluation.comparison import Pair
+from lora_chat.writing import file_written_whole
 
 
 def write_loss_plot(metrics: Path, path: Path, validation: Pair | None) -> None:
@@ -31,13 +31,8 @@ def write_loss_plot(metrics: Path, path: Path, validation: Pair | None) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
-    with explain_write_errors(path, "the loss plot"):
-        beside = path.with_name(f".{path.name}.part")
-        try:
-            figure.savefig(beside, dpi=120, format="png")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+    with file_written_whole(path, "the loss plot") as beside:
+        figure.savefig(beside, dpi=120, format="png")
 
 
 def _smooth(points: list[tuple[int, float]], width: int = 9) -> list[tuple[int, float]]:

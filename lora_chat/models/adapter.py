@@ -1,16 +1,14 @@
 """Attach, save and load LoRA weights (arXiv 2106.09685) through PEFT, the only door to it."""
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.errors import IntegrityError, RecipeError, explain_write_errors
+from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.models.identity import Identity
 from lora_chat.planning.recipe import AdapterSection
+from lora_chat.writing import folder_written_whole
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +51,7 @@ def attach_adapter(model: "PreTrainedModel", adapter: AdapterSection, seed: int 
     torch.manual_seed(seed)
     config = LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT divides it; a float is fine
+        lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=targets,
         use_rslora=adapter.variant == "rslora",
@@ -71,7 +69,7 @@ def _wrap(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
     with warnings.catch_warnings():
         # GPT-2's Conv1D stores weights transposed; PEFT notices and says that it does the right thing.
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        return get_peft_model(model, config)
 
 
 def target_candidates(model: "torch.nn.Module") -> tuple[str, ...]:
@@ -79,7 +77,8 @@ def target_candidates(model: "torch.nn.Module") -> tuple[str, ...]:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = find_head()
     names = {
         name.split(".")[-1]
         for name, module in model.named_modules()
@@ -110,26 +109,17 @@ def save_adapter(model: "PeftModel", folder: Path, identity: Identity, chat_temp
 
     Raises SpaceError or RecipeError when the folder cannot be written.
     """
-    with explain_write_errors(folder, "the adapter"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder.parent))
-        try:
-            # "auto" would ask the hub whether the vocabulary was resized; it never is here.
-            model.save_pretrained(str(beside), safe_serialization=True, save_embedding_layers=False)
-            config = json.loads((beside / _CONFIG).read_text())
-            config["base_model_name_or_path"] = identity.base
-            config["revision"] = identity.revision
-            (beside / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-            (beside / IDENTITY_NAME).write_text(identity.model_dump_json(indent=2) + "\n")
-            (beside / TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
-            (beside / "README.md").write_text(card, encoding="utf-8")
-            size = sum(path.stat().st_size for path in beside.iterdir())
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.chmod(beside, 0o755)
-            os.rename(beside, folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+    with folder_written_whole(folder, "the adapter") as beside:
+        # "auto" would ask the hub whether the vocabulary was resized; it never is here.
+        model.save_pretrained(str(beside), safe_serialization=True, save_embedding_layers=False)
+        config = json.loads((beside / _CONFIG).read_text())
+        config["base_model_name_or_path"] = identity.base
+        config["revision"] = identity.revision
+        (beside / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (beside / IDENTITY_NAME).write_text(identity.model_dump_json(indent=2) + "\n")
+        (beside / TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
+        (beside / "README.md").write_text(card, encoding="utf-8")
+        size = sum(path.stat().st_size for path in beside.iterdir())
     return size
 
 
@@ -197,12 +187,12 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
             raise IntegrityError(f"The adapter {folder} holds values that are not numbers, in {name}.")
     set_peft_model_state_dict(wrapped, weights)
     wrapped.requires_grad_(False)
-    return wrapped.eval()  # type: ignore[no-any-return]
+    return wrapped.eval()
 
 
 def merge_adapter(model: "PeftModel") -> "PreTrainedModel":
     """Fold the adapter into the weights; refuses values that are not numbers. Never on a live quantised base."""
-    return model.merge_and_unload(safe_merge=True)  # type: ignore[no-any-return,operator]
+    return model.merge_and_unload(safe_merge=True)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # No .bin, .pt or .py: neither pickles nor code are ever downloaded.
+_REPACKS = "support_avx512bf16_for_cpu"
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -92,7 +93,7 @@ def load_tokenizer(base: FoundBase) -> "PreTrainedTokenizerBase":
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def read_positions(base: FoundBase) -> int | None:
@@ -111,7 +112,7 @@ def read_stop_ids(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> tupl
     """Ids that end a turn: the tokenizer's eos and every eos of the generation config."""
     from transformers import GenerationConfig
 
-    ids = {int(tokenizer.eos_token_id)}  # type: ignore[arg-type]
+    ids = {int(tokenizer.eos_token_id)}
     if (base.folder / "generation_config.json").is_file():
         named = GenerationConfig.from_pretrained(base.folder, local_files_only=True).eos_token_id
         ids.update([named] if isinstance(named, int) else named or [])
@@ -158,7 +159,7 @@ def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMod
         raise BaseUnavailableError(f"The weights of {base.name} cannot be loaded: {_first_line(error)}") from error
     model.requires_grad_(False)
     keep_one_layout(model)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def load_dequantised(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedModel":
@@ -187,7 +188,7 @@ def load_dequantised(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMo
         if isinstance(target, Conv1D):
             values = values.T  # Conv1D keeps (in, out)
         with torch.no_grad():
-            target.weight.copy_(values.reshape(target.weight.shape))  # type: ignore[union-attr,operator]
+            target.weight.copy_(values.reshape(target.weight.shape))
     return plain
 
 
@@ -199,8 +200,8 @@ def keep_one_layout(model: "torch.nn.Module") -> None:
     (`matmul_4bit` takes an inference kernel), so training after an evaluation would go wrong in silence.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, _REPACKS):
+            setattr(module, _REPACKS, False)
 
 
 def _first_line(error: Exception) -> str:

@@ -6,15 +6,13 @@ Both are written once into the user's cache as a folder in Hugging Face layout a
 import hashlib
 import importlib.util
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
-from lora_chat.errors import BaseUnavailableError, IntegrityError, explain_write_errors
+from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.writing import folder_written_whole
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -36,16 +34,10 @@ def find_embedded(name: str, notice: Callable[[str], None]) -> Path:
     if _is_whole(folder):
         return folder
     notice(f"Preparing the base {name}, once, in {folder}")
-    with explain_write_errors(folder, "the base"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-        try:
-            _WRITERS[name](beside)
-            sizes = {p.name: p.stat().st_size for p in beside.iterdir()}
-            (beside / "complete.json").write_text(json.dumps(sizes))
-            _replace(beside, folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+    with folder_written_whole(folder, "the base") as beside:
+        _WRITERS[name](beside)
+        sizes = {p.name: p.stat().st_size for p in beside.iterdir()}
+        (beside / "complete.json").write_text(json.dumps(sizes))
     return folder
 
 
@@ -55,17 +47,6 @@ def _is_whole(folder: Path) -> bool:
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False
-
-
-def _replace(beside: Path, folder: Path) -> None:
-    """Put the finished folder in its place; another process may have been faster."""
-    if folder.exists() and not _is_whole(folder):
-        shutil.rmtree(folder)
-    try:
-        os.rename(beside, folder)
-    except OSError:
-        if not _is_whole(folder):
-            raise
 
 
 def _write_smollm2(folder: Path) -> None:
@@ -109,6 +90,9 @@ def _find_gguf() -> Path:
     return path
 
 
+_TINY_SPECIALS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+
+
 def _write_tiny_random(folder: Path) -> None:
     """Two random Llama layers and a byte tokenizer: wrong about everything, quick at everything."""
     import torch
@@ -121,9 +105,7 @@ def _write_tiny_random(folder: Path) -> None:
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=1024
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=1024, **_TINY_SPECIALS)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.chat_template = (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"

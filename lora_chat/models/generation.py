@@ -22,11 +22,11 @@ def generate_replies(
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         longest = max(map(len, batch))
-        pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+        pad = int(tokenizer.pad_token_id)
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in batch])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
         with torch.inference_mode():
-            output = model.generate(  # type: ignore[operator]
+            output = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 generation_config=_greedy(stop_ids, pad, max_new_tokens),
@@ -55,13 +55,13 @@ def stream_reply(
             if text:
                 write(text)
 
-    streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+    streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids = torch.tensor([list(prompt)], device=model.device)
     with torch.inference_mode():
-        output = model.generate(  # type: ignore[operator]
+        output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=_greedy(stop_ids, int(tokenizer.pad_token_id), max_new_tokens),  # type: ignore[arg-type]
+            generation_config=_greedy(stop_ids, int(tokenizer.pad_token_id), max_new_tokens),
             streamer=streamer,
         )
     return _text(tokenizer, output[0][len(prompt) :].tolist(), stop_ids)

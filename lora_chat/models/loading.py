@@ -25,7 +25,7 @@ class FoundAdapter:
 
     def load(self, precision: PrecisionPlan) -> "PreTrainedModel":
         """Base and adapter, ready to answer."""
-        return load_adapter(load_base_model(self.base, precision), self.folder)  # type: ignore[return-value]
+        return load_adapter(load_base_model(self.base, precision), self.folder)
 
 
 def find_adapter(folder: Path, notice: Callable[[str], None]) -> FoundAdapter:

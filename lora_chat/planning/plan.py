@@ -1,6 +1,6 @@
 """Recipe + hardware -> every number resolved. A pure function: no weights, no torch."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from lora_chat.errors import RecipeError
 from lora_chat.planning.hardware import Hardware
@@ -86,11 +86,12 @@ def check_target_modules(adapter: AdapterSection) -> None:
 
 def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPlan:
     whole = training.effective_batch_size
-    micro = training.micro_batch_size
-    if micro == "auto":
+    if training.micro_batch_size == "auto":
         # 8 short dialogues keep two cores busy; on a GPU 4 rows of 1,024 tokens fit beside an 8B base in 4 bits.
         limit = 8 if hardware.device == "cpu" else 4
         micro = max(n for n in range(1, limit + 1) if whole % n == 0)
+    else:
+        micro = training.micro_batch_size
     if whole % micro:
         fitting = [n for n in range(1, whole + 1) if whole % n == 0]
         raise RecipeError(
@@ -98,10 +99,10 @@ def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPla
             f"Choose one of {', '.join(map(str, fitting))}."
         )
     checkpointing = training.gradient_checkpointing
-    settings = training.model_dump() | {
+    decided: dict[str, Any] = {
         "micro_batch_size": micro,
         "gradient_accumulation_steps": whole // micro,
         "gradient_checkpointing": hardware.device == "cuda" if checkpointing == "auto" else checkpointing,
         "padding_free": hardware.device == "cpu" and micro > 1,
     }
-    return TrainingPlan(**settings)
+    return TrainingPlan(**(training.model_dump() | decided))

@@ -3,7 +3,8 @@
 The stock path builds one mask over the whole row and computes every product that it then masks away.
 """
 
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import torch
@@ -43,14 +44,14 @@ def segment_attention(
     borders = kwargs.get("cu_seq_lens_q")
     special = dropout or any(kwargs.get(k) is not None for k in ("sliding_window", "softcap", "s_aux", "position_bias"))
     if borders is None or special or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        stock: Any = sdpa_attention_forward
+        result = stock(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return cast("tuple[torch.Tensor, torch.Tensor | None]", result)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     heads, groups = query.shape[1], key.shape[1]
     edges = borders.tolist()
     outputs = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         length = end - start
         # Query heads that share a key head stand below each other: one product serves them all.
         q = query[0, :, start:end].reshape(groups, heads // groups * length, -1)
