@@ -58,8 +58,8 @@ def sft(options: argparse.Namespace) -> None:
     from lora_chat.planning.recipe_file import read_recipe
 
     recipe = read_recipe(options.recipe, options.set)
-    from lora_chat.console import result_text, say
-    from lora_chat.pipeline import Progress, fine_tune, shown
+    from lora_chat.console import result_text, say, shown
+    from lora_chat.pipeline import Progress, fine_tune
 
     progress = Progress()
     try:

@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from lora_chat.evaluation.comparison import ComparisonReport
@@ -57,3 +58,11 @@ def result_text(result: dict[str, Any]) -> str:
         f"({seconds['total']:.0f} s in all), peak memory {megabytes(result['peak_memory_bytes'])}, "
         f"adapter {megabytes(result['adapter_bytes'])}"
     )
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from lora_chat.console import say
+from lora_chat.console import say, shown
 from lora_chat.delivery.merge import merge
 from lora_chat.errors import RecipeError
 from lora_chat.models.adapter import is_adapter
 from lora_chat.models.base_model import read_stop_ids
 from lora_chat.models.loading import find_adapter
-from lora_chat.pipeline import compare_run, headline, shown
+from lora_chat.pipeline import compare_run, headline
 from lora_chat.planning.hardware import detect_hardware
 from lora_chat.planning.plan import make_precision
 from lora_chat.planning.recipe import QuantizationSection

@@ -2,11 +2,10 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lora_chat import preparation
-from lora_chat.console import comparison_text, megabytes, say
+from lora_chat.console import comparison_text, megabytes, say, shown
 from lora_chat.delivery.card import write_card
 from lora_chat.errors import StoppedError
 from lora_chat.evaluation.comparison import ComparisonReport, compare
@@ -55,7 +54,8 @@ def fine_tune(recipe: Recipe, progress: Progress) -> dict[str, Any]:
     adapter = report_adapter(model)
     loaded = time.monotonic()
     say(
-        f"LoRA: {adapter.trainable_parameters:,} trainable of {adapter.all_parameters:,} parameters ({adapter.share:.2%})"
+        f"LoRA: {adapter.trainable_parameters:,} trainable of {adapter.all_parameters:,} parameters "
+        f"({adapter.share:.2%})"
     )
 
     progress.stage = "training"
@@ -127,14 +127,6 @@ def headline(report: ComparisonReport) -> dict[str, Any]:
     if report.facts:
         result["facts"] = {**found["facts"], "questions": report.questions}
     return result
-
-
-def shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _stopped_in_training(run: RunFolder, training: TrainingReport) -> StoppedError:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_chat.console import shown
 from lora_chat.dialogues.chat_template import install_template
 from lora_chat.dialogues.dialogue import Dialogue
 from lora_chat.dialogues.encoding import EncodedDialogue, EncodingReport, encode_dialogues
@@ -110,7 +111,7 @@ def summary(plan: Plan, prepared: Prepared, run: RunFolder) -> str:
     """The short plan, printed before the weights load."""
     report, training = prepared.train_report, plan.training
     lines = [
-        f"Run       {run.path}",
+        f"Run       {shown(run.path)}",
         f"Base      {prepared.base.name}, {plan.precision.mode}, {plan.precision.dtype}, on {plan.precision.device}",
     ]
     if report:
@@ -123,7 +124,8 @@ def summary(plan: Plan, prepared: Prepared, run: RunFolder) -> str:
         lines.append(f"System    {prepared.identity.system}")
     lines.append(
         f"Training  {training.epochs:g} epochs, {training.effective_batch_size} dialogues a step "
-        f"({training.gradient_accumulation_steps} x {training.micro_batch_size}), learning rate {training.learning_rate:g}"
+        f"({training.gradient_accumulation_steps} x {training.micro_batch_size}), "
+        f"learning rate {training.learning_rate:g}"
     )
     return "\n".join(lines)
 
