@@ -69,6 +69,7 @@ def train_sft(
     if tensorboard:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)
     view = open_view()
+    trainer = None
     stock_attention = model.config._attn_implementation
     try:
         with stop_requests(view.note) as stop:
@@ -94,6 +95,8 @@ def train_sft(
         raise MemoryShortError(_smaller(plan)) from error
     finally:
         view.close()
+        if trainer is not None:  # undo the autocast around forward: what is measured is what is loaded later
+            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         model.set_attn_implementation(stock_attention)
     return TrainingReport(
         steps=trainer.state.global_step,

@@ -1,0 +1,71 @@
+"""Every common architecture in every precision: loads, trains only its adapter, saves, loads again."""
+
+import json
+
+import pytest
+import torch
+
+from lora_chat.dialogues.chat_template import install_template, render_ids
+from lora_chat.dialogues.dialogue import make_dialogue
+from lora_chat.dialogues.encoding import encode_dialogues
+from lora_chat.evaluation.scores import evaluate_loss
+from lora_chat.models.adapter import attach_adapter, load_adapter, report_adapter, save_adapter
+from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer, read_stop_ids
+from lora_chat.models.generation import generate_replies
+from lora_chat.models.identity import identify
+from lora_chat.planning.hardware import Hardware
+from lora_chat.planning.plan import make_plan, make_precision
+from lora_chat.planning.recipe import AdapterSection, BaseSection, DataSection, QuantizationSection, Recipe
+from lora_chat.planning.recipe import TrainingSection
+from lora_chat.training.sft import train_sft
+
+CPU = Hardware("cpu", "test", 0, True, 2)
+TRAINING = TrainingSection(epochs=8, effective_batch_size=4, micro_batch_size=2, learning_rate=2e-2)
+QUANTISED = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}
+QUICK = {("llama", "4bit"), ("gpt2", "4bit"), ("gpt2", "none")}
+CASES = [
+    pytest.param(name, mode, marks=[] if (name, mode) in QUICK else pytest.mark.slow)
+    for name in ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "phi", "phi3", "gpt2")
+    for mode in ("4bit", "8bit", "none")
+]
+DIALOGUES = [
+    make_dialogue({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]})
+    for q, a in [("one?", "two"), ("red or blue?", "blue"), ("up?", "down, of course"), ("hi", "hello there")]
+]
+
+
+@pytest.mark.parametrize(("architecture", "mode"), CASES)
+def test_trains_only_its_adapter_and_comes_back_the_same(architecture, mode, random_base, tmp_path):
+    base = find_base(BaseSection(name=str(random_base(architecture))))
+    tokenizer = load_tokenizer(base)
+    template = install_template(tokenizer)
+    stop_ids = read_stop_ids(base, tokenizer)
+    rows, _ = encode_dialogues(DIALOGUES, tokenizer, stop_ids, 256, "refuse", "here")
+    precision = make_precision(QuantizationSection(mode=mode), CPU)
+    model = load_base_model(base, precision)
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert mode == "none" or QUANTISED[mode] in kinds
+
+    adapted = attach_adapter(model, AdapterSection(rank=4))
+    assert 0 < report_adapter(adapted).share < 0.5
+    before = {name: p.detach().clone() for name, p in adapted.named_parameters()}
+    first = evaluate_loss(adapted, rows)
+    plan = make_plan(Recipe(data=DataSection(train="x"), training=TRAINING), CPU).training
+    train_sft(adapted, tokenizer, rows, rows, plan, bfloat16=True, each_epoch=False, metrics=tmp_path / "metrics.jsonl")
+
+    moved = {name for name, p in adapted.named_parameters() if not torch.equal(p.float(), before[name].float())}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    assert {name for name in before if "lora_B" in name} <= moved
+    last = evaluate_loss(adapted, rows)
+    assert last < first - 0.05
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == list(range(1, 9))
+    assert steps[-1]["supervised_tokens"] == 8 * sum(row.supervised_tokens for row in rows)
+
+    save_adapter(adapted, tmp_path / "adapter", identify(base, tokenizer), template, "card")
+    again = load_adapter(load_base_model(base, precision), tmp_path / "adapter")
+    assert evaluate_loss(again, rows) == pytest.approx(last, abs=1e-6)
+    prompts = [render_ids(tokenizer, d.as_dicts[:1], reply_follows=True) for d in DIALOGUES]
+    replies = generate_replies(again, tokenizer, prompts, stop_ids, 5)
+    assert len(replies) == len(prompts)

@@ -1,0 +1,86 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ["torch", "transformers", "trl", "peft", "datasets"]
+LIGHT = [
+    "lora_chat.planning.recipe",
+    "lora_chat.planning.recipe_file",
+    "lora_chat.planning.plan",
+    "lora_chat.dialogues.dialogue",
+    "lora_chat.dialogues.reading",
+    "lora_chat.cli",
+]
+VERBS = ["sft", "chat", "eval", "merge", "recipe"]
+TELL = f"; import sys; print(*[m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def heavy_after(code):
+    done = python("-c", code + TELL)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.split()
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_importing_needs_no_heavy_library(module):
+    assert heavy_after(f"import {module}") == []
+
+
+def test_the_check_notices_a_heavy_library():
+    assert heavy_after("import sys, types; sys.modules['torch'] = types.ModuleType('torch')") == ["torch"]
+
+
+def test_reading_a_recipe_planning_a_gpu_run_and_printing_the_schema_need_no_heavy_library():
+    code = (
+        "from lora_chat.planning.hardware import Hardware; from lora_chat.planning.plan import make_plan; "
+        "from lora_chat.planning.recipe_file import read_recipe; from lora_chat.cli import main; "
+        f"make_plan(read_recipe({str(SMOKE)!r}), Hardware('cuda', 'x', 80 * 10**9, True, 8)); "
+        f"assert main(['recipe', '--schema']) == 0; assert main(['recipe', {str(SMOKE)!r}]) == 0"
+    )
+    assert heavy_after(code) == []
+
+
+def test_a_mistake_in_the_recipe_is_told_without_a_heavy_library():
+    code = f"from lora_chat.cli import main; assert main(['sft', {str(SMOKE)!r}, '--set', 'a.b=1']) == 2"
+    assert not set(heavy_after(code)) & set(HEAVY)
+
+
+def test_help_lists_every_command():
+    done = python("-m", "lora_chat", "--help")
+    assert done.returncode == 0
+    assert all(f"\n    {verb} " in done.stdout for verb in VERBS)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_command_has_help(verb):
+    done = python("-m", "lora_chat", verb, "--help")
+    assert done.returncode == 0
+    assert f"lora-chat {verb}" in done.stdout
+    assert "--json" in done.stdout
+
+
+def test_the_installed_command_answers():
+    command = Path(sys.executable).with_name("lora-chat")
+    if not os.access(command, os.X_OK):
+        pytest.skip("lora_chat is not installed beside this Python")
+    done = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "sft" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["sft"], ["merge", "run"], ["recipe"], ["sft", "a", "--sett"]])
+def test_wrong_usage_exits_with_2_and_says_so_on_stderr(arguments):
+    done = python("-m", "lora_chat", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip()

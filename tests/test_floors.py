@@ -1,0 +1,199 @@
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "lora_chat"
+
+# A module imports only from a lower floor. A room is a package or a module right under lora_chat.
+FLOORS = [
+    ["errors"],
+    ["planning", "writing"],
+    ["dialogues", "models", "run_folder"],
+    ["training", "evaluation", "delivery", "serving"],
+    ["console", "preparation"],
+    ["talking", "pipeline"],
+    ["later"],
+    ["cli"],
+    ["__main__"],
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FROM_THE_ROOT = {"__version__", "preparation"}
+DOORS = {
+    "trl": ["training/"],
+    "peft": ["models/adapter.py"],
+    "bitsandbytes": ["models/base_model.py"],
+}
+BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle"}
+BANNED_CALLS = {"eval", "exec"}
+BANNED_ATTRIBUTES = {("torch", "load"), ("yaml", "load"), ("yaml", "load_all"), ("yaml", "full_load")}
+BANNED_METHODS = {"extractall", "unsafe_load", "unsafe_load_all"}
+MUST_BE_FALSE = {"shell", "trust_remote_code"}
+
+
+def offences(root):
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for line, text in [*import_offences(tree, path, root), *call_offences(tree)]:
+            found.append(f"{path}:{line}: {text}")
+    return found
+
+
+def import_offences(tree, path, root):
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield node.lineno, "imports relatively; write the module's whole name"
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, text) for text in own_import(node.module, node.names, path, root))
+            yield from ((node.lineno, text) for text in library(node.module, path, root, id(node) in typing_only))
+            if any((node.module, alias.name) in BANNED_ATTRIBUTES for alias in node.names):
+                yield node.lineno, f"imports {node.module}.load"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from ((node.lineno, text) for text in own_import(alias.name, None, path, root))
+                yield from ((node.lineno, text) for text in library(alias.name, path, root, id(node) in typing_only))
+
+
+def room_of(path, root):
+    return path.relative_to(root).parts[0].removesuffix(".py")
+
+
+def own_import(module, names, path, root):
+    head, *rest = module.split(".")
+    if head != root.name:
+        return
+    rooms = [rest[0]] if rest else [alias.name for alias in names or []]
+    if not rest:
+        if names is None or not {alias.name for alias in names} <= FROM_THE_ROOT:
+            yield f"imports from {module} itself, not from a module"
+        rooms = [room for room in rooms if room in FLOOR]
+    elif root.joinpath(*rest).is_dir():
+        yield f"imports from the package {module}, not from a module of it"
+    here = room_of(path, root)
+    for room in rooms:
+        if here in FLOOR and room in FLOOR and room != here and FLOOR[room] >= FLOOR[here]:
+            yield f"{here} (floor {FLOOR[here]}) imports {room} (floor {FLOOR[room]})"
+
+
+def library(module, path, root, typing_only):
+    name = module.split(".")[0]
+    if name in BANNED_MODULES:
+        yield f"imports {name}"
+    doors = DOORS.get(name)
+    inside = path.relative_to(root).as_posix()
+    if doors and not typing_only and not any(inside == door or inside.startswith(door) for door in doors):
+        yield f"imports {name}, whose door is {' and '.join(doors)}"
+
+
+def call_offences(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            if isinstance(node.value, ast.Name) and (node.value.id, node.attr) in BANNED_ATTRIBUTES:
+                yield node.lineno, f"uses {node.value.id}.{node.attr}"
+            elif node.attr in BANNED_METHODS:
+                yield node.lineno, f"uses {node.attr}"
+        elif isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id in BANNED_CALLS:
+                yield node.lineno, f"calls {node.func.id}"
+            for keyword in node.keywords:
+                harmless = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+                if keyword.arg in MUST_BE_FALSE and not harmless:
+                    yield node.lineno, f"passes {keyword.arg}"
+
+
+def test_every_room_has_its_floor_and_every_floor_its_rooms():
+    rooms = {room_of(path, ROOT) for path in ROOT.rglob("*.py")} - {"__init__"}
+    assert rooms == set(FLOOR)
+
+
+def test_every_module_imports_from_below_and_does_nothing_banned():
+    assert offences(ROOT) == []
+
+
+def test_every_door_is_still_used():
+    for name, doors in DOORS.items():
+        texts = [p.read_text() for door in doors for p in ROOT.glob(f"{door}*.py" if door.endswith("/") else door)]
+        assert any(f"from {name}" in text for text in texts), name
+
+
+@pytest.fixture
+def house(tmp_path):
+    root = tmp_path / "lora_chat"
+
+    def build(place, source):
+        for file in ("__init__.py", "errors.py", "planning/__init__.py", "planning/plan.py", place):
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).touch()
+        (root / place).write_text(source)
+        return [offence.removeprefix(f"{root}/") for offence in offences(root)]
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("errors.py", "from lora_chat.planning.plan import x"),
+        ("planning/recipe.py", "from lora_chat.writing import x"),
+        ("dialogues/reading.py", "from lora_chat.models.adapter import x"),
+        ("training/sft.py", "import lora_chat.evaluation.scores"),
+        ("evaluation/scores.py", "from lora_chat.cli import main"),
+        ("console.py", "from lora_chat import preparation"),
+        ("cli.py", "from lora_chat.planning import plan"),
+        ("cli.py", "import lora_chat.planning"),
+        ("cli.py", "from lora_chat import errors"),
+        ("cli.py", "import lora_chat"),
+        ("dialogues/reading.py", "from .dialogue import x"),
+        ("dialogues/reading.py", "from .. import errors"),
+        ("models/loading.py", "import trl"),
+        ("models/loading.py", "from peft.tuners import lora"),
+        ("training/sft.py", "from peft import LoraConfig"),
+        ("training/sft.py", "import bitsandbytes as bnb"),
+        ("models/adapter.py", "import pickle"),
+        ("models/adapter.py", "torch.load('x')"),
+        ("models/adapter.py", "from torch import load"),
+        ("models/adapter.py", "eval('1')"),
+        ("models/adapter.py", "exec('1')"),
+        ("models/adapter.py", "yaml.load('x', Loader=y)"),
+        ("models/adapter.py", "yaml.unsafe_load('x')"),
+        ("models/adapter.py", "subprocess.run('x', shell=True)"),
+        ("models/adapter.py", "AutoModel.from_pretrained('x', trust_remote_code=True)"),
+        ("models/adapter.py", "AutoModel.from_pretrained('x', trust_remote_code=trusted)"),
+        ("models/adapter.py", "tarfile.open('x').extractall('y')"),
+        ("models/adapter.py", "zipfile.ZipFile('x').extractall()"),
+    ],
+)
+def test_a_planted_offender_is_found_with_file_and_line(house, place, line):
+    found = house(place, f"import os\n\n\ndef inside():\n    {line}\n")
+    assert len(found) == 1
+    assert found[0].startswith(f"{place}:5: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "source"),
+    [
+        ("dialogues/reading.py", "from lora_chat.dialogues.dialogue import x\nfrom lora_chat.errors import y"),
+        ("errors.py", "from lora_chat import __version__"),
+        ("pipeline.py", "from lora_chat import preparation"),
+        ("cli.py", "import lora_chat.planning.plan"),
+        ("training/sft.py", "from trl import SFTConfig"),
+        ("models/adapter.py", "import peft"),
+        ("evaluation/x.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from peft import PeftModel"),
+        ("models/adapter.py", "model.eval()\njson.load(file)\nrun('x', shell=False)"),
+    ],
+)
+def test_what_is_allowed_is_left_alone(house, place, source):
+    assert house(place, source) == []
+
+
+def test_a_runtime_import_beside_a_type_only_one_is_found(house):
+    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import peft\nelse:\n    import peft\n"
+    assert [offence.split(": ")[0] for offence in house("evaluation/x.py", source)] == ["evaluation/x.py:5"]

@@ -1,0 +1,161 @@
+"""What makes a step faster must not change it; what measures must not change what is measured."""
+
+import json
+
+import pytest
+import torch
+
+from lora_chat.dialogues.encoding import EncodedDialogue
+from lora_chat.errors import NotFiniteError
+from lora_chat.evaluation.scores import evaluate_loss
+from lora_chat.models.adapter import attach_adapter
+from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
+from lora_chat.planning.hardware import Hardware
+from lora_chat.planning.plan import make_plan, make_precision
+from lora_chat.planning.recipe import (
+    AdapterSection,
+    BaseSection,
+    DataSection,
+    QuantizationSection,
+    Recipe,
+    TrainingSection,
+)
+from lora_chat.training.attention import register_segment_attention
+from lora_chat.training.sft import train_sft
+
+FP32 = Hardware("cpu", "test", 0, False, 2)
+BF16 = Hardware("cpu", "test", 0, True, 2)
+
+
+def make_rows(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for i in range(count):
+        ids = torch.randint(3, 259, (8 + 5 * i % 17,), generator=generator).tolist()
+        rows.append(EncodedDialogue(ids, [-100] * 4 + ids[4:]))
+    return rows
+
+
+def train(rows, folder, mode="none", hardware=FP32, variant="lora", attention=None, **settings):
+    base = find_base(BaseSection(name="tiny-random"))
+    model = load_base_model(base, make_precision(QuantizationSection(mode=mode), hardware))
+    adapted = attach_adapter(model, AdapterSection(rank=4, variant=variant), seed=3)
+    defaults = {"epochs": 3, "learning_rate": 1e-2, "effective_batch_size": 8}
+    plan = make_plan(
+        Recipe(data=DataSection(train="x"), training=TrainingSection(**{**defaults, **settings})), hardware
+    ).training
+    if attention:
+        plan = plan.model_copy(update={"padding_free": attention == "flat"})
+    folder.mkdir()
+    report = train_sft(
+        adapted,
+        load_tokenizer(base),
+        rows,
+        rows[:2],
+        plan,
+        bfloat16=hardware.bfloat16,
+        each_epoch=settings.pop("each_epoch", False),
+        metrics=folder / "metrics.jsonl",
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return adapted, report, [line["loss"] for line in lines if "loss" in line]
+
+
+def lora_weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_same_weights(left, right, tolerance):
+    for name, value in lora_weights(left).items():
+        assert torch.allclose(value, lora_weights(right)[name], atol=tolerance), name
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_accumulation_equals_one_large_batch(cache_home, tmp_path, micro):
+    rows = make_rows(16)
+    whole, _, losses = train(rows, tmp_path / "whole", micro_batch_size=8)
+    pieces, _, again = train(rows, tmp_path / "pieces", micro_batch_size=micro)
+    assert again == pytest.approx(losses, abs=1e-4)
+    assert_same_weights(whole, pieces, 2e-4)
+
+
+def test_flat_rows_equal_padded_rows(cache_home, tmp_path):
+    rows = make_rows(16)
+    flat, _, losses = train(rows, tmp_path / "flat", attention="flat", micro_batch_size=4)
+    padded, _, again = train(rows, tmp_path / "padded", attention="padded", micro_batch_size=4)
+    assert again == pytest.approx(losses, abs=1e-4)
+    assert_same_weights(flat, padded, 2e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma2", "phi", "gpt2"])
+def test_attention_by_segments_equals_each_dialogue_alone(architecture, random_base):
+    base = find_base(BaseSection(name=str(random_base(architecture))))
+    model = load_base_model(base, make_precision(QuantizationSection(mode="none"), FP32)).eval()
+    rows = make_rows(4)
+    alone = [model(input_ids=torch.tensor([row.input_ids])).logits[0] for row in rows]
+    lengths = [len(row.input_ids) for row in rows]
+    borders = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    model.set_attn_implementation(register_segment_attention())
+    together = model(
+        input_ids=torch.tensor([sum((row.input_ids for row in rows), [])]),
+        position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
+        cu_seq_lens_q=borders,
+        cu_seq_lens_k=borders,
+        max_length_q=max(lengths),
+        max_length_k=max(lengths),
+        use_cache=False,
+    ).logits[0]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+
+
+def test_same_seed_same_bytes(cache_home, tmp_path):
+    rows = make_rows(12)
+    one, _, _ = train(rows, tmp_path / "one", mode="4bit", hardware=BF16)
+    two, _, _ = train(rows, tmp_path / "two", mode="4bit", hardware=BF16)
+    other, _, _ = train(rows, tmp_path / "other", mode="4bit", hardware=BF16, seed=1)
+    assert_same_weights(one, two, 0.0)
+    with pytest.raises(AssertionError):
+        assert_same_weights(one, other, 0.0)
+
+
+def test_an_evaluation_in_between_changes_nothing_in_4_bits(cache_home, tmp_path):
+    """bitsandbytes repacks weights at the first evaluation on some CPUs; then gradients vanish in silence."""
+    rows = make_rows(12)
+    base = find_base(BaseSection(name="tiny-random"))
+    precision = make_precision(QuantizationSection(mode="4bit"), BF16)
+    gradients = []
+    for evaluated in (False, True):
+        model = attach_adapter(load_base_model(base, precision), AdapterSection(rank=4), seed=3)
+        if evaluated:
+            evaluate_loss(model, rows)
+        model.train()
+        ids = torch.tensor([rows[0].input_ids])
+        model(input_ids=ids, labels=ids).loss.backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert any(g.abs().max() > 0 for g in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_validation_after_each_epoch_is_recorded_and_changes_nothing(cache_home, tmp_path):
+    rows = make_rows(12)
+    plain, _, _ = train(rows, tmp_path / "plain", mode="4bit", hardware=BF16)
+    watched, _, _ = train(rows, tmp_path / "watched", mode="4bit", hardware=BF16, each_epoch=True)
+    assert_same_weights(plain, watched, 0.0)
+    lines = [json.loads(line) for line in (tmp_path / "watched" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize("mode", ["none", "4bit"])
+def test_every_variant_learns(cache_home, tmp_path, variant, mode):
+    rows = make_rows(8)
+    _, report, losses = train(rows, tmp_path / "run", mode=mode, hardware=BF16, variant=variant, epochs=20)
+    assert report.steps == report.planned_steps == 20
+    assert losses[-1] < losses[0] - 0.2
+
+
+def test_training_that_goes_wrong_stops_with_advice(cache_home, tmp_path):
+    rows = make_rows(8)
+    with pytest.raises(NotFiniteError, match=r"step \d+.*\n.*learning_rate"):
+        train(rows, tmp_path / "run", learning_rate=0.99, max_grad_norm=1e30, epochs=400, schedule="constant")
