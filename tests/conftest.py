@@ -1,8 +1,42 @@
 """What all tests share."""
 
 import os
+from pathlib import Path
 
 import pytest
+
+_SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+_GPT2_SHAPE = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024}
+
+
+def make_random_base(architecture: str, folder: Path) -> Path:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from lora_chat.models.embedded import find_embedded
+
+    tokenizer = AutoTokenizer.from_pretrained(find_embedded("tiny-random", print))
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    if architecture == "gpt2":
+        tokenizer.chat_template = None
+        tokenizer.pad_token = None
+        ids["pad_token_id"] = None
+    shape = dict(_GPT2_SHAPE if architecture == "gpt2" else _SHAPE)
+    if architecture in ("gemma", "gemma2", "qwen3"):
+        shape["head_dim"] = 16
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **shape, **ids)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +60,16 @@ def tiny_tokenizer(cache_home):
     from lora_chat.models.embedded import find_embedded
 
     return AutoTokenizer.from_pretrained(find_embedded("tiny-random", print))
+
+
+@pytest.fixture(scope="session")
+def random_base(cache_home, tmp_path_factory):
+    """A function from an architecture's name to the folder of its random model, each made once."""
+    made: dict[str, Path] = {}
+
+    def get(architecture: str) -> Path:
+        if architecture not in made:
+            made[architecture] = make_random_base(architecture, tmp_path_factory.mktemp(architecture))
+        return made[architecture]
+
+    return get

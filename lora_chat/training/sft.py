@@ -86,7 +86,7 @@ def train_sft(
             trainer.remove_callback(PrinterCallback)
             if on_cpu:
                 _keep_memory()
-                if plan.padding_free:
+                if plan.padding_free and stock_attention == "sdpa":  # models with caps of their own chose another
                     model.set_attn_implementation(register_segment_attention())
             started = time.monotonic()
             trainer.train()

@@ -15,8 +15,14 @@ from lora_chat.models.generation import generate_replies
 from lora_chat.models.identity import identify
 from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.plan import make_plan, make_precision
-from lora_chat.planning.recipe import AdapterSection, BaseSection, DataSection, QuantizationSection, Recipe
-from lora_chat.planning.recipe import TrainingSection
+from lora_chat.planning.recipe import (
+    AdapterSection,
+    BaseSection,
+    DataSection,
+    QuantizationSection,
+    Recipe,
+    TrainingSection,
+)
 from lora_chat.training.sft import train_sft
 
 CPU = Hardware("cpu", "test", 0, True, 2)

@@ -1,6 +1,7 @@
 """What makes a step faster must not change it; what measures must not change what is measured."""
 
 import json
+from itertools import chain
 
 import pytest
 import torch
@@ -36,10 +37,12 @@ def make_rows(count, seed=0):
     return rows
 
 
-def train(rows, folder, mode="none", hardware=FP32, variant="lora", attention=None, **settings):
+def train(rows, folder, mode="none", hardware=FP32, variant="lora", attention=None, each_epoch=False, poison=False, **settings):
     base = find_base(BaseSection(name="tiny-random"))
     model = load_base_model(base, make_precision(QuantizationSection(mode=mode), hardware))
     adapted = attach_adapter(model, AdapterSection(rank=4, variant=variant), seed=3)
+    if poison:
+        next(p for p in adapted.parameters() if p.requires_grad).data[0, 0] = float("nan")
     defaults = {"epochs": 3, "learning_rate": 1e-2, "effective_batch_size": 8}
     plan = make_plan(
         Recipe(data=DataSection(train="x"), training=TrainingSection(**{**defaults, **settings})), hardware
@@ -54,7 +57,7 @@ def train(rows, folder, mode="none", hardware=FP32, variant="lora", attention=No
         rows[:2],
         plan,
         bfloat16=hardware.bfloat16,
-        each_epoch=settings.pop("each_epoch", False),
+        each_epoch=each_epoch,
         metrics=folder / "metrics.jsonl",
     )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -87,7 +90,7 @@ def test_flat_rows_equal_padded_rows(cache_home, tmp_path):
     assert_same_weights(flat, padded, 2e-4)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma2", "phi", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma", "phi", "gpt2"])
 def test_attention_by_segments_equals_each_dialogue_alone(architecture, random_base):
     base = find_base(BaseSection(name=str(random_base(architecture))))
     model = load_base_model(base, make_precision(QuantizationSection(mode="none"), FP32)).eval()
@@ -97,7 +100,7 @@ def test_attention_by_segments_equals_each_dialogue_alone(architecture, random_b
     borders = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
     model.set_attn_implementation(register_segment_attention())
     together = model(
-        input_ids=torch.tensor([sum((row.input_ids for row in rows), [])]),
+        input_ids=torch.tensor([list(chain.from_iterable(row.input_ids for row in rows))]),
         position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
         cu_seq_lens_q=borders,
         cu_seq_lens_k=borders,
@@ -150,12 +153,12 @@ def test_validation_after_each_epoch_is_recorded_and_changes_nothing(cache_home,
 @pytest.mark.parametrize("mode", ["none", "4bit"])
 def test_every_variant_learns(cache_home, tmp_path, variant, mode):
     rows = make_rows(8)
-    _, report, losses = train(rows, tmp_path / "run", mode=mode, hardware=BF16, variant=variant, epochs=20)
-    assert report.steps == report.planned_steps == 20
-    assert losses[-1] < losses[0] - 0.2
+    _, report, losses = train(rows, tmp_path / "run", mode=mode, hardware=BF16, variant=variant, epochs=6)
+    assert report.steps == report.planned_steps == 6
+    assert losses[-1] < losses[0] - 0.05
 
 
 def test_training_that_goes_wrong_stops_with_advice(cache_home, tmp_path):
     rows = make_rows(8)
     with pytest.raises(NotFiniteError, match=r"step \d+.*\n.*learning_rate"):
-        train(rows, tmp_path / "run", learning_rate=0.99, max_grad_norm=1e30, epochs=400, schedule="constant")
+        train(rows, tmp_path / "run", poison=True)
