@@ -168,7 +168,6 @@ def load_dequantised(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMo
     Merging into these is exact; into the original weights it would be another function (peft#2321).
     """
     import torch
-    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
     from transformers.pytorch_utils import Conv1D
 
     on_cpu = precision.model_copy(update={"device": "cpu"})
@@ -177,19 +176,27 @@ def load_dequantised(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMo
         return plain
     quantised = load_base_model(base, on_cpu)
     for name, module in quantised.named_modules():
-        weight: Any = getattr(module, "weight", None)
-        if getattr(weight, "quant_state", None) is not None:
-            values = dequantize_4bit(weight.data, weight.quant_state)
-        elif getattr(weight, "SCB", None) is not None:
-            values = int8_vectorwise_dequant(weight.data, weight.SCB)
-        else:
+        if type(module).__name__ not in ("Linear4bit", "Linear8bitLt"):
             continue
-        target = plain.get_submodule(name)
+        values = frozen_weight(module)
+        target: Any = plain.get_submodule(name)
         if isinstance(target, Conv1D):
             values = values.T  # Conv1D keeps (in, out)
         with torch.no_grad():
             target.weight.copy_(values.reshape(target.weight.shape))
     return plain
+
+
+def frozen_weight(layer: "torch.nn.Module") -> Any:
+    """The dense weight (out, in) that a linear layer computes with, whatever it is stored as."""
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+
+    weight: Any = layer.weight
+    if getattr(weight, "quant_state", None) is not None:
+        return dequantize_4bit(weight.data, weight.quant_state)
+    if getattr(weight, "SCB", None) is not None:
+        return int8_vectorwise_dequant(weight.data, weight.SCB)
+    return weight.detach()
 
 
 def keep_one_layout(model: "torch.nn.Module") -> None:

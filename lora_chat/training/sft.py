@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -62,6 +63,7 @@ def train_sft(
     import torch
     from transformers import PrinterCallback
 
+    from lora_chat.training.fused_lora import fused_lora
     from lora_chat.training.recording import Recorder
     from lora_chat.training.supervised_loss import SupervisedSFTTrainer
 
@@ -89,7 +91,8 @@ def train_sft(
                 if plan.padding_free and stock_attention == "sdpa":  # models with caps of their own chose another
                     model.set_attn_implementation(register_segment_attention())
             started = time.monotonic()
-            trainer.train()
+            with fused_lora(model) if on_cpu else nullcontext():
+                trainer.train()
             seconds = time.monotonic() - started
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise MemoryShortError(_smaller(plan)) from error

@@ -12,7 +12,7 @@ from lora_chat.planning.recipe_file import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Add a new recipe here: a glob alone would not notice one that it misses.
-EXPECTED = ["quickstart.yaml", "smoke.yaml"]
+EXPECTED = ["gpu-12gb-8bit.yaml", "gpu-24gb-none.yaml", "gpu-8gb-4bit.yaml", "quickstart.yaml", "smoke.yaml"]
 
 
 def gpu(gigabytes, bfloat16=True):

@@ -22,6 +22,7 @@ from lora_chat.planning.recipe import (
     TrainingSection,
 )
 from lora_chat.training.attention import register_segment_attention
+from lora_chat.training.fused_lora import fused_lora
 from lora_chat.training.sft import train_sft
 
 FP32 = Hardware("cpu", "test", 0, False, 2)
@@ -37,7 +38,9 @@ def make_rows(count, seed=0):
     return rows
 
 
-def train(rows, folder, mode="none", hardware=FP32, variant="lora", attention=None, each_epoch=False, poison=False, **settings):
+def train(
+    rows, folder, mode="none", hardware=FP32, variant="lora", attention=None, each_epoch=False, poison=False, **settings
+):
     base = find_base(BaseSection(name="tiny-random"))
     model = load_base_model(base, make_precision(QuantizationSection(mode=mode), hardware))
     adapted = attach_adapter(model, AdapterSection(rank=4, variant=variant), seed=3)
@@ -162,3 +165,43 @@ def test_training_that_goes_wrong_stops_with_advice(cache_home, tmp_path):
     rows = make_rows(8)
     with pytest.raises(NotFiniteError, match=r"step \d+.*\n.*learning_rate"):
         train(rows, tmp_path / "run", poison=True)
+
+
+@pytest.mark.parametrize("mode", ["none", "4bit"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
+def test_fused_lora_equals_pefts_own(random_base, architecture, mode):
+    base = find_base(BaseSection(name=str(random_base(architecture))))
+    model = attach_adapter(
+        load_base_model(base, make_precision(QuantizationSection(mode=mode), FP32)), AdapterSection(rank=4), seed=3
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.1
+    model.train()
+    ids = torch.tensor([row.input_ids[:8] for row in make_rows(3)])
+
+    def gradients():
+        model.zero_grad()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    stock_loss, stock = gradients()
+    with fused_lora(model) as covered:
+        fused_loss, fused = gradients()
+        assert covered == sum("lora_A" in name for name in stock) > 0
+    assert fused_loss == pytest.approx(stock_loss, abs=1e-5)
+    for name, gradient in stock.items():
+        assert torch.allclose(gradient, fused[name], atol=1e-5), name
+    assert gradients()[0] == stock_loss  # PEFT's forward is back
+
+
+@pytest.mark.parametrize(
+    ("variant", "dropout", "mode"), [("dora", 0.0, "none"), ("lora", 0.1, "none"), ("lora", 0.0, "8bit")]
+)
+def test_fused_lora_leaves_alone_what_it_does_not_cover(random_base, variant, dropout, mode):
+    base = find_base(BaseSection(name=str(random_base("llama"))))
+    adapter = AdapterSection(rank=4, variant=variant, dropout=dropout)
+    model = attach_adapter(load_base_model(base, make_precision(QuantizationSection(mode=mode), FP32)), adapter)
+    with fused_lora(model) as covered:
+        assert covered == 0

@@ -1,0 +1,99 @@
+"""LoRA linear layers as one autograd step: fewer copies, and a frozen weight dequantised once where it fits.
+
+y = x W^T + b + s (x A^T) B^T (arXiv 2106.09685). PEFT computes the same in about ten operations, and
+bitsandbytes dequantises W twice a step.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_chat.models.base_model import frozen_weight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_HELD_BYTES = 2**30
+"""Dense weights are kept for the whole training if they take no more than this together."""
+
+
+class LoraLinear(torch.autograd.Function):
+    """x (tokens, in), weight (out, in), lora_a (rank, in), lora_b (out, rank) -> (tokens, out)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        lora_a: torch.Tensor,
+        lora_b: torch.Tensor,
+        scale: float,
+        weight: "Callable[[], torch.Tensor]",
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
+        a, b = lora_a.to(x.dtype), lora_b.to(x.dtype)
+        inner = x @ a.T
+        ctx.save_for_backward(x, a, b, inner)
+        ctx.scale, ctx.weight, ctx.dtypes = scale, weight, (lora_a.dtype, lora_b.dtype)
+        return torch.nn.functional.linear(x, weight(), bias).addmm_(inner, b.T, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, a, b, inner = ctx.saved_tensors
+        gradient: torch.Tensor = gradients[0]
+        inner_gradient = (gradient @ b) * ctx.scale
+        a_gradient = (inner_gradient.T @ x).to(ctx.dtypes[0])
+        b_gradient = ((gradient.T @ inner) * ctx.scale).to(ctx.dtypes[1])
+        x_gradient = (gradient @ ctx.weight()).addmm_(inner_gradient, a) if ctx.needs_input_grad[0] else None
+        return x_gradient, a_gradient, b_gradient, None, None, None
+
+
+@contextmanager
+def fused_lora(model: torch.nn.Module) -> Iterator[int]:
+    """Use LoraLinear wherever it covers the layer, until the block ends; yields how many layers it covers.
+
+    Dropout, DoRA, Conv1D, 8-bit layers and adapters with a bias keep PEFT's own forward.
+    """
+    layers: list[Any] = [m for m in model.modules() if _is_covered(m)]
+    size = sum(m.base_layer.in_features * m.base_layer.out_features for m in layers) * 2
+    for layer in layers:
+        layer.forward = _make_forward(layer, hold=size <= _HELD_BYTES)
+    try:
+        yield len(layers)
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own comes back
+
+
+def _is_covered(layer: Any) -> bool:
+    if not hasattr(layer, "lora_A") or not isinstance(getattr(layer, "base_layer", None), torch.nn.Linear):
+        return False
+    return bool(
+        list(layer.lora_A) == list(layer.active_adapters) == ["default"]
+        and not layer.lora_variant
+        and not layer.lora_bias["default"]
+        and isinstance(layer.lora_dropout["default"], torch.nn.Identity)
+        and not layer.merged
+        and type(layer.base_layer).__name__ in ("Linear", "Linear4bit")  # LLM.int8 rounds activations too
+    )
+
+
+def _make_forward(layer: Any, hold: bool) -> "Callable[..., torch.Tensor]":
+    stock = layer.forward
+    base = layer.base_layer
+    dense = frozen_weight(base)
+    dtype, held = dense.dtype, dense if hold else None
+
+    def weight() -> torch.Tensor:
+        return held if held is not None else frozen_weight(base)  # type: ignore[no-any-return]
+
+    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args or kwargs or layer.disable_adapters or not torch.is_grad_enabled() or x.dtype != dtype:
+            return stock(x, *args, **kwargs)  # type: ignore[no-any-return]
+        flat = x.reshape(-1, x.shape[-1])
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        y: torch.Tensor = LoraLinear.apply(flat, a, b, layer.scaling["default"], weight, base.bias)  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], -1)
+
+    return forward
