@@ -12,8 +12,15 @@ from lora_chat.dialogues.dialogue import Dialogue
 from lora_chat.dialogues.encoding import EncodedDialogue, EncodingReport, encode_dialogues
 from lora_chat.dialogues.reading import read_dialogues, split_dialogues
 from lora_chat.evaluation.scores import Question, read_questions
-from lora_chat.models.adapter import read_identity
-from lora_chat.models.base_model import FoundBase, find_base, load_tokenizer, read_positions, read_stop_ids
+from lora_chat.models.adapter import check_targets_exist, read_identity
+from lora_chat.models.base_model import (
+    FoundBase,
+    find_base,
+    load_skeleton,
+    load_tokenizer,
+    read_positions,
+    read_stop_ids,
+)
 from lora_chat.models.identity import Identity, identify
 from lora_chat.planning.plan import Plan
 from lora_chat.run_folder import RunFolder
@@ -52,11 +59,12 @@ def prepare(plan: Plan, notice: Callable[[str], None]) -> Prepared:
     else:
         train, validation = split_dialogues(dialogues, plan.data.validation_share, plan.data.seed)
     questions = read_questions(plan.evaluation.questions) if plan.evaluation.questions else []
-    base, tokenizer, stop_ids, max_length = open_base(plan, notice)
-    train_rows, report = encode_dialogues(train, tokenizer, stop_ids, max_length, plan.data.over_long, plan.data.train)
-    validation_rows, _ = encode_dialogues(
-        validation, tokenizer, stop_ids, max_length, plan.data.over_long, plan.data.validation or plan.data.train
-    )
+    base, tokenizer, stop_ids = open_base(plan, notice)
+    limits = (plan.data.max_length, plan.data.over_long)
+    positions = read_positions(base)
+    train_rows, report = encode_dialogues(train, tokenizer, stop_ids, *limits, plan.data.train, positions)
+    source = plan.data.validation or plan.data.train
+    validation_rows, _ = encode_dialogues(validation, tokenizer, stop_ids, *limits, source, positions)
     return Prepared(
         base=base,
         tokenizer=tokenizer,
@@ -74,8 +82,10 @@ def prepare_held_out(plan: Plan, run: RunFolder, notice: Callable[[str], None]) 
     """What `eval` needs of a finished run, from the run's folder alone."""
     validation, _ = read_dialogues(run.validation)
     questions = read_questions(str(run.questions)) if run.questions.is_file() else []
-    base, tokenizer, stop_ids, max_length = open_base(plan, notice)
-    rows, _ = encode_dialogues(validation, tokenizer, stop_ids, max_length, plan.data.over_long, str(run.validation))
+    base, tokenizer, stop_ids = open_base(plan, notice)
+    limits = (plan.data.max_length, plan.data.over_long)
+    positions = read_positions(base)
+    rows, _ = encode_dialogues(validation, tokenizer, stop_ids, *limits, str(run.validation), positions)
     return Prepared(
         base=base,
         tokenizer=tokenizer,
@@ -91,14 +101,14 @@ def prepare_held_out(plan: Plan, run: RunFolder, notice: Callable[[str], None]) 
 
 def open_base(
     plan: Plan, notice: Callable[[str], None]
-) -> "tuple[FoundBase, PreTrainedTokenizerBase, tuple[int, ...], int]":
-    """Base, tokenizer with a chat template, stop ids, and the longest dialogue that fits its positions."""
+) -> "tuple[FoundBase, PreTrainedTokenizerBase, tuple[int, ...]]":
+    """Base, tokenizer with a chat template, and stop ids; names of target modules are checked without weights."""
     base = find_base(plan.base, notice)
     tokenizer = load_tokenizer(base)
     install_template(tokenizer)
-    positions = read_positions(base)
-    max_length = min(plan.data.max_length, positions) if positions else plan.data.max_length
-    return base, tokenizer, read_stop_ids(base, tokenizer), max_length
+    if plan.adapter.target_modules != "all-linear":
+        check_targets_exist(load_skeleton(base), plan.adapter.target_modules)
+    return base, tokenizer, read_stop_ids(base, tokenizer)
 
 
 def shared_system(dialogues: Sequence[Dialogue]) -> str | None:

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lora_chat.errors import RecipeError, explain_write_errors
+from lora_chat.errors import IntegrityError, RecipeError, explain_write_errors
 from lora_chat.planning.plan import Plan
 from lora_chat.planning.recipe import Recipe
 from lora_chat.planning.recipe_file import recipe_as_yaml
@@ -105,7 +105,7 @@ class RunFolder:
         try:
             return Plan.model_validate_json(self.plan.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise RecipeError(f"{self.plan} is damaged: {error}") from error
+            raise IntegrityError(f"{self.plan} is damaged: {error}") from error
 
 
 def create_run_folder(recipe: Recipe, plan: Plan) -> RunFolder:

@@ -18,6 +18,8 @@ from lora_chat.serving.chat import Chat
 def open_chat(thing: str, mode: str | None, system: str | None, max_new_tokens: int, as_json: bool) -> Chat:
     """Load what was named. Raises RecipeError if it is nothing that talks."""
     path = Path(thing).expanduser()
+    if not path.exists() and "/" in thing and path.parent.is_dir():
+        raise RecipeError(f"There is no run or adapter {thing}.")
     quantization = QuantizationSection(mode="none")
     adapter = path if is_adapter(path) else None
     if is_run(path):

@@ -187,15 +187,7 @@ def test_what_is_wrong_is_told_in_one_message_with_its_exit_code(outcomes, work,
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(strict=True, reason="checked only after the run folder was made and weights loaded")
-            if name == "unknown target"
-            else [],
-        )
-        for name in CASES
-    ],
+    [pytest.param(name) for name in CASES],
 )
 def test_a_fault_in_recipe_or_data_leaves_no_run_behind(outcomes, work, name):
     folder = work / name.replace(" ", "-")
@@ -211,12 +203,10 @@ def test_a_thing_that_is_not_there_or_something_else_is_told(outcomes, work, nam
     assert not (work / "merged").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="max_length is advised although the base has no more positions")
 def test_the_advice_for_a_dialogue_beyond_the_bases_positions_is_not_to_raise_max_length(outcomes):
     assert "--set data.max_length" not in outcomes["beyond positions"][2]
 
 
-@pytest.mark.xfail(strict=True, reason="OWNER/NAME of a hub has the same shape, so the hub is asked")
 def test_a_missing_run_to_chat_with_is_told_as_such(outcomes):
     assert "no run" in outcomes["chat with a missing run"][2]
 

@@ -21,9 +21,11 @@ def install_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Give a tokenizer without a chat template ours; returns the template in force."""
     if not tokenizer.chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE
-    if not isinstance(tokenizer.chat_template, str):
-        raise DataError("This base has several named chat templates; none of them is the default.")
-    return tokenizer.chat_template
+    if isinstance(tokenizer.chat_template, dict):
+        if "default" not in tokenizer.chat_template:
+            raise DataError("This base has several named chat templates; none of them is the default.")
+        tokenizer.chat_template = tokenizer.chat_template["default"]
+    return str(tokenizer.chat_template)
 
 
 def render_ids(
@@ -44,6 +46,6 @@ def render_ids(
             return_dict=False,
             sanitize_control_tokens=True,
         )
-    except TemplateError as error:
+    except (TemplateError, ValueError) as error:
         raise DataError(f"the base's chat template refuses it: {error}") from error
     return list(ids)

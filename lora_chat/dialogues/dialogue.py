@@ -5,6 +5,8 @@ from typing import Any, Literal, cast
 
 Role = Literal["system", "user", "assistant"]
 ROLES = ("system", "user", "assistant")
+_MARKS = {"\U000f0000", "\U000f0001"}
+"""transformers marks control tokens in content with these private characters, and removes them."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def make_dialogue(row: Any, line: int = 0) -> Dialogue:
     if not isinstance(row, dict):
         raise NotADialogue("is not a JSON object with `messages`")
     if "messages" not in row:
-        raise NotADialogue(f"has no `messages` (its keys: {', '.join(map(str, row)) or 'none'})")
+        raise NotADialogue(f"has no `messages` (its keys: {', '.join(ascii(k) for k in list(row)[:8]) or 'none'})")
     entries = row["messages"]
     if not isinstance(entries, list) or not entries:
         raise NotADialogue("`messages` must be a list with at least one message")
@@ -62,11 +64,13 @@ def _make_message(entry: Any, number: int) -> Message:
         raise NotADialogue(f"message {number} ({role}) is empty")
     extra = sorted(set(entry) - {"role", "content"})
     if extra:
-        raise NotADialogue(f"message {number} has `{extra[0]}`, which would be lost; only role and content are read")
+        raise NotADialogue(f"message {number} has {extra[0]!a}, which would be lost; only role and content are read")
     try:
         content.encode("utf-8")
     except UnicodeEncodeError:
         raise NotADialogue(f"message {number} ({role}) holds half a surrogate pair, which is no character") from None
+    if _MARKS & set(content):
+        raise NotADialogue(f"message {number} ({role}) holds U+F0000 or U+F0001, which the tokenizer would drop")
     return Message(cast(Role, role), content)
 
 

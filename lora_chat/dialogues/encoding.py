@@ -58,7 +58,9 @@ def encode_dialogue(
         prompt = render_ids(tokenizer, messages[:place], reply_follows=True)
         until = render_ids(tokenizer, messages[: place + 1], reply_follows=False)
         if whole[: len(prompt)] != prompt:
-            raise DataError(f"the prompt served before message {place + 1} is not what would be trained")
+            blanks = message["content"][:1].isspace()
+            why = "; its blanks at the beginning merge with the template's, remove them" if blanks else ""
+            raise DataError(f"the prompt served before message {place + 1} is not what would be trained{why}")
         if whole[: len(until)] != until:
             raise DataError(f"the chat template rewrites message {place + 1} when others follow")
         end = next((i + 1 for i in range(len(until) - 1, len(prompt), -1) if until[i] in stop_ids), None)
@@ -75,11 +77,13 @@ def encode_dialogues(
     max_length: int,
     over_long: str,
     path: str,
+    positions: int | None = None,
 ) -> tuple[list[EncodedDialogue], EncodingReport]:
-    """Encode dialogues of one file; those beyond `max_length` tokens are refused or dropped.
+    """Encode dialogues of one file; those beyond `max_length` tokens, or the base's positions, are refused or dropped.
 
     Raises DataError naming file and line of the first faults.
     """
+    limit = min(max_length, positions or max_length)
     kept: list[EncodedDialogue] = []
     long: list[tuple[int, int]] = []
     faults: list[str] = []
@@ -89,7 +93,7 @@ def encode_dialogues(
         except DataError as error:
             faults.append(f"{path}:{dialogue.line}: {error}")
             continue
-        if len(encoded.input_ids) > max_length:
+        if len(encoded.input_ids) > limit:
             long.append((dialogue.line, len(encoded.input_ids)))
         else:
             kept.append(encoded)
@@ -97,7 +101,7 @@ def encode_dialogues(
         more = f"\n... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise DataError(f"{len(faults)} dialogues cannot be encoded:\n" + "\n".join(faults[:_SHOWN]) + more)
     if long and (over_long == "refuse" or not kept):
-        raise DataError(_too_long(long, len(kept), max_length, path))
+        raise DataError(_too_long(long, len(kept), limit, positions, path))
     report = EncodingReport(
         dialogues=len(kept),
         dropped=len(long),
@@ -108,17 +112,17 @@ def encode_dialogues(
     return kept, report
 
 
-def _too_long(long: list[tuple[int, int]], kept: int, max_length: int, path: str) -> str:
+def _too_long(long: list[tuple[int, int]], kept: int, limit: int, positions: int | None, path: str) -> str:
     lines = [f"{path}:{line}: {length} tokens" for line, length in long[:_SHOWN]]
     more = [f"... and {len(long) - _SHOWN} more"] if len(long) > _SHOWN else []
     longest = max(length for _, length in long)
     share = "All" if not kept else f"{len(long)} of {len(long) + kept}"
-    return "\n".join(
-        [
-            f"{share} dialogues are longer than data.max_length, {max_length} tokens:",
-            *lines,
-            *more,
-            f"Raise it (--set data.max_length={longest})"
-            + (", or leave them out with --set data.over_long=drop." if kept else "."),
-        ]
-    )
+    drop = "leave them out with --set data.over_long=drop"
+    if positions and longest > positions:
+        name = "the base's positions"
+        advice = f"{drop[0].upper()}{drop[1:]}, or take" if kept else "Shorten them, or take"
+        advice += " a base that reads more."
+    else:
+        name = "data.max_length"
+        advice = f"Raise it (--set data.max_length={longest})" + (f", or {drop}." if kept else ".")
+    return "\n".join([f"{share} dialogues are longer than {name}, {limit} tokens:", *lines, *more, advice])

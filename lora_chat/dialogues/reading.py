@@ -94,9 +94,10 @@ def split_dialogues(dialogues: Sequence[Dialogue], share: float, seed: int) -> t
     random.Random(seed).shuffle(order)
     held: set[int] = set()
     for group in order[:-1]:
-        if len(held) >= wanted:
-            break
-        held.update(group)
+        if len(held) + len(group) <= wanted:
+            held.update(group)
+    if not held:  # every group is larger than the share; the smallest comes nearest
+        held.update(min(order, key=len))
     train = [d for i, d in enumerate(dialogues) if i not in held]
     return train, [d for i, d in enumerate(dialogues) if i in held]
 

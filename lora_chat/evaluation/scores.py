@@ -50,6 +50,10 @@ def _make_question(row: object) -> Question:
     accept = row.get("accept")
     if not isinstance(accept, list) or not accept or not all(isinstance(a, str) and a.strip() for a in accept):
         raise NotADialogue("needs `accept`, a list of right answers")
+    try:
+        "".join([row["question"], *accept]).encode("utf-8")
+    except UnicodeEncodeError:
+        raise NotADialogue("holds half a surrogate pair, which is no character") from None
     return Question(row["question"], tuple(accept))
 
 

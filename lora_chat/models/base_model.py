@@ -98,14 +98,26 @@ def load_tokenizer(base: FoundBase) -> "PreTrainedTokenizerBase":
 
 def read_positions(base: FoundBase) -> int | None:
     """The most tokens the base has positions for, from its config."""
+    found = getattr(_read_config(base).get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def load_skeleton(base: FoundBase) -> "PreTrainedModel":
+    """The base's layers by name and shape, without weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(_read_config(base), trust_remote_code=False)
+
+
+def _read_config(base: FoundBase) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise BaseUnavailableError(f"The config of {base.name} cannot be read: {_first_line(error)}") from error
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
 
 
 def read_stop_ids(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:

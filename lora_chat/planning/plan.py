@@ -93,7 +93,7 @@ def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPla
     else:
         micro = training.micro_batch_size
     if whole % micro:
-        fitting = [n for n in range(1, whole + 1) if whole % n == 0]
+        fitting = [n for n in range(1, min(whole, 1000) + 1) if whole % n == 0]
         raise RecipeError(
             f"training.micro_batch_size: {micro} does not divide training.effective_batch_size, {whole}. "
             f"Choose one of {', '.join(map(str, fitting))}."

@@ -5,12 +5,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Text = Annotated[str, StringConstraints(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
     """A frozen part of a recipe: no unknown keys, no silent conversions, docstrings as descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class BaseSection(Section):
@@ -56,7 +59,7 @@ class DataSection(Section):
     """File of validation dialogues; without it a share of the training file is held out."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share held out when there is no validation file."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides which dialogues are held out."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Longest dialogue in tokens; never longer than the base's positions."""
@@ -89,7 +92,7 @@ class TrainingSection(Section):
     """Dialogues in memory at once; it must divide the effective batch size."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Recompute activations instead of keeping them: less memory, about a third slower."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides initial LoRA weights, dropout and the order of dialogues."""
 
 

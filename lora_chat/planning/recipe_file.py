@@ -1,6 +1,7 @@
 """Strict YAML and `--set section.key=value` -> Recipe; every fault with its file and line."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from lora_chat.errors import RecipeError
 from lora_chat.planning.recipe import Recipe
 
 Key = tuple[str, ...]
+_YAML = "tag:yaml.org,2002:"
+_KINDS = {"str", "int", "float", "bool", "null", "map", "seq"}
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
@@ -36,7 +40,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}).") from error
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = _compose(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
@@ -57,13 +61,16 @@ def _near_recipe(path: Path) -> str:
 
 
 def _construct(node: yaml.Node, at: Key, places: dict[Key, str], path: Path) -> Any:
-    """Plain values from YAML nodes, noting each key's line; repeated keys and aliases' tags are refused."""
-    places[at] = f"{path}:{node.start_mark.line + 1}"
+    """Plain values from YAML nodes, noting each key's line; nothing but words, numbers, lists and mappings."""
+    where = places[at] = f"{path}:{node.start_mark.line + 1}"
+    kind = node.tag.removeprefix(_YAML)
+    if kind not in _KINDS:
+        raise RecipeError(f"{where}: the tag {node.tag} is not allowed in a recipe.")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = f"{path}:{key_node.start_mark.line + 1}"
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.removeprefix(_YAML) not in _KINDS:
                 raise RecipeError(f"{line}: keys are plain words.")
             key = str(key_node.value)
             if key in result:
@@ -73,20 +80,27 @@ def _construct(node: yaml.Node, at: Key, places: dict[Key, str], path: Path) -> 
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, (*at, str(i)), places, path) for i, item in enumerate(node.value)]
-    if not node.tag.startswith("tag:yaml.org,2002:"):
-        raise RecipeError(f"{places[at]}: the tag {node.tag} is not allowed.")
-    return _scalar(node.value, node.tag)
+    try:
+        return _scalar(node.value, kind, plain=node.style is None)
+    except (yaml.YAMLError, ValueError, KeyError) as error:
+        raise RecipeError(f"{where}: {_short(node.value)} is no {kind}.") from error
 
 
-def _scalar(text: str, tag: str) -> Any:
+def _scalar(text: str, kind: str, plain: bool) -> Any:
     """YAML 1.1 reads `2e-4` as text; every user means the number (and so do YAML 1.2 and JSON)."""
-    if tag == "tag:yaml.org,2002:str":
-        try:
-            return float(text) if text[:1] in "+-.0123456789" and text.lower().strip("+-.0123456789") == "e" else text
-        except ValueError:
-            return text
-    loader = yaml.SafeLoader("")
-    return loader.construct_object(yaml.ScalarNode(tag, text))
+    if kind == "str":
+        return float(text) if plain and _EXPONENT.fullmatch(text) else text
+    return yaml.SafeLoader("").construct_object(yaml.ScalarNode(_YAML + kind, text))
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """YAML text as nodes; aliases are refused, for a few of them can stand for more than memory holds."""
+    if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+        raise yaml.YAMLError("aliases (& and *) are not allowed in a recipe")
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
 
 
 def _apply(tree: dict[str, Any], places: dict[Key, str], setting: str) -> None:
@@ -100,7 +114,7 @@ def _apply(tree: dict[str, Any], places: dict[Key, str], setting: str) -> None:
     if len(keys) != 2:
         raise RecipeError(f"{where}: name a section and a key, for example --set training.epochs=1.")
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = _compose(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: the value is not valid YAML.") from error
     value = None if root is None else _construct(root, keys, {}, Path("--set"))
@@ -137,7 +151,12 @@ def _explain(error: ValidationError, places: dict[Key, str], name: str) -> Itera
         elif problem["type"] == "missing":
             yield f"{where}: {dotted} is needed." + (" Name a file of dialogues." if dotted == "data" else "")
         else:
-            yield f"{where}: {dotted}: {_reason(problem)} (given: {problem['input']!r})."
+            yield f"{where}: {dotted}: {_reason(problem)} (given: {_short(problem['input'])})."
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _reason(problem: Any) -> str:
@@ -170,7 +189,10 @@ def _with_absolute_paths(recipe: Recipe, path: Path, places: dict[Key, str]) -> 
         if value is None:
             return None
         start = Path.cwd() if places.get(keys, "").startswith("--set") else here
-        return str((start / Path(value).expanduser()).resolve())
+        try:
+            return str((start / Path(value).expanduser()).resolve())
+        except (RuntimeError, ValueError) as error:  # no such user; a zero byte
+            raise RecipeError(f"{places.get(keys, path)}: {_short(value)} is no path: {error}.") from error
 
     data = recipe.data.model_copy(
         update={key: absolute(("data", key), getattr(recipe.data, key)) for key in ("train", "validation")}
@@ -187,4 +209,4 @@ def _run_name(path: Path) -> str:
 
 def recipe_as_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `read_recipe` takes again."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

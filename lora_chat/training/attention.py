@@ -3,6 +3,7 @@
 The stock path builds one mask over the whole row and computes every product that it then masks away.
 """
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
@@ -56,7 +57,7 @@ def segment_attention(
         # Query heads that share a key head stand below each other: one product serves them all.
         q = query[0, :, start:end].reshape(groups, heads // groups * length, -1)
         scores = torch.baddbmm(
-            _causal(length, heads // groups, q), q, key[0, :, start:end].transpose(1, 2), alpha=scale
+            _causal(length, heads // groups, q.dtype), q, key[0, :, start:end].transpose(1, 2), alpha=scale
         )
         weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
         outputs.append((weights @ value[0, :, start:end]).view(heads, length, -1))
@@ -64,9 +65,10 @@ def segment_attention(
     return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0).contiguous(), None
 
 
-def _causal(length: int, copies: int, like: "torch.Tensor") -> "torch.Tensor":
+@lru_cache(maxsize=256)
+def _causal(length: int, copies: int, dtype: "torch.dtype") -> "torch.Tensor":
     """(copies * length, length): 0 where a token may look, -inf where the future is."""
     import torch
 
-    mask = torch.full((length, length), float("-inf"), dtype=like.dtype).triu(1)
+    mask = torch.full((length, length), float("-inf"), dtype=dtype).triu(1)
     return mask.repeat(copies, 1)

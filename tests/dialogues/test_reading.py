@@ -267,7 +267,6 @@ def test_a_split_is_a_partition_that_keeps_equals_together(texts, share, seed):
     assert not {d.messages for d in train} & {d.messages for d in held}
 
 
-@pytest.mark.xfail(strict=True, reason="a whole group of equal dialogues is held out, however large")
 def test_many_copies_of_one_dialogue_are_not_held_out_for_a_tenth():
     dialogues = [dialogue("copy")] * 90 + MANY[:10]
     assert all(len(split_dialogues(dialogues, 0.1, seed)[1]) <= 20 for seed in range(10))

@@ -1,0 +1,77 @@
+"""Stopped or out of space at any moment: a readable end, its own exit code, nothing half written."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lora_chat.models.embedded import find_embedded
+
+
+def start(tmp_path, *settings, limit=None):
+    find_embedded("tiny-random", lambda _: None)
+    arguments = ["sft", "recipes/smoke.yaml", "--json", "--set", f"output.directory={tmp_path}"]
+    for setting in settings:
+        arguments += ["--set", setting]
+    return subprocess.Popen(
+        [sys.executable, "-m", "lora_chat", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None,
+    )
+
+
+def wait_for(process, text):
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if line.startswith(text):
+            return seen
+    raise AssertionError(f"{text!r} never came:\n{seen}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_training_keeps_what_was_learned(cache_home, tmp_path, number, code):
+    process = start(tmp_path, "training.epochs=5000")
+    wait_for(process, "step 1/")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert "Stopped after step" in err
+    assert "lora-chat chat" in err
+    run = tmp_path / "smoke-1"
+    assert (run / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    assert f"Stopped after step {steps[-1]} of" in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_before_training_says_that_nothing_was_saved(cache_home, tmp_path, number, code):
+    process = start(tmp_path)
+    wait_for(process, "Base ")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert "No adapter was saved" in err
+    assert not (tmp_path / "smoke-1" / "adapter").exists()
+
+
+def test_a_full_disk_names_the_path_and_leaves_nothing_half_written(cache_home, tmp_path):
+    process = start(tmp_path, limit=12_000)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 4, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert f"No space left to write the adapter: {tmp_path / 'smoke-1' / 'adapter'}" in err
+    assert sorted(p.name for p in (tmp_path / "smoke-1").iterdir() if "adapter" in p.name) == []

@@ -1,0 +1,102 @@
+"""The main job as a user runs it: the smoke recipe for every test run, the embedded base for the slow one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*arguments, stdin=""):
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_chat", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=dict(os.environ),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+RESULT_KEYS = {
+    "run",
+    "seconds",
+    "supervised_tokens",
+    "peak_memory_bytes",
+    "adapter_bytes",
+    "trainable_parameters",
+    "validation_loss",
+    "perplexity",
+}
+
+
+def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
+    done = run("sft", "recipes/smoke.yaml", "--json", "--set", f"output.directory={tmp_path}")
+    assert len(done.stdout.splitlines()) == 1
+    result = json.loads(done.stdout)
+    assert set(result) == RESULT_KEYS
+    assert set(result["seconds"]) == {"load", "train", "total"}
+    assert result["validation_loss"]["adapted"] < result["validation_loss"]["base"]
+    folder = tmp_path / "smoke-1"
+    assert {p.name for p in folder.iterdir()} == {
+        "adapter",
+        "comparison.json",
+        "loss.png",
+        "metrics.jsonl",
+        "plan.json",
+        "recipe.yaml",
+        "result.json",
+        "validation.jsonl",
+        "versions.json",
+    }
+    assert {p.name for p in (folder / "adapter").iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "lora_chat.json",
+    }
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+    again = json.loads(run("eval", folder, "--json").stdout)
+    for side in ("base", "adapted"):
+        assert again["validation_loss"][side] == pytest.approx(result["validation_loss"][side], abs=1e-6)
+
+    replies = run("chat", folder, "--json", "--max-new-tokens", 4, stdin="hello\n/reset\nhi\n").stdout.splitlines()
+    assert [json.loads(line)["role"] for line in replies] == ["assistant", "assistant"]
+    assert run("chat", folder / "adapter", "--json", "--max-new-tokens", 4, stdin="hello\n").stdout.count("\n") == 1
+
+    merged = json.loads(run("merge", folder, "--to", tmp_path / "merged", "--json").stdout)
+    assert merged["proof"]["mean_kl"] < 1e-2
+    out = run("chat", tmp_path / "merged", "--json", "--max-new-tokens", 4, stdin="hello\n").stdout
+    assert json.loads(out) == json.loads(replies[0])
+
+
+def test_a_second_run_takes_the_next_number_and_the_resolved_recipe_runs(cache_home, tmp_path):
+    settings = ["--set", f"output.directory={tmp_path}", "--set", "training.max_steps=1"]
+    first = json.loads(run("sft", "recipes/smoke.yaml", "--json", *settings).stdout)
+    second = json.loads(run("sft", tmp_path / "smoke-1" / "recipe.yaml", "--json").stdout)
+    assert [result["run"] for result in (first, second)] == [str(tmp_path / "smoke-1"), str(tmp_path / "smoke-2")]
+    assert first["validation_loss"] == second["validation_loss"]
+
+
+@pytest.mark.slow
+def test_the_embedded_base_learns_and_its_4_bit_merge_agrees(cache_home, tmp_path):
+    settings = {
+        "output.directory": tmp_path,
+        "training.max_steps": 6,
+        "evaluation.questions": "null",
+        "evaluation.samples": 1,
+        "evaluation.max_new_tokens": 8,
+    }
+    arguments = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
+    result = json.loads(run("sft", "recipes/quickstart.yaml", "--json", *arguments).stdout)
+    assert result["validation_loss"]["adapted"] < result["validation_loss"]["base"] - 0.3
+    assert result["adapter_bytes"] < 12e6
+    merged = json.loads(run("merge", tmp_path / "quickstart-1", "--to", tmp_path / "merged", "--json").stdout)
+    assert merged["proof"]["mean_kl"] < 1e-2
+    assert merged["proof"]["same_top_token"] > 0.9
