@@ -81,7 +81,7 @@ def _construct(node: yaml.Node, at: Key, places: dict[Key, str], path: Path) -> 
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, (*at, str(i)), places, path) for i, item in enumerate(node.value)]
     try:
-        return _scalar(node.value, kind, plain=node.style is None)
+        return _scalar(node.value, kind, plain=getattr(node, "style", None) is None)
     except (yaml.YAMLError, ValueError, KeyError) as error:
         raise RecipeError(f"{where}: {_short(node.value)} is no {kind}.") from error
 
@@ -95,8 +95,10 @@ def _scalar(text: str, kind: str, plain: bool) -> Any:
 
 def _compose(text: str) -> yaml.Node | None:
     """YAML text as nodes; aliases are refused, for a few of them can stand for more than memory holds."""
-    if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-        raise yaml.YAMLError("aliases (& and *) are not allowed in a recipe")
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
+            problem = "aliases (& and *) are not allowed in a recipe"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=token.start_mark)
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError as error:

@@ -17,9 +17,9 @@ from lora_chat.training.progress import open_view
 from lora_chat.training.signals import stop_requests
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from peft import PeftModel
-    import torch
     from transformers import PreTrainedTokenizerBase
     from trl import SFTConfig
 

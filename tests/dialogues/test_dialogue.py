@@ -50,7 +50,7 @@ def test_a_row_that_is_no_object_is_refused(row):
 def test_a_row_without_messages_names_the_keys_it_has():
     told = refusal({"prompt": "a", "completion": "b"})
     assert "messages" in told
-    assert "prompt, completion" in told
+    assert "'prompt', 'completion'" in told
     assert "none" in refusal({})
 
 

@@ -136,7 +136,7 @@ JOINING = ["\n\nyo", "  yo", " \nyo", "\n  yo", "\n\n\nyo"]
 def test_blanks_that_merge_with_the_template_are_refused_with_the_remedy(
     with_template, merging_tokenizer, template, answer
 ):
-    with pytest.raises(DataError, match="message 2 .* remove them"):
+    with pytest.raises(DataError, match=r"message 2 .* remove them"):
         check(dialogue("hi", answer), with_template(template, merging_tokenizer))
 
 
