@@ -16,7 +16,7 @@ _SHAPE = {
 _GPT2_SHAPE = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024}
 
 
-def make_random_base(architecture: str, folder: Path) -> Path:
+def make_random_base(architecture: str, folder: Path, sharpness: float) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -34,6 +34,8 @@ def make_random_base(architecture: str, folder: Path) -> Path:
     torch.manual_seed(1)
     config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **shape, **ids)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(sharpness)  # random logits are nearly equal otherwise
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -65,11 +67,12 @@ def tiny_tokenizer(cache_home):
 @pytest.fixture(scope="session")
 def random_base(cache_home, tmp_path_factory):
     """A function from an architecture's name to the folder of its random model, each made once."""
-    made: dict[str, Path] = {}
+    made: dict[tuple[str, float], Path] = {}
 
-    def get(architecture: str) -> Path:
-        if architecture not in made:
-            made[architecture] = make_random_base(architecture, tmp_path_factory.mktemp(architecture))
-        return made[architecture]
+    def get(architecture: str, sharpness: float = 1.0) -> Path:
+        key = (architecture, sharpness)
+        if key not in made:
+            made[key] = make_random_base(architecture, tmp_path_factory.mktemp(architecture), sharpness)
+        return made[key]
 
     return get

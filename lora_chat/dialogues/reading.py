@@ -97,7 +97,8 @@ def split_dialogues(dialogues: Sequence[Dialogue], share: float, seed: int) -> t
         if len(held) + len(group) <= wanted:
             held.update(group)
     if not held:  # every group is larger than the share; the smallest comes nearest
-        held.update(min(order, key=lambda group: len(group)))
+        smallest: list[int] = min(order, key=len)
+        held.update(smallest)
     train = [d for i, d in enumerate(dialogues) if i not in held]
     return train, [d for i, d in enumerate(dialogues) if i in held]
 
