@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lora_chat.console import say
 from lora_chat.dialogues.chat_template import install_template
-from lora_chat.errors import RecipeError
+from lora_chat.errors import BaseUnavailableError, RecipeError
 from lora_chat.models.adapter import is_adapter, read_identity
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer, read_stop_ids
 from lora_chat.models.loading import find_adapter
@@ -18,8 +18,6 @@ from lora_chat.serving.chat import Chat
 def open_chat(thing: str, mode: str | None, system: str | None, max_new_tokens: int, as_json: bool) -> Chat:
     """Load what was named. Raises RecipeError if it is nothing that talks."""
     path = Path(thing).expanduser()
-    if not path.exists() and "/" in thing and path.parent.is_dir():
-        raise RecipeError(f"There is no run or adapter {thing}.")
     quantization = QuantizationSection(mode="none")
     adapter = path if is_adapter(path) else None
     if is_run(path):
@@ -45,7 +43,10 @@ def open_chat(thing: str, mode: str | None, system: str | None, max_new_tokens: 
         install_template(tokenizer)
         model = found.load(precision)
     else:
-        base = find_base(BaseSection(name=thing), say)
+        try:
+            base = find_base(BaseSection(name=thing), say)
+        except BaseUnavailableError as error:
+            raise BaseUnavailableError(f"There is no run, adapter or folder {thing} here.\n{error}") from error
         tokenizer = load_tokenizer(base)
         install_template(tokenizer)
         model = load_base_model(base, precision)
