@@ -36,7 +36,9 @@ def wait_for(process, text):
     raise AssertionError(f"{text!r} never came:\n{seen}")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_in_training_keeps_what_was_learned(cache_home, tmp_path, number, code):
     process = start(tmp_path, "training.epochs=5000")
     wait_for(process, "step 1/")
@@ -54,6 +56,7 @@ def test_a_signal_in_training_keeps_what_was_learned(cache_home, tmp_path, numbe
     assert f"Stopped after step {steps[-1]} of" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_before_training_says_that_nothing_was_saved(cache_home, tmp_path, number, code):
     process = start(tmp_path)

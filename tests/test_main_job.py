@@ -34,6 +34,7 @@ RESULT_KEYS = {
 }
 
 
+@pytest.mark.slow
 def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
     done = run("sft", "recipes/smoke.yaml", "--json", "--set", f"output.directory={tmp_path}")
     assert len(done.stdout.splitlines()) == 1
@@ -76,6 +77,7 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
     assert json.loads(out) == json.loads(replies[0])
 
 
+@pytest.mark.slow
 def test_a_second_run_takes_the_next_number_and_the_resolved_recipe_runs(cache_home, tmp_path):
     settings = ["--set", f"output.directory={tmp_path}", "--set", "training.max_steps=1"]
     first = json.loads(run("sft", "recipes/smoke.yaml", "--json", *settings).stdout)
