@@ -7,12 +7,10 @@ from lora_chat.console import say, shown
 from lora_chat.delivery.merge import merge
 from lora_chat.errors import RecipeError
 from lora_chat.models.adapter import is_adapter
-from lora_chat.models.base_model import read_stop_ids
 from lora_chat.models.loading import find_adapter
 from lora_chat.pipeline import compare_run, headline
 from lora_chat.planning.hardware import detect_hardware
-from lora_chat.planning.plan import make_precision
-from lora_chat.planning.recipe import QuantizationSection
+from lora_chat.planning.plan import PrecisionPlan, make_precision
 from lora_chat.preparation import prepare_held_out
 from lora_chat.run_folder import RunFolder, open_run_folder
 
@@ -36,9 +34,7 @@ def merge_run(path: str, to: Path) -> dict[str, Any]:
     found = find_adapter(run.adapter, say)
     prepared = prepare_held_out(run.read_plan(), run, say)
     probes = [row.input_ids for row in prepared.validation_rows[:_PROBES]]
-    stop_ids = read_stop_ids(found.base, prepared.tokenizer)
-    found = type(found)(found.folder, found.base, prepared.tokenizer)
-    report = merge(found, _precision(run), stop_ids, probes, to, say)
+    report = merge(found, _precision(run), prepared.stop_ids, probes, to, say)
     say(
         f"Merged into {shown(to.absolute())}. Against the adapted model on {report.tokens} tokens: mean KL "
         f"{report.mean_kl:.1e} nats, largest {report.largest_kl:.1e}, same top token {report.same_top_token:.1%}"
@@ -53,7 +49,5 @@ def _finished(path: str) -> RunFolder:
     return run
 
 
-def _precision(run: RunFolder) -> Any:
-    trained = run.read_plan().precision
-    section = QuantizationSection(mode=trained.mode, double_quantization=trained.double_quantization)
-    return make_precision(section, detect_hardware())
+def _precision(run: RunFolder) -> PrecisionPlan:
+    return make_precision(run.read_quantization(), detect_hardware())

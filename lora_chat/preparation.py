@@ -60,6 +60,8 @@ def prepare(plan: Plan, notice: Callable[[str], None]) -> Prepared:
         train, validation = split_dialogues(dialogues, plan.data.validation_share, plan.data.seed)
     questions = read_questions(plan.evaluation.questions) if plan.evaluation.questions else []
     base, tokenizer, stop_ids = open_base(plan, notice)
+    if plan.adapter.target_modules != "all-linear":
+        check_targets_exist(load_skeleton(base), plan.adapter.target_modules)
     limits = (plan.data.max_length, plan.data.over_long)
     positions = read_positions(base)
     train_rows, report = encode_dialogues(train, tokenizer, stop_ids, *limits, plan.data.train, positions)
@@ -102,12 +104,10 @@ def prepare_held_out(plan: Plan, run: RunFolder, notice: Callable[[str], None]) 
 def open_base(
     plan: Plan, notice: Callable[[str], None]
 ) -> "tuple[FoundBase, PreTrainedTokenizerBase, tuple[int, ...]]":
-    """Base, tokenizer with a chat template, and stop ids; names of target modules are checked without weights."""
+    """Base, tokenizer with a chat template, and stop ids."""
     base = find_base(plan.base, notice)
     tokenizer = load_tokenizer(base)
     install_template(tokenizer)
-    if plan.adapter.target_modules != "all-linear":
-        check_targets_exist(load_skeleton(base), plan.adapter.target_modules)
     return base, tokenizer, read_stop_ids(base, tokenizer)
 
 

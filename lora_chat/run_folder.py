@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_chat.errors import IntegrityError, RecipeError, explain_write_errors
 from lora_chat.planning.plan import Plan
-from lora_chat.planning.recipe import Recipe
+from lora_chat.planning.recipe import QuantizationSection, Recipe
 from lora_chat.planning.recipe_file import recipe_as_yaml
 from lora_chat.writing import write_text_whole
 
@@ -106,6 +106,11 @@ class RunFolder:
             return Plan.model_validate_json(self.plan.read_text(encoding="utf-8"))
         except ValueError as error:
             raise IntegrityError(f"{self.plan} is damaged: {error}") from error
+
+    def read_quantization(self) -> QuantizationSection:
+        """How the base was held in training; what is done with the run later holds it the same way."""
+        trained = self.read_plan().precision
+        return QuantizationSection(mode=trained.mode, double_quantization=trained.double_quantization)
 
 
 def create_run_folder(recipe: Recipe, plan: Plan) -> RunFolder:

@@ -22,14 +22,12 @@ def open_chat(thing: str, mode: str | None, system: str | None, max_new_tokens: 
     adapter = path if is_adapter(path) else None
     if is_run(path):
         run = RunFolder(path)
-        trained = run.read_plan().precision
-        quantization = QuantizationSection(mode=trained.mode, double_quantization=trained.double_quantization)
+        quantization = run.read_quantization()
         adapter = run.adapter
         if not is_adapter(adapter):
             raise RecipeError(f"The run {path} has no adapter: its training did not get that far.")
     elif adapter and is_run(path.parent):
-        trained = RunFolder(path.parent).read_plan().precision
-        quantization = QuantizationSection(mode=trained.mode, double_quantization=trained.double_quantization)
+        quantization = RunFolder(path.parent).read_quantization()
     if mode:
         quantization = QuantizationSection.model_validate({"mode": mode})
     precision = make_precision(quantization, detect_hardware())

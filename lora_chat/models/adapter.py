@@ -186,10 +186,8 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
         if not torch.isfinite(tensor).all():
             raise IntegrityError(f"The adapter {folder} holds values that are not numbers, in {name}.")
     set_peft_model_state_dict(wrapped, weights)
-    for (
-        name,
-        parameter,
-    ) in wrapped.named_parameters():  # PEFT holds them in fp32; the trained function is that of the file
+    # PEFT holds them in fp32; the trained function is that of the file.
+    for name, parameter in wrapped.named_parameters():
         saved = weights.get(name.replace(".default", ""))
         if saved is not None:
             parameter.data = parameter.data.to(saved.dtype)

@@ -104,7 +104,8 @@ def train_sft(
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if bfloat16:
             _cast_adapter(model, torch.bfloat16)
-        _give_memory_back()
+        if on_cpu:
+            _give_memory_back()
         model.set_attn_implementation(stock_attention)
     return TrainingReport(
         steps=trainer.state.global_step,
