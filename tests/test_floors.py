@@ -23,7 +23,7 @@ FROM_THE_ROOT = {"__version__", "preparation"}
 DOORS = {
     "trl": ["training/"],
     "peft": ["models/adapter.py"],
-    "bitsandbytes": ["models/base_model.py"],
+    "bitsandbytes": ["models/frozen_weights.py"],
 }
 BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle"}
 BANNED_CALLS = {"eval", "exec"}

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import BaseUnavailableError, LoraChatError, MemoryShortError
 from lora_chat.models.embedded import embedded_names, find_embedded
+from lora_chat.models.frozen_weights import frozen_weight, hold_dense_weights, keep_one_layout
 from lora_chat.planning.plan import PrecisionPlan
 from lora_chat.planning.recipe import BaseSection
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # No .bin, .pt or .py: neither pickles nor code are ever downloaded.
-_REPACKS = "support_avx512bf16_for_cpu"
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -171,6 +170,8 @@ def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMod
         raise BaseUnavailableError(f"The weights of {base.name} cannot be loaded: {_first_line(error)}") from error
     model.requires_grad_(False)
     keep_one_layout(model)
+    if precision.device == "cpu":
+        hold_dense_weights(model)
     return model
 
 
@@ -197,30 +198,6 @@ def load_dequantised(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMo
         with torch.no_grad():
             target.weight.copy_(values.reshape(target.weight.shape))
     return plain
-
-
-def frozen_weight(layer: "torch.nn.Module") -> Any:
-    """The dense weight (out, in) that a linear layer computes with, whatever it is stored as."""
-    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
-
-    weight: Any = layer.weight
-    if getattr(weight, "quant_state", None) is not None:
-        return dequantize_4bit(weight.data, weight.quant_state)
-    if getattr(weight, "SCB", None) is not None:
-        return int8_vectorwise_dequant(weight.data, weight.SCB)
-    return weight.detach()
-
-
-def keep_one_layout(model: "torch.nn.Module") -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for CPU inference.
-
-    `Linear4bit.forward` repacks at the first evaluation on AVX512-BF16 machines. From then on the weights
-    give slightly other results, `dequantize_4bit` misreads them, and no gradient passes through the layer
-    (`matmul_4bit` takes an inference kernel), so training after an evaluation would go wrong in silence.
-    """
-    for module in model.modules():
-        if hasattr(module, _REPACKS):
-            setattr(module, _REPACKS, False)
 
 
 def _first_line(error: Exception) -> str:

@@ -103,6 +103,6 @@ def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPla
         "micro_batch_size": micro,
         "gradient_accumulation_steps": whole // micro,
         "gradient_checkpointing": hardware.device == "cuda" if checkpointing == "auto" else checkpointing,
-        "padding_free": hardware.device == "cpu" and micro > 1,
+        "padding_free": hardware.device == "cpu",
     }
     return TrainingPlan(**(training.model_dump() | decided))

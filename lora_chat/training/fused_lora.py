@@ -1,7 +1,6 @@
-"""LoRA linear layers as one autograd step: fewer copies, and a frozen weight dequantised once where it fits.
+"""LoRA linear layers as one autograd step: fewer operations and copies.
 
-y = x W^T + b + s (x A^T) B^T (arXiv 2106.09685). PEFT computes the same in about ten operations, and
-bitsandbytes dequantises W twice a step.
+y = x W^T + b + s (x A^T) B^T (arXiv 2106.09685). PEFT computes the same in about ten operations.
 """
 
 from collections.abc import Iterator
@@ -10,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_chat.models.base_model import frozen_weight
+from lora_chat.models.frozen_weights import frozen_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_HELD_BYTES = 2**30
-"""Dense weights are kept for the whole training if they take no more than this together."""
 
 
 class LoraLinear(torch.autograd.Function):
@@ -56,9 +52,8 @@ def fused_lora(model: torch.nn.Module) -> Iterator[int]:
     Dropout, DoRA, Conv1D, 8-bit layers and adapters with a bias keep PEFT's own forward.
     """
     layers: list[Any] = [m for m in model.modules() if _is_covered(m)]
-    size = sum(m.base_layer.in_features * m.base_layer.out_features for m in layers) * 2
     for layer in layers:
-        layer.forward = _make_forward(layer, hold=size <= _HELD_BYTES)
+        layer.forward = _make_forward(layer)
     try:
         yield len(layers)
     finally:
@@ -79,14 +74,13 @@ def _is_covered(layer: Any) -> bool:
     )
 
 
-def _make_forward(layer: Any, hold: bool) -> "Callable[..., torch.Tensor]":
+def _make_forward(layer: Any) -> "Callable[..., torch.Tensor]":
     stock = layer.forward
     base = layer.base_layer
-    dense = frozen_weight(base)
-    dtype, held = dense.dtype, dense if hold else None
+    dtype = getattr(base, "compute_dtype", None) or base.weight.dtype
 
     def weight() -> torch.Tensor:
-        return held if held is not None else frozen_weight(base)  # type: ignore[no-any-return]
+        return frozen_weight(base)  # type: ignore[no-any-return]
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if args or kwargs or layer.disable_adapters or not torch.is_grad_enabled() or x.dtype != dtype:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from lora_chat.errors import MemoryShortError
 from lora_chat.planning.plan import TrainingPlan
-from lora_chat.training.attention import register_segment_attention
 from lora_chat.training.progress import open_view
 from lora_chat.training.signals import stop_requests
 
@@ -64,6 +63,8 @@ def train_sft(
     import torch
     from transformers import PrinterCallback
 
+    from lora_chat.training.attention import register_segment_attention
+    from lora_chat.training.flat_proof import find_flat_rows
     from lora_chat.training.fused_lora import fused_lora
     from lora_chat.training.recording import Recorder
     from lora_chat.training.supervised_loss import SupervisedSFTTrainer
@@ -77,9 +78,15 @@ def train_sft(
     try:
         with stop_requests(view.note) as stop:
             recorder = Recorder(metrics, view, stop)
+            collator = None
+            if plan.padding_free:
+                if stock_attention == "sdpa":  # models with caps of their own chose another
+                    model.set_attn_implementation(register_segment_attention())
+                collator = find_flat_rows(model, train[0].input_ids, stock_attention)
             trainer = SupervisedSFTTrainer(
                 model=model,
                 args=_make_config(plan, metrics.parent, bfloat16, on_cpu, each_epoch, tensorboard is not None),
+                data_collator=collator,
                 train_dataset=_make_dataset(train),
                 eval_dataset=_make_dataset(validation) if each_epoch else None,
                 processing_class=tokenizer,
@@ -90,8 +97,6 @@ def train_sft(
             _cast_adapter(model, torch.float32)
             if on_cpu:
                 _keep_memory()
-                if plan.padding_free and stock_attention == "sdpa":  # models with caps of their own chose another
-                    model.set_attn_implementation(register_segment_attention())
             started = time.monotonic()
             with fused_lora(model) if on_cpu else nullcontext():
                 trainer.train()
@@ -144,7 +149,6 @@ def _make_config(
         seed=plan.seed,
         bf16=bfloat16,
         use_cpu=on_cpu,
-        padding_free=plan.padding_free,
         max_length=None,  # longer rows were refused or dropped before
         dataset_kwargs={"skip_prepare_dataset": True},
         eval_strategy="epoch" if each_epoch else "no",

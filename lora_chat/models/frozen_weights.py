@@ -1,0 +1,68 @@
+"""The frozen weights of quantised linear layers: dense values, and what bitsandbytes does to them on a CPU."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+_REPACKS = "support_avx512bf16_for_cpu"
+_HELD = "dense_weight"
+_MOST_HELD_BYTES = 2**30
+"""Dense values are held if those of all layers together take no more than this."""
+
+
+def frozen_weight(layer: "torch.nn.Module") -> Any:
+    """The dense weight (out, in) that a linear layer computes with, whatever it is stored as."""
+    held = layer.__dict__.get(_HELD)
+    if held is not None:
+        return held
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+
+    weight: Any = layer.weight
+    if getattr(weight, "quant_state", None) is not None:
+        return dequantize_4bit(weight.data, weight.quant_state)
+    if getattr(weight, "SCB", None) is not None:
+        return int8_vectorwise_dequant(weight.data, weight.SCB)
+    return weight.detach()
+
+
+def hold_dense_weights(model: "torch.nn.Module") -> bool:
+    """Dequantise 4-bit layers once instead of at every product, if that takes little memory; whether it was done.
+
+    The values and results are those of bitsandbytes, whose CPU path makes the dense weight anew each time.
+    LLM.int8 is left alone: it rounds activations too.
+    """
+    layers: list[Any] = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+    size = sum(m.in_features * m.out_features * m.compute_dtype.itemsize for m in layers)
+    if size > _MOST_HELD_BYTES:
+        return False
+    for layer in layers:
+        dense = frozen_weight(layer)
+        if dense.dtype == layer.compute_dtype:
+            setattr(layer, _HELD, dense)
+            layer.forward = _make_forward(layer, dense)
+    return bool(layers)
+
+
+def _make_forward(layer: Any, dense: "torch.Tensor") -> "Callable[[torch.Tensor], torch.Tensor]":
+    from torch.nn.functional import linear
+
+    def forward(x: "torch.Tensor") -> "torch.Tensor":
+        bias = None if layer.bias is None else layer.bias.to(dense.dtype)
+        return linear(x.to(dense.dtype), dense, bias).to(x.dtype)
+
+    return forward
+
+
+def keep_one_layout(model: "torch.nn.Module") -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for CPU inference.
+
+    `Linear4bit.forward` repacks at the first evaluation on AVX512-BF16 machines. From then on the weights
+    give slightly other results, `dequantize_4bit` misreads them, and no gradient passes through the layer
+    (`matmul_4bit` takes an inference kernel), so training after an evaluation would go wrong in silence.
+    """
+    for module in model.modules():
+        if hasattr(module, _REPACKS):
+            setattr(module, _REPACKS, False)

@@ -1,0 +1,68 @@
+"""A micro-batch as one row without padding; a beginning that all its dialogues share stands there once.
+
+The hidden states of a shared beginning are the same in every dialogue, so its gradient is the sum of theirs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lora_chat.dialogues.encoding import IGNORE_INDEX
+
+_SHORTEST_SHARED = 4
+"""Below this a shared beginning is not worth its bookkeeping."""
+
+
+@dataclass(frozen=True)
+class FlatRows:
+    """Collates rows of `input_ids` and `labels`, both (length,), to tensors (1, tokens).
+
+    Borders come as `cu_seq_lens_q` (rows + 1). With `shared_prefix`, every row but the first leaves that many
+    tokens out, which it is to attend to nevertheless.
+    """
+
+    share: bool
+
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        prefix = _shared_prefix(rows) if self.share else 0
+        ids: list[int] = []
+        labels: list[int] = []
+        positions: list[int] = []
+        edges = [0]
+        for number, row in enumerate(rows):
+            begin = prefix if number else 0
+            ids += row["input_ids"][begin:]
+            # A row's first token is no one's next token.
+            labels += [IGNORE_INDEX, *row["labels"][begin + 1 :]]
+            positions += range(begin, len(row["input_ids"]))
+            edges.append(len(ids))
+        borders = torch.tensor(edges, dtype=torch.int32)
+        longest = int(borders.diff().max())
+        batch = {
+            "input_ids": torch.tensor([ids]),
+            "labels": torch.tensor([labels]),
+            "position_ids": torch.tensor([positions]),
+            "cu_seq_lens_q": borders,
+            "cu_seq_lens_k": borders,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
+        return batch | {"shared_prefix": prefix} if prefix else batch
+
+
+def _shared_prefix(rows: Sequence[dict[str, list[int]]]) -> int:
+    """How many tokens all rows begin with, none of them trained, nor the one after them."""
+    first = rows[0]["input_ids"]
+    if len(rows) < 2:
+        return 0
+    length = min(_untrained(row["labels"]) for row in rows) - 1
+    for row in rows[1:]:
+        length = next((i for i in range(length) if row["input_ids"][i] != first[i]), length)
+    return length if length >= _SHORTEST_SHARED else 0
+
+
+def _untrained(labels: Sequence[int]) -> int:
+    """Number of tokens before the first trained one."""
+    return next((i for i, label in enumerate(labels) if label != IGNORE_INDEX), len(labels))

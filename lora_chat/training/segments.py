@@ -1,0 +1,89 @@
+"""Where each dialogue of a flat micro-batch stands, and how to lay them side by side for attention."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_BLOCK_COST = 4096
+"""What one more block costs, in padded scores of one head: some twenty small operations."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Segments of similar length, padded on the right to the longest."""
+
+    length: int
+    padded: "torch.Tensor"
+    """(segments * length,): the flat token at every padded place; 0 where there is none."""
+    places: "torch.Tensor"
+    """Padded places of the segments' own tokens, ..."""
+    tokens: "torch.Tensor"
+    """... and which flat tokens they are."""
+    first_copy: int
+    """From this segment on, a shared prefix in front is a copy."""
+
+
+@lru_cache(maxsize=256)
+def lay_out(edges: tuple[int, ...], prefix: int) -> tuple[Block, ...]:
+    """Flat borders (segments + 1) -> blocks that cover every token once.
+
+    The first segment begins with `prefix` tokens which all others, that leave them out, also see.
+    """
+    import torch
+
+    sequences = []
+    for i, (start, end) in enumerate(pairwise(edges)):
+        shared = list(range(prefix)) if i else []
+        sequences.append((shared + list(range(start, end)), len(shared)))
+    # Longest first, but the first segment before others of its length: it owns the prefix.
+    order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i][0]), i))
+    blocks = []
+    for group in _group([len(sequences[i][0]) for i in order]):
+        members = sorted(order[group])
+        length = max(len(sequences[i][0]) for i in members)
+        padded = [0] * (len(members) * length)
+        places: list[int] = []
+        tokens: list[int] = []
+        for row, i in enumerate(members):
+            sequence, shared_count = sequences[i]
+            padded[row * length : row * length + len(sequence)] = sequence
+            places += range(row * length + shared_count, row * length + len(sequence))
+            tokens += sequence[shared_count:]
+        blocks.append(
+            Block(
+                length=length,
+                padded=torch.tensor(padded),
+                places=torch.tensor(places),
+                tokens=torch.tensor(tokens),
+                first_copy=1 if members[0] == 0 else 0,
+            )
+        )
+    return tuple(blocks)
+
+
+def _group(lengths: Sequence[int]) -> list[slice]:
+    """Cut falling lengths into runs so that padding and the number of runs together cost least."""
+    best = [(0, 0)]  # for the first n: cost, and where the last run begins
+    for n in range(1, len(lengths) + 1):
+        best.append(min((best[i][0] + (n - i) * lengths[i] ** 2 + _BLOCK_COST, i) for i in range(n)))
+    runs: list[slice] = []
+    end = len(lengths)
+    while end:
+        runs.append(slice(best[end][1], end))
+        end = best[end][1]
+    return runs
+
+
+@lru_cache(maxsize=256)
+def causal_mask(length: int, copies: int, dtype: "torch.dtype", window: int | None) -> "torch.Tensor":
+    """(copies * length, length): 0 where a token may look, -inf in the future and `window` tokens back or more."""
+    import torch
+
+    mask = torch.full((length, length), float("-inf"), dtype=dtype)
+    back = mask.tril(-window) if window is not None and window < length else torch.zeros_like(mask)
+    return (mask.triu(1) + back).repeat(copies, 1)

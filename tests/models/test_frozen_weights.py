@@ -1,0 +1,46 @@
+"""Holding dense weights changes the time, nothing else."""
+
+import pytest
+import torch
+
+from lora_chat.models import frozen_weights
+from lora_chat.models.adapter import attach_adapter
+from lora_chat.models.base_model import find_base, load_base_model
+from lora_chat.planning.hardware import Hardware
+from lora_chat.planning.plan import make_precision
+from lora_chat.planning.recipe import AdapterSection, BaseSection, QuantizationSection
+
+
+def load(folder, bfloat16, mode="4bit"):
+    precision = make_precision(QuantizationSection(mode=mode), Hardware("cpu", "test", 0, bfloat16, 2))
+    return load_base_model(find_base(BaseSection(name=str(folder))), precision)
+
+
+def results(model):
+    """Logits, and gradients of LoRA weights that are not all zero."""
+    adapted = attach_adapter(model, AdapterSection(rank=4, dropout=0.1), seed=1).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(2))
+    logits = adapted(input_ids=torch.arange(5, 30)[None]).logits
+    logits.float().logsumexp(-1).sum().backward()
+    return logits.detach(), [p.grad for p in adapted.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi"])
+def test_held_weights_give_the_same_bits(random_base, monkeypatch, architecture, bfloat16):
+    held = load(random_base(architecture), bfloat16)
+    assert any("forward" in vars(m) for m in held.modules() if type(m).__name__ == "Linear4bit")
+    monkeypatch.setattr(frozen_weights, "_MOST_HELD_BYTES", 0)
+    fresh = load(random_base(architecture), bfloat16)
+    assert not any("forward" in vars(m) for m in fresh.modules() if type(m).__name__ == "Linear4bit")
+    (logits, gradients), (expected, wanted) = results(held), results(fresh)
+    assert torch.equal(logits, expected)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
+    assert all(g.abs().sum() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("mode", ["8bit", "none"])
+def test_other_precisions_hold_nothing(random_base, mode):
+    assert not frozen_weights.hold_dense_weights(load(random_base("llama"), True, mode))
