@@ -1,5 +1,6 @@
 """Find and load a base: its tokenizer, and its frozen weights in 16, 8 or 4 bits."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,12 @@ def _find_on_hub(base: BaseSection, notice: Callable[[str], None]) -> FoundBase:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    folder = ""
     try:
         folder = snapshot_download(base.name, revision=base.revision, allow_patterns=_WANTED, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
+        pass
+    if not folder or not _is_whole(Path(folder)):
         notice(f"Downloading {base.name} from the hub")
         try:
             folder = snapshot_download(base.name, revision=base.revision, allow_patterns=_WANTED)
@@ -75,7 +79,22 @@ def _find_on_hub(base: BaseSection, notice: Callable[[str], None]) -> FoundBase:
                 "--set base.name=smollm2-135m-instruct"
             ) from error
     path = Path(folder)
+    if not _is_whole(path):
+        raise BaseUnavailableError(
+            f"The hub's {base.name} has no config.json or no weights in safetensors; pickled weights are never read.\n"
+            "Choose a repository or revision that has them."
+        )
     return FoundBase(base.name, path, path.name)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all that is needed is there: an interrupted download leaves a folder too."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weights = set(json.loads(index.read_text()).get("weight_map", {}).values())
+    else:
+        weights = {"model.safetensors"}
+    return all((folder / name).is_file() for name in {"config.json"} | weights)
 
 
 def load_tokenizer(base: FoundBase) -> "PreTrainedTokenizerBase":

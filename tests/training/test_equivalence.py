@@ -29,12 +29,13 @@ FP32 = Hardware("cpu", "test", 0, False, 2)
 BF16 = Hardware("cpu", "test", 0, True, 2)
 
 
-def make_rows(count, seed=0):
+def make_rows(count, seed=0, shared=0):
     generator = torch.Generator().manual_seed(seed)
+    beginning = torch.randint(3, 259, (shared,), generator=generator).tolist()
     rows = []
     for i in range(count):
-        ids = torch.randint(3, 259, (8 + 5 * i % 17,), generator=generator).tolist()
-        rows.append(EncodedDialogue(ids, [-100] * 4 + ids[4:]))
+        ids = beginning + torch.randint(3, 259, (8 + 5 * i % 17,), generator=generator).tolist()
+        rows.append(EncodedDialogue(ids, [-100] * (shared + 4) + ids[shared + 4 :]))
     return rows
 
 
@@ -85,8 +86,9 @@ def test_accumulation_equals_one_large_batch(cache_home, tmp_path, micro):
     assert_same_weights(whole, pieces, 2e-4)
 
 
-def test_flat_rows_equal_padded_rows(cache_home, tmp_path):
-    rows = make_rows(16)
+@pytest.mark.parametrize("shared", [0, 20])
+def test_flat_rows_equal_padded_rows(cache_home, tmp_path, shared):
+    rows = make_rows(16, shared=shared)
     flat, _, losses = train(rows, tmp_path / "flat", attention="flat", micro_batch_size=4)
     padded, _, again = train(rows, tmp_path / "padded", attention="padded", micro_batch_size=4)
     assert again == pytest.approx(losses, abs=1e-4)

@@ -1,0 +1,133 @@
+"""A base from the hub: downloaded once, without code or pickles, pinned to its commit. The hub is a stand-in."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow  # each look at the hub is a process of its own
+COMMIT = "5" * 40
+FIND = """
+import json, sys
+from lora_chat.errors import LoraChatError
+from lora_chat.models.base_model import find_base
+from lora_chat.planning.recipe import BaseSection
+notices = []
+try:
+    base = find_base(BaseSection(name=sys.argv[1], revision=sys.argv[2] or None), notices.append)
+    found = {"files": sorted(p.name for p in base.folder.iterdir()), "revision": base.revision, "folder": str(base.folder)}
+except LoraChatError as error:
+    found = {"error": str(error), "code": error.exit_code}
+print(json.dumps(found | {"notices": notices}))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(random_base, tmp_path_factory):
+    """A hub with one repository, friend/tiny, that also holds a pickle and code; and what was asked of it."""
+    folder = random_base("llama")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files |= {"pytorch_model.bin": b"a pickle", "modeling_tiny.py": b"raise SystemExit", "README.md": b"hello"}
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def log_message(self, *args):
+            pass
+
+        def answer(self, body):
+            path = self.path.split("?")[0]
+            asked.append(path)
+            headers, content, status = {}, b"{}", 404
+            if path.startswith(("/api/models/friend/tiny", "/api/models/friend/pickled")):
+                about = {"_id": "1", "id": "friend/tiny", "sha": COMMIT, "private": False, "tags": []}
+                names = [n for n in files if "tiny" in path.split("/") or not n.endswith(".safetensors")]
+                about |= {"siblings": [{"rfilename": name} for name in names]}
+                tree = [{"type": "file", "path": n, "size": len(files[n]), "oid": "0" * 40} for n in names]
+                content, status = json.dumps(tree if "/tree/" in path else about).encode(), 200
+            elif path.startswith("/friend/") and path.split("/")[-1] in files:
+                name = path.split("/")[-1]
+                content, status = files[name], 200
+                headers = {"ETag": f'"{hash(name) & 0xFFFFFFFF:040x}"', "X-Repo-Commit": COMMIT}
+            else:
+                headers = {"X-Error-Code": "RepoNotFound"}
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    home = tmp_path_factory.mktemp("hub")
+
+    def find(name, revision="", endpoint=f"http://127.0.0.1:{server.server_port}"):
+        asked.clear()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+        environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", FIND, name, revision], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1]), list(asked)
+
+    yield find
+    server.shutdown()
+
+
+def test_a_base_is_downloaded_once_without_pickles_or_code(hub):
+    found, asked = hub("friend/tiny")
+    assert found["revision"] == COMMIT
+    assert found["notices"] == ["Downloading friend/tiny from the hub"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found["files"])
+    assert not any(name.endswith((".bin", ".py")) for name in found["files"])
+    assert not any(path.endswith((".bin", ".py")) for path in asked)
+    again, asked = hub("friend/tiny")
+    assert again["files"] == found["files"]
+    assert again["revision"] == COMMIT
+    assert asked == []
+
+
+def test_what_was_downloaded_is_there_without_a_network(hub):
+    hub("friend/tiny", COMMIT)
+    found, _ = hub("friend/tiny", COMMIT, endpoint="http://127.0.0.1:9")
+    assert found["revision"] == COMMIT
+
+
+def test_an_interrupted_download_goes_on(hub):
+    found, _ = hub("friend/tiny")
+    (Path(found["folder"]) / "model.safetensors").unlink()
+    again, asked = hub("friend/tiny")
+    assert again["files"] == found["files"]
+    assert any(path.endswith("model.safetensors") for path in asked)
+
+
+def test_a_repository_with_pickles_alone_is_refused(hub):
+    found, asked = hub("friend/pickled")
+    assert found["code"] == 8
+    assert "no weights in safetensors" in found["error"]
+    assert not any(path.endswith(".bin") for path in asked)
+
+
+def test_an_unknown_repository_is_named(hub):
+    found, _ = hub("friend/nothing")
+    assert found["code"] == 8
+    assert "The hub has no model friend/nothing" in found["error"]
+
+
+def test_no_network_and_no_copy_says_what_to_do(hub):
+    found, _ = hub("friend/other", endpoint="http://127.0.0.1:9")
+    assert found["code"] == 8
+    assert "cannot be reached" in found["error"]
