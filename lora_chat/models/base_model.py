@@ -1,6 +1,5 @@
 """Find and load a base: its tokenizer, and its frozen weights in 16, 8 or 4 bits."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 from lora_chat.errors import BaseUnavailableError, LoraChatError, MemoryShortError
 from lora_chat.models.embedded import embedded_names, find_embedded
 from lora_chat.models.frozen_weights import frozen_weight, hold_dense_weights, keep_one_layout
+from lora_chat.models.hub import find_on_hub
 from lora_chat.planning.plan import PrecisionPlan
 from lora_chat.planning.recipe import BaseSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-# No .bin, .pt or .py: neither pickles nor code are ever downloaded.
-_WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 @dataclass(frozen=True)
@@ -50,51 +47,8 @@ def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None)
             f"There is no base {base.name}: neither an embedded one ({', '.join(embedded_names())}), "
             "nor a folder, nor a hub id (OWNER/NAME)."
         )
-    return _find_on_hub(base, notice)
-
-
-def _find_on_hub(base: BaseSection, notice: Callable[[str], None]) -> FoundBase:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    folder = ""
-    try:
-        folder = snapshot_download(base.name, revision=base.revision, allow_patterns=_WANTED, local_files_only=True)
-    except (LocalEntryNotFoundError, HFValidationError):
-        pass
-    if not folder or not _is_whole(Path(folder)):
-        notice(f"Downloading {base.name} from the hub")
-        try:
-            folder = snapshot_download(base.name, revision=base.revision, allow_patterns=_WANTED)
-        except RepositoryNotFoundError as error:
-            raise BaseUnavailableError(
-                f"The hub has no model {base.name}, or it asks for a login.\n"
-                "Check the name; for a gated model set HF_TOKEN."
-            ) from error
-        except Exception as error:  # every network library below has exceptions of its own
-            raise BaseUnavailableError(
-                f"The base {base.name} is not on this machine and the hub cannot be reached "
-                f"({type(error).__name__}).\n"
-                "Go online once, name a local folder, or use the embedded base: "
-                "--set base.name=smollm2-135m-instruct"
-            ) from error
-    path = Path(folder)
-    if not _is_whole(path):
-        raise BaseUnavailableError(
-            f"The hub's {base.name} has no config.json or no weights in safetensors; pickled weights are never read.\n"
-            "Choose a repository or revision that has them."
-        )
-    return FoundBase(base.name, path, path.name)
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether all that is needed is there: an interrupted download leaves a folder too."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weights = set(json.loads(index.read_text()).get("weight_map", {}).values())
-    else:
-        weights = {"model.safetensors"}
-    return all((folder / name).is_file() for name in {"config.json"} | weights)
+    folder = find_on_hub(base.name, base.revision, notice)
+    return FoundBase(base.name, folder, folder.name)
 
 
 def load_tokenizer(base: FoundBase) -> "PreTrainedTokenizerBase":

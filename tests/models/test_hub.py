@@ -20,7 +20,8 @@ from lora_chat.planning.recipe import BaseSection
 notices = []
 try:
     base = find_base(BaseSection(name=sys.argv[1], revision=sys.argv[2] or None), notices.append)
-    found = {"files": sorted(p.name for p in base.folder.iterdir()), "revision": base.revision, "folder": str(base.folder)}
+    files = sorted(p.name for p in base.folder.iterdir())
+    found = {"files": files, "revision": base.revision, "folder": str(base.folder)}
 except LoraChatError as error:
     found = {"error": str(error), "code": error.exit_code}
 print(json.dumps(found | {"notices": notices}))
@@ -117,7 +118,7 @@ def test_an_interrupted_download_goes_on(hub):
 def test_a_repository_with_pickles_alone_is_refused(hub):
     found, asked = hub("friend/pickled")
     assert found["code"] == 8
-    assert "no weights in safetensors" in found["error"]
+    assert "lacks config.json or weights in safetensors" in found["error"]
     assert not any(path.endswith(".bin") for path in asked)
 
 
