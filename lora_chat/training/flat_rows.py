@@ -26,6 +26,7 @@ class FlatRows:
     share: bool
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        rows = [_without_tail(row) for row in rows]
         prefix = _shared_prefix(rows) if self.share else 0
         ids: list[int] = []
         labels: list[int] = []
@@ -50,6 +51,12 @@ class FlatRows:
             "max_length_k": longest,
         }
         return batch | {"shared_prefix": prefix} if prefix else batch
+
+
+def _without_tail(row: dict[str, list[int]]) -> dict[str, list[int]]:
+    """What follows the last trained token (a line feed, an unanswered turn) has no part in the loss."""
+    end = len(row["labels"]) - _untrained(row["labels"][::-1])
+    return {"input_ids": row["input_ids"][:end], "labels": row["labels"][:end]} if end else row
 
 
 def _shared_prefix(rows: Sequence[dict[str, list[int]]]) -> int:

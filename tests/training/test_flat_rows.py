@@ -44,6 +44,13 @@ def test_what_all_rows_begin_with_stands_there_once():
     assert batch["cu_seq_lens_q"].tolist() == [0, 7, 9, 11]
 
 
+def test_what_follows_the_last_trained_token_is_left_out():
+    tail = {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, -100, 3, -100, -100]}
+    batch = FlatRows(share=True)([tail, {"input_ids": [6, 7], "labels": [-100, -100]}])
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 6, 7]]
+    assert batch["labels"].tolist() == [[-100, -100, 3, -100, -100]]
+
+
 @pytest.mark.parametrize(
     ("rows", "prefix"),
     [
