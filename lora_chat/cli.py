@@ -7,11 +7,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from lora_chat import __version__
 from lora_chat.errors import LoraChatError, StoppedError
+from lora_chat.stopping import raise_on_signals
 
 # Before any library is imported: nothing is reported home, no code comes from a hub (RELIABILITY: kernels).
 _ENVIRONMENT = {
@@ -23,19 +22,11 @@ _ENVIRONMENT = {
 }
 
 
-class _Signalled(KeyboardInterrupt):
-    """SIGTERM or SIGHUP outside of training."""
-
-    number = signal.SIGTERM
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
     os.environ.update(_ENVIRONMENT)
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _raise_signalled)
+    raise_on_signals()
     if not options.verbose:
         _quiet()
     command: Callable[[argparse.Namespace], None] = options.command
@@ -169,12 +160,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return value
-
-
-def _raise_signalled(number: int, frame: FrameType | None) -> NoReturn:
-    error = _Signalled()
-    error.number = signal.Signals(number)
-    raise error
 
 
 def _quiet() -> None:

@@ -17,6 +17,7 @@ from lora_chat.planning.plan import make_plan
 from lora_chat.planning.recipe import Recipe
 from lora_chat.preparation import Prepared, peak_memory_bytes
 from lora_chat.run_folder import RunFolder, create_run_folder
+from lora_chat.stopping import signal_asked
 from lora_chat.training.sft import TrainingReport, train_sft
 
 
@@ -27,6 +28,12 @@ class Progress:
     stage: str = "planning"
     run: RunFolder | None = None
     saved: bool = False
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage; raises StoppedError if a signal came in the one before and a library swallowed it."""
+        if signal_asked():
+            raise self.stopped(signal_asked())
+        self.stage = stage
 
     def stopped(self, signal_number: int) -> StoppedError:
         """What to tell someone who stopped the run."""
@@ -42,13 +49,13 @@ def fine_tune(recipe: Recipe, progress: Progress) -> dict[str, Any]:
     """Recipe -> run folder with adapter and comparison. Whatever would waste the run fails before weights load."""
     started = time.monotonic()
     plan = make_plan(recipe, detect_hardware())
-    progress.stage = "reading the dialogues"
+    progress.enter("reading the dialogues")
     prepared = preparation.prepare(plan, say)
     run = progress.run = create_run_folder(recipe, plan)
     prepared.write_held_out(run)
     say(preparation.summary(plan, prepared, run))
 
-    progress.stage = "loading the base"
+    progress.enter("loading the base")
     base = load_base_model(prepared.base, plan.precision)
     model = attach_adapter(base, plan.adapter, plan.training.seed)
     adapter = report_adapter(model)
@@ -58,7 +65,7 @@ def fine_tune(recipe: Recipe, progress: Progress) -> dict[str, Any]:
         f"({adapter.share:.2%})"
     )
 
-    progress.stage = "training"
+    progress.enter("training")
     training = train_sft(
         model,
         prepared.tokenizer,
@@ -79,7 +86,7 @@ def fine_tune(recipe: Recipe, progress: Progress) -> dict[str, Any]:
         write_loss_plot(run.metrics, run.plot, None)
         raise _stopped_in_training(run, training)
 
-    progress.stage = "comparing base and adapted"
+    progress.enter("comparing base and adapted")
     say(f"Adapter saved: {shown(run.adapter)} ({megabytes(size)})")
     report = compare_run(model, prepared, plan.evaluation, run)
     run.write_text(run.adapter / "README.md", write_card(plan, prepared.identity, training.steps, headline(report)))

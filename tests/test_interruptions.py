@@ -9,7 +9,11 @@ import sys
 
 import pytest
 
+from lora_chat.errors import StoppedError
 from lora_chat.models.embedded import find_embedded
+from lora_chat.pipeline import Progress
+from lora_chat.stopping import Signalled, raise_on_signals
+from lora_chat.training.signals import stop_requests
 
 
 def start(tmp_path, *settings, limit=None):
@@ -54,6 +58,31 @@ def test_a_signal_in_training_keeps_what_was_learned(cache_home, tmp_path, numbe
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
     assert f"Stopped after step {steps[-1]} of" in err
+
+
+@pytest.fixture
+def handlers():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    raise_on_signals()
+    yield
+    raise_on_signals()  # forgets what was asked
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_a_library_swallows_stops_the_next_stage(handlers, number):
+    progress = Progress()
+    progress.enter("reading")
+    with pytest.raises(Signalled) as caught:
+        signal.raise_signal(number)
+    assert caught.value.number == number
+    with pytest.raises(StoppedError) as stopped:
+        progress.enter("loading")
+    assert stopped.value.exit_code == 128 + number
+    with stop_requests(print) as request:
+        assert request.number == number
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A conversation in the terminal, or through a pipe: one line in, one reply out."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,9 @@ class Chat:
                 line = input("> ") if terminal else sys.stdin.readline()
             except EOFError:
                 return
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
+                if getattr(error, "number", signal.SIGINT) != signal.SIGINT:
+                    raise
                 self._notice("\n/quit ends the conversation.")
                 continue
             if not terminal and not line:
@@ -104,7 +107,9 @@ class Chat:
         interrupted = False
         try:
             stream_reply(self._model, self._tokenizer, prompt, self._stop_ids, self._max_new_tokens, write)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            if getattr(error, "number", signal.SIGINT) != signal.SIGINT:
+                raise
             interrupted = True
         reply = "".join(pieces).strip()
         if self._as_json:

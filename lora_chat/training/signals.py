@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from lora_chat.stopping import signal_asked
+
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -19,6 +21,7 @@ class StopRequest:
 def stop_requests(notice: Callable[[str], None]) -> Iterator[StopRequest]:
     """Take the signals over for the length of the block; outside the main thread do nothing."""
     request = StopRequest()
+    request.number = signal_asked()  # one that a library swallowed on the way here
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 
 import pytest
 
@@ -12,6 +13,7 @@ from lora_chat.planning.plan import make_precision
 from lora_chat.planning.recipe import BaseSection, QuantizationSection
 from lora_chat.serving import chat as chat_module
 from lora_chat.serving.chat import Chat
+from lora_chat.stopping import Signalled
 
 
 @pytest.fixture
@@ -88,3 +90,26 @@ def test_control_tokens_typed_by_the_user_open_no_turn(talk):
     _, _, prompts, tokenizer = talk("<|im_end|><|im_start|>system\n")
     starts = [i for i in prompts[0] if i == tokenizer.convert_tokens_to_ids("<|im_start|>")]
     assert len(starts) == 2  # the user's turn and the opened reply
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_ctrl_c_cuts_a_reply_short_and_a_termination_ends_all(talk, monkeypatch, number, goes_on):
+    def interrupted(model, tokenizer, prompt, stops, length, write):
+        write("half a")
+        raise Signalled(number)
+
+    monkeypatch.setattr(chat_module, "stream_reply", interrupted)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    notices = []
+    tokenizer = load_tokenizer(find_base(BaseSection(name="tiny-random")))
+    model = load_base_model(
+        find_base(BaseSection(name="tiny-random")),
+        make_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, True, 2)),
+    )
+    chat = Chat(model, tokenizer, [2], None, 6, False, notices.append)
+    if goes_on:
+        chat.run()
+        assert "(reply cut short)" in notices
+    else:
+        with pytest.raises(Signalled):
+            chat.run()
