@@ -99,6 +99,7 @@ def test_a_signal_before_training_says_that_nothing_was_saved(cache_home, tmp_pa
     assert not (tmp_path / "smoke-1" / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_names_the_path_and_leaves_nothing_half_written(cache_home, tmp_path):
     process = start(tmp_path, limit=12_000)
     out, err = process.communicate(timeout=120)
