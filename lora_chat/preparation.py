@@ -4,13 +4,14 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.console import shown
 from lora_chat.dialogues.chat_template import install_template
 from lora_chat.dialogues.dialogue import Dialogue
 from lora_chat.dialogues.encoding import EncodedDialogue, EncodingReport, encode_dialogues
-from lora_chat.dialogues.reading import read_dialogues, split_dialogues
+from lora_chat.dialogues.reading import ReadingReport, read_dialogues, split_dialogues
 from lora_chat.evaluation.scores import Question, read_questions
 from lora_chat.models.adapter import check_targets_exist, read_identity
 from lora_chat.models.base_model import (
@@ -39,6 +40,7 @@ class Prepared:
     """What the adapter belongs to, with the system message it was trained under."""
     stop_ids: tuple[int, ...]
     train_rows: Sequence[EncodedDialogue]
+    reading: ReadingReport | None
     train_report: EncodingReport | None
     validation: Sequence[Dialogue]
     validation_rows: Sequence[EncodedDialogue]
@@ -46,33 +48,36 @@ class Prepared:
 
     def write_held_out(self, run: RunFolder) -> None:
         """Keep what the run is measured with inside the run."""
-        run.write_lines(run.validation, [{"messages": d.as_dicts} for d in self.validation])
+        run.write_lines(run.validation, [d.as_row for d in self.validation])
         if self.questions:
             run.write_lines(run.questions, [{"question": q.question, "accept": q.accept} for q in self.questions])
 
 
 def prepare(plan: Plan, notice: Callable[[str], None]) -> Prepared:
     """Read and encode everything a plan names; every fault in the data is raised here."""
-    dialogues, _ = read_dialogues(plan.data.train, plan.data.max_refused)
-    if plan.data.validation:
-        train, (validation, _) = dialogues, read_dialogues(plan.data.validation, plan.data.max_refused)
+    data = plan.data
+    columns = data.columns.model_dump(exclude_none=True) if data.columns else None
+    dialogues, read = read_dialogues(data.train, data.skip_bad, data.format, columns)
+    if data.validation:
+        train = dialogues
+        validation, _ = read_dialogues(data.validation, data.skip_bad, data.format, columns)
     else:
-        train, validation = split_dialogues(dialogues, plan.data.validation_share, plan.data.seed)
+        train, validation = split_dialogues(dialogues, data.validation_share, data.seed)
     questions = read_questions(plan.evaluation.questions) if plan.evaluation.questions else []
     base, tokenizer, stop_ids = open_base(plan, notice)
     if plan.adapter.target_modules != "all-linear":
         check_targets_exist(load_skeleton(base), plan.adapter.target_modules)
     limits = (plan.data.max_length, plan.data.over_long)
     positions = read_positions(base)
-    train_rows, report = encode_dialogues(train, tokenizer, stop_ids, *limits, plan.data.train, positions)
-    source = plan.data.validation or plan.data.train
-    validation_rows, _ = encode_dialogues(validation, tokenizer, stop_ids, *limits, source, positions)
+    train_rows, report = encode_dialogues(train, tokenizer, stop_ids, *limits, positions)
+    validation_rows, _ = encode_dialogues(validation, tokenizer, stop_ids, *limits, positions)
     return Prepared(
         base=base,
         tokenizer=tokenizer,
         identity=identify(base, tokenizer).model_copy(update={"system": shared_system(train)}),
         stop_ids=stop_ids,
         train_rows=train_rows,
+        reading=read,
         train_report=report,
         validation=validation,
         validation_rows=validation_rows,
@@ -87,13 +92,14 @@ def prepare_held_out(plan: Plan, run: RunFolder, notice: Callable[[str], None]) 
     base, tokenizer, stop_ids = open_base(plan, notice)
     limits = (plan.data.max_length, plan.data.over_long)
     positions = read_positions(base)
-    rows, _ = encode_dialogues(validation, tokenizer, stop_ids, *limits, str(run.validation), positions)
+    rows, _ = encode_dialogues(validation, tokenizer, stop_ids, *limits, positions)
     return Prepared(
         base=base,
         tokenizer=tokenizer,
         identity=read_identity(run.adapter) or identify(base, tokenizer),
         stop_ids=stop_ids,
         train_rows=(),
+        reading=None,
         train_report=None,
         validation=validation,
         validation_rows=rows,
@@ -124,6 +130,8 @@ def summary(plan: Plan, prepared: Prepared, run: RunFolder) -> str:
         f"Run       {shown(run.path)}",
         f"Base      {prepared.base.name}, {plan.precision.mode}, {plan.precision.dtype}, on {plan.precision.device}",
     ]
+    if prepared.reading:
+        lines.append(_sources(prepared.reading))
     if report:
         dropped = f", {report.dropped} too long and left out" if report.dropped else ""
         lines.append(
@@ -138,6 +146,14 @@ def summary(plan: Plan, prepared: Prepared, run: RunFolder) -> str:
         f"learning rate {training.learning_rate:g}"
     )
     return "\n".join(lines)
+
+
+def _sources(reading: ReadingReport) -> str:
+    """The file and its format, or how many there are."""
+    formats = ", ".join(sorted({form for _, form in reading.files}))
+    name = shown(Path(reading.files[0][0])) if len(reading.files) == 1 else f"{len(reading.files)} files"
+    left_out = f", {reading.refused} faulty left out" if reading.refused else ""
+    return f"Data      {name}, {formats}: {reading.lines} lines, {reading.accepted} dialogues{left_out}"
 
 
 def peak_memory_bytes() -> int:

@@ -63,7 +63,7 @@ CASES = {
     "missing data": Case(3, ["There is no file {data}"], None),
     "empty data": Case(3, ["{data} holds no dialogue"], ""),
     "blank data": Case(3, ["{data} holds no dialogue"], "\n \n"),
-    "malformed line": Case(3, ["{data}:3: ", "JSON", "data.max_refused"], lines(*GOOD[:2], '{"messages": [', GOOD[3])),
+    "malformed line": Case(3, ["{data}:3: ", "JSON", "data.skip_bad"], lines(*GOOD[:2], '{"messages": [', GOOD[3])),
     "wrong order": Case(
         3, ["{data}:2: ", "message 1 is from assistant"], lines(GOOD[0], {"messages": row()["messages"][::-1]})
     ),

@@ -1,7 +1,7 @@
 """Choose a chat template, and render prompts exactly as they will be served."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import DataError
 
@@ -29,7 +29,11 @@ def install_template(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def render_ids(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], *, reply_follows: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[dict[str, Any]],
+    *,
+    reply_follows: bool,
+    tools: Sequence[dict[str, Any]] | None = None,
 ) -> list[int]:
     """Token ids of messages under the template, with the opening of a reply if one follows.
 
@@ -41,6 +45,7 @@ def render_ids(
     try:
         ids = tokenizer.apply_chat_template(
             list(messages),
+            tools=list(tools) if tools else None,
             add_generation_prompt=reply_follows,
             tokenize=True,
             return_dict=False,

@@ -1,12 +1,21 @@
-"""Message and Dialogue, and which order of roles is a dialogue."""
+"""What a dialogue is: messages, perhaps tools, and which order of roles makes sense."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
-ROLES = ("system", "user", "assistant")
-_MARKS = {"\U000f0000", "\U000f0001"}
-"""transformers marks control tokens in content with these private characters, and removes them."""
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """What an assistant asks a tool to do."""
+
+    name: str
+    arguments: str
+    """A JSON object, as text."""
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -15,77 +24,97 @@ class Message:
 
     role: Role
     content: str
+    reasoning: str | None = None
+    """What an assistant thought before it answered."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    tool_call_id: str | None = None
+    trained: bool = True
+    """Whether an assistant's message carries loss."""
+
+    @property
+    def as_dict(self) -> dict[str, Any]:
+        """As chat templates want it, and as JSON lines have it."""
+        result: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning is not None:
+            result["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            result["tool_calls"] = [
+                {
+                    **({"id": call.id} if call.id is not None else {}),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+                }
+                for call in self.tool_calls
+            ]
+        if self.name is not None:
+            result["name"] = self.name
+        if self.tool_call_id is not None:
+            result["tool_call_id"] = self.tool_call_id
+        return result
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A checked conversation: perhaps a system message, then user and assistant in turn, assistant last."""
+    """A checked conversation: perhaps a system message, then user and assistant in turn, assistant last.
+
+    Between a call of the assistant's and its next words stand the tools' results.
+    """
 
     messages: tuple[Message, ...]
     line: int = 0
     """Line of its file, counted from 1; 0 for one that was not read."""
+    tools: str | None = None
+    """What tools there are: a JSON list of function descriptions, as text."""
+    path: str = ""
+    """The file it was read from."""
 
     @property
-    def as_dicts(self) -> list[dict[str, str]]:
+    def as_dicts(self) -> list[dict[str, Any]]:
         """The messages as chat templates want them."""
-        return [{"role": m.role, "content": m.content} for m in self.messages]
+        return [message.as_dict for message in self.messages]
+
+    @property
+    def as_row(self) -> dict[str, Any]:
+        """What a JSON line needs so that reading it gives the same dialogue."""
+        messages = [m.as_dict | ({} if m.trained else {"train": False}) for m in self.messages]
+        return {"messages": messages} | ({"tools": json.loads(self.tools)} if self.tools else {})
+
+    @property
+    def tool_list(self) -> list[dict[str, Any]] | None:
+        """The tools as chat templates want them."""
+        return json.loads(self.tools) if self.tools else None
 
 
 class NotADialogue(ValueError):
     """The reason why something is not a dialogue; the reader adds file and line."""
 
 
-def make_dialogue(row: Any, line: int = 0) -> Dialogue:
-    """Check a decoded JSON row and make a Dialogue of it; raises NotADialogue with the reason.
-
-    Only `messages` is read: whatever else stands in the row can neither reach the template nor the trainer.
-    """
-    if not isinstance(row, dict):
-        raise NotADialogue("is not a JSON object with `messages`")
-    if "messages" not in row:
-        raise NotADialogue(f"has no `messages` (its keys: {', '.join(ascii(k) for k in list(row)[:8]) or 'none'})")
-    entries = row["messages"]
-    if not isinstance(entries, list) or not entries:
-        raise NotADialogue("`messages` must be a list with at least one message")
-    messages = tuple(_make_message(entry, number) for number, entry in enumerate(entries, 1))
-    _check_order(messages)
-    return Dialogue(messages, line)
-
-
-def _make_message(entry: Any, number: int) -> Message:
-    if not isinstance(entry, dict):
-        raise NotADialogue(f"message {number} is not an object with `role` and `content`")
-    role, content = entry.get("role"), entry.get("content")
-    if role not in ROLES:
-        raise NotADialogue(f"message {number} has the role {role!r}; known are {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise NotADialogue(f"message {number} ({role}) has no text as `content`")
-    if role != "system" and not content.strip():
-        raise NotADialogue(f"message {number} ({role}) is empty")
-    extra = sorted(set(entry) - {"role", "content"})
-    if extra:
-        raise NotADialogue(f"message {number} has {extra[0]!a}, which would be lost; only role and content are read")
-    try:
-        content.encode("utf-8")
-    except UnicodeEncodeError:
-        raise NotADialogue(f"message {number} ({role}) holds half a surrogate pair, which is no character") from None
-    if _MARKS & set(content):
-        raise NotADialogue(f"message {number} ({role}) holds U+F0000 or U+F0001, which the tokenizer would drop")
-    return Message(cast(Role, role), content)
-
-
-def _check_order(messages: tuple[Message, ...]) -> None:
+def check_order(messages: Sequence[Message]) -> None:
+    """Raise NotADialogue unless user and assistant take turns and something can be learned."""
     roles = [message.role for message in messages]
     if "assistant" not in roles:
         raise NotADialogue("has no assistant message: nothing in it could be learned")
-    turns = roles[1:] if roles[0] == "system" else roles
-    for place, role in enumerate(turns):
-        wanted = "assistant" if place % 2 else "user"
-        if role != wanted:
-            number = place + 1 + (roles[0] == "system")
+    expected: tuple[str, ...] = ("user",)
+    for number, message in enumerate(messages, 1):
+        if number == 1 and message.role == "system":
+            continue
+        if message.role not in expected:
             raise NotADialogue(
-                f"message {number} is from {role} where {wanted} should speak "
+                f"message {number} is from {message.role} where {' or '.join(expected)} should speak "
                 "(an optional system message, then user and assistant in turn)"
             )
+        expected = _next_roles(message)
     if roles[-1] != "assistant":
-        raise NotADialogue("ends with the user; the last message must be the assistant's")
+        speaker = "the user" if roles[-1] == "user" else "a tool"
+        raise NotADialogue(f"ends with {speaker}; the last message must be the assistant's")
+    if not any(message.trained for message in messages if message.role == "assistant"):
+        raise NotADialogue("has no assistant message that is to be trained")
+
+
+def _next_roles(message: Message) -> tuple[str, ...]:
+    if message.role == "user":
+        return ("assistant",)
+    if message.role == "tool":
+        return ("assistant", "tool")
+    return ("tool",) if message.tool_calls else ("user",)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_chat.dialogues.chat_template import render_ids
-from lora_chat.dialogues.dialogue import Dialogue
+from lora_chat.dialogues.dialogue import Dialogue, Message
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,24 +50,40 @@ def encode_dialogue(
     construction; a template for which that does not hold raises DataError with the reason.
     """
     messages = dialogue.as_dicts
-    whole = render_ids(tokenizer, messages, reply_follows=False)
+    tools = dialogue.tool_list
+    whole = render_ids(tokenizer, messages, reply_follows=False, tools=tools)
+    if tools and whole == render_ids(tokenizer, messages, reply_follows=False):
+        raise DataError("the chat template leaves out the tools")
     labels = [IGNORE_INDEX] * len(whole)
-    for place, message in enumerate(messages):
-        if message["role"] != "assistant":
+    for place, message in enumerate(dialogue.messages):
+        if message.role != "assistant" or not message.trained:
             continue
-        prompt = render_ids(tokenizer, messages[:place], reply_follows=True)
-        until = render_ids(tokenizer, messages[: place + 1], reply_follows=False)
+        prompt = render_ids(tokenizer, messages[:place], reply_follows=True, tools=tools)
+        until = render_ids(tokenizer, messages[: place + 1], reply_follows=False, tools=tools)
         if whole[: len(prompt)] != prompt:
-            blanks = message["content"][:1].isspace()
+            blanks = message.content[:1].isspace()
             why = "; its blanks at the beginning merge with the template's, remove them" if blanks else ""
             raise DataError(f"the prompt served before message {place + 1} is not what would be trained{why}")
         if whole[: len(until)] != until:
             raise DataError(f"the chat template rewrites message {place + 1} when others follow")
+        _check_shown(message, tokenizer, until[len(prompt) :], place + 1)
         end = next((i + 1 for i in range(len(until) - 1, len(prompt), -1) if until[i] in stop_ids), None)
         if end is None:
             raise DataError(f"message {place + 1} ends without a stop token; the model would never learn to stop")
         labels[len(prompt) : end] = whole[len(prompt) : end]
     return EncodedDialogue(whole, labels)
+
+
+def _check_shown(message: Message, tokenizer: "PreTrainedTokenizerBase", ids: list[int], number: int) -> None:
+    """Some templates know no tools or no reasoning and pass them over without a word."""
+    if not message.tool_calls and message.reasoning is None:
+        return
+    text = tokenizer.decode(ids)
+    for call in message.tool_calls:
+        if call.name not in text:
+            raise DataError(f"the chat template leaves out the tool call in message {number}")
+    if message.reasoning is not None and message.reasoning.strip() not in text:
+        raise DataError(f"the chat template leaves out the reasoning of message {number}")
 
 
 def encode_dialogues(
@@ -76,32 +92,31 @@ def encode_dialogues(
     stop_ids: Collection[int],
     max_length: int,
     over_long: str,
-    path: str,
     positions: int | None = None,
 ) -> tuple[list[EncodedDialogue], EncodingReport]:
-    """Encode dialogues of one file; those beyond `max_length` tokens, or the base's positions, are refused or dropped.
+    """Encode dialogues; those beyond `max_length` tokens, or the base's positions, are refused or dropped.
 
     Raises DataError naming file and line of the first faults.
     """
     limit = min(max_length, positions or max_length)
     kept: list[EncodedDialogue] = []
-    long: list[tuple[int, int]] = []
+    long: list[tuple[str, int]] = []
     faults: list[str] = []
     for dialogue in dialogues:
         try:
             encoded = encode_dialogue(dialogue, tokenizer, stop_ids)
         except DataError as error:
-            faults.append(f"{path}:{dialogue.line}: {error}")
+            faults.append(f"{dialogue.path}:{dialogue.line}: {error}")
             continue
         if len(encoded.input_ids) > limit:
-            long.append((dialogue.line, len(encoded.input_ids)))
+            long.append((f"{dialogue.path}:{dialogue.line}", len(encoded.input_ids)))
         else:
             kept.append(encoded)
     if faults:
         more = f"\n... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise DataError(f"{len(faults)} dialogues cannot be encoded:\n" + "\n".join(faults[:_SHOWN]) + more)
     if long and (over_long == "refuse" or not kept):
-        raise DataError(_too_long(long, len(kept), limit, positions, path))
+        raise DataError(_too_long(long, len(kept), limit, positions))
     report = EncodingReport(
         dialogues=len(kept),
         dropped=len(long),
@@ -112,8 +127,8 @@ def encode_dialogues(
     return kept, report
 
 
-def _too_long(long: list[tuple[int, int]], kept: int, limit: int, positions: int | None, path: str) -> str:
-    lines = [f"{path}:{line}: {length} tokens" for line, length in long[:_SHOWN]]
+def _too_long(long: list[tuple[str, int]], kept: int, limit: int, positions: int | None) -> str:
+    lines = [f"{where}: {length} tokens" for where, length in long[:_SHOWN]]
     more = [f"... and {len(long) - _SHOWN} more"] if len(long) > _SHOWN else []
     longest = max(length for _, length in long)
     share = "All" if not kept else f"{len(long)} of {len(long) + kept}"

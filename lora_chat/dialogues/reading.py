@@ -1,23 +1,26 @@
 """Files -> dialogues; every line accounted for, every fault with its line."""
 
-import json
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from lora_chat.dialogues.dialogue import Dialogue, NotADialogue, make_dialogue
+from lora_chat.dialogues.dialogue import Dialogue, NotADialogue
+from lora_chat.dialogues.files import RawRow, find_files, read_rows
+from lora_chat.dialogues.formats import FORMATS, recognise, to_messages
+from lora_chat.dialogues.messages import make_dialogue
 from lora_chat.errors import DataError
+from lora_chat.planning.recipe import DataFormat
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class ReadingReport:
-    """What became of a file's lines: lines = accepted + blank + refused."""
+    """What became of the lines of all files: lines = accepted + blank + refused."""
 
-    path: str
+    files: tuple[tuple[str, str], ...]
+    """Every file with the format it is in."""
     lines: int
     accepted: int
     blank: int
@@ -26,56 +29,63 @@ class ReadingReport:
     """The first refusals, each with file and line."""
 
 
-def read_dialogues(path: str | Path, max_refused: int = 0) -> tuple[list[Dialogue], ReadingReport]:
-    """Read JSON lines strictly: UTF-8, one object with `messages` a line, no repeated keys, no NaN.
+def read_dialogues(
+    names: str | Path | tuple[str, ...],
+    skip_bad: int = 0,
+    form: DataFormat | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> tuple[list[Dialogue], ReadingReport]:
+    """Read files, folders and globs strictly, in `form` or in the format that each file's first row is in.
 
-    Raises DataError for a missing or empty file, or when more than `max_refused` lines are faulty.
+    Raises DataError for a missing or empty file, or when more than `skip_bad` lines are faulty.
     """
-    path = Path(path)
+    paths = find_files(str(names) if isinstance(names, Path) else names)
     dialogues: list[Dialogue] = []
     reasons: list[str] = []
+    files: list[tuple[str, str]] = []
     lines = blank = 0
-    for number, raw in read_lines(path):
-        lines = number
-        try:
-            text = raw.decode("utf-8")
-            if not text.strip():
+    for path in paths:
+        found = form or ("columns" if columns else None)
+        for row in read_rows(path, tuple((columns or {}).values())):
+            lines += 1
+            if row.blank:
                 blank += 1
                 continue
-            dialogues.append(make_dialogue(parse_json(text), number))
-        except UnicodeDecodeError as error:
-            reasons.append(f"{path}:{number}: is not UTF-8 text (byte {error.start + 1} of the line)")
-        except (NotADialogue, ValueError) as error:
-            reasons.append(f"{path}:{number}: {error}")
-    if len(reasons) > max_refused:
-        raise DataError(_refusal(path, reasons, max_refused))
+            try:
+                own = None if row.fault else recognise(row.value)
+                found = found or own
+                dialogues.append(_read_row(row, own, found, path, columns, forced=form is not None))
+            except NotADialogue as error:
+                reasons.append(f"{path}:{row.line}: {error}")
+        files.append((str(path), found or "unknown"))
+    shown = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    if len(reasons) > skip_bad:
+        raise DataError(_refusal(shown, reasons, skip_bad))
     if not dialogues:
-        raise DataError(f"{path} holds no dialogue ({lines} lines, {blank} of them blank).")
-    report = ReadingReport(str(path), lines, len(dialogues), blank, len(reasons), tuple(reasons[:_SHOWN]))
+        raise DataError(f"{shown} holds no dialogue ({lines} lines, {blank} of them blank).")
+    report = ReadingReport(tuple(files), lines, len(dialogues), blank, len(reasons), tuple(reasons[:_SHOWN]))
     return dialogues, report
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """A file's lines with their numbers, split at line feeds only; raises DataError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                line = raw.removesuffix(b"\n").removesuffix(b"\r")
-                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-    except FileNotFoundError as error:
-        raise DataError(f"There is no file {path}.") from error
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
-
-
-def parse_json(text: str) -> Any:
-    """JSON as its standard has it; raises ValueError where Python's parser would look away."""
-    try:
-        return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not valid JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
+def _read_row(
+    row: RawRow,
+    own: DataFormat | None,
+    found: DataFormat | None,
+    path: Path,
+    columns: Mapping[str, str] | None,
+    *,
+    forced: bool,
+) -> Dialogue:
+    if row.fault:
+        raise NotADialogue(row.fault)
+    if own and found and own != found and not forced and not columns:
+        raise NotADialogue(f"is in the format {own}, where the file began with {found}")
+    if found is None and isinstance(row.value, Mapping):
+        keys = ", ".join(ascii(key) for key in list(row.value)[:8]) or "none"
+        known = ", ".join(name for name in FORMATS if name != "columns")
+        raise NotADialogue(f"has no `messages` and is in none of the formats {known} (its keys: {keys})")
+    value = row.value if found is None else to_messages(row.value, found, columns)
+    return replace(make_dialogue(value, row.line), path=str(path))
 
 
 def split_dialogues(dialogues: Sequence[Dialogue], share: float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
@@ -84,9 +94,9 @@ def split_dialogues(dialogues: Sequence[Dialogue], share: float, seed: int) -> t
     Identical dialogues stay on one side, so that none is both trained and measured.
     Raises DataError if nothing would be left to train on.
     """
-    groups: dict[tuple[object, ...], list[int]] = {}
+    groups: dict[object, list[int]] = {}
     for index, dialogue in enumerate(dialogues):
-        groups.setdefault(dialogue.messages, []).append(index)
+        groups.setdefault((dialogue.messages, dialogue.tools), []).append(index)
     if len(groups) < 2:
         raise DataError("At least 2 different dialogues are needed: one to train on and one to measure with.")
     wanted = max(1, round(len(dialogues) * share))
@@ -103,27 +113,15 @@ def split_dialogues(dialogues: Sequence[Dialogue], share: float, seed: int) -> t
     return train, [d for i, d in enumerate(dialogues) if i in held]
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"gives {next(n for n in names if names.count(n) > 1)!r} twice")
-    return result
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"holds {name}, which is not JSON")
-
-
-def _refusal(path: Path, reasons: list[str], max_refused: int) -> str:
+def _refusal(path: str, reasons: list[str], skip_bad: int) -> str:
     count = f"{len(reasons)} line{'s' if len(reasons) > 1 else ''}"
-    allowed = f" (data.max_refused allows {max_refused})" if max_refused else ""
+    allowed = f" (data.skip_bad allows {skip_bad})" if skip_bad else ""
     more = [f"... and {len(reasons) - _SHOWN} more"] if len(reasons) > _SHOWN else []
     return "\n".join(
         [
             f"{count} of {path} cannot be used{allowed}:",
             *reasons[:_SHOWN],
             *more,
-            "Mend them, or leave up to N of them out with --set data.max_refused=N.",
+            "Mend them, or leave up to N of them out with --set data.skip_bad=N.",
         ]
     )

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.dialogues.chat_template import render_ids
-from lora_chat.dialogues.dialogue import Dialogue
+from lora_chat.dialogues.dialogue import Dialogue, Message
 from lora_chat.dialogues.encoding import EncodedDialogue
 from lora_chat.evaluation.scores import Question, evaluate_loss, perplexity
 from lora_chat.models.generation import generate_replies
@@ -71,7 +71,8 @@ def compare(
     samples = [(d, _first_prompt(d)) for d in validation[: settings.samples]]
     head = [{"role": "system", "content": system}] if system is not None else []
     asked = [[*head, {"role": "user", "content": q.question}] for q in questions]
-    prompts = [render_ids(tokenizer, p, reply_follows=True) for p in [s for _, s in samples] + asked]
+    prompts = [render_ids(tokenizer, p, reply_follows=True, tools=d.tool_list) for d, p in samples]
+    prompts += [render_ids(tokenizer, p, reply_follows=True) for p in asked]
 
     def measure(what: str) -> tuple[float, list[str]]:
         notice(f"Measuring {what}: {len(rows)} validation dialogues, {len(prompts)} replies")
@@ -91,7 +92,7 @@ def compare(
         perplexity=Pair(perplexity(base_loss), perplexity(adapted_loss)),
         validation_dialogues=len(rows),
         samples=tuple(
-            Sample(p[-1]["content"], d.messages[len(p)].content, b, a)
+            Sample(p[-1]["content"], _said(d.messages[len(p)]), b, a)
             for (d, p), b, a in zip(samples, base[:n], adapted[:n], strict=True)
         ),
         facts=Pair(*(sum(side) / len(right) for side in zip(*right, strict=True))) if right else None,
@@ -103,7 +104,12 @@ def compare(
     )
 
 
-def _first_prompt(dialogue: Dialogue) -> list[dict[str, str]]:
+def _said(message: Message) -> str:
+    """Its text, or what it calls."""
+    return message.content or " ".join(f"{call.name}({call.arguments})" for call in message.tool_calls)
+
+
+def _first_prompt(dialogue: Dialogue) -> list[dict[str, Any]]:
     """The messages before the first reply."""
     messages = dialogue.as_dicts
     return messages[: next(i for i, m in enumerate(messages) if m["role"] == "assistant")]

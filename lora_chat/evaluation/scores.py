@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from lora_chat.dialogues.dialogue import NotADialogue
 from lora_chat.dialogues.encoding import IGNORE_INDEX, EncodedDialogue
-from lora_chat.dialogues.reading import parse_json, read_lines
+from lora_chat.dialogues.files import read_lines
+from lora_chat.dialogues.strict_json import parse_json
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:

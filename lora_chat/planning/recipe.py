@@ -50,13 +50,33 @@ class AdapterSection(Section):
     """`lora`, `rslora` (arXiv 2312.03732, for high ranks) or `dora` (arXiv 2402.09353, slower)."""
 
 
-class DataSection(Section):
-    """The dialogues: JSON lines with `messages`. Relative paths start at the recipe's folder."""
+class ColumnsSection(Section):
+    """Which columns of a table, or keys of an object, hold a question and its answer."""
 
-    train: Text
-    """File of training dialogues."""
-    validation: Text | None = None
-    """File of validation dialogues; without it a share of the training file is held out."""
+    user: Text
+    """What is asked."""
+    assistant: Text
+    """What is answered."""
+    system: Text | None = None
+    """What the assistant is told beforehand."""
+
+
+DataFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "columns"]
+Sources = Text | Annotated[tuple[Text, ...], Field(min_length=1)]
+
+
+class DataSection(Section):
+    """The dialogues. Relative paths start at the recipe's folder."""
+
+    train: Sources
+    """Training dialogues: a file, a folder, a glob, or a list of these. JSON lines, a JSON list, CSV, TSV or
+    Parquet, each perhaps in gzip."""
+    validation: Sources | None = None
+    """Validation dialogues; without them a share of the training dialogues is held out."""
+    format: DataFormat | None = None
+    """The format of all rows; without it each file is in the format that its first row is in."""
+    columns: ColumnsSection | None = None
+    """For rows with columns of their own names."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share held out when there is no validation file."""
     seed: Seed = 0
@@ -65,7 +85,7 @@ class DataSection(Section):
     """Longest dialogue in tokens; never longer than the base's positions."""
     over_long: Literal["refuse", "drop"] = "refuse"
     """What to do with a longer one: stop before training, or leave it out and say so."""
-    max_refused: Annotated[int, Field(ge=0)] = 0
+    skip_bad: Annotated[int, Field(ge=0)] = 0
     """How many faulty lines may be left out before the file is refused."""
 
 

@@ -196,9 +196,13 @@ def _with_absolute_paths(recipe: Recipe, path: Path, places: dict[Key, str]) -> 
         except (RuntimeError, ValueError) as error:  # no such user; a zero byte
             raise RecipeError(f"{places.get(keys, path)}: {_short(value)} is no path: {error}.") from error
 
-    data = recipe.data.model_copy(
-        update={key: absolute(("data", key), getattr(recipe.data, key)) for key in ("train", "validation")}
-    )
+    def sources(key: str) -> str | tuple[str, ...] | None:
+        value: Any = getattr(recipe.data, key)
+        if isinstance(value, tuple):
+            return tuple(str(absolute(("data", key), name)) for name in value)
+        return absolute(("data", key), value)
+
+    data = recipe.data.model_copy(update={key: sources(key) for key in ("train", "validation")})
     questions = absolute(("evaluation", "questions"), recipe.evaluation.questions)
     evaluation = recipe.evaluation.model_copy(update={"questions": questions})
     output = recipe.output.model_copy(update={"name": recipe.output.name or _run_name(path)})

@@ -1,8 +1,11 @@
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.dialogues.dialogue import Dialogue, Message, NotADialogue, make_dialogue
+from lora_chat.dialogues.dialogue import Dialogue, Message, NotADialogue
+from lora_chat.dialogues.messages import make_dialogue
 
 
 def message(role, content="words"):
@@ -64,15 +67,15 @@ def test_a_message_must_be_an_object(entry):
     assert "message 2 is not an object" in refusal({"messages": [USER, entry]})
 
 
-@pytest.mark.parametrize("role", ["User", "human", "gpt", "tool", "", None, 3, [], {}])
+@pytest.mark.parametrize("role", ["User", "human", "gpt", "", None, 3, [], {}])
 def test_an_unknown_role_names_the_known_ones(role):
     told = refusal({"messages": [message(role), ASSISTANT]})
     assert "message 1" in told
     assert repr(role) in told
-    assert "system, user, assistant" in told
+    assert "system, developer, user, assistant, tool" in told
 
 
-@pytest.mark.parametrize("content", [None, 3, ["a"], [{"type": "text", "text": "a"}], {}, True])
+@pytest.mark.parametrize("content", [None, 3, ["a"], [{"type": "image_url", "image_url": {}}], [], {}, True])
 def test_content_must_be_text(content):
     told = refusal({"messages": [USER, message("assistant", content)]})
     assert "message 2 (assistant)" in told
@@ -91,7 +94,7 @@ def test_blank_content_is_refused(content, place, role):
     assert f"message {place + 1} ({role}) is empty" in refusal({"messages": messages})
 
 
-@pytest.mark.parametrize("key", ["tool_calls", "name", "weight", "reasoning_content"])
+@pytest.mark.parametrize("key", ["thoughts", "function_call", "audio", "cache_control"])
 def test_whatever_else_a_message_holds_is_refused_by_name(key):
     assert key in refusal({"messages": [USER, {**ASSISTANT, key: "x"}]})
 
@@ -145,3 +148,66 @@ def test_an_order_is_accepted_exactly_when_it_is_a_dialogue(roles):
         assert [m.role for m in make_dialogue(row).messages] == roles
     else:
         refusal(row)
+
+
+CALL = {"type": "function", "id": "a1", "function": {"name": "look", "arguments": '{"where": "here"}'}}
+RESULT = {"role": "tool", "content": "nothing", "tool_call_id": "a1", "name": "look"}
+
+
+def test_tools_are_called_answer_and_come_back_the_same():
+    calls = {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning": "Let me see.", "refusal": None}
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    dialogue = make_dialogue({"messages": [SYSTEM, USER, calls, RESULT, RESULT, ASSISTANT], "tools": json.dumps(tools)})
+    assert dialogue.tool_list == tools
+    assert dialogue.as_dicts[2] == {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "Let me see.",
+        "tool_calls": [{**CALL, "function": {"name": "look", "arguments": {"where": "here"}}}],
+    }
+    assert make_dialogue(dialogue.as_row) == dialogue
+    assert make_dialogue(json.loads(json.dumps(dialogue.as_row))) == dialogue
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        ([USER, RESULT, ASSISTANT], "message 2 is from tool where assistant"),
+        ([USER, {**ASSISTANT, "tool_calls": [CALL]}, USER, ASSISTANT], "message 3 is from user where tool"),
+        ([USER, {**ASSISTANT, "tool_calls": [CALL]}, RESULT], "ends with a tool"),
+        ([USER, {**ASSISTANT, "tool_calls": [CALL]}, RESULT, USER, ASSISTANT], "where assistant or tool"),
+        ([{**USER, "tool_calls": [CALL]}, ASSISTANT], "only the assistant calls"),
+        ([USER, {**ASSISTANT, "tool_calls": "look"}], "must be a list"),
+        ([USER, {**ASSISTANT, "tool_calls": [{"function": {"arguments": "{}"}}]}], "function with a name"),
+        ([USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "not valid JSON"),
+        ([USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": "[]"}}]}], "not a JSON object"),
+        ([USER, {**ASSISTANT, "reasoning": "a", "reasoning_content": "b"}], "not one text"),
+        ([{**USER, "reasoning": "a"}, ASSISTANT], "only the assistant's"),
+        ([USER, {**ASSISTANT, "name": 3}], "`name` that is not text"),
+        ([USER, {**ASSISTANT, "train": "no"}], "true or false"),
+        ([USER, {**ASSISTANT, "weight": 0.5}], "0 or 1"),
+        ([USER, {**ASSISTANT, "weight": 1, "train": False}], "contradict"),
+        ([USER, {**ASSISTANT, "train": False}], "to be trained"),
+        ([USER, {**ASSISTANT, "weight": 0}], "to be trained"),
+    ],
+)
+def test_what_makes_no_sense_with_tools_and_flags_is_refused(messages, told):
+    assert told in refusal({"messages": messages})
+
+
+@pytest.mark.parametrize("tools", ["{", "{}", {"a": 1}, ["look"], 3])
+def test_tools_must_be_descriptions(tools):
+    assert "tools" in refusal({"messages": [USER, ASSISTANT], "tools": tools})
+
+
+def test_flags_say_which_replies_are_trained():
+    messages = [USER, {**ASSISTANT, "train": False}, USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}]
+    dialogue = make_dialogue({"messages": messages})
+    assert [m.trained for m in dialogue.messages if m.role == "assistant"] == [False, False, True]
+    assert make_dialogue(dialogue.as_row) == dialogue
+
+
+def test_text_parts_are_joined_and_developers_are_the_system():
+    parts = [{"type": "text", "text": "two "}, {"type": "text", "text": "parts"}]
+    dialogue = make_dialogue({"messages": [message("developer"), message("user", parts), ASSISTANT]})
+    assert [(m.role, m.content) for m in dialogue.messages[:2]] == [("system", "words"), ("user", "two parts")]

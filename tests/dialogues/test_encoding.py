@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_chat.dialogues.chat_template import PLAIN_TEMPLATE, install_template, render_ids
-from lora_chat.dialogues.dialogue import Dialogue, Message, NotADialogue, make_dialogue
+from lora_chat.dialogues.dialogue import Dialogue, Message, NotADialogue
 from lora_chat.dialogues.encoding import IGNORE_INDEX, encode_dialogue, encode_dialogues
+from lora_chat.dialogues.messages import make_dialogue
 from lora_chat.errors import DataError
 
 CHATML = (
@@ -59,7 +60,11 @@ def tokenizer(request, tiny_tokenizer, merging_tokenizer, with_template):
 
 def dialogue(*turns, system=None, line=0):
     messages = [Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(turns)]
-    return Dialogue(tuple([Message("system", system)] if system is not None else []) + tuple(messages), line)
+    return Dialogue(
+        tuple([Message("system", system)] if system is not None else []) + tuple(messages),
+        line,
+        path="/data/chats.jsonl",
+    )
 
 
 def stops(tokenizer):
@@ -230,7 +235,7 @@ def test_of_several_named_templates_the_default_is_taken(with_template):
 
 
 def encode_all(tokenizer, dialogues, max_length, over_long):
-    return encode_dialogues(dialogues, tokenizer, stops(tokenizer), max_length, over_long, "/data/chats.jsonl")
+    return encode_dialogues(dialogues, tokenizer, stops(tokenizer), max_length, over_long)
 
 
 def length(tokenizer, some):
@@ -298,3 +303,42 @@ def test_dialogues_that_cannot_be_encoded_are_all_told_with_their_lines(with_tem
     assert "/data/chats.jsonl:3: " in message
     assert message.count("chats.jsonl:") == 5
     assert "... and 2 more" in message
+
+
+TOOLS = """{%- if tools %}{{ 'tools: ' + tools | tojson + eos_token }}{% endif -%}
+{%- for m in messages %}{{ m.role + ':' }}{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}
+{%- endif %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments | tojson }}
+{%- endfor %}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
+
+
+def with_tools():
+    call = {"function": {"name": "look", "arguments": {"at": "sky"}}}
+    return make_dialogue(
+        {
+            "messages": [
+                {"role": "user", "content": "weather?"},
+                {"role": "assistant", "content": "", "tool_calls": [call], "reasoning": "hm"},
+                {"role": "tool", "content": "blue"},
+                {"role": "assistant", "content": "Blue.", "train": False},
+                {"role": "user", "content": "sure?"},
+                {"role": "assistant", "content": "Yes."},
+            ],
+            "tools": [{"type": "function", "function": {"name": "look"}}],
+        }
+    )
+
+
+def test_calls_and_thoughts_are_trained_results_and_untrained_replies_are_not(with_template):
+    tokenizer = with_template(TOOLS)
+    encoded = encode(with_tools(), tokenizer)
+    end = tokenizer.eos_token
+    assert text_of(tokenizer, supervised(encoded)) == f'<think>hm</think>look{{"at": "sky"}}{end}Yes.{end}'
+    assert '"look"' in text_of(tokenizer, encoded.input_ids)
+
+
+def test_a_template_that_passes_over_tools_or_thoughts_is_refused(with_template):
+    assert "leaves out the tools" in refusal(with_template(CHATML), with_tools())
+    no_calls = with_template(TOOLS.replace("m.tool_calls", "m.calls"))
+    assert "leaves out the tool call in message 2" in refusal(no_calls, with_tools())
+    no_thoughts = with_template(TOOLS.replace("m.reasoning_content", "m.thoughts"))
+    assert "leaves out the reasoning of message 2" in refusal(no_thoughts, with_tools())

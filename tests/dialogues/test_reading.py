@@ -2,7 +2,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lora_chat.dialogues.dialogue import Dialogue, Message
@@ -66,7 +66,7 @@ def test_dialogues_carry_their_lines_and_every_line_is_counted(file):
     assert [d.line for d in dialogues] == [1, 3]
     assert dialogues[1].as_dicts == row("two", "zwei")["messages"]
     assert (report.lines, report.accepted, report.blank, report.refused) == (4, 2, 2, 0)
-    assert report.path == str(path)
+    assert report.files == ((str(path), "messages"),)
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
@@ -124,7 +124,7 @@ def test_five_refusals_are_shown_and_the_rest_counted(file):
     assert re.findall(r"chats\.jsonl:(\d+):", message) == ["1", "3", "5", "7", "9"]
     assert "8 lines" in message
     assert "... and 3 more" in message
-    assert "--set data.max_refused=" in message
+    assert "--set data.skip_bad=" in message
 
 
 def test_exactly_five_refusals_have_no_rest(file):
@@ -134,15 +134,15 @@ def test_exactly_five_refusals_have_no_rest(file):
 
 def test_so_many_faulty_lines_as_allowed_are_left_out(file):
     path = file(b"x\n" + GOOD + b"\ny\n")
-    dialogues, report = read_dialogues(path, max_refused=2)
+    dialogues, report = read_dialogues(path, skip_bad=2)
     assert [d.line for d in dialogues] == [2]
     assert (report.lines, report.accepted, report.blank, report.refused) == (3, 1, 0, 2)
     assert [reason.split(": ")[0] for reason in report.reasons] == [f"{path}:1", f"{path}:3"]
-    assert "allows 1" in refusal(path, max_refused=1)
+    assert "allows 1" in refusal(path, skip_bad=1)
 
 
 def test_a_report_shows_five_reasons_at_most(file):
-    _, report = read_dialogues(file(b"x\n" * 9 + GOOD), max_refused=9)
+    _, report = read_dialogues(file(b"x\n" * 9 + GOOD), skip_bad=9)
     assert report.refused == 9
     assert len(report.reasons) == 5
 
@@ -154,7 +154,7 @@ def test_a_file_without_dialogues_is_refused(file, content):
 
 
 def test_a_file_of_nothing_but_allowed_faults_is_refused(file):
-    assert "no dialogue" in refusal(file(b"x\n"), max_refused=1)
+    assert "no dialogue" in refusal(file(b"x\n"), skip_bad=1)
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -162,8 +162,8 @@ def test_a_missing_file_is_refused(tmp_path):
     assert str(tmp_path) in refusal(tmp_path / "no" / "folder.jsonl")
 
 
-def test_a_folder_is_no_file_of_dialogues(tmp_path, file):
-    assert "directory" in refusal(tmp_path)
+def test_an_empty_folder_and_a_path_through_a_file_are_refused(tmp_path, file):
+    assert "There is no file in" in refusal(tmp_path)
     assert "chats.jsonl" in refusal(file(GOOD) / "inside.jsonl")
 
 
@@ -209,11 +209,12 @@ LINES = st.one_of(
 )
 def test_every_line_is_accounted_for_whatever_the_bytes(tmp_path_factory, lines, end, last, mark):
     content = mark + end.join(line for _, line in lines) + (end if last else b"")
+    assume(not content.removeprefix(mark).lstrip().startswith(b"["))  # one list has a test of its own
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes(content)
     there = content.count(b"\n") + (not content.endswith(b"\n") and content != b"")
     try:
-        dialogues, report = read_dialogues(path, max_refused=len(lines) + 1)
+        dialogues, report = read_dialogues(path, skip_bad=len(lines) + 1)
     except DataError as error:
         assert "holds no dialogue" in str(error)
         assert not any(good for good, _ in lines)

@@ -131,7 +131,7 @@ def words(text):
 
 @pytest.fixture(scope="module")
 def dialogues():
-    read, report = read_dialogues(QUICKSTART / "dialogues.jsonl", max_refused=0)
+    read, report = read_dialogues(QUICKSTART / "dialogues.jsonl", skip_bad=0)
     assert report.accepted == report.lines
     return read
 

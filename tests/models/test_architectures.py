@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lora_chat.dialogues.chat_template import install_template, render_ids
-from lora_chat.dialogues.dialogue import make_dialogue
 from lora_chat.dialogues.encoding import encode_dialogues
+from lora_chat.dialogues.messages import make_dialogue
 from lora_chat.evaluation.scores import evaluate_loss
 from lora_chat.models.adapter import attach_adapter, load_adapter, report_adapter, save_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer, read_stop_ids
@@ -46,7 +46,7 @@ def test_trains_only_its_adapter_and_comes_back_the_same(architecture, mode, ran
     tokenizer = load_tokenizer(base)
     template = install_template(tokenizer)
     stop_ids = read_stop_ids(base, tokenizer)
-    rows, _ = encode_dialogues(DIALOGUES, tokenizer, stop_ids, 256, "refuse", "here")
+    rows, _ = encode_dialogues(DIALOGUES, tokenizer, stop_ids, 256, "refuse")
     precision = make_precision(QuantizationSection(mode=mode), CPU)
     model = load_base_model(base, precision)
     kinds = {type(module).__name__ for module in model.modules()}

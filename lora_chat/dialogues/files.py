@@ -1,0 +1,240 @@
+"""Files -> raw rows, each with its line: JSON lines, a JSON list, CSV, TSV, Parquet, any of them in gzip.
+
+What a file is, its first bytes say, never its name. Every row is either a value or a fault with its reason.
+"""
+
+import csv
+import glob
+import gzip
+import io
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from lora_chat.dialogues.formats import is_known_header
+from lora_chat.dialogues.strict_json import STRICT, parse_json
+from lora_chat.errors import DataError
+
+Kind = Literal["json_lines", "json_list", "csv", "tsv", "parquet"]
+
+_GZIP, _PARQUET, _MARK = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
+_TABLES: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
+_LOOKED_AT = 1 << 16
+_LONGEST_CELL = 1 << 27
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row of a file, or one blank line of it."""
+
+    line: int
+    """Where it begins, counted from 1; in Parquet the row's number."""
+    value: Any = None
+    fault: str | None = None
+    """Why it cannot be read."""
+    blank: bool = False
+
+
+def find_files(names: str | tuple[str, ...]) -> tuple[Path, ...]:
+    """Files, folders (all files right in them, hidden ones left out) and globs, in a fixed order, none twice.
+
+    Raises DataError for a name that leads to no file.
+    """
+    found: dict[Path, None] = {}
+    for name in (names,) if isinstance(names, str) else names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        elif glob.has_magic(name) and not path.exists():
+            inside = sorted(p for p in Path(path.anchor).glob(name.removeprefix(path.anchor)) if p.is_file())
+        else:
+            inside = [path]
+            if not path.exists():
+                raise DataError(f"There is no file {path}.")
+        if not inside:
+            raise DataError(f"There is no file in {name}.")
+        found |= dict.fromkeys(inside)
+    return tuple(found)
+
+
+def read_rows(path: Path, columns: Collection[str] = ()) -> Iterator[RawRow]:
+    """The rows of a file in order; raises DataError if it cannot be opened or unpacked.
+
+    A table is recognised by a header that a known format has, or that holds `columns`.
+    """
+    try:
+        kind = recognise_kind(path, columns)
+        if kind == "parquet":
+            yield from _parquet(path)
+            return
+        with _open(path) as file:
+            if kind == "json_lines":
+                yield from _json_lines(file)
+            elif kind == "json_list":
+                yield from _json_list(file)
+            else:
+                yield from _table(file, _TABLES[kind])
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file {path}.") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"Cannot unpack {path}: it is damaged or cut short.") from error
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def recognise_kind(path: Path, columns: Collection[str] = ()) -> Kind:
+    """What kind of file it is, by its first bytes."""
+    with path.open("rb") as file:
+        if file.read(4) == _PARQUET:
+            return "parquet"
+    with _open(path) as stream:
+        head = stream.read(_LOOKED_AT).removeprefix(_MARK)
+    first, *rest = head.lstrip().split(b"\n")
+    if first.startswith(b"["):
+        return "json_list" if _begins_a_list(first.strip(), rest) else "json_lines"
+    if not first.startswith(b"{"):
+        for kind, separator in _TABLES.items():
+            if _is_header(first, separator, columns):
+                return kind
+    return "json_lines"
+
+
+def _begins_a_list(first: bytes, rest: Sequence[bytes]) -> bool:
+    """Whether a line that opens with a bracket begins one list for the whole file."""
+    following = next((line for line in rest if line.strip()), b"")
+    if first == b"[" or not following:
+        return True
+    return not _is_json(first) and not _is_json(following)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parse_json(line.decode("utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_header(line: bytes, separator: str, columns: Collection[str]) -> bool:
+    try:
+        names = next(csv.reader([line.decode("utf-8").rstrip("\r")], delimiter=separator, strict=True), [])
+    except (csv.Error, UnicodeDecodeError):
+        return False
+    return (bool(columns) and set(columns) <= set(names)) or is_known_header(names)
+
+
+def _open(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        packed = file.read(2) == _GZIP
+    return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """A file's lines with their numbers, split at line feeds only; raises DataError if it cannot be read."""
+    try:
+        with _open(path) as file:
+            yield from _lines(file)
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    for number, raw in enumerate(file, 1):
+        line = raw.removesuffix(b"\n").removesuffix(b"\r")
+        yield number, line.removeprefix(_MARK) if number == 1 else line
+
+
+def _json_lines(file: IO[bytes]) -> Iterator[RawRow]:
+    for number, raw in _lines(file):
+        try:
+            text = raw.decode("utf-8")
+            yield RawRow(number, parse_json(text)) if text.strip() else RawRow(number, blank=True)
+        except UnicodeDecodeError as error:
+            yield RawRow(number, fault=f"is not UTF-8 text (byte {error.start + 1} of the line)")
+        except ValueError as error:
+            yield RawRow(number, fault=str(error))
+
+
+def _json_list(file: IO[bytes]) -> Iterator[RawRow]:
+    """Element by element, so that each has its line; after a fault nothing more can be told apart."""
+    raw = file.read().removeprefix(_MARK)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        yield RawRow(raw.count(b"\n", 0, error.start) + 1, fault="is not UTF-8 text, and nothing after it can be read")
+        return
+    skip = re.compile(r"[\s]*")
+    line, counted = 1, 0
+    place = skip.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
+    if text[place : place + 1] == "]" and not text[place + 1 :].strip():
+        return
+    while True:
+        line, counted = line + text.count("\n", counted, place), place
+        try:
+            value, place = STRICT.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            yield RawRow(line, fault=f"is not valid JSON: {reason}; nothing after it can be read")
+            return
+        yield RawRow(line, value)
+        place = skip.match(text, place).end()  # type: ignore[union-attr]
+        separator, place = text[place : place + 1], skip.match(text, place + 1).end()  # type: ignore[union-attr]
+        if separator == "]" and place >= len(text):
+            return
+        if separator != ",":
+            line += text.count("\n", counted, place)
+            yield RawRow(line, fault="the list does not go on with a comma or end with ]; nothing after it can be read")
+            return
+
+
+def _table(file: IO[bytes], separator: str) -> Iterator[RawRow]:
+    """Rows under a header; a cell that is empty is left out."""
+    csv.field_size_limit(_LONGEST_CELL)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    reader = csv.reader(text, delimiter=separator, strict=True)
+    line = 1
+    try:
+        header = next(reader)
+        if len(set(header)) != len(header):
+            yield RawRow(1, fault="names a column twice")
+            return
+        line = reader.line_num + 1
+        for cells in reader:
+            if not cells or cells == [""]:
+                yield RawRow(line, blank=True)
+            elif len(cells) != len(header):
+                yield RawRow(line, fault=f"has {len(cells)} cells where the header has {len(header)}")
+            else:
+                yield RawRow(line, {key: _cell(key, cell) for key, cell in zip(header, cells, strict=True) if cell})
+            line = reader.line_num + 1
+    except UnicodeDecodeError:
+        yield RawRow(line, fault="is not UTF-8 text, and nothing after it can be read")
+    except csv.Error as error:
+        yield RawRow(line, fault=f"is not valid CSV: {error}; nothing after it can be read")
+    except ValueError as error:
+        yield RawRow(line, fault=str(error))
+
+
+def _cell(key: str, cell: str) -> Any:
+    """Lists of messages stand in tables as JSON text."""
+    return parse_json(cell) if key in ("messages", "conversations", "conversation", "history") else cell
+
+
+def _parquet(path: Path) -> Iterator[RawRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield RawRow(number, value)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"Cannot read {path}: {str(error).splitlines()[0]}") from error

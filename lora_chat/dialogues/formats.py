@@ -1,0 +1,163 @@
+"""The common formats of chat data: which one a row is in, and the same row as `messages`.
+
+Recognised by what the row holds, never by a file's name.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, get_args
+
+from lora_chat.dialogues.dialogue import NotADialogue
+from lora_chat.dialogues.strict_json import parse_json
+from lora_chat.planning.recipe import DataFormat
+
+FORMATS: tuple[DataFormat, ...] = get_args(DataFormat)
+
+Columns = Mapping[str, str]
+"""Which column says what: `user` and `assistant`, perhaps `system`."""
+
+_SHAREGPT_LISTS = ("conversations", "conversation", "messages")
+_SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "call",
+    "tool_call": "call",
+    "observation": "tool",
+    "tool": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+}
+_ALPACA = ({"instruction", "output"}, {"instruction", "response"})
+_PROMPT = {"prompt", "completion"}
+
+
+def recognise(row: Any) -> DataFormat | None:
+    """The format a row is in; None if it is in none."""
+    if not isinstance(row, Mapping):
+        return None
+    for key in _SHAREGPT_LISTS:
+        entries = row.get(key)
+        if isinstance(entries, list) and entries and isinstance(entries[0], Mapping):
+            if "from" in entries[0]:
+                return "sharegpt"
+            if "role" in entries[0]:
+                return "messages"
+    if row.keys() >= _PROMPT:
+        return "prompt_completion"
+    if any(row.keys() >= keys for keys in _ALPACA):
+        return "alpaca"
+    return "messages" if "messages" in row else None
+
+
+def is_known_header(names: Collection[str]) -> bool:
+    """Whether a table's columns are those of a format."""
+    sets: tuple[set[str], ...] = (_PROMPT, *_ALPACA, {"messages"}, {"conversations"})
+    return any(keys <= set(names) for keys in sets)
+
+
+def to_messages(row: Any, form: DataFormat, columns: Columns | None = None) -> Any:
+    """The row as an object with `messages` and perhaps `tools`; raises NotADialogue with the reason.
+
+    What it makes is checked by `make_dialogue` as if it had been written so.
+    """
+    if not isinstance(row, Mapping):
+        raise NotADialogue(f"is not an object in the format {form}")
+    readers: dict[DataFormat, Callable[[Mapping[str, Any]], Any]] = {
+        "messages": _from_messages,
+        "sharegpt": _from_sharegpt,
+        "alpaca": _from_alpaca,
+        "prompt_completion": _from_prompt,
+        "columns": lambda values: _from_columns(values, columns or {}),
+    }
+    return readers[form](row)
+
+
+def _from_messages(row: Mapping[str, Any]) -> Any:
+    for key in _SHAREGPT_LISTS:  # some files have roles and content under `conversations`
+        if key != "messages" and key in row and "messages" not in row:
+            return {"messages": row[key], "tools": row.get("tools")}
+    return row
+
+
+def _from_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
+    entries = next((row[key] for key in _SHAREGPT_LISTS if key in row), None)
+    if not isinstance(entries, list) or not entries:
+        raise NotADialogue("needs `conversations`, a list of messages")
+    messages: list[dict[str, Any]] = []
+    if row.get("system"):
+        messages.append({"role": "system", "content": row["system"]})
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, Mapping):
+            raise NotADialogue(f"message {number} is not an object with `from` and `value`")
+        speaker = entry.get("from")
+        role = _SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
+        if role is None:
+            raise NotADialogue(f"message {number} is from {speaker!r}; known are {', '.join(_SHAREGPT_ROLES)}")
+        rest = {key: value for key, value in entry.items() if key not in ("from", "value")}
+        if role == "call":
+            messages.append({"role": "assistant", "content": None, "tool_calls": _calls(entry.get("value"), number)})
+        else:
+            messages.append({"role": role, "content": entry.get("value")})
+        messages[-1] |= rest
+    return {"messages": messages, "tools": row.get("tools")}
+
+
+def _calls(value: Any, number: int) -> list[Any]:
+    """A function call as ShareGPT files have it: JSON text of one call or of a list."""
+    if not isinstance(value, str):
+        raise NotADialogue(f"message {number} (function_call) has no text as `value`")
+    try:
+        calls = parse_json(value)
+    except ValueError as error:
+        raise NotADialogue(f"message {number} (function_call) {error}") from None
+    return calls if isinstance(calls, list) else [calls]
+
+
+def _from_alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
+    output = row.get("output", row.get("response"))
+    asked, more = row.get("instruction"), row.get("input")
+    if not isinstance(asked, str) or not isinstance(output, str) or not isinstance(more, str | None):
+        raise NotADialogue("needs `instruction` and `output` (and perhaps `input`) as text")
+    messages = _system(row)
+    for number, turn in enumerate(row.get("history") or [], 1):
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise NotADialogue(f"turn {number} of `history` is not a pair of question and answer")
+        messages += _pair(*turn)
+    question = f"{asked}\n{more}" if more and asked.strip() else asked or more
+    return {"messages": messages + _pair(question, output)}
+
+
+def _from_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Strings, or lists of messages; only the completion carries loss."""
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return {"messages": _system(row) + _pair(prompt, completion)}
+    if not isinstance(prompt, list) or not isinstance(completion, list):
+        raise NotADialogue("needs `prompt` and `completion`, both texts or both lists of messages")
+    before = [dict(m, train=False) if isinstance(m, Mapping) and m.get("role") == "assistant" else m for m in prompt]
+    return {"messages": before + completion, "tools": row.get("tools")}
+
+
+def _from_columns(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    missing = [name for name in columns.values() if name not in row]
+    if missing:
+        raise NotADialogue(f"has no column {missing[0]!a} (its columns: {', '.join(ascii(k) for k in list(row)[:8])})")
+    system = row[columns["system"]] if "system" in columns else None
+    head = [{"role": "system", "content": system}] if system else []
+    return {"messages": head + _pair(row[columns["user"]], row[columns["assistant"]])}
+
+
+def _system(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": row["system"]}] if row.get("system") else []
+
+
+def _pair(question: Any, answer: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
