@@ -135,9 +135,14 @@ def summary(plan: Plan, prepared: Prepared, run: RunFolder) -> str:
     if report:
         dropped = f", {report.dropped} too long and left out" if report.dropped else ""
         lines.append(
-            f"Dialogues {report.dialogues} to train on, {len(prepared.validation_rows)} held out{dropped}; "
+            f"Dialogues {report.dialogues} to train on, {len(prepared.validation)} held out{dropped}; "
             f"longest {report.longest} tokens; loss on {report.supervised_tokens:,} of {report.tokens:,} tokens"
         )
+        if report.rows > report.dialogues:
+            lines.append(
+                f"Rows      {report.rows}, one for each reply: this chat template rewrites earlier turns, "
+                "and each reply is trained behind what inference will show it"
+            )
     if prepared.identity.system is not None:
         lines.append(f"System    {prepared.identity.system}")
     lines.append(

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_chat.dialogues.chat_template import render_ids
 from lora_chat.dialogues.dialogue import Dialogue, Message
@@ -34,6 +34,8 @@ class EncodingReport:
     """What became of a set of dialogues: read = encoded + dropped."""
 
     dialogues: int
+    rows: int
+    """More than dialogues where the template rewrites earlier turns."""
     dropped: int
     tokens: int
     supervised_tokens: int
@@ -42,48 +44,81 @@ class EncodingReport:
 
 def encode_dialogue(
     dialogue: Dialogue, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]
-) -> EncodedDialogue:
-    """Encode one dialogue.
+) -> tuple[EncodedDialogue, ...]:
+    """Encode one dialogue to one row; to a row for each trained reply where the template rewrites earlier turns.
 
     Each assistant turn is what the template adds between the serving prompt (the messages before it with
-    `add_generation_prompt`) and the end of its stop token. So what is trained is what is served, by
-    construction; a template for which that does not hold raises DataError with the reason.
+    `add_generation_prompt`) and its stop token. So what is trained is what is served, by construction; a
+    template for which that does not hold raises DataError with the reason. Templates of reasoning models drop
+    earlier thoughts: there every reply is trained behind the history that inference will show it.
     """
     messages = dialogue.as_dicts
     tools = dialogue.tool_list
     whole = render_ids(tokenizer, messages, reply_follows=False, tools=tools)
     if tools and whole == render_ids(tokenizer, messages, reply_follows=False):
         raise DataError("the chat template leaves out the tools")
+    turns = [
+        _encode_turn(dialogue, messages, place, tokenizer, stop_ids, tools)
+        for place, message in enumerate(dialogue.messages)
+        if message.role == "assistant" and message.trained
+    ]
+    if any(whole[: len(turn.input_ids)] != turn.input_ids for turn in turns):
+        return tuple(turns)
     labels = [IGNORE_INDEX] * len(whole)
-    for place, message in enumerate(dialogue.messages):
-        if message.role != "assistant" or not message.trained:
-            continue
-        prompt = render_ids(tokenizer, messages[:place], reply_follows=True, tools=tools)
-        until = render_ids(tokenizer, messages[: place + 1], reply_follows=False, tools=tools)
-        if whole[: len(prompt)] != prompt:
-            blanks = message.content[:1].isspace()
-            why = "; its blanks at the beginning merge with the template's, remove them" if blanks else ""
-            raise DataError(f"the prompt served before message {place + 1} is not what would be trained{why}")
-        if whole[: len(until)] != until:
-            raise DataError(f"the chat template rewrites message {place + 1} when others follow")
-        _check_shown(message, tokenizer, until[len(prompt) :], place + 1)
-        end = next((i + 1 for i in range(len(until) - 1, len(prompt), -1) if until[i] in stop_ids), None)
-        if end is None:
-            raise DataError(f"message {place + 1} ends without a stop token; the model would never learn to stop")
-        labels[len(prompt) : end] = whole[len(prompt) : end]
-    return EncodedDialogue(whole, labels)
+    for turn in turns:
+        for place, label in enumerate(turn.labels):
+            if label != IGNORE_INDEX:
+                labels[place] = label
+    return (EncodedDialogue(whole, labels),)
+
+
+def _encode_turn(
+    dialogue: Dialogue,
+    messages: list[dict[str, Any]],
+    place: int,
+    tokenizer: "PreTrainedTokenizerBase",
+    stop_ids: Collection[int],
+    tools: list[dict[str, Any]] | None,
+) -> EncodedDialogue:
+    """The dialogue as far as one reply, with loss on that reply alone."""
+    message = dialogue.messages[place]
+    prompt = render_ids(tokenizer, messages[:place], reply_follows=True, tools=tools)
+    until = render_ids(tokenizer, messages[: place + 1], reply_follows=False, tools=tools)
+    if until[: len(prompt)] != prompt:
+        blanks = message.content[:1].isspace()
+        why = "; its blanks at the beginning merge with the template's, remove them" if blanks else ""
+        raise DataError(f"the prompt served before message {place + 1} is not what would be trained{why}")
+    _check_shown(message, tokenizer, until[len(prompt) :], place + 1)
+    stops = [i for i in range(len(prompt), len(until)) if until[i] in stop_ids]
+    if not stops:
+        raise DataError(f"message {place + 1} ends without a stop token; the model would never learn to stop")
+    # Some templates close a turn and then the text; generation ends at the first of the two.
+    tail = [token for token in until[stops[0] + 1 :] if token not in stop_ids]
+    end = stops[-1 if tokenizer.decode(tail).strip() else 0] + 1
+    labels = [IGNORE_INDEX] * len(prompt) + until[len(prompt) : end] + [IGNORE_INDEX] * (len(until) - end)
+    return EncodedDialogue(until, labels)
 
 
 def _check_shown(message: Message, tokenizer: "PreTrainedTokenizerBase", ids: list[int], number: int) -> None:
-    """Some templates know no tools or no reasoning and pass them over without a word."""
-    if not message.tool_calls and message.reasoning is None:
-        return
-    text = tokenizer.decode(ids)
+    """Some templates pass over tools, reasoning, or text that they expect in parts, without a word."""
+    text = _bare(tokenizer.decode(ids))
     for call in message.tool_calls:
-        if call.name not in text:
+        if _bare(call.name) not in text:
             raise DataError(f"the chat template leaves out the tool call in message {number}")
-    if message.reasoning is not None and message.reasoning.strip() not in text:
-        raise DataError(f"the chat template leaves out the reasoning of message {number}")
+    for what, said in (("text", message.content), ("reasoning", message.reasoning or "")):
+        # Some tokenizers normalise; what they make of the same text alone is then what must be there.
+        if _bare(said) not in text and _bare(tokenizer.decode(_encode_text(tokenizer, said))) not in text:
+            raise DataError(f"the chat template leaves out the {what} of message {number}")
+
+
+def _bare(text: str) -> str:
+    """Without blanks, which templates trim and add."""
+    return "".join(text.split())
+
+
+def _encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text.strip(), add_special_tokens=False, split_special_tokens=True)
+    return ids
 
 
 def encode_dialogues(
@@ -100,6 +135,7 @@ def encode_dialogues(
     """
     limit = min(max_length, positions or max_length)
     kept: list[EncodedDialogue] = []
+    count = 0
     long: list[tuple[str, int]] = []
     faults: list[str] = []
     for dialogue in dialogues:
@@ -108,17 +144,20 @@ def encode_dialogues(
         except DataError as error:
             faults.append(f"{dialogue.path}:{dialogue.line}: {error}")
             continue
-        if len(encoded.input_ids) > limit:
-            long.append((f"{dialogue.path}:{dialogue.line}", len(encoded.input_ids)))
+        length = max(len(row.input_ids) for row in encoded)
+        if length > limit:
+            long.append((f"{dialogue.path}:{dialogue.line}", length))
         else:
-            kept.append(encoded)
+            kept.extend(encoded)
+            count += 1
     if faults:
         more = f"\n... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise DataError(f"{len(faults)} dialogues cannot be encoded:\n" + "\n".join(faults[:_SHOWN]) + more)
     if long and (over_long == "refuse" or not kept):
-        raise DataError(_too_long(long, len(kept), limit, positions))
+        raise DataError(_too_long(long, count, limit, positions))
     report = EncodingReport(
-        dialogues=len(kept),
+        dialogues=count,
+        rows=len(kept),
         dropped=len(long),
         tokens=sum(len(e.input_ids) for e in kept),
         supervised_tokens=sum(e.supervised_tokens for e in kept),

@@ -75,7 +75,7 @@ def compare(
     prompts += [render_ids(tokenizer, p, reply_follows=True) for p in asked]
 
     def measure(what: str) -> tuple[float, list[str]]:
-        notice(f"Measuring {what}: {len(rows)} validation dialogues, {len(prompts)} replies")
+        notice(f"Measuring {what}: {len(validation)} validation dialogues, {len(prompts)} replies")
         loss = evaluate_loss(model, rows)
         return loss, generate_replies(model, tokenizer, prompts, stop_ids, settings.max_new_tokens)
 
@@ -90,7 +90,7 @@ def compare(
     return ComparisonReport(
         validation_loss=Pair(base_loss, adapted_loss),
         perplexity=Pair(perplexity(base_loss), perplexity(adapted_loss)),
-        validation_dialogues=len(rows),
+        validation_dialogues=len(validation),
         samples=tuple(
             Sample(p[-1]["content"], _said(d.messages[len(p)]), b, a)
             for (d, p), b, a in zip(samples, base[:n], adapted[:n], strict=True)

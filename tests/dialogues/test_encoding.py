@@ -72,7 +72,9 @@ def stops(tokenizer):
 
 
 def encode(some, tokenizer):
-    return encode_dialogue(some, tokenizer, stops(tokenizer))
+    rows = encode_dialogue(some, tokenizer, stops(tokenizer))
+    assert len(rows) == 1
+    return rows[0]
 
 
 def text_of(tokenizer, ids):
@@ -169,7 +171,7 @@ def test_no_character_is_lost_in_silence():
 def test_stop_tokens_other_than_eos_end_a_turn_too(with_template):
     tokenizer = with_template(CHATML.replace("<|im_end|>", "<|endoftext|>"))
     stop = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    encoded = encode_dialogue(dialogue("hi", "yo"), tokenizer, [tokenizer.eos_token_id, stop])
+    (encoded,) = encode_dialogue(dialogue("hi", "yo"), tokenizer, [tokenizer.eos_token_id, stop])
     assert supervised(encoded)[-1] == stop
 
 
@@ -193,13 +195,28 @@ def test_a_template_without_stop_token_is_refused(with_template):
     assert "stop token" in told
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(with_template):
+def test_where_earlier_turns_are_rewritten_every_reply_is_trained_behind_what_inference_shows(with_template):
     # As those do that cut the thoughts out of all replies but the last.
     shorter = "(message['content'] if loop.last else message['content'].split('|')[-1])"
     tokenizer = with_template(CHATML.replace("message['content']", shorter))
-    assert "rewrites message 2" in refusal(tokenizer, dialogue("hi", "think|yo", "more", "yes"))
-    check_single = encode(dialogue("hi", "think|yo"), tokenizer)
-    assert text_of(tokenizer, supervised(check_single)) == "think|yo<|im_end|>"
+    some = dialogue("hi", "think|yo", "more", "hm|yes")
+    first, second = encode_dialogue(some, tokenizer, stops(tokenizer))
+    assert text_of(tokenizer, supervised(first)) == "think|yo<|im_end|>"
+    assert text_of(tokenizer, supervised(second)) == "hm|yes<|im_end|>"
+    for row, place in ((first, 1), (second, 3)):
+        prompt = render_ids(tokenizer, some.as_dicts[:place], reply_follows=True)
+        assert row.input_ids[: len(prompt)] == prompt
+        assert set(row.labels[: len(prompt)]) == {IGNORE_INDEX}
+    assert "think" not in text_of(tokenizer, second.input_ids)
+    _, report = encode_dialogues([some, some], tokenizer, stops(tokenizer), 500, "refuse")
+    assert (report.dialogues, report.rows) == (2, 4)
+
+
+def test_a_turn_ends_at_its_first_stop_token(with_template):
+    closing = "{% if not add_generation_prompt %}{{ '\n' + eos_token }}{% endif %}"
+    tokenizer = with_template("{%- for m in messages %}{{ m.content + eos_token }}{% endfor %}" + closing)
+    (row,) = encode_dialogue(dialogue("hi", "yo"), tokenizer, stops(tokenizer))
+    assert text_of(tokenizer, supervised(row)) == "yo" + tokenizer.eos_token
 
 
 def test_a_template_whose_generation_prompt_is_not_trained_is_refused(with_template):
@@ -342,3 +359,13 @@ def test_a_template_that_passes_over_tools_or_thoughts_is_refused(with_template)
     assert "leaves out the tool call in message 2" in refusal(no_calls, with_tools())
     no_thoughts = with_template(TOOLS.replace("m.reasoning_content", "m.thoughts"))
     assert "leaves out the reasoning of message 2" in refusal(no_thoughts, with_tools())
+
+
+def test_a_template_that_passes_over_plain_text_is_refused(with_template):
+    """As those of models with pictures do, which expect content in parts: only the stop token would be trained."""
+    parts = "{% for part in m.content if part is mapping %}{{ part.text }}{% endfor %}"
+    tokenizer = with_template(
+        "{%- for m in messages %}{{ m.role + ':' }}" + parts + "{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    assert "leaves out the text of message 2" in refusal(tokenizer, dialogue("hi", "yo"))
