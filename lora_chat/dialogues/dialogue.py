@@ -38,6 +38,7 @@ class Message:
         result: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.reasoning is not None:
             result["reasoning_content"] = self.reasoning
+            result["thinking"] = self.reasoning  # gpt-oss and LFM2 read this; transformers before 5.23 does not fill it
         if self.tool_calls:
             result["tool_calls"] = [
                 {

@@ -15,7 +15,8 @@ _ROLES: dict[str, Role] = {
     "tool": "tool",
     "function": "tool",
 }
-_READ = {"role", "content", "name", "tool_calls", "tool_call_id", "train", "weight", "reasoning", "reasoning_content"}
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_READ = {"role", "content", "name", "tool_calls", "tool_call_id", "train", "weight", *_REASONING}
 _HARMLESS = {"refusal", "audio", "annotations", "function_call"}
 """OpenAI's answers carry them; they say something only when they are not null."""
 _MARKS = {"\U000f0000", "\U000f0001"}
@@ -92,7 +93,7 @@ def _checked(text: str, where: str) -> str:
 
 
 def _read_reasoning(entry: dict[str, Any], where: str) -> str | None:
-    given = [entry[key] for key in ("reasoning", "reasoning_content") if entry.get(key) not in (None, "")]
+    given = [entry[key] for key in _REASONING if entry.get(key) not in (None, "")]
     if not given:
         return None
     if not all(isinstance(text, str) for text in given) or len(set(given)) > 1:

@@ -163,6 +163,7 @@ def test_tools_are_called_answer_and_come_back_the_same():
         "role": "assistant",
         "content": "",
         "reasoning_content": "Let me see.",
+        "thinking": "Let me see.",
         "tool_calls": [{**CALL, "function": {"name": "look", "arguments": {"where": "here"}}}],
     }
     assert make_dialogue(dialogue.as_row) == dialogue
