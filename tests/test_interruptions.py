@@ -40,9 +40,8 @@ def wait_for(process, text):
     raise AssertionError(f"{text!r} never came:\n{seen}")
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_training_keeps_what_was_learned(cache_home, tmp_path, number, code):
     process = start(tmp_path, "training.epochs=5000")
     wait_for(process, "step 1/")
