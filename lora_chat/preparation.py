@@ -145,8 +145,9 @@ def summary(plan: Plan, prepared: Prepared, run: RunFolder) -> str:
             )
     if prepared.identity.system is not None:
         lines.append(f"System    {prepared.identity.system}")
+    length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
     lines.append(
-        f"Training  {training.epochs:g} epochs, {training.effective_batch_size} dialogues a step "
+        f"Training  {length}, {training.effective_batch_size} dialogues a step "
         f"({training.gradient_accumulation_steps} x {training.micro_batch_size}), "
         f"learning rate {training.learning_rate:g}"
     )
