@@ -3,14 +3,13 @@
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_chat import __version__
 from lora_chat.errors import LoraChatError, StoppedError
-from lora_chat.stopping import raise_on_signals
+from lora_chat.stopping import raise_on_signals, signal_of
 
 # Before any library is imported: nothing is reported home, no code comes from a hub (RELIABILITY: kernels).
 _ENVIRONMENT = {
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt as error:
         print("Stopped.", file=sys.stderr)
-        return 128 + getattr(error, "number", signal.SIGINT)
+        return 128 + signal_of(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -56,7 +55,7 @@ def sft(options: argparse.Namespace) -> None:
     try:
         result = fine_tune(recipe, progress)
     except KeyboardInterrupt as error:
-        raise progress.stopped(getattr(error, "number", signal.SIGINT)) from None
+        raise progress.stopped(signal_of(error)) from None
     say(result_text(result))
     if options.json:
         print(json.dumps(result, ensure_ascii=False))

@@ -8,6 +8,7 @@ import signal
 from types import FrameType
 from typing import NoReturn
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _asked: list[int] = []
 
 
@@ -22,14 +23,18 @@ class Signalled(KeyboardInterrupt):
 def raise_on_signals() -> None:
     """From now on SIGINT, SIGTERM and SIGHUP raise Signalled in the main thread."""
     _asked.clear()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _raise)
+    for number in SIGNALS:
+        signal.signal(number, _raise)
 
 
 def signal_asked() -> int:
     """The first signal that has come since, or 0."""
     return _asked[0] if _asked else 0
+
+
+def signal_of(error: KeyboardInterrupt) -> int:
+    """Which signal an interruption comes from; a plain KeyboardInterrupt is Ctrl-C."""
+    return error.number if isinstance(error, Signalled) else signal.SIGINT
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:

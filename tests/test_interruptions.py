@@ -40,16 +40,22 @@ def wait_for(process, text):
     raise AssertionError(f"{text!r} never came:\n{seen}")
 
 
+def readable_end(process, code):
+    """What it says on stderr when it has ended with this code, nothing on stdout and no traceback."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_training_keeps_what_was_learned(cache_home, tmp_path, number, code):
     process = start(tmp_path, "training.epochs=5000")
     wait_for(process, "step 1/")
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    assert out == ""
-    assert "Traceback" not in err
+    err = readable_end(process, code)
     assert "Stopped after step" in err
     assert "lora-chat chat" in err
     run = tmp_path / "smoke-1"
@@ -90,10 +96,7 @@ def test_a_signal_before_training_says_that_nothing_was_saved(cache_home, tmp_pa
     process = start(tmp_path)
     wait_for(process, "Base ")
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    assert out == ""
-    assert "Traceback" not in err
+    err = readable_end(process, code)
     assert "No adapter was saved" in err
     assert not (tmp_path / "smoke-1" / "adapter").exists()
 
@@ -101,9 +104,6 @@ def test_a_signal_before_training_says_that_nothing_was_saved(cache_home, tmp_pa
 @pytest.mark.slow
 def test_a_full_disk_names_the_path_and_leaves_nothing_half_written(cache_home, tmp_path):
     process = start(tmp_path, limit=12_000)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 4, err
-    assert out == ""
-    assert "Traceback" not in err
+    err = readable_end(process, 4)
     assert f"No space left to write the adapter: {tmp_path / 'smoke-1' / 'adapter'}" in err
     assert sorted(p.name for p in (tmp_path / "smoke-1").iterdir() if "adapter" in p.name) == []

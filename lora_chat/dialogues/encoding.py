@@ -58,7 +58,7 @@ def encode_dialogue(
     if tools and whole == render_ids(tokenizer, messages, reply_follows=False):
         raise DataError("the chat template leaves out the tools")
     turns = [
-        _encode_turn(dialogue, messages, place, tokenizer, stop_ids, tools)
+        _encode_turn(dialogue, messages, whole, place, tokenizer, stop_ids, tools)
         for place, message in enumerate(dialogue.messages)
         if message.role == "assistant" and message.trained
     ]
@@ -75,15 +75,18 @@ def encode_dialogue(
 def _encode_turn(
     dialogue: Dialogue,
     messages: list[dict[str, Any]],
+    whole: list[int],
     place: int,
     tokenizer: "PreTrainedTokenizerBase",
     stop_ids: Collection[int],
     tools: list[dict[str, Any]] | None,
 ) -> EncodedDialogue:
-    """The dialogue as far as one reply, with loss on that reply alone."""
+    """The dialogue as far as one reply, with loss on that reply alone; `whole` are its ids to the end."""
     message = dialogue.messages[place]
     prompt = render_ids(tokenizer, messages[:place], reply_follows=True, tools=tools)
-    until = render_ids(tokenizer, messages[: place + 1], reply_follows=False, tools=tools)
+    until = whole
+    if place + 1 < len(messages):
+        until = render_ids(tokenizer, messages[: place + 1], reply_follows=False, tools=tools)
     if until[: len(prompt)] != prompt:
         blanks = message.content[:1].isspace()
         why = "; its blanks at the beginning merge with the template's, remove them" if blanks else ""

@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -65,7 +66,7 @@ def read_rows(path: Path, columns: Collection[str] = ()) -> Iterator[RawRow]:
 
     A table is recognised by a header that a known format has, or that holds `columns`.
     """
-    try:
+    with _explained(path):
         kind = recognise_kind(path, columns)
         if kind == "parquet":
             yield from _parquet(path)
@@ -77,12 +78,6 @@ def read_rows(path: Path, columns: Collection[str] = ()) -> Iterator[RawRow]:
                 yield from _json_list(file)
             else:
                 yield from _table(file, _TABLES[kind])
-    except FileNotFoundError as error:
-        raise DataError(f"There is no file {path}.") from error
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"Cannot unpack {path}: it is damaged or cut short.") from error
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def recognise_kind(path: Path, columns: Collection[str] = ()) -> Kind:
@@ -134,11 +129,19 @@ def _open(path: Path) -> IO[bytes]:
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """A file's lines with their numbers, split at line feeds only; raises DataError if it cannot be read."""
+    with _explained(path), _open(path) as file:
+        yield from _lines(file)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Failures to open, read or unpack a file, as messages."""
     try:
-        with _open(path) as file:
-            yield from _lines(file)
+        yield
     except FileNotFoundError as error:
         raise DataError(f"There is no file {path}.") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"Cannot unpack {path}: it is damaged or cut short.") from error
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
 

@@ -70,14 +70,7 @@ def to_messages(row: Any, form: DataFormat, columns: Columns | None = None) -> A
     """
     if not isinstance(row, Mapping):
         raise NotADialogue(f"is not an object in the format {form}")
-    readers: dict[DataFormat, Callable[[Mapping[str, Any]], Any]] = {
-        "messages": _from_messages,
-        "sharegpt": _from_sharegpt,
-        "alpaca": _from_alpaca,
-        "prompt_completion": _from_prompt,
-        "columns": lambda values: _from_columns(values, columns or {}),
-    }
-    return readers[form](row)
+    return _from_columns(row, columns or {}) if form == "columns" else _READERS[form](row)
 
 
 def _from_messages(row: Mapping[str, Any]) -> Any:
@@ -91,9 +84,7 @@ def _from_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
     entries = next((row[key] for key in _SHAREGPT_LISTS if key in row), None)
     if not isinstance(entries, list) or not entries:
         raise NotADialogue("needs `conversations`, a list of messages")
-    messages: list[dict[str, Any]] = []
-    if row.get("system"):
-        messages.append({"role": "system", "content": row["system"]})
+    messages = _system(row.get("system"))
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, Mapping):
             raise NotADialogue(f"message {number} is not an object with `from` and `value`")
@@ -126,7 +117,7 @@ def _from_alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
     asked, more = row.get("instruction"), row.get("input")
     if not isinstance(asked, str) or not isinstance(output, str) or not isinstance(more, str | None):
         raise NotADialogue("needs `instruction` and `output` (and perhaps `input`) as text")
-    messages = _system(row)
+    messages = _system(row.get("system"))
     for number, turn in enumerate(row.get("history") or [], 1):
         if not isinstance(turn, list) or len(turn) != 2:
             raise NotADialogue(f"turn {number} of `history` is not a pair of question and answer")
@@ -139,7 +130,7 @@ def _from_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
     """Strings, or lists of messages; only the completion carries loss."""
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
-        return {"messages": _system(row) + _pair(prompt, completion)}
+        return {"messages": _system(row.get("system")) + _pair(prompt, completion)}
     if not isinstance(prompt, list) or not isinstance(completion, list):
         raise NotADialogue("needs `prompt` and `completion`, both texts or both lists of messages")
     before = [dict(m, train=False) if isinstance(m, Mapping) and m.get("role") == "assistant" else m for m in prompt]
@@ -151,13 +142,20 @@ def _from_columns(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     if missing:
         raise NotADialogue(f"has no column {missing[0]!a} (its columns: {', '.join(ascii(k) for k in list(row)[:8])})")
     system = row[columns["system"]] if "system" in columns else None
-    head = [{"role": "system", "content": system}] if system else []
-    return {"messages": head + _pair(row[columns["user"]], row[columns["assistant"]])}
+    return {"messages": _system(system) + _pair(row[columns["user"]], row[columns["assistant"]])}
 
 
-def _system(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"role": "system", "content": row["system"]}] if row.get("system") else []
+def _system(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": content}] if content else []
 
 
 def _pair(question: Any, answer: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+_READERS: dict[DataFormat, Callable[[Mapping[str, Any]], Any]] = {
+    "messages": _from_messages,
+    "sharegpt": _from_sharegpt,
+    "alpaca": _from_alpaca,
+    "prompt_completion": _from_prompt,
+}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.dialogues.chat_template import render_ids
 from lora_chat.models.generation import stream_reply
+from lora_chat.stopping import signal_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +64,7 @@ class Chat:
             except EOFError:
                 return
             except KeyboardInterrupt as error:
-                if getattr(error, "number", signal.SIGINT) != signal.SIGINT:
+                if signal_of(error) != signal.SIGINT:
                     raise
                 self._notice("\n/quit ends the conversation.")
                 continue
@@ -108,7 +109,7 @@ class Chat:
         try:
             stream_reply(self._model, self._tokenizer, prompt, self._stop_ids, self._max_new_tokens, write)
         except KeyboardInterrupt as error:
-            if getattr(error, "number", signal.SIGINT) != signal.SIGINT:
+            if signal_of(error) != signal.SIGINT:
                 raise
             interrupted = True
         reply = "".join(pieces).strip()

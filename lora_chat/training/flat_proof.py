@@ -3,7 +3,6 @@
 A layer that mixes tokens other than by attention (state space, convolution) would see the neighbours.
 """
 
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,5 +54,5 @@ def _agrees(model: "PeftModel", ids: "Sequence[int]", flat: FlatRows, stock_atte
     finally:
         model.set_attn_implementation(fast)
         model.train(was_training)
-    expected = torch.cat(list(chain([alone[0]], (logits[prefix:] for logits in alone[1:]))))
+    expected = torch.cat([alone[0], *(logits[prefix:] for logits in alone[1:])])
     return bool((together - expected).norm() <= _TOLERANCE * (expected - expected.mean()).norm())

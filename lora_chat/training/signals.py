@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from lora_chat.stopping import signal_asked
-
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+from lora_chat.stopping import SIGNALS, signal_asked
 
 
 class StopRequest:
@@ -32,7 +30,7 @@ def stop_requests(notice: Callable[[str], None]) -> Iterator[StopRequest]:
         request.number = number
         notice("Stopping after this optimizer step; once more to stop at once.")
 
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield request
     finally:
