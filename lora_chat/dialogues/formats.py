@@ -138,6 +138,8 @@ def _from_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_columns(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    if not columns:
+        raise NotADialogue("cannot be read as columns without data.columns, which names them")
     missing = [name for name in columns.values() if name not in row]
     if missing:
         raise NotADialogue(f"has no column {missing[0]!a} (its columns: {', '.join(ascii(k) for k in list(row)[:8])})")

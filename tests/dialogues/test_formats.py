@@ -151,6 +151,11 @@ def test_a_format_can_be_forced(tmp_path):
     assert (forced.messages[0].content, form) == ("p", "prompt_completion")
 
 
+def test_columns_that_nobody_named_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"without data\.columns"):
+        read_one(tmp_path, {"q": "a"}, form="columns")
+
+
 def test_a_row_in_another_format_than_the_first_is_refused(tmp_path):
     path = tmp_path / "mixed"
     path.write_bytes(json_lines([ROWS["alpaca"]("q", "a"), as_sharegpt("q", "a")]))
