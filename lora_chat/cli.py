@@ -63,6 +63,17 @@ def sft(options: argparse.Namespace) -> None:
         say(f"Talk to it: lora-chat chat {shown(Path(result['run']))}")
 
 
+def data(options: argparse.Namespace) -> None:
+    """Show what a recipe's data holds: every line, every token, and what carries loss."""
+    from lora_chat.planning.recipe_file import read_recipe
+
+    recipe = read_recipe(options.recipe, options.set)
+    from lora_chat.inspection import look_at_data
+
+    found = look_at_data(recipe, options.show, as_json=options.json)
+    print(found if isinstance(found, str) else json.dumps(found, ensure_ascii=False))
+
+
 def chat(options: argparse.Namespace) -> None:
     """Talk to a run, an adapter or a base."""
     from lora_chat.talking import open_chat
@@ -135,6 +146,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("sft", sft)
     sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
     add_settings(sub)
+    sub = add("data", data)
+    sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
+    sub.add_argument("--show", type=_count, default=0, metavar="N", help="show N dialogues with what carries loss")
+    add_settings(sub)
     sub = add("chat", chat)
     sub.add_argument("thing", metavar="RUN|ADAPTER|BASE", help="a run folder, an adapter folder, or a base model")
     sub.add_argument("--system", help="the system message; by default that of training")
@@ -158,6 +173,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
     return value
 
 

@@ -53,6 +53,7 @@ def fine_tune(recipe: Recipe, progress: Progress) -> dict[str, Any]:
     prepared = preparation.prepare(plan, say)
     run = progress.run = create_run_folder(recipe, plan)
     prepared.write_held_out(run)
+    run.write_json(run.account, prepared.account.as_dict())
     say(preparation.summary(plan, prepared, run))
 
     progress.enter("loading the base")
@@ -69,8 +70,8 @@ def fine_tune(recipe: Recipe, progress: Progress) -> dict[str, Any]:
     training = train_sft(
         model,
         prepared.tokenizer,
-        prepared.train_rows,
-        prepared.validation_rows,
+        prepared.train.rows,
+        prepared.validation.rows,
         plan.training,
         bfloat16=plan.precision.dtype == "bfloat16",
         each_epoch=plan.evaluation.each_epoch,
@@ -114,7 +115,6 @@ def compare_run(model: Any, prepared: Prepared, settings: Any, run: RunFolder) -
         prepared.tokenizer,
         prepared.stop_ids,
         prepared.validation,
-        prepared.validation_rows,
         prepared.questions,
         prepared.identity.system,
         settings,

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +12,7 @@ from lora_chat.errors import IntegrityError, RecipeError, explain_write_errors
 from lora_chat.planning.plan import Plan
 from lora_chat.planning.recipe import QuantizationSection, Recipe
 from lora_chat.planning.recipe_file import recipe_as_yaml
-from lora_chat.writing import write_text_whole
+from lora_chat.writing import file_written_whole, write_text_whole
 
 _LIBRARIES = (
     "lora-chat",
@@ -69,6 +69,16 @@ class RunFolder:
         return self.path / "validation.jsonl"
 
     @property
+    def validation_blocks(self) -> Path:
+        """The ids of held-out blocks of plain text, if there are any."""
+        return self.path / "validation_blocks.jsonl"
+
+    @property
+    def account(self) -> Path:
+        """The ledger of the data."""
+        return self.path / "data.json"
+
+    @property
     def questions(self) -> Path:
         """The held-out questions, if the recipe has any."""
         return self.path / "questions.jsonl"
@@ -96,9 +106,17 @@ class RunFolder:
         """Write a JSON file of the run."""
         self.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
-    def write_lines(self, path: Path, rows: Sequence[Any]) -> None:
-        """Write JSON lines of the run."""
-        self.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    def write_lines(self, path: Path, rows: Iterable[Any]) -> None:
+        """Write JSON lines of the run, one row at a time."""
+        with file_written_whole(path, "a file of the run") as beside, beside.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def read_lines(self, path: Path) -> list[Any]:
+        """The rows of a file of JSON lines that this run has written."""
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise IntegrityError(f"{path} is damaged: {error}") from error
 
     def read_plan(self) -> Plan:
         """The plan this run was made with."""

@@ -6,8 +6,9 @@ from lora_chat.console import say
 from lora_chat.dialogues.chat_template import install_template
 from lora_chat.errors import BaseUnavailableError, RecipeError
 from lora_chat.models.adapter import is_adapter, read_identity
-from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer, read_stop_ids
+from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.models.loading import find_adapter
+from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.planning.hardware import detect_hardware
 from lora_chat.planning.plan import make_precision
 from lora_chat.planning.recipe import BaseSection, QuantizationSection
@@ -33,7 +34,7 @@ def open_chat(thing: str, mode: str | None, system: str | None, max_new_tokens: 
     precision = make_precision(quantization, detect_hardware())
     say(f"Loading {thing} ({precision.mode}, {precision.dtype}, on {precision.device})")
     if adapter:
-        found = find_adapter(adapter, say)
+        found = find_adapter(adapter, say, own_template=is_run(path))
         identity = read_identity(adapter)
         if system is None and identity:
             system = identity.system

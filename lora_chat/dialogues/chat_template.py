@@ -1,8 +1,10 @@
-"""Choose a chat template, and render prompts exactly as they will be served."""
+"""Choose a chat template, and render with it exactly as it will be served."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.dialogues.tokenizing import TextTokenizer, begin_of_text
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,16 +18,74 @@ PLAIN_TEMPLATE = (
 )
 """For a base without a template: plain-text role marks, turns ended by the base's eos, no new tokens."""
 
+CHATML_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+"""ChatML, for a base whose vocabulary has its two tokens."""
 
-def install_template(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Give a tokenizer without a chat template ours; returns the template in force."""
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+_LARGEST = 1 << 20
+
+
+def install_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None = None) -> str:
+    """Give a tokenizer the chosen template, or ours if it has none; returns the template in force.
+
+    Raises DataError for a file that cannot be read, and for ChatML without its tokens.
+    """
+    if choice == "chatml":
+        if {"<|im_start|>", "<|im_end|>"} - tokenizer.get_vocab().keys():
+            raise DataError(
+                "data.template: chatml needs a base with <|im_start|> and <|im_end|> in its vocabulary; take plain."
+            )
+        tokenizer.chat_template = CHATML_TEMPLATE
+    elif choice == "plain" or (choice is None and not tokenizer.chat_template):
+        tokenizer.chat_template = _plain(tokenizer)
+    elif choice:
+        tokenizer.chat_template = _read_template(Path(choice))
     if isinstance(tokenizer.chat_template, dict):
         if "default" not in tokenizer.chat_template:
             raise DataError("This base has several named chat templates; none of them is the default.")
         tokenizer.chat_template = tokenizer.chat_template["default"]
     return str(tokenizer.chat_template)
+
+
+def _plain(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """With the beginning of a text that the base knows from its pretraining, if it has one."""
+    return ("{{- bos_token -}}" if begin_of_text(tokenizer) else "") + PLAIN_TEMPLATE
+
+
+def _read_template(path: Path) -> str:
+    try:
+        text = path.read_bytes()[:_LARGEST].decode("utf-8")
+    except OSError as error:
+        raise DataError(f"Cannot read the chat template {path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"The chat template {path} is not UTF-8 text (byte {error.start}).") from error
+    if not text.strip():
+        raise DataError(f"The chat template {path} is empty.")
+    return text
+
+
+def render_texts(
+    tokenizer: "PreTrainedTokenizerBase",
+    chats: Sequence[Sequence[dict[str, Any]]],
+    *,
+    reply_follows: bool,
+    tools: Sequence[dict[str, Any]] | None = None,
+) -> list[str]:
+    """Chats as text under the template, with the opening of a reply if one follows; DataError if it refuses them."""
+    try:
+        texts: list[str] = tokenizer.apply_chat_template(
+            [list(chat) for chat in chats],
+            tools=list(tools) if tools else None,
+            add_generation_prompt=reply_follows,
+            tokenize=False,
+        )
+    except Exception as error:  # a template is a program of its own, and fails in its own ways
+        raise DataError(f"the base's chat template refuses it: {error or type(error).__name__}") from error
+    return texts
 
 
 def render_ids(
@@ -40,17 +100,7 @@ def render_ids(
     Control tokens inside the content are encoded as plain text, so content can open no turn of its own.
     Raises DataError if the template refuses the messages.
     """
-    from jinja2.exceptions import TemplateError
-
-    try:
-        ids = tokenizer.apply_chat_template(
-            list(messages),
-            tools=list(tools) if tools else None,
-            add_generation_prompt=reply_follows,
-            tokenize=True,
-            return_dict=False,
-            sanitize_control_tokens=True,
-        )
-    except (TemplateError, ValueError) as error:
-        raise DataError(f"the base's chat template refuses it: {error}") from error
-    return list(ids)
+    coder = TextTokenizer(tokenizer)
+    tools = coder.mark(tools)
+    (text,) = render_texts(tokenizer, [coder.mark(list(messages))], reply_follows=reply_follows, tools=tools)
+    return coder.tokenize([text])[0].ids

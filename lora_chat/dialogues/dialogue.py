@@ -1,8 +1,9 @@
 """What a dialogue is: messages, perhaps tools, and which order of roles makes sense."""
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -82,13 +83,42 @@ class Dialogue:
         return {"messages": messages} | ({"tools": json.loads(self.tools)} if self.tools else {})
 
     @property
+    def digest(self) -> int:
+        """64 bits of what is said; equal for dialogues that say the same."""
+        said = json.dumps([self.as_dicts, self.tools], ensure_ascii=False)
+        return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest(), "big", signed=True)
+
+    @property
+    def last_turn_only(self) -> "Dialogue":
+        """The same with loss on its last reply alone."""
+        last = max(i for i, message in enumerate(self.messages) if message.role == "assistant")
+        messages = (replace(m, trained=m.trained and i == last) for i, m in enumerate(self.messages))
+        return replace(self, messages=tuple(messages))
+
+    @property
     def tool_list(self) -> list[dict[str, Any]] | None:
         """The tools as chat templates want them."""
         return json.loads(self.tools) if self.tools else None
 
 
+@dataclass(frozen=True)
+class Document:
+    """Plain text to go on with, or a piece of it."""
+
+    text: str
+    line: int = 0
+    path: str = ""
+    begins: bool = True
+    """Whether the text begins with this piece."""
+    goes_on: bool = False
+    """Whether the next piece belongs to the same text, so that no end stands between them."""
+
+
 class NotADialogue(ValueError):
     """The reason why something is not a dialogue; the reader adds file and line."""
+
+    about: Any = None
+    """The part of it that is at fault, if it is one."""
 
 
 def check_order(messages: Sequence[Message]) -> None:

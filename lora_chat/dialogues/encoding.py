@@ -1,11 +1,16 @@
 """Dialogue -> input_ids and labels; the loss is on assistant turns, their stop token included."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import json
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.dialogues.chat_template import render_ids
-from lora_chat.dialogues.dialogue import Dialogue, Message
+from lora_chat.dialogues.control_tokens import CLOSE
+from lora_chat.dialogues.dialogue import Dialogue, Role
+from lora_chat.dialogues.tokenizing import TextTokenizer, TokenizedText
+from lora_chat.dialogues.turns import Turn, TurnReader, in_one_row
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:
@@ -13,7 +18,6 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100
 """Label of a token without loss, as PyTorch's cross entropy has it."""
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,10 @@ class EncodedDialogue:
 
     input_ids: list[int]
     labels: list[int]
+    ends: tuple[tuple[int, int], ...] = ()
+    """For every trained reply: how many messages the dialogue has with it, and how many tokens."""
+    roles: Mapping[Role, tuple[int, int]] = field(default_factory=dict)
+    """Tokens of what each role says, and how many carry loss; what the template adds is in none."""
 
     @property
     def supervised_tokens(self) -> int:
@@ -30,156 +38,155 @@ class EncodedDialogue:
 
 
 @dataclass(frozen=True)
-class EncodingReport:
-    """What became of a set of dialogues: read = encoded + dropped."""
+class _Draft:
+    """A row as text, and what its messages say in their order."""
 
-    dialogues: int
-    rows: int
-    """More than dialogues where the template rewrites earlier turns."""
-    dropped: int
-    tokens: int
-    supervised_tokens: int
-    longest: int
+    turns: tuple[Turn, ...]
+    said: tuple[tuple[Role, str], ...]
+    parted: bool = False
+    """Whether prompt and reply are encoded each by itself, as they are when they are served."""
+
+    @property
+    def text(self) -> str:
+        last = self.turns[-1]
+        return f"{last.prompt}{CLOSE}{last.reply}" if self.parted else last.text
+
+
+class DialogueEncoder:
+    """Encodes dialogues for one tokenizer with its chat template.
+
+    A reply is trained right behind the prompt that is served before it, by construction. Where later prompts show
+    earlier replies as they were trained, a dialogue is one row. Templates of reasoning models drop earlier thoughts:
+    there every reply is a row of its own, behind the history that inference will show it.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> None:
+        self._coder = TextTokenizer(tokenizer)
+        self._reader = TurnReader(tokenizer, stop_ids)
+        self._stop_ids = frozenset(stop_ids)
+        self._begin = tokenizer.bos_token_id
+
+    def encode(self, dialogues: Sequence[Dialogue]) -> list[tuple[EncodedDialogue, ...] | DataError]:
+        """The rows of each dialogue, or why it has none."""
+        drafts = [_attempt(self._draft, dialogue) for dialogue in dialogues]
+        texts = [draft.text for found in drafts if not isinstance(found, DataError) for draft in found]
+        tokenized = iter(self._tokenize(texts))
+        return [
+            found
+            if isinstance(found, DataError)
+            else _attempt(self._finish, dialogue, found, list(islice(tokenized, len(found))))
+            for dialogue, found in zip(dialogues, drafts, strict=True)
+        ]
+
+    def _tokenize(self, texts: Sequence[str]) -> list[TokenizedText | DataError]:
+        try:
+            return list(self._coder.tokenize(texts))
+        except DataError:
+            return [_attempt(lambda text: self._coder.tokenize([text])[0], text) for text in texts]
+
+    def _draft(self, dialogue: Dialogue) -> tuple[_Draft, ...]:
+        """The dialogue as text: one row, or one for each trained reply."""
+        messages = self._coder.mark([self._reader.with_thoughts_apart(message) for message in dialogue.as_dicts])
+        tools = self._coder.mark(dialogue.tool_list)
+        places = [i for i, m in enumerate(dialogue.messages) if m.role == "assistant" and m.trained]
+        try:
+            turns = self._reader.read(messages, tools, places)
+        except DataError as error:
+            # Some templates want the arguments of calls as text, and fail where they get them as an object.
+            if not isinstance(error.__cause__, TypeError):
+                raise
+            turns = self._reader.read([_with_text_arguments(message) for message in messages], tools, places)
+        said = tuple((m.role, d["content"].strip()) for m, d in zip(dialogue.messages, messages, strict=True))
+        draft = _Draft(tuple(turns), said)
+        return (draft,) if in_one_row(turns) else _apart(draft)
+
+    def _finish(
+        self, dialogue: Dialogue, drafts: Sequence[_Draft], texts: Sequence[TokenizedText | DataError]
+    ) -> tuple[EncodedDialogue, ...]:
+        """Lay the labels; where a token reaches over a border, each reply becomes a row of its own."""
+        rows: list[EncodedDialogue] = []
+        for draft, text in zip(drafts, texts, strict=True):
+            if isinstance(text, DataError):
+                raise text
+            row = self._label(draft, text)
+            if row is not None:
+                rows.append(row)
+                continue
+            place = draft.turns[0].place
+            if len(draft.turns) > 1:
+                again = _apart(draft)
+            elif draft.parted or dialogue.messages[place].content[:1].isspace():
+                raise DataError(
+                    f"the blanks at the beginning of message {place + 1} merge with the chat template's, so the prompt "
+                    "served before it is not what would be trained; remove them"
+                )
+            else:
+                again = (replace(draft, parted=True),)
+            rows += self._finish(dialogue, again, self._coder.tokenize([part.text for part in again]))
+        return tuple(rows)
+
+    def _label(self, draft: _Draft, text: TokenizedText) -> EncodedDialogue | None:
+        """None where a token reaches over the beginning or the end of a reply."""
+        if text.ids[:2] == [self._begin] * 2:
+            raise DataError("the chat template writes the beginning of text (BOS) twice")
+        labels = [IGNORE_INDEX] * len(text.ids)
+        ends = []
+        for turn in draft.turns:
+            begin = self._coder.count_before(text, len(turn.prompt))
+            end = self._coder.count_before(text, len(turn.text) + draft.parted)
+            if begin is None or end is None:
+                return None
+            if text.ids[end - 1] not in self._stop_ids:
+                raise DataError(f"message {turn.place + 1} ends without a stop token; the model would never stop")
+            labels[begin:end] = text.ids[begin:end]
+            ends.append((turn.place + 1, end))
+        return EncodedDialogue(text.ids, labels, tuple(ends), _count_roles(draft, text, labels))
+
+
+def _apart(draft: _Draft) -> tuple[_Draft, ...]:
+    """A row for each reply."""
+    return tuple(_Draft((turn,), draft.said[: turn.place + 1]) for turn in draft.turns)
+
+
+def _with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    functions = [call["function"] for call in calls]
+    texts = [json.dumps(function["arguments"], ensure_ascii=False) for function in functions]
+    changed = [
+        call | {"function": call["function"] | {"arguments": text}} for call, text in zip(calls, texts, strict=True)
+    ]
+    return message | {"tool_calls": changed}
 
 
 def encode_dialogue(
     dialogue: Dialogue, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]
 ) -> tuple[EncodedDialogue, ...]:
-    """Encode one dialogue to one row; to a row for each trained reply where the template rewrites earlier turns.
-
-    Each assistant turn is what the template adds between the serving prompt (the messages before it with
-    `add_generation_prompt`) and its stop token. So what is trained is what is served, by construction; a
-    template for which that does not hold raises DataError with the reason. Templates of reasoning models drop
-    earlier thoughts: there every reply is trained behind the history that inference will show it.
-    """
-    messages = dialogue.as_dicts
-    tools = dialogue.tool_list
-    whole = render_ids(tokenizer, messages, reply_follows=False, tools=tools)
-    if tools and whole == render_ids(tokenizer, messages, reply_follows=False):
-        raise DataError("the chat template leaves out the tools")
-    turns = [
-        _encode_turn(dialogue, messages, whole, place, tokenizer, stop_ids, tools)
-        for place, message in enumerate(dialogue.messages)
-        if message.role == "assistant" and message.trained
-    ]
-    if any(whole[: len(turn.input_ids)] != turn.input_ids for turn in turns):
-        return tuple(turns)
-    labels = [IGNORE_INDEX] * len(whole)
-    for turn in turns:
-        for place, label in enumerate(turn.labels):
-            if label != IGNORE_INDEX:
-                labels[place] = label
-    return (EncodedDialogue(whole, labels),)
+    """The rows of one dialogue; raises DataError with the reason why it has none."""
+    (found,) = DialogueEncoder(tokenizer, stop_ids).encode([dialogue])
+    if isinstance(found, DataError):
+        raise found
+    return found
 
 
-def _encode_turn(
-    dialogue: Dialogue,
-    messages: list[dict[str, Any]],
-    whole: list[int],
-    place: int,
-    tokenizer: "PreTrainedTokenizerBase",
-    stop_ids: Collection[int],
-    tools: list[dict[str, Any]] | None,
-) -> EncodedDialogue:
-    """The dialogue as far as one reply, with loss on that reply alone; `whole` are its ids to the end."""
-    message = dialogue.messages[place]
-    prompt = render_ids(tokenizer, messages[:place], reply_follows=True, tools=tools)
-    until = whole
-    if place + 1 < len(messages):
-        until = render_ids(tokenizer, messages[: place + 1], reply_follows=False, tools=tools)
-    if until[: len(prompt)] != prompt:
-        blanks = message.content[:1].isspace()
-        why = "; its blanks at the beginning merge with the template's, remove them" if blanks else ""
-        raise DataError(f"the prompt served before message {place + 1} is not what would be trained{why}")
-    _check_shown(message, tokenizer, until[len(prompt) :], place + 1)
-    stops = [i for i in range(len(prompt), len(until)) if until[i] in stop_ids]
-    if not stops:
-        raise DataError(f"message {place + 1} ends without a stop token; the model would never learn to stop")
-    # Some templates close a turn and then the text; generation ends at the first of the two.
-    tail = [token for token in until[stops[0] + 1 :] if token not in stop_ids]
-    end = stops[-1 if tokenizer.decode(tail).strip() else 0] + 1
-    labels = [IGNORE_INDEX] * len(prompt) + until[len(prompt) : end] + [IGNORE_INDEX] * (len(until) - end)
-    return EncodedDialogue(until, labels)
+def _count_roles(draft: _Draft, text: TokenizedText, labels: list[int]) -> dict[Role, tuple[int, int]]:
+    """Tokens of what each message says, found in the order of the messages, and how many of them carry loss."""
+    counts: dict[Role, tuple[int, int]] = {}
+    place = 0
+    for role, said in draft.said if text.offsets else ():
+        found = text.text.find(said, place)
+        if found >= 0:
+            place = found + len(said)
+            begin, end = (bisect_left(text.offsets or [], (edge, 0)) for edge in (found, place))
+            tokens, supervised = counts.get(role, (0, 0))
+            carry = sum(label != IGNORE_INDEX for label in labels[begin:end])
+            counts[role] = (tokens + end - begin, supervised + carry)
+    return counts
 
 
-def _check_shown(message: Message, tokenizer: "PreTrainedTokenizerBase", ids: list[int], number: int) -> None:
-    """Some templates pass over tools, reasoning, or text that they expect in parts, without a word."""
-    text = _bare(tokenizer.decode(ids))
-    for call in message.tool_calls:
-        if _bare(call.name) not in text:
-            raise DataError(f"the chat template leaves out the tool call in message {number}")
-    for what, said in (("text", message.content), ("reasoning", message.reasoning or "")):
-        # Some tokenizers normalise; what they make of the same text alone is then what must be there.
-        if _bare(said) not in text and _bare(tokenizer.decode(_encode_text(tokenizer, said))) not in text:
-            raise DataError(f"the chat template leaves out the {what} of message {number}")
-
-
-def _bare(text: str) -> str:
-    """Without blanks, which templates trim and add."""
-    return "".join(text.split())
-
-
-def _encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text.strip(), add_special_tokens=False, split_special_tokens=True)
-    return ids
-
-
-def encode_dialogues(
-    dialogues: Sequence[Dialogue],
-    tokenizer: "PreTrainedTokenizerBase",
-    stop_ids: Collection[int],
-    max_length: int,
-    over_long: str,
-    positions: int | None = None,
-) -> tuple[list[EncodedDialogue], EncodingReport]:
-    """Encode dialogues; those beyond `max_length` tokens, or the base's positions, are refused or dropped.
-
-    Raises DataError naming file and line of the first faults.
-    """
-    limit = min(max_length, positions or max_length)
-    kept: list[EncodedDialogue] = []
-    count = 0
-    long: list[tuple[str, int]] = []
-    faults: list[str] = []
-    for dialogue in dialogues:
-        try:
-            encoded = encode_dialogue(dialogue, tokenizer, stop_ids)
-        except DataError as error:
-            faults.append(f"{dialogue.path}:{dialogue.line}: {error}")
-            continue
-        length = max(len(row.input_ids) for row in encoded)
-        if length > limit:
-            long.append((f"{dialogue.path}:{dialogue.line}", length))
-        else:
-            kept.extend(encoded)
-            count += 1
-    if faults:
-        more = f"\n... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise DataError(f"{len(faults)} dialogues cannot be encoded:\n" + "\n".join(faults[:_SHOWN]) + more)
-    if long and (over_long == "refuse" or not kept):
-        raise DataError(_too_long(long, count, limit, positions))
-    report = EncodingReport(
-        dialogues=count,
-        rows=len(kept),
-        dropped=len(long),
-        tokens=sum(len(e.input_ids) for e in kept),
-        supervised_tokens=sum(e.supervised_tokens for e in kept),
-        longest=max(len(e.input_ids) for e in kept),
-    )
-    return kept, report
-
-
-def _too_long(long: list[tuple[str, int]], kept: int, limit: int, positions: int | None) -> str:
-    lines = [f"{where}: {length} tokens" for where, length in long[:_SHOWN]]
-    more = [f"... and {len(long) - _SHOWN} more"] if len(long) > _SHOWN else []
-    longest = max(length for _, length in long)
-    share = "All" if not kept else f"{len(long)} of {len(long) + kept}"
-    drop = "leave them out with --set data.over_long=drop"
-    if positions and longest > positions:
-        name = "the base's positions"
-        advice = f"{drop[0].upper()}{drop[1:]}, or take" if kept else "Shorten them, or take"
-        advice += " a base that reads more."
-    else:
-        name = "data.max_length"
-        advice = f"Raise it (--set data.max_length={longest})" + (f", or {drop}." if kept else ".")
-    return "\n".join([f"{share} dialogues are longer than {name}, {limit} tokens:", *lines, *more, advice])
+def _attempt(function: Any, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except DataError as error:
+        return error

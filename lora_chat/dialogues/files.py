@@ -1,4 +1,4 @@
-"""Files -> raw rows, each with its line: JSON lines, a JSON list, CSV, TSV, Parquet, any of them in gzip.
+"""Files -> raw rows, each with its line: JSON lines, a JSON list, CSV, TSV, Parquet, text, any of them in gzip.
 
 What a file is, its first bytes say, never its name. Every row is either a value or a fault with its reason.
 """
@@ -8,7 +8,6 @@ import glob
 import gzip
 import io
 import json
-import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,15 +15,18 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from lora_chat.dialogues.formats import is_known_header
-from lora_chat.dialogues.strict_json import STRICT, parse_json
+from lora_chat.dialogues.json_list import BrokenListError, read_list
+from lora_chat.dialogues.strict_json import parse_json
 from lora_chat.errors import DataError
 
-Kind = Literal["json_lines", "json_list", "csv", "tsv", "parquet"]
+Kind = Literal["json_lines", "json_list", "csv", "tsv", "parquet", "text"]
 
 _GZIP, _PARQUET, _MARK = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
 _TABLES: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
 _LOOKED_AT = 1 << 16
 _LONGEST_CELL = 1 << 27
+_PIECE = 1 << 18
+"""Plain text comes in pieces of about as many bytes, so that a book need not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,31 @@ class RawRow:
     fault: str | None = None
     """Why it cannot be read."""
     blank: bool = False
+    raw: bytes | None = None
+    """A line of JSON that is not parsed yet."""
+    lines: int = 1
+    """How many lines it covers."""
+
+    def parsed(self) -> "RawRow":
+        """The same with its value, or with why it has none."""
+        if self.raw is None:
+            return self
+        try:
+            text = self.raw.decode("utf-8")
+            if not text.strip():
+                return RawRow(self.line, blank=True)
+            return RawRow(self.line, parse_json(text))
+        except UnicodeDecodeError as error:
+            return RawRow(self.line, fault=f"is not UTF-8 text (byte {error.start + 1} of the line)")
+        except ValueError as error:
+            return RawRow(self.line, fault=str(error))
+
+    @property
+    def excerpt(self) -> str:
+        """What stands there, as far as it can be shown."""
+        if self.raw is not None:
+            return self.raw.decode("utf-8", errors="replace")
+        return "" if self.value is None else json.dumps(self.value, ensure_ascii=False, default=str)
 
 
 def find_files(names: str | tuple[str, ...]) -> tuple[Path, ...]:
@@ -61,13 +88,14 @@ def find_files(names: str | tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def read_rows(path: Path, columns: Collection[str] = ()) -> Iterator[RawRow]:
-    """The rows of a file in order; raises DataError if it cannot be opened or unpacked.
+def read_rows(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> Iterator[RawRow]:
+    """The rows of a file in order, lines of JSON unparsed; raises DataError if it cannot be opened or unpacked.
 
-    A table is recognised by a header that a known format has, or that holds `columns`.
+    A table is recognised by a header that a known format has, or that holds `columns`. With `plain_text` a file
+    that is nothing else is text: one document, in pieces of which all but the last say that it goes on.
     """
     with _explained(path):
-        kind = recognise_kind(path, columns)
+        kind = recognise_kind(path, columns, plain_text=plain_text)
         if kind == "parquet":
             yield from _parquet(path)
             return
@@ -76,12 +104,14 @@ def read_rows(path: Path, columns: Collection[str] = ()) -> Iterator[RawRow]:
                 yield from _json_lines(file)
             elif kind == "json_list":
                 yield from _json_list(file)
+            elif kind == "text":
+                yield from _text(file)
             else:
                 yield from _table(file, _TABLES[kind])
 
 
-def recognise_kind(path: Path, columns: Collection[str] = ()) -> Kind:
-    """What kind of file it is, by its first bytes."""
+def recognise_kind(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> Kind:
+    """What kind of file it is, by its first bytes; what looks like nothing else is text if that is expected."""
     with path.open("rb") as file:
         if file.read(4) == _PARQUET:
             return "parquet"
@@ -94,6 +124,7 @@ def recognise_kind(path: Path, columns: Collection[str] = ()) -> Kind:
         for kind, separator in _TABLES.items():
             if _is_header(first, separator, columns):
                 return kind
+        return "text" if plain_text else "json_lines"
     return "json_lines"
 
 
@@ -154,45 +185,34 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 def _json_lines(file: IO[bytes]) -> Iterator[RawRow]:
     for number, raw in _lines(file):
+        yield RawRow(number, raw=raw)
+
+
+def _text(file: IO[bytes]) -> Iterator[RawRow]:
+    """Pieces that end where lines end, so that no character and no word is split."""
+    held: list[str] = []
+    begin = size = 0
+    begins = True
+    for number, raw in _lines(file):
         try:
-            text = raw.decode("utf-8")
-            yield RawRow(number, parse_json(text)) if text.strip() else RawRow(number, blank=True)
+            held.append(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
             yield RawRow(number, fault=f"is not UTF-8 text (byte {error.start + 1} of the line)")
-        except ValueError as error:
-            yield RawRow(number, fault=str(error))
+            continue
+        begin, size = begin or number, size + len(raw)
+        if size >= _PIECE:
+            yield RawRow(begin, {"text": "\n".join(held) + "\n", "begins": begins, "goes_on": True}, lines=len(held))
+            held, begin, size, begins = [], 0, 0, False
+    if held:
+        yield RawRow(begin, {"text": "\n".join(held), "begins": begins}, lines=len(held))
 
 
 def _json_list(file: IO[bytes]) -> Iterator[RawRow]:
-    """Element by element, so that each has its line; after a fault nothing more can be told apart."""
-    raw = file.read().removeprefix(_MARK)
     try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        yield RawRow(raw.count(b"\n", 0, error.start) + 1, fault="is not UTF-8 text, and nothing after it can be read")
-        return
-    skip = re.compile(r"[\s]*")
-    line, counted = 1, 0
-    place = skip.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
-    if text[place : place + 1] == "]" and not text[place + 1 :].strip():
-        return
-    while True:
-        line, counted = line + text.count("\n", counted, place), place
-        try:
-            value, place = STRICT.raw_decode(text, place)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            yield RawRow(line, fault=f"is not valid JSON: {reason}; nothing after it can be read")
-            return
-        yield RawRow(line, value)
-        place = skip.match(text, place).end()  # type: ignore[union-attr]
-        separator, place = text[place : place + 1], skip.match(text, place + 1).end()  # type: ignore[union-attr]
-        if separator == "]" and place >= len(text):
-            return
-        if separator != ",":
-            line += text.count("\n", counted, place)
-            yield RawRow(line, fault="the list does not go on with a comma or end with ]; nothing after it can be read")
-            return
+        for line, value in read_list(file):
+            yield RawRow(line, value)
+    except BrokenListError as error:
+        yield RawRow(error.line, fault=str(error))
 
 
 def _table(file: IO[bytes], separator: str) -> Iterator[RawRow]:

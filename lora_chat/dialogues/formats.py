@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from lora_chat.dialogues.dialogue import NotADialogue
 from lora_chat.dialogues.strict_json import parse_json
-from lora_chat.planning.recipe import DataFormat
+from lora_chat.planning.data_section import DataFormat
 
 FORMATS: tuple[DataFormat, ...] = get_args(DataFormat)
 
@@ -54,12 +54,14 @@ def recognise(row: Any) -> DataFormat | None:
         return "prompt_completion"
     if any(row.keys() >= keys for keys in _ALPACA):
         return "alpaca"
-    return "messages" if "messages" in row else None
+    if "messages" in row:
+        return "messages"
+    return "text" if isinstance(row.get("text"), str) else None
 
 
 def is_known_header(names: Collection[str]) -> bool:
     """Whether a table's columns are those of a format."""
-    sets: tuple[set[str], ...] = (_PROMPT, *_ALPACA, {"messages"}, {"conversations"})
+    sets: tuple[set[str], ...] = (_PROMPT, *_ALPACA, {"messages"}, {"conversations"}, {"text"})
     return any(keys <= set(names) for keys in sets)
 
 
@@ -70,7 +72,24 @@ def to_messages(row: Any, form: DataFormat, columns: Columns | None = None) -> A
     """
     if not isinstance(row, Mapping):
         raise NotADialogue(f"is not an object in the format {form}")
-    return _from_columns(row, columns or {}) if form == "columns" else _READERS[form](row)
+    made = _from_columns(row, columns or {}) if form == "columns" else _READERS[form](row)
+    return made if made is row else {"turns": row.get("turns")} | made
+
+
+def to_document(row: Any, column: str = "text") -> tuple[str, bool, bool]:
+    """The text of a row, whether it begins there and whether the next row goes on with it.
+
+    Raises NotADialogue with the reason.
+    """
+    if not isinstance(row, Mapping) or not isinstance(row.get(column), str):
+        raise NotADialogue(f"has no text under {column!a}")
+    try:
+        row[column].encode("utf-8")
+    except UnicodeEncodeError:
+        raise NotADialogue("holds half a surrogate pair, which is no character") from None
+    if not row[column].strip():
+        raise NotADialogue("is empty")
+    return row[column], row.get("begins") is not False, row.get("goes_on") is True
 
 
 def _from_messages(row: Mapping[str, Any]) -> Any:
@@ -97,7 +116,7 @@ def _from_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
             messages.append({"role": "assistant", "content": None, "tool_calls": _calls(entry.get("value"), number)})
         else:
             messages.append({"role": role, "content": entry.get("value")})
-        messages[-1] |= rest
+        messages[-1] = rest | messages[-1]
     return {"messages": messages, "tools": row.get("tools")}
 
 

@@ -26,7 +26,7 @@ _MARKS = {"\U000f0000", "\U000f0001"}
 def make_dialogue(row: Any, line: int = 0) -> Dialogue:
     """Check a decoded row and make a Dialogue of it; raises NotADialogue with the reason.
 
-    Only `messages` and `tools` are read: whatever else stands in the row can reach neither template nor trainer.
+    Only `messages`, `tools` and `turns` are read: what else stands in the row reaches neither template nor trainer.
     """
     if not isinstance(row, Mapping):
         raise NotADialogue("is not a JSON object with `messages`")
@@ -35,9 +35,18 @@ def make_dialogue(row: Any, line: int = 0) -> Dialogue:
     entries = row["messages"]
     if not isinstance(entries, list) or not entries:
         raise NotADialogue("`messages` must be a list with at least one message")
-    messages = tuple(_make_message(entry, number) for number, entry in enumerate(entries, 1))
+    messages = tuple(_attempt(entry, number) for number, entry in enumerate(entries, 1))
     check_order(messages)
-    return Dialogue(messages, line, _read_tools(row.get("tools")))
+    dialogue = Dialogue(messages, line, _read_tools(row.get("tools")))
+    return dialogue.last_turn_only if row.get("turns") == "last" else dialogue
+
+
+def _attempt(entry: Any, number: int) -> Message:
+    try:
+        return _make_message(entry, number)
+    except NotADialogue as error:
+        error.about = entry
+        raise
 
 
 def _make_message(entry: Any, number: int) -> Message:

@@ -1,127 +1,181 @@
-"""Files -> dialogues; every line accounted for, every fault with its line."""
+"""Rows -> dialogues and documents; every line accounted for, every fault with its line."""
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from lora_chat.dialogues.dialogue import Dialogue, NotADialogue
+from lora_chat.dialogues.dialogue import Dialogue, Document, NotADialogue
 from lora_chat.dialogues.files import RawRow, find_files, read_rows
-from lora_chat.dialogues.formats import FORMATS, recognise, to_messages
+from lora_chat.dialogues.formats import FORMATS, recognise, to_document, to_messages
 from lora_chat.dialogues.messages import make_dialogue
+from lora_chat.dialogues.visible import visible
 from lora_chat.errors import DataError
-from lora_chat.planning.recipe import DataFormat
+from lora_chat.planning.data_section import DataFormat
 
-_SHOWN = 5
+SHOWN = 20
+"""So many faults are told one by one."""
+_WIDTH = 120
+_ROWS, _BYTES, _UNRECOGNISED = 200, 1 << 19, 1000
+"""A chunk ends at so many rows or bytes; of so many rows one must be in a known format."""
 
 
 @dataclass(frozen=True)
-class ReadingReport:
-    """What became of the lines of all files: lines = accepted + blank + refused."""
+class ReadingOptions:
+    """How the rows of a source are read."""
 
-    files: tuple[tuple[str, str], ...]
-    """Every file with the format it is in."""
-    lines: int
-    accepted: int
-    blank: int
-    refused: int
-    reasons: tuple[str, ...]
-    """The first refusals, each with file and line."""
+    form: DataFormat | None = None
+    """The format of all rows; None for what each file's first row is in."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    last_turn_only: bool = False
+
+    @property
+    def forced(self) -> DataFormat | None:
+        """The format that is not to be recognised; columns name theirs."""
+        return self.form or (("text" if "text" in self.columns else "columns") if self.columns else None)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of one file, in its format."""
+
+    path: str
+    form: DataFormat | None
+    rows: tuple[RawRow, ...]
+
+
+@dataclass
+class Tally:
+    """What became of lines: lines = accepted + blank + refused (+ dropped, where they are encoded)."""
+
+    lines: int = 0
+    accepted: int = 0
+    blank: int = 0
+    refused: int = 0
+    refusals: list[str] = field(default_factory=list)
+    """The first of them, each with file, line, reason and what stands there."""
+
+    def add(self, other: "Tally") -> None:
+        """Count what another has counted after this one."""
+        for name in ("lines", "accepted", "blank", "refused"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.refusals = (self.refusals + other.refusals)[:SHOWN]
+
+    def refuse(self, path: str, line: int, reason: object, excerpt: str = "", lines: int = 1) -> None:
+        """Count a fault, and keep it if it is among the first."""
+        self.refused += lines
+        if len(self.refusals) < SHOWN:
+            what = f"\n    {visible(excerpt, _WIDTH)}" if excerpt.strip() else ""
+            self.refusals.append(f"{path}:{line}: {reason}{what}")
+
+
+def read_chunks(paths: Sequence[Path], options: ReadingOptions) -> Iterator[Chunk]:
+    """The rows of files in chunks, each file in the format that its first row is in."""
+    names = [name for name in options.columns.values() if name]
+    for path in paths:
+        rows = read_rows(path, names, plain_text=options.forced == "text")
+        held, form = _first_rows(rows, options)
+        size = sum(len(row.raw or b"") for row in held)
+        for row in rows:
+            if len(held) >= _ROWS or size >= _BYTES:
+                yield Chunk(str(path), form, tuple(held))
+                held, size = [], 0
+            held.append(row)
+            size += len(row.raw) if row.raw is not None else 256
+        yield Chunk(str(path), form, tuple(held))
+
+
+def _first_rows(rows: Iterator[RawRow], options: ReadingOptions) -> tuple[list[RawRow], DataFormat | None]:
+    """Rows up to the first that is in a known format, and that format."""
+    held: list[RawRow] = []
+    if options.forced:
+        return held, options.forced
+    for row in rows:
+        held.append(row)
+        form = recognise(row.parsed().value)
+        if form or len(held) >= _UNRECOGNISED:
+            return held, form
+    return held, None
+
+
+def read_chunk(chunk: Chunk, options: ReadingOptions) -> tuple[list[Dialogue | Document], Tally]:
+    """What the rows of a chunk say, and what became of its lines."""
+    found: list[Dialogue | Document] = []
+    tally = Tally()
+    for unread in chunk.rows:
+        row = unread.parsed()
+        tally.lines += row.lines
+        if row.blank:
+            tally.blank += row.lines
+            continue
+        try:
+            found.append(_read_row(row, chunk, options))
+            tally.accepted += row.lines
+        except NotADialogue as error:
+            about = RawRow(row.line, error.about) if error.about is not None else unread
+            tally.refuse(chunk.path, row.line, error, about.excerpt, row.lines)
+    return found, tally
+
+
+def _read_row(row: RawRow, chunk: Chunk, options: ReadingOptions) -> Dialogue | Document:
+    if row.fault:
+        raise NotADialogue(row.fault)
+    own = None if options.forced else recognise(row.value)
+    if own and chunk.form and own != chunk.form:
+        raise NotADialogue(f"is in the format {own}, where the file began with {chunk.form}")
+    if chunk.form is None:
+        raise _in_no_format(row.value)
+    if chunk.form == "text":
+        text, begins, goes_on = to_document(row.value, options.columns.get("text", "text"))
+        return Document(text, row.line, chunk.path, begins, goes_on)
+    dialogue = make_dialogue(to_messages(row.value, chunk.form, options.columns), row.line)
+    dialogue = replace(dialogue, path=chunk.path)
+    return dialogue.last_turn_only if options.last_turn_only else dialogue
+
+
+def _in_no_format(value: Any) -> NotADialogue:
+    if not isinstance(value, Mapping):
+        return NotADialogue("is not a JSON object with `messages`")
+    keys = ", ".join(ascii(key) for key in list(value)[:8]) or "none"
+    known = ", ".join(name for name in FORMATS if name != "columns")
+    return NotADialogue(f"has no `messages` and is in none of the formats {known} (its keys: {keys})")
 
 
 def read_dialogues(
-    names: str | Path | tuple[str, ...],
-    skip_bad: int = 0,
-    form: DataFormat | None = None,
-    columns: Mapping[str, str] | None = None,
-) -> tuple[list[Dialogue], ReadingReport]:
-    """Read files, folders and globs strictly, in `form` or in the format that each file's first row is in.
+    names: str | Path | tuple[str, ...], skip_bad: int = 0, options: ReadingOptions | None = None
+) -> tuple[list[Dialogue], Tally]:
+    """Read files, folders and globs into memory, strictly.
 
     Raises DataError for a missing or empty file, or when more than `skip_bad` lines are faulty.
     """
     paths = find_files(str(names) if isinstance(names, Path) else names)
+    options = options or ReadingOptions()
     dialogues: list[Dialogue] = []
-    reasons: list[str] = []
-    files: list[tuple[str, str]] = []
-    lines = blank = 0
-    for path in paths:
-        found = form or ("columns" if columns else None)
-        for row in read_rows(path, tuple((columns or {}).values())):
-            lines += 1
-            if row.blank:
-                blank += 1
-                continue
-            try:
-                own = None if row.fault else recognise(row.value)
-                found = found or own
-                dialogues.append(_read_row(row, own, found, path, columns, forced=form is not None))
-            except NotADialogue as error:
-                reasons.append(f"{path}:{row.line}: {error}")
-        files.append((str(path), found or "unknown"))
-    shown = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    if len(reasons) > skip_bad:
-        raise DataError(_refusal(shown, reasons, skip_bad))
-    if not dialogues:
-        raise DataError(f"{shown} holds no dialogue ({lines} lines, {blank} of them blank).")
-    report = ReadingReport(tuple(files), lines, len(dialogues), blank, len(reasons), tuple(reasons[:_SHOWN]))
-    return dialogues, report
+    tally = Tally()
+    for chunk in read_chunks(paths, options):
+        found, counted = read_chunk(chunk, options)
+        dialogues += [one for one in found if isinstance(one, Dialogue)]
+        tally.add(counted)
+    check_tally(shown_paths(paths), tally, skip_bad)
+    return dialogues, tally
 
 
-def _read_row(
-    row: RawRow,
-    own: DataFormat | None,
-    found: DataFormat | None,
-    path: Path,
-    columns: Mapping[str, str] | None,
-    *,
-    forced: bool,
-) -> Dialogue:
-    if row.fault:
-        raise NotADialogue(row.fault)
-    if own and found and own != found and not forced and not columns:
-        raise NotADialogue(f"is in the format {own}, where the file began with {found}")
-    if found is None and isinstance(row.value, Mapping):
-        keys = ", ".join(ascii(key) for key in list(row.value)[:8]) or "none"
-        known = ", ".join(name for name in FORMATS if name != "columns")
-        raise NotADialogue(f"has no `messages` and is in none of the formats {known} (its keys: {keys})")
-    value = row.value if found is None else to_messages(row.value, found, columns)
-    return replace(make_dialogue(value, row.line), path=str(path))
+def shown_paths(paths: Sequence[Path]) -> str:
+    """A file, or the first of several."""
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
-def split_dialogues(dialogues: Sequence[Dialogue], share: float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Hold out a share for validation, chosen by seed; both parts keep the file's order.
-
-    Identical dialogues stay on one side, so that none is both trained and measured.
-    Raises DataError if nothing would be left to train on.
-    """
-    groups: dict[object, list[int]] = {}
-    for index, dialogue in enumerate(dialogues):
-        groups.setdefault((dialogue.messages, dialogue.tools), []).append(index)
-    if len(groups) < 2:
-        raise DataError("At least 2 different dialogues are needed: one to train on and one to measure with.")
-    wanted = max(1, round(len(dialogues) * share))
-    order = list(groups.values())
-    random.Random(seed).shuffle(order)
-    held: set[int] = set()
-    for group in order[:-1]:
-        if len(held) + len(group) <= wanted:
-            held.update(group)
-    if not held:  # every group is larger than the share; the smallest comes nearest
-        smallest: list[int] = min(order, key=len)
-        held.update(smallest)
-    train = [d for i, d in enumerate(dialogues) if i not in held]
-    return train, [d for i, d in enumerate(dialogues) if i in held]
-
-
-def _refusal(path: str, reasons: list[str], skip_bad: int) -> str:
-    count = f"{len(reasons)} line{'s' if len(reasons) > 1 else ''}"
-    allowed = f" (data.skip_bad allows {skip_bad})" if skip_bad else ""
-    more = [f"... and {len(reasons) - _SHOWN} more"] if len(reasons) > _SHOWN else []
-    return "\n".join(
-        [
-            f"{count} of {path} cannot be used{allowed}:",
-            *reasons[:_SHOWN],
-            *more,
+def check_tally(where: str, tally: Tally, skip_bad: int) -> None:
+    """Raise DataError for more than `skip_bad` faulty lines, or if nothing was accepted."""
+    if tally.refused > skip_bad:
+        allowed = f" (data.skip_bad allows {skip_bad})" if skip_bad else ""
+        more = tally.refused - len(tally.refusals)
+        lines = [
+            f"{tally.refused} line{'s' if tally.refused > 1 else ''} of {where} cannot be used{allowed}:",
+            *tally.refusals,
+            *([f"... and {more} more"] if more > 0 else []),
             "Mend them, or leave up to N of them out with --set data.skip_bad=N.",
         ]
-    )
+        raise DataError("\n".join(lines))
+    if not tally.accepted:
+        raise DataError(f"{where} holds no dialogue ({tally.lines} lines, {tally.blank} of them blank).")

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.dialogues.chat_template import render_ids
 from lora_chat.dialogues.dialogue import Dialogue, Message
-from lora_chat.dialogues.encoding import EncodedDialogue
+from lora_chat.dialogues.dialogue_set import DialogueSet
 from lora_chat.evaluation.scores import Question, evaluate_loss, perplexity
 from lora_chat.models.generation import generate_replies
 from lora_chat.planning.recipe import EvaluationSection
@@ -57,8 +58,7 @@ def compare(
     model: "PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
     stop_ids: Sequence[int],
-    validation: Sequence[Dialogue],
-    rows: Sequence[EncodedDialogue],
+    validation: DialogueSet,
     questions: Sequence[Question],
     system: str | None,
     settings: EvaluationSection,
@@ -66,17 +66,17 @@ def compare(
 ) -> ComparisonReport:
     """Measure loss, replies and facts with the adapter off and on.
 
-    `rows` are the encoded `validation` dialogues; `system` stands before every question.
+    `system` stands before every question. A block of plain text is prompted with its first half.
     """
-    samples = [(d, _first_prompt(d)) for d in validation[: settings.samples]]
+    samples = [_make_probe(one, tokenizer) for one in islice(validation.read(), settings.samples)]
     head = [{"role": "system", "content": system}] if system is not None else []
     asked = [[*head, {"role": "user", "content": q.question}] for q in questions]
-    prompts = [render_ids(tokenizer, p, reply_follows=True, tools=d.tool_list) for d, p in samples]
+    prompts = [sample.ids for sample in samples]
     prompts += [render_ids(tokenizer, p, reply_follows=True) for p in asked]
 
     def measure(what: str) -> tuple[float, list[str]]:
         notice(f"Measuring {what}: {len(validation)} validation dialogues, {len(prompts)} replies")
-        loss = evaluate_loss(model, rows)
+        loss = evaluate_loss(model, validation.rows)
         return loss, generate_replies(model, tokenizer, prompts, stop_ids, settings.max_new_tokens)
 
     model.eval()
@@ -92,8 +92,8 @@ def compare(
         perplexity=Pair(perplexity(base_loss), perplexity(adapted_loss)),
         validation_dialogues=len(validation),
         samples=tuple(
-            Sample(p[-1]["content"], _said(d.messages[len(p)]), b, a)
-            for (d, p), b, a in zip(samples, base[:n], adapted[:n], strict=True)
+            Sample(sample.prompt, sample.reference, b, a)
+            for sample, b, a in zip(samples, base[:n], adapted[:n], strict=True)
         ),
         facts=Pair(*(sum(side) / len(right) for side in zip(*right, strict=True))) if right else None,
         questions=len(questions),
@@ -104,12 +104,25 @@ def compare(
     )
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """A held-out prompt, as ids and as shown, and what it is followed by."""
+
+    ids: list[int]
+    prompt: str
+    reference: str
+
+
+def _make_probe(one: Dialogue | list[int], tokenizer: "PreTrainedTokenizerBase") -> _Probe:
+    if isinstance(one, list):
+        half = len(one) // 2 or 1
+        return _Probe(one[:half], tokenizer.decode(one[:half]), tokenizer.decode(one[half:]))
+    place = next(i for i, message in enumerate(one.messages) if message.role == "assistant")
+    prompt = one.as_dicts[:place]
+    ids = render_ids(tokenizer, prompt, reply_follows=True, tools=one.tool_list)
+    return _Probe(ids, prompt[-1]["content"], _said(one.messages[place]))
+
+
 def _said(message: Message) -> str:
     """Its text, or what it calls."""
     return message.content or " ".join(f"{call.name}({call.arguments})" for call in message.tool_calls)
-
-
-def _first_prompt(dialogue: Dialogue) -> list[dict[str, Any]]:
-    """The messages before the first reply."""
-    messages = dialogue.as_dicts
-    return messages[: next(i for i, m in enumerate(messages) if m["role"] == "assistant")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lora_chat.errors import BaseUnavailableError, LoraChatError, MemoryShortError
 from lora_chat.models.embedded import embedded_names, find_embedded
 from lora_chat.models.frozen_weights import frozen_weight, hold_dense_weights, keep_one_layout
-from lora_chat.models.hub import find_on_hub
+from lora_chat.models.hub import find_here, find_on_hub
 from lora_chat.planning.plan import PrecisionPlan
 from lora_chat.planning.recipe import BaseSection
 
@@ -25,6 +25,12 @@ class FoundBase:
     folder: Path
     revision: str | None = None
     """The commit of a hub id."""
+
+
+def is_here(base: BaseSection) -> bool:
+    """Whether nothing has to be downloaded for a base."""
+    local = base.name in embedded_names() or Path(base.name).expanduser().is_dir()
+    return local or find_here(base.name, base.revision) is not None
 
 
 def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None) -> FoundBase:
@@ -90,17 +96,6 @@ def _read_config(base: FoundBase) -> Any:
         return AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise BaseUnavailableError(f"The config of {base.name} cannot be read: {_first_line(error)}") from error
-
-
-def read_stop_ids(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Ids that end a turn: the tokenizer's eos and every eos of the generation config."""
-    from transformers import GenerationConfig
-
-    ids = {int(tokenizer.eos_token_id)}
-    if (base.folder / "generation_config.json").is_file():
-        named = GenerationConfig.from_pretrained(base.folder, local_files_only=True).eos_token_id
-        ids.update([named] if isinstance(named, int) else named or [])
-    return tuple(sorted(ids))
 
 
 def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedModel":

@@ -11,33 +11,42 @@ from lora_chat.errors import BaseUnavailableError
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
+def find_here(name: str, revision: str | None) -> Path | None:
+    """The folder of a commit that is on this machine already, whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    with suppress(LocalEntryNotFoundError, HFValidationError):
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, local_files_only=True))
+        return folder if _is_whole(folder) else None
+    return None
+
+
 def find_on_hub(name: str, revision: str | None, notice: Callable[[str], None]) -> Path:
     """The folder of a commit, which its name is; downloaded once, without code or pickles.
 
     Raises BaseUnavailableError with what to do.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
-    folder = ""
-    with suppress(LocalEntryNotFoundError, HFValidationError):
-        folder = snapshot_download(name, revision=revision, allow_patterns=_WANTED, local_files_only=True)
-    if not folder or not _is_whole(Path(folder)):
-        notice(f"Downloading {name} from the hub")
-        try:
-            folder = snapshot_download(name, revision=revision, allow_patterns=_WANTED)
-        except RepositoryNotFoundError as error:
-            raise BaseUnavailableError(
-                f"The hub has no model {name}, or it asks for a login.\nCheck the name; for a gated model set HF_TOKEN."
-            ) from error
-        except Exception as error:  # every network library below has exceptions of its own
-            raise BaseUnavailableError(
-                f"The base {name} is not on this machine and the hub cannot be reached "
-                f"({type(error).__name__}).\n"
-                "Go online once, name a local folder, or use the embedded base: "
-                "--set base.name=smollm2-135m-instruct"
-            ) from error
-    path = Path(folder)
+    here = find_here(name, revision)
+    if here:
+        return here
+    notice(f"Downloading {name} from the hub")
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED))
+    except RepositoryNotFoundError as error:
+        raise BaseUnavailableError(
+            f"The hub has no model {name}, or it asks for a login.\nCheck the name; for a gated model set HF_TOKEN."
+        ) from error
+    except Exception as error:  # every network library below has exceptions of its own
+        raise BaseUnavailableError(
+            f"The base {name} is not on this machine and the hub cannot be reached "
+            f"({type(error).__name__}).\n"
+            "Go online once, name a local folder, or use the embedded base: "
+            "--set base.name=smollm2-135m-instruct"
+        ) from error
     if not _is_whole(path):
         raise BaseUnavailableError(
             f"{name} from the hub lacks config.json or weights in safetensors.\n"

@@ -9,7 +9,7 @@ import platformdirs
 
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import FoundBase
-from lora_chat.planning.recipe import Section
+from lora_chat.planning.section import Section
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -28,16 +28,17 @@ class FoundAdapter:
         return load_adapter(load_base_model(self.base, precision), self.folder)
 
 
-def find_adapter(folder: Path, notice: Callable[[str], None]) -> FoundAdapter:
+def find_adapter(folder: Path, notice: Callable[[str], None], *, own_template: bool = False) -> FoundAdapter:
     """Find an adapter's base and make sure that it is the one it was trained on.
 
+    Its chat template is taken where the base has none, and with `own_template` (for runs made here) in any case.
     Raises IntegrityError if it is another, BaseUnavailableError if it cannot be found.
     """
     name, revision = read_base_name(folder)
     base = find_base(BaseSection(name=name, revision=revision), notice)
     tokenizer = load_tokenizer(base)
     template = folder / TEMPLATE_NAME
-    if template.is_file() and not tokenizer.chat_template:
+    if template.is_file() and (own_template or not tokenizer.chat_template):
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     trained = read_identity(folder)
     if trained is None:

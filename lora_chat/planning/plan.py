@@ -3,18 +3,18 @@
 from typing import Any, Literal
 
 from lora_chat.errors import RecipeError
+from lora_chat.planning.data_section import DataSection
 from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.recipe import (
     AdapterSection,
     BaseSection,
-    DataSection,
     EvaluationSection,
     OutputSection,
     QuantizationSection,
     Recipe,
-    Section,
     TrainingSection,
 )
+from lora_chat.planning.section import Section
 
 Dtype = Literal["bfloat16", "float32"]
 

@@ -2,18 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-Text = Annotated[str, StringConstraints(min_length=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Section(BaseModel):
-    """A frozen part of a recipe: no unknown keys, no silent conversions, docstrings as descriptions."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+from lora_chat.planning.data_section import DataSection
+from lora_chat.planning.section import Section, Seed, Text
 
 
 class BaseSection(Section):
@@ -48,45 +40,6 @@ class AdapterSection(Section):
     """`all-linear`, or a list of layer names as the model spells them, such as [q_proj, v_proj]."""
     variant: Literal["lora", "rslora", "dora"] = "lora"
     """`lora`, `rslora` (arXiv 2312.03732, for high ranks) or `dora` (arXiv 2402.09353, slower)."""
-
-
-class ColumnsSection(Section):
-    """Which columns of a table, or keys of an object, hold a question and its answer."""
-
-    user: Text
-    """What is asked."""
-    assistant: Text
-    """What is answered."""
-    system: Text | None = None
-    """What the assistant is told beforehand."""
-
-
-DataFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "columns"]
-Sources = Text | Annotated[tuple[Text, ...], Field(min_length=1)]
-
-
-class DataSection(Section):
-    """The dialogues. Relative paths start at the recipe's folder."""
-
-    train: Sources
-    """Training dialogues: a file, a folder, a glob, or a list of these. JSON lines, a JSON list, CSV, TSV or
-    Parquet, each perhaps in gzip."""
-    validation: Sources | None = None
-    """Validation dialogues; without them a share of the training dialogues is held out."""
-    format: DataFormat | None = None
-    """The format of all rows; without it each file is in the format that its first row is in."""
-    columns: ColumnsSection | None = None
-    """For rows with columns of their own names."""
-    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share held out when there is no validation file."""
-    seed: Seed = 0
-    """Decides which dialogues are held out."""
-    max_length: Annotated[int, Field(ge=8)] = 1024
-    """Longest dialogue in tokens; never longer than the base's positions."""
-    over_long: Literal["refuse", "drop"] = "refuse"
-    """What to do with a longer one: stop before training, or leave it out and say so."""
-    skip_bad: Annotated[int, Field(ge=0)] = 0
-    """How many faulty lines may be left out before the file is refused."""
 
 
 class TrainingSection(Section):

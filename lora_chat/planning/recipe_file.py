@@ -4,17 +4,19 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from lora_chat.errors import RecipeError
+from lora_chat.planning.data_section import TEMPLATE_NAMES, SourceSection
 from lora_chat.planning.recipe import Recipe
 
 Key = tuple[str, ...]
 _YAML = "tag:yaml.org,2002:"
 _KINDS = {"str", "int", "float", "bool", "null", "map", "seq"}
+_PATHS = ("train", "validation")
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
@@ -131,7 +133,7 @@ def _validate(tree: dict[str, Any], places: dict[Key, str], name: str) -> Recipe
     try:
         return Recipe.model_validate(_tuples(tree))
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(error, places, name))
+        lines = dict.fromkeys(_explain(error, tree, places, name))
         raise RecipeError("\n".join(lines)) from error
 
 
@@ -142,11 +144,14 @@ def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _explain(error: ValidationError, places: dict[Key, str], name: str) -> Iterator[str]:
-    for problem in error.errors():
-        loc = tuple(str(part) for part in problem["loc"])
-        keys = loc[:2]  # deeper parts name alternatives of a type, not what the user wrote
-        where = next((places[keys[:n]] for n in (2, 1) if keys[:n] in places), name)
+def _explain(error: ValidationError, tree: dict[str, Any], places: dict[Key, str], name: str) -> Iterator[str]:
+    problems = error.errors()
+    # A source may be a text, a section or a list of these: what is said of the section is what was meant.
+    others = {"model_type", "tuple_type", "string_type"}
+    meant = [p for p in problems if SourceSection.__name__ in str(p["loc"]) and p["type"] not in others]
+    for problem in meant or [p for p in problems if p["type"] != "model_type"] or problems:
+        keys = _written(problem["loc"], tree, needed=problem["type"] == "missing")
+        where = next((places[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in places), name)
         dotted = ".".join(keys)
         if problem["type"] == "extra_forbidden":
             yield f"{where}: unknown key {dotted}.{_nearest(keys[-1], _known(keys[:-1]))}"
@@ -154,6 +159,17 @@ def _explain(error: ValidationError, places: dict[Key, str], name: str) -> Itera
             yield f"{where}: {dotted} is needed." + (" Name a file of dialogues." if dotted == "data" else "")
         else:
             yield f"{where}: {dotted}: {_reason(problem)} (given: {_short(problem['input'])})."
+
+
+def _written(loc: Sequence[str | int], tree: Any, *, needed: bool) -> Key:
+    """The part of a problem's place that the user wrote; the rest names alternatives of a type."""
+    keys: list[str] = []
+    for part in loc:
+        inside = tree.keys() if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
+        if part in inside:
+            keys.append(str(part))
+            tree = tree[part]
+    return (*keys, str(loc[-1])) if needed else tuple(keys)
 
 
 def _short(value: object) -> str:
@@ -164,17 +180,24 @@ def _short(value: object) -> str:
 def _reason(problem: Any) -> str:
     message = str(problem["msg"])
     message = message.removeprefix("Input should be ").rstrip(".")
-    return f"must be {message}" if message != problem["msg"] else message
+    return f"must be {message}" if message != problem["msg"] else message.removeprefix("Value error, ")
 
 
 def _known(keys: Key) -> list[str]:
     model: type[BaseModel] = Recipe
     for key in keys:
+        if key.isdecimal():  # one of a list
+            continue
         annotation = model.model_fields[key].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        sections = [part for part in (annotation, *get_args(annotation)) if _is_section(part)]
+        if not sections:
             return []
-        model = annotation
+        model = sections[0]
     return list(model.model_fields)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _nearest(key: str, known: list[str]) -> str:
@@ -196,13 +219,16 @@ def _with_absolute_paths(recipe: Recipe, path: Path, places: dict[Key, str]) -> 
         except (RuntimeError, ValueError) as error:  # no such user; a zero byte
             raise RecipeError(f"{places.get(keys, path)}: {_short(value)} is no path: {error}.") from error
 
-    def sources(key: str) -> str | tuple[str, ...] | None:
-        value: Any = getattr(recipe.data, key)
+    def source(key: Key, value: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(str(absolute(("data", key), name)) for name in value)
-        return absolute(("data", key), value)
+            return tuple(source(key, one) for one in value)
+        if isinstance(value, SourceSection):
+            return value.model_copy(update={"path": source(key, value.path)})
+        return absolute(key, value)
 
-    data = recipe.data.model_copy(update={key: sources(key) for key in ("train", "validation")})
+    data = recipe.data.model_copy(update={key: source(("data", key), getattr(recipe.data, key)) for key in _PATHS})
+    if recipe.data.template and recipe.data.template not in TEMPLATE_NAMES:
+        data = data.model_copy(update={"template": absolute(("data", "template"), recipe.data.template)})
     questions = absolute(("evaluation", "questions"), recipe.evaluation.questions)
     evaluation = recipe.evaluation.model_copy(update={"questions": questions})
     output = recipe.output.model_copy(update={"name": recipe.output.name or _run_name(path)})

@@ -122,9 +122,11 @@ def train_sft(
 
 
 def _make_dataset(rows: Sequence[Row]) -> "Dataset":
-    """Only ids and labels: any other column of a row could steer TRL."""
+    """Only ids and labels: any other column of a row could steer TRL. Rows that stay on disk have one already."""
     from datasets import Dataset
 
+    if hasattr(rows, "dataset"):
+        return rows.dataset
     return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
 
 

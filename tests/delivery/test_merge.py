@@ -16,10 +16,10 @@ from lora_chat.models.base_model import (
     load_base_model,
     load_dequantised,
     load_tokenizer,
-    read_stop_ids,
 )
 from lora_chat.models.identity import identify
 from lora_chat.models.loading import find_adapter
+from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.plan import make_precision
 from lora_chat.planning.recipe import AdapterSection, BaseSection, QuantizationSection

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from lora_chat.dialogues.chat_template import install_template, render_ids
-from lora_chat.dialogues.encoding import encode_dialogues
+from lora_chat.dialogues.encoding import encode_dialogue
 from lora_chat.dialogues.messages import make_dialogue
 from lora_chat.evaluation.scores import evaluate_loss
 from lora_chat.models.adapter import attach_adapter, load_adapter, report_adapter, save_adapter
-from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer, read_stop_ids
+from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.models.generation import generate_replies
 from lora_chat.models.identity import identify
+from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.plan import make_plan, make_precision
 from lora_chat.planning.recipe import (
@@ -46,7 +47,7 @@ def test_trains_only_its_adapter_and_comes_back_the_same(architecture, mode, ran
     tokenizer = load_tokenizer(base)
     template = install_template(tokenizer)
     stop_ids = read_stop_ids(base, tokenizer)
-    rows, _ = encode_dialogues(DIALOGUES, tokenizer, stop_ids, 256, "refuse")
+    rows = [row for dialogue in DIALOGUES for row in encode_dialogue(dialogue, tokenizer, stop_ids)]
     precision = make_precision(QuantizationSection(mode=mode), CPU)
     model = load_base_model(base, precision)
     kinds = {type(module).__name__ for module in model.modules()}

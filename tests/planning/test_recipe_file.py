@@ -123,7 +123,7 @@ def test_a_value_of_the_wrong_type_is_refused_not_converted(refusal, setting, ke
         "data: {train: a.jsonl, validation_share: 1}",
         "data: {train: a.jsonl, max_length: 7}",
         "data: {train: a.jsonl, skip_bad: -1}",
-        "data: {train: a.jsonl, over_long: cut}",
+        "data: {train: a.jsonl, over_long: shorten}",
         "training: {epochs: 0}",
         "training: {max_steps: 0}",
         "training: {learning_rate: 0}",
@@ -459,7 +459,7 @@ def test_a_resolved_recipe_means_the_same_in_another_folder(reading, tmp_path):
 def test_every_section_and_field_is_described_in_the_schema():
     schema = Recipe.model_json_schema()
     models = {"Recipe": schema, **schema["$defs"]}
-    assert len(models) == 1 + len(Recipe.model_fields) + 1  # the columns of data
+    assert len(models) == 1 + len(Recipe.model_fields) + 2  # the sources of data, and their columns
     # pydantic leaves a field's description out where it says the same as its section's.
     of = {name: model.get("description", "").strip() for name, model in models.items()}
     bare = [name for name, text in of.items() if not text]

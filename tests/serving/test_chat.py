@@ -7,7 +7,8 @@ import signal
 import pytest
 
 from lora_chat.dialogues.chat_template import render_ids
-from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer, read_stop_ids
+from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
+from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.plan import make_precision
 from lora_chat.planning.recipe import BaseSection, QuantizationSection

@@ -1,0 +1,125 @@
+"""Stores that were built before: found again by what went into them, deleted when they grow too many."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+
+from lora_chat.dialogues.building import build_store
+from lora_chat.dialogues.chunk_encoding import ChunkEncoder, EncodingOptions
+from lora_chat.dialogues.ledger import Ledger
+from lora_chat.dialogues.store import LEDGER, ROWS, UNITS, Store
+from lora_chat.errors import DataError
+from lora_chat.writing import folder_written_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MOST_BYTES = 20 * 10**9
+
+
+def open_store(
+    paths: Sequence[Path],
+    tokenizer: "PreTrainedTokenizerBase",
+    stop_ids: Collection[int],
+    options: EncodingOptions,
+    *,
+    change_name: str = "",
+    workers: int | None = None,
+    seen: Callable[[Ledger], None] = lambda _: None,
+) -> Store:
+    """The store of these files, built if there is none for exactly these bytes, tokenizer, template and settings."""
+    key = _key(paths, tokenizer, stop_ids, options, change_name)
+    store = Store(_home() / key)
+    if _is_whole(store.folder):
+        os.utime(store.folder)
+        return store
+    with folder_written_whole(store.folder, "the encoded dialogues") as folder:
+        folder.chmod(0o700)  # what people wrote is theirs
+        build_store(folder, paths, ChunkEncoder(tokenizer, stop_ids, options), workers, seen)
+    _prune(keep=store.folder)
+    return store
+
+
+def _home() -> Path:
+    return Path(platformdirs.user_cache_dir("lora-chat")) / "dialogues"
+
+
+def _is_whole(folder: Path) -> bool:
+    if not all((folder / name).is_file() for name in (ROWS, UNITS, LEDGER)):
+        return False
+    try:
+        return Store(folder).ledger.rows >= 0
+    except (ValueError, TypeError):
+        return False
+
+
+def _key(
+    paths: Sequence[Path],
+    tokenizer: "PreTrainedTokenizerBase",
+    stop_ids: Collection[int],
+    options: EncodingOptions,
+    change_name: str,
+) -> str:
+    template = str(tokenizer.chat_template)
+    parts: dict[str, Any] = {
+        "files": [(str(path), digest_file(path)) for path in paths],
+        "tokenizer": _tokenizer_digest(tokenizer),
+        "template": template,
+        "today": str(date.today()) if "strftime_now" in template else None,
+        "stop_ids": sorted(stop_ids),
+        "reading": asdict(options.reading),
+        "encoding": [options.limit, options.over_long, change_name],
+        "code": _code_digest(),
+        "versions": [metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+    return digest.hexdigest()
+
+
+def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    named = json.dumps([tokenizer.special_tokens_map, sorted(tokenizer.added_tokens_encoder.items())], default=str)
+    return hashlib.sha256((words + named).encode()).hexdigest()
+
+
+def _code_digest() -> str:
+    """Of this room: a store that other code has built is not taken for ours."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _prune(keep: Path) -> None:
+    """Delete those that were not used for longest while all together are too large."""
+    stores = sorted((p for p in keep.parent.iterdir() if p.is_dir() and p != keep), key=lambda p: -p.stat().st_mtime)
+    left = _MOST_BYTES - _size(keep)
+    for store in stores:
+        left -= _size(store)
+        if left < 0:
+            shutil.rmtree(store, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

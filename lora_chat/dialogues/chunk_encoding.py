@@ -1,0 +1,144 @@
+"""A chunk of rows -> what is stored of it. This is the work that several processes share."""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lora_chat.dialogues.dialogue import Dialogue, Document
+from lora_chat.dialogues.encoding import IGNORE_INDEX, DialogueEncoder, EncodedDialogue
+from lora_chat.dialogues.ledger import Ledger
+from lora_chat.dialogues.reading import SHOWN, Chunk, ReadingOptions, read_chunk
+from lora_chat.dialogues.tokenizing import TextTokenizer, begin_of_text
+from lora_chat.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Change = Callable[[Dialogue], Dialogue]
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """How rows become tokens."""
+
+    reading: ReadingOptions
+    limit: int
+    """Most tokens of a dialogue, and length of the blocks of plain text."""
+    over_long: str = "refuse"
+    change: Change | None = None
+    """What is done to every dialogue before it is encoded."""
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """The dialogues of a chunk with their rows, or the ids of its plain text."""
+
+    ledger: Ledger
+    dialogues: list[tuple[Dialogue, tuple[EncodedDialogue, ...]]]
+    text: list[tuple[int, list[int]]]
+    """Line and ids of every piece."""
+    path: str
+
+
+class ChunkEncoder:
+    """Encodes chunks for one tokenizer."""
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int], options: EncodingOptions
+    ) -> None:
+        self.options = options
+        self._encoder = DialogueEncoder(tokenizer, stop_ids)
+        self._coder = TextTokenizer(tokenizer)
+        self._stop_ids = frozenset(stop_ids)
+        self._begin, self._end = begin_of_text(tokenizer), [int(tokenizer.eos_token_id)]
+
+    def __call__(self, chunk: Chunk) -> EncodedChunk:
+        """Read, check and encode; faults are counted, not raised."""
+        found, tally = read_chunk(chunk, self.options.reading)
+        ledger = Ledger(files={chunk.path: chunk.form or "unknown"})
+        ledger.add(tally)
+        dialogues = [one for one in found if isinstance(one, Dialogue)]
+        documents = [one for one in found if isinstance(one, Document)]
+        return EncodedChunk(ledger, self._encode(dialogues, ledger), self._encode_text(documents), chunk.path)
+
+    def _encode(self, dialogues: list[Dialogue], ledger: Ledger) -> list[tuple[Dialogue, tuple[EncodedDialogue, ...]]]:
+        kept = []
+        if self.options.change:
+            dialogues = [self.options.change(dialogue) for dialogue in dialogues]
+        for dialogue, rows in zip(dialogues, self._encoder.encode(dialogues), strict=True):
+            if isinstance(rows, DataError):
+                ledger.accepted -= 1
+                ledger.refuse(dialogue.path, dialogue.line, rows)
+                continue
+            fitting = self._fit(dialogue, rows, ledger)
+            if fitting:
+                kept.append(fitting)
+                _count(ledger, *fitting, self._stop_ids)
+        return kept
+
+    def _fit(
+        self, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], ledger: Ledger
+    ) -> tuple[Dialogue, tuple[EncodedDialogue, ...]] | None:
+        """The dialogue if it is short enough, or what is left when it is cut behind a reply."""
+        limit, length = self.options.limit, max(len(row.input_ids) for row in rows)
+        if length <= limit:
+            return dialogue, rows
+        cut = _cut(dialogue, rows, limit) if self.options.over_long == "cut" else None
+        if cut:
+            ledger.cut += 1
+            return cut
+        ledger.accepted -= 1
+        ledger.dropped += 1
+        ledger.longest_refused = max(ledger.longest_refused, length)
+        if len(ledger.over_long) < SHOWN:
+            ledger.over_long.append(f"{dialogue.path}:{dialogue.line}: {length} tokens")
+        return None
+
+    def _encode_text(self, documents: list[Document]) -> list[tuple[int, list[int]]]:
+        texts = self._coder.tokenize([self._coder.mark(document.text) for document in documents])
+        return [
+            (
+                document.line,
+                (self._begin if document.begins else []) + text.ids + ([] if document.goes_on else self._end),
+            )
+            for document, text in zip(documents, texts, strict=True)
+        ]
+
+
+def _cut(
+    dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], limit: int
+) -> tuple[Dialogue, tuple[EncodedDialogue, ...]] | None:
+    """As many turns from the beginning as fit, so that every reply keeps its end and what it answers."""
+    if len(rows) > 1:
+        fitting = tuple(row for row in rows if len(row.input_ids) <= limit)
+        messages = max((row.ends[-1][0] for row in fitting), default=0)
+    else:
+        ends = [end for end in rows[0].ends if end[1] <= limit]
+        messages, tokens = ends[-1] if ends else (0, 0)
+        row = rows[0]
+        fitting = (EncodedDialogue(row.input_ids[:tokens], row.labels[:tokens], tuple(ends)),)
+    return (replace(dialogue, messages=dialogue.messages[:messages]), fitting) if messages else None
+
+
+def _count(ledger: Ledger, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], stop_ids: Collection[int]) -> None:
+    first = dialogue.messages[0]
+    for row in rows:
+        ledger.add(
+            Ledger(
+                rows=1,
+                replies=len(row.ends),
+                stops=sum(row.labels[end - 1] in stop_ids for end in _runs(row.labels)),
+                tokens=len(row.input_ids),
+                supervised_tokens=row.supervised_tokens,
+                longest=len(row.input_ids),
+                roles={role: list(counts) for role, counts in row.roles.items()},
+            )
+        )
+    ledger.add(Ledger(dialogues=1, systems=[first.content if first.role == "system" else None]))
+
+
+def _runs(labels: list[int]) -> Iterator[int]:
+    """Where stretches with loss end."""
+    following = [*labels[1:], IGNORE_INDEX]
+    pairs = enumerate(zip(labels, following, strict=True), 1)
+    return (end for end, (label, then) in pairs if label != IGNORE_INDEX and then == IGNORE_INDEX)

@@ -1,0 +1,61 @@
+"""Which dialogues are held out, and which part of a source is seen: decided by what they say and a seed.
+
+Neither the order of a file nor what else stands in it changes which side a dialogue is on.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from lora_chat.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Numbers = np.ndarray[Any, Any]
+
+
+def choose_held_out(digests: "Numbers", share: float, seed: int, most: int | None = None) -> "Numbers":
+    """(units,) bool: about `share` of the units, those that say the same on one side.
+
+    Raises DataError if nothing would be left to train on.
+    """
+    import numpy as np
+
+    said, which, counts = np.unique(digests, return_inverse=True, return_counts=True)
+    if len(said) < 2:
+        raise DataError("At least 2 different dialogues are needed: one to train on and one to measure with.")
+    wanted = max(1, min(round(len(digests) * share), most or len(digests)))
+    order = np.argsort(_shuffled(said, seed), kind="stable")
+    chosen = np.zeros(len(said), bool)
+    held = 0
+    for group in order[:-1].tolist():
+        if held + counts[group] <= wanted:
+            chosen[group] = True
+            held += int(counts[group])
+            if held == wanted:
+                break
+    if not held:  # every group is larger than the share; the smallest comes nearest
+        chosen[order[np.argmin(counts[order])]] = True
+    result: Numbers = chosen[which]
+    return result
+
+
+def repeat_by_weight(units: "Numbers", digests: "Numbers", weight: float, seed: int) -> "Numbers":
+    """The numbers of units as often as each is seen in an epoch; `digests` are theirs."""
+    import numpy as np
+
+    whole, part = int(weight), weight - int(weight)
+    some = round(len(units) * part)
+    order = np.argsort(_shuffled(digests, seed + 1), kind="stable")
+    result: Numbers = np.concatenate([*[units] * whole, np.sort(units[order[:some]])])
+    return result
+
+
+def _shuffled(digests: "Numbers", seed: int) -> "Numbers":
+    """Numbers as random as a hash, from digests and a seed (SplitMix64, Steele et al. 2014)."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        mixed = digests.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return mixed ^ (mixed >> np.uint64(31))

@@ -1,0 +1,106 @@
+"""A JSON list element by element, each with its line; of a file of any size only a window is in memory."""
+
+import codecs
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+from lora_chat.dialogues.strict_json import STRICT
+
+_BLANKS = " \t\r\n"
+_WINDOW = 1 << 20
+_NEAR = 64
+"""A fault so near the end of the window may vanish when there is more to read."""
+
+
+class BrokenListError(ValueError):
+    """Why nothing more can be read, and the line."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"{reason}; nothing after it can be read")
+        self.line = line
+
+
+def read_list(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
+    """The elements with their lines; raises BrokenListError where the list ends in another way than with `]`."""
+    window = _Window(file)
+    window.take()  # the bracket, or it would not be a list
+    if window.peek() == "]":
+        window.take()
+    else:
+        while True:
+            window.peek()  # so that the line is that of the element
+            line = window.line
+            yield line, window.element()
+            separator = window.take()
+            if separator == "]":
+                break
+            if separator != ",":
+                raise BrokenListError(window.line, "the list does not go on with a comma or end with ]")
+    if window.peek():
+        raise BrokenListError(window.line, "there is more behind the end of the list")
+
+
+class _Window:
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text = ""
+        self._place = 0
+        self._begin = 1
+        self._size = _WINDOW
+        self._ended = False
+
+    @property
+    def line(self) -> int:
+        """Where the window stands."""
+        return self._begin + self._text.count("\n", 0, self._place)
+
+    def peek(self) -> str:
+        """The next character that is no blank; empty at the end."""
+        while True:
+            while self._place < len(self._text) and self._text[self._place] in _BLANKS:
+                self._place += 1
+            if self._place < len(self._text):
+                return self._text[self._place]
+            if self._ended:
+                return ""
+            self._fill()
+
+    def take(self) -> str:
+        """The same, and go behind it."""
+        found = self.peek()
+        self._place += len(found)
+        return found
+
+    def element(self) -> Any:
+        """The value that begins here."""
+        while True:
+            try:
+                value, end = STRICT.raw_decode(self._text, self._place)
+            except json.JSONDecodeError as error:
+                unfinished = error.pos > len(self._text) - _NEAR or error.msg.startswith("Unterminated")
+                if self._ended or not unfinished:
+                    self._place = max(self._place, min(error.pos, len(self._text)))
+                    raise BrokenListError(self.line, f"is not valid JSON: {error.msg}") from error
+            except (ValueError, RecursionError) as error:
+                reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
+                raise BrokenListError(self.line, reason) from error
+            else:
+                if end < len(self._text) or self._ended:
+                    self._place = end
+                    self._size = _WINDOW
+                    return value
+            self._size *= 2  # a long element is not decoded again and again
+            self._fill()
+
+    def _fill(self) -> None:
+        self._begin, self._text, self._place = self.line, self._text[self._place :], 0
+        data = self._file.read(self._size)
+        self._ended = not data
+        try:
+            self._text += self._decoder.decode(data, final=self._ended)
+        except UnicodeDecodeError as error:
+            known = error.object[: error.start].decode("utf-8", errors="ignore")
+            line = self._begin + self._text.count("\n") + known.count("\n")
+            raise BrokenListError(line, "is not UTF-8 text") from error

@@ -1,0 +1,174 @@
+"""For each reply of a dialogue: the prompt as it will be served, and the text that is trained right behind it.
+
+Nothing here knows a family of models. A template is asked what it writes, and what it writes is compared; where it
+cannot be told what inference will show, the dialogue is refused with the reason.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from lora_chat.dialogues.chat_template import render_texts
+from lora_chat.dialogues.control_tokens import OPEN, unmarked
+from lora_chat.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = Sequence[dict[str, Any]]
+
+# Every family that thinks aloud writes its thoughts so, or between tokens of its own that its template knows.
+THINK, END_THINK = "<think>", "</think>"
+_OPENED = re.compile(rf"{THINK}\s*\Z")
+_CLOSED = re.compile(rf"{END_THINK}\s*\Z")
+_INLINE = re.compile(rf"\s*{THINK}(.*?){END_THINK}\s*(.*)\Z", re.DOTALL)
+_WRITTEN_END = re.compile(rf"(?<!{OPEN}){END_THINK}")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What inference shows before a reply, and what is to be written behind it, up to its stop token."""
+
+    place: int
+    """The reply's message, counted from 0."""
+    prompt: str
+    reply: str
+
+    @property
+    def text(self) -> str:
+        """Both."""
+        return self.prompt + self.reply
+
+
+class TurnReader:
+    """Reads turns out of what one tokenizer's chat template writes; stop tokens are texts here."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        stops = sorted((str(s) for s in tokenizer.convert_ids_to_tokens(list(stop_ids)) if s), key=len, reverse=True)
+        self._stops = tuple(stops)
+        self._stop = re.compile(f"(?<!{OPEN})(?:{'|'.join(map(re.escape, stops))})")
+        self._openings: dict[bool, str] = {}
+
+    def render(self, chats: Sequence[Messages], tools: Any, *, reply_follows: bool) -> list[str]:
+        """Chats as text."""
+        return render_texts(self._tokenizer, chats, reply_follows=reply_follows, tools=tools)
+
+    @cached_property
+    def knows_thoughts(self) -> bool:
+        """Whether the template has a place for thoughts: it writes them, or its prompt opens them."""
+        ask, said = {"role": "user", "content": "q"}, "some thought"
+        answer = {"role": "assistant", "content": "a", "reasoning_content": said, "thinking": said}
+        try:
+            (written,) = self.render([[ask, answer]], None, reply_follows=False)
+            (prompt,) = self.render([[ask]], None, reply_follows=True)
+        except DataError:
+            return False
+        return said in written or _OPENED.search(prompt) is not None
+
+    def with_thoughts_apart(self, message: dict[str, Any]) -> dict[str, Any]:
+        """`<think>...</think>` at the head of a reply is reasoning, where the template has a place for it."""
+        if message["role"] != "assistant" or message.get("reasoning_content") or THINK not in message["content"]:
+            return message
+        found = _INLINE.match(message["content"])
+        if not found or not self.knows_thoughts:
+            return message
+        thoughts = found[1].strip()
+        return message | {"reasoning_content": thoughts, "thinking": thoughts, "content": found[2]}
+
+    def read(self, messages: Messages, tools: Any, places: Sequence[int]) -> list[Turn]:
+        """The turns of the replies at `places`; raises DataError with the reason why one cannot be trained."""
+        prompts = self.render([messages[:place] for place in places], tools, reply_follows=True)
+        untils = self.render([messages[: place + 1] for place in places], tools, reply_follows=False)
+        if tools and untils == self.render([messages[: place + 1] for place in places], None, reply_follows=False):
+            raise DataError("the chat template leaves out the tools")
+        return [
+            self._turn(messages, tools, place, prompt, until)
+            for place, prompt, until in zip(places, prompts, untils, strict=True)
+        ]
+
+    def _turn(self, messages: Messages, tools: Any, place: int, prompt: str, until: str) -> Turn:
+        message = messages[place]
+        if until.startswith(prompt):
+            said = until[len(prompt) :]
+        else:
+            said = self._behind_rewritten(messages, tools, place, prompt, until)
+        if _OPENED.search(prompt) and not _WRITTEN_END.search(said):
+            # The prompt opens thoughts that the template does not close: the model has to.
+            said = f"{message.get('reasoning_content', '')}\n{END_THINK}\n\n{said.lstrip()}"
+        _check_shown(message, said, place + 1)
+        return Turn(place, prompt, self._up_to_stop(said) or said + self._next_opening(message, place + 1))
+
+    def _behind_rewritten(self, messages: Messages, tools: Any, place: int, prompt: str, until: str) -> str:
+        """The reply where what is rendered with it does not begin as the prompt that is served."""
+        cue = _OPENED.sub("", prompt)
+        if until.startswith(cue):
+            return until[len(cue) :].removeprefix(THINK)
+        # The reply changes what the template shows of the history; the prompt as served is what counts. The opening
+        # of a reply is found by what the template writes in any case, whatever the reply.
+        history, probe = messages[:place], {"role": "assistant", "content": "\0"}
+        (before,) = self.render([history], tools, reply_follows=False)
+        (other,) = self.render([[*history, probe]], tools, reply_follows=False)
+        cue = cue[len(_common(cue, before)) :]
+        head, found, opening = _common(until, other).rpartition(cue) if cue else ("", "", "")
+        if found and not self._up_to_stop(opening):
+            return until[len(head) + len(cue) :]
+        if _CLOSED.search(prompt) and messages[place].get("reasoning_content"):
+            raise DataError(f"the base answers without thoughts, and message {place + 1} has some; leave them out")
+        raise DataError(f"the prompt served before message {place + 1} is not what the chat template writes before it")
+
+    def _up_to_stop(self, said: str) -> str:
+        """To the first stop token, or to the last where text follows the first; empty without one.
+
+        Some templates close a turn and then the text; generation ends at the first of the two.
+        """
+        found = list(self._stop.finditer(said))
+        if not found:
+            return ""
+        behind = self._stop.sub("", said[found[0].end() :])
+        return said[: found[-1 if behind.strip() else 0].end()]
+
+    def _next_opening(self, message: dict[str, Any], number: int) -> str:
+        """Where no token closes a reply, the one that opens the next turn is its stop token (GLM ends replies so)."""
+        calls = bool(message.get("tool_calls"))
+        if calls not in self._openings:
+            call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+            reply = {"role": "assistant", "content": "x"} | ({"tool_calls": [call]} if calls else {})
+            ask: dict[str, Any] = {"role": "user", "content": "x"}
+            chat: list[dict[str, Any]] = [ask, reply]
+            then = {"role": "tool", "name": "f", "content": "x"} if calls else ask
+            until, beyond = self.render([chat, [*chat, then]], None, reply_follows=False)
+            behind = beyond[len(until) :] if beyond.startswith(until) else ""
+            self._openings[calls] = (
+                next((s for s in self._stops if behind.startswith(s)), "") if until != beyond else ""
+            )
+        if not self._openings[calls]:
+            raise DataError(f"message {number} ends without a stop token; the model would never learn to stop")
+        return self._openings[calls]
+
+
+def in_one_row(turns: Sequence[Turn]) -> bool:
+    """Whether each reply stands in the later prompts just as it was trained."""
+    return all(later.prompt.startswith(turn.text) for turn, later in pairwise(turns))
+
+
+def _common(one: str, other: str) -> str:
+    differ = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return one[: next(differ, min(len(one), len(other)))]
+
+
+def _check_shown(message: dict[str, Any], said: str, number: int) -> None:
+    """Some templates pass over tools, reasoning, or text that they expect in parts, without a word."""
+    shown = unmarked(said)
+    for call in message.get("tool_calls", ()):
+        if unmarked(call["function"]["name"]) not in shown:
+            raise DataError(f"the chat template leaves out the tool call in message {number}")
+    for what, key in (("the text", "content"), ("the reasoning", "reasoning_content")):
+        text = unmarked(message.get(key) or "").strip()
+        if text not in shown:
+            if what == "the text" and END_THINK in text:
+                what = f"what stands before {END_THINK} in the text"
+            raise DataError(f"the chat template leaves out {what} of message {number}")

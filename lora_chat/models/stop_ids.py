@@ -1,0 +1,32 @@
+"""The tokens at which a reply ends."""
+
+from typing import TYPE_CHECKING
+
+from lora_chat.models.base_model import FoundBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def read_stop_ids(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """Ids that end a turn: the tokenizer's eos, every eos of the generation config, the template's end of a turn."""
+    from transformers import GenerationConfig
+
+    ids = {int(tokenizer.eos_token_id)}
+    if (base.folder / "generation_config.json").is_file():
+        named = GenerationConfig.from_pretrained(base.folder, local_files_only=True).eos_token_id
+        ids.update([named] if isinstance(named, int) else named or [])
+    return tuple(sorted(ids | find_turn_end(tokenizer)))
+
+
+def find_turn_end(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The special token that the template writes right behind a reply; generation configs may not name it."""
+    said = "x7q"
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": said}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except Exception:  # a template that refuses a plain exchange says so where dialogues are encoded
+        return set()
+    behind = text.rpartition(said)[2].lstrip()
+    special = [(t.content, i) for i, t in tokenizer.added_tokens_decoder.items() if t.special and t.content]
+    return {i for _, i in sorted([(-len(name), i) for name, i in special if behind.startswith(name)])[:1]}
