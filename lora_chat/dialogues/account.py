@@ -111,17 +111,20 @@ def packed(lengths: Any, limit: int) -> float:
         while left:
             place = bisect_left(free, length)
             room = free[place] if place < len(free) else limit
-            many = min(left, count[room]) if place < len(free) else max(1, min(left, left // max(1, limit // length)))
+            # Each row is filled up before the next one is begun; the last one may stay half filled.
+            each = min(left, max(1, room // length))
+            many = left // each
             if place < len(free):
+                many = min(many, count[room])
                 count[room] -= many
                 if not count[room]:
                     free.pop(place)
             else:
                 rows += many
-            rest = room - length
+            rest = room - each * length
             if rest not in count or not count[rest]:
                 insort(free, rest)
                 count[rest] = 0
             count[rest] += many
-            left -= many
+            left -= many * each
     return float(lengths.sum()) / (rows * limit)

@@ -107,10 +107,11 @@ class _Blocks:
             if not self._held:
                 self._place = (encoded.path, line)
             self._held += ids
-            while len(self._held) >= self._length:
-                units.append(self._unit(self._held[: self._length]))
-                self._held = self._held[self._length :]
+            full = len(self._held) - len(self._held) % self._length
+            for begin in range(0, full, self._length):
+                units.append(self._unit(self._held[begin : begin + self._length]))
                 self._place = (encoded.path, line)
+            self._held = self._held[full:]
         return units
 
     def rest(self) -> list[Unit]:

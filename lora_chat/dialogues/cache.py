@@ -16,7 +16,7 @@ import platformdirs
 from lora_chat.dialogues.building import build_store
 from lora_chat.dialogues.chunk_encoding import ChunkEncoder, EncodingOptions
 from lora_chat.dialogues.ledger import Ledger
-from lora_chat.dialogues.store import LEDGER, ROWS, UNITS, Store
+from lora_chat.dialogues.store import Store
 from lora_chat.errors import DataError
 from lora_chat.writing import folder_written_whole
 
@@ -38,28 +38,19 @@ def open_store(
 ) -> Store:
     """The store of these files, built if there is none for exactly these bytes, tokenizer, template and settings."""
     key = _key(paths, tokenizer, stop_ids, options, change_name)
-    store = Store(_home() / key)
-    if _is_whole(store.folder):
-        os.utime(store.folder)
-        return store
-    with folder_written_whole(store.folder, "the encoded dialogues") as folder:
+    to = _home() / key
+    if Store(to).is_whole:
+        os.utime(to)
+        return Store(to)
+    with folder_written_whole(to, "the encoded dialogues") as folder:
         folder.chmod(0o700)  # what people wrote is theirs
         build_store(folder, paths, ChunkEncoder(tokenizer, stop_ids, options), workers, seen)
-    _prune(keep=store.folder)
-    return store
+    _prune(keep=to)
+    return Store(to)
 
 
 def _home() -> Path:
     return Path(platformdirs.user_cache_dir("lora-chat")) / "dialogues"
-
-
-def _is_whole(folder: Path) -> bool:
-    if not all((folder / name).is_file() for name in (ROWS, UNITS, LEDGER)):
-        return False
-    try:
-        return Store(folder).ledger.rows >= 0
-    except (ValueError, TypeError):
-        return False
 
 
 def _key(

@@ -1,5 +1,6 @@
 """A chunk of rows -> what is stored of it. This is the work that several processes share."""
 
+import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -68,7 +69,8 @@ class ChunkEncoder:
         for dialogue, rows in zip(dialogues, self._encoder.encode(dialogues), strict=True):
             if isinstance(rows, DataError):
                 ledger.accepted -= 1
-                ledger.refuse(dialogue.path, dialogue.line, rows)
+                said = json.dumps(dialogue.as_row, ensure_ascii=False)
+                ledger.refuse(dialogue.path, dialogue.line, rows, said)
                 continue
             fitting = self._fit(dialogue, rows, ledger)
             if fitting:

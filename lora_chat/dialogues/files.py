@@ -8,6 +8,7 @@ import glob
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import IO, Any, Literal
 
 from lora_chat.dialogues.formats import is_known_header
 from lora_chat.dialogues.json_list import BrokenListError, read_list
-from lora_chat.dialogues.strict_json import parse_json
+from lora_chat.dialogues.strict_json import is_deep, parse_json
 from lora_chat.errors import DataError
 
 Kind = Literal["json_lines", "json_list", "csv", "tsv", "parquet", "text"]
@@ -63,7 +64,10 @@ class RawRow:
         """What stands there, as far as it can be shown."""
         if self.raw is not None:
             return self.raw.decode("utf-8", errors="replace")
-        return "" if self.value is None else json.dumps(self.value, ensure_ascii=False, default=str)
+        try:
+            return "" if self.value is None else json.dumps(self.value, ensure_ascii=False, default=str)
+        except (TypeError, ValueError, RecursionError):
+            return ""
 
 
 def find_files(names: str | tuple[str, ...]) -> tuple[Path, ...]:
@@ -171,10 +175,15 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(f"There is no file {path}.") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"Cannot unpack {path}: it is damaged or cut short.") from error
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+        raise DataError(f"Cannot read {path}: {_first_line(error.strerror or error)}") from error
+
+
+def _first_line(reason: object) -> str:
+    """Of what a library says, as a sentence."""
+    return f"{(str(reason).strip().splitlines() or ['it is damaged'])[0].rstrip('.')}."
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -189,20 +198,21 @@ def _json_lines(file: IO[bytes]) -> Iterator[RawRow]:
 
 
 def _text(file: IO[bytes]) -> Iterator[RawRow]:
-    """Pieces that end where lines end, so that no character and no word is split."""
+    """Pieces that end where lines end, so that no character and no word is split; none is blank beside others."""
     held: list[str] = []
     begin = size = 0
-    begins = True
+    begins, some = True, False
     for number, raw in _lines(file):
         try:
-            held.append(raw.decode("utf-8"))
+            line = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             yield RawRow(number, fault=f"is not UTF-8 text (byte {error.start + 1} of the line)")
             continue
-        begin, size = begin or number, size + len(raw)
-        if size >= _PIECE:
+        if size >= _PIECE and some and line.strip():
             yield RawRow(begin, {"text": "\n".join(held) + "\n", "begins": begins, "goes_on": True}, lines=len(held))
-            held, begin, size, begins = [], 0, 0, False
+            held, begin, size, begins, some = [], 0, 0, False, False
+        held.append(line)
+        begin, size, some = begin or number, size + len(raw), some or bool(line.strip())
     if held:
         yield RawRow(begin, {"text": "\n".join(held), "begins": begins}, lines=len(held))
 
@@ -210,19 +220,19 @@ def _text(file: IO[bytes]) -> Iterator[RawRow]:
 def _json_list(file: IO[bytes]) -> Iterator[RawRow]:
     try:
         for line, value in read_list(file):
-            yield RawRow(line, value)
+            yield RawRow(line, fault="is nested too deeply") if is_deep(value) else RawRow(line, value)
     except BrokenListError as error:
         yield RawRow(error.line, fault=str(error))
 
 
 def _table(file: IO[bytes], separator: str) -> Iterator[RawRow]:
-    """Rows under a header; a cell that is empty is left out."""
+    """Rows under a header; a cell that is empty is None."""
     csv.field_size_limit(_LONGEST_CELL)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=separator, strict=True)
     line = 1
     try:
-        header = next(reader)
+        header = next(cells for cells in reader if cells)
         if len(set(header)) != len(header):
             yield RawRow(1, fault="names a column twice")
             return
@@ -233,14 +243,20 @@ def _table(file: IO[bytes], separator: str) -> Iterator[RawRow]:
             elif len(cells) != len(header):
                 yield RawRow(line, fault=f"has {len(cells)} cells where the header has {len(header)}")
             else:
-                yield RawRow(line, {key: _cell(key, cell) for key, cell in zip(header, cells, strict=True) if cell})
+                yield _table_row(line, dict(zip(header, cells, strict=True)))
             line = reader.line_num + 1
-    except UnicodeDecodeError:
-        yield RawRow(line, fault="is not UTF-8 text, and nothing after it can be read")
     except csv.Error as error:
         yield RawRow(line, fault=f"is not valid CSV: {error}; nothing after it can be read")
+
+
+def _table_row(line: int, cells: dict[str, str]) -> RawRow:
+    try:
+        "".join(cells.values()).encode("utf-8")
+        return RawRow(line, {key: _cell(key, cell) if cell else None for key, cell in cells.items()})
+    except UnicodeEncodeError:
+        return RawRow(line, fault="is not UTF-8 text")
     except ValueError as error:
-        yield RawRow(line, fault=str(error))
+        return RawRow(line, fault=str(error))
 
 
 def _cell(key: str, cell: str) -> Any:
@@ -256,8 +272,22 @@ def _parquet(path: Path) -> Iterator[RawRow]:
         with parquet.ParquetFile(path) as file:
             number = 0
             for batch in file.iter_batches(batch_size=1024):
-                for value in batch.to_pylist():
+                for row in _batch_rows(batch, number):
                     number += 1
-                    yield RawRow(number, value)
+                    yield row
     except pyarrow.ArrowException as error:
-        raise DataError(f"Cannot read {path}: {str(error).splitlines()[0]}") from error
+        raise DataError(f"Cannot read {path}: {_first_line(error)}") from error
+
+
+def _batch_rows(batch: Any, before: int) -> Iterator[RawRow]:
+    """Rows one at a time where one of them holds what Python has no value for."""
+    try:
+        values = batch.to_pylist()
+    except (ValueError, OverflowError):
+        for place in range(batch.num_rows):
+            try:
+                yield RawRow(before + place + 1, batch.slice(place, 1).to_pylist()[0])
+            except (ValueError, OverflowError) as error:
+                yield RawRow(before + place + 1, fault=f"cannot be read: {error}")
+        return
+    yield from (RawRow(before + place, value) for place, value in enumerate(values, 1))

@@ -6,6 +6,7 @@ Recognised by what the row holds, never by a file's name.
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, get_args
 
+from lora_chat.dialogues.control_tokens import CLOSE, OPEN
 from lora_chat.dialogues.dialogue import NotADialogue
 from lora_chat.dialogues.strict_json import parse_json
 from lora_chat.planning.data_section import DataFormat
@@ -87,6 +88,8 @@ def to_document(row: Any, column: str = "text") -> tuple[str, bool, bool]:
         row[column].encode("utf-8")
     except UnicodeEncodeError:
         raise NotADialogue("holds half a surrogate pair, which is no character") from None
+    if {OPEN, CLOSE} & set(row[column]):
+        raise NotADialogue("holds U+F0000 or U+F0001, which the tokenizer would drop")
     if not row[column].strip():
         raise NotADialogue("is empty")
     return row[column], row.get("begins") is not False, row.get("goes_on") is True
@@ -137,11 +140,14 @@ def _from_alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(asked, str) or not isinstance(output, str) or not isinstance(more, str | None):
         raise NotADialogue("needs `instruction` and `output` (and perhaps `input`) as text")
     messages = _system(row.get("system"))
-    for number, turn in enumerate(row.get("history") or [], 1):
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise NotADialogue("has a `history` that is not a list of pairs")
+    for number, turn in enumerate(history, 1):
         if not isinstance(turn, list) or len(turn) != 2:
             raise NotADialogue(f"turn {number} of `history` is not a pair of question and answer")
         messages += _pair(*turn)
-    question = f"{asked}\n{more}" if more and asked.strip() else asked or more
+    question = f"{asked}\n{more}" if more and asked.strip() else (more or asked)
     return {"messages": messages + _pair(question, output)}
 
 

@@ -153,7 +153,7 @@ def _read_call(call: Any, where: str) -> ToolCall:
         raise NotADialogue(f"{where}: the arguments of {function['name']!a} are not a JSON object")
     return ToolCall(
         _checked(function["name"], where),
-        _checked(json.dumps(arguments, ensure_ascii=False), where),
+        _as_json(arguments, f"{where}: the arguments of {function['name']!a}"),
         _read_name(call, "id", where),
     )
 
@@ -169,4 +169,13 @@ def _read_tools(tools: Any) -> str | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise NotADialogue("`tools` must be a list of function descriptions")
-    return _checked(json.dumps(tools, ensure_ascii=False), "`tools`")
+    return _as_json(tools, "`tools`")
+
+
+def _as_json(value: Any, where: str) -> str:
+    """Parquet may hold dates and bytes there."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise NotADialogue(f"{where} cannot be written as JSON: {error}") from None
+    return _checked(text, where)

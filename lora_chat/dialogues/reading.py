@@ -15,7 +15,7 @@ from lora_chat.planning.data_section import DataFormat
 
 SHOWN = 20
 """So many faults are told one by one."""
-_WIDTH = 120
+_WIDTH, _REASON = 120, 400
 _ROWS, _BYTES, _UNRECOGNISED = 200, 1 << 19, 1000
 """A chunk ends at so many rows or bytes; of so many rows one must be in a known format."""
 
@@ -66,7 +66,7 @@ class Tally:
         self.refused += lines
         if len(self.refusals) < SHOWN:
             what = f"\n    {visible(excerpt, _WIDTH)}" if excerpt.strip() else ""
-            self.refusals.append(f"{path}:{line}: {reason}{what}")
+            self.refusals.append(f"{visible(path)}:{line}: {visible(str(reason), _REASON)}{what}")
 
 
 def read_chunks(paths: Sequence[Path], options: ReadingOptions) -> Iterator[Chunk]:
@@ -178,4 +178,9 @@ def check_tally(where: str, tally: Tally, skip_bad: int) -> None:
         ]
         raise DataError("\n".join(lines))
     if not tally.accepted:
-        raise DataError(f"{where} holds no dialogue ({tally.lines} lines, {tally.blank} of them blank).")
+        raise DataError("\n".join([f"{where} holds no dialogue ({_no_dialogue(tally)}).", *tally.refusals]))
+
+
+def _no_dialogue(tally: Tally) -> str:
+    refused = f", {tally.refused} refused" if tally.refused else ""
+    return f"{tally.lines} lines, {tally.blank} of them blank{refused}")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS, UNITS, LEDGER = "rows.arrow", "units.arrow", "ledger.json"
+_TABLES = (ROWS, UNITS)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class StoreWriter:
         """End the files; the ledger comes last."""
         self._row_file.close()
         self._unit_file.close()
-        (self._folder / LEDGER).write_text(json.dumps(ledger.as_dict(), ensure_ascii=False), encoding="utf-8")
+        sizes = {name: (self._folder / name).stat().st_size for name in _TABLES}
+        text = json.dumps({"sizes": sizes, "ledger": ledger.as_dict()}, ensure_ascii=False)
+        (self._folder / LEDGER).write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,28 @@ class Store:
     @cached_property
     def ledger(self) -> Ledger:
         """Its account."""
-        return Ledger(**json.loads((self.folder / LEDGER).read_text(encoding="utf-8")))
+        return Ledger(**self._written["ledger"])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its files are there in full; what is inside them is not looked at."""
+        try:
+            sizes = self._written["sizes"]
+            return self.ledger.rows >= 0 and all((self.folder / name).stat().st_size == sizes[name] for name in _TABLES)
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
+
+    @cached_property
+    def _written(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / LEDGER).read_text(encoding="utf-8"))
+        return found
 
     def open_rows(self) -> Any:
         """Its rows, a datasets.Dataset of `input_ids`, `labels` (a mask) and `unit`, not in memory."""
         from datasets import Dataset
 
-        return Dataset.from_file(str(self.folder / ROWS))
+        with self._damage():
+            return Dataset.from_file(str(self.folder / ROWS))
 
     @cached_property
     def digests(self) -> "np.ndarray[Any, Any]":
@@ -105,11 +124,18 @@ class Store:
     def _batches(self, names: list[str]) -> "Iterator[pa.RecordBatch]":
         import pyarrow as pa
 
+        with self._damage(), pa.memory_map(str(self.folder / UNITS)) as file:
+            fields = pa.ipc.open_stream(file).schema.names
+            file.seek(0)
+            options = pa.ipc.IpcReadOptions(included_fields=[fields.index(name) for name in names])
+            yield from pa.ipc.open_stream(file, options=options)
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        """What Arrow says of files that are not what was written."""
+        import pyarrow as pa
+
         try:
-            with pa.memory_map(str(self.folder / UNITS)) as file:
-                fields = pa.ipc.open_stream(file).schema.names
-                file.seek(0)
-                options = pa.ipc.IpcReadOptions(included_fields=[fields.index(name) for name in names])
-                yield from pa.ipc.open_stream(file, options=options)
-        except pa.ArrowException as error:
+            yield
+        except (pa.ArrowException, OSError) as error:
             raise IntegrityError(f"{self.folder} is damaged; delete it. ({error})") from error

@@ -1,17 +1,39 @@
 """JSON as its standard has it, where Python's parser would look away."""
 
 import json
+import math
 from typing import Any
+
+DEEPEST = 100
+"""More lists and objects inside one another than anyone writes; what goes on with them is recursive."""
 
 
 def parse_json(text: str) -> Any:
     """Decode; raises ValueError for syntax, repeated keys, NaN and Infinity, numbers too long, and endless nesting."""
     try:
-        return STRICT.decode(text)
+        value = STRICT.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not valid JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
+    if text.count("[") + text.count("{") > DEEPEST and is_deep(value):
+        raise ValueError("is nested too deeply")
+    return value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether lists and objects stand in one another more than DEEPEST times."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -26,4 +48,20 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"holds {name}, which is not JSON")
 
 
-STRICT = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"holds the number {digits[:20]}, which is too large")
+    return value
+
+
+def _whole(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:  # Python converts no more than a few thousand digits
+        raise ValueError(f"holds a number of {len(digits)} digits") from None
+
+
+STRICT = json.JSONDecoder(
+    object_pairs_hook=_without_repeats, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole
+)

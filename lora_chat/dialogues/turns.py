@@ -79,6 +79,11 @@ class TurnReader:
         thoughts = found[1].strip()
         return message | {"reasoning_content": thoughts, "thinking": thoughts, "content": found[2]}
 
+    def heard(self, prompt: str, reply: str) -> dict[str, Any]:
+        """A generated reply as a message of the next prompt, its thoughts apart as they were in training."""
+        opened = THINK if _OPENED.search(prompt) else ""
+        return self.with_thoughts_apart({"role": "assistant", "content": opened + reply})
+
     def read(self, messages: Messages, tools: Any, places: Sequence[int]) -> list[Turn]:
         """The turns of the replies at `places`; raises DataError with the reason why one cannot be trained."""
         prompts = self.render([messages[:place] for place in places], tools, reply_follows=True)

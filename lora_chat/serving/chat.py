@@ -5,9 +5,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_chat.dialogues.chat_template import render_ids
+from lora_chat.dialogues.turns import TurnReader
 from lora_chat.models.generation import stream_reply
 from lora_chat.stopping import signal_of
 
@@ -22,10 +23,10 @@ class Conversation:
     """What has been said; the system message, if any, stands first."""
 
     system: str | None = None
-    turns: list[dict[str, str]] = field(default_factory=list)
+    turns: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[dict[str, Any]]:
         """As the chat template wants them."""
         head = [{"role": "system", "content": self.system}] if self.system is not None else []
         return head + self.turns
@@ -45,6 +46,7 @@ class Chat:
         notice: Callable[[str], None],
     ) -> None:
         self._model, self._tokenizer, self._stop_ids = model, tokenizer, stop_ids
+        self._reader = TurnReader(tokenizer, stop_ids)
         self._max_new_tokens, self._as_json, self._notice = max_new_tokens, as_json, notice
         self._first_system = system
         self._conversation = Conversation(system)
@@ -119,7 +121,7 @@ class Chat:
             print(flush=True)
         if interrupted:
             self._notice("(reply cut short)")
-        self._conversation.turns.append({"role": "assistant", "content": reply})
+        self._conversation.turns.append(self._reader.heard(self._tokenizer.decode(prompt[-16:]), reply))
 
     def _fitting_prompt(self) -> list[int] | None:
         """The prompt, without the oldest turns where they leave no room for a reply."""
