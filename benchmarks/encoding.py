@@ -46,10 +46,10 @@ MARKED = (
 )
 
 
-def run_ours(path: Path, tokenizer: Any, stops: tuple[int, ...], limit: int, workers: int, name: str) -> Ledger:
-    """From the file to the store."""
+def run_ours(path: Path, tokenizer: Any, stops: tuple[int, ...], limit: int, workers: int) -> Ledger:
+    """From the file to the store; another limit is another store."""
     options = EncodingOptions(ReadingOptions(), limit)
-    return open_store([path], tokenizer, stops, options, change_name=name, workers=workers).ledger
+    return open_store([path], tokenizer, stops, options, workers=workers).ledger
 
 
 def run_trl(path: Path | None, tokenizer: Any, model: Any, workers: int) -> None:
@@ -108,7 +108,7 @@ def main() -> None:
         for number in range(given.rounds):
             for workers in sorted({1, several}):
                 name = f"{workers} process{'es' if workers > 1 else ''}"
-                ours = partial(run_ours, path, tokenizer, stops, given.max_length, workers, f"{workers} {number}")
+                ours = partial(run_ours, path, tokenizer, stops, given.max_length + 2 * number + workers, workers)
                 for key in (f"lora_chat, {name}", f"lora_chat, {name}, again"):
                     times.setdefault(key, []).append(timed(ours))
                 tokens = ours().supervised_tokens

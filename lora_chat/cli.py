@@ -74,6 +74,20 @@ def data(options: argparse.Namespace) -> None:
     print(found if isinstance(found, str) else json.dumps(found, ensure_ascii=False))
 
 
+def audit(options: argparse.Namespace) -> None:
+    """Look for secrets, personal data, duplicates, leaks and more in a recipe's data."""
+    from lora_chat.planning.recipe_file import read_recipe
+
+    recipe = read_recipe(options.recipe, options.set)
+    from lora_chat.errors import DataError
+    from lora_chat.inspection import audit_recipe
+
+    found, refuses = audit_recipe(recipe, options.to, as_json=options.json)
+    print(found if isinstance(found, str) else json.dumps(found, ensure_ascii=False))
+    if refuses:
+        raise DataError("The recipe refuses what was found: `sft` would stop here.")
+
+
 def chat(options: argparse.Namespace) -> None:
     """Talk to a run, an adapter or a base."""
     from lora_chat.talking import open_chat
@@ -149,6 +163,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("data", data)
     sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
     sub.add_argument("--show", type=_count, default=0, metavar="N", help="show N dialogues with what carries loss")
+    add_settings(sub)
+    sub = add("audit", audit)
+    sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
+    sub.add_argument("--to", type=Path, metavar="FILE", help="write the training dialogues there, redacted if so set")
     add_settings(sub)
     sub = add("chat", chat)
     sub.add_argument("thing", metavar="RUN|ADAPTER|BASE", help="a run folder, an adapter folder, or a base model")

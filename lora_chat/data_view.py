@@ -32,6 +32,13 @@ def short_account(account: Account) -> list[str]:
             f"Rows      {ledger['rows']:,}, one for each reply: this chat template rewrites earlier turns, "
             "and each reply is trained behind what inference will show it"
         )
+    if ledger["thoughtless"]:
+        lines.append(
+            f"Thoughts  the chat template opens thoughts in the prompt, and {ledger['thoughtless']:,} of "
+            f"{ledger['replies']:,} replies have none: with these the model learns to answer at once"
+        )
+    if ledger["redacted"]:
+        lines.append(f"Redacted  {ledger['redacted']:,} secrets or personal data, in a cleaned copy")
     return lines
 
 

@@ -1,14 +1,20 @@
 """Look at the data of a recipe as a run would see it; no weights are loaded."""
 
+import json
+from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from lora_chat.audit_view import whole_audit
+from lora_chat.auditing import audit_sets
 from lora_chat.console import say
 from lora_chat.data_view import shown_dialogues, whole_account
 from lora_chat.planning.hardware import detect_hardware
 from lora_chat.planning.plan import make_plan
 from lora_chat.planning.recipe import Recipe
 from lora_chat.preparation import PreparedRun, prepare
+from lora_chat.writing import file_written_whole
 
 
 def look_at_data(recipe: Recipe, count: int, *, as_json: bool) -> "dict[str, Any] | str":
@@ -17,6 +23,20 @@ def look_at_data(recipe: Recipe, count: int, *, as_json: bool) -> "dict[str, Any
     if as_json:
         return prepared.account.as_dict() | ({"shown": _rows(prepared, count)} if count else {})
     return "\n".join([whole_account(prepared.account), *shown_dialogues(prepared.train, prepared.tokenizer, count)])
+
+
+def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[dict[str, Any] | str, bool]":
+    """What an audit finds, and whether the recipe refuses it; `to` gets the training dialogues as they are trained."""
+    prepared = prepare(make_plan(recipe, detect_hardware()), say)
+    report = audit_sets(prepared.train, prepared.validation, prepared.tokenizer, recipe.audit, say)
+    if to:
+        with file_written_whole(to, "the dialogues") as beside, beside.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prepared.training_lines())
+        redacted = prepared.account.total["redacted"]
+        say(f"Written to {to}: {len(prepared.train):,} dialogues, {redacted:,} stretches redacted in all.")
+    if as_json:
+        return asdict(report) | {"redactions": prepared.account.total["redacted"]}, report.refuses
+    return whole_audit(report, recipe.audit), report.refuses
 
 
 def _rows(prepared: PreparedRun, count: int) -> list[dict[str, Any]]:

@@ -1,13 +1,15 @@
 """The whole run, in order."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_chat import preparation
+from lora_chat.audit_view import refusal, short_audit
+from lora_chat.auditing import audit_sets
 from lora_chat.console import comparison_text, megabytes, say, shown
 from lora_chat.delivery.card import write_card
-from lora_chat.errors import StoppedError
+from lora_chat.errors import DataError, StoppedError
 from lora_chat.evaluation.comparison import ComparisonReport, compare
 from lora_chat.evaluation.plot import write_loss_plot
 from lora_chat.models.adapter import attach_adapter, report_adapter, save_adapter
@@ -51,10 +53,14 @@ def fine_tune(recipe: Recipe, progress: Progress) -> dict[str, Any]:
     plan = make_plan(recipe, detect_hardware())
     progress.enter("reading the dialogues")
     prepared = preparation.prepare(plan, say)
+    progress.enter("auditing the dialogues")
+    audit = audit_sets(prepared.train, prepared.validation, prepared.tokenizer, plan.audit, say)
+    if audit.refuses:
+        raise DataError(refusal(audit, plan.audit))
     run = progress.run = create_run_folder(recipe, plan)
-    prepared.write_held_out(run)
-    run.write_json(run.account, prepared.account.as_dict())
-    say(preparation.summary(plan, prepared, run))
+    prepared.write(run, redacted=bool(plan.audit.redacted))
+    run.write_json(run.audit, asdict(audit))
+    say("\n".join([preparation.summary(plan, prepared, run), *short_audit(audit)]))
 
     progress.enter("loading the base")
     base = load_base_model(prepared.base, plan.precision)

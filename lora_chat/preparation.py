@@ -2,10 +2,11 @@
 
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lora_chat.auditing import Redactor
 from lora_chat.console import shown
 from lora_chat.data_view import short_account
 from lora_chat.dialogues.account import Account, make_account
@@ -15,7 +16,7 @@ from lora_chat.dialogues.dialogue_set import DialogueSet, all_of, blocks_of, joi
 from lora_chat.dialogues.sources import OpenedSource, check_sources, find_sources, open_sources
 from lora_chat.dialogues.visible import visible
 from lora_chat.evaluation.scores import Question, read_questions
-from lora_chat.models.adapter import check_targets_exist, read_identity
+from lora_chat.models.adapter import TEMPLATE_NAME, check_targets_exist, read_identity
 from lora_chat.models.base_model import (
     FoundBase,
     find_base,
@@ -63,6 +64,18 @@ class PreparedRun(Prepared):
     train: DialogueSet
     account: Account
 
+    def write(self, run: RunFolder, *, redacted: bool) -> None:
+        """Keep in the run what it is measured with, the account of the data, and a cleaned copy if there is one."""
+        self.write_held_out(run)
+        run.write_json(run.account, self.account.as_dict())
+        if redacted:
+            run.write_lines(run.redacted, self.training_lines())
+
+    def training_lines(self) -> Iterator[dict[str, Any]]:
+        """What is trained on as JSON lines have it, each dialogue once."""
+        for one in self.train.read():
+            yield one.as_row if isinstance(one, Dialogue) else {"text": self.tokenizer.decode(one)}
+
 
 def prepare(plan: Plan, notice: Callable[[str], None]) -> PreparedRun:
     """Read and encode everything a plan names; every fault in the data is raised here."""
@@ -73,10 +86,13 @@ def prepare(plan: Plan, notice: Callable[[str], None]) -> PreparedRun:
     if not is_here(plan.base):  # before it is downloaded
         check_sources(train_sources, data.skip_bad)
         check_sources(validation_sources, data.skip_bad)
-    base, tokenizer, stop_ids = open_base(plan, notice)
+    base, tokenizer, stop_ids = open_base(plan, notice, data.template)
     if plan.adapter.target_modules != "all-linear":
         check_targets_exist(load_skeleton(base), plan.adapter.target_modules)
-    common = (data, tokenizer, stop_ids, read_positions(base), notice)
+    redactor = Redactor(plan.audit.redacted) if plan.audit.redacted else None
+    positions = read_positions(base)
+    limit = min(data.max_length, positions or data.max_length)
+    common = (data, tokenizer, stop_ids, positions, notice, redactor)
     opened = open_sources(train_sources, *common)
     train, validation = split(plan, opened, open_sources(validation_sources, *common))
     return PreparedRun(
@@ -86,7 +102,7 @@ def prepare(plan: Plan, notice: Callable[[str], None]) -> PreparedRun:
         stop_ids=stop_ids,
         train=train,
         validation=validation,
-        account=make_account(opened, train, validation, plan.training.micro_batch_size, data.max_length),
+        account=make_account(opened, train, validation, plan.training.micro_batch_size, limit),
         questions=questions,
     )
 
@@ -105,10 +121,12 @@ def split(
 def prepare_held_out(plan: Plan, run: RunFolder, notice: Callable[[str], None]) -> Prepared:
     """What `eval` needs of a finished run, from the run's folder alone."""
     questions = read_questions(str(run.questions)) if run.questions.is_file() else []
-    base, tokenizer, stop_ids = open_base(plan, notice)
+    own = str(run.adapter / TEMPLATE_NAME) if plan.data.template else None  # the recipe's file may be gone
+    base, tokenizer, stop_ids = open_base(plan, notice, own)
     sets = []
     if run.validation.is_file():
-        data = DataSection(train=str(run.validation), max_length=plan.data.max_length)
+        # Of a cut one, a reply that was too long may still stand before one that was not.
+        data = DataSection(train=str(run.validation), max_length=plan.data.max_length, over_long="cut")
         sources = find_sources(data.train_sources, notice)
         opened = open_sources(sources, data, tokenizer, stop_ids, read_positions(base), notice)
         sets.append(all_of([source.store for source in opened]))
@@ -125,12 +143,12 @@ def prepare_held_out(plan: Plan, run: RunFolder, notice: Callable[[str], None]) 
 
 
 def open_base(
-    plan: Plan, notice: Callable[[str], None]
+    plan: Plan, notice: Callable[[str], None], template: str | None
 ) -> "tuple[FoundBase, PreTrainedTokenizerBase, tuple[int, ...]]":
     """Base, tokenizer with a chat template, and stop ids."""
     base = find_base(plan.base, notice)
     tokenizer = load_tokenizer(base)
-    install_template(tokenizer, plan.data.template)
+    install_template(tokenizer, template)
     return base, tokenizer, read_stop_ids(base, tokenizer)
 
 

@@ -79,6 +79,16 @@ class RunFolder:
         return self.path / "data.json"
 
     @property
+    def audit(self) -> Path:
+        """What an audit of the data found, masked."""
+        return self.path / "audit.json"
+
+    @property
+    def redacted(self) -> Path:
+        """The training dialogues with marks in place of secrets, if the recipe asks for that."""
+        return self.path / "redacted.jsonl"
+
+    @property
     def questions(self) -> Path:
         """The held-out questions, if the recipe has any."""
         return self.path / "questions.jsonl"

@@ -12,7 +12,7 @@ FLOORS = [
     ["dialogues", "models", "run_folder"],
     ["training", "evaluation", "delivery", "serving", "audit"],
     ["console"],
-    ["data_view"],
+    ["data_view", "audit_view", "auditing"],
     ["preparation", "talking"],
     ["pipeline", "inspection"],
     ["later"],

@@ -5,6 +5,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from hashlib import blake2b
 from itertools import chain, islice
 from multiprocessing import get_all_start_methods, get_context
@@ -15,6 +16,7 @@ from lora_chat.dialogues.encoding import EncodedDialogue
 from lora_chat.dialogues.ledger import Ledger
 from lora_chat.dialogues.reading import Chunk, read_chunks
 from lora_chat.dialogues.store import StoreWriter, Unit
+from lora_chat.errors import MemoryShortError
 
 _FEW = 4
 """So few chunks are encoded sooner than other processes are there."""
@@ -56,6 +58,11 @@ def _encode_all(chunks: Iterator[Chunk], encoder: ChunkEncoder, workers: int) ->
     with ProcessPoolExecutor(workers, get_context(method), _begin, (encoder,)) as pool:
         try:
             yield from _in_order(pool, chain(first, chunks), 2 * workers)
+        except BrokenProcessPool as error:
+            raise MemoryShortError(
+                f"One of {workers} processes that encode the dialogues was ended from outside, as happens when memory "
+                "is short. Take fewer with --set data.workers=1."
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -32,12 +32,11 @@ def open_store(
     stop_ids: Collection[int],
     options: EncodingOptions,
     *,
-    change_name: str = "",
     workers: int | None = None,
     seen: Callable[[Ledger], None] = lambda _: None,
 ) -> Store:
     """The store of these files, built if there is none for exactly these bytes, tokenizer, template and settings."""
-    key = _key(paths, tokenizer, stop_ids, options, change_name)
+    key = _key(paths, tokenizer, stop_ids, options)
     to = _home() / key
     if Store(to).is_whole:
         os.utime(to)
@@ -58,7 +57,6 @@ def _key(
     tokenizer: "PreTrainedTokenizerBase",
     stop_ids: Collection[int],
     options: EncodingOptions,
-    change_name: str,
 ) -> str:
     template = str(tokenizer.chat_template)
     parts: dict[str, Any] = {
@@ -68,7 +66,7 @@ def _key(
         "today": str(date.today()) if "strftime_now" in template else None,
         "stop_ids": sorted(stop_ids),
         "reading": asdict(options.reading),
-        "encoding": [options.limit, options.over_long, change_name],
+        "encoding": [options.limit, options.over_long, options.change.name if options.change else None],
         "code": _code_digest(),
         "versions": [metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")],
     }

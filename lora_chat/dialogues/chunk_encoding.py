@@ -1,9 +1,9 @@
 """A chunk of rows -> what is stored of it. This is the work that several processes share."""
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from lora_chat.dialogues.dialogue import Dialogue, Document
 from lora_chat.dialogues.encoding import IGNORE_INDEX, DialogueEncoder, EncodedDialogue
@@ -15,7 +15,19 @@ from lora_chat.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Change = Callable[[Dialogue], Dialogue]
+
+class Change(Protocol):
+    """What is done to what is said before it is encoded; both tell how many stretches they replaced."""
+
+    @property
+    def name(self) -> str:
+        """Another name for all that does something else."""
+
+    def dialogue(self, dialogue: Dialogue) -> tuple[Dialogue, int]:
+        """A dialogue."""
+
+    def text(self, text: str) -> tuple[str, int]:
+        """Plain text."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +72,14 @@ class ChunkEncoder:
         ledger.add(tally)
         dialogues = [one for one in found if isinstance(one, Dialogue)]
         documents = [one for one in found if isinstance(one, Document)]
-        return EncodedChunk(ledger, self._encode(dialogues, ledger), self._encode_text(documents), chunk.path)
+        return EncodedChunk(ledger, self._encode(dialogues, ledger), self._encode_text(documents, ledger), chunk.path)
 
     def _encode(self, dialogues: list[Dialogue], ledger: Ledger) -> list[tuple[Dialogue, tuple[EncodedDialogue, ...]]]:
         kept = []
         if self.options.change:
-            dialogues = [self.options.change(dialogue) for dialogue in dialogues]
+            changed = [self.options.change.dialogue(dialogue) for dialogue in dialogues]
+            dialogues = [dialogue for dialogue, _ in changed]
+            ledger.redacted += sum(count for _, count in changed)
         for dialogue, rows in zip(dialogues, self._encoder.encode(dialogues), strict=True):
             if isinstance(rows, DataError):
                 ledger.accepted -= 1
@@ -88,7 +102,7 @@ class ChunkEncoder:
         cut = _cut(dialogue, rows, limit) if self.options.over_long == "cut" else None
         if cut:
             ledger.cut += 1
-            return cut
+            return self._with_roles(*cut)
         ledger.accepted -= 1
         ledger.dropped += 1
         ledger.longest_refused = max(ledger.longest_refused, length)
@@ -96,7 +110,20 @@ class ChunkEncoder:
             ledger.over_long.append(f"{dialogue.path}:{dialogue.line}: {length} tokens")
         return None
 
-    def _encode_text(self, documents: list[Document]) -> list[tuple[int, list[int]]]:
+    def _with_roles(
+        self, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...]
+    ) -> tuple[Dialogue, tuple[EncodedDialogue, ...]]:
+        """Roles are counted while the text is there, so what is left is encoded once more for them."""
+        (again,) = self._encoder.encode([dialogue]) if not rows[0].roles else [rows]
+        if isinstance(again, DataError) or len(again) != len(rows):
+            return dialogue, rows
+        return dialogue, tuple(replace(row, roles=new.roles) for row, new in zip(rows, again, strict=True))
+
+    def _encode_text(self, documents: list[Document], ledger: Ledger) -> list[tuple[int, list[int]]]:
+        if self.options.change:
+            changed = [self.options.change.text(document.text) for document in documents]
+            documents = [replace(d, text=text) for d, (text, _) in zip(documents, changed, strict=True)]
+            ledger.redacted += sum(count for _, count in changed)
         texts = self._coder.tokenize([self._coder.mark(document.text) for document in documents])
         return [
             (
@@ -130,6 +157,7 @@ def _count(ledger: Ledger, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...]
                 rows=1,
                 replies=len(row.ends),
                 stops=sum(row.labels[end - 1] in stop_ids for end in _runs(row.labels)),
+                thoughtless=row.thoughtless,
                 tokens=len(row.input_ids),
                 supervised_tokens=row.supervised_tokens,
                 longest=len(row.input_ids),

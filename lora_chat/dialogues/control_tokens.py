@@ -24,40 +24,70 @@ def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
     return tuple(sorted(names - {""}, key=lambda name: (-len(name), name)))
 
 
-def pattern_of(names: Iterable[str]) -> re.Pattern[str]:
-    """What matches any of these; the first that fits wins."""
-    return re.compile("|".join(map(re.escape, names)) or "(?!)")
+class Marker:
+    """Puts marks around control tokens, and where a template's text could complete one.
 
-
-def mark(value: Any, pattern: re.Pattern[str]) -> Any:
-    """The same messages or tools with every control token between OPEN and CLOSE.
-
-    Raises DataError for one in a key, which templates write out too.
+    Templates write `<function=` + name + `>`, so a name that ends like a token without its `>` would become one.
     """
-    if isinstance(value, str):
-        return pattern.sub(rf"{OPEN}\g<0>{CLOSE}", value)
-    if isinstance(value, dict):
-        for key in value:
-            found = pattern.search(key)
-            if found:
-                raise DataError(f"the key {key!a} holds the control token {found[0]!a}; rename it")
-        return {key: mark(item, pattern) for key, item in value.items()}
-    return [mark(item, pattern) for item in value] if isinstance(value, list | tuple) else value
+
+    def __init__(self, names: Iterable[str]) -> None:
+        names = list(names)
+        self._whole = re.compile("|".join(map(re.escape, names)) or "(?!)")  # the first that fits wins
+        self._longest = max(map(len, names), default=0)
+        self._insides = "\n".join(name[1:-1] for name in names)
+        cuts = [(name, n) for name in names for n in range(1, len(name))]
+        self._heads = frozenset(name[:n] for name, n in cuts if _telling(name[:n]))
+        self._tails = frozenset(name[n:] for name, n in cuts if _telling(name[n:]))
+
+    def mark(self, value: Any) -> Any:
+        """The same messages or tools with every control token between OPEN and CLOSE.
+
+        Raises DataError for one in a key, which templates write out too.
+        """
+        if isinstance(value, str):
+            return self._mark_text(value)
+        if isinstance(value, dict):
+            for key in value:
+                self._check_key(key)
+            return {key: self.mark(item) for key, item in value.items()}
+        return [self.mark(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def pieces(self, text: str) -> Iterator[tuple[int, str, bool]]:
+        """A rendered text in pieces: where each begins, its text, and whether it is a control token meant as text.
+
+        Templates take strings apart and may leave a mark alone; it still keeps its sides from joining into a token.
+        """
+        begin, opened = 0, False
+        for found in re.finditer(f"[{OPEN}{CLOSE}]|$", text):
+            piece = text[begin : found.start()]
+            if piece:
+                yield begin, piece, opened and found[0] == CLOSE and self._whole.fullmatch(piece) is not None
+            begin, opened = found.end(), found[0] == OPEN
+
+    def _mark_text(self, text: str) -> str:
+        begins, ends = self._parts(text.strip())
+        marked = self._whole.sub(rf"{OPEN}\g<0>{CLOSE}", text)
+        if begins or ends:
+            # Within the blanks, which templates trim.
+            bare = marked.strip()
+            marked = marked.replace(bare, (CLOSE if begins else "") + bare + (CLOSE if ends else ""))
+        return marked
+
+    def _check_key(self, key: str) -> None:
+        found = self._whole.search(key)
+        if found:
+            raise DataError(f"the key {key!a} holds the control token {found[0]!a}; rename it")
+        if any(self._parts(key.strip())):
+            raise DataError(f"the key {key!a} begins or ends with a part of a control token; rename it")
+
+    def _parts(self, text: str) -> tuple[bool, bool]:
+        """Whether a text begins, and whether it ends, within a control token."""
+        if len(text) < self._longest and _telling(text) and text in self._insides:
+            return True, True
+        lengths = range(2, self._longest)
+        return any(text[:n] in self._tails for n in lengths), any(text[-n:] in self._heads for n in lengths)
 
 
-def unmarked(text: str) -> str:
-    """Without marks."""
-    return text.replace(OPEN, "").replace(CLOSE, "")
-
-
-def pieces(text: str) -> Iterator[tuple[int, str, bool]]:
-    """A rendered text in pieces: where each begins, its text, and whether control tokens in it are text.
-
-    Templates take strings apart and may leave a mark alone; it still keeps its sides from joining into a token.
-    """
-    begin, inside = 0, False
-    for found in re.finditer(f"[{OPEN}{CLOSE}]|$", text):
-        end = found.start()
-        if begin < end:
-            yield begin, text[begin:end], inside and found[0] == CLOSE
-        begin, inside = found.end(), found[0] == OPEN
+def _telling(part: str) -> bool:
+    """Whether a part of a token is more than a letter or a piece of a word."""
+    return len(part) > 1 and re.search(r"\W", part) is not None

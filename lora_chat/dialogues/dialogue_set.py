@@ -1,7 +1,7 @@
 """Stores -> what is trained and what is held out, still on disk."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 from lora_chat.dialogues.dialogue import Dialogue
@@ -44,33 +44,32 @@ class DialogueSet:
 
     rows: EncodedRows
     parts: tuple[tuple[Store, "Numbers"], ...]
-    """Of every store the numbers of its units, in order, none twice; none where the rows are all there is."""
+    """Of every store the numbers of its units, in order, none twice."""
+    blocks: int = 0
+    """How many of the rows, the last ones, are blocks of plain text that are in no store."""
 
     def __len__(self) -> int:
-        return sum(len(units) for _, units in self.parts) if self.parts else len(self.rows)
+        return sum(len(units) for _, units in self.parts) + self.blocks
 
     def read(self) -> Iterator[Dialogue | list[int]]:
         """The dialogues, or the ids of blocks of plain text, one at a time."""
-        if not self.parts:
-            yield from (row.input_ids for row in self.rows)
-        for path, line, said, rows in self._units():
-            if said is None:
-                yield rows[0].input_ids
-            else:
-                dialogue = make_dialogue(said, line)
-                yield Dialogue(dialogue.messages, line, dialogue.tools, path)
+        for _, _, dialogue, rows in self.units():
+            yield rows[0].input_ids if dialogue is None else dialogue
+        yield from (self.rows[place].input_ids for place in range(len(self.rows) - self.blocks, len(self.rows)))
 
     def read_rows(self) -> Iterator[tuple[str, int, list[EncodedDialogue]]]:
         """File, line and rows of every dialogue or block, one at a time."""
-        return ((path, line, rows) for path, line, _, rows in self._units())
+        return ((path, line, rows) for path, line, _, rows in self.units())
 
-    def _units(self) -> Iterator[tuple[str, int, dict[str, Any] | None, list[EncodedDialogue]]]:
+    def units(self) -> Iterator[tuple[str, int, Dialogue | None, list[EncodedDialogue]]]:
+        """File, line, dialogue (None for a block of plain text) and rows of everything, one at a time."""
         for store, units in self.parts:
             table = store.open_rows()
             unit_of_row, rows = _units_of(table), EncodedRows(table.remove_columns("unit"))
             for number, path, line, said in store.read_units(units):
                 begin, end = unit_of_row.searchsorted([number, number + 1]).tolist()
-                yield path, line, said, rows[begin:end]
+                dialogue = replace(make_dialogue(said, line), path=path) if said else None
+                yield path, line, dialogue, rows[begin:end]
 
 
 def all_of(stores: Sequence[Store]) -> DialogueSet:
@@ -85,17 +84,19 @@ def blocks_of(ids: Sequence[list[int]]) -> DialogueSet:
     from datasets import Dataset
 
     table = Dataset.from_dict({"input_ids": list(ids), "labels": [[True] * len(block) for block in ids]})
-    return DialogueSet(EncodedRows(table), ())
+    return DialogueSet(EncodedRows(table), (), len(ids))
 
 
 def joined(sets: Sequence[DialogueSet]) -> DialogueSet:
-    """Sets one behind the other."""
+    """Sets one behind the other, those of blocks last."""
     from datasets import concatenate_datasets
 
     if len(sets) == 1:
         return sets[0]
+    sets = sorted(sets, key=lambda one: one.blocks > 0)
     table = concatenate_datasets([one.rows.dataset.with_format(None) for one in sets])
-    return DialogueSet(EncodedRows(table), tuple(part for one in sets for part in one.parts))
+    parts = tuple(part for one in sets for part in one.parts)
+    return DialogueSet(EncodedRows(table), parts, sum(one.blocks for one in sets))
 
 
 def split_by_share(

@@ -30,6 +30,8 @@ class EncodedDialogue:
     """For every trained reply: how many messages the dialogue has with it, and how many tokens."""
     roles: Mapping[Role, tuple[int, int]] = field(default_factory=dict)
     """Tokens of what each role says, and how many carry loss; what the template adds is in none."""
+    thoughtless: int = 0
+    """Replies without thoughts behind a prompt that opens them."""
 
     @property
     def supervised_tokens(self) -> int:
@@ -140,7 +142,8 @@ class DialogueEncoder:
                 raise DataError(f"message {turn.place + 1} ends without a stop token; the model would never stop")
             labels[begin:end] = text.ids[begin:end]
             ends.append((turn.place + 1, end))
-        return EncodedDialogue(text.ids, labels, tuple(ends), _count_roles(draft, text, labels))
+        thoughtless = sum(turn.thoughtless for turn in draft.turns)
+        return EncodedDialogue(text.ids, labels, tuple(ends), _count_roles(draft, text, labels), thoughtless)
 
 
 def _apart(draft: _Draft) -> tuple[_Draft, ...]:

@@ -89,7 +89,18 @@ def find_files(names: str | tuple[str, ...]) -> tuple[Path, ...]:
         if not inside:
             raise DataError(f"There is no file in {name}.")
         found |= dict.fromkeys(inside)
+    for path in found:
+        if not _is_text(str(path)):
+            raise DataError(f"The name of {str(path)!a} is not UTF-8 text; give the file another one.")
     return tuple(found)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_rows(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> Iterator[RawRow]:
@@ -250,11 +261,10 @@ def _table(file: IO[bytes], separator: str) -> Iterator[RawRow]:
 
 
 def _table_row(line: int, cells: dict[str, str]) -> RawRow:
-    try:
-        "".join(cells.values()).encode("utf-8")
-        return RawRow(line, {key: _cell(key, cell) if cell else None for key, cell in cells.items()})
-    except UnicodeEncodeError:
+    if not _is_text("".join(cells.values())):
         return RawRow(line, fault="is not UTF-8 text")
+    try:
+        return RawRow(line, {key: _cell(key, cell) if cell else None for key, cell in cells.items()})
     except ValueError as error:
         return RawRow(line, fault=str(error))
 
@@ -275,7 +285,7 @@ def _parquet(path: Path) -> Iterator[RawRow]:
                 for row in _batch_rows(batch, number):
                     number += 1
                     yield row
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"Cannot read {path}: {_first_line(error)}") from error
 
 

@@ -5,6 +5,19 @@ from typing import Any
 
 from lora_chat.dialogues.reading import SHOWN, Tally
 
+_COUNTS = (
+    "dropped",
+    "cut",
+    "dialogues",
+    "rows",
+    "replies",
+    "stops",
+    "thoughtless",
+    "redacted",
+    "tokens",
+    "supervised_tokens",
+)
+
 
 @dataclass
 class Ledger(Tally):
@@ -22,6 +35,10 @@ class Ledger(Tally):
     """Trained replies."""
     stops: int = 0
     """Those that end with a trained stop token."""
+    thoughtless: int = 0
+    """Replies without thoughts behind a prompt that opens them: the model learns to answer at once."""
+    redacted: int = 0
+    """Stretches of text that were replaced by marks."""
     tokens: int = 0
     supervised_tokens: int = 0
     longest: int = 0
@@ -41,7 +58,7 @@ class Ledger(Tally):
         super().add(other)
         if not isinstance(other, Ledger):
             return
-        for name in ("dropped", "cut", "dialogues", "rows", "replies", "stops", "tokens", "supervised_tokens"):
+        for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("longest", "longest_refused"):
             setattr(self, name, max(getattr(self, name), getattr(other, name)))

@@ -183,4 +183,4 @@ def check_tally(where: str, tally: Tally, skip_bad: int) -> None:
 
 def _no_dialogue(tally: Tally) -> str:
     refused = f", {tally.refused} refused" if tally.refused else ""
-    return f"{tally.lines} lines, {tally.blank} of them blank{refused}")
+    return f"{tally.lines} lines, {tally.blank} of them blank{refused}"

@@ -83,7 +83,6 @@ def open_sources(
     positions: int | None,
     notice: Callable[[str], None],
     change: Change | None = None,
-    change_name: str = "",
 ) -> tuple[OpenedSource, ...]:
     """Encode sources, or find them encoded; raises DataError naming file and line of the first faults."""
     if not sources:
@@ -96,7 +95,6 @@ def open_sources(
             tokenizer,
             stop_ids,
             EncodingOptions(source.reading, limit, data.over_long, change),
-            change_name=change_name,
             workers=None if data.workers == "auto" else data.workers,
             seen=_every_few_seconds(source.name, notice),
         )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.dialogues.control_tokens import CLOSE, OPEN, control_tokens, mark, pattern_of, pieces
+from lora_chat.dialogues.control_tokens import CLOSE, OPEN, Marker, control_tokens
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,14 +35,15 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
-        self._pattern = pattern_of(control_tokens(tokenizer))
+        self._marker = Marker(control_tokens(tokenizer))
         self._added = frozenset(tokenizer.added_tokens_encoder.values())
+        self._normalised = _normalised_tokens(tokenizer)
         self._feed: list[int] = tokenizer.encode("\n", add_special_tokens=False)
         self._stretches: dict[str, list[int]] = {}
 
     def mark(self, value: Any) -> Any:
         """Messages or tools with marks around the control tokens in them; DataError for one in a key."""
-        return mark(value, self._pattern)
+        return self._marker.mark(value)
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Encode texts that hold their own control tokens; what stands between marks is text."""
@@ -86,7 +87,16 @@ class TextTokenizer:
             return []
         out = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
         offsets = [encoding.offsets for encoding in out.encodings] if out.encodings else [None] * len(texts)
-        return [TokenizedText(*row) for row in zip(texts, out["input_ids"], offsets, strict=True)]
+        found = [TokenizedText(*row) for row in zip(texts, out["input_ids"], offsets, strict=True)]
+        for one in found if self._normalised else ():
+            self._check_normalised(one)
+        return found
+
+    def _check_normalised(self, found: TokenizedText) -> None:
+        for token, (begin, end) in zip(found.ids, found.offsets or (), strict=bool(found.offsets)):
+            name, text = self._normalised.get(token), found.text[begin:end].strip()
+            if name is not None and text != name:
+                raise DataError(f"the tokenizer takes {text!a} for the control token {name!a}; remove it")
 
     def _encode_marked(self, text: str) -> TokenizedText:
         """Piece by piece, so that nothing joins over a mark.
@@ -96,7 +106,7 @@ class TextTokenizer:
         """
         ids: list[int] = []
         offsets: Offsets | None = []
-        for begin, piece, as_text in pieces(text):
+        for begin, piece, as_text in self._marker.pieces(text):
             if as_text:
                 new = self._encode_as_text(piece)
                 places: Offsets | None = [(begin, begin + len(piece))] * len(new)
@@ -128,3 +138,13 @@ class TextTokenizer:
     def _plain(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
+
+
+def _normalised_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    """Control tokens that are found after the text is normalised, so that other spellings become them too."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.normalizer is None:
+        return {}
+    names = set(control_tokens(tokenizer))
+    added = tokenizer.added_tokens_decoder.items()
+    return {number: token.content for number, token in added if token.normalized and token.content in names}

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.dialogues.chat_template import render_texts
-from lora_chat.dialogues.control_tokens import OPEN, unmarked
+from lora_chat.dialogues.control_tokens import OPEN
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class Turn:
     """The reply's message, counted from 0."""
     prompt: str
     reply: str
+    thoughtless: bool = False
+    """Whether the prompt opens thoughts and the dialogue has none, so that it learns to answer at once."""
 
     @property
     def text(self) -> str:
@@ -105,7 +107,9 @@ class TurnReader:
             # The prompt opens thoughts that the template does not close: the model has to.
             said = f"{message.get('reasoning_content', '')}\n{END_THINK}\n\n{said.lstrip()}"
         _check_shown(message, said, place + 1)
-        return Turn(place, prompt, self._up_to_stop(said) or said + self._next_opening(message, place + 1))
+        reply = self._up_to_stop(said) or said + self._next_opening(message, place + 1)
+        opened = _OPENED.search(prompt) is not None
+        return Turn(place, prompt, reply, thoughtless=opened and not message.get("reasoning_content"))
 
     def _behind_rewritten(self, messages: Messages, tools: Any, place: int, prompt: str, until: str) -> str:
         """The reply where what is rendered with it does not begin as the prompt that is served."""
@@ -167,13 +171,12 @@ def _common(one: str, other: str) -> str:
 
 def _check_shown(message: dict[str, Any], said: str, number: int) -> None:
     """Some templates pass over tools, reasoning, or text that they expect in parts, without a word."""
-    shown = unmarked(said)
     for call in message.get("tool_calls", ()):
-        if unmarked(call["function"]["name"]) not in shown:
+        if call["function"]["name"] not in said:
             raise DataError(f"the chat template leaves out the tool call in message {number}")
     for what, key in (("the text", "content"), ("the reasoning", "reasoning_content")):
-        text = unmarked(message.get(key) or "").strip()
-        if text not in shown:
+        text = (message.get(key) or "").strip()
+        if text not in said:
             if what == "the text" and END_THINK in text:
                 what = f"what stands before {END_THINK} in the text"
             raise DataError(f"the chat template leaves out {what} of message {number}")

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from lora_chat.errors import RecipeError
+from lora_chat.planning.audit_section import AuditSection
 from lora_chat.planning.data_section import DataSection
 from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.recipe import (
@@ -46,6 +47,7 @@ class Plan(Section):
     precision: PrecisionPlan
     adapter: AdapterSection
     data: DataSection
+    audit: AuditSection = AuditSection()
     training: TrainingPlan
     evaluation: EvaluationSection
     output: OutputSection
@@ -59,6 +61,7 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
         precision=make_precision(recipe.quantization, hardware),
         adapter=recipe.adapter,
         data=recipe.data,
+        audit=recipe.audit,
         training=_plan_training(recipe.training, hardware),
         evaluation=recipe.evaluation,
         output=recipe.output,

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from lora_chat.planning.audit_section import AuditSection
 from lora_chat.planning.data_section import DataSection
 from lora_chat.planning.section import Section, Seed, Text
 
@@ -104,6 +105,8 @@ class Recipe(Section):
     """The LoRA weights that are trained."""
     data: DataSection
     """The dialogues."""
+    audit: AuditSection = AuditSection()
+    """What is done about what an audit of the dialogues finds."""
     training: TrainingSection = TrainingSection()
     """Supervised fine-tuning."""
     evaluation: EvaluationSection = EvaluationSection()

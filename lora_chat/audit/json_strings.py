@@ -1,0 +1,52 @@
+"""The strings inside JSON, each with its key as context: `"password": ` says what its value is."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+_DEEPEST = 100
+
+
+def parse_container(text: str) -> Any:
+    """The object or list that a text is in JSON; None for any other text, and for what is nested very deeply."""
+    if text[:1] not in "{[ \n\r\t" or not text.lstrip(" \n\r\t").startswith(("{", "[")):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if _depth(value) < _DEEPEST else None
+
+
+def rewrite_strings(value: Any, rewrite: Callable[[str, str], str], context: str = "") -> Any:
+    """The value with `rewrite(context, text)` in place of each string, key and number; a number only if it changes.
+
+    `context` is what stands before the string, such as `"phone": `. Of keys that become equal, each stays.
+    """
+    if isinstance(value, dict):
+        result: dict[str, Any] = {}
+        for key, inner in value.items():
+            new = rewrite("", key)
+            while new in result:
+                new += "'"
+            result[new] = rewrite_strings(inner, rewrite, f'"{new}": ')
+        return result
+    if isinstance(value, list):
+        return [rewrite_strings(inner, rewrite, context) for inner in value]
+    if isinstance(value, str):
+        return rewrite(context, value)
+    if isinstance(value, bool) or value is None:
+        return value
+    text = repr(value)
+    new = rewrite(context, text)
+    return value if new == text else new
+
+
+def _depth(value: Any) -> int:
+    """Levels of nesting, counted without recursion."""
+    depth, level = 0, [value]
+    while level and depth < _DEEPEST:
+        depth += 1
+        inner = [list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
+        level = [item for items in inner for item in items]
+    return depth

@@ -1,0 +1,1 @@
+"""Texts that nobody should learn by heart: secrets and personal data, found by format, checksum and context."""

@@ -1,0 +1,75 @@
+"""Secrets known by what stands before them: `api_key = ...`, `password: ...`, `scheme://user:password@host`."""
+
+import re
+from collections.abc import Iterator
+
+from lora_chat.audit.findings import Match
+from lora_chat.audit.sensitive.placeholders import entropy, is_placeholder
+
+_NAMES = (
+    "key",
+    "token",
+    "secret",
+    "passw",
+    "pwd",
+    "credential",
+    "bearer",
+    "authorization",
+    "kennwort",
+    "contrase",
+    "passe",
+    "senha",
+    "wachtw",
+)
+_FOREIGN_NAMES = ("密码", "密碼", "口令", "パスワード", "비밀번호", "пароль", "hasło", "şifre")
+
+_KEY_WORDS = r"(?:api|access|secret|auth)[ _-]?key|token|secret|credentials?"
+_PRIVATE_WORDS = (
+    r"passwor[dt]|passwd|passwort|kennwort|pwd|passphrase|password[ae]|contraseña|mot de passe|senha|пароль|hasło|"
+    r"şifre|wachtwoord|密码|密碼|口令|パスワード|비밀번호"
+)
+_IS = r"""["'`*]{0,2}\s{0,2}(?::=|=>|[:=：]|\b(?:is|was|ist|lautet|es|est|é|to)\b|是|为|為|は)\s{0,2}["'`*]{0,2}"""
+_VALUE = r"""([^\s"'`,;<>{}()\[\]，。；、（）「」]{6,256})"""
+_ASSIGNED_KEY = re.compile(rf"(?:{_KEY_WORDS})(?:[_-][A-Za-z0-9]{{1,20}}){{0,2}}{_IS}{_VALUE}", re.IGNORECASE)
+_ASSIGNED_PASSWORD = re.compile(rf"(?:{_PRIVATE_WORDS}){_IS}{_VALUE}", re.IGNORECASE)
+_BEARER = re.compile(r"(?:\bbearer|authorization\W{1,4}basic)\s{1,2}([A-Za-z0-9._~+/-]{20,}={0,2})", re.IGNORECASE)
+_URL_PASSWORD = re.compile(
+    r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@'\"<>]{0,64}:([^\s/@'\"<>]{3,128})@[\w\[.-]", re.IGNORECASE
+)
+_CODE = re.compile(r"^(?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*$|^[\w.-]*[/\\][\w./\\-]*\.\w{1,5}$|^https?:|^--|^\$")
+
+
+def find_assigned_secrets(text: str, lower: str) -> Iterator[Match]:
+    """Values that a name, a header or a URL calls secret; `lower` is the text in lower case."""
+    if may_be_assigned(lower):
+        yield from _find(text, _ASSIGNED_KEY, "assigned key or token", 16, 3.2)
+        yield from _find(text, _BEARER, "authorization header", 20, 3.2)
+        yield from _find(text, _ASSIGNED_PASSWORD, "password", 6, 2.0)
+    if "://" in text:
+        for found in _URL_PASSWORD.finditer(text):
+            value = found[1]
+            if not is_placeholder(value + "!#%&/") and value.lower() not in {"pass", "pwd", "pw", "user"}:
+                yield Match("secret", "password in a URL", found.start(1), found.end(1), "[PASSWORD]")
+
+
+def may_be_assigned(lower: str) -> bool:
+    """Cheap: whether a text in lower case speaks of keys or passwords at all."""
+    for name in _NAMES:
+        if name in lower:
+            return True
+    return not lower.isascii() and any(name in lower for name in _FOREIGN_NAMES)
+
+
+def _find(text: str, pattern: re.Pattern[str], detail: str, shortest: int, bits: float) -> Iterator[Match]:
+    for found in pattern.finditer(text):
+        value = found[1].rstrip(".!?:")
+        if len(value) >= shortest and entropy(value) >= bits and _looks_random(value) and not is_placeholder(value):
+            mark = "[PASSWORD]" if detail == "password" else "[SECRET]"
+            yield Match("possible_secret", detail, found.start(1), found.start(1) + len(value), mark)
+
+
+def _looks_random(value: str) -> bool:
+    """A digit among letters, as words, names, paths and calls rarely have."""
+    has_digit = any(c.isdigit() for c in value)
+    has_letter = any(c.isalpha() for c in value)
+    return has_digit and has_letter and value.isascii() and not _CODE.search(value)

@@ -1,0 +1,55 @@
+"""All secrets and personal data of a text, none overlapping."""
+
+import re
+
+from lora_chat.audit.findings import KINDS, Match
+from lora_chat.audit.sensitive.assigned_secrets import may_be_assigned
+from lora_chat.audit.sensitive.cards import find_cards
+from lora_chat.audit.sensitive.emails import find_emails
+from lora_chat.audit.sensitive.ibans import find_ibans
+from lora_chat.audit.sensitive.key_formats import KEY_FORMATS
+from lora_chat.audit.sensitive.national_ids import find_national_ids, may_hold_number
+from lora_chat.audit.sensitive.phones import find_phones
+from lora_chat.audit.sensitive.secrets import find_secrets
+
+MARK = re.compile(r"\[(?:SECRET|PASSWORD|PRIVATE KEY|E-MAIL|PHONE|CARD|IBAN|ID)\]")
+_KEYWORDS = tuple({word for key in KEY_FORMATS for word in key.keywords} | {"PRIVATE KEY"})
+_SHORTEST_KEY = 16
+_BREAKS = bytes(b if b < 128 and (chr(b).isalnum() or b in b"_-") else 32 for b in range(256))
+
+
+def find_sensitive(text: str) -> list[Match]:
+    """Secrets and personal data in order; where two overlap, the surer kind, then the earlier, then the longer."""
+    lower = text.lower()
+    found: list[Match] = []
+    if may_hold_secret(text, lower):
+        found.extend(find_secrets(text, lower))
+    if may_hold_personal_data(text):
+        found.extend(find_emails(text))
+        if may_hold_number(text):
+            for find in (find_ibans, find_cards, find_national_ids, find_phones):
+                found.extend(find(text))
+    return _without_overlaps(found, text) if found else []
+
+
+def may_hold_secret(text: str, lower: str) -> bool:
+    """Cheap and never wrongly False: the name of a secret, or a long run of characters and a key's first letters."""
+    if "://" in text or may_be_assigned(lower):
+        return True
+    runs = text.encode("utf-8", "replace").translate(_BREAKS).split()
+    return bool(runs) and len(max(runs, key=len)) >= _SHORTEST_KEY and any(word in text for word in _KEYWORDS)
+
+
+def may_hold_personal_data(text: str) -> bool:
+    """Cheap and never wrongly False: an @, or what any of the numbers has."""
+    return "@" in text or may_hold_number(text)
+
+
+def _without_overlaps(found: list[Match], text: str) -> list[Match]:
+    taken = [mark.span() for mark in MARK.finditer(text)]
+    kept = []
+    for match in sorted(found, key=lambda m: (KINDS.index(m.kind), m.start, -m.end, m.detail)):
+        if all(match.end <= start or end <= match.start for start, end in taken):
+            taken.append((match.start, match.end))
+            kept.append(match)
+    return sorted(kept, key=lambda m: m.start)

@@ -1,0 +1,1 @@
+"""Dialogues that say the same: exact copies by digest, near copies by MinHash."""

@@ -1,0 +1,103 @@
+"""The audit of what a run trains on and measures with; its result is remembered like the encoded dialogues."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+
+from lora_chat.audit.auditor import Auditor
+from lora_chat.audit.findings import Finding, Split
+from lora_chat.audit.redaction import redact, redact_text
+from lora_chat.audit.report import AuditReport
+from lora_chat.dialogues.control_tokens import control_tokens
+from lora_chat.dialogues.dialogue import Dialogue, Message
+from lora_chat.dialogues.dialogue_set import DialogueSet
+from lora_chat.errors import LoraChatError
+from lora_chat.planning.audit_section import AuditSection, Kind
+from lora_chat.writing import write_text_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Redactor:
+    """Replaces secrets and personal data by marks before anything is encoded; the files stay as they are."""
+
+    def __init__(self, kinds: frozenset[Kind]) -> None:
+        self._kinds = kinds
+
+    @property
+    def name(self) -> str:
+        """What decides the result, for the cache."""
+        return f"{sorted(self._kinds)} {_code_digest()}"
+
+    def dialogue(self, dialogue: Dialogue) -> tuple[Dialogue, int]:
+        """A cleaned copy, and how many stretches were replaced."""
+        return redact(dialogue, self._kinds)
+
+    def text(self, text: str) -> tuple[str, int]:
+        """The same of plain text."""
+        return redact_text(text, self._kinds)
+
+
+def audit_sets(
+    train: DialogueSet,
+    validation: DialogueSet,
+    tokenizer: "PreTrainedTokenizerBase",
+    policy: AuditSection,
+    notice: Callable[[str], None],
+) -> AuditReport:
+    """Look through both sets, or find what was seen in just these before."""
+    tokens = control_tokens(tokenizer)
+    key = _key(train, validation, tokens, policy)
+    note = Path(platformdirs.user_cache_dir("lora-chat")) / "audits" / f"{key}.json"
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        said = json.loads(note.read_text(encoding="utf-8"))
+        return AuditReport(**said | {"findings": tuple(Finding(**finding) for finding in said["findings"])})
+    auditor = Auditor(policy, tokens)
+    last = time.monotonic()
+    splits: tuple[tuple[DialogueSet, Split], ...] = ((train, "train"), (validation, "validation"))
+    for dialogues, split in splits:
+        for number, dialogue in enumerate(_as_dialogues(dialogues, tokenizer), 1):
+            auditor.add(dialogue, split)
+            if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                notice(f"Auditing the {split} dialogues: {number:,} of {len(dialogues):,}")
+    report = auditor.report()
+    with suppress(OSError, LoraChatError):  # only a note: without it all is looked through again
+        note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_text_whole(note, json.dumps(asdict(report), ensure_ascii=False), "a note")
+    return report
+
+
+def _as_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Dialogue]:
+    """A block of plain text is looked at as if it were all a reply."""
+    for path, line, dialogue, rows in dialogues.units():
+        if dialogue is None:
+            text = tokenizer.decode(rows[0].input_ids, skip_special_tokens=True)
+            yield Dialogue((Message("assistant", text),), line, path=path)
+        else:
+            yield replace(dialogue, path=path)
+
+
+def _key(train: DialogueSet, validation: DialogueSet, tokens: tuple[str, ...], policy: AuditSection) -> str:
+    parts: list[Any] = [tokens, policy.model_dump(), _code_digest()]
+    for dialogues in (train, validation):
+        parts += [[store.folder.name, hashlib.sha256(units.tobytes()).hexdigest()] for store, units in dialogues.parts]
+        parts.append("|")
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+
+
+def _code_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted((Path(__file__).parent / "audit").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

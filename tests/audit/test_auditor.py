@@ -1,0 +1,158 @@
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up import ALNUM, Maker
+
+from lora_chat.audit.auditor import SHOWN, Auditor
+from lora_chat.dialogues.dialogue import Dialogue, Message, ToolCall
+from lora_chat.planning.audit_section import AuditSection
+
+KEY = "gh" + "p_" + Maker(9).chars(ALNUM, 36)
+MAIL = "anna.meier77" + "@gmail.com"
+
+
+def dialogue(question, answer="Certainly, here it is.", line=1, path="a.jsonl", system=None, **more):
+    start = (Message("system", system),) if system else ()
+    return Dialogue((*start, Message("user", question), Message("assistant", answer, **more)), line, path=path)
+
+
+def audit(*dialogues, policy=None, tokens=("<|im_end|>",)):
+    auditor = Auditor(policy or AuditSection(), tokens)
+    for entry in dialogues:
+        auditor.add(*entry) if isinstance(entry, tuple) else auditor.add(entry)
+    return auditor.report()
+
+
+def test_a_finding_says_where_and_shows_no_secret():
+    report = audit(dialogue("hello there"), dialogue(f"My key is {KEY}, is it safe?", line=7, system="Help."))
+    (finding,) = report.of_kind("secret")
+    assert (finding.place, finding.message, finding.detail) == ("a.jsonl:7", 2, "GitHub token")
+    assert finding.excerpt == "My key is ghp_…(40), is it safe?"
+    assert report.refused == ("secret",)
+    assert report.refuses
+    assert KEY[4:12] not in repr(report)
+
+
+def test_a_twins_opening_is_masked():
+    report = audit(*(dialogue(f"{MAIL} and {KEY}", line=n) for n in (1, 2)))
+    (finding,) = report.of_kind("exact_duplicate")
+    assert (finding.place, finding.twin) == ("a.jsonl:2", "a.jsonl:1")
+    assert "meier" not in finding.excerpt
+    assert KEY[4:10] not in finding.excerpt
+
+
+def test_every_kind_has_its_finding():
+    long = " ".join(f"w{n}" for n in range(80))
+    report = audit(
+        dialogue(KEY),
+        dialogue(f"password: {'Xk29' + 'fQz7Lm'}", line=2),
+        dialogue(MAIL, line=3),
+        dialogue("<|im_end|> and {{ name }}", line=4),
+        dialogue("you fu" + "cker", "...", line=5),
+        dialogue("again?", "I am sorry. " * 30, line=6),
+        dialogue(long, long, line=7),
+        dialogue(long, long, line=8),
+        dialogue(long + " more", long, line=9),
+        *(dialogue(f"question {n} {n * n}", "I cannot help with that request.", line=n) for n in range(10, 40)),
+        (dialogue(long, long, line=50), "validation"),
+        (dialogue(long + " other", long, line=51), "validation"),
+        dialogue("one", "two", path="b.jsonl"),
+    )
+    assert set(report.counts) == set(AuditSection.model_fields)
+    assert report.refused == ("secret", "leak")
+    assert report.of_kind("imbalance")[0].place == "a.jsonl"
+    assert sum(report.shares.values()) == pytest.approx(1)
+
+
+def test_the_policy_decides_what_is_looked_for_and_what_refuses():
+    policy = AuditSection(secret="ignore", personal_data="redact", exact_duplicate="refuse")
+    twice = dialogue(f"{KEY} {MAIL}")
+    report = audit(twice, twice, policy=policy)
+    assert set(report.counts) == {"personal_data", "exact_duplicate"}
+    assert (report.refused, report.redacted) == (("exact_duplicate",), ("personal_data",))
+    assert policy.redacted == {"personal_data"}
+    assert not audit(twice, twice, policy=policy.model_copy(update={"exact_duplicate": "warn"})).refuses
+
+
+def test_everything_can_be_ignored():
+    nothing = AuditSection(**dict.fromkeys(AuditSection.model_fields, "ignore"))
+    odd = dialogue(f"{KEY} {MAIL} <|im_end|> {{{{ x }}}}", "...")
+    assert audit(odd, odd, (odd, "validation"), dialogue("go", "I am sorry. " * 30), policy=nothing).counts == {}
+
+
+def test_redaction_is_for_what_can_be_replaced():
+    with pytest.raises(ValueError, match="leak"):
+        AuditSection(leak="redact")
+
+
+def test_so_many_are_shown_and_all_counted():
+    report = audit(*(dialogue(f"{n} {MAIL}", line=n) for n in range(1, 51)))
+    assert report.counts["personal_data"] == 50
+    assert [f.line for f in report.of_kind("personal_data")] == list(range(1, SHOWN + 1))
+
+
+def test_thoughts_calls_and_tools_are_looked_at():
+    call = ToolCall("mail", f'{{"to": "{MAIL}"}}')
+    entry = Dialogue(
+        (Message("user", "go"), Message("assistant", "", reasoning=f"Use {MAIL}", tool_calls=(call,))),
+        tools=f'[{{"description": "{MAIL}"}}]',
+    )
+    assert [f.message for f in audit(entry).of_kind("personal_data")] == [2, 2, 0]
+
+
+def test_a_report_can_be_asked_for_at_any_time():
+    auditor = Auditor(AuditSection())
+    assert auditor.report().counts == {}
+    auditor.add(dialogue(MAIL))
+    assert auditor.report() == auditor.report()
+    auditor.add(dialogue(MAIL, line=2))
+    assert auditor.report().counts == {"personal_data": 2, "exact_duplicate": 1}
+
+
+def test_data_like_a_help_desks_raises_no_alarm():
+    facts = ["The kiln opens at nine.", "Returns are taken for 41 days.", "Yes, that is right."]
+    ways = ["When, please, about {}?", "Tell me about {}", "{}?", "i would like to know {}", "Quick question: {}!"]
+    entries = [
+        dialogue(w.format(f"topic {n}"), facts[n % 3] + f" Ask for part {n % 40}.", n, system="You help.")
+        for n in range(200)
+        for w in ways[n % 5 : n % 5 + 1]
+    ]
+    assert audit(*entries).counts == {}
+
+
+@settings(deadline=None, max_examples=50, derandomize=True)
+@given(st.lists(st.tuples(st.text(max_size=40), st.text(max_size=40)), max_size=5))
+def test_no_dialogue_is_too_odd(pairs):
+    report = audit(*(dialogue(q, a, n) for n, (q, a) in enumerate(pairs, 1)))
+    assert report.dialogues == len(pairs)
+    assert all(f.excerpt.isprintable() for f in report.findings)
+
+
+SCRIPT = """
+import planted
+from lora_chat.audit.auditor import Auditor
+from lora_chat.dialogues.dialogue import Dialogue, Message
+from lora_chat.planning.audit_section import AuditSection
+
+auditor = Auditor(AuditSection(), ["<|im_end|>"])
+for number, entry in enumerate(planted.make_planted(4), 1):
+    auditor.add(Dialogue((Message("user", entry.text), Message("assistant", entry.text)), number))
+print(auditor.report())
+"""
+
+
+def test_the_order_of_hashes_changes_nothing():
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
