@@ -33,23 +33,26 @@ class Marker:
     def __init__(self, names: Iterable[str]) -> None:
         names = list(names)
         self._whole = re.compile("|".join(map(re.escape, names)) or "(?!)")  # the first that fits wins
+        self._firsts = frozenset(name[0] for name in names)
         self._longest = max(map(len, names), default=0)
         self._insides = "\n".join(name[1:-1] for name in names)
         cuts = [(name, n) for name in names for n in range(1, len(name))]
         self._heads = frozenset(name[:n] for name, n in cuts if _telling(name[:n]))
         self._tails = frozenset(name[n:] for name, n in cuts if _telling(name[n:]))
+        self._head_lasts = frozenset(head[-1] for head in self._heads)
+        self._tail_firsts = frozenset(tail[0] for tail in self._tails)
 
     def mark(self, value: Any) -> Any:
         """The same messages or tools with every control token between OPEN and CLOSE.
 
-        Raises DataError for one in a key, which templates write out too.
+        Raises DataError for one in a key, which templates write out too. Roles are ours and stay as they are.
         """
         if isinstance(value, str):
             return self._mark_text(value)
         if isinstance(value, dict):
             for key in value:
                 self._check_key(key)
-            return {key: self.mark(item) for key, item in value.items()}
+            return {key: item if key == "role" else self.mark(item) for key, item in value.items()}
         return [self.mark(item) for item in value] if isinstance(value, list | tuple) else value
 
     def pieces(self, text: str) -> Iterator[tuple[int, str, bool]]:
@@ -66,7 +69,10 @@ class Marker:
 
     def _mark_text(self, text: str) -> str:
         begins, ends = self._parts(text.strip())
-        marked = self._whole.sub(rf"{OPEN}\g<0>{CLOSE}", text)
+        if not any(first in text for first in self._firsts):  # far faster than the pattern
+            marked = text
+        else:
+            marked = self._whole.sub(rf"{OPEN}\g<0>{CLOSE}", text)
         if begins or ends:
             # Within the blanks, which templates trim.
             bare = marked.strip()
@@ -85,7 +91,8 @@ class Marker:
         if len(text) < self._longest and _telling(text) and text in self._insides:
             return True, True
         lengths = range(2, self._longest)
-        return any(text[:n] in self._tails for n in lengths), any(text[-n:] in self._heads for n in lengths)
+        begins = text[:1] in self._tail_firsts and any(text[:n] in self._tails for n in lengths)
+        return begins, text[-1:] in self._head_lasts and any(text[-n:] in self._heads for n in lengths)
 
 
 def _telling(part: str) -> bool:

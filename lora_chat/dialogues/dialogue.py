@@ -90,8 +90,10 @@ class Dialogue:
 
     @property
     def last_turn_only(self) -> "Dialogue":
-        """The same with loss on its last reply alone."""
+        """The same with loss on its last reply alone; raises NotADialogue if that one is not to be trained."""
         last = max(i for i, message in enumerate(self.messages) if message.role == "assistant")
+        if not self.messages[last].trained:
+            raise NotADialogue("has a last reply that is not to be trained, and only the last ones are (turns: last)")
         messages = (replace(m, trained=m.trained and i == last) for i, m in enumerate(self.messages))
         return replace(self, messages=tuple(messages))
 

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from lora_chat.dialogues.chat_template import PLAIN_TEMPLATE, install_template, render_ids
 from lora_chat.dialogues.dialogue import Dialogue, Message, NotADialogue
-from lora_chat.dialogues.encoding import IGNORE_INDEX, encode_dialogue, encode_dialogues
+from lora_chat.dialogues.encoding import IGNORE_INDEX, DialogueEncoder, encode_dialogue
 from lora_chat.dialogues.messages import make_dialogue
 from lora_chat.errors import DataError
 
@@ -30,8 +31,7 @@ def with_template(tiny_tokenizer):
     return change
 
 
-@pytest.fixture(scope="session")
-def merging_tokenizer():
+def make_merging_tokenizer(*control_tokens):
     # Learned from runs of line feeds and blanks, so that tokens reach over the borders of turns where they can.
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -41,13 +41,18 @@ def merging_tokenizer():
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=420,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
+        special_tokens=["<|im_start|>", "<|im_end|>", *control_tokens],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     text = "### Assistant:\n\n\nhello   world\n\n  x\n \n### User:\n hello ::\n\n\nassistant\n \n  system\n\n\n\n"
     backend.train_from_iterator([text] * 20, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def merging_tokenizer():
+    return make_merging_tokenizer()
 
 
 @pytest.fixture(scope="session", params=["chatml", "plain", "chatml, merging", "plain, merging"])
@@ -175,11 +180,26 @@ def test_stop_tokens_other_than_eos_end_a_turn_too(with_template):
     assert supervised(encoded)[-1] == stop
 
 
-def test_what_the_template_adds_after_the_stop_token_carries_no_loss(tiny_tokenizer):
-    encoded = encode(dialogue("hi", "yo"), tiny_tokenizer)
-    assert text_of(tiny_tokenizer, encoded.input_ids).endswith("yo<|im_end|>\n")
-    assert encoded.labels[-1] == IGNORE_INDEX
-    assert encoded.labels[-2] == tiny_tokenizer.eos_token_id
+def test_what_the_template_adds_after_a_stop_token_carries_no_loss_and_the_last_stop_token_ends_the_row(tiny_tokenizer):
+    encoded = encode(dialogue("hi", "yo", "so", "no"), tiny_tokenizer)
+    text = text_of(tiny_tokenizer, encoded.input_ids)
+    assert "yo<|im_end|>\n<|im_start|>user" in text
+    assert text.endswith("no<|im_end|>")
+    assert encoded.labels[-1] == encoded.input_ids[-1] == tiny_tokenizer.eos_token_id
+    first_stop = encoded.labels.index(tiny_tokenizer.eos_token_id)
+    assert encoded.labels[first_stop + 1] == IGNORE_INDEX
+
+
+def test_a_row_says_where_its_replies_end_and_how_many_tokens_each_role_has(tiny_tokenizer):
+    some = dialogue("hi!", "yo", "so", "no way", system="Be brief.")
+    some = replace(some, messages=(*some.messages[:2], replace(some.messages[2], trained=False), *some.messages[3:]))
+    encoded = encode(some, tiny_tokenizer)
+    assert encoded.ends == ((5, len(encoded.input_ids)),)
+    assert encoded.roles == {"system": (9, 0), "user": (5, 0), "assistant": (8, 6)}
+    assert encode(some.last_turn_only, tiny_tokenizer) == encoded
+    both = encode(dialogue("hi!", "yo", "so", "no way"), tiny_tokenizer)
+    assert [messages for messages, _ in both.ends] == [2, 4]
+    assert all(both.labels[end - 1] == tiny_tokenizer.eos_token_id for _, end in both.ends)
 
 
 def refusal(tokenizer, some):
@@ -208,8 +228,6 @@ def test_where_earlier_turns_are_rewritten_every_reply_is_trained_behind_what_in
         assert row.input_ids[: len(prompt)] == prompt
         assert set(row.labels[: len(prompt)]) == {IGNORE_INDEX}
     assert "think" not in text_of(tokenizer, second.input_ids)
-    _, report = encode_dialogues([some, some], tokenizer, stops(tokenizer), 500, "refuse")
-    assert (report.dialogues, report.rows) == (2, 4)
 
 
 def test_a_turn_ends_at_its_first_stop_token(with_template):
@@ -219,11 +237,44 @@ def test_a_turn_ends_at_its_first_stop_token(with_template):
     assert text_of(tokenizer, supervised(row)) == "yo" + tokenizer.eos_token
 
 
+def test_a_stop_token_that_text_follows_does_not_end_a_reply(with_template):
+    thoughts = "{% if m.reasoning_content %}{{ m.reasoning_content + eos_token }}{% endif %}"
+    tokenizer = with_template("{%- for m in messages %}" + thoughts + "{{ m.content + eos_token }}{% endfor %}")
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "reasoning": "hm"}]
+    encoded = encode(make_dialogue({"messages": messages}), tokenizer)
+    assert text_of(tokenizer, supervised(encoded)) == f"hm{tokenizer.eos_token}yo{tokenizer.eos_token}"
+
+
 def test_a_template_whose_generation_prompt_is_not_trained_is_refused(with_template):
-    tokenizer = with_template(CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}"))
+    tokenizer = with_template(CHATML.replace("assistant\n' }}", "assistant\n(gently)\n' }}"))
     told = refusal(tokenizer, dialogue("hi", "yo"))
     assert "message 2" in told
     assert "prompt served" in told
+
+
+@pytest.mark.parametrize("merging", [False, True])
+def test_thoughts_that_the_generation_prompt_opens_are_closed_by_the_reply(with_template, tiny_tokenizer, merging):
+    opened = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    base = make_merging_tokenizer("<think>", "</think>") if merging else tiny_tokenizer
+    tokenizer = with_template(opened, base)
+    some = dialogue("hi", "yo", "so", "no")
+    rows = encode_dialogue(some, tokenizer, stops(tokenizer))
+    assert [text_of(tokenizer, supervised(row)) for row in rows] == [
+        "\n</think>\n\nyo<|im_end|>",
+        "\n</think>\n\nno<|im_end|>",
+    ]
+    for row, place in zip(rows, (1, 3), strict=True):
+        prompt = render_ids(tokenizer, some.as_dicts[:place], reply_follows=True)
+        assert row.input_ids == prompt + supervised(row)
+        assert set(row.labels[: len(prompt)]) == {IGNORE_INDEX}
+
+
+def test_a_beginning_of_text_that_the_template_writes_twice_is_refused(with_template, tiny_tokenizer):
+    tokenizer = with_template("{{ bos_token }}" + CHATML)
+    tokenizer.bos_token = "<|endoftext|>"
+    encode(dialogue("hi", "yo"), tokenizer)
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    assert "BOS" in refusal(tokenizer, dialogue("hi", "yo"))
 
 
 def test_a_template_that_knows_no_system_message_is_refused_in_its_own_words(with_template):
@@ -249,77 +300,6 @@ def test_several_named_templates_without_a_default_are_refused():
 def test_of_several_named_templates_the_default_is_taken(with_template):
     tokenizer = with_template({"default": CHATML, "tool_use": "{{ 'x' }}"})
     assert install_template(tokenizer) == CHATML
-
-
-def encode_all(tokenizer, dialogues, max_length, over_long):
-    return encode_dialogues(dialogues, tokenizer, stops(tokenizer), max_length, over_long)
-
-
-def length(tokenizer, some):
-    return len(encode(some, tokenizer).input_ids)
-
-
-SHORT, LONG, LONGEST = (
-    dialogue("hi", "yo", line=2),
-    dialogue("hi", "yo" * 50, line=5),
-    dialogue("hi", "yo" * 80, line=9),
-)
-
-
-def test_too_long_dialogues_are_refused_with_file_line_and_length(tiny_tokenizer):
-    fits, longest = length(tiny_tokenizer, SHORT), length(tiny_tokenizer, LONGEST)
-    with pytest.raises(DataError) as caught:
-        encode_all(tiny_tokenizer, [SHORT, LONG, LONGEST], fits, "refuse")
-    message = str(caught.value)
-    assert "2 of 3 dialogues" in message
-    assert f"data.max_length, {fits} tokens" in message
-    assert f"/data/chats.jsonl:5: {length(tiny_tokenizer, LONG)} tokens" in message
-    assert f"/data/chats.jsonl:9: {longest} tokens" in message
-    assert "chats.jsonl:2" not in message
-    assert f"--set data.max_length={longest}" in message
-    assert "--set data.over_long=drop" in message
-    rows, _ = encode_all(tiny_tokenizer, [SHORT, LONG, LONGEST], longest, "refuse")
-    assert len(rows) == 3
-
-
-def test_dropping_counts_what_was_left_out(tiny_tokenizer):
-    fits = length(tiny_tokenizer, SHORT)
-    rows, report = encode_all(tiny_tokenizer, [SHORT, LONG, SHORT, LONGEST], fits, "drop")
-    assert len(rows) == report.dialogues == 2
-    assert report.dropped == 2
-    assert report.longest == fits
-    assert report.tokens == 2 * fits
-    assert report.supervised_tokens == sum(row.supervised_tokens for row in rows) == 6
-
-
-@pytest.mark.parametrize("over_long", ["refuse", "drop"])
-def test_when_all_are_too_long_dropping_is_no_way_out(tiny_tokenizer, over_long):
-    with pytest.raises(DataError) as caught:
-        encode_all(tiny_tokenizer, [LONG, LONGEST], 10, over_long)
-    message = str(caught.value)
-    assert "All dialogues" in message
-    assert f"--set data.max_length={length(tiny_tokenizer, LONGEST)}" in message
-    assert "drop" not in message
-
-
-def test_five_too_long_ones_are_shown_and_the_rest_counted(tiny_tokenizer):
-    many = [dialogue("hi", "yo" * 50, line=line) for line in range(1, 9)]
-    with pytest.raises(DataError) as caught:
-        encode_all(tiny_tokenizer, [SHORT, *many], 60, "refuse")
-    message = str(caught.value)
-    assert message.count("chats.jsonl:") == 5
-    assert "... and 3 more" in message
-
-
-def test_dialogues_that_cannot_be_encoded_are_all_told_with_their_lines(with_template):
-    tokenizer = with_template(CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}"))
-    with pytest.raises(DataError) as caught:
-        encode_all(tokenizer, [dialogue("hi", "yo", line=line) for line in range(3, 10)], 500, "drop")
-    message = str(caught.value)
-    assert "7 dialogues cannot be encoded" in message
-    assert "/data/chats.jsonl:3: " in message
-    assert message.count("chats.jsonl:") == 5
-    assert "... and 2 more" in message
 
 
 TOOLS = """{%- if tools %}{{ 'tools: ' + tools | tojson + eos_token }}{% endif -%}
@@ -359,6 +339,31 @@ def test_a_template_that_passes_over_tools_or_thoughts_is_refused(with_template)
     assert "leaves out the tool call in message 2" in refusal(no_calls, with_tools())
     no_thoughts = with_template(TOOLS.replace("m.reasoning_content", "m.thoughts"))
     assert "leaves out the reasoning of message 2" in refusal(no_thoughts, with_tools())
+
+
+def test_a_template_that_wants_the_arguments_of_calls_as_text_gets_them_so(with_template):
+    tokenizer = with_template(
+        TOOLS.replace("c.function.name + c.function.arguments | tojson", "c.function.name + c.function.arguments")
+    )
+    end = tokenizer.eos_token
+    encoded = encode(with_tools(), tokenizer)
+    assert text_of(tokenizer, supervised(encoded)) == f'<think>hm</think>look{{"at": "sky"}}{end}Yes.{end}'
+
+
+def test_what_is_wrong_with_a_dialogue_is_told_though_its_template_takes_no_text_for_arguments(with_template):
+    items = "{% for k, v in c.function.arguments | items %}{{ k ~ v }}{% endfor %}"
+    template = TOOLS.replace("{{ c.function.name + c.function.arguments | tojson }}", "{{ c.function.name }}" + items)
+    assert template != TOOLS
+    encode(with_tools(), with_template(template))
+    no_thoughts = with_template(template.replace("m.reasoning_content", "m.thoughts"))
+    assert "leaves out the reasoning of message 2" in refusal(no_thoughts, with_tools())
+
+
+def test_one_bad_dialogue_among_several_leaves_the_others_as_they_are(tiny_tokenizer):
+    good, bad = dialogue("hi", "yo"), with_tools()
+    first, refused, second = DialogueEncoder(tiny_tokenizer, stops(tiny_tokenizer)).encode([good, bad, good])
+    assert first == second == (encode(good, tiny_tokenizer),)
+    assert isinstance(refused, DataError)
 
 
 def test_a_template_that_passes_over_plain_text_is_refused(with_template):

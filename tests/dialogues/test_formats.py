@@ -1,6 +1,7 @@
 """The same dialogues in every format, from every kind of file."""
 
 import csv
+import datetime
 import gzip
 import io
 import json
@@ -13,7 +14,7 @@ from pyarrow import parquet
 
 from lora_chat.dialogues.files import find_files, recognise_kind
 from lora_chat.dialogues.formats import recognise
-from lora_chat.dialogues.reading import read_dialogues
+from lora_chat.dialogues.reading import ReadingOptions, read_chunks, read_dialogues
 from lora_chat.errors import DataError
 
 PAIRS = [("How are\nyou?", 'Fine, "thanks", 你好.'), ("a, b; c\td", "x \U0001f642"), (" q ", "a\r\nb")]
@@ -66,6 +67,10 @@ KINDS = {
 }
 
 
+def forms_of(path, **options):
+    return list(dict.fromkeys(chunk.form for chunk in read_chunks([path], ReadingOptions(**options))))
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ROWS)
@@ -79,15 +84,15 @@ def test_every_format_in_every_file_gives_the_same_dialogues(tmp_path, form, kin
         assert recognise_kind(path) == kind.split(",")[0]
     dialogues, report = read_dialogues(path)
     assert [d.as_dicts for d in dialogues] == [messages(*pair) for pair in PAIRS]
-    assert report.files == ((str(path), form),)
+    assert forms_of(path) == [form]
     assert (report.accepted, report.refused) == (3, 0)
 
 
 def read_one(tmp_path, row, **options):
     path = tmp_path / "one.jsonl"
     path.write_bytes(json_lines([row]))
-    dialogues, report = read_dialogues(path, **options)
-    return dialogues[0], report.files[0][1]
+    dialogues, _ = read_dialogues(path, options=ReadingOptions(**options))
+    return dialogues[0], forms_of(path, **options)[0]
 
 
 def test_sharegpt_with_system_tools_and_observations(tmp_path):
@@ -137,9 +142,9 @@ def test_columns_of_their_own_names(tmp_path, kind):
     path = tmp_path / "data"
     path.write_bytes(KINDS[kind]([{"id": "1", "Frage": q, "Antwort": a, "Rolle": "kurz"} for q, a in PAIRS]))
     columns = {"user": "Frage", "assistant": "Antwort", "system": "Rolle"}
-    dialogues, report = read_dialogues(path, columns=columns)
+    dialogues, _ = read_dialogues(path, options=ReadingOptions(columns=columns))
     assert [d.as_dicts for d in dialogues] == [messages(*pair, system="kurz") for pair in PAIRS]
-    assert report.files[0][1] == "columns"
+    assert forms_of(path, columns=columns) == ["columns"]
     with pytest.raises(DataError):
         read_dialogues(path)
 
@@ -169,11 +174,11 @@ def test_faults_of_a_list_and_of_a_table_have_their_lines(tmp_path):
     path.write_text(f'[\n{good},\n{{"messages": []}},\n{good}\n{good}]')
     dialogues, report = read_dialogues(path, skip_bad=2)
     assert [d.line for d in dialogues] == [2, 4]
-    assert [reason.split(":")[1] for reason in report.reasons] == ["3", "5"]
+    assert [reason.split(":")[1] for reason in report.refusals] == ["3", "5"]
     path.write_text('prompt,completion\n"a\nb",c\nonly one\nd,e\n')
     dialogues, report = read_dialogues(path, skip_bad=1)
     assert [d.line for d in dialogues] == [2, 5]
-    assert f"{path}:4: has 1 cells where the header has 2" in report.reasons[0]
+    assert f"{path}:4: has 1 cells where the header has 2" in report.refusals[0]
 
 
 def test_files_folders_and_globs_in_a_fixed_order_each_once(tmp_path):
@@ -184,10 +189,20 @@ def test_files_folders_and_globs_in_a_fixed_order_each_once(tmp_path):
     assert [p.name for p in found] == ["b.jsonl", "a.jsonl", "c.jsonl"]
     dialogues, report = read_dialogues((str(tmp_path), str(tmp_path / "sub")))
     assert [d.messages[0].content for d in dialogues] == ["a.jsonl", "b.jsonl", "sub/c.jsonl"]
-    assert {d.path for d in dialogues} == {name for name, _ in report.files}
+    assert [d.path for d in dialogues] == [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "sub/c.jsonl")]
+    assert (report.lines, report.accepted) == (3, 3)
     for name in ("none.jsonl", "*.none"):
         with pytest.raises(DataError, match="There is no file"):
             find_files(str(tmp_path / name))
+
+
+def test_a_file_whose_name_is_no_text_is_refused(tmp_path):
+    try:
+        (tmp_path / "\udcff.jsonl").write_text("x")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(DataError, match=r"udcff\.jsonl' is not UTF-8 text"):
+        find_files(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"\x1f\x8bnot packed", gzip.compress(json_lines([{}]) * 50)[:-9], b"PAR1 but no"])
@@ -206,6 +221,88 @@ def test_plain_text_and_unknown_keys_are_not_guessed_at(tmp_path):
     path.write_bytes(json_lines([{"Frage": "q", "Antwort": "a"}]))
     with pytest.raises(DataError, match="none of the formats messages, sharegpt, alpaca, prompt_completion"):
         read_dialogues(path)
+
+
+def read_all(tmp_path, content, **options):
+    path = tmp_path / "data"
+    path.write_bytes(content)
+    dialogues, report = read_dialogues(path, skip_bad=100, options=ReadingOptions(**options))
+    assert report.accepted + report.blank + report.refused == report.lines
+    return dialogues, report
+
+
+def test_a_faulty_cell_leaves_the_rest_of_the_table_readable(tmp_path):
+    good = json.dumps(messages("q", "a")).replace('"', '""')
+    dialogues, report = read_all(tmp_path, f'messages\n"{good}"\n"[1"\n"{good}"\nx\n'.encode())
+    assert [d.line for d in dialogues] == [2, 4]
+    assert [text.split(":")[1] for text in report.refusals] == ["3", "5"]
+
+
+def test_a_row_of_a_table_that_is_not_utf8_is_refused_alone(tmp_path):
+    dialogues, report = read_all(tmp_path, b"prompt,completion\n" + b"a,b\n" * 3 + b"caf\xe9,b\n" + b"a,b\n" * 3)
+    assert [d.line for d in dialogues] == [2, 3, 4, 6, 7, 8]
+    assert [text.split(":")[1:] for text in report.refusals] == [["5", " is not UTF-8 text"]]
+
+
+def test_blank_lines_before_a_header_and_between_rows_are_no_rows(tmp_path):
+    dialogues, report = read_all(tmp_path, b"\n\nprompt,completion\n\na,b\n\n")
+    assert [d.line for d in dialogues] == [5]
+    assert (report.lines, report.blank, report.refused) == (3, 2, 0)
+
+
+def test_an_empty_cell_is_nothing_and_not_a_missing_column(tmp_path):
+    columns = {"user": "q", "assistant": "a", "system": "s"}
+    dialogues, report = read_all(tmp_path, b"q,a,s\n1,2,\n3,4,x\n,5,x\n", columns=columns)
+    assert [d.as_dicts for d in dialogues] == [messages("1", "2"), messages("3", "4", system="x")]
+    assert "has no text" in report.refusals[0]
+    dialogues, _ = read_all(tmp_path, b"instruction,input,output,system\nask,,answer,\n")
+    assert dialogues[0].as_dicts == messages("ask", "answer")
+
+
+@pytest.mark.parametrize("history", [5, True, 1.5, "hello", {"a": "b"}, [["q"]], [None], [[1, 2]]])
+def test_a_history_that_is_none_is_refused(tmp_path, history):
+    row = {"instruction": "q", "output": "a", "history": history}
+    _, report = read_all(tmp_path, json_lines([ROWS["alpaca"]("q", "a"), row]))
+    assert report.refused == 1
+
+
+def test_an_instruction_that_says_all_in_its_input_is_read(tmp_path):
+    assert read_one(tmp_path, {"instruction": " ", "input": "q", "output": "a"})[0].as_dicts == messages("q", "a")
+
+
+@pytest.mark.parametrize("place", range(12, 40, 4))
+def test_a_damaged_gzip_file_is_refused(tmp_path, place):
+    content = bytearray(gzip.compress(json_lines([{"messages": messages(str(i), "a")} for i in range(100)])))
+    content[place] ^= 0xFF
+    (tmp_path / "data").write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"Cannot unpack .*data: it is damaged or cut short\."):
+        read_dialogues(tmp_path / "data")
+
+
+def test_what_parquet_holds_and_no_dialogue_can_is_refused_row_by_row(tmp_path):
+    texts = pyarrow.array([b"ok", b"\xff\xfe", b"ok"], pyarrow.binary()).buffers()[1:]
+    broken = pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, *texts])
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.table({"prompt": broken, "completion": ["a", "b", "c"]}), out)
+    dialogues, report = read_all(tmp_path, out.getvalue())
+    assert [d.line for d in dialogues] == [1, 3]
+    assert "data:2: cannot be read" in report.refusals[0]
+    calls = [[{"name": "f", "arguments": {"at": datetime.datetime(2020, 1, 1)}}], None]
+    rows = [
+        {"messages": [*messages("q", "a")[:1], {"role": "assistant", "tool_calls": c, "content": "a"}]} for c in calls
+    ]
+    dialogues, report = read_all(tmp_path, as_parquet(rows))
+    assert [d.line for d in dialogues] == [2]
+    assert "cannot be written as JSON" in report.refusals[0]
+
+
+def test_a_list_longer_than_the_window_it_is_read_through(tmp_path, monkeypatch):
+    monkeypatch.setattr("lora_chat.dialogues.json_list._WINDOW", 64)
+    rows = [{"messages": messages("\u4f60\u597d" * n, "\U0001f642" * n)} for n in range(1, 40)]
+    for indent in (None, 2):
+        dialogues, report = read_all(tmp_path, json.dumps(rows, ensure_ascii=False, indent=indent).encode())
+        assert [d.as_dicts for d in dialogues] == [row["messages"] for row in rows]
+        assert report.refused == 0
 
 
 ANY = st.recursive(

@@ -1,0 +1,40 @@
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_chat.dialogues.visible import visible, visible_lines
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, äöü 你好 🙂", "plain, äöü 你好 🙂"),
+        ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
+        ("\x9b31m", "\\x9b31m"),
+        ("bell\x07 back\x08 null\x00 del\x7f", "bell\\x07 back\\x08 null\\x00 del\\x7f"),
+        ("a\nb\r\nc\td", "a\\nb\\r\\nc\\td"),
+        ("\u202eright to left\u2066", "\\u202eright to left\\u2066"),
+        ("\u2028\u2029\x85", "\\u2028\\u2029\\x85"),
+        ("\u200b\ufeff\u00ad", "\\u200b\\ufeff\\xad"),
+        ("\ud800", "\\ud800"),
+        ("\U000e0041\U000f0000", "\\U000e0041\\U000f0000"),
+        ("no\u00a0break\u3000wide", "no\u00a0break\u3000wide"),
+    ],
+)
+def test_what_could_act_on_a_terminal_is_written_out(text, shown):
+    assert visible(text) == shown
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(text=st.text(st.characters(), max_size=50), limit=st.integers(3, 60))
+def test_nothing_that_acts_is_left_and_cutting_keeps_the_beginning(text, limit):
+    shown = visible(text)
+    assert all(unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for character in shown)
+    shown.encode("utf-8")
+    if len(text) <= limit:
+        assert visible(text, limit) == shown
+    else:
+        assert visible(text, limit) == visible(text[: limit - 3]) + "..."
+    assert visible_lines(text).replace("\n", "\\n") == shown

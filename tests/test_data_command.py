@@ -1,0 +1,258 @@
+"""`lora-chat data RECIPE`, and what `sft` says and keeps of its data."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from lora_chat.cli import main
+
+
+def row(i, answer="an answer"):
+    return {
+        "messages": [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": f"{answer} {i}"}]
+    }
+
+
+def lines(rows):
+    return "".join(json.dumps(each) + "\n" for each in rows)
+
+
+@pytest.fixture
+def data(cache_home, tmp_path, capsys, monkeypatch):
+    """Run the command on files and a `data` section; gives its exit code, stdout and stderr."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def run(section, *arguments, command="data", **contents):
+        for name, content in contents.items():
+            path = tmp_path / name.replace("__", "/").replace("_", ".")
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(
+            f"base: {{name: tiny-random}}\nquantization: {{mode: none}}\noutput: {{directory: {tmp_path}/runs}}\n"
+            "training: {max_steps: 1, effective_batch_size: 2}\nevaluation: {samples: 0}\n"
+            f"data: {json.dumps({'validation_share': 0.25, **section})}\n"
+        )
+        capsys.readouterr()
+        code = main([command, str(recipe), *arguments])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return run
+
+
+def test_the_account_says_all_that_is_to_be_known(data, tmp_path):
+    rows = [*(row(i) for i in range(12)), row(0), row(1), {"messages": []}]
+    code, out, err = data({"train": "a.jsonl", "skip_bad": 2, "max_length": 256}, a_jsonl=lines(rows) + "\nnonsense\n")
+    assert (code, err.replace("Preparing the base tiny-random", "").count("Error")) == (0, 0)
+    found = [line.split() for line in out.splitlines()]
+    assert out.splitlines()[0] == str(tmp_path / "a.jsonl")
+    assert ["recognised", "messages"] in found
+    assert re.search(r"ledger +17 lines = 14 accepted \+ 1 blank \+ 2 faulty and left out\n", out)
+    assert re.search(
+        rf"refused +{re.escape(str(tmp_path))}/a\.jsonl:15: `messages` must be a list with at least one", out
+    )
+    assert re.search(r"a\.jsonl:17: is not valid JSON: .* at column 1\n +nonsense\n", out)
+    assert ", 2 said before" in out
+    assert re.search(r"tokens +[\d,]+, supervised [\d,]+ \(\d+%\)", out)
+    assert "14 of 14 replies end with a trained one (100%)" in out
+    assert {"user", "assistant", "template"} <= {words[0] for words in found if words}
+    assert "length in tokens" in out
+    assert "####" in out
+    assert re.search(r"packing +\d+% of positions would hold a token in rows of 256, \d+% in padded batches of \d", out)
+    roles = {
+        name: (int(a), int(b)) for name, a, b in re.findall(r"^(user|assistant|template) +(\d+) +(\d+)$", out, re.M)
+    }
+    tokens, supervised = re.search(r"^tokens +(\d+), supervised (\d+)", out, re.M).groups()
+    assert [sum(each) for each in zip(*roles.values(), strict=True)] == [int(tokens), int(supervised)]
+    assert roles["user"][1] == 0
+
+
+def test_json_gives_the_whole_ledger_and_nothing_else_on_stdout(data):
+    code, out, _ = data({"train": "a.jsonl"}, "--json", "--show", "2", a_jsonl=lines(row(i) for i in range(8)))
+    found = json.loads(out)
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    assert set(found) >= {
+        "sources",
+        "total",
+        "duplicates",
+        "train_dialogues",
+        "validation_dialogues",
+        "histogram",
+        "packing",
+    }
+    assert found["total"]["lines"] == found["total"]["accepted"] == 8
+    assert (found["train_dialogues"], found["validation_dialogues"]) == (6, 2)
+    assert len(found["shown"]) == 2
+    for one in found["shown"]:
+        assert set(one) == {"path", "line", "input_ids", "labels"}
+        assert len(one["input_ids"]) == len(one["labels"])
+
+
+def test_show_sets_what_is_trained_apart_without_colour(data):
+    code, out, _ = data({"train": "a.jsonl"}, "--show", "3", a_jsonl=lines(row(i) for i in range(8)))
+    assert code == 0
+    shown = re.findall(r"--- (\S+):(\d+), (\d+) tokens, (\d+) supervised\n(.*?)(?=\n\n---|\Z)", out, re.DOTALL)
+    assert len(shown) == 3
+    for _, line, _, supervised, text in shown:
+        i = int(line) - 1
+        assert (
+            text.strip()
+            == f"<|im_start|>user\nquestion {i}<|im_end|>\n<|im_start|>assistant\n[[an answer {i}<|im_end|>]]"
+        )
+        assert int(supervised) == len(f"an answer {i}") + 1
+    assert "\x1b" not in out
+
+
+def test_on_a_terminal_what_is_trained_is_green_unless_no_colour_is_wished(data, monkeypatch, tmp_path, capsys):
+    rows = lines(row(i) for i in range(8))
+    data({"train": "a.jsonl"}, a_jsonl=rows)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    _, out, _ = data({"train": "a.jsonl"}, "--show", "1")
+    assert re.search("assistant\n\x1b\\[1;32man answer \\d<\\|im_end\\|>\x1b\\[0m", out)
+    assert "[[" not in out
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, out, _ = data({"train": "a.jsonl"}, "--show", "1")
+    assert "\x1b" not in out
+    assert "[[an answer" in out
+
+
+EVIL = "\x1b[2J\x1b]0;title\x07\x9b31m\u202e\u2028\x00\rgone"
+
+
+def test_nothing_in_the_data_acts_on_the_terminal(data):
+    rows = [row(i, answer=f"{EVIL}[[x]]") for i in range(8)]
+    bad = {"messages": [{"role": EVIL, "content": EVIL}]}
+    odd = {EVIL: EVIL, "messages": [{"role": "user", "content": "q", EVIL: 1}]}
+    contents = lines([*rows, bad, odd]) + json.dumps({"messages": EVIL}, ensure_ascii=False) + "\n" + EVIL + "\n"
+    for arguments in (["--show", "8"], ["--set", "data.skip_bad=0"]):
+        code, out, err = data({"train": "a.jsonl", "skip_bad": 4}, *arguments, a_jsonl=contents)
+        assert code == (0 if "--show" in arguments else 3)
+        assert not set(out + err) & {"\x1b", "\x07", "\x9b", "\u202e", "\u2028", "\x00", "\r"}
+        assert "\\x1b[2J" in out + err
+
+
+def test_bad_data_ends_with_3_and_a_bad_recipe_with_2(data):
+    code, out, err = data({"train": "a.jsonl"}, "--json", a_jsonl=lines([row(1), {"messages": 3}, row(2)]))
+    assert (code, out) == (3, "")
+    assert re.search(r"1 line of \S+a\.jsonl cannot be used:\n\S+a\.jsonl:2: `messages` must be a list.*\n +\S", err)
+    assert data({"train": "none.jsonl"})[0] == 3
+    assert data({"train": "a.jsonl", "trian": 1})[0] == 2
+    assert data({"train": {"path": "a.jsonl", "weight": 0}})[0] == 2
+    assert data({"train": {"path": "a.jsonl", "hub": "a/b"}})[0] == 2
+    assert data({"train": "a.jsonl", "columns": {"user": "q"}})[0] == 2
+    assert data({"train": "a.jsonl", "format": "alpca"})[0] == 2
+
+
+@pytest.mark.parametrize("number", ["-1", "x"])
+def test_a_number_of_dialogues_that_is_none_is_refused(data, number):
+    with pytest.raises(SystemExit) as caught:
+        data({"train": "a.jsonl"}, "--show", number, a_jsonl=lines(row(i) for i in range(8)))
+    assert caught.value.code == 2
+
+
+def test_a_mix_of_two_sources_with_weights_and_formats(data, tmp_path):
+    table = "prompt,completion\n" + "".join(f"ask {i},say {i}\n" for i in range(8))
+    sources = [{"path": "a.jsonl", "weight": 2}, {"path": "b.csv", "weight": 0.5}]
+    contents = {"a_jsonl": lines(row(i) for i in range(8)), "b_csv": table}
+    code, out, _ = data({"train": sources, "validation": "v.jsonl"}, v_jsonl=lines([row(99), row(98)]), **contents)
+    assert code == 0
+    assert f"{tmp_path}/a.jsonl, weight 2\n  recognised  messages\n  ledger      8 lines = 8 accepted\n" in out
+    assert f"{tmp_path}/b.csv, weight 0.5\n  recognised  prompt_completion\n  ledger      8 lines = 8 accepted\n" in out
+    assert "12 to train on, 2 held out" in out
+    assert re.search(r"rows +20 an epoch", out)
+    found = json.loads(data({"train": sources}, "--json")[1])
+    assert [(s["weight"], list(s["files"].values())) for s in found["sources"]] == [
+        (2, ["messages"]),
+        (0.5, ["prompt_completion"]),
+    ]
+    assert found["total"]["lines"] == 16
+
+
+def test_a_folder_and_a_glob_are_sources(data):
+    contents = {f"in__{name}_jsonl": lines(row(f"{name}{i}") for i in range(4)) for name in "ab"}
+    contents["in__c_csv"] = "instruction,output\n" + "".join(f"do {i},done {i}\n" for i in range(4))
+    for train, files, accepted in (("in", 3, 12), ("in/*.jsonl", 2, 8), (["in/a.jsonl", "in/c.csv"], 2, 8)):
+        code, out, _ = data({"train": train}, "--json", **contents)
+        found = json.loads(out)["total"]
+        assert (code, len(found["files"]), found["accepted"]) == (0, files, accepted)
+    assert data({"train": "in/*.txt"})[0] == 3
+
+
+def test_only_the_last_reply_is_trained_where_recipe_or_row_say_so(data):
+    long = [{"messages": row(i, "first")["messages"] + row(i, "second")["messages"]} for i in range(8)]
+    contents = {"a_jsonl": lines(long), "b_jsonl": lines([long[0] | {"turns": "last"}, *long[1:]])}
+    for section, replies in (
+        ({"train": "a.jsonl"}, 16),
+        ({"train": "a.jsonl", "turns": "last"}, 8),
+        ({"train": {"path": "a.jsonl", "turns": "last"}}, 8),
+        ({"train": "b.jsonl"}, 15),
+        ({"train": [{"path": "a.jsonl", "turns": "last"}, "b.jsonl"]}, 23),
+    ):
+        assert json.loads(data(section, "--json", **contents)[1])["total"]["replies"] == replies
+    _, out, _ = data({"train": "a.jsonl", "turns": "last"}, "--show", "6")
+    assert "[[first" not in out
+    assert out.count("[[second") == 6
+
+
+def test_a_last_reply_that_is_not_to_be_trained_is_refused_where_only_last_ones_are(data):
+    rows = [{"messages": row(i)["messages"] + row(i)["messages"]} for i in range(8)]
+    rows[2]["messages"][3] = rows[2]["messages"][3] | {"train": False}
+    for section, third in (({"train": "a.jsonl", "turns": "last"}, {}), ({"train": "a.jsonl"}, {"turns": "last"})):
+        changed = lines([*rows[:2], rows[2] | third, *rows[3:]])
+        code, _, err = data(section, a_jsonl=changed)
+        assert code == 3
+        assert "a.jsonl:3: has a last reply that is not to be trained" in err
+
+
+def test_sft_prints_the_short_ledger_and_keeps_the_long_one(data, tmp_path):
+    rows = [row(0), *(row(i) for i in range(12)), {"messages": [{"role": "user", "content": "no answer"}]}]
+    section = {"train": "a.jsonl", "skip_bad": 1}
+    code, out, err = data(section, "--json", command="sft", a_jsonl=lines(rows) + "\n")
+    assert code == 0
+    assert re.search(
+        r"^Data +\S*a\.jsonl, messages: 15 lines = 13 accepted \+ 1 blank \+ 1 faulty and left out$", err, re.M
+    )
+    assert re.search(
+        r"^Dialogues \d+ to train on, 3 held out; longest \d+ tokens; loss on \d+ of \d+ tokens$", err, re.M
+    )
+    kept = json.loads((tmp_path / "runs" / "recipe-1" / "data.json").read_text())
+    assert json.loads(out)["run"] == str(tmp_path / "runs" / "recipe-1")
+    assert kept == json.loads(data(section, "--json")[1])
+    assert kept["total"]["refusals"][0].startswith(f"{tmp_path}/a.jsonl:14: has no assistant message")
+
+
+def test_packing_is_reckoned_with_what_the_base_can_read(data):
+    rows = lines(row(i) for i in range(8))
+    assert (
+        json.loads(data({"train": "a.jsonl", "max_length": 5000}, "--json", a_jsonl=rows)[1])["packing"]["packed_to"]
+        == 1024
+    )
+
+
+def test_an_error_shows_the_faults_even_where_all_of_them_were_allowed(data):
+    code, _, err = data({"train": "a.jsonl", "skip_bad": 100}, a_jsonl=lines([{"chat": 1}, {"chat": 2}]))
+    assert code == 3
+    assert "holds no dialogue (2 lines, 0 of them blank, 2 refused)." in err
+    assert "a.jsonl:2: " in err
+
+
+def test_looking_at_data_leaves_nothing_beside_the_recipe(data, tmp_path):
+    data({"train": "a.jsonl"}, "--show", "2", a_jsonl=lines(row(i) for i in range(8)))
+    assert {path.name for path in tmp_path.iterdir() if path.name != "cache"} == {"a.jsonl", "recipe.yaml"}
+
+
+@pytest.mark.slow
+def test_from_the_shell_a_pipe_gets_no_colour(data, tmp_path):
+    data({"train": "a.jsonl"}, a_jsonl=lines(row(i) for i in range(8)))
+    command = [sys.executable, "-m", "lora_chat", "data", str(tmp_path / "recipe.yaml"), "--show", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert "[[an answer" in done.stdout
