@@ -64,11 +64,12 @@ audit: install
 recipe: install
 	@$(BIN)/lora-chat recipe $(RECIPE) $(ARGS)
 
+# Two processes of one thread each: most tests are Python, which threads do not make faster.
 test: install-dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-fast: install-dev
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 check: install-dev
 	@$(BIN)/ruff format --check .

@@ -211,6 +211,7 @@ def test_a_missing_run_to_chat_with_is_told_as_such(outcomes):
     assert "no run" in outcomes["chat with a missing run"][2]
 
 
+@pytest.mark.slow
 def test_from_the_shell_a_malformed_line_exits_with_3(cache_home, work, tmp_path):
     arguments = make_case(tmp_path / "case", Case(3, [], lines(*GOOD, "{", *GOOD)))
     done = subprocess.run(

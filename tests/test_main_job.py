@@ -45,7 +45,9 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
     folder = tmp_path / "smoke-1"
     assert {p.name for p in folder.iterdir()} == {
         "adapter",
+        "audit.json",
         "comparison.json",
+        "data.json",
         "loss.png",
         "metrics.jsonl",
         "plan.json",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from datetime import date
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MOST_BYTES = 20 * 10**9
+_A_DAY = 86400.0
 
 
 def open_store(
@@ -41,9 +43,13 @@ def open_store(
     if Store(to).is_whole:
         os.utime(to)
         return Store(to)
-    with folder_written_whole(to, "the encoded dialogues") as folder:
-        folder.chmod(0o700)  # what people wrote is theirs
-        build_store(folder, paths, ChunkEncoder(tokenizer, stop_ids, options), workers, seen)
+    try:
+        with folder_written_whole(to, "the encoded dialogues") as folder:
+            folder.chmod(0o700)  # what people wrote is theirs
+            build_store(folder, paths, ChunkEncoder(tokenizer, stop_ids, options), workers, seen)
+    except OSError:
+        if not Store(to).is_whole:  # else another process has just built the same
+            raise
     _prune(keep=to)
     return Store(to)
 
@@ -102,13 +108,27 @@ def _code_digest() -> str:
 
 def _prune(keep: Path) -> None:
     """Delete those that were not used for longest while all together are too large."""
-    stores = sorted((p for p in keep.parent.iterdir() if p.is_dir() and p != keep), key=lambda p: -p.stat().st_mtime)
     left = _MOST_BYTES - _size(keep)
-    for store in stores:
-        left -= _size(store)
-        if left < 0:
-            shutil.rmtree(store, ignore_errors=True)
+    for store in sorted(keep.parent.iterdir(), key=_age):
+        if store.name.startswith("."):  # being written, or left behind by a process that was killed
+            if _age(store) > _A_DAY:
+                shutil.rmtree(store, ignore_errors=True)
+        elif store != keep:
+            left -= _size(store)
+            if left < 0:
+                shutil.rmtree(store, ignore_errors=True)
+
+
+def _age(folder: Path) -> float:
+    """Seconds since it was last used."""
+    try:
+        return time.time() - folder.stat().st_mtime
+    except FileNotFoundError:  # another process tidies up too
+        return 0
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    try:
+        return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    except FileNotFoundError:
+        return 0

@@ -102,7 +102,7 @@ class ChunkEncoder:
         cut = _cut(dialogue, rows, limit) if self.options.over_long == "cut" else None
         if cut:
             ledger.cut += 1
-            return self._with_roles(*cut)
+            return self._counted(*cut)
         ledger.accepted -= 1
         ledger.dropped += 1
         ledger.longest_refused = max(ledger.longest_refused, length)
@@ -110,28 +110,31 @@ class ChunkEncoder:
             ledger.over_long.append(f"{dialogue.path}:{dialogue.line}: {length} tokens")
         return None
 
-    def _with_roles(
+    def _counted(
         self, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...]
     ) -> tuple[Dialogue, tuple[EncodedDialogue, ...]]:
-        """Roles are counted while the text is there, so what is left is encoded once more for them."""
-        (again,) = self._encoder.encode([dialogue]) if not rows[0].roles else [rows]
-        if isinstance(again, DataError) or len(again) != len(rows):
+        """What is left of a dialogue, encoded once more: what each role says is counted while the text is there."""
+        (again,) = self._encoder.encode([dialogue])
+        if isinstance(again, DataError) or [r.input_ids for r in again] != [r.input_ids for r in rows]:
             return dialogue, rows
-        return dialogue, tuple(replace(row, roles=new.roles) for row, new in zip(rows, again, strict=True))
+        return dialogue, again
 
     def _encode_text(self, documents: list[Document], ledger: Ledger) -> list[tuple[int, list[int]]]:
         if self.options.change:
             changed = [self.options.change.text(document.text) for document in documents]
             documents = [replace(d, text=text) for d, (text, _) in zip(documents, changed, strict=True)]
             ledger.redacted += sum(count for _, count in changed)
-        texts = self._coder.tokenize([self._coder.mark(document.text) for document in documents])
-        return [
-            (
-                document.line,
-                (self._begin if document.begins else []) + text.ids + ([] if document.goes_on else self._end),
-            )
-            for document, text in zip(documents, texts, strict=True)
-        ]
+        found = []
+        for document in documents:
+            try:
+                (text,) = self._coder.tokenize([self._coder.mark(document.text)])
+            except DataError as error:
+                ledger.accepted -= document.lines
+                ledger.refuse(document.path, document.line, error, lines=document.lines)
+                continue
+            begin = self._begin if document.begins else []
+            found.append((document.line, begin + text.ids + ([] if document.goes_on else self._end)))
+        return found
 
 
 def _cut(

@@ -24,6 +24,17 @@ def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
     return tuple(sorted(names - {""}, key=lambda name: (-len(name), name)))
 
 
+_OURS = {"role", "content", "reasoning_content", "thinking", "tool_calls", "tool_call_id", "name", "id"} | {
+    "type",
+    "function",
+    "arguments",
+    "description",
+    "parameters",
+    "properties",
+}
+"""Keys that every dialogue has, in the same sense."""
+
+
 class Marker:
     """Puts marks around control tokens, and where a template's text could complete one.
 
@@ -50,7 +61,7 @@ class Marker:
         if isinstance(value, str):
             return self._mark_text(value)
         if isinstance(value, dict):
-            for key in value:
+            for key in value.keys() - _OURS:
                 self._check_key(key)
             return {key: item if key == "role" else self.mark(item) for key, item in value.items()}
         return [self.mark(item) for item in value] if isinstance(value, list | tuple) else value

@@ -114,6 +114,8 @@ class Document:
     """Whether the text begins with this piece."""
     goes_on: bool = False
     """Whether the next piece belongs to the same text, so that no end stands between them."""
+    lines: int = 1
+    """How many lines of its file it covers."""
 
 
 class NotADialogue(ValueError):

@@ -22,7 +22,10 @@ def choose_held_out(digests: "Numbers", share: float, seed: int, most: int | Non
 
     said, which, counts = np.unique(digests, return_inverse=True, return_counts=True)
     if len(said) < 2:
-        raise DataError("At least 2 different dialogues are needed: one to train on and one to measure with.")
+        raise DataError(
+            "At least 2 different dialogues are needed, or 2 blocks of plain text: one to train on and one to measure "
+            "with. Name data.validation; plain text gives more blocks with a smaller data.max_length."
+        )
     wanted = max(1, min(round(len(digests) * share), most or len(digests)))
     order = np.argsort(_shuffled(said, seed), kind="stable")
     chosen = np.zeros(len(said), bool)
@@ -44,7 +47,7 @@ def repeat_by_weight(units: "Numbers", digests: "Numbers", weight: float, seed: 
     import numpy as np
 
     whole, part = int(weight), weight - int(weight)
-    some = round(len(units) * part)
+    some = round(len(units) * part) or int(len(units) > 0 and not whole)  # no source vanishes
     order = np.argsort(_shuffled(digests, seed + 1), kind="stable")
     result: Numbers = np.concatenate([*[units] * whole, np.sort(units[order[:some]])])
     return result

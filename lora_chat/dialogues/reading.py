@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.dialogues.dialogue import Dialogue, Document, NotADialogue
-from lora_chat.dialogues.files import RawRow, find_files, read_rows
+from lora_chat.dialogues.files import find_files, read_rows
 from lora_chat.dialogues.formats import FORMATS, recognise, to_document, to_messages
 from lora_chat.dialogues.messages import make_dialogue
+from lora_chat.dialogues.raw_row import RawRow
 from lora_chat.dialogues.visible import visible
 from lora_chat.errors import DataError
 from lora_chat.planning.data_section import DataFormat
@@ -52,12 +53,14 @@ class Tally:
     accepted: int = 0
     blank: int = 0
     refused: int = 0
+    broken_off: int = 0
+    """Files of which nothing after a fault could be read; these are never left out in silence."""
     refusals: list[str] = field(default_factory=list)
     """The first of them, each with file, line, reason and what stands there."""
 
     def add(self, other: "Tally") -> None:
         """Count what another has counted after this one."""
-        for name in ("lines", "accepted", "blank", "refused"):
+        for name in ("lines", "accepted", "blank", "refused", "broken_off"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.refusals = (self.refusals + other.refusals)[:SHOWN]
 
@@ -114,6 +117,7 @@ def read_chunk(chunk: Chunk, options: ReadingOptions) -> tuple[list[Dialogue | D
         except NotADialogue as error:
             about = RawRow(row.line, error.about) if error.about is not None else unread
             tally.refuse(chunk.path, row.line, error, about.excerpt, row.lines)
+            tally.broken_off += row.breaks_off
     return found, tally
 
 
@@ -127,7 +131,7 @@ def _read_row(row: RawRow, chunk: Chunk, options: ReadingOptions) -> Dialogue | 
         raise _in_no_format(row.value)
     if chunk.form == "text":
         text, begins, goes_on = to_document(row.value, options.columns.get("text", "text"))
-        return Document(text, row.line, chunk.path, begins, goes_on)
+        return Document(text, row.line, chunk.path, begins, goes_on, row.lines)
     dialogue = make_dialogue(to_messages(row.value, chunk.form, options.columns), row.line)
     dialogue = replace(dialogue, path=chunk.path)
     return dialogue.last_turn_only if options.last_turn_only else dialogue
@@ -167,18 +171,24 @@ def shown_paths(paths: Sequence[Path]) -> str:
 
 def check_tally(where: str, tally: Tally, skip_bad: int) -> None:
     """Raise DataError for more than `skip_bad` faulty lines, or if nothing was accepted."""
-    if tally.refused > skip_bad:
+    if tally.refused > skip_bad or tally.broken_off:
         allowed = f" (data.skip_bad allows {skip_bad})" if skip_bad else ""
         more = tally.refused - len(tally.refusals)
         lines = [
             f"{tally.refused} line{'s' if tally.refused > 1 else ''} of {where} cannot be used{allowed}:",
             *tally.refusals,
             *([f"... and {more} more"] if more > 0 else []),
-            "Mend them, or leave up to N of them out with --set data.skip_bad=N.",
+            _advice(tally),
         ]
         raise DataError("\n".join(lines))
     if not tally.accepted:
         raise DataError("\n".join([f"{where} holds no dialogue ({_no_dialogue(tally)}).", *tally.refusals]))
+
+
+def _advice(tally: Tally) -> str:
+    if tally.broken_off:
+        return "Mend the file: nobody knows how much of it is lost, so data.skip_bad does not help here."
+    return "Mend them, or leave up to N of them out with --set data.skip_bad=N."
 
 
 def _no_dialogue(tally: Tally) -> str:

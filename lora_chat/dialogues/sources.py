@@ -109,7 +109,7 @@ def open_sources(
 def _as_read(ledger: Ledger) -> Tally:
     """Without what is too long, which has a message of its own."""
     accepted = ledger.accepted + ledger.dropped
-    return Tally(ledger.lines, accepted, ledger.blank, ledger.refused, ledger.refusals)
+    return Tally(ledger.lines, accepted, ledger.blank, ledger.refused, ledger.broken_off, ledger.refusals)
 
 
 def _names(sources: Sequence[FoundSource]) -> str:

@@ -48,7 +48,7 @@ def make_probes(tokenizer):
     return [render_ids(tokenizer, [{"role": "user", "content": t}], reply_follows=True) for t in texts]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", [pytest.param("llama", marks=pytest.mark.slow), "gpt2"])
 @pytest.mark.parametrize("mode", MODES)
 def test_merged_agrees_with_adapted(random_base, tmp_path, architecture, mode):
     base, tokenizer, precision = make_adapter(random_base(architecture, 8.0), tmp_path / "adapter", mode)

@@ -1,6 +1,7 @@
 """Whatever people write, no text of theirs becomes a control token, under any template that TRL ships."""
 
 import copy
+import os
 import random
 import re
 from collections import Counter
@@ -111,8 +112,12 @@ def test_a_sample_of_control_tokens_in_texts_stay_text(tiny_tokenizer, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_every_control_token_in_every_text_stays_text(tiny_tokenizer, name):
+    """Some hundred of each template; all of them, in about five minutes, with LORA_CHAT_ALL_TOKENS=1."""
     tokenizer, stops = tokenizer_with(tiny_tokenizer, name)
-    check_cases(name, tokenizer, stops, all_cases(tokenizer))
+    cases = all_cases(tokenizer)
+    if not os.environ.get("LORA_CHAT_ALL_TOKENS"):
+        cases = random.Random(f"{name} more").sample(cases, min(300, len(cases)))
+    check_cases(name, tokenizer, stops, cases)
 
 
 @pytest.mark.parametrize("place", ["argument", "tools"])

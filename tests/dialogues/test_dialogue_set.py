@@ -9,7 +9,6 @@ from lora_chat.dialogues.encoding import IGNORE_INDEX, encode_dialogue
 from lora_chat.dialogues.messages import make_dialogue
 from lora_chat.dialogues.reading import ReadingOptions
 from lora_chat.dialogues.store import Store
-from lora_chat.errors import DataError
 
 # Shows of earlier replies only what stands behind the bar, so that every reply is a row of its own.
 FORGETS = (
@@ -150,9 +149,8 @@ def test_sets_one_behind_the_other_have_all_dialogues_and_all_blocks(store_of):
     assert joined([dialogues]) is dialogues
 
 
-def test_nothing_left_is_told(store_of):
-    with pytest.raises(DataError, match="No dialogue is left"):
-        weighted([store_of("one", [row(1)])], [0.25], 0)
+def test_no_source_vanishes_by_its_weight(store_of):
+    assert len(weighted([store_of("one", [row(1)])], [0.25], 0)) == 1
 
 
 def test_a_source_of_which_nothing_is_left_takes_no_part(store_of):

@@ -237,7 +237,7 @@ LINES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=400, derandomize=True)
+@settings(deadline=None, max_examples=200, derandomize=True)
 @given(
     lines=st.lists(LINES, max_size=8),
     end=st.sampled_from([b"\n", b"\r\n"]),

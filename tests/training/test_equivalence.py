@@ -29,6 +29,10 @@ FP32 = Hardware("cpu", "test", 0, False, 2)
 BF16 = Hardware("cpu", "test", 0, True, 2)
 
 
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def make_rows(count, seed=0, shared=0):
     generator = torch.Generator().manual_seed(seed)
     beginning = torch.randint(3, 259, (shared,), generator=generator).tolist()
@@ -77,7 +81,7 @@ def assert_same_weights(left, right, tolerance):
         assert torch.allclose(value, lora_weights(right)[name], atol=tolerance), name
 
 
-@pytest.mark.parametrize("micro", [1, 2, 4])
+@pytest.mark.parametrize("micro", [slow(1), 2, slow(4)])
 def test_accumulation_equals_one_large_batch(cache_home, tmp_path, micro):
     rows = make_rows(16)
     whole, _, losses = train(rows, tmp_path / "whole", micro_batch_size=8)
@@ -155,7 +159,7 @@ def test_validation_after_each_epoch_is_recorded_and_changes_nothing(cache_home,
 
 
 @pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
-@pytest.mark.parametrize("mode", ["none", "4bit"])
+@pytest.mark.parametrize("mode", ["none", slow("4bit")])
 def test_every_variant_learns(cache_home, tmp_path, variant, mode):
     rows = make_rows(8)
     _, report, losses = train(rows, tmp_path / "run", mode=mode, hardware=BF16, variant=variant, epochs=6)
