@@ -18,6 +18,7 @@ from lora_chat.audit.report import AuditReport
 from lora_chat.dialogues.control_tokens import control_tokens
 from lora_chat.dialogues.dialogue import Dialogue, Message
 from lora_chat.dialogues.dialogue_set import DialogueSet
+from lora_chat.digests import digest_code
 from lora_chat.errors import LoraChatError
 from lora_chat.planning.audit_section import AuditSection, Kind
 from lora_chat.writing import write_text_whole
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SECONDS_BETWEEN_LINES = 5.0
+_CODE = Path(__file__).parent / "audit"
 
 
 class Redactor:
@@ -37,7 +39,7 @@ class Redactor:
     @property
     def name(self) -> str:
         """What decides the result, for the cache."""
-        return f"{sorted(self._kinds)} {_code_digest()}"
+        return f"{sorted(self._kinds)} {digest_code(_CODE)}"
 
     def dialogue(self, dialogue: Dialogue) -> tuple[Dialogue, int]:
         """A cleaned copy, and how many stretches were replaced."""
@@ -89,15 +91,8 @@ def _as_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase") 
 
 
 def _key(train: DialogueSet, validation: DialogueSet, tokens: tuple[str, ...], policy: AuditSection) -> str:
-    parts: list[Any] = [tokens, policy.model_dump(), _code_digest()]
+    parts: list[Any] = [tokens, policy.model_dump(), digest_code(_CODE)]
     for dialogues in (train, validation):
         parts += [[store.folder.name, hashlib.sha256(units.tobytes()).hexdigest()] for store, units in dialogues.parts]
         parts.append("|")
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
-
-
-def _code_digest() -> str:
-    digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "audit").rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

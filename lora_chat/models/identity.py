@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
+from lora_chat.digests import digest_file
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import FoundBase
 from lora_chat.planning.section import Section
@@ -69,15 +70,12 @@ def _file_digest(path: Path) -> str:
         known = {}
     if isinstance(known, dict) and isinstance(known.get(key), str):
         return str(known[key])
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    digest = digest_file(path)
     try:  # only a note: without it the file is read again next time
         notes.parent.mkdir(parents=True, exist_ok=True)
-        beside = notes.with_name(f".digests-{digest.hexdigest()[:8]}")
-        beside.write_text(json.dumps({**known, key: digest.hexdigest()}))
+        beside = notes.with_name(f".digests-{digest[:8]}")
+        beside.write_text(json.dumps({**known, key: digest}))
         beside.replace(notes)
     except OSError:
         pass
-    return digest.hexdigest()
+    return digest
