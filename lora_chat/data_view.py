@@ -73,7 +73,7 @@ def whole_account(account: Account) -> str:
     held = account.validation_dialogues
     lines += [
         "",
-        f"dialogues     {account.train_dialogues:,} to train on, {held:,} held out, {account.duplicates:,} said before",
+        f"dialogues     {account.train_dialogues:,} to train on, {held:,} held out, {account.duplicates:,} duplicates",
         f"rows          {account.train_rows:,} an epoch",
         f"tokens        {ledger['tokens']:,}, supervised {ledger['supervised_tokens']:,} "
         f"({ledger['supervised_tokens'] / max(1, ledger['tokens']):.0%})",

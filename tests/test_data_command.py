@@ -58,7 +58,7 @@ def test_the_account_says_all_that_is_to_be_known(data, tmp_path):
         rf"refused +{re.escape(str(tmp_path))}/a\.jsonl:15: `messages` must be a list with at least one", out
     )
     assert re.search(r"a\.jsonl:17: is not valid JSON: .* at column 1\n +nonsense\n", out)
-    assert ", 2 said before" in out
+    assert ", 2 duplicates" in out
     assert re.search(r"tokens +[\d,]+, supervised [\d,]+ \(\d+%\)", out)
     assert "14 of 14 replies end with a trained one (100%)" in out
     assert {"user", "assistant", "template"} <= {words[0] for words in found if words}

@@ -197,7 +197,7 @@ def test_the_ledger_of_a_file_with_every_known_fault_is_exact(cache_home, tmp_pa
         f"+ {dropped} too long and left out" + (f" ({cut} of them cut to length)" if cut else "")
     )
     assert re.search(rf"ledger +{re.escape(sums)}$", text, re.MULTILINE)
-    assert f", {len(COPIES)} said before" in text
+    assert f", {len(COPIES)} duplicates" in text
     assert f"tokens        {kept_tokens:,}, supervised {expected['supervised_tokens']:,} " in text
     assert f"stop tokens   {len(kept)} of {len(kept)} replies end with a trained one (100%)" in text
     for role, counts in source["roles"].items():

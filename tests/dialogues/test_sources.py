@@ -9,6 +9,7 @@ from test_encoding import CHATML
 
 from lora_chat.dialogues import cache
 from lora_chat.dialogues.encoding import encode_dialogue
+from lora_chat.dialogues.hub_files import HubFiles
 from lora_chat.dialogues.messages import make_dialogue
 from lora_chat.dialogues.sources import find_sources, open_sources
 from lora_chat.errors import DataError
@@ -311,3 +312,21 @@ def test_what_people_wrote_is_readable_for_its_owner_alone(tiny_tokenizer, write
     opened = open_file(write(SHORT), tiny_tokenizer)
     assert opened.store.folder.stat().st_mode & 0o077 == 0
     shutil.rmtree(opened.store.folder)
+
+
+def test_a_data_set_on_the_hub_is_a_source_like_any_other(cache_home, write, tiny_tokenizer, monkeypatch):
+    asked, path = [], write(SHORT, LONG)
+
+    def find_hub_files(*what):
+        asked.append(what[:4])
+        return HubFiles("0123456789abcdef", (path,))
+
+    monkeypatch.setattr("lora_chat.dialogues.sources.find_hub_files", find_hub_files)
+    hub = {"hub": "friend/talk", "split": "train_sft", "subset": "de", "revision": "v1", "turns": "last"}
+    data = DataSection.model_validate({"train": (str(path), hub), "workers": 1})
+    sources = find_sources(data.train_sources, print)
+    assert asked == [("friend/talk", "train_sft", "de", "v1")]
+    assert sources[1].name == "friend/talk de train_sft at 0123456789ab"
+    opened = open_sources(sources, data, tiny_tokenizer, [tiny_tokenizer.eos_token_id], None, print)
+    assert [source.store.ledger.accepted for source in opened] == [2, 2]
+    assert opened[0].store.folder != opened[1].store.folder
