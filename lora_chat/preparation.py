@@ -4,6 +4,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.auditing import Redactor
@@ -49,10 +50,12 @@ class Prepared:
 
     def write_held_out(self, run: RunFolder) -> None:
         """Keep what the run is measured with inside the run."""
-        if any(isinstance(one, Dialogue) for one in self.validation.read()):
-            run.write_lines(run.validation, (o.as_row for o in self.validation.read() if isinstance(o, Dialogue)))
-        if any(isinstance(one, list) for one in self.validation.read()):
-            run.write_lines(run.validation_blocks, (o for o in self.validation.read() if isinstance(o, list)))
+        dialogues = (one.as_row for one in self.validation.read() if isinstance(one, Dialogue))
+        blocks = (one for one in self.validation.read() if isinstance(one, list))
+        for path, rows in ((run.validation, dialogues), (run.validation_blocks, blocks)):
+            first: Any = next(rows, None)
+            if first is not None:
+                run.write_lines(path, chain([first], rows))
         if self.questions:
             run.write_lines(run.questions, ({"question": q.question, "accept": q.accept} for q in self.questions))
 

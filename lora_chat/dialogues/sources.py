@@ -1,7 +1,7 @@
 """The sources that a recipe names -> stores, checked; faults of any of them end here."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,9 +142,3 @@ def _too_long(ledger: Ledger, limit: int, positions: int | None) -> str:
         name = "data.max_length"
         advice = f"Raise it (--set data.max_length={longest})" + (f", or {drop}." if kept else ".")
     return "\n".join([f"{share} dialogues are longer than {name}, {limit} tokens:", *lines, *more, advice])
-
-
-def names_of_files(sources: Sequence[OpenedSource]) -> Iterator[tuple[str, str]]:
-    """Every file with the format it is in."""
-    for source in sources:
-        yield from source.store.ledger.files.items()

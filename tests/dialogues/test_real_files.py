@@ -1,14 +1,11 @@
 """Dialogues that people wrote, through every format and every kind of file; nothing of them is kept here."""
 
-import csv
 import gzip
-import io
 import json
 from pathlib import Path
 
-import pyarrow
 import pytest
-from pyarrow import parquet
+from test_formats import as_parquet, json_lines, table
 
 from lora_chat.dialogues.chunk_encoding import ChunkEncoder, EncodingOptions
 from lora_chat.dialogues.encoding import IGNORE_INDEX
@@ -45,25 +42,6 @@ ONE_TURN = {
     "prompt_completion": lambda m: {"prompt": m[0]["content"], "completion": m[1]["content"]},
 }
 COLUMNS = {"user": "asked", "assistant": "answered"}
-
-
-def json_lines(rows):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def table(rows, separator):
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, delimiter=separator)
-    writer.writerow(rows[0])
-    for row in rows:
-        writer.writerow([v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in row.values()])
-    return out.getvalue().encode()
-
-
-def as_parquet(rows):
-    out = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(rows), out)
-    return out.getvalue()
 
 
 KINDS = {
