@@ -172,9 +172,14 @@ def summary(plan: Plan, prepared: PreparedRun, run: RunFolder) -> str:
     if prepared.identity.system is not None:
         lines.append(f"System    {visible(prepared.identity.system, 300)}")
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
+    by_tokens = training.padding_free and training.micro_batch_tokens
+    pieces = (
+        f"in micro-batches of about {training.micro_batch_tokens:,} tokens"
+        if by_tokens
+        else f"({training.gradient_accumulation_steps} x {training.micro_batch_size})"
+    )
     lines.append(
-        f"Training  {length}, {training.effective_batch_size} dialogues a step "
-        f"({training.gradient_accumulation_steps} x {training.micro_batch_size}), "
+        f"Training  {length}, {training.effective_batch_size} dialogues a step {pieces}, "
         f"learning rate {training.learning_rate:g}"
     )
     return "\n".join(lines)

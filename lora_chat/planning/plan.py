@@ -17,6 +17,9 @@ from lora_chat.planning.recipe import (
 )
 from lora_chat.planning.section import Section
 
+_TOKENS_AT_ONCE = 2048
+"""Enough for products at full speed on two cores; more only takes memory (benchmarks/LOG.md)."""
+
 Dtype = Literal["bfloat16", "float32"]
 
 
@@ -34,6 +37,8 @@ class TrainingPlan(TrainingSection):
     """The recipe's training section with nothing left to decide."""
 
     micro_batch_size: int
+    micro_batch_tokens: int | None  # type: ignore[assignment]
+    """None: the micro-batch size was given, and decides alone."""
     gradient_checkpointing: bool
     gradient_accumulation_steps: int
     padding_free: bool
@@ -87,10 +92,16 @@ def check_target_modules(adapter: AdapterSection) -> None:
         )
 
 
+def _plan_tokens(training: TrainingSection) -> int | None:
+    if training.micro_batch_tokens != "auto":
+        return training.micro_batch_tokens
+    return _TOKENS_AT_ONCE if training.micro_batch_size == "auto" else None
+
+
 def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPlan:
     whole = training.effective_batch_size
     if training.micro_batch_size == "auto":
-        # 8 short dialogues keep two cores busy; on a GPU 4 rows of 1,024 tokens fit beside an 8B base in 4 bits.
+        # Of padded rows. On a GPU 4 rows of 1,024 tokens fit beside an 8B base in 4 bits.
         limit = 8 if hardware.device == "cpu" else 4
         micro = max(n for n in range(1, limit + 1) if whole % n == 0)
     else:
@@ -104,6 +115,7 @@ def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPla
     checkpointing = training.gradient_checkpointing
     decided: dict[str, Any] = {
         "micro_batch_size": micro,
+        "micro_batch_tokens": _plan_tokens(training),
         "gradient_accumulation_steps": whole // micro,
         "gradient_checkpointing": hardware.device == "cuda" if checkpointing == "auto" else checkpointing,
         "padding_free": hardware.device == "cpu",

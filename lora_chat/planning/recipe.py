@@ -63,7 +63,11 @@ class TrainingSection(Section):
     effective_batch_size: Annotated[int, Field(ge=1)] = 16
     """Dialogues per optimizer step."""
     micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Dialogues in memory at once; it must divide the effective batch size."""
+    """Dialogues in memory at once; it must divide the effective batch size. `auto`: `micro_batch_tokens` decides,
+    or up to 8 (4 on a GPU) where a model's dialogues cannot stand in one row."""
+    micro_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Most tokens in memory at once. Dialogues of a step are packed into micro-batches of about this many, without
+    padding and without seeing each other; a longer dialogue goes alone. The result does not depend on it."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Recompute activations instead of keeping them: less memory, about a third slower."""
     seed: Seed = 0

@@ -4,13 +4,12 @@ The stock path builds one mask over the whole row and computes every product tha
 flash kernel is slower on a CPU than plain products.
 """
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from lora_chat.training.segment_attention import SegmentAttention
+import torch
+
+from lora_chat.training.segment_attention import Heads, SegmentAttention
 from lora_chat.training.segments import lay_out
-
-if TYPE_CHECKING:
-    import torch
 
 NAME = "lora_chat_segments"
 
@@ -50,16 +49,19 @@ def segment_attention(
 
     borders, prefix = kwargs.get("cu_seq_lens_q"), kwargs.pop("shared_prefix", 0)
     special = dropout or any(kwargs.get(k) is not None for k in ("softcap", "s_aux", "position_bias"))
-    if borders is None or special or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
+    if borders is None or special or query.shape[0] != 1 or not query.shape[2:] == key.shape[2:] == value.shape[2:]:
         if prefix:
             raise PrefixNotSharedError
         stock: Any = sdpa_attention_forward
         result = stock(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
         return cast("tuple[torch.Tensor, torch.Tensor | None]", result)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    blocks = lay_out(tuple(borders.tolist()), int(prefix))
-    tokens_first = [states.squeeze(0).transpose(0, 1) for states in (query, key, value)]
-    output: torch.Tensor = SegmentAttention.apply(
-        *tokens_first, blocks, int(prefix), scale, kwargs.get("sliding_window")
-    )  # type: ignore[no-untyped-call]
+    heads = Heads(
+        query=query.shape[1],
+        key=key.shape[1],
+        size=query.shape[-1],
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=kwargs.get("sliding_window"),
+    )
+    states = torch.cat([query, key, value], dim=1).squeeze(0).transpose(0, 1)
+    output: torch.Tensor = SegmentAttention.apply(states, heads, lay_out(tuple(borders.tolist()), int(prefix)))  # type: ignore[no-untyped-call]
     return output.unsqueeze(0), None  # transformers wants (batch, tokens, heads, head size)

@@ -26,8 +26,8 @@ class FlatRows:
     share: bool
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        rows = [_without_tail(row) for row in rows]
-        prefix = _shared_prefix(rows) if self.share else 0
+        rows = [self.trim(row) for row in rows]
+        prefix = shared_prefix(rows) if self.share else 0
         ids: list[int] = []
         labels: list[int] = []
         positions: list[int] = []
@@ -52,14 +52,14 @@ class FlatRows:
         }
         return batch | {"shared_prefix": prefix} if prefix else batch
 
+    @staticmethod
+    def trim(row: dict[str, list[int]]) -> dict[str, list[int]]:
+        """Without what follows the last trained token (a line feed, an unanswered turn): it has no part in the loss."""
+        end = len(row["labels"]) - _untrained(row["labels"][::-1])
+        return {"input_ids": row["input_ids"][:end], "labels": row["labels"][:end]} if end else row
 
-def _without_tail(row: dict[str, list[int]]) -> dict[str, list[int]]:
-    """What follows the last trained token (a line feed, an unanswered turn) has no part in the loss."""
-    end = len(row["labels"]) - _untrained(row["labels"][::-1])
-    return {"input_ids": row["input_ids"][:end], "labels": row["labels"][:end]} if end else row
 
-
-def _shared_prefix(rows: Sequence[dict[str, list[int]]]) -> int:
+def shared_prefix(rows: Sequence[dict[str, list[int]]]) -> int:
     """How many tokens all rows begin with, none of them trained, nor the one after them."""
     first = rows[0]["input_ids"]
     if len(rows) < 2:

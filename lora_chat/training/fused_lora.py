@@ -51,7 +51,7 @@ def fused_lora(model: torch.nn.Module) -> Iterator[int]:
 
     Dropout, DoRA, Conv1D, 8-bit layers and adapters with a bias keep PEFT's own forward.
     """
-    layers: list[Any] = [m for m in model.modules() if _is_covered(m)]
+    layers: list[Any] = [m for m in model.modules() if is_covered(m)]
     for layer in layers:
         layer.forward = _make_forward(layer)
     try:
@@ -61,7 +61,8 @@ def fused_lora(model: torch.nn.Module) -> Iterator[int]:
             del layer.forward  # the class's own comes back
 
 
-def _is_covered(layer: Any) -> bool:
+def is_covered(layer: Any) -> bool:
+    """Whether LoraLinear computes what PEFT would for this layer."""
     if not hasattr(layer, "lora_A") or not isinstance(getattr(layer, "base_layer", None), torch.nn.Linear):
         return False
     return bool(

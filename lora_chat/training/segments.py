@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+_TILE = 256
+"""Queries of a segment that go together."""
 _BLOCK_COST = 4096
 """What one more block costs, in padded scores of one head: some twenty small operations."""
 
@@ -26,10 +28,21 @@ class Block:
     """... and which flat tokens they are."""
     first_copy: int
     """From this segment on, a shared prefix in front is a copy."""
+    run: tuple[int, int] | None
+    """First and last-plus-one flat token, where the block is one segment that lies there whole."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All blocks of a flat micro-batch."""
+
+    blocks: tuple[Block, ...]
+    prefix: int
+    """Tokens at the beginning of the first segment that every other one sees too."""
 
 
 @lru_cache(maxsize=256)
-def lay_out(edges: tuple[int, ...], prefix: int) -> tuple[Block, ...]:
+def lay_out(edges: tuple[int, ...], prefix: int) -> Layout:
     """Flat borders (segments + 1) -> blocks that cover every token once.
 
     The first segment begins with `prefix` tokens which all others, that leave them out, also see.
@@ -61,9 +74,10 @@ def lay_out(edges: tuple[int, ...], prefix: int) -> tuple[Block, ...]:
                 places=torch.tensor(places),
                 tokens=torch.tensor(tokens),
                 first_copy=1 if members[0] == 0 else 0,
+                run=(tokens[0], tokens[-1] + 1) if len(tokens) == len(padded) and len(members) == 1 else None,
             )
         )
-    return tuple(blocks)
+    return Layout(tuple(blocks), prefix)
 
 
 def _group(lengths: Sequence[int]) -> list[slice]:
@@ -79,11 +93,25 @@ def _group(lengths: Sequence[int]) -> list[slice]:
     return runs
 
 
+def cut_in_tiles(length: int) -> tuple[tuple[int, int], ...]:
+    """Runs of queries: each is multiplied with the keys up to its own end alone, so half of the square is left out."""
+    tiles = max(1, round(length / _TILE))
+    edges = [round(i * length / tiles) for i in range(tiles + 1)]
+    return tuple(pairwise(edges))
+
+
 @lru_cache(maxsize=256)
-def causal_mask(length: int, copies: int, dtype: "torch.dtype", window: int | None) -> "torch.Tensor":
-    """(copies * length, length): 0 where a token may look, -inf in the future and `window` tokens back or more."""
+def causal_mask(
+    tile: tuple[int, int], copies: int, dtype: "torch.dtype", window: int | None, device: "torch.device"
+) -> "torch.Tensor":
+    """For the queries of a tile: 0 where one may look, -inf in the future and `window` tokens back or more.
+
+    (tile length * copies, end of the tile): the heads that share a key head lie next to each other.
+    """
     import torch
 
-    mask = torch.full((length, length), float("-inf"), dtype=dtype)
-    back = mask.tril(-window) if window is not None and window < length else torch.zeros_like(mask)
-    return (mask.triu(1) + back).repeat(copies, 1)
+    start, end = tile
+    back = torch.arange(start, end, device=device)[:, None] - torch.arange(end, device=device)
+    hidden = (back < 0) if window is None else (back < 0) | (back >= window)
+    mask = torch.zeros(end - start, end, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+    return mask.repeat_interleave(copies, 0)

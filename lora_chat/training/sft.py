@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -64,10 +64,13 @@ def train_sft(
     from transformers import PrinterCallback
 
     from lora_chat.training.attention import register_segment_attention
+    from lora_chat.training.batching import StepCollator
     from lora_chat.training.flat_proof import find_flat_rows
+    from lora_chat.training.fused.layers import fused_layers
     from lora_chat.training.fused_lora import fused_lora
     from lora_chat.training.recording import Recorder
-    from lora_chat.training.supervised_loss import SupervisedSFTTrainer
+    from lora_chat.training.supervised_head import find_head
+    from lora_chat.training.trainer import StepTrainer
 
     on_cpu = model.device.type == "cpu"
     if tensorboard:
@@ -82,10 +85,15 @@ def train_sft(
             if plan.padding_free:
                 if stock_attention == "sdpa":  # models with caps of their own chose another
                     model.set_attn_implementation(register_segment_attention())
-                collator = find_flat_rows(model, train[0].input_ids, stock_attention)
-            trainer = SupervisedSFTTrainer(
+                flat = find_flat_rows(model, train[0].input_ids, stock_attention)
+                rows = None if plan.micro_batch_tokens else plan.micro_batch_size
+                collator = flat and StepCollator(flat, plan.micro_batch_tokens, rows)
+            whole_steps = collator is not None
+            trainer = StepTrainer(
                 model=model,
-                args=_make_config(plan, metrics.parent, bfloat16, on_cpu, each_epoch, tensorboard is not None),
+                args=_make_config(
+                    plan, metrics.parent, bfloat16, on_cpu, each_epoch, tensorboard is not None, whole_steps
+                ),
                 data_collator=collator,
                 train_dataset=_make_dataset(train),
                 eval_dataset=_make_dataset(validation) if each_epoch else None,
@@ -93,12 +101,16 @@ def train_sft(
                 callbacks=[recorder],
             )
             recorder.trainer = trainer
+            trainer.head = find_head(model) if whole_steps else None
             trainer.remove_callback(PrinterCallback)
             _cast_adapter(model, torch.float32)
             if on_cpu:
                 _keep_memory()
             started = time.monotonic()
-            with fused_lora(model) if on_cpu else nullcontext():
+            with ExitStack() as fused:
+                if on_cpu:
+                    fused.enter_context(fused_lora(model))
+                    fused.enter_context(fused_layers(model))
                 trainer.train()
             seconds = time.monotonic() - started
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -131,7 +143,13 @@ def _make_dataset(rows: Sequence[Row]) -> "Dataset":
 
 
 def _make_config(
-    plan: TrainingPlan, folder: Path, bfloat16: bool, on_cpu: bool, each_epoch: bool, tensorboard: bool
+    plan: TrainingPlan,
+    folder: Path,
+    bfloat16: bool,
+    on_cpu: bool,
+    each_epoch: bool,
+    tensorboard: bool,
+    whole_steps: bool,
 ) -> "SFTConfig":
     from trl import SFTConfig
 
@@ -139,9 +157,9 @@ def _make_config(
         output_dir=str(folder),
         num_train_epochs=plan.epochs,
         max_steps=plan.max_steps or -1,
-        per_device_train_batch_size=plan.micro_batch_size,
+        per_device_train_batch_size=plan.effective_batch_size if whole_steps else plan.micro_batch_size,
         per_device_eval_batch_size=plan.micro_batch_size,
-        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        gradient_accumulation_steps=1 if whole_steps else plan.gradient_accumulation_steps,
         gradient_checkpointing=plan.gradient_checkpointing,
         learning_rate=plan.learning_rate,
         lr_scheduler_type="constant_with_warmup" if plan.schedule == "constant" else plan.schedule,
@@ -188,8 +206,10 @@ def _give_memory_back() -> None:
 
 def _smaller(plan: TrainingPlan) -> str:
     tries = []
+    if plan.micro_batch_tokens and plan.micro_batch_tokens > 512:
+        tries.append("--set training.micro_batch_tokens=512 (the same result, in smaller pieces)")
     if plan.micro_batch_size > 1:
-        tries.append("--set training.micro_batch_size=1 (the same result, in smaller pieces)")
+        tries.append("--set training.micro_batch_size=1 (the same result, one dialogue at a time)")
     if not plan.gradient_checkpointing:
         tries.append("--set training.gradient_checkpointing=true (the same result, slower)")
     tries.append("--set data.max_length=N with --set data.over_long=drop (leaves long dialogues out)")

@@ -90,6 +90,18 @@ def test_accumulation_equals_one_large_batch(cache_home, tmp_path, micro):
     assert_same_weights(whole, pieces, 2e-4)
 
 
+@pytest.mark.parametrize("tokens", [1, 60])
+@pytest.mark.parametrize("shared", [0, 20])
+def test_any_token_budget_trains_the_same(cache_home, tmp_path, tokens, shared):
+    rows = make_rows(16, shared=shared)
+    whole, report, losses = train(rows, tmp_path / "whole", micro_batch_tokens=100_000)
+    pieces, again_report, again = train(rows, tmp_path / "pieces", micro_batch_tokens=tokens)
+    assert again == pytest.approx(losses, abs=1e-4)
+    assert_same_weights(whole, pieces, 2e-4)
+    assert report.supervised_tokens == again_report.supervised_tokens
+    assert report.supervised_tokens == 3 * sum(sum(label != -100 for label in row.labels[1:]) for row in rows)
+
+
 @pytest.mark.parametrize("shared", [0, 20])
 def test_flat_rows_equal_padded_rows(cache_home, tmp_path, shared):
     rows = make_rows(16, shared=shared)

@@ -1,0 +1,58 @@
+"""Starts runners in fresh processes and reads their one line of JSON."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainers import Trainer
+
+_HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process."""
+
+    data: str
+    trainer: str
+    round: int
+    result: dict[str, Any] | None
+    """None if it failed."""
+    error: str = ""
+
+
+def run_program(interpreter: str, program: str, *arguments: str) -> dict[str, Any]:
+    """The JSON a program of this folder prints. Raises RuntimeError with the end of what it complained of."""
+    done = subprocess.run(  # noqa: S603
+        [interpreter, str(_HERE / program), *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{program} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def prepare(file: Path, work: Path, shared_prefix: int, base: str) -> None:
+    """Make a work folder unless it is there."""
+    if not (work / "facts.json").is_file():
+        arguments = [str(file), "--work", str(work), "--shared-prefix", str(shared_prefix), "--base", base]
+        run_program(sys.executable, "prepare_rows.py", *arguments)
+
+
+def measure(trainer: Trainer, interpreter: str, work: Path, steps: int, number: int) -> Run:
+    """One run of a trainer; its failure is part of the result."""
+    arguments = ["--work", str(work), "--steps", str(steps), "--setting", json.dumps(trainer.setting)]
+    print(f"{work.name}, round {number + 1}: {trainer.name} ...", file=sys.stderr, flush=True)
+    try:
+        return Run(work.name, trainer.name, number, run_program(interpreter, trainer.runner, *arguments))
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return Run(work.name, trainer.name, number, None, str(error))
+
+
+def measure_ceiling(work: Path) -> dict[str, Any]:
+    """bf16 products of the base's shapes."""
+    return run_program(sys.executable, "ceiling.py", "--base", str(work / "base"))

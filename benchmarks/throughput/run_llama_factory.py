@@ -1,0 +1,163 @@
+"""LLaMA-Factory on the rows of a work folder, in a fresh process; one line of JSON.
+
+    VENV/bin/python benchmarks/throughput/run_llama_factory.py --work DIR --steps 6 --setting '{"batch": 8}'
+
+VENV is an environment of its own (Python 3.11). What made one on a computer without CUDA:
+
+    pip install torch==2.13.0 && echo torch==2.13.0 > only.txt
+    pip install -c only.txt llamafactory==0.9.5 bitsandbytes==0.50.2
+    pip uninstall -y torchvision
+    rm VENV/lib/python3.11/site-packages/torchaudio/lib/*.so
+
+PyPI's torchvision and torchaudio are built for CUDA: beside a CPU torch, transformers cannot import the first, nor
+LLaMA-Factory the second, which it always does and for text never uses; without its libraries it imports.
+
+The settings' defaults are LLaMA-Factory's own, but for bf16 (off: it would compute in float32), which its examples
+have. Beside it, what is set so that all trainers do the same work: rows in file order from one saved initial adapter
+(r 16; its own is 8), a constant learning rate of 2e-4 (linear, from 5e-5), logging at every step. NF4, double
+quantisation, AdamW (fused) and the gradient norm of 1.0 are its defaults.
+
+Rows come encoded, by `tokenized_path`, its own format. It packs only what it encoded itself, so with `packing` its
+packing code is run over the rows here: the 8 dialogues of a step fill batch x accumulation packs, under its
+block-diagonal mask. It pads all packs to one length, `cutoff_len`, here the shortest that holds each; so nothing is
+dropped, and every step takes the dialogues that the other trainers' steps take.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "LLAMAFACTORY_VERBOSITY": "WARNING"}
+warnings.filterwarnings("ignore")
+
+from datasets import Dataset, disable_progress_bars  # noqa: E402
+from llamafactory.data.processor import PackedSupervisedDatasetProcessor  # noqa: E402
+from llamafactory.train.tuner import run_exp  # noqa: E402
+from measuring import StepClock, keep_freed_memory, reserve_stdout, versions, write_result  # noqa: E402
+from torch.utils.data import SequentialSampler  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
+from work_folder import Row, WorkFolder, work_of_steps  # noqa: E402
+
+DIALOGUES = 8
+"""An optimizer step."""
+DEFAULTS: dict[str, Any] = {
+    "batch": 8,
+    "accumulation": 1,
+    "checkpointing": True,
+    "packing": False,
+    "mallopt": False,
+}
+
+
+class OrderedClock(StepClock):
+    """The clock, once it has seen that rows are taken in order."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        if not isinstance(train_dataloader.batch_sampler.sampler, SequentialSampler):
+            raise RuntimeError("LLaMA-Factory shuffles.")
+
+
+class RowPacker(PackedSupervisedDatasetProcessor):
+    """LLaMA-Factory's packing, of rows that are encoded already."""
+
+    def _encode_data_example(self, prompt: list[Row], *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
+        return prompt[0]["input_ids"], prompt[0]["labels"]
+
+
+def as_columns(rows: list[Row]) -> tuple[dict[str, list[Any]], int]:
+    """LLaMA-Factory's columns, one entry a row, and the `cutoff_len` that holds each."""
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
+    columns["attention_mask"] = [[1] * len(ids) for ids in columns["input_ids"]]
+    return columns, max(len(ids) for ids in columns["input_ids"])
+
+
+def as_packs(rows: list[Row], per_pack: int, base: str) -> tuple[dict[str, list[Any]], int]:
+    """The same with every `per_pack` rows in one entry."""
+    groups = [rows[start : start + per_pack] for start in range(0, len(rows), per_pack)]
+    longest = max(sum(len(row["input_ids"]) for row in group) for group in groups)
+    cutoff = (longest + 8) // 8 * 8  # one token of padding at least; position_ids are not padded to eights later
+    settings = SimpleNamespace(cutoff_len=cutoff - 1, neat_packing=True)  # as DataArguments changes it for packing
+    packer = RowPacker(template=None, tokenizer=AutoTokenizer.from_pretrained(base), processor=None, data_args=settings)
+    columns: dict[str, list[Any]] = {}
+    for group in groups:
+        # One response each, as it checks, and nothing else.
+        fields: dict[str, list[Any]] = {"_prompt": [[row] for row in group], "_response": [[""]] * len(group)}
+        fields |= dict.fromkeys(("_system", "_tools", "_images", "_videos", "_audios"), [None] * len(group))
+        packs = packer.preprocess_dataset(fields)
+        for name, values in packs.items():
+            columns.setdefault(name, []).extend(values)
+    if len(columns["input_ids"]) != len(groups):
+        raise RuntimeError("LLaMA-Factory packed otherwise.")
+    return columns, cutoff
+
+
+def run(work: WorkFolder, steps: int, setting: dict[str, Any]) -> dict[str, Any]:
+    """Train and measure."""
+    base = str((work.base if work.base.is_dir() else Path(work.base.read_text(encoding="utf-8").strip())).resolve())
+    rows = work.read_rows()[: steps * DIALOGUES]
+    per_step = setting["batch"] * setting["accumulation"]
+    if DIALOGUES % per_step or (per_step != DIALOGUES and not setting["packing"]):
+        raise SystemExit(f"batch x accumulation must be {DIALOGUES}, with packing a divisor of it")
+    columns, cutoff = as_packs(rows, DIALOGUES // per_step, base) if setting["packing"] else as_columns(rows)
+    clock = OrderedClock()
+    with tempfile.TemporaryDirectory() as folder:
+        Dataset.from_dict(columns).save_to_disk(f"{folder}/rows")
+        arguments = {
+            "stage": "sft",
+            "do_train": True,
+            "model_name_or_path": base,
+            "quantization_bit": 4,
+            "finetuning_type": "lora",
+            "adapter_name_or_path": str(work.adapter),
+            "template": "empty",
+            "dataset": "rows",  # must be given, and is not looked for
+            "tokenized_path": f"{folder}/rows",
+            "cutoff_len": cutoff,
+            "neat_packing": setting["packing"],
+            "disable_shuffling": True,
+            "disable_gradient_checkpointing": not setting["checkpointing"],
+            "flash_attn": "sdpa",
+            "per_device_train_batch_size": setting["batch"],
+            "gradient_accumulation_steps": setting["accumulation"],
+            "max_steps": steps,
+            "learning_rate": 2e-4,
+            "lr_scheduler_type": "constant",
+            "bf16": True,
+            "use_cpu": True,
+            "seed": 0,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "output_dir": f"{folder}/out",
+        }
+        run_exp(arguments, [clock])
+    done = work_of_steps(rows, [1] * len(rows), DIALOGUES, steps)
+    return clock.report(done, setting=setting, versions=versions() | {"llamafactory": version("llamafactory")})
+
+
+def main() -> None:
+    """Run as the command line says."""
+    arguments = argparse.ArgumentParser(description="LLaMA-Factory on the rows of a work folder")
+    arguments.add_argument("--work", type=Path, required=True)
+    arguments.add_argument("--steps", type=int, required=True)
+    arguments.add_argument("--setting", type=json.loads, default={})
+    given = arguments.parse_args()
+    if unknown := given.setting.keys() - DEFAULTS.keys():
+        raise SystemExit(f"unknown in --setting: {', '.join(sorted(unknown))}")
+    stdout = reserve_stdout()
+    disable_progress_bars()
+    setting = DEFAULTS | given.setting
+    if setting["mallopt"]:
+        keep_freed_memory()
+    write_result(run(WorkFolder(given.work), given.steps, setting), stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""lora_chat on the rows of a work folder, in a fresh process; one line of JSON.
+
+    python benchmarks/throughput/run_ours.py --work DIR --steps 6 --setting '{"training.micro_batch_size": 4}'
+
+The keys of --setting are those of a recipe. Training is `train_sft` as it comes, but for two things: rows are taken in
+file order, and a clock is added to the trainer's callbacks.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+warnings.filterwarnings("ignore")
+
+from datasets import disable_progress_bars  # noqa: E402
+from measuring import StepClock, reserve_stdout, write_result  # noqa: E402
+from transformers import Trainer  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+from work_folder import StepWork, WorkFolder, work_of_steps  # noqa: E402
+
+from lora_chat.dialogues.chat_template import install_template  # noqa: E402
+from lora_chat.dialogues.encoding import EncodedDialogue  # noqa: E402
+from lora_chat.models.adapter import attach_adapter  # noqa: E402
+from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer  # noqa: E402
+from lora_chat.planning.hardware import detect_hardware  # noqa: E402
+from lora_chat.planning.plan import Plan, make_plan  # noqa: E402
+from lora_chat.planning.recipe import Recipe  # noqa: E402
+from lora_chat.training.sft import train_sft  # noqa: E402
+
+
+def plan_for(work: WorkFolder, steps: int, setting: dict[str, Any]) -> Plan:
+    """The same work as the other trainers do, and whatever else lora_chat decides by itself."""
+    sections: dict[str, dict[str, Any]] = {
+        "base": {"name": str(work.base)},
+        "quantization": {"mode": "4bit", "double_quantization": True},
+        "adapter": {"rank": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"},
+        "data": {"train": str(work.rows)},
+        "training": {
+            "max_steps": steps,
+            "effective_batch_size": 8,
+            "learning_rate": 2e-4,
+            "schedule": "constant",
+            "warmup_share": 0.0,
+            "max_grad_norm": 1.0,
+            "seed": 0,
+        },
+    }
+    for key, value in setting.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    return make_plan(Recipe.model_validate(sections), detect_hardware())
+
+
+def load_model(work: WorkFolder, base: FoundBase, plan: Plan) -> Any:
+    """Base in NF4 with the saved initial adapter."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    model = attach_adapter(load_base_model(base, plan.precision), plan.adapter, plan.training.seed)
+    weights = load_file(work.adapter / "adapter_model.safetensors")
+    outcome = set_peft_model_state_dict(model, weights)
+    if outcome.unexpected_keys or any("lora_" in key for key in outcome.missing_keys):
+        raise RuntimeError("The saved adapter does not fit the base.")
+    return model
+
+
+def watch_trainer(clock: StepClock) -> None:
+    """Have the trainer, whichever subclass it is, take rows in order and tell the clock."""
+    stock = Trainer.train
+
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.args.train_sampling_strategy = "sequential"
+        self.add_callback(clock)
+        return stock(self, *args, **kwargs)
+
+    Trainer.train = train
+
+
+def check_order(metrics: Path, done: list[StepWork]) -> None:
+    """The trainer's own count of supervised tokens shows that each step took the rows it was to take."""
+    counted = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    total = 0
+    for row, step in zip((row for row in counted if "loss" in row), done, strict=True):
+        total += step.supervised_tokens
+        if row["supervised_tokens"] != total:
+            raise RuntimeError(f"step {row['step']}: {row['supervised_tokens']} supervised tokens, not {total}")
+
+
+def run(work: WorkFolder, steps: int, setting: dict[str, Any]) -> dict[str, Any]:
+    """Train and measure."""
+    plan = plan_for(work, steps, setting)
+    base = FoundBase(str(work.base), work.base)
+    tokenizer = load_tokenizer(base)
+    install_template(tokenizer)
+    rows = work.read_rows()
+    clock = StepClock()
+    watch_trainer(clock)
+    done = work_of_steps(rows, [1] * len(rows), plan.training.effective_batch_size, steps)
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = Path(folder) / "metrics.jsonl"
+        train_sft(
+            load_model(work, base, plan),
+            tokenizer,
+            [EncodedDialogue(row["input_ids"], row["labels"]) for row in rows],
+            (),
+            plan.training,
+            bfloat16=plan.precision.dtype == "bfloat16",
+            each_epoch=False,
+            metrics=metrics,
+        )
+        check_order(metrics, done)
+    return clock.report(done, setting=plan.training.model_dump())
+
+
+def main() -> None:
+    """Run as the command line says."""
+    arguments = argparse.ArgumentParser(description="lora_chat on the rows of a work folder")
+    arguments.add_argument("--work", type=Path, required=True)
+    arguments.add_argument("--steps", type=int, required=True)
+    arguments.add_argument("--setting", type=json.loads, default={})
+    given = arguments.parse_args()
+    stdout = reserve_stdout()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    write_result(run(WorkFolder(given.work), given.steps, given.setting), stdout)
+
+
+if __name__ == "__main__":
+    main()

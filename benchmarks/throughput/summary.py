@@ -1,0 +1,107 @@
+"""Runs -> medians, spread, losses against a reference, share of the ceiling."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launching import Run
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One trainer on one data file, over all rounds. Rates leave the first steps out."""
+
+    data: str
+    trainer: str
+    runs: int
+    supervised_per_second: float
+    slowest: float
+    fastest: float
+    supervised_per_cpu_second: float
+    dialogues_per_second: float
+    tokens_per_second: float
+    peak_rss_bytes: int
+    start_seconds: float
+    worst_loss_difference: float | None
+    """Largest |loss - reference| / reference of a step; None where steps hold other dialogues."""
+    mean_loss_difference: float | None
+    ceiling_share: float
+    others_cpus: float
+    """Most processors that were busy with something else during a run: above 0.2 or so, times say little."""
+
+
+def rate(result: dict[str, Any], what: str, seconds: str, warmup: int) -> float:
+    """How many of something a second, after the first steps."""
+    return float(sum(result[what][warmup:]) / sum(result[seconds][warmup:]))
+
+
+def loss_differences(losses: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """Relative difference of each step."""
+    return [abs(a - b) / b for a, b in zip(losses, reference, strict=True)]
+
+
+def summarise(
+    runs: Sequence[Run], warmup: int, reference: Sequence[float] | None, flops_per_token: float, ceiling: float
+) -> Summary | None:
+    """All runs of one trainer on one file; None if none succeeded. `ceiling` in GFLOP/s."""
+    results = [run.result for run in runs if run.result is not None]
+    if not results:
+        return None
+
+    def middle(what: str, seconds: str = "step_seconds") -> float:
+        return statistics.median(rate(result, what, seconds, warmup) for result in results)
+
+    rates = [rate(result, "supervised_tokens", "step_seconds", warmup) for result in results]
+    tokens = middle("tokens")
+    apart = None
+    if reference is not None:
+        apart = [one for result in results for one in loss_differences(result["losses"], reference)]
+    return Summary(
+        data=runs[0].data,
+        trainer=runs[0].trainer,
+        runs=len(results),
+        supervised_per_second=statistics.median(rates),
+        slowest=min(rates),
+        fastest=max(rates),
+        supervised_per_cpu_second=middle("supervised_tokens", "step_cpu_seconds"),
+        dialogues_per_second=middle("dialogues"),
+        tokens_per_second=tokens,
+        peak_rss_bytes=max(result["peak_rss_bytes"] for result in results),
+        start_seconds=statistics.median(result["start_seconds"] for result in results),
+        worst_loss_difference=max(apart) if apart else None,
+        mean_loss_difference=statistics.fmean(apart) if apart else None,
+        ceiling_share=tokens * flops_per_token / 1e9 / ceiling,
+        others_cpus=max(result["others_cpus"] for result in results),
+    )
+
+
+_COLUMNS: tuple[tuple[str, int, Callable[[Summary, float], str]], ...] = (
+    ("supervised/s", 12, lambda one, _: f"{one.supervised_per_second:.1f}"),
+    ("min..max", 16, lambda one, _: f"{one.slowest:.1f}..{one.fastest:.1f}"),
+    ("a CPU s", 8, lambda one, _: f"{one.supervised_per_cpu_second:.1f}"),
+    ("dialogues/s", 11, lambda one, _: f"{one.dialogues_per_second:.2f}"),
+    ("ours is x", 9, lambda one, ours: f"{ours / one.supervised_per_second:.2f}" if ours else "-"),
+    ("peak GiB", 8, lambda one, _: f"{one.peak_rss_bytes / 2**30:.2f}"),
+    ("start s", 7, lambda one, _: f"{one.start_seconds:.1f}"),
+    ("loss off, worst", 15, lambda one, _: _percent(one.worst_loss_difference)),
+    ("mean", 7, lambda one, _: _percent(one.mean_loss_difference)),
+    ("of ceiling", 10, lambda one, _: f"{one.ceiling_share:.0%}"),
+    ("others CPUs", 11, lambda one, _: f"{one.others_cpus:.2f}"),
+)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
+
+
+def table(data: str, names: Sequence[str], summaries: dict[str, Summary]) -> str:
+    """One line a trainer; a trainer that failed says so."""
+    ours = summaries["ours"].supervised_per_second if "ours" in summaries else 0.0
+    width = max(len(name) for name in [data, *names])
+    lines = [f"{data:{width}} " + " ".join(f"{title:>{size}}" for title, size, _ in _COLUMNS)]
+    for name in names:
+        one = summaries.get(name)
+        cells = " ".join(f"{show(one, ours):>{size}}" for _, size, show in _COLUMNS) if one else "failed"
+        lines.append(f"{name:{width}} {cells}")
+    return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""Which decoder layers are covered, and their fused forward in place of transformers' own while training runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lora_chat.training.fused.attention_half import AttentionHalf
+from lora_chat.training.fused.lora_group import LoraGroup
+from lora_chat.training.fused.mlp_half import MlpHalf
+from lora_chat.training.fused_lora import is_covered
+from lora_chat.training.segment_attention import Heads
+from lora_chat.training.segments import Layout, lay_out
+
+_COVERED = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
+"""RMS norm, rotary positions, grouped heads, SiLU-gated MLP, and nothing else."""
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+@contextmanager
+def fused_layers(model: torch.nn.Module) -> Iterator[int]:
+    """Compute covered decoder layers by AttentionHalf and MlpHalf; yields how many. The way back is free."""
+    layers: list[Any] = [m for m in model.modules() if _is_covered_layer(m)]
+    for layer in layers:
+        layer.forward = _FusedLayer(layer)
+    try:
+        yield len(layers)
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own comes back
+
+
+def _is_covered_layer(layer: Any) -> bool:
+    if type(layer).__name__ not in _COVERED:
+        return False
+    linears = [*(getattr(layer.self_attn, n) for n in _ATTENTION), *(getattr(layer.mlp, n) for n in _MLP)]
+    return (
+        all(is_covered(linear) for linear in linears)
+        and layer.self_attn.config.hidden_act == "silu"
+        and not layer.self_attn.attention_dropout
+        and not layer.input_layernorm.weight.requires_grad
+    )
+
+
+class _FusedLayer:
+    """The forward of one layer."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp, config = layer.self_attn, layer.mlp, layer.self_attn.config
+        self._stock = layer.forward
+        self._norms = layer.input_layernorm, layer.post_attention_layernorm
+        self._heads = Heads(
+            query=config.num_attention_heads,
+            key=config.num_key_value_heads,
+            size=attention.head_dim,
+            scale=attention.scaling,
+            window=_window(layer),
+        )
+        self._projections = LoraGroup([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._output = LoraGroup([attention.o_proj])
+        self._gate_up = LoraGroup([mlp.gate_proj, mlp.up_proj])
+        self._down = LoraGroup([mlp.down_proj])
+
+    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        borders, positions = kwargs.get("cu_seq_lens_q"), kwargs.get("position_embeddings")
+        if args or borders is None or positions is None or not torch.is_grad_enabled() or hidden_states.shape[0] != 1:
+            return self._stock(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
+        layout = lay_out(tuple(borders.tolist()), int(kwargs.get("shared_prefix", 0)))
+        half = self._heads.size // 2
+        cos, sin = (states[0, :, None, :half] for states in positions)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return self._both_halves(hidden_states[0], cos, sin, layout).unsqueeze(0)
+
+    def _both_halves(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: Layout) -> torch.Tensor:
+        before, after = self._norms
+        x = AttentionHalf.apply(  # type: ignore[no-untyped-call]
+            x,
+            cos,
+            sin,
+            before.weight,
+            before.variance_epsilon,
+            self._heads,
+            layout,
+            self._projections,
+            self._output,
+            *self._projections.parameters,
+            *self._output.parameters,
+        )
+        y: torch.Tensor = MlpHalf.apply(  # type: ignore[no-untyped-call]
+            x,
+            after.weight,
+            after.variance_epsilon,
+            self._gate_up,
+            self._down,
+            *self._gate_up.parameters,
+            *self._down.parameters,
+        )
+        return y
+
+
+def _window(layer: Any) -> int | None:
+    """Llama's config may name a window that its attention does not use."""
+    attention = layer.self_attn
+    if type(layer).__name__ == "MistralDecoderLayer":
+        return getattr(attention.config, "sliding_window", None)
+    return getattr(attention, "sliding_window", None)

@@ -1,0 +1,84 @@
+"""LoRA layers that read the same states, as one product: query, key and value; gate and up.
+
+[y1 y2 ...] = x [W1 W2 ...]^T + (x [A1 A2 ...]^T) B^T, with B the scaled B1, B2, ... on the diagonal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lora_chat.models.frozen_weights import frozen_weight, hold_together
+from lora_chat.training.fused.products import product
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a group computed with, kept for the gradient."""
+
+    a: torch.Tensor
+    """(ranks, in)"""
+    b: torch.Tensor
+    """(out, ranks)"""
+    inner: torch.Tensor
+    """(tokens, ranks)"""
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.a, self.b, self.inner
+
+
+class LoraGroup:
+    """PEFT LoRA layers over the same input; `parameters` are what autograd must see."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self._layers = [layer.base_layer for layer in layers]
+        self._held = hold_together(self._layers)
+        self._scales = [float(layer.scaling["default"]) for layer in layers]
+        self._a = [layer.lora_A["default"].weight for layer in layers]
+        self._b = [layer.lora_B["default"].weight for layer in layers]
+        biases = [layer.bias for layer in self._layers]
+        self._bias = None if biases[0] is None else torch.cat(biases)
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        return [*self._a, *self._b]
+
+    def forward(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> tuple[torch.Tensor, Trained]:
+        """x (tokens, in) -> `plus` + the layers' outputs side by side (tokens, out)."""
+        a, b = self._lay_out(x.dtype)
+        inner = product(x, a.T)
+        y = product(x, self._weight().T, plus)
+        if self._bias is not None:
+            y += self._bias.to(y.dtype)
+        return y.addmm_(inner, b.T), Trained(a, b, inner)
+
+    def backward(
+        self, gradient: torch.Tensor, x: torch.Tensor, trained: Trained
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """gradient (tokens, out) -> gradient of x, and those of `parameters`."""
+        inner = product(gradient, trained.b)
+        to_a = torch.split((inner.T @ x).float(), [a.shape[0] for a in self._a])
+        to_b = (gradient.T @ trained.inner).float()
+        rows = columns = 0
+        blocks = []
+        for b, scale in zip(self._b, self._scales, strict=True):
+            blocks.append(to_b[rows : rows + b.shape[0], columns : columns + b.shape[1]] * scale)
+            rows, columns = rows + b.shape[0], columns + b.shape[1]
+        gradients = [g.to(p.dtype) for g, p in zip([*to_a, *blocks], self.parameters, strict=True)]
+        return product(gradient, self._weight()).addmm_(inner, trained.a), gradients
+
+    def _weight(self) -> torch.Tensor:
+        if self._held is not None:
+            return self._held
+        weights = [frozen_weight(layer) for layer in self._layers]
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+    def _lay_out(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        a = torch.cat([a.detach() for a in self._a]).to(dtype)
+        b = a.new_zeros(sum(b.shape[0] for b in self._b), a.shape[0])
+        rows = columns = 0
+        for part, scale in zip(self._b, self._scales, strict=True):
+            b[rows : rows + part.shape[0], columns : columns + part.shape[1]] = part.detach() * scale
+            rows, columns = rows + part.shape[0], columns + part.shape[1]
+        return a, b
