@@ -31,13 +31,18 @@ def find_flat_rows(model: "PeftModel", ids: "Sequence[int]", stock_attention: st
     )
 
 
-@torch.no_grad()
-def _agrees(model: "PeftModel", ids: "Sequence[int]", flat: FlatRows, stock_attention: str) -> bool:
+def make_dialogues(ids: "Sequence[int]") -> list[dict[str, list[int]]]:
+    """Three short ones of these ids that begin alike and are trained in their second half."""
     first = list(ids[:_LENGTH])
     half = len(first) // 2
     dialogues = [first, first[:half] + first[:half:-1], first[:half] + first[half - 1 :: -1]]
-    labels = [[-100] * (half + 1) + d[half + 1 :] for d in dialogues]
-    batch = flat([{"input_ids": d, "labels": lab} for d, lab in zip(dialogues, labels, strict=True)])
+    return [{"input_ids": d, "labels": [-100] * (half + 1) + d[half + 1 :]} for d in dialogues]
+
+
+@torch.no_grad()
+def _agrees(model: "PeftModel", ids: "Sequence[int]", flat: FlatRows, stock_attention: str) -> bool:
+    dialogues = make_dialogues(ids)
+    batch = flat(dialogues)
     batch = {key: value for key, value in batch.items() if key != "labels"}
     prefix = batch.get("shared_prefix", 0)
     was_training = model.training
@@ -48,7 +53,7 @@ def _agrees(model: "PeftModel", ids: "Sequence[int]", flat: FlatRows, stock_atte
         model.eval()
         together = model(**batch, use_cache=False).logits[0].float()
         model.set_attn_implementation(stock_attention)
-        alone = [model(input_ids=torch.tensor([d]), use_cache=False).logits[0].float() for d in dialogues]
+        alone = [model(input_ids=torch.tensor([d["input_ids"]]), use_cache=False).logits[0].float() for d in dialogues]
     except PrefixNotSharedError:
         return False
     finally:

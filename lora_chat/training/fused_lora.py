@@ -51,7 +51,7 @@ def fused_lora(model: torch.nn.Module) -> Iterator[int]:
 
     Dropout, DoRA, Conv1D, 8-bit layers and adapters with a bias keep PEFT's own forward.
     """
-    layers: list[Any] = [m for m in model.modules() if is_covered(m)]
+    layers: list[Any] = [m for m in model.modules() if hasattr(m, "lora_A") and not why_not(m)]
     for layer in layers:
         layer.forward = _make_forward(layer)
     try:
@@ -61,18 +61,22 @@ def fused_lora(model: torch.nn.Module) -> Iterator[int]:
             del layer.forward  # the class's own comes back
 
 
-def is_covered(layer: Any) -> bool:
-    """Whether LoraLinear computes what PEFT would for this layer."""
-    if not hasattr(layer, "lora_A") or not isinstance(getattr(layer, "base_layer", None), torch.nn.Linear):
-        return False
-    return bool(
-        list(layer.lora_A) == list(layer.active_adapters) == ["default"]
-        and not layer.lora_variant
-        and not layer.lora_bias["default"]
-        and isinstance(layer.lora_dropout["default"], torch.nn.Identity)
-        and not layer.merged
-        and type(layer.base_layer).__name__ in ("Linear", "Linear4bit")  # LLM.int8 rounds activations too
-    )
+def why_not(layer: Any) -> str:
+    """Why LoraLinear does not compute what PEFT would for this layer; empty if it does."""
+    base = getattr(layer, "base_layer", None)
+    if not hasattr(layer, "lora_A") or not isinstance(base, torch.nn.Linear):
+        return "a linear layer without LoRA, or LoRA on another kind of layer"
+    if type(base).__name__ not in ("Linear", "Linear4bit"):
+        return "LLM.int8 rounds activations too"
+    if list(layer.lora_A) != ["default"] or list(layer.active_adapters) != ["default"] or layer.merged:
+        return "several adapters"
+    if layer.lora_variant:
+        return "DoRA"
+    if layer.lora_bias["default"]:
+        return "an adapter with a bias"
+    if not isinstance(layer.lora_dropout["default"], torch.nn.Identity):
+        return "the adapter's dropout"
+    return ""
 
 
 def _make_forward(layer: Any) -> "Callable[..., torch.Tensor]":

@@ -32,6 +32,10 @@ class Heads:
         """Query heads that share a key head."""
         return self.query // self.key
 
+    def sees_all(self, length: int) -> bool:
+        """Whether no window hides any of `length` tokens."""
+        return self.window is None or self.window >= length
+
 
 def attend(states: torch.Tensor, heads: Heads, layout: Layout) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Query, key and value states -> (tokens, query heads, size), and what `attend_gradient` needs."""
@@ -40,7 +44,7 @@ def attend(states: torch.Tensor, heads: Heads, layout: Layout) -> tuple[torch.Te
     for block in layout.blocks:
         q, k, v = _split(_take(states, block), block, heads)
         kept += [q, k, v]
-        if not _holds(block) and heads.window is None:
+        if not _holds(block) and heads.sees_all(block.length):
             _put(output, _tokens_first(_flash(q, k, v, heads), block, heads.copies), block)
             continue
         mixed = torch.empty_like(q)
@@ -116,7 +120,7 @@ def _weights(q: torch.Tensor, k: torch.Tensor, tile: tuple[int, int], heads: Hea
     """Softmax in fp32 inside the operation, rounded once."""
     scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=heads.scale)
     # Without a window, only keys of the tile itself can lie in the future.
-    masked = tile[0] if heads.window is None or heads.window >= tile[1] else 0
+    masked = tile[0] if heads.sees_all(tile[1]) else 0
     scores[:, :, masked:] += causal_mask(tile, heads.copies, q.dtype, heads.window, q.device)[:, masked:]
     return scores.softmax(-1)
 

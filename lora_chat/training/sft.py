@@ -5,7 +5,6 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -63,13 +62,8 @@ def train_sft(
     import torch
     from transformers import PrinterCallback
 
-    from lora_chat.training.attention import register_segment_attention
-    from lora_chat.training.batching import StepCollator
-    from lora_chat.training.flat_proof import find_flat_rows
-    from lora_chat.training.fused.layers import fused_layers
-    from lora_chat.training.fused_lora import fused_lora
+    from lora_chat.training.fast_path import find_fast_path
     from lora_chat.training.recording import Recorder
-    from lora_chat.training.supervised_head import find_head
     from lora_chat.training.trainer import StepTrainer
 
     on_cpu = model.device.type == "cpu"
@@ -81,36 +75,29 @@ def train_sft(
     try:
         with stop_requests(view.note) as stop:
             recorder = Recorder(metrics, view, stop)
-            collator = None
-            if plan.padding_free:
-                if stock_attention == "sdpa":  # models with caps of their own chose another
-                    model.set_attn_implementation(register_segment_attention())
-                flat = find_flat_rows(model, train[0].input_ids, stock_attention)
-                rows = None if plan.micro_batch_tokens else plan.micro_batch_size
-                collator = flat and StepCollator(flat, plan.micro_batch_tokens, rows)
-            whole_steps = collator is not None
+            path = find_fast_path(model, train[0].input_ids, plan)
+            for note in path.notes:
+                view.note(note)
+            whole_steps = path.collator is not None
             trainer = StepTrainer(
                 model=model,
                 args=_make_config(
                     plan, metrics.parent, bfloat16, on_cpu, each_epoch, tensorboard is not None, whole_steps
                 ),
-                data_collator=collator,
+                data_collator=path.collator,
                 train_dataset=_make_dataset(train),
                 eval_dataset=_make_dataset(validation) if each_epoch else None,
                 processing_class=tokenizer,
                 callbacks=[recorder],
             )
             recorder.trainer = trainer
-            trainer.head = find_head(model) if whole_steps else None
+            trainer.head = path.head
             trainer.remove_callback(PrinterCallback)
             _cast_adapter(model, torch.float32)
             if on_cpu:
                 _keep_memory()
             started = time.monotonic()
-            with ExitStack() as fused:
-                if on_cpu:
-                    fused.enter_context(fused_lora(model))
-                    fused.enter_context(fused_layers(model))
+            with path.layers(model):
                 trainer.train()
             seconds = time.monotonic() - started
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -10,7 +10,7 @@ from lora_chat.planning.plan import make_precision
 from lora_chat.planning.recipe import AdapterSection, BaseSection, QuantizationSection
 from lora_chat.training.attention import register_segment_attention
 from lora_chat.training.flat_rows import FlatRows
-from lora_chat.training.fused.layers import fused_layers
+from lora_chat.training.fused.layers import fused_layers, why_not_fused
 from lora_chat.training.fused.products import product
 from lora_chat.training.fused.rms_norm import rms_norm, rms_norm_again, rms_norm_gradient
 from lora_chat.training.fused.rotary import rotate
@@ -74,7 +74,7 @@ def together(model, rows, share):
 
 
 @pytest.mark.parametrize("mode", ["none", "4bit"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral"])
 @pytest.mark.parametrize("shared", [0, 30])
 def test_fused_layers_equal_the_stock_ones(random_base, architecture, mode, shared):
     model = load(random_base(architecture), mode)
@@ -109,20 +109,22 @@ def test_bf16_gradients_point_where_fp32_ones_do(random_base):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "mode", "adapter"),
+    ("architecture", "mode", "adapter", "reason"),
     [
-        ("qwen3", "none", {}),
-        ("gemma", "none", {}),
-        ("gpt2", "none", {}),
-        ("llama", "8bit", {}),
-        ("llama", "none", {"dropout": 0.1}),
-        ("llama", "none", {"variant": "dora"}),
-        ("llama", "none", {"target_modules": ("q_proj", "v_proj")}),
+        ("gemma", "none", {}, "GemmaDecoderLayer is not known here"),
+        ("gpt2", "none", {}, "GPT2Block is not known here"),
+        ("llama", "8bit", {}, "LLM.int8"),
+        ("llama", "none", {"dropout": 0.1}, "dropout"),
+        ("llama", "none", {"variant": "dora"}, "DoRA"),
+        ("llama", "none", {"target_modules": ("q_proj", "v_proj")}, "without LoRA"),
     ],
 )
-def test_what_is_not_covered_is_left_alone(random_base, architecture, mode, adapter):
-    with fused_layers(load(random_base(architecture), mode, **adapter)) as covered:
+def test_what_is_not_covered_is_left_alone_and_says_why(random_base, architecture, mode, adapter, reason):
+    model = load(random_base(architecture), mode, **adapter)
+    with fused_layers(model) as covered:
         assert covered == 0
+    assert reason in why_not_fused(model)
+    assert why_not_fused(load(random_base("llama"), "none")) == ""
 
 
 def test_without_borders_or_gradients_the_stock_forward_answers(random_base):

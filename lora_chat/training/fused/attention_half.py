@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from lora_chat.training.fused.head_norms import HeadNorms
 from lora_chat.training.fused.lora_group import LoraGroup, Trained
 from lora_chat.training.fused.rms_norm import rms_norm, rms_norm_again, rms_norm_gradient
 from lora_chat.training.fused.rotary import rotate
@@ -23,6 +24,7 @@ class AttentionHalf(torch.autograd.Function):
         norm: torch.Tensor,
         epsilon: float,
         heads: Heads,
+        norms: HeadNorms | None,
         layout: Layout,
         projections: LoraGroup,
         output: LoraGroup,
@@ -31,23 +33,29 @@ class AttentionHalf(torch.autograd.Function):
         normed, scale = rms_norm(x, norm, epsilon)
         flat, trained_in = projections.forward(normed)
         states = flat.view(x.shape[0], -1, heads.size)
+        raw = norms.apply(states, heads) if norms else []
         rotate(states[:, : heads.query + heads.key], cos, sin)
         attended, kept = attend(states, heads, layout)
         mixed = attended.view(x.shape[0], -1)
         y, trained_out = output.forward(mixed, plus=x)
-        ctx.save_for_backward(x, cos, sin, norm, scale, mixed, *trained_in.tensors(), *trained_out.tensors(), *kept)
-        ctx.layers = epsilon, heads, layout, projections, output
+        ctx.save_for_backward(
+            x, cos, sin, norm, scale, mixed, *trained_in.tensors(), *trained_out.tensors(), *raw, *kept
+        )
+        ctx.layers = epsilon, heads, norms, layout, projections, output
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, cos, sin, norm, scale, mixed, *rest = ctx.saved_tensors
-        epsilon, heads, layout, projections, output = ctx.layers
+        epsilon, heads, norms, layout, projections, output = ctx.layers
+        raw, kept = (rest[6:10], rest[10:]) if norms else ([], rest[6:])
         to_mixed, out_gradients = output.backward(gradients[0], mixed, Trained(*rest[3:6]))
         above = to_mixed.view(x.shape[0], heads.query, heads.size)
-        to_states = attend_gradient(above, rest[6:], heads, layout)
+        to_states = attend_gradient(above, kept, heads, layout)
         rotate(to_states[:, : heads.query + heads.key], cos, -sin)
+        if norms:
+            norms.gradient(to_states, heads, raw)
         normed = rms_norm_again(x, scale, norm, epsilon)
         to_normed, in_gradients = projections.backward(to_states.flatten(1), normed, Trained(*rest[:3]))
         to_x = rms_norm_gradient(to_normed, x, norm, scale, plus=gradients[0])
-        return to_x, None, None, None, None, None, None, None, None, *in_gradients, *out_gradients
+        return to_x, None, None, None, None, None, None, None, None, None, *in_gradients, *out_gradients

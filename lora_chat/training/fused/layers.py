@@ -5,24 +5,26 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_chat.training.fused.attention_half import AttentionHalf
+from lora_chat.training.fused.head_norms import HeadNorms
 from lora_chat.training.fused.lora_group import LoraGroup
 from lora_chat.training.fused.mlp_half import MlpHalf
-from lora_chat.training.fused_lora import is_covered
+from lora_chat.training.fused_lora import why_not
 from lora_chat.training.segment_attention import Heads
 from lora_chat.training.segments import Layout, lay_out
 
-_COVERED = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
-"""RMS norm, rotary positions, grouped heads, SiLU-gated MLP, and nothing else."""
+_COVERED = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+"""RMS norm, rotary positions, grouped heads (Qwen3's are normed), SiLU-gated MLP, and nothing else."""
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 @contextmanager
 def fused_layers(model: torch.nn.Module) -> Iterator[int]:
-    """Compute covered decoder layers by AttentionHalf and MlpHalf; yields how many. The way back is free."""
-    layers: list[Any] = [m for m in model.modules() if _is_covered_layer(m)]
+    """Compute covered decoder layers by AttentionHalf and MlpHalf, until the block ends; yields how many."""
+    layers: list[Any] = [layer for layer in _decoder_layers(model) if not _why_not_layer(layer)]
     for layer in layers:
         layer.forward = _FusedLayer(layer)
     try:
@@ -32,16 +34,29 @@ def fused_layers(model: torch.nn.Module) -> Iterator[int]:
             del layer.forward  # the class's own comes back
 
 
-def _is_covered_layer(layer: Any) -> bool:
-    if type(layer).__name__ not in _COVERED:
-        return False
+def why_not_fused(model: torch.nn.Module) -> str:
+    """Why some decoder layer keeps transformers' forward, in a few words; empty if none does."""
+    reasons = dict.fromkeys(reason for layer in _decoder_layers(model) if (reason := _why_not_layer(layer)))
+    return "; ".join(reasons)
+
+
+def _decoder_layers(model: torch.nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _why_not_layer(layer: Any) -> str:
+    name = type(layer).__name__
+    if name not in _COVERED:
+        return f"{name} is not known here"
     linears = [*(getattr(layer.self_attn, n) for n in _ATTENTION), *(getattr(layer.mlp, n) for n in _MLP)]
-    return (
-        all(is_covered(linear) for linear in linears)
-        and layer.self_attn.config.hidden_act == "silu"
-        and not layer.self_attn.attention_dropout
-        and not layer.input_layernorm.weight.requires_grad
-    )
+    for linear in linears:
+        if reason := why_not(linear):
+            return reason
+    if layer.self_attn.config.hidden_act != "silu":
+        return f"activation {layer.self_attn.config.hidden_act}"
+    if layer.self_attn.attention_dropout:
+        return "dropout of attention"
+    return "trained norms" if layer.input_layernorm.weight.requires_grad else ""
 
 
 class _FusedLayer:
@@ -57,6 +72,10 @@ class _FusedLayer:
             size=attention.head_dim,
             scale=attention.scaling,
             window=_window(layer),
+        )
+        norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self._head_norms = (
+            HeadNorms(norms[0].weight, norms[1].weight, norms[0].variance_epsilon) if norms[0] and norms[1] else None
         )
         self._projections = LoraGroup([attention.q_proj, attention.k_proj, attention.v_proj])
         self._output = LoraGroup([attention.o_proj])
@@ -82,6 +101,7 @@ class _FusedLayer:
             before.weight,
             before.variance_epsilon,
             self._heads,
+            self._head_norms,
             layout,
             self._projections,
             self._output,

@@ -1,0 +1,65 @@
+"""Which parts of the fast path cover a model, proven on it; where one does not, the stock path and a reason."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_chat.planning.plan import TrainingPlan
+from lora_chat.training.attention import register_segment_attention
+from lora_chat.training.batching import StepCollator
+from lora_chat.training.flat_proof import find_flat_rows
+from lora_chat.training.fused.layers import fused_layers, why_not_fused
+from lora_chat.training.fused_lora import fused_lora
+from lora_chat.training.gradient_proof import SMALLEST_COSINE, gradient_cosine
+from lora_chat.training.supervised_head import SupervisedHead, find_head
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """What is used in place of TRL's own."""
+
+    collator: StepCollator | None = None
+    """Packs whole optimizer steps; None: TRL pads micro-batches."""
+    head: SupervisedHead | None = None
+    fused: bool = False
+    notes: tuple[str, ...] = ()
+    """For people: what is not fast on this model, and why."""
+
+    @contextmanager
+    def layers(self, model: "PeftModel") -> Iterator[None]:
+        """The fused layers in place of the model's own, until the block ends."""
+        if not self.fused:
+            yield
+            return
+        with fused_lora(model), fused_layers(model):
+            yield
+
+
+def find_fast_path(model: "PeftModel", ids: Sequence[int], plan: TrainingPlan) -> FastPath:
+    """Try the parts on the model, with the `ids` of any dialogue; sets the attention it is to be trained with."""
+    if not plan.padding_free:
+        return FastPath()
+    stock_attention = model.config._attn_implementation
+    if stock_attention == "sdpa":  # models with caps of their own chose another
+        model.set_attn_implementation(register_segment_attention())
+    flat = find_flat_rows(model, ids, stock_attention)
+    if flat is None:
+        note = "Dialogues are padded: in one row, those of this model would see each other. Slower, the same result."
+        return FastPath(fused=True, notes=(note,))
+    rows = None if plan.micro_batch_tokens else plan.micro_batch_size
+    collator = StepCollator(flat, plan.micro_batch_tokens, rows)
+    head = find_head(model)
+    notes = [] if head else ["The LM head is the model's own: it is scaled, capped, has a bias or is trained."]
+    if reason := why_not_fused(model):
+        notes.append(f"Decoder layers are transformers' own ({reason}). Slower, the same result.")
+    fused = True
+    if head is not None:
+        cosine = gradient_cosine(model, ids, flat, head, stock_attention)
+        if not cosine >= SMALLEST_COSINE:
+            fused, head = False, None
+            notes = [f"Fast layers are off: their gradients are not those of this model (cosine {cosine:.3f})."]
+    return FastPath(collator, head, fused, tuple(notes))
