@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import torch
 
+from lora_chat.training.head_rows import find_rows
 from lora_chat.training.segment_attention import Heads, SegmentAttention
-from lora_chat.training.segments import lay_out
 
 NAME = "lora_chat_segments"
 
@@ -62,6 +62,7 @@ def segment_attention(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=kwargs.get("sliding_window"),
     )
+    rows = find_rows(tuple(borders.tolist()), int(prefix), heads.query, heads.key)
     states = torch.cat([query, key, value], dim=1).squeeze(0).transpose(0, 1)
-    output: torch.Tensor = SegmentAttention.apply(states, heads, lay_out(tuple(borders.tolist()), int(prefix)))  # type: ignore[no-untyped-call]
+    output: torch.Tensor = SegmentAttention.apply(states, heads, rows)  # type: ignore[no-untyped-call]
     return output.unsqueeze(0), None  # transformers wants (batch, tokens, heads, head size)

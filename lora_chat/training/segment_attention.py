@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from lora_chat.training.segments import Block, Layout, causal_mask, cut_in_tiles
+from lora_chat.training.head_rows import HeadRows, Piece
+from lora_chat.training.segments import causal_mask, cut_in_tiles
 
 _HELD_LENGTH = 512
 """Attention weights of longer segments are computed again for the gradient instead of held."""
@@ -37,83 +38,80 @@ class Heads:
         return self.window is None or self.window >= length
 
 
-def attend(states: torch.Tensor, heads: Heads, layout: Layout) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def attend(states: torch.Tensor, heads: Heads, rows: HeadRows) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Query, key and value states -> (tokens, query heads, size), and what `attend_gradient` needs."""
-    output = states.new_empty(states.shape[0], heads.query, heads.size)
-    kept: list[torch.Tensor] = []
-    for block in layout.blocks:
-        q, k, v = _split(_take(states, block), block, heads)
-        kept += [q, k, v]
-        if not _holds(block) and heads.sees_all(block.length):
-            _put(output, _tokens_first(_flash(q, k, v, heads), block, heads.copies), block)
+    gathered = states.reshape(-1, heads.size).index_select(0, rows.gather)
+    mixed = gathered.new_empty(rows.above.numel(), heads.size)
+    kept = [gathered]
+    for piece in rows.pieces:
+        q, k, v = _parts(gathered, piece, heads)
+        result = mixed[piece.mixed : piece.mixed + q.shape[0] * q.shape[1]].view_as(q)
+        if not _holds(piece) and heads.sees_all(piece.length):
+            result.copy_(_flash(q, k, v, heads))
             continue
-        mixed = torch.empty_like(q)
-        for tile in cut_in_tiles(block.length):
-            rows = slice(tile[0] * heads.copies, tile[1] * heads.copies)
-            weights = _weights(q[:, rows], k[:, : tile[1]], tile, heads)
-            mixed[:, rows] = weights @ v[:, : tile[1]]
-            if _holds(block):
+        for tile in cut_in_tiles(piece.length):
+            queries = slice(tile[0] * heads.copies, tile[1] * heads.copies)
+            weights = _weights(q[:, queries], k[:, : tile[1]], tile, heads)
+            result[:, queries] = weights @ v[:, : tile[1]]
+            if _holds(piece):
                 kept.append(weights)
-        _put(output, _tokens_first(mixed, block, heads.copies), block)
-    return output, kept
+    return mixed.index_select(0, rows.output).view(-1, heads.query, heads.size), kept
 
 
-def attend_gradient(above: torch.Tensor, kept: list[torch.Tensor], heads: Heads, layout: Layout) -> torch.Tensor:
+def attend_gradient(above: torch.Tensor, kept: list[torch.Tensor], heads: Heads, rows: HeadRows) -> torch.Tensor:
     """Gradient of the states, from that of the output, above (tokens, query heads, size)."""
-    result = above.new_empty(above.shape[0], heads.query + 2 * heads.key, heads.size)
-    copied: list[torch.Tensor] = []
-    rest = list(kept)
-    for block in layout.blocks:
-        held = len(cut_in_tiles(block.length)) if _holds(block) else 0
-        (q, k, v), weights, rest = rest[:3], rest[3 : 3 + held], rest[3 + held :]
-        gradients = _block_gradient(_grouped(_spread(above, block), block, heads.copies), q, k, v, weights, heads)
-        flat = torch.cat([_tokens_first(g, block, g.shape[1] // block.length) for g in gradients], dim=1)
-        _put(result, flat, block)
-        if layout.prefix:
-            copied.append(_prefix_sum(flat, block, layout.prefix))
-    for gradient in copied:
-        result[: layout.prefix, heads.query :] += gradient[:, heads.query :]
-    return result
+    gathered, *held = kept
+    mixed = above.reshape(-1, heads.size).index_select(0, rows.above).index_fill_(0, rows.silent, 0.0)
+    result = torch.empty_like(gathered)
+    for piece in rows.pieces:
+        count = len(cut_in_tiles(piece.length)) if _holds(piece) else 0
+        weights, held = held[:count], held[count:]
+        parts = _parts(gathered, piece, heads)
+        up = mixed[piece.mixed : piece.mixed + parts[0].shape[0] * parts[0].shape[1]].view_as(parts[0])
+        _piece_gradient(up, parts, weights, heads, _parts(result, piece, heads))
+    to_states = result.index_select(0, rows.back).view(above.shape[0], -1, heads.size)
+    if rows.shared.numel():
+        copied = result.index_select(0, rows.shared.flatten()).view(*rows.shared.shape, heads.size)
+        to_states[: rows.shared.shape[1], heads.query :] += copied.sum(0, dtype=torch.float32).to(copied.dtype)
+    return to_states
 
 
-def _holds(block: Block) -> bool:
-    """Whether attention weights are kept for the gradient, or made again."""
-    return block.length <= _HELD_LENGTH
+_Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> torch.Tensor:
-    """PyTorch's kernel holds no weights and is fast forwards, but not backwards (benchmarks/LOG.md)."""
-    split = q.view(q.shape[0], -1, heads.copies, q.shape[2]).transpose(1, 2)
-    keys, values = (states.unsqueeze(1).expand(split.shape) for states in (k, v))
-    mixed = scaled_dot_product_attention(split, keys, values, is_causal=True, scale=heads.scale)
-    return mixed.transpose(1, 2).flatten(1, 2)
-
-
-def _block_gradient(
-    above: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    held: list[torch.Tensor],
-    heads: Heads,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _piece_gradient(up: torch.Tensor, parts: _Parts, held: list[torch.Tensor], heads: Heads, result: _Parts) -> None:
+    """Write the gradients of query, key and value into `result`."""
+    (q, k, v), (to_q, to_k, to_v) = parts, result
     tiles = cut_in_tiles(k.shape[1])
-    to_q = torch.empty_like(q)
     sums = torch.zeros(2, *k.shape, dtype=torch.float32, device=k.device) if len(tiles) > 1 else None
     for number, tile in enumerate(tiles):
-        rows, end = slice(tile[0] * heads.copies, tile[1] * heads.copies), tile[1]
-        weights = held[number] if held else _weights(q[:, rows], k[:, :end], tile, heads)
-        to_weights = above[:, rows] @ v[:, :end].transpose(1, 2)
+        queries, end = slice(tile[0] * heads.copies, tile[1] * heads.copies), tile[1]
+        weights = held[number] if held else _weights(q[:, queries], k[:, :end], tile, heads)
+        to_weights = up[:, queries] @ v[:, :end].transpose(1, 2)
         scores = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-        to_q[:, rows] = (scores @ k[:, :end]).mul_(heads.scale)
-        to_k = (scores.transpose(1, 2) @ q[:, rows]).mul_(heads.scale)
-        to_v = weights.transpose(1, 2) @ above[:, rows]
+        to_q[:, queries] = (scores @ k[:, :end]).mul_(heads.scale)
+        keys = (scores.transpose(1, 2) @ q[:, queries]).mul_(heads.scale)
+        values = weights.transpose(1, 2) @ up[:, queries]
         if sums is None:
-            return to_q, to_k, to_v
-        sums[0, :, :end] += to_k
-        sums[1, :, :end] += to_v
+            to_k.copy_(keys)
+            to_v.copy_(values)
+            return
+        sums[0, :, :end] += keys
+        sums[1, :, :end] += values
     assert sums is not None
-    return to_q, sums[0].to(k.dtype), sums[1].to(k.dtype)
+    to_k.copy_(sums[0])
+    to_v.copy_(sums[1])
+
+
+def _parts(gathered: torch.Tensor, piece: Piece, heads: Heads) -> _Parts:
+    """Query (groups, length * copies, size), key and value (groups, length, size); copies lie next to each other:
+    one product serves all query heads of a key head.
+    """
+    count = piece.groups * piece.length
+    sizes = [count * heads.copies, count, count]
+    parts = torch.split(gathered[piece.begin : piece.begin + sum(sizes)], sizes)
+    q, k, v = (part.view(piece.groups, -1, heads.size) for part in parts)
+    return q, k, v
 
 
 def _weights(q: torch.Tensor, k: torch.Tensor, tile: tuple[int, int], heads: Heads) -> torch.Tensor:
@@ -125,62 +123,27 @@ def _weights(q: torch.Tensor, k: torch.Tensor, tile: tuple[int, int], heads: Hea
     return scores.softmax(-1)
 
 
-def _take(flat: torch.Tensor, block: Block) -> torch.Tensor:
-    """(tokens, ...) -> (segments * length, ...)."""
-    return flat[slice(*block.run)] if block.run else flat.index_select(0, block.padded)
+def _holds(piece: Piece) -> bool:
+    """Whether attention weights are kept for the gradient, or made again."""
+    return piece.length <= _HELD_LENGTH
 
 
-def _spread(flat: torch.Tensor, block: Block) -> torch.Tensor:
-    """As `_take`, with zeros for padding and for copies of the prefix: no gradient comes from there."""
-    if block.run:
-        return flat[slice(*block.run)]
-    padded = flat.new_zeros(block.padded.numel(), *flat.shape[1:])
-    return padded.index_copy_(0, block.places, flat.index_select(0, block.tokens))
-
-
-def _put(flat: torch.Tensor, padded: torch.Tensor, block: Block) -> None:
-    if block.run:
-        flat[slice(*block.run)] = padded
-    else:
-        flat.index_copy_(0, block.tokens, padded.index_select(0, block.places))
-
-
-def _split(padded: torch.Tensor, block: Block, heads: Heads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    q, k, v = torch.split(padded, [heads.query, heads.key, heads.key], dim=1)
-    return _grouped(q, block, heads.copies), _grouped(k, block, 1), _grouped(v, block, 1)
-
-
-def _grouped(padded: torch.Tensor, block: Block, copies: int) -> torch.Tensor:
-    """(segments * length, heads, size) -> (segments * key heads, length * copies, size).
-
-    Query heads that share a key head lie next to each other: one product serves them all.
-    """
-    heads, size = padded.shape[1:]
-    split = padded.view(-1, block.length, heads // copies, copies, size)
-    return split.transpose(1, 2).reshape(-1, block.length * copies, size)
-
-
-def _tokens_first(states: torch.Tensor, block: Block, copies: int) -> torch.Tensor:
-    """The way back from `_grouped`."""
-    segments = block.padded.numel() // block.length
-    split = states.view(segments, -1, block.length, copies, states.shape[-1])
-    return split.transpose(1, 2).reshape(segments * block.length, -1, states.shape[-1])
-
-
-def _prefix_sum(padded: torch.Tensor, block: Block, prefix: int) -> torch.Tensor:
-    """Gradient of the prefix from the segments that only see it."""
-    copies = padded.view(-1, block.length, *padded.shape[1:])[block.first_copy :, :prefix]
-    return copies.sum(0, dtype=torch.float32).to(padded.dtype)
+def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> torch.Tensor:
+    """PyTorch's kernel holds no weights and is fast forwards, but not backwards (benchmarks/LOG.md)."""
+    split = q.view(q.shape[0], -1, heads.copies, heads.size).transpose(1, 2)
+    keys, values = (states.unsqueeze(1).expand(-1, heads.copies, -1, -1) for states in (k, v))
+    mixed = scaled_dot_product_attention(split, keys, values, is_causal=True, scale=heads.scale)
+    return mixed.transpose(1, 2).flatten(1, 2)
 
 
 class SegmentAttention(torch.autograd.Function):
     """`attend` for autograd: states (tokens, query + 2 * key heads, size) -> (tokens, query heads, size)."""
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, heads: Heads, layout: Layout) -> torch.Tensor:
-        output, kept = attend(states, heads, layout)
+    def forward(ctx: Any, states: torch.Tensor, heads: Heads, rows: HeadRows) -> torch.Tensor:
+        output, kept = attend(states, heads, rows)
         ctx.save_for_backward(*kept)
-        ctx.layout = heads, layout
+        ctx.layout = heads, rows
         return output
 
     @staticmethod

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _TILE = 256
 """Queries of a segment that go together."""
-_BLOCK_COST = 4096
+_BLOCK_COST = 16384
 """What one more block costs, in padded scores of one head: some twenty small operations."""
 
 
@@ -28,21 +28,10 @@ class Block:
     """... and which flat tokens they are."""
     first_copy: int
     """From this segment on, a shared prefix in front is a copy."""
-    run: tuple[int, int] | None
-    """First and last-plus-one flat token, where the block is one segment that lies there whole."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """All blocks of a flat micro-batch."""
-
-    blocks: tuple[Block, ...]
-    prefix: int
-    """Tokens at the beginning of the first segment that every other one sees too."""
 
 
 @lru_cache(maxsize=256)
-def lay_out(edges: tuple[int, ...], prefix: int) -> Layout:
+def lay_out(edges: tuple[int, ...], prefix: int) -> tuple[Block, ...]:
     """Flat borders (segments + 1) -> blocks that cover every token once.
 
     The first segment begins with `prefix` tokens which all others, that leave them out, also see.
@@ -74,10 +63,9 @@ def lay_out(edges: tuple[int, ...], prefix: int) -> Layout:
                 places=torch.tensor(places),
                 tokens=torch.tensor(tokens),
                 first_copy=1 if members[0] == 0 else 0,
-                run=(tokens[0], tokens[-1] + 1) if len(tokens) == len(padded) and len(members) == 1 else None,
             )
         )
-    return Layout(tuple(blocks), prefix)
+    return tuple(blocks)
 
 
 def _group(lengths: Sequence[int]) -> list[slice]:

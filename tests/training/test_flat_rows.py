@@ -72,7 +72,7 @@ def test_every_token_is_laid_out_once_behind_its_prefix(lengths, prefix):
     lengths[0] += prefix
     edges = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     seen = []
-    for block in lay_out(tuple(edges), prefix).blocks:
+    for block in lay_out(tuple(edges), prefix):
         padded = block.padded.view(-1, block.length)
         for place, token in zip(block.places.tolist(), block.tokens.tolist(), strict=True):
             line, column = divmod(place, block.length)

@@ -8,8 +8,8 @@ from lora_chat.training.fused.head_norms import HeadNorms
 from lora_chat.training.fused.lora_group import LoraGroup, Trained
 from lora_chat.training.fused.rms_norm import rms_norm, rms_norm_again, rms_norm_gradient
 from lora_chat.training.fused.rotary import rotate
+from lora_chat.training.head_rows import HeadRows
 from lora_chat.training.segment_attention import Heads, attend, attend_gradient
-from lora_chat.training.segments import Layout
 
 
 class AttentionHalf(torch.autograd.Function):
@@ -25,7 +25,7 @@ class AttentionHalf(torch.autograd.Function):
         epsilon: float,
         heads: Heads,
         norms: HeadNorms | None,
-        layout: Layout,
+        rows: HeadRows,
         projections: LoraGroup,
         output: LoraGroup,
         *parameters: torch.Tensor,
@@ -35,23 +35,23 @@ class AttentionHalf(torch.autograd.Function):
         states = flat.view(x.shape[0], -1, heads.size)
         raw = norms.apply(states, heads) if norms else []
         rotate(states[:, : heads.query + heads.key], cos, sin)
-        attended, kept = attend(states, heads, layout)
+        attended, kept = attend(states, heads, rows)
         mixed = attended.view(x.shape[0], -1)
         y, trained_out = output.forward(mixed, plus=x)
         ctx.save_for_backward(
             x, cos, sin, norm, scale, mixed, *trained_in.tensors(), *trained_out.tensors(), *raw, *kept
         )
-        ctx.layers = epsilon, heads, norms, layout, projections, output
+        ctx.layers = epsilon, heads, norms, rows, projections, output
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, cos, sin, norm, scale, mixed, *rest = ctx.saved_tensors
-        epsilon, heads, norms, layout, projections, output = ctx.layers
+        epsilon, heads, norms, rows, projections, output = ctx.layers
         raw, kept = (rest[6:10], rest[10:]) if norms else ([], rest[6:])
         to_mixed, out_gradients = output.backward(gradients[0], mixed, Trained(*rest[3:6]))
         above = to_mixed.view(x.shape[0], heads.query, heads.size)
-        to_states = attend_gradient(above, kept, heads, layout)
+        to_states = attend_gradient(above, kept, heads, rows)
         rotate(to_states[:, : heads.query + heads.key], cos, -sin)
         if norms:
             norms.gradient(to_states, heads, raw)

@@ -12,8 +12,8 @@ from lora_chat.training.fused.head_norms import HeadNorms
 from lora_chat.training.fused.lora_group import LoraGroup
 from lora_chat.training.fused.mlp_half import MlpHalf
 from lora_chat.training.fused_lora import why_not
+from lora_chat.training.head_rows import HeadRows, find_rows
 from lora_chat.training.segment_attention import Heads
-from lora_chat.training.segments import Layout, lay_out
 
 _COVERED = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """RMS norm, rotary positions, grouped heads (Qwen3's are normed), SiLU-gated MLP, and nothing else."""
@@ -86,13 +86,14 @@ class _FusedLayer:
         borders, positions = kwargs.get("cu_seq_lens_q"), kwargs.get("position_embeddings")
         if args or borders is None or positions is None or not torch.is_grad_enabled() or hidden_states.shape[0] != 1:
             return self._stock(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
-        layout = lay_out(tuple(borders.tolist()), int(kwargs.get("shared_prefix", 0)))
+        heads = self._heads
+        rows = find_rows(tuple(borders.tolist()), int(kwargs.get("shared_prefix", 0)), heads.query, heads.key)
         half = self._heads.size // 2
         cos, sin = (states[0, :, None, :half] for states in positions)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return self._both_halves(hidden_states[0], cos, sin, layout).unsqueeze(0)
+            return self._both_halves(hidden_states[0], cos, sin, rows).unsqueeze(0)
 
-    def _both_halves(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def _both_halves(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rows: HeadRows) -> torch.Tensor:
         before, after = self._norms
         x = AttentionHalf.apply(  # type: ignore[no-untyped-call]
             x,
@@ -102,7 +103,7 @@ class _FusedLayer:
             before.variance_epsilon,
             self._heads,
             self._head_norms,
-            layout,
+            rows,
             self._projections,
             self._output,
             *self._projections.parameters,
