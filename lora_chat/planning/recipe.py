@@ -68,8 +68,9 @@ class TrainingSection(Section):
     micro_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Most tokens in memory at once. Dialogues of a step are packed into micro-batches of about this many, without
     padding and without seeing each other; a longer dialogue goes alone. The result does not depend on it."""
-    gradient_checkpointing: Literal["auto"] | bool = "auto"
-    """Recompute activations instead of keeping them: less memory, about a third slower."""
+    gradient_checkpointing: Literal["auto"] | bool | Annotated[int, Field(ge=1)] = "auto"
+    """Recompute activations instead of keeping them: less memory, up to a third slower. A number: in so many
+    decoder layers only. The result is the same."""
     seed: Seed = 0
     """Decides initial LoRA weights, dropout and the order of dialogues."""
 

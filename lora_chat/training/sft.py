@@ -62,6 +62,7 @@ def train_sft(
     import torch
     from transformers import PrinterCallback
 
+    from lora_chat.training.checkpointing import PartialCheckpointing
     from lora_chat.training.fast_path import find_fast_path
     from lora_chat.training.recording import Recorder
     from lora_chat.training.trainer import StepTrainer
@@ -92,6 +93,8 @@ def train_sft(
             )
             recorder.trainer = trainer
             trainer.head = path.head
+            if plan.gradient_checkpointing is not True and plan.gradient_checkpointing:
+                trainer.add_callback(PartialCheckpointing(plan.gradient_checkpointing))
             trainer.remove_callback(PrinterCallback)
             _cast_adapter(model, torch.float32)
             if on_cpu:
@@ -147,7 +150,7 @@ def _make_config(
         per_device_train_batch_size=plan.effective_batch_size if whole_steps else plan.micro_batch_size,
         per_device_eval_batch_size=plan.micro_batch_size,
         gradient_accumulation_steps=1 if whole_steps else plan.gradient_accumulation_steps,
-        gradient_checkpointing=plan.gradient_checkpointing,
+        gradient_checkpointing=bool(plan.gradient_checkpointing),
         learning_rate=plan.learning_rate,
         lr_scheduler_type="constant_with_warmup" if plan.schedule == "constant" else plan.schedule,
         warmup_steps=plan.warmup_share,

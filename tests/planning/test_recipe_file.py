@@ -92,7 +92,7 @@ def test_all_faults_are_told_at_once_each_with_its_line(refusal):
         ("output: {tensorboard: 1}", "output.tensorboard"),
         ("output: {tensorboard: 'true'}", "output.tensorboard"),
         ("training: {micro_batch_size: some}", "training.micro_batch_size"),
-        ("training: {gradient_checkpointing: 1}", "training.gradient_checkpointing"),
+        ("training: {gradient_checkpointing: 0}", "training.gradient_checkpointing"),
         ("adapter: {target_modules: q_proj}", "adapter.target_modules"),
         ("adapter: {target_modules: [1]}", "adapter.target_modules"),
         ("adapter: 16", "adapter"),

@@ -114,6 +114,18 @@ def test_any_token_budget_trains_the_same(cache_home, tmp_path, tokens, shared):
     assert report.supervised_tokens == 3 * sum(sum(label != -100 for label in row.labels[1:]) for row in rows)
 
 
+@pytest.mark.parametrize("checkpointing", [True, 1])
+@pytest.mark.parametrize("attention", ["flat", slow("padded")])
+def test_checkpointing_changes_nothing(cache_home, tmp_path, checkpointing, attention):
+    rows = make_rows(8, shared=12)
+    kept, _, losses = train(rows, tmp_path / "kept", attention=attention, micro_batch_size=4)
+    again, _, same = train(
+        rows, tmp_path / "again", attention=attention, micro_batch_size=4, gradient_checkpointing=checkpointing
+    )
+    assert same == losses
+    assert_same_weights(kept, again, 0.0)
+
+
 @pytest.mark.parametrize("shared", [0, 20])
 def test_flat_rows_equal_padded_rows(cache_home, tmp_path, shared):
     rows = make_rows(16, shared=shared)

@@ -55,8 +55,8 @@ def test_what_is_not_fast_is_said_with_the_reason(random_base, architecture, ada
 def test_wrong_gradients_are_found_before_training(random_base, monkeypatch, mistake):
     right = mlp_half.rms_norm_gradient
 
-    def wrong(gradient, x, weight, scale, plus):
-        result = right(gradient, x, weight, scale, plus)
+    def wrong(gradient, x, weight, squares, epsilon, plus):
+        result = right(gradient, x, weight, squares, epsilon, plus)
         return {"sign": plus - (result - plus), "zero": torch.zeros_like(plus), "not a number": result * torch.nan}[
             mistake
         ]

@@ -88,6 +88,26 @@ def test_fused_layers_equal_the_stock_ones(random_base, architecture, mode, shar
         assert torch.allclose(gradient, fused[name], atol=2e-5), name
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_a_checkpointed_layer_keeps_little_and_gives_the_same(random_base, architecture):
+    model = load(random_base(architecture), "none")
+    rows = make_rows([90, 60, 40], 20)
+
+    def run(layers):
+        for number, layer in enumerate(model.get_base_model().model.layers):
+            layer.gradient_checkpointing = number < layers
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+            _, gradients, _ = together(model, rows, share=True)
+        return sum(kept), gradients
+
+    (everything, expected), (half, some), (least, fewest) = run(0), run(1), run(2)
+    assert everything - half == half - least > 0.3 * everything
+    for name, gradient in expected.items():
+        assert torch.equal(gradient, some[name]), name
+        assert torch.equal(gradient, fewest[name]), name
+
+
 def test_long_segments_equal_the_stock_ones(random_base):
     """Beyond 512 tokens attention weights are made again for the gradient; several tiles a segment."""
     model = load(random_base("llama"), "none")
@@ -154,10 +174,10 @@ def test_rms_norm_and_its_gradient():
     leaf = x.clone().requires_grad_()
     expected = torch.nn.functional.rms_norm(leaf, (16,), weight, 1e-5)
     expected.backward(above)
-    normed, scale = rms_norm(x, weight, 1e-5)
+    normed, squares = rms_norm(x, weight, 1e-5)
     assert torch.allclose(normed, expected, atol=1e-5)
-    assert torch.allclose(rms_norm_again(x, scale, weight, 1e-5), normed, atol=1e-5)
-    assert torch.allclose(rms_norm_gradient(above, x, weight, scale, plus), leaf.grad + plus, atol=1e-5)
+    assert torch.allclose(rms_norm_again(x, squares, weight, 1e-5), normed, atol=1e-5)
+    assert torch.allclose(rms_norm_gradient(above, x, weight, squares, 1e-5, plus), leaf.grad + plus, atol=1e-5)
 
 
 def test_turning_back_undoes_a_turn():

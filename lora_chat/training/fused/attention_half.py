@@ -1,5 +1,6 @@
 """The first half of a decoder layer: x + output(attention(query(n), key(n), value(n))), n = RMS norm of x."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +13,22 @@ from lora_chat.training.head_rows import HeadRows
 from lora_chat.training.segment_attention import Heads, attend, attend_gradient
 
 
+@dataclass(frozen=True)
+class Attention:
+    """What does not change from one micro-batch to the next."""
+
+    epsilon: float
+    heads: Heads
+    norms: HeadNorms | None
+    projections: LoraGroup
+    output: LoraGroup
+
+
 class AttentionHalf(torch.autograd.Function):
-    """x (tokens, size) -> the same; cos and sin (tokens, 1, head size / 2)."""
+    """x (tokens, size) -> the same; cos and sin (tokens, 1, head size / 2).
+
+    With `again` it keeps x alone and computes all but the output projection a second time for the gradient.
+    """
 
     @staticmethod
     def forward(
@@ -22,40 +37,63 @@ class AttentionHalf(torch.autograd.Function):
         cos: torch.Tensor,
         sin: torch.Tensor,
         norm: torch.Tensor,
-        epsilon: float,
-        heads: Heads,
-        norms: HeadNorms | None,
+        attention: Attention,
         rows: HeadRows,
-        projections: LoraGroup,
-        output: LoraGroup,
+        again: bool,
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        normed, scale = rms_norm(x, norm, epsilon)
-        flat, trained_in = projections.forward(normed)
-        states = flat.view(x.shape[0], -1, heads.size)
-        raw = norms.apply(states, heads) if norms else []
-        rotate(states[:, : heads.query + heads.key], cos, sin)
-        attended, kept = attend(states, heads, rows)
-        mixed = attended.view(x.shape[0], -1)
-        y, trained_out = output.forward(mixed, plus=x)
-        ctx.save_for_backward(
-            x, cos, sin, norm, scale, mixed, *trained_in.tensors(), *trained_out.tensors(), *raw, *kept
-        )
-        ctx.layers = epsilon, heads, norms, rows, projections, output
+        normed, squares = rms_norm(x, norm, attention.epsilon)
+        mixed, trained_in, kept = _mix(normed, cos, sin, attention, rows)
+        y, trained_out = attention.output.forward(mixed, plus=x)
+        everything = () if again else (squares, mixed, *trained_in.tensors(), *trained_out.tensors(), *kept)
+        ctx.save_for_backward(x, cos, sin, norm, *everything)
+        ctx.layers = attention, rows
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, cos, sin, norm, scale, mixed, *rest = ctx.saved_tensors
-        epsilon, heads, norms, rows, projections, output = ctx.layers
-        raw, kept = (rest[6:10], rest[10:]) if norms else ([], rest[6:])
-        to_mixed, out_gradients = output.backward(gradients[0], mixed, Trained(*rest[3:6]))
-        above = to_mixed.view(x.shape[0], heads.query, heads.size)
-        to_states = attend_gradient(above, kept, heads, rows)
-        rotate(to_states[:, : heads.query + heads.key], cos, -sin)
-        if norms:
-            norms.gradient(to_states, heads, raw)
-        normed = rms_norm_again(x, scale, norm, epsilon)
-        to_normed, in_gradients = projections.backward(to_states.flatten(1), normed, Trained(*rest[:3]))
-        to_x = rms_norm_gradient(to_normed, x, norm, scale, plus=gradients[0])
-        return to_x, None, None, None, None, None, None, None, None, None, *in_gradients, *out_gradients
+        x, cos, sin, norm, *rest = ctx.saved_tensors
+        attention, rows = ctx.layers
+        if rest:
+            squares, mixed = rest[:2]
+            normed = rms_norm_again(x, squares, norm, attention.epsilon)
+            trained_in, trained_out, kept = Trained(*rest[2:5]), Trained(*rest[5:8]), rest[8:]
+        else:
+            normed, squares = rms_norm(x, norm, attention.epsilon)
+            mixed, trained_in, kept = _mix(normed, cos, sin, attention, rows)
+            trained_out = attention.output.inner(mixed)
+        to_mixed, out_gradients = attention.output.backward(gradients[0], mixed, trained_out)
+        to_states = _mix_gradient(to_mixed, cos, sin, attention, rows, kept)
+        to_normed, in_gradients = attention.projections.backward(to_states, normed, trained_in)
+        to_x = rms_norm_gradient(to_normed, x, norm, squares, attention.epsilon, plus=gradients[0])
+        return to_x, None, None, None, None, None, None, *in_gradients, *out_gradients
+
+
+def _mix(
+    normed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention, rows: HeadRows
+) -> tuple[torch.Tensor, Trained, list[torch.Tensor]]:
+    """Projections and attention: (tokens, query heads * size), and what their gradients need."""
+    heads, norms = attention.heads, attention.norms
+    flat, trained = attention.projections.forward(normed)
+    states = flat.view(normed.shape[0], -1, heads.size)
+    raw = norms.apply(states, heads) if norms else []
+    rotate(states[:, : heads.query + heads.key], cos, sin)
+    attended, kept = attend(states, heads, rows)
+    return attended.flatten(1), trained, [*raw, *kept]
+
+
+def _mix_gradient(
+    above: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    attention: Attention,
+    rows: HeadRows,
+    kept: list[torch.Tensor],
+) -> torch.Tensor:
+    heads, norms = attention.heads, attention.norms
+    raw, kept = (kept[:4], kept[4:]) if norms else ([], kept)
+    to_states = attend_gradient(above.view(-1, heads.query, heads.size), kept, heads, rows)
+    rotate(to_states[:, : heads.query + heads.key], cos, -sin)
+    if norms:
+        norms.gradient(to_states, heads, raw)
+    return to_states.flatten(1)

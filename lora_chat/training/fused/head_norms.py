@@ -21,19 +21,18 @@ class HeadNorms:
         kept: list[torch.Tensor] = []
         for part, weight in self._parts(states, heads):
             before = part.reshape(-1, part.shape[-1])
-            normed, scale = rms_norm(before, weight, self.epsilon)
+            normed, squares = rms_norm(before, weight, self.epsilon)
             # A reshape of one token is a view, which the next line would write over.
-            kept += [before.clone() if before.data_ptr() == part.data_ptr() else before, scale]
+            kept += [before.clone() if before.data_ptr() == part.data_ptr() else before, squares]
             part.copy_(normed.view_as(part))
         return kept
 
     def gradient(self, to_states: torch.Tensor, heads: Heads, kept: list[torch.Tensor]) -> None:
         """Turn the gradient of the normed heads into that of the heads before, in place."""
         for number, (part, weight) in enumerate(self._parts(to_states, heads)):
-            before, scale = kept[2 * number : 2 * number + 2]
+            before, squares = kept[2 * number : 2 * number + 2]
             above = part.reshape(-1, part.shape[-1])
-            nothing = torch.zeros_like(above)
-            part.copy_(rms_norm_gradient(above, before, weight, scale, nothing).view_as(part))
+            part.copy_(rms_norm_gradient(above, before, weight, squares, self.epsilon).view_as(part))
 
     def _parts(self, states: torch.Tensor, heads: Heads) -> list[tuple[torch.Tensor, torch.Tensor]]:
         both = heads.query + heads.key

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lora_chat.training.fused.attention_half import AttentionHalf
+from lora_chat.training.fused.attention_half import Attention, AttentionHalf
 from lora_chat.training.fused.head_norms import HeadNorms
 from lora_chat.training.fused.lora_group import LoraGroup
 from lora_chat.training.fused.mlp_half import MlpHalf
@@ -64,21 +64,22 @@ class _FusedLayer:
 
     def __init__(self, layer: Any) -> None:
         attention, mlp, config = layer.self_attn, layer.mlp, layer.self_attn.config
-        self._stock = layer.forward
+        self._layer, self._stock = layer, layer.forward
         self._norms = layer.input_layernorm, layer.post_attention_layernorm
-        self._heads = Heads(
-            query=config.num_attention_heads,
-            key=config.num_key_value_heads,
-            size=attention.head_dim,
-            scale=attention.scaling,
-            window=_window(layer),
+        query, key = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self._attention = Attention(
+            epsilon=layer.input_layernorm.variance_epsilon,
+            heads=Heads(
+                query=config.num_attention_heads,
+                key=config.num_key_value_heads,
+                size=attention.head_dim,
+                scale=attention.scaling,
+                window=_window(layer),
+            ),
+            norms=HeadNorms(query.weight, key.weight, query.variance_epsilon) if query and key else None,
+            projections=LoraGroup([attention.q_proj, attention.k_proj, attention.v_proj]),
+            output=LoraGroup([attention.o_proj]),
         )
-        norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-        self._head_norms = (
-            HeadNorms(norms[0].weight, norms[1].weight, norms[0].variance_epsilon) if norms[0] and norms[1] else None
-        )
-        self._projections = LoraGroup([attention.q_proj, attention.k_proj, attention.v_proj])
-        self._output = LoraGroup([attention.o_proj])
         self._gate_up = LoraGroup([mlp.gate_proj, mlp.up_proj])
         self._down = LoraGroup([mlp.down_proj])
 
@@ -86,37 +87,22 @@ class _FusedLayer:
         borders, positions = kwargs.get("cu_seq_lens_q"), kwargs.get("position_embeddings")
         if args or borders is None or positions is None or not torch.is_grad_enabled() or hidden_states.shape[0] != 1:
             return self._stock(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
-        heads = self._heads
+        heads = self._attention.heads
         rows = find_rows(tuple(borders.tolist()), int(kwargs.get("shared_prefix", 0)), heads.query, heads.key)
-        half = self._heads.size // 2
-        cos, sin = (states[0, :, None, :half] for states in positions)
+        cos, sin = (states[0, :, None, : heads.size // 2] for states in positions)
         with torch.autocast(hidden_states.device.type, enabled=False):
             return self._both_halves(hidden_states[0], cos, sin, rows).unsqueeze(0)
 
     def _both_halves(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rows: HeadRows) -> torch.Tensor:
+        # Checkpointing is the halves' own business: torch's would compute the last product of each again.
+        again = bool(self._layer.gradient_checkpointing and self._layer.training)
         before, after = self._norms
-        x = AttentionHalf.apply(  # type: ignore[no-untyped-call]
-            x,
-            cos,
-            sin,
-            before.weight,
-            before.variance_epsilon,
-            self._heads,
-            self._head_norms,
-            rows,
-            self._projections,
-            self._output,
-            *self._projections.parameters,
-            *self._output.parameters,
-        )
+        attention, up, down = self._attention, self._gate_up, self._down
+        trained = [*attention.projections.parameters, *attention.output.parameters]
+        x = AttentionHalf.apply(x, cos, sin, before.weight, attention, rows, again, *trained)  # type: ignore[no-untyped-call]
+        trained = [*up.parameters, *down.parameters]
         y: torch.Tensor = MlpHalf.apply(  # type: ignore[no-untyped-call]
-            x,
-            after.weight,
-            after.variance_epsilon,
-            self._gate_up,
-            self._down,
-            *self._gate_up.parameters,
-            *self._down.parameters,
+            x, after.weight, after.variance_epsilon, up, down, again, *trained
         )
         return y
 

@@ -46,12 +46,16 @@ class LoraGroup:
 
     def forward(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> tuple[torch.Tensor, Trained]:
         """x (tokens, in) -> `plus` + the layers' outputs side by side (tokens, out)."""
-        a, b = self._lay_out(x.dtype)
-        inner = product(x, a.T)
+        trained = self.inner(x)
         y = product(x, self._weight().T, plus)
         if self._bias is not None:
             y += self._bias.to(y.dtype)
-        return y.addmm_(inner, b.T), Trained(a, b, inner)
+        return y.addmm_(trained.inner, trained.b.T), trained
+
+    def inner(self, x: torch.Tensor) -> Trained:
+        """All that `backward` needs, without the outputs."""
+        a, b = self._lay_out(x.dtype)
+        return Trained(a, b, product(x, a.T))
 
     def backward(
         self, gradient: torch.Tensor, x: torch.Tensor, trained: Trained
