@@ -12,7 +12,7 @@ import torch
 from lora_chat.models.frozen_weights import frozen_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class LoraLinear(torch.autograd.Function):
@@ -52,8 +52,15 @@ def fused_lora(model: torch.nn.Module) -> Iterator[int]:
     Dropout, DoRA, Conv1D, 8-bit layers and adapters with a bias keep PEFT's own forward.
     """
     layers: list[Any] = [m for m in model.modules() if hasattr(m, "lora_A") and not why_not(m)]
+    with replaced_forwards(layers, _make_forward) as covered:
+        yield covered
+
+
+@contextmanager
+def replaced_forwards(layers: "Sequence[Any]", make: "Callable[[Any], Callable[..., torch.Tensor]]") -> Iterator[int]:
+    """Give each layer the forward that `make` makes for it, until the block ends; yields how many."""
     for layer in layers:
-        layer.forward = _make_forward(layer)
+        layer.forward = make(layer)
     try:
         yield len(layers)
     finally:

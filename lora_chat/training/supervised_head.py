@@ -55,14 +55,19 @@ class SupervisedHead:
 
     def loss(self, inputs: dict[str, Any], count: "int | torch.Tensor") -> torch.Tensor:
         """Summed cross entropy of a flat micro-batch over its supervised tokens, divided by `count`."""
-        next_ids = inputs["labels"][0, 1:]
-        keep = (next_ids != -100).nonzero().squeeze(1)
-        rest = {key: value for key, value in inputs.items() if key != "labels"}
+        keep, ids, rest = split_supervised(inputs)
         hidden = self.decoder(**rest, use_cache=False).last_hidden_state[0]
         loss: torch.Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
-            hidden.index_select(0, keep), self.weight, next_ids[keep], count
+            hidden.index_select(0, keep), self.weight, ids, count
         )
         return loss
+
+
+def split_supervised(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """A flat micro-batch -> positions before a trained token, that token's ids, and the model's inputs."""
+    next_ids = inputs["labels"][0, 1:]
+    keep = (next_ids != -100).nonzero().squeeze(1)
+    return keep, next_ids[keep], {key: value for key, value in inputs.items() if key != "labels"}
 
 
 def find_head(model: Any) -> SupervisedHead | None:

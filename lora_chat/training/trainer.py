@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from lora_chat.training.supervised_head import SupervisedHead
+from lora_chat.training.supervised_head import SupervisedHead, split_supervised
 
 _MOST_POSITIONS = 2048
 """Logits of (positions, vocabulary) are held at once; beyond this TRL's chunked head takes over."""
@@ -21,13 +21,13 @@ class StepTrainer(SFTTrainer):
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward of every micro-batch; the summed loss, detached."""
-        self.supervised_tokens = self.supervised_tokens + _count(inputs)
+        count = _count(inputs)
+        self.supervised_tokens = self.supervised_tokens + count
         if "micro_batches" not in inputs:
             loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
             return loss
         model.train()
         whole = self._prepare_inputs(inputs)
-        count = _count(whole)
         total = torch.zeros((), device=self.args.device)
         for micro_batch in whole["micro_batches"]:
             with self.compute_loss_context_manager():
@@ -53,14 +53,12 @@ class StepTrainer(SFTTrainer):
         if self.head is not None:
             with self.accelerator.autocast():
                 return self.head.loss(inputs, count)
-        next_ids = inputs["labels"][:, 1:]
-        keep = (next_ids[0] != -100).nonzero().squeeze(1)
+        keep, ids, rest = split_supervised(inputs)
         if keep.numel() > _MOST_POSITIONS or self.aux_loss_enabled:
             loss: torch.Tensor = self.compute_loss(model, dict(inputs), num_items_in_batch=count)
             return loss
-        rest = {key: value for key, value in inputs.items() if key != "labels"}
         logits = model(**rest, logits_to_keep=keep, use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits[0].float(), next_ids[0, keep], reduction="sum") / count
+        return torch.nn.functional.cross_entropy(logits[0].float(), ids, reduction="sum") / count
 
 
 def _count(inputs: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from lora_chat.training.fused.attention_half import Attention, AttentionHalf
 from lora_chat.training.fused.head_norms import HeadNorms
 from lora_chat.training.fused.lora_group import LoraGroup
 from lora_chat.training.fused.mlp_half import MlpHalf
-from lora_chat.training.fused_lora import why_not
+from lora_chat.training.fused_lora import replaced_forwards, why_not
 from lora_chat.training.head_rows import HeadRows, find_rows
 from lora_chat.training.segment_attention import Heads
 
@@ -25,13 +25,8 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 def fused_layers(model: torch.nn.Module) -> Iterator[int]:
     """Compute covered decoder layers by AttentionHalf and MlpHalf, until the block ends; yields how many."""
     layers: list[Any] = [layer for layer in _decoder_layers(model) if not _why_not_layer(layer)]
-    for layer in layers:
-        layer.forward = _FusedLayer(layer)
-    try:
-        yield len(layers)
-    finally:
-        for layer in layers:
-            del layer.forward  # the class's own comes back
+    with replaced_forwards(layers, _FusedLayer) as covered:
+        yield covered
 
 
 def why_not_fused(model: torch.nn.Module) -> str:

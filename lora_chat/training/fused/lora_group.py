@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -37,6 +38,10 @@ class LoraGroup:
         self._scales = [float(layer.scaling["default"]) for layer in layers]
         self._a = [layer.lora_A["default"].weight for layer in layers]
         self._b = [layer.lora_B["default"].weight for layer in layers]
+        rows = [0, *accumulate(b.shape[0] for b in self._b)]
+        ranks = [0, *accumulate(b.shape[1] for b in self._b)]
+        self._places = [(slice(*r), slice(*c)) for r, c in zip(pairwise(rows), pairwise(ranks), strict=True)]
+        """Where each B stands on the diagonal."""
         biases = [layer.bias for layer in self._layers]
         self._bias = None if biases[0] is None else torch.cat(biases)
 
@@ -64,11 +69,7 @@ class LoraGroup:
         inner = product(gradient, trained.b)
         to_a = torch.split((inner.T @ x).float(), [a.shape[0] for a in self._a])
         to_b = (gradient.T @ trained.inner).float()
-        rows = columns = 0
-        blocks = []
-        for b, scale in zip(self._b, self._scales, strict=True):
-            blocks.append(to_b[rows : rows + b.shape[0], columns : columns + b.shape[1]] * scale)
-            rows, columns = rows + b.shape[0], columns + b.shape[1]
+        blocks = [to_b[place] * scale for place, scale in zip(self._places, self._scales, strict=True)]
         gradients = [g.to(p.dtype) for g, p in zip([*to_a, *blocks], self.parameters, strict=True)]
         return product(gradient, self._weight()).addmm_(inner, trained.a), gradients
 
@@ -80,9 +81,7 @@ class LoraGroup:
 
     def _lay_out(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         a = torch.cat([a.detach() for a in self._a]).to(dtype)
-        b = a.new_zeros(sum(b.shape[0] for b in self._b), a.shape[0])
-        rows = columns = 0
-        for part, scale in zip(self._b, self._scales, strict=True):
-            b[rows : rows + part.shape[0], columns : columns + part.shape[1]] = part.detach() * scale
-            rows, columns = rows + part.shape[0], columns + part.shape[1]
+        b = a.new_zeros(self._places[-1][0].stop, a.shape[0])
+        for place, part, scale in zip(self._places, self._b, self._scales, strict=True):
+            b[place] = part.detach() * scale
         return a, b
