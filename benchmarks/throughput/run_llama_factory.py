@@ -23,8 +23,6 @@ block-diagonal mask. It pads all packs to one length, `cutoff_len`, here the sho
 dropped, and every step takes the dialogues that the other trainers' steps take.
 """
 
-import argparse
-import json
 import os
 import tempfile
 import warnings
@@ -36,10 +34,11 @@ from typing import Any
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "LLAMAFACTORY_VERBOSITY": "WARNING"}
 warnings.filterwarnings("ignore")
 
-from datasets import Dataset, disable_progress_bars  # noqa: E402
+from command_line import run_as_asked  # noqa: E402
+from datasets import Dataset  # noqa: E402
 from llamafactory.data.processor import PackedSupervisedDatasetProcessor  # noqa: E402
 from llamafactory.train.tuner import run_exp  # noqa: E402
-from measuring import StepClock, keep_freed_memory, reserve_stdout, versions, write_result  # noqa: E402
+from measuring import StepClock, versions  # noqa: E402
 from torch.utils.data import SequentialSampler  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 from work_folder import Row, WorkFolder, work_of_steps  # noqa: E402
@@ -142,22 +141,5 @@ def run(work: WorkFolder, steps: int, setting: dict[str, Any]) -> dict[str, Any]
     return clock.report(done, setting=setting, versions=versions() | {"llamafactory": version("llamafactory")})
 
 
-def main() -> None:
-    """Run as the command line says."""
-    arguments = argparse.ArgumentParser(description="LLaMA-Factory on the rows of a work folder")
-    arguments.add_argument("--work", type=Path, required=True)
-    arguments.add_argument("--steps", type=int, required=True)
-    arguments.add_argument("--setting", type=json.loads, default={})
-    given = arguments.parse_args()
-    if unknown := given.setting.keys() - DEFAULTS.keys():
-        raise SystemExit(f"unknown in --setting: {', '.join(sorted(unknown))}")
-    stdout = reserve_stdout()
-    disable_progress_bars()
-    setting = DEFAULTS | given.setting
-    if setting["mallopt"]:
-        keep_freed_memory()
-    write_result(run(WorkFolder(given.work), given.steps, setting), stdout)
-
-
 if __name__ == "__main__":
-    main()
+    run_as_asked("LLaMA-Factory on the rows of a work folder", run, DEFAULTS)

@@ -6,7 +6,6 @@ The keys of --setting are those of a recipe. Training is `train_sft` as it comes
 file order, and a clock is added to the trainer's callbacks.
 """
 
-import argparse
 import json
 import os
 import tempfile
@@ -17,10 +16,9 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 warnings.filterwarnings("ignore")
 
-from datasets import disable_progress_bars  # noqa: E402
-from measuring import StepClock, reserve_stdout, write_result  # noqa: E402
+from command_line import run_as_asked  # noqa: E402
+from measuring import StepClock  # noqa: E402
 from transformers import Trainer  # noqa: E402
-from transformers.utils import logging  # noqa: E402
 from work_folder import StepWork, WorkFolder, work_of_steps  # noqa: E402
 
 from lora_chat.dialogues.chat_template import install_template  # noqa: E402
@@ -117,19 +115,5 @@ def run(work: WorkFolder, steps: int, setting: dict[str, Any]) -> dict[str, Any]
     return clock.report(done, setting=plan.training.model_dump())
 
 
-def main() -> None:
-    """Run as the command line says."""
-    arguments = argparse.ArgumentParser(description="lora_chat on the rows of a work folder")
-    arguments.add_argument("--work", type=Path, required=True)
-    arguments.add_argument("--steps", type=int, required=True)
-    arguments.add_argument("--setting", type=json.loads, default={})
-    given = arguments.parse_args()
-    stdout = reserve_stdout()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bars()
-    write_result(run(WorkFolder(given.work), given.steps, given.setting), stdout)
-
-
 if __name__ == "__main__":
-    main()
+    run_as_asked("lora_chat on the rows of a work folder", run)

@@ -14,23 +14,20 @@ logging at every step. With packing, rows are packed to at least 1024 tokens, mo
 is cut; its steps then hold other dialogues.
 """
 
-import argparse
-import json
 import os
 import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
-from datasets import Dataset, disable_progress_bars  # noqa: E402
-from measuring import StepClock, keep_freed_memory, reserve_stdout, write_result  # noqa: E402
+from command_line import run_as_asked  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from measuring import StepClock  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PrinterCallback  # noqa: E402
-from transformers.utils import logging  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 from work_folder import WorkFolder, work_of_steps  # noqa: E402
 
@@ -109,24 +106,5 @@ def run(work: WorkFolder, steps: int, setting: dict[str, Any]) -> dict[str, Any]
     return clock.report(done, setting=setting)
 
 
-def main() -> None:
-    """Run as the command line says."""
-    arguments = argparse.ArgumentParser(description="stock TRL on the rows of a work folder")
-    arguments.add_argument("--work", type=Path, required=True)
-    arguments.add_argument("--steps", type=int, required=True)
-    arguments.add_argument("--setting", type=json.loads, default={})
-    given = arguments.parse_args()
-    if unknown := given.setting.keys() - DEFAULTS.keys():
-        raise SystemExit(f"unknown in --setting: {', '.join(sorted(unknown))}")
-    stdout = reserve_stdout()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bars()
-    setting = DEFAULTS | given.setting
-    if setting["mallopt"]:
-        keep_freed_memory()
-    write_result(run(WorkFolder(given.work), given.steps, setting), stdout)
-
-
 if __name__ == "__main__":
-    main()
+    run_as_asked("stock TRL on the rows of a work folder", run, DEFAULTS)
