@@ -158,9 +158,10 @@ def test_without_borders_or_gradients_the_stock_forward_answers(random_base):
     assert torch.equal(model.train()(input_ids=ids).logits, expected)
 
 
-@pytest.mark.parametrize("rows", [1, 512, 513, 700, 1300, 2000])
-@pytest.mark.parametrize("width", [40, 1100])
-def test_pieces_of_a_product_are_the_product(rows, width):
+@pytest.mark.parametrize("rows", [1, 512, 576, 700, 1100, 2000])
+@pytest.mark.parametrize("width", [40, 577, 960, 2050])
+def test_pieces_of_a_product_are_the_product(rows, width, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # with others no product is cut
     generator = torch.Generator().manual_seed(rows)
     x, weight, plus = (torch.randn(*s, generator=generator) for s in ((rows, 8), (8, width), (rows, width)))
     assert torch.allclose(product(x, weight), x @ weight, atol=1e-5)

@@ -1,30 +1,35 @@
-"""Matrix products that keep every core busy."""
+"""Matrix products that keep both cores busy."""
 
 import torch
 
-_MOST_ROWS = 512
-_MOST_ROWS_LONG = 352
-"""For sums over more than _LONG."""
-_LONG = 1536
-_ENOUGH_ROWS = 1300
-_WIDE = 1024
-
 
 def product(x: torch.Tensor, weight: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
-    """`plus` + x @ weight: x (rows, in), weight (in, out) -> (rows, out).
-
-    oneDNN gives a product of some 500 to 1,300 rows and a narrow result to one thread alone (v3.12, two threads:
-    320 instead of 600 GFLOP/s; benchmarks/LOG.md), so on the CPU such rows go in equal pieces.
-    """
-    rows, width = x.shape[0], weight.shape[1]
-    most = _MOST_ROWS if x.shape[1] <= _LONG else _MOST_ROWS_LONG
-    if x.device.type != "cpu" or not most < rows <= _ENOUGH_ROWS or width > _WIDE:
+    """`plus` + x @ weight: x (rows, in), weight (in, out) -> (rows, out)."""
+    rows, inner, width = x.shape[0], x.shape[1], weight.shape[1]
+    pieces = _pieces(rows, inner, width) if x.device.type == "cpu" and torch.get_num_threads() == 2 else 1
+    if pieces == 1:
         return torch.mm(x, weight) if plus is None else torch.addmm(plus, x, weight)
     result = x.new_empty(rows, width)
-    piece = -(-rows // -(-rows // most))
-    for i in range(0, rows, piece):
+    piece = -(-width // pieces)
+    for i in range(0, width, piece):
+        columns = slice(i, i + piece)
         if plus is None:
-            torch.mm(x[i : i + piece], weight, out=result[i : i + piece])
+            torch.mm(x, weight[:, columns], out=result[:, columns])
         else:
-            torch.addmm(plus[i : i + piece], x[i : i + piece], weight, out=result[i : i + piece])
+            torch.addmm(plus[:, columns], x, weight[:, columns], out=result[:, columns])
     return result
+
+
+def _pieces(rows: int, inner: int, width: int) -> int:
+    """Into how many groups of columns a bf16 product goes, so that oneDNN 3.12 shares each of two threads.
+
+    Between these borders it gives the whole to one of two threads, at half the speed (benchmarks/LOG.md); with
+    other numbers of threads it was not measured.
+    """
+    if width <= 640:
+        begin, end = (352, 1344) if inner > 2048 else (512, 1344) if inner > 1024 else (576, 1152)
+        few = 3 if rows < 768 or inner > 2048 else 2
+        return few if begin <= rows < end and width >= 256 else 1
+    if width <= 1024:
+        return 2 if 1024 <= rows < 1450 else 1
+    return 3 if width > 2048 and 512 <= rows < 768 else 1
