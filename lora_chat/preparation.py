@@ -172,7 +172,7 @@ def summary(plan: Plan, prepared: PreparedRun, run: RunFolder) -> str:
     if prepared.identity.system is not None:
         lines.append(f"System    {visible(prepared.identity.system, 300)}")
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
-    by_tokens = training.padding_free and training.micro_batch_tokens
+    by_tokens = training.fast_path and training.micro_batch_tokens
     pieces = (
         f"in micro-batches of about {training.micro_batch_tokens:,} tokens"
         if by_tokens

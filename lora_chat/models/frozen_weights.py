@@ -23,24 +23,28 @@ def frozen_weight(layer: "torch.nn.Module") -> Any:
     weight: Any = layer.weight
     if getattr(weight, "quant_state", None) is not None:
         return dequantize_4bit(weight.data, weight.quant_state)
-    if getattr(weight, "SCB", None) is not None:
-        return int8_vectorwise_dequant(weight.data, weight.SCB)
-    return weight.detach()
+    scales = getattr(weight, "SCB", None)
+    if scales is None:  # moved there by the first forward
+        scales = getattr(getattr(layer, "state", None), "SCB", None)
+    return weight.detach() if scales is None else int8_vectorwise_dequant(weight.data, scales)
 
 
 def hold_dense_weights(model: "torch.nn.Module") -> bool:
-    """Dequantise 4-bit layers once instead of at every product, if that takes little memory; whether it was done.
+    """Dequantise layers once instead of at every product, if that takes little memory; whether it was done.
 
-    The values and results are those of bitsandbytes, whose CPU path makes the dense weight anew each time.
-    LLM.int8 is left alone: it rounds activations too.
+    The values and results are those of bitsandbytes, whose CPU path makes the dense weight anew each time. Layers in
+    8 bits keep their forward: outside training it rounds activations too.
     """
-    layers: list[Any] = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
-    size = sum(m.in_features * m.out_features * m.compute_dtype.itemsize for m in layers)
+    dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+    layers: list[Any] = [m for m in model.modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")]
+    size = sum(m.in_features * m.out_features * dtype.itemsize for m in layers)
     if size > _MOST_HELD_BYTES:
         return False
     for layer in layers:
         dense = frozen_weight(layer)
-        if dense.dtype == layer.compute_dtype:
+        if type(layer).__name__ == "Linear8bitLt":
+            setattr(layer, _HELD, dense.to(dtype))
+        elif dense.dtype == layer.compute_dtype:
             setattr(layer, _HELD, dense)
             layer.forward = _make_forward(layer, dense)
     return bool(layers)
@@ -65,7 +69,8 @@ def hold_together(layers: "Sequence[Any]") -> "torch.Tensor | None":
         begin += layer.out_features
         if _HELD in layer.__dict__:
             setattr(layer, _HELD, part)
-            layer.forward = _make_forward(layer, part)
+            if "forward" in layer.__dict__:
+                layer.forward = _make_forward(layer, part)
         else:
             layer.weight.data = part
     return together

@@ -42,8 +42,8 @@ class TrainingPlan(TrainingSection):
     gradient_checkpointing: bool | int
     """True: every layer; a number: so many."""
     gradient_accumulation_steps: int
-    padding_free: bool
-    """Dialogues of a micro-batch stand in one row with a block mask, instead of padded side by side."""
+    fast_path: bool
+    """Dialogues of a micro-batch stand in one row, instead of padded side by side; layers are fused."""
 
 
 class Plan(Section):
@@ -119,6 +119,6 @@ def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPla
         "micro_batch_tokens": _plan_tokens(training),
         "gradient_accumulation_steps": whole // micro,
         "gradient_checkpointing": hardware.device == "cuda" if checkpointing == "auto" else checkpointing,
-        "padding_free": hardware.device == "cpu",
+        "fast_path": hardware.device == "cpu" if training.fast_path == "auto" else training.fast_path,
     }
     return TrainingPlan(**(training.model_dump() | decided))

@@ -1,15 +1,18 @@
-"""Attention by segments on the CPU: each dialogue of a flat micro-batch attends only to itself.
+"""Attention by segments for layers that are not fused: each dialogue of a flat micro-batch attends only to itself.
 
 The stock path builds one mask over the whole row and computes every product that it then masks away; its
 flash kernel is slower on a CPU than plain products.
 """
 
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 
-from lora_chat.training.head_rows import find_rows
+from lora_chat.training.layouts import find_layout
 from lora_chat.training.segment_attention import Heads, SegmentAttention
+from lora_chat.training.varlen_attention import VarlenRows, covers, mix
 
 NAME = "lora_chat_segments"
 
@@ -19,12 +22,13 @@ class PrefixNotSharedError(Exception):
 
 
 def register_segment_attention() -> str:
-    """Make the implementation known to transformers; returns its name for `set_attn_implementation`."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
+    """Make the implementation known to transformers; returns its name for `set_attn_implementation`.
+
+    It has no mask function: transformers then builds none, which costs a square of the tokens and, on a GPU, a wait.
+    """
+    from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, segment_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
 
 
@@ -41,17 +45,21 @@ def segment_attention(
     """Causal attention within segments, and within the layer's sliding window if it has one.
 
     query (1, heads, tokens, head size); key, value (1, key heads, tokens, head size); segment borders come
-    as `cu_seq_lens_q` (segments + 1), and the length of a shared prefix as `shared_prefix`. What this does
+    as `segment_edges` (segments + 1 integers), and the length of a shared prefix as `shared_prefix`. What this does
     not cover (dropout, soft caps, several rows, no borders) goes to the stock sdpa function,
     which knows no shared prefix: with one, it is refused.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    borders, prefix = kwargs.get("cu_seq_lens_q"), kwargs.pop("shared_prefix", 0)
+    edges, prefix = kwargs.pop("segment_edges", None), kwargs.pop("shared_prefix", 0)
     special = dropout or any(kwargs.get(k) is not None for k in ("softcap", "s_aux", "position_bias"))
-    if borders is None or special or query.shape[0] != 1 or not query.shape[2:] == key.shape[2:] == value.shape[2:]:
+    alike = query.shape[0] == 1 and query.shape[2:] == key.shape[2:] == value.shape[2:]
+    known = query.device.type == "cpu" or covers(query)
+    if edges is None or special or not alike or not known:
         if prefix:
             raise PrefixNotSharedError
+        if edges is not None and attention_mask is None:
+            attention_mask = _block_mask(edges, kwargs.get("sliding_window"), query.device)
         stock: Any = sdpa_attention_forward
         result = stock(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
         return cast("tuple[torch.Tensor, torch.Tensor | None]", result)
@@ -62,7 +70,21 @@ def segment_attention(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=kwargs.get("sliding_window"),
     )
-    rows = find_rows(tuple(borders.tolist()), int(prefix), heads.query, heads.key)
+    layout = find_layout(edges, int(prefix), heads, query.device)
     states = torch.cat([query, key, value], dim=1).squeeze(0).transpose(0, 1)
-    output: torch.Tensor = SegmentAttention.apply(states, heads, rows)  # type: ignore[no-untyped-call]
+    if isinstance(layout, VarlenRows):
+        output = mix(states, heads, layout)
+    else:
+        output = SegmentAttention.apply(states, heads, layout)  # type: ignore[no-untyped-call]
     return output.unsqueeze(0), None  # transformers wants (batch, tokens, heads, head size)
+
+
+@lru_cache(maxsize=4)
+def _block_mask(edges: tuple[int, ...], window: int | None, device: "torch.device") -> "torch.Tensor":
+    """True where a token may look: (1, 1, tokens, tokens)."""
+    segment = torch.cat([torch.full((end - start,), i) for i, (start, end) in enumerate(pairwise(edges))])
+    back = torch.arange(edges[-1])[:, None] - torch.arange(edges[-1])
+    seen = (segment[:, None] == segment) & (back >= 0)
+    if window is not None:
+        seen &= back < window
+    return seen.to(device)[None, None]

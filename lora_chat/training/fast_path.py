@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from lora_chat.planning.plan import TrainingPlan
 from lora_chat.training.attention import register_segment_attention
 from lora_chat.training.batching import StepCollator
@@ -41,13 +43,26 @@ class FastPath:
 
 def find_fast_path(model: "PeftModel", ids: Sequence[int], plan: TrainingPlan) -> FastPath:
     """Try the parts on the model, with the `ids` of any dialogue; sets the attention it is to be trained with."""
-    if not plan.padding_free:
+    if not plan.fast_path:
         return FastPath()
     stock_attention = model.config._attn_implementation
+    try:
+        return _try_parts(model, ids, plan, stock_attention)
+    except (RuntimeError, NotImplementedError) as error:
+        if model.device.type == "cpu" or isinstance(error, torch.OutOfMemoryError):
+            raise
+        # Kernels that a card or a PyTorch lacks.
+        model.set_attn_implementation(stock_attention)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return FastPath(notes=(f"The fast path does not run on this device ({reason}). Slower, the same result.",))
+
+
+def _try_parts(model: "PeftModel", ids: Sequence[int], plan: TrainingPlan, stock_attention: str) -> FastPath:
     if stock_attention == "sdpa":  # models with caps of their own chose another
         model.set_attn_implementation(register_segment_attention())
     flat = find_flat_rows(model, ids, stock_attention)
     if flat is None:
+        model.set_attn_implementation(stock_attention)  # padded rows need its mask
         note = "Dialogues are padded: in one row, those of this model would see each other. Slower, the same result."
         return FastPath(fused=True, notes=(note,))
     rows = None if plan.micro_batch_tokens else plan.micro_batch_size

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_chat.training.attention import PrefixNotSharedError
-from lora_chat.training.flat_rows import FlatRows
+from lora_chat.training.flat_rows import FlatRows, put_on
+from lora_chat.training.supervised_head import split_supervised
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +43,7 @@ def make_dialogues(ids: "Sequence[int]") -> list[dict[str, list[int]]]:
 @torch.no_grad()
 def _agrees(model: "PeftModel", ids: "Sequence[int]", flat: FlatRows, stock_attention: str) -> bool:
     dialogues = make_dialogues(ids)
-    batch = flat(dialogues)
-    batch = {key: value for key, value in batch.items() if key != "labels"}
+    batch = put_on(split_supervised(flat(dialogues))[2], model.device)
     prefix = batch.get("shared_prefix", 0)
     was_training = model.training
     fast = model.config._attn_implementation
@@ -53,7 +53,10 @@ def _agrees(model: "PeftModel", ids: "Sequence[int]", flat: FlatRows, stock_atte
         model.eval()
         together = model(**batch, use_cache=False).logits[0].float()
         model.set_attn_implementation(stock_attention)
-        alone = [model(input_ids=torch.tensor([d["input_ids"]]), use_cache=False).logits[0].float() for d in dialogues]
+        alone = [
+            model(input_ids=torch.tensor([d["input_ids"]], device=model.device), use_cache=False).logits[0].float()
+            for d in dialogues
+        ]
     except PrefixNotSharedError:
         return False
     finally:

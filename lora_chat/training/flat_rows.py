@@ -19,8 +19,9 @@ _SHORTEST_SHARED = 4
 class FlatRows:
     """Collates rows of `input_ids` and `labels`, both (length,), to tensors (1, tokens).
 
-    Borders come as `cu_seq_lens_q` (rows + 1). With `shared_prefix`, every row but the first leaves that many
-    tokens out, which it is to attend to nevertheless.
+    Borders come as `segment_edges` (rows + 1 integers) and, for transformers' own flash attention, `cu_seq_lens_q`;
+    `supervised` are the positions before a trained token. With `shared_prefix`, every row but the first leaves that
+    many tokens out, which it is to attend to nevertheless.
     """
 
     share: bool
@@ -39,12 +40,15 @@ class FlatRows:
             labels += [IGNORE_INDEX, *row["labels"][begin + 1 :]]
             positions += range(begin, len(row["input_ids"]))
             edges.append(len(ids))
+        supervised = [i for i, label in enumerate(labels[1:]) if label != IGNORE_INDEX]
         borders = torch.tensor(edges, dtype=torch.int32)
         longest = int(borders.diff().max())
         batch = {
             "input_ids": torch.tensor([ids]),
             "labels": torch.tensor([labels]),
             "position_ids": torch.tensor([positions]),
+            "supervised": torch.tensor(supervised, dtype=torch.int64),
+            "segment_edges": tuple(edges),
             "cu_seq_lens_q": borders,
             "cu_seq_lens_k": borders,
             "max_length_q": longest,
@@ -57,6 +61,11 @@ class FlatRows:
         """Without what follows the last trained token (a line feed, an unanswered turn): it has no part in the loss."""
         end = len(row["labels"]) - _untrained(row["labels"][::-1])
         return {"input_ids": row["input_ids"][:end], "labels": row["labels"][:end]} if end else row
+
+
+def put_on(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The same batch with its tensors on a device."""
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
 def shared_prefix(rows: Sequence[dict[str, list[int]]]) -> int:

@@ -49,7 +49,7 @@ class LoraLinear(torch.autograd.Function):
 def fused_lora(model: torch.nn.Module) -> Iterator[int]:
     """Use LoraLinear wherever it covers the layer, until the block ends; yields how many layers it covers.
 
-    Dropout, DoRA, Conv1D, 8-bit layers and adapters with a bias keep PEFT's own forward.
+    Dropout, DoRA, Conv1D, 8-bit layers on a GPU and adapters with a bias keep PEFT's own forward.
     """
     layers: list[Any] = [m for m in model.modules() if hasattr(m, "lora_A") and not why_not(m)]
     with replaced_forwards(layers, _make_forward) as covered:
@@ -73,8 +73,11 @@ def why_not(layer: Any) -> str:
     base = getattr(layer, "base_layer", None)
     if not hasattr(layer, "lora_A") or not isinstance(base, torch.nn.Linear):
         return "a linear layer without LoRA, or LoRA on another kind of layer"
-    if type(base).__name__ not in ("Linear", "Linear4bit"):
-        return "LLM.int8 rounds activations too"
+    kind = type(base).__name__
+    if kind not in ("Linear", "Linear4bit", "Linear8bitLt"):
+        return f"layers of type {kind}"
+    if kind == "Linear8bitLt" and base.weight.device.type != "cpu":
+        return "LLM.int8 rounds activations too"  # on a CPU it does so outside training alone
     if list(layer.lora_A) != ["default"] or list(layer.active_adapters) != ["default"] or layer.merged:
         return "several adapters"
     if layer.lora_variant:
@@ -89,17 +92,20 @@ def why_not(layer: Any) -> str:
 def _make_forward(layer: Any) -> "Callable[..., torch.Tensor]":
     stock = layer.forward
     base = layer.base_layer
-    dtype = getattr(base, "compute_dtype", None) or base.weight.dtype
-
-    def weight() -> torch.Tensor:
-        return frozen_weight(base)  # type: ignore[no-any-return]
+    int8 = type(base).__name__ == "Linear8bitLt"
+    dtype = None if int8 else getattr(base, "compute_dtype", None) or base.weight.dtype
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if args or kwargs or layer.disable_adapters or not torch.is_grad_enabled() or x.dtype != dtype:
+        if args or kwargs or layer.disable_adapters or not torch.is_grad_enabled() or dtype not in (None, x.dtype):
             return stock(x, *args, **kwargs)  # type: ignore[no-any-return]
         flat = x.reshape(-1, x.shape[-1])
+
+        def weight() -> torch.Tensor:
+            return frozen_weight(base).to(flat.dtype)  # type: ignore[no-any-return]
+
+        bias = None if base.bias is None else base.bias.to(flat.dtype)
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        y: torch.Tensor = LoraLinear.apply(flat, a, b, layer.scaling["default"], weight, base.bias)  # type: ignore[no-untyped-call]
+        y: torch.Tensor = LoraLinear.apply(flat, a, b, layer.scaling["default"], weight, bias)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
     return forward

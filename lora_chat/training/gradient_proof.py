@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_chat.training.flat_proof import make_dialogues
-from lora_chat.training.flat_rows import FlatRows
+from lora_chat.training.flat_rows import FlatRows, put_on
 from lora_chat.training.fused.layers import fused_layers
 from lora_chat.training.fused_lora import fused_lora
 from lora_chat.training.supervised_head import SupervisedHead
@@ -29,15 +29,20 @@ def gradient_cosine(
     count = sum(label != -100 for row in rows for label in row["labels"][1:])
     trained = [p for p in model.parameters() if p.requires_grad]
     fast_attention, was_training = model.config._attn_implementation, model.training
-    model.eval()  # dropout would make both differ; layers compute the same otherwise
+    model.eval()  # dropout would make both differ
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":  # which rounds activations when not in training
+            module.train()
     try:
         with fused_lora(model), fused_layers(model):
-            fast = _flatten(torch.autograd.grad(head.loss(flat(rows), count), trained, allow_unused=True), trained)
+            loss = head.loss(put_on(flat(rows), model.device), count)
+            fast = _flatten(torch.autograd.grad(loss, trained, allow_unused=True), trained)
         model.set_attn_implementation(stock_attention)
         losses = []
         for row in rows:
-            logits = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1]
-            targets = torch.tensor(row["labels"][1:])
+            alone = torch.tensor([row["input_ids"]], device=model.device)
+            logits = model(input_ids=alone, use_cache=False).logits[0, :-1]
+            targets = torch.tensor(row["labels"][1:], device=model.device)
             losses.append(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / count)
         stock = _flatten(torch.autograd.grad(torch.stack(losses).sum(), trained, allow_unused=True), trained)
     finally:

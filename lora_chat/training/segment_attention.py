@@ -38,8 +38,8 @@ class Heads:
         return self.window is None or self.window >= length
 
 
-def attend(states: torch.Tensor, heads: Heads, rows: HeadRows) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Query, key and value states -> (tokens, query heads, size), and what `attend_gradient` needs."""
+def attend_blocks(states: torch.Tensor, heads: Heads, rows: HeadRows) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Query, key and value states -> (tokens, query heads, size), and what `blocks_gradient` needs."""
     gathered = states.reshape(-1, heads.size).index_select(0, rows.gather)
     mixed = gathered.new_empty(rows.above.numel(), heads.size)
     kept = [gathered]
@@ -58,7 +58,7 @@ def attend(states: torch.Tensor, heads: Heads, rows: HeadRows) -> tuple[torch.Te
     return mixed.index_select(0, rows.output).view(-1, heads.query, heads.size), kept
 
 
-def attend_gradient(above: torch.Tensor, kept: list[torch.Tensor], heads: Heads, rows: HeadRows) -> torch.Tensor:
+def blocks_gradient(above: torch.Tensor, kept: list[torch.Tensor], heads: Heads, rows: HeadRows) -> torch.Tensor:
     """Gradient of the states, from that of the output, above (tokens, query heads, size)."""
     gathered, *held = kept
     mixed = above.reshape(-1, heads.size).index_select(0, rows.above).index_fill_(0, rows.silent, 0.0)
@@ -137,15 +137,15 @@ def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> t
 
 
 class SegmentAttention(torch.autograd.Function):
-    """`attend` for autograd: states (tokens, query + 2 * key heads, size) -> (tokens, query heads, size)."""
+    """`attend_blocks` for autograd: states (tokens, query + 2 * key heads, size) -> (tokens, query heads, size)."""
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, heads: Heads, rows: HeadRows) -> torch.Tensor:
-        output, kept = attend(states, heads, rows)
+        output, kept = attend_blocks(states, heads, rows)
         ctx.save_for_backward(*kept)
         ctx.layout = heads, rows
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return attend_gradient(gradients[0], list(ctx.saved_tensors), *ctx.layout), None, None
+        return blocks_gradient(gradients[0], list(ctx.saved_tensors), *ctx.layout), None, None

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 _ROWS = 256
-"""Positions whose logits are held at once."""
+"""Positions whose logits are held at once on a CPU, ..."""
+_LOGITS = 2**26
+"""... and logits on a GPU, which wants more rows."""
 _SCALED_BY = (
     "final_logit_softcapping",
     "logit_scale",
@@ -29,8 +31,9 @@ class HeadLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         gradient = torch.empty_like(hidden)
         loss = hidden.new_zeros((), dtype=torch.float32)
-        for begin in range(0, hidden.shape[0], _ROWS):
-            rows = slice(begin, begin + _ROWS)
+        many = _ROWS if hidden.device.type == "cpu" else max(_ROWS, _LOGITS // weight.shape[0])
+        for begin in range(0, hidden.shape[0], many):
+            rows = slice(begin, begin + many)
             targets = ids[rows].unsqueeze(1)
             shares = torch.log_softmax((hidden[rows] @ weight.T).float(), dim=-1)
             loss -= shares.gather(1, targets).sum()
@@ -65,9 +68,9 @@ class SupervisedHead:
 
 def split_supervised(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     """A flat micro-batch -> positions before a trained token, that token's ids, and the model's inputs."""
-    next_ids = inputs["labels"][0, 1:]
-    keep = (next_ids != -100).nonzero().squeeze(1)
-    return keep, next_ids[keep], {key: value for key, value in inputs.items() if key != "labels"}
+    keep = inputs["supervised"]
+    ids = inputs["labels"][0].index_select(0, keep + 1)
+    return keep, ids, {key: value for key, value in inputs.items() if key not in ("labels", "supervised")}
 
 
 def find_head(model: Any) -> SupervisedHead | None:

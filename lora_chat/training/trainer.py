@@ -55,7 +55,8 @@ class StepTrainer(SFTTrainer):
                 return self.head.loss(inputs, count)
         keep, ids, rest = split_supervised(inputs)
         if keep.numel() > _MOST_POSITIONS or self.aux_loss_enabled:
-            loss: torch.Tensor = self.compute_loss(model, dict(inputs), num_items_in_batch=count)
+            known = rest | {"labels": inputs["labels"]}
+            loss: torch.Tensor = self.compute_loss(model, known, num_items_in_batch=count)
             return loss
         logits = model(**rest, logits_to_keep=keep, use_cache=False).logits
         return torch.nn.functional.cross_entropy(logits[0].float(), ids, reduction="sum") / count

@@ -41,6 +41,19 @@ def test_held_weights_give_the_same_bits(random_base, monkeypatch, architecture,
     assert all(g.abs().sum() > 0 for g in gradients)
 
 
-@pytest.mark.parametrize("mode", ["8bit", "none"])
-def test_other_precisions_hold_nothing(random_base, mode):
-    assert not frozen_weights.hold_dense_weights(load(random_base("llama"), True, mode))
+def test_without_quantisation_nothing_is_held(random_base):
+    assert not frozen_weights.hold_dense_weights(load(random_base("llama"), True, "none"))
+
+
+def test_held_eight_bits_keep_their_forward(random_base):
+    """Outside training bitsandbytes rounds activations too; the dense weight is for the gradient alone."""
+    layers = [m for m in load(random_base("llama"), True, "8bit").modules() if type(m).__name__ == "Linear8bitLt"]
+    assert layers
+    for layer in layers:
+        assert "forward" not in vars(layer)
+        before = frozen_weights.frozen_weight(layer)
+        del layer.dense_weight
+        again = frozen_weights.frozen_weight(layer)
+        assert torch.equal(before, again.to(before.dtype))
+        layer(torch.randn(2, layer.in_features, dtype=torch.bfloat16))
+        assert torch.equal(frozen_weights.frozen_weight(layer), again)

@@ -80,20 +80,21 @@ def test_an_automatic_micro_batch_divides_the_whole(whole, hardware):
 
 
 @pytest.mark.parametrize(
-    ("hardware", "micro", "checkpointing", "padding_free"), [(cpu(), 8, False, True), (gpu(8), 4, True, False)]
+    ("hardware", "micro", "checkpointing", "fast_path"), [(cpu(), 8, False, True), (gpu(8), 4, True, False)]
 )
-def test_defaults_of_cpu_and_gpu(hardware, micro, checkpointing, padding_free):
+def test_defaults_of_cpu_and_gpu(hardware, micro, checkpointing, fast_path):
     training = make_plan(recipe(), hardware).training
     assert training.micro_batch_size == micro
     assert training.gradient_checkpointing is checkpointing
-    assert training.padding_free is padding_free
+    assert training.fast_path is fast_path
 
 
 @pytest.mark.parametrize("hardware", [cpu(), gpu(8)])
 @pytest.mark.parametrize("asked", [True, False])
 def test_what_the_recipe_sets_itself_is_not_decided_again(hardware, asked):
-    training = {"effective_batch_size": 6, "micro_batch_size": 2, "gradient_checkpointing": asked}
+    training = {"effective_batch_size": 6, "micro_batch_size": 2, "gradient_checkpointing": asked, "fast_path": asked}
     decided = make_plan(recipe(training=training), hardware).training
+    assert decided.fast_path is asked
     assert decided.micro_batch_size == 2
     assert decided.gradient_accumulation_steps == 3
     assert decided.gradient_checkpointing is asked

@@ -1,7 +1,7 @@
 """What makes a step faster must not change it; what measures must not change what is measured."""
 
 import json
-from itertools import chain
+from itertools import accumulate, chain
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def train(
         Recipe(data=DataSection(train="x"), training=TrainingSection(**{**defaults, **settings})), hardware
     ).training
     if attention:
-        plan = plan.model_copy(update={"padding_free": attention == "flat"})
+        plan = plan.model_copy(update={"fast_path": attention == "flat"})
     folder.mkdir()
     report = train_sft(
         adapted,
@@ -142,18 +142,28 @@ def test_attention_by_segments_equals_each_dialogue_alone(architecture, random_b
     rows = make_rows(4)
     alone = [model(input_ids=torch.tensor([row.input_ids])).logits[0] for row in rows]
     lengths = [len(row.input_ids) for row in rows]
-    borders = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    edges = (0, *accumulate(lengths))
     model.set_attn_implementation(register_segment_attention())
     together = model(
         input_ids=torch.tensor([list(chain.from_iterable(row.input_ids for row in rows))]),
         position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
-        cu_seq_lens_q=borders,
-        cu_seq_lens_k=borders,
-        max_length_q=max(lengths),
-        max_length_k=max(lengths),
+        segment_edges=edges,
         use_cache=False,
     ).logits[0]
     assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma"])
+def test_variable_length_attention_trains_the_adapter_that_stock_trl_trains(
+    varlen, random_base, tmp_path, architecture
+):
+    """Fused layers (llama, qwen3) and the registered attention function (gemma), with a shared beginning."""
+    rows = make_rows(8, shared=12)
+    settings = {"base": random_base(architecture), "epochs": 3}
+    fast, _, losses = train(rows, tmp_path / "fast", micro_batch_tokens=150, **settings)
+    stock, _, again = train(rows, tmp_path / "stock", attention="padded", micro_batch_size=4, **settings)
+    assert losses == pytest.approx(again, abs=1e-4)
+    assert_same_weights(fast, stock, 2e-4)
 
 
 @pytest.mark.parametrize("mode", ["none", "4bit", "8bit"])
@@ -226,7 +236,7 @@ def test_training_that_goes_wrong_stops_with_advice(cache_home, tmp_path):
         train(rows, tmp_path / "run", poison=True)
 
 
-@pytest.mark.parametrize("mode", ["none", "4bit"])
+@pytest.mark.parametrize("mode", ["none", "4bit", "8bit"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
 def test_fused_lora_equals_pefts_own(random_base, architecture, mode):
     base = find_base(BaseSection(name=str(random_base(architecture))))
@@ -255,12 +265,10 @@ def test_fused_lora_equals_pefts_own(random_base, architecture, mode):
     assert gradients()[0] == stock_loss  # PEFT's forward is back
 
 
-@pytest.mark.parametrize(
-    ("variant", "dropout", "mode"), [("dora", 0.0, "none"), ("lora", 0.1, "none"), ("lora", 0.0, "8bit")]
-)
-def test_fused_lora_leaves_alone_what_it_does_not_cover(random_base, variant, dropout, mode):
+@pytest.mark.parametrize(("variant", "dropout"), [("dora", 0.0), ("lora", 0.1)])
+def test_fused_lora_leaves_alone_what_it_does_not_cover(random_base, variant, dropout):
     base = find_base(BaseSection(name=str(random_base("llama"))))
     adapter = AdapterSection(rank=4, variant=variant, dropout=dropout)
-    model = attach_adapter(load_base_model(base, make_precision(QuantizationSection(mode=mode), FP32)), adapter)
+    model = attach_adapter(load_base_model(base, make_precision(QuantizationSection(mode="none"), FP32)), adapter)
     with fused_lora(model) as covered:
         assert covered == 0

@@ -42,7 +42,6 @@ def test_common_models_are_covered_and_nothing_is_said(random_base, architecture
     [
         ("llama", {"dropout": 0.2}, "none", "dropout"),
         ("llama", {"variant": "dora"}, "none", "DoRA"),
-        ("llama", {}, "8bit", "LLM.int8"),
         ("gpt2", {}, "none", "GPT2Block"),
     ],
 )

@@ -1,5 +1,7 @@
 """Decoder layers with gradients written out are transformers' own with PEFT's LoRA."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -12,8 +14,9 @@ from lora_chat.training.attention import register_segment_attention
 from lora_chat.training.flat_rows import FlatRows
 from lora_chat.training.fused.layers import fused_layers, why_not_fused
 from lora_chat.training.fused.products import product
-from lora_chat.training.fused.rms_norm import rms_norm, rms_norm_again, rms_norm_gradient
+from lora_chat.training.fused.rms_norm import gradient_by_autograd, rms_norm, rms_norm_again, rms_norm_gradient
 from lora_chat.training.fused.rotary import rotate
+from lora_chat.training.supervised_head import split_supervised
 
 FP32 = Hardware("cpu", "test", 0, False, 2)
 BF16 = Hardware("cpu", "test", 0, True, 2)
@@ -63,17 +66,16 @@ def alone(model, rows):
 
 
 def together(model, rows, share):
-    batch = FlatRows(share)(rows)
-    labels = batch.pop("labels")[0, 1:]
+    keep, ids, batch = split_supervised(FlatRows(share)(rows))
     model.set_attn_implementation(register_segment_attention())
     with fused_layers(model) as covered, torch.autocast("cpu", torch.bfloat16, enabled=False):
-        logits = model(**batch, use_cache=False).logits[0, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        logits = model(**batch, use_cache=False).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits[keep].float(), ids)
         loss.backward()
     return loss.item(), collect(model), covered
 
 
-@pytest.mark.parametrize("mode", ["none", "4bit"])
+@pytest.mark.parametrize("mode", ["none", "4bit", "8bit"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral"])
 @pytest.mark.parametrize("shared", [0, 30])
 def test_fused_layers_equal_the_stock_ones(random_base, architecture, mode, shared):
@@ -84,6 +86,17 @@ def test_fused_layers_equal_the_stock_ones(random_base, architecture, mode, shar
     assert covered == 2
     assert again == pytest.approx(loss, abs=1e-5)
     assert gradients.keys() == fused.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, fused[name], atol=2e-5), name
+
+
+def test_weights_that_are_not_held_are_made_one_at_a_time(random_base, monkeypatch):
+    monkeypatch.setattr("lora_chat.training.fused.lora_group.hold_together", lambda layers: None)
+    model = load(random_base("qwen2"), "4bit")
+    rows = make_rows([30, 7], 0)
+    loss, gradients = alone(model, rows)
+    again, fused, _ = together(model, rows, share=True)
+    assert again == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, fused[name], atol=2e-5), name
 
@@ -128,12 +141,35 @@ def test_bf16_gradients_point_where_fp32_ones_do(random_base):
     assert torch.nn.functional.cosine_similarity(left, right, dim=0) > 0.999
 
 
+def test_a_small_adapter_is_not_rounded_away(random_base):
+    """Beside a large residual stream bf16 has no place for it. PEFT adds LoRA to the layer's own output before."""
+    rows = make_rows([60, 50], 0)
+    batch = split_supervised(FlatRows(True)(rows))[2]
+
+    def hidden(hardware, size, fused):
+        model = load(random_base("llama"), "none", hardware, size)
+        model.get_base_model().model.embed_tokens.weight.data.mul_(200)
+        if hardware is FP32:
+            model.float()
+        model.set_attn_implementation(register_segment_attention())
+        with fused_layers(model) if fused else nullcontext():
+            return model.get_base_model().model(**batch, use_cache=False).last_hidden_state.float()
+
+    def share(hardware, fused):
+        """How much of the adapter's exact effect is there."""
+        exact = hidden(FP32, 0.001, False) - hidden(FP32, 0.0, False)
+        found = hidden(hardware, 0.001, fused) - hidden(hardware, 0.0, fused)
+        return float((found * exact).sum() / exact.square().sum())
+
+    assert share(FP32, True) == pytest.approx(1, abs=0.01)
+    assert share(BF16, True) == pytest.approx(share(BF16, False), abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("architecture", "mode", "adapter", "reason"),
     [
         ("gemma", "none", {}, "GemmaDecoderLayer is not known here"),
         ("gpt2", "none", {}, "GPT2Block is not known here"),
-        ("llama", "8bit", {}, "LLM.int8"),
         ("llama", "none", {"dropout": 0.1}, "dropout"),
         ("llama", "none", {"variant": "dora"}, "DoRA"),
         ("llama", "none", {"target_modules": ("q_proj", "v_proj")}, "without LoRA"),
@@ -163,9 +199,8 @@ def test_without_borders_or_gradients_the_stock_forward_answers(random_base):
 def test_pieces_of_a_product_are_the_product(rows, width, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # with others no product is cut
     generator = torch.Generator().manual_seed(rows)
-    x, weight, plus = (torch.randn(*s, generator=generator) for s in ((rows, 8), (8, width), (rows, width)))
+    x, weight = (torch.randn(*s, generator=generator) for s in ((rows, 8), (8, width)))
     assert torch.allclose(product(x, weight), x @ weight, atol=1e-5)
-    assert torch.allclose(product(x, weight, plus), plus + x @ weight, atol=1e-5)
 
 
 def test_rms_norm_and_its_gradient():
@@ -179,6 +214,7 @@ def test_rms_norm_and_its_gradient():
     assert torch.allclose(normed, expected, atol=1e-5)
     assert torch.allclose(rms_norm_again(x, squares, weight, 1e-5), normed, atol=1e-5)
     assert torch.allclose(rms_norm_gradient(above, x, weight, squares, 1e-5, plus), leaf.grad + plus, atol=1e-5)
+    assert torch.allclose(gradient_by_autograd(above, x, weight, 1e-5), leaf.grad, atol=1e-5)
 
 
 def test_turning_back_undoes_a_turn():

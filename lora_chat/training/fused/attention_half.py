@@ -9,8 +9,8 @@ from lora_chat.training.fused.head_norms import HeadNorms
 from lora_chat.training.fused.lora_group import LoraGroup, Trained
 from lora_chat.training.fused.rms_norm import rms_norm, rms_norm_again, rms_norm_gradient
 from lora_chat.training.fused.rotary import rotate
-from lora_chat.training.head_rows import HeadRows
-from lora_chat.training.segment_attention import Heads, attend, attend_gradient
+from lora_chat.training.layouts import Layout, attend, attend_gradient
+from lora_chat.training.segment_attention import Heads
 
 
 @dataclass(frozen=True)
@@ -38,39 +38,39 @@ class AttentionHalf(torch.autograd.Function):
         sin: torch.Tensor,
         norm: torch.Tensor,
         attention: Attention,
-        rows: HeadRows,
+        layout: Layout,
         again: bool,
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
         normed, squares = rms_norm(x, norm, attention.epsilon)
-        mixed, trained_in, kept = _mix(normed, cos, sin, attention, rows)
+        mixed, trained_in, kept = _mix(normed, cos, sin, attention, layout)
         y, trained_out = attention.output.forward(mixed, plus=x)
         everything = () if again else (squares, mixed, *trained_in.tensors(), *trained_out.tensors(), *kept)
         ctx.save_for_backward(x, cos, sin, norm, *everything)
-        ctx.layers = attention, rows
+        ctx.layers = attention, layout
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, cos, sin, norm, *rest = ctx.saved_tensors
-        attention, rows = ctx.layers
+        attention, layout = ctx.layers
         if rest:
             squares, mixed = rest[:2]
             normed = rms_norm_again(x, squares, norm, attention.epsilon)
             trained_in, trained_out, kept = Trained(*rest[2:5]), Trained(*rest[5:8]), rest[8:]
         else:
             normed, squares = rms_norm(x, norm, attention.epsilon)
-            mixed, trained_in, kept = _mix(normed, cos, sin, attention, rows)
+            mixed, trained_in, kept = _mix(normed, cos, sin, attention, layout)
             trained_out = attention.output.inner(mixed)
         to_mixed, out_gradients = attention.output.backward(gradients[0], mixed, trained_out)
-        to_states = _mix_gradient(to_mixed, cos, sin, attention, rows, kept)
+        to_states = _mix_gradient(to_mixed, cos, sin, attention, layout, kept)
         to_normed, in_gradients = attention.projections.backward(to_states, normed, trained_in)
         to_x = rms_norm_gradient(to_normed, x, norm, squares, attention.epsilon, plus=gradients[0])
         return to_x, None, None, None, None, None, None, *in_gradients, *out_gradients
 
 
 def _mix(
-    normed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention, rows: HeadRows
+    normed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention, layout: Layout
 ) -> tuple[torch.Tensor, Trained, list[torch.Tensor]]:
     """Projections and attention: (tokens, query heads * size), and what their gradients need."""
     heads, norms = attention.heads, attention.norms
@@ -78,7 +78,7 @@ def _mix(
     states = flat.view(normed.shape[0], -1, heads.size)
     raw = norms.apply(states, heads) if norms else []
     rotate(states[:, : heads.query + heads.key], cos, sin)
-    attended, kept = attend(states, heads, rows)
+    attended, kept = attend(states, heads, layout)
     return attended.flatten(1), trained, [*raw, *kept]
 
 
@@ -87,12 +87,12 @@ def _mix_gradient(
     cos: torch.Tensor,
     sin: torch.Tensor,
     attention: Attention,
-    rows: HeadRows,
+    layout: Layout,
     kept: list[torch.Tensor],
 ) -> torch.Tensor:
     heads, norms = attention.heads, attention.norms
     raw, kept = (kept[:4], kept[4:]) if norms else ([], kept)
-    to_states = attend_gradient(above.view(-1, heads.query, heads.size), kept, heads, rows)
+    to_states = attend_gradient(above.view(-1, heads.query, heads.size), list(kept), heads, layout)
     rotate(to_states[:, : heads.query + heads.key], cos, -sin)
     if norms:
         norms.gradient(to_states, heads, raw)

@@ -12,7 +12,7 @@ from lora_chat.training.fused.head_norms import HeadNorms
 from lora_chat.training.fused.lora_group import LoraGroup
 from lora_chat.training.fused.mlp_half import MlpHalf
 from lora_chat.training.fused_lora import replaced_forwards, why_not
-from lora_chat.training.head_rows import HeadRows, find_rows
+from lora_chat.training.layouts import Layout, find_layout
 from lora_chat.training.segment_attention import Heads
 
 _COVERED = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
@@ -79,22 +79,22 @@ class _FusedLayer:
         self._down = LoraGroup([mlp.down_proj])
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        borders, positions = kwargs.get("cu_seq_lens_q"), kwargs.get("position_embeddings")
-        if args or borders is None or positions is None or not torch.is_grad_enabled() or hidden_states.shape[0] != 1:
+        edges, positions = kwargs.get("segment_edges"), kwargs.get("position_embeddings")
+        if args or edges is None or positions is None or not torch.is_grad_enabled() or hidden_states.shape[0] != 1:
             return self._stock(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
         heads = self._attention.heads
-        rows = find_rows(tuple(borders.tolist()), int(kwargs.get("shared_prefix", 0)), heads.query, heads.key)
+        layout = find_layout(edges, int(kwargs.get("shared_prefix", 0)), heads, hidden_states.device)
         cos, sin = (states[0, :, None, : heads.size // 2] for states in positions)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return self._both_halves(hidden_states[0], cos, sin, rows).unsqueeze(0)
+            return self._both_halves(hidden_states[0], cos, sin, layout).unsqueeze(0)
 
-    def _both_halves(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rows: HeadRows) -> torch.Tensor:
+    def _both_halves(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: Layout) -> torch.Tensor:
         # Checkpointing is the halves' own business: torch's would compute the last product of each again.
         again = bool(self._layer.gradient_checkpointing and self._layer.training)
         before, after = self._norms
         attention, up, down = self._attention, self._gate_up, self._down
         trained = [*attention.projections.parameters, *attention.output.parameters]
-        x = AttentionHalf.apply(x, cos, sin, before.weight, attention, rows, again, *trained)  # type: ignore[no-untyped-call]
+        x = AttentionHalf.apply(x, cos, sin, before.weight, attention, layout, again, *trained)  # type: ignore[no-untyped-call]
         trained = [*up.parameters, *down.parameters]
         y: torch.Tensor = MlpHalf.apply(  # type: ignore[no-untyped-call]
             x, after.weight, after.variance_epsilon, up, down, again, *trained

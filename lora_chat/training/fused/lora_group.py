@@ -50,12 +50,17 @@ class LoraGroup:
         return [*self._a, *self._b]
 
     def forward(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> tuple[torch.Tensor, Trained]:
-        """x (tokens, in) -> `plus` + the layers' outputs side by side (tokens, out)."""
+        """x (tokens, in) -> `plus` + the layers' outputs side by side (tokens, out).
+
+        `plus` comes last: bf16 has no place for LoRA's small part beside the large states of a residual stream,
+        unless that part is added to the layer's own output first, as PEFT does.
+        """
         trained = self.inner(x)
-        y = product(x, self._weight().T, plus)
+        y = self._base(x)
         if self._bias is not None:
             y += self._bias.to(y.dtype)
-        return y.addmm_(trained.inner, trained.b.T), trained
+        y.addmm_(trained.inner, trained.b.T)
+        return y if plus is None else y.add_(plus), trained
 
     def inner(self, x: torch.Tensor) -> Trained:
         """All that `backward` needs, without the outputs."""
@@ -71,13 +76,30 @@ class LoraGroup:
         to_b = (gradient.T @ trained.inner).float()
         blocks = [to_b[place] * scale for place, scale in zip(self._places, self._scales, strict=True)]
         gradients = [g.to(p.dtype) for g, p in zip([*to_a, *blocks], self.parameters, strict=True)]
-        return product(gradient, self._weight()).addmm_(inner, trained.a), gradients
+        return self._base_gradient(gradient).addmm_(inner, trained.a), gradients
 
-    def _weight(self) -> torch.Tensor:
-        if self._held is not None:
-            return self._held
-        weights = [frozen_weight(layer) for layer in self._layers]
-        return weights[0] if len(weights) == 1 else torch.cat(weights)
+    def _base(self, x: torch.Tensor) -> torch.Tensor:
+        """The frozen layers' products; weights that are not held are made one at a time."""
+        if self._held is not None or len(self._layers) == 1:
+            return product(x, self._weight(0, x.dtype).T)
+        y = x.new_empty(x.shape[0], self._places[-1][0].stop)
+        for number, (rows, _) in enumerate(self._places):
+            torch.mm(x, self._weight(number, x.dtype).T, out=y[:, rows])
+        return y
+
+    def _base_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        if self._held is not None or len(self._layers) == 1:
+            return product(gradient, self._weight(0, gradient.dtype))
+        first, *others = enumerate(self._places)
+        x = gradient[:, first[1][0]] @ self._weight(0, gradient.dtype)
+        for number, (rows, _) in others:
+            x.addmm_(gradient[:, rows], self._weight(number, gradient.dtype))
+        return x
+
+    def _weight(self, number: int, dtype: torch.dtype) -> torch.Tensor:
+        """All weights below each other if they are held so, else one of them."""
+        found: torch.Tensor = frozen_weight(self._layers[number]) if self._held is None else self._held
+        return found.to(dtype)
 
     def _lay_out(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         a = torch.cat([a.detach() for a in self._a]).to(dtype)

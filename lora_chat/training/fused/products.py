@@ -3,20 +3,17 @@
 import torch
 
 
-def product(x: torch.Tensor, weight: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
-    """`plus` + x @ weight: x (rows, in), weight (in, out) -> (rows, out)."""
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x (rows, in) @ weight (in, out) -> (rows, out)."""
     rows, inner, width = x.shape[0], x.shape[1], weight.shape[1]
     pieces = _pieces(rows, inner, width) if x.device.type == "cpu" and torch.get_num_threads() == 2 else 1
     if pieces == 1:
-        return torch.mm(x, weight) if plus is None else torch.addmm(plus, x, weight)
+        return torch.mm(x, weight)
     result = x.new_empty(rows, width)
     piece = -(-width // pieces)
     for i in range(0, width, piece):
         columns = slice(i, i + piece)
-        if plus is None:
-            torch.mm(x, weight[:, columns], out=result[:, columns])
-        else:
-            torch.addmm(plus[:, columns], x, weight[:, columns], out=result[:, columns])
+        torch.mm(x, weight[:, columns], out=result[:, columns])
     return result
 
 

@@ -2,19 +2,26 @@
 
 import torch
 from torch.nn.functional import batch_norm
+from torch.nn.functional import rms_norm as stock_rms_norm
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     """x (tokens, size), weight (size,) -> the normed states, and the mean squares (tokens,) in fp32.
 
-    Rounds where transformers does: once before the weight, once after it.
+    Rounds where transformers does: once before the weight, once after it. On a GPU PyTorch's own kernel, which
+    shows no squares: there they are empty.
     """
+    if x.device.type != "cpu":
+        none = x.new_empty(0)
+        return rms_norm_again(x, none, weight, epsilon), none
     squares = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square_().div_(x.shape[1])
     return rms_norm_again(x, squares, weight, epsilon), squares
 
 
 def rms_norm_again(x: torch.Tensor, squares: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """The normed states from the mean squares: batch norm over "channels" that are tokens, one pass in fp32."""
+    if x.device.type != "cpu":
+        return stock_rms_norm(x, [x.shape[1]], eps=epsilon).mul_(weight)
     normed = batch_norm(x.unsqueeze(0), torch.zeros_like(squares), squares, eps=epsilon)
     return normed.squeeze(0).mul_(weight)
 
@@ -31,6 +38,9 @@ def rms_norm_gradient(
 
     Layer norm's gradient with a mean of zero, to which what it takes off for the mean is given back.
     """
+    if x.device.type != "cpu":
+        stock = gradient_by_autograd(gradient, x, weight, epsilon)
+        return stock if plus is None else stock.add_(plus)
     size = x.shape[1]
     scale = (squares + epsilon).rsqrt_().unsqueeze(1)
     result: torch.Tensor = torch.ops.aten.native_layer_norm_backward(
@@ -38,3 +48,11 @@ def rms_norm_gradient(
     )[0]
     result += torch.mv(gradient, weight).unsqueeze(1).mul_((scale / size).to(x.dtype))
     return result if plus is None else result.add_(plus)
+
+
+def gradient_by_autograd(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """The same from PyTorch's kernel, where that is the faster one: on a GPU."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        normed = stock_rms_norm(leaf, [x.shape[1]], eps=epsilon)
+    return torch.autograd.grad(normed, leaf, gradient * weight)[0]

@@ -1,0 +1,34 @@
+"""A GPU's attention kernel, played by a slow function on the CPU."""
+
+import pytest
+import torch
+
+from lora_chat.training import layouts
+from lora_chat.training.varlen_attention import find_varlen
+
+
+def slow_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """Each segment by itself; the ends of queries and keys are aligned, as in flash attention."""
+    assert enable_gqa
+    assert max_q == cu_seq_q.diff().max()
+    assert max_k == cu_seq_k.diff().max()
+    copies = query.shape[1] // key.shape[1]
+    results = []
+    for number in range(len(cu_seq_q) - 1):
+        queries = query[cu_seq_q[number] : cu_seq_q[number + 1]].transpose(0, 1)
+        own = slice(cu_seq_k[number], cu_seq_k[number + 1])
+        keys, values = (part[own].transpose(0, 1).repeat_interleave(copies, 0) for part in (key, value))
+        lengths = queries.shape[1], keys.shape[1]
+        back = torch.arange(lengths[0])[:, None] + lengths[1] - lengths[0] - torch.arange(lengths[1])
+        hidden = (back < 0) | ((back > window_size[0]) & (window_size[0] >= 0))
+        scores = (queries @ keys.transpose(1, 2) * scale).masked_fill(hidden, float("-inf"))
+        results.append((scores.softmax(-1) @ values).transpose(0, 1))
+    return torch.cat(results)
+
+
+@pytest.fixture
+def varlen(monkeypatch):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
+    monkeypatch.setattr(
+        layouts, "find_rows", lambda edges, prefix, query, key: find_varlen(edges, prefix, torch.device("cpu"))
+    )
