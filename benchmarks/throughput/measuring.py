@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from transformers import TrainerCallback
 from work_folder import StepWork
 
@@ -42,6 +43,8 @@ class StepClock(TrainerCallback):
             self._first = (*self._last, machine_busy_seconds())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         wall, processor = time.perf_counter(), time.process_time()
         self.step_seconds.append(wall - self._last[0])
         self.step_cpu_seconds.append(processor - self._last[1])
@@ -69,6 +72,7 @@ class StepClock(TrainerCallback):
             "grad_norms": self.grad_norms,
             "others_cpus": self.others_cpus,
             "peak_rss_bytes": peak_rss_bytes(),
+            "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
             "start_seconds": self.start_seconds,
             "versions": versions(),
             **more,

@@ -21,7 +21,7 @@ warnings.filterwarnings("ignore")
 from measuring import versions  # noqa: E402
 from shared_prefix import make_system_message, write_with_system  # noqa: E402
 from transformers.utils import logging  # noqa: E402
-from work_folder import WorkFolder, count_supervised  # noqa: E402
+from work_folder import Row, WorkFolder, count_supervised  # noqa: E402
 
 from lora_chat.digests import digest_file  # noqa: E402
 from lora_chat.models.adapter import attach_adapter  # noqa: E402
@@ -50,6 +50,11 @@ def write_rows(prepared: PreparedRun, work: WorkFolder) -> dict[str, Any]:
     """Write the shuffled rows; what they are."""
     rows = [{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in prepared.train.rows]
     random.Random(_SHUFFLE_SEED).shuffle(rows)
+    return write_rows_to(rows, work)
+
+
+def write_rows_to(rows: list[Row], work: WorkFolder) -> dict[str, Any]:
+    """Write rows in their order; what they are."""
     with work.rows.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     lengths = [len(row["input_ids"]) for row in rows]
