@@ -81,20 +81,19 @@ def compare(given: argparse.Namespace, trainers: list[Trainer], work: Path) -> d
     config = json.loads((work / "base" / "config.json").read_text(encoding="utf-8"))
     flops = flops_per_token(config, facts["average_context"], facts["supervised_share"], _RANK)
     found_ceilings = [one["model"]["best"] for one in ceilings]
-    best = max(found_ceilings)
     chosen = trainers[0].name if given.grid else given.reference
     reference = next((one.result["losses"] for one in runs if one.trainer == chosen and one.result), None)
     summaries: dict[str, Summary] = {}
     for trainer in trainers:
         mine = [run for run in runs if run.trainer == trainer.name]
-        found = summarise(mine, given.warmup, reference if trainer.same_batches else None, flops, best)
+        found = summarise(mine, given.warmup, reference if trainer.same_batches else None, flops, found_ceilings)
         if found:
             summaries[trainer.name] = found
     print(table(work.name, [one.name for one in trainers], summaries))
     print(
         f"  {facts['rows']} rows, {facts['mean_length']:.0f} tokens on average, {facts['supervised_share']:.0%} "
         f"supervised, sha256 {facts['rows_sha256'][:16]}; {flops / 1e6:.0f} MFLOP a token, "
-        f"ceiling {best:.0f} GFLOP/s (rounds: {min(found_ceilings):.0f}..{best:.0f}); losses against {chosen}\n",
+        f"ceiling of each round {', '.join(f'{one:.0f}' for one in found_ceilings)} GFLOP/s; losses against {chosen}\n",
         flush=True,
     )
     return {

@@ -42,9 +42,13 @@ def loss_differences(losses: Sequence[float], reference: Sequence[float]) -> lis
 
 
 def summarise(
-    runs: Sequence[Run], warmup: int, reference: Sequence[float] | None, flops_per_token: float, ceiling: float
+    runs: Sequence[Run],
+    warmup: int,
+    reference: Sequence[float] | None,
+    flops_per_token: float,
+    ceilings: Sequence[float],
 ) -> Summary | None:
-    """All runs of one trainer on one file; None if none succeeded. `ceiling` in GFLOP/s."""
+    """All runs of one trainer on one file; None if none succeeded. `ceilings` of each round, in GFLOP/s."""
     results = [run.result for run in runs if run.result is not None]
     if not results:
         return None
@@ -53,7 +57,6 @@ def summarise(
         return statistics.median(rate(result, what, seconds, warmup) for result in results)
 
     rates = [rate(result, "supervised_tokens", "step_seconds", warmup) for result in results]
-    tokens = middle("tokens")
     apart = None
     if reference is not None:
         apart = [one for result in results for one in loss_differences(result["losses"], reference)]
@@ -66,12 +69,16 @@ def summarise(
         fastest=max(rates),
         supervised_per_cpu_second=middle("supervised_tokens", "step_cpu_seconds"),
         dialogues_per_second=middle("dialogues"),
-        tokens_per_second=tokens,
+        tokens_per_second=middle("tokens"),
         peak_rss_bytes=max(result["peak_rss_bytes"] for result in results),
         start_seconds=statistics.median(result["start_seconds"] for result in results),
         worst_loss_difference=max(apart) if apart else None,
         mean_loss_difference=statistics.fmean(apart) if apart else None,
-        ceiling_share=tokens * flops_per_token / 1e9 / ceiling,
+        ceiling_share=statistics.median(
+            rate(run.result, "tokens", "step_seconds", warmup) * flops_per_token / 1e9 / ceilings[run.round]
+            for run in runs
+            if run.result is not None
+        ),
         others_cpus=max(result["others_cpus"] for result in results),
     )
 
