@@ -1,9 +1,10 @@
 """The frozen weights of quantised linear layers: dense values, and what bitsandbytes does to them on a CPU."""
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
@@ -32,22 +33,44 @@ def frozen_weight(layer: "torch.nn.Module") -> Any:
 def hold_dense_weights(model: "torch.nn.Module") -> bool:
     """Dequantise layers once instead of at every product, if that takes little memory; whether it was done.
 
-    The values and results are those of bitsandbytes, whose CPU path makes the dense weight anew each time. Layers in
-    8 bits keep their forward: outside training it rounds activations too.
+    The values and results are those of bitsandbytes, whose CPU path makes the dense weight anew each time.
     """
-    dtype: torch.dtype = model.dtype  # type: ignore[assignment]
-    layers: list[Any] = [m for m in model.modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")]
-    size = sum(m.in_features * m.out_features * dtype.itemsize for m in layers)
-    if size > _MOST_HELD_BYTES:
+    layers: list[Any] = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+    if not _may_be_held(layers, model.dtype):  # type: ignore[arg-type]
         return False
     for layer in layers:
         dense = frozen_weight(layer)
-        if type(layer).__name__ == "Linear8bitLt":
-            setattr(layer, _HELD, dense.to(dtype))
-        elif dense.dtype == layer.compute_dtype:
+        if dense.dtype == layer.compute_dtype:
             setattr(layer, _HELD, dense)
             layer.forward = _make_forward(layer, dense)
     return bool(layers)
+
+
+@contextmanager
+def held_int8(model: "torch.nn.Module") -> "Iterator[None]":
+    """The same for LLM.int8 on a CPU, until the block ends: only in training are its products dense.
+
+    The layers keep their forward, which rounds activations too outside of training.
+    """
+    dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+    layers: list[Any] = [m for m in model.modules() if is_int8(m) and m.weight.device.type == "cpu"]
+    layers = layers if _may_be_held(layers, dtype) else []
+    for layer in layers:
+        setattr(layer, _HELD, frozen_weight(layer).to(dtype))
+    try:
+        yield
+    finally:
+        for layer in layers:
+            delattr(layer, _HELD)
+
+
+def is_int8(layer: Any) -> bool:
+    """Whether it is a base layer in LLM.int8; PEFT's layer around one has the same name."""
+    return type(layer).__name__ == "Linear8bitLt" and not hasattr(layer, "base_layer")
+
+
+def _may_be_held(layers: "Sequence[Any]", dtype: "torch.dtype") -> bool:
+    return bool(sum(m.in_features * m.out_features * dtype.itemsize for m in layers) <= _MOST_HELD_BYTES)
 
 
 def hold_together(layers: "Sequence[Any]") -> "torch.Tensor | None":

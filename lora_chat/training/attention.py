@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import torch
 
-from lora_chat.training.layouts import find_layout
-from lora_chat.training.segment_attention import Heads, SegmentAttention
-from lora_chat.training.varlen_attention import VarlenRows, covers, mix
+from lora_chat.training.layouts import Layout, attend, attend_gradient, find_layout
+from lora_chat.training.segment_attention import Heads
+from lora_chat.training.varlen_attention import covers
 
 NAME = "lora_chat_segments"
 
@@ -72,11 +72,23 @@ def segment_attention(
     )
     layout = find_layout(edges, int(prefix), heads, query.device)
     states = torch.cat([query, key, value], dim=1).squeeze(0).transpose(0, 1)
-    if isinstance(layout, VarlenRows):
-        output = mix(states, heads, layout)
-    else:
-        output = SegmentAttention.apply(states, heads, layout)  # type: ignore[no-untyped-call]
+    output: torch.Tensor = _Attention.apply(states, heads, layout)  # type: ignore[no-untyped-call]
     return output.unsqueeze(0), None  # transformers wants (batch, tokens, heads, head size)
+
+
+class _Attention(torch.autograd.Function):
+    """`attend` for autograd: states (tokens, query + 2 * key heads, size) -> (tokens, query heads, size)."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, heads: Heads, layout: Layout) -> torch.Tensor:
+        output, kept = attend(states, heads, layout)
+        ctx.save_for_backward(*kept)
+        ctx.layout = heads, layout
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return attend_gradient(gradients[0], list(ctx.saved_tensors), *ctx.layout), None, None
 
 
 @lru_cache(maxsize=4)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_chat.models.frozen_weights import held_int8
 from lora_chat.planning.plan import TrainingPlan
 from lora_chat.training.attention import register_segment_attention
 from lora_chat.training.batching import StepCollator
@@ -37,7 +38,7 @@ class FastPath:
         if not self.fused:
             yield
             return
-        with fused_lora(model), fused_layers(model):
+        with held_int8(model), fused_lora(model), fused_layers(model):
             yield
 
 

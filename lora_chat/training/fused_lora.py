@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_chat.models.frozen_weights import frozen_weight
+from lora_chat.models.frozen_weights import frozen_weight, is_int8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,7 +76,7 @@ def why_not(layer: Any) -> str:
     kind = type(base).__name__
     if kind not in ("Linear", "Linear4bit", "Linear8bitLt"):
         return f"layers of type {kind}"
-    if kind == "Linear8bitLt" and base.weight.device.type != "cpu":
+    if is_int8(base) and base.weight.device.type != "cpu":
         return "LLM.int8 rounds activations too"  # on a CPU it does so outside training alone
     if list(layer.lora_A) != ["default"] or list(layer.active_adapters) != ["default"] or layer.merged:
         return "several adapters"
@@ -92,8 +92,7 @@ def why_not(layer: Any) -> str:
 def _make_forward(layer: Any) -> "Callable[..., torch.Tensor]":
     stock = layer.forward
     base = layer.base_layer
-    int8 = type(base).__name__ == "Linear8bitLt"
-    dtype = None if int8 else getattr(base, "compute_dtype", None) or base.weight.dtype
+    dtype = None if is_int8(base) else getattr(base, "compute_dtype", None) or base.weight.dtype
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if args or kwargs or layer.disable_adapters or not torch.is_grad_enabled() or dtype not in (None, x.dtype):

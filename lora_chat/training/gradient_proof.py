@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_chat.models.frozen_weights import is_int8
 from lora_chat.training.flat_proof import make_dialogues
 from lora_chat.training.flat_rows import FlatRows, put_on
 from lora_chat.training.fused.layers import fused_layers
@@ -31,7 +32,7 @@ def gradient_cosine(
     fast_attention, was_training = model.config._attn_implementation, model.training
     model.eval()  # dropout would make both differ
     for module in model.modules():
-        if type(module).__name__ == "Linear8bitLt":  # which rounds activations when not in training
+        if is_int8(module):  # which rounds activations when not in training
             module.train()
     try:
         with fused_lora(model), fused_layers(model):

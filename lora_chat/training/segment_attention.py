@@ -6,7 +6,6 @@ need not be computed.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -134,18 +133,3 @@ def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> t
     keys, values = (states.unsqueeze(1).expand(-1, heads.copies, -1, -1) for states in (k, v))
     mixed = scaled_dot_product_attention(split, keys, values, is_causal=True, scale=heads.scale)
     return mixed.transpose(1, 2).flatten(1, 2)
-
-
-class SegmentAttention(torch.autograd.Function):
-    """`attend_blocks` for autograd: states (tokens, query + 2 * key heads, size) -> (tokens, query heads, size)."""
-
-    @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, heads: Heads, rows: HeadRows) -> torch.Tensor:
-        output, kept = attend_blocks(states, heads, rows)
-        ctx.save_for_backward(*kept)
-        ctx.layout = heads, rows
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return blocks_gradient(gradients[0], list(ctx.saved_tensors), *ctx.layout), None, None

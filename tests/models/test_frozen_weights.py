@@ -46,13 +46,16 @@ def test_without_quantisation_nothing_is_held(random_base):
 
 
 def test_held_eight_bits_keep_their_forward(random_base):
-    """Outside training bitsandbytes rounds activations too; the dense weight is for the gradient alone."""
-    layers = [m for m in load(random_base("llama"), True, "8bit").modules() if type(m).__name__ == "Linear8bitLt"]
+    """Outside training bitsandbytes rounds activations too; the dense weight is for training alone."""
+    model = load(random_base("llama"), True, "8bit")
+    layers = [m for m in model.modules() if frozen_weights.is_int8(m)]
     assert layers
-    for layer in layers:
+    with frozen_weights.held_int8(model):
+        assert all("dense_weight" in vars(layer) for layer in layers)
+        held = [frozen_weights.frozen_weight(layer) for layer in layers]
+    for layer, before in zip(layers, held, strict=True):
         assert "forward" not in vars(layer)
-        before = frozen_weights.frozen_weight(layer)
-        del layer.dense_weight
+        assert "dense_weight" not in vars(layer)
         again = frozen_weights.frozen_weight(layer)
         assert torch.equal(before, again.to(before.dtype))
         layer(torch.randn(2, layer.in_features, dtype=torch.bfloat16))
