@@ -43,7 +43,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 sft: install
-	@$(BIN)/lora-chat sft $(RECIPE) $(ARGS)
+	@$(BIN)/lora-chat sft $(RECIPE) $(if $(RESUME),--resume) $(ARGS)
 
 chat: install
 	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }

@@ -50,10 +50,12 @@ def sft(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe, options.set)
     from lora_chat.console import result_text, say, shown
     from lora_chat.pipeline import Progress, fine_tune
+    from lora_chat.resuming import ResumeRequest
 
     progress = Progress()
+    resume = ResumeRequest(options.resume or None, options.accept_change) if options.resume is not None else None
     try:
-        result = fine_tune(recipe, progress)
+        result = fine_tune(recipe, progress, resume)
     except KeyboardInterrupt as error:
         raise progress.stopped(signal_of(error)) from None
     say(result_text(result))
@@ -159,6 +161,12 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("sft", sft)
     sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
+    sub.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN", help="go on with a run that was cut short (the newest)"
+    )
+    sub.add_argument(
+        "--accept-change", action="append", default=[], metavar="FIELD", help="with --resume: go on with another FIELD"
+    )
     add_settings(sub)
     sub = add("data", data)
     sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")

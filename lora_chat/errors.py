@@ -55,6 +55,12 @@ class BaseUnavailableError(LoraChatError):
     exit_code = 8
 
 
+class InUseError(LoraChatError):
+    """Another process works in the same folder."""
+
+    exit_code = 9
+
+
 class StoppedError(LoraChatError):
     """A signal ended the work in good order; the text says what was saved."""
 

@@ -12,14 +12,18 @@ from lora_chat.delivery.card import write_card
 from lora_chat.errors import DataError, StoppedError
 from lora_chat.evaluation.comparison import ComparisonReport, compare
 from lora_chat.evaluation.plot import write_loss_plot
+from lora_chat.locking import locked
 from lora_chat.models.adapter import attach_adapter, report_adapter, save_adapter
 from lora_chat.models.base_model import load_base_model
 from lora_chat.planning.hardware import detect_hardware
-from lora_chat.planning.plan import make_plan
+from lora_chat.planning.plan import Plan, make_plan
 from lora_chat.planning.recipe import Recipe
-from lora_chat.preparation import Prepared, peak_memory_bytes
-from lora_chat.run_folder import RunFolder, create_run_folder
+from lora_chat.preparation import Prepared, PreparedRun, peak_memory_bytes
+from lora_chat.resuming import ResumeRequest, find_resume_point, find_run
+from lora_chat.run_folder import RunFolder, create_run_folder, describe, library_versions
+from lora_chat.run_identity import describe_run
 from lora_chat.stopping import signal_asked
+from lora_chat.training.committing import Keeping
 from lora_chat.training.sft import TrainingReport, train_sft
 
 
@@ -47,8 +51,11 @@ class Progress:
         )
 
 
-def fine_tune(recipe: Recipe, progress: Progress) -> dict[str, Any]:
-    """Recipe -> run folder with adapter and comparison. Whatever would waste the run fails before weights load."""
+def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None = None) -> dict[str, Any]:
+    """Recipe -> run folder with adapter and comparison. Whatever would waste the run fails before weights load.
+
+    With `resume` a run that was cut short is continued.
+    """
     started = time.monotonic()
     plan = make_plan(recipe, detect_hardware())
     progress.enter("reading the dialogues")
@@ -57,11 +64,23 @@ def fine_tune(recipe: Recipe, progress: Progress) -> dict[str, Any]:
     audit = audit_sets(prepared.train, prepared.validation, prepared.tokenizer, plan.audit, say)
     if audit.refuses:
         raise DataError(refusal(audit, plan.audit))
-    run = progress.run = create_run_folder(recipe, plan)
-    prepared.write(run, redacted=bool(plan.audit.redacted))
-    run.write_json(run.audit, asdict(audit))
-    say("\n".join([preparation.summary(plan, prepared, run), *short_audit(audit)]))
+    earlier = find_run(resume, recipe) if resume else None
+    run = progress.run = earlier or create_run_folder(recipe, plan)
+    with locked(run.path):
+        identity = describe_run(plan, prepared, library_versions())
+        point = find_resume_point(run, identity, resume, say) if resume else None
+        if point:
+            describe(run, recipe, plan)
+        prepared.write(run, redacted=bool(plan.audit.redacted))
+        run.write_json(run.audit, asdict(audit))
+        say("\n".join([preparation.summary(plan, prepared, run), *short_audit(audit)]))
+        keeping = Keeping(run.checkpoints, plan.checkpoint, identity, point)
+        return _train_and_compare(plan, prepared, run, keeping, progress, started)
 
+
+def _train_and_compare(
+    plan: Plan, prepared: PreparedRun, run: RunFolder, keeping: Keeping, progress: Progress, started: float
+) -> dict[str, Any]:
     progress.enter("loading the base")
     base = load_base_model(prepared.base, plan.precision)
     model = attach_adapter(base, plan.adapter, plan.training.seed)
@@ -83,6 +102,7 @@ def fine_tune(recipe: Recipe, progress: Progress) -> dict[str, Any]:
         each_epoch=plan.evaluation.each_epoch,
         metrics=run.metrics,
         tensorboard=run.tensorboard if plan.output.tensorboard else None,
+        keeping=keeping,
     )
     progress.stage = "saving the adapter"
     template = str(prepared.tokenizer.chat_template)

@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def checkpoints(self) -> Path:
+        """Whole copies of training under way."""
+        return self.path / "checkpoints"
+
+    @property
     def plot(self) -> Path:
         """The course of the loss."""
         return self.path / "loss.png"
@@ -151,16 +156,32 @@ def create_run_folder(recipe: Recipe, plan: Plan) -> RunFolder:
     with explain_write_errors(parent, "the run folder"):
         parent.mkdir(parents=True, exist_ok=True)
         run = RunFolder(_next_free(parent, name))
-    run.write_text(run.recipe, recipe_as_yaml(recipe))
-    run.write_text(run.plan, plan.model_dump_json(indent=2) + "\n")
-    run.write_json(run.versions, library_versions())
+    describe(run, recipe, plan)
     return run
 
 
-def _next_free(parent: Path, name: str) -> Path:
+def describe(run: RunFolder, recipe: Recipe, plan: Plan) -> None:
+    """Write recipe, plan and versions into a run's folder."""
+    run.write_text(run.recipe, recipe_as_yaml(recipe))
+    run.write_text(run.plan, plan.model_dump_json(indent=2) + "\n")
+    run.write_json(run.versions, library_versions())
+
+
+def newest_run(recipe: Recipe) -> RunFolder | None:
+    """The run of a recipe's name with the highest number."""
+    parent = Path(recipe.output.directory).expanduser().absolute()
+    numbers = _numbers(parent, recipe.output.name or "run") if parent.is_dir() else {}
+    runs = [path for _, path in sorted(numbers.items()) if is_run(path)]
+    return RunFolder(runs[-1]) if runs else None
+
+
+def _numbers(parent: Path, name: str) -> dict[int, Path]:
     pattern = re.compile(re.escape(name) + r"-(\d+)")
-    taken = [int(m[1]) for p in parent.iterdir() if (m := pattern.fullmatch(p.name))]
-    number = max(taken, default=0) + 1
+    return {int(m[1]): p for p in parent.iterdir() if (m := pattern.fullmatch(p.name))}
+
+
+def _next_free(parent: Path, name: str) -> Path:
+    number = max(_numbers(parent, name), default=0) + 1
     while True:
         path = parent / f"{name}-{number}"
         try:

@@ -8,12 +8,14 @@ ROOT = Path(__file__).parents[1] / "lora_chat"
 # A module imports only from a lower floor. A room is a package or a module right under lora_chat.
 FLOORS = [
     ["errors"],
-    ["planning", "stopping", "writing", "digests"],
+    ["planning", "stopping", "writing", "digests", "locking"],
     ["dialogues", "models", "run_folder"],
     ["training", "evaluation", "delivery", "serving", "audit"],
     ["console"],
     ["data_view", "audit_view", "auditing"],
     ["preparation", "talking"],
+    ["run_identity"],
+    ["resuming"],
     ["pipeline", "inspection"],
     ["later"],
     ["cli"],

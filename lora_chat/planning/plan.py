@@ -9,6 +9,7 @@ from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.recipe import (
     AdapterSection,
     BaseSection,
+    CheckpointSection,
     EvaluationSection,
     OutputSection,
     QuantizationSection,
@@ -55,6 +56,7 @@ class Plan(Section):
     data: DataSection
     audit: AuditSection = AuditSection()
     training: TrainingPlan
+    checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection
     output: OutputSection
 
@@ -69,6 +71,7 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
         data=recipe.data,
         audit=recipe.audit,
         training=_plan_training(recipe.training, hardware),
+        checkpoint=recipe.checkpoint,
         evaluation=recipe.evaluation,
         output=recipe.output,
     )

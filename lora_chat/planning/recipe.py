@@ -79,6 +79,17 @@ class TrainingSection(Section):
     """Decides initial LoRA weights, dropout and the order of dialogues."""
 
 
+class CheckpointSection(Section):
+    """Whole copies of a run under way, from which it goes on after a crash; one at the end of every epoch too."""
+
+    every_minutes: Annotated[float, Field(gt=0)] | None = 5.0
+    """Minutes between two; the step under way is finished first."""
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps between two."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """How many of the newest stay."""
+
+
 class EvaluationSection(Section):
     """What is measured, base against adapted."""
 
@@ -118,6 +129,8 @@ class Recipe(Section):
     """What is done about what an audit of the dialogues finds."""
     training: TrainingSection = TrainingSection()
     """Supervised fine-tuning."""
+    checkpoint: CheckpointSection = CheckpointSection()
+    """From where a run goes on after a crash."""
     evaluation: EvaluationSection = EvaluationSection()
     """What is measured."""
     output: OutputSection = OutputSection()

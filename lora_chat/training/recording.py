@@ -16,11 +16,14 @@ from lora_chat.training.signals import StopRequest
 class Recorder(TrainerCallback):
     """Appends one JSON object a step to the metrics file."""
 
-    def __init__(self, metrics: Path, view: ProgressView, stop: StopRequest) -> None:
+    def __init__(self, metrics: Path, view: ProgressView, stop: StopRequest, before: float = 0.0) -> None:
         self._metrics = metrics
         self._view = view
         self._stop = stop
         self._started = 0.0
+        self._before = before
+        """Seconds that were trained before a checkpoint was continued."""
+        self._first = 0
         self.trainer: Any = None
         """Set once the trainer exists; it counts the supervised tokens."""
 
@@ -28,6 +31,7 @@ class Recorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._started = time.monotonic()
+        self._first = state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._stop.number:
@@ -65,11 +69,12 @@ class Recorder(TrainerCallback):
                 "gradient_norm": norm,
                 "learning_rate": float(logs.get("learning_rate", 0.0)),
                 "supervised_tokens": tokens,
-                "seconds": round(seconds, 3),
+                "seconds": round(self._before + seconds, 3),
             }
         )
-        left = seconds / state.global_step * (state.max_steps - state.global_step)
-        self._view.step(StepReport(state.global_step, state.max_steps, loss, tokens / max(seconds, 1e-9), left))
+        left = seconds / (state.global_step - self._first) * (state.max_steps - state.global_step)
+        rate = tokens / max(self._before + seconds, 1e-9)
+        self._view.step(StepReport(state.global_step, state.max_steps, loss, rate, left))
 
     def _write(self, row: dict[str, Any]) -> None:
         with explain_write_errors(self._metrics, "metrics"), self._metrics.open("a", encoding="utf-8") as file:

@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
     from trl import SFTConfig
+
+    from lora_chat.training.committing import Keeping
 
 
 class Row(Protocol):
@@ -54,16 +57,21 @@ def train_sft(
     each_epoch: bool,
     metrics: Path,
     tensorboard: Path | None = None,
+    keeping: "Keeping | None" = None,
 ) -> TrainingReport:
     """Train the adapter in place on rows that carry their labels; TRL casts and patches the model.
 
-    One JSON object a step is appended to `metrics`. Raises MemoryShortError, NotFiniteError.
+    One JSON object a step is appended to `metrics`. With `keeping`, checkpoints are written, and perhaps one is
+    continued. Raises MemoryShortError, NotFiniteError, SpaceError.
     """
     import torch
     from transformers import PrinterCallback
 
     from lora_chat.training.checkpointing import PartialCheckpointing
+    from lora_chat.training.committing import Committer
     from lora_chat.training.fast_path import find_fast_path
+    from lora_chat.training.finite_guard import FiniteGuard
+    from lora_chat.training.metrics_file import cut_metrics
     from lora_chat.training.recording import Recorder
     from lora_chat.training.trainer import StepTrainer
 
@@ -75,7 +83,11 @@ def train_sft(
     stock_attention = model.config._attn_implementation
     try:
         with stop_requests(view.note) as stop:
-            recorder = Recorder(metrics, view, stop)
+            resume = keeping.resume if keeping else None
+            done = cut_metrics(metrics, resume.step if resume else 0)
+            recorder = Recorder(metrics, view, stop, before=done.get("seconds", 0.0))
+            guard = FiniteGuard()
+            committer = Committer(keeping, asked=lambda: bool(stop.number)) if keeping else None
             path = find_fast_path(model, train[0].input_ids, plan)
             for note in path.notes:
                 view.note(note)
@@ -83,15 +95,16 @@ def train_sft(
             trainer = StepTrainer(
                 model=model,
                 args=_make_config(
-                    plan, metrics.parent, bfloat16, on_cpu, each_epoch, tensorboard is not None, whole_steps
+                    plan, keeping.folder if keeping else metrics.parent, bfloat16, on_cpu, each_epoch, tensorboard is not None, whole_steps
                 ),
                 data_collator=path.collator,
                 train_dataset=_make_dataset(train),
                 eval_dataset=_make_dataset(validation) if each_epoch else None,
                 processing_class=tokenizer,
-                callbacks=[recorder],
+                callbacks=[guard, recorder, *([committer] if committer else [])],
             )
-            recorder.trainer = trainer
+            recorder.trainer = guard.trainer = trainer
+            trainer.supervised_tokens = done.get("supervised_tokens", 0)
             trainer.head = path.head
             if plan.gradient_checkpointing is not True and plan.gradient_checkpointing:
                 trainer.add_callback(PartialCheckpointing(plan.gradient_checkpointing))
@@ -100,8 +113,8 @@ def train_sft(
             if on_cpu:
                 _keep_memory()
             started = time.monotonic()
-            with path.layers(model):
-                trainer.train()
+            with path.layers(model), committer.explained() if committer else nullcontext():
+                trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
             seconds = time.monotonic() - started
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise MemoryShortError(_smaller(plan)) from error

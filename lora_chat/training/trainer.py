@@ -18,6 +18,10 @@ class StepTrainer(SFTTrainer):
     """Set where the model's head is covered; else the model's own forward makes the logits."""
     supervised_tokens: int = 0
     """Trained so far."""
+    last_loss: Any = 0.0
+    """Of the micro-batches of the last step, or of its last one."""
+    last_rows: Sequence[Sequence[int]] = ()
+    """The ids of the last step's dialogues."""
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward of every micro-batch; the summed loss, detached."""
@@ -35,6 +39,10 @@ class StepTrainer(SFTTrainer):
             self.accelerator.backward(loss)
             total += loss.detach()
         return total
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The adapter alone: tokenizer and base are known by digest, and arguments would be pickled."""
+        self.model.save_pretrained(output_dir, safe_serialization=True, save_embedding_layers=False)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any

@@ -1,0 +1,40 @@
+"""One process at a time in a run's folder."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lora_chat.errors import InUseError, explain_write_errors
+
+_NAME = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder; the system lets go when the process ends, however it ends. Raises InUseError."""
+    with explain_write_errors(folder, "the lock of the run"):
+        handle = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not _take(handle):
+            raise InUseError(
+                f"Another process is training in {folder}. Wait for it, or stop it; two would spoil each other's work."
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int) -> bool:
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

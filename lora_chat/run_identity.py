@@ -1,0 +1,93 @@
+"""What a run is, field by field, so that a checkpoint is not continued as another run."""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from lora_chat.dialogues.dialogue_set import DialogueSet
+from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.planning.plan import Plan
+from lora_chat.preparation import PreparedRun
+
+_ACCEPTABLE = {
+    "training.epochs": "the learning rate follows the new length from here on",
+    "training.max_steps": "the learning rate follows the new length from here on",
+    "training.learning_rate": "from here on",
+    "training.schedule": "from here on",
+    "training.warmup_share": "from here on",
+    "training.weight_decay": "from here on",
+    "training.max_grad_norm": "from here on",
+    "training.micro_batch_size": "the same to rounding",
+    "training.micro_batch_tokens": "the same to rounding",
+    "training.gradient_accumulation_steps": "the same to rounding",
+    "training.gradient_checkpointing": "the same to rounding",
+    "training.fast_path": "the same to rounding",
+    "precision.device": "the same to rounding",
+}
+"""Changes that leave what was learned so far what it is, and what each means."""
+_VERSIONS = "versions."
+
+
+def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that decides what is trained, as values that JSON holds."""
+    identity = prepared.identity
+    fields: dict[str, Any] = {
+        "data.rows": digest_rows(prepared.train),
+        "base.weights": identity.weights,
+        "base.tokenizer": identity.tokenizer,
+        "base.chat_template": identity.chat_template,
+    }
+    for name, section in (("adapter", plan.adapter), ("precision", plan.precision), ("training", plan.training)):
+        fields |= {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}
+    return fields | {f"{_VERSIONS}{name}": version for name, version in versions.items()}
+
+
+def digest_rows(dialogues: DialogueSet) -> str:
+    """sha256 of the ids and labels of all rows, in their order."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for batch in dialogues.rows.dataset.with_format("arrow").iter(batch_size=4096):
+        for name in ("input_ids", "labels"):
+            column = batch.column(name).combine_chunks()
+            lengths = column.value_lengths().to_numpy().astype(np.int64)
+            digest.update(lengths.tobytes())
+            digest.update(column.flatten().to_numpy(zero_copy_only=False).astype(np.int32).tobytes())
+    return digest.hexdigest()
+
+
+def check_same_run(
+    committed: Mapping[str, Any], now: Mapping[str, Any], accepted: Collection[str], where: str
+) -> list[str]:
+    """Refuse to continue what is now another run; what was changed and accepted, in words.
+
+    Raises RecipeError for a field of `accepted` that cannot be, IntegrityError for a change that was not accepted.
+    """
+    for field in accepted:
+        if field not in _ACCEPTABLE and not field.startswith(_VERSIONS):
+            raise RecipeError(
+                f"--accept-change {field}: such a change cannot be accepted. "
+                f"These can: {', '.join(sorted(_ACCEPTABLE))}, versions.LIBRARY."
+            )
+    changed = [field for field in sorted(committed.keys() | now.keys()) if committed.get(field) != now.get(field)]
+    refused = [field for field in changed if field not in accepted]
+    if refused:
+        raise IntegrityError(_refusal(committed, now, refused, where))
+    return [f"{field}: {committed.get(field)} -> {now.get(field)}" for field in changed]
+
+
+def _refusal(committed: Mapping[str, Any], now: Mapping[str, Any], refused: list[str], where: str) -> str:
+    lines = [f"{where} is another run:"]
+    lines += [f"  {field}: it has {_short(committed.get(field))}, now it is {_short(now.get(field))}" for field in refused]
+    can = [field for field in refused if field in _ACCEPTABLE or field.startswith(_VERSIONS)]
+    if len(can) == len(refused):
+        flags = " ".join(f"--accept-change {field}" for field in can)
+        lines.append(f"Restore what it had, or go on with the change: {flags}")
+    else:
+        lines.append("Restore what it had, or begin anew without --resume.")
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] + "..." if len(text) == 64 else text

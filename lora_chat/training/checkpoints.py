@@ -1,0 +1,152 @@
+"""Checkpoints that count only when they are whole: every file synced, then vouched for by a manifest written last.
+
+Trainer finds its own by the highest number in a folder's name, synced or not, damaged or not.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_chat.digests import digest_file
+
+MANIFEST = "manifest.json"
+_PART = ".manifest.json.part"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_ASIDE = "damaged-{}-{}"
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what its manifest says; the text says what differs."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A checkpoint that is whole."""
+
+    folder: Path
+    step: int
+    """Optimizer steps that were done."""
+    identity: Mapping[str, Any]
+    """What the run was, field by field."""
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A checkpoint that is not whole."""
+
+    folder: Path
+    reason: str
+
+
+def commit(folder: Path, identity: Mapping[str, Any]) -> Commit:
+    """Make a written checkpoint count. Raises OSError; then it does not."""
+    step = _step_of(folder)
+    if step is None:
+        raise ValueError(f"{folder.name} is not a checkpoint's name")
+    files = []
+    for path in _files(folder):
+        _sync(path)
+        files.append({"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": digest_file(path)})
+    manifest = {"step": step, "identity": dict(identity), "files": files}
+    part = folder / _PART
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    for inner in sorted({path.parent for path in _files(folder)}):
+        _sync(inner)
+    part.rename(folder / MANIFEST)
+    _sync(folder)
+    _sync(folder.parent)
+    return Commit(folder, step, identity)
+
+
+def verify(folder: Path) -> Commit:
+    """Read every byte of a checkpoint; raises DamagedError."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        step, identity = manifest["step"], manifest["identity"]
+        promised = {entry["path"]: (entry["size"], entry["sha256"]) for entry in manifest["files"]}
+    except FileNotFoundError:
+        raise DamagedError("it was not finished") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"its manifest cannot be read ({type(error).__name__})") from error
+    if step != _step_of(folder) or not isinstance(identity, dict):
+        raise DamagedError("its manifest is another's")
+    found = {path.relative_to(folder).as_posix(): path for path in _files(folder)} if folder.is_dir() else {}
+    found.pop(MANIFEST, None)
+    if missing := sorted(promised.keys() - found.keys()):
+        raise DamagedError(f"{missing[0]} is missing")
+    if foreign := sorted(found.keys() - promised.keys()):
+        raise DamagedError(f"{foreign[0]} does not belong to it")
+    for name, path in sorted(found.items()):
+        size, digest = promised[name]
+        try:
+            same = path.stat().st_size == size and digest_file(path) == digest
+        except OSError as error:
+            raise DamagedError(f"{name} cannot be read ({error.strerror})") from error
+        if not same:
+            raise DamagedError(f"{name} is damaged")
+    return Commit(folder, step, identity)
+
+
+def find_newest(parent: Path) -> tuple[Commit | None, Sequence[SetAside]]:
+    """The newest checkpoint that is whole, and the newer ones that are not, each with the reason."""
+    aside = []
+    for folder in reversed(_checkpoints(parent)):
+        try:
+            return verify(folder), aside
+        except DamagedError as error:
+            aside.append(SetAside(folder, str(error)))
+    return None, aside
+
+
+def set_aside(damaged: Sequence[SetAside]) -> None:
+    """Rename them, so that training can write the same steps again; what an earlier one left is replaced."""
+    for one in damaged:
+        step, number = _step_of(one.folder), 1
+        while (place := one.folder.with_name(_ASIDE.format(step, number))).exists():
+            number += 1
+        one.folder.rename(place)
+
+
+def prune(parent: Path, keep: int) -> None:
+    """Delete all but the newest `keep` that are finished; only after a newer one was committed."""
+    finished = [folder for folder in _checkpoints(parent) if (folder / MANIFEST).is_file()]
+    for folder in finished[: max(0, len(finished) - max(2, keep))]:
+        (folder / MANIFEST).unlink()  # what is half deleted must not count
+        _sync(folder)
+        shutil.rmtree(folder)
+
+
+def _checkpoints(parent: Path) -> list[Path]:
+    """All folders of checkpoints, by step."""
+    if not parent.is_dir():
+        return []
+    found = [(step, path) for path in parent.iterdir() if path.is_dir() and (step := _step_of(path)) is not None]
+    return [path for _, path in sorted(found)]
+
+
+def _step_of(folder: Path) -> int | None:
+    match = _CHECKPOINT.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if not path.is_dir() and path.name != _PART)
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file or folder to its disk; Windows cannot open folders."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
