@@ -78,7 +78,9 @@ def check_same_run(
 
 def _refusal(committed: Mapping[str, Any], now: Mapping[str, Any], refused: list[str], where: str) -> str:
     lines = [f"{where} is another run:"]
-    lines += [f"  {field}: it has {_short(committed.get(field))}, now it is {_short(now.get(field))}" for field in refused]
+    lines += [
+        f"  {field}: it has {_short(committed.get(field))}, now it is {_short(now.get(field))}" for field in refused
+    ]
     can = [field for field in refused if field in _ACCEPTABLE or field.startswith(_VERSIONS)]
     if len(can) == len(refused):
         flags = " ".join(f"--accept-change {field}" for field in can)

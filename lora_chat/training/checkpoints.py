@@ -51,7 +51,9 @@ def commit(folder: Path, identity: Mapping[str, Any]) -> Commit:
     files = []
     for path in _files(folder):
         _sync(path)
-        files.append({"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": digest_file(path)})
+        files.append(
+            {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": digest_file(path)}
+        )
     manifest = {"step": step, "identity": dict(identity), "files": files}
     part = folder / _PART
     with part.open("w", encoding="utf-8") as file:

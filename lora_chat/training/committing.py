@@ -15,6 +15,7 @@ from lora_chat.errors import explain_write_errors
 from lora_chat.planning.recipe import CheckpointSection
 from lora_chat.training.checkpoints import Commit, commit, prune
 
+
 @dataclass(frozen=True)
 class Keeping:
     """Where checkpoints go, how often, and which one is continued."""

@@ -95,7 +95,13 @@ def train_sft(
             trainer = StepTrainer(
                 model=model,
                 args=_make_config(
-                    plan, keeping.folder if keeping else metrics.parent, bfloat16, on_cpu, each_epoch, tensorboard is not None, whole_steps
+                    plan,
+                    keeping.folder if keeping else metrics.parent,
+                    bfloat16,
+                    on_cpu,
+                    each_epoch,
+                    tensorboard is not None,
+                    whole_steps,
                 ),
                 data_collator=path.collator,
                 train_dataset=_make_dataset(train),

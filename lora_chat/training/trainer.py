@@ -1,5 +1,6 @@
 """SFTTrainer that takes an optimizer step's micro-batches as they were packed, and counts what it trained."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
