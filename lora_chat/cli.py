@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,10 +50,12 @@ def sft(options: argparse.Namespace) -> None:
 
     recipe = read_recipe(options.recipe, options.set)
     from lora_chat.console import result_text, say, shown
-    from lora_chat.pipeline import Progress, fine_tune
+    from lora_chat.pipeline import fine_tune
     from lora_chat.resuming import ResumeRequest
+    from lora_chat.run_progress import Progress
 
-    progress = Progress()
+    typed = ["lora-chat", "sft", options.recipe, *(word for setting in options.set for word in ("--set", setting))]
+    progress = Progress(command=shlex.join(typed))
     resume = ResumeRequest(options.resume or None, options.accept_change) if options.resume is not None else None
     try:
         result = fine_tune(recipe, progress, resume)

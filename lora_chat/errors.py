@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,12 @@ class InUseError(LoraChatError):
     exit_code = 9
 
 
+class DiskError(LoraChatError):
+    """The system could not read or write what should be possible."""
+
+    exit_code = 10
+
+
 class StoppedError(LoraChatError):
     """A signal ended the work in good order; the text says what was saved."""
 
@@ -69,12 +76,11 @@ class StoppedError(LoraChatError):
         self.exit_code = 128 + signal_number
 
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
 @contextmanager
-def explain_write_errors(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Turn a failed write of `what` to `path` into a message.
+def explain_write_errors(
+    path: str | os.PathLike[str], what: str, needed: int | None = None, after: str = ""
+) -> Iterator[None]:
+    """Turn a failed write of `what` (perhaps of `needed` bytes) to `path` into a message that may end with `after`.
 
     safetensors reports the system's error only as text: https://github.com/huggingface/safetensors
     raises SafetensorError("... (os error 28)"), which is no OSError.
@@ -84,30 +90,46 @@ def explain_write_errors(path: str | os.PathLike[str], what: str) -> Iterator[No
     except LoraChatError:
         raise
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if type(error).__name__ == "SafetensorError":
-            number = next((n for n in (*_FULL, errno.EACCES, errno.EROFS) if f"(os error {n})" in str(error)), None)
+        number = _errno(error)
         if number in _FULL:
             raise SpaceError(
                 f"No space left to write {what}: {path}\n"
-                f"{_free(path)}Nothing was left half written there. "
-                "Free some space, or choose another place with --set output.directory=DIR."
+                f"{_room(path, needed)}Nothing was left half written there. "
+                + (after or "Free some space, or choose another place with --set output.directory=DIR.")
             ) from error
-        if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}:
+        if number in _DENIED:
             raise RecipeError(
                 f"Cannot write {what}: {path} ({os.strerror(number or 0)}).\n"
                 "Choose another place with --set output.directory=DIR."
             ) from error
+        if number in _FAILED:
+            raise DiskError(
+                f"The system could not write {what}: {path} ({os.strerror(number or 0)}).\n"
+                + (after or "The disk or its file system may be failing; choose another place.")
+            ) from error
         raise
 
 
-def _free(path: str | os.PathLike[str]) -> str:
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+_FAILED = {errno.EIO, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.ESTALE}
+
+
+def _errno(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found else None
+
+
+def _room(path: str | os.PathLike[str], needed: int | None) -> str:
     place = Path(path).absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
+    want = f"About {needed / 1e6:.1f} MB are needed, " if needed else ""
     try:
         import shutil
 
-        return f"{shutil.disk_usage(place).free / 1e6:.1f} MB are free. "
+        return f"{want}{shutil.disk_usage(place).free / 1e6:.1f} MB are free. "
     except OSError:
         return ""

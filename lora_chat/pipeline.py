@@ -1,54 +1,32 @@
 """The whole run, in order."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from lora_chat import preparation
+from lora_chat.audit.report import AuditReport
 from lora_chat.audit_view import refusal, short_audit
 from lora_chat.auditing import audit_sets
 from lora_chat.console import comparison_text, megabytes, say, shown
 from lora_chat.delivery.card import write_card
-from lora_chat.errors import DataError, StoppedError
+from lora_chat.errors import DataError
 from lora_chat.evaluation.comparison import ComparisonReport, compare
 from lora_chat.evaluation.plot import write_loss_plot
 from lora_chat.locking import locked
-from lora_chat.models.adapter import attach_adapter, report_adapter, save_adapter
-from lora_chat.models.base_model import load_base_model
+from lora_chat.models.adapter import attach_adapter, count_trainable, report_adapter, save_adapter
+from lora_chat.models.base_model import load_base_model, load_skeleton
+from lora_chat.planning.disk import check_space
 from lora_chat.planning.hardware import detect_hardware
 from lora_chat.planning.plan import Plan, make_plan
 from lora_chat.planning.recipe import Recipe
 from lora_chat.preparation import Prepared, PreparedRun, peak_memory_bytes
 from lora_chat.resuming import ResumeRequest, find_resume_point, find_run
-from lora_chat.run_folder import RunFolder, create_run_folder, describe, library_versions
+from lora_chat.run_folder import RunFolder, create_run_folder, describe, forget, library_versions
 from lora_chat.run_identity import describe_run
-from lora_chat.stopping import signal_asked
+from lora_chat.run_progress import Progress
 from lora_chat.training.committing import Keeping
-from lora_chat.training.sft import TrainingReport, train_sft
-
-
-@dataclass
-class Progress:
-    """How far a run has come, for the message when it is stopped."""
-
-    stage: str = "planning"
-    run: RunFolder | None = None
-    saved: bool = False
-
-    def enter(self, stage: str) -> None:
-        """Begin a stage; raises StoppedError if a signal came in the one before and a library swallowed it."""
-        if signal_asked():
-            raise self.stopped(signal_asked())
-        self.stage = stage
-
-    def stopped(self, signal_number: int) -> StoppedError:
-        """What to tell someone who stopped the run."""
-        if self.run is None:
-            return StoppedError("Stopped; nothing was begun.", signal_number)
-        kept = f"The adapter is whole: lora-chat chat {shown(self.run.path)}" if self.saved else "No adapter was saved."
-        return StoppedError(
-            f"Stopped while {self.stage}. {kept} The run's folder is {shown(self.run.path)}.", signal_number
-        )
+from lora_chat.training.sft import train_sft
 
 
 def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None = None) -> dict[str, Any]:
@@ -58,18 +36,20 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
     """
     started = time.monotonic()
     plan = make_plan(recipe, detect_hardware())
-    progress.enter("reading the dialogues")
-    prepared = preparation.prepare(plan, say)
-    progress.enter("auditing the dialogues")
-    audit = audit_sets(prepared.train, prepared.validation, prepared.tokenizer, plan.audit, say)
-    if audit.refuses:
-        raise DataError(refusal(audit, plan.audit))
-    earlier = find_run(resume, recipe) if resume else None
-    run = progress.run = earlier or create_run_folder(recipe, plan)
+    earlier = find_run(resume, recipe, say) if resume else None
+    run = earlier or create_run_folder(recipe, plan)
     with locked(run.path):
+        try:
+            prepared, audit = _prepare(plan, progress)
+        except BaseException:
+            if not earlier:
+                forget(run)
+            raise
+        progress.run = run
         identity = describe_run(plan, prepared, library_versions())
-        point = find_resume_point(run, identity, resume, say) if resume else None
-        if point:
+        point = find_resume_point(run, identity, resume, say) if resume and earlier else None
+        if earlier:
+            run.sweep()
             describe(run, recipe, plan)
         prepared.write(run, redacted=bool(plan.audit.redacted))
         run.write_json(run.audit, asdict(audit))
@@ -78,9 +58,21 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
         return _train_and_compare(plan, prepared, run, keeping, progress, started)
 
 
+def _prepare(plan: Plan, progress: Progress) -> tuple[PreparedRun, AuditReport]:
+    progress.enter("reading the dialogues")
+    prepared = preparation.prepare(plan, say)
+    progress.enter("auditing the dialogues")
+    audit = audit_sets(prepared.train, prepared.validation, prepared.tokenizer, plan.audit, say)
+    if audit.refuses:
+        raise DataError(refusal(audit, plan.audit))
+    return prepared, audit
+
+
 def _train_and_compare(
     plan: Plan, prepared: PreparedRun, run: RunFolder, keeping: Keeping, progress: Progress, started: float
 ) -> dict[str, Any]:
+    progress.enter("looking for space")
+    check_space(run.path, count_trainable(load_skeleton(prepared.base), plan.adapter), plan.checkpoint.keep)
     progress.enter("loading the base")
     base = load_base_model(prepared.base, plan.precision)
     model = attach_adapter(base, plan.adapter, plan.training.seed)
@@ -103,17 +95,19 @@ def _train_and_compare(
         metrics=run.metrics,
         tensorboard=run.tensorboard if plan.output.tensorboard else None,
         keeping=keeping,
+        locate=prepared.train.locate,
     )
     progress.stage = "saving the adapter"
     template = str(prepared.tokenizer.chat_template)
     card = write_card(plan, prepared.identity, training.steps, None)
     size = save_adapter(model, run.adapter, prepared.identity, template, card)
-    progress.saved = True
-    if training.signal_number:
+    if training.signal_number and training.steps < training.planned_steps:
         write_loss_plot(run.metrics, run.plot, None)
-        raise _stopped_in_training(run, training)
-
-    progress.enter("comparing base and adapted")
+        raise progress.stopped_in_training(training.steps, training.planned_steps, training.signal_number)
+    progress.saved = True
+    progress.stage = "comparing base and adapted"
+    if training.signal_number:
+        raise progress.stopped(training.signal_number)
     say(f"Adapter saved: {shown(run.adapter)} ({megabytes(size)})")
     report = compare_run(model, prepared, plan.evaluation, run)
     run.write_text(run.adapter / "README.md", write_card(plan, prepared.identity, training.steps, headline(report)))
@@ -160,12 +154,3 @@ def headline(report: ComparisonReport) -> dict[str, Any]:
     if report.facts:
         result["facts"] = {**found["facts"], "questions": report.questions}
     return result
-
-
-def _stopped_in_training(run: RunFolder, training: TrainingReport) -> StoppedError:
-    return StoppedError(
-        f"Stopped after step {training.steps} of {training.planned_steps}. "
-        f"What was learned by then is saved in {shown(run.adapter)}; "
-        f"try it: lora-chat chat {shown(run.path)}",
-        training.signal_number,
-    )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lora_chat.console import shown
@@ -10,7 +9,7 @@ from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.planning.recipe import Recipe
 from lora_chat.run_folder import RunFolder, newest_run, open_run_folder
 from lora_chat.run_identity import check_same_run
-from lora_chat.training.checkpoints import Commit, find_newest, set_aside
+from lora_chat.training.checkpoints import Commit, find_newest, set_aside, was_committed
 
 
 @dataclass(frozen=True)
@@ -22,31 +21,42 @@ class ResumeRequest:
     accepted: Collection[str] = ()
 
 
-def find_run(request: ResumeRequest, recipe: Recipe) -> RunFolder:
-    """The run that is meant; raises RecipeError if there is none."""
+def find_run(request: ResumeRequest, recipe: Recipe, say: Callable[[str], None]) -> RunFolder | None:
+    """The run that is meant; None if there is none yet. Raises RecipeError if it is finished or not a run."""
     if request.run is not None:
         return open_run_folder(request.run)
     found = newest_run(recipe)
     if found is None:
-        place = Path(recipe.output.directory)
-        raise RecipeError(f"There is no run of this recipe in {place} to go on with. Begin one without --resume.")
+        say("No run of this recipe has begun yet; this is the first.")
+    elif found.result.is_file() and not request.accepted:
+        raise RecipeError(
+            f"The newest run, {shown(found.path)}, is finished. Begin a new one without --resume, or go on with it: "
+            "--set training.epochs=N --accept-change training.epochs"
+        )
     return found
 
 
 def find_resume_point(
     run: RunFolder, identity: Mapping[str, Any], request: ResumeRequest, say: Callable[[str], None]
-) -> Commit:
-    """The newest checkpoint that is whole, of the same run; says which, and why newer ones were set aside."""
+) -> Commit | None:
+    """The newest checkpoint that is whole, of the same run; says which, and why newer ones were set aside.
+
+    None if the run was cut short before its first. Raises IntegrityError if every one is damaged, or it is another run.
+    """
     newest, damaged = find_newest(run.checkpoints)
     for one in damaged:
         say(f"Checkpoint {one.folder.name} is set aside: {one.reason}.")
-    if newest is None:
-        what = "None of its checkpoints is whole" if damaged else "It had written no checkpoint yet"
+    if newest is None and was_committed(run.checkpoints):
         raise IntegrityError(
-            f"{shown(run.path)} cannot be continued. {what}. Nothing was changed; begin anew without --resume."
+            f"{shown(run.path)} cannot be continued: none of its checkpoints is whole. Nothing was changed; "
+            "begin anew without --resume."
         )
-    for change in check_same_run(newest.identity, identity, request.accepted, shown(run.path)):
-        say(f"Accepted: {change}.")
+    if newest is not None:
+        for change in check_same_run(newest.identity, identity, request.accepted, shown(run.path)):
+            say(f"Accepted: {change}.")
     set_aside(damaged)
-    say(f"Going on with {shown(run.path)} after step {newest.step}.")
+    if newest is None:
+        say(f"{shown(run.path)} had no checkpoint yet: it begins at the first step.")
+    else:
+        say(f"Going on with {shown(run.path)} after step {newest.step}.")
     return newest

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -113,6 +114,14 @@ class RunFolder:
         """TensorBoard events, when asked for."""
         return self.path / "tensorboard"
 
+    def sweep(self) -> None:
+        """Delete what a process that was killed had half written."""
+        for path in self.path.glob(".*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix == ".part":
+                path.unlink()
+
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the run, whole or not at all."""
         write_text_whole(path, text, "a file of the run")
@@ -165,6 +174,11 @@ def describe(run: RunFolder, recipe: Recipe, plan: Plan) -> None:
     run.write_text(run.recipe, recipe_as_yaml(recipe))
     run.write_text(run.plan, plan.model_dump_json(indent=2) + "\n")
     run.write_json(run.versions, library_versions())
+
+
+def forget(run: RunFolder) -> None:
+    """Delete a run in which nothing was trained."""
+    shutil.rmtree(run.path, ignore_errors=True)
 
 
 def newest_run(recipe: Recipe) -> RunFolder | None:

@@ -1,6 +1,9 @@
-"""Files and folders that are there whole or not at all: written beside, then renamed."""
+"""Files and folders that are there whole or not at all: written beside, synced, then renamed."""
 
+import ctypes
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +11,14 @@ from pathlib import Path
 
 from lora_chat.errors import explain_write_errors
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # renameat2(2)
+
 
 @contextmanager
 def folder_written_whole(to: Path, what: str) -> Iterator[Path]:
     """A new folder beside `to` that takes its place when the block ends well, and vanishes otherwise.
 
-    A folder that stood there is replaced. Raises SpaceError or RecipeError when it cannot be written.
+    A folder that stood there is replaced. Raises SpaceError, DiskError or RecipeError when it cannot be written.
     """
     with explain_write_errors(to, what):
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -22,9 +27,11 @@ def folder_written_whole(to: Path, what: str) -> Iterator[Path]:
             inside = beside / to.name  # made by us: mkdtemp's own folder is closed to everyone else
             inside.mkdir()
             yield inside
-            if to.exists():
-                to.rename(beside / "old")
-            inside.rename(to)
+            for path in sorted(inside.rglob("*")):
+                sync(path)
+            sync(inside)
+            _take_place(inside, to, beside / "old")
+            sync(to.parent)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
@@ -42,6 +49,36 @@ def file_written_whole(path: Path, what: str) -> Iterator[Path]:
         beside = path.with_name(f".{path.name}.part")
         try:
             yield beside
+            sync(beside)
             beside.replace(path)
+            sync(path.parent)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file or folder to its disk; Windows cannot open folders."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _take_place(new: Path, to: Path, old: Path) -> None:
+    """Rename; where something stands at `to`, in one step if the system can, so that it is never missing."""
+    if to.exists() and _exchange(new, to):
+        return
+    if to.exists():
+        to.rename(old)
+    new.rename(to)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # glibc 2.28
+    names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    return rename is not None and rename(*names, _RENAME_EXCHANGE) == 0

@@ -14,7 +14,7 @@ FLOORS = [
     ["console"],
     ["data_view", "audit_view", "auditing"],
     ["preparation", "talking"],
-    ["run_identity"],
+    ["run_identity", "run_progress"],
     ["resuming"],
     ["pipeline", "inspection"],
     ["later"],

@@ -11,7 +11,7 @@ import pytest
 
 from lora_chat.errors import StoppedError
 from lora_chat.models.embedded import find_embedded
-from lora_chat.pipeline import Progress
+from lora_chat.run_progress import Progress
 from lora_chat.stopping import Signalled, raise_on_signals
 from lora_chat.training.signals import stop_requests
 
@@ -92,12 +92,13 @@ def test_a_signal_that_a_library_swallows_stops_the_next_stage(handlers, number)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_before_training_says_that_nothing_was_saved(cache_home, tmp_path, number, code):
+def test_a_signal_before_training_says_how_to_go_on(cache_home, tmp_path, number, code):
     process = start(tmp_path)
     wait_for(process, "Base ")
     process.send_signal(number)
     err = readable_end(process, code)
-    assert "No adapter was saved" in err
+    assert "No step is in a checkpoint yet" in err
+    assert f"--resume {tmp_path / 'smoke-1'}" in err
     assert not (tmp_path / "smoke-1" / "adapter").exists()
 
 
@@ -105,5 +106,6 @@ def test_a_signal_before_training_says_that_nothing_was_saved(cache_home, tmp_pa
 def test_a_full_disk_names_the_path_and_leaves_nothing_half_written(cache_home, tmp_path):
     process = start(tmp_path, limit=12_000)
     err = readable_end(process, 4)
-    assert f"No space left to write the adapter: {tmp_path / 'smoke-1' / 'adapter'}" in err
-    assert sorted(p.name for p in (tmp_path / "smoke-1").iterdir() if "adapter" in p.name) == []
+    assert f"No space left to write a checkpoint: {tmp_path / 'smoke-1' / 'checkpoints' / 'checkpoint-2'}" in err
+    assert "2.1 MB are needed" in err
+    assert list((tmp_path / "smoke-1" / "checkpoints").iterdir()) == []

@@ -98,6 +98,11 @@ def check_targets_exist(model: "torch.nn.Module", targets: tuple[str, ...]) -> N
         )
 
 
+def count_trainable(skeleton: "PreTrainedModel", adapter: AdapterSection) -> int:
+    """Parameters that an adapter trains, from a model without weights, which is changed."""
+    return report_adapter(attach_adapter(skeleton, adapter)).trainable_parameters
+
+
 def report_adapter(model: "PeftModel") -> AdapterReport:
     """Count trainable and all parameters; packed 4-bit weights count as the weights they stand for."""
     trainable, everything = model.get_nb_trainable_parameters()

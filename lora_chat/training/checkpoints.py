@@ -3,6 +3,7 @@
 Trainer finds its own by the highest number in a folder's name, synced or not, damaged or not.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.digests import digest_file
+from lora_chat.writing import sync
 
 MANIFEST = "manifest.json"
 _PART = ".manifest.json.part"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ASIDE = "damaged-{}-{}"
+_EVER = "committed"
+"""An empty file beside the checkpoints, once one was whole: without it, none was lost."""
 
 
 class DamagedError(Exception):
@@ -50,21 +54,25 @@ def commit(folder: Path, identity: Mapping[str, Any]) -> Commit:
         raise ValueError(f"{folder.name} is not a checkpoint's name")
     files = []
     for path in _files(folder):
-        _sync(path)
+        sync(path)
         files.append(
             {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": digest_file(path)}
         )
-    manifest = {"step": step, "identity": dict(identity), "files": files}
+    manifest: dict[str, Any] = {"step": step, "identity": dict(identity), "files": files}
+    manifest["sha256"] = _own_digest(manifest)
     part = folder / _PART
     with part.open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
     for inner in sorted({path.parent for path in _files(folder)}):
-        _sync(inner)
+        sync(inner)
     part.rename(folder / MANIFEST)
-    _sync(folder)
-    _sync(folder.parent)
+    sync(folder)
+    sync(folder.parent)
+    if not (folder.parent / _EVER).exists():
+        (folder.parent / _EVER).touch()
+        sync(folder.parent)
     return Commit(folder, step, identity)
 
 
@@ -74,12 +82,15 @@ def verify(folder: Path) -> Commit:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         step, identity = manifest["step"], manifest["identity"]
         promised = {entry["path"]: (entry["size"], entry["sha256"]) for entry in manifest["files"]}
+        whole = manifest.pop("sha256") == _own_digest(manifest)
     except FileNotFoundError:
         raise DamagedError("it was not finished") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"its manifest cannot be read ({type(error).__name__})") from error
-    if step != _step_of(folder) or not isinstance(identity, dict):
-        raise DamagedError("its manifest is another's")
+    if not whole or not isinstance(identity, dict):
+        raise DamagedError("its manifest is damaged")
+    if step != _step_of(folder):
+        raise DamagedError(f"it is that of step {step}, renamed")
     found = {path.relative_to(folder).as_posix(): path for path in _files(folder)} if folder.is_dir() else {}
     found.pop(MANIFEST, None)
     if missing := sorted(promised.keys() - found.keys()):
@@ -99,13 +110,24 @@ def verify(folder: Path) -> Commit:
 
 def find_newest(parent: Path) -> tuple[Commit | None, Sequence[SetAside]]:
     """The newest checkpoint that is whole, and the newer ones that are not, each with the reason."""
-    aside = []
+    aside: list[SetAside] = []
     for folder in reversed(_checkpoints(parent)):
         try:
             return verify(folder), aside
         except DamagedError as error:
             aside.append(SetAside(folder, str(error)))
     return None, aside
+
+
+def newest_step(parent: Path) -> int | None:
+    """The step of the newest checkpoint that was finished; its bytes are not read."""
+    steps = [_step_of(folder) for folder in _checkpoints(parent) if (folder / MANIFEST).is_file()]
+    return steps[-1] if steps else None
+
+
+def was_committed(parent: Path) -> bool:
+    """Whether any checkpoint was ever whole."""
+    return (parent / _EVER).exists()
 
 
 def set_aside(damaged: Sequence[SetAside]) -> None:
@@ -122,7 +144,7 @@ def prune(parent: Path, keep: int) -> None:
     finished = [folder for folder in _checkpoints(parent) if (folder / MANIFEST).is_file()]
     for folder in finished[: max(0, len(finished) - max(2, keep))]:
         (folder / MANIFEST).unlink()  # what is half deleted must not count
-        _sync(folder)
+        sync(folder)
         shutil.rmtree(folder)
 
 
@@ -143,12 +165,5 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not path.is_dir() and path.name != _PART)
 
 
-def _sync(path: Path) -> None:
-    """Have the system write a file or folder to its disk; Windows cannot open folders."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _own_digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -12,8 +12,13 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_chat.errors import explain_write_errors
+from lora_chat.planning.disk import checkpoint_bytes
 from lora_chat.planning.recipe import CheckpointSection
 from lora_chat.training.checkpoints import Commit, commit, prune
+from lora_chat.training.epochs import ends_epoch
+
+_LARGEST_SHARE = 0.05
+"""Of the time between two checkpoints, spent on one that is due by the clock."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +35,28 @@ class Keeping:
 class Committer(TrainerCallback):
     """Checkpoints by step, by minutes and at the end of every epoch; older ones go only after a newer one counts."""
 
-    def __init__(self, keeping: Keeping, asked: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        keeping: Keeping,
+        asked: Callable[[], bool],
+        check: Callable[[TrainingArguments, TrainerState], None],
+    ) -> None:
         self._keeping = keeping
         self._asked = asked
+        self._check = check
         self._last_time = time.monotonic()
         self.newest = keeping.resume
         self.seconds = 0.0
-        """Spent on checkpoints so far."""
+        """Spent on the last checkpoint."""
         self._writing: Path | None = None
         self._began = 0.0
+        self._trainable = 0
 
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Training; a checkpoint that cannot be written ends it with a message, and leaves no half behind.
 
-        Raises SpaceError or RecipeError. PyTorch's writer hides what the system said, so it is asked again.
+        Raises SpaceError, DiskError or RecipeError. PyTorch's writer hides what the system said: it is asked again.
         """
         try:
             yield
@@ -52,40 +64,50 @@ class Committer(TrainerCallback):
             folder = self._writing
             if folder is None:
                 raise
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
             shutil.rmtree(folder, ignore_errors=True)
-            with explain_write_errors(folder, "a checkpoint"):
-                if not isinstance(error, RuntimeError):
-                    raise error
-                _try_to_write(folder.parent, max(2 * size, 1 << 20))
-            raise
+            needed = checkpoint_bytes(self._trainable)
+            with explain_write_errors(folder, "a checkpoint", needed, self._after()):
+                if isinstance(error, RuntimeError):
+                    _try_to_write(folder.parent, needed)
+                raise error
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        settings = self._keeping.settings
-        steps, minutes = settings.every_steps, settings.every_minutes
-        by_step = bool(steps) and state.global_step % int(steps or 1) == 0
-        by_time = bool(minutes) and time.monotonic() - self._last_time >= 60 * float(minutes or 0)
-        if by_step or by_time or self._asked():
-            self._ask(state, control)
+    def on_train_begin(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
+        self._trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
     ) -> None:
-        if self.newest is None or self.newest.step != state.global_step:
-            self._ask(state, control)
+        settings, step = self._keeping.settings, state.global_step
+        by_step = bool(settings.every_steps) and step % int(settings.every_steps or 1) == 0
+        # Before the validation loss: what was trained is safe while it is measured.
+        if by_step or ends_epoch(args, state, train_dataloader) or self._is_time() or self._asked():
+            self._check(args, state)
+            control.should_save = True
+            self._writing = self._keeping.folder / f"checkpoint-{step}"
+            self._began = time.monotonic()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self._writing is not None
         self.newest = commit(self._writing, self._keeping.identity)
-        self._writing = None
         prune(self._keeping.folder, self._keeping.settings.keep)
+        self._writing = None
         self._last_time = time.monotonic()
-        self.seconds += self._last_time - self._began
+        self.seconds = self._last_time - self._began
 
-    def _ask(self, state: TrainerState, control: TrainerControl) -> None:
-        control.should_save = True
-        self._writing = self._keeping.folder / f"checkpoint-{state.global_step}"
-        self._began = time.monotonic()
+    def _is_time(self) -> bool:
+        minutes = self._keeping.settings.every_minutes
+        passed = time.monotonic() - self._last_time
+        return bool(minutes) and passed >= max(60 * float(minutes or 0), self.seconds / _LARGEST_SHARE)
+
+    def _after(self) -> str:
+        if self.newest is None:
+            return "No checkpoint had been written before."
+        return f"The checkpoint of step {self.newest.step} is whole: free some space, then go on with --resume."
 
 
 def _try_to_write(folder: Path, size: int) -> None:
@@ -93,6 +115,7 @@ def _try_to_write(folder: Path, size: int) -> None:
     probe = folder / ".probe"
     try:
         with probe.open("wb") as file:
-            file.write(bytes(size))
+            for begin in range(0, size, 1 << 24):
+                file.write(bytes(min(1 << 24, size - begin)))
     finally:
         probe.unlink(missing_ok=True)

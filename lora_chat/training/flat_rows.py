@@ -68,6 +68,19 @@ def put_on(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
+def unflatten(batch: dict[str, Any]) -> list[list[int]]:
+    """The ids of every row of a collated batch, flat or padded, in some order."""
+    if "micro_batches" in batch:
+        return [ids for micro_batch in batch["micro_batches"] for ids in unflatten(micro_batch)]
+    if "segment_edges" not in batch:
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        pairs = zip(batch["input_ids"], mask, strict=True)
+        return [row[kept.bool()].tolist() for row, kept in pairs]
+    ids, edges = batch["input_ids"][0].tolist(), batch["segment_edges"]
+    head = ids[: batch.get("shared_prefix", 0)]
+    return [(head if i else []) + ids[edges[i] : edges[i + 1]] for i in range(len(edges) - 1)]
+
+
 def shared_prefix(rows: Sequence[dict[str, list[int]]]) -> int:
     """How many tokens all rows begin with, none of them trained, nor the one after them."""
     first = rows[0]["input_ids"]

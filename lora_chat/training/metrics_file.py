@@ -1,16 +1,42 @@
 """The metrics of a run: one JSON object a line, none twice, none missing, whatever happened in between."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_chat.writing import write_text_whole
 
 
+@dataclass(frozen=True)
+class Metrics:
+    """What stands in a metrics file."""
+
+    rows: tuple[dict[str, Any], ...]
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Trained up to the last step."""
+        return int(self._last.get("supervised_tokens", 0))
+
+    @property
+    def seconds(self) -> float:
+        """Trained up to the last step."""
+        return float(self._last.get("seconds", 0.0))
+
+    def has_validation(self, step: int) -> bool:
+        """Whether the validation loss after a step was written."""
+        return any(row["step"] == step and "validation_loss" in row for row in self.rows)
+
+    @property
+    def _last(self) -> dict[str, Any]:
+        return next((row for row in reversed(self.rows) if "loss" in row), {})
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows; a last line that was not finished is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -18,8 +44,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def cut_metrics(path: Path, step: int) -> dict[str, Any]:
-    """Leave what stands there up to a step, for training goes on behind it; the last step's row, or nothing."""
+def cut_metrics(path: Path, step: int) -> Metrics:
+    """Leave what stands there up to a step, for training goes on behind it."""
     rows = [row for row in read_metrics(path) if row["step"] <= step]
     write_text_whole(path, "".join(json.dumps(row) + "\n" for row in rows), "metrics")
-    return next((row for row in reversed(rows) if "loss" in row), {})
+    return Metrics(tuple(rows))

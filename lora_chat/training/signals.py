@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from lora_chat.stopping import SIGNALS, signal_asked
+from lora_chat.stopping import SIGNALS, Signalled, signal_asked
 
 
 class StopRequest:
@@ -26,9 +26,9 @@ def stop_requests(notice: Callable[[str], None]) -> Iterator[StopRequest]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if request.number:
-            raise KeyboardInterrupt
+            raise Signalled(number)
         request.number = number
-        notice("Stopping after this optimizer step; once more to stop at once.")
+        notice("Stopping after this optimizer step, with a checkpoint; once more to stop at once.")
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:

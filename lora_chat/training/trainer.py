@@ -1,6 +1,5 @@
-"""SFTTrainer that takes an optimizer step's micro-batches as they were packed, and counts what it trained."""
+"""SFTTrainer that takes an optimizer step's micro-batches as they were packed, and remembers what it trained."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,22 +11,44 @@ _MOST_POSITIONS = 2048
 """Logits of (positions, vocabulary) are held at once; beyond this TRL's chunked head takes over."""
 
 
+class EvaluationStopped(Exception):
+    """A signal came while the validation loss was measured."""
+
+
+class NothingLeft(Exception):
+    """The checkpoint that is continued has done every step already."""
+
+
 class StepTrainer(SFTTrainer):
     """The loss of a step is the summed cross entropy of its supervised tokens, divided by their number."""
 
     head: SupervisedHead | None = None
     """Set where the model's head is covered; else the model's own forward makes the logits."""
-    supervised_tokens: int = 0
+    supervised_tokens: Any = 0
     """Trained so far."""
-    last_loss: Any = 0.0
-    """Of the micro-batches of the last step, or of its last one."""
-    last_rows: Sequence[Sequence[int]] = ()
-    """The ids of the last step's dialogues."""
+    step_loss: Any = 0.0
+    step_tokens: Any = 0
+    """Loss and supervised tokens of the optimizer step under way."""
+    step_batches: tuple[dict[str, Any], ...] = ()
+    """What it was made of, to be named when it goes wrong."""
+
+    def begin_step(self) -> None:
+        """Forget the last optimizer step."""
+        self.step_loss, self.step_tokens, self.step_batches = 0.0, 0, ()
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward of every micro-batch; the summed loss, detached."""
         count = _count(inputs)
         self.supervised_tokens = self.supervised_tokens + count
+        self.step_tokens = self.step_tokens + count
+        self.step_batches = (*self.step_batches, dict(inputs))
+        loss = self._step(model, inputs, count, *args, **kwargs)
+        self.step_loss = self.step_loss + loss
+        return loss
+
+    def _step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], count: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         if "micro_batches" not in inputs:
             loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
             return loss
@@ -44,6 +65,17 @@ class StepTrainer(SFTTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter alone: tokenizer and base are known by digest, and arguments would be pickled."""
         self.model.save_pretrained(output_dir, safe_serialization=True, save_embedding_layers=False)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: a checkpoint is not handed on."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validation metrics; none if it was stopped, and then it is made up for when the run goes on."""
+        try:
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        except EvaluationStopped:
+            return {}
+        return metrics
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from test_equivalence import make_rows
 
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model
@@ -14,7 +15,6 @@ from lora_chat.training.checkpoints import find_newest
 from lora_chat.training.committing import Keeping
 from lora_chat.training.sft import train_sft
 from lora_chat.training.trainer import StepTrainer
-from test_equivalence import make_rows
 
 FP32 = Hardware("cpu", "test", 0, False, 2)
 STEPS = 9

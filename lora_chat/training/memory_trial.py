@@ -1,0 +1,156 @@
+"""The largest micro-batch of the data, tried before the first step: what does not fit fails in the first minute."""
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lora_chat.errors import MemoryShortError
+from lora_chat.planning.plan import TrainingPlan
+from lora_chat.training.batching import StepCollator
+from lora_chat.training.flat_rows import shared_prefix
+from lora_chat.training.system_memory import is_out_of_memory
+
+_SMALLEST_BUDGET = 256
+"""Tokens; smaller micro-batches are slow and save little more."""
+
+
+class MemoryTrial(TrainerCallback):
+    """Forward, backward and optimizer on the largest micro-batch; weights, optimizer and dice are as before."""
+
+    def __init__(self, rows: Sequence[Any], lengths: Sequence[int], plan: TrainingPlan) -> None:
+        self._rows = rows
+        self._lengths = lengths
+        """Tokens of each row."""
+        self._order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        self._plan = plan
+        self.trainer: Any = None
+        """Set once the trainer exists."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.global_step >= state.max_steps or self._fits(model, optimizer, self._plan):
+            return
+        raise MemoryShortError(self._advice(model, optimizer))
+
+    def _fits(self, model: Any, optimizer: Any, plan: TrainingPlan) -> bool:
+        """Whether a plan's largest micro-batch can be trained. Whatever else goes wrong is raised."""
+        before = dict(vars(self.trainer))
+        weights = [p for p in model.parameters() if p.requires_grad]
+        kept = [p.detach().clone() for p in weights]
+        try:
+            with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+                self._try(model, optimizer, self._largest(plan))
+            return True
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            error.__traceback__ = None  # it holds the activations
+            return False
+        finally:
+            with torch.no_grad():
+                for weight, value in zip(weights, kept, strict=True):
+                    weight.copy_(value)
+            model.zero_grad()
+            vars(self.trainer).update(before)
+            for figures in self.trainer._metrics.values():  # TRL's, of the first step to be logged
+                figures.clear()
+            gc.collect()
+            if model.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _try(self, model: Any, optimizer: Any, inputs: dict[str, Any]) -> None:
+        count = sum(int((labels != -100).sum()) for labels in _labels(inputs))
+        self.trainer.training_step(model, inputs, num_items_in_batch=torch.tensor(count, device=model.device))
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if inner.state:
+            return  # of a run that goes on: its memory is taken already
+        try:
+            inner.step()
+        finally:
+            inner.state.clear()
+
+    def _largest(self, plan: TrainingPlan) -> dict[str, Any]:
+        collator = self.trainer.data_collator
+        if not isinstance(collator, StepCollator):
+            return dict(collator([self._row(i) for i in self._order[: plan.micro_batch_size]]))
+        rows = [self._row(i) for i in self._order[: plan.effective_batch_size]]
+        shared = shared_prefix([collator.flat.trim(row) for row in rows]) if collator.flat.share else 0
+        most = len(rows) if plan.micro_batch_tokens else plan.micro_batch_size
+        left = (plan.micro_batch_tokens or sum(self._lengths)) - shared
+        picked: list[dict[str, list[int]]] = []
+        for row in rows:
+            length = len(row["input_ids"]) - shared
+            if not picked or (length <= left and len(picked) < most):
+                picked.append(row)
+                left -= length
+        return {"micro_batches": [collator.flat(picked)]}
+
+    def _row(self, place: int) -> dict[str, list[int]]:
+        row = self._rows[place]
+        return {"input_ids": row.input_ids, "labels": row.labels}
+
+    def _advice(self, model: Any, optimizer: Any) -> str:
+        plan, flags = self._plan, list[str]()
+        by_tokens = isinstance(self.trainer.data_collator, StepCollator) and plan.micro_batch_tokens is not None
+        longest = self._lengths[self._order[0]]
+        for smaller in [*_smaller(plan, by_tokens, longest), None]:
+            if smaller is None and not plan.gradient_checkpointing:  # slower than any smaller micro-batch
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                flags.append("--set training.gradient_checkpointing=true")
+                if self._fits(model, optimizer, plan):
+                    return _found(longest, flags)
+            elif smaller is not None:
+                name, value = smaller
+                plan = plan.model_copy(update={name: value})
+                flags = [f"--set training.{name}={value}"]
+                if self._fits(model, optimizer, plan):
+                    return _found(longest, flags)
+        return (
+            f"Out of memory: the longest dialogue, {longest:,} tokens, does not fit, alone and with gradient "
+            "checkpointing (tried here, before training).\nLeave long ones out (--set data.max_length=N "
+            "--set data.over_long=drop), or take a smaller base, or --set quantization.mode=4bit."
+        )
+
+
+def measure_lengths(rows: Any) -> list[int]:
+    """Tokens of every row, without reading rows that stay on disk one by one."""
+    if not hasattr(rows, "dataset"):
+        return [len(row.input_ids) for row in rows]
+    lengths: list[int] = []
+    for batch in rows.dataset.with_format("arrow").iter(batch_size=4096):
+        lengths += batch.column("input_ids").combine_chunks().value_lengths().to_pylist()
+    return lengths
+
+
+def _labels(inputs: dict[str, Any]) -> list[torch.Tensor]:
+    return [part["labels"] for part in inputs.get("micro_batches", [inputs])]
+
+
+def _smaller(plan: TrainingPlan, by_tokens: bool, longest: int) -> list[tuple[str, int]]:
+    """Settings of the same result in smaller pieces, the fastest first."""
+    if not by_tokens:
+        whole = plan.effective_batch_size
+        return [("micro_batch_size", n) for n in range(plan.micro_batch_size - 1, 0, -1) if whole % n == 0]
+    budgets, budget = [], int(plan.micro_batch_tokens or 0)
+    while budget > longest and budget // 2 >= _SMALLEST_BUDGET:  # else it holds one dialogue already
+        budget //= 2
+        budgets.append(budget)
+    return [("micro_batch_tokens", n) for n in budgets]
+
+
+def _found(longest: int, flags: list[str]) -> str:
+    return (
+        f"Out of memory: the largest micro-batch of this data (longest dialogue {longest:,} tokens) does not fit; "
+        f"tried here, before training.\nThis fits, with the same dialogues a step and the same result: "
+        f"{' '.join(flags)}"
+    )

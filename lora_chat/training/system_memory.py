@@ -1,0 +1,72 @@
+"""Memory while training on a CPU: blocks that are kept, a limit that raises instead of killing, what errors mean."""
+
+import ctypes
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_TEXTS = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad alloc")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says so; on a CPU PyTorch raises plain RuntimeErrors."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _TEXTS)
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """Make allocations beyond what is free now fail, for Linux would kill the process without a word (Linux alone)."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _data_size() + _free_memory()
+    limits = [size for size in (limit, soft, hard) if size != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _data_size() -> int:
+    """Bytes of this process that RLIMIT_DATA counts (getrlimit(2), proc(5))."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmData:")).split()[1])
+
+
+def _free_memory() -> int:
+    """Bytes that the machine, or the container, has left; swap counts."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    machine = {words[0]: 1024 * int(words[1]) for words in lines}
+    free = machine["MemAvailable:"] + machine["SwapFree:"]
+    with suppress(OSError, ValueError):  # cgroup v2; "max" is no number
+        most = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        files = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        free = min(free, most - used + int(files.get("inactive_file", 0)))
+    return free
+
+
+def keep_memory(size: int = 2**31 - 1) -> None:
+    """Let glibc keep freed blocks: it maps and clears large ones afresh for every operation otherwise."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            libc.mallopt(option, size)
+
+
+def give_memory_back() -> None:
+    """glibc's own settings again: generation frees growing caches, which would never be reused."""
+    if platform.libc_ver()[0] == "glibc":
+        keep_memory(2**17)
+        ctypes.CDLL(None).malloc_trim(0)
