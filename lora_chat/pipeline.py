@@ -21,7 +21,7 @@ from lora_chat.planning.hardware import detect_hardware
 from lora_chat.planning.plan import Plan, make_plan
 from lora_chat.planning.recipe import Recipe
 from lora_chat.preparation import Prepared, PreparedRun, peak_memory_bytes
-from lora_chat.resuming import ResumeRequest, find_resume_point, find_run
+from lora_chat.resuming import ResumeRequest, find_resume_point, find_run, is_finished
 from lora_chat.run_folder import RunFolder, create_run_folder, describe, forget, library_versions
 from lora_chat.run_identity import describe_run
 from lora_chat.run_progress import Progress
@@ -37,6 +37,8 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
     started = time.monotonic()
     plan = make_plan(recipe, detect_hardware())
     earlier = find_run(resume, recipe, say) if resume else None
+    if resume and earlier and is_finished(earlier, resume, say):
+        return earlier.read_result()
     run = earlier or create_run_folder(recipe, plan)
     with locked(run.path):
         try:
@@ -50,6 +52,7 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
         point = find_resume_point(run, identity, resume, say) if resume and earlier else None
         if earlier:
             run.sweep()
+            run.result.unlink(missing_ok=True)
             describe(run, recipe, plan)
         prepared.write(run, redacted=bool(plan.audit.redacted))
         run.write_json(run.audit, asdict(audit))

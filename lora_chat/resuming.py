@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_chat.console import shown
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError
 from lora_chat.planning.recipe import Recipe
 from lora_chat.run_folder import RunFolder, newest_run, open_run_folder
 from lora_chat.run_identity import check_same_run
@@ -22,18 +22,24 @@ class ResumeRequest:
 
 
 def find_run(request: ResumeRequest, recipe: Recipe, say: Callable[[str], None]) -> RunFolder | None:
-    """The run that is meant; None if there is none yet. Raises RecipeError if it is finished or not a run."""
+    """The run that is meant; None if there is none yet. Raises RecipeError if what was named is not a run."""
     if request.run is not None:
         return open_run_folder(request.run)
     found = newest_run(recipe)
     if found is None:
         say("No run of this recipe has begun yet; this is the first.")
-    elif found.result.is_file() and not request.accepted:
-        raise RecipeError(
-            f"The newest run, {shown(found.path)}, is finished. Begin a new one without --resume, or go on with it: "
-            "--set training.epochs=N --accept-change training.epochs"
-        )
     return found
+
+
+def is_finished(run: RunFolder, request: ResumeRequest, say: Callable[[str], None]) -> bool:
+    """Whether nothing is left to do, as nothing is to be changed; says so."""
+    if request.accepted or not run.result.is_file():
+        return False
+    say(
+        f"{shown(run.path)} is finished; nothing was left to do. Train anew without --resume, or train it longer: "
+        "--resume --set training.epochs=N --accept-change training.epochs"
+    )
+    return True
 
 
 def find_resume_point(

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lora_chat.errors import IntegrityError, RecipeError, explain_write_errors
 from lora_chat.planning.plan import Plan
 from lora_chat.planning.recipe import QuantizationSection, Recipe
 from lora_chat.planning.recipe_file import recipe_as_yaml
-from lora_chat.writing import file_written_whole, write_text_whole
+from lora_chat.writing import file_written_whole, sync, write_text_whole
 
 _LIBRARIES = (
     "lora-chat",
@@ -142,6 +143,14 @@ class RunFolder:
         except ValueError as error:
             raise IntegrityError(f"{path} is damaged: {error}") from error
 
+    def read_result(self) -> dict[str, Any]:
+        """What `sft` found in the end."""
+        try:
+            found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+            return found
+        except ValueError as error:
+            raise IntegrityError(f"{self.result} is damaged: {error}") from error
+
     def read_plan(self) -> Plan:
         """The plan this run was made with."""
         try:
@@ -165,7 +174,12 @@ def create_run_folder(recipe: Recipe, plan: Plan) -> RunFolder:
     with explain_write_errors(parent, "the run folder"):
         parent.mkdir(parents=True, exist_ok=True)
         run = RunFolder(_next_free(parent, name))
-    describe(run, recipe, plan)
+    try:
+        describe(run, recipe, plan)
+        sync(parent)
+    except BaseException:
+        forget(run)
+        raise
     return run
 
 
@@ -228,6 +242,7 @@ def _latest_hint(parent: Path) -> str:
     return f" Runs here: {', '.join(sorted(str(p) for p in runs)[:5])}." if runs else ""
 
 
+@cache
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that decide a run's numbers."""
     import platform

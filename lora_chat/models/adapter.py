@@ -1,5 +1,6 @@
 """Attach, save and load LoRA weights (arXiv 2106.09685) through PEFT, the only door to it."""
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,7 @@ def save_adapter(model: "PeftModel", folder: Path, identity: Identity, chat_temp
     Raises SpaceError or RecipeError when the folder cannot be written.
     """
     with folder_written_whole(folder, "the adapter") as beside:
-        # "auto" would ask the hub whether the vocabulary was resized; it never is here.
-        model.save_pretrained(str(beside), safe_serialization=True, save_embedding_layers=False)
+        write_weights(model, beside)
         config = json.loads((beside / _CONFIG).read_text())
         config["base_model_name_or_path"] = identity.base
         config["revision"] = identity.revision
@@ -126,6 +126,20 @@ def save_adapter(model: "PeftModel", folder: Path, identity: Identity, chat_temp
         (beside / "README.md").write_text(card, encoding="utf-8")
         size = sum(path.stat().st_size for path in beside.iterdir())
     return size
+
+
+def write_weights(model: "PeftModel", folder: Path) -> None:
+    """An adapter's weights and config as PEFT's save_pretrained writes them, without its empty model card."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # "auto" would ask the hub whether the vocabulary was resized; it never is here.
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({name: w.contiguous() for name, w in weights.items()}, folder / _WEIGHTS, metadata={"format": "pt"})
+    config = copy.copy(model.peft_config[model.active_adapter])
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
 
 
 def is_adapter(folder: Path) -> bool:

@@ -73,6 +73,7 @@ def commit(folder: Path, identity: Mapping[str, Any]) -> Commit:
     if not (folder.parent / _EVER).exists():
         (folder.parent / _EVER).touch()
         sync(folder.parent)
+        sync(folder.parent.parent)
     return Commit(folder, step, identity)
 
 
@@ -131,8 +132,11 @@ def was_committed(parent: Path) -> bool:
 
 
 def set_aside(damaged: Sequence[SetAside]) -> None:
-    """Rename them, so that training can write the same steps again; what an earlier one left is replaced."""
+    """Make room for the same steps: rename what was damaged later, delete what was never finished."""
     for one in damaged:
+        if not (one.folder / MANIFEST).exists():
+            shutil.rmtree(one.folder)
+            continue
         step, number = _step_of(one.folder), 1
         while (place := one.folder.with_name(_ASIDE.format(step, number))).exists():
             number += 1

@@ -14,8 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_chat.errors import explain_write_errors
 from lora_chat.planning.disk import checkpoint_bytes
 from lora_chat.planning.recipe import CheckpointSection
-from lora_chat.training.checkpoints import Commit, commit, prune
+from lora_chat.training.checkpoints import MANIFEST, Commit, commit, prune
 from lora_chat.training.epochs import ends_epoch
+from lora_chat.writing import sync
 
 _LARGEST_SHARE = 0.05
 """Of the time between two checkpoints, spent on one that is due by the clock."""
@@ -38,10 +39,12 @@ class Committer(TrainerCallback):
     def __init__(
         self,
         keeping: Keeping,
+        metrics: Path,
         asked: Callable[[], bool],
         check: Callable[[TrainingArguments, TrainerState], None],
     ) -> None:
         self._keeping = keeping
+        self._metrics = metrics
         self._asked = asked
         self._check = check
         self._last_time = time.monotonic()
@@ -64,7 +67,8 @@ class Committer(TrainerCallback):
             folder = self._writing
             if folder is None:
                 raise
-            shutil.rmtree(folder, ignore_errors=True)
+            if not (folder / MANIFEST).exists():  # else it is whole, though the system may not have it on disk yet
+                shutil.rmtree(folder, ignore_errors=True)
             needed = checkpoint_bytes(self._trainable)
             with explain_write_errors(folder, "a checkpoint", needed, self._after()):
                 if isinstance(error, RuntimeError):
@@ -93,6 +97,7 @@ class Committer(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self._writing is not None
+        sync(self._metrics)  # what a checkpoint holds stands there too
         self.newest = commit(self._writing, self._keeping.identity)
         prune(self._keeping.folder, self._keeping.settings.keep)
         self._writing = None

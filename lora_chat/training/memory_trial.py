@@ -44,40 +44,25 @@ class MemoryTrial(TrainerCallback):
 
     def _fits(self, model: Any, optimizer: Any, plan: TrainingPlan) -> bool:
         """Whether a plan's largest micro-batch can be trained. Whatever else goes wrong is raised."""
-        before = dict(vars(self.trainer))
         weights = [p for p in model.parameters() if p.requires_grad]
         kept = [p.detach().clone() for p in weights]
+        fits = True
         try:
-            with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-                self._try(model, optimizer, self._largest(plan))
-            return True
+            self.trainer.try_step(self._largest(plan))
+            _try_optimizer(optimizer)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            error.__traceback__ = None  # it holds the activations
-            return False
-        finally:
-            with torch.no_grad():
-                for weight, value in zip(weights, kept, strict=True):
-                    weight.copy_(value)
-            model.zero_grad()
-            vars(self.trainer).update(before)
-            for figures in self.trainer._metrics.values():  # TRL's, of the first step to be logged
-                figures.clear()
+            fits = False
+        with torch.no_grad():
+            for weight, value in zip(weights, kept, strict=True):
+                weight.copy_(value)
+        model.zero_grad()
+        if not fits:  # what the error held on to is needed for the next try
             gc.collect()
-            if model.device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def _try(self, model: Any, optimizer: Any, inputs: dict[str, Any]) -> None:
-        count = sum(int((labels != -100).sum()) for labels in _labels(inputs))
-        self.trainer.training_step(model, inputs, num_items_in_batch=torch.tensor(count, device=model.device))
-        inner = getattr(optimizer, "optimizer", optimizer)
-        if inner.state:
-            return  # of a run that goes on: its memory is taken already
-        try:
-            inner.step()
-        finally:
-            inner.state.clear()
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return fits
 
     def _largest(self, plan: TrainingPlan) -> dict[str, Any]:
         collator = self.trainer.data_collator
@@ -132,8 +117,14 @@ def measure_lengths(rows: Any) -> list[int]:
     return lengths
 
 
-def _labels(inputs: dict[str, Any]) -> list[torch.Tensor]:
-    return [part["labels"] for part in inputs.get("micro_batches", [inputs])]
+def _try_optimizer(optimizer: Any) -> None:
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if inner.state:
+        return  # of a run that goes on: its memory is taken already
+    try:
+        inner.step()
+    finally:
+        inner.state.clear()
 
 
 def _smaller(plan: TrainingPlan, by_tokens: bool, longest: int) -> list[tuple[str, int]]:

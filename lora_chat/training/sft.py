@@ -94,7 +94,7 @@ def train_sft(
                 view.note(note)
             recorder = Recorder(metrics, before, view, stop)
             guard = StepGuard(locate, lambda: committer.newest.step if committer and committer.newest else None)
-            committer = Committer(keeping, lambda: bool(stop.number), guard.check_weights) if keeping else None
+            committer = Committer(keeping, metrics, lambda: bool(stop.number), guard.check_weights) if keeping else None
             trial = MemoryTrial(train, measure_lengths(train), plan)
             trainer = StepTrainer(
                 model=model,

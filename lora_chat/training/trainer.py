@@ -1,10 +1,12 @@
 """SFTTrainer that takes an optimizer step's micro-batches as they were packed, and remembers what it trained."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from trl import SFTTrainer
 
+from lora_chat.models.adapter import write_weights
 from lora_chat.training.supervised_head import SupervisedHead, split_supervised
 
 _MOST_POSITIONS = 2048
@@ -64,18 +66,39 @@ class StepTrainer(SFTTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter alone: tokenizer and base are known by digest, and arguments would be pickled."""
-        self.model.save_pretrained(output_dir, safe_serialization=True, save_embedding_layers=False)
+        assert output_dir is not None
+        write_weights(self.model, Path(output_dir))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: a checkpoint is not handed on."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validation metrics; none if it was stopped, and then it is made up for when the run goes on."""
-        try:
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        except EvaluationStopped:
-            return {}
+        """Validation metrics; none if it was stopped, and then it is made up for when the run goes on.
+
+        A data loader draws a random number: it must not change the dropout of the steps to come.
+        """
+        with torch.random.fork_rng(devices=self._devices()):
+            try:
+                metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            except EvaluationStopped:
+                return {}
         return metrics
+
+    def try_step(self, inputs: dict[str, Any]) -> None:
+        """Forward and backward as in a step, for their memory alone: figures and dice stay as they are."""
+        before = dict(vars(self))
+        count = _count(inputs)
+        try:
+            with torch.random.fork_rng(devices=self._devices()):
+                self._step(self.model, inputs, count, num_items_in_batch=count)
+        finally:
+            self.__dict__.update(before)
+            for figures in self._metrics.values():  # TRL's, of the first step to be logged
+                figures.clear()
+
+    def _devices(self) -> list[torch.device]:
+        device = self.args.device
+        return [device] if device.type == "cuda" else []
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
