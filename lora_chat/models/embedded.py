@@ -12,6 +12,7 @@ import platformdirs
 
 from lora_chat.digests import digest_file
 from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.models.damage import DIGESTS_NAME
 from lora_chat.writing import folder_written_whole
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -36,6 +37,8 @@ def find_embedded(name: str, notice: Callable[[str], None]) -> Path:
     notice(f"Preparing the base {name}, once, in {folder}")
     with folder_written_whole(folder, "the base") as beside:
         _WRITERS[name](beside)
+        digests = {path.name: digest_file(path) for path in beside.glob("*.safetensors")}
+        (beside / DIGESTS_NAME).write_text(json.dumps(digests))
         sizes = {p.name: p.stat().st_size for p in beside.iterdir()}
         (beside / "complete.json").write_text(json.dumps(sizes))
     return folder

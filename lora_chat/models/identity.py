@@ -10,6 +10,7 @@ import platformdirs
 from lora_chat.digests import digest_file
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import FoundBase
+from lora_chat.models.damage import check_digest, check_structure
 from lora_chat.planning.section import Section
 
 if TYPE_CHECKING:
@@ -32,10 +33,16 @@ class Identity(Section):
 
 
 def identify(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> Identity:
-    """Compute a base's identity; weight digests are remembered by path, size and time of change."""
+    """Compute a base's identity; weight digests are remembered by path, size and time of change.
+
+    Raises IntegrityError if its weights are damaged.
+    """
     weights = hashlib.sha256()
     for path in sorted(base.folder.glob("*.safetensors")):
-        weights.update(f"{path.name}:{_file_digest(path)}\n".encode())
+        check_structure(path)
+        digest = _file_digest(path)
+        check_digest(path, digest)
+        weights.update(f"{path.name}:{digest}\n".encode())
     probe = "It's 7:30 pm.\n\n Ça va? 你好 \U0001f642 def f(x):\n\treturn x"
     words = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer(probe)["input_ids"]])
     return Identity(

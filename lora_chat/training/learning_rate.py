@@ -25,3 +25,4 @@ class RateOfPlan(TrainerCallback):
             group["lr"] = args.learning_rate * factor
             if number == 0:  # Trainer's second group, biases and norms, never decays
                 group["weight_decay"] = args.weight_decay
+        lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # what is logged for the next step

@@ -1,22 +1,26 @@
 """A run that goes on from a checkpoint ends where an undisturbed one does, to the byte."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from test_equivalence import make_rows
 
 from lora_chat.models.adapter import attach_adapter
-from lora_chat.models.base_model import find_base, load_base_model
+from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.plan import make_plan, make_precision
 from lora_chat.planning.recipe import AdapterSection, BaseSection, CheckpointSection, QuantizationSection, Recipe
-from lora_chat.training.checkpoints import find_newest
+from lora_chat.training.checkpoints import find_newest, set_aside
 from lora_chat.training.committing import Keeping
+from lora_chat.training.memory_trial import MemoryTrial
 from lora_chat.training.sft import train_sft
 from lora_chat.training.trainer import StepTrainer
+from test_checkpoints import damage, damages
+from test_equivalence import make_rows
 
 FP32 = Hardware("cpu", "test", 0, False, 2)
+ROWS = make_rows(22)
 STEPS = 9
 
 
@@ -24,55 +28,148 @@ class Killed(Exception):
     pass
 
 
-def run(folder, rows, resume=False, kill_at=None, monkeypatch=None, dropout=0.1, **training):
-    folder.mkdir(exist_ok=True)
-    base = find_base(BaseSection(name="tiny-random"))
-    model = load_base_model(base, make_precision(QuantizationSection(mode="none"), FP32))
-    model = attach_adapter(model, AdapterSection(rank=4, dropout=dropout), seed=3)
-    settings = {"epochs": 3, "learning_rate": 1e-2, "effective_batch_size": 8, "micro_batch_tokens": 90} | training
-    plan = make_plan(Recipe.model_validate({"data": {"train": "x"}, "training": settings}), FP32)
-    newest = find_newest(folder / "checkpoints")[0] if resume else None
-    calls = []
-    stock = StepTrainer.training_step
+@pytest.fixture
+def run(cache_home, tmp_path, monkeypatch):
+    """Trains in a folder; returns the adapter's weights and the metrics without times."""
 
-    def training_step(self, *args, **kwargs):
-        calls.append(0)
-        if kill_at is not None and len(calls) > kill_at:
-            raise Killed
-        return stock(self, *args, **kwargs)
+    def train(name, resume=False, kill_at=None, dropout=0.1, keep=2, each_epoch=False, **training):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        base = find_base(BaseSection(name="tiny-random"))
+        model = load_base_model(base, make_precision(QuantizationSection(mode="none"), FP32))
+        model = attach_adapter(model, AdapterSection(rank=4, dropout=dropout), seed=3)
+        settings = {"epochs": 3, "learning_rate": 1e-2, "effective_batch_size": 8, "micro_batch_tokens": 90} | training
+        plan = make_plan(Recipe.model_validate({"data": {"train": "x"}, "training": settings}), FP32).training
+        newest, damaged = find_newest(folder / "checkpoints") if resume else (None, [])
+        set_aside(damaged)
+        stock, calls = StepTrainer.training_step, []
 
-    monkeypatch.setattr(StepTrainer, "training_step", training_step)
-    from transformers import AutoTokenizer
+        def training_step(self, *args, **kwargs):
+            calls.append(0)
+            if kill_at is not None and len(calls) > kill_at:
+                raise Killed
+            return stock(self, *args, **kwargs)
 
-    try:
-        train_sft(
-            model,
-            AutoTokenizer.from_pretrained(base.folder),
-            rows,
-            (),
-            plan.training,
-            bfloat16=False,
-            each_epoch=False,
-            metrics=folder / "metrics.jsonl",
-            keeping=Keeping(folder / "checkpoints", CheckpointSection(every_steps=1), {"a": 1}, newest),
-        )
-    finally:
-        monkeypatch.setattr(StepTrainer, "training_step", stock)
-    weights = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
+        settings = CheckpointSection(every_steps=1, keep=keep)
+        with monkeypatch.context() as patch:
+            patch.setattr(StepTrainer, "training_step", training_step)
+            train_sft(
+                model,
+                load_tokenizer(base),
+                ROWS,
+                ROWS[:4],
+                plan,
+                bfloat16=False,
+                each_epoch=each_epoch,
+                metrics=folder / "metrics.jsonl",
+                keeping=Keeping(folder / "checkpoints", settings, {"a": 1}, newest),
+            )
+        weights = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
+        return weights, read_metrics(folder)
+
+    return train
+
+
+def read_metrics(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row.pop("seconds", None)
-    return weights, rows
+    return rows
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("kill_at", range(1, STEPS))
-def test_every_step_of_three_epochs(cache_home, tmp_path, monkeypatch, kill_at, dropout):
-    rows = make_rows(22)
-    whole, metrics = run(tmp_path / "whole", rows, monkeypatch=monkeypatch, dropout=dropout)
-    assert len([row for row in metrics if "loss" in row]) == STEPS
+def assert_same(left, right):
+    assert left[1] == right[1]
+    assert left[0].keys() == right[0].keys()
+    assert all(torch.equal(weight, right[0][name]) for name, weight in left[0].items())
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("steps", "settings"),
+    [
+        ([4], {"dropout": 0.1}),
+        slow([1, 2, 3, 5, 6, 7, 8], {"dropout": 0.1}),
+        slow(range(1, STEPS), {"dropout": 0.0}),
+        slow([2, 3, 7], {"fast_path": False, "micro_batch_size": 2}),
+        slow([2, 3, 7], {"gradient_checkpointing": True}),
+    ],
+)
+def test_every_step_of_three_epochs(run, tmp_path, steps, settings):
+    whole = run("whole", keep=STEPS, **settings)
+    assert len([row for row in whole[1] if "loss" in row]) == STEPS
+    for step in steps:  # what a kill during the next step leaves
+        shutil.copytree(tmp_path / "whole", tmp_path / f"cut-{step}")
+        for later in range(step + 1, STEPS + 1):
+            shutil.rmtree(tmp_path / f"cut-{step}" / "checkpoints" / f"checkpoint-{later}")
+        assert_same(run(f"cut-{step}", resume=True, keep=STEPS, **settings), whole)
+
+
+def test_a_run_that_was_killed_goes_on(run, tmp_path):
+    whole = run("whole")
     with pytest.raises(Killed):
-        run(tmp_path / "cut", rows, kill_at=kill_at, monkeypatch=monkeypatch, dropout=dropout)
-    again, metrics_again = run(tmp_path / "cut", rows, resume=True, monkeypatch=monkeypatch, dropout=dropout)
-    assert metrics_again == metrics
-    assert all(torch.equal(weight, again[name]) for name, weight in whole.items())
+        run("cut", kill_at=5)
+    assert len(read_metrics(tmp_path / "cut")) == 5
+    assert_same(run("cut", resume=True), whole)
+
+
+@pytest.mark.parametrize("epochs", [slow(2.0), 2.5])
+def test_after_the_last_step_nothing_is_trained_again(run, epochs):
+    whole = run("whole", epochs=epochs, each_epoch=True)
+    assert_same(run("whole", resume=True, epochs=epochs, each_epoch=True), whole)
+
+
+@pytest.mark.parametrize("fast_path", [True, slow(False)])
+def test_measuring_and_the_memory_trial_change_nothing(run, monkeypatch, fast_path):
+    settings = {"fast_path": fast_path, "micro_batch_size": 4}
+    plain = run("plain", **settings)
+    measured = run("measured", each_epoch=True, **settings)
+    losses = [row for row in measured[1] if "validation_loss" not in row]
+    assert [row["step"] for row in measured[1] if "validation_loss" in row] == [3, 6, 9]
+    assert_same((measured[0], losses), plain)
+    monkeypatch.setattr(MemoryTrial, "on_train_begin", lambda *args, **kwargs: None)
+    assert_same(run("untried", **settings), plain)
+
+
+@pytest.mark.parametrize("cut", [slow(3), 6, slow(9)])
+def test_a_validation_loss_that_was_cut_short_is_made_up_for(run, monkeypatch, cut):
+    whole = run("whole", each_epoch=True)
+    stock, calls = StepTrainer.evaluate, []
+
+    def evaluate(self, *args, **kwargs):
+        calls.append(0)
+        if 3 * len(calls) == cut:
+            raise Killed
+        return stock(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepTrainer, "evaluate", evaluate)
+        with pytest.raises(Killed):
+            run("cut", each_epoch=True)
+    assert_same(run("cut", resume=True, each_epoch=True), whole)
+
+
+@pytest.mark.slow
+def test_a_newest_checkpoint_damaged_in_any_way_falls_back_to_the_same_end(run, tmp_path):
+    whole = run("whole")
+    with pytest.raises(Killed):
+        run("cut", kill_at=5)
+    newest = tmp_path / "cut" / "checkpoints" / "checkpoint-5"
+    kinds = {kind: (name, kind, draw) for name, kind, draw in damages(newest, 70, seed=4)}
+    for number, (name, kind, draw) in enumerate(kinds.values()):
+        shutil.copytree(tmp_path / "cut", tmp_path / f"again-{number}")
+        damage(tmp_path / f"again-{number}" / "checkpoints" / "checkpoint-5" / name, kind, draw)
+        assert find_newest(tmp_path / f"again-{number}" / "checkpoints")[0].step == 4
+        assert_same(run(f"again-{number}", resume=True), whole)
+
+
+def test_a_changed_plan_decides_the_learning_rate_from_there_on(run):
+    with pytest.raises(Killed):
+        run("cut", kill_at=4, epochs=2)
+    longer = run("cut", resume=True, epochs=3, learning_rate=4e-3)[1]
+    straight = run("straight", epochs=3, learning_rate=4e-3)[1]
+    assert [row["step"] for row in longer] == list(range(1, 10))
+    assert [row["learning_rate"] for row in longer[4:]] == [row["learning_rate"] for row in straight[4:]]
+    assert longer[3]["learning_rate"] != straight[3]["learning_rate"]

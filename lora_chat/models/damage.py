@@ -1,0 +1,51 @@
+"""Weights of a base that are not what was downloaded or written."""
+
+import json
+import re
+from pathlib import Path
+
+from lora_chat.errors import IntegrityError
+
+DIGESTS_NAME = "sha256.json"
+"""Beside weights that we wrote ourselves: their digests, by name."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_structure(path: Path) -> None:
+    """Raise IntegrityError unless a safetensors file is as long as its header says; reads the header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}.\n{_remedy(path)}") from error
+
+
+def check_digest(path: Path, digest: str) -> None:
+    """Raise IntegrityError if it is known what a file's sha256 should be, and it is another."""
+    expected = _expected(path)
+    if expected and expected != digest:
+        raise IntegrityError(
+            f"{path} is damaged: its sha256 is {digest[:16]}..., not {expected[:16]}...\n{_remedy(path)}"
+        )
+
+
+def _expected(path: Path) -> str | None:
+    """What we noted when we wrote it; in the hub's cache, a large file's name is its digest."""
+    blob = path.resolve().name
+    if path.is_symlink() and _SHA256.fullmatch(blob):
+        return blob
+    try:
+        known = json.loads((path.parent / DIGESTS_NAME).read_text())
+        return str(known[path.name])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remedy(path: Path) -> str:
+    if path.is_symlink():
+        return f"Delete {path.resolve()} and start again: it is downloaded once more."
+    if (path.parent / DIGESTS_NAME).is_file():
+        return f"Delete {path.parent} and start again: it is written once more."
+    return "Copy or download it again."
