@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lora_chat import preparation
@@ -98,7 +99,7 @@ def _train_and_compare(
         metrics=run.metrics,
         tensorboard=run.tensorboard if plan.output.tensorboard else None,
         keeping=keeping,
-        locate=prepared.train.locate,
+        locate=lambda rows: [(shown(Path(path)), line) for path, line in prepared.train.locate(rows)],
     )
     progress.stage = "saving the adapter"
     template = str(prepared.tokenizer.chat_template)

@@ -61,12 +61,12 @@ class DialogueSet:
         """File, line and rows of every dialogue or block, one at a time."""
         return ((path, line, rows) for path, line, _, rows in self.units())
 
-    def locate(self, beginnings: Sequence[Sequence[int]]) -> list[str]:
-        """FILE:LINE of the dialogues whose rows begin with these ids."""
+    def locate(self, beginnings: Sequence[Sequence[int]]) -> list[tuple[str, int]]:
+        """File and line of the dialogues whose rows begin with these ids."""
         wanted = {tuple(ids) for ids in beginnings}
         lengths = sorted({len(ids) for ids in wanted})
         return [
-            f"{path}:{line}"
+            (path, line)
             for path, line, rows in self.read_rows()
             if any(tuple(row.input_ids[:length]) in wanted for row in rows for length in lengths)
         ]

@@ -117,7 +117,7 @@ def train_sft(
             if plan.gradient_checkpointing is not True and plan.gradient_checkpointing:
                 trainer.add_callback(PartialCheckpointing(plan.gradient_checkpointing))
             guard.trainer = trial.trainer = recorder.trainer = trainer
-            for callback in (RateOfPlan(), trial, guard, recorder, *([committer] if committer else [])):
+            for callback in (RateOfPlan(), trial, guard, *([committer] if committer else []), recorder):
                 trainer.add_callback(callback)
             _cast_adapter(model, torch.float32)
             if on_cpu:

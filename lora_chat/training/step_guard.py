@@ -10,8 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_chat.errors import DataError, NotFiniteError
 from lora_chat.training.flat_rows import unflatten
 
-Locate = Callable[[Sequence[Sequence[int]]], Sequence[str]]
-"""Ids of dialogues, perhaps without their ends -> FILE:LINE of each."""
+Locate = Callable[[Sequence[Sequence[int]]], Sequence[tuple[str, int]]]
+"""Ids of dialogues, perhaps without their ends -> file and line of each."""
 _MOST_NAMED = 20
 
 
@@ -58,10 +58,12 @@ class StepGuard(TrainerCallback):
     def _dialogues(self) -> str:
         rows = [ids for batch in self.trainer.step_batches for ids in unflatten(batch)]
         places = sorted(set(self._locate(rows)))
-        if not places:
-            return ""
+        lines: dict[str, list[str]] = {}
+        for path, line in places[:_MOST_NAMED]:
+            lines.setdefault(path, []).append(str(line))
+        named = "; ".join(f"{path}, line{'s' * (len(some) > 1)} {', '.join(some)}" for path, some in lines.items())
         more = f" and {len(places) - _MOST_NAMED} more" if len(places) > _MOST_NAMED else ""
-        return f"Its dialogues: {', '.join(places[:_MOST_NAMED])}{more}.\n"
+        return f"Its dialogues: {named}{more}.\n" if places else ""
 
     def _remedy(self, args: TrainingArguments) -> str:
         lower = f"--set training.learning_rate={args.learning_rate / 4:g}"

@@ -1,8 +1,9 @@
-"""Runs a whole fine-tuning again and again, with one file operation of each failing, and resumes it.
+"""Runs a whole fine-tuning again and again, with something going wrong each time, and resumes it.
 
-Started with the injector in LD_PRELOAD. Everything is imported and run once; every point is a fork. Reads
-`{"out": DIR, "points": {"modes": [...], "count": N or "all", "seed": ...}}` from its first argument's file (or a list
-of [mode, point]). Prints the operations of an undisturbed run, then one JSON object per point.
+Started with the injector in LD_PRELOAD. Everything is imported and run once; every point is a fork. Its first
+argument is a file: `{"out": DIR, "points": {"modes": [...], "count": N or "all", "seed": ...}}`, or a list of
+[mode, number of the operation] or ["signals", [phase, [names of signals]]]. Prints the operations of an undisturbed
+run, then one JSON object per point.
 """
 
 import ctypes
@@ -25,11 +26,14 @@ RECIPE = [
     *("--set", "adapter.dropout=0.1"),
     *("--set", "adapter.target_modules=[q_proj]"),
     *("--set", "output.name=run"),
+    *("--set", "training.micro_batch_tokens=100"),
 ]
 SECONDS = 120
 
 
 def main():
+    from phases import signals_in
+
     from lora_chat.cli import main as command
 
     task = json.loads(Path(sys.argv[1]).read_text())
@@ -48,8 +52,11 @@ def main():
             with said.open("w") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-            injector.faults_arm(str(folder).encode(), MODES.index(mode), point, str(log).encode())
             try:
+                if mode == "signals":
+                    signals_in(*point)
+                else:
+                    injector.faults_arm(str(folder).encode(), MODES.index(mode), point, str(log).encode())
                 code = sft(folder, *more)
             except BaseException:
                 import traceback
@@ -79,16 +86,16 @@ def main():
     expected = result_of(whole)
     print(json.dumps({"operations": operations}), flush=True)
     points = choose(task["points"], len(operations))
-    for mode, point in points:
+    for number, (mode, point) in enumerate(points):
         began = time.monotonic()
-        folder = out / f"{mode}-{point}"
+        folder = out / f"{mode}-{number}"
         ended, said, done = forked(folder, mode, point)
         resumed, said_again, _ = forked(folder, "count", 0, "--resume") if ended else (0, "", 0)
         same = resumed == 0 and result_of(folder) == expected
         found = {
             "mode": mode,
             "point": point,
-            "operation": done[point - 1].split(" ", 1)[1] if len(done) >= point else None,
+            "operation": None if mode == "signals" or len(done) < point else done[point - 1].split(" ", 1)[1],
             "ended": ended,
             "resumed": resumed,
             "same": same,
@@ -97,7 +104,7 @@ def main():
         }
         if not same:
             found |= {"said": said, "said_again": said_again}
-        elif ended not in (0, -9):
+        elif ended != -9:
             found |= {"said": said}
         print(json.dumps(found), flush=True)
         shutil.rmtree(folder, ignore_errors=True)

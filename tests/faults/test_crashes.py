@@ -94,6 +94,48 @@ def check_order(operations):
     assert any(kind == "fsync" and path.endswith("/adapter_model.safetensors") for kind, path in lines[:adapter][-8:])
 
 
+CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+IN_TRAINING = [
+    "in the middle of an accumulation",
+    "before the optimizer",
+    "writing a checkpoint",
+    "committing",
+    "deleting an old checkpoint",
+    "measuring the validation loss",
+]
+AT_ONCE = ["encoding", "loading", "saving the adapter", "comparing"]
+
+
+def test_signals_in_every_phase(inject):
+    points = [
+        *(["signals", [phase, ["SIGTERM"]]] for phase in [*IN_TRAINING, *AT_ONCE, "the last step"]),
+        *(["signals", [phase, ["SIGINT"]]] for phase in [IN_TRAINING[0], "loading", "trying the largest micro-batch"]),
+        *(["signals", [phase, ["SIGINT", "SIGTERM"]]] for phase in IN_TRAINING),
+        ["signals", [IN_TRAINING[1], ["SIGHUP"]]],
+    ]
+    _, found = inject(points)
+    assert len(found) == len(points)
+    for one in found:
+        phase, names = one["point"]
+        said = one["said"]
+        assert one["same"], one
+        assert one["ended"] == CODES[names[-1]], one
+        assert "Traceback" not in said
+        if phase == "encoding":
+            assert "nothing was begun" in said
+        elif phase in ("comparing", "the last step"):
+            assert "The adapter is whole" in said
+            assert "lora-chat eval" in said
+        else:
+            assert "Go on: lora-chat sft recipes/smoke.yaml --set" in said, one
+            assert f"--resume {one['folder']}/run-1" in said
+        if phase in IN_TRAINING and len(names) == 1:
+            assert "a checkpoint of it is whole" in said, one
+            assert "lora-chat chat" in said
+        if len(names) == 2:
+            assert "Stopped while training. " in said
+
+
 def explain(one):
     """What is wrong with a point, or None."""
     if not one["same"]:

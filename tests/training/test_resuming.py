@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 import torch
+from test_checkpoints import damage, damages
+from test_equivalence import make_rows
 
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
@@ -16,8 +18,6 @@ from lora_chat.training.committing import Keeping
 from lora_chat.training.memory_trial import MemoryTrial
 from lora_chat.training.sft import train_sft
 from lora_chat.training.trainer import StepTrainer
-from test_checkpoints import damage, damages
-from test_equivalence import make_rows
 
 FP32 = Hardware("cpu", "test", 0, False, 2)
 ROWS = make_rows(22)

@@ -1,0 +1,40 @@
+"""Sends a process signals in the middle of a phase of a run."""
+
+import os
+import signal
+
+from lora_chat import pipeline, preparation
+from lora_chat.training import committing, trainer
+from lora_chat.training.step_guard import StepGuard
+from lora_chat.training.trainer import StepTrainer
+
+PHASES = {
+    "encoding": (preparation, "open_sources", 1),
+    "loading": (pipeline, "load_base_model", 1),
+    "trying the largest micro-batch": (StepTrainer, "try_step", 1),
+    "in the middle of an accumulation": (StepTrainer, "_flat_loss", 5),
+    "before the optimizer": (StepGuard, "on_pre_optimizer_step", 2),
+    "writing a checkpoint": (trainer, "write_weights", 2),
+    "committing": (committing, "commit", 2),
+    "deleting an old checkpoint": (committing, "prune", 3),
+    "measuring the validation loss": (StepTrainer, "prediction_step", 1),
+    "the last step": (StepGuard, "on_pre_optimizer_step", 4),
+    "saving the adapter": (pipeline, "save_adapter", 1),
+    "comparing": (pipeline, "compare", 1),
+}
+"""Whose function is entered when the signals come, and in which of its calls."""
+
+
+def signals_in(phase, names):
+    """From now on this process signals itself when the phase is entered."""
+    owner, name, which = PHASES[phase]
+    stock, calls = getattr(owner, name), []
+
+    def entered(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == which:
+            for number in names:
+                os.kill(os.getpid(), getattr(signal, number))
+        return stock(*args, **kwargs)
+
+    setattr(owner, name, entered)

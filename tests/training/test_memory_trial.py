@@ -1,0 +1,123 @@
+"""What does not fit fails before the first step, with settings that were tried and fit."""
+
+import subprocess
+import sys
+
+import pytest
+from test_equivalence import make_rows, train
+
+from lora_chat.errors import MemoryShortError
+from lora_chat.training import system_memory
+from lora_chat.training.trainer import StepTrainer
+
+FULL = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A machine on which a micro-batch of so many tokens fits, and more with recomputed activations."""
+
+    def of(most, *, most_checkpointed=None):
+        tried = []
+        stock = StepTrainer.try_step
+
+        def try_step(self, inputs):
+            batches = inputs.get("micro_batches", [inputs])
+            tokens = max(batch["input_ids"].numel() for batch in batches)
+            tried.append(tokens)
+            recomputed = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+            if tokens > ((most_checkpointed or most) if recomputed else most):
+                raise RuntimeError(FULL)
+            stock(self, inputs)
+
+        monkeypatch.setattr(StepTrainer, "try_step", try_step)
+        return tried
+
+    return of
+
+
+ROWS = [*make_rows(30), *make_rows(2, seed=5)]  # 8 to 24 tokens
+
+
+def test_the_largest_micro_batch_is_what_is_tried(cache_home, tmp_path, card):
+    tried = card(10**6)
+    train(ROWS, tmp_path / "run", epochs=1, micro_batch_tokens=100)
+    longest = sorted((len(row.input_ids) for row in ROWS), reverse=True)[:8]
+    assert tried[0] <= 100 < tried[0] + min(longest)
+    assert len(tried) == 1
+
+
+def test_settings_that_fit_are_named_and_fit(cache_home, tmp_path, card):
+    rows = make_rows(256)
+    card(600)
+    with pytest.raises(MemoryShortError) as caught:
+        train(rows, tmp_path / "large", effective_batch_size=256, micro_batch_tokens=2048, epochs=1)
+    assert "--set training.micro_batch_tokens=512" in str(caught.value)
+    assert "gradient_checkpointing" not in str(caught.value)
+    train(rows, tmp_path / "fits", effective_batch_size=256, micro_batch_tokens=512, epochs=1)
+
+
+def test_rows_of_a_padded_batch_are_made_fewer(cache_home, tmp_path, card):
+    card(60)
+    with pytest.raises(MemoryShortError, match=r"--set training.micro_batch_size=2"):
+        train(ROWS, tmp_path / "run", attention="padded", effective_batch_size=8, micro_batch_size=8, epochs=1)
+
+
+def test_recomputing_comes_last(cache_home, tmp_path, card):
+    card(10, most_checkpointed=30)
+    with pytest.raises(MemoryShortError) as caught:
+        train(ROWS, tmp_path / "run", epochs=1, micro_batch_tokens=20)
+    assert "--set training.gradient_checkpointing=true" in str(caught.value)
+
+
+def test_when_nothing_fits_the_longest_dialogue_is_named(cache_home, tmp_path, card):
+    card(0)
+    with pytest.raises(MemoryShortError, match=r"longest dialogue, 24 tokens.*\n.*data.max_length"):
+        train(ROWS, tmp_path / "run", epochs=1)
+
+
+def test_another_error_is_not_taken_for_it(cache_home, tmp_path, monkeypatch):
+    def fail(self, inputs):
+        raise RuntimeError("another")
+
+    monkeypatch.setattr(StepTrainer, "try_step", fail)
+    with pytest.raises(RuntimeError, match="another"):
+        train(ROWS, tmp_path / "run", epochs=1)
+
+
+REAL = """
+import re, sys
+from pathlib import Path
+from lora_chat.errors import MemoryShortError
+from lora_chat.training import system_memory
+from test_equivalence import make_rows, train
+system_memory._free_memory = lambda: 300_000_000
+rows = make_rows(3000)
+tokens = 40_000
+for name in ("large", "fits"):
+    try:
+        train(rows, Path(sys.argv[1]) / name, effective_batch_size=3000, micro_batch_tokens=tokens, max_steps=1)
+        print(name, "trained")
+    except MemoryShortError as error:
+        print(name, error)
+        tokens = int(re.search("training.micro_batch_tokens=([0-9]+)", str(error))[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
+def test_memory_that_really_ends_is_a_message_and_its_advice_holds(cache_home, tmp_path):
+    words = [sys.executable, "-c", REAL, str(tmp_path)]
+    done = subprocess.run(words, cwd="tests/training", capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("large Out of memory: the largest micro-batch"), done.stderr
+    assert done.stdout.endswith("fits trained\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
+def test_the_limit_ends_with_training():
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with system_memory.limited_memory():
+        assert resource.getrlimit(resource.RLIMIT_DATA)[0] > 0
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
