@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_chat import __version__
-from lora_chat.errors import LoraChatError, StoppedError
+from lora_chat.errors import LoraChatError, RecipeError, StoppedError
 from lora_chat.stopping import raise_on_signals, signal_of
 
 # Before any library is imported: nothing is reported home, no code comes from a hub (RELIABILITY: kernels).
@@ -49,6 +49,8 @@ def sft(options: argparse.Namespace) -> None:
     from lora_chat.planning.recipe_file import read_recipe
 
     recipe = read_recipe(options.recipe, options.set)
+    if options.accept_change and options.resume is None:
+        raise RecipeError("--accept-change belongs to --resume: only a run that goes on can have changed.")
     from lora_chat.console import result_text, say, shown
     from lora_chat.pipeline import fine_tune
     from lora_chat.resuming import ResumeRequest
@@ -126,8 +128,6 @@ def recipe(options: argparse.Namespace) -> None:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
         return
     if options.recipe is None:
-        from lora_chat.errors import RecipeError
-
         raise RecipeError("Name a recipe, for example: lora-chat recipe recipes/quickstart.yaml")
     from lora_chat.planning.recipe_file import read_recipe, recipe_as_yaml
 

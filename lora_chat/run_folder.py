@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -117,11 +118,10 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Delete what a process that was killed had half written."""
-        for path in self.path.glob(".*"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.suffix == ".part":
-                path.unlink()
+        for folder in self.path.glob(f".{self.adapter.name}-*"):
+            shutil.rmtree(folder)
+        for path in self.path.glob(".*.part"):
+            path.unlink()
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the run, whole or not at all."""
@@ -191,8 +191,10 @@ def describe(run: RunFolder, recipe: Recipe, plan: Plan) -> None:
 
 
 def forget(run: RunFolder) -> None:
-    """Delete a run in which nothing was trained."""
+    """Delete a run in which nothing was trained, and the folder of runs if it was the only one."""
     shutil.rmtree(run.path, ignore_errors=True)
+    with suppress(OSError):
+        run.path.parent.rmdir()
 
 
 def newest_run(recipe: Recipe) -> RunFolder | None:

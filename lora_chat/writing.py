@@ -60,7 +60,7 @@ def sync(path: Path) -> None:
     """Have the system write a file or folder to its disk; Windows cannot open folders."""
     if path.is_dir() and os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

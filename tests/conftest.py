@@ -43,8 +43,12 @@ def make_random_base(architecture: str, folder: Path, sharpness: float) -> Path:
 
 @pytest.fixture(scope="session")
 def cache_home(tmp_path_factory):
-    """A cache of bases for this session alone."""
-    home = tmp_path_factory.mktemp("cache")
+    """A cache of bases for this session alone; all processes of the session share it."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        home = tmp_path_factory.getbasetemp().parent / "cache"
+        home.mkdir(exist_ok=True)
+    else:
+        home = tmp_path_factory.mktemp("cache")
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(home)
     yield home

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from lora_chat.cli import main
+
 
 def run(*arguments, stdin=""):
     done = subprocess.run(
@@ -44,8 +46,10 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
     assert result["validation_loss"]["adapted"] < result["validation_loss"]["base"]
     folder = tmp_path / "smoke-1"
     assert {p.name for p in folder.iterdir()} == {
+        ".lock",
         "adapter",
         "audit.json",
+        "checkpoints",
         "comparison.json",
         "data.json",
         "loss.png",
@@ -80,10 +84,12 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_run_takes_the_next_number_and_the_resolved_recipe_runs(cache_home, tmp_path):
+def test_a_second_run_takes_the_next_number_and_the_resolved_recipe_runs(cache_home, tmp_path, capsys):
     settings = ["--set", f"output.directory={tmp_path}", "--set", "training.max_steps=1"]
-    first = json.loads(run("sft", "recipes/smoke.yaml", "--json", *settings).stdout)
-    second = json.loads(run("sft", tmp_path / "smoke-1" / "recipe.yaml", "--json").stdout)
+    assert main(["sft", "recipes/smoke.yaml", "--json", *settings]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(["sft", str(tmp_path / "smoke-1" / "recipe.yaml"), "--json"]) == 0
+    second = json.loads(capsys.readouterr().out)
     assert [result["run"] for result in (first, second)] == [str(tmp_path / "smoke-1"), str(tmp_path / "smoke-2")]
     assert first["validation_loss"] == second["validation_loss"]
 

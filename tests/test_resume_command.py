@@ -2,12 +2,14 @@
 
 import fcntl
 import json
+import resource
 import shutil
 
 import pytest
 
 from lora_chat import pipeline
 from lora_chat.cli import main
+from lora_chat.models import adapter
 from lora_chat.models.embedded import find_embedded
 from lora_chat.planning import disk
 
@@ -54,6 +56,30 @@ def test_without_a_run_it_begins_and_when_done_it_says_so(sft, tmp_path):
     assert "Accepted: training.epochs: 2.0 -> 3.0." in said
     steps = [json.loads(line)["step"] for line in (tmp_path / "runs" / "smoke-1" / "metrics.jsonl").open()]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_change_is_accepted_only_where_something_goes_on(sft, tmp_path):
+    code, said = sft("--accept-change", "training.epochs")
+    assert code == 2
+    assert "belongs to --resume" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_adapter_that_reads_back_differently_is_not_kept(sft, tmp_path, monkeypatch):
+    stock = adapter.write_weights
+
+    def write_weights(model, folder):
+        stock(model, folder)
+        path = folder / "adapter_model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    monkeypatch.setattr(adapter, "write_weights", write_weights)
+    code, said = sft()
+    assert code == 10
+    assert "does not hold what was written to it" in said
+    assert not (tmp_path / "runs" / "smoke-1" / "adapter").exists()
+    monkeypatch.undo()
+    assert sft("--resume")[0] == 0
 
 
 def test_it_says_where_it_goes_on(sft, cut):
@@ -135,6 +161,20 @@ def test_too_little_space_is_said_before_the_base_is_loaded(sft, tmp_path, monke
     assert code == 4
     assert f"Not enough space in {tmp_path / 'runs' / 'smoke-1'}: the run needs 6.4 MB" in said
     assert "3.0 MB are free" in said
+
+
+def test_a_full_disk_names_the_path_and_leaves_nothing_half_written(sft, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, before[1]))
+    try:
+        code, said = sft(checkpoint__every_steps="null")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    checkpoints = tmp_path / "runs" / "smoke-1" / "checkpoints"
+    assert code == 4
+    assert f"No space left to write a checkpoint: {checkpoints / 'checkpoint-2'}" in said
+    assert "About 2.1 MB are needed" in said
+    assert list(checkpoints.iterdir()) == []
 
 
 def test_what_is_asked_for_is_what_is_written(sft, tmp_path):

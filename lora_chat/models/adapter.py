@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import DiskError, IntegrityError, RecipeError
 from lora_chat.models.identity import Identity
 from lora_chat.planning.recipe import AdapterSection
 from lora_chat.writing import folder_written_whole
@@ -113,10 +113,11 @@ def report_adapter(model: "PeftModel") -> AdapterReport:
 def save_adapter(model: "PeftModel", folder: Path, identity: Identity, chat_template: str, card: str) -> int:
     """Write the adapter in PEFT's layout, whole or not at all; returns its size in bytes.
 
-    Raises SpaceError or RecipeError when the folder cannot be written.
+    Raises SpaceError, DiskError or RecipeError when the folder cannot be written, or holds other values then.
     """
     with folder_written_whole(folder, "the adapter") as beside:
         write_weights(model, beside)
+        _check_written(model, beside)
         config = json.loads((beside / _CONFIG).read_text())
         config["base_model_name_or_path"] = identity.base
         config["revision"] = identity.revision
@@ -140,6 +141,25 @@ def write_weights(model: "PeftModel", folder: Path) -> None:
     config = copy.copy(model.peft_config[model.active_adapter])
     config.inference_mode = True
     config.save_pretrained(str(folder))
+
+
+def _check_written(model: "PeftModel", folder: Path) -> None:
+    """Raise DiskError if what was written does not hold the model's weights."""
+    from peft import get_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    meant = get_peft_model_state_dict(model, save_embedding_layers=False)
+    try:
+        found = load_file(folder / _WEIGHTS)
+    except SafetensorError:
+        found = {}
+    same = meant.keys() == found.keys() and all(found[name].equal(w.detach().cpu()) for name, w in meant.items())
+    if not same:
+        raise DiskError(
+            f"{folder / _WEIGHTS} does not hold what was written to it; it was not kept.\n"
+            "The disk or its file system may be failing; go on elsewhere from a copy of the run, with --resume RUN."
+        )
 
 
 def is_adapter(folder: Path) -> bool:

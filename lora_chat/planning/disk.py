@@ -8,7 +8,7 @@ from lora_chat.errors import SpaceError
 _ADAPTER, _ADAM = 4, 8
 """Bytes a trained parameter takes in a checkpoint: itself and Adam's two moments, all in fp32."""
 _REST = 2_000_000
-"""Configs, random states, metrics and plot: measured below half of this."""
+"""Configs, random states, metrics, plot, and the history of some thousand steps."""
 
 
 def checkpoint_bytes(parameters: int) -> int:
@@ -22,9 +22,10 @@ def run_bytes(parameters: int, keep: int) -> int:
 
 
 def check_space(folder: Path, parameters: int, keep: int) -> None:
-    """Raise SpaceError if a run would not find room in a folder."""
+    """Raise SpaceError if a run would not find room in its folder; what stands there already counts."""
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     needed, free = run_bytes(parameters, keep), shutil.disk_usage(folder).free
-    if free < needed:
+    if free < needed - there:
         raise SpaceError(
             f"Not enough space in {folder}: the run needs {needed / 1e6:.1f} MB ({keep + 1} checkpoints of "
             f"{checkpoint_bytes(parameters) / 1e6:.1f} MB at once, and the adapter), {free / 1e6:.1f} MB are free.\n"

@@ -145,9 +145,11 @@ def set_aside(damaged: Sequence[SetAside]) -> None:
 
 def prune(parent: Path, keep: int) -> None:
     """Delete all but the newest `keep` that are finished; only after a newer one was committed."""
-    finished = [folder for folder in _checkpoints(parent) if (folder / MANIFEST).is_file()]
-    for folder in finished[: max(0, len(finished) - max(2, keep))]:
-        (folder / MANIFEST).unlink()  # what is half deleted must not count
+    everything = _checkpoints(parent)
+    finished = [folder for folder in everything if (folder / MANIFEST).is_file()]
+    kept = finished[-max(2, keep) :]
+    for folder in everything[: everything.index(kept[0])] if kept else []:
+        (folder / MANIFEST).unlink(missing_ok=True)  # what is half deleted must not count
         sync(folder)
         shutil.rmtree(folder)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from lora_chat.errors import MemoryShortError
+from lora_chat.errors import MemoryShortError, explain_write_errors
 from lora_chat.planning.plan import TrainingPlan
 from lora_chat.training.progress import open_view
 from lora_chat.training.signals import stop_requests
@@ -88,6 +88,9 @@ def train_sft(
     try:
         with stop_requests(view.note) as stop, _out_of_memory(model):
             resume = keeping.resume if keeping else None
+            if keeping:
+                with explain_write_errors(keeping.folder, "the folder of checkpoints"):
+                    keeping.folder.mkdir(exist_ok=True)
             before = cut_metrics(metrics, resume.step if resume else 0)
             path = find_fast_path(model, train[0].input_ids, plan)
             for note in path.notes:

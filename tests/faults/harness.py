@@ -1,9 +1,8 @@
 """Runs a whole fine-tuning again and again, with something going wrong each time, and resumes it.
 
 Started with the injector in LD_PRELOAD. Everything is imported and run once; every point is a fork. Its first
-argument is a file: `{"out": DIR, "points": {"modes": [...], "count": N or "all", "seed": ...}}`, or a list of
-[mode, number of the operation] or ["signals", [phase, [names of signals]]]. Prints the operations of an undisturbed
-run, then one JSON object per point.
+argument is a file: `{"out": DIR, "modes": [...], "count": N or "all", "seed": ..., "signals": [[phase, names], ...]}`.
+Prints the operations of an undisturbed run, then one JSON object per point.
 """
 
 import ctypes
@@ -85,7 +84,7 @@ def main():
     assert code == 0, said
     expected = result_of(whole)
     print(json.dumps({"operations": operations}), flush=True)
-    points = choose(task["points"], len(operations))
+    points = choose(task, len(operations))
     for number, (mode, point) in enumerate(points):
         began = time.monotonic()
         folder = out / f"{mode}-{number}"
@@ -110,14 +109,14 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def choose(points, count):
-    if isinstance(points, list):
-        return points
-    all_of_them = range(1, count + 1)
-    if points["count"] == "all":
-        return [(mode, point) for mode in points["modes"] for point in all_of_them]
-    draw = random.Random(points["seed"])
-    return [(mode, point) for mode in points["modes"] for point in draw.sample(all_of_them, int(points["count"]))]
+def choose(task, count):
+    """Pairs of a mode and the number of an operation, or of "signals" and a phase with its signals."""
+    every, draw = range(1, count + 1), random.Random(task["seed"])
+    points = [("signals", phase) for phase in task["signals"]]
+    for mode in task["modes"]:
+        numbers = every if task["count"] == "all" else draw.sample(every, int(task["count"]))
+        points += [(mode, number) for number in numbers]
+    return points
 
 
 def draw_nothing():

@@ -34,36 +34,44 @@ def injector(tmp_path_factory):
     return library
 
 
-@pytest.fixture
-def inject(injector, cache_home, tmp_path):
-    """Runs points; returns the operations of an undisturbed run, and what each point came to."""
-
-    def run(points):
-        task = tmp_path / "task.json"
-        task.write_text(json.dumps({"out": str(tmp_path), "points": points}))
-        done = subprocess.run(
-            [sys.executable, str(HERE / "harness.py"), str(task)],
-            env={**os.environ, "LD_PRELOAD": str(injector), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            check=True,
-        )
-        if table := os.environ.get("LORA_CHAT_CRASH_TABLE"):
-            with Path(table).open("a") as file:
-                file.write(done.stdout)
-        first, *found = map(json.loads, done.stdout.splitlines())
-        return first["operations"], found
-
-    return run
+CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+IN_TRAINING = [
+    "in the middle of an accumulation",
+    "before the optimizer",
+    "writing a checkpoint",
+    "committing",
+    "deleting an old checkpoint",
+    "measuring the validation loss",
+]
+AT_ONCE = ["encoding", "loading", "trying the largest micro-batch", "saving the adapter", "comparing", "the last step"]
+TWICE = [[phase, ["SIGINT", "SIGTERM"]] for phase in IN_TRAINING]
+ONCE = [[phase, ["SIGTERM"]] for phase in IN_TRAINING + AT_ONCE]
+OTHERS = [["loading", ["SIGINT"]], ["before the optimizer", ["SIGINT"]], ["before the optimizer", ["SIGHUP"]]]
 
 
-@pytest.mark.parametrize("modes", [["kill", "full"], ["torn", "broken"]], ids="-".join)
-def test_every_point_resumes_to_the_same_bytes(inject, modes):
+@pytest.mark.parametrize(
+    ("modes", "signals"), [(["kill", "full"], TWICE + OTHERS), (["torn", "broken"], ONCE)], ids=["kill", "torn"]
+)
+def test_every_point_resumes_to_the_same_bytes(injector, cache_home, tmp_path, modes, signals):
     print(f"LORA_CHAT_CRASH_SEED={SEED}")
-    operations, found = inject({"modes": modes, "count": POINTS, "seed": SEED})
-    check_order(operations)
-    assert len(found) == 2 * (len(operations) if POINTS == "all" else int(POINTS))
+    task = tmp_path / "task.json"
+    wanted = {"out": str(tmp_path), "modes": modes, "count": POINTS, "seed": SEED, "signals": signals}
+    task.write_text(json.dumps(wanted))
+    done = subprocess.run(
+        [sys.executable, str(HERE / "harness.py"), str(task)],
+        env={**os.environ, "LD_PRELOAD": str(injector), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
+    if table := os.environ.get("LORA_CHAT_CRASH_TABLE"):
+        with Path(table).open("a") as file:
+            file.write(done.stdout)
+    first, *found = map(json.loads, done.stdout.splitlines())
+    check_order(first["operations"])
+    count = len(first["operations"]) if POINTS == "all" else int(POINTS)
+    assert len(found) == len(signals) + len(modes) * count
     wrong = [one for one in found if explain(one) is not None]
     for one in wrong[:5]:
         print(explain(one), json.dumps(one, indent=1).replace("\\n", "\n"))
@@ -94,58 +102,32 @@ def check_order(operations):
     assert any(kind == "fsync" and path.endswith("/adapter_model.safetensors") for kind, path in lines[:adapter][-8:])
 
 
-CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
-IN_TRAINING = [
-    "in the middle of an accumulation",
-    "before the optimizer",
-    "writing a checkpoint",
-    "committing",
-    "deleting an old checkpoint",
-    "measuring the validation loss",
-]
-AT_ONCE = ["encoding", "loading", "saving the adapter", "comparing"]
-
-
-def test_signals_in_every_phase(inject):
-    points = [
-        *(["signals", [phase, ["SIGTERM"]]] for phase in [*IN_TRAINING, *AT_ONCE, "the last step"]),
-        *(["signals", [phase, ["SIGINT"]]] for phase in [IN_TRAINING[0], "loading", "trying the largest micro-batch"]),
-        *(["signals", [phase, ["SIGINT", "SIGTERM"]]] for phase in IN_TRAINING),
-        ["signals", [IN_TRAINING[1], ["SIGHUP"]]],
-    ]
-    _, found = inject(points)
-    assert len(found) == len(points)
-    for one in found:
-        phase, names = one["point"]
-        said = one["said"]
-        assert one["same"], one
-        assert one["ended"] == CODES[names[-1]], one
-        assert "Traceback" not in said
-        if phase == "encoding":
-            assert "nothing was begun" in said
-        elif phase in ("comparing", "the last step"):
-            assert "The adapter is whole" in said
-            assert "lora-chat eval" in said
-        else:
-            assert "Go on: lora-chat sft recipes/smoke.yaml --set" in said, one
-            assert f"--resume {one['folder']}/run-1" in said
-        if phase in IN_TRAINING and len(names) == 1:
-            assert "a checkpoint of it is whole" in said, one
-            assert "lora-chat chat" in said
-        if len(names) == 2:
-            assert "Stopped while training. " in said
-
-
 def explain(one):
     """What is wrong with a point, or None."""
     if not one["same"]:
         return f"resumed with {one['resumed']}, and the adapter or the metrics are others"
-    codes = {"kill": (-9, 0), "torn": (-9, 0), "full": (4, 0), "broken": (10, 0)}[one["mode"]]
-    if one["ended"] not in codes:
-        return f"ended with {one['ended']}"
     said = one.get("said", "")
     if "Traceback" in said:
         return "said a traceback"
+    if one["mode"] == "signals":
+        return explain_signals(*one["point"], one["ended"], one["folder"], said)
+    if one["ended"] not in {"kill": (-9, 0), "torn": (-9, 0), "full": (4, 0), "broken": (10, 0)}[one["mode"]]:
+        return f"ended with {one['ended']}"
     if one["ended"] in (4, 10) and one["folder"] not in said.split("Error:")[-1]:
         return "named no path"
     return None
+
+
+def explain_signals(phase, names, ended, folder, said):
+    if ended != CODES[names[-1]]:
+        return f"ended with {ended}"
+    if phase == "encoding":
+        wanted = ["nothing was begun"]
+    elif phase in ("comparing", "the last step"):
+        wanted = ["The adapter is whole", "lora-chat eval"]
+    else:
+        wanted = ["Go on: lora-chat sft recipes/smoke.yaml --set", f"--resume {folder}/run-1"]
+    if phase in IN_TRAINING:
+        at_once = len(names) == 2
+        wanted += ["Stopped while training. "] if at_once else ["a checkpoint of it is whole", "lora-chat chat"]
+    return next((f"did not say {text}" for text in wanted if text not in said), None)

@@ -101,6 +101,7 @@ def test_all_damaged_is_none(tmp_path):
 def test_older_ones_go_only_behind_newer_commits(tmp_path):
     for step in (1, 2, 10):
         commit(write(tmp_path, step), IDENTITY)
+    write(tmp_path, 0)  # half deleted by a process that was killed
     write(tmp_path, 11)  # not finished: counts for nothing
     prune(tmp_path, 2)
     found = sorted(path.name for path in tmp_path.glob("checkpoint-*"))

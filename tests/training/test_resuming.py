@@ -92,7 +92,7 @@ def slow(*values):
     [
         ([4], {"dropout": 0.1}),
         slow([1, 2, 3, 5, 6, 7, 8], {"dropout": 0.1}),
-        slow(range(1, STEPS), {"dropout": 0.0}),
+        slow([1, 3, 4, 8], {"dropout": 0.0}),
         slow([2, 3, 7], {"fast_path": False, "micro_batch_size": 2}),
         slow([2, 3, 7], {"gradient_checkpointing": True}),
     ],
@@ -107,7 +107,14 @@ def test_every_step_of_three_epochs(run, tmp_path, steps, settings):
         assert_same(run(f"cut-{step}", resume=True, keep=STEPS, **settings), whole)
 
 
-def test_a_run_that_was_killed_goes_on(run, tmp_path):
+def test_a_run_that_was_killed_goes_on(run, tmp_path, monkeypatch):
+    stock = torch.load
+
+    def load(*args, **kwargs):
+        assert kwargs["weights_only"] is True
+        return stock(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", load)
     whole = run("whole")
     with pytest.raises(Killed):
         run("cut", kill_at=5)

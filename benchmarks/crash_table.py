@@ -1,0 +1,52 @@
+"""The points of `make crash-test` as the table that stands in CRASHES.md: python benchmarks/crash_table.py FILE."""
+
+import json
+import platform
+import sys
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+
+MEANING = {
+    "kill": "`kill -9` at the operation",
+    "torn": "half of a write, then `kill -9`",
+    "full": "no space left (ENOSPC) from it on",
+    "broken": "failing disk (EIO) from it on",
+}
+
+
+def main() -> None:
+    """Print the table, and every point that has no explanation."""
+    rows = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
+    points = [row for row in rows if "mode" in row]
+    operations = max(len(row["operations"]) for row in rows if "operations" in row)
+    print(f"{operations} file operations in a run; {len(points)} points.")
+    print(f"Python {platform.python_version()}, {_versions()}; {_processor()}\n")
+    print("| what goes wrong | points | ended with | resumed to the same bytes | unexplained |")
+    print("|---|---|---|---|---|")
+    for mode, meaning in MEANING.items():
+        mine = [point for point in points if point["mode"] == mode]
+        ends = Counter(point["ended"] for point in mine)
+        shown = ", ".join(f"{count} x {_end(code)}" for code, count in ends.most_common())
+        same = sum(point["same"] for point in mine)
+        print(f"| {meaning} | {len(mine)} | {shown} | {same} | {len(mine) - same} |")
+    for point in points:
+        if not point["same"]:
+            print(f"\nunexplained: {point['mode']} at operation {point['point']} ({point['operation']})")
+
+
+def _end(code: int) -> str:
+    return "killed" if code == -9 else f"exit {code}"
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "trl", "peft"))
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()
