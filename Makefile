@@ -82,7 +82,7 @@ test-fast: install-dev
 crash-test: install-dev
 	@rm -f crash-test.jsonl
 	@LORA_CHAT_CRASH_POINTS=all LORA_CHAT_CRASH_TABLE=$(CURDIR)/crash-test.jsonl OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -n 2 -q tests/faults $(ARGS); code=$$?; \
+		$(BIN)/python -m pytest -n 2 -q --timeout 7200 tests/faults $(ARGS); code=$$?; \
 		$(BIN)/python benchmarks/crash_table.py crash-test.jsonl && exit $$code
 
 check: install-dev

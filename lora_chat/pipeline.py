@@ -101,6 +101,8 @@ def _train_and_compare(
         keeping=keeping,
         locate=lambda rows: [(shown(Path(path)), line) for path, line in prepared.train.locate(rows)],
     )
+    if training.signal_number and not training.steps:
+        raise progress.stopped(training.signal_number)
     progress.stage = "saving the adapter"
     template = str(prepared.tokenizer.chat_template)
     card = write_card(plan, prepared.identity, training.steps, None)

@@ -43,6 +43,7 @@ def cut(sft, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_without_a_run_it_begins_and_when_done_it_says_so(sft, tmp_path):
     code, said = sft("--resume")
     assert code == 0
@@ -65,6 +66,7 @@ def test_a_change_is_accepted_only_where_something_goes_on(sft, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_that_reads_back_differently_is_not_kept(sft, tmp_path, monkeypatch):
     stock = adapter.write_weights
 
@@ -89,6 +91,7 @@ def test_it_says_where_it_goes_on(sft, cut):
     assert (cut / "result.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_with_the_reason(sft, cut):
     path = cut / "checkpoints" / "checkpoint-3" / "optimizer.pt"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -115,8 +118,8 @@ def test_all_damaged_starts_nothing_over(sft, cut):
     ("settings", "field", "values"),
     [
         ({"training__seed": 5}, "training.seed", "it has 0, now it is 5"),
-        ({"adapter__rank": 8}, "adapter.rank", "it has 4, now it is 8"),
-        ({"data__max_length": 90, "data__over_long": "drop"}, "data.rows", "..."),
+        pytest.param({"adapter__rank": 8}, "adapter.rank", "it has 4, now it is 8", marks=pytest.mark.slow),
+        pytest.param({"data__max_length": 90, "data__over_long": "drop"}, "data.rows", "...", marks=pytest.mark.slow),
     ],
 )
 def test_another_run_is_refused_with_the_field(sft, cut, settings, field, values):
@@ -131,6 +134,7 @@ def test_another_run_is_refused_with_the_field(sft, cut, settings, field, values
     assert "such a change cannot be accepted" in said
 
 
+@pytest.mark.slow
 def test_another_base_is_refused(sft, cut, tmp_path):
     base = shutil.copytree(find_embedded("tiny-random", print), tmp_path / "base")
     (base / "sha256.json").unlink()
@@ -150,6 +154,7 @@ def test_a_run_in_use_is_left_alone(sft, cut):
     assert f"Another process is training in {cut}" in said
 
 
+@pytest.mark.slow
 def test_too_little_space_is_said_before_the_base_is_loaded(sft, tmp_path, monkeypatch):
     def never(*args):
         raise AssertionError("loaded")
@@ -163,6 +168,7 @@ def test_too_little_space_is_said_before_the_base_is_loaded(sft, tmp_path, monke
     assert "3.0 MB are free" in said
 
 
+@pytest.mark.slow
 def test_a_full_disk_names_the_path_and_leaves_nothing_half_written(sft, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, before[1]))
@@ -177,6 +183,7 @@ def test_a_full_disk_names_the_path_and_leaves_nothing_half_written(sft, tmp_pat
     assert list(checkpoints.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_is_what_is_written(sft, tmp_path):
     sft(checkpoint__keep=3, adapter__rank=64)
     run = tmp_path / "runs" / "smoke-1"
@@ -187,6 +194,7 @@ def test_what_is_asked_for_is_what_is_written(sft, tmp_path):
     assert names == ["checkpoint-2", "checkpoint-3", "checkpoint-4", "committed"]
 
 
+@pytest.mark.slow
 def test_no_pickled_arguments_and_no_token_anywhere(sft, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "canary" * 6)
     _, said = sft()

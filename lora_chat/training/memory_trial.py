@@ -1,7 +1,7 @@
 """The largest micro-batch of the data, tried before the first step: what does not fit fails in the first minute."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -85,21 +85,17 @@ class MemoryTrial(TrainerCallback):
         return {"input_ids": row.input_ids, "labels": row.labels}
 
     def _advice(self, model: Any, optimizer: Any) -> str:
-        plan, flags = self._plan, list[str]()
-        by_tokens = isinstance(self.trainer.data_collator, StepCollator) and plan.micro_batch_tokens is not None
+        by_tokens = isinstance(self.trainer.data_collator, StepCollator) and self._plan.micro_batch_tokens is not None
         longest = self._lengths[self._order[0]]
-        for smaller in [*_smaller(plan, by_tokens, longest), None]:
-            if smaller is None and not plan.gradient_checkpointing:  # slower than any smaller micro-batch
+        for plan in _gentler(self._plan, by_tokens, longest):
+            if plan.gradient_checkpointing is True and self._plan.gradient_checkpointing is not True:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-                flags.append("--set training.gradient_checkpointing=true")
-                if self._fits(model, optimizer, plan):
-                    return _found(longest, flags)
-            elif smaller is not None:
-                name, value = smaller
-                plan = plan.model_copy(update={name: value})
-                flags = [f"--set training.{name}={value}"]
-                if self._fits(model, optimizer, plan):
-                    return _found(longest, flags)
+            if self._fits(model, optimizer, plan):
+                return (
+                    f"Out of memory: the largest micro-batch (longest dialogue {longest:,} tokens) does not fit, as "
+                    "tried here before training.\nThis fits, with the same dialogues a step and the same result: "
+                    f"{_flags(self._plan, plan)}"
+                )
         return (
             f"Out of memory: the longest dialogue, {longest:,} tokens, does not fit, alone and with gradient "
             "checkpointing (tried here, before training).\nLeave long ones out (--set data.max_length=N "
@@ -127,21 +123,24 @@ def _try_optimizer(optimizer: Any) -> None:
         inner.state.clear()
 
 
-def _smaller(plan: TrainingPlan, by_tokens: bool, longest: int) -> list[tuple[str, int]]:
-    """Settings of the same result in smaller pieces, the fastest first."""
-    if not by_tokens:
+def _gentler(plan: TrainingPlan, by_tokens: bool, longest: int) -> Iterator[TrainingPlan]:
+    """Plans of the same result in smaller pieces, the fastest first; activations are recomputed last."""
+    if by_tokens:
+        budget = int(plan.micro_batch_tokens or 0)
+        while budget > longest and budget // 2 >= _SMALLEST_BUDGET:  # else it holds one dialogue already
+            budget //= 2
+            plan = plan.model_copy(update={"micro_batch_tokens": budget})
+            yield plan
+    else:
         whole = plan.effective_batch_size
-        return [("micro_batch_size", n) for n in range(plan.micro_batch_size - 1, 0, -1) if whole % n == 0]
-    budgets, budget = [], int(plan.micro_batch_tokens or 0)
-    while budget > longest and budget // 2 >= _SMALLEST_BUDGET:  # else it holds one dialogue already
-        budget //= 2
-        budgets.append(budget)
-    return [("micro_batch_tokens", n) for n in budgets]
+        for size in (n for n in range(plan.micro_batch_size - 1, 0, -1) if whole % n == 0):
+            plan = plan.model_copy(update={"micro_batch_size": size})
+            yield plan
+    if plan.gradient_checkpointing is not True:
+        yield plan.model_copy(update={"gradient_checkpointing": True})
 
 
-def _found(longest: int, flags: list[str]) -> str:
-    return (
-        f"Out of memory: the largest micro-batch of this data (longest dialogue {longest:,} tokens) does not fit; "
-        f"tried here, before training.\nThis fits, with the same dialogues a step and the same result: "
-        f"{' '.join(flags)}"
-    )
+def _flags(before: TrainingPlan, after: TrainingPlan) -> str:
+    names = ("micro_batch_tokens", "micro_batch_size", "gradient_checkpointing")
+    changed = [name for name in names if getattr(before, name) != getattr(after, name)]
+    return " ".join(f"--set training.{name}={str(getattr(after, name)).lower()}" for name in changed)

@@ -127,6 +127,8 @@ def explain_signals(phase, names, ended, folder, said):
         wanted = ["The adapter is whole", "lora-chat eval"]
     else:
         wanted = ["Go on: lora-chat sft recipes/smoke.yaml --set", f"--resume {folder}/run-1"]
+    if phase == "trying the largest micro-batch":
+        wanted.append("No step is in a checkpoint yet.")
     if phase in IN_TRAINING:
         at_once = len(names) == 2
         wanted += ["Stopped while training. "] if at_once else ["a checkpoint of it is whole", "lora-chat chat"]

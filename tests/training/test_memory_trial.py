@@ -57,12 +57,14 @@ def test_settings_that_fit_are_named_and_fit(cache_home, tmp_path, card):
     train(rows, tmp_path / "fits", effective_batch_size=256, micro_batch_tokens=512, epochs=1)
 
 
+@pytest.mark.slow
 def test_rows_of_a_padded_batch_are_made_fewer(cache_home, tmp_path, card):
     card(60)
     with pytest.raises(MemoryShortError, match=r"--set training.micro_batch_size=2"):
         train(ROWS, tmp_path / "run", attention="padded", effective_batch_size=8, micro_batch_size=8, epochs=1)
 
 
+@pytest.mark.slow
 def test_recomputing_comes_last(cache_home, tmp_path, card):
     card(10, most_checkpointed=30)
     with pytest.raises(MemoryShortError) as caught:
@@ -70,12 +72,14 @@ def test_recomputing_comes_last(cache_home, tmp_path, card):
     assert "--set training.gradient_checkpointing=true" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_when_nothing_fits_the_longest_dialogue_is_named(cache_home, tmp_path, card):
     card(0)
     with pytest.raises(MemoryShortError, match=r"longest dialogue, 24 tokens.*\n.*data.max_length"):
         train(ROWS, tmp_path / "run", epochs=1)
 
 
+@pytest.mark.slow
 def test_another_error_is_not_taken_for_it(cache_home, tmp_path, monkeypatch):
     def fail(self, inputs):
         raise RuntimeError("another")

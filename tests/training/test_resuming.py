@@ -128,7 +128,7 @@ def test_after_the_last_step_nothing_is_trained_again(run, epochs):
     assert_same(run("whole", resume=True, epochs=epochs, each_epoch=True), whole)
 
 
-@pytest.mark.parametrize("fast_path", [True, slow(False)])
+@pytest.mark.parametrize("fast_path", [slow(True), slow(False)])
 def test_measuring_and_the_memory_trial_change_nothing(run, monkeypatch, fast_path):
     settings = {"fast_path": fast_path, "micro_batch_size": 4}
     plain = run("plain", **settings)
@@ -140,7 +140,7 @@ def test_measuring_and_the_memory_trial_change_nothing(run, monkeypatch, fast_pa
     assert_same(run("untried", **settings), plain)
 
 
-@pytest.mark.parametrize("cut", [slow(3), 6, slow(9)])
+@pytest.mark.parametrize("cut", [slow(3), slow(6), slow(9)])
 def test_a_validation_loss_that_was_cut_short_is_made_up_for(run, monkeypatch, cut):
     whole = run("whole", each_epoch=True)
     stock, calls = StepTrainer.evaluate, []
@@ -172,6 +172,7 @@ def test_a_newest_checkpoint_damaged_in_any_way_falls_back_to_the_same_end(run, 
         assert_same(run(f"again-{number}", resume=True), whole)
 
 
+@pytest.mark.slow
 def test_a_changed_plan_decides_the_learning_rate_from_there_on(run):
     with pytest.raises(Killed):
         run("cut", kill_at=4, epochs=2)

@@ -44,7 +44,7 @@ def poison(monkeypatch, at, what):
     monkeypatch.setattr(StepTrainer, "_step", step)
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("what", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_the_command_names_step_dialogues_and_checkpoint(cache_home, tmp_path, monkeypatch, capsys, what):
     poison(monkeypatch, 3, what)
     keys = ["checkpoint.every_steps=1", f"output.directory={tmp_path}", "training.epochs=3"]
@@ -75,6 +75,7 @@ def test_a_step_without_supervised_tokens_is_refused(cache_home, tmp_path, atten
         train(rows, tmp_path / "run", attention=attention)
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_are_not_committed(cache_home, tmp_path, monkeypatch, capsys):
     stock = StepTrainer.begin_step
 
