@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all: written beside, synced, then renamed."""
 
 import ctypes
+import errno
 import os
 import shutil
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from lora_chat.errors import explain_write_errors
 
+_NO_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
+"""What file systems say that cannot sync a folder."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # renameat2(2)
 
 
@@ -63,6 +66,9 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _NO_FOLDERS:
+            raise
     finally:
         os.close(handle)
 

@@ -49,10 +49,12 @@ def _free_memory() -> int:
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     machine = {words[0]: 1024 * int(words[1]) for words in lines}
     free = machine["MemAvailable:"] + machine["SwapFree:"]
-    with suppress(OSError, ValueError):  # cgroup v2; "max" is no number
-        most = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-        files = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    with suppress(OSError, ValueError, StopIteration):  # not in a group of cgroup v2, or its limit is "max"
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        folder = _CGROUP / next(line for line in groups if line.startswith("0::")).removeprefix("0::/")
+        most = int((folder / "memory.max").read_text())
+        used = int((folder / "memory.current").read_text())
+        files = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         free = min(free, most - used + int(files.get("inactive_file", 0)))
     return free
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_equivalence import make_rows, train
@@ -125,3 +126,21 @@ def test_the_limit_ends_with_training():
     with system_memory.limited_memory():
         assert resource.getrlimit(resource.RLIMIT_DATA)[0] > 0
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
+def test_a_containers_limit_counts(tmp_path, monkeypatch):
+    machine = system_memory._free_memory()
+    group = Path("/proc/self/cgroup").read_text().splitlines()
+    own = next((line.removeprefix("0::/") for line in group if line.startswith("0::")), None)
+    if own is None:
+        pytest.skip("no cgroup v2 here")
+    folder = tmp_path / own
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text("3000000\n")
+    (folder / "memory.current").write_text("1000000\n")
+    (folder / "memory.stat").write_text("anon 500000\ninactive_file 400000\n")
+    monkeypatch.setattr(system_memory, "_CGROUP", tmp_path)
+    assert system_memory._free_memory() == 2_400_000
+    (folder / "memory.max").write_text("max\n")
+    assert system_memory._free_memory() > machine / 2
