@@ -6,7 +6,10 @@ import sys
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+ENDS = {"kill": {-9, 0}, "torn": {-9, 0}, "full": {4, 0}, "broken": {10, 0}}
+"""With which codes a run may end; 0 where nothing was left to write. A traceback is never one of ours."""
 MEANING = {
     "kill": "`kill -9` at the operation",
     "torn": "half of a write, then `kill -9`",
@@ -20,7 +23,7 @@ def main() -> None:
     rows = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
     points = [row for row in rows if "mode" in row]
     operations = max(len(row["operations"]) for row in rows if "operations" in row)
-    print(f"{operations} file operations in a run; {len(points)} points.")
+    print(f"{operations} file operations in a run; {len(points)} points.\n")
     print(f"Python {platform.python_version()}, {_versions()}; {_processor()}\n")
     print("| what goes wrong | points | ended with | resumed to the same bytes | unexplained |")
     print("|---|---|---|---|---|")
@@ -29,10 +32,17 @@ def main() -> None:
         ends = Counter(point["ended"] for point in mine)
         shown = ", ".join(f"{count} x {_end(code)}" for code, count in ends.most_common())
         same = sum(point["same"] for point in mine)
-        print(f"| {meaning} | {len(mine)} | {shown} | {same} | {len(mine) - same} |")
+        print(f"| {meaning} | {len(mine)} | {shown} | {same} | {sum(not _explained(point) for point in mine)} |")
+    signals = [point for point in points if point["mode"] == "signals"]
+    print(f"\nSignals: {len(signals)} points, {sum(point['same'] for point in signals)} resumed to the same bytes.")
     for point in points:
-        if not point["same"]:
+        if not _explained(point):
             print(f"\nunexplained: {point['mode']} at operation {point['point']} ({point['operation']})")
+
+
+def _explained(point: dict[str, Any]) -> bool:
+    ends = ENDS.get(point["mode"], {129, 130, 143})
+    return point["same"] and point["ended"] in ends and "Traceback" not in point.get("said", "")
 
 
 def _end(code: int) -> str:

@@ -168,7 +168,11 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", nargs="?", const="", metavar="RUN", help="go on with a run that was cut short (the newest)"
     )
     sub.add_argument(
-        "--accept-change", action="append", default=[], metavar="FIELD", help="with --resume: go on with another FIELD"
+        "--accept-change",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="with --resume: go on though FIELD changed, such as training.epochs",
     )
     add_settings(sub)
     sub = add("data", data)

@@ -176,7 +176,8 @@ def create_run_folder(recipe: Recipe, plan: Plan) -> RunFolder:
         run = RunFolder(_next_free(parent, name))
     try:
         describe(run, recipe, plan)
-        sync(parent)
+        with explain_write_errors(run.path, "the run folder"):
+            sync(parent)
     except BaseException:
         forget(run)
         raise
