@@ -1,5 +1,7 @@
 """The main job as a user runs it: the smoke recipe for every test run, the embedded base for the slow one."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -22,6 +24,15 @@ def run(*arguments, stdin=""):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done
+
+
+def here(*arguments):
+    """The same in this process, which has imported everything already; what it wrote to stdout."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(list(map(str, arguments)))
+    assert code == 0, err.getvalue()
+    return out.getvalue()
 
 
 RESULT_KEYS = {
@@ -69,7 +80,7 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
     }
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
-    again = json.loads(run("eval", folder, "--json").stdout)
+    again = json.loads(here("eval", folder, "--json"))
     for side in ("base", "adapted"):
         assert again["validation_loss"][side] == pytest.approx(result["validation_loss"][side], abs=1e-6)
 
@@ -77,7 +88,7 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
     assert [json.loads(line)["role"] for line in replies] == ["assistant", "assistant"]
     assert run("chat", folder / "adapter", "--json", "--max-new-tokens", 4, stdin="hello\n").stdout.count("\n") == 1
 
-    merged = json.loads(run("merge", folder, "--to", tmp_path / "merged", "--json").stdout)
+    merged = json.loads(here("merge", folder, "--to", tmp_path / "merged", "--json"))
     assert merged["proof"]["mean_kl"] < 1e-2
     out = run("chat", tmp_path / "merged", "--json", "--max-new-tokens", 4, stdin="hello\n").stdout
     assert json.loads(out) == json.loads(replies[0])
@@ -104,9 +115,9 @@ def test_the_embedded_base_learns_and_its_4_bit_merge_agrees(cache_home, tmp_pat
         "evaluation.max_new_tokens": 8,
     }
     arguments = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
-    result = json.loads(run("sft", "recipes/quickstart.yaml", "--json", *arguments).stdout)
+    result = json.loads(here("sft", "recipes/quickstart.yaml", "--json", *arguments))
     assert result["validation_loss"]["adapted"] < result["validation_loss"]["base"] - 0.3
     assert result["adapter_bytes"] < 12e6
-    merged = json.loads(run("merge", tmp_path / "quickstart-1", "--to", tmp_path / "merged", "--json").stdout)
+    merged = json.loads(here("merge", tmp_path / "quickstart-1", "--to", tmp_path / "merged", "--json"))
     assert merged["proof"]["mean_kl"] < 1e-2
     assert merged["proof"]["same_top_token"] > 0.9

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from lora_chat.dialogues.reading import ReadingOptions, read_chunks, read_dialog
 FOLDER = Path(__file__).parents[3] / "shared" / "data"
 NAMES = ("coffee_orders.jsonl", "grade_school_math.jsonl", "chinese_talk.jsonl")
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"there is no {FOLDER}; these files are not published")
-EVERY = [pytest.param(24, id="some"), pytest.param(None, id="all", marks=pytest.mark.slow)]
+ALL = None if os.environ.get("LORA_CHAT_ALL_REAL") else 120
+EVERY = [pytest.param(24, id="some"), pytest.param(ALL, id="many", marks=pytest.mark.slow)]
 
 
 def pairs(messages):
