@@ -10,21 +10,21 @@ from lora_chat.planning.plan import Plan
 from lora_chat.preparation import PreparedRun
 
 _ACCEPTABLE = {
-    "training.epochs": "the learning rate follows the new length from here on",
-    "training.max_steps": "the learning rate follows the new length from here on",
-    "training.learning_rate": "from here on",
-    "training.schedule": "from here on",
-    "training.warmup_share": "from here on",
-    "training.weight_decay": "from here on",
-    "training.max_grad_norm": "from here on",
-    "training.micro_batch_size": "the same to rounding",
-    "training.micro_batch_tokens": "the same to rounding",
-    "training.gradient_accumulation_steps": "the same to rounding",
-    "training.gradient_checkpointing": "the same to rounding",
-    "training.fast_path": "the same to rounding",
-    "precision.device": "the same to rounding",
+    "training.epochs",
+    "training.max_steps",
+    "training.learning_rate",
+    "training.schedule",
+    "training.warmup_share",
+    "training.weight_decay",
+    "training.max_grad_norm",
+    "training.micro_batch_size",
+    "training.micro_batch_tokens",
+    "training.gradient_accumulation_steps",
+    "training.gradient_checkpointing",
+    "training.fast_path",
+    "precision.device",
 }
-"""Changes that leave what was learned so far what it is, and what each means."""
+"""Changes that leave what was learned so far what it is: they count from here on, or only in rounding."""
 _VERSIONS = "versions."
 
 
