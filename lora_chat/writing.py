@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lora_chat.errors import explain_write_errors
@@ -48,15 +48,28 @@ def write_text_whole(path: Path, text: str, what: str) -> None:
 @contextmanager
 def file_written_whole(path: Path, what: str) -> Iterator[Path]:
     """A path beside `path` whose file takes its place when the block ends well."""
-    with explain_write_errors(path, what):
-        beside = path.with_name(f".{path.name}.part")
-        try:
-            yield beside
-            sync(beside)
-            beside.replace(path)
-            sync(path.parent)
-        finally:
+    with explain_write_errors(path, what), replacing(path) as beside:
+        yield beside
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """As `file_written_whole`; raises what the system says."""
+    beside = part_of(path)
+    try:
+        yield beside
+        sync(beside)
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
             beside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def part_of(path: Path) -> Path:
+    """Where a file is while it is being written."""
+    return path.with_name(f".{path.name}.part")
 
 
 def sync(path: Path) -> None:

@@ -53,7 +53,7 @@ def make_account(
     """Count what was read, and what is trained and held out."""
     import numpy as np
 
-    lengths = lengths_of(train)
+    lengths = train.rows.lengths
     digests = np.concatenate([source.store.digests for source in sources])
     return Account(
         sources=tuple(
@@ -67,16 +67,6 @@ def make_account(
         histogram=histogram(lengths),
         packing=Packing(padded(lengths, micro_batch_size), micro_batch_size, packed(lengths, limit), limit),
     )
-
-
-def lengths_of(dialogues: DialogueSet) -> Any:
-    """(rows,) tokens of every row, without reading them."""
-    import numpy as np
-    import pyarrow.compute as pc
-
-    table = dialogues.rows.dataset
-    lengths = pc.list_value_length(table.data.column("input_ids")).to_numpy()
-    return lengths if table._indices is None else lengths[np.asarray(table._indices.column(0))]
 
 
 def histogram(lengths: Any) -> tuple[tuple[int, int, int], ...]:

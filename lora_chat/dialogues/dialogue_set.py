@@ -26,6 +26,16 @@ class EncodedRows(Sequence[EncodedDialogue]):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def lengths(self) -> "Numbers":
+        """(rows,) tokens of every row, without reading them."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        lengths: Numbers = pc.list_value_length(self.dataset.data.column("input_ids")).to_numpy()
+        chosen = self.dataset._indices
+        return lengths if chosen is None else lengths[np.asarray(chosen.column(0))]
+
     @overload
     def __getitem__(self, place: int) -> EncodedDialogue: ...
     @overload

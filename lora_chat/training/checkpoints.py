@@ -5,7 +5,6 @@ Trainer finds its own by the highest number in a folder's name, synced or not, d
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.digests import digest_file
-from lora_chat.writing import sync
+from lora_chat.writing import part_of, replacing, sync
 
 MANIFEST = "manifest.json"
-_PART = ".manifest.json.part"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ASIDE = "damaged-{}-{}"
 _EVER = "committed"
@@ -60,15 +58,10 @@ def commit(folder: Path, identity: Mapping[str, Any]) -> Commit:
         )
     manifest: dict[str, Any] = {"step": step, "identity": dict(identity), "files": files}
     manifest["sha256"] = _own_digest(manifest)
-    part = folder / _PART
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    for inner in sorted({path.parent for path in _files(folder)}):
+    for inner in sorted({folder, *(path.parent for path in _files(folder))}):
         sync(inner)
-    part.rename(folder / MANIFEST)
-    sync(folder)
+    with replacing(folder / MANIFEST) as part:
+        part.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
     sync(folder.parent)
     if not (folder.parent / _EVER).exists():
         (folder.parent / _EVER).touch()
@@ -168,7 +161,8 @@ def _step_of(folder: Path) -> int | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if not path.is_dir() and path.name != _PART)
+    unfinished = part_of(folder / MANIFEST)
+    return sorted(path for path in folder.rglob("*") if not path.is_dir() and path != unfinished)
 
 
 def _own_digest(manifest: Mapping[str, Any]) -> str:

@@ -103,16 +103,6 @@ class MemoryTrial(TrainerCallback):
         )
 
 
-def measure_lengths(rows: Any) -> list[int]:
-    """Tokens of every row, without reading rows that stay on disk one by one."""
-    if not hasattr(rows, "dataset"):
-        return [len(row.input_ids) for row in rows]
-    lengths: list[int] = []
-    for batch in rows.dataset.with_format("arrow").iter(batch_size=4096):
-        lengths += batch.column("input_ids").combine_chunks().value_lengths().to_pylist()
-    return lengths
-
-
 def _try_optimizer(optimizer: Any) -> None:
     inner = getattr(optimizer, "optimizer", optimizer)
     if inner.state:

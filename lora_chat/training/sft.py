@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
+    from trl import SFTConfig
 
     from lora_chat.training.committing import Keeping
+    from lora_chat.training.fast_path import FastPath
     from lora_chat.training.step_guard import Locate
+    from lora_chat.training.trainer import StepTrainer
 
 
 class Row(Protocol):
@@ -66,18 +69,16 @@ def train_sft(
     Raises MemoryShortError, NotFiniteError, DataError, SpaceError, DiskError.
     """
     import torch
-    from transformers import PrinterCallback
 
-    from lora_chat.training.checkpointing import PartialCheckpointing
     from lora_chat.training.committing import Committer
     from lora_chat.training.fast_path import find_fast_path
     from lora_chat.training.learning_rate import RateOfPlan
-    from lora_chat.training.memory_trial import MemoryTrial, measure_lengths
+    from lora_chat.training.memory_trial import MemoryTrial
     from lora_chat.training.metrics_file import cut_metrics
     from lora_chat.training.recording import Recorder
     from lora_chat.training.sft_config import make_sft_config
     from lora_chat.training.step_guard import StepGuard
-    from lora_chat.training.trainer import NothingLeft, StepTrainer
+    from lora_chat.training.trainer import NothingLeft
 
     on_cpu = model.device.type == "cpu"
     if tensorboard:
@@ -98,27 +99,17 @@ def train_sft(
             recorder = Recorder(metrics, before, view, stop)
             guard = StepGuard(locate, lambda: committer.newest.step if committer and committer.newest else None)
             committer = Committer(keeping, metrics, lambda: bool(stop.number), guard.check_weights) if keeping else None
-            trial = MemoryTrial(train, measure_lengths(train), plan)
-            trainer = StepTrainer(
-                model=model,
-                args=make_sft_config(
-                    plan,
-                    keeping.folder if keeping else metrics.parent,
-                    bfloat16=bfloat16,
-                    on_cpu=on_cpu,
-                    each_epoch=each_epoch,
-                    tensorboard=tensorboard is not None,
-                    whole_steps=path.collator is not None,
-                ),
-                data_collator=path.collator,
-                train_dataset=_make_dataset(train),
-                eval_dataset=_make_dataset(validation) if each_epoch else None,
-                processing_class=tokenizer,
+            trial = MemoryTrial(train, _measure_lengths(train), plan)
+            config = make_sft_config(
+                plan,
+                keeping.folder if keeping else metrics.parent,
+                bfloat16=bfloat16,
+                on_cpu=on_cpu,
+                each_epoch=each_epoch,
+                tensorboard=tensorboard is not None,
+                whole_steps=path.collator is not None,
             )
-            trainer.head = path.head
-            trainer.remove_callback(PrinterCallback)
-            if plan.gradient_checkpointing is not True and plan.gradient_checkpointing:
-                trainer.add_callback(PartialCheckpointing(plan.gradient_checkpointing))
+            trainer = _make_trainer(model, tokenizer, train, validation if each_epoch else None, plan, path, config)
             guard.trainer = trial.trainer = recorder.trainer = trainer
             for callback in (RateOfPlan(), trial, guard, *([committer] if committer else []), recorder):
                 trainer.add_callback(callback)
@@ -148,6 +139,35 @@ def train_sft(
     )
 
 
+def _make_trainer(
+    model: "PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    train: Sequence[Row],
+    validation: Sequence[Row] | None,
+    plan: TrainingPlan,
+    path: "FastPath",
+    config: "SFTConfig",
+) -> "StepTrainer":
+    from transformers import PrinterCallback
+
+    from lora_chat.training.checkpointing import PartialCheckpointing
+    from lora_chat.training.trainer import StepTrainer
+
+    trainer = StepTrainer(
+        model=model,
+        args=config,
+        data_collator=path.collator,
+        train_dataset=_make_dataset(train),
+        eval_dataset=None if validation is None else _make_dataset(validation),
+        processing_class=tokenizer,
+    )
+    trainer.head = path.head
+    trainer.remove_callback(PrinterCallback)
+    if plan.gradient_checkpointing is not True and plan.gradient_checkpointing:
+        trainer.add_callback(PartialCheckpointing(plan.gradient_checkpointing))
+    return trainer
+
+
 @contextmanager
 def _out_of_memory(model: "PeftModel") -> Iterator[None]:
     """Raises MemoryShortError; on a CPU allocations are limited to what is free."""
@@ -161,6 +181,11 @@ def _out_of_memory(model: "PeftModel") -> Iterator[None]:
             "Out of memory in training, though its largest micro-batch had fitted: something else took memory since.\n"
             "End other programs, then go on with --resume."
         ) from error
+
+
+def _measure_lengths(rows: Sequence[Row]) -> list[int]:
+    """Tokens of every row; rows that stay on disk know theirs."""
+    return rows.lengths.tolist() if hasattr(rows, "lengths") else [len(row.input_ids) for row in rows]
 
 
 def _make_dataset(rows: Sequence[Row]) -> "Dataset":
