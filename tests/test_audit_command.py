@@ -101,6 +101,7 @@ def test_what_is_ignored_is_not_looked_for_and_what_warns_is_said_once(lora_chat
     assert MAIL not in kept
 
 
+@pytest.mark.slow
 def test_redaction_trains_on_a_cleaned_copy_and_leaves_the_file_alone(lora_chat, tmp_path):
     rows = [*PLAIN, row(f"I am {MAIL}.", f"Your token is {KEY}.")]
     settings = ["--set", "audit.secret=redact", "--set", "audit.personal_data=redact"]

@@ -37,6 +37,7 @@ def lora_chat(cache_home, tmp_path, capsys, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_template_in_a_file_is_trained_measured_and_merged(lora_chat, tmp_path, capsys, monkeypatch):
     from transformers import AutoTokenizer
 

@@ -180,7 +180,7 @@ def tokenizer_with(base, name):
     return tokenizer, {tokenizer.convert_tokens_to_ids(stop) for stop in stops}
 
 
-@pytest.fixture(scope="session", params=["bytes", "merging"])
+@pytest.fixture(scope="session", params=[pytest.param("bytes", marks=pytest.mark.slow), "merging"])
 def base(request, tiny_tokenizer):
     # The second knows tokens of several line feeds, which reach over the borders between prompts and replies.
     return tiny_tokenizer if request.param == "bytes" else make_merging_tokenizer()

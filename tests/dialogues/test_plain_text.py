@@ -188,6 +188,7 @@ def test_a_very_long_document_takes_no_time(blocks_of_file):
     assert len(blocks) == 5000  # the end of the text, one token alone, is left out
 
 
+@pytest.mark.slow
 def test_a_run_on_plain_text_can_be_measured_again(cache_home, tmp_path, capsys):
     (tmp_path / "book.txt").write_text("\n".join(f"Line {i} of a 你好 book." for i in range(120)))
     (tmp_path / "run.yaml").write_text(f"""

@@ -162,6 +162,7 @@ def test_no_held_out_question_is_trained_on(questions, asked):
     assert [q.question for q in questions if normalised(q.question) in trained] == []
 
 
+@pytest.mark.slow
 def test_no_held_out_question_is_nearly_trained_on(questions, asked):
     near = []
     matcher = difflib.SequenceMatcher(autojunk=False)

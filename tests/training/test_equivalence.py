@@ -102,8 +102,8 @@ def test_accumulation_equals_one_large_batch(cache_home, tmp_path, micro):
     assert_same_weights(whole, pieces, 2e-4)
 
 
-@pytest.mark.parametrize("tokens", [1, 60])
-@pytest.mark.parametrize("shared", [0, 20])
+@pytest.mark.parametrize("tokens", [slow(1), 60])
+@pytest.mark.parametrize("shared", [slow(0), 20])
 def test_any_token_budget_trains_the_same(cache_home, tmp_path, tokens, shared):
     rows = make_rows(16, shared=shared)
     whole, report, losses = train(rows, tmp_path / "whole", micro_batch_tokens=100_000)
@@ -114,7 +114,7 @@ def test_any_token_budget_trains_the_same(cache_home, tmp_path, tokens, shared):
     assert report.supervised_tokens == 3 * sum(sum(label != -100 for label in row.labels[1:]) for row in rows)
 
 
-@pytest.mark.parametrize("checkpointing", [True, 1])
+@pytest.mark.parametrize("checkpointing", [slow(True), 1])
 @pytest.mark.parametrize("attention", ["flat", slow("padded")])
 def test_checkpointing_changes_nothing(cache_home, tmp_path, checkpointing, attention):
     rows = make_rows(8, shared=12)
@@ -126,7 +126,7 @@ def test_checkpointing_changes_nothing(cache_home, tmp_path, checkpointing, atte
     assert_same_weights(kept, again, 0.0)
 
 
-@pytest.mark.parametrize("shared", [0, 20])
+@pytest.mark.parametrize("shared", [slow(0), 20])
 def test_flat_rows_equal_padded_rows(cache_home, tmp_path, shared):
     rows = make_rows(16, shared=shared)
     flat, _, losses = train(rows, tmp_path / "flat", attention="flat", micro_batch_size=4)
@@ -153,7 +153,7 @@ def test_attention_by_segments_equals_each_dialogue_alone(architecture, random_b
     assert torch.allclose(together, torch.cat(alone), atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma"])
+@pytest.mark.parametrize("architecture", ["llama", slow("qwen3"), slow("gemma")])
 def test_variable_length_attention_trains_the_adapter_that_stock_trl_trains(
     varlen, random_base, tmp_path, architecture
 ):
@@ -221,7 +221,7 @@ def test_validation_after_each_epoch_is_recorded_and_changes_nothing(cache_home,
     assert [line["step"] for line in lines if "validation_loss" in line] == [2, 4, 6]
 
 
-@pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize("variant", ["lora", slow("rslora"), slow("dora")])
 @pytest.mark.parametrize("mode", ["none", slow("4bit")])
 def test_every_variant_learns(cache_home, tmp_path, variant, mode):
     rows = make_rows(8)

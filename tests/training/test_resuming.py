@@ -122,7 +122,7 @@ def test_a_run_that_was_killed_goes_on(run, tmp_path, monkeypatch):
     assert_same(run("cut", resume=True), whole)
 
 
-@pytest.mark.parametrize("epochs", [slow(2.0), 2.5])
+@pytest.mark.parametrize("epochs", [slow(2.0), slow(2.5)])
 def test_after_the_last_step_nothing_is_trained_again(run, epochs):
     whole = run("whole", epochs=epochs, each_epoch=True)
     assert_same(run("whole", resume=True, epochs=epochs, each_epoch=True), whole)

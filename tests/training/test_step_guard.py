@@ -44,7 +44,8 @@ def poison(monkeypatch, at, what):
     monkeypatch.setattr(StepTrainer, "_step", step)
 
 
-@pytest.mark.parametrize("what", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_the_command_names_step_dialogues_and_checkpoint(cache_home, tmp_path, monkeypatch, capsys, what):
     poison(monkeypatch, 3, what)
     keys = ["checkpoint.every_steps=1", f"output.directory={tmp_path}", "training.epochs=3"]
