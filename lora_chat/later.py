@@ -6,7 +6,7 @@ from typing import Any
 from lora_chat.console import say, shown
 from lora_chat.delivery.merge import merge
 from lora_chat.errors import RecipeError
-from lora_chat.models.adapter import is_adapter
+from lora_chat.models.adapter_folder import is_adapter, read_adapter
 from lora_chat.models.loading import find_adapter
 from lora_chat.pipeline import compare_run, headline
 from lora_chat.planning.hardware import detect_hardware
@@ -22,7 +22,7 @@ def evaluate_run(path: str) -> dict[str, Any]:
     """Compare base and adapted once more; needs nothing but the run's folder and its base."""
     run = _finished(path)
     plan = run.read_plan()
-    found = find_adapter(run.adapter, say, own_template=True)
+    found = find_adapter(read_adapter(run.adapter), say, own_template=True)
     prepared = prepare_held_out(plan, run, say)
     model = found.load(_precision(run))
     return {"run": str(run.path), **headline(compare_run(model, prepared, plan.evaluation, run))}
@@ -31,7 +31,7 @@ def evaluate_run(path: str) -> dict[str, Any]:
 def merge_run(path: str, to: Path) -> dict[str, Any]:
     """Merge a run's adapter and prove the result on the run's held-out dialogues."""
     run = _finished(path)
-    found = find_adapter(run.adapter, say, own_template=True)
+    found = find_adapter(read_adapter(run.adapter), say, own_template=True)
     prepared = prepare_held_out(run.read_plan(), run, say)
     probes = [row.input_ids for row in prepared.validation.rows[:_PROBES]]
     report = merge(found, _precision(run), prepared.stop_ids, probes, to, say)

@@ -15,7 +15,8 @@ from lora_chat.errors import DataError
 from lora_chat.evaluation.comparison import ComparisonReport, compare
 from lora_chat.evaluation.plot import write_loss_plot
 from lora_chat.locking import locked
-from lora_chat.models.adapter import attach_adapter, count_trainable, report_adapter, save_adapter
+from lora_chat.models.adapter import attach_adapter, count_trainable, report_adapter
+from lora_chat.models.adapter_folder import save_adapter
 from lora_chat.models.base_model import load_base_model, load_skeleton
 from lora_chat.planning.disk import check_space
 from lora_chat.planning.hardware import detect_hardware

@@ -17,7 +17,8 @@ from lora_chat.dialogues.dialogue_set import DialogueSet, all_of, blocks_of, joi
 from lora_chat.dialogues.sources import OpenedSource, check_sources, find_sources, open_sources
 from lora_chat.dialogues.visible import visible
 from lora_chat.evaluation.scores import Question, read_questions
-from lora_chat.models.adapter import TEMPLATE_NAME, check_targets_exist, read_identity
+from lora_chat.models.adapter import check_targets_exist
+from lora_chat.models.adapter_folder import TEMPLATE_NAME, read_identity
 from lora_chat.models.base_model import (
     FoundBase,
     find_base,

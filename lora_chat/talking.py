@@ -5,7 +5,7 @@ from pathlib import Path
 from lora_chat.console import say
 from lora_chat.dialogues.chat_template import install_template
 from lora_chat.errors import BaseUnavailableError, RecipeError
-from lora_chat.models.adapter import is_adapter, read_identity
+from lora_chat.models.adapter_folder import is_adapter, read_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.models.loading import find_adapter
 from lora_chat.models.stop_ids import read_stop_ids
@@ -34,10 +34,10 @@ def open_chat(thing: str, mode: str | None, system: str | None, max_new_tokens: 
     precision = make_precision(quantization, detect_hardware())
     say(f"Loading {thing} ({precision.mode}, {precision.dtype}, on {precision.device})")
     if adapter:
-        found = find_adapter(adapter, say, own_template=is_run(path))
-        identity = read_identity(adapter)
-        if system is None and identity:
-            system = identity.system
+        stored = read_adapter(adapter)
+        found = find_adapter(stored, say, own_template=is_run(path))
+        if system is None and stored.identity:
+            system = stored.identity.system
         base, tokenizer = found.base, found.tokenizer
         install_template(tokenizer)
         model = found.load(precision)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lora_chat.delivery.proof import ProofReport, check_agreement, collect_logits
 from lora_chat.errors import RecipeError
 from lora_chat.models.adapter import load_adapter, merge_adapter
-from lora_chat.models.base_model import FoundBase, load_base_model, load_dequantised
+from lora_chat.models.base_model import FoundBase, load_base_model
+from lora_chat.models.dequantised import load_dequantised
 from lora_chat.models.loading import FoundAdapter
 from lora_chat.planning.plan import PrecisionPlan
 from lora_chat.writing import folder_written_whole
@@ -34,11 +35,11 @@ def merge(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RecipeError(f"{to} is there already; a merged model is never written over something. Name a new folder.")
     notice("Asking the adapted model")
-    adapted = load_adapter(load_base_model(found.base, precision), found.folder)
+    adapted = load_adapter(load_base_model(found.base, precision), found.stored)
     expected = collect_logits(adapted, probes)
     del adapted
     notice("Merging into the base as it was trained against")
-    merged = merge_adapter(load_adapter(load_dequantised(found.base, precision), found.folder))
+    merged = merge_adapter(load_adapter(load_dequantised(found.base, precision), found.stored))
     with folder_written_whole(to, "the merged model") as folder:
         _write(merged, found, stop_ids, folder)
         del merged

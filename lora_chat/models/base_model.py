@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import BaseUnavailableError, LoraChatError, MemoryShortError
 from lora_chat.models.embedded import embedded_names, find_embedded
-from lora_chat.models.frozen_weights import frozen_weight, hold_dense_weights, keep_one_layout
+from lora_chat.models.frozen_weights import hold_dense_weights, keep_one_layout
 from lora_chat.models.hub import find_here, find_on_hub
 from lora_chat.planning.plan import PrecisionPlan
 from lora_chat.planning.recipe import BaseSection
@@ -141,31 +141,6 @@ def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMod
     if precision.device == "cpu":
         hold_dense_weights(model)
     return model
-
-
-def load_dequantised(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedModel":
-    """The base in 16 bits with the values that a quantised base computes with, on the CPU.
-
-    Merging into these is exact; into the original weights it would be another function (peft#2321).
-    """
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    on_cpu = precision.model_copy(update={"device": "cpu"})
-    plain = load_base_model(base, on_cpu.model_copy(update={"mode": "none"}))
-    if precision.mode == "none":
-        return plain
-    quantised = load_base_model(base, on_cpu)
-    for name, module in quantised.named_modules():
-        if type(module).__name__ not in ("Linear4bit", "Linear8bitLt"):
-            continue
-        values = frozen_weight(module)
-        target: Any = plain.get_submodule(name)
-        if isinstance(target, Conv1D):
-            values = values.T  # Conv1D keeps (in, out)
-        with torch.no_grad():
-            target.weight.copy_(values.reshape(target.weight.shape))
-    return plain
 
 
 def _first_line(error: Exception) -> str:

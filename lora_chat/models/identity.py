@@ -54,7 +54,7 @@ def identify(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> Identity:
     )
 
 
-def check_identity(trained: Identity, found: Identity, where: Path) -> None:
+def check_identity(trained: Identity, found: Identity, where: str) -> None:
     """Raise IntegrityError if an adapter was trained with something other than what was found."""
     names = {"weights": "weights of the base", "tokenizer": "tokenizer", "chat_template": "chat template"}
     changed = [text for key, text in names.items() if getattr(trained, key) != getattr(found, key)]

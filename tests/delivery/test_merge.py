@@ -10,13 +10,14 @@ from lora_chat.delivery.merge import merge
 from lora_chat.delivery.proof import LARGEST_MEAN_KL, check_agreement, collect_logits
 from lora_chat.dialogues.chat_template import install_template, render_ids
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.models.adapter import attach_adapter, load_adapter, save_adapter
+from lora_chat.models.adapter import attach_adapter, load_adapter
+from lora_chat.models.adapter_folder import read_adapter, save_adapter
 from lora_chat.models.base_model import (
     find_base,
     load_base_model,
-    load_dequantised,
     load_tokenizer,
 )
+from lora_chat.models.dequantised import load_dequantised
 from lora_chat.models.identity import identify
 from lora_chat.models.loading import find_adapter
 from lora_chat.models.stop_ids import read_stop_ids
@@ -52,7 +53,7 @@ def make_probes(tokenizer):
 @pytest.mark.parametrize("mode", MODES)
 def test_merged_agrees_with_adapted(random_base, tmp_path, architecture, mode):
     base, tokenizer, precision = make_adapter(random_base(architecture, 8.0), tmp_path / "adapter", mode)
-    found = find_adapter(tmp_path / "adapter", lambda _: None)
+    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
     stop_ids = read_stop_ids(base, tokenizer)
     report = merge(found, precision, stop_ids, make_probes(tokenizer), tmp_path / "merged", lambda _: None)
     assert report.mean_kl < LARGEST_MEAN_KL[mode]
@@ -63,7 +64,7 @@ def test_merged_agrees_with_adapted(random_base, tmp_path, architecture, mode):
     assert not list((tmp_path / "merged").glob("*.bin"))
 
     base_model = load_base_model(base, precision)
-    adapted = load_adapter(load_base_model(base, precision), tmp_path / "adapter")
+    adapted = load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "adapter"))
     with pytest.raises(IntegrityError, match="does not say"):  # the negative control: the base alone is no merge
         probes = make_probes(tokenizer)
         check_agreement(collect_logits(adapted, probes), collect_logits(base_model, probes), mode)
@@ -72,7 +73,7 @@ def test_merged_agrees_with_adapted(random_base, tmp_path, architecture, mode):
 @pytest.mark.parametrize("variant", ["rslora", "dora"])
 def test_variants_merge_too(random_base, tmp_path, variant):
     base, tokenizer, precision = make_adapter(random_base("llama"), tmp_path / "adapter", "4bit", variant, size=0.1)
-    found = find_adapter(tmp_path / "adapter", lambda _: None)
+    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
     stop_ids = read_stop_ids(base, tokenizer)
     report = merge(found, precision, stop_ids, make_probes(tokenizer), tmp_path / "merged", lambda _: None)
     assert report.mean_kl < LARGEST_MEAN_KL["4bit"]
@@ -106,7 +107,7 @@ def test_dequantised_8_bit_weights_are_within_half_a_step_of_the_original(random
 
 def test_what_stands_there_is_never_overwritten(random_base, tmp_path):
     base, tokenizer, precision = make_adapter(random_base("llama"), tmp_path / "adapter", "none")
-    found = find_adapter(tmp_path / "adapter", lambda _: None)
+    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("years of work")
     with pytest.raises(RecipeError, match="never written over"):
@@ -116,7 +117,7 @@ def test_what_stands_there_is_never_overwritten(random_base, tmp_path):
 
 def test_a_merge_that_fails_its_proof_is_not_kept(random_base, tmp_path, monkeypatch):
     base, tokenizer, precision = make_adapter(random_base("llama"), tmp_path / "adapter", "4bit")
-    found = find_adapter(tmp_path / "adapter", lambda _: None)
+    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
     monkeypatch.setitem(LARGEST_MEAN_KL, "4bit", -1.0)
     stop_ids = read_stop_ids(base, tokenizer)
     with pytest.raises(IntegrityError, match="not kept"):
@@ -130,7 +131,7 @@ def test_an_adapter_of_another_base_is_refused(random_base, tmp_path):
     config["base_model_name_or_path"] = str(random_base("qwen2"))
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(IntegrityError, match="another base: other weights of the base"):
-        find_adapter(tmp_path / "adapter", lambda _: None)
+        find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
 
 
 def test_damaged_and_smuggled_weights_are_refused(random_base, tmp_path):
@@ -150,7 +151,7 @@ def test_damaged_and_smuggled_weights_are_refused(random_base, tmp_path):
         shutil.copytree(tmp_path / "adapter", tmp_path / "bad")
         save_file(weights, tmp_path / "bad" / "adapter_model.safetensors")
         with pytest.raises(IntegrityError, match=message):
-            load_adapter(load_base_model(base, precision), tmp_path / "bad")
+            load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "bad"))
         shutil.rmtree(tmp_path / "bad")
 
 
@@ -172,4 +173,4 @@ def test_hostile_adapter_settings_are_refused(random_base, tmp_path, field, valu
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(IntegrityError):
-        load_adapter(load_base_model(base, precision), tmp_path / "adapter")
+        load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "adapter"))

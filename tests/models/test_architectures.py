@@ -9,7 +9,8 @@ from lora_chat.dialogues.chat_template import install_template, render_ids
 from lora_chat.dialogues.encoding import encode_dialogue
 from lora_chat.dialogues.messages import make_dialogue
 from lora_chat.evaluation.scores import evaluate_loss
-from lora_chat.models.adapter import attach_adapter, load_adapter, report_adapter, save_adapter
+from lora_chat.models.adapter import attach_adapter, load_adapter, report_adapter
+from lora_chat.models.adapter_folder import read_adapter, save_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.models.generation import generate_replies
 from lora_chat.models.identity import identify
@@ -71,7 +72,7 @@ def test_trains_only_its_adapter_and_comes_back_the_same(architecture, mode, ran
     assert steps[-1]["supervised_tokens"] == 8 * sum(row.supervised_tokens for row in rows)
 
     save_adapter(adapted, tmp_path / "adapter", identify(base, tokenizer), template, "card")
-    again = load_adapter(load_base_model(base, precision), tmp_path / "adapter")
+    again = load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "adapter"))
     assert evaluate_loss(again, rows) == pytest.approx(last, abs=1e-6)
     prompts = [render_ids(tokenizer, d.as_dicts[:1], reply_follows=True) for d in DIALOGUES]
     replies = generate_replies(again, tokenizer, prompts, stop_ids, 5)
