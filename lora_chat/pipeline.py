@@ -123,7 +123,7 @@ def _train_and_compare(
         "seconds": {
             "load": round(loaded - started, 2),
             "train": round(training.seconds, 2),
-            "total": round(time.monotonic() - started, 2),
+            "total": round(training.seconds_before + time.monotonic() - started, 2),
         },
         "supervised_tokens": training.supervised_tokens,
         "peak_memory_bytes": peak_memory_bytes(),

@@ -43,6 +43,8 @@ class TrainingReport:
     steps: int
     planned_steps: int
     seconds: float
+    seconds_before: float
+    """Of `seconds`, what had passed when a resumed run was cut short."""
     supervised_tokens: int
     signal_number: int
     """The signal that asked to stop, or 0."""
@@ -134,6 +136,7 @@ def train_sft(
         steps=trainer.state.global_step,
         planned_steps=trainer.state.max_steps,
         seconds=before.seconds + seconds,
+        seconds_before=before.seconds,
         supervised_tokens=int(trainer.supervised_tokens),
         signal_number=stop.number,
     )
