@@ -112,10 +112,12 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def merge(options: argparse.Namespace) -> None:
-    """Fold a run's adapter into a 16-bit model and prove it."""
-    from lora_chat.later import merge_run
+    """Fold a run's adapter into a 16-bit model and prove it; several are added up."""
+    from lora_chat.later import merge_runs
 
-    result = merge_run(options.run, Path(options.to))
+    result = merge_runs(
+        options.run, options.weights, Path(options.to), original=options.into == "original", accept=options.accept
+    )
     if options.json:
         print(json.dumps(result, ensure_ascii=False))
 
@@ -193,8 +195,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("eval", evaluate)
     sub.add_argument("run", metavar="RUN", help="a run folder")
     sub = add("merge", merge)
-    sub.add_argument("run", metavar="RUN", help="a run folder")
+    sub.add_argument("run", metavar="RUN", nargs="+", help="a run folder; several of one base are added up")
     sub.add_argument("--to", required=True, metavar="DIR", help="a new folder for the merged model")
+    sub.add_argument("--weights", type=_weights, metavar="W,W,...", help="how much of each run, such as 0.7,0.3 (1)")
+    sub.add_argument(
+        "--into",
+        choices=["trained", "original"],
+        default="trained",
+        help="the base's values as they were trained against, dequantised (exact), or its original weights",
+    )
+    sub.add_argument("--accept", action="store_true", help="keep what does not pass its proof; the proof says so")
     sub = add("recipe", recipe)
     sub.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file")
     sub.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
@@ -207,6 +217,16 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return value
+
+
+def _weights(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be numbers with commas between them, such as 0.7,0.3") from None
+    if not all(abs(value) < 100 for value in values):  # also refuses NaN
+        raise argparse.ArgumentTypeError("must be numbers below 100")
+    return values
 
 
 def _count(text: str) -> int:

@@ -1,10 +1,13 @@
 """What can be done with a finished run: measure it again, merge it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_chat.console import say, shown
-from lora_chat.delivery.merge import merge
+from lora_chat.delivery.merge import Mixture, merge
+from lora_chat.delivery.probes import make_probes
+from lora_chat.delivery.proof_text import proof_line
 from lora_chat.errors import RecipeError
 from lora_chat.models.adapter_folder import is_adapter, read_adapter
 from lora_chat.models.loading import find_adapter
@@ -13,9 +16,6 @@ from lora_chat.planning.hardware import detect_hardware
 from lora_chat.planning.plan import PrecisionPlan, make_precision
 from lora_chat.preparation import prepare_held_out
 from lora_chat.run_folder import RunFolder, open_run_folder
-
-_PROBES = 8
-"""Held-out dialogues on which a merged model is compared with the adapted one."""
 
 
 def evaluate_run(path: str) -> dict[str, Any]:
@@ -28,17 +28,22 @@ def evaluate_run(path: str) -> dict[str, Any]:
     return {"run": str(run.path), **headline(compare_run(model, prepared, plan.evaluation, run))}
 
 
-def merge_run(path: str, to: Path) -> dict[str, Any]:
-    """Merge a run's adapter and prove the result on the run's held-out dialogues."""
-    run = _finished(path)
-    found = find_adapter(read_adapter(run.adapter), say, own_template=True)
-    prepared = prepare_held_out(run.read_plan(), run, say)
-    probes = [row.input_ids for row in prepared.validation.rows[:_PROBES]]
-    report = merge(found, _precision(run), prepared.stop_ids, probes, to, say)
-    say(
-        f"Merged into {shown(to.absolute())}. Against the adapted model on {report.tokens} tokens: mean KL "
-        f"{report.mean_kl:.1e} nats, largest {report.largest_kl:.1e}, same top token {report.same_top_token:.1%}"
+def merge_runs(
+    paths: Sequence[str], weights: Sequence[float] | None, to: Path, *, original: bool, accept: bool
+) -> dict[str, Any]:
+    """Merge the adapters of one or several runs and prove the result on the first run's held-out dialogues."""
+    runs = [_finished(path) for path in paths]
+    if weights is not None and len(weights) != len(runs):
+        raise RecipeError(f"--weights has {len(weights)} numbers for {len(runs)} runs; give one for each.")
+    found = [find_adapter(read_adapter(run.adapter), say, own_template=True) for run in runs]
+    prepared = prepare_held_out(runs[0].read_plan(), runs[0], say)
+    mixture = Mixture(
+        adapters=tuple(zip(found, weights or [1.0] * len(found), strict=True)),
+        precision=_precision(runs[0]),
+        stop_ids=tuple(prepared.stop_ids),
     )
+    report = merge(mixture, make_probes(prepared.validation), to, say, original=original, accept=accept)
+    say(f"Merged into {shown(to.absolute())}. {proof_line(report)}")
     return {"merged": str(to.absolute()), "proof": report.as_dict()}
 
 

@@ -31,6 +31,8 @@ def folder_written_whole(to: Path, what: str) -> Iterator[Path]:
             inside.mkdir()
             yield inside
             for path in sorted(inside.rglob("*")):
+                if path.is_file():  # safetensors leaves its files readable by their owner alone
+                    path.chmod(inside.stat().st_mode & 0o666)
                 sync(path)
             sync(inside)
             _take_place(inside, to, beside / "old")

@@ -80,3 +80,34 @@ def random_base(cache_home, tmp_path_factory):
         return made[key]
 
     return get
+
+
+@pytest.fixture
+def make_adapter(cache_home):
+    """A function that saves an adapter whose weights are large enough to matter, not trained; base and precision."""
+    import torch
+
+    from lora_chat.dialogues.chat_template import install_template
+    from lora_chat.models.adapter import attach_adapter
+    from lora_chat.models.adapter_folder import save_adapter
+    from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
+    from lora_chat.models.identity import identify
+    from lora_chat.planning.hardware import Hardware
+    from lora_chat.planning.plan import make_precision
+    from lora_chat.planning.recipe import AdapterSection, BaseSection, QuantizationSection
+
+    def make(base_name, folder, mode="none", *, variant="lora", size=0.3, seed=5, targets="all-linear"):
+        base = find_base(BaseSection(name=str(base_name)))
+        tokenizer = load_tokenizer(base)
+        template = install_template(tokenizer)
+        precision = make_precision(QuantizationSection(mode=mode), Hardware("cpu", "test", 0, False, 2))
+        section = AdapterSection(rank=4, variant=variant, target_modules=targets)
+        model = attach_adapter(load_base_model(base, precision), section)
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data = torch.randn(parameter.shape, generator=generator) * size
+        save_adapter(model, folder, identify(base, tokenizer), template, "card")
+        return base, precision
+
+    return make

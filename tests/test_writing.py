@@ -29,6 +29,14 @@ def test_a_folder_is_replaced_and_nothing_is_left_beside(tmp_path, monkeypatch, 
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux exchanges folders in one step")
+def test_files_are_as_readable_as_the_folder(tmp_path):
+    with folder_written_whole(tmp_path / "thing", "the thing") as inside:
+        (inside / "private").touch(mode=0o600)
+    assert oct((tmp_path / "thing" / "private").stat().st_mode & 0o777) == oct(
+        (tmp_path / "thing").stat().st_mode & 0o666
+    )
+
+
 def test_a_folder_that_is_replaced_is_never_missing(tmp_path, monkeypatch):
     replace(tmp_path / "to", "old")
     stock, seen = writing.shutil.rmtree, []

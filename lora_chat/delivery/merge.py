@@ -1,14 +1,19 @@
-"""The adapter folded into a 16-bit base: the base's values as they were trained against."""
+"""Adapters folded into a 16-bit base, proven by reading what was written."""
 
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.delivery.proof import ProofReport, check_agreement, collect_logits
-from lora_chat.errors import RecipeError
-from lora_chat.models.adapter import load_adapter, merge_adapter
-from lora_chat.models.base_model import FoundBase, load_base_model
+from lora_chat.delivery.answers import Answers, ask
+from lora_chat.delivery.limits import limits_of
+from lora_chat.delivery.model_reader import ModelReader, ask_adapted
+from lora_chat.delivery.probes import Probe
+from lora_chat.delivery.proof import ProofReport, check_proof, prove
+from lora_chat.delivery.proof_text import write_proof
+from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.models.adapter import load_adapters, merge_adapter
+from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer
 from lora_chat.models.dequantised import load_dequantised
 from lora_chat.models.loading import FoundAdapter
 from lora_chat.planning.plan import PrecisionPlan
@@ -18,42 +23,105 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Adapters of one base, each with a weight, and how that base was held in training."""
+
+    adapters: tuple[tuple[FoundAdapter, float], ...]
+    precision: PrecisionPlan
+    stop_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Raises IntegrityError for adapters that cannot be added up."""
+        first = self.adapters[0][0]
+        for other, _ in self.adapters[1:]:
+            if other.base.folder != first.base.folder:
+                raise IntegrityError(
+                    f"{other.stored.name} was trained on {other.base.name}, "
+                    f"{first.stored.name} on {first.base.name}: only adapters of one base can be merged together."
+                )
+            if str(other.tokenizer.chat_template) != str(first.tokenizer.chat_template):
+                raise IntegrityError(
+                    f"{other.stored.name} and {first.stored.name} were trained with different chat templates; "
+                    "the merged model could have only one."
+                )
+        for found, weight in self.adapters:
+            if found.stored.config.get("use_dora") is True and (len(self.adapters) > 1 or weight != 1):
+                raise RecipeError(
+                    f"{found.stored.name} is a DoRA adapter: it rescales the base's weights, so it can be merged "
+                    "alone and with weight 1 only."
+                )
+
+    @property
+    def base(self) -> FoundBase:
+        """The one base of all."""
+        return self.adapters[0][0].base
+
+    @property
+    def tokenizer(self) -> Any:
+        """With the template of training."""
+        return self.adapters[0][0].tokenizer
+
+    def attached_to(self, base: "PreTrainedModel") -> Any:
+        """A base with all adapters on."""
+        return load_adapters(base, [(found.stored, weight) for found, weight in self.adapters])
+
+    def ask(self, probes: Sequence[Probe]) -> Answers:
+        """What the adapted model says, as it was trained."""
+        adapted = self.attached_to(load_base_model(self.base, self.precision))
+        return ask_adapted(adapted, self.tokenizer, probes, self.stop_ids)
+
+
 def merge(
-    found: FoundAdapter,
-    precision: PrecisionPlan,
-    stop_ids: Sequence[int],
-    probes: Sequence[list[int]],
+    mixture: Mixture,
+    probes: Sequence[Probe],
     to: Path,
     notice: Callable[[str], None],
+    *,
+    original: bool = False,
+    accept: bool = False,
 ) -> ProofReport:
-    """Merge into the dequantised base, write it, read it again, compare it with the adapted model.
+    """Merge, write, read again, compare with the adapted model.
 
-    The base is quantised exactly as in training and then dequantised: the adapter learned against those
-    values, and a live 4-bit model must not be merged into. `probes` are token ids of held-out dialogues.
-    Raises IntegrityError if the written model does not agree; then nothing is kept.
+    The base is quantised exactly as in training and then dequantised: the adapter learned against those values, and
+    a live 4-bit model must not be merged into. With `original` it is merged into the weights as they were before.
+    Raises IntegrityError if the written model does not agree and that is not accepted; then nothing is kept.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RecipeError(f"{to} is there already; a merged model is never written over something. Name a new folder.")
     notice("Asking the adapted model")
-    adapted = load_adapter(load_base_model(found.base, precision), found.stored)
-    expected = collect_logits(adapted, probes)
-    del adapted
-    notice("Merging into the base as it was trained against")
-    merged = merge_adapter(load_adapter(load_dequantised(found.base, precision), found.stored))
+    expected = mixture.ask(probes)
+    notice(f"Merging into the base {'as it was before' if original else 'as it was trained against'}")
     with folder_written_whole(to, "the merged model") as folder:
-        _write(merged, found, stop_ids, folder)
-        del merged
+        write_merged(mixture, folder, original=original)
         notice("Reading the merged model again and comparing")
-        plain = precision.model_copy(update={"mode": "none"})
-        again = load_base_model(FoundBase(str(to), folder), plain)
-        report = check_agreement(expected, collect_logits(again, probes), precision.mode)
-        (folder / "proof.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+        report = check_proof(_prove_folder(mixture, expected, probes, folder, original), accept=accept)
+        write_proof(folder, [report])
     return report
 
 
-def _write(merged: "PreTrainedModel", found: FoundAdapter, stop_ids: Sequence[int], folder: Path) -> None:
+def write_merged(mixture: Mixture, folder: Path, *, original: bool = False) -> None:
+    """The merged model as a folder in Hugging Face layout: weights in shards, tokenizer, template, stop ids."""
+    plain = mixture.precision.model_copy(update={"mode": "none", "device": "cpu"})
+    base = load_base_model(mixture.base, plain) if original else load_dequantised(mixture.base, mixture.precision)
+    merged = merge_adapter(mixture.attached_to(base))
     settings: Any = merged.generation_config
-    settings.eos_token_id = list(stop_ids)
-    settings.pad_token_id = found.tokenizer.pad_token_id
-    merged.save_pretrained(folder)
-    found.tokenizer.save_pretrained(folder)
+    settings.eos_token_id = list(mixture.stop_ids)
+    settings.pad_token_id = mixture.tokenizer.pad_token_id
+    merged.save_pretrained(folder, max_shard_size="4GB")
+    mixture.tokenizer.save_pretrained(folder)
+
+
+def _prove_folder(
+    mixture: Mixture, expected: Answers, probes: Sequence[Probe], folder: Path, original: bool
+) -> ProofReport:
+    if original:
+        what = "model merged into the original weights"
+    else:
+        what = "merged model of an 8-bit base" if mixture.precision.mode == "8bit" else "merged model"
+    written = FoundBase(str(folder), folder)
+    model = load_base_model(written, mixture.precision.model_copy(update={"mode": "none"}))
+    reader = ModelReader(model, load_tokenizer(written))
+    vocabulary = model.config.get_text_config().vocab_size
+    delivered = ask(reader, probes, mixture.stop_ids, vocabulary)
+    return prove(what, reader.name, expected, delivered, probes, limits_of(what))

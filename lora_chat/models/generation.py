@@ -1,6 +1,6 @@
 """Prompt ids -> replies that stop at the end of the turn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,16 +13,27 @@ def generate_replies(
     prompts: Sequence[Sequence[int]],
     stop_ids: Sequence[int],
     max_new_tokens: int,
-    batch_size: int = 40,
 ) -> list[str]:
+    """Greedy replies to several prompts as text."""
+    found = generate_ids(model, int(tokenizer.pad_token_id), prompts, stop_ids, max_new_tokens)
+    return [_text(tokenizer, ids) for ids in found]
+
+
+def generate_ids(
+    model: "PreTrainedModel",
+    pad: int,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Collection[int],
+    max_new_tokens: int,
+    batch_size: int = 40,
+) -> list[list[int]]:
     """Greedy replies to several prompts, left-padded in batches of `batch_size`; stop tokens left out."""
     import torch
 
-    replies: list[str] = []
+    replies: list[list[int]] = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         longest = max(map(len, batch))
-        pad = int(tokenizer.pad_token_id)
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in batch])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
         with torch.inference_mode():
@@ -31,7 +42,7 @@ def generate_replies(
                 attention_mask=mask.to(model.device),
                 generation_config=_greedy(stop_ids, pad, max_new_tokens),
             )
-        replies += [_text(tokenizer, row[longest:].tolist(), stop_ids) for row in output]
+        replies += [_before_stop(row[longest:].tolist(), stop_ids) for row in output]
     return replies
 
 
@@ -64,10 +75,10 @@ def stream_reply(
             generation_config=_greedy(stop_ids, int(tokenizer.pad_token_id), max_new_tokens),
             streamer=streamer,
         )
-    return _text(tokenizer, output[0][len(prompt) :].tolist(), stop_ids)
+    return _text(tokenizer, _before_stop(output[0][len(prompt) :].tolist(), stop_ids))
 
 
-def _greedy(stop_ids: Sequence[int], pad: int, max_new_tokens: int) -> Any:
+def _greedy(stop_ids: Collection[int], pad: int, max_new_tokens: int) -> Any:
     from transformers import GenerationConfig
 
     return GenerationConfig(
@@ -75,6 +86,9 @@ def _greedy(stop_ids: Sequence[int], pad: int, max_new_tokens: int) -> Any:
     )
 
 
-def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stop_ids: Sequence[int]) -> str:
-    end = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
-    return str(tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+def _before_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:
+    return ids[: next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))]
+
+
+def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

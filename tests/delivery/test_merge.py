@@ -1,94 +1,160 @@
 """A merged model says what the adapted model says, and a wrong one is caught."""
 
 import json
-import shutil
 
 import pytest
 import torch
 
-from lora_chat.delivery.merge import merge
-from lora_chat.delivery.proof import LARGEST_MEAN_KL, check_agreement, collect_logits
-from lora_chat.dialogues.chat_template import install_template, render_ids
+from lora_chat.delivery.answers import ask
+from lora_chat.delivery.limits import LIMITS
+from lora_chat.delivery.merge import Mixture, merge, write_merged
+from lora_chat.delivery.model_reader import ModelReader
+from lora_chat.delivery.probes import make_probe
+from lora_chat.delivery.proof import prove
+from lora_chat.dialogues.chat_template import render_ids
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.models.adapter import attach_adapter, load_adapter
-from lora_chat.models.adapter_folder import read_adapter, save_adapter
-from lora_chat.models.base_model import (
-    find_base,
-    load_base_model,
-    load_tokenizer,
-)
+from lora_chat.models.adapter_folder import read_adapter
+from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.models.dequantised import load_dequantised
-from lora_chat.models.identity import identify
 from lora_chat.models.loading import find_adapter
 from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.plan import make_precision
-from lora_chat.planning.recipe import AdapterSection, BaseSection, QuantizationSection
+from lora_chat.planning.recipe import BaseSection, QuantizationSection
 
-CPU = Hardware("cpu", "test", 0, True, 2)
 MODES = ("4bit", "8bit", "none")
 
 
-def make_adapter(base_name, folder, mode, variant="lora", size=0.3):
-    """An adapter with weights large enough to matter, not trained."""
-    base = find_base(BaseSection(name=str(base_name)))
-    tokenizer = load_tokenizer(base)
-    template = install_template(tokenizer)
-    precision = make_precision(QuantizationSection(mode=mode), CPU)
-    model = attach_adapter(load_base_model(base, precision), AdapterSection(rank=4, variant=variant))
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * size
-    save_adapter(model, folder, identify(base, tokenizer), template, "card")
-    return base, tokenizer, precision
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def make_probes(tokenizer):
-    texts = ["Where is the key?", "Wer weiß es?", "one two three four five six seven"]
-    return [render_ids(tokenizer, [{"role": "user", "content": t}], reply_follows=True) for t in texts]
+def open_mixture(precision, *folders, weights=None):
+    found = [find_adapter(read_adapter(folder), lambda _: None) for folder in folders]
+    stops = read_stop_ids(found[0].base, found[0].tokenizer)
+    return Mixture(tuple(zip(found, weights or [1.0] * len(found), strict=True)), precision, stops)
 
 
-@pytest.mark.parametrize("architecture", [pytest.param("llama", marks=pytest.mark.slow), "gpt2"])
+def probes_for(mixture):
+    found = []
+    for question, reply in [("Where is the key?", "Under it."), ("Wer weiss es?", "Niemand."), ("one two", "three")]:
+        messages = [{"role": "user", "content": question}]
+        prompt = render_ids(mixture.tokenizer, messages, reply_follows=True)
+        ids = [*prompt, *mixture.tokenizer(reply)["input_ids"], mixture.stop_ids[0]]
+        labels = [-100] * len(prompt) + ids[len(prompt) :]
+        found.append(make_probe(ids, labels, messages))
+    return found
+
+
+@pytest.mark.parametrize("architecture", [slow("llama"), "gpt2"])
 @pytest.mark.parametrize("mode", MODES)
-def test_merged_agrees_with_adapted(random_base, tmp_path, architecture, mode):
-    base, tokenizer, precision = make_adapter(random_base(architecture, 8.0), tmp_path / "adapter", mode)
-    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
-    stop_ids = read_stop_ids(base, tokenizer)
-    report = merge(found, precision, stop_ids, make_probes(tokenizer), tmp_path / "merged", lambda _: None)
-    assert report.mean_kl < LARGEST_MEAN_KL[mode]
-    written = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
-    assert written["eos_token_id"] in (list(stop_ids), stop_ids[0])
+def test_merged_agrees_with_adapted(random_base, make_adapter, tmp_path, architecture, mode):
+    _, precision = make_adapter(random_base(architecture, 8.0), tmp_path / "adapter", mode)
+    mixture = open_mixture(precision, tmp_path / "adapter")
+    probes = probes_for(mixture)
+    report = merge(mixture, probes, tmp_path / "merged", lambda _: None)
+    assert not report.failures
+    assert report.control_kl > 20 * report.mean_kl
+    assert report.tokens == sum(len(probe.places) for probe in probes)
     again = load_tokenizer(find_base(BaseSection(name=str(tmp_path / "merged"))))
-    assert make_probes(again) == make_probes(tokenizer)
+    assert again.chat_template == mixture.tokenizer.chat_template
     assert not list((tmp_path / "merged").glob("*.bin"))
+    kept = json.loads((tmp_path / "merged" / "proof.json").read_text())["proofs"][0]
+    assert kept["mean_kl"] == report.mean_kl
+    assert "agrees" in (tmp_path / "merged" / "PROOF.md").read_text()
 
-    base_model = load_base_model(base, precision)
-    adapted = load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "adapter"))
-    with pytest.raises(IntegrityError, match="does not say"):  # the negative control: the base alone is no merge
-        probes = make_probes(tokenizer)
-        check_agreement(collect_logits(adapted, probes), collect_logits(base_model, probes), mode)
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_base_instead_of_the_merged_model_fails_the_same_proof(random_base, make_adapter, tmp_path, mode):
+    base, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", mode)
+    mixture = open_mixture(precision, tmp_path / "adapter")
+    probes = probes_for(mixture)
+    expected = mixture.ask(probes)
+    reader = ModelReader(load_base_model(base, precision), mixture.tokenizer)
+    delivered = ask(reader, probes, mixture.stop_ids, 259)
+    for limits in LIMITS.values():  # even the widest
+        assert prove("merged model", reader.name, expected, delivered, probes, limits).failures
+
+
+def test_an_adapter_that_changes_nothing_proves_nothing(random_base, make_adapter, tmp_path):
+    _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", "none", size=0.0)
+    mixture = open_mixture(precision, tmp_path / "adapter")
+    with pytest.raises(IntegrityError, match="the base without the adapter is as near"):
+        merge(mixture, probes_for(mixture), tmp_path / "merged", lambda _: None)
+
+
+def test_a_zero_adapter_leaves_every_weight_as_it_was(random_base, make_adapter, tmp_path):
+    base, precision = make_adapter(random_base("gpt2"), tmp_path / "adapter", "4bit", size=0.0)
+    write_merged(open_mixture(precision, tmp_path / "adapter"), tmp_path / "merged")
+    merged = find_base(BaseSection(name=str(tmp_path / "merged")))
+    plain = precision.model_copy(update={"mode": "none"})
+    found = dict(load_base_model(merged, plain).named_parameters())
+    wanted = dict(load_dequantised(base, precision).named_parameters())
+    assert found.keys() == wanted.keys()
+    assert all(found[name].equal(wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("variant", ["rslora", "dora"])
-def test_variants_merge_too(random_base, tmp_path, variant):
-    base, tokenizer, precision = make_adapter(random_base("llama"), tmp_path / "adapter", "4bit", variant, size=0.1)
-    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
-    stop_ids = read_stop_ids(base, tokenizer)
-    report = merge(found, precision, stop_ids, make_probes(tokenizer), tmp_path / "merged", lambda _: None)
-    assert report.mean_kl < LARGEST_MEAN_KL["4bit"]
+def test_variants_merge_too(random_base, make_adapter, tmp_path, variant):
+    _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", "4bit", variant=variant, size=0.1)
+    mixture = open_mixture(precision, tmp_path / "adapter")
+    assert not merge(mixture, probes_for(mixture), tmp_path / "merged", lambda _: None).failures
+
+
+def test_several_adapters_are_added_with_their_weights(random_base, make_adapter, tmp_path):
+    base = random_base("llama", 8.0)
+    make_adapter(base, tmp_path / "one", seed=1)
+    _, precision = make_adapter(base, tmp_path / "two", seed=2, variant="rslora", targets=("q_proj", "up_proj"))
+    exact = precision.model_copy(update={"dtype": "float32"})
+    both = open_mixture(exact, tmp_path / "one", tmp_path / "two", weights=[0.7, -0.4])
+    assert not merge(both, probes_for(both), tmp_path / "merged", lambda _: None).failures
+
+    def weights(mixture, name):
+        write_merged(mixture, tmp_path / name)
+        return load_base_model(find_base(BaseSection(name=str(tmp_path / name))), exact).state_dict()
+
+    base_weights = load_base_model(both.base, exact).state_dict()
+    one, two = (weights(open_mixture(exact, tmp_path / name), f"only-{name}") for name in ("one", "two"))
+    found = load_base_model(find_base(BaseSection(name=str(tmp_path / "merged"))), exact).state_dict()
+    for name, start in base_weights.items():
+        wanted = start + 0.7 * (one[name] - start) - 0.4 * (two[name] - start)
+        torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_that_cannot_be_added_are_refused(random_base, make_adapter, tmp_path):
+    _, precision = make_adapter(random_base("llama"), tmp_path / "one")
+    make_adapter(random_base("qwen2"), tmp_path / "other")
+    make_adapter(random_base("llama"), tmp_path / "dora", variant="dora")
+    with pytest.raises(IntegrityError, match="only adapters of one base"):
+        open_mixture(precision, tmp_path / "one", tmp_path / "other")
+    with pytest.raises(RecipeError, match="DoRA"):
+        open_mixture(precision, tmp_path / "one", tmp_path / "dora")
+    with pytest.raises(RecipeError, match="DoRA"):
+        open_mixture(precision, tmp_path / "dora", weights=[0.5])
+
+
+def test_into_the_original_weights_is_another_function_and_says_how_far(random_base, make_adapter, tmp_path):
+    _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", "4bit", size=0.1)
+    mixture = open_mixture(precision, tmp_path / "adapter")
+    probes = probes_for(mixture)
+    exact = merge(mixture, probes, tmp_path / "exact", lambda _: None)
+    report = merge(mixture, probes, tmp_path / "merged", lambda _: None, original=True, accept=True)
+    assert report.what == "model merged into the original weights"
+    assert report.mean_kl > 3 * exact.mean_kl
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_dequantised_4_bit_base_computes_what_the_quantised_one_does(random_base, architecture):
     base = find_base(BaseSection(name=str(random_base(architecture))))
-    precision = make_precision(QuantizationSection(mode="4bit"), CPU)
-    probes = [[5, 9, 60, 100, 7, 8]]
-    quantised = collect_logits(load_base_model(base, precision), probes)
-    plain = collect_logits(load_dequantised(base, precision), probes)
-    original = collect_logits(load_base_model(base, precision.model_copy(update={"mode": "none"})), probes)
-    near = float((quantised[0] - plain[0]).abs().mean())
-    far = float((quantised[0] - original[0]).abs().mean())
+    precision = make_precision(QuantizationSection(mode="4bit"), Hardware("cpu", "test", 0, True, 2))
+
+    def logits(model):
+        return ModelReader(model, None).logits([5, 9, 60, 100, 7, 8], range(6))
+
+    quantised, plain = logits(load_base_model(base, precision)), logits(load_dequantised(base, precision))
+    original = logits(load_base_model(base, precision.model_copy(update={"mode": "none"})))
+    near = float((quantised - plain).abs().mean())
+    far = float((quantised - original).abs().mean())
     assert near < far / 2
 
 
@@ -105,72 +171,51 @@ def test_dequantised_8_bit_weights_are_within_half_a_step_of_the_original(random
     assert 0 < float((error / step).max()) < 0.6
 
 
-def test_what_stands_there_is_never_overwritten(random_base, tmp_path):
-    base, tokenizer, precision = make_adapter(random_base("llama"), tmp_path / "adapter", "none")
-    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+def test_what_stands_there_is_never_overwritten(random_base, make_adapter, tmp_path):
+    _, precision = make_adapter(random_base("llama"), tmp_path / "adapter")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("years of work")
     with pytest.raises(RecipeError, match="never written over"):
-        merge(found, precision, read_stop_ids(base, tokenizer), [], tmp_path / "taken", lambda _: None)
+        merge(open_mixture(precision, tmp_path / "adapter"), [], tmp_path / "taken", lambda _: None)
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_merge_that_fails_its_proof_is_not_kept(random_base, tmp_path, monkeypatch):
-    base, tokenizer, precision = make_adapter(random_base("llama"), tmp_path / "adapter", "4bit")
-    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
-    monkeypatch.setitem(LARGEST_MEAN_KL, "4bit", -1.0)
-    stop_ids = read_stop_ids(base, tokenizer)
+def test_a_merge_that_fails_its_proof_is_not_kept_unless_accepted(random_base, make_adapter, tmp_path, monkeypatch):
+    _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter")
+    mixture = open_mixture(precision, tmp_path / "adapter")
+    probes = probes_for(mixture)
+    stock = load_dequantised
+    monkeypatch.setattr("lora_chat.delivery.merge.load_dequantised", lambda *a: _damaged(stock(*a)))
     with pytest.raises(IntegrityError, match="not kept"):
-        merge(found, precision, stop_ids, make_probes(tokenizer), tmp_path / "merged", lambda _: None)
+        merge(mixture, probes, tmp_path / "merged", lambda _: None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
+    report = merge(mixture, probes, tmp_path / "merged", lambda _: None, accept=True)
+    assert report.accepted and report.failures
+    assert "does NOT agree, kept on request" in (tmp_path / "merged" / "PROOF.md").read_text()
 
 
-def test_an_adapter_of_another_base_is_refused(random_base, tmp_path):
-    make_adapter(random_base("llama"), tmp_path / "adapter", "none")
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = str(random_base("qwen2"))
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(IntegrityError, match="another base: other weights of the base"):
-        find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+def _damaged(model):
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.down_proj.weight").mul_(-1)
+    return model
 
 
-def test_damaged_and_smuggled_weights_are_refused(random_base, tmp_path):
-    from safetensors.torch import load_file, save_file
+@pytest.mark.parametrize("what", ["template", "stops"])
+def test_what_reads_prompts_or_stops_otherwise_is_caught(random_base, make_adapter, tmp_path, monkeypatch, what):
+    _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter")
+    mixture = open_mixture(precision, tmp_path / "adapter")
+    probes = probes_for(mixture)
+    stock = write_merged
 
-    base, _, precision = make_adapter(random_base("llama"), tmp_path / "adapter", "none")
-    good = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    name = next(iter(good))
-    embedding = {"base_model.model.model.embed_tokens.weight": torch.zeros(259, 64)}
-    cases = {
-        "1 weights missing": {k: v for k, v in good.items() if k != name},
-        "1 foreign": {**good, **embedding},
-        "not numbers": {**good, name: good[name] * float("nan")},
-        "is \\(": {**good, name: good[name][:-1].contiguous()},
-    }
-    for message, weights in cases.items():
-        shutil.copytree(tmp_path / "adapter", tmp_path / "bad")
-        save_file(weights, tmp_path / "bad" / "adapter_model.safetensors")
-        with pytest.raises(IntegrityError, match=message):
-            load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "bad"))
-        shutil.rmtree(tmp_path / "bad")
+    def write(mixture, folder, **options):
+        stock(mixture, folder, **options)
+        if what == "template":
+            (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+        else:
+            path = folder / "generation_config.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 7}))
 
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("r", 10**8),
-        ("r", "16"),
-        ("target_modules", "(a+)+$"),
-        ("rank_pattern", {"(a+)+$": 8}),
-        ("modules_to_save", ["embed_tokens"]),
-        ("peft_type", "PROMPT_TUNING"),
-        ("layer_replication", [[0, 2]]),
-        ("bias", "all"),
-    ],
-)
-def test_hostile_adapter_settings_are_refused(random_base, tmp_path, field, value):
-    base, _, precision = make_adapter(random_base("llama"), tmp_path / "adapter", "none")
-    path = tmp_path / "adapter" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
-    with pytest.raises(IntegrityError):
-        load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "adapter"))
+    monkeypatch.setattr("lora_chat.delivery.merge.write_merged", write)
+    told = "other token ids" if what == "template" else "end at the tokens \\[7\\]"
+    with pytest.raises(IntegrityError, match=told):
+        merge(mixture, probes, tmp_path / "merged", lambda _: None)
