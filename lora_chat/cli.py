@@ -122,6 +122,15 @@ def merge(options: argparse.Namespace) -> None:
         print(json.dumps(result, ensure_ascii=False))
 
 
+def export(options: argparse.Namespace) -> None:
+    """Write a run for llama.cpp: merged or the adapter alone, opened there and compared."""
+    from lora_chat.exporting import export_run
+
+    result = export_run(options.run, options.to, options.type, options.out, accept=options.accept)
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+
+
 def recipe(options: argparse.Namespace) -> None:
     """Print the resolved recipe, or the JSON schema of recipes."""
     if options.schema:
@@ -204,6 +213,23 @@ def _parser() -> argparse.ArgumentParser:
         default="trained",
         help="the base's values as they were trained against, dequantised (exact), or its original weights",
     )
+    sub.add_argument("--accept", action="store_true", help="keep what does not pass its proof; the proof says so")
+    sub = add("export", export)
+    sub.add_argument("run", metavar="RUN", help="a run folder")
+    sub.add_argument(
+        "--to",
+        required=True,
+        choices=["gguf", "gguf-adapter"],
+        help="gguf: one model for llama.cpp and what is built on it; gguf-adapter: the LoRA alone, for its --lora",
+    )
+    sub.add_argument(
+        "--type",
+        nargs="+",
+        default=[],
+        metavar="TYPE",
+        help="of a gguf, one or several: f32 f16 bf16 q8_0 (the default) q6_k q5_k_m q5_k_s q4_k_m q4_k_s q3_k_m",
+    )
+    sub.add_argument("--out", type=Path, metavar="DIR", help="a new folder (exports/RUN-FORMAT)")
     sub.add_argument("--accept", action="store_true", help="keep what does not pass its proof; the proof says so")
     sub = add("recipe", recipe)
     sub.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file")

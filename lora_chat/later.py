@@ -14,7 +14,7 @@ from lora_chat.models.loading import find_adapter
 from lora_chat.pipeline import compare_run, headline
 from lora_chat.planning.hardware import detect_hardware
 from lora_chat.planning.plan import PrecisionPlan, make_precision
-from lora_chat.preparation import prepare_held_out
+from lora_chat.preparation import Prepared, prepare_held_out
 from lora_chat.run_folder import RunFolder, open_run_folder
 
 
@@ -32,6 +32,14 @@ def merge_runs(
     paths: Sequence[str], weights: Sequence[float] | None, to: Path, *, original: bool, accept: bool
 ) -> dict[str, Any]:
     """Merge the adapters of one or several runs and prove the result on the first run's held-out dialogues."""
+    mixture, prepared = open_mixture(paths, weights)
+    report = merge(mixture, make_probes(prepared.validation), to, say, original=original, accept=accept)
+    say(f"Merged into {shown(to.absolute())}. {proof_line(report)}")
+    return {"merged": str(to.absolute()), "proof": report.as_dict()}
+
+
+def open_mixture(paths: Sequence[str], weights: Sequence[float] | None) -> tuple[Mixture, Prepared]:
+    """The adapters of some runs, and what the first run holds out."""
     runs = [_finished(path) for path in paths]
     if weights is not None and len(weights) != len(runs):
         raise RecipeError(f"--weights has {len(weights)} numbers for {len(runs)} runs; give one for each.")
@@ -42,9 +50,7 @@ def merge_runs(
         precision=_precision(runs[0]),
         stop_ids=tuple(prepared.stop_ids),
     )
-    report = merge(mixture, make_probes(prepared.validation), to, say, original=original, accept=accept)
-    say(f"Merged into {shown(to.absolute())}. {proof_line(report)}")
-    return {"merged": str(to.absolute()), "proof": report.as_dict()}
+    return mixture, prepared
 
 
 def _finished(path: str) -> RunFolder:

@@ -18,6 +18,7 @@ FLOORS = [
     ["resuming"],
     ["pipeline", "inspection"],
     ["later"],
+    ["exporting"],
     ["cli"],
     ["__main__"],
 ]
@@ -27,6 +28,7 @@ DOORS = {
     "trl": ["training/"],
     "peft": ["models/adapter.py"],
     "bitsandbytes": ["models/frozen_weights.py"],
+    "llama_cpp": ["delivery/llama_cpp_worker.py"],
 }
 BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle"}
 BANNED_CALLS = {"eval", "exec"}

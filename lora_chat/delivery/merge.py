@@ -104,11 +104,23 @@ def write_merged(mixture: Mixture, folder: Path, *, original: bool = False) -> N
     """The merged model as a folder in Hugging Face layout: weights in shards, tokenizer, template, stop ids."""
     plain = mixture.precision.model_copy(update={"mode": "none", "device": "cpu"})
     base = load_base_model(mixture.base, plain) if original else load_dequantised(mixture.base, mixture.precision)
-    merged = merge_adapter(mixture.attached_to(base))
-    settings: Any = merged.generation_config
+    _write(merge_adapter(mixture.attached_to(base)), mixture, folder)
+
+
+def write_base(mixture: Mixture, folder: Path) -> None:
+    """The base alone, as it was trained against, in the same layout."""
+    _write(load_dequantised(mixture.base, mixture.precision), mixture, folder)
+
+
+def _write(model: "PreTrainedModel", mixture: Mixture, folder: Path) -> None:
+    settings: Any = model.generation_config
     settings.eos_token_id = list(mixture.stop_ids)
     settings.pad_token_id = mixture.tokenizer.pad_token_id
-    merged.save_pretrained(folder, max_shard_size="4GB")
+    for part in (model.config, mixture.tokenizer):  # a stranger's base may name code there; others might run it
+        getattr(part, "init_kwargs", {}).pop("auto_map", None)
+        if hasattr(part, "auto_map"):
+            del part.auto_map
+    model.save_pretrained(folder, max_shard_size="4GB")
     mixture.tokenizer.save_pretrained(folder)
 
 

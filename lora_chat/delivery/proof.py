@@ -101,6 +101,9 @@ def _failures(report: ProofReport, misread: Sequence[str], limits: Limits) -> li
         )
     if not report.same_top_token >= limits.same_top_token:
         found.append(f"same most likely token at {report.same_top_token:.1%}, allowed {limits.same_top_token:.1%}")
+    if not report.equal_replies >= limits.equal_replies:
+        least = f"{limits.equal_replies:.0%}"
+        found.append(f"{report.equal_replies:.0%} of {report.replies} replies equal, allowed {least}")
     if not report.loss_delivered - report.loss_adapted <= limits.loss_rise:
         found.append(
             f"validation loss {report.loss_delivered:.3f} for {report.loss_adapted:.3f}, "

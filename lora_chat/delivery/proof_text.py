@@ -42,7 +42,11 @@ def _section(report: ProofReport) -> str:
         ("same most likely token", f"{report.same_top_token:.2%}", f"{limits.same_top_token:.0%}"),
         ("validation loss, adapted", f"{report.loss_adapted:.4f}", ""),
         ("validation loss, delivered", f"{report.loss_delivered:.4f}", f"{limits.loss_rise:.2g} more"),
-        (f"equal replies of {report.replies} ({report.reply_tokens} tokens)", f"{report.equal_replies:.0%}", ""),
+        (
+            f"equal replies of {report.replies} ({report.reply_tokens} tokens)",
+            f"{report.equal_replies:.0%}",
+            f"{limits.equal_replies:.0%}",
+        ),
     ]
     lines = [
         f"# {report.what}: {_verdict(report)}",

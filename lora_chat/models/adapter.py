@@ -127,6 +127,26 @@ def write_weights(model: "PeftModel", folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
+def write_stored(stored: StoredAdapter, folder: Path) -> None:
+    """An adapter as a plain folder for other programs: its checked settings and weights, and nothing else.
+
+    rsLoRA (arXiv 2312.03732) is written as the LoRA of the same function, with alpha * sqrt(rank) for alpha:
+    llama.cpp's converter passes over `use_rslora`.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = check_settings(stored, LoraConfig().to_dict())
+    if settings.pop("use_rslora"):
+        settings["lora_alpha"] *= settings["r"] ** 0.5
+    config = LoraConfig(task_type="CAUSAL_LM", **settings)
+    config.inference_mode = True
+    config.base_model_name_or_path, config.revision = stored.base
+    config.save_pretrained(str(folder))
+    save_file(stored.read_weights(), folder / _WEIGHTS, metadata={"format": "pt"})
+
+
 def load_adapter(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel":
     """Attach a saved adapter after checking its settings, names, shapes and values.
 

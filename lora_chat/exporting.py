@@ -1,0 +1,46 @@
+"""A run written for other programs, each artefact opened by its real reader and compared."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_chat.console import megabytes, say, shown
+from lora_chat.delivery.gguf import TYPES, export_gguf, export_gguf_adapter
+from lora_chat.delivery.probes import make_probes
+from lora_chat.delivery.proof_text import proof_line, write_proof
+from lora_chat.errors import RecipeError
+from lora_chat.later import open_mixture
+from lora_chat.writing import folder_written_whole
+
+_USUAL_TYPE = "q8_0"
+
+
+def export_run(path: str, to: str, types: Sequence[str], out: Path | None, *, accept: bool) -> dict[str, Any]:
+    """Write a run's adapter as `to`, proven; `types` are GGUF types. Nothing is kept if one proof fails.
+
+    Raises RecipeError, IntegrityError, BaseUnavailableError.
+    """
+    if types and to != "gguf":
+        raise RecipeError(f"--type belongs to --to gguf, not to --to {to}.")
+    if unknown := sorted(set(types) - set(TYPES)):
+        raise RecipeError(f"--type {unknown[0]}: choose from {', '.join(TYPES)}.")
+    mixture, prepared = open_mixture([path], None)
+    name = Path(path).expanduser().resolve().name
+    out = (out or Path("exports") / f"{name}-{to}").absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecipeError(f"{shown(out)} is there already; name another folder with --out.")
+    probes = make_probes(prepared.validation)
+    with folder_written_whole(out, "the export") as folder:
+        if to == "gguf":
+            wanted = list(dict.fromkeys(types or [_USUAL_TYPE]))
+            reports = export_gguf(mixture, probes, wanted, folder, name, say, accept=accept)
+        else:
+            reports = export_gguf_adapter(mixture, probes, folder, say, accept=accept)
+        write_proof(folder, reports)
+        shutil.rmtree(folder.parent / "work", ignore_errors=True)
+    for report in reports:
+        say(f"{report.what}: {proof_line(report)}")
+    files = {file.name: file.stat().st_size for file in sorted(out.iterdir())}
+    say(f"Exported to {shown(out)}: " + ", ".join(f"{file} ({megabytes(size)})" for file, size in files.items()))
+    return {"exported": str(out), "files": files, "proofs": [report.as_dict() for report in reports]}

