@@ -219,15 +219,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--to",
         required=True,
-        choices=["gguf", "gguf-adapter"],
-        help="gguf: one model for llama.cpp and what is built on it; gguf-adapter: the LoRA alone, for its --lora",
+        choices=["gguf", "gguf-adapter", "ollama"],
+        help="gguf: one model for llama.cpp and what is built on it; gguf-adapter: the LoRA alone, for its --lora; "
+        "ollama: a GGUF with a Modelfile",
     )
     sub.add_argument(
         "--type",
         nargs="+",
         default=[],
         metavar="TYPE",
-        help="of a gguf, one or several: f32 f16 bf16 q8_0 (the default) q6_k q5_k_m q5_k_s q4_k_m q4_k_s q3_k_m",
+        help="of a GGUF, one or several: f32 f16 bf16 q8_0 (the default) q6_k q5_k_m q5_k_s q4_k_m q4_k_s q3_k_m",
     )
     sub.add_argument("--out", type=Path, metavar="DIR", help="a new folder (exports/RUN-FORMAT)")
     sub.add_argument("--accept", action="store_true", help="keep what does not pass its proof; the proof says so")

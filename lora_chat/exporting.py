@@ -7,10 +7,13 @@ from typing import Any
 
 from lora_chat.console import megabytes, say, shown
 from lora_chat.delivery.gguf import TYPES, export_gguf, export_gguf_adapter
+from lora_chat.delivery.ollama import find_template, write_modelfile
 from lora_chat.delivery.probes import make_probes
 from lora_chat.delivery.proof_text import proof_line, write_proof
 from lora_chat.errors import RecipeError
 from lora_chat.later import open_mixture
+from lora_chat.models.base_model import read_positions
+from lora_chat.run_folder import open_run_folder
 from lora_chat.writing import folder_written_whole
 
 _USUAL_TYPE = "q8_0"
@@ -21,22 +24,32 @@ def export_run(path: str, to: str, types: Sequence[str], out: Path | None, *, ac
 
     Raises RecipeError, IntegrityError, BaseUnavailableError.
     """
-    if types and to != "gguf":
-        raise RecipeError(f"--type belongs to --to gguf, not to --to {to}.")
+    if types and to == "gguf-adapter":
+        raise RecipeError("--type belongs to --to gguf and --to ollama: an adapter alone is written as it is.")
+    if to == "ollama" and len(set(types)) > 1:
+        raise RecipeError("A Modelfile names one GGUF: give one --type.")
     if unknown := sorted(set(types) - set(TYPES)):
         raise RecipeError(f"--type {unknown[0]}: choose from {', '.join(TYPES)}.")
     mixture, prepared = open_mixture([path], None)
+    plan = open_run_folder(path).read_plan()
     name = Path(path).expanduser().resolve().name
     out = (out or Path("exports") / f"{name}-{to}").absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecipeError(f"{shown(out)} is there already; name another folder with --out.")
     probes = make_probes(prepared.validation)
+    template = find_template(mixture.tokenizer, probes) if to == "ollama" else None
     with folder_written_whole(out, "the export") as folder:
-        if to == "gguf":
+        if to == "gguf-adapter":
+            reports = export_gguf_adapter(mixture, probes, folder, say, accept=accept)
+        else:
             wanted = list(dict.fromkeys(types or [_USUAL_TYPE]))
             reports = export_gguf(mixture, probes, wanted, folder, name, say, accept=accept)
-        else:
-            reports = export_gguf_adapter(mixture, probes, folder, say, accept=accept)
+        if template:
+            stops = mixture.tokenizer.convert_ids_to_tokens(list(mixture.stop_ids))
+            context = min(plan.data.max_length, read_positions(mixture.base) or plan.data.max_length)
+            gguf = next(folder.glob("*.gguf"))
+            system = prepared.identity.system
+            write_modelfile(gguf, template, stops, system, context, folder.parent / "work" / "modelfile")
         write_proof(folder, reports)
         shutil.rmtree(folder.parent / "work", ignore_errors=True)
     for report in reports:

@@ -9,7 +9,7 @@ import pytest
 
 from lora_chat import pipeline
 from lora_chat.cli import main
-from lora_chat.models import adapter
+from lora_chat.models import adapter_folder
 from lora_chat.models.embedded import find_embedded
 from lora_chat.planning import disk
 
@@ -68,14 +68,14 @@ def test_a_change_is_accepted_only_where_something_goes_on(sft, tmp_path):
 
 @pytest.mark.slow
 def test_an_adapter_that_reads_back_differently_is_not_kept(sft, tmp_path, monkeypatch):
-    stock = adapter.write_weights
+    stock = adapter_folder.write_weights
 
     def write_weights(model, folder):
         stock(model, folder)
         path = folder / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:-1] + b"?")
 
-    monkeypatch.setattr(adapter, "write_weights", write_weights)
+    monkeypatch.setattr(adapter_folder, "write_weights", write_weights)
     code, said = sft()
     assert code == 10
     assert "does not hold what was written to it" in said

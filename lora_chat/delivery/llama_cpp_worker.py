@@ -83,15 +83,17 @@ class _Model:
         template = llama_cpp.llama_model_chat_template(self._model, None)
         if template is None:
             raise RuntimeError("the file has no chat template")
-        begin, end = llama_cpp.llama_vocab_bos(self._vocab), llama_cpp.llama_vocab_eos(self._vocab)
-        opening = self._text(begin)
-        formatter = Jinja2ChatFormatter(template.decode(), eos_token=self._text(end), bos_token=opening)
+        end = self._text(llama_cpp.llama_vocab_eos(self._vocab))
+        opening = self._text(llama_cpp.llama_vocab_bos(self._vocab))
+        formatter = Jinja2ChatFormatter(template.decode(), eos_token=end, bos_token=opening)
         text = formatter(messages=messages, **({"tools": tools} if tools else {})).prompt
         # They add the beginning of a text themselves where the file says so, and then take the template's own away.
-        adds = bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
-        if adds and opening:
-            text = text.removeprefix(opening)
-        return self.tokenize(text, adds)
+        return self.tokenize(text.removeprefix(self.beginning()), bool(self.beginning()))
+
+    def beginning(self) -> str:
+        """What llama.cpp puts in front of every text."""
+        adds = llama_cpp.llama_vocab_get_add_bos(self._vocab)
+        return self._text(llama_cpp.llama_vocab_bos(self._vocab)) if adds else ""
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Ids of a text in which control tokens count."""
@@ -133,7 +135,12 @@ def ask(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Do what the request says; the answer is the last thing written."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    found = quantise(request) if request["do"] == "quantise" else ask(request, folder)
+    if request["do"] == "quantise":
+        found = quantise(request)
+    elif request["do"] == "describe":
+        found = {"beginning": _Model(request["model"], None, 8).beginning()}
+    else:
+        found = ask(request, folder)
     (folder / "answer.json").write_text(json.dumps(found), encoding="utf-8")
 
 

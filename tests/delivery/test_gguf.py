@@ -200,7 +200,7 @@ def test_only_the_converters_are_taken_and_none_outside_of_the_folder(tmp_path):
     ("words", "told"),
     [
         (["--to", "gguf", "--type", "q9"], "--type q9: choose from f32"),
-        (["--to", "gguf-adapter", "--type", "f16"], "--type belongs to --to gguf"),
+        (["--to", "gguf-adapter", "--type", "f16"], "--type belongs to --to gguf and"),
         (["--to", "gguf"], "There is no run"),
     ],
 )

@@ -1,0 +1,110 @@
+"""Peak memory of a merge with its proof, beside the size of the 16-bit model: `python benchmarks/merge_memory.py`.
+
+A random Llama of about a billion parameters is written, an adapter is put on it in 4 bits, 8 bits and none, and each
+merge runs in a process of its own, whose largest resident set (ru_maxrss) is taken.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MODES = ("4bit", "8bit", "none")
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--child", nargs=2, metavar=("FOLDER", "MODE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        merge_once(Path(options.child[0]), options.child[1])
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["XDG_CACHE_HOME"] = temporary  # the random base is remembered nowhere else
+        folder = Path(temporary)
+        write_base(folder / "base", options.layers)
+        size = sum(path.stat().st_size for path in (folder / "base").glob("*.safetensors"))
+        print(f"16-bit model: {size / 1e9:.2f} GB\n")
+        print("| base in training | peak, GB | above the model, GB | seconds |\n|---|---|---|---|")
+        for mode in MODES:
+            words = [sys.executable, __file__, "--child", temporary, mode]
+            done = subprocess.run(words, capture_output=True, text=True, check=True)  # noqa: S603 - this file itself
+            found = json.loads(done.stdout)
+            print(
+                f"| {mode} | {found['peak'] / 1e9:.2f} | {(found['peak'] - size) / 1e9:.2f} | {found['seconds']:.0f} |",
+                flush=True,
+            )
+
+
+def write_base(folder: Path, layers: int) -> None:
+    """A random Llama of Llama-3.2-1B's width under the tokenizer of tiny-random."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from lora_chat.models.embedded import find_embedded
+
+    AutoTokenizer.from_pretrained(find_embedded("tiny-random", lambda _: None)).save_pretrained(folder)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="1GB")
+    torch.set_default_dtype(torch.float32)
+
+
+def merge_once(folder: Path, mode: str) -> None:
+    """Make an adapter without a second model in memory, merge it, print peak and seconds as JSON."""
+    import torch
+
+    from lora_chat.delivery.merge import Mixture, merge
+    from lora_chat.delivery.probes import make_probe
+    from lora_chat.models.adapter import attach_adapter
+    from lora_chat.models.adapter_folder import read_adapter, save_adapter
+    from lora_chat.models.base_model import find_base, load_skeleton, load_tokenizer
+    from lora_chat.models.identity import identify
+    from lora_chat.models.loading import find_adapter
+    from lora_chat.planning.hardware import detect_hardware
+    from lora_chat.planning.plan import make_precision
+    from lora_chat.planning.recipe import AdapterSection, BaseSection, QuantizationSection
+
+    base = find_base(BaseSection(name=str(folder / "base")))
+    tokenizer = load_tokenizer(base)
+    model = attach_adapter(load_skeleton(base), AdapterSection(rank=16))
+    torch.manual_seed(0)
+    # The skeleton's adapter is on the meta device; its weights are given by name.
+    for name, parameter in list(model.named_parameters()):
+        if parameter.requires_grad:
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, torch.nn.Parameter(torch.randn(parameter.shape) * 0.05))
+    save_adapter(model, folder / f"adapter-{mode}", identify(base, tokenizer), str(tokenizer.chat_template), "")
+    del model
+    precision = make_precision(QuantizationSection.model_validate({"mode": mode}), detect_hardware())
+    found = find_adapter(read_adapter(folder / f"adapter-{mode}"), lambda _: None)
+    ids = torch.randint(3, 250, (64,)).tolist()
+    probes = [make_probe(ids, [-100] * 32 + ids[32:])]
+    started = time.monotonic()
+    merge(Mixture(((found, 1.0),), precision, (2,)), probes, folder / f"merged-{mode}", lambda _: None, accept=True)
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"peak": peak, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""A Modelfile beside a GGUF: template, stops, system message and context of training, for `ollama create`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lora_chat.delivery.llama_cpp_reader import run_llama_cpp
+from lora_chat.delivery.ollama_template import OllamaTemplate, find_ollama_template
+from lora_chat.delivery.probes import Probe
+from lora_chat.dialogues.chat_template import render_texts
+from lora_chat.errors import RecipeError
+
+MODELFILE = "Modelfile"
+
+
+def find_template(tokenizer: Any, probes: Sequence[Probe]) -> OllamaTemplate:
+    """The chat template as Ollama can have it, checked on the prompts of held-out dialogues.
+
+    Raises RecipeError where it cannot be written, before anything is merged.
+    """
+    if any(probe.tools for probe in probes):
+        raise RecipeError("The dialogues have tools, which a Modelfile's template here cannot hold; take --to gguf.")
+    if not any(probe.messages for probe in probes):
+        raise RecipeError("The run was trained on plain text: it has no chat template that Ollama could use.")
+
+    def render(messages: Any, reply_follows: bool) -> str:
+        return render_texts(tokenizer, [messages], reply_follows=reply_follows)[0]
+
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return find_ollama_template(render, [probe.messages for probe in probes if probe.messages], special)
+
+
+def write_modelfile(
+    gguf: Path, template: OllamaTemplate, stops: Sequence[str], system: str | None, context: int, work: Path
+) -> None:
+    """Write the Modelfile into the folder of a GGUF. Raises RecipeError for a system message that it cannot hold."""
+    if system is not None and '"""' in system:
+        raise RecipeError('The system message of training holds """, which ends a text in a Modelfile.')
+    work.mkdir(exist_ok=True)
+    template = _without_beginning(template, run_llama_cpp({"do": "describe", "model": str(gguf)}, work)["beginning"])
+    lines = [
+        f"FROM ./{gguf.name}",
+        f'TEMPLATE """{template.as_go()}"""',
+        *([f'SYSTEM """{system}"""'] if system is not None else []),
+        *(f'PARAMETER stop "{stop}"' for stop in stops),
+        f"PARAMETER num_ctx {context}",
+        "PARAMETER temperature 0",
+    ]
+    (gguf.parent / MODELFILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _without_beginning(template: OllamaTemplate, beginning: str) -> OllamaTemplate:
+    """Ollama puts the beginning of a text in front itself, where the GGUF says so; twice is not what was trained."""
+    before, behind = template.around["system"]
+    return replace(
+        template,
+        head=template.head.removeprefix(beginning),
+        around={**template.around, "system": (before.removeprefix(beginning), behind)},
+    )
