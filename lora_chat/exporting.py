@@ -13,10 +13,11 @@ from lora_chat.delivery.proof_text import proof_line, write_proof
 from lora_chat.errors import RecipeError
 from lora_chat.later import open_mixture
 from lora_chat.models.base_model import read_positions
-from lora_chat.run_folder import open_run_folder
 from lora_chat.writing import folder_written_whole
 
 _USUAL_TYPE = "q8_0"
+_CONTEXT = 4096
+"""Tokens; Ollama's own default, where the base has positions for so many."""
 
 
 def export_run(path: str, to: str, types: Sequence[str], out: Path | None, *, accept: bool) -> dict[str, Any]:
@@ -31,7 +32,6 @@ def export_run(path: str, to: str, types: Sequence[str], out: Path | None, *, ac
     if unknown := sorted(set(types) - set(TYPES)):
         raise RecipeError(f"--type {unknown[0]}: choose from {', '.join(TYPES)}.")
     mixture, prepared = open_mixture([path], None)
-    plan = open_run_folder(path).read_plan()
     name = Path(path).expanduser().resolve().name
     out = (out or Path("exports") / f"{name}-{to}").absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -46,7 +46,7 @@ def export_run(path: str, to: str, types: Sequence[str], out: Path | None, *, ac
             reports = export_gguf(mixture, probes, wanted, folder, name, say, accept=accept)
         if template:
             stops = mixture.tokenizer.convert_ids_to_tokens(list(mixture.stop_ids))
-            context = min(plan.data.max_length, read_positions(mixture.base) or plan.data.max_length)
+            context = min(read_positions(mixture.base) or _CONTEXT, _CONTEXT)
             gguf = next(folder.glob("*.gguf"))
             system = prepared.identity.system
             write_modelfile(gguf, template, stops, system, context, folder.parent / "work" / "modelfile")

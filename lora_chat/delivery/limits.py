@@ -36,7 +36,7 @@ LIMITS = {
     "GGUF q3_k_m": Limits(0.5, 0.65, 0.3, 0.0, "3.9 bits a weight: replies change visibly"),
     "GGUF adapter": Limits(1e-2, 0.92, 0.02, 0.25, "the same numbers, added while it runs"),
 }
-"""KL decides. Most likely tokens and replies tell less where a model hesitates: theirs only catch what is plainly wrong.
+"""KL decides. Most likely tokens and replies tell less where a model hesitates; theirs catch what is plainly wrong.
 
 Measured on the quickstart (README): five to twenty times nearer in KL. A small model feels rounding most.
 """

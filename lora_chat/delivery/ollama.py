@@ -1,4 +1,4 @@
-"""A Modelfile beside a GGUF: template, stops, system message and context of training, for `ollama create`."""
+"""A Modelfile beside a GGUF: template, stops and system message of training, for `ollama create`."""
 
 from collections.abc import Sequence
 from dataclasses import replace

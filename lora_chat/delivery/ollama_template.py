@@ -44,8 +44,9 @@ class OllamaTemplate:
             before, behind = self.around[role]
             text += f'{{{{ {"else if" if number else "if"} eq $m.Role "{role}" }}}}'
             # A reply that is last is one to go on with.
-            last = "{{ if ne (len (slice $.Messages $i)) 1 }}", "{{ end }}"
-            closing = _literal(behind) if role != "assistant" else last[0] + _literal(behind) + last[1]
+            closing = _literal(behind)
+            if role == "assistant" and behind:
+                closing = f"{{{{ if ne (len (slice $.Messages $i)) 1 }}}}{closing}{{{{ end }}}}"
             text += _literal(before) + "{{ $m.Content }}" + closing
         text += "{{ end }}"
         text += (
