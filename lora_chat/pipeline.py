@@ -9,12 +9,11 @@ from lora_chat import preparation
 from lora_chat.audit.report import AuditReport
 from lora_chat.audit_view import refusal, short_audit
 from lora_chat.auditing import audit_sets
-from lora_chat.console import comparison_text, megabytes, say, shown
-from lora_chat.delivery.card import write_card
+from lora_chat.console import megabytes, say, shown
 from lora_chat.errors import DataError
-from lora_chat.evaluation.comparison import ComparisonReport, compare
 from lora_chat.evaluation.plot import write_loss_plot
 from lora_chat.locking import locked
+from lora_chat.measuring import compare_run, headline
 from lora_chat.models.adapter import attach_adapter, count_trainable, report_adapter
 from lora_chat.models.adapter_folder import save_adapter
 from lora_chat.models.base_model import load_base_model, load_skeleton
@@ -22,11 +21,12 @@ from lora_chat.planning.disk import check_space
 from lora_chat.planning.hardware import detect_hardware
 from lora_chat.planning.plan import Plan, make_plan
 from lora_chat.planning.recipe import Recipe
-from lora_chat.preparation import Prepared, PreparedRun, peak_memory_bytes
+from lora_chat.preparation import PreparedRun, peak_memory_bytes
 from lora_chat.resuming import ResumeRequest, find_resume_point, find_run, is_finished
 from lora_chat.run_folder import RunFolder, create_run_folder, describe, forget, library_versions
 from lora_chat.run_identity import describe_run
 from lora_chat.run_progress import Progress
+from lora_chat.sharing.card import write_card
 from lora_chat.training.committing import Keeping
 from lora_chat.training.sft import train_sft
 
@@ -58,6 +58,7 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
             describe(run, recipe, plan)
         prepared.write(run, redacted=bool(plan.audit.redacted))
         run.write_json(run.audit, asdict(audit))
+        run.write_json(run.identity, identity)
         say("\n".join([preparation.summary(plan, prepared, run), *short_audit(audit)]))
         keeping = Keeping(run.checkpoints, plan.checkpoint, identity, point)
         return _train_and_compare(plan, prepared, run, keeping, progress, started)
@@ -125,6 +126,8 @@ def _train_and_compare(
             "train": round(training.seconds, 2),
             "total": round(training.seconds_before + time.monotonic() - started, 2),
         },
+        "steps": training.steps,
+        "planned_steps": training.planned_steps,
         "supervised_tokens": training.supervised_tokens,
         "peak_memory_bytes": peak_memory_bytes(),
         "adapter_bytes": size,
@@ -132,32 +135,4 @@ def _train_and_compare(
         **headline(report),
     }
     run.write_json(run.result, result)
-    return result
-
-
-def compare_run(model: Any, prepared: Prepared, settings: Any, run: RunFolder) -> ComparisonReport:
-    """Measure base against adapted and write what was found into the run."""
-    report = compare(
-        model,
-        prepared.tokenizer,
-        prepared.stop_ids,
-        prepared.validation,
-        prepared.questions,
-        prepared.identity.system,
-        settings,
-        say,
-    )
-    run.write_json(run.comparison, report.as_dict())
-    if run.metrics.exists():
-        write_loss_plot(run.metrics, run.plot, report.validation_loss)
-    say("\n" + comparison_text(report) + "\n")
-    return report
-
-
-def headline(report: ComparisonReport) -> dict[str, Any]:
-    """The figures of a comparison that `--json` gives."""
-    found = report.as_dict()
-    result: dict[str, Any] = {key: found[key] for key in ("validation_loss", "perplexity")}
-    if report.facts:
-        result["facts"] = {**found["facts"], "questions": report.questions}
     return result

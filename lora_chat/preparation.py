@@ -18,7 +18,6 @@ from lora_chat.dialogues.sources import OpenedSource, check_sources, find_source
 from lora_chat.dialogues.visible import visible
 from lora_chat.evaluation.scores import Question, read_questions
 from lora_chat.models.adapter import check_targets_exist
-from lora_chat.models.adapter_folder import TEMPLATE_NAME, read_identity
 from lora_chat.models.base_model import (
     FoundBase,
     find_base,
@@ -28,6 +27,7 @@ from lora_chat.models.base_model import (
     read_positions,
 )
 from lora_chat.models.identity import Identity, identify
+from lora_chat.models.loading import FoundAdapter
 from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.planning.data_section import DataSection
 from lora_chat.planning.plan import Plan
@@ -35,6 +35,10 @@ from lora_chat.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_OWN_LENGTH = 2048
+"""Tokens of a dialogue of one's own; what is behind is not measured."""
 
 
 @dataclass(frozen=True)
@@ -122,27 +126,43 @@ def split(
     return split_by_share(stores, weights, data.validation_share, data.seed, data.validation_limit)
 
 
-def prepare_held_out(plan: Plan, run: RunFolder, notice: Callable[[str], None]) -> Prepared:
-    """What `eval` needs of a finished run, from the run's folder alone."""
-    questions = read_questions(str(run.questions)) if run.questions.is_file() else []
-    own = str(run.adapter / TEMPLATE_NAME) if plan.data.template else None  # the recipe's file may be gone
-    base, tokenizer, stop_ids = open_base(plan, notice, own)
+def prepare_held_out(found: FoundAdapter, plan: Plan, run: RunFolder, notice: Callable[[str], None]) -> Prepared:
+    """What a finished run is measured with, from the run's folder alone."""
+    files = [str(run.validation)] if run.validation.is_file() else []
+    blocks = run.read_lines(run.validation_blocks) if run.validation_blocks.is_file() else []
+    questions = str(run.questions) if run.questions.is_file() else None
+    return prepare_own(found, files, questions, notice, max_length=plan.data.max_length, blocks=blocks)
+
+
+def prepare_own(
+    found: FoundAdapter,
+    files: Sequence[str],
+    questions: str | None,
+    notice: Callable[[str], None],
+    *,
+    max_length: int | None = None,
+    blocks: Sequence[list[int]] = (),
+) -> Prepared:
+    """What an adapter is to be measured with: files of dialogues, questions, blocks of token ids."""
+    stop_ids = read_stop_ids(found.base, found.tokenizer)
+    positions = read_positions(found.base)
     sets = []
-    if run.validation.is_file():
+    for path in files:
         # Of a cut one, a reply that was too long may still stand before one that was not.
-        data = DataSection(train=str(run.validation), max_length=plan.data.max_length, over_long="cut")
-        sources = find_sources(data.train_sources, notice)
-        opened = open_sources(sources, data, tokenizer, stop_ids, read_positions(base), notice)
+        data = DataSection(train=path, max_length=max_length or _OWN_LENGTH, over_long="cut")
+        opened = open_sources(
+            find_sources(data.train_sources, notice), data, found.tokenizer, stop_ids, positions, notice
+        )
         sets.append(all_of([source.store for source in opened]))
-    if run.validation_blocks.is_file():
-        sets.append(blocks_of(run.read_lines(run.validation_blocks)))
+    if blocks:
+        sets.append(blocks_of(list(blocks)))
     return Prepared(
-        base=base,
-        tokenizer=tokenizer,
-        identity=read_identity(run.adapter) or identify(base, tokenizer),
+        base=found.base,
+        tokenizer=found.tokenizer,
+        identity=found.stored.identity or identify(found.base, found.tokenizer),
         stop_ids=stop_ids,
         validation=joined(sets),
-        questions=questions,
+        questions=read_questions(questions) if questions else [],
     )
 
 

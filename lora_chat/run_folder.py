@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "versions.json"
 
     @property
+    def identity(self) -> Path:
+        """What decides what is trained, as digests and settings."""
+        return self.path / "identity.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per logged step."""
         return self.path / "metrics.jsonl"
@@ -112,6 +117,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def proof(self) -> Path:
+        """What plain PEFT makes of the adapter, once it was packed."""
+        return self.path / "proof.json"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard events, when asked for."""
         return self.path / "tensorboard"
@@ -150,6 +160,14 @@ class RunFolder:
             return found
         except ValueError as error:
             raise IntegrityError(f"{self.result} is damaged: {error}") from error
+
+    def read_proof(self) -> dict[str, Any]:
+        """The proof of the adapter, with the digest of its weights."""
+        try:
+            found: dict[str, Any] = json.loads(self.proof.read_text(encoding="utf-8"))
+            return found
+        except ValueError as error:
+            raise IntegrityError(f"{self.proof} is damaged: {error}") from error
 
     def read_plan(self) -> Plan:
         """The plan this run was made with."""

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from lora_chat.cli import _parser
+from lora_chat.arguments import make_parser
+from lora_chat.cli import _COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +36,7 @@ def test_file_tree_is_complete_and_true():
 
 def test_commands_of_the_readme_exist():
     verbs = set(re.findall(r"lora-chat (\w+)", README))
-    known = next(a for a in _parser()._actions if a.dest == "command" or a.choices).choices
+    known = next(a for a in make_parser(_COMMANDS)._actions if a.dest == "command" or a.choices).choices
     assert verbs == set(known)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= targets

@@ -77,7 +77,7 @@ def export_gguf_adapter(
     exact = "bf16" if mixture.precision.dtype == "bfloat16" else "f32"
     _convert(scripts, work / "base", exact, work / "base.gguf", "base")
     notice("Writing and proving the adapter")
-    write_stored(stored, work / "adapter")
+    write_stored(stored, work / "adapter", scale_in_alpha=True)
     path = folder / ADAPTER_NAME
     # In 32 bits: it is small, and llama.cpp computes with nothing less.
     words = [str(work / "adapter"), "--base", str(work / "base"), "--outfile", str(path), "--outtype", "f32"]

@@ -34,6 +34,7 @@ LIMITS = {
     "GGUF q4_k_m": Limits(0.15, 0.82, 0.12, 0.0, "4.9 bits a weight"),
     "GGUF q4_k_s": Limits(0.2, 0.80, 0.15, 0.0, "4.6 bits a weight"),
     "GGUF q3_k_m": Limits(0.5, 0.65, 0.3, 0.0, "3.9 bits a weight: replies change visibly"),
+    "PEFT adapter": Limits(1e-2, 0.92, 0.02, 0.25, "the same numbers in the same arithmetic, but for its order"),
     "GGUF adapter": Limits(1e-2, 0.92, 0.02, 0.25, "the same numbers, added while it runs"),
 }
 """KL decides. Most likely tokens and replies tell less where a model hesitates; theirs catch what is plainly wrong.

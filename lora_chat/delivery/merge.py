@@ -66,10 +66,13 @@ class Mixture:
         """A base with all adapters on."""
         return load_adapters(base, [(found.stored, weight) for found, weight in self.adapters])
 
+    def load(self) -> Any:
+        """The adapted model, as it was trained."""
+        return self.attached_to(load_base_model(self.base, self.precision))
+
     def ask(self, probes: Sequence[Probe]) -> Answers:
-        """What the adapted model says, as it was trained."""
-        adapted = self.attached_to(load_base_model(self.base, self.precision))
-        return ask_adapted(adapted, self.tokenizer, probes, self.stop_ids)
+        """What it says."""
+        return ask_adapted(self.load(), self.tokenizer, probes, self.stop_ids)
 
 
 def merge(

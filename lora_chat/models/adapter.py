@@ -1,13 +1,14 @@
 """LoRA weights (arXiv 2106.09685) attached, loaded and merged through PEFT; the only door to it."""
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.models.stored_adapter import StoredAdapter, check_settings
+from lora_chat.models.stored_adapter import StoredAdapter, check_settings, plain_config
 from lora_chat.planning.recipe import AdapterSection
 
 if TYPE_CHECKING:
@@ -77,9 +78,9 @@ def target_candidates(model: "torch.nn.Module") -> tuple[str, ...]:
     find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = find_head()
     names = {
-        name.split(".")[-1]
+        name.removesuffix(".base_layer").split(".")[-1]  # PEFT's name for what it wraps
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and ".lora_" not in name
     }
     return tuple(sorted(names))
 
@@ -127,24 +128,28 @@ def write_weights(model: "PeftModel", folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
-def write_stored(stored: StoredAdapter, folder: Path) -> None:
+def write_stored(stored: StoredAdapter, folder: Path, *, scale_in_alpha: bool = False) -> None:
     """An adapter as a plain folder for other programs: its checked settings and weights, and nothing else.
 
-    rsLoRA (arXiv 2312.03732) is written as the LoRA of the same function, with alpha * sqrt(rank) for alpha:
-    llama.cpp's converter passes over `use_rslora`.
+    `scale_in_alpha`: rsLoRA (arXiv 2312.03732) is written as the LoRA of the same function, with alpha * sqrt(rank)
+    for alpha: llama.cpp's converter passes over `use_rslora`.
     """
-    from peft import LoraConfig
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    settings = check_settings(stored, LoraConfig().to_dict())
-    if settings.pop("use_rslora"):
-        settings["lora_alpha"] *= settings["r"] ** 0.5
-    config = LoraConfig(task_type="CAUSAL_LM", **settings)
-    config.inference_mode = True
-    config.base_model_name_or_path, config.revision = stored.base
-    config.save_pretrained(str(folder))
+    settings = check_stored(stored)
+    if scale_in_alpha and settings["use_rslora"]:
+        settings = {**settings, "use_rslora": False, "lora_alpha": settings["lora_alpha"] * settings["r"] ** 0.5}
+    config = plain_config(settings, *stored.base)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_file(stored.read_weights(), folder / _WEIGHTS, metadata={"format": "pt"})
+
+
+def check_stored(stored: StoredAdapter) -> dict[str, Any]:
+    """The settings of an adapter after its config was checked against PEFT's defaults; raises IntegrityError."""
+    from peft import LoraConfig
+
+    return check_settings(stored, LoraConfig().to_dict())
 
 
 def load_adapter(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel":
@@ -170,11 +175,33 @@ def load_adapters(model: "PreTrainedModel", adapters: Sequence[tuple[StoredAdapt
     return loaded
 
 
-def _load_one(model: Any, stored: StoredAdapter, name: str) -> "PeftModel":
-    from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+def check_fits(skeleton: "PreTrainedModel", stored: StoredAdapter) -> None:
+    """Raise IntegrityError unless an adapter has just the weights that its config means for a base without weights."""
+    _, expected = _attach_stored(skeleton, stored, _ONE)
+    _check_weights(stored.read_weights(), expected, stored.name)
 
-    settings = check_settings(stored, LoraConfig().to_dict())
+
+def _load_one(model: Any, stored: StoredAdapter, name: str) -> "PeftModel":
+    from peft import set_peft_model_state_dict
+
+    wrapped, expected = _attach_stored(model, stored, name)
     weights = stored.read_weights()
+    _check_weights(weights, expected, stored.name)
+    set_peft_model_state_dict(wrapped, weights, adapter_name=name)
+    # PEFT holds them in fp32; the trained function is that of the file.
+    for full, parameter in wrapped.named_parameters():
+        saved = weights.get(full.replace(f".{name}", "")) if f".{name}" in full else None
+        if saved is not None:
+            parameter.data = parameter.data.to(saved.dtype)
+    return wrapped
+
+
+def _attach_stored(model: Any, stored: StoredAdapter, name: str) -> "tuple[PeftModel, dict[str, torch.Tensor]]":
+    """Fresh LoRA layers of an adapter's checked settings, and the weights by name that they would have."""
+    from peft import LoraConfig, PeftModel
+
+    settings = check_stored(stored)
+    _check_targets(model, settings["target_modules"], stored.name)
     config = LoraConfig(task_type="CAUSAL_LM", **settings)
     try:
         if isinstance(model, PeftModel):
@@ -184,15 +211,17 @@ def _load_one(model: Any, stored: StoredAdapter, name: str) -> "PeftModel":
             wrapped = _wrap(model, config)
     except ValueError as error:
         raise IntegrityError(f"The adapter {stored.name} does not fit this base: {error}") from error
-    expected = adapter_weights(wrapped, name)
-    _check_weights(weights, expected, stored.name)
-    set_peft_model_state_dict(wrapped, weights, adapter_name=name)
-    # PEFT holds them in fp32; the trained function is that of the file.
-    for full, parameter in wrapped.named_parameters():
-        saved = weights.get(full.replace(f".{name}", "")) if f".{name}" in full else None
-        if saved is not None:
-            parameter.data = parameter.data.to(saved.dtype)
-    return wrapped
+    return wrapped, adapter_weights(wrapped, name)
+
+
+def _check_targets(model: Any, targets: Sequence[str], name: str) -> None:
+    """Raise IntegrityError for modules that carry no LoRA here: heads and embeddings may share their weights."""
+    candidates = target_candidates(model)
+    if odd := [target for target in targets if target.split(".")[-1] not in candidates]:
+        raise IntegrityError(
+            f"The adapter {name} does not fit this base: {odd[0]} is no linear layer of it, or its head, whose "
+            f"weights may be the embedding's too (huggingface/peft#2018). LoRA can be on {', '.join(candidates)}."
+        )
 
 
 def _check_weights(weights: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]", name: str) -> None:

@@ -80,6 +80,12 @@ def read_positions(base: FoundBase) -> int | None:
     return int(found) if found else None
 
 
+def read_architecture(base: FoundBase) -> str | None:
+    """The `model_type` of its config."""
+    found = getattr(_read_config(base), "model_type", None)
+    return str(found) if found else None
+
+
 def load_skeleton(base: FoundBase) -> "PreTrainedModel":
     """The base's layers by name and shape, without weights."""
     import torch

@@ -54,16 +54,26 @@ def identify(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> Identity:
     )
 
 
+_PARTS = {"weights": "weights of the base", "tokenizer": "tokenizer", "chat_template": "chat template"}
+
+
+def differences(trained: Identity, found: Identity) -> list[str]:
+    """What is not the same, each with both digests."""
+    return [
+        f"{text} ({getattr(trained, key)[:16]}..., found {getattr(found, key)[:16]}...)"
+        for key, text in _PARTS.items()
+        if getattr(trained, key) != getattr(found, key)
+    ]
+
+
 def check_identity(trained: Identity, found: Identity, where: str) -> None:
     """Raise IntegrityError if an adapter was trained with something other than what was found."""
-    names = {"weights": "weights of the base", "tokenizer": "tokenizer", "chat_template": "chat template"}
-    changed = [text for key, text in names.items() if getattr(trained, key) != getattr(found, key)]
-    if changed:
+    if changed := differences(trained, found):
         raise IntegrityError(
             f"The adapter {where} belongs to another base: other {' and '.join(changed)}.\n"
             f"It was trained on {trained.base}"
             + (f" at revision {trained.revision}" if trained.revision else "")
-            + f"; found was {found.base}. Name the base it was trained on."
+            + f"; found was {found.base}. Name the base it was trained on with --base."
         )
 
 

@@ -1,5 +1,6 @@
 """An adapter as somebody hands it over: nothing of it is believed before it was checked."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ _OURS = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use
 # These say nothing about the function, or are set by PEFT itself.
 _IGNORED = {"base_model_name_or_path", "revision", "inference_mode", "task_type", "peft_version", "fan_in_fan_out"}
 _NO_WORDS: tuple[Any, ...] = (None, False, [], {})
+_TARGET = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100}){0,20}")
+_MOST_TARGETS = 2000
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,11 @@ def check_settings(stored: StoredAdapter, defaults: Mapping[str, Any]) -> dict[s
         if value != defaults.get(key) and value not in _NO_WORDS:
             raise IntegrityError(f"{where}: {key} = {value!r} is not supported.")
     targets = config.get("target_modules")
-    if not (isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets)):
+    if (
+        not isinstance(targets, list)
+        or not 0 < len(targets) <= _MOST_TARGETS
+        or not all(isinstance(target, str) and _TARGET.fullmatch(target) for target in targets)
+    ):
         raise IntegrityError(f"{where}: target_modules must be a list of names.")
     try:
         checked = AdapterSection(
@@ -71,4 +78,18 @@ def check_settings(stored: StoredAdapter, defaults: Mapping[str, Any]) -> dict[s
         "target_modules": list(checked.target_modules),
         "use_rslora": config.get("use_rslora") is True,
         "use_dora": config.get("use_dora") is True,
+    }
+
+
+def plain_config(settings: Mapping[str, Any], base: str | None, revision: str | None) -> dict[str, Any]:
+    """What an `adapter_config.json` must say for PEFT, and nothing else; `settings` are those of `check_settings`."""
+    return {
+        **settings,
+        "target_modules": sorted(settings["target_modules"]),
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "bias": "none",
+        "inference_mode": True,
+        "base_model_name_or_path": base,
+        "revision": revision,
     }

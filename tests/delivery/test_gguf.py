@@ -16,8 +16,8 @@ from lora_chat.delivery.probes import make_probe
 from lora_chat.dialogues.chat_template import render_ids
 from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
 from lora_chat.models.adapter_folder import read_adapter
-from lora_chat.models.loading import find_adapter
 from lora_chat.models.stop_ids import read_stop_ids
+from lora_chat.opening import find_adapter
 
 VOCABULARY = 49152
 

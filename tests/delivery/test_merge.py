@@ -16,8 +16,8 @@ from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.models.adapter_folder import read_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.models.dequantised import load_dequantised
-from lora_chat.models.loading import find_adapter
 from lora_chat.models.stop_ids import read_stop_ids
+from lora_chat.opening import find_adapter
 from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.plan import make_precision
 from lora_chat.planning.recipe import BaseSection, QuantizationSection

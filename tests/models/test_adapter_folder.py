@@ -10,7 +10,7 @@ from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import load_adapter
 from lora_chat.models.adapter_folder import read_adapter
 from lora_chat.models.base_model import load_base_model
-from lora_chat.models.loading import find_adapter
+from lora_chat.opening import find_adapter
 
 
 def test_an_adapter_of_another_base_is_refused(random_base, make_adapter, tmp_path):

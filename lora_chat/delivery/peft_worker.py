@@ -1,0 +1,75 @@
+"""Plain PEFT in a process of its own that imports nothing of lora_chat: what somebody without it gets.
+
+`python -I peft_worker.py FOLDER` does what FOLDER/request.json says and writes its answers there.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from safetensors.torch import save_file
+
+
+def load(request: dict[str, Any]) -> Any:
+    """Base and adapter, as a README of any adapter says it."""
+    dtype = getattr(torch, request["dtype"])
+    quantization = {
+        "4bit": {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": request["double_quantization"],
+            "bnb_4bit_compute_dtype": dtype,
+        },
+        "8bit": {"load_in_8bit": True},
+        "none": None,
+    }[request["mode"]]
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        request["base"],
+        dtype=dtype,
+        device_map={"": 0 if request["device"] == "cuda" else "cpu"},
+        quantization_config=transformers.BitsAndBytesConfig(**quantization) if quantization else None,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    return peft.PeftModel.from_pretrained(base, request["adapter"], local_files_only=True).eval()
+
+
+def reply(model: Any, prompt: list[int], stop_ids: list[int], most: int, pad: int) -> list[int]:
+    """Greedy tokens behind a prompt."""
+    settings = transformers.GenerationConfig(
+        do_sample=False, max_new_tokens=most, eos_token_id=stop_ids, pad_token_id=pad
+    )
+    ids = torch.tensor([prompt], device=model.device)
+    with torch.inference_mode():
+        said = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    found: list[int] = said[0, len(prompt) :].tolist()
+    end = next((place for place, token in enumerate(found) if token in stop_ids), len(found))
+    return found[:end]
+
+
+def main(folder: Path) -> None:
+    """Do what the request says; the answer is the last thing written."""
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    model = load(request)
+    replies = []
+    for number, probe in enumerate(request["probes"]):
+        with torch.inference_mode():
+            found = model(
+                input_ids=torch.tensor([probe["ids"]], device=model.device),
+                logits_to_keep=torch.tensor(probe["places"], device=model.device),
+                use_cache=False,
+            )
+        save_file({"logits": found.logits[0].float().cpu()}, folder / f"logits-{number}.safetensors")
+        replies.append(reply(model, probe["prompt"], request["stop_ids"], request["most"], request["pad"]))
+    if "lora_chat" in sys.modules:
+        raise RuntimeError("this process was to know nothing of lora_chat")
+    (folder / "answer.json").write_text(json.dumps({"replies": replies, "peft": peft.__version__}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

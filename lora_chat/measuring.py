@@ -1,0 +1,43 @@
+"""Base against adapted, shown and kept."""
+
+from typing import Any
+
+from lora_chat.console import comparison_text, say
+from lora_chat.evaluation.comparison import ComparisonReport, compare
+from lora_chat.evaluation.plot import write_loss_plot
+from lora_chat.preparation import Prepared
+from lora_chat.run_folder import RunFolder
+
+
+def compare_run(model: Any, prepared: Prepared, settings: Any, run: RunFolder) -> ComparisonReport:
+    """Measure base against adapted and write what was found into the run."""
+    report = measure(model, prepared, settings)
+    run.write_json(run.comparison, report.as_dict())
+    if run.metrics.exists():
+        write_loss_plot(run.metrics, run.plot, report.validation_loss)
+    return report
+
+
+def measure(model: Any, prepared: Prepared, settings: Any) -> ComparisonReport:
+    """Measure base against adapted and show it."""
+    report = compare(
+        model,
+        prepared.tokenizer,
+        prepared.stop_ids,
+        prepared.validation,
+        prepared.questions,
+        prepared.identity.system,
+        settings,
+        say,
+    )
+    say("\n" + comparison_text(report) + "\n")
+    return report
+
+
+def headline(report: ComparisonReport) -> dict[str, Any]:
+    """The figures of a comparison that `--json` gives."""
+    found = report.as_dict()
+    result: dict[str, Any] = {key: found[key] for key in ("validation_loss", "perplexity")}
+    if report.facts:
+        result["facts"] = {**found["facts"], "questions": report.questions}
+    return result

@@ -1,0 +1,154 @@
+"""RUN, PARCEL or ADAPTER -> the adapter with the base and the template that it belongs to."""
+
+import difflib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_chat.dialogues.chat_template import CHATML_TEMPLATE, install_template
+from lora_chat.dialogues.visible import visible_lines
+from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
+from lora_chat.models.adapter_folder import is_adapter, read_adapter
+from lora_chat.models.base_model import FoundBase, find_base, is_here, load_tokenizer
+from lora_chat.models.embedded import embedded_names
+from lora_chat.models.loading import FoundAdapter, bind
+from lora_chat.models.stored_adapter import StoredAdapter
+from lora_chat.planning.hardware import detect_hardware
+from lora_chat.planning.plan import PrecisionPlan, make_precision
+from lora_chat.planning.recipe import BaseSection, QuantizationSection
+from lora_chat.run_folder import RunFolder, is_run, open_run_folder
+from lora_chat.sharing.parcel import Parcel, is_parcel, open_parcel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SHOWN_LINES = 60
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What the person at the keyboard says about a base, a template and a signer."""
+
+    base: str | None = None
+    """Where the base is; None: where the adapter says, if that is on this machine."""
+    force_base: bool = False
+    accept_template: bool = False
+    signer: Path | None = None
+    """A public key by which a parcel must be signed."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An adapter with its base, and how that was held in training; no weights loaded yet."""
+
+    name: str
+    found: FoundAdapter
+    precision: PrecisionPlan
+    run: RunFolder | None = None
+    parcel: Parcel | None = None
+
+    @property
+    def system(self) -> str | None:
+        """The system message of training."""
+        identity = self.found.stored.identity
+        return identity.system if identity else None
+
+
+def open_thing(thing: str, say: Callable[[str], None], trust: Trust = Trust(), mode: str | None = None) -> Opened:
+    """Open a run, a parcel or an adapter's folder; `mode` holds the base in another precision than training did.
+
+    Raises RecipeError if it is none of them, and what is raised for what is wrong with it.
+    """
+    path = Path(thing).expanduser()
+    if trust.signer and not is_parcel(path):
+        raise RecipeError(f"--signer belongs to parcels: {thing} is none, and nothing else is signed.")
+    run, parcel = None, None
+    quantization = QuantizationSection(mode="none")
+    if is_parcel(path):
+        parcel = open_parcel(path, trust.signer)
+        held = parcel.receipt.precision
+        quantization = QuantizationSection(mode=held.mode, double_quantization=held.double_quantization)
+        stored = parcel.stored
+    elif is_adapter(path) and not is_run(path):
+        stored = read_adapter(path)
+        if is_run(path.parent):
+            quantization = RunFolder(path.parent).read_quantization()
+    else:
+        run = open_run_folder(thing)
+        if not is_adapter(run.adapter):
+            raise RecipeError(f"The run {thing} has no adapter: its training did not get that far.")
+        quantization = run.read_quantization()
+        stored = read_adapter(run.adapter)
+    if mode:
+        quantization = QuantizationSection.model_validate({"mode": mode})
+    found = find_adapter(stored, say, trust, ours=run is not None, named_by_stranger=parcel is not None)
+    return Opened(thing, found, make_precision(quantization, detect_hardware()), run, parcel)
+
+
+def find_adapter(
+    stored: StoredAdapter,
+    say: Callable[[str], None],
+    trust: Trust = Trust(),
+    *,
+    ours: bool = False,
+    named_by_stranger: bool = False,
+) -> FoundAdapter:
+    """Find an adapter's base and template and make sure that they are those it was trained with.
+
+    `ours`: its template is taken as it is. `named_by_stranger`: nothing is downloaded or opened by its name.
+    Raises IntegrityError if something is another, BaseUnavailableError if the base cannot be found.
+    """
+    base = find_bound_base(stored, say, trust, named_by_stranger=named_by_stranger)
+    tokenizer = load_tokenizer(base)
+    if ours and stored.template is not None:
+        tokenizer.chat_template = stored.template
+    else:
+        _choose_template(stored, tokenizer, accept=trust.accept_template)
+    return bind(stored, base, tokenizer, say, force=trust.force_base)
+
+
+def find_bound_base(
+    stored: StoredAdapter, say: Callable[[str], None], trust: Trust, *, named_by_stranger: bool
+) -> FoundBase:
+    """The base that was named, or else the one an adapter names. Raises BaseUnavailableError."""
+    if trust.base is not None:
+        return find_base(BaseSection(name=trust.base), say)
+    name, revision = stored.base
+    wanted = BaseSection(name=name, revision=revision)
+    embedded = name in embedded_names()
+    if named_by_stranger and not embedded and (Path(name).exists() or not is_here(wanted)):
+        raise BaseUnavailableError(
+            f"{stored.name} belongs to the base {name}"
+            + (f" at revision {revision}" if revision else "")
+            + ", which is not on this machine under that name.\nName where it is, or that it may be downloaded: "
+            f"--base FOLDER, or --base {name}. Whatever you name, its digest is compared."
+        )
+    return find_base(wanted, say)
+
+
+def _choose_template(stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase", *, accept: bool) -> None:
+    """The base's template or one of ours; a stranger's is a program, and is used only after a yes."""
+    own = install_template(tokenizer)
+    wanted = stored.identity.chat_template if stored.identity else None
+    if wanted is None or wanted == _digest(own):
+        return
+    if wanted == _digest(CHATML_TEMPLATE):
+        install_template(tokenizer, "chatml")
+        return
+    if stored.template is None or _digest(stored.template) != wanted:
+        return  # `bind` names the difference
+    if not accept:
+        lines = list(difflib.unified_diff(own.splitlines(), stored.template.splitlines(), "the base's", "its own"))
+        shown = visible_lines("\n".join(line.rstrip("\n") for line in lines[:_SHOWN_LINES]))
+        more = f"\n... and {len(lines) - _SHOWN_LINES} lines" if len(lines) > _SHOWN_LINES else ""
+        raise IntegrityError(
+            f"{stored.name} brings a chat template of its own, which decides what the model reads:\n{shown}{more}\n"
+            "If you trust it, say --accept-template."
+        )
+    tokenizer.chat_template = stored.template
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

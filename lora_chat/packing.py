@@ -1,0 +1,142 @@
+"""A finished run -> one small file that somebody else can check."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lora_chat.console import megabytes, say, shown
+from lora_chat.delivery.merge import Mixture
+from lora_chat.delivery.peft_folder import prove_adapter
+from lora_chat.delivery.probes import make_probes
+from lora_chat.delivery.proof import check_proof
+from lora_chat.delivery.proof_text import proof_line
+from lora_chat.dialogues.chat_template import CHATML_TEMPLATE, install_template
+from lora_chat.errors import RecipeError
+from lora_chat.later import Own, find_held_out
+from lora_chat.models.adapter import check_stored
+from lora_chat.models.adapter_folder import WEIGHTS_NAME
+from lora_chat.models.base_model import load_tokenizer, read_architecture
+from lora_chat.models.stop_ids import read_stop_ids
+from lora_chat.opening import Opened, Trust, open_thing
+from lora_chat.planning.recipe import AdapterSection
+from lora_chat.run_folder import RunFolder
+from lora_chat.sharing.facts import (
+    bound_base,
+    bound_precision,
+    collect_comparison,
+    collect_data,
+    collect_recipe,
+    collect_training,
+    collect_versions,
+)
+from lora_chat.sharing.packing import UNSEALED, seal, write_parcel
+from lora_chat.sharing.parcel import SUFFIX, Parcel, open_parcel, settings_of
+from lora_chat.sharing.portability import report_portability
+from lora_chat.sharing.receipt import ProofReceipt, Receipt, explain
+from lora_chat.sharing.tensors import check_tensors, read_tensors
+
+
+def pack_run(thing: str, out: Path | None, license_name: str | None, key: Path | None, trust: Trust) -> dict[str, Any]:
+    """Prove a run's adapter with plain PEFT, write its parcel, and read it again as a receiver would.
+
+    Raises RecipeError for what cannot be packed, IntegrityError where PEFT finds another model in it.
+    """
+    opened = open_thing(thing, say, trust)
+    if opened.run is None:
+        raise RecipeError(f"{thing} is no run: the receipt of a parcel is written from a run's folder.")
+    name = opened.run.path.resolve().name
+    to = (out or Path(f"{name}{SUFFIX}")).expanduser().absolute()
+    if to.suffix != SUFFIX:
+        to = to / f"{name}{SUFFIX}" if to.is_dir() else to.with_name(to.name + SUFFIX)
+    draft, weights = draft_receipt(opened, opened.run, name, license_name)
+    try:
+        members = seal(draft, weights, key)
+    except ValueError as error:
+        raise RecipeError(f"This run cannot be packed: {explain(error)}.") from error
+    write_parcel(members, to, lambda path: open_parcel(path))
+    parcel = open_parcel(to)
+    say(_told(parcel))
+    return {"parcel": str(to), "size": to.stat().st_size, "sha256": parcel.sha256, "members": sorted(members)}
+
+
+def draft_receipt(opened: Opened, run: RunFolder, name: str, license_name: str | None) -> tuple[Receipt, bytes]:
+    """A receipt without digests of members, and the weights it is about."""
+    stored, identity = opened.found.stored, opened.found.stored.identity
+    if identity is None:
+        raise RecipeError(f"{opened.name} does not say which base it was trained on; it cannot be packed.")
+    settings = check_stored(stored)
+    weights = (run.adapter / WEIGHTS_NAME).read_bytes()
+    base = bound_base(identity)
+    plan = run.read_plan()
+    try:
+        receipt = Receipt(
+            format="lora_chat parcel",
+            version=1,
+            name=name,
+            license=license_name,
+            base=base,
+            precision=bound_precision(run),
+            architecture=read_architecture(opened.found.base),
+            adapter=AdapterSection(
+                rank=settings["r"],
+                alpha=settings["lora_alpha"],
+                dropout=settings["lora_dropout"],
+                target_modules=tuple(sorted(settings["target_modules"])),
+                variant="dora" if settings["use_dora"] else "rslora" if settings["use_rslora"] else "lora",
+            ),
+            parameters=check_tensors(read_tensors(weights), settings),
+            recipe=collect_recipe(run, base.base),
+            data=collect_data(run),
+            seed=plan.training.seed,
+            versions=collect_versions(run),
+            training=collect_training(run),
+            comparison=collect_comparison(run),
+            proof=ProofReceipt.model_validate_json(json.dumps(_proof(opened, run, weights))),
+            chat_template=_own_template(opened),
+            signer=None,
+            members={},
+            digest=UNSEALED,
+        )
+    except ValueError as error:
+        raise RecipeError(f"This run cannot be packed: {explain(error)}.") from error
+    return receipt, weights
+
+
+def _proof(opened: Opened, run: RunFolder, weights: bytes) -> dict[str, Any]:
+    """What plain PEFT makes of the adapter; measured once for each adapter, so that packing again changes nothing."""
+    digest = hashlib.sha256(weights).hexdigest()
+    if run.proof.is_file():
+        kept = run.read_proof()
+        if kept.get("adapter") == digest:
+            return dict(kept["report"])
+    stop_ids = read_stop_ids(opened.found.base, opened.found.tokenizer)
+    mixture = Mixture(((opened.found, 1.0),), opened.precision, tuple(stop_ids))
+    probes = make_probes(find_held_out(opened, Own()).validation)
+    report = check_proof(prove_adapter(mixture, probes, run.adapter, say), accept=False)
+    say(proof_line(report))
+    found = report.as_dict()
+    run.write_json(run.proof, {"adapter": digest, "report": found})
+    return found
+
+
+def _own_template(opened: Opened) -> str | None:
+    """The template's text, if whoever has the base and lora_chat does not have it anyway."""
+    text = str(opened.found.tokenizer.chat_template)
+    plain = load_tokenizer(opened.found.base)
+    return None if text in (install_template(plain), CHATML_TEMPLATE) else text
+
+
+def _told(parcel: Parcel) -> str:
+    receipt = parcel.receipt
+    lines = [
+        f"Packed {shown(parcel.path)} ({megabytes(parcel.path.stat().st_size)}): weights, config, card and receipt"
+        + (", signed" if receipt.signer else ""),
+        f"sha256   {parcel.sha256}   (tell it to the receiver by another way)",
+    ]
+    if receipt.base.system is not None:
+        lines.append("With it goes the system message of the dialogues; none of their other words do.")
+    portability = report_portability(settings_of(receipt), receipt.precision.mode, receipt.architecture)
+    lines += [f"{p.program:<10} {p.answer:<7} {p.why}" for p in portability]
+    lines.append(f"The receiver types: lora-chat verify {parcel.path.name}, then lora-chat chat {parcel.path.name}")
+    return "\n".join(lines)

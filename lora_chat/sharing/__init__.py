@@ -1,0 +1,1 @@
+"""Hand over: the parcel, its receipt, card and signature, and the hub."""

@@ -1,0 +1,213 @@
+"""A parcel opened: read once into memory, every check in order, nothing believed before its turn."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_chat.dialogues.strict_json import parse_json
+from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.models.identity import Identity
+from lora_chat.models.stored_adapter import StoredAdapter, check_settings, plain_config
+from lora_chat.sharing.container import (
+    CONFIG,
+    LARGEST_FILE,
+    MEMBERS,
+    RECEIPT,
+    SIGNATURE,
+    WEIGHTS,
+    unpack,
+)
+from lora_chat.sharing.receipt import Receipt, read_receipt
+from lora_chat.sharing.signature import check_signature, check_signer
+from lora_chat.sharing.tensors import check_tensors, read_tensors
+
+SUFFIX = ".lorachat"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verification."""
+
+    name: str
+    found: str
+    passed: bool | None
+    """None: could not be checked, and `found` says why."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What passed all checks that need no base."""
+
+    path: Path
+    sha256: str
+    """Of the whole file."""
+    receipt: Receipt
+    members: Mapping[str, bytes]
+
+    @property
+    def stored(self) -> StoredAdapter:
+        """The adapter as those take it who attach it to a base."""
+        identity = Identity.model_validate(self.receipt.base.model_dump())
+        return StoredAdapter(
+            name=str(self.path),
+            config=json.loads(self.members[CONFIG]),
+            read_weights=lambda: read_tensors(self.members[WEIGHTS]),
+            identity=identity,
+            template=self.receipt.chat_template,
+        )
+
+
+def is_parcel(path: Path) -> bool:
+    """Whether a path looks like a parcel: its name, or how it begins."""
+    if not path.is_file():
+        return False
+    if path.suffix == SUFFIX:
+        return True
+    with path.open("rb") as file:
+        return file.read(30 + len(RECEIPT))[30:] == RECEIPT.encode()
+
+
+def open_parcel(
+    path: Path,
+    signer: Path | None = None,
+    report: Callable[[Check], None] = lambda _: None,
+    *,
+    name: str | None = None,
+) -> Parcel:
+    """Read and check a parcel; `report` hears of every check, messages call it `name`.
+
+    Raises IntegrityError with the first thing that is wrong, RecipeError if there is no such file.
+    """
+
+    called = name or path
+
+    def check(what: str, step: Callable[[], tuple[Any, str, bool | None]]) -> Any:
+        try:
+            value, found, passed = step()
+        except IntegrityError as error:
+            report(Check(what, str(error), False))
+            raise IntegrityError(f"{called} is refused ({what}): {error}.") from error
+        report(Check(what, found, passed))
+        return value
+
+    raw = check("file", lambda: _read(path))
+    members = check("container", lambda: _unpack(raw))
+    receipt = check("receipt", lambda: _read_receipt(members))
+    check("digests", lambda: _check_digests(members, receipt))
+    check("signature", lambda: _check_signature(members, receipt, signer))
+    settings = check("config", lambda: _check_config(members, receipt))
+    check("weights", lambda: _check_weights(members, receipt, settings))
+    check("receipt against weights", lambda: _check_agreement(receipt, settings))
+    return Parcel(path, hashlib.sha256(raw).hexdigest(), receipt, members)
+
+
+def _read(path: Path) -> tuple[bytes, str, bool]:
+    if not path.is_file():
+        raise RecipeError(f"There is no parcel {path}.")
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise RecipeError(f"Cannot read {path}: {error.strerror or error}.") from error
+    if len(raw) > LARGEST_FILE:
+        raise IntegrityError(f"it is larger than {LARGEST_FILE} bytes")
+    return raw, f"{len(raw):,} bytes, sha256 {hashlib.sha256(raw).hexdigest()}", True
+
+
+def _unpack(raw: bytes) -> tuple[dict[str, bytes], str, bool]:
+    members = {name: bytes(body) for name, body in unpack(raw).items()}
+    return members, f"{len(members)} members, byte for byte as lora_chat writes them", True
+
+
+def _read_receipt(members: Mapping[str, bytes]) -> tuple[Receipt, str, bool]:
+    receipt = read_receipt(members[RECEIPT])
+    return receipt, f"version {receipt.version}, whole, digest {receipt.digest[:12]}", True
+
+
+def _check_digests(members: Mapping[str, bytes], receipt: Receipt) -> tuple[None, str, bool]:
+    named = {name for name in MEMBERS if name != RECEIPT}
+    if receipt.members.keys() != named:
+        raise IntegrityError("the receipt has not the digests of just the other members")
+    for name in sorted(named):
+        body, stated = members[name], receipt.members[name]
+        if len(body) != stated.size or hashlib.sha256(body).hexdigest() != stated.sha256:
+            raise IntegrityError(f"{name} is not what the receipt says (another sha256)")
+    return None, f"sha256 of {', '.join(sorted(named))} as in the receipt", True
+
+
+def _check_signature(
+    members: Mapping[str, bytes], receipt: Receipt, signer: Path | None
+) -> tuple[None, str, bool | None]:
+    signature = members.get(SIGNATURE)
+    if signature is None:
+        if receipt.signer is not None:
+            raise IntegrityError("the receipt names a signer, and there is no signature")
+        if signer is not None:
+            raise IntegrityError("it is not signed")
+        return None, "not signed: whoever gave it to you is who vouches for it", None
+    if receipt.signer is None:
+        raise IntegrityError("it is signed, and the receipt names no signer")
+    if signer is not None:
+        check_signer(receipt.signer, signer)
+    found, passed = check_signature(
+        {name: members[name] for name in MEMBERS}, signature, receipt.signer, required=signer is not None
+    )
+    return None, found + ("" if signer or not passed else "; is that theirs? --signer KEY requires it"), passed
+
+
+def _check_config(members: Mapping[str, bytes], receipt: Receipt) -> tuple[dict[str, Any], str, bool]:
+    try:
+        config = parse_json(members[CONFIG].decode("ascii"))
+    except ValueError as error:
+        raise IntegrityError(f"the config {str(error)[:200]}") from error
+    if not isinstance(config, dict):
+        raise IntegrityError("the config is no object")
+    stored = StoredAdapter("of this parcel", config, dict, None, None)
+    settings = check_settings(stored, {"bias": "none"})
+    plain = plain_config(settings, receipt.base.base, receipt.base.revision)
+    odd = [key for key in sorted(config.keys() | plain.keys()) if config.get(key, ...) != plain.get(key, ...)]
+    if odd or write_config(plain) != members[CONFIG]:
+        raise IntegrityError(f"the config is not as lora_chat writes it ({odd[0][:100]!a})" if odd else "odd config")
+    words = f"rank {settings['r']}, alpha {settings['lora_alpha']:g}, {len(settings['target_modules'])} target modules"
+    return settings, words, True
+
+
+def _check_weights(
+    members: Mapping[str, bytes], receipt: Receipt, settings: Mapping[str, Any]
+) -> tuple[None, str, bool]:
+    tensors = read_tensors(members[WEIGHTS])
+    count = check_tensors(tensors, settings)
+    if count != receipt.parameters:
+        raise IntegrityError(f"{count} parameters, the receipt says {receipt.parameters}")
+    return None, f"{len(tensors)} tensors, {count:,} parameters, all of them LoRA pairs and finite", True
+
+
+def _check_agreement(receipt: Receipt, settings: Mapping[str, Any]) -> tuple[None, str, bool]:
+    if settings_of(receipt) != settings:
+        raise IntegrityError("the receipt states another adapter than the config")
+    template = receipt.chat_template
+    if template is not None and hashlib.sha256(template.encode()).hexdigest() != receipt.base.chat_template:
+        raise IntegrityError("the chat template is not the one whose digest the receipt states")
+    brings = "" if template is None else "; it brings a chat template of its own"
+    return None, f"{receipt.adapter.variant}, as in the receipt{brings}", True
+
+
+def settings_of(receipt: Receipt) -> dict[str, Any]:
+    """The settings that a receipt states, as `check_settings` gives them."""
+    stated = receipt.adapter
+    return {
+        "r": stated.rank,
+        "lora_alpha": stated.alpha,
+        "lora_dropout": stated.dropout,
+        "target_modules": sorted(stated.target_modules),
+        "use_rslora": stated.variant == "rslora",
+        "use_dora": stated.variant == "dora",
+    }
+
+
+def write_config(config: Mapping[str, Any]) -> bytes:
+    """An adapter_config.json, in the one way that a parcel holds it."""
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode("ascii")

@@ -1,0 +1,121 @@
+"""Signatures by an elliptic curve key, in the format of OpenSSF model signing; the only door to model_signing.
+
+https://sigstore.github.io/model-transparency/ - the members are signed as the files of a folder, so that what was
+pushed to a hub can be checked with that project's own command too.
+"""
+
+import hashlib
+import importlib.util
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
+
+_PACKAGE = "model_signing"
+_HOW = "pip install 'lora-chat[sign]'"
+
+
+def public_key_of(private_key: Path) -> str:
+    """The public half of a PEM file, as PEM. Raises RecipeError for a file that is no such key."""
+    _require()
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        key = serialization.load_pem_private_key(private_key.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise RecipeError(f"--key {private_key}: no private key that can be read ({error}). {_MAKE}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise RecipeError(f"--key {private_key}: only elliptic curve keys sign. {_MAKE}")
+    return _pem(key.public_key())
+
+
+_MAKE = "Make one: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
+
+
+def sign(members: Mapping[str, bytes], private_key: Path) -> bytes:
+    """The signature of the members, a Sigstore bundle. Raises RecipeError for a key that cannot sign."""
+    _require()
+    import model_signing
+
+    with _as_folder(members) as (folder, signature):
+        try:
+            signer = model_signing.signing.Config().use_elliptic_key_signer(private_key=private_key)
+            signer.sign(folder, signature)
+        except ValueError as error:
+            raise RecipeError(f"--key {private_key}: {error}. {_MAKE}") from error
+        return signature.read_bytes()
+
+
+def check_signature(
+    members: Mapping[str, bytes], signature: bytes, public_key: str, *, required: bool
+) -> tuple[str, bool | None]:
+    """What a signature says, and whether it is good (None: the package is not there, and nobody insists).
+
+    Raises IntegrityError for a signature that does not belong to these members and this key.
+    """
+    mark = f"by the key {_fingerprint(public_key)}"
+    if importlib.util.find_spec(_PACKAGE) is None:
+        if required:
+            _require()
+        return f"{mark}, not checked: {_HOW}", None
+    import model_signing
+
+    with _as_folder(members) as (folder, place):
+        place.write_bytes(signature)
+        key = place.with_name("key.pem")
+        key.write_text(public_key)
+        try:
+            model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key).set_hashing_config(
+                model_signing.hashing.Config()
+            ).verify(folder, place)
+        except Exception as error:  # a parser of strangers' JSON, protobuf and PEM: it fails in many ways
+            raise IntegrityError(f"the signature does not hold ({str(error)[:160] or type(error).__name__})") from error
+    return f"good, {mark}", True
+
+
+def check_signer(named: str, wanted: Path) -> None:
+    """Raise IntegrityError unless the key that a receipt names is the one in a PEM file."""
+    _require()
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        raw = wanted.read_bytes()
+        if b"PRIVATE KEY" in raw:
+            raise RecipeError(f"--signer {wanted} is a private key: name the public one.")
+        key: Any = serialization.load_pem_public_key(raw)
+        pem = _pem(key)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"--signer {wanted}: no public key that can be read ({error}).") from error
+    if pem != named:
+        raise IntegrityError(f"it is signed by the key {_fingerprint(named)}, not by {_fingerprint(pem)} ({wanted})")
+
+
+def _fingerprint(pem: str) -> str:
+    return f"sha256:{hashlib.sha256(pem.encode()).hexdigest()[:16]}"
+
+
+def _pem(key: Any) -> str:
+    from cryptography.hazmat.primitives import serialization
+
+    kind = serialization.PublicFormat.SubjectPublicKeyInfo
+    return str(key.public_bytes(encoding=serialization.Encoding.PEM, format=kind).decode("ascii"))
+
+
+@contextmanager
+def _as_folder(members: Mapping[str, bytes]) -> Iterator[tuple[Path, Path]]:
+    """The members under their own fixed names in a folder of ours, and where a signature may stand."""
+    with tempfile.TemporaryDirectory(prefix="lora-chat-") as room:
+        folder = Path(room) / "adapter"
+        folder.mkdir()
+        for name, body in members.items():
+            (folder / name).write_bytes(body)
+        yield folder, Path(room) / "signature"
+
+
+def _require() -> None:
+    if importlib.util.find_spec(_PACKAGE) is None:
+        raise BaseUnavailableError(f"Signatures need the package model-signing.\nRun: {_HOW}")

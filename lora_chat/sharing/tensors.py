@@ -1,0 +1,73 @@
+"""The weights of a parcel, read in memory and believed only where config, names, shapes and values agree."""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lora_chat.errors import IntegrityError
+
+if TYPE_CHECKING:
+    import torch
+
+_LARGEST_HEADER = 2**24
+"""Bytes; a thousand modules need 200 kB."""
+_TYPES = {"torch.float32", "torch.float16", "torch.bfloat16"}
+_KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,300})\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
+
+
+def read_tensors(raw: bytes) -> "dict[str, torch.Tensor]":
+    """safetensors bytes as tensors. IntegrityError if they are none (safetensors refuses gaps and overlaps)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if len(raw) < 8 or int.from_bytes(raw[:8], "little") > min(_LARGEST_HEADER, len(raw)):
+        raise IntegrityError("the weights are no safetensors file: its header cannot be that long")
+    try:
+        return load(raw)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise IntegrityError(f"the weights cannot be read: {str(error)[:200]}") from error
+
+
+def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: Mapping[str, Any]) -> int:
+    """Raise IntegrityError unless these are whole LoRA pairs of the settings' rank and modules; counts parameters.
+
+    `settings` are those of `check_settings`. What the base has is checked where the base is at hand.
+    """
+    import torch
+
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        found = _KEY.fullmatch(key)
+        if not found:
+            raise IntegrityError(f"the weights hold {key[:200]!a}, which is no LoRA weight")
+        module, part = found[1], found[2].split(".")[0]
+        if not any(module == target or module.endswith(f".{target}") for target in settings["target_modules"]):
+            raise IntegrityError(f"the weights hold {key[:200]!a}, which is no target module of the config")
+        if str(tensor.dtype) not in _TYPES:
+            raise IntegrityError(f"{key} is {tensor.dtype}, not floating point of 16 or 32 bits")
+        if not torch.isfinite(tensor).all():
+            raise IntegrityError(f"{key} holds values that are not numbers")
+        modules.setdefault(module, {})[part] = tensor
+    if not modules:
+        raise IntegrityError("the weights are empty")
+    for module, parts in modules.items():
+        _check_pair(module, parts, settings)
+    unused = [t for t in settings["target_modules"] if not any(m == t or m.endswith(f".{t}") for m in modules)]
+    if unused:
+        raise IntegrityError(f"the config names {unused[0][:100]!a}, for which there are no weights")
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _check_pair(module: str, parts: "Mapping[str, torch.Tensor]", settings: Mapping[str, Any]) -> None:
+    wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if settings["use_dora"] else set())
+    if parts.keys() != wanted:
+        odd = sorted(parts.keys() ^ wanted)[0]
+        raise IntegrityError(f"{module}: {odd} is {'missing' if odd in wanted else 'not expected'}")
+    first, second, rank = parts["lora_A"], parts["lora_B"], settings["r"]
+    if first.dim() != 2 or second.dim() != 2 or first.shape[0] != rank or second.shape[1] != rank:
+        raise IntegrityError(
+            f"{module}: weights of {tuple(first.shape)} and {tuple(second.shape)} are no LoRA of rank {rank}"
+        )
+    magnitude = parts.get("lora_magnitude_vector")
+    if magnitude is not None and tuple(magnitude.shape) != (second.shape[0],):
+        raise IntegrityError(f"{module}: a magnitude of {tuple(magnitude.shape)} does not fit it")

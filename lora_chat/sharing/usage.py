@@ -1,0 +1,63 @@
+"""How an adapter is used in other programs, as they would be typed."""
+
+from collections.abc import Sequence
+
+from lora_chat.sharing.markdown import fenced
+from lora_chat.sharing.portability import Portability, vllm_rank
+from lora_chat.sharing.receipt import Receipt
+
+
+def how_to_use(facts: Receipt, portability: Sequence[Portability]) -> list[str]:
+    """Commands for lora_chat and four other programs, as Markdown."""
+    name, base = facts.name, facts.base.base
+    if "/" not in base:  # no hub id: a folder, or a base that comes with lora_chat
+        base = "FOLDER_OF_THE_BASE"
+    merged = {p.program for p in portability if p.answer == "merged"}
+    quantized = {
+        "4bit": "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch."
+        f"{facts.precision.dtype}, bnb_4bit_use_double_quant={facts.precision.double_quantization})",
+        "8bit": "BitsAndBytesConfig(load_in_8bit=True)",
+        "none": "None",
+    }[facts.precision.mode]
+    python = [
+        "import torch",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, BitsAndBytesConfig",
+        f"base = AutoModelForCausalLM.from_pretrained('{base}', dtype=torch.{facts.precision.dtype},",
+        f"    quantization_config={quantized})",
+        "model = PeftModel.from_pretrained(base, 'FOLDER_OR_HUB_ID_OF_THIS_ADAPTER')",
+    ]
+    llama = (
+        [
+            f"lora-chat export {name}.lorachat --to gguf --type f16 --out {name}-gguf",
+            f"llama-cli -m {name}-gguf/{name}-f16.gguf",
+        ]
+        if "llama.cpp" in merged
+        else [
+            f"lora-chat export {name}.lorachat --to gguf-adapter --out {name}-lora",
+            f"llama-cli -m BASE.gguf --lora {name}-lora/adapter.gguf",
+        ]
+    )
+    vllm = (
+        [f"lora-chat merge {name}.lorachat --to {name}-merged", f"vllm serve {name}-merged"]
+        if "vLLM" in merged
+        else [
+            f"vllm serve {base} --enable-lora --max-lora-rank {vllm_rank(facts.adapter.rank)} \\",
+            f"    --lora-modules {name}=FOLDER_OF_THIS_ADAPTER",
+        ]
+    )
+    ollama = [
+        f"lora-chat export {name}.lorachat --to ollama --out {name}-ollama",
+        f"ollama create {name} -f {name}-ollama/Modelfile",
+    ]
+    parts = [
+        ("lora_chat", [f"lora-chat verify {name}.lorachat", f"lora-chat chat {name}.lorachat"]),
+        ("PEFT", python),
+        ("llama.cpp", llama),
+        ("Ollama", ollama),
+        ("vLLM", vllm),
+    ]
+    lines: list[str] = []
+    for program, words in parts:
+        lines += [f"{program}:", "", *fenced("\n".join(words)), ""]
+    return lines[:-1]
