@@ -12,10 +12,12 @@ from lora_chat.delivery.probes import Probe, make_probes
 from lora_chat.delivery.proof_text import proof_line
 from lora_chat.errors import RecipeError
 from lora_chat.measuring import compare_run, headline, measure
+from lora_chat.models.adapter_folder import is_adapter
 from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.opening import Opened, Trust, open_thing
 from lora_chat.planning.recipe import EvaluationSection
 from lora_chat.preparation import Prepared, prepare_held_out, prepare_own
+from lora_chat.sharing.parcel import is_parcel
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,11 @@ class Own:
 
 def evaluate_thing(thing: str, own: Own, trust: Trust) -> dict[str, Any]:
     """Compare base and adapted once more: a run on what it held out, anything on files of one's own."""
-    opened = open_thing(thing, say, trust)
-    if opened.run is None and own.data is None:
+    if own.data is None and (is_parcel(Path(thing).expanduser()) or is_adapter(Path(thing).expanduser())):
         raise RecipeError(f"{thing} brings no dialogues to measure with: name some with --data FILE.")
     if own.questions is not None and own.data is None:
         raise RecipeError("--questions belongs to --data: what a run held out has its own questions.")
+    opened = open_thing(thing, say, trust)
     prepared = find_held_out(opened, own)
     model: Any = opened.found.load(opened.precision)
     if opened.run is not None and own.data is None:

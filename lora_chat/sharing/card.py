@@ -69,7 +69,10 @@ def write_parcel_card(facts: Receipt, portability: Sequence[Portability]) -> str
         ("data", ", ".join(f"{code(source.name)} ({source.weight:g}x)" for source in data.sources) or "not known"),
         ("lines", ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in counts.items())),
         ("dialogues", f"{data.train_dialogues:,} trained on, {data.validation_dialogues:,} held out"),
-        ("an audit found", ", ".join(f"{n} {k.replace('_', ' ')}" for k, n in data.audit.items() if n) or "nothing"),
+        (
+            "an audit found",
+            ", ".join(f"{n} {plain(k.replace('_', ' '))}" for k, n in data.audit.items() if n) or "nothing",
+        ),
         ("sha256 of the tokens and labels", code(data.rows or "not known")),
         ("training", f"{facts.training.steps} steps, {facts.training.seconds:.0f} s, seed {facts.seed}"),
         ("LoRA", _lora(facts.adapter.variant, facts.adapter.rank, facts.adapter.alpha, facts.adapter.dropout)),
@@ -92,7 +95,11 @@ def write_parcel_card(facts: Receipt, portability: Sequence[Portability]) -> str
         "## What it belongs to",
         "",
         *table(("", ""), bound),
-        *(["", "System message of all its dialogues:", "", *fenced(visible(base.system, 2000))] if base.system else []),
+        *(
+            ["", "System message of all its dialogues:", "", *fenced(visible(base.system, 2000))]
+            if base.system is not None
+            else []
+        ),
         "",
         "## What it was trained on",
         "",

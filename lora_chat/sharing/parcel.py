@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,11 +110,12 @@ def _read(path: Path) -> tuple[bytes, str, bool]:
         raise RecipeError(f"There is no parcel {path}.")
     try:
         with path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
+            size = os.fstat(file.fileno()).st_size  # a read of the most that is allowed would reserve all of it
+            if size > LARGEST_FILE:
+                raise IntegrityError(f"it is larger than {LARGEST_FILE} bytes")
+            raw = file.read(size)
     except OSError as error:
         raise RecipeError(f"Cannot read {path}: {error.strerror or error}.") from error
-    if len(raw) > LARGEST_FILE:
-        raise IntegrityError(f"it is larger than {LARGEST_FILE} bytes")
     return raw, f"{len(raw):,} bytes, sha256 {hashlib.sha256(raw).hexdigest()}", True
 
 

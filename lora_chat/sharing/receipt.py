@@ -169,7 +169,9 @@ def read_receipt(raw: bytes) -> Receipt:
         if not isinstance(facts, dict):
             raise ValueError("is no object")
         number = facts.get("version")
-        if facts.get("format") == "lora_chat parcel" and isinstance(number, int) and number > VERSION:
+        if type(number) is not int:  # true is 1 to a schema
+            raise ValueError("has no version")
+        if facts.get("format") == "lora_chat parcel" and number > VERSION:
             raise IntegrityError(f"the receipt has version {number}, this lora_chat reads up to {VERSION}: update it")
         if _canonical(facts) != raw:
             raise ValueError("is not written as lora_chat writes it")

@@ -1,0 +1,151 @@
+"""The card is text: no name that a stranger chose becomes a link, a tag, a row or a setting of the hub."""
+
+import json
+import re
+
+import pytest
+import yaml
+from forging import facts
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from lora_chat.models.identity import Identity
+from lora_chat.planning.hardware import Hardware
+from lora_chat.planning.plan import make_plan
+from lora_chat.planning.recipe import AdapterSection, BaseSection, Recipe
+from lora_chat.sharing.card import wilson, write_card, write_parcel_card
+from lora_chat.sharing.portability import report_portability
+from lora_chat.sharing.receipt import Receipt, public_name
+
+SETTINGS = {"r": 16, "use_dora": False, "use_rslora": False}
+NASTY = [
+    "x\n---\nlicense: mit\n---\n",
+    "| a | b |\n|---|---|",
+    "[click](https://evil.example)",
+    "![x](https://evil.example/x.png)",
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "https://evil.example www.evil.example",
+    "```\n# heading\n```",
+    "`` ` `` ``` x",
+    "*b* _i_ ~~s~~ @someone #1 &lt; $x$",
+    "\u202egnp.exe\x1b[31m",
+    "a | b",
+]
+ALLOWED = {"license", "tags", "library_name", "pipeline_tag", "base_model", "base_model_relation"}
+
+
+def check_harmless(card, benign):
+    """No mark of `card` is more than text: its structure is that of a card with plain names."""
+    head, front, body = card.split("---\n", 2)
+    assert head == ""
+    assert yaml.safe_load(front).keys() <= ALLOWED
+    tokens = MarkdownIt("gfm-like", {"linkify": False, "html": True}).parse(body)
+    kinds = {inner.type for token in tokens for inner in [token, *(token.children or [])]}
+    assert not kinds & {"html_block", "html_inline", "link_open", "image", "s_open", "em_open", "strong_open"}
+    plain = "\n".join(line for token in tokens if token.type == "inline" for line in [token.content])
+    bare = re.sub(r"(`+).*?\1", "", plain)
+    assert not re.search(r"(?<!\\)@|https?://|www\.", bare)
+    assert all(line.isprintable() for line in card.split("\n"))
+    assert [token.type for token in tokens] == structure(benign)
+    assert pipes(card) == pipes(benign)
+
+
+def structure(card):
+    return [t.type for t in MarkdownIt("gfm-like", {"linkify": False, "html": True}).parse(card.split("---\n", 2)[2])]
+
+
+def pipes(card):
+    """Of each row of a table; what stands in fences is none."""
+    outside = re.sub(r"(?ms)^(`{3,})$.*?^\1$", "", card)
+    return [len(re.findall(r"(?<!\\)\|", line)) for line in outside.split("\n") if line.startswith("|")]
+
+
+def receipt_with(text):
+    found = facts()
+    found["base"]["system"] = text
+    found["data"]["sources"][0]["name"] = text[:200]
+    found["data"]["audit"] = {text[:200]: 3}
+    found["versions"] = {"lora-chat": text[:200], text[:200]: "1"}
+    found["proof"]["reader"] = text[:200]
+    return Receipt.model_validate_json(json.dumps(found))
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_foreign_words_stay_words(text):
+    used = report_portability(SETTINGS, "4bit", "llama")
+    check_harmless(write_parcel_card(receipt_with(text), used), write_parcel_card(receipt_with("x"), used))
+
+
+@given(st.text(st.sampled_from("|`-\n#[](){}<>!*_~\\@:/.&ab \u202e\x00é"), max_size=60))
+def test_any_words_stay_words(text):
+    used = report_portability(SETTINGS, "none", "gpt2")
+    check_harmless(write_parcel_card(receipt_with(text), used), write_parcel_card(receipt_with("x"), used))
+
+
+@pytest.mark.parametrize("name", [*NASTY, "/home/anna/models/my base", "C:\\Users\\anna\\base", "friend/tiny"])
+def test_a_run_s_own_card_is_as_harmless(name):
+    card = card_of(name)
+    check_harmless(card, card_of("x"))
+    assert "anna" not in card
+    assert ("base_model" in card) == (name == "friend/tiny")
+
+
+def card_of(name):
+    recipe = Recipe.model_validate({"base": BaseSection(name=name), "data": {"train": "x"}, "output": {"name": "k-1"}})
+    plan = make_plan(recipe, Hardware("cpu", "test", 0, False, 2))
+    digest = "ab" * 32
+    identity = Identity(base=name, revision=None, weights=digest, tokenizer=digest, chat_template=digest)
+    return write_card(plan, identity, 3, {"validation_loss": {"base": 1.0, "adapted": 0.5}, "facts": None})
+
+
+def test_figures_stand_with_their_intervals():
+    card = write_parcel_card(receipt_with("x"), report_portability(SETTINGS, "4bit", "llama"))
+    assert "| right of 4 questions (95 % interval) | 0% (0% to 49%) | 75% (30% to 95%) |" in card
+    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # statsmodels 0.14, proportion_confint
+
+
+def test_four_tools_and_the_license_are_named():
+    receipt = Receipt.model_validate_json(json.dumps(facts(license="CC-BY-4.0")))
+    card = write_parcel_card(receipt, report_portability(SETTINGS, "4bit", "llama"))
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-4.0"
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "friend/tiny"
+    for words in ("lora-chat verify kiln-1.lorachat", "PeftModel.from_pretrained", "llama-cli", "ollama create"):
+        assert words in card
+    dora = write_parcel_card(receipt, report_portability({**SETTINGS, "use_dora": True}, "4bit", "llama"))
+    assert "--to gguf --type f16" in dora and "--lora" not in dora.split("llama.cpp:")[1].split("Ollama:")[0]
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        ("friend/tiny", "friend/tiny"),
+        ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+        ("/home/anna/my model", "my-model"),
+        ("/", "base"),
+        ("C:\\Users\\anna\\base", "base"),
+        ("/x/" + "y" * 200, "y" * 96),
+    ],
+)
+def test_a_base_in_a_folder_keeps_only_its_own_name(base, name):
+    assert public_name(base) == name
+
+
+def answers(settings, mode="none", architecture="llama"):
+    found = report_portability({**SETTINGS, **settings}, mode, architecture)
+    return {p.program: p.answer for p in found}
+
+
+def test_portability_tells_ranks_variants_precisions_and_architectures_apart():
+    assert AdapterSection().rank == SETTINGS["r"]
+    usual = {"PEFT": "yes", "vLLM": "yes", "llama.cpp": "yes", "Ollama": "merged", "MLX": "merged"}
+    assert answers({}) == usual
+    assert answers({}, "4bit") == {**usual, "vLLM": "near", "llama.cpp": "near"}
+    assert answers({"use_dora": True}) == {**usual, "vLLM": "merged", "llama.cpp": "merged"}
+    assert answers({"use_rslora": True}) == usual
+    assert answers({"r": 513}) == {**usual, "vLLM": "merged"}
+    assert answers({}, "none", "gpt2") == {**usual, "vLLM": "merged", "llama.cpp": "merged", "MLX": "no"}
+    assert answers({}, "none", None) == {**usual, "MLX": "no"}
+    whys = {p.program: p.why for p in report_portability({**SETTINGS, "r": 20}, "none", "qwen3")}
+    assert "--max-lora-rank 32" in whys["vLLM"]
