@@ -20,7 +20,7 @@ from lora_chat.models.base_model import load_tokenizer, read_architecture
 from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.opening import Opened, Trust, open_thing
 from lora_chat.planning.recipe import AdapterSection
-from lora_chat.run_folder import RunFolder
+from lora_chat.run_folder import RunFolder, open_run_folder
 from lora_chat.sharing.facts import (
     bound_base,
     bound_precision,
@@ -42,14 +42,13 @@ def pack_run(thing: str, out: Path | None, license_name: str | None, key: Path |
 
     Raises RecipeError for what cannot be packed, IntegrityError where PEFT finds another model in it.
     """
+    run = open_run_folder(thing)
     opened = open_thing(thing, say, trust)
-    if opened.run is None:
-        raise RecipeError(f"{thing} is no run: the receipt of a parcel is written from a run's folder.")
-    name = opened.run.path.resolve().name
+    name = run.path.resolve().name
     to = (out or Path(f"{name}{SUFFIX}")).expanduser().absolute()
     if to.suffix != SUFFIX:
         to = to / f"{name}{SUFFIX}" if to.is_dir() else to.with_name(to.name + SUFFIX)
-    draft, weights = draft_receipt(opened, opened.run, name, license_name)
+    draft, weights = draft_receipt(opened, run, name, license_name)
     try:
         members = seal(draft, weights, key)
     except ValueError as error:

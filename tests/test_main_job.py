@@ -38,6 +38,8 @@ def here(*arguments):
 RESULT_KEYS = {
     "run",
     "seconds",
+    "steps",
+    "planned_steps",
     "supervised_tokens",
     "peak_memory_bytes",
     "adapter_bytes",
@@ -63,6 +65,7 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
         "checkpoints",
         "comparison.json",
         "data.json",
+        "identity.json",
         "loss.png",
         "metrics.jsonl",
         "plan.json",

@@ -5,7 +5,6 @@ pushed to a hub can be checked with that project's own command too.
 """
 
 import hashlib
-import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from typing import Any
 
 from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
 
-_PACKAGE = "model_signing"
 _HOW = "pip install 'lora-chat[sign]'"
 
 
@@ -58,7 +56,7 @@ def check_signature(
     Raises IntegrityError for a signature that does not belong to these members and this key.
     """
     mark = f"by the key {_fingerprint(public_key)}"
-    if importlib.util.find_spec(_PACKAGE) is None:
+    if not _is_installed():
         if required:
             _require()
         return f"{mark}, not checked: {_HOW}", None
@@ -116,6 +114,14 @@ def _as_folder(members: Mapping[str, bytes]) -> Iterator[tuple[Path, Path]]:
         yield folder, Path(room) / "signature"
 
 
+def _is_installed() -> bool:
+    try:
+        import model_signing  # noqa: F401 - 1.1 imports OpenSSL without naming it among what it needs
+    except ImportError:
+        return False
+    return True
+
+
 def _require() -> None:
-    if importlib.util.find_spec(_PACKAGE) is None:
+    if not _is_installed():
         raise BaseUnavailableError(f"Signatures need the package model-signing.\nRun: {_HOW}")

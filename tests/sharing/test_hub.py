@@ -1,0 +1,183 @@
+"""Parcels through the hub: a stand-in of its HTTP API, in front of the hub's own client."""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from forging import raw_of
+
+pytestmark = pytest.mark.slow  # each command is a process of its own
+COMMIT, TOKEN = "6" * 40, "hf_CanaryCanaryCanary"
+REPOSITORY = "friend/kiln"
+
+
+class Hub:
+    """Repositories as dicts of files; what was asked of it, with the token."""
+
+    def __init__(self):
+        self.files, self.asked, self.sizes, self.blobs = {}, [], {}, {}
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self):
+                hub.answer(self, b"")
+
+            def do_GET(self):
+                hub.answer(self, b"")
+
+            def do_POST(self):
+                hub.answer(self, self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+
+            do_PUT = do_POST
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, request, body):
+        path = request.path.split("?")[0]
+        self.asked.append((request.command, path))
+        writes = request.command in ("POST", "PUT") and "validate-yaml" not in path and not path.startswith("/blob/")
+        if writes and request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.send(request, 401, b"{}")
+        if path == "/api/repos/create":
+            return self.reply(request, {"url": f"{self.endpoint}/{REPOSITORY}", "name": REPOSITORY})
+        if path == "/api/validate-yaml":
+            return self.reply(request, {"errors": [], "warnings": []})
+        if path.startswith(f"/api/models/{REPOSITORY}/preupload/"):
+            names = [file["path"] for file in json.loads(body)["files"]]
+            kinds = {True: "lfs", False: "regular"}
+            found = [
+                {"path": name, "uploadMode": kinds[name.endswith(".safetensors")], "shouldIgnore": False}
+                for name in names
+            ]
+            return self.reply(request, {"files": found})
+        if path == f"/{REPOSITORY}.git/info/lfs/objects/batch":
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{self.endpoint}/blob/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            return self.reply(request, {"transfer": "basic", "objects": objects})
+        if path.startswith("/blob/"):
+            self.blobs[path.split("/")[-1]] = body
+            return self.send(request, 200, b"")
+        if path.startswith(f"/api/models/{REPOSITORY}/commit/"):
+            return self.commit(request, body)
+        if path.startswith(f"/api/models/{REPOSITORY}"):
+            tree = [{"type": "file", "path": n, "size": len(f), "oid": "0" * 40} for n, f in self.files.items()]
+            about = {"_id": "1", "id": REPOSITORY, "sha": COMMIT, "private": False, "tags": []}
+            about["siblings"] = [{"rfilename": name} for name in self.files]
+            return self.reply(request, tree if "/tree/" in path else about)
+        name = path.split("/")[-1]
+        if path.startswith(f"/{REPOSITORY}/resolve/") and name in self.files:
+            content = self.files[name]
+            tag = {"ETag": f'"{hashlib.sha256(content).hexdigest()[:40]}"', "X-Repo-Commit": COMMIT}
+            return self.send(request, 200, content, tag, self.sizes.get(name))
+        return self.send(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def commit(self, request, body):
+        for line in body.splitlines():
+            said = json.loads(line)
+            value = said["value"]
+            if said["key"] == "file":
+                self.files[value["path"]] = base64.b64decode(value["content"])
+            elif said["key"] == "lfsFile":
+                self.files[value["path"]] = self.blobs[value["oid"]]
+                assert hashlib.sha256(self.blobs[value["oid"]]).hexdigest() == value["oid"]
+            elif said["key"] == "deletedFile":
+                del self.files[value["path"]]
+        url = f"{self.endpoint}/{REPOSITORY}/commit/{COMMIT}"
+        return self.reply(request, {"success": True, "commitOid": COMMIT, "commitUrl": url})
+
+    def reply(self, request, value):
+        return self.send(request, 200, json.dumps(value).encode())
+
+    def send(self, request, status, content, headers=(), size=None):
+        request.send_response(status)
+        for key, value in dict(headers).items():
+            request.send_header(key, value)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(size or len(content)))
+        request.end_headers()
+        if request.command != "HEAD":
+            request.wfile.write(content)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    found = Hub()
+    yield found
+    found.server.shutdown()
+
+
+@pytest.fixture
+def call(hub, tmp_path):
+    def call(*words, token=None):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf")}
+        environment |= {"HF_TOKEN": token} if token else {}
+        command = [sys.executable, "-m", "lora_chat", *map(str, words)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+        return done
+
+    return call
+
+
+def test_what_is_pushed_is_pulled_as_the_same_parcel(hub, call, members, write, tmp_path):
+    path = write(members)
+    hub.files["model.sig"] = b"of an older one"
+    done = call("push", path, REPOSITORY, "--json", token=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["commit"] == COMMIT
+    assert hub.files == members  # PEFT's names, the card as README.md, and nothing else
+
+    hub.files |= {"adapter_model.bin": b"a pickle", "chat.py": b"raise SystemExit"}
+    hub.asked.clear()
+    done = call("pull", REPOSITORY, "--out", tmp_path / "pulled.lorachat", "--json")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "pulled.lorachat").read_bytes() == path.read_bytes()
+    assert not [path for _, path in hub.asked if path.endswith((".bin", ".py"))]
+
+
+def test_without_a_token_it_is_said_how_to_log_in(hub, call, members, write):
+    done = call("push", write(members), REPOSITORY)
+    assert done.returncode == 8
+    assert "HF_TOKEN" in done.stderr
+    assert hub.files == {}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "told"),
+    [
+        (lambda hub: hub.files.update({"README.md": b"changed"}), 7, "README.md is not what the receipt says"),
+        (lambda hub: hub.files.pop("receipt.json"), 7, "has no receipt.json"),
+        (lambda hub: hub.sizes.update({"README.md": 2**40}), 7, "are allowed"),
+        (lambda hub: hub.files.update({"model.sig": b"{}"}), 7, "the receipt names no signer"),
+        (lambda hub: hub.server.shutdown() or hub.server.server_close(), 8, "cannot be reached"),
+    ],
+)
+def test_what_does_not_verify_is_not_kept(hub, call, members, tmp_path, spoil, code, told):
+    hub.files = dict(members)
+    spoil(hub)
+    done = call("pull", REPOSITORY, "--out", tmp_path / "x.lorachat")
+    assert (done.returncode, told in done.stderr) == (code, True), done.stderr
+    assert not list(tmp_path.glob("*.lorachat*")) and not list(tmp_path.glob(".x*"))
+
+
+def test_a_file_of_one_s_own_is_not_replaced(hub, call, members, tmp_path):
+    hub.files = dict(members)
+    (tmp_path / "x.lorachat").write_bytes(raw_of(members)[:-1])
+    done = call("pull", REPOSITORY, "--out", tmp_path / "x.lorachat")
+    assert done.returncode == 2
+    assert "is there already" in done.stderr

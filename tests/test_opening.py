@@ -1,0 +1,93 @@
+"""Whose base and whose template: a stranger's name opens nothing, and his template is used only after a yes."""
+
+import dataclasses
+import hashlib
+
+import pytest
+
+from lora_chat.dialogues.chat_template import CHATML_TEMPLATE
+from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.models.adapter_folder import read_adapter
+from lora_chat.models.base_model import find_base, load_tokenizer
+from lora_chat.models.identity import identify
+from lora_chat.opening import Trust, find_adapter, open_thing
+from lora_chat.planning.recipe import BaseSection
+
+OWN = "{% for message in messages %}{{ message.content + eos_token }}\n{% endfor %}\x1b[31m"
+
+
+@pytest.fixture
+def stored(random_base, make_adapter, tmp_path):
+    make_adapter(random_base("llama"), tmp_path / "adapter")
+    return read_adapter(tmp_path / "adapter")
+
+
+def with_template(stored, text, told=None):
+    digest = hashlib.sha256((told or text).encode()).hexdigest()
+    identity = stored.identity.model_copy(update={"chat_template": digest})
+    return dataclasses.replace(stored, template=text, identity=identity)
+
+
+def test_the_base_s_own_template_needs_no_yes(stored):
+    found = find_adapter(stored, lambda _: None, named_by_stranger=False)
+    assert str(found.tokenizer.chat_template) == stored.template
+
+
+def test_a_template_of_a_stranger_is_shown_and_needs_a_yes(stored):
+    brought = with_template(stored, OWN)
+    with pytest.raises(IntegrityError) as caught:
+        find_adapter(brought, lambda _: None)
+    told = str(caught.value)
+    assert "+{% for message in messages %}{{ message.content + eos_token }}" in told
+    assert "--accept-template" in told
+    assert "\x1b" not in told
+    found = find_adapter(brought, lambda _: None, Trust(accept_template=True))
+    assert found.tokenizer.chat_template == OWN
+
+
+def test_a_template_is_bound_by_its_digest(stored):
+    with pytest.raises(IntegrityError, match="chat template"):
+        find_adapter(with_template(stored, OWN, told="another"), lambda _: None, Trust(accept_template=True))
+
+
+def test_templates_of_ours_need_no_yes(stored, random_base, make_adapter, tmp_path):
+    _, _ = make_adapter(random_base("gpt2"), tmp_path / "plain")  # a base without a template
+    assert "### " in find_adapter(read_adapter(tmp_path / "plain"), lambda _: None).tokenizer.chat_template
+    base = find_base(BaseSection(name=stored.base[0]))
+    if {"<|im_start|>", "<|im_end|>"} <= load_tokenizer(base).get_vocab().keys():
+        found = find_adapter(with_template(stored, CHATML_TEMPLATE), lambda _: None)
+        assert found.tokenizer.chat_template == CHATML_TEMPLATE
+
+
+def test_another_base_is_refused_or_forced(stored, random_base):
+    other = str(random_base("llama", 8.0))
+    with pytest.raises(IntegrityError) as caught:
+        find_adapter(stored, lambda _: None, Trust(base=other))
+    found = identify(find_base(BaseSection(name=other)), load_tokenizer(find_base(BaseSection(name=other))))
+    assert stored.identity.weights[:16] in str(caught.value)
+    assert found.weights[:16] in str(caught.value)
+    heard = []
+    forced = find_adapter(stored, heard.append, Trust(base=other, force_base=True))
+    assert str(forced.base.folder) == other
+    assert "may answer worse" in heard[0] and found.weights[:16] in heard[0]
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "norm", "input_layernorm"])
+def test_an_adapter_on_heads_and_embeddings_is_refused(stored, target):
+    bad = dataclasses.replace(stored, config={**stored.config, "target_modules": ["q_proj", target]})
+    found = find_adapter(bad, lambda _: None)
+    with pytest.raises(IntegrityError, match=f"{target} is no linear layer"):
+        found.load(open_precision())
+
+
+def open_precision():
+    from lora_chat.planning.hardware import Hardware
+    from lora_chat.planning.plan import make_precision
+    from lora_chat.planning.recipe import QuantizationSection
+
+    return make_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2))
+
+
+def test_a_signer_is_asked_for_parcels_alone(tmp_path):
+    with pytest.raises(RecipeError, match="belongs to parcels"):
+        open_thing(str(tmp_path), lambda _: None, Trust(signer=tmp_path / "key"))
