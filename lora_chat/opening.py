@@ -64,7 +64,7 @@ def open_thing(thing: str, say: Callable[[str], None], trust: Trust = Trust(), m
     path = Path(thing).expanduser()
     if trust.signer and not is_parcel(path):
         raise RecipeError(f"--signer belongs to parcels: {thing} is none, and nothing else is signed.")
-    run, parcel = None, None
+    run, parcel, ours = None, None, False
     quantization = QuantizationSection(mode="none")
     if is_parcel(path):
         parcel = open_parcel(path, trust.signer)
@@ -73,17 +73,17 @@ def open_thing(thing: str, say: Callable[[str], None], trust: Trust = Trust(), m
         stored = parcel.stored
     elif is_adapter(path) and not is_run(path):
         stored = read_adapter(path)
-        if is_run(path.parent):
+        if ours := is_run(path.parent):
             quantization = RunFolder(path.parent).read_quantization()
     else:
         run = open_run_folder(thing)
         if not is_adapter(run.adapter):
             raise RecipeError(f"The run {thing} has no adapter: its training did not get that far.")
         quantization = run.read_quantization()
-        stored = read_adapter(run.adapter)
+        stored, ours = read_adapter(run.adapter), True
     if mode:
         quantization = QuantizationSection.model_validate({"mode": mode})
-    found = find_adapter(stored, say, trust, ours=run is not None, named_by_stranger=parcel is not None)
+    found = find_adapter(stored, say, trust, ours=ours, named_by_stranger=parcel is not None)
     return Opened(thing, found, make_precision(quantization, detect_hardware()), run, parcel)
 
 

@@ -1,6 +1,5 @@
 """A parcel checked line by line, as a table: what needs no base, what needs one, and what can be measured again."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from lora_chat.delivery.merge import Mixture
 from lora_chat.delivery.peft_folder import prove_adapter
 from lora_chat.delivery.probes import make_probes
 from lora_chat.dialogues.visible import visible
+from lora_chat.digests import digest_file
 from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
 from lora_chat.later import Own, find_held_out
 from lora_chat.measuring import measure
@@ -140,7 +140,8 @@ def _measure_again(path: str, own: Own, trust: Trust) -> Iterator[Check]:
     words = f"loss {loss.base:.3f} -> {loss.adapted:.3f} on {report.validation_dialogues} dialogues of {own.data}"
     if report.facts:
         words += f", right of {report.questions} questions {report.facts.base:.0%} -> {report.facts.adapted:.0%}"
-    same = hashlib.sha256(Path(own.data).read_bytes()).hexdigest() == opened.parcel.receipt.data.held_out
+    file = Path(own.data)
+    same = file.is_file() and digest_file(file) == opened.parcel.receipt.data.held_out
     if not same or stated is None:
         yield Check(
             "comparison", f"{words}; other dialogues than the receipt's", True if loss.adapted < loss.base else None

@@ -112,7 +112,7 @@ def test_a_second_run_takes_the_next_number_and_the_resolved_recipe_runs(cache_h
 def test_the_embedded_base_learns_and_its_4_bit_merge_agrees(cache_home, tmp_path):
     settings = {
         "output.directory": tmp_path,
-        "training.max_steps": 6,
+        "training.max_steps": 5,
         "evaluation.questions": "null",
         "evaluation.samples": 1,
         "evaluation.max_new_tokens": 8,

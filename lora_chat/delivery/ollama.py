@@ -35,8 +35,8 @@ def write_modelfile(
     gguf: Path, template: OllamaTemplate, stops: Sequence[str], system: str | None, context: int, work: Path
 ) -> None:
     """Write the Modelfile into the folder of a GGUF. Raises RecipeError for a system message that it cannot hold."""
-    if system is not None and '"""' in system:
-        raise RecipeError('The system message of training holds """, which ends a text in a Modelfile.')
+    if system is not None and ('"""' in system or system.endswith('"')):
+        raise RecipeError('The system message of training holds """ or ends with ": that ends a text in a Modelfile.')
     work.mkdir(exist_ok=True)
     template = _without_beginning(template, run_llama_cpp({"do": "describe", "model": str(gguf)}, work)["beginning"])
     lines = [

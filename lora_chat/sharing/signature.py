@@ -5,9 +5,10 @@ pushed to a hub can be checked with that project's own command too.
 """
 
 import hashlib
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,10 @@ def check_signature(
         key = place.with_name("key.pem")
         key.write_text(public_key)
         try:
-            model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key).set_hashing_config(
-                model_signing.hashing.Config()
-            ).verify(folder, place)
+            with redirect_stdout(sys.stderr):  # it prints what it thinks of old formats
+                model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key).set_hashing_config(
+                    model_signing.hashing.Config()
+                ).verify(folder, place)
         except Exception as error:  # a parser of strangers' JSON, protobuf and PEM: it fails in many ways
             raise IntegrityError(f"the signature does not hold ({str(error)[:160] or type(error).__name__})") from error
     return f"good, {mark}", True

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from lora_chat import pipeline, preparation
+from lora_chat import measuring, pipeline, preparation
 from lora_chat.training import committing, trainer
 from lora_chat.training.step_guard import StepGuard
 from lora_chat.training.trainer import StepTrainer
@@ -20,7 +20,7 @@ PHASES = {
     "measuring the validation loss": (StepTrainer, "prediction_step", 1),
     "the last step": (StepGuard, "on_pre_optimizer_step", 4),
     "saving the adapter": (pipeline, "save_adapter", 1),
-    "comparing": (pipeline, "compare", 1),
+    "comparing": (measuring, "compare", 1),
 }
 """Whose function is entered when the signals come, and in which of its calls."""
 

@@ -1,0 +1,66 @@
+"""A run's questions, answered by its GGUFs in llama.cpp: `python benchmarks/gguf_questions.py RUN [TYPE ...]`.
+
+The same prompts go to the adapted model and to llama.cpp; a reply is right if it holds an accepted answer. Ends with 1
+if a GGUF of 16 or 8 bits answers more than 3 % of the questions less often right.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from lora_chat.delivery.answers import REPLY_TOKENS
+from lora_chat.delivery.gguf import export_gguf
+from lora_chat.delivery.llama_cpp_reader import LlamaCppReader
+from lora_chat.delivery.probes import make_probe, make_probes
+from lora_chat.dialogues.chat_template import render_ids
+from lora_chat.later import Own, find_held_out, open_mixture
+from lora_chat.models.generation import generate_ids
+from lora_chat.opening import Trust
+
+NEAR = 0.03
+
+
+def main() -> int:
+    """Print a table; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("run")
+    parser.add_argument("types", nargs="*", default=["f16", "q8_0", "q4_k_m"])
+    options = parser.parse_args()
+    mixture, _, opened = open_mixture([options.run], None, Own(), Trust())
+    held_out = find_held_out(opened, Own())
+    head = [{"role": "system", "content": opened.system}] if opened.system is not None else []
+    probes = []
+    for question in held_out.questions:
+        chat = [*head, {"role": "user", "content": question.question}]
+        prompt, end = render_ids(mixture.tokenizer, chat, reply_follows=True), mixture.stop_ids[0]
+        probes.append(make_probe([*prompt, end], [-100] * len(prompt) + [end], chat))
+
+    def right(replies: list[list[int]]) -> list[bool]:
+        texts = [mixture.tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
+        return [question.is_answered_by(text) for question, text in zip(held_out.questions, texts, strict=True)]
+
+    pad = int(mixture.tokenizer.pad_token_id)
+    prompts = [probe.prompt for probe in probes]
+    meant = generate_ids(mixture.load(), pad, prompts, mixture.stop_ids, REPLY_TOKENS)
+    expected = right(meant)
+    print(f"| {len(probes)} questions | right | replies equal to the adapted model's |\n|---|---|---|")
+    print(f"| adapted model | {sum(expected) / len(expected):.1%} | |", flush=True)
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as room:
+        folder = Path(room) / "out"
+        folder.mkdir()
+        few = make_probes(held_out.validation, 2)
+        export_gguf(mixture, few, options.types, folder, "model", lambda _: None, accept=True)
+        for kind in options.types:
+            reader = LlamaCppReader(folder / f"model-{kind}.gguf", None, probes, mixture.stop_ids)
+            replies = reader.replies(prompts, mixture.stop_ids, REPLY_TOKENS)
+            share = sum(right(replies)) / len(replies)
+            same = sum(a == b for a, b in zip(meant, replies, strict=True)) / len(replies)
+            print(f"| GGUF {kind} | {share:.1%} | {same:.0%} |", flush=True)
+            if kind in ("f32", "f16", "bf16", "q8_0"):
+                worst = max(worst, sum(expected) / len(expected) - share)
+    return int(worst > NEAR)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
