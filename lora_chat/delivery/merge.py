@@ -15,6 +15,7 @@ from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.models.adapter import load_adapters, merge_adapter
 from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer
 from lora_chat.models.dequantised import load_dequantised
+from lora_chat.models.kept_memory import give_memory_back
 from lora_chat.models.loading import FoundAdapter
 from lora_chat.planning.plan import PrecisionPlan
 from lora_chat.writing import folder_written_whole
@@ -92,6 +93,7 @@ def merge(
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RecipeError(f"{to} is there already; a merged model is never written over something. Name a new folder.")
+    give_memory_back()
     notice("Asking the adapted model")
     expected = mixture.ask(probes)
     notice(f"Merging into the base {'as it was before' if original else 'as it was trained against'}")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from lora_chat.errors import MemoryShortError, explain_write_errors
+from lora_chat.models.kept_memory import give_memory_back, keep_memory
 from lora_chat.planning.plan import TrainingPlan
 from lora_chat.training.progress import open_view
 from lora_chat.training.signals import stop_requests
-from lora_chat.training.system_memory import give_memory_back, is_out_of_memory, keep_memory, limited_memory
+from lora_chat.training.system_memory import is_out_of_memory, limited_memory
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,5 @@
-"""Memory while training on a CPU: blocks that are kept, a limit that raises instead of killing, what errors mean."""
+"""Memory while training on a CPU: a limit that raises instead of killing, what errors mean."""
 
-import ctypes
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,18 +55,3 @@ def _free_memory() -> int:
         files = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         free = min(free, most - used + int(files.get("inactive_file", 0)))
     return free
-
-
-def keep_memory(size: int = 2**31 - 1) -> None:
-    """Let glibc keep freed blocks: it maps and clears large ones afresh for every operation otherwise."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            libc.mallopt(option, size)
-
-
-def give_memory_back() -> None:
-    """glibc's own settings again: generation frees growing caches, which would never be reused."""
-    if platform.libc_ver()[0] == "glibc":
-        keep_memory(2**17)
-        ctypes.CDLL(None).malloc_trim(0)
