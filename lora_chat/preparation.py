@@ -17,7 +17,6 @@ from lora_chat.dialogues.dialogue_set import DialogueSet, all_of, blocks_of, joi
 from lora_chat.dialogues.sources import OpenedSource, check_sources, find_sources, open_sources
 from lora_chat.dialogues.visible import visible
 from lora_chat.evaluation.scores import Question, read_questions
-from lora_chat.models.adapter import check_targets_exist
 from lora_chat.models.base_model import (
     FoundBase,
     find_base,
@@ -26,6 +25,7 @@ from lora_chat.models.base_model import (
     load_tokenizer,
     read_positions,
 )
+from lora_chat.models.fitting import check_targets_exist
 from lora_chat.models.identity import Identity, identify
 from lora_chat.models.loading import FoundAdapter
 from lora_chat.models.stop_ids import read_stop_ids

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError
+from lora_chat.models.fitting import check_stored_targets, check_targets_exist, check_weights
 from lora_chat.models.stored_adapter import StoredAdapter, check_settings, plain_config
 from lora_chat.planning.recipe import AdapterSection
 
@@ -68,32 +69,6 @@ def _wrap(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
         # GPT-2's Conv1D stores weights transposed; PEFT notices and says that it does the right thing.
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
         return get_peft_model(model, config)
-
-
-def target_candidates(model: "torch.nn.Module") -> tuple[str, ...]:
-    """Last names of the layers that can carry LoRA: every linear layer except the LM head."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
-    head = find_head()
-    names = {
-        name.removesuffix(".base_layer").split(".")[-1]  # PEFT's name for what it wraps
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and ".lora_" not in name
-    }
-    return tuple(sorted(names))
-
-
-def check_targets_exist(model: "torch.nn.Module", targets: tuple[str, ...]) -> None:
-    """Raise RecipeError for target modules that the model does not have."""
-    candidates = target_candidates(model)
-    unknown = [name for name in targets if name.split(".")[-1] not in candidates]
-    if unknown:
-        raise RecipeError(
-            f"adapter.target_modules: this base has no {', '.join(unknown)}. "
-            f"Choose from {', '.join(candidates)}, or `all-linear`."
-        )
 
 
 def count_trainable(skeleton: "PreTrainedModel", adapter: AdapterSection) -> int:
@@ -178,7 +153,7 @@ def load_adapters(model: "PreTrainedModel", adapters: Sequence[tuple[StoredAdapt
 def check_fits(skeleton: "PreTrainedModel", stored: StoredAdapter) -> None:
     """Raise IntegrityError unless an adapter has just the weights that its config means for a base without weights."""
     _, expected = _attach_stored(skeleton, stored, _ONE)
-    _check_weights(stored.read_weights(), expected, stored.name)
+    check_weights(stored.read_weights(), expected, stored.name)
 
 
 def _load_one(model: Any, stored: StoredAdapter, name: str) -> "PeftModel":
@@ -186,7 +161,7 @@ def _load_one(model: Any, stored: StoredAdapter, name: str) -> "PeftModel":
 
     wrapped, expected = _attach_stored(model, stored, name)
     weights = stored.read_weights()
-    _check_weights(weights, expected, stored.name)
+    check_weights(weights, expected, stored.name)
     set_peft_model_state_dict(wrapped, weights, adapter_name=name)
     # PEFT holds them in fp32; the trained function is that of the file.
     for full, parameter in wrapped.named_parameters():
@@ -201,7 +176,7 @@ def _attach_stored(model: Any, stored: StoredAdapter, name: str) -> "tuple[PeftM
     from peft import LoraConfig, PeftModel
 
     settings = check_stored(stored)
-    _check_targets(model, settings["target_modules"], stored.name)
+    check_stored_targets(model, settings["target_modules"], stored.name)
     config = LoraConfig(task_type="CAUSAL_LM", **settings)
     try:
         if isinstance(model, PeftModel):
@@ -212,36 +187,6 @@ def _attach_stored(model: Any, stored: StoredAdapter, name: str) -> "tuple[PeftM
     except ValueError as error:
         raise IntegrityError(f"The adapter {stored.name} does not fit this base: {error}") from error
     return wrapped, adapter_weights(wrapped, name)
-
-
-def _check_targets(model: Any, targets: Sequence[str], name: str) -> None:
-    """Raise IntegrityError for modules that carry no LoRA here: heads and embeddings may share their weights."""
-    candidates = target_candidates(model)
-    if odd := [target for target in targets if target.split(".")[-1] not in candidates]:
-        raise IntegrityError(
-            f"The adapter {name} does not fit this base: {odd[0]} is no linear layer of it, or its head, whose "
-            f"weights may be the embedding's too (huggingface/peft#2018). LoRA can be on {', '.join(candidates)}."
-        )
-
-
-def _check_weights(weights: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]", name: str) -> None:
-    import torch
-
-    missing, foreign = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if missing or foreign:
-        detail = f"missing {missing[0]}" if missing else f"foreign {foreign[0]}"
-        raise IntegrityError(
-            f"The adapter {name} does not fit this base: {len(missing)} weights missing, "
-            f"{len(foreign)} foreign ({detail})."
-        )
-    for key, tensor in weights.items():
-        if tensor.shape != expected[key].shape:
-            raise IntegrityError(
-                f"The adapter {name} does not fit this base: {key} is {tuple(tensor.shape)}, "
-                f"not {tuple(expected[key].shape)}."
-            )
-        if not tensor.dtype.is_floating_point or not torch.isfinite(tensor).all():
-            raise IntegrityError(f"The adapter {name} holds values that are not numbers, in {key}.")
 
 
 def _scale(model: "PeftModel", name: str, weight: float) -> None:

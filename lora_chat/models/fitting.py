@@ -1,0 +1,66 @@
+"""Whether layers can carry LoRA, and whether an adapter's weights have their places in a base."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_chat.errors import IntegrityError, RecipeError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def target_candidates(model: "torch.nn.Module") -> tuple[str, ...]:
+    """Last names of the layers that can carry LoRA: every linear layer except the LM head."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = find_head()
+    names = {
+        name.removesuffix(".base_layer").split(".")[-1]  # PEFT's name for what it wraps
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and ".lora_" not in name
+    }
+    return tuple(sorted(names))
+
+
+def check_targets_exist(model: "torch.nn.Module", targets: tuple[str, ...]) -> None:
+    """Raise RecipeError for target modules that the model does not have."""
+    candidates = target_candidates(model)
+    unknown = [name for name in targets if name.split(".")[-1] not in candidates]
+    if unknown:
+        raise RecipeError(
+            f"adapter.target_modules: this base has no {', '.join(unknown)}. "
+            f"Choose from {', '.join(candidates)}, or `all-linear`."
+        )
+
+
+def check_stored_targets(model: Any, targets: Sequence[str], name: str) -> None:
+    """Raise IntegrityError for modules that carry no LoRA here: heads and embeddings may share their weights."""
+    candidates = target_candidates(model)
+    if odd := [target for target in targets if target.split(".")[-1] not in candidates]:
+        raise IntegrityError(
+            f"The adapter {name} does not fit this base: {odd[0]} is no linear layer of it, or its head, whose "
+            f"weights may be the embedding's too (huggingface/peft#2018). LoRA can be on {', '.join(candidates)}."
+        )
+
+
+def check_weights(weights: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]", name: str) -> None:
+    """Raise IntegrityError unless an adapter has just the weights expected, in their shapes, and all numbers."""
+    import torch
+
+    missing, foreign = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or foreign:
+        detail = f"missing {missing[0]}" if missing else f"foreign {foreign[0]}"
+        raise IntegrityError(
+            f"The adapter {name} does not fit this base: {len(missing)} weights missing, "
+            f"{len(foreign)} foreign ({detail})."
+        )
+    for key, tensor in weights.items():
+        if tensor.shape != expected[key].shape:
+            raise IntegrityError(
+                f"The adapter {name} does not fit this base: {key} is {tuple(tensor.shape)}, "
+                f"not {tuple(expected[key].shape)}."
+            )
+        if not tensor.dtype.is_floating_point or not torch.isfinite(tensor).all():
+            raise IntegrityError(f"The adapter {name} holds values that are not numbers, in {key}.")
