@@ -1,5 +1,6 @@
 """The merged model, or the adapter alone, as a GGUF for llama.cpp, proven by llama.cpp."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from lora_chat.delivery.probes import Probe
 from lora_chat.delivery.proof import ProofReport, check_proof, prove
 from lora_chat.errors import RecipeError
 from lora_chat.models.adapter import write_stored
+from lora_chat.models.base_model import read_architecture
 
 FLOATS = ("f32", "f16", "bf16")
 TYPES = (*FLOATS, "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m")
@@ -69,6 +71,11 @@ def export_gguf_adapter(
     stored = mixture.adapters[0][0].stored
     if stored.config.get("use_dora") is True:
         raise RecipeError("llama.cpp knows no DoRA: export the merged model instead (--to gguf).")
+    if read_architecture(mixture.base) == "gpt2":  # tried with b10605: it cannot load what its converter writes
+        raise RecipeError(
+            "llama.cpp's converter turns GPT-2's weights, and LoRA's halves with them: export the merged model instead "
+            "(--to gguf)."
+        )
     work = folder.parent / "work"
     notice("Asking the adapted model")
     expected = mixture.ask(probes)
@@ -87,8 +94,16 @@ def export_gguf_adapter(
 
 
 def _convert(scripts: Path, model: Path, kind: str, to: Path, name: str) -> None:
+    _name_context(model / "config.json")
     words = [str(model), "--outfile", str(to), "--outtype", kind, "--model-name", name]
     convert(scripts / "convert_hf_to_gguf.py", words)
+
+
+def _name_context(path: Path) -> None:
+    """GPT-2's converter asks for `n_ctx`, which transformers 5 no longer writes (llama.cpp, `conversion/gpt2.py`)."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("model_type") == "gpt2" and "n_ctx" not in config:
+        path.write_text(json.dumps({**config, "n_ctx": config["n_positions"]}), encoding="utf-8")
 
 
 def _prove(

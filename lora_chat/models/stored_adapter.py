@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from lora_chat.errors import IntegrityError
 from lora_chat.models.identity import Identity
 from lora_chat.planning.recipe import AdapterSection
@@ -49,12 +51,12 @@ def check_settings(stored: StoredAdapter, defaults: Mapping[str, Any]) -> dict[s
     """
     where, config = f"The adapter {stored.name}", stored.config
     if config.get("peft_type") != "LORA":
-        raise IntegrityError(f"{where}: only LoRA adapters can be read, not {config.get('peft_type')}.")
+        raise IntegrityError(f"{where}: only LoRA adapters can be read, not {ascii(config.get('peft_type'))[:100]}.")
     for key, value in config.items():
         if key in _OURS | _IGNORED | {"peft_type"}:
             continue
         if value != defaults.get(key) and value not in _NO_WORDS:
-            raise IntegrityError(f"{where}: {key} = {value!r} is not supported.")
+            raise IntegrityError(f"{where}: {ascii(key)[1:101]} = {ascii(value)[:100]} is not supported.")
     targets = config.get("target_modules")
     if (
         not isinstance(targets, list)
@@ -69,8 +71,12 @@ def check_settings(stored: StoredAdapter, defaults: Mapping[str, Any]) -> dict[s
             dropout=config.get("lora_dropout", 0.0),
             target_modules=tuple(targets),
         )
-    except (KeyError, ValueError) as error:
-        raise IntegrityError(f"{where} holds settings out of range: {error}") from error
+    except KeyError as error:
+        raise IntegrityError(f"{where}: its config has no {error}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        wrong = f"{first['loc'][0]}: {first['msg']}"
+        raise IntegrityError(f"{where} holds settings out of range ({wrong}).") from error
     return {
         "r": checked.rank,
         "lora_alpha": checked.alpha,

@@ -25,13 +25,8 @@ VOCABULARY = 49152
 @pytest.fixture(scope="module")
 def base(cache_home, tmp_path_factory):
     """Two random layers under the tokenizer of SmolLM2, which llama.cpp knows."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lora_chat.models.embedded import find_embedded
-
-    folder = tmp_path_factory.mktemp("base")
-    AutoTokenizer.from_pretrained(find_embedded("smollm2-135m-instruct", print)).save_pretrained(folder)
-    torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
@@ -40,11 +35,22 @@ def base(cache_home, tmp_path_factory):
         num_attention_heads=4,
         num_key_value_heads=2,
         tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
+        **SPECIAL,
     )
-    model = LlamaForCausalLM(config)
+    return write_base(LlamaForCausalLM, config, tmp_path_factory.mktemp("base"))
+
+
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+
+
+def write_base(model_class, config, folder):
+    from transformers import AutoTokenizer
+
+    from lora_chat.models.embedded import find_embedded
+
+    AutoTokenizer.from_pretrained(find_embedded("smollm2-135m-instruct", print)).save_pretrained(folder)
+    torch.manual_seed(1)
+    model = model_class(config)
     with torch.no_grad():
         model.lm_head.weight.mul_(20.0)
     model.save_pretrained(folder)
@@ -144,6 +150,21 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_told(random_base, make_adap
 def test_dora_has_no_gguf_adapter(mixture, out):
     made = mixture(variant="dora")
     with pytest.raises(RecipeError, match="no DoRA"):
+        export_gguf_adapter(made, probes_for(made), out, lambda _: None)
+
+
+@pytest.mark.slow
+def test_gpt2_is_exported_merged_and_not_as_an_adapter(cache_home, make_adapter, tmp_path, out):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "tie_word_embeddings": False}
+    base = write_base(GPT2LMHeadModel, GPT2Config(vocab_size=VOCABULARY, **shape, **SPECIAL), tmp_path / "base")
+    _, precision = make_adapter(base, tmp_path / "adapter", "none")
+    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+    made = Mixture(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+    (report,) = reports_of(made, out, "f32")
+    assert report.mean_kl < report.control_kl / 1000
+    with pytest.raises(RecipeError, match="GPT-2"):
         export_gguf_adapter(made, probes_for(made), out, lambda _: None)
 
 
