@@ -10,8 +10,8 @@ import torch
 
 _ROWS = 256
 """Positions whose logits are held at once on a CPU, ..."""
-_LOGITS = 2**26
-"""... and logits on a GPU, which wants more rows."""
+_LOGITS = 2**25
+"""... and logits on a GPU, which wants more rows; each takes twelve bytes."""
 _SCALED_BY = (
     "final_logit_softcapping",
     "logit_scale",
