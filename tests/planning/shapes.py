@@ -1,0 +1,82 @@
+"""Configs of the architectures that a plan knows, of any width."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.models.gemma import GemmaConfig
+from transformers.models.gemma2 import Gemma2Config
+from transformers.models.gemma3 import Gemma3TextConfig
+from transformers.models.gpt2 import GPT2Config
+from transformers.models.llama import LlamaConfig
+from transformers.models.mistral import MistralConfig
+from transformers.models.phi import PhiConfig
+from transformers.models.phi3 import Phi3Config
+from transformers.models.qwen2 import Qwen2Config
+from transformers.models.qwen3 import Qwen3Config
+
+_KINDS: dict[str, Any] = {
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "gemma": GemmaConfig,
+    "gemma2": Gemma2Config,
+    "gemma3_text": Gemma3TextConfig,
+    "phi": PhiConfig,
+    "phi3": Phi3Config,
+    "gpt2": GPT2Config,
+}
+ARCHITECTURES = tuple(_KINDS)
+_HEADS_FILL_HIDDEN = ("qwen2", "phi", "phi3", "gpt2")
+"""Architectures whose heads together are as wide as the hidden states."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Of a decoder layer."""
+
+    hidden: int
+    inner: int
+    heads: int
+    key_heads: int
+    head_size: int
+
+
+def fit(architecture: str, widths: Widths) -> Widths:
+    """The nearest widths that an architecture can have."""
+    hidden = widths.heads * widths.head_size if architecture in _HEADS_FILL_HIDDEN else widths.hidden
+    key_heads = widths.heads if architecture == "gpt2" else widths.key_heads
+    return Widths(hidden, widths.inner, widths.heads, key_heads, widths.head_size)
+
+
+def make_config(architecture: str, widths: Widths, layers: int, vocabulary: int, *, tied: bool = True) -> Any:
+    """A config for random weights; its numbers are read back by `lora_chat.planning.shape`."""
+    w = fit(architecture, widths)
+    ids = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
+    if architecture == "gpt2":
+        return GPT2Config(
+            n_embd=w.hidden,
+            n_inner=w.inner,
+            n_layer=layers,
+            n_head=w.heads,
+            n_positions=32768,
+            vocab_size=vocabulary,
+            **ids,
+        )
+    own: dict[str, Any] = {} if architecture in _HEADS_FILL_HIDDEN else {"head_dim": w.head_size}
+    if architecture == "gemma":
+        own |= {"hidden_activation": "gelu_pytorch_tanh"}
+    if architecture in ("mistral", "phi3"):
+        own |= {"sliding_window": None}
+    return _KINDS[architecture](
+        hidden_size=w.hidden,
+        intermediate_size=w.inner,
+        num_hidden_layers=layers,
+        num_attention_heads=w.heads,
+        num_key_value_heads=w.key_heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=32768,
+        tie_word_embeddings=tied,
+        **own,
+        **ids,
+    )
