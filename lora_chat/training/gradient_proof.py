@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_chat.models.frozen_weights import is_int8
-from lora_chat.training.flat_proof import make_dialogues
+from lora_chat.training.flat_proof import make_dialogues, without_dropout
 from lora_chat.training.flat_rows import FlatRows, put_on
 from lora_chat.training.fused.layers import fused_layers
 from lora_chat.training.fused_lora import fused_lora
@@ -29,26 +28,22 @@ def gradient_cosine(
     rows = make_dialogues(ids)
     count = sum(label != -100 for row in rows for label in row["labels"][1:])
     trained = [p for p in model.parameters() if p.requires_grad]
-    fast_attention, was_training = model.config._attn_implementation, model.training
-    model.eval()  # dropout would make both differ
-    for module in model.modules():
-        if is_int8(module):  # which rounds activations when not in training
-            module.train()
+    fast_attention = model.config._attn_implementation
     try:
-        with fused_lora(model), fused_layers(model):
-            loss = head.loss(put_on(flat(rows), model.device), count)
-            fast = _flatten(torch.autograd.grad(loss, trained, allow_unused=True), trained)
-        model.set_attn_implementation(stock_attention)
-        losses = []
-        for row in rows:
-            alone = torch.tensor([row["input_ids"]], device=model.device)
-            logits = model(input_ids=alone, use_cache=False).logits[0, :-1]
-            targets = torch.tensor(row["labels"][1:], device=model.device)
-            losses.append(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / count)
-        stock = _flatten(torch.autograd.grad(torch.stack(losses).sum(), trained, allow_unused=True), trained)
+        with without_dropout(model):  # which would make both differ
+            with fused_lora(model), fused_layers(model):
+                loss = head.loss(put_on(flat(rows), model.device), count)
+                fast = _flatten(torch.autograd.grad(loss, trained, allow_unused=True), trained)
+            model.set_attn_implementation(stock_attention)
+            losses = []
+            for row in rows:
+                alone = torch.tensor([row["input_ids"]], device=model.device)
+                logits = model(input_ids=alone, use_cache=False).logits[0, :-1]
+                targets = torch.tensor(row["labels"][1:], device=model.device)
+                losses.append(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / count)
+            stock = _flatten(torch.autograd.grad(torch.stack(losses).sum(), trained, allow_unused=True), trained)
     finally:
         model.set_attn_implementation(fast_attention)
-        model.train(was_training)
     return float(torch.nn.functional.cosine_similarity(fast, stock, dim=0))
 
 
