@@ -39,6 +39,7 @@ def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str])
     }
     for name, section in (("adapter", plan.adapter), ("precision", plan.precision), ("training", plan.training)):
         fields |= {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}
+    del fields["training.memory"]  # decides what it chose, which is there
     return fields | {f"{_VERSIONS}{name}": version for name, version in versions.items()}
 
 

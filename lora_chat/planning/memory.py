@@ -14,6 +14,10 @@ _HEAD_ROWS, _HEAD_LOGITS = 256, 2**25
 """Ours in so many tokens, or logits (training/supervised_head.py)."""
 _FP32_STATES = ("gpt2", "phi")
 """Layers whose last norm is a layer norm: autocast leaves its result in fp32."""
+_MOST_HELD = 2**30
+"""Bytes of values that are held beside quantised weights on a CPU."""
+_JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+"""Layers that the fast path multiplies with together (training/fused)."""
 _OWN_HEAD = ("phi",)
 """Layers whose head has a bias: the supervised head does not cover it."""
 
@@ -58,6 +62,8 @@ class Setting:
     """Of the optimizer, for each trained weight."""
     width: int = 2
     """Bytes of a number that is not quantised."""
+    on_cpu: bool = False
+    """Where a small base's quantised layers are held with their values beside them (models/frozen_weights.py)."""
 
 
 def weight_bytes(shape: ModelShape, setting: Setting) -> int:
@@ -70,7 +76,17 @@ def weight_bytes(shape: ModelShape, setting: Setting) -> int:
         # Half a byte, a scale for 64 weights: a float, or a byte and a float for 256 of these (QLoRA, section 3).
         "4bit": count // 2 + (count // 64 + count // 4096 if setting.double_quantization else count // 16),
     }[setting.mode]
-    return linear + width * (shape.embedding_weights + shape.small_weights)
+    beside = _held_beside(shape, setting) if setting.on_cpu else 0
+    return linear + beside + width * (shape.embedding_weights + shape.small_weights)
+
+
+def _held_beside(shape: ModelShape, setting: Setting) -> int:
+    """On a CPU: the values of quantised layers, or what the fast path copies out of the file that stays mapped."""
+    whole = setting.width * shape.linear_weights
+    if setting.mode != "none":
+        return whole if whole <= _MOST_HELD else 0
+    joined = sum(linear.weights for linear in shape.linears() if linear.name in _JOINED)
+    return setting.width * shape.layer_count * joined if setting.fast and setting.width == 2 else 0
 
 
 def adapter_weights(shape: ModelShape, setting: Setting) -> int:

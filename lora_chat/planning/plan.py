@@ -43,6 +43,7 @@ class TrainingPlan(TrainingSection):
     gradient_checkpointing: bool | int
     """True: every layer; a number: so many."""
     gradient_accumulation_steps: int
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     fast_path: bool
     """Dialogues of a micro-batch stand in one row, instead of padded side by side; layers are fused."""
 
@@ -59,6 +60,8 @@ class Plan(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection
     output: OutputSection
+    open_settings: tuple[str, ...] = ()
+    """Of the training section, what the recipe leaves to be chosen for the memory at hand."""
 
 
 def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
@@ -74,7 +77,16 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
         checkpoint=recipe.checkpoint,
         evaluation=recipe.evaluation,
         output=recipe.output,
+        open_settings=_open_settings(recipe.training),
     )
+
+
+def _open_settings(training: TrainingSection) -> tuple[str, ...]:
+    """A size of micro-batches that is given in one unit is not chosen in the other."""
+    names = ["gradient_checkpointing", "optimizer"]
+    if training.micro_batch_size == "auto":
+        names += ["micro_batch_size", "micro_batch_tokens"] if training.micro_batch_tokens == "auto" else []
+    return tuple(name for name in names if getattr(training, name) == "auto")
 
 
 def make_precision(quantization: QuantizationSection, hardware: Hardware) -> PrecisionPlan:
@@ -121,6 +133,7 @@ def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPla
         "micro_batch_size": micro,
         "micro_batch_tokens": _plan_tokens(training),
         "gradient_accumulation_steps": whole // micro,
+        "optimizer": "adamw" if training.optimizer == "auto" else training.optimizer,
         "gradient_checkpointing": hardware.device == "cuda" if checkpointing == "auto" else checkpointing,
         "fast_path": hardware.device == "cpu" if training.fast_path == "auto" else training.fast_path,
     }

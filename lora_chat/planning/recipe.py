@@ -7,6 +7,7 @@ from pydantic import Field, StringConstraints
 from lora_chat.planning.audit_section import AuditSection
 from lora_chat.planning.data_section import DataSection
 from lora_chat.planning.section import Section, Seed, Text
+from lora_chat.planning.target import SIZE_PATTERN
 
 
 class BaseSection(Section):
@@ -75,6 +76,13 @@ class TrainingSection(Section):
     """Batching, attention and layers of lora_chat's own in place of TRL's: the same result, several times as fast on
     a CPU. Tried on the model before training, and left where it does not fit. `auto`: on a CPU, for it was not
     measured on a GPU yet."""
+    optimizer: Literal["auto", "adamw", "adamw_8bit"] = "auto"
+    """`adamw_8bit` keeps AdamW's two moments in 8 bits (arXiv 2110.02861): 6 bytes less for each trained weight.
+    `auto`: only where a run would not fit otherwise."""
+    memory: Annotated[str, StringConstraints(pattern=SIZE_PATTERN)] = "auto"
+    """What a run may take: `auto` is 97 % of what is free, else a size such as 10GiB. Whatever is `auto` above is
+    chosen to fit into it as fast as can be, and what does not fit is refused before the weights load. `off`: no
+    choice and no refusal."""
     seed: Seed = 0
     """Decides initial LoRA weights, dropout and the order of dialogues."""
 

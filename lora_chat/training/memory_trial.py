@@ -1,7 +1,7 @@
 """The largest micro-batch of the data, tried before the first step: what does not fit fails in the first minute."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +9,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lora_chat.errors import MemoryShortError
 from lora_chat.planning.plan import TrainingPlan
+from lora_chat.planning.workload import pick_largest
 from lora_chat.training.batching import StepCollator
 from lora_chat.training.flat_rows import shared_prefix
+from lora_chat.training.stepping_down import StepDown
 from lora_chat.training.system_memory import is_out_of_memory
 
 _SMALLEST_BUDGET = 256
@@ -20,8 +22,12 @@ _SMALLEST_BUDGET = 256
 class MemoryTrial(TrainerCallback):
     """Forward, backward and optimizer on the largest micro-batch; weights, optimizer and dice are as before."""
 
-    def __init__(self, rows: Sequence[Any], lengths: Sequence[int], plan: TrainingPlan) -> None:
+    def __init__(
+        self, rows: Sequence[Any], lengths: Sequence[int], plan: TrainingPlan, may_change: Collection[str] = ()
+    ) -> None:
         self._rows = rows
+        self._may_change = may_change
+        """Settings that are left open: where they are enough, training begins again with smaller ones."""
         self._lengths = lengths
         """Tokens of each row."""
         self._order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -40,7 +46,10 @@ class MemoryTrial(TrainerCallback):
     ) -> None:
         if state.global_step >= state.max_steps or self._fits(model, optimizer, self._plan):
             return
-        raise MemoryShortError(self._advice(model, optimizer))
+        gentler = self._find_gentler(model, optimizer)
+        if gentler is not None and set(_changed(self._plan, gentler)) <= set(self._may_change):
+            raise StepDown(gentler, f"Out of memory: {self._what()} does not fit. {_becomes(self._plan, gentler)}")
+        raise MemoryShortError(self._advice(gentler))
 
     def _fits(self, model: Any, optimizer: Any, plan: TrainingPlan) -> bool:
         """Whether a plan's largest micro-batch can be trained. Whatever else goes wrong is raised."""
@@ -68,36 +77,40 @@ class MemoryTrial(TrainerCallback):
         collator = self.trainer.data_collator
         if not isinstance(collator, StepCollator):
             return dict(collator([self._row(i) for i in self._order[: plan.micro_batch_size]]))
-        rows = [self._row(i) for i in self._order[: plan.effective_batch_size]]
-        shared = shared_prefix([collator.flat.trim(row) for row in rows]) if collator.flat.share else 0
-        most = len(rows) if plan.micro_batch_tokens else plan.micro_batch_size
-        left = (plan.micro_batch_tokens or sum(self._lengths)) - shared
-        picked: list[dict[str, list[int]]] = []
-        for row in rows:
-            length = len(row["input_ids"]) - shared
-            if not picked or (length <= left and len(picked) < most):
-                picked.append(row)
-                left -= length
-        return {"micro_batches": [collator.flat(picked)]}
+        rows = [collator.flat.trim(self._row(i)) for i in self._order[: plan.effective_batch_size]]
+        shared = shared_prefix(rows) if collator.flat.share else 0
+        picked = pick_largest([len(row["input_ids"]) for row in rows], plan, shared)
+        return {"micro_batches": [collator.flat([rows[i] for i in picked])]}
 
     def _row(self, place: int) -> dict[str, list[int]]:
         row = self._rows[place]
         return {"input_ids": row.input_ids, "labels": row.labels}
 
-    def _advice(self, model: Any, optimizer: Any) -> str:
+    def _find_gentler(self, model: Any, optimizer: Any) -> TrainingPlan | None:
         by_tokens = isinstance(self.trainer.data_collator, StepCollator) and self._plan.micro_batch_tokens is not None
-        longest = self._lengths[self._order[0]]
-        for plan in _gentler(self._plan, by_tokens, longest):
+        for plan in _gentler(self._plan, by_tokens, self._longest):
             if plan.gradient_checkpointing is True and self._plan.gradient_checkpointing is not True:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self._fits(model, optimizer, plan):
-                return (
-                    f"Out of memory: the largest micro-batch (longest dialogue {longest:,} tokens) does not fit, as "
-                    "tried here before training.\nThis fits, with the same dialogues a step and the same result: "
-                    f"{_flags(self._plan, plan)}"
-                )
+                return plan
+        return None
+
+    @property
+    def _longest(self) -> int:
+        return self._lengths[self._order[0]]
+
+    def _what(self) -> str:
+        return f"the largest micro-batch (longest dialogue {self._longest:,} tokens)"
+
+    def _advice(self, gentler: TrainingPlan | None) -> str:
+        if gentler is not None:
+            flags = " ".join(f"--set training.{name}={value}" for name, value in _changed(self._plan, gentler).items())
+            return (
+                f"Out of memory: {self._what()} does not fit, as tried here before training.\n"
+                f"This fits, with the same dialogues a step and the same result: {flags}"
+            )
         return (
-            f"Out of memory: the longest dialogue, {longest:,} tokens, does not fit, alone and with gradient "
+            f"Out of memory: the longest dialogue, {self._longest:,} tokens, does not fit, alone and with gradient "
             "checkpointing (tried here, before training).\nLeave long ones out (--set data.max_length=N "
             "--set data.over_long=drop), or take a smaller base, or --set quantization.mode=4bit."
         )
@@ -124,13 +137,19 @@ def _gentler(plan: TrainingPlan, by_tokens: bool, longest: int) -> Iterator[Trai
     else:
         whole = plan.effective_batch_size
         for size in (n for n in range(plan.micro_batch_size - 1, 0, -1) if whole % n == 0):
-            plan = plan.model_copy(update={"micro_batch_size": size})
+            plan = plan.model_copy(update={"micro_batch_size": size, "gradient_accumulation_steps": whole // size})
             yield plan
     if plan.gradient_checkpointing is not True:
         yield plan.model_copy(update={"gradient_checkpointing": True})
 
 
-def _flags(before: TrainingPlan, after: TrainingPlan) -> str:
+def _changed(before: TrainingPlan, after: TrainingPlan) -> dict[str, str]:
+    """What differs, as a recipe has it."""
     names = ("micro_batch_tokens", "micro_batch_size", "gradient_checkpointing")
-    changed = [name for name in names if getattr(before, name) != getattr(after, name)]
-    return " ".join(f"--set training.{name}={str(getattr(after, name)).lower()}" for name in changed)
+    pairs = {name: (getattr(before, name), getattr(after, name)) for name in names}
+    return {name: str(new).lower() for name, (old, new) in pairs.items() if old != new}
+
+
+def _becomes(before: TrainingPlan, after: TrainingPlan) -> str:
+    parts = ", ".join(f"training.{name} becomes {value}" for name, value in _changed(before, after).items())
+    return f"Beginning again, with the same dialogues a step and the same result: {parts}."

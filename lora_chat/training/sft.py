@@ -2,11 +2,11 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_chat.errors import MemoryShortError, explain_write_errors
 from lora_chat.models.kept_memory import give_memory_back, keep_memory
@@ -49,6 +49,8 @@ class TrainingReport:
     supervised_tokens: int
     signal_number: int
     """The signal that asked to stop, or 0."""
+    plan: TrainingPlan
+    """As it was trained: in smaller pieces, perhaps, than was planned."""
 
 
 def train_sft(
@@ -64,13 +66,51 @@ def train_sft(
     tensorboard: Path | None = None,
     keeping: "Keeping | None" = None,
     locate: "Locate" = lambda _: (),
+    may_change: Collection[str] = (),
 ) -> TrainingReport:
     """Train the adapter in place on rows that carry their labels; TRL casts and patches the model.
 
     One JSON object a step is appended to `metrics`. With `keeping`, checkpoints are written, and perhaps one is
-    continued. `locate` names the dialogues of a step that went wrong.
+    continued. `locate` names the dialogues of a step that went wrong. Where the largest micro-batch does not fit and
+    settings in `may_change` make it fit, that is said and done, once.
     Raises MemoryShortError, NotFiniteError, DataError, SpaceError, DiskError.
     """
+    from lora_chat.training.stepping_down import StepDown, identity_of
+
+    given: dict[str, Any] = {
+        "bfloat16": bfloat16,
+        "each_epoch": each_epoch,
+        "metrics": metrics,
+        "tensorboard": tensorboard,
+        "locate": locate,
+    }
+    try:
+        return _train(model, tokenizer, train, validation, plan, **given, keeping=keeping, may_change=may_change)
+    except StepDown as down:
+        smaller, note = down.plan, str(down)
+    view = open_view()
+    view.note(note)
+    view.close()
+    if keeping:
+        keeping = replace(keeping, identity=identity_of(smaller, keeping.identity))
+    return _train(model, tokenizer, train, validation, smaller, **given, keeping=keeping, may_change=())
+
+
+def _train(
+    model: "PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    train: Sequence[Row],
+    validation: Sequence[Row],
+    plan: TrainingPlan,
+    *,
+    bfloat16: bool,
+    each_epoch: bool,
+    metrics: Path,
+    tensorboard: Path | None,
+    keeping: "Keeping | None",
+    locate: "Locate",
+    may_change: Collection[str],
+) -> TrainingReport:
     import torch
 
     from lora_chat.training.committing import Committer
@@ -81,6 +121,7 @@ def train_sft(
     from lora_chat.training.recording import Recorder
     from lora_chat.training.sft_config import make_sft_config
     from lora_chat.training.step_guard import StepGuard
+    from lora_chat.training.stepping_down import StepDown
     from lora_chat.training.trainer import NothingLeft
 
     on_cpu = model.device.type == "cpu"
@@ -88,6 +129,7 @@ def train_sft(
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)
     view = open_view()
     trainer = None
+    again = False
     stock_attention = model.config._attn_implementation
     try:
         with stop_requests(view.note) as stop, _out_of_memory(model):
@@ -102,7 +144,7 @@ def train_sft(
             recorder = Recorder(metrics, before, view, stop)
             guard = StepGuard(locate, lambda: committer.newest.step if committer and committer.newest else None)
             committer = Committer(keeping, metrics, lambda: bool(stop.number), guard.check_weights) if keeping else None
-            trial = MemoryTrial(train, _measure_lengths(train), plan)
+            trial = MemoryTrial(train, _measure_lengths(train), plan, may_change)
             config = make_sft_config(
                 plan,
                 keeping.folder if keeping else metrics.parent,
@@ -124,11 +166,14 @@ def train_sft(
             with path.layers(model), explained, suppress(NothingLeft):
                 trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
             seconds = time.monotonic() - started
+    except StepDown:
+        again = True
+        raise
     finally:
         view.close()
         if trainer is not None:  # undo the autocast around forward: what is measured is what is loaded later
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        if bfloat16:
+        if bfloat16 and not again:
             _cast_adapter(model, torch.bfloat16)
         if on_cpu:
             give_memory_back()
@@ -140,6 +185,7 @@ def train_sft(
         seconds_before=before.seconds,
         supervised_tokens=int(trainer.supervised_tokens),
         signal_number=stop.number,
+        plan=plan,
     )
 
 

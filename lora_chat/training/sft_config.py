@@ -34,6 +34,7 @@ def make_sft_config(
         lr_scheduler_type="constant_with_warmup" if plan.schedule == "constant" else plan.schedule,
         warmup_steps=plan.warmup_share,
         weight_decay=plan.weight_decay,
+        optim="adamw_torch_fused" if plan.optimizer == "adamw" else "adamw_bnb_8bit",
         max_grad_norm=plan.max_grad_norm,
         seed=plan.seed,
         bf16=bfloat16,

@@ -8,6 +8,8 @@ import pytest
 from test_equivalence import make_rows, train
 
 from lora_chat.errors import MemoryShortError
+from lora_chat.planning import hardware
+from lora_chat.planning.hardware import free_memory
 from lora_chat.training import system_memory
 from lora_chat.training.trainer import StepTrainer
 
@@ -94,9 +96,11 @@ REAL = """
 import re, sys
 from pathlib import Path
 from lora_chat.errors import MemoryShortError
+from lora_chat.planning import hardware
+from lora_chat.planning.hardware import free_memory
 from lora_chat.training import system_memory
 from test_equivalence import make_rows, train
-system_memory._free_memory = lambda: 300_000_000
+system_memory.free_memory = lambda: 300_000_000
 rows = make_rows(3000)
 tokens = 40_000
 for name in ("large", "fits"):
@@ -130,7 +134,7 @@ def test_the_limit_ends_with_training():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
 def test_a_containers_limit_counts(tmp_path, monkeypatch):
-    machine = system_memory._free_memory()
+    machine = free_memory()
     group = Path("/proc/self/cgroup").read_text().splitlines()
     own = next((line.removeprefix("0::/") for line in group if line.startswith("0::")), None)
     if own is None:
@@ -140,7 +144,7 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
     (folder / "memory.max").write_text("3000000\n")
     (folder / "memory.current").write_text("1000000\n")
     (folder / "memory.stat").write_text("anon 500000\ninactive_file 400000\n")
-    monkeypatch.setattr(system_memory, "_CGROUP", tmp_path)
-    assert system_memory._free_memory() == 2_400_000
+    monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
+    assert free_memory() == 2_400_000
     (folder / "memory.max").write_text("max\n")
-    assert system_memory._free_memory() > machine / 2
+    assert free_memory() > machine / 2

@@ -1,0 +1,88 @@
+"""What small models of a base's widths took on this machine -> what the whole base would take."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lora_chat.planning.durations import Durations, Seconds
+from lora_chat.planning.memory import Setting, training_memory
+from lora_chat.planning.phases import answered_together
+from lora_chat.planning.shape import ModelShape
+from lora_chat.planning.target import Target
+from lora_chat.planning.workload import DataLengths, Workload
+
+_NEAR = 0.8, 1.25
+"""What is measured twice on a machine that does other things too comes out so far apart."""
+_SOON = 0.4
+"""Share of the longest replies after which the last one may have ended."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Two models of the same widths, with few and with some layers."""
+
+    layers: tuple[int, int]
+    taken: tuple[Mapping[str, float], Mapping[str, float]]
+    """Bytes (`rss`) and seconds of each."""
+    work: Workload
+    """What they were trained with."""
+    read: int
+    """Tokens of the dialogue they were measured with."""
+
+    def at(self, name: str, layers: int) -> float:
+        """A figure at another number of layers, on the line through both."""
+        few, some = (taken.get(name, 0.0) for taken in self.taken)
+        slope = max(0.0, some - few) / (self.layers[1] - self.layers[0])
+        return max(0.0, some + slope * (layers - self.layers[1]))
+
+
+def calibrate(target: Target, probe: Probe, shape: ModelShape, setting: Setting) -> Target:
+    """The target with a context and a fragmentation that explain what the small models took."""
+    bounds = []
+    for layers, taken in zip(probe.layers, probe.taken, strict=True):
+        small = replace(shape, layer_count=layers)
+        memory = training_memory(small, setting, probe.work.largest, padded=probe.work.mask_needed)
+        moving = memory.activations + memory.head + memory.temporaries
+        bounds.append((taken["rss"], memory.total - moving, moving))
+    (few, few_fixed, few_moving), (some, some_fixed, some_moving) = bounds
+    grown = (some - few) - (some_fixed - few_fixed)
+    share = min(2.0, max(0.0, grown / max(1, some_moving - few_moving) - 1))
+    context = some - some_fixed - (1 + share) * some_moving
+    return replace(target, context=max(0, int(context)), fragmentation=share)
+
+
+def probed_durations(
+    probe: Probe, shape: ModelShape, setting: Setting, work: Workload, data: DataLengths, program: float
+) -> Durations:
+    """Seconds of what `sft` does, at the pace of the small models."""
+    layers = shape.layer_count
+    step = probe.at("step", layers) * work.step_positions / probe.work.step_positions
+    reading = probe.at("read", layers) / probe.read * float(data.validation.tokens.sum())
+    together = answered_together(shape, max(data.prompts, default=1) + data.new_tokens, setting.width)
+    batches = -(-len(data.prompts) // together) if data.prompts else 0
+    began = probe.at("prefill", layers) * batches
+    saying = probe.at("said", layers) * batches * (data.new_tokens - 1)
+    train = step * work.steps
+    return {
+        "load": _near(program + probe.at("load", layers)),
+        "train": _near(train + probe.at("start", layers)),
+        "evaluate": _near(2 * reading),
+        "generate": Seconds(
+            2 * (began + saying), 2 * _NEAR[0] * (began + _SOON * saying), 2 * _NEAR[1] * (began + saying)
+        ),
+    }
+
+
+def _near(seconds: float) -> Seconds:
+    return Seconds(seconds, _NEAR[0] * seconds, _NEAR[1] * seconds)
+
+
+def probe_rows(lengths: Sequence[int], step_rows: int, most_tokens: int) -> tuple[int, list[int]]:
+    """Rows of a step for a probe, and lengths of three steps: the longest, and twice as many of every length.
+
+    A step is as large as the run's, or for a large one as many tokens as asked for: more take just longer.
+    """
+    ordered = sorted(lengths)
+    mean = sum(ordered) / len(ordered)
+    rows = max(1, min(step_rows, len(ordered), -int(-most_tokens // mean)))
+    typical = [ordered[(2 * i + 1) * len(ordered) // (2 * rows)] for i in range(rows)]
+    return rows, ordered[-rows:] + 2 * typical
