@@ -49,6 +49,13 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         help="with --resume: go on though FIELD changed, such as training.epochs",
     )
     add_settings(sub)
+    sub = add("plan")
+    sub.add_argument("recipe", nargs="?", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
+    card = sub.add_mutually_exclusive_group()
+    card.add_argument("--gpu", metavar="NAME", help="plan for this card, such as 'RTX 4090'; by default this machine")
+    card.add_argument("--memory", metavar="SIZE", help="plan for a GPU with so much memory, such as 12GiB")
+    sub.add_argument("--history", action="store_true", help="forecast against measured, of all runs here")
+    add_settings(sub)
     sub = add("data")
     sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
     sub.add_argument("--show", type=_count, default=0, metavar="N", help="show N dialogues with what carries loss")

@@ -11,6 +11,7 @@ from lora_chat.dialogues.encoding import IGNORE_INDEX, EncodedDialogue
 from lora_chat.dialogues.files import read_lines
 from lora_chat.dialogues.strict_json import parse_json
 from lora_chat.errors import DataError
+from lora_chat.evaluation.head_chunks import summed_loss
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,8 @@ def evaluate_loss(
 ) -> float:
     """Mean negative log-likelihood of a supervised token, in nats, over all rows.
 
-    One dialogue at a time, with logits for supervised positions alone: memory stays small.
+    One dialogue at a time, with logits for supervised positions alone, and of these not too many at once: memory
+    stays small.
     """
     import torch
 
@@ -75,9 +77,7 @@ def evaluate_loss(
         keep = (next_ids != IGNORE_INDEX).nonzero().squeeze(1)
         with torch.inference_mode():
             ids = torch.tensor([row.input_ids], device=device)
-            logits = model(input_ids=ids, logits_to_keep=keep.to(device), use_cache=False).logits[0]
-            loss = torch.nn.functional.cross_entropy(logits.float(), next_ids[keep].to(device), reduction="sum")
-        total += float(loss)
+            total += float(summed_loss(model, ids, keep.to(device), next_ids[keep].to(device)))
         count += keep.numel()
         step()
     return total / count

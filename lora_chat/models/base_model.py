@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import BaseUnavailableError, LoraChatError, MemoryShortError
 from lora_chat.models.embedded import embedded_names, find_embedded
-from lora_chat.models.frozen_weights import hold_dense_weights, keep_one_layout
+from lora_chat.models.frozen_weights import hold_dense_weights, keep_one_layout, let_go_of_files
 from lora_chat.models.hub import find_here, find_on_hub
+from lora_chat.models.kept_memory import give_memory_back
 from lora_chat.planning.plan import PrecisionPlan
 from lora_chat.planning.recipe import BaseSection
 
@@ -112,6 +113,8 @@ def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMod
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    if precision.device == "cpu":
+        give_memory_back()  # quantising frees as much as it takes
     dtype = getattr(torch, precision.dtype)
     options: dict[str, Any] = {}
     if precision.mode == "4bit":
@@ -145,6 +148,8 @@ def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMod
     model.requires_grad_(False)
     keep_one_layout(model)
     if precision.device == "cpu":
+        if precision.mode != "none":
+            let_go_of_files(model)
         hold_dense_weights(model)
     return model
 

@@ -46,6 +46,13 @@ def hold_dense_weights(model: "torch.nn.Module") -> bool:
     return bool(layers)
 
 
+def let_go_of_files(model: "torch.nn.Module") -> None:
+    """Copy what was not quantised, for it keeps the whole file of 16-bit weights mapped, and counted as memory."""
+    for weight in [*model.parameters(), *model.buffers()]:
+        if weight.dtype.is_floating_point and weight.device.type == "cpu":
+            weight.data = weight.data.clone()
+
+
 @contextmanager
 def held_int8(model: "torch.nn.Module") -> "Iterator[None]":
     """The same for LLM.int8 on a CPU, until the block ends: only in training are its products dense.

@@ -1,7 +1,12 @@
 """Prompt ids -> replies that stop at the end of the turn."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from lora_chat.errors import RecipeError
+from lora_chat.planning.phases import ANSWERED_TOGETHER, answered_together
+from lora_chat.planning.shape import read_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,18 +30,23 @@ def generate_ids(
     prompts: Sequence[Sequence[int]],
     stop_ids: Collection[int],
     max_new_tokens: int,
-    batch_size: int = 40,
+    batch_size: int | None = None,
 ) -> list[list[int]]:
-    """Greedy replies to several prompts, left-padded in batches of `batch_size`; stop tokens left out."""
+    """Greedy replies to several prompts, left-padded in batches of `batch_size`; stop tokens left out.
+
+    By default 40, and fewer where their keys and values would take more than half a GiB.
+    """
     import torch
 
     replies: list[list[int]] = []
+    longest_of_all = max(map(len, prompts), default=0)
+    batch_size = batch_size or _together(model, longest_of_all + max_new_tokens)
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         longest = max(map(len, batch))
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in batch])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
-        with torch.inference_mode():
+        with torch.inference_mode(), _contiguous_states(model):
             output = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -44,6 +54,29 @@ def generate_ids(
             )
         replies += [_before_stop(row[longest:].tolist(), stop_ids) for row in output]
     return replies
+
+
+@contextmanager
+def _contiguous_states(model: Any) -> Iterator[None]:
+    """Have the head get its states in one piece.
+
+    The last states of several prompts are slices of theirs. For these PyTorch multiplies batch by batch, and on a CPU
+    copies the head's weights for each: 2.3 GB and two seconds for 40 prompts of a base of 135M.
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _together(model: "PreTrainedModel", tokens: int) -> int:
+    try:
+        shape = read_shape(model.config.get_text_config().to_dict(), "")
+    except RecipeError:  # of an architecture that no plan knows
+        return ANSWERED_TOGETHER
+    return answered_together(shape, tokens, model.dtype.itemsize)
 
 
 def stream_reply(
