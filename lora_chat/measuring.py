@@ -1,12 +1,17 @@
 """Base against adapted, shown and kept."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from lora_chat.console import comparison_text, say
+from lora_chat.dialogues.dialogue_set import DialogueSet
+from lora_chat.errors import MemoryShortError
 from lora_chat.evaluation.comparison import ComparisonReport, compare
 from lora_chat.evaluation.plot import write_loss_plot
+from lora_chat.evaluation.scores import evaluate_loss
 from lora_chat.preparation import Prepared
 from lora_chat.run_folder import RunFolder
+from lora_chat.training.system_memory import is_out_of_memory, limited_memory
 
 
 def compare_run(model: Any, prepared: Prepared, settings: Any, run: RunFolder) -> ComparisonReport:
@@ -41,3 +46,20 @@ def headline(report: ComparisonReport) -> dict[str, Any]:
     if report.facts:
         result["facts"] = {**found["facts"], "questions": report.questions}
     return result
+
+
+def try_longest(model: Any, validation: DialogueSet) -> None:
+    """Measure the longest validation dialogue once, before anything is trained; raises MemoryShortError."""
+    rows = validation.rows
+    place = int(rows.lengths.argmax())
+    try:
+        with limited_memory() if model.device.type == "cpu" else nullcontext():
+            evaluate_loss(model, [rows[place]])
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryShortError(
+            f"Out of memory: the longest validation dialogue, {int(rows.lengths[place]):,} tokens, cannot be measured "
+            "(tried here, before training).\nLeave long ones out (--set data.max_length=N --set data.over_long=drop), "
+            "or take a smaller base, or --set quantization.mode=4bit."
+        ) from error

@@ -10,10 +10,13 @@ from lora_chat.audit.report import AuditReport
 from lora_chat.audit_view import refusal, short_audit
 from lora_chat.auditing import audit_sets
 from lora_chat.console import megabytes, say, shown
+from lora_chat.deciding import decide
 from lora_chat.errors import DataError
 from lora_chat.evaluation.plot import write_loss_plot
+from lora_chat.forecast_record import make_record
+from lora_chat.forecast_view import short_forecast
 from lora_chat.locking import locked
-from lora_chat.measuring import compare_run, headline
+from lora_chat.measuring import compare_run, headline, try_longest
 from lora_chat.models.adapter import attach_adapter, count_trainable, report_adapter
 from lora_chat.models.adapter_folder import save_adapter
 from lora_chat.models.base_model import load_base_model, load_skeleton
@@ -21,7 +24,7 @@ from lora_chat.planning.disk import check_space
 from lora_chat.planning.hardware import detect_hardware
 from lora_chat.planning.plan import Plan, make_plan
 from lora_chat.planning.recipe import Recipe
-from lora_chat.preparation import PreparedRun, peak_memory_bytes
+from lora_chat.preparation import PreparedRun, peak_held_bytes, peak_memory_bytes
 from lora_chat.resuming import ResumeRequest, find_resume_point, find_run, is_finished
 from lora_chat.run_folder import RunFolder, create_run_folder, describe, forget, library_versions
 from lora_chat.run_identity import describe_run
@@ -45,6 +48,8 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
     with locked(run.path):
         try:
             prepared, audit = _prepare(plan, progress)
+            progress.enter("planning")
+            plan, forecast = decide(plan, prepared, earlier)
         except BaseException:
             if not earlier:
                 forget(run)
@@ -55,13 +60,23 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
         if earlier:
             run.sweep()
             run.result.unlink(missing_ok=True)
-            describe(run, recipe, plan)
+        describe(run, recipe, plan)
         prepared.write(run, redacted=bool(plan.audit.redacted))
         run.write_json(run.audit, asdict(audit))
         run.write_json(run.identity, identity)
-        say("\n".join([preparation.summary(plan, prepared, run), *short_audit(audit)]))
+        if forecast:
+            run.write_json(run.forecast, forecast.as_dict())
+        planned = short_forecast(forecast) if forecast else []
+        say("\n".join([preparation.summary(plan, prepared, run), *planned, *short_audit(audit)]))
         keeping = Keeping(run.checkpoints, plan.checkpoint, identity, point)
-        return _train_and_compare(plan, prepared, run, keeping, progress, started)
+        result = _train_and_compare(recipe, plan, prepared, run, keeping, progress, started)
+        if forecast:
+            seconds = result["seconds"]
+            result["forecast"] = make_record(
+                forecast, peak_held_bytes(), seconds["total"], seconds["train"], resumed=point is not None
+            )
+        run.write_json(run.result, result)
+        return result
 
 
 def _prepare(plan: Plan, progress: Progress) -> tuple[PreparedRun, AuditReport]:
@@ -75,7 +90,13 @@ def _prepare(plan: Plan, progress: Progress) -> tuple[PreparedRun, AuditReport]:
 
 
 def _train_and_compare(
-    plan: Plan, prepared: PreparedRun, run: RunFolder, keeping: Keeping, progress: Progress, started: float
+    recipe: Recipe,
+    plan: Plan,
+    prepared: PreparedRun,
+    run: RunFolder,
+    keeping: Keeping,
+    progress: Progress,
+    started: float,
 ) -> dict[str, Any]:
     progress.enter("looking for space")
     check_space(run.path, count_trainable(load_skeleton(prepared.base), plan.adapter), plan.checkpoint.keep)
@@ -89,6 +110,8 @@ def _train_and_compare(
         f"({adapter.share:.2%})"
     )
 
+    progress.enter("trying the longest validation dialogue")
+    try_longest(model, prepared.validation)
     progress.enter("training")
     training = train_sft(
         model,
@@ -102,7 +125,11 @@ def _train_and_compare(
         tensorboard=run.tensorboard if plan.output.tensorboard else None,
         keeping=keeping,
         locate=lambda rows: [(shown(Path(path)), line) for path, line in prepared.train.locate(rows)],
+        may_change=plan.open_settings,
     )
+    if training.plan != plan.training:
+        plan = plan.model_copy(update={"training": training.plan})
+        describe(run, recipe, plan)
     if training.signal_number and not training.steps:
         raise progress.stopped(training.signal_number)
     progress.stage = "saving the adapter"
@@ -119,7 +146,7 @@ def _train_and_compare(
     say(f"Adapter saved: {shown(run.adapter)} ({megabytes(size)})")
     report = compare_run(model, prepared, plan.evaluation, run)
     run.write_text(run.adapter / "README.md", write_card(plan, prepared.identity, training.steps, headline(report)))
-    result = {
+    return {
         "run": str(run.path),
         "seconds": {
             "load": round(loaded - started, 2),
@@ -134,5 +161,3 @@ def _train_and_compare(
         "trainable_parameters": adapter.trainable_parameters,
         **headline(report),
     }
-    run.write_json(run.result, result)
-    return result

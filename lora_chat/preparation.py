@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.auditing import Redactor
 from lora_chat.console import shown
+from lora_chat.data_reading import find_files, read_data
 from lora_chat.data_view import short_account
-from lora_chat.dialogues.account import Account, make_account
+from lora_chat.dialogues.account import Account
 from lora_chat.dialogues.chat_template import install_template
 from lora_chat.dialogues.dialogue import Dialogue
-from lora_chat.dialogues.dialogue_set import DialogueSet, all_of, blocks_of, joined, split_by_share, weighted
-from lora_chat.dialogues.sources import OpenedSource, check_sources, find_sources, open_sources
+from lora_chat.dialogues.dialogue_set import DialogueSet, all_of, blocks_of, joined
+from lora_chat.dialogues.sources import find_sources, open_sources
 from lora_chat.dialogues.visible import visible
 from lora_chat.evaluation.scores import Question, read_questions
 from lora_chat.models.base_model import (
@@ -87,43 +87,23 @@ class PreparedRun(Prepared):
 
 def prepare(plan: Plan, notice: Callable[[str], None]) -> PreparedRun:
     """Read and encode everything a plan names; every fault in the data is raised here."""
-    data = plan.data
-    train_sources = find_sources(data.train_sources, notice)
-    validation_sources = find_sources(data.validation_sources, notice)
-    questions = read_questions(plan.evaluation.questions) if plan.evaluation.questions else []
+    files = find_files(plan, notice)
     if not is_here(plan.base):  # before it is downloaded
-        check_sources(train_sources, data.skip_bad)
-        check_sources(validation_sources, data.skip_bad)
-    base, tokenizer, stop_ids = open_base(plan, notice, data.template)
+        files.check()
+    base, tokenizer, stop_ids = open_base(plan, notice, plan.data.template)
     if plan.adapter.target_modules != "all-linear":
         check_targets_exist(load_skeleton(base), plan.adapter.target_modules)
-    redactor = Redactor(plan.audit.redacted) if plan.audit.redacted else None
-    positions = read_positions(base)
-    limit = min(data.max_length, positions or data.max_length)
-    common = (data, tokenizer, stop_ids, positions, notice, redactor)
-    opened = open_sources(train_sources, *common)
-    train, validation = split(plan, opened, open_sources(validation_sources, *common))
+    data = read_data(plan, files, tokenizer, stop_ids, read_positions(base), notice)
     return PreparedRun(
         base=base,
         tokenizer=tokenizer,
-        identity=identify(base, tokenizer).model_copy(update={"system": shared_system(opened)}),
+        identity=identify(base, tokenizer).model_copy(update={"system": data.system}),
         stop_ids=stop_ids,
-        train=train,
-        validation=validation,
-        account=make_account(opened, train, validation, plan.training.micro_batch_size, limit),
-        questions=questions,
+        train=data.train,
+        validation=data.validation,
+        account=data.account,
+        questions=files.questions,
     )
-
-
-def split(
-    plan: Plan, train: Sequence[OpenedSource], validation: Sequence[OpenedSource]
-) -> tuple[DialogueSet, DialogueSet]:
-    """What is trained and what is held out."""
-    data = plan.data
-    stores, weights = [source.store for source in train], [source.weight for source in train]
-    if validation:
-        return weighted(stores, weights, data.seed), all_of([source.store for source in validation])
-    return split_by_share(stores, weights, data.validation_share, data.seed, data.validation_limit)
 
 
 def prepare_held_out(found: FoundAdapter, plan: Plan, run: RunFolder, notice: Callable[[str], None]) -> Prepared:
@@ -176,12 +156,6 @@ def open_base(
     return base, tokenizer, read_stop_ids(base, tokenizer)
 
 
-def shared_system(sources: Sequence[OpenedSource]) -> str | None:
-    """The system message that all dialogues begin with; chat then begins with it too."""
-    heads = {system for source in sources for system in source.store.ledger.systems}
-    return heads.pop() if len(heads) == 1 else None
-
-
 def summary(plan: Plan, prepared: PreparedRun, run: RunFolder) -> str:
     """The short plan, printed before the weights load."""
     training = plan.training
@@ -214,3 +188,13 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_held_bytes() -> int:
+    """Most memory taken of the device so far, with what its driver holds and what lies between blocks."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return peak_memory_bytes()
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free - torch.cuda.memory_reserved() + torch.cuda.max_memory_reserved())

@@ -47,6 +47,11 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def forecast(self) -> Path:
+        """What was planned of memory and time."""
+        return self.path / "forecast.json"
+
+    @property
     def versions(self) -> Path:
         """Versions of the libraries."""
         return self.path / "versions.json"

@@ -1,0 +1,94 @@
+"""Recipe -> forecast: what a run would need here, or on a card that is only imagined. No weights are loaded."""
+
+from lora_chat.console import say
+from lora_chat.data_lengths import measure_data
+from lora_chat.data_reading import find_files, read_data
+from lora_chat.dialogues.chat_template import install_template
+from lora_chat.models.base_config import BaseConfig, find_config
+from lora_chat.models.base_model import FoundBase, find_base, load_tokenizer
+from lora_chat.models.embedded import embedded_names
+from lora_chat.models.stop_ids import read_stop_ids
+from lora_chat.planning.calibration import calibrate
+from lora_chat.planning.cards import card_target, find_card, memory_target
+from lora_chat.planning.choices import Job, choose, make_setting
+from lora_chat.planning.forecast import Forecast, make_forecast
+from lora_chat.planning.hardware import Hardware, detect_hardware
+from lora_chat.planning.plan import Plan, make_plan
+from lora_chat.planning.recipe import BaseSection, Recipe
+from lora_chat.planning.shape import read_shape
+from lora_chat.planning.target import Target, parse_size
+from lora_chat.planning.workload import DataLengths
+from lora_chat.preparation import PreparedRun
+from lora_chat.probing import find_probe
+from lora_chat.surveying import survey_machine
+
+
+def forecast_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> Forecast:
+    """What `sft` would need on a card of that name, on one of that much memory, or else here."""
+    target, hardware = _find_target(gpu, memory)
+    plan = make_plan(recipe, hardware)
+    base = find_config(plan.base, say)
+    shape = read_shape(base.config, base.name)
+    data = _read_lengths(plan, base, shape.positions)
+    return _forecast(plan, Job(shape, data, target), base)
+
+
+def forecast_run(plan: Plan, prepared: PreparedRun) -> Forecast:
+    """The same of a run whose data has been read, for this machine."""
+    base = find_config(plan.base, say)
+    shape = read_shape(base.config, base.name)
+    data = measure_data(
+        plan, prepared.train, prepared.validation, prepared.questions, prepared.identity.system, prepared.tokenizer
+    )
+    return _forecast(plan, Job(shape, data, survey_machine(detect_hardware())), base)
+
+
+def _forecast(plan: Plan, job: Job, base: BaseConfig) -> Forecast:
+    memory = plan.training.memory
+    if memory not in ("auto", "off"):
+        job = Job(job.shape, job.data, job.target.limited_to(parse_size(memory, "training.memory")))
+    if memory != "off":
+        plan = choose(plan, job, job.target.limit)
+    probe = find_probe(plan, job, base.config, base.folder, say)
+    if probe:
+        job = Job(job.shape, job.data, calibrate(job.target, probe, job.shape, make_setting(plan, job.shape)))
+        if memory != "off":
+            plan = choose(plan, job, job.target.limit)
+    return make_forecast(
+        plan,
+        job,
+        base=base.name,
+        origin=base.origin,
+        weight_bytes=base.weight_bytes,
+        download=base.download_bytes,
+        probe=probe,
+    )
+
+
+def _find_target(gpu: str | None, memory: str | None) -> tuple[Target, Hardware]:
+    here = detect_hardware()
+    if gpu:
+        target = card_target(find_card(gpu))
+    elif memory:
+        target = memory_target(parse_size(memory, "--memory"))
+    else:
+        return survey_machine(here), here
+    return target, Hardware("cuda", target.name, target.memory, target.bfloat16, here.threads)
+
+
+def _read_lengths(plan: Plan, base: BaseConfig, positions: int) -> DataLengths:
+    """With the base's tokenizer, or where that is not here, with the embedded one."""
+    files = find_files(plan, say)
+    found = FoundBase(base.name, base.folder) if base.folder else find_base(BaseSection(name=embedded_names()[0]), say)
+    tokenizer = load_tokenizer(found)
+    install_template(tokenizer, plan.data.template)
+    data = read_data(plan, files, tokenizer, read_stop_ids(found, tokenizer), positions, say)
+    return measure_data(
+        plan,
+        data.train,
+        data.validation,
+        files.questions,
+        data.system,
+        tokenizer,
+        estimated=base.folder is None,
+    )

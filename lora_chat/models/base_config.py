@@ -1,0 +1,74 @@
+"""What is known of a base without its weights: its config, its tokenizer's folder, how large its files are."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lora_chat.errors import BaseUnavailableError
+from lora_chat.models.base_model import find_base, is_here
+from lora_chat.planning.recipe import BaseSection
+
+_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """A base as far as a plan needs it."""
+
+    name: str
+    config: Mapping[str, Any]
+    folder: Path | None
+    """With its tokenizer; None: only its widths are known here."""
+    weight_bytes: int | None
+    """Of its files of weights; None: not known."""
+    download_bytes: int | None
+    """What `sft` would have to fetch; None: not known."""
+    origin: str
+    """Where this is known from."""
+
+
+def find_config(base: BaseSection, notice: Callable[[str], None]) -> BaseConfig:
+    """The config of a base that is here, on the hub, or in the table of known ones; no weights are fetched.
+
+    Raises BaseUnavailableError.
+    """
+    if is_here(base) or base.name.startswith((".", "/", "~")) or base.name.count("/") != 1:
+        found = find_base(base, notice)
+        size = sum(path.stat().st_size for path in found.folder.glob("*.safetensors"))
+        return BaseConfig(found.name, _read(found.folder), found.folder, size, 0, "this machine")
+    try:
+        return _on_hub(base)
+    except Exception as error:  # every network library below has exceptions of its own
+        known = _known_bases().get(base.name)
+        if known is None:
+            raise BaseUnavailableError(
+                f"The config of {base.name} is not on this machine, the hub cannot be reached "
+                f"({type(error).__name__}), and it is none of the bases known by heart "
+                f"({', '.join(_known_bases())}).\nGo online once, or name a local folder."
+            ) from error
+        size = known.get("weight_bytes")
+        return BaseConfig(base.name, known["config"], None, size, size, "the table of known bases")
+
+
+def _on_hub(base: BaseSection) -> BaseConfig:
+    from huggingface_hub import HfApi, snapshot_download
+
+    folder = Path(snapshot_download(base.name, revision=base.revision, allow_patterns=_SMALL_FILES))
+    info = HfApi().model_info(base.name, revision=base.revision, files_metadata=True)
+    sizes = {one.rfilename: one.size or 0 for one in info.siblings or []}
+    weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+    return BaseConfig(base.name, _read(folder), folder, weights or None, weights or None, "the hub")
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    inner = found.get("text_config")
+    return dict(inner) if isinstance(inner, dict) else dict(found)
+
+
+def _known_bases() -> dict[str, Any]:
+    text = (files("lora_chat.models") / "known_bases.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))

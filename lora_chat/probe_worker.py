@@ -1,0 +1,149 @@
+"""Run as a process of its own: trains, measures and asks small random models of a base's widths, and says what it took.
+
+Each model is tried in a forked child, so that its memory is its own.
+"""
+
+import importlib
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_chat.dialogues.encoding import EncodedDialogue
+
+_NOISE = 2**20
+"""Random numbers that all weights repeat: drawing new ones would take longer than training on them."""
+_LIBRARIES = ("trl.trainer.sft_trainer", "peft", "bitsandbytes", "datasets")
+_SAID = 6
+"""Tokens of the longer of two replies."""
+
+
+def write_model(config: dict[str, Any], layers: int, folder: Path) -> None:
+    """A random model with so many layers, in Hugging Face layout, in bf16."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {**config, "num_hidden_layers": layers, "n_layer": layers, "layer_types": None}
+    small.pop("quantization_config", None)
+    (folder / "config.json").write_text(json.dumps(small), encoding="utf-8")
+    found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
+    noise = torch.empty(_NOISE, dtype=torch.bfloat16).uniform_(-0.03, 0.03)
+    weights, seen = {}, set()
+    for name, weight in model.named_parameters():
+        if id(weight) not in seen:  # tied ones stand there once
+            seen.add(id(weight))
+            count = weight.numel()
+            whole = noise.repeat(-(-count // _NOISE))[:count] if count > _NOISE else noise[:count].clone()
+            weights[name] = (
+                torch.ones(weight.shape, dtype=noise.dtype) if weight.dim() == 1 else whole.view(weight.shape)
+            )
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def make_rows(lengths: list[int], share: float, vocabulary: int) -> "list[EncodedDialogue]":
+    """Random dialogues of given lengths, whose ends carry loss."""
+    import random
+
+    from lora_chat.dialogues.encoding import EncodedDialogue
+
+    dice = random.Random(0)
+    rows = []
+    for length in lengths:
+        ids = [dice.randrange(vocabulary) for _ in range(length)]
+        quiet = min(length - 1, max(1, round(length * (1 - share))))
+        rows.append(EncodedDialogue(ids, [-100] * quiet + ids[quiet:]))
+    return rows
+
+
+def try_layers(request: dict[str, Any], layers: int) -> dict[str, float]:
+    """Seconds of everything, and most bytes, with so many layers."""
+    from lora_chat.evaluation.scores import evaluate_loss
+    from lora_chat.models.adapter import attach_adapter
+    from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer
+    from lora_chat.models.generation import generate_ids
+    from lora_chat.planning.plan import PrecisionPlan, TrainingPlan
+    from lora_chat.planning.recipe import AdapterSection
+    from lora_chat.training.sft import train_sft
+
+    training = TrainingPlan.model_validate_json(json.dumps(request["training"]))
+    precision = PrecisionPlan.model_validate_json(json.dumps(request["precision"]))
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_model(request["config"], layers, folder)
+        tokenizer = load_tokenizer(FoundBase("", Path(request["tokenizer"])))
+        began = time.monotonic()
+        base = load_base_model(FoundBase("the probe", folder), precision)
+        model = attach_adapter(base, AdapterSection.model_validate_json(json.dumps(request["adapter"])), 0)
+        found["load"] = time.monotonic() - began
+        rows = make_rows(request["lengths"], request["share"], request["vocabulary"])
+        metrics = folder / "metrics.jsonl"
+        began = time.monotonic()
+        train_sft(
+            model,
+            tokenizer,
+            rows,
+            [],
+            training,
+            bfloat16=precision.dtype == "bfloat16",
+            each_epoch=False,
+            metrics=metrics,
+        )
+        whole = time.monotonic() - began
+        found["rss"] = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        ends = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()]
+        steps = [after - before for before, after in zip([0.0, *ends], ends, strict=False)]
+        found["step"] = sum(steps) / len(steps)
+        found["start"] = whole - sum(steps)
+        read = make_rows([request["read"]] * 2, request["share"], request["vocabulary"])
+        evaluate_loss(model, read[:1])
+        began = time.monotonic()
+        evaluate_loss(model, read)
+        found["read"] = (time.monotonic() - began) / 2
+        prompts = [
+            row.input_ids for row in make_rows([request["prompt"]] * request["prompts"], 0.5, request["vocabulary"])
+        ]
+        if prompts:
+            said = []
+            for length in (1, 1, _SAID):
+                began = time.monotonic()
+                generate_ids(model, 0, prompts, [], length)
+                said.append(time.monotonic() - began)
+            found["said"] = max(0.0, said[2] - said[1]) / (_SAID - 1)
+            found["prefill"] = said[1]
+    return found
+
+
+def main() -> None:
+    """Request on stdin; what each number of layers took, on stdout."""
+    request = json.load(sys.stdin)
+    for name in _LIBRARIES:  # before the forks, which then need not
+        importlib.import_module(name)
+    results = []
+    for layers in request["layers"]:
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(read)
+            os.dup2(2, 1)
+            with os.fdopen(write, "w") as pipe:
+                json.dump(try_layers(request, layers), pipe)
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            text = pipe.read()
+        os.waitpid(child, 0)
+        results.append(json.loads(text))
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""This machine's pace and memory habits, tried once for each shape in a process of its own, and kept."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from lora_chat.models.base_model import find_base
+from lora_chat.planning.calibration import Probe, probe_rows
+from lora_chat.planning.choices import Job
+from lora_chat.planning.plan import Plan
+from lora_chat.planning.recipe import BaseSection
+from lora_chat.planning.shape import ModelShape
+from lora_chat.planning.workload import DataLengths, Lengths, make_workload
+from lora_chat.run_folder import library_versions
+from lora_chat.writing import write_text_whole
+
+_STEPS = 3
+_WEIGHTS = 100_000_000
+"""Of the layers of the larger model: enough to see what grows, few enough for seconds."""
+_SMALLEST = 20_000_000
+"""Weights of a base below which it is not worth the seconds."""
+_MOST_TOKENS = 2048
+"""Of a micro-batch whose tokens are not bounded."""
+_PATIENCE = 600
+"""Seconds; on a machine that needs more, nothing is known beforehand."""
+
+
+def find_probe(
+    plan: Plan, job: Job, config: Mapping[str, Any], folder: Path | None, notice: Callable[[str], None]
+) -> Probe | None:
+    """What small models of a job's widths take here; None where that was not worth it, or failed."""
+    if job.target.device != "cpu" or not job.target.at_hand or job.shape.weights < _SMALLEST:
+        return None
+    request, lengths = _make_request(plan, job, config)
+    key = json.dumps([request, library_versions(), job.target.name], sort_keys=True)
+    path = (
+        Path(platformdirs.user_cache_dir("lora-chat"))
+        / "probes"
+        / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    )
+    taken = _read(path)
+    if taken is None:
+        notice("Trying this machine on small models of the base's widths, once (some 20 seconds)")
+        tokenizer = folder or find_base(BaseSection(name="tiny-random"), notice).folder
+        taken = _run({**request, "tokenizer": str(tokenizer)})
+        if taken is None:
+            notice("That did not work; the plan goes on without it.")
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_whole(path, json.dumps(taken), "the probe")
+    work = make_workload(_as_data(lengths, request["share"]), _training(plan, len(lengths) // _STEPS))
+    return Probe(_layers(job.shape), (taken[0], taken[1]), work, int(request["read"]))
+
+
+def _layers(shape: ModelShape) -> tuple[int, int]:
+    """Of both models."""
+    each = shape.linear_weights // shape.layer_count
+    some = max(3, min(3 * shape.layer_count // 5, _WEIGHTS // each))
+    return max(1, some // 3), some
+
+
+def _make_request(plan: Plan, job: Job, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    train = job.data.train
+    known = (train.trained if plan.training.fast_path else train.tokens).tolist()
+    most = 2 * (plan.training.micro_batch_tokens or _MOST_TOKENS)
+    rows, lengths = probe_rows(known, plan.training.effective_batch_size, most)
+    share = float(train.supervised.sum() / train.trained.sum())
+    validation = job.data.validation.tokens
+    return {
+        "layers": _layers(job.shape),
+        "config": {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")},
+        "precision": plan.precision.model_dump(mode="json"),
+        "adapter": plan.adapter.model_dump(mode="json"),
+        "training": _training(plan, rows).model_dump(mode="json"),
+        "lengths": lengths,
+        "share": share,
+        "vocabulary": job.shape.vocabulary,
+        "read": max(2, int(validation.mean())),
+        "prompt": max(job.data.prompts, default=1),
+        "prompts": min(40, len(job.data.prompts)),
+    }, lengths
+
+
+def _training(plan: Plan, rows: int) -> Any:
+    """A few steps of so many rows."""
+    training = plan.training
+    size = min(training.micro_batch_size, rows)
+    return training.model_copy(
+        update={
+            "max_steps": _STEPS,
+            "epochs": 1.0,
+            "effective_batch_size": rows,
+            "micro_batch_size": size,
+            "gradient_accumulation_steps": -(-rows // size),
+            "memory": "off",
+        }
+    )
+
+
+def _as_data(lengths: list[int], share: float) -> DataLengths:
+    import numpy as np
+
+    tokens = np.asarray(lengths)
+    rows = Lengths(tokens, tokens, np.maximum(1, np.rint(tokens * share).astype(int)))
+    return DataLengths(rows, rows, (), 1)
+
+
+def _read(path: Path) -> list[dict[str, float]] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, list) and len(found) == 2 else None
+
+
+def _run(request: dict[str, Any]) -> list[dict[str, float]] | None:
+    words = [sys.executable, "-m", "lora_chat.probe_worker"]
+    try:
+        done = subprocess.run(  # noqa: S603
+            words, input=json.dumps(request), capture_output=True, text=True, timeout=_PATIENCE, check=True
+        )
+        return list(json.loads(done.stdout))
+    except (subprocess.SubprocessError, ValueError, OSError):
+        return None
