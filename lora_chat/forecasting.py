@@ -49,11 +49,10 @@ def _forecast(plan: Plan, job: Job, base: BaseConfig) -> Forecast:
         job = Job(job.shape, job.data, job.target.limited_to(parse_size(memory, "training.memory")))
     if memory != "off":
         plan = choose(plan, job, job.target.limit)
-    probe = find_probe(plan, job, base.config, base.folder, say)
+    probe = find_probe(plan, job, base.config, base.folder, say) if memory != "off" else None
     if probe:
         job = Job(job.shape, job.data, calibrate(job.target, probe, job.shape, make_setting(plan, job.shape)))
-        if memory != "off":
-            plan = choose(plan, job, job.target.limit)
+        plan = choose(plan, job, job.target.limit)
     return make_forecast(
         plan,
         job,

@@ -49,7 +49,9 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
         try:
             prepared, audit = _prepare(plan, progress)
             progress.enter("planning")
+            before = time.monotonic()
             plan, forecast = decide(plan, prepared, earlier)
+            deciding = time.monotonic() - before
         except BaseException:
             if not earlier:
                 forget(run)
@@ -72,8 +74,9 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
         result = _train_and_compare(recipe, plan, prepared, run, keeping, progress, started)
         if forecast:
             seconds = result["seconds"]
+            took = seconds["total"] - deciding  # trying out the machine is no part of what was planned
             result["forecast"] = make_record(
-                forecast, peak_held_bytes(), seconds["total"], seconds["train"], resumed=point is not None
+                forecast, peak_held_bytes(), took, seconds["train"], resumed=point is not None
             )
         run.write_json(run.result, result)
         return result

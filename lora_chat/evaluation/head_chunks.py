@@ -28,10 +28,9 @@ def summed_loss(model: Any, ids: torch.Tensor, keep: torch.Tensor, next_ids: tor
         few = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits[0]
     if not seen or not _agree(head(seen[0][:, :_TRIED])[0], few):
         return _loss(model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits[0], next_ids)
-    states = seen[0][0].split(rows)
-    return torch.stack(
-        [_loss(head(part), known) for part, known in zip(states, next_ids.split(rows), strict=True)]
-    ).sum()
+    states, places = seen[0][0], range(0, len(next_ids), rows)
+    parts = [_loss(head(states[i : i + rows]), next_ids[i : i + rows]) for i in places]
+    return torch.stack(parts).sum()
 
 
 def _loss(logits: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:

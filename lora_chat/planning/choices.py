@@ -133,7 +133,7 @@ def changes(plan: Plan, job: Job, limit: int) -> Choice | None:
         ],
         [_difference(plan, more) for more in _checkpointed(plan, job, here.setting.checkpointed + 1)],
         [{"training": {"optimizer": "adamw_8bit"}}] if plan.training.optimizer == "adamw" else [],
-        [{"precision": {"mode": mode}} for mode in _narrower(plan.precision.mode)],
+        *([{"precision": {"mode": mode}}] for mode in _narrower(plan.precision.mode)),
     ]
     for length in range(1, len(kinds) + 1):
         for chosen in combinations([kind for kind in kinds if kind], length):

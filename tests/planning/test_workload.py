@@ -1,0 +1,82 @@
+"""Steps and micro-batches as training makes them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_choices import LLAMA_8B, lengths, plan_of
+
+from lora_chat.planning.calibration import Probe, calibrate, probe_rows
+from lora_chat.planning.layer_bytes import MicroBatch
+from lora_chat.planning.memory import Setting, training_memory
+from lora_chat.planning.target import Target
+from lora_chat.planning.workload import DataLengths, largest_micro_batch, make_workload
+
+
+def data_of(*tokens, shared=0):
+    rows = lengths(*tokens)
+    return DataLengths(rows, rows, (), 8, shared_prefix=shared)
+
+
+STEPS = [(100, 16, 3.0, 21), (100, 10, 0.5, 5), (3, 16, 2.0, 2), (17, 16, 1.5, 3)]
+
+
+@pytest.mark.parametrize(("rows", "batch", "epochs", "steps"), STEPS)
+def test_steps_are_those_of_the_trainer(rows, batch, epochs, steps):
+    work = make_workload(data_of(*[50] * rows), plan_of(effective_batch_size=batch, epochs=epochs).training)
+    assert work.steps == steps
+
+
+def test_supervised_tokens_are_counted_as_often_as_they_are_seen():
+    work = make_workload(data_of(*[30] * 64), plan_of(effective_batch_size=16, epochs=2.0).training)
+    assert work.supervised_tokens == 2 * 64 * 10
+    assert work.supervised_share == pytest.approx(1 / 3)
+
+
+def test_padded_rows_cost_what_the_longest_does():
+    plan = plan_of(effective_batch_size=4, micro_batch_size=4).training
+    even, uneven = (make_workload(data_of(*rows), plan) for rows in ([50] * 8, [10, 90] * 4))
+    assert even.step_positions == even.step_tokens == 200
+    assert uneven.step_tokens == 200
+    assert uneven.step_positions > 300
+    assert uneven.mask_needed
+    assert not even.mask_needed
+
+
+def test_the_largest_micro_batch_keeps_to_its_budget():
+    data = data_of(900, 500, 400, 100, 50)
+    plan = plan_of(fast_path=True, micro_batch_tokens=1024).training
+    assert largest_micro_batch(data, plan).tokens == 900 + 100
+    assert largest_micro_batch(data, plan.model_copy(update={"micro_batch_tokens": 300})).tokens == 900
+    shared = replace(data, shared_prefix=40)
+    assert largest_micro_batch(shared, plan).tokens == 900 + 60 + 10
+    padded = plan_of(micro_batch_size=2).training
+    assert largest_micro_batch(data, padded) == MicroBatch(1800, 900, 300 + 166)
+
+
+def test_a_probe_explains_itself():
+    """Bytes made of a known context and fragmentation are taken apart again, and the whole base follows."""
+    setting, plan = Setting("4bit", 16, fast=True), plan_of(fast_path=True).training
+    data = data_of(*[256] * 16)
+    work = make_workload(data, plan)
+
+    def rss(layers):
+        memory = training_memory(replace(LLAMA_8B, layer_count=layers), setting, work.largest)
+        moving = memory.activations + memory.head + memory.temporaries
+        return memory.total + 0.2 * moving + 7e8
+
+    probe = Probe((2, 6), ({"rss": rss(2), "step": 1.0}, {"rss": rss(6), "step": 2.0}), work, 256)
+    found = calibrate(Target("cpu", "x", 2**36, 2**36, 0, at_hand=True), probe, LLAMA_8B, setting)
+    assert found.context == pytest.approx(7e8, rel=1e-3)
+    assert found.fragmentation == pytest.approx(0.2, rel=1e-3)
+    assert probe.at("step", 32) == pytest.approx(2.0 + 26 * 0.25)
+
+
+def test_a_probes_rows_hold_the_longest_and_every_length():
+    rows, chosen = probe_rows(list(range(10, 110)), 8, 10**6)
+    assert rows == 8
+    assert len(chosen) == 24
+    assert max(chosen) == 109
+    assert np.mean(chosen[8:]) == pytest.approx(59.5, abs=1)
+    rows, chosen = probe_rows([1000] * 50, 16, 4096)
+    assert rows == 5
