@@ -53,6 +53,8 @@ def train(
     each_epoch=False,
     poison=False,
     base="tiny-random",
+    may_change=(),
+    rank=4,
     **settings,
 ):
     base = find_base(BaseSection(name=str(base)))
@@ -60,7 +62,7 @@ def train(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):  # GPT-2's own: two layouts of a batch would draw it differently
             module.p = 0.0
-    adapted = attach_adapter(model, AdapterSection(rank=4, variant=variant), seed=3)
+    adapted = attach_adapter(model, AdapterSection(rank=rank, variant=variant), seed=3)
     if poison:
         next(p for p in adapted.parameters() if p.requires_grad).data[0, 0] = float("nan")
     defaults = {"epochs": 3, "learning_rate": 1e-2, "effective_batch_size": 8}
@@ -79,6 +81,7 @@ def train(
         bfloat16=hardware.bfloat16,
         each_epoch=each_epoch,
         metrics=folder / "metrics.jsonl",
+        may_change=may_change,
     )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return adapted, report, [line["loss"] for line in lines if "loss" in line]
@@ -100,6 +103,17 @@ def test_accumulation_equals_one_large_batch(cache_home, tmp_path, micro):
     pieces, _, again = train(rows, tmp_path / "pieces", micro_batch_size=micro)
     assert again == pytest.approx(losses, abs=1e-4)
     assert_same_weights(whole, pieces, 2e-4)
+
+
+@pytest.mark.parametrize("mode", ["4bit", slow("none")])
+def test_moments_in_8_bits_learn_nearly_the_same(cache_home, tmp_path, mode):
+    rows = make_rows(16)
+    given = {"mode": mode, "hardware": BF16, "rank": 64}  # bitsandbytes keeps fewer than 4,096 weights in fp32
+    _, _, losses = train(rows, tmp_path / "whole", **given)
+    _, _, small = train(rows, tmp_path / "small", optimizer="adamw_8bit", **given)
+    assert small == pytest.approx(losses, abs=0.05)
+    assert small != losses
+    assert small[-1] < small[0] - 0.1
 
 
 @pytest.mark.parametrize("tokens", [slow(1), 60])

@@ -60,6 +60,54 @@ def test_settings_that_fit_are_named_and_fit(cache_home, tmp_path, card):
     train(rows, tmp_path / "fits", effective_batch_size=256, micro_batch_tokens=512, epochs=1)
 
 
+def test_what_is_left_open_is_made_smaller_once_and_training_begins_again(cache_home, tmp_path, card, capsys):
+    rows = make_rows(64)
+    _, wanted, losses = train(rows, tmp_path / "wanted", effective_batch_size=64, micro_batch_tokens=256, epochs=2)
+    card(300)
+    _, report, again = train(
+        rows,
+        tmp_path / "large",
+        effective_batch_size=64,
+        micro_batch_tokens=1024,
+        epochs=2,
+        may_change=("micro_batch_tokens",),
+    )
+    assert report.plan.micro_batch_tokens == 256
+    assert report.plan.effective_batch_size == 64
+    assert again == pytest.approx(losses, abs=1e-4)
+    assert report.supervised_tokens == wanted.supervised_tokens
+    assert "training.micro_batch_tokens becomes 256" in capsys.readouterr().err
+
+
+def test_what_was_given_is_not_changed(cache_home, tmp_path, card):
+    card(300)
+    with pytest.raises(MemoryShortError, match=r"--set training.micro_batch_tokens=256"):
+        train(
+            make_rows(64),
+            tmp_path / "run",
+            effective_batch_size=64,
+            micro_batch_tokens=1024,
+            may_change=("gradient_checkpointing",),
+        )
+
+
+@pytest.mark.slow
+def test_rows_of_a_padded_batch_step_down_too(cache_home, tmp_path, card):
+    _, _, losses = train(ROWS, tmp_path / "two", attention="padded", micro_batch_size=2, epochs=1)
+    card(60)
+    _, report, again = train(
+        ROWS,
+        tmp_path / "run",
+        attention="padded",
+        effective_batch_size=8,
+        micro_batch_size=8,
+        epochs=1,
+        may_change=("micro_batch_size", "gradient_checkpointing"),
+    )
+    assert (report.plan.micro_batch_size, report.plan.gradient_accumulation_steps) == (2, 4)
+    assert again == pytest.approx(losses, abs=1e-4)
+
+
 @pytest.mark.slow
 def test_rows_of_a_padded_batch_are_made_fewer(cache_home, tmp_path, card):
     card(60)

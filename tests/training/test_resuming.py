@@ -32,12 +32,12 @@ class Killed(Exception):
 def run(cache_home, tmp_path, monkeypatch):
     """Trains in a folder; returns the adapter's weights and the metrics without times."""
 
-    def train(name, resume=False, kill_at=None, dropout=0.1, keep=2, each_epoch=False, **training):
+    def train(name, resume=False, kill_at=None, dropout=0.1, keep=2, each_epoch=False, rank=4, **training):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         base = find_base(BaseSection(name="tiny-random"))
         model = load_base_model(base, make_precision(QuantizationSection(mode="none"), FP32))
-        model = attach_adapter(model, AdapterSection(rank=4, dropout=dropout), seed=3)
+        model = attach_adapter(model, AdapterSection(rank=rank, dropout=dropout), seed=3)
         settings = {"epochs": 3, "learning_rate": 1e-2, "effective_batch_size": 8, "micro_batch_tokens": 90} | training
         plan = make_plan(Recipe.model_validate({"data": {"train": "x"}, "training": settings}), FP32).training
         newest, damaged = find_newest(folder / "checkpoints") if resume else (None, [])
@@ -95,6 +95,7 @@ def slow(*values):
         slow([1, 3, 4, 8], {"dropout": 0.0}),
         slow([2, 3, 7], {"fast_path": False, "micro_batch_size": 2}),
         slow([2, 3, 7], {"gradient_checkpointing": True}),
+        slow([3, 7], {"optimizer": "adamw_8bit", "rank": 64}),
     ],
 )
 def test_every_step_of_three_epochs(run, tmp_path, steps, settings):
