@@ -7,9 +7,11 @@ import importlib
 import json
 import os
 import resource
+import statistics
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,10 +101,11 @@ def try_layers(request: dict[str, Any], layers: int) -> dict[str, float]:
         )
         whole = time.monotonic() - began
         found["rss"] = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        ends = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()]
-        steps = [after - before for before, after in zip([0.0, *ends], ends, strict=False)]
-        found["step"] = sum(steps) / len(steps)
-        found["start"] = whole - sum(steps)
+        steps = read_steps(metrics)
+        # Another program may have slowed one of them.
+        pace = statistics.median(seconds / tokens for seconds, tokens in steps)
+        found["step"] = pace * statistics.mean(tokens for _, tokens in steps)
+        found["start"] = whole - sum(seconds for seconds, _ in steps)
         read = make_rows([request["read"]] * 2, request["share"], request["vocabulary"])
         evaluate_loss(model, read[:1])
         began = time.monotonic()
@@ -120,6 +123,13 @@ def try_layers(request: dict[str, Any], layers: int) -> dict[str, float]:
             found["said"] = max(0.0, said[2] - said[1]) / (_SAID - 1)
             found["prefill"] = said[1]
     return found
+
+
+def read_steps(metrics: Path) -> list[tuple[float, int]]:
+    """Seconds and supervised tokens of every step."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    ends = [(0.0, 0), *((row["seconds"], row["supervised_tokens"]) for row in rows)]
+    return [(end[0] - begin[0], end[1] - begin[1]) for begin, end in pairwise(ends)]
 
 
 def main() -> None:

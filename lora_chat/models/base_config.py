@@ -10,7 +10,10 @@ from typing import Any
 from lora_chat.errors import BaseUnavailableError
 from lora_chat.models.base_model import find_base, is_here
 from lora_chat.planning.recipe import BaseSection
+from lora_chat.planning.shape import read_shape
 
+_BYTES = 2
+"""Of a weight in the files of the bases known by heart."""
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -49,8 +52,8 @@ def find_config(base: BaseSection, notice: Callable[[str], None]) -> BaseConfig:
                 f"({type(error).__name__}), and it is none of the bases known by heart "
                 f"({', '.join(_known_bases())}).\nGo online once, or name a local folder."
             ) from error
-        size = known.get("weight_bytes")
-        return BaseConfig(base.name, known["config"], None, size, size, "the table of known bases")
+        size = _BYTES * read_shape(known, base.name).weights
+        return BaseConfig(base.name, known, None, size, size, "the table of known bases")
 
 
 def _on_hub(base: BaseSection) -> BaseConfig:
