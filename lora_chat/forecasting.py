@@ -45,11 +45,11 @@ def forecast_run(plan: Plan, prepared: PreparedRun) -> Forecast:
 
 def _forecast(plan: Plan, job: Job, base: BaseConfig) -> Forecast:
     memory = plan.training.memory
-    if memory not in ("auto", "off"):
+    if memory not in ("auto", "unlimited"):
         job = Job(job.shape, job.data, job.target.limited_to(parse_size(memory, "training.memory")))
-    if memory != "off":
+    if memory != "unlimited":
         plan = choose(plan, job, job.target.limit)
-    probe = find_probe(plan, job, base.config, base.folder, say) if memory != "off" else None
+    probe = find_probe(plan, job, base.config, base.folder, say) if memory != "unlimited" else None
     if probe:
         job = Job(job.shape, job.data, calibrate(job.target, probe, job.shape, make_setting(plan, job.shape)))
         plan = choose(plan, job, job.target.limit)

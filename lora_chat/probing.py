@@ -98,7 +98,7 @@ def _training(plan: Plan, rows: int) -> Any:
             "effective_batch_size": rows,
             "micro_batch_size": size,
             "gradient_accumulation_steps": -(-rows // size),
-            "memory": "off",
+            "memory": "unlimited",
         }
     )
 

@@ -1,7 +1,9 @@
 """The machine at hand as a target: memory that is free, and what a quick measurement says of its speed."""
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from lora_chat.planning.cards import LAUNCH
 from lora_chat.planning.hardware import Hardware, free_memory
@@ -21,7 +23,7 @@ def survey_machine(hardware: Hardware) -> Target:
             "cpu",
             hardware.name,
             hardware.memory_bytes,
-            free_memory(),
+            min(hardware.memory_bytes, free_memory() + _held()),
             _PROGRAM,
             at_hand=True,
             bfloat16=hardware.bfloat16,
@@ -42,6 +44,15 @@ def survey_machine(hardware: Hardware) -> Target:
         speed=Speed(flops, bandwidth, LAUNCH, _LOW, _HIGH, "from a product and a copy that were timed just now"),
         bfloat16=hardware.bfloat16,
     )
+
+
+def _held() -> int:
+    """What this process holds already: it is part of the program's share."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _measure_gpu(bfloat16: bool) -> tuple[float, float]:

@@ -60,8 +60,8 @@ def find_card(name: str) -> Card:
     matching = [card for key, card in found.items() if wanted and key.startswith(wanted)]
     if len(matching) == 1:
         return matching[0]
-    names = [card.name for card in cards()]
-    near = [card.name for card in matching] or difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+    close = difflib.get_close_matches(wanted, list(found), n=3, cutoff=0.5)
+    near = [card.name for card in matching or [found[key] for key in close] or cards()]
     raise RecipeError(
         f"--gpu {name}: no such card is known here. Near are: {', '.join(near)}.\n"
         "Any other one: --memory 12GiB, with the memory it has."

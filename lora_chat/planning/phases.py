@@ -14,8 +14,9 @@ MOST_CACHED = 2**29
 """Bytes of keys and values that prompts answered together may take (the same)."""
 READ_LOGITS = 2**25
 """Logits that are made at once where a loss is only measured (evaluation/scores.py)."""
-_LOADED_TOGETHER = 4
-"""Matrices in 16 bits that transformers' loader may hold at once (its thread pool, core_model_loading.py)."""
+_LOADED_TOGETHER = {"none": 0, "4bit": 1, "8bit": 2}
+"""Matrices in 16 bits beside those that are quantised: transformers' loader quantises one after the other, and LLM.int8
+keeps what it came from (core_model_loading.py, integrations/bitsandbytes.py, transformers 5.23)."""
 _WORKSPACE = 32 * 2**20
 """cuBLAS's, the larger of the usual two (PyTorch's CUBLAS_WORKSPACE_CONFIG)."""
 _MERGE_REST = 400_000_000
@@ -68,7 +69,7 @@ def make_phases(
     adapter = train.adapter
     held = Phase("", weights=weights, adapter=adapter, context=context)
     matrix = setting.width * max(linear.weights for linear in shape.linears())
-    loaded = _LOADED_TOGETHER if setting.mode != "none" else 1
+    loaded = _LOADED_TOGETHER[setting.mode]
     gpu = target.device == "cuda"
     merged = setting.width * shape.weights
     whole = Phase(

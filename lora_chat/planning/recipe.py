@@ -81,7 +81,7 @@ class TrainingSection(Section):
     `auto`: only where a run would not fit otherwise."""
     memory: Annotated[str, StringConstraints(pattern=SIZE_PATTERN)] = "auto"
     """What a run may take: `auto` is 97 % of what is free, else a size such as 10GiB. Whatever is `auto` above is
-    chosen to fit into it as fast as can be, and what does not fit is refused before the weights load. `off`: no
+    chosen to fit into it as fast as can be, and what does not fit is refused before the weights load. `unlimited`: no
     choice and no refusal."""
     seed: Seed = 0
     """Decides initial LoRA weights, dropout and the order of dialogues."""

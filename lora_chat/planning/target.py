@@ -7,7 +7,7 @@ from typing import Literal
 from lora_chat.errors import RecipeError
 
 _SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?(GiB|GB|G|MiB|MB|M)", re.IGNORECASE)
-SIZE_PATTERN = r"^(auto|off|\d{1,9}(\.\d{1,9})? ?([Gg]([Ii]?[Bb])?|[Mm]([Ii]?[Bb])?))$"
+SIZE_PATTERN = r"^(auto|unlimited|\d{1,9}(\.\d{1,9})? ?([Gg]([Ii]?[Bb])?|[Mm]([Ii]?[Bb])?))$"
 """Of `training.memory`."""
 _UNITS = {"gib": 2**30, "g": 2**30, "gb": 10**9, "mib": 2**20, "m": 2**20, "mb": 10**6}
 USABLE = 0.97

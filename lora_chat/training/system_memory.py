@@ -7,7 +7,15 @@ from pathlib import Path
 
 from lora_chat.planning.hardware import free_memory
 
-_TEXTS = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad alloc")
+# The last is what oneDNN says of a scratchpad that it could not allocate.
+_TEXTS = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad alloc",
+    "could not create a primitive",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
