@@ -46,6 +46,7 @@ RESULT_KEYS = {
     "trainable_parameters",
     "validation_loss",
     "perplexity",
+    "forecast",
 }
 
 

@@ -1,37 +1,57 @@
-"""The GPU recipes name bases whose weights fit their card; shapes from the models' published configs."""
+"""The GPU recipes name bases that are what they are said to be, and say what their weights take."""
+
+import json
+import re
+from pathlib import Path
 
 import pytest
 
-from lora_chat.planning.hardware import Hardware
-from lora_chat.planning.plan import make_plan
-from lora_chat.planning.recipe_file import read_recipe
+from lora_chat.cli import main
+from lora_chat.models.base_config import find_config, known_bases
+from lora_chat.planning.recipe import BaseSection
+from lora_chat.planning.shape import read_shape
 
-# hidden, feed-forward, layers, key/value width, vocabulary, tied embeddings
-SHAPES = {
-    "Qwen/Qwen2.5-3B-Instruct": (2048, 11008, 36, 256, 151936),
-    "meta-llama/Llama-3.2-3B-Instruct": (3072, 8192, 28, 1024, 128256),
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": (2048, 8192, 24, 2048, 49152),
+RECIPES = sorted(Path("recipes").glob("gpu-*.yaml"))
+# Billions of parameters, as the model cards say.
+PUBLISHED = {
+    "HuggingFaceTB/SmolLM2-360M-Instruct": 0.362,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1.71,
+    "Qwen/Qwen2.5-0.5B-Instruct": 0.494,
+    "Qwen/Qwen2.5-1.5B-Instruct": 1.54,
+    "Qwen/Qwen2.5-3B-Instruct": 3.09,
+    "Qwen/Qwen2.5-7B-Instruct": 7.61,
+    "Qwen/Qwen2.5-14B-Instruct": 14.77,
+    "Qwen/Qwen3-0.6B": 0.596,
+    "Qwen/Qwen3-1.7B": 1.72,
+    "Qwen/Qwen3-4B": 4.02,
+    "Qwen/Qwen3-8B": 8.19,
+    "Qwen/Qwen3-14B": 14.77,
+    "meta-llama/Llama-3.2-1B-Instruct": 1.236,
+    "meta-llama/Llama-3.2-3B-Instruct": 3.21,
+    "meta-llama/Llama-3.1-8B-Instruct": 8.03,
+    "mistralai/Mistral-7B-Instruct-v0.3": 7.25,
+    "microsoft/Phi-3.5-mini-instruct": 3.82,
+    "google/gemma-2-2b-it": 2.61,
+    "google/gemma-2-9b-it": 9.24,
 }
-PARAMETERS = {
-    "Qwen/Qwen2.5-3B-Instruct": 3.09e9,
-    "meta-llama/Llama-3.2-3B-Instruct": 3.21e9,
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1.71e9,
-}
-BYTES = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0, "none": 2.0}
 
 
-@pytest.mark.parametrize(
-    ("recipe", "gigabytes", "stated"),
-    [("gpu-8gb-4bit", 8, 2.1), ("gpu-12gb-8bit", 12, 3.6), ("gpu-24gb-none", 24, 3.4)],
-)
-def test_weights_take_what_the_recipe_says_and_leave_most_of_the_card(recipe, gigabytes, stated):
-    path = f"recipes/{recipe}.yaml"
-    plan = make_plan(read_recipe(path), Hardware("cuda", "test", gigabytes * 10**9, True, 4))
-    hidden, forward, layers, kv, vocabulary = SHAPES[plan.base.name]
-    linear = layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * forward)
-    embedding = vocabulary * hidden  # tied with the head in all three
-    assert linear + embedding == pytest.approx(PARAMETERS[plan.base.name], rel=0.01)
-    weights = linear * BYTES[plan.precision.mode] + embedding * 2
-    assert weights / 1e9 == pytest.approx(stated, abs=0.1)
+@pytest.mark.parametrize("name", sorted(known_bases()))
+def test_known_bases_have_as_many_weights_as_their_cards_say(name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("lora_chat.models.base_config._on_hub", lambda _: 1 / 0)
+    found = find_config(BaseSection(name=name), print)
+    assert read_shape(found.config, name).weights / 1e9 == pytest.approx(PUBLISHED[name], rel=0.01)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_weights_take_what_the_recipe_says_and_leave_half_of_the_card(path, cache_home, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said = float(re.search(r"[Ww]eights\s+take\s+about ([\d.]+) GB", path.read_text()).group(1))
+    gigabytes = int(re.match(r"gpu-(\d+)gb", path.stem).group(1))
+    assert main(["plan", str(path), "--memory", f"{gigabytes}GB", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    weights = found["phases"][0]["weights"]
+    assert weights / 1e9 == pytest.approx(said, abs=0.1)
     assert weights < gigabytes * 1e9 / 2
-    assert plan.training.gradient_accumulation_steps * plan.training.micro_batch_size == 16
+    assert found["verdict"] == "fits"

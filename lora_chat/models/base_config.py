@@ -45,12 +45,12 @@ def find_config(base: BaseSection, notice: Callable[[str], None]) -> BaseConfig:
     try:
         return _on_hub(base)
     except Exception as error:  # every network library below has exceptions of its own
-        known = _known_bases().get(base.name)
+        known = known_bases().get(base.name)
         if known is None:
             raise BaseUnavailableError(
                 f"The config of {base.name} is not on this machine, the hub cannot be reached "
                 f"({type(error).__name__}), and it is none of the bases known by heart "
-                f"({', '.join(_known_bases())}).\nGo online once, or name a local folder."
+                f"({', '.join(known_bases())}).\nGo online once, or name a local folder."
             ) from error
         size = _BYTES * read_shape(known, base.name).weights
         return BaseConfig(base.name, known, None, size, size, "the table of known bases")
@@ -72,6 +72,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return dict(inner) if isinstance(inner, dict) else dict(found)
 
 
-def _known_bases() -> dict[str, Any]:
+def known_bases() -> dict[str, Any]:
+    """Configs of bases that many use, by name, for planning without the hub."""
     text = (files("lora_chat.models") / "known_bases.json").read_text(encoding="utf-8")
     return dict(json.loads(text))

@@ -10,11 +10,13 @@ LIGHT = [
     "lora_chat.planning.recipe",
     "lora_chat.planning.recipe_file",
     "lora_chat.planning.plan",
+    *(f"lora_chat.planning.{name}" for name in ("workload", "phases", "durations", "choices", "forecast")),
+    *(f"lora_chat.planning.{name}" for name in ("cards", "calibration", "target", "memory", "shape")),
     "lora_chat.dialogues.dialogue",
     "lora_chat.dialogues.reading",
     "lora_chat.cli",
 ]
-VERBS = ["sft", "chat", "eval", "merge", "recipe"]
+VERBS = ["sft", "plan", "chat", "eval", "merge", "recipe"]
 TELL = f"; import sys; print(*[m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 
