@@ -111,21 +111,23 @@ def _padded(lengths: "Numbers", size: int) -> float:
 
 
 def largest_micro_batch(data: DataLengths, plan: TrainingPlan) -> MicroBatch:
-    """The largest that can come: what training tries before its first step."""
+    """At least the largest that can come: what training tries before its first step."""
     train = data.train
     lengths = (train.trained if plan.fast_path else train.tokens).tolist()
-    picked = pick_largest(lengths, plan, data.shared_prefix if plan.fast_path else 0)
+    supervised = train.supervised.tolist()
+    shared = data.shared_prefix if plan.fast_path else 0
+    picked = pick_largest(lengths, plan, shared)
     longest = max(lengths[i] for i in picked)
-    if plan.fast_path:
-        tokens = sum(lengths[i] for i in picked) - data.shared_prefix * (len(picked) - 1)
-    else:
-        tokens = longest * len(picked)
-    return MicroBatch(tokens, longest, sum(int(train.supervised[i]) for i in picked))
+    together = sum(lengths[i] for i in picked) - shared * (len(picked) - 1)
+    tokens = together if plan.fast_path else longest * len(picked)
+    heaviest = pick_largest(lengths, plan, shared, supervised)
+    return MicroBatch(tokens, longest, max(sum(supervised[i] for i in rows) for rows in (picked, heaviest)))
 
 
-def pick_largest(lengths: Sequence[int], plan: TrainingPlan, shared: int) -> list[int]:
-    """Which rows together are the largest micro-batch: the longest, then whatever still has room."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+def pick_largest(lengths: Sequence[int], plan: TrainingPlan, shared: int, by: Sequence[int] | None = None) -> list[int]:
+    """Which rows together are the largest micro-batch: the longest, or the first `by` a number, then what has room."""
+    size = by or lengths
+    order = sorted(range(len(lengths)), key=lambda i: -size[i])
     if not plan.fast_path:
         return order[: plan.micro_batch_size]
     most = plan.effective_batch_size if plan.micro_batch_tokens else plan.micro_batch_size

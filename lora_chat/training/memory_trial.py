@@ -57,7 +57,8 @@ class MemoryTrial(TrainerCallback):
         kept = [p.detach().clone() for p in weights]
         fits = True
         try:
-            self.trainer.try_step(self._largest(plan))
+            for batch in self._largest(plan, own_head=bool(getattr(model.config, "final_logit_softcapping", None))):
+                self.trainer.try_step(batch)
             _try_optimizer(optimizer)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -73,14 +74,20 @@ class MemoryTrial(TrainerCallback):
             torch.cuda.empty_cache()
         return fits
 
-    def _largest(self, plan: TrainingPlan) -> dict[str, Any]:
+    def _largest(self, plan: TrainingPlan, *, own_head: bool) -> Iterator[dict[str, Any]]:
         collator = self.trainer.data_collator
         if not isinstance(collator, StepCollator):
-            return dict(collator([self._row(i) for i in self._order[: plan.micro_batch_size]]))
-        rows = [collator.flat.trim(self._row(i)) for i in self._order[: plan.effective_batch_size]]
-        shared = shared_prefix(rows) if collator.flat.share else 0
-        picked = pick_largest([len(row["input_ids"]) for row in rows], plan, shared)
-        return {"micro_batches": [collator.flat([rows[i] for i in picked])]}
+            yield dict(collator([self._row(i) for i in self._order[: plan.micro_batch_size]]))
+            return
+        orders = [self._order]
+        if own_head:  # all logits at once: many tokens with loss can take more than the longest row
+            orders.append(sorted(self._order, key=lambda i: -self._rows[i].supervised_tokens))
+        for order in orders:
+            rows = [collator.flat.trim(self._row(i)) for i in order[: plan.effective_batch_size]]
+            shared = shared_prefix(rows) if collator.flat.share else 0
+            by = None if order is self._order else range(len(rows), 0, -1)
+            picked = pick_largest([len(row["input_ids"]) for row in rows], plan, shared, by)
+            yield {"micro_batches": [collator.flat([rows[i] for i in picked])]}
 
     def _row(self, place: int) -> dict[str, list[int]]:
         row = self._rows[place]

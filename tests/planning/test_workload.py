@@ -10,7 +10,7 @@ from lora_chat.planning.calibration import Probe, calibrate, probe_rows
 from lora_chat.planning.layer_bytes import MicroBatch
 from lora_chat.planning.memory import Setting, training_memory
 from lora_chat.planning.target import Target
-from lora_chat.planning.workload import DataLengths, largest_micro_batch, make_workload
+from lora_chat.planning.workload import DataLengths, Lengths, largest_micro_batch, make_workload
 
 
 def data_of(*tokens, shared=0):
@@ -52,6 +52,12 @@ def test_the_largest_micro_batch_keeps_to_its_budget():
     assert largest_micro_batch(shared, plan).tokens == 900 + 60 + 10
     padded = plan_of(micro_batch_size=2).training
     assert largest_micro_batch(data, padded) == MicroBatch(1800, 900, 300 + 166)
+
+
+def test_the_most_tokens_with_loss_need_not_be_in_the_longest_rows():
+    rows = Lengths(np.array([60, 20, 20, 20]), np.array([60, 20, 20, 20]), np.array([5, 18, 17, 16]))
+    plan = plan_of(fast_path=True, effective_batch_size=2, micro_batch_tokens=70).training
+    assert largest_micro_batch(DataLengths(rows, rows, (), 8), plan) == MicroBatch(60, 60, 18 + 17)
 
 
 def test_a_probe_explains_itself():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from test_equivalence import make_rows, train
 
+from lora_chat.dialogues.encoding import EncodedDialogue
 from lora_chat.errors import MemoryShortError
 from lora_chat.planning import hardware
 from lora_chat.planning.hardware import free_memory
@@ -48,6 +49,22 @@ def test_the_largest_micro_batch_is_what_is_tried(cache_home, tmp_path, card):
     longest = sorted((len(row.input_ids) for row in ROWS), reverse=True)[:8]
     assert tried[0] <= 100 < tried[0] + min(longest)
     assert len(tried) == 1
+
+
+def test_a_base_that_makes_all_its_logits_at_once_tries_the_most_of_them_too(random_base, tmp_path, monkeypatch):
+    long = EncodedDialogue([5] * 60, [-100] * 55 + [5] * 5)
+    tried = []
+    monkeypatch.setattr(StepTrainer, "try_step", lambda self, inputs: tried.append(loss_tokens(inputs)))
+    settings = {"effective_batch_size": 2, "micro_batch_tokens": 70, "max_steps": 1}
+    train([long, *make_rows(8)], tmp_path / "run", base=random_base("gemma2"), **settings)
+    assert tried == [5, (23 - 4) + (21 - 4)]  # the long row alone, and the two with the most loss
+    tried.clear()
+    train([long, *make_rows(8)], tmp_path / "other", **settings)
+    assert len(tried) == 1
+
+
+def loss_tokens(inputs):
+    return sum(int((batch["labels"] != -100).sum()) for batch in inputs["micro_batches"])
 
 
 def test_settings_that_fit_are_named_and_fit(cache_home, tmp_path, card):
