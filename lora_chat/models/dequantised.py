@@ -38,7 +38,7 @@ def _dense(layer: Any, dtype: Any) -> Any:
             dense: Any = Conv1D(layer.out_features, layer.in_features)
         else:
             dense = torch.nn.Linear(layer.in_features, layer.out_features, bias=bias)
-    values = frozen_weight(layer).to("cpu", dtype)
+    values = frozen_weight(layer, dtype).to("cpu")
     values = values.T.contiguous() if isinstance(dense, Conv1D) else values.reshape(dense.weight.shape)
     dense.weight = torch.nn.Parameter(values, requires_grad=False)
     if bias:

@@ -10,24 +10,43 @@ if TYPE_CHECKING:
 
 _REPACKS = "support_avx512bf16_for_cpu"
 _HELD = "dense_weight"
+_DEQUANTISED_TOGETHER = 2**18
+"""Weights whose values in fp32 a processor's cache holds."""
 _MOST_HELD_BYTES = 2**30
 """Dense values are held if those of all layers together take no more than this."""
 
 
-def frozen_weight(layer: "torch.nn.Module") -> Any:
-    """The dense weight (out, in) that a linear layer computes with, whatever it is stored as."""
+def frozen_weight(layer: "torch.nn.Module", dtype: "torch.dtype | None" = None) -> Any:
+    """The dense weight (out, in) that a linear layer computes with, whatever it is stored as; in `dtype` if given."""
     held = layer.__dict__.get(_HELD)
     if held is not None:
-        return held
+        return held.to(dtype)
     from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
 
     weight: Any = layer.weight
     if getattr(weight, "quant_state", None) is not None:
-        return dequantize_4bit(weight.data, weight.quant_state)
+        return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
     scales = getattr(weight, "SCB", None)
     if scales is None:  # moved there by the first forward
         scales = getattr(getattr(layer, "state", None), "SCB", None)
-    return weight.detach() if scales is None else int8_vectorwise_dequant(weight.data, scales)
+    if scales is None:
+        return weight.detach().to(dtype)
+    if weight.device.type != "cpu":
+        return int8_vectorwise_dequant(weight.data, scales).to(dtype)
+    return _dense_int8(weight.data, scales, dtype)
+
+
+def _dense_int8(weight: "torch.Tensor", scales: "torch.Tensor", dtype: "torch.dtype | None") -> "torch.Tensor":
+    """`int8_vectorwise_dequant`'s values, some rows after the other: a third of the time, no fp32 copy."""
+    import torch
+    from bitsandbytes.functional import int8_vectorwise_dequant
+
+    dense = torch.empty(weight.shape, dtype=dtype or torch.float32)
+    rows = max(1, _DEQUANTISED_TOGETHER // weight.shape[1])
+    for begin in range(0, weight.shape[0], rows):
+        some = slice(begin, begin + rows)
+        dense[some].copy_(int8_vectorwise_dequant(weight[some], scales[some]))
+    return dense
 
 
 def hold_dense_weights(model: "torch.nn.Module") -> bool:
@@ -63,7 +82,7 @@ def held_int8(model: "torch.nn.Module") -> "Iterator[None]":
     layers: list[Any] = [m for m in model.modules() if is_int8(m) and m.weight.device.type == "cpu"]
     layers = layers if _may_be_held(layers, dtype) else []
     for layer in layers:
-        setattr(layer, _HELD, frozen_weight(layer).to(dtype))
+        setattr(layer, _HELD, frozen_weight(layer, dtype))
     try:
         yield
     finally:

@@ -125,7 +125,7 @@ class _Nf4Product(torch.autograd.Function):
         return gradients[0] @ _dense(ctx.layer, gradients[0].dtype), None
 
 
-def _frozen_weight(layer: Any) -> torch.Tensor:
+def _frozen_weight(layer: Any, dtype: Any = None) -> torch.Tensor:
     return _dense(layer, torch.bfloat16) if isinstance(layer, bnb.nn.Linear4bit) else layer.weight.detach()
 
 

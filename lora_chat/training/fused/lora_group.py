@@ -98,8 +98,9 @@ class LoraGroup:
 
     def _weight(self, number: int, dtype: torch.dtype) -> torch.Tensor:
         """All weights below each other if they are held so, else one of them."""
-        found: torch.Tensor = frozen_weight(self._layers[number]) if self._held is None else self._held
-        return found.to(dtype)
+        if self._held is not None:
+            return self._held.to(dtype)
+        return frozen_weight(self._layers[number], dtype)  # type: ignore[no-any-return]
 
     def _lay_out(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         a = torch.cat([a.detach() for a in self._a]).to(dtype)

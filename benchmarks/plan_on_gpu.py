@@ -1,0 +1,222 @@
+"""Memory that is planned against what training takes, on a GPU that is made to look like a smaller card.
+
+    python benchmarks/plan_on_gpu.py [FOLDER] [--small]
+
+Random bases of 1B and 8B shapes are written into FOLDER once (18 GB). Every setting is trained for a few steps in a
+process of its own that may use no more than the card it stands for (torch.cuda.set_per_process_memory_fraction): what
+the plan calls fitting must not run out, what it refuses must. `--small` tries the script itself, on any machine.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+STEPS = 3
+OUT_OF_MEMORY = 9
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, on which card."""
+
+    base: str
+    mode: str
+    card: int
+    """GiB."""
+    tokens: int
+    """Of each dialogue."""
+    rows: int
+    """In a micro-batch."""
+    checkpointed: bool
+    fast: bool
+    rank: int = 16
+
+
+SETTINGS = (
+    Setting("1B", "4bit", 8, 1024, 4, checkpointed=False, fast=False),
+    Setting("1B", "4bit", 8, 2048, 8, checkpointed=True, fast=False),
+    Setting("1B", "8bit", 8, 1024, 2, checkpointed=False, fast=True),
+    Setting("1B", "none", 8, 512, 8, checkpointed=False, fast=True, rank=64),
+    Setting("8B", "4bit", 8, 512, 1, checkpointed=True, fast=False),
+    Setting("8B", "4bit", 12, 1024, 2, checkpointed=True, fast=False),
+    Setting("8B", "4bit", 12, 2048, 4, checkpointed=True, fast=True),
+    Setting("1B", "none", 12, 2048, 4, checkpointed=False, fast=False),
+    Setting("8B", "8bit", 12, 512, 1, checkpointed=True, fast=False),
+    Setting("8B", "4bit", 16, 1024, 2, checkpointed=False, fast=True),
+    Setting("8B", "4bit", 16, 4096, 2, checkpointed=True, fast=False, rank=128),
+    Setting("8B", "8bit", 16, 1024, 4, checkpointed=True, fast=True),
+    Setting("1B", "8bit", 16, 2048, 8, checkpointed=False, fast=True),
+    Setting("8B", "none", 24, 1024, 4, checkpointed=True, fast=False),
+    Setting("8B", "8bit", 24, 2048, 4, checkpointed=False, fast=False),
+    Setting("8B", "4bit", 24, 4096, 4, checkpointed=True, fast=True),
+    Setting("1B", "none", 24, 4096, 4, checkpointed=False, fast=True),
+)
+CONFIGS = {"1B": "meta-llama/Llama-3.2-1B-Instruct", "8B": "meta-llama/Llama-3.1-8B-Instruct"}
+
+
+def main() -> None:
+    """A table with a row for each setting, and a line that sums up."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(tempfile.gettempdir()) / "lora-chat-bases")
+    parser.add_argument("--small", action="store_true", help="two narrow layers and short rows")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        train(options.folder, Setting(**json.loads(options.child)), small=options.small)
+        return
+    print_versions()
+    for name in CONFIGS:
+        write_base(options.folder / name, name, small=options.small)
+    print("| base | mode | card | dialogues | layers | path | rank | planned | took | off | verdict | came out |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    errors, wrong = [], 0
+    for setting in SETTINGS:
+        found = run(options, setting)
+        fits, ran = found["verdict"] != "does not fit", found["reserved"] is not None
+        took = found["reserved"]
+        wrong += (found["verdict"] == "fits" and not ran) or (not fits and ran and took < 0.9 * setting.card * GIB)
+        off = found["planned"] / took - 1 if ran else None
+        errors += [abs(off)] if off is not None else []
+        print(
+            f"| {setting.base} | {setting.mode} | {setting.card} GiB | {setting.rows} x {setting.tokens} "
+            f"| {'checkpointed' if setting.checkpointed else 'kept'} | {'fast' if setting.fast else 'stock'} "
+            f"| {setting.rank} | {found['planned'] / GIB:.2f} | {took / GIB if ran else float('nan'):.2f} "
+            f"| {'-' if off is None else f'{off:+.1%}'} | {found['verdict']} "
+            f"| {'trained' if ran else 'out of memory'} |",
+            flush=True,
+        )
+    print(f"\n{len(errors)} trained, worst {max(errors):.1%}; {wrong} of {len(SETTINGS)} verdicts were wrong.")
+
+
+def print_versions() -> None:
+    """Device and libraries, as a figure without them says nothing."""
+    import torch
+
+    from lora_chat.run_folder import library_versions
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    print(device + "; " + ", ".join(f"{name} {version}" for name, version in library_versions().items()) + "\n")
+
+
+def write_base(folder: Path, name: str, *, small: bool) -> None:
+    """A base of the known one's widths with random weights."""
+    from lora_chat.models.base_config import known_bases
+    from lora_chat.probe_worker import write_model
+
+    if (folder / "model.safetensors").is_file():
+        return
+    config = dict(known_bases()[CONFIGS[name]])
+    if small:
+        config.update(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(config, 2 if small else config["num_hidden_layers"], folder)
+
+
+def run(options: argparse.Namespace, setting: Setting) -> Any:
+    """What a process of its own says of one setting."""
+    words = [sys.executable, __file__, str(options.folder), "--child", json.dumps(asdict(setting))]
+    words += ["--small"] if options.small else []
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - this file itself
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def train(folder: Path, setting: Setting, *, small: bool) -> None:
+    """Plan and train one setting; prints bytes planned and taken (None where memory ran out)."""
+    import numpy as np
+    import torch
+
+    from lora_chat.errors import MemoryShortError
+    from lora_chat.models.adapter import attach_adapter
+    from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer
+    from lora_chat.models.embedded import find_embedded
+    from lora_chat.planning.choices import Choice, Job
+    from lora_chat.planning.forecast import judge
+    from lora_chat.planning.hardware import detect_hardware
+    from lora_chat.planning.plan import make_plan
+    from lora_chat.planning.recipe import Recipe
+    from lora_chat.planning.shape import read_shape
+    from lora_chat.planning.target import USABLE
+    from lora_chat.planning.workload import DataLengths, Lengths
+    from lora_chat.probe_worker import make_rows
+    from lora_chat.surveying import survey_machine
+    from lora_chat.training.sft import train_sft
+    from lora_chat.training.system_memory import is_out_of_memory
+
+    tokens = 32 if small else setting.tokens
+    recipe = Recipe.model_validate(
+        {
+            "data": {"train": "random"},
+            "quantization": {"mode": setting.mode},
+            "adapter": {"rank": setting.rank},
+            "training": {
+                "effective_batch_size": setting.rows,
+                "micro_batch_size": setting.rows,
+                "max_steps": STEPS,
+                "gradient_checkpointing": setting.checkpointed,
+                "fast_path": setting.fast,
+                "optimizer": "adamw",
+            },
+        }
+    )
+    hardware = detect_hardware()
+    plan = make_plan(recipe, hardware)
+    config = json.loads((folder / setting.base / "config.json").read_text(encoding="utf-8"))
+    shape = read_shape(config, setting.base)
+    rows = make_rows([tokens] * setting.rows * STEPS, 0.3, shape.vocabulary)
+    counts = np.array([tokens] * len(rows))
+    lengths = Lengths(counts, counts, np.array([row.supervised_tokens for row in rows]))
+    target = survey_machine(hardware).limited_to(round(USABLE * setting.card * GIB))
+    choice = Choice(plan, Job(shape, DataLengths(lengths, lengths, (), 1), target))
+    phase = next(one for one in choice.phases if one.name == "train")
+    gpu = hardware.device == "cuda"
+    if gpu:
+        torch.cuda.set_per_process_memory_fraction((setting.card * GIB - target.context) / target.memory)
+    took = allocated = None
+    began = time.monotonic()
+    try:
+        base = load_base_model(FoundBase(setting.base, folder / setting.base), plan.precision)
+        model = attach_adapter(base, plan.adapter, 0)
+        with tempfile.TemporaryDirectory() as run_folder:
+            train_sft(
+                model,
+                load_tokenizer(FoundBase("", find_embedded("smollm2-135m-instruct", print_nothing))),
+                rows,
+                [],
+                plan.training,
+                bfloat16=plan.precision.dtype == "bfloat16",
+                each_epoch=False,
+                metrics=Path(run_folder) / "metrics.jsonl",
+            )
+        allocated = torch.cuda.max_memory_allocated() if gpu else 0
+        took = torch.cuda.max_memory_reserved() + target.context if gpu else phase.total
+    except (RuntimeError, MemoryShortError) as error:
+        if not isinstance(error, MemoryShortError) and not is_out_of_memory(error):
+            raise
+    print(
+        json.dumps(
+            {
+                "planned": phase.total,
+                "verdict": judge(choice.peak, target.free),
+                "reserved": took,
+                "allocated": allocated,
+                "seconds": time.monotonic() - began,
+            }
+        )
+    )
+
+
+def print_nothing(_: str) -> None:
+    """Standard output is for the result."""
+
+
+if __name__ == "__main__":
+    main()
