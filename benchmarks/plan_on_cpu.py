@@ -22,7 +22,7 @@ BASES = {
     "1.2B": (2048, 8192, 18, 32, 8),
 }
 MODES = ("none", "8bit", "4bit")
-STEPS = 6
+STEPS = 12
 
 
 def main() -> None:

@@ -70,11 +70,14 @@ def try_layers(request: dict[str, Any], layers: int) -> dict[str, float]:
     from lora_chat.evaluation.scores import evaluate_loss
     from lora_chat.models.adapter import attach_adapter
     from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer
+    from lora_chat.models.frozen_weights import hold_nothing
     from lora_chat.models.generation import generate_ids
     from lora_chat.planning.plan import PrecisionPlan, TrainingPlan
     from lora_chat.planning.recipe import AdapterSection
     from lora_chat.training.sft import train_sft
 
+    if not request["may_hold"]:  # so few layers would be, where all of them are not
+        hold_nothing()
     training = TrainingPlan.model_validate_json(json.dumps(request["training"]))
     precision = PrecisionPlan.model_validate_json(json.dumps(request["precision"]))
     found: dict[str, float] = {}

@@ -12,7 +12,8 @@ import platformdirs
 
 from lora_chat.models.base_model import find_base
 from lora_chat.planning.calibration import Probe, probe_rows
-from lora_chat.planning.choices import Job
+from lora_chat.planning.choices import Job, make_setting
+from lora_chat.planning.memory import holds_values
 from lora_chat.planning.plan import Plan
 from lora_chat.planning.recipe import BaseSection
 from lora_chat.planning.shape import ModelShape
@@ -21,7 +22,7 @@ from lora_chat.run_folder import library_versions
 from lora_chat.writing import write_text_whole
 
 _STEPS = 3
-_WEIGHTS = 100_000_000
+_WEIGHTS = 160_000_000
 """Of the layers of the larger model: enough to see what grows, few enough for seconds."""
 _SMALLEST = 20_000_000
 """Weights of a base below which it is not worth the seconds."""
@@ -74,6 +75,7 @@ def _make_request(plan: Plan, job: Job, config: Mapping[str, Any]) -> tuple[dict
     validation = job.data.validation.tokens
     return {
         "layers": _layers(job.shape),
+        "may_hold": holds_values(job.shape, make_setting(plan, job.shape)),
         "config": {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")},
         "precision": plan.precision.model_dump(mode="json"),
         "adapter": plan.adapter.model_dump(mode="json"),

@@ -119,7 +119,11 @@ def test_the_embedded_base_learns_and_its_4_bit_merge_agrees(cache_home, tmp_pat
         "evaluation.max_new_tokens": 8,
     }
     arguments = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
-    result = json.loads(here("sft", "recipes/quickstart.yaml", "--json", *arguments))
+    done = run("sft", "recipes/quickstart.yaml", "--json", *arguments)  # memory is that of a process of its own
+    result = json.loads(done.stdout)
+    record = result["forecast"]
+    assert record["measured"]["peak_bytes"] == pytest.approx(record["planned"]["peak_bytes"], rel=0.1)
+    assert len(list((cache_home / "lora-chat" / "probes").glob("*.json"))) >= 1
     assert result["validation_loss"]["adapted"] < result["validation_loss"]["base"] - 0.3
     assert result["adapter_bytes"] < 12e6
     merged = json.loads(here("merge", tmp_path / "quickstart-1", "--to", tmp_path / "merged", "--json"))

@@ -193,6 +193,7 @@ def test_a_run_that_goes_on_keeps_what_was_decided(run, tmp_path, monkeypatch):
         forecasting, "choose", lambda plan, *_: pytest.fail("chosen anew") if plan.open_settings else plan
     )
     words = ["--resume", "--set", "training.epochs=3", "--accept-change", "training.epochs"]
+    words += ["--set", "training.memory=2GiB"]  # what it decides is decided
     assert sft(run, tmp_path, *words)[0] == 0
     after = json.loads((tmp_path / "runs" / "smoke-1" / "plan.json").read_text())
     assert after["training"]["micro_batch_tokens"] == chosen

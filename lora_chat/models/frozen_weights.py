@@ -3,6 +3,8 @@
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.planning.memory import MOST_HELD
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -10,10 +12,9 @@ if TYPE_CHECKING:
 
 _REPACKS = "support_avx512bf16_for_cpu"
 _HELD = "dense_weight"
+_most_held = MOST_HELD
 _DEQUANTISED_TOGETHER = 2**18
 """Weights whose values in fp32 a processor's cache holds."""
-_MOST_HELD_BYTES = 2**30
-"""Dense values are held if those of all layers together take no more than this."""
 
 
 def frozen_weight(layer: "torch.nn.Module", dtype: "torch.dtype | None" = None) -> Any:
@@ -65,6 +66,12 @@ def hold_dense_weights(model: "torch.nn.Module") -> bool:
     return bool(layers)
 
 
+def hold_nothing() -> None:
+    """Treat even a small base as a large one, in this process."""
+    global _most_held
+    _most_held = 0
+
+
 def let_go_of_files(model: "torch.nn.Module") -> None:
     """Copy what was not quantised, for it keeps the whole file of 16-bit weights mapped, and counted as memory."""
     for weight in [*model.parameters(), *model.buffers()]:
@@ -96,7 +103,7 @@ def is_int8(layer: Any) -> bool:
 
 
 def _may_be_held(layers: "Sequence[Any]", dtype: "torch.dtype") -> bool:
-    return bool(sum(m.in_features * m.out_features * dtype.itemsize for m in layers) <= _MOST_HELD_BYTES)
+    return bool(sum(m.in_features * m.out_features * dtype.itemsize for m in layers) <= _most_held)
 
 
 def hold_together(layers: "Sequence[Any]") -> "torch.Tensor | None":

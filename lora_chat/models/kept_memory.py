@@ -14,6 +14,12 @@ def keep_memory(size: int = 2**31 - 1) -> None:
             libc.mallopt(option, size)
 
 
+def trim_memory() -> None:
+    """Have what is free now go back, whatever is kept later."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def give_memory_back() -> None:
     """Have what is freed go back at once: blocks that are never reused only leave holes.
 
@@ -22,4 +28,4 @@ def give_memory_back() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         keep_memory(2**17)
-        ctypes.CDLL(None).malloc_trim(0)
+        trim_memory()

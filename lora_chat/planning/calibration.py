@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lora_chat.planning.durations import Durations, Seconds
-from lora_chat.planning.memory import Setting, training_memory
+from lora_chat.planning.memory import Setting, holds_values, training_memory
 from lora_chat.planning.phases import answered_together
 from lora_chat.planning.shape import ModelShape
 from lora_chat.planning.target import Target
@@ -38,6 +38,7 @@ class Probe:
 def calibrate(target: Target, probe: Probe, shape: ModelShape, setting: Setting) -> Target:
     """The target with a context and a fragmentation that explain what the small models took."""
     bounds = []
+    setting = replace(setting, may_hold=holds_values(shape, setting))
     for layers, taken in zip(probe.layers, probe.taken, strict=True):
         small = replace(shape, layer_count=layers)
         memory = training_memory(small, setting, probe.work.largest, padded=probe.work.mask_needed)

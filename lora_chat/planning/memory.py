@@ -14,8 +14,8 @@ _HEAD_ROWS, _HEAD_LOGITS = 256, 2**25
 """Ours in so many tokens, or logits (training/supervised_head.py)."""
 _FP32_STATES = ("gpt2", "phi")
 """Layers whose last norm is a layer norm: autocast leaves its result in fp32."""
-_MOST_HELD = 2**30
-"""Bytes of values that are held beside quantised weights on a CPU."""
+MOST_HELD = 2**30
+"""Bytes of values that are held beside all quantised weights on a CPU; a base that would take more makes them anew."""
 _JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 """Layers that the fast path multiplies with together (training/fused)."""
 _OWN_HEAD = ("phi",)
@@ -64,6 +64,8 @@ class Setting:
     """Bytes of a number that is not quantised."""
     on_cpu: bool = False
     """Where a small base's quantised layers are held with their values beside them (models/frozen_weights.py)."""
+    may_hold: bool = True
+    """False: not even a small base's."""
 
 
 def weight_bytes(shape: ModelShape, setting: Setting) -> int:
@@ -84,9 +86,14 @@ def _held_beside(shape: ModelShape, setting: Setting) -> int:
     """On a CPU: the values of quantised layers, or what the fast path copies out of the file that stays mapped."""
     whole = setting.width * shape.linear_weights
     if setting.mode != "none":
-        return whole if whole <= _MOST_HELD else 0
+        return whole if setting.may_hold and holds_values(shape, setting) else 0
     joined = sum(linear.weights for linear in shape.linears() if linear.name in _JOINED)
     return setting.width * shape.layer_count * joined if setting.fast and setting.width == 2 else 0
+
+
+def holds_values(shape: ModelShape, setting: Setting) -> bool:
+    """Whether a base is small enough for that."""
+    return setting.width * shape.linear_weights <= MOST_HELD
 
 
 def adapter_weights(shape: ModelShape, setting: Setting) -> int:

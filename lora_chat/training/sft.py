@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_chat.errors import MemoryShortError, explain_write_errors
-from lora_chat.models.kept_memory import give_memory_back, keep_memory
+from lora_chat.models.kept_memory import give_memory_back, keep_memory, trim_memory
 from lora_chat.planning.plan import TrainingPlan
 from lora_chat.training.progress import open_view
 from lora_chat.training.signals import stop_requests
@@ -138,6 +138,8 @@ def _train(
                 with explain_write_errors(keeping.folder, "the folder of checkpoints"):
                     keeping.folder.mkdir(exist_ok=True)
             before = cut_metrics(metrics, resume.step if resume else 0)
+            if on_cpu:
+                keep_memory()
             path = find_fast_path(model, train[0].input_ids, plan)
             for note in path.notes:
                 view.note(note)
@@ -160,7 +162,7 @@ def _train(
                 trainer.add_callback(callback)
             _cast_adapter(model, torch.float32)
             if on_cpu:
-                keep_memory()
+                trim_memory()  # what the proofs left is cut up otherwise than training needs it
             started = time.monotonic()
             explained = committer.explained() if committer else nullcontext()
             with path.layers(model), explained, suppress(NothingLeft):

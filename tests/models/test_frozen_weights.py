@@ -32,7 +32,7 @@ def results(model):
 def test_held_weights_give_the_same_bits(random_base, monkeypatch, architecture, bfloat16):
     held = load(random_base(architecture), bfloat16)
     assert any("forward" in vars(m) for m in held.modules() if type(m).__name__ == "Linear4bit")
-    monkeypatch.setattr(frozen_weights, "_MOST_HELD_BYTES", 0)
+    monkeypatch.setattr(frozen_weights, "_most_held", 0)
     fresh = load(random_base(architecture), bfloat16)
     assert not any("forward" in vars(m) for m in fresh.modules() if type(m).__name__ == "Linear4bit")
     (logits, gradients), (expected, wanted) = results(held), results(fresh)
