@@ -66,6 +66,7 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
         "checkpoints",
         "comparison.json",
         "data.json",
+        "forecast.json",
         "identity.json",
         "loss.png",
         "metrics.jsonl",

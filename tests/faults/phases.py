@@ -3,13 +3,13 @@
 import os
 import signal
 
-from lora_chat import measuring, pipeline, preparation
+from lora_chat import data_reading, measuring, pipeline
 from lora_chat.training import committing, trainer
 from lora_chat.training.step_guard import StepGuard
 from lora_chat.training.trainer import StepTrainer
 
 PHASES = {
-    "encoding": (preparation, "open_sources", 1),
+    "encoding": (data_reading, "open_sources", 1),
     "loading": (pipeline, "load_base_model", 1),
     "trying the largest micro-batch": (StepTrainer, "try_step", 1),
     "in the middle of an accumulation": (StepTrainer, "_flat_loss", 5),
