@@ -19,8 +19,8 @@ from lora_chat.planning.shape import read_shape
 from lora_chat.planning.target import Target, parse_size
 from lora_chat.planning.workload import DataLengths
 from lora_chat.preparation import PreparedRun
-from lora_chat.probing import find_probe
-from lora_chat.surveying import survey_machine
+from lora_chat.probing import SMALLEST, find_probe
+from lora_chat.surveying import survey_machine, time_processor
 
 
 def forecast_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> Forecast:
@@ -30,7 +30,7 @@ def forecast_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> Fore
     base = find_config(plan.base, say)
     shape = read_shape(base.config, base.name)
     data = _read_lengths(plan, base, shape.positions)
-    return _forecast(plan, Job(shape, data, target), base)
+    return _forecast(plan, Job(shape, data, target), base, patient=False)
 
 
 def forecast_run(plan: Plan, prepared: PreparedRun) -> Forecast:
@@ -40,19 +40,23 @@ def forecast_run(plan: Plan, prepared: PreparedRun) -> Forecast:
     data = measure_data(
         plan, prepared.train, prepared.validation, prepared.questions, prepared.identity.system, prepared.tokenizer
     )
-    return _forecast(plan, Job(shape, data, survey_machine(detect_hardware())), base)
+    return _forecast(plan, Job(shape, data, survey_machine(detect_hardware())), base, patient=True)
 
 
-def _forecast(plan: Plan, job: Job, base: BaseConfig) -> Forecast:
+def _forecast(plan: Plan, job: Job, base: BaseConfig, *, patient: bool) -> Forecast:
     memory = plan.training.memory
     if memory not in ("auto", "unlimited"):
         job = Job(job.shape, job.data, job.target.limited_to(parse_size(memory, "training.memory")))
     if memory != "unlimited":
         plan = choose(plan, job, job.target.limit)
-    probe = find_probe(plan, job, base.config, base.folder, say) if memory != "unlimited" else None
+    probe = None
+    if memory != "unlimited":
+        probe = find_probe(plan, job, base.config, base.folder, say, patient=patient)
     if probe:
         job = Job(job.shape, job.data, calibrate(job.target, probe, job.shape, make_setting(plan, job.shape)))
         plan = choose(plan, job, job.target.limit)
+    elif job.target.speed is None and job.target.at_hand and job.shape.weights > SMALLEST:
+        job = Job(job.shape, job.data, time_processor(job.target))
     return make_forecast(
         plan,
         job,

@@ -3,6 +3,7 @@
 Each model is tried in a forked child, so that its memory is its own.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _NOISE = 2**20
 """Random numbers that all weights repeat: drawing new ones would take longer than training on them."""
 _LIBRARIES = ("trl.trainer.sft_trainer", "peft", "bitsandbytes", "datasets")
+_FORGET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _SAID = 6
 """Tokens of the longer of two replies."""
 
@@ -90,6 +92,7 @@ def try_layers(request: dict[str, Any], layers: int) -> dict[str, float]:
         model = attach_adapter(base, AdapterSection.model_validate_json(json.dumps(request["adapter"])), 0)
         found["load"] = time.monotonic() - began
         rows = make_rows(request["lengths"], request["share"], request["vocabulary"])
+        forget_peak()
         metrics = folder / "metrics.jsonl"
         began = time.monotonic()
         train_sft(
@@ -103,7 +106,7 @@ def try_layers(request: dict[str, Any], layers: int) -> dict[str, float]:
             metrics=metrics,
         )
         whole = time.monotonic() - began
-        found["rss"] = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found["rss"] = read_peak()
         steps = read_steps(metrics)
         # Another program may have slowed one of them.
         pace = statistics.median(seconds / tokens for seconds, tokens in steps)
@@ -126,6 +129,21 @@ def try_layers(request: dict[str, Any], layers: int) -> dict[str, float]:
             found["said"] = max(0.0, said[2] - said[1]) / (_SAID - 1)
             found["prefill"] = said[1]
     return found
+
+
+def forget_peak() -> None:
+    """Most bytes from now on: writing and loading so small a model may take more than training it."""
+    with contextlib.suppress(OSError):
+        _FORGET.write_text("5", encoding="ascii")  # proc(5)
+
+
+def read_peak() -> float:
+    """Most bytes of this process since then."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def read_steps(metrics: Path) -> list[tuple[float, int]]:

@@ -24,8 +24,10 @@ from lora_chat.writing import write_text_whole
 _STEPS = 3
 _WEIGHTS = 160_000_000
 """Of the layers of the larger model: enough to see what grows, few enough for seconds."""
-_SMALLEST = 20_000_000
+SMALLEST = 20_000_000
 """Weights of a base below which it is not worth the seconds."""
+_LARGEST_AT_ONCE = 1_000_000_000
+"""Of one that is tried where an answer is awaited in seconds; a larger one takes a minute or two."""
 _MOST_TOKENS = 2048
 """Of a micro-batch whose tokens are not bounded."""
 _PATIENCE = 600
@@ -33,10 +35,19 @@ _PATIENCE = 600
 
 
 def find_probe(
-    plan: Plan, job: Job, config: Mapping[str, Any], folder: Path | None, notice: Callable[[str], None]
+    plan: Plan,
+    job: Job,
+    config: Mapping[str, Any],
+    folder: Path | None,
+    notice: Callable[[str], None],
+    *,
+    patient: bool,
 ) -> Probe | None:
-    """What small models of a job's widths take here; None where that was not worth it, or failed."""
-    if job.target.device != "cpu" or not job.target.at_hand or job.shape.weights < _SMALLEST:
+    """What small models of a job's widths take here; None where that was not worth it, or failed.
+
+    Without patience, large bases are not tried anew.
+    """
+    if job.target.device != "cpu" or not job.target.at_hand or job.shape.weights < SMALLEST:
         return None
     request, lengths = _make_request(plan, job, config)
     key = json.dumps([request, library_versions(), job.target.name], sort_keys=True)
@@ -47,6 +58,8 @@ def find_probe(
     )
     taken = _read(path)
     if taken is None:
+        if job.shape.weights > _LARGEST_AT_ONCE and not patient:
+            return None
         notice("Trying this machine on small models of the base's widths, once (some 20 seconds)")
         tokenizer = folder or find_base(BaseSection(name="tiny-random"), notice).folder
         taken = _run({**request, "tokenizer": str(tokenizer)})

@@ -3,17 +3,24 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_chat.planning.cards import LAUNCH
 from lora_chat.planning.hardware import Hardware, free_memory
 from lora_chat.planning.target import Speed, Target
 
+if TYPE_CHECKING:
+    import torch
+
 _PROGRAM = 760_000_000
 """RSS of a process on a CPU with all libraries at work, before weights (torch 2.13.0, transformers 5.23.0)."""
 _LOW, _HIGH = 0.3, 0.9
 """Shares of a plain product's speed that training comes out at."""
-_SIZE, _TIMES = 4096, 8
+_SIZE, _CPU_SIZE, _TIMES = 4096, 1536, 8
+_CPU_LAUNCH = 1e-3
+_CPU_SHARES = 0.3, 0.9
 
 
 def survey_machine(hardware: Hardware) -> Target:
@@ -30,7 +37,7 @@ def survey_machine(hardware: Hardware) -> Target:
         )
     import torch
 
-    flops, bandwidth = _measure_gpu(hardware.bfloat16)
+    flops, bandwidth = _measure("cuda", torch.bfloat16 if hardware.bfloat16 else torch.float16, _SIZE)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     return Target(
@@ -46,6 +53,15 @@ def survey_machine(hardware: Hardware) -> Target:
     )
 
 
+def time_processor(target: Target) -> Target:
+    """A CPU with its speed, from a product and a copy: a second, and far less exact than a probe."""
+    import torch
+
+    flops, bandwidth = _measure("cpu", torch.bfloat16 if target.bfloat16 else torch.float32, _CPU_SIZE)
+    source = "from a product and a copy that were timed just now; `sft` tries this machine before it begins"
+    return replace(target, speed=Speed(flops, bandwidth, _CPU_LAUNCH, *_CPU_SHARES, source))
+
+
 def _held() -> int:
     """What this process holds already: it is part of the program's share."""
     try:
@@ -55,27 +71,29 @@ def _held() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _measure_gpu(bfloat16: bool) -> tuple[float, float]:
+def _measure(device: str, dtype: "torch.dtype", size: int) -> tuple[float, float]:
     """Operations and bytes a second."""
     import torch
 
-    width = torch.bfloat16 if bfloat16 else torch.float16
-    square = torch.randn(_SIZE, _SIZE, device="cuda", dtype=width)
+    square = torch.randn(size, size, device=device).to(dtype)
     other = torch.empty_like(square)
-    product = _seconds(lambda: torch.mm(square, square, out=other))
-    copy = _seconds(lambda: other.copy_(square))
-    size = 2 * square.numel() * square.element_size()
-    return 2 * _SIZE**3 / product, size / copy
+    product = _seconds(lambda: torch.mm(square, square, out=other), device)
+    copy = _seconds(lambda: other.copy_(square), device)
+    return 2 * size**3 / product, 2 * square.numel() * square.element_size() / copy
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[], object], device: str) -> float:
     """Mean of several runs after a first one."""
     import torch
 
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     work()
-    torch.cuda.synchronize()
+    wait()
     began = time.monotonic()
     for _ in range(_TIMES):
         work()
-    torch.cuda.synchronize()
+    wait()
     return (time.monotonic() - began) / _TIMES

@@ -15,6 +15,9 @@ _NEAR = 0.8, 1.25
 _SOON = 0.4
 """Share of the longest replies after which the last one may have ended."""
 
+_MOST_BETWEEN = 0.5
+"""Share of what training takes that holes may be; a larger one is the noise of two measurements."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -42,11 +45,10 @@ def calibrate(target: Target, probe: Probe, shape: ModelShape, setting: Setting)
     for layers, taken in zip(probe.layers, probe.taken, strict=True):
         small = replace(shape, layer_count=layers)
         memory = training_memory(small, setting, probe.work.largest, padded=probe.work.mask_needed)
-        moving = memory.activations + memory.head + memory.temporaries
-        bounds.append((taken["rss"], memory.total - moving, moving))
+        bounds.append((taken["rss"], memory.total - memory.cut_up, memory.cut_up))
     (few, few_fixed, few_moving), (some, some_fixed, some_moving) = bounds
     grown = (some - few) - (some_fixed - few_fixed)
-    share = min(2.0, max(0.0, grown / max(1, some_moving - few_moving) - 1))
+    share = min(_MOST_BETWEEN, max(0.0, grown / max(1, some_moving - few_moving) - 1))
     context = some - some_fixed - (1 + share) * some_moving
     return replace(target, context=max(0, int(context)), fragmentation=share)
 

@@ -45,6 +45,11 @@ class Memory:
         parts = (self.weights, self.adapter, self.gradients, self.optimizer)
         return sum(parts) + self.activations + self.head + self.temporaries
 
+    @property
+    def cut_up(self) -> int:
+        """What comes and goes in pieces of many sizes, and leaves holes between them."""
+        return self.activations + self.temporaries
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -186,8 +191,6 @@ def _head(shape: ModelShape, setting: Setting, batch: MicroBatch) -> _Head:
         return _Head(picked + 36 * s + tile, picked + 12 * s, 4 * h * s + max(tile, (not wide) * 2 * h * s), 0)
     if shape.capped or shape.layers in _OWN_HEAD:
         return _Head(10 * s * v, 4 * s * v, 8 * s * v, 0)
-    rows = min(s, max(_HEAD_ROWS, _HEAD_LOGITS // v))
-    chunks = -(-s // rows)
-    # Probabilities of the chunk before are still there.
-    logits = 12 * rows * v if chunks > 2 else max(8 * rows, 8 * (s - rows) + 4 * rows) * v
+    rows = min(s, _HEAD_ROWS if setting.on_cpu else max(_HEAD_ROWS, _HEAD_LOGITS // v))
+    logits = (8 + setting.width) * rows * v
     return _Head(4 * h * s + logits, 2 * h * s, 2 * h * s + 2 * h * batch.tokens, 0)

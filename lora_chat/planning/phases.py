@@ -104,8 +104,7 @@ def _unheld(shape: ModelShape, setting: Setting) -> int:
 def train_phase(shape: ModelShape, setting: Setting, largest: MicroBatch, target: Target, *, padded: bool) -> Phase:
     """Of the largest micro-batch."""
     memory = training_memory(shape, setting, largest, padded=padded)
-    moving = memory.activations + memory.head + memory.temporaries
-    between = int(target.fragmentation * moving)
+    between = int(target.fragmentation * memory.cut_up)
     return Phase(
         "train",
         weights=memory.weights,

@@ -11,7 +11,7 @@ import torch
 _ROWS = 256
 """Positions whose logits are held at once on a CPU, ..."""
 _LOGITS = 2**25
-"""... and logits on a GPU, which wants more rows; each takes twelve bytes."""
+"""... and logits on a GPU, which wants more rows; each takes ten bytes."""
 _SCALED_BY = (
     "final_logit_softcapping",
     "logit_scale",
@@ -31,15 +31,20 @@ class HeadLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         gradient = torch.empty_like(hidden)
         loss = hidden.new_zeros((), dtype=torch.float32)
-        many = _ROWS if hidden.device.type == "cpu" else max(_ROWS, _LOGITS // weight.shape[0])
+        on_cpu = hidden.device.type == "cpu"
+        # One set of blocks for all chunks, on a CPU of the same size at every step: others leave holes in memory.
+        many = _ROWS if on_cpu else min(hidden.shape[0], max(_ROWS, _LOGITS // weight.shape[0]))
+        blocks = [weight.new_empty(many, weight.shape[0], dtype=kind) for kind in (weight.dtype, *2 * [torch.float32])]
         for begin in range(0, hidden.shape[0], many):
-            rows = slice(begin, begin + many)
+            rows = slice(begin, min(begin + many, hidden.shape[0]))
+            logits, wide, shares = (block[: rows.stop - begin] for block in blocks)
             targets = ids[rows].unsqueeze(1)
-            shares = torch.log_softmax((hidden[rows] @ weight.T).float(), dim=-1)
+            torch.mm(hidden[rows].to(weight.dtype), weight.T, out=logits)
+            torch.log_softmax(wide.copy_(logits), dim=-1, out=shares)
             loss -= shares.gather(1, targets).sum()
             # The gradient of the logits is softmax - 1 at the target.
             shares.exp_().scatter_add_(1, targets, shares.new_full(targets.shape, -1.0))
-            gradient[rows] = shares.to(weight.dtype) @ weight
+            gradient[rows] = logits.copy_(shares) @ weight
         ctx.save_for_backward(gradient.div_(count))
         return loss / count
 

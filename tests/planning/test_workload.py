@@ -68,8 +68,7 @@ def test_a_probe_explains_itself():
 
     def rss(layers):
         memory = training_memory(replace(LLAMA_8B, layer_count=layers), setting, work.largest)
-        moving = memory.activations + memory.head + memory.temporaries
-        return memory.total + 0.2 * moving + 7e8
+        return memory.total + 0.2 * memory.cut_up + 7e8
 
     probe = Probe((2, 6), ({"rss": rss(2), "step": 1.0}, {"rss": rss(6), "step": 2.0}), work, 256)
     found = calibrate(Target("cpu", "x", 2**36, 2**36, 0, at_hand=True), probe, LLAMA_8B, setting)
