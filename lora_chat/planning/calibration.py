@@ -15,8 +15,10 @@ _NEAR = 0.8, 1.25
 _SOON = 0.4
 """Share of the longest replies after which the last one may have ended."""
 
-_MOST_BETWEEN = 0.5
-"""Share of what training takes that holes may be; a larger one is the noise of two measurements."""
+_BETWEEN = 0.2
+"""Holes as a share of what comes and goes, on a CPU: two small models are too alike to tell it."""
+_BESIDE = 150_000_000
+"""Bytes that a run holds and a probe does not: its dialogues, their audit, what draws the loss."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,14 @@ class Probe:
 
 
 def calibrate(target: Target, probe: Probe, shape: ModelShape, setting: Setting) -> Target:
-    """The target with a context and a fragmentation that explain what the small models took."""
-    bounds = []
+    """The target with a context that explains what the larger of the small models took."""
     setting = replace(setting, may_hold=holds_values(shape, setting))
-    for layers, taken in zip(probe.layers, probe.taken, strict=True):
-        small = replace(shape, layer_count=layers)
-        memory = training_memory(small, setting, probe.work.largest, padded=probe.work.mask_needed)
-        bounds.append((taken["rss"], memory.total - memory.cut_up, memory.cut_up))
-    (few, few_fixed, few_moving), (some, some_fixed, some_moving) = bounds
-    grown = (some - few) - (some_fixed - few_fixed)
-    share = min(_MOST_BETWEEN, max(0.0, grown / max(1, some_moving - few_moving) - 1))
-    context = some - some_fixed - (1 + share) * some_moving
-    return replace(target, context=max(0, int(context)), fragmentation=share)
+    layers, taken = probe.layers[1], probe.taken[1]["rss"]
+    small = training_memory(
+        replace(shape, layer_count=layers), setting, probe.work.largest, padded=probe.work.mask_needed
+    )
+    context = taken - small.total - _BETWEEN * small.cut_up + _BESIDE
+    return replace(target, context=max(0, int(context)), fragmentation=_BETWEEN)
 
 
 def probed_durations(

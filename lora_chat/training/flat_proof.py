@@ -84,13 +84,24 @@ def _agrees(model: "PeftModel", ids: "Sequence[int]", flat: FlatRows, stock_atte
     return distance <= min(2 * rounding, _MOST_ROUNDING)
 
 
+def each_alone(model: "PeftModel", dialogues: "list[dict[str, list[int]]]") -> list[torch.Tensor]:
+    """Logits (tokens, vocabulary) of dialogues that are rows of their own, in the attention that is set.
+
+    In one batch: what is filled up behind a dialogue, no causal model can see.
+    """
+    rows = [dialogue["input_ids"] for dialogue in dialogues]
+    longest = max(map(len, rows))
+    filled = torch.tensor([row + row[:1] * (longest - len(row)) for row in rows], device=model.device)
+    found = model(input_ids=filled, use_cache=False).logits
+    return [logits[: len(row)] for logits, row in zip(found, rows, strict=True)]
+
+
 def _each_alone(
     model: "PeftModel", dialogues: "list[dict[str, list[int]]]", prefix: int, attention: str
 ) -> torch.Tensor:
     model.set_attn_implementation(attention)
-    ids = (torch.tensor([dialogue["input_ids"]], device=model.device) for dialogue in dialogues)
-    first, *rest = (model(input_ids=one, use_cache=False).logits[0].float() for one in ids)
-    return torch.cat([first, *(logits[prefix:] for logits in rest)])
+    first, *rest = each_alone(model, dialogues)
+    return torch.cat([first, *(logits[prefix:] for logits in rest)]).float()
 
 
 def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_chat.training.flat_proof import make_dialogues, without_dropout
+from lora_chat.training.flat_proof import each_alone, make_dialogues, without_dropout
 from lora_chat.training.flat_rows import FlatRows, put_on
 from lora_chat.training.fused.layers import fused_layers
 from lora_chat.training.fused_lora import fused_lora
@@ -36,11 +36,9 @@ def gradient_cosine(
                 fast = _flatten(torch.autograd.grad(loss, trained, allow_unused=True), trained)
             model.set_attn_implementation(stock_attention)
             losses = []
-            for row in rows:
-                alone = torch.tensor([row["input_ids"]], device=model.device)
-                logits = model(input_ids=alone, use_cache=False).logits[0, :-1]
+            for row, logits in zip(rows, each_alone(model, rows), strict=True):
                 targets = torch.tensor(row["labels"][1:], device=model.device)
-                losses.append(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / count)
+                losses.append(torch.nn.functional.cross_entropy(logits[:-1].float(), targets, reduction="sum") / count)
             stock = _flatten(torch.autograd.grad(torch.stack(losses).sum(), trained, allow_unused=True), trained)
     finally:
         model.set_attn_implementation(fast_attention)
