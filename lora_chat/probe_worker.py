@@ -52,16 +52,18 @@ def write_model(config: dict[str, Any], layers: int, folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def make_rows(lengths: list[int], share: float, vocabulary: int) -> "list[EncodedDialogue]":
-    """Random dialogues of given lengths, whose ends carry loss."""
+def make_rows(lengths: list[int], share: float, vocabulary: int, prefix: int = 0) -> "list[EncodedDialogue]":
+    """Random dialogues of given lengths, whose ends carry loss, and which begin with the same `prefix` tokens."""
     import random
 
     from lora_chat.dialogues.encoding import EncodedDialogue
 
     dice = random.Random(0)
+    begin = [dice.randrange(vocabulary) for _ in range(prefix)]
     rows = []
     for length in lengths:
-        ids = [dice.randrange(vocabulary) for _ in range(length)]
+        same = begin[: length - 1]
+        ids = same + [dice.randrange(vocabulary) for _ in range(length - len(same))]
         quiet = min(length - 1, max(1, round(length * (1 - share))))
         rows.append(EncodedDialogue(ids, [-100] * quiet + ids[quiet:]))
     return rows
@@ -91,7 +93,7 @@ def try_layers(request: dict[str, Any], layers: int) -> dict[str, float]:
         base = load_base_model(FoundBase("the probe", folder), precision)
         model = attach_adapter(base, AdapterSection.model_validate_json(json.dumps(request["adapter"])), 0)
         found["load"] = time.monotonic() - began
-        rows = make_rows(request["lengths"], request["share"], request["vocabulary"])
+        rows = make_rows(request["lengths"], request["share"], request["vocabulary"], request["prefix"])
         forget_peak()
         metrics = folder / "metrics.jsonl"
         began = time.monotonic()

@@ -68,7 +68,9 @@ def find_probe(
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_whole(path, json.dumps(taken), "the probe")
-    work = make_workload(_as_data(lengths, request["share"]), _training(plan, len(lengths) // _STEPS))
+    work = make_workload(
+        _as_data(lengths, request["share"], request["prefix"]), _training(plan, len(lengths) // _STEPS)
+    )
     return Probe(_layers(job.shape), (taken[0], taken[1]), work, int(request["read"]))
 
 
@@ -83,7 +85,8 @@ def _make_request(plan: Plan, job: Job, config: Mapping[str, Any]) -> tuple[dict
     train = job.data.train
     known = (train.trained if plan.training.fast_path else train.tokens).tolist()
     most = 2 * (plan.training.micro_batch_tokens or _MOST_TOKENS)
-    rows, lengths = probe_rows(known, plan.training.effective_batch_size, most)
+    rows, typical = probe_rows(known, plan.training.effective_batch_size, most)
+    lengths = _STEPS * typical
     share = float(train.supervised.sum() / train.trained.sum())
     validation = job.data.validation.tokens
     return {
@@ -95,6 +98,7 @@ def _make_request(plan: Plan, job: Job, config: Mapping[str, Any]) -> tuple[dict
         "training": _training(plan, rows).model_dump(mode="json"),
         "lengths": lengths,
         "share": share,
+        "prefix": job.data.shared_prefix if plan.training.fast_path else 0,
         "vocabulary": job.shape.vocabulary,
         "read": max(2, int(validation.mean())),
         "prompt": max(job.data.prompts, default=1),
@@ -118,12 +122,12 @@ def _training(plan: Plan, rows: int) -> Any:
     )
 
 
-def _as_data(lengths: list[int], share: float) -> DataLengths:
+def _as_data(lengths: list[int], share: float, prefix: int) -> DataLengths:
     import numpy as np
 
     tokens = np.asarray(lengths)
     rows = Lengths(tokens, tokens, np.maximum(1, np.rint(tokens * share).astype(int)))
-    return DataLengths(rows, rows, (), 1)
+    return DataLengths(rows, rows, (), 1, prefix)
 
 
 def _read(path: Path) -> list[dict[str, float]] | None:

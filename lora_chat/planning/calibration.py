@@ -56,16 +56,18 @@ def probed_durations(
 ) -> Durations:
     """Seconds of what `sft` does, at the pace of the small models."""
     layers = shape.layer_count
-    step = probe.at("step", layers) * work.step_positions / probe.work.step_positions
+    position = probe.at("step", layers) / probe.work.step_positions
+    # The largest micro-batch is tried before the first step, in the probe its own.
+    start = probe.at("start", layers) + position * (work.largest.tokens - probe.work.largest.tokens)
     reading = probe.at("read", layers) / probe.read * float(data.validation.tokens.sum())
     together = answered_together(shape, max(data.prompts, default=1) + data.new_tokens, setting.width)
     batches = -(-len(data.prompts) // together) if data.prompts else 0
     began = probe.at("prefill", layers) * batches
     saying = probe.at("said", layers) * batches * (data.new_tokens - 1)
-    train = step * work.steps
+    train = position * work.step_positions * work.steps
     return {
         "load": _near(program + probe.at("load", layers)),
-        "train": _near(train + probe.at("start", layers)),
+        "train": _near(train + max(0.0, start)),
         "evaluate": _near(2 * reading),
         "generate": Seconds(
             2 * (began + saying), 2 * _NEAR[0] * (began + _SOON * saying), 2 * _NEAR[1] * (began + saying)
@@ -78,12 +80,11 @@ def _near(seconds: float) -> Seconds:
 
 
 def probe_rows(lengths: Sequence[int], step_rows: int, most_tokens: int) -> tuple[int, list[int]]:
-    """Rows of a step for a probe, and lengths of three steps: the longest, and twice as many of every length.
+    """Rows of a step for a probe, and their lengths: as many of every length as the data has.
 
     A step is as large as the run's, or for a large one as many tokens as asked for: more take just longer.
     """
     ordered = sorted(lengths)
     mean = sum(ordered) / len(ordered)
     rows = max(1, min(step_rows, len(ordered), -int(-most_tokens // mean)))
-    typical = [ordered[(2 * i + 1) * len(ordered) // (2 * rows)] for i in range(rows)]
-    return rows, ordered[-rows:] + 2 * typical
+    return rows, [ordered[(2 * i + 1) * len(ordered) // (2 * rows)] for i in range(rows)]

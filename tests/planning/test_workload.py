@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_choices import LLAMA_8B, lengths, plan_of
 
-from lora_chat.planning.calibration import Probe, calibrate, probe_rows
+from lora_chat.planning.calibration import Probe, calibrate, probe_rows, probed_durations
 from lora_chat.planning.layer_bytes import MicroBatch
 from lora_chat.planning.memory import Setting, training_memory
 from lora_chat.planning.target import Target
@@ -77,11 +77,24 @@ def test_a_probe_explains_itself():
     assert probe.at("step", 32) == pytest.approx(2.0 + 26 * 0.25)
 
 
-def test_a_probes_rows_hold_the_longest_and_every_length():
+def test_a_probes_rows_are_as_long_as_those_of_the_data():
     rows, chosen = probe_rows(list(range(10, 110)), 8, 10**6)
-    assert rows == 8
-    assert len(chosen) == 24
-    assert max(chosen) == 109
-    assert np.mean(chosen[8:]) == pytest.approx(59.5, abs=1)
+    assert rows == len(chosen) == 8
+    assert np.mean(chosen) == pytest.approx(59.5, abs=1)
+    assert max(chosen) > 95 > 25 > min(chosen)
     rows, chosen = probe_rows([1000] * 50, 16, 4096)
-    assert rows == 5
+    assert rows == len(chosen) == 5
+
+
+def test_a_run_takes_a_probes_pace_for_its_own_positions_and_tries_its_own_largest():
+    setting, plan = Setting("4bit", 16, fast=True), plan_of(fast_path=True, max_steps=10).training
+    small, whole = data_of(*[100] * 16), data_of(*[300] * 64)
+    work = make_workload(whole, plan)
+    taken = {"step": 1.0, "start": 2.0, "load": 0.0, "read": 0.0}
+    probe = Probe((2, 6), (taken, taken), make_workload(small, plan), 100)
+    found = probed_durations(probe, LLAMA_8B, setting, work, whole, 0.0)
+    position = 1.0 / probe.work.step_positions
+    larger = work.largest.tokens - probe.work.largest.tokens
+    assert larger > 0
+    expected = 2.0 + position * (larger + 10 * work.step_positions)
+    assert found["train"].likely == pytest.approx(expected)
