@@ -32,7 +32,7 @@ FROM_THE_ROOT = {"__version__", "preparation"}
 DOORS = {
     "trl": ["training/"],
     "peft": ["models/adapter.py", "delivery/peft_worker.py"],
-    "bitsandbytes": ["models/frozen_weights.py"],
+    "bitsandbytes": ["models/dense_values.py"],
     "model_signing": ["sharing/signature.py"],
     "llama_cpp": ["delivery/llama_cpp_worker.py"],
 }

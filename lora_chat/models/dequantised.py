@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.models.base_model import FoundBase, load_base_model
-from lora_chat.models.frozen_weights import frozen_weight
+from lora_chat.models.dense_values import frozen_weight
 from lora_chat.planning.plan import PrecisionPlan
 
 if TYPE_CHECKING:

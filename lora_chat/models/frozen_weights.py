@@ -1,8 +1,9 @@
-"""The frozen weights of quantised linear layers: dense values, and what bitsandbytes does to them on a CPU."""
+"""The frozen weights of quantised linear layers on a CPU: values held beside them, and what bitsandbytes does there."""
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.models.dense_values import HELD, frozen_weight, is_int8
 from lora_chat.planning.memory import MOST_HELD
 
 if TYPE_CHECKING:
@@ -11,43 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 _REPACKS = "support_avx512bf16_for_cpu"
-_HELD = "dense_weight"
 _most_held = MOST_HELD
-_DEQUANTISED_TOGETHER = 2**18
-"""Weights whose values in fp32 a processor's cache holds."""
-
-
-def frozen_weight(layer: "torch.nn.Module", dtype: "torch.dtype | None" = None) -> Any:
-    """The dense weight (out, in) that a linear layer computes with, whatever it is stored as; in `dtype` if given."""
-    held = layer.__dict__.get(_HELD)
-    if held is not None:
-        return held.to(dtype)
-    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
-
-    weight: Any = layer.weight
-    if getattr(weight, "quant_state", None) is not None:
-        return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
-    scales = getattr(weight, "SCB", None)
-    if scales is None:  # moved there by the first forward
-        scales = getattr(getattr(layer, "state", None), "SCB", None)
-    if scales is None:
-        return weight.detach().to(dtype)
-    if weight.device.type != "cpu":
-        return int8_vectorwise_dequant(weight.data, scales).to(dtype)
-    return _dense_int8(weight.data, scales, dtype)
-
-
-def _dense_int8(weight: "torch.Tensor", scales: "torch.Tensor", dtype: "torch.dtype | None") -> "torch.Tensor":
-    """`int8_vectorwise_dequant`'s values, some rows after the other: a third of the time, no fp32 copy."""
-    import torch
-    from bitsandbytes.functional import int8_vectorwise_dequant
-
-    dense = torch.empty(weight.shape, dtype=dtype or torch.float32)
-    rows = max(1, _DEQUANTISED_TOGETHER // weight.shape[1])
-    for begin in range(0, weight.shape[0], rows):
-        some = slice(begin, begin + rows)
-        dense[some].copy_(int8_vectorwise_dequant(weight[some], scales[some]))
-    return dense
 
 
 def hold_dense_weights(model: "torch.nn.Module") -> bool:
@@ -61,7 +26,7 @@ def hold_dense_weights(model: "torch.nn.Module") -> bool:
     for layer in layers:
         dense = frozen_weight(layer)
         if dense.dtype == layer.compute_dtype:
-            setattr(layer, _HELD, dense)
+            setattr(layer, HELD, dense)
             layer.forward = _make_forward(layer, dense)
     return bool(layers)
 
@@ -89,17 +54,12 @@ def held_int8(model: "torch.nn.Module") -> "Iterator[None]":
     layers: list[Any] = [m for m in model.modules() if is_int8(m) and m.weight.device.type == "cpu"]
     layers = layers if _may_be_held(layers, dtype) else []
     for layer in layers:
-        setattr(layer, _HELD, frozen_weight(layer, dtype))
+        setattr(layer, HELD, frozen_weight(layer, dtype))
     try:
         yield
     finally:
         for layer in layers:
-            delattr(layer, _HELD)
-
-
-def is_int8(layer: Any) -> bool:
-    """Whether it is a base layer in LLM.int8; PEFT's layer around one has the same name."""
-    return type(layer).__name__ == "Linear8bitLt" and not hasattr(layer, "base_layer")
+            delattr(layer, HELD)
 
 
 def _may_be_held(layers: "Sequence[Any]", dtype: "torch.dtype") -> bool:
@@ -114,7 +74,7 @@ def hold_together(layers: "Sequence[Any]") -> "torch.Tensor | None":
     import torch
 
     for layer in layers:
-        if _HELD not in layer.__dict__ and type(layer) is not torch.nn.Linear:
+        if HELD not in layer.__dict__ and type(layer) is not torch.nn.Linear:
             return None
     if len(layers) == 1:
         return frozen_weight(layers[0])  # type: ignore[no-any-return]
@@ -123,8 +83,8 @@ def hold_together(layers: "Sequence[Any]") -> "torch.Tensor | None":
     for layer in layers:
         part = together[begin : begin + layer.out_features]
         begin += layer.out_features
-        if _HELD in layer.__dict__:
-            setattr(layer, _HELD, part)
+        if HELD in layer.__dict__:
+            setattr(layer, HELD, part)
             if "forward" in layer.__dict__:
                 layer.forward = _make_forward(layer, part)
         else:

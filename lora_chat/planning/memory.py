@@ -113,8 +113,9 @@ def training_memory(shape: ModelShape, setting: Setting, batch: MicroBatch, *, p
     if fast:
         batch = replace(batch, longest=batch.tokens)  # where a mask is needed, it is one for the whole row
     variant: Variant = "fast" if fast else "padded" if padded else "stock"
-    # On a CPU the fast path makes the values of 8 bits as it makes those of 4; on a GPU the layers round states too.
-    mode = "4bit" if fast and setting.on_cpu and setting.mode == "8bit" else setting.mode
+    mode, room, blocks = setting.mode, 0, 0
+    if fast and setting.on_cpu:  # where large pieces have places of their own, for all layers and steps
+        mode, room, blocks = "none", _room(shape, setting), _blocks(shape, setting)
     kept, again = (
         layer_bytes(shape, variant, mode, setting.rank, batch, checkpointed=checkpointed)
         for checkpointed in (False, True)
@@ -139,15 +140,27 @@ def training_memory(shape: ModelShape, setting: Setting, batch: MicroBatch, *, p
     moments.append(_Moment("backward", held, 0, first.peak, 4 * trained - gradient))
     top = max(moments, key=lambda moment: moment.total)
     return Memory(
-        weights=weight_bytes(shape, setting),
+        weights=weight_bytes(shape, setting) + room,
         adapter=4 * trained,
         gradients=top.gradients,
         optimizer=setting.moment_bytes * trained,
         activations=top.held,
-        head=top.head,
+        head=top.head + blocks,
         temporaries=top.temporaries,
         when=top.name,
     )
+
+
+def _room(shape: ModelShape, setting: Setting) -> int:
+    """For the values of one layer where they are made anew (models/dense_values.py)."""
+    anew = setting.mode != "none" and not _held_beside(shape, setting)
+    return setting.width * max(linear.weights for linear in shape.linears()) if anew else 0
+
+
+def _blocks(shape: ModelShape, setting: Setting) -> int:
+    """For logits (training/supervised_head.py)."""
+    own = shape.capped or shape.layers in _OWN_HEAD
+    return 0 if own else (8 + setting.width) * _HEAD_ROWS * shape.vocabulary
 
 
 @dataclass(frozen=True)
@@ -191,6 +204,5 @@ def _head(shape: ModelShape, setting: Setting, batch: MicroBatch) -> _Head:
         return _Head(picked + 36 * s + tile, picked + 12 * s, 4 * h * s + max(tile, (not wide) * 2 * h * s), 0)
     if shape.capped or shape.layers in _OWN_HEAD:
         return _Head(10 * s * v, 4 * s * v, 8 * s * v, 0)
-    rows = min(s, _HEAD_ROWS if setting.on_cpu else max(_HEAD_ROWS, _HEAD_LOGITS // v))
-    logits = (8 + setting.width) * rows * v
+    logits = 0 if setting.on_cpu else (8 + setting.width) * min(s, max(_HEAD_ROWS, _HEAD_LOGITS // v)) * v
     return _Head(4 * h * s + logits, 2 * h * s, 2 * h * s + 2 * h * batch.tokens, 0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_chat.models.dense_values import shared_room
 from lora_chat.models.frozen_weights import held_int8
 from lora_chat.planning.plan import TrainingPlan
 from lora_chat.training.attention import register_segment_attention
@@ -38,7 +39,7 @@ class FastPath:
         if not self.fused:
             yield
             return
-        with held_int8(model), fused_lora(model), fused_layers(model):
+        with held_int8(model), shared_room(model), fused_lora(model), fused_layers(model):
             yield
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_chat.models.frozen_weights import is_int8
+from lora_chat.models.dense_values import is_int8
 from lora_chat.training.attention import PrefixNotSharedError
 from lora_chat.training.flat_rows import FlatRows, put_on
 from lora_chat.training.supervised_head import split_supervised

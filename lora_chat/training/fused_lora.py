@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_chat.models.frozen_weights import frozen_weight, is_int8
+from lora_chat.models.dense_values import frozen_weight, is_int8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

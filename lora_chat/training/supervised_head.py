@@ -3,7 +3,9 @@
 As in Liger's fused cross entropy (arXiv 2410.10989), but rows without a label were left out before.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,18 +25,23 @@ _SCALED_BY = (
 
 
 class HeadLoss(torch.autograd.Function):
-    """hidden (positions, size), weight (vocabulary, size), next ids (positions,) -> summed cross entropy / count."""
+    """hidden (positions, size), weight (vocabulary, size), next ids (positions,) -> summed cross entropy / count.
+
+    `blocks` are where its logits are made, some rows at a time.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, count: "int | torch.Tensor"
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        ids: torch.Tensor,
+        count: "int | torch.Tensor",
+        blocks: Sequence[torch.Tensor],
     ) -> torch.Tensor:
         gradient = torch.empty_like(hidden)
         loss = hidden.new_zeros((), dtype=torch.float32)
-        on_cpu = hidden.device.type == "cpu"
-        # One set of blocks for all chunks, on a CPU of the same size at every step: others leave holes in memory.
-        many = _ROWS if on_cpu else min(hidden.shape[0], max(_ROWS, _LOGITS // weight.shape[0]))
-        blocks = [weight.new_empty(many, weight.shape[0], dtype=kind) for kind in (weight.dtype, *2 * [torch.float32])]
+        many = blocks[0].shape[0]
         for begin in range(0, hidden.shape[0], many):
             rows = slice(begin, min(begin + many, hidden.shape[0]))
             logits, wide, shares = (block[: rows.stop - begin] for block in blocks)
@@ -51,7 +58,12 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0], None, None, None
+        return gradient * gradients[0], None, None, None, None
+
+
+def make_blocks(weight: torch.Tensor, rows: int) -> list[torch.Tensor]:
+    """Room for the logits of so many positions in the weight's type, and twice in fp32, each (rows, vocabulary)."""
+    return [weight.new_empty(rows, weight.shape[0], dtype=kind) for kind in (weight.dtype, *2 * [torch.float32])]
 
 
 @dataclass(frozen=True)
@@ -66,9 +78,19 @@ class SupervisedHead:
         keep, ids, rest = split_supervised(inputs)
         hidden = self.decoder(**rest, use_cache=False).last_hidden_state[0]
         loss: torch.Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
-            hidden.index_select(0, keep), self.weight, ids, count
+            hidden.index_select(0, keep), self.weight, ids, count, self._blocks(len(ids))
         )
         return loss
+
+    def _blocks(self, positions: int) -> list[torch.Tensor]:
+        if self.weight.device.type == "cpu":
+            return self._lasting_blocks
+        return make_blocks(self.weight, min(positions, max(_ROWS, _LOGITS // self.weight.shape[0])))
+
+    @cached_property
+    def _lasting_blocks(self) -> list[torch.Tensor]:
+        """For all steps, on a CPU: where such large ones come and go, what lies in their place makes them grow."""
+        return make_blocks(self.weight, _ROWS)
 
 
 def split_supervised(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_chat.models import frozen_weights
+from lora_chat.models import dense_values, frozen_weights
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model
 from lora_chat.planning.hardware import Hardware
@@ -48,15 +48,38 @@ def test_without_quantisation_nothing_is_held(random_base):
 def test_held_eight_bits_keep_their_forward(random_base):
     """Outside training bitsandbytes rounds activations too; the dense weight is for training alone."""
     model = load(random_base("llama"), True, "8bit")
-    layers = [m for m in model.modules() if frozen_weights.is_int8(m)]
+    layers = [m for m in model.modules() if dense_values.is_int8(m)]
     assert layers
     with frozen_weights.held_int8(model):
         assert all("dense_weight" in vars(layer) for layer in layers)
-        held = [frozen_weights.frozen_weight(layer) for layer in layers]
+        held = [dense_values.frozen_weight(layer) for layer in layers]
     for layer, before in zip(layers, held, strict=True):
         assert "forward" not in vars(layer)
         assert "dense_weight" not in vars(layer)
-        again = frozen_weights.frozen_weight(layer)
+        again = dense_values.frozen_weight(layer)
         assert torch.equal(before, again.to(before.dtype))
         layer(torch.randn(2, layer.in_features, dtype=torch.bfloat16))
-        assert torch.equal(frozen_weights.frozen_weight(layer), again)
+        assert torch.equal(dense_values.frozen_weight(layer), again)
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.parametrize("mode", ["4bit", "8bit"])
+def test_values_made_in_one_place_are_the_same_bits(random_base, monkeypatch, mode, bfloat16):
+    monkeypatch.setattr(frozen_weights, "_most_held", 0)
+    model = load(random_base("llama"), bfloat16, mode)
+    layers = [m for m in model.modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")]
+    before = [dense_values.frozen_weight(layer, model.dtype) for layer in layers]
+    with dense_values.shared_room(model) as size:
+        assert size == max(value.nbytes for value in before)
+        places = set()
+        for layer, value in zip(layers, before, strict=True):
+            made = dense_values.frozen_weight(layer, model.dtype)
+            assert torch.equal(made, value)
+            places.add(made.data_ptr())
+    assert len(places) == 1
+    assert dense_values.frozen_weight(layers[0], model.dtype).data_ptr() not in places
+
+
+def test_held_values_need_no_place(random_base):
+    with dense_values.shared_room(load(random_base("llama"), True)) as size:
+        assert size == 0

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.planning.recipe import AdapterSection
-from lora_chat.training.supervised_head import HeadLoss, find_head
+from lora_chat.training.supervised_head import HeadLoss, find_head, make_blocks
 
 
 @pytest.mark.parametrize("positions", [0, 1, 255, 256, 600])
@@ -17,7 +17,7 @@ def test_head_loss_equals_cross_entropy(positions, dtype, tolerance):
     ids = torch.randint(0, 97, (positions,), generator=generator)
     hidden = torch.randn(positions, 16, generator=generator).to(dtype)
     fused, plain = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    loss = HeadLoss.apply(fused, weight, ids, torch.tensor(7))
+    loss = HeadLoss.apply(fused, weight, ids, torch.tensor(7), make_blocks(weight, 16))
     reference = torch.nn.functional.cross_entropy((plain @ weight.T).float(), ids, reduction="sum") / 7
     (2 * loss).backward()
     (2 * reference).backward()

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from lora_chat.models.frozen_weights import frozen_weight, hold_together
+from lora_chat.models.dense_values import frozen_weight
+from lora_chat.models.frozen_weights import hold_together
 from lora_chat.training.fused.products import product
 
 
