@@ -42,7 +42,7 @@ def shared_room(model: "torch.nn.Module") -> "Iterator[int]":
     """
     import torch
 
-    layers: list[Any] = [m for m in model.modules() if _is_made_anew(m)]
+    layers: list[Any] = [m for m in model.modules() if is_made_anew(m)]
     most = max((m.in_features * m.out_features for m in layers), default=0)
     dtype: Any = model.dtype
     room = torch.empty(most, dtype=dtype)
@@ -60,7 +60,10 @@ def is_int8(layer: Any) -> bool:
     return type(layer).__name__ == "Linear8bitLt" and not hasattr(layer, "base_layer")
 
 
-def _is_made_anew(layer: Any) -> bool:
+def is_made_anew(layer: Any) -> bool:
+    """Whether `frozen_weight` makes its values at every call, on a CPU."""
+    if hasattr(layer, "base_layer"):  # PEFT's around one
+        return False
     quantised = is_int8(layer) or getattr(getattr(layer, "weight", None), "quant_state", None) is not None
     return quantised and layer.weight.device.type == "cpu" and HELD not in layer.__dict__
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_chat.models.dense_products import dense_products
 from lora_chat.models.dense_values import shared_room
 from lora_chat.models.frozen_weights import held_int8
 from lora_chat.planning.plan import TrainingPlan
@@ -49,7 +50,8 @@ def find_fast_path(model: "PeftModel", ids: Sequence[int], plan: TrainingPlan) -
         return FastPath()
     stock_attention = model.config._attn_implementation
     try:
-        return _try_parts(model, ids, plan, stock_attention)
+        with dense_products(model):
+            return _try_parts(model, ids, plan, stock_attention)
     except (RuntimeError, NotImplementedError) as error:
         if model.device.type == "cpu" or isinstance(error, torch.OutOfMemoryError):
             raise

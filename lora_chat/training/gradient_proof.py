@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_chat.models.dense_values import shared_room
 from lora_chat.training.flat_proof import each_alone, make_dialogues, without_dropout
 from lora_chat.training.flat_rows import FlatRows, put_on
 from lora_chat.training.fused.layers import fused_layers
@@ -32,7 +31,7 @@ def gradient_cosine(
     fast_attention = model.config._attn_implementation
     try:
         with without_dropout(model):  # which would make both differ
-            with shared_room(model), fused_lora(model), fused_layers(model):
+            with fused_lora(model), fused_layers(model):
                 loss = head.loss(put_on(flat(rows), model.device), count)
                 fast = _flatten(torch.autograd.grad(loss, trained, allow_unused=True), trained)
             model.set_attn_implementation(stock_attention)
