@@ -30,6 +30,8 @@ _LARGEST_AT_ONCE = 1_000_000_000
 """Of one that is tried where an answer is awaited in seconds; a larger one takes a minute or two."""
 _MOST_TOKENS = 2048
 """Of a micro-batch whose tokens are not bounded."""
+_FIGURES = {"rss", "loaded", "load", "step", "start", "read"}
+"""Without one of them a stored probe is an older version's."""
 _PATIENCE = 600
 """Seconds; on a machine that needs more, nothing is known beforehand."""
 
@@ -135,7 +137,8 @@ def _read(path: Path) -> list[dict[str, float]] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, list) and len(found) == 2 else None
+    good = isinstance(found, list) and len(found) == 2 and all(set(taken) >= _FIGURES for taken in found)
+    return found if good else None
 
 
 def _run(request: dict[str, Any]) -> list[dict[str, float]] | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from lora_chat.planning.durations import Durations, Seconds
 from lora_chat.planning.memory import Setting, holds_values, training_memory
-from lora_chat.planning.phases import answered_together
+from lora_chat.planning.phases import answered_together, load_phase
 from lora_chat.planning.shape import ModelShape
 from lora_chat.planning.target import Target
 from lora_chat.planning.workload import DataLengths, Workload
@@ -27,7 +27,7 @@ class Probe:
 
     layers: tuple[int, int]
     taken: tuple[Mapping[str, float], Mapping[str, float]]
-    """Bytes (`rss`) and seconds of each."""
+    """Bytes (`rss` in training, `loaded` before) and seconds of each."""
     work: Workload
     """What they were trained with."""
     read: int
@@ -44,11 +44,13 @@ def calibrate(target: Target, probe: Probe, shape: ModelShape, setting: Setting)
     """The target with a context that explains what the larger of the small models took."""
     setting = replace(setting, may_hold=holds_values(shape, setting))
     layers, taken = probe.layers[1], probe.taken[1]["rss"]
-    small = training_memory(
-        replace(shape, layer_count=layers), setting, probe.work.largest, padded=probe.work.mask_needed
-    )
+    few = replace(shape, layer_count=layers)
+    small = training_memory(few, setting, probe.work.largest, padded=probe.work.mask_needed)
     context = taken - small.total - _BETWEEN * small.cut_up + _BESIDE
-    return replace(target, context=max(0, int(context)), fragmentation=_BETWEEN)
+    loading = None
+    if setting.mode != "none":  # weights in 16 bits are read from their file when they are used
+        loading = max(0, int(probe.taken[1]["loaded"] - load_phase(few, setting, 0).total + _BESIDE))
+    return replace(target, context=max(0, int(context)), loading=loading, fragmentation=_BETWEEN)
 
 
 def probed_durations(

@@ -68,8 +68,6 @@ def make_phases(
     train = train_phase(shape, setting, work.largest, target, padded=work.mask_needed)
     adapter = train.adapter
     held = Phase("", weights=weights, adapter=adapter, context=context)
-    matrix = setting.width * max(linear.weights for linear in shape.linears())
-    loaded = _LOADED_TOGETHER[setting.mode]
     gpu = target.device == "cuda"
     merged = setting.width * shape.weights
     whole = Phase(
@@ -81,7 +79,7 @@ def make_phases(
         in_main_memory=gpu,
     )
     return (
-        _load(shape, setting, weights, loaded * matrix, context),
+        load_phase(shape, setting, context if target.loading is None else target.loading),
         train,
         _evaluate(shape, setting, data, held),
         _generate(shape, setting, data, held),
@@ -91,7 +89,10 @@ def make_phases(
     )
 
 
-def _load(shape: ModelShape, setting: Setting, weights: int, matrices: int, context: int) -> Phase:
+def load_phase(shape: ModelShape, setting: Setting, context: int) -> Phase:
+    """Of loading and quantising the base."""
+    weights = weight_bytes(shape, setting)
+    matrices = setting.width * max(linear.weights for linear in shape.linears()) * _LOADED_TOGETHER[setting.mode]
     if setting.on_cpu and setting.mode != "none":  # the file is mapped until all is quantised
         matrices += max(0, setting.width * shape.linear_weights - (weights - _unheld(shape, setting)))
     return Phase("load", weights=weights, workspace=matrices, context=context)

@@ -53,6 +53,8 @@ class Target:
     context: int
     """What the driver, or on a CPU the program itself, takes before anything is loaded."""
     at_hand: bool
+    loading: int | None = None
+    """The same while a base is loaded, where that is known."""
     speed: Speed | None = None
     """None: not known."""
     bfloat16: bool = True

@@ -9,6 +9,7 @@ from test_choices import LLAMA_8B, lengths, plan_of
 from lora_chat.planning.calibration import Probe, calibrate, probe_rows, probed_durations
 from lora_chat.planning.layer_bytes import MicroBatch
 from lora_chat.planning.memory import Setting, training_memory
+from lora_chat.planning.phases import load_phase
 from lora_chat.planning.target import Target
 from lora_chat.planning.workload import DataLengths, Lengths, largest_micro_batch, make_workload
 
@@ -70,10 +71,15 @@ def test_a_probe_explains_itself():
         memory = training_memory(replace(LLAMA_8B, layer_count=layers), setting, work.largest)
         return memory.total + 0.2 * memory.cut_up + 7e8
 
-    probe = Probe((2, 6), ({"rss": rss(2), "step": 1.0}, {"rss": rss(6), "step": 2.0}), work, 256)
+    loaded = load_phase(replace(LLAMA_8B, layer_count=6), setting, 0).total + 4e8
+    taken = {"rss": rss(2), "step": 1.0}, {"rss": rss(6), "step": 2.0, "loaded": loaded}
+    probe = Probe((2, 6), taken, work, 256)
     found = calibrate(Target("cpu", "x", 2**36, 2**36, 0, at_hand=True), probe, LLAMA_8B, setting)
     assert found.context == pytest.approx(7e8 + 1.5e8, rel=1e-3)
+    assert found.loading == pytest.approx(4e8 + 1.5e8, rel=1e-3)
     assert found.fragmentation == 0.2
+    plain = calibrate(found, probe, LLAMA_8B, replace(setting, mode="none"))
+    assert plain.loading is None  # its file is read in training
     assert probe.at("step", 32) == pytest.approx(2.0 + 26 * 0.25)
 
 
