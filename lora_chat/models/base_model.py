@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import BaseUnavailableError, LoraChatError, MemoryShortError
+from lora_chat.models.dense_products import multiply_in_one_place
 from lora_chat.models.embedded import embedded_names, find_embedded
 from lora_chat.models.frozen_weights import hold_dense_weights, keep_one_layout, let_go_of_files
 from lora_chat.models.hub import find_here, find_on_hub
@@ -151,6 +152,7 @@ def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMod
         if precision.mode != "none":
             let_go_of_files(model)
         hold_dense_weights(model)
+        multiply_in_one_place(model)  # where they are not held
     return model
 
 

@@ -1,4 +1,4 @@
-"""Quantised layers on a CPU that multiply with values made in one place, as the fast path does."""
+"""Quantised layers on a CPU that multiply with values made in one place, for one product after the other."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -7,26 +7,29 @@ from typing import Any
 
 import torch
 
-from lora_chat.models.dense_values import frozen_weight, is_made_anew, shared_room
+from lora_chat.models.dense_values import is_int8, is_made_anew, passing_weight, share_room, shared_room
 
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def multiply_in_one_place(model: torch.nn.Module) -> int:
+    """Do so from now on in layers of 4 bits, whose products are bitsandbytes' bit for bit; returns how many."""
+    layers = [layer for layer in _choose_layers(model) if not is_int8(layer)]
+    if layers:
+        dtype: Any = model.dtype
+        share_room([m for m in model.modules() if is_made_anew(m) and not is_int8(m)], dtype)
+    for layer in layers:
+        layer.forward = _make_forward(layer)
+    return len(layers)
 
 
 @contextmanager
 def dense_products(model: torch.nn.Module) -> Iterator[int]:
-    """Until the block ends, in training mode or not; yields how many layers multiply so.
+    """Do so in the others too, until the block ends, in training mode or not; yields how many.
 
-    bitsandbytes' own products leave holes in memory as large as all layers' values together, and in 8 bits they take
-    several times as long. The first layer of every kind keeps its own: a proof that compares with them sees whether
-    the values are theirs.
+    bitsandbytes' own products leave holes as large as all layers' values together, and in 8 bits take far longer.
     """
-    layers: list[Any] = []
-    kinds = set()
-    for name, module in model.named_modules():
-        kind = _NUMBER.sub("", name)
-        if is_made_anew(module) and kind in kinds:
-            layers.append(module)
-        kinds.add(kind)
+    layers = _choose_layers(model)
     with shared_room(model):
         for layer in layers:
             layer.forward = _make_forward(layer)
@@ -37,18 +40,32 @@ def dense_products(model: torch.nn.Module) -> Iterator[int]:
                 del layer.forward  # the class's own comes back
 
 
+def _choose_layers(model: torch.nn.Module) -> list[Any]:
+    """All that are quantised and not done so yet, but the first of every kind: a proof that compares with those sees
+    whether the values are bitsandbytes' own.
+    """
+    chosen: list[Any] = []
+    kinds = set()
+    for name, module in model.named_modules():
+        kind = _NUMBER.sub("", name)
+        if is_made_anew(module) and kind in kinds and "forward" not in vars(module):
+            chosen.append(module)
+        kinds.add(kind)
+    return chosen
+
+
 class _FrozenProduct(torch.autograd.Function):
     """x (..., in) -> (..., out), with a weight that is made for each product and not kept."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
         ctx.layer = layer
-        return torch.nn.functional.linear(x, frozen_weight(layer, x.dtype))
+        return torch.nn.functional.linear(x, passing_weight(layer, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         gradient: torch.Tensor = gradients[0]
-        return gradient @ frozen_weight(ctx.layer, gradient.dtype), None
+        return gradient @ passing_weight(ctx.layer, gradient.dtype), None
 
 
 def _make_forward(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:

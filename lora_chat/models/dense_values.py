@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -17,37 +17,36 @@ _TOGETHER = {"4bit": 2**19, "8bit": 2**18}
 
 def frozen_weight(layer: "torch.nn.Module", dtype: "torch.dtype | None" = None) -> Any:
     """The dense weight (out, in) that a linear layer computes with; in `dtype` if given."""
-    held = layer.__dict__.get(HELD)
-    if held is not None:
-        return held.to(dtype)
-    weight: Any = layer.weight
-    if getattr(weight, "quant_state", None) is not None:
-        return _values_of_4bit(weight, layer.__dict__.get(_ROOM), dtype)
-    scales = _int8_scales(layer)
-    if scales is None:
-        return weight.detach().to(dtype)
-    from bitsandbytes.functional import int8_vectorwise_dequant
+    return _find_values(layer, dtype, None)
 
-    if weight.device.type != "cpu":
-        return int8_vectorwise_dequant(weight.data, scales).to(dtype)
-    return _values_of_8bit(weight.data, scales, layer.__dict__.get(_ROOM), dtype)
+
+def passing_weight(layer: "torch.nn.Module", dtype: "torch.dtype | None" = None) -> Any:
+    """The same for one product: where layers share a room, it is gone when the next is made."""
+    return _find_values(layer, dtype, layer.__dict__.get(_ROOM))
+
+
+def share_room(layers: "Sequence[Any]", dtype: "torch.dtype") -> "torch.Tensor":
+    """Have `passing_weight` make the values of these layers in one place, which is returned.
+
+    Blocks that come and go instead leave holes, since the C library cannot put one where one of the same size was; and
+    where what is freed goes back at once, a product waits for the kernel to map and clear it.
+    """
+    import torch
+
+    room = torch.empty(max((m.in_features * m.out_features for m in layers), default=0), dtype=dtype)
+    for layer in layers:
+        setattr(layer, _ROOM, room)
+    return room
 
 
 @contextmanager
 def shared_room(model: "torch.nn.Module") -> "Iterator[int]":
-    """Until the block ends, `frozen_weight` makes values that are not held in the same place for all layers, on a CPU:
-    those of one are gone when those of the next are made. Yields that place's bytes.
-
-    Blocks that come and go instead leave holes: the C library cannot put one where one of the same size was.
+    """That for all layers whose values are made at every call and have no room yet, on a CPU, until the block ends;
+    yields its bytes.
     """
-    import torch
-
-    layers: list[Any] = [m for m in model.modules() if is_made_anew(m)]
-    most = max((m.in_features * m.out_features for m in layers), default=0)
     dtype: Any = model.dtype
-    room = torch.empty(most, dtype=dtype)
-    for layer in layers:
-        setattr(layer, _ROOM, room)
+    layers = [m for m in model.modules() if is_made_anew(m) and _ROOM not in m.__dict__]
+    room = share_room(layers, dtype)
     try:
         yield room.nbytes
     finally:
@@ -61,11 +60,28 @@ def is_int8(layer: Any) -> bool:
 
 
 def is_made_anew(layer: Any) -> bool:
-    """Whether `frozen_weight` makes its values at every call, on a CPU."""
+    """Whether its values are made at every call, on a CPU."""
     if hasattr(layer, "base_layer"):  # PEFT's around one
         return False
     quantised = is_int8(layer) or getattr(getattr(layer, "weight", None), "quant_state", None) is not None
     return quantised and layer.weight.device.type == "cpu" and HELD not in layer.__dict__
+
+
+def _find_values(layer: Any, dtype: "torch.dtype | None", room: "torch.Tensor | None") -> Any:
+    held = layer.__dict__.get(HELD)
+    if held is not None:
+        return held.to(dtype)
+    weight: Any = layer.weight
+    if getattr(weight, "quant_state", None) is not None:
+        return _values_of_4bit(weight, room, dtype)
+    scales = _int8_scales(layer)
+    if scales is None:
+        return weight.detach().to(dtype)
+    from bitsandbytes.functional import int8_vectorwise_dequant
+
+    if weight.device.type != "cpu":
+        return int8_vectorwise_dequant(weight.data, scales).to(dtype)
+    return _values_of_8bit(weight.data, scales, room, dtype)
 
 
 def _int8_scales(layer: Any) -> Any:

@@ -21,11 +21,11 @@ def trim_memory() -> None:
 
 
 def give_memory_back() -> None:
-    """Have what is freed go back at once: blocks that are never reused only leave holes.
+    """Have large blocks that are freed, from 2 MB on, go back at once: those that are never reused only leave holes.
 
     So it is with growing caches, and where a model's layers are replaced one by one. By itself glibc learns, from the
     first large block that is freed, to keep the next ones.
     """
     if platform.libc_ver()[0] == "glibc":
-        keep_memory(2**17)
+        keep_memory(2**21)
         trim_memory()

@@ -90,8 +90,10 @@ def weight_bytes(shape: ModelShape, setting: Setting) -> int:
 def _held_beside(shape: ModelShape, setting: Setting) -> int:
     """On a CPU: the values of quantised layers, or what the fast path copies out of the file that stays mapped."""
     whole = setting.width * shape.linear_weights
+    if setting.mode != "none" and setting.may_hold and holds_values(shape, setting):
+        return whole
     if setting.mode != "none":
-        return whole if setting.may_hold and holds_values(shape, setting) else 0
+        return _room(shape, setting) if setting.mode == "4bit" else 0
     joined = sum(linear.weights for linear in shape.linears() if linear.name in _JOINED)
     return setting.width * shape.layer_count * joined if setting.fast and setting.width == 2 else 0
 
@@ -115,7 +117,8 @@ def training_memory(shape: ModelShape, setting: Setting, batch: MicroBatch, *, p
     variant: Variant = "fast" if fast else "padded" if padded else "stock"
     mode, room, blocks = setting.mode, 0, 0
     if fast and setting.on_cpu:  # where large pieces have places of their own, for all layers and steps
-        mode, room, blocks = "none", _room(shape, setting), _blocks(shape, setting)
+        mode, blocks = "none", _blocks(shape, setting)
+        room = _room(shape, setting) if setting.mode == "8bit" and not _held_beside(shape, setting) else 0
     kept, again = (
         layer_bytes(shape, variant, mode, setting.rank, batch, checkpointed=checkpointed)
         for checkpointed in (False, True)
@@ -152,9 +155,8 @@ def training_memory(shape: ModelShape, setting: Setting, batch: MicroBatch, *, p
 
 
 def _room(shape: ModelShape, setting: Setting) -> int:
-    """For the values of one layer where they are made anew (models/dense_values.py)."""
-    anew = setting.mode != "none" and not _held_beside(shape, setting)
-    return setting.width * max(linear.weights for linear in shape.linears()) if anew else 0
+    """For one layer's values where they are made anew (models/dense_values.py)."""
+    return setting.width * max(linear.weights for linear in shape.linears())
 
 
 def _blocks(shape: ModelShape, setting: Setting) -> int:

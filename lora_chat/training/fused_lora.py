@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_chat.models.dense_values import frozen_weight, is_int8
+from lora_chat.models.dense_values import is_int8, passing_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -100,7 +100,7 @@ def _make_forward(layer: Any) -> "Callable[..., torch.Tensor]":
         flat = x.reshape(-1, x.shape[-1])
 
         def weight() -> torch.Tensor:
-            return frozen_weight(base, flat.dtype)  # type: ignore[no-any-return]
+            return passing_weight(base, flat.dtype)  # type: ignore[no-any-return]
 
         bias = None if base.bias is None else base.bias.to(flat.dtype)
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight

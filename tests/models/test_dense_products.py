@@ -33,6 +33,10 @@ def test_results_are_those_of_bitsandbytes(random_base, monkeypatch, architectur
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(2))
+    if mode == "4bit":  # as it is from loading on; without it, bitsandbytes' own
+        anew = {name: vars(m).pop("forward") for name, m in adapted.named_modules() if "forward" in vars(m)}
+        assert anew
+        assert not any(".0." in name for name in anew)  # one of each kind stays: a proof must see bitsandbytes itself
     before = {name: vars(module).get("forward") for name, module in adapted.named_modules()}
     logits, gradients = results(adapted)
     with dense_products(adapted) as many:

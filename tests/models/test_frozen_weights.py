@@ -34,7 +34,8 @@ def test_held_weights_give_the_same_bits(random_base, monkeypatch, architecture,
     assert any("forward" in vars(m) for m in held.modules() if type(m).__name__ == "Linear4bit")
     monkeypatch.setattr(frozen_weights, "_most_held", 0)
     fresh = load(random_base(architecture), bfloat16)
-    assert not any("forward" in vars(m) for m in fresh.modules() if type(m).__name__ == "Linear4bit")
+    for layer in fresh.modules():
+        vars(layer).pop("forward", None)  # bitsandbytes' own
     (logits, gradients), (expected, wanted) = results(held), results(fresh)
     assert torch.equal(logits, expected)
     assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
@@ -70,14 +71,16 @@ def test_values_made_in_one_place_are_the_same_bits(random_base, monkeypatch, mo
     layers = [m for m in model.modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")]
     before = [dense_values.frozen_weight(layer, model.dtype) for layer in layers]
     with dense_values.shared_room(model) as size:
-        assert size == max(value.nbytes for value in before)
+        assert size == (mode == "8bit") * max(
+            value.nbytes for value in before
+        )  # 4 bits have one since they were loaded
         places = set()
         for layer, value in zip(layers, before, strict=True):
-            made = dense_values.frozen_weight(layer, model.dtype)
+            made = dense_values.passing_weight(layer, model.dtype)
             assert torch.equal(made, value)
             places.add(made.data_ptr())
+            assert dense_values.frozen_weight(layer, model.dtype).data_ptr() not in places  # to be kept
     assert len(places) == 1
-    assert dense_values.frozen_weight(layers[0], model.dtype).data_ptr() not in places
 
 
 def test_held_values_need_no_place(random_base):

@@ -429,7 +429,7 @@ def _patches(setting: Setting, autocast: Autocast) -> Iterator[Any]:
     yield patch("torch.autocast", autocast.setting)
     yield patch("transformers.masking_utils._ignore_causal_mask_sdpa", lambda *a, **k: not setting.padded)
     yield patch("transformers.masking_utils.find_packed_sequence_indices", lambda *a, **k: None)
-    yield patch("lora_chat.training.fused.lora_group.frozen_weight", _frozen_weight)
-    yield patch("lora_chat.training.fused_lora.frozen_weight", _frozen_weight)
+    yield patch("lora_chat.training.fused.lora_group.passing_weight", _frozen_weight)
+    yield patch("lora_chat.training.fused_lora.passing_weight", _frozen_weight)
     yield patch("lora_chat.training.fused.rms_norm.stock_rms_norm", _rms_norm)
     yield patch("torch.is_autocast_enabled", lambda *a: setting.learns)  # PEFT asks

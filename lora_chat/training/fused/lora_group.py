@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lora_chat.models.dense_values import frozen_weight
+from lora_chat.models.dense_values import passing_weight
 from lora_chat.models.frozen_weights import hold_together
 from lora_chat.training.fused.products import product
 
@@ -101,7 +101,7 @@ class LoraGroup:
         """All weights below each other if they are held so, else one of them."""
         if self._held is not None:
             return self._held.to(dtype)
-        return frozen_weight(self._layers[number], dtype)  # type: ignore[no-any-return]
+        return passing_weight(self._layers[number], dtype)  # type: ignore[no-any-return]
 
     def _lay_out(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         a = torch.cat([a.detach() for a in self._a]).to(dtype)
