@@ -10,15 +10,18 @@ from lora_chat.preparation import PreparedRun
 from lora_chat.run_folder import RunFolder
 
 
-def decide(plan: Plan, prepared: PreparedRun, earlier: RunFolder | None) -> tuple[Plan, Forecast | None]:
+def decide(
+    plan: Plan, prepared: PreparedRun, earlier: RunFolder | None, reading: float
+) -> tuple[Plan, Forecast | None]:
     """The plan with nothing left open, and what it will take; None for a base that no plan knows.
 
-    A run that goes on keeps what was decided for it. Raises MemoryShortError if it cannot fit.
+    `reading`: seconds until here. A run that goes on keeps what was decided for it.
+    Raises MemoryShortError if it cannot fit.
     """
     if earlier:
         plan = _as_before(plan, earlier.read_plan())
     try:
-        found = forecast_run(plan, prepared)
+        found = forecast_run(plan, prepared, reading)
     except RecipeError as error:
         say(f"Not planned: {error}")
         return plan, None

@@ -93,7 +93,8 @@ def pieces(training: TrainingPlan) -> str:
     """How a step is cut up."""
     if training.fast_path and training.micro_batch_tokens:
         return f"in micro-batches of about {training.micro_batch_tokens:,} tokens"
-    return f"in {training.gradient_accumulation_steps} micro-batches of {training.micro_batch_size}"
+    count = training.gradient_accumulation_steps
+    return f"in {count} micro-batch{'es' if count > 1 else ''} of {training.micro_batch_size}"
 
 
 def _checkpointing(found: Forecast) -> str:

@@ -1,5 +1,7 @@
 """Recipe -> forecast: what a run would need here, or on a card that is only imagined. No weights are loaded."""
 
+import time
+
 from lora_chat.console import say
 from lora_chat.data_lengths import measure_data
 from lora_chat.data_reading import find_files, read_data
@@ -29,21 +31,22 @@ def forecast_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> Fore
     plan = make_plan(recipe, hardware)
     base = find_config(plan.base, say)
     shape = read_shape(base.config, base.name)
+    began = time.monotonic()
     data = _read_lengths(plan, base, shape.positions)
-    return _forecast(plan, Job(shape, data, target), base, patient=False)
+    return _forecast(plan, Job(shape, data, target), base, time.monotonic() - began, patient=False)
 
 
-def forecast_run(plan: Plan, prepared: PreparedRun) -> Forecast:
-    """The same of a run whose data has been read, for this machine."""
+def forecast_run(plan: Plan, prepared: PreparedRun, reading: float) -> Forecast:
+    """The same of a run whose data has been read, in so many seconds, for this machine."""
     base = find_config(plan.base, say)
     shape = read_shape(base.config, base.name)
     data = measure_data(
         plan, prepared.train, prepared.validation, prepared.questions, prepared.identity.system, prepared.tokenizer
     )
-    return _forecast(plan, Job(shape, data, survey_machine(detect_hardware())), base, patient=True)
+    return _forecast(plan, Job(shape, data, survey_machine(detect_hardware())), base, reading, patient=True)
 
 
-def _forecast(plan: Plan, job: Job, base: BaseConfig, *, patient: bool) -> Forecast:
+def _forecast(plan: Plan, job: Job, base: BaseConfig, reading: float, *, patient: bool) -> Forecast:
     memory = plan.training.memory
     if memory not in ("auto", "unlimited"):
         job = Job(job.shape, job.data, job.target.limited_to(parse_size(memory, "training.memory")))
@@ -65,6 +68,7 @@ def _forecast(plan: Plan, job: Job, base: BaseConfig, *, patient: bool) -> Forec
         weight_bytes=base.weight_bytes,
         download=base.download_bytes,
         probe=probe,
+        reading=reading,
     )
 
 

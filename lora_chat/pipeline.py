@@ -50,7 +50,7 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
             prepared, audit = _prepare(plan, progress)
             progress.enter("planning")
             before = time.monotonic()
-            plan, forecast = decide(plan, prepared, earlier)
+            plan, forecast = decide(plan, prepared, earlier, before - started)
             deciding = time.monotonic() - before
         except BaseException:
             if not earlier:

@@ -62,7 +62,7 @@ def find_probe(
     if taken is None:
         if job.shape.weights > _LARGEST_AT_ONCE and not patient:
             return None
-        notice("Trying this machine on small models of the base's widths, once (some 20 seconds)")
+        notice("Trying this machine on small models of the base's widths, once (half a minute)")
         tokenizer = folder or find_base(BaseSection(name="tiny-random"), notice).folder
         taken = _run({**request, "tokenizer": str(tokenizer)})
         if taken is None:

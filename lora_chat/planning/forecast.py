@@ -15,8 +15,8 @@ from lora_chat.planning.workload import Workload
 
 Verdict = Literal["fits", "tight", "does not fit"]
 _MUCH_FASTER = 0.9
-_PROGRAM = 3.0
-"""Seconds until dialogues are read and audited and the base is found, on two cores."""
+_PROGRAM = 0.5
+"""Seconds that a run takes beside its phases: its folder, its plots, its card."""
 _GGUF_Q8 = 34 / 32
 """Bytes of a weight in q8_0: 32 of them and their scale."""
 
@@ -125,14 +125,18 @@ def make_forecast(
     weight_bytes: int | None,
     download: int | None,
     probe: Probe | None = None,
+    reading: float = 0.0,
 ) -> Forecast:
-    """What a plan with nothing left to choose would need; a change where that does not fit, or is slow for nothing."""
+    """What a plan with nothing left to choose would need; a change where that does not fit, or is slow for nothing.
+
+    `reading`: seconds that the data took.
+    """
     here = Choice(plan, job)
     trained = adapter_weights(job.shape, here.setting)
     read = weight_bytes or 2 * job.shape.weights
     durations = None
     if probe:
-        durations = probed_durations(probe, job.shape, here.setting, here.work, job.data, _PROGRAM)
+        durations = probed_durations(probe, job.shape, here.setting, here.work, job.data, _PROGRAM + reading)
     elif speed := job.target.speed:
         durations = make_durations(job.shape, here.setting, plan.training, here.work, job.data, speed, read)
     return Forecast(
