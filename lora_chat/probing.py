@@ -31,7 +31,9 @@ _LARGEST_AT_ONCE = 1_000_000_000
 _MOST_TOKENS = 2048
 """Of a micro-batch whose tokens are not bounded."""
 _FIGURES = {"rss", "loaded", "load", "step", "start", "read"}
-"""Without one of them a stored probe is an older version's."""
+"""Without one of them a stored probe is damaged."""
+_VERSION = 2
+"""Of what a probe measures, and how: those of another one are not used."""
 _PATIENCE = 600
 """Seconds; on a machine that needs more, nothing is known beforehand."""
 
@@ -52,7 +54,7 @@ def find_probe(
     if job.target.device != "cpu" or not job.target.at_hand or job.shape.weights < SMALLEST:
         return None
     request, lengths = _make_request(plan, job, config)
-    key = json.dumps([request, library_versions(), job.target.name], sort_keys=True)
+    key = json.dumps([_VERSION, request, library_versions(), job.target.name], sort_keys=True)
     path = (
         Path(platformdirs.user_cache_dir("lora-chat"))
         / "probes"

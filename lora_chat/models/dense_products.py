@@ -12,9 +12,12 @@ from lora_chat.models.dense_values import is_int8, is_made_anew, passing_weight,
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-def multiply_in_one_place(model: torch.nn.Module) -> int:
-    """Do so from now on in layers of 4 bits, whose products are bitsandbytes' bit for bit; returns how many."""
-    layers = [layer for layer in _choose_layers(model) if not is_int8(layer)]
+def multiply_in_one_place(model: torch.nn.Module, *, every_layer: bool = False) -> int:
+    """Do so from now on in layers of 4 bits, whose products are bitsandbytes' bit for bit; returns how many.
+
+    The first of every kind stay bitsandbytes' own, but for `every_layer`.
+    """
+    layers = [layer for layer in _choose_layers(model, every_layer=every_layer) if not is_int8(layer)]
     if layers:
         dtype: Any = model.dtype
         share_room([m for m in model.modules() if is_made_anew(m) and not is_int8(m)], dtype)
@@ -40,7 +43,7 @@ def dense_products(model: torch.nn.Module) -> Iterator[int]:
                 del layer.forward  # the class's own comes back
 
 
-def _choose_layers(model: torch.nn.Module) -> list[Any]:
+def _choose_layers(model: torch.nn.Module, *, every_layer: bool = False) -> list[Any]:
     """All that are quantised and not done so yet, but the first of every kind: a proof that compares with those sees
     whether the values are bitsandbytes' own.
     """
@@ -48,7 +51,7 @@ def _choose_layers(model: torch.nn.Module) -> list[Any]:
     kinds = set()
     for name, module in model.named_modules():
         kind = _NUMBER.sub("", name)
-        if is_made_anew(module) and kind in kinds and "forward" not in vars(module):
+        if is_made_anew(module) and (every_layer or kind in kinds) and "forward" not in vars(module):
             chosen.append(module)
         kinds.add(kind)
     return chosen

@@ -7,7 +7,8 @@ from torch.nn.functional import cosine_similarity
 from lora_chat.models import frozen_weights
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model
-from lora_chat.models.dense_products import dense_products
+from lora_chat.models.dense_products import dense_products, multiply_in_one_place
+from lora_chat.models.dense_values import is_made_anew
 from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.plan import make_precision
 from lora_chat.planning.recipe import AdapterSection, BaseSection, QuantizationSection
@@ -51,3 +52,21 @@ def test_results_are_those_of_bitsandbytes(random_base, monkeypatch, architectur
     else:  # whose training rounds its values to bf16 before they are scaled
         assert cosine_similarity(found.flatten(), logits.flatten(), dim=0) > 0.999
         assert cosine_similarity(other, gradients, dim=0) > 0.999
+
+
+def test_every_layer_can_multiply_in_one_place(random_base, monkeypatch):
+    """So that a probe of few layers is not a third bitsandbytes' own."""
+    monkeypatch.setattr(frozen_weights, "_most_held", 0)
+    precision = make_precision(QuantizationSection(mode="4bit"), Hardware("cpu", "test", 0, True, 2))
+    model = load_base_model(find_base(BaseSection(name=str(random_base("llama")))), precision)
+    ids = torch.arange(5, 30)[None]
+    before = model(input_ids=ids).logits
+    quantised = [m for m in model.modules() if is_made_anew(m)]
+    assert multiply_in_one_place(model) == 0  # as it is from loading on
+    assert multiply_in_one_place(model, every_layer=True) == sum(1 for m in quantised if is_first(model, m))
+    assert all("forward" in vars(m) for m in quantised)
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def is_first(model, layer):
+    return any(module is layer and ".0." in name for name, module in model.named_modules())
