@@ -8,7 +8,6 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from lora_chat.delivery.answers import REPLY_TOKENS
 from lora_chat.delivery.gguf import export_gguf
 from lora_chat.delivery.llama_cpp_reader import LlamaCppReader
 from lora_chat.delivery.probes import make_probe, make_probes
@@ -16,6 +15,7 @@ from lora_chat.dialogues.chat_template import render_ids
 from lora_chat.later import Own, find_held_out, open_mixture
 from lora_chat.models.generation import generate_ids
 from lora_chat.opening import Trust
+from lora_chat.planning.durations import PROVEN_TOKENS
 
 NEAR = 0.03
 
@@ -41,7 +41,7 @@ def main() -> int:
 
     pad = int(mixture.tokenizer.pad_token_id)
     prompts = [probe.prompt for probe in probes]
-    meant = generate_ids(mixture.load(), pad, prompts, mixture.stop_ids, REPLY_TOKENS)
+    meant = generate_ids(mixture.load(), pad, prompts, mixture.stop_ids, PROVEN_TOKENS)
     expected = right(meant)
     print(f"| {len(probes)} questions | right | replies equal to the adapted model's |\n|---|---|---|")
     print(f"| adapted model | {sum(expected) / len(expected):.1%} | |", flush=True)
@@ -53,7 +53,7 @@ def main() -> int:
         export_gguf(mixture, few, options.types, folder, "model", lambda _: None, accept=True)
         for kind in options.types:
             reader = LlamaCppReader(folder / f"model-{kind}.gguf", None, probes, mixture.stop_ids)
-            replies = reader.replies(prompts, mixture.stop_ids, REPLY_TOKENS)
+            replies = reader.replies(prompts, mixture.stop_ids, PROVEN_TOKENS)
             share = sum(right(replies)) / len(replies)
             same = sum(a == b for a, b in zip(meant, replies, strict=True)) / len(replies)
             print(f"| GGUF {kind} | {share:.1%} | {same:.0%} |", flush=True)

@@ -13,7 +13,7 @@ def whole_forecast(found: Forecast) -> str:
     """What `lora-chat plan` prints."""
     lines = [f"Base      {_base(found)}", f"Device    {_device(found)}", _verdict(found), "", *_table(found), ""]
     lines += _work(found)
-    lines += [*_times(found), f"Disk      {_disk(found)}", *_change(found)]
+    lines += [*_times(found), *_merging(found), f"Disk      {_disk(found)}", *_change(found)]
     lines += [f"Note      {note}" for note in found.notes]
     return "\n".join(lines)
 
@@ -30,9 +30,11 @@ def gib(size: float) -> str:
 
 def duration(seconds: float) -> str:
     """As people say it."""
-    if seconds < 90:
+    if seconds < 99.5:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.{0 if seconds > 597 else 1}f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _base(found: Forecast) -> str:
@@ -110,6 +112,12 @@ def _times(found: Forecast) -> list[str]:
         return []
     parts = ", ".join(f"{name} {duration(seconds.likely)}" for name, seconds in found.durations.items())
     return [f"Time      about {_interval(total)}: {parts}"]
+
+
+def _merging(found: Forecast) -> list[str]:
+    if found.merging is None:
+        return []
+    return [f"Later     merging {_interval(found.merging)}; exporting that, and what llama.cpp takes"]
 
 
 def _interval(seconds: Seconds) -> str:

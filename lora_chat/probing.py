@@ -81,7 +81,7 @@ def find_probe(
 def _layers(shape: ModelShape) -> tuple[int, int]:
     """Of both models."""
     each = shape.linear_weights // shape.layer_count
-    some = max(3, min(3 * shape.layer_count // 5, _WEIGHTS // each))
+    some = max(3, min(shape.layer_count // 3, _WEIGHTS // each))
     return max(1, some // 3), some
 
 

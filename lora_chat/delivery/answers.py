@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from lora_chat.delivery.probes import Probe
+from lora_chat.planning.durations import PROVEN_TOKENS
 
 if TYPE_CHECKING:
     import torch
 
-REPLY_TOKENS = 32
 _MOST_BYTES = 256 * 2**20
 """Logits that are kept, in 32 bits: enough places for a mean, and no matter beside a model's weights."""
 
@@ -62,7 +62,7 @@ def ask(
         total, count = total + float(losses.double().sum()), count + len(probe.places)
         kept.append(logits[:each].clone())
         step()
-    replies = reader.replies([probe.prompt for probe in probes], stop_ids, REPLY_TOKENS)
+    replies = reader.replies([probe.prompt for probe in probes], stop_ids, PROVEN_TOKENS)
     return Answers(
         logits=tuple(kept),
         loss=total / count,

@@ -10,9 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.delivery.answers import REPLY_TOKENS, Reader
+from lora_chat.delivery.answers import Reader
 from lora_chat.delivery.probes import Probe
 from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.planning.durations import PROVEN_TOKENS
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,7 @@ class LlamaCppReader(Reader):
                 "model": str(model),
                 "lora": str(lora) if lora else None,
                 "stop_ids": sorted(stop_ids),
-                "most": REPLY_TOKENS,
+                "most": PROVEN_TOKENS,
                 "probes": [
                     {
                         "ids": probe.ids,

@@ -9,10 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_chat.delivery.answers import REPLY_TOKENS, Reader
+from lora_chat.delivery.answers import Reader
 from lora_chat.delivery.probes import Probe
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import FoundBase
+from lora_chat.planning.durations import PROVEN_TOKENS
 from lora_chat.planning.plan import PrecisionPlan
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class PeftReader(Reader):
             "dtype": precision.dtype,
             "device": precision.device,
             "stop_ids": sorted(stop_ids),
-            "most": REPLY_TOKENS,
+            "most": PROVEN_TOKENS,
             "pad": pad,
             "probes": [{"ids": p.ids, "places": p.places, "prompt": p.prompt} for p in probes],
         }

@@ -6,9 +6,8 @@ from typing import Any
 
 from lora_chat.dialogues.dialogue_set import DialogueSet
 from lora_chat.dialogues.encoding import IGNORE_INDEX
+from lora_chat.planning.durations import PROVEN_DIALOGUES
 
-MOST = 16
-"""Dialogues; a proof takes about a second a dialogue on a small model, so a handful says enough."""
 _LONGEST, _MOST_PLACES = 2048, 256
 """Tokens and supervised tokens of a dialogue; what is behind is not compared, for the memory that logits take."""
 
@@ -35,7 +34,7 @@ class Probe:
         return tuple(self.ids[place + 1] for place in self.places)
 
 
-def make_probes(validation: DialogueSet, most: int = MOST) -> list[Probe]:
+def make_probes(validation: DialogueSet, most: int = PROVEN_DIALOGUES) -> list[Probe]:
     """The first `most` held-out dialogues, spread over all of them."""
     probes: list[Probe] = []
     stride = max(1, len(validation) // most)

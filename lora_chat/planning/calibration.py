@@ -3,17 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lora_chat.planning.durations import Durations, Seconds
+from lora_chat.planning.durations import PROVEN_DIALOGUES, PROVEN_TOKENS, Durations, Seconds
 from lora_chat.planning.memory import Setting, holds_values, training_memory
 from lora_chat.planning.phases import answered_together, load_phase
 from lora_chat.planning.shape import ModelShape
 from lora_chat.planning.target import Target
 from lora_chat.planning.workload import DataLengths, Workload
 
-_NEAR = 0.8, 1.25
-"""What is measured twice on a machine that does other things too comes out so far apart."""
+_NEAR = 0.75, 1.35
+"""So far apart came planned and taken time out on a machine that does other things too (benchmarks/RESULTS.md)."""
 _SOON = 0.4
 """Share of the longest replies after which the last one may have ended."""
+
+_STARTED = 8.0
+"""Seconds until a command's libraries are imported and a run's dialogues read."""
+_DISK = 1e9
+"""Bytes a second that a merged model is written and read with."""
 
 _BETWEEN = 0.2
 """Holes as a share of what comes and goes, on a CPU: two small models are too alike to tell it."""
@@ -75,6 +80,20 @@ def probed_durations(
             2 * (began + saying), 2 * _NEAR[0] * (began + _SOON * saying), 2 * _NEAR[1] * (began + saying)
         ),
     }
+
+
+def merge_seconds(probe: Probe, shape: ModelShape, setting: Setting, data: DataLengths) -> Seconds:
+    """Of merging with its proof: the base is loaded twice, held-out dialogues are read thrice and answered twice.
+
+    That is the adapted model, the base as its control, and what was merged (delivery/merge.py).
+    """
+    layers = shape.layer_count
+    rows = min(PROVEN_DIALOGUES, len(data.validation.tokens))
+    reading = probe.at("read", layers) / probe.read * float(data.validation.tokens.mean()) * rows
+    saying = probe.at("prefill", layers) + PROVEN_TOKENS * probe.at("said", layers)
+    likely = _STARTED + 2 * probe.at("load", layers) + 3 * reading + 2 * saying
+    likely += 2 * setting.width * shape.weights / _DISK
+    return Seconds(likely, 0.5 * likely, 2 * likely)
 
 
 def _near(seconds: float) -> Seconds:

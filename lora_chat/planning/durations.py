@@ -15,6 +15,8 @@ _TOUCHED = 5
 """How often what is kept of a layer passes through memory: written, read, and its neighbours' share."""
 _PROGRAM = 10.0, 5.0, 25.0
 """Seconds until libraries are imported and dialogues are read: likely, least, most."""
+PROVEN_DIALOGUES, PROVEN_TOKENS = 16, 32
+"""Held-out dialogues that a proof asks, and greedy tokens of its replies: a handful says enough."""
 _UNPACKED = {"4bit": 2.5, "8bit": 3.0, "none": 0.0}
 """Bytes that pass through memory for each weight that is made 16 bits wide again."""
 

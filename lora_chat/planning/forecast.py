@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lora_chat.planning.calibration import Probe, probed_durations
+from lora_chat.planning.calibration import Probe, merge_seconds, probed_durations
 from lora_chat.planning.choices import IN_SFT, Choice, Job, as_settings, changes
 from lora_chat.planning.disk import run_bytes
 from lora_chat.planning.durations import Durations, Seconds, make_durations
@@ -45,6 +45,9 @@ class Forecast:
     work: Workload
     phases: tuple[Phase, ...]
     durations: Durations | None
+    """Of `sft`."""
+    merging: Seconds | None
+    """Of `merge` afterwards; None: not known."""
     disk: dict[str, int]
     download: int | None
     change: Change | None
@@ -89,6 +92,7 @@ class Forecast:
             ],
             "seconds": {name: asdict(seconds) for name, seconds in (self.durations or {}).items()} or None,
             "total_seconds": asdict(total) if total else None,
+            "merge_seconds": asdict(self.merging) if self.merging else None,
             "workload": asdict(self.work),
             "chosen": {
                 "quantization": self.plan.precision.mode,
@@ -149,6 +153,7 @@ def make_forecast(
         work=here.work,
         phases=here.phases,
         durations=durations,
+        merging=merge_seconds(probe, job.shape, here.setting, job.data) if probe else None,
         disk={
             "run": run_bytes(trained, plan.checkpoint.keep),
             "merge": 2 * job.shape.weights,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_choices import LLAMA_8B, lengths, plan_of
 
-from lora_chat.planning.calibration import Probe, calibrate, probe_rows, probed_durations
+from lora_chat.planning.calibration import Probe, calibrate, merge_seconds, probe_rows, probed_durations
 from lora_chat.planning.layer_bytes import MicroBatch
 from lora_chat.planning.memory import Setting, training_memory
 from lora_chat.planning.phases import load_phase
@@ -104,3 +104,17 @@ def test_a_run_takes_a_probes_pace_for_its_own_positions_and_tries_its_own_large
     assert larger > 0
     expected = 2.0 + position * (larger + 10 * work.step_positions)
     assert found["train"].likely == pytest.approx(expected)
+
+
+def test_a_merge_takes_a_proof_of_at_most_sixteen_dialogues():
+    setting, plan = Setting("4bit", 16), plan_of().training
+    taken = {"load": 0.0, "read": 5.0, "prefill": 0.0, "said": 0.0}
+    probe = Probe((2, 6), (taken, taken), make_workload(data_of(*[100] * 16), plan), 50)
+    nothing, few, many, more = (
+        merge_seconds(probe, LLAMA_8B, setting, data_of(*[rows[0]] * rows[1])).likely
+        for rows in ((0, 1), (50, 8), (50, 16), (50, 700))
+    )
+    assert few - nothing == pytest.approx(3 * 8 * 5.0)
+    assert many - nothing == more - nothing == pytest.approx(3 * 16 * 5.0)
+    found = merge_seconds(probe, LLAMA_8B, setting, data_of(50))
+    assert found.low < found.likely < found.high
