@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,8 +92,7 @@ def _make_request(plan: Plan, job: Job, config: Mapping[str, Any]) -> tuple[dict
     train = job.data.train
     known = (train.trained if plan.training.fast_path else train.tokens).tolist()
     most = 2 * (plan.training.micro_batch_tokens or _MOST_TOKENS)
-    rows, typical = probe_rows(known, plan.training.effective_batch_size, most)
-    lengths = _STEPS * typical
+    rows, lengths = probe_rows(known, plan.training.effective_batch_size, most, _STEPS)
     share = float(train.supervised.sum() / train.trained.sum())
     validation = job.data.validation.tokens
     return {
@@ -146,9 +148,29 @@ def _read(path: Path) -> list[dict[str, float]] | None:
 def _run(request: dict[str, Any]) -> list[dict[str, float]] | None:
     words = [sys.executable, "-m", "lora_chat.probe_worker"]
     try:
-        done = subprocess.run(  # noqa: S603
-            words, input=json.dumps(request), capture_output=True, text=True, timeout=_PATIENCE, check=True
-        )
-        return list(json.loads(done.stdout))
+        with tempfile.TemporaryDirectory() as folder:
+            text = _output_of(words, json.dumps(request), {**os.environ, "TMPDIR": folder})
+        return list(json.loads(text))
     except (subprocess.SubprocessError, ValueError, OSError):
         return None
+
+
+def _output_of(words: list[str], given: str, environment: dict[str, str]) -> str:
+    """What a command prints; whatever stops this process ends that one and those that it has forked."""
+    with subprocess.Popen(  # noqa: S603
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, _ = process.communicate(given, timeout=_PATIENCE)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, words)
+    return printed

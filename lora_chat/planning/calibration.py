@@ -20,7 +20,7 @@ _STARTED = 8.0
 _DISK = 1e9
 """Bytes a second that a merged model is written and read with."""
 
-_BETWEEN = 0.2
+_BETWEEN = 0.3
 """Holes as a share of what comes and goes, on a CPU: two small models are too alike to tell it."""
 _BESIDE = 150_000_000
 """Bytes that a run holds and a probe does not: its dialogues, their audit, what draws the loss."""
@@ -100,12 +100,14 @@ def _near(seconds: float) -> Seconds:
     return Seconds(seconds, _NEAR[0] * seconds, _NEAR[1] * seconds)
 
 
-def probe_rows(lengths: Sequence[int], step_rows: int, most_tokens: int) -> tuple[int, list[int]]:
-    """Rows of a step for a probe, and their lengths: as many of every length as the data has.
+def probe_rows(lengths: Sequence[int], step_rows: int, most_tokens: int, steps: int) -> tuple[int, list[int]]:
+    """Rows of a step for a probe, and the lengths of all its rows: as many of every length as the data has.
 
-    A step is as large as the run's, or for a large one as many tokens as asked for: more take just longer.
+    A step is as large as the run's, or for a large one as many tokens as asked for: more take just longer. No step is
+    like another: as in the run, what each of them frees has to serve for other sizes.
     """
     ordered = sorted(lengths)
     mean = sum(ordered) / len(ordered)
     rows = max(1, min(step_rows, len(ordered), -int(-most_tokens // mean)))
-    return rows, [ordered[(2 * i + 1) * len(ordered) // (2 * rows)] for i in range(rows)]
+    count = steps * rows
+    return rows, [ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(count)]
