@@ -9,8 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
-
 from lora_chat.audit.auditor import Auditor
 from lora_chat.audit.findings import Finding, Split
 from lora_chat.audit.redaction import redact, redact_text
@@ -21,6 +19,7 @@ from lora_chat.dialogues.dialogue_set import DialogueSet
 from lora_chat.digests import digest_code
 from lora_chat.errors import LoraChatError
 from lora_chat.planning.audit_section import AuditSection, Kind
+from lora_chat.system.cache_dir import cache_dir
 from lora_chat.writing import write_text_whole
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def audit_sets(
     """Look through both sets, or find what was seen in just these before."""
     tokens = control_tokens(tokenizer)
     key = _key(train, validation, tokens, policy)
-    note = Path(platformdirs.user_cache_dir("lora-chat")) / "audits" / f"{key}.json"
+    note = cache_dir("audits") / f"{key}.json"
     with suppress(OSError, ValueError, TypeError, KeyError):
         said = json.loads(note.read_text(encoding="utf-8"))
         return AuditReport(**said | {"findings": tuple(Finding(**finding) for finding in said["findings"])})
@@ -75,7 +74,6 @@ def audit_sets(
                 notice(f"Auditing the {split} dialogues: {number:,} of {len(dialogues):,}")
     report = auditor.report()
     with suppress(OSError, LoraChatError):  # only a note: without it all is looked through again
-        note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_text_whole(note, json.dumps(asdict(report), ensure_ascii=False), "a note")
     return report
 

@@ -10,7 +10,7 @@ from lora_chat.console import shown
 from lora_chat.dialogues.account import Account
 from lora_chat.dialogues.dialogue_set import DialogueSet
 from lora_chat.dialogues.encoding import IGNORE_INDEX, EncodedDialogue
-from lora_chat.dialogues.visible import visible_lines
+from lora_chat.system.sanitize import visible_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,9 +13,13 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def digest_code(folder: Path) -> str:
-    """Of the Python files in a folder: what other code has made is not taken for ours."""
+def digest_code(*places: Path) -> str:
+    """Return the sha256 of Python files and of all Python files in folders.
+
+    It is part of cache keys, so that results of other code are not used.
+    """
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for place in places:
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(path.read_bytes())
     return digest.hexdigest()

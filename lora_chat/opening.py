@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.dialogues.chat_template import CHATML_TEMPLATE, install_template
-from lora_chat.dialogues.visible import visible_lines
 from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
 from lora_chat.models.adapter_folder import is_adapter, read_adapter
 from lora_chat.models.base_model import FoundBase, find_base, is_here, load_tokenizer
@@ -20,6 +19,7 @@ from lora_chat.planning.plan import PrecisionPlan, make_precision
 from lora_chat.planning.recipe import BaseSection, QuantizationSection
 from lora_chat.run_folder import RunFolder, is_run, open_run_folder
 from lora_chat.sharing.parcel import Parcel, is_parcel, open_parcel
+from lora_chat.system.sanitize import visible_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,6 @@ from lora_chat.dialogues.chat_template import install_template
 from lora_chat.dialogues.dialogue import Dialogue
 from lora_chat.dialogues.dialogue_set import DialogueSet, all_of, blocks_of, joined
 from lora_chat.dialogues.sources import find_sources, open_sources
-from lora_chat.dialogues.visible import visible
 from lora_chat.evaluation.scores import Question, read_questions
 from lora_chat.models.base_model import (
     FoundBase,
@@ -32,6 +31,7 @@ from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.planning.data_section import DataSection
 from lora_chat.planning.plan import Plan
 from lora_chat.run_folder import RunFolder
+from lora_chat.system.sanitize import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

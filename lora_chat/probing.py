@@ -12,8 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from lora_chat.models.base_model import find_base
 from lora_chat.planning.calibration import Probe, probe_rows
 from lora_chat.planning.choices import Job, make_setting
@@ -23,6 +21,7 @@ from lora_chat.planning.recipe import BaseSection
 from lora_chat.planning.shape import ModelShape
 from lora_chat.planning.workload import DataLengths, Lengths, make_workload
 from lora_chat.run_folder import library_versions
+from lora_chat.system.cache_dir import cache_dir
 from lora_chat.writing import write_text_whole
 
 _STEPS = 3
@@ -59,11 +58,7 @@ def find_probe(
         return None
     request, lengths = _make_request(plan, job, config)
     key = json.dumps([_VERSION, request, library_versions(), job.target.name], sort_keys=True)
-    path = (
-        Path(platformdirs.user_cache_dir("lora-chat"))
-        / "probes"
-        / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-    )
+    path = cache_dir("probes") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     taken = _read(path)
     if taken is None:
         if job.shape.weights > _LARGEST_AT_ONCE and not patient:
@@ -74,7 +69,6 @@ def find_probe(
         if taken is None:
             notice("That did not work; the plan goes on without it.")
             return None
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text_whole(path, json.dumps(taken), "the probe")
     work = make_workload(
         _as_data(lengths, request["share"], request["prefix"]), _training(plan, len(lengths) // _STEPS)

@@ -11,7 +11,6 @@ from lora_chat.delivery.imagined import imagine_probes
 from lora_chat.delivery.merge import Mixture
 from lora_chat.delivery.peft_folder import prove_adapter
 from lora_chat.delivery.probes import make_probes
-from lora_chat.dialogues.visible import visible
 from lora_chat.digests import digest_file
 from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
 from lora_chat.later import Own, find_held_out
@@ -23,6 +22,7 @@ from lora_chat.opening import Opened, Trust, find_bound_base, open_thing
 from lora_chat.planning.recipe import EvaluationSection
 from lora_chat.sharing.parcel import Check, Parcel, open_parcel, settings_of
 from lora_chat.sharing.portability import report_portability
+from lora_chat.system.sanitize import visible
 
 _SAME_LOSS = 0.02
 """Relative; another processor adds up in another order."""

@@ -43,19 +43,16 @@ def make_random_base(architecture: str, folder: Path, sharpness: float) -> Path:
 
 @pytest.fixture(scope="session")
 def cache_home(tmp_path_factory):
-    """A cache of bases for this session alone; all processes of the session share it."""
+    """A cache and a configuration folder for this session alone; all processes of the session share them."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         home = tmp_path_factory.getbasetemp().parent / "cache"
         home.mkdir(exist_ok=True)
     else:
         home = tmp_path_factory.mktemp("cache")
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(home)
-    yield home
-    if before is None:
-        del os.environ["XDG_CACHE_HOME"]
-    else:
-        os.environ["XDG_CACHE_HOME"] = before
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_CACHE_HOME", str(home))
+        environment.setenv("XDG_CONFIG_HOME", str(home / "config"))
+        yield home
 
 
 @pytest.fixture(scope="session")

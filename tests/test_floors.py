@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[1] / "lora_chat"
 # A module imports only from a lower floor. A room is a package or a module right under lora_chat.
 FLOORS = [
     ["errors", "arguments"],
+    ["system"],
     ["planning", "stopping", "writing", "digests", "locking"],
     ["dialogues", "models", "run_folder"],
     ["training", "evaluation", "delivery", "serving", "sharing", "audit"],

@@ -12,14 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
-
 from lora_chat.dialogues.building import build_store
 from lora_chat.dialogues.chunk_encoding import ChunkEncoder, EncodingOptions
 from lora_chat.dialogues.ledger import Ledger
 from lora_chat.dialogues.store import Store
 from lora_chat.digests import digest_code, digest_file
 from lora_chat.errors import DataError
+from lora_chat.system.cache_dir import cache_dir
 from lora_chat.writing import folder_written_whole
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 20 * 10**9
 _A_DAY = 86400.0
+_CODE = (Path(__file__).parent, Path(__file__).parents[1] / "system" / "strict_json.py")
+"""All code that decides what an encoded dialogue is."""
 
 
 def open_store(
@@ -56,7 +57,7 @@ def open_store(
 
 
 def _home() -> Path:
-    return Path(platformdirs.user_cache_dir("lora-chat")) / "dialogues"
+    return cache_dir("dialogues")
 
 
 def _key(
@@ -74,7 +75,7 @@ def _key(
         "stop_ids": sorted(stop_ids),
         "reading": asdict(options.reading),
         "encoding": [options.limit, options.over_long, options.change.name if options.change else None],
-        "code": digest_code(Path(__file__).parent),
+        "code": digest_code(*_CODE),
         "versions": [metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]

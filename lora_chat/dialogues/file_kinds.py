@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from lora_chat.dialogues.formats import is_known_header
-from lora_chat.dialogues.strict_json import parse_json
+from lora_chat.system.strict_json import parse_json
 
 Kind = Literal["json_lines", "json_list", "csv", "tsv", "parquet", "text"]
 

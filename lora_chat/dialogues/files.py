@@ -14,9 +14,9 @@ from typing import IO
 from lora_chat.dialogues.file_kinds import MARK, TABLES, open_unpacked, recognise_kind
 from lora_chat.dialogues.json_list import BrokenListError, read_list
 from lora_chat.dialogues.raw_row import RawRow, first_line, is_text
-from lora_chat.dialogues.strict_json import is_deep
 from lora_chat.dialogues.tables import read_parquet, read_table
 from lora_chat.errors import DataError
+from lora_chat.system.strict_json import is_deep
 
 _PIECE = 1 << 18
 """Plain text comes in pieces of about as many bytes, so that a book need not fit into memory."""

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from lora_chat.dialogues.control_tokens import CLOSE, OPEN
 from lora_chat.dialogues.dialogue import NotADialogue
-from lora_chat.dialogues.strict_json import parse_json
 from lora_chat.planning.data_section import DataFormat
+from lora_chat.system.strict_json import parse_json
 
 FORMATS: tuple[DataFormat, ...] = get_args(DataFormat)
 

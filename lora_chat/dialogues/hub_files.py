@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from lora_chat.dialogues.hub_splits import HubRepository, listed
 from lora_chat.errors import BaseUnavailableError, DataError, LoraChatError, SpaceError
+from lora_chat.system.cache_dir import cache_dir
 from lora_chat.writing import write_text_whole
 
 _PATIENCE = 30.0  # seconds for the first answer; a network that swallows everything would wait for ever
@@ -41,7 +40,7 @@ def find_hub_files(
     from huggingface_hub.hf_api import HfApi, RepoFile
 
     key = hashlib.sha256(json.dumps([name, split, subset, revision]).encode()).hexdigest()
-    note = Path(platformdirs.user_cache_dir("lora-chat")) / "hub" / f"{key[:32]}.json"
+    note = cache_dir("hub") / f"{key[:32]}.json"
     known = _remembered(name, note)
     if known and known.commit == revision:
         return known
@@ -116,7 +115,6 @@ def _download(name: str, commit: str, files: Collection[str], note: Path) -> Hub
     # Without a network it may return the folder of an interrupted download: then stat fails, and nothing is noted.
     sizes = {file: (folder / file).stat().st_size for file in files}
     with suppress(OSError, LoraChatError):  # only a note: without it the hub is asked again next time
-        note.parent.mkdir(parents=True, exist_ok=True)
         write_text_whole(note, json.dumps({"name": name, "commit": commit, "files": sizes}), "a note")
     return HubFiles(commit, tuple(folder / file for file in files))
 

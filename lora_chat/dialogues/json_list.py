@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any
 
-from lora_chat.dialogues.strict_json import STRICT
+from lora_chat.system.strict_json import STRICT
 
 _BLANKS = " \t\r\n"
 _WINDOW = 1 << 20

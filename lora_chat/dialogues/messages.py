@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from lora_chat.dialogues.dialogue import Dialogue, Message, NotADialogue, Role, ToolCall, check_order
-from lora_chat.dialogues.strict_json import parse_json
+from lora_chat.system.strict_json import parse_json
 
 _ROLES: dict[str, Role] = {
     "system": "system",

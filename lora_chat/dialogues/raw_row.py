@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from lora_chat.dialogues.strict_json import parse_json
+from lora_chat.system.strict_json import parse_json
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from lora_chat.dialogues.files import find_files, read_rows
 from lora_chat.dialogues.formats import FORMATS, recognise, to_document, to_messages
 from lora_chat.dialogues.messages import make_dialogue
 from lora_chat.dialogues.raw_row import RawRow
-from lora_chat.dialogues.visible import visible
 from lora_chat.errors import DataError
 from lora_chat.planning.data_section import DataFormat
+from lora_chat.system.sanitize import visible
 
 SHOWN = 20
 """So many faults are told one by one."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from lora_chat.dialogues.raw_row import RawRow, first_line, is_text
-from lora_chat.dialogues.strict_json import parse_json
 from lora_chat.errors import DataError
+from lora_chat.system.strict_json import parse_json
 
 _LONGEST_CELL = 1 << 27
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from lora_chat.dialogues.dialogue import NotADialogue
 from lora_chat.dialogues.encoding import IGNORE_INDEX, EncodedDialogue
 from lora_chat.dialogues.files import read_lines
-from lora_chat.dialogues.strict_json import parse_json
 from lora_chat.errors import DataError
 from lora_chat.evaluation.head_chunks import summed_loss
+from lora_chat.system.strict_json import parse_json
 
 if TYPE_CHECKING:
     import torch

@@ -8,11 +8,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
-
 from lora_chat.digests import digest_file
 from lora_chat.errors import BaseUnavailableError, IntegrityError
 from lora_chat.models.damage import DIGESTS_NAME
+from lora_chat.system.cache_dir import cache_dir
 from lora_chat.writing import folder_written_whole
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -31,7 +30,7 @@ def find_embedded(name: str, notice: Callable[[str], None]) -> Path:
 
     Raises BaseUnavailableError without its package, IntegrityError if the package's file is not the known one.
     """
-    folder = Path(platformdirs.user_cache_dir("lora-chat")) / "bases" / f"{name}-{LAYOUT}"
+    folder = cache_dir("bases") / f"{name}-{LAYOUT}"
     if _is_whole(folder):
         return folder
     notice(f"Preparing the base {name}, once, in {folder}")

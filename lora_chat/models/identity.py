@@ -5,13 +5,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import platformdirs
-
 from lora_chat.digests import digest_file
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import FoundBase
 from lora_chat.models.damage import check_digest, check_structure
 from lora_chat.planning.section import Section
+from lora_chat.system.cache_dir import cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,8 +79,8 @@ def check_identity(trained: Identity, found: Identity, where: str) -> None:
 def _file_digest(path: Path) -> str:
     stat = path.stat()
     key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    notes = Path(platformdirs.user_cache_dir("lora-chat")) / "digests.json"
     try:
+        notes = cache_dir() / "digests.json"
         known = json.loads(notes.read_text())
     except (OSError, ValueError):
         known = {}
@@ -89,7 +88,7 @@ def _file_digest(path: Path) -> str:
         return str(known[key])
     digest = digest_file(path)
     try:  # only a note: without it the file is read again next time
-        notes.parent.mkdir(parents=True, exist_ok=True)
+        notes = cache_dir() / "digests.json"
         beside = notes.with_name(f".digests-{digest[:8]}")
         beside.write_text(json.dumps({**known, key: digest}))
         beside.replace(notes)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_chat import __version__
-from lora_chat.dialogues.visible import visible
 from lora_chat.models.identity import Identity
 from lora_chat.planning.plan import Plan
 from lora_chat.sharing.markdown import code, fenced, plain, table
 from lora_chat.sharing.portability import Portability
 from lora_chat.sharing.receipt import BASE_NAME, Both, Receipt, public_name
 from lora_chat.sharing.usage import how_to_use
+from lora_chat.system.sanitize import visible
 
 _LICENSES_OF_HUBS = re.compile(r"[a-z0-9][a-z0-9.-]*")
 

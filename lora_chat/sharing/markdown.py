@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from lora_chat.dialogues.visible import visible
+from lora_chat.system.sanitize import visible
 
 _MARKS = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$:@=\"'])")
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_chat.dialogues.strict_json import parse_json
 from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.models.identity import Identity
 from lora_chat.models.stored_adapter import StoredAdapter, check_settings, plain_config
@@ -24,6 +23,7 @@ from lora_chat.sharing.container import (
 from lora_chat.sharing.receipt import Receipt, read_receipt
 from lora_chat.sharing.signature import check_signature, check_signer
 from lora_chat.sharing.tensors import check_tensors, read_tensors
+from lora_chat.system.strict_json import parse_json
 
 SUFFIX = ".lorachat"
 

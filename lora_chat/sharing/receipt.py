@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, StringConstraints, ValidationError
 
-from lora_chat.dialogues.strict_json import parse_json
 from lora_chat.errors import IntegrityError
 from lora_chat.models.identity import Identity
 from lora_chat.planning.recipe import AdapterSection
 from lora_chat.planning.section import Section, Seed
+from lora_chat.system.strict_json import parse_json
 
 VERSION = 1
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"

@@ -15,8 +15,8 @@ from lora_chat.dialogues.chunk_encoding import ChunkEncoder, EncodingOptions
 from lora_chat.dialogues.ledger import total
 from lora_chat.dialogues.messages import make_dialogue
 from lora_chat.dialogues.reading import ReadingOptions, read_chunks, read_dialogues
-from lora_chat.dialogues.strict_json import parse_json
 from lora_chat.errors import DataError
+from lora_chat.system.strict_json import parse_json
 
 
 def row(question="q", answer="a"):

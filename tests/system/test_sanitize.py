@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.dialogues.visible import visible, visible_lines
+from lora_chat.system.sanitize import visible, visible_lines
 
 
 @pytest.mark.parametrize(
