@@ -1,17 +1,38 @@
 """The words of the command line: which commands there are, and what each understands."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lora_chat import __version__
+from lora_chat.system.console import print_result, say
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 Command = Callable[[argparse.Namespace], None]
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose help and errors, which quote what was typed, go through the one door."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.color = False
+        """Python 3.14 colours its messages; the door would show that as escapes."""
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        if message and file is sys.stdout:
+            print_result(message, end="")
+        elif message:
+            say(message.rstrip("\n"))
+
+
 def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The parser of the whole command line; a command's docstring is its help."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lora-chat",
         description="Fine-tune a chat model with LoRA on the computer you have, and know what it learned.",
         allow_abbrev=False,

@@ -1,7 +1,6 @@
 """The command line: one function per command. Parse, call one function below, print."""
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from lora_chat.arguments import make_parser
 from lora_chat.errors import LoraChatError, RecipeError, StoppedError
 from lora_chat.stopping import raise_on_signals, signal_of
+from lora_chat.system.console import guard_output, print_json, print_result, say
 
 if TYPE_CHECKING:
     from lora_chat.opening import Trust
@@ -31,6 +31,7 @@ _SMALLER_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    guard_output()
     options = make_parser(_COMMANDS).parse_args(arguments)
     os.environ.update(_ENVIRONMENT)
     for name, value in _SMALLER_CACHES.items():
@@ -43,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command(options)
         return 0
     except LoraChatError as error:
-        print(f"{'' if isinstance(error, StoppedError) else 'Error: '}{error}", file=sys.stderr)
+        say(f"{'' if isinstance(error, StoppedError) else 'Error: '}{error}")
         return error.exit_code
     except KeyboardInterrupt as error:
-        print("Stopped.", file=sys.stderr)
+        say("Stopped.")
         return 128 + signal_of(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,7 +61,7 @@ def sft(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe, options.set)
     if options.accept_change and options.resume is None:
         raise RecipeError("--accept-change belongs to --resume: only a run that goes on can have changed.")
-    from lora_chat.console import result_text, say, shown
+    from lora_chat.console import result_text, shown
     from lora_chat.pipeline import fine_tune
     from lora_chat.resuming import ResumeRequest
     from lora_chat.run_progress import Progress
@@ -78,7 +79,7 @@ def sft(options: argparse.Namespace) -> None:
 
         say(record_text(result["forecast"]))
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
     else:
         say(f"Talk to it: lora-chat chat {shown(Path(result['run']))}")
 
@@ -92,7 +93,7 @@ def plan(options: argparse.Namespace) -> None:
 
         folder = read_recipe(options.recipe, options.set).output.directory if options.recipe else "runs"
         records = read_history(Path(folder).expanduser())
-        print(json.dumps(records, ensure_ascii=False) if options.json else history_text(records))
+        print_json(records) if options.json else print_result(history_text(records))
         return
     if options.recipe is None:
         raise RecipeError("Name a recipe, for example: lora-chat plan recipes/quickstart.yaml")
@@ -101,7 +102,7 @@ def plan(options: argparse.Namespace) -> None:
     from lora_chat.forecasting import forecast_recipe
 
     found = forecast_recipe(recipe, options.gpu, options.memory)
-    print(json.dumps(found.as_dict(), ensure_ascii=False) if options.json else whole_forecast(found))
+    print_json(found.as_dict()) if options.json else print_result(whole_forecast(found))
 
 
 def data(options: argparse.Namespace) -> None:
@@ -112,7 +113,7 @@ def data(options: argparse.Namespace) -> None:
     from lora_chat.inspection import look_at_data
 
     found = look_at_data(recipe, options.show, as_json=options.json)
-    print(found if isinstance(found, str) else json.dumps(found, ensure_ascii=False))
+    print_json(found) if isinstance(found, dict) else print_result(found)
 
 
 def audit(options: argparse.Namespace) -> None:
@@ -124,7 +125,7 @@ def audit(options: argparse.Namespace) -> None:
     from lora_chat.inspection import audit_recipe
 
     found, refuses = audit_recipe(recipe, options.to, as_json=options.json)
-    print(found if isinstance(found, str) else json.dumps(found, ensure_ascii=False))
+    print_json(found) if isinstance(found, dict) else print_result(found)
     if refuses:
         raise DataError("The recipe refuses what was found: `sft` would stop here.")
 
@@ -143,7 +144,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     result = evaluate_thing(options.thing, Own(options.data, options.questions), _trust(options))
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
 
 
 def merge(options: argparse.Namespace) -> None:
@@ -160,7 +161,7 @@ def merge(options: argparse.Namespace) -> None:
         accept=options.accept,
     )
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
 
 
 def export(options: argparse.Namespace) -> None:
@@ -171,7 +172,7 @@ def export(options: argparse.Namespace) -> None:
     own, trust = Own(options.data), _trust(options)
     result = export_thing(options.thing, options.to, options.type, options.out, own, trust, accept=options.accept)
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
 
 
 def pack(options: argparse.Namespace) -> None:
@@ -180,7 +181,7 @@ def pack(options: argparse.Namespace) -> None:
 
     result = pack_run(options.run, options.out, options.license, options.key, _trust(options))
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -191,7 +192,7 @@ def verify(options: argparse.Namespace) -> None:
 
     own = Own(options.data, options.questions)
     report = verify_parcel(options.parcel, own, _trust(options), again=options.again)
-    print(json.dumps(report, ensure_ascii=False) if options.json else report_text(report))
+    print_json(report) if options.json else print_result(report_text(report))
     if not report["passed"]:
         raise IntegrityError(f"{options.parcel} is refused.")
 
@@ -202,7 +203,7 @@ def push(options: argparse.Namespace) -> None:
 
     result = push_parcel(options.parcel, options.repository, private=options.private)
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
 
 
 def pull(options: argparse.Namespace) -> None:
@@ -211,7 +212,7 @@ def pull(options: argparse.Namespace) -> None:
 
     result = pull_parcel(options.repository, options.revision, options.out, options.signer)
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
 
 
 def recipe(options: argparse.Namespace) -> None:
@@ -219,16 +220,14 @@ def recipe(options: argparse.Namespace) -> None:
     if options.schema:
         from lora_chat.planning.recipe import Recipe
 
-        print(json.dumps(Recipe.model_json_schema(), indent=2))
+        print_json(Recipe.model_json_schema(), indent=2)
         return
     if options.recipe is None:
         raise RecipeError("Name a recipe, for example: lora-chat recipe recipes/quickstart.yaml")
     from lora_chat.planning.recipe_file import read_recipe, recipe_as_yaml
 
     found = read_recipe(options.recipe, options.set)
-    print(json.dumps(found.model_dump(mode="json")) if options.json else recipe_as_yaml(found), end="")
-    if options.json:
-        print()
+    print_json(found.model_dump(mode="json")) if options.json else print_result(recipe_as_yaml(found), end="")
 
 
 def _trust(options: argparse.Namespace) -> "Trust":

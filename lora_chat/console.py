@@ -1,16 +1,11 @@
 """How results look: plain text on a stream, aligned, readable without colour."""
 
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from lora_chat.evaluation.comparison import ComparisonReport
-
-
-def say(text: str) -> None:
-    """A line for the person at the keyboard; stdout belongs to results."""
-    print(text, file=sys.stderr, flush=True)
+from lora_chat.system.sanitize import visible
 
 
 def comparison_text(report: ComparisonReport) -> str:
@@ -61,8 +56,8 @@ def result_text(result: dict[str, Any]) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
+    """A path as short as it can be typed from here, on one line whatever its name holds."""
     try:
-        return str(path.relative_to(Path.cwd()))
+        return visible(str(path.relative_to(Path.cwd())))
     except ValueError:
-        return str(path)
+        return visible(str(path))

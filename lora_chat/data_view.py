@@ -1,8 +1,7 @@
 """How the account of the data looks, and dialogues with what carries loss; readable without colour."""
 
-import os
-import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +9,13 @@ from lora_chat.console import shown
 from lora_chat.dialogues.account import Account
 from lora_chat.dialogues.dialogue_set import DialogueSet
 from lora_chat.dialogues.encoding import IGNORE_INDEX, EncodedDialogue
+from lora_chat.system.console import Highlight, Part
 from lora_chat.system.sanitize import visible_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BAR = 40
-_GREEN, _PLAIN = "\033[1;32m", "\033[0m"
 
 
 def short_account(account: Account) -> list[str]:
@@ -107,16 +106,14 @@ def _histogram(account: Account) -> Iterator[str]:
         yield f"{low:>7,} - {high:>6,} {count:>8,} {bar}"
 
 
-def shown_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase", count: int) -> Iterator[str]:
-    """The first dialogues as the model sees them; what carries loss is green, or in brackets without colour."""
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    for number, (path, line, rows) in enumerate(dialogues.read_rows()):
-        if number >= count:
-            return
+def shown_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase", count: int) -> Iterator[Part]:
+    """Yield the first dialogues as the model sees them; what carries loss is highlighted."""
+    for path, line, rows in islice(dialogues.read_rows(), count):
         for row in rows:
-            yield ""
-            yield f"--- {shown(Path(path))}:{line}, {len(row.input_ids)} tokens, {row.supervised_tokens} supervised"
-            yield "".join(_part(text, carries, colour) for text, carries in _parts(row, tokenizer))
+            tokens = f"{len(row.input_ids)} tokens, {row.supervised_tokens} supervised"
+            yield f"\n\n--- {shown(Path(path))}:{line}, {tokens}\n"
+            for text, carries in _parts(row, tokenizer):
+                yield Highlight(visible_lines(text)) if carries else visible_lines(text)
 
 
 def _parts(row: EncodedDialogue, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:
@@ -127,10 +124,3 @@ def _parts(row: EncodedDialogue, tokenizer: "PreTrainedTokenizerBase") -> Iterat
         if end == len(marks) or marks[end] != marks[begin]:
             yield tokenizer.decode(row.input_ids[begin:end]), marks[begin]
             begin = end
-
-
-def _part(text: str, carries: bool, colour: bool) -> str:
-    text = visible_lines(text)
-    if not carries:
-        return text
-    return f"{_GREEN}{text}{_PLAIN}" if colour else f"[[{text}]]"

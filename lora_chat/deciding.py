@@ -1,6 +1,5 @@
 """The settings that a recipe leaves open, decided for the memory at hand; what does not fit is refused."""
 
-from lora_chat.console import say
 from lora_chat.errors import MemoryShortError, RecipeError
 from lora_chat.forecast_view import refusal
 from lora_chat.forecasting import forecast_run
@@ -8,6 +7,7 @@ from lora_chat.planning.forecast import Forecast
 from lora_chat.planning.plan import Plan
 from lora_chat.preparation import PreparedRun
 from lora_chat.run_folder import RunFolder
+from lora_chat.system.console import say
 
 
 def decide(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_chat.console import megabytes, say, shown
+from lora_chat.console import megabytes, shown
 from lora_chat.delivery.gguf import TYPES, export_gguf, export_gguf_adapter
 from lora_chat.delivery.merge import Mixture
 from lora_chat.delivery.ollama import find_template, write_modelfile
@@ -15,6 +15,7 @@ from lora_chat.errors import RecipeError
 from lora_chat.later import Own, open_mixture
 from lora_chat.models.base_model import read_positions
 from lora_chat.opening import Trust
+from lora_chat.system.console import say
 from lora_chat.writing import folder_written_whole
 
 _USUAL_TYPE = "q8_0"

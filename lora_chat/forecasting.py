@@ -2,7 +2,6 @@
 
 import time
 
-from lora_chat.console import say
 from lora_chat.data_lengths import measure_data
 from lora_chat.data_reading import find_files, read_data
 from lora_chat.dialogues.chat_template import install_template
@@ -23,6 +22,7 @@ from lora_chat.planning.workload import DataLengths
 from lora_chat.preparation import PreparedRun
 from lora_chat.probing import SMALLEST, find_probe
 from lora_chat.surveying import survey_machine, time_processor
+from lora_chat.system.console import say
 
 
 def forecast_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> Forecast:

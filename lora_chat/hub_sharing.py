@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lora_chat.console import megabytes, say, shown
+from lora_chat.console import megabytes, shown
 from lora_chat.errors import RecipeError
 from lora_chat.sharing.hub import download, upload
 from lora_chat.sharing.packing import write_parcel
 from lora_chat.sharing.parcel import SUFFIX, open_parcel
+from lora_chat.system.console import say
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 

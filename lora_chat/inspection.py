@@ -8,21 +8,21 @@ from typing import Any
 
 from lora_chat.audit_view import whole_audit
 from lora_chat.auditing import audit_sets
-from lora_chat.console import say
 from lora_chat.data_view import shown_dialogues, whole_account
 from lora_chat.planning.hardware import detect_hardware
 from lora_chat.planning.plan import make_plan
 from lora_chat.planning.recipe import Recipe
 from lora_chat.preparation import PreparedRun, prepare
+from lora_chat.system.console import Part, say
 from lora_chat.writing import file_written_whole
 
 
-def look_at_data(recipe: Recipe, count: int, *, as_json: bool) -> "dict[str, Any] | str":
+def look_at_data(recipe: Recipe, count: int, *, as_json: bool) -> "dict[str, Any] | list[Part]":
     """The account of a recipe's data with its first `count` training dialogues: as text, or for machines."""
     prepared = prepare(make_plan(recipe, detect_hardware()), say)
     if as_json:
         return prepared.account.as_dict() | ({"shown": _rows(prepared, count)} if count else {})
-    return "\n".join([whole_account(prepared.account), *shown_dialogues(prepared.train, prepared.tokenizer, count)])
+    return [whole_account(prepared.account), *shown_dialogues(prepared.train, prepared.tokenizer, count)]
 
 
 def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[dict[str, Any] | str, bool]":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_chat.console import say, shown
+from lora_chat.console import shown
 from lora_chat.delivery.imagined import imagine_probes
 from lora_chat.delivery.merge import Mixture, merge
 from lora_chat.delivery.probes import Probe, make_probes
@@ -18,6 +18,7 @@ from lora_chat.opening import Opened, Trust, open_thing
 from lora_chat.planning.recipe import EvaluationSection
 from lora_chat.preparation import Prepared, prepare_held_out, prepare_own
 from lora_chat.sharing.parcel import is_parcel
+from lora_chat.system.console import say
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from typing import Any
 
-from lora_chat.console import comparison_text, say
+from lora_chat.console import comparison_text
 from lora_chat.dialogues.dialogue_set import DialogueSet
 from lora_chat.errors import MemoryShortError
 from lora_chat.evaluation.comparison import ComparisonReport, compare
@@ -11,6 +11,7 @@ from lora_chat.evaluation.plot import write_loss_plot
 from lora_chat.evaluation.scores import evaluate_loss
 from lora_chat.preparation import Prepared
 from lora_chat.run_folder import RunFolder
+from lora_chat.system.console import say
 from lora_chat.training.system_memory import is_out_of_memory, limited_memory
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lora_chat.console import megabytes, say, shown
+from lora_chat.console import megabytes, shown
 from lora_chat.delivery.merge import Mixture
 from lora_chat.delivery.peft_folder import prove_adapter
 from lora_chat.delivery.probes import make_probes
@@ -35,6 +35,7 @@ from lora_chat.sharing.parcel import SUFFIX, Parcel, open_parcel, settings_of
 from lora_chat.sharing.portability import report_portability
 from lora_chat.sharing.receipt import ProofReceipt, Receipt, explain
 from lora_chat.sharing.tensors import check_tensors, read_tensors
+from lora_chat.system.console import say
 
 
 def pack_run(thing: str, out: Path | None, license_name: str | None, key: Path | None, trust: Trust) -> dict[str, Any]:

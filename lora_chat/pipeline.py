@@ -9,7 +9,7 @@ from lora_chat import preparation
 from lora_chat.audit.report import AuditReport
 from lora_chat.audit_view import refusal, short_audit
 from lora_chat.auditing import audit_sets
-from lora_chat.console import megabytes, say, shown
+from lora_chat.console import megabytes, shown
 from lora_chat.deciding import decide
 from lora_chat.errors import DataError
 from lora_chat.evaluation.plot import write_loss_plot
@@ -30,6 +30,7 @@ from lora_chat.run_folder import RunFolder, create_run_folder, describe, forget,
 from lora_chat.run_identity import describe_run
 from lora_chat.run_progress import Progress
 from lora_chat.sharing.card import write_card
+from lora_chat.system.console import say
 from lora_chat.training.committing import Keeping
 from lora_chat.training.sft import train_sft
 

@@ -17,6 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.system.console import print_json
+
 if TYPE_CHECKING:
     from lora_chat.dialogues.encoding import EncodedDialogue
 
@@ -195,7 +197,7 @@ def main() -> None:
             text = pipe.read()
         os.waitpid(child, 0)
         results.append(json.loads(text))
-    print(json.dumps([better(results[0], results[2]), better(results[1], results[3])]))
+    print_json([better(results[0], results[2]), better(results[1], results[3])])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from lora_chat.console import say
 from lora_chat.dialogues.chat_template import install_template
 from lora_chat.errors import BaseUnavailableError
 from lora_chat.models.adapter_folder import is_adapter
@@ -15,6 +14,7 @@ from lora_chat.planning.recipe import BaseSection, QuantizationSection
 from lora_chat.run_folder import is_run
 from lora_chat.serving.chat import Chat
 from lora_chat.sharing.parcel import is_parcel
+from lora_chat.system.console import say
 
 
 def open_chat(

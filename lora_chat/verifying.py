@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lora_chat.console import say
 from lora_chat.delivery.imagined import imagine_probes
 from lora_chat.delivery.merge import Mixture
 from lora_chat.delivery.peft_folder import prove_adapter
@@ -22,6 +21,7 @@ from lora_chat.opening import Opened, Trust, find_bound_base, open_thing
 from lora_chat.planning.recipe import EvaluationSection
 from lora_chat.sharing.parcel import Check, Parcel, open_parcel, settings_of
 from lora_chat.sharing.portability import report_portability
+from lora_chat.system.console import say
 from lora_chat.system.sanitize import visible
 
 _SAME_LOSS = 0.02

@@ -7,8 +7,9 @@ ROOT = Path(__file__).parents[1] / "lora_chat"
 
 # A module imports only from a lower floor. A room is a package or a module right under lora_chat.
 FLOORS = [
-    ["errors", "arguments"],
+    ["errors"],
     ["system"],
+    ["arguments"],
     ["planning", "stopping", "writing", "digests", "locking"],
     ["dialogues", "models", "run_folder"],
     ["training", "evaluation", "delivery", "serving", "sharing", "audit"],
@@ -36,7 +37,13 @@ DOORS = {
     "bitsandbytes": ["models/dense_values.py"],
     "model_signing": ["sharing/signature.py"],
     "llama_cpp": ["delivery/llama_cpp_worker.py"],
+    "rich": ["system/bar.py"],
 }
+CONSOLE = "system/console.py"
+PRINTERS = {"print", "pprint", "print_exc", "print_exception", "print_stack", "print_last", "print_tb", "showwarning"}
+TERMINALS = {"1", "2", "'/dev/tty'", "'/dev/stdout'", "'/dev/stderr'"}
+STREAMS = {"stdout", "stderr", "__stdout__", "__stderr__"}
+HARMLESS_USES = {"isatty", "fileno"}
 BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle"}
 BANNED_CALLS = {"eval", "exec"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("yaml", "load"), ("yaml", "load_all"), ("yaml", "full_load")}
@@ -48,7 +55,8 @@ def offences(root):
     found = []
     for path in sorted(root.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        for line, text in [*import_offences(tree, path, root), *call_offences(tree)]:
+        printing = [] if path.relative_to(root).as_posix() == CONSOLE else dict(printing_offences(tree)).items()
+        for line, text in [*import_offences(tree, path, root), *call_offences(tree), *printing]:
             found.append(f"{path}:{line}: {text}")
     return found
 
@@ -122,6 +130,38 @@ def call_offences(tree):
                     yield node.lineno, f"passes {keyword.arg}"
 
 
+def printing_offences(tree):
+    """Whatever writes to the terminal past the door, and every hold on its streams but a question about them."""
+    harmless = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in HARMLESS_USES:
+            harmless.add(id(node.value))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "is_terminal":
+            harmless.update(map(id, node.args))
+        elif isinstance(node, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
+            harmless.update(map(id, node.comparators))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in PRINTERS:
+            yield node.lineno, f"uses {node.id}"
+        elif isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value)
+            if node.attr in STREAMS and owner == "sys" and id(node) not in harmless:
+                yield node.lineno, f"uses sys.{node.attr}"
+            elif node.attr in PRINTERS and owner in {"builtins", "pprint", "traceback", "warnings", "rich"}:
+                yield node.lineno, f"uses {owner}.{node.attr}"
+            elif node.attr in {"StreamHandler", "basicConfig", "lastResort"} and owner == "logging":
+                yield node.lineno, f"uses logging.{node.attr}"
+        elif isinstance(node, ast.ImportFrom) and node.module == "sys":
+            names = [alias.name for alias in node.names if alias.name in STREAMS]
+            yield from ((node.lineno, f"imports sys.{name}") for name in names)
+        elif isinstance(node, ast.ImportFrom) and node.module in {"builtins", "pprint", "traceback", "warnings"}:
+            names = [alias.name for alias in node.names if alias.name in PRINTERS]
+            yield from ((node.lineno, f"imports {node.module}.{name}") for name in names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"os.write", "open", "os.fdopen"} and node.args:
+            place = ast.unparse(node.args[0])
+            yield from [(node.lineno, f"writes to {place}")] if place in TERMINALS else []
+
+
 def test_every_room_has_its_floor_and_every_floor_its_rooms():
     rooms = {room_of(path, ROOT) for path in ROOT.rglob("*.py")} - {"__init__"}
     assert rooms == set(FLOOR)
@@ -182,6 +222,27 @@ def house(tmp_path):
         ("models/adapter.py", "AutoModel.from_pretrained('x', trust_remote_code=trusted)"),
         ("models/adapter.py", "tarfile.open('x').extractall('y')"),
         ("models/adapter.py", "zipfile.ZipFile('x').extractall()"),
+        ("cli.py", "print('x')"),
+        ("cli.py", "print('x', file=sys.stderr)"),
+        ("cli.py", "print(json.dumps({}))"),
+        ("pipeline.py", "prepare(plan, print)"),
+        ("pipeline.py", "builtins.print('x')"),
+        ("pipeline.py", "sys.stdout.write('x')"),
+        ("pipeline.py", "sys.stderr.writelines(['x'])"),
+        ("pipeline.py", "sys.__stderr__.write('x')"),
+        ("pipeline.py", "sys.stdout.buffer.write(b'x')"),
+        ("pipeline.py", "json.dump({}, sys.stdout)"),
+        ("pipeline.py", "out = sys.stdout"),
+        ("pipeline.py", "from sys import stderr"),
+        ("pipeline.py", "os.write(2, b'x')"),
+        ("pipeline.py", "open('/dev/tty', 'w')"),
+        ("pipeline.py", "traceback.print_exc()"),
+        ("pipeline.py", "from traceback import print_exc"),
+        ("pipeline.py", "pprint.pprint({})"),
+        ("pipeline.py", "logging.basicConfig()"),
+        ("training/progress.py", "from rich import print as show"),
+        ("training/progress.py", "from rich.console import Console"),
+        ("console.py", "print('x')"),
     ],
 )
 def test_a_planted_offender_is_found_with_file_and_line(house, place, line):
@@ -200,6 +261,10 @@ def test_a_planted_offender_is_found_with_file_and_line(house, place, line):
         ("training/sft.py", "from trl import SFTConfig"),
         ("models/adapter.py", "import peft"),
         ("evaluation/x.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from peft import PeftModel"),
+        ("system/console.py", "print('x')\nsys.stdout.write('x')"),
+        ("system/bar.py", "from rich.console import Console"),
+        ("cli.py", "sys.stderr.isatty()\nis_terminal(sys.stdout)\nos.dup2(null, sys.stdout.fileno())"),
+        ("cli.py", "say('x')\nself.print(x)\nif file is sys.stdout:\n    pass"),
         ("models/adapter.py", "model.eval()\njson.load(file)\nrun('x', shell=False)"),
     ],
 )

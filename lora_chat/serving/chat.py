@@ -1,6 +1,5 @@
 """A conversation in the terminal, or through a pipe: one line in, one reply out."""
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from lora_chat.dialogues.chat_template import render_ids
 from lora_chat.dialogues.turns import TurnReader
 from lora_chat.models.generation import stream_reply
 from lora_chat.stopping import signal_of
+from lora_chat.system.console import ReplyPrinter, print_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,12 +100,12 @@ class Chat:
             self._notice("That is longer than the model can read; say it in fewer words.")
             return
         pieces: list[str] = []
+        printer = ReplyPrinter()
 
         def write(text: str) -> None:
             pieces.append(text)
             if not self._as_json:
-                sys.stdout.write(text)
-                sys.stdout.flush()
+                printer.write(text)
 
         interrupted = False
         try:
@@ -116,9 +116,9 @@ class Chat:
             interrupted = True
         reply = "".join(pieces).strip()
         if self._as_json:
-            print(json.dumps({"role": "assistant", "content": reply}, ensure_ascii=False), flush=True)
+            print_json({"role": "assistant", "content": reply})
         else:
-            print(flush=True)
+            printer.close()
         if interrupted:
             self._notice("(reply cut short)")
         self._conversation.turns.append(self._reader.heard(self._tokenizer.decode(prompt[-16:]), reply))

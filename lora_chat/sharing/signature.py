@@ -5,7 +5,7 @@ pushed to a hub can be checked with that project's own command too.
 """
 
 import hashlib
-import sys
+import io
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -68,7 +68,7 @@ def check_signature(
         key = place.with_name("key.pem")
         key.write_text(public_key)
         try:
-            with redirect_stdout(sys.stderr):  # it prints what it thinks of old formats
+            with redirect_stdout(io.StringIO()):  # it prints what it thinks of old formats
                 model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key).set_hashing_config(
                     model_signing.hashing.Config()
                 ).verify(folder, place)

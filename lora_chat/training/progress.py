@@ -5,8 +5,8 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from lora_chat.system.bar import LiveBar
+from lora_chat.system.console import is_terminal, say
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -46,24 +46,16 @@ class BarView:
     """A live line in a terminal, on stderr."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._progress.add_task("first step ...", total=None)
-        self._progress.start()
+        self._bar = LiveBar("first step ...")
 
     def step(self, report: StepReport) -> None:
-        self._progress.update(self._task, description=str(report), completed=report.step, total=report.steps)
+        self._bar.update(str(report), report.step, report.steps)
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._bar.note(text)
 
     def close(self) -> None:
-        self._progress.stop()
+        self._bar.close()
 
 
 class LineView:
@@ -79,7 +71,7 @@ class LineView:
             self.note(str(report))
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
     def close(self) -> None:
         pass
@@ -87,7 +79,7 @@ class LineView:
 
 def open_view() -> ProgressView:
     """A bar if stderr is a terminal, else lines."""
-    return BarView() if sys.stderr.isatty() else LineView()
+    return BarView() if is_terminal(sys.stderr) else LineView()
 
 
 def clock(seconds: float) -> str:

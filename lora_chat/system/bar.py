@@ -1,0 +1,36 @@
+"""A live line with a bar on stderr; the only door to rich."""
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lora_chat.system.console import terminal_errors
+from lora_chat.system.sanitize import visible, visible_text
+
+
+class LiveBar:
+    """One line that is drawn over and over, with notes above it."""
+
+    def __init__(self, text: str) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=Console(file=terminal_errors()),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._progress.add_task(visible(text), total=None)
+        self._progress.start()
+
+    def update(self, text: str, completed: int, total: int) -> None:
+        """Show how far the work is."""
+        self._progress.update(self._task, description=visible(text), completed=completed, total=total)
+
+    def note(self, text: str) -> None:
+        """Print lines above the bar."""
+        self._progress.console.print(visible_text(text), markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()

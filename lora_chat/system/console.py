@@ -1,0 +1,153 @@
+"""The only door to the terminal: whatever is printed goes through here and is filtered.
+
+File names, hub answers, recipes, dialogues, model replies and texts of exceptions come from strangers. None of them may
+move the cursor, set a title, write to the clipboard, or turn the direction of what stands beside it.
+"""
+
+import json
+import math
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TextIO, cast
+
+from lora_chat.system.sanitize import TextFilter, visible_text
+
+_GREEN, _PLAIN = "\033[1;32m", "\033[0m"
+_BAR = re.compile(r"((?:[\r\n]|\033\[A)*)(.*?)(\r*)\Z", re.DOTALL)
+"""What progress bars of libraries write: they return to the beginning of a line, or go up, before and after a text."""
+
+
+@dataclass(frozen=True)
+class Highlight:
+    """Text that is printed in green, or between `[[` and `]]` where there are no colours."""
+
+    text: str
+
+
+Part = str | Highlight
+
+
+def say(text: str) -> None:
+    """Print a line on stderr for the person at the keyboard; stdout belongs to results."""
+    _write(sys.stderr, visible_text(text) + "\n")
+
+
+def print_result(text: str | Iterable[Part], end: str = "\n") -> None:
+    """Print a result on stdout; only a Highlight has colours."""
+    parts = [text] if isinstance(text, str) else text
+    _write(sys.stdout, "".join(map(_shown, parts)) + end)
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """Print JSON on stdout, in ASCII: no string in it can act on a terminal. NaN and infinities become null."""
+    _write(sys.stdout, json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, indent=indent) + "\n")
+
+
+class ReplyPrinter:
+    """Prints one model reply on stdout as its pieces come; line feeds and tabs stay."""
+
+    def __init__(self) -> None:
+        self._filter = TextFilter()
+
+    def write(self, piece: str) -> None:
+        """Print the next piece at once; an escape sequence split over two pieces does not get through either."""
+        _write(sys.stdout, self._filter.feed(piece))
+
+    def close(self) -> None:
+        """End the reply's last line."""
+        _write(sys.stdout, "\n")
+
+
+def guard_output() -> None:
+    """Filter what libraries, warnings, loggers and uncaught exceptions print in this process from now on."""
+    sys.stdout, sys.stderr = _guarded(sys.stdout), _guarded(sys.stderr)
+    sys.excepthook = _print_exception
+    threading.excepthook = _print_thread_exception
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is there and leads to a terminal."""
+    return stream is not None and stream.isatty()
+
+
+def terminal_errors() -> TextIO | None:
+    """Return stderr without its filter, for a live display whose texts are filtered already."""
+    return _raw(sys.stderr)
+
+
+class _GuardedStream:
+    """A text stream that writes visible text, whoever writes to it."""
+
+    def __init__(self, raw: TextIO) -> None:
+        self.raw = raw
+
+    def write(self, text: str) -> int:
+        before, said, behind = cast("re.Match[str]", _BAR.match(text)).groups()
+        _write(self.raw, before, visible_text(said), behind)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+
+def _guarded(stream: TextIO | None) -> TextIO:
+    if stream is None or isinstance(stream, _GuardedStream):  # a program without a console has no streams
+        return cast("TextIO", stream)
+    return cast("TextIO", _GuardedStream(stream))
+
+
+def _raw(stream: TextIO) -> TextIO | None:
+    return stream.raw if isinstance(stream, _GuardedStream) else stream
+
+
+def _write(stream: TextIO, *filtered: str) -> None:
+    raw = _raw(stream)
+    if raw is None:
+        return
+    text = "".join(filtered)
+    encoding = getattr(raw, "encoding", None) or "utf-8"
+    if encoding.lower() not in ("utf-8", "utf8"):  # a console that cannot show a letter shows its escape
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+    raw.write(text)
+    raw.flush()
+
+
+def _shown(part: Part) -> str:
+    if isinstance(part, str):
+        return visible_text(part)
+    text = visible_text(part.text)
+    return f"{_GREEN}{text}{_PLAIN}" if _has_colours() else f"[[{text}]]"
+
+
+def _has_colours() -> bool:
+    import os
+
+    return is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    say("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
+
+
+def _print_thread_exception(found: threading.ExceptHookArgs) -> None:
+    if found.exc_type is not SystemExit and found.exc_value is not None:
+        _print_exception(found.exc_type, found.exc_value, found.exc_traceback)
