@@ -39,7 +39,7 @@ def export_thing(
         raise RecipeError(f"{shown(out)} is there already; name another folder with --out.")
     probes = make_probes()
     template = find_template(mixture.tokenizer, probes) if to == "ollama" else None
-    with folder_written_whole(out, "the export") as folder:
+    with folder_written_whole(out, "the export", shared=True) as folder:
         if to in _ALONE:
             reports = _ALONE[to](mixture, probes, folder, say, accept=accept)
         else:

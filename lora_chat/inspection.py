@@ -30,8 +30,8 @@ def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[di
     prepared = prepare(make_plan(recipe, detect_hardware()), say)
     report = audit_sets(prepared.train, prepared.validation, prepared.tokenizer, recipe.audit, say)
     if to:
-        with file_written_whole(to, "the dialogues") as beside, beside.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prepared.training_lines())
+        with file_written_whole(to, "the dialogues") as file:
+            file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in prepared.training_lines())
         redacted = prepared.account.total["redacted"]
         say(f"Written to {to}: {len(prepared.train):,} dialogues, {redacted:,} stretches redacted in all.")
     if as_json:

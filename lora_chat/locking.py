@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lora_chat.errors import InUseError, explain_write_errors
+from lora_chat.system.regular_files import open_regular
 
 _NAME = ".lock"
 _HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
@@ -14,9 +15,12 @@ _HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder; the system lets go when the process ends, however it ends. Raises InUseError."""
+    """Hold the folder; the system lets go when the process ends, however it ends.
+
+    Raises InUseError, and IntegrityError if the lock's file is a link or not a regular file.
+    """
     with explain_write_errors(folder, "the lock of the run"):
-        handle = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = open_regular(folder / _NAME, os.O_RDWR | os.O_CREAT)
     try:
         if not _take(handle):
             raise InUseError(

@@ -61,6 +61,7 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
         identity = describe_run(plan, prepared, library_versions())
         point = find_resume_point(run, identity, resume, say) if resume and earlier else None
         if earlier:
+            run.close()
             run.sweep()
             run.result.unlink(missing_ok=True)
         describe(run, recipe, plan)

@@ -15,7 +15,7 @@ from lora_chat.errors import IntegrityError, RecipeError, explain_write_errors
 from lora_chat.planning.plan import Plan
 from lora_chat.planning.recipe import QuantizationSection, Recipe
 from lora_chat.planning.recipe_file import recipe_as_yaml
-from lora_chat.writing import file_written_whole, sync, write_text_whole
+from lora_chat.writing import file_written_whole, is_part, sync, write_text_whole
 
 _LIBRARIES = (
     "lora-chat",
@@ -131,12 +131,19 @@ class RunFolder:
         """TensorBoard events, when asked for."""
         return self.path / "tensorboard"
 
+    def close(self) -> None:
+        """Close a folder of an older version to other users; one that is not ours stays as it is."""
+        with suppress(OSError):
+            self.path.chmod(0o700)
+
     def sweep(self) -> None:
         """Delete what a process that was killed had half written."""
         for folder in self.path.glob(f".{self.adapter.name}-*"):
             shutil.rmtree(folder)
-        for path in self.path.glob(".*.part"):
-            path.unlink()
+        for folder in (self.path, self.checkpoints):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if is_part(path):
+                    path.unlink()
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the run, whole or not at all."""
@@ -148,8 +155,8 @@ class RunFolder:
 
     def write_lines(self, path: Path, rows: Iterable[Any]) -> None:
         """Write JSON lines of the run, one row at a time."""
-        with file_written_whole(path, "a file of the run") as beside, beside.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with file_written_whole(path, "a file of the run") as file:
+            file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows)
 
     def read_lines(self, path: Path) -> list[Any]:
         """The rows of a file of JSON lines that this run has written."""
@@ -239,7 +246,7 @@ def _next_free(parent: Path, name: str) -> Path:
     while True:
         path = parent / f"{name}-{number}"
         try:
-            path.mkdir()
+            path.mkdir(mode=0o700)  # it holds what people wrote
             return path
         except FileExistsError:  # another run took it in this moment
             number += 1

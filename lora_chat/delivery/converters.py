@@ -38,7 +38,10 @@ def find_converters(notice: Callable[[str], None]) -> Path:
     folder = Path(sys.prefix) / "share" / "lora_chat" / f"llama.cpp-{_RELEASE}"
     if not folder.is_dir():
         notice(f"Fetching llama.cpp's converters ({_RELEASE}, 36 MB, once)")
-        with tempfile.TemporaryDirectory() as temporary, folder_written_whole(folder, "the converters") as inside:
+        with (
+            tempfile.TemporaryDirectory() as temporary,
+            folder_written_whole(folder, "the converters", shared=True) as inside,
+        ):
             _take(_download(Path(temporary)), inside)
     return folder
 

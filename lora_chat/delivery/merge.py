@@ -97,7 +97,7 @@ def merge(
     notice("Asking the adapted model")
     expected = mixture.ask(probes)
     notice(f"Merging into the base {'as it was before' if original else 'as it was trained against'}")
-    with folder_written_whole(to, "the merged model") as folder:
+    with folder_written_whole(to, "the merged model", shared=True) as folder:
         write_merged(mixture, folder, original=original)
         notice("Reading the merged model again and comparing")
         report = check_proof(_prove_folder(mixture, expected, probes, folder, original), accept=accept)

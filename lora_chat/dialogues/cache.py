@@ -47,7 +47,6 @@ def open_store(
         return Store(to)
     try:
         with folder_written_whole(to, "the encoded dialogues") as folder:
-            folder.chmod(0o700)  # what people wrote is theirs
             build_store(folder, paths, ChunkEncoder(tokenizer, stop_ids, options), workers, seen)
     except OSError:
         if not Store(to).is_whole:  # else another process has just built the same

@@ -31,8 +31,8 @@ def write_loss_plot(metrics: Path, path: Path, validation: Pair | None) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
-    with file_written_whole(path, "the loss plot") as beside:
-        figure.savefig(beside, dpi=120, format="png")
+    with file_written_whole(path, "the loss plot") as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def _smooth(points: list[tuple[int, float]], width: int = 9) -> list[tuple[int, float]]:

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.digests import digest_file
-from lora_chat.errors import IntegrityError
+from lora_chat.errors import IntegrityError, LoraChatError
 from lora_chat.models.base_model import FoundBase
 from lora_chat.models.damage import check_digest, check_structure
 from lora_chat.planning.section import Section
 from lora_chat.system.cache_dir import cache_dir
+from lora_chat.writing import write_text_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,11 +89,6 @@ def _file_digest(path: Path) -> str:
     if isinstance(known, dict) and isinstance(known.get(key), str):
         return str(known[key])
     digest = digest_file(path)
-    try:  # only a note: without it the file is read again next time
-        notes = cache_dir() / "digests.json"
-        beside = notes.with_name(f".digests-{digest[:8]}")
-        beside.write_text(json.dumps({**known, key: digest}))
-        beside.replace(notes)
-    except OSError:
-        pass
+    with suppress(OSError, LoraChatError):  # only a note: without it the file is read again next time
+        write_text_whole(cache_dir() / "digests.json", json.dumps({**known, key: digest}), "a note")
     return digest

@@ -53,11 +53,11 @@ def write_parcel(members: Mapping[str, bytes], to: Path, check: Callable[[Path],
     """
     if to.exists() and (not to.is_file() or not _holds(to, members)):
         raise RecipeError(f"{to} is there already, and is another file; name another with --out.")
-    with file_written_whole(to, "the parcel") as beside:
-        with beside.open("wb") as file:
-            for piece in pieces(members):
-                file.write(piece)
-        check(beside)
+    with file_written_whole(to, "the parcel", shared=True) as file:
+        for piece in pieces(members):
+            file.write(piece)
+        file.flush()
+        check(Path(file.name))
 
 
 def _holds(path: Path, members: Mapping[str, bytes]) -> bool:

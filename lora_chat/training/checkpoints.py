@@ -5,15 +5,18 @@ Trainer finds its own by the highest number in a folder's name, synced or not, d
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_chat.digests import digest_file
-from lora_chat.writing import part_of, replacing, sync
+from lora_chat.system.regular_files import kind_of, open_regular
+from lora_chat.writing import is_part, replacing, sync
 
 MANIFEST = "manifest.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -60,11 +63,11 @@ def commit(folder: Path, identity: Mapping[str, Any]) -> Commit:
     manifest["sha256"] = _own_digest(manifest)
     for inner in sorted({folder, *(path.parent for path in _files(folder))}):
         sync(inner)
-    with replacing(folder / MANIFEST) as part:
-        part.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+    with replacing(folder / MANIFEST) as file:
+        file.write(json.dumps(manifest, indent=1, sort_keys=True).encode("utf-8"))
     sync(folder.parent)
-    if not (folder.parent / _EVER).exists():
-        (folder.parent / _EVER).touch()
+    if not was_committed(folder.parent):
+        os.close(open_regular(folder.parent / _EVER, os.O_WRONLY | os.O_CREAT))
         sync(folder.parent)
         sync(folder.parent.parent)
     return Commit(folder, step, identity)
@@ -85,7 +88,9 @@ def verify(folder: Path) -> Commit:
         raise DamagedError("its manifest is damaged")
     if step != _step_of(folder):
         raise DamagedError(f"it is that of step {step}, renamed")
-    found = {path.relative_to(folder).as_posix(): path for path in _files(folder)} if folder.is_dir() else {}
+    found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    if special := sorted(name for name, path in found.items() if not stat.S_ISREG(path.lstat().st_mode)):
+        raise DamagedError(f"{special[0]} is {kind_of(found[special[0]].lstat().st_mode)}, not a regular file")
     found.pop(MANIFEST, None)
     if missing := sorted(promised.keys() - found.keys()):
         raise DamagedError(f"{missing[0]} is missing")
@@ -151,7 +156,7 @@ def _checkpoints(parent: Path) -> list[Path]:
     """All folders of checkpoints, by step."""
     if not parent.is_dir():
         return []
-    found = [(step, path) for path in parent.iterdir() if path.is_dir() and (step := _step_of(path)) is not None]
+    found = [(step, path) for path in parent.iterdir() if _is_folder(path) and (step := _step_of(path)) is not None]
     return [path for _, path in sorted(found)]
 
 
@@ -161,8 +166,12 @@ def _step_of(folder: Path) -> int | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    unfinished = part_of(folder / MANIFEST)
-    return sorted(path for path in folder.rglob("*") if not path.is_dir() and path != unfinished)
+    """Everything in a checkpoint that is no folder, links to folders included."""
+    return sorted(path for path in folder.rglob("*") if not _is_folder(path) and not is_part(path))
+
+
+def _is_folder(path: Path) -> bool:
+    return stat.S_ISDIR(path.lstat().st_mode)
 
 
 def _own_digest(manifest: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """A trainer callback that decides when a checkpoint is written, and makes it count once it is."""
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -117,10 +118,7 @@ class Committer(TrainerCallback):
 
 def _try_to_write(folder: Path, size: int) -> None:
     """Raises OSError if so many bytes cannot be written there."""
-    probe = folder / ".probe"
-    try:
-        with probe.open("wb") as file:
-            for begin in range(0, size, 1 << 24):
-                file.write(bytes(min(1 << 24, size - begin)))
-    finally:
-        probe.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=".probe-", suffix=".part", dir=folder) as file:
+        for begin in range(0, size, 1 << 24):
+            file.write(bytes(min(1 << 24, size - begin)))
+        file.flush()

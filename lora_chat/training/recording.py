@@ -13,6 +13,7 @@ from lora_chat.training.metrics_file import Metrics
 from lora_chat.training.progress import ProgressView, StepReport
 from lora_chat.training.signals import StopRequest
 from lora_chat.training.trainer import EvaluationStopped, NothingLeft
+from lora_chat.writing import open_to_append
 
 
 class Recorder(TrainerCallback):
@@ -93,5 +94,5 @@ class Recorder(TrainerCallback):
         self._view.step(StepReport(state.global_step, state.max_steps, loss, rate, left))
 
     def _write(self, row: dict[str, Any]) -> None:
-        with explain_write_errors(self._metrics, "metrics"), self._metrics.open("a", encoding="utf-8") as file:
+        with explain_write_errors(self._metrics, "metrics"), open_to_append(self._metrics) as file:
             file.write(json.dumps(row) + "\n")

@@ -14,6 +14,7 @@ from lora_chat.planning.plan import TrainingPlan
 from lora_chat.training.progress import open_view
 from lora_chat.training.signals import stop_requests
 from lora_chat.training.system_memory import is_out_of_memory, limited_memory
+from lora_chat.writing import private_modes
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,8 @@ def train_sft(
         "locate": locate,
     }
     try:
-        return _train(model, tokenizer, train, validation, plan, **given, keeping=keeping, may_change=may_change)
+        with private_modes():  # checkpoints, TensorBoard's events: several libraries write here
+            return _train(model, tokenizer, train, validation, plan, **given, keeping=keeping, may_change=may_change)
     except StepDown as down:
         smaller, note = down.plan, str(down)
     view = open_view()
@@ -93,7 +95,8 @@ def train_sft(
     view.close()
     if keeping:
         keeping = replace(keeping, identity=identity_of(smaller, keeping.identity))
-    return _train(model, tokenizer, train, validation, smaller, **given, keeping=keeping, may_change=())
+    with private_modes():
+        return _train(model, tokenizer, train, validation, smaller, **given, keeping=keeping, may_change=())
 
 
 def _train(
@@ -136,7 +139,7 @@ def _train(
             resume = keeping.resume if keeping else None
             if keeping:
                 with explain_write_errors(keeping.folder, "the folder of checkpoints"):
-                    keeping.folder.mkdir(exist_ok=True)
+                    keeping.folder.mkdir(mode=0o700, exist_ok=True)
             before = cut_metrics(metrics, resume.step if resume else 0)
             if on_cpu:
                 keep_memory()
