@@ -36,6 +36,8 @@ DOORS = {
     "peft": ["models/adapter.py", "delivery/peft_worker.py"],
     "bitsandbytes": ["models/dense_values.py"],
     "model_signing": ["sharing/signature.py"],
+    "huggingface_hub": ["system/hub_client.py", "system/hub_guard.py", "system/hub_origin.py"],
+    "httpx2": ["system/hub_guard.py", "system/hub_origin.py"],
     "llama_cpp": ["delivery/llama_cpp_worker.py"],
     "rich": ["system/bar.py"],
 }

@@ -1,21 +1,23 @@
 """A split of a data set on the Hugging Face hub: its files at one commit, downloaded once, never code or pickles."""
 
-import errno
-import glob
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_chat.dialogues.hub_splits import HubRepository, listed
-from lora_chat.errors import BaseUnavailableError, DataError, LoraChatError, SpaceError
+from lora_chat.errors import BaseUnavailableError, DataError, LoraChatError
 from lora_chat.system.cache_dir import cache_dir
+from lora_chat.system.hub_answers import is_commit
+from lora_chat.system.hub_client import HubFailureError, RemoteFile, download, find_cached, find_commit, list_files
+from lora_chat.system.strict_yaml import read_front_matter
 from lora_chat.writing import write_text_whole
 
-_PATIENCE = 30.0  # seconds for the first answer; a network that swallows everything would wait for ever
+_CARD = "README.md"
+_LARGEST_CARD = 8_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,6 @@ def find_hub_files(
 
     Raises DataError for a split, subset or kind of file that cannot be had, BaseUnavailableError for a data set.
     """
-    from huggingface_hub.hf_api import HfApi, RepoFile
-
     key = hashlib.sha256(json.dumps([name, split, subset, revision]).encode()).hexdigest()
     note = cache_dir("hub") / f"{key[:32]}.json"
     known = _remembered(name, note)
@@ -46,19 +46,18 @@ def find_hub_files(
         return known
     try:
         with _explained(name, revision):
-            commit = str(HfApi().dataset_info(name, revision=revision, expand=["sha"], timeout=_PATIENCE).sha)
+            commit = find_commit(name, revision, "dataset")
             if known and known.commit == commit:
                 return known
-            tree = HfApi().list_repo_tree(name, recursive=True, revision=commit, repo_type="dataset")
-            sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
-            card = _read_card(name, commit, sizes)
-        files, left = HubRepository(name, sizes, card).choose(split, subset)
+            there = list_files(name, commit, "dataset")
+            card = _read_card(name, commit, there)
+        files, left = HubRepository(name, there, card).choose(split, subset)
         if left:
             notice(f"Left out of {name}, of another kind than {files[0]}: {listed(left)}")
-        size = sum(sizes[file] for file in files) / 1e6
+        size = sum(there[file].size for file in files) / 1e6
         notice(f"Downloading {name} from the hub: {split}, {listed(files, 3)} ({size:.1f} MB)")
         with _explained(name, revision):
-            return _download(name, commit, files, note)
+            return _download(name, commit, {file: there[file] for file in files}, note)
     except _NotReachedError:
         if not known:
             raise
@@ -68,52 +67,41 @@ def find_hub_files(
 
 @contextmanager
 def _explained(name: str, revision: str | None) -> Iterator[None]:
-    """What the hub's library raises, as messages; its own texts quote requests, so they are not passed on."""
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
     try:
         yield
-    except LoraChatError:
-        raise
-    except HFValidationError as error:
-        raise BaseUnavailableError(f"{name} cannot be the name of a data set on the hub.") from error
-    except RevisionNotFoundError as error:
-        raise BaseUnavailableError(f"The data set {name} has no revision {revision}.") from error
-    except Exception as error:  # every network library below has exceptions of its own
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+    except HubFailureError as error:
+        if error.reason == "name":
+            raise BaseUnavailableError(f"{name} cannot be the name of a data set on the hub.") from error
+        if error.reason == "revision":
+            raise BaseUnavailableError(f"The data set {name} has no revision {revision}.") from error
+        if error.reason == "missing":
             raise BaseUnavailableError(
                 f"The hub has no data set {name}, or it asks for a login.\nCheck the name; "
                 "for a private or gated data set accept its terms on its page and set HF_TOKEN."
             ) from error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SpaceError(f"No space left to download {name}.\nFree some space, or set HF_HOME.") from error
         raise _NotReachedError(
-            f"The data set {name} is not whole on this machine and the hub cannot be reached "
-            f"({type(error).__name__}{f', status {status}' if status else ''}).\n"
+            f"The data set {name} is not whole on this machine and the hub cannot be reached ({error.what}).\n"
             "Go online and start again (files that are complete stay), or name local files."
         ) from error
 
 
-def _read_card(name: str, commit: str, files: Collection[str]) -> dict[str, Any]:
-    import yaml
-    from huggingface_hub import hf_hub_download, metadata_load
-
-    if "README.md" not in files:
+def _read_card(name: str, commit: str, files: Mapping[str, RemoteFile]) -> dict[str, Any]:
+    if _CARD not in files:
         return {}
+    if files[_CARD].size > _LARGEST_CARD:
+        raise DataError(f"The card of the data set {name} has {files[_CARD].size:,} bytes; {_LARGEST_CARD:,} may be.")
+    path = download(name, commit, commit, {_CARD: files[_CARD]}, "dataset") / _CARD
     try:
-        return metadata_load(hf_hub_download(name, "README.md", repo_type="dataset", revision=commit)) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"The card of the data set {name} does not begin with valid YAML.") from error
+        return read_front_matter(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"The card of the data set {name} is not UTF-8 text.") from error
+    except ValueError as error:
+        raise DataError(f"The card of the data set {name} does not begin with valid YAML: {error}.") from error
 
 
-def _download(name: str, commit: str, files: Collection[str], note: Path) -> HubFiles:
-    from huggingface_hub import snapshot_download
-
-    only = [glob.escape(file) for file in files]
-    folder = Path(snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=only))
-    # Without a network it may return the folder of an interrupted download: then stat fails, and nothing is noted.
-    sizes = {file: (folder / file).stat().st_size for file in files}
+def _download(name: str, commit: str, files: Mapping[str, RemoteFile], note: Path) -> HubFiles:
+    folder = download(name, commit, commit, files, "dataset")
+    sizes = {file: about.size for file, about in files.items()}
     with suppress(OSError, LoraChatError):  # only a note: without it the hub is asked again next time
         write_text_whole(note, json.dumps({"name": name, "commit": commit, "files": sizes}), "a note")
     return HubFiles(commit, tuple(folder / file for file in files))
@@ -121,12 +109,11 @@ def _download(name: str, commit: str, files: Collection[str], note: Path) -> Hub
 
 def _remembered(name: str, note: Path) -> HubFiles | None:
     """What was found the last time, if all of it is still in the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
     with suppress(OSError, ValueError, KeyError, TypeError):
         said = json.loads(note.read_text(encoding="utf-8"))
-        found = [try_to_load_from_cache(name, f, revision=said["commit"], repo_type="dataset") for f in said["files"]]
-        paths = tuple(Path(path) for path in found if isinstance(path, str))
+        if not is_commit(said["commit"]):
+            return None
+        paths = tuple(filter(None, (find_cached(name, file, said["commit"], "dataset") for file in said["files"])))
         if [path.stat().st_size for path in paths] == [*said["files"].values()]:
-            return HubFiles(str(said["commit"]), paths)
+            return HubFiles(said["commit"], paths)
     return None

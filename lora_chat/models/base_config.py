@@ -9,12 +9,14 @@ from typing import Any
 
 from lora_chat.errors import BaseUnavailableError
 from lora_chat.models.base_model import find_base, is_here
+from lora_chat.models.hub import find_small_files
 from lora_chat.planning.recipe import BaseSection
 from lora_chat.planning.shape import read_shape
+from lora_chat.system.hub_client import HubFailureError
+from lora_chat.system.strict_json import parse_json
 
 _BYTES = 2
 """Of a weight in the files of the bases known by heart."""
-_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,12 @@ def find_config(base: BaseSection, notice: Callable[[str], None]) -> BaseConfig:
         return BaseConfig(found.name, _read(found.folder), found.folder, size, 0, "this machine")
     try:
         return _on_hub(base)
-    except Exception as error:  # every network library below has exceptions of its own
+    except HubFailureError as error:
         known = known_bases().get(base.name)
         if known is None:
             raise BaseUnavailableError(
                 f"The config of {base.name} is not on this machine, the hub cannot be reached "
-                f"({type(error).__name__}), and it is none of the bases known by heart "
+                f"({error.what}), and it is none of the bases known by heart "
                 f"({', '.join(known_bases())}).\nGo online once, or name a local folder."
             ) from error
         size = _BYTES * read_shape(known, base.name).weights
@@ -57,17 +59,18 @@ def find_config(base: BaseSection, notice: Callable[[str], None]) -> BaseConfig:
 
 
 def _on_hub(base: BaseSection) -> BaseConfig:
-    from huggingface_hub import HfApi, snapshot_download
-
-    folder = Path(snapshot_download(base.name, revision=base.revision, allow_patterns=_SMALL_FILES))
-    info = HfApi().model_info(base.name, revision=base.revision, files_metadata=True)
-    sizes = {one.rfilename: one.size or 0 for one in info.siblings or []}
-    weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+    folder, weights = find_small_files(base.name, base.revision)
     return BaseConfig(base.name, _read(folder), folder, weights or None, weights or None, "the hub")
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    path = folder / "config.json"
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseUnavailableError(f"The config {path} cannot be read: {error}.") from error
+    if not isinstance(found, dict):
+        raise BaseUnavailableError(f"The config {path} is no JSON object.")
     inner = found.get("text_config")
     return dict(inner) if isinstance(inner, dict) else dict(found)
 

@@ -1,52 +1,51 @@
 """A base from the Hugging Face hub."""
 
-import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lora_chat.errors import BaseUnavailableError
+from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.system.hub_answers import check_name
+from lora_chat.system.hub_client import (
+    HubFailureError,
+    RemoteFile,
+    download,
+    find_commit,
+    find_snapshot,
+    list_files,
+)
+from lora_chat.system.strict_json import parse_json
 
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+"""All of a base but its weights."""
 # No .bin, .pt or .py: neither pickles nor code are ever downloaded.
-_WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+_WANTED = ("*.safetensors", *SMALL_FILES)
+_LARGEST = {"config.json": 1_000_000, ".jinja": 1_000_000, ".json": 200_000_000, ".model": 100_000_000}
+_LARGEST_TEXT = 100_000_000  # a list of merges has 2 MB
+_MOST_WANTED = 2_000
+_INDEX = "model.safetensors.index.json"
 
 
 def find_here(name: str, revision: str | None) -> Path | None:
-    """The folder of a commit that is on this machine already, whole."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    with suppress(LocalEntryNotFoundError, HFValidationError):
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, local_files_only=True))
-        return folder if _is_whole(folder) else None
-    return None
+    """Return the folder of a commit that is on this machine already, whole; nothing is requested."""
+    folder = find_snapshot(name, revision, _WANTED)
+    return folder if folder and _is_whole(folder) else None
 
 
 def find_on_hub(name: str, revision: str | None, notice: Callable[[str], None]) -> Path:
-    """The folder of a commit, which its name is; downloaded once, without code or pickles.
+    """Return the folder of a commit, which its name is; downloaded once, without code or pickles.
 
-    Raises BaseUnavailableError with what to do.
+    Raises BaseUnavailableError with what to do, IntegrityError for files that are not what the hub lists.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
-
     here = find_here(name, revision)
     if here:
         return here
     notice(f"Downloading {name} from the hub")
-    try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED))
-    except RepositoryNotFoundError as error:
-        raise BaseUnavailableError(
-            f"The hub has no model {name}, or it asks for a login.\nCheck the name; for a gated model set HF_TOKEN."
-        ) from error
-    except Exception as error:  # every network library below has exceptions of its own
-        raise BaseUnavailableError(
-            f"The base {name} is not on this machine and the hub cannot be reached "
-            f"({type(error).__name__}).\n"
-            "Go online once, name a local folder, or use the embedded base: "
-            "--set base.name=smollm2-135m-instruct"
-        ) from error
+    with _explained(name):
+        commit = find_commit(name, revision, "model")
+        files = wanted_files(list_files(name, commit, "model"), name, _WANTED)
+        path = download(name, revision, commit, files, patterns=_WANTED)
     if not _is_whole(path):
         raise BaseUnavailableError(
             f"{name} from the hub lacks config.json or weights in safetensors.\n"
@@ -56,11 +55,54 @@ def find_on_hub(name: str, revision: str | None, notice: Callable[[str], None]) 
     return path
 
 
+def find_small_files(name: str, revision: str | None) -> tuple[Path, int]:
+    """Return a folder with all of a base but its weights, and how many bytes these have.
+
+    Raises HubFailureError for a hub that cannot be asked.
+    """
+    commit = find_commit(name, revision, "model")
+    files = list_files(name, commit, "model")
+    small = wanted_files(files, name, SMALL_FILES)
+    folder = download(name, revision, commit, small, patterns=SMALL_FILES)
+    return folder, sum(file.size for path, file in files.items() if path.endswith(".safetensors"))
+
+
+def wanted_files(files: Mapping[str, RemoteFile], name: str, patterns: Sequence[str]) -> dict[str, RemoteFile]:
+    """Return the files that match. Raises IntegrityError for too many, or one larger than its kind is anywhere."""
+    wanted = {path: file for path, file in files.items() if any(fnmatchcase(path, pattern) for pattern in patterns)}
+    if len(wanted) > _MOST_WANTED:
+        raise IntegrityError(f"{name} has {len(wanted):,} files for a base; {_MOST_WANTED:,} are allowed.")
+    for path, file in wanted.items():
+        if path.endswith(".safetensors"):
+            continue
+        most = _LARGEST.get(path, _LARGEST.get(Path(path).suffix, _LARGEST_TEXT))
+        if file.size > most:
+            raise IntegrityError(f"{path} in {name} has {file.size:,} bytes; {most:,} are allowed.")
+    return wanted
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except HubFailureError as error:
+        if error.reason == "missing":
+            raise BaseUnavailableError(
+                f"The hub has no model {name}, or it asks for a login.\nCheck the name; for a gated model set HF_TOKEN."
+            ) from error
+        raise BaseUnavailableError(
+            f"The base {name} is not on this machine and the hub cannot be reached ({error.what}).\n"
+            "Go online once, name a local folder, or use the embedded base: "
+            "--set base.name=smollm2-135m-instruct"
+        ) from error
+
+
 def _is_whole(folder: Path) -> bool:
     """Whether all that is needed is there: an interrupted download leaves a folder too."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weights = set(json.loads(index.read_text()).get("weight_map", {}).values())
-    else:
-        weights = {"model.safetensors"}
+    weights = {"model.safetensors"}
+    if (folder / _INDEX).is_file():
+        try:
+            weights = {check_name(file) for file in parse_json((folder / _INDEX).read_text())["weight_map"].values()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, BaseUnavailableError) as error:
+            raise IntegrityError(f"{folder / _INDEX} is no index of weights.\nDelete it and download again.") from error
     return all((folder / name).is_file() for name in {"config.json"} | weights)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from lora_chat.errors import RecipeError
 from lora_chat.planning.data_section import TEMPLATE_NAMES, SourceSection
 from lora_chat.planning.recipe import Recipe
+from lora_chat.system.strict_yaml import LARGEST_RECIPE, compose_strict
 
 Key = tuple[str, ...]
 _YAML = "tag:yaml.org,2002:"
@@ -36,13 +37,13 @@ def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read_text(path)
     except OSError as error:
         raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}.{_near_recipe(path)}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}).") from error
     try:
-        root = _compose(text)
+        root = compose_strict(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
@@ -55,6 +56,15 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
         raise RecipeError(f"{path}:1: a recipe is a list of sections (base:, data:, ...), not a single value.")
     tree = _construct(root, (), places, path)
     return tree, places
+
+
+def _read_text(path: Path) -> str:
+    """Read a regular file (or one that a shell hands over) up to the largest size; a device would never end."""
+    with path.open(encoding="utf-8") as file:
+        text = file.read(LARGEST_RECIPE + 1)
+    if len(text) > LARGEST_RECIPE:
+        raise RecipeError(f"{path}: a recipe has at most {LARGEST_RECIPE:,} characters.")
+    return text
 
 
 def _near_recipe(path: Path) -> str:
@@ -95,18 +105,6 @@ def _scalar(text: str, kind: str, plain: bool) -> Any:
     return yaml.SafeLoader("").construct_object(yaml.ScalarNode(_YAML + kind, text))
 
 
-def _compose(text: str) -> yaml.Node | None:
-    """YAML text as nodes; aliases are refused, for a few of them can stand for more than memory holds."""
-    for token in yaml.scan(text, Loader=yaml.SafeLoader):
-        if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
-            problem = "aliases (& and *) are not allowed in a recipe"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=token.start_mark)
-    try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
-    except RecursionError as error:
-        raise yaml.YAMLError("nested too deeply") from error
-
-
 def _apply(tree: dict[str, Any], places: dict[Key, str], setting: str) -> None:
     name, equals, text = setting.partition("=")
     keys = tuple(name.strip().split("."))
@@ -118,7 +116,7 @@ def _apply(tree: dict[str, Any], places: dict[Key, str], setting: str) -> None:
     if len(keys) != 2:
         raise RecipeError(f"{where}: name a section and a key, for example --set training.epochs=1.")
     try:
-        root = _compose(text)
+        root = compose_strict(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: the value is not valid YAML.") from error
     value = None if root is None else _construct(root, keys, {}, Path("--set"))

@@ -1,0 +1,224 @@
+"""The one door to the Hugging Face hub: commits, listings, downloads and uploads, each checked.
+
+Every use of huggingface_hub goes through here. Requests and answers pass `hub_guard`; names, sizes and hashes come from
+the listing of one commit, and what was downloaded is compared with it.
+"""
+
+import errno
+import glob
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lora_chat.errors import BaseUnavailableError, IntegrityError, LoraChatError, SpaceError
+from lora_chat.system.hub_answers import MOST_FILES, check_commit, check_revision, is_commit, refuse
+from lora_chat.system.hub_cache import check_cached, check_snapshot
+
+if TYPE_CHECKING:
+    from lora_chat.system.hub_guard import Guard
+
+Kind = Literal["model", "dataset"]
+_PATIENCE = 30.0  # seconds for the first answer; a network that swallows everything would wait for ever
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file in the listing of a commit."""
+
+    size: int
+    """In bytes."""
+    sha256: str | None
+    """None where the hub keeps the file in git itself and lists no such hash."""
+
+
+class HubFailureError(BaseUnavailableError):
+    """The hub cannot be asked; the caller says what that means for the user."""
+
+    def __init__(self, reason: Literal["name", "missing", "revision", "unreachable"], what: str) -> None:
+        super().__init__(f"The hub cannot be used: {what}.")
+        self.reason, self.what = reason, what
+
+
+def find_commit(name: str, revision: str | None, kind: Kind) -> str:
+    """Return the commit to which a revision leads now. Raises HubFailureError or HubAnswerError."""
+    check_revision(revision)
+    with _asking():
+        from huggingface_hub.hf_api import HfApi
+
+        api = HfApi()
+        ask = api.dataset_info if kind == "dataset" else api.model_info
+        found = ask(name, revision=revision, expand=["sha"], timeout=_PATIENCE)
+    return check_commit(found.sha, revision if is_commit(revision) else None)
+
+
+def list_files(name: str, commit: str, kind: Kind) -> dict[str, RemoteFile]:
+    """Return the files of a commit, by name. Raises HubFailureError or HubAnswerError."""
+    with _asking():
+        from huggingface_hub.hf_api import HfApi, RepoFile
+
+        tree = HfApi().list_repo_tree(name, recursive=True, revision=commit, repo_type=kind)
+        entries = list(islice(tree, MOST_FILES + 1))
+    if len(entries) > MOST_FILES:
+        raise refuse(f"it lists more than {MOST_FILES:,} files")
+    return {
+        entry.path: RemoteFile(entry.lfs.size if entry.lfs else entry.size, entry.lfs.sha256 if entry.lfs else None)
+        for entry in entries
+        if isinstance(entry, RepoFile)
+    }
+
+
+def find_snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
+    """Return the cached folder of a commit, if all of it that matches is there; nothing is requested.
+
+    Raises IntegrityError for a folder whose links lead out of the cache.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    with suppress(LocalEntryNotFoundError, HFValidationError, HubFailureError):
+        check_revision(revision)
+        folder = snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True)
+        return check_snapshot(Path(folder))
+    return None
+
+
+def find_cached(name: str, file: str, commit: str, kind: Kind) -> Path | None:
+    """Return the cached file of a commit. Raises IntegrityError for a link that leads out of the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, file, revision=check_commit(commit), repo_type=kind)
+    return check_cached(Path(path)) if isinstance(path, str) else None
+
+
+def download(
+    name: str,
+    revision: str | None,
+    commit: str,
+    files: Mapping[str, RemoteFile],
+    kind: Kind = "model",
+    patterns: Sequence[str] | None = None,
+) -> Path:
+    """Download listed files of a commit into the hub's cache, compare them with the listing, return their folder.
+
+    `patterns` match these files and no others. `revision` is noted in the cache as leading to the commit.
+    Raises HubFailureError, HubAnswerError, IntegrityError or SpaceError.
+    """
+    limits = {file: about.size for file, about in files.items()}
+    with _asking(limits, name, commit, kind):
+        from huggingface_hub import snapshot_download
+
+        only = list(patterns) if patterns else [glob.escape(file) for file in files]
+        folder = Path(snapshot_download(name, repo_type=kind, revision=revision or None, allow_patterns=only))
+    if folder.name != commit:
+        raise HubFailureError("unreachable", f"{name} has another commit than a moment before")
+    check_snapshot(folder)
+    for file, about in files.items():
+        _compare(folder / file, about, f"{file} of {name}")
+    return folder
+
+
+def fetch_file(name: str, file: str, commit: str, limit: int, folder: Path) -> bytes:
+    """Return the bytes of one file of a model's repository, at most `limit` of them; `folder` is for scratch.
+
+    Raises HubFailureError, HubAnswerError, or IntegrityError for a file that is larger.
+    """
+    with _asking({file: limit}, name, commit, "model"):
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(name, file, revision=commit, local_dir=folder))
+    if path.stat().st_size > limit:
+        raise IntegrityError(f"{file} in {name} is larger than the {limit:,} bytes that are allowed")
+    return path.read_bytes()
+
+
+def upload(name: str, members: Mapping[str, bytes], stale: Collection[str], *, private: bool, message: str) -> str:
+    """Send files in one commit, whose id is returned; `stale` ones are deleted in it if they are there.
+
+    The repository is made if it is not there. Raises HubFailureError or HubAnswerError.
+    """
+    with _asking():
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+        api = HfApi()
+        api.create_repo(name, private=private or None, exist_ok=True)
+        there = set(islice(api.list_repo_files(name), MOST_FILES))
+        done = api.create_commit(
+            name,
+            [
+                *(CommitOperationAdd(file, body) for file, body in members.items()),
+                *(CommitOperationDelete(file) for file in stale if file in there),
+            ],
+            commit_message=message,
+        )
+    return check_commit(done.oid)
+
+
+@contextmanager
+def _asking(
+    limits: Mapping[str, int] | None = None, name: str = "", commit: str | None = None, kind: Kind = "model"
+) -> Iterator["Guard"]:
+    """Turn what the hub's library raises into errors of ours; its own texts quote requests and answers.
+
+    Only the files of `limits` may be downloaded, each up to its size in bytes.
+    """
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    from lora_chat.system.hub_guard import Expected, install_guard
+
+    guard = install_guard()
+    try:
+        guard.expect(
+            {_url(name, file, commit, kind): Expected(file, size, commit) for file, size in (limits or {}).items()}
+        )
+        yield guard
+    except LoraChatError:
+        raise
+    except HFValidationError as error:
+        raise HubFailureError("name", "the name cannot be that of a repository") from error
+    except RevisionNotFoundError as error:
+        raise HubFailureError("revision", "it has no such revision") from error
+    except Exception as error:  # every network library below has exceptions of its own
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        what = f"{type(error).__name__}{f', status {status}' if status else ''}"
+        if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+            raise HubFailureError("missing", what) from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SpaceError(f"No space left to download {name}.\nFree some space, or set HF_HOME.") from error
+        raise HubFailureError("unreachable", what) from error
+    finally:
+        guard.expect({})
+
+
+def _url(name: str, file: str, commit: str | None, kind: Kind) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(name, file, repo_type=kind, revision=commit)
+
+
+def _compare(path: Path, about: RemoteFile, what: str) -> None:
+    """Delete a downloaded file that is not what the commit lists. Raises IntegrityError then."""
+    try:
+        right = path.stat().st_size == about.size and about.sha256 in (None, _digest(path))
+    except OSError as error:  # an interrupted download, while the hub does not answer
+        raise HubFailureError("unreachable", f"{what} is not whole") from error
+    if right:
+        return
+    blob = path.resolve()
+    path.unlink(missing_ok=True)
+    blob.unlink(missing_ok=True)  # `check_snapshot` has seen that it lies in the cache
+    raise IntegrityError(
+        f"{what} is not the file that the hub lists: its size or SHA-256 differs. It was deleted.\n"
+        "Try again; if it stays so, the hub or a server between alters files."
+    )
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

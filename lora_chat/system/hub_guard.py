@@ -1,0 +1,240 @@
+"""The HTTP client through which huggingface_hub talks: it checks each request and each answer.
+
+`install_guard` puts it in with the library's public `set_client_factory`. Event hooks see all requests, those after a
+redirect too, and all answers before the library does. A refused answer raises, and the library keeps nothing of it.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.system.hub_answers import check_commit, check_etag, check_json, check_size, refuse
+from lora_chat.system.hub_origin import Origin, check_target, is_plain
+from lora_chat.system.sanitize import visible
+
+LARGEST_ANSWER = 32_000_000
+"""Size of one answer of the hub's API, in bytes; a page of a listing has 0.3 MB."""
+LARGEST_OTHER = 1_000_000
+"""Size of the body of a redirect, of an error, and of an answer to an upload, in bytes."""
+MOST_ANSWERS = 2_000
+"""Answers of the API in one operation, so that a listing has an end."""
+LARGEST_ANSWERS = 8 * LARGEST_ANSWER
+"""Size of all answers of the API in one operation, in bytes."""
+LONGEST_WAIT = 310
+"""The longest `Retry-After` that is waited for, in seconds; the hub counts requests in windows of 300."""
+_MOST_REDIRECTS = 8
+_TRIES = 4  # a download that is resumed may send this many times its size in all
+_PATIENCE = 30.0  # seconds without a byte
+_UPLOAD_PATIENCE = 300.0  # the hub answers a commit after it has stored it
+_GRACE, _SLOWEST = 60.0, 4_000.0  # a body may take the grace, and from then on this many bytes a second on average
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# Xet is another protocol with other hosts; the others are only shown, on the terminal.
+_UNUSED = ("x-xet-hash", "x-xet-refresh-route", "x-hf-warning", "content-disposition")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A file that may be downloaded: at most `limit` bytes, of one commit."""
+
+    name: str
+    limit: int
+    commit: str | None
+
+
+class Guard:
+    """The checks, with what is expected in the operation that is under way."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: dict[str, Expected] = {}
+        self._spent: dict[str, int] = {}
+        self._answers = self._answered = 0
+
+    def expect(self, files: Mapping[str, Expected]) -> None:
+        """Begin an operation that may download files, given by their URL, and nothing else."""
+        with self._lock:
+            self._files = {str(httpx2.URL(url)): file for url, file in files.items()}
+            self._spent.clear()
+            self._answers = self._answered = 0
+
+    def check_request(self, request: httpx2.Request) -> None:
+        """Refuse a target that is not allowed, and take the token away from every host but the endpoint."""
+        endpoint = Origin.of_endpoint()
+        if not endpoint.is_of(request.url):
+            check_target(request.url, endpoint)
+            request.headers.pop("Authorization", None)
+        elif is_plain(request.url) and "Authorization" in request.headers:
+            raise BaseUnavailableError(
+                f"The token is not sent to {endpoint}: the connection is not encrypted, others could read it.\n"
+                "Set HF_ENDPOINT to an https:// address, or send no token: HF_HUB_DISABLE_IMPLICIT_TOKEN=1."
+            )
+        if request.method in ("GET", "HEAD"):
+            request.headers["Accept-Encoding"] = "identity"  # what is counted is what is written
+        reads = request.method in ("GET", "HEAD")
+        longest = {"read": _PATIENCE if reads else _UPLOAD_PATIENCE}
+        given = request.extensions.get("timeout") or {}
+        timeout = {kind: given.get(kind) or longest.get(kind, _PATIENCE) for kind in ("connect", "read", "write")}
+        request.extensions = {**request.extensions, "timeout": {**timeout, "pool": given.get("pool")}}
+
+    def check_response(self, response: httpx2.Response) -> None:
+        """Refuse an odd answer before the library uses any of it, and bound what is read of its body."""
+        request, headers = response.request, response.headers
+        for name, value in headers.items():
+            if _CONTROL.search(value):
+                raise refuse(f"its header {visible(name, 40)} holds control characters")
+        for name in _UNUSED:
+            headers.pop(name, None)
+        if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+            raise refuse("it is compressed, which was not asked for")
+        _check_wait(response)
+        file = self._files.get(str(request.url))
+        if commit := headers.get("X-Repo-Commit"):
+            check_commit(commit, file.commit if file else None)
+        for name in ("ETag", "X-Linked-Etag"):
+            if (tag := headers.get(name)) and _is_file(request):
+                check_etag(tag)
+        if response.has_redirect_location:
+            self._follow(response, file)
+        self._bound(response, file)
+
+    def _follow(self, response: httpx2.Response, file: Expected | None) -> None:
+        """Check where a redirect leads; what it leads to is the same file."""
+        location = response.headers["Location"]
+        if not location.isascii() or not location.isprintable():
+            raise refuse("its redirect leads to an address with odd characters")
+        try:
+            target = response.request.url.join(location)
+        except httpx2.InvalidURL as error:
+            raise refuse("its redirect leads to no address") from error
+        endpoint = Origin.of_endpoint()
+        if not endpoint.is_of(target):
+            check_target(target, endpoint)
+        if file:
+            with self._lock:
+                self._files[str(target)] = file
+
+    def _bound(self, response: httpx2.Response, file: Expected | None) -> None:
+        """Bound the body by what is expected; an answer of the API is read and checked here."""
+        request, headers = response.request, response.headers
+        good = response.status_code < 300
+        api = good and Origin.of_endpoint().is_api(request.url)
+        limit = LARGEST_ANSWER if api else file.limit if file and good else LARGEST_OTHER
+        what = file.name if file else ""
+        if file and (linked := headers.get("X-Linked-Size")):
+            _check_limit(check_size(linked, what), what, limit)
+        if (length := headers.get("Content-Length")) and (request.method != "HEAD" or good):
+            _check_limit(check_size(length, what or "an answer"), what, limit)
+        if request.method == "HEAD":
+            return
+        left = limit
+        if file and good:
+            left = min(limit, _TRIES * limit + LARGEST_OTHER - self._spent.get(what, 0))
+        response.stream = _Counted(response.stream, self, what, left)
+        if api:
+            self._check_api(response)
+
+    def _check_api(self, response: httpx2.Response) -> None:
+        body = response.read()
+        with self._lock:
+            self._answers += 1
+            self._answered += len(body)
+        if self._answers > MOST_ANSWERS or self._answered > LARGEST_ANSWERS:
+            raise refuse("its listing has no end")
+        if response.request.method == "GET" or body[:1] in (b"{", b"["):
+            check_json(body)
+
+    def count(self, name: str, received: int) -> None:
+        """Note bytes of a file that came, over all tries."""
+        with self._lock:
+            self._spent[name] = self._spent.get(name, 0) + received
+
+
+class _Counted(httpx2.SyncByteStream):
+    """A body that ends with an error where it is longer or slower than allowed."""
+
+    def __init__(self, stream: Any, guard: Guard, what: str, limit: int) -> None:
+        self._stream, self._guard, self._what, self._limit = stream, guard, what, limit
+        self.elapsed: Any = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        received, begun = 0, time.monotonic()
+        for chunk in self._stream:
+            received += len(chunk)
+            self._guard.count(self._what, len(chunk))
+            _check_limit(received, self._what, self._limit, "or more ")
+            seconds = time.monotonic() - begun
+            if seconds > _GRACE + received / _SLOWEST:
+                raise BaseUnavailableError(
+                    f"The hub sends {visible(self._what, 80)} too slowly: {received:,} bytes in {seconds:.0f} s.\n"
+                    "Try again later, or name a local folder or files."
+                )
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+        self.elapsed = getattr(self._stream, "elapsed", None)
+
+
+def _is_file(request: httpx2.Request) -> bool:
+    """Whether an answer describes a file of a repository; answers of the API have ETags that nobody uses."""
+    return request.method == "HEAD" or "/resolve/" in request.url.path
+
+
+def _check_limit(size: int, what: str, limit: int, more: str = "") -> None:
+    if size <= max(limit, 0):
+        return
+    if not what:
+        raise refuse(f"it has {size:,} {more}bytes; {limit:,} are allowed")
+    raise IntegrityError(
+        f"{visible(what, 80)} from the hub has {size:,} {more}bytes; {limit:,} are allowed.\n"
+        "Nothing of it was kept. Check HF_ENDPOINT, or name a local folder or files."
+    )
+
+
+def _check_wait(response: httpx2.Response) -> None:
+    """Refuse to sleep for hours because an answer asks for it; a wait that cannot be read is no wait."""
+    if response.status_code < 400:
+        return
+    asked = [response.headers.get("Retry-After", "").strip()]
+    if response.status_code == 429:
+        asked += re.findall(r"\bt\s*=\s*(\d+)", response.headers.get("RateLimit", ""))
+    for seconds in asked:
+        if seconds.isdigit() and (len(seconds) > 9 or int(seconds) > LONGEST_WAIT):
+            raise BaseUnavailableError(
+                f"The hub answers nothing now and asks to wait for {visible(seconds, 20)} s (status "
+                f"{response.status_code}).\nTry again later."
+            )
+
+
+_GUARD = Guard()
+_INSTALLED = threading.Event()
+
+
+def install_guard() -> Guard:
+    """Return the guard of this process; all requests of huggingface_hub pass it from the first call on."""
+    if not _INSTALLED.is_set():
+        from huggingface_hub import constants, set_client_factory
+
+        constants.HF_HUB_DISABLE_XET = True  # its downloads would pass by this client
+        set_client_factory(_make_client)
+        _INSTALLED.set()
+    return _GUARD
+
+
+def _make_client() -> httpx2.Client:
+    from huggingface_hub.utils._http import default_client_factory
+
+    client = default_client_factory()
+    client.max_redirects = _MOST_REDIRECTS
+    hooks = client.event_hooks
+    client.event_hooks = {
+        "request": [*hooks.get("request", []), _GUARD.check_request],
+        "response": [_GUARD.check_response, *hooks.get("response", [])],
+    }
+    return client

@@ -1,0 +1,87 @@
+"""YAML of strangers: bounded in size and depth, without aliases and tags, so that it costs what it weighs."""
+
+import re
+from typing import Any
+
+import yaml
+
+LARGEST_RECIPE = 500_000
+"""Length of a recipe, in characters."""
+LARGEST_CARD = 2_000_000
+"""Length of the YAML at the beginning of a card, in characters."""
+DEEPEST = 40
+"""Lists and mappings inside one another."""
+_FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+_FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def compose_strict(text: str, largest: int = LARGEST_RECIPE, loader: Any = yaml.SafeLoader) -> yaml.Node | None:
+    """Return YAML text as nodes, or None for an empty text; its events are checked before any node is made.
+
+    Raises yaml.YAMLError for syntax, aliases and anchors (a few can stand for more than memory holds), tags that are
+    not YAML's own, several documents, and text that is too long or nested too deeply.
+    """
+    if len(text) > largest:
+        raise yaml.YAMLError(f"it has {len(text):,} characters; {largest:,} are allowed")
+    depth = documents = 0
+    for event in yaml.parse(text, Loader=loader):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise _marked("aliases (& and *) are not allowed", event)
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise _marked("a second document is not allowed", event)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                raise _marked("nested too deeply", event)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return yaml.compose(text, Loader=loader)
+
+
+def read_front_matter(text: str) -> dict[str, Any]:
+    """Return the YAML between the first two lines `---` of a Markdown file; {} if it does not begin so.
+
+    Raises ValueError for YAML that `compose_strict` refuses, for repeated keys, and for anything but a mapping.
+    """
+    found = _FRONT_MATTER.match(text)
+    if not found:
+        return {}
+    try:
+        root = compose_strict(found["yaml"], LARGEST_CARD, _FAST)
+        if root is None:
+            return {}
+        _check_keys(root)
+        value = yaml.constructor.SafeConstructor().construct_document(root)
+    except yaml.MarkedYAMLError as error:
+        line = f" (line {error.problem_mark.line + 2})" if error.problem_mark else ""
+        raise ValueError(f"{error.problem}{line}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except (TypeError, OverflowError, AttributeError, KeyError, IndexError) as error:  # dates and numbers that are none
+        raise ValueError("a value cannot be read") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError("it is no mapping")
+    return value
+
+
+def _check_keys(node: yaml.Node) -> None:
+    pending = [node]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, yaml.MappingNode):
+            keys = [key.value for key, _ in one.value if isinstance(key, yaml.ScalarNode)]
+            if len(keys) != len(one.value):
+                raise _marked("keys are plain words", one)
+            if len(set(keys)) != len(keys):
+                raise _marked("a key is given twice", one)
+            pending += [value for _, value in one.value]
+        elif isinstance(one, yaml.SequenceNode):
+            pending += one.value
+
+
+def _marked(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
