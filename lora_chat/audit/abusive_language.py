@@ -28,7 +28,7 @@ _HIDDEN = re.compile("[*@$#!0134578][a-z]")
 _HIDDEN_WORD = re.compile(r"(?<![\w*@$#])(?=\w{0,20}[*@$#!0134578])[a-z][a-z*@$#!0134578]{2,18}[a-z](?![\w*@$#])")
 _LEET = {
     "0": "o",
-    "1": "[il]",
+    "1": "il",
     "3": "e",
     "4": "a",
     "5": "s",
@@ -36,10 +36,12 @@ _LEET = {
     "8": "b",
     "@": "a",
     "$": "s",
-    "!": "[il]",
-    "*": ".",
-    "#": ".",
+    "!": "il",
+    "*": "",
+    "#": "",
 }
+"""The letters that a character may stand for; any letter where there are none."""
+_BY_LENGTH = {n: [word for word in sorted(_WORDS) if word.isascii() and len(word) == n] for n in range(3, 21)}
 _BREAKS = bytes(b if chr(b).isalnum() or b > 127 else 32 for b in range(256))
 
 _FOREIGN_BREAKS = "—–“”„‘’«»…¿¡，。！？、：；"
@@ -79,5 +81,8 @@ def _unhide(word: str) -> str | None:
     """The word of the list that a disguised one spells, if at least two of its letters stand there undisguised."""
     if sum(c.isalpha() for c in word) < 2 or word.isalpha():
         return None
-    pattern = re.compile("".join(_LEET.get(c, c) for c in word))
-    return next((known for known in sorted(_WORDS) if known.isascii() and pattern.fullmatch(known)), None)
+    letters = [_LEET.get(c, c) for c in word]
+    for known in _BY_LENGTH.get(len(word), ()):
+        if all(c in said or not said for c, said in zip(known, letters, strict=True)):
+            return known
+    return None

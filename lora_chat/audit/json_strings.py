@@ -1,10 +1,12 @@
 """The strings inside JSON, each with its key as context: `"password": ` says what its value is."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _DEEPEST = 100
+_KEY_SHOWN = 100
+"""Characters of a key, the last ones, that give its value context; no detector looks further back."""
 
 
 def parse_container(text: str) -> Any:
@@ -12,7 +14,7 @@ def parse_container(text: str) -> Any:
     if text[:1] not in "{[ \n\r\t" or not text.lstrip(" \n\r\t").startswith(("{", "[")):
         return None
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError):
         return None
     return value if _depth(value) < _DEEPEST else None
@@ -25,11 +27,12 @@ def rewrite_strings(value: Any, rewrite: Callable[[str, str], str], context: str
     """
     if isinstance(value, dict):
         result: dict[str, Any] = {}
+        copies: dict[str, int] = {}
         for key, inner in value.items():
             new = rewrite("", key)
-            while new in result:
-                new += "'"
-            result[new] = rewrite_strings(inner, rewrite, f'"{new}": ')
+            if new in result:
+                new = _another(new, result, copies)
+            result[new] = rewrite_strings(inner, rewrite, f'"{new[-_KEY_SHOWN:]}": ')
         return result
     if isinstance(value, list):
         return [rewrite_strings(inner, rewrite, context) for inner in value]
@@ -40,6 +43,22 @@ def rewrite_strings(value: Any, rewrite: Callable[[str, str], str], context: str
     text = repr(value)
     new = rewrite(context, text)
     return value if new == text else new
+
+
+def _another(key: str, taken: Mapping[str, Any], copies: dict[str, int]) -> str:
+    """Return a key that is not taken; `copies` counts what was tried, so that many equal keys stay linear."""
+    while True:
+        copies[key] = copies.get(key, 1) + 1
+        if f"{key} {copies[key]}" not in taken:
+            return f"{key} {copies[key]}"
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; raises ValueError for a repeated key, because only its last value would be looked at."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("repeats a key")
+    return result
 
 
 def _depth(value: Any) -> int:

@@ -28,8 +28,10 @@ _HINTS = (
 )
 _TEMPLATE = re.compile(
     # https://jinja.palletsprojects.com/templates: {{ name.attribute | filter }}, {% if ... %}; not CSS or TeX braces
-    r"(?<![\w}=$\\{])\{\{-?\s*[A-Za-z_][\w.]*(?:\[[^\]\n]{1,40}\]|\([^)\n]{0,80}\)|\.\w+)*\s*(?:\|[^{}\n]{1,80})?-?\}\}(?!\})|"
-    r"\{%-?\s*(?:if|elif|else|endif|for|endfor|set|macro|endmacro|block|endblock|include|extends|raw)\b[^{}\n]{0,200}-?%\}"
+    # Every repetition is bounded, so that the work for each opening brace is.
+    r"(?<![\w}=$\\{])\{\{-?\s{0,40}[A-Za-z_]\w{0,80}(?:\[[^\]\n]{1,40}\]|\([^)\n]{0,80}\)|\.\w{1,80}){0,12}"
+    r"\s{0,40}(?:\|[^{}\n]{1,80})?-?\}\}(?!\})|"
+    r"\{%-?\s{0,40}(?:if|elif|else|endif|for|endfor|set|macro|endmacro|block|endblock|include|extends|raw)\b[^{}\n]{0,200}-?%\}"
 )
 
 

@@ -1,13 +1,19 @@
 """A copy of a dialogue with marks such as `[E-MAIL]` in place of secrets and personal data."""
 
 import json
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from lora_chat.audit.findings import Kind
+from lora_chat.audit.findings import Kind, Match
 from lora_chat.audit.json_strings import parse_container, rewrite_strings
 from lora_chat.audit.sensitive.scan import find_sensitive
 from lora_chat.dialogues.dialogue import Dialogue, Message
+
+_PASSES = 12
+"""Most passes over a text; from the middle on a match takes its neighbours with it, so that a long row needs few."""
+_NUMBERS = re.compile(r"[0-9 .()/-]+(?<! )")
+_NO_BLANKS = re.compile(r"\S+")
 
 
 def redact(dialogue: Dialogue, kinds: Collection[Kind]) -> tuple[Dialogue, int]:
@@ -26,14 +32,43 @@ def redact(dialogue: Dialogue, kinds: Collection[Kind]) -> tuple[Dialogue, int]:
 
 def redact_text(text: str, kinds: Collection[Kind], context: str = "") -> tuple[str, int]:
     """The text with marks, and how many were set; `context` is what stands before it and stays."""
-    count = 0
-    while found := [
-        m for m in find_sensitive(context + text) if m.kind in kinds and m.start >= len(context)
-    ]:  # again until nothing is left: what stood next to a match can be seen only now
-        for match in reversed(found):
-            text = text[: match.start - len(context)] + match.mark + text[match.end - len(context) :]
+    count, before = 0, len(context)
+    for number in range(_PASSES):  # again until nothing is left: what stood next to a match can be seen only now
+        whole = context + text
+        found = [m for m in find_sensitive(whole) if m.kind in kinds and m.start >= before]
+        if not found:
+            break
+        text = _replace(whole, found if number < _PASSES // 2 else _widen(whole, found, before), before)
         count += len(found)
     return text, count
+
+
+def _replace(text: str, found: Sequence[Match], start: int) -> str:
+    """Return the text from `start` on with marks in place of matches."""
+    parts = []
+    for match in found:
+        parts += [text[start : match.start], match.mark]
+        start = match.end
+    return "".join([*parts, text[start:]])
+
+
+def _widen(text: str, found: Sequence[Match], first: int) -> list[Match]:
+    """Extend matches over the run of digits or of other characters without blanks that they stand in.
+
+    Numbers in a long row come to light one by one, each when its neighbour is a mark.
+    """
+    wide: list[Match] = []
+    for match in found:
+        start, end = match.start, match.end
+        run = _NUMBERS if text[start].isdigit() else _NO_BLANKS
+        behind = run.match(text, end)
+        end = behind.end() if behind else end
+        while start > first and not text[start - 1].isspace():
+            start -= 1
+        if wide and start < wide[-1].end:
+            continue
+        wide.append(replace(match, start=start, end=end))
+    return wide
 
 
 def _redact_message(message: Message, kinds: Collection[Kind]) -> tuple[Message, int]:

@@ -4,7 +4,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.dialogues.control_tokens import CLOSE
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100
 """Label of a token without loss, as PyTorch's cross entropy has it."""
+
+_MOST_RENDERED = 100_000_000
+"""Characters of all prompts of one dialogue together; each reply's prompt is rendered, so they grow with the square."""
+_MESSAGE = 200
+"""Characters that a message counts for whatever its length, because a template takes time for each."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class DialogueEncoder:
         messages = self._coder.mark([self._reader.with_thoughts_apart(message) for message in dialogue.as_dicts])
         tools = self._coder.mark(dialogue.tool_list)
         places = [i for i, m in enumerate(dialogue.messages) if m.role == "assistant" and m.trained]
+        _check_work(dialogue, places)
         try:
             turns = self._reader.read(messages, tools, places)
         except DataError as error:
@@ -144,6 +150,20 @@ class DialogueEncoder:
             ends.append((turn.place + 1, end))
         thoughtless = sum(turn.thoughtless for turn in draft.turns)
         return EncodedDialogue(text.ids, labels, tuple(ends), _count_roles(draft, text, labels), thoughtless)
+
+
+def _check_work(dialogue: Dialogue, places: Sequence[int]) -> None:
+    """Raise DataError for a dialogue whose prompts would take minutes to render and gigabytes to keep."""
+    sizes = [
+        _MESSAGE + len(m.content) + len(m.reasoning or "") + sum(len(call.arguments) for call in m.tool_calls)
+        for m in dialogue.messages
+    ]
+    before = [0, *accumulate(sizes)]
+    if sum(before[place] for place in places) > _MOST_RENDERED:
+        raise DataError(
+            f"it has {len(places):,} trained replies in {before[-1] - _MESSAGE * len(sizes):,} characters, too many to "
+            "render the prompt of each; split it into several dialogues"
+        )
 
 
 def _apart(draft: _Draft) -> tuple[_Draft, ...]:

@@ -47,14 +47,17 @@ class _Window:
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text = ""
         self._place = 0
-        self._begin = 1
+        self._line = 1
+        self._counted = 0
         self._size = _WINDOW
         self._ended = False
 
     @property
     def line(self) -> int:
-        """Where the window stands."""
-        return self._begin + self._text.count("\n", 0, self._place)
+        """The line at the current place; each line feed is counted once."""
+        self._line += self._text.count("\n", self._counted, self._place)
+        self._counted = self._place
+        return self._line
 
     def peek(self) -> str:
         """The next character that is no blank; empty at the end."""
@@ -95,12 +98,12 @@ class _Window:
             self._fill()
 
     def _fill(self) -> None:
-        self._begin, self._text, self._place = self.line, self._text[self._place :], 0
+        self._line, self._text, self._place, self._counted = self.line, self._text[self._place :], 0, 0
         data = self._file.read(self._size)
         self._ended = not data
         try:
             self._text += self._decoder.decode(data, final=self._ended)
         except UnicodeDecodeError as error:
             known = error.object[: error.start].decode("utf-8", errors="ignore")
-            line = self._begin + self._text.count("\n") + known.count("\n")
+            line = self._line + self._text.count("\n") + known.count("\n")
             raise BrokenListError(line, "is not UTF-8 text") from error

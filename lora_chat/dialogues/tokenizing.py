@@ -118,7 +118,10 @@ class TextTokenizer:
                 new, shift = encoded.ids[skip:], begin - (1 if skip else 0)
                 places = encoded.offsets and [(start + shift, end + shift) for start, end in encoded.offsets[skip:]]
             ids += new
-            offsets = None if offsets is None or places is None else offsets + places
+            if offsets is None or places is None:
+                offsets = None
+            else:
+                offsets += places
         return TokenizedText(text, ids, offsets)
 
     def _encode_as_text(self, text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from typing import Any
 
 DEEPEST = 100
@@ -39,8 +40,8 @@ def is_deep(value: Any) -> bool:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"gives {next(n for n in names if names.count(n) > 1)!a} twice")
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"gives {next(name for name, n in counts.items() if n > 1)!a} twice")
     return result
 
 

@@ -70,5 +70,5 @@ KEY_FORMATS: tuple[KeyFormat, ...] = (
     _key("Linear key", "lin_api_", r"lin_api_[A-Za-z0-9]{40}"),
     _key("Notion token", "ntn_", r"ntn_[A-Za-z0-9]{40,}"),
     # RFC 7519: header and payload are JSON objects, so both parts begin with `{"` in base64url
-    _key("JSON web token", "eyJ", r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"),
+    _key("JSON web token", "eyJ", r"eyJ[\w-]{10,2000}\.eyJ[\w-]{10,16000}\.[\w-]{10,}"),
 )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from lora_chat.audit.findings import Match
 
@@ -83,17 +84,27 @@ def _is_national(number: str, text: str, start: int) -> bool:
     before = text[max(0, start - 40) : start]
     if _CHINESE_MOBILE.fullmatch(number) and re.search("[\u4e00-\u9fff]", before + text[start + 11 : start + 51]):
         return _valid(digits, "CN")
-    return bool(_ANNOUNCING.search(before)) and any(_valid(number, region) for region in _REGIONS)
+    return bool(_ANNOUNCING.search(before)) and _valid_somewhere(digits)
+
+
+@lru_cache(maxsize=1 << 14)
+def _valid_somewhere(digits: str) -> bool:
+    return any(_valid(digits, region) for region in _REGIONS)
 
 
 def _valid(number: str, region: str | None) -> bool:
+    return _valid_digits(re.sub("[^0-9+]", "", number), region)
+
+
+@lru_cache(maxsize=1 << 14)
+def _valid_digits(digits: str, region: str | None) -> bool:
+    """Return whether a numbering plan has the number; cached because redacting looks at a text more than once."""
     import phonenumbers
 
-    digits = re.sub("[^0-9+]", "", number)
     if _FICTION.fullmatch(digits) or len(set(digits)) < 4 or digits.lstrip("+") in "01234567890123456789":
         return False
     try:
-        return phonenumbers.is_valid_number(phonenumbers.parse(number, region))
+        return phonenumbers.is_valid_number(phonenumbers.parse(digits, region))
     except phonenumbers.NumberParseException:
         return False
 

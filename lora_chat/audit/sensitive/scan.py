@@ -46,10 +46,25 @@ def may_hold_personal_data(text: str) -> bool:
 
 
 def _without_overlaps(found: list[Match], text: str) -> list[Match]:
+    """Return the matches that keep their place, kind by kind, in one pass over sorted intervals for each kind."""
     taken = [mark.span() for mark in MARK.finditer(text)]
-    kept = []
-    for match in sorted(found, key=lambda m: (KINDS.index(m.kind), m.start, -m.end, m.detail)):
-        if all(match.end <= start or end <= match.start for start, end in taken):
-            taken.append((match.start, match.end))
-            kept.append(match)
+    kept: list[Match] = []
+    for kind in sorted({match.kind for match in found}, key=KINDS.index):
+        new = _fitting(sorted((m for m in found if m.kind == kind), key=lambda m: (m.start, -m.end, m.detail)), taken)
+        taken = sorted(taken + [(match.start, match.end) for match in new])
+        kept += new
     return sorted(kept, key=lambda m: m.start)
+
+
+def _fitting(matches: list[Match], taken: list[tuple[int, int]]) -> list[Match]:
+    """Return the matches that touch no interval of `taken` and none before them; both lists are sorted."""
+    kept: list[Match] = []
+    at = last = 0
+    for match in matches:
+        while at < len(taken) and taken[at][1] <= match.start:
+            at += 1
+        free = at == len(taken) or match.end <= taken[at][0]
+        if free and match.start >= last:
+            kept.append(match)
+            last = match.end
+    return kept
