@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from lora_chat.planning.plan import PrecisionPlan, make_precision
 from lora_chat.planning.recipe import BaseSection, QuantizationSection
 from lora_chat.run_folder import RunFolder, is_run, open_run_folder
 from lora_chat.sharing.parcel import Parcel, is_parcel, open_parcel
-from lora_chat.system.sanitize import visible_lines
+from lora_chat.system.sanitize import visible, visible_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SHOWN_LINES = 60
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def open_thing(thing: str, say: Callable[[str], None], trust: Trust = Trust(), m
         stored, ours = read_adapter(run.adapter), True
     if mode:
         quantization = QuantizationSection.model_validate({"mode": mode})
-    found = find_adapter(stored, say, trust, ours=ours, named_by_stranger=parcel is not None)
+    found = find_adapter(stored, say, trust, ours=ours, named_by_stranger=not ours)
     return Opened(thing, found, make_precision(quantization, detect_hardware()), run, parcel)
 
 
@@ -117,15 +119,26 @@ def find_bound_base(
         return find_base(BaseSection(name=trust.base), say)
     name, revision = stored.base
     wanted = BaseSection(name=name, revision=revision)
-    embedded = name in embedded_names()
-    if named_by_stranger and not embedded and (Path(name).exists() or not is_here(wanted)):
+    if named_by_stranger and name not in embedded_names() and not _is_kept(wanted):
+        shown = visible(name, 200)
+        download = f", or --base {shown}" if _HUB_NAME.fullmatch(name) else ""
         raise BaseUnavailableError(
-            f"{stored.name} belongs to the base {name}"
-            + (f" at revision {revision}" if revision else "")
+            f"{visible(stored.name)} belongs to the base {shown}"
+            + (f" at revision {visible(revision, 100)}" if revision else "")
             + ", which is not on this machine under that name.\nName where it is, or that it may be downloaded: "
-            f"--base FOLDER, or --base {name}. Whatever you name, its digest is compared."
+            f"--base FOLDER{download}. Whatever you name, its digest is compared."
         )
     return find_base(wanted, say)
+
+
+def _is_kept(base: BaseSection) -> bool:
+    """Whether a base that a stranger names was downloaded before; a name that is a path is not even looked at.
+
+    Looking at a path such as `\\\\host\\share` or `/net/host` can already send a password to that host.
+    """
+    if not _HUB_NAME.fullmatch(base.name):
+        return False
+    return not Path(base.name).exists() and is_here(base)
 
 
 def _choose_template(stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase", *, accept: bool) -> None:
