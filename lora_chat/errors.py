@@ -26,6 +26,12 @@ class DataError(LoraChatError):
     exit_code = 3
 
 
+class TemplateError(LoraChatError):
+    """A chat template took more time, memory or text than any real one; no dialogue is to blame."""
+
+    exit_code = 3
+
+
 class SpaceError(LoraChatError):
     """No room left where something is to be written."""
 

@@ -26,6 +26,7 @@ def open_chat(
         opened = open_thing(thing, say, trust, mode)
         precision, base, tokenizer = opened.precision, opened.found.base, opened.found.tokenizer
         system = opened.system if system is None else system
+        stop_ids = read_stop_ids(base, tokenizer)
         say(f"Loading {thing} ({precision.mode}, {precision.dtype}, on {precision.device})")
         model = opened.found.load(precision)
     else:
@@ -34,9 +35,10 @@ def open_chat(
         except BaseUnavailableError as error:
             raise BaseUnavailableError(f"There is no run, parcel, adapter or folder {thing} here.\n{error}") from error
         precision = make_precision(QuantizationSection.model_validate({"mode": mode or "none"}), detect_hardware())
-        say(f"Loading {thing} ({precision.mode}, {precision.dtype}, on {precision.device})")
         tokenizer = load_tokenizer(base)
         install_template(tokenizer)
+        stop_ids = read_stop_ids(base, tokenizer)
+        say(f"Loading {thing} ({precision.mode}, {precision.dtype}, on {precision.device})")
         model = load_base_model(base, precision)
     model.eval()
-    return Chat(model, tokenizer, read_stop_ids(base, tokenizer), system, max_new_tokens, as_json, say)
+    return Chat(model, tokenizer, stop_ids, system, max_new_tokens, as_json, say)

@@ -15,6 +15,11 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from lora_chat.system.process_limits import address_space, limited
+
+_SECONDS, _MEMORY = 20.0, 1 << 30
+"""Limits for rendering one prompt."""
+
 
 class _Model:
     """One GGUF, perhaps with a LoRA, and a context of `length` tokens."""
@@ -85,8 +90,9 @@ class _Model:
             raise RuntimeError("the file has no chat template")
         end = self._text(llama_cpp.llama_vocab_eos(self._vocab))
         opening = self._text(llama_cpp.llama_vocab_bos(self._vocab))
-        formatter = Jinja2ChatFormatter(template.decode(), eos_token=end, bos_token=opening)
-        text = formatter(messages=messages, **({"tools": tools} if tools else {})).prompt
+        with limited(_SECONDS, _MEMORY, address_space()):  # the template may be a stranger's program
+            formatter = Jinja2ChatFormatter(template.decode(), eos_token=end, bos_token=opening)
+            text = formatter(messages=messages, **({"tools": tools} if tools else {})).prompt
         # They add the beginning of a text themselves where the file says so, and then take the template's own away.
         return self.tokenize(text.removeprefix(self.beginning()), bool(self.beginning()))
 

@@ -1,12 +1,15 @@
 """Choose a chat template, and render with it exactly as it will be served."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from lora_chat.dialogues.template_process import RenderJob, render_apart
 from lora_chat.dialogues.tokenizing import TextTokenizer, begin_of_text
 from lora_chat.errors import DataError
+from lora_chat.system.sanitize import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +30,15 @@ CHATML_TEMPLATE = (
 )
 """ChatML, for a base whose vocabulary has its two tokens."""
 
+EMBEDDED_TEMPLATES = frozenset(
+    {
+        "f91864928fccff928b3068ca784db6275e655e400ccbb28f61d92c0090caf3b3",  # tiny-random
+        "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",  # smollm2-135m-instruct
+    }
+)
+"""sha256 of the templates of the embedded bases, whose files are written or checked by this package."""
+
+_BEGIN = "{{- bos_token -}}"
 _LARGEST = 1 << 20
 
 
@@ -54,7 +66,7 @@ def install_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None = 
 
 def _plain(tokenizer: "PreTrainedTokenizerBase") -> str:
     """With the beginning of a text that the base knows from its pretraining, if it has one."""
-    return ("{{- bos_token -}}" if begin_of_text(tokenizer) else "") + PLAIN_TEMPLATE
+    return (_BEGIN if begin_of_text(tokenizer) else "") + PLAIN_TEMPLATE
 
 
 def _read_template(path: Path) -> str:
@@ -76,13 +88,52 @@ def render_texts(
     reply_follows: bool,
     tools: Sequence[dict[str, Any]] | None = None,
 ) -> list[str]:
-    """Chats as text under the template, with the opening of a reply if one follows; DataError if it refuses them."""
-    render = _compiled(str(tokenizer.chat_template))
-    words = {"tools": list(tools) if tools else None, "documents": None, "add_generation_prompt": reply_follows}
+    """Chats as text under the template, with the opening of a reply if one follows; DataError if it refuses them.
+
+    Raises TemplateError if the template takes more time or memory than any real one.
+    """
+    (found,) = render_jobs(tokenizer, [RenderJob(chats, reply_follows, tools)])
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
+def render_jobs(tokenizer: "PreTrainedTokenizerBase", jobs: Sequence[RenderJob]) -> list[list[str] | DataError]:
+    """The texts of each job, or why the template refuses it; TemplateError as in `render_texts`.
+
+    A template is a stranger's program unless it is one of those that this package brings: then it is compiled and
+    rendered in a process of its own, with limits.
+    """
+    template, special = str(tokenizer.chat_template), dict(tokenizer.special_tokens_map)
+    if is_trusted(template):
+        return [_render_here(template, special, job) for job in jobs]
+    return render_apart(template, special, jobs)
+
+
+@lru_cache(maxsize=64)
+def is_trusted(template: str) -> bool:
+    """Whether a template is one of this package or of an embedded base, by digest."""
+    return hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest() in _trusted_digests()
+
+
+@lru_cache(maxsize=1)
+def _trusted_digests() -> frozenset[str]:
+    ours = (PLAIN_TEMPLATE, _BEGIN + PLAIN_TEMPLATE, CHATML_TEMPLATE)
+    return frozenset({hashlib.sha256(text.encode()).hexdigest() for text in ours} | EMBEDDED_TEMPLATES)
+
+
+def _render_here(template: str, special: dict[str, Any], job: RenderJob) -> list[str] | DataError:
+    words = {"tools": list(job.tools) if job.tools else None, "documents": None}
     try:
-        return [render(messages=list(chat), **words, **tokenizer.special_tokens_map) for chat in chats]
-    except Exception as error:  # a template is a program of its own, and fails in its own ways
-        raise DataError(f"the base's chat template refuses it: {error or type(error).__name__}") from error
+        render = _compiled(template)
+        return [
+            render(messages=list(chat), **words, add_generation_prompt=job.reply_follows, **special)
+            for chat in job.chats
+        ]
+    except Exception as error:
+        refused = DataError(f"the base's chat template refuses it: {visible(str(error) or type(error).__name__, 300)}")
+        refused.__cause__ = error
+        return refused
 
 
 @lru_cache(maxsize=8)
@@ -95,10 +146,7 @@ def _compiled(template: str) -> Callable[..., str]:
     """
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    try:
-        return cast("Callable[..., str]", _compile_jinja_template(template).render)
-    except Exception as error:
-        raise DataError(f"the base's chat template cannot be compiled: {error}") from error
+    return cast("Callable[..., str]", _compile_jinja_template(template).render)
 
 
 def render_ids(

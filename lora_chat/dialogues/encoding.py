@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_chat.dialogues.control_tokens import CLOSE
 from lora_chat.dialogues.dialogue import Dialogue, Role
 from lora_chat.dialogues.tokenizing import TextTokenizer, TokenizedText
-from lora_chat.dialogues.turns import Turn, TurnReader, in_one_row
+from lora_chat.dialogues.turns import Asked, Turn, TurnReader, in_one_row
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class DialogueEncoder:
 
     def encode(self, dialogues: Sequence[Dialogue]) -> list[tuple[EncodedDialogue, ...] | DataError]:
         """The rows of each dialogue, or why it has none."""
-        drafts = [_attempt(self._draft, dialogue) for dialogue in dialogues]
+        drafts = self._drafts(dialogues)
         texts = [draft.text for found in drafts if not isinstance(found, DataError) for draft in found]
         tokenized = iter(self._tokenize(texts))
         return [
@@ -91,20 +91,29 @@ class DialogueEncoder:
         except DataError:
             return [_attempt(lambda text: self._coder.tokenize([text])[0], text) for text in texts]
 
-    def _draft(self, dialogue: Dialogue) -> tuple[_Draft, ...]:
-        """The dialogue as text: one row, or one for each trained reply."""
+    def _drafts(self, dialogues: Sequence[Dialogue]) -> list[tuple[_Draft, ...] | DataError]:
+        """Each dialogue as text: one row, or one for each trained reply; or why it has none."""
+        asked = [_attempt(self._ask, dialogue) for dialogue in dialogues]
+        turns = iter(self._reader.read([one for one in asked if isinstance(one, Asked)]))
+        return [
+            one if isinstance(one, DataError) else self._draft(dialogue, one, next(turns))
+            for dialogue, one in zip(dialogues, asked, strict=True)
+        ]
+
+    def _ask(self, dialogue: Dialogue) -> Asked:
         messages = self._coder.mark([self._reader.with_thoughts_apart(message) for message in dialogue.as_dicts])
-        tools = self._coder.mark(dialogue.tool_list)
         places = [i for i, m in enumerate(dialogue.messages) if m.role == "assistant" and m.trained]
         _check_work(dialogue, places)
-        try:
-            turns = self._reader.read(messages, tools, places)
-        except DataError as error:
+        return Asked(messages, self._coder.mark(dialogue.tool_list), places)
+
+    def _draft(self, dialogue: Dialogue, asked: Asked, turns: list[Turn] | DataError) -> tuple[_Draft, ...] | DataError:
+        if isinstance(turns, DataError) and isinstance(turns.__cause__, TypeError):
             # Some templates want the arguments of calls as text, and fail where they get them as an object.
-            if not isinstance(error.__cause__, TypeError):
-                raise
-            turns = self._reader.read([_with_text_arguments(message) for message in messages], tools, places)
-        said = tuple((m.role, d["content"].strip()) for m, d in zip(dialogue.messages, messages, strict=True))
+            texts = replace(asked, messages=[_with_text_arguments(message) for message in asked.messages])
+            (turns,) = self._reader.read([texts])
+        if isinstance(turns, DataError):
+            return turns
+        said = tuple((m.role, d["content"].strip()) for m, d in zip(dialogue.messages, asked.messages, strict=True))
         draft = _Draft(tuple(turns), said)
         return (draft,) if in_one_row(turns) else _apart(draft)
 

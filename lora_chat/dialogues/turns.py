@@ -8,11 +8,12 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.dialogues.chat_template import render_texts
+from lora_chat.dialogues.chat_template import render_jobs, render_texts
 from lora_chat.dialogues.control_tokens import OPEN
+from lora_chat.dialogues.template_process import RenderJob
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,6 +44,23 @@ class Turn:
     def text(self) -> str:
         """Both."""
         return self.prompt + self.reply
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A dialogue, as the template takes it, and the places of the replies that are to be trained."""
+
+    messages: Messages
+    tools: Any
+    places: Sequence[int]
+
+    @cached_property
+    def jobs(self) -> list[RenderJob]:
+        """Its prompts, its texts up to each reply, and the same without tools if there are any."""
+        prompts = [self.messages[:place] for place in self.places]
+        untils = [self.messages[: place + 1] for place in self.places]
+        jobs = [RenderJob(prompts, True, self.tools), RenderJob(untils, False, self.tools)]
+        return [*jobs, RenderJob(untils, False)] if self.tools else jobs
 
 
 class TurnReader:
@@ -86,16 +104,31 @@ class TurnReader:
         opened = THINK if _OPENED.search(prompt) else ""
         return self.with_thoughts_apart({"role": "assistant", "content": opened + reply})
 
-    def read(self, messages: Messages, tools: Any, places: Sequence[int]) -> list[Turn]:
-        """The turns of the replies at `places`; raises DataError with the reason why one cannot be trained."""
-        prompts = self.render([messages[:place] for place in places], tools, reply_follows=True)
-        untils = self.render([messages[: place + 1] for place in places], tools, reply_follows=False)
-        if tools and untils == self.render([messages[: place + 1] for place in places], None, reply_follows=False):
-            raise DataError("the chat template leaves out the tools")
-        return [
-            self._turn(messages, tools, place, prompt, until)
-            for place, prompt, until in zip(places, prompts, untils, strict=True)
-        ]
+    def read(self, asked: Sequence[Asked]) -> list[list[Turn] | DataError]:
+        """The turns of each, or the reason why one of its replies cannot be trained.
+
+        All are rendered together, because each call of a template in a process of its own costs a wait.
+        """
+        jobs = [job for one in asked for job in one.jobs]
+        found = iter(render_jobs(self._tokenizer, jobs))
+        return [self._turns(one, list(islice(found, len(one.jobs)))) for one in asked]
+
+    def _turns(self, asked: Asked, rendered: Sequence[list[str] | DataError]) -> list[Turn] | DataError:
+        texts = []
+        for one in rendered:
+            if isinstance(one, DataError):
+                return one
+            texts.append(one)
+        prompts, untils, *without_tools = texts
+        if untils in without_tools:
+            return DataError("the chat template leaves out the tools")
+        try:
+            return [
+                self._turn(asked.messages, asked.tools, place, prompt, until)
+                for place, prompt, until in zip(asked.places, prompts, untils, strict=True)
+            ]
+        except DataError as error:
+            return error
 
     def _turn(self, messages: Messages, tools: Any, place: int, prompt: str, until: str) -> Turn:
         message = messages[place]

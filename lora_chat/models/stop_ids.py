@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from lora_chat.dialogues.chat_template import render_texts
+from lora_chat.errors import DataError
 from lora_chat.models.base_model import FoundBase
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ def find_turn_end(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     said = "x7q"
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": said}]
     try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False)
-    except Exception:  # a template that refuses a plain exchange says so where dialogues are encoded
+        (text,) = render_texts(tokenizer, [chat], reply_follows=False)
+    except DataError:  # a template that refuses a plain exchange says so where dialogues are encoded
         return set()
     behind = text.rpartition(said)[2].lstrip()
     special = [(t.content, i) for i, t in tokenizer.added_tokens_decoder.items() if t.special and t.content]

@@ -1,0 +1,329 @@
+"""Chat templates are programs: a stranger's runs in a process of its own, and ends within limits."""
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lora_chat.cli import main
+from lora_chat.dialogues import template_process
+from lora_chat.dialogues.building import build_store
+from lora_chat.dialogues.chat_template import (
+    CHATML_TEMPLATE,
+    PLAIN_TEMPLATE,
+    is_trusted,
+    render_texts,
+)
+from lora_chat.dialogues.chunk_encoding import ChunkEncoder, EncodingOptions
+from lora_chat.dialogues.encoding import encode_dialogue
+from lora_chat.dialogues.messages import make_dialogue
+from lora_chat.dialogues.reading import ReadingOptions
+from lora_chat.errors import DataError, TemplateError
+from lora_chat.models.stop_ids import find_turn_end
+
+MINE = CHATML_TEMPLATE + "{# mine #}"
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.fixture
+def with_template(tiny_tokenizer):
+    before = tiny_tokenizer.chat_template
+
+    def change(template):
+        tiny_tokenizer.chat_template = template
+        return tiny_tokenizer
+
+    yield change
+    tiny_tokenizer.chat_template = before
+
+
+@pytest.fixture
+def short_limits(monkeypatch):
+    monkeypatch.setattr(template_process, "_SECONDS", 1.0)
+    monkeypatch.setattr(template_process, "_GRACE", 1.0)
+
+
+def child():
+    assert template_process._process is not None
+    return template_process._process._child
+
+
+def test_the_child_renders_what_transformers_renders(with_template):
+    chats = [
+        CHAT,
+        CHAT[:1],
+        [{"role": "user", "content": "\x00\x1b[31m\ud800 \U0001f642 \u202e\r\n\t\"'\\"}],
+        [*CHAT, {"role": "user", "content": ""}],
+        [{"role": "assistant", "content": "x", "n": 3, "f": 0.1, "yes": True, "list": [1, ["a"], {}]}],
+    ]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "ä": 1e300}}}]
+    text = (
+        "{{ bos_token }}{% for m in messages %}{{ m | tojson(indent=1) }}{{ m.role | title }}{% if loop.last %}."
+        "{% else %}{% continue %}{% endif %}{% generation %}{{ m.content | trim }}{% endgeneration %}{% endfor %}"
+        "{{ tools | tojson if tools else 'none' }}{{ eos_token }}{{ strftime_now('%Y') }}{{ nothing }}"
+        "{{ namespace(a=1).a }}{{ dict(b=2) }}{% if add_generation_prompt %}>{% endif %}"
+    )
+    tokenizer = with_template(text)
+    for reply_follows in (True, False):
+        for given in (None, tools):
+            found = render_texts(tokenizer, chats, reply_follows=reply_follows, tools=given)
+            assert found == [
+                tokenizer.apply_chat_template(chat, tools=given, tokenize=False, add_generation_prompt=reply_follows)
+                for chat in chats
+            ]
+
+
+def test_only_templates_of_this_package_and_its_bases_are_rendered_here(tiny_tokenizer, monkeypatch, with_template):
+    assert is_trusted(str(tiny_tokenizer.chat_template))
+    assert is_trusted(PLAIN_TEMPLATE) and is_trusted("{{- bos_token -}}" + PLAIN_TEMPLATE)
+    assert not is_trusted(MINE) and not is_trusted("") and not is_trusted(PLAIN_TEMPLATE + " ")
+    asked = []
+    monkeypatch.setattr(
+        "lora_chat.dialogues.chat_template.render_apart",
+        lambda template, *_: asked.append(template) or [["text"]],
+    )
+    for template in (CHATML_TEMPLATE, MINE):
+        render_texts(with_template(template), [CHAT], reply_follows=False)
+    assert asked == [MINE]
+
+
+@pytest.mark.slow
+def test_the_embedded_base_s_template_is_trusted(cache_home):
+    from transformers import AutoTokenizer
+
+    from lora_chat.models.embedded import find_embedded
+
+    tokenizer = AutoTokenizer.from_pretrained(find_embedded("smollm2-135m-instruct", print))
+    assert is_trusted(str(tokenizer.chat_template))
+
+
+BOMBS = {
+    "a loop": LOOP,
+    "a loop in a macro": "{% macro m(n) %}{% for a in range(99999) %}{{ m(n) if n > 999 }}{% endfor %}{% endmacro %}"
+    "{% for a in range(99999) %}{{ m(1) }}{% endfor %}",
+    "memory while it is compiled": "{{ 'a' * 30000000000 }}",
+    "memory while it is rendered": "{{ messages[0].content * 30000000000 }}",
+    "memory in a list": "{{ (messages * 900000000) | length }}",
+    "doubling": "{% set n = namespace(t='aaaaaaaa') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
+    "one long operation": "{{ (messages | length * 9) ** (9 ** 9) }}",
+    "one long operation while it is compiled": "{{ 9 ** (9 ** 9) }}",
+    "padding": "{{ 'a' | indent(999999999) }}{{ '%999999999s' | format('a') }}{{ 'a'.center(2000000000) }}",
+    "too much text": "{{ 'a' * 90000000 }}",
+    "text beyond all proportion": "{{ 'a' * 200000 }}",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_ends_within_its_limit_and_the_next_template_renders(name, with_template, short_limits):
+    render_texts(with_template(MINE), [CHAT], reply_follows=False)  # the start of a child is no part of the limit
+    began = time.monotonic()
+    with pytest.raises(TemplateError, match="chat template"):
+        render_texts(with_template(BOMBS[name]), [CHAT], reply_follows=False)
+    assert time.monotonic() - began < 10
+    assert render_texts(with_template(MINE), [CHAT[:1]], reply_follows=False) == ["<|im_start|>user\nhi<|im_end|>\n"]
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ raise_exception('no \x1b[31m\u202e') }}", r"no \x1b[31m\u202e"),
+        ("{% for %}", "cannot be compiled"),
+        ("{{ messages[0]['no'].nothing }}", "no attribute"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{{ messages.__class__.__mro__ }}{{ messages.append(1) }}", "unsafe"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{% import 'os' as os %}{{ os }}", "no loader"),
+        ("{{ range(999999) }}", "Range too big"),
+        ("{{ raise_exception('a' * 100000) }}", "aaa..."),
+        ("{{ nothing() }}", "undefined"),
+        ("{{ 1 / 0 }}", "division"),
+    ],
+)
+def test_a_template_that_fails_says_why_in_visible_text(template, told, with_template):
+    with pytest.raises(DataError) as caught:
+        render_texts(with_template(template), [CHAT], reply_follows=False)
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("nested", ["{{ " + "(" * 20000 + "1" + ")" * 20000 + " }}", "{{ " + "-" * 50000 + "1 }}"])
+def test_deep_nesting_is_refused_whatever_it_breaks(nested, with_template):
+    with pytest.raises((DataError, TemplateError)):
+        render_texts(with_template(nested), [CHAT], reply_follows=False)
+    assert render_texts(with_template(MINE), [CHAT], reply_follows=False)
+
+
+def test_one_child_serves_many_renderings(with_template):
+    tokenizer = with_template(MINE)
+    render_texts(tokenizer, [CHAT], reply_follows=False)
+    first = child().pid
+    for _ in range(20):
+        render_texts(tokenizer, [CHAT], reply_follows=True)
+    with pytest.raises(DataError):
+        render_texts(with_template("{% for %}"), [CHAT], reply_follows=False)
+    assert child().pid == first
+
+
+def test_more_than_a_batch_is_rendered_in_pieces(with_template, monkeypatch):
+    tokenizer = with_template(MINE)
+    whole = render_texts(tokenizer, [CHAT, CHAT[:1], CHAT], reply_follows=True)
+    monkeypatch.setattr(template_process, "_BATCH", 10)
+    assert render_texts(tokenizer, [CHAT, CHAT[:1], CHAT], reply_follows=True) == whole
+    assert "<|im_start|>assistant" in whole[1]
+
+
+def test_a_chat_of_many_megabytes_is_no_bomb(with_template):
+    long = [{"role": "user", "content": "ä\n" * 4_000_000}]
+    (text,) = render_texts(with_template(MINE), [long], reply_follows=False)
+    assert len(text) > 8_000_000
+
+
+def test_turn_ends_and_dialogues_do_not_hide_a_bomb(with_template, short_limits):
+    with pytest.raises(TemplateError):
+        find_turn_end(with_template(LOOP))
+    assert find_turn_end(with_template("{{ raise_exception('no') }}")) == set()
+    late = CHATML_TEMPLATE + "{% if messages[0].content == 'bomb' %}" + LOOP + "{% endif %}"
+    tokenizer = with_template(late)
+    assert find_turn_end(tokenizer) == {tokenizer.eos_token_id}
+    bad = make_dialogue({"messages": [{"role": "user", "content": "bomb"}, CHAT[1]]})
+    with pytest.raises(TemplateError):
+        encode_dialogue(bad, tokenizer, [tokenizer.eos_token_id])
+
+
+def test_forked_processes_render_in_children_of_their_own(with_template, tmp_path):
+    tokenizer = with_template(MINE)
+    rows = [{"messages": [{"role": "user", "content": str(n)}, CHAT[1]]} for n in range(300)]
+    path = tmp_path / "talk.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    render_texts(tokenizer, [CHAT], reply_follows=False)
+    ours = child().pid
+    encoder = ChunkEncoder(tokenizer, [tokenizer.eos_token_id], EncodingOptions(ReadingOptions(), 1 << 20))
+    folders = [tmp_path / "two", tmp_path / "one"]
+    for folder, workers in zip(folders, (2, 1), strict=True):
+        folder.mkdir()
+        assert build_store(folder, [path], encoder, workers).accepted == 300
+    one, two = ({p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} for folder in folders)
+    assert one.keys() == two.keys() and any(one.values())
+    assert {k: v for k, v in one.items() if k.endswith(".arrow")} == {
+        k: v for k, v in two.items() if k.endswith(".arrow")
+    }
+    assert child().pid == ours and child().poll() is None
+    assert render_texts(tokenizer, [CHAT], reply_follows=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_leaves_the_parent_s_child_alone(with_template):
+    tokenizer = with_template(MINE)
+    before = render_texts(tokenizer, [CHAT], reply_follows=False)
+    ours = child().pid
+    pid = os.fork()
+    if pid == 0:
+        same = render_texts(tokenizer, [CHAT], reply_follows=False) == before and child().pid != ours
+        template_process.close_process()
+        os._exit(0 if same else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert child().pid == ours and child().poll() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+@pytest.mark.parametrize("busy", [False, True])
+def test_no_child_outlives_a_parent_that_is_killed(busy):
+    script = (
+        "import sys, threading\n"
+        "from lora_chat.dialogues import template_process as t\n"
+        "t._SECONDS = 2.0\n"
+        "t.render_apart('x', {}, [t.RenderJob([[]], False)])\n"
+        "print(t._process._child.pid, flush=True)\n"
+        f"{f't.render_apart({LOOP!r}, {{}}, [t.RenderJob([[]], False)])' if busy else 'sys.stdin.read()'}\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    if busy:
+        before = processor_seconds(pid)
+        wait_for(lambda: processor_seconds(pid) > before + 0.1)  # it is inside the loop
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in state(pid))
+
+
+def state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def processor_seconds(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for(condition, seconds=20):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_the_child_can_write_no_file_and_sees_no_secret(with_template, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    template_process.close_process()
+    render_texts(with_template(MINE), [CHAT], reply_follows=False)
+    if not Path("/proc/self").exists():
+        pytest.skip("needs /proc")
+    assert b"hf_secret" not in Path(f"/proc/{child().pid}/environ").read_bytes()
+    limits = Path(f"/proc/{child().pid}/limits").read_text()
+    assert next(line for line in limits.splitlines() if line.startswith("Max file size")).split()[3] == "0"
+
+
+def test_nothing_else_in_the_package_compiles_or_renders_templates():
+    allowed = {"dialogues/chat_template.py", "dialogues/template_child.py", "delivery/llama_cpp_worker.py"}
+    names = {"apply_chat_template", "_compile_jinja_template", "Jinja2ChatFormatter", "render_jinja_template", "jinja2"}
+    root = Path(template_process.__file__).parents[1]
+    found = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            said = {getattr(node, "id", None), getattr(node, "attr", None)}
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                said |= {alias.name.split(".")[0] for alias in node.names} | {getattr(node, "module", None)}
+            if said & names:
+                found.add(path.relative_to(root).as_posix())
+    assert found == allowed
+
+
+@pytest.fixture
+def hostile_base(random_base, tmp_path):
+    import shutil
+
+    def make(template):
+        folder = tmp_path / "base"
+        shutil.copytree(random_base("llama"), folder)
+        (folder / "chat_template.jinja").write_text(template)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("command", ["plan", "data", "sft", "chat"])
+@pytest.mark.parametrize("name", ["a loop", "memory while it is compiled"])
+def test_every_command_ends_with_a_message_where_the_base_s_template_is_a_bomb(
+    command, name, hostile_base, short_limits, tmp_path, capsys
+):
+    base = hostile_base(BOMBS[name])
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps({"messages": CHAT}) + "\n" for _ in range(8)))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"base: {{name: {base}}}\nquantization: {{mode: none}}\ndata: {{train: talk.jsonl}}\n"
+        f"training: {{max_steps: 2, effective_batch_size: 2}}\noutput: {{directory: {tmp_path / 'runs'}}}\n"
+    )
+    assert main([command, str(base if command == "chat" else recipe)]) == 3
+    told = capsys.readouterr().err
+    assert "chat template" in told and "it was stopped" in told and "Traceback" not in told
+    assert not (tmp_path / "runs").exists()
