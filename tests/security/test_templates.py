@@ -238,7 +238,7 @@ def test_no_child_outlives_a_parent_that_is_killed(busy):
     script = (
         "import sys, threading\n"
         "from lora_chat.dialogues import template_process as t\n"
-        "t._SECONDS = 2.0\n"
+        "t._SECONDS = 1.0\n"
         "t.render_apart('x', {}, [t.RenderJob([[]], False)])\n"
         "print(t._process._child.pid, flush=True)\n"
         f"{f't.render_apart({LOOP!r}, {{}}, [t.RenderJob([[]], False)])' if busy else 'sys.stdin.read()'}\n"
