@@ -6,7 +6,7 @@ from typing import Any
 from lora_chat.errors import RecipeError
 from lora_chat.forecast_view import duration, gib
 from lora_chat.planning.forecast import Forecast
-from lora_chat.run_folder import RunFolder, is_run
+from lora_chat.run_folder import is_run, open_run_folder
 
 
 def make_record(found: Forecast, peak: int, seconds: float, train: float, *, resumed: bool) -> dict[str, Any]:
@@ -45,8 +45,9 @@ def record_text(record: dict[str, Any]) -> str:
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The records of all finished runs in a folder of runs, the oldest first; raises RecipeError without any."""
-    runs = sorted((path for path in folder.glob("*") if is_run(path)), key=lambda path: path.stat().st_mtime)
-    results = [(path.name, RunFolder(path).read_result()) for path in runs if RunFolder(path).result.is_file()]
+    paths = sorted((path for path in folder.glob("*") if is_run(path)), key=lambda path: path.stat().st_mtime)
+    runs = [open_run_folder(path) for path in paths]
+    results = [(run.path.name, run.read_result()) for run in runs if run.result.is_file()]
     records = [{"run": name, **result["forecast"]} for name, result in results if result.get("forecast")]
     if not records:
         raise RecipeError(f"No finished run in {folder} has a forecast yet. Each that `sft` finishes keeps one.")

@@ -76,7 +76,7 @@ def open_thing(thing: str, say: Callable[[str], None], trust: Trust = Trust(), m
     elif is_adapter(path) and not is_run(path):
         stored = read_adapter(path)
         if ours := is_run(path.parent):
-            quantization = RunFolder(path.parent).read_quantization()
+            quantization = open_run_folder(path.parent).read_quantization()
     else:
         run = open_run_folder(thing)
         if not is_adapter(run.adapter):

@@ -28,7 +28,8 @@ def find_run(request: ResumeRequest, recipe: Recipe, say: Callable[[str], None])
     found = newest_run(recipe)
     if found is None:
         say("No run of this recipe has begun yet; this is the first.")
-    return found
+        return None
+    return open_run_folder(found.path)
 
 
 def is_finished(run: RunFolder, request: ResumeRequest, say: Callable[[str], None]) -> bool:

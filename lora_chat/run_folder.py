@@ -1,6 +1,7 @@
 """Names, writes and reads every file that a run leaves."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from lora_chat.errors import IntegrityError, RecipeError, explain_write_errors
 from lora_chat.planning.plan import Plan
 from lora_chat.planning.recipe import QuantizationSection, Recipe
 from lora_chat.planning.recipe_file import recipe_as_yaml
+from lora_chat.system.bounded_files import LARGEST_LOG, read_json_lines, read_json_object, read_text
+from lora_chat.system.received_folder import check_received_folder
 from lora_chat.writing import file_written_whole, is_part, sync, write_text_whole
 
 _LIBRARIES = (
@@ -160,31 +163,22 @@ class RunFolder:
 
     def read_lines(self, path: Path) -> list[Any]:
         """The rows of a file of JSON lines that this run has written."""
-        try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except ValueError as error:
-            raise IntegrityError(f"{path} is damaged: {error}") from error
+        return list(read_json_lines(path, LARGEST_LOG))
 
     def read_result(self) -> dict[str, Any]:
         """What `sft` found in the end."""
-        try:
-            found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
-            return found
-        except ValueError as error:
-            raise IntegrityError(f"{self.result} is damaged: {error}") from error
+        found: dict[str, Any] = read_json_object(self.result)
+        return found
 
     def read_proof(self) -> dict[str, Any]:
         """The proof of the adapter, with the digest of its weights."""
-        try:
-            found: dict[str, Any] = json.loads(self.proof.read_text(encoding="utf-8"))
-            return found
-        except ValueError as error:
-            raise IntegrityError(f"{self.proof} is damaged: {error}") from error
+        found: dict[str, Any] = read_json_object(self.proof)
+        return found
 
     def read_plan(self) -> Plan:
         """The plan this run was made with."""
         try:
-            return Plan.model_validate_json(self.plan.read_text(encoding="utf-8"))
+            return Plan.model_validate_json(read_text(self.plan))
         except ValueError as error:
             raise IntegrityError(f"{self.plan} is damaged: {error}") from error
 
@@ -253,18 +247,19 @@ def _next_free(parent: Path, name: str) -> Path:
 
 
 def open_run_folder(path: str | Path) -> RunFolder:
-    """The run at a path; raises RecipeError if there is none."""
+    """The run at a path; raises RecipeError if there is none, IntegrityError if it holds links or special files."""
     run = RunFolder(Path(path).expanduser())
     if not run.path.exists():
         raise RecipeError(f"There is no run {path}.{_latest_hint(run.path.parent)}")
     if not is_run(run.path):
         raise RecipeError(f"{path} is not a run: it has no plan.json.{_latest_hint(run.path.parent)}")
+    check_received_folder(run.path)
     return run
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is a run folder."""
-    return (path / "plan.json").is_file() and (path / "recipe.yaml").is_file()
+    """Whether a path is a run folder; its files may yet be links, which are refused where it is opened."""
+    return os.path.lexists(path / "plan.json") and os.path.lexists(path / "recipe.yaml")
 
 
 def _latest_hint(parent: Path) -> str:

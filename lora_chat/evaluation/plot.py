@@ -1,9 +1,10 @@
 """The course of the loss as a picture."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 from lora_chat.evaluation.comparison import Pair
+from lora_chat.system.bounded_files import LARGEST_LOG, read_json_lines
 from lora_chat.writing import file_written_whole
 
 
@@ -12,9 +13,8 @@ def write_loss_plot(metrics: Path, path: Path, validation: Pair | None) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    train = [(r["step"], r["loss"]) for r in rows if "loss" in r]
-    held = [(r["step"], r["validation_loss"]) for r in rows if "validation_loss" in r]
+    rows = list(read_json_lines(metrics, LARGEST_LOG))
+    train, held = _points(rows, "loss"), _points(rows, "validation_loss")
     last = train[-1][0] if train else 0
     if validation:
         held = [(0, validation.base), *(p for p in held if p[0] < last), (last, validation.adapted)]
@@ -33,6 +33,12 @@ def write_loss_plot(metrics: Path, path: Path, validation: Pair | None) -> None:
     axes.legend()
     with file_written_whole(path, "the loss plot") as file:
         figure.savefig(file, dpi=120, format="png")
+
+
+def _points(rows: list[Any], key: str) -> list[tuple[int, float]]:
+    """Pick (step, value) of the rows that have both as numbers; a received run may hold anything."""
+    found = [(row.get("step"), row.get(key)) for row in rows if isinstance(row, dict)]
+    return [(step, float(value)) for step, value in found if type(step) is int and isinstance(value, int | float)]
 
 
 def _smooth(points: list[tuple[int, float]], width: int = 9) -> list[tuple[int, float]]:

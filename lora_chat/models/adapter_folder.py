@@ -1,6 +1,7 @@
 """A folder in PEFT's layout: an adapter written into it, or read from it."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,9 @@ from lora_chat.errors import DiskError, IntegrityError
 from lora_chat.models.adapter import adapter_weights, write_weights
 from lora_chat.models.identity import Identity
 from lora_chat.models.stored_adapter import StoredAdapter
+from lora_chat.system.bounded_files import read_json_object, read_text
+from lora_chat.system.received_folder import check_received_folder
+from lora_chat.system.safetensors_header import check_header
 from lora_chat.writing import folder_written_whole
 
 if TYPE_CHECKING:
@@ -40,40 +44,39 @@ def save_adapter(model: "PeftModel", folder: Path, identity: Identity, chat_temp
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder looks like an adapter in PEFT's layout."""
-    return (folder / CONFIG_NAME).is_file()
+    """Whether a folder looks like an adapter in PEFT's layout; its config may yet be a link, which is refused."""
+    return os.path.lexists(folder / CONFIG_NAME)
 
 
 def read_adapter(folder: Path) -> StoredAdapter:
-    """What a folder holds, its weights unread. Raises IntegrityError for a damaged file."""
+    """What a folder holds, its weights unread. Raises IntegrityError for a damaged file, a link or a special file."""
+    check_received_folder(folder)
     template = folder / TEMPLATE_NAME
     return StoredAdapter(
         name=str(folder),
         config=_read_config(folder / CONFIG_NAME),
         read_weights=lambda: _read_weights(folder / WEIGHTS_NAME),
         identity=read_identity(folder),
-        template=template.read_text(encoding="utf-8") if template.is_file() else None,
+        template=read_text(template) if template.exists() else None,
     )
 
 
 def read_identity(folder: Path) -> Identity | None:
     """The identity an adapter was saved with; None for an adapter from another tool."""
     path = folder / IDENTITY_NAME
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        return Identity.model_validate_json(path.read_text())
+        return Identity.model_validate_json(read_text(path))
     except ValueError as error:
         raise IntegrityError(f"{path} is damaged: {error}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        config: dict[str, Any] = read_json_object(path, strict=True)
+    except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise IntegrityError(f"{path} is not an adapter's config.")
     return config
 
 
@@ -82,6 +85,7 @@ def _read_weights(path: Path) -> "dict[str, torch.Tensor]":
     from safetensors.torch import load_file
 
     try:
+        check_header(path)
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise IntegrityError(f"The adapter's weights {path} cannot be read: {error}") from error

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.errors import BaseUnavailableError
+from lora_chat.models.base_files import check_base_files
 from lora_chat.models.base_model import find_base, is_here
 from lora_chat.models.hub import find_small_files
 from lora_chat.planning.recipe import BaseSection
 from lora_chat.planning.shape import read_shape
 from lora_chat.system.hub_client import HubFailureError
-from lora_chat.system.strict_json import parse_json
 
 _BYTES = 2
 """Of a weight in the files of the bases known by heart."""
@@ -64,13 +64,7 @@ def _on_hub(base: BaseSection) -> BaseConfig:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        found = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BaseUnavailableError(f"The config {path} cannot be read: {error}.") from error
-    if not isinstance(found, dict):
-        raise BaseUnavailableError(f"The config {path} is no JSON object.")
+    found = check_base_files(folder)
     inner = found.get("text_config")
     return dict(inner) if isinstance(inner, dict) else dict(found)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import BaseUnavailableError, LoraChatError, MemoryShortError
+from lora_chat.models.base_files import check_base_files
 from lora_chat.models.dense_products import multiply_in_one_place
 from lora_chat.models.embedded import embedded_names, find_embedded
 from lora_chat.models.frozen_weights import hold_dense_weights, keep_one_layout, let_go_of_files
@@ -13,6 +14,7 @@ from lora_chat.models.hub import find_here, find_on_hub
 from lora_chat.models.kept_memory import give_memory_back
 from lora_chat.planning.plan import PrecisionPlan
 from lora_chat.planning.recipe import BaseSection
+from lora_chat.system.received_folder import check_received_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,17 +40,19 @@ def is_here(base: BaseSection) -> bool:
 def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None) -> FoundBase:
     """The folder of an embedded base, a local folder, or a hub id (downloaded once).
 
-    Raises BaseUnavailableError with what to do.
+    Raises BaseUnavailableError with what to do, IntegrityError for a folder with links or special files in it.
     """
     local = Path(base.name).expanduser()
     if base.name in embedded_names():
         return FoundBase(base.name, find_embedded(base.name, notice))
     if local.is_dir():
+        check_received_folder(local)
         if not (local / "config.json").is_file():
             raise BaseUnavailableError(
                 f"{local} is not a model folder: it has no config.json.\n"
                 "Name a folder in Hugging Face layout (config.json, tokenizer.json, *.safetensors)."
             )
+        check_base_files(local.resolve())
         return FoundBase(str(local.resolve()), local.resolve())
     if base.name.startswith((".", "/", "~")) or base.name.count("/") != 1:
         raise BaseUnavailableError(
@@ -56,6 +60,7 @@ def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None)
             "nor a folder, nor a hub id (OWNER/NAME)."
         )
     folder = find_on_hub(base.name, base.revision, notice)
+    check_base_files(folder)
     return FoundBase(base.name, folder, folder.name)
 
 
@@ -93,8 +98,12 @@ def load_skeleton(base: FoundBase) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(_read_config(base), trust_remote_code=False)
+    config = _read_config(base)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # a stranger's config: sizes that do not go together fail in many ways
+        raise BaseUnavailableError(f"The config of {base.name} means no model: {_first_line(error)}") from error
 
 
 def _read_config(base: FoundBase) -> Any:

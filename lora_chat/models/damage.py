@@ -1,10 +1,11 @@
 """Weights of a base that are not what was downloaded or written."""
 
-import json
 import re
 from pathlib import Path
 
 from lora_chat.errors import IntegrityError
+from lora_chat.system.bounded_files import read_json
+from lora_chat.system.safetensors_header import check_header
 
 DIGESTS_NAME = "sha256.json"
 """Beside weights that we wrote ourselves: their digests, by name."""
@@ -16,9 +17,10 @@ def check_structure(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_header(path)
         with safe_open(path, framework="pt"):
             pass
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, IntegrityError) as error:
         raise IntegrityError(f"{path} is damaged: {error}.\n{_remedy(path)}") from error
 
 
@@ -37,9 +39,8 @@ def _expected(path: Path) -> str | None:
     if path.is_symlink() and _SHA256.fullmatch(blob):
         return blob
     try:
-        known = json.loads((path.parent / DIGESTS_NAME).read_text())
-        return str(known[path.name])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(path.parent / DIGESTS_NAME)[path.name])
+    except (OSError, IntegrityError, KeyError, TypeError):
         return None
 
 

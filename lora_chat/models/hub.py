@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.system.bounded_files import MIDDLE, read_json_object
 from lora_chat.system.hub_answers import check_name
 from lora_chat.system.hub_client import (
     HubFailureError,
@@ -15,7 +16,6 @@ from lora_chat.system.hub_client import (
     find_snapshot,
     list_files,
 )
-from lora_chat.system.strict_json import parse_json
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 """All of a base but its weights."""
@@ -102,7 +102,7 @@ def _is_whole(folder: Path) -> bool:
     weights = {"model.safetensors"}
     if (folder / _INDEX).is_file():
         try:
-            weights = {check_name(file) for file in parse_json((folder / _INDEX).read_text())["weight_map"].values()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, BaseUnavailableError) as error:
+            weights = {check_name(file) for file in read_json_object(folder / _INDEX, MIDDLE)["weight_map"].values()}
+        except (OSError, TypeError, KeyError, AttributeError, IntegrityError, BaseUnavailableError) as error:
             raise IntegrityError(f"{folder / _INDEX} is no index of weights.\nDelete it and download again.") from error
     return all((folder / name).is_file() for name in {"config.json"} | weights)

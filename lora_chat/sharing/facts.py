@@ -1,7 +1,6 @@
 """What a run's folder says about its adapter, in figures and digests: no words of dialogues, no folders."""
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,6 +19,7 @@ from lora_chat.sharing.receipt import (
     TrainingReceipt,
     public_name,
 )
+from lora_chat.system.bounded_files import MIDDLE, read_json_object
 
 
 def bound_base(identity: Identity) -> BoundBase:
@@ -129,9 +129,7 @@ def _identity(run: RunFolder) -> Mapping[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found: dict[str, Any] = read_json_object(path, MIDDLE)
+    except OSError as error:
         raise IntegrityError(f"{path} is missing or damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise IntegrityError(f"{path} is damaged: it holds no object.")
     return found

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.digests import digest_file
+from lora_chat.errors import IntegrityError
+from lora_chat.system.bounded_files import LARGEST_LOG, MIDDLE, read_json, read_json_object
 from lora_chat.system.regular_files import kind_of, open_regular
 from lora_chat.writing import is_part, replacing, sync
 
 MANIFEST = "manifest.json"
+TRAINER_STATE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ASIDE = "damaged-{}-{}"
 _EVER = "committed"
@@ -76,13 +79,13 @@ def commit(folder: Path, identity: Mapping[str, Any]) -> Commit:
 def verify(folder: Path) -> Commit:
     """Read every byte of a checkpoint; raises DamagedError."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST, MIDDLE)
         step, identity = manifest["step"], manifest["identity"]
         promised = {entry["path"]: (entry["size"], entry["sha256"]) for entry in manifest["files"]}
         whole = manifest.pop("sha256") == _own_digest(manifest)
     except FileNotFoundError:
         raise DamagedError("it was not finished") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, IntegrityError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"its manifest cannot be read ({type(error).__name__})") from error
     if not whole or not isinstance(identity, dict):
         raise DamagedError("its manifest is damaged")
@@ -104,7 +107,17 @@ def verify(folder: Path) -> Commit:
             raise DamagedError(f"{name} cannot be read ({error.strerror})") from error
         if not same:
             raise DamagedError(f"{name} is damaged")
+    _check_state(folder / TRAINER_STATE)
     return Commit(folder, step, identity)
+
+
+def _check_state(path: Path) -> None:
+    """Raise DamagedError for a trainer's state that Transformers could not read in bounded time and depth."""
+    if path.exists():
+        try:
+            read_json_object(path, LARGEST_LOG)
+        except (OSError, IntegrityError) as error:
+            raise DamagedError(str(error)) from error
 
 
 def find_newest(parent: Path) -> tuple[Commit | None, Sequence[SetAside]]:

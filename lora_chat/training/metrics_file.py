@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_chat.system.bounded_files import LARGEST_LOG, parse_bounded, read_bytes
 from lora_chat.writing import write_text_whole
 
 
@@ -35,12 +36,16 @@ class Metrics:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows; a last line that was not finished is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    rows: list[dict[str, Any]] = []
+    raw = read_bytes(path, LARGEST_LOG) if path.exists() else b""
+    for line in raw.decode("utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = parse_bounded(line)
         except ValueError:
             break
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            break
+        rows.append(row)
     return rows
 
 

@@ -1,0 +1,90 @@
+"""Text and JSON files of strangers, read with a bound on their size, depth and number of values."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lora_chat.errors import IntegrityError, LoraChatError
+from lora_chat.system.regular_files import open_regular
+from lora_chat.system.strict_json import DEEPEST, is_deep, parse_json
+
+SMALL, MIDDLE, LARGE = 1 << 20, 16 << 20, 100_000_000
+"""Bytes: settings; lists of names; vocabularies."""
+LARGEST_LOG = 1 << 28
+"""Bytes of files with a line for each step or dialogue."""
+_MOST_VALUES = 8_000_000
+"""Commas and brackets; a vocabulary of 256,000 tokens with 500,000 merges has three million."""
+
+Kind = type[LoraChatError]
+
+
+def read_bytes(path: Path, most: int, error: Kind = IntegrityError) -> bytes:
+    """Read a regular file of at most `most` bytes; links are followed. Raises `error` for anything else.
+
+    Raises OSError for a file that is missing or cannot be read.
+    """
+    try:
+        handle = open_regular(path, follow=True)
+    except IntegrityError as refused:
+        raise error(str(refused)) from refused
+    with os.fdopen(handle, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        raw = file.read(most + 1) if size <= most else b""  # it may grow while it is read
+    if size > most or len(raw) > most:
+        raise error(f"{path} has more than {most:,} bytes, which is more than such a file can need. Replace it.")
+    return raw
+
+
+def read_text(path: Path, most: int = SMALL, error: Kind = IntegrityError) -> str:
+    """Read a UTF-8 text file. Raises `error`, and OSError as `read_bytes` does."""
+    try:
+        return read_bytes(path, most, error).decode("utf-8")
+    except UnicodeDecodeError as wrong:
+        raise error(f"{path} is not UTF-8 text (byte {wrong.start}). Replace it.") from wrong
+
+
+def read_json(path: Path, most: int = SMALL, error: Kind = IntegrityError, *, strict: bool = False) -> Any:
+    """Read a JSON file. Raises `error`, and OSError as `read_bytes` does.
+
+    With `strict` repeated keys, NaN and Infinity are refused too.
+    """
+    text = read_text(path, most, error)
+    try:
+        return parse_json(text) if strict else parse_bounded(text)
+    except ValueError as wrong:
+        raise error(f"{path} {wrong}. Replace it.") from wrong
+
+
+def read_json_object(path: Path, most: int = SMALL, error: Kind = IntegrityError, *, strict: bool = False) -> Any:
+    """As `read_json`, and an object."""
+    value = read_json(path, most, error, strict=strict)
+    if not isinstance(value, dict):
+        raise error(f"{path} holds no JSON object. Replace it.")
+    return value
+
+
+def read_json_lines(path: Path, most: int) -> Iterator[Any]:
+    """Read one JSON value a line. Raises IntegrityError, and OSError as `read_bytes` does."""
+    for number, line in enumerate(read_text(path, most).splitlines(), 1):
+        try:
+            yield parse_bounded(line)
+        except ValueError as wrong:
+            raise IntegrityError(f"{path}:{number} {wrong}. The file is damaged.") from wrong
+
+
+def parse_bounded(text: str) -> Any:
+    """Parse JSON as Python does. Raises ValueError for syntax, and for what is too deep or has too many values."""
+    brackets = text.count("[") + text.count("{")
+    if brackets + text.count(",") > _MOST_VALUES:
+        raise ValueError(f"has more than {_MOST_VALUES:,} values")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    if brackets > DEEPEST and is_deep(value):
+        raise ValueError("is nested too deeply")
+    return value
