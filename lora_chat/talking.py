@@ -33,6 +33,8 @@ def open_chat(
         try:
             base = find_base(BaseSection(name=thing), say)
         except BaseUnavailableError as error:
+            if path.is_dir():  # it is there, and the error says what is wrong with it
+                raise
             raise BaseUnavailableError(f"There is no run, parcel, adapter or folder {thing} here.\n{error}") from error
         precision = make_precision(QuantizationSection.model_validate({"mode": mode or "none"}), detect_hardware())
         tokenizer = load_tokenizer(base)
