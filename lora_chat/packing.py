@@ -30,10 +30,11 @@ from lora_chat.sharing.facts import (
     collect_training,
     collect_versions,
 )
+from lora_chat.sharing.figures import ProofReceipt
 from lora_chat.sharing.packing import UNSEALED, seal, write_parcel
 from lora_chat.sharing.parcel import SUFFIX, Parcel, open_parcel, settings_of
 from lora_chat.sharing.portability import report_portability
-from lora_chat.sharing.receipt import ProofReceipt, Receipt, explain
+from lora_chat.sharing.receipt import Receipt, explain
 from lora_chat.sharing.tensors import check_tensors, read_tensors
 from lora_chat.system.console import say
 

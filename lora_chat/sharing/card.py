@@ -12,9 +12,10 @@ from typing import Any
 from lora_chat import __version__
 from lora_chat.models.identity import Identity
 from lora_chat.planning.plan import Plan
+from lora_chat.sharing.figures import Both
 from lora_chat.sharing.markdown import code, fenced, plain, table
 from lora_chat.sharing.portability import Portability
-from lora_chat.sharing.receipt import BASE_NAME, Both, Receipt, public_name
+from lora_chat.sharing.receipt import BASE_NAME, Receipt, public_name
 from lora_chat.sharing.usage import how_to_use
 from lora_chat.system.sanitize import visible
 
@@ -62,7 +63,11 @@ def write_card(plan: Plan, identity: Identity, steps: int, figures: dict[str, An
 
 
 def write_parcel_card(facts: Receipt, portability: Sequence[Portability]) -> str:
-    """The card of a parcel, from the facts of its receipt, which need not be sealed yet."""
+    """Write the card of a parcel from the facts of its receipt, which need not be sealed yet.
+
+    A receiver writes it again and refuses a parcel with another one. So every word of it, and of the answers about
+    portability in it, belongs to version 1 of the receipt. A change needs another version, beside this function.
+    """
     base, data = facts.base, facts.data
     counts = {key: sum(source.counts.get(key, 0) for source in data.sources) for key in _COUNTS}
     training = [
@@ -129,7 +134,10 @@ _COUNTS = ("lines", "accepted", "blank", "refused", "dropped", "cut", "redacted"
 def wilson(share: float, count: int) -> tuple[float, float]:
     """95 % interval of a share of `count` answers (Wilson 1927; Brown, Cai and DasGupta 2001)."""
     z = 1.959963984540054
-    middle, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    middle, spread = (
+        share + z * z / (2 * count),
+        z * math.sqrt(max(0, share * (1 - share)) / count + (z / (2 * count)) ** 2),
+    )
     scale = 1 + z * z / count
     return (middle - spread) / scale, (middle + spread) / scale
 

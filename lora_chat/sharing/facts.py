@@ -10,15 +10,8 @@ from lora_chat.errors import IntegrityError
 from lora_chat.models.identity import Identity
 from lora_chat.planning.recipe_file import read_recipe
 from lora_chat.run_folder import RunFolder
-from lora_chat.sharing.receipt import (
-    BoundBase,
-    BoundPrecision,
-    ComparisonReceipt,
-    DataReceipt,
-    SourceReceipt,
-    TrainingReceipt,
-    public_name,
-)
+from lora_chat.sharing.figures import ComparisonReceipt, DataReceipt, SourceReceipt, TrainingReceipt
+from lora_chat.sharing.receipt import BoundBase, BoundPrecision, public_name
 from lora_chat.system.bounded_files import MIDDLE, read_json_object
 
 

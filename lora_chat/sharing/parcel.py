@@ -11,7 +11,9 @@ from typing import Any
 from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.models.identity import Identity
 from lora_chat.models.stored_adapter import StoredAdapter, check_settings, plain_config
+from lora_chat.sharing.card import write_parcel_card
 from lora_chat.sharing.container import (
+    CARD,
     CONFIG,
     LARGEST_FILE,
     MEMBERS,
@@ -20,6 +22,7 @@ from lora_chat.sharing.container import (
     WEIGHTS,
     unpack,
 )
+from lora_chat.sharing.portability import report_portability
 from lora_chat.sharing.receipt import Receipt, read_receipt
 from lora_chat.sharing.signature import check_signature, check_signer
 from lora_chat.sharing.tensors import check_tensors, read_tensors
@@ -102,6 +105,7 @@ def open_parcel(
     settings = check("config", lambda: _check_config(members, receipt))
     check("weights", lambda: _check_weights(members, receipt, settings))
     check("receipt against weights", lambda: _check_agreement(receipt, settings))
+    check("card", lambda: _check_card(members, receipt, settings))
     return Parcel(path, hashlib.sha256(raw).hexdigest(), receipt, members)
 
 
@@ -195,6 +199,14 @@ def _check_agreement(receipt: Receipt, settings: Mapping[str, Any]) -> tuple[Non
         raise IntegrityError("the chat template is not the one whose digest the receipt states")
     brings = "" if template is None else "; it brings a chat template of its own"
     return None, f"{receipt.adapter.variant}, as in the receipt{brings}", True
+
+
+def _check_card(members: Mapping[str, bytes], receipt: Receipt, settings: Mapping[str, Any]) -> tuple[None, str, bool]:
+    """A card is shown by hubs and editors, so it says what the receipt says or the parcel is refused."""
+    portability = report_portability(settings, receipt.precision.mode, receipt.architecture)
+    if write_parcel_card(receipt, portability).encode("utf-8") != members[CARD]:
+        raise IntegrityError("README.md is not the card that lora_chat writes of this receipt")
+    return None, "README.md is the card that lora_chat writes of this receipt, word for word", True
 
 
 def settings_of(receipt: Receipt) -> dict[str, Any]:

@@ -5,21 +5,35 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, StringConstraints, ValidationError
+from pydantic import Field, JsonValue, StringConstraints, ValidationError, model_validator
+from typing_extensions import Self
 
 from lora_chat.errors import IntegrityError
 from lora_chat.models.identity import Identity
 from lora_chat.planning.recipe import AdapterSection
 from lora_chat.planning.section import Section, Seed
+from lora_chat.sharing.figures import (
+    ComparisonReceipt,
+    Count,
+    DataReceipt,
+    Digest,
+    ProofReceipt,
+    Short,
+    TrainingReceipt,
+)
 from lora_chat.system.strict_json import parse_json
 
 VERSION = 1
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 BASE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
 LICENSE = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$"
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Short = Annotated[str, StringConstraints(max_length=200)]
-Count = Annotated[int, Field(ge=0)]
+PACKAGE = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+PACKAGE_VERSION = (
+    r"^[0-9]+(\.[0-9]+)*((a|b|c|rc|alpha|beta|pre|preview)[._-]?[0-9]*)?([._-]?(post|rev|r)[._-]?[0-9]*|-[0-9]+)?"
+    r"([._-]?dev[._-]?[0-9]*)?(\+([a-z]*[0-9][a-z0-9]*|cpu|xpu|cuda|mps|local)?([._-][a-z]*[0-9][a-z0-9]*)*)?$"
+)
+"""As PEP 440 has it, without local parts of letters alone: `1+evil.com` would become a link in some cards."""
+PUBLIC_KEY = r"^-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]{1,3000}-----END PUBLIC KEY-----\n$"
 
 
 class BoundBase(Identity):
@@ -39,84 +53,6 @@ class BoundPrecision(Section):
     mode: Literal["4bit", "8bit", "none"]
     double_quantization: bool
     dtype: Literal["bfloat16", "float32"]
-
-
-class SourceReceipt(Section):
-    """The ledger of one source: what became of its lines, in figures."""
-
-    name: Short
-    """Without its folder."""
-    weight: Annotated[float, Field(gt=0)]
-    formats: tuple[Short, ...]
-    counts: dict[Short, Count]
-
-
-class DataReceipt(Section):
-    """What was trained on and measured with, never its words."""
-
-    rows: Digest | None
-    """sha256 of the token ids and labels in their order; None for a run of an older version."""
-    held_out: Digest | None
-    """sha256 of the held-out dialogues as the run keeps them; None where it keeps none."""
-    train_dialogues: Count
-    train_rows: Count
-    validation_dialogues: Count
-    duplicates: Count
-    sources: Annotated[tuple[SourceReceipt, ...], Field(max_length=10_000)]
-    audit: dict[Short, Count]
-    """How often each kind of finding was seen; what was seen stays with the run."""
-
-
-class TrainingReceipt(Section):
-    """What the training took."""
-
-    steps: Count
-    planned_steps: Count | None
-    supervised_tokens: Count
-    seconds: Annotated[float, Field(ge=0)]
-
-
-class Both(Section):
-    """One measure of the base and of the adapted model."""
-
-    base: float
-    adapted: float
-
-
-class FactsReceipt(Both):
-    """Share of questions answered right, 0 to 1."""
-
-    questions: Annotated[int, Field(ge=1)]
-
-
-class ComparisonReceipt(Section):
-    """Base against adapted on what was held out."""
-
-    validation_loss: Both
-    """Nats per supervised token."""
-    validation_dialogues: Count
-    facts: FactsReceipt | None
-
-
-class ProofReceipt(Section):
-    """The adapter opened by plain PEFT, against the adapted model as it was trained (`delivery/proof.py`)."""
-
-    what: Short
-    reader: Short
-    dialogues: Count
-    tokens: Count
-    mean_kl: float
-    largest_kl: float
-    largest_logit_difference: float
-    same_top_token: float
-    control_kl: float
-    loss_adapted: float
-    loss_delivered: float
-    replies: Count
-    reply_tokens: Count
-    equal_replies: float
-    failures: tuple[Short, ...]
-    accepted: bool
 
 
 class MemberReceipt(Section):
@@ -142,24 +78,38 @@ class Receipt(Section):
     recipe: dict[Short, JsonValue]
     data: DataReceipt
     seed: Seed
-    versions: dict[Short, Short]
+    versions: Annotated[
+        dict[
+            Annotated[str, StringConstraints(pattern=PACKAGE)],
+            Annotated[str, StringConstraints(pattern=PACKAGE_VERSION, max_length=64)],
+        ],
+        Field(max_length=100),
+    ]
     training: TrainingReceipt
     comparison: ComparisonReceipt | None
     proof: ProofReceipt
     chat_template: Annotated[str, StringConstraints(max_length=2**17)] | None
     """Its text where neither the base nor lora_chat has it; shown before it is used."""
-    signer: Annotated[str, StringConstraints(max_length=2**12)] | None
+    signer: Annotated[str, StringConstraints(pattern=PUBLIC_KEY)] | None
     """The public key, as PEM, of whoever signed the parcel."""
     members: dict[Short, MemberReceipt]
     digest: Digest
     """sha256 of this receipt without this field."""
 
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        found, kept = self.comparison, self.data.validation_dialogues
+        if found and found.validation_dialogues > kept:
+            raise ValueError(f"compared on {found.validation_dialogues} dialogues, and {kept} were held out")
+        base = self.recipe.get("base", {})
+        if not isinstance(base, dict) or base.get("name", self.base.base) != self.base.base:
+            raise ValueError("the recipe names another base")
+        return self
+
 
 def write_receipt(facts: dict[str, Any]) -> bytes:
-    """The one way to write a receipt: keys sorted, ASCII, with the digest of the rest. ValueError for bad facts."""
-    text = _canonical(facts | {"digest": _digest(facts)})
-    Receipt.model_validate_json(text)
-    return text
+    """Write a receipt in the one way there is: keys sorted, ASCII, with its digest. `open_parcel` checks the facts."""
+    return _canonical(facts | {"digest": _digest(facts)})
 
 
 def read_receipt(raw: bytes) -> Receipt:

@@ -63,13 +63,18 @@ def pipes(card):
 
 
 def receipt_with(text):
+    """A receipt with foreign text in every place of the card, also where no receipt may have it."""
     found = facts()
     found["base"]["system"] = text
     found["data"]["sources"][0]["name"] = text[:200]
-    found["data"]["audit"] = {text[:200]: 3}
-    found["versions"] = {"lora-chat": text[:200], text[:200]: "1"}
-    found["proof"]["reader"] = text[:200]
-    return Receipt.model_validate_json(json.dumps(found))
+    receipt = Receipt.model_validate_json(json.dumps(found))
+    return receipt.model_copy(
+        update={
+            "data": receipt.data.model_copy(update={"audit": {text[:200]: 3}}),
+            "versions": {"lora-chat": text[:200], text[:200]: "1"},
+            "proof": receipt.proof.model_copy(update={"reader": text[:200]}),
+        }
+    )
 
 
 @pytest.mark.parametrize("text", NASTY)
