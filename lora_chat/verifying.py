@@ -24,6 +24,8 @@ from lora_chat.sharing.portability import report_portability
 from lora_chat.system.console import say
 from lora_chat.system.sanitize import visible
 
+_ABOUT_THE_RECEIPT = {"format", "version", "digest"}
+"""Fields that say how a receipt is written, not what the adapter is."""
 _SAME_LOSS = 0.02
 """Relative; another processor adds up in another order."""
 
@@ -45,11 +47,17 @@ def verify_parcel(path: str, own: Own, trust: Trust, *, again: bool) -> dict[str
     if again and all(check.passed is not False for check in checks):
         checks += _measure_again(path, own, trust)
     receipt = parcel.receipt
+    confirmed = {name for check in checks if check.passed for name in check.confirms}
+    named = {name for name, value in receipt if value is not None} - _ABOUT_THE_RECEIPT
+    if "comparison" in confirmed and receipt.comparison and receipt.comparison.facts:
+        named.add("comparison.facts")  # which questions they were is not in the receipt
     return {
         "parcel": path,
         "passed": all(check.passed is not False for check in checks),
         "sha256": parcel.sha256,
         "checks": [asdict(check) for check in checks],
+        "checked_here": sorted(named & confirmed),
+        "sender_states": sorted(named - confirmed),
         "portability": [
             asdict(p) for p in report_portability(settings_of(receipt), receipt.precision.mode, receipt.architecture)
         ],
@@ -96,6 +104,11 @@ def _about(report: dict[str, Any]) -> list[str]:
             else ""
         )
     )
+    lines.append(f"Checked here: {', '.join(report['checked_here'])}.")
+    words = f"The sender's word alone: {', '.join(report['sender_states'])}."
+    if {"comparison", "proof"} & set(report["sender_states"]):
+        words += " verify --again measures the proof, and with the sender's --data the comparison."
+    lines.append(words)
     return [*lines, *(f"{p['program']:<10} {p['answer']:<7} {p['why']}" for p in report["portability"])]
 
 
@@ -107,13 +120,13 @@ def _check_base(parcel: Parcel, trust: Trust, *, required: bool) -> Iterator[Che
             raise
         yield Check("base", str(error).splitlines()[0], None)
         return
-    yield _tried("base", lambda: _bound(parcel, trust, base.name))
+    yield _tried("base", lambda: _bound(parcel, trust, base.name), "base")
     yield _tried("fits the base", lambda: _fits(parcel, base))
 
 
-def _tried(name: str, step: Callable[[], str]) -> Check:
+def _tried(name: str, step: Callable[[], str], *confirms: str) -> Check:
     try:
-        return Check(name, step(), True)
+        return Check(name, step(), True, confirms)
     except IntegrityError as error:
         return Check(name, str(error), False)
 
@@ -131,7 +144,7 @@ def _fits(parcel: Parcel, base: Any) -> str:
 def _measure_again(path: str, own: Own, trust: Trust) -> Iterator[Check]:
     opened = open_thing(path, say, Trust(trust.base, accept_template=True, signer=trust.signer))
     prepared = find_held_out(opened, own) if own.data else None
-    yield _tried("opened by PEFT", lambda: _prove(opened, prepared))
+    yield _tried("opened by PEFT", lambda: _prove(opened, prepared), "proof")
     if prepared is None or opened.parcel is None or own.data is None:
         yield Check("comparison", "not measured again: name dialogues with --data FILE", None)
         return
@@ -151,7 +164,8 @@ def _measure_again(path: str, own: Own, trust: Trust) -> Iterator[Check]:
     near = all(
         abs(a - b) <= _SAME_LOSS * max(abs(b), 0.5) for a, b in ((loss.base, meant.base), (loss.adapted, meant.adapted))
     )
-    yield Check("comparison", f"{words}; the receipt says {meant.base:.3f} -> {meant.adapted:.3f} on just these", near)
+    words += f"; the receipt says {meant.base:.3f} -> {meant.adapted:.3f} on just these"
+    yield Check("comparison", words, near, ("comparison",))
 
 
 def _prove(opened: Opened, prepared: Any) -> str:

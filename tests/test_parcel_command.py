@@ -85,7 +85,26 @@ def test_the_receiver_checks_it_line_by_line(parcel, base, call):
     found = {check["name"]: check["passed"] for check in json.loads(out)["checks"]}
     assert code == 0
     assert found == {**dict.fromkeys(found, True), "signature": None}
-    assert {"base", "fits the base", "weights"} <= found.keys()
+    assert {"base", "fits the base", "weights", "card"} <= found.keys()
+
+
+def test_verify_says_which_figures_are_the_senders_word(run, parcel, base, call):
+    words = {"comparison", "data", "license", "name", "precision", "proof", "recipe", "seed", "training", "versions"}
+    _, out, _ = call("verify", parcel, "--json")
+    found = json.loads(out)
+    assert {*found["sender_states"], *found["checked_here"]} >= words
+    assert {*found["sender_states"]} >= words | {"base"}
+    assert found["checked_here"] == ["adapter", "members", "parameters"]
+    _, out, _ = call("verify", parcel, "--base", base)
+    assert "Checked here: adapter, base, members, parameters.\n" in out
+    assert "The sender's word alone: architecture, comparison, data, " in out and "--again measures" in out
+    again = ("verify", parcel, "--base", base, "--again", "--data", run / "validation.jsonl")
+    _, out, _ = call(*again, "--json")
+    found = json.loads(out)
+    assert {"comparison", "proof", "base"} <= {*found["checked_here"]}
+    assert {*found["sender_states"]} == words - {"comparison", "proof"} | {"architecture"}
+    _, out, _ = call(*again)
+    assert "--again measures" not in out
 
 
 def test_what_can_be_measured_is_measured_again(run, parcel, base, call):

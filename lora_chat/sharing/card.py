@@ -6,6 +6,7 @@ fence that it cannot end, and the front matter holds nothing but names of a fixe
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,6 +127,26 @@ def write_parcel_card(facts: Receipt, portability: Sequence[Portability]) -> str
         "",
     ]
     return "\n".join(lines)
+
+
+def is_card_of(card: bytes, facts: Receipt, portability: Sequence[Portability]) -> bool:
+    """Whether a card is the one that `write_parcel_card` writes.
+
+    Which letters are printable depends on Python's version of Unicode, so each may stand as itself or as its escape.
+    """
+    expected = write_parcel_card(facts, portability)
+    if card == expected.encode("utf-8"):
+        return True
+    try:
+        text = card.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    harmless = all(c == "\n" or c.isprintable() or unicodedata.category(c) in ("Cn", "Zs") for c in text)
+    return harmless and _in_ascii(text) == _in_ascii(expected)
+
+
+def _in_ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
 _COUNTS = ("lines", "accepted", "blank", "refused", "dropped", "cut", "redacted")

@@ -11,7 +11,7 @@ from typing import Any
 from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.models.identity import Identity
 from lora_chat.models.stored_adapter import StoredAdapter, check_settings, plain_config
-from lora_chat.sharing.card import write_parcel_card
+from lora_chat.sharing.card import is_card_of
 from lora_chat.sharing.container import (
     CARD,
     CONFIG,
@@ -39,6 +39,16 @@ class Check:
     found: str
     passed: bool | None
     """None: could not be checked, and `found` says why."""
+    confirms: tuple[str, ...] = ()
+    """The fields of the receipt that are no longer only the sender's word if this passed."""
+
+
+_CONFIRMS = {
+    "digests": ("members",),
+    "signature": ("signer",),
+    "weights": ("parameters",),
+    "receipt against weights": ("adapter", "chat_template"),
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ def open_parcel(
         except IntegrityError as error:
             report(Check(what, str(error), False))
             raise IntegrityError(f"{called} is refused ({what}): {error}.") from error
-        report(Check(what, found, passed))
+        report(Check(what, found, passed, _CONFIRMS.get(what, ())))
         return value
 
     raw = check("file", lambda: _read(path))
@@ -204,7 +214,7 @@ def _check_agreement(receipt: Receipt, settings: Mapping[str, Any]) -> tuple[Non
 def _check_card(members: Mapping[str, bytes], receipt: Receipt, settings: Mapping[str, Any]) -> tuple[None, str, bool]:
     """A card is shown by hubs and editors, so it says what the receipt says or the parcel is refused."""
     portability = report_portability(settings, receipt.precision.mode, receipt.architecture)
-    if write_parcel_card(receipt, portability).encode("utf-8") != members[CARD]:
+    if not is_card_of(members[CARD], receipt, portability):
         raise IntegrityError("README.md is not the card that lora_chat writes of this receipt")
     return None, "README.md is the card that lora_chat writes of this receipt, word for word", True
 

