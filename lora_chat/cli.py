@@ -1,5 +1,9 @@
 """The command line: one function per command. Parse, call one function below, print."""
 
+# Before any other import: no module may come from the working directory.
+import lora_chat.system.import_path  # noqa: F401
+
+# isort: split
 import argparse
 import os
 import shlex
@@ -12,6 +16,7 @@ from lora_chat.arguments import make_parser
 from lora_chat.errors import LoraChatError, RecipeError, StoppedError
 from lora_chat.stopping import raise_on_signals, signal_of
 from lora_chat.system.console import guard_output, print_json, print_result, say
+from lora_chat.system.environment import make_search_paths_absolute
 
 if TYPE_CHECKING:
     from lora_chat.opening import Trust
@@ -34,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     guard_output()
     options = make_parser(_COMMANDS).parse_args(arguments)
     os.environ.update(_ENVIRONMENT)
+    make_search_paths_absolute(os.environ)
     for name, value in _SMALLER_CACHES.items():
         os.environ.setdefault(name, value)
     raise_on_signals()

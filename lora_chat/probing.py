@@ -2,13 +2,7 @@
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +16,7 @@ from lora_chat.planning.shape import ModelShape
 from lora_chat.planning.workload import DataLengths, Lengths, make_workload
 from lora_chat.run_folder import library_versions
 from lora_chat.system.cache_dir import cache_dir
+from lora_chat.system.worker import run_worker
 from lora_chat.writing import write_text_whole
 
 _STEPS = 3
@@ -141,32 +136,8 @@ def _read(path: Path) -> list[dict[str, float]] | None:
 
 
 def _run(request: dict[str, Any]) -> list[dict[str, float]] | None:
-    words = [sys.executable, "-m", "lora_chat.probe_worker"]
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            text = _output_of(words, json.dumps(request), {**os.environ, "TMPDIR": folder})
-        return list(json.loads(text))
-    except (subprocess.SubprocessError, ValueError, OSError):
+        done = run_worker("lora_chat.probe_worker", given=json.dumps(request), timeout=_PATIENCE)
+        return list(json.loads(done.stdout)) if not done.exit_code else None
+    except (ValueError, OSError):
         return None
-
-
-def _output_of(words: list[str], given: str, environment: dict[str, str]) -> str:
-    """What a command prints; whatever stops this process ends that one and those that it has forked."""
-    with subprocess.Popen(  # noqa: S603
-        words,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    ) as process:
-        try:
-            printed, _ = process.communicate(given, timeout=_PATIENCE)
-        except BaseException:
-            with suppress(ProcessLookupError):  # it may have ended just now; what stopped us must not be lost
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, words)
-    return printed

@@ -41,6 +41,9 @@ DOORS = {
     "httpx2": ["system/hub_guard.py", "system/hub_origin.py"],
     "llama_cpp": ["delivery/llama_cpp_worker.py"],
     "rich": ["system/bar.py"],
+    "subprocess": ["system/worker.py"],
+    "multiprocessing": ["system/worker.py"],
+    "runpy": ["system/worker_start.py", "delivery/converter_worker.py"],
 }
 CONSOLE = "system/console.py"
 PRINTERS = {"print", "pprint", "print_exc", "print_exception", "print_stack", "print_last", "print_tb", "showwarning"}
@@ -51,6 +54,18 @@ BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle"}
 BANNED_CALLS = {"eval", "exec"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("yaml", "load"), ("yaml", "load_all"), ("yaml", "full_load")}
 BANNED_METHODS = {"extractall", "unsafe_load", "unsafe_load_all"}
+# Only the worker starts interpreters and programs: another call might import from the working directory. os.fork may be
+# used, because it starts no interpreter.
+STARTER = "system/worker.py"
+STARTING = {
+    *("executable", "_base_executable", "Popen", "popen", "startfile", "set_executable", "set_start_method"),
+    *("create_subprocess_exec", "create_subprocess_shell", "subprocess_exec", "subprocess_shell", "fork_exec"),
+    *(f"exec{kind}" for kind in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")),
+    *(f"spawn{kind}" for kind in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")),
+    *("posix_spawn", "posix_spawnp", "forkpty"),
+}
+STARTING_OF_OS = {("os", "system"), ("torch", "multiprocessing"), ("pty", "spawn")}
+STARTING_MODULES = {"pty", "torch.multiprocessing", "_posixsubprocess", "asyncio.subprocess", "distutils.spawn"}
 MUST_BE_FALSE = {"shell", "trust_remote_code"}
 
 
@@ -59,7 +74,13 @@ def offences(root):
     for path in sorted(root.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         printing = [] if path.relative_to(root).as_posix() == CONSOLE else dict(printing_offences(tree)).items()
-        for line, text in [*import_offences(tree, path, root), *call_offences(tree), *printing]:
+        starter = path.relative_to(root).as_posix() == STARTER
+        for line, text in [
+            *import_offences(tree, path, root),
+            *call_offences(tree),
+            *printing,
+            *([] if starter else starting_offences(tree)),
+        ]:
             found.append(f"{path}:{line}: {text}")
     return found
 
@@ -165,6 +186,31 @@ def printing_offences(tree):
             yield from [(node.lineno, f"writes to {place}")] if place in TERMINALS else []
 
 
+def starting_offences(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            pair = (node.value.id, node.attr) if isinstance(node.value, ast.Name) else ()
+            if node.attr in STARTING or pair in STARTING_OF_OS:
+                yield node.lineno, f"uses {ast.unparse(node)}; processes are started by {STARTER}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name in STARTING_MODULES:
+                    yield node.lineno, f"imports {alias.name}; processes are started by {STARTER}"
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                named = alias.name in STARTING or (node.module, alias.name) in STARTING_OF_OS
+                if named or node.module in STARTING_MODULES or whole in STARTING_MODULES:
+                    yield node.lineno, f"imports {whole}; processes are started by {STARTER}"
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).split(".")[-1] == "ProcessPoolExecutor"
+            and len(node.args) < 2
+            and not any(keyword.arg == "mp_context" for keyword in node.keywords)
+        ):
+            yield node.lineno, "makes a pool without a context; pool_context() gives a safe one"
+
+
 def test_every_room_has_its_floor_and_every_floor_its_rooms():
     rooms = {room_of(path, ROOT) for path in ROOT.rglob("*.py")} - {"__init__"}
     assert rooms == set(FLOOR)
@@ -246,10 +292,31 @@ def house(tmp_path):
         ("training/progress.py", "from rich import print as show"),
         ("training/progress.py", "from rich.console import Console"),
         ("console.py", "print('x')"),
+        ("probing.py", "import subprocess"),
+        ("delivery/gguf.py", "from subprocess import run"),
+        ("delivery/gguf.py", "import runpy"),
+        ("system/sanitize.py", "import multiprocessing"),
+        ("dialogues/building.py", "from multiprocessing.pool import Pool"),
+        ("dialogues/building.py", "ProcessPoolExecutor(2)"),
+        ("dialogues/building.py", "concurrent.futures.ProcessPoolExecutor(max_workers=2)"),
+        ("probing.py", "words = [sys.executable]"),
+        ("probing.py", "from sys import executable"),
+        ("probing.py", "os.execv('x', [])"),
+        ("probing.py", "from os import execvpe"),
+        ("probing.py", "o.spawnlp(0, 'x')"),
+        ("probing.py", "os.posix_spawn('x', [], {})"),
+        ("probing.py", "os.system('x')"),
+        ("probing.py", "from os import system"),
+        ("probing.py", "os.popen('x')"),
+        ("probing.py", "import pty"),
+        ("training/sft.py", "import torch.multiprocessing as mp"),
+        ("training/sft.py", "from torch import multiprocessing"),
+        ("training/sft.py", "torch.multiprocessing.spawn(x)"),
+        ("serving/chat.py", "await asyncio.create_subprocess_exec('x')"),
     ],
 )
 def test_a_planted_offender_is_found_with_file_and_line(house, place, line):
-    found = house(place, f"import os\n\n\ndef inside():\n    {line}\n")
+    found = house(place, f"import os\n\n\nasync def inside():\n    {line}\n")
     assert len(found) == 1
     assert found[0].startswith(f"{place}:5: ")
 
@@ -268,6 +335,12 @@ def test_a_planted_offender_is_found_with_file_and_line(house, place, line):
         ("system/bar.py", "from rich.console import Console"),
         ("cli.py", "sys.stderr.isatty()\nis_terminal(sys.stdout)\nos.dup2(null, sys.stdout.fileno())"),
         ("cli.py", "say('x')\nself.print(x)\nif file is sys.stdout:\n    pass"),
+        (
+            "system/worker.py",
+            "import subprocess\nfrom multiprocessing import get_context\nsubprocess.Popen([sys.executable])",
+        ),
+        ("dialogues/building.py", "ProcessPoolExecutor(2, pool_context())\nsay(options.system)"),
+        ("probe_worker.py", "os.fork()"),
         ("models/adapter.py", "model.eval()\njson.load(file)\nrun('x', shell=False)"),
     ],
 )

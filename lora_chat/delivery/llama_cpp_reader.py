@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Collection, Sequence
 from importlib import metadata
@@ -14,12 +12,12 @@ from lora_chat.delivery.answers import Reader
 from lora_chat.delivery.probes import Probe
 from lora_chat.errors import BaseUnavailableError, IntegrityError
 from lora_chat.planning.durations import PROVEN_TOKENS
+from lora_chat.system.worker import run_worker, time_limit
 
 if TYPE_CHECKING:
     import torch
 
 _PACKAGE = "llama-cpp-python"
-_LAST_LINES = 8
 
 
 def check_llama_cpp() -> None:
@@ -32,20 +30,17 @@ def check_llama_cpp() -> None:
 
 
 def run_llama_cpp(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Have the worker do something; its files stand in `folder`. Raises IntegrityError with llama.cpp's last words."""
+    """Have the worker do something with absolute paths; its files stand in `folder`.
+
+    Raises IntegrityError with llama.cpp's last words.
+    """
     check_llama_cpp()
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    done = subprocess.run(  # noqa: S603 - no shell, words of our own
-        [sys.executable, "-m", "lora_chat.delivery.llama_cpp_worker", str(folder)],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    files = [Path(request[name]) for name in ("from", "model", "lora") if request.get(name)]
+    done = run_worker("lora_chat.delivery.llama_cpp_worker", [str(folder.absolute())], timeout=time_limit(*files))
     answer = folder / "answer.json"
-    if done.returncode or not answer.is_file():
-        said = "\n".join(line for line in done.stderr.splitlines()[-_LAST_LINES:])
-        raise IntegrityError(f"llama.cpp failed (exit {done.returncode}). Its last words:\n{said}")
+    if done.exit_code or not answer.is_file():
+        raise IntegrityError(f"llama.cpp failed (exit {done.exit_code}). Its last words:\n{done.last_words()}")
     found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     return found
 
@@ -59,8 +54,8 @@ class LlamaCppReader(Reader):
         self._answer = run_llama_cpp(
             {
                 "do": "ask",
-                "model": str(model),
-                "lora": str(lora) if lora else None,
+                "model": str(model.absolute()),
+                "lora": str(lora.absolute()) if lora else None,
                 "stop_ids": sorted(stop_ids),
                 "most": PROVEN_TOKENS,
                 "probes": [

@@ -1,6 +1,6 @@
 """llama.cpp in a process of its own: an assertion in it ends that process, not ours. The only door to llama_cpp.
 
-`python -m lora_chat.delivery.llama_cpp_worker FOLDER` does what FOLDER/request.json says and writes its answers there.
+It does what FOLDER/request.json says, where FOLDER is its argument, and writes its answers there.
 """
 
 import ctypes

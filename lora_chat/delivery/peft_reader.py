@@ -1,8 +1,6 @@
 """An adapter's folder that is open in plain PEFT, asked what a proof asks."""
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Collection, Sequence
 from importlib import metadata
@@ -15,12 +13,12 @@ from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import FoundBase
 from lora_chat.planning.durations import PROVEN_TOKENS
 from lora_chat.planning.plan import PrecisionPlan
+from lora_chat.system.worker import run_worker, time_limit
 
 if TYPE_CHECKING:
     import torch
 
 _WORKER = Path(__file__).with_name("peft_worker.py")
-_LAST_LINES = 8
 
 
 class PeftReader(Reader):
@@ -39,8 +37,8 @@ class PeftReader(Reader):
         self._folder = tempfile.TemporaryDirectory(prefix="lora-chat-")
         folder = Path(self._folder.name)
         request = {
-            "adapter": str(adapter),
-            "base": str(base.folder),
+            "adapter": str(adapter.absolute()),
+            "base": str(base.folder.absolute()),
             "mode": precision.mode,
             "double_quantization": precision.double_quantization,
             "dtype": precision.dtype,
@@ -51,17 +49,10 @@ class PeftReader(Reader):
             "probes": [{"ids": p.ids, "places": p.places, "prompt": p.prompt} for p in probes],
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        # -I: neither the working directory, nor PYTHONPATH, nor the worker's own folder are looked into.
-        done = subprocess.run(  # noqa: S603 - no shell, words of our own
-            [sys.executable, "-I", str(_WORKER), str(folder)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if done.returncode or not (folder / "answer.json").is_file():
-            said = "\n".join(done.stderr.splitlines()[-_LAST_LINES:])
-            raise IntegrityError(f"PEFT failed to open the adapter (exit {done.returncode}). Its last words:\n{said}")
+        done = run_worker(_WORKER, [str(folder)], timeout=time_limit(base.folder))
+        if done.exit_code or not (folder / "answer.json").is_file():
+            said = done.last_words()
+            raise IntegrityError(f"PEFT failed to open the adapter (exit {done.exit_code}). Its last words:\n{said}")
         self._replies: list[list[int]] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))["replies"]
 
     @property

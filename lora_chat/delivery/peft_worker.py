@@ -1,6 +1,6 @@
 """Plain PEFT in a process of its own that imports nothing of lora_chat: what somebody without it gets.
 
-`python -I peft_worker.py FOLDER` does what FOLDER/request.json says and writes its answers there.
+It does what FOLDER/request.json says, where FOLDER is its argument, and writes its answers there.
 """
 
 import json

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from hashlib import blake2b
 from itertools import chain, islice
-from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 from lora_chat.dialogues.chunk_encoding import ChunkEncoder, EncodedChunk
@@ -17,6 +16,7 @@ from lora_chat.dialogues.ledger import Ledger
 from lora_chat.dialogues.reading import Chunk, read_chunks
 from lora_chat.dialogues.store import StoreWriter, Unit
 from lora_chat.errors import MemoryShortError
+from lora_chat.system.worker import pool_context
 
 _FEW = 4
 """So few chunks are encoded sooner than other processes are there."""
@@ -50,12 +50,12 @@ def build_store(
 def _encode_all(chunks: Iterator[Chunk], encoder: ChunkEncoder, workers: int) -> Iterator[EncodedChunk]:
     """In order; in this process where there are few chunks or workers."""
     first = list(islice(chunks, _FEW))
-    if workers == 1 or len(first) < _FEW:
+    # A fork has the tokenizer already; elsewhere every process loads it anew.
+    context = pool_context()
+    if workers == 1 or len(first) < _FEW or context is None:
         yield from map(encoder, chain(first, chunks))
         return
-    # A fork has the tokenizer already; elsewhere every process loads it anew.
-    method = "fork" if "fork" in get_all_start_methods() and os.name == "posix" else "spawn"
-    with ProcessPoolExecutor(workers, get_context(method), _begin, (encoder,)) as pool:
+    with ProcessPoolExecutor(workers, context, _begin, (encoder,)) as pool:
         try:
             yield from _in_order(pool, chain(first, chunks), 2 * workers)
         except BrokenProcessPool as error:

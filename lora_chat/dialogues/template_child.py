@@ -1,7 +1,7 @@
 """Compiles and renders chat templates of strangers, in a process of its own with limits on time and memory.
 
-`python -m lora_chat.dialogues.template_child` reads requests on its standard input and answers on its standard
-output, as frames (`system/frames.py`), until its input ends.
+It reads requests on its standard input and answers on its standard output, as frames (`system/frames.py`), until its
+input ends.
 """
 
 import os

@@ -4,19 +4,23 @@ import atexit
 import hashlib
 import os
 import signal
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from threading import RLock, Timer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_chat.dialogues.template_child import MEMORY, OUTPUT, lengthened
 from lora_chat.errors import DataError, TemplateError
 from lora_chat.system.frames import FrameError, FrameTimeoutError, exchange_frames, pack_frame, unpack_frame
 from lora_chat.system.sanitize import visible
+from lora_chat.system.worker import start_worker, wait_for_end
+
+if TYPE_CHECKING:
+    import subprocess
 
 Messages = Sequence[dict[str, Any]]
 
@@ -211,9 +215,8 @@ class _Process:
         global _process
         if _process is self:
             _process = None
-        try:
-            code = self._child.wait(0.2 if self._child.poll() is None else 0)
-        except subprocess.TimeoutExpired:
+        code = wait_for_end(self._child, 0.2 if self._child.poll() is None else 0)
+        if code is None:
             self._child.kill()
             code = self._child.wait()
         self.drop()
@@ -222,9 +225,7 @@ class _Process:
     def close(self) -> None:
         """End it in good order."""
         self.drop()
-        try:
-            self._child.wait(2)
-        except subprocess.TimeoutExpired:
+        if wait_for_end(self._child, 2) is None:
             self._child.kill()
             self._child.wait()
 
@@ -254,15 +255,12 @@ def _refusal(named: str, code: int, late: bool, seconds: float) -> str:
 
 
 def _start_child() -> "subprocess.Popen[bytes]":
-    kept = ("PATH", "LANG", "LC_ALL", "LC_TIME", "TZ", "SYSTEMROOT", "TMPDIR", "TEMP", "HOME", "HF_HOME")
-    return subprocess.Popen(
-        [sys.executable, "-I", "-m", "lora_chat.dialogues.template_child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-        env={name: os.environ[name] for name in kept if name in os.environ}
-        | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "USE_HUB_KERNELS": "0", "HF_HUB_OFFLINE": "1"},
+    return start_worker(
+        "lora_chat.dialogues.template_child",
+        folder=Path(tempfile.gettempdir()),  # it writes no files
+        only=("PATH", "LANG", "LC_ALL", "LC_TIME", "TZ", "SYSTEMROOT", "HOME", "HF_HOME"),
+        settings={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        quiet=True,
     )
 
 

@@ -1,0 +1,168 @@
+"""Start child interpreters: the only place in lora_chat that starts a process.
+
+A worker is isolated. It imports nothing from the working directory, PYTHONPATH or the user's site folder. It works in
+an empty folder of its own, gets no secrets from the environment, and does not use the hub. A worker that takes too long
+is killed with everything that it forked.
+"""
+
+import json
+import os
+import signal
+import site
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
+from pathlib import Path
+
+from lora_chat.system.environment import worker_environment
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_START = Path(__file__).resolve().with_name("worker_start.py")
+_LIBRARIES = ("torch", "transformers", "lora_chat")
+"""Modules whose place tells whether the user's site folder is needed."""
+_SECONDS_AT_LEAST = 900
+_BYTES_PER_SECOND = 2_000_000
+"""Slowest pace at which a worker gets through its files."""
+_SECONDS_TO_END = 5
+"""Seconds until the pipes of a killed worker are closed."""
+
+
+@dataclass(frozen=True)
+class WorkerResult:
+    """The end of a worker."""
+
+    exit_code: int
+    """0 if it succeeded, negative if a signal or the time limit ended it."""
+    stdout: str
+    stderr: str
+
+    def last_words(self, count: int = 8) -> str:
+        """Return the last lines of stderr that are not empty."""
+        return "\n".join([line for line in self.stderr.splitlines() if line.strip()][-count:])
+
+
+def run_worker(
+    code: str | Path,
+    arguments: Sequence[str] = (),
+    *,
+    timeout: float,
+    given: str = "",
+    keep: Iterable[str] = (),
+    memory: int | None = None,
+) -> WorkerResult:
+    """Run a module (a name) or a script (a path) in an isolated child interpreter and wait for its end.
+
+    Paths among the arguments must be absolute. `timeout` is in seconds; `given` is its stdin. `keep` names environment
+    variables (patterns such as `PIP_*`) that it gets although they may hold secrets. `memory` limits its address space,
+    in bytes.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="lora-chat-", ignore_cleanup_errors=True) as folder,
+        start_worker(code, arguments, folder=Path(folder), keep=keep, memory=memory) as process,
+    ):
+        try:
+            stdout, stderr = process.communicate(given.encode(), timeout=timeout)
+        except subprocess.TimeoutExpired:
+            kill_worker(process)
+            with suppress(subprocess.TimeoutExpired):  # a process that left the group may keep the pipes
+                process.communicate(timeout=_SECONDS_TO_END)
+            return WorkerResult(-9, "", f"It was stopped after {timeout:.0f} seconds.")
+        except BaseException:
+            kill_worker(process)
+            raise
+    return WorkerResult(process.returncode, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
+
+
+def start_worker(
+    code: str | Path,
+    arguments: Sequence[str] = (),
+    *,
+    folder: Path,
+    keep: Iterable[str] = (),
+    only: Iterable[str] | None = None,
+    settings: Mapping[str, str] | None = None,
+    memory: int | None = None,
+    quiet: bool = False,
+) -> "subprocess.Popen[bytes]":
+    """Start an isolated child interpreter with pipes for binary data; the caller ends it with `kill_worker`.
+
+    `folder` is where it works and writes temporary files. `only` names the environment variables that it gets, if not
+    all harmless ones; `settings` are added to them. `quiet` discards its stderr. The rest is as in `run_worker`.
+    """
+    request = {
+        "code": str(code.absolute()) if isinstance(code, Path) else code,
+        "is_script": isinstance(code, Path),
+        "package": str(_PACKAGE) if isinstance(code, str) and code.split(".")[0] == _PACKAGE.name else "",
+        "arguments": list(arguments),
+        "sites": _user_sites(),
+        "memory": memory,
+    }
+    return subprocess.Popen(  # noqa: S603 - no shell, and every word is ours
+        [sys.executable, "-I", "-X", "utf8", str(_START), json.dumps(request)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if quiet else subprocess.PIPE,
+        bufsize=0,
+        cwd=folder,
+        env={**worker_environment(folder, keep, only), **(settings or {})},
+        start_new_session=True,
+    )
+
+
+def wait_for_end(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:
+    """Return the exit code of a worker, or None if it still runs after so many seconds."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def kill_worker(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a worker and the processes that it forked."""
+    with suppress(ProcessLookupError):  # it may have ended just now; the reason for the kill must not be lost
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+
+def time_limit(*paths: Path) -> float:
+    """Return the seconds after which work over these files counts as a hang: 15 minutes, and more for large files."""
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
+    return _SECONDS_AT_LEAST + sum(file.stat().st_size for file in files if file.is_file()) / _BYTES_PER_SECOND
+
+
+def pool_context() -> BaseContext | None:
+    """Return how the processes of a pool start, or None if only a single process is safe.
+
+    A fork starts no interpreter. Elsewhere multiprocessing runs `python -c`, which imports from the working directory
+    unless PYTHONSAFEPATH is set, and Python 3.10 does not know that variable.
+    """
+    if os.name == "posix" and "fork" in get_all_start_methods():
+        return get_context("fork")
+    if sys.version_info < (3, 11):
+        return None
+    os.environ["PYTHONSAFEPATH"] = "1"
+    return get_context("spawn")
+
+
+def _user_sites() -> list[str]:
+    """Return the user's site folder if lora_chat or a library is installed there, because workers need it then."""
+    if not site.ENABLE_USER_SITE:
+        return []
+    folder = Path(site.getusersitepackages()).resolve()
+    return [str(folder)] if any(folder in Path(path).resolve().parents for path in _origins()) else []
+
+
+def _origins() -> Iterator[str]:
+    for name in _LIBRARIES:
+        with suppress(ValueError):  # a module without a specification
+            spec = find_spec(name)
+            if spec and spec.origin:
+                yield spec.origin

@@ -1,0 +1,237 @@
+"""Workers are isolated, get no secrets, and end with everything that they forked."""
+
+import json
+import os
+import signal
+import site
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lora_chat.system import worker
+from lora_chat.system.environment import is_secret, make_search_paths_absolute
+from lora_chat.system.worker import pool_context, run_worker, start_worker, time_limit, wait_for_end
+
+SECRETS = {
+    "HF_TOKEN": "x",
+    "HUGGING_FACE_HUB_TOKEN": "x",
+    "OPENAI_API_KEY": "x",
+    "WANDB_API_KEY": "x",
+    "MY_KEY": "x",
+    "key_2": "x",
+    "DB_PASSWORD": "x",
+    "PGPASSWORD": "x",
+    "MYSQL_PWD": "x",
+    "GITHUB_PAT": "x",
+    "client_secret": "x",
+    "AWS_ACCESS_KEY_ID": "x",
+    "AWS_PROFILE": "x",
+    "GOOGLE_APPLICATION_CREDENTIALS": "/x.json",
+    "SSH_AUTH_SOCK": "/x",
+    "DOCKER_AUTH_CONFIG": "{}",
+    "PIP_INDEX_URL": "https://user:pass@index.example/simple",
+    "HTTPS_PROXY": "http://user:pass@proxy.example:8080",
+    "DATABASE_URL": "postgres://me:pw@db.example/x",
+    "HARMLESS_NAME": "hf_abcdefghijklmnopqrstuvwxyz",
+    "OTHER_NAME": "ghp_abcdefghijklmnopqrstuvwxyz012345",
+}
+HARMLESS = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "0",
+    "HF_HOME": "/x",
+    "KEYBOARD": "de",
+    "AUTHOR": "x",
+    "http_proxy": "http://proxy.example:8080",
+    "LANG": "C.UTF-8",
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a script in a worker; what it prints is JSON."""
+
+    def call(source, *arguments, **options):
+        script = tmp_path / "code" / "script.py"
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(source)
+        done = run_worker(script, arguments, timeout=60, **options)
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return call
+
+
+SHOW = "import json, os, sys; print(json.dumps([sys.argv, sys.path, os.getcwd(), os.listdir(), dict(os.environ)]))"
+
+
+def test_worker_has_its_own_empty_folder_and_no_search_path_beyond_the_installation(run, tmp_path, monkeypatch):
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    for name in ("json.py", "sitecustomize.py", "usercustomize.py", "resource.py"):
+        (trap / name).write_text("raise SystemExit('trapped')")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "resource.py").write_text("raise SystemExit('trapped')")
+    monkeypatch.chdir(trap)
+    monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}{os.pathsep}{trap}")
+    monkeypatch.setenv("PYTHONSTARTUP", str(trap / "json.py"))
+    monkeypatch.setenv("PYTHONHOME", "")
+    argv, path, folder, inside, environment = run("import resource\n" + SHOW, "an argument", "ü")
+    assert argv[1:] == ["an argument", "ü"]
+    assert not any(str(tmp_path) in element for element in path)
+    assert Path(folder).name.startswith("lora-chat-") and inside == []
+    assert not Path(folder).exists()
+    assert environment["TMPDIR"] == folder
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert not any(value.startswith(str(trap)) for name, value in environment.items() if name != "OLDPWD")
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secrets_are_recognised(name):
+    assert is_secret(name, SECRETS[name])
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_harmless_settings_are_not_secrets(name):
+    assert not is_secret(name, HARMLESS[name])
+
+
+def test_secrets_do_not_reach_a_worker_and_settings_do(run, monkeypatch):
+    for name, value in {**SECRETS, **HARMLESS}.items():
+        monkeypatch.setenv(name, value)
+    environment = run(SHOW)[-1]
+    assert not set(SECRETS) & set(environment)
+    assert HARMLESS.items() <= environment.items()
+    kept = run(SHOW, keep=("PIP_*", "*_PROXY"))[-1]
+    assert set(SECRETS) & set(kept) == {"PIP_INDEX_URL", "HTTPS_PROXY"}
+
+
+def test_modules_of_lora_chat_run_from_the_place_of_this_process(tmp_path, monkeypatch):
+    copy = tmp_path / "other" / "lora_chat"
+    (copy / "system").mkdir(parents=True)
+    (copy / "__init__.py").write_text("")
+    (copy / "hello.py").write_text("import sys, lora_chat; print(lora_chat.__file__, sys.path)")
+    monkeypatch.setattr(worker, "_PACKAGE", copy)
+    done = run_worker("lora_chat.hello", timeout=60)
+    where, _, path = done.stdout.partition(" ")
+    assert Path(where) == copy / "__init__.py"
+    assert str(tmp_path) not in path
+
+
+def test_user_site_is_used_only_if_the_installation_lies_there(run, tmp_path, monkeypatch):
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "only_here.py").write_text("")
+    monkeypatch.setattr(site, "ENABLE_USER_SITE", True)
+    monkeypatch.setattr(site, "getusersitepackages", lambda: str(tmp_path / "user"))
+    assert str(tmp_path / "user") not in run(SHOW)[1]
+    monkeypatch.setattr(worker, "_origins", lambda: [str(tmp_path / "user" / "torch" / "__init__.py")])
+    assert str(tmp_path / "user") in run("import only_here\n" + SHOW)[1]
+
+
+def test_module_that_is_missing_is_named_in_one_line(tmp_path):
+    (tmp_path / "x.py").write_text("import no_such_module")
+    done = run_worker(tmp_path / "x.py", timeout=60)
+    assert done.exit_code != 0
+    assert "cannot import no_such_module" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+FORK = """
+import os, sys, time
+if not os.fork():
+    time.sleep(300)
+print(os.getpid(), flush=True)
+time.sleep(300)
+"""
+
+
+def group_has_ended(number):
+    for _ in range(200):
+        try:
+            os.killpg(number, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
+def test_hanging_worker_is_killed_with_what_it_forked(tmp_path, monkeypatch):
+    (tmp_path / "x.py").write_text(FORK)
+    started = []
+    stock = worker.subprocess.Popen
+    monkeypatch.setattr(worker.subprocess, "Popen", lambda *a, **k: started.append(stock(*a, **k)) or started[-1])
+    done = run_worker(tmp_path / "x.py", timeout=0.5)
+    assert done.exit_code < 0
+    assert "stopped after" in done.last_words()
+    assert group_has_ended(started[0].pid)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
+def test_interruption_kills_the_worker_and_what_it_forked(tmp_path, monkeypatch):
+    (tmp_path / "x.py").write_text(FORK)
+    started = []
+
+    class Interrupted(worker.subprocess.Popen):
+        def communicate(self, *_, **__):
+            started.append(self)
+            assert int(self.stdout.readline()) == self.pid
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_worker(tmp_path / "x.py", timeout=60)
+    assert started[0].returncode == -signal.SIGKILL
+    assert group_has_ended(started[0].pid)
+
+
+def test_worker_that_is_only_started_gets_chosen_settings_alone(tmp_path, monkeypatch):
+    (tmp_path / "x.py").write_text("import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]))")
+    monkeypatch.setenv("ONLY_THIS", "1")
+    monkeypatch.setenv("NOT_THIS", "1")
+    options = {"only": ("ONLY_THIS", "HF_TOKEN"), "settings": {"ADDED": "2"}, "quiet": True}
+    monkeypatch.setenv("HF_TOKEN", "x")
+    with start_worker(tmp_path / "x.py", folder=tmp_path, **options) as process:
+        folder, environment = json.loads(process.communicate()[0])
+    assert wait_for_end(process, 1) == 0
+    assert folder == str(tmp_path)
+    assert (environment["ONLY_THIS"], environment["ADDED"]) == ("1", "2")
+    assert not {"NOT_THIS", "HF_TOKEN", "PATH"} & set(environment)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is dependable on Linux")
+def test_memory_of_a_worker_is_limited(tmp_path):
+    (tmp_path / "x.py").write_text("x = bytes(2**30)")
+    assert "MemoryError" in run_worker(tmp_path / "x.py", timeout=60, memory=2**29).stderr
+    assert run_worker(tmp_path / "x.py", timeout=60, memory=2**33).exit_code == 0
+
+
+def test_larger_files_get_more_time(tmp_path):
+    (tmp_path / "x").write_bytes(b"")
+    few = time_limit(tmp_path)
+    os.truncate(tmp_path / "x", 10**11)
+    assert time_limit(tmp_path) > 50 * few / 2
+    assert time_limit(tmp_path / "x") == time_limit(tmp_path)
+
+
+def test_search_paths_lose_what_depends_on_the_working_directory():
+    given = {
+        "PATH": os.pathsep.join(["", "/usr/bin", ".", "bin", "~/bin", "/bin"]),
+        "LD_LIBRARY_PATH": os.pathsep.join(["", "/usr/lib"]),
+        "PYTHONPATH": ".",
+        "OTHER": ".",
+    }
+    assert make_search_paths_absolute(given) == ["PATH", "LD_LIBRARY_PATH", "PYTHONPATH"]
+    assert given == {"PATH": f"/usr/bin{os.pathsep}/bin", "LD_LIBRARY_PATH": "/usr/lib", "OTHER": "."}
+    assert make_search_paths_absolute(given) == []
+
+
+def test_pools_fork_or_spawn_with_a_safe_path_or_not_at_all(monkeypatch):
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    monkeypatch.setattr(worker, "get_all_start_methods", lambda: ["spawn"])
+    monkeypatch.setattr(worker.sys, "version_info", (3, 10, 13))
+    assert pool_context() is None
+    monkeypatch.setattr(worker.sys, "version_info", (3, 11, 0))
+    assert pool_context().get_start_method() == "spawn"
+    assert os.environ["PYTHONSAFEPATH"] == "1"
