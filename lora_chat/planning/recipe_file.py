@@ -48,7 +48,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}.") from error
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from error
     places: dict[Key, str] = {}
     if root is None:
         return {}, places

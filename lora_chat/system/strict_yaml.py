@@ -11,7 +11,7 @@ LARGEST_CARD = 2_000_000
 """Length of the YAML at the beginning of a card, in characters."""
 DEEPEST = 40
 """Lists and mappings inside one another."""
-_FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+_FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

@@ -1,0 +1,483 @@
+"""Hostile hubs: every odd answer is refused with one message, and nothing is written but in the hub's cache."""
+
+import gzip
+import itertools
+import json
+import os
+import re
+import zlib
+
+import pytest
+from hub_stand_in import COMMIT, NAME, StandIn
+
+from lora_chat.errors import BaseUnavailableError, IntegrityError, LoraChatError
+from lora_chat.models.base_config import find_config
+from lora_chat.models.hub import find_here, find_on_hub
+from lora_chat.planning.recipe import BaseSection
+from lora_chat.system import hub_guard
+from lora_chat.system.hub_client import HubFailureError, find_commit, list_files
+
+TOKEN = "hf_CanaryCanaryCanary"
+UP = "../" * 12
+CONFIG = "config.json"
+
+
+@pytest.fixture
+def endpoint(tmp_path, monkeypatch):
+    """A function that lets huggingface_hub talk to an endpoint, with an empty cache and a token."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    for name in [name for name in os.environ if name.startswith("HF_") or "proxy" in name.lower()]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def use(address):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    huggingface_hub.close_session()
+    yield use
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def hub(endpoint):
+    stand_in = StandIn()
+    endpoint(stand_in.endpoint)
+    yield stand_in
+    stand_in.server.shutdown()
+    stand_in.server.server_close()
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function that lists what was written: files outside of the cache, and blobs and snapshots in it."""
+
+    def written():
+        files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_dir()]
+        outside = [file for file in files if not file.startswith("cache/hub/")]
+        return outside + [file for file in files if "/blobs/" in file or "/snapshots/" in file]
+
+    return written
+
+
+def fetch(revision=None):
+    return find_on_hub(NAME, revision, lambda _: None)
+
+
+def refused(hub, written, match, code=8, revision=None):
+    """Assert that a base is refused in one message that neither quotes the token nor leaves a refused file."""
+    with pytest.raises(LoraChatError) as caught:
+        fetch(revision)
+    said = str(caught.value)
+    assert caught.value.exit_code == code, said
+    assert match in said, said
+    assert said.count("\n") <= 1 and said.replace("\n", "").isprintable() and len(said) < 600
+    assert TOKEN not in said
+    for file in written():
+        assert re.fullmatch(r"cache/hub/models--evil--base/(snapshots/5{40}|blobs)/[\w.]+", file)
+        assert "/blobs/" in file or file.endswith(("/model.safetensors", f"/{CONFIG}"))
+    return said
+
+
+def test_an_honest_hub_gives_a_base_once(hub):
+    folder = fetch()
+    assert folder.name == COMMIT
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == hub.files
+    assert {token for _, path, token in hub.asked if NAME in path} == {f"Bearer {TOKEN}"}
+    hub.asked.clear()
+    assert fetch() == folder and find_here(NAME, None) == folder
+    assert hub.asked == []
+
+
+ETAGS = {
+    "climbs": f'"{UP}home/.bash_profile"',
+    "weak and climbs": f'W/"{UP}x"',
+    "is absolute": '"/etc/cron.d/x"',
+    "has a separator": '"aa/bb"',
+    "has a backslash": '"aa\\bb"',
+    "is dots": '".."',
+    "is hidden": '".ssh"',
+    "is empty": '""',
+    "is long": f'"{"a" * 129}"',
+    "has a space": '"aa bb"',
+    "is a device": '"NUL"',
+    "is a stream": '"aa:bb"',
+    "is not ASCII": '"\xe9"',
+    "comes twice": ['"aa"', '"bb"'],
+}
+
+
+@pytest.mark.parametrize("header", ["ETag", "X-Linked-Etag"])
+@pytest.mark.parametrize("kind", ETAGS)
+def test_an_etag_that_is_no_file_name_is_refused(hub, written, header, kind):
+    hub.headers[CONFIG] = {header: ETAGS[kind]}
+    refused(hub, written, "its ETag is")
+
+
+@pytest.mark.parametrize("tag", ['W/"0a1b"', "0a1b", '"0a1b-12"', '"66f1a2b3-2d5"', f'"{"e" * 64}"', '"0x8DC1A.b_c=+"'])
+def test_etags_of_real_servers_are_taken(hub, tag):
+    hub.headers[CONFIG] = {"ETag": tag}
+    assert (fetch() / CONFIG).read_bytes() == hub.files[CONFIG]
+
+
+COMMITS = ["../../x", "5" * 39, "5" * 41, "Z" * 40, "A" * 40, "/etc", ".", ""]
+
+
+@pytest.mark.parametrize("commit", COMMITS)
+def test_a_commit_that_is_no_commit_is_refused(hub, written, commit):
+    hub.sha = commit
+    refused(hub, written, "its commit is")
+
+
+@pytest.mark.parametrize("commit", [*COMMITS[:-1], "6" * 40])
+def test_a_file_of_another_commit_is_refused(hub, written, commit):
+    hub.headers[CONFIG] = {"X-Repo-Commit": commit}
+    refused(hub, written, "its commit is")
+
+
+def test_another_commit_than_asked_for_is_refused(hub, written):
+    with pytest.raises(BaseUnavailableError, match="was asked for"):
+        find_commit(NAME, "6" * 40, "model")
+    assert written() == []
+
+
+def test_a_missing_file_cannot_plant_a_note_that_it_is_missing(hub, written):
+    hub.statuses[CONFIG] = 404
+    hub.headers[CONFIG] = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": f"{UP}planted"}
+    refused(hub, written, "its commit is")
+
+
+@pytest.mark.parametrize(
+    "revision", [f"{UP}x", "/etc/x", "a/../b", "a//b", ".x", "a/.x", "a\\b", "a\nb", "x" * 300, ""]
+)
+def test_a_revision_cannot_leave_the_folder_of_refs(hub, written, revision):
+    refused(hub, written, "cannot be a revision", revision=revision)
+    assert hub.asked == []
+
+
+SIZES = {
+    "huge": ("X-Linked-Size", str(2**60), 8),
+    "negative": ("X-Linked-Size", "-1", 8),
+    "a word": ("X-Linked-Size", "many", 8),
+    "endless digits": ("X-Linked-Size", "9" * 5000, 8),
+    "larger than listed": ("X-Linked-Size", "24", 7),
+    "body larger than listed": ("Content-Length", "24", 7),
+    "body of petabytes": ("Content-Length", str(2**50), 7),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_declared_size_is_checked(hub, written, kind):
+    header, value, code = SIZES[kind]
+    hub.headers[CONFIG] = {header: value}
+    refused(hub, written, "the size of" if code == 8 else "bytes; 23 are allowed", code=code)
+
+
+def test_an_endless_body_is_cut_off(hub, written):
+    sent = []
+
+    def endless():
+        while True:
+            sent.append(1)
+            yield b"x" * 65536
+
+    hub.bodies[CONFIG] = endless
+    refused(hub, written, "or more bytes; 23 are allowed", code=7)
+    assert len(sent) < 1000
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_short_body_is_not_kept(hub, written, monkeypatch, declared):
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the library waits between its tries
+    hub.bodies[CONFIG] = lambda: [b"{}"]
+    hub.headers[CONFIG] = {"Content-Length": "23"} if declared else {}
+    match = "cannot be reached" if declared else "is not the file that the hub lists"
+    refused(hub, written, match, code=8 if declared else 7)
+    assert not [file for file in written() if file.endswith(CONFIG)]
+
+
+def test_a_body_in_drips_is_given_up(hub, written, monkeypatch):
+    clock = itertools.count(0, 100)
+    monkeypatch.setattr(hub_guard.time, "monotonic", lambda: next(clock))
+    hub.bodies[CONFIG] = lambda: [b"x"] * 23
+    refused(hub, written, "too slowly")
+
+
+@pytest.mark.parametrize("route", ["info", "tree", CONFIG])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip"])
+def test_a_compressed_bomb_is_never_unpacked(hub, written, route, encoding):
+    packed = (zlib.compress if encoding == "deflate" else gzip.compress)(b" " * 10_000_000)
+    hub.bodies[route], hub.headers[route] = packed, {"Content-Encoding": encoding, "Content-Length": "10"}
+    refused(hub, written, "it is compressed")
+
+
+NAMES = [
+    f"{UP}x.json", "/etc/x.json", "a/../../x.json", "a\\..\\x.json", "C:x.json", "C:/x.json", "a\0.json", "a\n.json",
+    "\x1b[2J.json", "\x9b.json", f"{'x' * 1001}.json", f"{'x' * 300}/a.json", "a//x.json", "./x.json", "a/.", "",
+    "\ud800.json", None, 7, ["x.json"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_file_s_name_must_stay_inside(hub, written, name):
+    hub.tree = [*hub.listing(), {"type": "file", "path": name, "size": 1, "oid": "0" * 40}]
+    refused(hub, written, "it names a file")
+    hub.tree = None
+    hub.bodies["info"] = json.dumps({"sha": COMMIT, "siblings": [{"rfilename": name}]}).encode()
+    refused(hub, written, "it names a file")
+
+
+ENTRIES = {
+    "a size that is none": ({"size": "many"}, "the size of"),
+    "no size": ({"size": None}, "the size of"),
+    "a negative size": ({"size": -5}, "the size of"),
+    "a hash that climbs": ({"lfs": {"oid": f"{UP}x", "size": 1, "pointerSize": 1}}, "the hash of"),
+    "a hash that is none": ({"lfs": [1]}, "the hash of"),
+    "a tokenizer of terabytes": ({"path": "tokenizer.json", "size": 2**42}, "bytes; 200,000,000 are allowed"),
+    "a config of 2 MB": ({"path": CONFIG, "size": 2_000_000}, "bytes; 1,000,000 are allowed"),
+}
+
+
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_a_listing_s_entries_are_checked(hub, written, kind):
+    change, match = ENTRIES[kind]
+    hub.tree = [{"type": "file", "path": "x.json", "size": 1, "oid": "0" * 40, **change}]
+    refused(hub, written, match, code=7 if "allowed" in match else 8)
+
+
+ANSWERS = {
+    "no JSON": b"<html>",
+    "nothing": b"",
+    "not UTF-8": b'{"sha": "\xff"}',
+    "nested deeply": b"[" * 100_000,
+    "nested but whole": b"[" * 5000 + b"]" * 5000,
+    "a key twice": b'{"sha": "%s", "sha": "../x"}' % COMMIT.encode(),
+    "endless digits": b'{"x": ' + b"9" * 10_000 + b"}",
+    "siblings that are none": b'{"siblings": {"rfilename": "x"}}',
+}
+
+
+@pytest.mark.parametrize("route", ["info", "tree"])
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_json_that_is_odd_is_refused(hub, written, route, kind):
+    hub.bodies[route] = ANSWERS[kind]
+    refused(hub, written, "The hub's answer is refused")
+
+
+@pytest.mark.parametrize("route", ["info", "tree"])
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_huge_answer_is_cut_off(hub, written, monkeypatch, route, declared):
+    monkeypatch.setattr(hub_guard, "LARGEST_ANSWER", 100_000)
+    body = b"[" + b" " * 1_000_000 + b"]"
+    hub.bodies[route] = body if declared else lambda: [body]
+    refused(hub, written, "bytes; 100,000 are allowed")
+
+
+def test_a_listing_without_end_is_given_up(hub, written, monkeypatch):
+    monkeypatch.setattr(hub_guard, "MOST_ANSWERS", 20)
+    hub.headers["tree"] = {"Link": f'<{hub.endpoint}/api/models/{NAME}/tree/next>; rel="next"'}
+    refused(hub, written, "its listing has no end")
+    assert len(hub.asked) < 30
+
+
+def test_a_listing_of_too_many_files_is_refused(hub, written, monkeypatch):
+    monkeypatch.setattr("lora_chat.system.hub_answers.MOST_FILES", 1)
+    refused(hub, written, "it lists 2 files; 1 are allowed")
+
+
+@pytest.mark.parametrize("target", [
+    "file:///etc/passwd", "ftp://example.org/x", "http://example.org/x", "http://127.0.0.2/x", "http://localhost/x",
+    "https://localhost/x", "https://127.0.0.1/x", "https://[::1]/x", "https://[::ffff:127.0.0.1]/x",
+    "https://169.254.169.254/latest/meta-data", "https://2130706433/x", "https://0x7f.1/x", "https://0/x",
+    "https://user:secret@example.org/x", "//example.org/x", "http://[", "https://example.org/\x7fx",
+])  # fmt: skip
+@pytest.mark.parametrize("route", ["info", CONFIG])
+def test_a_redirect_to_odd_places_is_refused(hub, written, route, target):
+    hub.statuses[route], hub.headers[route] = 302, {"Location": target}
+    said = refused(hub, written, "The hub's answer is refused: it")
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize("route", ["info", CONFIG])
+def test_a_loop_of_redirects_ends(hub, written, route):
+    hub.statuses[route], hub.headers[route] = 307, {"Location": f"/{NAME}/resolve/{COMMIT}/{CONFIG}"}
+    hub.statuses[CONFIG], hub.headers[CONFIG] = 307, {"Location": f"/{NAME}/resolve/{COMMIT}/{CONFIG}"}
+    refused(hub, written, "cannot be reached (TooManyRedirects)")
+    assert len(hub.asked) < 40
+
+
+@pytest.mark.parametrize("location", ["{other}/there", "{other}/there?signed=1"])
+def test_another_port_gets_the_request_without_the_token(hub, location):
+    other = StandIn()
+    other.files = {"there": hub.files[CONFIG]}
+    hub.statuses[CONFIG] = 302
+    hub.headers[CONFIG] = {"Location": location.format(other=other.endpoint), "X-Linked-Size": "23"}
+    assert (fetch() / CONFIG).read_bytes() == hub.files[CONFIG]
+    assert [(method, token) for method, _, token in other.asked] == [("GET", None)]
+    other.server.shutdown()
+
+
+def test_a_redirected_body_has_the_limit_of_its_file(hub, written):
+    other = StandIn()
+    other.files = {"there": b"x" * 100}
+    hub.statuses[CONFIG], hub.headers[CONFIG] = 302, {"Location": f"{other.endpoint}/there"}
+    refused(hub, written, "bytes; 23 are allowed", code=7)
+    other.server.shutdown()
+
+
+def test_the_next_page_on_another_port_gets_no_token(hub):
+    other = StandIn()
+    hub.headers["tree"] = {"Link": f'<{other.endpoint}/api/models/{NAME}/tree/next>; rel="next"'}
+    other.tree = []
+    list_files(NAME, COMMIT, "model")
+    assert [token for *_, token in other.asked] == [None]
+    other.server.shutdown()
+
+
+HUGGING_FACE = "https://huggingface.co"
+
+
+@pytest.mark.parametrize(
+    ("address", "url", "kept"),
+    [
+        (HUGGING_FACE, "https://huggingface.co/api/x", True),
+        (HUGGING_FACE, "https://HuggingFace.co:443/api/x", True),
+        (HUGGING_FACE, "https://huggingface.co:444/api/x", False),
+        (HUGGING_FACE, "https://huggingface.co.evil.example/api/x", False),
+        (HUGGING_FACE, "https://cdn-lfs.huggingface.co/x", False),
+        (HUGGING_FACE, "https://evil.example/huggingface.co", False),
+        (HUGGING_FACE, "https://hf.co/x", False),
+        ("https://mirror.example/hf", "https://mirror.example/hf/api/x", True),
+        ("https://mirror.example/hf", "https://huggingface.co/api/x", False),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080/api/x", True),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8081/api/x", False),
+        ("http://127.0.0.1:8080", "https://127.0.0.1.evil.example/x", False),
+    ],
+)
+def test_the_token_goes_to_the_endpoint_alone(endpoint, address, url, kept):
+    import httpx2
+
+    endpoint(address)
+    request = httpx2.Request("GET", url, headers={"Authorization": f"Bearer {TOKEN}"})
+    hub_guard.install_guard().check_request(request)
+    assert ("Authorization" in request.headers) is kept
+    assert request.headers["Accept-Encoding"] == "identity"
+    assert all(request.extensions["timeout"][kind] for kind in ("connect", "read", "write"))
+
+
+def test_the_token_is_not_sent_without_encryption(endpoint, monkeypatch):
+    endpoint("http://mirror.example:8080")
+    with pytest.raises(BaseUnavailableError, match="not encrypted") as caught:
+        find_commit(NAME, None, "model")
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("header", [{"Retry-After": "999999999"}, {"Retry-After": "9" * 400}])
+def test_no_hub_makes_the_program_sleep_for_years(hub, written, status, header):
+    hub.statuses["info"], hub.headers["info"] = status, header
+    hub.statuses["tree"], hub.headers["tree"] = status, header
+    refused(hub, written, "asks to wait for")
+
+
+def test_a_warning_of_the_hub_does_not_reach_the_terminal(hub, capfd):
+    hub.headers["info"] = {"X-HF-Warning": "topic; OWNED BY THE HUB"}
+    hub.headers[CONFIG] = {"X-HF-Warning": "topic; OWNED BY THE HUB", "Content-Disposition": 'filename="OWNED";'}
+    fetch()
+    out, err = capfd.readouterr()
+    assert "OWNED" not in out + err
+
+
+def test_a_header_with_escape_sequences_is_refused(hub, written):
+    hub.headers["info"] = {"X-Request-Id": "\x1b[2J"}
+    refused(hub, written, "its header x-request-id holds control characters")
+
+
+def test_weights_are_those_that_the_commit_lists(hub, written):
+    hub.tree = hub.listing()
+    hub.files["model.safetensors"] = bytes(len(hub.files["model.safetensors"]))
+    refused(hub, written, "model.safetensors of evil/base is not the file that the hub lists", code=7)
+    assert not [file for file in written() if file.endswith("model.safetensors")]
+    assert find_here(NAME, None) is None
+
+
+def test_xet_is_never_used(hub):
+    from huggingface_hub import constants
+
+    for name in hub.files:
+        hub.headers[name] = {"X-Xet-Hash": "a" * 64, "X-Xet-Refresh-Route": f"{hub.endpoint}/xet"}
+    fetch()
+    assert constants.HF_HUB_DISABLE_XET is True
+    assert not [path for _, path, _ in hub.asked if "xet" in path]
+
+
+def plant(folder, kind, tmp_path):
+    victim = folder / CONFIG
+    victim.unlink()
+    if kind == "a pipe":
+        os.mkfifo(victim)
+    elif kind == "a folder":
+        (folder / "more").symlink_to(tmp_path)
+        victim.write_text("{}")
+    elif kind == "a blob that is a link":
+        blob = folder.parents[1] / "blobs" / "f00"
+        blob.symlink_to(tmp_path / "secret")
+        victim.symlink_to(blob)
+    else:
+        victim.symlink_to(tmp_path / "secret")
+
+
+@pytest.mark.parametrize("kind", ["a link", "a pipe", "a folder", "a blob that is a link"])
+def test_a_planted_cache_is_refused_by_name(hub, tmp_path, kind):
+    (tmp_path / "secret").write_text('{"model_type": "llama"}')
+    folder = fetch()
+    plant(folder, kind, tmp_path)
+    with pytest.raises(IntegrityError, match="in the hub's cache") as caught:
+        fetch()
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "index", ["[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "../x"}}', "[" * 9000, "\xff"]
+)
+def test_an_index_that_is_none_is_refused(hub, index):
+    hub.files["model.safetensors.index.json"] = index.encode("latin-1")
+    with pytest.raises(IntegrityError, match="no index of weights"):
+        fetch()
+
+
+def test_plan_and_its_table_of_known_bases_do_not_hide_a_refused_answer(hub):
+    hub.headers[CONFIG] = {"ETag": f'"{UP}x"'}
+    with pytest.raises(BaseUnavailableError, match="The hub's answer is refused"):
+        find_config(BaseSection(name=NAME), lambda _: None)
+
+
+@pytest.mark.parametrize("config", [b"[]", b"3", b"{", b"[" * 9000, b"\xff"])
+def test_a_config_that_is_none_is_refused(hub, config):
+    hub.files[CONFIG] = config
+    with pytest.raises(BaseUnavailableError, match=r"The config .* (cannot be read|is no JSON object)"):
+        find_config(BaseSection(name=NAME), lambda _: None)
+
+
+def test_an_unreachable_hub_is_said_to_be_unreachable(endpoint):
+    endpoint("http://127.0.0.1:9")
+    with pytest.raises(HubFailureError) as caught:
+        find_commit(NAME, None, "model")
+    assert caught.value.reason == "unreachable"
+
+
+def test_the_command_line_refuses_a_hostile_mirror(hub, written, tmp_path, capsys, monkeypatch):
+    from lora_chat.cli import main
+
+    monkeypatch.chdir(tmp_path / "cache" if (tmp_path / "cache").is_dir() else tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache" / "hub" / "own"))
+    hub.files["x.txt"], hub.headers["x.txt"] = b"OWNED", {"ETag": f'"{tmp_path}/.bash_profile"'}
+    assert main(["chat", NAME]) == 8
+    told = capsys.readouterr().err
+    assert "The hub's answer is refused: its ETag is" in told and "Traceback" not in told
+    assert not (tmp_path / ".bash_profile").exists()
