@@ -1,45 +1,63 @@
-"""Folders of the hub's cache: their links lead to the blobs of the same repository, and nowhere else."""
+"""Links in the hub's cache: each leads to a blob of the same repository, and nowhere else."""
 
+import os
+import re
 import stat
 from pathlib import Path
 
 from lora_chat.errors import IntegrityError
 from lora_chat.system.sanitize import visible
 
+_SHARED = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
 
-def check_snapshot(folder: Path) -> Path:
-    """Return the folder of a commit, if each file in it is a regular one or a link to a blob of the repository.
 
-    Raises IntegrityError for a planted link, device or pipe, by name.
+def repository_of(snapshot: Path) -> Path | None:
+    """Return the folder of the repository to which a resolved snapshot belongs: REPOSITORY/snapshots/COMMIT."""
+    if snapshot.parent.name != "snapshots":
+        return None
+    repository = snapshot.parent.parent
+    blobs = repository / "blobs"
+    return repository if blobs.is_dir() and not blobs.is_symlink() else None
+
+
+def is_blob(link: Path, repository: Path | None) -> bool:
+    """Return whether a link leads to a regular file right inside the blobs of its repository.
+
+    The blob may itself be a link into the store that all repositories of a cache share, as newer versions of the
+    hub's library make it: CACHE/blobs/ab/HASH.
     """
-    pending = [folder]
-    while pending:
-        for path in sorted(pending.pop().iterdir()):
-            if path.is_dir() and not path.is_symlink():
-                pending.append(path)
-            else:
-                check_cached(path)
-    return folder
+    if repository is None:
+        return False
+    try:
+        target = _target(link)
+        if target.parent != repository / "blobs":
+            return False
+        if target.is_symlink():
+            store = repository.parent / "blobs"
+            target = _target(target)
+            if not target.is_relative_to(store) or not _SHARED.fullmatch(target.relative_to(store).as_posix()):
+                return False
+            if store.is_symlink() or target.parent.is_symlink():
+                return False
+        return stat.S_ISREG(target.lstat().st_mode)
+    except OSError:
+        return False
 
 
-def check_cached(path: Path) -> Path:
-    """Return the path of one file of a commit, checked as `check_snapshot` does."""
-    place = next((parent for parent in path.parents if parent.name == "snapshots"), None)
-    if place is None:
-        raise _planted(path, "lies outside of it")
-    blobs = (place.parent / "blobs").resolve()
-    shared = (place.parent.parent / "blobs").resolve()  # one store for all repositories, which other tools may fill
-    target = path.resolve()
-    own = path.is_symlink() and (blobs in target.parents or shared in target.parents)
-    if path.is_symlink() and not own:
-        raise _planted(path, f"is a link to {target}")
-    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-        raise _planted(path, "is no regular file")
-    return path
-
-
-def _planted(path: Path, what: str) -> IntegrityError:
-    return IntegrityError(
-        f"{visible(str(path))} in the hub's cache {visible(what)}, which the hub's library never makes.\n"
-        f"Delete the folder and download again: {visible(str(path.parent))}"
+def check_cached(folder: Path, file: str) -> Path:
+    """Return the path of one file of a snapshot. Raises IntegrityError for a planted link, device or FIFO, by name."""
+    root = folder.resolve()
+    path = root / file
+    inside = path.parent.resolve().is_relative_to(root)  # a folder in it may be a link too
+    mode = path.lstat().st_mode if inside and os.path.lexists(path) else 0
+    if inside and (not mode or stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and is_blob(path, repository_of(root)))):
+        return folder / file
+    raise IntegrityError(
+        f"{visible(str(folder / file))} in the hub's cache is no file of its repository, or a link that leads "
+        "elsewhere.\n"
+        f"Delete the folder and download again: {visible(str(folder))}"
     )
+
+
+def _target(link: Path) -> Path:
+    return Path(os.path.normpath(link.parent / link.readlink()))

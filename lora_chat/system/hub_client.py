@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_chat.errors import BaseUnavailableError, IntegrityError, LoraChatError, SpaceError
 from lora_chat.system.hub_answers import MOST_FILES, check_commit, check_revision, is_commit, refuse
-from lora_chat.system.hub_cache import check_cached, check_snapshot
+from lora_chat.system.hub_cache import check_cached
+from lora_chat.system.received_folder import check_received_folder
 
 if TYPE_CHECKING:
     from lora_chat.system.hub_guard import Guard
@@ -81,8 +82,9 @@ def find_snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> P
 
     with suppress(LocalEntryNotFoundError, HFValidationError, HubFailureError):
         check_revision(revision)
-        folder = snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True)
-        return check_snapshot(Path(folder))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True))
+        check_received_folder(folder)
+        return folder
     return None
 
 
@@ -91,7 +93,10 @@ def find_cached(name: str, file: str, commit: str, kind: Kind) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(name, file, revision=check_commit(commit), repo_type=kind)
-    return check_cached(Path(path)) if isinstance(path, str) else None
+    if not isinstance(path, str):
+        return None
+    folder = Path(path).parents[file.count("/")]
+    return check_cached(folder, file)
 
 
 def download(
@@ -115,9 +120,8 @@ def download(
         folder = Path(snapshot_download(name, repo_type=kind, revision=revision or None, allow_patterns=only))
     if folder.name != commit:
         raise HubFailureError("unreachable", f"{name} has another commit than a moment before")
-    check_snapshot(folder)
     for file, about in files.items():
-        _compare(folder / file, about, f"{file} of {name}")
+        _compare(check_cached(folder, file), about, f"{file} of {name}")
     return folder
 
 
@@ -209,7 +213,7 @@ def _compare(path: Path, about: RemoteFile, what: str) -> None:
         return
     blob = path.resolve()
     path.unlink(missing_ok=True)
-    blob.unlink(missing_ok=True)  # `check_snapshot` has seen that it lies in the cache
+    blob.unlink(missing_ok=True)  # `check_cached` has seen that it lies in the cache
     raise IntegrityError(
         f"{what} is not the file that the hub lists: its size or SHA-256 differs. It was deleted.\n"
         "Try again; if it stays so, the hub or a server between alters files."

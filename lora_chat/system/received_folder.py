@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 from lora_chat.errors import IntegrityError
+from lora_chat.system.hub_cache import is_blob, repository_of
 from lora_chat.system.regular_files import kind_of
 from lora_chat.system.sanitize import visible
 
@@ -22,7 +23,7 @@ def check_received_folder(folder: Path) -> None:
     cannot be listed.
     """
     root = folder.resolve()
-    blobs = _blobs_of(root)
+    repository = repository_of(root)
     waiting, count = [(root, 0)], 0
     while waiting:
         place, depth = waiting.pop()
@@ -36,27 +37,8 @@ def check_received_folder(folder: Path) -> None:
                 mode = entry.stat(follow_symlinks=False).st_mode
                 if stat.S_ISDIR(mode):
                     waiting.append((Path(entry.path), depth + 1))
-                elif not stat.S_ISREG(mode) and not (stat.S_ISLNK(mode) and _is_blob(Path(entry.path), blobs)):
+                elif not stat.S_ISREG(mode) and not (stat.S_ISLNK(mode) and is_blob(Path(entry.path), repository)):
                     raise _refusal(folder, Path(entry.path).relative_to(root), mode)
-
-
-def _blobs_of(root: Path) -> Path | None:
-    """The folder of blobs that belongs to a snapshot in the hub's cache: REPOSITORY/snapshots/COMMIT."""
-    if root.parent.name != "snapshots":
-        return None
-    blobs = root.parent.parent / "blobs"
-    return blobs if blobs.is_dir() and not blobs.is_symlink() else None
-
-
-def _is_blob(link: Path, blobs: Path | None) -> bool:
-    """Whether a link leads to a regular file right inside the folder of blobs."""
-    if blobs is None:
-        return False
-    target = Path(os.path.normpath(link.parent / link.readlink()))
-    try:
-        return target.parent == blobs and stat.S_ISREG(target.lstat().st_mode)
-    except OSError:
-        return False
 
 
 def _refusal(folder: Path, inside: Path, mode: int) -> IntegrityError:
