@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.arguments import make_parser
-from lora_chat.errors import LoraChatError, RecipeError, StoppedError
+from lora_chat.errors import IntegrityError, LoraChatError, RecipeError, StoppedError
 from lora_chat.stopping import raise_on_signals, signal_of
+from lora_chat.system.bounded_call import is_panic, panic_text
 from lora_chat.system.console import guard_output, print_json, print_result, say
 from lora_chat.system.environment import make_search_paths_absolute
 
@@ -58,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        say(f"Error: A library failed on a file that it read, which is damaged or made to do so: {panic_text(error)}")
+        return IntegrityError.exit_code
 
 
 def sft(options: argparse.Namespace) -> None:

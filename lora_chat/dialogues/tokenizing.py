@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.dialogues.control_tokens import CLOSE, OPEN, Marker, control_tokens
 from lora_chat.errors import DataError
+from lora_chat.system.bounded_call import call_bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Offsets = list[tuple[int, int]]
 _SHORT, _MANY = 200, 1000
+_SECONDS, _SECONDS_PER_CHARACTER = 20.0, 1e-4
+"""The longest time to encode texts; a tokenizer needs about a microsecond for a character."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class TextTokenizer:
         self._marker = Marker(control_tokens(tokenizer))
         self._added = frozenset(tokenizer.added_tokens_encoder.values())
         self._normalised = _normalised_tokens(tokenizer)
+        self._has_patterns = _has_patterns(tokenizer)
         self._feed: list[int] = tokenizer.encode("\n", add_special_tokens=False)
         self._stretches: dict[str, list[int]] = {}
 
@@ -46,7 +50,17 @@ class TextTokenizer:
         return self._marker.mark(value)
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
-        """Encode texts that hold their own control tokens; what stands between marks is text."""
+        """Encode texts that hold their own control tokens; what stands between marks is text.
+
+        Raises BaseUnavailableError where the tokenizer's regular expressions take too long on them: they are a
+        stranger's, and may backtrack without end.
+        """
+        if not self._has_patterns:
+            return self._tokenize(texts)
+        seconds = _SECONDS + _SECONDS_PER_CHARACTER * sum(map(len, texts))
+        return call_bounded(lambda: self._tokenize(texts), seconds, "The tokenizer of the base (a regular expression)")
+
+    def _tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         marked = [OPEN in text or CLOSE in text for text in texts]
         plain = iter(self._encode([text for text, is_marked in zip(texts, marked, strict=True) if not is_marked]))
         return [
@@ -141,6 +155,13 @@ class TextTokenizer:
     def _plain(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
+
+
+def _has_patterns(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a tokenizer splits or normalises by regular expressions of its own file."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = [] if backend is None else [backend.normalizer, backend.pre_tokenizer]
+    return any(b'"Regex"' in part.__getstate__() for part in parts if part is not None)
 
 
 def _normalised_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:

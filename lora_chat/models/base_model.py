@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+_MOST_WEIGHTS_PER_BYTE = 16
+"""No format takes fewer than a bit for two weights."""
+
+
 @dataclass(frozen=True)
 class FoundBase:
     """A base whose files are on this machine."""
@@ -123,6 +127,7 @@ def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMod
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    _check_size(base)
     if precision.device == "cpu":
         give_memory_back()  # quantising frees as much as it takes
     dtype = getattr(torch, precision.dtype)
@@ -163,6 +168,20 @@ def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMod
         hold_dense_weights(model)
         multiply_in_one_place(model)  # where they are not held
     return model
+
+
+def _check_size(base: FoundBase) -> None:
+    """Raise BaseUnavailableError if a config means far more weights than the files can hold.
+
+    Transformers makes up what is missing, in memory, however much that is.
+    """
+    meant = sum(parameter.numel() for parameter in load_skeleton(base).parameters())
+    there = sum(path.stat().st_size for path in base.folder.rglob("*.safetensors"))
+    if meant > _MOST_WEIGHTS_PER_BYTE * there:
+        raise BaseUnavailableError(
+            f"The config of {base.name} means {meant:,} weights, and its files have {there:,} bytes: they do "
+            "not belong together. Copy or download the base again."
+        )
 
 
 def _first_line(error: Exception) -> str:
