@@ -87,7 +87,7 @@ def _read_weights(path: Path) -> "dict[str, torch.Tensor]":
     try:
         check_header(path)
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, IntegrityError) as error:
         raise IntegrityError(f"The adapter's weights {path} cannot be read: {error}") from error
 
 
