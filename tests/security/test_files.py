@@ -298,7 +298,7 @@ def test_sft_resume_writes_through_no_link(run, outside, unchecked, capsys):
     words = [word for one in settings for word in ("--set", one)]
     assert main(["sft", "recipes/smoke.yaml", *words, "--resume", str(run)]) == 0, capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
-    assert all(not (run / name).is_symlink() for name in WRITTEN_BY_SFT if (run / name).exists())
+    assert all(not (run / name).is_symlink() for name in WRITTEN_BY_SFT)
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "fifo"])
@@ -467,7 +467,7 @@ def log(run):
 
 
 NUMBERS = {
-    "num_hidden_layers": [10**8, 1001, 0, -1, "2", 2.5, True, [2, "2"], {"a": 1}, 10**400],
+    "num_hidden_layers": [10**8, 1001, 0, -1, "2", 2.5, True, [2, "2"], {"a": 1}],
     "hidden_size": [2**21, 0, "64", 64.0],
     "intermediate_size": [2**21, "128"],
     "num_attention_heads": [10**6, 0, "4"],
@@ -491,21 +491,17 @@ NUMBERS = {
     "text_config": [{"num_hidden_layers": 10**8}, {"a": [{"vocab_size": 2**30}]}],
     "vision_config": [{"hidden_size": 10**9, "depth": 10**7}],
     "layer_types": [["x"] * 70_000],
-    "num_experts": [100],  # times two layers it is fine; see below
 }
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [(key, value) for key, some in NUMBERS.items() for value in some if key != "num_experts"],
+    [(key, value) for key, some in NUMBERS.items() for value in some],
     ids=lambda one: str(one)[:30],
 )
 def test_numbers_of_a_config_are_bounded(base, key, value):
     config = json.loads((base / "config.json").read_text()) | {key: value}
-    if isinstance(value, int) and value > 10**300:
-        config[key] = 0
-    text = json.dumps(config)
-    (base / "config.json").write_text(text)
+    (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(BaseUnavailableError) as caught:
         find_base(BaseSection(name=str(base)))
     assert "config.json" in str(caught.value)
