@@ -6,11 +6,11 @@ import hashlib
 import pytest
 
 from lora_chat.dialogues.chat_template import CHATML_TEMPLATE
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
 from lora_chat.models.adapter_folder import read_adapter
 from lora_chat.models.base_model import find_base, load_tokenizer
 from lora_chat.models.identity import identify
-from lora_chat.opening import Trust, find_adapter, open_thing
+from lora_chat.opening import Trust, find_adapter, find_bound_base, open_thing
 from lora_chat.planning.recipe import BaseSection
 
 OWN = "{% for message in messages %}{{ message.content + eos_token }}\n{% endfor %}\x1b[31m"
@@ -91,3 +91,52 @@ def open_precision():
 def test_a_signer_is_asked_for_parcels_alone(tmp_path):
     with pytest.raises(RecipeError, match="belongs to parcels"):
         open_thing(str(tmp_path), lambda _: None, Trust(signer=tmp_path / "key"))
+
+
+def named(stored, name, revision=None):
+    return dataclasses.replace(stored, config={**stored.config, "base_model_name_or_path": name, "revision": revision})
+
+
+NAMES = [
+    "stranger/base", "~", "~root", "/", "/etc", ".", "..", "./x", "../../x", "relative", "a/b/c", "\\\\host\\share",
+    "//host/share", "C:\\base", "file:///etc", "https://example.org/x", "x\x1b[2J/y", "a/..", "a" * 500,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+@pytest.mark.parametrize("revision", [None, "../../../x"])
+def test_a_base_that_a_stranger_names_is_neither_looked_at_nor_asked_for(stored, name, revision, monkeypatch):
+    def touched(*args, **kwargs):
+        raise AssertionError("asked for")
+
+    monkeypatch.setattr("lora_chat.opening.find_base", touched)
+    monkeypatch.setattr("lora_chat.models.hub.find_commit", touched)
+    if name != "stranger/base":
+        monkeypatch.setattr("lora_chat.opening.is_here", touched)
+    with pytest.raises(BaseUnavailableError, match="--base FOLDER") as caught:
+        find_bound_base(named(stored, name, revision), print, Trust(), named_by_stranger=True)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_an_adapter_folder_is_a_stranger_s_and_a_run_s_own_is_not(stored, tmp_path, monkeypatch):
+    asked = []
+
+    def note(stored, base, *args, **kwargs):
+        asked.append(base)
+        raise StopIteration
+
+    monkeypatch.setattr("lora_chat.opening.bind", note)
+    with pytest.raises(BaseUnavailableError, match="--base FOLDER"):
+        open_thing(str(tmp_path / "adapter"), lambda _: None)
+    assert asked == []
+    with pytest.raises(StopIteration):
+        open_thing(str(tmp_path / "adapter"), lambda _: None, Trust(base=stored.base[0]))
+    assert [str(base.folder) for base in asked] == [stored.base[0]]
+
+
+def test_a_folder_named_like_a_base_of_the_hub_is_not_opened_for_a_stranger(stored, tmp_path, monkeypatch):
+    (tmp_path / "stranger" / "base").mkdir(parents=True)
+    (tmp_path / "stranger" / "base" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BaseUnavailableError, match="--base FOLDER"):
+        find_bound_base(named(stored, "stranger/base"), print, Trust(), named_by_stranger=True)

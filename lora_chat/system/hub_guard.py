@@ -96,9 +96,8 @@ class Guard:
         file = self._files.get(str(request.url))
         if commit := headers.get("X-Repo-Commit"):
             check_commit(commit, file.commit if file else None)
-        for name in ("ETag", "X-Linked-Etag"):
-            if (tag := headers.get(name)) and _is_file(request):
-                check_etag(tag)
+        if request.method == "HEAD" and (tag := headers.get("X-Linked-Etag") or headers.get("ETag")):
+            check_etag(tag)  # others are not used: those of the API are base64, with slashes
         if response.has_redirect_location:
             self._follow(response, file)
         self._bound(response, file)
@@ -123,7 +122,8 @@ class Guard:
         """Bound the body by what is expected; an answer of the API is read and checked here."""
         request, headers = response.request, response.headers
         good = response.status_code < 300
-        api = good and Origin.of_endpoint().is_api(request.url)
+        # A page of a listing may come from another host, a file from a path of the API (`/api/resolve-cache/`).
+        api = good and file is None and (request.method == "GET" or Origin.of_endpoint().is_api(request.url))
         limit = LARGEST_ANSWER if api else file.limit if file and good else LARGEST_OTHER
         what = file.name if file else ""
         if file and (linked := headers.get("X-Linked-Size")):
@@ -179,11 +179,6 @@ class _Counted(httpx2.SyncByteStream):
     def close(self) -> None:
         self._stream.close()
         self.elapsed = getattr(self._stream, "elapsed", None)
-
-
-def _is_file(request: httpx2.Request) -> bool:
-    """Whether an answer describes a file of a repository; answers of the API have ETags that nobody uses."""
-    return request.method == "HEAD" or "/resolve/" in request.url.path
 
 
 def _check_limit(size: int, what: str, limit: int, more: str = "") -> None:

@@ -10,15 +10,15 @@ NAME = "evil/base"
 
 
 class StandIn:
-    """A repository of one commit; `headers`, `redirects` and `bodies` replace what is honest, by route.
+    """A repository of one commit; `headers`, `statuses` and `bodies` replace what is honest, by route.
 
-    Routes are "info", "tree", "next" (a second page) and the names of files.
+    Routes are "info", "tree" and the names of files. `redirects` lead from a path to another address.
     """
 
     def __init__(self):
         self.files = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights" * 50}
         self.sha = COMMIT
-        self.headers, self.bodies, self.statuses, self.tree = {}, {}, {}, None
+        self.headers, self.bodies, self.statuses, self.redirects, self.tree = {}, {}, {}, {}, None
         self.asked = []
         stand_in = self
 
@@ -49,6 +49,8 @@ class StandIn:
 
     def route(self, path):
         """The route of a path, and its honest content."""
+        if path.startswith("/api/resolve-cache/"):
+            return path.rpartition("/")[2], self.files.get(path.rpartition("/")[2])
         if path.startswith("/api/"):
             if "/tree/" in path:
                 return "tree", json.dumps(self.listing() if self.tree is None else self.tree).encode()
@@ -58,12 +60,18 @@ class StandIn:
 
     def answer(self, request):
         path = request.path.partition("?")[0]
-        route, content = self.route(path)
         self.asked.append((request.command, path, request.headers.get("Authorization")))
+        if path in self.redirects:
+            request.send_response(307)
+            request.send_header("Location", self.redirects[path])
+            request.send_header("X-Repo-Commit", COMMIT)
+            request.send_header("Content-Length", "0")
+            return request.end_headers()
+        route, content = self.route(path)
         body = self.bodies.get(route, content)
         status = self.statuses.get(route, 200 if body is not None else 404)
         headers = {}
-        if "/resolve/" in path:
+        if "/resolve/" in path or "/resolve-cache/" in path:
             headers = {"ETag": f'"{hashlib.sha1(route.encode()).hexdigest()}"', "X-Repo-Commit": COMMIT}
         if isinstance(body, bytes):
             headers["Content-Length"] = str(len(body))
@@ -74,9 +82,10 @@ class StandIn:
                 request.send_header(key, one)
         request.end_headers()
         if request.command == "HEAD" or body is None:
-            return
+            return None
         try:
             for piece in [body] if isinstance(body, bytes) else body():
                 request.wfile.write(piece)
         except OSError:
             pass  # the client has heard enough
+        return None

@@ -114,8 +114,11 @@ ETAGS = {
 
 @pytest.mark.parametrize("header", ["ETag", "X-Linked-Etag"])
 @pytest.mark.parametrize("kind", ETAGS)
-def test_an_etag_that_is_no_file_name_is_refused(hub, written, header, kind):
+@pytest.mark.parametrize("moved", [False, True])
+def test_an_etag_that_is_no_file_name_is_refused(hub, written, header, kind, moved):
     hub.headers[CONFIG] = {header: ETAGS[kind]}
+    if moved:
+        hub.redirects[f"/{NAME}/resolve/{COMMIT}/{CONFIG}"] = f"/api/resolve-cache/{COMMIT}/{CONFIG}"
     refused(hub, written, "its ETag is")
 
 
@@ -320,6 +323,39 @@ def test_another_port_gets_the_request_without_the_token(hub, location):
     assert (fetch() / CONFIG).read_bytes() == hub.files[CONFIG]
     assert [(method, token) for method, _, token in other.asked] == [("GET", None)]
     other.server.shutdown()
+
+
+ROUTES = [
+    "/api/resolve-cache/models/evil/base/{commit}/{file}?%2Fevil%2Fbase%2Fresolve%2F{commit}%2F{file}=&etag=%22{commit}%22",
+    "/moved/base/resolve/{commit}/{file}",
+    "../../../moved/base/resolve/{commit}/{file}?a=b c+d%20e&f='g'",
+]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_files_behind_a_redirect_of_the_hub_itself_are_taken(hub, route):
+    hub.files["merges.txt"] = b"#version: 0.2\n" * 100_000
+    for file in hub.files:
+        where = route.format(commit=COMMIT, file=file)
+        hub.redirects[f"/{NAME}/resolve/{COMMIT}/{file}"] = where
+    folder = fetch()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == hub.files
+    assert all(token == f"Bearer {TOKEN}" for _, path, token in hub.asked if "base" in path)
+
+
+def test_a_page_of_names_from_another_host_is_checked_too(hub, written):
+    other = StandIn()
+    other.tree = [{"type": "file", "path": f"{UP}x.json", "size": 1, "oid": "0" * 40}]
+    hub.headers["tree"] = {"Link": f'<{other.endpoint}/pages/tree/next>; rel="next"'}
+    other.route = lambda path: ("tree", json.dumps(other.tree).encode())
+    refused(hub, written, "it names a file")
+    other.server.shutdown()
+
+
+@pytest.mark.parametrize("route", ["info", "tree"])
+def test_etags_of_the_api_are_nobody_s_file_names(hub, route):
+    hub.headers[route] = {"ETag": 'W/"1d3-xMbf/0aK+/abc"'}
+    assert fetch().name == COMMIT
 
 
 def test_a_redirected_body_has_the_limit_of_its_file(hub, written):
