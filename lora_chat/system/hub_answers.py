@@ -61,12 +61,17 @@ def is_commit(value: str | None) -> bool:
     return value is not None and _COMMIT.fullmatch(value) is not None
 
 
+def is_revision(value: str | None) -> bool:
+    """Return whether a revision stays inside the folder in which refs are cached; None is the default branch."""
+    if value is None:
+        return True
+    plain = _REVISION.fullmatch(value) is not None and not value.endswith(("/", ".lock"))
+    return plain and ".." not in value and "//" not in value and "/." not in value
+
+
 def check_revision(value: str | None) -> None:
     """Raise BaseUnavailableError for a revision that would climb out of the folder in which refs are cached."""
-    if value is None:
-        return
-    plain = _REVISION.fullmatch(value) and not value.endswith(("/", ".lock"))
-    if not plain or ".." in value or "//" in value or "/." in value:
+    if not is_revision(value):
         raise BaseUnavailableError(
             f"{_short(value)} cannot be a revision of a repository.\nName a branch, a tag or a commit."
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lora_chat.errors import BaseUnavailableError, IntegrityError, LoraChatError, SpaceError
-from lora_chat.system.hub_answers import MOST_FILES, check_commit, check_revision, is_commit, refuse
+from lora_chat.system.hub_answers import MOST_FILES, check_commit, check_revision, is_commit, is_revision, refuse
 from lora_chat.system.hub_cache import check_cached
 from lora_chat.system.received_folder import check_received_folder
 
@@ -80,8 +80,9 @@ def find_snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> P
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    with suppress(LocalEntryNotFoundError, HFValidationError, HubFailureError):
-        check_revision(revision)
+    if not is_revision(revision):
+        return None
+    with suppress(LocalEntryNotFoundError, HFValidationError):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True))
         check_received_folder(folder)
         return folder
