@@ -187,6 +187,8 @@ def _asking(
     except RevisionNotFoundError as error:
         raise HubFailureError("revision", "it has no such revision") from error
     except Exception as error:  # every network library below has exceptions of its own
+        if ours := _refusal_in(error):
+            raise ours from None
         status = getattr(getattr(error, "response", None), "status_code", None)
         what = f"{type(error).__name__}{f', status {status}' if status else ''}"
         if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
@@ -196,6 +198,16 @@ def _asking(
         raise HubFailureError("unreachable", what) from error
     finally:
         guard.expect({})
+
+
+def _refusal_in(error: BaseException) -> LoraChatError | None:
+    """Return the refusal of the guard that the library wrapped, as it does for uploads."""
+    cause, seen = error.__cause__ or error.__context__, 0
+    while cause is not None and seen < 20:
+        if isinstance(cause, LoraChatError):
+            return cause
+        cause, seen = cause.__cause__ or cause.__context__, seen + 1
+    return None
 
 
 def _url(name: str, file: str, commit: str | None, kind: Kind) -> str:

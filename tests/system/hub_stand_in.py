@@ -26,7 +26,7 @@ class StandIn:
             def do_HEAD(self):
                 stand_in.answer(self)
 
-            do_GET = do_HEAD
+            do_GET = do_POST = do_PUT = do_HEAD
 
             def log_message(self, *args):
                 pass

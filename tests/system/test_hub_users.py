@@ -1,0 +1,196 @@
+"""Data sets and parcels pass the same door to the hub as bases."""
+
+import json
+import os
+
+import pytest
+from hub_stand_in import COMMIT, NAME, StandIn
+
+from lora_chat.dialogues.hub_files import find_hub_files
+from lora_chat.errors import LoraChatError
+from lora_chat.sharing.container import LARGEST, MEMBERS
+from lora_chat.sharing.hub import download, upload
+
+TOKEN = "hf_CanaryCanaryCanary"
+UP = "../" * 12
+LAUGHS = "a0: &a0 [ha, ha]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    for name in [name for name in os.environ if name.startswith("HF_") or "proxy" in name.lower()]:
+        monkeypatch.delenv(name)
+    stand_in = StandIn()
+    stand_in.files = {"train.jsonl": b'{"n": 1}\n', "README.md": b"---\nlicense: mit\n---\n"}
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    monkeypatch.setattr(constants, "ENDPOINT", stand_in.endpoint)
+    template = stand_in.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    huggingface_hub.close_session()
+    yield stand_in
+    huggingface_hub.close_session()
+    stand_in.server.shutdown()
+    stand_in.server.server_close()
+
+
+def refused(action, match, code, tmp_path):
+    with pytest.raises(LoraChatError) as caught:
+        action()
+    said = str(caught.value)
+    assert caught.value.exit_code == code and match in said, said
+    assert TOKEN not in said and said.count("\n") <= 1
+    allowed = ("own/lora-chat/", "cache/hub/")
+    files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_dir()]
+    assert all(file.startswith(allowed) for file in files), files
+
+
+def dataset():
+    return find_hub_files(NAME, "train", None, None, lambda _: None)
+
+
+def test_an_honest_data_set_is_downloaded(hub):
+    assert [path.read_bytes() for path in dataset().paths] == [b'{"n": 1}\n']
+
+
+DATA = {
+    "an ETag that climbs": (lambda hub: hub.headers.update({"train.jsonl": {"ETag": f'"{UP}x"'}}), "its ETag is", 8),
+    "a commit that climbs": (lambda hub: setattr(hub, "sha", f"{UP}x"), "its commit is", 8),
+    "another commit": (lambda hub: hub.headers.update({"README.md": {"X-Repo-Commit": "6" * 40}}), "its commit is", 8),
+    "a file that climbs": (lambda hub: hub.files.update({f"{UP}train.jsonl": b"x"}), "it names a file", 8),
+    "a body too long": (lambda hub: hub.bodies.update({"train.jsonl": lambda: [b"x" * 99]}), "9 are allowed", 7),
+    "a card with aliases": (lambda hub: hub.files.update({"README.md": f"---\n{LAUGHS}---\n".encode()}), "aliases", 3),
+    "a deep card": (lambda hub: hub.files.update({"README.md": b"---\nx: " + b"[" * 99_999 + b"\n---\n"}), "deep", 3),
+    "a huge card": (lambda hub: hub.files.update({"README.md": b" " * 8_000_001}), "8,000,000 may be", 3),
+    "a card with a tag": (lambda hub: hub.files.update({"README.md": b"---\nx: !!python/name:os.x\n---\n"}), "YAML", 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_a_hostile_data_set_is_refused(hub, kind, tmp_path):
+    spoil, match, code = DATA[kind]
+    spoil(hub)
+    refused(dataset, match, code, tmp_path)
+
+
+@pytest.mark.parametrize("note", ["../../x", "6" * 39, None, 7])
+def test_a_damaged_note_is_not_followed(hub, note, tmp_path):
+    found = dataset()
+    for path in (tmp_path / "own").rglob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "commit": note}))
+    assert dataset() == found
+
+
+@pytest.fixture
+def parcel(hub):
+    hub.files = {name: b"content of " + name.encode() for name in MEMBERS}
+    return hub
+
+
+def pull():
+    return download(NAME, None, lambda _: None)
+
+
+def test_an_honest_parcel_is_pulled(parcel):
+    assert pull() == (parcel.files, COMMIT)
+
+
+PARCELS = {
+    "an ETag that climbs": (lambda hub: hub.headers.update({MEMBERS[0]: {"ETag": f'"{UP}x"'}}), "its ETag is", 8),
+    "another commit": (lambda hub: hub.headers.update({MEMBERS[1]: {"X-Repo-Commit": "6" * 40}}), "its commit is", 8),
+    "a name that climbs": (lambda hub: hub.files.update({f"{UP}x": b"x"}), "it names a file", 8),
+    "an endless body": (
+        lambda hub: hub.bodies.update({MEMBERS[1]: lambda: [b"x" * 100_000] * 10}),
+        f"{LARGEST[MEMBERS[1]]:,} are allowed",
+        7,
+    ),
+    "a redirect to a service of this machine": (
+        lambda hub: hub.redirects.update({f"/{NAME}/resolve/{COMMIT}/{MEMBERS[0]}": "https://169.254.169.254/x"}),
+        "it leads to https://169.254.169.254",
+        8,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PARCELS)
+def test_a_hostile_parcel_is_refused(parcel, kind, tmp_path):
+    spoil, match, code = PARCELS[kind]
+    spoil(parcel)
+    refused(pull, match, code, tmp_path)
+
+
+class Receiver(StandIn):
+    """A hub that takes uploads, and asks to verify them at an address of its choice."""
+
+    def __init__(self, elsewhere):
+        super().__init__()
+        self.elsewhere, self.commit_id = elsewhere, COMMIT
+
+    def answer(self, request):
+        path = request.path.partition("?")[0]
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        if request.command not in ("POST", "PUT"):
+            return super().answer(request)
+        self.asked.append((request.command, path, request.headers.get("Authorization")))
+        value = {}
+        if path == "/api/repos/create":
+            value = {"url": f"{self.endpoint}/{NAME}", "name": NAME}
+        elif "/preupload/" in path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            value = {"files": [{"path": name, "uploadMode": "lfs", "shouldIgnore": False} for name in names]}
+        elif path.endswith("/info/lfs/objects/batch"):
+            actions = {kind: {"href": f"{self.elsewhere.endpoint}/{kind}"} for kind in ("upload", "verify")}
+            objects = [{**one, "actions": actions} for one in json.loads(body)["objects"]]
+            value = {"transfer": "basic", "objects": objects}
+        elif "/commit/" in path:
+            value = {"success": True, "commitOid": self.commit_id, "commitUrl": f"{self.endpoint}/{NAME}/commit/x"}
+        content = json.dumps(value).encode()
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
+        return None
+
+
+@pytest.fixture
+def receiver(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    elsewhere = Receiver(None)
+    found = Receiver(elsewhere)
+    monkeypatch.setattr(constants, "ENDPOINT", found.endpoint)
+    yield found
+    for one in (found, elsewhere):
+        one.server.shutdown()
+
+
+def push():
+    return upload({"adapter_model.safetensors": b"weights"}, NAME, private=False, notice=lambda _: None)
+
+
+def test_an_upload_sends_the_token_to_the_endpoint_alone(receiver):
+    assert push() == COMMIT
+    assert {token for _, path, token in receiver.asked if NAME in path} == {f"Bearer {TOKEN}"}
+    assert [(method, path, token) for method, path, token in receiver.elsewhere.asked] == [
+        ("PUT", "/upload", None),
+        ("POST", "/verify", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "address", ["http://169.254.169.254", "file:///etc", "https://localhost", "http://evil.example"]
+)
+def test_an_upload_elsewhere_is_refused(receiver, address, tmp_path):
+    receiver.elsewhere.endpoint = address
+    refused(push, "The hub's answer is refused: it", 8, tmp_path)
+
+
+@pytest.mark.parametrize("commit", ["\x1b[2J", "../x", "6" * 39, None])
+def test_the_commit_of_an_upload_is_one(receiver, commit, tmp_path):
+    receiver.commit_id = commit
+    refused(push, "its commit is", 8, tmp_path)
