@@ -142,6 +142,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub.add_argument("--license", metavar="ID", help="of the adapter, as SPDX spells it, such as CC-BY-4.0")
     sub.add_argument("--key", type=Path, metavar="FILE", help="sign with this private key (PEM, elliptic curve)")
     sub.add_argument("--base", metavar="BASE", help="where its base is, if not where it was")
+    _add_consent(sub)
     sub = add("verify")
     sub.add_argument("parcel", metavar="PARCEL", help="a file that `pack` or `pull` wrote")
     sub.add_argument("--again", action="store_true", help="load the base and measure again what can be: minutes")
@@ -171,8 +172,17 @@ def _add_own(sub: argparse.ArgumentParser) -> None:
 def _add_trust(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--base", metavar="BASE", help="where the base is: a folder or a hub id; its digest is compared")
     sub.add_argument("--force-base", action="store_true", help="use that base though it is another")
-    sub.add_argument("--accept-template", action="store_true", help="use a chat template that the adapter brings")
+    _add_consent(sub)
     sub.add_argument("--signer", type=Path, metavar="KEY", help="refuse a parcel that this public key has not signed")
+
+
+def _add_consent(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--accept-template", action="store_true", help="use a chat template that the adapter brings")
+    sub.add_argument(
+        "--adopt",
+        action="store_true",
+        help="sign a run as your own, such as one of an older version: no more questions",
+    )
 
 
 def _positive(text: str) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.arguments import make_parser
-from lora_chat.errors import IntegrityError, LoraChatError, RecipeError, StoppedError
+from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, RecipeError, StoppedError
 from lora_chat.stopping import raise_on_signals, signal_of
 from lora_chat.system.bounded_call import is_panic, panic_text
 from lora_chat.system.console import guard_output, print_json, print_result, say
@@ -50,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(options)
         return 0
+    except ConsentError as error:
+        words = sys.argv[1:] if arguments is None else arguments
+        say(f"Error: {error.message}\nIf you trust it: {shlex.join(['lora-chat', *words, error.flag])}")
+        return error.exit_code
     except LoraChatError as error:
         say(f"{'' if isinstance(error, StoppedError) else 'Error: '}{error}")
         return error.exit_code
@@ -246,7 +250,9 @@ def _trust(options: argparse.Namespace) -> "Trust":
     from lora_chat.opening import Trust
 
     given = {
-        key: getattr(options, key) for key in ("base", "force_base", "accept_template", "signer") if key in options
+        key: getattr(options, key)
+        for key in ("base", "force_base", "accept_template", "signer", "adopt")
+        if key in options
     }
     return Trust(**given)
 

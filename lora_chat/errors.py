@@ -56,6 +56,17 @@ class IntegrityError(LoraChatError):
     exit_code = 7
 
 
+class ConsentError(IntegrityError):
+    """Something of a stranger is used only after a yes, which is a flag of the command."""
+
+    def __init__(self, message: str, flag: str) -> None:
+        super().__init__(message, flag)
+        self.message, self.flag = message, flag
+
+    def __str__(self) -> str:
+        return f"{self.message}\nIf you trust it, say so: {self.flag}"
+
+
 class BaseUnavailableError(LoraChatError):
     """The base model is neither here nor within reach."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.dialogues.chat_template import CHATML_TEMPLATE, install_template
-from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
+from lora_chat.errors import BaseUnavailableError, ConsentError, RecipeError
 from lora_chat.models.adapter_folder import is_adapter, read_adapter
 from lora_chat.models.base_model import FoundBase, find_base, is_here, load_tokenizer
 from lora_chat.models.embedded import embedded_names
@@ -19,13 +19,15 @@ from lora_chat.planning.hardware import detect_hardware
 from lora_chat.planning.plan import PrecisionPlan, make_precision
 from lora_chat.planning.recipe import BaseSection, QuantizationSection
 from lora_chat.run_folder import RunFolder, is_run, open_run_folder
+from lora_chat.run_origin import sign_run, why_foreign
 from lora_chat.sharing.parcel import Parcel, is_parcel, open_parcel
 from lora_chat.system.sanitize import visible, visible_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SHOWN_LINES = 60
+_SHOWN_LINES, _SHOWN_CHARACTERS, _COMPARED_LINES = 400, 40_000, 1000
+"""Most of a template that a refusal shows, and most lines that are compared with the base's."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 
 
@@ -39,6 +41,8 @@ class Trust:
     accept_template: bool = False
     signer: Path | None = None
     """A public key by which a parcel must be signed."""
+    adopt: bool = False
+    """Whether runs are signed as this user's own from now on."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ def open_thing(thing: str, say: Callable[[str], None], trust: Trust = Trust(), m
     path = Path(thing).expanduser()
     if trust.signer and not is_parcel(path):
         raise RecipeError(f"--signer belongs to parcels: {thing} is none, and nothing else is signed.")
+    if trust.adopt and not (is_run(path) or _run_of(path)):
+        raise RecipeError(f"--adopt belongs to runs: {visible(thing)} is none.")
     run, parcel, ours = None, None, False
     quantization = QuantizationSection(mode="none")
     if is_parcel(path):
@@ -75,18 +81,37 @@ def open_thing(thing: str, say: Callable[[str], None], trust: Trust = Trust(), m
         stored = parcel.stored
     elif is_adapter(path) and not is_run(path):
         stored = read_adapter(path)
-        if ours := is_run(path.parent):
-            quantization = open_run_folder(path.parent).read_quantization()
+        if around := _run_of(path):
+            open_run_folder(around.path)  # refuses what should not be in it
+            quantization, ours = around.read_quantization(), _is_ours(around, trust, say)
     else:
         run = open_run_folder(thing)
         if not is_adapter(run.adapter):
             raise RecipeError(f"The run {thing} has no adapter: its training did not get that far.")
         quantization = run.read_quantization()
-        stored, ours = read_adapter(run.adapter), True
+        stored, ours = read_adapter(run.adapter), _is_ours(run, trust, say)
     if mode:
         quantization = QuantizationSection.model_validate({"mode": mode})
     found = find_adapter(stored, say, trust, ours=ours, named_by_stranger=not ours)
     return Opened(thing, found, make_precision(quantization, detect_hardware()), run, parcel)
+
+
+def _run_of(adapter: Path) -> RunFolder | None:
+    """The run whose adapter a path is."""
+    run = RunFolder(adapter.absolute().parent)
+    return run if is_run(run.path) and adapter.absolute().name == run.adapter.name else None
+
+
+def _is_ours(run: RunFolder, trust: Trust, say: Callable[[str], None]) -> bool:
+    """Whether this user made a run on this machine, or takes it as his own now; says why not."""
+    why = why_foreign(run)
+    if why is not None and trust.adopt:
+        sign_run(run)
+        say(f"{run.path} is signed as your own from now on.")
+        return True
+    if why is not None:
+        say(why)
+    return why is None
 
 
 def find_adapter(
@@ -153,14 +178,24 @@ def _choose_template(stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase"
     if stored.template is None or _digest(stored.template) != wanted:
         return  # `bind` names the difference
     if not accept:
-        lines = list(difflib.unified_diff(own.splitlines(), stored.template.splitlines(), "the base's", "its own"))
-        shown = visible_lines("\n".join(line.rstrip("\n") for line in lines[:_SHOWN_LINES]))
-        more = f"\n... and {len(lines) - _SHOWN_LINES} lines" if len(lines) > _SHOWN_LINES else ""
-        raise IntegrityError(
-            f"{stored.name} brings a chat template of its own, which decides what the model reads:\n{shown}{more}\n"
-            "If you trust it, say --accept-template."
+        raise ConsentError(
+            f"{stored.name} brings a chat template of its own, a program that decides what the model reads:\n"
+            f"{_shown_change(own, stored.template)}\nNothing of it was run.",
+            "--accept-template",
         )
     tokenizer.chat_template = stored.template
+
+
+def _shown_change(own: str, brought: str) -> str:
+    """What a template changes in the base's own, in visible text; of a long one the beginning."""
+    lines, others = own.splitlines(), brought.splitlines()
+    if max(len(lines), len(others)) <= _COMPARED_LINES:
+        told = list(difflib.unified_diff(lines, others, "the base's", "its own", lineterm=""))
+    else:  # comparing can take minutes
+        told = ["+++ its own", *(f"+{line}" for line in others)]
+    text = visible_lines("\n".join(told[:_SHOWN_LINES])[:_SHOWN_CHARACTERS])
+    left = sum(map(len, told)) + len(told) - 1 - min(len("\n".join(told[:_SHOWN_LINES])), _SHOWN_CHARACTERS)
+    return f"{text}\n... and {left:,} characters more, not shown" if left > 0 else text
 
 
 def _digest(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lora_chat.delivery.probes import make_probes
 from lora_chat.delivery.proof import check_proof
 from lora_chat.delivery.proof_text import proof_line
 from lora_chat.dialogues.chat_template import CHATML_TEMPLATE, install_template
-from lora_chat.errors import RecipeError
+from lora_chat.errors import LoraChatError, RecipeError
 from lora_chat.later import Own, find_held_out
 from lora_chat.models.adapter import check_stored
 from lora_chat.models.adapter_folder import WEIGHTS_NAME
@@ -37,6 +38,9 @@ from lora_chat.sharing.portability import report_portability
 from lora_chat.sharing.receipt import Receipt, explain
 from lora_chat.sharing.tensors import check_tensors, read_tensors
 from lora_chat.system.console import say
+from lora_chat.system.user_key import is_signed, sign
+
+_PURPOSE = "proof 1"
 
 
 def pack_run(thing: str, out: Path | None, license_name: str | None, key: Path | None, trust: Trust) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def _proof(opened: Opened, run: RunFolder, weights: bytes) -> dict[str, Any]:
     digest = hashlib.sha256(weights).hexdigest()
     if run.proof.is_file():
         kept = run.read_proof()
-        if kept.get("adapter") == digest:
+        if kept.get("adapter") == digest and _is_own(kept):
             return dict(kept["report"])
     stop_ids = read_stop_ids(opened.found.base, opened.found.tokenizer)
     mixture = Mixture(((opened.found, 1.0),), opened.precision, tuple(stop_ids))
@@ -117,8 +121,24 @@ def _proof(opened: Opened, run: RunFolder, weights: bytes) -> dict[str, Any]:
     report = check_proof(prove_adapter(mixture, probes, run.adapter, say), accept=False)
     say(proof_line(report))
     found = report.as_dict()
-    run.write_json(run.proof, {"adapter": digest, "report": found})
+    kept = {"adapter": digest, "report": found}
+    with suppress(OSError, LoraChatError):  # without a key it is measured again next time
+        kept["mac"] = sign(_PURPOSE, _content(kept))
+    run.write_json(run.proof, kept)
     return found
+
+
+def _is_own(kept: dict[str, Any]) -> bool:
+    """Whether a proof was made by this user: what is packed states it under his name."""
+    mark = kept.pop("mac", None)
+    try:
+        return isinstance(mark, str) and mark.isascii() and is_signed(_PURPOSE, _content(kept), mark)
+    except (OSError, LoraChatError):
+        return False
+
+
+def _content(kept: dict[str, Any]) -> bytes:
+    return json.dumps(kept, sort_keys=True).encode("ascii")
 
 
 def _own_template(opened: Opened) -> str | None:

@@ -9,11 +9,11 @@ from lora_chat import preparation
 from lora_chat.audit.report import AuditReport
 from lora_chat.audit_view import refusal, short_audit
 from lora_chat.auditing import audit_sets
-from lora_chat.console import megabytes, shown
+from lora_chat.console import megabytes, result_text, shown
 from lora_chat.deciding import decide
-from lora_chat.errors import DataError
+from lora_chat.errors import DataError, IntegrityError
 from lora_chat.evaluation.plot import write_loss_plot
-from lora_chat.forecast_record import make_record
+from lora_chat.forecast_record import make_record, record_text
 from lora_chat.forecast_view import short_forecast
 from lora_chat.locking import locked
 from lora_chat.measuring import compare_run, headline, try_longest
@@ -28,6 +28,7 @@ from lora_chat.preparation import PreparedRun, peak_held_bytes, peak_memory_byte
 from lora_chat.resuming import ResumeRequest, find_resume_point, find_run, is_finished
 from lora_chat.run_folder import RunFolder, create_run_folder, describe, forget, library_versions
 from lora_chat.run_identity import describe_run
+from lora_chat.run_origin import sign_if_possible, why_foreign
 from lora_chat.run_progress import Progress
 from lora_chat.sharing.card import write_card
 from lora_chat.system.console import say
@@ -44,7 +45,10 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
     plan = make_plan(recipe, detect_hardware())
     earlier = find_run(resume, recipe, say) if resume else None
     if resume and earlier and is_finished(earlier, resume, say):
-        return earlier.read_result()
+        return _finished_result(earlier)
+    foreign = why_foreign(earlier) if earlier else None
+    if foreign:
+        say(f"{foreign} Going on trains further what its checkpoints hold.")
     run = earlier or create_run_folder(recipe, plan)
     with locked(run.path):
         try:
@@ -68,6 +72,8 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
         prepared.write(run, redacted=bool(plan.audit.redacted))
         run.write_json(run.audit, asdict(audit))
         run.write_json(run.identity, identity)
+        if not foreign:  # else it may hold an adapter that was not trained here
+            sign_if_possible(run)
         if forecast:
             run.write_json(run.forecast, forecast.as_dict())
         planned = short_forecast(forecast) if forecast else []
@@ -82,6 +88,18 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
             )
         run.write_json(run.result, result)
         return result
+
+
+def _finished_result(run: RunFolder) -> dict[str, Any]:
+    """What a finished run found, for the place where it is now. Raises IntegrityError if its file does not hold it."""
+    result = {**run.read_result(), "run": str(run.path)}
+    try:
+        result_text(result)
+        if result.get("forecast"):
+            record_text(result["forecast"])
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise IntegrityError(f"{run.result} is damaged: it does not hold what `sft` writes.") from error
+    return result
 
 
 def _prepare(plan: Plan, progress: Progress) -> tuple[PreparedRun, AuditReport]:
@@ -141,6 +159,7 @@ def _train_and_compare(
     template = str(prepared.tokenizer.chat_template)
     card = write_card(plan, prepared.identity, training.steps, None)
     size = save_adapter(model, run.adapter, prepared.identity, template, card)
+    sign_if_possible(run)
     if training.signal_number and training.steps < training.planned_steps:
         write_loss_plot(run.metrics, run.plot, None)
         raise progress.stopped_in_training(training.steps, training.planned_steps, training.signal_number)

@@ -61,8 +61,12 @@ class Prepared:
             first: Any = next(rows, None)
             if first is not None:
                 run.write_lines(path, chain([first], rows))
+            else:  # of a run that goes on, perhaps with other data
+                path.unlink(missing_ok=True)
         if self.questions:
             run.write_lines(run.questions, ({"question": q.question, "accept": q.accept} for q in self.questions))
+        else:
+            run.questions.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ FLOORS = [
     ["planning", "stopping", "writing", "digests", "locking"],
     ["dialogues", "run_folder"],
     ["models"],
-    ["training", "evaluation", "delivery", "serving", "sharing", "audit"],
+    ["training", "evaluation", "delivery", "serving", "sharing", "audit", "run_origin"],
     ["console"],
     ["data_view", "audit_view", "auditing"],
     ["data_reading"],
