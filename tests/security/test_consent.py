@@ -44,7 +44,8 @@ def train(cache_home, tmp_path_factory):
         (place / "r.yaml").write_text(
             f"base: {{name: {base}}}\nquantization: {{mode: none}}\n"
             f"data: {{train: talk.jsonl{', template: mine.jinja' if template else ''}}}\n"
-            "training: {max_steps: 4, effective_batch_size: 2, memory: unlimited, learning_rate: 0.02, warmup_share: 0}\n"
+            "training: {max_steps: 4, effective_batch_size: 2, learning_rate: 0.02, warmup_share: 0,"
+            " memory: unlimited}\n"
             f"evaluation: {{samples: 1, max_new_tokens: 2}}\noutput: {{directory: {place}}}\n"
         )
         assert main(["sft", str(place / "r.yaml"), *more]) == 0
