@@ -70,6 +70,7 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
         "identity.json",
         "loss.png",
         "metrics.jsonl",
+        "origin.json",
         "plan.json",
         "recipe.yaml",
         "result.json",
