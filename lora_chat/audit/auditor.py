@@ -12,7 +12,7 @@ from lora_chat.audit.masking import make_excerpt, make_opening
 from lora_chat.audit.pieces import Piece, split_pieces
 from lora_chat.audit.replies import ReplyCounter, is_empty, is_repetitive
 from lora_chat.audit.report import AuditReport
-from lora_chat.audit.sensitive.scan import find_sensitive, may_hold_personal_data, may_hold_secret
+from lora_chat.audit.sensitive.scan import find_sensitive, may_hold_anything
 from lora_chat.audit.similarity.twins import TwinFinder
 from lora_chat.dialogues.dialogue import Dialogue
 from lora_chat.planning.audit_section import AuditSection
@@ -42,8 +42,7 @@ class Auditor:
         """Look at one dialogue, once."""
         pieces = split_pieces(dialogue)
         whole = "\n".join(piece.text for piece in pieces)
-        suspicious = may_hold_secret(whole, whole.lower()) or may_hold_personal_data(whole)
-        sensitive = [find_sensitive(piece.text) for piece in pieces] if suspicious else [[]] * len(pieces)
+        sensitive = [find_sensitive(piece.text) for piece in pieces] if may_hold_anything(whole) else [[]] * len(pieces)
         self._look_into_texts(dialogue, pieces, sensitive, whole)
         opening = next(
             (i for i, p in enumerate(pieces) if p.message and dialogue.messages[p.message - 1].role == "user"), 0

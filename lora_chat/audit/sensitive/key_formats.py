@@ -10,11 +10,14 @@ class KeyFormat(NamedTuple):
     detail: str
     keywords: tuple[str, ...]
     pattern: re.Pattern[str]
+    glued: bool
+    """Whether the form is so distinct that a key is known between other letters and digits too."""
 
 
-def _key(detail: str, keywords: str, pattern: str) -> KeyFormat:
-    """A format whose matches touch no further letter, digit or underscore."""
-    return KeyFormat(detail, tuple(keywords.split()), re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.ASCII))
+def _key(detail: str, keywords: str, pattern: str, *, glued: bool = True) -> KeyFormat:
+    """Return a format; one that is not distinct matches only where it touches no further letter or digit."""
+    bounded = pattern if glued else rf"(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])"
+    return KeyFormat(detail, tuple(keywords.split()), re.compile(bounded, re.ASCII), glued)
 
 
 KEY_FORMATS: tuple[KeyFormat, ...] = (
@@ -27,15 +30,21 @@ KEY_FORMATS: tuple[KeyFormat, ...] = (
     _key("GitLab token", "glpat- gldt- glrt- glptt- glft- glsoat-", r"gl(?:pat|dt|rt|ptt|ft|soat)-[\w.-]{20,300}"),
     # docs.slack.dev/authentication/tokens
     _key("Slack token", "xox xapp-", r"(?:xox[abeoprs]|xapp)-(?=[A-Za-z-]{0,60}[0-9])[A-Za-z0-9-]{16,250}"),
-    _key("Slack webhook", "hooks.slack.com", r"hooks\.slack\.com/services/T\w{8,}/B\w{8,}/\w{20,}"),
-    _key("Discord webhook", "/api/webhooks/", r"discord(?:app)?\.com/api/webhooks/[0-9]{17,20}/[\w-]{60,}"),
-    _key("Telegram bot token", ":AA", r"[0-9]{8,10}:AA[\w-]{33}"),
+    _key("Slack webhook", "hooks.slack.com", r"hooks\.slack\.com/services/T\w{8,}/B\w{8,}/\w{20,}", glued=False),
+    _key(
+        "Discord webhook", "/api/webhooks/", r"discord(?:app)?\.com/api/webhooks/[0-9]{17,20}/[\w-]{60,}", glued=False
+    ),
+    _key("Telegram bot token", ":AA", r"[0-9]{8,10}:AA[\w-]{33}", glued=False),
     # cloud.google.com/docs/authentication/api-keys
     _key("Google API key", "AIza", r"AIza[\w-]{35}"),
     _key("Google OAuth secret", "GOCSPX-", r"GOCSPX-[\w-]{28}"),
     _key("Google OAuth token", "ya29.", r"ya29\.[\w-]{30,}"),
     _key("Anthropic API key", "sk-ant-", r"sk-ant-[a-z0-9]{3,10}-[\w-]{40,120}"),
-    _key("OpenAI-style API key", "sk-", r"sk-(?=[\w-]{0,60}[0-9])(?=[\w-]{0,60}[A-Za-z]{2})[\w-]{20,200}"),
+    _key(
+        "OpenAI-style API key",
+        "sk-",
+        r"(?:(?<![A-Za-z0-9])sk-|sk-(?:proj|svcacct|admin|or-v1)-)(?=[\w-]{0,60}[0-9])(?=[\w-]{0,60}[A-Za-z]{2})[\w-]{20,200}",
+    ),
     _key("Groq API key", "gsk_", r"gsk_[A-Za-z0-9]{52}"),
     _key("xAI API key", "xai-", r"xai-[A-Za-z0-9]{80}"),
     _key("Perplexity API key", "pplx-", r"pplx-[A-Za-z0-9]{40,}"),
@@ -53,14 +62,14 @@ KEY_FORMATS: tuple[KeyFormat, ...] = (
     _key("RubyGems key", "rubygems_", r"rubygems_[0-9a-f]{48}"),
     _key("Docker token", "dckr_", r"dckr_[po]at_[\w-]{27,}"),
     _key("SendGrid key", "SG.", r"SG\.[\w-]{22}\.[\w-]{43}"),
-    _key("Mailgun key", "key-", r"key-[0-9a-f]{32}"),
-    _key("Mailchimp key", "-us", r"[0-9a-f]{32}-us[0-9]{1,2}"),
+    _key("Mailgun key", "key-", r"key-[0-9a-f]{32}", glued=False),
+    _key("Mailchimp key", "-us", r"[0-9a-f]{32}-us[0-9]{1,2}", glued=False),
     # www.twilio.com/docs/glossary/what-is-a-sid
-    _key("Twilio key", "SK AC", r"(?:SK|AC)(?=[0-9a-f]*[a-f])(?=[0-9a-f]*[0-9])[0-9a-f]{32}"),
+    _key("Twilio key", "SK AC", r"(?:SK|AC)(?=[0-9a-f]*[a-f])(?=[0-9a-f]*[0-9])[0-9a-f]{32}", glued=False),
     # learn.microsoft.com: storage connection strings, service bus, Entra client secrets
-    _key("Azure storage key", "AccountKey", r"(?<=AccountKey=)[A-Za-z0-9+/]{86}=="),
-    _key("Azure shared access key", "SharedAccessKey", r"(?<=SharedAccessKey=)[A-Za-z0-9+/]{43}="),
-    _key("Azure client secret", "Q~", r"[\w~.-]{3}[0-9]Q~[\w~.-]{31,34}"),
+    _key("Azure storage key", "AccountKey", r"(?<=AccountKey=)[A-Za-z0-9+/]{86}==", glued=False),
+    _key("Azure shared access key", "SharedAccessKey", r"(?<=SharedAccessKey=)[A-Za-z0-9+/]{43}=", glued=False),
+    _key("Azure client secret", "Q~", r"[\w~.-]{3}[0-9]Q~[\w~.-]{31,34}", glued=False),
     _key("DigitalOcean token", "_v1_", r"do[opr]_v1_[0-9a-f]{64}"),
     _key("Databricks token", "dapi", r"dapi[0-9a-f]{32}(?:-[0-9])?"),
     _key("HashiCorp Vault token", "hvs. hvb.", r"hv[sb]\.[\w-]{24,250}"),

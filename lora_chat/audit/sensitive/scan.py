@@ -1,43 +1,75 @@
 """All secrets and personal data of a text, none overlapping."""
 
 import re
+from collections.abc import Iterator
 
 from lora_chat.audit.findings import KINDS, Match
 from lora_chat.audit.sensitive.assigned_secrets import may_be_assigned
 from lora_chat.audit.sensitive.cards import find_cards
 from lora_chat.audit.sensitive.emails import find_emails
+from lora_chat.audit.sensitive.hidden_keys import find_broken_keys, find_encoded_keys, may_hold_broken_key
 from lora_chat.audit.sensitive.ibans import find_ibans
 from lora_chat.audit.sensitive.key_formats import KEY_FORMATS
 from lora_chat.audit.sensitive.national_ids import find_national_ids, may_hold_number
+from lora_chat.audit.sensitive.normalize import decode, is_disguised
 from lora_chat.audit.sensitive.phones import find_phones
 from lora_chat.audit.sensitive.secrets import find_secrets
 
 MARK = re.compile(r"\[(?:SECRET|PASSWORD|PRIVATE KEY|E-MAIL|PHONE|CARD|IBAN|ID)\]")
 _KEYWORDS = tuple({word for key in KEY_FORMATS for word in key.keywords} | {"PRIVATE KEY"})
 _SHORTEST_KEY = 16
-_BREAKS = bytes(b if b < 128 and (chr(b).isalnum() or b in b"_-") else 32 for b in range(256))
+_SHORTEST_ENCODED = 24
+_BREAKS = bytes(b if b < 128 and (chr(b).isalnum() or b in b"_-+/") else 32 for b in range(256))
 
 
 def find_sensitive(text: str) -> list[Match]:
     """Secrets and personal data in order; where two overlap, the surer kind, then the earlier, then the longer."""
-    lower = text.lower()
-    found: list[Match] = []
-    if may_hold_secret(text, lower):
-        found.extend(find_secrets(text, lower))
-    if may_hold_personal_data(text):
-        found.extend(find_emails(text))
-        if may_hold_number(text):
-            for find in (find_ibans, find_cards, find_national_ids, find_phones):
-                found.extend(find(text))
+    found = list(_find(text))
+    if is_disguised(text):
+        decoded = decode(text)
+        found += [decoded.locate(match) for match in _find(decoded.text)] if decoded else []
+    if may_hold_broken_key(text):
+        found += list(find_broken_keys(text, found))
     return _without_overlaps(found, text) if found else []
 
 
-def may_hold_secret(text: str, lower: str) -> bool:
+def _find(text: str) -> Iterator[Match]:
+    """Yield what the detectors find, perhaps overlapping."""
+    lower, run = text.lower(), longest_run(text)
+    if may_hold_secret(text, lower, run):
+        yield from find_secrets(text, lower)
+    if run >= _SHORTEST_ENCODED:
+        yield from find_encoded_keys(text)
+    if may_hold_personal_data(text):
+        yield from find_emails(text)
+        if may_hold_number(text):
+            for find in (find_ibans, find_cards, find_national_ids, find_phones):
+                yield from find(text)
+
+
+def may_hold_anything(text: str) -> bool:
+    """Cheap and never wrongly False: whether `find_sensitive` could find anything."""
+    run = longest_run(text)
+    return (
+        run >= _SHORTEST_ENCODED
+        or may_hold_secret(text, text.lower(), run)
+        or may_hold_personal_data(text)
+        or is_disguised(text)
+        or may_hold_broken_key(text)
+    )
+
+
+def longest_run(text: str) -> int:
+    """Return the length of the longest run of characters that keys and base64 have."""
+    runs = text.encode("utf-8", "replace").translate(_BREAKS).split()
+    return len(max(runs, key=len)) if runs else 0
+
+
+def may_hold_secret(text: str, lower: str, run: int) -> bool:
     """Cheap and never wrongly False: the name of a secret, or a long run of characters and a key's first letters."""
     if "://" in text or may_be_assigned(lower):
         return True
-    runs = text.encode("utf-8", "replace").translate(_BREAKS).split()
-    return bool(runs) and len(max(runs, key=len)) >= _SHORTEST_KEY and any(word in text for word in _KEYWORDS)
+    return run >= _SHORTEST_KEY and any(word in text for word in _KEYWORDS)
 
 
 def may_hold_personal_data(text: str) -> bool:

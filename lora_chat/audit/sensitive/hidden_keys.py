@@ -1,0 +1,126 @@
+"""Keys of a vendor's format that are broken by blanks and line feeds, or encoded in base64 or as hexadecimal digits."""
+
+import base64
+import binascii
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+
+from lora_chat.audit.findings import Match
+from lora_chat.audit.sensitive.key_formats import KEY_FORMATS
+from lora_chat.audit.sensitive.secrets import find_keys
+
+_SHORTEST = 20
+_WORDS_TOO = {"SK AC", "key-", "-us", "Q~", ":AA"}
+_FORMATS = tuple(key for key in KEY_FORMATS if " ".join(key.keywords) not in _WORDS_TOO)
+"""Formats that are looked for in broken form; the others begin as words do."""
+_WORDS = sorted({word for key in _FORMATS for word in key.keywords})
+_BY_SIGN = tuple(
+    (sign, tuple(word for word in _WORDS if (sign in word) and not any(s in word for s in "_-."[: "_-.".index(sign)])))
+    for sign in "_-."
+)
+"""First letters of keys by a sign in them, because most texts lack the sign."""
+_WITHOUT_SIGN = tuple(word for word in _WORDS if not any(sign in word for sign in "_-."))
+_PIECES = re.compile(r"[\w.~+/=-]+(?:\s{1,40}[\w.~+/=-]+)+", re.ASCII)
+_MORE = re.compile(r"(?=\D*\d)(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])[\w.~+/=\s-]{8,}", re.ASCII)
+_PIECE = re.compile(r"\S+")
+_ENCODED = re.compile(r"(?<![\w+/-])[\w+/-]{24,100000}={0,2}", re.ASCII)
+_HEXADECIMAL = re.compile(r"(?:[0-9A-Fa-f]{2}){16,}")
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+def may_hold_broken_key(text: str) -> bool:
+    """Cheap and never wrongly False: whether a key's first letters stand there when blanks are left out."""
+    joined = "".join(text.split())
+    if len(joined) == len(text) or len(joined) < _SHORTEST:
+        return False
+    for word in _WITHOUT_SIGN:
+        if word in joined:
+            return True
+    for sign, words in _BY_SIGN:
+        if sign in text:
+            for word in words:
+                if word in joined:
+                    return True
+    return False
+
+
+def find_broken_keys(text: str, found: Sequence[Match]) -> Iterator[Match]:
+    """Yield keys with blanks or line feeds in them; `found` are the keys that are whole.
+
+    Each piece must look like a part of a key, not like a word. A whole key goes on behind a line feed only with what
+    looks like one too, and with no other key.
+    """
+    whole = sorted((match.start, match.end) for match in found if match.kind == "secret")
+    for match in _find_broken(text):
+        place = bisect_left(whole, (match.start, 0))
+        inside = whole[place : place + 2]
+        if not inside or inside[0][0] >= match.end:
+            yield match
+        elif inside[0][0] == match.start and (len(inside) == 1 or inside[1][0] >= match.end):
+            more = text[inside[0][1] : match.end]
+            if " " not in more and "\t" not in more and _MORE.fullmatch(more.lstrip()):
+                yield match
+
+
+def _find_broken(text: str) -> Iterator[Match]:
+    for found in _PIECES.finditer(text):
+        pieces: list[re.Match[str]] = []
+        for piece in _PIECE.finditer(text, *found.span()):
+            if not _is_part(piece[0]) and not (pieces and len(piece[0]) == len(pieces[-1][0]) <= 8):
+                yield from _find_in(pieces)
+                pieces = []
+            else:
+                pieces.append(piece)
+        yield from _find_in(pieces)
+
+
+def _is_part(piece: str) -> bool:
+    """Return whether a piece is no word: one character, digits, capitals inside, or signs at its end."""
+    if len(piece) == 1 or piece[-1] in "_-" or "_" in piece:
+        return True
+    return any(c.isdigit() for c in piece) or piece[1:].lower() != piece[1:]
+
+
+def _find_in(pieces: list[re.Match[str]]) -> Iterator[Match]:
+    if len(pieces) < 2 or sum(len(piece[0]) for piece in pieces) < _SHORTEST:
+        return
+    joined = "".join(piece[0] for piece in pieces)
+    places = [place for piece in pieces for place in range(*piece.span())]
+    for match in find_keys(joined, _FORMATS):
+        start, end = places[match.start], places[match.end - 1] + 1
+        broken = end - start > match.end - match.start
+        if broken and sum(c.isdigit() for c in joined[match.start : match.end]) >= 2:
+            yield Match(match.kind, match.detail, start, end, match.mark)
+
+
+def find_encoded_keys(text: str) -> Iterator[Match]:
+    """Yield runs of base64 or hexadecimal digits whose text holds a key."""
+    for found in _ENCODED.finditer(text):
+        for said in _decoded(found[0]):
+            match = next(find_keys(said, KEY_FORMATS), None)
+            if match:
+                yield Match("secret", f"{match.detail}, encoded", found.start(), found.end(), match.mark)
+                break
+
+
+def _decoded(run: str) -> Iterator[str]:
+    """Yield what a run says as hexadecimal digits or base64, where that is plain text."""
+    if _HEXADECIMAL.fullmatch(run):
+        yield from _plain(bytes.fromhex(run))
+    bare = run.rstrip("=").encode().translate(_URL_SAFE)
+    try:
+        yield from _plain(base64.b64decode(bare[: len(bare) // 4 * 4] + _tail(bare)))
+    except binascii.Error:
+        return
+
+
+def _tail(bare: bytes) -> bytes:
+    """Return the last group, filled up; a single character says nothing."""
+    rest = bare[len(bare) // 4 * 4 :]
+    return rest + b"=" * (4 - len(rest)) if len(rest) > 1 else b""
+
+
+def _plain(data: bytes) -> Iterator[str]:
+    if data and not data.translate(None, bytes(range(32, 127)) + b"\t\r\n"):
+        yield data.decode("ascii")

@@ -1,0 +1,168 @@
+"""Disguised spellings of a text, decoded: zero-width characters, full-width letters, entities, escapes, codes.
+
+Detectors run on the text itself and, where a cheap test finds a disguise, on its decoded form as well. Each character
+of the decoded form knows where it stands in the original, so that a match is reported and replaced there.
+"""
+
+import html
+import re
+import unicodedata
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
+
+from lora_chat.audit.findings import Match
+
+NOT_FOUND: tuple[tuple[str, str], ...] = (
+    ("split", "one part in one message, argument or answer and the rest in another"),
+    ("concatenated", "string literals that code joins, or markup between the letters"),
+    ("spelled", "backwards, in ROT13, as words, or with letters replaced by similar ones of another script"),
+    ("encoded twice", "base64 of base64, base64 wrapped over lines, base32, encryption and compression"),
+    ("unknown format", "a secret without a known prefix that no word such as `password` announces"),
+    ("broken numbers", "phone, card and account numbers and addresses that are broken over lines or spelled out"),
+)
+"""Spellings that the audit does not find, each with what it means."""
+
+_ROUNDS = 3
+_CODES = (
+    r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,23}(?=;));?",
+    r"\\{1,8}(?:u[0-9A-Fa-f]{4}|u\{[0-9A-Fa-f]{1,6}\}|U[0-9A-Fa-f]{8}|x[0-9A-Fa-f]{2}|[01][0-7]{2})",
+    r"%[2-7][0-9A-Fa-f]",
+)
+_CODE = re.compile("|".join(_CODES))
+_QUOTED_PRINTABLE = re.compile(r"=[2-7][0-9A-Fa-f]|=\r?\n")
+_CLEARLY_QUOTED = re.compile(r"=(?:5F|2D|3D|5f|2d|3d)|(?:=[2-7][0-9A-Fa-f]){2}|=\r?\n")
+_CODE_OR_QUOTED = re.compile("|".join([*_CODES, _QUOTED_PRINTABLE.pattern]))
+_CONTROL = "\\x00-\\x08\\x0e-\\x1b\\x7f"
+_INVISIBLE = (
+    # Unicode's default-ignorable characters and those of category Cf, controls, and marks over a letter
+    _CONTROL + "\x80-\x84\x86-\x9f\u00ad\u0300-\u036f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u1ab0-\u1aff\u1dc0-"
+    "\u1dff\u200b-\u200f\u202a-\u202e\u2060-\u206f\u20d0-\u20ff\u3164\ufe00-\ufe0f\ufe20-\ufe2f\ufeff\uffa0\ufff9-"
+    "\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_CONTROLS = re.compile(f"[{_CONTROL}]")
+_HIDDEN = re.compile(f"(?<=[!-~])[{_INVISIBLE}]{{1,200}}(?=[!-~])")
+_HIDDEN_ANYWHERE = re.compile(f"[{_INVISIBLE}]+")
+_RANGES = ((0x2B0, 0x3000), (0xA600, 0xAC00), (0xFF00, 0xFFF0), (0x10400, 0x1FC00))
+_PUNCTUATION = "_@.-:/=+#&;%"
+"""Characters of keys and addresses; their full-width forms are decoded too, but are no disguise by themselves."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded text; `starts` and `ends` are the offsets in the original of each of its characters."""
+
+    text: str
+    starts: list[int]
+    ends: list[int]
+
+    def locate(self, match: Match) -> Match:
+        """Return a match in this text as a match in the original."""
+        return replace(match, start=self.starts[match.start], end=self.ends[match.end - 1])
+
+
+def is_disguised(text: str) -> bool:
+    """Cheap and never wrongly False: whether decoding a text could change it."""
+    if text.isascii():
+        if _CONTROLS.search(text):
+            return True
+    elif _HIDDEN.search(text) or _forms().search(text):
+        return True
+    coded = ("&" in text and ("&#" in text or ";" in text)) or "\\" in text or "%" in text
+    return (coded and _CODE.search(text) is not None) or _is_quoted(text)
+
+
+def decode(text: str) -> Decoded | None:
+    """Return the decoded form of a text; None if it says the same."""
+    found = Decoded(text, list(range(len(text))), list(range(1, len(text) + 1)))
+    pattern = _CODE_OR_QUOTED if _is_quoted(text) else _CODE
+    for _ in range(_ROUNDS):  # a code may stand in a code: &amp;#103; or %2567
+        said = _rewrite(_rewrite_characters(found), pattern)
+        if said.text == found.text:
+            break
+        found = said
+    found = _rewrite_characters(found)
+    return None if found.text == text else found
+
+
+def _is_quoted(text: str) -> bool:
+    """Return whether a text looks like quoted-printable: a soft line break, a sign in code, or codes side by side."""
+    return "=" in text and _CLEARLY_QUOTED.search(text) is not None
+
+
+def _rewrite(given: Decoded, pattern: re.Pattern[str]) -> Decoded:
+    """Replace each code by its character; a code that stands for none that a key could have stays."""
+    text, starts, ends = [], list[int](), list[int]()
+    at = 0
+    for found in pattern.finditer(given.text):
+        new = _character(found[0])
+        if new is None:
+            continue
+        begin, end = found.span()
+        text += [given.text[at:begin], new]
+        starts += given.starts[at:begin]
+        ends += given.ends[at:begin]
+        starts += [given.starts[begin]] * len(new)
+        ends += [given.ends[end - 1]] * len(new)
+        at = end
+    if not at:
+        return given
+    text.append(given.text[at:])
+    return Decoded("".join(text), starts + given.starts[at:], ends + given.ends[at:])
+
+
+def _character(code: str) -> str | None:
+    """Return what a code stands for; None for line feeds, other words than keys have, and what is no code."""
+    if code[0] == "&":
+        said = html.unescape(code)
+        return said if len(said) == 1 and (not said.isspace()) else None
+    if code[0] == "=" and code[1] in "\r\n":
+        return ""
+    digits = code.lstrip("\\").strip("uUx{}%=")
+    octal = code[0] == "\\" and code[-4:-3] == "\\" and code[-3].isdigit()
+    number = int(digits, 8 if octal else 16)
+    if number >= 0x110000 or 0xD800 <= number < 0xE000:
+        return None
+    said = chr(number)
+    return said if said > " " and said != "\x7f" else None
+
+
+def _rewrite_characters(given: Decoded) -> Decoded:
+    """Drop invisible characters and write letters and digits of other forms in ASCII."""
+    text = given.text
+    if text.isascii() and not _CONTROLS.search(text):
+        return given
+    table = _table()
+    hidden = set(chain.from_iterable(range(*found.span()) for found in _HIDDEN_ANYWHERE.finditer(text)))
+    kept = [i for i in range(len(text)) if i not in hidden]
+    return Decoded(
+        "".join(table.get(text[i], text[i]) for i in kept),
+        [given.starts[i] for i in kept],
+        [given.ends[i] for i in kept],
+    )
+
+
+@cache
+def _table() -> dict[str, str]:
+    """Return other forms of ASCII letters, digits and signs of keys: full-width, mathematical, digits of scripts."""
+    table = {}
+    for character in (chr(code) for first, end in _RANGES for code in range(first, end)):
+        plain = unicodedata.normalize("NFKC", character)
+        digit = unicodedata.decimal(character, None)
+        if digit is not None:
+            plain = str(digit)
+        if len(plain) == 1 and plain.isascii() and (plain.isalnum() or plain in _PUNCTUATION):
+            table[character] = plain
+    return table
+
+
+@cache
+def _forms() -> re.Pattern[str]:
+    """Return a pattern for any character of the table that is no mere punctuation."""
+    told = sorted(ord(c) for c, plain in _table().items() if plain.isalnum() or plain in "_@")
+    parts, begin = [], told[0]
+    for here, following in zip(told, [*told[1:], 0], strict=True):
+        if following != here + 1:
+            parts.append(f"{chr(begin)}-{chr(here)}")
+            begin = following
+    return re.compile(f"[{''.join(parts)}]")
