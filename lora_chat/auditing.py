@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from lora_chat.dialogues.dialogue import Dialogue, Message
 from lora_chat.dialogues.dialogue_set import DialogueSet
 from lora_chat.digests import digest_code
 from lora_chat.errors import LoraChatError
+from lora_chat.evaluation.scores import Question
 from lora_chat.planning.audit_section import AuditSection, Kind
 from lora_chat.system.cache_dir import cache_dir
 from lora_chat.writing import write_text_whole
@@ -55,10 +56,17 @@ def audit_sets(
     tokenizer: "PreTrainedTokenizerBase",
     policy: AuditSection,
     notice: Callable[[str], None],
+    questions: Sequence[Question] = (),
+    template: str | None = None,
 ) -> AuditReport:
-    """Look through both sets, or find what was seen in just these before."""
+    """Audit both sets, the questions and the chat template, or return the cached report on just these.
+
+    `template` is where the template was read; None for the base's own.
+    """
     tokens = control_tokens(tokenizer)
-    key = _key(train, validation, tokens, policy)
+    written = str(tokenizer.chat_template or "")
+    asked = [(q.path, q.line, text) for q in questions for text in (q.question, *q.accept)]
+    key = _key(train, validation, tokens, policy, [asked, written, template])
     note = cache_dir("audits") / f"{key}.json"
     with suppress(OSError, ValueError, TypeError, KeyError):
         said = json.loads(note.read_text(encoding="utf-8"))
@@ -72,6 +80,10 @@ def audit_sets(
             if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
                 notice(f"Auditing the {split} dialogues: {number:,} of {len(dialogues):,}")
+    for path, line, text in asked:
+        auditor.add_text(text, path, line)
+    for line, text in enumerate(written.split("\n"), 1):
+        auditor.add_code(text, template or "the base's chat template", line)
     report = auditor.report()
     with suppress(OSError, LoraChatError):  # only a note: without it all is looked through again
         write_text_whole(note, json.dumps(asdict(report), ensure_ascii=False), "a note")
@@ -88,8 +100,8 @@ def _as_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase") 
             yield replace(dialogue, path=path)
 
 
-def _key(train: DialogueSet, validation: DialogueSet, tokens: tuple[str, ...], policy: AuditSection) -> str:
-    parts: list[Any] = [tokens, policy.model_dump(), digest_code(_CODE)]
+def _key(train: DialogueSet, validation: DialogueSet, tokens: tuple[str, ...], policy: AuditSection, more: Any) -> str:
+    parts: list[Any] = [tokens, policy.model_dump(), digest_code(_CODE), more]
     for dialogues in (train, validation):
         parts += [[store.folder.name, hashlib.sha256(units.tobytes()).hexdigest()] for store, units in dialogues.parts]
         parts.append("|")

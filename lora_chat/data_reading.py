@@ -1,7 +1,7 @@
 """The data that a plan names, found, read, encoded and split; of the base it needs the tokenizer alone."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_chat.auditing import Redactor
@@ -47,9 +47,21 @@ def find_files(plan: Plan, notice: Callable[[str], None]) -> DataFiles:
     return DataFiles(
         find_sources(data.train_sources, notice),
         find_sources(data.validation_sources, notice),
-        read_questions(plan.evaluation.questions) if plan.evaluation.questions else [],
+        _find_questions(plan),
         data.skip_bad,
     )
+
+
+def _find_questions(plan: Plan) -> list[Question]:
+    """Return the questions as they are asked and kept: redacted like the dialogues."""
+    found = read_questions(plan.evaluation.questions) if plan.evaluation.questions else []
+    if not plan.audit.redacted:
+        return found
+    redactor = Redactor(plan.audit.redacted)
+    return [
+        replace(one, question=redactor.text(one.question)[0], accept=tuple(redactor.text(a)[0] for a in one.accept))
+        for one in found
+    ]
 
 
 def read_data(

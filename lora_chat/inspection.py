@@ -28,7 +28,15 @@ def look_at_data(recipe: Recipe, count: int, *, as_json: bool) -> "dict[str, Any
 def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[dict[str, Any] | str, bool]":
     """What an audit finds, and whether the recipe refuses it; `to` gets the training dialogues as they are trained."""
     prepared = prepare(make_plan(recipe, detect_hardware()), say)
-    report = audit_sets(prepared.train, prepared.validation, prepared.tokenizer, recipe.audit, say)
+    report = audit_sets(
+        prepared.train,
+        prepared.validation,
+        prepared.tokenizer,
+        recipe.audit,
+        say,
+        questions=prepared.questions,
+        template=recipe.data.template,
+    )
     if to:
         with file_written_whole(to, "the dialogues") as file:
             file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in prepared.training_lines())

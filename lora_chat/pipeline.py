@@ -106,7 +106,15 @@ def _prepare(plan: Plan, progress: Progress) -> tuple[PreparedRun, AuditReport]:
     progress.enter("reading the dialogues")
     prepared = preparation.prepare(plan, say)
     progress.enter("auditing the dialogues")
-    audit = audit_sets(prepared.train, prepared.validation, prepared.tokenizer, plan.audit, say)
+    audit = audit_sets(
+        prepared.train,
+        prepared.validation,
+        prepared.tokenizer,
+        plan.audit,
+        say,
+        questions=prepared.questions,
+        template=plan.data.template,
+    )
     if audit.refuses:
         raise DataError(refusal(audit, plan.audit))
     return prepared, audit

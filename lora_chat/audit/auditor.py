@@ -35,6 +35,7 @@ class Auditor:
         self._replies = ReplyCounter()
         self._balance = Balance()
         self._paths: dict[str, int] = {}
+        self._irreplaceable: set[Kind] = set()
         self._path_of, self._line_of = array("I"), array("I")
         self._openings: list[str] = []
 
@@ -55,6 +56,20 @@ class Auditor:
         if split == "train":
             self._balance.add(dialogue)
 
+    def add_text(self, text: str, path: str, line: int) -> None:
+        """Look at a text that is no part of a dialogue, such as a question."""
+        hidden = find_sensitive(text)
+        for match in (*hidden, *self._plain_matches(text)):
+            self._count(Dialogue((), line, path=path), Piece(0, text), match, hidden)
+
+    def add_code(self, text: str, path: str, line: int) -> None:
+        """Look for secrets and personal data in a line of a template, where none can be replaced by a mark."""
+        hidden = find_sensitive(text)
+        for match in hidden:
+            if match.kind != "possible_secret":  # code assigns tokens all the time
+                self._irreplaceable.add(match.kind)
+                self._count(Dialogue((), line, path=path), Piece(0, text), match, hidden)
+
     def report(self) -> AuditReport:
         """What was found so far."""
         counts, findings = self._counts.copy(), {kind: list(found) for kind, found in self._findings.items()}
@@ -68,9 +83,16 @@ class Auditor:
             counts={kind: counts[kind] for kind in found},
             findings=tuple(finding for kind in found for finding in findings[kind][:SHOWN]),
             shares=self._balance.shares(),
-            refused=tuple(kind for kind in found if self._policy.action(kind) == "refuse"),
-            redacted=tuple(kind for kind in found if self._policy.action(kind) == "redact"),
+            refused=tuple(kind for kind in found if self._is_refused(kind)),
+            redacted=tuple(
+                kind for kind in found if self._policy.action(kind) == "redact" and not self._is_refused(kind)
+            ),
         )
+
+    def _is_refused(self, kind: Kind) -> bool:
+        """Return whether the policy refuses a kind, or redacts it where that cannot be done."""
+        action = self._policy.action(kind)
+        return action == "refuse" or (action == "redact" and kind in self._irreplaceable)
 
     def _look_into_texts(
         self, dialogue: Dialogue, pieces: Sequence[Piece], sensitive: Sequence[Sequence[Match]], whole: str

@@ -20,10 +20,11 @@ def parse_container(text: str) -> Any:
     return value if _depth(value) < _DEEPEST else None
 
 
-def rewrite_strings(value: Any, rewrite: Callable[[str, str], str], context: str = "") -> Any:
+def rewrite_strings(value: Any, rewrite: Callable[[str, str], str], context: str = "", levels: int = 3) -> Any:
     """The value with `rewrite(context, text)` in place of each string, key and number; a number only if it changes.
 
     `context` is what stands before the string, such as `"phone": `. Of keys that become equal, each stays.
+    A string that is JSON itself is taken apart too, `levels` deep.
     """
     if isinstance(value, dict):
         result: dict[str, Any] = {}
@@ -32,12 +33,16 @@ def rewrite_strings(value: Any, rewrite: Callable[[str, str], str], context: str
             new = rewrite("", key)
             if new in result:
                 new = _another(new, result, copies)
-            result[new] = rewrite_strings(inner, rewrite, f'"{new[-_KEY_SHOWN:]}": ')
+            result[new] = rewrite_strings(inner, rewrite, f'"{new[-_KEY_SHOWN:]}": ', levels)
         return result
     if isinstance(value, list):
-        return [rewrite_strings(inner, rewrite, context) for inner in value]
+        return [rewrite_strings(inner, rewrite, context, levels) for inner in value]
     if isinstance(value, str):
-        return rewrite(context, value)
+        inside = parse_container(value) if levels else None
+        if inside is None:
+            return rewrite(context, value)
+        new = rewrite_strings(inside, rewrite, context, levels - 1)
+        return value if new == inside else json.dumps(new, ensure_ascii=False)
     if isinstance(value, bool) or value is None:
         return value
     text = repr(value)

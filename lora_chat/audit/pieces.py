@@ -26,6 +26,10 @@ def split_pieces(dialogue: Dialogue) -> list[Piece]:
             pieces.extend(_split(number, message.reasoning))
         for call in message.tool_calls:
             pieces.extend(_split(number, call.arguments))
+            pieces.append(Piece(number, call.name))
+            if call.id:
+                pieces.append(Piece(number, call.id))
+        pieces.extend(Piece(number, name) for name in (message.name, message.tool_call_id) if name)
     if dialogue.tools:
         pieces.extend(_split(0, dialogue.tools))
     return pieces

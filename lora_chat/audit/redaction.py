@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lora_chat.audit.findings import Kind, Match
 from lora_chat.audit.json_strings import parse_container, rewrite_strings
-from lora_chat.audit.sensitive.scan import find_sensitive
+from lora_chat.audit.sensitive.scan import MARK, find_sensitive
 from lora_chat.dialogues.dialogue import Dialogue, Message
 
 _PASSES = 12
@@ -19,12 +19,13 @@ _NO_BLANKS = re.compile(r"\S+")
 def redact(dialogue: Dialogue, kinds: Collection[Kind]) -> tuple[Dialogue, int]:
     """A cleaned copy and how many stretches were replaced; the dialogue itself if there were none.
 
-    Content, reasoning, arguments of calls and descriptions of tools are cleaned; what was a JSON object or list stays
-    one. Redacting the copy again changes nothing.
+    Content, reasoning, names, ids and arguments of calls and descriptions of tools are cleaned; what was a JSON object
+    or list stays one, and a name stays a name: `f_SECRET`, not `f_[SECRET]`. Redacting the copy again changes nothing.
     """
-    counted = [_redact_message(message, kinds) for message in dialogue.messages]
-    tools, count = _redact_any(dialogue.tools, kinds) if dialogue.tools else (dialogue.tools, 0)
-    count += sum(n for _, n in counted)
+    names = _Names(kinds)
+    counted = [_redact_message(message, kinds, names) for message in dialogue.messages]
+    tools, count = _redact_tools(dialogue.tools, kinds, names) if dialogue.tools else (dialogue.tools, 0)
+    count += sum(n for _, n in counted) + names.count
     if not count:
         return dialogue, 0
     return replace(dialogue, messages=tuple(message for message, _ in counted), tools=tools), count
@@ -71,7 +72,46 @@ def _widen(text: str, found: Sequence[Match], first: int) -> list[Match]:
     return wide
 
 
-def _redact_message(message: Message, kinds: Collection[Kind]) -> tuple[Message, int]:
+class _Names:
+    """Redacts names and ids of one dialogue, equal ones alike and different ones differently."""
+
+    def __init__(self, kinds: Collection[Kind]) -> None:
+        self._kinds = kinds
+        self._known: dict[str, str] = {}
+        self._copies: dict[str, int] = {}
+        self.count = 0
+
+    def clean(self, name: str) -> str:
+        """Return the name; a secret in it becomes a word in capitals, because schemas allow no brackets."""
+        if name not in self._known:
+            text, count = redact_text(name, self._kinds)
+            self.count += count
+            if count:
+                text = MARK.sub(lambda mark: re.sub(r"\W", "_", mark[0][1:-1]), text)
+                self._copies[text] = self._copies.get(text, 0) + 1
+                text += f"_{self._copies[text]}" if self._copies[text] > 1 else ""
+            self._known[name] = text
+        return self._known[name]
+
+    def clean_maybe(self, name: str | None) -> str | None:
+        """Return the same of a name that may be missing."""
+        return self.clean(name) if name else name
+
+
+def _redact_tools(text: str, kinds: Collection[Kind], names: _Names) -> tuple[str, int]:
+    """Redact the names of tools as calls have them, then all other strings."""
+    tools = parse_container(text)
+    changed = False
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            clean = names.clean(function["name"])
+            changed = changed or clean != function["name"]
+            function["name"] = clean
+    return _redact_any(json.dumps(tools, ensure_ascii=False) if changed else text, kinds)
+
+
+def _redact_message(message: Message, kinds: Collection[Kind], names: _Names) -> tuple[Message, int]:
     content, count = _redact_any(message.content, kinds)
     reasoning = message.reasoning
     if reasoning is not None:
@@ -80,11 +120,13 @@ def _redact_message(message: Message, kinds: Collection[Kind]) -> tuple[Message,
     calls = []
     for call in message.tool_calls:
         arguments, n = _redact_any(call.arguments, kinds)
-        calls.append(replace(call, arguments=arguments))
+        calls.append(replace(call, arguments=arguments, name=names.clean(call.name), id=names.clean_maybe(call.id)))
         count += n
-    if not count:
+    name, call_id = names.clean_maybe(message.name), names.clean_maybe(message.tool_call_id)
+    if not count and (name, call_id, tuple(calls)) == (message.name, message.tool_call_id, message.tool_calls):
         return message, 0
-    return replace(message, content=content, reasoning=reasoning, tool_calls=tuple(calls)), count
+    clean = replace(message, content=content, reasoning=reasoning, tool_calls=tuple(calls))
+    return replace(clean, name=name, tool_call_id=call_id), count
 
 
 def _redact_any(text: str, kinds: Collection[Kind]) -> tuple[str, int]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lora_chat.dialogues.dialogue import NotADialogue
@@ -23,6 +23,9 @@ class Question:
 
     question: str
     accept: tuple[str, ...]
+    path: str = field(default="", compare=False)
+    line: int = field(default=0, compare=False)
+    """Line of its file, counted from 1; 0 for one that was not read."""
 
     def is_answered_by(self, reply: str) -> bool:
         """Whether an accepted string stands in the reply as whole words, whatever its case."""
@@ -38,7 +41,7 @@ def read_questions(path: str) -> list[Question]:
         if not raw.strip():
             continue
         try:
-            questions.append(_make_question(parse_json(raw.decode("utf-8"))))
+            questions.append(replace(_make_question(parse_json(raw.decode("utf-8"))), path=path, line=number))
         except (NotADialogue, ValueError) as error:
             raise DataError(f"{path}:{number}: {error}") from error
     if not questions:

@@ -21,11 +21,15 @@ _BY_SIGN = tuple(
 )
 """First letters of keys by a sign in them, because most texts lack the sign."""
 _WITHOUT_SIGN = tuple(word for word in _WORDS if not any(sign in word for sign in "_-."))
-_PIECES = re.compile(r"[\w.~+/=-]+(?:\s{1,40}[\w.~+/=-]+)+", re.ASCII)
-_MORE = re.compile(r"(?=\D*\d)(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])[\w.~+/=\s-]{8,}", re.ASCII)
+_PIECES = re.compile(r"[A-Za-z0-9_.~+/=-]+(?:\s{1,40}[A-Za-z0-9_.~+/=-]+)+")
+_RANDOM = re.compile(r"(?=\D*\d)(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])", re.ASCII)
+_BLANK = re.compile(r"(?<!\s)[ \t]+(?!\s)")
+_REST, _REST_BEHIND_BLANK = 8, 16
+"""Fewest characters behind a line feed or a blank that are taken for the rest of a key that is whole without them."""
 _PIECE = re.compile(r"\S+")
 _ENCODED = re.compile(r"(?<![\w+/-])[\w+/-]{24,100000}={0,2}", re.ASCII)
 _HEXADECIMAL = re.compile(r"(?:[0-9A-Fa-f]{2}){16,}")
+_GLUE = re.compile("[_-]")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
@@ -55,12 +59,21 @@ def find_broken_keys(text: str, found: Sequence[Match]) -> Iterator[Match]:
     for match in _find_broken(text):
         place = bisect_left(whole, (match.start, 0))
         inside = whole[place : place + 2]
-        if not inside or inside[0][0] >= match.end:
+        if not inside or inside[0][0] >= match.end or _is_longer(text, match, inside):
             yield match
-        elif inside[0][0] == match.start and (len(inside) == 1 or inside[1][0] >= match.end):
-            more = text[inside[0][1] : match.end]
-            if " " not in more and "\t" not in more and _MORE.fullmatch(more.lstrip()):
-                yield match
+
+
+def _is_longer(text: str, match: Match, inside: Sequence[tuple[int, int]]) -> bool:
+    """Return whether a match only adds the rest to the first of the whole keys in it, and holds no other."""
+    begins_alike = inside[0][0] == match.start and (len(inside) == 1 or inside[1][0] >= match.end)
+    return begins_alike and _goes_on(text[inside[0][1] : match.end]) and text[match.end : match.end + 1] != "@"
+
+
+def _goes_on(more: str) -> bool:
+    """Return whether what follows a whole key is its rest: random characters, more of them behind a mere blank."""
+    shortest = _REST_BEHIND_BLANK if _BLANK.search(more) else _REST
+    rest = "".join(more.split())
+    return len(rest) >= shortest and _RANDOM.match(rest) is not None
 
 
 def _find_broken(text: str) -> Iterator[Match]:
@@ -97,11 +110,11 @@ def _find_in(pieces: list[re.Match[str]]) -> Iterator[Match]:
 def find_encoded_keys(text: str) -> Iterator[Match]:
     """Yield runs of base64 or hexadecimal digits whose text holds a key."""
     for found in _ENCODED.finditer(text):
-        for said in _decoded(found[0]):
-            match = next(find_keys(said, KEY_FORMATS), None)
-            if match:
-                yield Match("secret", f"{match.detail}, encoded", found.start(), found.end(), match.mark)
-                break
+        runs = [found[0], *_GLUE.split(found[0])[1:], *found[0].split("_", 1)[1:]]
+        keys = (key for run in runs if len(run) >= 24 for said in _decoded(run) for key in find_keys(said, KEY_FORMATS))
+        match = next(keys, None)
+        if match:
+            yield Match("secret", f"{match.detail}, encoded", found.start(), found.end(), match.mark)
 
 
 def _decoded(run: str) -> Iterator[str]:

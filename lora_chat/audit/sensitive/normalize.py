@@ -26,9 +26,11 @@ NOT_FOUND: tuple[tuple[str, str], ...] = (
 _ROUNDS = 3
 _CODES = (
     r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,23}(?=;));?",
+    r"\\{1,8}u[dD][89abAB][0-9A-Fa-f]{2}\\{1,8}u[dD][c-fC-F][0-9A-Fa-f]{2}",
     r"\\{1,8}(?:u[0-9A-Fa-f]{4}|u\{[0-9A-Fa-f]{1,6}\}|U[0-9A-Fa-f]{8}|x[0-9A-Fa-f]{2}|[01][0-7]{2})",
     r"%[2-7][0-9A-Fa-f]",
 )
+_PAIR = re.compile(r"\\+u([0-9A-Fa-f]{4})\\+u([0-9A-Fa-f]{4})")
 _CODE = re.compile("|".join(_CODES))
 _QUOTED_PRINTABLE = re.compile(r"=[2-7][0-9A-Fa-f]|=\r?\n")
 _CLEARLY_QUOTED = re.compile(r"=(?:5F|2D|3D|5f|2d|3d)|(?:=[2-7][0-9A-Fa-f]){2}|=\r?\n")
@@ -112,19 +114,21 @@ def _rewrite(given: Decoded, pattern: re.Pattern[str]) -> Decoded:
 
 
 def _character(code: str) -> str | None:
-    """Return what a code stands for; None for line feeds, other words than keys have, and what is no code."""
+    """Return the character that a code stands for; None for what is no code."""
     if code[0] == "&":
         said = html.unescape(code)
-        return said if len(said) == 1 and (not said.isspace()) else None
+        return said if len(said) == 1 else None
     if code[0] == "=" and code[1] in "\r\n":
         return ""
+    halves = _PAIR.fullmatch(code)
+    if halves:
+        return chr(0x10000 + ((int(halves[1], 16) & 0x3FF) << 10) + (int(halves[2], 16) & 0x3FF))
     digits = code.lstrip("\\").strip("uUx{}%=")
     octal = code[0] == "\\" and code[-4:-3] == "\\" and code[-3].isdigit()
     number = int(digits, 8 if octal else 16)
     if number >= 0x110000 or 0xD800 <= number < 0xE000:
         return None
-    said = chr(number)
-    return said if said > " " and said != "\x7f" else None
+    return chr(number)
 
 
 def _rewrite_characters(given: Decoded) -> Decoded:

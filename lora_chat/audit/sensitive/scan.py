@@ -24,13 +24,18 @@ _BREAKS = bytes(b if b < 128 and (chr(b).isalnum() or b in b"_-+/") else 32 for 
 
 def find_sensitive(text: str) -> list[Match]:
     """Secrets and personal data in order; where two overlap, the surer kind, then the earlier, then the longer."""
-    found = list(_find(text))
+    found = _find_all(text)
     if is_disguised(text):
         decoded = decode(text)
-        found += [decoded.locate(match) for match in _find(decoded.text)] if decoded else []
+        found += [decoded.locate(match) for match in _find_all(decoded.text)] if decoded else []
+    return _without_overlaps(found, text) if found else []
+
+
+def _find_all(text: str) -> list[Match]:
+    found = list(_find(text))
     if may_hold_broken_key(text):
         found += list(find_broken_keys(text, found))
-    return _without_overlaps(found, text) if found else []
+    return found
 
 
 def _find(text: str) -> Iterator[Match]:
