@@ -10,7 +10,7 @@ from lora_chat.audit.json_strings import parse_container, rewrite_strings
 from lora_chat.audit.sensitive.scan import MARK, find_sensitive
 from lora_chat.dialogues.dialogue import Dialogue, Message
 
-_PASSES = 12
+_PASSES = 8
 """Most passes over a text; from the middle on a match takes its neighbours with it, so that a long row needs few."""
 _NUMBERS = re.compile(r"[0-9 .()/-]+(?<! )")
 _NO_BLANKS = re.compile(r"\S+")

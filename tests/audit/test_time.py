@@ -190,7 +190,7 @@ def seconds(dialogue):
 def check(make):
     seconds(make(100))
     took = seconds(make(LARGE))
-    assert took < ENOUGH or took < 9 * max(seconds(make(SMALL)), ENOUGH / 9), took
+    assert took < ENOUGH or took < 12 * max(seconds(make(SMALL)), ENOUGH / 12), took
 
 
 @pytest.mark.parametrize("part", REPEATED, ids=ascii)
