@@ -9,6 +9,7 @@ from made_up import ALNUM, Maker, groups
 
 from lora_chat.audit.auditor import Auditor
 from lora_chat.audit.redaction import redact
+from lora_chat.audit.sensitive import phones
 from lora_chat.dialogues.dialogue import Dialogue, Message, ToolCall
 from lora_chat.planning.audit_section import AuditSection
 
@@ -179,6 +180,8 @@ POLICY = AuditSection(secret="redact", possible_secret="redact", personal_data="
 
 
 def seconds(dialogue):
+    phones._valid_digits.cache_clear()
+    phones._valid_somewhere.cache_clear()
     started = time.process_time()
     auditor = Auditor(POLICY, ["<|im_start|>", "<|im_end|>"])
     auditor.add(dialogue)
