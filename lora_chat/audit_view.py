@@ -3,6 +3,7 @@
 from lora_chat.audit.findings import Finding
 from lora_chat.audit.report import AuditReport
 from lora_chat.planning.audit_section import AuditSection, Kind
+from lora_chat.system.sanitize import visible
 
 NAMES: dict[Kind, str] = {
     "secret": "secrets",
@@ -58,4 +59,4 @@ def _line(finding: Finding) -> str:
     twin = f" and {finding.twin}" if finding.twin else ""
     detail = f"  {finding.detail}" if finding.detail else ""
     excerpt = f"  | {finding.excerpt}" if finding.excerpt else ""
-    return f"  {finding.place}{twin}{message}{detail}{excerpt}"
+    return f"  {visible(finding.place)}{visible(twin)}{message}{detail}{excerpt}"

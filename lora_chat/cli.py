@@ -16,7 +16,7 @@ from lora_chat.arguments import make_parser
 from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, RecipeError, StoppedError
 from lora_chat.stopping import raise_on_signals, signal_of
 from lora_chat.system.bounded_call import is_panic, panic_text
-from lora_chat.system.console import guard_output, print_json, print_result, say
+from lora_chat.system.console import guard_output, print_error, print_json, print_result, say
 from lora_chat.system.environment import make_search_paths_absolute
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"Error: {error.message}\nIf you trust it: {shlex.join(['lora-chat', *words, error.flag])}")
         return error.exit_code
     except LoraChatError as error:
-        say(f"{'' if isinstance(error, StoppedError) else 'Error: '}{error}")
+        print_error(str(error), label="" if isinstance(error, StoppedError) else "Error: ")
         return error.exit_code
     except KeyboardInterrupt as error:
         say("Stopped.")

@@ -10,7 +10,7 @@ from lora_chat.dialogues.account import Account
 from lora_chat.dialogues.dialogue_set import DialogueSet
 from lora_chat.dialogues.encoding import IGNORE_INDEX, EncodedDialogue
 from lora_chat.system.console import Highlight, Part
-from lora_chat.system.sanitize import visible_lines
+from lora_chat.system.sanitize import visible, visible_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +63,7 @@ def whole_account(account: Account) -> str:
     lines = []
     for source in account.sources:
         weight = f", weight {source['weight']:g}" if source["weight"] != 1 else ""
-        lines.append(f"{source['name']}{weight}")
+        lines.append(f"{visible(source['name'])}{weight}")
         formats = dict.fromkeys(source["files"].values())
         lines.append(f"  recognised  {', '.join(formats)}")
         lines.append(f"  ledger      {_sum(source)}")

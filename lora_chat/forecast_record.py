@@ -7,6 +7,7 @@ from lora_chat.errors import RecipeError
 from lora_chat.forecast_view import duration, gib
 from lora_chat.planning.forecast import Forecast
 from lora_chat.run_folder import is_run, open_run_folder
+from lora_chat.system.sanitize import visible
 
 
 def make_record(found: Forecast, peak: int, seconds: float, train: float, *, resumed: bool) -> dict[str, Any]:
@@ -63,7 +64,8 @@ def history_text(records: list[dict[str, Any]]) -> str:
     for record in records:
         planned, measured = record["planned"], record["measured"]
         peaks = planned["peak_bytes"], measured["peak_bytes"]
-        line = f"{record['run']:<24}{record['quantization']:>10}{gib(peaks[0]):>13}{gib(peaks[1]):>10}{_off(*peaks):>7}"
+        name, mode = visible(record["run"]), visible(record["quantization"])
+        line = f"{name:<24}{mode:>10}{gib(peaks[0]):>13}{gib(peaks[1]):>10}{_off(*peaks):>7}"
         if planned["seconds"]:
             times = planned["seconds"], measured["seconds"]
             line += f"{duration(times[0]):>10}{duration(times[1]):>9}{_off(*times):>7}"

@@ -18,6 +18,8 @@ from typing import Any, TextIO, cast
 from lora_chat.system.sanitize import TextFilter, visible_text
 
 _GREEN, _PLAIN = "\033[1;32m", "\033[0m"
+_LONGEST_ERROR = 10_000
+"""Characters of a message that are shown; longer ones lose their middle."""
 _BAR = re.compile(r"((?:[\r\n]|\033\[A)*)(.*?)(\r*)\Z", re.DOTALL)
 """What progress bars of libraries write: they return to the beginning of a line, or go up, before and after a text."""
 
@@ -35,6 +37,14 @@ Part = str | Highlight
 def say(text: str) -> None:
     """Print a line on stderr for the person at the keyboard; stdout belongs to results."""
     _write(sys.stderr, visible_text(text) + "\n")
+
+
+def print_error(text: str, label: str = "Error: ") -> None:
+    """Print an error on stderr; one without end, such as one that quotes a long name, loses its middle."""
+    if len(text) > _LONGEST_ERROR:
+        left, right = text[: _LONGEST_ERROR // 2], text[-_LONGEST_ERROR // 2 :]
+        text = f"{left} ... ({len(text) - _LONGEST_ERROR:,} characters left out) ... {right}"
+    say(label + text)
 
 
 def print_result(text: str | Iterable[Part], end: str = "\n") -> None:
@@ -145,7 +155,7 @@ def _finite(value: Any) -> Any:
 
 
 def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    say("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
+    print_error("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), label="")
 
 
 def _print_thread_exception(found: threading.ExceptHookArgs) -> None:

@@ -1,0 +1,288 @@
+"""Files, names and replies of strangers, shown by every command: none of them acts on the terminal."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+import unicodedata
+
+import pytest
+
+from lora_chat.cli import main
+from lora_chat.models.embedded import find_embedded
+
+ESCAPE = "\x1b]0;PWNED\x07"
+EVIL = f"{ESCAPE}\x9b31m\u202eabc\u2066\u200b\x08\rgone"
+
+
+def acts(text):
+    kept = "\n\t\u200c\u200d"
+    return {c for c in text if c not in kept and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")}
+
+
+@pytest.fixture(scope="module")
+def run(cache_home, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    settings = [f"output.directory={folder}", "output.name=x", "training.max_steps=1", "evaluation.samples=1"]
+    assert main(["sft", "recipes/smoke.yaml", *(word for one in settings for word in ("--set", one))]) == 0
+    return folder / "x-1"
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    def call(*words, stdin="hi\n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+@pytest.fixture
+def held(call):
+    """Call a command that must show something of EVIL, as text."""
+
+    def held(*words, code, stdin="hi\n"):
+        found, out, err = call(*words, stdin=stdin)
+        assert found == code, out + err
+        assert not acts(out + err)
+        assert "PWNED" in out + err
+        assert "Traceback" not in err
+        return out, err
+
+    return held
+
+
+@pytest.fixture
+def adapter(run, tmp_path):
+    """A function that copies the run's adapter and changes its two JSON files."""
+
+    def adapter(config=None, identity=None, name="adapter"):
+        folder = tmp_path / name
+        shutil.copytree(run / "adapter", folder)
+        for file, new in (("adapter_config.json", config), ("lora_chat.json", identity)):
+            place = folder / file
+            place.write_text(json.dumps(json.loads(place.read_text()) | (new or {})))
+        return folder
+
+    return adapter
+
+
+@pytest.fixture
+def base(cache_home, tmp_path):
+    """A function that copies the base, without what says that it is ours."""
+
+    def base():
+        folder = tmp_path / "base"
+        shutil.copytree(find_embedded("tiny-random", lambda _: None), folder)
+        for name in ("sha256.json", "complete.json"):
+            (folder / name).unlink(missing_ok=True)
+        return folder
+
+    return base
+
+
+@pytest.mark.parametrize(
+    ("config", "identity", "code"),
+    [
+        ({"base_model_name_or_path": "x" + EVIL}, {"base": "x" + EVIL}, 8),
+        ({"base_model_name_or_path": "friend/tiny", "revision": EVIL}, {"base": "friend/tiny"}, 8),
+        (None, {"base": "x" + EVIL, "weights": "0" * 64}, 7),
+        ({EVIL: 1}, None, 7),
+        ({"peft_type": EVIL}, None, 7),
+        ({"target_modules": [EVIL]}, None, 7),
+        (None, {EVIL: 1}, 7),
+        (None, {"weights": EVIL}, 7),
+    ],
+    ids=["base", "revision", "identity", "unknown key", "type", "modules", "unknown field", "digest"],
+)
+def test_the_files_of_an_adapter(adapter, call, config, identity, code):
+    found, out, err = call("chat", adapter(config, identity))
+    assert found == code, out + err
+    assert not acts(out + err)
+    assert "Traceback" not in err
+
+
+def test_the_name_of_an_adapters_folder(adapter, held):
+    folder = adapter(name="a" + EVIL.replace("/", ""))
+    (folder / "adapter_config.json").write_text("{")
+    held("chat", folder, code=7)
+
+
+def test_what_a_model_says(base, held):
+    folder = base()
+    place = folder / "tokenizer.json"
+    tokenizer = json.loads(place.read_text())
+    own = [tokenizer["decoder"]] if tokenizer.get("decoder") else []
+    says = {"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": EVIL}
+    tokenizer["decoder"] = {"type": "Sequence", "decoders": [*own, says]}
+    place.write_text(json.dumps(tokenizer))
+    held("chat", folder, "--max-new-tokens", 8, code=0)
+    out, _ = held("chat", folder, "--max-new-tokens", 8, "--json", code=0)
+    assert out.isascii()
+    assert EVIL in json.loads(out)["content"]
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "config.json"])
+def test_what_a_base_brings(base, held, name):
+    folder = base()
+    if name == "config.json":
+        (folder / name).write_text(json.dumps({"model_type": EVIL}))
+    else:
+        (folder / name).write_text("{{ raise_exception('x" + ESCAPE + "') }}")
+    held("chat", folder, code=8 if name == "config.json" else 3)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def recipe(text):
+        (tmp_path / "r.yaml").write_text(text)
+        return tmp_path / "r.yaml"
+
+    return recipe
+
+
+def rows(count=9):
+    for number in range(count):
+        user = {"role": "user", "content": f"q{number}{EVIL}"}
+        yield json.dumps({"messages": [user, {"role": "assistant", "content": f"mail a{number}@b.de {EVIL}"}]}) + "\n"
+
+
+def test_the_name_of_a_data_file_and_what_stands_in_it(tmp_path, recipe, held):
+    folder = tmp_path / f"d{ESCAPE}\nAll checks passed."
+    folder.mkdir()
+    path = recipe(f"base: {{name: tiny-random}}\ndata: {{train: '{tmp_path}/d*/*.jsonl'}}\n")
+    (folder / "x.jsonl").write_text('{"messages": 1}\n' * 3)
+    _, err = held("data", path, code=3)
+    assert "\nAll checks" not in err
+    (folder / "x.jsonl").write_text("".join(rows()), encoding="utf-8")
+    for command, *words in (("data", "--show", 2), ("audit",), ("data", "--json"), ("audit", "--json")):
+        out, err = held(command, path, *words, code=0)
+        assert "\nAll checks" not in out + err
+        if "--json" in words:
+            assert out.isascii()
+            assert json.dumps(folder.name)[1:-1] in out
+
+
+@pytest.mark.parametrize(
+    ("text", "command", "code"),
+    [
+        ('base: {name: tiny-random}\ndata: {train: x.jsonl}\n"\\e]0;PWNED\\a": 1\n', "recipe", 2),
+        ('base: {name: "\\e]0;PWNED\\a/x"}\ndata: {train: x.jsonl}\n', "plan", 8),
+        ('data: {train: "x\\e]0;PWNED\\a.jsonl"}\n', "data", 3),
+        ("data: {train: !<x%1B]0;PWNED%07> y}\n", "recipe", 2),
+        ('data: {train: x, format: "\\e]0;PWNED\\a"}\n', "recipe", 2),
+        ('base: {name: "PWNED\\u202e\\x9b\\e\\u2028"}\ndata: {train: x.jsonl}\n', "recipe", 0),
+    ],
+    ids=["key", "base", "path", "tag", "format", "resolved"],
+)
+def test_a_strangers_recipe(recipe, held, text, command, code):
+    path = recipe(text)
+    out, _ = held(command, path, code=code)
+    if code == 0:
+        import yaml
+
+        assert yaml.safe_load(out)["base"]["name"] == "PWNED\u202e\x9b\x1b\u2028"
+        out, _ = held(command, path, "--json", code=code)
+        assert json.loads(out)["base"]["name"] == "PWNED\u202e\x9b\x1b\u2028"
+
+
+def test_the_held_out_prompts_of_a_run(run, tmp_path, held):
+    folder = tmp_path / "run-1"
+    shutil.copytree(run, folder)
+    place = folder / "validation.jsonl"
+    place.write_text(place.read_text().replace('"content": "', '"content": "' + json.dumps(EVIL)[1:-1]))
+    held("eval", folder, code=0)
+
+
+@pytest.mark.parametrize("words", [["sft", EVIL], ["nonsense" + EVIL], ["chat", "x", "--quantization", EVIL]])
+def test_what_is_typed_is_quoted_as_text(call, capsys, words):
+    try:
+        _, out, err = call(*words)
+    except SystemExit:
+        out, err = capsys.readouterr()
+    assert "PWNED" in out + err
+    assert not acts(out + err)
+
+
+def test_a_name_with_line_feeds_writes_no_line_of_its_own(adapter, call):
+    forged = "x\nVerified: all checks passed.\nError: none"
+    _, out, err = call("chat", adapter({"base_model_name_or_path": forged}, {"base": forged}))
+    assert not re.search(r"^(Verified|Error: none)", out + err, re.MULTILINE)
+
+
+def test_a_name_without_end_does_not_flood_the_terminal(adapter, call):
+    _, out, err = call("chat", adapter({"x" * 10**6: 1}))
+    assert len(out + err) < 30_000
+
+
+SCRIPT = """
+import atexit, logging, sys, threading, warnings
+from lora_chat import cli
+def bug(options):
+    class Broken:
+        def __del__(self):
+            raise ValueError(EVIL)
+    broken = Broken()
+    del broken
+    warnings.warn(EVIL)
+    logging.warning(EVIL)
+    thread = threading.Thread(target=lambda: {}[EVIL])
+    thread.start()
+    thread.join()
+    atexit.register(lambda: sys.stderr.write(EVIL))
+    error = RuntimeError("x" + EVIL)
+    raise error
+cli._COMMANDS["recipe"] = bug
+sys.exit(cli.main(["recipe", "x", "--verbose"]))
+"""
+
+
+def test_bugs_warnings_and_loggers_that_quote_foreign_text():
+    done = subprocess.run(
+        [sys.executable, "-c", f"EVIL = {EVIL!r}\n{SCRIPT}"], capture_output=True, text=True, errors="replace"
+    )
+    assert done.returncode == 1
+    assert not acts(done.stdout + done.stderr)
+    assert done.stderr.count("PWNED") >= 6
+    assert "RuntimeError: x\\x1b]0;PWNED\\x07" in done.stderr
+
+
+def in_a_terminal(*words, typed=""):
+    """What a command sends to a real terminal, and its exit code."""
+    process, terminal = pty.fork()
+    if not process:  # pragma: no cover - the child becomes the command
+        os.environ["TERM"] = "xterm"
+        os.execv(sys.executable, [sys.executable, "-m", "lora_chat", *map(str, words)])
+    os.write(terminal, typed.encode())
+    sent, until = b"", time.monotonic() + 120
+    while time.monotonic() < until:
+        if select.select([terminal], [], [], 1)[0]:
+            try:
+                piece = os.read(terminal, 65536)
+            except OSError:
+                break
+            if not piece:
+                break
+            sent += piece
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), sent.decode(errors="replace")
+
+
+@pytest.mark.slow
+def test_in_a_terminal_only_our_own_colours_are_sent(tmp_path, recipe, monkeypatch):
+    (tmp_path / "x.jsonl").write_text("".join(rows()), encoding="utf-8")
+    path = recipe(f"base: {{name: tiny-random}}\ndata: {{train: '{tmp_path}/x.jsonl'}}\n")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    code, sent = in_a_terminal("data", path, "--show", 2)
+    assert code == 0, sent
+    assert set(re.findall(r"\x1b[^m]*m", sent)) == {"\x1b[1;32m", "\x1b[0m"}
+    assert acts(re.sub(r"\x1b\[(1;32|0)m", "", sent).replace("\r\n", "\n")) == set()
+    assert "\\x1b]0;PWNED\\x07" in sent
