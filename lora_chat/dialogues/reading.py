@@ -171,6 +171,7 @@ def shown_paths(paths: Sequence[Path]) -> str:
 
 def check_tally(where: str, tally: Tally, skip_bad: int) -> None:
     """Raise DataError for more than `skip_bad` faulty lines, or if nothing was accepted."""
+    where = visible(where)
     if tally.refused > skip_bad or tally.broken_off:
         allowed = f" (data.skip_bad allows {skip_bad})" if skip_bad else ""
         more = tally.refused - len(tally.refusals)

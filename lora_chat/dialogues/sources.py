@@ -15,6 +15,7 @@ from lora_chat.dialogues.reading import ReadingOptions, Tally, check_tally, read
 from lora_chat.dialogues.store import Store
 from lora_chat.errors import DataError
 from lora_chat.planning.data_section import DataSection, SourceSection
+from lora_chat.system.sanitize import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,7 +124,7 @@ def _every_few_seconds(name: str, notice: Callable[[str], None]) -> Callable[[Le
         nonlocal last
         if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            notice(f"Encoding {name}: {ledger.lines:,} lines, {ledger.tokens:,} tokens")
+            notice(f"Encoding {visible(name)}: {ledger.lines:,} lines, {ledger.tokens:,} tokens")
 
     return seen
 
