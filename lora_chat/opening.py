@@ -43,6 +43,8 @@ class Trust:
     """A public key by which a parcel must be signed."""
     adopt: bool = False
     """Whether runs are signed as this user's own from now on."""
+    read_files: bool = False
+    """Whether the base's weights are read, whatever digests are remembered of them."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def find_adapter(
         tokenizer.chat_template = stored.template
     else:
         _choose_template(stored, tokenizer, accept=trust.accept_template)
-    return bind(stored, base, tokenizer, say, force=trust.force_base)
+    return bind(stored, base, tokenizer, say, force=trust.force_base, read_files=trust.read_files)
 
 
 def find_bound_base(

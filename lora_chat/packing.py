@@ -77,7 +77,7 @@ def draft_receipt(opened: Opened, run: RunFolder, name: str, license_name: str |
     try:
         receipt = Receipt(
             format="lora_chat parcel",
-            version=1,
+            version=base.version,
             name=name,
             license=license_name,
             base=base,

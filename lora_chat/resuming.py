@@ -6,9 +6,10 @@ from typing import Any
 
 from lora_chat.console import shown
 from lora_chat.errors import IntegrityError
+from lora_chat.models.identity import UNCOVERED
 from lora_chat.planning.recipe import Recipe
 from lora_chat.run_folder import RunFolder, newest_run, open_run_folder
-from lora_chat.run_identity import check_same_run
+from lora_chat.run_identity import check_same_run, covers_less
 from lora_chat.training.checkpoints import Commit, find_newest, set_aside, was_committed
 
 
@@ -61,6 +62,8 @@ def find_resume_point(
     if newest is not None:
         for change in check_same_run(newest.identity, identity, request.accepted, shown(run.path)):
             say(f"Accepted: {change}.")
+        if covers_less(newest.identity):
+            say(f"{newest.folder.name} was made by an older version; it does not cover {UNCOVERED}.")
     set_aside(damaged)
     if newest is None:
         say(f"{shown(run.path)} had no checkpoint yet: it begins at the first step.")

@@ -26,6 +26,9 @@ _ACCEPTABLE = {
 }
 """Changes that leave what was learned so far what it is: they count from here on, or only in rounding."""
 _VERSIONS = "versions."
+_BASE_VERSION = "base.version"
+_FIRST_OF_BASE = ("base.weights", "base.tokenizer", "base.chat_template")
+"""The fields of the base that a run of an older version has."""
 
 
 def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str]) -> dict[str, Any]:
@@ -36,6 +39,8 @@ def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str])
         "base.weights": identity.weights,
         "base.tokenizer": identity.tokenizer,
         "base.chat_template": identity.chat_template,
+        _BASE_VERSION: identity.version,
+        **{f"base.{name}": value for name, value in identity.later_parts().items()},
     }
     for name, section in (("adapter", plan.adapter), ("precision", plan.precision), ("training", plan.training)):
         fields |= {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}
@@ -70,11 +75,18 @@ def check_same_run(
                 f"--accept-change {field}: such a change cannot be accepted. "
                 f"These can: {', '.join(sorted(_ACCEPTABLE))}, versions.LIBRARY."
             )
+    if covers_less(committed):
+        now = {field: now[field] for field in now if not field.startswith("base.") or field in _FIRST_OF_BASE}
     changed = [field for field in sorted(committed.keys() | now.keys()) if committed.get(field) != now.get(field)]
     refused = [field for field in changed if field not in accepted]
     if refused:
         raise IntegrityError(_refusal(committed, now, refused, where))
     return [f"{field}: {committed.get(field)} -> {now.get(field)}" for field in changed]
+
+
+def covers_less(committed: Mapping[str, Any]) -> bool:
+    """Return whether a run of an older version wrote this, which knew less of its base."""
+    return _BASE_VERSION not in committed
 
 
 def _refusal(committed: Mapping[str, Any], now: Mapping[str, Any], refused: list[str], where: str) -> str:

@@ -16,6 +16,7 @@ from lora_chat.later import Own, find_held_out
 from lora_chat.measuring import measure
 from lora_chat.models.adapter import check_fits, write_stored
 from lora_chat.models.base_model import load_skeleton
+from lora_chat.models.identity import UNCOVERED
 from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.opening import Opened, Trust, find_bound_base, open_thing
 from lora_chat.planning.recipe import EvaluationSection
@@ -121,6 +122,8 @@ def _check_base(parcel: Parcel, trust: Trust, *, required: bool) -> Iterator[Che
         yield Check("base", str(error).splitlines()[0], None)
         return
     yield _tried("base", lambda: _bound(parcel, trust, base.name), "base")
+    if parcel.receipt.base.version == 1:
+        yield Check("rest of the base", f"a receipt of version 1 does not cover {UNCOVERED}", None)
     yield _tried("fits the base", lambda: _fits(parcel, base))
 
 
@@ -132,8 +135,10 @@ def _tried(name: str, step: Callable[[], str], *confirms: str) -> Check:
 
 
 def _bound(parcel: Parcel, trust: Trust, base: str) -> str:
-    open_thing(str(parcel.path), say, Trust(base=trust.base or base, accept_template=True, signer=trust.signer))
-    return f"weights, tokenizer and chat template are those it was trained on: {base}"
+    trust = Trust(base=trust.base or base, accept_template=True, signer=trust.signer, read_files=True)
+    open_thing(str(parcel.path), say, trust)
+    also = "" if parcel.receipt.base.version == 1 else ", config, stop ids, generation settings"
+    return f"weights{also}, tokenizer and chat template are those it was trained on: {base}"
 
 
 def _fits(parcel: Parcel, base: Any) -> str:

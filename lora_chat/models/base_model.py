@@ -12,12 +12,18 @@ from lora_chat.models.embedded import embedded_names, find_embedded
 from lora_chat.models.frozen_weights import hold_dense_weights, keep_one_layout, let_go_of_files
 from lora_chat.models.hub import find_here, find_on_hub
 from lora_chat.models.kept_memory import give_memory_back
+from lora_chat.models.weight_files import find_weight_files
 from lora_chat.planning.plan import PrecisionPlan
 from lora_chat.planning.recipe import BaseSection
+from lora_chat.system.bounded_call import call_bounded, is_panic
 from lora_chat.system.received_folder import check_received_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROBE_TEXT = "It's 7:30 pm.\n\n Ça va? 你好 \U0001f642 def f(x):\n\treturn x"
+"""A text that tokenizers tell apart; its ids are part of a base's identity."""
+_PROBE_SECONDS = 20.0
 
 
 _MOST_WEIGHTS_PER_BYTE = 16
@@ -74,26 +80,35 @@ def load_tokenizer(base: FoundBase) -> "PreTrainedTokenizerBase":
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise BaseUnavailableError(f"The tokenizer of {base.name} cannot be read: {_first_line(error)}") from error
+    call_bounded(
+        lambda: tokenizer.decode(tokenizer(PROBE_TEXT)["input_ids"]), _PROBE_SECONDS, f"The tokenizer of {base.name}"
+    )
     if tokenizer.eos_token_id is None:
         raise BaseUnavailableError(
             f"The tokenizer of {base.name} has no end-of-sequence token; nothing would ever stop."
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # a tokenizer.json may ask for both; every text here is encoded whole and alone
+        backend.no_truncation()
+        backend.no_padding()
     return tokenizer
 
 
 def read_positions(base: FoundBase) -> int | None:
     """The most tokens the base has positions for, from its config."""
-    found = getattr(_read_config(base).get_text_config(), "max_position_embeddings", None)
+    found = getattr(read_config(base).get_text_config(), "max_position_embeddings", None)
     return int(found) if found else None
 
 
 def read_architecture(base: FoundBase) -> str | None:
     """The `model_type` of its config."""
-    found = getattr(_read_config(base), "model_type", None)
+    found = getattr(read_config(base), "model_type", None)
     return str(found) if found else None
 
 
@@ -102,7 +117,7 @@ def load_skeleton(base: FoundBase) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = _read_config(base)
+    config = read_config(base)
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -110,7 +125,8 @@ def load_skeleton(base: FoundBase) -> "PreTrainedModel":
         raise BaseUnavailableError(f"The config of {base.name} means no model: {_first_line(error)}") from error
 
 
-def _read_config(base: FoundBase) -> Any:
+def read_config(base: FoundBase) -> Any:
+    """Return the base's config as Transformers loads it; raises BaseUnavailableError if it cannot."""
     from transformers import AutoConfig
 
     try:
@@ -122,11 +138,13 @@ def _read_config(base: FoundBase) -> Any:
 def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedModel":
     """The frozen base on its device, really quantised by bitsandbytes where asked.
 
-    Raises BaseUnavailableError for unreadable weights, MemoryShortError when they do not fit.
+    Raises BaseUnavailableError for unreadable weights, MemoryShortError when they do not fit, IntegrityError if
+    something in the folder makes Transformers load other weights.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    find_weight_files(base.folder, read_config(base))
     _check_size(base)
     if precision.device == "cpu":
         give_memory_back()  # quantising frees as much as it takes
@@ -184,5 +202,5 @@ def _check_size(base: FoundBase) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

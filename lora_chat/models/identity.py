@@ -1,21 +1,34 @@
-"""Digests that bind an adapter to the base, tokenizer and template it was trained with."""
+"""Digests and settings that bind an adapter to the base, tokenizer and template it was trained with."""
 
 import hashlib
 import json
-from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from lora_chat.digests import digest_file
-from lora_chat.errors import IntegrityError, LoraChatError
-from lora_chat.models.base_model import FoundBase
+from pydantic import JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
+from typing_extensions import Self
+
+from lora_chat.errors import IntegrityError
+from lora_chat.models.base_model import PROBE_TEXT, FoundBase, read_config
+from lora_chat.models.base_settings import canonical, read_settings
 from lora_chat.models.damage import check_digest, check_structure
+from lora_chat.models.file_digests import digest_of
+from lora_chat.models.stop_ids import read_stop_ids
+from lora_chat.models.tokenizer_parts import read_tokenizer_parts
+from lora_chat.models.weight_files import check_regular, find_weight_files
 from lora_chat.planning.section import Section
-from lora_chat.system.cache_dir import cache_dir
-from lora_chat.writing import write_text_whole
+from lora_chat.system.sanitize import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_LATER = ("version", "files", "config", "generation", "tokenizer_parts", "stops")
+"""The fields that an identity of version 1 does not have."""
+UNCOVERED = (
+    "the config's fields, the index and subfolders of weights, the whole tokenizer (only its vocabulary and a probe "
+    "text), the stop ids and the generation settings"
+)
+"""The parts of a base that an identity of version 1 does not cover."""
 
 
 class Identity(Section):
@@ -31,40 +44,121 @@ class Identity(Section):
     """sha256 of the template's text."""
     system: str | None = None
     """The system message that every training dialogue began with, if they shared one."""
+    version: Literal[1, 2] = 1
+    """1: only the fields above. 2: all of them."""
+    files: str | None = None
+    """sha256 over all files of weights that are opened, the index of shards included."""
+    config: dict[str, JsonValue] | None = None
+    """The fields of config.json that shape the function."""
+    generation: dict[str, JsonValue] | None = None
+    """The fields of generation_config.json; None if there is no such file."""
+    tokenizer_parts: dict[str, JsonValue] | None = None
+    """Digests and attributes of the loaded tokenizer."""
+    stops: tuple[int, ...] | None = None
+    """The ids at which a reply ends."""
+
+    @model_validator(mode="after")
+    def _has_the_fields_of_its_version(self) -> Self:
+        later = (self.files, self.config, self.tokenizer_parts, self.stops)
+        if self.version == 1 and any(value is not None for value in (*later, self.generation)):
+            raise ValueError("version 1 has no such fields")
+        if self.version > 1 and any(value is None for value in later):
+            raise ValueError(f"version {self.version} lacks a field")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_its_version_is_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        return found if self.version > 1 else {key: value for key, value in found.items() if key not in _LATER}
+
+    def later_parts(self) -> dict[str, str]:
+        """Return everything that version 2 added, by name, as JSON; nothing for version 1."""
+        if self.version == 1:
+            return {}
+        groups: dict[str, Mapping[str, JsonValue] | None] = {
+            "config": self.config,
+            "generation": self.generation,
+            "tokenizer": self.tokenizer_parts,
+        }
+        parts: dict[str, JsonValue] = {"files": self.files, "stops": [*(self.stops or ())]}
+        for group, fields in groups.items():
+            if fields is None:
+                parts[group] = "no such file"
+            parts |= {f"{group}.{key}": value for key, value in (fields or {}).items()}
+        return {name: canonical(value) for name, value in parts.items()}
 
 
-def identify(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> Identity:
-    """Compute a base's identity; weight digests are remembered by path, size and time of change.
+def identify(base: FoundBase, tokenizer: "PreTrainedTokenizerBase", *, read_files: bool = False) -> Identity:
+    """Compute a base's identity; digests of weights are remembered, and believed unless `read_files` is set.
 
-    Raises IntegrityError if its weights are damaged.
+    Raises IntegrityError if its weights are damaged, or if something in its folder makes other files be loaded.
     """
-    weights = hashlib.sha256()
-    for path in sorted(base.folder.glob("*.safetensors")):
-        check_structure(path)
-        digest = _file_digest(path)
-        check_digest(path, digest)
-        weights.update(f"{path.name}:{digest}\n".encode())
-    probe = "It's 7:30 pm.\n\n Ça va? 你好 \U0001f642 def f(x):\n\treturn x"
-    words = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer(probe)["input_ids"]])
+    opened = find_weight_files(base.folder, read_config(base))
+    digests = {}
+    beside = sorted(base.folder.glob("*.safetensors"))
+    for path in sorted({*opened, *beside}):
+        check_regular(base.folder, path)
+        if path.suffix == ".safetensors":
+            check_structure(path)
+        digests[path] = digest_of(path, read=read_files)
+        check_digest(path, digests[path])
+    words: JsonValue = [sorted(tokenizer.get_vocab().items()), tokenizer(PROBE_TEXT)["input_ids"]]
+    template: Any = tokenizer.chat_template
     return Identity(
         base=base.name,
         revision=base.revision,
-        weights=weights.hexdigest(),
-        tokenizer=hashlib.sha256(words.encode()).hexdigest(),
-        chat_template=hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        weights=_digest_lines({path.name: digests[path] for path in beside}),
+        tokenizer=_digest(json.dumps(words)),
+        chat_template=_digest(canonical(template) if isinstance(template, dict) else str(template)),
+        version=2,
+        files=_digest_lines({path.relative_to(base.folder).as_posix(): digests[path] for path in sorted(opened)}),
+        config=read_settings(base.folder, "config.json") or {},
+        generation=read_settings(base.folder, "generation_config.json"),
+        tokenizer_parts=read_tokenizer_parts(base.folder, tokenizer),
+        stops=read_stop_ids(base, tokenizer),
     )
 
 
 _PARTS = {"weights": "weights of the base", "tokenizer": "tokenizer", "chat_template": "chat template"}
+_GROUPS = {
+    "config": "config",
+    "generation": "generation settings",
+    "tokenizer": "tokenizer",
+    "files": "files of weights",
+    "stops": "stop ids",
+}
+_SHOWN = 4
+"""Number of changed fields that a message names per group."""
 
 
 def differences(trained: Identity, found: Identity) -> list[str]:
-    """What is not the same, each with both digests."""
-    return [
-        f"{text} ({getattr(trained, key)[:16]}..., found {getattr(found, key)[:16]}...)"
-        for key, text in _PARTS.items()
+    """Return what is not the same, each part with both values or digests."""
+    changed = {
+        key: [f"{getattr(trained, key)[:16]}..., found {getattr(found, key)[:16]}..."]
+        for key in _PARTS
         if getattr(trained, key) != getattr(found, key)
-    ]
+    }
+    before, now = trained.later_parts(), found.later_parts()
+    for name in sorted(before.keys() | now.keys()) if before and now else ():
+        if before.get(name) == now.get(name):
+            continue
+        group, _, field = name.partition(".")
+        if group == "files" and "weights" in changed:  # says the same again
+            continue
+        values = f"{_shown(before, name)}, found {_shown(now, name)}"
+        changed.setdefault(group, []).append(f"{field}: {values}" if field else values)
+    return [f"{(_PARTS | _GROUPS)[group]} ({_joined(fields)})" for group, fields in changed.items()]
+
+
+def _shown(parts: Mapping[str, str], name: str) -> str:
+    text = parts.get(name, "nothing")
+    digest = text.strip('"').removeprefix("sha256:")
+    return f"{digest[:16]}..." if len(digest) == 64 and digest.isalnum() else visible(text, 60)
+
+
+def _joined(fields: list[str]) -> str:
+    more = [f"and {len(fields) - _SHOWN} more"] if len(fields) > _SHOWN else []
+    return "; ".join([*(visible(field, 200) for field in fields[:_SHOWN]), *more])
 
 
 def check_identity(trained: Identity, found: Identity, where: str) -> None:
@@ -78,17 +172,9 @@ def check_identity(trained: Identity, found: Identity, where: str) -> None:
         )
 
 
-def _file_digest(path: Path) -> str:
-    stat = path.stat()
-    key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    try:
-        notes = cache_dir() / "digests.json"
-        known = json.loads(notes.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if isinstance(known, dict) and isinstance(known.get(key), str):
-        return str(known[key])
-    digest = digest_file(path)
-    with suppress(OSError, LoraChatError):  # only a note: without it the file is read again next time
-        write_text_whole(cache_dir() / "digests.json", json.dumps({**known, key: digest}), "a note")
-    return digest
+def _digest_lines(digests: Mapping[str, str]) -> str:
+    return _digest("".join(f"{name}:{digest}\n" for name, digest in digests.items()))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

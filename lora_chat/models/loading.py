@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.models.adapter import load_adapter
 from lora_chat.models.base_model import FoundBase, load_base_model
-from lora_chat.models.identity import check_identity, differences, identify
+from lora_chat.models.identity import UNCOVERED, check_identity, differences, identify
 from lora_chat.models.stored_adapter import StoredAdapter
 from lora_chat.planning.plan import PrecisionPlan
 
@@ -34,16 +34,22 @@ def bind(
     notice: Callable[[str], None],
     *,
     force: bool = False,
+    read_files: bool = False,
 ) -> FoundAdapter:
     """Make sure that base, tokenizer and template are those an adapter was trained with.
 
-    Raises IntegrityError if they are others; with `force` that is only told.
+    With `read_files` no remembered digest is believed. Raises IntegrityError if they are others; with `force` that is
+    only told.
     """
     if stored.identity is None:
         notice(f"{stored.name} does not say which weights it was trained on; only names and shapes are checked.")
-    elif not force:
-        check_identity(stored.identity, identify(base, tokenizer), stored.name)
-    elif changed := differences(stored.identity, identify(base, tokenizer)):
+        return FoundAdapter(stored, base, tokenizer)
+    found = identify(base, tokenizer, read_files=read_files)
+    if not force:
+        check_identity(stored.identity, found, stored.name)
+        if stored.identity.version == 1 and not read_files:  # `verify` has a line of its own
+            notice(f"{stored.name} was made by an older version; its receipt does not cover {UNCOVERED}.")
+    elif changed := differences(stored.identity, found):
         notice(
             f"{stored.name} was trained with other {' and '.join(changed)}. Its weights are corrections to those it "
             "learned on: on others it may answer worse than the base alone, in another language, or without end, and "

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lora_chat.dialogues.chat_template import render_texts
-from lora_chat.errors import DataError
+from lora_chat.errors import BaseUnavailableError, DataError
 from lora_chat.models.base_model import FoundBase
 
 if TYPE_CHECKING:
@@ -11,13 +11,22 @@ if TYPE_CHECKING:
 
 
 def read_stop_ids(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Ids that end a turn: the tokenizer's eos, every eos of the generation config, the template's end of a turn."""
+    """Ids that end a turn: the tokenizer's eos, every eos of the generation config, the template's end of a turn.
+
+    Raises BaseUnavailableError for a generation config that cannot be read.
+    """
     from transformers import GenerationConfig
 
     ids = {int(tokenizer.eos_token_id)}
     if (base.folder / "generation_config.json").is_file():
-        named = GenerationConfig.from_pretrained(base.folder, local_files_only=True).eos_token_id
-        ids.update([named] if isinstance(named, int) else named or [])
+        try:
+            named = GenerationConfig.from_pretrained(base.folder, local_files_only=True).eos_token_id
+            named = named if isinstance(named, list) else [] if named is None else [named]
+            ids.update(int(number) for number in named)
+        except Exception as error:
+            raise BaseUnavailableError(
+                f"The generation_config.json of {base.name} cannot be read: {str(error)[:200]}"
+            ) from error
     return tuple(sorted(ids | find_turn_end(tokenizer)))
 
 

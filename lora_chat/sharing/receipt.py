@@ -23,7 +23,7 @@ from lora_chat.sharing.figures import (
 )
 from lora_chat.system.strict_json import parse_json
 
-VERSION = 1
+VERSION = 2
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 BASE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
 LICENSE = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$"
@@ -45,6 +45,11 @@ class BoundBase(Identity):
     tokenizer: Digest
     chat_template: Digest
     system: Annotated[str, StringConstraints(max_length=2**16)] | None = None
+    files: Digest | None = None
+    config: dict[Short, JsonValue] | None = None
+    generation: dict[Short, JsonValue] | None = None
+    tokenizer_parts: dict[Short, JsonValue] | None = None
+    stops: Annotated[tuple[int, ...], Field(max_length=10_000)] | None = None
 
 
 class BoundPrecision(Section):
@@ -63,10 +68,13 @@ class MemberReceipt(Section):
 
 
 class Receipt(Section):
-    """The whole of it. A later version may add fields under another number; this one is read for ever."""
+    """The whole of it. A later version may add fields under another number; these are read for ever.
+
+    Version 2 states of the base all that shapes its function; version 1 states three digests.
+    """
 
     format: Literal["lora_chat parcel"]
-    version: Literal[1]
+    version: Literal[1, 2]
     name: Annotated[str, StringConstraints(pattern=NAME)]
     license: Annotated[str, StringConstraints(pattern=LICENSE)] | None
     base: BoundBase
@@ -98,6 +106,8 @@ class Receipt(Section):
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
+        if self.version != self.base.version:
+            raise ValueError(f"a receipt of version {self.version} holds a base of version {self.base.version}")
         found, kept = self.comparison, self.data.validation_dialogues
         if found and found.validation_dialogues > kept:
             raise ValueError(f"compared on {found.validation_dialogues} dialogues, and {kept} were held out")

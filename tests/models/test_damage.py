@@ -1,6 +1,7 @@
 """A base whose weights are damaged is refused before they are loaded."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -50,10 +51,14 @@ def test_a_file_that_is_not_whole(base, damage):
 
 def test_a_file_in_the_hubs_cache_is_what_its_name_says(base, tmp_path):
     (base.folder / "sha256.json").unlink()
+    repository = tmp_path / "models--friend--tiny"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "snapshots").mkdir()
+    base = FoundBase("base", base.folder.rename(repository / "snapshots" / ("5" * 40)))
     path = base.folder / "model.safetensors"
-    blob = tmp_path / digest_file(path)
+    blob = repository / "blobs" / digest_file(path)
     path.rename(blob)
-    path.symlink_to(blob)
+    path.symlink_to(Path("../../blobs") / blob.name)
     identify(base, load_tokenizer(base))
     flip(blob, -100)
     assert f"Delete {blob}" in refusal(base)

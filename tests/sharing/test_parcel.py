@@ -282,7 +282,7 @@ def test_a_receipt_has_one_spelling(members, write):
 
 
 def test_a_receipt_of_a_later_version_asks_for_an_update(members, write):
-    refused(write(forge(members, changed(["version"], 2))), "update it")
+    refused(write(forge(members, changed(["version"], 3))), "update it")
 
 
 def test_hostile_parcels_cost_little(members, write):

@@ -1,0 +1,90 @@
+"""A tokenizer as it was loaded, part by part, so that a message can name the part that differs."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import JsonValue
+
+from lora_chat.models.base_settings import TOKENIZER_ATTRIBUTES, read_settings, short_value
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+_NO_VOCABULARY = ("config.json", "generation_config.json", "sha256.json", "complete.json", "README.txt", "LICENSE.txt")
+_SUFFIXES = (".json", ".model", ".txt", ".vocab", ".bpe", ".spm", ".tiktoken", ".merges")
+
+
+def read_tokenizer_parts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, JsonValue]:
+    """Return the class, backend, special tokens and attributes of a tokenizer, and what else its files set.
+
+    Raises IntegrityError for a settings file that cannot be read.
+    """
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    extra = [str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or []]
+    parts: dict[str, JsonValue] = {
+        "class": type(tokenizer).__name__,
+        "special_tokens": short_value({**special}),
+        "extra_special_tokens": short_value([*extra]),
+        "added_tokens": _digest(repr(sorted(map(_flags, tokenizer.added_tokens_decoder.items())))),
+    }
+    parts |= {name: short_value(_plain(getattr(tokenizer, name, None))) for name in TOKENIZER_ATTRIBUTES}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts |= _backend_parts(backend) if backend is not None else _file_parts(folder)
+    for name in _SETTINGS:
+        parts |= {f"{name}.{key}": value for key, value in (read_settings(folder, name) or {}).items()}
+    return parts
+
+
+def _backend_parts(backend: Any) -> dict[str, JsonValue]:
+    steps: dict[str, JsonValue] = {}
+    for name in _STEPS:
+        step = getattr(backend, name)
+        steps[name] = None if step is None else _digest(step.__getstate__().decode())
+    return steps | {"backend": _digest(_text(backend))}
+
+
+def _text(backend: Any) -> str:
+    """Return the JSON of a backend without truncation and padding, which every call sets for itself."""
+    truncation, padding = backend.truncation, backend.padding
+    if truncation is None and padding is None:
+        return str(backend.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        return str(backend.to_str())
+    finally:
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)
+
+
+def _file_parts(folder: Path) -> dict[str, JsonValue]:
+    """Return the digests of the files of a tokenizer that has no backend to ask."""
+    found = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in _SUFFIXES
+        and path.name not in (*_NO_VOCABULARY, *_SETTINGS)
+        and not path.name.endswith(".safetensors.index.json")
+        and path.is_file()
+    ]
+    return {f"file {path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def _flags(item: tuple[int, Any]) -> tuple[int, str, bool, bool, bool, bool, bool]:
+    number, token = item
+    return number, token.content, token.single_word, token.lstrip, token.rstrip, token.normalized, token.special
+
+
+def _plain(value: Any) -> JsonValue:
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,106 @@
+"""The files of weights that Transformers opens for a base, and what makes it open others."""
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.models.base_settings import read_object
+from lora_chat.system.hub_cache import is_blob, repository_of
+
+SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+# Transformers loads an adapter that lies in a base's folder, and nothing tells (`integrations/peft.py`).
+_ADAPTER = re.compile(r"adapter_config\.json|adapter_model\..*")
+# Files of this name replace all other weights (`distributed/checkpoint.py`).
+_DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+_MOST_SHARDS = 10_000
+
+
+def find_weight_files(folder: Path, config: Any) -> list[Path]:
+    """Return every file that loading a base's weights opens, the index of shards included.
+
+    `config` is the base's config as Transformers loads it. Raises IntegrityError if something in the folder makes
+    Transformers open other files, BaseUnavailableError if there are no weights.
+    """
+    check_no_other_weights(folder, config)
+    if (folder / SINGLE_NAME).is_file():
+        names = [SINGLE_NAME]
+    elif (folder / INDEX_NAME).is_file():
+        names = [INDEX_NAME, *_shards(folder / INDEX_NAME)]
+    else:
+        raise BaseUnavailableError(
+            f"{folder} has no weights in safetensors: neither {SINGLE_NAME} nor {INDEX_NAME}.\n"
+            "Name a folder in Hugging Face layout (config.json, tokenizer.json, *.safetensors)."
+        )
+    for part in _configs(config):
+        for name in (*getattr(type(part), "extra_files", ()), *getattr(type(part), "extra_config_files", ())):
+            if name not in names and (folder / name).exists():
+                names.append(name)
+    paths = [folder / name for name in names]
+    for path in paths:
+        check_regular(folder, path)
+    return paths
+
+
+def check_no_other_weights(folder: Path, config: Any) -> None:
+    """Raise IntegrityError if a base's folder makes Transformers load weights that are not the base's own."""
+    for path in sorted(folder.iterdir()):
+        if _ADAPTER.fullmatch(path.name):
+            raise IntegrityError(
+                f"The base {folder} holds an adapter, which would be loaded with it unnoticed ({path.name}).\n"
+                f"Fix: use a folder that holds the base alone, or remove {path.name}."
+            )
+        if _DISTRIBUTED.fullmatch(path.name):
+            raise IntegrityError(
+                f"The base {folder} holds a distributed checkpoint, which would replace its weights ({path.name}).\n"
+                f"Fix: use a folder that holds the base alone, or remove {path.name}."
+            )
+    raw = read_object(folder / "config.json") or {}
+    named = "transformers_weights" in raw or any(
+        getattr(part, "transformers_weights", None) is not None for part in _configs(config)
+    )
+    for key, is_there in (("transformers_weights", named), ("configuration_files", "configuration_files" in raw)):
+        if is_there:
+            raise IntegrityError(
+                f"The config of the base {folder} sends Transformers to other files ({key}).\n"
+                f"Fix: use the base as its authors publish it, or remove {key} from config.json."
+            )
+
+
+def _configs(config: Any) -> list[Any]:
+    """Return a config and the part of it that a causal language model is built from."""
+    try:
+        text = config.get_text_config()
+    except ValueError:  # a config of several parts, none of which is the text's
+        text = config
+    return [config] if text is config else [config, text]
+
+
+def _shards(index: Path) -> list[str]:
+    shards = (read_object(index) or {}).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise IntegrityError(f"{index} is damaged: it has no weight_map of names.")
+    names = sorted(set(shards.values()))
+    if len(names) > _MOST_SHARDS:
+        raise IntegrityError(f"{index} names {len(names):,} files; at most {_MOST_SHARDS:,} are read.")
+    for name in names:
+        place = PurePosixPath(name)
+        odd = not place.parts or place.is_absolute() or ".." in place.parts or "\\" in name or ":" in name
+        if odd or place.suffix != ".safetensors" or str(place) != name or not name.isprintable():
+            raise IntegrityError(f"{index} names a file outside of the base or of another kind: {ascii(name)[:100]}.")
+    return names
+
+
+def check_regular(folder: Path, path: Path) -> None:
+    """Raise IntegrityError unless a file of the base is a regular one; the hub's cache alone may link to its blobs."""
+    root = folder.resolve()
+    may_link = is_blob(root / path.relative_to(folder), repository_of(root))
+    for inner in (path, *path.parents):
+        if inner == folder:
+            break
+        if inner.is_symlink() and (inner != path or not may_link):
+            raise IntegrityError(
+                f"{inner} is a link; only the hub's cache links its files.\nFix: put the file itself in its place."
+            )
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing or is not a regular file, and the base names it among its weights.")
