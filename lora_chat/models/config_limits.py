@@ -21,7 +21,8 @@ _REQUIRED = {
     "vocab_size": _VOCABULARY,
     "num_labels": _LABELS,
 }
-"""Whole numbers from 1, or lists of them (one for each layer), or null."""
+"""Whole numbers, or lists of them (one for each layer), or null."""
+_MAY_BE_ZERO = {"intermediate_size", "n_inner", "head_dim", "num_key_value_heads"}
 _KINDS = (
     (re.compile(r"vocab"), _VOCABULARY),
     (re.compile(r"position|seq_?len|sequence_length|max_length|window"), _POSITIONS),
@@ -68,7 +69,7 @@ def _check_field(key: str, value: Any, where: str) -> None:
     elif isinstance(value, list) and len(value) > _MOST_ITEMS:
         raise _refusal(where, key, f"{len(value):,} items", _MOST_ITEMS)
     elif key in _REQUIRED:
-        _check_numbers(key, value, where, 1, _REQUIRED[key])
+        _check_numbers(key, value, where, 0 if key in _MAY_BE_ZERO else 1, _REQUIRED[key])
     elif _IDS.search(key):
         _check_numbers(key, value, where, -1, _VOCABULARY)
     else:

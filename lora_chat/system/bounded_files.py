@@ -23,12 +23,16 @@ Kind = type[LoraChatError]
 def read_bytes(path: Path, most: int, error: Kind = IntegrityError) -> bytes:
     """Read a regular file of at most `most` bytes; links are followed. Raises `error` for anything else.
 
-    Raises OSError for a file that is missing or cannot be read.
+    Raises FileNotFoundError for a file that is missing.
     """
     try:
         handle = open_regular(path, follow=True)
     except IntegrityError as refused:
         raise error(str(refused)) from refused
+    except FileNotFoundError:
+        raise
+    except OSError as failed:
+        raise error(f"{path} cannot be read ({failed.strerror or failed}). Check its permissions.") from failed
     with os.fdopen(handle, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         raw = file.read(most + 1) if size <= most else b""  # it may grow while it is read
@@ -38,7 +42,7 @@ def read_bytes(path: Path, most: int, error: Kind = IntegrityError) -> bytes:
 
 
 def read_text(path: Path, most: int = SMALL, error: Kind = IntegrityError) -> str:
-    """Read a UTF-8 text file. Raises `error`, and OSError as `read_bytes` does."""
+    """Read a UTF-8 text file. Raises `error`, and FileNotFoundError."""
     try:
         return read_bytes(path, most, error).decode("utf-8")
     except UnicodeDecodeError as wrong:
@@ -46,7 +50,7 @@ def read_text(path: Path, most: int = SMALL, error: Kind = IntegrityError) -> st
 
 
 def read_json(path: Path, most: int = SMALL, error: Kind = IntegrityError, *, strict: bool = False) -> Any:
-    """Read a JSON file. Raises `error`, and OSError as `read_bytes` does.
+    """Read a JSON file. Raises `error`, and FileNotFoundError.
 
     With `strict` repeated keys, NaN and Infinity are refused too.
     """
@@ -66,7 +70,7 @@ def read_json_object(path: Path, most: int = SMALL, error: Kind = IntegrityError
 
 
 def read_json_lines(path: Path, most: int) -> Iterator[Any]:
-    """Read one JSON value a line. Raises IntegrityError, and OSError as `read_bytes` does."""
+    """Read one JSON value a line. Raises IntegrityError, and FileNotFoundError."""
     for number, line in enumerate(read_text(path, most).splitlines(), 1):
         try:
             yield parse_bounded(line)

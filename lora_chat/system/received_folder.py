@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from lora_chat.errors import IntegrityError
@@ -19,8 +20,8 @@ def check_received_folder(folder: Path) -> None:
     """Raise IntegrityError if a folder holds a symbolic link, device, FIFO or socket anywhere, or too much.
 
     The folder itself may be a link: that is the choice of whoever named it. Allowed are the links of the Hugging Face
-    hub's cache, from a snapshot to regular files among the blobs of the same repository. Raises OSError where a folder
-    cannot be listed.
+    hub's cache, from a snapshot to regular files among the blobs of the same repository. A folder that
+    cannot be listed cannot be read by any library either, and is passed over.
     """
     root = folder.resolve()
     repository = repository_of(root)
@@ -29,16 +30,24 @@ def check_received_folder(folder: Path) -> None:
         place, depth = waiting.pop()
         if depth > _DEEPEST:
             raise IntegrityError(f"{folder} holds folders more than {_DEEPEST} deep inside one another; not opened.")
+        for path, mode in _entries(place):
+            count += 1
+            if count > _MOST_ENTRIES:
+                raise IntegrityError(f"{folder} holds more than {_MOST_ENTRIES:,} files and folders; not opened.")
+            if stat.S_ISDIR(mode):
+                waiting.append((path, depth + 1))
+            elif not stat.S_ISREG(mode) and not (stat.S_ISLNK(mode) and is_blob(path, repository)):
+                raise _refusal(folder, path.relative_to(root), mode)
+
+
+def _entries(place: Path) -> Iterator[tuple[Path, int]]:
+    """Yield what a folder holds, with modes; nothing where it may not be listed."""
+    try:
         with os.scandir(place) as entries:
             for entry in entries:
-                count += 1
-                if count > _MOST_ENTRIES:
-                    raise IntegrityError(f"{folder} holds more than {_MOST_ENTRIES:,} files and folders; not opened.")
-                mode = entry.stat(follow_symlinks=False).st_mode
-                if stat.S_ISDIR(mode):
-                    waiting.append((Path(entry.path), depth + 1))
-                elif not stat.S_ISREG(mode) and not (stat.S_ISLNK(mode) and is_blob(Path(entry.path), repository)):
-                    raise _refusal(folder, Path(entry.path).relative_to(root), mode)
+                yield Path(entry.path), entry.stat(follow_symlinks=False).st_mode
+    except (PermissionError, FileNotFoundError):  # lost+found, or a temporary file that is gone
+        return
 
 
 def _refusal(folder: Path, inside: Path, mode: int) -> IntegrityError:
