@@ -5,6 +5,7 @@ patterns, on empty files in memory, so that nothing is requested and no code run
 """
 
 import glob
+import math
 import posixpath
 import re
 import uuid
@@ -14,11 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_chat.errors import DataError
+from lora_chat.system.sanitize import visible
 
 _READ = re.compile(r"\.(parquet|(jsonl?|ndjson|csv|tsv|txt)(\.gz)?)$", re.IGNORECASE)
 _NOT_READ = re.compile(r"\.(zip|zst|zstd|gz|tgz|xz|bz2|lz4|7z|tar|arrow)$", re.IGNORECASE)
 _KINDS = {"json": r"\.(jsonl?|ndjson)\b", "csv": r"\.[ct]sv\b", "parquet": r"\.parquet$", "text": r"\.txt\b"}
 _CONVERTED = re.compile(r"([^/]+)/([^/]+)/\d{4}\.parquet")
+_MOST_COST, _LITERAL_COST = 100_000_000, 1_000
+"""Steps of matching all patterns of a split, about 20 s; and of one pattern without wildcards."""
 _HINT = "Where the hub offers the data set converted to Parquet, this reads it: revision: refs/convert/parquet"
 
 
@@ -81,6 +85,7 @@ class HubRepository:
             return []
         if split not in patterns:
             raise DataError(f"The data set {self.name} has no split {split}.\nIts splits: {listed(patterns)}")
+        self._check_cost(patterns[split])
         found: dict[str, None] = {}  # a file that two patterns match is read once
         for pattern in patterns[split]:
             try:
@@ -91,6 +96,26 @@ class HubRepository:
                 raise DataError(f"The card of {self.name} names {pattern}, which is not there or not data.") from error
             found |= dict.fromkeys(file.partition(f"{root.removeprefix('memory:/')}/")[2] for file in matched)
         return list(found)
+
+    def _check_cost(self, patterns: Collection[str]) -> None:
+        """Raise DataError for patterns whose matching would take minutes: it tries all ways to divide a name."""
+        cost = 0
+        for pattern in patterns:
+            cost += _LITERAL_COST
+            fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+            if fixed == pattern:
+                continue
+            whole, some = pattern.count("**"), max(part.replace("**", "").count("*") for part in pattern.split("/"))
+            for file in self.files:
+                if file.startswith(fixed.removeprefix("./")):
+                    parts = file.split("/")
+                    longest = max(map(len, parts))
+                    cost += math.comb(len(parts) + whole, whole) * math.comb(longest + some, some)
+            if cost > _MOST_COST:
+                raise DataError(
+                    f"The card of {self.name} has the pattern {visible(pattern, 80)}, which would take minutes to "
+                    "match.\nName the files themselves, from a local copy."
+                )
 
     def _inside(self, path: str) -> str:
         """A path or pattern of the card, unless it leads out of the repository: to this machine, or to anywhere."""

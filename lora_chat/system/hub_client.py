@@ -7,6 +7,7 @@ the listing of one commit, and what was downloaded is compared with it.
 import errno
 import glob
 import hashlib
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -111,8 +112,9 @@ def download(
     """Download listed files of a commit into the hub's cache, compare them with the listing, return their folder.
 
     `patterns` match these files and no others. `revision` is noted in the cache as leading to the commit.
-    Raises HubFailureError, HubAnswerError, IntegrityError or SpaceError.
+    Raises HubFailureError, HubAnswerError, IntegrityError, or SpaceError before anything is downloaded that cannot fit.
     """
+    _check_space(name, commit, files, kind)
     limits = {file: about.size for file, about in files.items()}
     with _asking(limits, name, commit, kind):
         from huggingface_hub import snapshot_download
@@ -198,6 +200,23 @@ def _asking(
         raise HubFailureError("unreachable", what) from error
     finally:
         guard.expect({})
+
+
+def _check_space(name: str, commit: str, files: Mapping[str, RemoteFile], kind: Kind) -> None:
+    from huggingface_hub import constants
+
+    place = Path(constants.HF_HUB_CACHE).expanduser().absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if sum(about.size for about in files.values()) <= free:
+        return
+    needed = sum(about.size for file, about in files.items() if find_cached(name, file, commit, kind) is None)
+    if needed > free:
+        raise SpaceError(
+            f"No space left to download {name}: {needed / 1e9:,.1f} GB are needed, {free / 1e9:,.1f} GB are free.\n"
+            "Free some space, or set HF_HOME."
+        )
 
 
 def _refusal_in(error: BaseException) -> LoraChatError | None:

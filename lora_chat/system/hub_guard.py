@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 
 from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.system.console import say
 from lora_chat.system.hub_answers import check_commit, check_etag, check_json, check_size, refuse
 from lora_chat.system.hub_origin import Origin, check_target, is_plain
 from lora_chat.system.sanitize import visible
@@ -55,6 +56,7 @@ class Guard:
         self._files: dict[str, Expected] = {}
         self._spent: dict[str, int] = {}
         self._answers = self._answered = 0
+        self._warned = False
 
     def expect(self, files: Mapping[str, Expected]) -> None:
         """Begin an operation that may download files, given by their URL, and nothing else."""
@@ -74,6 +76,9 @@ class Guard:
                 f"The token is not sent to {endpoint}: the connection is not encrypted, others could read it.\n"
                 "Set HF_ENDPOINT to an https:// address, or send no token: HF_HUB_DISABLE_IMPLICIT_TOKEN=1."
             )
+        elif is_plain(request.url) and not self._warned:
+            self._warned = True
+            say(f"The connection to {endpoint} is not encrypted: others could read and alter what is downloaded.")
         if request.method in ("GET", "HEAD"):
             request.headers["Accept-Encoding"] = "identity"  # what is counted is what is written
         reads = request.method in ("GET", "HEAD")

@@ -413,6 +413,24 @@ def test_the_token_is_not_sent_without_encryption(endpoint, monkeypatch):
     assert TOKEN not in str(caught.value)
 
 
+def test_a_connection_without_encryption_is_said_once(endpoint, capsys, monkeypatch):
+    import httpx2
+
+    endpoint("http://mirror.example:8080")
+    guard = hub_guard.Guard()
+    for _ in range(2):
+        guard.check_request(httpx2.Request("GET", "http://mirror.example:8080/api/x"))
+    told = "".join(capsys.readouterr())
+    assert told.count("is not encrypted") == 1
+
+
+def test_what_cannot_fit_is_not_begun(hub, written):
+    hub.tree = hub.listing()
+    hub.tree[1]["size"] = hub.tree[1]["lfs"]["size"] = 2**49
+    refused(hub, written, "562,950.0 GB are needed", code=4)
+    assert not [path for _, path, _ in hub.asked if "resolve" in path]
+
+
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("header", [{"Retry-After": "999999999"}, {"Retry-After": "9" * 400}])
 def test_no_hub_makes_the_program_sleep_for_years(hub, written, status, header):

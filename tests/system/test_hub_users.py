@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 from hub_stand_in import COMMIT, NAME, StandIn
@@ -76,6 +77,21 @@ def test_a_hostile_data_set_is_refused(hub, kind, tmp_path):
     spoil, match, code = DATA[kind]
     spoil(hub)
     refused(dataset, match, code, tmp_path)
+
+
+PATTERNS = [["**/" * 9 + "x.jsonl"], ["*-" * 6 + "x.jsonl"], ["**/*a*/**/*.jsonl"] * 9_000, ["x.jsonl"] * 200_000]
+
+
+@pytest.mark.parametrize("patterns", PATTERNS, ids=lambda patterns: f"{len(patterns)} {patterns[0]}")
+def test_a_card_s_patterns_cannot_take_minutes(hub, patterns, tmp_path):
+    hub.files = {"-/" * 60 + "-" * 200 + f"{n}.jsonl": b"1" for n in range(9)}
+    config = {"config_name": "default", "data_files": [{"split": "train", "path": patterns}]}
+    body = f"---\nconfigs: {json.dumps([config])}\n---\n"
+    hub.files["README.md"] = body.encode()
+    begun = time.process_time()
+    with pytest.raises(LoraChatError, match=r"would take minutes to match|characters; .* are allowed"):
+        dataset()
+    assert time.process_time() - begun < 10
 
 
 @pytest.mark.parametrize("note", ["../../x", "6" * 39, None, 7])
