@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if not is_panic(error):
             raise
-        say(f"Error: A library failed on a file that it read, which is damaged or made to do so: {panic_text(error)}")
+        print_error(f"A library failed on a file that it read, which is damaged or made to do so: {panic_text(error)}")
         return IntegrityError.exit_code
 
 
@@ -77,7 +77,7 @@ def sft(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe, options.set)
     if options.accept_change and options.resume is None:
         raise RecipeError("--accept-change belongs to --resume: only a run that goes on can have changed.")
-    from lora_chat.console import result_text, shown
+    from lora_chat.console import pasted, result_text
     from lora_chat.pipeline import fine_tune
     from lora_chat.resuming import ResumeRequest
     from lora_chat.run_progress import Progress
@@ -97,7 +97,7 @@ def sft(options: argparse.Namespace) -> None:
     if options.json:
         print_json(result)
     else:
-        say(f"Talk to it: lora-chat chat {shown(Path(result['run']))}")
+        say(f"Talk to it: lora-chat chat {pasted(Path(result['run']))}")
 
 
 def plan(options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """How results look: plain text on a stream, aligned, readable without colour."""
 
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,8 @@ def shown(path: Path) -> str:
         return visible(str(path.relative_to(Path.cwd())))
     except ValueError:
         return visible(str(path))
+
+
+def pasted(path: Path) -> str:
+    """Return a path as it is typed in a command; a name that strangers chose runs nothing when it is pasted."""
+    return shlex.quote(shown(path))

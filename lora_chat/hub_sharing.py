@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lora_chat.console import megabytes, shown
+from lora_chat.console import megabytes, pasted, shown
 from lora_chat.errors import RecipeError
 from lora_chat.sharing.hub import download, upload
 from lora_chat.sharing.packing import write_parcel
@@ -36,7 +36,7 @@ def pull_parcel(repository: str, revision: str | None, out: Path | None, signer:
     write_parcel(members, to, lambda beside: open_parcel(beside, signer, name=repository))
     parcel = open_parcel(to, signer)
     say(f"Pulled and verified {shown(to)} ({megabytes(to.stat().st_size)}), sha256 {parcel.sha256}")
-    say(f"Now: lora-chat verify {shown(to)}, or lora-chat chat {shown(to)}")
+    say(f"Now: lora-chat verify {pasted(to)}, or lora-chat chat {pasted(to)}")
     return {"parcel": str(to), "repository": repository, "commit": commit, "sha256": parcel.sha256}
 
 

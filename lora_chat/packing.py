@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lora_chat.console import megabytes, shown
+from lora_chat.console import megabytes, pasted, shown
 from lora_chat.delivery.merge import Mixture
 from lora_chat.delivery.peft_folder import prove_adapter
 from lora_chat.delivery.probes import make_probes
@@ -159,5 +159,6 @@ def _told(parcel: Parcel) -> str:
         lines.append("With it goes the system message of the dialogues; none of their other words do.")
     portability = report_portability(settings_of(receipt), receipt.precision.mode, receipt.architecture)
     lines += [f"{p.program:<10} {p.answer:<7} {p.why}" for p in portability]
-    lines.append(f"The receiver types: lora-chat verify {parcel.path.name}, then lora-chat chat {parcel.path.name}")
+    name = pasted(Path(parcel.path.name))
+    lines.append(f"The receiver types: lora-chat verify {name}, then lora-chat chat {name}")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lora_chat.console import shown
+from lora_chat.console import pasted, shown
 from lora_chat.errors import StoppedError
 from lora_chat.run_folder import RunFolder
 from lora_chat.stopping import signal_asked
@@ -32,7 +32,7 @@ class Progress:
         if self.run is None:
             return StoppedError("Stopped; nothing was begun.", signal_number)
         if self.saved:
-            place = shown(self.run.path)
+            place = pasted(self.run.path)
             return StoppedError(
                 f"Stopped while {self.stage}. The adapter is whole: lora-chat chat {place}; "
                 f"measure it: lora-chat eval {place}",
@@ -47,11 +47,11 @@ class Progress:
         assert self.run is not None
         return StoppedError(
             f"Stopped after step {step} of {steps}; a checkpoint of it is whole.\n{self.go_on()}\n"
-            f"What was learned by then is in {shown(self.run.adapter)}; try it: lora-chat chat {shown(self.run.path)}",
+            f"What was learned by then is in {shown(self.run.adapter)}; try it: lora-chat chat {pasted(self.run.path)}",
             signal_number,
         )
 
     def go_on(self) -> str:
         """How to resume."""
         assert self.run is not None
-        return f"Go on: {self.command} --resume {shown(self.run.path)}"
+        return f"Go on: {self.command} --resume {pasted(self.run.path)}"

@@ -29,7 +29,7 @@ class LiveBar:
 
     def note(self, text: str) -> None:
         """Print lines above the bar."""
-        self._progress.console.print(visible_text(text), markup=False, highlight=False)
+        self._progress.console.print(visible_text(text), markup=False, highlight=False, emoji=False)
 
     def close(self) -> None:
         """Take the bar away."""

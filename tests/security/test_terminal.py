@@ -16,6 +16,7 @@ import pytest
 
 from lora_chat.cli import main
 from lora_chat.models.embedded import find_embedded
+from lora_chat.system.sanitize import visible
 
 ESCAPE = "\x1b]0;PWNED\x07"
 EVIL = f"{ESCAPE}\x9b31m\u202eabc\u2066\u200b\x08\rgone"
@@ -217,6 +218,18 @@ def test_a_name_with_line_feeds_writes_no_line_of_its_own(adapter, call):
     forged = "x\nVerified: all checks passed.\nError: none"
     _, out, err = call("chat", adapter({"base_model_name_or_path": forged}, {"base": forged}))
     assert not re.search(r"^(Verified|Error: none)", out + err, re.MULTILINE)
+
+
+def test_a_command_that_is_told_to_be_typed_quotes_names(tmp_path, monkeypatch):
+    from lora_chat.console import pasted
+
+    assert pasted(tmp_path / "kiln-1") == str(tmp_path / "kiln-1")
+    for name in ("$(touch x)", "a; touch x", "`touch x`", "a b", "a'$(touch x)'", "a\n touch x\n", "\x1b[A;touch x"):
+        monkeypatch.chdir(tmp_path)
+        command = f"printf %s {pasted(tmp_path / name)}"
+        done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True, text=True)
+        assert done.stdout == visible(name)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_without_end_does_not_flood_the_terminal(adapter, call):

@@ -173,6 +173,25 @@ def test_the_bars_of_libraries_still_move(printed):
     assert printed(lambda: sys.stderr.write("a\rb")) == "a\\rb"
 
 
+def test_the_live_bar_shows_text_as_text(printed, monkeypatch):
+    from lora_chat.system.bar import LiveBar
+
+    def write():
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr(sys.stderr.raw, "isatty", lambda: True, raising=False)
+        bar = LiveBar("first " + ATTACKS["title"])
+        bar.update(ATTACKS["clipboard"] + "[bold]x[/bold]", 1, 2)
+        bar.note(ATTACKS["link"] + " :skull: [link=https://evil.example]y[/link]")
+        bar.close()
+
+    monkeypatch.setenv("TERM", "xterm")
+    text = printed(write)
+    assert "\x1b[" in text  # the bar's own
+    assert "\x1b]" not in text and "\x07" not in text
+    assert ":skull: [link=https://evil.example]y[/link]" in text.replace("\n", "")
+    assert "[bold]" in text
+
+
 def test_our_own_colours_are_kept(printed, monkeypatch):
     def write():
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
