@@ -9,6 +9,7 @@ from lora_chat.dialogues.account import Account, make_account
 from lora_chat.dialogues.dialogue_set import DialogueSet, all_of, split_by_share, weighted
 from lora_chat.dialogues.sources import FoundSource, OpenedSource, check_sources, find_sources, open_sources
 from lora_chat.evaluation.scores import Question, read_questions
+from lora_chat.planning.audit_section import Kind
 from lora_chat.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -23,11 +24,14 @@ class DataFiles:
     validation: Sequence[FoundSource]
     questions: Sequence[Question]
     skip_bad: int
+    redacted: frozenset[Kind]
+    """The kinds that no message shows."""
 
     def check(self) -> None:
         """Raise DataError for rows that are no dialogues."""
-        check_sources(self.train, self.skip_bad)
-        check_sources(self.validation, self.skip_bad)
+        redactor = Redactor(self.redacted)
+        for sources in (self.train, self.validation):
+            check_sources(sources, self.skip_bad, lambda text: redactor.text(text)[0] if self.redacted else text)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def find_files(plan: Plan, notice: Callable[[str], None]) -> DataFiles:
         find_sources(data.validation_sources, notice),
         _find_questions(plan),
         data.skip_bad,
+        plan.audit.redacted,
     )
 
 

@@ -159,3 +159,71 @@ def test_the_second_audit_of_the_same_is_remembered(lora_chat, monkeypatch):
     assert lora_chat("audit", rows) == first
     with pytest.raises(AssertionError, match="again"):
         lora_chat("audit", rows, "--set", "audit.leak=warn")
+
+
+def settings_with_questions(tmp_path, *rows):
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--set", f"evaluation.questions={tmp_path / 'q.jsonl'}"]
+
+
+ASKED = {"question": "Where is the gate?", "accept": ["left"]}
+
+
+@pytest.mark.parametrize("place", ["question", "accept"])
+def test_questions_and_accepted_answers_are_audited(lora_chat, tmp_path, place):
+    secret = {"question": f"Is it {KEY}?" if place == "question" else "What is it?"}
+    secret["accept"] = [KEY if place == "accept" else "yes", "no"]
+    settings = settings_with_questions(tmp_path, ASKED, secret)
+    code, out, _ = lora_chat("audit", PLAIN, *settings)
+    assert code == 3
+    assert f"{tmp_path / 'q.jsonl'}:2" in out
+    assert KEY[8:] not in out
+    assert lora_chat("sft", PLAIN, *settings)[0] == 3
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_questions_are_redacted_wherever_a_run_keeps_or_shows_them(lora_chat, tmp_path):
+    disguised = KEY[:12] + "\u200b" + KEY[12:]
+    settings = settings_with_questions(tmp_path, {"question": f"Is it {disguised} or {MAIL}?", "accept": [KEY, "yes"]})
+    code, out, err = lora_chat(
+        "sft", PLAIN, *settings, "--set", "audit.secret=redact", "--set", "audit.personal_data=redact"
+    )
+    assert code == 0, err
+    run = tmp_path / "runs" / "r-1"
+    assert json.loads((run / "questions.jsonl").read_text()) == {
+        "question": "Is it [SECRET] or [E-MAIL]?",
+        "accept": ["[SECRET]", "yes"],
+    }
+    assert "Is it [SECRET] or [E-MAIL]?" in (run / "comparison.json").read_text()
+    for text in (out, err, *(p.read_bytes().decode("utf-8", "replace") for p in run.rglob("*") if p.is_file())):
+        assert KEY[14:] not in text
+        assert MAIL not in text
+
+
+@pytest.mark.parametrize("action", ["refuse", "redact"])
+def test_a_secret_in_a_chat_template_is_refused_with_its_line(lora_chat, tmp_path, action):
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}\n{% endfor %}\n"
+        f"{{% set token = '{KEY}' %}}{{% if add_generation_prompt %}}assistant: {{% endif %}}"
+    )
+    settings = ["--set", f"data.template={template}", "--set", f"audit.secret={action}"]
+    code, out, _ = lora_chat("audit", PLAIN, *settings)
+    assert code == 3
+    assert f"{template}:3" in out
+    assert KEY[8:] not in out
+    assert lora_chat("audit", PLAIN, *settings[:2], "--set", "audit.secret=warn")[0] == 0
+
+
+def test_faulty_rows_are_shown_without_what_is_redacted(lora_chat, tmp_path):
+    faulty = {"messages": [{"role": "user", "content": "x" * 60 + f" {KEY}"}, {"role": f"role {KEY}", "content": "a"}]}
+    redacting = ["--set", "audit.secret=redact"]
+    code, out, err = lora_chat("data", [*PLAIN, faulty], *redacting)
+    assert code == 3
+    assert "[SECRET]" in err
+    for text in (out, err):
+        assert KEY[8:20] not in text
+    code, out, err = lora_chat("data", [*PLAIN, faulty], *redacting, "--set", "data.skip_bad=1", "--json")
+    assert code == 0, err
+    assert KEY[8:20] not in out + err

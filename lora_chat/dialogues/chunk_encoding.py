@@ -67,7 +67,9 @@ class ChunkEncoder:
 
     def __call__(self, chunk: Chunk) -> EncodedChunk:
         """Read, check and encode; faults are counted, not raised."""
-        found, tally = read_chunk(chunk, self.options.reading)
+        change = self.options.change
+        clean = (lambda text: change.text(text)[0]) if change else (lambda text: text)
+        found, tally = read_chunk(chunk, self.options.reading, clean)
         ledger = Ledger(files={chunk.path: chunk.form or "unknown"})
         ledger.add(tally)
         dialogues = [one for one in found if isinstance(one, Dialogue)]

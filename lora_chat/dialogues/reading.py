@@ -1,6 +1,6 @@
 """Rows -> dialogues and documents; every line accounted for, every fault with its line."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from lora_chat.system.sanitize import visible
 SHOWN = 20
 """So many faults are told one by one."""
 _WIDTH, _REASON = 120, 400
+_LOOKED_AT = 100_000
+"""Characters of a faulty row that are looked at for secrets before its beginning is shown."""
 _ROWS, _BYTES, _UNRECOGNISED = 64, 1 << 18, 1000
 """A chunk ends at so many rows or bytes; of so many rows one must be in a known format."""
 
@@ -101,8 +103,10 @@ def _first_rows(rows: Iterator[RawRow], options: ReadingOptions) -> tuple[list[R
     return held, None
 
 
-def read_chunk(chunk: Chunk, options: ReadingOptions) -> tuple[list[Dialogue | Document], Tally]:
-    """What the rows of a chunk say, and what became of its lines."""
+def read_chunk(
+    chunk: Chunk, options: ReadingOptions, clean: Callable[[str], str] = lambda text: text
+) -> tuple[list[Dialogue | Document], Tally]:
+    """Return what the rows of a chunk say, and what became of its lines; `clean` is applied to what a fault shows."""
     found: list[Dialogue | Document] = []
     tally = Tally()
     for unread in chunk.rows:
@@ -116,7 +120,9 @@ def read_chunk(chunk: Chunk, options: ReadingOptions) -> tuple[list[Dialogue | D
             tally.accepted += row.lines
         except NotADialogue as error:
             about = RawRow(row.line, error.about) if error.about is not None else unread
-            tally.refuse(chunk.path, row.line, error, about.excerpt, row.lines)
+            shown = len(tally.refusals) < SHOWN
+            excerpt = clean(about.excerpt[:_LOOKED_AT]) if shown else ""
+            tally.refuse(chunk.path, row.line, clean(str(error)) if shown else error, excerpt, row.lines)
             tally.broken_off += row.breaks_off
     return found, tally
 

@@ -66,12 +66,12 @@ def _find(section: SourceSection, notice: Callable[[str], None]) -> FoundSource:
     return FoundSource(shown_paths(paths), paths, section)
 
 
-def check_sources(sources: Sequence[FoundSource], skip_bad: int) -> None:
-    """Read all without encoding; raises DataError if too much is faulty."""
+def check_sources(sources: Sequence[FoundSource], skip_bad: int, clean: Callable[[str], str]) -> None:
+    """Read all without encoding; raises DataError if too much is faulty. `clean` is applied to what it shows."""
     tally = Tally()
     for source in sources:
         for chunk in read_chunks(source.paths, source.reading):
-            tally.add(read_chunk(chunk, source.reading)[1])
+            tally.add(read_chunk(chunk, source.reading, clean)[1])
     if sources:
         check_tally(_names(sources), tally, skip_bad)
 

@@ -2,17 +2,21 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from lora_chat.errors import IntegrityError
 from lora_chat.models.identity import Identity
+from lora_chat.planning.data_section import TEMPLATE_NAMES
 from lora_chat.planning.recipe_file import read_recipe
 from lora_chat.run_folder import RunFolder
 from lora_chat.sharing.figures import ComparisonReceipt, DataReceipt, SourceReceipt, TrainingReceipt
 from lora_chat.sharing.receipt import BoundBase, BoundPrecision, public_name
 from lora_chat.system.bounded_files import MIDDLE, read_json_object
+
+_HUB_SOURCE = re.compile(r" at [0-9a-f]{12}$")
 
 
 def bound_base(identity: Identity) -> BoundBase:
@@ -31,6 +35,13 @@ def collect_recipe(run: RunFolder, base: str) -> dict[str, Any]:
     recipe: dict[str, Any] = read_recipe(str(run.recipe), []).model_dump(mode="json")
     recipe["base"]["name"] = base
     recipe["output"].pop("directory")
+    data, evaluation = recipe["data"], recipe["evaluation"]
+    for key in ("train", "validation"):
+        data[key] = _public_sources(data[key])
+    if data["template"] not in (None, *TEMPLATE_NAMES):
+        data["template"] = public_file(data["template"])
+    if evaluation["questions"]:
+        evaluation["questions"] = public_file(evaluation["questions"])
     cleaned: dict[str, Any] = without_folders(recipe)
     return cleaned
 
@@ -40,7 +51,7 @@ def collect_data(run: RunFolder) -> DataReceipt:
     account, audit = _read(run.account), _read(run.audit)
     sources = [
         SourceReceipt(
-            name=file_name(source["name"]),
+            name=source["name"] if _HUB_SOURCE.search(source["name"]) else public_file(source["name"]),
             weight=source["weight"],
             formats=tuple(sorted(set(source["files"].values()))),
             counts={key: value for key, value in source.items() if type(value) is int},
@@ -93,6 +104,24 @@ def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
 def collect_versions(run: RunFolder) -> dict[str, str]:
     """Of Python and the libraries that decide a run's numbers."""
     return {str(name): str(version) for name, version in _read(run.versions).items()}
+
+
+def _public_sources(value: Any) -> Any:
+    """Return what a recipe names as data without its folders; data sets of the hub keep their names."""
+    if isinstance(value, list):
+        return [_public_sources(inner) for inner in value]
+    if isinstance(value, dict):
+        return value | {"path": _public_sources(value.get("path"))}
+    return public_file(value) if isinstance(value, str) else value
+
+
+def public_file(text: str) -> str:
+    """Return the name of a file without its folders; a folder's own name, perhaps a client's, is left out too."""
+    name = re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+    path = Path(text).expanduser()
+    if path.is_dir() or not ("." in name[1:-1] or path.is_file()):
+        return "folder"
+    return name
 
 
 def without_folders(value: Any) -> Any:

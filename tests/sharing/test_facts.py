@@ -1,0 +1,67 @@
+"""What a receipt says of the recipe: no folder of the machine, whether it is absolute, relative, a glob or gone."""
+
+import json
+
+import pytest
+
+from lora_chat.planning.recipe import Recipe
+from lora_chat.planning.recipe_file import recipe_as_yaml
+from lora_chat.run_folder import RunFolder
+from lora_chat.sharing.facts import collect_recipe, public_file
+
+CLIENT = "client-ACMECORP"
+PATHS = [
+    f"/home/anna/{CLIENT}/d.jsonl",
+    f"{CLIENT}/d.jsonl",
+    f"./{CLIENT}/d.jsonl",
+    f"../{CLIENT}/d.jsonl",
+    f"~/{CLIENT}/d.jsonl",
+    f"/srv/{CLIENT}",
+    f"{CLIENT}",
+    f"{CLIENT}/",
+    f"/srv/{CLIENT}/*.jsonl",
+    f"/srv/{CLIENT}*/d.jsonl",
+    f"C:\\{CLIENT}\\d.jsonl",
+    f"\\\\server\\{CLIENT}\\d.jsonl",
+    f"{CLIENT}\\d.jsonl",
+]
+
+
+def recipe_with(tmp_path, **parts):
+    recipe = Recipe.model_validate_json(json.dumps({"base": {"name": "tiny-random"}, "output": {"name": "k"}} | parts))
+    run = RunFolder(tmp_path)
+    run.recipe.write_text(recipe_as_yaml(recipe), encoding="utf-8")
+    return collect_recipe(run, "tiny-random")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("place", ["train", "validation", "list", "source", "paths", "template", "questions"])
+def test_no_receipt_names_a_folder(tmp_path, path, place):
+    data = {
+        "train": {"train": path},
+        "validation": {"train": "x.jsonl", "validation": path},
+        "list": {"train": ["x.jsonl", path]},
+        "source": {"train": {"path": path}},
+        "paths": {"train": [{"path": [path, "x.jsonl"], "weight": 0.5}]},
+        "template": {"train": "x.jsonl", "template": path},
+        "questions": {"train": "x.jsonl"},
+    }[place]
+    evaluation = {"questions": path} if place == "questions" else {}
+    found = json.dumps(recipe_with(tmp_path, data=data, evaluation=evaluation))
+    assert "ACME" not in found
+    assert "anna" not in found
+    assert "d.jsonl" in found or "*.jsonl" in found or "folder" in found
+
+
+def test_a_folder_with_a_dot_that_is_there_is_left_out_too(tmp_path):
+    (tmp_path / "client.v2").mkdir()
+    (tmp_path / "plain").write_text("")
+    assert public_file(str(tmp_path / "client.v2")) == "folder"
+    assert public_file(str(tmp_path / "plain")) == "plain"
+
+
+def test_names_of_the_hub_and_of_our_own_templates_stay(tmp_path):
+    data = {"train": [{"hub": "HuggingFaceH4/ultrachat_200k", "split": "train_sft"}], "template": "chatml"}
+    found = recipe_with(tmp_path, data=data)["data"]
+    assert found["train"][0]["hub"] == "HuggingFaceH4/ultrachat_200k"
+    assert found["template"] == "chatml"
