@@ -26,7 +26,7 @@ Messages = Sequence[dict[str, Any]]
 
 _STARTING = 120.0
 """Seconds that the child may take to import what it needs, on a machine that does other things too."""
-_SECONDS, _CHARACTERS_A_SECOND = 10.0, 200_000
+_SECONDS, _CHARACTERS_A_SECOND = 8.0, 200_000
 """Time limit of a request: so many seconds, and one for so many characters. Real templates take a hundredth of it."""
 _GRACE = 3.0
 """Seconds that the child has to end by itself, before it is killed."""
