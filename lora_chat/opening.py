@@ -41,6 +41,8 @@ class Trust:
     accept_template: bool = False
     signer: Path | None = None
     """A public key by which a parcel must be signed."""
+    compare_only: bool = False
+    """Whether a template that the adapter brings is compared by its digest and not run."""
     adopt: bool = False
     """Whether runs are signed as this user's own from now on."""
     read_files: bool = False
@@ -131,11 +133,20 @@ def find_adapter(
     """
     base = find_bound_base(stored, say, trust, named_by_stranger=named_by_stranger)
     tokenizer = load_tokenizer(base)
+    brought = False
     if ours and stored.template is not None:
         tokenizer.chat_template = stored.template
     else:
-        _choose_template(stored, tokenizer, accept=trust.accept_template)
-    return bind(stored, base, tokenizer, say, force=trust.force_base, read_files=trust.read_files)
+        brought = _choose_template(stored, tokenizer, accept=trust.accept_template or trust.compare_only)
+    return bind(
+        stored,
+        base,
+        tokenizer,
+        say,
+        force=trust.force_base,
+        read_files=trust.read_files,
+        run_template=not (brought and trust.compare_only),
+    )
 
 
 def find_bound_base(
@@ -168,17 +179,20 @@ def _is_kept(base: BaseSection) -> bool:
     return not Path(base.name).exists() and is_here(base)
 
 
-def _choose_template(stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase", *, accept: bool) -> None:
-    """The base's template or one of ours; a stranger's is a program, and is used only after a yes."""
+def _choose_template(stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase", *, accept: bool) -> bool:
+    """The base's template or one of ours; a stranger's is a program, and is used only after a yes.
+
+    Returns whether it is the stranger's.
+    """
     own = install_template(tokenizer)
     wanted = stored.identity.chat_template if stored.identity else None
     if wanted is None or wanted == _digest(own):
-        return
+        return False
     if wanted == _digest(CHATML_TEMPLATE):
         install_template(tokenizer, "chatml")
-        return
+        return False
     if stored.template is None or _digest(stored.template) != wanted:
-        return  # `bind` names the difference
+        return False  # `bind` names the difference
     if not accept:
         raise ConsentError(
             f"{stored.name} brings a chat template of its own, a program that decides what the model reads:\n"
@@ -186,6 +200,7 @@ def _choose_template(stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase"
             "--accept-template",
         )
     tokenizer.chat_template = stored.template
+    return True
 
 
 def _shown_change(own: str, brought: str) -> str:

@@ -135,10 +135,13 @@ def _tried(name: str, step: Callable[[], str], *confirms: str) -> Check:
 
 
 def _bound(parcel: Parcel, trust: Trust, base: str) -> str:
-    trust = Trust(base=trust.base or base, accept_template=True, signer=trust.signer, read_files=True)
+    trust = Trust(base=trust.base or base, compare_only=True, signer=trust.signer, read_files=True)
     open_thing(str(parcel.path), say, trust)
-    also = "" if parcel.receipt.base.version == 1 else ", config, stop ids, generation settings"
-    return f"weights{also}, tokenizer and chat template are those it was trained on: {base}"
+    brings = parcel.receipt.chat_template is not None
+    stops = "" if brings else ", stop ids"
+    also = "" if parcel.receipt.base.version == 1 else f", config{stops}, generation settings"
+    left = "; the template that it brings was not run, so the stop ids are its sender's word" if brings else ""
+    return f"weights{also}, tokenizer and chat template are those it was trained on: {base}{left}"
 
 
 def _fits(parcel: Parcel, base: Any) -> str:

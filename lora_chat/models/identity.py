@@ -88,9 +88,16 @@ class Identity(Section):
         return {name: canonical(value) for name, value in parts.items()}
 
 
-def identify(base: FoundBase, tokenizer: "PreTrainedTokenizerBase", *, read_files: bool = False) -> Identity:
+def identify(
+    base: FoundBase,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    read_files: bool = False,
+    stops: tuple[int, ...] | None = None,
+) -> Identity:
     """Compute a base's identity; digests of weights are remembered, and believed unless `read_files` is set.
 
+    Finding the stop ids runs the chat template; where it may not be run, `stops` are taken as they are.
     Raises IntegrityError if its weights are damaged, or if something in its folder makes other files be loaded.
     """
     opened = find_weight_files(base.folder, read_config(base))
@@ -115,7 +122,7 @@ def identify(base: FoundBase, tokenizer: "PreTrainedTokenizerBase", *, read_file
         config=read_settings(base.folder, "config.json") or {},
         generation=read_settings(base.folder, "generation_config.json"),
         tokenizer_parts=read_tokenizer_parts(base.folder, tokenizer),
-        stops=read_stop_ids(base, tokenizer),
+        stops=read_stop_ids(base, tokenizer) if stops is None else stops,
     )
 
 

@@ -35,16 +35,19 @@ def bind(
     *,
     force: bool = False,
     read_files: bool = False,
+    run_template: bool = True,
 ) -> FoundAdapter:
     """Make sure that base, tokenizer and template are those an adapter was trained with.
 
-    With `read_files` no remembered digest is believed. Raises IntegrityError if they are others; with `force` that is
-    only told.
+    With `read_files` no remembered digest is believed. Without `run_template` the template is compared by its digest
+    alone, and the stop ids, which it decides, are not compared. Raises IntegrityError if they are others; with `force`
+    that is only told.
     """
     if stored.identity is None:
         notice(f"{stored.name} does not say which weights it was trained on; only names and shapes are checked.")
         return FoundAdapter(stored, base, tokenizer)
-    found = identify(base, tokenizer, read_files=read_files)
+    stops = None if run_template else stored.identity.stops or ()
+    found = identify(base, tokenizer, read_files=read_files, stops=stops)
     if not force:
         check_identity(stored.identity, found, stored.name)
         if stored.identity.version == 1 and not read_files:  # `verify` has a line of its own
