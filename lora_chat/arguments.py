@@ -141,7 +141,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="FILE", help="where to (NAME.lorachat)")
     sub.add_argument("--license", metavar="ID", help="of the adapter, as SPDX spells it, such as CC-BY-4.0")
     sub.add_argument("--key", type=Path, metavar="FILE", help="sign with this private key (PEM, elliptic curve)")
-    sub.add_argument("--base", metavar="BASE", help="where its base is, if not where it was")
+    sub.add_argument("--base", metavar="BASE", help="where its base is, a folder or a hub id, if not where it was")
     _add_consent(sub)
     sub = add("verify")
     sub.add_argument("parcel", metavar="PARCEL", help="a file that `pack` or `pull` wrote")

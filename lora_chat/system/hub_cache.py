@@ -1,5 +1,6 @@
 """Links in the hub's cache: each leads to a blob of the same repository, and nowhere else."""
 
+import hashlib
 import os
 import re
 import stat
@@ -8,6 +9,7 @@ from pathlib import Path
 from lora_chat.errors import IntegrityError
 from lora_chat.system.sanitize import visible
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARED = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
 
 
@@ -42,6 +44,40 @@ def is_blob(link: Path, repository: Path | None) -> bool:
         return stat.S_ISREG(target.lstat().st_mode)
     except OSError:
         return False
+
+
+def check_snapshot(folder: Path, name: str, cache: Path) -> None:
+    """Check that a folder is a commit of a model's repository in a cache, where no other user can write.
+
+    A planted note of what a branch leads to can name any folder. Raises IntegrityError.
+    """
+    repository = cache.expanduser().resolve() / f"models--{name.replace('/', '--')}"
+    if folder != repository / "snapshots" / folder.name or not _COMMIT.fullmatch(folder.name):
+        raise IntegrityError(
+            f"The hub's cache says that {visible(name)} lies in {visible(str(folder))}, outside of its own folder.\n"
+            f"Delete it and download again: {visible(str(repository))}"
+        )
+    if os.name == "nt":  # Windows gives each user a profile that others cannot write to
+        return
+    for place in (repository, folder.parent, folder, repository / "blobs"):
+        if place.exists() and place.stat().st_mode & stat.S_IWOTH:
+            raise IntegrityError(
+                f"Any user can write to {visible(str(place))} and could replace what it holds.\n"
+                f"Close it: chmod -R o-w {visible(str(repository))}"
+            )
+
+
+def is_same(path: Path, size: int, sha256: str | None) -> bool:
+    """Return whether a file has a size and a SHA-256, if that is known."""
+    if path.stat().st_size != size:
+        return False
+    if sha256 is None:
+        return True
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest() == sha256
 
 
 def check_cached(folder: Path, file: str) -> Path:

@@ -6,7 +6,6 @@ the listing of one commit, and what was downloaded is compared with it.
 
 import errno
 import glob
-import hashlib
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_chat.errors import BaseUnavailableError, IntegrityError, LoraChatError, SpaceError
 from lora_chat.system.hub_answers import MOST_FILES, check_commit, check_revision, is_commit, is_revision, refuse
-from lora_chat.system.hub_cache import check_cached
+from lora_chat.system.hub_cache import check_cached, check_snapshot, is_same
 from lora_chat.system.received_folder import check_received_folder
 
 if TYPE_CHECKING:
@@ -78,13 +77,14 @@ def find_snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> P
 
     Raises IntegrityError for a folder whose links lead out of the cache.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     if not is_revision(revision):
         return None
     with suppress(LocalEntryNotFoundError, HFValidationError):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True))
+        check_snapshot(folder, name, Path(constants.HF_HUB_CACHE))
         check_received_folder(folder)
         return folder
     return None
@@ -238,7 +238,7 @@ def _url(name: str, file: str, commit: str | None, kind: Kind) -> str:
 def _compare(path: Path, about: RemoteFile, what: str) -> None:
     """Delete a downloaded file that is not what the commit lists. Raises IntegrityError then."""
     try:
-        right = path.stat().st_size == about.size and about.sha256 in (None, _digest(path))
+        right = is_same(path, about.size, about.sha256)
     except OSError as error:  # an interrupted download, while the hub does not answer
         raise HubFailureError("unreachable", f"{what} is not whole") from error
     if right:
@@ -250,11 +250,3 @@ def _compare(path: Path, about: RemoteFile, what: str) -> None:
         f"{what} is not the file that the hub lists: its size or SHA-256 differs. It was deleted.\n"
         "Try again; if it stays so, the hub or a server between alters files."
     )
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -103,7 +103,8 @@ class Guard:
             check_commit(commit, file.commit if file else None)
         if request.method == "HEAD" and (tag := headers.get("X-Linked-Etag") or headers.get("ETag")):
             check_etag(tag)  # others are not used: those of the API are base64, with slashes
-        if response.has_redirect_location:
+        # The library downloads from the Location of an answer to HEAD whatever its status is.
+        if response.has_redirect_location or (request.method == "HEAD" and "Location" in headers):
             self._follow(response, file)
         self._bound(response, file)
 

@@ -496,6 +496,32 @@ def test_a_planted_cache_is_refused_by_name(hub, tmp_path, kind):
     assert str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_planted_note_of_a_branch_leads_nowhere_else(hub, tmp_path, absolute):
+    folder = fetch()
+    elsewhere = tmp_path / "elsewhere" / "models--evil--base" / "snapshots" / COMMIT
+    elsewhere.mkdir(parents=True)
+    for file in folder.iterdir():
+        (elsewhere / file.name).write_bytes(file.read_bytes())
+    where = str(elsewhere) if absolute else os.path.relpath(elsewhere, folder.parent)
+    (folder.parents[1] / "refs" / "main").write_text(where)
+    with pytest.raises(IntegrityError, match="outside of its own folder"):
+        find_here(NAME, None)
+
+
+@pytest.mark.parametrize("place", ["", "snapshots", f"snapshots/{COMMIT}", "blobs"])
+def test_a_cached_base_that_any_user_can_replace_is_refused(hub, place):
+    folder = fetch()
+    (folder.parents[1] / place).chmod(0o777)
+    with pytest.raises(IntegrityError, match="Any user can write"):
+        find_here(NAME, None)
+
+
+def test_a_location_without_a_redirect_is_checked_like_one(hub, written):
+    hub.headers[CONFIG] = {"Location": "http://169.254.169.254/latest"}
+    refused(hub, written, "it leads to http://169.254.169.254")
+
+
 def test_a_planted_link_is_not_read_while_the_rest_is_downloaded(hub, tmp_path):
     (tmp_path / "secret").write_text('{"model_type": "llama"}')
     folder = fetch()
