@@ -4,7 +4,6 @@ import atexit
 import hashlib
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -257,7 +256,7 @@ def _refusal(named: str, code: int, late: bool, seconds: float) -> str:
 def _start_child() -> "subprocess.Popen[bytes]":
     return start_worker(
         "lora_chat.dialogues.template_child",
-        folder=Path(tempfile.gettempdir()),  # it writes no files
+        folder=Path(os.sep),  # it writes no files
         only=("PATH", "LANG", "LC_ALL", "LC_TIME", "TZ", "SYSTEMROOT", "HOME", "HF_HOME"),
         settings={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         quiet=True,

@@ -47,6 +47,11 @@ def is_here(base: BaseSection) -> bool:
     return local or find_here(base.name, base.revision) is not None
 
 
+def is_hub_id(name: str) -> bool:
+    """Return whether a base's name has the form OWNER/NAME."""
+    return not name.startswith((".", "/", "~")) and name.count("/") == 1
+
+
 def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None) -> FoundBase:
     """The folder of an embedded base, a local folder, or a hub id (downloaded once).
 
@@ -63,8 +68,10 @@ def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None)
                 "Name a folder in Hugging Face layout (config.json, tokenizer.json, *.safetensors)."
             )
         check_base_files(local.resolve())
+        if is_hub_id(base.name):
+            notice(f"{base.name} is a folder here: taking {local.resolve()}, not the hub's model of that name.")
         return FoundBase(str(local.resolve()), local.resolve())
-    if base.name.startswith((".", "/", "~")) or base.name.count("/") != 1:
+    if not is_hub_id(base.name):
         raise BaseUnavailableError(
             f"There is no base {base.name}: neither an embedded one ({', '.join(embedded_names())}), "
             "nor a folder, nor a hub id (OWNER/NAME)."
