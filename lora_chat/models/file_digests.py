@@ -27,9 +27,10 @@ def digest_of(path: Path, *, read: bool = False) -> str:
         return known[key]
     digest = digest_file(path)
     # A change that comes within the same tick of the clock leaves the times as they are.
-    settled = time.time() - max(before.st_ctime, before.st_mtime) > _SETTLED
-    if settled and _key(path, path.stat()) == key:
-        _write_notes(known, key, digest)
+    settled = time.time() - max(before.st_ctime, before.st_mtime) > _SETTLED and _key(path, path.stat()) == key
+    kept = {other: value for other, value in known.items() if other != key} | ({key: digest} if settled else {})
+    if kept != known:
+        _write_notes(kept)
     return digest
 
 
@@ -47,8 +48,8 @@ def _read_notes() -> dict[str, str]:
     return {key: value for key, value in known.items() if isinstance(value, str)} if isinstance(known, dict) else {}
 
 
-def _write_notes(known: dict[str, str], key: str, digest: str) -> None:
-    """Remember a digest; without the note the file is only read again next time."""
-    kept = dict(list({**known, key: digest}.items())[-_MOST:])
+def _write_notes(known: dict[str, str]) -> None:
+    """Remember digests; without the note a file is only read again next time."""
+    newest = dict(list(known.items())[-_MOST:])
     with suppress(OSError, LoraChatError):
-        write_text_whole(cache_dir() / _NAME, json.dumps(kept), "a note")
+        write_text_whole(cache_dir() / _NAME, json.dumps(newest), "a note")

@@ -12,7 +12,7 @@ from lora_chat.models.base_model import FoundBase, load_base_model, load_tokeniz
 from lora_chat.models.base_settings import HARMLESS
 from lora_chat.models.embedded import find_embedded
 from lora_chat.models.generation import generate_replies
-from lora_chat.models.identity import differences, identify
+from lora_chat.models.identity import Identity, differences, identify
 from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.plan import make_precision
@@ -293,3 +293,244 @@ def test_a_replaced_part_of_the_tokenizer_is_refused_by_name_or_harmless(part, a
         assert behaviour(folder) == true_behaviour
     else:
         assert part in " ".join(changed) or part == "padding"
+
+
+def noise(source, to):
+    """Write weights of the same names and shapes with other values."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(1)
+    weights = {name: torch.randn(tensor.shape).to(tensor.dtype) for name, tensor in load_file(source).items()}
+    to.parent.mkdir(exist_ok=True)
+    save_file(weights, to, metadata={"format": "pt"})
+
+
+ADDED = {
+    "adapter_config.json": "an adapter",
+    "adapter_model.bin": "an adapter",
+    "adapter_model.safetensors": "an adapter",
+    "adapter_model.safetensors.index.json": "an adapter",
+    "shard-00001-model-00001-of-00001.safetensors": "a distributed checkpoint",
+    "model-00001-of-00002.safetensors": "weights of the base",
+    "consolidated.safetensors": "weights of the base",
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_file_that_may_change_what_is_loaded_is_refused_by_name(name, base, altered, trained):
+    folder = altered()
+    if name.endswith(".safetensors"):
+        noise(base / "model.safetensors", folder / name)
+    else:
+        (folder / name).write_text("{}")
+    try:
+        told = " ".join(differences(trained, identity_of(folder)))
+    except IntegrityError as error:
+        told = str(error)
+        assert name in told
+        with pytest.raises(IntegrityError, match=ADDED[name]):  # without an identity too
+            behaviour(folder)
+    assert ADDED[name] in told
+
+
+NOT_OPENED = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
+    "model.fp16.safetensors/x",
+    "sub/model.safetensors",
+    "original/consolidated.00.pth",
+    "modeling_evil.py",
+    "tokenization_evil.py",
+    "custom_generate/generate.py",
+    "config.4.0.0.json",
+    "tokenizer.4.0.0.json",
+    "training_args.bin",
+    "README.md",
+    "model.gguf",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+)
+
+
+@pytest.mark.parametrize("name", NOT_OPENED)
+def test_a_file_that_is_not_opened_changes_nothing(name, altered, trained, true_behaviour):
+    folder = altered()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}" if name.endswith(".json") else "raise SystemExit('this was run')")
+    if not refused(trained, folder):
+        assert behaviour(folder) == true_behaviour
+
+
+def sharded(folder, *, inside=""):
+    """Replace a base's weights by two shards and an index."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    (folder / "sub").mkdir(exist_ok=True)
+    names = {name: f"{inside}model-{number % 2 + 1:05}-of-00002.safetensors" for number, name in enumerate(weights)}
+    for file in sorted(set(names.values())):
+        save_file({n: t for n, t in weights.items() if names[n] == file}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": 1}, "weight_map": names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return index
+
+
+@pytest.mark.parametrize("inside", ["", "sub/"])
+def test_every_shard_and_the_index_are_part_of_the_identity(inside, altered, true_behaviour):
+    folder = altered()
+    index = sharded(folder, inside=inside)
+    trained = identity_of(folder)
+    assert behaviour(folder) == true_behaviour
+    for file in sorted(set(index["weight_map"].values())):
+        changed = altered(source=folder)
+        raw = bytearray((changed / file).read_bytes())
+        raw[-1] ^= 1
+        (changed / file).unlink()
+        (changed / file).write_bytes(raw)
+        assert refused(trained, changed), file
+    swapped = altered("model.safetensors.index.json", lambda found: found["metadata"].update(x=1), source=folder)
+    assert refused(trained, swapped)
+    gone = altered(source=folder)
+    (gone / file).unlink()
+    assert refused(trained, gone)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/x.safetensors", "a\\x.safetensors", "x.bin", "a/../x.safetensors"]
+)
+def test_an_index_names_files_of_the_base_alone(name, altered):
+    folder = altered()
+    sharded(folder)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"][next(iter(index["weight_map"]))] = name
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(IntegrityError, match="outside of the base or of another kind"):
+        identity_of(folder)
+    with pytest.raises(IntegrityError, match="outside of the base or of another kind"):
+        behaviour(folder)
+
+
+def test_a_link_is_no_weights_file(base, altered):
+    folder = altered()
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(base / "model.safetensors")
+    with pytest.raises(IntegrityError, match="is a link"):
+        identity_of(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transformers_weights": "model.safetensors"},
+        {"attribute_map": {"transformers_weights": "other"}, "other": "model.safetensors"},
+        {"configuration_files": ["config.4.0.0.json"]},
+    ],
+)
+def test_a_config_that_sends_to_other_files_is_refused_before_weights_load(change, altered):
+    folder = altered("config.json", lambda found: found.update(change))
+    shutil.copy(folder / "config.json", folder / "config.4.0.0.json")
+    with pytest.raises(IntegrityError, match="to other files"):
+        identity_of(folder)
+    with pytest.raises(IntegrityError, match="to other files"):
+        behaviour(folder)
+
+
+def test_a_message_names_the_changed_fields_with_both_values(altered, trained):
+    changed = differences(
+        trained, identity_of(altered("config.json", lambda found: found.update(hidden_act="relu", rope_theta=17.0)))
+    )
+    assert changed == ['config (hidden_act: "silu", found "relu"; rope_theta: nothing, found 17.0)']
+    stops = altered("generation_config.json", lambda found: found.update(eos_token_id=[2, 7]))
+    assert "stop ids ([2], found [2,7])" in differences(trained, identity_of(stops))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "qwen3"])
+def test_a_changed_config_of_another_architecture_is_refused_or_harmless(architecture, random_base, altered):
+    source = random_base(architecture)
+    trained, name = identity_of(source), "config.json"
+    for field, change in single_changes(source, name):
+        if field not in HARMLESS[name]:
+            assert refused(trained, altered(name, change, source=source)), field
+
+
+@pytest.fixture
+def settled(base, tmp_path):
+    """A copy of a base whose files were last changed long enough ago to be remembered."""
+    from lora_chat.models import file_digests
+
+    folder = tmp_path / "settled"
+    shutil.copytree(base, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file_digests, "_SETTLED", -1.0)
+        yield folder
+
+
+def test_a_remembered_digest_is_not_believed_of_a_changed_file(settled):
+    base = FoundBase("base", settled)
+    trained = identify(base, load_tokenizer(base))
+    path = settled / "model.safetensors"
+    before = path.stat()
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert refused(trained, settled)
+
+
+def test_a_digest_is_remembered_and_a_planted_one_is_believed_only_where_files_are_not_read(settled, monkeypatch):
+    from lora_chat.models import file_digests
+    from lora_chat.system.cache_dir import cache_dir
+
+    base = FoundBase("base", settled)
+    tokenizer = load_tokenizer(base)
+    trained = identify(base, tokenizer)
+    notes = cache_dir() / "digests.json"
+    key = next(key for key in json.loads(notes.read_text()) if key.startswith(str(settled)))
+    notes.write_text(json.dumps({key: "0" * 64}))
+    assert identify(base, tokenizer).files != trained.files  # the note, in a folder that is private to its user
+    assert identify(base, tokenizer, read_files=True) == trained
+    assert identify(base, tokenizer) == trained  # and it was corrected
+    monkeypatch.setattr(file_digests, "digest_file", lambda path: pytest.fail("it was read again"))
+    assert identify(base, tokenizer) == trained
+
+
+def test_a_file_that_has_just_changed_is_not_remembered(base, tmp_path):
+    from lora_chat.system.cache_dir import cache_dir
+
+    folder = tmp_path / "fresh"
+    shutil.copytree(base, folder)
+    identity_of(folder)
+    notes = cache_dir() / "digests.json"
+    assert not notes.is_file() or str(folder) not in notes.read_text()
+
+
+def test_an_identity_of_version_1_is_written_as_it_was_and_compares_what_it_has(altered, trained):
+    old = {
+        key: getattr(trained, key) for key in ("base", "revision", "weights", "tokenizer", "chat_template", "system")
+    }
+    assert Identity(**old).model_dump() == old
+    assert Identity.model_validate_json(Identity(**old).model_dump_json()) == Identity(**old)
+    other_config = identity_of(altered("config.json", lambda found: found.update(hidden_act="relu")))
+    assert differences(Identity(**old), other_config) == []
+    assert differences(trained, other_config)
+    for wrong in ({"stops": (1,)}, {"version": 2}, {"version": 3}, {"generation": {}}):
+        with pytest.raises(ValueError, match="version"):
+            Identity(**old, **wrong)
+
+
+def test_a_tokenizer_is_the_same_before_and_after_it_is_used(base, trained):
+    found = FoundBase("base", base)
+    tokenizer = load_tokenizer(found)
+    tokenizer(["a", "long text"], padding=True, truncation=True, max_length=3)
+    assert identify(found, tokenizer) == trained
+
+
+def test_a_path_of_this_machine_is_only_a_digest(altered):
+    folder = altered("config.json", lambda found: found.update(base_path="/home/anna/secret", more=[["~/x"]]))
+    assert "anna" not in identity_of(folder).model_dump_json()
+    assert "~" not in identity_of(folder).model_dump_json()

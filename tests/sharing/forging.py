@@ -28,7 +28,7 @@ def facts(**changed):
     proof |= dict.fromkeys(("dialogues", "tokens", "replies", "reply_tokens"), 3)
     found = {
         "format": "lora_chat parcel",
-        "version": 1,
+        "version": 2,
         "name": "kiln-1",
         "license": None,
         "base": {
@@ -38,6 +38,12 @@ def facts(**changed):
             "tokenizer": digest,
             "chat_template": digest,
             "system": "You help at a kiln.",
+            "version": 2,
+            "files": digest,
+            "config": {"hidden_act": "silu", "rms_norm_eps": 1e-06, "rope_parameters": {"rope_theta": 10000.0}},
+            "generation": None,
+            "tokenizer_parts": {"backend": digest, "class": "TokenizersBackend", "normalizer": None},
+            "stops": [2],
         },
         "precision": {"mode": "4bit", "double_quantization": True, "dtype": "bfloat16"},
         "architecture": "llama",
