@@ -3,6 +3,7 @@
 The bounds belong to version 1 of the receipt: parcels that were packed under them open for ever.
 """
 
+import math
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, model_validator
@@ -23,6 +24,7 @@ _ROUNDING = 1e-5
 Divergence = Annotated[float, Field(ge=-_ROUNDING, le=10_000)]
 MOST_STEPS = 10**8
 _MOST_STEPS_PER_SECOND = 10_000
+_MOST_TOKENS_PER_SECOND = 10**9
 LIMITS = {"mean_kl": 1e-2, "same_top_token": 0.92, "equal_replies": 0.25, "loss_rise": 0.02, "share_of_control": 0.5}
 """What the proof of a PEFT adapter was allowed when version 1 was written; `delivery/limits.py` gives the reasons."""
 
@@ -82,6 +84,9 @@ class DataReceipt(Section):
             for name in ("train_dialogues", "duplicates"):
                 if getattr(self, name) > sum(known):
                     raise ValueError(f"more {name} than dialogues in the sources")
+        most = [source.counts["rows"] * math.ceil(source.weight) for source in self.sources if "rows" in source.counts]
+        if self.sources and len(most) == len(self.sources) and self.train_rows > sum(most):
+            raise ValueError("more train_rows than the rows of the sources allow")
         return self
 
 
@@ -103,6 +108,8 @@ class TrainingReceipt(Section):
             raise ValueError("steps without tokens, or tokens without steps")
         if self.steps > _MOST_STEPS_PER_SECOND * self.seconds:
             raise ValueError("more steps than the seconds allow")
+        if self.supervised_tokens > _MOST_TOKENS_PER_SECOND * self.seconds:
+            raise ValueError("more tokens than the seconds allow")
         return self
 
 
@@ -171,6 +178,8 @@ class ProofReceipt(Section):
             raise ValueError("mean_kl is above largest_kl")
         if self.replies > self.dialogues:
             raise ValueError("more replies than dialogues")
+        if self.tokens < self.dialogues:
+            raise ValueError("fewer tokens than dialogues")
         if not self.accepted and (beyond := self._beyond()):
             raise ValueError(f"{beyond} is beyond its limit, and no failure is stated")
         return self
