@@ -1,11 +1,11 @@
 """What kind of file it is: its first bytes say so, never its name."""
 
 import csv
-import gzip
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
+from lora_chat.dialogues.bounds import open_gzip
 from lora_chat.dialogues.formats import is_known_header
 from lora_chat.system.strict_json import parse_json
 
@@ -64,4 +64,4 @@ def open_unpacked(path: Path) -> IO[bytes]:
     """A file for reading, unpacked if it is gzip."""
     with path.open("rb") as file:
         packed = file.read(2) == _GZIP
-    return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]
+    return open_gzip(path) if packed else path.open("rb")

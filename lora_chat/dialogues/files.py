@@ -6,11 +6,22 @@ Every row is either a value or a fault with its reason.
 import glob
 import gzip
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from lora_chat.dialogues.bounds import (
+    LARGEST_ROW,
+    MOST_BLANK,
+    MOST_FILES,
+    ONLY_BLANK,
+    TOO_LONG,
+    TooLongError,
+    check_regular,
+    read_bounded_lines,
+)
 from lora_chat.dialogues.file_kinds import MARK, TABLES, open_unpacked, recognise_kind
 from lora_chat.dialogues.json_list import BrokenListError, read_list
 from lora_chat.dialogues.raw_row import RawRow, first_line, is_text
@@ -25,15 +36,15 @@ _PIECE = 1 << 18
 def find_files(names: str | tuple[str, ...]) -> tuple[Path, ...]:
     """Files, folders (all files right in them, hidden ones left out) and globs, in a fixed order, none twice.
 
-    Raises DataError for a name that leads to no file.
+    Raises DataError for a name that leads to no file, or to more than MOST_FILES.
     """
     found: dict[Path, None] = {}
     for name in (names,) if isinstance(names, str) else names:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            inside = _sorted(name, (p for p in path.iterdir() if not p.name.startswith(".")))
         elif glob.has_magic(name) and not path.exists():
-            inside = sorted(p for p in Path(path.anchor).glob(name.removeprefix(path.anchor)) if p.is_file())
+            inside = _sorted(name, Path(path.anchor).glob(name.removeprefix(path.anchor)))
         else:
             inside = [path]
             if not path.exists():
@@ -47,6 +58,13 @@ def find_files(names: str | tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(found)
 
 
+def _sorted(name: str, paths: Iterable[Path]) -> list[Path]:
+    found = list(islice((path for path in paths if path.is_file()), MOST_FILES + 1))
+    if len(found) > MOST_FILES:
+        raise DataError(f"{name} leads to more than {MOST_FILES:,} files; join them.")
+    return sorted(found)
+
+
 def read_rows(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> Iterator[RawRow]:
     """The rows of a file in order, lines of JSON unparsed; raises DataError if it cannot be opened or unpacked.
 
@@ -54,6 +72,7 @@ def read_rows(path: Path, columns: Collection[str] = (), *, plain_text: bool = F
     that is nothing else is text: one document, in pieces of which all but the last say that it goes on.
     """
     with _explained(path):
+        check_regular(path)
         kind = recognise_kind(path, columns, plain_text=plain_text)
         if kind == "parquet":
             yield from read_parquet(path)
@@ -71,8 +90,13 @@ def read_rows(path: Path, columns: Collection[str] = (), *, plain_text: bool = F
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """A file's lines with their numbers, split at line feeds only; raises DataError if it cannot be read."""
-    with _explained(path), open_unpacked(path) as file:
-        yield from _lines(file)
+    with _explained(path):
+        check_regular(path)
+        with open_unpacked(path) as file:
+            try:
+                yield from _lines(file)
+            except TooLongError as error:
+                raise DataError(f"{path}:{error.line}: {error}.") from error
 
 
 @contextmanager
@@ -89,14 +113,30 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    for number, raw in enumerate(file, 1):
+    for number, raw in enumerate(read_bounded_lines(file), 1):
         line = raw.removesuffix(b"\n").removesuffix(b"\r")
         yield number, line.removeprefix(MARK) if number == 1 else line
 
 
 def _json_lines(file: IO[bytes]) -> Iterator[RawRow]:
-    for number, raw in _lines(file):
-        yield RawRow(number, raw=raw)
+    """Lines of JSON; blank ones that follow each other are one row, so that millions of them cost little."""
+    begin = blank = 0
+    try:
+        for number, raw in _lines(file):
+            if not raw.strip():
+                begin, blank = begin or number, blank + 1
+                if blank > MOST_BLANK:
+                    yield RawRow(begin, fault=ONLY_BLANK, breaks_off=True)
+                    return
+                continue
+            if blank:
+                yield RawRow(begin, blank=True, lines=blank)
+                begin = blank = 0
+            yield RawRow(number, raw=raw)
+    except TooLongError as error:
+        yield RawRow(error.line, fault=str(error), breaks_off=True)
+    if blank:
+        yield RawRow(begin, blank=True, lines=blank)
 
 
 def _text(file: IO[bytes]) -> Iterator[RawRow]:
@@ -104,24 +144,37 @@ def _text(file: IO[bytes]) -> Iterator[RawRow]:
     held: list[str] = []
     begin = size = 0
     begins, some = True, False
-    for number, raw in _lines(file):
+    lines = _lines(file)
+    while True:
+        try:
+            number, raw = next(lines)
+        except StopIteration:
+            break
+        except TooLongError as error:
+            yield RawRow(error.line, fault=str(error), breaks_off=True)
+            break
+        if len(held) + size > LARGEST_ROW:  # nothing but blank lines, or one word
+            yield RawRow(begin, fault=TOO_LONG, breaks_off=True)
+            return
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             yield RawRow(number, fault=f"is not UTF-8 text (byte {error.start + 1} of the line)")
             continue
         if size >= _PIECE and some and line.strip():
-            yield RawRow(begin, {"text": "\n".join(held) + "\n", "begins": begins, "goes_on": True}, lines=len(held))
+            yield RawRow(
+                begin, {"text": "\n".join(held) + "\n", "begins": begins, "goes_on": True}, lines=len(held), size=size
+            )
             held, begin, size, begins, some = [], 0, 0, False, False
         held.append(line)
         begin, size, some = begin or number, size + len(raw), some or bool(line.strip())
     if held:
-        yield RawRow(begin, {"text": "\n".join(held), "begins": begins}, lines=len(held))
+        yield RawRow(begin, {"text": "\n".join(held), "begins": begins}, lines=len(held), size=size)
 
 
 def _json_list(file: IO[bytes]) -> Iterator[RawRow]:
     try:
-        for line, value in read_list(file):
-            yield RawRow(line, fault="is nested too deeply") if is_deep(value) else RawRow(line, value)
+        for line, value, size in read_list(file):
+            yield RawRow(line, fault="is nested too deeply") if is_deep(value) else RawRow(line, value, size=size)
     except BrokenListError as error:
         yield RawRow(error.line, fault=str(error), breaks_off=True)

@@ -2,12 +2,14 @@
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from typing import IO, Any
 
+from lora_chat.dialogues.bounds import LARGEST_ROW
 from lora_chat.system.strict_json import STRICT
 
-_BLANKS = " \t\r\n"
+_BLANKS = re.compile(r"[ \t\r\n]*")
 _WINDOW = 1 << 20
 _NEAR = 64
 """A fault so near the end of the window may vanish when there is more to read."""
@@ -21,8 +23,8 @@ class BrokenListError(ValueError):
         self.line = line
 
 
-def read_list(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    """The elements with their lines; raises BrokenListError where the list ends in another way than with `]`."""
+def read_list(file: IO[bytes]) -> Iterator[tuple[int, Any, int]]:
+    """The elements with their lines and lengths; raises BrokenListError where the list ends otherwise than with `]`."""
     window = _Window(file)
     window.take()  # the bracket, or it would not be a list
     if window.peek() == "]":
@@ -31,7 +33,8 @@ def read_list(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
         while True:
             window.peek()  # so that the line is that of the element
             line = window.line
-            yield line, window.element()
+            value, size = window.element()
+            yield line, value, size
             separator = window.take()
             if separator == "]":
                 break
@@ -62,8 +65,7 @@ class _Window:
     def peek(self) -> str:
         """The next character that is no blank; empty at the end."""
         while True:
-            while self._place < len(self._text) and self._text[self._place] in _BLANKS:
-                self._place += 1
+            self._place = _BLANKS.match(self._text, self._place).end()  # type: ignore[union-attr]
             if self._place < len(self._text):
                 return self._text[self._place]
             if self._ended:
@@ -76,8 +78,8 @@ class _Window:
         self._place += len(found)
         return found
 
-    def element(self) -> Any:
-        """The value that begins here."""
+    def element(self) -> tuple[Any, int]:
+        """The value that begins here, and its length in characters."""
         while True:
             try:
                 value, end = STRICT.raw_decode(self._text, self._place)
@@ -91,9 +93,12 @@ class _Window:
                 raise BrokenListError(self.line, reason) from error
             else:
                 if end < len(self._text) or self._ended:
+                    size = end - self._place
                     self._place = end
                     self._size = _WINDOW
-                    return value
+                    return value, size
+            if len(self._text) - self._place > LARGEST_ROW:
+                raise BrokenListError(self.line, f"is longer than {LARGEST_ROW >> 20} MiB")
             self._size *= 2  # a long element is not decoded again and again
             self._fill()
 

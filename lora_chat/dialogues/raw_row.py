@@ -23,6 +23,8 @@ class RawRow:
     """How many lines it covers."""
     breaks_off: bool = False
     """Whether nothing after it can be read, so that nobody knows how much is lost."""
+    size: int = 256
+    """Bytes in memory, roughly, where it is no line of JSON."""
 
     def parsed(self) -> "RawRow":
         """The same with its value, or with why it has none."""

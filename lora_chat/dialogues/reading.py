@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lora_chat.dialogues.bounds import LARGEST_ROW
 from lora_chat.dialogues.dialogue import Dialogue, Document, NotADialogue
 from lora_chat.dialogues.files import find_files, read_rows
 from lora_chat.dialogues.formats import FORMATS, recognise, to_document, to_messages
@@ -80,13 +81,13 @@ def read_chunks(paths: Sequence[Path], options: ReadingOptions) -> Iterator[Chun
     for path in paths:
         rows = read_rows(path, names, plain_text=options.forced == "text")
         held, form = _first_rows(rows, options)
-        size = sum(len(row.raw or b"") for row in held)
+        size = sum(map(_size, held))
         for row in rows:
             if len(held) >= _ROWS or size >= _BYTES:
                 yield Chunk(str(path), form, tuple(held))
                 held, size = [], 0
             held.append(row)
-            size += len(row.raw) if row.raw is not None else 256
+            size += _size(row)
         yield Chunk(str(path), form, tuple(held))
 
 
@@ -95,12 +96,18 @@ def _first_rows(rows: Iterator[RawRow], options: ReadingOptions) -> tuple[list[R
     held: list[RawRow] = []
     if options.forced:
         return held, options.forced
+    size = 0
     for row in rows:
         held.append(row)
+        size += _size(row)
         form = recognise(row.parsed().value)
-        if form or len(held) >= _UNRECOGNISED:
+        if form or len(held) >= _UNRECOGNISED or size > LARGEST_ROW:
             return held, form
     return held, None
+
+
+def _size(row: RawRow) -> int:
+    return len(row.raw) if row.raw is not None else row.size
 
 
 def read_chunk(

@@ -247,6 +247,7 @@ LINES = st.one_of(
 def test_every_line_is_accounted_for_whatever_the_bytes(tmp_path_factory, lines, end, last, mark):
     content = mark + end.join(line for _, line in lines) + (end if last else b"")
     assume(not content.removeprefix(mark).lstrip().startswith(b"["))  # one list has a test of its own
+    assume(not content.startswith((b"PAR1", b"\x1f\x8b")))  # Parquet and gzip are other kinds of files
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes(content)
     there = content.count(b"\n") + (not content.endswith(b"\n") and content != b"")

@@ -1,0 +1,110 @@
+"""Limits on data files: far above honest data, and low enough that a hostile file ends in a message."""
+
+import gzip
+import io
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from lora_chat.errors import DataError
+
+LARGEST_ROW = 1 << 25
+"""Bytes of one line, cell, list element or table row; 32 MiB is about 8 million tokens of one dialogue."""
+MOST_COLUMNS = 10_000
+"""Columns of a table."""
+MOST_FILES = 100_000
+"""Files of one source."""
+FREE_BYTES, HIGHEST_RATIO = 1 << 31, 200
+"""Unpacked bytes that every file may have; above them, unpacked bytes for each one that is stored."""
+_PARQUET_MEMORY = 1 << 32
+"""Bytes that decoding a batch of Parquet may take; a page can claim 2 GiB whatever is stored of it."""
+MOST_BLANK = 1_000_000
+"""Blank lines one after another."""
+ONLY_BLANK = f"begins more than {MOST_BLANK:,} blank lines; nothing after them is read"
+TOO_LONG = f"is longer than {LARGEST_ROW >> 20} MiB; nothing after it is read"
+
+
+class TooLongError(ValueError):
+    """A line exceeds LARGEST_ROW, so reading stops there."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(TOO_LONG)
+        self.line = line
+
+
+def check_regular(path: Path) -> None:
+    """Raise DataError for a pipe, a device, a folder or a file of holes; OSError if it cannot be looked at."""
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise DataError(f"{path} is a folder, not a file.")
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{path} is a device or a pipe, not a file. Write its content into a file first.")
+    stored = getattr(found, "st_blocks", 0) * 512  # 0 where a file system does not count
+    if stored and found.st_size > max(FREE_BYTES, HIGHEST_RATIO * stored):
+        raise DataError(f"{path} consists of holes: {found.st_size:,} bytes, of which {stored:,} are stored.")
+
+
+def unpacked_limit(path: Path) -> int:
+    """Return how many bytes a packed file may unpack to."""
+    return max(FREE_BYTES, HIGHEST_RATIO * path.stat().st_size)
+
+
+def open_gzip(path: Path) -> IO[bytes]:
+    """Open a gzip file for reading; DataError is raised where it unpacks to far more than honest data does."""
+    return io.BufferedReader(_Unpacked(path), 1 << 17)
+
+
+class _Unpacked(io.RawIOBase):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._limit = unpacked_limit(path)
+        self._file = gzip.open(path)  # noqa: SIM115 - closed by `close`
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
+        count = self._file.readinto(buffer)
+        self._count += count
+        if self._count > self._limit:
+            raise DataError(
+                f"{self._path} unpacks to more than {self._limit:,} bytes. Unpack it yourself if it is meant so."
+            )
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def read_bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file with their line feeds; raises TooLongError for one above LARGEST_ROW."""
+    number = 0
+    while line := file.readline(LARGEST_ROW + 1):
+        number += 1
+        if len(line) > LARGEST_ROW:
+            raise TooLongError(number)
+        yield line
+
+
+@contextmanager
+def limited_growth(size: int = _PARQUET_MEMORY) -> Iterator[None]:
+    """Make allocations fail once the address space has grown by `size` bytes (Linux alone)."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    limit = min(part for part in (now + size, soft, hard) if part != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
