@@ -20,7 +20,7 @@ MOST_FILES = 100_000
 """Files of one source."""
 FREE_BYTES, HIGHEST_RATIO = 1 << 31, 200
 """Unpacked bytes that every file may have; above them, unpacked bytes for each one that is stored."""
-_PARQUET_MEMORY = 1 << 32
+PARQUET_MEMORY = 1 << 32
 """Bytes that decoding a batch of Parquet may take; a page can claim 2 GiB whatever is stored of it."""
 MOST_BLANK = 1_000_000
 """Blank lines one after another."""
@@ -93,8 +93,8 @@ def read_bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
 
 
 @contextmanager
-def limited_growth(size: int = _PARQUET_MEMORY) -> Iterator[None]:
-    """Make allocations fail once the address space has grown by `size` bytes (Linux alone)."""
+def limited_growth() -> Iterator[None]:
+    """Make allocations fail once the address space has grown by PARQUET_MEMORY (Linux alone)."""
     if sys.platform != "linux":
         yield
         return
@@ -102,7 +102,7 @@ def limited_growth(size: int = _PARQUET_MEMORY) -> Iterator[None]:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    limit = min(part for part in (now + size, soft, hard) if part != resource.RLIM_INFINITY)
+    limit = min(part for part in (now + PARQUET_MEMORY, soft, hard) if part != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:
         yield

@@ -1,6 +1,7 @@
 """Choose a chat template, and render with it exactly as it will be served."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lora_chat.dialogues.template_process import RenderJob, render_apart
 from lora_chat.dialogues.tokenizing import TextTokenizer, begin_of_text
-from lora_chat.errors import DataError
+from lora_chat.errors import DataError, IntegrityError
+from lora_chat.system.regular_files import open_regular
 from lora_chat.system.sanitize import visible
 
 if TYPE_CHECKING:
@@ -71,13 +73,19 @@ def _plain(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def _read_template(path: Path) -> str:
     try:
-        text = path.read_bytes()[:_LARGEST].decode("utf-8")
+        with os.fdopen(open_regular(path, follow=True), "rb") as file:
+            raw = file.read(_LARGEST + 1)
+        text = raw.decode("utf-8")
+    except IntegrityError as error:  # a device or a pipe, which may never end
+        raise DataError(f"Cannot read the chat template: {error}") from error
     except OSError as error:
         raise DataError(f"Cannot read the chat template {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"The chat template {path} is not UTF-8 text (byte {error.start}).") from error
     if not text.strip():
         raise DataError(f"The chat template {path} is empty.")
+    if len(raw) > _LARGEST:
+        raise DataError(f"The chat template {path} has more than {_LARGEST:,} bytes.")
     return text
 
 

@@ -4,8 +4,10 @@ https://sigstore.github.io/model-transparency/ - the members are signed as the f
 pushed to a hub can be checked with that project's own command too.
 """
 
+import base64
 import hashlib
 import io
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -13,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
+from lora_chat.system.regular_files import open_regular
+from lora_chat.system.strict_json import parse_json
 
+_LARGEST_KEY = 1 << 16
 _HOW = "pip install 'lora-chat[sign]'"
 
 
@@ -56,6 +61,7 @@ def check_signature(
 
     Raises IntegrityError for a signature that does not belong to these members and this key.
     """
+    _check_spelling(signature)
     mark = f"by the key {_fingerprint(public_key)}"
     if not _is_installed():
         if required:
@@ -67,28 +73,63 @@ def check_signature(
         place.write_bytes(signature)
         key = place.with_name("key.pem")
         key.write_text(public_key)
+        _check_key(public_key)
         try:
             with redirect_stdout(io.StringIO()):  # it prints what it thinks of old formats
                 model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key).set_hashing_config(
                     model_signing.hashing.Config()
                 ).verify(folder, place)
         except Exception as error:  # a parser of strangers' JSON, protobuf and PEM: it fails in many ways
-            raise IntegrityError(f"the signature does not hold ({str(error)[:160] or type(error).__name__})") from error
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise IntegrityError(f"the signature does not hold ({reason})") from error
     return f"good, {mark}", True
+
+
+def _check_spelling(signature: bytes) -> None:
+    """Raise IntegrityError for a bundle that another parser could understand otherwise."""
+    try:
+        bundle = parse_json(signature.decode("ascii"))
+        envelope = bundle["dsseEnvelope"]
+        (only,) = envelope["signatures"]
+        texts = [envelope["payload"], only["sig"]]
+        plain = all(base64.b64encode(base64.b64decode(text, validate=True)).decode() == text for text in texts)
+    except (ValueError, TypeError, KeyError) as error:
+        raise IntegrityError("the signature is no bundle of one signature, written once") from error
+    if not plain or signature.strip() != signature:
+        raise IntegrityError("the signature is not written as model signing writes it")
+
+
+def _check_key(text: str) -> None:
+    """Raise IntegrityError unless a receipt's key is one elliptic curve key in its only spelling."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        key = serialization.load_pem_public_key(text.encode())
+        right = isinstance(key, ec.EllipticCurvePublicKey) and _pem(key) == text
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        right = False
+    if not right:
+        raise IntegrityError("the receipt's signer is no elliptic curve public key in PEM")
 
 
 def check_signer(named: str, wanted: Path) -> None:
     """Raise IntegrityError unless the key that a receipt names is the one in a PEM file."""
     _require()
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 
     try:
-        raw = wanted.read_bytes()
+        with os.fdopen(open_regular(wanted, follow=True), "rb") as file:
+            raw = file.read(_LARGEST_KEY)
         if b"PRIVATE KEY" in raw:
             raise RecipeError(f"--signer {wanted} is a private key: name the public one.")
+        if raw.count(b"-----BEGIN") > 1:
+            raise RecipeError(f"--signer {wanted} holds several keys: name a file with the one that must have signed.")
         key: Any = serialization.load_pem_public_key(raw)
         pem = _pem(key)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, IntegrityError, UnsupportedAlgorithm) as error:
         raise RecipeError(f"--signer {wanted}: no public key that can be read ({error}).") from error
     if pem != named:
         raise IntegrityError(f"it is signed by the key {_fingerprint(named)}, not by {_fingerprint(pem)} ({wanted})")
