@@ -116,6 +116,7 @@ def _train(
 ) -> TrainingReport:
     import torch
 
+    from lora_chat.training.checkpoint_content import check_content, explained_beginning
     from lora_chat.training.committing import Committer
     from lora_chat.training.fast_path import find_fast_path
     from lora_chat.training.learning_rate import RateOfPlan
@@ -140,6 +141,8 @@ def _train(
             if keeping:
                 with explain_write_errors(keeping.folder, "the folder of checkpoints"):
                     keeping.folder.mkdir(mode=0o700, exist_ok=True)
+            if resume:
+                check_content(resume, model)
             before = cut_metrics(metrics, resume.step if resume else 0)
             if on_cpu:
                 keep_memory()
@@ -168,7 +171,7 @@ def _train(
                 trim_memory()  # what the proofs left is cut up otherwise than training needs it
             started = time.monotonic()
             explained = committer.explained() if committer else nullcontext()
-            with path.layers(model), explained, suppress(NothingLeft):
+            with path.layers(model), explained, suppress(NothingLeft), explained_beginning(resume, trainer):
                 trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
             seconds = time.monotonic() - started
     except StepDown:
