@@ -157,7 +157,7 @@ def _without_dictionaries(batch: Any) -> Any:
 
 def _weight(batch: Any) -> int:
     """Bytes of a batch, with what its rows and values cost in Python."""
-    return int(batch.nbytes) + 256 * batch.num_rows + 8 * sum(map(_count, batch.columns))
+    return int(batch.nbytes + 256 * batch.num_rows + 8 * sum(map(_count, batch.columns)))
 
 
 def _count(array: Any) -> int:

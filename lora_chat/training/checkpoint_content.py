@@ -95,6 +95,13 @@ def _check_state(path: Path, step: int) -> None:
     state = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(state, dict) or state.get("global_step") != step:
         raise ValueError(f"it is not the state of step {step}")
+    history, callbacks = state["log_history"], state["stateful_callbacks"]
+    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+        raise ValueError("its history is no list of rows")
+    control = callbacks["TrainerControl"]
+    flags = control["args"].values()
+    if len(callbacks) != 1 or control["attributes"] or not all(isinstance(flag, bool) for flag in flags):
+        raise ValueError("it holds more callbacks than training has")
 
 
 @contextmanager

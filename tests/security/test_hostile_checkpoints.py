@@ -1,0 +1,180 @@
+"""Checkpoints of a stranger whose digests all fit: no pickle runs, and nothing else is continued."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_chat.errors import IntegrityError
+from lora_chat.models.adapter import attach_adapter, write_weights
+from lora_chat.models.base_model import find_base, load_base_model
+from lora_chat.planning.hardware import Hardware
+from lora_chat.planning.plan import make_precision
+from lora_chat.planning.recipe import AdapterSection, BaseSection, QuantizationSection
+from lora_chat.training.checkpoint_content import check_content
+from lora_chat.training.checkpoints import MANIFEST, commit, verify
+
+PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+WEIGHTS, STATE = "adapter_model.safetensors", "trainer_state.json"
+
+
+class Runs:
+    """Unpickled by a reader that allows everything, this runs a command."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+class Reconstructs(Runs):
+    """The same through what NumPy's random state needs to be read."""
+
+    def __reduce__(self):
+        from numpy._core.multiarray import _reconstruct
+
+        return _reconstruct, (list, (0,), b"b")
+
+
+@pytest.fixture(scope="module")
+def model(cache_home):
+    base = find_base(BaseSection(name="tiny-random"))
+    cpu = Hardware("cpu", "test", 0, False, 2)
+    return attach_adapter(
+        load_base_model(base, make_precision(QuantizationSection(mode="none"), cpu)), AdapterSection(rank=2)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path, model):
+    """What training writes, in small."""
+    folder = tmp_path / "checkpoints" / "checkpoint-2"
+    folder.mkdir(parents=True)
+    write_weights(model, folder)
+    torch.save({"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}, folder / PICKLED[0])
+    torch.save({"last_epoch": 2}, folder / PICKLED[1])
+    torch.save({"python": (3, (1, 2), None), "cpu": torch.get_rng_state()}, folder / PICKLED[2])
+    control = {"args": {"should_save": True}, "attributes": {}}
+    state = {"global_step": 2, "log_history": [], "stateful_callbacks": {"TrainerControl": control}}
+    (folder / STATE).write_text(json.dumps(state))
+    commit(folder, {})
+    return folder
+
+
+def refused(folder, model, *words):
+    (folder / MANIFEST).unlink()
+    whole = commit(folder, {})
+    assert verify(folder) == whole  # the digests of a forger fit
+    with pytest.raises(IntegrityError) as caught:
+        check_content(whole, model)
+    assert all(word in str(caught.value) for word in (str(folder), *words)), str(caught.value)
+
+
+def test_the_control_is_continued(folder, model):
+    check_content(verify(folder), model)
+
+
+def _zipped(evil, path):
+    torch.save(evil, path)
+
+
+def _plain(evil, path):
+    path.write_bytes(pickle.dumps(evil))
+
+
+def _inside(evil, path):
+    torch.save({"state": {}, "param_groups": [], "python": evil}, path)
+
+
+@pytest.mark.parametrize("write", [_zipped, _plain, _inside], ids=["torch", "pickle", "inside"])
+@pytest.mark.parametrize("kind", [Runs, Reconstructs])
+@pytest.mark.parametrize("name", PICKLED)
+def test_a_pickle_never_runs(folder, model, tmp_path, name, kind, write):
+    mark = tmp_path / "ran"
+    write(kind(mark), folder / name)
+    refused(folder, model, name)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("extra", ["training_args.bin", "pytorch_model.bin", "adapter_model.bin", "scaler.pt", "x.py"])
+def test_a_file_that_training_does_not_write_is_refused(folder, model, tmp_path, extra):
+    mark = tmp_path / "ran"
+    (folder / extra).write_bytes(pickle.dumps(Runs(mark)))
+    refused(folder, model, extra)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", [*PICKLED, WEIGHTS, STATE])
+def test_a_missing_file_is_named(folder, model, name):
+    (folder / name).unlink()
+    refused(folder, model, name)
+
+
+def _compressed(path):
+    raw = io.BytesIO()
+    with zipfile.ZipFile(path) as before, zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as after:
+        for entry in before.infolist():
+            after.writestr(entry.filename, before.read(entry))
+    path.write_bytes(raw.getvalue())
+
+
+ODD = {
+    "compressed": _compressed,
+    "a list": lambda path: torch.save([1], path),
+    "a tensor of one value, repeated": lambda path: torch.save({"x": torch.zeros(1).expand(10**12)}, path),
+    "no number": lambda path: torch.save({"x": torch.tensor([float("nan")])}, path),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-30]),
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", PICKLED[:2])
+def test_odd_tensors_are_refused(folder, model, name, odd):
+    ODD[odd](folder / name)
+    refused(folder, model, name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"global_step": 10**9},
+        {"global_step": -1},
+        {"global_step": 2.5},
+        {"log_history": "x"},
+        {"stateful_callbacks": {}},
+        {"stateful_callbacks": {"TrainerControl": {"args": {}, "attributes": {}}, "Other": {}}},
+        {"stateful_callbacks": {"TrainerControl": {"args": {"should_save": "x"}, "attributes": {}}}},
+        {"stateful_callbacks": {"TrainerControl": {"args": {}, "attributes": {"__class__": "x"}}}},
+    ],
+    ids=str,
+)
+def test_another_state_is_refused(folder, model, change):
+    state = json.loads((folder / STATE).read_text()) | change
+    (folder / STATE).write_text(json.dumps(state))
+    refused(folder, model, STATE)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"global_step": NaN}', '{"a": 1, "a": 2}'])
+def test_a_state_that_is_no_state_is_refused(folder, model, text):
+    (folder / STATE).write_text(text)
+    refused(folder, model, STATE)
+
+
+def test_weights_of_the_base_are_not_replaced(folder, model):
+    weights = load_file(folder / WEIGHTS)
+    name = next(iter(weights))
+    for changed in (
+        weights | {"base_model.model.model.embed_tokens.weight": torch.zeros(2, 2)},
+        {key: value for key, value in weights.items() if key != name},
+        weights | {name: torch.full_like(weights[name], float("inf"))},
+        weights | {name: torch.zeros(1, 1)},
+    ):
+        save_file(changed, folder / WEIGHTS)
+        refused(folder, model)
