@@ -139,8 +139,16 @@ def library(module, path, root, typing_only):
 
 
 def call_offences(tree):
+    # torch.load is allowed in one form alone, in which no pickle runs code.
+    tensors_alone = {
+        id(node.func)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "torch.load"
+        and any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords)
+    }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
+        if isinstance(node, ast.Attribute) and id(node) not in tensors_alone:
             if isinstance(node.value, ast.Name) and (node.value.id, node.attr) in BANNED_ATTRIBUTES:
                 yield node.lineno, f"uses {node.value.id}.{node.attr}"
             elif node.attr in BANNED_METHODS:
@@ -261,6 +269,8 @@ def house(tmp_path):
         ("training/sft.py", "import bitsandbytes as bnb"),
         ("models/adapter.py", "import pickle"),
         ("models/adapter.py", "torch.load('x')"),
+        ("models/adapter.py", "torch.load('x', weights_only=False)"),
+        ("models/adapter.py", "torch.load('x', weights_only=choice)"),
         ("models/adapter.py", "from torch import load"),
         ("models/adapter.py", "eval('1')"),
         ("models/adapter.py", "exec('1')"),
@@ -341,6 +351,7 @@ def test_a_planted_offender_is_found_with_file_and_line(house, place, line):
         ),
         ("dialogues/building.py", "ProcessPoolExecutor(2, pool_context())\nsay(options.system)"),
         ("probe_worker.py", "os.fork()"),
+        ("models/adapter.py", "torch.load('x', weights_only=True)"),
         ("models/adapter.py", "model.eval()\njson.load(file)\nrun('x', shell=False)"),
     ],
 )
