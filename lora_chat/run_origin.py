@@ -37,17 +37,26 @@ _COVERED = (
 
 def sign_run(run: RunFolder) -> None:
     """Mark a run as this user's, with all that it holds now. Raises OSError or LoraChatError."""
-    found: dict[str, Any] = {"version": 1, "files": _digests(run)}
-    run.write_json(run.path / _NAME, found | {"mac": sign(_PURPOSE, _content(found))})
+    run.write_json(run.path / _NAME, _signed(run))
 
 
 def sign_if_possible(run: RunFolder) -> None:
-    """The same; a run that cannot be signed is only treated as a received one later, and that is said."""
+    """The same; without a key the run is only treated as a received one later, and that is said.
+
+    Raises SpaceError, DiskError or RecipeError when the run's folder cannot be written.
+    """
     try:
-        sign_run(run)
+        signed = _signed(run)
     except (OSError, LoraChatError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         say(f"{run.path} could not be signed as your own ({reason}); later commands treat it as a received one.")
+        return
+    run.write_json(run.path / _NAME, signed)
+
+
+def _signed(run: RunFolder) -> dict[str, Any]:
+    found: dict[str, Any] = {"version": 1, "files": _digests(run)}
+    return found | {"mac": sign(_PURPOSE, _content(found))}
 
 
 def why_foreign(run: RunFolder) -> str | None:
