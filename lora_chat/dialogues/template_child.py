@@ -62,7 +62,7 @@ def _import_compiler() -> Callable[[str], Callable[..., str]]:
 
 def answer(request: Mapping[str, Any], compile_template: Callable[[str], Callable[..., str]]) -> list[dict[str, Any]]:
     """Return the texts of each job, or its error with the name of its class; exits where they are too long."""
-    table, sizes, tools = request["messages"], request["sizes"], request["tools"]
+    table, tools = request["messages"], request["tools"]
     found: list[dict[str, Any]] = []
     for job in request["jobs"]:
         kinds = {"tools": None if job["tools"] is None else tools[job["tools"]], "documents": None}
@@ -76,10 +76,9 @@ def answer(request: Mapping[str, Any], compile_template: Callable[[str], Callabl
             continue
         try:
             texts = []
-            for chat in job["chats"]:
+            for chat, size in job["chats"]:
                 text = render(messages=[table[i] for i in chat], **kinds, **request["special"])
-                most = _CHAT_OUTPUT + _OUTPUT_FACTOR * (job["tools_size"] + sum(sizes[i] for i in chat))
-                if len(text) > most:
+                if len(text) > _CHAT_OUTPUT + _OUTPUT_FACTOR * size:
                     os._exit(OUTPUT)
                 texts.append(text)
             found.append({"texts": _shortened(texts)})

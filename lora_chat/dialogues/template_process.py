@@ -86,10 +86,15 @@ def _requests(
 ) -> Iterator[tuple[dict[str, Any], list[int]]]:
     """The jobs in requests of bounded size, each with the numbers of the jobs that its parts belong to."""
     pending = _Request(template, special)
+    sizes: dict[int, int] = {}  # by id: the caller holds the messages until the last request is answered
     for number, job in enumerate(jobs):
-        size = _size(job.tools) if job.tools else 0
+        tools = _size(job.tools) if job.tools else 0
         for chat in job.chats:
-            if pending.size + size + sum(map(_size, chat)) > _BATCH and pending.owners:
+            for message in chat:
+                if id(message) not in sizes:
+                    sizes[id(message)] = _size(message)
+            size = tools + sum([sizes[id(message)] for message in chat])
+            if pending.size + size > _BATCH and pending.owners:
                 yield pending.finished(), pending.owners
                 pending = _Request(template, special)
             pending.add(number, chat, job, size)
@@ -105,19 +110,18 @@ class _Request:
         self.size = 0
         self._numbers: dict[int, int] = {}
         self._body: dict[str, Any] = {"template": template, "special": dict(special)}
-        self._body |= {"messages": [], "sizes": [], "tools": [], "jobs": []}
+        self._body |= {"messages": [], "tools": [], "jobs": []}
 
-    def add(self, owner: int, chat: Messages, job: RenderJob, tools_size: int) -> None:
+    def add(self, owner: int, chat: Messages, job: RenderJob, size: int) -> None:
         jobs, tools = self._body["jobs"], self._body["tools"]
         if not self.owners or self.owners[-1] != owner:
             if job.tools:
                 tools.append(job.tools)
             place = len(tools) - 1 if job.tools else None
-            jobs.append({"chats": [], "reply_follows": job.reply_follows, "tools": place, "tools_size": tools_size})
+            jobs.append({"chats": [], "reply_follows": job.reply_follows, "tools": place})
             self.owners.append(owner)
-        numbers = [self._number(message) for message in chat]
-        jobs[-1]["chats"].append(numbers)
-        self.size += tools_size + sum(self._body["sizes"][number] for number in numbers)
+        jobs[-1]["chats"].append([[self._number(message) for message in chat], size])
+        self.size += size
 
     def finished(self) -> dict[str, Any]:
         """The body with its limits."""
@@ -126,11 +130,10 @@ class _Request:
         return self._body | {"size": size, "seconds": seconds, "most": _OUTPUT + 8 * size}
 
     def _number(self, message: dict[str, Any]) -> int:
-        number = self._numbers.get(id(message))  # the caller holds the messages until the request is answered
+        number = self._numbers.get(id(message))
         if number is None:
             number = self._numbers[id(message)] = len(self._body["messages"])
             self._body["messages"].append(message)
-            self._body["sizes"].append(_size(message))
         return number
 
 
