@@ -139,7 +139,7 @@ def _tuples(value: Any) -> Any:
     """Strict pydantic wants a tuple where YAML has a list, and a float where it has an int."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _explain(error: ValidationError, tree: dict[str, Any], places: dict[Key, str], name: str) -> Iterator[str]:
