@@ -26,6 +26,7 @@ _RANDOM = re.compile(r"(?=\D*\d)(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])", re.ASCII)
 _BLANK = re.compile(r"(?<!\s)[ \t]+(?!\s)")
 _REST, _REST_BEHIND_BLANK = 8, 16
 """Fewest characters behind a line feed or a blank that are taken for the rest of a key that is whole without them."""
+_DIGIT = re.compile("[0-9]")
 _PIECE = re.compile(r"\S+")
 _ENCODED = re.compile(r"(?<![\w+/-])[\w+/-]{24,100000}={0,2}", re.ASCII)
 _HEXADECIMAL = re.compile(r"(?:[0-9A-Fa-f]{2}){16,}")
@@ -35,6 +36,8 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 def may_hold_broken_key(text: str) -> bool:
     """Cheap and never wrongly False: whether a key's first letters stand there when blanks are left out."""
+    if len(text) < _SHORTEST or _DIGIT.search(text) is None:
+        return False
     joined = "".join(text.split())
     if len(joined) == len(text) or len(joined) < _SHORTEST:
         return False

@@ -28,12 +28,13 @@ _CODES = (
     r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,23}(?=;));?",
     r"\\{1,8}u[dD][89abAB][0-9A-Fa-f]{2}\\{1,8}u[dD][c-fC-F][0-9A-Fa-f]{2}",
     r"\\{1,8}(?:u[0-9A-Fa-f]{4}|u\{[0-9A-Fa-f]{1,6}\}|U[0-9A-Fa-f]{8}|x[0-9A-Fa-f]{2}|[01][0-7]{2})",
-    r"%[2-7][0-9A-Fa-f]",
+    r"%(?:[2-7][0-9A-Fa-f]|[c-fC-F][0-9A-Fa-f](?:%[89abAB][0-9A-Fa-f]){1,3})",
 )
+_BY_SIGN = (("&", re.compile(_CODES[0])), ("\\", re.compile(rf"{_CODES[1]}|{_CODES[2]}")), ("%", re.compile(_CODES[3])))
 _PAIR = re.compile(r"\\+u([0-9A-Fa-f]{4})\\+u([0-9A-Fa-f]{4})")
 _CODE = re.compile("|".join(_CODES))
-_QUOTED_PRINTABLE = re.compile(r"=[2-7][0-9A-Fa-f]|=\r?\n")
-_CLEARLY_QUOTED = re.compile(r"=(?:5F|2D|3D|5f|2d|3d)|(?:=[2-7][0-9A-Fa-f]){2}|=\r?\n")
+_QUOTED_PRINTABLE = re.compile(r"=(?:[2-7][0-9A-Fa-f]|[c-fC-F][0-9A-Fa-f](?:=[89abAB][0-9A-Fa-f]){1,3}|\r?\n)")
+_CLEARLY_QUOTED = re.compile(r"=(?:5F|2D|3D|5f|2d|3d|[2-7][0-9A-Fa-f]=[2-7][0-9A-Fa-f]|\r?\n)")
 _CODE_OR_QUOTED = re.compile("|".join([*_CODES, _QUOTED_PRINTABLE.pattern]))
 _CONTROL = "\\x00-\\x08\\x0e-\\x1b\\x7f"
 _INVISIBLE = (
@@ -68,10 +69,12 @@ def is_disguised(text: str) -> bool:
     if text.isascii():
         if _CONTROLS.search(text):
             return True
-    elif _HIDDEN.search(text) or _forms().search(text):
+    elif _HIDDEN.search(text) or not _forms().isdisjoint(set(text)):
         return True
-    coded = ("&" in text and ("&#" in text or ";" in text)) or "\\" in text or "%" in text
-    return (coded and _CODE.search(text) is not None) or _is_quoted(text)
+    for sign, pattern in _BY_SIGN:
+        if sign in text and pattern.search(text):
+            return True
+    return _is_quoted(text)
 
 
 def decode(text: str) -> Decoded | None:
@@ -120,6 +123,9 @@ def _character(code: str) -> str | None:
         return said if len(said) == 1 else None
     if code[0] == "=" and code[1] in "\r\n":
         return ""
+    if len(code) > 3 and code[0] in "%=":
+        said = bytes.fromhex(code.replace(code[0], "")).decode("utf-8", "replace")
+        return said if len(said) == 1 and said != "\ufffd" else None
     halves = _PAIR.fullmatch(code)
     if halves:
         return chr(0x10000 + ((int(halves[1], 16) & 0x3FF) << 10) + (int(halves[2], 16) & 0x3FF))
@@ -161,12 +167,6 @@ def _table() -> dict[str, str]:
 
 
 @cache
-def _forms() -> re.Pattern[str]:
-    """Return a pattern for any character of the table that is no mere punctuation."""
-    told = sorted(ord(c) for c, plain in _table().items() if plain.isalnum() or plain in "_@")
-    parts, begin = [], told[0]
-    for here, following in zip(told, [*told[1:], 0], strict=True):
-        if following != here + 1:
-            parts.append(f"{chr(begin)}-{chr(here)}")
-            begin = following
-    return re.compile(f"[{''.join(parts)}]")
+def _forms() -> frozenset[str]:
+    """Return the characters of the table that are no mere punctuation."""
+    return frozenset(c for c, plain in _table().items() if plain.isalnum() or plain in "_@")
