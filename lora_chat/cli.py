@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     guard_output()
     options = make_parser(_COMMANDS).parse_args(arguments)
     os.environ.update(_ENVIRONMENT)
-    make_search_paths_absolute(os.environ)
+    if "LD_LIBRARY_PATH" in make_search_paths_absolute(os.environ):  # the loader has read it already
+        say("LD_LIBRARY_PATH has an empty or relative element, so libraries of the working directory are loaded.")
     for name, value in _SMALLER_CACHES.items():
         os.environ.setdefault(name, value)
     raise_on_signals()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_chat.cli import main
 from lora_chat.delivery import converters
 from lora_chat.models.base_model import find_base
 from lora_chat.models.embedded import find_embedded
@@ -206,6 +207,14 @@ def test_absolute_search_path_of_the_user_is_used(light, tmp_path):
         f"open({str(tmp_path / 'marks')!r}, 'w').write('own')\njoin = quote = print"
     )
     assert light([sys.executable, "-m", "lora_chat"], str(tmp_path / "own")) == "own"
+
+
+def test_library_path_that_names_the_working_directory_is_told_once(monkeypatch, capsys):
+    monkeypatch.setenv("LD_LIBRARY_PATH", os.pathsep + "/usr/lib")
+    for _ in range(2):
+        assert main(["recipe", str(ROOT / "recipes" / "smoke.yaml")]) == 0
+    assert capsys.readouterr().err.count("LD_LIBRARY_PATH has an empty") == 1
+    assert os.environ["LD_LIBRARY_PATH"] == "/usr/lib"
 
 
 @pytest.mark.slow
