@@ -37,6 +37,8 @@ def write_modelfile(
     """Write the Modelfile into the folder of a GGUF. Raises RecipeError for a system message that it cannot hold."""
     if system is not None and ('"""' in system or system.endswith('"')):
         raise RecipeError('The system message of training holds """ or ends with ": that ends a text in a Modelfile.')
+    if odd := [text for text in (*stops, gguf.name) if '"' in text or not text.isprintable() or text != text.strip()]:
+        raise RecipeError(f"A Modelfile cannot hold {odd[0]!a}: it would be read as more than a name or a stop string.")
     work.mkdir(exist_ok=True)
     template = _without_beginning(template, run_llama_cpp({"do": "describe", "model": str(gguf)}, work)["beginning"])
     lines = [
