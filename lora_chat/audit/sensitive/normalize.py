@@ -7,6 +7,7 @@ of the decoded form knows where it stands in the original, so that a match is re
 import html
 import re
 import unicodedata
+from array import array
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
@@ -56,8 +57,8 @@ class Decoded:
     """A decoded text; `starts` and `ends` are the offsets in the original of each of its characters."""
 
     text: str
-    starts: list[int]
-    ends: list[int]
+    starts: "array[int]"
+    ends: "array[int]"
 
     def locate(self, match: Match) -> Match:
         """Return a match in this text as a match in the original."""
@@ -79,7 +80,7 @@ def is_disguised(text: str) -> bool:
 
 def decode(text: str) -> Decoded | None:
     """Return the decoded form of a text; None if it says the same."""
-    found = Decoded(text, list(range(len(text))), list(range(1, len(text) + 1)))
+    found = Decoded(text, array("q", range(len(text))), array("q", range(1, len(text) + 1)))
     pattern = _CODE_OR_QUOTED if _is_quoted(text) else _CODE
     for _ in range(_ROUNDS):  # a code may stand in a code: &amp;#103; or %2567
         said = _rewrite(_rewrite_characters(found), pattern)
@@ -97,7 +98,7 @@ def _is_quoted(text: str) -> bool:
 
 def _rewrite(given: Decoded, pattern: re.Pattern[str]) -> Decoded:
     """Replace each code by its character; a code that stands for none that a key could have stays."""
-    text, starts, ends = [], list[int](), list[int]()
+    text, starts, ends = [], array("q"), array("q")
     at = 0
     for found in pattern.finditer(given.text):
         new = _character(found[0])
@@ -107,8 +108,8 @@ def _rewrite(given: Decoded, pattern: re.Pattern[str]) -> Decoded:
         text += [given.text[at:begin], new]
         starts += given.starts[at:begin]
         ends += given.ends[at:begin]
-        starts += [given.starts[begin]] * len(new)
-        ends += [given.ends[end - 1]] * len(new)
+        starts.extend([given.starts[begin]] * len(new))
+        ends.extend([given.ends[end - 1]] * len(new))
         at = end
     if not at:
         return given
@@ -147,8 +148,8 @@ def _rewrite_characters(given: Decoded) -> Decoded:
     kept = [i for i in range(len(text)) if i not in hidden]
     return Decoded(
         "".join(table.get(text[i], text[i]) for i in kept),
-        [given.starts[i] for i in kept],
-        [given.ends[i] for i in kept],
+        array("q", (given.starts[i] for i in kept)),
+        array("q", (given.ends[i] for i in kept)),
     )
 
 
