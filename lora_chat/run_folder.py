@@ -142,10 +142,11 @@ class RunFolder:
     def sweep(self) -> None:
         """Delete what a process that was killed had half written."""
         for folder in self.path.glob(f".{self.adapter.name}-*"):
-            shutil.rmtree(folder)
+            if folder.is_dir():
+                shutil.rmtree(folder)
         for folder in (self.path, self.checkpoints):
             for path in folder.iterdir() if folder.is_dir() else ():
-                if is_part(path):
+                if is_part(path) and path.is_file():
                     path.unlink()
 
     def write_text(self, path: Path, text: str) -> None:

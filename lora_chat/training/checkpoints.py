@@ -81,7 +81,7 @@ def verify(folder: Path) -> Commit:
     try:
         manifest = read_json(folder / MANIFEST, MIDDLE)
         step, identity = manifest["step"], manifest["identity"]
-        promised = {entry["path"]: (entry["size"], entry["sha256"]) for entry in manifest["files"]}
+        promised = {str(entry["path"]): (entry["size"], entry["sha256"]) for entry in manifest["files"]}
         whole = manifest.pop("sha256") == _own_digest(manifest)
     except FileNotFoundError:
         raise DamagedError("it was not finished") from None

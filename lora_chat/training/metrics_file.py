@@ -43,10 +43,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             row = parse_bounded(line)
         except ValueError:
             break
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
+        if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(_is_number, row.values())):
             break
         rows.append(row)
     return rows
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def cut_metrics(path: Path, step: int) -> Metrics:
