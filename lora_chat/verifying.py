@@ -150,7 +150,8 @@ def _fits(parcel: Parcel, base: Any) -> str:
 
 
 def _measure_again(path: str, own: Own, trust: Trust) -> Iterator[Check]:
-    opened = open_thing(path, say, Trust(trust.base, accept_template=trust.accept_template, signer=trust.signer))
+    asked = Trust(trust.base, accept_template=trust.accept_template, signer=trust.signer, read_files=True)
+    opened = open_thing(path, say, asked)
     prepared = find_held_out(opened, own) if own.data else None
     yield _tried("opened by PEFT", lambda: _prove(opened, prepared), "proof")
     if prepared is None or opened.parcel is None or own.data is None:
