@@ -87,7 +87,7 @@ class Store:
         try:
             sizes = self._written["sizes"]
             return self.ledger.rows >= 0 and all((self.folder / name).stat().st_size == sizes[name] for name in _TABLES)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return False
 
     @cached_property
@@ -100,7 +100,10 @@ class Store:
         from datasets import Dataset
 
         with self._damage():
-            return Dataset.from_file(str(self.folder / ROWS))
+            table = Dataset.from_file(str(self.folder / ROWS))
+            if table.column_names != ["input_ids", "labels", "unit"] or len(table) != self.ledger.rows:
+                raise ValueError("other columns or rows than its ledger has")
+            return table
 
     @cached_property
     def digests(self) -> "np.ndarray[Any, Any]":
@@ -137,5 +140,5 @@ class Store:
 
         try:
             yield
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise IntegrityError(f"{self.folder} is damaged; delete it. ({error})") from error

@@ -46,8 +46,9 @@ def find_embedded(name: str, notice: Callable[[str], None]) -> Path:
 def _is_whole(folder: Path) -> bool:
     try:
         sizes = json.loads((folder / "complete.json").read_text())
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+        needed = {"config.json", "model.safetensors", "tokenizer.json", DIGESTS_NAME}
+        return needed <= sizes.keys() and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # written again
         return False
 
 
