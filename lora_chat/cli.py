@@ -18,6 +18,7 @@ from lora_chat.stopping import raise_on_signals, signal_of
 from lora_chat.system.bounded_call import is_panic, panic_text
 from lora_chat.system.console import guard_output, print_error, print_json, print_result, say
 from lora_chat.system.environment import make_search_paths_absolute
+from lora_chat.system.hub_code import block_hub_code
 
 if TYPE_CHECKING:
     from lora_chat.opening import Trust
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     guard_output()
     options = make_parser(_COMMANDS).parse_args(arguments)
     os.environ.update(_ENVIRONMENT)
+    block_hub_code()
     if "LD_LIBRARY_PATH" in make_search_paths_absolute(os.environ):  # the loader has read it already
         say("LD_LIBRARY_PATH has an empty or relative element, so libraries of the working directory are loaded.")
     for name, value in _SMALLER_CACHES.items():

@@ -121,7 +121,11 @@ def _check_base(parcel: Parcel, trust: Trust, *, required: bool) -> Iterator[Che
             raise
         yield Check("base", str(error).splitlines()[0], None)
         return
-    yield _tried("base", lambda: _bound(parcel, trust, base.name), "base")
+    bound = _tried("base", lambda: _bound(parcel, trust, base.name), "base")
+    yield bound
+    if not bound.passed:
+        yield Check("fits the base", "not checked: this is not the base that it was trained on", None)
+        return
     if parcel.receipt.base.version == 1:
         yield Check("rest of the base", f"a receipt of version 1 does not cover {UNCOVERED}", None)
     yield _tried("fits the base", lambda: _fits(parcel, base))

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.errors import BaseUnavailableError
+from lora_chat.models.config_code import check_no_code
 from lora_chat.models.config_limits import check_config
+from lora_chat.models.weight_files import check_no_adapter
 from lora_chat.system.bounded_files import LARGE, MIDDLE, SMALL, read_bytes, read_json, read_text
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
@@ -39,9 +41,10 @@ def check_base_files(folder: Path) -> Mapping[str, Any]:
     """Check all files of a base that describe it, and return its config.
 
     Raises BaseUnavailableError naming the file that is too large, nested too deeply, not JSON or not UTF-8, or holds
-    numbers that no base has.
+    numbers that no base has; IntegrityError if something makes Transformers run other code or load an adapter.
     """
     try:
+        check_no_adapter(folder)
         names = [*_JSON, *_VOCABULARIES]
         marks = {name: found for name in names if (found := _mark(folder / name))}
         marks |= {str(path): _mark(path) for pattern in _TEMPLATES for path in folder.glob(pattern)}
@@ -78,6 +81,7 @@ def _check(folder: Path, _marks: tuple[tuple[str, tuple[int, ...]], ...]) -> Map
             raise BaseUnavailableError(f"{path} holds no JSON object. Replace it.")
         if name in (_CONFIG, "generation_config.json"):
             check_config(found, str(path))
+            check_no_code(found, str(path))
         elif name.startswith(("tokenizer", "special_tokens_map", "added_tokens")):
             _check_added(found, path)
         if name == _CONFIG:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import BaseUnavailableError, LoraChatError, MemoryShortError
 from lora_chat.models.base_files import check_base_files
+from lora_chat.models.config_code import check_loaded
 from lora_chat.models.dense_products import multiply_in_one_place
 from lora_chat.models.embedded import embedded_names, find_embedded
 from lora_chat.models.frozen_weights import hold_dense_weights, keep_one_layout, let_go_of_files
@@ -137,9 +138,11 @@ def read_config(base: FoundBase) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise BaseUnavailableError(f"The config of {base.name} cannot be read: {_first_line(error)}") from error
+    check_loaded(config, f"The config of {base.name}")
+    return config
 
 
 def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedModel":

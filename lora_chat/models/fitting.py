@@ -8,6 +8,9 @@ from lora_chat.errors import IntegrityError, RecipeError
 if TYPE_CHECKING:
     import torch
 
+_LARGEST = 10_000.0
+"""Largest value in an adapter; those of trained ones are below 100."""
+
 
 def target_candidates(model: "torch.nn.Module") -> tuple[str, ...]:
     """Last names of the layers that can carry LoRA: every linear layer except the LM head."""
@@ -64,3 +67,8 @@ def check_weights(weights: "dict[str, torch.Tensor]", expected: "dict[str, torch
             )
         if not tensor.dtype.is_floating_point or not torch.isfinite(tensor).all():
             raise IntegrityError(f"The adapter {name} holds values that are not numbers, in {key}.")
+        if tensor.numel() and (most := float(tensor.abs().max())) > _LARGEST:
+            raise IntegrityError(
+                f"The adapter {name} holds a value of {most:.0e} in {key}, at which a model overflows; "
+                f"at most {_LARGEST:,.0f} is read."
+            )

@@ -70,12 +70,13 @@ def check_settings(stored: StoredAdapter, defaults: Mapping[str, Any]) -> dict[s
             alpha=config["lora_alpha"],
             dropout=config.get("lora_dropout", 0.0),
             target_modules=tuple(targets),
+            variant="rslora" if config.get("use_rslora") is True else "lora",
         )
     except KeyError as error:
         raise IntegrityError(f"{where}: its config has no {error}.") from error
     except ValidationError as error:
         first = error.errors()[0]
-        wrong = f"{first['loc'][0]}: {first['msg']}"
+        wrong = ": ".join([*map(str, first["loc"][:1]), first["msg"]])
         raise IntegrityError(f"{where} holds settings out of range ({wrong}).") from error
     return {
         "r": checked.rank,

@@ -44,12 +44,8 @@ def find_weight_files(folder: Path, config: Any) -> list[Path]:
 
 def check_no_other_weights(folder: Path, config: Any) -> None:
     """Raise IntegrityError if a base's folder makes Transformers load weights that are not the base's own."""
+    check_no_adapter(folder)
     for path in sorted(folder.iterdir()):
-        if _ADAPTER.fullmatch(path.name):
-            raise IntegrityError(
-                f"The base {folder} holds an adapter, which would be loaded with it unnoticed ({path.name}).\n"
-                f"Fix: use a folder that holds the base alone, or remove {path.name}."
-            )
         if _DISTRIBUTED.fullmatch(path.name):
             raise IntegrityError(
                 f"The base {folder} holds a distributed checkpoint, which would replace its weights ({path.name}).\n"
@@ -64,6 +60,16 @@ def check_no_other_weights(folder: Path, config: Any) -> None:
             raise IntegrityError(
                 f"The config of the base {folder} sends Transformers to other files ({key}).\n"
                 f"Fix: use the base as its authors publish it, or remove {key} from config.json."
+            )
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Raise IntegrityError if a base's folder holds an adapter, whose config can even name another base to load."""
+    for path in sorted(folder.iterdir()):
+        if _ADAPTER.fullmatch(path.name):
+            raise IntegrityError(
+                f"The base {folder} holds an adapter, which would be loaded with it unnoticed ({path.name}).\n"
+                f"Fix: use a folder that holds the base alone, or remove {path.name}."
             )
 
 

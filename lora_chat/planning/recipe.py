@@ -1,13 +1,18 @@
 """The recipe: what the user asks for. Every setting has one home here, with its default."""
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
+from typing_extensions import Self
 
 from lora_chat.planning.audit_section import AuditSection
 from lora_chat.planning.data_section import DataSection
 from lora_chat.planning.section import Section, Seed, Text
 from lora_chat.planning.target import SIZE_PATTERN
+
+_LEAST_SCALE, _MOST_SCALE = 1e-4, 4096.0
+"""Below, an adapter does nothing; above, what it adds is beyond the numbers of 16 bits."""
 
 
 class BaseSection(Section):
@@ -34,7 +39,7 @@ class AdapterSection(Section):
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Inner dimension of the two LoRA matrices."""
-    alpha: Annotated[float, Field(gt=0)] = 32
+    alpha: Annotated[float, Field(gt=0, le=65536, allow_inf_nan=False)] = 32
     """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapter's inputs dropped in training."""
@@ -42,6 +47,20 @@ class AdapterSection(Section):
     """`all-linear`, or a list of layer names as the model spells them, such as [q_proj, v_proj]."""
     variant: Literal["lora", "rslora", "dora"] = "lora"
     """`lora`, `rslora` (arXiv 2312.03732, for high ranks) or `dora` (arXiv 2402.09353, slower)."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the update."""
+        return self.alpha / (math.sqrt(self.rank) if self.variant == "rslora" else self.rank)
+
+    @model_validator(mode="after")
+    def _has_a_usable_scale(self) -> Self:
+        if not _LEAST_SCALE <= self.scale <= _MOST_SCALE:
+            raise ValueError(
+                f"alpha = {self.alpha:g} with rank = {self.rank} scales the update by {self.scale:g}; "
+                f"from {_LEAST_SCALE:g} to {_MOST_SCALE:g} are allowed"
+            )
+        return self
 
 
 class TrainingSection(Section):

@@ -42,6 +42,7 @@ def main(request: dict[str, Any]) -> None:
     if request["memory"]:
         limit_memory(request["memory"])
     sys.argv = [request["code"], *request["arguments"]]
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # as `block_hub_code` says
     try:
         if request["package"]:
             load_package(Path(request["package"]))

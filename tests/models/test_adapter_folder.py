@@ -10,6 +10,8 @@ from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import load_adapter
 from lora_chat.models.adapter_folder import read_adapter
 from lora_chat.models.base_model import load_base_model
+from lora_chat.models.fitting import check_weights
+from lora_chat.models.stored_adapter import StoredAdapter, check_settings
 from lora_chat.opening import find_adapter
 
 
@@ -62,3 +64,30 @@ def test_hostile_adapter_settings_are_refused(random_base, make_adapter, tmp_pat
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(IntegrityError):
         load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        *(({"lora_alpha": alpha}, "alpha") for alpha in (1e308, 65537, 1e-9, 0, -1, float("nan"), float("inf"))),
+        ({"lora_alpha": 60_000, "r": 4}, "scales the update"),
+        ({"lora_alpha": 1e-4, "r": 1024}, "scales the update"),
+        *(({"r": rank}, "rank") for rank in (0, -1, 1025, 10**30, 2.5)),
+        *(({"lora_dropout": dropout}, "dropout") for dropout in (1.0, -0.1, float("nan"), 1e308)),
+        ({"lora_alpha": 60_000, "r": 16, "use_rslora": True}, "scales the update"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_outputs_overflow_are_refused(change, told):
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    check_settings(StoredAdapter("it", config, dict, None, None), {})
+    with pytest.raises(IntegrityError, match=told):
+        check_settings(StoredAdapter("it", config | change, dict, None, None), {})
+
+
+@pytest.mark.parametrize("value", [1e5, -1e38, float("inf"), float("nan")])
+def test_values_that_make_outputs_overflow_are_refused(value):
+    weights = {"a": torch.tensor([[0.1, 9999.0]])}
+    check_weights(weights, weights, "it")
+    with pytest.raises(IntegrityError, match=r"overflows|not numbers"):
+        check_weights({"a": torch.tensor([[0.1, value]])}, weights, "it")
