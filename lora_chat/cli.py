@@ -109,9 +109,10 @@ def plan(options: argparse.Namespace) -> None:
 
     if options.history:
         from lora_chat.forecast_record import history_text, read_history
+        from lora_chat.system.user_path import user_path
 
         folder = read_recipe(options.recipe, options.set).output.directory if options.recipe else "runs"
-        records = read_history(Path(folder).expanduser())
+        records = read_history(user_path(folder, "output.directory: "))
         print_json(records) if options.json else print_result(history_text(records))
         return
     if options.recipe is None:

@@ -16,6 +16,7 @@ from lora_chat.later import Own, open_mixture
 from lora_chat.models.base_model import read_positions
 from lora_chat.opening import Trust
 from lora_chat.system.console import say
+from lora_chat.system.user_path import user_path
 from lora_chat.writing import folder_written_whole
 
 _USUAL_TYPE = "q8_0"
@@ -33,7 +34,7 @@ def export_thing(
     """
     _check_types(to, types)
     mixture, make_probes, opened = open_mixture([thing], None, own, trust)
-    name = Path(thing).expanduser().resolve().name.removesuffix(".lorachat")
+    name = user_path(thing).resolve().name.removesuffix(".lorachat")
     out = (out or Path("exports") / f"{name}-{to}").absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecipeError(f"{shown(out)} is there already; name another folder with --out.")

@@ -10,6 +10,7 @@ from lora_chat.sharing.hub import download, upload
 from lora_chat.sharing.packing import write_parcel
 from lora_chat.sharing.parcel import SUFFIX, open_parcel
 from lora_chat.system.console import say
+from lora_chat.system.user_path import user_path
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -17,7 +18,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 def push_parcel(path: str, repository: str, *, private: bool) -> dict[str, Any]:
     """Verify a parcel and send it. Raises what is raised for what is wrong with it, or with the hub."""
     _check_name(repository)
-    parcel = open_parcel(Path(path).expanduser())
+    parcel = open_parcel(user_path(path))
     commit = upload(parcel.members, repository, private=private, notice=say)
     say(
         f"Pushed to {repository} at {commit[:12]}. With lora_chat: lora-chat pull {repository}. Without: "
@@ -29,7 +30,7 @@ def push_parcel(path: str, repository: str, *, private: bool) -> dict[str, Any]:
 def pull_parcel(repository: str, revision: str | None, out: Path | None, signer: Path | None) -> dict[str, Any]:
     """Fetch, put together as the parcel that was pushed, verify, and only then write it."""
     _check_name(repository)
-    to = (out or Path(repository.split("/")[1] + SUFFIX)).expanduser().absolute()
+    to = user_path(out or repository.split("/")[1] + SUFFIX).absolute()
     if to.is_dir():
         to = to / (repository.split("/")[1] + SUFFIX)
     members, commit = download(repository, revision, say)

@@ -19,6 +19,7 @@ from lora_chat.planning.recipe import EvaluationSection
 from lora_chat.preparation import Prepared, prepare_held_out, prepare_own
 from lora_chat.sharing.parcel import is_parcel
 from lora_chat.system.console import say
+from lora_chat.system.user_path import user_path
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Own:
 
 def evaluate_thing(thing: str, own: Own, trust: Trust) -> dict[str, Any]:
     """Compare base and adapted once more: a run on what it held out, anything on files of one's own."""
-    if own.data is None and (is_parcel(Path(thing).expanduser()) or is_adapter(Path(thing).expanduser())):
+    if own.data is None and (is_parcel(user_path(thing)) or is_adapter(user_path(thing))):
         raise RecipeError(f"{thing} brings no dialogues to measure with: name some with --data FILE.")
     if own.questions is not None and own.data is None:
         raise RecipeError("--questions belongs to --data: what a run held out has its own questions.")

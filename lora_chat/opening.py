@@ -22,6 +22,7 @@ from lora_chat.run_folder import RunFolder, is_run, open_run_folder
 from lora_chat.run_origin import sign_run, why_foreign
 from lora_chat.sharing.parcel import Parcel, is_parcel, open_parcel
 from lora_chat.system.sanitize import visible, visible_lines
+from lora_chat.system.user_path import user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +72,7 @@ def open_thing(thing: str, say: Callable[[str], None], trust: Trust = Trust(), m
 
     Raises RecipeError if it is none of them, and what is raised for what is wrong with it.
     """
-    path = Path(thing).expanduser()
+    path = user_path(thing)
     if trust.signer and not is_parcel(path):
         raise RecipeError(f"--signer belongs to parcels: {thing} is none, and nothing else is signed.")
     if trust.adopt and not (is_run(path) or _run_of(path)):

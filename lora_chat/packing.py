@@ -39,6 +39,7 @@ from lora_chat.sharing.receipt import Receipt, explain
 from lora_chat.sharing.tensors import check_tensors, read_tensors
 from lora_chat.system.console import say
 from lora_chat.system.user_key import is_signed, sign
+from lora_chat.system.user_path import user_path
 
 _PURPOSE = "proof 1"
 
@@ -51,7 +52,7 @@ def pack_run(thing: str, out: Path | None, license_name: str | None, key: Path |
     run = open_run_folder(thing)
     opened = open_thing(thing, say, trust)
     name = run.path.resolve().name
-    to = (out or Path(f"{name}{SUFFIX}")).expanduser().absolute()
+    to = user_path(out or f"{name}{SUFFIX}").absolute()
     if to.suffix != SUFFIX:
         to = to / f"{name}{SUFFIX}" if to.is_dir() else to.with_name(to.name + SUFFIX)
     draft, weights = draft_receipt(opened, run, name, license_name)

@@ -18,6 +18,7 @@ from lora_chat.planning.recipe import QuantizationSection, Recipe
 from lora_chat.planning.recipe_file import recipe_as_yaml
 from lora_chat.system.bounded_files import LARGEST_LOG, read_json_lines, read_json_object, read_text
 from lora_chat.system.received_folder import check_received_folder
+from lora_chat.system.user_path import user_path
 from lora_chat.writing import file_written_whole, is_part, sync, write_text_whole
 
 _LIBRARIES = (
@@ -194,7 +195,7 @@ def create_run_folder(recipe: Recipe, plan: Plan) -> RunFolder:
 
     Raises RecipeError or SpaceError if that cannot be written.
     """
-    parent = Path(recipe.output.directory).expanduser().absolute()
+    parent = user_path(recipe.output.directory, "output.directory: ").absolute()
     name = recipe.output.name or "run"
     with explain_write_errors(parent, "the run folder"):
         parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +226,7 @@ def forget(run: RunFolder) -> None:
 
 def newest_run(recipe: Recipe) -> RunFolder | None:
     """The run of a recipe's name with the highest number."""
-    parent = Path(recipe.output.directory).expanduser().absolute()
+    parent = user_path(recipe.output.directory, "output.directory: ").absolute()
     numbers = _numbers(parent, recipe.output.name or "run") if parent.is_dir() else {}
     runs = [path for _, path in sorted(numbers.items()) if is_run(path)]
     return RunFolder(runs[-1]) if runs else None
@@ -249,7 +250,7 @@ def _next_free(parent: Path, name: str) -> Path:
 
 def open_run_folder(path: str | Path) -> RunFolder:
     """The run at a path; raises RecipeError if there is none, IntegrityError if it holds links or special files."""
-    run = RunFolder(Path(path).expanduser())
+    run = RunFolder(user_path(path))
     if not run.path.exists():
         raise RecipeError(f"There is no run {path}.{_latest_hint(run.path.parent)}")
     if not is_run(run.path):

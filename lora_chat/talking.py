@@ -1,7 +1,5 @@
 """RUN, PARCEL, ADAPTER or BASE -> a chat that is ready to answer."""
 
-from pathlib import Path
-
 from lora_chat.dialogues.chat_template import install_template
 from lora_chat.errors import BaseUnavailableError
 from lora_chat.models.adapter_folder import is_adapter
@@ -15,13 +13,14 @@ from lora_chat.run_folder import is_run
 from lora_chat.serving.chat import Chat
 from lora_chat.sharing.parcel import is_parcel
 from lora_chat.system.console import say
+from lora_chat.system.user_path import user_path
 
 
 def open_chat(
     thing: str, mode: str | None, system: str | None, max_new_tokens: int, as_json: bool, trust: Trust
 ) -> Chat:
     """Load what was named. Raises RecipeError if it is nothing that talks."""
-    path = Path(thing).expanduser()
+    path = user_path(thing)
     if is_run(path) or is_adapter(path) or is_parcel(path):
         opened = open_thing(thing, say, trust, mode)
         precision, base, tokenizer = opened.precision, opened.found.base, opened.found.tokenizer

@@ -24,6 +24,7 @@ from lora_chat.sharing.parcel import Check, Parcel, open_parcel, settings_of
 from lora_chat.sharing.portability import report_portability
 from lora_chat.system.console import say
 from lora_chat.system.sanitize import visible
+from lora_chat.system.user_path import user_path
 
 _ABOUT_THE_RECEIPT = {"format", "version", "digest"}
 """Fields that say how a receipt is written, not what the adapter is."""
@@ -41,7 +42,7 @@ def verify_parcel(path: str, own: Own, trust: Trust, *, again: bool) -> dict[str
     checks: list[Check] = []
     found: dict[str, Any] = {"parcel": path, "passed": False}
     try:
-        parcel = open_parcel(Path(path).expanduser(), trust.signer, checks.append)
+        parcel = open_parcel(user_path(path), trust.signer, checks.append)
     except IntegrityError:
         return found | {"checks": [asdict(check) for check in checks]}
     checks += _check_base(parcel, trust, required=again)

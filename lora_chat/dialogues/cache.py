@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.dialogues.bounds import check_regular
 from lora_chat.dialogues.building import build_store
 from lora_chat.dialogues.chunk_encoding import ChunkEncoder, EncodingOptions
 from lora_chat.dialogues.ledger import Ledger
@@ -82,6 +83,7 @@ def _key(
 
 def _digest(path: Path) -> str:
     try:
+        check_regular(path)  # a pipe or a device would be read without end
         return digest_file(path)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error

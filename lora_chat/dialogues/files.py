@@ -23,12 +23,14 @@ from lora_chat.dialogues.bounds import (
     read_bounded_lines,
 )
 from lora_chat.dialogues.file_kinds import MARK, TABLES, open_unpacked, recognise_kind
+from lora_chat.dialogues.globs import expand
 from lora_chat.dialogues.json_list import BrokenListError, read_list
 from lora_chat.dialogues.raw_row import RawRow, first_line, is_text
 from lora_chat.dialogues.tables import read_parquet, read_table
 from lora_chat.errors import DataError
 from lora_chat.system.strict_json import is_deep
 
+_NAME_LENGTH = 300
 _PIECE = 1 << 18
 """Plain text comes in pieces of about as many bytes, so that a book need not fit into memory."""
 
@@ -40,15 +42,10 @@ def find_files(names: str | tuple[str, ...]) -> tuple[Path, ...]:
     """
     found: dict[Path, None] = {}
     for name in (names,) if isinstance(names, str) else names:
-        path = Path(name)
-        if path.is_dir():
-            inside = _sorted(name, (p for p in path.iterdir() if not p.name.startswith(".")))
-        elif glob.has_magic(name) and not path.exists():
-            inside = _sorted(name, Path(path.anchor).glob(name.removeprefix(path.anchor)))
-        else:
-            inside = [path]
-            if not path.exists():
-                raise DataError(f"There is no file {path}.")
+        try:
+            inside = _inside(name)
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            raise DataError(f"Cannot read {name[:_NAME_LENGTH]}: {error.strerror or error}.") from error
         if not inside:
             raise DataError(f"There is no file in {name}.")
         found |= dict.fromkeys(inside)
@@ -58,8 +55,19 @@ def find_files(names: str | tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(found)
 
 
+def _inside(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        return _sorted(name, (p for p in path.iterdir() if not p.name.startswith(".") and p.is_file()))
+    if path.exists():
+        return [path]
+    if glob.has_magic(name):
+        return _sorted(name, dict.fromkeys(expand(path)))
+    raise DataError(f"There is no file {path}.")
+
+
 def _sorted(name: str, paths: Iterable[Path]) -> list[Path]:
-    found = list(islice((path for path in paths if path.is_file()), MOST_FILES + 1))
+    found = list(islice(paths, MOST_FILES + 1))
     if len(found) > MOST_FILES:
         raise DataError(f"{name} leads to more than {MOST_FILES:,} files; join them.")
     return sorted(found)

@@ -18,6 +18,7 @@ from lora_chat.planning.plan import PrecisionPlan
 from lora_chat.planning.recipe import BaseSection
 from lora_chat.system.bounded_call import call_bounded, is_panic
 from lora_chat.system.received_folder import check_received_folder
+from lora_chat.system.user_path import user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +45,7 @@ class FoundBase:
 
 def is_here(base: BaseSection) -> bool:
     """Whether nothing has to be downloaded for a base."""
-    local = base.name in embedded_names() or Path(base.name).expanduser().is_dir()
+    local = base.name in embedded_names() or user_path(base.name, "base.name: ").is_dir()
     return local or find_here(base.name, base.revision) is not None
 
 
@@ -58,7 +59,7 @@ def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None)
 
     Raises BaseUnavailableError with what to do, IntegrityError for a folder with links or special files in it.
     """
-    local = Path(base.name).expanduser()
+    local = user_path(base.name, "base.name: ")
     if base.name in embedded_names():
         return FoundBase(base.name, find_embedded(base.name, notice))
     if local.is_dir():

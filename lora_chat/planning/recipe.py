@@ -1,9 +1,10 @@
 """The recipe: what the user asks for. Every setting has one home here, with its default."""
 
 import math
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 from typing_extensions import Self
 
 from lora_chat.planning.audit_section import AuditSection
@@ -13,6 +14,8 @@ from lora_chat.planning.target import SIZE_PATTERN
 
 _LEAST_SCALE, _MOST_SCALE = 1e-4, 4096.0
 """Below, an adapter does nothing; above, what it adds is beyond the numbers of 16 bits."""
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""Run folders are called NAME-1, which is none; names stand alone in parcels and exports."""
 
 
 class BaseSection(Section):
@@ -66,7 +69,7 @@ class AdapterSection(Section):
 class TrainingSection(Section):
     """Supervised fine-tuning; the loss is on assistant turns only."""
 
-    epochs: Annotated[float, Field(gt=0)] = 3.0
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = 3.0
     """Passes over the training dialogues."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many optimizer steps, whatever the epochs."""
@@ -135,10 +138,17 @@ class OutputSection(Section):
 
     directory: Text = "runs"
     """Folder of run folders; a relative one starts at the working directory."""
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    name: Annotated[str, StringConstraints(pattern=r"^[^\W_][\w.-]*$", max_length=200)] | None = None
     """First part of the run folder's name; the recipe's file name if not given."""
     tensorboard: bool = False
     """Write TensorBoard events too (`pip install tensorboard`)."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_device(cls, name: str | None) -> str | None:
+        if name and _DEVICE.fullmatch(name):
+            raise ValueError("on Windows this is the name of a device")
+        return name
 
 
 class Recipe(Section):

@@ -18,6 +18,10 @@ Key = tuple[str, ...]
 _YAML = "tag:yaml.org,2002:"
 _KINDS = {"str", "int", "float", "bool", "null", "map", "seq"}
 _PATHS = ("train", "validation")
+_LARGEST = 2**53
+"""Of whole numbers; beyond it they lose digits where they meet fractions."""
+_TOLD, _KEY_LENGTH = 20, 100
+"""Most faults that are told at once, and most of a key that is."""
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
@@ -77,7 +81,7 @@ def _construct(node: yaml.Node, at: Key, places: dict[Key, str], path: Path) -> 
     where = places[at] = f"{path}:{node.start_mark.line + 1}"
     kind = node.tag.removeprefix(_YAML)
     if kind not in _KINDS:
-        raise RecipeError(f"{where}: the tag {node.tag} is not allowed in a recipe.")
+        raise RecipeError(f"{where}: the tag {node.tag[:_KEY_LENGTH]} is not allowed in a recipe.")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -86,16 +90,19 @@ def _construct(node: yaml.Node, at: Key, places: dict[Key, str], path: Path) -> 
                 raise RecipeError(f"{line}: keys are plain words.")
             key = str(key_node.value)
             if key in result:
-                raise RecipeError(f"{line}: {key} is given twice.")
+                raise RecipeError(f"{line}: {key[:_KEY_LENGTH]} is given twice.")
             result[key] = _construct(value_node, (*at, key), places, path)
             places[(*at, key)] = line
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, (*at, str(i)), places, path) for i, item in enumerate(node.value)]
     try:
-        return _scalar(node.value, kind, plain=getattr(node, "style", None) is None)
-    except (yaml.YAMLError, ValueError, KeyError) as error:
+        value = _scalar(node.value, kind, plain=getattr(node, "style", None) is None)
+    except (yaml.YAMLError, ValueError, KeyError, IndexError, OverflowError) as error:
         raise RecipeError(f"{where}: {_short(node.value)} is no {kind}.") from error
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise RecipeError(f"{where}: {_short(node.value)} is too large; whole numbers go up to {_LARGEST:,}.")
+    return value
 
 
 def _scalar(text: str, kind: str, plain: bool) -> Any:
@@ -131,7 +138,12 @@ def _validate(tree: dict[str, Any], places: dict[Key, str], name: str) -> Recipe
     try:
         return Recipe.model_validate(_tuples(tree))
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(error, tree, places, name))
+        lines: dict[str, None] = {}
+        for line in _explain(error, tree, places, name):
+            if len(lines) == _TOLD:
+                lines["... and more of this kind."] = None
+                break
+            lines[line] = None
         raise RecipeError("\n".join(lines)) from error
 
 
@@ -150,9 +162,9 @@ def _explain(error: ValidationError, tree: dict[str, Any], places: dict[Key, str
     for problem in meant or [p for p in problems if p["type"] != "model_type"] or problems:
         keys = _written(problem["loc"], tree, needed=problem["type"] == "missing")
         where = next((places[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in places), name)
-        dotted = ".".join(keys)
+        dotted = ".".join(key[:_KEY_LENGTH] for key in keys)
         if problem["type"] == "extra_forbidden":
-            yield f"{where}: unknown key {dotted}.{_nearest(keys[-1], _known(keys[:-1]))}"
+            yield f"{where}: unknown key {dotted}.{_nearest(keys[-1][:_KEY_LENGTH], _known(keys[:-1]))}"
         elif problem["type"] == "missing":
             yield f"{where}: {dotted} is needed." + (" Name a file of dialogues." if dotted == "data" else "")
         else:
@@ -234,7 +246,8 @@ def _with_absolute_paths(recipe: Recipe, path: Path, places: dict[Key, str]) -> 
 
 
 def _run_name(path: Path) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem).strip(".-_") or "run"
+    name = "".join(c if c.isalpha() or c.isdecimal() or c in "._-" else "-" for c in path.stem)
+    return name[:_KEY_LENGTH].strip(".-_") or "run"
 
 
 def recipe_as_yaml(recipe: Recipe) -> str:

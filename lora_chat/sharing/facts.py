@@ -118,8 +118,12 @@ def _public_sources(value: Any) -> Any:
 def public_file(text: str) -> str:
     """Return the name of a file without its folders; a folder's own name, perhaps a client's, is left out too."""
     name = re.split(r"[/\\]", text.rstrip("/\\"))[-1]
-    path = Path(text).expanduser()
-    if path.is_dir() or not ("." in name[1:-1] or path.is_file()):
+    try:
+        path = Path(text).expanduser()
+        unnamed = path.is_dir() or not ("." in name[1:-1] or path.is_file())
+    except (RuntimeError, OSError):  # no such user, a name that is too long
+        unnamed = True
+    if unnamed:
         return "folder"
     return name
 

@@ -391,7 +391,7 @@ def test_merge_keys_and_keys_that_are_no_words_are_refused(refusal):
     assert "mine.yaml:2:" in refusal(DATA + "base: {[a, b]: x}\n")
 
 
-NUMBERS = st.floats(min_value=1e-9, max_value=1e9, exclude_max=True)
+NUMBERS = st.floats(min_value=1e-2, max_value=65536)
 # Texts such as 1e5 and the line separator NEL are left out: tests of their own have them.
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\x85"), min_size=1).filter(
     lambda t: not re.fullmatch(r"[-+.\d]+[eE][-+.\d]+", t)
