@@ -12,6 +12,7 @@ from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import PROBE_TEXT, FoundBase, read_config
 from lora_chat.models.base_settings import canonical, read_settings
 from lora_chat.models.damage import check_digest, check_structure
+from lora_chat.models.default_settings import same_generation, same_tokenizer_settings, same_when_loaded
 from lora_chat.models.file_digests import digest_of
 from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.models.tokenizer_parts import read_tokenizer_parts
@@ -138,23 +139,41 @@ _SHOWN = 4
 """Number of changed fields that a message names per group."""
 
 
-def differences(trained: Identity, found: Identity) -> list[str]:
-    """Return what is not the same, each part with both values or digests."""
+def differences(trained: Identity, found: Identity, base: FoundBase | None = None) -> list[str]:
+    """Return what is not the same, each part with both values or digests.
+
+    With the `base` that was found, a default that only one side names is no difference.
+    """
     changed = {
         key: [f"{getattr(trained, key)[:16]}..., found {getattr(found, key)[:16]}..."]
         for key in _PARTS
         if getattr(trained, key) != getattr(found, key)
     }
     before, now = trained.later_parts(), found.later_parts()
-    for name in sorted(before.keys() | now.keys()) if before and now else ():
-        if before.get(name) == now.get(name):
-            continue
+    differing = {name for name in before.keys() | now.keys() if before and now and before.get(name) != now.get(name)}
+    if differing and base is not None:
+        differing -= _only_in_form(trained, found, base)
+    for name in sorted(differing):
         group, _, field = name.partition(".")
         if group == "files" and "weights" in changed:  # says the same again
             continue
         values = f"{_shown(before, name)}, found {_shown(now, name)}"
         changed.setdefault(group, []).append(f"{field}: {values}" if field else values)
     return [f"{(_PARTS | _GROUPS)[group]} ({_joined(fields)})" for group, fields in changed.items()]
+
+
+def _only_in_form(trained: Identity, found: Identity, base: FoundBase) -> set[str]:
+    """Return the names of parts that differ as they are written and load the same here."""
+    mine, yours = trained.config or {}, found.config or {}
+    same = {f"config.{name}" for name in same_when_loaded(base.folder, read_config(base), mine, yours)}
+    others = {name for name in mine.keys() | yours.keys() if mine.get(name) != yours.get(name)}
+    if {f"config.{name}" for name in others} <= same and same_generation(
+        base.folder, trained.generation, found.generation
+    ):
+        names = (trained.generation or {}).keys() | (found.generation or {}).keys()
+        same |= {"generation", *(f"generation.{name}" for name in names)}
+    tokenizer = same_tokenizer_settings(trained.tokenizer_parts or {}, found.tokenizer_parts or {})
+    return same | {f"tokenizer.{name}" for name in tokenizer}
 
 
 def _shown(parts: Mapping[str, str], name: str) -> str:
@@ -168,9 +187,9 @@ def _joined(fields: list[str]) -> str:
     return "; ".join([*(visible(field, 200) for field in fields[:_SHOWN]), *more])
 
 
-def check_identity(trained: Identity, found: Identity, where: str) -> None:
-    """Raise IntegrityError if an adapter was trained with something other than what was found."""
-    if changed := differences(trained, found):
+def check_identity(trained: Identity, found: Identity, where: str, base: FoundBase | None = None) -> None:
+    """Raise IntegrityError if an adapter was trained with something other than the `base` that was found."""
+    if changed := differences(trained, found, base):
         raise IntegrityError(
             f"The adapter {where} belongs to another base: other {' and '.join(changed)}.\n"
             f"It was trained on {trained.base}"

@@ -49,10 +49,10 @@ def bind(
     stops = None if run_template else stored.identity.stops or ()
     found = identify(base, tokenizer, read_files=read_files, stops=stops)
     if not force:
-        check_identity(stored.identity, found, stored.name)
+        check_identity(stored.identity, found, stored.name, base)
         if stored.identity.version == 1 and not read_files:  # `verify` has a line of its own
             notice(f"{stored.name} was made by an older version; its receipt does not cover {UNCOVERED}.")
-    elif changed := differences(stored.identity, found):
+    elif changed := differences(stored.identity, found, base):
         notice(
             f"{stored.name} was trained with other {' and '.join(changed)}. Its weights are corrections to those it "
             "learned on: on others it may answer worse than the base alone, in another language, or without end, and "

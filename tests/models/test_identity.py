@@ -26,10 +26,11 @@ def identity_of(folder):
     return identify(base, load_tokenizer(base))
 
 
-def refused(trained, folder):
+def refused(trained, folder, *, word_for_word=True):
     """Whether something in a folder is told from what was trained on, or cannot be loaded at all."""
     try:
-        return bool(differences(trained, identity_of(folder)))
+        base = None if word_for_word else FoundBase("base", Path(folder))
+        return bool(differences(trained, identity_of(folder), base))
     except (IntegrityError, BaseUnavailableError):
         return True
 
@@ -43,7 +44,8 @@ def behaviour(folder):
     precision = make_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2))
     model = load_base_model(base, precision).eval()
     ids = [tokenizer(text)["input_ids"] for text in TEXTS]
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    asked = [{"role": "user", "content": "hi"}]
+    chat = tokenizer.chat_template and tokenizer.apply_chat_template(asked, tokenize=False)
     stops = read_stop_ids(base, tokenizer)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([list(range(5, 45))])).logits.float()
@@ -216,6 +218,8 @@ def check_all(changes, name, altered, trained, true_behaviour):
                 continue
             assert now == true_behaviour, f"{name}: {field} is listed as harmless"
             passed.add(field)
+        elif not refused(trained, folder, word_for_word=False):
+            assert behaviour(folder) == true_behaviour, f"{name}: {field} is taken for a default"
     return passed
 
 
@@ -452,9 +456,13 @@ def test_a_message_names_the_changed_fields_with_both_values(altered, trained):
 def test_a_changed_config_of_another_architecture_is_refused_or_harmless(architecture, random_base, altered):
     source = random_base(architecture)
     trained, name = identity_of(source), "config.json"
+    logits = behaviour(source)[4]
     for field, change in single_changes(source, name):
         if field not in HARMLESS[name]:
-            assert refused(trained, altered(name, change, source=source)), field
+            folder = altered(name, change, source=source)
+            assert refused(trained, folder), field
+            if not refused(trained, folder, word_for_word=False):
+                assert behaviour(folder)[4] == logits, field
 
 
 @pytest.fixture
@@ -534,3 +542,101 @@ def test_a_path_of_this_machine_is_only_a_digest(altered):
     folder = altered("config.json", lambda found: found.update(base_path="/home/anna/secret", more=[["~/x"]]))
     assert "anna" not in identity_of(folder).model_dump_json()
     assert "~" not in identity_of(folder).model_dump_json()
+
+
+def saved_again(folder, *, full):
+    """Write a base's settings as another version would: with every default, or with as few fields as load the same."""
+    from transformers import AutoConfig, GenerationConfig
+
+    config, generation = AutoConfig.from_pretrained(folder), GenerationConfig.from_pretrained(folder)
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        path.unlink()
+    if full:
+        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+        (folder / "generation_config.json").write_text(json.dumps(generation.to_dict()))
+        return
+    default = type(config)().to_dict() | {"head_dim": config.hidden_size // config.num_attention_heads}
+    keep = ("model_type", "tie_word_embeddings")
+    named = {key: value for key, value in config.to_dict().items() if key in keep or default.get(key) != value}
+    assert len(named) < 16
+    named["rope_theta"] = named.pop("rope_parameters", config.rope_parameters)["rope_theta"]  # as version 4 has it
+    (folder / "config.json").write_text(json.dumps({**named, "rope_scaling": None}))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer.pop("backend")
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+
+
+OLD_BASE = Path(__file__).parents[1] / "fixtures" / "run-of-version-1" / "base"
+
+
+@pytest.mark.parametrize("source", ["new", "old"])
+def test_a_base_saved_again_by_another_version_is_the_same(source, base, altered, true_behaviour):
+    source = {"new": base, "old": OLD_BASE}[source]
+    few, all_of_them = altered(source=source), altered(source=source)
+    saved_again(few, full=False)
+    saved_again(all_of_them, full=True)
+    for trained in (source, few, all_of_them):
+        for found in (source, few, all_of_them):
+            assert not refused(identity_of(trained), found, word_for_word=False), (trained, found)
+            if trained != found:
+                assert refused(identity_of(trained), found)
+    if source == base:
+        assert behaviour(few) == behaviour(all_of_them) == true_behaviour
+
+
+ONE_SIDED = [
+    *({"config.json": {name: value}} for name, value in {
+        "rope_theta": 500.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.0},
+        "head_dim": 32,
+        "num_key_value_heads": 4,
+        "attention_bias": True,
+        "hidden_act": "gelu",
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "repetition_penalty": 1.0,
+        "repetition_penalty ": 9.0,
+        "transformers_weights": None,
+        "auto_map": None,
+        "_attn_implementation": "eager",
+        "made_up": None,
+        "text_config": {},
+        "num_hidden_layers": 10**9,
+        "attribute_map": {"hidden_act": "x"},
+    }.items()),
+    *({"generation_config.json": {name: value}} for name, value in {
+        "repetition_penalty": 1.1,
+        "temperature": 0.5,
+        "cache_implementation": "quantized",
+        "guidance_scale": 2.0,
+        "suppress_tokens": [5],
+        "made_up": None,
+    }.items()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ONE_SIDED, ids=str)
+def test_a_field_on_one_side_with_another_value_than_the_default_is_refused(change, altered):
+    few = altered()
+    saved_again(few, full=False)
+    more = altered(source=few)
+    for name, fields in change.items():
+        found = json.loads((more / name).read_text()) if (more / name).is_file() else {}
+        (more / name).unlink(missing_ok=True)
+        (more / name).write_text(json.dumps(found | fields))
+    assert refused(identity_of(few), more, word_for_word=False)
+    try:
+        trained = identity_of(more)
+    except (IntegrityError, BaseUnavailableError):
+        return
+    assert refused(trained, few, word_for_word=False)
+
+
+def test_generation_settings_of_the_config_count_where_their_file_is_gone(altered):
+    both = altered("config.json", lambda found: found.update(repetition_penalty=9.0))
+    without = altered(source=both)
+    (without / "generation_config.json").unlink()
+    assert refused(identity_of(both), without, word_for_word=False)
+    assert refused(identity_of(without), both, word_for_word=False)
