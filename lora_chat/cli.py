@@ -17,7 +17,7 @@ from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, Recipe
 from lora_chat.stopping import raise_on_signals, signal_of
 from lora_chat.system.bounded_call import is_panic, panic_text
 from lora_chat.system.console import guard_output, print_error, print_json, print_result, say
-from lora_chat.system.environment import make_search_paths_absolute
+from lora_chat.system.environment import check_folders, make_search_paths_absolute
 from lora_chat.system.hub_code import block_hub_code
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _quiet()
     command: Callable[[argparse.Namespace], None] = options.command
     try:
+        check_folders(os.environ)
         command(options)
         return 0
     except ConsentError as error:

@@ -1,7 +1,5 @@
 """All that a run needs before the weights: tokenizer, dialogues read, checked and encoded, questions."""
 
-import resource
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -31,6 +29,7 @@ from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.planning.data_section import DataSection
 from lora_chat.planning.plan import Plan
 from lora_chat.run_folder import RunFolder
+from lora_chat.system.process_limits import peak_process_memory
 from lora_chat.system.sanitize import visible
 
 if TYPE_CHECKING:
@@ -190,8 +189,7 @@ def peak_memory_bytes() -> int:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_process_memory()
 
 
 def peak_held_bytes() -> int:

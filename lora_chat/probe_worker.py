@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.system.console import print_json
+from lora_chat.system.process_limits import peak_process_memory
 
 if TYPE_CHECKING:
     from lora_chat.dialogues.encoding import EncodedDialogue
@@ -161,7 +161,7 @@ def read_peak() -> float:
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
-        return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return float(peak_process_memory())
 
 
 def read_steps(metrics: Path) -> list[tuple[float, int]]:

@@ -18,8 +18,9 @@ from lora_chat.planning.recipe import QuantizationSection, Recipe
 from lora_chat.planning.recipe_file import recipe_as_yaml
 from lora_chat.system.bounded_files import LARGEST_LOG, read_json_lines, read_json_object, read_text
 from lora_chat.system.received_folder import check_received_folder
+from lora_chat.system.shared_folders import check_run_place
 from lora_chat.system.user_path import user_path
-from lora_chat.writing import file_written_whole, is_part, sync, write_text_whole
+from lora_chat.writing import file_written_whole, is_part, make_parents, sync, write_text_whole
 
 _LIBRARIES = (
     "lora-chat",
@@ -198,8 +199,13 @@ def create_run_folder(recipe: Recipe, plan: Plan) -> RunFolder:
     parent = user_path(recipe.output.directory, "output.directory: ").absolute()
     name = recipe.output.name or "run"
     with explain_write_errors(parent, "the run folder"):
-        parent.mkdir(parents=True, exist_ok=True)
+        make_parents(parent / name)
         run = RunFolder(_next_free(parent, name))
+    try:
+        check_run_place(run.path)
+    except RecipeError:
+        run.path.rmdir()
+        raise
     try:
         describe(run, recipe, plan)
         with explain_write_errors(run.path, "the run folder"):
@@ -233,7 +239,7 @@ def newest_run(recipe: Recipe) -> RunFolder | None:
 
 
 def _numbers(parent: Path, name: str) -> dict[int, Path]:
-    pattern = re.compile(re.escape(name) + r"-(\d+)")
+    pattern = re.compile(re.escape(name) + r"-([0-9]{1,9})")
     return {int(m[1]): p for p in parent.iterdir() if (m := pattern.fullmatch(p.name))}
 
 

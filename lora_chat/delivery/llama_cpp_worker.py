@@ -90,9 +90,7 @@ class _Model:
             raise RuntimeError("the file has no chat template")
         end = self._text(llama_cpp.llama_vocab_eos(self._vocab))
         opening = self._text(llama_cpp.llama_vocab_bos(self._vocab))
-        with limited(_SECONDS, _MEMORY, address_space()):  # the template may be a stranger's program
-            formatter = Jinja2ChatFormatter(template.decode(), eos_token=end, bos_token=opening)
-            text = formatter(messages=messages, **({"tools": tools} if tools else {})).prompt
+        text = render(template.decode(), messages, tools, opening=opening, end=end)
         # They add the beginning of a text themselves where the file says so, and then take the template's own away.
         return self.tokenize(text.removeprefix(self.beginning()), bool(self.beginning()))
 
@@ -112,6 +110,14 @@ class _Model:
 
     def _text(self, token: int) -> str:
         return llama_cpp.llama_vocab_get_text(self._vocab, token).decode() if token >= 0 else ""
+
+
+def render(template: str, messages: Any, tools: Any, *, opening: str, end: str) -> str:
+    """Return a prompt under a template, which may be a stranger's program: beyond the limits this process ends."""
+    with limited(_SECONDS, _MEMORY, address_space()):
+        formatter = Jinja2ChatFormatter(template, eos_token=end, bos_token=opening)
+        found: str = formatter(messages=messages, **({"tools": tools} if tools else {})).prompt
+    return found
 
 
 def quantise(request: dict[str, Any]) -> dict[str, Any]:

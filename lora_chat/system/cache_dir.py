@@ -26,6 +26,11 @@ def config_dir(*parts: str) -> Path:
 
 
 def _private(root: Path, parts: tuple[str, ...]) -> Path:
+    if not root.is_absolute():  # the standard of XDG says so too
+        raise IntegrityError(
+            f"The folder {root} depends on the working directory, which may be a stranger's.\n"
+            "Give the full path: XDG_CACHE_HOME=/FOLDER and XDG_CONFIG_HOME=/FOLDER."
+        )
     root.parent.mkdir(parents=True, exist_ok=True)
     folder = root
     for place in (root, *(root := root / part for part in parts)):

@@ -6,19 +6,36 @@ from collections.abc import Iterable, MutableMapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from lora_chat.errors import RecipeError
+from lora_chat.system.sanitize import visible
+
+_SHOWN = 200
 _SECRET_NAME = re.compile(
-    r"(^|_)(TOKENS?|KEYS?|KEY_?ID|SECRETS?|PWD|PASS|PASSWD|PASSPHRASE|PAT|PSK|AUTH|COOKIES?|NETRC)(_|\d|$)"
-    r"|PASSW|PASSPHRASE|SECRET|CREDENTIAL|TOKEN$|API_?KEY|PRIVATE_?KEY|ACCESS_?KEY|KEYRING|WEBHOOK|KUBECONFIG"
+    r"(^|_)(KEYS?|KEY_?ID|PWD|PW|PASS|PAT|PSK|SAS|SIG|OTP|PIN|O?AUTH|COOKIES?|CREDS?|NETRC)(_|\d|$)"
+    r"|TOKEN(?!IZ)|PASSW|PASSPHRASE|SECRET|CREDENTIAL|API_?KEYS?|PRIVATE_?KEY|ACCESS_?KEY|KEYRING|WEBHOOK|KUBECONFIG"
+    r"|JWT|BEARER|AUTHORIZATION|CONN(ECTION)?_?STR(ING)?|DSN$|[A-Z]AUTH$|([A-Z]{3}|SSH)KEY\d*$"
     r"|^(AWS|AZURE|GCP|GCLOUD|GOOGLE|SSH|GPG|DBUS|DOCKER|VAULT|PG)_|^(PGPASSFILE|MYSQL_PWD|BASH_FUNC_.*)$",
     re.IGNORECASE,
 )
 _NOT_SECRET = {"PWD", "OLDPWD"}
 _SECRET_VALUE = re.compile(
     r"://[^/\s@]+@"  # a name or a password inside a URL
-    r"|\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abp]-|AKIA|ASIA|AIza|eyJ)[A-Za-z0-9_-]{12,}"
-    r"|-----BEGIN"
+    r"|\b(hf_|gh[pousr]_|github_pat_|glpat-|sk[-_]|rk_|xox[abp]-|xapp-|AKIA|ASIA|AIza|eyJ|npm_|pypi-|dckr_pat_|dop_v1_"
+    r"|nvapi-|gsk_|r8_|hvs\.|tskey-|shpat_|ya29\.|SG\.)[A-Za-z0-9_-]{12,}"
+    r"|-----BEGIN|AGE-SECRET-KEY|(?i:\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,})"
+    r"|(?i:(password|passwd|pwd|secret|token|account_?key|api_?key)[\"']?\s*[=:])"
+    r"|^[0-9a-fA-F]{32,}$"  # what random keys look like, and nothing that a worker needs
 )
 _SEARCH_PATHS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "PYTHONPATH")
+_FOLDERS = (
+    *("HOME", "USERPROFILE", "LOCALAPPDATA", "APPDATA", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),
+    *("TMPDIR", "TEMP", "TMP", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ASSETS_CACHE", "HF_XET_CACHE"),
+    *("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH", "TRANSFORMERS_CACHE"),
+    *("TORCH_HOME", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR", "PYTORCH_KERNEL_CACHE_PATH", "TRITON_HOME"),
+    *("TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "MPLCONFIGDIR", "MATPLOTLIBRC", "NUMBA_CACHE_DIR", "SSL_CERT_FILE"),
+    *("SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC", "LORA_CHAT_LLAMA_CPP", "PYTHONPYCACHEPREFIX"),
+)
+"""Variables that name a folder or file from which this program or a library of it reads what it believes."""
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",  # the login that lies in a file
@@ -68,6 +85,25 @@ def make_search_paths_absolute(environment: MutableMapping[str, str]) -> list[st
             else:
                 del environment[name]
     return changed
+
+
+def check_folders(environment: MutableMapping[str, str]) -> None:
+    """Remove empty settings that name a folder. Raises RecipeError for one that depends on the working directory.
+
+    The working directory may be a stranger's, with a cache, a key or a login of the stranger in it. Some libraries
+    take an empty variable for the working directory as well: with HF_HOME="" the hub's cache is `./hub`.
+    """
+    for name in _FOLDERS:
+        value = environment.get(name)
+        if value is None:
+            continue
+        if not value.strip():
+            del environment[name]
+        elif not Path(value).is_absolute() and not (name.startswith("HF_") and value.startswith("~")):
+            raise RecipeError(
+                f"{name} is {visible(value, _SHOWN)}, which depends on the working directory. Give its full path: "
+                f'{name}="$PWD/..."'
+            )
 
 
 def absolute_elements(value: str) -> list[str]:

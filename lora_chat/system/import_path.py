@@ -23,5 +23,12 @@ def leave_out_working_directory() -> None:
     ]
 
 
+def leave_out_compiled_files() -> None:
+    """Take no compiled modules from a folder that depends on the working directory (PYTHONPYCACHEPREFIX)."""
+    if sys.pycache_prefix is not None and not os.path.isabs(sys.pycache_prefix):  # noqa: PTH117
+        sys.pycache_prefix = None
+
+
 leave_out_working_directory()
+leave_out_compiled_files()
 os.environ["PYTHONSAFEPATH"] = "1"  # for interpreters that libraries start with `python -c` or `python -m`

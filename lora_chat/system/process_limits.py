@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +44,15 @@ def address_space() -> int:
         return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return 0
+
+
+def peak_process_memory() -> int:
+    """Return the most bytes of memory that this process has had; 0 if the system does not tell."""
+    ask = getattr(_resource, "getrusage", None)
+    if ask is None:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(ask(_resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
 def _lower_memory(most: int | None) -> None:

@@ -2,7 +2,7 @@
 
 A worker is isolated. It imports nothing from the working directory, PYTHONPATH or the user's site folder. It works in
 an empty folder of its own, gets no secrets from the environment, and does not use the hub. A worker that takes too long
-is killed with everything that it forked.
+is killed with everything that it forked, and it ends when the process that started it is gone.
 """
 
 import json
@@ -102,6 +102,7 @@ def start_worker(
         "arguments": list(arguments),
         "sites": _user_sites(),
         "memory": memory,
+        "parent": os.getpid(),
     }
     return subprocess.Popen(  # noqa: S603 - no shell, and every word is ours
         [sys.executable, "-I", "-X", "utf8", str(_START), json.dumps(request)],

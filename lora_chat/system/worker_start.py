@@ -6,11 +6,17 @@ and the user's site folder. It loads the package `lora_chat` from the folder of 
 
 import importlib.util
 import json
+import os
 import runpy
+import signal
 import site
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
+
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def load_package(folder: Path) -> None:
@@ -26,6 +32,24 @@ def load_package(folder: Path) -> None:
     spec.loader.exec_module(module)
 
 
+def end_with(parent: int) -> None:
+    """End this process and its group when the process that started it is gone, even if that was killed.
+
+    Linux could send a signal then (PR_SET_PDEATHSIG), but it does so already when the thread that started it ends.
+    """
+    if os.name != "posix" or os.getppid() not in (parent, 1):  # a launcher stands between
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if os.getpgrp() == os.getpid():  # as `start_worker` makes it
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def limit_memory(size: int) -> None:
     """Limit the address space of this process and its children to `size` bytes, where the system can do that."""
     try:
@@ -37,6 +61,7 @@ def limit_memory(size: int) -> None:
 
 def main(request: dict[str, Any]) -> None:
     """Run a module or a script, as `request` says."""
+    end_with(request["parent"])
     for folder in request["sites"]:
         site.addsitedir(folder)
     if request["memory"]:

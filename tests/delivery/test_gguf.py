@@ -1,5 +1,7 @@
 """A GGUF says in llama.cpp what the adapted model says, and a wrong one is caught."""
 
+import importlib.util
+import py_compile
 import sys
 import zipfile
 
@@ -7,8 +9,8 @@ import pytest
 import torch
 
 from lora_chat.cli import main
-from lora_chat.delivery import gguf
-from lora_chat.delivery.converters import _take, find_converters
+from lora_chat.delivery import converters, gguf
+from lora_chat.delivery.converters import _take, convert, find_converters
 from lora_chat.delivery.gguf import export_gguf, export_gguf_adapter
 from lora_chat.delivery.llama_cpp_reader import LlamaCppReader, check_llama_cpp, run_llama_cpp
 from lora_chat.delivery.merge import Mixture
@@ -18,6 +20,7 @@ from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
 from lora_chat.models.adapter_folder import read_adapter
 from lora_chat.models.stop_ids import read_stop_ids
 from lora_chat.opening import find_adapter
+from lora_chat.system.worker import run_worker
 
 VOCABULARY = 49152
 
@@ -200,6 +203,78 @@ def test_converters_that_cannot_be_fetched_leave_nothing_behind(tmp_path, monkey
     with pytest.raises(BaseUnavailableError, match="LORA_CHAT_LLAMA_CPP"):
         find_converters(lambda _: None)
     assert not list((tmp_path / "share" / "lora_chat").iterdir())
+
+
+RENDERING = """
+import sys
+from lora_chat.delivery import llama_cpp_worker
+llama_cpp_worker._SECONDS = 0.3
+llama_cpp_worker._MEMORY = 1 << 28
+print("begin", flush=True)
+for template in sys.argv[1:]:
+    messages = [{"role": "user", "content": "hi"}]
+    print(llama_cpp_worker.render(template, messages, None, opening="<s>", end="</s>"), flush=True)
+"""
+LOOP = (
+    "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+)
+BOMBS = {
+    "a loop": LOOP,
+    "one long operation": "{{ (9 ** 9999999) % 7 }}",
+    "memory": "{{ 'x' * 9999999999 }}",
+    "text that grows": "{% set n = namespace(t='x') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
+}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp is not installed")
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_bomb_in_the_template_of_a_gguf_ends_within_its_limit(tmp_path, bomb):
+    (tmp_path / "x.py").write_text(RENDERING)
+    done = run_worker(tmp_path / "x.py", ["{{ bos_token }}{{ messages[0].content }}", BOMBS[bomb]], timeout=60)
+    assert done.stdout.split() == ["begin", "<s>hi"]
+    assert done.exit_code == 1  # by the watch, or by an exception; -9 would be the worker's own time limit
+
+
+@pytest.fixture
+def fetched(tmp_path, monkeypatch):
+    """Converters that were fetched before, as their digest says."""
+    folder = tmp_path / "share" / "lora_chat" / f"llama.cpp-{converters._RELEASE}"
+    (folder / "conversion").mkdir(parents=True)
+    for name in ("convert_hf_to_gguf.py", "conversion/llama.py"):
+        (folder / name).write_text("# as in the wheel")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.delenv("LORA_CHAT_LLAMA_CPP", raising=False)
+    monkeypatch.setattr(converters, "_CONTENT", converters._digest(folder))
+    assert find_converters(print) == folder
+    return folder
+
+
+@pytest.mark.parametrize("name", ["convert_hf_to_gguf.py", "conversion/llama.py", "json.py", "conversion/torch.so"])
+def test_converters_that_were_changed_are_refused(fetched, name):
+    (fetched / name).write_text("print('not as in the wheel')")
+    with pytest.raises(IntegrityError, match="Delete the folder"):
+        find_converters(print)
+
+
+def test_converters_that_lack_a_file_or_hold_a_link_are_refused(fetched, tmp_path):
+    (fetched / "conversion" / "llama.py").rename(tmp_path / "llama.py")
+    with pytest.raises(IntegrityError, match="Delete the folder"):
+        find_converters(print)
+    (fetched / "conversion" / "llama.py").symlink_to(tmp_path / "llama.py")
+    with pytest.raises(IntegrityError, match="symbolic link"):
+        find_converters(print)
+
+
+def test_compiled_files_beside_the_converters_are_never_loaded(fetched, tmp_path):
+    script = fetched / "convert_hf_to_gguf.py"
+    script.write_text("import helper, sys\nfrom pathlib import Path\nPath(sys.argv[2]).write_text(helper.WORD)")
+    (fetched / "helper.py").write_text("WORD = 'source'")
+    (tmp_path / "trap.py").write_text("WORD = 'planted'")
+    compiled = importlib.util.cache_from_source(str(fetched / "helper.py"))
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(tmp_path / "trap.py"), cfile=compiled, invalidation_mode=unchecked)
+    convert(script, tmp_path, [tmp_path / "said"])
+    assert (tmp_path / "said").read_text() == "source"
 
 
 def test_only_the_converters_are_taken_and_none_outside_of_the_folder(tmp_path):

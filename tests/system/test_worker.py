@@ -4,9 +4,11 @@ import json
 import os
 import signal
 import site
+import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -36,6 +38,26 @@ SECRETS = {
     "DATABASE_URL": "postgres://me:pw@db.example/x",
     "HARMLESS_NAME": "hf_abcdefghijklmnopqrstuvwxyz",
     "OTHER_NAME": "ghp_abcdefghijklmnopqrstuvwxyz012345",
+    "GHTOKEN_RO": "x",
+    "hfTokenOfMine": "x",
+    "MASTERKEY": "x",
+    "SSHKEY2": "x",
+    "OAUTH_CLIENT": "x",
+    "NPM_CONFIG__AUTH": "x",
+    "MY_JWT": "x",
+    "BEARER": "x",
+    "GIT_CREDS": "x",
+    "SENTRY_DSN": "x",
+    "STORAGE_CONNECTION_STRING": "x",
+    "DB_PW": "x",
+    "BLOB_SAS": "x",
+    "HTTP_HEADERS": "Authorization: Bearer abcdefghijkl",
+    "ODBC": "Driver=x;Password=y;Server=z",
+    "SETTINGS": '{"api_key": "y"}',
+    "STORAGE": "AccountName=x;AccountKey=eA==",
+    "ODD": "npm_abcdefghijklmnopqrstuvwxyz",
+    "PLAIN": "9f86d081884c7d659a2feaa0c55ad015",
+    "AGE": "AGE-SECRET-KEY-1QQ",
 }
 HARMLESS = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -43,6 +65,11 @@ HARMLESS = {
     "CUDA_VISIBLE_DEVICES": "0",
     "HF_HOME": "/x",
     "KEYBOARD": "de",
+    "CUDA_HOME": "/usr/local/cuda-12.4",
+    "LD_LIBRARY_PATH": "/usr/lib/x86_64-linux-gnu",
+    "NVIDIA_VISIBLE_DEVICES": "GPU-3f4c1d2e-aaaa-bbbb-cccc-1234567890ab",
+    "TERM": "xterm-256color",
+    "SLURM_JOB_ID": "123456",
     "AUTHOR": "x",
     "http_proxy": "http://proxy.example:8080",
     "LANG": "C.UTF-8",
@@ -184,6 +211,39 @@ def test_interruption_kills_the_worker_and_what_it_forked(tmp_path, monkeypatch)
         run_worker(tmp_path / "x.py", timeout=60)
     assert started[0].returncode == -signal.SIGKILL
     assert group_has_ended(started[0].pid)
+
+
+ORPHAN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from lora_chat.system.worker import start_worker
+process = start_worker(Path(sys.argv[2]), folder=Path(sys.argv[3]))
+print(int(process.stdout.readline()), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no process groups")
+def test_a_worker_ends_with_what_it_forked_when_its_parent_is_killed(tmp_path):
+    (tmp_path / "x.py").write_text(FORK)
+    (tmp_path / "parent.py").write_text(ORPHAN)
+    root = Path(worker.__file__).parents[2]
+    command = [sys.executable, str(tmp_path / "parent.py"), str(root), str(tmp_path / "x.py"), str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        number = int(parent.stdout.readline())
+        os.killpg(number, 0)
+        parent.kill()
+    assert group_has_ended(number)
+
+
+def test_a_worker_does_not_end_when_the_thread_that_started_it_does(tmp_path):
+    (tmp_path / "x.py").write_text("print(input())")
+    started = []
+    thread = Thread(target=lambda: started.append(start_worker(tmp_path / "x.py", folder=tmp_path)))
+    thread.start()
+    thread.join()
+    assert started[0].communicate(b"alive\n")[0].strip() == b"alive"
 
 
 def test_worker_that_is_only_started_gets_chosen_settings_alone(tmp_path, monkeypatch):
