@@ -1,7 +1,7 @@
 """Find and load a base: its tokenizer, and its frozen weights in 16, 8 or 4 bits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from lora_chat.models.base_files import check_base_files
 from lora_chat.models.config_code import check_loaded
 from lora_chat.models.dense_products import multiply_in_one_place
 from lora_chat.models.embedded import embedded_names, find_embedded
+from lora_chat.models.file_marks import Marks, check_unchanged, mark_files
 from lora_chat.models.frozen_weights import hold_dense_weights, keep_one_layout, let_go_of_files
 from lora_chat.models.hub import find_here, find_on_hub
 from lora_chat.models.kept_memory import give_memory_back
@@ -41,6 +42,13 @@ class FoundBase:
     folder: Path
     revision: str | None = None
     """The commit of a hub id."""
+    marks: Marks | None = field(default=None, compare=False, repr=False)
+    """Its files as they were before anything of it was checked; None for a folder of our own."""
+
+    def check_unchanged(self) -> None:
+        """Raise IntegrityError if a file of the base is another than when the base was found."""
+        if self.marks is not None:
+            check_unchanged(self.folder, self.marks)
 
 
 def is_here(base: BaseSection) -> bool:
@@ -61,7 +69,8 @@ def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None)
     """
     local = user_path(base.name, "base.name: ")
     if base.name in embedded_names():
-        return FoundBase(base.name, find_embedded(base.name, notice))
+        folder = find_embedded(base.name, notice)
+        return FoundBase(base.name, folder, marks=mark_files(folder))
     if local.is_dir():
         check_received_folder(local)
         if not (local / "config.json").is_file():
@@ -69,18 +78,20 @@ def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None)
                 f"{local} is not a model folder: it has no config.json.\n"
                 "Name a folder in Hugging Face layout (config.json, tokenizer.json, *.safetensors)."
             )
+        marks = mark_files(local.resolve())
         check_base_files(local.resolve())
         if is_hub_id(base.name):
             notice(f"{base.name} is a folder here: taking {local.resolve()}, not the hub's model of that name.")
-        return FoundBase(str(local.resolve()), local.resolve())
+        return FoundBase(str(local.resolve()), local.resolve(), marks=marks)
     if not is_hub_id(base.name):
         raise BaseUnavailableError(
             f"There is no base {base.name}: neither an embedded one ({', '.join(embedded_names())}), "
             "nor a folder, nor a hub id (OWNER/NAME)."
         )
     folder = find_on_hub(base.name, base.revision, notice)
+    marks = mark_files(folder)
     check_base_files(folder)
-    return FoundBase(base.name, folder, folder.name)
+    return FoundBase(base.name, folder, folder.name, marks)
 
 
 def load_tokenizer(base: FoundBase) -> "PreTrainedTokenizerBase":
@@ -102,6 +113,7 @@ def load_tokenizer(base: FoundBase) -> "PreTrainedTokenizerBase":
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    base.check_unchanged()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:  # a tokenizer.json may ask for both; every text here is encoded whole and alone
         backend.no_truncation()
@@ -189,6 +201,7 @@ def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMod
         raise
     except Exception as error:
         raise BaseUnavailableError(f"The weights of {base.name} cannot be loaded: {_first_line(error)}") from error
+    base.check_unchanged()
     model.requires_grad_(False)
     keep_one_layout(model)
     if precision.device == "cpu":

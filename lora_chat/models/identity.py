@@ -99,7 +99,8 @@ def identify(
     """Compute a base's identity; digests of weights are remembered, and believed unless `read_files` is set.
 
     Finding the stop ids runs the chat template; where it may not be run, `stops` are taken as they are.
-    Raises IntegrityError if its weights are damaged, or if something in its folder makes other files be loaded.
+    Raises IntegrityError if its weights are damaged, if something in its folder makes other files be loaded, or if a
+    file has changed since the base was found.
     """
     opened = find_weight_files(base.folder, read_config(base))
     digests = {}
@@ -112,7 +113,7 @@ def identify(
         check_digest(path, digests[path])
     words: JsonValue = [sorted(tokenizer.get_vocab().items()), tokenizer(PROBE_TEXT)["input_ids"]]
     template: Any = tokenizer.chat_template
-    return Identity(
+    found = Identity(
         base=base.name,
         revision=base.revision,
         weights=_digest_lines({path.name: digests[path] for path in beside}),
@@ -125,6 +126,8 @@ def identify(
         tokenizer_parts=read_tokenizer_parts(base.folder, tokenizer),
         stops=read_stop_ids(base, tokenizer) if stops is None else stops,
     )
+    base.check_unchanged()
+    return found
 
 
 _PARTS = {"weights": "weights of the base", "tokenizer": "tokenizer", "chat_template": "chat template"}

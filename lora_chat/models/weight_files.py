@@ -26,7 +26,7 @@ def find_weight_files(folder: Path, config: Any) -> list[Path]:
     if (folder / SINGLE_NAME).is_file():
         names = [SINGLE_NAME]
     elif (folder / INDEX_NAME).is_file():
-        names = [INDEX_NAME, *_shards(folder / INDEX_NAME)]
+        names = [INDEX_NAME, *list_shards(folder / INDEX_NAME)]
     else:
         raise BaseUnavailableError(
             f"{folder} has no weights in safetensors: neither {SINGLE_NAME} nor {INDEX_NAME}.\n"
@@ -82,7 +82,8 @@ def _configs(config: Any) -> list[Any]:
     return [config] if text is config else [config, text]
 
 
-def _shards(index: Path) -> list[str]:
+def list_shards(index: Path) -> list[str]:
+    """Return the files that an index names. Raises IntegrityError for an odd one, or for names outside of the base."""
     shards = (read_object(index) or {}).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise IntegrityError(f"{index} is damaged: it has no weight_map of names.")

@@ -1,0 +1,98 @@
+"""A base that is exchanged while it is read is refused: what was checked is what was loaded."""
+
+import os
+import shutil
+
+import pytest
+
+from lora_chat.errors import IntegrityError
+from lora_chat.models import base_model, identity
+from lora_chat.models.base_model import FoundBase, find_base, load_base_model, load_tokenizer
+from lora_chat.models.embedded import find_embedded
+from lora_chat.planning.hardware import Hardware
+from lora_chat.planning.plan import make_precision
+from lora_chat.planning.recipe import BaseSection, QuantizationSection
+
+
+@pytest.fixture
+def folder(cache_home, tmp_path):
+    return shutil.copytree(find_embedded("tiny-random", print), tmp_path / "base")
+
+
+def rewrite(path):
+    """Write other content in place, and set the size and the time of writing back."""
+    before = path.stat()
+    raw = bytearray(path.read_bytes())
+    raw[-2] ^= 1
+    path.write_bytes(raw)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def swap(path):
+    """Put another file in its place for a moment: the true one comes back."""
+    path.rename(path.with_suffix(".true"))
+    shutil.copy(path.with_suffix(".true"), path)
+    path.unlink()
+    path.with_suffix(".true").rename(path)
+
+
+def replace(path):
+    shutil.copy2(path, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+WAYS = (rewrite, swap, replace, os.remove, lambda path: path.with_name("adapter_config.json").write_text("{}"))
+
+
+def _load(base):
+    return load_base_model(base, make_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2)))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
+@pytest.mark.parametrize("way", WAYS, ids=["rewrite", "swap", "replace", "remove", "add"])
+def test_a_file_changed_after_the_base_was_found_is_refused(way, name, folder):
+    base = find_base(BaseSection(name=str(folder)))
+    base.check_unchanged()
+    way(folder / name)
+    with pytest.raises(IntegrityError, match="changed while the base was read"):
+        base.check_unchanged()
+
+
+@pytest.mark.parametrize("step", ["tokenizer", "digest", "weights"])
+def test_a_file_changed_while_it_is_read_is_refused(step, folder, monkeypatch):
+    import transformers
+
+    base = find_base(BaseSection(name=str(folder)))
+    tokenizer = load_tokenizer(base)
+    identity.identify(base, tokenizer)
+    _load(base)
+
+    def meanwhile(work):
+        def done(*arguments, **options):
+            found = work(*arguments, **options)
+            swap(folder / "model.safetensors")
+            return found
+
+        return done
+
+    place, name, work = {
+        "tokenizer": (transformers.AutoTokenizer, "from_pretrained", lambda: load_tokenizer(base)),
+        "digest": (identity, "digest_of", lambda: identity.identify(base, tokenizer)),
+        "weights": (transformers.AutoModelForCausalLM, "from_pretrained", lambda: _load(base)),
+    }[step]
+    monkeypatch.setattr(place, name, meanwhile(getattr(place, name)))
+    with pytest.raises(IntegrityError, match="changed while the base was read"):
+        work()
+
+
+def test_shards_in_subfolders_are_marked_and_other_files_are_not(folder):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "a.safetensors").write_bytes(b"x")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "sub/a.safetensors"}}')
+    base = FoundBase("base", folder, marks=base_model.mark_files(folder))
+    for other in ("run.log", "README.md", "sub/b.safetensors"):
+        (folder / other).write_text("x")
+    base.check_unchanged()
+    swap(folder / "sub" / "a.safetensors")
+    with pytest.raises(IntegrityError, match=r"sub/a\.safetensors"):
+        base.check_unchanged()
