@@ -79,7 +79,7 @@ def random_base(cache_home, tmp_path_factory):
     return get
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_adapter(cache_home):
     """A function that saves an adapter whose weights are large enough to matter, not trained; base and precision."""
     import torch

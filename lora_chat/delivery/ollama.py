@@ -37,7 +37,12 @@ def write_modelfile(
     """Write the Modelfile into the folder of a GGUF. Raises RecipeError for a system message that it cannot hold."""
     if system is not None and ('"""' in system or system.endswith('"')):
         raise RecipeError('The system message of training holds """ or ends with ": that ends a text in a Modelfile.')
-    if odd := [text for text in (*stops, gguf.name) if '"' in text or not text.isprintable() or text != text.strip()]:
+    if lost := [c for c in system or "" if c not in "\t\r\n" and not c.isprintable()]:
+        raise RecipeError(
+            f"The system message of training holds {lost[0]!a}, which Ollama leaves out of a Modelfile: its model "
+            "would read another message. Export with --to gguf, and give the message where the model is used."
+        )
+    if odd := [text for text in (*stops, gguf.name) if not _is_plain(text)]:
         raise RecipeError(f"A Modelfile cannot hold {odd[0]!a}: it would be read as more than a name or a stop string.")
     work.mkdir(exist_ok=True)
     template = _without_beginning(template, run_llama_cpp({"do": "describe", "model": str(gguf)}, work)["beginning"])
@@ -50,6 +55,11 @@ def write_modelfile(
         "PARAMETER temperature 0",
     ]
     (gguf.parent / MODELFILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text between quotes is read as it stands: Ollama knows no escapes, and drops what is not printed."""
+    return bool(text) and '"' not in text and text.isprintable() and text == text.strip()
 
 
 def _without_beginning(template: OllamaTemplate, beginning: str) -> OllamaTemplate:

@@ -127,5 +127,14 @@ def _usual_chats() -> list[Chat]:
 
 
 def _literal(text: str) -> str:
-    """Text as a Go string literal in an action; JSON's escapes are Go's, but for surrogate pairs, which stay plain."""
-    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
+    """Text as a Go string literal in an action; JSON's escapes are Go's, but for surrogate pairs.
+
+    What is not printed is escaped too: Ollama drops such characters from a Modelfile.
+    """
+    literal = "".join(c if c.isprintable() else _escape(c) for c in json.dumps(text, ensure_ascii=False))
+    return f"{{{{ {literal} }}}}" if text else ""
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

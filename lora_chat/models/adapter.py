@@ -11,6 +11,7 @@ from lora_chat.errors import IntegrityError
 from lora_chat.models.fitting import check_stored_targets, check_targets_exist, check_weights
 from lora_chat.models.stored_adapter import StoredAdapter, check_settings, plain_config
 from lora_chat.planning.recipe import AdapterSection
+from lora_chat.system.safetensors_header import LARGEST_HEADER
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _WEIGHTS = "adapter_model.safetensors"
+_WIDEST = 4
+"""Bytes of a value of float32."""
 _ONE = "default"
 """PEFT's name of an adapter that is alone."""
 
@@ -186,7 +189,14 @@ def _attach_stored(model: Any, stored: StoredAdapter, name: str) -> "tuple[PeftM
             wrapped = _wrap(model, config)
     except ValueError as error:
         raise IntegrityError(f"The adapter {stored.name} does not fit this base: {error}") from error
-    return wrapped, adapter_weights(wrapped, name)
+    expected = adapter_weights(wrapped, name)
+    most = sum(weight.numel() for weight in expected.values()) * _WIDEST + LARGEST_HEADER
+    if stored.size > most:  # before all of it is read into memory
+        raise IntegrityError(
+            f"The adapter {stored.name} does not fit this base: its weights take {stored.size:,} bytes, "
+            f"for which {most:,} are enough."
+        )
+    return wrapped, expected
 
 
 def _scale(model: "PeftModel", name: str, weight: float) -> None:

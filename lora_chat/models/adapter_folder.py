@@ -51,13 +51,14 @@ def is_adapter(folder: Path) -> bool:
 def read_adapter(folder: Path) -> StoredAdapter:
     """What a folder holds, its weights unread. Raises IntegrityError for a damaged file, a link or a special file."""
     check_received_folder(folder)
-    template = folder / TEMPLATE_NAME
+    template, weights = folder / TEMPLATE_NAME, folder / WEIGHTS_NAME
     return StoredAdapter(
         name=str(folder),
         config=_read_config(folder / CONFIG_NAME),
-        read_weights=lambda: _read_weights(folder / WEIGHTS_NAME),
+        read_weights=lambda: _read_weights(weights),
         identity=read_identity(folder),
         template=read_text(template) if template.exists() else None,
+        size=weights.stat().st_size if weights.exists() else 0,
     )
 
 

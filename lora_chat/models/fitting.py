@@ -8,6 +8,7 @@ from lora_chat.errors import IntegrityError, RecipeError
 if TYPE_CHECKING:
     import torch
 
+_TYPES = ("torch.float32", "torch.float16", "torch.bfloat16")
 _LARGEST = 10_000.0
 """Largest value in an adapter; those of trained ones are below 100."""
 
@@ -65,7 +66,11 @@ def check_weights(weights: "dict[str, torch.Tensor]", expected: "dict[str, torch
                 f"The adapter {name} does not fit this base: {key} is {tuple(tensor.shape)}, "
                 f"not {tuple(expected[key].shape)}."
             )
-        if not tensor.dtype.is_floating_point or not torch.isfinite(tensor).all():
+        if str(tensor.dtype) not in _TYPES:
+            raise IntegrityError(f"The adapter {name} holds {key} as {tensor.dtype}, not as {', '.join(_TYPES)}.")
+        if (other := weights.get(key.replace(".lora_A.", ".lora_B."))) is not None and other.dtype != tensor.dtype:
+            raise IntegrityError(f"The adapter {name} holds {key} as {tensor.dtype}, its other half as {other.dtype}.")
+        if not torch.isfinite(tensor).all():
             raise IntegrityError(f"The adapter {name} holds values that are not numbers, in {key}.")
         if tensor.numel() and (most := float(tensor.abs().max())) > _LARGEST:
             raise IntegrityError(

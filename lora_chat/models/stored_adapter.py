@@ -34,6 +34,8 @@ class StoredAdapter:
     identity: Identity | None
     """What it was trained on; None for one from another tool."""
     template: str | None
+    size: int = 0
+    """Bytes of the file of its weights, where that is not bounded already."""
 
     @property
     def base(self) -> tuple[str, str | None]:

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import IntegrityError
+from lora_chat.system.safetensors_header import LARGEST_HEADER, check_raw_header
 
 if TYPE_CHECKING:
     import torch
 
-_LARGEST_HEADER = 2**24
-"""Bytes; a thousand modules need 200 kB."""
 _TYPES = {"torch.float32", "torch.float16", "torch.bfloat16"}
 _KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,300})\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
 
@@ -20,9 +19,11 @@ def read_tensors(raw: bytes) -> "dict[str, torch.Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    if len(raw) < 8 or int.from_bytes(raw[:8], "little") > min(_LARGEST_HEADER, len(raw)):
+    length = int.from_bytes(raw[:8], "little")
+    if len(raw) < 8 or length > min(LARGEST_HEADER, len(raw) - 8):
         raise IntegrityError("the weights are no safetensors file: its header cannot be that long")
     try:
+        check_raw_header(raw[8 : 8 + length], len(raw) - 8 - length)
         return load(raw)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise IntegrityError(f"the weights cannot be read: {str(error)[:200]}") from error
@@ -63,6 +64,8 @@ def _check_pair(module: str, parts: "Mapping[str, torch.Tensor]", settings: Mapp
     if parts.keys() != wanted:
         odd = sorted(parts.keys() ^ wanted)[0]
         raise IntegrityError(f"{module}: {odd} is {'missing' if odd in wanted else 'not expected'}")
+    if parts["lora_A"].dtype != parts["lora_B"].dtype:
+        raise IntegrityError(f"{module}: its two weights are {parts['lora_A'].dtype} and {parts['lora_B'].dtype}")
     first, second, rank = parts["lora_A"], parts["lora_B"], settings["r"]
     if first.dim() != 2 or second.dim() != 2 or first.shape[0] != rank or second.shape[1] != rank:
         raise IntegrityError(

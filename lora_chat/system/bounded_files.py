@@ -56,7 +56,7 @@ def read_json(path: Path, most: int = SMALL, error: Kind = IntegrityError, *, st
     """
     text = read_text(path, most, error)
     try:
-        return parse_json(text) if strict else parse_bounded(text)
+        return parse_bounded(text, strict=strict)
     except ValueError as wrong:
         raise error(f"{path} {wrong}. Replace it.") from wrong
 
@@ -78,11 +78,16 @@ def read_json_lines(path: Path, most: int) -> Iterator[Any]:
             raise IntegrityError(f"{path}:{number} {wrong}. The file is damaged.") from wrong
 
 
-def parse_bounded(text: str) -> Any:
-    """Parse JSON as Python does. Raises ValueError for syntax, and for what is too deep or has too many values."""
+def parse_bounded(text: str, *, strict: bool = False) -> Any:
+    """Parse JSON as Python does. Raises ValueError for syntax, and for what is too deep or has too many values.
+
+    With `strict` repeated keys, NaN and Infinity are refused too.
+    """
     brackets = text.count("[") + text.count("{")
     if brackets + text.count(",") > _MOST_VALUES:
         raise ValueError(f"has more than {_MOST_VALUES:,} values")
+    if strict:
+        return parse_json(text)
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

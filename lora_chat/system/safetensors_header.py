@@ -16,6 +16,7 @@ LARGEST_HEADER = 1 << 24
 """Bytes; a shard with a thousand tensors has 100 kB."""
 _MOST_TENSORS = 100_000
 _MOST_DIMENSIONS = 8
+_ENTRY = {"dtype", "shape", "data_offsets"}
 
 
 def check_header(path: Path) -> None:
@@ -30,9 +31,18 @@ def check_header(path: Path) -> None:
             raise IntegrityError(f"{path} is no whole safetensors file: its header cannot be {length:,} bytes long")
         raw = file.read(length)
     try:
-        check_tensor_table(parse_bounded(raw.decode("utf-8")), size - 8 - length)
+        check_raw_header(raw, size - 8 - length)
     except ValueError as error:
         raise IntegrityError(f"{path} has a damaged header: it {error}") from error
+
+
+def check_raw_header(raw: bytes, size: int) -> None:
+    """Raise ValueError unless bytes are a header, in which no name stands twice, of tensors within `size` bytes."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 text (byte {error.start})") from error
+    check_tensor_table(parse_bounded(text, strict=True), size)
 
 
 def check_tensor_table(table: Any, size: int) -> None:
@@ -43,6 +53,8 @@ def check_tensor_table(table: Any, size: int) -> None:
         if name == "__metadata__":
             continue
         shape, place = (entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) else ((), ())
+        if not isinstance(entry, dict) or entry.keys() - _ENTRY or not isinstance(entry.get("dtype"), str):
+            shape = None
         if not _are_numbers(shape, _MOST_DIMENSIONS) or not _are_numbers(place, 2) or len(place) < 2:
             raise ValueError(f"describes {name[:100]!a} in another way than safetensors does")
         if not place[0] <= place[1] <= size:

@@ -9,11 +9,12 @@ from lora_chat.delivery.ollama import MODELFILE, write_modelfile
 from lora_chat.delivery.ollama_template import OllamaTemplate
 from lora_chat.errors import RecipeError
 
-_DIRECTIVE = re.compile(
-    r'(?P<name>[A-Z]+) (?:(?P<key>\w+) )?(?:"""(?P<long>.*?)"""|"(?P<short>[^"\n]*)"|(?P<bare>[^"\n]+))\n', re.DOTALL
+SAID = (
+    "Hi.\nFROM ./evil.gguf\nADAPTER x\nLICENSE y\n# no\nMESSAGE user z\n"
+    'PARAMETER stop "x"\n{{ .System }} {% x %} "" \\ ""'
 )
-SAID = 'Hi.\nFROM ./evil.gguf\nPARAMETER stop "x"\n{{ .System }} {% x %} "" \\ ""'
 HOSTILE = ['x"\nSYSTEM evil', "x\nFROM evil", 'x" "y', "x\rADAPTER evil", '"', " x", "x\u2028LICENSE evil", "x\x00"]
+PLAIN = {"from", "license", "template", "system", "adapter", "draft", "renderer", "parser", "requires"}
 
 
 @pytest.fixture
@@ -24,53 +25,156 @@ def written(tmp_path, monkeypatch):
         around = {"system": (part, part), "user": (part, ""), "assistant": (part, part)}
         template = OllamaTemplate(head=part, around=around, opening=part)
         write_modelfile(tmp_path / name, template, stops, system, 512, tmp_path / "work")
-        return (tmp_path / MODELFILE).read_text(encoding="utf-8")
+        return (tmp_path / MODELFILE).read_bytes().decode("utf-8")
 
     return written
 
 
+class Reader:
+    """Reads a Modelfile as Ollama does: states from one character to the next (ollama/ollama, parser/parser.go).
+
+    Blanks end a name; a value ends at the first line end at which its quotes are whole, one quote or three at each
+    end, counted over all of it. Nothing is an escape. Of a value, characters that Go does not print are left out.
+    """
+
+    def __init__(self):
+        self.found = []
+        self.name, self.key, self.value = "", None, ""
+        self.state = self._nothing
+
+    def read(self, text):
+        for character in text.removeprefix("\ufeff"):
+            self.state = self.state(character)
+        if self.state == self._in_value:
+            assert self._end(), "the file ends inside a text"
+        else:
+            assert self.state in (self._nothing, self._in_comment), "the file ends inside a command"
+        assert any(name == "from" for name, *_ in self.found)
+        return self.found
+
+    def _nothing(self, character):
+        if character == "#":
+            return self._in_comment
+        if character in " \t\r\n":
+            return self._nothing
+        self.name = character
+        return self._in_name
+
+    def _in_comment(self, character):
+        return self._nothing if character in "\r\n" else self._in_comment
+
+    def _in_name(self, character):
+        if character.isascii() and character.isalpha():
+            self.name += character
+            return self._in_name
+        assert character in " \t", f"no command: {self.name + character!r}"
+        command, self.key, self.value = self.name.lower(), None, ""
+        if command in ("parameter", "message"):
+            self.key = ""
+            return self._in_key
+        assert command in PLAIN, f"no command: {command!r}"
+        return self._in_value
+
+    def _in_key(self, character):
+        if (character.isascii() and character.isalnum()) or character == "_":
+            self.key += character
+            return self._in_key
+        assert character in " \t"
+        return self._in_value
+
+    def _in_value(self, character):
+        if character in "\r\n" and self._end():
+            return self._nothing
+        if character in "\t\r\n" or character.isprintable():
+            self.value += character
+        return self._in_value
+
+    def _end(self):
+        """Take a value that is whole, and say whether it is."""
+        text = self.value.strip()
+        for quote in ('"""', '"'):
+            if text.startswith(quote):
+                if len(text) < 2 * len(quote) or not text.endswith(quote):
+                    return False
+                text = text[len(quote) : -len(quote)]
+                break
+        self.found.append((self.name.lower(), self.key, text))
+        return True
+
+
 def directives(text):
-    """Read as Ollama does: a text between three quotes ends at the next three, any other with its line."""
-    found, place = [], 0
-    while place < len(text):
-        one = _DIRECTIVE.match(text, place)
-        assert one, text[place : place + 80]
-        found.append(
-            (one["name"], one["key"], next(v for v in (one["long"], one["short"], one["bare"]) if v is not None))
-        )
-        place = one.end()
-    return found
+    return Reader().read(text)
 
 
 @pytest.mark.parametrize(
-    "part", ["<|im_end|>", '"""', 'a"', '\nFROM ./evil\n"""\nSYSTEM """', "{{ .System }}", "\\", "`"]
+    ("text", "found"),
+    [
+        ("FROM x\n", [("from", None, "x")]),
+        ("from x y \r\n  # FROM z\nSYSTEM a", [("from", None, "x y"), ("system", None, "a")]),
+        ('FROM x\nSYSTEM """a\n"b" """\n', [("from", None, "x"), ("system", None, 'a\n"b" ')]),
+        ('FROM x\nSYSTEM """a""" b\nFROM y"""\n', [("from", None, "x"), ("system", None, 'a""" b\nFROM y')]),
+        ('FROM x\nSYSTEM "a\nFROM y"\n', [("from", None, "x"), ("system", None, "a\nFROM y")]),
+        ('FROM x\nSYSTEM "a\\"\nADAPTER z\n', [("from", None, "x"), ("system", None, "a\\"), ("adapter", None, "z")]),
+        ("FROM x\nMESSAGE user hi\n", [("from", None, "x"), ("message", "user", "hi")]),
+        ('FROM x\nPARAMETER stop "a b"\n', [("from", None, "x"), ("parameter", "stop", "a b")]),
+        ("FROM x\nSYSTEM a\u200db\u00a0c\x07\n", [("from", None, "x"), ("system", None, "abc")]),
+    ],
 )
+def test_the_reader_reads_as_ollama_does(text, found):
+    assert directives(text) == found
+
+
+PARTS = ["<|im_end|>", '"""', 'a"', '\nFROM ./evil\n"""\nSYSTEM """', "{{ .System }}", "\\", "`", "}}", "{{/*", "\r\n"]
+INVISIBLE = ["\u200b<|x|>\u200d", "a\u00a0b\u3000", "\x7f\x85\u2028", "\U000e0041\U0001f642\u202e", "\ufeff"]
+
+
+@pytest.mark.parametrize("part", [*PARTS, *INVISIBLE])
 def test_a_template_stays_inside_its_text(written, part):
     found = directives(written(part=part, system=SAID + " "))
     assert [(name, key) for name, key, _ in found] == [
-        ("FROM", None),
-        ("TEMPLATE", None),
-        ("SYSTEM", None),
-        ("PARAMETER", "stop"),
-        ("PARAMETER", "num_ctx"),
-        ("PARAMETER", "temperature"),
+        ("from", None),
+        ("template", None),
+        ("system", None),
+        ("parameter", "stop"),
+        ("parameter", "num_ctx"),
+        ("parameter", "temperature"),
     ]
     assert found[2][2] == SAID + " "
     actions = re.sub(r'"(?:[^"\\]|\\.)*"', "", found[1][2])  # without its literals
     assert ".System" not in actions
     assert "evil" not in actions
+    literals = [unquoted(one) for one in re.findall(r'"(?:[^"\\]|\\.)*"', found[1][2])]
+    assert part in literals
+    assert set(literals) == {part, "system", "user", "assistant"}
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+def unquoted(literal):
+    """As Go reads a string literal."""
+    whole = re.sub(r"\\U([0-9a-f]{8})", lambda m: chr(int(m[1], 16)), literal[1:-1])
+    short = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", '"': '"', "\\": "\\"}
+    return re.sub(r"\\(?:u([0-9a-f]{4})|(.))", lambda m: chr(int(m[1], 16)) if m[1] else short[m[2]], whole)
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "", "x\u200d", "x\u00a0y"])
 def test_stops_and_names_that_open_a_directive_are_refused(written, text):
     with pytest.raises(RecipeError):
         written(stops=("<|im_end|>", text))
-    if "\x00" not in text:
+    if text and "\x00" not in text:
         with pytest.raises(RecipeError):
             written(name=text)
 
 
-@pytest.mark.parametrize("system", ['a""" \nFROM evil', 'ends with "', '"""'])
-def test_a_message_that_ends_its_text_is_refused(written, system):
+@pytest.mark.parametrize(
+    "system",
+    ['a""" \nFROM evil', 'ends with "', '"""', '"', 'a"""\r', "a\u200db", "a\u00a0b", "a\x1b[31mb", "\u2028", "\ufeff"],
+)
+def test_a_message_that_a_modelfile_would_change_is_refused(written, system):
     with pytest.raises(RecipeError):
         written(system=system)
+
+
+@pytest.mark.parametrize("system", ["", " ", "\n", '"a" b', "# x", "a\tb\r\nFROM x\n", "\\", "é我🙂", 'say ""' + " "])
+def test_a_message_stays_as_it_is(written, system):
+    found = {name: text for name, key, text in directives(written(system=system)) if key is None}
+    assert found["system"] == system
+    assert found["from"] == "./model.gguf"
