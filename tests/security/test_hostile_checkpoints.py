@@ -17,7 +17,7 @@ from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.plan import make_precision
 from lora_chat.planning.recipe import AdapterSection, BaseSection, QuantizationSection
 from lora_chat.training.checkpoint_content import check_content
-from lora_chat.training.checkpoints import MANIFEST, commit, verify
+from lora_chat.training.checkpoints import MANIFEST, DamagedError, commit, verify
 
 PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 WEIGHTS, STATE = "adapter_model.safetensors", "trainer_state.json"
@@ -164,7 +164,11 @@ def test_another_state_is_refused(folder, model, change):
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"global_step": NaN}', '{"a": 1, "a": 2}'])
 def test_a_state_that_is_no_state_is_refused(folder, model, text):
     (folder / STATE).write_text(text)
-    refused(folder, model, STATE)
+    (folder / MANIFEST).unlink()
+    whole = commit(folder, {})
+    with pytest.raises((IntegrityError, DamagedError), match=STATE):
+        verify(folder)
+        check_content(whole, model)
 
 
 def test_weights_of_the_base_are_not_replaced(folder, model):
