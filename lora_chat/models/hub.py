@@ -45,7 +45,7 @@ def find_on_hub(name: str, revision: str | None, notice: Callable[[str], None]) 
     with _explained(name):
         commit = find_commit(name, revision, "model")
         files = wanted_files(list_files(name, commit, "model"), name, _WANTED)
-        path = download(name, revision, commit, files, patterns=_WANTED)
+        path = download(name, revision, commit, files)
     if not _is_whole(path):
         raise BaseUnavailableError(
             f"{name} from the hub lacks config.json or weights in safetensors.\n"
@@ -63,7 +63,7 @@ def find_small_files(name: str, revision: str | None) -> tuple[Path, int]:
     commit = find_commit(name, revision, "model")
     files = list_files(name, commit, "model")
     small = wanted_files(files, name, SMALL_FILES)
-    folder = download(name, revision, commit, small, patterns=SMALL_FILES)
+    folder = download(name, revision, commit, small)
     return folder, sum(file.size for path, file in files.items() if path.endswith(".safetensors"))
 
 

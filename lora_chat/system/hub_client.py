@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from lora_chat.errors import BaseUnavailableError, IntegrityError, LoraChatError, SpaceError
 from lora_chat.system.hub_answers import MOST_FILES, check_commit, check_revision, is_commit, is_revision, refuse
 from lora_chat.system.hub_cache import check_cached, check_snapshot, is_same
+from lora_chat.system.hub_pending import forget, is_compared, pending
 from lora_chat.system.received_folder import check_received_folder
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def find_snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> P
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True))
         check_snapshot(folder, name, Path(constants.HF_HUB_CACHE))
         check_received_folder(folder)
-        return folder
+        return folder if is_compared(name, folder.name, "model", folder) else None
     return None
 
 
@@ -107,24 +108,26 @@ def download(
     commit: str,
     files: Mapping[str, RemoteFile],
     kind: Kind = "model",
-    patterns: Sequence[str] | None = None,
 ) -> Path:
     """Download listed files of a commit into the hub's cache, compare them with the listing, return their folder.
 
-    `patterns` match these files and no others. `revision` is noted in the cache as leading to the commit.
+    `revision` is noted in the cache as leading to the commit.
     Raises HubFailureError, HubAnswerError, IntegrityError, or SpaceError before anything is downloaded that cannot fit.
     """
     _check_space(name, commit, files, kind)
     limits = {file: about.size for file, about in files.items()}
-    with _asking(limits, name, commit, kind):
-        from huggingface_hub import snapshot_download
+    listing = {file: (about.size, about.sha256) for file, about in files.items()}
+    with pending(name, commit, kind, listing):
+        with _asking(limits, name, commit, kind):
+            from huggingface_hub import snapshot_download
 
-        only = list(patterns) if patterns else [glob.escape(file) for file in files]
-        folder = Path(snapshot_download(name, repo_type=kind, revision=revision or None, allow_patterns=only))
-    if folder.name != commit:
-        raise HubFailureError("unreachable", f"{name} has another commit than a moment before")
-    for file, about in files.items():
-        _compare(check_cached(folder, file), about, f"{file} of {name}")
+            only = [glob.escape(file) for file in files]  # the library's own listing may name more
+            folder = Path(snapshot_download(name, repo_type=kind, revision=revision or None, allow_patterns=only))
+        if folder.name != commit:
+            raise HubFailureError("unreachable", f"{name} has another commit than a moment before")
+        for file, about in files.items():
+            _compare(check_cached(folder, file), about, f"{file} of {name}")
+    forget(name, commit, kind, listing)
     return folder
 
 

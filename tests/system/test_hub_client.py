@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import zlib
 
 import pytest
@@ -14,7 +15,8 @@ from lora_chat.errors import BaseUnavailableError, IntegrityError, LoraChatError
 from lora_chat.models.base_config import find_config
 from lora_chat.models.hub import find_here, find_on_hub
 from lora_chat.planning.recipe import BaseSection
-from lora_chat.system import hub_guard
+from lora_chat.system import hub_client, hub_guard
+from lora_chat.system.cache_dir import cache_dir
 from lora_chat.system.hub_client import HubFailureError, RemoteFile, download, find_commit, list_files
 
 TOKEN = "hf_CanaryCanaryCanary"
@@ -23,7 +25,7 @@ CONFIG = "config.json"
 
 
 @pytest.fixture
-def endpoint(tmp_path, monkeypatch):
+def endpoint(tmp_path, tmp_path_factory, monkeypatch):
     """A function that lets huggingface_hub talk to an endpoint, with an empty cache and a token."""
     import huggingface_hub
     from huggingface_hub import constants
@@ -31,6 +33,7 @@ def endpoint(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("HF_") or "proxy" in name.lower()]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("own-cache")))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
@@ -460,6 +463,113 @@ def test_weights_are_those_that_the_commit_lists(hub, written):
     assert find_here(NAME, None) is None
 
 
+def marks():
+    return sorted(cache_dir("hub-pending").iterdir())
+
+
+def kill_before_comparing(hub, monkeypatch):
+    """Download altered weights, and have the process killed between the move of a file and its check."""
+    honest = hub.files["model.safetensors"]
+    hub.tree = hub.listing()
+    hub.files["model.safetensors"] = bytes(len(honest))
+
+    def killed(*_):
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_client, "_compare", killed)
+        with pytest.raises(SystemExit):
+            fetch()
+    hub.files["model.safetensors"] = honest
+    return honest
+
+
+def test_a_file_that_was_never_compared_is_not_used_later(hub, monkeypatch):
+    honest = kill_before_comparing(hub, monkeypatch)
+    assert len(marks()) == 1
+    assert find_here(NAME, None) is None
+    with pytest.raises(IntegrityError, match="is not the file that the hub lists"):
+        fetch()
+    folder = fetch()
+    assert (folder / "model.safetensors").read_bytes() == honest
+    assert marks() == []
+    assert find_here(NAME, None) == folder
+
+
+@pytest.mark.parametrize("mark", ["whole", "cut short", "of another shape"])
+def test_a_download_that_was_cut_short_and_is_right_is_used_without_the_hub(hub, monkeypatch, mark):
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_client, "_compare", lambda *_: sys.exit(137))
+        with pytest.raises(SystemExit):
+            fetch()
+    (path,) = marks()
+    if mark != "whole":
+        path.write_text('{"files": {"config.js' if mark == "cut short" else '{"files": [3]}')
+    hub.asked.clear()
+    assert (find_here(NAME, None) is not None) == (mark == "whole")
+    assert hub.asked == []
+    assert fetch().name == COMMIT
+    assert marks() == []
+
+
+def test_files_that_only_a_second_listing_names_are_not_downloaded(hub, monkeypatch, written):
+    first = hub.listing()
+    hub.files = {**hub.files, "more.json": b"{}", "chat_template.jinja": b"evil"}
+    answers = itertools.chain([first], itertools.repeat(hub.listing()))
+    monkeypatch.setattr(hub, "listing", lambda: next(answers))
+    folder = fetch()
+    assert sorted(path.name for path in folder.iterdir()) == [CONFIG, "model.safetensors"]
+    assert len([path for _, path, _ in hub.asked if "/tree/" in path]) == 2
+
+
+@pytest.mark.parametrize("answer", ["a range", "another range", "a range of nothing", "too much of a range"])
+def test_a_part_where_the_whole_was_asked_for_is_not_taken_for_it(hub, written, answer):
+    size = len(hub.files["model.safetensors"])
+    ranges = {
+        "a range": f"bytes 0-{size - 1}/{size}",
+        "another range": f"bytes 5-{size - 1}/{size}",
+        "a range of nothing": "bytes */0",
+        "too much of a range": f"bytes 0-{size - 1}/{10**18}",
+    }
+    hub.tree = hub.listing()
+    hub.statuses["model.safetensors"] = 206
+    hub.headers["model.safetensors"] = {"Content-Range": ranges[answer]}
+    hub.files["model.safetensors"] = hub.files["model.safetensors"][:-1] + b"!"
+    with pytest.raises(LoraChatError):
+        fetch()
+    assert find_here(NAME, None) is None
+    assert not [file for file in written() if file.endswith("model.safetensors")]
+
+
+@pytest.mark.parametrize("planted", ["beginning", "whole", "longer"])
+def test_a_planted_partial_download_does_not_become_part_of_a_file(hub, planted):
+    blobs = fetch().parents[1] / "blobs"
+    honest = hub.files["model.safetensors"]
+    blob = (blobs.parent / "snapshots" / COMMIT / "model.safetensors").resolve()
+    blob.unlink()
+    (blobs.parent / "snapshots" / COMMIT / "model.safetensors").unlink()
+    size = {"beginning": 9, "whole": len(honest), "longer": 2 * len(honest)}[planted]
+    blob.with_name(blob.name + ".incomplete").write_bytes(bytes(size))
+    assert (fetch() / "model.safetensors").read_bytes() == honest
+
+
+@pytest.mark.parametrize("name", ["../../../../escaped.json", "/tmp/escaped.json", "..\\escaped.json"])
+def test_a_planted_listing_of_the_library_leads_nowhere(hub, written, name):
+    folder = fetch()
+    (folder / CONFIG).unlink()
+    trees = folder.parents[1] / "trees" / f"{COMMIT}.json"
+    planted = json.loads(trees.read_text())
+    planted["files"][name] = planted["files"].pop(CONFIG)
+    trees.write_text(json.dumps(planted))
+    from huggingface_hub import _tree_cache
+
+    _tree_cache._IN_MEMORY_TREE_CACHE.clear()
+    before = [file for file in written() if not file.startswith("cache/hub/")]
+    with pytest.raises(LoraChatError):
+        fetch()
+    assert [file for file in written() if not file.startswith("cache/hub/")] == before
+
+
 def test_xet_is_never_used(hub):
     from huggingface_hub import constants
 
@@ -528,7 +638,7 @@ def test_a_planted_link_is_not_read_while_the_rest_is_downloaded(hub, tmp_path):
     (folder / CONFIG).unlink()
     (folder / CONFIG).symlink_to(tmp_path / "secret")
     with pytest.raises(IntegrityError, match="leads elsewhere"):
-        download(NAME, None, COMMIT, {CONFIG: RemoteFile(23, None)}, patterns=[CONFIG])
+        download(NAME, None, COMMIT, {CONFIG: RemoteFile(23, None)})
 
 
 def test_the_store_that_repositories_share_is_taken(hub):
