@@ -69,6 +69,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         metavar="FIELD",
         help="with --resume: go on though FIELD changed, such as training.epochs",
     )
+    sub.add_argument("--adopt", action="store_true", help="with --resume: take a run that you did not make as your own")
     add_settings(sub)
     sub = add("plan")
     sub.add_argument("recipe", nargs="?", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")

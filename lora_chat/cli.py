@@ -81,6 +81,8 @@ def sft(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe, options.set)
     if options.accept_change and options.resume is None:
         raise RecipeError("--accept-change belongs to --resume: only a run that goes on can have changed.")
+    if options.adopt and options.resume is None:
+        raise RecipeError("--adopt belongs to --resume: a new run is your own.")
     from lora_chat.console import pasted, result_text
     from lora_chat.pipeline import fine_tune
     from lora_chat.resuming import ResumeRequest
@@ -88,7 +90,9 @@ def sft(options: argparse.Namespace) -> None:
 
     typed = ["lora-chat", "sft", options.recipe, *(word for setting in options.set for word in ("--set", setting))]
     progress = Progress(command=shlex.join(typed))
-    resume = ResumeRequest(options.resume or None, options.accept_change) if options.resume is not None else None
+    resume = None
+    if options.resume is not None:
+        resume = ResumeRequest(options.resume or None, options.accept_change, options.adopt)
     try:
         result = fine_tune(recipe, progress, resume)
     except KeyboardInterrupt as error:

@@ -14,7 +14,7 @@ from lora_chat.errors import RecipeError
 from lora_chat.measuring import compare_run, headline, measure
 from lora_chat.models.adapter_folder import is_adapter
 from lora_chat.models.stop_ids import read_stop_ids
-from lora_chat.opening import Opened, Trust, open_thing
+from lora_chat.opening import Opened, Trust, open_thing, open_things
 from lora_chat.planning.recipe import EvaluationSection
 from lora_chat.preparation import Prepared, prepare_held_out, prepare_own
 from lora_chat.sharing.parcel import is_parcel
@@ -76,7 +76,7 @@ def open_mixture(
     """The adapters of some runs or parcels, what makes the probes of their proof, and the first one."""
     if weights is not None and len(weights) != len(things):
         raise RecipeError(f"--weights has {len(weights)} numbers for {len(things)} adapters; give one for each.")
-    opened = [open_thing(thing, say, trust) for thing in things]
+    opened = open_things(things, say, trust)
     first = opened[0]
     mixture = Mixture(
         adapters=tuple(zip([one.found for one in opened], weights or [1.0] * len(opened), strict=True)),

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +59,8 @@ class Opened:
     precision: PrecisionPlan
     run: RunFolder | None = None
     parcel: Parcel | None = None
+    ours: bool = False
+    """Whether this user made it on this machine."""
 
     @property
     def system(self) -> str | None:
@@ -98,7 +100,21 @@ def open_thing(thing: str, say: Callable[[str], None], trust: Trust = Trust(), m
     if mode:
         quantization = QuantizationSection.model_validate({"mode": mode})
     found = find_adapter(stored, say, trust, ours=ours, named_by_stranger=not ours)
-    return Opened(thing, found, make_precision(quantization, detect_hardware()), run, parcel)
+    return Opened(thing, found, make_precision(quantization, detect_hardware()), run, parcel, ours)
+
+
+def open_things(things: Sequence[str], say: Callable[[str], None], trust: Trust) -> list[Opened]:
+    """Open several as `open_thing` does; what needs a yes is asked for all at once, since one flag answers for all."""
+    opened: list[Opened] = []
+    questions: list[ConsentError] = []
+    for thing in things:
+        try:
+            opened.append(open_thing(thing, say, trust))
+        except ConsentError as question:
+            questions.append(question)
+    if questions:
+        raise ConsentError("\n".join(dict.fromkeys(one.message for one in questions)), questions[0].flag)
+    return opened
 
 
 def _run_of(adapter: Path) -> RunFolder | None:

@@ -25,10 +25,18 @@ from lora_chat.planning.hardware import detect_hardware
 from lora_chat.planning.plan import Plan, make_plan
 from lora_chat.planning.recipe import Recipe
 from lora_chat.preparation import PreparedRun, peak_held_bytes, peak_memory_bytes
-from lora_chat.resuming import ResumeRequest, find_resume_point, find_run, is_finished
+from lora_chat.resuming import ResumeRequest, find_resume_point, find_run, is_finished, is_received
 from lora_chat.run_folder import RunFolder, create_run_folder, describe, forget, library_versions
 from lora_chat.run_identity import describe_run
-from lora_chat.run_origin import sign_if_possible, why_foreign
+from lora_chat.run_origin import (
+    ADAPTER,
+    PREPARED,
+    adopt_if_possible,
+    announce,
+    begin_origin,
+    sign_if_possible,
+    sign_written,
+)
 from lora_chat.run_progress import Progress
 from lora_chat.sharing.card import write_card
 from lora_chat.system.console import say
@@ -44,12 +52,15 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
     started = time.monotonic()
     plan = make_plan(recipe, detect_hardware())
     earlier = find_run(resume, recipe, say) if resume else None
-    if resume and earlier and is_finished(earlier, resume, say):
-        return _finished_result(earlier)
-    foreign = why_foreign(earlier) if earlier else None
-    if foreign:
-        say(f"{foreign} Going on trains further what its checkpoints hold.")
-    run = earlier or create_run_folder(recipe, plan)
+    received = False
+    if resume and earlier:
+        received = is_received(earlier, resume)
+        if is_finished(earlier, resume, say):
+            found = _finished_result(earlier)
+            if received:
+                adopt_if_possible(earlier)
+            return found
+    run = earlier or create_run_folder(recipe, plan, begin_origin)
     with locked(run.path):
         try:
             prepared, audit = _prepare(plan, progress)
@@ -64,16 +75,18 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
         progress.run = run
         identity = describe_run(plan, prepared, library_versions())
         point = find_resume_point(run, identity, resume, say) if resume and earlier else None
+        if received:
+            begin_origin(run)  # an adapter that it holds becomes this user's only when it is written anew
         if earlier:
             run.close()
             run.sweep()
-            run.result.unlink(missing_ok=True)
+            run.result.unlink(missing_ok=True)  # first: only an unfinished run may be as it was not signed
+            announce(run, PREPARED)
         describe(run, recipe, plan)
         prepared.write(run, redacted=bool(plan.audit.redacted))
         run.write_json(run.audit, asdict(audit))
         run.write_json(run.identity, identity)
-        if not foreign:  # else it may hold an adapter that was not trained here
-            sign_if_possible(run)
+        sign_written(run, PREPARED)
         if forecast:
             run.write_json(run.forecast, forecast.as_dict())
         planned = short_forecast(forecast) if forecast else []
@@ -160,12 +173,15 @@ def _train_and_compare(
     )
     if training.plan != plan.training:
         plan = plan.model_copy(update={"training": training.plan})
+        announce(run, PREPARED)
         describe(run, recipe, plan)
+        sign_written(run, PREPARED)
     if training.signal_number and not training.steps:
         raise progress.stopped(training.signal_number)
     progress.stage = "saving the adapter"
     template = str(prepared.tokenizer.chat_template)
     card = write_card(plan, prepared.identity, training.steps, None)
+    announce(run, ADAPTER)
     size = save_adapter(model, run.adapter, prepared.identity, template, card)
     sign_if_possible(run)
     if training.signal_number and training.steps < training.planned_steps:

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_chat.console import shown
-from lora_chat.errors import IntegrityError
+from lora_chat.errors import ConsentError, IntegrityError
 from lora_chat.models.identity import UNCOVERED
 from lora_chat.planning.recipe import Recipe
 from lora_chat.run_folder import RunFolder, newest_run, open_run_folder
 from lora_chat.run_identity import check_same_run, covers_less
-from lora_chat.training.checkpoints import Commit, find_newest, set_aside, was_committed
+from lora_chat.run_origin import why_foreign
+from lora_chat.training.checkpoints import Commit, adopt, find_newest, set_aside, was_committed
+
+_ADOPT = "--adopt"
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class ResumeRequest:
     run: str | None
     """None: the newest of the recipe's name."""
     accepted: Collection[str] = ()
+    adopt: bool = False
+    """Whether a run of somebody else, or of an older version, is taken as this user's own."""
 
 
 def find_run(request: ResumeRequest, recipe: Recipe, say: Callable[[str], None]) -> RunFolder | None:
@@ -33,15 +38,27 @@ def find_run(request: ResumeRequest, recipe: Recipe, say: Callable[[str], None])
     return open_run_folder(found.path)
 
 
+def is_received(run: RunFolder, request: ResumeRequest) -> bool:
+    """Whether a run is not this user's yet. Raises ConsentError unless he takes it as his own."""
+    why = why_foreign(run, going_on=not _is_done(run, request))
+    if why and not request.adopt:
+        raise ConsentError(f"{why}\nGoing on trains further what its checkpoints hold; nothing was changed.", _ADOPT)
+    return why is not None
+
+
 def is_finished(run: RunFolder, request: ResumeRequest, say: Callable[[str], None]) -> bool:
     """Whether nothing is left to do, as nothing is to be changed; says so."""
-    if request.accepted or not run.result.is_file():
+    if not _is_done(run, request):
         return False
     say(
         f"{shown(run.path)} is finished; nothing was left to do. Train anew without --resume, or train it longer: "
         "--resume --set training.epochs=N --accept-change training.epochs"
     )
     return True
+
+
+def _is_done(run: RunFolder, request: ResumeRequest) -> bool:
+    return not request.accepted and run.result.is_file()
 
 
 def find_resume_point(
@@ -59,11 +76,19 @@ def find_resume_point(
             f"{shown(run.path)} cannot be continued: none of its checkpoints is whole. Nothing was changed; "
             "begin anew without --resume."
         )
+    if newest is not None and not newest.own and not request.adopt:
+        raise ConsentError(
+            f"The checkpoint {newest.folder.name} of {shown(run.path)} was written by somebody else, on another "
+            "machine, or by an older version.\nNothing was changed. Delete its folder to go on from the one before it.",
+            _ADOPT,
+        )
     if newest is not None:
         for change in check_same_run(newest.identity, identity, request.accepted, shown(run.path)):
             say(f"Accepted: {change}.")
         if covers_less(newest.identity):
             say(f"{newest.folder.name} was made by an older version; it does not cover {UNCOVERED}.")
+        if not newest.own:
+            newest = adopt(newest)
     set_aside(damaged)
     if newest is None:
         say(f"{shown(run.path)} had no checkpoint yet: it begins at the first step.")

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -191,10 +191,11 @@ class RunFolder:
         return QuantizationSection(mode=trained.mode, double_quantization=trained.double_quantization)
 
 
-def create_run_folder(recipe: Recipe, plan: Plan) -> RunFolder:
+def create_run_folder(recipe: Recipe, plan: Plan, begin: Callable[[RunFolder], None]) -> RunFolder:
     """Make the next free `<name>-<n>` and write recipe, plan and versions into it.
 
-    Raises RecipeError or SpaceError if that cannot be written.
+    `begin` is called with the empty folder, which is no run yet. Raises RecipeError or SpaceError if something cannot
+    be written.
     """
     parent = user_path(recipe.output.directory, "output.directory: ").absolute()
     name = recipe.output.name or "run"
@@ -207,6 +208,7 @@ def create_run_folder(recipe: Recipe, plan: Plan) -> RunFolder:
         run.path.rmdir()
         raise
     try:
+        begin(run)
         describe(run, recipe, plan)
         with explain_write_errors(run.path, "the run folder"):
             sync(parent)

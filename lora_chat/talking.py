@@ -13,7 +13,11 @@ from lora_chat.run_folder import is_run
 from lora_chat.serving.chat import Chat
 from lora_chat.sharing.parcel import is_parcel
 from lora_chat.system.console import say
+from lora_chat.system.sanitize import visible
 from lora_chat.system.user_path import user_path
+
+_SHOWN = 2000
+"""Characters of a system message that somebody else chose."""
 
 
 def open_chat(
@@ -24,7 +28,10 @@ def open_chat(
     if is_run(path) or is_adapter(path) or is_parcel(path):
         opened = open_thing(thing, say, trust, mode)
         precision, base, tokenizer = opened.precision, opened.found.base, opened.found.tokenizer
-        system = opened.system if system is None else system
+        if system is None:
+            system = opened.system
+            if system and not opened.ours:
+                say(_told(thing, system))
         stop_ids = read_stop_ids(base, tokenizer)
         say(f"Loading {thing} ({precision.mode}, {precision.dtype}, on {precision.device})")
         model = opened.found.load(precision)
@@ -43,3 +50,10 @@ def open_chat(
         model = load_base_model(base, precision)
     model.eval()
     return Chat(model, tokenizer, stop_ids, system, max_new_tokens, as_json, say)
+
+
+def _told(thing: str, system: str) -> str:
+    """The line that shows a system message of somebody else, which decides what the model reads."""
+    left = len(system) - _SHOWN
+    more = f" ... and {left:,} characters more, not shown" if left > 0 else ""
+    return f"{visible(thing)} brings a system message (another: --system TEXT): {visible(system[:_SHOWN])}{more}"

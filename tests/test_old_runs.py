@@ -72,7 +72,12 @@ def test_resumes_an_old_run(old_run):
     versions = json.loads((old_run / "versions.json").read_text())
     words = [word for name in versions for word in ("--accept-change", f"versions.{name}")]
     settings = ["--set", f"output.directory={old_run.parent}", "--set", "evaluation.samples=0"]
-    code, _, notices = call("sft", FIXTURE / "smoke.yaml", "--resume", old_run, *settings, *words)
+    command = ["sft", FIXTURE / "smoke.yaml", "--resume", old_run, *settings, *words]
+    before = {path: path.read_bytes() for path in old_run.rglob("*") if path.is_file()}
+    code, _, notices = call(*command)
+    assert code == 7 and "it is not signed" in notices and notices.rstrip().endswith("--adopt")
+    assert {path: path.read_bytes() for path in old_run.rglob("*") if path.is_file()} == before
+    code, _, notices = call(*command, "--adopt")
     assert code == 0, notices
     steps = [json.loads(line)["step"] for line in (old_run / "metrics.jsonl").open()]
     assert steps == [1, 2, 3, 4]

@@ -10,19 +10,22 @@ import re
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lora_chat.digests import digest_file
-from lora_chat.errors import IntegrityError
+from lora_chat.errors import IntegrityError, LoraChatError
 from lora_chat.system.bounded_files import LARGEST_LOG, MIDDLE, read_json, read_json_object
 from lora_chat.system.regular_files import kind_of, open_regular
+from lora_chat.system.user_key import is_signed, sign
 from lora_chat.writing import is_part, replacing, sync
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_PURPOSE = "checkpoint 1"
 _ASIDE = "damaged-{}-{}"
 _EVER = "committed"
 """An empty file beside the checkpoints, once one was whole: without it, none was lost."""
@@ -41,6 +44,8 @@ class Commit:
     """Optimizer steps that were done."""
     identity: Mapping[str, Any]
     """What the run was, field by field."""
+    own: bool = False
+    """Whether this user's key vouches for it."""
 
 
 @dataclass(frozen=True)
@@ -63,26 +68,50 @@ def commit(folder: Path, identity: Mapping[str, Any]) -> Commit:
             {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": digest_file(path)}
         )
     manifest: dict[str, Any] = {"step": step, "identity": dict(identity), "files": files}
-    manifest["sha256"] = _own_digest(manifest)
     for inner in sorted({folder, *(path.parent for path in _files(folder))}):
         sync(inner)
-    with replacing(folder / MANIFEST) as file:
-        file.write(json.dumps(manifest, indent=1, sort_keys=True).encode("utf-8"))
+    own = _write_signed(folder, manifest)
     sync(folder.parent)
     if not was_committed(folder.parent):
         os.close(open_regular(folder.parent / _EVER, os.O_WRONLY | os.O_CREAT))
         sync(folder.parent)
         sync(folder.parent.parent)
-    return Commit(folder, step, identity)
+    return Commit(folder, step, identity, own)
+
+
+def adopt(one: Commit) -> Commit:
+    """Vouch with this user's key for a checkpoint that was verified, if that is possible."""
+    manifest = {key: value for key, value in _read_manifest(one.folder).items() if key not in ("mac", "sha256")}
+    return replace(one, own=_write_signed(one.folder, manifest))
+
+
+def _write_signed(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Write a manifest; without a key of the user it vouches only for being whole. Returns whether there was one."""
+    with suppress(OSError, LoraChatError):
+        manifest["mac"] = sign(_PURPOSE, _own_digest(manifest).encode("ascii"))
+    manifest["sha256"] = _own_digest(manifest)
+    with replacing(folder / MANIFEST) as file:
+        file.write(json.dumps(manifest, indent=1, sort_keys=True).encode("utf-8"))
+    return "mac" in manifest
+
+
+def _is_own(manifest: dict[str, Any]) -> bool:
+    """Whether this user's key vouches for a manifest without its own digest; takes out its mark."""
+    mark = manifest.pop("mac", None)
+    with suppress(OSError, LoraChatError):
+        content = _own_digest(manifest).encode("ascii")
+        return isinstance(mark, str) and mark.isascii() and is_signed(_PURPOSE, content, mark)
+    return False
 
 
 def verify(folder: Path) -> Commit:
     """Read every byte of a checkpoint; raises DamagedError."""
     try:
-        manifest = read_json(folder / MANIFEST, MIDDLE)
+        manifest = _read_manifest(folder)
         step, identity = manifest["step"], manifest["identity"]
         promised = {str(entry["path"]): (entry["size"], entry["sha256"]) for entry in manifest["files"]}
         whole = manifest.pop("sha256") == _own_digest(manifest)
+        own = _is_own(manifest)
     except FileNotFoundError:
         raise DamagedError("it was not finished") from None
     except (OSError, IntegrityError, KeyError, TypeError, AttributeError) as error:
@@ -108,7 +137,11 @@ def verify(folder: Path) -> Commit:
         if not same:
             raise DamagedError(f"{name} is damaged")
     _check_state(folder / TRAINER_STATE)
-    return Commit(folder, step, identity)
+    return Commit(folder, step, identity, own)
+
+
+def _read_manifest(folder: Path) -> Any:
+    return read_json(folder / MANIFEST, MIDDLE)
 
 
 def _check_state(path: Path) -> None:
