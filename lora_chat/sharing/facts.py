@@ -3,7 +3,8 @@
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -49,39 +50,43 @@ def collect_recipe(run: RunFolder, base: str) -> dict[str, Any]:
 def collect_data(run: RunFolder) -> DataReceipt:
     """The ledger, the audit's counts and the digests of what was trained on and held out."""
     account, audit = _read(run.account), _read(run.audit)
-    sources = [
-        SourceReceipt(
-            name=source["name"] if _HUB_SOURCE.search(source["name"]) else public_file(source["name"]),
-            weight=source["weight"],
-            formats=tuple(sorted(set(source["files"].values()))),
-            counts={key: value for key, value in source.items() if type(value) is int},
-        )
-        for source in account["sources"]
-    ]
     held_out = [path.read_bytes() for path in (run.validation, run.validation_blocks) if path.is_file()]
-    return DataReceipt(
-        rows=_identity(run).get("data.rows"),
-        held_out=hashlib.sha256(b"".join(held_out)).hexdigest() if held_out else None,
-        train_dialogues=account["train_dialogues"],
-        train_rows=account["train_rows"],
-        validation_dialogues=account["validation_dialogues"],
-        duplicates=account["duplicates"],
-        sources=tuple(sources),
-        audit=audit.get("counts", {}),
-    )
+    rows = _identity(run).get("data.rows")
+    with _shaped(run.account):
+        sources = [
+            SourceReceipt(
+                name=source["name"] if _HUB_SOURCE.search(source["name"]) else public_file(source["name"]),
+                weight=source["weight"],
+                formats=tuple(sorted(set(source["files"].values()))),
+                counts={key: value for key, value in source.items() if type(value) is int},
+            )
+            for source in account["sources"]
+        ]
+        return DataReceipt(
+            rows=rows,
+            held_out=hashlib.sha256(b"".join(held_out)).hexdigest() if held_out else None,
+            train_dialogues=account["train_dialogues"],
+            train_rows=account["train_rows"],
+            validation_dialogues=account["validation_dialogues"],
+            duplicates=account["duplicates"],
+            sources=tuple(sources),
+            audit=audit.get("counts", {}),
+        )
 
 
 def collect_training(run: RunFolder) -> TrainingReceipt:
     """Steps, tokens and seconds; of a run that was cut short, as far as its log goes."""
     result = _read(run.result) if run.result.is_file() else {}
-    logged = [row for row in run.read_lines(run.metrics) if "step" in row] if run.metrics.is_file() else []
+    rows = run.read_lines(run.metrics) if run.metrics.is_file() else []
+    logged = [row for row in rows if isinstance(row, dict) and "step" in row]
     last = logged[-1] if logged else {}
-    return TrainingReceipt(
-        steps=int(result.get("steps") or last.get("step") or 0),
-        planned_steps=result.get("planned_steps"),
-        supervised_tokens=int(result.get("supervised_tokens") or 0),
-        seconds=float(result.get("seconds", {}).get("train", 0)),
-    )
+    with _shaped(run.result if result else run.metrics):
+        return TrainingReceipt(
+            steps=int(result.get("steps") or last.get("step") or 0),
+            planned_steps=result.get("planned_steps"),
+            supervised_tokens=int(result.get("supervised_tokens") or 0),
+            seconds=float(result.get("seconds", {}).get("train", 0)),
+        )
 
 
 def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
@@ -89,16 +94,17 @@ def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
     if not run.comparison.is_file():
         return None
     found = _read(run.comparison)
-    loss, facts = found["validation_loss"], found["facts"]
-    if not all(math.isfinite(value) for value in loss.values()):
-        return None
-    return ComparisonReceipt.model_validate(
-        {
-            "validation_loss": loss,
-            "validation_dialogues": found["validation_dialogues"],
-            "facts": {**facts, "questions": found["questions"]} if facts else None,
-        }
-    )
+    with _shaped(run.comparison):
+        loss, facts = found["validation_loss"], found["facts"]
+        if not all(math.isfinite(value) for value in loss.values()):
+            return None
+        return ComparisonReceipt.model_validate(
+            {
+                "validation_loss": loss,
+                "validation_dialogues": found["validation_dialogues"],
+                "facts": {**facts, "questions": found["questions"]} if facts else None,
+            }
+        )
 
 
 def collect_versions(run: RunFolder) -> dict[str, str]:
@@ -151,6 +157,17 @@ def _identity(run: RunFolder) -> Mapping[str, Any]:
         return _read(run.identity)
     manifests = sorted(run.checkpoints.glob("checkpoint-*/manifest.json"), key=lambda path: path.parent.name)
     return _read(manifests[-1]).get("identity", {}) if manifests else {}
+
+
+@contextmanager
+def _shaped(path: Path) -> Iterator[None]:
+    """Raise IntegrityError for a file whose JSON is built otherwise than lora_chat builds it."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        raise IntegrityError(
+            f"{path} is damaged: it does not hold what lora_chat writes ({type(error).__name__})."
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
