@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lora_chat.opening import Trust
 
 # Before any library is imported: nothing is reported home, no code comes from a hub (RELIABILITY: kernels).
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "USE_HUB_KERNELS": "0",
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     guard_output()
     options = make_parser(_COMMANDS).parse_args(arguments)
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
     block_hub_code()
     if "LD_LIBRARY_PATH" in make_search_paths_absolute(os.environ):  # the loader has read it already
         say("LD_LIBRARY_PATH has an empty or relative element, so libraries of the working directory are loaded.")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_chat.cli import ENVIRONMENT
+
 _SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -39,6 +41,22 @@ def make_random_base(architecture: str, folder: Path, sharpness: float) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+# Libraries read these once, when they are imported; the command line sets them before that.
+os.environ.update({**ENVIRONMENT, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"})
+# Importing the command line sets this; scripts that tests start import from their own folder.
+os.environ.pop("PYTHONSAFEPATH", None)
+
+
+@pytest.fixture(autouse=True)
+def own_environment():
+    """Undo what a test, or a command that it ran in this process, did to the environment."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

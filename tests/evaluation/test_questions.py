@@ -117,7 +117,7 @@ def test_a_file_without_questions_is_refused(file, content):
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(DataError, match="no file"):
         read_questions(str(tmp_path / "none.jsonl"))
-    with pytest.raises(DataError, match="directory"):
+    with pytest.raises(DataError, match="is a folder"):
         read_questions(str(tmp_path))
 
 
