@@ -104,9 +104,18 @@ def load_tokenizer(base: FoundBase) -> "PreTrainedTokenizerBase":
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise BaseUnavailableError(f"The tokenizer of {base.name} cannot be read: {_first_line(error)}") from error
-    call_bounded(
-        lambda: tokenizer.decode(tokenizer(PROBE_TEXT)["input_ids"]), _PROBE_SECONDS, f"The tokenizer of {base.name}"
-    )
+    try:
+        call_bounded(
+            lambda: tokenizer.decode(tokenizer(PROBE_TEXT)["input_ids"]),
+            _PROBE_SECONDS,
+            f"The tokenizer of {base.name}",
+        )
+    except LoraChatError:
+        raise
+    except Exception as error:  # settings that load and cannot be used
+        raise BaseUnavailableError(
+            f"The tokenizer of {base.name} cannot encode a plain text: {_first_line(error)}"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise BaseUnavailableError(
             f"The tokenizer of {base.name} has no end-of-sequence token; nothing would ever stop."

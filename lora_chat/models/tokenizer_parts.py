@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import JsonValue
 
 from lora_chat.models.base_settings import TOKENIZER_ATTRIBUTES, read_settings, short_value
+from lora_chat.system.bounded_files import LARGE, read_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ def read_tokenizer_parts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> 
     }
     parts |= {name: short_value(_plain(getattr(tokenizer, name, None))) for name in TOKENIZER_ATTRIBUTES}
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts |= _backend_parts(backend) if backend is not None else _file_parts(folder)
+    parts |= _backend_parts(backend) if backend is not None else _file_parts(folder, tokenizer)
     for name in _SETTINGS:
         parts |= {f"{name}.{key}": value for key, value in (read_settings(folder, name) or {}).items()}
     return parts
@@ -62,17 +63,21 @@ def _text(backend: Any) -> str:
             backend.enable_padding(**padding)
 
 
-def _file_parts(folder: Path) -> dict[str, JsonValue]:
-    """Return the digests of the files of a tokenizer that has no backend to ask."""
+def _file_parts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, JsonValue]:
+    """Return the digests of the files of a tokenizer that has no backend to ask.
+
+    Raises IntegrityError for one larger than any vocabulary.
+    """
+    named = set(type(tokenizer).vocab_files_names.values())  # some end in `.codes`
     found = [
         path
         for path in sorted(folder.iterdir())
-        if path.suffix in _SUFFIXES
+        if (path.suffix in _SUFFIXES or path.name in named)
         and path.name not in (*_NO_VOCABULARY, *_SETTINGS)
         and not path.name.endswith(".safetensors.index.json")
         and path.is_file()
     ]
-    return {f"file {path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+    return {f"file {path.name}": hashlib.sha256(read_bytes(path, LARGE)).hexdigest() for path in found}
 
 
 def _flags(item: tuple[int, Any]) -> tuple[int, str, bool, bool, bool, bool, bool]:
