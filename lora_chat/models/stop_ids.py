@@ -1,5 +1,6 @@
 """The tokens at which a reply ends."""
 
+import secrets
 from typing import TYPE_CHECKING
 
 from lora_chat.dialogues.chat_template import render_texts
@@ -31,13 +32,19 @@ def read_stop_ids(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> tupl
 
 
 def find_turn_end(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """The special token that the template writes right behind a reply; generation configs may not name it."""
-    said = "x7q"
-    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": said}]
+    """Return the special tokens that the template writes right behind a reply; generation configs may not name them.
+
+    A template may look for a reply that it knows and end that one otherwise, so one of the replies is random.
+    """
+    replies = ("x7q", f"x{secrets.token_hex(6)}q")
+    chats = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": said}] for said in replies]
     try:
-        (text,) = render_texts(tokenizer, [chat], reply_follows=False)
+        texts = render_texts(tokenizer, chats, reply_follows=False)
     except DataError:  # a template that refuses a plain exchange says so where dialogues are encoded
         return set()
-    behind = text.rpartition(said)[2].lstrip()
     special = [(t.content, i) for i, t in tokenizer.added_tokens_decoder.items() if t.special and t.content]
-    return {i for _, i in sorted([(-len(name), i) for name, i in special if behind.startswith(name)])[:1]}
+    found = set()
+    for said, text in zip(replies, texts, strict=True):
+        behind = text.rpartition(said)[2].lstrip()
+        found |= {i for _, i in sorted([(-len(name), i) for name, i in special if behind.startswith(name)])[:1]}
+    return found

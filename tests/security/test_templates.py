@@ -327,3 +327,10 @@ def test_every_command_ends_with_a_message_where_the_base_s_template_is_a_bomb(
     told = capsys.readouterr().err
     assert "chat template" in told and "it was stopped" in told and "Traceback" not in told
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("known", ["'x7q'", "'x7q' or messages[0]['content'] == 'bye'"])
+def test_a_template_that_knows_the_reply_it_is_tried_with_hides_no_stop_token(with_template, known):
+    ask = "{% for m in messages %}{{ m['content'] }}{% if m['content'] == " + known + " %}"
+    tokenizer = with_template(ask + "<|im_start|>{% else %}<|im_end|>{% endif %}{% endfor %}")
+    assert find_turn_end(tokenizer) == set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))
