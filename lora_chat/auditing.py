@@ -9,8 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from lora_chat.audit.auditor import Auditor
-from lora_chat.audit.findings import Finding, Split
+from lora_chat.audit.findings import Split
 from lora_chat.audit.redaction import redact, redact_text
 from lora_chat.audit.report import AuditReport
 from lora_chat.dialogues.control_tokens import control_tokens
@@ -20,6 +22,7 @@ from lora_chat.digests import digest_code
 from lora_chat.errors import LoraChatError
 from lora_chat.evaluation.scores import Question
 from lora_chat.planning.audit_section import AuditSection, Kind
+from lora_chat.system.bounded_files import LARGEST_LOG, read_bytes
 from lora_chat.system.cache_dir import cache_dir
 from lora_chat.writing import write_text_whole
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SECONDS_BETWEEN_LINES = 5.0
+_NOTE = TypeAdapter(AuditReport)
 _CODE = Path(__file__).parent / "audit"
 
 
@@ -68,9 +72,10 @@ def audit_sets(
     asked = [(q.path, q.line, text) for q in questions for text in (q.question, *q.accept)]
     key = _key(train, validation, tokens, policy, [asked, written, template])
     note = cache_dir("audits") / f"{key}.json"
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        said = json.loads(note.read_text(encoding="utf-8"))
-        return AuditReport(**said | {"findings": tuple(Finding(**finding) for finding in said["findings"])})
+    with suppress(OSError, ValueError, LoraChatError):  # a damaged note is made again
+        known = _NOTE.validate_json(read_bytes(note, LARGEST_LOG))
+        if {finding.kind for finding in known.findings} == {kind for kind, count in known.counts.items() if count > 0}:
+            return known
     auditor = Auditor(policy, tokens)
     last = time.monotonic()
     splits: tuple[tuple[DialogueSet, Split], ...] = ((train, "train"), (validation, "validation"))

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 20 * 10**9
 _A_DAY = 86400.0
-_CODE = (Path(__file__).parent, Path(__file__).parents[1] / "system" / "strict_json.py")
+_SYSTEM = Path(__file__).parents[1] / "system"
+_CODE = (Path(__file__).parent, _SYSTEM / "strict_json.py", _SYSTEM / "bounded_files.py")
 """All code that decides what an encoded dialogue is."""
 
 

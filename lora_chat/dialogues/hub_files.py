@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_chat.dialogues.hub_splits import HubRepository, listed
 from lora_chat.errors import BaseUnavailableError, DataError, LoraChatError
+from lora_chat.system.bounded_files import read_json_object
 from lora_chat.system.cache_dir import cache_dir
 from lora_chat.system.hub_answers import is_commit
 from lora_chat.system.hub_client import HubFailureError, RemoteFile, download, find_cached, find_commit, list_files
@@ -109,11 +110,12 @@ def _download(name: str, commit: str, files: Mapping[str, RemoteFile], note: Pat
 
 def _remembered(name: str, note: Path) -> HubFiles | None:
     """What was found the last time, if all of it is still in the hub's cache."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        said = json.loads(note.read_text(encoding="utf-8"))
-        if not is_commit(said["commit"]):
+    with suppress(OSError, ValueError, KeyError, TypeError, LoraChatError):
+        said = read_json_object(note)
+        files = said["files"]
+        if not is_commit(said["commit"]) or not isinstance(files, dict) or not files:
             return None
-        paths = tuple(filter(None, (find_cached(name, file, said["commit"], "dataset") for file in said["files"])))
-        if [path.stat().st_size for path in paths] == [*said["files"].values()]:
+        paths = tuple(filter(None, (find_cached(name, file, said["commit"], "dataset") for file in files)))
+        if [path.stat().st_size for path in paths] == [*files.values()]:
             return HubFiles(said["commit"], paths)
     return None

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from lora_chat.system.strict_json import parse_json
+from lora_chat.system.bounded_files import parse_bounded
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RawRow:
             text = self.raw.decode("utf-8")
             if not text.strip():
                 return RawRow(self.line, blank=True)
-            return RawRow(self.line, parse_json(text))
+            return RawRow(self.line, parse_bounded(text, strict=True))
         except UnicodeDecodeError as error:
             return RawRow(self.line, fault=f"is not UTF-8 text (byte {error.start + 1} of the line)")
         except ValueError as error:

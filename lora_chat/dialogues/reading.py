@@ -17,6 +17,8 @@ from lora_chat.system.sanitize import visible
 
 SHOWN = 20
 """So many faults are told one by one."""
+_MANY = 10_000
+"""So many faulty lines above those that may be left out end the reading."""
 _WIDTH, _REASON = 120, 400
 _LOOKED_AT = 100_000
 """Characters of a faulty row that are looked at for secrets before its beginning is shown."""
@@ -182,14 +184,20 @@ def shown_paths(paths: Sequence[Path]) -> str:
     return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
-def check_tally(where: str, tally: Tally, skip_bad: int) -> None:
+def check_going_on(where: str, tally: Tally, skip_bad: int) -> None:
+    """Raise DataError where so many lines are faulty that reading the rest would tell nothing new."""
+    if tally.refused > skip_bad + _MANY:
+        check_tally(where, tally, skip_bad, least="At least ")
+
+
+def check_tally(where: str, tally: Tally, skip_bad: int, least: str = "") -> None:
     """Raise DataError for more than `skip_bad` faulty lines, or if nothing was accepted."""
     where = visible(where)
     if tally.refused > skip_bad or tally.broken_off:
         allowed = f" (data.skip_bad allows {skip_bad})" if skip_bad else ""
         more = tally.refused - len(tally.refusals)
         lines = [
-            f"{tally.refused} line{'s' if tally.refused > 1 else ''} of {where} cannot be used{allowed}:",
+            f"{least}{tally.refused} line{'s' if tally.refused > 1 else ''} of {where} cannot be used{allowed}:",
             *tally.refusals,
             *([f"... and {more} more"] if more > 0 else []),
             _advice(tally),

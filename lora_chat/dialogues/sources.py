@@ -11,7 +11,15 @@ from lora_chat.dialogues.chunk_encoding import Change, EncodingOptions
 from lora_chat.dialogues.files import find_files
 from lora_chat.dialogues.hub_files import find_hub_files
 from lora_chat.dialogues.ledger import Ledger, total
-from lora_chat.dialogues.reading import ReadingOptions, Tally, check_tally, read_chunk, read_chunks, shown_paths
+from lora_chat.dialogues.reading import (
+    ReadingOptions,
+    Tally,
+    check_going_on,
+    check_tally,
+    read_chunk,
+    read_chunks,
+    shown_paths,
+)
 from lora_chat.dialogues.store import Store
 from lora_chat.errors import DataError
 from lora_chat.planning.data_section import DataSection, SourceSection
@@ -72,6 +80,7 @@ def check_sources(sources: Sequence[FoundSource], skip_bad: int, clean: Callable
     for source in sources:
         for chunk in read_chunks(source.paths, source.reading):
             tally.add(read_chunk(chunk, source.reading, clean)[1])
+            check_going_on(source.name, tally, skip_bad)
     if sources:
         check_tally(_names(sources), tally, skip_bad)
 
@@ -97,7 +106,7 @@ def open_sources(
             stop_ids,
             EncodingOptions(source.reading, limit, data.over_long, change),
             workers=None if data.workers == "auto" else data.workers,
-            seen=_every_few_seconds(source.name, notice),
+            seen=_watched(source.name, data.skip_bad, notice),
         )
         opened.append(OpenedSource(source, store))
     whole = total([source.store.ledger for source in opened])
@@ -117,11 +126,13 @@ def _names(sources: Sequence[FoundSource]) -> str:
     return shown_paths([path for source in sources for path in source.paths])
 
 
-def _every_few_seconds(name: str, notice: Callable[[str], None]) -> Callable[[Ledger], None]:
+def _watched(name: str, skip_bad: int, notice: Callable[[str], None]) -> Callable[[Ledger], None]:
+    """Report how far it is every few seconds; stop where the rest could not make it usable."""
     last = time.monotonic()
 
     def seen(ledger: Ledger) -> None:
         nonlocal last
+        check_going_on(name, _as_read(ledger), skip_bad)
         if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             notice(f"Encoding {visible(name)}: {ledger.lines:,} lines, {ledger.tokens:,} tokens")

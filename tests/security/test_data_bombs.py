@@ -14,9 +14,12 @@ from lora_chat.dialogues import bounds, files
 from lora_chat.dialogues.bounds import LARGEST_ROW, MOST_BLANK, MOST_COLUMNS
 from lora_chat.dialogues.chat_template import install_template
 from lora_chat.dialogues.files import find_files
+from lora_chat.dialogues.raw_row import RawRow
 from lora_chat.dialogues.reading import ReadingOptions, read_chunk, read_chunks, read_dialogues
+from lora_chat.dialogues.sources import check_sources, find_sources, open_sources
 from lora_chat.errors import DataError, RecipeError
 from lora_chat.evaluation.scores import read_questions
+from lora_chat.planning.data_section import DataSection
 from lora_chat.planning.recipe_file import read_recipe
 
 ROW = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
@@ -200,3 +203,25 @@ def test_a_folder_of_too_many_files_is_refused(tmp_path, monkeypatch):
         (tmp_path / f"{number}.jsonl").touch()
     for name in (tmp_path, tmp_path / "*.jsonl"):
         refused_within(10, 100, lambda name=name: find_files(str(name)), "more than 20 files")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_millions_of_faulty_rows_are_not_read_to_the_end(tmp_path, cache_home, tiny_tokenizer, packed):
+    path, raw = tmp_path / "rows", b"x\n" * 3_000_000
+    path.write_bytes(gzip.compress(raw, 1) if packed else raw)
+    section = DataSection(train=str(path), workers=1, skip_bad=50)
+    started = time.process_time()
+    for read in (
+        lambda found: check_sources(found, 50, str),
+        lambda found: open_sources(found, section, tiny_tokenizer, [0], None, print),
+    ):
+        with pytest.raises(DataError, match=r"At least 10,?\d{3} lines .* cannot be used \(data.skip_bad") as caught:
+            read(find_sources(section.train_sources, print))
+        assert f"{path}:1: is not valid JSON" in str(caught.value)
+        assert "skip_bad=N" in str(caught.value)
+    assert time.process_time() - started < 10
+
+
+def test_a_row_of_millions_of_values_is_refused(tmp_path):
+    row = RawRow(1, raw=b"[" + b"{}," * 5_000_000 + b"{}]").parsed()
+    assert "more than 8,000,000 values" in (row.fault or "")

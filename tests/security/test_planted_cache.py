@@ -5,9 +5,15 @@ import json
 import pyarrow as pa
 import pytest
 
+from lora_chat.auditing import audit_sets
+from lora_chat.dialogues.dialogue_set import all_of
+from lora_chat.dialogues.hub_files import _remembered
+from lora_chat.dialogues.sources import find_sources, open_sources
 from lora_chat.dialogues.store import LEDGER, ROWS, UNITS, Store
 from lora_chat.errors import IntegrityError
 from lora_chat.models.embedded import _is_whole
+from lora_chat.planning.audit_section import AuditSection
+from lora_chat.planning.data_section import DataSection
 
 TEXTS = ["", "null", "[]", "3", "{}", '{"sizes": []}', '{"sizes": {}, "ledger": {}}', "NaN", "[" * 100_000, "\ud800"]
 
@@ -60,3 +66,41 @@ def test_bytes_that_are_no_table_are_refused(tmp_path):
             Store(tmp_path).open_rows()
         with pytest.raises(IntegrityError, match="damaged"):
             _ = Store(tmp_path).digests
+
+
+NOTE = {"dialogues": 1, "counts": {"secret": 1}, "findings": [], "shares": {}, "refused": [], "redacted": []}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *TEXTS,
+        json.dumps(NOTE),
+        json.dumps(NOTE | {"counts": {"secret": 0}, "findings": [{"kind": "secret", "path": "x", "line": 1}]}),
+        json.dumps(NOTE | {"counts": {"secret": "many"}}),
+        json.dumps(NOTE | {"counts": {}, "shares": []}),
+        json.dumps(NOTE | {"counts": {"x": 0}}),
+        json.dumps(NOTE | {"counts": {}, "refused": ["x"]}),
+    ],
+)
+def test_an_audit_that_is_damaged_is_made_again(cache_home, tiny_tokenizer, tmp_path, text):
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "Mail bob@corp-mail.com"}]}
+    (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
+    section = DataSection(train=str(tmp_path / "d.jsonl"), workers=1)
+    (opened,) = open_sources(
+        find_sources(section.train_sources, print), section, tiny_tokenizer, [tiny_tokenizer.eos_token_id], None, print
+    )
+    parts = all_of([opened.store]), all_of([opened.store]), tiny_tokenizer, AuditSection(), print
+    right = audit_sets(*parts)
+    assert right.counts["personal_data"] == 2
+    notes = list((cache_home / "lora-chat" / "audits").glob("*.json"))
+    assert audit_sets(*parts) == right  # from its note
+    for note in notes:
+        note.write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert audit_sets(*parts) == right
+
+
+@pytest.mark.parametrize("text", [*TEXTS, '{"commit": "%s", "files": {}}' % ("a" * 40), '{"commit": "x", "files": []}'])
+def test_a_note_of_the_hub_that_is_damaged_is_passed_over(tmp_path, text):
+    (tmp_path / "note.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert _remembered("a/b", tmp_path / "note.json") is None
