@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from lora_chat.errors import RecipeError
+from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.forecast_view import duration, gib
 from lora_chat.planning.forecast import Forecast
-from lora_chat.run_folder import is_run, open_run_folder
+from lora_chat.run_folder import RunFolder, is_run, open_run_folder
 from lora_chat.system.sanitize import visible
+
+_MOST = 1e15
+"""Bytes or seconds."""
 
 
 def make_record(found: Forecast, peak: int, seconds: float, train: float, *, resumed: bool) -> dict[str, Any]:
@@ -47,12 +50,37 @@ def record_text(record: dict[str, Any]) -> str:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The records of all finished runs in a folder of runs, the oldest first; raises RecipeError without any."""
     paths = sorted((path for path in folder.glob("*") if is_run(path)), key=lambda path: path.stat().st_mtime)
-    runs = [open_run_folder(path) for path in paths]
-    results = [(run.path.name, run.read_result()) for run in runs if run.result.is_file()]
-    records = [{"run": name, **result["forecast"]} for name, result in results if result.get("forecast")]
+    runs = [run for run in map(open_run_folder, paths) if run.result.is_file()]
+    found = [(run.path.name, _read_record(run)) for run in runs]
+    records = [{**record, "run": name} for name, record in found if record]
     if not records:
         raise RecipeError(f"No finished run in {folder} has a forecast yet. Each that `sft` finishes keeps one.")
     return records
+
+
+def _read_record(run: RunFolder) -> dict[str, Any] | None:
+    """The record of a run, if it has one. Raises IntegrityError for one that `sft` would not have written."""
+    record: Any = run.read_result().get("forecast")
+    if not record:
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("quantization"), str):
+        raise _damage(run, "quantization")
+    sides: list[Any] = [record.get(side) for side in ("planned", "measured")]
+    if not all(isinstance(side, dict) and _is_amount(side.get("peak_bytes")) for side in sides):
+        raise _damage(run, "peak_bytes")
+    times = [side.get("seconds") for side in sides]
+    if times[0] is not None and not all(map(_is_amount, times)):
+        raise _damage(run, "seconds")
+    return record
+
+
+def _is_amount(value: Any) -> bool:
+    """Whether it is a number of bytes or seconds that something can take; the planned one is divided by."""
+    return type(value) in (int, float) and 0 < value < _MOST
+
+
+def _damage(run: RunFolder, name: str) -> IntegrityError:
+    return IntegrityError(f"{run.result} is damaged: `forecast.{name}` is not what `sft` writes.")
 
 
 def history_text(records: list[dict[str, Any]]) -> str:

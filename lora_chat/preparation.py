@@ -13,6 +13,7 @@ from lora_chat.dialogues.chat_template import install_template
 from lora_chat.dialogues.dialogue import Dialogue
 from lora_chat.dialogues.dialogue_set import DialogueSet, all_of, blocks_of, joined
 from lora_chat.dialogues.sources import find_sources, open_sources
+from lora_chat.errors import IntegrityError
 from lora_chat.evaluation.scores import Question, read_questions
 from lora_chat.models.base_model import (
     FoundBase,
@@ -113,8 +114,15 @@ def prepare_held_out(found: FoundAdapter, plan: Plan, run: RunFolder, notice: Ca
     """What a finished run is measured with, from the run's folder alone."""
     files = [str(run.validation)] if run.validation.is_file() else []
     blocks = run.read_lines(run.validation_blocks) if run.validation_blocks.is_file() else []
+    if not all(_is_block(block, len(found.tokenizer)) for block in blocks):
+        raise IntegrityError(f"{run.validation_blocks} is damaged: each line must be a list of the base's token ids.")
     questions = str(run.questions) if run.questions.is_file() else None
     return prepare_own(found, files, questions, notice, max_length=plan.data.max_length, blocks=blocks)
+
+
+def _is_block(value: Any, vocabulary: int) -> bool:
+    """Whether a line of a run's file is a block of token ids: others end in an error of the device, if not worse."""
+    return isinstance(value, list) and value != [] and all(type(one) is int and 0 <= one < vocabulary for one in value)
 
 
 def prepare_own(
