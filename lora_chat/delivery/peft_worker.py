@@ -42,7 +42,7 @@ def load(request: dict[str, Any]) -> Any:
 def reply(model: Any, prompt: list[int], stop_ids: list[int], most: int, pad: int) -> list[int]:
     """Greedy tokens behind a prompt."""
     settings = transformers.GenerationConfig(
-        do_sample=False, max_new_tokens=most, eos_token_id=stop_ids, pad_token_id=pad
+        do_sample=False, num_beams=1, max_new_tokens=most, eos_token_id=stop_ids, pad_token_id=pad
     )
     ids = torch.tensor([prompt], device=model.device)
     with torch.inference_mode():

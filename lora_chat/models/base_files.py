@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.errors import BaseUnavailableError
-from lora_chat.models.config_code import check_no_code
+from lora_chat.models.config_code import check_generation, check_no_code
 from lora_chat.models.config_limits import check_config
 from lora_chat.models.weight_files import check_no_adapter
 from lora_chat.system.bounded_files import LARGE, MIDDLE, SMALL, read_bytes, read_json, read_text
@@ -82,6 +82,7 @@ def _check(folder: Path, _marks: tuple[tuple[str, tuple[int, ...]], ...]) -> Map
         if name in (_CONFIG, "generation_config.json"):
             check_config(found, str(path))
             check_no_code(found, str(path))
+            check_generation(found, str(path))
         elif name.startswith(("tokenizer", "special_tokens_map", "added_tokens")):
             _check_added(found, path)
         if name == _CONFIG:

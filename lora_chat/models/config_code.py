@@ -48,6 +48,13 @@ def check_no_code(config: Mapping[str, Any], where: str) -> None:
                 _check_quantisation(value, where)
 
 
+def check_generation(settings: Mapping[str, Any], where: str) -> None:
+    """Raise BaseUnavailableError for generation settings that need other packages, or a tokenizer that no call has."""
+    if settings.get("cache_implementation") == "quantized" or settings.get("stop_strings"):
+        key = "stop_strings" if settings.get("stop_strings") else "cache_implementation"
+        raise BaseUnavailableError(f"{where}: {key} is not supported. Remove it from the file.")
+
+
 def check_loaded(config: Any, where: str) -> None:
     """Raise IntegrityError if a config, as Transformers loaded it, chooses code that its file does not name."""
     parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]

@@ -120,7 +120,12 @@ def _greedy(stop_ids: Collection[int], pad: int, max_new_tokens: int) -> Any:
     from transformers import GenerationConfig
 
     return GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=pad, use_cache=True
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids),
+        pad_token_id=pad,
+        use_cache=True,
     )
 
 

@@ -235,3 +235,13 @@ def test_a_recipe_with_an_alpha_that_overflows_is_refused(given, recipe, capsys)
     assert "alpha" in told
     assert "Traceback" not in told
     print(told)
+
+
+@pytest.mark.parametrize("setting", [{"cache_implementation": "quantized"}, {"stop_strings": ["a"]}], ids=str)
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_generation_settings_that_no_call_can_serve_are_refused(setting, name, altered):
+    folder = altered({})
+    found = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(found | setting))
+    with pytest.raises(BaseUnavailableError, match=next(iter(setting))):
+        find_base(BaseSection(name=str(folder)))
