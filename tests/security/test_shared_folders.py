@@ -216,7 +216,7 @@ def test_which_folders_are_open_to_all(tmp_path, mode, owner, open_to_all):
 def test_a_run_is_not_begun_where_any_user_can_replace_its_folder(ground):
     recipe = read_recipe("recipes/smoke.yaml", [f"output.directory={ground / 'shared'}"])
     with pytest.raises(RecipeError, match=f"chmod \\+t {ground / 'shared'}"):
-        create_run_folder(recipe, None)
+        create_run_folder(recipe, None, lambda run: pytest.fail("it was begun"))
     assert not list((ground / "shared").iterdir())
     (ground / "shared").chmod(0o1777)
     run = make_folder(ground / "shared" / "run-1")
