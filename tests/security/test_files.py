@@ -298,7 +298,7 @@ def test_sft_resume_writes_through_no_link(run, outside, unchecked, capsys):
     settings = ["output.name=t", "evaluation.samples=0", "output.tensorboard=true", "audit.personal_data=redact"]
     settings += ["checkpoint.every_steps=2", f"output.directory={run.parent}"]
     words = [word for one in settings for word in ("--set", one)]
-    assert main(["sft", "recipes/smoke.yaml", *words, "--resume", str(run)]) == 0, capsys.readouterr().err
+    assert main(["sft", "recipes/smoke.yaml", *words, "--resume", str(run), "--adopt"]) == 0, capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
     assert all(not (run / name).is_symlink() for name in names)
 
