@@ -17,6 +17,7 @@ from lora_chat.planning.disk import checkpoint_bytes
 from lora_chat.planning.recipe import CheckpointSection
 from lora_chat.training.checkpoints import MANIFEST, Commit, commit, prune
 from lora_chat.training.epochs import ends_epoch
+from lora_chat.training.optimizer_state import check_optimizer_state
 from lora_chat.writing import sync
 
 _LARGEST_SHARE = 0.05
@@ -76,7 +77,9 @@ class Committer(TrainerCallback):
                     _try_to_write(folder.parent, needed)
                 raise error
 
-    def on_train_begin(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
+        if self._keeping.resume:  # Trainer has read the optimizer's state by now, and no step was made with it
+            check_optimizer_state(optimizer, self._keeping.resume.folder)
         self._trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def on_step_end(

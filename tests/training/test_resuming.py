@@ -8,12 +8,13 @@ import torch
 from test_checkpoints import damage, damages
 from test_equivalence import make_rows
 
+from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.planning.hardware import Hardware
 from lora_chat.planning.plan import make_plan, make_precision
 from lora_chat.planning.recipe import AdapterSection, BaseSection, CheckpointSection, QuantizationSection, Recipe
-from lora_chat.training.checkpoints import find_newest, set_aside
+from lora_chat.training.checkpoints import commit, find_newest, set_aside
 from lora_chat.training.committing import Keeping
 from lora_chat.training.memory_trial import MemoryTrial
 from lora_chat.training.sft import train_sft
@@ -182,3 +183,47 @@ def test_a_changed_plan_decides_the_learning_rate_from_there_on(run):
     assert [row["step"] for row in longer] == list(range(1, 10))
     assert [row["learning_rate"] for row in longer[4:]] == [row["learning_rate"] for row in straight[4:]]
     assert longer[3]["learning_rate"] != straight[3]["learning_rate"]
+
+
+def _other_shape(states):
+    states[0]["exp_avg"] = torch.zeros(7, 3)
+
+
+def _other_size_of_the_square(states):
+    states[0]["exp_avg_sq"] = torch.zeros(1)
+
+
+def _exchanged(states):
+    wide = next(number for number, state in states.items() if state["exp_avg"].shape != states[0]["exp_avg"].shape)
+    states[0], states[wide] = states[wide], states[0]
+
+
+def _no_tensor(states):
+    states[0]["exp_avg"] = 0.5
+
+
+def _no_step(states):
+    del states[0]["step"]
+
+
+@pytest.mark.parametrize(
+    "change", [_other_shape, _other_size_of_the_square, _exchanged, _no_tensor, _no_step, dict.clear]
+)
+def test_refuses_an_optimizer_state_that_does_not_fit_its_parameters(run, tmp_path, change):
+    with pytest.raises(Killed):
+        run("one", kill_at=4)
+    newest, _ = find_newest(tmp_path / "one" / "checkpoints")
+    found = torch.load(newest.folder / "optimizer.pt", weights_only=True)
+    change(found["state"])
+    torch.save(found, newest.folder / "optimizer.pt")
+    (newest.folder / "manifest.json").unlink()
+    commit(newest.folder, newest.identity)  # the digests of a forger fit
+    with pytest.raises(IntegrityError, match="cannot be continued"):
+        run("one", resume=True)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_an_honest_optimizer_state_fits(run, optimizer):
+    with pytest.raises(Killed):
+        run("one", kill_at=4, optimizer=optimizer)
+    run("one", resume=True, optimizer=optimizer)
