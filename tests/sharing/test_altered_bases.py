@@ -162,7 +162,8 @@ def test_another_base_is_refused_by_verify_and_by_opening(make_parcel, base, tmp
         alter(folder)
         capsys.readouterr()
         assert main(["verify", str(parcel), "--base", str(folder)]) == 7, alter
-        assert "FAILED  base" in capsys.readouterr().out, alter
+        said = capsys.readouterr()
+        assert "FAILED  base" in said.out or f"The base {folder} holds an adapter" in said.err, alter
         with pytest.raises(IntegrityError):
             open_thing(str(parcel), print, Trust(base=str(folder), accept_template=True))
 
