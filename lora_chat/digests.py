@@ -13,6 +13,11 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def digest_text(text: str) -> str:
+    """Return the sha256 of a text in UTF-8, as hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def digest_code(*places: Path) -> str:
     """Return the sha256 of Python files and of all Python files in folders.
 

@@ -1,7 +1,6 @@
 """RUN, PARCEL or ADAPTER -> the adapter with the base and the template that it belongs to."""
 
 import difflib
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.dialogues.chat_template import CHATML_TEMPLATE, install_template
+from lora_chat.digests import digest_text
 from lora_chat.errors import BaseUnavailableError, ConsentError, RecipeError
 from lora_chat.models.adapter_folder import is_adapter, read_adapter
 from lora_chat.models.base_model import FoundBase, find_base, is_here, load_tokenizer
@@ -203,12 +203,12 @@ def _choose_template(stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase"
     """
     own = install_template(tokenizer)
     wanted = stored.identity.chat_template if stored.identity else None
-    if wanted is None or wanted == _digest(own):
+    if wanted is None or wanted == digest_text(own):
         return False
-    if wanted == _digest(CHATML_TEMPLATE):
+    if wanted == digest_text(CHATML_TEMPLATE):
         install_template(tokenizer, "chatml")
         return False
-    if stored.template is None or _digest(stored.template) != wanted:
+    if stored.template is None or digest_text(stored.template) != wanted:
         return False  # `bind` names the difference
     if not accept:
         raise ConsentError(
@@ -230,7 +230,3 @@ def _shown_change(own: str, brought: str) -> str:
     text = visible_lines("\n".join(told[:_SHOWN_LINES])[:_SHOWN_CHARACTERS])
     left = sum(map(len, told)) + len(told) - 1 - min(len("\n".join(told[:_SHOWN_LINES])), _SHOWN_CHARACTERS)
     return f"{text}\n... and {left:,} characters more, not shown" if left > 0 else text
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 import stat
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from lora_chat.errors import DataError
+from lora_chat.system.process_limits import address_space
 
 LARGEST_ROW = 1 << 25
 """Bytes of one line, cell, list element or table row; 32 MiB is about 8 million tokens of one dialogue."""
@@ -101,8 +101,7 @@ def limited_growth() -> Iterator[None]:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    limit = min(part for part in (now + PARQUET_MEMORY, soft, hard) if part != resource.RLIM_INFINITY)
+    limit = min(part for part in (address_space() + PARQUET_MEMORY, soft, hard) if part != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:
         yield

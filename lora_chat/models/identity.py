@@ -1,6 +1,5 @@
 """Digests and settings that bind an adapter to the base, tokenizer and template it was trained with."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 from typing_extensions import Self
 
+from lora_chat.digests import digest_text
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import PROBE_TEXT, FoundBase, read_config
 from lora_chat.models.base_settings import canonical, read_settings
@@ -117,8 +117,8 @@ def identify(
         base=base.name,
         revision=base.revision,
         weights=_digest_lines({path.name: digests[path] for path in beside}),
-        tokenizer=_digest(json.dumps(words)),
-        chat_template=_digest(canonical(template) if isinstance(template, dict) else str(template)),
+        tokenizer=digest_text(json.dumps(words)),
+        chat_template=digest_text(canonical(template) if isinstance(template, dict) else str(template)),
         version=2,
         files=_digest_lines({path.relative_to(base.folder).as_posix(): digests[path] for path in sorted(opened)}),
         config=read_settings(base.folder, "config.json") or {},
@@ -202,8 +202,4 @@ def check_identity(trained: Identity, found: Identity, where: str, base: FoundBa
 
 
 def _digest_lines(digests: Mapping[str, str]) -> str:
-    return _digest("".join(f"{name}:{digest}\n" for name, digest in digests.items()))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest_text("".join(f"{name}:{digest}\n" for name, digest in digests.items()))

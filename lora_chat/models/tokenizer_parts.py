@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
+from lora_chat.digests import digest_text
 from lora_chat.models.base_settings import TOKENIZER_ATTRIBUTES, read_settings, short_value
 from lora_chat.system.bounded_files import LARGE, read_bytes
 
@@ -29,7 +30,7 @@ def read_tokenizer_parts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> 
         "class": type(tokenizer).__name__,
         "special_tokens": short_value({**special}),
         "extra_special_tokens": short_value([*extra]),
-        "added_tokens": _digest(repr(sorted(map(_flags, tokenizer.added_tokens_decoder.items())))),
+        "added_tokens": digest_text(repr(sorted(map(_flags, tokenizer.added_tokens_decoder.items())))),
     }
     parts |= {name: short_value(_plain(getattr(tokenizer, name, None))) for name in TOKENIZER_ATTRIBUTES}
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -43,8 +44,8 @@ def _backend_parts(backend: Any) -> dict[str, JsonValue]:
     steps: dict[str, JsonValue] = {}
     for name in _STEPS:
         step = getattr(backend, name)
-        steps[name] = None if step is None else _digest(step.__getstate__().decode())
-    return steps | {"backend": _digest(_text(backend))}
+        steps[name] = None if step is None else digest_text(step.__getstate__().decode())
+    return steps | {"backend": digest_text(_text(backend))}
 
 
 def _text(backend: Any) -> str:
@@ -89,7 +90,3 @@ def _plain(value: Any) -> JsonValue:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

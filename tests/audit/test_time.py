@@ -1,10 +1,8 @@
 """Adversarial texts: the audit and the redaction take time in proportion to their length."""
 
-import gc
 import json
 import random
 import time
-from contextlib import contextmanager
 
 import pytest
 from made_up import ALNUM, Maker, groups
@@ -17,6 +15,7 @@ from lora_chat.planning.audit_section import AuditSection
 
 SMALL, LARGE = 20_000, 80_000
 ENOUGH = 0.5
+pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 """CPU seconds for LARGE that need no comparison with SMALL."""
 MAKER = Maker(5)
 KEY = "gh" + "p_" + MAKER.chars(ALNUM, 36)
@@ -181,27 +180,15 @@ MADE = {
 POLICY = AuditSection(secret="redact", possible_secret="redact", personal_data="redact")
 
 
-@contextmanager
-def no_garbage_collection():
-    """Keep out what other tests left: each collection goes through all of it."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def seconds(dialogue):
     phones._valid_digits.cache_clear()
     phones._valid_somewhere.cache_clear()
-    with no_garbage_collection():
-        started = time.process_time()
-        auditor = Auditor(POLICY, ["<|im_start|>", "<|im_end|>"])
-        auditor.add(dialogue)
-        auditor.report()
-        redact(dialogue, POLICY.redacted)
-        return time.process_time() - started
+    started = time.process_time()
+    auditor = Auditor(POLICY, ["<|im_start|>", "<|im_end|>"])
+    auditor.add(dialogue)
+    auditor.report()
+    redact(dialogue, POLICY.redacted)
+    return time.process_time() - started
 
 
 def check(make):

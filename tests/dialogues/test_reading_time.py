@@ -1,10 +1,8 @@
 """Adversarial rows: reading and encoding take time in proportion to their length, or refuse them."""
 
-import gc
 import io
 import json
 import time
-from contextlib import contextmanager
 
 import pytest
 
@@ -17,27 +15,16 @@ from lora_chat.errors import DataError
 from lora_chat.system.strict_json import parse_json
 
 ENOUGH = 0.5
-
-
-@contextmanager
-def no_garbage_collection():
-    """Keep out what other tests left: each collection goes through all of it."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 
 
 def check(work, small, large):
     """CPU seconds for the larger input are few, or grow in proportion."""
 
     def seconds(size):
-        with no_garbage_collection():
-            started = time.process_time()
-            work(size)
-            return time.process_time() - started
+        started = time.process_time()
+        work(size)
+        return time.process_time() - started
 
     work(100)
     took = seconds(large)
