@@ -5,13 +5,16 @@ Both are written once into the user's cache as a folder in Hugging Face layout a
 
 import importlib.util
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lora_chat.digests import digest_file
 from lora_chat.errors import BaseUnavailableError, IntegrityError
 from lora_chat.models.damage import DIGESTS_NAME
 from lora_chat.system.cache_dir import cache_dir
+from lora_chat.system.regular_files import open_regular
 from lora_chat.writing import folder_written_whole
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -33,14 +36,33 @@ def find_embedded(name: str, notice: Callable[[str], None]) -> Path:
     folder = cache_dir("bases") / f"{name}-{LAYOUT}"
     if _is_whole(folder):
         return folder
-    notice(f"Preparing the base {name}, once, in {folder}")
-    with folder_written_whole(folder, "the base") as beside:
-        _WRITERS[name](beside)
-        digests = {path.name: digest_file(path) for path in beside.glob("*.safetensors")}
-        (beside / DIGESTS_NAME).write_text(json.dumps(digests))
-        sizes = {p.name: p.stat().st_size for p in beside.iterdir()}
-        (beside / "complete.json").write_text(json.dumps(sizes))
+    with _one_at_a_time(folder.parent):
+        if _is_whole(folder):  # another process has just written it
+            return folder
+        notice(f"Preparing the base {name}, once, in {folder}")
+        with folder_written_whole(folder, "the base") as beside:
+            _WRITERS[name](beside)
+            digests = {path.name: digest_file(path) for path in beside.glob("*.safetensors")}
+            (beside / DIGESTS_NAME).write_text(json.dumps(digests))
+            sizes = {p.name: p.stat().st_size for p in beside.iterdir()}
+            (beside / "complete.json").write_text(json.dumps(sizes))
     return folder
+
+
+@contextmanager
+def _one_at_a_time(bases: Path) -> Iterator[None]:
+    """Wait for other processes that write a base: a second copy would replace files that they read by then."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = open_regular(bases / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _is_whole(folder: Path) -> bool:
