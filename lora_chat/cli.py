@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.arguments import make_parser
-from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, RecipeError, StoppedError
+from lora_chat.errors import (
+    ConsentError,
+    IntegrityError,
+    LoraChatError,
+    RecipeError,
+    StoppedError,
+    explain_disk_error,
+)
 from lora_chat.stopping import raise_on_signals, signal_of
 from lora_chat.system.bounded_call import is_panic, panic_text
 from lora_chat.system.console import guard_output, print_error, print_json, print_result, say
@@ -67,6 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        explained = explain_disk_error(error)
+        if explained is None:
+            raise
+        print_error(str(explained))
+        return explained.exit_code
     except BaseException as error:
         if not is_panic(error):
             raise

@@ -127,6 +127,19 @@ def explain_write_errors(
         raise
 
 
+def explain_disk_error(error: OSError) -> LoraChatError | None:
+    """Return the message for a full or failing disk that no writer has explained, or None for any other error."""
+    path = error.filename2 or error.filename or "a file of the program"
+    if error.errno in _FULL:
+        return SpaceError(f"No space left to write: {path}. Free some space, and run the command again.")
+    if error.errno in _FAILED:
+        words = os.strerror(error.errno or 0)
+        return DiskError(
+            f"The system could not read or write: {path} ({words}).\nThe disk or its file system may be failing."
+        )
+    return None
+
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 _FAILED = {errno.EIO, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.ESTALE}

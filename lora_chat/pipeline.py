@@ -80,7 +80,7 @@ def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None =
         if earlier:
             run.close()
             run.sweep()
-            run.result.unlink(missing_ok=True)  # first: only an unfinished run may be as it was not signed
+            run.delete(run.result)  # first: only an unfinished run may be as it was not signed
             announce(run, PREPARED)
         describe(run, recipe, plan)
         prepared.write(run, redacted=bool(plan.audit.redacted))

@@ -62,11 +62,11 @@ class Prepared:
             if first is not None:
                 run.write_lines(path, chain([first], rows))
             else:  # of a run that goes on, perhaps with other data
-                path.unlink(missing_ok=True)
+                run.delete(path)
         if self.questions:
             run.write_lines(run.questions, ({"question": q.question, "accept": q.accept} for q in self.questions))
         else:
-            run.questions.unlink(missing_ok=True)
+            run.delete(run.questions)
 
 
 @dataclass(frozen=True)

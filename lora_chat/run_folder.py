@@ -143,13 +143,19 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Delete what a process that was killed had half written."""
-        for folder in self.path.glob(f".{self.adapter.name}-*"):
-            if folder.is_dir():
-                shutil.rmtree(folder)
-        for folder in (self.path, self.checkpoints):
-            for path in folder.iterdir() if folder.is_dir() else ():
-                if is_part(path) and path.is_file():
-                    path.unlink()
+        with explain_write_errors(self.path, "the run folder"):
+            for folder in self.path.glob(f".{self.adapter.name}-*"):
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+            for folder in (self.path, self.checkpoints):
+                for path in folder.iterdir() if folder.is_dir() else ():
+                    if is_part(path) and path.is_file():
+                        path.unlink()
+
+    def delete(self, path: Path) -> None:
+        """Delete a file of the run, if it exists. Raises DiskError or RecipeError if the system refuses."""
+        with explain_write_errors(path, "the run folder"):
+            path.unlink(missing_ok=True)
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the run, whole or not at all."""
