@@ -84,6 +84,16 @@ def cache_home(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def warm_workers(cache_home, tmp_path_factory):
+    """Workers that import nothing anew: its `run` takes the place of `run_worker` in a module."""
+    from tests.warm_worker import WarmWorkers
+
+    workers = WarmWorkers(tmp_path_factory.mktemp("workers"))
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer(cache_home):
     """The byte tokenizer of the base tiny-random."""
     from transformers import AutoTokenizer

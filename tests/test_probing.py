@@ -100,14 +100,15 @@ def test_imagined_devices_and_gpus_are_not_tried(job, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["none", "4bit", "8bit"])
-def test_the_worker_says_what_everything_took(job, monkeypatch, mode):
+def test_the_worker_says_what_everything_took(job, monkeypatch, mode, warm_workers):
     plan, what, base = job
     plan = plan.model_copy(update={"precision": plan.precision.model_copy(update={"mode": mode, "dtype": "bfloat16"})})
     requests = []
     monkeypatch.setattr(probing, "_run", lambda request: requests.append(request) or TAKEN)
     find((plan, what, base))
-    request = requests[0] | {"layers": [1, 8]}
-    done = run_worker("lora_chat.probe_worker", given=json.dumps(request), timeout=200)
+    request = requests[0] | {"layers": [1, 3]}
+    run = run_worker if mode == "4bit" else warm_workers.run  # one of them as a user's
+    done = run("lora_chat.probe_worker", given=json.dumps(request), timeout=200)
     assert done.exit_code == 0, done.stderr
     for taken in json.loads(done.stdout):
         assert set(taken) == set(FIGURES)

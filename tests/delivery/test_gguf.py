@@ -61,6 +61,13 @@ def write_base(model_class, config, folder):
 
 
 @pytest.fixture
+def warm(warm_workers, monkeypatch):
+    """The converters and llama.cpp run in processes that have imported their libraries already."""
+    monkeypatch.setattr("lora_chat.delivery.converters.run_worker", warm_workers.run)
+    monkeypatch.setattr("lora_chat.delivery.llama_cpp_reader.run_worker", warm_workers.run)
+
+
+@pytest.fixture
 def mixture(base, make_adapter, tmp_path):
     def make(mode="4bit", **options):
         _, precision = make_adapter(base, tmp_path / "adapter", mode, **options)
@@ -94,7 +101,7 @@ def reports_of(mixture, out, *types, **options):
 
 
 @pytest.mark.slow
-def test_every_type_agrees_with_the_adapted_model_in_llama_cpp(mixture, out):
+def test_every_type_agrees_with_the_adapted_model_in_llama_cpp(warm, mixture, out):
     # Two random layers of 64 feel rounding far more than a model does: only the first keeps within its limits.
     exact, four = reports_of(mixture(), out, "f16", "q4_k_m", accept=True)
     assert not exact.failures
@@ -105,7 +112,7 @@ def test_every_type_agrees_with_the_adapted_model_in_llama_cpp(mixture, out):
 
 
 @pytest.mark.slow
-def test_the_adapter_alone_agrees_on_the_base_it_was_trained_against(mixture, out):
+def test_the_adapter_alone_agrees_on_the_base_it_was_trained_against(warm, mixture, out):
     made = mixture(variant="rslora")  # whose scale llama.cpp's converter does not know
     (report,) = export_gguf_adapter(made, probes_for(made), out, lambda _: None)
     assert report.mean_kl < report.control_kl / 100
@@ -113,7 +120,7 @@ def test_the_adapter_alone_agrees_on_the_base_it_was_trained_against(mixture, ou
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["base", "template"])
-def test_a_gguf_that_is_something_else_is_caught(mixture, out, monkeypatch, what):
+def test_a_gguf_that_is_something_else_is_caught(warm, mixture, out, monkeypatch, what):
     stock = gguf._convert
 
     def convert(scripts, model, kind, to, name):
@@ -141,7 +148,7 @@ def test_what_llama_cpp_cannot_read_ends_with_its_words(mixture, out, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tokenizer_that_llama_cpp_does_not_know_is_told(random_base, make_adapter, tmp_path, out):
+def test_a_tokenizer_that_llama_cpp_does_not_know_is_told(warm, random_base, make_adapter, tmp_path, out):
     _, precision = make_adapter(random_base("llama"), tmp_path / "adapter")
     found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
     made = Mixture(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
@@ -156,7 +163,7 @@ def test_dora_has_no_gguf_adapter(mixture, out):
         export_gguf_adapter(made, probes_for(made), out, lambda _: None)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # with real workers
 def test_gpt2_is_exported_merged_and_not_as_an_adapter(cache_home, make_adapter, tmp_path, out):
     from transformers import GPT2Config, GPT2LMHeadModel
 

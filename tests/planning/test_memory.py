@@ -13,8 +13,8 @@ from tests.planning import derivation
 from tests.planning.grid import BASES, measure, points, predict
 from tests.planning.shapes import ARCHITECTURES, Widths, make_config
 
-GRID = int(os.environ.get("LORA_CHAT_MEMORY_GRID", "30"))
-"""Settings that are compared; hundreds take minutes."""
+GRID = int(os.environ.get("LORA_CHAT_MEMORY_GRID", "15"))
+"""Settings that are compared, the bases in turn; hundreds take minutes."""
 LLAMA_8B = {
     "model_type": "llama",
     "hidden_size": 4096,
