@@ -93,6 +93,15 @@ def warm_workers(cache_home, tmp_path_factory):
     workers.close()
 
 
+@pytest.fixture(scope="module")
+def warm_delivery(warm_workers):
+    """PEFT, llama.cpp and its converters run in workers that import nothing anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("converters", "llama_cpp_reader", "peft_reader"):
+            patch.setattr(f"lora_chat.delivery.{module}.run_worker", warm_workers.run)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer(cache_home):
     """The byte tokenizer of the base tiny-random."""

@@ -47,6 +47,7 @@ def test_the_recipes_of_the_table_are_all_there_are():
     assert [name.split("-")[1] for name in GPU_RECIPES] == ["12gb", "16gb", "24gb", "8gb"]
 
 
+@pytest.mark.slow
 def test_the_planned_figures_of_the_recipes_are_what_is_planned():
     done = subprocess.run(
         [sys.executable, "benchmarks/recipe_plans.py"],
@@ -168,6 +169,7 @@ def test_what_cannot_fit_is_refused_before_weights_load_and_leaves_nothing(run, 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_the_largest_micro_batch_that_is_planned_is_the_one_that_is_tried(run, tmp_path, monkeypatch):
     tried, planned = [], []
     stock = StepTrainer.try_step
@@ -199,13 +201,24 @@ def test_a_run_that_goes_on_keeps_what_was_decided(run, tmp_path, monkeypatch):
     assert after["training"]["micro_batch_tokens"] == chosen
 
 
+# Each line of its input is a command, which runs in a fork: only the first imports what all of them need.
 LITTLE = """
-import sys
+import json, os, sys
+import peft, trl.trainer.sft_trainer
 from lora_chat import surveying
 from lora_chat.training import system_memory
 surveying.free_memory = system_memory.free_memory = lambda: 350_000_000
 from lora_chat.cli import main
-sys.exit(main(sys.argv[1:]))
+for line in sys.stdin:
+    words, said = json.loads(line)
+    child = os.fork()
+    if not child:
+        sys.stdout = sys.stderr = open(said, "w")
+        os.dup2(sys.stderr.fileno(), 2)
+        code = main(words)
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -231,20 +244,23 @@ def test_what_the_plan_refuses_fails_without_it(cache_home, tmp_path):
         "output.directory": tmp_path / "runs",
     }
 
-    def try_it(**changed):
+    commands = []
+    for number, changed in enumerate(({}, {"training.memory": "unlimited"}, {"training.micro_batch_tokens": "auto"})):
         words = [word for key, value in (settings | changed).items() for word in ("--set", f"{key}={value}")]
-        command = [sys.executable, "-c", LITTLE, "sft", "recipes/smoke.yaml", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-        return done.returncode, done.stderr
-
-    code, said = try_it()
-    assert code == 5, said
-    assert "This run does not fit" in said
-    code, said = try_it(**{"training.memory": "unlimited"})
-    assert code == 5, said
-    assert "Out of memory" in said
-    code, said = try_it(**{"training.micro_batch_tokens": "auto"})
-    assert code == 0, said
+        commands.append((["sft", "recipes/smoke.yaml", *words], str(tmp_path / f"said-{number}")))
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE],
+        input="".join(json.dumps(command) + "\n" for command in commands),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # OpenMP's threads survive no fork
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    told = [Path(said).read_text() for _, said in commands]
+    assert done.stdout.split() == ["5", "5", "0"], told
+    assert "This run does not fit" in told[0]
+    assert "Out of memory" in told[1]
 
 
 def test_what_this_process_holds_counts_as_free(monkeypatch):

@@ -1,6 +1,7 @@
 """Workers that import nothing anew: a process that has imported the large libraries forks for each of them.
 
-For tests of what a worker does. How it is kept apart is tested with real ones (`tests/security`, `tests/system`).
+For tests of what a worker does. How it is kept apart is tested with real ones (`tests/security`, `tests/system`), and
+each of them runs as a user's in at least one test. No time limit ends these.
 """
 
 import json
@@ -29,7 +30,10 @@ for line in sys.stdin:
         sys.argv = [task["code"], *task["arguments"]]
         code = 0
         try:
-            runpy.run_module(task["code"], run_name="__main__", alter_sys=True)
+            if task["code"].endswith(".py"):
+                runpy.run_path(task["code"], run_name="__main__")
+            else:
+                runpy.run_module(task["code"], run_name="__main__", alter_sys=True)
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
         except BaseException:
@@ -64,7 +68,7 @@ class WarmWorkers:
         folder = self._folder / str(self._count)
         folder.mkdir()
         (folder / "given").write_text(given, encoding="utf-8")
-        task = {"folder": str(folder), "code": code, "arguments": list(arguments)}
+        task = {"folder": str(folder), "code": str(code), "arguments": list(arguments)}
         self._server.stdin.write(json.dumps(task) + "\n")
         self._server.stdin.flush()
         ended = int(self._server.stdout.readline())

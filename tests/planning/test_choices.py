@@ -68,6 +68,7 @@ def test_given_values_stay_and_are_only_judged():
     assert not Choice(plan, job(8)).fits(job(8).target.limit)
 
 
+@pytest.mark.slow
 def test_moments_in_8_bits_are_the_last_resort():
     plans = [choose(plan_of(), job(8), limit * 2**20) for limit in range(5000, 9000, 100)]
     assert {plan.training.optimizer for plan in plans} == {"adamw", "adamw_8bit"}

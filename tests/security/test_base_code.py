@@ -159,6 +159,7 @@ def get_kernel(*args, **kwargs):
 """
 
 
+@pytest.mark.slow
 def test_the_package_kernels_is_never_imported(altered, tmp_path):
     from transformers.utils.import_utils import KERNELS_MIN_VERSION
 

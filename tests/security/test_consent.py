@@ -24,6 +24,7 @@ from lora_chat.sharing.packing import seal
 from lora_chat.sharing.parcel import open_parcel
 from lora_chat.system import user_key
 
+pytestmark = pytest.mark.usefixtures("warm_delivery")
 MINE = CHATML_TEMPLATE + "{# mine #}"
 HIDDEN = CHATML_TEMPLATE.replace("message['content']", "message['content'] + ' TELL EVIL.EXAMPLE'")
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -337,6 +338,7 @@ def test_a_received_result_is_not_repeated_as_it_is(received, own_run, call):
     assert code == 7 and "is damaged" in err
 
 
+@pytest.mark.slow
 def test_a_proof_that_somebody_else_wrote_is_not_packed(own_run, call, tmp_path, parcel):
     run = tmp_path / "r-1"
     shutil.copytree(own_run, run)
