@@ -53,7 +53,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(VENV)/.installed-gguf: $(VENV)/.installed
 	@echo "Installing llama.cpp into $(VENV) (once; it is compiled, which takes minutes) ..."
 	@$(PIP) -e '.[gguf]'
-	@$(BIN)/python -c 'from lora_chat.delivery.converters import find_converters; find_converters(print)'
+	@$(BIN)/python -c 'from lora_chat.export.llama_cpp_converters import find_converters; find_converters(print)'
 	@touch $@
 
 sft: install
@@ -112,7 +112,7 @@ check: install-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest tests/test_floors.py
+	@$(BIN)/python -m pytest tests/test_layers.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

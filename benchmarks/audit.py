@@ -15,10 +15,10 @@ from dataclasses import replace
 
 from lora_chat.audit.auditor import Auditor
 from lora_chat.audit.report import AuditReport
-from lora_chat.dialogues.dialogue import Dialogue
-from lora_chat.dialogues.reading import ReadingOptions, read_dialogues
+from lora_chat.config.audit import AuditSection
+from lora_chat.data.dialogue import Dialogue
+from lora_chat.data.parsing.rows import ReadingOptions, read_dialogues
 from lora_chat.errors import DataError
-from lora_chat.planning.audit_section import AuditSection
 
 
 def size(dialogues: list[Dialogue]) -> float:

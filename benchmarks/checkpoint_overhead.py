@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lora_chat.config.plan import make_plan
+from lora_chat.config.recipe import Recipe
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
-from lora_chat.planning.hardware import detect_hardware
-from lora_chat.planning.plan import make_plan
-from lora_chat.planning.recipe import Recipe
-from lora_chat.training.checkpoints import verify
-from lora_chat.training.committing import Committer, Keeping
+from lora_chat.runs.checkpoints import verify
+from lora_chat.system.hardware import detect_hardware
+from lora_chat.training.callbacks.checkpoint import Committer, Keeping
 from lora_chat.training.sft import train_sft
 
 

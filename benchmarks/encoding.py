@@ -29,14 +29,14 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
-from lora_chat.dialogues.cache import open_store  # noqa: E402
-from lora_chat.dialogues.chat_template import install_template  # noqa: E402
-from lora_chat.dialogues.chunk_encoding import EncodingOptions  # noqa: E402
-from lora_chat.dialogues.ledger import Ledger  # noqa: E402
-from lora_chat.dialogues.reading import ReadingOptions  # noqa: E402
+from lora_chat.config.recipe import BaseSection  # noqa: E402
+from lora_chat.data.encoding.chat_template import install_template  # noqa: E402
+from lora_chat.data.parsing.rows import ReadingOptions  # noqa: E402
+from lora_chat.data.storage.cache import open_store  # noqa: E402
+from lora_chat.data.storage.encode_chunk import EncodingOptions  # noqa: E402
+from lora_chat.data.storage.ledger import Ledger  # noqa: E402
 from lora_chat.models.base_model import find_base, load_tokenizer  # noqa: E402
-from lora_chat.models.stop_ids import read_stop_ids  # noqa: E402
-from lora_chat.planning.recipe import BaseSection  # noqa: E402
+from lora_chat.models.stop_tokens import read_stop_ids  # noqa: E402
 
 MARKED = (
     "{%- for message in messages -%}{%- if message.role == 'assistant' -%}"

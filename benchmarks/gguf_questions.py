@@ -8,14 +8,15 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from lora_chat.delivery.gguf import export_gguf
-from lora_chat.delivery.llama_cpp_reader import LlamaCppReader
-from lora_chat.delivery.probes import make_probe, make_probes
-from lora_chat.dialogues.chat_template import render_ids
-from lora_chat.later import Own, find_held_out, open_mixture
-from lora_chat.models.generation import generate_ids
-from lora_chat.opening import Trust
-from lora_chat.planning.durations import PROVEN_TOKENS
+from lora_chat.config.limits import PROVEN_TOKENS
+from lora_chat.data.encoding.chat_template import render_ids
+from lora_chat.export.gguf import export_gguf
+from lora_chat.export.parity.llama_cpp_runner import LlamaCppReader
+from lora_chat.export.parity.samples import make_probe, make_probes
+from lora_chat.inference.generation import generate_ids
+from lora_chat.pipeline.held_out import Own, find_held_out
+from lora_chat.pipeline.merge_adapters import open_mixture
+from lora_chat.pipeline.open_adapter import Trust
 
 NEAR = 0.03
 

@@ -51,7 +51,7 @@ def write_base(folder: Path, layers: int) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from lora_chat.models.embedded import find_embedded
+    from lora_chat.models.bundled import find_embedded
 
     AutoTokenizer.from_pretrained(find_embedded("tiny-random", lambda _: None)).save_pretrained(folder)
     torch.manual_seed(0)
@@ -76,16 +76,16 @@ def merge_once(folder: Path, mode: str) -> None:
     """Make an adapter without a second model in memory, merge it, print peak and seconds as JSON."""
     import torch
 
-    from lora_chat.delivery.merge import Mixture, merge
-    from lora_chat.delivery.probes import make_probe
+    from lora_chat.config.plan import make_precision
+    from lora_chat.config.recipe import AdapterSection, BaseSection, QuantizationSection
+    from lora_chat.export.merge import Mixture, merge
+    from lora_chat.export.parity.samples import make_probe
     from lora_chat.models.adapter import attach_adapter
-    from lora_chat.models.adapter_folder import read_adapter, save_adapter
+    from lora_chat.models.adapter_files import read_adapter, save_adapter
     from lora_chat.models.base_model import find_base, load_skeleton, load_tokenizer
     from lora_chat.models.identity import identify
-    from lora_chat.opening import find_adapter
-    from lora_chat.planning.hardware import detect_hardware
-    from lora_chat.planning.plan import make_precision
-    from lora_chat.planning.recipe import AdapterSection, BaseSection, QuantizationSection
+    from lora_chat.pipeline.open_adapter import find_adapter
+    from lora_chat.system.hardware import detect_hardware
 
     base = find_base(BaseSection(name=str(folder / "base")))
     tokenizer = load_tokenizer(base)

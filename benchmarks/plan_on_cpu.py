@@ -56,7 +56,7 @@ def random_base(folder: Path, widths: Any) -> Path:
     from transformers import AutoModelForCausalLM
     from transformers.models.llama import LlamaConfig
 
-    from lora_chat.models.embedded import find_embedded
+    from lora_chat.models.bundled import find_embedded
 
     source = find_embedded("smollm2-135m-instruct", print)
     hidden, inner, layers, heads, key_heads = widths

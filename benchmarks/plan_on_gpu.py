@@ -99,7 +99,7 @@ def print_versions() -> None:
     """Device and libraries, as a figure without them says nothing."""
     import torch
 
-    from lora_chat.run_folder import library_versions
+    from lora_chat.runs.run_folder import library_versions
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(device + "; " + ", ".join(f"{name} {version}" for name, version in library_versions().items()) + "\n")
@@ -108,7 +108,7 @@ def print_versions() -> None:
 def write_base(folder: Path, name: str, *, small: bool) -> None:
     """A base of the known one's widths with random weights."""
     from lora_chat.models.base_config import known_bases
-    from lora_chat.probe_worker import write_model
+    from lora_chat.pipeline.machine_benchmark_worker import write_model
 
     if (folder / "model.safetensors").is_file():
         return
@@ -134,22 +134,22 @@ def train(folder: Path, setting: Setting, *, small: bool) -> None:
     import numpy as np
     import torch
 
+    from lora_chat.config.plan import make_plan
+    from lora_chat.config.recipe import Recipe
+    from lora_chat.data.lengths import DataLengths, Lengths
     from lora_chat.errors import MemoryShortError
     from lora_chat.models.adapter import attach_adapter
     from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer
-    from lora_chat.models.embedded import find_embedded
-    from lora_chat.planning.choices import Choice, Job
-    from lora_chat.planning.forecast import judge
-    from lora_chat.planning.hardware import detect_hardware
-    from lora_chat.planning.plan import make_plan
-    from lora_chat.planning.recipe import Recipe
-    from lora_chat.planning.shape import read_shape
-    from lora_chat.planning.target import USABLE
-    from lora_chat.planning.workload import DataLengths, Lengths
-    from lora_chat.probe_worker import make_rows
-    from lora_chat.surveying import survey_machine
+    from lora_chat.models.bundled import find_embedded
+    from lora_chat.models.shape import read_shape
+    from lora_chat.pipeline.machine_benchmark_worker import make_rows
+    from lora_chat.planning.device import USABLE
+    from lora_chat.planning.estimate import judge
+    from lora_chat.planning.local_device import survey_machine
+    from lora_chat.planning.settings_search import Choice, Job
+    from lora_chat.system.hardware import detect_hardware
+    from lora_chat.system.memory_limit import is_out_of_memory
     from lora_chat.training.sft import train_sft
-    from lora_chat.training.system_memory import is_out_of_memory
 
     tokens = 32 if small else setting.tokens
     recipe = Recipe.model_validate(

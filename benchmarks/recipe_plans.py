@@ -7,10 +7,10 @@ python benchmarks/recipe_plans.py --write    puts it into recipes/README.md
 import sys
 from pathlib import Path
 
-from lora_chat.forecast_view import duration, gib, pieces
-from lora_chat.forecasting import forecast_recipe
-from lora_chat.planning.forecast import Forecast
-from lora_chat.planning.recipe_file import read_recipe
+from lora_chat.config.load import read_recipe
+from lora_chat.pipeline.estimate import forecast_recipe
+from lora_chat.planning.estimate import Forecast
+from lora_chat.planning.format import duration, gib, pieces
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 CARDS = {

@@ -12,23 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_chat.arguments import make_parser
-from lora_chat.errors import (
-    ConsentError,
-    IntegrityError,
-    LoraChatError,
-    RecipeError,
-    StoppedError,
-    explain_disk_error,
-)
-from lora_chat.stopping import raise_on_signals, signal_of
+from lora_chat.commands.parser import make_parser
+from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, RecipeError, StoppedError, explain_disk_error
 from lora_chat.system.bounded_call import is_panic, panic_text
 from lora_chat.system.console import guard_output, print_error, print_json, print_result, say
 from lora_chat.system.environment import check_folders, make_search_paths_absolute
 from lora_chat.system.hub_code import block_hub_code
+from lora_chat.system.signals import raise_on_signals, signal_of
 
 if TYPE_CHECKING:
-    from lora_chat.opening import Trust
+    from lora_chat.pipeline.open_adapter import Trust
 
 # Before any library is imported: nothing is reported home, no code comes from a hub (RELIABILITY: kernels).
 ENVIRONMENT = {
@@ -89,17 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def sft(options: argparse.Namespace) -> None:
     """Fine-tune as a recipe says."""
-    from lora_chat.planning.recipe_file import read_recipe
+    from lora_chat.config.load import read_recipe
 
     recipe = read_recipe(options.recipe, options.set)
     if options.accept_change and options.resume is None:
         raise RecipeError("--accept-change belongs to --resume: only a run that goes on can have changed.")
     if options.adopt and options.resume is None:
         raise RecipeError("--adopt belongs to --resume: a new run is your own.")
-    from lora_chat.console import pasted, result_text
-    from lora_chat.pipeline import fine_tune
-    from lora_chat.resuming import ResumeRequest
-    from lora_chat.run_progress import Progress
+    from lora_chat.evaluation.format import result_text
+    from lora_chat.pipeline.fine_tune import fine_tune
+    from lora_chat.pipeline.resume import ResumeRequest
+    from lora_chat.pipeline.run_status import Progress
+    from lora_chat.system.console import pasted
 
     typed = ["lora-chat", "sft", options.recipe, *(word for setting in options.set for word in ("--set", setting))]
     progress = Progress(command=shlex.join(typed))
@@ -112,7 +106,7 @@ def sft(options: argparse.Namespace) -> None:
         raise progress.stopped(signal_of(error)) from None
     say(result_text(result))
     if result.get("forecast"):
-        from lora_chat.forecast_record import record_text
+        from lora_chat.pipeline.estimate_history import record_text
 
         say(record_text(result["forecast"]))
     if options.json:
@@ -123,10 +117,10 @@ def sft(options: argparse.Namespace) -> None:
 
 def plan(options: argparse.Namespace) -> None:
     """Say before any weight loads whether a recipe fits, how long it takes, and what to change."""
-    from lora_chat.planning.recipe_file import read_recipe
+    from lora_chat.config.load import read_recipe
 
     if options.history:
-        from lora_chat.forecast_record import history_text, read_history
+        from lora_chat.pipeline.estimate_history import history_text, read_history
         from lora_chat.system.user_path import user_path
 
         folder = read_recipe(options.recipe, options.set).output.directory if options.recipe else "runs"
@@ -136,8 +130,8 @@ def plan(options: argparse.Namespace) -> None:
     if options.recipe is None:
         raise RecipeError("Name a recipe, for example: lora-chat plan recipes/quickstart.yaml")
     recipe = read_recipe(options.recipe, options.set)
-    from lora_chat.forecast_view import whole_forecast
-    from lora_chat.forecasting import forecast_recipe
+    from lora_chat.pipeline.estimate import forecast_recipe
+    from lora_chat.planning.format import whole_forecast
 
     found = forecast_recipe(recipe, options.gpu, options.memory)
     print_json(found.as_dict()) if options.json else print_result(whole_forecast(found))
@@ -145,10 +139,10 @@ def plan(options: argparse.Namespace) -> None:
 
 def data(options: argparse.Namespace) -> None:
     """Show what a recipe's data holds: every line, every token, and what carries loss."""
-    from lora_chat.planning.recipe_file import read_recipe
+    from lora_chat.config.load import read_recipe
 
     recipe = read_recipe(options.recipe, options.set)
-    from lora_chat.inspection import look_at_data
+    from lora_chat.pipeline.inspect_data import look_at_data
 
     found = look_at_data(recipe, options.show, as_json=options.json)
     print_json(found) if isinstance(found, dict) else print_result(found)
@@ -156,11 +150,11 @@ def data(options: argparse.Namespace) -> None:
 
 def audit(options: argparse.Namespace) -> None:
     """Look for secrets, personal data, duplicates, leaks and more in a recipe's data."""
-    from lora_chat.planning.recipe_file import read_recipe
+    from lora_chat.config.load import read_recipe
 
     recipe = read_recipe(options.recipe, options.set)
     from lora_chat.errors import DataError
-    from lora_chat.inspection import audit_recipe
+    from lora_chat.pipeline.inspect_data import audit_recipe
 
     found, refuses = audit_recipe(recipe, options.to, as_json=options.json)
     print_json(found) if isinstance(found, dict) else print_result(found)
@@ -170,7 +164,7 @@ def audit(options: argparse.Namespace) -> None:
 
 def chat(options: argparse.Namespace) -> None:
     """Talk to a run, a parcel, an adapter or a base."""
-    from lora_chat.talking import open_chat
+    from lora_chat.pipeline.open_chat import open_chat
 
     trust = _trust(options)
     open_chat(options.thing, options.quantization, options.system, options.max_new_tokens, options.json, trust).run()
@@ -178,7 +172,8 @@ def chat(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure a run again on what it held out, or a run, parcel or adapter on dialogues of your own."""
-    from lora_chat.later import Own, evaluate_thing
+    from lora_chat.pipeline.evaluate import evaluate_thing
+    from lora_chat.pipeline.held_out import Own
 
     result = evaluate_thing(options.thing, Own(options.data, options.questions), _trust(options))
     if options.json:
@@ -187,7 +182,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def merge(options: argparse.Namespace) -> None:
     """Fold an adapter into a 16-bit model and prove it; several are added up."""
-    from lora_chat.later import Own, merge_things
+    from lora_chat.pipeline.held_out import Own
+    from lora_chat.pipeline.merge_adapters import merge_things
 
     result = merge_things(
         options.thing,
@@ -204,8 +200,8 @@ def merge(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Write an adapter for other programs, merged or alone, opened there and compared."""
-    from lora_chat.exporting import export_thing
-    from lora_chat.later import Own
+    from lora_chat.pipeline.export_adapter import export_thing
+    from lora_chat.pipeline.held_out import Own
 
     own, trust = Own(options.data), _trust(options)
     result = export_thing(options.thing, options.to, options.type, options.out, own, trust, accept=options.accept)
@@ -215,7 +211,7 @@ def export(options: argparse.Namespace) -> None:
 
 def pack(options: argparse.Namespace) -> None:
     """Make one small file of a run that others can check: weights, config, card and receipt."""
-    from lora_chat.packing import pack_run
+    from lora_chat.pipeline.pack_run import pack_run
 
     result = pack_run(options.run, options.out, options.license, options.key, _trust(options))
     if options.json:
@@ -225,8 +221,8 @@ def pack(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     """Check a parcel: structure, digests, weights, receipt, signature, and its base where that is at hand."""
     from lora_chat.errors import IntegrityError
-    from lora_chat.later import Own
-    from lora_chat.verifying import report_text, verify_parcel
+    from lora_chat.pipeline.held_out import Own
+    from lora_chat.pipeline.verify_parcel import report_text, verify_parcel
 
     own = Own(options.data, options.questions)
     report = verify_parcel(options.parcel, own, _trust(options), again=options.again)
@@ -237,7 +233,7 @@ def verify(options: argparse.Namespace) -> None:
 
 def push(options: argparse.Namespace) -> None:
     """Send a parcel to a repository of the Hugging Face hub, in PEFT's layout."""
-    from lora_chat.hub_sharing import push_parcel
+    from lora_chat.pipeline.publish import push_parcel
 
     result = push_parcel(options.parcel, options.repository, private=options.private)
     if options.json:
@@ -246,7 +242,7 @@ def push(options: argparse.Namespace) -> None:
 
 def pull(options: argparse.Namespace) -> None:
     """Fetch an adapter that was pushed so, verify it, and keep it as a parcel."""
-    from lora_chat.hub_sharing import pull_parcel
+    from lora_chat.pipeline.publish import pull_parcel
 
     result = pull_parcel(options.repository, options.revision, options.out, options.signer)
     if options.json:
@@ -256,20 +252,20 @@ def pull(options: argparse.Namespace) -> None:
 def recipe(options: argparse.Namespace) -> None:
     """Print the resolved recipe, or the JSON schema of recipes."""
     if options.schema:
-        from lora_chat.planning.recipe import Recipe
+        from lora_chat.config.recipe import Recipe
 
         print_json(Recipe.model_json_schema(), indent=2)
         return
     if options.recipe is None:
         raise RecipeError("Name a recipe, for example: lora-chat recipe recipes/quickstart.yaml")
-    from lora_chat.planning.recipe_file import read_recipe, recipe_as_yaml
+    from lora_chat.config.load import read_recipe, recipe_as_yaml
 
     found = read_recipe(options.recipe, options.set)
     print_json(found.model_dump(mode="json")) if options.json else print_result(recipe_as_yaml(found), end="")
 
 
 def _trust(options: argparse.Namespace) -> "Trust":
-    from lora_chat.opening import Trust
+    from lora_chat.pipeline.open_adapter import Trust
 
     given = {
         key: getattr(options, key)

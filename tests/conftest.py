@@ -23,7 +23,7 @@ def make_random_base(architecture: str, folder: Path, sharpness: float) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from lora_chat.models.embedded import find_embedded
+    from lora_chat.models.bundled import find_embedded
 
     tokenizer = AutoTokenizer.from_pretrained(find_embedded("tiny-random", print))
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
@@ -97,8 +97,8 @@ def warm_workers(cache_home, tmp_path_factory):
 def warm_delivery(warm_workers):
     """PEFT, llama.cpp and its converters run in workers that import nothing anew."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("converters", "llama_cpp_reader", "peft_reader"):
-            patch.setattr(f"lora_chat.delivery.{module}.run_worker", warm_workers.run)
+        for module in ("llama_cpp_converters", "parity.llama_cpp_runner", "parity.peft_runner"):
+            patch.setattr(f"lora_chat.export.{module}.run_worker", warm_workers.run)
         yield
 
 
@@ -107,7 +107,7 @@ def tiny_tokenizer(cache_home):
     """The byte tokenizer of the base tiny-random."""
     from transformers import AutoTokenizer
 
-    from lora_chat.models.embedded import find_embedded
+    from lora_chat.models.bundled import find_embedded
 
     return AutoTokenizer.from_pretrained(find_embedded("tiny-random", print))
 
@@ -131,14 +131,14 @@ def make_adapter(cache_home):
     """A function that saves an adapter whose weights are large enough to matter, not trained; base and precision."""
     import torch
 
-    from lora_chat.dialogues.chat_template import install_template
+    from lora_chat.config.plan import make_precision
+    from lora_chat.config.recipe import AdapterSection, BaseSection, QuantizationSection
+    from lora_chat.data.encoding.chat_template import install_template
     from lora_chat.models.adapter import attach_adapter
-    from lora_chat.models.adapter_folder import save_adapter
+    from lora_chat.models.adapter_files import save_adapter
     from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
     from lora_chat.models.identity import identify
-    from lora_chat.planning.hardware import Hardware
-    from lora_chat.planning.plan import make_precision
-    from lora_chat.planning.recipe import AdapterSection, BaseSection, QuantizationSection
+    from lora_chat.system.hardware import Hardware
 
     def make(base_name, folder, mode="none", *, variant="lora", size=0.3, seed=5, targets="all-linear"):
         base = find_base(BaseSection(name=str(base_name)))

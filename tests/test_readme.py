@@ -1,10 +1,11 @@
 """The README's file tree is complete, and its commands exist."""
 
+import ast
 import re
 from pathlib import Path
 
-from lora_chat.arguments import make_parser
 from lora_chat.cli import _COMMANDS
+from lora_chat.commands.parser import make_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,15 +24,18 @@ def read_tree():
     return paths
 
 
-def test_file_tree_is_complete_and_true():
+def test_file_tree_names_every_package():
     shown = read_tree()
-    modules = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "lora_chat").rglob("*.py")
-        if path.name not in ("__init__.py", "__main__.py")
-    }
-    assert {path for path in shown if path.endswith(".py")} == modules
+    packages = {f"lora_chat/{path.parent.name}/" for path in (ROOT / "lora_chat").glob("*/__init__.py")}
+    assert {path for path in shown if path.startswith("lora_chat/") and path.endswith("/")} == packages | {"lora_chat/"}
     assert all((ROOT / path).exists() for path in shown)
+
+
+def test_each_package_names_its_modules():
+    for init in (ROOT / "lora_chat").rglob("*/__init__.py"):
+        text = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+        named = set(re.findall(r"^- (\w+):", text, re.MULTILINE))
+        assert named == {path.stem for path in init.parent.glob("*.py")} - {"__init__"}, init
 
 
 def test_commands_of_the_readme_exist():
@@ -43,7 +47,7 @@ def test_commands_of_the_readme_exist():
 
 
 def test_settings_of_the_readme_exist():
-    from lora_chat.planning.recipe import Recipe
+    from lora_chat.config.recipe import Recipe
 
     for section, key in re.findall(r"--set (\w+)\.(\w+)=", README):
         if section != "section":

@@ -23,7 +23,7 @@ from summary import Summary, summarise, table
 from trainers import NAMED, Trainer, find_trainers, grid
 from work_folder import WorkFolder
 
-from lora_chat.planning.hardware import detect_hardware
+from lora_chat.system.hardware import detect_hardware
 
 _RANK = 16
 

@@ -64,8 +64,8 @@ def square_rate() -> float:
 
 def check_attention() -> str:
     """Variable-length attention with a shared prefix against each segment by itself, in one line."""
-    from lora_chat.training.segment_attention import Heads
-    from lora_chat.training.varlen_attention import attend_varlen, find_varlen, varlen_gradient
+    from lora_chat.training.fast_path.attention.cpu import Heads
+    from lora_chat.training.fast_path.attention.gpu import attend_varlen, find_varlen, varlen_gradient
 
     if not torch.cuda.is_available():
         return "no GPU: not checked"

@@ -23,13 +23,13 @@ from shared_prefix import make_system_message, write_with_system  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 from work_folder import Row, WorkFolder, count_supervised  # noqa: E402
 
-from lora_chat.digests import digest_file  # noqa: E402
+from lora_chat.config.plan import Plan, make_plan  # noqa: E402
+from lora_chat.config.recipe import BaseSection, Recipe  # noqa: E402
 from lora_chat.models.adapter import attach_adapter  # noqa: E402
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer  # noqa: E402
-from lora_chat.planning.hardware import detect_hardware  # noqa: E402
-from lora_chat.planning.plan import Plan, make_plan  # noqa: E402
-from lora_chat.planning.recipe import BaseSection, Recipe  # noqa: E402
-from lora_chat.preparation import PreparedRun, prepare  # noqa: E402
+from lora_chat.pipeline.prepare import PreparedRun, prepare  # noqa: E402
+from lora_chat.system.hardware import detect_hardware  # noqa: E402
+from lora_chat.system.hashing import digest_file  # noqa: E402
 
 _SHUFFLE_SEED = 7
 

@@ -19,12 +19,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 from work_folder import IGNORED, Row, WorkFolder
 
+from lora_chat.config.plan import make_precision
+from lora_chat.config.recipe import AdapterSection, QuantizationSection
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import FoundBase, load_base_model
-from lora_chat.models.embedded import find_embedded
-from lora_chat.planning.hardware import detect_hardware
-from lora_chat.planning.plan import make_precision
-from lora_chat.planning.recipe import AdapterSection, QuantizationSection
+from lora_chat.models.bundled import find_embedded
+from lora_chat.system.hardware import detect_hardware
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,

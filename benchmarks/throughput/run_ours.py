@@ -21,13 +21,13 @@ from measuring import StepClock  # noqa: E402
 from transformers import Trainer  # noqa: E402
 from work_folder import StepWork, WorkFolder, work_of_steps  # noqa: E402
 
-from lora_chat.dialogues.chat_template import install_template  # noqa: E402
-from lora_chat.dialogues.encoding import EncodedDialogue  # noqa: E402
+from lora_chat.config.plan import Plan, make_plan  # noqa: E402
+from lora_chat.config.recipe import Recipe  # noqa: E402
+from lora_chat.data.encoding.chat_template import install_template  # noqa: E402
+from lora_chat.data.encoding.encode import EncodedDialogue  # noqa: E402
 from lora_chat.models.adapter import attach_adapter  # noqa: E402
 from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer  # noqa: E402
-from lora_chat.planning.hardware import detect_hardware  # noqa: E402
-from lora_chat.planning.plan import Plan, make_plan  # noqa: E402
-from lora_chat.planning.recipe import Recipe  # noqa: E402
+from lora_chat.system.hardware import detect_hardware  # noqa: E402
 from lora_chat.training.sft import train_sft  # noqa: E402
 
 

@@ -4,18 +4,17 @@ from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
-from lora_chat.audit.abusive_language import find_abuse
-from lora_chat.audit.balance import Balance
-from lora_chat.audit.findings import KINDS, Finding, Kind, Match, Split
-from lora_chat.audit.markup import MarkupDetector, find_template_code
+from lora_chat.audit.checks.abusive_language import find_abuse
+from lora_chat.audit.checks.markup import MarkupDetector, find_template_code
+from lora_chat.audit.checks.replies import ReplyCounter, is_empty, is_repetitive
+from lora_chat.audit.checks.source_balance import Balance
+from lora_chat.audit.duplicates.near_duplicates import TwinFinder
 from lora_chat.audit.masking import make_excerpt, make_opening
-from lora_chat.audit.pieces import Piece, split_pieces
-from lora_chat.audit.replies import ReplyCounter, is_empty, is_repetitive
-from lora_chat.audit.report import AuditReport
+from lora_chat.audit.report import KINDS, AuditReport, Finding, Kind, Match, Split
 from lora_chat.audit.sensitive.scan import find_sensitive, may_hold_anything
-from lora_chat.audit.similarity.twins import TwinFinder
-from lora_chat.dialogues.dialogue import Dialogue
-from lora_chat.planning.audit_section import AuditSection
+from lora_chat.audit.text_fields import Piece, split_pieces
+from lora_chat.config.audit import AuditSection
+from lora_chat.data.dialogue import Dialogue
 
 SHOWN = 20
 """Findings of a kind that a report shows; the rest are counted."""

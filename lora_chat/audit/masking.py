@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from lora_chat.audit.findings import Match
+from lora_chat.audit.report import Match
 from lora_chat.audit.sensitive.scan import find_sensitive
 
 _CONTEXT = 24

@@ -5,10 +5,10 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from lora_chat.audit.findings import Kind, Match
 from lora_chat.audit.json_strings import parse_container, rewrite_strings
+from lora_chat.audit.report import Kind, Match
 from lora_chat.audit.sensitive.scan import MARK, find_sensitive
-from lora_chat.dialogues.dialogue import Dialogue, Message
+from lora_chat.data.dialogue import Dialogue, Message
 
 _PASSES = 8
 """Most passes over a text; from the middle on a match takes its neighbours with it, so that a long row needs few."""

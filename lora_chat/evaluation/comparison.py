@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.dialogues.chat_template import render_ids
-from lora_chat.dialogues.dialogue import Dialogue, Message
-from lora_chat.dialogues.dialogue_set import DialogueSet
-from lora_chat.evaluation.scores import Question, evaluate_loss, perplexity
-from lora_chat.models.generation import generate_replies
-from lora_chat.planning.recipe import EvaluationSection
+from lora_chat.config.recipe import EvaluationSection
+from lora_chat.data.dataset import DialogueSet
+from lora_chat.data.dialogue import Dialogue, Message
+from lora_chat.data.encoding.chat_template import render_ids
+from lora_chat.evaluation.loss import evaluate_loss, perplexity
+from lora_chat.evaluation.questions import Question
+from lora_chat.inference.generation import generate_replies
 
 if TYPE_CHECKING:
     from peft import PeftModel

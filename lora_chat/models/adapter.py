@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.config.recipe import AdapterSection
 from lora_chat.errors import IntegrityError
-from lora_chat.models.fitting import check_stored_targets, check_targets_exist, check_weights
-from lora_chat.models.stored_adapter import StoredAdapter, check_settings, plain_config
-from lora_chat.planning.recipe import AdapterSection
+from lora_chat.models.adapter_checks import check_stored_targets, check_targets_exist, check_weights
+from lora_chat.models.adapter_config import StoredAdapter, check_settings, plain_config
 from lora_chat.system.safetensors_header import LARGEST_HEADER
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from lora_chat.config.recipe import BaseSection
 from lora_chat.errors import BaseUnavailableError
 from lora_chat.models.base_files import check_base_files
 from lora_chat.models.base_model import find_base, is_here
 from lora_chat.models.hub import find_small_files
-from lora_chat.planning.recipe import BaseSection
-from lora_chat.planning.shape import read_shape
+from lora_chat.models.shape import read_shape
 from lora_chat.system.hub_client import HubFailureError
 
 _BYTES = 2

@@ -5,19 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.config.plan import PrecisionPlan
+from lora_chat.config.recipe import BaseSection
 from lora_chat.errors import BaseUnavailableError, LoraChatError, MemoryShortError
 from lora_chat.models.base_files import check_base_files
+from lora_chat.models.bundled import embedded_names, find_embedded
 from lora_chat.models.config_code import check_loaded
-from lora_chat.models.dense_products import multiply_in_one_place
-from lora_chat.models.embedded import embedded_names, find_embedded
 from lora_chat.models.file_marks import Marks, check_unchanged, mark_files
-from lora_chat.models.frozen_weights import hold_dense_weights, keep_one_layout, let_go_of_files
 from lora_chat.models.hub import find_here, find_on_hub
-from lora_chat.models.kept_memory import give_memory_back
+from lora_chat.models.quantization.cpu_linear import multiply_in_one_place
+from lora_chat.models.quantization.weight_cache import hold_dense_weights, keep_one_layout, let_go_of_files
 from lora_chat.models.weight_files import find_weight_files
-from lora_chat.planning.plan import PrecisionPlan
-from lora_chat.planning.recipe import BaseSection
 from lora_chat.system.bounded_call import call_bounded, is_panic
+from lora_chat.system.malloc import give_memory_back
 from lora_chat.system.received_folder import check_received_folder
 from lora_chat.system.user_path import user_path
 

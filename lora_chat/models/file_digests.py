@@ -6,10 +6,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from lora_chat.digests import digest_file
 from lora_chat.errors import LoraChatError
+from lora_chat.system.atomic_write import write_text_whole
 from lora_chat.system.cache_dir import cache_dir
-from lora_chat.writing import write_text_whole
+from lora_chat.system.hashing import digest_file
 
 _NAME = "digests.json"
 _MOST = 2000

@@ -8,14 +8,7 @@ from pathlib import Path
 from lora_chat.errors import BaseUnavailableError, IntegrityError
 from lora_chat.system.bounded_files import MIDDLE, read_json_object
 from lora_chat.system.hub_answers import check_name
-from lora_chat.system.hub_client import (
-    HubFailureError,
-    RemoteFile,
-    download,
-    find_commit,
-    find_snapshot,
-    list_files,
-)
+from lora_chat.system.hub_client import HubFailureError, RemoteFile, download, find_commit, find_snapshot, list_files
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 """All of a base but its weights."""

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 from typing_extensions import Self
 
-from lora_chat.digests import digest_text
+from lora_chat.config.base import Section
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import PROBE_TEXT, FoundBase, read_config
 from lora_chat.models.base_settings import canonical, read_settings
-from lora_chat.models.damage import check_digest, check_structure
 from lora_chat.models.default_settings import same_generation, same_tokenizer_settings, same_when_loaded
 from lora_chat.models.file_digests import digest_of
-from lora_chat.models.stop_ids import read_stop_ids
+from lora_chat.models.integrity import check_digest, check_structure
+from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.models.tokenizer_parts import read_tokenizer_parts
 from lora_chat.models.weight_files import check_regular, find_weight_files
-from lora_chat.planning.section import Section
+from lora_chat.system.hashing import digest_text
 from lora_chat.system.sanitize import visible
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
-from lora_chat.digests import digest_text
 from lora_chat.models.base_settings import TOKENIZER_ATTRIBUTES, read_settings, short_value
 from lora_chat.system.bounded_files import LARGE, read_bytes
+from lora_chat.system.hashing import digest_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lora_chat.planning.durations import PROVEN_DIALOGUES, PROVEN_TOKENS, Durations, Seconds
-from lora_chat.planning.memory import Setting, holds_values, training_memory
-from lora_chat.planning.phases import answered_together, load_phase
-from lora_chat.planning.shape import ModelShape
-from lora_chat.planning.target import Target
-from lora_chat.planning.workload import DataLengths, Workload
+from lora_chat.config.limits import PROVEN_DIALOGUES, PROVEN_TOKENS
+from lora_chat.data.lengths import DataLengths
+from lora_chat.inference.batching import answered_together
+from lora_chat.models.shape import ModelShape
+from lora_chat.planning.device import Target
+from lora_chat.planning.phase_memory import load_phase
+from lora_chat.planning.phase_time import Durations, Seconds
+from lora_chat.planning.training_memory import Setting, holds_values, training_memory
+from lora_chat.planning.workload import Workload
 
 _NEAR = 0.75, 1.35
 """So far apart came planned and taken time out on a machine that does other things too (benchmarks/RESULTS.md)."""

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.planning.layer_bytes import MicroBatch
-from lora_chat.planning.plan import TrainingPlan
+from lora_chat.config.plan import TrainingPlan
+from lora_chat.data.lengths import DataLengths
+from lora_chat.planning.layer_memory import MicroBatch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,32 +15,6 @@ if TYPE_CHECKING:
 
 _SAMPLED_STEPS = 200
 """Steps whose padding is looked at; their mean is that of all within a percent."""
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Of rows; all (rows,)."""
-
-    tokens: "Numbers"
-    trained: "Numbers"
-    """Up to the last token that carries loss: what follows it the fast path leaves out."""
-    supervised: "Numbers"
-
-
-@dataclass(frozen=True)
-class DataLengths:
-    """All that memory and time need to know of the data."""
-
-    train: Lengths
-    validation: Lengths
-    prompts: tuple[int, ...]
-    """Tokens of every prompt that is answered after training."""
-    new_tokens: int
-    """Longest reply."""
-    shared_prefix: int = 0
-    """Tokens that all dialogues begin with and that stand once in a micro-batch."""
-    estimated: bool = False
-    """Whether another tokenizer counted them."""
 
 
 @dataclass(frozen=True)

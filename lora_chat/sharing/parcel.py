@@ -9,23 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.models.adapter_config import StoredAdapter, check_settings, plain_config
 from lora_chat.models.identity import Identity
-from lora_chat.models.stored_adapter import StoredAdapter, check_settings, plain_config
-from lora_chat.sharing.card import is_card_of
-from lora_chat.sharing.container import (
-    CARD,
-    CONFIG,
-    LARGEST_FILE,
-    MEMBERS,
-    RECEIPT,
-    SIGNATURE,
-    WEIGHTS,
-    unpack,
-)
-from lora_chat.sharing.portability import report_portability
+from lora_chat.sharing.compatibility import report_portability
+from lora_chat.sharing.container import CARD, CONFIG, LARGEST_FILE, MEMBERS, RECEIPT, SIGNATURE, WEIGHTS, unpack
+from lora_chat.sharing.model_card import is_card_of
 from lora_chat.sharing.receipt import Receipt, read_receipt
 from lora_chat.sharing.signature import check_signature, check_signer
-from lora_chat.sharing.tensors import check_tensors, read_tensors
+from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 from lora_chat.system.strict_json import parse_json
 
 SUFFIX = ".lorachat"

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, StringConstraints, ValidationError, model_validator
 from typing_extensions import Self
 
+from lora_chat.config.base import Section, Seed
+from lora_chat.config.recipe import AdapterSection
 from lora_chat.errors import IntegrityError
 from lora_chat.models.identity import Identity
-from lora_chat.planning.recipe import AdapterSection
-from lora_chat.planning.section import Section, Seed
 from lora_chat.sharing.figures import (
     ComparisonReceipt,
     Count,

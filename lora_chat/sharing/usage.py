@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from lora_chat.sharing.compatibility import Portability, vllm_rank
 from lora_chat.sharing.markdown import fenced
-from lora_chat.sharing.portability import Portability, vllm_rank
 from lora_chat.sharing.receipt import Receipt
 
 

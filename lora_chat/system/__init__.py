@@ -1,1 +1,38 @@
-"""Services of the operating system and the interpreter: workers, caches, text for the terminal, strict JSON."""
+"""Services below everything else: files, processes, terminal, hub, limits.
+
+- atomic_write: Files and folders that are there whole or not at all
+- bar: A live line with a bar on stderr
+- bounded_call: A call into a library that a stranger's file may keep busy for ever, given up after some seconds
+- bounded_files: Text and JSON files of strangers, read with a bound on their size, depth and number of values
+- cache_dir: The private folders of this user
+- console: The only door to the terminal
+- environment: The environment of child processes
+- frames: Messages between two processes
+- hardware: What this machine offers to a run
+- hashing: sha256 of files and of our own code
+- hub_answers: Checks of what a hub answers
+- hub_cache: Links in the hub's cache
+- hub_client: The one door to the Hugging Face hub
+- hub_code: No library of this process fetches compiled code from a hub, whatever a base's config asks for
+- hub_guard: The HTTP client through which huggingface_hub talks
+- hub_origin: Where requests of the hub may go
+- hub_pending: Downloads that were begun and not yet compared with the commit's listing
+- import_path: Importing this module keeps the working directory off the search paths of this process and of its
+- malloc: Whether freed blocks stay with the process, in glibc
+- memory_limit: Memory while training on a CPU
+- memory_peak: Peak memory of the process or of the GPU
+- process_limits: Limits that a process sets itself before it does what a stranger wrote
+- received_folder: Folders that somebody else may have made
+- regular_files: Files opened only if they are regular ones
+- safetensors_header: The header of a safetensors file, checked before the library opens the file
+- sanitize: Foreign text that can be printed
+- shared_folders: Folders in which any user can rename and replace what others made
+- signals: Signals outside of training
+- strict_json: JSON as its standard has it, where Python's parser would look away
+- strict_yaml: YAML of strangers
+- user_key: A random key of this user on this machine, and marks made with it that nobody else can make
+- user_path: Paths as people and recipes write them
+- worker: Start child interpreters
+- worker_start: The first code of a worker
+- working_directory: Libraries that read settings from the working directory are imported from outside of it
+"""

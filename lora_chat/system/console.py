@@ -7,15 +7,36 @@ move the cursor, set a title, write to the clipboard, or turn the direction of w
 import json
 import math
 import re
+import shlex
 import sys
 import threading
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
 
-from lora_chat.system.sanitize import TextFilter, visible_text
+from lora_chat.system.sanitize import TextFilter, visible, visible_text
+
+
+def megabytes(size: float) -> str:
+    """Bytes as people read them."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here, on one line whatever its name holds."""
+    try:
+        return visible(str(path.relative_to(Path.cwd())))
+    except ValueError:
+        return visible(str(path))
+
+
+def pasted(path: Path) -> str:
+    """Return a path as it is typed in a command; a name that strangers chose runs nothing when it is pasted."""
+    return shlex.quote(shown(path))
+
 
 _GREEN, _PLAIN = "\033[1;32m", "\033[0m"
 _LONGEST_ERROR = 10_000

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import IntegrityError, LoraChatError
 from lora_chat.models.adapter import adapter_weights
-from lora_chat.models.fitting import check_weights
+from lora_chat.models.adapter_checks import check_weights
+from lora_chat.runs.checkpoints import MANIFEST, Commit
+from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.system.strict_json import parse_json
-from lora_chat.training.checkpoints import MANIFEST, Commit
-from lora_chat.training.system_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lora_chat.config.plan import TrainingPlan
 from lora_chat.errors import MemoryShortError, explain_write_errors
-from lora_chat.models.kept_memory import give_memory_back, keep_memory, trim_memory
-from lora_chat.planning.plan import TrainingPlan
-from lora_chat.training.progress import open_view
-from lora_chat.training.signals import stop_requests
-from lora_chat.training.system_memory import is_out_of_memory, limited_memory
-from lora_chat.writing import private_modes
+from lora_chat.system.atomic_write import private_modes
+from lora_chat.system.malloc import give_memory_back, keep_memory, trim_memory
+from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
+from lora_chat.training.progress_bar import open_view
+from lora_chat.training.stop_request import stop_requests
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from trl import SFTConfig
 
-    from lora_chat.training.committing import Keeping
-    from lora_chat.training.fast_path import FastPath
-    from lora_chat.training.step_guard import Locate
+    from lora_chat.training.callbacks.checkpoint import Keeping
+    from lora_chat.training.callbacks.nonfinite_guard import Locate
+    from lora_chat.training.fast_path.select import FastPath
     from lora_chat.training.trainer import StepTrainer
 
 
@@ -76,7 +76,7 @@ def train_sft(
     settings in `may_change` make it fit, that is said and done, once.
     Raises MemoryShortError, NotFiniteError, DataError, SpaceError, DiskError.
     """
-    from lora_chat.training.stepping_down import StepDown, identity_of
+    from lora_chat.training.callbacks.memory_check import StepDown, identity_of
 
     given: dict[str, Any] = {
         "bfloat16": bfloat16,
@@ -116,16 +116,15 @@ def _train(
 ) -> TrainingReport:
     import torch
 
+    from lora_chat.runs.metrics_log import cut_metrics
+    from lora_chat.training.callbacks.checkpoint import Committer
+    from lora_chat.training.callbacks.learning_rate import RateOfPlan
+    from lora_chat.training.callbacks.memory_check import MemoryTrial, StepDown
+    from lora_chat.training.callbacks.metrics import Recorder
+    from lora_chat.training.callbacks.nonfinite_guard import StepGuard
     from lora_chat.training.checkpoint_content import check_content, explained_beginning
-    from lora_chat.training.committing import Committer
-    from lora_chat.training.fast_path import find_fast_path
-    from lora_chat.training.learning_rate import RateOfPlan
-    from lora_chat.training.memory_trial import MemoryTrial
-    from lora_chat.training.metrics_file import cut_metrics
-    from lora_chat.training.recording import Recorder
+    from lora_chat.training.fast_path.select import find_fast_path
     from lora_chat.training.sft_config import make_sft_config
-    from lora_chat.training.step_guard import StepGuard
-    from lora_chat.training.stepping_down import StepDown
     from lora_chat.training.trainer import NothingLeft
 
     on_cpu = model.device.type == "cpu"
@@ -208,7 +207,7 @@ def _make_trainer(
 ) -> "StepTrainer":
     from transformers import PrinterCallback
 
-    from lora_chat.training.checkpointing import PartialCheckpointing
+    from lora_chat.training.callbacks.gradient_checkpointing import PartialCheckpointing
     from lora_chat.training.trainer import StepTrainer
 
     trainer = StepTrainer(

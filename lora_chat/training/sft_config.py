@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_chat.planning.plan import TrainingPlan
+from lora_chat.config.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from trl import SFTConfig

@@ -7,7 +7,7 @@ import torch
 from trl import SFTTrainer
 
 from lora_chat.models.adapter import write_weights
-from lora_chat.training.supervised_head import SupervisedHead, split_supervised
+from lora_chat.training.fast_path.lm_head_loss import SupervisedHead, split_supervised
 
 _MOST_POSITIONS = 2048
 """Logits of (positions, vocabulary) are held at once; beyond this TRL's chunked head takes over."""

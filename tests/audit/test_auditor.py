@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from made_up import ALNUM, Maker
 
 from lora_chat.audit.auditor import SHOWN, Auditor
-from lora_chat.dialogues.dialogue import Dialogue, Message, ToolCall
-from lora_chat.planning.audit_section import AuditSection
+from lora_chat.config.audit import AuditSection
+from lora_chat.data.dialogue import Dialogue, Message, ToolCall
 
 KEY = "gh" + "p_" + Maker(9).chars(ALNUM, 36)
 MAIL = "anna.meier77" + "@gmail.com"
@@ -134,8 +134,8 @@ def test_no_dialogue_is_too_odd(pairs):
 SCRIPT = """
 import planted
 from lora_chat.audit.auditor import Auditor
-from lora_chat.dialogues.dialogue import Dialogue, Message
-from lora_chat.planning.audit_section import AuditSection
+from lora_chat.data.dialogue import Dialogue, Message
+from lora_chat.config.audit import AuditSection
 
 auditor = Auditor(AuditSection(), ["<|im_end|>"])
 for number, entry in enumerate(planted.make_planted(4), 1):

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.audit.abusive_language import find_abuse
-from lora_chat.audit.markup import MarkupDetector, find_template_code
+from lora_chat.audit.checks.abusive_language import find_abuse
+from lora_chat.audit.checks.markup import MarkupDetector, find_template_code
 
 SWEAR = "fu" + "ck"
 

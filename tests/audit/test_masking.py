@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.audit.findings import Match
 from lora_chat.audit.masking import make_excerpt, make_opening, make_printable, mask
+from lora_chat.audit.report import Match
 from lora_chat.audit.sensitive.scan import find_sensitive
 
 HIDDEN = [e for e in planted.make_planted(5) if e.kind]

@@ -10,7 +10,7 @@ from made_up import ALNUM, Maker
 
 from lora_chat.audit.redaction import redact, redact_text
 from lora_chat.audit.sensitive.scan import find_sensitive
-from lora_chat.dialogues.dialogue import Dialogue, Message, ToolCall
+from lora_chat.data.dialogue import Dialogue, Message, ToolCall
 
 BOTH = frozenset({"secret", "possible_secret", "personal_data"})
 MAIL = "anna.meier77" + "@gmail.com"

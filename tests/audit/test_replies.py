@@ -1,6 +1,6 @@
 import pytest
 
-from lora_chat.audit.replies import ReplyCounter, is_empty, is_repetitive
+from lora_chat.audit.checks.replies import ReplyCounter, is_empty, is_repetitive
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from lora_chat.audit.auditor import Auditor
 from lora_chat.audit.redaction import redact, redact_text
 from lora_chat.audit.sensitive.normalize import NOT_FOUND, decode, is_disguised
 from lora_chat.audit.sensitive.scan import find_sensitive
-from lora_chat.dialogues.dialogue import Dialogue, Message, ToolCall
-from lora_chat.planning.audit_section import AuditSection
+from lora_chat.config.audit import AuditSection
+from lora_chat.data.dialogue import Dialogue, Message, ToolCall
 
 M = Maker(11)
 GITHUB = "gh" + "p_" + M.chars(ALNUM, 30) + "x7Kq2B"

@@ -10,8 +10,8 @@ from made_up import ALNUM, Maker, groups
 from lora_chat.audit.auditor import Auditor
 from lora_chat.audit.redaction import redact
 from lora_chat.audit.sensitive import phones
-from lora_chat.dialogues.dialogue import Dialogue, Message, ToolCall
-from lora_chat.planning.audit_section import AuditSection
+from lora_chat.config.audit import AuditSection
+from lora_chat.data.dialogue import Dialogue, Message, ToolCall
 
 SMALL, LARGE = 20_000, 80_000
 ENOUGH = 0.5

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_chat.dialogues.reading import read_dialogues
+from lora_chat.data.parsing.rows import read_dialogues
 from lora_chat.errors import DataError
-from lora_chat.evaluation.scores import Question, read_questions
+from lora_chat.evaluation.questions import Question, read_questions
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart"
 

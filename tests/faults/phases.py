@@ -3,24 +3,25 @@
 import os
 import signal
 
-from lora_chat import data_reading, measuring, pipeline
-from lora_chat.training import committing, trainer
-from lora_chat.training.step_guard import StepGuard
+from lora_chat.pipeline import compare, fine_tune, load_data
+from lora_chat.training import trainer
+from lora_chat.training.callbacks import checkpoint
+from lora_chat.training.callbacks.nonfinite_guard import StepGuard
 from lora_chat.training.trainer import StepTrainer
 
 PHASES = {
-    "encoding": (data_reading, "open_sources", 1),
-    "loading": (pipeline, "load_base_model", 1),
+    "encoding": (load_data, "open_sources", 1),
+    "loading": (fine_tune, "load_base_model", 1),
     "trying the largest micro-batch": (StepTrainer, "try_step", 1),
     "in the middle of an accumulation": (StepTrainer, "_flat_loss", 5),
     "before the optimizer": (StepGuard, "on_pre_optimizer_step", 2),
     "writing a checkpoint": (trainer, "write_weights", 2),
-    "committing": (committing, "commit", 2),
-    "deleting an old checkpoint": (committing, "prune", 3),
+    "committing": (checkpoint, "commit", 2),
+    "deleting an old checkpoint": (checkpoint, "prune", 3),
     "measuring the validation loss": (StepTrainer, "prediction_step", 1),
     "the last step": (StepGuard, "on_pre_optimizer_step", 4),
-    "saving the adapter": (pipeline, "save_adapter", 1),
-    "comparing": (measuring, "compare", 1),
+    "saving the adapter": (fine_tune, "save_adapter", 1),
+    "comparing": (compare, "compare", 1),
 }
 """Whose function is entered when the signals come, and in which of its calls."""
 

@@ -5,19 +5,8 @@ import json
 import pytest
 import torch
 
-from lora_chat.dialogues.chat_template import install_template, render_ids
-from lora_chat.dialogues.encoding import encode_dialogue
-from lora_chat.dialogues.messages import make_dialogue
-from lora_chat.evaluation.scores import evaluate_loss
-from lora_chat.models.adapter import attach_adapter, load_adapter, report_adapter
-from lora_chat.models.adapter_folder import read_adapter, save_adapter
-from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
-from lora_chat.models.generation import generate_replies
-from lora_chat.models.identity import identify
-from lora_chat.models.stop_ids import read_stop_ids
-from lora_chat.planning.hardware import Hardware
-from lora_chat.planning.plan import make_plan, make_precision
-from lora_chat.planning.recipe import (
+from lora_chat.config.plan import make_plan, make_precision
+from lora_chat.config.recipe import (
     AdapterSection,
     BaseSection,
     DataSection,
@@ -25,6 +14,17 @@ from lora_chat.planning.recipe import (
     Recipe,
     TrainingSection,
 )
+from lora_chat.data.encoding.chat_template import install_template, render_ids
+from lora_chat.data.encoding.encode import encode_dialogue
+from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.evaluation.loss import evaluate_loss
+from lora_chat.inference.generation import generate_replies
+from lora_chat.models.adapter import attach_adapter, load_adapter, report_adapter
+from lora_chat.models.adapter_files import read_adapter, save_adapter
+from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
+from lora_chat.models.identity import identify
+from lora_chat.models.stop_tokens import read_stop_ids
+from lora_chat.system.hardware import Hardware
 from lora_chat.training.sft import train_sft
 
 CPU = Hardware("cpu", "test", 0, True, 2)

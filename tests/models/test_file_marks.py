@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 
+from lora_chat.config.plan import make_precision
+from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.errors import IntegrityError
 from lora_chat.models import base_model, identity
 from lora_chat.models.base_model import FoundBase, find_base, load_base_model, load_tokenizer
-from lora_chat.models.embedded import find_embedded
-from lora_chat.planning.hardware import Hardware
-from lora_chat.planning.plan import make_precision
-from lora_chat.planning.recipe import BaseSection, QuantizationSection
+from lora_chat.models.bundled import find_embedded
+from lora_chat.system.hardware import Hardware
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ FIND = """
 import json, sys
 from lora_chat.errors import LoraChatError
 from lora_chat.models.base_model import find_base
-from lora_chat.planning.recipe import BaseSection
+from lora_chat.config.recipe import BaseSection
 notices = []
 try:
     base = find_base(BaseSection(name=sys.argv[1], revision=sys.argv[2] or None), notices.append)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from lora_chat.config.plan import make_precision
+from lora_chat.config.recipe import QuantizationSection
 from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.inference.generation import generate_replies
 from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer
 from lora_chat.models.base_settings import HARMLESS
-from lora_chat.models.embedded import find_embedded
-from lora_chat.models.generation import generate_replies
+from lora_chat.models.bundled import find_embedded
 from lora_chat.models.identity import Identity, differences, identify
-from lora_chat.models.stop_ids import read_stop_ids
-from lora_chat.planning.hardware import Hardware
-from lora_chat.planning.plan import make_precision
-from lora_chat.planning.recipe import QuantizationSection
+from lora_chat.models.stop_tokens import read_stop_ids
+from lora_chat.system.hardware import Hardware
 
 TEXTS = ["It's 7:30 pm.\n\n Ça va? 你好 \U0001f642", "Colour of  snow , 48 !", "<|im_start|>user\nhi<|im_end|> x", ""]
 

@@ -9,7 +9,7 @@ import pytest
 from lora_chat.errors import BaseUnavailableError, IntegrityError
 from lora_chat.models.base_model import FoundBase, load_tokenizer
 from lora_chat.models.base_settings import TOKENIZER_ATTRIBUTES
-from lora_chat.models.embedded import find_embedded
+from lora_chat.models.bundled import find_embedded
 from lora_chat.models.identity import differences, identify
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "th", "the"]

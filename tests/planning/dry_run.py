@@ -1,7 +1,8 @@
 """A real model with PEFT's layers on the meta device, trained one micro-batch while every live byte is counted.
 
 What a GPU would allocate, without one and without weights: bitsandbytes' products, flash attention and autocast are
-stand-ins that allocate, and keep for the gradient, what the real ones do. The oracle for lora_chat.planning.memory.
+stand-ins that allocate, and keep for the gradient, what the real ones do. The oracle for
+lora_chat.planning.training_memory.
 """
 
 import weakref
@@ -20,13 +21,13 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from lora_chat.config.recipe import AdapterSection
 from lora_chat.models.adapter import attach_adapter
-from lora_chat.planning.recipe import AdapterSection
-from lora_chat.training import attention
-from lora_chat.training.attention import register_segment_attention
-from lora_chat.training.fused.layers import fused_layers
-from lora_chat.training.fused_lora import fused_lora
-from lora_chat.training.supervised_head import find_head, split_supervised
+from lora_chat.training.fast_path.attention import interface
+from lora_chat.training.fast_path.attention.interface import register_segment_attention
+from lora_chat.training.fast_path.fused_lora import fused_lora
+from lora_chat.training.fast_path.layers.decoder_layer import fused_layers
+from lora_chat.training.fast_path.lm_head_loss import find_head, split_supervised
 
 _BLOCK = 512
 """The CUDA allocator hands out memory in multiples of this."""
@@ -277,7 +278,7 @@ class Measured:
 def dry_run(setting: Setting, live: LiveBytes | None = None) -> Measured:
     """Build the model, run forward and backward beside what the optimizer holds; `live` sees every byte."""
     live, autocast = live or LiveBytes(), Autocast()
-    attention._block_mask.cache_clear()
+    interface._block_mask.cache_clear()
     with ExitStack() as stack:
         for change in _patches(setting, autocast):
             stack.enter_context(change)
@@ -429,7 +430,7 @@ def _patches(setting: Setting, autocast: Autocast) -> Iterator[Any]:
     yield patch("torch.autocast", autocast.setting)
     yield patch("transformers.masking_utils._ignore_causal_mask_sdpa", lambda *a, **k: not setting.padded)
     yield patch("transformers.masking_utils.find_packed_sequence_indices", lambda *a, **k: None)
-    yield patch("lora_chat.training.fused.lora_group.passing_weight", _frozen_weight)
-    yield patch("lora_chat.training.fused_lora.passing_weight", _frozen_weight)
-    yield patch("lora_chat.training.fused.rms_norm.stock_rms_norm", _rms_norm)
+    yield patch("lora_chat.training.fast_path.layers.lora_group.passing_weight", _frozen_weight)
+    yield patch("lora_chat.training.fast_path.fused_lora.passing_weight", _frozen_weight)
+    yield patch("lora_chat.training.fast_path.layers.rms_norm.stock_rms_norm", _rms_norm)
     yield patch("torch.is_autocast_enabled", lambda *a: setting.learns)  # PEFT asks

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_chat.planning.layer_bytes import MicroBatch
-from lora_chat.planning.memory import Memory, Setting, training_memory
-from lora_chat.planning.shape import read_shape
+from lora_chat.models.shape import read_shape
+from lora_chat.planning.layer_memory import MicroBatch
+from lora_chat.planning.training_memory import Memory, Setting, training_memory
 from tests.planning import dry_run
 from tests.planning.shapes import Widths, make_config
 

@@ -50,7 +50,7 @@ def fit(architecture: str, widths: Widths) -> Widths:
 
 
 def make_config(architecture: str, widths: Widths, layers: int, vocabulary: int, *, tied: bool = True) -> Any:
-    """A config for random weights; its numbers are read back by `lora_chat.planning.shape`."""
+    """A config for random weights; its numbers are read back by `lora_chat.models.shape`."""
     w = fit(architecture, widths)
     ids = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
     if architecture == "gpt2":

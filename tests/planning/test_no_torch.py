@@ -7,13 +7,17 @@ import pytest
 
 HEAVY = ["torch", "transformers", "trl", "peft", "datasets"]
 LIGHT = [
-    "lora_chat.planning.recipe",
-    "lora_chat.planning.recipe_file",
-    "lora_chat.planning.plan",
-    *(f"lora_chat.planning.{name}" for name in ("workload", "phases", "durations", "choices", "forecast")),
-    *(f"lora_chat.planning.{name}" for name in ("cards", "calibration", "target", "memory", "shape")),
-    "lora_chat.dialogues.dialogue",
-    "lora_chat.dialogues.reading",
+    "lora_chat.config.recipe",
+    "lora_chat.config.load",
+    "lora_chat.config.plan",
+    *(
+        f"lora_chat.planning.{name}"
+        for name in ("workload", "phase_memory", "phase_time", "settings_search", "estimate")
+    ),
+    *(f"lora_chat.planning.{name}" for name in ("gpu_specs", "calibration", "device", "training_memory", "format")),
+    "lora_chat.models.shape",
+    "lora_chat.data.dialogue",
+    "lora_chat.data.parsing.rows",
     "lora_chat.cli",
 ]
 VERBS = ["sft", "plan", "chat", "eval", "merge", "recipe"]
@@ -42,8 +46,8 @@ def test_the_check_notices_a_heavy_library():
 
 def test_reading_a_recipe_planning_a_gpu_run_and_printing_the_schema_need_no_heavy_library():
     code = (
-        "from lora_chat.planning.hardware import Hardware; from lora_chat.planning.plan import make_plan; "
-        "from lora_chat.planning.recipe_file import read_recipe; from lora_chat.cli import main; "
+        "from lora_chat.system.hardware import Hardware; from lora_chat.config.plan import make_plan; "
+        "from lora_chat.config.load import read_recipe; from lora_chat.cli import main; "
         f"make_plan(read_recipe({str(SMOKE)!r}), Hardware('cuda', 'x', 80 * 10**9, True, 8)); "
         f"assert main(['recipe', '--schema']) == 0; assert main(['recipe', {str(SMOKE)!r}]) == 0"
     )

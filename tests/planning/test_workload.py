@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_choices import LLAMA_8B, lengths, plan_of
+from test_settings_search import LLAMA_8B, lengths, plan_of
 
+from lora_chat.data.lengths import DataLengths, Lengths
 from lora_chat.planning.calibration import Probe, calibrate, merge_seconds, probe_rows, probed_durations
-from lora_chat.planning.layer_bytes import MicroBatch
-from lora_chat.planning.memory import Setting, training_memory
-from lora_chat.planning.phases import load_phase
-from lora_chat.planning.target import Target
-from lora_chat.planning.workload import DataLengths, Lengths, largest_micro_batch, make_workload
+from lora_chat.planning.device import Target
+from lora_chat.planning.layer_memory import MicroBatch
+from lora_chat.planning.phase_memory import load_phase
+from lora_chat.planning.training_memory import Setting, training_memory
+from lora_chat.planning.workload import largest_micro_batch, make_workload
 
 
 def data_of(*tokens, shared=0):

@@ -10,6 +10,8 @@ import pytest
 
 import lora_chat
 from lora_chat.cli import main
+from lora_chat.config.plan import make_precision
+from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
 from lora_chat.models.base_config import find_config
 from lora_chat.models.base_model import (
@@ -20,11 +22,9 @@ from lora_chat.models.base_model import (
     load_tokenizer,
     read_config,
 )
+from lora_chat.models.bundled import find_embedded
 from lora_chat.models.config_code import check_no_code
-from lora_chat.models.embedded import find_embedded
-from lora_chat.planning.hardware import Hardware
-from lora_chat.planning.plan import make_precision
-from lora_chat.planning.recipe import BaseSection, QuantizationSection
+from lora_chat.system.hardware import Hardware
 
 KERNEL = "evil/kernel"
 WORDS = ("attn_implementation", "experts_implementation")

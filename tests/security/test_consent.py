@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lora_chat.cli import main
-from lora_chat.dialogues import template_process
-from lora_chat.dialogues.chat_template import CHATML_TEMPLATE
+from lora_chat.data.encoding import template_renderer
+from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE
 from lora_chat.errors import ConsentError, IntegrityError
-from lora_chat.models.adapter_folder import read_adapter
-from lora_chat.opening import find_adapter
-from lora_chat.run_folder import RunFolder
-from lora_chat.run_origin import sign_run, why_foreign
+from lora_chat.models.adapter_files import read_adapter
+from lora_chat.pipeline.open_adapter import find_adapter
+from lora_chat.runs.origin import sign_run, why_foreign
+from lora_chat.runs.run_folder import RunFolder
+from lora_chat.sharing.build import seal
 from lora_chat.sharing.container import pieces
-from lora_chat.sharing.packing import seal
 from lora_chat.sharing.parcel import open_parcel
 from lora_chat.system import user_key
 
@@ -98,13 +98,13 @@ def no_rendering(monkeypatch):
     def refuse(template, *_):
         raise AssertionError(f"rendered {template!r}")
 
-    monkeypatch.setattr("lora_chat.dialogues.chat_template.render_apart", refuse)
+    monkeypatch.setattr("lora_chat.data.encoding.chat_template.render_apart", refuse)
 
 
 @pytest.fixture
 def short_limits(monkeypatch):
-    monkeypatch.setattr(template_process, "_SECONDS", 1.0)
-    monkeypatch.setattr(template_process, "_GRACE", 1.0)
+    monkeypatch.setattr(template_renderer, "_SECONDS", 1.0)
+    monkeypatch.setattr(template_renderer, "_GRACE", 1.0)
 
 
 def edit(path, **new):
@@ -315,7 +315,7 @@ def test_going_on_with_a_received_run_does_not_bless_its_adapter(received, own_r
         raise IntegrityError("stopped here")
 
     with monkeypatch.context() as patched:
-        patched.setattr("lora_chat.pipeline.train_sft", stop)
+        patched.setattr("lora_chat.pipeline.fine_tune.train_sft", stop)
         code, _, err = call("sft", recipe, "--resume", run, "--adopt")
         assert code == 7 and "stopped here" in err
     assert why_foreign(RunFolder(run)) is not None

@@ -10,17 +10,17 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lora_chat.dialogues import bounds, files
-from lora_chat.dialogues.bounds import LARGEST_ROW, MOST_BLANK, MOST_COLUMNS
-from lora_chat.dialogues.chat_template import install_template
-from lora_chat.dialogues.files import find_files
-from lora_chat.dialogues.raw_row import RawRow
-from lora_chat.dialogues.reading import ReadingOptions, read_chunk, read_chunks, read_dialogues
-from lora_chat.dialogues.sources import check_sources, find_sources, open_sources
+from lora_chat.config.data import DataSection
+from lora_chat.config.load import read_recipe
+from lora_chat.data.encoding.chat_template import install_template
+from lora_chat.data.parsing.rows import ReadingOptions, read_chunk, read_chunks, read_dialogues
+from lora_chat.data.reading import files, size_limits
+from lora_chat.data.reading.files import find_files
+from lora_chat.data.reading.raw_row import RawRow
+from lora_chat.data.reading.size_limits import LARGEST_ROW, MOST_BLANK, MOST_COLUMNS
+from lora_chat.data.sources import check_sources, find_sources, open_sources
 from lora_chat.errors import DataError, RecipeError
-from lora_chat.evaluation.scores import read_questions
-from lora_chat.planning.data_section import DataSection
-from lora_chat.planning.recipe_file import read_recipe
+from lora_chat.evaluation.questions import read_questions
 
 ROW = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 GOOD = json.dumps(ROW).encode() + b"\n"
@@ -80,7 +80,7 @@ def test_a_bomb_ends_in_a_message(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["zeros behind a row", "one long line", "lines without end"])
 def test_plain_text_is_bounded_too(tmp_path, monkeypatch, name):
-    for module in (files, bounds):
+    for module in (files, size_limits):
         monkeypatch.setattr(module, "LARGEST_ROW", MIB)
     path = tmp_path / "book.txt"
     path.write_bytes(b"A book.\n" + b"".join(BOMBS[name][:3]) + b"\n" * MIB)
@@ -91,8 +91,8 @@ def test_plain_text_is_bounded_too(tmp_path, monkeypatch, name):
 
 
 def test_unpacking_far_more_than_is_stored_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(bounds, "FREE_BYTES", 1 << 20)
-    monkeypatch.setattr(bounds, "HIGHEST_RATIO", 50)
+    monkeypatch.setattr(size_limits, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(size_limits, "HIGHEST_RATIO", 50)
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD * 200_000, 9))
     refused_within(30, 300, lambda: read_dialogues(path), "unpacks to more than")
@@ -134,8 +134,8 @@ TABLES = {
 @pytest.mark.parametrize("stored", [True, False], ids=["with Arrow's schema", "without"])
 @pytest.mark.parametrize("name", TABLES)
 def test_a_bomb_of_parquet_ends_in_a_message(tmp_path, monkeypatch, name, stored):
-    monkeypatch.setattr(bounds, "FREE_BYTES", 1 << 26)
-    monkeypatch.setattr(bounds, "PARQUET_MEMORY", 1 << 29)
+    monkeypatch.setattr(size_limits, "FREE_BYTES", 1 << 26)
+    monkeypatch.setattr(size_limits, "PARQUET_MEMORY", 1 << 29)
     path = tmp_path / "data.parquet"
     parquet.write_table(TABLES[name](), path, compression="zstd", store_schema=stored)
     refused_within(30, 1000, lambda: read_dialogues(path), str(path))

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from lora_chat import run_folder
 from lora_chat.cli import main
+from lora_chat.config.recipe import BaseSection
 from lora_chat.errors import BaseUnavailableError, IntegrityError
-from lora_chat.models import adapter_folder, base_files
-from lora_chat.models.adapter_folder import read_adapter
+from lora_chat.models import adapter_files, base_files
+from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.base_config import find_config
 from lora_chat.models.base_model import find_base
-from lora_chat.models.embedded import find_embedded
-from lora_chat.opening import open_thing
-from lora_chat.planning.recipe import BaseSection
-from lora_chat.run_folder import open_run_folder
+from lora_chat.models.bundled import find_embedded
+from lora_chat.pipeline.open_adapter import open_thing
+from lora_chat.runs import run_folder
+from lora_chat.runs.checkpoints import DamagedError, commit, find_newest, verify
+from lora_chat.runs.run_folder import open_run_folder
 from lora_chat.system.bounded_files import read_json, read_json_lines, read_text
 from lora_chat.system.received_folder import check_received_folder
 from lora_chat.system.safetensors_header import check_header
-from lora_chat.training.checkpoints import DamagedError, commit, find_newest, verify
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -266,7 +266,7 @@ WRITTEN_BY_SFT = [
 @pytest.fixture
 def unchecked(monkeypatch):
     """As if links were planted only after a folder was checked."""
-    for module in (run_folder, adapter_folder):
+    for module in (run_folder, adapter_files):
         monkeypatch.setattr(module, "check_received_folder", lambda folder: None)
 
 
@@ -344,7 +344,7 @@ def checkpoint(tmp_path):
 
 def reseal(folder, **extra):
     """Vouch for a checkpoint's files again, as a stranger can."""
-    from lora_chat.training.checkpoints import _own_digest
+    from lora_chat.runs.checkpoints import _own_digest
 
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest.pop("sha256")
@@ -468,7 +468,7 @@ def test_text_of_a_run_must_be_utf8_and_bounded(run, place, monkeypatch):
     with pytest.raises(IntegrityError, match="not UTF-8"):
         read[Path(place).name]()
     (run / place).write_bytes(b"x" * ((1 << 20) + 1))
-    monkeypatch.setattr("lora_chat.run_folder.LARGEST_LOG", 1 << 20)
+    monkeypatch.setattr("lora_chat.runs.run_folder.LARGEST_LOG", 1 << 20)
     with pytest.raises(IntegrityError, match="more than 1,048,576 bytes"):
         read[Path(place).name]()
 
@@ -539,10 +539,10 @@ def test_the_configs_of_known_bases_are_within_bounds():
 
 
 def test_a_config_that_means_more_weights_than_there_are_is_not_loaded(base):
+    from lora_chat.config.plan import make_precision
+    from lora_chat.config.recipe import QuantizationSection
     from lora_chat.models.base_model import load_base_model
-    from lora_chat.planning.hardware import Hardware
-    from lora_chat.planning.plan import make_precision
-    from lora_chat.planning.recipe import QuantizationSection
+    from lora_chat.system.hardware import Hardware
 
     config = json.loads((base / "config.json").read_text()) | {"num_hidden_layers": 900, "intermediate_size": 2**20}
     (base / "config.json").write_text(json.dumps(config))
@@ -631,16 +631,16 @@ def with_pattern(base, pattern):
 )
 def test_a_pattern_that_backtracks_is_given_up(base, pattern, text, monkeypatch):
     """oniguruma gives up one attempt after ten million steps, and starts again at every character."""
-    from lora_chat.dialogues import tokenizing
+    from lora_chat.data.encoding import tokenizer as tokenizer_module
 
-    monkeypatch.setattr(tokenizing, "_SECONDS", 0.3)
-    coder = tokenizing.TextTokenizer(with_pattern(base, pattern))
+    monkeypatch.setattr(tokenizer_module, "_SECONDS", 0.3)
+    coder = tokenizer_module.TextTokenizer(with_pattern(base, pattern))
     with pytest.raises(BaseUnavailableError, match="regular expression"):
         coder.tokenize([text])
 
 
 def test_a_usual_pattern_is_encoded_as_before(base):
-    from lora_chat.dialogues.tokenizing import TextTokenizer
+    from lora_chat.data.encoding.tokenizer import TextTokenizer
 
     tokenizer = with_pattern(base, r"\p{N}")
     assert TextTokenizer(tokenizer).tokenize(["ab 12"])[0].ids == tokenizer.encode("ab 12", add_special_tokens=False)

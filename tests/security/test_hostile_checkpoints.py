@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_chat.config.plan import make_precision
+from lora_chat.config.recipe import AdapterSection, BaseSection, QuantizationSection
 from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import attach_adapter, write_weights
 from lora_chat.models.base_model import find_base, load_base_model
-from lora_chat.planning.hardware import Hardware
-from lora_chat.planning.plan import make_precision
-from lora_chat.planning.recipe import AdapterSection, BaseSection, QuantizationSection
+from lora_chat.runs.checkpoints import MANIFEST, DamagedError, commit, verify
+from lora_chat.system.hardware import Hardware
 from lora_chat.training.checkpoint_content import check_content
-from lora_chat.training.checkpoints import MANIFEST, DamagedError, commit, verify
 
 PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 WEIGHTS, STATE = "adapter_model.safetensors", "trainer_state.json"

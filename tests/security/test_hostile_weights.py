@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save
 
 from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import check_fits
-from lora_chat.models.adapter_folder import read_adapter
+from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.base_model import load_skeleton
-from lora_chat.sharing.tensors import check_tensors, read_tensors
+from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 from lora_chat.system.safetensors_header import check_tensor_table
 
 NAME = "adapter_model.safetensors"

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from lora_chat.delivery import ollama
-from lora_chat.delivery.ollama import MODELFILE, write_modelfile
-from lora_chat.delivery.ollama_template import OllamaTemplate
 from lora_chat.errors import RecipeError
+from lora_chat.export import ollama
+from lora_chat.export.ollama import MODELFILE, write_modelfile
+from lora_chat.export.ollama_template import OllamaTemplate
 
 SAID = (
     "Hi.\nFROM ./evil.gguf\nADAPTER x\nLICENSE y\n# no\nMESSAGE user z\n"

@@ -9,8 +9,8 @@ import pytest
 
 from lora_chat.cli import main
 from lora_chat.errors import IntegrityError
-from lora_chat.training.metrics_file import cut_metrics
-from lora_chat.writing import open_to_append
+from lora_chat.runs.metrics_log import cut_metrics
+from lora_chat.system.atomic_write import open_to_append
 
 
 class Reached(IntegrityError):
@@ -39,7 +39,12 @@ def call(capsys, monkeypatch, run, tmp_path):
     def stop(*_, **__):
         raise Reached("reached")
 
-    for place in ("models.loading.load_base_model", "pipeline.load_base_model", "packing.seal", "packing._proof"):
+    for place in (
+        "models.bound_adapter.load_base_model",
+        "pipeline.fine_tune.load_base_model",
+        "pipeline.pack_run.seal",
+        "pipeline.pack_run._proof",
+    ):
         monkeypatch.setattr(f"lora_chat.{place}", stop)
     out = tmp_path / "out"
     place = ["--set", f"output.directory={run.parent}", "--set", "output.name=r", "--set", "evaluation.samples=0"]

@@ -5,15 +5,15 @@ import json
 import pyarrow as pa
 import pytest
 
-from lora_chat.auditing import audit_sets
-from lora_chat.dialogues.dialogue_set import all_of
-from lora_chat.dialogues.hub_files import _remembered
-from lora_chat.dialogues.sources import find_sources, open_sources
-from lora_chat.dialogues.store import LEDGER, ROWS, UNITS, Store
+from lora_chat.config.audit import AuditSection
+from lora_chat.config.data import DataSection
+from lora_chat.data.dataset import all_of
+from lora_chat.data.reading.hub_dataset import _remembered
+from lora_chat.data.sources import find_sources, open_sources
+from lora_chat.data.storage.store import LEDGER, ROWS, UNITS, Store
 from lora_chat.errors import IntegrityError
-from lora_chat.models.embedded import _is_whole
-from lora_chat.planning.audit_section import AuditSection
-from lora_chat.planning.data_section import DataSection
+from lora_chat.models.bundled import _is_whole
+from lora_chat.pipeline.audit_data import audit_sets
 
 TEXTS = ["", "null", "[]", "3", "{}", '{"sizes": []}', '{"sizes": {}, "ledger": {}}', "NaN", "[" * 100_000, "\ud800"]
 

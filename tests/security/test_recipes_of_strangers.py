@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from lora_chat import cli
-from lora_chat.dialogues import globs
-from lora_chat.dialogues.files import find_files
+from lora_chat.config.load import read_recipe, recipe_as_yaml
+from lora_chat.data.reading import globs
+from lora_chat.data.reading.files import find_files
 from lora_chat.errors import DataError, RecipeError
-from lora_chat.planning.recipe_file import read_recipe, recipe_as_yaml
 from lora_chat.system.user_path import user_path
 
 DATA = "data: {train: d.jsonl}\n"

@@ -6,13 +6,14 @@ import shutil
 
 import pytest
 
-from lora_chat import pipeline, writing
 from lora_chat.cli import main
 from lora_chat.errors import ConsentError
-from lora_chat.resuming import ResumeRequest, find_resume_point
-from lora_chat.run_folder import RunFolder, is_run
-from lora_chat.run_origin import ADAPTER, PREPARED, announce, begin_origin, sign_run, sign_written, why_foreign
-from lora_chat.training.checkpoints import find_newest
+from lora_chat.pipeline import fine_tune
+from lora_chat.pipeline.resume import ResumeRequest, find_resume_point
+from lora_chat.runs.checkpoints import find_newest
+from lora_chat.runs.origin import ADAPTER, PREPARED, announce, begin_origin, sign_run, sign_written, why_foreign
+from lora_chat.runs.run_folder import RunFolder, is_run
+from lora_chat.system import atomic_write
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"number {n}?"}, {"role": "assistant", "content": f"it is {n}"}]}
@@ -24,8 +25,8 @@ class Watch:
     """Asks after every rename whether the run could go on now without a question."""
 
     def __init__(self, monkeypatch):
-        self.asked, self.found, self.stock = 0, set(), writing.sync
-        monkeypatch.setattr(writing, "sync", self.sync)
+        self.asked, self.found, self.stock = 0, set(), atomic_write.sync
+        monkeypatch.setattr(atomic_write, "sync", self.sync)
 
     def sync(self, path):
         self.stock(path)
@@ -51,7 +52,7 @@ def cut(cache_home, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         watch = Watch(patch)
-        patch.setattr(pipeline, "save_adapter", stop)
+        patch.setattr(fine_tune, "save_adapter", stop)
         assert main(["sft", str(place / "r.yaml")]) == 130
     assert watch.asked > 5 and watch.found == {None}
     return place / "r-1"

@@ -46,7 +46,7 @@ COMMANDS = [["recipe", "RECIPE"], ["sft", "RECIPE"], ["plan", "RECIPE"], ["data"
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", ["XDG_CONFIG_HOME", "HF_HOME", "TMPDIR"])
 def test_every_command_refuses_it_before_it_reads_anything(tmp_path, monkeypatch, capsys, command, name):
-    monkeypatch.setattr("lora_chat.planning.recipe_file.read_recipe", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr("lora_chat.config.load.read_recipe", lambda *_: pytest.fail("it went on"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(name, ".")
     assert main(["recipes/smoke.yaml" if word == "RECIPE" else word for word in command]) == RecipeError.exit_code

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from lora_chat.config.load import read_recipe
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.planning.recipe_file import read_recipe
-from lora_chat.run_folder import create_run_folder
+from lora_chat.runs.run_folder import create_run_folder
 from lora_chat.system import shared_folders
+from lora_chat.system.atomic_write import file_written_whole, folder_written_whole, make_parents
 from lora_chat.system.shared_folders import check_run_place, is_open_to_all
-from lora_chat.writing import file_written_whole, folder_written_whole, make_parents
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and POSIX users")
 OTHER = 4242
@@ -155,7 +155,7 @@ def test_a_folder_planted_at_the_temporary_name_is_refused(ground, monkeypatch):
                 (ground / "shared" / folder.name).mkdir()
         return made(folder)
 
-    monkeypatch.setattr("lora_chat.writing.pinned_new", late)
+    monkeypatch.setattr("lora_chat.system.atomic_write.pinned_new", late)
     with (
         pytest.raises(IntegrityError, match="while it was being made"),
         folder_written_whole(ground / "shared" / "to", "it"),

@@ -12,20 +12,15 @@ from pathlib import Path
 import pytest
 
 from lora_chat.cli import main
-from lora_chat.dialogues import template_process
-from lora_chat.dialogues.building import build_store
-from lora_chat.dialogues.chat_template import (
-    CHATML_TEMPLATE,
-    PLAIN_TEMPLATE,
-    is_trusted,
-    render_texts,
-)
-from lora_chat.dialogues.chunk_encoding import ChunkEncoder, EncodingOptions
-from lora_chat.dialogues.encoding import encode_dialogue
-from lora_chat.dialogues.messages import make_dialogue
-from lora_chat.dialogues.reading import ReadingOptions
+from lora_chat.data.encoding import template_renderer
+from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE, PLAIN_TEMPLATE, is_trusted, render_texts
+from lora_chat.data.encoding.encode import encode_dialogue
+from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.data.parsing.rows import ReadingOptions
+from lora_chat.data.storage.build import build_store
+from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
 from lora_chat.errors import DataError, TemplateError
-from lora_chat.models.stop_ids import find_turn_end
+from lora_chat.models.stop_tokens import find_turn_end
 
 MINE = CHATML_TEMPLATE + "{# mine #}"
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -46,13 +41,13 @@ def with_template(tiny_tokenizer):
 
 @pytest.fixture
 def short_limits(monkeypatch):
-    monkeypatch.setattr(template_process, "_SECONDS", 1.0)
-    monkeypatch.setattr(template_process, "_GRACE", 1.0)
+    monkeypatch.setattr(template_renderer, "_SECONDS", 1.0)
+    monkeypatch.setattr(template_renderer, "_GRACE", 1.0)
 
 
 def child():
-    assert template_process._process is not None
-    return template_process._process._child
+    assert template_renderer._process is not None
+    return template_renderer._process._child
 
 
 def test_the_child_renders_what_transformers_renders(with_template):
@@ -86,7 +81,7 @@ def test_only_templates_of_this_package_and_its_bases_are_rendered_here(tiny_tok
     assert not is_trusted(MINE) and not is_trusted("") and not is_trusted(PLAIN_TEMPLATE + " ")
     asked = []
     monkeypatch.setattr(
-        "lora_chat.dialogues.chat_template.render_apart",
+        "lora_chat.data.encoding.chat_template.render_apart",
         lambda template, *_: asked.append(template) or [["text"]],
     )
     for template in (CHATML_TEMPLATE, MINE):
@@ -98,7 +93,7 @@ def test_only_templates_of_this_package_and_its_bases_are_rendered_here(tiny_tok
 def test_the_embedded_base_s_template_is_trusted(cache_home):
     from transformers import AutoTokenizer
 
-    from lora_chat.models.embedded import find_embedded
+    from lora_chat.models.bundled import find_embedded
 
     tokenizer = AutoTokenizer.from_pretrained(find_embedded("smollm2-135m-instruct", print))
     assert is_trusted(str(tokenizer.chat_template))
@@ -174,7 +169,7 @@ def test_one_child_serves_many_renderings(with_template):
 def test_more_than_a_batch_is_rendered_in_pieces(with_template, monkeypatch):
     tokenizer = with_template(MINE)
     whole = render_texts(tokenizer, [CHAT, CHAT[:1], CHAT], reply_follows=True)
-    monkeypatch.setattr(template_process, "_BATCH", 10)
+    monkeypatch.setattr(template_renderer, "_BATCH", 10)
     assert render_texts(tokenizer, [CHAT, CHAT[:1], CHAT], reply_follows=True) == whole
     assert "<|im_start|>assistant" in whole[1]
 
@@ -226,7 +221,7 @@ def test_a_fork_leaves_the_parent_s_child_alone(with_template):
     pid = os.fork()
     if pid == 0:
         same = render_texts(tokenizer, [CHAT], reply_follows=False) == before and child().pid != ours
-        template_process.close_process()
+        template_renderer.close_process()
         os._exit(0 if same else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert child().pid == ours and child().poll() is None
@@ -237,7 +232,7 @@ def test_a_fork_leaves_the_parent_s_child_alone(with_template):
 def test_no_child_outlives_a_parent_that_is_killed(busy):
     script = (
         "import sys, threading\n"
-        "from lora_chat.dialogues import template_process as t\n"
+        "from lora_chat.data.encoding import template_renderer as t\n"
         "t._SECONDS = 1.0\n"
         "t.render_apart('x', {}, [t.RenderJob([[]], False)])\n"
         "print(t._process._child.pid, flush=True)\n"
@@ -274,7 +269,7 @@ def wait_for(condition, seconds=20):
 
 def test_the_child_can_write_no_file_and_sees_no_secret(with_template, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    template_process.close_process()
+    template_renderer.close_process()
     render_texts(with_template(MINE), [CHAT], reply_follows=False)
     if not Path("/proc/self").exists():
         pytest.skip("needs /proc")
@@ -284,9 +279,13 @@ def test_the_child_can_write_no_file_and_sees_no_secret(with_template, monkeypat
 
 
 def test_nothing_else_in_the_package_compiles_or_renders_templates():
-    allowed = {"dialogues/chat_template.py", "dialogues/template_child.py", "delivery/llama_cpp_worker.py"}
+    allowed = {
+        "data/encoding/chat_template.py",
+        "data/encoding/template_worker.py",
+        "export/parity/llama_cpp_worker.py",
+    }
     names = {"apply_chat_template", "_compile_jinja_template", "Jinja2ChatFormatter", "render_jinja_template", "jinja2"}
-    root = Path(template_process.__file__).parents[1]
+    root = Path(template_renderer.__file__).parents[2]
     found = set()
     for path in root.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -15,7 +15,7 @@ import unicodedata
 import pytest
 
 from lora_chat.cli import main
-from lora_chat.models.embedded import find_embedded
+from lora_chat.models.bundled import find_embedded
 from lora_chat.system.sanitize import visible
 
 ESCAPE = "\x1b]0;PWNED\x07"
@@ -221,7 +221,7 @@ def test_a_name_with_line_feeds_writes_no_line_of_its_own(adapter, call):
 
 
 def test_a_command_that_is_told_to_be_typed_quotes_names(tmp_path, monkeypatch):
-    from lora_chat.console import pasted
+    from lora_chat.system.console import pasted
 
     assert pasted(tmp_path / "kiln-1") == str(tmp_path / "kiln-1")
     for name in ("$(touch x)", "a; touch x", "`touch x`", "a b", "a'$(touch x)'", "a\n touch x\n", "\x1b[A;touch x"):

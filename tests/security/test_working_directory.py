@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from lora_chat.cli import main
-from lora_chat.delivery import converters
+from lora_chat.config.recipe import BaseSection
+from lora_chat.export import llama_cpp_converters
 from lora_chat.models.base_model import find_base
-from lora_chat.models.embedded import find_embedded
-from lora_chat.planning.recipe import BaseSection
+from lora_chat.models.bundled import find_embedded
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = shutil.which("lora-chat", path=str(Path(sys.executable).parent))
@@ -70,7 +70,7 @@ DRIVER = """
 import glob, io, json, os, sys
 from importlib.util import find_spec
 import lora_chat.cli
-from lora_chat import probing
+from lora_chat.pipeline import machine_benchmark as probing
 from lora_chat.system import worker
 
 started, stock = [], worker.subprocess.Popen
@@ -154,7 +154,7 @@ def test_no_planted_file_runs_in_any_command(every_command):
 def test_every_child_is_isolated_and_gets_no_secret(every_command):
     started = every_command["started"]
     code = {json.loads(words[-1])["code"].split("/")[-1] for words, _, _ in started}
-    assert {"lora_chat.probe_worker", "peft_worker.py"} <= code
+    assert {"lora_chat.pipeline.machine_benchmark_worker", "peft_worker.py"} <= code
     for words, folder, environment in started:
         assert words[:2] == [sys.executable, "-I"]
         assert Path(folder) != every_command["here"]
@@ -234,7 +234,7 @@ def test_converters_run_no_code_of_the_model(tmp_path):
         "except Exception as error:\n    print(error, file=sys.stderr)\n"
         "Path(sys.argv[2]).write_text('converted')\n"
     )
-    converters.convert(tmp_path / "code" / "convert.py", model, [tmp_path / "to"])
+    llama_cpp_converters.convert(tmp_path / "code" / "convert.py", model, [tmp_path / "to"])
     assert (tmp_path / "to").read_text() == "converted"
     assert not marks.exists()
 
@@ -244,15 +244,15 @@ def test_converters_are_not_taken_from_a_folder_named_relatively(tmp_path, monke
     (tmp_path / "llama" / "convert_hf_to_gguf.py").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LORA_CHAT_LLAMA_CPP", "llama")
-    with pytest.raises(converters.BaseUnavailableError, match="depends on the working directory"):
-        converters.find_converters(print)
+    with pytest.raises(llama_cpp_converters.BaseUnavailableError, match="depends on the working directory"):
+        llama_cpp_converters.find_converters(print)
 
 
 def test_converter_that_hangs_is_stopped(tmp_path, monkeypatch):
     (tmp_path / "x.py").write_text("import time\ntime.sleep(300)")
-    monkeypatch.setattr(converters, "time_limit", lambda _: 0.2)
-    with pytest.raises(converters.IntegrityError, match="stopped after"):
-        converters.convert(tmp_path / "x.py", tmp_path, [])
+    monkeypatch.setattr(llama_cpp_converters, "time_limit", lambda _: 0.2)
+    with pytest.raises(llama_cpp_converters.IntegrityError, match="stopped after"):
+        llama_cpp_converters.convert(tmp_path / "x.py", tmp_path, [])
 
 
 def test_folder_with_the_name_of_a_hub_model_is_announced(cache_home, tmp_path, monkeypatch):

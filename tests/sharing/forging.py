@@ -6,8 +6,8 @@ import json
 import torch
 from safetensors.torch import save
 
+from lora_chat.sharing.build import UNSEALED, seal
 from lora_chat.sharing.container import CARD, CONFIG, RECEIPT, WEIGHTS, pieces
-from lora_chat.sharing.packing import UNSEALED, seal
 from lora_chat.sharing.receipt import Receipt
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj."

@@ -10,14 +10,14 @@ from forging import facts
 from lora_chat.cli import main
 from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import check_stored
-from lora_chat.models.adapter_folder import read_adapter
-from lora_chat.models.embedded import find_embedded
-from lora_chat.opening import Trust, open_thing
+from lora_chat.models.adapter_files import read_adapter
+from lora_chat.models.bundled import find_embedded
+from lora_chat.pipeline.open_adapter import Trust, open_thing
+from lora_chat.sharing.build import seal
+from lora_chat.sharing.collect import bound_base
 from lora_chat.sharing.container import pieces
-from lora_chat.sharing.facts import bound_base
-from lora_chat.sharing.packing import seal
 from lora_chat.sharing.receipt import Receipt
-from lora_chat.sharing.tensors import check_tensors, read_tensors
+from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 
 
 @pytest.fixture
@@ -169,9 +169,9 @@ def test_another_base_is_refused_by_verify_and_by_opening(make_parcel, base, tmp
 
 
 def test_a_stale_note_is_not_believed_by_verify(make_parcel, base, tmp_path, capsys):
-    from lora_chat.digests import digest_file
     from lora_chat.models.file_digests import _key
     from lora_chat.system.cache_dir import cache_dir
+    from lora_chat.system.hashing import digest_file
 
     parcel = make_parcel()
     true = digest_file(base / "model.safetensors")

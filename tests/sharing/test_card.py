@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from lora_chat.config.plan import make_plan
+from lora_chat.config.recipe import AdapterSection, BaseSection, Recipe
 from lora_chat.models.identity import Identity
-from lora_chat.planning.hardware import Hardware
-from lora_chat.planning.plan import make_plan
-from lora_chat.planning.recipe import AdapterSection, BaseSection, Recipe
-from lora_chat.sharing.card import wilson, write_card, write_parcel_card
-from lora_chat.sharing.portability import report_portability
+from lora_chat.sharing.compatibility import report_portability
+from lora_chat.sharing.model_card import wilson, write_card, write_parcel_card
 from lora_chat.sharing.receipt import Receipt, public_name
+from lora_chat.system.hardware import Hardware
 
 SETTINGS = {"r": 16, "use_dora": False, "use_rslora": False}
 NASTY = [

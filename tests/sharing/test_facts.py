@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from lora_chat.planning.recipe import Recipe
-from lora_chat.planning.recipe_file import recipe_as_yaml
-from lora_chat.run_folder import RunFolder
-from lora_chat.sharing.facts import collect_recipe, public_file
+from lora_chat.config.load import recipe_as_yaml
+from lora_chat.config.recipe import Recipe
+from lora_chat.runs.run_folder import RunFolder
+from lora_chat.sharing.collect import collect_recipe, public_file
 
 CLIENT = "client-ACMECORP"
 PATHS = [

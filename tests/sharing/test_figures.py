@@ -6,9 +6,9 @@ import json
 import pytest
 from forging import facts, forge, make_members
 
-from lora_chat.delivery.limits import limits_of
-from lora_chat.delivery.proof import SHARE_OF_CONTROL
 from lora_chat.errors import IntegrityError
+from lora_chat.export.parity.compare import SHARE_OF_CONTROL
+from lora_chat.export.parity.tolerances import limits_of
 from lora_chat.sharing.figures import LIMITS
 from lora_chat.sharing.parcel import open_parcel
 

@@ -355,10 +355,10 @@ def test_fuzzed_members_with_fitting_digests_break_nothing(members, write):
 def test_a_template_travels_only_where_the_receiver_does_not_have_it(tiny_tokenizer, cache_home):
     from types import SimpleNamespace
 
-    from lora_chat.dialogues.chat_template import CHATML_TEMPLATE
+    from lora_chat.config.recipe import BaseSection
+    from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE
     from lora_chat.models.base_model import find_base
-    from lora_chat.packing import _own_template
-    from lora_chat.planning.recipe import BaseSection
+    from lora_chat.pipeline.pack_run import _own_template
 
     base = find_base(BaseSection(name="tiny-random"))
     for text, travels in ((tiny_tokenizer.chat_template, False), (CHATML_TEMPLATE, False), ("{{ messages }}", True)):

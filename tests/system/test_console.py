@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.arguments import make_parser
 from lora_chat.cli import _COMMANDS
+from lora_chat.commands.parser import make_parser
 from lora_chat.system.console import Highlight, ReplyPrinter, guard_output, print_json, print_result, say
 
 ATTACKS = {

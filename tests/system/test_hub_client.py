@@ -11,10 +11,10 @@ import zlib
 import pytest
 from hub_stand_in import COMMIT, NAME, StandIn
 
+from lora_chat.config.recipe import BaseSection
 from lora_chat.errors import BaseUnavailableError, IntegrityError, LoraChatError
 from lora_chat.models.base_config import find_config
 from lora_chat.models.hub import find_here, find_on_hub
-from lora_chat.planning.recipe import BaseSection
 from lora_chat.system import hub_client, hub_guard
 from lora_chat.system.cache_dir import cache_dir
 from lora_chat.system.hub_client import HubFailureError, RemoteFile, download, find_commit, list_files

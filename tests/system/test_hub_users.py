@@ -7,7 +7,7 @@ import time
 import pytest
 from hub_stand_in import COMMIT, NAME, StandIn
 
-from lora_chat.dialogues.hub_files import find_hub_files
+from lora_chat.data.reading.hub_dataset import find_hub_files
 from lora_chat.errors import LoraChatError
 from lora_chat.sharing.container import LARGEST, MEMBERS
 from lora_chat.sharing.hub import download, upload

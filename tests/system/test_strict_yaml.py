@@ -5,8 +5,8 @@ import time
 import pytest
 import yaml
 
+from lora_chat.config.load import read_recipe
 from lora_chat.errors import RecipeError
-from lora_chat.planning.recipe_file import read_recipe
 from lora_chat.system.strict_yaml import DEEPEST, LARGEST_CARD, LARGEST_RECIPE, compose_strict, read_front_matter
 
 LAUGHS = "a0: &a0 [ha, ha]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lora_chat.training import layouts
-from lora_chat.training.varlen_attention import find_varlen
+from lora_chat.training.fast_path.attention import backends
+from lora_chat.training.fast_path.attention.gpu import find_varlen
 
 
 def slow_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
@@ -30,5 +30,5 @@ def slow_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, w
 def varlen(monkeypatch):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
     monkeypatch.setattr(
-        layouts, "find_rows", lambda edges, prefix, query, key: find_varlen(edges, prefix, torch.device("cpu"))
+        backends, "find_rows", lambda edges, prefix, query, key: find_varlen(edges, prefix, torch.device("cpu"))
     )

@@ -6,14 +6,8 @@ from itertools import accumulate, chain
 import pytest
 import torch
 
-from lora_chat.dialogues.encoding import EncodedDialogue
-from lora_chat.errors import NotFiniteError
-from lora_chat.evaluation.scores import evaluate_loss
-from lora_chat.models.adapter import attach_adapter
-from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
-from lora_chat.planning.hardware import Hardware
-from lora_chat.planning.plan import make_plan, make_precision
-from lora_chat.planning.recipe import (
+from lora_chat.config.plan import make_plan, make_precision
+from lora_chat.config.recipe import (
     AdapterSection,
     BaseSection,
     DataSection,
@@ -21,8 +15,14 @@ from lora_chat.planning.recipe import (
     Recipe,
     TrainingSection,
 )
-from lora_chat.training.attention import register_segment_attention
-from lora_chat.training.fused_lora import fused_lora
+from lora_chat.data.encoding.encode import EncodedDialogue
+from lora_chat.errors import NotFiniteError
+from lora_chat.evaluation.loss import evaluate_loss
+from lora_chat.models.adapter import attach_adapter
+from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
+from lora_chat.system.hardware import Hardware
+from lora_chat.training.fast_path.attention.interface import register_segment_attention
+from lora_chat.training.fast_path.fused_lora import fused_lora
 from lora_chat.training.sft import train_sft
 
 FP32 = Hardware("cpu", "test", 0, False, 2)

@@ -8,15 +8,15 @@ import torch
 from test_checkpoints import damage, damages
 from test_equivalence import make_rows
 
+from lora_chat.config.plan import make_plan, make_precision
+from lora_chat.config.recipe import AdapterSection, BaseSection, CheckpointSection, QuantizationSection, Recipe
 from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
-from lora_chat.planning.hardware import Hardware
-from lora_chat.planning.plan import make_plan, make_precision
-from lora_chat.planning.recipe import AdapterSection, BaseSection, CheckpointSection, QuantizationSection, Recipe
-from lora_chat.training.checkpoints import commit, find_newest, set_aside
-from lora_chat.training.committing import Keeping
-from lora_chat.training.memory_trial import MemoryTrial
+from lora_chat.runs.checkpoints import commit, find_newest, set_aside
+from lora_chat.system.hardware import Hardware
+from lora_chat.training.callbacks.checkpoint import Keeping
+from lora_chat.training.callbacks.memory_check import MemoryTrial
 from lora_chat.training.sft import train_sft
 from lora_chat.training.trainer import StepTrainer
 

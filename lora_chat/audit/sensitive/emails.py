@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from lora_chat.audit.findings import Match
+from lora_chat.audit.report import Match
 
 _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+@/-])[A-Za-z0-9_][A-Za-z0-9._%+'-]{0,63}@"

@@ -6,7 +6,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
-from lora_chat.audit.findings import Match
+from lora_chat.audit.report import Match
 from lora_chat.audit.sensitive.key_formats import KEY_FORMATS
 from lora_chat.audit.sensitive.secrets import find_keys
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from lora_chat.audit.findings import Match
+from lora_chat.audit.report import Match
 
 _IBAN = re.compile(
     r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?:([ -]?)[A-Z0-9]{4}(?:\1[A-Z0-9]{4}){1,6}(?:\1[A-Z0-9]{1,4})?)(?![A-Za-z0-9])",

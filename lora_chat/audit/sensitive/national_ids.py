@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 
-from lora_chat.audit.findings import Match
+from lora_chat.audit.report import Match
 from lora_chat.audit.sensitive.national_id_formats import NATIONAL_IDS
 
 _REACH = 60

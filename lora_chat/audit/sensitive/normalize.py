@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 
-from lora_chat.audit.findings import Match
+from lora_chat.audit.report import Match
 
 NOT_FOUND: tuple[tuple[str, str], ...] = (
     ("split", "one part in one message, argument or answer and the rest in another"),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from lora_chat.audit.findings import Match
+from lora_chat.audit.report import Match
 
 _INTERNATIONAL = re.compile(
     r"(?<![A-Za-z0-9_+*/=.-])(?:\+|00(?=[1-9])) ?[1-9][0-9]{0,3}(?:[ ./-]{0,2}\(?[0-9]{1,5}\)?){1,6}(?![A-Za-z0-9_])"

@@ -3,15 +3,15 @@
 import re
 from collections.abc import Iterator
 
-from lora_chat.audit.findings import KINDS, Match
+from lora_chat.audit.report import KINDS, Match
 from lora_chat.audit.sensitive.assigned_secrets import may_be_assigned
-from lora_chat.audit.sensitive.cards import find_cards
 from lora_chat.audit.sensitive.emails import find_emails
 from lora_chat.audit.sensitive.hidden_keys import find_broken_keys, find_encoded_keys, may_hold_broken_key
 from lora_chat.audit.sensitive.ibans import find_ibans
 from lora_chat.audit.sensitive.key_formats import KEY_FORMATS
 from lora_chat.audit.sensitive.national_ids import find_national_ids, may_hold_number
 from lora_chat.audit.sensitive.normalize import decode, is_disguised
+from lora_chat.audit.sensitive.payment_cards import find_cards
 from lora_chat.audit.sensitive.phones import find_phones
 from lora_chat.audit.sensitive.secrets import find_secrets
 

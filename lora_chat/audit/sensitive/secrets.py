@@ -3,10 +3,9 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from lora_chat.audit.findings import Match
-from lora_chat.audit.sensitive.assigned_secrets import find_assigned_secrets
+from lora_chat.audit.report import Match
+from lora_chat.audit.sensitive.assigned_secrets import entropy, find_assigned_secrets, is_placeholder
 from lora_chat.audit.sensitive.key_formats import KEY_FORMATS, KeyFormat
-from lora_chat.audit.sensitive.placeholders import entropy, is_placeholder
 
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----(?=(?:[^-]|-(?!----)){40})"

@@ -1,0 +1,61 @@
+"""How the findings of an audit look; what is shown of a secret is masked already."""
+
+from lora_chat.audit.report import AuditReport, Finding
+from lora_chat.config.audit import AuditSection, Kind
+from lora_chat.system.sanitize import visible
+
+NAMES: dict[Kind, str] = {
+    "secret": "secrets",
+    "possible_secret": "possible secrets",
+    "personal_data": "personal data",
+    "leak": "validation dialogues that are trained on too",
+    "near_leak": "validation dialogues that are nearly trained on",
+    "exact_duplicate": "duplicates",
+    "near_duplicate": "near duplicates",
+    "abusive_language": "abusive language",
+    "control_token": "control tokens in what is said",
+    "template_code": "template code in what is said",
+    "empty_reply": "empty replies",
+    "repetitive_reply": "replies that go round in circles",
+    "repeated_reply": "one reply again and again",
+    "imbalance": "one source outweighs the others",
+}
+
+
+def short_audit(report: AuditReport) -> list[str]:
+    """The line that `sft` prints, if there is anything to say."""
+    found = [f"{count:,} {NAMES[kind]}" for kind, count in report.counts.items()]
+    return [f"Audit     {'; '.join(found)}: `lora-chat audit` shows where"] if found else []
+
+
+def whole_audit(report: AuditReport, policy: AuditSection) -> str:
+    """What `lora-chat audit` prints: every kind with what is done about it, and the first findings."""
+    lines = [f"{report.dialogues:,} dialogues were looked through."]
+    for kind, count in report.counts.items():
+        shown = report.of_kind(kind)
+        more = f", the first {len(shown)} of them" if len(shown) < count else ""
+        lines += ["", f"{NAMES[kind]}: {count:,} ({policy.action(kind)}){more}"]
+        lines += [_line(finding) for finding in shown]
+    if not report.counts:
+        lines.append("Nothing was found.")
+    return "\n".join(lines)
+
+
+def refusal(report: AuditReport, policy: AuditSection) -> str:
+    """Why these dialogues are not trained on, and what to do."""
+    lines = ["The audit refuses these dialogues:"]
+    for kind in report.refused:
+        shown = report.of_kind(kind)[:5]
+        lines += [f"{report.counts[kind]:,} {NAMES[kind]}", *(_line(finding) for finding in shown)]
+    kind = report.refused[0]
+    instead = "warn or redact" if kind in policy.redactable else "warn"
+    lines.append(f"Mend them, or decide otherwise: audit.{kind} can be {instead} (--set audit.{kind}=warn).")
+    return "\n".join(lines)
+
+
+def _line(finding: Finding) -> str:
+    message = f", message {finding.message}" if finding.message else ""
+    twin = f" and {finding.twin}" if finding.twin else ""
+    detail = f"  {finding.detail}" if finding.detail else ""
+    excerpt = f"  | {finding.excerpt}" if finding.excerpt else ""
+    return f"  {visible(finding.place)}{visible(twin)}{message}{detail}{excerpt}"

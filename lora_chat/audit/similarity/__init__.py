@@ -1,1 +1,0 @@
-"""Dialogues that say the same: exact copies by digest, near copies by MinHash."""

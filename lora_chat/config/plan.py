@@ -1,0 +1,140 @@
+"""Recipe + hardware -> every number resolved. A pure function: no weights, no torch."""
+
+from typing import Any, Literal
+
+from lora_chat.config.audit import AuditSection
+from lora_chat.config.base import Section
+from lora_chat.config.data import DataSection
+from lora_chat.config.recipe import (
+    AdapterSection,
+    BaseSection,
+    CheckpointSection,
+    EvaluationSection,
+    OutputSection,
+    QuantizationSection,
+    Recipe,
+    TrainingSection,
+)
+from lora_chat.errors import RecipeError
+from lora_chat.system.hardware import Hardware
+
+_TOKENS_AT_ONCE = 2048
+"""Enough for products at full speed on two cores; more only takes memory (benchmarks/LOG.md)."""
+
+Dtype = Literal["bfloat16", "float32"]
+
+
+class PrecisionPlan(Section):
+    """How the frozen base is held and computed with."""
+
+    device: Literal["cuda", "cpu"]
+    mode: Literal["4bit", "8bit", "none"]
+    double_quantization: bool
+    dtype: Dtype
+    """Of the products, and of whatever is not quantised."""
+
+
+class TrainingPlan(TrainingSection):
+    """The recipe's training section with nothing left to decide."""
+
+    micro_batch_size: int
+    micro_batch_tokens: int | None  # type: ignore[assignment]
+    """None: the micro-batch size was given, and decides alone."""
+    gradient_checkpointing: bool | int
+    """True: every layer; a number: so many."""
+    gradient_accumulation_steps: int
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    fast_path: bool
+    """Dialogues of a micro-batch stand in one row, instead of padded side by side; layers are fused."""
+
+
+class Plan(Section):
+    """What was decided for one run."""
+
+    base: BaseSection
+    precision: PrecisionPlan
+    adapter: AdapterSection
+    data: DataSection
+    audit: AuditSection = AuditSection()
+    training: TrainingPlan
+    checkpoint: CheckpointSection = CheckpointSection()
+    evaluation: EvaluationSection
+    output: OutputSection
+    open_settings: tuple[str, ...] = ()
+    """Of the training section, what the recipe leaves to be chosen for the memory at hand."""
+
+
+def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
+    """Resolve a recipe for a machine. Raises RecipeError for what cannot work on any machine."""
+    check_target_modules(recipe.adapter)
+    return Plan(
+        base=recipe.base,
+        precision=make_precision(recipe.quantization, hardware),
+        adapter=recipe.adapter,
+        data=recipe.data,
+        audit=recipe.audit,
+        training=_plan_training(recipe.training, hardware),
+        checkpoint=recipe.checkpoint,
+        evaluation=recipe.evaluation,
+        output=recipe.output,
+        open_settings=_open_settings(recipe.training),
+    )
+
+
+def _open_settings(training: TrainingSection) -> tuple[str, ...]:
+    """A size of micro-batches that is given in one unit is not chosen in the other."""
+    names = ["gradient_checkpointing", "optimizer"]
+    if training.micro_batch_size == "auto":
+        names += ["micro_batch_size", "micro_batch_tokens"] if training.micro_batch_tokens == "auto" else []
+    return tuple(name for name in names if getattr(training, name) == "auto")
+
+
+def make_precision(quantization: QuantizationSection, hardware: Hardware) -> PrecisionPlan:
+    """bf16 where the processor has it, fp32 elsewhere."""
+    return PrecisionPlan(
+        device=hardware.device,
+        mode=quantization.mode,
+        double_quantization=quantization.double_quantization,
+        dtype="bfloat16" if hardware.bfloat16 else "float32",
+    )
+
+
+def check_target_modules(adapter: AdapterSection) -> None:
+    """An adapter on the LM head would never be trained: TRL's fused head reads the weight itself."""
+    if adapter.target_modules != "all-linear" and any(n.split(".")[-1] == "lm_head" for n in adapter.target_modules):
+        raise RecipeError(
+            "adapter.target_modules: lm_head cannot carry an adapter here (its loss would ignore it). "
+            "Leave it out; `all-linear` already does."
+        )
+
+
+def _plan_tokens(training: TrainingSection) -> int | None:
+    if training.micro_batch_tokens != "auto":
+        return training.micro_batch_tokens
+    return _TOKENS_AT_ONCE if training.micro_batch_size == "auto" else None
+
+
+def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPlan:
+    whole = training.effective_batch_size
+    if training.micro_batch_size == "auto":
+        # Of padded rows. On a GPU 4 rows of 1,024 tokens fit beside an 8B base in 4 bits.
+        limit = 8 if hardware.device == "cpu" else 4
+        micro = max(n for n in range(1, limit + 1) if whole % n == 0)
+    else:
+        micro = training.micro_batch_size
+    if whole % micro:
+        fitting = [n for n in range(1, min(whole, 1000) + 1) if whole % n == 0]
+        raise RecipeError(
+            f"training.micro_batch_size: {micro} does not divide training.effective_batch_size, {whole}. "
+            f"Choose one of {', '.join(map(str, fitting))}."
+        )
+    checkpointing = training.gradient_checkpointing
+    decided: dict[str, Any] = {
+        "micro_batch_size": micro,
+        "micro_batch_tokens": _plan_tokens(training),
+        "gradient_accumulation_steps": whole // micro,
+        "optimizer": "adamw" if training.optimizer == "auto" else training.optimizer,
+        "gradient_checkpointing": hardware.device == "cuda" if checkpointing == "auto" else checkpointing,
+        "fast_path": hardware.device == "cpu" if training.fast_path == "auto" else training.fast_path,
+    }
+    return TrainingPlan(**(training.model_dump() | decided))

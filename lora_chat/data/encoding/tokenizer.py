@@ -1,0 +1,174 @@
+"""Rendered texts -> token ids, and how many of them stand for the first characters."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_chat.data.encoding.control_tokens import CLOSE, OPEN, Marker, control_tokens
+from lora_chat.errors import DataError
+from lora_chat.system.bounded_call import call_bounded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Offsets = list[tuple[int, int]]
+_SHORT, _MANY = 200, 1000
+_SECONDS, _SECONDS_PER_CHARACTER = 20.0, 1e-4
+"""The longest time to encode texts; a tokenizer needs about a microsecond for a character."""
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text and its ids; `offsets` are (first character, end) of every id, where the tokenizer tells them."""
+
+    text: str
+    ids: list[int]
+    offsets: Offsets | None
+
+
+def begin_of_text(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """What the tokenizer puts before every text, as the base knows it from its pretraining: BOS, or nothing."""
+    begin = tokenizer.bos_token_id
+    return [begin] if begin is not None and tokenizer("x")["input_ids"][:1] == [begin] else []
+
+
+class TextTokenizer:
+    """Encodes rendered chats; control tokens that stand between marks are text."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.tokenizer = tokenizer
+        self._marker = Marker(control_tokens(tokenizer))
+        self._added = frozenset(tokenizer.added_tokens_encoder.values())
+        self._normalised = _normalised_tokens(tokenizer)
+        self._has_patterns = _has_patterns(tokenizer)
+        self._feed: list[int] = tokenizer.encode("\n", add_special_tokens=False)
+        self._stretches: dict[str, list[int]] = {}
+
+    def mark(self, value: Any) -> Any:
+        """Messages or tools with marks around the control tokens in them; DataError for one in a key."""
+        return self._marker.mark(value)
+
+    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Encode texts that hold their own control tokens; what stands between marks is text.
+
+        Raises BaseUnavailableError where the tokenizer's regular expressions take too long on them: they are a
+        stranger's, and may backtrack without end.
+        """
+        if not self._has_patterns:
+            return self._tokenize(texts)
+        seconds = _SECONDS + _SECONDS_PER_CHARACTER * sum(map(len, texts))
+        return call_bounded(lambda: self._tokenize(texts), seconds, "The tokenizer of the base (a regular expression)")
+
+    def _tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
+        marked = [OPEN in text or CLOSE in text for text in texts]
+        plain = iter(self._encode([text for text, is_marked in zip(texts, marked, strict=True) if not is_marked]))
+        return [
+            self._encode_marked(text) if is_marked else next(plain)
+            for text, is_marked in zip(texts, marked, strict=True)
+        ]
+
+    def count_before(self, whole: TokenizedText, end: int) -> int | None:
+        """How many ids the first `end` characters have, alone as in the whole; None where a token reaches over.
+
+        Added tokens part a text into stretches that are encoded each by itself (tokenizers, `AddedVocabulary`), so
+        only the stretch since the last of them is encoded again.
+        """
+        if end == len(whole.text):
+            return len(whole.ids)
+        if whole.offsets is None:
+            alone = self.tokenize([whole.text[:end]])[0].ids
+            return len(alone) if whole.ids[: len(alone)] == alone else None
+        count = first = bisect_left(whole.offsets, (end, 0))
+        while first > 0:
+            first -= 1
+            if whole.ids[first] in self._added:
+                break
+        begin = whole.offsets[first][0] if first else 0
+        return count if self._stretch(whole.text[begin:end]) == whole.ids[first:count] else None
+
+    def _stretch(self, text: str) -> list[int]:
+        """Templates open replies in the same few ways, so the ids of short stretches are kept."""
+        if text in self._stretches:
+            return self._stretches[text]
+        ids = self.tokenize([text])[0].ids
+        if len(text) <= _SHORT and len(self._stretches) < _MANY:
+            self._stretches[text] = ids
+        return ids
+
+    def _encode(self, texts: list[str]) -> list[TokenizedText]:
+        if not texts:
+            return []
+        out = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+        offsets = [encoding.offsets for encoding in out.encodings] if out.encodings else [None] * len(texts)
+        found = [TokenizedText(*row) for row in zip(texts, out["input_ids"], offsets, strict=True)]
+        for one in found if self._normalised else ():
+            self._check_normalised(one)
+        return found
+
+    def _check_normalised(self, found: TokenizedText) -> None:
+        for token, (begin, end) in zip(found.ids, found.offsets or (), strict=bool(found.offsets)):
+            name, text = self._normalised.get(token), found.text[begin:end].strip()
+            if name is not None and text != name:
+                raise DataError(f"the tokenizer takes {text!a} for the control token {name!a}; remove it")
+
+    def _encode_marked(self, text: str) -> TokenizedText:
+        """Piece by piece, so that nothing joins over a mark.
+
+        A piece is encoded after a line feed, whose ids are cut off again: at the start of a text SentencePiece adds
+        a blank that is not there (as transformers does it, `utils/chat_template_utils.py`).
+        """
+        ids: list[int] = []
+        offsets: Offsets | None = []
+        for begin, piece, as_text in self._marker.pieces(text):
+            if as_text:
+                new = self._encode_as_text(piece)
+                places: Offsets | None = [(begin, begin + len(piece))] * len(new)
+            else:
+                encoded = self._encode(["\n" + piece])[0] if begin else None
+                skip = len(self._feed)
+                if encoded is None or encoded.ids[:skip] != self._feed:
+                    encoded, skip = self._encode([piece])[0], 0
+                new, shift = encoded.ids[skip:], begin - (1 if skip else 0)
+                places = encoded.offsets and [(start + shift, end + shift) for start, end in encoded.offsets[skip:]]
+            ids += new
+            if offsets is None or places is None:
+                offsets = None
+            else:
+                offsets += places
+        return TokenizedText(text, ids, offsets)
+
+    def _encode_as_text(self, text: str) -> list[int]:
+        """Ids of a text in which no control token is one; raises DataError where there are no such ids.
+
+        `split_special_tokens` still joins added tokens that are not special; in two halves they are not there.
+        """
+        for parts in ([text], [text[:1], text[1:]]):
+            ids: list[int] = []
+            for part in parts:
+                new = self.tokenizer.encode("\n" + part, add_special_tokens=False, split_special_tokens=True)
+                ids += new[len(self._feed) :] if new[: len(self._feed)] == self._feed else self._plain(part)
+            if not self._added & set(ids):
+                return ids
+        raise DataError(f"the tokenizer cannot write the control token {text!a} as text; remove it")
+
+    def _plain(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return ids
+
+
+def _has_patterns(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a tokenizer splits or normalises by regular expressions of its own file."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = [] if backend is None else [backend.normalizer, backend.pre_tokenizer]
+    return any(b'"Regex"' in part.__getstate__() for part in parts if part is not None)
+
+
+def _normalised_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    """Control tokens that are found after the text is normalised, so that other spellings become them too."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.normalizer is None:
+        return {}
+    names = set(control_tokens(tokenizer))
+    added = tokenizer.added_tokens_decoder.items()
+    return {number: token.content for number, token in added if token.normalized and token.content in names}

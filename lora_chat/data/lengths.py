@@ -1,0 +1,64 @@
+"""How long rows are and how much of them carries loss, from their columns as they lie on disk."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Numbers = np.ndarray[Any, Any]
+from lora_chat.data.dataset import EncodedRows
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of rows; all (rows,)."""
+
+    tokens: "Numbers"
+    trained: "Numbers"
+    """Up to the last token that carries loss: what follows it the fast path leaves out."""
+    supervised: "Numbers"
+
+
+@dataclass(frozen=True)
+class DataLengths:
+    """All that memory and time need to know of the data."""
+
+    train: Lengths
+    validation: Lengths
+    prompts: tuple[int, ...]
+    """Tokens of every prompt that is answered after training."""
+    new_tokens: int
+    """Longest reply."""
+    shared_prefix: int = 0
+    """Tokens that all dialogues begin with and that stand once in a micro-batch."""
+    estimated: bool = False
+    """Whether another tokenizer counted them."""
+
+
+def measure_rows(rows: EncodedRows) -> Lengths:
+    """Of all rows, in their order; none is read one by one."""
+    import numpy as np
+
+    parts = [_measure(chunk) for chunk in rows.dataset.data.column("labels").chunks if len(chunk)]
+    tokens, trained, supervised = (np.concatenate(column) for column in zip(*parts, strict=True))
+    chosen = rows.dataset._indices
+    if chosen is not None:
+        places = np.asarray(chosen.column(0))
+        tokens, trained, supervised = tokens[places], trained[places], supervised[places]
+    return Lengths(tokens, trained, supervised)
+
+
+def _measure(masks: object) -> tuple[object, object, object]:
+    """(rows,) three times, of a list column of which tokens carry loss."""
+    import numpy as np
+
+    offsets = np.asarray(masks.offsets)  # type: ignore[attr-defined]
+    carrying = np.flatnonzero(masks.values.to_numpy(zero_copy_only=False))  # type: ignore[attr-defined]
+    begins, ends = offsets[:-1], offsets[1:]
+    first, after = carrying.searchsorted(begins), carrying.searchsorted(ends)
+    supervised = after - first
+    # A row without any is kept whole.
+    last = np.append(carrying, 0)[np.maximum(after - 1, 0)]
+    trained = np.where(supervised > 0, last - begins + 1, ends - begins)
+    return ends - begins, trained, supervised

@@ -1,0 +1,179 @@
+"""A chunk of rows -> what is stored of it. This is the work that several processes share."""
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from lora_chat.data.dialogue import Dialogue, Document
+from lora_chat.data.encoding.encode import IGNORE_INDEX, DialogueEncoder, EncodedDialogue
+from lora_chat.data.encoding.tokenizer import TextTokenizer, begin_of_text
+from lora_chat.data.parsing.rows import SHOWN, Chunk, ReadingOptions, read_chunk
+from lora_chat.data.storage.ledger import Ledger
+from lora_chat.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Change(Protocol):
+    """What is done to what is said before it is encoded; both tell how many stretches they replaced."""
+
+    @property
+    def name(self) -> str:
+        """Another name for all that does something else."""
+
+    def dialogue(self, dialogue: Dialogue) -> tuple[Dialogue, int]:
+        """A dialogue."""
+
+    def text(self, text: str) -> tuple[str, int]:
+        """Plain text."""
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """How rows become tokens."""
+
+    reading: ReadingOptions
+    limit: int
+    """Most tokens of a dialogue, and length of the blocks of plain text."""
+    over_long: str = "refuse"
+    change: Change | None = None
+    """What is done to every dialogue before it is encoded."""
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """The dialogues of a chunk with their rows, or the ids of its plain text."""
+
+    ledger: Ledger
+    dialogues: list[tuple[Dialogue, tuple[EncodedDialogue, ...]]]
+    text: list[tuple[int, list[int]]]
+    """Line and ids of every piece."""
+    path: str
+
+
+class ChunkEncoder:
+    """Encodes chunks for one tokenizer."""
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int], options: EncodingOptions
+    ) -> None:
+        self.options = options
+        self._encoder = DialogueEncoder(tokenizer, stop_ids)
+        self._coder = TextTokenizer(tokenizer)
+        self._stop_ids = frozenset(stop_ids)
+        self._begin, self._end = begin_of_text(tokenizer), [int(tokenizer.eos_token_id)]
+
+    def __call__(self, chunk: Chunk) -> EncodedChunk:
+        """Read, check and encode; faults are counted, not raised."""
+        change = self.options.change
+        clean = (lambda text: change.text(text)[0]) if change else (lambda text: text)
+        found, tally = read_chunk(chunk, self.options.reading, clean)
+        ledger = Ledger(files={chunk.path: chunk.form or "unknown"})
+        ledger.add(tally)
+        dialogues = [one for one in found if isinstance(one, Dialogue)]
+        documents = [one for one in found if isinstance(one, Document)]
+        return EncodedChunk(ledger, self._encode(dialogues, ledger), self._encode_text(documents, ledger), chunk.path)
+
+    def _encode(self, dialogues: list[Dialogue], ledger: Ledger) -> list[tuple[Dialogue, tuple[EncodedDialogue, ...]]]:
+        kept = []
+        if self.options.change:
+            changed = [self.options.change.dialogue(dialogue) for dialogue in dialogues]
+            dialogues = [dialogue for dialogue, _ in changed]
+            ledger.redacted += sum(count for _, count in changed)
+        for dialogue, rows in zip(dialogues, self._encoder.encode(dialogues), strict=True):
+            if isinstance(rows, DataError):
+                ledger.accepted -= 1
+                said = json.dumps(dialogue.as_row, ensure_ascii=False)
+                ledger.refuse(dialogue.path, dialogue.line, rows, said)
+                continue
+            fitting = self._fit(dialogue, rows, ledger)
+            if fitting:
+                kept.append(fitting)
+                _count(ledger, *fitting, self._stop_ids)
+        return kept
+
+    def _fit(
+        self, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], ledger: Ledger
+    ) -> tuple[Dialogue, tuple[EncodedDialogue, ...]] | None:
+        """The dialogue if it is short enough, or what is left when it is cut behind a reply."""
+        limit, length = self.options.limit, max(len(row.input_ids) for row in rows)
+        if length <= limit:
+            return dialogue, rows
+        cut = _cut(dialogue, rows, limit) if self.options.over_long == "cut" else None
+        if cut:
+            ledger.cut += 1
+            return self._counted(*cut)
+        ledger.accepted -= 1
+        ledger.dropped += 1
+        ledger.longest_refused = max(ledger.longest_refused, length)
+        if len(ledger.over_long) < SHOWN:
+            ledger.over_long.append(f"{dialogue.path}:{dialogue.line}: {length} tokens")
+        return None
+
+    def _counted(
+        self, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...]
+    ) -> tuple[Dialogue, tuple[EncodedDialogue, ...]]:
+        """What is left of a dialogue, encoded once more: what each role says is counted while the text is there."""
+        (again,) = self._encoder.encode([dialogue])
+        if isinstance(again, DataError) or [r.input_ids for r in again] != [r.input_ids for r in rows]:
+            return dialogue, rows
+        return dialogue, again
+
+    def _encode_text(self, documents: list[Document], ledger: Ledger) -> list[tuple[int, list[int]]]:
+        if self.options.change:
+            changed = [self.options.change.text(document.text) for document in documents]
+            documents = [replace(d, text=text) for d, (text, _) in zip(documents, changed, strict=True)]
+            ledger.redacted += sum(count for _, count in changed)
+        found = []
+        for document in documents:
+            try:
+                (text,) = self._coder.tokenize([self._coder.mark(document.text)])
+            except DataError as error:
+                ledger.accepted -= document.lines
+                ledger.refuse(document.path, document.line, error, lines=document.lines)
+                continue
+            begin = self._begin if document.begins else []
+            found.append((document.line, begin + text.ids + ([] if document.goes_on else self._end)))
+        return found
+
+
+def _cut(
+    dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], limit: int
+) -> tuple[Dialogue, tuple[EncodedDialogue, ...]] | None:
+    """As many turns from the beginning as fit, so that every reply keeps its end and what it answers."""
+    if len(rows) > 1:
+        fitting = tuple(row for row in rows if len(row.input_ids) <= limit)
+        messages = max((row.ends[-1][0] for row in fitting), default=0)
+    else:
+        ends = [end for end in rows[0].ends if end[1] <= limit]
+        messages, tokens = ends[-1] if ends else (0, 0)
+        row = rows[0]
+        fitting = (EncodedDialogue(row.input_ids[:tokens], row.labels[:tokens], tuple(ends)),)
+    return (replace(dialogue, messages=dialogue.messages[:messages]), fitting) if messages else None
+
+
+def _count(ledger: Ledger, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], stop_ids: Collection[int]) -> None:
+    first = dialogue.messages[0]
+    for row in rows:
+        ledger.add(
+            Ledger(
+                rows=1,
+                replies=len(row.ends),
+                stops=sum(row.labels[end - 1] in stop_ids for end in _runs(row.labels)),
+                thoughtless=row.thoughtless,
+                tokens=len(row.input_ids),
+                supervised_tokens=row.supervised_tokens,
+                longest=len(row.input_ids),
+                roles={role: list(counts) for role, counts in row.roles.items()},
+            )
+        )
+    ledger.add(Ledger(dialogues=1, systems=[first.content if first.role == "system" else None]))
+
+
+def _runs(labels: list[int]) -> Iterator[int]:
+    """Where stretches with loss end."""
+    following = [*labels[1:], IGNORE_INDEX]
+    pairs = enumerate(zip(labels, following, strict=True), 1)
+    return (end for end, (label, then) in pairs if label != IGNORE_INDEX and then == IGNORE_INDEX)

@@ -1,1 +1,0 @@
-"""Hand over: the merged model and its proof."""

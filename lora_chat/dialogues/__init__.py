@@ -1,1 +1,0 @@
-"""Words become token ids and labels."""

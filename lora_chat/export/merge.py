@@ -1,0 +1,144 @@
+"""Adapters folded into a 16-bit base, proven by reading what was written."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_chat.config.plan import PrecisionPlan
+from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.export.parity.compare import ProofReport, check_proof, prove
+from lora_chat.export.parity.format import write_proof
+from lora_chat.export.parity.outputs import Answers, ask
+from lora_chat.export.parity.samples import Probe
+from lora_chat.export.parity.tolerances import limits_of
+from lora_chat.export.parity.transformers_runner import ModelReader, ask_adapted
+from lora_chat.models.adapter import load_adapters, merge_adapter
+from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer
+from lora_chat.models.bound_adapter import FoundAdapter
+from lora_chat.models.quantization.dequantized_model import load_dequantised
+from lora_chat.system.atomic_write import folder_written_whole
+from lora_chat.system.malloc import give_memory_back
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Adapters of one base, each with a weight, and how that base was held in training."""
+
+    adapters: tuple[tuple[FoundAdapter, float], ...]
+    precision: PrecisionPlan
+    stop_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Raises IntegrityError for adapters that cannot be added up."""
+        first = self.adapters[0][0]
+        for other, _ in self.adapters[1:]:
+            if other.base.folder != first.base.folder:
+                raise IntegrityError(
+                    f"{other.stored.name} was trained on {other.base.name}, "
+                    f"{first.stored.name} on {first.base.name}: only adapters of one base can be merged together."
+                )
+            if str(other.tokenizer.chat_template) != str(first.tokenizer.chat_template):
+                raise IntegrityError(
+                    f"{other.stored.name} and {first.stored.name} were trained with different chat templates; "
+                    "the merged model could have only one."
+                )
+        for found, weight in self.adapters:
+            if found.stored.config.get("use_dora") is True and (len(self.adapters) > 1 or weight != 1):
+                raise RecipeError(
+                    f"{found.stored.name} is a DoRA adapter: it rescales the base's weights, so it can be merged "
+                    "alone and with weight 1 only."
+                )
+
+    @property
+    def base(self) -> FoundBase:
+        """The one base of all."""
+        return self.adapters[0][0].base
+
+    @property
+    def tokenizer(self) -> Any:
+        """With the template of training."""
+        return self.adapters[0][0].tokenizer
+
+    def attached_to(self, base: "PreTrainedModel") -> Any:
+        """A base with all adapters on."""
+        return load_adapters(base, [(found.stored, weight) for found, weight in self.adapters])
+
+    def load(self) -> Any:
+        """The adapted model, as it was trained."""
+        return self.attached_to(load_base_model(self.base, self.precision))
+
+    def ask(self, probes: Sequence[Probe]) -> Answers:
+        """What it says."""
+        return ask_adapted(self.load(), self.tokenizer, probes, self.stop_ids)
+
+
+def merge(
+    mixture: Mixture,
+    probes: Sequence[Probe],
+    to: Path,
+    notice: Callable[[str], None],
+    *,
+    original: bool = False,
+    accept: bool = False,
+) -> ProofReport:
+    """Merge, write, read again, compare with the adapted model.
+
+    The base is quantised exactly as in training and then dequantised: the adapter learned against those values, and
+    a live 4-bit model must not be merged into. With `original` it is merged into the weights as they were before.
+    Raises IntegrityError if the written model does not agree and that is not accepted; then nothing is kept.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RecipeError(f"{to} is there already; a merged model is never written over something. Name a new folder.")
+    give_memory_back()
+    notice("Asking the adapted model")
+    expected = mixture.ask(probes)
+    notice(f"Merging into the base {'as it was before' if original else 'as it was trained against'}")
+    with folder_written_whole(to, "the merged model", shared=True) as folder:
+        write_merged(mixture, folder, original=original)
+        notice("Reading the merged model again and comparing")
+        report = check_proof(_prove_folder(mixture, expected, probes, folder, original), accept=accept)
+        write_proof(folder, [report])
+    return report
+
+
+def write_merged(mixture: Mixture, folder: Path, *, original: bool = False) -> None:
+    """The merged model as a folder in Hugging Face layout: weights in shards, tokenizer, template, stop ids."""
+    plain = mixture.precision.model_copy(update={"mode": "none", "device": "cpu"})
+    base = load_base_model(mixture.base, plain) if original else load_dequantised(mixture.base, mixture.precision)
+    _write(merge_adapter(mixture.attached_to(base)), mixture, folder)
+
+
+def write_base(mixture: Mixture, folder: Path) -> None:
+    """The base alone, as it was trained against, in the same layout."""
+    _write(load_dequantised(mixture.base, mixture.precision), mixture, folder)
+
+
+def _write(model: "PreTrainedModel", mixture: Mixture, folder: Path) -> None:
+    settings: Any = model.generation_config
+    settings.eos_token_id = list(mixture.stop_ids)
+    settings.pad_token_id = mixture.tokenizer.pad_token_id
+    for part in (model.config, mixture.tokenizer):  # a stranger's base may name code there; others might run it
+        getattr(part, "init_kwargs", {}).pop("auto_map", None)
+        if hasattr(part, "auto_map"):
+            del part.auto_map
+    model.save_pretrained(folder, max_shard_size="4GB")
+    mixture.tokenizer.save_pretrained(folder)
+
+
+def _prove_folder(
+    mixture: Mixture, expected: Answers, probes: Sequence[Probe], folder: Path, original: bool
+) -> ProofReport:
+    if original:
+        what = "model merged into the original weights"
+    else:
+        what = "merged model of an 8-bit base" if mixture.precision.mode == "8bit" else "merged model"
+    written = FoundBase(str(folder), folder)
+    model = load_base_model(written, mixture.precision.model_copy(update={"mode": "none"}))
+    reader = ModelReader(model, load_tokenizer(written))
+    vocabulary = model.config.get_text_config().vocab_size
+    delivered = ask(reader, probes, mixture.stop_ids, vocabulary)
+    return prove(what, reader.name, expected, delivered, probes, limits_of(what))

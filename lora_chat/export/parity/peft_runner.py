@@ -1,0 +1,72 @@
+"""An adapter's folder that is open in plain PEFT, asked what a proof asks."""
+
+import json
+import tempfile
+from collections.abc import Collection, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_chat.config.limits import PROVEN_TOKENS
+from lora_chat.config.plan import PrecisionPlan
+from lora_chat.errors import IntegrityError
+from lora_chat.export.parity.outputs import Reader
+from lora_chat.export.parity.samples import Probe
+from lora_chat.models.base_model import FoundBase
+from lora_chat.system.worker import run_worker, time_limit
+
+if TYPE_CHECKING:
+    import torch
+
+_WORKER = Path(__file__).with_name("peft_worker.py")
+
+
+class PeftReader(Reader):
+    """Everything is asked at once, in one process without lora_chat; the methods look it up."""
+
+    def __init__(
+        self,
+        adapter: Path,
+        base: FoundBase,
+        precision: PrecisionPlan,
+        probes: Sequence[Probe],
+        stop_ids: Collection[int],
+        pad: int,
+    ) -> None:
+        self._number = {probe.ids: number for number, probe in enumerate(probes)}
+        self._folder = tempfile.TemporaryDirectory(prefix="lora-chat-")
+        folder = Path(self._folder.name)
+        request = {
+            "adapter": str(adapter.absolute()),
+            "base": str(base.folder.absolute()),
+            "mode": precision.mode,
+            "double_quantization": precision.double_quantization,
+            "dtype": precision.dtype,
+            "device": precision.device,
+            "stop_ids": sorted(stop_ids),
+            "most": PROVEN_TOKENS,
+            "pad": pad,
+            "probes": [{"ids": p.ids, "places": p.places, "prompt": p.prompt} for p in probes],
+        }
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        done = run_worker(_WORKER, [str(folder)], timeout=time_limit(base.folder))
+        if done.exit_code or not (folder / "answer.json").is_file():
+            said = done.last_words()
+            raise IntegrityError(f"PEFT failed to open the adapter (exit {done.exit_code}). Its last words:\n{said}")
+        self._replies: list[list[int]] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))["replies"]
+
+    @property
+    def name(self) -> str:
+        return f"PEFT {metadata.version('peft')}"
+
+    def logits(self, ids: Sequence[int], places: Sequence[int]) -> "torch.Tensor":
+        from safetensors.torch import load_file
+
+        path = Path(self._folder.name) / f"logits-{self._number[tuple(ids)]}.safetensors"
+        return load_file(path)["logits"]
+
+    def replies(self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], most: int) -> list[list[int]]:
+        return self._replies
+
+    def misread(self, probes: Sequence[Probe], stop_ids: Collection[int]) -> list[str]:
+        return []  # an adapter brings no tokenizer: its template and stops are the base's

@@ -1,0 +1,138 @@
+"""A conversation in the terminal, or through a pipe: one line in, one reply out."""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lora_chat.data.encoding.chat_template import render_ids
+from lora_chat.data.encoding.turns import TurnReader
+from lora_chat.inference.generation import stream_reply
+from lora_chat.system.console import ReplyPrinter, print_json
+from lora_chat.system.signals import signal_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HELP = "/reset forgets the conversation, /system TEXT sets the system message, /quit ends."
+
+
+@dataclass
+class Conversation:
+    """What has been said; the system message, if any, stands first."""
+
+    system: str | None = None
+    turns: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """As the chat template wants them."""
+        head = [{"role": "system", "content": self.system}] if self.system is not None else []
+        return head + self.turns
+
+
+class Chat:
+    """Answers lines of text; writes pieces of replies as they come."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        stop_ids: Sequence[int],
+        system: str | None,
+        max_new_tokens: int,
+        as_json: bool,
+        notice: Callable[[str], None],
+    ) -> None:
+        self._model, self._tokenizer, self._stop_ids = model, tokenizer, stop_ids
+        self._reader = TurnReader(tokenizer, stop_ids)
+        self._max_new_tokens, self._as_json, self._notice = max_new_tokens, as_json, notice
+        self._first_system = system
+        self._conversation = Conversation(system)
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._positions = int(positions) if positions else None
+
+    def run(self) -> None:
+        """Talk until /quit or the end of the input."""
+        terminal = sys.stdin.isatty()
+        if terminal:
+            import readline  # noqa: F401  # arrow keys and history for input()
+
+            self._notice(HELP)
+        while True:
+            try:
+                line = input("> ") if terminal else sys.stdin.readline()
+            except EOFError:
+                return
+            except KeyboardInterrupt as error:
+                if signal_of(error) != signal.SIGINT:
+                    raise
+                self._notice("\n/quit ends the conversation.")
+                continue
+            if not terminal and not line:
+                return
+            if not self.take(line.strip()):
+                return
+
+    def take(self, line: str) -> bool:
+        """Obey or answer one line; False when the conversation is over."""
+        command, _, rest = line.partition(" ")
+        if command == "/quit":
+            return False
+        if command == "/reset":
+            self._conversation = Conversation(self._conversation.system)
+            self._notice("Forgotten.")
+        elif command == "/system":
+            self._conversation = Conversation(rest.strip() or self._first_system)
+            self._notice("A new conversation with this system message.")
+        elif line.startswith("/"):
+            self._notice(f"Unknown command {command}. {HELP}")
+        elif line:
+            self._answer(line)
+        return True
+
+    def _answer(self, line: str) -> None:
+        self._conversation.turns.append({"role": "user", "content": line})
+        prompt = self._fitting_prompt()
+        if prompt is None:
+            self._conversation.turns.pop()
+            self._notice("That is longer than the model can read; say it in fewer words.")
+            return
+        pieces: list[str] = []
+        printer = ReplyPrinter()
+
+        def write(text: str) -> None:
+            pieces.append(text)
+            if not self._as_json:
+                printer.write(text)
+
+        interrupted = False
+        try:
+            stream_reply(self._model, self._tokenizer, prompt, self._stop_ids, self._max_new_tokens, write)
+        except KeyboardInterrupt as error:
+            if signal_of(error) != signal.SIGINT:
+                raise
+            interrupted = True
+        reply = "".join(pieces).strip()
+        if self._as_json:
+            print_json({"role": "assistant", "content": reply})
+        else:
+            printer.close()
+        if interrupted:
+            self._notice("(reply cut short)")
+        self._conversation.turns.append(self._reader.heard(self._tokenizer.decode(prompt[-16:]), reply))
+
+    def _fitting_prompt(self) -> list[int] | None:
+        """The prompt, without the oldest turns where they leave no room for a reply."""
+        dropped = 0
+        while True:
+            ids = render_ids(self._tokenizer, self._conversation.messages, reply_follows=True)
+            if self._positions is None or len(ids) + self._max_new_tokens <= self._positions:
+                if dropped:
+                    self._notice(f"(the oldest {dropped} messages no longer fit and were left out)")
+                return ids
+            if len(self._conversation.turns) <= 2:
+                return None
+            del self._conversation.turns[:2]
+            dropped += 2

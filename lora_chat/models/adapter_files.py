@@ -1,0 +1,107 @@
+"""A folder in PEFT's layout: an adapter written into it, or read from it."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_chat.errors import DiskError, IntegrityError
+from lora_chat.models.adapter import adapter_weights, write_weights
+from lora_chat.models.adapter_config import StoredAdapter
+from lora_chat.models.identity import Identity
+from lora_chat.system.atomic_write import folder_written_whole
+from lora_chat.system.bounded_files import read_json_object, read_text
+from lora_chat.system.received_folder import check_received_folder
+from lora_chat.system.safetensors_header import check_header
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+WEIGHTS_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
+IDENTITY_NAME = "lora_chat.json"
+TEMPLATE_NAME = "chat_template.jinja"
+CARD_NAME = "README.md"
+
+
+def save_adapter(model: "PeftModel", folder: Path, identity: Identity, chat_template: str, card: str) -> int:
+    """Write the adapter in PEFT's layout, whole or not at all; returns its size in bytes.
+
+    Raises SpaceError, DiskError or RecipeError when the folder cannot be written, or holds other values then.
+    """
+    with folder_written_whole(folder, "the adapter") as beside:
+        write_weights(model, beside)
+        _check_written(model, beside)
+        config = json.loads((beside / CONFIG_NAME).read_text())
+        config["base_model_name_or_path"] = identity.base
+        config["revision"] = identity.revision
+        (beside / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (beside / IDENTITY_NAME).write_text(identity.model_dump_json(indent=2) + "\n")
+        (beside / TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
+        (beside / CARD_NAME).write_text(card, encoding="utf-8")
+        size = sum(path.stat().st_size for path in beside.iterdir())
+    return size
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder looks like an adapter in PEFT's layout; its config may yet be a link, which is refused."""
+    return os.path.lexists(folder / CONFIG_NAME)
+
+
+def read_adapter(folder: Path) -> StoredAdapter:
+    """What a folder holds, its weights unread. Raises IntegrityError for a damaged file, a link or a special file."""
+    check_received_folder(folder)
+    template, weights = folder / TEMPLATE_NAME, folder / WEIGHTS_NAME
+    return StoredAdapter(
+        name=str(folder),
+        config=_read_config(folder / CONFIG_NAME),
+        read_weights=lambda: _read_weights(weights),
+        identity=read_identity(folder),
+        template=read_text(template) if template.exists() else None,
+        size=weights.stat().st_size if weights.exists() else 0,
+    )
+
+
+def read_identity(folder: Path) -> Identity | None:
+    """The identity an adapter was saved with; None for an adapter from another tool."""
+    path = folder / IDENTITY_NAME
+    if not path.exists():
+        return None
+    try:
+        return Identity.model_validate_json(read_text(path))
+    except ValueError as error:
+        raise IntegrityError(f"{path} is damaged: {error}") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = read_json_object(path, strict=True)
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be read: {error}") from error
+    return config
+
+
+def _read_weights(path: Path) -> "dict[str, torch.Tensor]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        check_header(path)
+        return load_file(path)
+    except (OSError, SafetensorError, IntegrityError) as error:
+        raise IntegrityError(f"The adapter's weights {path} cannot be read: {error}") from error
+
+
+def _check_written(model: "PeftModel", folder: Path) -> None:
+    """Raise DiskError if what was written does not hold the model's weights."""
+    meant = adapter_weights(model)
+    try:
+        found = _read_weights(folder / WEIGHTS_NAME)
+    except IntegrityError:
+        found = {}
+    same = meant.keys() == found.keys() and all(found[name].equal(w.detach().cpu()) for name, w in meant.items())
+    if not same:
+        raise DiskError(
+            f"{folder / WEIGHTS_NAME} does not hold what was written to it; it was not kept.\n"
+            "The disk or its file system may be failing; go on elsewhere from a copy of the run, with --resume RUN."
+        )

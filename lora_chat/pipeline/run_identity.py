@@ -1,0 +1,108 @@
+"""What a run is, field by field, so that a checkpoint is not continued as another run."""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from lora_chat.config.plan import Plan
+from lora_chat.data.dataset import DialogueSet
+from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.pipeline.prepare import PreparedRun
+
+_ACCEPTABLE = {
+    "training.epochs",
+    "training.max_steps",
+    "training.learning_rate",
+    "training.schedule",
+    "training.warmup_share",
+    "training.weight_decay",
+    "training.max_grad_norm",
+    "training.micro_batch_size",
+    "training.micro_batch_tokens",
+    "training.gradient_accumulation_steps",
+    "training.gradient_checkpointing",
+    "training.fast_path",
+    "precision.device",
+}
+"""Changes that leave what was learned so far what it is: they count from here on, or only in rounding."""
+_VERSIONS = "versions."
+_BASE_VERSION = "base.version"
+_FIRST_OF_BASE = ("base.weights", "base.tokenizer", "base.chat_template")
+"""The fields of the base that a run of an older version has."""
+
+
+def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that decides what is trained, as values that JSON holds."""
+    identity = prepared.identity
+    fields: dict[str, Any] = {
+        "data.rows": digest_rows(prepared.train),
+        "base.weights": identity.weights,
+        "base.tokenizer": identity.tokenizer,
+        "base.chat_template": identity.chat_template,
+        _BASE_VERSION: identity.version,
+        **{f"base.{name}": value for name, value in identity.later_parts().items()},
+    }
+    for name, section in (("adapter", plan.adapter), ("precision", plan.precision), ("training", plan.training)):
+        fields |= {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}
+    del fields["training.memory"]  # decides what it chose, which is there
+    return fields | {f"{_VERSIONS}{name}": version for name, version in versions.items()}
+
+
+def digest_rows(dialogues: DialogueSet) -> str:
+    """sha256 of the ids and labels of all rows, in their order."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for batch in dialogues.rows.dataset.with_format("arrow").iter(batch_size=4096):
+        for name in ("input_ids", "labels"):
+            column = batch.column(name).combine_chunks()
+            lengths = column.value_lengths().to_numpy().astype(np.int64)
+            digest.update(lengths.tobytes())
+            digest.update(column.flatten().to_numpy(zero_copy_only=False).astype(np.int32).tobytes())
+    return digest.hexdigest()
+
+
+def check_same_run(
+    committed: Mapping[str, Any], now: Mapping[str, Any], accepted: Collection[str], where: str
+) -> list[str]:
+    """Refuse to continue what is now another run; what was changed and accepted, in words.
+
+    Raises RecipeError for a field of `accepted` that cannot be, IntegrityError for a change that was not accepted.
+    """
+    for field in accepted:
+        if field not in _ACCEPTABLE and not field.startswith(_VERSIONS):
+            raise RecipeError(
+                f"--accept-change {field}: such a change cannot be accepted. "
+                f"These can: {', '.join(sorted(_ACCEPTABLE))}, versions.LIBRARY."
+            )
+    if covers_less(committed):
+        now = {field: now[field] for field in now if not field.startswith("base.") or field in _FIRST_OF_BASE}
+    changed = [field for field in sorted(committed.keys() | now.keys()) if committed.get(field) != now.get(field)]
+    refused = [field for field in changed if field not in accepted]
+    if refused:
+        raise IntegrityError(_refusal(committed, now, refused, where))
+    return [f"{field}: {committed.get(field)} -> {now.get(field)}" for field in changed]
+
+
+def covers_less(committed: Mapping[str, Any]) -> bool:
+    """Return whether a run of an older version wrote this, which knew less of its base."""
+    return _BASE_VERSION not in committed
+
+
+def _refusal(committed: Mapping[str, Any], now: Mapping[str, Any], refused: list[str], where: str) -> str:
+    lines = [f"{where} is another run:"]
+    lines += [
+        f"  {field}: it has {_short(committed.get(field))}, now it is {_short(now.get(field))}" for field in refused
+    ]
+    can = [field for field in refused if field in _ACCEPTABLE or field.startswith(_VERSIONS)]
+    if len(can) == len(refused):
+        flags = " ".join(f"--accept-change {field}" for field in can)
+        lines.append(f"Restore what it had, or go on with the change: {flags}")
+    else:
+        lines.append("Restore what it had, or begin anew without --resume.")
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] + "..." if len(text) == 64 else text

@@ -1,0 +1,178 @@
+"""What a run's folder says about its adapter, in figures and digests: no words of dialogues, no folders."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from lora_chat.config.data import TEMPLATE_NAMES
+from lora_chat.config.load import read_recipe
+from lora_chat.errors import IntegrityError
+from lora_chat.models.identity import Identity
+from lora_chat.runs.run_folder import RunFolder
+from lora_chat.sharing.figures import ComparisonReceipt, DataReceipt, SourceReceipt, TrainingReceipt
+from lora_chat.sharing.receipt import BoundBase, BoundPrecision, public_name
+from lora_chat.system.bounded_files import MIDDLE, read_json_object
+
+_HUB_SOURCE = re.compile(r" at [0-9a-f]{12}$")
+
+
+def bound_base(identity: Identity) -> BoundBase:
+    """The identity of a base without the folders of the machine it was trained on."""
+    return BoundBase(**{**identity.model_dump(), "base": public_name(identity.base)})
+
+
+def bound_precision(run: RunFolder) -> BoundPrecision:
+    """How the base was held in training."""
+    held = run.read_plan().precision
+    return BoundPrecision(mode=held.mode, double_quantization=held.double_quantization, dtype=held.dtype)
+
+
+def collect_recipe(run: RunFolder, base: str) -> dict[str, Any]:
+    """The resolved recipe with file names in place of paths, and without where the run was written."""
+    recipe: dict[str, Any] = read_recipe(str(run.recipe), []).model_dump(mode="json")
+    recipe["base"]["name"] = base
+    recipe["output"].pop("directory")
+    data, evaluation = recipe["data"], recipe["evaluation"]
+    for key in ("train", "validation"):
+        data[key] = _public_sources(data[key])
+    if data["template"] not in (None, *TEMPLATE_NAMES):
+        data["template"] = public_file(data["template"])
+    if evaluation["questions"]:
+        evaluation["questions"] = public_file(evaluation["questions"])
+    cleaned: dict[str, Any] = without_folders(recipe)
+    return cleaned
+
+
+def collect_data(run: RunFolder) -> DataReceipt:
+    """The ledger, the audit's counts and the digests of what was trained on and held out."""
+    account, audit = _read(run.account), _read(run.audit)
+    held_out = [path.read_bytes() for path in (run.validation, run.validation_blocks) if path.is_file()]
+    rows = _identity(run).get("data.rows")
+    with _shaped(run.account):
+        sources = [
+            SourceReceipt(
+                name=source["name"] if _HUB_SOURCE.search(source["name"]) else public_file(source["name"]),
+                weight=source["weight"],
+                formats=tuple(sorted(set(source["files"].values()))),
+                counts={key: value for key, value in source.items() if type(value) is int},
+            )
+            for source in account["sources"]
+        ]
+        return DataReceipt(
+            rows=rows,
+            held_out=hashlib.sha256(b"".join(held_out)).hexdigest() if held_out else None,
+            train_dialogues=account["train_dialogues"],
+            train_rows=account["train_rows"],
+            validation_dialogues=account["validation_dialogues"],
+            duplicates=account["duplicates"],
+            sources=tuple(sources),
+            audit=audit.get("counts", {}),
+        )
+
+
+def collect_training(run: RunFolder) -> TrainingReceipt:
+    """Steps, tokens and seconds; of a run that was cut short, as far as its log goes."""
+    result = _read(run.result) if run.result.is_file() else {}
+    rows = run.read_lines(run.metrics) if run.metrics.is_file() else []
+    logged = [row for row in rows if isinstance(row, dict) and "step" in row]
+    last = logged[-1] if logged else {}
+    with _shaped(run.result if result else run.metrics):
+        return TrainingReceipt(
+            steps=int(result.get("steps") or last.get("step") or 0),
+            planned_steps=result.get("planned_steps"),
+            supervised_tokens=int(result.get("supervised_tokens") or 0),
+            seconds=float(result.get("seconds", {}).get("train", 0)),
+        )
+
+
+def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
+    """Base against adapted; None for a run that was cut short, or whose figures are no numbers."""
+    if not run.comparison.is_file():
+        return None
+    found = _read(run.comparison)
+    with _shaped(run.comparison):
+        loss, facts = found["validation_loss"], found["facts"]
+        if not all(math.isfinite(value) for value in loss.values()):
+            return None
+        return ComparisonReceipt.model_validate(
+            {
+                "validation_loss": loss,
+                "validation_dialogues": found["validation_dialogues"],
+                "facts": {**facts, "questions": found["questions"]} if facts else None,
+            }
+        )
+
+
+def collect_versions(run: RunFolder) -> dict[str, str]:
+    """Of Python and the libraries that decide a run's numbers."""
+    return {str(name): str(version) for name, version in _read(run.versions).items()}
+
+
+def _public_sources(value: Any) -> Any:
+    """Return what a recipe names as data without its folders; data sets of the hub keep their names."""
+    if isinstance(value, list):
+        return [_public_sources(inner) for inner in value]
+    if isinstance(value, dict):
+        return value | {"path": _public_sources(value.get("path"))}
+    return public_file(value) if isinstance(value, str) else value
+
+
+def public_file(text: str) -> str:
+    """Return the name of a file without its folders; a folder's own name, perhaps a client's, is left out too."""
+    name = re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+    try:
+        path = Path(text).expanduser()
+        unnamed = path.is_dir() or not ("." in name[1:-1] or path.is_file())
+    except (RuntimeError, OSError):  # no such user, a name that is too long
+        unnamed = True
+    if unnamed:
+        return "folder"
+    return name
+
+
+def without_folders(value: Any) -> Any:
+    """A copy in which every absolute path, and every one that begins at a home, is only its last part."""
+    if isinstance(value, dict):
+        return {key: without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_folders(inner) for inner in value]
+    return file_name(value) if isinstance(value, str) else value
+
+
+def file_name(text: str) -> str:
+    """The last part of what is a path on some system; anything else as it is."""
+    windows, posix = PureWindowsPath(text), PurePosixPath(text)
+    if posix.is_absolute() or text.startswith(("~", "..", "./")):
+        return posix.name or text.strip("/~.")
+    return windows.name if windows.is_absolute() or text.startswith("\\\\") else text
+
+
+def _identity(run: RunFolder) -> Mapping[str, Any]:
+    """What decides what is trained; runs of older versions have it only in their checkpoints."""
+    if run.identity.is_file():
+        return _read(run.identity)
+    manifests = sorted(run.checkpoints.glob("checkpoint-*/manifest.json"), key=lambda path: path.parent.name)
+    return _read(manifests[-1]).get("identity", {}) if manifests else {}
+
+
+@contextmanager
+def _shaped(path: Path) -> Iterator[None]:
+    """Raise IntegrityError for a file whose JSON is built otherwise than lora_chat builds it."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        raise IntegrityError(
+            f"{path} is damaged: it does not hold what lora_chat writes ({type(error).__name__})."
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = read_json_object(path, MIDDLE)
+    except OSError as error:
+        raise IntegrityError(f"{path} is missing or damaged: {error}") from error
+    return found

@@ -1,0 +1,51 @@
+"""Memory while training on a CPU: a limit that raises instead of killing, what errors mean."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lora_chat.system.hardware import free_memory
+
+# The last is what oneDNN says of a scratchpad that it could not allocate.
+_TEXTS = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad alloc",
+    "could not create a primitive",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says so; on a CPU PyTorch raises plain RuntimeErrors."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _TEXTS)
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """Make allocations beyond what is free now fail, for Linux would kill the process without a word (Linux alone)."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _data_size() + free_memory()
+    limits = [size for size in (limit, soft, hard) if size != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _data_size() -> int:
+    """Bytes of this process that RLIMIT_DATA counts (getrlimit(2), proc(5))."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmData:")).split()[1])

@@ -1,0 +1,98 @@
+"""A trainer callback that follows each step: writes metrics, shows progress, obeys signals."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lora_chat.errors import explain_write_errors
+from lora_chat.runs.metrics_log import Metrics
+from lora_chat.system.atomic_write import open_to_append
+from lora_chat.training.callbacks.checkpoint import ends_epoch
+from lora_chat.training.progress_bar import ProgressView, StepReport
+from lora_chat.training.stop_request import StopRequest
+from lora_chat.training.trainer import EvaluationStopped, NothingLeft
+
+
+class Recorder(TrainerCallback):
+    """Appends one JSON object a step to the metrics file."""
+
+    def __init__(self, metrics: Path, before: Metrics, view: ProgressView, stop: StopRequest) -> None:
+        self._metrics = metrics
+        self._before = before
+        """What stands there of the steps that a checkpoint had done."""
+        self._view = view
+        self._stop = stop
+        self._started = 0.0
+        self._first = 0
+        self.trainer: Any = None
+        """Set once the trainer exists; it counts the supervised tokens."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._first = step = state.global_step
+        self.trainer.supervised_tokens = self._before.supervised_tokens
+        measured = self.trainer.eval_dataset is None or self._before.has_validation(step)
+        if step and not measured and ends_epoch(args, state, train_dataloader):
+            self.trainer.evaluate()  # committed, but cut short before it was measured
+        if step >= state.max_steps or self._stop.number:
+            raise NothingLeft
+        self._started = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_training_stop |= bool(self._stop.number)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_training_stop |= bool(self._stop.number)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._stop.number:
+            control.should_training_stop = True
+            raise EvaluationStopped
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        if "eval_loss" in logs:
+            loss = float(logs["eval_loss"])
+            self._write({"step": state.global_step, "validation_loss": loss})
+            self._view.note(f"step {state.global_step}/{state.max_steps}  validation loss {loss:.3f}")
+        if "loss" not in logs:
+            return
+        loss = float(logs["loss"])
+        seconds = time.monotonic() - self._started
+        tokens = int(self.trainer.supervised_tokens)
+        self._write(
+            {
+                "step": state.global_step,
+                "epoch": round(state.epoch or 0.0, 4),
+                "loss": loss,
+                "gradient_norm": float(logs.get("grad_norm", 0.0)),
+                "learning_rate": float(logs.get("learning_rate", 0.0)),
+                "supervised_tokens": tokens,
+                "seconds": round(self._before.seconds + seconds, 3),
+            }
+        )
+        left = seconds / (state.global_step - self._first) * (state.max_steps - state.global_step)
+        rate = (tokens - self._before.supervised_tokens) / max(seconds, 1e-9)
+        self._view.step(StepReport(state.global_step, state.max_steps, loss, rate, left))
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with explain_write_errors(self._metrics, "metrics"), open_to_append(self._metrics) as file:
+            file.write(json.dumps(row) + "\n")

@@ -1,0 +1,226 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+# Many commands in one process, because each process would import torch anew.
+DRIVER = """
+import contextlib, io, json, sys, traceback
+from lora_chat.cli import main
+for name, arguments in json.loads(sys.argv[1]).items():
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(arguments)
+        except SystemExit as error:
+            code = error.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    print(json.dumps([name, code, out.getvalue(), err.getvalue()]))
+"""
+# What a run leaves that was ended before its adapter was saved.
+PLAN = """
+import sys
+from pathlib import Path
+from lora_chat.system.hardware import Hardware
+from lora_chat.config.plan import make_plan
+from lora_chat.config.load import read_recipe, recipe_as_yaml
+recipe, run = read_recipe(sys.argv[1]), Path(sys.argv[2])
+(run / "recipe.yaml").write_text(recipe_as_yaml(recipe))
+(run / "plan.json").write_text(make_plan(recipe, Hardware("cpu", "", 0, False, 1)).model_dump_json())
+"""
+
+
+def row(question="q", answer="a"):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def lines(*rows):
+    return "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
+
+
+GOOD = [row(str(i)) for i in range(8)]
+TOO_LONG = [row(str(i), "word " * 40) for i in range(4)]
+BEYOND_POSITIONS = [*GOOD, row("long", "x" * 1500)]
+
+
+@dataclass
+class Case:
+    code: int
+    told: list[str]
+    data: str | None = lines(*GOOD)
+    sets: list[str] = field(default_factory=list)
+    questions: str | None = None
+
+
+CASES = {
+    "missing data": Case(3, ["There is no file {data}"], None),
+    "empty data": Case(3, ["{data} holds no dialogue"], ""),
+    "blank data": Case(3, ["{data} holds no dialogue"], "\n \n"),
+    "malformed line": Case(3, ["{data}:3: ", "JSON", "data.skip_bad"], lines(*GOOD[:2], '{"messages": [', GOOD[3])),
+    "wrong order": Case(
+        3, ["{data}:2: ", "message 1 is from assistant"], lines(GOOD[0], {"messages": row()["messages"][::-1]})
+    ),
+    "no assistant": Case(3, ["{data}:1: ", "no assistant message"], lines({"messages": row()["messages"][:1]}, *GOOD)),
+    "one dialogue": Case(3, ["At least 2 different dialogues"], lines(GOOD[0], GOOD[0])),
+    "all too long": Case(3, ["All dialogues", "{data}:", "data.max_length"], lines(*TOO_LONG), ["data.max_length=64"]),
+    "all too long to drop": Case(
+        3, ["All dialogues", "data.max_length"], lines(*TOO_LONG), ["data.max_length=64", "data.over_long=drop"]
+    ),
+    "beyond positions": Case(3, ["{data}:9: ", "1024 tokens"], lines(*BEYOND_POSITIONS), ["data.max_length=4000"]),
+    "missing validation": Case(3, ["no file", "nowhere.jsonl"], sets=["data.validation=nowhere.jsonl"]),
+    "missing questions": Case(3, ["no file", "nowhere.jsonl"], sets=["evaluation.questions=nowhere.jsonl"]),
+    "faulty question": Case(
+        3, ["{questions}:2: ", "accept"], questions=lines({"question": "a?", "accept": ["b"]}, {"question": "c?"})
+    ),
+    "unknown base": Case(8, ["There is no base smolm", "tiny-random"], sets=["base.name=smolm"]),
+    "base without config": Case(8, ["no config.json"], sets=["base.name=."]),
+    "hub out of reach": Case(
+        8,
+        ["nobody/no-such-model-here", "cannot be reached", "--set base.name=smollm2-135m-instruct"],
+        sets=["base.name=nobody/no-such-model-here"],
+    ),
+    "output inside a file": Case(
+        2, ["Cannot write", "{data}/runs", "--set output.directory="], sets=["output.directory={data}/runs"]
+    ),
+    "unknown key": Case(2, ["--set adapter.rang=3", "Did you mean rank?"], sets=["adapter.rang=3"]),
+    "micro batch": Case(2, ["training.micro_batch_size", "1, 2, 4."], sets=["training.micro_batch_size=3"]),
+    "adapter on the head": Case(2, ["lm_head", "all-linear"], sets=["adapter.target_modules=[lm_head]"]),
+    "unknown target": Case(2, ["no q_porj", "q_proj"], sets=["adapter.target_modules=[q_porj]"]),
+}
+OTHERS = {
+    "missing recipe": (["sft", "nowhere.yaml"], 2, "nowhere.yaml"),
+    "missing recipe to print": (["recipe", "nowhere.yaml", "--json"], 2, "nowhere.yaml"),
+    "eval of nothing": (["eval", "runs/none-1", "--json"], 2, "There is no run runs/none-1"),
+    "eval of a folder": (["eval", "folder", "--json"], 2, "folder is not a run"),
+    "eval of a run without adapter": (["eval", "early-1"], 2, "early-1 has no adapter"),
+    "merge of nothing": (["merge", "runs/none-1", "--to", "merged"], 2, "There is no run runs/none-1"),
+    "merge of a folder": (["merge", "folder", "--to", "merged"], 2, "folder is not a run"),
+    "chat with nothing": (["chat", "nothing"], 8, "There is no base nothing"),
+    "chat with a missing path": (["chat", "./runs/none-1"], 8, "./runs/none-1"),
+    "chat with a missing run": (["chat", "runs/none-1"], 8, "runs/none-1"),
+    "chat with a folder": (["chat", "folder"], 8, "folder is not a model folder"),
+    "chat with a run without adapter": (["chat", "early-1"], 2, "early-1 has no adapter"),
+}
+
+
+def make_case(folder, case):
+    folder.mkdir()
+    data, recipe, questions = folder / "chats.jsonl", folder / "mine.yaml", folder / "questions.jsonl"
+    if case.data is not None:
+        data.write_text(case.data)
+    text = SMOKE.read_text()
+    assert text.count("smoke/dialogues.jsonl") == 1
+    recipe.write_text(text.replace("smoke/dialogues.jsonl", data.name))
+    sets = [f"output.directory={folder / 'runs'}", *(filled(setting, folder) for setting in case.sets)]
+    if case.questions is not None:
+        questions.write_text(case.questions)
+        sets.append(f"evaluation.questions={questions}")
+    return ["sft", str(recipe), "--json", *(word for setting in sets for word in ("--set", setting))]
+
+
+def filled(text, folder):
+    return text.replace("{data}", f"{folder}/chats.jsonl").replace("{questions}", f"{folder}/questions.jsonl")
+
+
+def environment(cache_home):
+    return os.environ | {
+        "XDG_CACHE_HOME": str(cache_home),
+        "HF_HOME": str(cache_home / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    (work / "folder").mkdir()
+    (work / "folder" / "notes.txt").write_text("not a run")
+    (work / "early-1").mkdir()
+    smoke = subprocess.run(
+        [sys.executable, "-c", PLAN, str(SMOKE), str(work / "early-1")], capture_output=True, text=True
+    )
+    assert smoke.returncode == 0, smoke.stderr
+    return work
+
+
+@pytest.fixture(scope="module")
+def outcomes(cache_home, work):
+    commands = {name: make_case(work / name.replace(" ", "-"), case) for name, case in CASES.items()}
+    commands |= {name: arguments for name, (arguments, _, _) in OTHERS.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        cwd=work,
+        env=environment(cache_home),
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
+
+
+def check(code, out, err, wanted, told):
+    assert "Traceback" not in err
+    assert code == wanted, err
+    assert out == ""
+    assert err.count("Error: ") == 1
+    message = err[err.index("Error: ") :]
+    for text in told:
+        assert text in message
+    return message
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_wrong_is_told_in_one_message_with_its_exit_code(outcomes, work, name):
+    folder, case = work / name.replace(" ", "-"), CASES[name]
+    message = check(*outcomes[name], case.code, [filled(text, folder) for text in case.told])
+    assert len(message.splitlines()) <= 9
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name) for name in CASES],
+)
+def test_a_fault_in_recipe_or_data_leaves_no_run_behind(outcomes, work, name):
+    folder = work / name.replace(" ", "-")
+    assert name in outcomes
+    assert {p.name for p in folder.iterdir()} <= {"chats.jsonl", "mine.yaml", "questions.jsonl"}
+    assert not (work / "runs").exists()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_thing_that_is_not_there_or_something_else_is_told(outcomes, work, name):
+    _, code, told = OTHERS[name]
+    check(*outcomes[name], code, [told])
+    assert not (work / "merged").exists()
+
+
+def test_the_advice_for_a_dialogue_beyond_the_bases_positions_is_not_to_raise_max_length(outcomes):
+    assert "--set data.max_length" not in outcomes["beyond positions"][2]
+
+
+def test_a_missing_run_to_chat_with_is_told_as_such(outcomes):
+    assert "no run" in outcomes["chat with a missing run"][2]
+
+
+@pytest.mark.slow
+def test_from_the_shell_a_malformed_line_exits_with_3(cache_home, work, tmp_path):
+    arguments = make_case(tmp_path / "case", Case(3, [], lines(*GOOD, "{", *GOOD)))
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_chat", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=work,
+        env=environment(cache_home),
+        timeout=120,
+    )
+    check(done.returncode, done.stdout, done.stderr, 3, [f"{tmp_path / 'case' / 'chats.jsonl'}:9: "])
+    assert not (tmp_path / "case" / "runs").exists()

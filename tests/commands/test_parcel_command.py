@@ -1,0 +1,268 @@
+"""A run handed over as its sender and its receiver do it."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from lora_chat.cli import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_delivery")]
+
+
+@pytest.fixture(scope="module")
+def secret_place(tmp_path_factory):
+    return tmp_path_factory.mktemp("anna-private")
+
+
+@pytest.fixture(scope="module")
+def run(cache_home, random_base, secret_place):
+    """A short run on a base in a folder."""
+    settings = {
+        "base.name": random_base("llama", 8.0),
+        "output.directory": secret_place,
+        "output.name": "kiln",
+        "training.max_steps": 4,
+        "evaluation.samples": 0,
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    assert main(["sft", "recipes/smoke.yaml", *words]) == 0
+    return secret_place / "kiln-1"
+
+
+@pytest.fixture(scope="module")
+def parcel(run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("out") / "kiln.lorachat"
+    assert main(["pack", str(run), "--out", str(path), "--license", "MIT"]) == 0
+    return path
+
+
+@pytest.fixture
+def base(random_base):
+    return str(random_base("llama", 8.0))
+
+
+@pytest.fixture
+def call(capsys):
+    def call(*words):
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+def test_the_same_run_packs_to_the_same_bytes(run, parcel, call, tmp_path):
+    code, out, _ = call("pack", run, "--out", tmp_path / "again", "--license", "MIT", "--json")
+    assert code == 0
+    assert json.loads(out)["parcel"] == str(tmp_path / "again.lorachat")
+    assert (tmp_path / "again.lorachat").read_bytes() == parcel.read_bytes()
+
+
+def test_nothing_of_the_machine_or_the_dialogues_goes_with_it(run, parcel):
+    raw = parcel.read_bytes()
+    said = (run / "validation.jsonl").read_text().splitlines()
+    words = [message["content"] for line in said for message in json.loads(line)["messages"]]
+    for word in ["anna-private", "pytest", str(Path.home()), "/tmp", *(w for w in words if len(w) > 12)]:
+        assert word.encode() not in raw
+    with zipfile.ZipFile(parcel) as archive:
+        receipt = json.loads(archive.read("receipt.json"))
+    assert receipt["data"]["rows"] == json.loads((run / "identity.json").read_text())["data.rows"]
+    assert receipt["data"]["sources"][0]["counts"]["accepted"] > 0
+    assert receipt["recipe"]["base"]["name"] == receipt["base"]["base"]
+    assert receipt["training"]["steps"] == 4
+
+
+def test_the_receiver_checks_it_line_by_line(parcel, base, call):
+    code, out, _ = call("verify", parcel)
+    assert code == 0
+    assert "not on this machine under that name" in out
+    code, out, _ = call("verify", parcel, "--base", base, "--json")
+    found = {check["name"]: check["passed"] for check in json.loads(out)["checks"]}
+    assert code == 0
+    assert found == {**dict.fromkeys(found, True), "signature": None}
+    assert {"base", "fits the base", "weights", "card"} <= found.keys()
+
+
+def test_verify_says_which_figures_are_the_senders_word(run, parcel, base, call):
+    words = {"comparison", "data", "license", "name", "precision", "proof", "recipe", "seed", "training", "versions"}
+    _, out, _ = call("verify", parcel, "--json")
+    found = json.loads(out)
+    assert {*found["sender_states"], *found["checked_here"]} >= words
+    assert {*found["sender_states"]} >= words | {"base"}
+    assert found["checked_here"] == ["adapter", "members", "parameters"]
+    _, out, _ = call("verify", parcel, "--base", base)
+    assert "Checked here: adapter, base, members, parameters.\n" in out
+    assert "The sender's word alone: architecture, comparison, data, " in out and "--again measures" in out
+    again = ("verify", parcel, "--base", base, "--again", "--data", run / "validation.jsonl")
+    _, out, _ = call(*again, "--json")
+    found = json.loads(out)
+    assert {"comparison", "proof", "base"} <= {*found["checked_here"]}
+    assert {*found["sender_states"]} == words - {"comparison", "proof"} | {"architecture"}
+    _, out, _ = call(*again)
+    assert "--again measures" not in out
+
+
+def test_what_can_be_measured_is_measured_again(run, parcel, base, call):
+    code, out, _ = call("verify", parcel, "--base", base, "--again", "--data", run / "validation.jsonl")
+    assert code == 0
+    assert "on just these" in out and "mean KL" in out
+
+
+def test_figures_that_are_not_the_adapter_s_are_found_when_measured_again(
+    run, parcel, base, call, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "lora_chat.pipeline.verify_parcel._prove", lambda *_: ""
+    )  # tried above; here it is about the figures
+    with zipfile.ZipFile(parcel) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    from lora_chat.sharing.build import UNSEALED, seal, write_parcel
+    from lora_chat.sharing.receipt import Receipt
+
+    receipt = json.loads(members["receipt.json"])
+    receipt["comparison"]["validation_loss"]["adapted"] *= 0.5
+    draft = Receipt.model_validate_json(json.dumps({**receipt, "members": {}, "digest": UNSEALED}))
+    write_parcel(seal(draft, members["adapter_model.safetensors"]), tmp_path / "boast.lorachat", lambda _: None)
+    words = ["--base", base, "--again", "--data", run / "validation.jsonl"]
+    code, out, _ = call("verify", tmp_path / "boast.lorachat", *words)
+    assert code == 7
+    assert "FAILED  comparison" in out
+
+
+def test_a_parcel_is_used_like_the_run(run, parcel, base, call, monkeypatch, tmp_path):
+    import io
+
+    replies = []
+    for thing, words in ((run, ()), (parcel, ("--base", base))):
+        monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+        code, out, _ = call("chat", thing, "--json", "--max-new-tokens", 5, *words)
+        assert code == 0
+        replies.append(out)
+    assert replies[0] == replies[1]
+
+    code, out, _ = call("eval", parcel, "--base", base, "--data", run / "validation.jsonl", "--json")
+    result = json.loads((run / "result.json").read_text())
+    assert json.loads(out)["validation_loss"]["adapted"] == pytest.approx(
+        result["validation_loss"]["adapted"], abs=1e-6
+    )
+    assert call("eval", parcel, "--base", base)[0] == 2
+
+    code, out, told = call("merge", parcel, "--base", base, "--to", tmp_path / "merged", "--json", "--accept")
+    assert code == 0
+    assert "a few questions" in told
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+    code, out, _ = call("export", parcel, "--base", base, "--to", "peft", "--out", tmp_path / "plain", "--json")
+    assert code == 0
+    assert json.loads(out)["proofs"][0]["mean_kl"] < 1e-3
+    assert json.loads((tmp_path / "plain" / "adapter_config.json").read_text())["r"]
+
+
+def test_another_base_is_refused_with_both_digests(parcel, base, random_base, call, monkeypatch):
+    import io
+
+    other = str(random_base("llama", 1.0))
+    code, _, told = call("chat", parcel, "--base", other)
+    assert code == 7
+    with zipfile.ZipFile(parcel) as archive:
+        assert json.loads(archive.read("receipt.json"))["base"]["weights"][:16] in told
+    assert "found " in told and "--base" in told
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    code, _, told = call("chat", parcel, "--base", other, "--force-base", "--max-new-tokens", 2)
+    assert code == 0
+    assert "may answer worse" in told
+
+
+def test_a_base_that_a_stranger_names_is_not_opened_by_that_name(parcel, call, monkeypatch, tmp_path, base):
+    name = Path(base).name
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).symlink_to(base)  # a folder of just that name
+    code, _, told = call("chat", parcel)
+    assert code == 8
+    assert "--base" in told
+
+
+def test_one_changed_bit_is_refused_with_the_reason_by_every_command(parcel, base, call, tmp_path):
+    raw = bytearray(parcel.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "bad.lorachat").write_bytes(raw)
+    bad = tmp_path / "bad.lorachat"
+    commands = [
+        ("verify", bad),
+        ("chat", bad, "--base", base),
+        ("eval", bad, "--data", "x", "--base", base),
+        ("merge", bad, "--to", tmp_path / "m", "--base", base),
+        ("export", bad, "--to", "peft", "--out", tmp_path / "e", "--base", base),
+        ("push", bad, "friend/x"),
+    ]
+    for words in commands:
+        code, out, told = call(*words)
+        assert code == 7, words
+        assert "damaged at adapter_model.safetensors" in out + told
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.lorachat"]
+
+
+def test_a_file_that_stands_there_is_not_replaced(run, call, tmp_path):
+    (tmp_path / "x.lorachat").write_text("mine")
+    code, _, told = call("pack", run, "--out", tmp_path / "x.lorachat")
+    assert code == 2
+    assert "is there already" in told
+    assert (tmp_path / "x.lorachat").read_text() == "mine"
+
+
+def make_key(folder, name):
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.TraditionalOpenSSL, plain))
+    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+def test_a_signature_is_checked_and_a_signer_can_be_required(run, parcel, call, tmp_path):
+    (private, public), (_, other) = make_key(tmp_path, "anna"), make_key(tmp_path, "eve")
+    signed = tmp_path / "signed.lorachat"
+    assert call("pack", run, "--out", signed, "--key", private)[0] == 0
+    code, out, _ = call("verify", signed)
+    assert code == 0
+    assert "ok      signature" in out and "is that theirs?" in out
+    assert call("verify", signed, "--signer", public)[0] == 0
+    code, out, _ = call("verify", signed, "--signer", other)
+    assert code == 7
+    assert "not by" in out
+    code, out, _ = call("verify", parcel, "--signer", public)
+    assert code == 7
+    assert "it is not signed" in out
+    code, _, told = call("verify", signed, "--signer", private)
+    assert code == 2
+    assert "private key" in told
+    for words, name in ((("--key", public), "no private key"), (("--key", tmp_path / "none"), "no private key")):
+        code, _, told = call("pack", run, "--out", tmp_path / "x", *words)
+        assert code == 2
+        assert name in told
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("pack", "PARCEL"), 2, "is not a run"),
+        (("verify", "none.lorachat"), 2, "There is no parcel"),
+        (("verify", "PARCEL", "--data", "x"), 2, "belong to --again"),
+        (("verify", "PARCEL", "--again"), 8, "--base"),
+        (("chat", "RUN", "--signer", "x"), 2, "belongs to parcels"),
+        (("push", "PARCEL", "no-owner"), 2, "OWNER/NAME"),
+        (("pull", "a/b/c"), 2, "OWNER/NAME"),
+        (("pack", "RUN", "--license", "a b"), 2, "license"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_message(run, parcel, base, call, words, code, told):
+    things = {"PARCEL": str(parcel), "RUN": str(run)}
+    words = [things.get(word, word) for word in words]
+    found, out, err = call(*words)
+    assert (found, told in out + err) == (code, True), out + err
+    assert "Traceback" not in err

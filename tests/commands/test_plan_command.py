@@ -1,0 +1,270 @@
+"""`lora-chat plan`, and what `sft` decides, refuses and records by it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_chat.cli import main
+from lora_chat.pipeline import estimate
+from lora_chat.planning import local_device
+from lora_chat.planning.settings_search import IN_SFT
+from lora_chat.training.trainer import StepTrainer
+
+ROOT = Path(__file__).parents[2]
+GPU_RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("gpu-*.yaml"))
+PHASES = ("load", "train", "evaluate", "generate", "save", "merge", "export")
+
+
+@pytest.fixture
+def run(cache_home, tmp_path, capsys, monkeypatch):
+    """Runs a command; returns its exit code, what it printed and what it said."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(*words):
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return run
+
+
+def sft(run, tmp_path, *words):
+    return run("sft", "recipes/smoke.yaml", "--set", f"output.directory={tmp_path / 'runs'}", "--json", *words)
+
+
+def test_the_recipes_of_the_table_are_all_there_are():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import recipe_plans
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    assert sorted(recipe_plans.CARDS) == GPU_RECIPES
+    assert [name.split("-")[1] for name in GPU_RECIPES] == ["12gb", "16gb", "24gb", "8gb"]
+
+
+@pytest.mark.slow
+def test_the_planned_figures_of_the_recipes_are_what_is_planned():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/recipe_plans.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- planned: python benchmarks/recipe_plans.py --write -->\n")[1].split("\n<!-- end of")[0]
+    assert done.stdout.strip() == shown, "write it anew: python benchmarks/recipe_plans.py --write"
+    assert shown.count("| fits |") == len(GPU_RECIPES)
+
+
+@pytest.mark.parametrize("name", [*GPU_RECIPES, "smoke"])
+def test_a_plan_is_a_table_of_every_phase(run, name):
+    code, out, _ = run("plan", f"recipes/{name}.yaml", "--memory", "24GiB")
+    assert code == 0
+    lines = out.splitlines()
+    assert any(line.startswith("Memory    fits: ") for line in lines)
+    rows = [line for line in lines if line.split() and line.split()[0] in PHASES]
+    assert tuple(line.split()[0] for line in rows) == PHASES
+    for row in rows:  # parts add up, as far as two digits show
+        *parts, total = (float(word) if word != "-" else 0 for word in row.replace(" * ", " ").split()[1:])
+        assert sum(parts) == pytest.approx(total, abs=0.05)
+    for word in ("Training ", "Loss ", "Disk "):
+        assert any(line.startswith(word) for line in lines), word
+
+
+def test_for_machines_it_is_one_object(run):
+    code, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--gpu", "3070", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["verdict"] == "fits"
+    assert found["peak_bytes"] == max(phase["total"] for phase in found["phases"] if phase["name"] in IN_SFT)
+    assert found["peak_bytes"] <= found["device"]["limit"]
+    assert found["total_seconds"]["low"] < found["total_seconds"]["likely"] < found["total_seconds"]["high"]
+    assert found["download_bytes"] == pytest.approx(6.17e9, rel=0.01)
+
+
+def test_what_does_not_fit_is_told_with_the_change_that_fits(run):
+    fixed = ["--set", "training.micro_batch_size=16", "--set", "training.gradient_checkpointing=false"]
+    _, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--memory", "8GiB", "--json", *fixed)
+    found = json.loads(out)
+    assert found["verdict"] == "does not fit"
+    change = [word for setting in found["change"]["settings"] for word in ("--set", setting)]
+    _, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--memory", "8GiB", "--json", *fixed, *change)
+    after = json.loads(out)
+    assert after["verdict"] != "does not fit"
+    assert after["peak_bytes"] == found["change"]["peak"]
+    assert after["workload"]["steps"] == found["workload"]["steps"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["recipes/smoke.yaml", "--gpu", "RTX 4091"], 2, "Near are: GeForce RTX 4090"),
+        (["recipes/smoke.yaml", "--memory", "lots"], 2, "--memory: lots is no size"),
+        (["recipes/smoke.yaml", "--set", "training.memory=lots"], 2, "training.memory"),
+        (["recipes/smoke.yaml", "--set", "base.name=nobody/knows-it"], 8, "none of the bases known by heart"),
+        ([], 2, "Name a recipe"),
+        (["recipes/none.yaml"], 2, "Cannot read the recipe"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_message(run, words, code, said):
+    found, out, err = run("plan", *words)
+    assert (found, out) == (code, "")
+    assert said in err
+
+
+def test_a_base_of_an_unknown_architecture_is_named_and_trained_nevertheless(run, random_base, tmp_path, monkeypatch):
+    base = random_base("llama")
+    monkeypatch.setattr(estimate, "read_shape", lambda config, name: read_unknown(config, name))
+    code, _, err = run("plan", "recipes/smoke.yaml", "--set", f"base.name={base}")
+    assert code == 2
+    assert "cannot be planned yet" in err
+    code, _, err = sft(run, tmp_path, "--set", f"base.name={base}", "--set", "training.max_steps=1")
+    assert code == 0
+    assert "Not planned: " in err
+
+
+def read_unknown(config, name):
+    from lora_chat.models.shape import read_shape
+
+    return read_shape({**config, "model_type": "mamba"}, name)
+
+
+def test_sft_shows_its_plan_and_keeps_what_came_of_it(run, tmp_path):
+    code, out, err = sft(run, tmp_path)
+    assert code == 0
+    assert "Memory    fits: " in err
+    assert "Planned " in err
+    record = json.loads(out)["forecast"]
+    assert record["planned"]["peak_bytes"] > 0
+    assert record["measured"]["peak_bytes"] == json.loads(out)["peak_memory_bytes"]
+    folder = tmp_path / "runs" / "smoke-1"
+    assert json.loads((folder / "forecast.json").read_text())["peak_bytes"] == record["planned"]["peak_bytes"]
+    words = ["plan", "--history", "recipes/smoke.yaml", "--set", f"output.directory={tmp_path / 'runs'}"]
+    _, out, _ = run(*words)
+    assert "smoke-1" in out
+    assert "memory: off by" in out
+    assert json.loads(run(*words, "--json")[1])[0]["run"] == "smoke-1"
+
+
+def test_a_history_of_nothing_says_so(run, tmp_path):
+    words = ["plan", "--history", "recipes/smoke.yaml", "--set", f"output.directory={tmp_path / 'runs'}"]
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert "No finished run" in err
+
+
+def test_what_cannot_fit_is_refused_before_weights_load_and_leaves_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("lora_chat.pipeline.fine_tune.load_base_model", lambda *_: pytest.fail("weights were loaded"))
+    code, out, err = sft(run, tmp_path, "--set", "training.memory=100MiB")
+    assert (code, out) == (5, "")
+    assert "This run does not fit: it would need" in err
+    assert "training.memory=unlimited" in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_largest_micro_batch_that_is_planned_is_the_one_that_is_tried(run, tmp_path, monkeypatch):
+    tried, planned = [], []
+    stock = StepTrainer.try_step
+
+    def try_step(self, inputs):
+        tried.append(max(batch["input_ids"].numel() for batch in inputs["micro_batches"]))
+        stock(self, inputs)
+
+    make = estimate.forecast_run
+    monkeypatch.setattr(StepTrainer, "try_step", try_step)
+    monkeypatch.setattr(estimate, "forecast_run", lambda *given: planned.append(make(*given)) or planned[-1])
+    for budget in (64, 150, 4096):
+        assert sft(run, tmp_path, "--set", f"training.micro_batch_tokens={budget}")[0] == 0
+    assert tried == [found.work.largest.tokens for found in planned]
+    assert len(set(tried)) == 3
+
+
+def test_a_run_that_goes_on_keeps_what_was_decided(run, tmp_path, monkeypatch):
+    assert sft(run, tmp_path)[0] == 0
+    plan = json.loads((tmp_path / "runs" / "smoke-1" / "plan.json").read_text())
+    chosen = plan["training"]["micro_batch_tokens"]
+    monkeypatch.setattr(estimate, "choose", lambda plan, *_: pytest.fail("chosen anew") if plan.open_settings else plan)
+    words = ["--resume", "--set", "training.epochs=3", "--accept-change", "training.epochs"]
+    words += ["--set", "training.memory=2GiB"]  # what it decides is decided
+    assert sft(run, tmp_path, *words)[0] == 0
+    after = json.loads((tmp_path / "runs" / "smoke-1" / "plan.json").read_text())
+    assert after["training"]["micro_batch_tokens"] == chosen
+
+
+# Each line of its input is a command, which runs in a fork: only the first imports what all of them need.
+LITTLE = """
+import json, os, sys
+import peft, trl.trainer.sft_trainer
+from lora_chat.planning import local_device
+from lora_chat.system import memory_limit
+local_device.free_memory = memory_limit.free_memory = lambda: 350_000_000
+from lora_chat.cli import main
+for line in sys.stdin:
+    words, said = json.loads(line)
+    child = os.fork()
+    if not child:
+        sys.stdout = sys.stderr = open(said, "w")
+        os.dup2(sys.stderr.fileno(), 2)
+        code = main(words)
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
+def test_what_the_plan_refuses_fails_without_it(cache_home, tmp_path):
+    """A machine with 350 MB left and micro-batches of 300,000 tokens."""
+    said = [
+        ({"role": "user", "content": f"{i} " * 75}, {"role": "assistant", "content": f"{i}b " * 120})
+        for i in range(400)
+    ]
+    data = tmp_path / "long.jsonl"
+    data.write_text("".join(json.dumps({"messages": pair}) + "\n" for pair in said))
+    settings = {
+        "data.train": data,
+        "data.max_length": 1024,
+        "training.effective_batch_size": 300,
+        "training.micro_batch_tokens": 300_000,
+        "training.gradient_checkpointing": "false",
+        "training.max_steps": 1,
+        "audit.near_leak": "ignore",
+        "evaluation.samples": 0,
+        "output.directory": tmp_path / "runs",
+    }
+
+    commands = []
+    for number, changed in enumerate(({}, {"training.memory": "unlimited"}, {"training.micro_batch_tokens": "auto"})):
+        words = [word for key, value in (settings | changed).items() for word in ("--set", f"{key}={value}")]
+        commands.append((["sft", "recipes/smoke.yaml", *words], str(tmp_path / f"said-{number}")))
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE],
+        input="".join(json.dumps(command) + "\n" for command in commands),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # OpenMP's threads survive no fork
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    told = [Path(said).read_text() for _, said in commands]
+    assert done.stdout.split() == ["5", "5", "0"], told
+    assert "This run does not fit" in told[0]
+    assert "Out of memory" in told[1]
+
+
+def test_what_this_process_holds_counts_as_free(monkeypatch):
+    from lora_chat.system.hardware import Hardware
+
+    monkeypatch.setattr(local_device, "free_memory", lambda: 10**9)
+    found = local_device.survey_machine(Hardware("cpu", "x", 2**40, True, 2))
+    assert 10**9 < found.free < 10**9 + 10**10

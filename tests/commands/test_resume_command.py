@@ -1,0 +1,212 @@
+"""What a person sees of `sft --resume`, and what stops a run before it begins."""
+
+import fcntl
+import json
+import resource
+import shutil
+
+import pytest
+
+from lora_chat.cli import main
+from lora_chat.models import adapter_files
+from lora_chat.models.bundled import find_embedded
+from lora_chat.pipeline import fine_tune
+from lora_chat.planning import disk_space
+
+
+@pytest.fixture
+def sft(cache_home, tmp_path, capsys):
+    """Runs the command on the smoke recipe; returns the exit code and what was said."""
+
+    def run(*arguments, **settings):
+        keys = {"output.directory": tmp_path / "runs", "checkpoint.every_steps": 1, "evaluation.samples": 0}
+        keys |= {name.replace("__", "."): value for name, value in settings.items()}
+        words = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
+        code = main(["sft", "recipes/smoke.yaml", *words, *arguments])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def cut(sft, tmp_path, monkeypatch):
+    """A run that was cut short after step 3, its folder."""
+
+    def no_space(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fine_tune, "save_adapter", no_space)
+        assert sft()[0] == 130
+    run = tmp_path / "runs" / "smoke-1"
+    shutil.rmtree(run / "checkpoints" / "checkpoint-4")
+    return run
+
+
+@pytest.mark.slow
+def test_without_a_run_it_begins_and_when_done_it_says_so(sft, tmp_path):
+    code, said = sft("--resume")
+    assert code == 0
+    assert "No run of this recipe has begun yet; this is the first." in said
+    code, said = sft("--resume", "--json")
+    assert code == 0
+    assert "smoke-1 is finished; nothing was left to do" in said
+    assert not (tmp_path / "runs" / "smoke-2").exists()
+    code, said = sft("--resume", "--accept-change", "training.epochs", training__epochs=3)
+    assert code == 0
+    assert "Accepted: training.epochs: 2.0 -> 3.0." in said
+    steps = [json.loads(line)["step"] for line in (tmp_path / "runs" / "smoke-1" / "metrics.jsonl").open()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_change_is_accepted_only_where_something_goes_on(sft, tmp_path):
+    code, said = sft("--accept-change", "training.epochs")
+    assert code == 2
+    assert "belongs to --resume" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_an_adapter_that_reads_back_differently_is_not_kept(sft, tmp_path, monkeypatch):
+    stock = adapter_files.write_weights
+
+    def write_weights(model, folder):
+        stock(model, folder)
+        path = folder / "adapter_model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    monkeypatch.setattr(adapter_files, "write_weights", write_weights)
+    code, said = sft()
+    assert code == 10
+    assert "does not hold what was written to it" in said
+    assert not (tmp_path / "runs" / "smoke-1" / "adapter").exists()
+    monkeypatch.undo()
+    assert sft("--resume")[0] == 0
+
+
+def test_it_says_where_it_goes_on(sft, cut):
+    rows = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
+    rows = [row | {"seconds": row["seconds"] + 1000} if "seconds" in row else row for row in rows]
+    (cut / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, said = sft("--resume")
+    assert code == 0
+    assert f"Going on with {cut} after step 3." in said
+    seconds = json.loads((cut / "result.json").read_text())["seconds"]
+    assert 1000 < seconds["train"] < seconds["total"] < 1300  # what was done before counts in both
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_set_aside_with_the_reason(sft, cut):
+    path = cut / "checkpoints" / "checkpoint-3" / "optimizer.pt"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    code, said = sft("--resume", str(cut))
+    assert code == 7
+    assert "Checkpoint checkpoint-3 is set aside: optimizer.pt is damaged." in said
+    assert "none of its checkpoints is whole" in said
+    assert path.is_file()
+
+
+def test_all_damaged_starts_nothing_over(sft, cut):
+    before = sorted(path.relative_to(cut) for path in cut.rglob("*"))
+    (cut / "checkpoints" / "checkpoint-3" / "rng_state.pth").unlink()
+    for _ in range(2):
+        code, said = sft("--resume")
+        assert code == 7
+        assert "rng_state.pth is missing" in said
+        assert "Nothing was changed; begin anew without --resume." in said
+    after = sorted(path.relative_to(cut) for path in cut.rglob("*"))
+    assert len(before) == len(after) + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "values"),
+    [
+        ({"training__seed": 5}, "training.seed", "it has 0, now it is 5"),
+        pytest.param({"adapter__rank": 8}, "adapter.rank", "it has 4, now it is 8", marks=pytest.mark.slow),
+        pytest.param({"data__max_length": 90, "data__over_long": "drop"}, "data.rows", "...", marks=pytest.mark.slow),
+    ],
+)
+def test_another_run_is_refused_with_the_field(sft, cut, settings, field, values):
+    before = {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()}
+    code, said = sft("--resume", **settings)
+    assert code == 7
+    assert f"{field}: it has" in said
+    assert values in said
+    assert {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()} == before
+    code, said = sft("--resume", "--accept-change", field, **settings)
+    assert code == 2
+    assert "such a change cannot be accepted" in said
+
+
+@pytest.mark.slow
+def test_another_base_is_refused(sft, cut, tmp_path):
+    base = shutil.copytree(find_embedded("tiny-random", print), tmp_path / "base")
+    (base / "sha256.json").unlink()
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    code, said = sft("--resume", base__name=base)
+    assert code == 7
+    assert "base.weights: it has" in said
+
+
+def test_a_run_in_use_is_left_alone(sft, cut):
+    with (cut / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, said = sft("--resume")
+    assert code == 9
+    assert f"Another process is training in {cut}" in said
+
+
+@pytest.mark.slow
+def test_too_little_space_is_said_before_the_base_is_loaded(sft, tmp_path, monkeypatch):
+    def never(*args):
+        raise AssertionError("loaded")
+
+    free = shutil.disk_usage(tmp_path)._replace(free=3_000_000)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(fine_tune, "load_base_model", never)
+    code, said = sft()
+    assert code == 4
+    assert f"Not enough space in {tmp_path / 'runs' / 'smoke-1'}: the run needs 6.4 MB" in said
+    assert "3.0 MB are free" in said
+
+
+@pytest.mark.slow
+def test_a_full_disk_names_the_path_and_leaves_nothing_half_written(sft, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, before[1]))
+    try:
+        code, said = sft(checkpoint__every_steps="null")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    checkpoints = tmp_path / "runs" / "smoke-1" / "checkpoints"
+    assert code == 4
+    assert f"No space left to write a checkpoint: {checkpoints / 'checkpoint-2'}" in said
+    assert "About 2.1 MB are needed" in said
+    assert list(checkpoints.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_what_is_asked_for_is_what_is_written(sft, tmp_path):
+    sft(checkpoint__keep=3, adapter__rank=64)
+    run = tmp_path / "runs" / "smoke-1"
+    written = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    trained = json.loads((run / "result.json").read_text())["trainable_parameters"]
+    assert 3 * 12 * trained < written < disk_space.run_bytes(trained, keep=3)
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["checkpoint-2", "checkpoint-3", "checkpoint-4", "committed"]
+
+
+@pytest.mark.slow
+def test_no_pickled_arguments_and_no_token_anywhere(sft, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "canary" * 6)
+    _, said = sft()
+    assert "canary" not in said
+    for path in tmp_path.rglob("*"):
+        assert path.name != "training_args.bin"
+        assert path.is_dir() or b"canary" not in path.read_bytes()
+    run = tmp_path / "runs" / "smoke-1"
+    pickled = [path for path in run.rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+    assert pickled
+    assert all(path.parent.parent == run / "checkpoints" for path in pickled)

@@ -1,0 +1,146 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_chat.config.load import read_recipe
+from lora_chat.config.plan import make_plan
+from lora_chat.config.recipe import Recipe
+from lora_chat.errors import RecipeError
+from lora_chat.system.hardware import Hardware
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+# Add a new recipe here: a glob alone would not notice one that it misses.
+EXPECTED = [f"{name}.yaml" for name in ("gpu-12gb-8bit", "gpu-16gb-4bit", "gpu-24gb-none", "gpu-8gb-4bit")] + [
+    "quickstart.yaml",
+    "smoke.yaml",
+]
+
+
+def gpu(gigabytes, bfloat16=True):
+    return Hardware("cuda", "a GPU", gigabytes * 10**9, bfloat16, 8)
+
+
+def cpu(bfloat16=False):
+    return Hardware("cpu", "a CPU", 8 * 10**9, bfloat16, 2)
+
+
+MACHINES = {"8 GB": gpu(8), "12 GB": gpu(12), "24 GB": gpu(24), "CPU": cpu()}
+
+
+def recipe(**sections):
+    return Recipe.model_validate({"data": {"train": "/d.jsonl"}} | sections)
+
+
+def test_every_recipe_is_known_here():
+    found = sorted(p.relative_to(RECIPES).as_posix() for p in RECIPES.glob("**/*.y*ml"))
+    assert found == EXPECTED
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_recipe_can_be_planned_for_every_machine(name, machine):
+    read = read_recipe(RECIPES / name)
+    plan = make_plan(read, MACHINES[machine])
+    training = plan.training
+    assert training.micro_batch_size * training.gradient_accumulation_steps == read.training.effective_batch_size
+    assert plan.precision.device == ("cpu" if machine == "CPU" else "cuda")
+    assert Path(plan.data.train).is_file()
+
+
+@pytest.mark.parametrize("hardware", [cpu(), gpu(24)])
+def test_a_plan_depends_on_recipe_and_hardware_alone(hardware):
+    asked = recipe(training={"effective_batch_size": 12})
+    before = asked.model_dump()
+    assert make_plan(asked, hardware) == make_plan(asked, hardware)
+    assert asked.model_dump() == before
+
+
+def test_a_plan_keeps_what_the_recipe_asked_for():
+    asked = recipe(training={"learning_rate": 1e-3, "max_steps": 7, "seed": 3}, adapter={"rank": 3})
+    plan = make_plan(asked, cpu())
+    assert {key: getattr(plan.training, key) for key in ("learning_rate", "max_steps", "seed")} == {
+        "learning_rate": 1e-3,
+        "max_steps": 7,
+        "seed": 3,
+    }
+    assert (plan.base, plan.adapter, plan.data) == (asked.base, asked.adapter, asked.data)
+    assert (plan.evaluation, plan.output) == (asked.evaluation, asked.output)
+
+
+@pytest.mark.parametrize("hardware", [cpu(), gpu(8)])
+def test_a_plan_leaves_nothing_automatic(hardware):
+    settings = make_plan(recipe(), hardware).training.model_dump(exclude={"memory"})  # a limit, not a choice
+    assert "auto" not in settings.values()
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(whole=st.integers(1, 5000), hardware=st.sampled_from([cpu(), gpu(8)]))
+def test_an_automatic_micro_batch_divides_the_whole(whole, hardware):
+    training = make_plan(recipe(training={"effective_batch_size": whole}), hardware).training
+    assert training.micro_batch_size * training.gradient_accumulation_steps == whole
+    assert 1 <= training.micro_batch_size <= 8
+
+
+@pytest.mark.parametrize(
+    ("hardware", "micro", "checkpointing", "fast_path"), [(cpu(), 8, False, True), (gpu(8), 4, True, False)]
+)
+def test_defaults_of_cpu_and_gpu(hardware, micro, checkpointing, fast_path):
+    training = make_plan(recipe(), hardware).training
+    assert training.micro_batch_size == micro
+    assert training.gradient_checkpointing is checkpointing
+    assert training.fast_path is fast_path
+
+
+@pytest.mark.parametrize("hardware", [cpu(), gpu(8)])
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_the_recipe_sets_itself_is_not_decided_again(hardware, asked):
+    training = {"effective_batch_size": 6, "micro_batch_size": 2, "gradient_checkpointing": asked, "fast_path": asked}
+    decided = make_plan(recipe(training=training), hardware).training
+    assert decided.fast_path is asked
+    assert decided.micro_batch_size == 2
+    assert decided.gradient_accumulation_steps == 3
+    assert decided.gradient_checkpointing is asked
+
+
+def test_a_micro_batch_that_does_not_divide_is_refused_with_those_that_do():
+    with pytest.raises(RecipeError) as caught:
+        make_plan(recipe(training={"effective_batch_size": 12, "micro_batch_size": 5}), cpu())
+    message = str(caught.value)
+    assert "training.micro_batch_size" in message
+    assert "1, 2, 3, 4, 6, 12." in message
+
+
+def test_a_micro_batch_larger_than_the_whole_is_refused():
+    with pytest.raises(RecipeError, match=r"1, 2, 4\."):
+        make_plan(recipe(training={"effective_batch_size": 4, "micro_batch_size": 8}), cpu())
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype"),
+    [
+        (cpu(bfloat16=True), "bfloat16"),
+        (cpu(bfloat16=False), "float32"),
+        (gpu(8, bfloat16=True), "bfloat16"),
+        (gpu(8, bfloat16=False), "float32"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["4bit", "8bit", "none"])
+def test_bf16_only_where_the_processor_has_it(hardware, dtype, mode):
+    precision = make_plan(recipe(quantization={"mode": mode}), hardware).precision
+    assert precision.dtype == dtype
+    assert precision.mode == mode
+    assert precision.device == hardware.device
+
+
+@pytest.mark.parametrize("targets", [("lm_head",), ("q_proj", "lm_head"), ("model.lm_head",)])
+def test_an_adapter_on_the_lm_head_is_refused_with_advice(targets):
+    with pytest.raises(RecipeError, match="all-linear") as caught:
+        make_plan(recipe(adapter={"target_modules": targets}), gpu(24))
+    assert "adapter.target_modules" in str(caught.value)
+
+
+def test_other_target_modules_are_taken():
+    plan = make_plan(recipe(adapter={"target_modules": ("q_proj", "v_proj")}), cpu())
+    assert plan.adapter.target_modules == ("q_proj", "v_proj")

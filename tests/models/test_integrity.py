@@ -1,0 +1,64 @@
+"""A base whose weights are damaged is refused before they are loaded."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lora_chat.errors import IntegrityError
+from lora_chat.models.base_model import FoundBase, load_tokenizer
+from lora_chat.models.bundled import find_embedded
+from lora_chat.models.identity import identify
+from lora_chat.system.hashing import digest_file
+
+
+@pytest.fixture
+def base(cache_home, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(find_embedded("tiny-random", print), folder)
+    return FoundBase("base", folder)
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def refusal(base):
+    with pytest.raises(IntegrityError) as caught:
+        identify(base, load_tokenizer(base))
+    assert str(base.folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_one_flipped_bit_of_a_base_we_wrote(base):
+    identify(base, load_tokenizer(base))
+    flip(base.folder / "model.safetensors", -100)
+    assert "written once more" in refusal(base)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "header"])
+def test_a_file_that_is_not_whole(base, damage):
+    path = base.folder / "model.safetensors"
+    (base.folder / "sha256.json").unlink()  # as in a folder of someone else's
+    if damage == "header":
+        flip(path, 3)
+    else:
+        path.write_bytes(path.read_bytes()[: 5000 if damage == "cut" else 0])
+    assert "Copy or download it again" in refusal(base)
+
+
+def test_a_file_in_the_hubs_cache_is_what_its_name_says(base, tmp_path):
+    (base.folder / "sha256.json").unlink()
+    repository = tmp_path / "models--friend--tiny"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "snapshots").mkdir()
+    base = FoundBase("base", base.folder.rename(repository / "snapshots" / ("5" * 40)))
+    path = base.folder / "model.safetensors"
+    blob = repository / "blobs" / digest_file(path)
+    path.rename(blob)
+    path.symlink_to(Path("../../blobs") / blob.name)
+    identify(base, load_tokenizer(base))
+    flip(blob, -100)
+    assert f"Delete {blob}" in refusal(base)

@@ -1,0 +1,100 @@
+"""Stopped or out of space at any moment: a readable end, its own exit code, nothing half written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lora_chat.errors import StoppedError
+from lora_chat.models.bundled import find_embedded
+from lora_chat.pipeline.run_status import Progress
+from lora_chat.system.signals import Signalled, raise_on_signals
+from lora_chat.training.stop_request import stop_requests
+
+
+def start(tmp_path, *settings):
+    find_embedded("tiny-random", lambda _: None)
+    arguments = ["sft", "recipes/smoke.yaml", "--json", "--set", f"output.directory={tmp_path}"]
+    for setting in settings:
+        arguments += ["--set", setting]
+    return subprocess.Popen(
+        [sys.executable, "-m", "lora_chat", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def wait_for(process, text):
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if line.startswith(text):
+            return seen
+    raise AssertionError(f"{text!r} never came:\n{seen}")
+
+
+def readable_end(process, code):
+    """What it says on stderr when it has ended with this code, nothing on stdout and no traceback."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
+def test_a_signal_in_training_keeps_what_was_learned(cache_home, tmp_path, number, code):
+    process = start(tmp_path, "training.epochs=5000")
+    wait_for(process, "step 1/")
+    process.send_signal(number)
+    err = readable_end(process, code)
+    assert "Stopped after step" in err
+    assert "lora-chat chat" in err
+    run = tmp_path / "smoke-1"
+    assert (run / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    assert f"Stopped after step {steps[-1]} of" in err
+
+
+@pytest.fixture
+def handlers():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    raise_on_signals()
+    yield
+    raise_on_signals()  # forgets what was asked
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_a_library_swallows_stops_the_next_stage(handlers, number):
+    progress = Progress()
+    progress.enter("reading")
+    with pytest.raises(Signalled) as caught:
+        signal.raise_signal(number)
+    assert caught.value.number == number
+    with pytest.raises(StoppedError) as stopped:
+        progress.enter("loading")
+    assert stopped.value.exit_code == 128 + number
+    with stop_requests(print) as request:
+        assert request.number == number
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129)])
+def test_a_signal_before_training_says_how_to_go_on(cache_home, tmp_path, number, code):
+    process = start(tmp_path)
+    wait_for(process, "Base ")
+    process.send_signal(number)
+    err = readable_end(process, code)
+    assert "No step is in a checkpoint yet" in err
+    assert f"--resume {tmp_path / 'smoke-1'}" in err
+    assert not (tmp_path / "smoke-1" / "adapter").exists()

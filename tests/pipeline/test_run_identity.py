@@ -1,0 +1,74 @@
+"""A checkpoint goes on as the same run alone; a changed field is named with both values."""
+
+import pytest
+
+from lora_chat.data.dataset import EncodedRows
+from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.pipeline.run_identity import check_same_run, digest_rows
+
+COMMITTED = {
+    "data.rows": "a" * 64,
+    "training.epochs": 3.0,
+    "training.seed": 0,
+    "adapter.rank": 16,
+    "versions.torch": "2.13.0",
+}
+
+
+def test_nothing_changed():
+    assert check_same_run(COMMITTED, dict(COMMITTED), (), "runs/a-1") == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("data.rows", "b" * 64, "it has aaaaaaaaaaaa..., now it is bbbbbbbbbbbb..."),
+        ("training.seed", 1, "it has 0, now it is 1"),
+        ("adapter.rank", 8, "it has 16, now it is 8"),
+    ],
+)
+def test_what_cannot_change_is_refused_with_both_values(field, value, shown):
+    now = COMMITTED | {field: value}
+    with pytest.raises(IntegrityError) as caught:
+        check_same_run(COMMITTED, now, (), "runs/a-1")
+    assert f"{field}: {shown}" in str(caught.value)
+    assert "--accept-change" not in str(caught.value)
+    with pytest.raises(RecipeError, match="cannot be accepted"):
+        check_same_run(COMMITTED, now, (field,), "runs/a-1")
+
+
+def test_what_can_change_is_refused_with_the_flag_and_accepted_with_it():
+    now = COMMITTED | {"training.epochs": 4.0, "versions.torch": "2.14.0"}
+    with pytest.raises(IntegrityError, match=r"--accept-change training.epochs --accept-change versions.torch"):
+        check_same_run(COMMITTED, now, (), "runs/a-1")
+    said = check_same_run(COMMITTED, now, ("training.epochs", "versions.torch"), "runs/a-1")
+    assert said == ["training.epochs: 3.0 -> 4.0", "versions.torch: 2.13.0 -> 2.14.0"]
+
+
+def test_a_field_that_is_new_or_gone_is_a_change():
+    without = {key: value for key, value in COMMITTED.items() if key != "training.seed"}
+    for one, other in ((COMMITTED, without), (without, COMMITTED)):
+        with pytest.raises(IntegrityError, match=r"training\.seed"):
+            check_same_run(one, other, (), "runs/a-1")
+
+
+class Rows:
+    def __init__(self, ids, mask):
+        from datasets import Dataset
+
+        self.rows = EncodedRows(Dataset.from_dict({"input_ids": ids, "labels": mask}))
+
+
+def test_the_digest_of_rows_sees_ids_masks_borders_and_order():
+    digests = [
+        digest_rows(Rows(ids, mask))
+        for ids, mask in [
+            ([[1, 2], [3]], [[False, True], [True]]),
+            ([[1, 2], [4]], [[False, True], [True]]),
+            ([[1, 2], [3]], [[True, True], [True]]),
+            ([[1], [2, 3]], [[False], [True, True]]),
+            ([[3], [1, 2]], [[True], [False, True]]),
+        ]
+    ]
+    assert len(set(digests)) == 5
+    assert digest_rows(Rows([[1, 2], [3]], [[False, True], [True]])) == digests[0]

@@ -1,0 +1,109 @@
+import os
+import statistics
+from dataclasses import replace
+
+import pytest
+
+from lora_chat.errors import RecipeError
+from lora_chat.models.shape import read_shape
+from lora_chat.planning import layer_memory
+from lora_chat.planning.layer_memory import MicroBatch, evaluate
+from lora_chat.planning.training_memory import Setting, training_memory, weight_bytes
+from tests.planning import derivation
+from tests.planning.grid import BASES, measure, points, predict
+from tests.planning.shapes import ARCHITECTURES, Widths, make_config
+
+GRID = int(os.environ.get("LORA_CHAT_MEMORY_GRID", "15"))
+"""Settings that are compared, the bases in turn; hundreds take minutes."""
+LLAMA_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(30 + 10 * GRID)
+def test_the_closed_form_agrees_with_a_dry_run_of_the_real_model():
+    errors = {point: abs(predict(point).total / measure(point) - 1) for point in points(GRID, seed=5)}
+    worst = max(errors, key=lambda point: errors[point])
+    assert errors[worst] < 0.05, worst
+    assert statistics.median(errors.values()) < 0.01
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_closed_form_of_a_small_base_agrees(number):
+    small = [point for point in points(150, seed=9) if point.base == BASES[2]][number]
+    assert abs(predict(small).total / measure(small) - 1) < 0.01
+
+
+def every(step):
+    return list(derivation.names())[::step]
+
+
+@pytest.mark.parametrize("entry", every(1 if GRID > 100 else 9), ids=str)
+def test_the_table_of_bytes_is_what_the_layers_allocate(entry):
+    architecture, variant, mode, checkpointed, key_heads = entry
+    name = derivation.entry_name(architecture, variant, mode, checkpointed, key_heads)
+    found = derivation.derive(architecture, variant, mode, checkpointed=checkpointed, key_heads=key_heads)
+    assert layer_memory._table()[name] == found, "write it anew: python -m tests.planning.derivation"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_weights_of_a_shape_are_those_of_the_model(architecture):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    for tied in (True, False):
+        config = make_config(architecture, Widths(96, 160, 6, 2, 16), 3, 211, tied=tied)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        assert read_shape(config.to_dict(), "this").weights == sum(p.numel() for p in model.parameters())
+
+
+def test_terms_are_summed():
+    assert evaluate("12Th 2hf", {"T": 4, "h": 3, "f": 5}) == 12 * 4 * 3 + 2 * 3 * 5
+    assert evaluate("0.5Th -1T", {"T": 4, "h": 3}) == 2
+    assert evaluate("", {"T": 4}) == 0
+
+
+def shape_of(**changes):
+    return read_shape(LLAMA_8B | changes, "some-base")
+
+
+def test_a_config_that_does_not_say_how_wide_it_is_is_refused_by_name():
+    with pytest.raises(RecipeError, match=r"base\.name: the config of some-base has no whole number as hidden_size"):
+        shape_of(hidden_size=None)
+    with pytest.raises(RecipeError, match="has no whole number as vocab_size"):
+        shape_of(vocab_size="many")
+    with pytest.raises(RecipeError, match="some-base is of the architecture mamba, whose memory cannot be planned yet"):
+        shape_of(model_type="mamba")
+
+
+def test_an_8b_base_in_4_bits_holds_about_six_and_a_half_gigabytes_less_than_in_16():
+    held = {mode: weight_bytes(shape_of(), Setting(mode, 16)) / 1e9 for mode in ("4bit", "8bit", "none")}
+    assert held["none"] == pytest.approx(16.06, abs=0.01)  # 8,030,261,248 weights of two bytes
+    assert held["4bit"] == pytest.approx(5.7, abs=0.05)  # 6.98e9 quantised, the rest in 16 bits
+    assert held["4bit"] < held["8bit"] < held["none"]
+
+
+def test_what_takes_more_is_more():
+    batch, setting = MicroBatch(2048, 2048, 1024), Setting("4bit", 16, fast=True)
+    less = training_memory(shape_of(), setting, batch).total
+    assert training_memory(shape_of(), setting, replace(batch, tokens=4096)).total > less
+    assert training_memory(shape_of(), replace(setting, rank=64), batch).total > less
+    assert training_memory(shape_of(), replace(setting, checkpointed=16), batch).total < less
+    assert training_memory(shape_of(), replace(setting, moment_bytes=2), batch).total < less
+    few = replace(setting, targets=("q_proj", "v_proj"))
+    assert training_memory(shape_of(), few, batch).adapter < training_memory(shape_of(), setting, batch).adapter
+
+
+def test_the_parts_are_the_whole():
+    memory = training_memory(shape_of(), Setting("4bit", 16), MicroBatch(2048, 1024, 900), padded=True)
+    parts = (memory.weights, memory.adapter, memory.gradients, memory.optimizer)
+    assert memory.total == sum(parts) + memory.activations + memory.head + memory.temporaries
+    assert all(part >= 0 for part in parts)

@@ -1,0 +1,114 @@
+"""A checkpoint counts only as long as every byte of it is what was written."""
+
+import random
+import shutil
+
+import pytest
+
+from lora_chat.runs.checkpoints import MANIFEST, DamagedError, commit, find_newest, prune, set_aside, verify
+
+IDENTITY = {"training.seed": 0, "data.rows": "abc"}
+
+
+def write(parent, step):
+    folder = parent / f"checkpoint-{step}"
+    (folder / "inner").mkdir(parents=True)
+    draw = random.Random(step)
+    for name in ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "inner/trainer_state.json"):
+        (folder / name).write_bytes(draw.randbytes(300))
+    return folder
+
+
+def test_what_was_committed_verifies(tmp_path):
+    folder = write(tmp_path, 7)
+    with pytest.raises(DamagedError, match="not finished"):
+        verify(folder)
+    commit(folder, IDENTITY)
+    found = verify(folder)
+    assert (found.step, found.identity) == (7, IDENTITY)
+
+
+def damages(folder, count, seed):
+    """So many ways to damage one of its files, the manifest too."""
+    draw = random.Random(seed)
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    for number in range(count):
+        name = files[number % len(files)]
+        kind = ["missing", "empty", "cut", "zeroed", "bit", "longer", "foreign"][number // len(files) % 7]
+        yield name, kind, draw
+
+
+def damage(path, kind, draw):
+    content = bytearray(path.read_bytes())
+    if kind == "missing":
+        path.unlink()
+        return
+    if kind == "foreign":
+        path.with_name(path.name + ".more").write_bytes(b"x")
+        return
+    if kind == "bit":
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    elif kind == "longer":
+        content += b"\0"
+    elif kind == "zeroed":
+        content = bytearray(len(content))
+    else:
+        content = content[: 0 if kind == "empty" else draw.randrange(len(content))]
+    path.write_bytes(content)
+
+
+def test_every_damage_is_found_and_the_one_before_is_taken(tmp_path):
+    for step in (3, 9):
+        commit(write(tmp_path, step), IDENTITY)
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path / "checkpoint-9", whole)
+    folder = tmp_path / "checkpoint-9"
+    for name, kind, draw in damages(whole, 350, seed=1):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        damage(folder / name, kind, draw)
+        after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        newest, aside = find_newest(tmp_path)
+        if name.name == MANIFEST and after.keys() == before.keys() and _means_the_same(after, folder):
+            assert newest.step == 9  # only a space was changed
+        else:
+            assert newest.step == 3, (name, kind)
+            assert [one.folder.name for one in aside] == ["checkpoint-9"]
+            assert aside[0].reason
+        shutil.rmtree(folder)
+        shutil.copytree(whole, folder)
+
+
+def _means_the_same(after, folder):
+    import json
+
+    try:
+        one = json.loads(after[folder / MANIFEST])
+        other = json.loads((folder.parent / "whole" / MANIFEST).read_text())
+    except ValueError:
+        return False
+    return one == other
+
+
+def test_all_damaged_is_none(tmp_path):
+    for step in (3, 9):
+        commit(write(tmp_path, step), IDENTITY)
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    newest, aside = find_newest(tmp_path)
+    assert newest is None
+    assert len(aside) == 2
+
+
+def test_older_ones_go_only_behind_newer_commits(tmp_path):
+    for step in (1, 2, 10):
+        commit(write(tmp_path, step), IDENTITY)
+    write(tmp_path, 0)  # half deleted by a process that was killed
+    write(tmp_path, 11)  # not finished: counts for nothing
+    prune(tmp_path, 2)
+    found = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert found == ["checkpoint-10", "checkpoint-11", "checkpoint-2"]
+    newest, aside = find_newest(tmp_path)
+    assert newest.step == 10
+    set_aside(aside)
+    assert not (tmp_path / "checkpoint-11").exists()
+    commit(write(tmp_path, 11), IDENTITY)
+    assert find_newest(tmp_path)[0].step == 11

@@ -1,0 +1,232 @@
+"""Decoder layers with gradients written out are transformers' own with PEFT's LoRA."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from lora_chat.config.plan import make_precision
+from lora_chat.config.recipe import AdapterSection, BaseSection, QuantizationSection
+from lora_chat.models.adapter import attach_adapter
+from lora_chat.models.base_model import find_base, load_base_model
+from lora_chat.system.hardware import Hardware
+from lora_chat.training.fast_path.attention.interface import register_segment_attention
+from lora_chat.training.fast_path.layers.attention_block import rotate
+from lora_chat.training.fast_path.layers.decoder_layer import fused_layers, why_not_fused
+from lora_chat.training.fast_path.layers.matmul import product
+from lora_chat.training.fast_path.layers.rms_norm import (
+    gradient_by_autograd,
+    rms_norm,
+    rms_norm_again,
+    rms_norm_gradient,
+)
+from lora_chat.training.fast_path.lm_head_loss import split_supervised
+from lora_chat.training.fast_path.packed_batch import FlatRows
+
+FP32 = Hardware("cpu", "test", 0, False, 2)
+BF16 = Hardware("cpu", "test", 0, True, 2)
+
+
+def load(folder, mode, hardware=FP32, size=0.1, **adapter):
+    base = find_base(BaseSection(name=str(folder)))
+    model = attach_adapter(
+        load_base_model(base, make_precision(QuantizationSection(mode=mode), hardware)),
+        AdapterSection(rank=4, **adapter),
+        seed=3,
+    )
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * size
+    return model.train()
+
+
+def make_rows(lengths, shared):
+    generator = torch.Generator().manual_seed(0)
+    beginning = torch.randint(3, 259, (shared,), generator=generator).tolist()
+    rows = []
+    for length in lengths:
+        ids = beginning + torch.randint(3, 259, (length,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "labels": [-100] * (shared + 2) + ids[shared + 2 :]})
+    return rows
+
+
+def collect(model):
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return gradients
+
+
+def alone(model, rows):
+    """Loss and gradients of each dialogue by itself, by the stock code."""
+    count = sum(sum(label != -100 for label in row["labels"][1:]) for row in rows)
+    total = 0.0
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.float(), torch.tensor(row["labels"][1:]), reduction="sum")
+        (loss / count).backward()
+        total += loss.item() / count
+    return total, collect(model)
+
+
+def together(model, rows, share):
+    keep, ids, batch = split_supervised(FlatRows(share)(rows))
+    model.set_attn_implementation(register_segment_attention())
+    with fused_layers(model) as covered, torch.autocast("cpu", torch.bfloat16, enabled=False):
+        logits = model(**batch, use_cache=False).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits[keep].float(), ids)
+        loss.backward()
+    return loss.item(), collect(model), covered
+
+
+@pytest.mark.parametrize("mode", ["none", "4bit", "8bit"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("shared", [0, 30])
+def test_fused_layers_equal_the_stock_ones(random_base, architecture, mode, shared):
+    model = load(random_base(architecture), mode)
+    rows = make_rows([30, 7, 300, 31], shared)
+    loss, gradients = alone(model, rows)
+    again, fused, covered = together(model, rows, share=True)
+    assert covered == 2
+    assert again == pytest.approx(loss, abs=1e-5)
+    assert gradients.keys() == fused.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, fused[name], atol=2e-5), name
+
+
+def test_weights_that_are_not_held_are_made_one_at_a_time(random_base, monkeypatch):
+    monkeypatch.setattr("lora_chat.training.fast_path.layers.lora_group.hold_together", lambda layers: None)
+    model = load(random_base("qwen2"), "4bit")
+    rows = make_rows([30, 7], 0)
+    loss, gradients = alone(model, rows)
+    again, fused, _ = together(model, rows, share=True)
+    assert again == pytest.approx(loss, abs=1e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, fused[name], atol=2e-5), name
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_a_checkpointed_layer_keeps_little_and_gives_the_same(random_base, architecture):
+    model = load(random_base(architecture), "none")
+    rows = make_rows([90, 60, 40], 20)
+
+    def run(layers):
+        for number, layer in enumerate(model.get_base_model().model.layers):
+            layer.gradient_checkpointing = number < layers
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+            _, gradients, _ = together(model, rows, share=True)
+        return sum(kept), gradients
+
+    (everything, expected), (half, some), (least, fewest) = run(0), run(1), run(2)
+    assert everything - half == half - least > 0.3 * everything
+    for name, gradient in expected.items():
+        assert torch.equal(gradient, some[name]), name
+        assert torch.equal(gradient, fewest[name]), name
+
+
+def test_long_segments_equal_the_stock_ones(random_base):
+    """Beyond 512 tokens attention weights are made again for the gradient; several tiles a segment."""
+    model = load(random_base("llama"), "none")
+    rows = make_rows([700, 40, 650], 20)
+    loss, gradients = alone(model, rows)
+    again, fused, _ = together(model, rows, share=True)
+    assert again == pytest.approx(loss, abs=1e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, fused[name], atol=2e-5), name
+
+
+def test_bf16_gradients_point_where_fp32_ones_do(random_base):
+    rows = make_rows([90, 60, 40], 20)
+    _, gradients = alone(load(random_base("llama"), "none", BF16, size=0.02).float(), rows)
+    _, fused, covered = together(load(random_base("llama"), "none", BF16, size=0.02), rows, share=True)
+    assert covered == 2
+    left, right = (torch.cat([g.flatten() for g in some.values()]) for some in (gradients, fused))
+    assert torch.nn.functional.cosine_similarity(left, right, dim=0) > 0.999
+
+
+def test_a_small_adapter_is_not_rounded_away(random_base):
+    """Beside a large residual stream bf16 has no place for it. PEFT adds LoRA to the layer's own output before."""
+    rows = make_rows([60, 50], 0)
+    batch = split_supervised(FlatRows(True)(rows))[2]
+
+    def hidden(hardware, size, fused):
+        model = load(random_base("llama"), "none", hardware, size)
+        model.get_base_model().model.embed_tokens.weight.data.mul_(200)
+        if hardware is FP32:
+            model.float()
+        model.set_attn_implementation(register_segment_attention())
+        with fused_layers(model) if fused else nullcontext():
+            return model.get_base_model().model(**batch, use_cache=False).last_hidden_state.float()
+
+    def share(hardware, fused):
+        """How much of the adapter's exact effect is there."""
+        exact = hidden(FP32, 0.001, False) - hidden(FP32, 0.0, False)
+        found = hidden(hardware, 0.001, fused) - hidden(hardware, 0.0, fused)
+        return float((found * exact).sum() / exact.square().sum())
+
+    assert share(FP32, True) == pytest.approx(1, abs=0.01)
+    assert share(BF16, True) == pytest.approx(share(BF16, False), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mode", "adapter", "reason"),
+    [
+        ("gemma", "none", {}, "GemmaDecoderLayer is not known here"),
+        ("gpt2", "none", {}, "GPT2Block is not known here"),
+        ("llama", "none", {"dropout": 0.1}, "dropout"),
+        ("llama", "none", {"variant": "dora"}, "DoRA"),
+        ("llama", "none", {"target_modules": ("q_proj", "v_proj")}, "without LoRA"),
+    ],
+)
+def test_what_is_not_covered_is_left_alone_and_says_why(random_base, architecture, mode, adapter, reason):
+    model = load(random_base(architecture), mode, **adapter)
+    with fused_layers(model) as covered:
+        assert covered == 0
+    assert reason in why_not_fused(model)
+    assert why_not_fused(load(random_base("llama"), "none")) == ""
+
+
+def test_without_borders_or_gradients_the_stock_forward_answers(random_base):
+    model = load(random_base("llama"), "none")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = model(input_ids=ids).logits
+    with fused_layers(model):
+        assert torch.equal(model(input_ids=ids).logits, expected)
+        with torch.no_grad():
+            assert torch.equal(model.eval().generate(ids, max_new_tokens=3, do_sample=False)[0, :4], ids[0])
+    assert torch.equal(model.train()(input_ids=ids).logits, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 512, 576, 700, 1100, 2000])
+@pytest.mark.parametrize("width", [40, 577, 960, 2050])
+def test_pieces_of_a_product_are_the_product(rows, width, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # with others no product is cut
+    generator = torch.Generator().manual_seed(rows)
+    x, weight = (torch.randn(*s, generator=generator) for s in ((rows, 8), (8, width)))
+    assert torch.allclose(product(x, weight), x @ weight, atol=1e-5)
+
+
+def test_rms_norm_and_its_gradient():
+    generator = torch.Generator().manual_seed(0)
+    x, plus, above = (torch.randn(9, 16, generator=generator) + 0.5 for _ in range(3))
+    weight = torch.rand(16, generator=generator) + 0.5
+    leaf = x.clone().requires_grad_()
+    expected = torch.nn.functional.rms_norm(leaf, (16,), weight, 1e-5)
+    expected.backward(above)
+    normed, squares = rms_norm(x, weight, 1e-5)
+    assert torch.allclose(normed, expected, atol=1e-5)
+    assert torch.allclose(rms_norm_again(x, squares, weight, 1e-5), normed, atol=1e-5)
+    assert torch.allclose(rms_norm_gradient(above, x, weight, squares, 1e-5, plus), leaf.grad + plus, atol=1e-5)
+    assert torch.allclose(gradient_by_autograd(above, x, weight, 1e-5), leaf.grad, atol=1e-5)
+
+
+def test_turning_back_undoes_a_turn():
+    states = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0))
+    angle = torch.arange(20.0).view(5, 1, 4)
+    turned = states.clone()
+    rotate(turned, angle.cos(), angle.sin())
+    assert not torch.allclose(turned, states, atol=0.1)
+    rotate(turned, angle.cos(), -angle.sin())
+    assert torch.allclose(turned, states, atol=1e-5)

@@ -1,0 +1,155 @@
+"""A flat micro-batch, with or without a shared beginning, is its dialogues alone."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_chat.config.plan import make_precision
+from lora_chat.config.recipe import BaseSection, QuantizationSection
+from lora_chat.models.base_model import find_base, load_base_model
+from lora_chat.system.hardware import Hardware
+from lora_chat.training.fast_path.attention.blocks import lay_out
+from lora_chat.training.fast_path.attention.interface import PrefixNotSharedError, register_segment_attention
+from lora_chat.training.fast_path.check_packing import find_flat_rows
+from lora_chat.training.fast_path.packed_batch import FlatRows
+
+FP32 = Hardware("cpu", "test", 0, False, 2)
+IDS = list(range(10, 58))
+
+
+def row(ids, untrained):
+    return {"input_ids": ids, "labels": [-100] * untrained + ids[untrained:]}
+
+
+def load(folder, **changes):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not changes:
+        return load_base_model(
+            find_base(BaseSection(name=str(folder))), make_precision(QuantizationSection(mode="none"), FP32)
+        )
+    config = AutoConfig.from_pretrained(folder, **changes)
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
+
+
+def test_what_all_rows_begin_with_stands_there_once():
+    batch = FlatRows(share=True)(
+        [row([1, 2, 3, 4, 5, 6, 7], 6), row([1, 2, 3, 4, 8, 9], 5), row([1, 2, 3, 4, 5, 7], 5)]
+    )
+    assert batch["shared_prefix"] == 4
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 5, 7]]
+    assert batch["labels"].tolist() == [[-100] * 6 + [7, -100, 9, -100, 7]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 4, 5, 4, 5]]
+    assert batch["segment_edges"] == (0, 7, 9, 11)
+    assert batch["cu_seq_lens_q"].tolist() == [0, 7, 9, 11]
+    assert batch["supervised"].tolist() == [5, 7, 9]
+
+
+def test_what_follows_the_last_trained_token_is_left_out():
+    tail = {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, -100, 3, -100, -100]}
+    batch = FlatRows(share=True)([tail, {"input_ids": [6, 7], "labels": [-100, -100]}])
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 6, 7]]
+    assert batch["labels"].tolist() == [[-100, -100, 3, -100, -100]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "prefix"),
+    [
+        ([row(IDS, 20)], 0),  # alone
+        ([row(IDS, 20), row(IDS, 20)], 19),  # the token after the shared ones is not trained either
+        ([row(IDS, 20), row(IDS, 8)], 7),
+        ([row(IDS, 20), row(IDS[:3] + IDS[4:], 20)], 0),  # too short to be worth it
+        ([row(IDS, 20), row(IDS[:6] + IDS[7:], 20)], 6),
+    ],
+)
+def test_only_an_untrained_beginning_is_shared(rows, prefix):
+    assert FlatRows(share=True)(rows).get("shared_prefix", 0) == prefix
+    assert "shared_prefix" not in FlatRows(share=False)(rows)
+
+
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=12), prefix=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_every_token_is_laid_out_once_behind_its_prefix(lengths, prefix):
+    lengths[0] += prefix
+    edges = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    seen = []
+    for block in lay_out(tuple(edges), prefix):
+        padded = block.padded.view(-1, block.length)
+        for place, token in zip(block.places.tolist(), block.tokens.tolist(), strict=True):
+            line, column = divmod(place, block.length)
+            segment = next(i for i in range(len(lengths)) if edges[i] <= token < edges[i + 1])
+            before = list(range(prefix)) if segment else []
+            assert padded[line, : column + 1].tolist() == before + list(range(edges[segment], token + 1))
+        seen += block.tokens.tolist()
+    assert sorted(seen) == list(range(edges[-1]))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma", "phi", "gpt2"])
+def test_a_shared_beginning_changes_neither_logits_nor_gradients(architecture, random_base):
+    changes = {"sliding_window": 7} if architecture == "mistral" else {}
+    model = load(random_base(architecture), **changes).eval()
+    rows = [row(IDS[:20] + list(range(100 + 9 * i, 100 + 9 * i + 4 + 5 * i)), 22) for i in range(4)]
+    embedding = model.get_input_embeddings()
+    embedding.weight.requires_grad_()
+    expected = torch.zeros(())
+    for one in rows:
+        ids = torch.tensor([one["input_ids"]])
+        expected = expected + model(input_ids=ids, labels=torch.tensor([one["labels"]])).loss * (ids.shape[1] - 22)
+    expected.backward()
+    alone, embedding.weight.grad = embedding.weight.grad, None
+
+    model.set_attn_implementation(register_segment_attention())
+    batch = FlatRows(share=True)(rows)
+    assert batch["shared_prefix"] == 20
+    labels = batch.pop("labels")
+    logits = model(**batch, use_cache=False).logits
+    together = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum")
+    together.backward()
+    assert float(together.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert torch.allclose(embedding.weight.grad, alone, atol=1e-5)
+
+
+def proven(model):
+    stock = model.config._attn_implementation
+    if stock == "sdpa":
+        model.set_attn_implementation(register_segment_attention())
+    return find_flat_rows(model, IDS, stock)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma", "phi"])
+def test_known_architectures_share(architecture, random_base):
+    assert proven(load(random_base(architecture, 30.0))) == FlatRows(share=True)
+
+
+def test_dropout_in_attention_forbids_sharing(random_base):
+    assert proven(load(random_base("gpt2", 30.0), attn_pdrop=0.1)) == FlatRows(share=False)
+    assert proven(load(random_base("gpt2", 30.0), attn_pdrop=0.0)) == FlatRows(share=True)
+
+
+def test_a_sliding_window_is_kept(random_base):
+    narrow, wide = (load(random_base("mistral", 30.0), sliding_window=w) for w in (5, 500))
+    ids = torch.tensor([IDS])
+    assert not torch.allclose(narrow(ids).logits, wide(ids).logits, atol=0.1)
+    assert proven(narrow) == proven(wide) == FlatRows(share=True)
+
+
+def test_soft_caps_forbid_sharing(random_base):
+    assert proven(load(random_base("gemma2", 30.0))) == FlatRows(share=False)
+
+
+def test_layers_that_see_their_neighbours_forbid_flat_rows(random_base):
+    model = load(random_base("llama", 30.0))
+    layer = model.model.layers[0].mlp
+    stock = layer.forward
+    layer.forward = lambda x: stock(x) + 0.5 * torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
+    assert proven(model) is None
+
+
+def test_sharing_with_an_attention_that_cannot_is_refused(random_base):
+    model = load(random_base("gpt2"), attn_pdrop=0.1).train()
+    model.set_attn_implementation(register_segment_attention())
+    batch = FlatRows(share=True)([row(IDS, 20), row(IDS, 20)])
+    del batch["labels"]
+    with pytest.raises(PrefixNotSharedError):
+        model(**batch, use_cache=False)
