@@ -1,4 +1,4 @@
-"""A run folder of an earlier version still opens, is measured, merged, packed and resumed."""
+"""Run folders of earlier versions still open, are measured, merged, packed and resumed."""
 
 import contextlib
 import io
@@ -10,20 +10,33 @@ import pytest
 
 from lora_chat.cli import main
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "run-of-version-1"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+BASE = FIXTURES / "run-of-version-1" / "base"
+OLD, SIGNED = "run-of-version-1", "run-of-version-2"
+"""The first is from before runs were signed; the second was signed with the key beside it."""
+
+
+@pytest.fixture(params=[OLD, SIGNED])
+def version(request):
+    return request.param
 
 
 @pytest.fixture
-def old_run(tmp_path, monkeypatch):
+def old_run(tmp_path, monkeypatch, version):
     """The run as it was, and its base where a cache of that version had it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     bases = tmp_path / "cache" / "lora-chat" / "bases"
-    bases.mkdir(parents=True)
-    for folder in (bases, bases.parent):
+    keys = tmp_path / "config" / "lora-chat"
+    for folder in (bases, keys):
+        folder.mkdir(parents=True)
+    for folder in (bases, bases.parent, keys):
         folder.chmod(0o700)
-    shutil.copytree(FIXTURE / "base", bases / "tiny-random-1")
-    shutil.copytree(FIXTURE / "smoke-1", tmp_path / "runs" / "smoke-1")
+    if version == SIGNED:
+        shutil.copyfile(FIXTURES / SIGNED / "user.key", keys / "user.key")
+        (keys / "user.key").chmod(0o600)
+    shutil.copytree(BASE, bases / "tiny-random-1")
+    shutil.copytree(FIXTURES / version / "smoke-1", tmp_path / "runs" / "smoke-1")
     return tmp_path / "runs" / "smoke-1"
 
 
@@ -64,21 +77,25 @@ def test_merges_packs_and_verifies_an_old_run(old_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_resumes_an_old_run(old_run):
-    shutil.rmtree(old_run / "checkpoints" / "checkpoint-4")
-    shutil.rmtree(old_run / "adapter")
-    (old_run / "result.json").unlink()
+def test_resumes_an_old_run(old_run, version):
     # The versions that trained it and the processor may not be those of today.
     versions = json.loads((old_run / "versions.json").read_text())
     words = [word for name in versions for word in ("--accept-change", f"versions.{name}")]
     settings = ["--set", f"output.directory={old_run.parent}", "--set", "evaluation.samples=0"]
-    command = ["sft", FIXTURE / "smoke.yaml", "--resume", old_run, *settings, *words]
-    before = {path: path.read_bytes() for path in old_run.rglob("*") if path.is_file()}
+    command = ["sft", FIXTURES / version / "smoke.yaml", "--resume", old_run, *settings, *words]
+    if version == OLD:  # as if it had been interrupted after the first checkpoint
+        shutil.rmtree(old_run / "checkpoints" / "checkpoint-4")
+        shutil.rmtree(old_run / "adapter")
+        (old_run / "result.json").unlink()
+        before = {path: path.read_bytes() for path in old_run.rglob("*") if path.is_file()}
+        code, _, notices = call(*command)
+        assert code == 7 and "it is not signed" in notices and notices.rstrip().endswith("--adopt")
+        assert {path: path.read_bytes() for path in old_run.rglob("*") if path.is_file()} == before
+        command.append("--adopt")
+    else:  # finished and signed: more epochs are trained
+        command += ["--set", "training.epochs=3", "--accept-change", "training.epochs"]
     code, _, notices = call(*command)
-    assert code == 7 and "it is not signed" in notices and notices.rstrip().endswith("--adopt")
-    assert {path: path.read_bytes() for path in old_run.rglob("*") if path.is_file()} == before
-    code, _, notices = call(*command, "--adopt")
     assert code == 0, notices
     steps = [json.loads(line)["step"] for line in (old_run / "metrics.jsonl").open()]
-    assert steps == [1, 2, 3, 4]
+    assert steps == list(range(1, 5 if version == OLD else 7))
     assert (old_run / "adapter" / "adapter_model.safetensors").is_file()
