@@ -4,7 +4,6 @@ import ast
 import re
 from pathlib import Path
 
-from lora_chat.cli import _COMMANDS
 from lora_chat.commands.parser import make_parser
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +39,7 @@ def test_each_package_names_its_modules():
 
 def test_commands_of_the_readme_exist():
     verbs = set(re.findall(r"lora-chat (\w+)", README))
-    known = next(a for a in make_parser(_COMMANDS)._actions if a.dest == "command" or a.choices).choices
+    known = next(a for a in make_parser()._actions if a.dest == "command" or a.choices).choices
     assert verbs == set(known)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= targets

@@ -1,4 +1,18 @@
-"""One file per command of the command line.
+"""One file per command of the command line; each has `add_options(parser)` and `run(options)`.
 
-- parser: The words of the command line
+- parser: the parser of the command line, and the table of commands
+- options: options that several commands share
+- sft: fine-tune a base with the settings of a recipe
+- plan: estimate memory and time of a recipe
+- data: show the data of a recipe as training sees it
+- audit: search the data of a recipe for what should not be trained on
+- recipe: print a recipe with all its settings
+- chat: talk to an adapted model or to a base
+- eval: compare base and adapted model again
+- merge: merge adapters into a 16-bit model
+- export: write an adapter in the format of another program
+- pack: write the parcel of a run
+- verify: check a parcel of somebody else
+- push: upload a parcel to the Hugging Face hub
+- pull: download and verify an adapter from the Hugging Face hub
 """

@@ -18,8 +18,8 @@ def test_a_command_reports_a_disk_error_by_path_and_exit_code(monkeypatch, capsy
         raise OSError(number, "said by the system", "/runs/run-1/questions.jsonl")
 
     parser = argparse.ArgumentParser()
-    parser.set_defaults(command=fail, verbose=True)
-    monkeypatch.setattr(lora_chat.cli, "make_parser", lambda commands: parser)
+    parser.set_defaults(execute=fail, verbose=True)
+    monkeypatch.setattr(lora_chat.cli, "make_parser", lambda: parser)
     assert lora_chat.cli.main([]) == code
     assert "/runs/run-1/questions.jsonl" in capsys.readouterr().err
 

@@ -647,13 +647,13 @@ def test_a_usual_pattern_is_encoded_as_before(base):
 
 
 def test_a_panic_of_a_library_is_one_message(monkeypatch, capsys):
-    from lora_chat import cli
+    from lora_chat.commands import verify
 
     panic = type("PanicException", (BaseException,), {})
 
     def fail(options):
         raise panic("index out of bounds\nstack")
 
-    monkeypatch.setattr(cli, "_COMMANDS", {**cli._COMMANDS, "verify": fail})
+    monkeypatch.setattr(verify, "run", fail)
     assert main(["verify", "x.lorachat"]) == IntegrityError.exit_code
     assert "index out of bounds" in capsys.readouterr().err

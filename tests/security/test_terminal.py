@@ -240,6 +240,7 @@ def test_a_name_without_end_does_not_flood_the_terminal(adapter, call):
 SCRIPT = """
 import atexit, logging, sys, threading, warnings
 from lora_chat import cli
+from lora_chat.commands import recipe
 def bug(options):
     class Broken:
         def __del__(self):
@@ -254,7 +255,7 @@ def bug(options):
     atexit.register(lambda: sys.stderr.write(EVIL))
     error = RuntimeError("x" + EVIL)
     raise error
-cli._COMMANDS["recipe"] = bug
+recipe.run = bug
 sys.exit(cli.main(["recipe", "x", "--verbose"]))
 """
 

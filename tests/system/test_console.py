@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.cli import _COMMANDS
 from lora_chat.commands.parser import make_parser
 from lora_chat.system.console import Highlight, ReplyPrinter, guard_output, print_json, print_result, say
 
@@ -112,7 +111,7 @@ def raise_uncaught(text):
 
 def parse(text):
     with pytest.raises(SystemExit):
-        make_parser(_COMMANDS).parse_args(["plan", "x", text])
+        make_parser().parse_args(["plan", "x", text])
 
 
 WAYS = {

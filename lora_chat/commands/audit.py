@@ -1,0 +1,30 @@
+"""`lora-chat audit`: search the data of a recipe for what should not be trained on."""
+
+import argparse
+from pathlib import Path
+
+from lora_chat.commands.options import RECIPE_HELP, add_settings
+from lora_chat.errors import DataError
+from lora_chat.system.console import print_json, print_result
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `audit`."""
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
+    parser.add_argument(
+        "--to", type=Path, metavar="FILE", help="write the training dialogues to FILE, redacted if the recipe says so"
+    )
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Search the data of a recipe for secrets, personal data, duplicates, leaks and other problems."""
+    from lora_chat.config.load import read_recipe
+
+    recipe = read_recipe(options.recipe, options.set)
+    from lora_chat.pipeline.inspect_data import audit_recipe
+
+    found, refuses = audit_recipe(recipe, options.to, as_json=options.json)
+    print_json(found) if isinstance(found, dict) else print_result(found)
+    if refuses:
+        raise DataError("The recipe refuses these findings: `sft` would stop here.")

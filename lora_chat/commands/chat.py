@@ -1,0 +1,26 @@
+"""`lora-chat chat`: talk to an adapted model or to a base."""
+
+import argparse
+
+from lora_chat.commands.options import ADAPTER_HELP, add_trust, positive_int, read_trust
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `chat`."""
+    parser.add_argument("thing", metavar="RUN|PARCEL|ADAPTER|BASE", help=f"{ADAPTER_HELP}, or a base")
+    parser.add_argument("--system", help="system message (default: the one of training)")
+    parser.add_argument(
+        "--max-new-tokens", type=positive_int, default=256, metavar="N", help="tokens of the longest reply (256)"
+    )
+    parser.add_argument(
+        "--quantization", choices=["4bit", "8bit", "none"], help="default: the one of training; for a base: none"
+    )
+    add_trust(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Talk to the model of a run, a parcel, an adapter or a base."""
+    from lora_chat.pipeline.open_chat import open_chat
+
+    trust = read_trust(options)
+    open_chat(options.thing, options.quantization, options.system, options.max_new_tokens, options.json, trust).run()

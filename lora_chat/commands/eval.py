@@ -1,0 +1,24 @@
+"""`lora-chat eval`: compare base and adapted model again."""
+
+import argparse
+
+from lora_chat.commands.options import ADAPTER_HELP, add_data, add_questions, add_trust, read_trust
+from lora_chat.system.console import print_json
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `eval`."""
+    parser.add_argument("thing", metavar="RUN|PARCEL|ADAPTER", help=ADAPTER_HELP)
+    add_data(parser)
+    add_questions(parser)
+    add_trust(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure a run again on its held-out data, or a run, parcel or adapter on your own dialogues."""
+    from lora_chat.pipeline.evaluate import evaluate_thing
+    from lora_chat.pipeline.held_out import Own
+
+    result = evaluate_thing(options.thing, Own(options.data, options.questions), read_trust(options))
+    if options.json:
+        print_json(result)

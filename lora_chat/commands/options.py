@@ -1,0 +1,94 @@
+"""Options that several commands share, and the types of their values."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_chat.pipeline.open_adapter import Trust
+
+RECIPE_HELP = "a YAML file, such as recipes/quickstart.yaml"
+ADAPTER_HELP = "a run, a parcel, or the folder of an adapter"
+ACCEPT_HELP = "keep a result that fails its parity check; the report says so"
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add `--set`, which changes one setting of a recipe."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change a setting of the recipe; may be repeated",
+    )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add `--data`, the user's own dialogues to measure with."""
+    parser.add_argument(
+        "--data", metavar="FILE", help="your own dialogues to measure with (default: what the run held out)"
+    )
+
+
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Add `--questions`, the user's own questions."""
+    parser.add_argument("--questions", metavar="FILE", help="with --data: your own questions")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which base, chat template and signer the user accepts."""
+    parser.add_argument(
+        "--base", metavar="BASE", help="where the base is: a folder or a hub id; its digest is compared"
+    )
+    parser.add_argument("--force-base", action="store_true", help="use that base although it is another one")
+    add_consent(parser)
+    parser.add_argument(
+        "--signer", type=Path, metavar="KEY", help="refuse a parcel without a signature of this public key"
+    )
+
+
+def add_consent(parser: argparse.ArgumentParser) -> None:
+    """Add the options by which a user accepts what a stranger made."""
+    parser.add_argument(
+        "--accept-template", action="store_true", help="use the chat template that comes with the adapter"
+    )
+    parser.add_argument(
+        "--adopt",
+        action="store_true",
+        help="sign a run of somebody else, or of an older version, as your own, so that it is used without questions",
+    )
+
+
+def read_trust(options: argparse.Namespace) -> "Trust":
+    """Return what the user accepts, from the options that the command has."""
+    from lora_chat.pipeline.open_adapter import Trust
+
+    names = ("base", "force_base", "accept_template", "signer", "adopt")
+    return Trust(**{name: getattr(options, name) for name in names if name in options})
+
+
+def positive_int(text: str) -> int:
+    """Parse an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """Parse an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
+
+
+def blend_weights(text: str) -> list[float]:
+    """Parse numbers below 100 with commas between them."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be numbers with commas between them, such as 0.7,0.3") from None
+    if not all(abs(value) < 100 for value in values):  # also refuses NaN
+        raise argparse.ArgumentTypeError("must be numbers below 100")
+    return values

@@ -1,0 +1,26 @@
+"""`lora-chat pack`: write the parcel of a run."""
+
+import argparse
+from pathlib import Path
+
+from lora_chat.commands.options import add_consent, read_trust
+from lora_chat.system.console import print_json
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `pack`."""
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (NAME.lorachat)")
+    parser.add_argument("--license", metavar="ID", help="SPDX id of the adapter's license, such as CC-BY-4.0")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="sign with this private key (PEM, elliptic curve)")
+    parser.add_argument("--base", metavar="BASE", help="where the base is now: a folder or a hub id")
+    add_consent(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Pack a run into one small file that a receiver can verify: weights, config, model card and receipt."""
+    from lora_chat.pipeline.pack_run import pack_run
+
+    result = pack_run(options.run, options.out, options.license, options.key, read_trust(options))
+    if options.json:
+        print_json(result)

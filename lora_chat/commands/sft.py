@@ -1,0 +1,63 @@
+"""`lora-chat sft`: fine-tune a base on chat dialogues."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from lora_chat.commands.options import RECIPE_HELP, add_settings
+from lora_chat.errors import RecipeError
+from lora_chat.system.console import pasted, print_json, say
+from lora_chat.system.signals import signal_of
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `sft`."""
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN", help="continue an interrupted run (default: the newest)"
+    )
+    parser.add_argument(
+        "--accept-change",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="with --resume: continue although FIELD changed, such as training.epochs",
+    )
+    parser.add_argument(
+        "--adopt", action="store_true", help="with --resume: sign a run that you did not make as your own"
+    )
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Fine-tune a base with the settings of a recipe."""
+    from lora_chat.config.load import read_recipe
+
+    recipe = read_recipe(options.recipe, options.set)
+    if options.accept_change and options.resume is None:
+        raise RecipeError("--accept-change belongs to --resume: only a run that is continued can have changed.")
+    if options.adopt and options.resume is None:
+        raise RecipeError("--adopt belongs to --resume: a new run is your own.")
+    from lora_chat.evaluation.format import result_text
+    from lora_chat.pipeline.fine_tune import fine_tune
+    from lora_chat.pipeline.resume import ResumeRequest
+    from lora_chat.pipeline.run_status import Progress
+
+    typed = ["lora-chat", "sft", options.recipe, *(word for setting in options.set for word in ("--set", setting))]
+    progress = Progress(command=shlex.join(typed))
+    resume = None
+    if options.resume is not None:
+        resume = ResumeRequest(options.resume or None, options.accept_change, options.adopt)
+    try:
+        result = fine_tune(recipe, progress, resume)
+    except KeyboardInterrupt as error:
+        raise progress.stopped(signal_of(error)) from None
+    say(result_text(result))
+    if result.get("forecast"):
+        from lora_chat.pipeline.estimate_history import record_text
+
+        say(record_text(result["forecast"]))
+    if options.json:
+        print_json(result)
+    else:
+        say(f"Talk to it: lora-chat chat {pasted(Path(result['run']))}")

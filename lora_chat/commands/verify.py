@@ -1,0 +1,28 @@
+"""`lora-chat verify`: check a parcel of somebody else."""
+
+import argparse
+
+from lora_chat.commands.options import add_data, add_questions, add_trust, read_trust
+from lora_chat.errors import IntegrityError
+from lora_chat.system.console import print_json, print_result
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `verify`."""
+    parser.add_argument("parcel", metavar="PARCEL", help="a file of `pack` or `pull`")
+    parser.add_argument("--again", action="store_true", help="load the base and repeat the measurements: minutes")
+    add_data(parser)
+    add_questions(parser)
+    add_trust(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Verify a parcel: structure, digests, weights, receipt, signature, and its base if that is here."""
+    from lora_chat.pipeline.held_out import Own
+    from lora_chat.pipeline.verify_parcel import report_text, verify_parcel
+
+    files = Own(options.data, options.questions)
+    report = verify_parcel(options.parcel, files, read_trust(options), again=options.again)
+    print_json(report) if options.json else print_result(report_text(report))
+    if not report["passed"]:
+        raise IntegrityError(f"{options.parcel} is refused.")
