@@ -16,9 +16,9 @@ from lora_chat.config.plan import make_plan
 from lora_chat.config.recipe import Recipe
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
-from lora_chat.runs.checkpoints import verify
+from lora_chat.runs.checkpoints import verify_checkpoint
 from lora_chat.system.hardware import detect_hardware
-from lora_chat.training.callbacks.checkpoint import Committer, Keeping
+from lora_chat.training.callbacks.checkpoint import CheckpointCallback, CheckpointPolicy
 from lora_chat.training.sft import train_sft
 
 
@@ -47,16 +47,16 @@ def main() -> None:
     base = find_base(plan.base)
     model = attach_adapter(load_base_model(base, plan.precision), plan.adapter)
     written, counted, whole = [], [], []
-    stock = Committer.on_save
+    stock = CheckpointCallback.on_save
 
-    def on_save(self: Committer, *args: Any, **kwargs: Any) -> None:
+    def on_save(self: CheckpointCallback, *args: Any, **kwargs: Any) -> None:
         began = time.monotonic()
         stock(self, *args, **kwargs)
         counted.append(time.monotonic() - began)
-        whole.append(self.seconds)
-        written.append(self.seconds - counted[-1])
+        whole.append(self.last_write_seconds)
+        written.append(self.last_write_seconds - counted[-1])
 
-    Committer.on_save = on_save  # type: ignore[method-assign]
+    CheckpointCallback.on_save = on_save  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         train_sft(
@@ -68,12 +68,12 @@ def main() -> None:
             bfloat16=plan.precision.dtype == "bfloat16",
             each_epoch=False,
             metrics=folder / "metrics.jsonl",
-            keeping=Keeping(folder / "checkpoints", plan.checkpoint, {}),
+            checkpoint_policy=CheckpointPolicy(folder / "checkpoints", plan.checkpoint, {}),
         )
         last = max(folder.glob("checkpoints/checkpoint-*"), key=lambda path: path.stat().st_mtime)
         size = sum(path.stat().st_size for path in last.iterdir())
         began = time.monotonic()
-        verify(last)
+        verify_checkpoint(last)
         verified = time.monotonic() - began
     minutes = plan.checkpoint.every_minutes or 5.0
     print(f"\n{size / 1e6:.0f} MB a checkpoint, {len(whole)} checkpoints, every {minutes:g} minutes by default\n")

@@ -8,15 +8,15 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from lora_chat.config.limits import PROVEN_TOKENS
+from lora_chat.config.limits import PARITY_MAX_NEW_TOKENS
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.export.gguf import export_gguf
-from lora_chat.export.parity.llama_cpp_runner import LlamaCppReader
-from lora_chat.export.parity.samples import make_probe, make_probes
+from lora_chat.export.parity.llama_cpp_runner import LlamaCppRunner
+from lora_chat.export.parity.samples import make_parity_sample, select_parity_samples
 from lora_chat.inference.generation import generate_ids
-from lora_chat.pipeline.held_out import Own, find_held_out
-from lora_chat.pipeline.merge_adapters import open_mixture
-from lora_chat.pipeline.open_adapter import Trust
+from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
+from lora_chat.pipeline.merge_adapters import open_blend
+from lora_chat.pipeline.open_adapter import TrustOptions
 
 NEAR = 0.03
 
@@ -27,14 +27,14 @@ def main() -> int:
     parser.add_argument("run")
     parser.add_argument("types", nargs="*", default=["f16", "q8_0", "q4_k_m"])
     options = parser.parse_args()
-    mixture, _, opened = open_mixture([options.run], None, Own(), Trust())
-    held_out = find_held_out(opened, Own())
+    mixture, _, opened = open_blend([options.run], None, EvaluationFiles(), TrustOptions())
+    held_out = prepare_evaluation(opened, EvaluationFiles())
     head = [{"role": "system", "content": opened.system}] if opened.system is not None else []
     probes = []
     for question in held_out.questions:
         chat = [*head, {"role": "user", "content": question.question}]
-        prompt, end = render_ids(mixture.tokenizer, chat, reply_follows=True), mixture.stop_ids[0]
-        probes.append(make_probe([*prompt, end], [-100] * len(prompt) + [end], chat))
+        prompt, end = render_ids(mixture.tokenizer, chat, add_generation_prompt=True), mixture.stop_ids[0]
+        probes.append(make_parity_sample([*prompt, end], [-100] * len(prompt) + [end], chat))
 
     def right(replies: list[list[int]]) -> list[bool]:
         texts = [mixture.tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
@@ -42,7 +42,7 @@ def main() -> int:
 
     pad = int(mixture.tokenizer.pad_token_id)
     prompts = [probe.prompt for probe in probes]
-    meant = generate_ids(mixture.load(), pad, prompts, mixture.stop_ids, PROVEN_TOKENS)
+    meant = generate_ids(mixture.load_adapted_model(), pad, prompts, mixture.stop_ids, PARITY_MAX_NEW_TOKENS)
     expected = right(meant)
     print(f"| {len(probes)} questions | right | replies equal to the adapted model's |\n|---|---|---|")
     print(f"| adapted model | {sum(expected) / len(expected):.1%} | |", flush=True)
@@ -50,11 +50,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / "out"
         folder.mkdir()
-        few = make_probes(held_out.validation, 2)
+        few = select_parity_samples(held_out.validation, 2)
         export_gguf(mixture, few, options.types, folder, "model", lambda _: None, accept=True)
         for kind in options.types:
-            reader = LlamaCppReader(folder / f"model-{kind}.gguf", None, probes, mixture.stop_ids)
-            replies = reader.replies(prompts, mixture.stop_ids, PROVEN_TOKENS)
+            reader = LlamaCppRunner(folder / f"model-{kind}.gguf", None, probes, mixture.stop_ids)
+            replies = reader.replies(prompts, mixture.stop_ids, PARITY_MAX_NEW_TOKENS)
             share = sum(right(replies)) / len(replies)
             same = sum(a == b for a, b in zip(meant, replies, strict=True)) / len(replies)
             print(f"| GGUF {kind} | {share:.1%} | {same:.0%} |", flush=True)

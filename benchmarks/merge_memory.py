@@ -51,9 +51,9 @@ def write_base(folder: Path, layers: int) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from lora_chat.models.bundled import find_embedded
+    from lora_chat.models.bundled import find_bundled_base
 
-    AutoTokenizer.from_pretrained(find_embedded("tiny-random", lambda _: None)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(find_bundled_base("tiny-random", lambda _: None)).save_pretrained(folder)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     config = LlamaConfig(
@@ -76,36 +76,38 @@ def merge_once(folder: Path, mode: str) -> None:
     """Make an adapter without a second model in memory, merge it, print peak and seconds as JSON."""
     import torch
 
-    from lora_chat.config.plan import make_precision
+    from lora_chat.config.plan import plan_precision
     from lora_chat.config.recipe import AdapterSection, BaseSection, QuantizationSection
-    from lora_chat.export.merge import Mixture, merge
-    from lora_chat.export.parity.samples import make_probe
+    from lora_chat.export.merge import AdapterBlend, merge_blend
+    from lora_chat.export.parity.samples import make_parity_sample
     from lora_chat.models.adapter import attach_adapter
     from lora_chat.models.adapter_files import read_adapter, save_adapter
-    from lora_chat.models.base_model import find_base, load_skeleton, load_tokenizer
-    from lora_chat.models.identity import identify
-    from lora_chat.pipeline.open_adapter import find_adapter
+    from lora_chat.models.base_model import find_base, load_meta_model, load_tokenizer
+    from lora_chat.models.identity import compute_identity
+    from lora_chat.pipeline.open_adapter import resolve_adapter
     from lora_chat.system.hardware import detect_hardware
 
     base = find_base(BaseSection(name=str(folder / "base")))
     tokenizer = load_tokenizer(base)
-    model = attach_adapter(load_skeleton(base), AdapterSection(rank=16))
+    model = attach_adapter(load_meta_model(base), AdapterSection(rank=16))
     torch.manual_seed(0)
     # The skeleton's adapter is on the meta device; its weights are given by name.
     for name, parameter in list(model.named_parameters()):
         if parameter.requires_grad:
             owner, _, last = name.rpartition(".")
             setattr(model.get_submodule(owner), last, torch.nn.Parameter(torch.randn(parameter.shape) * 0.05))
-    save_adapter(model, folder / f"adapter-{mode}", identify(base, tokenizer), str(tokenizer.chat_template), "")
+    save_adapter(model, folder / f"adapter-{mode}", compute_identity(base, tokenizer), str(tokenizer.chat_template), "")
     del model
-    precision = make_precision(QuantizationSection.model_validate({"mode": mode}), detect_hardware())
-    found = find_adapter(read_adapter(folder / f"adapter-{mode}"), lambda _: None)
+    precision = plan_precision(QuantizationSection.model_validate({"mode": mode}), detect_hardware())
+    found = resolve_adapter(read_adapter(folder / f"adapter-{mode}"), lambda _: None)
     ids = torch.randint(3, 250, (64,)).tolist()
-    probes = [make_probe(ids, [-100] * 32 + ids[32:])]
+    probes = [make_parity_sample(ids, [-100] * 32 + ids[32:])]
     held = [0]
     threading.Thread(target=watch, args=(held,), daemon=True).start()
     started = time.monotonic()
-    merge(Mixture(((found, 1.0),), precision, (2,)), probes, folder / f"merged-{mode}", lambda _: None, accept=True)
+    merge_blend(
+        AdapterBlend(((found, 1.0),), precision, (2,)), probes, folder / f"merged-{mode}", lambda _: None, accept=True
+    )
     seconds = time.monotonic() - started
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"held": held[0], "resident": resident, "seconds": seconds}))

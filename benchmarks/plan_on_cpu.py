@@ -56,9 +56,9 @@ def random_base(folder: Path, widths: Any) -> Path:
     from transformers import AutoModelForCausalLM
     from transformers.models.llama import LlamaConfig
 
-    from lora_chat.models.bundled import find_embedded
+    from lora_chat.models.bundled import find_bundled_base
 
-    source = find_embedded("smollm2-135m-instruct", print)
+    source = find_bundled_base("smollm2-135m-instruct", print)
     hidden, inner, layers, heads, key_heads = widths
     config = LlamaConfig.from_pretrained(source)
     config.update(

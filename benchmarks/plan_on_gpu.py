@@ -99,24 +99,24 @@ def print_versions() -> None:
     """Device and libraries, as a figure without them says nothing."""
     import torch
 
-    from lora_chat.runs.run_folder import library_versions
+    from lora_chat.runs.run_folder import read_library_versions
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    print(device + "; " + ", ".join(f"{name} {version}" for name, version in library_versions().items()) + "\n")
+    print(device + "; " + ", ".join(f"{name} {version}" for name, version in read_library_versions().items()) + "\n")
 
 
 def write_base(folder: Path, name: str, *, small: bool) -> None:
     """A base of the known one's widths with random weights."""
-    from lora_chat.models.base_config import known_bases
-    from lora_chat.pipeline.machine_benchmark_worker import write_model
+    from lora_chat.models.base_config import read_known_configs
+    from lora_chat.pipeline.machine_benchmark_worker import write_random_model
 
     if (folder / "model.safetensors").is_file():
         return
-    config = dict(known_bases()[CONFIGS[name]])
+    config = dict(read_known_configs()[CONFIGS[name]])
     if small:
         config.update(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
     folder.mkdir(parents=True, exist_ok=True)
-    write_model(config, 2 if small else config["num_hidden_layers"], folder)
+    write_random_model(config, 2 if small else config["num_hidden_layers"], folder)
 
 
 def run(options: argparse.Namespace, setting: Setting) -> Any:
@@ -136,17 +136,17 @@ def train(folder: Path, setting: Setting, *, small: bool) -> None:
 
     from lora_chat.config.plan import make_plan
     from lora_chat.config.recipe import Recipe
-    from lora_chat.data.lengths import DataLengths, Lengths
-    from lora_chat.errors import MemoryShortError
+    from lora_chat.data.lengths import DataLengths, RowLengths
+    from lora_chat.errors import OutOfMemoryError
     from lora_chat.models.adapter import attach_adapter
-    from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer
-    from lora_chat.models.bundled import find_embedded
+    from lora_chat.models.base_model import LocalBase, load_base_model, load_tokenizer
+    from lora_chat.models.bundled import find_bundled_base
     from lora_chat.models.shape import read_shape
-    from lora_chat.pipeline.machine_benchmark_worker import make_rows
-    from lora_chat.planning.device import USABLE
-    from lora_chat.planning.estimate import judge
-    from lora_chat.planning.local_device import survey_machine
-    from lora_chat.planning.settings_search import Choice, Job
+    from lora_chat.pipeline.machine_benchmark_worker import make_random_rows
+    from lora_chat.planning.device import USABLE_MEMORY_FRACTION
+    from lora_chat.planning.estimate import judge_fit
+    from lora_chat.planning.local_device import detect_local_device
+    from lora_chat.planning.settings_search import Candidate, PlanningProblem
     from lora_chat.system.hardware import detect_hardware
     from lora_chat.system.memory_limit import is_out_of_memory
     from lora_chat.training.sft import train_sft
@@ -171,11 +171,11 @@ def train(folder: Path, setting: Setting, *, small: bool) -> None:
     plan = make_plan(recipe, hardware)
     config = json.loads((folder / setting.base / "config.json").read_text(encoding="utf-8"))
     shape = read_shape(config, setting.base)
-    rows = make_rows([tokens] * setting.rows * STEPS, 0.3, shape.vocabulary)
+    rows = make_random_rows([tokens] * setting.rows * STEPS, 0.3, shape.vocab_size)
     counts = np.array([tokens] * len(rows))
-    lengths = Lengths(counts, counts, np.array([row.supervised_tokens for row in rows]))
-    target = survey_machine(hardware).limited_to(round(USABLE * setting.card * GIB))
-    choice = Choice(plan, Job(shape, DataLengths(lengths, lengths, (), 1), target))
+    lengths = RowLengths(counts, counts, np.array([row.supervised_tokens for row in rows]))
+    target = detect_local_device(hardware).with_memory_limit(round(USABLE_MEMORY_FRACTION * setting.card * GIB))
+    choice = Candidate(plan, PlanningProblem(shape, DataLengths(lengths, lengths, (), 1), target))
     phase = next(one for one in choice.phases if one.name == "train")
     gpu = hardware.device == "cuda"
     if gpu:
@@ -183,12 +183,12 @@ def train(folder: Path, setting: Setting, *, small: bool) -> None:
     took = allocated = None
     began = time.monotonic()
     try:
-        base = load_base_model(FoundBase(setting.base, folder / setting.base), plan.precision)
+        base = load_base_model(LocalBase(setting.base, folder / setting.base), plan.precision)
         model = attach_adapter(base, plan.adapter, 0)
         with tempfile.TemporaryDirectory() as run_folder:
             train_sft(
                 model,
-                load_tokenizer(FoundBase("", find_embedded("smollm2-135m-instruct", print_nothing))),
+                load_tokenizer(LocalBase("", find_bundled_base("smollm2-135m-instruct", print_nothing))),
                 rows,
                 [],
                 plan.training,
@@ -198,14 +198,14 @@ def train(folder: Path, setting: Setting, *, small: bool) -> None:
             )
         allocated = torch.cuda.max_memory_allocated() if gpu else 0
         took = torch.cuda.max_memory_reserved() + target.context if gpu else phase.total
-    except (RuntimeError, MemoryShortError) as error:
-        if not isinstance(error, MemoryShortError) and not is_out_of_memory(error):
+    except (RuntimeError, OutOfMemoryError) as error:
+        if not isinstance(error, OutOfMemoryError) and not is_out_of_memory(error):
             raise
     print(
         json.dumps(
             {
                 "planned": phase.total,
-                "verdict": judge(choice.peak, target.free),
+                "verdict": judge_fit(choice.peak, target.free),
                 "reserved": took,
                 "allocated": allocated,
                 "seconds": time.monotonic() - began,

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from lora_chat.config.load import read_recipe
-from lora_chat.pipeline.estimate import forecast_recipe
-from lora_chat.planning.estimate import Forecast
-from lora_chat.planning.format import duration, gib, pieces
+from lora_chat.pipeline.estimate import estimate_recipe
+from lora_chat.planning.estimate import RunEstimate
+from lora_chat.planning.format import format_duration, format_gib, format_micro_batches
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 CARDS = {
@@ -22,9 +22,9 @@ CARDS = {
 BEGIN, END = "<!-- planned: python benchmarks/recipe_plans.py --write -->", "<!-- end of planned -->"
 
 
-def plan(name: str) -> Forecast:
+def plan(name: str) -> RunEstimate:
     """Of a recipe on its card."""
-    return forecast_recipe(read_recipe(RECIPES / f"{name}.yaml"), CARDS[name], None)
+    return estimate_recipe(read_recipe(RECIPES / f"{name}.yaml"), CARDS[name], None)
 
 
 def make_table() -> str:
@@ -34,21 +34,21 @@ def make_table() -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _row(name: str, found: Forecast) -> list[str]:
-    training, total = found.plan.training, found.total_seconds
+def _row(name: str, estimate: RunEstimate) -> list[str]:
+    training, total = estimate.plan.training, estimate.total_time
     assert total is not None
-    assert found.download is not None
+    assert estimate.download_bytes is not None
     checkpointed = training.gradient_checkpointing
     return [
         f"`{name}.yaml`",
-        found.target.name,
-        f"{gib(found.peak)} of {gib(found.target.free)}",
-        found.verdict,
-        found.worst.largest_part,
-        pieces(training).removeprefix("in "),
+        estimate.target.name,
+        f"{format_gib(estimate.peak)} of {format_gib(estimate.target.free)}",
+        estimate.verdict,
+        estimate.worst_phase.largest_part,
+        format_micro_batches(training).removeprefix("in "),
         "all" if checkpointed is True else str(int(checkpointed)),
-        f"{duration(total.low)} to {duration(total.high)}",
-        f"{found.download / 1e9:.1f} GB",
+        f"{format_duration(total.low)} to {format_duration(total.high)}",
+        f"{estimate.download_bytes / 1e9:.1f} GB",
     ]
 
 

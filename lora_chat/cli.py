@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 
 from lora_chat.commands.parser import make_parser
 from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, StoppedError, explain_disk_error
-from lora_chat.system.bounded_call import is_panic, panic_text
-from lora_chat.system.console import guard_output, print_error, say
-from lora_chat.system.environment import check_folders, make_search_paths_absolute
+from lora_chat.system.bounded_call import is_rust_panic, rust_panic_message
+from lora_chat.system.console import filter_output, print_error, print_message
+from lora_chat.system.environment import check_path_variables, make_search_paths_absolute
 from lora_chat.system.hub_code import block_hub_code
-from lora_chat.system.signals import raise_on_signals, signal_of
+from lora_chat.system.signals import raise_on_signals, signal_number
 
 ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -39,24 +39,24 @@ _CHATTY_LIBRARIES = ("bitsandbytes", "transformers", "trl", "peft", "accelerate"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
-    guard_output()
+    filter_output()
     options = make_parser().parse_args(arguments)
     _prepare_environment(verbose=options.verbose)
     execute: Callable[[argparse.Namespace], None] = options.execute
     try:
-        check_folders(os.environ)
+        check_path_variables(os.environ)
         execute(options)
         return 0
     except ConsentError as error:
         words = sys.argv[1:] if arguments is None else arguments
-        say(f"Error: {error.message}\nIf you trust it: {shlex.join(['lora-chat', *words, error.flag])}")
+        print_message(f"Error: {error.message}\nIf you trust it: {shlex.join(['lora-chat', *words, error.flag])}")
         return error.exit_code
     except LoraChatError as error:
         print_error(str(error), label="" if isinstance(error, StoppedError) else "Error: ")
         return error.exit_code
     except KeyboardInterrupt as error:
-        say("Stopped.")
-        return 128 + signal_of(error)
+        print_message("Stopped.")
+        return 128 + signal_number(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -67,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(str(explained))
         return explained.exit_code
     except BaseException as error:
-        if not is_panic(error):
+        if not is_rust_panic(error):
             raise
-        print_error(f"A library failed on a file that is damaged or made to break it: {panic_text(error)}")
+        print_error(f"A library failed on a file that is damaged or made to break it: {rust_panic_message(error)}")
         return IntegrityError.exit_code
 
 
@@ -78,7 +78,9 @@ def _prepare_environment(*, verbose: bool) -> None:
     os.environ.update(ENVIRONMENT)
     block_hub_code()
     if "LD_LIBRARY_PATH" in make_search_paths_absolute(os.environ):  # the loader has read it already
-        say("LD_LIBRARY_PATH has an empty or relative element, so libraries of the working directory are loaded.")
+        print_message(
+            "LD_LIBRARY_PATH has an empty or relative element, so libraries of the working directory are loaded."
+        )
     for name, value in _SMALLER_CACHES.items():
         os.environ.setdefault(name, value)
     raise_on_signals()

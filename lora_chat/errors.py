@@ -32,19 +32,19 @@ class TemplateError(LoraChatError):
     exit_code = 3
 
 
-class SpaceError(LoraChatError):
+class DiskFullError(LoraChatError):
     """No room left where something is to be written."""
 
     exit_code = 4
 
 
-class MemoryShortError(LoraChatError):
+class OutOfMemoryError(LoraChatError):
     """The model or a batch of it does not fit into memory."""
 
     exit_code = 5
 
 
-class NotFiniteError(LoraChatError):
+class NonFiniteError(LoraChatError):
     """Loss, gradient or weights stopped being numbers."""
 
     exit_code = 6
@@ -67,7 +67,7 @@ class ConsentError(IntegrityError):
         return f"{self.message}\nIf you trust it, say so: {self.flag}"
 
 
-class BaseUnavailableError(LoraChatError):
+class UnavailableError(LoraChatError):
     """The base model is neither here nor within reach."""
 
     exit_code = 8
@@ -95,9 +95,9 @@ class StoppedError(LoraChatError):
 
 @contextmanager
 def explain_write_errors(
-    path: str | os.PathLike[str], what: str, needed: int | None = None, after: str = ""
+    path: str | os.PathLike[str], what: str, needed_bytes: int | None = None, fix: str = ""
 ) -> Iterator[None]:
-    """Turn a failed write of `what` (perhaps of `needed` bytes) to `path` into a message that may end with `after`.
+    """Turn a failed write of `what` (perhaps of `needed_bytes` bytes) to `path` into a message that may end with `fix`.
 
     safetensors reports the system's error only as text: https://github.com/huggingface/safetensors
     raises SafetensorError("... (os error 28)"), which is no OSError.
@@ -107,22 +107,22 @@ def explain_write_errors(
     except LoraChatError:
         raise
     except Exception as error:
-        number = _errno(error)
-        if number in _FULL:
-            raise SpaceError(
+        number = _get_errno(error)
+        if number in _DISK_FULL_ERRNOS:
+            raise DiskFullError(
                 f"No space left to write {what}: {path}\n"
-                f"{_room(path, needed)}Nothing was left half written there. "
-                + (after or "Free some space, or choose another place with --set output.directory=DIR.")
+                f"{_format_free_space(path, needed_bytes)}Nothing was left half written there. "
+                + (fix or "Free some space, or choose another place with --set output.directory=DIR.")
             ) from error
-        if number in _DENIED:
+        if number in _NOT_WRITABLE_ERRNOS:
             raise RecipeError(
                 f"Cannot write {what}: {path} ({os.strerror(number or 0)}).\n"
                 "Choose another place with --set output.directory=DIR."
             ) from error
-        if number in _FAILED:
+        if number in _IO_ERROR_ERRNOS:
             raise DiskError(
                 f"The system could not write {what}: {path} ({os.strerror(number or 0)}).\n"
-                + (after or "The disk or its file system may be failing; choose another place.")
+                + (fix or "The disk or its file system may be failing; choose another place.")
             ) from error
         raise
 
@@ -130,9 +130,9 @@ def explain_write_errors(
 def explain_disk_error(error: OSError) -> LoraChatError | None:
     """Return the message for a full or failing disk that no writer has explained, or None for any other error."""
     path = error.filename2 or error.filename or "a file of the program"
-    if error.errno in _FULL:
-        return SpaceError(f"No space left to write: {path}. Free some space, and run the command again.")
-    if error.errno in _FAILED:
+    if error.errno in _DISK_FULL_ERRNOS:
+        return DiskFullError(f"No space left to write: {path}. Free some space, and run the command again.")
+    if error.errno in _IO_ERROR_ERRNOS:
         words = os.strerror(error.errno or 0)
         return DiskError(
             f"The system could not read or write: {path} ({words}).\nThe disk or its file system may be failing."
@@ -140,26 +140,34 @@ def explain_disk_error(error: OSError) -> LoraChatError | None:
     return None
 
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
-_FAILED = {errno.EIO, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.ESTALE}
+_DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_WRITABLE_ERRNOS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+_IO_ERROR_ERRNOS = {errno.EIO, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.ESTALE}
 
 
-def _errno(error: Exception) -> int | None:
+def _get_errno(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
     return int(found[1]) if found else None
 
 
-def _room(path: str | os.PathLike[str], needed: int | None) -> str:
+def _format_free_space(path: str | os.PathLike[str], needed_bytes: int | None) -> str:
     place = Path(path).absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
-    want = f"About {needed / 1e6:.1f} MB are needed, " if needed else ""
+    needed_text = f"About {needed_bytes / 1e6:.1f} MB are needed, " if needed_bytes else ""
     try:
         import shutil
 
-        return f"{want}{shutil.disk_usage(place).free / 1e6:.1f} MB are free. "
+        return f"{needed_text}{shutil.disk_usage(place).free / 1e6:.1f} MB are free. "
     except OSError:
         return ""

@@ -23,9 +23,9 @@ def make_random_base(architecture: str, folder: Path, sharpness: float) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from lora_chat.models.bundled import find_embedded
+    from lora_chat.models.bundled import find_bundled_base
 
-    tokenizer = AutoTokenizer.from_pretrained(find_embedded("tiny-random", print))
+    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("tiny-random", print))
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     if architecture == "gpt2":
         tokenizer.chat_template = None
@@ -107,9 +107,9 @@ def tiny_tokenizer(cache_home):
     """The byte tokenizer of the base tiny-random."""
     from transformers import AutoTokenizer
 
-    from lora_chat.models.bundled import find_embedded
+    from lora_chat.models.bundled import find_bundled_base
 
-    return AutoTokenizer.from_pretrained(find_embedded("tiny-random", print))
+    return AutoTokenizer.from_pretrained(find_bundled_base("tiny-random", print))
 
 
 @pytest.fixture(scope="session")
@@ -131,27 +131,27 @@ def make_adapter(cache_home):
     """A function that saves an adapter whose weights are large enough to matter, not trained; base and precision."""
     import torch
 
-    from lora_chat.config.plan import make_precision
+    from lora_chat.config.plan import plan_precision
     from lora_chat.config.recipe import AdapterSection, BaseSection, QuantizationSection
     from lora_chat.data.encoding.chat_template import install_template
     from lora_chat.models.adapter import attach_adapter
     from lora_chat.models.adapter_files import save_adapter
     from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
-    from lora_chat.models.identity import identify
+    from lora_chat.models.identity import compute_identity
     from lora_chat.system.hardware import Hardware
 
     def make(base_name, folder, mode="none", *, variant="lora", size=0.3, seed=5, targets="all-linear"):
         base = find_base(BaseSection(name=str(base_name)))
         tokenizer = load_tokenizer(base)
         template = install_template(tokenizer)
-        precision = make_precision(QuantizationSection(mode=mode), Hardware("cpu", "test", 0, False, 2))
+        precision = plan_precision(QuantizationSection(mode=mode), Hardware("cpu", "test", 0, False, 2))
         section = AdapterSection(rank=4, variant=variant, target_modules=targets)
         model = attach_adapter(load_base_model(base, precision), section)
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data = torch.randn(parameter.shape, generator=generator) * size
-        save_adapter(model, folder, identify(base, tokenizer), template, "card")
+        save_adapter(model, folder, compute_identity(base, tokenizer), template, "card")
         return base, precision
 
     return make

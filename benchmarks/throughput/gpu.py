@@ -64,16 +64,20 @@ def square_rate() -> float:
 
 def check_attention() -> str:
     """Variable-length attention with a shared prefix against each segment by itself, in one line."""
-    from lora_chat.training.fast_path.attention.cpu import Heads
-    from lora_chat.training.fast_path.attention.gpu import attend_varlen, find_varlen, varlen_gradient
+    from lora_chat.training.fast_path.attention.cpu import HeadConfig
+    from lora_chat.training.fast_path.attention.gpu import (
+        build_varlen_layout,
+        varlen_attention_backward,
+        varlen_attention_forward,
+    )
 
     if not torch.cuda.is_available():
         return "no GPU: not checked"
-    heads, prefix, edges = Heads(8, 2, 64, 0.125, None), 40, (0, 300, 420, 421, 900)
+    heads, prefix, edges = HeadConfig(8, 2, 64, 0.125, None), 40, (0, 300, 420, 421, 900)
     states, above = (torch.randn(900, n, 64, device="cuda", dtype=torch.bfloat16) for n in (12, 8))
     try:
-        mixed, kept = attend_varlen(states, heads, find_varlen(edges, prefix, states.device))
-        gradient = varlen_gradient(above, kept)
+        mixed, kept = varlen_attention_forward(states, heads, build_varlen_layout(edges, prefix, states.device))
+        gradient = varlen_attention_backward(above, kept)
     except (RuntimeError, TypeError) as error:
         return f"failed: {str(error).splitlines()[0]}"
     leaf = states.float().requires_grad_()

@@ -19,11 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 from work_folder import IGNORED, Row, WorkFolder
 
-from lora_chat.config.plan import make_precision
+from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import AdapterSection, QuantizationSection
 from lora_chat.models.adapter import attach_adapter
-from lora_chat.models.base_model import FoundBase, load_base_model
-from lora_chat.models.bundled import find_embedded
+from lora_chat.models.base_model import LocalBase, load_base_model
+from lora_chat.models.bundled import find_bundled_base
 from lora_chat.system.hardware import detect_hardware
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ def make_rows(tokens: int, vocabulary: int) -> list[Row]:
 
 def write_base(folder: Path, shape: dict[str, Any]) -> None:
     """Random weights in bf16, made where that is fast."""
-    tokenizer = AutoTokenizer.from_pretrained(find_embedded("tiny-random", print))
+    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("tiny-random", print))
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     config = AutoConfig.for_model("llama", **shape, **ids, max_position_embeddings=8192)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
@@ -68,8 +68,8 @@ def write_base(folder: Path, shape: dict[str, Any]) -> None:
 
 def write_adapter(work: WorkFolder) -> None:
     """Initial LoRA weights in fp32."""
-    precision = make_precision(QuantizationSection(mode="4bit"), detect_hardware())
-    model = load_base_model(FoundBase(str(work.base), work.base), precision)
+    precision = plan_precision(QuantizationSection(mode="4bit"), detect_hardware())
+    model = load_base_model(LocalBase(str(work.base), work.base), precision)
     adapted = attach_adapter(model, AdapterSection(rank=16, alpha=32), 0)
     adapted.save_pretrained(str(work.adapter), safe_serialization=True, save_embedding_layers=False)
 

@@ -26,7 +26,7 @@ from lora_chat.config.recipe import Recipe  # noqa: E402
 from lora_chat.data.encoding.chat_template import install_template  # noqa: E402
 from lora_chat.data.encoding.encode import EncodedDialogue  # noqa: E402
 from lora_chat.models.adapter import attach_adapter  # noqa: E402
-from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer  # noqa: E402
+from lora_chat.models.base_model import LocalBase, load_base_model, load_tokenizer  # noqa: E402
 from lora_chat.system.hardware import detect_hardware  # noqa: E402
 from lora_chat.training.sft import train_sft  # noqa: E402
 
@@ -54,7 +54,7 @@ def plan_for(work: WorkFolder, steps: int, setting: dict[str, Any]) -> Plan:
     return make_plan(Recipe.model_validate(sections), detect_hardware())
 
 
-def load_model(work: WorkFolder, base: FoundBase, plan: Plan) -> Any:
+def load_model(work: WorkFolder, base: LocalBase, plan: Plan) -> Any:
     """Base in NF4 with the saved initial adapter."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -92,7 +92,7 @@ def check_order(metrics: Path, done: list[StepWork]) -> None:
 def run(work: WorkFolder, steps: int, setting: dict[str, Any]) -> dict[str, Any]:
     """Train and measure."""
     plan = plan_for(work, steps, setting)
-    base = FoundBase(str(work.base), work.base)
+    base = LocalBase(str(work.base), work.base)
     tokenizer = load_tokenizer(base)
     install_template(tokenizer)
     rows = work.read_rows()

@@ -3,7 +3,7 @@
 - auditor: Goes through dialogues once and remembers little of each
 - format: How the findings of an audit look
 - json_strings: The strings inside JSON, each with its key as context
-- masking: What is shown of a finding
+- excerpts: What is shown of a finding
 - redaction: A copy of a dialogue with marks such as `[E-MAIL]` in place of secrets and personal data
 - redactor: Replace secrets and personal data by marks before dialogues are encoded
 - report: What an audit says when all dialogues have been seen

@@ -4,20 +4,20 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_DEEPEST = 100
-_KEY_SHOWN = 100
+_MAX_DEPTH = 100
+_MAX_CONTEXT_CHARACTERS = 100
 """Characters of a key, the last ones, that give its value context; no detector looks further back."""
 
 
-def parse_container(text: str) -> Any:
+def parse_json_container(text: str) -> Any:
     """The object or list that a text is in JSON; None for any other text, and for what is nested very deeply."""
     if text[:1] not in "{[ \n\r\t" or not text.lstrip(" \n\r\t").startswith(("{", "[")):
         return None
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeats)
+        value = json.loads(text, object_pairs_hook=_reject_repeated_keys)
     except (ValueError, RecursionError):
         return None
-    return value if _depth(value) < _DEEPEST else None
+    return value if _depth(value) < _MAX_DEPTH else None
 
 
 def rewrite_strings(value: Any, rewrite: Callable[[str, str], str], context: str = "", levels: int = 3) -> Any:
@@ -32,13 +32,13 @@ def rewrite_strings(value: Any, rewrite: Callable[[str, str], str], context: str
         for key, inner in value.items():
             new = rewrite("", key)
             if new in result:
-                new = _another(new, result, copies)
-            result[new] = rewrite_strings(inner, rewrite, f'"{new[-_KEY_SHOWN:]}": ', levels)
+                new = _unused_key(new, result, copies)
+            result[new] = rewrite_strings(inner, rewrite, f'"{new[-_MAX_CONTEXT_CHARACTERS:]}": ', levels)
         return result
     if isinstance(value, list):
         return [rewrite_strings(inner, rewrite, context, levels) for inner in value]
     if isinstance(value, str):
-        inside = parse_container(value) if levels else None
+        inside = parse_json_container(value) if levels else None
         if inside is None:
             return rewrite(context, value)
         new = rewrite_strings(inside, rewrite, context, levels - 1)
@@ -50,7 +50,7 @@ def rewrite_strings(value: Any, rewrite: Callable[[str, str], str], context: str
     return value if new == text else new
 
 
-def _another(key: str, taken: Mapping[str, Any], copies: dict[str, int]) -> str:
+def _unused_key(key: str, taken: Mapping[str, Any], copies: dict[str, int]) -> str:
     """Return a key that is not taken; `copies` counts what was tried, so that many equal keys stay linear."""
     while True:
         copies[key] = copies.get(key, 1) + 1
@@ -58,7 +58,7 @@ def _another(key: str, taken: Mapping[str, Any], copies: dict[str, int]) -> str:
             return f"{key} {copies[key]}"
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object; raises ValueError for a repeated key, because only its last value would be looked at."""
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -69,7 +69,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _depth(value: Any) -> int:
     """Levels of nesting, counted without recursion."""
     depth, level = 0, [value]
-    while level and depth < _DEEPEST:
+    while level and depth < _MAX_DEPTH:
         depth += 1
         inner = [list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
         level = [item for items in inner for item in items]

@@ -2,29 +2,29 @@
 
 from pathlib import Path
 
-from lora_chat.audit.redaction import redact, redact_text
-from lora_chat.config.audit import Kind
+from lora_chat.audit.redaction import redact_dialogue, redact_text
+from lora_chat.config.audit import FindingKind
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.system.hashing import digest_code
 
-CODE = (Path(__file__).parent, Path(__file__).parents[1] / "config" / "audit.py")
+CODE_PATHS = (Path(__file__).parent, Path(__file__).parents[1] / "config" / "audit.py")
 """All code that decides what an audit finds."""
 
 
 class Redactor:
     """Replaces secrets and personal data by marks before anything is encoded; the files stay as they are."""
 
-    def __init__(self, kinds: frozenset[Kind]) -> None:
+    def __init__(self, kinds: frozenset[FindingKind]) -> None:
         self._kinds = kinds
 
     @property
     def name(self) -> str:
         """What decides the result, for the cache."""
-        return f"{sorted(self._kinds)} {digest_code(*CODE)}"
+        return f"{sorted(self._kinds)} {digest_code(*CODE_PATHS)}"
 
     def dialogue(self, dialogue: Dialogue) -> tuple[Dialogue, int]:
         """A cleaned copy, and how many stretches were replaced."""
-        return redact(dialogue, self._kinds)
+        return redact_dialogue(dialogue, self._kinds)
 
     def text(self, text: str) -> tuple[str, int]:
         """The same of plain text."""

@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_chat.config.audit import KINDS as KINDS
-from lora_chat.config.audit import Kind as Kind
+from lora_chat.config.audit import FindingKind
 
 Split = Literal["train", "validation"]
 
 
 @dataclass(frozen=True)
-class Match:
+class TextMatch:
     """A stretch of a text, as character offsets, and what it is."""
 
-    kind: Kind
+    kind: FindingKind
     detail: str
     """Such as "AWS access key" or "IBAN"."""
     start: int
@@ -26,7 +25,7 @@ class Match:
 class Finding:
     """One thing that may be wrong with the dialogues."""
 
-    kind: Kind
+    kind: FindingKind
     path: str
     """The file."""
     line: int
@@ -40,7 +39,7 @@ class Finding:
     """`path:line` of the dialogue that it repeats."""
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """`path:line`, as compilers write it; the path alone for a whole file."""
         return f"{self.path}:{self.line}" if self.line else self.path
 
@@ -50,22 +49,22 @@ class AuditReport:
     """The result for all dialogues, in training and in validation."""
 
     dialogues: int
-    counts: dict[Kind, int]
+    counts: dict[FindingKind, int]
     """How many findings of each kind there are; kinds without one are left out."""
     findings: tuple[Finding, ...]
     """The first of each kind."""
     shares: dict[str, float]
     """Share of the trained text by file."""
-    refused: tuple[Kind, ...]
+    refused: tuple[FindingKind, ...]
     """The kinds found that the policy refuses."""
-    redacted: tuple[Kind, ...]
+    redacted: tuple[FindingKind, ...]
     """The kinds found that the policy redacts."""
 
     @property
-    def refuses(self) -> bool:
+    def is_refused(self) -> bool:
         """Whether these dialogues should not be trained on."""
         return bool(self.refused)
 
-    def of_kind(self, kind: Kind) -> tuple[Finding, ...]:
+    def findings_of_kind(self, kind: FindingKind) -> tuple[Finding, ...]:
         """The findings shown for one kind."""
         return tuple(finding for finding in self.findings if finding.kind == kind)

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lora_chat.audit.json_strings import parse_container, rewrite_strings
+from lora_chat.audit.json_strings import parse_json_container, rewrite_strings
 from lora_chat.data.dialogue import Dialogue
 
 
-class Piece(NamedTuple):
+class TextField(NamedTuple):
     """A text that is looked at as a whole."""
 
     message: int
@@ -17,33 +17,33 @@ class Piece(NamedTuple):
     """Characters before this one are the JSON key, which only gives the context."""
 
 
-def split_pieces(dialogue: Dialogue) -> list[Piece]:
+def list_text_fields(dialogue: Dialogue) -> list[TextField]:
     """All that is said, thought, handed to tools or told about them; JSON is taken apart into its strings."""
-    pieces: list[Piece] = []
+    pieces: list[TextField] = []
     for number, message in enumerate(dialogue.messages, 1):
-        pieces.extend(_split(number, message.content))
+        pieces.extend(_split_text(number, message.content))
         if message.reasoning is not None:
-            pieces.extend(_split(number, message.reasoning))
+            pieces.extend(_split_text(number, message.reasoning))
         for call in message.tool_calls:
-            pieces.extend(_split(number, call.arguments))
-            pieces.append(Piece(number, call.name))
+            pieces.extend(_split_text(number, call.arguments))
+            pieces.append(TextField(number, call.name))
             if call.id:
-                pieces.append(Piece(number, call.id))
-        pieces.extend(Piece(number, name) for name in (message.name, message.tool_call_id) if name)
+                pieces.append(TextField(number, call.id))
+        pieces.extend(TextField(number, name) for name in (message.name, message.tool_call_id) if name)
     if dialogue.tools:
-        pieces.extend(_split(0, dialogue.tools))
+        pieces.extend(_split_text(0, dialogue.tools))
     return pieces
 
 
-def _split(number: int, text: str) -> Iterator[Piece]:
-    value = parse_container(text)
+def _split_text(number: int, text: str) -> Iterator[TextField]:
+    value = parse_json_container(text)
     if value is None:
-        yield Piece(number, text)
+        yield TextField(number, text)
         return
-    found: list[Piece] = []
+    found: list[TextField] = []
 
     def note(context: str, leaf: str) -> str:
-        found.append(Piece(number, context + leaf, len(context)))
+        found.append(TextField(number, context + leaf, len(context)))
         return leaf
 
     rewrite_strings(value, note)

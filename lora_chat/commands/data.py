@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.config.load import read_recipe
 
     recipe = read_recipe(options.recipe, options.set)
-    from lora_chat.pipeline.inspect_data import look_at_data
+    from lora_chat.pipeline.inspect_data import inspect_data
 
-    found = look_at_data(recipe, options.show, as_json=options.json)
+    found = inspect_data(recipe, options.show, as_json=options.json)
     print_json(found) if isinstance(found, dict) else print_result(found)

@@ -16,9 +16,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure a run again on its held-out data, or a run, parcel or adapter on your own dialogues."""
-    from lora_chat.pipeline.evaluate import evaluate_thing
-    from lora_chat.pipeline.held_out import Own
+    from lora_chat.pipeline.evaluate import evaluate_adapter
+    from lora_chat.pipeline.held_out import EvaluationFiles
 
-    result = evaluate_thing(options.thing, Own(options.data, options.questions), read_trust(options))
+    result = evaluate_adapter(options.thing, EvaluationFiles(options.data, options.questions), read_trust(options))
     if options.json:
         print_json(result)

@@ -32,10 +32,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write an adapter, merged or alone, for other programs, and check each file with its real reader."""
-    from lora_chat.pipeline.export_adapter import export_thing
-    from lora_chat.pipeline.held_out import Own
+    from lora_chat.pipeline.export_adapter import export_adapter
+    from lora_chat.pipeline.held_out import EvaluationFiles
 
-    files, trust = Own(options.data), read_trust(options)
-    result = export_thing(options.thing, options.to, options.type, options.out, files, trust, accept=options.accept)
+    files, trust = EvaluationFiles(options.data), read_trust(options)
+    result = export_adapter(options.thing, options.to, options.type, options.out, files, trust, accept=options.accept)
     if options.json:
         print_json(result)

@@ -32,14 +32,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Merge one or several adapters into a 16-bit model and check it against the adapted model."""
-    from lora_chat.pipeline.held_out import Own
-    from lora_chat.pipeline.merge_adapters import merge_things
+    from lora_chat.pipeline.held_out import EvaluationFiles
+    from lora_chat.pipeline.merge_adapters import merge_adapters
 
-    result = merge_things(
+    result = merge_adapters(
         options.thing,
         options.weights,
         Path(options.to),
-        Own(options.data),
+        EvaluationFiles(options.data),
         read_trust(options),
         original=options.into == "original",
         accept=options.accept,

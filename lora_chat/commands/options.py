@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lora_chat.pipeline.open_adapter import Trust
+    from lora_chat.pipeline.open_adapter import TrustOptions
 
 RECIPE_HELP = "a YAML file, such as recipes/quickstart.yaml"
 ADAPTER_HELP = "a run, a parcel, or the folder of an adapter"
@@ -59,12 +59,12 @@ def add_consent(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_trust(options: argparse.Namespace) -> "Trust":
+def read_trust(options: argparse.Namespace) -> "TrustOptions":
     """Return what the user accepts, from the options that the command has."""
-    from lora_chat.pipeline.open_adapter import Trust
+    from lora_chat.pipeline.open_adapter import TrustOptions
 
     names = ("base", "force_base", "accept_template", "signer", "adopt")
-    return Trust(**{name: getattr(options, name) for name in names if name in options})
+    return TrustOptions(**{name: getattr(options, name) for name in names if name in options})
 
 
 def positive_int(text: str) -> int:

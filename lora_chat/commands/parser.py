@@ -18,7 +18,7 @@ import lora_chat.commands.recipe as recipe
 import lora_chat.commands.sft as sft
 import lora_chat.commands.verify as verify
 from lora_chat import __version__
-from lora_chat.system.console import print_result, say
+from lora_chat.system.console import print_message, print_result
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         if message and file is sys.stdout:
             print_result(message, end="")
         elif message:
-            say(message.rstrip("\n"))
+            print_message(message.rstrip("\n"))
 
 
 def make_parser() -> argparse.ArgumentParser:

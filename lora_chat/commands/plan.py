@@ -22,18 +22,18 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.config.load import read_recipe
 
     if options.history:
-        from lora_chat.pipeline.estimate_history import history_text, read_history
-        from lora_chat.system.user_path import user_path
+        from lora_chat.pipeline.estimate_history import format_history, read_history
+        from lora_chat.system.user_path import expand_user_path
 
         folder = read_recipe(options.recipe, options.set).output.directory if options.recipe else "runs"
-        records = read_history(user_path(folder, "output.directory: "))
-        print_json(records) if options.json else print_result(history_text(records))
+        records = read_history(expand_user_path(folder, "output.directory: "))
+        print_json(records) if options.json else print_result(format_history(records))
         return
     if options.recipe is None:
         raise RecipeError("No recipe is given. Fix: lora-chat plan recipes/quickstart.yaml")
     recipe = read_recipe(options.recipe, options.set)
-    from lora_chat.pipeline.estimate import forecast_recipe
-    from lora_chat.planning.format import whole_forecast
+    from lora_chat.pipeline.estimate import estimate_recipe
+    from lora_chat.planning.format import format_estimate
 
-    found = forecast_recipe(recipe, options.gpu, options.memory)
-    print_json(found.as_dict()) if options.json else print_result(whole_forecast(found))
+    found = estimate_recipe(recipe, options.gpu, options.memory)
+    print_json(found.as_dict()) if options.json else print_result(format_estimate(found))

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.recipe is None:
         raise RecipeError("No recipe is given. Fix: lora-chat recipe recipes/quickstart.yaml")
-    from lora_chat.config.load import read_recipe, recipe_as_yaml
+    from lora_chat.config.load import format_recipe_yaml, read_recipe
 
     found = read_recipe(options.recipe, options.set)
-    print_json(found.model_dump(mode="json")) if options.json else print_result(recipe_as_yaml(found), end="")
+    print_json(found.model_dump(mode="json")) if options.json else print_result(format_recipe_yaml(found), end="")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lora_chat.commands.options import RECIPE_HELP, add_settings
 from lora_chat.errors import RecipeError
-from lora_chat.system.console import pasted, print_json, say
-from lora_chat.system.signals import signal_of
+from lora_chat.system.console import print_json, print_message, quote_path
+from lora_chat.system.signals import signal_number
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -38,26 +38,26 @@ def run(options: argparse.Namespace) -> None:
         raise RecipeError("--accept-change belongs to --resume: only a run that is continued can have changed.")
     if options.adopt and options.resume is None:
         raise RecipeError("--adopt belongs to --resume: a new run is your own.")
-    from lora_chat.evaluation.format import result_text
+    from lora_chat.evaluation.format import format_result
     from lora_chat.pipeline.fine_tune import fine_tune
     from lora_chat.pipeline.resume import ResumeRequest
-    from lora_chat.pipeline.run_status import Progress
+    from lora_chat.pipeline.run_status import RunProgress
 
     typed = ["lora-chat", "sft", options.recipe, *(word for setting in options.set for word in ("--set", setting))]
-    progress = Progress(command=shlex.join(typed))
+    progress = RunProgress(command=shlex.join(typed))
     resume = None
     if options.resume is not None:
         resume = ResumeRequest(options.resume or None, options.accept_change, options.adopt)
     try:
         result = fine_tune(recipe, progress, resume)
     except KeyboardInterrupt as error:
-        raise progress.stopped(signal_of(error)) from None
-    say(result_text(result))
+        raise progress.stopped(signal_number(error)) from None
+    print_message(format_result(result))
     if result.get("forecast"):
-        from lora_chat.pipeline.estimate_history import record_text
+        from lora_chat.pipeline.estimate_history import format_record
 
-        say(record_text(result["forecast"]))
+        print_message(format_record(result["forecast"]))
     if options.json:
         print_json(result)
     else:
-        say(f"Talk to it: lora-chat chat {pasted(Path(result['run']))}")
+        print_message(f"Talk to it: lora-chat chat {quote_path(Path(result['run']))}")

@@ -18,11 +18,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Verify a parcel: structure, digests, weights, receipt, signature, and its base if that is here."""
-    from lora_chat.pipeline.held_out import Own
-    from lora_chat.pipeline.verify_parcel import report_text, verify_parcel
+    from lora_chat.pipeline.held_out import EvaluationFiles
+    from lora_chat.pipeline.verify_parcel import format_verification, verify_parcel
 
-    files = Own(options.data, options.questions)
+    files = EvaluationFiles(options.data, options.questions)
     report = verify_parcel(options.parcel, files, read_trust(options), again=options.again)
-    print_json(report) if options.json else print_result(report_text(report))
+    print_json(report) if options.json else print_result(format_verification(report))
     if not report["passed"]:
         raise IntegrityError(f"{options.parcel} is refused.")

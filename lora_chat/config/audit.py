@@ -2,9 +2,9 @@
 
 from typing import Literal, get_args
 
-from lora_chat.config.base import Section
+from lora_chat.config.base import StrictModel
 
-Kind = Literal[
+FindingKind = Literal[
     "secret",
     "possible_secret",
     "personal_data",
@@ -20,12 +20,12 @@ Kind = Literal[
     "repeated_reply",
     "imbalance",
 ]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+FINDING_KINDS: tuple[FindingKind, ...] = get_args(FindingKind)
 Action = Literal["ignore", "warn", "refuse"]
 RedactableAction = Literal["ignore", "warn", "refuse", "redact"]
 
 
-class AuditSection(Section):
+class AuditSection(StrictModel):
     """What to do about each thing an audit finds: `ignore` it, `warn`, `refuse` to train, or `redact` it in a copy."""
 
     secret: RedactableAction = "refuse"  # noqa: S105
@@ -57,17 +57,17 @@ class AuditSection(Section):
     imbalance: Action = "warn"
     """One of several files that gives nearly all the text to be learned."""
 
-    def action(self, kind: Kind) -> RedactableAction:
+    def action(self, kind: FindingKind) -> RedactableAction:
         """What to do about this kind of finding."""
         value: RedactableAction = getattr(self, kind)
         return value
 
     @property
-    def redactable(self) -> tuple[Kind, ...]:
+    def redactable_kinds(self) -> tuple[FindingKind, ...]:
         """The kinds that can be replaced by marks."""
         return ("secret", "possible_secret", "personal_data")
 
     @property
-    def redacted(self) -> frozenset[Kind]:
+    def redacted(self) -> frozenset[FindingKind]:
         """The kinds that are replaced by marks in a cleaned copy."""
-        return frozenset(kind for kind in KINDS if self.action(kind) == "redact")
+        return frozenset(kind for kind in FINDING_KINDS if self.action(kind) == "redact")

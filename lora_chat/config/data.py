@@ -4,23 +4,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lora_chat.config.base import Section, Seed, Text
+from lora_chat.config.base import NonEmptyStr, Seed, StrictModel
 
 
-class ColumnsSection(Section):
+class ColumnsSection(StrictModel):
     """Which columns of a table, or keys of an object, hold a question and its answer, or a text."""
 
-    user: Text | None = None
+    user: NonEmptyStr | None = None
     """What is asked."""
-    assistant: Text | None = None
+    assistant: NonEmptyStr | None = None
     """What is answered."""
-    system: Text | None = None
+    system: NonEmptyStr | None = None
     """What the assistant is told beforehand."""
-    text: Text | None = None
+    text: NonEmptyStr | None = None
     """Plain text to go on with, instead of question and answer."""
 
     @model_validator(mode="after")
-    def _one_use(self) -> "ColumnsSection":
+    def _check_columns(self) -> "ColumnsSection":
         if self.text is None and (self.user is None or self.assistant is None):
             raise ValueError("name `user` and `assistant`, or `text`")
         if self.text is not None and (self.user or self.assistant or self.system):
@@ -30,23 +30,23 @@ class ColumnsSection(Section):
 
 DataFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "columns", "text"]
 Turns = Literal["all", "last"]
-TEMPLATE_NAMES = ("plain", "chatml")
+BUNDLED_TEMPLATES = ("plain", "chatml")
 """Chat templates of our own."""
-Paths = Text | Annotated[tuple[Text, ...], Field(min_length=1)]
+Paths = NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)]
 
 
-class SourceSection(Section):
+class SourceSection(StrictModel):
     """One of several sources, with settings of its own."""
 
     path: Paths | None = None
     """A file, a folder, a glob, or a list of these."""
-    hub: Text | None = None
+    hub: NonEmptyStr | None = None
     """Instead of a path: a data set of the hub, such as `HuggingFaceH4/ultrachat_200k`."""
-    subset: Text | None = None
+    subset: NonEmptyStr | None = None
     """Which part of a data set on the hub that has several, as its page calls it."""
-    split: Text = "train"
+    split: NonEmptyStr = "train"
     """Which split of a data set on the hub."""
-    revision: Text | None = None
+    revision: NonEmptyStr | None = None
     """Branch, tag or commit on the hub; a commit makes the run repeatable."""
     format: DataFormat | None = None
     """The format of its rows; by default `data.format`."""
@@ -58,16 +58,16 @@ class SourceSection(Section):
     """How often each of its dialogues is seen in an epoch: 2 is twice, 0.25 is a quarter of them, chosen by seed."""
 
     @model_validator(mode="after")
-    def _one_place(self) -> "SourceSection":
+    def _check_location(self) -> "SourceSection":
         if (self.path is None) == (self.hub is None):
             raise ValueError("name either `path` or `hub`")
         return self
 
 
-Sources = Text | SourceSection | Annotated[tuple[Text | SourceSection, ...], Field(min_length=1)]
+Sources = NonEmptyStr | SourceSection | Annotated[tuple[NonEmptyStr | SourceSection, ...], Field(min_length=1)]
 
 
-class DataSection(Section):
+class DataSection(StrictModel):
     """The dialogues. Relative paths start at the recipe's folder."""
 
     train: Sources
@@ -95,7 +95,7 @@ class DataSection(Section):
     all is counted."""
     skip_bad: Annotated[int, Field(ge=0)] = 0
     """How many faulty lines may be left out before the data is refused."""
-    template: Text | None = None
+    template: NonEmptyStr | None = None
     """Instead of the base's own chat template: `plain`, `chatml`, or a file of Jinja beside the recipe."""
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     """Processes that read and encode."""
@@ -103,23 +103,23 @@ class DataSection(Section):
     @property
     def train_sources(self) -> tuple[SourceSection, ...]:
         """Every source of training dialogues with all that is set for it."""
-        return self._resolved(self.train)
+        return self._resolve_sources(self.train)
 
     @property
     def validation_sources(self) -> tuple[SourceSection, ...]:
         """The same of validation dialogues; none if they are held out."""
-        return self._resolved(self.validation) if self.validation else ()
+        return self._resolve_sources(self.validation) if self.validation else ()
 
-    def _resolved(self, given: Sources) -> tuple[SourceSection, ...]:
-        return tuple(self._with_defaults(one) for one in (given if isinstance(given, tuple) else (given,)))
+    def _resolve_sources(self, sources: Sources) -> tuple[SourceSection, ...]:
+        return tuple(self._with_defaults(one) for one in (sources if isinstance(sources, tuple) else (sources,)))
 
-    def _with_defaults(self, given: Text | SourceSection) -> SourceSection:
-        source = SourceSection(path=given) if isinstance(given, str) else given
-        own = source.format or source.columns
+    def _with_defaults(self, source_or_path: NonEmptyStr | SourceSection) -> SourceSection:
+        source = SourceSection(path=source_or_path) if isinstance(source_or_path, str) else source_or_path
+        has_own_format = source.format or source.columns
         return source.model_copy(
             update={
-                "format": source.format if own else self.format,
-                "columns": source.columns if own else self.columns,
+                "format": source.format if has_own_format else self.format,
+                "columns": source.columns if has_own_format else self.columns,
                 "turns": source.turns or self.turns,
             }
         )

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from lora_chat.config.audit import AuditSection
-from lora_chat.config.base import Section
+from lora_chat.config.base import StrictModel
 from lora_chat.config.data import DataSection
 from lora_chat.config.recipe import (
     AdapterSection,
@@ -18,13 +18,13 @@ from lora_chat.config.recipe import (
 from lora_chat.errors import RecipeError
 from lora_chat.system.hardware import Hardware
 
-_TOKENS_AT_ONCE = 2048
+_DEFAULT_MICRO_BATCH_TOKENS = 2048
 """Enough for products at full speed on two cores; more only takes memory (benchmarks/LOG.md)."""
 
 Dtype = Literal["bfloat16", "float32"]
 
 
-class PrecisionPlan(Section):
+class PrecisionPlan(StrictModel):
     """How the frozen base is held and computed with."""
 
     device: Literal["cuda", "cpu"]
@@ -48,7 +48,7 @@ class TrainingPlan(TrainingSection):
     """Dialogues of a micro-batch stand in one row, instead of padded side by side; layers are fused."""
 
 
-class Plan(Section):
+class Plan(StrictModel):
     """What was decided for one run."""
 
     base: BaseSection
@@ -69,7 +69,7 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     check_target_modules(recipe.adapter)
     return Plan(
         base=recipe.base,
-        precision=make_precision(recipe.quantization, hardware),
+        precision=plan_precision(recipe.quantization, hardware),
         adapter=recipe.adapter,
         data=recipe.data,
         audit=recipe.audit,
@@ -77,11 +77,11 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
         checkpoint=recipe.checkpoint,
         evaluation=recipe.evaluation,
         output=recipe.output,
-        open_settings=_open_settings(recipe.training),
+        open_settings=_list_auto_settings(recipe.training),
     )
 
 
-def _open_settings(training: TrainingSection) -> tuple[str, ...]:
+def _list_auto_settings(training: TrainingSection) -> tuple[str, ...]:
     """A size of micro-batches that is given in one unit is not chosen in the other."""
     names = ["gradient_checkpointing", "optimizer"]
     if training.micro_batch_size == "auto":
@@ -89,7 +89,7 @@ def _open_settings(training: TrainingSection) -> tuple[str, ...]:
     return tuple(name for name in names if getattr(training, name) == "auto")
 
 
-def make_precision(quantization: QuantizationSection, hardware: Hardware) -> PrecisionPlan:
+def plan_precision(quantization: QuantizationSection, hardware: Hardware) -> PrecisionPlan:
     """bf16 where the processor has it, fp32 elsewhere."""
     return PrecisionPlan(
         device=hardware.device,
@@ -108,33 +108,34 @@ def check_target_modules(adapter: AdapterSection) -> None:
         )
 
 
-def _plan_tokens(training: TrainingSection) -> int | None:
+def _plan_micro_batch_tokens(training: TrainingSection) -> int | None:
     if training.micro_batch_tokens != "auto":
         return training.micro_batch_tokens
-    return _TOKENS_AT_ONCE if training.micro_batch_size == "auto" else None
+    return _DEFAULT_MICRO_BATCH_TOKENS if training.micro_batch_size == "auto" else None
 
 
 def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPlan:
-    whole = training.effective_batch_size
+    effective_batch_size = training.effective_batch_size
     if training.micro_batch_size == "auto":
         # Of padded rows. On a GPU 4 rows of 1,024 tokens fit beside an 8B base in 4 bits.
         limit = 8 if hardware.device == "cpu" else 4
-        micro = max(n for n in range(1, limit + 1) if whole % n == 0)
+        micro_batch_size = max(n for n in range(1, limit + 1) if effective_batch_size % n == 0)
     else:
-        micro = training.micro_batch_size
-    if whole % micro:
-        fitting = [n for n in range(1, min(whole, 1000) + 1) if whole % n == 0]
+        micro_batch_size = training.micro_batch_size
+    if effective_batch_size % micro_batch_size:
+        divisors = [n for n in range(1, min(effective_batch_size, 1000) + 1) if effective_batch_size % n == 0]
         raise RecipeError(
-            f"training.micro_batch_size: {micro} does not divide training.effective_batch_size, {whole}. "
-            f"Choose one of {', '.join(map(str, fitting))}."
+            f"training.micro_batch_size: {micro_batch_size} does not divide training.effective_batch_size, "
+            f"{effective_batch_size}. "
+            f"Choose one of {', '.join(map(str, divisors))}."
         )
     checkpointing = training.gradient_checkpointing
-    decided: dict[str, Any] = {
-        "micro_batch_size": micro,
-        "micro_batch_tokens": _plan_tokens(training),
-        "gradient_accumulation_steps": whole // micro,
+    resolved: dict[str, Any] = {
+        "micro_batch_size": micro_batch_size,
+        "micro_batch_tokens": _plan_micro_batch_tokens(training),
+        "gradient_accumulation_steps": effective_batch_size // micro_batch_size,
         "optimizer": "adamw" if training.optimizer == "auto" else training.optimizer,
         "gradient_checkpointing": hardware.device == "cuda" if checkpointing == "auto" else checkpointing,
         "fast_path": hardware.device == "cpu" if training.fast_path == "auto" else training.fast_path,
     }
-    return TrainingPlan(**(training.model_dump() | decided))
+    return TrainingPlan(**(training.model_dump() | resolved))

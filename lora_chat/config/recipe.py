@@ -8,27 +8,27 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from typing_extensions import Self
 
 from lora_chat.config.audit import AuditSection
-from lora_chat.config.base import Section, Seed, Text
+from lora_chat.config.base import NonEmptyStr, Seed, StrictModel
 from lora_chat.config.data import DataSection
 from lora_chat.config.sizes import SIZE_PATTERN
 
-_LEAST_SCALE, _MOST_SCALE = 1e-4, 4096.0
+_MIN_SCALE, _MAX_SCALE = 1e-4, 4096.0
 """Below, an adapter does nothing; above, what it adds is beyond the numbers of 16 bits."""
-_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_WINDOWS_DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 """Run folders are called NAME-1, which is none; names stand alone in parcels and exports."""
 
 
-class BaseSection(Section):
+class BaseSection(StrictModel):
     """The pretrained model to start from."""
 
-    name: Text = "smollm2-135m-instruct"
+    name: NonEmptyStr = "smollm2-135m-instruct"
     """`smollm2-135m-instruct` (embedded), `tiny-random` (two random layers, for trying things out),
     a folder in Hugging Face layout, or a hub id such as `Qwen/Qwen2.5-0.5B-Instruct`."""
-    revision: Text | None = None
+    revision: NonEmptyStr | None = None
     """Branch, tag or commit of a hub id; a commit makes the run repeatable."""
 
 
-class QuantizationSection(Section):
+class QuantizationSection(StrictModel):
     """Precision of the frozen base."""
 
     mode: Literal["4bit", "8bit", "none"] = "4bit"
@@ -37,7 +37,7 @@ class QuantizationSection(Section):
     """4bit only: quantise the scales too, 0.37 bits a weight less (QLoRA, section 3)."""
 
 
-class AdapterSection(Section):
+class AdapterSection(StrictModel):
     """The LoRA weights that are trained."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -46,7 +46,7 @@ class AdapterSection(Section):
     """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapter's inputs dropped in training."""
-    target_modules: Literal["all-linear"] | Annotated[tuple[Text, ...], Field(min_length=1)] = "all-linear"
+    target_modules: Literal["all-linear"] | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)] = "all-linear"
     """`all-linear`, or a list of layer names as the model spells them, such as [q_proj, v_proj]."""
     variant: Literal["lora", "rslora", "dora"] = "lora"
     """`lora`, `rslora` (arXiv 2312.03732, for high ranks) or `dora` (arXiv 2402.09353, slower)."""
@@ -57,16 +57,16 @@ class AdapterSection(Section):
         return self.alpha / (math.sqrt(self.rank) if self.variant == "rslora" else self.rank)
 
     @model_validator(mode="after")
-    def _has_a_usable_scale(self) -> Self:
-        if not _LEAST_SCALE <= self.scale <= _MOST_SCALE:
+    def _check_scale(self) -> Self:
+        if not _MIN_SCALE <= self.scale <= _MAX_SCALE:
             raise ValueError(
                 f"alpha = {self.alpha:g} with rank = {self.rank} scales the update by {self.scale:g}; "
-                f"from {_LEAST_SCALE:g} to {_MOST_SCALE:g} are allowed"
+                f"from {_MIN_SCALE:g} to {_MAX_SCALE:g} are allowed"
             )
         return self
 
 
-class TrainingSection(Section):
+class TrainingSection(StrictModel):
     """Supervised fine-tuning; the loss is on assistant turns only."""
 
     epochs: Annotated[float, Field(gt=0, le=1e6)] = 3.0
@@ -109,7 +109,7 @@ class TrainingSection(Section):
     """Decides initial LoRA weights, dropout and the order of dialogues."""
 
 
-class CheckpointSection(Section):
+class CheckpointSection(StrictModel):
     """Whole copies of a run under way, from which it goes on after a crash; one at the end of every epoch too."""
 
     every_minutes: Annotated[float, Field(gt=0)] | None = 5.0
@@ -120,7 +120,7 @@ class CheckpointSection(Section):
     """How many of the newest stay."""
 
 
-class EvaluationSection(Section):
+class EvaluationSection(StrictModel):
     """What is measured, base against adapted."""
 
     each_epoch: bool = False
@@ -129,14 +129,14 @@ class EvaluationSection(Section):
     """Held-out prompts that both answer, printed side by side."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     """Longest reply in a comparison, in tokens."""
-    questions: Text | None = None
+    questions: NonEmptyStr | None = None
     """JSON lines of `question` and `accept`: strings of which one must occur in a right answer."""
 
 
-class OutputSection(Section):
+class OutputSection(StrictModel):
     """Where the run is written."""
 
-    directory: Text = "runs"
+    directory: NonEmptyStr = "runs"
     """Folder of run folders; a relative one starts at the working directory."""
     name: Annotated[str, StringConstraints(pattern=r"^[^\W_][\w.-]*$", max_length=200)] | None = None
     """First part of the run folder's name; the recipe's file name if not given."""
@@ -145,13 +145,13 @@ class OutputSection(Section):
 
     @field_validator("name")
     @classmethod
-    def _is_no_device(cls, name: str | None) -> str | None:
-        if name and _DEVICE.fullmatch(name):
+    def _check_name(cls, name: str | None) -> str | None:
+        if name and _WINDOWS_DEVICE_NAME.fullmatch(name):
             raise ValueError("on Windows this is the name of a device")
         return name
 
 
-class Recipe(Section):
+class Recipe(StrictModel):
     """All that a fine-tuning run is asked to do."""
 
     base: BaseSection = BaseSection()

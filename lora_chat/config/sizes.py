@@ -11,7 +11,7 @@ SIZE_PATTERN = r"^(auto|unlimited|\d{1,9}(\.\d{1,9})? ?([Gg]([Ii]?[Bb])?|[Mm]([I
 """Of `training.memory`."""
 
 
-_UNITS = {"gib": 2**30, "g": 2**30, "gb": 10**9, "mib": 2**20, "m": 2**20, "mb": 10**6}
+_UNIT_BYTES = {"gib": 2**30, "g": 2**30, "gb": 10**9, "mib": 2**20, "m": 2**20, "mb": 10**6}
 
 
 def parse_size(text: str, where: str) -> int:
@@ -19,4 +19,4 @@ def parse_size(text: str, where: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match or not float(match[1]):
         raise RecipeError(f"{where}: {text} is no size. Write it as 12GiB, 12GB or 800MiB.")
-    return round(float(match[1]) * _UNITS[match[2].lower()])
+    return round(float(match[1]) * _UNIT_BYTES[match[2].lower()])

@@ -90,10 +90,12 @@ class Dialogue:
 
     @property
     def last_turn_only(self) -> "Dialogue":
-        """The same with loss on its last reply alone; raises NotADialogue if that one is not to be trained."""
+        """The same with loss on its last reply alone; raises InvalidDialogueError if that one is not to be trained."""
         last = max(i for i, message in enumerate(self.messages) if message.role == "assistant")
         if not self.messages[last].trained:
-            raise NotADialogue("has a last reply that is not to be trained, and only the last ones are (turns: last)")
+            raise InvalidDialogueError(
+                "has a last reply that is not to be trained, and only the last ones are (turns: last)"
+            )
         messages = (replace(m, trained=m.trained and i == last) for i, m in enumerate(self.messages))
         return replace(self, messages=tuple(messages))
 
@@ -110,41 +112,41 @@ class Document:
     text: str
     line: int = 0
     path: str = ""
-    begins: bool = True
+    is_first_piece: bool = True
     """Whether the text begins with this piece."""
-    goes_on: bool = False
+    has_next_piece: bool = False
     """Whether the next piece belongs to the same text, so that no end stands between them."""
     lines: int = 1
     """How many lines of its file it covers."""
 
 
-class NotADialogue(ValueError):
+class InvalidDialogueError(ValueError):
     """The reason why something is not a dialogue; the reader adds file and line."""
 
-    about: Any = None
+    faulty_entry: Any = None
     """The part of it that is at fault, if it is one."""
 
 
-def check_order(messages: Sequence[Message]) -> None:
-    """Raise NotADialogue unless user and assistant take turns and something can be learned."""
+def check_role_order(messages: Sequence[Message]) -> None:
+    """Raise InvalidDialogueError unless user and assistant take turns and something can be learned."""
     roles = [message.role for message in messages]
     if "assistant" not in roles:
-        raise NotADialogue("has no assistant message: nothing in it could be learned")
+        raise InvalidDialogueError("has no assistant message: nothing in it could be learned")
     expected: tuple[str, ...] = ("user",)
     for number, message in enumerate(messages, 1):
         if number == 1 and message.role == "system":
             continue
         if message.role not in expected:
-            raise NotADialogue(
+            raise InvalidDialogueError(
                 f"message {number} is from {message.role} where {' or '.join(expected)} should speak "
                 "(an optional system message, then user and assistant in turn)"
             )
         expected = _next_roles(message)
     if roles[-1] != "assistant":
         speaker = "the user" if roles[-1] == "user" else "a tool"
-        raise NotADialogue(f"ends with {speaker}; the last message must be the assistant's")
+        raise InvalidDialogueError(f"ends with {speaker}; the last message must be the assistant's")
     if not any(message.trained for message in messages if message.role == "assistant"):
-        raise NotADialogue("has no assistant message that is to be trained")
+        raise InvalidDialogueError("has no assistant message that is to be trained")
 
 
 def _next_roles(message: Message) -> tuple[str, ...]:

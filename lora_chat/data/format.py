@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
-from lora_chat.data.statistics import Account
-from lora_chat.system.console import Highlight, Part, shown
-from lora_chat.system.sanitize import visible, visible_lines
+from lora_chat.data.statistics import DataStatistics
+from lora_chat.system.console import Highlight, ResultPart, display_path
+from lora_chat.system.sanitize import sanitize_line, sanitize_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_BAR = 40
+_BAR_WIDTH = 40
 
 
-def short_account(account: Account) -> list[str]:
+def statistics_summary(statistics: DataStatistics) -> list[str]:
     """The lines that `sft` prints."""
-    ledger = account.total
+    ledger = statistics.total
     lines = [
-        f"Data      {_files(ledger)}: {_sum(ledger)}",
-        f"Dialogues {account.train_dialogues:,} to train on, {account.validation_dialogues:,} held out; longest "
+        f"Data      {_format_files(ledger)}: {_format_line_counts(ledger)}",
+        f"Dialogues {statistics.train_dialogues:,} to train on, {statistics.validation_dialogues:,} held out; longest "
         f"{ledger['longest']:,} tokens; loss on {ledger['supervised_tokens']:,} of {ledger['tokens']:,} tokens",
     ]
     if ledger["rows"] > ledger["dialogues"]:
@@ -40,14 +40,14 @@ def short_account(account: Account) -> list[str]:
     return lines
 
 
-def _files(ledger: dict[str, Any]) -> str:
+def _format_files(ledger: dict[str, Any]) -> str:
     files = ledger["files"]
     formats = ", ".join(sorted(set(files.values())))
-    name = shown(Path(next(iter(files)))) if len(files) == 1 else f"{len(files)} files"
+    name = display_path(Path(next(iter(files)))) if len(files) == 1 else f"{len(files)} files"
     return f"{name}, {formats}"
 
 
-def _sum(ledger: dict[str, Any]) -> str:
+def _format_line_counts(ledger: dict[str, Any]) -> str:
     """Lines and what became of them; a part that is zero is not worth a word."""
     parts = [f"{ledger['accepted']:,} accepted"]
     words = {"blank": "blank", "refused": "faulty and left out", "dropped": "too long and left out"}
@@ -56,66 +56,67 @@ def _sum(ledger: dict[str, Any]) -> str:
     return f"{ledger['lines']:,} lines = {' + '.join(parts)}{cut}"
 
 
-def whole_account(account: Account) -> str:
+def format_statistics(statistics: DataStatistics) -> str:
     """What `lora-chat data` prints."""
-    ledger = account.total
+    ledger = statistics.total
     lines = []
-    for source in account.sources:
+    for source in statistics.sources:
         weight = f", weight {source['weight']:g}" if source["weight"] != 1 else ""
-        lines.append(f"{visible(source['name'])}{weight}")
+        lines.append(f"{sanitize_line(source['name'])}{weight}")
         formats = dict.fromkeys(source["files"].values())
         lines.append(f"  recognised  {', '.join(formats)}")
-        lines.append(f"  ledger      {_sum(source)}")
+        lines.append(f"  ledger      {_format_line_counts(source)}")
         for title, key in (("refused", "refusals"), ("too long", "over_long")):
             lines += [f"  {title:<10}  {text}" for text in source[key]]
-    held = account.validation_dialogues
+    held = statistics.validation_dialogues
     lines += [
         "",
-        f"dialogues     {account.train_dialogues:,} to train on, {held:,} held out, {account.duplicates:,} duplicates",
-        f"rows          {account.train_rows:,} an epoch",
+        f"dialogues     {statistics.train_dialogues:,} to train on, {held:,} held out, {statistics.duplicates:,} "
+        f"duplicates",
+        f"rows          {statistics.train_rows:,} an epoch",
         f"tokens        {ledger['tokens']:,}, supervised {ledger['supervised_tokens']:,} "
         f"({ledger['supervised_tokens'] / max(1, ledger['tokens']):.0%})",
         f"stop tokens   {ledger['stops']:,} of {ledger['replies']:,} replies end with a trained one"
         + (f" ({ledger['stops'] / ledger['replies']:.0%})" if ledger["replies"] else ""),
         "",
         f"{'':<14}{'tokens':>12}{'supervised':>12}",
-        *_roles(ledger),
+        *_format_roles(ledger),
         "",
-        *_histogram(account),
+        *_format_histogram(statistics),
         "",
-        f"packing       {account.packing.packed:.0%} of positions would hold a token in rows of "
-        f"{account.packing.packed_to:,}, {account.packing.padded:.0%} in padded batches of "
-        f"{account.packing.micro_batch_size}",
+        f"packing       {statistics.packing.packed:.0%} of positions would hold a token in rows of "
+        f"{statistics.packing.packed_to:,}, {statistics.packing.padded:.0%} in padded batches of "
+        f"{statistics.packing.micro_batch_size}",
     ]
     return "\n".join(lines)
 
 
-def _roles(ledger: dict[str, Any]) -> Iterator[str]:
+def _format_roles(ledger: dict[str, Any]) -> Iterator[str]:
     rows = [(role, *counts) for role, counts in ledger["roles"].items()]
     rest = [ledger[key] - sum(row[place] for row in rows) for place, key in ((1, "tokens"), (2, "supervised_tokens"))]
     for name, tokens, supervised in [*rows, ("template", *rest)]:
         yield f"{name:<14}{tokens:>12,}{supervised:>12,}"
 
 
-def _histogram(account: Account) -> Iterator[str]:
-    most = max(count for _, _, count in account.histogram)
+def _format_histogram(statistics: DataStatistics) -> Iterator[str]:
+    most = max(count for _, _, count in statistics.histogram)
     yield "length in tokens"
-    for low, high, count in account.histogram:
-        bar = "#" * (-(-count * _BAR // most)) if count else ""
+    for low, high, count in statistics.histogram:
+        bar = "#" * (-(-count * _BAR_WIDTH // most)) if count else ""
         yield f"{low:>7,} - {high:>6,} {count:>8,} {bar}"
 
 
-def shown_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase", count: int) -> Iterator[Part]:
+def format_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase", count: int) -> Iterator[ResultPart]:
     """Yield the first dialogues as the model sees them; what carries loss is highlighted."""
     for path, line, rows in islice(dialogues.read_rows(), count):
         for row in rows:
             tokens = f"{len(row.input_ids)} tokens, {row.supervised_tokens} supervised"
-            yield f"\n\n--- {shown(Path(path))}:{line}, {tokens}\n"
-            for text, carries in _parts(row, tokenizer):
-                yield Highlight(visible_lines(text)) if carries else visible_lines(text)
+            yield f"\n\n--- {display_path(Path(path))}:{line}, {tokens}\n"
+            for text, carries in _split_by_loss(row, tokenizer):
+                yield Highlight(sanitize_lines(text)) if carries else sanitize_lines(text)
 
 
-def _parts(row: EncodedDialogue, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:
+def _split_by_loss(row: EncodedDialogue, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:
     """Stretches with and without loss."""
     begin = 0
     marks = [label != IGNORE_INDEX for label in row.labels]

@@ -11,7 +11,7 @@ from lora_chat.data.dataset import EncodedRows
 
 
 @dataclass(frozen=True)
-class Lengths:
+class RowLengths:
     """Of rows; all (rows,)."""
 
     tokens: "Numbers"
@@ -24,32 +24,32 @@ class Lengths:
 class DataLengths:
     """All that memory and time need to know of the data."""
 
-    train: Lengths
-    validation: Lengths
-    prompts: tuple[int, ...]
+    train: RowLengths
+    validation: RowLengths
+    prompt_tokens: tuple[int, ...]
     """Tokens of every prompt that is answered after training."""
-    new_tokens: int
+    max_reply_tokens: int
     """Longest reply."""
     shared_prefix: int = 0
     """Tokens that all dialogues begin with and that stand once in a micro-batch."""
-    estimated: bool = False
+    is_estimated: bool = False
     """Whether another tokenizer counted them."""
 
 
-def measure_rows(rows: EncodedRows) -> Lengths:
+def measure_rows(rows: EncodedRows) -> RowLengths:
     """Of all rows, in their order; none is read one by one."""
     import numpy as np
 
-    parts = [_measure(chunk) for chunk in rows.dataset.data.column("labels").chunks if len(chunk)]
+    parts = [_measure_chunk(chunk) for chunk in rows.dataset.data.column("labels").chunks if len(chunk)]
     tokens, trained, supervised = (np.concatenate(column) for column in zip(*parts, strict=True))
     chosen = rows.dataset._indices
     if chosen is not None:
         places = np.asarray(chosen.column(0))
         tokens, trained, supervised = tokens[places], trained[places], supervised[places]
-    return Lengths(tokens, trained, supervised)
+    return RowLengths(tokens, trained, supervised)
 
 
-def _measure(masks: object) -> tuple[object, object, object]:
+def _measure_chunk(masks: object) -> tuple[object, object, object]:
     """(rows,) three times, of a list column of which tokens carry loss."""
     import numpy as np
 

@@ -13,32 +13,32 @@ if TYPE_CHECKING:
     Numbers = np.ndarray[Any, Any]
 
 
-def choose_held_out(digests: "Numbers", share: float, seed: int, most: int | None = None) -> "Numbers":
+def choose_held_out(digests: "Numbers", share: float, seed: int, max_held_out: int | None = None) -> "Numbers":
     """(units,) bool: about `share` of the units, those that say the same on one side.
 
     Raises DataError if nothing would be left to train on.
     """
     import numpy as np
 
-    said, which, counts = np.unique(digests, return_inverse=True, return_counts=True)
-    if len(said) < 2:
+    unique_digests, group_of_unit, counts = np.unique(digests, return_inverse=True, return_counts=True)
+    if len(unique_digests) < 2:
         raise DataError(
             "At least 2 different dialogues are needed, or 2 blocks of plain text: one to train on and one to measure "
             "with. Name data.validation; plain text gives more blocks with a smaller data.max_length."
         )
-    wanted = max(1, min(round(len(digests) * share), most or len(digests)))
-    order = np.argsort(_shuffled(said, seed), kind="stable")
-    chosen = np.zeros(len(said), bool)
-    held = 0
+    wanted = max(1, min(round(len(digests) * share), max_held_out or len(digests)))
+    order = np.argsort(_random_keys(unique_digests, seed), kind="stable")
+    chosen = np.zeros(len(unique_digests), bool)
+    held_count = 0
     for group in order[:-1].tolist():
-        if held + counts[group] <= wanted:
+        if held_count + counts[group] <= wanted:
             chosen[group] = True
-            held += int(counts[group])
-            if held == wanted:
+            held_count += int(counts[group])
+            if held_count == wanted:
                 break
-    if not held:  # every group is larger than the share; the smallest comes nearest
+    if not held_count:  # every group is larger than the share; the smallest comes nearest
         chosen[order[np.argmin(counts[order])]] = True
-    result: Numbers = chosen[which]
+    result: Numbers = chosen[group_of_unit]
     return result
 
 
@@ -48,17 +48,17 @@ def repeat_by_weight(units: "Numbers", digests: "Numbers", weight: float, seed: 
 
     whole, part = int(weight), weight - int(weight)
     some = round(len(units) * part) or int(len(units) > 0 and not whole)  # no source vanishes
-    order = np.argsort(_shuffled(digests, seed + 1), kind="stable")
+    order = np.argsort(_random_keys(digests, seed + 1), kind="stable")
     result: Numbers = np.concatenate([*[units] * whole, np.sort(units[order[:some]])])
     return result
 
 
-def _shuffled(digests: "Numbers", seed: int) -> "Numbers":
+def _random_keys(digests: "Numbers", seed: int) -> "Numbers":
     """Numbers as random as a hash, from digests and a seed (SplitMix64, Steele et al. 2014)."""
     import numpy as np
 
     with np.errstate(over="ignore"):
-        mixed = digests.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return mixed ^ (mixed >> np.uint64(31))
+        hashed = digests.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
+        hashed = (hashed ^ (hashed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        hashed = (hashed ^ (hashed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return hashed ^ (hashed >> np.uint64(31))

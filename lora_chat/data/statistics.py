@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_chat.data.dataset import DialogueSet
-from lora_chat.data.sources import OpenedSource
+from lora_chat.data.sources import EncodedSource
 from lora_chat.data.storage.ledger import total
 
-_BARS = 12
+_HISTOGRAM_BARS = 12
 
 
 @dataclass(frozen=True)
-class Packing:
+class PackingEfficiency:
     """Share of positions that hold a token, 0 to 1, if rows are laid out so."""
 
     padded: float
@@ -25,7 +25,7 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Account:
+class DataStatistics:
     """Everything that `lora-chat data` shows."""
 
     sources: tuple[dict[str, Any], ...]
@@ -40,24 +40,25 @@ class Account:
     validation_dialogues: int
     histogram: tuple[tuple[int, int, int], ...]
     """Shortest and longest length in tokens, and how many rows are that long."""
-    packing: Packing
+    packing: PackingEfficiency
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
-def make_account(
-    sources: Sequence[OpenedSource], train: DialogueSet, validation: DialogueSet, micro_batch_size: int, limit: int
-) -> Account:
+def compute_statistics(
+    sources: Sequence[EncodedSource], train: DialogueSet, validation: DialogueSet, micro_batch_size: int, limit: int
+) -> DataStatistics:
     """Count what was read, and what is trained and held out."""
     import numpy as np
 
     lengths = train.rows.lengths
     digests = np.concatenate([source.store.digests for source in sources])
-    return Account(
+    return DataStatistics(
         sources=tuple(
-            {"name": source.found.name, "weight": source.weight} | source.store.ledger.as_dict() for source in sources
+            {"name": source.local_source.name, "weight": source.weight} | source.store.ledger.as_dict()
+            for source in sources
         ),
         total=total([source.store.ledger for source in sources]).as_dict(),
         duplicates=len(digests) - len(np.unique(digests)),
@@ -65,19 +66,19 @@ def make_account(
         train_rows=len(train.rows),
         validation_dialogues=len(validation),
         histogram=histogram(lengths),
-        packing=Packing(padded(lengths, micro_batch_size), micro_batch_size, packed(lengths, limit), limit),
+        packing=PackingEfficiency(padded(lengths, micro_batch_size), micro_batch_size, packed(lengths, limit), limit),
     )
 
 
 def histogram(lengths: Any) -> tuple[tuple[int, int, int], ...]:
     """Bars of one width from the shortest to the longest."""
     low, high = int(lengths.min()), int(lengths.max())
-    width = max(1, -(-(high - low + 1) // _BARS))
+    width = max(1, -(-(high - low + 1) // _HISTOGRAM_BARS))
     edges = range(low, high + 1, width)
-    return tuple((edge, min(edge + width - 1, high), _between(lengths, edge, edge + width)) for edge in edges)
+    return tuple((edge, min(edge + width - 1, high), _count_between(lengths, edge, edge + width)) for edge in edges)
 
 
-def _between(lengths: Any, low: int, high: int) -> int:
+def _count_between(lengths: Any, low: int, high: int) -> int:
     return int(((lengths >= low) & (lengths < high)).sum())
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Pair:
+class MetricPair:
     """One measure of both."""
 
     base: float
@@ -27,7 +27,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleReplies:
     """What both say to the same prompt; `reference` is what the held-out dialogue says."""
 
     prompt: str
@@ -40,11 +40,11 @@ class Sample:
 class ComparisonReport:
     """Everything measured, base against adapted."""
 
-    validation_loss: Pair
-    perplexity: Pair
+    validation_loss: MetricPair
+    perplexity: MetricPair
     validation_dialogues: int
-    samples: tuple[Sample, ...]
-    facts: Pair | None
+    samples: tuple[SampleReplies, ...]
+    facts: MetricPair | None
     """Share of questions answered right, 0 to 1."""
     questions: int
     answers: tuple[dict[str, Any], ...]
@@ -55,7 +55,7 @@ class ComparisonReport:
         return asdict(self)
 
 
-def compare(
+def compare_with_base(
     model: "PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
     stop_ids: Sequence[int],
@@ -69,11 +69,11 @@ def compare(
 
     `system` stands before every question. A block of plain text is prompted with its first half.
     """
-    samples = [_make_probe(one, tokenizer) for one in islice(validation.read(), settings.samples)]
-    head = [{"role": "system", "content": system}] if system is not None else []
-    asked = [[*head, {"role": "user", "content": q.question}] for q in questions]
+    samples = [_make_sample_prompt(one, tokenizer) for one in islice(validation.read(), settings.samples)]
+    system_messages = [{"role": "system", "content": system}] if system is not None else []
+    question_chats = [[*system_messages, {"role": "user", "content": q.question}] for q in questions]
     prompts = [sample.ids for sample in samples]
-    prompts += [render_ids(tokenizer, p, reply_follows=True) for p in asked]
+    prompts += [render_ids(tokenizer, p, add_generation_prompt=True) for p in question_chats]
 
     def measure(what: str) -> tuple[float, list[str]]:
         notice(f"Measuring {what}: {len(validation)} validation dialogues, {len(prompts)} replies")
@@ -85,28 +85,30 @@ def compare(
         base_loss, base = measure("the base")
     adapted_loss, adapted = measure("the adapted model")
     n = len(samples)
-    right = [
+    correct_pairs = [
         (q.is_answered_by(b), q.is_answered_by(a)) for q, b, a in zip(questions, base[n:], adapted[n:], strict=True)
     ]
     return ComparisonReport(
-        validation_loss=Pair(base_loss, adapted_loss),
-        perplexity=Pair(perplexity(base_loss), perplexity(adapted_loss)),
+        validation_loss=MetricPair(base_loss, adapted_loss),
+        perplexity=MetricPair(perplexity(base_loss), perplexity(adapted_loss)),
         validation_dialogues=len(validation),
         samples=tuple(
-            Sample(sample.prompt, sample.reference, b, a)
+            SampleReplies(sample.prompt, sample.reference, b, a)
             for sample, b, a in zip(samples, base[:n], adapted[:n], strict=True)
         ),
-        facts=Pair(*(sum(side) / len(right) for side in zip(*right, strict=True))) if right else None,
+        facts=MetricPair(*(sum(side) / len(correct_pairs) for side in zip(*correct_pairs, strict=True)))
+        if correct_pairs
+        else None,
         questions=len(questions),
         answers=tuple(
             {"question": q.question, "base": b, "adapted": a, "base_right": rb, "adapted_right": ra}
-            for q, b, a, (rb, ra) in zip(questions, base[n:], adapted[n:], right, strict=True)
+            for q, b, a, (rb, ra) in zip(questions, base[n:], adapted[n:], correct_pairs, strict=True)
         ),
     )
 
 
 @dataclass(frozen=True)
-class _Probe:
+class _SamplePrompt:
     """A held-out prompt, as ids and as shown, and what it is followed by."""
 
     ids: list[int]
@@ -114,16 +116,20 @@ class _Probe:
     reference: str
 
 
-def _make_probe(one: Dialogue | list[int], tokenizer: "PreTrainedTokenizerBase") -> _Probe:
-    if isinstance(one, list):
-        half = len(one) // 2 or 1
-        return _Probe(one[:half], tokenizer.decode(one[:half]), tokenizer.decode(one[half:]))
-    place = next(i for i, message in enumerate(one.messages) if message.role == "assistant")
-    prompt = one.as_dicts[:place]
-    ids = render_ids(tokenizer, prompt, reply_follows=True, tools=one.tool_list)
-    return _Probe(ids, prompt[-1]["content"], _said(one.messages[place]))
+def _make_sample_prompt(dialogue: Dialogue | list[int], tokenizer: "PreTrainedTokenizerBase") -> _SamplePrompt:
+    if isinstance(dialogue, list):
+        prompt_length = len(dialogue) // 2 or 1
+        return _SamplePrompt(
+            dialogue[:prompt_length],
+            tokenizer.decode(dialogue[:prompt_length]),
+            tokenizer.decode(dialogue[prompt_length:]),
+        )
+    reply_index = next(i for i, message in enumerate(dialogue.messages) if message.role == "assistant")
+    prompt = dialogue.as_dicts[:reply_index]
+    ids = render_ids(tokenizer, prompt, add_generation_prompt=True, tools=dialogue.tool_list)
+    return _SamplePrompt(ids, prompt[-1]["content"], _message_text(dialogue.messages[reply_index]))
 
 
-def _said(message: Message) -> str:
+def _message_text(message: Message) -> str:
     """Its text, or what it calls."""
     return message.content or " ".join(f"{call.name}({call.arguments})" for call in message.tool_calls)

@@ -4,15 +4,15 @@ import textwrap
 from typing import Any
 
 from lora_chat.evaluation.comparison import ComparisonReport
-from lora_chat.system.console import megabytes
+from lora_chat.system.console import format_bytes
 
 
-def comparison_text(report: ComparisonReport) -> str:
+def format_comparison(report: ComparisonReport) -> str:
     """Base and adapted side by side."""
     rows = [
         ("", "base", "adapted"),
         ("validation loss", f"{report.validation_loss.base:.3f}", f"{report.validation_loss.adapted:.3f}"),
-        ("perplexity", _number(report.perplexity.base), _number(report.perplexity.adapted)),
+        ("perplexity", _format_perplexity(report.perplexity.base), _format_perplexity(report.perplexity.adapted)),
     ]
     if report.facts:
         rows.append(
@@ -22,28 +22,28 @@ def comparison_text(report: ComparisonReport) -> str:
     lines = [f"{name:<{width}}  {base:>10}  {adapted:>10}" for name, base, adapted in rows]
     for sample in report.samples:
         lines.append("")
-        lines += _wrapped("prompt", sample.prompt)
-        lines += _wrapped("base", sample.base)
-        lines += _wrapped("adapted", sample.adapted)
+        lines += _wrap_labeled("prompt", sample.prompt)
+        lines += _wrap_labeled("base", sample.base)
+        lines += _wrap_labeled("adapted", sample.adapted)
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
+def _format_perplexity(value: float) -> str:
     return f"{value:.2f}" if value < 1e6 else f"{value:.2e}"
 
 
-def _wrapped(label: str, text: str) -> list[str]:
+def _wrap_labeled(label: str, text: str) -> list[str]:
     body = textwrap.wrap(" ".join(text.split()) or "(nothing)", 88)
     if len(body) > 4:
         body = [*body[:4], "..."]
     return [f"{label:>8} | {body[0]}", *(f"{'':>8} | {line}" for line in body[1:])]
 
 
-def result_text(result: dict[str, Any]) -> str:
+def format_result(result: dict[str, Any]) -> str:
     """The closing lines of `sft`."""
     seconds = result["seconds"]
     return (
         f"{result['trainable_parameters']:,} parameters trained in {seconds['train']:.0f} s "
-        f"({seconds['total']:.0f} s in all), peak memory {megabytes(result['peak_memory_bytes'])}, "
-        f"adapter {megabytes(result['adapter_bytes'])}"
+        f"({seconds['total']:.0f} s in all), peak memory {format_bytes(result['peak_memory_bytes'])}, "
+        f"adapter {format_bytes(result['adapter_bytes'])}"
     )

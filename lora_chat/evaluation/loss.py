@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_loss(
-    model: "torch.nn.Module", rows: Sequence[EncodedDialogue], step: Callable[[], None] = lambda: None
+    model: "torch.nn.Module", rows: Sequence[EncodedDialogue], on_row: Callable[[], None] = lambda: None
 ) -> float:
     """Mean negative log-likelihood of a supervised token, in nats, over all rows.
 
@@ -31,7 +31,7 @@ def evaluate_loss(
             ids = torch.tensor([row.input_ids], device=device)
             total += float(summed_loss(model, ids, keep.to(device), next_ids[keep].to(device)))
         count += keep.numel()
-        step()
+        on_row()
     return total / count
 
 

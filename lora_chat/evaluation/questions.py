@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass, field, replace
 
-from lora_chat.data.dialogue import NotADialogue
+from lora_chat.data.dialogue import InvalidDialogueError
 from lora_chat.data.reading.files import read_lines
 from lora_chat.errors import DataError
-from lora_chat.system.strict_json import parse_json
+from lora_chat.system.strict_json import parse_strict_json
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,22 @@ def read_questions(path: str) -> list[Question]:
         if not raw.strip():
             continue
         try:
-            questions.append(replace(_make_question(parse_json(raw.decode("utf-8"))), path=path, line=number))
-        except (NotADialogue, ValueError) as error:
+            questions.append(replace(_parse_question(parse_strict_json(raw.decode("utf-8"))), path=path, line=number))
+        except (InvalidDialogueError, ValueError) as error:
             raise DataError(f"{path}:{number}: {error}") from error
     if not questions:
         raise DataError(f"{path} holds no question.")
     return questions
 
 
-def _make_question(row: object) -> Question:
+def _parse_question(row: object) -> Question:
     if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
-        raise NotADialogue("needs a `question`")
+        raise InvalidDialogueError("needs a `question`")
     accept = row.get("accept")
     if not isinstance(accept, list) or not accept or not all(isinstance(a, str) and a.strip() for a in accept):
-        raise NotADialogue("needs `accept`, a list of right answers")
+        raise InvalidDialogueError("needs `accept`, a list of right answers")
     try:
         "".join([row["question"], *accept]).encode("utf-8")
     except UnicodeEncodeError:
-        raise NotADialogue("holds half a surrogate pair, which is no character") from None
+        raise InvalidDialogueError("holds half a surrogate pair, which is no character") from None
     return Question(row["question"], tuple(accept))

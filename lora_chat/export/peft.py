@@ -4,40 +4,45 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_chat.errors import RecipeError
-from lora_chat.export.merge import Mixture
-from lora_chat.export.parity.compare import ProofReport, check_proof, prove
-from lora_chat.export.parity.outputs import ask
-from lora_chat.export.parity.peft_runner import PeftReader
-from lora_chat.export.parity.samples import Probe
-from lora_chat.export.parity.tolerances import limits_of
-from lora_chat.models.adapter import write_stored
+from lora_chat.export.merge import AdapterBlend
+from lora_chat.export.parity.compare import ParityReport, check_parity, compare_outputs
+from lora_chat.export.parity.outputs import collect_outputs
+from lora_chat.export.parity.peft_runner import PeftRunner
+from lora_chat.export.parity.samples import ParitySample
+from lora_chat.export.parity.tolerances import tolerances_for
+from lora_chat.models.adapter import write_stored_adapter
 
-_WHAT = "PEFT adapter"
+_FORMAT_NAME = "PEFT adapter"
 
 
 def export_peft(
-    mixture: Mixture, probes: Sequence[Probe], folder: Path, notice: Callable[[str], None], *, accept: bool = False
-) -> list[ProofReport]:
+    blend: AdapterBlend,
+    samples: Sequence[ParitySample],
+    folder: Path,
+    notice: Callable[[str], None],
+    *,
+    accept: bool = False,
+) -> list[ParityReport]:
     """Write weights and a config of what PEFT needs to know; the template lies beside.
 
     Raises IntegrityError if PEFT finds another model in it and that is not accepted.
     """
-    if len(mixture.adapters) > 1:
+    if len(blend.adapters) > 1:
         raise RecipeError("A PEFT folder holds one adapter; PEFT loads several side by side.")
-    stored = mixture.adapters[0][0].stored
-    write_stored(stored, folder)
-    (folder / "chat_template.jinja").write_text(str(mixture.tokenizer.chat_template), encoding="utf-8")
-    return [check_proof(prove_adapter(mixture, probes, folder, notice), accept=accept)]
+    stored = blend.adapters[0][0].stored
+    write_stored_adapter(stored, folder)
+    (folder / "chat_template.jinja").write_text(str(blend.tokenizer.chat_template), encoding="utf-8")
+    return [check_parity(check_adapter_parity(blend, samples, folder, notice), accept=accept)]
 
 
-def prove_adapter(
-    mixture: Mixture, probes: Sequence[Probe], folder: Path, notice: Callable[[str], None]
-) -> ProofReport:
+def check_adapter_parity(
+    blend: AdapterBlend, samples: Sequence[ParitySample], folder: Path, notice: Callable[[str], None]
+) -> ParityReport:
     """A folder in PEFT's layout against the adapted model."""
     notice("Asking the adapted model")
-    expected = mixture.ask(probes)
+    expected = blend.collect_outputs(samples)
     notice("Asking PEFT, in a process without lora_chat")
-    pad = int(mixture.tokenizer.pad_token_id)
-    reader = PeftReader(folder, mixture.base, mixture.precision, probes, mixture.stop_ids, pad)
-    delivered = ask(reader, probes, mixture.stop_ids, expected.logits[0].shape[-1])
-    return prove(_WHAT, reader.name, expected, delivered, probes, limits_of(_WHAT))
+    pad = int(blend.tokenizer.pad_token_id)
+    reader = PeftRunner(folder, blend.base, blend.precision, samples, blend.stop_ids, pad)
+    delivered = collect_outputs(reader, samples, blend.stop_ids, expected.logits[0].shape[-1])
+    return compare_outputs(_FORMAT_NAME, reader.name, expected, delivered, samples, tolerances_for(_FORMAT_NAME))

@@ -10,7 +10,7 @@ from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.encoding.turns import TurnReader
 from lora_chat.inference.generation import stream_reply
 from lora_chat.system.console import ReplyPrinter, print_json
-from lora_chat.system.signals import signal_of
+from lora_chat.system.signals import signal_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ class Conversation:
         return head + self.turns
 
 
-class Chat:
+class ChatSession:
     """Answers lines of text; writes pieces of replies as they come."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Chat:
         self._model, self._tokenizer, self._stop_ids = model, tokenizer, stop_ids
         self._reader = TurnReader(tokenizer, stop_ids)
         self._max_new_tokens, self._as_json, self._notice = max_new_tokens, as_json, notice
-        self._first_system = system
+        self._initial_system = system
         self._conversation = Conversation(system)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._positions = int(positions) if positions else None
@@ -66,16 +66,16 @@ class Chat:
             except EOFError:
                 return
             except KeyboardInterrupt as error:
-                if signal_of(error) != signal.SIGINT:
+                if signal_number(error) != signal.SIGINT:
                     raise
                 self._notice("\n/quit ends the conversation.")
                 continue
             if not terminal and not line:
                 return
-            if not self.take(line.strip()):
+            if not self.handle_line(line.strip()):
                 return
 
-    def take(self, line: str) -> bool:
+    def handle_line(self, line: str) -> bool:
         """Obey or answer one line; False when the conversation is over."""
         command, _, rest = line.partition(" ")
         if command == "/quit":
@@ -84,7 +84,7 @@ class Chat:
             self._conversation = Conversation(self._conversation.system)
             self._notice("Forgotten.")
         elif command == "/system":
-            self._conversation = Conversation(rest.strip() or self._first_system)
+            self._conversation = Conversation(rest.strip() or self._initial_system)
             self._notice("A new conversation with this system message.")
         elif line.startswith("/"):
             self._notice(f"Unknown command {command}. {HELP}")
@@ -94,7 +94,7 @@ class Chat:
 
     def _answer(self, line: str) -> None:
         self._conversation.turns.append({"role": "user", "content": line})
-        prompt = self._fitting_prompt()
+        prompt = self._fit_prompt()
         if prompt is None:
             self._conversation.turns.pop()
             self._notice("That is longer than the model can read; say it in fewer words.")
@@ -111,7 +111,7 @@ class Chat:
         try:
             stream_reply(self._model, self._tokenizer, prompt, self._stop_ids, self._max_new_tokens, write)
         except KeyboardInterrupt as error:
-            if signal_of(error) != signal.SIGINT:
+            if signal_number(error) != signal.SIGINT:
                 raise
             interrupted = True
         reply = "".join(pieces).strip()
@@ -121,13 +121,13 @@ class Chat:
             printer.close()
         if interrupted:
             self._notice("(reply cut short)")
-        self._conversation.turns.append(self._reader.heard(self._tokenizer.decode(prompt[-16:]), reply))
+        self._conversation.turns.append(self._reader.parse_reply(self._tokenizer.decode(prompt[-16:]), reply))
 
-    def _fitting_prompt(self) -> list[int] | None:
+    def _fit_prompt(self) -> list[int] | None:
         """The prompt, without the oldest turns where they leave no room for a reply."""
         dropped = 0
         while True:
-            ids = render_ids(self._tokenizer, self._conversation.messages, reply_follows=True)
+            ids = render_ids(self._tokenizer, self._conversation.messages, add_generation_prompt=True)
             if self._positions is None or len(ids) + self._max_new_tokens <= self._positions:
                 if dropped:
                     self._notice(f"(the oldest {dropped} messages no longer fit and were left out)")

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import RecipeError
-from lora_chat.inference.batching import ANSWERED_TOGETHER, answered_together
+from lora_chat.inference.batching import MAX_BATCH_SIZE, generation_batch_size
 from lora_chat.models.shape import read_shape
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ def generate_replies(
     max_new_tokens: int,
 ) -> list[str]:
     """Greedy replies to several prompts as text."""
-    found = generate_ids(model, int(tokenizer.pad_token_id), prompts, stop_ids, max_new_tokens)
-    return [_text(tokenizer, ids) for ids in found]
+    replies = generate_ids(model, int(tokenizer.pad_token_id), prompts, stop_ids, max_new_tokens)
+    return [_decode_reply(tokenizer, ids) for ids in replies]
 
 
 def generate_ids(
@@ -39,25 +39,25 @@ def generate_ids(
     import torch
 
     replies: list[list[int]] = []
-    longest_of_all = max(map(len, prompts), default=0)
-    batch_size = batch_size or _together(model, longest_of_all + max_new_tokens)
+    max_prompt_length = max(map(len, prompts), default=0)
+    batch_size = batch_size or _choose_batch_size(model, max_prompt_length + max_new_tokens)
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         longest = max(map(len, batch))
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in batch])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
-        with torch.inference_mode(), _contiguous_states(model):
+        with torch.inference_mode(), _contiguous_hidden_states(model):
             output = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                generation_config=_greedy(stop_ids, pad, max_new_tokens),
+                generation_config=_greedy_config(stop_ids, pad, max_new_tokens),
             )
-        replies += [_before_stop(row[longest:].tolist(), stop_ids) for row in output]
+        replies += [_cut_at_stop_token(row[longest:].tolist(), stop_ids) for row in output]
     return replies
 
 
 @contextmanager
-def _contiguous_states(model: Any) -> Iterator[None]:
+def _contiguous_hidden_states(model: Any) -> Iterator[None]:
     """Have the head get its states in one piece.
 
     The last states of prompts are slices of theirs. For these PyTorch multiplies batch by batch, and on a CPU copies
@@ -76,12 +76,12 @@ def _contiguous_states(model: Any) -> Iterator[None]:
         hook.remove()
 
 
-def _together(model: "PreTrainedModel", tokens: int) -> int:
+def _choose_batch_size(model: "PreTrainedModel", tokens: int) -> int:
     try:
         shape = read_shape(model.config.get_text_config().to_dict(), "")
     except RecipeError:  # of an architecture that no plan knows
-        return ANSWERED_TOGETHER
-    return answered_together(shape, tokens, model.dtype.itemsize)
+        return MAX_BATCH_SIZE
+    return generation_batch_size(shape, tokens, model.dtype.itemsize)
 
 
 def stream_reply(
@@ -106,17 +106,17 @@ def stream_reply(
 
     streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids = torch.tensor([list(prompt)], device=model.device)
-    with torch.inference_mode(), _contiguous_states(model):
+    with torch.inference_mode(), _contiguous_hidden_states(model):
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=_greedy(stop_ids, int(tokenizer.pad_token_id), max_new_tokens),
+            generation_config=_greedy_config(stop_ids, int(tokenizer.pad_token_id), max_new_tokens),
             streamer=streamer,
         )
-    return _text(tokenizer, _before_stop(output[0][len(prompt) :].tolist(), stop_ids))
+    return _decode_reply(tokenizer, _cut_at_stop_token(output[0][len(prompt) :].tolist(), stop_ids))
 
 
-def _greedy(stop_ids: Collection[int], pad: int, max_new_tokens: int) -> Any:
+def _greedy_config(stop_ids: Collection[int], pad_token_id: int, max_new_tokens: int) -> Any:
     from transformers import GenerationConfig
 
     return GenerationConfig(
@@ -124,14 +124,14 @@ def _greedy(stop_ids: Collection[int], pad: int, max_new_tokens: int) -> Any:
         num_beams=1,
         max_new_tokens=max_new_tokens,
         eos_token_id=list(stop_ids),
-        pad_token_id=pad,
+        pad_token_id=pad_token_id,
         use_cache=True,
     )
 
 
-def _before_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:
+def _cut_at_stop_token(ids: list[int], stop_ids: Collection[int]) -> list[int]:
     return ids[: next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))]
 
 
-def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+def _decode_reply(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

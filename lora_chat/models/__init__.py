@@ -12,9 +12,9 @@
 - bundled: Bases that need no hub
 - config_code: Fields of a base's config by which Transformers fetches or runs other code, refused by name before it
 - config_limits: Bounds on the numbers of a base's config, checked before transformers builds anything of that size
-- default_settings: Settings that one file names and another leaves out, and that load the same
+- equivalent_settings: Settings that one file names and another leaves out, and that load the same
 - file_digests: Digests of large files, remembered between commands
-- file_marks: Marks of a base's files, compared after loading
+- file_stats: Marks of a base's files, compared after loading
 - hub: A base from the Hugging Face hub
 - identity: Digests and settings that bind an adapter to the base, tokenizer and template it was trained with
 - integrity: Weights of a base that are not what was downloaded or written

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.config.recipe import AdapterSection
 from lora_chat.errors import IntegrityError
-from lora_chat.models.adapter_checks import check_stored_targets, check_targets_exist, check_weights
-from lora_chat.models.adapter_config import StoredAdapter, check_settings, plain_config
-from lora_chat.system.safetensors_header import LARGEST_HEADER
+from lora_chat.models.adapter_checks import check_adapter_weights, check_stored_targets, check_targets_exist
+from lora_chat.models.adapter_config import StoredAdapter, build_peft_config, validate_lora_settings
+from lora_chat.system.safetensors_header import MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-_WEIGHTS = "adapter_model.safetensors"
-_WIDEST = 4
+_WEIGHTS_NAME = "adapter_model.safetensors"
+_FLOAT32_BYTES = 4
 """Bytes of a value of float32."""
-_ONE = "default"
+_DEFAULT_ADAPTER = "default"
 """PEFT's name of an adapter that is alone."""
 
 
 @dataclass(frozen=True)
-class AdapterReport:
+class ParameterCounts:
     """How much of the model is trained."""
 
     trainable_parameters: int
@@ -60,10 +60,10 @@ def attach_adapter(model: "PreTrainedModel", adapter: AdapterSection, seed: int 
         use_dora=adapter.variant == "dora",
         task_type="CAUSAL_LM",
     )
-    return _wrap(model, config)
+    return _wrap_in_peft(model, config)
 
 
-def _wrap(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
+def _wrap_in_peft(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
     import warnings
 
     from peft import get_peft_model
@@ -74,39 +74,39 @@ def _wrap(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
         return get_peft_model(model, config)
 
 
-def count_trainable(skeleton: "PreTrainedModel", adapter: AdapterSection) -> int:
+def count_trainable_parameters(skeleton: "PreTrainedModel", adapter: AdapterSection) -> int:
     """Parameters that an adapter trains, from a model without weights, which is changed."""
-    return report_adapter(attach_adapter(skeleton, adapter)).trainable_parameters
+    return count_parameters(attach_adapter(skeleton, adapter)).trainable_parameters
 
 
-def report_adapter(model: "PeftModel") -> AdapterReport:
+def count_parameters(model: "PeftModel") -> ParameterCounts:
     """Count trainable and all parameters; packed 4-bit weights count as the weights they stand for."""
     trainable, everything = model.get_nb_trainable_parameters()
-    return AdapterReport(trainable, everything)
+    return ParameterCounts(trainable, everything)
 
 
-def adapter_weights(model: "PeftModel", name: str = _ONE) -> "dict[str, torch.Tensor]":
+def adapter_weights(model: "PeftModel", name: str = _DEFAULT_ADAPTER) -> "dict[str, torch.Tensor]":
     """The tensors of an adapter by the names that PEFT saves them under."""
     from peft import get_peft_model_state_dict
 
     # "auto" would ask the hub whether the vocabulary was resized; it never is here.
-    found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    return found
+    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return weights
 
 
-def write_weights(model: "PeftModel", folder: Path) -> None:
+def write_peft_adapter(model: "PeftModel", folder: Path) -> None:
     """An adapter's weights and config as PEFT's save_pretrained writes them, without its empty model card."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: w.contiguous() for name, w in adapter_weights(model).items()}
-    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(weights, folder / _WEIGHTS_NAME, metadata={"format": "pt"})
     config = copy.copy(model.peft_config[model.active_adapter])
     config.inference_mode = True
     config.save_pretrained(str(folder))
 
 
-def write_stored(stored: StoredAdapter, folder: Path, *, scale_in_alpha: bool = False) -> None:
+def write_stored_adapter(stored: StoredAdapter, folder: Path, *, scale_in_alpha: bool = False) -> None:
     """An adapter as a plain folder for other programs: its checked settings and weights, and nothing else.
 
     `scale_in_alpha`: rsLoRA (arXiv 2312.03732) is written as the LoRA of the same function, with alpha * sqrt(rank)
@@ -115,19 +115,19 @@ def write_stored(stored: StoredAdapter, folder: Path, *, scale_in_alpha: bool = 
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    settings = check_stored(stored)
+    settings = validate_adapter_config(stored)
     if scale_in_alpha and settings["use_rslora"]:
         settings = {**settings, "use_rslora": False, "lora_alpha": settings["lora_alpha"] * settings["r"] ** 0.5}
-    config = plain_config(settings, *stored.base)
+    config = build_peft_config(settings, *stored.base)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_file(stored.read_weights(), folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(stored.read_weights(), folder / _WEIGHTS_NAME, metadata={"format": "pt"})
 
 
-def check_stored(stored: StoredAdapter) -> dict[str, Any]:
+def validate_adapter_config(stored: StoredAdapter) -> dict[str, Any]:
     """The settings of an adapter after its config was checked against PEFT's defaults; raises IntegrityError."""
     from peft import LoraConfig
 
-    return check_settings(stored, LoraConfig().to_dict())
+    return validate_lora_settings(stored, LoraConfig().to_dict())
 
 
 def load_adapter(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel":
@@ -142,29 +142,29 @@ def load_adapter(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel"
 def load_adapters(model: "PreTrainedModel", adapters: Sequence[tuple[StoredAdapter, float]]) -> "PeftModel":
     """Attach several adapters, each with a weight: what they add is summed. Raises as `load_adapter` does."""
     wrapped: Any = None
-    names = [_ONE, *(f"adapter_{number}" for number in range(1, len(adapters)))]
+    names = [_DEFAULT_ADAPTER, *(f"adapter_{number}" for number in range(1, len(adapters)))]
     for name, (stored, weight) in zip(names, adapters, strict=True):
-        wrapped = _load_one(wrapped or model, stored, name)
+        wrapped = _load_named_adapter(wrapped or model, stored, name)
         if weight != 1:
-            _scale(wrapped, name, weight)
+            _scale_adapter(wrapped, name, weight)
     wrapped.base_model.set_adapter(names)
     wrapped.requires_grad_(False)
     loaded: PeftModel = wrapped.eval()
     return loaded
 
 
-def check_fits(skeleton: "PreTrainedModel", stored: StoredAdapter) -> None:
+def check_adapter_fits(skeleton: "PreTrainedModel", stored: StoredAdapter) -> None:
     """Raise IntegrityError unless an adapter has just the weights that its config means for a base without weights."""
-    _, expected = _attach_stored(skeleton, stored, _ONE)
-    check_weights(stored.read_weights(), expected, stored.name)
+    _, expected = _attach_stored_layers(skeleton, stored, _DEFAULT_ADAPTER)
+    check_adapter_weights(stored.read_weights(), expected, stored.name)
 
 
-def _load_one(model: Any, stored: StoredAdapter, name: str) -> "PeftModel":
+def _load_named_adapter(model: Any, stored: StoredAdapter, name: str) -> "PeftModel":
     from peft import set_peft_model_state_dict
 
-    wrapped, expected = _attach_stored(model, stored, name)
+    wrapped, expected = _attach_stored_layers(model, stored, name)
     weights = stored.read_weights()
-    check_weights(weights, expected, stored.name)
+    check_adapter_weights(weights, expected, stored.name)
     set_peft_model_state_dict(wrapped, weights, adapter_name=name)
     # PEFT holds them in fp32; the trained function is that of the file.
     for full, parameter in wrapped.named_parameters():
@@ -174,11 +174,11 @@ def _load_one(model: Any, stored: StoredAdapter, name: str) -> "PeftModel":
     return wrapped
 
 
-def _attach_stored(model: Any, stored: StoredAdapter, name: str) -> "tuple[PeftModel, dict[str, torch.Tensor]]":
+def _attach_stored_layers(model: Any, stored: StoredAdapter, name: str) -> "tuple[PeftModel, dict[str, torch.Tensor]]":
     """Fresh LoRA layers of an adapter's checked settings, and the weights by name that they would have."""
     from peft import LoraConfig, PeftModel
 
-    settings = check_stored(stored)
+    settings = validate_adapter_config(stored)
     check_stored_targets(model, settings["target_modules"], stored.name)
     config = LoraConfig(task_type="CAUSAL_LM", **settings)
     try:
@@ -186,20 +186,20 @@ def _attach_stored(model: Any, stored: StoredAdapter, name: str) -> "tuple[PeftM
             model.add_adapter(name, config)
             wrapped = model
         else:
-            wrapped = _wrap(model, config)
+            wrapped = _wrap_in_peft(model, config)
     except ValueError as error:
         raise IntegrityError(f"The adapter {stored.name} does not fit this base: {error}") from error
     expected = adapter_weights(wrapped, name)
-    most = sum(weight.numel() for weight in expected.values()) * _WIDEST + LARGEST_HEADER
-    if stored.size > most:  # before all of it is read into memory
+    max_bytes = sum(weight.numel() for weight in expected.values()) * _FLOAT32_BYTES + MAX_HEADER_BYTES
+    if stored.size > max_bytes:  # before all of it is read into memory
         raise IntegrityError(
             f"The adapter {stored.name} does not fit this base: its weights take {stored.size:,} bytes, "
-            f"for which {most:,} are enough."
+            f"for which {max_bytes:,} are enough."
         )
     return wrapped, expected
 
 
-def _scale(model: "PeftModel", name: str, weight: float) -> None:
+def _scale_adapter(model: "PeftModel", name: str, weight: float) -> None:
     for module in model.modules():
         scaling = getattr(module, "scaling", None)
         if isinstance(scaling, dict) and name in scaling:

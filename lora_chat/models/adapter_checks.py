@@ -8,12 +8,12 @@ from lora_chat.errors import IntegrityError, RecipeError
 if TYPE_CHECKING:
     import torch
 
-_TYPES = ("torch.float32", "torch.float16", "torch.bfloat16")
-_LARGEST = 10_000.0
+_ALLOWED_DTYPES = ("torch.float32", "torch.float16", "torch.bfloat16")
+_MAX_ABS_VALUE = 10_000.0
 """Largest value in an adapter; those of trained ones are below 100."""
 
 
-def target_candidates(model: "torch.nn.Module") -> tuple[str, ...]:
+def find_target_candidates(model: "torch.nn.Module") -> tuple[str, ...]:
     """Last names of the layers that can carry LoRA: every linear layer except the LM head."""
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -30,7 +30,7 @@ def target_candidates(model: "torch.nn.Module") -> tuple[str, ...]:
 
 def check_targets_exist(model: "torch.nn.Module", targets: tuple[str, ...]) -> None:
     """Raise RecipeError for target modules that the model does not have."""
-    candidates = target_candidates(model)
+    candidates = find_target_candidates(model)
     unknown = [name for name in targets if name.split(".")[-1] not in candidates]
     if unknown:
         raise RecipeError(
@@ -41,15 +41,15 @@ def check_targets_exist(model: "torch.nn.Module", targets: tuple[str, ...]) -> N
 
 def check_stored_targets(model: Any, targets: Sequence[str], name: str) -> None:
     """Raise IntegrityError for modules that carry no LoRA here: heads and embeddings may share their weights."""
-    candidates = target_candidates(model)
-    if odd := [target for target in targets if target.split(".")[-1] not in candidates]:
+    candidates = find_target_candidates(model)
+    if unsupported := [target for target in targets if target.split(".")[-1] not in candidates]:
         raise IntegrityError(
-            f"The adapter {name} does not fit this base: {odd[0]} is no linear layer of it, or its head, whose "
+            f"The adapter {name} does not fit this base: {unsupported[0]} is no linear layer of it, or its head, whose "
             f"weights may be the embedding's too (huggingface/peft#2018). LoRA can be on {', '.join(candidates)}."
         )
 
 
-def check_weights(weights: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]", name: str) -> None:
+def check_adapter_weights(weights: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]", name: str) -> None:
     """Raise IntegrityError unless an adapter has just the weights expected, in their shapes, and all numbers."""
     import torch
 
@@ -66,14 +66,16 @@ def check_weights(weights: "dict[str, torch.Tensor]", expected: "dict[str, torch
                 f"The adapter {name} does not fit this base: {key} is {tuple(tensor.shape)}, "
                 f"not {tuple(expected[key].shape)}."
             )
-        if str(tensor.dtype) not in _TYPES:
-            raise IntegrityError(f"The adapter {name} holds {key} as {tensor.dtype}, not as {', '.join(_TYPES)}.")
+        if str(tensor.dtype) not in _ALLOWED_DTYPES:
+            raise IntegrityError(
+                f"The adapter {name} holds {key} as {tensor.dtype}, not as {', '.join(_ALLOWED_DTYPES)}."
+            )
         if (other := weights.get(key.replace(".lora_A.", ".lora_B."))) is not None and other.dtype != tensor.dtype:
             raise IntegrityError(f"The adapter {name} holds {key} as {tensor.dtype}, its other half as {other.dtype}.")
         if not torch.isfinite(tensor).all():
             raise IntegrityError(f"The adapter {name} holds values that are not numbers, in {key}.")
-        if tensor.numel() and (most := float(tensor.abs().max())) > _LARGEST:
+        if tensor.numel() and (largest := float(tensor.abs().max())) > _MAX_ABS_VALUE:
             raise IntegrityError(
-                f"The adapter {name} holds a value of {most:.0e} in {key}, at which a model overflows; "
-                f"at most {_LARGEST:,.0f} is read."
+                f"The adapter {name} holds a value of {largest:.0e} in {key}, at which a model overflows; "
+                f"at most {_MAX_ABS_VALUE:,.0f} is read."
             )

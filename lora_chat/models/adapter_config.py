@@ -14,12 +14,19 @@ from lora_chat.models.identity import Identity
 if TYPE_CHECKING:
     import torch
 
-_OURS = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora"}
+_LORA_FIELDS = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora"}
 # These say nothing about the function, or are set by PEFT itself.
-_IGNORED = {"base_model_name_or_path", "revision", "inference_mode", "task_type", "peft_version", "fan_in_fan_out"}
-_NO_WORDS: tuple[Any, ...] = (None, False, [], {})
-_TARGET = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100}){0,20}")
-_MOST_TARGETS = 2000
+_IGNORED_FIELDS = {
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "task_type",
+    "peft_version",
+    "fan_in_fan_out",
+}
+_EMPTY_VALUES: tuple[Any, ...] = (None, False, [], {})
+_MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100}){0,20}")
+_MAX_TARGETS = 2000
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class StoredAdapter:
         return name, revision if isinstance(revision, str) else None
 
 
-def check_settings(stored: StoredAdapter, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def validate_lora_settings(stored: StoredAdapter, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The handful of settings we know, typed, as arguments of LoraConfig.
 
     Anything else that differs from PEFT's `defaults` is refused: regexes, replicated layers, other modules.
@@ -55,15 +62,15 @@ def check_settings(stored: StoredAdapter, defaults: Mapping[str, Any]) -> dict[s
     if config.get("peft_type") != "LORA":
         raise IntegrityError(f"{where}: only LoRA adapters can be read, not {ascii(config.get('peft_type'))[:100]}.")
     for key, value in config.items():
-        if key in _OURS | _IGNORED | {"peft_type"}:
+        if key in _LORA_FIELDS | _IGNORED_FIELDS | {"peft_type"}:
             continue
-        if value != defaults.get(key) and value not in _NO_WORDS:
+        if value != defaults.get(key) and value not in _EMPTY_VALUES:
             raise IntegrityError(f"{where}: {ascii(key)[1:101]} = {ascii(value)[:100]} is not supported.")
     targets = config.get("target_modules")
     if (
         not isinstance(targets, list)
-        or not 0 < len(targets) <= _MOST_TARGETS
-        or not all(isinstance(target, str) and _TARGET.fullmatch(target) for target in targets)
+        or not 0 < len(targets) <= _MAX_TARGETS
+        or not all(isinstance(target, str) and _MODULE_NAME.fullmatch(target) for target in targets)
     ):
         raise IntegrityError(f"{where}: target_modules must be a list of names.")
     try:
@@ -90,8 +97,10 @@ def check_settings(stored: StoredAdapter, defaults: Mapping[str, Any]) -> dict[s
     }
 
 
-def plain_config(settings: Mapping[str, Any], base: str | None, revision: str | None) -> dict[str, Any]:
-    """What an `adapter_config.json` must say for PEFT, and nothing else; `settings` are those of `check_settings`."""
+def build_peft_config(settings: Mapping[str, Any], base: str | None, revision: str | None) -> dict[str, Any]:
+    """What an `adapter_config.json` must say for PEFT, and nothing else; `settings` are those of
+    `validate_lora_settings`.
+    """
     return {
         **settings,
         "target_modules": sorted(settings["target_modules"]),

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import DiskError, IntegrityError
-from lora_chat.models.adapter import adapter_weights, write_weights
+from lora_chat.models.adapter import adapter_weights, write_peft_adapter
 from lora_chat.models.adapter_config import StoredAdapter
 from lora_chat.models.identity import Identity
-from lora_chat.system.atomic_write import folder_written_whole
+from lora_chat.system.atomic_write import atomic_folder
 from lora_chat.system.bounded_files import read_json_object, read_text
 from lora_chat.system.received_folder import check_received_folder
-from lora_chat.system.safetensors_header import check_header
+from lora_chat.system.safetensors_header import check_safetensors_header
 
 if TYPE_CHECKING:
     import torch
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 WEIGHTS_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
 IDENTITY_NAME = "lora_chat.json"
 TEMPLATE_NAME = "chat_template.jinja"
-CARD_NAME = "README.md"
+MODEL_CARD_NAME = "README.md"
 
 
 def save_adapter(model: "PeftModel", folder: Path, identity: Identity, chat_template: str, card: str) -> int:
     """Write the adapter in PEFT's layout, whole or not at all; returns its size in bytes.
 
-    Raises SpaceError, DiskError or RecipeError when the folder cannot be written, or holds other values then.
+    Raises DiskFullError, DiskError or RecipeError when the folder cannot be written, or holds other values then.
     """
-    with folder_written_whole(folder, "the adapter") as beside:
-        write_weights(model, beside)
-        _check_written(model, beside)
+    with atomic_folder(folder, "the adapter") as beside:
+        write_peft_adapter(model, beside)
+        _check_saved_weights(model, beside)
         config = json.loads((beside / CONFIG_NAME).read_text())
         config["base_model_name_or_path"] = identity.base
         config["revision"] = identity.revision
         (beside / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (beside / IDENTITY_NAME).write_text(identity.model_dump_json(indent=2) + "\n")
         (beside / TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
-        (beside / CARD_NAME).write_text(card, encoding="utf-8")
+        (beside / MODEL_CARD_NAME).write_text(card, encoding="utf-8")
         size = sum(path.stat().st_size for path in beside.iterdir())
     return size
 
 
-def is_adapter(folder: Path) -> bool:
+def is_adapter_folder(folder: Path) -> bool:
     """Whether a folder looks like an adapter in PEFT's layout; its config may yet be a link, which is refused."""
     return os.path.lexists(folder / CONFIG_NAME)
 
@@ -86,20 +86,22 @@ def _read_weights(path: Path) -> "dict[str, torch.Tensor]":
     from safetensors.torch import load_file
 
     try:
-        check_header(path)
+        check_safetensors_header(path)
         return load_file(path)
     except (OSError, SafetensorError, IntegrityError) as error:
         raise IntegrityError(f"The adapter's weights {path} cannot be read: {error}") from error
 
 
-def _check_written(model: "PeftModel", folder: Path) -> None:
+def _check_saved_weights(model: "PeftModel", folder: Path) -> None:
     """Raise DiskError if what was written does not hold the model's weights."""
-    meant = adapter_weights(model)
+    expected = adapter_weights(model)
     try:
-        found = _read_weights(folder / WEIGHTS_NAME)
+        written = _read_weights(folder / WEIGHTS_NAME)
     except IntegrityError:
-        found = {}
-    same = meant.keys() == found.keys() and all(found[name].equal(w.detach().cpu()) for name, w in meant.items())
+        written = {}
+    same = expected.keys() == written.keys() and all(
+        written[name].equal(w.detach().cpu()) for name, w in expected.items()
+    )
     if not same:
         raise DiskError(
             f"{folder / WEIGHTS_NAME} does not hold what was written to it; it was not kept.\n"

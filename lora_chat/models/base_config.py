@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.config.recipe import BaseSection
-from lora_chat.errors import BaseUnavailableError
+from lora_chat.errors import UnavailableError
 from lora_chat.models.base_files import check_base_files
-from lora_chat.models.base_model import find_base, is_here
-from lora_chat.models.hub import find_small_files
+from lora_chat.models.base_model import find_base, is_base_local
+from lora_chat.models.hub import download_small_files
 from lora_chat.models.shape import read_shape
 from lora_chat.system.hub_client import HubFailureError
 
-_BYTES = 2
+_BYTES_PER_WEIGHT = 2
 """Of a weight in the files of the bases known by heart."""
 
 
@@ -35,41 +35,41 @@ class BaseConfig:
     """Where this is known from."""
 
 
-def find_config(base: BaseSection, notice: Callable[[str], None]) -> BaseConfig:
+def find_base_config(base: BaseSection, notice: Callable[[str], None]) -> BaseConfig:
     """The config of a base that is here, on the hub, or in the table of known ones; no weights are fetched.
 
-    Raises BaseUnavailableError.
+    Raises UnavailableError.
     """
-    if is_here(base) or base.name.startswith((".", "/", "~")) or base.name.count("/") != 1:
+    if is_base_local(base) or base.name.startswith((".", "/", "~")) or base.name.count("/") != 1:
         found = find_base(base, notice)
         size = sum(path.stat().st_size for path in found.folder.glob("*.safetensors"))
-        return BaseConfig(found.name, _read(found.folder), found.folder, size, 0, "this machine")
+        return BaseConfig(found.name, _read_text_config(found.folder), found.folder, size, 0, "this machine")
     try:
-        return _on_hub(base)
+        return _find_config_on_hub(base)
     except HubFailureError as error:
-        known = known_bases().get(base.name)
+        known = read_known_configs().get(base.name)
         if known is None:
-            raise BaseUnavailableError(
+            raise UnavailableError(
                 f"The config of {base.name} is not on this machine, the hub cannot be reached "
                 f"({error.what}), and it is none of the bases known by heart "
-                f"({', '.join(known_bases())}).\nGo online once, or name a local folder."
+                f"({', '.join(read_known_configs())}).\nGo online once, or name a local folder."
             ) from error
-        size = _BYTES * read_shape(known, base.name).weights
+        size = _BYTES_PER_WEIGHT * read_shape(known, base.name).weights
         return BaseConfig(base.name, known, None, size, size, "the table of known bases")
 
 
-def _on_hub(base: BaseSection) -> BaseConfig:
-    folder, weights = find_small_files(base.name, base.revision)
-    return BaseConfig(base.name, _read(folder), folder, weights or None, weights or None, "the hub")
+def _find_config_on_hub(base: BaseSection) -> BaseConfig:
+    folder, weights = download_small_files(base.name, base.revision)
+    return BaseConfig(base.name, _read_text_config(folder), folder, weights or None, weights or None, "the hub")
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    found = check_base_files(folder)
-    inner = found.get("text_config")
-    return dict(inner) if isinstance(inner, dict) else dict(found)
+def _read_text_config(folder: Path) -> dict[str, Any]:
+    config = check_base_files(folder)
+    text_config = config.get("text_config")
+    return dict(text_config) if isinstance(text_config, dict) else dict(config)
 
 
-def known_bases() -> dict[str, Any]:
+def read_known_configs() -> dict[str, Any]:
     """Configs of bases that many use, by name, for planning without the hub."""
     text = (files("lora_chat.models") / "known_bases.json").read_text(encoding="utf-8")
     return dict(json.loads(text))

@@ -7,34 +7,38 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.config.recipe import BaseSection
-from lora_chat.errors import BaseUnavailableError, LoraChatError, MemoryShortError
+from lora_chat.errors import LoraChatError, OutOfMemoryError, UnavailableError
 from lora_chat.models.base_files import check_base_files
-from lora_chat.models.bundled import embedded_names, find_embedded
-from lora_chat.models.config_code import check_loaded
-from lora_chat.models.file_marks import Marks, check_unchanged, mark_files
-from lora_chat.models.hub import find_here, find_on_hub
-from lora_chat.models.quantization.cpu_linear import multiply_in_one_place
-from lora_chat.models.quantization.weight_cache import hold_dense_weights, keep_one_layout, let_go_of_files
+from lora_chat.models.bundled import bundled_base_names, find_bundled_base
+from lora_chat.models.config_code import check_loaded_config
+from lora_chat.models.file_stats import FileStats, check_unchanged, read_file_stats
+from lora_chat.models.hub import find_cached_base, find_or_download_base
+from lora_chat.models.quantization.cpu_linear import dequantize_on_the_fly
+from lora_chat.models.quantization.weight_cache import (
+    cache_dense_weights,
+    copy_mapped_weights,
+    disable_weight_repacking,
+)
 from lora_chat.models.weight_files import find_weight_files
-from lora_chat.system.bounded_call import call_bounded, is_panic
-from lora_chat.system.malloc import give_memory_back
+from lora_chat.system.bounded_call import call_with_timeout, is_rust_panic
+from lora_chat.system.malloc import release_freed_memory
 from lora_chat.system.received_folder import check_received_folder
-from lora_chat.system.user_path import user_path
+from lora_chat.system.user_path import expand_user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PROBE_TEXT = "It's 7:30 pm.\n\n Ça va? 你好 \U0001f642 def f(x):\n\treturn x"
+TOKENIZER_SAMPLE_TEXT = "It's 7:30 pm.\n\n Ça va? 你好 \U0001f642 def f(x):\n\treturn x"
 """A text that tokenizers tell apart; its ids are part of a base's identity."""
-_PROBE_SECONDS = 20.0
+_TOKENIZER_TIMEOUT_SECONDS = 20.0
 
 
-_MOST_WEIGHTS_PER_BYTE = 16
+_MAX_WEIGHTS_PER_BYTE = 16
 """No format takes fewer than a bit for two weights."""
 
 
 @dataclass(frozen=True)
-class FoundBase:
+class LocalBase:
     """A base whose files are on this machine."""
 
     name: str
@@ -42,19 +46,19 @@ class FoundBase:
     folder: Path
     revision: str | None = None
     """The commit of a hub id."""
-    marks: Marks | None = field(default=None, compare=False, repr=False)
+    file_stats: FileStats | None = field(default=None, compare=False, repr=False)
     """Its files as they were before anything of it was checked; None for a folder of our own."""
 
     def check_unchanged(self) -> None:
         """Raise IntegrityError if a file of the base is another than when the base was found."""
-        if self.marks is not None:
-            check_unchanged(self.folder, self.marks)
+        if self.file_stats is not None:
+            check_unchanged(self.folder, self.file_stats)
 
 
-def is_here(base: BaseSection) -> bool:
+def is_base_local(base: BaseSection) -> bool:
     """Whether nothing has to be downloaded for a base."""
-    local = base.name in embedded_names() or user_path(base.name, "base.name: ").is_dir()
-    return local or find_here(base.name, base.revision) is not None
+    local = base.name in bundled_base_names() or expand_user_path(base.name, "base.name: ").is_dir()
+    return local or find_cached_base(base.name, base.revision) is not None
 
 
 def is_hub_id(name: str) -> bool:
@@ -62,64 +66,62 @@ def is_hub_id(name: str) -> bool:
     return not name.startswith((".", "/", "~")) and name.count("/") == 1
 
 
-def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None) -> FoundBase:
+def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None) -> LocalBase:
     """The folder of an embedded base, a local folder, or a hub id (downloaded once).
 
-    Raises BaseUnavailableError with what to do, IntegrityError for a folder with links or special files in it.
+    Raises UnavailableError with what to do, IntegrityError for a folder with links or special files in it.
     """
-    local = user_path(base.name, "base.name: ")
-    if base.name in embedded_names():
-        folder = find_embedded(base.name, notice)
-        return FoundBase(base.name, folder, marks=mark_files(folder))
+    local = expand_user_path(base.name, "base.name: ")
+    if base.name in bundled_base_names():
+        folder = find_bundled_base(base.name, notice)
+        return LocalBase(base.name, folder, file_stats=read_file_stats(folder))
     if local.is_dir():
         check_received_folder(local)
         if not (local / "config.json").is_file():
-            raise BaseUnavailableError(
+            raise UnavailableError(
                 f"{local} is not a model folder: it has no config.json.\n"
                 "Name a folder in Hugging Face layout (config.json, tokenizer.json, *.safetensors)."
             )
-        marks = mark_files(local.resolve())
+        marks = read_file_stats(local.resolve())
         check_base_files(local.resolve())
         if is_hub_id(base.name):
             notice(f"{base.name} is a folder here: taking {local.resolve()}, not the hub's model of that name.")
-        return FoundBase(str(local.resolve()), local.resolve(), marks=marks)
+        return LocalBase(str(local.resolve()), local.resolve(), file_stats=marks)
     if not is_hub_id(base.name):
-        raise BaseUnavailableError(
-            f"There is no base {base.name}: neither an embedded one ({', '.join(embedded_names())}), "
+        raise UnavailableError(
+            f"There is no base {base.name}: neither an embedded one ({', '.join(bundled_base_names())}), "
             "nor a folder, nor a hub id (OWNER/NAME)."
         )
-    folder = find_on_hub(base.name, base.revision, notice)
-    marks = mark_files(folder)
+    folder = find_or_download_base(base.name, base.revision, notice)
+    marks = read_file_stats(folder)
     check_base_files(folder)
-    return FoundBase(base.name, folder, folder.name, marks)
+    return LocalBase(base.name, folder, folder.name, marks)
 
 
-def load_tokenizer(base: FoundBase) -> "PreTrainedTokenizerBase":
+def load_tokenizer(base: LocalBase) -> "PreTrainedTokenizerBase":
     """The base's tokenizer; pad falls back to eos, which is safe because labels are set by position."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     except BaseException as error:
-        if not isinstance(error, Exception) and not is_panic(error):
+        if not isinstance(error, Exception) and not is_rust_panic(error):
             raise
-        raise BaseUnavailableError(f"The tokenizer of {base.name} cannot be read: {_first_line(error)}") from error
+        raise UnavailableError(f"The tokenizer of {base.name} cannot be read: {_first_line(error)}") from error
     try:
-        call_bounded(
-            lambda: tokenizer.decode(tokenizer(PROBE_TEXT)["input_ids"]),
-            _PROBE_SECONDS,
+        call_with_timeout(
+            lambda: tokenizer.decode(tokenizer(TOKENIZER_SAMPLE_TEXT)["input_ids"]),
+            _TOKENIZER_TIMEOUT_SECONDS,
             f"The tokenizer of {base.name}",
         )
     except LoraChatError:
         raise
     except Exception as error:  # settings that load and cannot be used
-        raise BaseUnavailableError(
+        raise UnavailableError(
             f"The tokenizer of {base.name} cannot encode a plain text: {_first_line(error)}"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise BaseUnavailableError(
-            f"The tokenizer of {base.name} has no end-of-sequence token; nothing would ever stop."
-        )
+        raise UnavailableError(f"The tokenizer of {base.name} has no end-of-sequence token; nothing would ever stop.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     base.check_unchanged()
@@ -130,19 +132,19 @@ def load_tokenizer(base: FoundBase) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def read_positions(base: FoundBase) -> int | None:
+def read_max_positions(base: LocalBase) -> int | None:
     """The most tokens the base has positions for, from its config."""
     found = getattr(read_config(base).get_text_config(), "max_position_embeddings", None)
     return int(found) if found else None
 
 
-def read_architecture(base: FoundBase) -> str | None:
+def read_model_type(base: LocalBase) -> str | None:
     """The `model_type` of its config."""
     found = getattr(read_config(base), "model_type", None)
     return str(found) if found else None
 
 
-def load_skeleton(base: FoundBase) -> "PreTrainedModel":
+def load_meta_model(base: LocalBase) -> "PreTrainedModel":
     """The base's layers by name and shape, without weights."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -152,34 +154,34 @@ def load_skeleton(base: FoundBase) -> "PreTrainedModel":
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # a stranger's config: sizes that do not go together fail in many ways
-        raise BaseUnavailableError(f"The config of {base.name} means no model: {_first_line(error)}") from error
+        raise UnavailableError(f"The config of {base.name} means no model: {_first_line(error)}") from error
 
 
-def read_config(base: FoundBase) -> Any:
-    """Return the base's config as Transformers loads it; raises BaseUnavailableError if it cannot."""
+def read_config(base: LocalBase) -> Any:
+    """Return the base's config as Transformers loads it; raises UnavailableError if it cannot."""
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise BaseUnavailableError(f"The config of {base.name} cannot be read: {_first_line(error)}") from error
-    check_loaded(config, f"The config of {base.name}")
+        raise UnavailableError(f"The config of {base.name} cannot be read: {_first_line(error)}") from error
+    check_loaded_config(config, f"The config of {base.name}")
     return config
 
 
-def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedModel":
+def load_base_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedModel":
     """The frozen base on its device, really quantised by bitsandbytes where asked.
 
-    Raises BaseUnavailableError for unreadable weights, MemoryShortError when they do not fit, IntegrityError if
+    Raises UnavailableError for unreadable weights, OutOfMemoryError when they do not fit, IntegrityError if
     something in the folder makes Transformers load other weights.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     find_weight_files(base.folder, read_config(base))
-    _check_size(base)
+    _check_weight_count(base)
     if precision.device == "cpu":
-        give_memory_back()  # quantising frees as much as it takes
+        release_freed_memory()  # quantising frees as much as it takes
     dtype = getattr(torch, precision.dtype)
     options: dict[str, Any] = {}
     if precision.mode == "4bit":
@@ -202,35 +204,36 @@ def load_base_model(base: FoundBase, precision: PrecisionPlan) -> "PreTrainedMod
             **options,
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise MemoryShortError(
+        raise OutOfMemoryError(
             f"The base {base.name} does not fit into memory in mode {precision.mode}.\n"
             "Try --set quantization.mode=4bit, or a smaller base."
         ) from error
     except LoraChatError:
         raise
     except Exception as error:
-        raise BaseUnavailableError(f"The weights of {base.name} cannot be loaded: {_first_line(error)}") from error
+        raise UnavailableError(f"The weights of {base.name} cannot be loaded: {_first_line(error)}") from error
     base.check_unchanged()
     model.requires_grad_(False)
-    keep_one_layout(model)
+    disable_weight_repacking(model)
     if precision.device == "cpu":
         if precision.mode != "none":
-            let_go_of_files(model)
-        hold_dense_weights(model)
-        multiply_in_one_place(model)  # where they are not held
+            copy_mapped_weights(model)
+        cache_dense_weights(model)
+        dequantize_on_the_fly(model)  # where they are not held
     return model
 
 
-def _check_size(base: FoundBase) -> None:
-    """Raise BaseUnavailableError if a config means far more weights than the files can hold.
+def _check_weight_count(base: LocalBase) -> None:
+    """Raise UnavailableError if a config means far more weights than the files can hold.
 
     Transformers makes up what is missing, in memory, however much that is.
     """
-    meant = sum(parameter.numel() for parameter in load_skeleton(base).parameters())
-    there = sum(path.stat().st_size for path in base.folder.rglob("*.safetensors"))
-    if meant > _MOST_WEIGHTS_PER_BYTE * there:
-        raise BaseUnavailableError(
-            f"The config of {base.name} means {meant:,} weights, and its files have {there:,} bytes: they do "
+    num_weights = sum(parameter.numel() for parameter in load_meta_model(base).parameters())
+    file_bytes = sum(path.stat().st_size for path in base.folder.rglob("*.safetensors"))
+    if num_weights > _MAX_WEIGHTS_PER_BYTE * file_bytes:
+        raise UnavailableError(
+            f"The config of {base.name} means {num_weights:,} weights, and its files have {file_bytes:,} bytes: "
+            f"they do "
             "not belong together. Copy or download the base again."
         )
 

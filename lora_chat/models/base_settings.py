@@ -10,15 +10,15 @@ from typing import Any
 from pydantic import JsonValue
 
 from lora_chat.errors import IntegrityError
-from lora_chat.system.bounded_files import MIDDLE, read_bytes
-from lora_chat.system.strict_json import is_deep
+from lora_chat.system.bounded_files import MEDIUM_FILE_BYTES, read_bytes
+from lora_chat.system.strict_json import is_nested_too_deeply
 
-_LONGEST = 200
+_MAX_VALUE_CHARACTERS = 200
 """Length limit of a value that is stored as it is; a longer one is stored as its digest."""
-_MOST_FIELDS = 500
-_DIGEST = "sha256:"
+_MAX_FIELDS = 500
+_DIGEST_PREFIX = "sha256:"
 # Half a surrogate pair is no text; a digest must not be taken for the value that it stands for.
-_NOT_AS_IT_IS = re.compile(r'\\ud|"sha256:|"(/|~|\.\.?/|\\\\|[A-Za-z]:[/\\])')
+_MUST_BE_DIGESTED = re.compile(r'\\ud|"sha256:|"(/|~|\.\.?/|\\\\|[A-Za-z]:[/\\])')
 
 TOKENIZER_ATTRIBUTES = (
     "add_bos_token",
@@ -32,7 +32,7 @@ TOKENIZER_ATTRIBUTES = (
     "truncation_side",
 )
 """What a loaded tokenizer holds beside its backend; it is compared as it was loaded."""
-_SPECIAL = dict.fromkeys(
+_SPECIAL_TOKEN_FIELDS = dict.fromkeys(
     (
         *(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")),
         "additional_special_tokens",
@@ -41,7 +41,7 @@ _SPECIAL = dict.fromkeys(
     "is compared as the loaded tokenizer's special tokens",
 )
 
-HARMLESS: Mapping[str, Mapping[str, str]] = {
+IGNORED_FIELDS: Mapping[str, Mapping[str, str]] = {
     "config.json": {
         "_name_or_path": "names the place that the config was read from; only the choice of the tokenizer's class "
         "looks at it, and the loaded tokenizer is compared",
@@ -69,34 +69,36 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
         "tokenizer_class": "is compared as the class that was loaded",
         "added_tokens_decoder": "is compared as the loaded tokenizer's added tokens",
         **dict.fromkeys(TOKENIZER_ATTRIBUTES, "is compared as the loaded tokenizer's attribute of that name"),
-        **_SPECIAL,
+        **_SPECIAL_TOKEN_FIELDS,
     },
-    "special_tokens_map.json": dict(_SPECIAL),
+    "special_tokens_map.json": dict(_SPECIAL_TOKEN_FIELDS),
 }
 """The fields that are not compared as they stand, file by file, each with the reason; every other field is."""
 
 
-def read_settings(folder: Path, name: str) -> dict[str, JsonValue] | None:
+def read_compared_fields(folder: Path, name: str) -> dict[str, JsonValue] | None:
     """Return the fields of a JSON file that are not harmless, long values as digests; None if there is no file.
 
     Raises IntegrityError for a file that holds no object or is too large.
     """
-    found = read_object(folder / name)
+    found = read_lenient_json_object(folder / name)
     if found is None:
         return None
-    kept = {key: value for key, value in found.items() if key not in HARMLESS[name]}
-    if len(kept) > _MOST_FIELDS or not all(key.isprintable() and len(key) <= _LONGEST // 2 for key in kept):
-        return {"all": _DIGEST + hashlib.sha256(canonical(kept).encode()).hexdigest()}
-    return {key: short_value(value) for key, value in sorted(kept.items())}
+    compared = {key: value for key, value in found.items() if key not in IGNORED_FIELDS[name]}
+    if len(compared) > _MAX_FIELDS or not all(
+        key.isprintable() and len(key) <= _MAX_VALUE_CHARACTERS // 2 for key in compared
+    ):
+        return {"all": _DIGEST_PREFIX + hashlib.sha256(canonical_json(compared).encode()).hexdigest()}
+    return {key: value_or_digest(value) for key, value in sorted(compared.items())}
 
 
-def read_object(path: Path) -> dict[str, Any] | None:
+def read_lenient_json_object(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file as Transformers reads it; None if there is no file.
 
-    Raises IntegrityError as `read_settings` does.
+    Raises IntegrityError as `read_compared_fields` does.
     """
     try:
-        raw = read_bytes(path, MIDDLE)
+        raw = read_bytes(path, MEDIUM_FILE_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -106,19 +108,19 @@ def read_object(path: Path) -> dict[str, Any] | None:
         found = json.loads(raw.decode("utf-8"), parse_constant=lambda name: {"__float__": name})
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read: {str(error)[:200]}.") from error
-    if not isinstance(found, dict) or is_deep(found):
+    if not isinstance(found, dict) or is_nested_too_deeply(found):
         raise IntegrityError(f"{path} holds no JSON object, or one that is nested too deeply.")
     return found
 
 
-def short_value(value: JsonValue) -> JsonValue:
+def value_or_digest(value: JsonValue) -> JsonValue:
     """Return a value as it is, or its digest if it is long, holds a path of this machine, or cannot be written."""
-    text = canonical(value)
-    if len(text) <= _LONGEST and not _NOT_AS_IT_IS.search(text):
+    text = canonical_json(value)
+    if len(text) <= _MAX_VALUE_CHARACTERS and not _MUST_BE_DIGESTED.search(text):
         return value
-    return _DIGEST + hashlib.sha256(text.encode()).hexdigest()
+    return _DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest()
 
 
-def canonical(value: JsonValue) -> str:
+def canonical_json(value: JsonValue) -> str:
     """Return the one JSON text of a value; unlike `==`, it tells 1, 1.0 and true apart."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.models.adapter import load_adapter
 from lora_chat.models.adapter_config import StoredAdapter
-from lora_chat.models.base_model import FoundBase, load_base_model
-from lora_chat.models.identity import UNCOVERED, check_identity, differences, identify
+from lora_chat.models.base_model import LocalBase, load_base_model
+from lora_chat.models.identity import (
+    UNCOVERED_BY_VERSION_1,
+    check_identity,
+    compute_identity,
+    list_identity_differences,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class FoundAdapter:
+class BoundAdapter:
     """An adapter, its base, and the tokenizer with the template of training; no weights loaded yet."""
 
     stored: StoredAdapter
-    base: FoundBase
+    base: LocalBase
     tokenizer: "PreTrainedTokenizerBase"
 
     def load(self, precision: PrecisionPlan) -> "PreTrainedModel":
@@ -27,35 +32,35 @@ class FoundAdapter:
         return load_adapter(load_base_model(self.base, precision), self.stored)
 
 
-def bind(
+def bind_adapter(
     stored: StoredAdapter,
-    base: FoundBase,
+    base: LocalBase,
     tokenizer: "PreTrainedTokenizerBase",
     notice: Callable[[str], None],
     *,
     force: bool = False,
-    read_files: bool = False,
+    recompute_digests: bool = False,
     run_template: bool = True,
-) -> FoundAdapter:
+) -> BoundAdapter:
     """Make sure that base, tokenizer and template are those an adapter was trained with.
 
-    With `read_files` no remembered digest is believed. Without `run_template` the template is compared by its digest
-    alone, and the stop ids, which it decides, are not compared. Raises IntegrityError if they are others; with `force`
-    that is only told.
+    With `recompute_digests` no remembered digest is believed. Without `run_template` the template is compared by
+    its digest alone, and the stop ids, which it decides, are not compared. Raises IntegrityError if they are
+    others; with `force` that is only told.
     """
     if stored.identity is None:
         notice(f"{stored.name} does not say which weights it was trained on; only names and shapes are checked.")
-        return FoundAdapter(stored, base, tokenizer)
+        return BoundAdapter(stored, base, tokenizer)
     stops = None if run_template else stored.identity.stops or ()
-    found = identify(base, tokenizer, read_files=read_files, stops=stops)
+    found = compute_identity(base, tokenizer, recompute_digests=recompute_digests, stops=stops)
     if not force:
         check_identity(stored.identity, found, stored.name, base)
-        if stored.identity.version == 1 and not read_files:  # `verify` has a line of its own
-            notice(f"{stored.name} was made by an older version; its receipt does not cover {UNCOVERED}.")
-    elif changed := differences(stored.identity, found, base):
+        if stored.identity.version == 1 and not recompute_digests:  # `verify` has a line of its own
+            notice(f"{stored.name} was made by an older version; its receipt does not cover {UNCOVERED_BY_VERSION_1}.")
+    elif changed := list_identity_differences(stored.identity, found, base):
         notice(
             f"{stored.name} was trained with other {' and '.join(changed)}. Its weights are corrections to those it "
             "learned on: on others it may answer worse than the base alone, in another language, or without end, and "
             "none of its figures hold."
         )
-    return FoundAdapter(stored, base, tokenizer)
+    return BoundAdapter(stored, base, tokenizer)

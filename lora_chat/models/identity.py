@@ -7,32 +7,36 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 from typing_extensions import Self
 
-from lora_chat.config.base import Section
+from lora_chat.config.base import StrictModel
 from lora_chat.errors import IntegrityError
-from lora_chat.models.base_model import PROBE_TEXT, FoundBase, read_config
-from lora_chat.models.base_settings import canonical, read_settings
-from lora_chat.models.default_settings import same_generation, same_tokenizer_settings, same_when_loaded
-from lora_chat.models.file_digests import digest_of
-from lora_chat.models.integrity import check_digest, check_structure
+from lora_chat.models.base_model import TOKENIZER_SAMPLE_TEXT, LocalBase, read_config
+from lora_chat.models.base_settings import canonical_json, read_compared_fields
+from lora_chat.models.equivalent_settings import (
+    find_equivalent_config_fields,
+    find_equivalent_tokenizer_fields,
+    is_equivalent_generation,
+)
+from lora_chat.models.file_digests import cached_file_digest
+from lora_chat.models.integrity import check_digest, check_safetensors_file
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.models.tokenizer_parts import read_tokenizer_parts
-from lora_chat.models.weight_files import check_regular, find_weight_files
+from lora_chat.models.weight_files import check_regular_file, find_weight_files
 from lora_chat.system.hashing import digest_text
-from lora_chat.system.sanitize import visible
+from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_LATER = ("version", "files", "config", "generation", "tokenizer_parts", "stops")
+_VERSION_2_FIELDS = ("version", "files", "config", "generation", "tokenizer_parts", "stops")
 """The fields that an identity of version 1 does not have."""
-UNCOVERED = (
+UNCOVERED_BY_VERSION_1 = (
     "the config's fields, the index and subfolders of weights, the whole tokenizer (only its vocabulary and a probe "
     "text), the stop ids and the generation settings"
 )
 """The parts of a base that an identity of version 1 does not cover."""
 
 
-class Identity(Section):
+class Identity(StrictModel):
     """What an adapter belongs to; stands as `lora_chat.json` in its folder."""
 
     base: str
@@ -59,7 +63,7 @@ class Identity(Section):
     """The ids at which a reply ends."""
 
     @model_validator(mode="after")
-    def _has_the_fields_of_its_version(self) -> Self:
+    def _check_version_fields(self) -> Self:
         later = (self.files, self.config, self.tokenizer_parts, self.stops)
         if self.version == 1 and any(value is not None for value in (*later, self.generation)):
             raise ValueError("version 1 has no such fields")
@@ -68,11 +72,13 @@ class Identity(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _as_its_version_is_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _serialize_version_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = handler(self)
-        return found if self.version > 1 else {key: value for key, value in found.items() if key not in _LATER}
+        return (
+            found if self.version > 1 else {key: value for key, value in found.items() if key not in _VERSION_2_FIELDS}
+        )
 
-    def later_parts(self) -> dict[str, str]:
+    def version_2_parts(self) -> dict[str, str]:
         """Return everything that version 2 added, by name, as JSON; nothing for version 1."""
         if self.version == 1:
             return {}
@@ -86,17 +92,17 @@ class Identity(Section):
             if fields is None:
                 parts[group] = "no such file"
             parts |= {f"{group}.{key}": value for key, value in (fields or {}).items()}
-        return {name: canonical(value) for name, value in parts.items()}
+        return {name: canonical_json(value) for name, value in parts.items()}
 
 
-def identify(
-    base: FoundBase,
+def compute_identity(
+    base: LocalBase,
     tokenizer: "PreTrainedTokenizerBase",
     *,
-    read_files: bool = False,
+    recompute_digests: bool = False,
     stops: tuple[int, ...] | None = None,
 ) -> Identity:
-    """Compute a base's identity; digests of weights are remembered, and believed unless `read_files` is set.
+    """Compute a base's identity; digests of weights are remembered, and believed unless `recompute_digests` is set.
 
     Finding the stop ids runs the chat template; where it may not be run, `stops` are taken as they are.
     Raises IntegrityError if its weights are damaged, if something in its folder makes other files be loaded, or if a
@@ -106,23 +112,23 @@ def identify(
     digests = {}
     beside = sorted(base.folder.glob("*.safetensors"))
     for path in sorted({*opened, *beside}):
-        check_regular(base.folder, path)
+        check_regular_file(base.folder, path)
         if path.suffix == ".safetensors":
-            check_structure(path)
-        digests[path] = digest_of(path, read=read_files)
+            check_safetensors_file(path)
+        digests[path] = cached_file_digest(path, recompute=recompute_digests)
         check_digest(path, digests[path])
-    words: JsonValue = [sorted(tokenizer.get_vocab().items()), tokenizer(PROBE_TEXT)["input_ids"]]
+    words: JsonValue = [sorted(tokenizer.get_vocab().items()), tokenizer(TOKENIZER_SAMPLE_TEXT)["input_ids"]]
     template: Any = tokenizer.chat_template
     found = Identity(
         base=base.name,
         revision=base.revision,
         weights=_digest_lines({path.name: digests[path] for path in beside}),
         tokenizer=digest_text(json.dumps(words)),
-        chat_template=digest_text(canonical(template) if isinstance(template, dict) else str(template)),
+        chat_template=digest_text(canonical_json(template) if isinstance(template, dict) else str(template)),
         version=2,
         files=_digest_lines({path.relative_to(base.folder).as_posix(): digests[path] for path in sorted(opened)}),
-        config=read_settings(base.folder, "config.json") or {},
-        generation=read_settings(base.folder, "generation_config.json"),
+        config=read_compared_fields(base.folder, "config.json") or {},
+        generation=read_compared_fields(base.folder, "generation_config.json"),
         tokenizer_parts=read_tokenizer_parts(base.folder, tokenizer),
         stops=read_stop_ids(base, tokenizer) if stops is None else stops,
     )
@@ -130,69 +136,69 @@ def identify(
     return found
 
 
-_PARTS = {"weights": "weights of the base", "tokenizer": "tokenizer", "chat_template": "chat template"}
-_GROUPS = {
+_PART_LABELS = {"weights": "weights of the base", "tokenizer": "tokenizer", "chat_template": "chat template"}
+_GROUP_LABELS = {
     "config": "config",
     "generation": "generation settings",
     "tokenizer": "tokenizer",
     "files": "files of weights",
     "stops": "stop ids",
 }
-_SHOWN = 4
+_MAX_SHOWN_FIELDS = 4
 """Number of changed fields that a message names per group."""
 
 
-def differences(trained: Identity, found: Identity, base: FoundBase | None = None) -> list[str]:
+def list_identity_differences(trained: Identity, found: Identity, base: LocalBase | None = None) -> list[str]:
     """Return what is not the same, each part with both values or digests.
 
     With the `base` that was found, a default that only one side names is no difference.
     """
     changed = {
         key: [f"{getattr(trained, key)[:16]}..., found {getattr(found, key)[:16]}..."]
-        for key in _PARTS
+        for key in _PART_LABELS
         if getattr(trained, key) != getattr(found, key)
     }
-    before, now = trained.later_parts(), found.later_parts()
+    before, now = trained.version_2_parts(), found.version_2_parts()
     differing = {name for name in before.keys() | now.keys() if before and now and before.get(name) != now.get(name)}
     if differing and base is not None:
-        differing -= _only_in_form(trained, found, base)
+        differing -= _find_equivalent_parts(trained, found, base)
     for name in sorted(differing):
         group, _, field = name.partition(".")
         if group == "files" and "weights" in changed:  # says the same again
             continue
-        values = f"{_shown(before, name)}, found {_shown(now, name)}"
+        values = f"{_format_part(before, name)}, found {_format_part(now, name)}"
         changed.setdefault(group, []).append(f"{field}: {values}" if field else values)
-    return [f"{(_PARTS | _GROUPS)[group]} ({_joined(fields)})" for group, fields in changed.items()]
+    return [f"{(_PART_LABELS | _GROUP_LABELS)[group]} ({_join_fields(fields)})" for group, fields in changed.items()]
 
 
-def _only_in_form(trained: Identity, found: Identity, base: FoundBase) -> set[str]:
+def _find_equivalent_parts(trained: Identity, found: Identity, base: LocalBase) -> set[str]:
     """Return the names of parts that differ as they are written and load the same here."""
     mine, yours = trained.config or {}, found.config or {}
-    same = {f"config.{name}" for name in same_when_loaded(base.folder, read_config(base), mine, yours)}
+    same = {f"config.{name}" for name in find_equivalent_config_fields(base.folder, read_config(base), mine, yours)}
     others = {name for name in mine.keys() | yours.keys() if mine.get(name) != yours.get(name)}
-    if {f"config.{name}" for name in others} <= same and same_generation(
+    if {f"config.{name}" for name in others} <= same and is_equivalent_generation(
         base.folder, trained.generation, found.generation
     ):
         names = (trained.generation or {}).keys() | (found.generation or {}).keys()
         same |= {"generation", *(f"generation.{name}" for name in names)}
-    tokenizer = same_tokenizer_settings(trained.tokenizer_parts or {}, found.tokenizer_parts or {})
+    tokenizer = find_equivalent_tokenizer_fields(trained.tokenizer_parts or {}, found.tokenizer_parts or {})
     return same | {f"tokenizer.{name}" for name in tokenizer}
 
 
-def _shown(parts: Mapping[str, str], name: str) -> str:
+def _format_part(parts: Mapping[str, str], name: str) -> str:
     text = parts.get(name, "nothing")
     digest = text.strip('"').removeprefix("sha256:")
-    return f"{digest[:16]}..." if len(digest) == 64 and digest.isalnum() else visible(text, 60)
+    return f"{digest[:16]}..." if len(digest) == 64 and digest.isalnum() else sanitize_line(text, 60)
 
 
-def _joined(fields: list[str]) -> str:
-    more = [f"and {len(fields) - _SHOWN} more"] if len(fields) > _SHOWN else []
-    return "; ".join([*(visible(field, 200) for field in fields[:_SHOWN]), *more])
+def _join_fields(fields: list[str]) -> str:
+    more = [f"and {len(fields) - _MAX_SHOWN_FIELDS} more"] if len(fields) > _MAX_SHOWN_FIELDS else []
+    return "; ".join([*(sanitize_line(field, 200) for field in fields[:_MAX_SHOWN_FIELDS]), *more])
 
 
-def check_identity(trained: Identity, found: Identity, where: str, base: FoundBase | None = None) -> None:
+def check_identity(trained: Identity, found: Identity, where: str, base: LocalBase | None = None) -> None:
     """Raise IntegrityError if an adapter was trained with something other than the `base` that was found."""
-    if changed := differences(trained, found, base):
+    if changed := list_identity_differences(trained, found, base):
         raise IntegrityError(
             f"The adapter {where} belongs to another base: other {' and '.join(changed)}.\n"
             f"It was trained on {trained.base}"

@@ -4,17 +4,17 @@ import secrets
 from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.chat_template import render_texts
-from lora_chat.errors import BaseUnavailableError, DataError
-from lora_chat.models.base_model import FoundBase
+from lora_chat.errors import DataError, UnavailableError
+from lora_chat.models.base_model import LocalBase
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def read_stop_ids(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+def read_stop_ids(base: LocalBase, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """Ids that end a turn: the tokenizer's eos, every eos of the generation config, the template's end of a turn.
 
-    Raises BaseUnavailableError for a generation config that cannot be read.
+    Raises UnavailableError for a generation config that cannot be read.
     """
     from transformers import GenerationConfig
 
@@ -25,13 +25,13 @@ def read_stop_ids(base: FoundBase, tokenizer: "PreTrainedTokenizerBase") -> tupl
             named = named if isinstance(named, list) else [] if named is None else [named]
             ids.update(int(number) for number in named)
         except Exception as error:
-            raise BaseUnavailableError(
+            raise UnavailableError(
                 f"The generation_config.json of {base.name} cannot be read: {str(error)[:200]}"
             ) from error
-    return tuple(sorted(ids | find_turn_end(tokenizer)))
+    return tuple(sorted(ids | find_turn_end_ids(tokenizer)))
 
 
-def find_turn_end(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+def find_turn_end_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """Return the special tokens that the template writes right behind a reply; generation configs may not name them.
 
     A template may look for a reply that it knows and end that one otherwise, so one of the replies is random.
@@ -39,7 +39,7 @@ def find_turn_end(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     replies = ("x7q", f"x{secrets.token_hex(6)}q")
     chats = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": said}] for said in replies]
     try:
-        texts = render_texts(tokenizer, chats, reply_follows=False)
+        texts = render_texts(tokenizer, chats, add_generation_prompt=False)
     except DataError:  # a template that refuses a plain exchange says so where dialogues are encoded
         return set()
     special = [(t.content, i) for i, t in tokenizer.added_tokens_decoder.items() if t.special and t.content]

@@ -6,17 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
-from lora_chat.models.base_settings import TOKENIZER_ATTRIBUTES, read_settings, short_value
-from lora_chat.system.bounded_files import LARGE, read_bytes
+from lora_chat.models.base_settings import TOKENIZER_ATTRIBUTES, read_compared_fields, value_or_digest
+from lora_chat.system.bounded_files import LARGE_FILE_BYTES, read_bytes
 from lora_chat.system.hashing import digest_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
-_NO_VOCABULARY = ("config.json", "generation_config.json", "sha256.json", "complete.json", "README.txt", "LICENSE.txt")
-_SUFFIXES = (".json", ".model", ".txt", ".vocab", ".bpe", ".spm", ".tiktoken", ".merges")
+_PIPELINE_STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+_SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+_NON_VOCABULARY_FILES = (
+    "config.json",
+    "generation_config.json",
+    "sha256.json",
+    "complete.json",
+    "README.txt",
+    "LICENSE.txt",
+)
+_VOCABULARY_SUFFIXES = (".json", ".model", ".txt", ".vocab", ".bpe", ".spm", ".tiktoken", ".merges")
 
 
 def read_tokenizer_parts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, JsonValue]:
@@ -28,27 +35,27 @@ def read_tokenizer_parts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> 
     extra = [str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or []]
     parts: dict[str, JsonValue] = {
         "class": type(tokenizer).__name__,
-        "special_tokens": short_value({**special}),
-        "extra_special_tokens": short_value([*extra]),
-        "added_tokens": digest_text(repr(sorted(map(_flags, tokenizer.added_tokens_decoder.items())))),
+        "special_tokens": value_or_digest({**special}),
+        "extra_special_tokens": value_or_digest([*extra]),
+        "added_tokens": digest_text(repr(sorted(map(_token_fields, tokenizer.added_tokens_decoder.items())))),
     }
-    parts |= {name: short_value(_plain(getattr(tokenizer, name, None))) for name in TOKENIZER_ATTRIBUTES}
+    parts |= {name: value_or_digest(_to_json_value(getattr(tokenizer, name, None))) for name in TOKENIZER_ATTRIBUTES}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts |= _backend_parts(backend) if backend is not None else _file_parts(folder, tokenizer)
-    for name in _SETTINGS:
-        parts |= {f"{name}.{key}": value for key, value in (read_settings(folder, name) or {}).items()}
+    for name in _SETTINGS_FILES:
+        parts |= {f"{name}.{key}": value for key, value in (read_compared_fields(folder, name) or {}).items()}
     return parts
 
 
 def _backend_parts(backend: Any) -> dict[str, JsonValue]:
     steps: dict[str, JsonValue] = {}
-    for name in _STEPS:
+    for name in _PIPELINE_STEPS:
         step = getattr(backend, name)
         steps[name] = None if step is None else digest_text(step.__getstate__().decode())
-    return steps | {"backend": digest_text(_text(backend))}
+    return steps | {"backend": digest_text(_backend_json(backend))}
 
 
-def _text(backend: Any) -> str:
+def _backend_json(backend: Any) -> str:
     """Return the JSON of a backend without truncation and padding, which every call sets for itself."""
     truncation, padding = backend.truncation, backend.padding
     if truncation is None and padding is None:
@@ -73,20 +80,20 @@ def _file_parts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str,
     found = [
         path
         for path in sorted(folder.iterdir())
-        if (path.suffix in _SUFFIXES or path.name in named)
-        and path.name not in (*_NO_VOCABULARY, *_SETTINGS)
+        if (path.suffix in _VOCABULARY_SUFFIXES or path.name in named)
+        and path.name not in (*_NON_VOCABULARY_FILES, *_SETTINGS_FILES)
         and not path.name.endswith(".safetensors.index.json")
         and path.is_file()
     ]
-    return {f"file {path.name}": hashlib.sha256(read_bytes(path, LARGE)).hexdigest() for path in found}
+    return {f"file {path.name}": hashlib.sha256(read_bytes(path, LARGE_FILE_BYTES)).hexdigest() for path in found}
 
 
-def _flags(item: tuple[int, Any]) -> tuple[int, str, bool, bool, bool, bool, bool]:
+def _token_fields(item: tuple[int, Any]) -> tuple[int, str, bool, bool, bool, bool, bool]:
     number, token = item
     return number, token.content, token.single_word, token.lstrip, token.rstrip, token.normalized, token.special
 
 
-def _plain(value: Any) -> JsonValue:
+def _to_json_value(value: Any) -> JsonValue:
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_to_json_value(inner) for inner in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)

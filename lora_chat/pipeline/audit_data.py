@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from lora_chat.audit.auditor import Auditor
-from lora_chat.audit.redactor import CODE
+from lora_chat.audit.redactor import CODE_PATHS
 from lora_chat.audit.report import AuditReport, Split
 from lora_chat.config.audit import AuditSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.dialogue import Dialogue, Message
-from lora_chat.data.encoding.control_tokens import control_tokens
+from lora_chat.data.encoding.control_tokens import read_control_tokens
 from lora_chat.errors import LoraChatError
 from lora_chat.evaluation.questions import Question
-from lora_chat.system.atomic_write import write_text_whole
-from lora_chat.system.bounded_files import LARGEST_LOG, read_bytes
+from lora_chat.system.atomic_write import write_text_atomically
+from lora_chat.system.bounded_files import MAX_LOG_BYTES, read_bytes
 from lora_chat.system.cache_dir import cache_dir
 from lora_chat.system.hashing import digest_code
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SECONDS_BETWEEN_LINES = 5.0
-_NOTE = TypeAdapter(AuditReport)
+_PROGRESS_INTERVAL_SECONDS = 5.0
+_REPORT_ADAPTER = TypeAdapter(AuditReport)
 
 
 def audit_sets(
@@ -44,35 +44,37 @@ def audit_sets(
 
     `template` is where the template was read; None for the base's own.
     """
-    tokens = control_tokens(tokenizer)
-    written = str(tokenizer.chat_template or "")
-    asked = [(q.path, q.line, text) for q in questions for text in (q.question, *q.accept)]
-    key = _key(train, validation, tokens, policy, [asked, written, template])
-    note = cache_dir("audits") / f"{key}.json"
+    tokens = read_control_tokens(tokenizer)
+    chat_template = str(tokenizer.chat_template or "")
+    question_texts = [(q.path, q.line, text) for q in questions for text in (q.question, *q.accept)]
+    key = _cache_key(train, validation, tokens, policy, [question_texts, chat_template, template])
+    cache_path = cache_dir("audits") / f"{key}.json"
     with suppress(OSError, ValueError, LoraChatError):  # a damaged note is made again
-        known = _NOTE.validate_json(read_bytes(note, LARGEST_LOG))
-        if {finding.kind for finding in known.findings} == {kind for kind, count in known.counts.items() if count > 0}:
-            return known
+        cached = _REPORT_ADAPTER.validate_json(read_bytes(cache_path, MAX_LOG_BYTES))
+        if {finding.kind for finding in cached.findings} == {
+            kind for kind, count in cached.counts.items() if count > 0
+        }:
+            return cached
     auditor = Auditor(policy, tokens)
     last = time.monotonic()
     splits: tuple[tuple[DialogueSet, Split], ...] = ((train, "train"), (validation, "validation"))
     for dialogues, split in splits:
-        for number, dialogue in enumerate(_as_dialogues(dialogues, tokenizer), 1):
+        for number, dialogue in enumerate(_iter_dialogues(dialogues, tokenizer), 1):
             auditor.add(dialogue, split)
-            if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+            if time.monotonic() - last > _PROGRESS_INTERVAL_SECONDS:
                 last = time.monotonic()
                 notice(f"Auditing the {split} dialogues: {number:,} of {len(dialogues):,}")
-    for path, line, text in asked:
+    for path, line, text in question_texts:
         auditor.add_text(text, path, line)
-    for line, text in enumerate(written.split("\n"), 1):
+    for line, text in enumerate(chat_template.split("\n"), 1):
         auditor.add_code(text, template or "the base's chat template", line)
     report = auditor.report()
     with suppress(OSError, LoraChatError):  # only a note: without it all is looked through again
-        write_text_whole(note, json.dumps(asdict(report), ensure_ascii=False), "a note")
+        write_text_atomically(cache_path, json.dumps(asdict(report), ensure_ascii=False), "a note")
     return report
 
 
-def _as_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Dialogue]:
+def _iter_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Dialogue]:
     """A block of plain text is looked at as if it were all a reply."""
     for path, line, dialogue, rows in dialogues.units():
         if dialogue is None:
@@ -82,9 +84,14 @@ def _as_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase") 
             yield replace(dialogue, path=path)
 
 
-def _key(train: DialogueSet, validation: DialogueSet, tokens: tuple[str, ...], policy: AuditSection, more: Any) -> str:
-    parts: list[Any] = [tokens, policy.model_dump(), digest_code(*CODE), more]
+def _cache_key(
+    train: DialogueSet, validation: DialogueSet, tokens: tuple[str, ...], policy: AuditSection, more: Any
+) -> str:
+    parts: list[Any] = [tokens, policy.model_dump(), digest_code(*CODE_PATHS), more]
     for dialogues in (train, validation):
-        parts += [[store.folder.name, hashlib.sha256(units.tobytes()).hexdigest()] for store, units in dialogues.parts]
+        parts += [
+            [store.folder.name, hashlib.sha256(units.tobytes()).hexdigest()]
+            for store, units in dialogues.units_by_store
+        ]
         parts.append("|")
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]

@@ -4,29 +4,29 @@ from contextlib import nullcontext
 from typing import Any
 
 from lora_chat.data.dataset import DialogueSet
-from lora_chat.errors import MemoryShortError
-from lora_chat.evaluation.comparison import ComparisonReport, compare
-from lora_chat.evaluation.format import comparison_text
+from lora_chat.errors import OutOfMemoryError
+from lora_chat.evaluation.comparison import ComparisonReport, compare_with_base
+from lora_chat.evaluation.format import format_comparison
 from lora_chat.evaluation.loss import evaluate_loss
 from lora_chat.evaluation.loss_plot import write_loss_plot
-from lora_chat.pipeline.prepare import Prepared
+from lora_chat.pipeline.prepare import PreparedEvaluation
 from lora_chat.runs.run_folder import RunFolder
-from lora_chat.system.console import say
+from lora_chat.system.console import print_message
 from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
 
 
-def compare_run(model: Any, prepared: Prepared, settings: Any, run: RunFolder) -> ComparisonReport:
+def compare_run(model: Any, prepared: PreparedEvaluation, settings: Any, run: RunFolder) -> ComparisonReport:
     """Measure base against adapted and write what was found into the run."""
-    report = measure(model, prepared, settings)
+    report = compare_models(model, prepared, settings)
     run.write_json(run.comparison, report.as_dict())
     if run.metrics.exists():
         write_loss_plot(run.metrics, run.plot, report.validation_loss)
     return report
 
 
-def measure(model: Any, prepared: Prepared, settings: Any) -> ComparisonReport:
+def compare_models(model: Any, prepared: PreparedEvaluation, settings: Any) -> ComparisonReport:
     """Measure base against adapted and show it."""
-    report = compare(
+    report = compare_with_base(
         model,
         prepared.tokenizer,
         prepared.stop_ids,
@@ -34,33 +34,34 @@ def measure(model: Any, prepared: Prepared, settings: Any) -> ComparisonReport:
         prepared.questions,
         prepared.identity.system,
         settings,
-        say,
+        print_message,
     )
-    say("\n" + comparison_text(report) + "\n")
+    print_message("\n" + format_comparison(report) + "\n")
     return report
 
 
-def headline(report: ComparisonReport) -> dict[str, Any]:
+def headline_figures(report: ComparisonReport) -> dict[str, Any]:
     """The figures of a comparison that `--json` gives."""
-    found = report.as_dict()
-    result: dict[str, Any] = {key: found[key] for key in ("validation_loss", "perplexity")}
+    report_dict = report.as_dict()
+    result: dict[str, Any] = {key: report_dict[key] for key in ("validation_loss", "perplexity")}
     if report.facts:
-        result["facts"] = {**found["facts"], "questions": report.questions}
+        result["facts"] = {**report_dict["facts"], "questions": report.questions}
     return result
 
 
-def try_longest(model: Any, validation: DialogueSet) -> None:
-    """Measure the longest validation dialogue once, before anything is trained; raises MemoryShortError."""
+def check_longest_dialogue_fits(model: Any, validation: DialogueSet) -> None:
+    """Measure the longest validation dialogue once, before anything is trained; raises OutOfMemoryError."""
     rows = validation.rows
-    place = int(rows.lengths.argmax())
+    longest = int(rows.lengths.argmax())
     try:
         with limited_memory() if model.device.type == "cpu" else nullcontext():
-            evaluate_loss(model, [rows[place]])
+            evaluate_loss(model, [rows[longest]])
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryShortError(
-            f"Out of memory: the longest validation dialogue, {int(rows.lengths[place]):,} tokens, cannot be measured "
+        raise OutOfMemoryError(
+            f"Out of memory: the longest validation dialogue, {int(rows.lengths[longest]):,} tokens, cannot be "
+            f"measured "
             "(tried here, before training).\nLeave long ones out (--set data.max_length=N --set data.over_long=drop), "
             "or take a smaller base, or --set quantization.mode=4bit."
         ) from error

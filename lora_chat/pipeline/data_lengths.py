@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def measure_data(
+def measure_lengths(
     plan: Plan,
     train: Any,
     validation: Any,
@@ -18,32 +18,38 @@ def measure_data(
     system: str | None,
     tokenizer: "PreTrainedTokenizerBase",
     *,
-    estimated: bool = False,
+    is_estimated: bool = False,
 ) -> DataLengths:
     """Lengths of training and validation rows, of prompts, and of what all begin with."""
     rows = measure_rows(train.rows)
-    held = measure_rows(validation.rows)
-    head = [{"role": "system", "content": system}] if system is not None else []
+    validation_lengths = measure_rows(validation.rows)
+    system_messages = [{"role": "system", "content": system}] if system is not None else []
     prompts = [
-        len(render_ids(tokenizer, [*head, {"role": "user", "content": question.question}], reply_follows=True))
+        len(
+            render_ids(
+                tokenizer,
+                [*system_messages, {"role": "user", "content": question.question}],
+                add_generation_prompt=True,
+            )
+        )
         for question in questions
     ]
-    count = min(plan.evaluation.samples, len(held.tokens))
-    prompts += (held.tokens - held.supervised)[:count].tolist()
+    count = min(plan.evaluation.samples, len(validation_lengths.tokens))
+    prompts += (validation_lengths.tokens - validation_lengths.supervised)[:count].tolist()
     return DataLengths(
         train=rows,
-        validation=held,
-        prompts=tuple(max(1, length) for length in prompts),
-        new_tokens=plan.evaluation.max_new_tokens,
-        shared_prefix=_shared_prefix(train.rows, rows.tokens, plan.training.effective_batch_size),
-        estimated=estimated,
+        validation=validation_lengths,
+        prompt_tokens=tuple(max(1, length) for length in prompts),
+        max_reply_tokens=plan.evaluation.max_new_tokens,
+        shared_prefix=_measure_shared_prefix(train.rows, rows.tokens, plan.training.effective_batch_size),
+        is_estimated=is_estimated,
     )
 
 
-def _shared_prefix(rows: Any, lengths: Any, count: int) -> int:
+def _measure_shared_prefix(rows: Any, lengths: Any, count: int) -> int:
     """Of the longest, of which the largest micro-batch is made."""
-    from lora_chat.training.fast_path.packed_batch import FlatRows, shared_prefix
+    from lora_chat.training.fast_path.packed_batch import PackedBatchCollator, count_shared_prefix
 
     longest = (-lengths).argsort(kind="stable")[:count].tolist()
-    found = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels} for i in longest]
-    return shared_prefix([FlatRows.trim(row) for row in found])
+    encoded_rows = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels} for i in longest]
+    return count_shared_prefix([PackedBatchCollator.trim(row) for row in encoded_rows])

@@ -7,129 +7,147 @@ from lora_chat.config.recipe import BaseSection, Recipe
 from lora_chat.config.sizes import parse_size
 from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.data.lengths import DataLengths
-from lora_chat.errors import MemoryShortError, RecipeError
-from lora_chat.models.base_config import BaseConfig, find_config
-from lora_chat.models.base_model import FoundBase, find_base, load_tokenizer
-from lora_chat.models.bundled import embedded_names
+from lora_chat.errors import OutOfMemoryError, RecipeError
+from lora_chat.models.base_config import BaseConfig, find_base_config
+from lora_chat.models.base_model import LocalBase, find_base, load_tokenizer
+from lora_chat.models.bundled import bundled_base_names
 from lora_chat.models.shape import read_shape
 from lora_chat.models.stop_tokens import read_stop_ids
-from lora_chat.pipeline.data_lengths import measure_data
-from lora_chat.pipeline.load_data import find_files, read_data
-from lora_chat.pipeline.machine_benchmark import SMALLEST, find_probe
+from lora_chat.pipeline.data_lengths import measure_lengths
+from lora_chat.pipeline.load_data import find_data_files, read_data
+from lora_chat.pipeline.machine_benchmark import MIN_BASE_WEIGHTS, benchmark_machine
 from lora_chat.pipeline.prepare import PreparedRun
 from lora_chat.planning.calibration import calibrate
-from lora_chat.planning.device import Target
-from lora_chat.planning.estimate import Forecast, make_forecast
-from lora_chat.planning.format import refusal
-from lora_chat.planning.gpu_specs import card_target, find_card, memory_target
-from lora_chat.planning.local_device import survey_machine, time_processor
-from lora_chat.planning.settings_search import Job, choose, make_setting
+from lora_chat.planning.device import TargetDevice
+from lora_chat.planning.estimate import RunEstimate, make_estimate
+from lora_chat.planning.format import format_refusal
+from lora_chat.planning.gpu_specs import find_gpu_spec, target_from_gpu_spec, target_from_memory_size
+from lora_chat.planning.local_device import detect_local_device, measure_cpu_speed
+from lora_chat.planning.settings_search import PlanningProblem, choose_plan, memory_config_from_plan
 from lora_chat.runs.run_folder import RunFolder
-from lora_chat.system.console import say
+from lora_chat.system.console import print_message
 from lora_chat.system.hardware import Hardware, detect_hardware
 
 
-def decide(
-    plan: Plan, prepared: PreparedRun, earlier: RunFolder | None, reading: float
-) -> tuple[Plan, Forecast | None]:
+def resolve_plan(
+    plan: Plan, prepared: PreparedRun, earlier: RunFolder | None, reading_seconds: float
+) -> tuple[Plan, RunEstimate | None]:
     """The plan with nothing left open, and what it will take; None for a base that no plan knows.
 
-    `reading`: seconds until here. A run that goes on keeps what was decided for it.
-    Raises MemoryShortError if it cannot fit.
+    `reading_seconds`: seconds until here. A run that goes on keeps what was decided for it.
+    Raises OutOfMemoryError if it cannot fit.
     """
     if earlier:
-        plan = _as_before(plan, earlier.read_plan())
+        plan = _keep_earlier_settings(plan, earlier.read_plan())
     try:
-        found = forecast_run(plan, prepared, reading)
+        estimate = estimate_run(plan, prepared, reading_seconds)
     except RecipeError as error:
-        say(f"Not planned: {error}")
+        print_message(f"Not planned: {error}")
         return plan, None
-    if plan.training.memory != "unlimited" and found.verdict == "does not fit":
-        raise MemoryShortError(refusal(found))
-    return found.plan, found
+    if plan.training.memory != "unlimited" and estimate.verdict == "does not fit":
+        raise OutOfMemoryError(format_refusal(estimate))
+    return estimate.plan, estimate
 
 
-def _as_before(plan: Plan, earlier: Plan) -> Plan:
-    kept = {name: getattr(earlier.training, name) for name in plan.open_settings}
-    if "micro_batch_size" in kept:
-        kept["gradient_accumulation_steps"] = earlier.training.gradient_accumulation_steps
+def _keep_earlier_settings(plan: Plan, earlier: Plan) -> Plan:
+    settings = {name: getattr(earlier.training, name) for name in plan.open_settings}
+    if "micro_batch_size" in settings:
+        settings["gradient_accumulation_steps"] = earlier.training.gradient_accumulation_steps
     if earlier.training.effective_batch_size != plan.training.effective_batch_size:
         return plan  # another run; it is refused where runs are compared
-    training = plan.training.model_copy(update=kept)
+    training = plan.training.model_copy(update=settings)
     return plan.model_copy(update={"training": training, "open_settings": ()})
 
 
-def forecast_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> Forecast:
+def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunEstimate:
     """What `sft` would need on a card of that name, on one of that much memory, or else here."""
     target, hardware = _find_target(gpu, memory)
     plan = make_plan(recipe, hardware)
-    base = find_config(plan.base, say)
+    base = find_base_config(plan.base, print_message)
     shape = read_shape(base.config, base.name)
     began = time.monotonic()
-    data = _read_lengths(plan, base, shape.positions)
-    return _forecast(plan, Job(shape, data, target), base, time.monotonic() - began, patient=False)
+    data = _read_lengths(plan, base, shape.max_positions)
+    return _estimate_plan(plan, PlanningProblem(shape, data, target), base, time.monotonic() - began, allow_slow=False)
 
 
-def forecast_run(plan: Plan, prepared: PreparedRun, reading: float) -> Forecast:
+def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> RunEstimate:
     """The same of a run whose data has been read, in so many seconds, for this machine."""
-    base = find_config(plan.base, say)
+    base = find_base_config(plan.base, print_message)
     shape = read_shape(base.config, base.name)
-    data = measure_data(
+    data = measure_lengths(
         plan, prepared.train, prepared.validation, prepared.questions, prepared.identity.system, prepared.tokenizer
     )
-    return _forecast(plan, Job(shape, data, survey_machine(detect_hardware())), base, reading, patient=True)
+    return _estimate_plan(
+        plan,
+        PlanningProblem(shape, data, detect_local_device(detect_hardware())),
+        base,
+        reading_seconds,
+        allow_slow=True,
+    )
 
 
-def _forecast(plan: Plan, job: Job, base: BaseConfig, reading: float, *, patient: bool) -> Forecast:
+def _estimate_plan(
+    plan: Plan, problem: PlanningProblem, base: BaseConfig, reading_seconds: float, *, allow_slow: bool
+) -> RunEstimate:
     memory = plan.training.memory
     if memory not in ("auto", "unlimited"):
-        job = Job(job.shape, job.data, job.target.limited_to(parse_size(memory, "training.memory")))
+        problem = PlanningProblem(
+            problem.shape, problem.data, problem.target.with_memory_limit(parse_size(memory, "training.memory"))
+        )
     if memory != "unlimited":
-        plan = choose(plan, job, job.target.limit)
-    probe = None
+        plan = choose_plan(plan, problem, problem.target.limit)
+    benchmark = None
     if memory != "unlimited":
-        probe = find_probe(plan, job, base.config, base.folder, say, patient=patient)
-    if probe:
-        job = Job(job.shape, job.data, calibrate(job.target, probe, job.shape, make_setting(plan, job.shape)))
-        plan = choose(plan, job, job.target.limit)
-    elif job.target.speed is None and job.target.at_hand and job.shape.weights > SMALLEST:
-        job = Job(job.shape, job.data, time_processor(job.target))
-    return make_forecast(
+        benchmark = benchmark_machine(plan, problem, base.config, base.folder, print_message, allow_slow=allow_slow)
+    if benchmark:
+        problem = PlanningProblem(
+            problem.shape,
+            problem.data,
+            calibrate(problem.target, benchmark, problem.shape, memory_config_from_plan(plan, problem.shape)),
+        )
+        plan = choose_plan(plan, problem, problem.target.limit)
+    elif problem.target.speed is None and problem.target.at_hand and problem.shape.weights > MIN_BASE_WEIGHTS:
+        problem = PlanningProblem(problem.shape, problem.data, measure_cpu_speed(problem.target))
+    return make_estimate(
         plan,
-        job,
+        problem,
         base=base.name,
         origin=base.origin,
         weight_bytes=base.weight_bytes,
-        download=base.download_bytes,
-        probe=probe,
-        reading=reading,
+        download_bytes=base.download_bytes,
+        benchmark=benchmark,
+        reading_seconds=reading_seconds,
     )
 
 
-def _find_target(gpu: str | None, memory: str | None) -> tuple[Target, Hardware]:
-    here = detect_hardware()
+def _find_target(gpu: str | None, memory: str | None) -> tuple[TargetDevice, Hardware]:
+    hardware = detect_hardware()
     if gpu:
-        target = card_target(find_card(gpu))
+        target = target_from_gpu_spec(find_gpu_spec(gpu))
     elif memory:
-        target = memory_target(parse_size(memory, "--memory"))
+        target = target_from_memory_size(parse_size(memory, "--memory"))
     else:
-        return survey_machine(here), here
-    return target, Hardware("cuda", target.name, target.memory, target.bfloat16, here.threads)
+        return detect_local_device(hardware), hardware
+    return target, Hardware("cuda", target.name, target.memory, target.bfloat16, hardware.threads)
 
 
-def _read_lengths(plan: Plan, base: BaseConfig, positions: int) -> DataLengths:
+def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int) -> DataLengths:
     """With the base's tokenizer, or where that is not here, with the embedded one."""
-    files = find_files(plan, say)
-    found = FoundBase(base.name, base.folder) if base.folder else find_base(BaseSection(name=embedded_names()[0]), say)
-    tokenizer = load_tokenizer(found)
+    files = find_data_files(plan, print_message)
+    tokenizer_base = (
+        LocalBase(base.name, base.folder)
+        if base.folder
+        else find_base(BaseSection(name=bundled_base_names()[0]), print_message)
+    )
+    tokenizer = load_tokenizer(tokenizer_base)
     install_template(tokenizer, plan.data.template)
-    data = read_data(plan, files, tokenizer, read_stop_ids(found, tokenizer), positions, say)
-    return measure_data(
+    data = read_data(plan, files, tokenizer, read_stop_ids(tokenizer_base, tokenizer), max_positions, print_message)
+    return measure_lengths(
         plan,
         data.train,
         data.validation,
         files.questions,
         data.system,
         tokenizer,
-        estimated=base.folder is None,
+        is_estimated=base.folder is None,
     )

@@ -4,52 +4,54 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.planning.estimate import Forecast
-from lora_chat.planning.format import duration, gib
-from lora_chat.runs.run_folder import RunFolder, is_run, open_run_folder
-from lora_chat.system.sanitize import visible
+from lora_chat.planning.estimate import RunEstimate
+from lora_chat.planning.format import format_duration, format_gib
+from lora_chat.runs.run_folder import RunFolder, is_run_folder, open_run_folder
+from lora_chat.system.sanitize import sanitize_line
 
-_MOST = 1e15
+_MAX_AMOUNT = 1e15
 """Bytes or seconds."""
 
 
-def make_record(found: Forecast, peak: int, seconds: float, train: float, *, resumed: bool) -> dict[str, Any]:
+def make_estimate_record(
+    estimate: RunEstimate, peak_bytes: int, seconds: float, train_seconds: float, *, resumed: bool
+) -> dict[str, Any]:
     """For the run's result; bytes and seconds. A resumed run's time is that of several processes."""
-    total = found.total_seconds
-    timed = total and found.durations and not resumed
+    total = estimate.total_time
+    timed = total and estimate.durations and not resumed
     return {
-        "base": found.base,
-        "device": found.target.name,
-        "quantization": found.plan.precision.mode,
+        "base": estimate.base,
+        "device": estimate.target.name,
+        "quantization": estimate.plan.precision.mode,
         "planned": {
-            "peak_bytes": found.peak,
+            "peak_bytes": estimate.peak,
             "seconds": total.likely if total and timed else None,
-            "train_seconds": found.durations["train"].likely if found.durations and timed else None,
+            "train_seconds": estimate.durations["train"].likely if estimate.durations and timed else None,
         },
         "measured": {
-            "peak_bytes": peak,
+            "peak_bytes": peak_bytes,
             "seconds": seconds if timed else None,
-            "train_seconds": train if timed else None,
+            "train_seconds": train_seconds if timed else None,
         },
     }
 
 
-def record_text(record: dict[str, Any]) -> str:
+def format_record(record: dict[str, Any]) -> str:
     """The line that `sft` ends with."""
     planned, measured = record["planned"], record["measured"]
     text = (
-        f"Planned {gib(planned['peak_bytes'])} GiB, took {gib(measured['peak_bytes'])} GiB "
-        f"({_off(planned['peak_bytes'], measured['peak_bytes'])})"
+        f"Planned {format_gib(planned['peak_bytes'])} GiB, took {format_gib(measured['peak_bytes'])} GiB "
+        f"({_format_deviation(planned['peak_bytes'], measured['peak_bytes'])})"
     )
     if planned["seconds"]:
-        off = _off(planned["seconds"], measured["seconds"])
-        text += f"; planned {duration(planned['seconds'])}, took {duration(measured['seconds'])} ({off})"
+        off = _format_deviation(planned["seconds"], measured["seconds"])
+        text += f"; planned {format_duration(planned['seconds'])}, took {format_duration(measured['seconds'])} ({off})"
     return text
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The records of all finished runs in a folder of runs, the oldest first; raises RecipeError without any."""
-    paths = sorted((path for path in folder.glob("*") if is_run(path)), key=lambda path: path.stat().st_mtime)
+    paths = sorted((path for path in folder.glob("*") if is_run_folder(path)), key=lambda path: path.stat().st_mtime)
     runs = [run for run in map(open_run_folder, paths) if run.result.is_file()]
     found = [(run.path.name, _read_record(run)) for run in runs]
     records = [{**record, "run": name} for name, record in found if record]
@@ -64,26 +66,26 @@ def _read_record(run: RunFolder) -> dict[str, Any] | None:
     if not record:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("quantization"), str):
-        raise _damage(run, "quantization")
+        raise _damaged_error(run, "quantization")
     sides: list[Any] = [record.get(side) for side in ("planned", "measured")]
     if not all(isinstance(side, dict) and _is_amount(side.get("peak_bytes")) for side in sides):
-        raise _damage(run, "peak_bytes")
+        raise _damaged_error(run, "peak_bytes")
     times = [side.get("seconds") for side in sides]
     if times[0] is not None and not all(map(_is_amount, times)):
-        raise _damage(run, "seconds")
+        raise _damaged_error(run, "seconds")
     return record
 
 
 def _is_amount(value: Any) -> bool:
     """Whether it is a number of bytes or seconds that something can take; the planned one is divided by."""
-    return type(value) in (int, float) and 0 < value < _MOST
+    return type(value) in (int, float) and 0 < value < _MAX_AMOUNT
 
 
-def _damage(run: RunFolder, name: str) -> IntegrityError:
+def _damaged_error(run: RunFolder, name: str) -> IntegrityError:
     return IntegrityError(f"{run.result} is damaged: `forecast.{name}` is not what `sft` writes.")
 
 
-def history_text(records: list[dict[str, Any]]) -> str:
+def format_history(records: list[dict[str, Any]]) -> str:
     """A table of planned against measured; the last lines say how far plans are off."""
     head = (
         f"{'run':<24}{'precision':>10}{'planned GiB':>13}{'took GiB':>10}{'off':>7}{'planned':>10}{'took':>9}{'off':>7}"
@@ -92,11 +94,11 @@ def history_text(records: list[dict[str, Any]]) -> str:
     for record in records:
         planned, measured = record["planned"], record["measured"]
         peaks = planned["peak_bytes"], measured["peak_bytes"]
-        name, mode = visible(record["run"]), visible(record["quantization"])
-        line = f"{name:<24}{mode:>10}{gib(peaks[0]):>13}{gib(peaks[1]):>10}{_off(*peaks):>7}"
+        name, mode = sanitize_line(record["run"]), sanitize_line(record["quantization"])
+        line = f"{name:<24}{mode:>10}{format_gib(peaks[0]):>13}{format_gib(peaks[1]):>10}{_format_deviation(*peaks):>7}"
         if planned["seconds"]:
             times = planned["seconds"], measured["seconds"]
-            line += f"{duration(times[0]):>10}{duration(times[1]):>9}{_off(*times):>7}"
+            line += f"{format_duration(times[0]):>10}{format_duration(times[1]):>9}{_format_deviation(*times):>7}"
         lines.append(line)
     for name, what in (("peak_bytes", "memory"), ("seconds", "time")):
         shares = [
@@ -109,5 +111,5 @@ def history_text(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _off(planned: float, measured: float) -> str:
+def _format_deviation(planned: float, measured: float) -> str:
     return f"{measured / planned - 1:+.0%}"

@@ -4,26 +4,31 @@ from typing import Any
 
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.errors import RecipeError
-from lora_chat.models.adapter_files import is_adapter
-from lora_chat.pipeline.compare import compare_run, headline, measure
-from lora_chat.pipeline.held_out import Own, find_held_out
-from lora_chat.pipeline.open_adapter import Trust, open_thing
+from lora_chat.models.adapter_files import is_adapter_folder
+from lora_chat.pipeline.compare import compare_models, compare_run, headline_figures
+from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
+from lora_chat.pipeline.open_adapter import TrustOptions, open_adapter
 from lora_chat.sharing.parcel import is_parcel
-from lora_chat.system.console import say
-from lora_chat.system.user_path import user_path
+from lora_chat.system.console import print_message
+from lora_chat.system.user_path import expand_user_path
 
 
-def evaluate_thing(thing: str, own: Own, trust: Trust) -> dict[str, Any]:
+def evaluate_adapter(source: str, evaluation_files: EvaluationFiles, trust: TrustOptions) -> dict[str, Any]:
     """Compare base and adapted once more: a run on what it held out, anything on files of one's own."""
-    if own.data is None and (is_parcel(user_path(thing)) or is_adapter(user_path(thing))):
-        raise RecipeError(f"{thing} brings no dialogues to measure with: name some with --data FILE.")
-    if own.questions is not None and own.data is None:
+    if evaluation_files.data is None and (
+        is_parcel(expand_user_path(source)) or is_adapter_folder(expand_user_path(source))
+    ):
+        raise RecipeError(f"{source} brings no dialogues to measure with: name some with --data FILE.")
+    if evaluation_files.questions is not None and evaluation_files.data is None:
         raise RecipeError("--questions belongs to --data: what a run held out has its own questions.")
-    opened = open_thing(thing, say, trust)
-    prepared = find_held_out(opened, own)
-    model: Any = opened.found.load(opened.precision)
-    if opened.run is not None and own.data is None:
+    opened = open_adapter(source, print_message, trust)
+    prepared = prepare_evaluation(opened, evaluation_files)
+    model: Any = opened.adapter.load(opened.precision)
+    if opened.run is not None and evaluation_files.data is None:
         report = compare_run(model, prepared, opened.run.read_plan().evaluation, opened.run)
     else:
-        report = measure(model, prepared, EvaluationSection())
-    return {"run" if opened.run else "adapter": str(opened.run.path if opened.run else thing), **headline(report)}
+        report = compare_models(model, prepared, EvaluationSection())
+    return {
+        "run" if opened.run else "adapter": str(opened.run.path if opened.run else source),
+        **headline_figures(report),
+    }

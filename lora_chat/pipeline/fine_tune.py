@@ -5,131 +5,137 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lora_chat.audit.format import refusal, short_audit
+from lora_chat.audit.format import audit_summary, format_refusal
 from lora_chat.audit.report import AuditReport
 from lora_chat.config.plan import Plan, make_plan
 from lora_chat.config.recipe import Recipe
 from lora_chat.errors import DataError, IntegrityError
-from lora_chat.evaluation.format import result_text
+from lora_chat.evaluation.format import format_result
 from lora_chat.evaluation.loss_plot import write_loss_plot
-from lora_chat.models.adapter import attach_adapter, count_trainable, report_adapter
+from lora_chat.models.adapter import attach_adapter, count_parameters, count_trainable_parameters
 from lora_chat.models.adapter_files import save_adapter
-from lora_chat.models.base_model import load_base_model, load_skeleton
+from lora_chat.models.base_model import load_base_model, load_meta_model
 from lora_chat.pipeline.audit_data import audit_sets
-from lora_chat.pipeline.compare import compare_run, headline, try_longest
-from lora_chat.pipeline.estimate import decide
-from lora_chat.pipeline.estimate_history import make_record, record_text
-from lora_chat.pipeline.prepare import PreparedRun, prepare, summary
-from lora_chat.pipeline.resume import ResumeRequest, find_resume_point, find_run, is_finished, is_received
+from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run, headline_figures
+from lora_chat.pipeline.estimate import resolve_plan
+from lora_chat.pipeline.estimate_history import format_record, make_estimate_record
+from lora_chat.pipeline.prepare import PreparedRun, format_plan_summary, prepare_run
+from lora_chat.pipeline.resume import ResumeRequest, find_resume_point, find_run_to_resume, is_finished, is_foreign_run
 from lora_chat.pipeline.run_identity import describe_run
-from lora_chat.pipeline.run_status import Progress
-from lora_chat.planning.disk_space import check_space
-from lora_chat.planning.format import short_forecast
-from lora_chat.runs.lock import locked
+from lora_chat.pipeline.run_status import RunProgress
+from lora_chat.planning.disk_space import check_disk_space
+from lora_chat.planning.format import format_estimate_summary
+from lora_chat.runs.lock import lock_run_folder
 from lora_chat.runs.origin import (
-    ADAPTER,
-    PREPARED,
-    adopt_if_possible,
-    announce,
-    begin_origin,
-    sign_if_possible,
-    sign_written,
+    ADAPTER_FILES,
+    PREPARED_FILES,
+    announce_writes,
+    sign_written_files,
+    start_run_signature,
+    try_adopt_run,
+    try_sign_run,
 )
-from lora_chat.runs.run_folder import RunFolder, create_run_folder, describe, forget, library_versions
-from lora_chat.sharing.model_card import write_card
-from lora_chat.system.console import megabytes, say, shown
+from lora_chat.runs.run_folder import (
+    RunFolder,
+    create_run_folder,
+    delete_run,
+    read_library_versions,
+    write_run_description,
+)
+from lora_chat.sharing.model_card import format_run_card
+from lora_chat.system.console import display_path, format_bytes, print_message
 from lora_chat.system.hardware import detect_hardware
-from lora_chat.system.memory_peak import peak_held_bytes, peak_memory_bytes
-from lora_chat.training.callbacks.checkpoint import Keeping
+from lora_chat.system.memory_peak import peak_memory_bytes, peak_reserved_bytes
+from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
 from lora_chat.training.sft import train_sft
 
 
-def fine_tune(recipe: Recipe, progress: Progress, resume: ResumeRequest | None = None) -> dict[str, Any]:
+def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | None = None) -> dict[str, Any]:
     """Recipe -> run folder with adapter and comparison. Whatever would waste the run fails before weights load.
 
     With `resume` a run that was cut short is continued.
     """
     started = time.monotonic()
     plan = make_plan(recipe, detect_hardware())
-    earlier = find_run(resume, recipe, say) if resume else None
+    earlier = find_run_to_resume(resume, recipe, print_message) if resume else None
     received = False
     if resume and earlier:
-        received = is_received(earlier, resume)
-        if is_finished(earlier, resume, say):
-            found = _finished_result(earlier)
+        received = is_foreign_run(earlier, resume)
+        if is_finished(earlier, resume, print_message):
+            finished = _read_finished_result(earlier)
             if received:
-                adopt_if_possible(earlier)
-            return found
-    run = earlier or create_run_folder(recipe, plan, begin_origin)
-    with locked(run.path):
+                try_adopt_run(earlier)
+            return finished
+    run = earlier or create_run_folder(recipe, plan, start_run_signature)
+    with lock_run_folder(run.path):
         try:
-            prepared, audit = _prepare(plan, progress)
-            progress.enter("planning")
-            before = time.monotonic()
-            plan, forecast = decide(plan, prepared, earlier, before - started)
-            deciding = time.monotonic() - before
+            prepared, audit = _prepare_and_audit(plan, progress)
+            progress.enter_stage("planning")
+            planning_started = time.monotonic()
+            plan, estimate = resolve_plan(plan, prepared, earlier, planning_started - started)
+            planning_seconds = time.monotonic() - planning_started
         except BaseException:
             if not earlier:
-                forget(run)
+                delete_run(run)
             raise
         progress.run = run
-        identity = describe_run(plan, prepared, library_versions())
-        point = find_resume_point(run, identity, resume, say) if resume and earlier else None
+        identity = describe_run(plan, prepared, read_library_versions())
+        point = find_resume_point(run, identity, resume, print_message) if resume and earlier else None
         if received:
-            begin_origin(run)  # an adapter that it holds becomes this user's only when it is written anew
+            start_run_signature(run)  # an adapter that it holds becomes this user's only when it is written anew
         if earlier:
-            run.close()
-            run.sweep()
+            run.restrict_permissions()
+            run.delete_partial_files()
             run.delete(run.result)  # first: only an unfinished run may be as it was not signed
-            announce(run, PREPARED)
-        describe(run, recipe, plan)
+            announce_writes(run, PREPARED_FILES)
+        write_run_description(run, recipe, plan)
         prepared.write(run, redacted=bool(plan.audit.redacted))
         run.write_json(run.audit, asdict(audit))
         run.write_json(run.identity, identity)
-        sign_written(run, PREPARED)
-        if forecast:
-            run.write_json(run.forecast, forecast.as_dict())
-        planned = short_forecast(forecast) if forecast else []
-        say("\n".join([summary(plan, prepared, run), *planned, *short_audit(audit)]))
-        keeping = Keeping(run.checkpoints, plan.checkpoint, identity, point)
-        result = _train_and_compare(recipe, plan, prepared, run, keeping, progress, started)
-        if forecast:
+        sign_written_files(run, PREPARED_FILES)
+        if estimate:
+            run.write_json(run.estimate, estimate.as_dict())
+        planned = format_estimate_summary(estimate) if estimate else []
+        print_message("\n".join([format_plan_summary(plan, prepared, run), *planned, *audit_summary(audit)]))
+        checkpoint_policy = CheckpointPolicy(run.checkpoints, plan.checkpoint, identity, point)
+        result = _train_and_compare(recipe, plan, prepared, run, checkpoint_policy, progress, started)
+        if estimate:
             seconds = result["seconds"]
-            took = seconds["total"] - deciding  # trying out the machine is no part of what was planned
-            result["forecast"] = make_record(
-                forecast, peak_held_bytes(), took, seconds["train"], resumed=point is not None
+            run_seconds = seconds["total"] - planning_seconds  # trying out the machine is no part of what was planned
+            result["forecast"] = make_estimate_record(
+                estimate, peak_reserved_bytes(), run_seconds, seconds["train"], resumed=point is not None
             )
         run.write_json(run.result, result)
         return result
 
 
-def _finished_result(run: RunFolder) -> dict[str, Any]:
+def _read_finished_result(run: RunFolder) -> dict[str, Any]:
     """What a finished run found, for the place where it is now. Raises IntegrityError if its file does not hold it."""
     result = {**run.read_result(), "run": str(run.path)}
     try:
-        result_text(result)
+        format_result(result)
         if result.get("forecast"):
-            record_text(result["forecast"])
+            format_record(result["forecast"])
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise IntegrityError(f"{run.result} is damaged: it does not hold what `sft` writes.") from error
     return result
 
 
-def _prepare(plan: Plan, progress: Progress) -> tuple[PreparedRun, AuditReport]:
-    progress.enter("reading the dialogues")
-    prepared = prepare(plan, say)
-    progress.enter("auditing the dialogues")
+def _prepare_and_audit(plan: Plan, progress: RunProgress) -> tuple[PreparedRun, AuditReport]:
+    progress.enter_stage("reading the dialogues")
+    prepared = prepare_run(plan, print_message)
+    progress.enter_stage("auditing the dialogues")
     audit = audit_sets(
         prepared.train,
         prepared.validation,
         prepared.tokenizer,
         plan.audit,
-        say,
+        print_message,
         questions=prepared.questions,
         template=plan.data.template,
     )
-    if audit.refuses:
-        raise DataError(refusal(audit, plan.audit))
+    if audit.is_refused:
+        raise DataError(format_refusal(audit, plan.audit))
     return prepared, audit
 
 
@@ -138,25 +144,27 @@ def _train_and_compare(
     plan: Plan,
     prepared: PreparedRun,
     run: RunFolder,
-    keeping: Keeping,
-    progress: Progress,
+    checkpoint_policy: CheckpointPolicy,
+    progress: RunProgress,
     started: float,
 ) -> dict[str, Any]:
-    progress.enter("looking for space")
-    check_space(run.path, count_trainable(load_skeleton(prepared.base), plan.adapter), plan.checkpoint.keep)
-    progress.enter("loading the base")
+    progress.enter_stage("looking for space")
+    check_disk_space(
+        run.path, count_trainable_parameters(load_meta_model(prepared.base), plan.adapter), plan.checkpoint.keep
+    )
+    progress.enter_stage("loading the base")
     base = load_base_model(prepared.base, plan.precision)
     model = attach_adapter(base, plan.adapter, plan.training.seed)
-    adapter = report_adapter(model)
+    adapter = count_parameters(model)
     loaded = time.monotonic()
-    say(
+    print_message(
         f"LoRA: {adapter.trainable_parameters:,} trainable of {adapter.all_parameters:,} parameters "
         f"({adapter.share:.2%})"
     )
 
-    progress.enter("trying the longest validation dialogue")
-    try_longest(model, prepared.validation)
-    progress.enter("training")
+    progress.enter_stage("trying the longest validation dialogue")
+    check_longest_dialogue_fits(model, prepared.validation)
+    progress.enter_stage("training")
     training = train_sft(
         model,
         prepared.tokenizer,
@@ -167,39 +175,41 @@ def _train_and_compare(
         each_epoch=plan.evaluation.each_epoch,
         metrics=run.metrics,
         tensorboard=run.tensorboard if plan.output.tensorboard else None,
-        keeping=keeping,
-        locate=lambda rows: [(shown(Path(path)), line) for path, line in prepared.train.locate(rows)],
-        may_change=plan.open_settings,
+        checkpoint_policy=checkpoint_policy,
+        locate=lambda rows: [(display_path(Path(path)), line) for path, line in prepared.train.locate(rows)],
+        adjustable_settings=plan.open_settings,
     )
     if training.plan != plan.training:
         plan = plan.model_copy(update={"training": training.plan})
-        announce(run, PREPARED)
-        describe(run, recipe, plan)
-        sign_written(run, PREPARED)
+        announce_writes(run, PREPARED_FILES)
+        write_run_description(run, recipe, plan)
+        sign_written_files(run, PREPARED_FILES)
     if training.signal_number and not training.steps:
         raise progress.stopped(training.signal_number)
     progress.stage = "saving the adapter"
     template = str(prepared.tokenizer.chat_template)
-    card = write_card(plan, prepared.identity, training.steps, None)
-    announce(run, ADAPTER)
+    card = format_run_card(plan, prepared.identity, training.steps, None)
+    announce_writes(run, ADAPTER_FILES)
     size = save_adapter(model, run.adapter, prepared.identity, template, card)
-    sign_if_possible(run)
+    try_sign_run(run)
     if training.signal_number and training.steps < training.planned_steps:
         write_loss_plot(run.metrics, run.plot, None)
-        raise progress.stopped_in_training(training.steps, training.planned_steps, training.signal_number)
-    progress.saved = True
+        raise progress.make_training_stop_error(training.steps, training.planned_steps, training.signal_number)
+    progress.adapter_saved = True
     progress.stage = "comparing base and adapted"
     if training.signal_number:
         raise progress.stopped(training.signal_number)
-    say(f"Adapter saved: {shown(run.adapter)} ({megabytes(size)})")
+    print_message(f"Adapter saved: {display_path(run.adapter)} ({format_bytes(size)})")
     report = compare_run(model, prepared, plan.evaluation, run)
-    run.write_text(run.adapter / "README.md", write_card(plan, prepared.identity, training.steps, headline(report)))
+    run.write_text(
+        run.adapter / "README.md", format_run_card(plan, prepared.identity, training.steps, headline_figures(report))
+    )
     return {
         "run": str(run.path),
         "seconds": {
             "load": round(loaded - started, 2),
             "train": round(training.seconds, 2),
-            "total": round(training.seconds_before + time.monotonic() - started, 2),
+            "total": round(training.seconds_before_resume + time.monotonic() - started, 2),
         },
         "steps": training.steps,
         "planned_steps": training.planned_steps,
@@ -207,5 +217,5 @@ def _train_and_compare(
         "peak_memory_bytes": peak_memory_bytes(),
         "adapter_bytes": size,
         "trainable_parameters": adapter.trainable_parameters,
-        **headline(report),
+        **headline_figures(report),
     }

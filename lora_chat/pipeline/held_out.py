@@ -2,21 +2,26 @@
 
 from dataclasses import dataclass
 
-from lora_chat.pipeline.open_adapter import Opened
-from lora_chat.pipeline.prepare import Prepared, prepare_held_out, prepare_own
-from lora_chat.system.console import say
+from lora_chat.pipeline.open_adapter import OpenAdapter
+from lora_chat.pipeline.prepare import PreparedEvaluation, prepare_evaluation_files, prepare_held_out
+from lora_chat.system.console import print_message
 
 
 @dataclass(frozen=True)
-class Own:
+class EvaluationFiles:
     """Dialogues and questions of one's own to measure with."""
 
     data: str | None = None
     questions: str | None = None
 
 
-def find_held_out(opened: Opened, own: Own) -> Prepared:
+def prepare_evaluation(opened: OpenAdapter, evaluation_files: EvaluationFiles) -> PreparedEvaluation:
     """A run's held-out dialogues, or those of one's own. Raises DataError for what is wrong with them."""
-    if opened.run is not None and own.data is None:
-        return prepare_held_out(opened.found, opened.run.read_plan(), opened.run, say)
-    return prepare_own(opened.found, [own.data] if own.data else [], own.questions, say)
+    if opened.run is not None and evaluation_files.data is None:
+        return prepare_held_out(opened.adapter, opened.run.read_plan(), opened.run, print_message)
+    return prepare_evaluation_files(
+        opened.adapter,
+        [evaluation_files.data] if evaluation_files.data else [],
+        evaluation_files.questions,
+        print_message,
+    )

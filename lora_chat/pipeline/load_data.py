@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_chat.audit.redactor import Redactor
-from lora_chat.config.audit import Kind
+from lora_chat.config.audit import FindingKind
 from lora_chat.config.plan import Plan
-from lora_chat.data.dataset import DialogueSet, all_of, split_by_share, weighted
-from lora_chat.data.sources import FoundSource, OpenedSource, check_sources, find_sources, open_sources
-from lora_chat.data.statistics import Account, make_account
+from lora_chat.data.dataset import DialogueSet, build_full_set, build_weighted_set, split_by_share
+from lora_chat.data.sources import EncodedSource, LocalSource, check_sources, find_sources, open_sources
+from lora_chat.data.statistics import DataStatistics, compute_statistics
 from lora_chat.evaluation.questions import Question, read_questions
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class DataFiles:
     """What a plan names, found but not read."""
 
-    train: Sequence[FoundSource]
-    validation: Sequence[FoundSource]
+    train: Sequence[LocalSource]
+    validation: Sequence[LocalSource]
     questions: Sequence[Question]
     skip_bad: int
-    redacted: frozenset[Kind]
+    redacted: frozenset[FindingKind]
     """The kinds that no message shows."""
 
     def check(self) -> None:
@@ -35,37 +35,41 @@ class DataFiles:
 
 
 @dataclass(frozen=True)
-class ReadData:
+class LoadedData:
     """Everything encoded."""
 
     train: DialogueSet
     validation: DialogueSet
-    account: Account
+    statistics: DataStatistics
     system: str | None
     """The system message that all dialogues begin with."""
 
 
-def find_files(plan: Plan, notice: Callable[[str], None]) -> DataFiles:
+def find_data_files(plan: Plan, notice: Callable[[str], None]) -> DataFiles:
     """Raises DataError for what is not there."""
     data = plan.data
     return DataFiles(
         find_sources(data.train_sources, notice),
         find_sources(data.validation_sources, notice),
-        _find_questions(plan),
+        _read_redacted_questions(plan),
         data.skip_bad,
         plan.audit.redacted,
     )
 
 
-def _find_questions(plan: Plan) -> list[Question]:
+def _read_redacted_questions(plan: Plan) -> list[Question]:
     """Return the questions as they are asked and kept: redacted like the dialogues."""
-    found = read_questions(plan.evaluation.questions) if plan.evaluation.questions else []
+    questions = read_questions(plan.evaluation.questions) if plan.evaluation.questions else []
     if not plan.audit.redacted:
-        return found
+        return questions
     redactor = Redactor(plan.audit.redacted)
     return [
-        replace(one, question=redactor.text(one.question)[0], accept=tuple(redactor.text(a)[0] for a in one.accept))
-        for one in found
+        replace(
+            question,
+            question=redactor.text(question.question)[0],
+            accept=tuple(redactor.text(a)[0] for a in question.accept),
+        )
+        for question in questions
     ]
 
 
@@ -76,30 +80,30 @@ def read_data(
     stop_ids: Sequence[int],
     positions: int | None,
     notice: Callable[[str], None],
-) -> ReadData:
+) -> LoadedData:
     """Read, redact where that is asked for, encode and split; raises DataError for whatever would waste a run."""
     data = plan.data
     redactor = Redactor(plan.audit.redacted) if plan.audit.redacted else None
     common = (data, tokenizer, tuple(stop_ids), positions, notice, redactor)
     opened = open_sources(files.train, *common)
-    train, validation = split(plan, opened, open_sources(files.validation, *common))
+    train, validation = split_data(plan, opened, open_sources(files.validation, *common))
     limit = min(data.max_length, positions or data.max_length)
-    account = make_account(opened, train, validation, plan.training.micro_batch_size, limit)
-    return ReadData(train, validation, account, shared_system(opened))
+    statistics = compute_statistics(opened, train, validation, plan.training.micro_batch_size, limit)
+    return LoadedData(train, validation, statistics, find_shared_system_message(opened))
 
 
-def split(
-    plan: Plan, train: Sequence[OpenedSource], validation: Sequence[OpenedSource]
+def split_data(
+    plan: Plan, train: Sequence[EncodedSource], validation: Sequence[EncodedSource]
 ) -> tuple[DialogueSet, DialogueSet]:
     """What is trained and what is held out."""
     data = plan.data
     stores, weights = [source.store for source in train], [source.weight for source in train]
     if validation:
-        return weighted(stores, weights, data.seed), all_of([source.store for source in validation])
+        return build_weighted_set(stores, weights, data.seed), build_full_set([source.store for source in validation])
     return split_by_share(stores, weights, data.validation_share, data.seed, data.validation_limit)
 
 
-def shared_system(sources: Sequence[OpenedSource]) -> str | None:
+def find_shared_system_message(sources: Sequence[EncodedSource]) -> str | None:
     """The system message that all dialogues begin with; chat then begins with it too."""
-    heads = {system for source in sources for system in source.store.ledger.systems}
-    return heads.pop() if len(heads) == 1 else None
+    system_messages = {system for source in sources for system in source.store.ledger.systems}
+    return system_messages.pop() if len(system_messages) == 1 else None

@@ -5,52 +5,54 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.errors import RecipeError
-from lora_chat.export.merge import Mixture, merge
-from lora_chat.export.parity.default_prompts import imagine_probes
-from lora_chat.export.parity.format import proof_line
-from lora_chat.export.parity.samples import Probe, make_probes
+from lora_chat.export.merge import AdapterBlend, merge_blend
+from lora_chat.export.parity.default_prompts import make_default_samples
+from lora_chat.export.parity.format import format_parity_line
+from lora_chat.export.parity.samples import ParitySample, select_parity_samples
 from lora_chat.models.stop_tokens import read_stop_ids
-from lora_chat.pipeline.held_out import Own, find_held_out
-from lora_chat.pipeline.open_adapter import Opened, Trust, open_things
-from lora_chat.system.console import say, shown
+from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
+from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, open_adapters
+from lora_chat.system.console import display_path, print_message
 
 
-def merge_things(
-    things: Sequence[str],
+def merge_adapters(
+    sources: Sequence[str],
     weights: Sequence[float] | None,
     to: Path,
-    own: Own,
-    trust: Trust,
+    evaluation_files: EvaluationFiles,
+    trust: TrustOptions,
     *,
     original: bool,
     accept: bool,
 ) -> dict[str, Any]:
     """Merge the adapters of one or several runs or parcels and prove the result on the first one's dialogues."""
-    mixture, probes, _ = open_mixture(things, weights, own, trust)
-    report = merge(mixture, probes(), to, say, original=original, accept=accept)
-    say(f"Merged into {shown(to.absolute())}. {proof_line(report)}")
+    blend, make_parity_samples, _ = open_blend(sources, weights, evaluation_files, trust)
+    report = merge_blend(blend, make_parity_samples(), to, print_message, original=original, accept=accept)
+    print_message(f"Merged into {display_path(to.absolute())}. {format_parity_line(report)}")
     return {"merged": str(to.absolute()), "proof": report.as_dict()}
 
 
-def open_mixture(
-    things: Sequence[str], weights: Sequence[float] | None, own: Own, trust: Trust
-) -> tuple[Mixture, Callable[[], list[Probe]], Opened]:
+def open_blend(
+    sources: Sequence[str], weights: Sequence[float] | None, evaluation_files: EvaluationFiles, trust: TrustOptions
+) -> tuple[AdapterBlend, Callable[[], list[ParitySample]], OpenAdapter]:
     """The adapters of some runs or parcels, what makes the probes of their proof, and the first one."""
-    if weights is not None and len(weights) != len(things):
-        raise RecipeError(f"--weights has {len(weights)} numbers for {len(things)} adapters; give one for each.")
-    opened = open_things(things, say, trust)
+    if weights is not None and len(weights) != len(sources):
+        raise RecipeError(f"--weights has {len(weights)} numbers for {len(sources)} adapters; give one for each.")
+    opened = open_adapters(sources, print_message, trust)
     first = opened[0]
-    mixture = Mixture(
-        adapters=tuple(zip([one.found for one in opened], weights or [1.0] * len(opened), strict=True)),
+    blend = AdapterBlend(
+        adapters=tuple(zip([one.adapter for one in opened], weights or [1.0] * len(opened), strict=True)),
         precision=first.precision,
-        stop_ids=tuple(read_stop_ids(first.found.base, first.found.tokenizer)),
+        stop_ids=tuple(read_stop_ids(first.adapter.base, first.adapter.tokenizer)),
     )
-    held_out = find_held_out(first, own) if first.run or own.data else None
+    held_out = prepare_evaluation(first, evaluation_files) if first.run or evaluation_files.data else None
 
-    def probes() -> list[Probe]:
+    def probes() -> list[ParitySample]:
         if held_out is not None:
-            return make_probes(held_out.validation)
-        say("No held-out dialogues at hand (--data FILE): asking the adapted model a few questions for the proof")
-        return imagine_probes(mixture, first.system)
+            return select_parity_samples(held_out.validation)
+        print_message(
+            "No held-out dialogues at hand (--data FILE): asking the adapted model a few questions for the proof"
+        )
+        return make_default_samples(blend, first.system)
 
-    return mixture, probes, first
+    return blend, probes, first

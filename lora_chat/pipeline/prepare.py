@@ -7,37 +7,44 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.config.data import DataSection
 from lora_chat.config.plan import Plan
-from lora_chat.data.dataset import DialogueSet, all_of, blocks_of, joined
+from lora_chat.data.dataset import DialogueSet, build_block_set, build_full_set, concatenate_sets
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.data.encoding.chat_template import install_template
-from lora_chat.data.format import short_account
+from lora_chat.data.format import statistics_summary
 from lora_chat.data.sources import find_sources, open_sources
-from lora_chat.data.statistics import Account
+from lora_chat.data.statistics import DataStatistics
 from lora_chat.errors import IntegrityError
 from lora_chat.evaluation.questions import Question, read_questions
 from lora_chat.models.adapter_checks import check_targets_exist
-from lora_chat.models.base_model import FoundBase, find_base, is_here, load_skeleton, load_tokenizer, read_positions
-from lora_chat.models.bound_adapter import FoundAdapter
-from lora_chat.models.identity import Identity, identify
+from lora_chat.models.base_model import (
+    LocalBase,
+    find_base,
+    is_base_local,
+    load_meta_model,
+    load_tokenizer,
+    read_max_positions,
+)
+from lora_chat.models.bound_adapter import BoundAdapter
+from lora_chat.models.identity import Identity, compute_identity
 from lora_chat.models.stop_tokens import read_stop_ids
-from lora_chat.pipeline.load_data import find_files, read_data
+from lora_chat.pipeline.load_data import find_data_files, read_data
 from lora_chat.runs.run_folder import RunFolder
-from lora_chat.system.console import shown
-from lora_chat.system.sanitize import visible
+from lora_chat.system.console import display_path
+from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_OWN_LENGTH = 2048
+_EVALUATION_MAX_LENGTH = 2048
 """Tokens of a dialogue of one's own; what is behind is not measured."""
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedEvaluation:
     """Everything but weights."""
 
-    base: FoundBase
+    base: LocalBase
     tokenizer: "PreTrainedTokenizerBase"
     identity: Identity
     """What the adapter belongs to, with the system message it was trained under."""
@@ -47,8 +54,8 @@ class Prepared:
 
     def write_held_out(self, run: RunFolder) -> None:
         """Keep what the run is measured with inside the run."""
-        dialogues = (one.as_row for one in self.validation.read() if isinstance(one, Dialogue))
-        blocks = (one for one in self.validation.read() if isinstance(one, list))
+        dialogues = (unit.as_row for unit in self.validation.read() if isinstance(unit, Dialogue))
+        blocks = (unit for unit in self.validation.read() if isinstance(unit, list))
         for path, rows in ((run.validation, dialogues), (run.validation_blocks, blocks)):
             first: Any = next(rows, None)
             if first is not None:
@@ -62,96 +69,98 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class PreparedRun(Prepared):
+class PreparedRun(PreparedEvaluation):
     """The same with what there is to train on."""
 
     train: DialogueSet
-    account: Account
+    statistics: DataStatistics
 
     def write(self, run: RunFolder, *, redacted: bool) -> None:
         """Keep in the run what it is measured with, the account of the data, and a cleaned copy if there is one."""
         self.write_held_out(run)
-        run.write_json(run.account, self.account.as_dict())
+        run.write_json(run.statistics, self.statistics.as_dict())
         if redacted:
-            run.write_lines(run.redacted, self.training_lines())
+            run.write_lines(run.redacted, self.read_training_rows())
 
-    def training_lines(self) -> Iterator[dict[str, Any]]:
+    def read_training_rows(self) -> Iterator[dict[str, Any]]:
         """What is trained on as JSON lines have it, each dialogue once."""
-        for one in self.train.read():
-            yield one.as_row if isinstance(one, Dialogue) else {"text": self.tokenizer.decode(one)}
+        for unit in self.train.read():
+            yield unit.as_row if isinstance(unit, Dialogue) else {"text": self.tokenizer.decode(unit)}
 
 
-def prepare(plan: Plan, notice: Callable[[str], None]) -> PreparedRun:
+def prepare_run(plan: Plan, notice: Callable[[str], None]) -> PreparedRun:
     """Read and encode everything a plan names; every fault in the data is raised here."""
-    files = find_files(plan, notice)
-    if not is_here(plan.base):  # before it is downloaded
+    files = find_data_files(plan, notice)
+    if not is_base_local(plan.base):  # before it is downloaded
         files.check()
-    base, tokenizer, stop_ids = open_base(plan, notice, plan.data.template)
+    base, tokenizer, stop_ids = load_base_tokenizer(plan, notice, plan.data.template)
     if plan.adapter.target_modules != "all-linear":
-        check_targets_exist(load_skeleton(base), plan.adapter.target_modules)
-    data = read_data(plan, files, tokenizer, stop_ids, read_positions(base), notice)
+        check_targets_exist(load_meta_model(base), plan.adapter.target_modules)
+    data = read_data(plan, files, tokenizer, stop_ids, read_max_positions(base), notice)
     return PreparedRun(
         base=base,
         tokenizer=tokenizer,
-        identity=identify(base, tokenizer).model_copy(update={"system": data.system}),
+        identity=compute_identity(base, tokenizer).model_copy(update={"system": data.system}),
         stop_ids=stop_ids,
         train=data.train,
         validation=data.validation,
-        account=data.account,
+        statistics=data.statistics,
         questions=files.questions,
     )
 
 
-def prepare_held_out(found: FoundAdapter, plan: Plan, run: RunFolder, notice: Callable[[str], None]) -> Prepared:
+def prepare_held_out(
+    adapter: BoundAdapter, plan: Plan, run: RunFolder, notice: Callable[[str], None]
+) -> PreparedEvaluation:
     """What a finished run is measured with, from the run's folder alone."""
     files = [str(run.validation)] if run.validation.is_file() else []
     blocks = run.read_lines(run.validation_blocks) if run.validation_blocks.is_file() else []
-    if not all(_is_block(block, len(found.tokenizer)) for block in blocks):
+    if not all(_is_token_block(block, len(adapter.tokenizer)) for block in blocks):
         raise IntegrityError(f"{run.validation_blocks} is damaged: each line must be a list of the base's token ids.")
     questions = str(run.questions) if run.questions.is_file() else None
-    return prepare_own(found, files, questions, notice, max_length=plan.data.max_length, blocks=blocks)
+    return prepare_evaluation_files(adapter, files, questions, notice, max_length=plan.data.max_length, blocks=blocks)
 
 
-def _is_block(value: Any, vocabulary: int) -> bool:
+def _is_token_block(value: Any, vocabulary: int) -> bool:
     """Whether a line of a run's file is a block of token ids: others end in an error of the device, if not worse."""
     return isinstance(value, list) and value != [] and all(type(one) is int and 0 <= one < vocabulary for one in value)
 
 
-def prepare_own(
-    found: FoundAdapter,
+def prepare_evaluation_files(
+    adapter: BoundAdapter,
     files: Sequence[str],
     questions: str | None,
     notice: Callable[[str], None],
     *,
     max_length: int | None = None,
     blocks: Sequence[list[int]] = (),
-) -> Prepared:
+) -> PreparedEvaluation:
     """What an adapter is to be measured with: files of dialogues, questions, blocks of token ids."""
-    stop_ids = read_stop_ids(found.base, found.tokenizer)
-    positions = read_positions(found.base)
+    stop_ids = read_stop_ids(adapter.base, adapter.tokenizer)
+    positions = read_max_positions(adapter.base)
     sets = []
     for path in files:
         # Of a cut one, a reply that was too long may still stand before one that was not.
-        data = DataSection(train=path, max_length=max_length or _OWN_LENGTH, over_long="cut")
+        data = DataSection(train=path, max_length=max_length or _EVALUATION_MAX_LENGTH, over_long="cut")
         opened = open_sources(
-            find_sources(data.train_sources, notice), data, found.tokenizer, stop_ids, positions, notice
+            find_sources(data.train_sources, notice), data, adapter.tokenizer, stop_ids, positions, notice
         )
-        sets.append(all_of([source.store for source in opened]))
+        sets.append(build_full_set([source.store for source in opened]))
     if blocks:
-        sets.append(blocks_of(list(blocks)))
-    return Prepared(
-        base=found.base,
-        tokenizer=found.tokenizer,
-        identity=found.stored.identity or identify(found.base, found.tokenizer),
+        sets.append(build_block_set(list(blocks)))
+    return PreparedEvaluation(
+        base=adapter.base,
+        tokenizer=adapter.tokenizer,
+        identity=adapter.stored.identity or compute_identity(adapter.base, adapter.tokenizer),
         stop_ids=stop_ids,
-        validation=joined(sets),
+        validation=concatenate_sets(sets),
         questions=read_questions(questions) if questions else [],
     )
 
 
-def open_base(
+def load_base_tokenizer(
     plan: Plan, notice: Callable[[str], None], template: str | None
-) -> "tuple[FoundBase, PreTrainedTokenizerBase, tuple[int, ...]]":
+) -> "tuple[LocalBase, PreTrainedTokenizerBase, tuple[int, ...]]":
     """Base, tokenizer with a chat template, and stop ids."""
     base = find_base(plan.base, notice)
     tokenizer = load_tokenizer(base)
@@ -159,16 +168,16 @@ def open_base(
     return base, tokenizer, read_stop_ids(base, tokenizer)
 
 
-def summary(plan: Plan, prepared: PreparedRun, run: RunFolder) -> str:
+def format_plan_summary(plan: Plan, prepared: PreparedRun, run: RunFolder) -> str:
     """The short plan, printed before the weights load."""
     training = plan.training
     lines = [
-        f"Run       {shown(run.path)}",
+        f"Run       {display_path(run.path)}",
         f"Base      {prepared.base.name}, {plan.precision.mode}, {plan.precision.dtype}, on {plan.precision.device}",
-        *short_account(prepared.account),
+        *statistics_summary(prepared.statistics),
     ]
     if prepared.identity.system is not None:
-        lines.append(f"System    {visible(prepared.identity.system, 300)}")
+        lines.append(f"System    {sanitize_line(prepared.identity.system, 300)}")
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
     by_tokens = training.fast_path and training.micro_batch_tokens
     pieces = (

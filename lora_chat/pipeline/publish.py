@@ -7,19 +7,19 @@ from typing import Any
 from lora_chat.errors import RecipeError
 from lora_chat.sharing.build import write_parcel
 from lora_chat.sharing.hub import download, upload
-from lora_chat.sharing.parcel import SUFFIX, open_parcel
-from lora_chat.system.console import megabytes, pasted, say, shown
-from lora_chat.system.user_path import user_path
+from lora_chat.sharing.parcel import PARCEL_SUFFIX, open_parcel
+from lora_chat.system.console import display_path, format_bytes, print_message, quote_path
+from lora_chat.system.user_path import expand_user_path
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def push_parcel(path: str, repository: str, *, private: bool) -> dict[str, Any]:
     """Verify a parcel and send it. Raises what is raised for what is wrong with it, or with the hub."""
-    _check_name(repository)
-    parcel = open_parcel(user_path(path))
-    commit = upload(parcel.members, repository, private=private, notice=say)
-    say(
+    _check_repository_name(repository)
+    parcel = open_parcel(expand_user_path(path))
+    commit = upload(parcel.members, repository, private=private, notice=print_message)
+    print_message(
         f"Pushed to {repository} at {commit[:12]}. With lora_chat: lora-chat pull {repository}. Without: "
         f"PeftModel.from_pretrained(base, '{repository}')"
     )
@@ -28,18 +28,18 @@ def push_parcel(path: str, repository: str, *, private: bool) -> dict[str, Any]:
 
 def pull_parcel(repository: str, revision: str | None, out: Path | None, signer: Path | None) -> dict[str, Any]:
     """Fetch, put together as the parcel that was pushed, verify, and only then write it."""
-    _check_name(repository)
-    to = user_path(out or repository.split("/")[1] + SUFFIX).absolute()
+    _check_repository_name(repository)
+    to = expand_user_path(out or repository.split("/")[1] + PARCEL_SUFFIX).absolute()
     if to.is_dir():
-        to = to / (repository.split("/")[1] + SUFFIX)
-    members, commit = download(repository, revision, say)
+        to = to / (repository.split("/")[1] + PARCEL_SUFFIX)
+    members, commit = download(repository, revision, print_message)
     write_parcel(members, to, lambda beside: open_parcel(beside, signer, name=repository))
     parcel = open_parcel(to, signer)
-    say(f"Pulled and verified {shown(to)} ({megabytes(to.stat().st_size)}), sha256 {parcel.sha256}")
-    say(f"Now: lora-chat verify {pasted(to)}, or lora-chat chat {pasted(to)}")
+    print_message(f"Pulled and verified {display_path(to)} ({format_bytes(to.stat().st_size)}), sha256 {parcel.sha256}")
+    print_message(f"Now: lora-chat verify {quote_path(to)}, or lora-chat chat {quote_path(to)}")
     return {"parcel": str(to), "repository": repository, "commit": commit, "sha256": parcel.sha256}
 
 
-def _check_name(repository: str) -> None:
+def _check_repository_name(repository: str) -> None:
     if not _REPOSITORY.fullmatch(repository):
         raise RecipeError(f"{repository} cannot be a repository of the hub: write OWNER/NAME.")

@@ -6,14 +6,20 @@ from typing import Any
 
 from lora_chat.config.recipe import Recipe
 from lora_chat.errors import ConsentError, IntegrityError
-from lora_chat.models.identity import UNCOVERED
-from lora_chat.pipeline.run_identity import check_same_run, covers_less
-from lora_chat.runs.checkpoints import Commit, adopt, find_newest, set_aside, was_committed
-from lora_chat.runs.origin import why_foreign
-from lora_chat.runs.run_folder import RunFolder, newest_run, open_run_folder
-from lora_chat.system.console import shown
+from lora_chat.models.identity import UNCOVERED_BY_VERSION_1
+from lora_chat.pipeline.run_identity import check_same_run, is_older_identity
+from lora_chat.runs.checkpoints import (
+    CommittedCheckpoint,
+    find_newest_checkpoint,
+    has_committed_checkpoint,
+    move_damaged_aside,
+    sign_checkpoint,
+)
+from lora_chat.runs.origin import find_foreign_reason
+from lora_chat.runs.run_folder import RunFolder, find_newest_run, open_run_folder
+from lora_chat.system.console import display_path
 
-_ADOPT = "--adopt"
+_ADOPT_FLAG = "--adopt"
 
 
 @dataclass(frozen=True)
@@ -22,27 +28,29 @@ class ResumeRequest:
 
     run: str | None
     """None: the newest of the recipe's name."""
-    accepted: Collection[str] = ()
+    accepted_changes: Collection[str] = ()
     adopt: bool = False
     """Whether a run of somebody else, or of an older version, is taken as this user's own."""
 
 
-def find_run(request: ResumeRequest, recipe: Recipe, say: Callable[[str], None]) -> RunFolder | None:
+def find_run_to_resume(request: ResumeRequest, recipe: Recipe, say: Callable[[str], None]) -> RunFolder | None:
     """The run that is meant; None if there is none yet. Raises RecipeError if what was named is not a run."""
     if request.run is not None:
         return open_run_folder(request.run)
-    found = newest_run(recipe)
+    found = find_newest_run(recipe)
     if found is None:
         say("No run of this recipe has begun yet; this is the first.")
         return None
     return open_run_folder(found.path)
 
 
-def is_received(run: RunFolder, request: ResumeRequest) -> bool:
+def is_foreign_run(run: RunFolder, request: ResumeRequest) -> bool:
     """Whether a run is not this user's yet. Raises ConsentError unless he takes it as his own."""
-    why = why_foreign(run, going_on=not _is_done(run, request))
+    why = find_foreign_reason(run, resuming=not _is_done(run, request))
     if why and not request.adopt:
-        raise ConsentError(f"{why}\nGoing on trains further what its checkpoints hold; nothing was changed.", _ADOPT)
+        raise ConsentError(
+            f"{why}\nGoing on trains further what its checkpoints hold; nothing was changed.", _ADOPT_FLAG
+        )
     return why is not None
 
 
@@ -51,47 +59,48 @@ def is_finished(run: RunFolder, request: ResumeRequest, say: Callable[[str], Non
     if not _is_done(run, request):
         return False
     say(
-        f"{shown(run.path)} is finished; nothing was left to do. Train anew without --resume, or train it longer: "
+        f"{display_path(run.path)} is finished; nothing was left to do. Train anew without --resume, or train it "
+        f"longer: "
         "--resume --set training.epochs=N --accept-change training.epochs"
     )
     return True
 
 
 def _is_done(run: RunFolder, request: ResumeRequest) -> bool:
-    return not request.accepted and run.result.is_file()
+    return not request.accepted_changes and run.result.is_file()
 
 
 def find_resume_point(
     run: RunFolder, identity: Mapping[str, Any], request: ResumeRequest, say: Callable[[str], None]
-) -> Commit | None:
+) -> CommittedCheckpoint | None:
     """The newest checkpoint that is whole, of the same run; says which, and why newer ones were set aside.
 
     None if the run was cut short before its first. Raises IntegrityError if every one is damaged, or it is another run.
     """
-    newest, damaged = find_newest(run.checkpoints)
+    newest, damaged = find_newest_checkpoint(run.checkpoints)
     for one in damaged:
         say(f"Checkpoint {one.folder.name} is set aside: {one.reason}.")
-    if newest is None and was_committed(run.checkpoints):
+    if newest is None and has_committed_checkpoint(run.checkpoints):
         raise IntegrityError(
-            f"{shown(run.path)} cannot be continued: none of its checkpoints is whole. Nothing was changed; "
+            f"{display_path(run.path)} cannot be continued: none of its checkpoints is whole. Nothing was changed; "
             "begin anew without --resume."
         )
-    if newest is not None and not newest.own and not request.adopt:
+    if newest is not None and not newest.signed_by_user and not request.adopt:
         raise ConsentError(
-            f"The checkpoint {newest.folder.name} of {shown(run.path)} was written by somebody else, on another "
+            f"The checkpoint {newest.folder.name} of {display_path(run.path)} was written by somebody else, on another "
             "machine, or by an older version.\nNothing was changed. Delete its folder to go on from the one before it.",
-            _ADOPT,
+            _ADOPT_FLAG,
         )
     if newest is not None:
-        for change in check_same_run(newest.identity, identity, request.accepted, shown(run.path)):
+        for change in check_same_run(newest.identity, identity, request.accepted_changes, display_path(run.path)):
             say(f"Accepted: {change}.")
-        if covers_less(newest.identity):
-            say(f"{newest.folder.name} was made by an older version; it does not cover {UNCOVERED}.")
-        if not newest.own:
-            newest = adopt(newest)
-    set_aside(damaged)
+        if is_older_identity(newest.identity):
+            say(f"{newest.folder.name} was made by an older version; it does not cover {UNCOVERED_BY_VERSION_1}.")
+        if not newest.signed_by_user:
+            newest = sign_checkpoint(newest)
+    move_damaged_aside(damaged)
     if newest is None:
-        say(f"{shown(run.path)} had no checkpoint yet: it begins at the first step.")
+        say(f"{display_path(run.path)} had no checkpoint yet: it begins at the first step.")
     else:
-        say(f"Going on with {shown(run.path)} after step {newest.step}.")
+        say(f"Going on with {display_path(run.path)} after step {newest.step}.")
     return newest

@@ -9,7 +9,7 @@ from lora_chat.data.dataset import DialogueSet
 from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.pipeline.prepare import PreparedRun
 
-_ACCEPTABLE = {
+_ACCEPTABLE_CHANGES = {
     "training.epochs",
     "training.max_steps",
     "training.learning_rate",
@@ -25,9 +25,9 @@ _ACCEPTABLE = {
     "precision.device",
 }
 """Changes that leave what was learned so far what it is: they count from here on, or only in rounding."""
-_VERSIONS = "versions."
-_BASE_VERSION = "base.version"
-_FIRST_OF_BASE = ("base.weights", "base.tokenizer", "base.chat_template")
+_VERSIONS_PREFIX = "versions."
+_BASE_VERSION_FIELD = "base.version"
+_OLD_BASE_FIELDS = ("base.weights", "base.tokenizer", "base.chat_template")
 """The fields of the base that a run of an older version has."""
 
 
@@ -39,13 +39,13 @@ def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str])
         "base.weights": identity.weights,
         "base.tokenizer": identity.tokenizer,
         "base.chat_template": identity.chat_template,
-        _BASE_VERSION: identity.version,
-        **{f"base.{name}": value for name, value in identity.later_parts().items()},
+        _BASE_VERSION_FIELD: identity.version,
+        **{f"base.{name}": value for name, value in identity.version_2_parts().items()},
     }
     for name, section in (("adapter", plan.adapter), ("precision", plan.precision), ("training", plan.training)):
         fields |= {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}
     del fields["training.memory"]  # decides what it chose, which is there
-    return fields | {f"{_VERSIONS}{name}": version for name, version in versions.items()}
+    return fields | {f"{_VERSIONS_PREFIX}{name}": version for name, version in versions.items()}
 
 
 def digest_rows(dialogues: DialogueSet) -> str:
@@ -70,31 +70,32 @@ def check_same_run(
     Raises RecipeError for a field of `accepted` that cannot be, IntegrityError for a change that was not accepted.
     """
     for field in accepted:
-        if field not in _ACCEPTABLE and not field.startswith(_VERSIONS):
+        if field not in _ACCEPTABLE_CHANGES and not field.startswith(_VERSIONS_PREFIX):
             raise RecipeError(
                 f"--accept-change {field}: such a change cannot be accepted. "
-                f"These can: {', '.join(sorted(_ACCEPTABLE))}, versions.LIBRARY."
+                f"These can: {', '.join(sorted(_ACCEPTABLE_CHANGES))}, versions.LIBRARY."
             )
-    if covers_less(committed):
-        now = {field: now[field] for field in now if not field.startswith("base.") or field in _FIRST_OF_BASE}
+    if is_older_identity(committed):
+        now = {field: now[field] for field in now if not field.startswith("base.") or field in _OLD_BASE_FIELDS}
     changed = [field for field in sorted(committed.keys() | now.keys()) if committed.get(field) != now.get(field)]
     refused = [field for field in changed if field not in accepted]
     if refused:
-        raise IntegrityError(_refusal(committed, now, refused, where))
+        raise IntegrityError(_format_refusal(committed, now, refused, where))
     return [f"{field}: {committed.get(field)} -> {now.get(field)}" for field in changed]
 
 
-def covers_less(committed: Mapping[str, Any]) -> bool:
+def is_older_identity(committed: Mapping[str, Any]) -> bool:
     """Return whether a run of an older version wrote this, which knew less of its base."""
-    return _BASE_VERSION not in committed
+    return _BASE_VERSION_FIELD not in committed
 
 
-def _refusal(committed: Mapping[str, Any], now: Mapping[str, Any], refused: list[str], where: str) -> str:
+def _format_refusal(committed: Mapping[str, Any], now: Mapping[str, Any], refused: list[str], where: str) -> str:
     lines = [f"{where} is another run:"]
     lines += [
-        f"  {field}: it has {_short(committed.get(field))}, now it is {_short(now.get(field))}" for field in refused
+        f"  {field}: it has {_shorten_digest(committed.get(field))}, now it is {_shorten_digest(now.get(field))}"
+        for field in refused
     ]
-    can = [field for field in refused if field in _ACCEPTABLE or field.startswith(_VERSIONS)]
+    can = [field for field in refused if field in _ACCEPTABLE_CHANGES or field.startswith(_VERSIONS_PREFIX)]
     if len(can) == len(refused):
         flags = " ".join(f"--accept-change {field}" for field in can)
         lines.append(f"Restore what it had, or go on with the change: {flags}")
@@ -103,6 +104,6 @@ def _refusal(committed: Mapping[str, Any], now: Mapping[str, Any], refused: list
     return "\n".join(lines)
 
 
-def _short(value: Any) -> str:
+def _shorten_digest(value: Any) -> str:
     text = str(value)
     return text[:12] + "..." if len(text) == 64 else text

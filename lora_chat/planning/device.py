@@ -3,14 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-USABLE = 0.97
+USABLE_MEMORY_FRACTION = 0.97
 """Share of free memory that a plan may fill by itself."""
-TIGHT = 0.92
+TIGHT_MEMORY_FRACTION = 0.92
 """From here on the model's own error may decide."""
 
 
 @dataclass(frozen=True)
-class Speed:
+class DeviceSpeed:
     """How fast a device computes, as far as it is known."""
 
     flops: float
@@ -26,7 +26,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetDevice:
     """A device at hand, or one that is only imagined."""
 
     device: Literal["cuda", "cpu"]
@@ -40,7 +40,7 @@ class Target:
     at_hand: bool
     loading: int | None = None
     """The same while a base is loaded, where that is known."""
-    speed: Speed | None = None
+    speed: DeviceSpeed | None = None
     """None: not known."""
     bfloat16: bool = True
     fragmentation: float = 0.03
@@ -49,8 +49,8 @@ class Target:
     @property
     def limit(self) -> int:
         """Bytes that a plan may fill by itself."""
-        return int(USABLE * self.free)
+        return int(USABLE_MEMORY_FRACTION * self.free)
 
-    def limited_to(self, size: int) -> "Target":
+    def with_memory_limit(self, size: int) -> "TargetDevice":
         """The same with no more than so many bytes for a run."""
-        return replace(self, free=min(self.free, round(size / USABLE)))
+        return replace(self, free=min(self.free, round(size / USABLE_MEMORY_FRACTION)))

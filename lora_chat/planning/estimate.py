@@ -4,25 +4,31 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lora_chat.config.plan import Plan
-from lora_chat.planning.calibration import Probe, merge_seconds, probed_durations
-from lora_chat.planning.device import TIGHT, Target
+from lora_chat.planning.calibration import MachineBenchmark, durations_from_benchmark, estimate_merge_time
+from lora_chat.planning.device import TIGHT_MEMORY_FRACTION, TargetDevice
 from lora_chat.planning.disk_space import run_bytes
-from lora_chat.planning.phase_memory import Phase
-from lora_chat.planning.phase_time import Durations, Seconds, make_durations
-from lora_chat.planning.settings_search import IN_SFT, Choice, Job, as_settings, changes
-from lora_chat.planning.training_memory import adapter_weights
+from lora_chat.planning.phase_memory import PhaseMemory
+from lora_chat.planning.phase_time import PhaseDurations, TimeEstimate, estimate_durations
+from lora_chat.planning.settings_search import (
+    SFT_PHASES,
+    Candidate,
+    PlanningProblem,
+    find_fitting_candidate,
+    format_overrides,
+)
+from lora_chat.planning.training_memory import count_adapter_parameters
 from lora_chat.planning.workload import Workload
 
 Verdict = Literal["fits", "tight", "does not fit"]
-_MUCH_FASTER = 0.9
-_PROGRAM = 0.5
+_SUGGESTION_TIME_RATIO = 0.9
+_OVERHEAD_SECONDS = 0.5
 """Seconds that a run takes beside its phases: its folder, its plots, its card."""
-_GGUF_Q8 = 34 / 32
+_Q8_0_BYTES_PER_WEIGHT = 34 / 32
 """Bytes of a weight in q8_0: 32 of them and their scale."""
 
 
 @dataclass(frozen=True)
-class Change:
+class Suggestion:
     """What to change, and what comes of it."""
 
     settings: tuple[str, ...]
@@ -33,50 +39,50 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class RunEstimate:
     """Memory, time and disk of a run on a device, and whether it fits there."""
 
     base: str
     origin: str
-    target: Target
+    target: TargetDevice
     plan: Plan
     parameters: int
-    trained: int
-    work: Workload
-    phases: tuple[Phase, ...]
-    durations: Durations | None
+    trainable_parameters: int
+    workload: Workload
+    phases: tuple[PhaseMemory, ...]
+    durations: PhaseDurations | None
     """Of `sft`."""
-    merging: Seconds | None
+    merge_time: TimeEstimate | None
     """Of `merge` afterwards; None: not known."""
-    disk: dict[str, int]
-    download: int | None
-    change: Change | None
+    disk_bytes: dict[str, int]
+    download_bytes: int | None
+    suggestion: Suggestion | None
     notes: tuple[str, ...]
 
     @property
-    def worst(self) -> Phase:
+    def worst_phase(self) -> PhaseMemory:
         """The phase of `sft` that needs the most."""
-        return max((phase for phase in self.phases if phase.name in IN_SFT), key=lambda phase: phase.total)
+        return max((phase for phase in self.phases if phase.name in SFT_PHASES), key=lambda phase: phase.total)
 
     @property
     def peak(self) -> int:
         """Bytes that `sft` needs at most."""
-        return self.worst.total
+        return self.worst_phase.total
 
     @property
     def verdict(self) -> Verdict:
         """By the device's free memory."""
-        return judge(self.peak, self.target.free)
+        return judge_fit(self.peak, self.target.free)
 
     @property
-    def total_seconds(self) -> Seconds | None:
+    def total_time(self) -> TimeEstimate | None:
         """Of `sft` as a whole."""
-        return sum(self.durations.values(), Seconds(0, 0, 0)) if self.durations else None
+        return sum(self.durations.values(), TimeEstimate(0, 0, 0)) if self.durations else None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; bytes and seconds."""
         training = self.plan.training
-        total = self.total_seconds
+        total = self.total_time
         return {
             "base": self.base,
             "base_known_from": self.origin,
@@ -84,16 +90,16 @@ class Forecast:
             "verdict": self.verdict,
             "peak_bytes": self.peak,
             "spare_bytes": self.target.free - self.peak,
-            "worst_phase": self.worst.name,
-            "dominated_by": self.worst.largest_part,
+            "worst_phase": self.worst_phase.name,
+            "dominated_by": self.worst_phase.largest_part,
             "phases": [
                 {"name": phase.name, "total": phase.total, "in_main_memory": phase.in_main_memory} | phase.parts
                 for phase in self.phases
             ],
             "seconds": {name: asdict(seconds) for name, seconds in (self.durations or {}).items()} or None,
             "total_seconds": asdict(total) if total else None,
-            "merge_seconds": asdict(self.merging) if self.merging else None,
-            "workload": asdict(self.work),
+            "merge_seconds": asdict(self.merge_time) if self.merge_time else None,
+            "workload": asdict(self.workload),
             "chosen": {
                 "quantization": self.plan.precision.mode,
                 "micro_batch_tokens": training.micro_batch_tokens if training.fast_path else None,
@@ -104,95 +110,122 @@ class Forecast:
                 "optimizer": training.optimizer,
                 "fast_path": training.fast_path,
             },
-            "change": asdict(self.change) if self.change else None,
+            "change": asdict(self.suggestion) if self.suggestion else None,
             "parameters": self.parameters,
-            "trainable_parameters": self.trained,
-            "disk_bytes": self.disk,
-            "download_bytes": self.download,
+            "trainable_parameters": self.trainable_parameters,
+            "disk_bytes": self.disk_bytes,
+            "download_bytes": self.download_bytes,
             "notes": list(self.notes),
         }
 
 
-def judge(peak: int, free: int) -> Verdict:
+def judge_fit(peak: int, free: int) -> Verdict:
     """Whether so many bytes fit, as far as a model that errs by some percent can say."""
     if peak > free:
         return "does not fit"
-    return "tight" if peak > TIGHT * free else "fits"
+    return "tight" if peak > TIGHT_MEMORY_FRACTION * free else "fits"
 
 
-def make_forecast(
+def make_estimate(
     plan: Plan,
-    job: Job,
+    problem: PlanningProblem,
     *,
     base: str,
     origin: str,
     weight_bytes: int | None,
-    download: int | None,
-    probe: Probe | None = None,
-    reading: float = 0.0,
-) -> Forecast:
+    download_bytes: int | None,
+    benchmark: MachineBenchmark | None = None,
+    reading_seconds: float = 0.0,
+) -> RunEstimate:
     """What a plan with nothing left to choose would need; a change where that does not fit, or is slow for nothing.
 
-    `reading`: seconds that the data took.
+    `reading_seconds`: seconds that the data took.
     """
-    here = Choice(plan, job)
-    trained = adapter_weights(job.shape, here.setting)
-    read = weight_bytes or 2 * job.shape.weights
+    candidate = Candidate(plan, problem)
+    trainable_parameters = count_adapter_parameters(problem.shape, candidate.memory_config)
+    bytes_to_read = weight_bytes or 2 * problem.shape.weights
     durations = None
-    if probe:
-        durations = probed_durations(probe, job.shape, here.setting, here.work, job.data, _PROGRAM + reading)
-    elif speed := job.target.speed:
-        durations = make_durations(job.shape, here.setting, plan.training, here.work, job.data, speed, read)
-    return Forecast(
+    if benchmark:
+        durations = durations_from_benchmark(
+            benchmark,
+            problem.shape,
+            candidate.memory_config,
+            candidate.workload,
+            problem.data,
+            _OVERHEAD_SECONDS + reading_seconds,
+        )
+    elif speed := problem.target.speed:
+        durations = estimate_durations(
+            problem.shape,
+            candidate.memory_config,
+            plan.training,
+            candidate.workload,
+            problem.data,
+            speed,
+            bytes_to_read,
+        )
+    return RunEstimate(
         base=base,
         origin=origin,
-        target=job.target,
+        target=problem.target,
         plan=plan,
-        parameters=job.shape.weights,
-        trained=trained,
-        work=here.work,
-        phases=here.phases,
+        parameters=problem.shape.weights,
+        trainable_parameters=trainable_parameters,
+        workload=candidate.workload,
+        phases=candidate.phases,
         durations=durations,
-        merging=merge_seconds(probe, job.shape, here.setting, job.data) if probe else None,
-        disk={
-            "run": run_bytes(trained, plan.checkpoint.keep),
-            "merge": 2 * job.shape.weights,
-            "export": 2 * job.shape.weights + int(_GGUF_Q8 * job.shape.weights),
+        merge_time=estimate_merge_time(benchmark, problem.shape, candidate.memory_config, problem.data)
+        if benchmark
+        else None,
+        disk_bytes={
+            "run": run_bytes(trainable_parameters, plan.checkpoint.keep),
+            "merge": 2 * problem.shape.weights,
+            "export": 2 * problem.shape.weights + int(_Q8_0_BYTES_PER_WEIGHT * problem.shape.weights),
         },
-        download=download,
-        change=_change(here),
-        notes=_notes(plan, job, probe),
+        download_bytes=download_bytes,
+        suggestion=_suggest_change(candidate),
+        notes=_list_notes(plan, problem, benchmark),
     )
 
 
-def _change(here: Choice) -> Change | None:
-    limit = here.job.target.limit
-    found = changes(here.plan, here.job, limit) if here.peak > limit else _faster(here, limit)
-    if found is None:
+def _suggest_change(current: Candidate) -> Suggestion | None:
+    limit = current.problem.target.limit
+    better = (
+        find_fitting_candidate(current.plan, current.problem, limit)
+        if current.peak > limit
+        else _find_faster_candidate(current, limit)
+    )
+    if better is None:
         return None
-    return Change(tuple(as_settings(here.plan, found.plan)), found.peak, found.seconds / here.seconds)
+    return Suggestion(
+        tuple(format_overrides(current.plan, better.plan)),
+        better.peak,
+        better.seconds_per_step / current.seconds_per_step,
+    )
 
 
-def _faster(here: Choice, limit: int) -> Choice | None:
-    from lora_chat.planning.settings_search import choose
+def _find_faster_candidate(current: Candidate, limit: int) -> Candidate | None:
+    from lora_chat.planning.settings_search import choose_plan
 
-    free = ("gradient_checkpointing", "micro_batch_size", "micro_batch_tokens")
-    open_plan = here.plan.model_copy(update={"open_settings": free})
-    best = Choice(choose(open_plan, here.job, limit), here.job)
-    return best if best.fits(limit) and best.seconds < _MUCH_FASTER * here.seconds else None
+    open_settings = ("gradient_checkpointing", "micro_batch_size", "micro_batch_tokens")
+    open_plan = current.plan.model_copy(update={"open_settings": open_settings})
+    best = Candidate(choose_plan(open_plan, current.problem, limit), current.problem)
+    return (
+        best if best.fits(limit) and best.seconds_per_step < _SUGGESTION_TIME_RATIO * current.seconds_per_step else None
+    )
 
 
-def _notes(plan: Plan, job: Job, probe: Probe | None) -> tuple[str, ...]:
+def _list_notes(plan: Plan, problem: PlanningProblem, benchmark: MachineBenchmark | None) -> tuple[str, ...]:
     notes = []
-    if job.data.estimated:
+    if problem.data.is_estimated:
         notes.append("Tokens are counted by the embedded base's tokenizer: this base's own is not here.")
     if plan.adapter.dropout or plan.adapter.variant == "dora":
         what = "dropout" if plan.adapter.dropout else "DoRA"
         notes.append(f"What {what} adds to memory and time is not in these figures.")
-    if probe:
+    if benchmark:
         notes.append("Times and memory: from small models of these widths, tried on this machine.")
-    elif job.target.speed:
-        notes.append(f"Times: {job.target.speed.source}.")
+    elif problem.target.speed:
+        notes.append(f"Times: {problem.target.speed.source}.")
     else:
         notes.append("How fast this device is, is not known: no times.")
     return tuple(notes)

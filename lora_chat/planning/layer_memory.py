@@ -1,7 +1,8 @@
 """What decoder layers allocate, as sums of products of widths.
 
-`layer_bytes.json` is not written by hand: tests/planning/derivation.py runs each architecture on PyTorch's meta device
-with widths that tell every tensor's shape by its size, and keeps the sums at the moments that can be largest.
+`estimate_layer_passes.json` is not written by hand: tests/planning/derivation.py runs each architecture on
+PyTorch's meta device with widths that tell every tensor's shape by its size, and keeps the sums at the moments that
+can be largest.
 """
 
 import json
@@ -14,9 +15,9 @@ from typing import Literal
 
 from lora_chat.models.shape import ModelShape
 
-Variant = Literal["fast", "stock", "padded", "read"]
+LayerVariant = Literal["fast", "stock", "padded", "read"]
 """Flat rows through fused layers; rows side by side through transformers'; with a mask; without gradients."""
-Mode = Literal["4bit", "8bit", "none"]
+QuantizationMode = Literal["4bit", "8bit", "none"]
 _TERM = re.compile(r"(-?[0-9.]+)([A-Za-z]+)")
 
 
@@ -33,7 +34,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Pass:
+class PassMemory:
     """Bytes of one pass, forward or backward."""
 
     layer: int
@@ -44,37 +45,45 @@ class Pass:
     """The most above both."""
 
 
-def layer_bytes(
-    shape: ModelShape, variant: Variant, mode: Mode, rank: int, batch: MicroBatch, *, checkpointed: bool = False
-) -> tuple[Pass, Pass]:
+def estimate_layer_passes(
+    shape: ModelShape,
+    variant: LayerVariant,
+    mode: QuantizationMode,
+    rank: int,
+    batch: MicroBatch,
+    *,
+    checkpointed: bool = False,
+) -> tuple[PassMemory, PassMemory]:
     """Forward and backward; a variant that reads has no backward."""
-    name, end = f"{shape.layers} {variant}", f" {mode}{' checkpointed' if checkpointed else ''}"
-    alone = shape.key_heads in (1, shape.heads)  # then a mask makes no copies of keys and values
-    entry = (alone and _table().get(name + " one" + end)) or _table()[name + end]
+    name, end = f"{shape.family} {variant}", f" {mode}{' checkpointed' if checkpointed else ''}"
+    alone = shape.num_kv_heads in (1, shape.num_heads)  # then a mask makes no copies of keys and values
+    entry = (alone and _load_layer_terms().get(name + " one" + end)) or _load_layer_terms()[name + end]
     sizes = {
         "T": batch.tokens,
-        "h": shape.hidden,
-        "q": shape.query,
+        "h": shape.hidden_size,
+        "q": shape.q_size,
         "k": shape.key,
-        "f": shape.inner,
-        "n": shape.heads,
+        "f": shape.intermediate_size,
+        "n": shape.num_heads,
         "r": rank,
-        "d": shape.head_size,
+        "d": shape.head_dim,
         "l": batch.longest,
     }
     nothing = {"layer": "", "rest": "", "peaks": [""]}
     forward, backward = (entry.get(name, nothing) for name in ("forward", "backward"))
-    return _evaluate(forward, sizes), _evaluate(backward, sizes)
+    return _evaluate_pass(forward, sizes), _evaluate_pass(backward, sizes)
 
 
-def _evaluate(entry: Mapping[str, object], sizes: Mapping[str, int]) -> Pass:
+def _evaluate_pass(entry: Mapping[str, object], sizes: Mapping[str, int]) -> PassMemory:
     peaks = entry["peaks"]
     assert isinstance(peaks, list)
-    most = max((evaluate(str(peak), sizes) for peak in peaks), default=0)
-    return Pass(evaluate(str(entry["layer"]), sizes), evaluate(str(entry["rest"]), sizes), max(0, most))
+    most = max((evaluate_terms(str(peak), sizes) for peak in peaks), default=0)
+    return PassMemory(
+        evaluate_terms(str(entry["layer"]), sizes), evaluate_terms(str(entry["rest"]), sizes), max(0, most)
+    )
 
 
-def evaluate(terms: str, sizes: Mapping[str, int]) -> int:
+def evaluate_terms(terms: str, sizes: Mapping[str, int]) -> int:
     """`12Th 2hf` with T = 4, h = 3, f = 5 is 174."""
     total = 0.0
     for coefficient, factors in _TERM.findall(terms):
@@ -86,7 +95,7 @@ def evaluate(terms: str, sizes: Mapping[str, int]) -> int:
 
 
 @cache
-def _table() -> dict[str, dict[str, Mapping[str, object]]]:
+def _load_layer_terms() -> dict[str, dict[str, Mapping[str, object]]]:
     found: dict[str, dict[str, Mapping[str, object]]] = json.loads(
         files("lora_chat.planning").joinpath("layer_bytes.json").read_text(encoding="utf-8")
     )

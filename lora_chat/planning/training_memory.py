@@ -5,24 +5,30 @@ Checked in the tests against a dry run of the real PEFT model on the meta device
 
 from dataclasses import dataclass, replace
 
-from lora_chat.config.limits import MOST_HELD
+from lora_chat.config.limits import WEIGHT_CACHE_LIMIT_BYTES
 from lora_chat.models.shape import ModelShape
-from lora_chat.planning.layer_memory import MicroBatch, Mode, Pass, Variant, layer_bytes
+from lora_chat.planning.layer_memory import (
+    LayerVariant,
+    MicroBatch,
+    PassMemory,
+    QuantizationMode,
+    estimate_layer_passes,
+)
 
-_TRL_ROWS, _TRL_COLUMNS = 4096, 32768
+_TRL_TILE_TOKENS, _TRL_TILE_VOCABULARY = 4096, 32768
 """TRL's head makes logits in tiles of so many tokens and words (trl/kernels/chunked_logprob.py)."""
-_HEAD_ROWS, _HEAD_LOGITS = 256, 2**25
+_HEAD_CHUNK_TOKENS, _HEAD_CHUNK_LOGITS = 256, 2**25
 """Ours in so many tokens, or logits (training/supervised_head.py)."""
-_FP32_STATES = ("gpt2", "phi")
+_FP32_FINAL_NORM_LAYERS = ("gpt2", "phi")
 """Layers whose last norm is a layer norm: autocast leaves its result in fp32."""
-_JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+_FUSED_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 """Layers that the fast path multiplies with together (training/fused)."""
-_OWN_HEAD = ("phi",)
+_BIASED_HEAD_LAYERS = ("phi",)
 """Layers whose head has a bias: the supervised head does not cover it."""
 
 
 @dataclass(frozen=True)
-class Memory:
+class TrainingMemory:
     """Bytes at the moment when they are most, by what they are for."""
 
     weights: int
@@ -36,7 +42,7 @@ class Memory:
     """Logits and what their gradient needs."""
     temporaries: int
     """Of the layer under way."""
-    when: str
+    peak_moment: str
 
     @property
     def total(self) -> int:
@@ -45,165 +51,209 @@ class Memory:
         return sum(parts) + self.activations + self.head + self.temporaries
 
     @property
-    def cut_up(self) -> int:
+    def fragmented_bytes(self) -> int:
         """What comes and goes in pieces of many sizes, and leaves holes between them."""
         return self.activations + self.temporaries
 
 
 @dataclass(frozen=True)
-class Setting:
+class MemoryConfig:
     """How a base is held and trained."""
 
-    mode: Mode
+    mode: QuantizationMode
     rank: int
-    targets: tuple[str, ...] = ()
+    target_modules: tuple[str, ...] = ()
     """Names of the linear layers with LoRA; none: all."""
-    fast: bool = False
+    fast_path: bool = False
     checkpointed: int = 0
     """Decoder layers that are computed again."""
     double_quantization: bool = True
     moment_bytes: int = 8
     """Of the optimizer, for each trained weight."""
-    width: int = 2
+    bytes_per_value: int = 2
     """Bytes of a number that is not quantised."""
     on_cpu: bool = False
     """Where a small base's quantised layers are held with their values beside them (models/frozen_weights.py)."""
-    may_hold: bool = True
+    allow_weight_cache: bool = True
     """False: not even a small base's."""
 
 
-def weight_bytes(shape: ModelShape, setting: Setting) -> int:
+def weight_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     """The frozen base as it is held."""
-    count, width = shape.linear_weights, setting.width
-    outputs = shape.layer_count * sum(linear.outside for linear in shape.linears())
+    count, width = shape.num_linear_weights, memory_config.bytes_per_value
+    outputs = shape.num_layers * sum(linear.out_features for linear in shape.linear_layers())
     linear = {
         "none": width * count,
         "8bit": count + 4 * outputs,
         # Half a byte, a scale for 64 weights: a float, or a byte and a float for 256 of these (QLoRA, section 3).
-        "4bit": count // 2 + (count // 64 + count // 4096 if setting.double_quantization else count // 16),
-    }[setting.mode]
-    beside = _held_beside(shape, setting) if setting.on_cpu else 0
-    return linear + beside + width * (shape.embedding_weights + shape.small_weights)
+        "4bit": count // 2 + (count // 64 + count // 4096 if memory_config.double_quantization else count // 16),
+    }[memory_config.mode]
+    copy_bytes = _weight_copy_bytes(shape, memory_config) if memory_config.on_cpu else 0
+    return linear + copy_bytes + width * (shape.num_embedding_weights + shape.num_norm_and_bias_weights)
 
 
-def _held_beside(shape: ModelShape, setting: Setting) -> int:
+def _weight_copy_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     """On a CPU: the values of quantised layers, or what the fast path copies out of the file that stays mapped."""
-    whole = setting.width * shape.linear_weights
-    if setting.mode != "none" and setting.may_hold and holds_values(shape, setting):
-        return whole
-    if setting.mode != "none":
-        return _room(shape, setting) if setting.mode == "4bit" else 0
-    joined = sum(linear.weights for linear in shape.linears() if linear.name in _JOINED)
-    return setting.width * shape.layer_count * joined if setting.fast and setting.width == 2 else 0
+    dense_bytes = memory_config.bytes_per_value * shape.num_linear_weights
+    if memory_config.mode != "none" and memory_config.allow_weight_cache and fits_weight_cache(shape, memory_config):
+        return dense_bytes
+    if memory_config.mode != "none":
+        return _dequantized_layer_bytes(shape, memory_config) if memory_config.mode == "4bit" else 0
+    fused_weights = sum(linear.weights for linear in shape.linear_layers() if linear.name in _FUSED_PROJECTIONS)
+    return (
+        memory_config.bytes_per_value * shape.num_layers * fused_weights
+        if memory_config.fast_path and memory_config.bytes_per_value == 2
+        else 0
+    )
 
 
-def holds_values(shape: ModelShape, setting: Setting) -> bool:
+def fits_weight_cache(shape: ModelShape, memory_config: MemoryConfig) -> bool:
     """Whether a base is small enough for that."""
-    return setting.width * shape.linear_weights <= MOST_HELD
+    return memory_config.bytes_per_value * shape.num_linear_weights <= WEIGHT_CACHE_LIMIT_BYTES
 
 
-def adapter_weights(shape: ModelShape, setting: Setting) -> int:
+def count_adapter_parameters(shape: ModelShape, memory_config: MemoryConfig) -> int:
     """Number of trained weights."""
-    chosen = [one for one in shape.linears() if not setting.targets or one.name in setting.targets]
-    return shape.layer_count * setting.rank * sum(one.inside + one.outside for one in chosen)
+    adapted_linears = [
+        one
+        for one in shape.linear_layers()
+        if not memory_config.target_modules or one.name in memory_config.target_modules
+    ]
+    return shape.num_layers * memory_config.rank * sum(one.in_features + one.out_features for one in adapted_linears)
 
 
-def training_memory(shape: ModelShape, setting: Setting, batch: MicroBatch, *, padded: bool = False) -> Memory:
+def estimate_training_memory(
+    shape: ModelShape, memory_config: MemoryConfig, batch: MicroBatch, *, padded: bool = False
+) -> TrainingMemory:
     """The peak of forward and backward on one micro-batch, after the optimizer's first step."""
-    fast = setting.fast and not shape.capped  # whose attention would see the neighbours in one row
+    fast = memory_config.fast_path and not shape.has_softcapping  # whose attention would see the neighbours in one row
     if fast:
         batch = replace(batch, longest=batch.tokens)  # where a mask is needed, it is one for the whole row
-    variant: Variant = "fast" if fast else "padded" if padded else "stock"
-    mode, room, blocks = setting.mode, 0, 0
-    if fast and setting.on_cpu:  # where large pieces have places of their own, for all layers and steps
-        mode, blocks = "none", _blocks(shape, setting)
-        room = _room(shape, setting) if setting.mode == "8bit" and not _held_beside(shape, setting) else 0
-    kept, again = (
-        layer_bytes(shape, variant, mode, setting.rank, batch, checkpointed=checkpointed)
+    variant: LayerVariant = "fast" if fast else "padded" if padded else "stock"
+    mode, dequantized_bytes, blocks = memory_config.mode, 0, 0
+    if fast and memory_config.on_cpu:  # where large pieces have places of their own, for all layers and steps
+        mode, blocks = "none", _logits_buffer_bytes(shape, memory_config)
+        dequantized_bytes = (
+            _dequantized_layer_bytes(shape, memory_config)
+            if memory_config.mode == "8bit" and not _weight_copy_bytes(shape, memory_config)
+            else 0
+        )
+    saved, recomputed = (
+        estimate_layer_passes(shape, variant, mode, memory_config.rank, batch, checkpointed=checkpointed)
         for checkpointed in (False, True)
     )
-    head = _head(shape, setting, batch)
-    many = min(setting.checkpointed, shape.layer_count)
-    trained = adapter_weights(shape, setting)
+    head = _estimate_head_memory(shape, memory_config, batch)
+    num_checkpointed = min(memory_config.checkpointed, shape.num_layers)
+    trained = count_adapter_parameters(shape, memory_config)
     moments = [
-        _Moment("forward", _held(kept[0], again[0], many, shape), 0, _last(kept, again, many, shape, 0)),
-        _Moment("head", _held(kept[0], again[0], many, shape), head.forward, 0),
-        _Moment("head, backward", _held(kept[1], again[1], many, shape), head.kept + head.backward, 0),
-        _Moment("backward", _held(kept[1], again[1], many, shape), head.after, _last(kept, again, many, shape, 1)),
+        _MemorySnapshot(
+            "forward",
+            _activation_bytes(saved[0], recomputed[0], num_checkpointed, shape),
+            0,
+            _last_layer_temporaries(saved, recomputed, num_checkpointed, shape, 0),
+        ),
+        _MemorySnapshot("head", _activation_bytes(saved[0], recomputed[0], num_checkpointed, shape), head.forward, 0),
+        _MemorySnapshot(
+            "head, backward",
+            _activation_bytes(saved[1], recomputed[1], num_checkpointed, shape),
+            head.saved + head.backward,
+            0,
+        ),
+        _MemorySnapshot(
+            "backward",
+            _activation_bytes(saved[1], recomputed[1], num_checkpointed, shape),
+            head.layer_backward,
+            _last_layer_temporaries(saved, recomputed, num_checkpointed, shape, 1),
+        ),
     ]
     # bitsandbytes' int8 product keeps its input where autograd does not free it: until the whole graph goes.
-    stays = again[1].layer - 2 * shape.hidden * batch.tokens if mode == "8bit" else 0
-    later, gradient = shape.layer_count - many, 4 * trained // shape.layer_count
-    if many:
-        held = many * again[1].layer + again[1].rest + later * stays
-        moments.append(_Moment("backward", held, 0, again[1].peak, later * gradient))
-    first = again[1] if many else kept[1]
-    held = first.layer + first.rest + (shape.layer_count - 1) * stays
-    moments.append(_Moment("backward", held, 0, first.peak, 4 * trained - gradient))
-    top = max(moments, key=lambda moment: moment.total)
-    return Memory(
-        weights=weight_bytes(shape, setting) + room,
+    retained_bytes = recomputed[1].layer - 2 * shape.hidden_size * batch.tokens if mode == "8bit" else 0
+    num_saved, gradient = shape.num_layers - num_checkpointed, 4 * trained // shape.num_layers
+    if num_checkpointed:
+        held = num_checkpointed * recomputed[1].layer + recomputed[1].rest + num_saved * retained_bytes
+        moments.append(_MemorySnapshot("backward", held, 0, recomputed[1].peak, num_saved * gradient))
+    first_layer = recomputed[1] if num_checkpointed else saved[1]
+    held = first_layer.layer + first_layer.rest + (shape.num_layers - 1) * retained_bytes
+    moments.append(_MemorySnapshot("backward", held, 0, first_layer.peak, 4 * trained - gradient))
+    peak = max(moments, key=lambda moment: moment.total)
+    return TrainingMemory(
+        weights=weight_bytes(shape, memory_config) + dequantized_bytes,
         adapter=4 * trained,
-        gradients=top.gradients,
-        optimizer=setting.moment_bytes * trained,
-        activations=top.held,
-        head=top.head + blocks,
-        temporaries=top.temporaries,
-        when=top.name,
+        gradients=peak.gradients,
+        optimizer=memory_config.moment_bytes * trained,
+        activations=peak.activations,
+        head=peak.head + blocks,
+        temporaries=peak.temporaries,
+        peak_moment=peak.name,
     )
 
 
-def _room(shape: ModelShape, setting: Setting) -> int:
+def _dequantized_layer_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     """For one layer's values where they are made anew (models/dense_values.py)."""
-    return setting.width * max(linear.weights for linear in shape.linears())
+    return memory_config.bytes_per_value * max(linear.weights for linear in shape.linear_layers())
 
 
-def _blocks(shape: ModelShape, setting: Setting) -> int:
+def _logits_buffer_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     """For logits (training/supervised_head.py)."""
-    own = shape.capped or shape.layers in _OWN_HEAD
-    return 0 if own else (8 + setting.width) * _HEAD_ROWS * shape.vocabulary
+    own = shape.has_softcapping or shape.family in _BIASED_HEAD_LAYERS
+    return 0 if own else (8 + memory_config.bytes_per_value) * _HEAD_CHUNK_TOKENS * shape.vocab_size
 
 
 @dataclass(frozen=True)
-class _Moment:
+class _MemorySnapshot:
     name: str
-    held: int
+    activations: int
     head: int
     temporaries: int
     gradients: int = 0
 
     @property
     def total(self) -> int:
-        return self.held + self.head + self.temporaries + self.gradients
+        return self.activations + self.head + self.temporaries + self.gradients
 
 
-def _held(kept: Pass, again: Pass, checkpointed: int, shape: ModelShape) -> int:
-    rest = kept.rest if not checkpointed else max(kept.rest, again.rest)
-    return checkpointed * again.layer + (shape.layer_count - checkpointed) * kept.layer + rest
+def _activation_bytes(saved: PassMemory, recomputed: PassMemory, checkpointed: int, shape: ModelShape) -> int:
+    rest = saved.rest if not checkpointed else max(saved.rest, recomputed.rest)
+    return checkpointed * recomputed.layer + (shape.num_layers - checkpointed) * saved.layer + rest
 
 
-def _last(kept: tuple[Pass, Pass], again: tuple[Pass, Pass], checkpointed: int, shape: ModelShape, which: int) -> int:
+def _last_layer_temporaries(
+    saved: tuple[PassMemory, PassMemory],
+    recomputed: tuple[PassMemory, PassMemory],
+    checkpointed: int,
+    shape: ModelShape,
+    which: int,
+) -> int:
     """Temporaries of the last layer, where the most is held; the first layers are those that are checkpointed."""
-    return (again if checkpointed == shape.layer_count else kept)[which].peak
+    return (recomputed if checkpointed == shape.num_layers else saved)[which].peak
 
 
 @dataclass(frozen=True)
-class _Head:
+class _HeadMemory:
     forward: int
-    kept: int
+    saved: int
     backward: int
-    after: int
+    layer_backward: int
     """While the layers' gradients are made."""
 
 
-def _head(shape: ModelShape, setting: Setting, batch: MicroBatch) -> _Head:
-    s, h, v = batch.supervised, shape.hidden, shape.vocabulary
-    if not setting.fast:
-        wide = shape.layers in _FP32_STATES
-        tile = 2 * min(s, _TRL_ROWS) * (_TRL_COLUMNS + wide * h)
-        picked = (4 if wide else 2) * h * s + 16 * s
-        return _Head(picked + 36 * s + tile, picked + 12 * s, 4 * h * s + max(tile, (not wide) * 2 * h * s), 0)
-    if shape.capped or shape.layers in _OWN_HEAD:
-        return _Head(10 * s * v, 4 * s * v, 8 * s * v, 0)
-    logits = 0 if setting.on_cpu else (8 + setting.width) * min(s, max(_HEAD_ROWS, _HEAD_LOGITS // v)) * v
-    return _Head(4 * h * s + logits, 2 * h * s, 2 * h * s + 2 * h * batch.tokens, 0)
+def _estimate_head_memory(shape: ModelShape, memory_config: MemoryConfig, batch: MicroBatch) -> _HeadMemory:
+    s, h, v = batch.supervised, shape.hidden_size, shape.vocab_size
+    if not memory_config.fast_path:
+        is_fp32 = shape.family in _FP32_FINAL_NORM_LAYERS
+        tile_bytes = 2 * min(s, _TRL_TILE_TOKENS) * (_TRL_TILE_VOCABULARY + is_fp32 * h)
+        selected_bytes = (4 if is_fp32 else 2) * h * s + 16 * s
+        return _HeadMemory(
+            selected_bytes + 36 * s + tile_bytes,
+            selected_bytes + 12 * s,
+            4 * h * s + max(tile_bytes, (not is_fp32) * 2 * h * s),
+            0,
+        )
+    if shape.has_softcapping or shape.family in _BIASED_HEAD_LAYERS:
+        return _HeadMemory(10 * s * v, 4 * s * v, 8 * s * v, 0)
+    logits = (
+        0
+        if memory_config.on_cpu
+        else (8 + memory_config.bytes_per_value) * min(s, max(_HEAD_CHUNK_TOKENS, _HEAD_CHUNK_LOGITS // v)) * v
+    )
+    return _HeadMemory(4 * h * s + logits, 2 * h * s, 2 * h * s + 2 * h * batch.tokens, 0)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Numbers = np.ndarray[Any, Any]
 
-_SAMPLED_STEPS = 200
+_NUM_SAMPLED_BATCHES = 200
 """Steps whose padding is looked at; their mean is that of all within a percent."""
 
 
@@ -39,30 +39,30 @@ class Workload:
     """Whether rows of different lengths stand side by side."""
 
 
-def make_workload(data: DataLengths, plan: TrainingPlan) -> Workload:
+def compute_workload(data: DataLengths, plan: TrainingPlan) -> Workload:
     """The training of these rows by this plan."""
     train = data.train
-    rows, whole = len(train.tokens), plan.effective_batch_size
+    rows, batch_size = len(train.tokens), plan.effective_batch_size
     lengths = train.trained if plan.fast_path else train.tokens
-    epoch = max(1, -(-rows // whole))
-    steps = plan.max_steps or -int(-plan.epochs * epoch // 1)
-    seen = steps / epoch * rows
-    step_rows = seen / steps
+    steps_per_epoch = max(1, -(-rows // batch_size))
+    steps = plan.max_steps or -int(-plan.epochs * steps_per_epoch // 1)
+    rows_seen = steps / steps_per_epoch * rows
+    step_rows = rows_seen / steps
     step_tokens = step_rows * float(lengths.mean())
     if plan.fast_path:
-        step_tokens -= data.shared_prefix * max(0.0, step_rows - _count(plan, step_tokens, step_rows))
-        count = _count(plan, step_tokens, step_rows)
+        step_tokens -= data.shared_prefix * max(0.0, step_rows - _micro_batches_per_step(plan, step_tokens, step_rows))
+        count = _micro_batches_per_step(plan, step_tokens, step_rows)
         positions = step_tokens
     else:
         count = step_rows / plan.micro_batch_size
-        positions = count * _padded(lengths, min(rows, plan.micro_batch_size))
+        positions = count * _mean_padded_tokens(lengths, min(rows, plan.micro_batch_size))
     return Workload(
         rows=rows,
         steps=steps,
         step_tokens=step_tokens,
         step_positions=positions,
         micro_batches=max(1.0, count),
-        supervised_tokens=round(seen * float(train.supervised.mean())),
+        supervised_tokens=round(rows_seen * float(train.supervised.mean())),
         supervised_share=float(train.supervised.sum() / lengths.sum()),
         mean_length=float((lengths.astype(float) ** 2).sum() / lengths.sum()),
         largest=largest_micro_batch(data, plan),
@@ -70,18 +70,18 @@ def make_workload(data: DataLengths, plan: TrainingPlan) -> Workload:
     )
 
 
-def _count(plan: TrainingPlan, tokens: float, rows: float) -> float:
+def _micro_batches_per_step(plan: TrainingPlan, tokens: float, rows: float) -> float:
     if plan.micro_batch_tokens is None:
         return max(1.0, rows / plan.micro_batch_size)
     return max(1.0, -float(-tokens // plan.micro_batch_tokens))
 
 
-def _padded(lengths: "Numbers", size: int) -> float:
+def _mean_padded_tokens(lengths: "Numbers", size: int) -> float:
     """Mean positions of a micro-batch of so many random rows."""
     import numpy as np
 
-    dice = np.random.default_rng(0)
-    longest = [int(dice.choice(lengths, size, replace=False).max()) for _ in range(_SAMPLED_STEPS)]
+    generator = np.random.default_rng(0)
+    longest = [int(generator.choice(lengths, size, replace=False).max()) for _ in range(_NUM_SAMPLED_BATCHES)]
     return size * sum(longest) / len(longest)
 
 
@@ -90,27 +90,33 @@ def largest_micro_batch(data: DataLengths, plan: TrainingPlan) -> MicroBatch:
     train = data.train
     lengths = (train.trained if plan.fast_path else train.tokens).tolist()
     supervised = train.supervised.tolist()
-    shared = data.shared_prefix if plan.fast_path else 0
-    picked = pick_largest(lengths, plan, shared)
-    longest = max(lengths[i] for i in picked)
-    together = sum(lengths[i] for i in picked) - shared * (len(picked) - 1)
-    tokens = together if plan.fast_path else longest * len(picked)
-    heaviest = pick_largest(lengths, plan, shared, supervised)
-    return MicroBatch(tokens, longest, max(sum(supervised[i] for i in rows) for rows in (picked, heaviest)))
+    shared_prefix = data.shared_prefix if plan.fast_path else 0
+    longest_rows = select_largest_rows(lengths, plan, shared_prefix)
+    longest = max(lengths[i] for i in longest_rows)
+    packed_tokens = sum(lengths[i] for i in longest_rows) - shared_prefix * (len(longest_rows) - 1)
+    tokens = packed_tokens if plan.fast_path else longest * len(longest_rows)
+    most_supervised_rows = select_largest_rows(lengths, plan, shared_prefix, supervised)
+    return MicroBatch(
+        tokens, longest, max(sum(supervised[i] for i in rows) for rows in (longest_rows, most_supervised_rows))
+    )
 
 
-def pick_largest(lengths: Sequence[int], plan: TrainingPlan, shared: int, by: Sequence[int] | None = None) -> list[int]:
-    """Which rows together are the largest micro-batch: the longest, or the first `by` a number, then what has room."""
-    size = by or lengths
+def select_largest_rows(
+    lengths: Sequence[int], plan: TrainingPlan, shared_prefix: int, sort_keys: Sequence[int] | None = None
+) -> list[int]:
+    """Which rows together are the largest micro-batch: the longest, or the first `sort_keys` a number, then what
+    has room.
+    """
+    size = sort_keys or lengths
     order = sorted(range(len(lengths)), key=lambda i: -size[i])
     if not plan.fast_path:
         return order[: plan.micro_batch_size]
-    most = plan.effective_batch_size if plan.micro_batch_tokens else plan.micro_batch_size
-    room = (plan.micro_batch_tokens or sum(lengths)) - shared
-    picked: list[int] = []
+    max_rows = plan.effective_batch_size if plan.micro_batch_tokens else plan.micro_batch_size
+    remaining_tokens = (plan.micro_batch_tokens or sum(lengths)) - shared_prefix
+    selected: list[int] = []
     for i in order[: plan.effective_batch_size]:
-        length = lengths[i] - shared
-        if not picked or (length <= room and len(picked) < most):
-            picked.append(i)
-            room -= length
-    return picked
+        length = lengths[i] - shared_prefix
+        if not selected or (length <= remaining_tokens and len(selected) < max_rows):
+            selected.append(i)
+            remaining_tokens -= length
+    return selected

@@ -7,22 +7,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lora_chat.errors import InUseError, explain_write_errors
-from lora_chat.system.regular_files import open_regular
+from lora_chat.system.regular_files import open_regular_file
 
-_NAME = ".lock"
-_HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+_LOCK_NAME = ".lock"
+_LOCKED_ERRNOS = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_run_folder(folder: Path) -> Iterator[None]:
     """Hold the folder; the system lets go when the process ends, however it ends.
 
     Raises InUseError, and IntegrityError if the lock's file is a link or not a regular file.
     """
     with explain_write_errors(folder, "the lock of the run"):
-        handle = open_regular(folder / _NAME, os.O_RDWR | os.O_CREAT)
+        handle = open_regular_file(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT)
     try:
-        if not _take(handle):
+        if not _try_lock(handle):
             raise InUseError(
                 f"Another process is training in {folder}. Wait for it, or stop it; two would spoil each other's work."
             )
@@ -31,7 +31,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _take(handle: int) -> bool:
+def _try_lock(handle: int) -> bool:
     try:
         if os.name == "nt":
             import msvcrt
@@ -42,5 +42,5 @@ def _take(handle: int) -> bool:
 
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in _HELD  # some network file systems know no locks
+        return error.errno not in _LOCKED_ERRNOS  # some network file systems know no locks
     return True

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_chat.system.atomic_write import write_text_whole
-from lora_chat.system.bounded_files import LARGEST_LOG, parse_bounded, read_bytes
+from lora_chat.system.atomic_write import write_text_atomically
+from lora_chat.system.bounded_files import MAX_LOG_BYTES, parse_bounded_json, read_bytes
 
 
 @dataclass(frozen=True)
-class Metrics:
+class MetricsLog:
     """What stands in a metrics file."""
 
     rows: tuple[dict[str, Any], ...]
@@ -18,29 +18,29 @@ class Metrics:
     @property
     def supervised_tokens(self) -> int:
         """Trained up to the last step."""
-        return int(self._last.get("supervised_tokens", 0))
+        return int(self._last_training_row.get("supervised_tokens", 0))
 
     @property
     def seconds(self) -> float:
         """Trained up to the last step."""
-        return float(self._last.get("seconds", 0.0))
+        return float(self._last_training_row.get("seconds", 0.0))
 
-    def has_validation(self, step: int) -> bool:
+    def has_validation_loss(self, step: int) -> bool:
         """Whether the validation loss after a step was written."""
         return any(row["step"] == step and "validation_loss" in row for row in self.rows)
 
     @property
-    def _last(self) -> dict[str, Any]:
+    def _last_training_row(self) -> dict[str, Any]:
         return next((row for row in reversed(self.rows) if "loss" in row), {})
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows; a last line that was not finished is left out."""
     rows: list[dict[str, Any]] = []
-    raw = read_bytes(path, LARGEST_LOG) if path.exists() else b""
+    raw = read_bytes(path, MAX_LOG_BYTES) if path.exists() else b""
     for line in raw.decode("utf-8", errors="replace").splitlines():
         try:
-            row = parse_bounded(line)
+            row = parse_bounded_json(line)
         except ValueError:
             break
         if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(_is_number, row.values())):
@@ -53,8 +53,8 @@ def _is_number(value: Any) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def cut_metrics(path: Path, step: int) -> Metrics:
+def truncate_metrics(path: Path, step: int) -> MetricsLog:
     """Leave what stands there up to a step, for training goes on behind it."""
     rows = [row for row in read_metrics(path) if row["step"] <= step]
-    write_text_whole(path, "".join(json.dumps(row) + "\n" for row in rows), "metrics")
-    return Metrics(tuple(rows))
+    write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows), "metrics")
+    return MetricsLog(tuple(rows))

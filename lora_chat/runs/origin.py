@@ -18,15 +18,15 @@ from typing import Any
 
 from lora_chat.errors import IntegrityError, LoraChatError
 from lora_chat.runs.run_folder import RunFolder
-from lora_chat.system.console import say
-from lora_chat.system.regular_files import open_regular
-from lora_chat.system.strict_json import parse_json
+from lora_chat.system.console import print_message
+from lora_chat.system.regular_files import open_regular_file
+from lora_chat.system.strict_json import parse_strict_json
 from lora_chat.system.user_key import is_signed, sign
 
-_NAME = "origin.json"
-_PURPOSE = "run origin 1"
-_LARGEST = 1 << 16
-PREPARED = (
+_ORIGIN_NAME = "origin.json"
+_SIGNATURE_PURPOSE = "run origin 1"
+_MAX_ORIGIN_BYTES = 1 << 16
+PREPARED_FILES = (
     "plan.json",
     "recipe.yaml",
     "identity.json",
@@ -35,132 +35,138 @@ PREPARED = (
     "questions.jsonl",
 )
 """Written before training begins, and again where it goes on."""
-ADAPTER = (
+ADAPTER_FILES = (
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
     "adapter/lora_chat.json",
     "adapter/chat_template.jinja",
 )
 """Written when training ends."""
-_COVERED = (*PREPARED, *ADAPTER)
+_SIGNED_FILES = (*PREPARED_FILES, *ADAPTER_FILES)
 """The files of a run that decide what is loaded, rendered and measured; none of them may be added either."""
 
 
 def sign_run(run: RunFolder) -> None:
     """Mark a run as this user's, with all that it holds now. Raises OSError or LoraChatError."""
-    run.write_json(run.path / _NAME, _signed(_digests(run)))
+    run.write_json(run.path / _ORIGIN_NAME, _build_signed_origin(_digest_signed_files(run)))
 
 
-def adopt_if_possible(run: RunFolder) -> None:
-    """Mark a run as this user's from now on; as `sign_if_possible`."""
-    if sign_if_possible(run):
-        say(f"{run.path} is signed as your own from now on.")
+def try_adopt_run(run: RunFolder) -> None:
+    """Mark a run as this user's from now on; as `try_sign_run`."""
+    if try_sign_run(run):
+        print_message(f"{run.path} is signed as your own from now on.")
 
 
-def sign_if_possible(run: RunFolder) -> bool:
+def try_sign_run(run: RunFolder) -> bool:
     """As `sign_run`; without a key the run is only treated as a received one later, and that is said.
 
-    Raises SpaceError, DiskError or RecipeError when the run's folder cannot be written.
+    Raises DiskFullError, DiskError or RecipeError when the run's folder cannot be written.
     """
     try:
-        signed = _signed(_digests(run))
+        signed = _build_signed_origin(_digest_signed_files(run))
     except (OSError, LoraChatError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        say(f"{run.path} could not be signed as your own ({reason}); later commands treat it as a received one.")
+        print_message(
+            f"{run.path} could not be signed as your own ({reason}); later commands treat it as a received one."
+        )
         return False
-    run.write_json(run.path / _NAME, signed)
+    run.write_json(run.path / _ORIGIN_NAME, signed)
     return True
 
 
-def begin_origin(run: RunFolder) -> None:
+def start_run_signature(run: RunFolder) -> None:
     """Mark a run as this user's of which he wrote nothing yet, so that it can go on wherever it is cut short."""
     try:
-        signed = _signed({}, _COVERED)
+        signed = _build_signed_origin({}, _SIGNED_FILES)
     except (OSError, LoraChatError):  # said when its files are signed
         return
-    run.write_json(run.path / _NAME, signed)
+    run.write_json(run.path / _ORIGIN_NAME, signed)
 
 
-def announce(run: RunFolder, names: Sequence[str]) -> None:
+def announce_writes(run: RunFolder, names: Sequence[str]) -> None:
     """Announce that this process is about to write files of a run; nothing for one that is not signed."""
-    stated = _stated_or_none(run)
+    stated = _try_read_signed_origin(run)
     if stated:
-        files, still_open = stated
-        run.write_json(run.path / _NAME, _signed(files, {*still_open, *names}))
+        files, open_files = stated
+        run.write_json(run.path / _ORIGIN_NAME, _build_signed_origin(files, {*open_files, *names}))
 
 
-def sign_written(run: RunFolder, names: Sequence[str]) -> None:
+def sign_written_files(run: RunFolder, names: Sequence[str]) -> None:
     """Sign the files that were announced and are written now, and no others.
 
     Of the others nothing more becomes known: an adapter that was open stays so until it is written again.
     """
-    stated = _stated_or_none(run)
+    stated = _try_read_signed_origin(run)
     if stated:
-        files, still_open = stated
+        files, open_files = stated
         kept = {name: digest for name, digest in files.items() if name not in names}
-        found = {name: digest for name, digest in _digests(run).items() if name in names}
-        run.write_json(run.path / _NAME, _signed(kept | found, still_open - {*names}))
+        found = {name: digest for name, digest in _digest_signed_files(run).items() if name in names}
+        run.write_json(run.path / _ORIGIN_NAME, _build_signed_origin(kept | found, open_files - {*names}))
 
 
-def why_foreign(run: RunFolder, *, going_on: bool = False) -> str | None:
+def find_foreign_reason(run: RunFolder, *, resuming: bool = False) -> str | None:
     """Why a run is not known to be this user's, in one line; None for one that is.
 
-    `going_on`: it is trained further, which writes everything anew that may be open.
+    `resuming`: it is trained further, which writes everything anew that may be open.
     """
     hint = f"{run.path} is treated as received from somebody else: "
     try:
-        stated = _stated(run)
+        stated = _read_signed_origin(run)
         if stated is None:
             return f"{hint}it is not signed. If you made it with an older version, take it as your own: --adopt."
-        files, still_open = stated
-        found = _digests(run)
+        files, open_files = stated
+        found = _digest_signed_files(run)
     except (OSError, LoraChatError) as error:
         return f"{hint}{error}"
-    checked = [name for name in _COVERED if not going_on or name not in still_open]
+    checked = [name for name in _SIGNED_FILES if not resuming or name not in open_files]
     changed = next((name for name in checked if files.get(name) != found.get(name)), None)
     return f"{hint}{changed} is not as it was signed." if changed else None
 
 
-def _signed(files: Mapping[str, str], still_open: Iterable[str] = ()) -> dict[str, Any]:
-    found: dict[str, Any] = {"version": 1, "files": dict(files)}
-    if names := sorted(still_open):
-        found["open"] = names
-    return found | {"mac": sign(_PURPOSE, _content(found))}
+def _build_signed_origin(files: Mapping[str, str], open_files: Iterable[str] = ()) -> dict[str, Any]:
+    origin: dict[str, Any] = {"version": 1, "files": dict(files)}
+    if names := sorted(open_files):
+        origin["open"] = names
+    return origin | {"mac": sign(_SIGNATURE_PURPOSE, _encode_for_signing(origin))}
 
 
-def _stated(run: RunFolder) -> tuple[dict[str, str], set[str]] | None:
+def _read_signed_origin(run: RunFolder) -> tuple[dict[str, str], set[str]] | None:
     """The digests that are signed, and the names of files that are open; None without a signature.
 
     Raises IntegrityError for one that this user did not make.
     """
-    stated = _read(run.path / _NAME)
+    stated = _read_origin(run.path / _ORIGIN_NAME)
     if stated is None:
         return None
     mac = stated.pop("mac", None)
-    if not isinstance(mac, str) or not mac.isascii() or not is_signed(_PURPOSE, _content(stated), mac):
+    if (
+        not isinstance(mac, str)
+        or not mac.isascii()
+        or not is_signed(_SIGNATURE_PURPOSE, _encode_for_signing(stated), mac)
+    ):
         raise IntegrityError("it was not made by this user on this machine.")
     return stated["files"], set(stated.get("open", ()))
 
 
-def _stated_or_none(run: RunFolder) -> tuple[dict[str, str], set[str]] | None:
+def _try_read_signed_origin(run: RunFolder) -> tuple[dict[str, str], set[str]] | None:
     with suppress(OSError, LoraChatError):
-        return _stated(run)
+        return _read_signed_origin(run)
     return None
 
 
-def _content(found: dict[str, Any]) -> bytes:
-    return json.dumps(found, sort_keys=True, separators=(",", ":")).encode("ascii")
+def _encode_for_signing(origin: dict[str, Any]) -> bytes:
+    return json.dumps(origin, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read_origin(path: Path) -> dict[str, Any] | None:
     try:
-        handle = open_regular(path)
+        handle = open_regular_file(path)
     except FileNotFoundError:
         return None
     with os.fdopen(handle, "rb") as file:
-        raw = file.read(_LARGEST + 1)
+        raw = file.read(_MAX_ORIGIN_BYTES + 1)
     try:
-        found = parse_json(raw.decode("ascii")) if len(raw) <= _LARGEST else None
+        found = parse_strict_json(raw.decode("ascii")) if len(raw) <= _MAX_ORIGIN_BYTES else None
     except ValueError:
         found = None
     if not isinstance(found, dict):
@@ -168,12 +174,12 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _digests(run: RunFolder) -> dict[str, str]:
+def _digest_signed_files(run: RunFolder) -> dict[str, str]:
     """The sha256 of each covered file that is there. Raises IntegrityError for a link or another kind of file."""
     digests = {}
-    for name in _COVERED:
+    for name in _SIGNED_FILES:
         try:
-            handle = open_regular(run.path / name)
+            handle = open_regular_file(run.path / name)
         except FileNotFoundError:
             continue
         digest = hashlib.sha256()

@@ -12,17 +12,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lora_chat.config.load import recipe_as_yaml
+from lora_chat.config.load import format_recipe_yaml
 from lora_chat.config.plan import Plan
 from lora_chat.config.recipe import QuantizationSection, Recipe
 from lora_chat.errors import IntegrityError, RecipeError, explain_write_errors
-from lora_chat.system.atomic_write import file_written_whole, is_part, make_parents, sync, write_text_whole
-from lora_chat.system.bounded_files import LARGEST_LOG, read_json_lines, read_json_object, read_text
+from lora_chat.system.atomic_write import (
+    atomic_output_file,
+    fsync_path,
+    is_temporary_file,
+    make_parents,
+    write_text_atomically,
+)
+from lora_chat.system.bounded_files import MAX_LOG_BYTES, read_json_lines, read_json_object, read_text
 from lora_chat.system.received_folder import check_received_folder
-from lora_chat.system.shared_folders import check_run_place
-from lora_chat.system.user_path import user_path
+from lora_chat.system.shared_folders import check_run_location
+from lora_chat.system.user_path import expand_user_path
 
-_LIBRARIES = (
+_RECORDED_LIBRARIES = (
     "lora-chat",
     "torch",
     "transformers",
@@ -52,7 +58,7 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
-    def forecast(self) -> Path:
+    def estimate(self) -> Path:
         """What was planned of memory and time."""
         return self.path / "forecast.json"
 
@@ -97,7 +103,7 @@ class RunFolder:
         return self.path / "validation_blocks.jsonl"
 
     @property
-    def account(self) -> Path:
+    def statistics(self) -> Path:
         """The ledger of the data."""
         return self.path / "data.json"
 
@@ -136,12 +142,12 @@ class RunFolder:
         """TensorBoard events, when asked for."""
         return self.path / "tensorboard"
 
-    def close(self) -> None:
+    def restrict_permissions(self) -> None:
         """Close a folder of an older version to other users; one that is not ours stays as it is."""
         with suppress(OSError):
             self.path.chmod(0o700)
 
-    def sweep(self) -> None:
+    def delete_partial_files(self) -> None:
         """Delete what a process that was killed had half written."""
         with explain_write_errors(self.path, "the run folder"):
             for folder in self.path.glob(f".{self.adapter.name}-*"):
@@ -149,7 +155,7 @@ class RunFolder:
                     shutil.rmtree(folder)
             for folder in (self.path, self.checkpoints):
                 for path in folder.iterdir() if folder.is_dir() else ():
-                    if is_part(path) and path.is_file():
+                    if is_temporary_file(path) and path.is_file():
                         path.unlink()
 
     def delete(self, path: Path) -> None:
@@ -159,7 +165,7 @@ class RunFolder:
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the run, whole or not at all."""
-        write_text_whole(path, text, "a file of the run")
+        write_text_atomically(path, text, "a file of the run")
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write a JSON file of the run."""
@@ -167,19 +173,19 @@ class RunFolder:
 
     def write_lines(self, path: Path, rows: Iterable[Any]) -> None:
         """Write JSON lines of the run, one row at a time."""
-        with file_written_whole(path, "a file of the run") as file:
+        with atomic_output_file(path, "a file of the run") as file:
             file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows)
 
     def read_lines(self, path: Path) -> list[Any]:
         """The rows of a file of JSON lines that this run has written."""
-        return list(read_json_lines(path, LARGEST_LOG))
+        return list(read_json_lines(path, MAX_LOG_BYTES))
 
     def read_result(self) -> dict[str, Any]:
         """What `sft` found in the end."""
         found: dict[str, Any] = read_json_object(self.result)
         return found
 
-    def read_proof(self) -> dict[str, Any]:
+    def read_parity_report(self) -> dict[str, Any]:
         """The proof of the adapter, with the digest of its weights."""
         found: dict[str, Any] = read_json_object(self.proof)
         return found
@@ -200,59 +206,59 @@ class RunFolder:
 def create_run_folder(recipe: Recipe, plan: Plan, begin: Callable[[RunFolder], None]) -> RunFolder:
     """Make the next free `<name>-<n>` and write recipe, plan and versions into it.
 
-    `begin` is called with the empty folder, which is no run yet. Raises RecipeError or SpaceError if something cannot
-    be written.
+    `begin` is called with the empty folder, which is no run yet. Raises RecipeError or DiskFullError if something
+    cannot be written.
     """
-    parent = user_path(recipe.output.directory, "output.directory: ").absolute()
+    parent = expand_user_path(recipe.output.directory, "output.directory: ").absolute()
     name = recipe.output.name or "run"
     with explain_write_errors(parent, "the run folder"):
         make_parents(parent / name)
-        run = RunFolder(_next_free(parent, name))
+        run = RunFolder(_create_next_folder(parent, name))
     try:
-        check_run_place(run.path)
+        check_run_location(run.path)
     except RecipeError:
         run.path.rmdir()
         raise
     try:
         begin(run)
-        describe(run, recipe, plan)
+        write_run_description(run, recipe, plan)
         with explain_write_errors(run.path, "the run folder"):
-            sync(parent)
+            fsync_path(parent)
     except BaseException:
-        forget(run)
+        delete_run(run)
         raise
     return run
 
 
-def describe(run: RunFolder, recipe: Recipe, plan: Plan) -> None:
+def write_run_description(run: RunFolder, recipe: Recipe, plan: Plan) -> None:
     """Write recipe, plan and versions into a run's folder."""
-    run.write_text(run.recipe, recipe_as_yaml(recipe))
+    run.write_text(run.recipe, format_recipe_yaml(recipe))
     run.write_text(run.plan, plan.model_dump_json(indent=2) + "\n")
-    run.write_json(run.versions, library_versions())
+    run.write_json(run.versions, read_library_versions())
 
 
-def forget(run: RunFolder) -> None:
+def delete_run(run: RunFolder) -> None:
     """Delete a run in which nothing was trained, and the folder of runs if it was the only one."""
     shutil.rmtree(run.path, ignore_errors=True)
     with suppress(OSError):
         run.path.parent.rmdir()
 
 
-def newest_run(recipe: Recipe) -> RunFolder | None:
+def find_newest_run(recipe: Recipe) -> RunFolder | None:
     """The run of a recipe's name with the highest number."""
-    parent = user_path(recipe.output.directory, "output.directory: ").absolute()
-    numbers = _numbers(parent, recipe.output.name or "run") if parent.is_dir() else {}
-    runs = [path for _, path in sorted(numbers.items()) if is_run(path)]
+    parent = expand_user_path(recipe.output.directory, "output.directory: ").absolute()
+    numbers = _find_numbered_folders(parent, recipe.output.name or "run") if parent.is_dir() else {}
+    runs = [path for _, path in sorted(numbers.items()) if is_run_folder(path)]
     return RunFolder(runs[-1]) if runs else None
 
 
-def _numbers(parent: Path, name: str) -> dict[int, Path]:
+def _find_numbered_folders(parent: Path, name: str) -> dict[int, Path]:
     pattern = re.compile(re.escape(name) + r"-([0-9]{1,9})")
     return {int(m[1]): p for p in parent.iterdir() if (m := pattern.fullmatch(p.name))}
 
 
-def _next_free(parent: Path, name: str) -> Path:
-    number = max(_numbers(parent, name), default=0) + 1
+def _create_next_folder(parent: Path, name: str) -> Path:
+    number = max(_find_numbered_folders(parent, name), default=0) + 1
     while True:
         path = parent / f"{name}-{number}"
         try:
@@ -264,35 +270,35 @@ def _next_free(parent: Path, name: str) -> Path:
 
 def open_run_folder(path: str | Path) -> RunFolder:
     """The run at a path; raises RecipeError if there is none, IntegrityError if it holds links or special files."""
-    run = RunFolder(user_path(path))
+    run = RunFolder(expand_user_path(path))
     if not run.path.exists():
-        raise RecipeError(f"There is no run {path}.{_latest_hint(run.path.parent)}")
-    if not is_run(run.path):
-        raise RecipeError(f"{path} is not a run: it has no plan.json.{_latest_hint(run.path.parent)}")
+        raise RecipeError(f"There is no run {path}.{_format_runs_hint(run.path.parent)}")
+    if not is_run_folder(run.path):
+        raise RecipeError(f"{path} is not a run: it has no plan.json.{_format_runs_hint(run.path.parent)}")
     check_received_folder(run.path)
     return run
 
 
-def is_run(path: Path) -> bool:
+def is_run_folder(path: Path) -> bool:
     """Whether a path is a run folder; its files may yet be links, which are refused where it is opened."""
     return os.path.lexists(path / "plan.json") and os.path.lexists(path / "recipe.yaml")
 
 
-def _latest_hint(parent: Path) -> str:
+def _format_runs_hint(parent: Path) -> str:
     try:
-        runs = [p for p in parent.iterdir() if is_run(p)]
+        runs = [p for p in parent.iterdir() if is_run_folder(p)]
     except OSError:
         return ""
     return f" Runs here: {', '.join(sorted(str(p) for p in runs)[:5])}." if runs else ""
 
 
 @cache
-def library_versions() -> dict[str, str]:
+def read_library_versions() -> dict[str, str]:
     """Installed versions of the libraries that decide a run's numbers."""
     import platform
 
     found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
+    for name in _RECORDED_LIBRARIES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -8,27 +8,29 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from lora_chat.config.data import TEMPLATE_NAMES
+from lora_chat.config.data import BUNDLED_TEMPLATES
 from lora_chat.config.load import read_recipe
 from lora_chat.errors import IntegrityError
 from lora_chat.models.identity import Identity
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.sharing.figures import ComparisonReceipt, DataReceipt, SourceReceipt, TrainingReceipt
-from lora_chat.sharing.receipt import BoundBase, BoundPrecision, public_name
-from lora_chat.system.bounded_files import MIDDLE, read_json_object
+from lora_chat.sharing.receipt import BaseReceipt, PrecisionReceipt, public_base_name
+from lora_chat.system.bounded_files import MEDIUM_FILE_BYTES, read_json_object
 
-_HUB_SOURCE = re.compile(r" at [0-9a-f]{12}$")
+_HUB_SOURCE_PATTERN = re.compile(r" at [0-9a-f]{12}$")
 
 
-def bound_base(identity: Identity) -> BoundBase:
+def make_base_receipt(identity: Identity) -> BaseReceipt:
     """The identity of a base without the folders of the machine it was trained on."""
-    return BoundBase(**{**identity.model_dump(), "base": public_name(identity.base)})
+    return BaseReceipt(**{**identity.model_dump(), "base": public_base_name(identity.base)})
 
 
-def bound_precision(run: RunFolder) -> BoundPrecision:
+def collect_precision(run: RunFolder) -> PrecisionReceipt:
     """How the base was held in training."""
-    held = run.read_plan().precision
-    return BoundPrecision(mode=held.mode, double_quantization=held.double_quantization, dtype=held.dtype)
+    precision = run.read_plan().precision
+    return PrecisionReceipt(
+        mode=precision.mode, double_quantization=precision.double_quantization, dtype=precision.dtype
+    )
 
 
 def collect_recipe(run: RunFolder, base: str) -> dict[str, Any]:
@@ -39,23 +41,23 @@ def collect_recipe(run: RunFolder, base: str) -> dict[str, Any]:
     data, evaluation = recipe["data"], recipe["evaluation"]
     for key in ("train", "validation"):
         data[key] = _public_sources(data[key])
-    if data["template"] not in (None, *TEMPLATE_NAMES):
-        data["template"] = public_file(data["template"])
+    if data["template"] not in (None, *BUNDLED_TEMPLATES):
+        data["template"] = public_file_name(data["template"])
     if evaluation["questions"]:
-        evaluation["questions"] = public_file(evaluation["questions"])
-    cleaned: dict[str, Any] = without_folders(recipe)
+        evaluation["questions"] = public_file_name(evaluation["questions"])
+    cleaned: dict[str, Any] = strip_folders(recipe)
     return cleaned
 
 
 def collect_data(run: RunFolder) -> DataReceipt:
     """The ledger, the audit's counts and the digests of what was trained on and held out."""
-    account, audit = _read(run.account), _read(run.audit)
+    account, audit = _read_json(run.statistics), _read_json(run.audit)
     held_out = [path.read_bytes() for path in (run.validation, run.validation_blocks) if path.is_file()]
-    rows = _identity(run).get("data.rows")
-    with _shaped(run.account):
+    rows = _read_identity(run).get("data.rows")
+    with _refuse_malformed(run.statistics):
         sources = [
             SourceReceipt(
-                name=source["name"] if _HUB_SOURCE.search(source["name"]) else public_file(source["name"]),
+                name=source["name"] if _HUB_SOURCE_PATTERN.search(source["name"]) else public_file_name(source["name"]),
                 weight=source["weight"],
                 formats=tuple(sorted(set(source["files"].values()))),
                 counts={key: value for key, value in source.items() if type(value) is int},
@@ -76,11 +78,11 @@ def collect_data(run: RunFolder) -> DataReceipt:
 
 def collect_training(run: RunFolder) -> TrainingReceipt:
     """Steps, tokens and seconds; of a run that was cut short, as far as its log goes."""
-    result = _read(run.result) if run.result.is_file() else {}
+    result = _read_json(run.result) if run.result.is_file() else {}
     rows = run.read_lines(run.metrics) if run.metrics.is_file() else []
     logged = [row for row in rows if isinstance(row, dict) and "step" in row]
     last = logged[-1] if logged else {}
-    with _shaped(run.result if result else run.metrics):
+    with _refuse_malformed(run.result if result else run.metrics):
         return TrainingReceipt(
             steps=int(result.get("steps") or last.get("step") or 0),
             planned_steps=result.get("planned_steps"),
@@ -93,8 +95,8 @@ def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
     """Base against adapted; None for a run that was cut short, or whose figures are no numbers."""
     if not run.comparison.is_file():
         return None
-    found = _read(run.comparison)
-    with _shaped(run.comparison):
+    found = _read_json(run.comparison)
+    with _refuse_malformed(run.comparison):
         loss, facts = found["validation_loss"], found["facts"]
         if not all(math.isfinite(value) for value in loss.values()):
             return None
@@ -109,7 +111,7 @@ def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
 
 def collect_versions(run: RunFolder) -> dict[str, str]:
     """Of Python and the libraries that decide a run's numbers."""
-    return {str(name): str(version) for name, version in _read(run.versions).items()}
+    return {str(name): str(version) for name, version in _read_json(run.versions).items()}
 
 
 def _public_sources(value: Any) -> Any:
@@ -118,10 +120,10 @@ def _public_sources(value: Any) -> Any:
         return [_public_sources(inner) for inner in value]
     if isinstance(value, dict):
         return value | {"path": _public_sources(value.get("path"))}
-    return public_file(value) if isinstance(value, str) else value
+    return public_file_name(value) if isinstance(value, str) else value
 
 
-def public_file(text: str) -> str:
+def public_file_name(text: str) -> str:
     """Return the name of a file without its folders; a folder's own name, perhaps a client's, is left out too."""
     name = re.split(r"[/\\]", text.rstrip("/\\"))[-1]
     try:
@@ -134,16 +136,16 @@ def public_file(text: str) -> str:
     return name
 
 
-def without_folders(value: Any) -> Any:
+def strip_folders(value: Any) -> Any:
     """A copy in which every absolute path, and every one that begins at a home, is only its last part."""
     if isinstance(value, dict):
-        return {key: without_folders(inner) for key, inner in value.items()}
+        return {key: strip_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [without_folders(inner) for inner in value]
-    return file_name(value) if isinstance(value, str) else value
+        return [strip_folders(inner) for inner in value]
+    return strip_folder(value) if isinstance(value, str) else value
 
 
-def file_name(text: str) -> str:
+def strip_folder(text: str) -> str:
     """The last part of what is a path on some system; anything else as it is."""
     windows, posix = PureWindowsPath(text), PurePosixPath(text)
     if posix.is_absolute() or text.startswith(("~", "..", "./")):
@@ -151,16 +153,16 @@ def file_name(text: str) -> str:
     return windows.name if windows.is_absolute() or text.startswith("\\\\") else text
 
 
-def _identity(run: RunFolder) -> Mapping[str, Any]:
+def _read_identity(run: RunFolder) -> Mapping[str, Any]:
     """What decides what is trained; runs of older versions have it only in their checkpoints."""
     if run.identity.is_file():
-        return _read(run.identity)
+        return _read_json(run.identity)
     manifests = sorted(run.checkpoints.glob("checkpoint-*/manifest.json"), key=lambda path: path.parent.name)
-    return _read(manifests[-1]).get("identity", {}) if manifests else {}
+    return _read_json(manifests[-1]).get("identity", {}) if manifests else {}
 
 
 @contextmanager
-def _shaped(path: Path) -> Iterator[None]:
+def _refuse_malformed(path: Path) -> Iterator[None]:
     """Raise IntegrityError for a file whose JSON is built otherwise than lora_chat builds it."""
     try:
         yield
@@ -170,9 +172,9 @@ def _shaped(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = read_json_object(path, MIDDLE)
+        found: dict[str, Any] = read_json_object(path, MEDIUM_FILE_BYTES)
     except OSError as error:
         raise IntegrityError(f"{path} is missing or damaged: {error}") from error
     return found

@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Answer = Literal["yes", "near", "merged", "no"]
+PortabilityLevel = Literal["yes", "near", "merged", "no"]
 """near: it runs, on weights that are not those it learned on; merged: not as an adapter, but as a whole model."""
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_VLLM = (
+_VLLM_ARCHITECTURES = (
     *("llama", "qwen2", "qwen3", "mistral", "mixtral", "gemma", "gemma2", "gemma3", "gemma3_text", "phi", "phi3"),
     *("opt", "granite", "olmo", "olmo2", "olmo3", "smollm3"),
 )
-_NOT_VLLM = ("gpt2", "gpt_neox", "gptj", "falcon", "bloom", "mpt", "stablelm", "gemma3n")
-_MLX = (
+_VLLM_UNSUPPORTED = ("gpt2", "gpt_neox", "gptj", "falcon", "bloom", "mpt", "stablelm", "gemma3n")
+_MLX_ARCHITECTURES = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "phi", "phi3", "smollm3"),
     *("granite", "olmo2", "olmo3", "gpt_neox", "stablelm"),
 )
-_TRANSPOSED = ("gpt2",)
+_CONV1D_ARCHITECTURES = ("gpt2",)
 """Weights stored the other way round (Conv1D): llama.cpp's converter swaps LoRA's two halves with them."""
 
 
@@ -32,76 +32,80 @@ class Portability:
     """One program's answer."""
 
     program: str
-    answer: Answer
+    answer: PortabilityLevel
     why: str
 
 
 def report_portability(settings: Mapping[str, Any], mode: str, architecture: str | None) -> tuple[Portability, ...]:
-    """For an adapter's settings (`check_settings`), how its base was held, and the base's `model_type`, if known."""
+    """For an adapter's settings (`validate_lora_settings`), how its base was held, and the base's `model_type`, if
+    known.
+    """
     return (
-        _peft(settings, mode),
-        _vllm(settings, mode, architecture),
-        _llama_cpp(settings, mode, architecture),
-        _merged("Ollama", "export --to ollama; from 0.34.1 on it takes no adapters"),
-        _mlx(architecture),
+        _peft_portability(settings, mode),
+        _vllm_portability(settings, mode, architecture),
+        _llama_cpp_portability(settings, mode, architecture),
+        _merged_only("Ollama", "export --to ollama; from 0.34.1 on it takes no adapters"),
+        _mlx_portability(architecture),
     )
 
 
-def vllm_rank(rank: int) -> int | None:
+def smallest_vllm_rank(rank: int) -> int | None:
     """The smallest of vLLM's ranks that holds an adapter's; None if it is too large."""
     return next((possible for possible in _VLLM_RANKS if possible >= rank), None)
 
 
-def _peft(settings: Mapping[str, Any], mode: str) -> Portability:
+def _peft_portability(settings: Mapping[str, Any], mode: str) -> Portability:
     least = "0.9 (DoRA)" if settings["use_dora"] else "0.8 (rsLoRA)" if settings["use_rslora"] else "0.4"
-    return Portability("PEFT", "yes", f"version {least} or newer; {_held(mode)}")
+    return Portability("PEFT", "yes", f"version {least} or newer; {_base_precision_note(mode)}")
 
 
-def _vllm(settings: Mapping[str, Any], mode: str, architecture: str | None) -> Portability:
+def _vllm_portability(settings: Mapping[str, Any], mode: str, architecture: str | None) -> Portability:
     if settings["use_dora"]:
-        return _merged("vLLM", "it knows no DoRA")
-    if architecture in _NOT_VLLM:
-        return _merged("vLLM", f"its {architecture} takes no LoRA")
-    rank = vllm_rank(settings["r"])
+        return _merged_only("vLLM", "it knows no DoRA")
+    if architecture in _VLLM_UNSUPPORTED:
+        return _merged_only("vLLM", f"its {architecture} takes no LoRA")
+    rank = smallest_vllm_rank(settings["r"])
     if rank is None:
-        return _merged("vLLM", f"rank {settings['r']} is above {_VLLM_RANKS[-1]}")
+        return _merged_only("vLLM", f"rank {settings['r']} is above {_VLLM_RANKS[-1]}")
     flag = f"--enable-lora --max-lora-rank {rank}"
-    if architecture not in _VLLM:
+    if architecture not in _VLLM_ARCHITECTURES:
         return Portability("vLLM", "yes", f"with {flag}, if its model for {architecture or 'this base'} takes LoRA")
     if mode != "none":
-        return Portability("vLLM", "near", f"with {flag}; {_ON_ORIGINAL}")
+        return Portability("vLLM", "near", f"with {flag}; {_ORIGINAL_WEIGHTS_NOTE}")
     return Portability("vLLM", "yes", f"with {flag}")
 
 
-def _llama_cpp(settings: Mapping[str, Any], mode: str, architecture: str | None) -> Portability:
+def _llama_cpp_portability(settings: Mapping[str, Any], mode: str, architecture: str | None) -> Portability:
     if settings["use_dora"]:
-        return _merged("llama.cpp", "it knows no DoRA; export --to gguf")
-    if architecture in _TRANSPOSED:
-        return _merged("llama.cpp", f"its converter turns {architecture}'s weights; export --to gguf")
-    how = "export --to gguf-adapter, then --lora" + (" (rsLoRA's scale goes into alpha)" if _rs(settings) else "")
+        return _merged_only("llama.cpp", "it knows no DoRA; export --to gguf")
+    if architecture in _CONV1D_ARCHITECTURES:
+        return _merged_only("llama.cpp", f"its converter turns {architecture}'s weights; export --to gguf")
+    how = "export --to gguf-adapter, then --lora" + (
+        " (rsLoRA's scale goes into alpha)" if _uses_rslora(settings) else ""
+    )
     if mode != "none":
-        return Portability("llama.cpp", "near", f"{how}; {_ON_ORIGINAL} (or merged: --to gguf)")
+        return Portability("llama.cpp", "near", f"{how}; {_ORIGINAL_WEIGHTS_NOTE} (or merged: --to gguf)")
     return Portability("llama.cpp", "yes", how)
 
 
-def _mlx(architecture: str | None) -> Portability:
-    if architecture in _MLX:
-        return _merged("MLX", "merge --to DIR, then mlx_lm.convert; it reads no PEFT adapters")
+def _mlx_portability(architecture: str | None) -> Portability:
+    if architecture in _MLX_ARCHITECTURES:
+        return _merged_only("MLX", "merge --to DIR, then mlx_lm.convert; it reads no PEFT adapters")
     return Portability("MLX", "no", f"it reads no PEFT adapters, and has no {architecture or 'model'} that we know of")
 
 
-def _held(mode: str) -> str:
+def _base_precision_note(mode: str) -> str:
     if mode == "none":
         return "on the base in 16 bits, as it was trained"
     return f"on the base in {mode} (bitsandbytes), as it was trained"
 
 
-_ON_ORIGINAL = "near, not the same, on the base's own weights: it learned on quantised ones"
+_ORIGINAL_WEIGHTS_NOTE = "near, not the same, on the base's own weights: it learned on quantised ones"
 
 
-def _rs(settings: Mapping[str, Any]) -> bool:
+def _uses_rslora(settings: Mapping[str, Any]) -> bool:
     return settings["use_rslora"] is True
 
 
-def _merged(program: str, why: str) -> Portability:
+def _merged_only(program: str, why: str) -> Portability:
     return Portability(program, "merged", why)

@@ -1,7 +1,7 @@
 """The model card: a README that says what an adapter is, what it was trained on, and what was measured.
 
-Names come from recipes, folders and strangers. Everything that stands in the card goes through `plain`, `cell` or a
-fence that it cannot end, and the front matter holds nothing but names of a fixed alphabet.
+Names come from recipes, folders and strangers. Everything that stands in the card goes through `escape_markdown`,
+`cell` or a fence that it cannot end, and the front matter holds nothing but names of a fixed alphabet.
 """
 
 import math
@@ -14,31 +14,31 @@ from lora_chat import __version__
 from lora_chat.config.plan import Plan
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import Portability
-from lora_chat.sharing.figures import Both
-from lora_chat.sharing.markdown import code, fenced, plain, table
-from lora_chat.sharing.receipt import BASE_NAME, Receipt, public_name
-from lora_chat.sharing.usage import how_to_use
-from lora_chat.system.sanitize import visible
+from lora_chat.sharing.figures import MetricPairReceipt
+from lora_chat.sharing.markdown import escape_markdown, format_code, format_code_block, format_table
+from lora_chat.sharing.receipt import BASE_NAME_PATTERN, Receipt, public_base_name
+from lora_chat.sharing.usage import format_usage
+from lora_chat.system.sanitize import sanitize_line
 
-_LICENSES_OF_HUBS = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_HUB_LICENSE_PATTERN = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
-def write_card(plan: Plan, identity: Identity, steps: int, figures: dict[str, Any] | None) -> str:
+def format_run_card(plan: Plan, identity: Identity, steps: int, figures: dict[str, Any] | None) -> str:
     """The card of an adapter in its run's folder; `figures` are the headline of a comparison."""
     adapter, training = plan.adapter, plan.training
     lines = [
         *_front_matter(identity.base, None),
-        f"# {plain(plan.output.name or 'Adapter')}",
+        f"# {escape_markdown(plan.output.name or 'Adapter')}",
         "",
-        f"A LoRA adapter for {code(public_name(identity.base))}"
-        + (f" at revision {code(identity.revision)}" if identity.revision else "")
+        f"A LoRA adapter for {format_code(public_base_name(identity.base))}"
+        + (f" at revision {format_code(identity.revision)}" if identity.revision else "")
         + f", trained with lora_chat {__version__}.",
         "",
-        *table(
+        *format_table(
             ("", ""),
             [
                 ("base precision", f"{plan.precision.mode}, {plan.precision.dtype}"),
-                ("LoRA", _lora(adapter.variant, adapter.rank, adapter.alpha, adapter.dropout)),
+                ("LoRA", _format_lora(adapter.variant, adapter.rank, adapter.alpha, adapter.dropout)),
                 (
                     "training",
                     f"{steps} steps of {training.effective_batch_size} dialogues, "
@@ -50,78 +50,88 @@ def write_card(plan: Plan, identity: Identity, steps: int, figures: dict[str, An
     if figures:
         loss, facts = figures["validation_loss"], figures.get("facts")
         rows = [("validation loss", f"{loss['base']:.3f}", f"{loss['adapted']:.3f}")]
-        rows += [_facts(facts["questions"], facts["base"], facts["adapted"])] if facts else []
-        lines += ["", *table(("measured on held-out data", "base", "adapted"), rows)]
+        rows += [_facts_row(facts["questions"], facts["base"], facts["adapted"])] if facts else []
+        lines += ["", *format_table(("measured on held-out data", "base", "adapted"), rows)]
     lines += [
         "",
         "The loss was on assistant turns only. `lora_chat.json` holds the digests of the base, tokenizer and chat",
         "template it belongs to; `chat_template.jinja` is the template of training.",
         "",
-        *fenced("lora-chat chat PATH_OF_THIS_FOLDER"),
+        *format_code_block("lora-chat chat PATH_OF_THIS_FOLDER"),
         "",
     ]
     return "\n".join(lines)
 
 
-def write_parcel_card(facts: Receipt, portability: Sequence[Portability]) -> str:
+def format_parcel_card(receipt: Receipt, portability: Sequence[Portability]) -> str:
     """Write the card of a parcel from the facts of its receipt, which need not be sealed yet.
 
     A receiver writes it again and refuses a parcel with another one. So every word of it, and of the answers about
     portability in it, belongs to version 1 of the receipt. A change needs another version, beside this function.
     """
-    base, data = facts.base, facts.data
-    counts = {key: sum(source.counts.get(key, 0) for source in data.sources) for key in _COUNTS}
-    training = [
-        ("data", ", ".join(f"{code(source.name)} ({source.weight:g}x)" for source in data.sources) or "not known"),
+    base, data = receipt.base, receipt.data
+    counts = {key: sum(source.counts.get(key, 0) for source in data.sources) for key in _COUNT_NAMES}
+    training_rows = [
+        (
+            "data",
+            ", ".join(f"{format_code(source.name)} ({source.weight:g}x)" for source in data.sources) or "not known",
+        ),
         ("lines", ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in counts.items())),
         ("dialogues", f"{data.train_dialogues:,} trained on, {data.validation_dialogues:,} held out"),
         (
             "an audit found",
-            ", ".join(f"{n} {plain(k.replace('_', ' '))}" for k, n in data.audit.items() if n) or "nothing",
+            ", ".join(f"{n} {escape_markdown(k.replace('_', ' '))}" for k, n in data.audit.items() if n) or "nothing",
         ),
-        ("sha256 of the tokens and labels", code(data.rows or "not known")),
-        ("training", f"{facts.training.steps} steps, {facts.training.seconds:.0f} s, seed {facts.seed}"),
-        ("LoRA", _lora(facts.adapter.variant, facts.adapter.rank, facts.adapter.alpha, facts.adapter.dropout)),
-        ("versions", plain(", ".join(f"{name} {version}" for name, version in sorted(facts.versions.items())), 500)),
+        ("sha256 of the tokens and labels", format_code(data.rows or "not known")),
+        ("training", f"{receipt.training.steps} steps, {receipt.training.seconds:.0f} s, seed {receipt.seed}"),
+        (
+            "LoRA",
+            _format_lora(receipt.adapter.variant, receipt.adapter.rank, receipt.adapter.alpha, receipt.adapter.dropout),
+        ),
+        (
+            "versions",
+            escape_markdown(", ".join(f"{name} {version}" for name, version in sorted(receipt.versions.items())), 500),
+        ),
     ]
-    bound = [
-        ("base", code(base.base) + (f" at {code(base.revision)}" if base.revision else "")),
-        ("held in training", f"{facts.precision.mode}, {facts.precision.dtype}"),
-        ("sha256 of its weights", code(base.weights)),
-        ("of its tokenizer", code(base.tokenizer)),
-        ("of the chat template", code(base.chat_template)),
+    base_rows = [
+        ("base", format_code(base.base) + (f" at {format_code(base.revision)}" if base.revision else "")),
+        ("held in training", f"{receipt.precision.mode}, {receipt.precision.dtype}"),
+        ("sha256 of its weights", format_code(base.weights)),
+        ("of its tokenizer", format_code(base.tokenizer)),
+        ("of the chat template", format_code(base.chat_template)),
     ]
     lines = [
-        *_front_matter(base.base, facts.license),
-        f"# {plain(facts.name)}",
+        *_front_matter(base.base, receipt.license),
+        f"# {escape_markdown(receipt.name)}",
         "",
-        f"A LoRA adapter of {facts.parameters:,} parameters, trained with lora_chat "
-        f"{plain(facts.versions.get('lora-chat', ''))}. License: {plain(facts.license or 'not stated')}.",
+        f"A LoRA adapter of {receipt.parameters:,} parameters, trained with lora_chat "
+        f"{escape_markdown(receipt.versions.get('lora-chat', ''))}. License: "
+        f"{escape_markdown(receipt.license or 'not stated')}.",
         "",
         "## What it belongs to",
         "",
-        *table(("", ""), bound),
+        *format_table(("", ""), base_rows),
         *(
-            ["", "System message of all its dialogues:", "", *fenced(visible(base.system, 2000))]
+            ["", "System message of all its dialogues:", "", *format_code_block(sanitize_line(base.system, 2000))]
             if base.system is not None
             else []
         ),
         "",
         "## What it was trained on",
         "",
-        *table(("", ""), training),
+        *format_table(("", ""), training_rows),
         "",
         "## What was measured",
         "",
-        *_measured(facts),
+        *_format_measurements(receipt),
         "",
         "## Where it can be used",
         "",
-        *table(("program", "as an adapter", ""), [(p.program, p.answer, p.why) for p in portability]),
+        *format_table(("program", "as an adapter", ""), [(p.program, p.answer, p.why) for p in portability]),
         "",
         "## How to use it",
         "",
-        *how_to_use(facts, portability),
+        *format_usage(receipt, portability),
         "",
         "`receipt.json` holds every digest and figure. The loss was on assistant turns only.",
         "",
@@ -129,12 +139,12 @@ def write_parcel_card(facts: Receipt, portability: Sequence[Portability]) -> str
     return "\n".join(lines)
 
 
-def is_card_of(card: bytes, facts: Receipt, portability: Sequence[Portability]) -> bool:
-    """Whether a card is the one that `write_parcel_card` writes.
+def card_matches_receipt(card: bytes, receipt: Receipt, portability: Sequence[Portability]) -> bool:
+    """Whether a card is the one that `format_parcel_card` writes.
 
     Which letters are printable depends on Python's version of Unicode, so each may stand as itself or as its escape.
     """
-    expected = write_parcel_card(facts, portability)
+    expected = format_parcel_card(receipt, portability)
     if card == expected.encode("utf-8"):
         return True
     try:
@@ -142,17 +152,17 @@ def is_card_of(card: bytes, facts: Receipt, portability: Sequence[Portability]) 
     except UnicodeDecodeError:
         return False
     harmless = all(c == "\n" or c.isprintable() or unicodedata.category(c) in ("Cn", "Zs") for c in text)
-    return harmless and _in_ascii(text) == _in_ascii(expected)
+    return harmless and _escape_non_ascii(text) == _escape_non_ascii(expected)
 
 
-def _in_ascii(text: str) -> str:
+def _escape_non_ascii(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
-_COUNTS = ("lines", "accepted", "blank", "refused", "dropped", "cut", "redacted")
+_COUNT_NAMES = ("lines", "accepted", "blank", "refused", "dropped", "cut", "redacted")
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """95 % interval of a share of `count` answers (Wilson 1927; Brown, Cai and DasGupta 2001)."""
     z = 1.959963984540054
     middle, spread = (
@@ -165,8 +175,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 def _front_matter(base: str, license_name: str | None) -> list[str]:
     """YAML that hubs read: only names of a fixed alphabet, in quotes."""
-    on_hub = re.fullmatch(BASE_NAME, base) is not None and "/" in base
-    known = license_name is not None and _LICENSES_OF_HUBS.fullmatch(license_name.lower()) is not None
+    on_hub = re.fullmatch(BASE_NAME_PATTERN, base) is not None and "/" in base
+    known = license_name is not None and _HUB_LICENSE_PATTERN.fullmatch(license_name.lower()) is not None
     return [
         "---",
         *([f'base_model: "{base}"', "base_model_relation: adapter"] if on_hub else []),
@@ -180,30 +190,34 @@ def _front_matter(base: str, license_name: str | None) -> list[str]:
     ]
 
 
-def _lora(variant: str, rank: int, alpha: float, dropout: float) -> str:
+def _format_lora(variant: str, rank: int, alpha: float, dropout: float) -> str:
     return f"{variant}, rank {rank}, alpha {alpha:g}, dropout {dropout:g}"
 
 
-def _facts(questions: int, base: float, adapted: float) -> tuple[str, str, str]:
+def _facts_row(questions: int, base: float, adapted: float) -> tuple[str, str, str]:
     def share(value: float) -> str:
-        low, high = wilson(value, questions)
+        low, high = wilson_interval(value, questions)
         return f"{value:.0%} ({low:.0%} to {high:.0%})"
 
     return f"right of {questions} questions (95 % interval)", share(base), share(adapted)
 
 
-def _measured(facts: Receipt) -> list[str]:
-    rows, proof = [], facts.proof
-    if facts.comparison:
-        loss: Both = facts.comparison.validation_loss
-        what = f"loss on {facts.comparison.validation_dialogues} held-out dialogues, nats per token"
+def _format_measurements(receipt: Receipt) -> list[str]:
+    rows, proof = [], receipt.proof
+    if receipt.comparison:
+        loss: MetricPairReceipt = receipt.comparison.validation_loss
+        what = f"loss on {receipt.comparison.validation_dialogues} held-out dialogues, nats per token"
         rows.append((what, f"{loss.base:.3f}", f"{loss.adapted:.3f}"))
-        if found := facts.comparison.facts:
-            rows.append(_facts(found.questions, found.base, found.adapted))
+        if found := receipt.comparison.facts:
+            rows.append(_facts_row(found.questions, found.base, found.adapted))
     return [
-        *(table(("", "base", "adapted"), rows) if rows else ["Its training was cut short; nothing was compared."]),
+        *(
+            format_table(("", "base", "adapted"), rows)
+            if rows
+            else ["Its training was cut short; nothing was compared."]
+        ),
         "",
-        f"Opened by {plain(proof.reader)} and compared with the adapted model on {proof.tokens} tokens of "
+        f"Opened by {escape_markdown(proof.reader)} and compared with the adapted model on {proof.tokens} tokens of "
         f"{proof.dialogues} held-out dialogues: mean KL {proof.mean_kl:.1e} nats per token (the base alone "
         f"{proof.control_kl:.1e}), {proof.equal_replies:.0%} of {proof.replies} greedy replies equal.",
     ]

@@ -9,21 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.models.adapter_config import StoredAdapter, check_settings, plain_config
+from lora_chat.models.adapter_config import StoredAdapter, build_peft_config, validate_lora_settings
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import report_portability
-from lora_chat.sharing.container import CARD, CONFIG, LARGEST_FILE, MEMBERS, RECEIPT, SIGNATURE, WEIGHTS, unpack
-from lora_chat.sharing.model_card import is_card_of
-from lora_chat.sharing.receipt import Receipt, read_receipt
+from lora_chat.sharing.container import (
+    CARD,
+    CONFIG,
+    MAX_PARCEL_BYTES,
+    RECEIPT,
+    REQUIRED_MEMBERS,
+    SIGNATURE,
+    WEIGHTS,
+    unpack_members,
+)
+from lora_chat.sharing.model_card import card_matches_receipt
+from lora_chat.sharing.receipt import Receipt, decode_receipt
 from lora_chat.sharing.signature import check_signature, check_signer
 from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
-from lora_chat.system.strict_json import parse_json
+from lora_chat.system.strict_json import parse_strict_json
 
-SUFFIX = ".lorachat"
+PARCEL_SUFFIX = ".lorachat"
 
 
 @dataclass(frozen=True)
-class Check:
+class ParcelCheck:
     """One line of a verification."""
 
     name: str
@@ -34,7 +43,7 @@ class Check:
     """The fields of the receipt that are no longer only the sender's word if this passed."""
 
 
-_CONFIRMS = {
+_CONFIRMED_FIELDS = {
     "digests": ("members",),
     "signature": ("signer",),
     "weights": ("parameters",),
@@ -69,7 +78,7 @@ def is_parcel(path: Path) -> bool:
     """Whether a path looks like a parcel: its name, or how it begins."""
     if not path.is_file():
         return False
-    if path.suffix == SUFFIX:
+    if path.suffix == PARCEL_SUFFIX:
         return True
     with path.open("rb") as file:
         return file.read(30 + len(RECEIPT))[30:] == RECEIPT.encode()
@@ -78,24 +87,24 @@ def is_parcel(path: Path) -> bool:
 def open_parcel(
     path: Path,
     signer: Path | None = None,
-    report: Callable[[Check], None] = lambda _: None,
+    on_check: Callable[[ParcelCheck], None] = lambda _: None,
     *,
     name: str | None = None,
 ) -> Parcel:
-    """Read and check a parcel; `report` hears of every check, messages call it `name`.
+    """Read and check a parcel; `on_check` hears of every check, messages call it `name`.
 
     Raises IntegrityError with the first thing that is wrong, RecipeError if there is no such file.
     """
 
-    called = name or path
+    display_name = name or path
 
     def check(what: str, step: Callable[[], tuple[Any, str, bool | None]]) -> Any:
         try:
             value, found, passed = step()
         except IntegrityError as error:
-            report(Check(what, str(error), False))
-            raise IntegrityError(f"{called} is refused ({what}): {error}.") from error
-        report(Check(what, found, passed, _CONFIRMS.get(what, ())))
+            on_check(ParcelCheck(what, str(error), False))
+            raise IntegrityError(f"{display_name} is refused ({what}): {error}.") from error
+        on_check(ParcelCheck(what, found, passed, _CONFIRMED_FIELDS.get(what, ())))
         return value
 
     raw = check("file", lambda: _read(path))
@@ -105,7 +114,7 @@ def open_parcel(
     check("signature", lambda: _check_signature(members, receipt, signer))
     settings = check("config", lambda: _check_config(members, receipt))
     check("weights", lambda: _check_weights(members, receipt, settings))
-    check("receipt against weights", lambda: _check_agreement(receipt, settings))
+    check("receipt against weights", lambda: _check_settings_match(receipt, settings))
     check("card", lambda: _check_card(members, receipt, settings))
     return Parcel(path, hashlib.sha256(raw).hexdigest(), receipt, members)
 
@@ -116,8 +125,8 @@ def _read(path: Path) -> tuple[bytes, str, bool]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size  # a read of the most that is allowed would reserve all of it
-            if size > LARGEST_FILE:
-                raise IntegrityError(f"it is larger than {LARGEST_FILE} bytes")
+            if size > MAX_PARCEL_BYTES:
+                raise IntegrityError(f"it is larger than {MAX_PARCEL_BYTES} bytes")
             raw = file.read(size)
     except OSError as error:
         raise RecipeError(f"Cannot read {path}: {error.strerror or error}.") from error
@@ -125,17 +134,17 @@ def _read(path: Path) -> tuple[bytes, str, bool]:
 
 
 def _unpack(raw: bytes) -> tuple[dict[str, bytes], str, bool]:
-    members = {name: bytes(body) for name, body in unpack(raw).items()}
+    members = {name: bytes(body) for name, body in unpack_members(raw).items()}
     return members, f"{len(members)} members, byte for byte as lora_chat writes them", True
 
 
 def _read_receipt(members: Mapping[str, bytes]) -> tuple[Receipt, str, bool]:
-    receipt = read_receipt(members[RECEIPT])
+    receipt = decode_receipt(members[RECEIPT])
     return receipt, f"version {receipt.version}, whole, digest {receipt.digest[:12]}", True
 
 
 def _check_digests(members: Mapping[str, bytes], receipt: Receipt) -> tuple[None, str, bool]:
-    named = {name for name in MEMBERS if name != RECEIPT}
+    named = {name for name in REQUIRED_MEMBERS if name != RECEIPT}
     if receipt.members.keys() != named:
         raise IntegrityError("the receipt has not the digests of just the other members")
     for name in sorted(named):
@@ -160,26 +169,34 @@ def _check_signature(
     if signer is not None:
         check_signer(receipt.signer, signer)
     found, passed = check_signature(
-        {name: members[name] for name in MEMBERS}, signature, receipt.signer, required=signer is not None
+        {name: members[name] for name in REQUIRED_MEMBERS}, signature, receipt.signer, required=signer is not None
     )
     return None, found + ("" if signer or not passed else "; is that theirs? --signer KEY requires it"), passed
 
 
 def _check_config(members: Mapping[str, bytes], receipt: Receipt) -> tuple[dict[str, Any], str, bool]:
     try:
-        config = parse_json(members[CONFIG].decode("ascii"))
+        config = parse_strict_json(members[CONFIG].decode("ascii"))
     except ValueError as error:
         raise IntegrityError(f"the config {str(error)[:200]}") from error
     if not isinstance(config, dict):
         raise IntegrityError("the config is no object")
     stored = StoredAdapter("of this parcel", config, dict, None, None)
-    settings = check_settings(stored, {"bias": "none"})
-    plain = plain_config(settings, receipt.base.base, receipt.base.revision)
-    odd = [key for key in sorted(config.keys() | plain.keys()) if config.get(key, ...) != plain.get(key, ...)]
-    if odd or write_config(plain) != members[CONFIG]:
-        raise IntegrityError(f"the config is not as lora_chat writes it ({odd[0][:100]!a})" if odd else "odd config")
-    words = f"rank {settings['r']}, alpha {settings['lora_alpha']:g}, {len(settings['target_modules'])} target modules"
-    return settings, words, True
+    settings = validate_lora_settings(stored, {"bias": "none"})
+    plain = build_peft_config(settings, receipt.base.base, receipt.base.revision)
+    differing_keys = [
+        key for key in sorted(config.keys() | plain.keys()) if config.get(key, ...) != plain.get(key, ...)
+    ]
+    if differing_keys or encode_config(plain) != members[CONFIG]:
+        raise IntegrityError(
+            f"the config is not as lora_chat writes it ({differing_keys[0][:100]!a})"
+            if differing_keys
+            else "odd config"
+        )
+    summary = (
+        f"rank {settings['r']}, alpha {settings['lora_alpha']:g}, {len(settings['target_modules'])} target modules"
+    )
+    return settings, summary, True
 
 
 def _check_weights(
@@ -192,8 +209,8 @@ def _check_weights(
     return None, f"{len(tensors)} tensors, {count:,} parameters, all of them LoRA pairs and finite", True
 
 
-def _check_agreement(receipt: Receipt, settings: Mapping[str, Any]) -> tuple[None, str, bool]:
-    if settings_of(receipt) != settings:
+def _check_settings_match(receipt: Receipt, settings: Mapping[str, Any]) -> tuple[None, str, bool]:
+    if settings_from_receipt(receipt) != settings:
         raise IntegrityError("the receipt states another adapter than the config")
     template = receipt.chat_template
     if template is not None and hashlib.sha256(template.encode()).hexdigest() != receipt.base.chat_template:
@@ -205,13 +222,13 @@ def _check_agreement(receipt: Receipt, settings: Mapping[str, Any]) -> tuple[Non
 def _check_card(members: Mapping[str, bytes], receipt: Receipt, settings: Mapping[str, Any]) -> tuple[None, str, bool]:
     """A card is shown by hubs and editors, so it says what the receipt says or the parcel is refused."""
     portability = report_portability(settings, receipt.precision.mode, receipt.architecture)
-    if not is_card_of(members[CARD], receipt, portability):
+    if not card_matches_receipt(members[CARD], receipt, portability):
         raise IntegrityError("README.md is not the card that lora_chat writes of this receipt")
     return None, "README.md is the card that lora_chat writes of this receipt, word for word", True
 
 
-def settings_of(receipt: Receipt) -> dict[str, Any]:
-    """The settings that a receipt states, as `check_settings` gives them."""
+def settings_from_receipt(receipt: Receipt) -> dict[str, Any]:
+    """The settings that a receipt states, as `validate_lora_settings` gives them."""
     stated = receipt.adapter
     return {
         "r": stated.rank,
@@ -223,6 +240,6 @@ def settings_of(receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def write_config(config: Mapping[str, Any]) -> bytes:
+def encode_config(config: Mapping[str, Any]) -> bytes:
     """An adapter_config.json, in the one way that a parcel holds it."""
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode("ascii")

@@ -14,43 +14,45 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
-from lora_chat.system.regular_files import open_regular
-from lora_chat.system.strict_json import parse_json
+from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
+from lora_chat.system.regular_files import open_regular_file
+from lora_chat.system.strict_json import parse_strict_json
 
-_LARGEST_KEY = 1 << 16
-_HOW = "pip install 'lora-chat[sign]'"
+_MAX_KEY_BYTES = 1 << 16
+_INSTALL_COMMAND = "pip install 'lora-chat[sign]'"
 
 
-def public_key_of(private_key: Path) -> str:
+def read_public_key(private_key: Path) -> str:
     """The public half of a PEM file, as PEM. Raises RecipeError for a file that is no such key."""
-    _require()
+    _require_model_signing()
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
         key = serialization.load_pem_private_key(private_key.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
-        raise RecipeError(f"--key {private_key}: no private key that can be read ({error}). {_MAKE}") from error
+        raise RecipeError(
+            f"--key {private_key}: no private key that can be read ({error}). {_CREATE_KEY_HINT}"
+        ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise RecipeError(f"--key {private_key}: only elliptic curve keys sign. {_MAKE}")
-    return _pem(key.public_key())
+        raise RecipeError(f"--key {private_key}: only elliptic curve keys sign. {_CREATE_KEY_HINT}")
+    return _encode_pem(key.public_key())
 
 
-_MAKE = "Make one: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
+_CREATE_KEY_HINT = "Make one: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
 
 
-def sign(members: Mapping[str, bytes], private_key: Path) -> bytes:
+def sign_members(members: Mapping[str, bytes], private_key: Path) -> bytes:
     """The signature of the members, a Sigstore bundle. Raises RecipeError for a key that cannot sign."""
-    _require()
+    _require_model_signing()
     import model_signing
 
-    with _as_folder(members) as (folder, signature):
+    with _members_folder(members) as (folder, signature):
         try:
             signer = model_signing.signing.Config().use_elliptic_key_signer(private_key=private_key)
             signer.sign(folder, signature)
         except ValueError as error:
-            raise RecipeError(f"--key {private_key}: {error}. {_MAKE}") from error
+            raise RecipeError(f"--key {private_key}: {error}. {_CREATE_KEY_HINT}") from error
         return signature.read_bytes()
 
 
@@ -61,15 +63,15 @@ def check_signature(
 
     Raises IntegrityError for a signature that does not belong to these members and this key.
     """
-    _check_spelling(signature)
+    _check_canonical(signature)
     mark = f"by the key {_fingerprint(public_key)}"
     if not _is_installed():
         if required:
-            _require()
-        return f"{mark}, not checked: {_HOW}", None
+            _require_model_signing()
+        return f"{mark}, not checked: {_INSTALL_COMMAND}", None
     import model_signing
 
-    with _as_folder(members) as (folder, place):
+    with _members_folder(members) as (folder, place):
         place.write_bytes(signature)
         key = place.with_name("key.pem")
         key.write_text(public_key)
@@ -85,10 +87,10 @@ def check_signature(
     return f"good, {mark}", True
 
 
-def _check_spelling(signature: bytes) -> None:
+def _check_canonical(signature: bytes) -> None:
     """Raise IntegrityError for a bundle that another parser could understand otherwise."""
     try:
-        bundle = parse_json(signature.decode("ascii"))
+        bundle = parse_strict_json(signature.decode("ascii"))
         envelope = bundle["dsseEnvelope"]
         (only,) = envelope["signatures"]
         texts = [envelope["payload"], only["sig"]]
@@ -107,39 +109,43 @@ def _check_key(text: str) -> None:
 
     try:
         key = serialization.load_pem_public_key(text.encode())
-        right = isinstance(key, ec.EllipticCurvePublicKey) and _pem(key) == text
+        right = isinstance(key, ec.EllipticCurvePublicKey) and _encode_pem(key) == text
     except (ValueError, TypeError, UnsupportedAlgorithm):
         right = False
     if not right:
         raise IntegrityError("the receipt's signer is no elliptic curve public key in PEM")
 
 
-def check_signer(named: str, wanted: Path) -> None:
+def check_signer(stated_key: str, key_path: Path) -> None:
     """Raise IntegrityError unless the key that a receipt names is the one in a PEM file."""
-    _require()
+    _require_model_signing()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 
     try:
-        with os.fdopen(open_regular(wanted, follow=True), "rb") as file:
-            raw = file.read(_LARGEST_KEY)
+        with os.fdopen(open_regular_file(key_path, follow=True), "rb") as file:
+            raw = file.read(_MAX_KEY_BYTES)
         if b"PRIVATE KEY" in raw:
-            raise RecipeError(f"--signer {wanted} is a private key: name the public one.")
+            raise RecipeError(f"--signer {key_path} is a private key: name the public one.")
         if raw.count(b"-----BEGIN") > 1:
-            raise RecipeError(f"--signer {wanted} holds several keys: name a file with the one that must have signed.")
+            raise RecipeError(
+                f"--signer {key_path} holds several keys: name a file with the one that must have signed."
+            )
         key: Any = serialization.load_pem_public_key(raw)
-        pem = _pem(key)
+        pem = _encode_pem(key)
     except (OSError, ValueError, IntegrityError, UnsupportedAlgorithm) as error:
-        raise RecipeError(f"--signer {wanted}: no public key that can be read ({error}).") from error
-    if pem != named:
-        raise IntegrityError(f"it is signed by the key {_fingerprint(named)}, not by {_fingerprint(pem)} ({wanted})")
+        raise RecipeError(f"--signer {key_path}: no public key that can be read ({error}).") from error
+    if pem != stated_key:
+        raise IntegrityError(
+            f"it is signed by the key {_fingerprint(stated_key)}, not by {_fingerprint(pem)} ({key_path})"
+        )
 
 
 def _fingerprint(pem: str) -> str:
     return f"sha256:{hashlib.sha256(pem.encode()).hexdigest()[:16]}"
 
 
-def _pem(key: Any) -> str:
+def _encode_pem(key: Any) -> str:
     from cryptography.hazmat.primitives import serialization
 
     kind = serialization.PublicFormat.SubjectPublicKeyInfo
@@ -147,7 +153,7 @@ def _pem(key: Any) -> str:
 
 
 @contextmanager
-def _as_folder(members: Mapping[str, bytes]) -> Iterator[tuple[Path, Path]]:
+def _members_folder(members: Mapping[str, bytes]) -> Iterator[tuple[Path, Path]]:
     """The members under their own fixed names in a folder of ours, and where a signature may stand."""
     with tempfile.TemporaryDirectory(prefix="lora-chat-") as room:
         folder = Path(room) / "adapter"
@@ -165,6 +171,6 @@ def _is_installed() -> bool:
     return True
 
 
-def _require() -> None:
+def _require_model_signing() -> None:
     if not _is_installed():
-        raise BaseUnavailableError(f"Signatures need the package model-signing.\nRun: {_HOW}")
+        raise UnavailableError(f"Signatures need the package model-signing.\nRun: {_INSTALL_COMMAND}")

@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import IntegrityError
-from lora_chat.system.safetensors_header import LARGEST_HEADER, check_raw_header
+from lora_chat.system.safetensors_header import MAX_HEADER_BYTES, check_raw_header
 
 if TYPE_CHECKING:
     import torch
 
-_TYPES = {"torch.float32", "torch.float16", "torch.bfloat16"}
-_KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,300})\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
+_ALLOWED_DTYPES = {"torch.float32", "torch.float16", "torch.bfloat16"}
+_LORA_KEY_PATTERN = re.compile(
+    r"base_model\.model\.([A-Za-z0-9_.]{1,300})\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)"
+)
 
 
 def read_tensors(raw: bytes) -> "dict[str, torch.Tensor]":
@@ -20,7 +22,7 @@ def read_tensors(raw: bytes) -> "dict[str, torch.Tensor]":
     from safetensors.torch import load
 
     length = int.from_bytes(raw[:8], "little")
-    if len(raw) < 8 or length > min(LARGEST_HEADER, len(raw) - 8):
+    if len(raw) < 8 or length > min(MAX_HEADER_BYTES, len(raw) - 8):
         raise IntegrityError("the weights are no safetensors file: its header cannot be that long")
     try:
         check_raw_header(raw[8 : 8 + length], len(raw) - 8 - length)
@@ -32,19 +34,19 @@ def read_tensors(raw: bytes) -> "dict[str, torch.Tensor]":
 def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: Mapping[str, Any]) -> int:
     """Raise IntegrityError unless these are whole LoRA pairs of the settings' rank and modules; counts parameters.
 
-    `settings` are those of `check_settings`. What the base has is checked where the base is at hand.
+    `settings` are those of `validate_lora_settings`. What the base has is checked where the base is at hand.
     """
     import torch
 
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
-        found = _KEY.fullmatch(key)
+        found = _LORA_KEY_PATTERN.fullmatch(key)
         if not found:
             raise IntegrityError(f"the weights hold {key[:200]!a}, which is no LoRA weight")
         module, part = found[1], found[2].split(".")[0]
         if not any(module == target or module.endswith(f".{target}") for target in settings["target_modules"]):
             raise IntegrityError(f"the weights hold {key[:200]!a}, which is no target module of the config")
-        if str(tensor.dtype) not in _TYPES:
+        if str(tensor.dtype) not in _ALLOWED_DTYPES:
             raise IntegrityError(f"{key} is {tensor.dtype}, not floating point of 16 or 32 bits")
         if not torch.isfinite(tensor).all():
             raise IntegrityError(f"{key} holds values that are not numbers")
@@ -60,10 +62,10 @@ def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: Mapping[str, 
 
 
 def _check_pair(module: str, parts: "Mapping[str, torch.Tensor]", settings: Mapping[str, Any]) -> None:
-    wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if settings["use_dora"] else set())
-    if parts.keys() != wanted:
-        odd = sorted(parts.keys() ^ wanted)[0]
-        raise IntegrityError(f"{module}: {odd} is {'missing' if odd in wanted else 'not expected'}")
+    expected = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if settings["use_dora"] else set())
+    if parts.keys() != expected:
+        unexpected = sorted(parts.keys() ^ expected)[0]
+        raise IntegrityError(f"{module}: {unexpected} is {'missing' if unexpected in expected else 'not expected'}")
     if parts["lora_A"].dtype != parts["lora_B"].dtype:
         raise IntegrityError(f"{module}: its two weights are {parts['lora_A'].dtype} and {parts['lora_B'].dtype}")
     first, second, rank = parts["lora_A"], parts["lora_B"], settings["r"]

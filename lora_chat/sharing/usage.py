@@ -2,28 +2,28 @@
 
 from collections.abc import Sequence
 
-from lora_chat.sharing.compatibility import Portability, vllm_rank
-from lora_chat.sharing.markdown import fenced
+from lora_chat.sharing.compatibility import Portability, smallest_vllm_rank
+from lora_chat.sharing.markdown import format_code_block
 from lora_chat.sharing.receipt import Receipt
 
 
-def how_to_use(facts: Receipt, portability: Sequence[Portability]) -> list[str]:
+def format_usage(receipt: Receipt, portability: Sequence[Portability]) -> list[str]:
     """Commands for lora_chat and four other programs, as Markdown."""
-    name, base = facts.name, facts.base.base
+    name, base = receipt.name, receipt.base.base
     if "/" not in base:  # no hub id: a folder, or a base that comes with lora_chat
         base = "FOLDER_OF_THE_BASE"
     merged = {p.program for p in portability if p.answer == "merged"}
     quantized = {
         "4bit": "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch."
-        f"{facts.precision.dtype}, bnb_4bit_use_double_quant={facts.precision.double_quantization})",
+        f"{receipt.precision.dtype}, bnb_4bit_use_double_quant={receipt.precision.double_quantization})",
         "8bit": "BitsAndBytesConfig(load_in_8bit=True)",
         "none": "None",
-    }[facts.precision.mode]
+    }[receipt.precision.mode]
     python = [
         "import torch",
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, BitsAndBytesConfig",
-        f"base = AutoModelForCausalLM.from_pretrained('{base}', dtype=torch.{facts.precision.dtype},",
+        f"base = AutoModelForCausalLM.from_pretrained('{base}', dtype=torch.{receipt.precision.dtype},",
         f"    quantization_config={quantized})",
         "model = PeftModel.from_pretrained(base, 'FOLDER_OR_HUB_ID_OF_THIS_ADAPTER')",
     ]
@@ -42,7 +42,7 @@ def how_to_use(facts: Receipt, portability: Sequence[Portability]) -> list[str]:
         [f"lora-chat merge {name}.lorachat --to {name}-merged", f"vllm serve {name}-merged"]
         if "vLLM" in merged
         else [
-            f"vllm serve {base} --enable-lora --max-lora-rank {vllm_rank(facts.adapter.rank)} \\",
+            f"vllm serve {base} --enable-lora --max-lora-rank {smallest_vllm_rank(receipt.adapter.rank)} \\",
             f"    --lora-modules {name}=FOLDER_OF_THIS_ADAPTER",
         ]
     )
@@ -59,5 +59,5 @@ def how_to_use(facts: Receipt, portability: Sequence[Portability]) -> list[str]:
     ]
     lines: list[str] = []
     for program, words in parts:
-        lines += [f"{program}:", "", *fenced("\n".join(words)), ""]
+        lines += [f"{program}:", "", *format_code_block("\n".join(words)), ""]
     return lines[:-1]

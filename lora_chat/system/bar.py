@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lora_chat.system.console import terminal_errors
-from lora_chat.system.sanitize import visible, visible_text
+from lora_chat.system.console import unfiltered_stderr
+from lora_chat.system.sanitize import sanitize_line, sanitize_text
 
 
 class LiveBar:
@@ -15,21 +15,21 @@ class LiveBar:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
-            console=Console(file=terminal_errors()),
+            console=Console(file=unfiltered_stderr()),
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._task = self._progress.add_task(visible(text), total=None)
+        self._task = self._progress.add_task(sanitize_line(text), total=None)
         self._progress.start()
 
     def update(self, text: str, completed: int, total: int) -> None:
         """Show how far the work is."""
-        self._progress.update(self._task, description=visible(text), completed=completed, total=total)
+        self._progress.update(self._task, description=sanitize_line(text), completed=completed, total=total)
 
     def note(self, text: str) -> None:
         """Print lines above the bar."""
-        self._progress.console.print(visible_text(text), markup=False, highlight=False, emoji=False)
+        self._progress.console.print(sanitize_text(text), markup=False, highlight=False, emoji=False)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -4,16 +4,16 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from lora_chat.errors import BaseUnavailableError
+from lora_chat.errors import UnavailableError
 
 Result = TypeVar("Result")
 
 
-def call_bounded(function: Callable[[], Result], seconds: float, what: str) -> Result:
+def call_with_timeout(function: Callable[[], Result], seconds: float, what: str) -> Result:
     """Call a function that lets go of the interpreter's lock, and return its result.
 
     It runs in a thread, because native code cannot be interrupted; a thread that is given up ends with the process.
-    Raises BaseUnavailableError after `seconds`, or if the library panics, and whatever the function raises.
+    Raises UnavailableError after `seconds`, or if the library panics, and whatever the function raises.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -30,17 +30,17 @@ def call_bounded(function: Callable[[], Result], seconds: float, what: str) -> R
     if results:
         return results[0]
     if not errors:
-        raise BaseUnavailableError(f"{what} takes more than {seconds:.0f} seconds, and was given up.")
-    if is_panic(errors[0]):
-        raise BaseUnavailableError(f"{what} fails: {panic_text(errors[0])}.") from errors[0]
+        raise UnavailableError(f"{what} takes more than {seconds:.0f} seconds, and was given up.")
+    if is_rust_panic(errors[0]):
+        raise UnavailableError(f"{what} fails: {rust_panic_message(errors[0])}.") from errors[0]
     raise errors[0]
 
 
-def is_panic(error: BaseException) -> bool:
+def is_rust_panic(error: BaseException) -> bool:
     """Whether an exception is a panic of a library in Rust, which is no subclass of Exception."""
     return type(error).__name__ == "PanicException"
 
 
-def panic_text(error: BaseException) -> str:
+def rust_panic_message(error: BaseException) -> str:
     """The first line of what a library in Rust said, cut short."""
     return (str(error).strip() or "it panicked").splitlines()[0][:200]

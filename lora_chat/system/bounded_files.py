@@ -7,26 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.errors import IntegrityError, LoraChatError
-from lora_chat.system.regular_files import open_regular
-from lora_chat.system.strict_json import DEEPEST, is_deep, parse_json
+from lora_chat.system.regular_files import open_regular_file
+from lora_chat.system.strict_json import MAX_DEPTH, is_nested_too_deeply, parse_strict_json
 
-SMALL, MIDDLE, LARGE = 1 << 20, 16 << 20, 100_000_000
+SMALL_FILE_BYTES, MEDIUM_FILE_BYTES, LARGE_FILE_BYTES = 1 << 20, 16 << 20, 100_000_000
 """Bytes: settings; lists of names; vocabularies."""
-LARGEST_LOG = 1 << 28
+MAX_LOG_BYTES = 1 << 28
 """Bytes of files with a line for each step or dialogue."""
-_MOST_VALUES = 8_000_000
+_MAX_VALUES = 8_000_000
 """Commas and brackets; a vocabulary of 256,000 tokens with 500,000 merges has three million."""
 
-Kind = type[LoraChatError]
+ErrorClass = type[LoraChatError]
 
 
-def read_bytes(path: Path, most: int, error: Kind = IntegrityError) -> bytes:
-    """Read a regular file of at most `most` bytes; links are followed. Raises `error` for anything else.
+def read_bytes(path: Path, max_bytes: int, error: ErrorClass = IntegrityError) -> bytes:
+    """Read a regular file of at most `max_bytes` bytes; links are followed. Raises `error` for anything else.
 
     Raises FileNotFoundError for a file that is missing.
     """
     try:
-        handle = open_regular(path, follow=True)
+        handle = open_regular_file(path, follow=True)
     except IntegrityError as refused:
         raise error(str(refused)) from refused
     except FileNotFoundError:
@@ -35,65 +35,69 @@ def read_bytes(path: Path, most: int, error: Kind = IntegrityError) -> bytes:
         raise error(f"{path} cannot be read ({failed.strerror or failed}). Check its permissions.") from failed
     with os.fdopen(handle, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        raw = file.read(most + 1) if size <= most else b""  # it may grow while it is read
-    if size > most or len(raw) > most:
-        raise error(f"{path} has more than {most:,} bytes, which is more than such a file can need. Replace it.")
+        raw = file.read(max_bytes + 1) if size <= max_bytes else b""  # it may grow while it is read
+    if size > max_bytes or len(raw) > max_bytes:
+        raise error(f"{path} has more than {max_bytes:,} bytes, which is more than such a file can need. Replace it.")
     return raw
 
 
-def read_text(path: Path, most: int = SMALL, error: Kind = IntegrityError) -> str:
+def read_text(path: Path, max_bytes: int = SMALL_FILE_BYTES, error: ErrorClass = IntegrityError) -> str:
     """Read a UTF-8 text file. Raises `error`, and FileNotFoundError."""
     try:
-        return read_bytes(path, most, error).decode("utf-8")
+        return read_bytes(path, max_bytes, error).decode("utf-8")
     except UnicodeDecodeError as wrong:
         raise error(f"{path} is not UTF-8 text (byte {wrong.start}). Replace it.") from wrong
 
 
-def read_json(path: Path, most: int = SMALL, error: Kind = IntegrityError, *, strict: bool = False) -> Any:
+def read_json(
+    path: Path, max_bytes: int = SMALL_FILE_BYTES, error: ErrorClass = IntegrityError, *, strict: bool = False
+) -> Any:
     """Read a JSON file. Raises `error`, and FileNotFoundError.
 
     With `strict` repeated keys, NaN and Infinity are refused too.
     """
-    text = read_text(path, most, error)
+    text = read_text(path, max_bytes, error)
     try:
-        return parse_bounded(text, strict=strict)
+        return parse_bounded_json(text, strict=strict)
     except ValueError as wrong:
         raise error(f"{path} {wrong}. Replace it.") from wrong
 
 
-def read_json_object(path: Path, most: int = SMALL, error: Kind = IntegrityError, *, strict: bool = False) -> Any:
+def read_json_object(
+    path: Path, max_bytes: int = SMALL_FILE_BYTES, error: ErrorClass = IntegrityError, *, strict: bool = False
+) -> Any:
     """As `read_json`, and an object."""
-    value = read_json(path, most, error, strict=strict)
+    value = read_json(path, max_bytes, error, strict=strict)
     if not isinstance(value, dict):
         raise error(f"{path} holds no JSON object. Replace it.")
     return value
 
 
-def read_json_lines(path: Path, most: int) -> Iterator[Any]:
+def read_json_lines(path: Path, max_bytes: int) -> Iterator[Any]:
     """Read one JSON value a line. Raises IntegrityError, and FileNotFoundError."""
-    for number, line in enumerate(read_text(path, most).splitlines(), 1):
+    for number, line in enumerate(read_text(path, max_bytes).splitlines(), 1):
         try:
-            yield parse_bounded(line)
+            yield parse_bounded_json(line)
         except ValueError as wrong:
             raise IntegrityError(f"{path}:{number} {wrong}. The file is damaged.") from wrong
 
 
-def parse_bounded(text: str, *, strict: bool = False) -> Any:
+def parse_bounded_json(text: str, *, strict: bool = False) -> Any:
     """Parse JSON as Python does. Raises ValueError for syntax, and for what is too deep or has too many values.
 
     With `strict` repeated keys, NaN and Infinity are refused too.
     """
     brackets = text.count("[") + text.count("{")
-    if brackets + text.count(",") > _MOST_VALUES:
-        raise ValueError(f"has more than {_MOST_VALUES:,} values")
+    if brackets + text.count(",") > _MAX_VALUES:
+        raise ValueError(f"has more than {_MAX_VALUES:,} values")
     if strict:
-        return parse_json(text)
+        return parse_strict_json(text)
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
-    if brackets > DEEPEST and is_deep(value):
+    if brackets > MAX_DEPTH and is_nested_too_deeply(value):
         raise ValueError("is nested too deeply")
     return value

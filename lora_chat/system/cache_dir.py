@@ -17,15 +17,15 @@ def cache_dir(*parts: str) -> Path:
     Raises IntegrityError if the cache belongs to another user or others can write to it, because what it holds
     (bases, digests, encoded dialogues) is used without being made again.
     """
-    return _private(Path(platformdirs.user_cache_dir(_APPLICATION)), parts)
+    return _make_private_folder(Path(platformdirs.user_cache_dir(_APPLICATION)), parts)
 
 
 def config_dir(*parts: str) -> Path:
     """Return a folder inside the user's configuration folder, created and checked as `cache_dir` does."""
-    return _private(Path(platformdirs.user_config_dir(_APPLICATION)), parts)
+    return _make_private_folder(Path(platformdirs.user_config_dir(_APPLICATION)), parts)
 
 
-def _private(root: Path, parts: tuple[str, ...]) -> Path:
+def _make_private_folder(root: Path, parts: tuple[str, ...]) -> Path:
     if not root.is_absolute():  # the standard of XDG says so too
         raise IntegrityError(
             f"The folder {root} depends on the working directory, which may be a stranger's.\n"

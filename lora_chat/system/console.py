@@ -17,31 +17,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
 
-from lora_chat.system.sanitize import TextFilter, visible, visible_text
+from lora_chat.system.sanitize import TextFilter, sanitize_line, sanitize_text
 
 
-def megabytes(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes as people read them."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as short as it can be typed from here, on one line whatever its name holds."""
     try:
-        return visible(str(path.relative_to(Path.cwd())))
+        return sanitize_line(str(path.relative_to(Path.cwd())))
     except ValueError:
-        return visible(str(path))
+        return sanitize_line(str(path))
 
 
-def pasted(path: Path) -> str:
+def quote_path(path: Path) -> str:
     """Return a path as it is typed in a command; a name that strangers chose runs nothing when it is pasted."""
-    return shlex.quote(shown(path))
+    return shlex.quote(display_path(path))
 
 
 _GREEN, _PLAIN = "\033[1;32m", "\033[0m"
-_LONGEST_ERROR = 10_000
+_MAX_ERROR_CHARACTERS = 10_000
 """Characters of a message that are shown; longer ones lose their middle."""
-_BAR = re.compile(r"((?:[\r\n]|\033\[A)*)(.*?)(\r*)\Z", re.DOTALL)
+_CURSOR_MOVES = re.compile(r"((?:[\r\n]|\033\[A)*)(.*?)(\r*)\Z", re.DOTALL)
 """What progress bars of libraries write: they return to the beginning of a line, or go up, before and after a text."""
 
 
@@ -52,31 +52,31 @@ class Highlight:
     text: str
 
 
-Part = str | Highlight
+ResultPart = str | Highlight
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """Print a line on stderr for the person at the keyboard; stdout belongs to results."""
-    _write(sys.stderr, visible_text(text) + "\n")
+    _write(sys.stderr, sanitize_text(text) + "\n")
 
 
 def print_error(text: str, label: str = "Error: ") -> None:
     """Print an error on stderr; one without end, such as one that quotes a long name, loses its middle."""
-    if len(text) > _LONGEST_ERROR:
-        left, right = text[: _LONGEST_ERROR // 2], text[-_LONGEST_ERROR // 2 :]
-        text = f"{left} ... ({len(text) - _LONGEST_ERROR:,} characters left out) ... {right}"
-    say(label + text)
+    if len(text) > _MAX_ERROR_CHARACTERS:
+        left, right = text[: _MAX_ERROR_CHARACTERS // 2], text[-_MAX_ERROR_CHARACTERS // 2 :]
+        text = f"{left} ... ({len(text) - _MAX_ERROR_CHARACTERS:,} characters left out) ... {right}"
+    print_message(label + text)
 
 
-def print_result(text: str | Iterable[Part], end: str = "\n") -> None:
+def print_result(text: str | Iterable[ResultPart], end: str = "\n") -> None:
     """Print a result on stdout; only a Highlight has colours."""
     parts = [text] if isinstance(text, str) else text
-    _write(sys.stdout, "".join(map(_shown, parts)) + end)
+    _write(sys.stdout, "".join(map(_format_part, parts)) + end)
 
 
 def print_json(value: Any, indent: int | None = None) -> None:
     """Print JSON on stdout, in ASCII: no string in it can act on a terminal. NaN and infinities become null."""
-    _write(sys.stdout, json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, indent=indent) + "\n")
+    _write(sys.stdout, json.dumps(_replace_nonfinite(value), ensure_ascii=True, allow_nan=False, indent=indent) + "\n")
 
 
 class ReplyPrinter:
@@ -94,9 +94,9 @@ class ReplyPrinter:
         _write(sys.stdout, "\n")
 
 
-def guard_output() -> None:
+def filter_output() -> None:
     """Filter what libraries, warnings, loggers and uncaught exceptions print in this process from now on."""
-    sys.stdout, sys.stderr = _guarded(sys.stdout), _guarded(sys.stderr)
+    sys.stdout, sys.stderr = _filter_stream(sys.stdout), _filter_stream(sys.stderr)
     sys.excepthook = _print_exception
     threading.excepthook = _print_thread_exception
 
@@ -106,20 +106,20 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def terminal_errors() -> TextIO | None:
+def unfiltered_stderr() -> TextIO | None:
     """Return stderr without its filter, for a live display whose texts are filtered already."""
-    return _raw(sys.stderr)
+    return _unfiltered(sys.stderr)
 
 
-class _GuardedStream:
+class _FilteredStream:
     """A text stream that writes visible text, whoever writes to it."""
 
     def __init__(self, raw: TextIO) -> None:
         self.raw = raw
 
     def write(self, text: str) -> int:
-        before, said, behind = cast("re.Match[str]", _BAR.match(text)).groups()
-        _write(self.raw, before, visible_text(said), behind)
+        before, said, behind = cast("re.Match[str]", _CURSOR_MOVES.match(text)).groups()
+        _write(self.raw, before, sanitize_text(said), behind)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -130,18 +130,18 @@ class _GuardedStream:
         return getattr(self.raw, name)
 
 
-def _guarded(stream: TextIO | None) -> TextIO:
-    if stream is None or isinstance(stream, _GuardedStream):  # a program without a console has no streams
+def _filter_stream(stream: TextIO | None) -> TextIO:
+    if stream is None or isinstance(stream, _FilteredStream):  # a program without a console has no streams
         return cast("TextIO", stream)
-    return cast("TextIO", _GuardedStream(stream))
+    return cast("TextIO", _FilteredStream(stream))
 
 
-def _raw(stream: TextIO) -> TextIO | None:
-    return stream.raw if isinstance(stream, _GuardedStream) else stream
+def _unfiltered(stream: TextIO) -> TextIO | None:
+    return stream.raw if isinstance(stream, _FilteredStream) else stream
 
 
 def _write(stream: TextIO, *filtered: str) -> None:
-    raw = _raw(stream)
+    raw = _unfiltered(stream)
     if raw is None:
         return
     text = "".join(filtered)
@@ -152,10 +152,10 @@ def _write(stream: TextIO, *filtered: str) -> None:
     raw.flush()
 
 
-def _shown(part: Part) -> str:
+def _format_part(part: ResultPart) -> str:
     if isinstance(part, str):
-        return visible_text(part)
-    text = visible_text(part.text)
+        return sanitize_text(part)
+    text = sanitize_text(part.text)
     return f"{_GREEN}{text}{_PLAIN}" if _has_colours() else f"[[{text}]]"
 
 
@@ -165,13 +165,13 @@ def _has_colours() -> bool:
     return is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _replace_nonfinite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [_replace_nonfinite(inner) for inner in value]
     return value
 
 

@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lora_chat.errors import RecipeError
-from lora_chat.system.sanitize import visible
+from lora_chat.system.sanitize import sanitize_line
 
-_SHOWN = 200
+_MAX_SHOWN_CHARACTERS = 200
 _SECRET_NAME = re.compile(
     r"(^|_)(KEYS?|KEY_?ID|PWD|PW|PASS|PAT|PSK|SAS|SIG|OTP|PIN|O?AUTH|COOKIES?|CREDS?|NETRC)(_|\d|$)"
     r"|TOKEN(?!IZ)|PASSW|PASSPHRASE|SECRET|CREDENTIAL|API_?KEYS?|PRIVATE_?KEY|ACCESS_?KEY|KEYRING|WEBHOOK|KUBECONFIG"
@@ -26,8 +26,8 @@ _SECRET_VALUE = re.compile(
     r"|(?i:(password|passwd|pwd|secret|token|account_?key|api_?key)[\"']?\s*[=:])"
     r"|^[0-9a-fA-F]{32,}$"  # what random keys look like, and nothing that a worker needs
 )
-_SEARCH_PATHS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "PYTHONPATH")
-_FOLDERS = (
+_SEARCH_PATH_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "PYTHONPATH")
+_PATH_VARIABLES = (
     *("HOME", "USERPROFILE", "LOCALAPPDATA", "APPDATA", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),
     *("TMPDIR", "TEMP", "TMP", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ASSETS_CACHE", "HF_XET_CACHE"),
     *("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH", "TRANSFORMERS_CACHE"),
@@ -36,7 +36,7 @@ _FOLDERS = (
     *("SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC", "LORA_CHAT_LLAMA_CPP", "PYTHONPYCACHEPREFIX"),
 )
 """Variables that name a folder or file from which this program or a library of it reads what it believes."""
-_OFFLINE = {
+_WORKER_SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",  # the login that lies in a file
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -46,20 +46,22 @@ _OFFLINE = {
 }
 
 
-def worker_environment(folder: Path, keep: Iterable[str] = (), only: Iterable[str] | None = None) -> dict[str, str]:
+def worker_environment(
+    folder: Path, passed_variables: Iterable[str] = (), only: Iterable[str] | None = None
+) -> dict[str, str]:
     """Return the environment of a worker whose own folder is `folder`.
 
-    Names that match a pattern in `keep` pass unfiltered; `only` lists the names that may pass at all.
+    Names that match a pattern in `passed_variables` pass unfiltered; `only` lists the names that may pass at all.
     """
-    patterns, names = tuple(keep), None if only is None else set(only)
+    patterns, names = tuple(passed_variables), None if only is None else set(only)
     found = {
         name: value
         for name, value in os.environ.items()
         if any(fnmatchcase(name, pattern) for pattern in patterns)
-        or ((names is None or name in names) and not (_is_python(name) or is_secret(name, value)))
+        or ((names is None or name in names) and not (_is_python_variable(name) or is_secret(name, value)))
     }
     make_search_paths_absolute(found)
-    return {**found, **_OFFLINE, "PWD": str(folder), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))}
+    return {**found, **_WORKER_SETTINGS, "PWD": str(folder), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))}
 
 
 def is_secret(name: str, value: str) -> bool:
@@ -73,11 +75,11 @@ def make_search_paths_absolute(environment: MutableMapping[str, str]) -> list[st
     Returns the names of the variables that changed.
     """
     changed = []
-    for name in _SEARCH_PATHS:
+    for name in _SEARCH_PATH_VARIABLES:
         value = environment.get(name)
         if not value:
             continue  # an empty variable is ignored, except by old shells
-        kept = os.pathsep.join(absolute_elements(value))
+        kept = os.pathsep.join(list_absolute_elements(value))
         if kept != value:
             changed.append(name)
             if kept:
@@ -87,13 +89,13 @@ def make_search_paths_absolute(environment: MutableMapping[str, str]) -> list[st
     return changed
 
 
-def check_folders(environment: MutableMapping[str, str]) -> None:
+def check_path_variables(environment: MutableMapping[str, str]) -> None:
     """Remove empty settings that name a folder. Raises RecipeError for one that depends on the working directory.
 
     The working directory may be a stranger's, with a cache, a key or a login of the stranger in it. Some libraries
     take an empty variable for the working directory as well: with HF_HOME="" the hub's cache is `./hub`.
     """
-    for name in _FOLDERS:
+    for name in _PATH_VARIABLES:
         value = environment.get(name)
         if value is None:
             continue
@@ -101,15 +103,16 @@ def check_folders(environment: MutableMapping[str, str]) -> None:
             del environment[name]
         elif not Path(value).is_absolute() and not (name.startswith("HF_") and value.startswith("~")):
             raise RecipeError(
-                f"{name} is {visible(value, _SHOWN)}, which depends on the working directory. Give its full path: "
+                f"{name} is {sanitize_line(value, _MAX_SHOWN_CHARACTERS)}, which depends on the working directory. "
+                f"Give its full path: "
                 f'{name}="$PWD/..."'
             )
 
 
-def absolute_elements(value: str) -> list[str]:
+def list_absolute_elements(value: str) -> list[str]:
     """Return the elements of a search path that do not depend on the working directory."""
     return [element for element in value.split(os.pathsep) if element and Path(element).is_absolute()]
 
 
-def _is_python(name: str) -> bool:
+def _is_python_variable(name: str) -> bool:
     return name.upper().startswith("PYTHON")

@@ -57,7 +57,7 @@ def _cpu_description() -> tuple[str, set[str]]:
     return fields.get("model name") or platform.machine(), flags
 
 
-def free_memory() -> int:
+def free_memory_bytes() -> int:
     """Bytes that the machine, or the container, has left; swap counts. Elsewhere than on Linux, all that it has."""
     if not _MEMINFO.is_file():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0

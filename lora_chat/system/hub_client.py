@@ -14,17 +14,24 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lora_chat.errors import BaseUnavailableError, IntegrityError, LoraChatError, SpaceError
-from lora_chat.system.hub_answers import MOST_FILES, check_commit, check_revision, is_commit, is_revision, refuse
-from lora_chat.system.hub_cache import check_cached, check_snapshot, is_same
-from lora_chat.system.hub_pending import forget, is_compared, pending
+from lora_chat.errors import DiskFullError, IntegrityError, LoraChatError, UnavailableError
+from lora_chat.system.hub_answers import (
+    MAX_FILES,
+    check_commit,
+    check_revision,
+    is_commit_hash,
+    is_safe_revision,
+    refused_response,
+)
+from lora_chat.system.hub_cache import check_cached_file, check_snapshot, has_size_and_digest
+from lora_chat.system.hub_pending import clear_pending, is_download_verified, mark_pending
 from lora_chat.system.received_folder import check_received_folder
 
 if TYPE_CHECKING:
-    from lora_chat.system.hub_guard import Guard
+    from lora_chat.system.hub_guard import HubGuard
 
-Kind = Literal["model", "dataset"]
-_PATIENCE = 30.0  # seconds for the first answer; a network that swallows everything would wait for ever
+RepoType = Literal["model", "dataset"]
+_TIMEOUT_SECONDS = 30.0  # seconds for the first answer; a network that swallows everything would wait for ever
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class RemoteFile:
     """None where the hub keeps the file in git itself and lists no such hash."""
 
 
-class HubFailureError(BaseUnavailableError):
+class HubFailureError(UnavailableError):
     """The hub cannot be asked; the caller says what that means for the user."""
 
     def __init__(self, reason: Literal["name", "missing", "revision", "unreachable"], what: str) -> None:
@@ -45,27 +52,27 @@ class HubFailureError(BaseUnavailableError):
         self.reason, self.what = reason, what
 
 
-def find_commit(name: str, revision: str | None, kind: Kind) -> str:
-    """Return the commit to which a revision leads now. Raises HubFailureError or HubAnswerError."""
+def find_commit(name: str, revision: str | None, kind: RepoType) -> str:
+    """Return the commit to which a revision leads now. Raises HubFailureError or HubResponseError."""
     check_revision(revision)
-    with _asking():
+    with _hub_request():
         from huggingface_hub.hf_api import HfApi
 
         api = HfApi()
         ask = api.dataset_info if kind == "dataset" else api.model_info
-        found = ask(name, revision=revision, expand=["sha"], timeout=_PATIENCE)
-    return check_commit(found.sha, revision if is_commit(revision) else None)
+        found = ask(name, revision=revision, expand=["sha"], timeout=_TIMEOUT_SECONDS)
+    return check_commit(found.sha, revision if is_commit_hash(revision) else None)
 
 
-def list_files(name: str, commit: str, kind: Kind) -> dict[str, RemoteFile]:
-    """Return the files of a commit, by name. Raises HubFailureError or HubAnswerError."""
-    with _asking():
+def list_files(name: str, commit: str, kind: RepoType) -> dict[str, RemoteFile]:
+    """Return the files of a commit, by name. Raises HubFailureError or HubResponseError."""
+    with _hub_request():
         from huggingface_hub.hf_api import HfApi, RepoFile
 
         tree = HfApi().list_repo_tree(name, recursive=True, revision=commit, repo_type=kind)
-        entries = list(islice(tree, MOST_FILES + 1))
-    if len(entries) > MOST_FILES:
-        raise refuse(f"it lists more than {MOST_FILES:,} files")
+        entries = list(islice(tree, MAX_FILES + 1))
+    if len(entries) > MAX_FILES:
+        raise refused_response(f"it lists more than {MAX_FILES:,} files")
     return {
         entry.path: RemoteFile(entry.lfs.size if entry.lfs else entry.size, entry.lfs.sha256 if entry.lfs else None)
         for entry in entries
@@ -81,17 +88,17 @@ def find_snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> P
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    if not is_revision(revision):
+    if not is_safe_revision(revision):
         return None
     with suppress(LocalEntryNotFoundError, HFValidationError):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True))
         check_snapshot(folder, name, Path(constants.HF_HUB_CACHE))
         check_received_folder(folder)
-        return folder if is_compared(name, folder.name, "model", folder) else None
+        return folder if is_download_verified(name, folder.name, "model", folder) else None
     return None
 
 
-def find_cached(name: str, file: str, commit: str, kind: Kind) -> Path | None:
+def find_cached_file(name: str, file: str, commit: str, kind: RepoType) -> Path | None:
     """Return the cached file of a commit. Raises IntegrityError for a link that leads out of the cache."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -99,44 +106,45 @@ def find_cached(name: str, file: str, commit: str, kind: Kind) -> Path | None:
     if not isinstance(path, str):
         return None
     folder = Path(path).parents[file.count("/")]
-    return check_cached(folder, file)
+    return check_cached_file(folder, file)
 
 
-def download(
+def download_files(
     name: str,
     revision: str | None,
     commit: str,
     files: Mapping[str, RemoteFile],
-    kind: Kind = "model",
+    kind: RepoType = "model",
 ) -> Path:
     """Download listed files of a commit into the hub's cache, compare them with the listing, return their folder.
 
     `revision` is noted in the cache as leading to the commit.
-    Raises HubFailureError, HubAnswerError, IntegrityError, or SpaceError before anything is downloaded that cannot fit.
+    Raises HubFailureError, HubResponseError, IntegrityError, or DiskFullError before anything is downloaded that
+    cannot fit.
     """
     _check_space(name, commit, files, kind)
-    limits = {file: about.size for file, about in files.items()}
-    listing = {file: (about.size, about.sha256) for file, about in files.items()}
-    with pending(name, commit, kind, listing):
-        with _asking(limits, name, commit, kind):
+    limits = {file: listed_file.size for file, listed_file in files.items()}
+    listing = {file: (listed_file.size, listed_file.sha256) for file, listed_file in files.items()}
+    with mark_pending(name, commit, kind, listing):
+        with _hub_request(limits, name, commit, kind):
             from huggingface_hub import snapshot_download
 
             only = [glob.escape(file) for file in files]  # the library's own listing may name more
             folder = Path(snapshot_download(name, repo_type=kind, revision=revision or None, allow_patterns=only))
         if folder.name != commit:
             raise HubFailureError("unreachable", f"{name} has another commit than a moment before")
-        for file, about in files.items():
-            _compare(check_cached(folder, file), about, f"{file} of {name}")
-    forget(name, commit, kind, listing)
+        for file, listed_file in files.items():
+            _check_download(check_cached_file(folder, file), listed_file, f"{file} of {name}")
+    clear_pending(name, commit, kind, listing)
     return folder
 
 
 def fetch_file(name: str, file: str, commit: str, limit: int, folder: Path) -> bytes:
     """Return the bytes of one file of a model's repository, at most `limit` of them; `folder` is for scratch.
 
-    Raises HubFailureError, HubAnswerError, or IntegrityError for a file that is larger.
+    Raises HubFailureError, HubResponseError, or IntegrityError for a file that is larger.
     """
-    with _asking({file: limit}, name, commit, "model"):
+    with _hub_request({file: limit}, name, commit, "model"):
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(name, file, revision=commit, local_dir=folder))
@@ -145,17 +153,19 @@ def fetch_file(name: str, file: str, commit: str, limit: int, folder: Path) -> b
     return path.read_bytes()
 
 
-def upload(name: str, members: Mapping[str, bytes], stale: Collection[str], *, private: bool, message: str) -> str:
+def upload_files(
+    name: str, members: Mapping[str, bytes], stale: Collection[str], *, private: bool, message: str
+) -> str:
     """Send files in one commit, whose id is returned; `stale` ones are deleted in it if they are there.
 
-    The repository is made if it is not there. Raises HubFailureError or HubAnswerError.
+    The repository is made if it is not there. Raises HubFailureError or HubResponseError.
     """
-    with _asking():
+    with _hub_request():
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
         api = HfApi()
         api.create_repo(name, private=private or None, exist_ok=True)
-        there = set(islice(api.list_repo_files(name), MOST_FILES))
+        there = set(islice(api.list_repo_files(name), MAX_FILES))
         done = api.create_commit(
             name,
             [
@@ -168,21 +178,24 @@ def upload(name: str, members: Mapping[str, bytes], stale: Collection[str], *, p
 
 
 @contextmanager
-def _asking(
-    limits: Mapping[str, int] | None = None, name: str = "", commit: str | None = None, kind: Kind = "model"
-) -> Iterator["Guard"]:
+def _hub_request(
+    limits: Mapping[str, int] | None = None, name: str = "", commit: str | None = None, kind: RepoType = "model"
+) -> Iterator["HubGuard"]:
     """Turn what the hub's library raises into errors of ours; its own texts quote requests and answers.
 
     Only the files of `limits` may be downloaded, each up to its size in bytes.
     """
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-    from lora_chat.system.hub_guard import Expected, install_guard
+    from lora_chat.system.hub_guard import ExpectedFile, install_guard
 
     guard = install_guard()
     try:
-        guard.expect(
-            {_url(name, file, commit, kind): Expected(file, size, commit) for file, size in (limits or {}).items()}
+        guard.expect_files(
+            {
+                _file_url(name, file, commit, kind): ExpectedFile(file, size, commit)
+                for file, size in (limits or {}).items()
+            }
         )
         yield guard
     except LoraChatError:
@@ -192,37 +205,39 @@ def _asking(
     except RevisionNotFoundError as error:
         raise HubFailureError("revision", "it has no such revision") from error
     except Exception as error:  # every network library below has exceptions of its own
-        if ours := _refusal_in(error):
+        if ours := _find_refusal(error):
             raise ours from None
         status = getattr(getattr(error, "response", None), "status_code", None)
         what = f"{type(error).__name__}{f', status {status}' if status else ''}"
         if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
             raise HubFailureError("missing", what) from error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SpaceError(f"No space left to download {name}.\nFree some space, or set HF_HOME.") from error
+            raise DiskFullError(f"No space left to download {name}.\nFree some space, or set HF_HOME.") from error
         raise HubFailureError("unreachable", what) from error
     finally:
-        guard.expect({})
+        guard.expect_files({})
 
 
-def _check_space(name: str, commit: str, files: Mapping[str, RemoteFile], kind: Kind) -> None:
+def _check_space(name: str, commit: str, files: Mapping[str, RemoteFile], kind: RepoType) -> None:
     from huggingface_hub import constants
 
-    place = Path(constants.HF_HUB_CACHE).expanduser().absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if sum(about.size for about in files.values()) <= free:
+    existing_folder = Path(constants.HF_HUB_CACHE).expanduser().absolute()
+    while not existing_folder.exists() and existing_folder != existing_folder.parent:
+        existing_folder = existing_folder.parent
+    free = shutil.disk_usage(existing_folder).free
+    if sum(listed_file.size for listed_file in files.values()) <= free:
         return
-    needed = sum(about.size for file, about in files.items() if find_cached(name, file, commit, kind) is None)
+    needed = sum(
+        listed_file.size for file, listed_file in files.items() if find_cached_file(name, file, commit, kind) is None
+    )
     if needed > free:
-        raise SpaceError(
+        raise DiskFullError(
             f"No space left to download {name}: {needed / 1e9:,.1f} GB are needed, {free / 1e9:,.1f} GB are free.\n"
             "Free some space, or set HF_HOME."
         )
 
 
-def _refusal_in(error: BaseException) -> LoraChatError | None:
+def _find_refusal(error: BaseException) -> LoraChatError | None:
     """Return the refusal of the guard that the library wrapped, as it does for uploads."""
     cause, seen = error.__cause__ or error.__context__, 0
     while cause is not None and seen < 20:
@@ -232,23 +247,23 @@ def _refusal_in(error: BaseException) -> LoraChatError | None:
     return None
 
 
-def _url(name: str, file: str, commit: str | None, kind: Kind) -> str:
+def _file_url(name: str, file: str, commit: str | None, kind: RepoType) -> str:
     from huggingface_hub import hf_hub_url
 
     return hf_hub_url(name, file, repo_type=kind, revision=commit)
 
 
-def _compare(path: Path, about: RemoteFile, what: str) -> None:
+def _check_download(path: Path, listed_file: RemoteFile, what: str) -> None:
     """Delete a downloaded file that is not what the commit lists. Raises IntegrityError then."""
     try:
-        right = is_same(path, about.size, about.sha256)
+        is_intact = has_size_and_digest(path, listed_file.size, listed_file.sha256)
     except OSError as error:  # an interrupted download, while the hub does not answer
         raise HubFailureError("unreachable", f"{what} is not whole") from error
-    if right:
+    if is_intact:
         return
     blob = path.resolve()
     path.unlink(missing_ok=True)
-    blob.unlink(missing_ok=True)  # `check_cached` has seen that it lies in the cache
+    blob.unlink(missing_ok=True)  # `check_cached_file` has seen that it lies in the cache
     raise IntegrityError(
         f"{what} is not the file that the hub lists: its size or SHA-256 differs. It was deleted.\n"
         "Try again; if it stays so, the hub or a server between alters files."

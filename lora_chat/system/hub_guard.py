@@ -13,34 +13,37 @@ from typing import Any
 
 import httpx2
 
-from lora_chat.errors import BaseUnavailableError, IntegrityError
-from lora_chat.system.console import say
-from lora_chat.system.hub_answers import check_commit, check_etag, check_json, check_size, refuse
-from lora_chat.system.hub_origin import Origin, check_target, is_plain
-from lora_chat.system.sanitize import visible
+from lora_chat.errors import IntegrityError, UnavailableError
+from lora_chat.system.console import print_message
+from lora_chat.system.hub_answers import check_commit, check_etag, check_size, parse_checked_json, refused_response
+from lora_chat.system.hub_origin import Origin, check_redirect_target, is_unencrypted
+from lora_chat.system.sanitize import sanitize_line
 
-LARGEST_ANSWER = 32_000_000
+MAX_RESPONSE_BYTES = 32_000_000
 """Size of one answer of the hub's API, in bytes; a page of a listing has 0.3 MB."""
-LARGEST_OTHER = 1_000_000
+MAX_OTHER_BODY_BYTES = 1_000_000
 """Size of the body of a redirect, of an error, and of an answer to an upload, in bytes."""
-MOST_ANSWERS = 2_000
+MAX_RESPONSES = 2_000
 """Answers of the API in one operation, so that a listing has an end."""
-LARGEST_ANSWERS = 8 * LARGEST_ANSWER
+MAX_TOTAL_RESPONSE_BYTES = 8 * MAX_RESPONSE_BYTES
 """Size of all answers of the API in one operation, in bytes."""
-LONGEST_WAIT = 310
+MAX_RETRY_AFTER_SECONDS = 310
 """The longest `Retry-After` that is waited for, in seconds; the hub counts requests in windows of 300."""
-_MOST_REDIRECTS = 8
-_TRIES = 4  # a download that is resumed may send this many times its size in all
-_PATIENCE = 30.0  # seconds without a byte
-_UPLOAD_PATIENCE = 300.0  # the hub answers a commit after it has stored it
-_GRACE, _SLOWEST = 60.0, 4_000.0  # a body may take the grace, and from then on this many bytes a second on average
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_MAX_REDIRECTS = 8
+_MAX_DOWNLOAD_ATTEMPTS = 4  # a download that is resumed may send this many times its size in all
+_TIMEOUT_SECONDS = 30.0  # seconds without a byte
+_UPLOAD_TIMEOUT_SECONDS = 300.0  # the hub answers a commit after it has stored it
+_GRACE_SECONDS, _MIN_BYTES_PER_SECOND = (
+    60.0,
+    4_000.0,
+)  # a body may take the grace, and from then on this many bytes a second on average
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # Xet is another protocol with other hosts; the others are only shown, on the terminal.
-_UNUSED = ("x-xet-hash", "x-xet-refresh-route", "x-hf-warning", "content-disposition")
+_IGNORED_HEADERS = ("x-xet-hash", "x-xet-refresh-route", "x-hf-warning", "content-disposition")
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedFile:
     """A file that may be downloaded: at most `limit` bytes, of one commit."""
 
     name: str
@@ -48,56 +51,60 @@ class Expected:
     commit: str | None
 
 
-class Guard:
+class HubGuard:
     """The checks, with what is expected in the operation that is under way."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: dict[str, Expected] = {}
-        self._spent: dict[str, int] = {}
-        self._answers = self._answered = 0
+        self._files: dict[str, ExpectedFile] = {}
+        self._received_bytes: dict[str, int] = {}
+        self._response_count = self._response_bytes = 0
         self._warned = False
 
-    def expect(self, files: Mapping[str, Expected]) -> None:
+    def expect_files(self, files: Mapping[str, ExpectedFile]) -> None:
         """Begin an operation that may download files, given by their URL, and nothing else."""
         with self._lock:
             self._files = {str(httpx2.URL(url)): file for url, file in files.items()}
-            self._spent.clear()
-            self._answers = self._answered = 0
+            self._received_bytes.clear()
+            self._response_count = self._response_bytes = 0
 
     def check_request(self, request: httpx2.Request) -> None:
         """Refuse a target that is not allowed, and take the token away from every host but the endpoint."""
         endpoint = Origin.of_endpoint()
-        if not endpoint.is_of(request.url):
-            check_target(request.url, endpoint)
+        if not endpoint.is_same_origin(request.url):
+            check_redirect_target(request.url, endpoint)
             request.headers.pop("Authorization", None)
-        elif is_plain(request.url) and "Authorization" in request.headers:
-            raise BaseUnavailableError(
+        elif is_unencrypted(request.url) and "Authorization" in request.headers:
+            raise UnavailableError(
                 f"The token is not sent to {endpoint}: the connection is not encrypted, others could read it.\n"
                 "Set HF_ENDPOINT to an https:// address, or send no token: HF_HUB_DISABLE_IMPLICIT_TOKEN=1."
             )
-        elif is_plain(request.url) and not self._warned:
+        elif is_unencrypted(request.url) and not self._warned:
             self._warned = True
-            say(f"The connection to {endpoint} is not encrypted: others could read and alter what is downloaded.")
+            print_message(
+                f"The connection to {endpoint} is not encrypted: others could read and alter what is downloaded."
+            )
         if request.method in ("GET", "HEAD"):
             request.headers["Accept-Encoding"] = "identity"  # what is counted is what is written
         reads = request.method in ("GET", "HEAD")
-        longest = {"read": _PATIENCE if reads else _UPLOAD_PATIENCE}
+        longest = {"read": _TIMEOUT_SECONDS if reads else _UPLOAD_TIMEOUT_SECONDS}
         given = request.extensions.get("timeout") or {}
-        timeout = {kind: given.get(kind) or longest.get(kind, _PATIENCE) for kind in ("connect", "read", "write")}
+        timeout = {
+            kind: given.get(kind) or longest.get(kind, _TIMEOUT_SECONDS) for kind in ("connect", "read", "write")
+        }
         request.extensions = {**request.extensions, "timeout": {**timeout, "pool": given.get("pool")}}
 
     def check_response(self, response: httpx2.Response) -> None:
         """Refuse an odd answer before the library uses any of it, and bound what is read of its body."""
         request, headers = response.request, response.headers
         for name, value in headers.items():
-            if _CONTROL.search(value):
-                raise refuse(f"its header {visible(name, 40)} holds control characters")
-        for name in _UNUSED:
+            if _CONTROL_CHARACTERS.search(value):
+                raise refused_response(f"its header {sanitize_line(name, 40)} holds control characters")
+        for name in _IGNORED_HEADERS:
             headers.pop(name, None)
         if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-            raise refuse("it is compressed, which was not asked for")
-        _check_wait(response)
+            raise refused_response("it is compressed, which was not asked for")
+        _check_retry_after(response)
         file = self._files.get(str(request.url))
         if commit := headers.get("X-Repo-Commit"):
             check_commit(commit, file.commit if file else None)
@@ -105,32 +112,32 @@ class Guard:
             check_etag(tag)  # others are not used: those of the API are base64, with slashes
         # The library downloads from the Location of an answer to HEAD whatever its status is.
         if response.has_redirect_location or (request.method == "HEAD" and "Location" in headers):
-            self._follow(response, file)
-        self._bound(response, file)
+            self._check_redirect(response, file)
+        self._limit_body(response, file)
 
-    def _follow(self, response: httpx2.Response, file: Expected | None) -> None:
+    def _check_redirect(self, response: httpx2.Response, file: ExpectedFile | None) -> None:
         """Check where a redirect leads; what it leads to is the same file."""
         location = response.headers["Location"]
         if not location.isascii() or not location.isprintable():
-            raise refuse("its redirect leads to an address with odd characters")
+            raise refused_response("its redirect leads to an address with odd characters")
         try:
             target = response.request.url.join(location)
         except httpx2.InvalidURL as error:
-            raise refuse("its redirect leads to no address") from error
+            raise refused_response("its redirect leads to no address") from error
         endpoint = Origin.of_endpoint()
-        if not endpoint.is_of(target):
-            check_target(target, endpoint)
+        if not endpoint.is_same_origin(target):
+            check_redirect_target(target, endpoint)
         if file:
             with self._lock:
                 self._files[str(target)] = file
 
-    def _bound(self, response: httpx2.Response, file: Expected | None) -> None:
+    def _limit_body(self, response: httpx2.Response, file: ExpectedFile | None) -> None:
         """Bound the body by what is expected; an answer of the API is read and checked here."""
         request, headers = response.request, response.headers
         good = response.status_code < 300
         # A page of a listing may come from another host, a file from a path of the API (`/api/resolve-cache/`).
         api = good and file is None and (request.method == "GET" or Origin.of_endpoint().is_api(request.url))
-        limit = LARGEST_ANSWER if api else file.limit if file and good else LARGEST_OTHER
+        limit = MAX_RESPONSE_BYTES if api else file.limit if file and good else MAX_OTHER_BODY_BYTES
         what = file.name if file else ""
         if file and (linked := headers.get("X-Linked-Size")):
             _check_limit(check_size(linked, what), what, limit)
@@ -140,31 +147,31 @@ class Guard:
             return
         left = limit
         if file and good:
-            left = min(limit, _TRIES * limit + LARGEST_OTHER - self._spent.get(what, 0))
-        response.stream = _Counted(response.stream, self, what, left)
+            left = min(limit, _MAX_DOWNLOAD_ATTEMPTS * limit + MAX_OTHER_BODY_BYTES - self._received_bytes.get(what, 0))
+        response.stream = _BoundedStream(response.stream, self, what, left)
         if api:
-            self._check_api(response)
+            self._check_api_body(response)
 
-    def _check_api(self, response: httpx2.Response) -> None:
+    def _check_api_body(self, response: httpx2.Response) -> None:
         body = response.read()
         with self._lock:
-            self._answers += 1
-            self._answered += len(body)
-        if self._answers > MOST_ANSWERS or self._answered > LARGEST_ANSWERS:
-            raise refuse("its listing has no end")
+            self._response_count += 1
+            self._response_bytes += len(body)
+        if self._response_count > MAX_RESPONSES or self._response_bytes > MAX_TOTAL_RESPONSE_BYTES:
+            raise refused_response("its listing has no end")
         if response.request.method == "GET" or body[:1] in (b"{", b"["):
-            check_json(body)
+            parse_checked_json(body)
 
-    def count(self, name: str, received: int) -> None:
+    def add_received_bytes(self, name: str, received: int) -> None:
         """Note bytes of a file that came, over all tries."""
         with self._lock:
-            self._spent[name] = self._spent.get(name, 0) + received
+            self._received_bytes[name] = self._received_bytes.get(name, 0) + received
 
 
-class _Counted(httpx2.SyncByteStream):
+class _BoundedStream(httpx2.SyncByteStream):
     """A body that ends with an error where it is longer or slower than allowed."""
 
-    def __init__(self, stream: Any, guard: Guard, what: str, limit: int) -> None:
+    def __init__(self, stream: Any, guard: HubGuard, what: str, limit: int) -> None:
         self._stream, self._guard, self._what, self._limit = stream, guard, what, limit
         self.elapsed: Any = None
 
@@ -172,12 +179,13 @@ class _Counted(httpx2.SyncByteStream):
         received, begun = 0, time.monotonic()
         for chunk in self._stream:
             received += len(chunk)
-            self._guard.count(self._what, len(chunk))
+            self._guard.add_received_bytes(self._what, len(chunk))
             _check_limit(received, self._what, self._limit, "or more ")
             seconds = time.monotonic() - begun
-            if seconds > _GRACE + received / _SLOWEST:
-                raise BaseUnavailableError(
-                    f"The hub sends {visible(self._what, 80)} too slowly: {received:,} bytes in {seconds:.0f} s.\n"
+            if seconds > _GRACE_SECONDS + received / _MIN_BYTES_PER_SECOND:
+                raise UnavailableError(
+                    f"The hub sends {sanitize_line(self._what, 80)} too slowly: {received:,} bytes in {seconds:.0f} "
+                    f"s.\n"
                     "Try again later, or name a local folder or files."
                 )
             yield chunk
@@ -191,14 +199,14 @@ def _check_limit(size: int, what: str, limit: int, more: str = "") -> None:
     if size <= max(limit, 0):
         return
     if not what:
-        raise refuse(f"it has {size:,} {more}bytes; {limit:,} are allowed")
+        raise refused_response(f"it has {size:,} {more}bytes; {limit:,} are allowed")
     raise IntegrityError(
-        f"{visible(what, 80)} from the hub has {size:,} {more}bytes; {limit:,} are allowed.\n"
+        f"{sanitize_line(what, 80)} from the hub has {size:,} {more}bytes; {limit:,} are allowed.\n"
         "Nothing of it was kept. Check HF_ENDPOINT, or name a local folder or files."
     )
 
 
-def _check_wait(response: httpx2.Response) -> None:
+def _check_retry_after(response: httpx2.Response) -> None:
     """Refuse to sleep for hours because an answer asks for it; a wait that cannot be read is no wait."""
     if response.status_code < 400:
         return
@@ -206,18 +214,18 @@ def _check_wait(response: httpx2.Response) -> None:
     if response.status_code == 429:
         asked += re.findall(r"\bt\s*=\s*(\d+)", response.headers.get("RateLimit", ""))
     for seconds in asked:
-        if seconds.isdigit() and (len(seconds) > 9 or int(seconds) > LONGEST_WAIT):
-            raise BaseUnavailableError(
-                f"The hub answers nothing now and asks to wait for {visible(seconds, 20)} s (status "
+        if seconds.isdigit() and (len(seconds) > 9 or int(seconds) > MAX_RETRY_AFTER_SECONDS):
+            raise UnavailableError(
+                f"The hub answers nothing now and asks to wait for {sanitize_line(seconds, 20)} s (status "
                 f"{response.status_code}).\nTry again later."
             )
 
 
-_GUARD = Guard()
+_GUARD = HubGuard()
 _INSTALLED = threading.Event()
 
 
-def install_guard() -> Guard:
+def install_guard() -> HubGuard:
     """Return the guard of this process; all requests of huggingface_hub pass it from the first call on."""
     if not _INSTALLED.is_set():
         from huggingface_hub import constants, set_client_factory
@@ -232,7 +240,7 @@ def _make_client() -> httpx2.Client:
     from huggingface_hub.utils._http import default_client_factory
 
     client = default_client_factory()
-    client.max_redirects = _MOST_REDIRECTS
+    client.max_redirects = _MAX_REDIRECTS
     hooks = client.event_hooks
     client.event_hooks = {
         "request": [*hooks.get("request", []), _GUARD.check_request],

@@ -6,10 +6,10 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from lora_chat.system.hub_answers import refuse
-from lora_chat.system.sanitize import visible
+from lora_chat.system.hub_answers import refused_response
+from lora_chat.system.sanitize import sanitize_line
 
-_PORTS = {"http": 80, "https": 443}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Origin:
         from huggingface_hub import constants
 
         url = urlsplit(constants.ENDPOINT)
-        return cls(url.scheme, (url.hostname or "").lower(), url.port or _PORTS.get(url.scheme, 0), url.path)
+        return cls(url.scheme, (url.hostname or "").lower(), url.port or _DEFAULT_PORTS.get(url.scheme, 0), url.path)
 
-    def is_of(self, url: httpx2.URL) -> bool:
+    def is_same_origin(self, url: httpx2.URL) -> bool:
         """Return whether a URL has this origin: the same scheme, host and port."""
-        return (url.scheme, url.host.lower(), url.port or _PORTS.get(url.scheme, 0)) == (
+        return (url.scheme, url.host.lower(), url.port or _DEFAULT_PORTS.get(url.scheme, 0)) == (
             self.scheme,
             self.host,
             self.port,
@@ -40,32 +40,32 @@ class Origin:
     def is_api(self, url: httpx2.URL) -> bool:
         """Return whether a URL is one of the API's, whose answers are JSON."""
         path = url.path.removeprefix(self.path)
-        return self.is_of(url) and (path.startswith("/api/") or path.endswith("/info/lfs/objects/batch"))
+        return self.is_same_origin(url) and (path.startswith("/api/") or path.endswith("/info/lfs/objects/batch"))
 
     def __str__(self) -> str:
-        return visible(f"{self.scheme}://{self.host}:{self.port}", 80)
+        return sanitize_line(f"{self.scheme}://{self.host}:{self.port}", 80)
 
 
-def is_plain(url: httpx2.URL) -> bool:
+def is_unencrypted(url: httpx2.URL) -> bool:
     """Return whether others can read what is sent to a URL: neither encrypted nor this machine."""
     return url.scheme != "https" and not _is_loopback(url.host)
 
 
-def check_target(url: httpx2.URL, endpoint: Origin) -> None:
-    """Raise HubAnswerError for a URL off the endpoint that is not https to a public host.
+def check_redirect_target(url: httpx2.URL, endpoint: Origin) -> None:
+    """Raise HubResponseError for a URL off the endpoint that is not https to a public host.
 
     An endpoint on this machine (a stand-in, a local mirror) may also lead to another port of the same host.
     """
-    where = visible(f"{url.scheme}://{url.host}", 80)
+    where = sanitize_line(f"{url.scheme}://{url.host}", 80)
     if url.userinfo:
-        raise refuse(f"it leads to {where} with a password in the address")
+        raise refused_response(f"it leads to {where} with a password in the address")
     here = endpoint.scheme == "http" and _is_loopback(endpoint.host)
     if here and url.scheme == "http" and url.host.lower() == endpoint.host:
         return
     if url.scheme != "https":
-        raise refuse(f"it leads to {where}, which is not https")
-    if _is_inside(url.host):
-        raise refuse(f"it leads to {where}, inside this machine or its network")
+        raise refused_response(f"it leads to {where}, which is not https")
+    if _is_local_address(url.host):
+        raise refused_response(f"it leads to {where}, inside this machine or its network")
 
 
 def _is_loopback(host: str) -> bool:
@@ -75,7 +75,7 @@ def _is_loopback(host: str) -> bool:
         return host.lower().rstrip(".") == "localhost"
 
 
-def _is_inside(host: str) -> bool:
+def _is_local_address(host: str) -> bool:
     """Whether a host is this machine or link-local: services there answer to whoever asks."""
     try:
         address = ipaddress.ip_address(host.strip("[]"))

@@ -9,7 +9,7 @@ import os
 import sys
 
 
-def leave_out_working_directory() -> None:
+def remove_working_directory() -> None:
     """Remove the elements of `sys.path` that are relative, or that come from a relative element of PYTHONPATH."""
     given = [] if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "").split(os.pathsep)
     chosen = {os.path.abspath(element) for element in given if os.path.isabs(element)}  # noqa: PTH100, PTH117
@@ -23,12 +23,12 @@ def leave_out_working_directory() -> None:
     ]
 
 
-def leave_out_compiled_files() -> None:
+def ignore_relative_pycache_prefix() -> None:
     """Take no compiled modules from a folder that depends on the working directory (PYTHONPYCACHEPREFIX)."""
     if sys.pycache_prefix is not None and not os.path.isabs(sys.pycache_prefix):  # noqa: PTH117
         sys.pycache_prefix = None
 
 
-leave_out_working_directory()
-leave_out_compiled_files()
+remove_working_directory()
+ignore_relative_pycache_prefix()
 os.environ["PYTHONSAFEPATH"] = "1"  # for interpreters that libraries start with `python -c` or `python -m`

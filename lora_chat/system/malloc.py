@@ -6,7 +6,7 @@ import platform
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
-def keep_memory(size: int = 2**31 - 1) -> None:
+def keep_freed_memory(size: int = 2**31 - 1) -> None:
     """Let glibc keep freed blocks: it maps and clears large ones afresh for every operation otherwise."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -20,12 +20,12 @@ def trim_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def give_memory_back() -> None:
+def release_freed_memory() -> None:
     """Have large blocks that are freed, from 2 MB on, go back at once: those that are never reused only leave holes.
 
     So it is with growing caches, and where a model's layers are replaced one by one. By itself glibc learns, from the
     first large block that is freed, to keep the next ones.
     """
     if platform.libc_ver()[0] == "glibc":
-        keep_memory(2**21)
+        keep_freed_memory(2**21)
         trim_memory()

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_chat.system.hardware import free_memory
+from lora_chat.system.hardware import free_memory_bytes
 
 # The last is what oneDNN says of a scratchpad that it could not allocate.
-_TEXTS = (
+_OUT_OF_MEMORY_TEXTS = (
     "out of memory",
     "allocate memory",
     "not enough memory",
@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _TEXTS)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY_TEXTS)
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def limited_memory() -> Iterator[None]:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _data_size() + free_memory()
+    limit = _data_bytes() + free_memory_bytes()
     limits = [size for size in (limit, soft, hard) if size != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
     try:
@@ -45,7 +45,7 @@ def limited_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _data_size() -> int:
+def _data_bytes() -> int:
     """Bytes of this process that RLIMIT_DATA counts (getrlimit(2), proc(5))."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmData:")).split()[1])

@@ -1,6 +1,6 @@
 """Peak memory of the process or of the GPU."""
 
-from lora_chat.system.process_limits import peak_process_memory
+from lora_chat.system.process_limits import peak_process_bytes
 
 
 def peak_memory_bytes() -> int:
@@ -9,10 +9,10 @@ def peak_memory_bytes() -> int:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return peak_process_memory()
+    return peak_process_bytes()
 
 
-def peak_held_bytes() -> int:
+def peak_reserved_bytes() -> int:
     """Most memory taken of the device so far, with what its driver holds and what lies between blocks."""
     import torch
 

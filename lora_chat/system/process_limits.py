@@ -14,31 +14,31 @@ except ImportError:  # Windows: the time limit works without it
     _resource = None  # type: ignore[assignment]
 
 
-def forbid_files() -> None:
+def forbid_file_writes() -> None:
     """Let this process write no file and leave no core dump from now on."""
     for name in ("RLIMIT_FSIZE", "RLIMIT_CORE"):
-        _lower(name, 0)
+        _set_soft_limit(name, 0)
 
 
 @contextmanager
-def limited(seconds: float, memory: int, start: int) -> Iterator[None]:
+def time_and_memory_limit(seconds: float, memory: int, start: int) -> Iterator[None]:
     """End this process if the block takes more than so many seconds; raise MemoryError beyond `memory` bytes.
 
     `memory` counts on top of `start` bytes of address space. The watch is a thread in C, so it also ends a process
     that is inside one long operation of the interpreter, and it needs no parent process that is still there.
     """
-    _lower_memory(start + memory)
-    _lower_processor(seconds)
+    _limit_memory(start + memory)
+    _limit_cpu_time(seconds)
     with Path(os.devnull).open("w") as nowhere:
         faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         try:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-            _lower_memory(None)
+            _limit_memory(None)
 
 
-def address_space() -> int:
+def address_space_bytes() -> int:
     """Return the bytes of address space in use; 0 if the system does not tell."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -46,7 +46,7 @@ def address_space() -> int:
         return 0
 
 
-def peak_process_memory() -> int:
+def peak_process_bytes() -> int:
     """Return the most bytes of memory that this process has had; 0 if the system does not tell."""
     ask = getattr(_resource, "getrusage", None)
     if ask is None:
@@ -55,22 +55,22 @@ def peak_process_memory() -> int:
     return int(ask(_resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
-def _lower_memory(most: int | None) -> None:
+def _limit_memory(maximum: int | None) -> None:
     for name in ("RLIMIT_AS", "RLIMIT_DATA"):
-        _lower(name, most)
+        _set_soft_limit(name, maximum)
 
 
-def _lower_processor(seconds: float) -> None:
+def _limit_cpu_time(seconds: float) -> None:
     """Bound the processor time from here on, should the watch fail."""
-    _lower("RLIMIT_CPU", int(time.process_time() + seconds) + 2)
+    _set_soft_limit("RLIMIT_CPU", int(time.process_time() + seconds) + 2)
 
 
-def _lower(name: str, most: int | None) -> None:
+def _set_soft_limit(name: str, maximum: int | None) -> None:
     """Set a soft limit within the hard one; None: as high as that allows."""
     limit = getattr(_resource, name, None)
     if limit is None:
         return
     with suppress(ValueError, OSError):  # macOS knows some limits by name only
         _, hard = _resource.getrlimit(limit)
-        wanted = hard if most is None else most if hard == _resource.RLIM_INFINITY else min(most, hard)
+        wanted = hard if maximum is None else maximum if hard == _resource.RLIM_INFINITY else min(maximum, hard)
         _resource.setrlimit(limit, (wanted, hard))

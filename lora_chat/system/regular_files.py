@@ -7,12 +7,12 @@ from pathlib import Path
 
 from lora_chat.errors import IntegrityError
 
-_PRIVATE = 0o600
-_LINK = {errno.ELOOP, errno.EMLINK}
+_PRIVATE_FILE_MODE = 0o600
+_LINK_ERRNOS = {errno.ELOOP, errno.EMLINK}
 """What systems answer to O_NOFOLLOW at a link; FreeBSD says EMLINK."""
 
 
-def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = False) -> int:
+def open_regular_file(path: Path, flags: int = os.O_RDONLY, *, follow: bool = False) -> int:
     """Open a regular file and return its descriptor; a file that is created is readable by its owner alone.
 
     With `follow` a link at the last component is followed. Raises IntegrityError for a link, FIFO, socket, device or
@@ -24,11 +24,11 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = False) 
         flags |= getattr(os, "O_NOFOLLOW", 0)
         _refuse_link(path)
     try:
-        handle = os.open(path, flags, _PRIVATE)
+        handle = os.open(path, flags, _PRIVATE_FILE_MODE)
     except IsADirectoryError:
         raise IntegrityError(f"{path} is a folder, not a file.") from None
     except OSError as error:
-        if error.errno in _LINK and not follow:
+        if error.errno in _LINK_ERRNOS and not follow:
             raise _link_error(path) from error
         if error.errno == errno.ENXIO:  # a socket, or a FIFO opened for writing that nobody reads
             raise IntegrityError(f"{path} is not a regular file. Delete it.") from error
@@ -36,14 +36,14 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = False) 
     try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
-            raise IntegrityError(f"{path} is {kind_of(mode)}, not a regular file.")
+            raise IntegrityError(f"{path} is {describe_file_type(mode)}, not a regular file.")
     except BaseException:
         os.close(handle)
         raise
     return handle
 
 
-def kind_of(mode: int) -> str:
+def describe_file_type(mode: int) -> str:
     """Name the kind of a file by its mode, with an article."""
     kinds = {
         stat.S_IFLNK: "a symbolic link",

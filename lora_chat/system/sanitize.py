@@ -8,7 +8,7 @@ _SELECTORS = frozenset(
     [*map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0xE0100, 0xE01F0)), "\u180b", "\u180c", "\u180d", "\u180f"]
 )
 """Variation selectors: they choose between two looks of the character before them."""
-_BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
+_INVISIBLE_CHARACTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
 """Letters and marks that look like nothing; Unicode does not class them as format characters."""
 _KEYCAPS = frozenset("0123456789#*")
 _BASE, _KEYCAP, _SELECTOR, _OTHER = "base", "keycap", "selector", "other"
@@ -21,8 +21,8 @@ class TextFilter:
     joiners and variation selectors depend on the character before them, which is remembered.
     """
 
-    def __init__(self, *, kept: str = "\n\t", joiners: bool = True) -> None:
-        self._kept = frozenset(kept)
+    def __init__(self, *, allowed: str = "\n\t", joiners: bool = True) -> None:
+        self._allowed = frozenset(allowed)
         self._joiners = joiners
         self._before = _OTHER
 
@@ -32,9 +32,9 @@ class TextFilter:
             if text:
                 self._before = _KEYCAP if text[-1] in _KEYCAPS else _OTHER
             return text
-        return "".join(map(self._shown, text))
+        return "".join(map(self._escape, text))
 
-    def _shown(self, character: str) -> str:
+    def _escape(self, character: str) -> str:
         before, self._before = self._before, _OTHER
         if character in _JOINERS:
             if self._joiners and before in (_BASE, _SELECTOR):
@@ -43,26 +43,26 @@ class TextFilter:
             if before in (_BASE, _KEYCAP):
                 self._before = _SELECTOR
                 return character
-        elif character in self._kept or unicodedata.category(character) == "Zs":
+        elif character in self._allowed or unicodedata.category(character) == "Zs":
             return character
-        elif character.isprintable() and character not in _BLANKS:
+        elif character.isprintable() and character not in _INVISIBLE_CHARACTERS:
             self._before = _BASE if not character.isascii() else _KEYCAP if character in _KEYCAPS else _OTHER
             return character
         # Cc control, Cf format (direction marks among them), Cs half pairs, Co private, Zl and Zp separators.
         return character.encode("unicode_escape").decode("ascii")
 
 
-def visible(text: str, limit: int | None = None) -> str:
+def sanitize_line(text: str, limit: int | None = None) -> str:
     """Control characters as escapes, line feeds as such escapes too; cut to `limit` characters."""
     cut = text if limit is None or len(text) <= limit else text[: limit - 3] + "..."
-    return TextFilter(kept="", joiners=False).feed(cut)
+    return TextFilter(allowed="", joiners=False).feed(cut)
 
 
-def visible_lines(text: str) -> str:
+def sanitize_lines(text: str) -> str:
     """The same, with its line feeds."""
-    return TextFilter(kept="\n", joiners=False).feed(text)
+    return TextFilter(allowed="\n", joiners=False).feed(text)
 
 
-def visible_text(text: str) -> str:
+def sanitize_text(text: str) -> str:
     """The same, with its line feeds, tabs, and the joiners without which some scripts cannot be written."""
     return TextFilter().feed(text)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.system.sanitize import visible
+from lora_chat.system.sanitize import sanitize_line
 
 _UNKNOWN_USER = 65534
 """What a container shows for users that it does not know."""
@@ -27,14 +27,14 @@ def is_open_to_all(folder: Path) -> bool:
     return not found.st_mode & stat.S_ISVTX or found.st_uid not in (os.geteuid(), 0, _UNKNOWN_USER)
 
 
-def check_run_place(folder: Path) -> None:
+def check_run_location(folder: Path) -> None:
     """Raise RecipeError if any user could put another folder in the place of a run's, which is written for hours.
 
     `folder` is the run's, made with mode 0700; on a file system without modes nothing can be known.
     """
     if folder.stat().st_mode & 0o077 or not is_open_to_all(folder.parent):
         return
-    where = visible(str(folder.parent))
+    where = sanitize_line(str(folder.parent))
     raise RecipeError(
         f"Any user can rename folders in {where}, and have the run written elsewhere.\n"
         f"Close it: chmod +t {where}\nOr choose a folder in it: --set output.directory={where}/runs"
@@ -42,7 +42,7 @@ def check_run_place(folder: Path) -> None:
 
 
 @contextmanager
-def pinned(folder: Path) -> Iterator[Path]:
+def pinned_folder(folder: Path) -> Iterator[Path]:
     """Give a path that leads to this very folder during the block, whatever is renamed meanwhile.
 
     It is the folder's own path where no other user can rename it or a folder above it, and on systems without /proc.
@@ -52,15 +52,15 @@ def pinned(folder: Path) -> Iterator[Path]:
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        path = _path_of(handle)
+        path = _descriptor_path(handle)
         yield folder if path is None else path
     finally:
         os.close(handle)
 
 
 @contextmanager
-def pinned_new(folder: Path) -> Iterator[Path]:
-    """As `pinned`, for a folder that this process has just made; `folder` lies in a pinned one.
+def pinned_new_folder(folder: Path) -> Iterator[Path]:
+    """As `pinned_folder`, for a folder that this process has just made; `folder` lies in a pinned one.
 
     Raises IntegrityError if somebody has put another in its place already.
     """
@@ -70,12 +70,12 @@ def pinned_new(folder: Path) -> Iterator[Path]:
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise _replaced(folder) from error
+        raise _replaced_error(folder) from error
     try:
         found = os.fstat(handle)
         if found.st_uid != os.geteuid() or os.listdir(handle):  # noqa: PTH208
-            raise _replaced(folder)
-        path = _path_of(handle)
+            raise _replaced_error(folder)
+        path = _descriptor_path(handle)
         yield folder if path is None else path
     finally:
         os.close(handle)
@@ -89,7 +89,7 @@ def _can_be_replaced(folder: Path) -> bool:
     return any(is_open_to_all(place) for place in (real, *real.parents))
 
 
-def _path_of(handle: int) -> Path | None:
+def _descriptor_path(handle: int) -> Path | None:
     path = Path(f"/proc/{os.getpid()}/fd/{handle}")
     try:
         return path if os.path.samestat(path.stat(), os.fstat(handle)) else None
@@ -97,8 +97,8 @@ def _path_of(handle: int) -> Path | None:
         return None
 
 
-def _replaced(folder: Path) -> IntegrityError:
+def _replaced_error(folder: Path) -> IntegrityError:
     return IntegrityError(
-        f"Somebody replaced {visible(str(folder))} while it was being made; nothing was kept.\n"
+        f"Somebody replaced {sanitize_line(str(folder))} while it was being made; nothing was kept.\n"
         "Choose another folder, or close the one above it: chmod o-w FOLDER"
     )

@@ -5,36 +5,38 @@ from typing import Any
 
 import yaml
 
-LARGEST_RECIPE = 500_000
+MAX_RECIPE_CHARACTERS = 500_000
 """Length of a recipe, in characters."""
-LARGEST_CARD = 2_000_000
+MAX_CARD_CHARACTERS = 2_000_000
 """Length of the YAML at the beginning of a card, in characters."""
-DEEPEST = 40
+MAX_DEPTH = 40
 """Lists and mappings inside one another."""
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
-_FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def compose_strict(text: str, largest: int = LARGEST_RECIPE, loader: Any = yaml.SafeLoader) -> yaml.Node | None:
+def compose_strict(
+    text: str, max_characters: int = MAX_RECIPE_CHARACTERS, loader: Any = yaml.SafeLoader
+) -> yaml.Node | None:
     """Return YAML text as nodes, or None for an empty text; its events are checked before any node is made.
 
     Raises yaml.YAMLError for syntax, aliases and anchors (a few can stand for more than memory holds), tags that are
     not YAML's own, several documents, and text that is too long or nested too deeply.
     """
-    if len(text) > largest:
-        raise yaml.YAMLError(f"it has {len(text):,} characters; {largest:,} are allowed")
+    if len(text) > max_characters:
+        raise yaml.YAMLError(f"it has {len(text):,} characters; {max_characters:,} are allowed")
     depth = documents = 0
     for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise _marked("aliases (& and *) are not allowed", event)
+            raise _yaml_error("aliases (& and *) are not allowed", event)
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
-                raise _marked("a second document is not allowed", event)
+                raise _yaml_error("a second document is not allowed", event)
         elif isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            if depth > DEEPEST:
-                raise _marked("nested too deeply", event)
+            if depth > MAX_DEPTH:
+                raise _yaml_error("nested too deeply", event)
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
     return yaml.compose(text, Loader=loader)
@@ -49,7 +51,7 @@ def read_front_matter(text: str) -> dict[str, Any]:
     if not found:
         return {}
     try:
-        root = compose_strict(found["yaml"], LARGEST_CARD, _FAST)
+        root = compose_strict(found["yaml"], MAX_CARD_CHARACTERS, _FAST_LOADER)
         if root is None:
             return {}
         _check_keys(root)
@@ -71,17 +73,17 @@ def read_front_matter(text: str) -> dict[str, Any]:
 def _check_keys(node: yaml.Node) -> None:
     pending = [node]
     while pending:
-        one = pending.pop()
-        if isinstance(one, yaml.MappingNode):
-            keys = [key.value for key, _ in one.value if isinstance(key, yaml.ScalarNode)]
-            if len(keys) != len(one.value):
-                raise _marked("keys are plain words", one)
+        current_node = pending.pop()
+        if isinstance(current_node, yaml.MappingNode):
+            keys = [key.value for key, _ in current_node.value if isinstance(key, yaml.ScalarNode)]
+            if len(keys) != len(current_node.value):
+                raise _yaml_error("keys are plain words", current_node)
             if len(set(keys)) != len(keys):
-                raise _marked("a key is given twice", one)
-            pending += [value for _, value in one.value]
-        elif isinstance(one, yaml.SequenceNode):
-            pending += one.value
+                raise _yaml_error("a key is given twice", current_node)
+            pending += [value for _, value in current_node.value]
+        elif isinstance(current_node, yaml.SequenceNode):
+            pending += current_node.value
 
 
-def _marked(problem: str, at: Any) -> yaml.MarkedYAMLError:
+def _yaml_error(problem: str, at: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from lora_chat.errors import RecipeError
 
-_SHOWN = 100
+_MAX_SHOWN_CHARACTERS = 100
 
 
-def user_path(text: str | Path, where: str = "") -> Path:
+def expand_user_path(text: str | Path, where: str = "") -> Path:
     """Return a path with `~` and `~name` replaced. Raises RecipeError, beginning with `where`, for what is no path."""
     try:
         path = Path(text).expanduser()
@@ -17,5 +17,7 @@ def user_path(text: str | Path, where: str = "") -> Path:
             os.lstat(path)  # refuses zero bytes and names that are too long
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(getattr(error, "strerror", None) or error).rstrip(".")
-        raise RecipeError(f"{where}{str(text)[:_SHOWN]!a} is no path that can be used: {reason}.") from error
+        raise RecipeError(
+            f"{where}{str(text)[:_MAX_SHOWN_CHARACTERS]!a} is no path that can be used: {reason}."
+        ) from error
     return path

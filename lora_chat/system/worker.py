@@ -22,14 +22,14 @@ from pathlib import Path
 
 from lora_chat.system.environment import worker_environment
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-_START = Path(__file__).resolve().with_name("worker_start.py")
+_PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
+_START_SCRIPT = Path(__file__).resolve().with_name("worker_start.py")
 _LIBRARIES = ("torch", "transformers", "lora_chat")
 """Modules whose place tells whether the user's site folder is needed."""
-_SECONDS_AT_LEAST = 900
+_MIN_TIMEOUT_SECONDS = 900
 _BYTES_PER_SECOND = 2_000_000
 """Slowest pace at which a worker gets through its files."""
-_SECONDS_TO_END = 5
+_PIPE_TIMEOUT_SECONDS = 5
 """Seconds until the pipes of a killed worker are closed."""
 
 
@@ -42,7 +42,7 @@ class WorkerResult:
     stdout: str
     stderr: str
 
-    def last_words(self, count: int = 8) -> str:
+    def stderr_tail(self, count: int = 8) -> str:
         """Return the last lines of stderr that are not empty."""
         return "\n".join([line for line in self.stderr.splitlines() if line.strip()][-count:])
 
@@ -52,26 +52,26 @@ def run_worker(
     arguments: Sequence[str] = (),
     *,
     timeout: float,
-    given: str = "",
-    keep: Iterable[str] = (),
+    stdin: str = "",
+    passed_variables: Iterable[str] = (),
     memory: int | None = None,
 ) -> WorkerResult:
     """Run a module (a name) or a script (a path) in an isolated child interpreter and wait for its end.
 
-    Paths among the arguments must be absolute. `timeout` is in seconds; `given` is its stdin. `keep` names environment
-    variables (patterns such as `PIP_*`) that it gets although they may hold secrets. `memory` limits its address space,
-    in bytes.
+    Paths among the arguments must be absolute. `timeout` is in seconds; `stdin` is its stdin. `passed_variables`
+    names environment variables (patterns such as `PIP_*`) that it gets although they may hold secrets. `memory`
+    limits its address space, in bytes.
     """
     with (
         tempfile.TemporaryDirectory(prefix="lora-chat-", ignore_cleanup_errors=True) as folder,
-        start_worker(code, arguments, folder=Path(folder), keep=keep, memory=memory) as process,
+        start_worker(code, arguments, folder=Path(folder), passed_variables=passed_variables, memory=memory) as process,
     ):
         try:
-            stdout, stderr = process.communicate(given.encode(), timeout=timeout)
+            stdout, stderr = process.communicate(stdin.encode(), timeout=timeout)
         except subprocess.TimeoutExpired:
             kill_worker(process)
             with suppress(subprocess.TimeoutExpired):  # a process that left the group may keep the pipes
-                process.communicate(timeout=_SECONDS_TO_END)
+                process.communicate(timeout=_PIPE_TIMEOUT_SECONDS)
             return WorkerResult(-9, "", f"It was stopped after {timeout:.0f} seconds.")
         except BaseException:
             kill_worker(process)
@@ -84,7 +84,7 @@ def start_worker(
     arguments: Sequence[str] = (),
     *,
     folder: Path,
-    keep: Iterable[str] = (),
+    passed_variables: Iterable[str] = (),
     only: Iterable[str] | None = None,
     settings: Mapping[str, str] | None = None,
     memory: int | None = None,
@@ -98,25 +98,25 @@ def start_worker(
     request = {
         "code": str(code.absolute()) if isinstance(code, Path) else code,
         "is_script": isinstance(code, Path),
-        "package": str(_PACKAGE) if isinstance(code, str) and code.split(".")[0] == _PACKAGE.name else "",
+        "package": str(_PACKAGE_FOLDER) if isinstance(code, str) and code.split(".")[0] == _PACKAGE_FOLDER.name else "",
         "arguments": list(arguments),
-        "sites": _user_sites(),
+        "sites": _user_site_folders(),
         "memory": memory,
         "parent": os.getpid(),
     }
     return subprocess.Popen(  # noqa: S603 - no shell, and every word is ours
-        [sys.executable, "-I", "-X", "utf8", str(_START), json.dumps(request)],
+        [sys.executable, "-I", "-X", "utf8", str(_START_SCRIPT), json.dumps(request)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if quiet else subprocess.PIPE,
         bufsize=0,
         cwd=folder,
-        env={**worker_environment(folder, keep, only), **(settings or {})},
+        env={**worker_environment(folder, passed_variables, only), **(settings or {})},
         start_new_session=True,
     )
 
 
-def wait_for_end(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:
+def wait_for_worker(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:
     """Return the exit code of a worker, or None if it still runs after so many seconds."""
     try:
         return process.wait(seconds)
@@ -133,10 +133,10 @@ def kill_worker(process: "subprocess.Popen[bytes]") -> None:
             process.kill()
 
 
-def time_limit(*paths: Path) -> float:
+def worker_timeout_seconds(*paths: Path) -> float:
     """Return the seconds after which work over these files counts as a hang: 15 minutes, and more for large files."""
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
-    return _SECONDS_AT_LEAST + sum(file.stat().st_size for file in files if file.is_file()) / _BYTES_PER_SECOND
+    return _MIN_TIMEOUT_SECONDS + sum(file.stat().st_size for file in files if file.is_file()) / _BYTES_PER_SECOND
 
 
 def pool_context() -> BaseContext | None:
@@ -153,15 +153,15 @@ def pool_context() -> BaseContext | None:
     return get_context("spawn")
 
 
-def _user_sites() -> list[str]:
+def _user_site_folders() -> list[str]:
     """Return the user's site folder if lora_chat or a library is installed there, because workers need it then."""
     if not site.ENABLE_USER_SITE:
         return []
     folder = Path(site.getusersitepackages()).resolve()
-    return [str(folder)] if any(folder in Path(path).resolve().parents for path in _origins()) else []
+    return [str(folder)] if any(folder in Path(path).resolve().parents for path in _list_library_files()) else []
 
 
-def _origins() -> Iterator[str]:
+def _list_library_files() -> Iterator[str]:
     for name in _LIBRARIES:
         with suppress(ValueError):  # a module without a specification
             spec = find_spec(name)

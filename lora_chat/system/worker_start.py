@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+_POLL_SECONDS = 0.5
 
 
 def load_package(folder: Path) -> None:
@@ -32,7 +32,7 @@ def load_package(folder: Path) -> None:
     spec.loader.exec_module(module)
 
 
-def end_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """End this process and its group when the process that started it is gone, even if that was killed.
 
     Linux could send a signal then (PR_SET_PDEATHSIG), but it does so already when the thread that started it ends.
@@ -42,7 +42,7 @@ def end_with(parent: int) -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLL_SECONDS)
         if os.getpgrp() == os.getpid():  # as `start_worker` makes it
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
@@ -61,7 +61,7 @@ def limit_memory(size: int) -> None:
 
 def main(request: dict[str, Any]) -> None:
     """Run a module or a script, as `request` says."""
-    end_with(request["parent"])
+    exit_with_parent(request["parent"])
     for folder in request["sites"]:
         site.addsitedir(folder)
     if request["memory"]:

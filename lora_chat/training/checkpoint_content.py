@@ -8,43 +8,49 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import IntegrityError, LoraChatError
 from lora_chat.models.adapter import adapter_weights
-from lora_chat.models.adapter_checks import check_weights
-from lora_chat.runs.checkpoints import MANIFEST, Commit
+from lora_chat.models.adapter_checks import check_adapter_weights
+from lora_chat.runs.checkpoints import MANIFEST, CommittedCheckpoint
 from lora_chat.system.memory_limit import is_out_of_memory
-from lora_chat.system.strict_json import parse_json
+from lora_chat.system.strict_json import parse_strict_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
-_FILES = {"adapter_model.safetensors", "adapter_config.json", "trainer_state.json", *_PICKLED, MANIFEST}
-_LARGEST_STATE = 1 << 28
+_PICKLED_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+_CHECKPOINT_FILES = {
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "trainer_state.json",
+    *_PICKLED_FILES,
+    MANIFEST,
+}
+_MAX_STATE_BYTES = 1 << 28
 """Bytes of trainer_state.json."""
 
 
-def check_content(commit: Commit, model: "PeftModel") -> None:
+def check_checkpoint_content(commit: CommittedCheckpoint, model: "PeftModel") -> None:
     """Raise IntegrityError for a checkpoint that lora_chat would not have written, however well its digests fit.
 
     Pickles are unpickled as tensors and plain values alone, so that none runs code.
     """
     folder = commit.folder
     names = {path.name for path in folder.iterdir()}
-    if odd := sorted(names ^ _FILES):
-        word = "lacks" if odd[0] in _FILES else "holds"
-        raise _refusal(folder, f"it {word} {odd[0]!a}")
-    for name in _PICKLED:
-        with _explained(folder, name):
+    if unexpected := sorted(names ^ _CHECKPOINT_FILES):
+        word = "lacks" if unexpected[0] in _CHECKPOINT_FILES else "holds"
+        raise _integrity_error(folder, f"it {word} {unexpected[0]!a}")
+    for name in _PICKLED_FILES:
+        with _explain_file_errors(folder, name):
             _check_pickled(folder / name)
-    with _explained(folder, "trainer_state.json"):
-        _check_state(folder / "trainer_state.json", commit.step)
-    with _explained(folder, "adapter_model.safetensors"):
+    with _explain_file_errors(folder, "trainer_state.json"):
+        _check_trainer_state(folder / "trainer_state.json", commit.step)
+    with _explain_file_errors(folder, "adapter_model.safetensors"):
         from safetensors.torch import load_file
 
-        check_weights(load_file(folder / "adapter_model.safetensors"), adapter_weights(model), str(folder))
+        check_adapter_weights(load_file(folder / "adapter_model.safetensors"), adapter_weights(model), str(folder))
 
 
 @contextmanager
-def explained_beginning(commit: Commit | None, trainer: Any) -> Iterator[None]:
+def explain_resume_errors(commit: CommittedCheckpoint | None, trainer: Any) -> Iterator[None]:
     """Report as a message what goes wrong between opening a checkpoint and its first step."""
     try:
         yield
@@ -56,7 +62,7 @@ def explained_beginning(commit: Commit | None, trainer: Any) -> Iterator[None]:
             raise
         if type(error).__module__.startswith("lora_chat."):  # ways of ours to stop
             raise
-        raise _refusal(commit.folder, f"its content does not fit ({type(error).__name__})") from error
+        raise _integrity_error(commit.folder, f"its content does not fit ({type(error).__name__})") from error
 
 
 def _check_pickled(path: Path) -> None:
@@ -67,32 +73,32 @@ def _check_pickled(path: Path) -> None:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("it is compressed")
     with safe_globals():
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(found, dict):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
         raise ValueError("it holds no table")
-    tensors = [tensor for tensor in _values(found) if isinstance(tensor, torch.Tensor)]
+    tensors = [tensor for tensor in _iterate_leaves(content) if isinstance(tensor, torch.Tensor)]
     if any(tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() for tensor in tensors):
         raise ValueError("it repeats values")
     if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()):
         raise ValueError("it holds values that are not numbers")
 
 
-def _values(value: Any) -> Iterator[Any]:
-    waiting = [value]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            waiting += one.values()
-        elif isinstance(one, list | tuple):
-            waiting += one
+def _iterate_leaves(value: Any) -> Iterator[Any]:
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            stack += item.values()
+        elif isinstance(item, list | tuple):
+            stack += item
         else:
-            yield one
+            yield item
 
 
-def _check_state(path: Path, step: int) -> None:
-    if path.stat().st_size > _LARGEST_STATE:
+def _check_trainer_state(path: Path, step: int) -> None:
+    if path.stat().st_size > _MAX_STATE_BYTES:
         raise ValueError("it is too large")
-    state = parse_json(path.read_text(encoding="utf-8"))
+    state = parse_strict_json(path.read_text(encoding="utf-8"))
     if not isinstance(state, dict) or state.get("global_step") != step:
         raise ValueError(f"it is not the state of step {step}")
     history, callbacks = state["log_history"], state["stateful_callbacks"]
@@ -105,16 +111,16 @@ def _check_state(path: Path, step: int) -> None:
 
 
 @contextmanager
-def _explained(folder: Path, name: str) -> Iterator[None]:
+def _explain_file_errors(folder: Path, name: str) -> Iterator[None]:
     try:
         yield
     except LoraChatError:
         raise
     except Exception as error:  # a pickle of a stranger fails in many ways
-        raise _refusal(folder, f"{name} is not what training writes ({type(error).__name__})") from error
+        raise _integrity_error(folder, f"{name} is not what training writes ({type(error).__name__})") from error
 
 
-def _refusal(folder: Path, reason: str) -> IntegrityError:
+def _integrity_error(folder: Path, reason: str) -> IntegrityError:
     return IntegrityError(
         f"The checkpoint {folder} cannot be continued: {reason}.\n"
         "Delete that folder to continue from the one before it, or train again without --resume."

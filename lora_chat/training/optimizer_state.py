@@ -6,9 +6,9 @@ from typing import Any
 
 from lora_chat.errors import IntegrityError
 
-_BLOCK = 256
+_BLOCK_SIZE = 256
 """Values that share one scale in bitsandbytes' 8-bit optimizers (`bitsandbytes/optim/optimizer.py`, init_state)."""
-_LEVELS = 256
+_CODEBOOK_SIZE = 256
 """Entries of the tables to which 8-bit values point."""
 
 
@@ -19,15 +19,15 @@ def check_optimizer_state(optimizer: Any, folder: Path) -> None:
     that never had a gradient, such as one of an expert that was never chosen, has no state.
     """
     if not any(optimizer.state.get(parameter) for parameter in _parameters(optimizer)):
-        raise _refusal(folder, "no parameter has a state")
+        raise _integrity_error(folder, "no parameter has a state")
     for number, parameter in enumerate(_parameters(optimizer)):
         state = optimizer.state.get(parameter)
         if not state:
             continue
-        for name, size in _sizes(state, parameter).items():
-            found = state.get(name)
-            if tuple(getattr(found, "shape", ())) != size or not hasattr(found, "shape"):
-                raise _refusal(folder, f"{name} of parameter {number} does not have the shape {size}")
+        for name, shape in _expected_shapes(state, parameter).items():
+            tensor = state.get(name)
+            if tuple(getattr(tensor, "shape", ())) != shape or not hasattr(tensor, "shape"):
+                raise _integrity_error(folder, f"{name} of parameter {number} does not have the shape {shape}")
 
 
 def _parameters(optimizer: Any) -> Iterator[Any]:
@@ -35,19 +35,19 @@ def _parameters(optimizer: Any) -> Iterator[Any]:
         yield from group["params"]
 
 
-def _sizes(state: Mapping[str, Any], parameter: Any) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(state: Mapping[str, Any], parameter: Any) -> dict[str, tuple[int, ...]]:
     """Return the shape that each tensor of a parameter's state must have."""
     shape = tuple(parameter.shape)
     if "state1" not in state:
         return {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
-    sizes = {"state1": shape, "state2": shape}
+    shapes = {"state1": shape, "state2": shape}
     if getattr(state["state1"], "itemsize", 0) != 1:  # small parameters keep 32 bits
-        return sizes
-    scales = -(-parameter.numel() // _BLOCK)
-    return sizes | {"absmax1": (scales,), "absmax2": (scales,), "qmap1": (_LEVELS,), "qmap2": (_LEVELS,)}
+        return shapes
+    scales = -(-parameter.numel() // _BLOCK_SIZE)
+    return shapes | {"absmax1": (scales,), "absmax2": (scales,), "qmap1": (_CODEBOOK_SIZE,), "qmap2": (_CODEBOOK_SIZE,)}
 
 
-def _refusal(folder: Path, reason: str) -> IntegrityError:
+def _integrity_error(folder: Path, reason: str) -> IntegrityError:
     return IntegrityError(
         f"The checkpoint {folder} cannot be continued: in optimizer.pt, {reason}.\n"
         "Delete that folder to continue from the one before it, or train again without --resume."

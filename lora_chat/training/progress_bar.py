@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lora_chat.system.bar import LiveBar
-from lora_chat.system.console import is_terminal, say
+from lora_chat.system.console import is_terminal, print_message
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -25,7 +25,7 @@ class StepReport:
     def __str__(self) -> str:
         return (
             f"step {self.step}/{self.steps}  loss {self.loss:.3f}  "
-            f"{self.tokens_per_second:.0f} supervised tokens/s  {clock(self.seconds_left)} left"
+            f"{self.tokens_per_second:.0f} supervised tokens/s  {format_duration(self.seconds_left)} left"
         )
 
 
@@ -71,18 +71,18 @@ class LineView:
             self.note(str(report))
 
     def note(self, text: str) -> None:
-        say(text)
+        print_message(text)
 
     def close(self) -> None:
         pass
 
 
-def open_view() -> ProgressView:
+def open_progress_view() -> ProgressView:
     """A bar if stderr is a terminal, else lines."""
     return BarView() if is_terminal(sys.stderr) else LineView()
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as people read them: 42s, 3m 05s, 2h 10m."""
     whole = max(0, round(seconds))
     if whole < 60:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_chat.config.plan import TrainingPlan
-from lora_chat.errors import MemoryShortError, explain_write_errors
-from lora_chat.system.atomic_write import private_modes
-from lora_chat.system.malloc import give_memory_back, keep_memory, trim_memory
+from lora_chat.errors import OutOfMemoryError, explain_write_errors
+from lora_chat.system.atomic_write import private_umask
+from lora_chat.system.malloc import keep_freed_memory, release_freed_memory, trim_memory
 from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
-from lora_chat.training.progress_bar import open_view
-from lora_chat.training.stop_request import stop_requests
+from lora_chat.training.progress_bar import open_progress_view
+from lora_chat.training.stop_request import catch_stop_signals
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from trl import SFTConfig
 
-    from lora_chat.training.callbacks.checkpoint import Keeping
-    from lora_chat.training.callbacks.nonfinite_guard import Locate
+    from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
+    from lora_chat.training.callbacks.nonfinite_guard import DialogueLocator
     from lora_chat.training.fast_path.select import FastPath
-    from lora_chat.training.trainer import StepTrainer
+    from lora_chat.training.trainer import PackedSFTTrainer
 
 
-class Row(Protocol):
+class EncodedRow(Protocol):
     """An encoded dialogue: ids and labels, both (length,)."""
 
     @property
@@ -39,13 +39,13 @@ class Row(Protocol):
 
 
 @dataclass(frozen=True)
-class TrainingReport:
+class TrainingResult:
     """What training did."""
 
     steps: int
     planned_steps: int
     seconds: float
-    seconds_before: float
+    seconds_before_resume: float
     """Of `seconds`, what had passed when a resumed run was cut short."""
     supervised_tokens: int
     signal_number: int
@@ -57,28 +57,28 @@ class TrainingReport:
 def train_sft(
     model: "PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
-    train: Sequence[Row],
-    validation: Sequence[Row],
+    train: Sequence[EncodedRow],
+    validation: Sequence[EncodedRow],
     plan: TrainingPlan,
     *,
     bfloat16: bool,
     each_epoch: bool,
     metrics: Path,
     tensorboard: Path | None = None,
-    keeping: "Keeping | None" = None,
-    locate: "Locate" = lambda _: (),
-    may_change: Collection[str] = (),
-) -> TrainingReport:
+    checkpoint_policy: "CheckpointPolicy | None" = None,
+    locate: "DialogueLocator" = lambda _: (),
+    adjustable_settings: Collection[str] = (),
+) -> TrainingResult:
     """Train the adapter in place on rows that carry their labels; TRL casts and patches the model.
 
-    One JSON object a step is appended to `metrics`. With `keeping`, checkpoints are written, and perhaps one is
-    continued. `locate` names the dialogues of a step that went wrong. Where the largest micro-batch does not fit and
-    settings in `may_change` make it fit, that is said and done, once.
-    Raises MemoryShortError, NotFiniteError, DataError, SpaceError, DiskError.
+    One JSON object a step is appended to `metrics`. With `checkpoint_policy`, checkpoints are written, and perhaps
+    one is continued. `locate` names the dialogues of a step that went wrong. Where the largest micro-batch does not
+    fit and settings in `adjustable_settings` make it fit, that is said and done, once.
+    Raises OutOfMemoryError, NonFiniteError, DataError, DiskFullError, DiskError.
     """
-    from lora_chat.training.callbacks.memory_check import StepDown, identity_of
+    from lora_chat.training.callbacks.memory_check import RetryWithSmallerPlan, update_identity
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "bfloat16": bfloat16,
         "each_epoch": each_epoch,
         "metrics": metrics,
@@ -86,112 +86,158 @@ def train_sft(
         "locate": locate,
     }
     try:
-        with private_modes():  # checkpoints, TensorBoard's events: several libraries write here
-            return _train(model, tokenizer, train, validation, plan, **given, keeping=keeping, may_change=may_change)
-    except StepDown as down:
-        smaller, note = down.plan, str(down)
-    view = open_view()
+        with private_umask():  # checkpoints, TensorBoard's events: several libraries write here
+            return _train_once(
+                model,
+                tokenizer,
+                train,
+                validation,
+                plan,
+                **options,
+                checkpoint_policy=checkpoint_policy,
+                adjustable_settings=adjustable_settings,
+            )
+    except RetryWithSmallerPlan as down:
+        smaller_plan, note = down.plan, str(down)
+    view = open_progress_view()
     view.note(note)
     view.close()
-    if keeping:
-        keeping = replace(keeping, identity=identity_of(smaller, keeping.identity))
-    with private_modes():
-        return _train(model, tokenizer, train, validation, smaller, **given, keeping=keeping, may_change=())
+    if checkpoint_policy:
+        checkpoint_policy = replace(
+            checkpoint_policy, identity=update_identity(smaller_plan, checkpoint_policy.identity)
+        )
+    with private_umask():
+        return _train_once(
+            model,
+            tokenizer,
+            train,
+            validation,
+            smaller_plan,
+            **options,
+            checkpoint_policy=checkpoint_policy,
+            adjustable_settings=(),
+        )
 
 
-def _train(
+def _train_once(
     model: "PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
-    train: Sequence[Row],
-    validation: Sequence[Row],
+    train: Sequence[EncodedRow],
+    validation: Sequence[EncodedRow],
     plan: TrainingPlan,
     *,
     bfloat16: bool,
     each_epoch: bool,
     metrics: Path,
     tensorboard: Path | None,
-    keeping: "Keeping | None",
-    locate: "Locate",
-    may_change: Collection[str],
-) -> TrainingReport:
+    checkpoint_policy: "CheckpointPolicy | None",
+    locate: "DialogueLocator",
+    adjustable_settings: Collection[str],
+) -> TrainingResult:
     import torch
 
-    from lora_chat.runs.metrics_log import cut_metrics
-    from lora_chat.training.callbacks.checkpoint import Committer
-    from lora_chat.training.callbacks.learning_rate import RateOfPlan
-    from lora_chat.training.callbacks.memory_check import MemoryTrial, StepDown
-    from lora_chat.training.callbacks.metrics import Recorder
-    from lora_chat.training.callbacks.nonfinite_guard import StepGuard
-    from lora_chat.training.checkpoint_content import check_content, explained_beginning
+    from lora_chat.runs.metrics_log import truncate_metrics
+    from lora_chat.training.callbacks.checkpoint import CheckpointCallback
+    from lora_chat.training.callbacks.learning_rate import ResumeLearningRate
+    from lora_chat.training.callbacks.memory_check import MemoryCheckCallback, RetryWithSmallerPlan
+    from lora_chat.training.callbacks.metrics import MetricsCallback
+    from lora_chat.training.callbacks.nonfinite_guard import NonFiniteGuard
+    from lora_chat.training.checkpoint_content import check_checkpoint_content, explain_resume_errors
     from lora_chat.training.fast_path.select import find_fast_path
     from lora_chat.training.sft_config import make_sft_config
-    from lora_chat.training.trainer import NothingLeft
+    from lora_chat.training.trainer import TrainingAlreadyComplete
 
     on_cpu = model.device.type == "cpu"
     if tensorboard:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)
-    view = open_view()
+    view = open_progress_view()
     trainer = None
-    again = False
+    retrying = False
     stock_attention = model.config._attn_implementation
     try:
-        with stop_requests(view.note) as stop, _out_of_memory(model):
-            resume = keeping.resume if keeping else None
-            if keeping:
-                with explain_write_errors(keeping.folder, "the folder of checkpoints"):
-                    keeping.folder.mkdir(mode=0o700, exist_ok=True)
+        with catch_stop_signals(view.note) as stop, _explain_out_of_memory(model):
+            resume = checkpoint_policy.resume if checkpoint_policy else None
+            if checkpoint_policy:
+                with explain_write_errors(checkpoint_policy.folder, "the folder of checkpoints"):
+                    checkpoint_policy.folder.mkdir(mode=0o700, exist_ok=True)
             if resume:
-                check_content(resume, model)
-            before = cut_metrics(metrics, resume.step if resume else 0)
+                check_checkpoint_content(resume, model)
+            earlier_metrics = truncate_metrics(metrics, resume.step if resume else 0)
             if on_cpu:
-                keep_memory()
-            path = find_fast_path(model, train[0].input_ids, plan)
-            for note in path.notes:
+                keep_freed_memory()
+            fast_path = find_fast_path(model, train[0].input_ids, plan)
+            for note in fast_path.notes:
                 view.note(note)
-            recorder = Recorder(metrics, before, view, stop)
-            guard = StepGuard(locate, lambda: committer.newest.step if committer and committer.newest else None)
-            committer = Committer(keeping, metrics, lambda: bool(stop.number), guard.check_weights) if keeping else None
-            trial = MemoryTrial(train, _measure_lengths(train), plan, may_change)
+            metrics_callback = MetricsCallback(metrics, earlier_metrics, view, stop)
+            guard = NonFiniteGuard(
+                locate,
+                lambda: (
+                    checkpoint_callback.latest_checkpoint.step
+                    if checkpoint_callback and checkpoint_callback.latest_checkpoint
+                    else None
+                ),
+            )
+            checkpoint_callback = (
+                CheckpointCallback(checkpoint_policy, metrics, lambda: bool(stop.signal_number), guard.check_weights)
+                if checkpoint_policy
+                else None
+            )
+            memory_check = MemoryCheckCallback(train, _measure_lengths(train), plan, adjustable_settings)
             config = make_sft_config(
                 plan,
-                keeping.folder if keeping else metrics.parent,
+                checkpoint_policy.folder if checkpoint_policy else metrics.parent,
                 bfloat16=bfloat16,
                 on_cpu=on_cpu,
                 each_epoch=each_epoch,
                 tensorboard=tensorboard is not None,
-                whole_steps=path.collator is not None,
+                one_batch_per_step=fast_path.collator is not None,
             )
-            trainer = _make_trainer(model, tokenizer, train, validation if each_epoch else None, plan, path, config)
-            guard.trainer = trial.trainer = recorder.trainer = trainer
-            for callback in (RateOfPlan(), trial, guard, *([committer] if committer else []), recorder):
+            trainer = _make_trainer(
+                model, tokenizer, train, validation if each_epoch else None, plan, fast_path, config
+            )
+            guard.trainer = memory_check.trainer = metrics_callback.trainer = trainer
+            for callback in (
+                ResumeLearningRate(),
+                memory_check,
+                guard,
+                *([checkpoint_callback] if checkpoint_callback else []),
+                metrics_callback,
+            ):
                 trainer.add_callback(callback)
             _cast_adapter(model, torch.float32)
             if on_cpu:
                 trim_memory()  # what the proofs left is cut up otherwise than training needs it
             started = time.monotonic()
-            explained = committer.explained() if committer else nullcontext()
-            with path.layers(model), explained, suppress(NothingLeft), explained_beginning(resume, trainer):
+            checkpoint_errors = (
+                checkpoint_callback.explain_checkpoint_errors() if checkpoint_callback else nullcontext()
+            )
+            with (
+                fast_path.use_fused_layers(model),
+                checkpoint_errors,
+                suppress(TrainingAlreadyComplete),
+                explain_resume_errors(resume, trainer),
+            ):
                 trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
             seconds = time.monotonic() - started
-    except StepDown:
-        again = True
+    except RetryWithSmallerPlan:
+        retrying = True
         raise
     finally:
         view.close()
         if trainer is not None:  # undo the autocast around forward: what is measured is what is loaded later
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        if bfloat16 and not again:
+        if bfloat16 and not retrying:
             _cast_adapter(model, torch.bfloat16)
         if on_cpu:
-            give_memory_back()
+            release_freed_memory()
         model.set_attn_implementation(stock_attention)
-    return TrainingReport(
+    return TrainingResult(
         steps=trainer.state.global_step,
         planned_steps=trainer.state.max_steps,
-        seconds=before.seconds + seconds,
-        seconds_before=before.seconds,
+        seconds=earlier_metrics.seconds + seconds,
+        seconds_before_resume=earlier_metrics.seconds,
         supervised_tokens=int(trainer.supervised_tokens),
-        signal_number=stop.number,
+        signal_number=stop.signal_number,
         plan=plan,
     )
 
@@ -199,53 +245,53 @@ def _train(
 def _make_trainer(
     model: "PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
-    train: Sequence[Row],
-    validation: Sequence[Row] | None,
+    train: Sequence[EncodedRow],
+    validation: Sequence[EncodedRow] | None,
     plan: TrainingPlan,
-    path: "FastPath",
+    fast_path: "FastPath",
     config: "SFTConfig",
-) -> "StepTrainer":
+) -> "PackedSFTTrainer":
     from transformers import PrinterCallback
 
-    from lora_chat.training.callbacks.gradient_checkpointing import PartialCheckpointing
-    from lora_chat.training.trainer import StepTrainer
+    from lora_chat.training.callbacks.gradient_checkpointing import PartialGradientCheckpointing
+    from lora_chat.training.trainer import PackedSFTTrainer
 
-    trainer = StepTrainer(
+    trainer = PackedSFTTrainer(
         model=model,
         args=config,
-        data_collator=path.collator,
+        data_collator=fast_path.collator,
         train_dataset=_make_dataset(train),
         eval_dataset=None if validation is None else _make_dataset(validation),
         processing_class=tokenizer,
     )
-    trainer.head = path.head
+    trainer.head = fast_path.head
     trainer.remove_callback(PrinterCallback)
     if plan.gradient_checkpointing is not True and plan.gradient_checkpointing:
-        trainer.add_callback(PartialCheckpointing(plan.gradient_checkpointing))
+        trainer.add_callback(PartialGradientCheckpointing(plan.gradient_checkpointing))
     return trainer
 
 
 @contextmanager
-def _out_of_memory(model: "PeftModel") -> Iterator[None]:
-    """Raises MemoryShortError; on a CPU allocations are limited to what is free."""
+def _explain_out_of_memory(model: "PeftModel") -> Iterator[None]:
+    """Raises OutOfMemoryError; on a CPU allocations are limited to what is free."""
     try:
         with limited_memory() if model.device.type == "cpu" else nullcontext():
             yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryShortError(
+        raise OutOfMemoryError(
             "Out of memory in training, though its largest micro-batch had fitted: something else took memory since.\n"
             "End other programs, then go on with --resume."
         ) from error
 
 
-def _measure_lengths(rows: Sequence[Row]) -> list[int]:
+def _measure_lengths(rows: Sequence[EncodedRow]) -> list[int]:
     """Tokens of every row; rows that stay on disk know theirs."""
     return rows.lengths.tolist() if hasattr(rows, "lengths") else [len(row.input_ids) for row in rows]
 
 
-def _make_dataset(rows: Sequence[Row]) -> "Dataset":
+def _make_dataset(rows: Sequence[EncodedRow]) -> "Dataset":
     """Only ids and labels: any other column of a row could steer TRL. Rows that stay on disk have one already."""
     from datasets import Dataset
 

@@ -17,18 +17,18 @@ def make_sft_config(
     on_cpu: bool,
     each_epoch: bool,
     tensorboard: bool,
-    whole_steps: bool,
+    one_batch_per_step: bool,
 ) -> "SFTConfig":
-    """Checkpoints go to `folder`; with `whole_steps` the collator gets all dialogues of an optimizer step."""
+    """Checkpoints go to `folder`; with `one_batch_per_step` the collator gets all dialogues of an optimizer step."""
     from trl import SFTConfig
 
     return SFTConfig(
         output_dir=str(folder),
         num_train_epochs=plan.epochs,
         max_steps=plan.max_steps or -1,
-        per_device_train_batch_size=plan.effective_batch_size if whole_steps else plan.micro_batch_size,
+        per_device_train_batch_size=plan.effective_batch_size if one_batch_per_step else plan.micro_batch_size,
         per_device_eval_batch_size=plan.micro_batch_size,
-        gradient_accumulation_steps=1 if whole_steps else plan.gradient_accumulation_steps,
+        gradient_accumulation_steps=1 if one_batch_per_step else plan.gradient_accumulation_steps,
         gradient_checkpointing=bool(plan.gradient_checkpointing),
         learning_rate=plan.learning_rate,
         lr_scheduler_type="constant_with_warmup" if plan.schedule == "constant" else plan.schedule,

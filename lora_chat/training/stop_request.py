@@ -6,33 +6,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from lora_chat.system.signals import SIGNALS, Signalled, signal_asked
+from lora_chat.system.signals import STOP_SIGNALS, SignalInterrupt, first_received_signal
 
 
 class StopRequest:
     """Which signal has asked to stop, if any."""
 
-    number: int = 0
+    signal_number: int = 0
 
 
 @contextmanager
-def stop_requests(notice: Callable[[str], None]) -> Iterator[StopRequest]:
+def catch_stop_signals(notify: Callable[[str], None]) -> Iterator[StopRequest]:
     """Take the signals over for the length of the block; outside the main thread do nothing."""
     request = StopRequest()
-    request.number = signal_asked()  # one that a library swallowed on the way here
+    request.signal_number = first_received_signal()  # one that a library swallowed on the way here
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if request.number:
-            raise Signalled(number)
-        request.number = number
-        notice("Stopping after this optimizer step, with a checkpoint; once more to stop at once.")
+    def handle(signal_number: int, frame: FrameType | None) -> None:
+        if request.signal_number:
+            raise SignalInterrupt(signal_number)
+        request.signal_number = signal_number
+        notify("Stopping after this optimizer step, with a checkpoint; once more to stop at once.")
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    previous_handlers = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import ALNUM, Maker
 
-from lora_chat.audit.auditor import SHOWN, Auditor
+from lora_chat.audit.auditor import MAX_SHOWN_FINDINGS, Auditor
 from lora_chat.config.audit import AuditSection
 from lora_chat.data.dialogue import Dialogue, Message, ToolCall
 
@@ -28,18 +28,18 @@ def audit(*dialogues, policy=None, tokens=("<|im_end|>",)):
 
 def test_a_finding_says_where_and_shows_no_secret():
     report = audit(dialogue("hello there"), dialogue(f"My key is {KEY}, is it safe?", line=7, system="Help."))
-    (finding,) = report.of_kind("secret")
-    assert (finding.place, finding.message, finding.detail) == ("a.jsonl:7", 2, "GitHub token")
+    (finding,) = report.findings_of_kind("secret")
+    assert (finding.location, finding.message, finding.detail) == ("a.jsonl:7", 2, "GitHub token")
     assert finding.excerpt == "My key is ghp_…(40), is it safe?"
     assert report.refused == ("secret",)
-    assert report.refuses
+    assert report.is_refused
     assert KEY[4:12] not in repr(report)
 
 
 def test_a_twins_opening_is_masked():
     report = audit(*(dialogue(f"{MAIL} and {KEY}", line=n) for n in (1, 2)))
-    (finding,) = report.of_kind("exact_duplicate")
-    assert (finding.place, finding.twin) == ("a.jsonl:2", "a.jsonl:1")
+    (finding,) = report.findings_of_kind("exact_duplicate")
+    assert (finding.location, finding.twin) == ("a.jsonl:2", "a.jsonl:1")
     assert "meier" not in finding.excerpt
     assert KEY[4:10] not in finding.excerpt
 
@@ -63,7 +63,7 @@ def test_every_kind_has_its_finding():
     )
     assert set(report.counts) == set(AuditSection.model_fields)
     assert report.refused == ("secret", "leak")
-    assert report.of_kind("imbalance")[0].place == "a.jsonl"
+    assert report.findings_of_kind("imbalance")[0].location == "a.jsonl"
     assert sum(report.shares.values()) == pytest.approx(1)
 
 
@@ -74,7 +74,7 @@ def test_the_policy_decides_what_is_looked_for_and_what_refuses():
     assert set(report.counts) == {"personal_data", "exact_duplicate"}
     assert (report.refused, report.redacted) == (("exact_duplicate",), ("personal_data",))
     assert policy.redacted == {"personal_data"}
-    assert not audit(twice, twice, policy=policy.model_copy(update={"exact_duplicate": "warn"})).refuses
+    assert not audit(twice, twice, policy=policy.model_copy(update={"exact_duplicate": "warn"})).is_refused
 
 
 def test_everything_can_be_ignored():
@@ -91,7 +91,7 @@ def test_redaction_is_for_what_can_be_replaced():
 def test_so_many_are_shown_and_all_counted():
     report = audit(*(dialogue(f"{n} {MAIL}", line=n) for n in range(1, 51)))
     assert report.counts["personal_data"] == 50
-    assert [f.line for f in report.of_kind("personal_data")] == list(range(1, SHOWN + 1))
+    assert [f.line for f in report.findings_of_kind("personal_data")] == list(range(1, MAX_SHOWN_FINDINGS + 1))
 
 
 def test_thoughts_calls_and_tools_are_looked_at():
@@ -100,7 +100,7 @@ def test_thoughts_calls_and_tools_are_looked_at():
         (Message("user", "go"), Message("assistant", "", reasoning=f"Use {MAIL}", tool_calls=(call,))),
         tools=f'[{{"description": "{MAIL}"}}]',
     )
-    assert [f.message for f in audit(entry).of_kind("personal_data")] == [2, 2, 0]
+    assert [f.message for f in audit(entry).findings_of_kind("personal_data")] == [2, 2, 0]
 
 
 def test_a_report_can_be_asked_for_at_any_time():

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.audit.masking import make_excerpt, make_opening, make_printable, mask
-from lora_chat.audit.report import Match
+from lora_chat.audit.excerpts import make_excerpt, make_opening, make_printable, mask_secret
+from lora_chat.audit.report import TextMatch
 from lora_chat.audit.sensitive.scan import find_sensitive
 
 HIDDEN = [e for e in planted.make_planted(5) if e.kind]
@@ -40,7 +40,7 @@ def test_the_context_shows_no_other_secret(first):
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(st.text(max_size=80), st.integers(0, 80), st.integers(1, 30), st.sampled_from(["secret", "control_token"]))
 def test_an_excerpt_is_one_short_printable_line(text, start, length, kind):
-    match = Match(kind, "x", min(start, len(text)), min(start + length, len(text)))
+    match = TextMatch(kind, "x", min(start, len(text)), min(start + length, len(text)))
     excerpt = make_excerpt(text, match)
     assert excerpt.isprintable()
     assert len(excerpt) < 120
@@ -52,7 +52,7 @@ def test_escape_sequences_and_invisible_characters_are_taken_out():
 
 @pytest.mark.parametrize(("secret", "shown"), [("abc", "…(3)"), ("hunter2x", "hu…(8)"), ("k" * 40, "kkkk…(40)")])
 def test_a_mask_keeps_a_quarter_and_four_at_most(secret, shown):
-    assert mask(secret) == shown
+    assert mask_secret(secret) == shown
 
 
 def test_an_opening_is_masked_too():

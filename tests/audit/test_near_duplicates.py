@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.audit.checks.heavy_hitters import Frequent
-from lora_chat.audit.duplicates.minhash import sign
-from lora_chat.audit.duplicates.near_duplicates import TwinFinder
-from lora_chat.audit.duplicates.shingles import shingle
+from lora_chat.audit.checks.heavy_hitters import FrequentItems
+from lora_chat.audit.duplicates.minhash import compute_signatures
+from lora_chat.audit.duplicates.near_duplicates import DuplicateFinder
+from lora_chat.audit.duplicates.shingles import hash_shingles
 from lora_chat.data.dialogue import Dialogue, Message
 
 
@@ -18,7 +18,7 @@ def dialogue(question, answer, system=None):
 
 
 def find(*entries):
-    finder = TwinFinder()
+    finder = DuplicateFinder()
     for entry, split in entries:
         finder.add(entry, split)
     return [(t.kind, t.dialogue, t.other) for t in finder.find()]
@@ -89,7 +89,7 @@ def test_signatures_estimate_the_jaccard_similarity(shared):
     estimates = []
     for seed in range(20):
         base, end = words(seed, shared), words(-seed - 1, 100 - shared)
-        a, b = sign([" ".join(base + end), " ".join(base + words(seed + 1000, 100 - shared))])
+        a, b = compute_signatures([" ".join(base + end), " ".join(base + words(seed + 1000, 100 - shared))])
         estimates.append(float((a == b).mean()))
     true = (shared - 2) / (2 * 98 - (shared - 2))
     assert abs(np.mean(estimates) - true) < 0.04
@@ -102,11 +102,11 @@ def test_signatures_estimate_the_jaccard_similarity(shared):
     )
 )
 def test_a_text_has_the_same_shingles_alone_and_among_others(texts):
-    hashes, starts = shingle(texts)
+    hashes, starts = hash_shingles(texts)
     assert len(starts) == len(texts)
     ends = [*starts[1:].tolist(), len(hashes)]
     for text, start, end in zip(texts, starts, ends, strict=True):
-        alone, _ = shingle([text])
+        alone, _ = hash_shingles([text])
         assert alone.tolist() == hashes[start:end].tolist() != []
 
 
@@ -116,7 +116,7 @@ def test_nothing_added_is_nothing_found():
 
 
 def test_the_most_frequent_are_kept_in_a_stream_of_others():
-    frequent = Frequent(20)
+    frequent = FrequentItems(20)
     for n in range(3000):
         frequent.add(-1 if n % 5 == 0 else n, n)
     (first, count), *_ = frequent.most_common()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import ALNUM, Maker
 
-from lora_chat.audit.redaction import redact, redact_text
+from lora_chat.audit.redaction import redact_dialogue, redact_text
 from lora_chat.audit.sensitive.scan import find_sensitive
 from lora_chat.data.dialogue import Dialogue, Message, ToolCall
 
@@ -25,7 +25,7 @@ def dialogue(question, answer="ok", **more):
 @pytest.mark.parametrize("entry", FOUND, ids=lambda e: e.detail)
 def test_what_is_found_is_gone_everywhere(entry):
     given = dialogue(entry.text, entry.text, reasoning=entry.text)
-    clean, count = redact(given, BOTH)
+    clean, count = redact_dialogue(given, BOTH)
     assert count >= 3
     assert entry.value not in repr(clean)
     assert (clean.line, clean.path) == (3, "x.jsonl")
@@ -34,7 +34,7 @@ def test_what_is_found_is_gone_everywhere(entry):
 
 def test_marks_say_what_stood_there():
     card = Maker(1).card("4", 16)
-    clean, count = redact(dialogue(f"I am {MAIL}, my card is {card}."), BOTH)
+    clean, count = redact_dialogue(dialogue(f"I am {MAIL}, my card is {card}."), BOTH)
     assert clean.messages[0].content == "I am [E-MAIL], my card is [CARD]."
     assert count == 2
 
@@ -42,9 +42,9 @@ def test_marks_say_what_stood_there():
 def test_only_the_kinds_asked_for_are_replaced():
     key = "gh" + "p_" + Maker(2).chars(ALNUM, 36)
     text = f"{MAIL} {key}"
-    assert redact(dialogue(text), {"secret"})[0].messages[0].content == f"{MAIL} [SECRET]"
-    assert redact(dialogue(text), {"personal_data"})[0].messages[0].content == f"[E-MAIL] {key}"
-    assert redact(dialogue(text), set()) == (dialogue(text), 0)
+    assert redact_dialogue(dialogue(text), {"secret"})[0].messages[0].content == f"{MAIL} [SECRET]"
+    assert redact_dialogue(dialogue(text), {"personal_data"})[0].messages[0].content == f"[E-MAIL] {key}"
+    assert redact_dialogue(dialogue(text), set()) == (dialogue(text), 0)
 
 
 def test_json_stays_json_and_keys_give_context():
@@ -52,7 +52,7 @@ def test_json_stays_json_and_keys_give_context():
     arguments = json.dumps({"to": [f"line\n{MAIL}"], "password": value, MAIL: 1, "n": [1.5, True, None]})
     tools = json.dumps([{"name": "mail", "description": f'"{MAIL}"'}])
     call = ToolCall("mail", arguments, "1")
-    clean, count = redact(replace(dialogue("go", "", tool_calls=(call,)), tools=tools), BOTH)
+    clean, count = redact_dialogue(replace(dialogue("go", "", tool_calls=(call,)), tools=tools), BOTH)
     assert count == 4
     expected = {"to": ["line\n[E-MAIL]"], "password": "[PASSWORD]", "[E-MAIL]": 1, "n": [1.5, True, None]}
     assert json.loads(clean.messages[1].tool_calls[0].arguments) == expected
@@ -61,19 +61,19 @@ def test_json_stays_json_and_keys_give_context():
 
 def test_a_number_in_json_becomes_a_mark():
     card = Maker(3).card("4", 16)
-    clean, _ = redact(dialogue("go", "", tool_calls=(ToolCall("pay", json.dumps({"card": int(card)})),)), BOTH)
+    clean, _ = redact_dialogue(dialogue("go", "", tool_calls=(ToolCall("pay", json.dumps({"card": int(card)})),)), BOTH)
     assert json.loads(clean.messages[1].tool_calls[0].arguments) == {"card": "[CARD]"}
 
 
 def test_keys_that_become_equal_all_stay():
     text = json.dumps({MAIL: 1, "x" + MAIL: 2})
-    clean, _ = redact(dialogue(text), BOTH)
+    clean, _ = redact_dialogue(dialogue(text), BOTH)
     assert sorted(json.loads(clean.messages[0].content).values()) == [1, 2]
 
 
 def test_very_deep_json_is_taken_as_text():
     text = "[" * 5000 + f'"{MAIL}"' + "]" * 5000
-    clean, count = redact(dialogue(text), BOTH)
+    clean, count = redact_dialogue(dialogue(text), BOTH)
     assert count == 1
     assert MAIL not in clean.messages[0].content
 
@@ -90,8 +90,8 @@ TEXTS = st.lists(
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(TEXTS)
 def test_redacting_again_changes_nothing(text):
-    once, _ = redact(dialogue(text, text or "ok"), BOTH)
-    assert redact(once, BOTH) == (once, 0)
+    once, _ = redact_dialogue(dialogue(text, text or "ok"), BOTH)
+    assert redact_dialogue(once, BOTH) == (once, 0)
     clean, count = redact_text(text, BOTH)
     assert redact_text(clean, BOTH) == (clean, 0)
     assert (count == 0) == (clean == text)
@@ -107,6 +107,6 @@ def test_redacting_again_changes_nothing(text):
 )
 def test_any_arguments_stay_valid_json(value):
     call = ToolCall("f", json.dumps({"a": value}, ensure_ascii=False))
-    once, _ = redact(dialogue("go", "", tool_calls=(call,)), BOTH)
+    once, _ = redact_dialogue(dialogue("go", "", tool_calls=(call,)), BOTH)
     json.loads(once.messages[1].tool_calls[0].arguments)
-    assert redact(once, BOTH) == (once, 0)
+    assert redact_dialogue(once, BOTH) == (once, 0)

@@ -69,16 +69,16 @@ def count(replies):
     counter = ReplyCounter()
     for number, reply in enumerate(replies, 1):
         counter.add(reply, ("a.jsonl", number, 2))
-    return counter.repeated()
+    return counter.find_repeated()
 
 
 def test_one_long_reply_to_everything_is_reported_with_its_first_place():
     (found,) = count(
         [f"A quite particular answer {n}" for n in range(900)] + ["I cannot help with that request."] * 100
     )
-    assert found.place == ("a.jsonl", 901, 2)
+    assert found.location == ("a.jsonl", 901, 2)
     assert found.text == "I cannot help with that request."
-    assert 90 <= found.times <= 100
+    assert 90 <= found.occurrences <= 100
 
 
 def test_short_and_rare_repetitions_are_normal():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.audit.sensitive.scan import find_sensitive, longest_run, may_hold_personal_data, may_hold_secret
+from lora_chat.audit.sensitive.scan import find_sensitive, longest_key_run, may_hold_personal_data, may_hold_secret
 
 SEEDS = range(3)
 SECRETS = {"secret", "possible_secret"}
@@ -61,9 +61,9 @@ def test_the_cheap_look_never_hides_what_the_thorough_one_finds(monkeypatch):
     before = [find_sensitive(e.text) for e in entries]
     for name in ("may_hold_secret", "may_hold_personal_data", "may_hold_number"):
         monkeypatch.setattr(f"lora_chat.audit.sensitive.scan.{name}", lambda *_: True)
-    monkeypatch.setattr("lora_chat.audit.sensitive.assigned_secrets.may_be_assigned", lambda _: True)
+    monkeypatch.setattr("lora_chat.audit.sensitive.assigned_secrets.may_hold_assigned_secret", lambda _: True)
     assert [find_sensitive(e.text) for e in entries] == before
-    assert any(may_hold_secret(e.text, e.text.lower(), longest_run(e.text)) for e in entries)
+    assert any(may_hold_secret(e.text, e.text.lower(), longest_key_run(e.text)) for e in entries)
     assert any(may_hold_personal_data(e.text) for e in entries)
 
 

@@ -10,8 +10,8 @@ import pytest
 from made_up import ALNUM, BASE64URL, Maker
 
 from lora_chat.audit.auditor import Auditor
-from lora_chat.audit.redaction import redact, redact_text
-from lora_chat.audit.sensitive.normalize import NOT_FOUND, decode, is_disguised
+from lora_chat.audit.redaction import redact_dialogue, redact_text
+from lora_chat.audit.sensitive.normalize import UNDETECTED_SPELLINGS, decode_text, is_disguised
 from lora_chat.audit.sensitive.scan import find_sensitive
 from lora_chat.config.audit import AuditSection
 from lora_chat.data.dialogue import Dialogue, Message, ToolCall
@@ -172,11 +172,11 @@ def test_a_disguised_key_is_found_and_redacted_in_every_place(spelling, place):
     auditor.add(given)
     assert auditor.report().counts.get("secret"), repr(spelled)
     assert all(GITHUB[6:14] not in finding.excerpt for finding in auditor.report().findings)
-    clean, count = redact(given, ALL)
+    clean, count = redact_dialogue(given, ALL)
     assert count
     assert is_gone(GITHUB, spelled, repr(clean)), clean
     assert "SECRET" in repr(clean)
-    assert redact(clean, ALL) == (clean, 0)
+    assert redact_dialogue(clean, ALL) == (clean, 0)
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -199,7 +199,7 @@ def test_what_stands_around_a_disguised_key_stays():
     assert clean == text.replace(inside(chr(0x200B))(GITHUB)[:-1], "[SECRET]")
 
 
-@pytest.mark.parametrize(("name", "meaning"), NOT_FOUND, ids=lambda value: value[:20])
+@pytest.mark.parametrize(("name", "meaning"), UNDETECTED_SPELLINGS, ids=lambda value: value[:20])
 def test_what_is_said_not_to_be_found_is_not_found(name, meaning):
     assert meaning
     assert [m for m in find_sensitive(f"Use {UNKNOWN[name](GITHUB)} for it.") if m.kind == "secret"] == []
@@ -255,25 +255,25 @@ def test_several_keys_side_by_side_are_several():
 
 def test_a_name_stays_a_name_and_calls_fit_their_tools():
     given = called(f"send_{GITHUB}", "{}", tools=[{"type": "function", "function": {"name": f"send_{GITHUB}"}}])
-    clean, _ = redact(given, ALL)
+    clean, _ = redact_dialogue(given, ALL)
     names = {clean.messages[1].tool_calls[0].name, clean.messages[2].name, clean.tool_list[0]["function"]["name"]}
     assert names == {"send_SECRET"}
     other = "gh" + "p_" + M.chars(ALNUM, 30) + "8Zk3Q1"
     calls = tuple(ToolCall(f"f_{key}", "{}") for key in (GITHUB, other, GITHUB))
-    clean, _ = redact(Dialogue((Message("user", "q"), Message("assistant", "", tool_calls=calls))), ALL)
+    clean, _ = redact_dialogue(Dialogue((Message("user", "q"), Message("assistant", "", tool_calls=calls))), ALL)
     assert [call.name for call in clean.messages[1].tool_calls] == ["f_SECRET", "f_SECRET_2", "f_SECRET"]
 
 
 def test_a_repeated_key_in_json_hides_nothing():
     text = f'{{"a": "{GITHUB}", "a": "x"}}'
-    clean, count = redact(Dialogue((Message("user", text), Message("assistant", "ok"))), ALL)
+    clean, count = redact_dialogue(Dialogue((Message("user", text), Message("assistant", "ok"))), ALL)
     assert (clean.messages[0].content, count) == ('{"a": "[SECRET]", "a": "x"}', 1)
 
 
 def test_decoding_knows_where_each_character_stood():
     text = quopri.encodestring(b"a_b").decode() + "&#103;\u200bｈ%70\\x5f=\n"
-    found = decode(text)
+    found = decode_text(text)
     assert found.text == "a_bghp_"
     assert [text[s:e] for s, e in zip(found.starts, found.ends, strict=True)][3:] == ["&#103;", "ｈ", "%70", "\\x5f"]
     assert not is_disguised("plain text, 100 % plain & simple; C:\\new")
-    assert decode("x &unknown; \\q %zz") is None
+    assert decode_text("x &unknown; \\q %zz") is None

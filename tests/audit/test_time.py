@@ -8,7 +8,7 @@ import pytest
 from made_up import ALNUM, Maker, groups
 
 from lora_chat.audit.auditor import Auditor
-from lora_chat.audit.redaction import redact
+from lora_chat.audit.redaction import redact_dialogue
 from lora_chat.audit.sensitive import phones
 from lora_chat.config.audit import AuditSection
 from lora_chat.data.dialogue import Dialogue, Message, ToolCall
@@ -181,13 +181,13 @@ POLICY = AuditSection(secret="redact", possible_secret="redact", personal_data="
 
 
 def seconds(dialogue):
-    phones._valid_digits.cache_clear()
-    phones._valid_somewhere.cache_clear()
+    phones._has_valid_digits.cache_clear()
+    phones._is_valid_in_any_region.cache_clear()
     started = time.process_time()
     auditor = Auditor(POLICY, ["<|im_start|>", "<|im_end|>"])
     auditor.add(dialogue)
     auditor.report()
-    redact(dialogue, POLICY.redacted)
+    redact_dialogue(dialogue, POLICY.redacted)
     return time.process_time() - started
 
 

@@ -117,17 +117,19 @@ def test_figures_that_are_not_the_adapter_s_are_found_when_measured_again(
     run, parcel, base, call, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "lora_chat.pipeline.verify_parcel._prove", lambda *_: ""
+        "lora_chat.pipeline.verify_parcel._check_parity", lambda *_: ""
     )  # tried above; here it is about the figures
     with zipfile.ZipFile(parcel) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    from lora_chat.sharing.build import UNSEALED, seal, write_parcel
+    from lora_chat.sharing.build import PLACEHOLDER_DIGEST, build_members, write_parcel
     from lora_chat.sharing.receipt import Receipt
 
     receipt = json.loads(members["receipt.json"])
     receipt["comparison"]["validation_loss"]["adapted"] *= 0.5
-    draft = Receipt.model_validate_json(json.dumps({**receipt, "members": {}, "digest": UNSEALED}))
-    write_parcel(seal(draft, members["adapter_model.safetensors"]), tmp_path / "boast.lorachat", lambda _: None)
+    draft = Receipt.model_validate_json(json.dumps({**receipt, "members": {}, "digest": PLACEHOLDER_DIGEST}))
+    write_parcel(
+        build_members(draft, members["adapter_model.safetensors"]), tmp_path / "boast.lorachat", lambda _: None
+    )
     words = ["--base", base, "--again", "--data", run / "validation.jsonl"]
     code, out, _ = call("verify", tmp_path / "boast.lorachat", *words)
     assert code == 7

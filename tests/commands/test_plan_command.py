@@ -11,8 +11,8 @@ import pytest
 from lora_chat.cli import main
 from lora_chat.pipeline import estimate
 from lora_chat.planning import local_device
-from lora_chat.planning.settings_search import IN_SFT
-from lora_chat.training.trainer import StepTrainer
+from lora_chat.planning.settings_search import SFT_PHASES
+from lora_chat.training.trainer import PackedSFTTrainer
 
 ROOT = Path(__file__).parents[2]
 GPU_RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("gpu-*.yaml"))
@@ -84,7 +84,7 @@ def test_for_machines_it_is_one_object(run):
     found = json.loads(out)
     assert code == 0
     assert found["verdict"] == "fits"
-    assert found["peak_bytes"] == max(phase["total"] for phase in found["phases"] if phase["name"] in IN_SFT)
+    assert found["peak_bytes"] == max(phase["total"] for phase in found["phases"] if phase["name"] in SFT_PHASES)
     assert found["peak_bytes"] <= found["device"]["limit"]
     assert found["total_seconds"]["low"] < found["total_seconds"]["likely"] < found["total_seconds"]["high"]
     assert found["download_bytes"] == pytest.approx(6.17e9, rel=0.01)
@@ -173,18 +173,18 @@ def test_what_cannot_fit_is_refused_before_weights_load_and_leaves_nothing(run, 
 @pytest.mark.slow
 def test_the_largest_micro_batch_that_is_planned_is_the_one_that_is_tried(run, tmp_path, monkeypatch):
     tried, planned = [], []
-    stock = StepTrainer.try_step
+    stock = PackedSFTTrainer.dry_run_step
 
     def try_step(self, inputs):
         tried.append(max(batch["input_ids"].numel() for batch in inputs["micro_batches"]))
         stock(self, inputs)
 
-    make = estimate.forecast_run
-    monkeypatch.setattr(StepTrainer, "try_step", try_step)
-    monkeypatch.setattr(estimate, "forecast_run", lambda *given: planned.append(make(*given)) or planned[-1])
+    make = estimate.estimate_run
+    monkeypatch.setattr(PackedSFTTrainer, "dry_run_step", try_step)
+    monkeypatch.setattr(estimate, "estimate_run", lambda *given: planned.append(make(*given)) or planned[-1])
     for budget in (64, 150, 4096):
         assert sft(run, tmp_path, "--set", f"training.micro_batch_tokens={budget}")[0] == 0
-    assert tried == [found.work.largest.tokens for found in planned]
+    assert tried == [found.workload.largest.tokens for found in planned]
     assert len(set(tried)) == 3
 
 
@@ -192,7 +192,9 @@ def test_a_run_that_goes_on_keeps_what_was_decided(run, tmp_path, monkeypatch):
     assert sft(run, tmp_path)[0] == 0
     plan = json.loads((tmp_path / "runs" / "smoke-1" / "plan.json").read_text())
     chosen = plan["training"]["micro_batch_tokens"]
-    monkeypatch.setattr(estimate, "choose", lambda plan, *_: pytest.fail("chosen anew") if plan.open_settings else plan)
+    monkeypatch.setattr(
+        estimate, "choose_plan", lambda plan, *_: pytest.fail("chosen anew") if plan.open_settings else plan
+    )
     words = ["--resume", "--set", "training.epochs=3", "--accept-change", "training.epochs"]
     words += ["--set", "training.memory=2GiB"]  # what it decides is decided
     assert sft(run, tmp_path, *words)[0] == 0
@@ -265,6 +267,6 @@ def test_what_the_plan_refuses_fails_without_it(cache_home, tmp_path):
 def test_what_this_process_holds_counts_as_free(monkeypatch):
     from lora_chat.system.hardware import Hardware
 
-    monkeypatch.setattr(local_device, "free_memory", lambda: 10**9)
-    found = local_device.survey_machine(Hardware("cpu", "x", 2**40, True, 2))
+    monkeypatch.setattr(local_device, "free_memory_bytes", lambda: 10**9)
+    found = local_device.detect_local_device(Hardware("cpu", "x", 2**40, True, 2))
     assert 10**9 < found.free < 10**9 + 10**10

@@ -9,7 +9,7 @@ import pytest
 
 from lora_chat.cli import main
 from lora_chat.models import adapter_files
-from lora_chat.models.bundled import find_embedded
+from lora_chat.models.bundled import find_bundled_base
 from lora_chat.pipeline import fine_tune
 from lora_chat.planning import disk_space
 
@@ -68,14 +68,14 @@ def test_a_change_is_accepted_only_where_something_goes_on(sft, tmp_path):
 
 @pytest.mark.slow
 def test_an_adapter_that_reads_back_differently_is_not_kept(sft, tmp_path, monkeypatch):
-    stock = adapter_files.write_weights
+    stock = adapter_files.write_peft_adapter
 
     def write_weights(model, folder):
         stock(model, folder)
         path = folder / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:-1] + b"?")
 
-    monkeypatch.setattr(adapter_files, "write_weights", write_weights)
+    monkeypatch.setattr(adapter_files, "write_peft_adapter", write_weights)
     code, said = sft()
     assert code == 10
     assert "does not hold what was written to it" in said
@@ -140,7 +140,7 @@ def test_another_run_is_refused_with_the_field(sft, cut, settings, field, values
 
 @pytest.mark.slow
 def test_another_base_is_refused(sft, cut, tmp_path):
-    base = shutil.copytree(find_embedded("tiny-random", print), tmp_path / "base")
+    base = shutil.copytree(find_bundled_base("tiny-random", print), tmp_path / "base")
     (base / "sha256.json").unlink()
     weights = bytearray((base / "model.safetensors").read_bytes())
     weights[-1] ^= 1

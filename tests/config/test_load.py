@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.config.load import read_recipe, recipe_as_yaml
+from lora_chat.config.load import format_recipe_yaml, read_recipe
 from lora_chat.config.recipe import Recipe
 from lora_chat.errors import RecipeError
 
@@ -431,7 +431,7 @@ def test_the_resolved_recipe_read_again_is_equal(
         }
     )
     path = folder / "recipe.yaml"
-    path.write_text(recipe_as_yaml(recipe), encoding="utf-8")
+    path.write_text(format_recipe_yaml(recipe), encoding="utf-8")
     assert read_recipe(path) == recipe
 
 
@@ -444,7 +444,7 @@ def test_line_separators_in_names_survive_the_resolved_recipe(tmp_path, separato
         {"base": {"name": f"a{separator}b"}, "data": {"train": "/d"}, "output": {"name": "x"}}
     )
     path = tmp_path / "recipe.yaml"
-    path.write_text(recipe_as_yaml(recipe), encoding="utf-8")
+    path.write_text(format_recipe_yaml(recipe), encoding="utf-8")
     assert read_recipe(path) == recipe
 
 
@@ -452,7 +452,7 @@ def test_a_resolved_recipe_means_the_same_in_another_folder(reading, tmp_path):
     first = reading(DATA + "evaluation: {questions: q.jsonl}\n", "training.learning_rate=3e-5")
     elsewhere = tmp_path / "runs" / "mine-1"
     elsewhere.mkdir(parents=True)
-    (elsewhere / "recipe.yaml").write_text(recipe_as_yaml(first))
+    (elsewhere / "recipe.yaml").write_text(format_recipe_yaml(first))
     assert read_recipe(elsewhere / "recipe.yaml") == first
 
 

@@ -2,13 +2,13 @@ import json
 
 import pytest
 
-from lora_chat.data.dataset import all_of, blocks_of, joined, split_by_share, weighted
+from lora_chat.data.dataset import build_block_set, build_full_set, build_weighted_set, concatenate_sets, split_by_share
 from lora_chat.data.encoding.encode import IGNORE_INDEX, encode_dialogue
-from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.rows import ReadingOptions
 from lora_chat.data.storage.build import build_store
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
-from lora_chat.data.storage.store import Store
+from lora_chat.data.storage.store import DialogueStore
 
 # Shows of earlier replies only what stands behind the bar, so that every reply is a row of its own.
 FORGETS = (
@@ -39,7 +39,7 @@ def store_of(tmp_path, tiny_tokenizer):
             build_store(folder, [path], encoder, 1)
         finally:
             tiny_tokenizer.chat_template = before
-        return Store(folder)
+        return DialogueStore(folder)
 
     return make
 
@@ -53,7 +53,7 @@ def questions(some):
 
 
 def test_rows_have_their_labels_and_can_be_asked_for_in_any_way(store_of, tiny_tokenizer):
-    everything = all_of([store_of("one", [row(i) for i in range(10)])])
+    everything = build_full_set([store_of("one", [row(i) for i in range(10)])])
     for place, dialogue in enumerate(everything.read()):
         (encoded,) = encode_dialogue(dialogue, tiny_tokenizer, [tiny_tokenizer.eos_token_id])
         found = everything.rows[place]
@@ -72,20 +72,20 @@ def test_dialogues_read_again_are_those_of_the_file(store_of):
     rows[3]["messages"][1]["train"] = False
     rows[3]["messages"] += row(3)["messages"]
     store = store_of("one", rows)
-    for number, dialogue in enumerate(all_of([store]).read()):
-        assert dialogue.messages == make_dialogue(rows[number]).messages
+    for number, dialogue in enumerate(build_full_set([store]).read()):
+        assert dialogue.messages == parse_dialogue(rows[number]).messages
         assert (dialogue.line, dialogue.path) == (number + 1, str(store.folder) + ".jsonl")
 
 
 def test_weights_say_how_often_a_source_is_seen(store_of):
     one, two = store_of("one", [row(i) for i in range(8)]), store_of("two", [row(100 + i) for i in range(8)])
-    some = weighted([one, two], [2.5, 0.25], 0)
+    some = build_weighted_set([one, two], [2.5, 0.25], 0)
     assert len(some.rows) == 20 + 2
     assert len(some) == 8 + 2
     assert questions(some)[:8] == [f"question {i}" for i in range(8)]
-    times = [ids(some).count(each) for each in ids(all_of([one]))]
+    times = [ids(some).count(each) for each in ids(build_full_set([one]))]
     assert sorted(times) == [2, 2, 2, 2, 3, 3, 3, 3]
-    part = {tuple(each) for each in ids(some)} & {tuple(each) for each in ids(all_of([two]))}
+    part = {tuple(each) for each in ids(some)} & {tuple(each) for each in ids(build_full_set([two]))}
     assert len(part) == 2
 
 
@@ -108,7 +108,7 @@ def test_weights_change_what_is_trained_and_never_what_is_held_out(store_of):
     assert ids(held) == ids(held_too)
     first = sum(question < "question 50" for question in map(str, questions(plain)) if len(question) < 12)
     assert first
-    ours = {tuple(each) for each in ids(all_of([one]))}
+    ours = {tuple(each) for each in ids(build_full_set([one]))}
     of_one = sum(tuple(each) in ours for each in ids(plain))
     assert sum(tuple(each) in ours for each in ids(mixed)) == 3 * of_one
     assert len(mixed.rows) == 3 * of_one + round((len(plain.rows) - of_one) / 2)
@@ -130,33 +130,38 @@ def test_the_rows_of_one_dialogue_stay_together_in_their_order(store_of, tiny_to
 
 
 def test_blocks_of_text_are_units_of_their_own(store_of):
-    store = store_of("text", [{"text": "Once upon a time " * 10}, {"text": "The end. " * 10}], form="text", limit=64)
-    everything = all_of([store])
+    store = store_of(
+        "text", [{"text": "Once upon a time " * 10}, {"text": "The end. " * 10}], data_format="text", limit=64
+    )
+    everything = build_full_set([store])
     assert list(everything.read()) == ids(everything)
     assert [len(block) for block in ids(everything)] == [64] * (len(everything) - 1) + [len(ids(everything)[-1])]
     assert all(each.labels == each.input_ids for each in everything.rows)
 
 
 def test_sets_one_behind_the_other_have_all_dialogues_and_all_blocks(store_of):
-    dialogues, blocks = all_of([store_of("one", [row(i) for i in range(3)])]), blocks_of([[1, 2, 3], [4, 5]])
+    dialogues, blocks = (
+        build_full_set([store_of("one", [row(i) for i in range(3)])]),
+        build_block_set([[1, 2, 3], [4, 5]]),
+    )
     assert list(blocks.read()) == ids(blocks) == [[1, 2, 3], [4, 5]]
     for sets in ([dialogues, blocks], [blocks, dialogues]):
-        both = joined(sets)
+        both = concatenate_sets(sets)
         assert len(both) == len(both.rows) == 5
         assert ids(both) == ids(dialogues) + ids(blocks)
         assert list(both.read()) == [*dialogues.read(), *blocks.read()]
         assert both.rows[4].labels == [4, 5]
-    assert joined([dialogues]) is dialogues
+    assert concatenate_sets([dialogues]) is dialogues
 
 
 def test_no_source_vanishes_by_its_weight(store_of):
-    assert len(weighted([store_of("one", [row(1)])], [0.25], 0)) == 1
+    assert len(build_weighted_set([store_of("one", [row(1)])], [0.25], 0)) == 1
 
 
 def test_a_source_of_which_nothing_is_left_takes_no_part(store_of):
     empty, one = store_of("empty", [{}]), store_of("one", [row(i) for i in range(8)])
     assert len(split_by_share([empty, one], [1, 1], 0.25, 0)[0]) == 6
-    assert len(weighted([one, empty], [1, 2], 0)) == 8
+    assert len(build_weighted_set([one, empty], [1, 2], 0)) == 8
 
 
 def test_a_cut_dialogue_is_whole_in_its_account_and_is_cut_the_same_again(store_of, tiny_tokenizer):
@@ -166,9 +171,9 @@ def test_a_cut_dialogue_is_whole_in_its_account_and_is_cut_the_same_again(store_
         {"role": role, "content": text} for pair in said for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
     store = store_of("one", [{"messages": messages}], FORGETS, limit=150, over_long="cut")
-    (dialogue,) = all_of([store]).read()
+    (dialogue,) = build_full_set([store]).read()
     assert [message.content for message in dialogue.messages][-1] == "t|c"
     assert (store.ledger.cut, store.ledger.rows, store.ledger.dropped) == (1, 2, 0)
     again = store_of("two", [dialogue.as_row], FORGETS, limit=150, over_long="cut")
-    assert ids(all_of([again])) == ids(all_of([store]))
+    assert ids(build_full_set([again])) == ids(build_full_set([store]))
     assert again.ledger.roles == store.ledger.roles

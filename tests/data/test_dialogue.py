@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.data.dialogue import Dialogue, Message, NotADialogue
-from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message
+from lora_chat.data.parsing.messages import parse_dialogue
 
 
 def message(role, content="words"):
@@ -16,8 +16,8 @@ USER, ASSISTANT, SYSTEM = message("user"), message("assistant"), message("system
 
 
 def refusal(row):
-    with pytest.raises(NotADialogue) as caught:
-        make_dialogue(row)
+    with pytest.raises(InvalidDialogueError) as caught:
+        parse_dialogue(row)
     return str(caught.value)
 
 
@@ -25,24 +25,24 @@ def refusal(row):
 @pytest.mark.parametrize("head", [[], [SYSTEM]])
 def test_user_and_assistant_in_turn_are_a_dialogue(head, turns):
     messages = head + [USER, ASSISTANT] * turns
-    dialogue = make_dialogue({"messages": messages}, 12)
+    dialogue = parse_dialogue({"messages": messages}, 12)
     assert dialogue.as_dicts == messages
     assert dialogue.line == 12
 
 
 def test_other_keys_of_the_row_are_not_read():
     row = {"messages": [USER, ASSISTANT], "id": 3, "chat_template_kwargs": {"chat_template": "{{ 7 }}"}}
-    assert make_dialogue(row) == Dialogue((Message("user", "words"), Message("assistant", "words")))
+    assert parse_dialogue(row) == Dialogue((Message("user", "words"), Message("assistant", "words")))
 
 
 def test_content_is_kept_to_the_letter():
     odd = " \n two  spaces\t\r\nand \U0001f642 <|im_end|> \x00 "
-    dialogue = make_dialogue({"messages": [message("user", odd), message("assistant", odd)]})
+    dialogue = parse_dialogue({"messages": [message("user", odd), message("assistant", odd)]})
     assert [m.content for m in dialogue.messages] == [odd, odd]
 
 
 def test_an_empty_system_message_is_allowed():
-    assert make_dialogue({"messages": [message("system", ""), USER, ASSISTANT]}).messages[0].content == ""
+    assert parse_dialogue({"messages": [message("system", ""), USER, ASSISTANT]}).messages[0].content == ""
 
 
 @pytest.mark.parametrize("row", [None, 3, "text", [], [USER, ASSISTANT], True])
@@ -145,7 +145,7 @@ def test_an_order_is_accepted_exactly_when_it_is_a_dialogue(roles):
     good = bool(turns) and turns == ["user", "assistant"] * (len(turns) // 2)
     row = {"messages": [message(role) for role in roles]}
     if good:
-        assert [m.role for m in make_dialogue(row).messages] == roles
+        assert [m.role for m in parse_dialogue(row).messages] == roles
     else:
         refusal(row)
 
@@ -157,7 +157,9 @@ RESULT = {"role": "tool", "content": "nothing", "tool_call_id": "a1", "name": "l
 def test_tools_are_called_answer_and_come_back_the_same():
     calls = {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning": "Let me see.", "refusal": None}
     tools = [{"type": "function", "function": {"name": "look"}}]
-    dialogue = make_dialogue({"messages": [SYSTEM, USER, calls, RESULT, RESULT, ASSISTANT], "tools": json.dumps(tools)})
+    dialogue = parse_dialogue(
+        {"messages": [SYSTEM, USER, calls, RESULT, RESULT, ASSISTANT], "tools": json.dumps(tools)}
+    )
     assert dialogue.tool_list == tools
     assert dialogue.as_dicts[2] == {
         "role": "assistant",
@@ -166,8 +168,8 @@ def test_tools_are_called_answer_and_come_back_the_same():
         "thinking": "Let me see.",
         "tool_calls": [{**CALL, "function": {"name": "look", "arguments": {"where": "here"}}}],
     }
-    assert make_dialogue(dialogue.as_row) == dialogue
-    assert make_dialogue(json.loads(json.dumps(dialogue.as_row))) == dialogue
+    assert parse_dialogue(dialogue.as_row) == dialogue
+    assert parse_dialogue(json.loads(json.dumps(dialogue.as_row))) == dialogue
 
 
 @pytest.mark.parametrize(
@@ -203,12 +205,12 @@ def test_tools_must_be_descriptions(tools):
 
 def test_flags_say_which_replies_are_trained():
     messages = [USER, {**ASSISTANT, "train": False}, USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}]
-    dialogue = make_dialogue({"messages": messages})
+    dialogue = parse_dialogue({"messages": messages})
     assert [m.trained for m in dialogue.messages if m.role == "assistant"] == [False, False, True]
-    assert make_dialogue(dialogue.as_row) == dialogue
+    assert parse_dialogue(dialogue.as_row) == dialogue
 
 
 def test_text_parts_are_joined_and_developers_are_the_system():
     parts = [{"type": "text", "text": "two "}, {"type": "text", "text": "parts"}]
-    dialogue = make_dialogue({"messages": [message("developer"), message("user", parts), ASSISTANT]})
+    dialogue = parse_dialogue({"messages": [message("developer"), message("user", parts), ASSISTANT]})
     assert [(m.role, m.content) for m in dialogue.messages[:2]] == [("system", "words"), ("user", "two parts")]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lora_chat.data.dataset import EncodedRows
 from lora_chat.data.lengths import measure_rows
-from lora_chat.training.fast_path.packed_batch import FlatRows
+from lora_chat.training.fast_path.packed_batch import PackedBatchCollator
 
 MASKS = st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=8)
 
@@ -25,5 +25,5 @@ def test_columns_say_what_the_rows_say(parts, data):
     found = measure_rows(rows)
     assert found.tokens.tolist() == [len(row.input_ids) for row in rows]
     assert found.supervised.tolist() == [row.supervised_tokens for row in rows]
-    kept = [FlatRows.trim({"input_ids": row.input_ids, "labels": row.labels})["input_ids"] for row in rows]
+    kept = [PackedBatchCollator.trim({"input_ids": row.input_ids, "labels": row.labels})["input_ids"] for row in rows]
     assert found.trained.tolist() == [len(ids) for ids in kept]

@@ -9,7 +9,7 @@ from test_encode import CHATML
 
 from lora_chat.config.data import DataSection
 from lora_chat.data.encoding.encode import encode_dialogue
-from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.reading.hub_dataset import HubFiles
 from lora_chat.data.sources import find_sources, open_sources
 from lora_chat.data.storage import cache
@@ -40,10 +40,10 @@ def write(tmp_path):
     return lines
 
 
-def open_file(path, tokenizer, *, positions=None, **data):
+def open_file(path, tokenizer, *, max_positions=None, **data):
     section = DataSection(train=str(path), workers=1, **data)
     sources = find_sources(section.train_sources, print)
-    (opened,) = open_sources(sources, section, tokenizer, [tokenizer.eos_token_id], positions, print)
+    (opened,) = open_sources(sources, section, tokenizer, [tokenizer.eos_token_id], max_positions, print)
     ledger = opened.store.ledger
     assert ledger.lines == ledger.accepted + ledger.blank + ledger.refused + ledger.dropped
     assert ledger.stops == ledger.replies
@@ -76,7 +76,7 @@ def refusal(path, tokenizer, **data):
 
 def length(tokenizer, some):
     stops = [tokenizer.eos_token_id]
-    return max(len(encoded.input_ids) for encoded in encode_dialogue(make_dialogue(some), tokenizer, stops))
+    return max(len(encoded.input_ids) for encoded in encode_dialogue(parse_dialogue(some), tokenizer, stops))
 
 
 def trained_texts(tokenizer, opened):
@@ -130,10 +130,10 @@ def test_five_too_long_ones_are_shown_and_the_rest_counted(tiny_tokenizer, write
 
 def test_no_row_is_longer_than_the_positions_of_the_base(tiny_tokenizer, write):
     path, fits = write(SHORT, LONG), length(tiny_tokenizer, SHORT)
-    message = refusal(path, tiny_tokenizer, positions=fits)
+    message = refusal(path, tiny_tokenizer, max_positions=fits)
     assert f"the base's positions, {fits} tokens" in message
     assert "take a base that reads more" in message
-    assert open_file(path, tiny_tokenizer, positions=fits, over_long="drop").store.ledger.longest == fits
+    assert open_file(path, tiny_tokenizer, max_positions=fits, over_long="drop").store.ledger.longest == fits
 
 
 @pytest.mark.parametrize("room", [0, 1, 5])
@@ -157,7 +157,7 @@ def test_cutting_keeps_the_beginning_as_far_as_the_last_reply_that_fits(tiny_tok
 
 
 def whole_row(tokenizer, some):
-    (encoded,) = encode_dialogue(make_dialogue(some), tokenizer, [tokenizer.eos_token_id])
+    (encoded,) = encode_dialogue(parse_dialogue(some), tokenizer, [tokenizer.eos_token_id])
     return encoded.input_ids, [label != -100 for label in encoded.labels]
 
 
@@ -183,7 +183,7 @@ def test_cutting_keeps_every_row_that_fits_where_each_reply_has_its_own(tiny_tok
     tokenizer.chat_template = SHORTENING
     some = row("one", "long thoughts|eins", "two", "so|zwei", "three", "very very long thoughts|drei")
     stops = [tokenizer.eos_token_id]
-    lengths = [len(encoded.input_ids) for encoded in encode_dialogue(make_dialogue(some), tokenizer, stops)]
+    lengths = [len(encoded.input_ids) for encoded in encode_dialogue(parse_dialogue(some), tokenizer, stops)]
     assert lengths == sorted(lengths)
     for limit, kept in ((lengths[1], 2), (lengths[2] - 1, 2), (lengths[0], 1)):
         opened = open_file(write(some), tokenizer, max_length=limit, over_long="cut")
@@ -199,7 +199,7 @@ def test_a_long_row_before_one_that_fits_is_left_out_by_itself(tiny_tokenizer, w
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = SHORTENING
     some = row("one", "long " * 20 + "|eins", "two", "zwei")
-    first, second = encode_dialogue(make_dialogue(some), tokenizer, [tokenizer.eos_token_id])
+    first, second = encode_dialogue(parse_dialogue(some), tokenizer, [tokenizer.eos_token_id])
     assert len(first.input_ids) > len(second.input_ids)
     opened = open_file(write(some), tokenizer, max_length=len(second.input_ids), over_long="cut")
     assert trained_texts(tokenizer, opened) == [["zwei"]]

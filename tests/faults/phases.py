@@ -6,20 +6,20 @@ import signal
 from lora_chat.pipeline import compare, fine_tune, load_data
 from lora_chat.training import trainer
 from lora_chat.training.callbacks import checkpoint
-from lora_chat.training.callbacks.nonfinite_guard import StepGuard
-from lora_chat.training.trainer import StepTrainer
+from lora_chat.training.callbacks.nonfinite_guard import NonFiniteGuard
+from lora_chat.training.trainer import PackedSFTTrainer
 
 PHASES = {
     "encoding": (load_data, "open_sources", 1),
     "loading": (fine_tune, "load_base_model", 1),
-    "trying the largest micro-batch": (StepTrainer, "try_step", 1),
-    "in the middle of an accumulation": (StepTrainer, "_flat_loss", 5),
-    "before the optimizer": (StepGuard, "on_pre_optimizer_step", 2),
+    "trying the largest micro-batch": (PackedSFTTrainer, "dry_run_step", 1),
+    "in the middle of an accumulation": (PackedSFTTrainer, "_packed_loss", 5),
+    "before the optimizer": (NonFiniteGuard, "on_pre_optimizer_step", 2),
     "writing a checkpoint": (trainer, "write_weights", 2),
     "committing": (checkpoint, "commit", 2),
     "deleting an old checkpoint": (checkpoint, "prune", 3),
-    "measuring the validation loss": (StepTrainer, "prediction_step", 1),
-    "the last step": (StepGuard, "on_pre_optimizer_step", 4),
+    "measuring the validation loss": (PackedSFTTrainer, "prediction_step", 1),
+    "the last step": (NonFiniteGuard, "on_pre_optimizer_step", 4),
     "saving the adapter": (fine_tune, "save_adapter", 1),
     "comparing": (compare, "compare", 1),
 }

@@ -6,15 +6,15 @@ import signal
 
 import pytest
 
-from lora_chat.config.plan import make_precision
+from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.inference import chat as chat_module
-from lora_chat.inference.chat import Chat
+from lora_chat.inference.chat import ChatSession
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.system.hardware import Hardware
-from lora_chat.system.signals import Signalled
+from lora_chat.system.signals import SignalInterrupt
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def talk(cache_home, monkeypatch, capsys):
     """Feed lines through a pipe; returns stdout, the notices, and the prompts the model was given."""
     base = find_base(BaseSection(name="tiny-random"))
     tokenizer = load_tokenizer(base)
-    precision = make_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, True, 2))
+    precision = plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, True, 2))
     model = load_base_model(base, precision).eval()
 
     def run(text, system=None, as_json=False, max_new_tokens=6):
@@ -36,7 +36,7 @@ def talk(cache_home, monkeypatch, capsys):
         monkeypatch.setattr(chat_module, "stream_reply", spy)
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
         stops = read_stop_ids(base, tokenizer)
-        Chat(model, tokenizer, stops, system, max_new_tokens, as_json, notices.append).run()
+        ChatSession(model, tokenizer, stops, system, max_new_tokens, as_json, notices.append).run()
         monkeypatch.setattr(chat_module, "stream_reply", real)
         return capsys.readouterr().out, notices, prompts, tokenizer
 
@@ -46,7 +46,7 @@ def talk(cache_home, monkeypatch, capsys):
 def test_remembers_what_was_said(talk):
     out, _, prompts, tokenizer = talk("one\ntwo\n")
     assert len(out.splitlines()) >= 2
-    first = render_ids(tokenizer, [{"role": "user", "content": "one"}], reply_follows=True)
+    first = render_ids(tokenizer, [{"role": "user", "content": "one"}], add_generation_prompt=True)
     assert prompts[0] == first
     assert prompts[1][: len(first)] == first
     assert "two" in tokenizer.decode(prompts[1])
@@ -97,7 +97,7 @@ def test_control_tokens_typed_by_the_user_open_no_turn(talk):
 def test_ctrl_c_cuts_a_reply_short_and_a_termination_ends_all(talk, monkeypatch, number, goes_on):
     def interrupted(model, tokenizer, prompt, stops, length, write):
         write("half a")
-        raise Signalled(number)
+        raise SignalInterrupt(number)
 
     monkeypatch.setattr(chat_module, "stream_reply", interrupted)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
@@ -105,12 +105,12 @@ def test_ctrl_c_cuts_a_reply_short_and_a_termination_ends_all(talk, monkeypatch,
     tokenizer = load_tokenizer(find_base(BaseSection(name="tiny-random")))
     model = load_base_model(
         find_base(BaseSection(name="tiny-random")),
-        make_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, True, 2)),
+        plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, True, 2)),
     )
-    chat = Chat(model, tokenizer, [2], None, 6, False, notices.append)
+    chat = ChatSession(model, tokenizer, [2], None, 6, False, notices.append)
     if goes_on:
         chat.run()
         assert "(reply cut short)" in notices
     else:
-        with pytest.raises(Signalled):
+        with pytest.raises(SignalInterrupt):
             chat.run()

@@ -23,8 +23,8 @@ def test_batches_of_any_size_say_the_same(model):
 
 def test_keys_and_values_bound_the_batch(model, monkeypatch):
     shape = read_shape(model.config.to_dict(), "")
-    each = batching.cached_bytes(shape, 4) * (12 + 6)
-    monkeypatch.setattr(batching, "MOST_CACHED", 3 * each)
+    each = batching.kv_cache_bytes_per_token(shape, 4) * (12 + 6)
+    monkeypatch.setattr(batching, "KV_CACHE_LIMIT_BYTES", 3 * each)
     sizes = []
     stock = model.generate
     monkeypatch.setattr(model, "generate", lambda **given: sizes.append(len(given["input_ids"])) or stock(**given))

@@ -8,11 +8,11 @@ import torch
 
 from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import load_adapter
-from lora_chat.models.adapter_checks import check_weights
-from lora_chat.models.adapter_config import StoredAdapter, check_settings
+from lora_chat.models.adapter_checks import check_adapter_weights
+from lora_chat.models.adapter_config import StoredAdapter, validate_lora_settings
 from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.base_model import load_base_model
-from lora_chat.pipeline.open_adapter import find_adapter
+from lora_chat.pipeline.open_adapter import resolve_adapter
 
 
 def test_an_adapter_of_another_base_is_refused(random_base, make_adapter, tmp_path):
@@ -21,7 +21,7 @@ def test_an_adapter_of_another_base_is_refused(random_base, make_adapter, tmp_pa
     config["base_model_name_or_path"] = str(random_base("qwen2"))
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(IntegrityError, match="another base: other weights of the base"):
-        find_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+        resolve_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
 
 
 def test_damaged_and_smuggled_weights_are_refused(random_base, make_adapter, tmp_path):
@@ -80,14 +80,14 @@ def test_hostile_adapter_settings_are_refused(random_base, make_adapter, tmp_pat
 )
 def test_settings_that_make_outputs_overflow_are_refused(change, told):
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
-    check_settings(StoredAdapter("it", config, dict, None, None), {})
+    validate_lora_settings(StoredAdapter("it", config, dict, None, None), {})
     with pytest.raises(IntegrityError, match=told):
-        check_settings(StoredAdapter("it", config | change, dict, None, None), {})
+        validate_lora_settings(StoredAdapter("it", config | change, dict, None, None), {})
 
 
 @pytest.mark.parametrize("value", [1e5, -1e38, float("inf"), float("nan")])
 def test_values_that_make_outputs_overflow_are_refused(value):
     weights = {"a": torch.tensor([[0.1, 9999.0]])}
-    check_weights(weights, weights, "it")
+    check_adapter_weights(weights, weights, "it")
     with pytest.raises(IntegrityError, match=r"overflows|not numbers"):
-        check_weights({"a": torch.tensor([[0.1, value]])}, weights, "it")
+        check_adapter_weights({"a": torch.tensor([[0.1, value]])}, weights, "it")

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lora_chat.config.plan import make_plan, make_precision
+from lora_chat.config.plan import make_plan, plan_precision
 from lora_chat.config.recipe import (
     AdapterSection,
     BaseSection,
@@ -16,13 +16,13 @@ from lora_chat.config.recipe import (
 )
 from lora_chat.data.encoding.chat_template import install_template, render_ids
 from lora_chat.data.encoding.encode import encode_dialogue
-from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.evaluation.loss import evaluate_loss
 from lora_chat.inference.generation import generate_replies
-from lora_chat.models.adapter import attach_adapter, load_adapter, report_adapter
+from lora_chat.models.adapter import attach_adapter, count_parameters, load_adapter
 from lora_chat.models.adapter_files import read_adapter, save_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
-from lora_chat.models.identity import identify
+from lora_chat.models.identity import compute_identity
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.system.hardware import Hardware
 from lora_chat.training.sft import train_sft
@@ -37,7 +37,7 @@ CASES = [
     for mode in ("4bit", "8bit", "none")
 ]
 DIALOGUES = [
-    make_dialogue({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]})
+    parse_dialogue({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]})
     for q, a in [("one?", "two"), ("red or blue?", "blue"), ("up?", "down, of course"), ("hi", "hello there")]
 ]
 
@@ -49,13 +49,13 @@ def test_trains_only_its_adapter_and_comes_back_the_same(architecture, mode, ran
     template = install_template(tokenizer)
     stop_ids = read_stop_ids(base, tokenizer)
     rows = [row for dialogue in DIALOGUES for row in encode_dialogue(dialogue, tokenizer, stop_ids)]
-    precision = make_precision(QuantizationSection(mode=mode), CPU)
+    precision = plan_precision(QuantizationSection(mode=mode), CPU)
     model = load_base_model(base, precision)
     kinds = {type(module).__name__ for module in model.modules()}
     assert mode == "none" or QUANTISED[mode] in kinds
 
     adapted = attach_adapter(model, AdapterSection(rank=4))
-    assert 0 < report_adapter(adapted).share < 0.5
+    assert 0 < count_parameters(adapted).share < 0.5
     before = {name: p.detach().clone() for name, p in adapted.named_parameters()}
     first = evaluate_loss(adapted, rows)
     plan = make_plan(Recipe(data=DataSection(train="x"), training=TRAINING), CPU).training
@@ -71,9 +71,9 @@ def test_trains_only_its_adapter_and_comes_back_the_same(architecture, mode, ran
     assert [step["step"] for step in steps] == list(range(1, 9))
     assert steps[-1]["supervised_tokens"] == 8 * sum(row.supervised_tokens for row in rows)
 
-    save_adapter(adapted, tmp_path / "adapter", identify(base, tokenizer), template, "card")
+    save_adapter(adapted, tmp_path / "adapter", compute_identity(base, tokenizer), template, "card")
     again = load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "adapter"))
     assert evaluate_loss(again, rows) == pytest.approx(last, abs=1e-6)
-    prompts = [render_ids(tokenizer, d.as_dicts[:1], reply_follows=True) for d in DIALOGUES]
+    prompts = [render_ids(tokenizer, d.as_dicts[:1], add_generation_prompt=True) for d in DIALOGUES]
     replies = generate_replies(again, tokenizer, prompts, stop_ids, 5)
     assert len(replies) == len(prompts)

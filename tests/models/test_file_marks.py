@@ -5,18 +5,18 @@ import shutil
 
 import pytest
 
-from lora_chat.config.plan import make_precision
+from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.errors import IntegrityError
 from lora_chat.models import base_model, identity
-from lora_chat.models.base_model import FoundBase, find_base, load_base_model, load_tokenizer
-from lora_chat.models.bundled import find_embedded
+from lora_chat.models.base_model import LocalBase, find_base, load_base_model, load_tokenizer
+from lora_chat.models.bundled import find_bundled_base
 from lora_chat.system.hardware import Hardware
 
 
 @pytest.fixture
 def folder(cache_home, tmp_path):
-    return shutil.copytree(find_embedded("tiny-random", print), tmp_path / "base")
+    return shutil.copytree(find_bundled_base("tiny-random", print), tmp_path / "base")
 
 
 def rewrite(path):
@@ -45,7 +45,7 @@ WAYS = (rewrite, swap, replace, os.remove, lambda path: path.with_name("adapter_
 
 
 def _load(base):
-    return load_base_model(base, make_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2)))
+    return load_base_model(base, plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2)))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
@@ -64,7 +64,7 @@ def test_a_file_changed_while_it_is_read_is_refused(step, folder, monkeypatch):
 
     base = find_base(BaseSection(name=str(folder)))
     tokenizer = load_tokenizer(base)
-    identity.identify(base, tokenizer)
+    identity.compute_identity(base, tokenizer)
     _load(base)
 
     def meanwhile(work):
@@ -77,7 +77,7 @@ def test_a_file_changed_while_it_is_read_is_refused(step, folder, monkeypatch):
 
     place, name, work = {
         "tokenizer": (transformers.AutoTokenizer, "from_pretrained", lambda: load_tokenizer(base)),
-        "digest": (identity, "digest_of", lambda: identity.identify(base, tokenizer)),
+        "digest": (identity, "digest_of", lambda: identity.compute_identity(base, tokenizer)),
         "weights": (transformers.AutoModelForCausalLM, "from_pretrained", lambda: _load(base)),
     }[step]
     monkeypatch.setattr(place, name, meanwhile(getattr(place, name)))
@@ -89,7 +89,7 @@ def test_shards_in_subfolders_are_marked_and_other_files_are_not(folder):
     (folder / "sub").mkdir()
     (folder / "sub" / "a.safetensors").write_bytes(b"x")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "sub/a.safetensors"}}')
-    base = FoundBase("base", folder, marks=base_model.mark_files(folder))
+    base = LocalBase("base", folder, file_stats=base_model.read_file_stats(folder))
     for other in ("run.log", "README.md", "sub/b.safetensors"):
         (folder / other).write_text("x")
     base.check_unchanged()

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lora_chat.config.plan import make_precision
+from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import QuantizationSection
-from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.errors import IntegrityError, UnavailableError
 from lora_chat.inference.generation import generate_replies
-from lora_chat.models.base_model import FoundBase, load_base_model, load_tokenizer
-from lora_chat.models.base_settings import HARMLESS
-from lora_chat.models.bundled import find_embedded
-from lora_chat.models.identity import Identity, differences, identify
+from lora_chat.models.base_model import LocalBase, load_base_model, load_tokenizer
+from lora_chat.models.base_settings import IGNORED_FIELDS
+from lora_chat.models.bundled import find_bundled_base
+from lora_chat.models.identity import Identity, compute_identity, list_identity_differences
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.system.hardware import Hardware
 
@@ -22,16 +22,16 @@ TEXTS = ["It's 7:30 pm.\n\n Ça va? 你好 \U0001f642", "Colour of  snow , 48 !"
 
 
 def identity_of(folder):
-    base = FoundBase("base", Path(folder))
-    return identify(base, load_tokenizer(base))
+    base = LocalBase("base", Path(folder))
+    return compute_identity(base, load_tokenizer(base))
 
 
 def refused(trained, folder, *, word_for_word=True):
     """Whether something in a folder is told from what was trained on, or cannot be loaded at all."""
     try:
-        base = None if word_for_word else FoundBase("base", Path(folder))
-        return bool(differences(trained, identity_of(folder), base))
-    except (IntegrityError, BaseUnavailableError):
+        base = None if word_for_word else LocalBase("base", Path(folder))
+        return bool(list_identity_differences(trained, identity_of(folder), base))
+    except (IntegrityError, UnavailableError):
         return True
 
 
@@ -39,9 +39,9 @@ def behaviour(folder):
     """Everything that a base does for us: ids, decoded text, prompts, stops, logits, replies."""
     import torch
 
-    base = FoundBase("base", Path(folder))
+    base = LocalBase("base", Path(folder))
     tokenizer = load_tokenizer(base)
-    precision = make_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2))
+    precision = plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2))
     model = load_base_model(base, precision).eval()
     ids = [tokenizer(text)["input_ids"] for text in TEXTS]
     asked = [{"role": "user", "content": "hi"}]
@@ -58,7 +58,7 @@ def behaviour(folder):
 def base(cache_home, tmp_path_factory):
     """The base tiny-random with a tokenizer that uses every part of a tokenizer.json, as a stranger's folder."""
     folder = tmp_path_factory.mktemp("bases") / "base"
-    shutil.copytree(find_embedded("tiny-random", print), folder)
+    shutil.copytree(find_bundled_base("tiny-random", print), folder)
     for name in ("sha256.json", "complete.json"):
         (folder / name).unlink()
     found = json.loads((folder / "tokenizer.json").read_text())
@@ -211,10 +211,10 @@ def check_all(changes, name, altered, trained, true_behaviour):
     for field, change in changes:
         folder = altered(name, change)
         if not refused(trained, folder):
-            assert field in HARMLESS[name], f"{name}: {field} passes and is not listed"
+            assert field in IGNORED_FIELDS[name], f"{name}: {field} passes and is not listed"
             try:
                 now = behaviour(folder)
-            except (IntegrityError, BaseUnavailableError):  # what cannot be loaded passes for nothing
+            except (IntegrityError, UnavailableError):  # what cannot be loaded passes for nothing
                 continue
             assert now == true_behaviour, f"{name}: {field} is listed as harmless"
             passed.add(field)
@@ -227,7 +227,7 @@ def check_all(changes, name, altered, trained, true_behaviour):
 def test_a_changed_field_is_refused_or_harmless(name, base, altered, trained, true_behaviour):
     passed = check_all(single_changes(base, name), name, altered, trained, true_behaviour)
     if name == "config.json":
-        assert passed == set(HARMLESS[name])
+        assert passed == set(IGNORED_FIELDS[name])
 
 
 def test_a_changed_field_of_the_generation_config_is_refused_or_harmless(base, altered, trained, true_behaviour):
@@ -238,7 +238,7 @@ def test_a_changed_field_of_the_generation_config_is_refused_or_harmless(base, a
     changes = single_changes(base, name)
     for key, value in known.items():
         changes += [(key, lambda now, key=key, new=new: now.update({key: new})) for new in other(value)[:1]]
-    assert check_all(changes, name, altered, trained, true_behaviour) == set(HARMLESS[name])
+    assert check_all(changes, name, altered, trained, true_behaviour) == set(IGNORED_FIELDS[name])
 
 
 def leaves(value, path=()):
@@ -254,7 +254,7 @@ def leaves(value, path=()):
 def test_a_changed_field_of_the_tokenizer_is_refused_or_harmless(base, altered, trained, true_behaviour):
     name = "tokenizer.json"
     whole = json.loads((base / name).read_text())
-    loaded = load_tokenizer(FoundBase("base", base)).backend_tokenizer.to_str()
+    loaded = load_tokenizer(LocalBase("base", base)).backend_tokenizer.to_str()
     for path in leaves(whole):
         inner = whole
         for key in path:
@@ -268,7 +268,7 @@ def test_a_changed_field_of_the_tokenizer_is_refused_or_harmless(base, altered, 
 
             folder = altered(name, change)
             if not refused(trained, folder):
-                assert load_tokenizer(FoundBase("base", folder)).backend_tokenizer.to_str() == loaded, path
+                assert load_tokenizer(LocalBase("base", folder)).backend_tokenizer.to_str() == loaded, path
                 assert behaviour(folder) == true_behaviour, path
 
 
@@ -292,8 +292,8 @@ PARTS = {
 @pytest.mark.parametrize("part", PARTS)
 def test_a_replaced_part_of_the_tokenizer_is_refused_by_name_or_harmless(part, altered, trained, true_behaviour):
     folder = altered("tokenizer.json", lambda found: found.update({part: PARTS[part]}))
-    changed = differences(trained, identity_of(folder))
-    if part in HARMLESS["tokenizer.json"] and not changed:
+    changed = list_identity_differences(trained, identity_of(folder))
+    if part in IGNORED_FIELDS["tokenizer.json"] and not changed:
         assert behaviour(folder) == true_behaviour
     else:
         assert part in " ".join(changed) or part == "padding"
@@ -329,7 +329,7 @@ def test_a_file_that_may_change_what_is_loaded_is_refused_by_name(name, base, al
     else:
         (folder / name).write_text("{}")
     try:
-        told = " ".join(differences(trained, identity_of(folder)))
+        told = " ".join(list_identity_differences(trained, identity_of(folder)))
     except IntegrityError as error:
         told = str(error)
         assert name in told
@@ -444,12 +444,12 @@ def test_a_config_that_sends_to_other_files_is_refused_before_weights_load(chang
 
 
 def test_a_message_names_the_changed_fields_with_both_values(altered, trained):
-    changed = differences(
+    changed = list_identity_differences(
         trained, identity_of(altered("config.json", lambda found: found.update(hidden_act="relu", rope_theta=17.0)))
     )
     assert changed == ['config (hidden_act: "silu", found "relu"; rope_theta: nothing, found 17.0)']
     stops = altered("generation_config.json", lambda found: found.update(eos_token_id=[2, 7]))
-    assert "stop ids ([2], found [2,7])" in differences(trained, identity_of(stops))
+    assert "stop ids ([2], found [2,7])" in list_identity_differences(trained, identity_of(stops))
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "qwen3"])
@@ -458,7 +458,7 @@ def test_a_changed_config_of_another_architecture_is_refused_or_harmless(archite
     trained, name = identity_of(source), "config.json"
     logits = behaviour(source)[4]
     for field, change in single_changes(source, name):
-        if field not in HARMLESS[name]:
+        if field not in IGNORED_FIELDS[name]:
             folder = altered(name, change, source=source)
             assert refused(trained, folder), field
             if not refused(trained, folder, word_for_word=False):
@@ -473,13 +473,13 @@ def settled(base, tmp_path):
     folder = tmp_path / "settled"
     shutil.copytree(base, folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file_digests, "_SETTLED", -1.0)
+        patch.setattr(file_digests, "_MIN_AGE_SECONDS", -1.0)
         yield folder
 
 
 def test_a_remembered_digest_is_not_believed_of_a_changed_file(settled):
-    base = FoundBase("base", settled)
-    trained = identify(base, load_tokenizer(base))
+    base = LocalBase("base", settled)
+    trained = compute_identity(base, load_tokenizer(base))
     path = settled / "model.safetensors"
     before = path.stat()
     raw = bytearray(path.read_bytes())
@@ -494,17 +494,17 @@ def test_a_digest_is_remembered_and_a_planted_one_is_believed_only_where_files_a
     from lora_chat.models import file_digests
     from lora_chat.system.cache_dir import cache_dir
 
-    base = FoundBase("base", settled)
+    base = LocalBase("base", settled)
     tokenizer = load_tokenizer(base)
-    trained = identify(base, tokenizer)
+    trained = compute_identity(base, tokenizer)
     notes = cache_dir() / "digests.json"
     key = next(key for key in json.loads(notes.read_text()) if key.startswith(str(settled)))
     notes.write_text(json.dumps({key: "0" * 64}))
-    assert identify(base, tokenizer).files != trained.files  # the note, in a folder that is private to its user
-    assert identify(base, tokenizer, read_files=True) == trained
-    assert identify(base, tokenizer) == trained  # and it was corrected
+    assert compute_identity(base, tokenizer).files != trained.files  # the note, in a folder that is private to its user
+    assert compute_identity(base, tokenizer, recompute_digests=True) == trained
+    assert compute_identity(base, tokenizer) == trained  # and it was corrected
     monkeypatch.setattr(file_digests, "digest_file", lambda path: pytest.fail("it was read again"))
-    assert identify(base, tokenizer) == trained
+    assert compute_identity(base, tokenizer) == trained
 
 
 def test_a_file_that_has_just_changed_is_not_remembered(base, tmp_path):
@@ -524,18 +524,18 @@ def test_an_identity_of_version_1_is_written_as_it_was_and_compares_what_it_has(
     assert Identity(**old).model_dump() == old
     assert Identity.model_validate_json(Identity(**old).model_dump_json()) == Identity(**old)
     other_config = identity_of(altered("config.json", lambda found: found.update(hidden_act="relu")))
-    assert differences(Identity(**old), other_config) == []
-    assert differences(trained, other_config)
+    assert list_identity_differences(Identity(**old), other_config) == []
+    assert list_identity_differences(trained, other_config)
     for wrong in ({"stops": (1,)}, {"version": 2}, {"version": 3}, {"generation": {}}):
         with pytest.raises(ValueError, match="version"):
             Identity(**old, **wrong)
 
 
 def test_a_tokenizer_is_the_same_before_and_after_it_is_used(base, trained):
-    found = FoundBase("base", base)
+    found = LocalBase("base", base)
     tokenizer = load_tokenizer(found)
     tokenizer(["a", "long text"], padding=True, truncation=True, max_length=3)
-    assert identify(found, tokenizer) == trained
+    assert compute_identity(found, tokenizer) == trained
 
 
 def test_a_path_of_this_machine_is_only_a_digest(altered):
@@ -629,7 +629,7 @@ def test_a_field_on_one_side_with_another_value_than_the_default_is_refused(chan
     assert refused(identity_of(few), more, word_for_word=False)
     try:
         trained = identity_of(more)
-    except (IntegrityError, BaseUnavailableError):
+    except (IntegrityError, UnavailableError):
         return
     assert refused(trained, few, word_for_word=False)
 

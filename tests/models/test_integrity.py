@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from lora_chat.errors import IntegrityError
-from lora_chat.models.base_model import FoundBase, load_tokenizer
-from lora_chat.models.bundled import find_embedded
-from lora_chat.models.identity import identify
+from lora_chat.models.base_model import LocalBase, load_tokenizer
+from lora_chat.models.bundled import find_bundled_base
+from lora_chat.models.identity import compute_identity
 from lora_chat.system.hashing import digest_file
 
 
 @pytest.fixture
 def base(cache_home, tmp_path):
     folder = tmp_path / "base"
-    shutil.copytree(find_embedded("tiny-random", print), folder)
-    return FoundBase("base", folder)
+    shutil.copytree(find_bundled_base("tiny-random", print), folder)
+    return LocalBase("base", folder)
 
 
 def flip(path, place):
@@ -27,13 +27,13 @@ def flip(path, place):
 
 def refusal(base):
     with pytest.raises(IntegrityError) as caught:
-        identify(base, load_tokenizer(base))
+        compute_identity(base, load_tokenizer(base))
     assert str(base.folder) in str(caught.value)
     return str(caught.value)
 
 
 def test_one_flipped_bit_of_a_base_we_wrote(base):
-    identify(base, load_tokenizer(base))
+    compute_identity(base, load_tokenizer(base))
     flip(base.folder / "model.safetensors", -100)
     assert "written once more" in refusal(base)
 
@@ -54,11 +54,11 @@ def test_a_file_in_the_hubs_cache_is_what_its_name_says(base, tmp_path):
     repository = tmp_path / "models--friend--tiny"
     (repository / "blobs").mkdir(parents=True)
     (repository / "snapshots").mkdir()
-    base = FoundBase("base", base.folder.rename(repository / "snapshots" / ("5" * 40)))
+    base = LocalBase("base", base.folder.rename(repository / "snapshots" / ("5" * 40)))
     path = base.folder / "model.safetensors"
     blob = repository / "blobs" / digest_file(path)
     path.rename(blob)
     path.symlink_to(Path("../../blobs") / blob.name)
-    identify(base, load_tokenizer(base))
+    compute_identity(base, load_tokenizer(base))
     flip(blob, -100)
     assert f"Delete {blob}" in refusal(base)

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from lora_chat.errors import BaseUnavailableError, IntegrityError
-from lora_chat.models.base_model import FoundBase, load_tokenizer
+from lora_chat.errors import IntegrityError, UnavailableError
+from lora_chat.models.base_model import LocalBase, load_tokenizer
 from lora_chat.models.base_settings import TOKENIZER_ATTRIBUTES
-from lora_chat.models.bundled import find_embedded
-from lora_chat.models.identity import differences, identify
+from lora_chat.models.bundled import find_bundled_base
+from lora_chat.models.identity import compute_identity, list_identity_differences
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "th", "the"]
 TEXT = "the cat sat on that mat "
@@ -63,18 +63,18 @@ FILES = (
 
 @pytest.fixture
 def folder(cache_home, tmp_path):
-    folder = shutil.copytree(find_embedded("tiny-random", print), tmp_path / "base")
+    folder = shutil.copytree(find_bundled_base("tiny-random", print), tmp_path / "base")
     (folder / "tokenizer.json").unlink()
     return folder
 
 
 def identity_of(folder):
-    base = FoundBase("base", folder)
-    return identify(base, load_tokenizer(base))
+    base = LocalBase("base", folder)
+    return compute_identity(base, load_tokenizer(base))
 
 
 def ids_of(folder):
-    return load_tokenizer(FoundBase("base", folder))(TEXT)["input_ids"]
+    return load_tokenizer(LocalBase("base", folder))(TEXT)["input_ids"]
 
 
 def other_bytes(path):
@@ -92,22 +92,22 @@ def test_a_changed_file_of_a_tokenizer_without_tokenizer_json_is_refused_or_chan
     MAKES[make](folder)
     trained, ids = identity_of(folder), ids_of(folder)
     assert len(set(ids)) > 3
-    assert differences(trained, identity_of(folder)) == []
+    assert list_identity_differences(trained, identity_of(folder)) == []
     told = 0
     for number, name in enumerate(name for name in FILES if (folder / name).is_file()):
         changed = shutil.copytree(folder, tmp_path / f"changed-{number}")
         new = other_bytes(changed / name)
         (changed / name).write_bytes(new.encode() if isinstance(new, str) else new)
         try:
-            same = not differences(trained, identity_of(changed))
-        except (BaseUnavailableError, IntegrityError):
+            same = not list_identity_differences(trained, identity_of(changed))
+        except (UnavailableError, IntegrityError):
             same = False
         assert not same or ids_of(changed) == ids, name
         told += not same
     assert told >= 2
     added = shutil.copytree(folder, tmp_path / "added")
     (added / "added_tokens.json").write_text(json.dumps({"cat": 900}))
-    assert differences(trained, identity_of(added)) or ids_of(added) == ids
+    assert list_identity_differences(trained, identity_of(added)) or ids_of(added) == ids
 
 
 @pytest.mark.parametrize(
@@ -115,36 +115,36 @@ def test_a_changed_file_of_a_tokenizer_without_tokenizer_json_is_refused_or_chan
     ["PreTrainedTokenizer", "BertTokenizer", "ByT5Tokenizer", "MistralCommonBackend", "AutoTokenizer", "os", "../x"],
 )
 def test_a_tokenizer_class_of_another_name_is_refused_or_changes_nothing(name, cache_home, tmp_path):
-    source = find_embedded("tiny-random", print)
+    source = find_bundled_base("tiny-random", print)
     folder = shutil.copytree(source, tmp_path / "base")
     found = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(found | {"tokenizer_class": name}))
     try:
-        changed = differences(identity_of(source), identity_of(folder))
-    except (BaseUnavailableError, IntegrityError):
+        changed = list_identity_differences(identity_of(source), identity_of(folder))
+    except (UnavailableError, IntegrityError):
         return
     assert changed or ids_of(folder) == ids_of(source)
 
 
 @pytest.mark.parametrize("change", [{"model_max_length": "x"}, {"tokenizer_class": "BertTokenizer"}], ids=str)
 def test_a_tokenizer_that_loads_and_cannot_encode_is_refused(change, cache_home, tmp_path):
-    folder = shutil.copytree(find_embedded("tiny-random", print), tmp_path / "base")
+    folder = shutil.copytree(find_bundled_base("tiny-random", print), tmp_path / "base")
     found = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(found | change))
-    with pytest.raises(BaseUnavailableError, match="tokenizer"):
-        load_tokenizer(FoundBase("base", folder))
+    with pytest.raises(UnavailableError, match="tokenizer"):
+        load_tokenizer(LocalBase("base", folder))
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
 def test_code_that_a_tokenizer_brings_is_never_run(file, cache_home, tmp_path):
-    folder = shutil.copytree(find_embedded("tiny-random", print), tmp_path / "base")
+    folder = shutil.copytree(find_bundled_base("tiny-random", print), tmp_path / "base")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Tokenizer: pass\n")
     found = json.loads((folder / file).read_text())
     for reference in (["evil.Tokenizer", "evil.Tokenizer"], {"AutoTokenizer": ["evil.Tokenizer", None]}):
         (folder / file).write_text(json.dumps(found | {"auto_map": reference, "tokenizer_class": "Tokenizer"}))
         try:
-            assert differences(identity_of(find_embedded("tiny-random", print)), identity_of(folder))
-        except (BaseUnavailableError, IntegrityError) as error:
+            assert list_identity_differences(identity_of(find_bundled_base("tiny-random", print)), identity_of(folder))
+        except (UnavailableError, IntegrityError) as error:
             assert "Traceback" not in str(error)
     assert not (tmp_path / "ran").exists()
 
@@ -182,14 +182,14 @@ NO_PART = {
 
 
 def test_every_attribute_of_a_tokenizer_is_bound_or_harmless(cache_home):
-    base = FoundBase("base", find_embedded("tiny-random", print))
+    base = LocalBase("base", find_bundled_base("tiny-random", print))
     attributes = set(vars(load_tokenizer(base)))
     assert attributes - {"_tokenizer"} == (attributes & BOUND.keys()) | NO_PART.keys()
-    trained = identify(base, load_tokenizer(base))
+    trained = compute_identity(base, load_tokenizer(base))
     for name, value in BOUND.items():
         tokenizer = load_tokenizer(base)
         setattr(tokenizer, name, value)
-        assert differences(trained, identify(base, tokenizer, stops=trained.stops)), name
+        assert list_identity_differences(trained, compute_identity(base, tokenizer, stops=trained.stops)), name
     tokenizer = load_tokenizer(base)
     text = "It's <|im_end|> a 你 "
     ids = tokenizer(text)["input_ids"]

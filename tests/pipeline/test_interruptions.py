@@ -9,14 +9,14 @@ import sys
 import pytest
 
 from lora_chat.errors import StoppedError
-from lora_chat.models.bundled import find_embedded
-from lora_chat.pipeline.run_status import Progress
-from lora_chat.system.signals import Signalled, raise_on_signals
-from lora_chat.training.stop_request import stop_requests
+from lora_chat.models.bundled import find_bundled_base
+from lora_chat.pipeline.run_status import RunProgress
+from lora_chat.system.signals import SignalInterrupt, raise_on_signals
+from lora_chat.training.stop_request import catch_stop_signals
 
 
 def start(tmp_path, *settings):
-    find_embedded("tiny-random", lambda _: None)
+    find_bundled_base("tiny-random", lambda _: None)
     arguments = ["sft", "recipes/smoke.yaml", "--json", "--set", f"output.directory={tmp_path}"]
     for setting in settings:
         arguments += ["--set", setting]
@@ -76,15 +76,15 @@ def handlers():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_a_library_swallows_stops_the_next_stage(handlers, number):
-    progress = Progress()
-    progress.enter("reading")
-    with pytest.raises(Signalled) as caught:
+    progress = RunProgress()
+    progress.enter_stage("reading")
+    with pytest.raises(SignalInterrupt) as caught:
         signal.raise_signal(number)
     assert caught.value.number == number
     with pytest.raises(StoppedError) as stopped:
-        progress.enter("loading")
+        progress.enter_stage("loading")
     assert stopped.value.exit_code == 128 + number
-    with stop_requests(print) as request:
+    with catch_stop_signals(print) as request:
         assert request.number == number
 
 

@@ -9,12 +9,12 @@ import pytest
 from lora_chat.config.load import read_recipe
 from lora_chat.config.plan import make_plan
 from lora_chat.config.recipe import BaseSection
-from lora_chat.data.lengths import DataLengths, Lengths
-from lora_chat.models.base_config import find_config
+from lora_chat.data.lengths import DataLengths, RowLengths
+from lora_chat.models.base_config import find_base_config
 from lora_chat.models.shape import read_shape
 from lora_chat.pipeline import machine_benchmark
-from lora_chat.planning.device import Target
-from lora_chat.planning.settings_search import Job
+from lora_chat.planning.device import TargetDevice
+from lora_chat.planning.settings_search import PlanningProblem
 from lora_chat.system.hardware import Hardware
 from lora_chat.system.worker import run_worker
 
@@ -28,30 +28,32 @@ def job(random_base, monkeypatch, tmp_path):
     import numpy as np
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(machine_benchmark, "SMALLEST", 0)
+    monkeypatch.setattr(machine_benchmark, "MIN_BASE_WEIGHTS", 0)
     base = random_base("llama")
     plan = make_plan(
         read_recipe(Path("recipes/smoke.yaml"), [f"base.name={base}"]), Hardware("cpu", "x", 2**34, True, 2)
     )
-    found = find_config(BaseSection(name=str(base)), print)
-    rows = Lengths(*(np.array(numbers) for numbers in ([40, 30, 50] * 8, [38, 28, 48] * 8, [10, 12, 9] * 8)))
+    found = find_base_config(BaseSection(name=str(base)), print)
+    rows = RowLengths(*(np.array(numbers) for numbers in ([40, 30, 50] * 8, [38, 28, 48] * 8, [10, 12, 9] * 8)))
     data = DataLengths(rows, rows, (12, 20), 8)
     return (
         plan,
-        Job(read_shape(found.config, found.name), data, Target("cpu", "x", 2**34, 2**34, 0, at_hand=True)),
+        PlanningProblem(
+            read_shape(found.config, found.name), data, TargetDevice("cpu", "x", 2**34, 2**34, 0, at_hand=True)
+        ),
         found,
     )
 
 
-def find(job, said=None, *, patient=True):
+def find(job, said=None, *, allow_slow=True):
     plan, what, base = job
     notice = said.append if said is not None else print
-    return machine_benchmark.find_probe(plan, what, base.config, base.folder, notice, patient=patient)
+    return machine_benchmark.benchmark_machine(plan, what, base.config, base.folder, notice, allow_slow=allow_slow)
 
 
 def test_a_shape_is_tried_once(job, monkeypatch):
     tried = []
-    monkeypatch.setattr(machine_benchmark, "_run", lambda request: tried.append(request) or TAKEN)
+    monkeypatch.setattr(machine_benchmark, "_run_benchmark", lambda request: tried.append(request) or TAKEN)
     first = find(job)
     assert find(job) == first
     assert len(tried) == 1
@@ -64,13 +66,13 @@ def test_a_shape_is_tried_once(job, monkeypatch):
 @pytest.mark.parametrize("damage", ["", "{", "[]", json.dumps(TAKEN[:1]), json.dumps([{"rss": 1}, {"rss": 1}])])
 def test_what_is_damaged_or_of_another_version_is_tried_anew(job, monkeypatch, tmp_path, damage):
     tried = []
-    monkeypatch.setattr(machine_benchmark, "_run", lambda request: tried.append(request) or TAKEN)
+    monkeypatch.setattr(machine_benchmark, "_run_benchmark", lambda request: tried.append(request) or TAKEN)
     find(job)
     (kept,) = (tmp_path / "cache").rglob("probes/*.json")
     kept.write_text(damage)
     find(job)
     assert len(tried) == 2
-    monkeypatch.setattr(machine_benchmark, "_VERSION", 10**6)
+    monkeypatch.setattr(machine_benchmark, "_BENCHMARK_VERSION", 10**6)
     find(job)
     assert len(tried) == 3
 
@@ -84,18 +86,18 @@ def test_one_that_fails_is_no_reason_to_stop(job, monkeypatch, tmp_path):
 
 
 def test_large_bases_are_not_tried_where_an_answer_is_awaited(job, monkeypatch):
-    monkeypatch.setattr(machine_benchmark, "_run", lambda _: TAKEN)
-    monkeypatch.setattr(machine_benchmark, "_LARGEST_AT_ONCE", 10)
-    assert find(job, patient=False) is None
-    assert find(job, patient=True)
-    assert find(job, patient=False)  # once it is known
+    monkeypatch.setattr(machine_benchmark, "_run_benchmark", lambda _: TAKEN)
+    monkeypatch.setattr(machine_benchmark, "_MAX_QUICK_BASE_WEIGHTS", 10)
+    assert find(job, allow_slow=False) is None
+    assert find(job, allow_slow=True)
+    assert find(job, allow_slow=False)  # once it is known
 
 
 def test_imagined_devices_and_gpus_are_not_tried(job, monkeypatch):
-    monkeypatch.setattr(machine_benchmark, "_run", lambda _: pytest.fail("tried"))
+    monkeypatch.setattr(machine_benchmark, "_run_benchmark", lambda _: pytest.fail("tried"))
     plan, what, base = job
     for target in (replace(what.target, at_hand=False), replace(what.target, device="cuda")):
-        assert find((plan, Job(what.shape, what.data, target), base)) is None
+        assert find((plan, PlanningProblem(what.shape, what.data, target), base)) is None
 
 
 @pytest.mark.slow
@@ -104,11 +106,11 @@ def test_the_worker_says_what_everything_took(job, monkeypatch, mode, warm_worke
     plan, what, base = job
     plan = plan.model_copy(update={"precision": plan.precision.model_copy(update={"mode": mode, "dtype": "bfloat16"})})
     requests = []
-    monkeypatch.setattr(machine_benchmark, "_run", lambda request: requests.append(request) or TAKEN)
+    monkeypatch.setattr(machine_benchmark, "_run_benchmark", lambda request: requests.append(request) or TAKEN)
     find((plan, what, base))
     request = requests[0] | {"layers": [1, 3]}
     run = run_worker if mode == "4bit" else warm_workers.run  # one of them as a user's
-    done = run("lora_chat.pipeline.machine_benchmark_worker", given=json.dumps(request), timeout=200)
+    done = run("lora_chat.pipeline.machine_benchmark_worker", stdin=json.dumps(request), timeout=200)
     assert done.exit_code == 0, done.stderr
     for taken in json.loads(done.stdout):
         assert set(taken) == set(FIGURES)

@@ -7,11 +7,11 @@ import pytest
 
 from lora_chat.config.recipe import BaseSection
 from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE
-from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
 from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.base_model import find_base, load_tokenizer
-from lora_chat.models.identity import identify
-from lora_chat.pipeline.open_adapter import Trust, find_adapter, find_bound_base, open_thing
+from lora_chat.models.identity import compute_identity
+from lora_chat.pipeline.open_adapter import TrustOptions, find_adapter_base, open_adapter, resolve_adapter
 
 OWN = "{% for message in messages %}{{ message.content + eos_token }}\n{% endfor %}\x1b[31m"
 
@@ -29,45 +29,45 @@ def with_template(stored, text, told=None):
 
 
 def test_the_base_s_own_template_needs_no_yes(stored):
-    found = find_adapter(stored, lambda _: None, named_by_stranger=False)
+    found = resolve_adapter(stored, lambda _: None, untrusted_name=False)
     assert str(found.tokenizer.chat_template) == stored.template
 
 
 def test_a_template_of_a_stranger_is_shown_and_needs_a_yes(stored):
     brought = with_template(stored, OWN)
     with pytest.raises(IntegrityError) as caught:
-        find_adapter(brought, lambda _: None)
+        resolve_adapter(brought, lambda _: None)
     told = str(caught.value)
     assert "+{% for message in messages %}{{ message.content + eos_token }}" in told
     assert "--accept-template" in told
     assert "\x1b" not in told
-    found = find_adapter(brought, lambda _: None, Trust(accept_template=True))
+    found = resolve_adapter(brought, lambda _: None, TrustOptions(accept_template=True))
     assert found.tokenizer.chat_template == OWN
 
 
 def test_a_template_is_bound_by_its_digest(stored):
     with pytest.raises(IntegrityError, match="chat template"):
-        find_adapter(with_template(stored, OWN, told="another"), lambda _: None, Trust(accept_template=True))
+        resolve_adapter(with_template(stored, OWN, told="another"), lambda _: None, TrustOptions(accept_template=True))
 
 
 def test_templates_of_ours_need_no_yes(stored, random_base, make_adapter, tmp_path):
     _, _ = make_adapter(random_base("gpt2"), tmp_path / "plain")  # a base without a template
-    assert "### " in find_adapter(read_adapter(tmp_path / "plain"), lambda _: None).tokenizer.chat_template
+    assert "### " in resolve_adapter(read_adapter(tmp_path / "plain"), lambda _: None).tokenizer.chat_template
     base = find_base(BaseSection(name=stored.base[0]))
     if {"<|im_start|>", "<|im_end|>"} <= load_tokenizer(base).get_vocab().keys():
-        found = find_adapter(with_template(stored, CHATML_TEMPLATE), lambda _: None)
+        found = resolve_adapter(with_template(stored, CHATML_TEMPLATE), lambda _: None)
         assert found.tokenizer.chat_template == CHATML_TEMPLATE
 
 
 def test_another_base_is_refused_or_forced(stored, random_base):
     other = str(random_base("llama", 8.0))
     with pytest.raises(IntegrityError) as caught:
-        find_adapter(stored, lambda _: None, Trust(base=other))
-    found = identify(find_base(BaseSection(name=other)), load_tokenizer(find_base(BaseSection(name=other))))
+        resolve_adapter(stored, lambda _: None, TrustOptions(base=other))
+    found = compute_identity(find_base(BaseSection(name=other)), load_tokenizer(find_base(BaseSection(name=other))))
     assert stored.identity.weights[:16] in str(caught.value)
     assert found.weights[:16] in str(caught.value)
     heard = []
-    forced = find_adapter(stored, heard.append, Trust(base=other, force_base=True))
+    forced = resolve_adapter(stored, heard.append, TrustOptions(base=other, force_base=True))
     assert str(forced.base.folder) == other
     assert "may answer worse" in heard[0] and found.weights[:16] in heard[0]
 
@@ -75,22 +75,22 @@ def test_another_base_is_refused_or_forced(stored, random_base):
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "norm", "input_layernorm"])
 def test_an_adapter_on_heads_and_embeddings_is_refused(stored, target):
     bad = dataclasses.replace(stored, config={**stored.config, "target_modules": ["q_proj", target]})
-    found = find_adapter(bad, lambda _: None)
+    found = resolve_adapter(bad, lambda _: None)
     with pytest.raises(IntegrityError, match=f"{target} is no linear layer"):
         found.load(open_precision())
 
 
 def open_precision():
-    from lora_chat.config.plan import make_precision
+    from lora_chat.config.plan import plan_precision
     from lora_chat.config.recipe import QuantizationSection
     from lora_chat.system.hardware import Hardware
 
-    return make_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2))
+    return plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2))
 
 
 def test_a_signer_is_asked_for_parcels_alone(tmp_path):
     with pytest.raises(RecipeError, match="belongs to parcels"):
-        open_thing(str(tmp_path), lambda _: None, Trust(signer=tmp_path / "key"))
+        open_adapter(str(tmp_path), lambda _: None, TrustOptions(signer=tmp_path / "key"))
 
 
 def named(stored, name, revision=None):
@@ -112,9 +112,9 @@ def test_a_base_that_a_stranger_names_is_neither_looked_at_nor_asked_for(stored,
     monkeypatch.setattr("lora_chat.pipeline.open_adapter.find_base", touched)
     monkeypatch.setattr("lora_chat.models.hub.find_commit", touched)
     if name != "stranger/base":
-        monkeypatch.setattr("lora_chat.pipeline.open_adapter.is_here", touched)
-    with pytest.raises(BaseUnavailableError, match="--base FOLDER") as caught:
-        find_bound_base(named(stored, name, revision), print, Trust(), named_by_stranger=True)
+        monkeypatch.setattr("lora_chat.pipeline.open_adapter.is_base_local", touched)
+    with pytest.raises(UnavailableError, match="--base FOLDER") as caught:
+        find_adapter_base(named(stored, name, revision), print, TrustOptions(), untrusted_name=True)
     assert "\x1b" not in str(caught.value)
 
 
@@ -125,12 +125,12 @@ def test_an_adapter_folder_is_a_stranger_s_and_a_run_s_own_is_not(stored, tmp_pa
         asked.append(base)
         raise StopIteration
 
-    monkeypatch.setattr("lora_chat.pipeline.open_adapter.bind", note)
-    with pytest.raises(BaseUnavailableError, match="--base FOLDER"):
-        open_thing(str(tmp_path / "adapter"), lambda _: None)
+    monkeypatch.setattr("lora_chat.pipeline.open_adapter.bind_adapter", note)
+    with pytest.raises(UnavailableError, match="--base FOLDER"):
+        open_adapter(str(tmp_path / "adapter"), lambda _: None)
     assert asked == []
     with pytest.raises(StopIteration):
-        open_thing(str(tmp_path / "adapter"), lambda _: None, Trust(base=stored.base[0]))
+        open_adapter(str(tmp_path / "adapter"), lambda _: None, TrustOptions(base=stored.base[0]))
     assert [str(base.folder) for base in asked] == [stored.base[0]]
 
 
@@ -138,5 +138,5 @@ def test_a_folder_named_like_a_base_of_the_hub_is_not_opened_for_a_stranger(stor
     (tmp_path / "stranger" / "base").mkdir(parents=True)
     (tmp_path / "stranger" / "base" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BaseUnavailableError, match="--base FOLDER"):
-        find_bound_base(named(stored, "stranger/base"), print, Trust(), named_by_stranger=True)
+    with pytest.raises(UnavailableError, match="--base FOLDER"):
+        find_adapter_base(named(stored, "stranger/base"), print, TrustOptions(), untrusted_name=True)

@@ -8,7 +8,7 @@ import pytest
 
 from lora_chat.cli import main
 from lora_chat.config.recipe import BaseSection
-from lora_chat.models.base_config import find_config, known_bases
+from lora_chat.models.base_config import find_base_config, read_known_configs
 from lora_chat.models.shape import read_shape
 from lora_chat.system.hub_client import HubFailureError
 
@@ -41,11 +41,11 @@ def is_unreachable(base):
     raise HubFailureError("unreachable", "ConnectionError")
 
 
-@pytest.mark.parametrize("name", sorted(known_bases()))
+@pytest.mark.parametrize("name", sorted(read_known_configs()))
 def test_known_bases_have_as_many_weights_as_their_cards_say(name, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("lora_chat.models.base_config._on_hub", is_unreachable)
-    found = find_config(BaseSection(name=name), print)
+    monkeypatch.setattr("lora_chat.models.base_config._find_config_on_hub", is_unreachable)
+    found = find_base_config(BaseSection(name=name), print)
     assert read_shape(found.config, name).weights / 1e9 == pytest.approx(PUBLISHED[name], rel=0.01)
 
 

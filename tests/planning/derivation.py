@@ -24,15 +24,15 @@ TABLE = Path(__file__).parents[2] / "lora_chat" / "planning" / "layer_bytes.json
 VARIANTS = ("fast", "stock", "padded", "read")
 """Flat rows through fused layers; rows side by side through transformers'; with a mask; without gradients."""
 MODES = ("4bit", "8bit", "none")
-_WIDTHS = Widths(hidden=15 * 113, inner=2 * 4099, heads=15, key_heads=3, head_size=104)
+_WIDTHS = Widths(hidden_size=15 * 113, intermediate_size=2 * 4099, num_heads=15, num_kv_heads=3, head_dim=104)
 _ROWS, _LENGTH, _RANK = 2, 1009, 11
 _TOKENS = _ROWS * _LENGTH
 _MULTIPLES = (1, 2, 4, 8, 3, 6, 12, 16, 0.5, 5, 10, 24)
 
 
-def derive(architecture: str, variant: str, mode: str, *, checkpointed: bool, key_heads: int) -> dict[str, Any]:
+def derive(architecture: str, variant: str, mode: str, *, checkpointed: bool, num_kv_heads: int) -> dict[str, Any]:
     """What one more decoder layer keeps, what the rest of the model keeps, and the peaks above both."""
-    two, three = (_watch(architecture, variant, mode, layers, checkpointed, key_heads) for layers in (2, 3))
+    two, three = (_watch(architecture, variant, mode, layers, checkpointed, num_kv_heads) for layers in (2, 3))
     found: dict[str, Any] = {}
     for part in ("forward", "backward") if variant != "read" else ("forward",):
         layer = three.held[part] - two.held[part]
@@ -81,8 +81,8 @@ class _Watch(LiveBytes):
             self.held["backward"] = self.sum
 
 
-def _watch(architecture: str, variant: str, mode: str, layers: int, checkpointed: bool, key_heads: int) -> _Watch:
-    widths = fit(architecture, replace(_WIDTHS, key_heads=key_heads))
+def _watch(architecture: str, variant: str, mode: str, layers: int, checkpointed: bool, num_kv_heads: int) -> _Watch:
+    widths = fit(architecture, replace(_WIDTHS, num_kv_heads=num_kv_heads))
     setting = Setting(
         config=make_config(architecture, widths, layers, vocabulary=64),
         mode=mode,
@@ -91,7 +91,7 @@ def _watch(architecture: str, variant: str, mode: str, layers: int, checkpointed
         length=_TOKENS if variant == "fast" else _LENGTH,
         supervised=8,
         checkpointed=checkpointed,
-        fast=variant == "fast",
+        fast_path=variant == "fast",
         padded=variant in ("padded", "read"),
         learns=variant != "read",
     )
@@ -116,7 +116,14 @@ def _decode(size: int, widths: Widths, length: int) -> Any:
 
 @cache
 def _products(w: Widths, length: int) -> dict[tuple[str, ...], int]:
-    h, q, k, f, n, r = w.hidden, w.heads * w.head_size, w.key_heads * w.head_size, w.inner, w.heads, _RANK
+    h, q, k, f, n, r = (
+        w.hidden_size,
+        w.num_heads * w.head_dim,
+        w.num_kv_heads * w.head_dim,
+        w.intermediate_size,
+        w.num_heads,
+        _RANK,
+    )
     t = _TOKENS
     found: dict[tuple[str, ...], int] = {
         ("Th",): t * h,
@@ -128,7 +135,7 @@ def _products(w: Widths, length: int) -> dict[tuple[str, ...], int]:
         ("Tq", "Tk"): t * (q + k),
         ("Tk", "Tk"): 2 * t * k,
         ("Tn",): t * n,
-        ("Td",): t * w.head_size,
+        ("Td",): t * w.head_dim,
         ("Tl",): t * length,
         ("Tln",): t * length * n,
         ("rh",): r * h,
@@ -182,7 +189,7 @@ def names(architectures: tuple[str, ...] = LAYERS) -> Iterator[tuple[str, str, s
     """Architecture, variant, mode, whether checkpointed, and key heads of every entry."""
     for architecture, variant, mode in product(architectures, VARIANTS, MODES):
         for checkpointed in (False, True) if variant != "read" else (False,):
-            yield architecture, variant, mode, checkpointed, _WIDTHS.key_heads
+            yield architecture, variant, mode, checkpointed, _WIDTHS.num_kv_heads
             if variant in ("padded", "read") and architecture in _ONE_KEY_HEAD:
                 yield architecture, variant, mode, checkpointed, 1
 
@@ -191,9 +198,9 @@ _ONE_KEY_HEAD = ("llama", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
 """Where a mask makes transformers repeat keys and values; of a single key head that takes no memory."""
 
 
-def entry_name(architecture: str, variant: str, mode: str, checkpointed: bool, key_heads: int) -> str:
+def entry_name(architecture: str, variant: str, mode: str, checkpointed: bool, num_kv_heads: int) -> str:
     """Under which it stands in the table."""
-    return f"{architecture} {variant}{' one' if key_heads == 1 else ''} {mode}{' checkpointed' * checkpointed}"
+    return f"{architecture} {variant}{' one' if num_kv_heads == 1 else ''} {mode}{' checkpointed' * checkpointed}"
 
 
 def main() -> None:
@@ -201,7 +208,7 @@ def main() -> None:
     lines = []
     for architecture, variant, mode, checkpointed, key_heads in names():
         name = entry_name(architecture, variant, mode, checkpointed, key_heads)
-        entry = derive(architecture, variant, mode, checkpointed=checkpointed, key_heads=key_heads)
+        entry = derive(architecture, variant, mode, checkpointed=checkpointed, num_kv_heads=key_heads)
         lines.append(f"  {json.dumps(name)}: {json.dumps(entry)}")
     TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     print(f"{len(lines)} entries in {TABLE}", file=sys.stderr)

@@ -24,10 +24,10 @@ from transformers.pytorch_utils import Conv1D
 from lora_chat.config.recipe import AdapterSection
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.training.fast_path.attention import interface
-from lora_chat.training.fast_path.attention.interface import register_segment_attention
+from lora_chat.training.fast_path.attention.interface import register_packed_attention
 from lora_chat.training.fast_path.fused_lora import fused_lora
 from lora_chat.training.fast_path.layers.decoder_layer import fused_layers
-from lora_chat.training.fast_path.lm_head_loss import find_head, split_supervised
+from lora_chat.training.fast_path.lm_head_loss import find_lm_head, split_supervised
 
 _BLOCK = 512
 """The CUDA allocator hands out memory in multiples of this."""
@@ -251,7 +251,7 @@ class Setting:
     supervised: int = 512
     """Tokens that carry loss, of all rows together."""
     checkpointed: int | bool = False
-    fast: bool = True
+    fast_path: bool = True
     padded: bool = False
     """Stock path: whether rows differ in length, so that attention needs a mask."""
     learns: bool = True
@@ -278,7 +278,7 @@ class Measured:
 def dry_run(setting: Setting, live: LiveBytes | None = None) -> Measured:
     """Build the model, run forward and backward beside what the optimizer holds; `live` sees every byte."""
     live, autocast = live or LiveBytes(), Autocast()
-    interface._block_mask.cache_clear()
+    interface._block_diagonal_mask.cache_clear()
     with ExitStack() as stack:
         for change in _patches(setting, autocast):
             stack.enter_context(change)
@@ -286,7 +286,7 @@ def dry_run(setting: Setting, live: LiveBytes | None = None) -> Measured:
             peft = attach_adapter(_build(setting), AdapterSection(rank=setting.rank, alpha=32))
         peft.train()
         _checkpoint(peft, setting, autocast)
-        if setting.checkpointed and not setting.fast:
+        if setting.checkpointed and not setting.fast_path:
             peft.enable_input_require_grads()
         for tensor in (*peft.parameters(), *peft.buffers()):
             live.count(tensor)
@@ -302,7 +302,7 @@ def dry_run(setting: Setting, live: LiveBytes | None = None) -> Measured:
             return _read(peft, setting, live, static)
         with live:
             with autocast:
-                loss = _fast_forward(peft, setting, stack) if setting.fast else _stock_forward(peft, setting)
+                loss = _fast_forward(peft, setting, stack) if setting.fast_path else _stock_forward(peft, setting)
             live.enter("between")
             autocast.cache = None
             held, forward = live.now, live.peak
@@ -346,7 +346,7 @@ def _layers(model: Any) -> list[Any]:
 
 def _build(setting: Setting) -> Any:
     config = setting.config
-    fast = register_segment_attention() if setting.fast else "sdpa"
+    fast = register_packed_attention() if setting.fast_path else "sdpa"
     config._attn_implementation = "eager" if getattr(config, "attn_logit_softcapping", None) else fast
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.requires_grad_(False)
@@ -399,7 +399,7 @@ def _fast_forward(peft: Any, setting: Setting, stack: ExitStack) -> torch.Tensor
     """One row of segments, through the fused layers and the supervised head."""
     tokens = setting.rows * setting.length
     edges = tuple(range(0, tokens + 1, setting.length))
-    head = find_head(peft)
+    head = find_lm_head(peft)
     batch = {
         "input_ids": torch.empty(1, tokens, dtype=torch.int64, device="meta"),
         "labels": torch.empty(1, tokens, dtype=torch.int64, device="meta"),
@@ -430,7 +430,7 @@ def _patches(setting: Setting, autocast: Autocast) -> Iterator[Any]:
     yield patch("torch.autocast", autocast.setting)
     yield patch("transformers.masking_utils._ignore_causal_mask_sdpa", lambda *a, **k: not setting.padded)
     yield patch("transformers.masking_utils.find_packed_sequence_indices", lambda *a, **k: None)
-    yield patch("lora_chat.training.fast_path.layers.lora_group.passing_weight", _frozen_weight)
-    yield patch("lora_chat.training.fast_path.fused_lora.passing_weight", _frozen_weight)
+    yield patch("lora_chat.training.fast_path.layers.lora_group.get_buffered_dense_weight", _frozen_weight)
+    yield patch("lora_chat.training.fast_path.fused_lora.get_buffered_dense_weight", _frozen_weight)
     yield patch("lora_chat.training.fast_path.layers.rms_norm.stock_rms_norm", _rms_norm)
     yield patch("torch.is_autocast_enabled", lambda *a: setting.learns)  # PEFT asks

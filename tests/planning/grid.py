@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lora_chat.models.shape import read_shape
 from lora_chat.planning.layer_memory import MicroBatch
-from lora_chat.planning.training_memory import Memory, Setting, training_memory
+from lora_chat.planning.training_memory import MemoryConfig, TrainingMemory, estimate_training_memory
 from tests.planning import dry_run
 from tests.planning.shapes import Widths, make_config
 
@@ -54,7 +54,7 @@ class Point:
     checkpointed: int
 
     def __str__(self) -> str:
-        base = f"{self.base.architecture} {self.base.widths.hidden} x {self.base.layers}"
+        base = f"{self.base.architecture} {self.base.widths.hidden_size} x {self.base.layers}"
         where = f"{self.variant} {self.mode} r{self.rank} {self.checkpointed} checkpointed"
         return f"{base}, {where}, {self.tokens} tokens in {self.rows} rows, {self.supervised} supervised"
 
@@ -91,23 +91,23 @@ def measure(point: Point) -> int:
             length=point.tokens // point.rows,
             supervised=point.supervised,
             checkpointed=True if all_of_them else point.checkpointed,
-            fast=point.variant == "fast",
+            fast_path=point.variant == "fast",
             padded=point.variant == "padded",
         )
     ).peak
 
 
-def predict(point: Point) -> Memory:
+def predict(point: Point) -> TrainingMemory:
     """The closed form of the same."""
     shape = read_shape(_config(point.base).to_dict(), "this")
-    setting = Setting(
+    setting = MemoryConfig(
         mode=point.mode,  # type: ignore[arg-type]
         rank=point.rank,
-        fast=point.variant == "fast",
+        fast_path=point.variant == "fast",
         checkpointed=point.checkpointed,
     )
     batch = MicroBatch(point.tokens, point.tokens // point.rows, point.supervised)
-    return training_memory(shape, setting, batch, padded=point.variant == "padded")
+    return estimate_training_memory(shape, setting, batch, padded=point.variant == "padded")
 
 
 def _config(base: Base) -> object:
@@ -120,7 +120,7 @@ def main(count: int, seed: int) -> None:
     for point in points(count, seed):
         peak, memory = measure(point), predict(point)
         errors.append(memory.total / peak - 1)
-        print(f"{errors[-1]:+8.3%}  {peak / 2**30:8.3f} GiB  {memory.when:15} {point}", flush=True)
+        print(f"{errors[-1]:+8.3%}  {peak / 2**30:8.3f} GiB  {memory.peak_moment:15} {point}", flush=True)
     sizes = [abs(error) for error in errors]
     print(f"{count} settings: worst {max(sizes):.2%}, median {statistics.median(sizes):.3%}")
 

@@ -35,18 +35,18 @@ _HEADS_FILL_HIDDEN = ("qwen2", "phi", "phi3", "gpt2")
 class Widths:
     """Of a decoder layer."""
 
-    hidden: int
-    inner: int
-    heads: int
-    key_heads: int
-    head_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
 
 
 def fit(architecture: str, widths: Widths) -> Widths:
     """The nearest widths that an architecture can have."""
-    hidden = widths.heads * widths.head_size if architecture in _HEADS_FILL_HIDDEN else widths.hidden
-    key_heads = widths.heads if architecture == "gpt2" else widths.key_heads
-    return Widths(hidden, widths.inner, widths.heads, key_heads, widths.head_size)
+    hidden = widths.num_heads * widths.head_dim if architecture in _HEADS_FILL_HIDDEN else widths.hidden_size
+    key_heads = widths.num_heads if architecture == "gpt2" else widths.num_kv_heads
+    return Widths(hidden, widths.intermediate_size, widths.num_heads, key_heads, widths.head_dim)
 
 
 def make_config(architecture: str, widths: Widths, layers: int, vocabulary: int, *, tied: bool = True) -> Any:
@@ -55,25 +55,25 @@ def make_config(architecture: str, widths: Widths, layers: int, vocabulary: int,
     ids = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
     if architecture == "gpt2":
         return GPT2Config(
-            n_embd=w.hidden,
-            n_inner=w.inner,
+            n_embd=w.hidden_size,
+            n_inner=w.intermediate_size,
             n_layer=layers,
-            n_head=w.heads,
+            n_head=w.num_heads,
             n_positions=32768,
             vocab_size=vocabulary,
             **ids,
         )
-    own: dict[str, Any] = {} if architecture in _HEADS_FILL_HIDDEN else {"head_dim": w.head_size}
+    own: dict[str, Any] = {} if architecture in _HEADS_FILL_HIDDEN else {"head_dim": w.head_dim}
     if architecture == "gemma":
         own |= {"hidden_activation": "gelu_pytorch_tanh"}
     if architecture in ("mistral", "phi3"):
         own |= {"sliding_window": None}
     return _KINDS[architecture](
-        hidden_size=w.hidden,
-        intermediate_size=w.inner,
+        hidden_size=w.hidden_size,
+        intermediate_size=w.intermediate_size,
         num_hidden_layers=layers,
-        num_attention_heads=w.heads,
-        num_key_value_heads=w.key_heads,
+        num_attention_heads=w.num_heads,
+        num_key_value_heads=w.num_kv_heads,
         vocab_size=vocabulary,
         max_position_embeddings=32768,
         tie_word_embeddings=tied,

@@ -7,8 +7,8 @@ import pytest
 from lora_chat.errors import RecipeError
 from lora_chat.models.shape import read_shape
 from lora_chat.planning import layer_memory
-from lora_chat.planning.layer_memory import MicroBatch, evaluate
-from lora_chat.planning.training_memory import Setting, training_memory, weight_bytes
+from lora_chat.planning.layer_memory import MicroBatch, evaluate_terms
+from lora_chat.planning.training_memory import MemoryConfig, estimate_training_memory, weight_bytes
 from tests.planning import derivation
 from tests.planning.grid import BASES, measure, points, predict
 from tests.planning.shapes import ARCHITECTURES, Widths, make_config
@@ -49,8 +49,8 @@ def every(step):
 def test_the_table_of_bytes_is_what_the_layers_allocate(entry):
     architecture, variant, mode, checkpointed, key_heads = entry
     name = derivation.entry_name(architecture, variant, mode, checkpointed, key_heads)
-    found = derivation.derive(architecture, variant, mode, checkpointed=checkpointed, key_heads=key_heads)
-    assert layer_memory._table()[name] == found, "write it anew: python -m tests.planning.derivation"
+    found = derivation.derive(architecture, variant, mode, checkpointed=checkpointed, num_kv_heads=key_heads)
+    assert layer_memory._load_layer_terms()[name] == found, "write it anew: python -m tests.planning.derivation"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -66,9 +66,9 @@ def test_the_weights_of_a_shape_are_those_of_the_model(architecture):
 
 
 def test_terms_are_summed():
-    assert evaluate("12Th 2hf", {"T": 4, "h": 3, "f": 5}) == 12 * 4 * 3 + 2 * 3 * 5
-    assert evaluate("0.5Th -1T", {"T": 4, "h": 3}) == 2
-    assert evaluate("", {"T": 4}) == 0
+    assert evaluate_terms("12Th 2hf", {"T": 4, "h": 3, "f": 5}) == 12 * 4 * 3 + 2 * 3 * 5
+    assert evaluate_terms("0.5Th -1T", {"T": 4, "h": 3}) == 2
+    assert evaluate_terms("", {"T": 4}) == 0
 
 
 def shape_of(**changes):
@@ -85,25 +85,28 @@ def test_a_config_that_does_not_say_how_wide_it_is_is_refused_by_name():
 
 
 def test_an_8b_base_in_4_bits_holds_about_six_and_a_half_gigabytes_less_than_in_16():
-    held = {mode: weight_bytes(shape_of(), Setting(mode, 16)) / 1e9 for mode in ("4bit", "8bit", "none")}
+    held = {mode: weight_bytes(shape_of(), MemoryConfig(mode, 16)) / 1e9 for mode in ("4bit", "8bit", "none")}
     assert held["none"] == pytest.approx(16.06, abs=0.01)  # 8,030,261,248 weights of two bytes
     assert held["4bit"] == pytest.approx(5.7, abs=0.05)  # 6.98e9 quantised, the rest in 16 bits
     assert held["4bit"] < held["8bit"] < held["none"]
 
 
 def test_what_takes_more_is_more():
-    batch, setting = MicroBatch(2048, 2048, 1024), Setting("4bit", 16, fast=True)
-    less = training_memory(shape_of(), setting, batch).total
-    assert training_memory(shape_of(), setting, replace(batch, tokens=4096)).total > less
-    assert training_memory(shape_of(), replace(setting, rank=64), batch).total > less
-    assert training_memory(shape_of(), replace(setting, checkpointed=16), batch).total < less
-    assert training_memory(shape_of(), replace(setting, moment_bytes=2), batch).total < less
-    few = replace(setting, targets=("q_proj", "v_proj"))
-    assert training_memory(shape_of(), few, batch).adapter < training_memory(shape_of(), setting, batch).adapter
+    batch, setting = MicroBatch(2048, 2048, 1024), MemoryConfig("4bit", 16, fast_path=True)
+    less = estimate_training_memory(shape_of(), setting, batch).total
+    assert estimate_training_memory(shape_of(), setting, replace(batch, tokens=4096)).total > less
+    assert estimate_training_memory(shape_of(), replace(setting, rank=64), batch).total > less
+    assert estimate_training_memory(shape_of(), replace(setting, checkpointed=16), batch).total < less
+    assert estimate_training_memory(shape_of(), replace(setting, moment_bytes=2), batch).total < less
+    few = replace(setting, target_modules=("q_proj", "v_proj"))
+    assert (
+        estimate_training_memory(shape_of(), few, batch).adapter
+        < estimate_training_memory(shape_of(), setting, batch).adapter
+    )
 
 
 def test_the_parts_are_the_whole():
-    memory = training_memory(shape_of(), Setting("4bit", 16), MicroBatch(2048, 1024, 900), padded=True)
+    memory = estimate_training_memory(shape_of(), MemoryConfig("4bit", 16), MicroBatch(2048, 1024, 900), padded=True)
     parts = (memory.weights, memory.adapter, memory.gradients, memory.optimizer)
     assert memory.total == sum(parts) + memory.activations + memory.head + memory.temporaries
     assert all(part >= 0 for part in parts)

@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 from test_settings_search import LLAMA_8B, lengths, plan_of
 
-from lora_chat.data.lengths import DataLengths, Lengths
-from lora_chat.planning.calibration import Probe, calibrate, merge_seconds, probe_rows, probed_durations
-from lora_chat.planning.device import Target
+from lora_chat.data.lengths import DataLengths, RowLengths
+from lora_chat.planning.calibration import (
+    MachineBenchmark,
+    calibrate,
+    choose_benchmark_rows,
+    durations_from_benchmark,
+    estimate_merge_time,
+)
+from lora_chat.planning.device import TargetDevice
 from lora_chat.planning.layer_memory import MicroBatch
-from lora_chat.planning.phase_memory import load_phase
-from lora_chat.planning.training_memory import Setting, training_memory
-from lora_chat.planning.workload import largest_micro_batch, make_workload
+from lora_chat.planning.phase_memory import estimate_load_phase
+from lora_chat.planning.training_memory import MemoryConfig, estimate_training_memory
+from lora_chat.planning.workload import compute_workload, largest_micro_batch
 
 
 def data_of(*tokens, shared=0):
@@ -25,19 +31,19 @@ STEPS = [(100, 16, 3.0, 21), (100, 10, 0.5, 5), (3, 16, 2.0, 2), (17, 16, 1.5, 3
 
 @pytest.mark.parametrize(("rows", "batch", "epochs", "steps"), STEPS)
 def test_steps_are_those_of_the_trainer(rows, batch, epochs, steps):
-    work = make_workload(data_of(*[50] * rows), plan_of(effective_batch_size=batch, epochs=epochs).training)
+    work = compute_workload(data_of(*[50] * rows), plan_of(effective_batch_size=batch, epochs=epochs).training)
     assert work.steps == steps
 
 
 def test_supervised_tokens_are_counted_as_often_as_they_are_seen():
-    work = make_workload(data_of(*[30] * 64), plan_of(effective_batch_size=16, epochs=2.0).training)
+    work = compute_workload(data_of(*[30] * 64), plan_of(effective_batch_size=16, epochs=2.0).training)
     assert work.supervised_tokens == 2 * 64 * 10
     assert work.supervised_share == pytest.approx(1 / 3)
 
 
 def test_padded_rows_cost_what_the_longest_does():
     plan = plan_of(effective_batch_size=4, micro_batch_size=4).training
-    even, uneven = (make_workload(data_of(*rows), plan) for rows in ([50] * 8, [10, 90] * 4))
+    even, uneven = (compute_workload(data_of(*rows), plan) for rows in ([50] * 8, [10, 90] * 4))
     assert even.step_positions == even.step_tokens == 200
     assert uneven.step_tokens == 200
     assert uneven.step_positions > 300
@@ -57,66 +63,66 @@ def test_the_largest_micro_batch_keeps_to_its_budget():
 
 
 def test_the_most_tokens_with_loss_need_not_be_in_the_longest_rows():
-    rows = Lengths(np.array([60, 20, 20, 20]), np.array([60, 20, 20, 20]), np.array([5, 18, 17, 16]))
+    rows = RowLengths(np.array([60, 20, 20, 20]), np.array([60, 20, 20, 20]), np.array([5, 18, 17, 16]))
     plan = plan_of(fast_path=True, effective_batch_size=2, micro_batch_tokens=70).training
     assert largest_micro_batch(DataLengths(rows, rows, (), 8), plan) == MicroBatch(60, 60, 18 + 17)
 
 
 def test_a_probe_explains_itself():
     """Bytes made of a known context are taken apart again, and the whole base follows."""
-    setting, plan = Setting("4bit", 16, fast=True), plan_of(fast_path=True).training
+    setting, plan = MemoryConfig("4bit", 16, fast_path=True), plan_of(fast_path=True).training
     data = data_of(*[256] * 16)
-    work = make_workload(data, plan)
+    work = compute_workload(data, plan)
 
     def rss(layers):
-        memory = training_memory(replace(LLAMA_8B, layer_count=layers), setting, work.largest)
-        return memory.total + 0.3 * memory.cut_up + 7e8
+        memory = estimate_training_memory(replace(LLAMA_8B, num_layers=layers), setting, work.largest)
+        return memory.total + 0.3 * memory.fragmented_bytes + 7e8
 
-    loaded = load_phase(replace(LLAMA_8B, layer_count=6), setting, 0).total + 4e8
+    loaded = estimate_load_phase(replace(LLAMA_8B, num_layers=6), setting, 0).total + 4e8
     taken = {"rss": rss(2), "step": 1.0}, {"rss": rss(6), "step": 2.0, "loaded": loaded}
-    probe = Probe((2, 6), taken, work, 256)
-    found = calibrate(Target("cpu", "x", 2**36, 2**36, 0, at_hand=True), probe, LLAMA_8B, setting)
+    probe = MachineBenchmark((2, 6), taken, work, 256)
+    found = calibrate(TargetDevice("cpu", "x", 2**36, 2**36, 0, at_hand=True), probe, LLAMA_8B, setting)
     assert found.context == pytest.approx(7e8 + 1.5e8, rel=1e-3)
     assert found.loading == pytest.approx(4e8 + 1.5e8, rel=1e-3)
     assert found.fragmentation == 0.3
     plain = calibrate(found, probe, LLAMA_8B, replace(setting, mode="none"))
     assert plain.loading is None  # its file is read in training
-    assert probe.at("step", 32) == pytest.approx(2.0 + 26 * 0.25)
+    assert probe.extrapolate("step", 32) == pytest.approx(2.0 + 26 * 0.25)
 
 
 def test_a_probes_rows_are_as_long_as_those_of_the_data():
-    rows, chosen = probe_rows(list(range(10, 110)), 8, 10**6, 3)
+    rows, chosen = choose_benchmark_rows(list(range(10, 110)), 8, 10**6, 3)
     assert rows == 8
     assert len(set(chosen)) == len(chosen) == 3 * 8  # no step is like another
     assert np.mean(chosen) == pytest.approx(59.5, abs=1)
     assert max(chosen) > 95 > 25 > min(chosen)
-    rows, chosen = probe_rows([1000] * 50, 16, 4096, 3)
+    rows, chosen = choose_benchmark_rows([1000] * 50, 16, 4096, 3)
     assert (rows, len(chosen)) == (5, 15)
 
 
 def test_a_run_takes_a_probes_pace_for_its_own_positions_and_tries_its_own_largest():
-    setting, plan = Setting("4bit", 16, fast=True), plan_of(fast_path=True, max_steps=10).training
+    setting, plan = MemoryConfig("4bit", 16, fast_path=True), plan_of(fast_path=True, max_steps=10).training
     small, whole = data_of(*[100] * 16), data_of(*[300] * 64)
-    work = make_workload(whole, plan)
+    work = compute_workload(whole, plan)
     taken = {"step": 1.0, "start": 2.0, "load": 0.0, "read": 0.0}
-    probe = Probe((2, 6), (taken, taken), make_workload(small, plan), 100)
-    found = probed_durations(probe, LLAMA_8B, setting, work, whole, 0.0)
-    position = 1.0 / probe.work.step_positions
-    larger = work.largest.tokens - probe.work.largest.tokens
+    probe = MachineBenchmark((2, 6), (taken, taken), compute_workload(small, plan), 100)
+    found = durations_from_benchmark(probe, LLAMA_8B, setting, work, whole, 0.0)
+    position = 1.0 / probe.workload.step_positions
+    larger = work.largest.tokens - probe.workload.largest.tokens
     assert larger > 0
     expected = 2.0 + position * (larger + 10 * work.step_positions)
     assert found["train"].likely == pytest.approx(expected)
 
 
 def test_a_merge_takes_a_proof_of_at_most_sixteen_dialogues():
-    setting, plan = Setting("4bit", 16), plan_of().training
+    setting, plan = MemoryConfig("4bit", 16), plan_of().training
     taken = {"load": 0.0, "read": 5.0, "prefill": 0.0, "said": 0.0}
-    probe = Probe((2, 6), (taken, taken), make_workload(data_of(*[100] * 16), plan), 50)
+    probe = MachineBenchmark((2, 6), (taken, taken), compute_workload(data_of(*[100] * 16), plan), 50)
     nothing, few, many, more = (
-        merge_seconds(probe, LLAMA_8B, setting, data_of(*[rows[0]] * rows[1])).likely
+        estimate_merge_time(probe, LLAMA_8B, setting, data_of(*[rows[0]] * rows[1])).likely
         for rows in ((0, 1), (50, 8), (50, 16), (50, 700))
     )
     assert few - nothing == pytest.approx(3 * 8 * 5.0)
     assert many - nothing == more - nothing == pytest.approx(3 * 16 * 5.0)
-    found = merge_seconds(probe, LLAMA_8B, setting, data_of(50))
+    found = estimate_merge_time(probe, LLAMA_8B, setting, data_of(50))
     assert found.low < found.likely < found.high

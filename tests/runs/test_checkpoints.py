@@ -5,7 +5,15 @@ import shutil
 
 import pytest
 
-from lora_chat.runs.checkpoints import MANIFEST, DamagedError, commit, find_newest, prune, set_aside, verify
+from lora_chat.runs.checkpoints import (
+    MANIFEST,
+    DamagedCheckpointError,
+    commit_checkpoint,
+    find_newest_checkpoint,
+    move_damaged_aside,
+    prune_checkpoints,
+    verify_checkpoint,
+)
 
 IDENTITY = {"training.seed": 0, "data.rows": "abc"}
 
@@ -21,10 +29,10 @@ def write(parent, step):
 
 def test_what_was_committed_verifies(tmp_path):
     folder = write(tmp_path, 7)
-    with pytest.raises(DamagedError, match="not finished"):
-        verify(folder)
-    commit(folder, IDENTITY)
-    found = verify(folder)
+    with pytest.raises(DamagedCheckpointError, match="not finished"):
+        verify_checkpoint(folder)
+    commit_checkpoint(folder, IDENTITY)
+    found = verify_checkpoint(folder)
     assert (found.step, found.identity) == (7, IDENTITY)
 
 
@@ -59,7 +67,7 @@ def damage(path, kind, draw):
 
 def test_every_damage_is_found_and_the_one_before_is_taken(tmp_path):
     for step in (3, 9):
-        commit(write(tmp_path, step), IDENTITY)
+        commit_checkpoint(write(tmp_path, step), IDENTITY)
     whole = tmp_path / "whole"
     shutil.copytree(tmp_path / "checkpoint-9", whole)
     folder = tmp_path / "checkpoint-9"
@@ -67,7 +75,7 @@ def test_every_damage_is_found_and_the_one_before_is_taken(tmp_path):
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         damage(folder / name, kind, draw)
         after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        newest, aside = find_newest(tmp_path)
+        newest, aside = find_newest_checkpoint(tmp_path)
         if name.name == MANIFEST and after.keys() == before.keys() and _means_the_same(after, folder):
             assert newest.step == 9  # only a space was changed
         else:
@@ -91,24 +99,24 @@ def _means_the_same(after, folder):
 
 def test_all_damaged_is_none(tmp_path):
     for step in (3, 9):
-        commit(write(tmp_path, step), IDENTITY)
+        commit_checkpoint(write(tmp_path, step), IDENTITY)
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").unlink()
-    newest, aside = find_newest(tmp_path)
+    newest, aside = find_newest_checkpoint(tmp_path)
     assert newest is None
     assert len(aside) == 2
 
 
 def test_older_ones_go_only_behind_newer_commits(tmp_path):
     for step in (1, 2, 10):
-        commit(write(tmp_path, step), IDENTITY)
+        commit_checkpoint(write(tmp_path, step), IDENTITY)
     write(tmp_path, 0)  # half deleted by a process that was killed
     write(tmp_path, 11)  # not finished: counts for nothing
-    prune(tmp_path, 2)
+    prune_checkpoints(tmp_path, 2)
     found = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
     assert found == ["checkpoint-10", "checkpoint-11", "checkpoint-2"]
-    newest, aside = find_newest(tmp_path)
+    newest, aside = find_newest_checkpoint(tmp_path)
     assert newest.step == 10
-    set_aside(aside)
+    move_damaged_aside(aside)
     assert not (tmp_path / "checkpoint-11").exists()
-    commit(write(tmp_path, 11), IDENTITY)
-    assert find_newest(tmp_path)[0].step == 11
+    commit_checkpoint(write(tmp_path, 11), IDENTITY)
+    assert find_newest_checkpoint(tmp_path)[0].step == 11

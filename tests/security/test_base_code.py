@@ -10,20 +10,20 @@ import pytest
 
 import lora_chat
 from lora_chat.cli import main
-from lora_chat.config.plan import make_precision
+from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
-from lora_chat.errors import BaseUnavailableError, IntegrityError, RecipeError
-from lora_chat.models.base_config import find_config
+from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
+from lora_chat.models.base_config import find_base_config
 from lora_chat.models.base_model import (
-    FoundBase,
+    LocalBase,
     find_base,
     load_base_model,
-    load_skeleton,
+    load_meta_model,
     load_tokenizer,
     read_config,
 )
-from lora_chat.models.bundled import find_embedded
-from lora_chat.models.config_code import check_no_code
+from lora_chat.models.bundled import find_bundled_base
+from lora_chat.models.config_code import check_no_remote_code
 from lora_chat.system.hardware import Hardware
 
 KERNEL = "evil/kernel"
@@ -62,7 +62,7 @@ def altered(cache_home, tmp_path):
 
     def alter(change):
         folder = tmp_path / f"base-{next(count)}"
-        shutil.copytree(find_embedded("tiny-random", print), folder)
+        shutil.copytree(find_bundled_base("tiny-random", print), folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | change))
         return folder
@@ -74,28 +74,28 @@ def altered(cache_home, tmp_path):
 def test_a_field_that_chooses_code_is_refused_by_name_at_any_depth(change):
     for config in (change, {"text_config": change}, {"a": [{"b": change}]}, {"id2label": change}):
         with pytest.raises(IntegrityError, match="nothing was loaded") as told:
-            check_no_code(config, "config.json")
+            check_no_remote_code(config, "config.json")
         assert any(key in str(told.value) for key in change)
 
 
 @pytest.mark.parametrize("config", HARMLESS, ids=str)
 def test_built_in_words_pass(config):
-    check_no_code(config, "config.json")
+    check_no_remote_code(config, "config.json")
 
 
 def test_only_bitsandbytes_of_all_methods_that_transformers_knows_is_loaded():
     for method in _methods():
-        with pytest.raises(BaseUnavailableError, match="cannot be loaded"):
-            check_no_code({"text_config": {"quantization_config": {"quant_method": method}}}, "config.json")
+        with pytest.raises(UnavailableError, match="cannot be loaded"):
+            check_no_remote_code({"text_config": {"quantization_config": {"quant_method": method}}}, "config.json")
         both = {"quantization_config": {"quant_method": method, "load_in_4bit": True}}
         if method == "bitsandbytes":
-            check_no_code(both, "config.json")
+            check_no_remote_code(both, "config.json")
         else:
-            with pytest.raises(BaseUnavailableError, match="cannot be loaded"):
-                check_no_code(both, "config.json")
+            with pytest.raises(UnavailableError, match="cannot be loaded"):
+                check_no_remote_code(both, "config.json")
     for odd in ("torchao", [], {}, {"load_in_4bit": 1}, 1):
-        with pytest.raises(BaseUnavailableError, match="cannot be loaded"):
-            check_no_code({"quantization_config": odd}, "config.json")
+        with pytest.raises(UnavailableError, match="cannot be loaded"):
+            check_no_remote_code({"quantization_config": odd}, "config.json")
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_only_bitsandbytes_of_all_methods_that_transformers_knows_is_loaded():
 )
 def test_layers_left_out_of_quantisation_are_names_and_no_expressions(names):
     found = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    check_no_code({"quantization_config": found | {"llm_int8_skip_modules": ["lm_head", "model.layers.0"]}}, "x")
-    with pytest.raises(BaseUnavailableError, match="names of layers"):
-        check_no_code({"quantization_config": found | {"llm_int8_skip_modules": names}}, "x")
+    check_no_remote_code({"quantization_config": found | {"llm_int8_skip_modules": ["lm_head", "model.layers.0"]}}, "x")
+    with pytest.raises(UnavailableError, match="names of layers"):
+        check_no_remote_code({"quantization_config": found | {"llm_int8_skip_modules": names}}, "x")
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_every_command_refuses_before_transformers_sees_the_config(change, alter
         monkeypatch.setattr(getattr(transformers, name), "from_pretrained", lambda *a, **k: seen.append(a))
     folder, word = altered(change), "quantised by torchao" if "quantization_config" in change else KERNEL
     for command, words in commands(folder, recipe, PARCEL).items():
-        assert main(words) in (IntegrityError.exit_code, BaseUnavailableError.exit_code), command
+        assert main(words) in (IntegrityError.exit_code, UnavailableError.exit_code), command
         told = capsys.readouterr()
         assert word in told.err + told.out, command
     assert not seen
@@ -189,21 +189,21 @@ except Exception as error:
 def test_a_loaded_config_that_chooses_code_is_refused(altered):
     folder = altered({"attribute_map": {"x": "_attn_implementation"}, "x": KERNEL})
     with pytest.raises(IntegrityError, match="_attn_implementation"):
-        read_config(FoundBase("base", folder))
+        read_config(LocalBase("base", folder))
 
 
 def test_an_adapter_in_a_base_folder_is_followed_by_nothing(altered, random_base):
     folder = altered({})
     other = random_base("gpt2")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(other)}))
-    base = FoundBase("base", folder)
+    base = LocalBase("base", folder)
     assert read_config(base).model_type == "llama"
-    assert load_skeleton(base).config.model_type == "llama"
+    assert load_meta_model(base).config.model_type == "llama"
     assert load_tokenizer(base).pad_token == "<|endoftext|>"  # the other's is the end of a turn
-    precision = make_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2))
+    precision = plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2))
     for step in (
         lambda: find_base(BaseSection(name=str(folder))),
-        lambda: find_config(BaseSection(name=str(folder)), print),
+        lambda: find_base_config(BaseSection(name=str(folder)), print),
         lambda: load_base_model(base, precision),
     ):
         with pytest.raises(IntegrityError, match="holds an adapter"):
@@ -214,8 +214,8 @@ def test_a_folder_with_nothing_but_an_adapter_is_no_base(altered, random_base, t
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(random_base("gpt2"))}))
-    for step in (find_base, lambda section: find_config(section, print)):
-        with pytest.raises(BaseUnavailableError, match=r"no config\.json"):
+    for step in (find_base, lambda section: find_base_config(section, print)):
+        with pytest.raises(UnavailableError, match=r"no config\.json"):
             step(BaseSection(name=str(alone)))
 
 
@@ -244,5 +244,5 @@ def test_generation_settings_that_no_call_can_serve_are_refused(setting, name, a
     folder = altered({})
     found = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(found | setting))
-    with pytest.raises(BaseUnavailableError, match=next(iter(setting))):
+    with pytest.raises(UnavailableError, match=next(iter(setting))):
         find_base(BaseSection(name=str(folder)))

@@ -16,11 +16,11 @@ from lora_chat.data.encoding import template_renderer
 from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE
 from lora_chat.errors import ConsentError, IntegrityError
 from lora_chat.models.adapter_files import read_adapter
-from lora_chat.pipeline.open_adapter import find_adapter
-from lora_chat.runs.origin import sign_run, why_foreign
+from lora_chat.pipeline.open_adapter import resolve_adapter
+from lora_chat.runs.origin import find_foreign_reason, sign_run
 from lora_chat.runs.run_folder import RunFolder
-from lora_chat.sharing.build import seal
-from lora_chat.sharing.container import pieces
+from lora_chat.sharing.build import build_members
+from lora_chat.sharing.container import pack_members
 from lora_chat.sharing.parcel import open_parcel
 from lora_chat.system import user_key
 
@@ -98,13 +98,13 @@ def no_rendering(monkeypatch):
     def refuse(template, *_):
         raise AssertionError(f"rendered {template!r}")
 
-    monkeypatch.setattr("lora_chat.data.encoding.chat_template.render_apart", refuse)
+    monkeypatch.setattr("lora_chat.data.encoding.chat_template.render_in_worker", refuse)
 
 
 @pytest.fixture
 def short_limits(monkeypatch):
-    monkeypatch.setattr(template_renderer, "_SECONDS", 1.0)
-    monkeypatch.setattr(template_renderer, "_GRACE", 1.0)
+    monkeypatch.setattr(template_renderer, "_BASE_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(template_renderer, "_GRACE_SECONDS", 1.0)
 
 
 def edit(path, **new):
@@ -123,7 +123,7 @@ def test_a_run_of_this_user_is_taken_as_it_is_wherever_it_is(own_run, call, tmp_
         assert code == 0, err
         assert "received" not in err
     assert call("eval", own_run)[0] == 0
-    assert why_foreign(RunFolder(own_run)) is None  # what `eval` writes is not covered
+    assert find_foreign_reason(RunFolder(own_run)) is None  # what `eval` writes is not covered
 
 
 TAMPERED = {
@@ -166,18 +166,18 @@ TAMPERED = {
 def test_a_run_that_was_changed_is_a_received_one(name, own_run, tmp_path):
     run = tmp_path / "r-1"
     shutil.copytree(own_run, run)
-    assert why_foreign(RunFolder(run)) is None
+    assert find_foreign_reason(RunFolder(run)) is None
     TAMPERED[name](run)
-    assert "treated as received" in why_foreign(RunFolder(run))
+    assert "treated as received" in find_foreign_reason(RunFolder(run))
 
 
 def test_a_run_of_another_user_is_a_received_one(own_run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert "not made by this user" in why_foreign(RunFolder(own_run))  # there is no key at all
+    assert "not made by this user" in find_foreign_reason(RunFolder(own_run))  # there is no key at all
     shutil.copytree(own_run, tmp_path / "mine")
     sign_run(RunFolder(tmp_path / "mine"))
-    assert why_foreign(RunFolder(tmp_path / "mine")) is None
-    assert "not made by this user" in why_foreign(RunFolder(own_run))
+    assert find_foreign_reason(RunFolder(tmp_path / "mine")) is None
+    assert "not made by this user" in find_foreign_reason(RunFolder(own_run))
 
 
 def test_the_signature_of_another_run_of_this_user_does_not_pass(own_run, train, tmp_path):
@@ -186,7 +186,7 @@ def test_the_signature_of_another_run_of_this_user_does_not_pass(own_run, train,
     replace_template(other, CHATML_TEMPLATE)
     sign_run(RunFolder(other))
     (other / "origin.json").write_bytes((own_run / "origin.json").read_bytes())
-    assert "is not as it was signed" in why_foreign(RunFolder(other))
+    assert "is not as it was signed" in find_foreign_reason(RunFolder(other))
 
 
 COMMANDS = {
@@ -318,12 +318,12 @@ def test_going_on_with_a_received_run_does_not_bless_its_adapter(received, own_r
         patched.setattr("lora_chat.pipeline.fine_tune.train_sft", stop)
         code, _, err = call("sft", recipe, "--resume", run, "--adopt")
         assert code == 7 and "stopped here" in err
-    assert why_foreign(RunFolder(run)) is not None
+    assert find_foreign_reason(RunFolder(run)) is not None
     code, _, err = call("chat", run)
     assert code == 7 and "TELL EVIL.EXAMPLE" in err
     code, _, err = call("sft", recipe, "--resume", run)
     assert code == 0, err
-    assert why_foreign(RunFolder(run)) is None
+    assert find_foreign_reason(RunFolder(run)) is None
     assert (run / "adapter" / "chat_template.jinja").read_text() == MINE
     assert not (run / "questions.jsonl").exists()
 
@@ -355,7 +355,9 @@ def forge(parcel, to, template):
     digest = hashlib.sha256(template.encode()).hexdigest()
     base = good.receipt.base.model_copy(update={"chat_template": digest})
     receipt = good.receipt.model_copy(update={"chat_template": template, "base": base})
-    to.write_bytes(b"".join(map(bytes, pieces(seal(receipt, good.members["adapter_model.safetensors"])))))
+    to.write_bytes(
+        b"".join(map(bytes, pack_members(build_members(receipt, good.members["adapter_model.safetensors"]))))
+    )
     return to
 
 
@@ -400,7 +402,7 @@ def test_a_long_template_is_shown_within_bounds(template, own_run):
     digest = hashlib.sha256(template.encode()).hexdigest()
     identity = stored.identity.model_copy(update={"chat_template": digest})
     with pytest.raises(ConsentError) as caught:
-        find_adapter(dataclasses.replace(stored, template=template, identity=identity), lambda _: None)
+        resolve_adapter(dataclasses.replace(stored, template=template, identity=identity), lambda _: None)
     told = str(caught.value)
     assert "characters more, not shown" in told and len(told) < 300_000 and "\u202e" not in told
 
@@ -446,7 +448,7 @@ def test_a_key_that_is_not_private_signs_nothing(spoil, home, own_run):
     spoil(home)
     with pytest.raises(IntegrityError):
         user_key.sign("a", b"x")
-    assert why_foreign(RunFolder(own_run)) is not None
+    assert find_foreign_reason(RunFolder(own_run)) is not None
 
 
 def test_a_run_that_cannot_be_signed_is_trained_all_the_same(train, tmp_path, monkeypatch, capsys):

@@ -13,11 +13,11 @@ from pyarrow import parquet
 from lora_chat.config.data import DataSection
 from lora_chat.config.load import read_recipe
 from lora_chat.data.encoding.chat_template import install_template
-from lora_chat.data.parsing.rows import ReadingOptions, read_chunk, read_chunks, read_dialogues
+from lora_chat.data.parsing.rows import ReadingOptions, parse_chunk, read_chunks, read_dialogues
 from lora_chat.data.reading import files, size_limits
 from lora_chat.data.reading.files import find_files
 from lora_chat.data.reading.raw_row import RawRow
-from lora_chat.data.reading.size_limits import LARGEST_ROW, MOST_BLANK, MOST_COLUMNS
+from lora_chat.data.reading.size_limits import MAX_BLANK_LINES, MAX_COLUMNS, MAX_ROW_BYTES
 from lora_chat.data.sources import check_sources, find_sources, open_sources
 from lora_chat.errors import DataError, RecipeError
 from lora_chat.evaluation.questions import read_questions
@@ -25,7 +25,7 @@ from lora_chat.evaluation.questions import read_questions
 ROW = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 GOOD = json.dumps(ROW).encode() + b"\n"
 BEGIN = b'{"messages": [{"role": "user", "content": "'
-MORE = LARGEST_ROW // (1 << 20) + 2
+MORE = MAX_ROW_BYTES // (1 << 20) + 2
 MIB = 1 << 20
 BOMBS = {
     "zeros behind a row": [GOOD, *[b"\0" * MIB] * MORE],
@@ -38,9 +38,7 @@ BOMBS = {
     "an object of too many keys": [b"{" + b",".join(b'"k%d":1' % n for n in range(3_000_000)) + b"}\n"],
     "one cell of a table": [b'instruction,output\nx,"', *[b"a" * MIB] * MORE],
     "a record of many lines": [b'instruction,output\nx,"', *[(b"a" * 1023 + b"\n") * 1024] * MORE],
-    "a table of too many columns": [
-        b"instruction,output," + b",".join(b"c%d" % n for n in range(MOST_COLUMNS)) + b"\n"
-    ],
+    "a table of too many columns": [b"instruction,output," + b",".join(b"c%d" % n for n in range(MAX_COLUMNS)) + b"\n"],
     "a table of blank lines": [b"instruction,output\n", *[b"\n" * MIB] * 3],
     "a number of too many digits": [GOOD, b'{"messages": ', b"9" * MIB, b"}\n"],
     "UTF-16": ["".join(GOOD.decode()).encode("utf-16")],
@@ -66,7 +64,7 @@ def refused_within(seconds, mib, read, *words):
 
 def read_all(path, options=None):
     for chunk in read_chunks([path], options or ReadingOptions()):
-        read_chunk(chunk, options or ReadingOptions())
+        parse_chunk(chunk, options or ReadingOptions())
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -81,18 +79,18 @@ def test_a_bomb_ends_in_a_message(tmp_path, name):
 @pytest.mark.parametrize("name", ["zeros behind a row", "one long line", "lines without end"])
 def test_plain_text_is_bounded_too(tmp_path, monkeypatch, name):
     for module in (files, size_limits):
-        monkeypatch.setattr(module, "LARGEST_ROW", MIB)
+        monkeypatch.setattr(module, "MAX_ROW_BYTES", MIB)
     path = tmp_path / "book.txt"
     path.write_bytes(b"A book.\n" + b"".join(BOMBS[name][:3]) + b"\n" * MIB)
     options = ReadingOptions("text")
-    faults = [row.fault for chunk in read_chunks([path], options) for row in chunk.rows if row.breaks_off]
+    faults = [row.fault for chunk in read_chunks([path], options) for row in chunk.rows if row.ends_file]
     assert len(faults) == 1
     assert "longer than 32 MiB" in faults[0]
 
 
 def test_unpacking_far_more_than_is_stored_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(size_limits, "FREE_BYTES", 1 << 20)
-    monkeypatch.setattr(size_limits, "HIGHEST_RATIO", 50)
+    monkeypatch.setattr(size_limits, "ALWAYS_ALLOWED_BYTES", 1 << 20)
+    monkeypatch.setattr(size_limits, "MAX_COMPRESSION_RATIO", 50)
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD * 200_000, 9))
     refused_within(30, 300, lambda: read_dialogues(path), "unpacks to more than")
@@ -107,7 +105,7 @@ def test_a_long_honest_row_and_blank_lines_are_read(tmp_path):
     dialogues, tally = read_dialogues(path)
     assert [dialogue.line for dialogue in dialogues] == [1, 1002, 1003]
     assert (tally.lines, tally.accepted, tally.blank) == (1003, 3, 1000)
-    assert MOST_BLANK > 1000
+    assert MAX_BLANK_LINES > 1000
 
 
 def _dictionary(value, rows):
@@ -124,18 +122,18 @@ def _nested(value, count):
 
 TABLES = {
     "one value for many rows": lambda: _table(_dictionary("b" * MIB, 3000), 3000),
-    "one large value": lambda: _table(pa.array(["a" * (LARGEST_ROW + 1)]), 1),
+    "one large value": lambda: _table(pa.array(["a" * (MAX_ROW_BYTES + 1)]), 1),
     "one value inside a list": lambda: _nested("c" * MIB, 50_000),
     "a list of nothing": lambda: pa.table({"messages": pa.array([[None] * 20_000_000], pa.list_(pa.null()))}),
-    "too many columns": lambda: pa.table({f"c{n}": [1] for n in range(MOST_COLUMNS + 1)}),
+    "too many columns": lambda: pa.table({f"c{n}": [1] for n in range(MAX_COLUMNS + 1)}),
 }
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["with Arrow's schema", "without"])
 @pytest.mark.parametrize("name", TABLES)
 def test_a_bomb_of_parquet_ends_in_a_message(tmp_path, monkeypatch, name, stored):
-    monkeypatch.setattr(size_limits, "FREE_BYTES", 1 << 26)
-    monkeypatch.setattr(size_limits, "PARQUET_MEMORY", 1 << 29)
+    monkeypatch.setattr(size_limits, "ALWAYS_ALLOWED_BYTES", 1 << 26)
+    monkeypatch.setattr(size_limits, "PARQUET_MEMORY_BYTES", 1 << 29)
     path = tmp_path / "data.parquet"
     parquet.write_table(TABLES[name](), path, compression="zstd", store_schema=stored)
     refused_within(30, 1000, lambda: read_dialogues(path), str(path))
@@ -198,7 +196,7 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path, name, use, tiny_token
 
 
 def test_a_folder_of_too_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MOST_FILES", 20)
+    monkeypatch.setattr(files, "MAX_FILES", 20)
     for number in range(21):
         (tmp_path / f"{number}.jsonl").touch()
     for name in (tmp_path, tmp_path / "*.jsonl"):
@@ -223,5 +221,5 @@ def test_millions_of_faulty_rows_are_not_read_to_the_end(tmp_path, cache_home, t
 
 
 def test_a_row_of_millions_of_values_is_refused(tmp_path):
-    row = RawRow(1, raw=b"[" + b"{}," * 5_000_000 + b"{}]").parsed()
+    row = RawRow(1, raw=b"[" + b"{}," * 5_000_000 + b"{}]").parse()
     assert "more than 8,000,000 values" in (row.fault or "")

@@ -11,19 +11,24 @@ import pytest
 
 from lora_chat.cli import main
 from lora_chat.config.recipe import BaseSection
-from lora_chat.errors import BaseUnavailableError, IntegrityError
+from lora_chat.errors import IntegrityError, UnavailableError
 from lora_chat.models import adapter_files, base_files
 from lora_chat.models.adapter_files import read_adapter
-from lora_chat.models.base_config import find_config
+from lora_chat.models.base_config import find_base_config
 from lora_chat.models.base_model import find_base
-from lora_chat.models.bundled import find_embedded
-from lora_chat.pipeline.open_adapter import open_thing
+from lora_chat.models.bundled import find_bundled_base
+from lora_chat.pipeline.open_adapter import open_adapter
 from lora_chat.runs import run_folder
-from lora_chat.runs.checkpoints import DamagedError, commit, find_newest, verify
+from lora_chat.runs.checkpoints import (
+    DamagedCheckpointError,
+    commit_checkpoint,
+    find_newest_checkpoint,
+    verify_checkpoint,
+)
 from lora_chat.runs.run_folder import open_run_folder
 from lora_chat.system.bounded_files import read_json, read_json_lines, read_text
 from lora_chat.system.received_folder import check_received_folder
-from lora_chat.system.safetensors_header import check_header
+from lora_chat.system.safetensors_header import check_safetensors_header
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -51,7 +56,7 @@ def run(made_run, tmp_path):
 @pytest.fixture
 def base(cache_home, tmp_path):
     """A copy of the base, as a stranger would send it."""
-    folder = Path(shutil.copytree(find_embedded("tiny-random", print), tmp_path / "base"))
+    folder = Path(shutil.copytree(find_bundled_base("tiny-random", print), tmp_path / "base"))
     for name in ("sha256.json", "complete.json"):
         (folder / name).unlink()
     return folder
@@ -126,7 +131,7 @@ def test_a_run_with_a_link_anywhere_is_refused_by_name(run, outside, place):
 @pytest.mark.parametrize("place", ["metrics.jsonl", "plan.json", "checkpoints/checkpoint-4/optimizer.pt"])
 def test_a_run_with_any_special_file_is_refused(run, outside, kind, place):
     plant(run / place, kind, outside)
-    for opening in (lambda: open_run_folder(run), lambda: open_thing(str(run), print)):
+    for opening in (lambda: open_run_folder(run), lambda: open_adapter(str(run), print)):
         with pytest.raises(IntegrityError, match="is refused: it holds a") as caught:
             opening()
         assert place in str(caught.value)
@@ -145,7 +150,7 @@ def test_an_adapter_with_a_special_file_is_refused(run, outside, kind, place):
 @pytest.mark.parametrize("place", ["config.json", "model.safetensors", "tokenizer.json", "extra/model.safetensors"])
 def test_a_base_with_a_special_file_is_refused(base, outside, kind, place):
     plant(base / place, kind, outside)
-    for opening in (find_base, lambda section: find_config(section, print)):
+    for opening in (find_base, lambda section: find_base_config(section, print)):
         with pytest.raises(IntegrityError, match="is refused: it holds a") as caught:
             opening(BaseSection(name=str(base)))
         assert place in str(caught.value)
@@ -172,7 +177,7 @@ def test_too_many_entries_and_too_deep_folders_are_refused(tmp_path, monkeypatch
     (deep / "/".join("d" * 30)).mkdir(parents=True)
     with pytest.raises(IntegrityError, match="deep inside one another"):
         check_received_folder(deep)
-    monkeypatch.setattr("lora_chat.system.received_folder._MOST_ENTRIES", 3)
+    monkeypatch.setattr("lora_chat.system.received_folder._MAX_ENTRIES", 3)
     wide = tmp_path / "wide"
     wide.mkdir()
     for number in range(4):
@@ -338,18 +343,18 @@ def checkpoint(tmp_path):
     folder.mkdir(parents=True)
     (folder / "optimizer.pt").write_bytes(b"state")
     (folder / "trainer_state.json").write_text("{}")
-    commit(folder, {"a": 1})
+    commit_checkpoint(folder, {"a": 1})
     return folder
 
 
 def reseal(folder, **extra):
     """Vouch for a checkpoint's files again, as a stranger can."""
-    from lora_chat.runs.checkpoints import _own_digest
+    from lora_chat.runs.checkpoints import _digest_manifest
 
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest.pop("sha256")
     manifest["files"] += [{"path": name, "size": size, "sha256": "0" * 64} for name, size in extra.items()]
-    manifest["sha256"] = _own_digest(manifest)
+    manifest["sha256"] = _digest_manifest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -357,13 +362,13 @@ def reseal(folder, **extra):
 def test_a_checkpoint_with_a_special_file_is_not_digested(checkpoint, outside, kind):
     plant(checkpoint / "zero", kind, outside)
     reseal(checkpoint, zero=0)
-    with pytest.raises(DamagedError, match="zero is a"):
-        verify(checkpoint)
+    with pytest.raises(DamagedCheckpointError, match="zero is a"):
+        verify_checkpoint(checkpoint)
 
 
 def test_a_link_to_a_folder_is_no_checkpoint(checkpoint, tmp_path):
     checkpoint.with_name("checkpoint-9").symlink_to(tmp_path)
-    found, aside = find_newest(checkpoint.parent)
+    found, aside = find_newest_checkpoint(checkpoint.parent)
     assert found is not None
     assert found.step == 4
     assert aside == []
@@ -372,16 +377,16 @@ def test_a_link_to_a_folder_is_no_checkpoint(checkpoint, tmp_path):
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' + "[" * 5000 + "]" * 5000 + "}", "[]", "\xff"])
 def test_a_manifest_or_state_that_nobody_could_read_is_damage(checkpoint, text):
     (checkpoint / "manifest.json").write_text(text, encoding="latin-1")
-    with pytest.raises(DamagedError, match="manifest"):
-        verify(checkpoint)
+    with pytest.raises(DamagedCheckpointError, match="manifest"):
+        verify_checkpoint(checkpoint)
 
 
 def test_a_nested_trainer_state_is_damage(checkpoint):
     (checkpoint / "trainer_state.json").write_text('{"a":' + "[" * 500 + "]" * 500 + "}")
     (checkpoint / "manifest.json").unlink()
-    commit(checkpoint, {})
-    with pytest.raises(DamagedError, match="nested"):
-        verify(checkpoint)
+    commit_checkpoint(checkpoint, {})
+    with pytest.raises(DamagedCheckpointError, match="nested"):
+        verify_checkpoint(checkpoint)
 
 
 DEEP = '{"a":' + "[" * 200_000 + "]" * 200_000 + "}"
@@ -412,7 +417,7 @@ def test_json_of_a_run_is_bounded(run, place, bad, capsys):
         found.read_plan()
         found.read_result()
         read_adapter(found.adapter)
-        found.read_proof()
+        found.read_parity_report()
 
     with pytest.raises(IntegrityError) as caught:
         read()
@@ -420,28 +425,28 @@ def test_json_of_a_run_is_bounded(run, place, bad, capsys):
     assert len(str(caught.value)) < 2000
 
 
-ADAPTER_INSIDE = (BaseUnavailableError, IntegrityError)
+ADAPTER_INSIDE = (UnavailableError, IntegrityError)
 """A base with an adapter in it is refused as such, before or after its config is read."""
 
 
-@pytest.mark.parametrize("name", [*base_files._JSON])
+@pytest.mark.parametrize("name", [*base_files._JSON_LIMITS_BYTES])
 @pytest.mark.parametrize("bad", ["deep", "a little too deep", "latin", "cut", "list"])
 def test_json_of_a_base_is_bounded(base, name, bad):
     if (name, bad) == ("chat_template.json", "list"):
         pytest.skip("transformers refuses it itself")
     (base / name).write_bytes(BAD_JSON[bad])
-    with pytest.raises(ADAPTER_INSIDE if name == "adapter_config.json" else BaseUnavailableError) as caught:
+    with pytest.raises(ADAPTER_INSIDE if name == "adapter_config.json" else UnavailableError) as caught:
         find_base(BaseSection(name=str(base)))
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [*base_files._JSON, *base_files._VOCABULARIES, "chat_template.jinja"])
+@pytest.mark.parametrize("name", [*base_files._JSON_LIMITS_BYTES, *base_files._VOCABULARY_NAMES, "chat_template.jinja"])
 def test_files_of_a_base_have_a_largest_size(base, name):
     with (base / name).open("ab") as file:
-        file.truncate(base_files.LARGE + 1)  # sparse: it takes no room
+        file.truncate(base_files.LARGE_FILE_BYTES + 1)  # sparse: it takes no room
     inside = name == "adapter_config.json"
     with pytest.raises(
-        ADAPTER_INSIDE if inside else BaseUnavailableError, match="bytes|adapter" if inside else "bytes"
+        ADAPTER_INSIDE if inside else UnavailableError, match="bytes|adapter" if inside else "bytes"
     ) as caught:
         find_base(BaseSection(name=str(base)))
     assert name in str(caught.value)
@@ -450,7 +455,7 @@ def test_files_of_a_base_have_a_largest_size(base, name):
 def test_a_file_of_a_base_that_was_changed_is_checked_again(base):
     find_base(BaseSection(name=str(base)))
     (base / "config.json").write_text("[")
-    with pytest.raises(BaseUnavailableError):
+    with pytest.raises(UnavailableError):
         find_base(BaseSection(name=str(base)))
 
 
@@ -458,7 +463,7 @@ def test_many_small_values_are_too_many():
     from lora_chat.system import bounded_files
 
     with pytest.raises(ValueError, match="values"):
-        bounded_files.parse_bounded("[" + "[]," * (bounded_files._MOST_VALUES // 2) + "[]]")
+        bounded_files.parse_bounded_json("[" + "[]," * (bounded_files._MAX_VALUES // 2) + "[]]")
 
 
 @pytest.mark.parametrize("place", ["adapter/chat_template.jinja", "metrics.jsonl"])
@@ -468,7 +473,7 @@ def test_text_of_a_run_must_be_utf8_and_bounded(run, place, monkeypatch):
     with pytest.raises(IntegrityError, match="not UTF-8"):
         read[Path(place).name]()
     (run / place).write_bytes(b"x" * ((1 << 20) + 1))
-    monkeypatch.setattr("lora_chat.runs.run_folder.LARGEST_LOG", 1 << 20)
+    monkeypatch.setattr("lora_chat.runs.run_folder.MAX_LOG_BYTES", 1 << 20)
     with pytest.raises(IntegrityError, match="more than 1,048,576 bytes"):
         read[Path(place).name]()
 
@@ -513,41 +518,43 @@ NUMBERS = {
 def test_numbers_of_a_config_are_bounded(base, key, value):
     config = json.loads((base / "config.json").read_text()) | {key: value}
     (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BaseUnavailableError) as caught:
+    with pytest.raises(UnavailableError) as caught:
         find_base(BaseSection(name=str(base)))
     assert "config.json" in str(caught.value)
-    with pytest.raises(BaseUnavailableError):
-        find_config(BaseSection(name=str(base)), print)
+    with pytest.raises(UnavailableError):
+        find_base_config(BaseSection(name=str(base)), print)
 
 
 def test_layers_times_experts_are_bounded(base):
     config = json.loads((base / "config.json").read_text()) | {"num_hidden_layers": 1000, "num_experts": 4096}
     (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BaseUnavailableError, match="experts"):
+    with pytest.raises(UnavailableError, match="experts"):
         find_base(BaseSection(name=str(base)))
 
 
 def test_the_configs_of_known_bases_are_within_bounds():
-    from lora_chat.models.base_config import known_bases
-    from lora_chat.models.config_limits import check_config
+    from lora_chat.models.base_config import read_known_configs
+    from lora_chat.models.config_limits import check_config_limits
 
-    for name, config in known_bases().items():
-        check_config(config, name)
+    for name, config in read_known_configs().items():
+        check_config_limits(config, name)
     large = {"num_hidden_layers": 126, "hidden_size": 16384, "vocab_size": 256_000, "intermediate_size": 53_248}
-    check_config({**large, "max_position_embeddings": 10_485_760, "rope_theta": 500_000_000, "eos_token_id": [1]}, "x")
-    check_config({"num_hidden_layers": 61, "n_routed_experts": 384, "time_step_limit": [0.0, float("inf")]}, "x")
+    check_config_limits(
+        {**large, "max_position_embeddings": 10_485_760, "rope_theta": 500_000_000, "eos_token_id": [1]}, "x"
+    )
+    check_config_limits({"num_hidden_layers": 61, "n_routed_experts": 384, "time_step_limit": [0.0, float("inf")]}, "x")
 
 
 def test_a_config_that_means_more_weights_than_there_are_is_not_loaded(base):
-    from lora_chat.config.plan import make_precision
+    from lora_chat.config.plan import plan_precision
     from lora_chat.config.recipe import QuantizationSection
     from lora_chat.models.base_model import load_base_model
     from lora_chat.system.hardware import Hardware
 
     config = json.loads((base / "config.json").read_text()) | {"num_hidden_layers": 900, "intermediate_size": 2**20}
     (base / "config.json").write_text(json.dumps(config))
-    precision = make_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2))
-    with pytest.raises(BaseUnavailableError, match="do not belong together"):
+    precision = plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2))
+    with pytest.raises(UnavailableError, match="do not belong together"):
         load_base_model(find_base(BaseSection(name=str(base))), precision)
 
 
@@ -556,7 +563,7 @@ def test_added_tokens_are_counted(base):
     found = json.loads(path.read_text())
     found["added_tokens"] = [{"id": number, "content": f"t{number}"} for number in range(100_001)]
     path.write_text(json.dumps(found))
-    with pytest.raises(BaseUnavailableError, match="added_tokens has 100,001 tokens"):
+    with pytest.raises(UnavailableError, match="added_tokens has 100,001 tokens"):
         find_base(BaseSection(name=str(base)))
 
 
@@ -588,7 +595,7 @@ def test_safetensors_headers_are_checked_before_they_are_opened(tmp_path, run, k
     path = run / "adapter" / "adapter_model.safetensors"
     path.write_bytes(raw)
     with pytest.raises(IntegrityError):
-        check_header(path)
+        check_safetensors_header(path)
     with pytest.raises(IntegrityError, match="cannot be read"):
         read_adapter(run / "adapter").read_weights()
 
@@ -598,18 +605,18 @@ def test_a_header_of_a_hundred_megabytes_is_not_read(tmp_path):
     path.write_bytes((90_000_000).to_bytes(8, "little"))
     os.truncate(path, 100_000_000)
     with pytest.raises(IntegrityError, match="cannot be 90,000,000 bytes"):
-        check_header(path)
+        check_safetensors_header(path)
 
 
 def test_reading_never_waits_for_a_fifo(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    for read in (read_text, read_json, check_header, lambda path: list(read_json_lines(path, 10))):
+    for read in (read_text, read_json, check_safetensors_header, lambda path: list(read_json_lines(path, 10))):
         with pytest.raises(IntegrityError, match="FIFO"):
             read(tmp_path / "fifo")
 
 
 def test_endless_devices_are_not_read():
-    for read in (read_text, read_json, check_header):
+    for read in (read_text, read_json, check_safetensors_header):
         with pytest.raises(IntegrityError, match="device"):
             read(Path("/dev/zero"))
 
@@ -633,9 +640,9 @@ def test_a_pattern_that_backtracks_is_given_up(base, pattern, text, monkeypatch)
     """oniguruma gives up one attempt after ten million steps, and starts again at every character."""
     from lora_chat.data.encoding import tokenizer as tokenizer_module
 
-    monkeypatch.setattr(tokenizer_module, "_SECONDS", 0.3)
+    monkeypatch.setattr(tokenizer_module, "_BASE_TIMEOUT_SECONDS", 0.3)
     coder = tokenizer_module.TextTokenizer(with_pattern(base, pattern))
-    with pytest.raises(BaseUnavailableError, match="regular expression"):
+    with pytest.raises(UnavailableError, match="regular expression"):
         coder.tokenize([text])
 
 

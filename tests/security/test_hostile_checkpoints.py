@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_chat.config.plan import make_precision
+from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import AdapterSection, BaseSection, QuantizationSection
 from lora_chat.errors import IntegrityError
-from lora_chat.models.adapter import attach_adapter, write_weights
+from lora_chat.models.adapter import attach_adapter, write_peft_adapter
 from lora_chat.models.base_model import find_base, load_base_model
-from lora_chat.runs.checkpoints import MANIFEST, DamagedError, commit, verify
+from lora_chat.runs.checkpoints import MANIFEST, DamagedCheckpointError, commit_checkpoint, verify_checkpoint
 from lora_chat.system.hardware import Hardware
-from lora_chat.training.checkpoint_content import check_content
+from lora_chat.training.checkpoint_content import check_checkpoint_content
 
 PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 WEIGHTS, STATE = "adapter_model.safetensors", "trainer_state.json"
@@ -47,7 +47,7 @@ def model(cache_home):
     base = find_base(BaseSection(name="tiny-random"))
     cpu = Hardware("cpu", "test", 0, False, 2)
     return attach_adapter(
-        load_base_model(base, make_precision(QuantizationSection(mode="none"), cpu)), AdapterSection(rank=2)
+        load_base_model(base, plan_precision(QuantizationSection(mode="none"), cpu)), AdapterSection(rank=2)
     )
 
 
@@ -56,28 +56,28 @@ def folder(tmp_path, model):
     """What training writes, in small."""
     folder = tmp_path / "checkpoints" / "checkpoint-2"
     folder.mkdir(parents=True)
-    write_weights(model, folder)
+    write_peft_adapter(model, folder)
     torch.save({"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}, folder / PICKLED[0])
     torch.save({"last_epoch": 2}, folder / PICKLED[1])
     torch.save({"python": (3, (1, 2), None), "cpu": torch.get_rng_state()}, folder / PICKLED[2])
     control = {"args": {"should_save": True}, "attributes": {}}
     state = {"global_step": 2, "log_history": [], "stateful_callbacks": {"TrainerControl": control}}
     (folder / STATE).write_text(json.dumps(state))
-    commit(folder, {})
+    commit_checkpoint(folder, {})
     return folder
 
 
 def refused(folder, model, *words):
     (folder / MANIFEST).unlink()
-    whole = commit(folder, {})
-    assert verify(folder) == whole  # the digests of a forger fit
+    whole = commit_checkpoint(folder, {})
+    assert verify_checkpoint(folder) == whole  # the digests of a forger fit
     with pytest.raises(IntegrityError) as caught:
-        check_content(whole, model)
+        check_checkpoint_content(whole, model)
     assert all(word in str(caught.value) for word in (str(folder), *words)), str(caught.value)
 
 
 def test_the_control_is_continued(folder, model):
-    check_content(verify(folder), model)
+    check_checkpoint_content(verify_checkpoint(folder), model)
 
 
 def _zipped(evil, path):
@@ -165,10 +165,10 @@ def test_another_state_is_refused(folder, model, change):
 def test_a_state_that_is_no_state_is_refused(folder, model, text):
     (folder / STATE).write_text(text)
     (folder / MANIFEST).unlink()
-    whole = commit(folder, {})
-    with pytest.raises((IntegrityError, DamagedError), match=STATE):
-        verify(folder)
-        check_content(whole, model)
+    whole = commit_checkpoint(folder, {})
+    with pytest.raises((IntegrityError, DamagedCheckpointError), match=STATE):
+        verify_checkpoint(folder)
+        check_checkpoint_content(whole, model)
 
 
 def test_weights_of_the_base_are_not_replaced(folder, model):

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from lora_chat.errors import IntegrityError
-from lora_chat.models.adapter import check_fits
+from lora_chat.models.adapter import check_adapter_fits
 from lora_chat.models.adapter_files import read_adapter
-from lora_chat.models.base_model import load_skeleton
+from lora_chat.models.base_model import load_meta_model
 from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 from lora_chat.system.safetensors_header import check_tensor_table
 
@@ -33,7 +33,7 @@ def made(random_base, make_adapter, tmp_path_factory):
 def fits(made):
     folder, base = made
     good = (folder / NAME).read_bytes()
-    yield lambda: check_fits(load_skeleton(base), read_adapter(folder))
+    yield lambda: check_adapter_fits(load_meta_model(base), read_adapter(folder))
     (folder / NAME).write_bytes(good)
 
 

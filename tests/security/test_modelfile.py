@@ -6,7 +6,7 @@ import pytest
 
 from lora_chat.errors import RecipeError
 from lora_chat.export import ollama
-from lora_chat.export.ollama import MODELFILE, write_modelfile
+from lora_chat.export.ollama import MODELFILE_NAME, write_modelfile
 from lora_chat.export.ollama_template import OllamaTemplate
 
 SAID = (
@@ -23,9 +23,9 @@ def written(tmp_path, monkeypatch):
 
     def written(name="model.gguf", part="<|im_end|>", stops=("<|im_end|>",), system="Hi."):
         around = {"system": (part, part), "user": (part, ""), "assistant": (part, part)}
-        template = OllamaTemplate(head=part, around=around, opening=part)
+        template = OllamaTemplate(leading_text=part, role_wrappers=around, generation_prompt=part)
         write_modelfile(tmp_path / name, template, stops, system, 512, tmp_path / "work")
-        return (tmp_path / MODELFILE).read_bytes().decode("utf-8")
+        return (tmp_path / MODELFILE_NAME).read_bytes().decode("utf-8")
 
     return written
 

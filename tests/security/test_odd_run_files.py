@@ -9,7 +9,7 @@ import pytest
 
 from lora_chat.cli import main
 from lora_chat.errors import IntegrityError
-from lora_chat.runs.metrics_log import cut_metrics
+from lora_chat.runs.metrics_log import truncate_metrics
 from lora_chat.system.atomic_write import open_to_append
 
 
@@ -143,7 +143,7 @@ def test_metrics_under_two_names_are_not_written_in_place(tmp_path):
     mine.write_text('{"step": 1}\n{"step": 2}\n')
     before = mine.read_bytes()
     os.link(mine, tmp_path / "metrics.jsonl")
-    cut_metrics(tmp_path / "metrics.jsonl", 1)
+    truncate_metrics(tmp_path / "metrics.jsonl", 1)
     with open_to_append(tmp_path / "metrics.jsonl") as file:
         file.write("more\n")
     assert mine.read_bytes() == before

@@ -7,12 +7,12 @@ import pytest
 
 from lora_chat.config.audit import AuditSection
 from lora_chat.config.data import DataSection
-from lora_chat.data.dataset import all_of
-from lora_chat.data.reading.hub_dataset import _remembered
+from lora_chat.data.dataset import build_full_set
+from lora_chat.data.reading.hub_dataset import _read_note
 from lora_chat.data.sources import find_sources, open_sources
-from lora_chat.data.storage.store import LEDGER, ROWS, UNITS, Store
+from lora_chat.data.storage.store import LEDGER_FILE, ROWS_FILE, UNITS_FILE, DialogueStore
 from lora_chat.errors import IntegrityError
-from lora_chat.models.bundled import _is_whole
+from lora_chat.models.bundled import _is_complete
 from lora_chat.pipeline.audit_data import audit_sets
 
 TEXTS = ["", "null", "[]", "3", "{}", '{"sizes": []}', '{"sizes": {}, "ledger": {}}', "NaN", "[" * 100_000, "\ud800"]
@@ -20,24 +20,24 @@ TEXTS = ["", "null", "[]", "3", "{}", '{"sizes": []}', '{"sizes": {}, "ledger": 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_ledger_that_is_none_is_made_again(tmp_path, text):
-    (tmp_path / LEDGER).write_bytes(text.encode("utf-8", "surrogatepass"))
-    assert not Store(tmp_path).is_whole
+    (tmp_path / LEDGER_FILE).write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert not DialogueStore(tmp_path).is_complete
 
 
 @pytest.mark.parametrize("text", [*TEXTS, '{"config.json": 1}', '{"../../x": 0}', '{"config.json": NaN}'])
 def test_a_base_that_is_none_is_made_again(tmp_path, text):
     (tmp_path / "complete.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     (tmp_path / "config.json").write_text("{")
-    assert not _is_whole(tmp_path)
+    assert not _is_complete(tmp_path)
 
 
 def _planted(folder, rows, units):
-    for name, table in ((ROWS, rows), (UNITS, units)):
+    for name, table in ((ROWS_FILE, rows), (UNITS_FILE, units)):
         with pa.ipc.new_stream(str(folder / name), table.schema) as file:
             file.write_table(table)
-    sizes = {name: (folder / name).stat().st_size for name in (ROWS, UNITS)}
-    (folder / LEDGER).write_text(json.dumps({"sizes": sizes, "ledger": {"rows": 1}}))
-    return Store(folder)
+    sizes = {name: (folder / name).stat().st_size for name in (ROWS_FILE, UNITS_FILE)}
+    (folder / LEDGER_FILE).write_text(json.dumps({"sizes": sizes, "ledger": {"rows": 1}}))
+    return DialogueStore(folder)
 
 
 ROW = {"input_ids": pa.array([[1]]), "labels": pa.array([[True]]), "unit": pa.array([0])}
@@ -60,12 +60,12 @@ def test_units_of_another_shape_are_refused(tmp_path, units):
 def test_bytes_that_are_no_table_are_refused(tmp_path):
     _planted(tmp_path, pa.table(ROW), pa.table(UNIT))
     for raw in (b"", b"\xff" * 64, b"\xff\xff\xff\xff\xff\xff\xff\x7f" + b"\0" * 64):
-        (tmp_path / ROWS).write_bytes(raw)
-        (tmp_path / UNITS).write_bytes(raw)
+        (tmp_path / ROWS_FILE).write_bytes(raw)
+        (tmp_path / UNITS_FILE).write_bytes(raw)
         with pytest.raises(IntegrityError, match="damaged"):
-            Store(tmp_path).open_rows()
+            DialogueStore(tmp_path).open_rows()
         with pytest.raises(IntegrityError, match="damaged"):
-            _ = Store(tmp_path).digests
+            _ = DialogueStore(tmp_path).digests
 
 
 NOTE = {"dialogues": 1, "counts": {"secret": 1}, "findings": [], "shares": {}, "refused": [], "redacted": []}
@@ -90,7 +90,7 @@ def test_an_audit_that_is_damaged_is_made_again(cache_home, tiny_tokenizer, tmp_
     (opened,) = open_sources(
         find_sources(section.train_sources, print), section, tiny_tokenizer, [tiny_tokenizer.eos_token_id], None, print
     )
-    parts = all_of([opened.store]), all_of([opened.store]), tiny_tokenizer, AuditSection(), print
+    parts = build_full_set([opened.store]), build_full_set([opened.store]), tiny_tokenizer, AuditSection(), print
     right = audit_sets(*parts)
     assert right.counts["personal_data"] == 2
     notes = list((cache_home / "lora-chat" / "audits").glob("*.json"))
@@ -103,4 +103,4 @@ def test_an_audit_that_is_damaged_is_made_again(cache_home, tiny_tokenizer, tmp_
 @pytest.mark.parametrize("text", [*TEXTS, '{"commit": "%s", "files": {}}' % ("a" * 40), '{"commit": "x", "files": []}'])
 def test_a_note_of_the_hub_that_is_damaged_is_passed_over(tmp_path, text):
     (tmp_path / "note.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    assert _remembered("a/b", tmp_path / "note.json") is None
+    assert _read_note("a/b", tmp_path / "note.json") is None

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from lora_chat import cli
-from lora_chat.config.load import read_recipe, recipe_as_yaml
+from lora_chat.config.load import format_recipe_yaml, read_recipe
 from lora_chat.data.reading import globs
 from lora_chat.data.reading.files import find_files
 from lora_chat.errors import DataError, RecipeError
-from lora_chat.system.user_path import user_path
+from lora_chat.system.user_path import expand_user_path
 
 DATA = "data: {train: d.jsonl}\n"
 SMALL = "base: {name: tiny-random}\nquantization: {mode: none}\n"
@@ -100,13 +100,13 @@ def test_a_run_is_called_by_a_plain_name(recipe, name):
 @pytest.mark.parametrize("stem", ["été", "x" * 240, "a²b", "我", "-..-", "a\u0301b"])
 def test_a_run_named_after_its_file_can_be_read_again(recipe, tmp_path, stem):
     found = read_recipe(recipe(DATA, f"{stem}.yaml"))
-    assert read_recipe(recipe(recipe_as_yaml(found), "again.yaml")) == found
+    assert read_recipe(recipe(format_recipe_yaml(found), "again.yaml")) == found
 
 
 @pytest.mark.parametrize("text", ["~nobody-of-this-name/x", "a\0b", LONG, "x/" * 3000])
 def test_what_is_no_path_is_told_as_such(text):
     with pytest.raises(RecipeError, match="is no path"):
-        user_path(text)
+        expand_user_path(text)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX devices")
@@ -180,7 +180,7 @@ def test_a_glob_finds_what_it_found_before(tmp_path, pattern):
 
 def test_a_glob_does_not_walk_without_end(tmp_path, monkeypatch):
     tree(tmp_path)
-    monkeypatch.setattr(globs, "_MOST_ENTRIES", 10)
+    monkeypatch.setattr(globs, "_MAX_ENTRIES", 10)
     for pattern in ("**/*", "**/*/**/*.x", "*/*/*/*"):
         with pytest.raises(DataError, match="files and folders"):
             find_files(str(tmp_path / pattern))

@@ -10,9 +10,17 @@ from lora_chat.cli import main
 from lora_chat.errors import ConsentError
 from lora_chat.pipeline import fine_tune
 from lora_chat.pipeline.resume import ResumeRequest, find_resume_point
-from lora_chat.runs.checkpoints import find_newest
-from lora_chat.runs.origin import ADAPTER, PREPARED, announce, begin_origin, sign_run, sign_written, why_foreign
-from lora_chat.runs.run_folder import RunFolder, is_run
+from lora_chat.runs.checkpoints import find_newest_checkpoint
+from lora_chat.runs.origin import (
+    ADAPTER_FILES,
+    PREPARED_FILES,
+    announce_writes,
+    find_foreign_reason,
+    sign_run,
+    sign_written_files,
+    start_run_signature,
+)
+from lora_chat.runs.run_folder import RunFolder, is_run_folder
 from lora_chat.system import atomic_write
 
 ROWS = [
@@ -25,15 +33,15 @@ class Watch:
     """Asks after every rename whether the run could go on now without a question."""
 
     def __init__(self, monkeypatch):
-        self.asked, self.found, self.stock = 0, set(), atomic_write.sync
-        monkeypatch.setattr(atomic_write, "sync", self.sync)
+        self.asked, self.found, self.stock = 0, set(), atomic_write.fsync_path
+        monkeypatch.setattr(atomic_write, "fsync_path", self.sync)
 
     def sync(self, path):
         self.stock(path)
         run = path if path.name == "r-1" else path.parent
-        if is_run(run):
+        if is_run_folder(run):
             self.asked += 1
-            self.found.add(why_foreign(RunFolder(run), going_on=True))
+            self.found.add(find_foreign_reason(RunFolder(run), resuming=True))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +96,7 @@ def plant(run):
 RECEIVED = {
     "unsigned": lambda run: (run / "origin.json").unlink(),
     "signed by another": lambda run: edit(run / "origin.json", mac="00" * 32),
-    "everything open": lambda run: edit(run / "origin.json", open=[*PREPARED, *ADAPTER]),
+    "everything open": lambda run: edit(run / "origin.json", open=[*PREPARED_FILES, *ADAPTER_FILES]),
     "another plan": lambda run: edit(run / "plan.json", open_settings=["optimizer"]),
     "another recipe": lambda run: (run / "recipe.yaml").write_text(""),
     "another identity": lambda run: (run / "identity.json").unlink(),
@@ -138,9 +146,9 @@ def test_one_s_own_goes_on_unasked_and_a_received_one_after_a_yes(run, call, mon
     code, said = call("--resume", run, "--adopt")
     assert code == 0, said
     assert watch.asked > 5 and watch.found == {None}
-    assert why_foreign(RunFolder(run)) is None
-    newest, damaged = find_newest(run / "checkpoints")
-    assert newest.own and not damaged
+    assert find_foreign_reason(RunFolder(run)) is None
+    newest, damaged = find_newest_checkpoint(run / "checkpoints")
+    assert newest.signed_by_user and not damaged
     code, said = call("--resume", run)
     assert code == 0 and "finished" in said
 
@@ -194,7 +202,7 @@ def test_a_forged_checkpoint_in_one_s_own_run_needs_a_yes(name, run):
     assert "was written by somebody else" in str(caught.value) and caught.value.flag == "--adopt"
     assert state_of(run) == before
     found = find_resume_point(folder, identity, ResumeRequest(str(run), adopt=True), lambda _: None)
-    assert found.own
+    assert found.signed_by_user
     assert find_resume_point(folder, identity, ResumeRequest(str(run)), lambda _: None) == found
     shutil.rmtree(found.folder)
     assert find_resume_point(folder, identity, ResumeRequest(str(run)), lambda _: None).step == 1
@@ -214,30 +222,30 @@ def test_a_run_without_a_key_keeps_checkpoints_all_the_same(run, monkeypatch, tm
     with pytest.raises(ConsentError):
         find_resume_point(folder, identity, ResumeRequest(str(run)), lambda _: None)
     found = find_resume_point(folder, identity, ResumeRequest(str(run), adopt=True), lambda _: None)
-    assert found.step == 2 and not found.own
+    assert found.step == 2 and not found.signed_by_user
 
 
 def test_what_is_open_counts_only_where_the_run_goes_on(run):
     folder = RunFolder(run)
     plant(run)
     sign_run(folder)
-    announce(folder, ADAPTER)
-    assert why_foreign(folder) is None  # still as it was signed
+    announce_writes(folder, ADAPTER_FILES)
+    assert find_foreign_reason(folder) is None  # still as it was signed
     (run / "adapter" / "adapter_config.json").write_text("[]")
-    assert why_foreign(folder) is not None and why_foreign(folder, going_on=True) is None
-    announce(folder, PREPARED)
-    sign_written(folder, PREPARED)  # blesses nothing that was not written
-    assert why_foreign(folder) is not None and why_foreign(folder, going_on=True) is None
+    assert find_foreign_reason(folder) is not None and find_foreign_reason(folder, resuming=True) is None
+    announce_writes(folder, PREPARED_FILES)
+    sign_written_files(folder, PREPARED_FILES)  # blesses nothing that was not written
+    assert find_foreign_reason(folder) is not None and find_foreign_reason(folder, resuming=True) is None
     (run / "plan.json").write_text("{}")
-    assert why_foreign(folder, going_on=True) is not None
+    assert find_foreign_reason(folder, resuming=True) is not None
 
 
 def test_nothing_is_signed_in_a_run_that_is_not_signed(run):
     folder = RunFolder(run)
     for spoil in (lambda: edit(run / "origin.json", mac="00" * 32), (run / "origin.json").unlink):
         spoil()
-        announce(folder, PREPARED)
-        sign_written(folder, PREPARED)
-        assert why_foreign(folder, going_on=True) is not None
-    begin_origin(folder)
-    assert why_foreign(folder) is not None and why_foreign(folder, going_on=True) is None
+        announce_writes(folder, PREPARED_FILES)
+        sign_written_files(folder, PREPARED_FILES)
+        assert find_foreign_reason(folder, resuming=True) is not None
+    start_run_signature(folder)
+    assert find_foreign_reason(folder) is not None and find_foreign_reason(folder, resuming=True) is None

@@ -11,10 +11,10 @@ from lora_chat.cli import main
 from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.system import environment
 from lora_chat.system.cache_dir import cache_dir, config_dir
-from lora_chat.system.environment import check_folders
+from lora_chat.system.environment import check_path_variables
 from lora_chat.system.user_key import sign
 
-FOLDERS = environment._FOLDERS
+FOLDERS = environment._PATH_VARIABLES
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -23,20 +23,20 @@ def test_a_setting_that_depends_on_the_working_directory_is_refused_by_name(name
     if name.startswith("HF_") and value.startswith("~"):
         value = "hub"
     with pytest.raises(RecipeError, match=f"{name} is .*depends on the working directory") as caught:
-        check_folders({name: value, "OTHER": "."})
+        check_path_variables({name: value, "OTHER": "."})
     assert "\x1b" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_empty_setting_counts_as_none(name):
     given = {name: "", "OTHER": ""}
-    check_folders(given)
+    check_path_variables(given)
     assert given == {"OTHER": ""}
 
 
 def test_full_paths_and_the_home_folder_of_the_hub_s_settings_stay():
     given = {"XDG_CACHE_HOME": "/x", "HF_HOME": "~/hub", "HF_HUB_CACHE": "/y", "TMPDIR": "/tmp"}
-    check_folders(given)
+    check_path_variables(given)
     assert set(given) == {"XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "TMPDIR"}
 
 

@@ -13,8 +13,8 @@ from lora_chat.config.load import read_recipe
 from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.runs.run_folder import create_run_folder
 from lora_chat.system import shared_folders
-from lora_chat.system.atomic_write import file_written_whole, folder_written_whole, make_parents
-from lora_chat.system.shared_folders import check_run_place, is_open_to_all
+from lora_chat.system.atomic_write import atomic_folder, atomic_output_file, make_parents
+from lora_chat.system.shared_folders import check_run_location, is_open_to_all
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and POSIX users")
 OTHER = 4242
@@ -88,7 +88,7 @@ def check_untouched(ground):
 @pytest.mark.parametrize("swap", SWAPS)
 def test_a_swapped_temporary_folder_leads_nowhere(ground, swap):
     shared = ground / "shared"
-    with pytest.raises(IntegrityError, match="Somebody replaced"), folder_written_whole(shared / "to", "it") as inside:
+    with pytest.raises(IntegrityError, match="Somebody replaced"), atomic_folder(shared / "to", "it") as inside:
         with another_user():
             swap(shared, ground / "mine")
         (inside / "file").write_text("ours")
@@ -102,7 +102,7 @@ def test_a_swapped_temporary_folder_leads_nowhere(ground, swap):
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_a_swapped_parent_leads_nowhere(ground, depth):
     parent = make_folder(ground / "shared" / "/".join("abc"[: depth + 1]))
-    with folder_written_whole(parent / "to", "it") as inside:
+    with atomic_folder(parent / "to", "it") as inside:
         with another_user():
             first = ground / "shared" / "a"
             first.rename(ground / "shared" / "moved")
@@ -135,7 +135,7 @@ def test_what_another_user_plants_at_the_final_name_is_replaced_or_refused(groun
             to.chmod(0o444)
         else:
             to.symlink_to(ground / ("mine" if kind == "link" else "none"))
-    with folder_written_whole(to, "it") as inside:
+    with atomic_folder(to, "it") as inside:
         (inside / "file").write_text("ours")
     assert (to / "file").read_text() == "ours"
     assert to.lstat().st_uid == 0
@@ -146,7 +146,7 @@ def test_what_another_user_plants_at_the_final_name_is_replaced_or_refused(groun
 
 @as_root
 def test_a_folder_planted_at_the_temporary_name_is_refused(ground, monkeypatch):
-    made = shared_folders.pinned_new
+    made = shared_folders.pinned_new_folder
 
     def late(folder):
         if folder.name.startswith(".to-"):
@@ -155,10 +155,10 @@ def test_a_folder_planted_at_the_temporary_name_is_refused(ground, monkeypatch):
                 (ground / "shared" / folder.name).mkdir()
         return made(folder)
 
-    monkeypatch.setattr("lora_chat.system.atomic_write.pinned_new", late)
+    monkeypatch.setattr("lora_chat.system.atomic_write.pinned_new_folder", late)
     with (
         pytest.raises(IntegrityError, match="while it was being made"),
-        folder_written_whole(ground / "shared" / "to", "it"),
+        atomic_folder(ground / "shared" / "to", "it"),
     ):
         pytest.fail("it was used")
 
@@ -167,11 +167,11 @@ def test_a_folder_planted_at_the_temporary_name_is_refused(ground, monkeypatch):
 def test_a_shared_folder_that_nobody_attacks_is_written_as_any_other(ground, umask):
     before = os.umask(umask)
     try:
-        with folder_written_whole(ground / "shared" / "to", "it", shared=True) as inside:
+        with atomic_folder(ground / "shared" / "to", "it", shared=True) as inside:
             assert "/proc/" in str(inside)
             (inside / "deep").mkdir()
             (inside / "deep" / "file").write_text("ours")
-        with file_written_whole(ground / "shared" / "one", "it") as file:
+        with atomic_output_file(ground / "shared" / "one", "it") as file:
             file.write(b"ours")
     finally:
         os.umask(before)
@@ -181,7 +181,7 @@ def test_a_shared_folder_that_nobody_attacks_is_written_as_any_other(ground, uma
 
 
 def test_a_child_process_can_use_the_pinned_path(ground):
-    with folder_written_whole(ground / "shared" / "to", "it") as inside:
+    with atomic_folder(ground / "shared" / "to", "it") as inside:
         child = os.fork()
         if not child:
             (inside / "file").write_text("child")
@@ -221,10 +221,10 @@ def test_a_run_is_not_begun_where_any_user_can_replace_its_folder(ground):
     (ground / "shared").chmod(0o1777)
     run = make_folder(ground / "shared" / "run-1")
     run.chmod(0o700)
-    check_run_place(run)
+    check_run_location(run)
 
 
 def test_a_file_system_without_modes_is_no_reason_to_refuse(ground):
     run = make_folder(ground / "shared" / "run-1")
     run.chmod(0o777)
-    check_run_place(run)
+    check_run_location(run)

@@ -13,14 +13,14 @@ import pytest
 
 from lora_chat.cli import main
 from lora_chat.data.encoding import template_renderer
-from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE, PLAIN_TEMPLATE, is_trusted, render_texts
+from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE, PLAIN_TEMPLATE, is_trusted_template, render_texts
 from lora_chat.data.encoding.encode import encode_dialogue
-from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.rows import ReadingOptions
 from lora_chat.data.storage.build import build_store
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
 from lora_chat.errors import DataError, TemplateError
-from lora_chat.models.stop_tokens import find_turn_end
+from lora_chat.models.stop_tokens import find_turn_end_ids
 
 MINE = CHATML_TEMPLATE + "{# mine #}"
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -41,13 +41,13 @@ def with_template(tiny_tokenizer):
 
 @pytest.fixture
 def short_limits(monkeypatch):
-    monkeypatch.setattr(template_renderer, "_SECONDS", 1.0)
-    monkeypatch.setattr(template_renderer, "_GRACE", 1.0)
+    monkeypatch.setattr(template_renderer, "_BASE_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(template_renderer, "_GRACE_SECONDS", 1.0)
 
 
 def child():
-    assert template_renderer._process is not None
-    return template_renderer._process._child
+    assert template_renderer._worker is not None
+    return template_renderer._worker._child
 
 
 def test_the_child_renders_what_transformers_renders(with_template):
@@ -68,7 +68,7 @@ def test_the_child_renders_what_transformers_renders(with_template):
     tokenizer = with_template(text)
     for reply_follows in (True, False):
         for given in (None, tools):
-            found = render_texts(tokenizer, chats, reply_follows=reply_follows, tools=given)
+            found = render_texts(tokenizer, chats, add_generation_prompt=reply_follows, tools=given)
             assert found == [
                 tokenizer.apply_chat_template(chat, tools=given, tokenize=False, add_generation_prompt=reply_follows)
                 for chat in chats
@@ -76,16 +76,18 @@ def test_the_child_renders_what_transformers_renders(with_template):
 
 
 def test_only_templates_of_this_package_and_its_bases_are_rendered_here(tiny_tokenizer, monkeypatch, with_template):
-    assert is_trusted(str(tiny_tokenizer.chat_template))
-    assert is_trusted(PLAIN_TEMPLATE) and is_trusted("{{- bos_token -}}" + PLAIN_TEMPLATE)
-    assert not is_trusted(MINE) and not is_trusted("") and not is_trusted(PLAIN_TEMPLATE + " ")
+    assert is_trusted_template(str(tiny_tokenizer.chat_template))
+    assert is_trusted_template(PLAIN_TEMPLATE) and is_trusted_template("{{- bos_token -}}" + PLAIN_TEMPLATE)
+    assert (
+        not is_trusted_template(MINE) and not is_trusted_template("") and not is_trusted_template(PLAIN_TEMPLATE + " ")
+    )
     asked = []
     monkeypatch.setattr(
-        "lora_chat.data.encoding.chat_template.render_apart",
+        "lora_chat.data.encoding.chat_template.render_in_worker",
         lambda template, *_: asked.append(template) or [["text"]],
     )
     for template in (CHATML_TEMPLATE, MINE):
-        render_texts(with_template(template), [CHAT], reply_follows=False)
+        render_texts(with_template(template), [CHAT], add_generation_prompt=False)
     assert asked == [MINE]
 
 
@@ -93,10 +95,10 @@ def test_only_templates_of_this_package_and_its_bases_are_rendered_here(tiny_tok
 def test_the_embedded_base_s_template_is_trusted(cache_home):
     from transformers import AutoTokenizer
 
-    from lora_chat.models.bundled import find_embedded
+    from lora_chat.models.bundled import find_bundled_base
 
-    tokenizer = AutoTokenizer.from_pretrained(find_embedded("smollm2-135m-instruct", print))
-    assert is_trusted(str(tokenizer.chat_template))
+    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("smollm2-135m-instruct", print))
+    assert is_trusted_template(str(tokenizer.chat_template))
 
 
 BOMBS = {
@@ -117,12 +119,16 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_ends_within_its_limit_and_the_next_template_renders(name, with_template, short_limits):
-    render_texts(with_template(MINE), [CHAT], reply_follows=False)  # the start of a child is no part of the limit
+    render_texts(
+        with_template(MINE), [CHAT], add_generation_prompt=False
+    )  # the start of a child is no part of the limit
     began = time.monotonic()
     with pytest.raises(TemplateError, match="chat template"):
-        render_texts(with_template(BOMBS[name]), [CHAT], reply_follows=False)
+        render_texts(with_template(BOMBS[name]), [CHAT], add_generation_prompt=False)
     assert time.monotonic() - began < 10
-    assert render_texts(with_template(MINE), [CHAT[:1]], reply_follows=False) == ["<|im_start|>user\nhi<|im_end|>\n"]
+    assert render_texts(with_template(MINE), [CHAT[:1]], add_generation_prompt=False) == [
+        "<|im_start|>user\nhi<|im_end|>\n"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +149,7 @@ def test_a_bomb_ends_within_its_limit_and_the_next_template_renders(name, with_t
 )
 def test_a_template_that_fails_says_why_in_visible_text(template, told, with_template):
     with pytest.raises(DataError) as caught:
-        render_texts(with_template(template), [CHAT], reply_follows=False)
+        render_texts(with_template(template), [CHAT], add_generation_prompt=False)
     assert told in str(caught.value)
     assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
 
@@ -151,43 +157,43 @@ def test_a_template_that_fails_says_why_in_visible_text(template, told, with_tem
 @pytest.mark.parametrize("nested", ["{{ " + "(" * 20000 + "1" + ")" * 20000 + " }}", "{{ " + "-" * 50000 + "1 }}"])
 def test_deep_nesting_is_refused_whatever_it_breaks(nested, with_template):
     with pytest.raises((DataError, TemplateError)):
-        render_texts(with_template(nested), [CHAT], reply_follows=False)
-    assert render_texts(with_template(MINE), [CHAT], reply_follows=False)
+        render_texts(with_template(nested), [CHAT], add_generation_prompt=False)
+    assert render_texts(with_template(MINE), [CHAT], add_generation_prompt=False)
 
 
 def test_one_child_serves_many_renderings(with_template):
     tokenizer = with_template(MINE)
-    render_texts(tokenizer, [CHAT], reply_follows=False)
+    render_texts(tokenizer, [CHAT], add_generation_prompt=False)
     first = child().pid
     for _ in range(20):
-        render_texts(tokenizer, [CHAT], reply_follows=True)
+        render_texts(tokenizer, [CHAT], add_generation_prompt=True)
     with pytest.raises(DataError):
-        render_texts(with_template("{% for %}"), [CHAT], reply_follows=False)
+        render_texts(with_template("{% for %}"), [CHAT], add_generation_prompt=False)
     assert child().pid == first
 
 
 def test_more_than_a_batch_is_rendered_in_pieces(with_template, monkeypatch):
     tokenizer = with_template(MINE)
-    whole = render_texts(tokenizer, [CHAT, CHAT[:1], CHAT], reply_follows=True)
-    monkeypatch.setattr(template_renderer, "_BATCH", 10)
-    assert render_texts(tokenizer, [CHAT, CHAT[:1], CHAT], reply_follows=True) == whole
+    whole = render_texts(tokenizer, [CHAT, CHAT[:1], CHAT], add_generation_prompt=True)
+    monkeypatch.setattr(template_renderer, "_MAX_REQUEST_CHARACTERS", 10)
+    assert render_texts(tokenizer, [CHAT, CHAT[:1], CHAT], add_generation_prompt=True) == whole
     assert "<|im_start|>assistant" in whole[1]
 
 
 def test_a_chat_of_many_megabytes_is_no_bomb(with_template):
     long = [{"role": "user", "content": "ä\n" * 4_000_000}]
-    (text,) = render_texts(with_template(MINE), [long], reply_follows=False)
+    (text,) = render_texts(with_template(MINE), [long], add_generation_prompt=False)
     assert len(text) > 8_000_000
 
 
 def test_turn_ends_and_dialogues_do_not_hide_a_bomb(with_template, short_limits):
     with pytest.raises(TemplateError):
-        find_turn_end(with_template(LOOP))
-    assert find_turn_end(with_template("{{ raise_exception('no') }}")) == set()
+        find_turn_end_ids(with_template(LOOP))
+    assert find_turn_end_ids(with_template("{{ raise_exception('no') }}")) == set()
     late = CHATML_TEMPLATE + "{% if messages[0].content == 'bomb' %}" + LOOP + "{% endif %}"
     tokenizer = with_template(late)
-    assert find_turn_end(tokenizer) == {tokenizer.eos_token_id}
-    bad = make_dialogue({"messages": [{"role": "user", "content": "bomb"}, CHAT[1]]})
+    assert find_turn_end_ids(tokenizer) == {tokenizer.eos_token_id}
+    bad = parse_dialogue({"messages": [{"role": "user", "content": "bomb"}, CHAT[1]]})
     with pytest.raises(TemplateError):
         encode_dialogue(bad, tokenizer, [tokenizer.eos_token_id])
 
@@ -197,7 +203,7 @@ def test_forked_processes_render_in_children_of_their_own(with_template, tmp_pat
     rows = [{"messages": [{"role": "user", "content": str(n)}, CHAT[1]]} for n in range(300)]
     path = tmp_path / "talk.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    render_texts(tokenizer, [CHAT], reply_follows=False)
+    render_texts(tokenizer, [CHAT], add_generation_prompt=False)
     ours = child().pid
     encoder = ChunkEncoder(tokenizer, [tokenizer.eos_token_id], EncodingOptions(ReadingOptions(), 1 << 20))
     folders = [tmp_path / "two", tmp_path / "one"]
@@ -210,18 +216,18 @@ def test_forked_processes_render_in_children_of_their_own(with_template, tmp_pat
         k: v for k, v in two.items() if k.endswith(".arrow")
     }
     assert child().pid == ours and child().poll() is None
-    assert render_texts(tokenizer, [CHAT], reply_follows=False)
+    assert render_texts(tokenizer, [CHAT], add_generation_prompt=False)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_leaves_the_parent_s_child_alone(with_template):
     tokenizer = with_template(MINE)
-    before = render_texts(tokenizer, [CHAT], reply_follows=False)
+    before = render_texts(tokenizer, [CHAT], add_generation_prompt=False)
     ours = child().pid
     pid = os.fork()
     if pid == 0:
-        same = render_texts(tokenizer, [CHAT], reply_follows=False) == before and child().pid != ours
-        template_renderer.close_process()
+        same = render_texts(tokenizer, [CHAT], add_generation_prompt=False) == before and child().pid != ours
+        template_renderer.close_worker()
         os._exit(0 if same else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert child().pid == ours and child().poll() is None
@@ -233,10 +239,10 @@ def test_no_child_outlives_a_parent_that_is_killed(busy):
     script = (
         "import sys, threading\n"
         "from lora_chat.data.encoding import template_renderer as t\n"
-        "t._SECONDS = 1.0\n"
-        "t.render_apart('x', {}, [t.RenderJob([[]], False)])\n"
-        "print(t._process._child.pid, flush=True)\n"
-        f"{f't.render_apart({LOOP!r}, {{}}, [t.RenderJob([[]], False)])' if busy else 'sys.stdin.read()'}\n"
+        "t._BASE_TIMEOUT_SECONDS = 1.0\n"
+        "t.render_in_worker('x', {}, [t.RenderJob([[]], False)])\n"
+        "print(t._worker._child.pid, flush=True)\n"
+        f"{f't.render_in_worker({LOOP!r}, {{}}, [t.RenderJob([[]], False)])' if busy else 'sys.stdin.read()'}\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())
@@ -269,8 +275,8 @@ def wait_for(condition, seconds=20):
 
 def test_the_child_can_write_no_file_and_sees_no_secret(with_template, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    template_renderer.close_process()
-    render_texts(with_template(MINE), [CHAT], reply_follows=False)
+    template_renderer.close_worker()
+    render_texts(with_template(MINE), [CHAT], add_generation_prompt=False)
     if not Path("/proc/self").exists():
         pytest.skip("needs /proc")
     assert b"hf_secret" not in Path(f"/proc/{child().pid}/environ").read_bytes()
@@ -332,4 +338,4 @@ def test_every_command_ends_with_a_message_where_the_base_s_template_is_a_bomb(
 def test_a_template_that_knows_the_reply_it_is_tried_with_hides_no_stop_token(with_template, known):
     ask = "{% for m in messages %}{{ m['content'] }}{% if m['content'] == " + known + " %}"
     tokenizer = with_template(ask + "<|im_start|>{% else %}<|im_end|>{% endif %}{% endfor %}")
-    assert find_turn_end(tokenizer) == set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))
+    assert find_turn_end_ids(tokenizer) == set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))

@@ -15,8 +15,8 @@ import unicodedata
 import pytest
 
 from lora_chat.cli import main
-from lora_chat.models.bundled import find_embedded
-from lora_chat.system.sanitize import visible
+from lora_chat.models.bundled import find_bundled_base
+from lora_chat.system.sanitize import sanitize_line
 
 ESCAPE = "\x1b]0;PWNED\x07"
 EVIL = f"{ESCAPE}\x9b31m\u202eabc\u2066\u200b\x08\rgone"
@@ -83,7 +83,7 @@ def base(cache_home, tmp_path):
 
     def base():
         folder = tmp_path / "base"
-        shutil.copytree(find_embedded("tiny-random", lambda _: None), folder)
+        shutil.copytree(find_bundled_base("tiny-random", lambda _: None), folder)
         for name in ("sha256.json", "complete.json"):
             (folder / name).unlink(missing_ok=True)
         return folder
@@ -221,14 +221,14 @@ def test_a_name_with_line_feeds_writes_no_line_of_its_own(adapter, call):
 
 
 def test_a_command_that_is_told_to_be_typed_quotes_names(tmp_path, monkeypatch):
-    from lora_chat.system.console import pasted
+    from lora_chat.system.console import quote_path
 
-    assert pasted(tmp_path / "kiln-1") == str(tmp_path / "kiln-1")
+    assert quote_path(tmp_path / "kiln-1") == str(tmp_path / "kiln-1")
     for name in ("$(touch x)", "a; touch x", "`touch x`", "a b", "a'$(touch x)'", "a\n touch x\n", "\x1b[A;touch x"):
         monkeypatch.chdir(tmp_path)
-        command = f"printf %s {pasted(tmp_path / name)}"
+        command = f"printf %s {quote_path(tmp_path / name)}"
         done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True, text=True)
-        assert done.stdout == visible(name)
+        assert done.stdout == sanitize_line(name)
         assert list(tmp_path.iterdir()) == []
 
 

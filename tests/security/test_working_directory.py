@@ -15,7 +15,7 @@ from lora_chat.cli import main
 from lora_chat.config.recipe import BaseSection
 from lora_chat.export import llama_cpp_converters
 from lora_chat.models.base_model import find_base
-from lora_chat.models.bundled import find_embedded
+from lora_chat.models.bundled import find_bundled_base
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = shutil.which("lora-chat", path=str(Path(sys.executable).parent))
@@ -110,7 +110,7 @@ with open(f"{out}/noted.json", "w") as file:
 @pytest.fixture(scope="module")
 def every_command(cache_home, tmp_path_factory):
     """Run every command in a folder that holds a marker for every module that anything might import."""
-    find_embedded("tiny-random", lambda _: None)
+    find_bundled_base("tiny-random", lambda _: None)
     home = tmp_path_factory.mktemp("working-directory")
     here, marks, out = home / "stranger", home / "marks", home / "out"
     plant(here, {*sys.stdlib_module_names, *packages_distributions(), *OPTIONAL, "lora_chat"} - {"__main__"}, marks)
@@ -221,7 +221,7 @@ def test_library_path_that_names_the_working_directory_is_told_once(monkeypatch,
 def test_converters_run_no_code_of_the_model(tmp_path):
     """llama.cpp's scripts load tokenizers with trust_remote_code=True."""
     model, marks = tmp_path / "model", tmp_path / "marks"
-    shutil.copytree(find_embedded("tiny-random", lambda _: None), model)
+    shutil.copytree(find_bundled_base("tiny-random", lambda _: None), model)
     (model / "evil.py").write_text(f"open({str(marks)!r}, 'w').write('ran')\nclass Evil: pass\n")
     settings = json.loads((model / "tokenizer_config.json").read_text())
     settings |= {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
@@ -244,19 +244,19 @@ def test_converters_are_not_taken_from_a_folder_named_relatively(tmp_path, monke
     (tmp_path / "llama" / "convert_hf_to_gguf.py").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LORA_CHAT_LLAMA_CPP", "llama")
-    with pytest.raises(llama_cpp_converters.BaseUnavailableError, match="depends on the working directory"):
+    with pytest.raises(llama_cpp_converters.UnavailableError, match="depends on the working directory"):
         llama_cpp_converters.find_converters(print)
 
 
 def test_converter_that_hangs_is_stopped(tmp_path, monkeypatch):
     (tmp_path / "x.py").write_text("import time\ntime.sleep(300)")
-    monkeypatch.setattr(llama_cpp_converters, "time_limit", lambda _: 0.2)
+    monkeypatch.setattr(llama_cpp_converters, "worker_timeout_seconds", lambda _: 0.2)
     with pytest.raises(llama_cpp_converters.IntegrityError, match="stopped after"):
         llama_cpp_converters.convert(tmp_path / "x.py", tmp_path, [])
 
 
 def test_folder_with_the_name_of_a_hub_model_is_announced(cache_home, tmp_path, monkeypatch):
-    shutil.copytree(find_embedded("tiny-random", lambda _: None), tmp_path / "OWNER" / "NAME")
+    shutil.copytree(find_bundled_base("tiny-random", lambda _: None), tmp_path / "OWNER" / "NAME")
     monkeypatch.chdir(tmp_path)
     said = []
     assert find_base(BaseSection(name="OWNER/NAME"), said.append).name == str(tmp_path / "OWNER" / "NAME")

@@ -6,8 +6,8 @@ import json
 import torch
 from safetensors.torch import save
 
-from lora_chat.sharing.build import UNSEALED, seal
-from lora_chat.sharing.container import CARD, CONFIG, RECEIPT, WEIGHTS, pieces
+from lora_chat.sharing.build import PLACEHOLDER_DIGEST, build_members
+from lora_chat.sharing.container import CARD, CONFIG, RECEIPT, WEIGHTS, pack_members
 from lora_chat.sharing.receipt import Receipt
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj."
@@ -72,18 +72,18 @@ def facts(**changed):
         "chat_template": None,
         "signer": None,
         "members": {},
-        "digest": UNSEALED,
+        "digest": PLACEHOLDER_DIGEST,
     }
     return found | changed
 
 
 def make_members(weights=None, key=None, **changed):
     raw = save(weights or make_weights(), metadata={"format": "pt"})
-    return seal(Receipt.model_validate_json(json.dumps(facts(**changed))), raw, key)
+    return build_members(Receipt.model_validate_json(json.dumps(facts(**changed))), raw, key)
 
 
 def raw_of(members):
-    return b"".join(bytes(piece) for piece in pieces(members))
+    return b"".join(bytes(piece) for piece in pack_members(members))
 
 
 def canonical(value):

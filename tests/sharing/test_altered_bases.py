@@ -9,13 +9,13 @@ from forging import facts
 
 from lora_chat.cli import main
 from lora_chat.errors import IntegrityError
-from lora_chat.models.adapter import check_stored
+from lora_chat.models.adapter import validate_adapter_config
 from lora_chat.models.adapter_files import read_adapter
-from lora_chat.models.bundled import find_embedded
-from lora_chat.pipeline.open_adapter import Trust, open_thing
-from lora_chat.sharing.build import seal
-from lora_chat.sharing.collect import bound_base
-from lora_chat.sharing.container import pieces
+from lora_chat.models.bundled import find_bundled_base
+from lora_chat.pipeline.open_adapter import TrustOptions, open_adapter
+from lora_chat.sharing.build import build_members
+from lora_chat.sharing.collect import make_base_receipt
+from lora_chat.sharing.container import pack_members
 from lora_chat.sharing.receipt import Receipt
 from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 
@@ -24,7 +24,7 @@ from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 def base(cache_home, tmp_path):
     """The base tiny-random as a folder that anyone may have made."""
     folder = tmp_path / "tiny"
-    shutil.copytree(find_embedded("tiny-random", print), folder)
+    shutil.copytree(find_bundled_base("tiny-random", print), folder)
     for name in ("sha256.json", "complete.json"):
         (folder / name).unlink()
     return folder
@@ -37,9 +37,9 @@ def make_parcel(base, make_adapter, tmp_path):
     def make(version=2):
         make_adapter(base, tmp_path / "adapter")
         stored = read_adapter(tmp_path / "adapter")
-        settings = check_stored(stored)
+        settings = validate_adapter_config(stored)
         weights = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
-        bound = bound_base(stored.identity).model_dump(mode="json")
+        bound = make_base_receipt(stored.identity).model_dump(mode="json")
         if version == 1:
             kept = ("base", "revision", "weights", "tokenizer", "chat_template", "system")
             bound = {key: bound[key] for key in kept}
@@ -58,8 +58,8 @@ def make_parcel(base, make_adapter, tmp_path):
             parameters=check_tensors(read_tensors(weights), settings),
         )
         path = tmp_path / "kiln.lorachat"
-        members = seal(Receipt.model_validate_json(json.dumps(receipt)), weights)
-        path.write_bytes(b"".join(bytes(piece) for piece in pieces(members)))
+        members = build_members(Receipt.model_validate_json(json.dumps(receipt)), weights)
+        path.write_bytes(b"".join(bytes(piece) for piece in pack_members(members)))
         return path
 
     return make
@@ -155,7 +155,7 @@ def test_another_base_is_refused_by_verify_and_by_opening(make_parcel, base, tmp
     parcel = make_parcel()
     assert main(["verify", str(parcel), "--base", str(base)]) == 0
     assert "ok      base" in capsys.readouterr().out
-    open_thing(str(parcel), print, Trust(base=str(base)))
+    open_adapter(str(parcel), print, TrustOptions(base=str(base)))
     for alter in NOT_THE_BASE:
         folder = tmp_path / alter.__name__
         shutil.copytree(base, folder)
@@ -165,11 +165,11 @@ def test_another_base_is_refused_by_verify_and_by_opening(make_parcel, base, tmp
         said = capsys.readouterr()
         assert "FAILED  base" in said.out or f"The base {folder} holds an adapter" in said.err, alter
         with pytest.raises(IntegrityError):
-            open_thing(str(parcel), print, Trust(base=str(folder), accept_template=True))
+            open_adapter(str(parcel), print, TrustOptions(base=str(folder), accept_template=True))
 
 
 def test_a_stale_note_is_not_believed_by_verify(make_parcel, base, tmp_path, capsys):
-    from lora_chat.models.file_digests import _key
+    from lora_chat.models.file_digests import _cache_key
     from lora_chat.system.cache_dir import cache_dir
     from lora_chat.system.hashing import digest_file
 
@@ -177,7 +177,7 @@ def test_a_stale_note_is_not_believed_by_verify(make_parcel, base, tmp_path, cap
     true = digest_file(base / "model.safetensors")
     same_size_and_time(base)
     path = base / "model.safetensors"
-    (cache_dir() / "digests.json").write_text(json.dumps({_key(path, path.stat()): true}))
+    (cache_dir() / "digests.json").write_text(json.dumps({_cache_key(path, path.stat()): true}))
     assert main(["verify", str(parcel), "--base", str(base)]) == 7
     assert "FAILED  base" in capsys.readouterr().out
 
@@ -189,7 +189,7 @@ def test_an_old_parcel_opens_and_tells_what_its_receipt_does_not_cover(make_parc
     lines = [line for line in capsys.readouterr().out.splitlines() if "rest of the base" in line]
     assert len([line for line in lines if "does not cover" in line and "config" in line and "stop ids" in line]) == 1
     told = []
-    open_thing(str(parcel), told.append, Trust(base=str(base)))
+    open_adapter(str(parcel), told.append, TrustOptions(base=str(base)))
     assert len([line for line in told if "does not cover" in line]) == 1
     same_size_and_time(base)
     assert main(["verify", str(parcel), "--base", str(base)]) == 7

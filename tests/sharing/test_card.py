@@ -15,8 +15,8 @@ from lora_chat.config.plan import make_plan
 from lora_chat.config.recipe import AdapterSection, BaseSection, Recipe
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import report_portability
-from lora_chat.sharing.model_card import wilson, write_card, write_parcel_card
-from lora_chat.sharing.receipt import Receipt, public_name
+from lora_chat.sharing.model_card import format_parcel_card, format_run_card, wilson_interval
+from lora_chat.sharing.receipt import Receipt, public_base_name
 from lora_chat.system.hardware import Hardware
 
 SETTINGS = {"r": 16, "use_dora": False, "use_rslora": False}
@@ -98,13 +98,13 @@ def receipt_with(text):
 @pytest.mark.parametrize("text", NASTY)
 def test_foreign_words_stay_words(text):
     used = report_portability(SETTINGS, "4bit", "llama")
-    check_harmless(write_parcel_card(receipt_with(text), used), write_parcel_card(receipt_with("x"), used))
+    check_harmless(format_parcel_card(receipt_with(text), used), format_parcel_card(receipt_with("x"), used))
 
 
 @given(st.text(st.sampled_from("|`-\n#[](){}<>!*_~\\@:/.&ab \u202e\x00é"), max_size=60))
 def test_any_words_stay_words(text):
     used = report_portability(SETTINGS, "none", "gpt2")
-    check_harmless(write_parcel_card(receipt_with(text), used), write_parcel_card(receipt_with("x"), used))
+    check_harmless(format_parcel_card(receipt_with(text), used), format_parcel_card(receipt_with("x"), used))
 
 
 @pytest.mark.parametrize("name", [*NASTY, "/home/anna/models/my base", "C:\\Users\\anna\\base", "friend/tiny"])
@@ -120,7 +120,7 @@ def card_of(name):
     plan = make_plan(recipe, Hardware("cpu", "test", 0, False, 2))
     digest = "ab" * 32
     identity = Identity(base=name, revision=None, weights=digest, tokenizer=digest, chat_template=digest)
-    return write_card(plan, identity, 3, {"validation_loss": {"base": 1.0, "adapted": 0.5}, "facts": None})
+    return format_run_card(plan, identity, 3, {"validation_loss": {"base": 1.0, "adapted": 0.5}, "facts": None})
 
 
 def digests(*cards):
@@ -149,27 +149,27 @@ def test_the_card_of_version_1_never_changes():
             found |= {"comparison": None}
             found["data"]["sources"] = []
         receipt = Receipt.model_validate_json(json.dumps(found))
-        cards.append(write_parcel_card(receipt, report_portability(settings, mode, architecture)))
+        cards.append(format_parcel_card(receipt, report_portability(settings, mode, architecture)))
     cards += [
-        write_parcel_card(receipt_with(text), report_portability(SETTINGS, "4bit", "llama")) for text in NASTY[:12]
+        format_parcel_card(receipt_with(text), report_portability(SETTINGS, "4bit", "llama")) for text in NASTY[:12]
     ]
     assert digests("".join(cards)) == ["13244f356a1033d8"]
 
 
 def test_figures_stand_with_their_intervals():
-    card = write_parcel_card(receipt_with("x"), report_portability(SETTINGS, "4bit", "llama"))
+    card = format_parcel_card(receipt_with("x"), report_portability(SETTINGS, "4bit", "llama"))
     assert "| right of 4 questions (95 % interval) | 0% (0% to 49%) | 75% (30% to 95%) |" in card
-    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # statsmodels 0.14, proportion_confint
+    assert wilson_interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # statsmodels 0.14, proportion_confint
 
 
 def test_four_tools_and_the_license_are_named():
     receipt = Receipt.model_validate_json(json.dumps(facts(license="CC-BY-4.0")))
-    card = write_parcel_card(receipt, report_portability(SETTINGS, "4bit", "llama"))
+    card = format_parcel_card(receipt, report_portability(SETTINGS, "4bit", "llama"))
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-4.0"
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "friend/tiny"
     for words in ("lora-chat verify kiln-1.lorachat", "PeftModel.from_pretrained", "llama-cli", "ollama create"):
         assert words in card
-    dora = write_parcel_card(receipt, report_portability({**SETTINGS, "use_dora": True}, "4bit", "llama"))
+    dora = format_parcel_card(receipt, report_portability({**SETTINGS, "use_dora": True}, "4bit", "llama"))
     assert "--to gguf --type f16" in dora and "--lora" not in dora.split("llama.cpp:")[1].split("Ollama:")[0]
 
 
@@ -185,7 +185,7 @@ def test_four_tools_and_the_license_are_named():
     ],
 )
 def test_a_base_in_a_folder_keeps_only_its_own_name(base, name):
-    assert public_name(base) == name
+    assert public_base_name(base) == name
 
 
 def answers(settings, mode="none", architecture="llama"):

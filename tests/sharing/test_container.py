@@ -12,24 +12,24 @@ import pytest
 from forging import raw_of
 
 from lora_chat.errors import IntegrityError
-from lora_chat.sharing.container import CONFIG, LARGEST, MEMBERS, SIGNATURE, unpack
+from lora_chat.sharing.container import CONFIG, MAX_MEMBER_BYTES, REQUIRED_MEMBERS, SIGNATURE, unpack_members
 
 FUZZ = int(os.environ.get("LORA_CHAT_FUZZ", "3000"))
 
 
 def test_what_was_packed_is_unpacked_and_any_zip_program_reads_it(members):
     raw = raw_of(members)
-    assert {name: bytes(body) for name, body in unpack(raw).items()} == members
+    assert {name: bytes(body) for name, body in unpack_members(raw).items()} == members
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
         assert archive.testzip() is None
-        assert archive.namelist() == list(MEMBERS)
+        assert archive.namelist() == list(REQUIRED_MEMBERS)
         assert archive.read(CONFIG) == members[CONFIG]
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_a_signature_follows_the_members(members):
     signed = {**members, SIGNATURE: b"signed"}
-    assert bytes(unpack(raw_of(signed))[SIGNATURE]) == b"signed"
+    assert bytes(unpack_members(raw_of(signed))[SIGNATURE]) == b"signed"
 
 
 def test_every_bit_of_the_container_and_its_members_counts(members):
@@ -39,26 +39,26 @@ def test_every_bit_of_the_container_and_its_members_counts(members):
             changed = bytearray(raw)
             changed[place] ^= 1 << bit
             with pytest.raises(IntegrityError):
-                unpack(bytes(changed))
+                unpack_members(bytes(changed))
 
 
 def test_a_file_that_is_shorter_or_longer_is_refused(members):
     raw = raw_of(members)
     for end in range(len(raw)):
         with pytest.raises(IntegrityError):
-            unpack(raw[:end])
+            unpack_members(raw[:end])
     for more in (b"\0", b"PK\5\6" + bytes(18), raw):
         with pytest.raises(IntegrityError):
-            unpack(raw + more)
+            unpack_members(raw + more)
         with pytest.raises(IntegrityError):
-            unpack(more + raw)
+            unpack_members(more + raw)
 
 
 def write_zip(members, **how):
     """A zip as others write it, which holds the same."""
     room = io.BytesIO()
     with zipfile.ZipFile(room, "w", how.get("method", zipfile.ZIP_STORED)) as archive:
-        for name in how.get("names", MEMBERS):
+        for name in how.get("names", REQUIRED_MEMBERS):
             info = zipfile.ZipInfo(how.get("prefix", "") + name, how.get("date", (1980, 1, 1, 0, 0, 0)))
             info.compress_type = how.get("method", zipfile.ZIP_STORED)
             info.external_attr = how.get("mode", 0o100644) << 16
@@ -77,13 +77,13 @@ def test_a_plain_stored_zip_of_the_same_is_the_same_file(members):
     [
         {"method": zipfile.ZIP_DEFLATED},
         {"method": zipfile.ZIP_LZMA},
-        {"names": MEMBERS[::-1]},
-        {"names": MEMBERS[:3]},
-        {"names": (*MEMBERS, MEMBERS[1])},
-        {"names": (MEMBERS[0], *MEMBERS)},
-        {"names": (*MEMBERS, "adapter_model.bin")},
-        {"names": (*MEMBERS, "training_args.bin")},
-        {"names": (*MEMBERS, SIGNATURE, "x")},
+        {"names": REQUIRED_MEMBERS[::-1]},
+        {"names": REQUIRED_MEMBERS[:3]},
+        {"names": (*REQUIRED_MEMBERS, REQUIRED_MEMBERS[1])},
+        {"names": (REQUIRED_MEMBERS[0], *REQUIRED_MEMBERS)},
+        {"names": (*REQUIRED_MEMBERS, "adapter_model.bin")},
+        {"names": (*REQUIRED_MEMBERS, "training_args.bin")},
+        {"names": (*REQUIRED_MEMBERS, SIGNATURE, "x")},
         {"prefix": "../"},
         {"prefix": "/"},
         {"prefix": "a/"},
@@ -97,19 +97,19 @@ def test_a_plain_stored_zip_of_the_same_is_the_same_file(members):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_no_other_zip_is_read(members, how):
     with pytest.raises(IntegrityError):
-        unpack(write_zip(members, **how))
+        unpack_members(write_zip(members, **how))
 
 
 def test_claims_of_size_cost_nothing(members):
     raw = raw_of(members)
     tracemalloc.start()
     started = time.monotonic()
-    for size in (0, 1, LARGEST[MEMBERS[0]] + 1, 2**31, 2**32 - 1):
+    for size in (0, 1, MAX_MEMBER_BYTES[REQUIRED_MEMBERS[0]] + 1, 2**31, 2**32 - 1):
         with pytest.raises(IntegrityError):
-            unpack(raw[:18] + struct.pack("<II", size, size) + raw[26:])
+            unpack_members(raw[:18] + struct.pack("<II", size, size) + raw[26:])
     for empty in (b"", b"PK", b"PK\3\4", bytes(100), b"PK\5\6" + bytes(18), os.urandom(1000)):
         with pytest.raises(IntegrityError):
-            unpack(empty)
+            unpack_members(empty)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
     assert time.monotonic() - started < 5
@@ -133,7 +133,7 @@ def test_fuzzed_files_are_refused_or_the_same(members):
                 begin = chance.randrange(len(raw))
                 changed[place : place + length] = raw[begin : begin + length]
         try:
-            found = unpack(bytes(changed))
+            found = unpack_members(bytes(changed))
         except IntegrityError:
             continue
         assert bytes(changed) == raw

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from lora_chat.config.load import recipe_as_yaml
+from lora_chat.config.load import format_recipe_yaml
 from lora_chat.config.recipe import Recipe
 from lora_chat.runs.run_folder import RunFolder
-from lora_chat.sharing.collect import collect_recipe, public_file
+from lora_chat.sharing.collect import collect_recipe, public_file_name
 
 CLIENT = "client-ACMECORP"
 PATHS = [
@@ -30,7 +30,7 @@ PATHS = [
 def recipe_with(tmp_path, **parts):
     recipe = Recipe.model_validate_json(json.dumps({"base": {"name": "tiny-random"}, "output": {"name": "k"}} | parts))
     run = RunFolder(tmp_path)
-    run.recipe.write_text(recipe_as_yaml(recipe), encoding="utf-8")
+    run.recipe.write_text(format_recipe_yaml(recipe), encoding="utf-8")
     return collect_recipe(run, "tiny-random")
 
 
@@ -56,8 +56,8 @@ def test_no_receipt_names_a_folder(tmp_path, path, place):
 def test_a_folder_with_a_dot_that_is_there_is_left_out_too(tmp_path):
     (tmp_path / "client.v2").mkdir()
     (tmp_path / "plain").write_text("")
-    assert public_file(str(tmp_path / "client.v2")) == "folder"
-    assert public_file(str(tmp_path / "plain")) == "plain"
+    assert public_file_name(str(tmp_path / "client.v2")) == "folder"
+    assert public_file_name(str(tmp_path / "plain")) == "plain"
 
 
 def test_names_of_the_hub_and_of_our_own_templates_stay(tmp_path):

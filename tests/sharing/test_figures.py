@@ -7,9 +7,9 @@ import pytest
 from forging import facts, forge, make_members
 
 from lora_chat.errors import IntegrityError
-from lora_chat.export.parity.compare import SHARE_OF_CONTROL
-from lora_chat.export.parity.tolerances import limits_of
-from lora_chat.sharing.figures import LIMITS
+from lora_chat.export.parity.compare import MAX_CONTROL_FRACTION
+from lora_chat.export.parity.tolerances import tolerances_for
+from lora_chat.sharing.figures import PARITY_TOLERANCES
 from lora_chat.sharing.parcel import open_parcel
 
 COUNTS = {"lines": 10, "accepted": 8, "blank": 1, "refused": 0, "dropped": 1, "cut": 1, "dialogues": 8, "rows": 9}
@@ -187,7 +187,7 @@ def test_what_real_runs_write_passes(write, honest):
 
 
 def test_the_receipts_limits_are_those_that_packing_is_allowed():
-    limits = limits_of("PEFT adapter")
-    assert {"mean_kl": limits.mean_kl, "same_top_token": limits.same_top_token}.items() <= LIMITS.items()
-    assert {"equal_replies": limits.equal_replies, "loss_rise": limits.loss_rise}.items() <= LIMITS.items()
-    assert LIMITS["share_of_control"] == SHARE_OF_CONTROL
+    limits = tolerances_for("PEFT adapter")
+    assert {"mean_kl": limits.mean_kl, "same_top_token": limits.same_top_token}.items() <= PARITY_TOLERANCES.items()
+    assert {"equal_replies": limits.equal_replies, "loss_rise": limits.loss_rise}.items() <= PARITY_TOLERANCES.items()
+    assert PARITY_TOLERANCES["share_of_control"] == MAX_CONTROL_FRACTION

@@ -358,9 +358,9 @@ def test_a_template_travels_only_where_the_receiver_does_not_have_it(tiny_tokeni
     from lora_chat.config.recipe import BaseSection
     from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE
     from lora_chat.models.base_model import find_base
-    from lora_chat.pipeline.pack_run import _own_template
+    from lora_chat.pipeline.pack_run import _find_custom_template
 
     base = find_base(BaseSection(name="tiny-random"))
     for text, travels in ((tiny_tokenizer.chat_template, False), (CHATML_TEMPLATE, False), ("{{ messages }}", True)):
         found = SimpleNamespace(base=base, tokenizer=SimpleNamespace(chat_template=text))
-        assert _own_template(SimpleNamespace(found=found)) == (text if travels else None)
+        assert _find_custom_template(SimpleNamespace(found=found)) == (text if travels else None)

@@ -11,28 +11,28 @@ import pytest
 
 from lora_chat.errors import DiskError, IntegrityError, InUseError, RecipeError
 from lora_chat.runs import lock as lock_module
-from lora_chat.runs.lock import locked
+from lora_chat.runs.lock import lock_run_folder
 from lora_chat.system import atomic_write
 from lora_chat.system.atomic_write import (
-    file_written_whole,
-    folder_written_whole,
-    is_part,
+    atomic_folder,
+    atomic_output_file,
+    fsync_path,
+    is_temporary_file,
     open_to_append,
-    sync,
-    write_text_whole,
+    write_text_atomically,
 )
-from lora_chat.system.regular_files import open_regular
+from lora_chat.system.regular_files import open_regular_file
 
 
 def replace(to, text):
-    with folder_written_whole(to, "it") as folder:
+    with atomic_folder(to, "it") as folder:
         (folder / "file").write_text(text)
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_a_folder_is_replaced_and_nothing_is_left_beside(tmp_path, monkeypatch, exchanges):
     if not exchanges:
-        monkeypatch.setattr(atomic_write, "_exchange", lambda *_: False)
+        monkeypatch.setattr(atomic_write, "_exchange_names", lambda *_: False)
     for text in ("old", "new"):
         replace(tmp_path / "to", text)
         assert (tmp_path / "to" / "file").read_text() == text
@@ -41,7 +41,7 @@ def test_a_folder_is_replaced_and_nothing_is_left_beside(tmp_path, monkeypatch, 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux exchanges folders in one step")
 def test_files_are_as_readable_as_the_folder(tmp_path):
-    with folder_written_whole(tmp_path / "thing", "the thing", shared=True) as inside:
+    with atomic_folder(tmp_path / "thing", "the thing", shared=True) as inside:
         (inside / "private").touch(mode=0o600)
     assert oct((tmp_path / "thing" / "private").stat().st_mode & 0o777) == oct(
         (tmp_path / "thing").stat().st_mode & 0o666
@@ -64,7 +64,7 @@ def test_a_folder_that_is_replaced_is_never_missing(tmp_path, monkeypatch):
 
 def test_a_block_that_fails_leaves_the_old_one(tmp_path):
     replace(tmp_path / "to", "old")
-    with pytest.raises(ZeroDivisionError), folder_written_whole(tmp_path / "to", "it") as folder:
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "to", "it") as folder:
         (folder / "file").write_text("new")
         raise ZeroDivisionError
     assert (tmp_path / "to" / "file").read_text() == "old"
@@ -87,9 +87,9 @@ def mode(path):
 @pytest.mark.parametrize(("shared", "file", "folder"), [(False, "0o600", "0o700"), (True, "0o640", "0o750")])
 def test_modes_are_private_until_the_end_and_then_as_asked(tmp_path, shared, file, folder):
     with umask(0o027):
-        with file_written_whole(tmp_path / "file", "it", shared=shared) as open_file:
+        with atomic_output_file(tmp_path / "file", "it", shared=shared) as open_file:
             assert mode(Path(open_file.name)) == "0o600"
-        with folder_written_whole(tmp_path / "to", "it", shared=shared) as inside:
+        with atomic_folder(tmp_path / "to", "it", shared=shared) as inside:
             assert mode(inside.parent) == "0o700"
             (inside / "deep").mkdir()
             (inside / "deep" / "file").write_text("text")
@@ -103,9 +103,9 @@ def test_modes_are_private_until_the_end_and_then_as_asked(tmp_path, shared, fil
 def test_temporary_names_differ_each_time_and_are_recognised(tmp_path):
     names = set()
     for _ in range(2):
-        with file_written_whole(tmp_path / ("n" * 250), "it") as file:
+        with atomic_output_file(tmp_path / ("n" * 250), "it") as file:
             names.add(file.name)
-            assert is_part(Path(file.name))
+            assert is_temporary_file(Path(file.name))
     assert len(names) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["n" * 250]
 
@@ -135,7 +135,7 @@ def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path, kind):
     home, outside = tmp_path / "home", tmp_path / "outside"
     home.mkdir()
     untouched = plant(home / "to", kind, outside)
-    write_text_whole(home / "to", "new", "it")
+    write_text_atomically(home / "to", "new", "it")
     assert not (home / "to").is_symlink()
     assert (home / "to").read_text() == "new"
     assert untouched()
@@ -145,7 +145,7 @@ def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path, kind):
 @pytest.mark.parametrize("kind", LINKS)
 def test_a_folder_replaces_a_link_at_its_target(tmp_path, monkeypatch, kind, exchanges):
     if not exchanges:
-        monkeypatch.setattr(atomic_write, "_exchange", lambda *_: False)
+        monkeypatch.setattr(atomic_write, "_exchange_names", lambda *_: False)
     home, outside = tmp_path / "home", tmp_path / "outside"
     home.mkdir()
     untouched = plant(home / "to", kind, outside)
@@ -168,14 +168,14 @@ def test_nothing_waits_for_a_fifo(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
         with pytest.raises(IntegrityError, match="regular file"):
-            open_regular(tmp_path / "fifo", flags)
+            open_regular_file(tmp_path / "fifo", flags)
 
 
 def test_a_link_planted_at_the_temporary_name_is_not_written_through(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic_write.secrets, "token_hex", lambda _: "guessed")
     untouched = plant(tmp_path / ".to.guessed.part", "file", tmp_path / "outside")
     with pytest.raises(RecipeError, match="Cannot write"):
-        write_text_whole(tmp_path / "to", "new", "it")
+        write_text_atomically(tmp_path / "to", "new", "it")
     assert untouched()
     assert not (tmp_path / "to").exists()
 
@@ -184,14 +184,14 @@ def test_a_link_planted_at_the_temporary_name_is_not_written_through(tmp_path, m
 def test_what_was_exchanged_while_it_was_written_is_refused(tmp_path, linked):
     """Who can rename files in a folder (one without the sticky bit) gets nothing of theirs into the result."""
     (tmp_path / "theirs").write_text("theirs")
-    with pytest.raises(IntegrityError, match="replaced"), file_written_whole(tmp_path / "to", "it") as file:
+    with pytest.raises(IntegrityError, match="replaced"), atomic_output_file(tmp_path / "to", "it") as file:
         Path(file.name).unlink()
         if linked:
             Path(file.name).symlink_to(tmp_path / "theirs")
         else:
             Path(file.name).write_text("theirs")
     assert not (tmp_path / "to").exists()
-    with pytest.raises(IntegrityError, match="replaced"), folder_written_whole(tmp_path / "to", "it") as inside:
+    with pytest.raises(IntegrityError, match="replaced"), atomic_folder(tmp_path / "to", "it") as inside:
         inside.parent.rename(tmp_path / "away")
         inside.mkdir(parents=True)
         (inside / "file").write_text("theirs")
@@ -212,7 +212,7 @@ def fail_with(number, folders):
 
 def test_a_file_system_that_cannot_sync_folders_is_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fail_with(errno.EINVAL, folders=True))
-    write_text_whole(tmp_path / "file", "text", "it")
+    write_text_atomically(tmp_path / "file", "text", "it")
     assert (tmp_path / "file").read_text() == "text"
 
 
@@ -221,18 +221,18 @@ def test_a_sync_that_fails_is_a_failing_disk(tmp_path, monkeypatch, number, fold
     (tmp_path / "file").write_text("old")
     monkeypatch.setattr(os, "fsync", fail_with(number, folders))
     with pytest.raises(OSError, match="fsync"):
-        sync(tmp_path if folders else tmp_path / "file")
+        fsync_path(tmp_path if folders else tmp_path / "file")
     with pytest.raises(DiskError, match="could not write it"):
-        write_text_whole(tmp_path / "file", "new", "it")
+        write_text_atomically(tmp_path / "file", "new", "it")
 
 
 def test_one_at_a_time(tmp_path, monkeypatch):
-    with locked(tmp_path):
-        with pytest.raises(InUseError), locked(tmp_path):
+    with lock_run_folder(tmp_path):
+        with pytest.raises(InUseError), lock_run_folder(tmp_path):
             pass
-        with pytest.raises(InUseError), locked(tmp_path):
+        with pytest.raises(InUseError), lock_run_folder(tmp_path):
             pass
-    with locked(tmp_path):
+    with lock_run_folder(tmp_path):
         pass
 
 
@@ -246,7 +246,7 @@ def test_a_lock_that_is_no_regular_file_is_refused(tmp_path, kind):
     plant = {"dangling": lambda: lock.symlink_to(outside), "link": lambda: lock.symlink_to(outside)}
     plant |= {"fifo": lambda: os.mkfifo(lock), "folder": lock.mkdir}
     plant[kind]()
-    with pytest.raises(IntegrityError, match=r"\.lock is a"), locked(tmp_path / "run"):
+    with pytest.raises(IntegrityError, match=r"\.lock is a"), lock_run_folder(tmp_path / "run"):
         pass
     assert outside.exists() == (kind == "link")
 
@@ -256,5 +256,5 @@ def test_a_file_system_without_locks_is_enough(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(tmp_path):
-        assert (tmp_path / lock_module._NAME).exists()
+    with lock_run_folder(tmp_path):
+        assert (tmp_path / lock_module._LOCK_NAME).exists()

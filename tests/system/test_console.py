@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_chat.commands.parser import make_parser
-from lora_chat.system.console import Highlight, ReplyPrinter, guard_output, print_json, print_result, say
+from lora_chat.system.console import Highlight, ReplyPrinter, filter_output, print_json, print_message, print_result
 
 ATTACKS = {
     "title": "\x1b]0;PWNED\x07",
@@ -69,7 +69,7 @@ def printed(monkeypatch):
         monkeypatch.setattr(sys, "stderr", err)
         monkeypatch.setattr(sys, "excepthook", sys.excepthook)
         monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-        guard_output()
+        filter_output()
         write()
         return out.getvalue() + err.getvalue()
 
@@ -115,7 +115,7 @@ def parse(text):
 
 
 WAYS = {
-    "notice": say,
+    "notice": print_message,
     "result": print_result,
     "highlight": lambda text: print_result(["x", Highlight(text)]),
     "json": lambda text: print_json({text: [text]}),
@@ -140,7 +140,7 @@ def test_no_way_to_the_terminal_lets_an_attack_through(printed, way, attack):
 
 
 @pytest.mark.parametrize("text", FINE)
-@pytest.mark.parametrize("way", [say, print_result, write_reply], ids=["notice", "result", "reply"])
+@pytest.mark.parametrize("way", [print_message, print_result, write_reply], ids=["notice", "result", "reply"])
 def test_text_of_people_is_printed_as_it_is(printed, way, text):
     assert printed(lambda: way(text)) == text + "\n"
 
@@ -157,11 +157,11 @@ def test_an_attack_split_over_pieces_stays_split(printed):
 @settings(deadline=None, max_examples=200, derandomize=True)
 @given(st.lists(st.text(st.characters(), max_size=5), max_size=8))
 def test_pieces_give_what_the_whole_text_gives(pieces):
-    from lora_chat.system.sanitize import TextFilter, visible_text
+    from lora_chat.system.sanitize import TextFilter, sanitize_text
 
     one = TextFilter()
-    assert "".join(map(one.feed, pieces)) == visible_text("".join(pieces))
-    assert not acts(visible_text("".join(pieces)))
+    assert "".join(map(one.feed, pieces)) == sanitize_text("".join(pieces))
+    assert not acts(sanitize_text("".join(pieces)))
 
 
 def test_the_bars_of_libraries_still_move(printed):
@@ -239,8 +239,8 @@ def test_a_console_without_the_letter_gets_its_escape():
 def test_a_program_without_a_console_prints_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
-    guard_output()
-    say("x")
+    filter_output()
+    print_message("x")
     print_result("x")
 
 

@@ -12,12 +12,12 @@ import pytest
 from hub_stand_in import COMMIT, NAME, StandIn
 
 from lora_chat.config.recipe import BaseSection
-from lora_chat.errors import BaseUnavailableError, IntegrityError, LoraChatError
-from lora_chat.models.base_config import find_config
-from lora_chat.models.hub import find_here, find_on_hub
+from lora_chat.errors import IntegrityError, LoraChatError, UnavailableError
+from lora_chat.models.base_config import find_base_config
+from lora_chat.models.hub import find_cached_base, find_or_download_base
 from lora_chat.system import hub_client, hub_guard
 from lora_chat.system.cache_dir import cache_dir
-from lora_chat.system.hub_client import HubFailureError, RemoteFile, download, find_commit, list_files
+from lora_chat.system.hub_client import HubFailureError, RemoteFile, download_files, find_commit, list_files
 
 TOKEN = "hf_CanaryCanaryCanary"
 UP = "../" * 12
@@ -69,7 +69,7 @@ def written(tmp_path):
 
 
 def fetch(revision=None):
-    return find_on_hub(NAME, revision, lambda _: None)
+    return find_or_download_base(NAME, revision, lambda _: None)
 
 
 def refused(hub, written, match, code=8, revision=None):
@@ -93,7 +93,7 @@ def test_an_honest_hub_gives_a_base_once(hub):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == hub.files
     assert {token for _, path, token in hub.asked if NAME in path} == {f"Bearer {TOKEN}"}
     hub.asked.clear()
-    assert fetch() == folder and find_here(NAME, None) == folder
+    assert fetch() == folder and find_cached_base(NAME, None) == folder
     assert hub.asked == []
 
 
@@ -147,7 +147,7 @@ def test_a_file_of_another_commit_is_refused(hub, written, commit):
 
 
 def test_another_commit_than_asked_for_is_refused(hub, written):
-    with pytest.raises(BaseUnavailableError, match="was asked for"):
+    with pytest.raises(UnavailableError, match="was asked for"):
         find_commit(NAME, "6" * 40, "model")
     assert written() == []
 
@@ -278,21 +278,21 @@ def test_json_that_is_odd_is_refused(hub, written, route, kind):
 @pytest.mark.parametrize("route", ["info", "tree"])
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_huge_answer_is_cut_off(hub, written, monkeypatch, route, declared):
-    monkeypatch.setattr(hub_guard, "LARGEST_ANSWER", 100_000)
+    monkeypatch.setattr(hub_guard, "MAX_RESPONSE_BYTES", 100_000)
     body = b"[" + b" " * 1_000_000 + b"]"
     hub.bodies[route] = body if declared else lambda: [body]
     refused(hub, written, "bytes; 100,000 are allowed")
 
 
 def test_a_listing_without_end_is_given_up(hub, written, monkeypatch):
-    monkeypatch.setattr(hub_guard, "MOST_ANSWERS", 20)
+    monkeypatch.setattr(hub_guard, "MAX_RESPONSES", 20)
     hub.headers["tree"] = {"Link": f'<{hub.endpoint}/api/models/{NAME}/tree/next>; rel="next"'}
     refused(hub, written, "its listing has no end")
     assert len(hub.asked) < 30
 
 
 def test_a_listing_of_too_many_files_is_refused(hub, written, monkeypatch):
-    monkeypatch.setattr("lora_chat.system.hub_answers.MOST_FILES", 1)
+    monkeypatch.setattr("lora_chat.system.hub_answers.MAX_FILES", 1)
     refused(hub, written, "it lists 2 files; 1 are allowed")
 
 
@@ -411,7 +411,7 @@ def test_the_token_goes_to_the_endpoint_alone(endpoint, address, url, kept):
 
 def test_the_token_is_not_sent_without_encryption(endpoint, monkeypatch):
     endpoint("http://mirror.example:8080")
-    with pytest.raises(BaseUnavailableError, match="not encrypted") as caught:
+    with pytest.raises(UnavailableError, match="not encrypted") as caught:
         find_commit(NAME, None, "model")
     assert TOKEN not in str(caught.value)
 
@@ -420,7 +420,7 @@ def test_a_connection_without_encryption_is_said_once(endpoint, capsys, monkeypa
     import httpx2
 
     endpoint("http://mirror.example:8080")
-    guard = hub_guard.Guard()
+    guard = hub_guard.HubGuard()
     for _ in range(2):
         guard.check_request(httpx2.Request("GET", "http://mirror.example:8080/api/x"))
     told = "".join(capsys.readouterr())
@@ -460,7 +460,7 @@ def test_weights_are_those_that_the_commit_lists(hub, written):
     hub.files["model.safetensors"] = bytes(len(hub.files["model.safetensors"]))
     refused(hub, written, "model.safetensors of evil/base is not the file that the hub lists", code=7)
     assert not [file for file in written() if file.endswith("model.safetensors")]
-    assert find_here(NAME, None) is None
+    assert find_cached_base(NAME, None) is None
 
 
 def marks():
@@ -477,7 +477,7 @@ def kill_before_comparing(hub, monkeypatch):
         raise SystemExit(137)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hub_client, "_compare", killed)
+        patch.setattr(hub_client, "_check_download", killed)
         with pytest.raises(SystemExit):
             fetch()
     hub.files["model.safetensors"] = honest
@@ -487,26 +487,26 @@ def kill_before_comparing(hub, monkeypatch):
 def test_a_file_that_was_never_compared_is_not_used_later(hub, monkeypatch):
     honest = kill_before_comparing(hub, monkeypatch)
     assert len(marks()) == 1
-    assert find_here(NAME, None) is None
+    assert find_cached_base(NAME, None) is None
     with pytest.raises(IntegrityError, match="is not the file that the hub lists"):
         fetch()
     folder = fetch()
     assert (folder / "model.safetensors").read_bytes() == honest
     assert marks() == []
-    assert find_here(NAME, None) == folder
+    assert find_cached_base(NAME, None) == folder
 
 
 @pytest.mark.parametrize("mark", ["whole", "cut short", "of another shape"])
 def test_a_download_that_was_cut_short_and_is_right_is_used_without_the_hub(hub, monkeypatch, mark):
     with monkeypatch.context() as patch:
-        patch.setattr(hub_client, "_compare", lambda *_: sys.exit(137))
+        patch.setattr(hub_client, "_check_download", lambda *_: sys.exit(137))
         with pytest.raises(SystemExit):
             fetch()
     (path,) = marks()
     if mark != "whole":
         path.write_text('{"files": {"config.js' if mark == "cut short" else '{"files": [3]}')
     hub.asked.clear()
-    assert (find_here(NAME, None) is not None) == (mark == "whole")
+    assert (find_cached_base(NAME, None) is not None) == (mark == "whole")
     assert hub.asked == []
     assert fetch().name == COMMIT
     assert marks() == []
@@ -537,7 +537,7 @@ def test_a_part_where_the_whole_was_asked_for_is_not_taken_for_it(hub, written, 
     hub.files["model.safetensors"] = hub.files["model.safetensors"][:-1] + b"!"
     with pytest.raises(LoraChatError):
         fetch()
-    assert find_here(NAME, None) is None
+    assert find_cached_base(NAME, None) is None
     assert not [file for file in written() if file.endswith("model.safetensors")]
 
 
@@ -616,7 +616,7 @@ def test_a_planted_note_of_a_branch_leads_nowhere_else(hub, tmp_path, absolute):
     where = str(elsewhere) if absolute else os.path.relpath(elsewhere, folder.parent)
     (folder.parents[1] / "refs" / "main").write_text(where)
     with pytest.raises(IntegrityError, match="outside of its own folder"):
-        find_here(NAME, None)
+        find_cached_base(NAME, None)
 
 
 @pytest.mark.parametrize("place", ["", "snapshots", f"snapshots/{COMMIT}", "blobs"])
@@ -624,7 +624,7 @@ def test_a_cached_base_that_any_user_can_replace_is_refused(hub, place):
     folder = fetch()
     (folder.parents[1] / place).chmod(0o777)
     with pytest.raises(IntegrityError, match="Any user can write"):
-        find_here(NAME, None)
+        find_cached_base(NAME, None)
 
 
 def test_a_location_without_a_redirect_is_checked_like_one(hub, written):
@@ -638,7 +638,7 @@ def test_a_planted_link_is_not_read_while_the_rest_is_downloaded(hub, tmp_path):
     (folder / CONFIG).unlink()
     (folder / CONFIG).symlink_to(tmp_path / "secret")
     with pytest.raises(IntegrityError, match="leads elsewhere"):
-        download(NAME, None, COMMIT, {CONFIG: RemoteFile(23, None)})
+        download_files(NAME, None, COMMIT, {CONFIG: RemoteFile(23, None)})
 
 
 def test_the_store_that_repositories_share_is_taken(hub):
@@ -648,7 +648,7 @@ def test_the_store_that_repositories_share_is_taken(hub):
     blob = (folder / CONFIG).resolve()
     blob.rename(store / ("ab" * 32))
     blob.symlink_to(os.path.relpath(store / ("ab" * 32), blob.parent))
-    assert find_here(NAME, None) == folder
+    assert find_cached_base(NAME, None) == folder
 
 
 @pytest.mark.parametrize(
@@ -662,15 +662,15 @@ def test_an_index_that_is_none_is_refused(hub, index):
 
 def test_plan_and_its_table_of_known_bases_do_not_hide_a_refused_answer(hub):
     hub.headers[CONFIG] = {"ETag": f'"{UP}x"'}
-    with pytest.raises(BaseUnavailableError, match="The hub's answer is refused"):
-        find_config(BaseSection(name=NAME), lambda _: None)
+    with pytest.raises(UnavailableError, match="The hub's answer is refused"):
+        find_base_config(BaseSection(name=NAME), lambda _: None)
 
 
 @pytest.mark.parametrize("config", [b"[]", b"3", b"{", b"[" * 9000, b"\xff"])
 def test_a_config_that_is_none_is_refused(hub, config):
     hub.files[CONFIG] = config
-    with pytest.raises(BaseUnavailableError, match=r"config\.json .*(is not|holds no|nested)"):
-        find_config(BaseSection(name=NAME), lambda _: None)
+    with pytest.raises(UnavailableError, match=r"config\.json .*(is not|holds no|nested)"):
+        find_base_config(BaseSection(name=NAME), lambda _: None)
 
 
 def test_an_unreachable_hub_is_said_to_be_unreachable(endpoint):

@@ -9,8 +9,8 @@ from hub_stand_in import COMMIT, NAME, StandIn
 
 from lora_chat.data.reading.hub_dataset import find_hub_files
 from lora_chat.errors import LoraChatError
-from lora_chat.sharing.container import LARGEST, MEMBERS
-from lora_chat.sharing.hub import download, upload
+from lora_chat.sharing.container import MAX_MEMBER_BYTES, REQUIRED_MEMBERS
+from lora_chat.sharing.hub import download, upload_files
 
 TOKEN = "hf_CanaryCanaryCanary"
 UP = "../" * 12
@@ -104,7 +104,7 @@ def test_a_damaged_note_is_not_followed(hub, note, tmp_path):
 
 @pytest.fixture
 def parcel(hub):
-    hub.files = {name: b"content of " + name.encode() for name in MEMBERS}
+    hub.files = {name: b"content of " + name.encode() for name in REQUIRED_MEMBERS}
     return hub
 
 
@@ -117,16 +117,26 @@ def test_an_honest_parcel_is_pulled(parcel):
 
 
 PARCELS = {
-    "an ETag that climbs": (lambda hub: hub.headers.update({MEMBERS[0]: {"ETag": f'"{UP}x"'}}), "its ETag is", 8),
-    "another commit": (lambda hub: hub.headers.update({MEMBERS[1]: {"X-Repo-Commit": "6" * 40}}), "its commit is", 8),
+    "an ETag that climbs": (
+        lambda hub: hub.headers.update({REQUIRED_MEMBERS[0]: {"ETag": f'"{UP}x"'}}),
+        "its ETag is",
+        8,
+    ),
+    "another commit": (
+        lambda hub: hub.headers.update({REQUIRED_MEMBERS[1]: {"X-Repo-Commit": "6" * 40}}),
+        "its commit is",
+        8,
+    ),
     "a name that climbs": (lambda hub: hub.files.update({f"{UP}x": b"x"}), "it names a file", 8),
     "an endless body": (
-        lambda hub: hub.bodies.update({MEMBERS[1]: lambda: [b"x" * 100_000] * 10}),
-        f"{LARGEST[MEMBERS[1]]:,} are allowed",
+        lambda hub: hub.bodies.update({REQUIRED_MEMBERS[1]: lambda: [b"x" * 100_000] * 10}),
+        f"{MAX_MEMBER_BYTES[REQUIRED_MEMBERS[1]]:,} are allowed",
         7,
     ),
     "a redirect to a service of this machine": (
-        lambda hub: hub.redirects.update({f"/{NAME}/resolve/{COMMIT}/{MEMBERS[0]}": "https://169.254.169.254/x"}),
+        lambda hub: hub.redirects.update(
+            {f"/{NAME}/resolve/{COMMIT}/{REQUIRED_MEMBERS[0]}": "https://169.254.169.254/x"}
+        ),
         "it leads to https://169.254.169.254",
         8,
     ),
@@ -186,7 +196,7 @@ def receiver(hub, monkeypatch):
 
 
 def push():
-    return upload({"adapter_model.safetensors": b"weights"}, NAME, private=False, notice=lambda _: None)
+    return upload_files({"adapter_model.safetensors": b"weights"}, NAME, private=False, notice=lambda _: None)
 
 
 def test_an_upload_sends_the_token_to_the_endpoint_alone(receiver):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.system.sanitize import visible, visible_lines
+from lora_chat.system.sanitize import sanitize_line, sanitize_lines
 
 
 @pytest.mark.parametrize(
@@ -24,17 +24,17 @@ from lora_chat.system.sanitize import visible, visible_lines
     ],
 )
 def test_what_could_act_on_a_terminal_is_written_out(text, shown):
-    assert visible(text) == shown
+    assert sanitize_line(text) == shown
 
 
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(text=st.text(st.characters(), max_size=50), limit=st.integers(3, 60))
 def test_nothing_that_acts_is_left_and_cutting_keeps_the_beginning(text, limit):
-    shown = visible(text)
+    shown = sanitize_line(text)
     assert all(unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for character in shown)
     shown.encode("utf-8")
     if len(text) <= limit:
-        assert visible(text, limit) == shown
+        assert sanitize_line(text, limit) == shown
     else:
-        assert visible(text, limit) == visible(text[: limit - 3]) + "..."
-    assert visible_lines(text).replace("\n", "\\n") == shown
+        assert sanitize_line(text, limit) == sanitize_line(text[: limit - 3]) + "..."
+    assert sanitize_lines(text).replace("\n", "\\n") == shown

@@ -7,7 +7,13 @@ import yaml
 
 from lora_chat.config.load import read_recipe
 from lora_chat.errors import RecipeError
-from lora_chat.system.strict_yaml import DEEPEST, LARGEST_CARD, LARGEST_RECIPE, compose_strict, read_front_matter
+from lora_chat.system.strict_yaml import (
+    MAX_CARD_CHARACTERS,
+    MAX_DEPTH,
+    MAX_RECIPE_CHARACTERS,
+    compose_strict,
+    read_front_matter,
+)
 
 LAUGHS = "a0: &a0 [ha, ha]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
 MERGED = "x: &x {a: 1}\ny: {<<: *x}\n"
@@ -18,7 +24,7 @@ BAD = {
     "an anchored key": ("&x y: 1\n", "aliases"),
     "an alias to itself": ("x: &x [*x]\n", "aliases"),
     "lists nested deeply": ("x: " + "[" * 100_000, "nested too deeply"),
-    "lists nested a little too deeply": ("x: " + "[" * DEEPEST + "]" * DEEPEST, "nested too deeply"),
+    "lists nested a little too deeply": ("x: " + "[" * MAX_DEPTH + "]" * MAX_DEPTH, "nested too deeply"),
     "mappings nested deeply": ("x: " + "{a: " * 50_000, "nested too deeply"),
     "blocks nested deeply": ("\n".join(" " * n + "a:" for n in range(900)), "nested too deeply"),
     "dashes nested deeply": ("x:\n " + "- " * 50_000, "nested too deeply"),
@@ -58,10 +64,10 @@ def test_a_second_document_is_refused(tmp_path):
 
 def test_text_that_is_too_long_is_refused_unread(tmp_path):
     with pytest.raises(ValueError, match="are allowed"):
-        read_front_matter("---\n" + "# x\n" * (LARGEST_CARD // 4 + 1) + "---\n")
+        read_front_matter("---\n" + "# x\n" * (MAX_CARD_CHARACTERS // 4 + 1) + "---\n")
     with pytest.raises(yaml.YAMLError, match="are allowed"):
-        compose_strict("#" * (LARGEST_RECIPE + 1))
-    (tmp_path / "r.yaml").write_text("#" * (LARGEST_RECIPE + 1))
+        compose_strict("#" * (MAX_RECIPE_CHARACTERS + 1))
+    (tmp_path / "r.yaml").write_text("#" * (MAX_RECIPE_CHARACTERS + 1))
     with pytest.raises(RecipeError, match="at most"):
         read_recipe(tmp_path / "r.yaml")
 

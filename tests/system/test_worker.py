@@ -14,7 +14,7 @@ import pytest
 
 from lora_chat.system import worker
 from lora_chat.system.environment import is_secret, make_search_paths_absolute
-from lora_chat.system.worker import pool_context, run_worker, start_worker, time_limit, wait_for_end
+from lora_chat.system.worker import pool_context, run_worker, start_worker, wait_for_worker, worker_timeout_seconds
 
 SECRETS = {
     "HF_TOKEN": "x",
@@ -131,7 +131,7 @@ def test_secrets_do_not_reach_a_worker_and_settings_do(run, monkeypatch):
     environment = run(SHOW)[-1]
     assert not set(SECRETS) & set(environment)
     assert HARMLESS.items() <= environment.items()
-    kept = run(SHOW, keep=("PIP_*", "*_PROXY"))[-1]
+    kept = run(SHOW, passed_variables=("PIP_*", "*_PROXY"))[-1]
     assert set(SECRETS) & set(kept) == {"PIP_INDEX_URL", "HTTPS_PROXY"}
 
 
@@ -140,7 +140,7 @@ def test_modules_of_lora_chat_run_from_the_place_of_this_process(tmp_path, monke
     (copy / "system").mkdir(parents=True)
     (copy / "__init__.py").write_text("")
     (copy / "hello.py").write_text("import sys, lora_chat; print(lora_chat.__file__, sys.path)")
-    monkeypatch.setattr(worker, "_PACKAGE", copy)
+    monkeypatch.setattr(worker, "_PACKAGE_FOLDER", copy)
     done = run_worker("lora_chat.hello", timeout=60)
     where, _, path = done.stdout.partition(" ")
     assert Path(where) == copy / "__init__.py"
@@ -153,7 +153,7 @@ def test_user_site_is_used_only_if_the_installation_lies_there(run, tmp_path, mo
     monkeypatch.setattr(site, "ENABLE_USER_SITE", True)
     monkeypatch.setattr(site, "getusersitepackages", lambda: str(tmp_path / "user"))
     assert str(tmp_path / "user") not in run(SHOW)[1]
-    monkeypatch.setattr(worker, "_origins", lambda: [str(tmp_path / "user" / "torch" / "__init__.py")])
+    monkeypatch.setattr(worker, "_list_library_files", lambda: [str(tmp_path / "user" / "torch" / "__init__.py")])
     assert str(tmp_path / "user") in run("import only_here\n" + SHOW)[1]
 
 
@@ -191,7 +191,7 @@ def test_hanging_worker_is_killed_with_what_it_forked(tmp_path, monkeypatch):
     monkeypatch.setattr(worker.subprocess, "Popen", lambda *a, **k: started.append(stock(*a, **k)) or started[-1])
     done = run_worker(tmp_path / "x.py", timeout=0.5)
     assert done.exit_code < 0
-    assert "stopped after" in done.last_words()
+    assert "stopped after" in done.stderr_tail()
     assert group_has_ended(started[0].pid)
 
 
@@ -254,7 +254,7 @@ def test_worker_that_is_only_started_gets_chosen_settings_alone(tmp_path, monkey
     monkeypatch.setenv("HF_TOKEN", "x")
     with start_worker(tmp_path / "x.py", folder=tmp_path, **options) as process:
         folder, environment = json.loads(process.communicate()[0])
-    assert wait_for_end(process, 1) == 0
+    assert wait_for_worker(process, 1) == 0
     assert folder == str(tmp_path)
     assert (environment["ONLY_THIS"], environment["ADDED"]) == ("1", "2")
     assert not {"NOT_THIS", "HF_TOKEN", "PATH"} & set(environment)
@@ -269,10 +269,10 @@ def test_memory_of_a_worker_is_limited(tmp_path):
 
 def test_larger_files_get_more_time(tmp_path):
     (tmp_path / "x").write_bytes(b"")
-    few = time_limit(tmp_path)
+    few = worker_timeout_seconds(tmp_path)
     os.truncate(tmp_path / "x", 10**11)
-    assert time_limit(tmp_path) > 50 * few / 2
-    assert time_limit(tmp_path / "x") == time_limit(tmp_path)
+    assert worker_timeout_seconds(tmp_path) > 50 * few / 2
+    assert worker_timeout_seconds(tmp_path / "x") == worker_timeout_seconds(tmp_path)
 
 
 def test_search_paths_lose_what_depends_on_the_working_directory():

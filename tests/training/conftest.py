@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_chat.training.fast_path.attention import backends
-from lora_chat.training.fast_path.attention.gpu import find_varlen
+from lora_chat.training.fast_path.attention.gpu import build_varlen_layout
 
 
 def slow_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
@@ -30,5 +30,7 @@ def slow_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, w
 def varlen(monkeypatch):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
     monkeypatch.setattr(
-        backends, "find_rows", lambda edges, prefix, query, key: find_varlen(edges, prefix, torch.device("cpu"))
+        backends,
+        "build_blocked_layout",
+        lambda edges, prefix, query, key: build_varlen_layout(edges, prefix, torch.device("cpu")),
     )

@@ -6,7 +6,7 @@ from itertools import accumulate, chain
 import pytest
 import torch
 
-from lora_chat.config.plan import make_plan, make_precision
+from lora_chat.config.plan import make_plan, plan_precision
 from lora_chat.config.recipe import (
     AdapterSection,
     BaseSection,
@@ -16,12 +16,12 @@ from lora_chat.config.recipe import (
     TrainingSection,
 )
 from lora_chat.data.encoding.encode import EncodedDialogue
-from lora_chat.errors import NotFiniteError
+from lora_chat.errors import NonFiniteError
 from lora_chat.evaluation.loss import evaluate_loss
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.system.hardware import Hardware
-from lora_chat.training.fast_path.attention.interface import register_segment_attention
+from lora_chat.training.fast_path.attention.interface import register_packed_attention
 from lora_chat.training.fast_path.fused_lora import fused_lora
 from lora_chat.training.sft import train_sft
 
@@ -53,12 +53,12 @@ def train(
     each_epoch=False,
     poison=False,
     base="tiny-random",
-    may_change=(),
+    adjustable_settings=(),
     rank=4,
     **settings,
 ):
     base = find_base(BaseSection(name=str(base)))
-    model = load_base_model(base, make_precision(QuantizationSection(mode=mode), hardware))
+    model = load_base_model(base, plan_precision(QuantizationSection(mode=mode), hardware))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):  # GPT-2's own: two layouts of a batch would draw it differently
             module.p = 0.0
@@ -81,7 +81,7 @@ def train(
         bfloat16=hardware.bfloat16,
         each_epoch=each_epoch,
         metrics=folder / "metrics.jsonl",
-        may_change=may_change,
+        adjustable_settings=adjustable_settings,
     )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return adapted, report, [line["loss"] for line in lines if "loss" in line]
@@ -152,12 +152,12 @@ def test_flat_rows_equal_padded_rows(cache_home, tmp_path, shared):
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma", "phi", "gpt2"])
 def test_attention_by_segments_equals_each_dialogue_alone(architecture, random_base):
     base = find_base(BaseSection(name=str(random_base(architecture))))
-    model = load_base_model(base, make_precision(QuantizationSection(mode="none"), FP32)).eval()
+    model = load_base_model(base, plan_precision(QuantizationSection(mode="none"), FP32)).eval()
     rows = make_rows(4)
     alone = [model(input_ids=torch.tensor([row.input_ids])).logits[0] for row in rows]
     lengths = [len(row.input_ids) for row in rows]
     edges = (0, *accumulate(lengths))
-    model.set_attn_implementation(register_segment_attention())
+    model.set_attn_implementation(register_packed_attention())
     together = model(
         input_ids=torch.tensor([list(chain.from_iterable(row.input_ids for row in rows))]),
         position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
@@ -211,7 +211,7 @@ def test_an_evaluation_in_between_changes_nothing_in_4_bits(cache_home, tmp_path
     """bitsandbytes repacks weights at the first evaluation on some CPUs; then gradients vanish in silence."""
     rows = make_rows(12)
     base = find_base(BaseSection(name="tiny-random"))
-    precision = make_precision(QuantizationSection(mode="4bit"), BF16)
+    precision = plan_precision(QuantizationSection(mode="4bit"), BF16)
     gradients = []
     for evaluated in (False, True):
         model = attach_adapter(load_base_model(base, precision), AdapterSection(rank=4), seed=3)
@@ -246,7 +246,7 @@ def test_every_variant_learns(cache_home, tmp_path, variant, mode):
 
 def test_training_that_goes_wrong_stops_with_advice(cache_home, tmp_path):
     rows = make_rows(8)
-    with pytest.raises(NotFiniteError, match=r"step \d+.*\n.*learning_rate"):
+    with pytest.raises(NonFiniteError, match=r"step \d+.*\n.*learning_rate"):
         train(rows, tmp_path / "run", poison=True)
 
 
@@ -255,7 +255,7 @@ def test_training_that_goes_wrong_stops_with_advice(cache_home, tmp_path):
 def test_fused_lora_equals_pefts_own(random_base, architecture, mode):
     base = find_base(BaseSection(name=str(random_base(architecture))))
     model = attach_adapter(
-        load_base_model(base, make_precision(QuantizationSection(mode=mode), FP32)), AdapterSection(rank=4), seed=3
+        load_base_model(base, plan_precision(QuantizationSection(mode=mode), FP32)), AdapterSection(rank=4), seed=3
     )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -283,6 +283,6 @@ def test_fused_lora_equals_pefts_own(random_base, architecture, mode):
 def test_fused_lora_leaves_alone_what_it_does_not_cover(random_base, variant, dropout):
     base = find_base(BaseSection(name=str(random_base("llama"))))
     adapter = AdapterSection(rank=4, variant=variant, dropout=dropout)
-    model = attach_adapter(load_base_model(base, make_precision(QuantizationSection(mode="none"), FP32)), adapter)
+    model = attach_adapter(load_base_model(base, plan_precision(QuantizationSection(mode="none"), FP32)), adapter)
     with fused_lora(model) as covered:
         assert covered == 0

@@ -8,17 +8,17 @@ import torch
 from test_checkpoints import damage, damages
 from test_equivalence import make_rows
 
-from lora_chat.config.plan import make_plan, make_precision
+from lora_chat.config.plan import make_plan, plan_precision
 from lora_chat.config.recipe import AdapterSection, BaseSection, CheckpointSection, QuantizationSection, Recipe
 from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
-from lora_chat.runs.checkpoints import commit, find_newest, set_aside
+from lora_chat.runs.checkpoints import commit_checkpoint, find_newest_checkpoint, move_damaged_aside
 from lora_chat.system.hardware import Hardware
-from lora_chat.training.callbacks.checkpoint import Keeping
-from lora_chat.training.callbacks.memory_check import MemoryTrial
+from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
+from lora_chat.training.callbacks.memory_check import MemoryCheckCallback
 from lora_chat.training.sft import train_sft
-from lora_chat.training.trainer import StepTrainer
+from lora_chat.training.trainer import PackedSFTTrainer
 
 FP32 = Hardware("cpu", "test", 0, False, 2)
 ROWS = make_rows(22)
@@ -37,13 +37,13 @@ def run(cache_home, tmp_path, monkeypatch):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         base = find_base(BaseSection(name="tiny-random"))
-        model = load_base_model(base, make_precision(QuantizationSection(mode="none"), FP32))
+        model = load_base_model(base, plan_precision(QuantizationSection(mode="none"), FP32))
         model = attach_adapter(model, AdapterSection(rank=rank, dropout=dropout), seed=3)
         settings = {"epochs": 3, "learning_rate": 1e-2, "effective_batch_size": 8, "micro_batch_tokens": 90} | training
         plan = make_plan(Recipe.model_validate({"data": {"train": "x"}, "training": settings}), FP32).training
-        newest, damaged = find_newest(folder / "checkpoints") if resume else (None, [])
-        set_aside(damaged)
-        stock, calls = StepTrainer.training_step, []
+        newest, damaged = find_newest_checkpoint(folder / "checkpoints") if resume else (None, [])
+        move_damaged_aside(damaged)
+        stock, calls = PackedSFTTrainer.training_step, []
 
         def training_step(self, *args, **kwargs):
             calls.append(0)
@@ -53,7 +53,7 @@ def run(cache_home, tmp_path, monkeypatch):
 
         settings = CheckpointSection(every_steps=1, keep=keep)
         with monkeypatch.context() as patch:
-            patch.setattr(StepTrainer, "training_step", training_step)
+            patch.setattr(PackedSFTTrainer, "training_step", training_step)
             train_sft(
                 model,
                 load_tokenizer(base),
@@ -63,7 +63,7 @@ def run(cache_home, tmp_path, monkeypatch):
                 bfloat16=False,
                 each_epoch=each_epoch,
                 metrics=folder / "metrics.jsonl",
-                keeping=Keeping(folder / "checkpoints", settings, {"a": 1}, newest),
+                checkpoint_policy=CheckpointPolicy(folder / "checkpoints", settings, {"a": 1}, newest),
             )
         weights = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
         return weights, read_metrics(folder)
@@ -138,14 +138,14 @@ def test_measuring_and_the_memory_trial_change_nothing(run, monkeypatch, fast_pa
     losses = [row for row in measured[1] if "validation_loss" not in row]
     assert [row["step"] for row in measured[1] if "validation_loss" in row] == [3, 6, 9]
     assert_same((measured[0], losses), plain)
-    monkeypatch.setattr(MemoryTrial, "on_train_begin", lambda *args, **kwargs: None)
+    monkeypatch.setattr(MemoryCheckCallback, "on_train_begin", lambda *args, **kwargs: None)
     assert_same(run("untried", **settings), plain)
 
 
 @pytest.mark.parametrize("cut", [slow(3), slow(6), slow(9)])
 def test_a_validation_loss_that_was_cut_short_is_made_up_for(run, monkeypatch, cut):
     whole = run("whole", each_epoch=True)
-    stock, calls = StepTrainer.evaluate, []
+    stock, calls = PackedSFTTrainer.evaluate, []
 
     def evaluate(self, *args, **kwargs):
         calls.append(0)
@@ -154,7 +154,7 @@ def test_a_validation_loss_that_was_cut_short_is_made_up_for(run, monkeypatch, c
         return stock(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StepTrainer, "evaluate", evaluate)
+        patch.setattr(PackedSFTTrainer, "evaluate", evaluate)
         with pytest.raises(Killed):
             run("cut", each_epoch=True)
     assert_same(run("cut", resume=True, each_epoch=True), whole)
@@ -170,7 +170,7 @@ def test_a_newest_checkpoint_damaged_in_any_way_falls_back_to_the_same_end(run, 
     for number, (name, kind, draw) in enumerate(kinds.values()):
         shutil.copytree(tmp_path / "cut", tmp_path / f"again-{number}")
         damage(tmp_path / f"again-{number}" / "checkpoints" / "checkpoint-5" / name, kind, draw)
-        assert find_newest(tmp_path / f"again-{number}" / "checkpoints")[0].step == 4
+        assert find_newest_checkpoint(tmp_path / f"again-{number}" / "checkpoints")[0].step == 4
         assert_same(run(f"again-{number}", resume=True), whole)
 
 
@@ -212,12 +212,12 @@ def _no_step(states):
 def test_refuses_an_optimizer_state_that_does_not_fit_its_parameters(run, tmp_path, change):
     with pytest.raises(Killed):
         run("one", kill_at=4)
-    newest, _ = find_newest(tmp_path / "one" / "checkpoints")
+    newest, _ = find_newest_checkpoint(tmp_path / "one" / "checkpoints")
     found = torch.load(newest.folder / "optimizer.pt", weights_only=True)
     change(found["state"])
     torch.save(found, newest.folder / "optimizer.pt")
     (newest.folder / "manifest.json").unlink()
-    commit(newest.folder, newest.identity)  # the digests of a forger fit
+    commit_checkpoint(newest.folder, newest.identity)  # the digests of a forger fit
     with pytest.raises(IntegrityError, match="cannot be continued"):
         run("one", resume=True)
 

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Frequent(Generic[T]):
+class FrequentItems(Generic[T]):
     """Misra and Gries 1982: an item with a larger share than 1 / capacity is kept; counts may lack that share."""
 
     def __init__(self, capacity: int) -> None:

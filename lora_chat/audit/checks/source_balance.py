@@ -2,10 +2,10 @@
 
 from lora_chat.data.dialogue import Dialogue
 
-_LARGEST = 0.9
+_MAX_SOURCE_SHARE = 0.9
 
 
-class Balance:
+class SourceBalance:
     """Bytes of trained replies by file."""
 
     def __init__(self) -> None:
@@ -25,7 +25,11 @@ class Balance:
         total = sum(self._bytes.values()) or 1
         return {path: size / total for path, size in self._bytes.items()}
 
-    def too_large(self) -> str | None:
+    def dominant_path(self) -> str | None:
         """The file among several that gives over 90 % of what is learned, if there is one."""
         shares = self.shares()
-        return next((path for path, share in shares.items() if share > _LARGEST), None) if len(shares) > 1 else None
+        return (
+            next((path for path, share in shares.items() if share > _MAX_SOURCE_SHARE), None)
+            if len(shares) > 1
+            else None
+        )

@@ -6,14 +6,14 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-WORDS = 3
+SHINGLE_WORDS = 3
 """Words in a shingle (Broder 1997 calls runs of words so); five characters where words have no spaces."""
-CHARACTERS = 5
+SHINGLE_CHARACTERS = 5
 _PRIME = 0x9E3779B97F4A7C15
 _INVERSE = pow(_PRIME, -1, 2**64)
 
 
-def shingle(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+def hash_shingles(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Hashes of all texts' shingles in one row, shape [N], and where each text's begin, shape [texts].
 
     Case and punctuation make no difference. A text shorter than a shingle gives one hash of all its words.
@@ -22,13 +22,13 @@ def shingle(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]
     codes = np.frombuffer("\0".join([*texts, ""]).lower().encode("utf-32-le", "replace"), dtype="<u4")
     ends_text = np.flatnonzero(codes == 0)
     if len(ends_text) != len(texts):  # a NUL in a text
-        return shingle([text.replace("\0", " ") for text in texts])
-    kinds = _kinds().take(codes, mode="clip")
-    starts, ends = _words(kinds)
+        return hash_shingles([text.replace("\0", " ") for text in texts])
+    kinds = _character_classes().take(codes, mode="clip")
+    starts, ends = _find_words(kinds)
     after = np.searchsorted(starts, ends_text)
     counts = np.diff(after, prepend=0)
     last = np.repeat(after - 1, counts)
-    final = np.arange(len(starts)) + np.where(kinds[starts] == 2, CHARACTERS - 1, WORDS - 1)
+    final = np.arange(len(starts)) + np.where(kinds[starts] == 2, SHINGLE_CHARACTERS - 1, SHINGLE_WORDS - 1)
     kept = final <= last
     kept[(after - counts)[counts > 0]] = True  # the first even if it is cut short by the text's end
     hashes = _hash_runs(codes, starts, ends, np.minimum(final, last))[kept]
@@ -37,7 +37,7 @@ def shingle(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]
     return np.insert(hashes, begins[empty], 0), begins + np.searchsorted(empty, np.arange(len(texts)))
 
 
-def _words(kinds: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _find_words(kinds: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where words begin and end: runs of kind 1, single characters of kind 2."""
     before = np.concatenate([np.zeros(1, np.uint8), kinds[:-1]])
     after = np.concatenate([kinds[1:], np.zeros(1, np.uint8)])
@@ -63,7 +63,7 @@ def _hash_runs(
 
 
 @cache
-def _kinds() -> NDArray[np.uint8]:
+def _character_classes() -> NDArray[np.uint8]:
     """Per code point: 0 separates words, 1 belongs to one, 2 is one; what lies beyond U+FFFF counts as U+FFFF."""
     kinds = np.fromiter((chr(c).isalnum() for c in range(0x10000)), np.uint8, 0x10000)
     for first, last in ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF)):

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Iterator
 
-from lora_chat.audit.report import Match
+from lora_chat.audit.report import TextMatch
 
 _IBAN = re.compile(
     r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?:([ -]?)[A-Z0-9]{4}(?:\1[A-Z0-9]{4}){1,6}(?:\1[A-Z0-9]{1,4})?)(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
-_DOCUMENTED = frozenset(
+_EXAMPLE_IBANS = frozenset(
     # Standing examples of the registry (ISO 13616) and of encyclopaedias
     [
         "GB82WEST12345698765432",
@@ -28,12 +28,12 @@ _DOCUMENTED = frozenset(
 )
 
 
-def find_ibans(text: str) -> Iterator[Match]:
+def find_ibans(text: str) -> Iterator[TextMatch]:
     """Numbers with a country's length and a right checksum (ISO 7064 mod 97-10)."""
     for found in _IBAN.finditer(text):
         end = _longest_valid(found[0])
         if end:
-            yield Match("personal_data", "IBAN", found.start(), found.start() + end, "[IBAN]")
+            yield TextMatch("personal_data", "IBAN", found.start(), found.start() + end, "[IBAN]")
 
 
 def _longest_valid(candidate: str) -> int:
@@ -46,5 +46,5 @@ def _longest_valid(candidate: str) -> int:
         if len(compact) < 15:
             break
         if iban.is_valid(compact):
-            return 0 if compact in _DOCUMENTED else end
+            return 0 if compact in _EXAMPLE_IBANS else end
     return 0

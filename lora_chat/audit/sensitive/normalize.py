@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 
-from lora_chat.audit.report import Match
+from lora_chat.audit.report import TextMatch
 
-NOT_FOUND: tuple[tuple[str, str], ...] = (
+UNDETECTED_SPELLINGS: tuple[tuple[str, str], ...] = (
     ("split", "one part in one message, argument or answer and the rest in another"),
     ("concatenated", "string literals that code joins, or markup between the letters"),
     ("spelled", "backwards, in ROT13, as words, or with letters replaced by similar ones of another script"),
@@ -24,19 +24,23 @@ NOT_FOUND: tuple[tuple[str, str], ...] = (
 )
 """Spellings that the audit does not find, each with what it means."""
 
-_ROUNDS = 3
-_CODES = (
+_MAX_DECODING_ROUNDS = 3
+_ESCAPE_PATTERNS = (
     r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,23}(?=;));?",
     r"\\{1,8}u[dD][89abAB][0-9A-Fa-f]{2}\\{1,8}u[dD][c-fC-F][0-9A-Fa-f]{2}",
     r"\\{1,8}(?:u[0-9A-Fa-f]{4}|u\{[0-9A-Fa-f]{1,6}\}|U[0-9A-Fa-f]{8}|x[0-9A-Fa-f]{2}|[01][0-7]{2})",
     r"%(?:[2-7][0-9A-Fa-f]|[c-fC-F][0-9A-Fa-f](?:%[89abAB][0-9A-Fa-f]){1,3})",
 )
-_BY_SIGN = (("&", re.compile(_CODES[0])), ("\\", re.compile(rf"{_CODES[1]}|{_CODES[2]}")), ("%", re.compile(_CODES[3])))
-_PAIR = re.compile(r"\\+u([0-9A-Fa-f]{4})\\+u([0-9A-Fa-f]{4})")
-_CODE = re.compile("|".join(_CODES))
+_ESCAPES_BY_SIGN = (
+    ("&", re.compile(_ESCAPE_PATTERNS[0])),
+    ("\\", re.compile(rf"{_ESCAPE_PATTERNS[1]}|{_ESCAPE_PATTERNS[2]}")),
+    ("%", re.compile(_ESCAPE_PATTERNS[3])),
+)
+_SURROGATE_PAIR = re.compile(r"\\+u([0-9A-Fa-f]{4})\\+u([0-9A-Fa-f]{4})")
+_ESCAPE = re.compile("|".join(_ESCAPE_PATTERNS))
 _QUOTED_PRINTABLE = re.compile(r"=(?:[2-7][0-9A-Fa-f]|[c-fC-F][0-9A-Fa-f](?:=[89abAB][0-9A-Fa-f]){1,3}|\r?\n)")
-_CLEARLY_QUOTED = re.compile(r"=(?:5F|2D|3D|5f|2d|3d|[2-7][0-9A-Fa-f]=[2-7][0-9A-Fa-f]|\r?\n)")
-_CODE_OR_QUOTED = re.compile("|".join([*_CODES, _QUOTED_PRINTABLE.pattern]))
+_CLEARLY_QUOTED_PRINTABLE = re.compile(r"=(?:5F|2D|3D|5f|2d|3d|[2-7][0-9A-Fa-f]=[2-7][0-9A-Fa-f]|\r?\n)")
+_ESCAPE_OR_QUOTED_PRINTABLE = re.compile("|".join([*_ESCAPE_PATTERNS, _QUOTED_PRINTABLE.pattern]))
 _CONTROL = "\\x00-\\x08\\x0e-\\x1b\\x7f"
 _INVISIBLE = (
     # Unicode's default-ignorable characters and those of category Cf, controls, and marks over a letter
@@ -45,22 +49,22 @@ _INVISIBLE = (
     "\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _CONTROLS = re.compile(f"[{_CONTROL}]")
-_HIDDEN = re.compile(f"(?<=[!-~])[{_INVISIBLE}]{{1,200}}(?=[!-~])")
-_HIDDEN_ANYWHERE = re.compile(f"[{_INVISIBLE}]+")
-_RANGES = ((0x2B0, 0x3000), (0xA600, 0xAC00), (0xFF00, 0xFFF0), (0x10400, 0x1FC00))
+_INVISIBLE_INSIDE_WORD = re.compile(f"(?<=[!-~])[{_INVISIBLE}]{{1,200}}(?=[!-~])")
+_INVISIBLE_RUN = re.compile(f"[{_INVISIBLE}]+")
+_ALTERNATE_FORM_RANGES = ((0x2B0, 0x3000), (0xA600, 0xAC00), (0xFF00, 0xFFF0), (0x10400, 0x1FC00))
 _PUNCTUATION = "_@.-:/=+#&;%"
 """Characters of keys and addresses; their full-width forms are decoded too, but are no disguise by themselves."""
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedText:
     """A decoded text; `starts` and `ends` are the offsets in the original of each of its characters."""
 
     text: str
     starts: "array[int]"
     ends: "array[int]"
 
-    def locate(self, match: Match) -> Match:
+    def locate(self, match: TextMatch) -> TextMatch:
         """Return a match in this text as a match in the original."""
         return replace(match, start=self.starts[match.start], end=self.ends[match.end - 1])
 
@@ -70,54 +74,54 @@ def is_disguised(text: str) -> bool:
     if text.isascii():
         if _CONTROLS.search(text):
             return True
-    elif _HIDDEN.search(text) or not _forms().isdisjoint(set(text)):
+    elif _INVISIBLE_INSIDE_WORD.search(text) or not _disguised_letters().isdisjoint(set(text)):
         return True
-    for sign, pattern in _BY_SIGN:
+    for sign, pattern in _ESCAPES_BY_SIGN:
         if sign in text and pattern.search(text):
             return True
-    return _is_quoted(text)
+    return _is_quoted_printable(text)
 
 
-def decode(text: str) -> Decoded | None:
+def decode_text(text: str) -> DecodedText | None:
     """Return the decoded form of a text; None if it says the same."""
-    found = Decoded(text, array("q", range(len(text))), array("q", range(1, len(text) + 1)))
-    pattern = _CODE_OR_QUOTED if _is_quoted(text) else _CODE
-    for _ in range(_ROUNDS):  # a code may stand in a code: &amp;#103; or %2567
-        said = _rewrite(_rewrite_characters(found), pattern)
+    found = DecodedText(text, array("q", range(len(text))), array("q", range(1, len(text) + 1)))
+    pattern = _ESCAPE_OR_QUOTED_PRINTABLE if _is_quoted_printable(text) else _ESCAPE
+    for _ in range(_MAX_DECODING_ROUNDS):  # a code may stand in a code: &amp;#103; or %2567
+        said = _decode_escapes(_normalize_characters(found), pattern)
         if said.text == found.text:
             break
         found = said
-    found = _rewrite_characters(found)
+    found = _normalize_characters(found)
     return None if found.text == text else found
 
 
-def _is_quoted(text: str) -> bool:
+def _is_quoted_printable(text: str) -> bool:
     """Return whether a text looks like quoted-printable: a soft line break, a sign in code, or codes side by side."""
-    return "=" in text and _CLEARLY_QUOTED.search(text) is not None
+    return "=" in text and _CLEARLY_QUOTED_PRINTABLE.search(text) is not None
 
 
-def _rewrite(given: Decoded, pattern: re.Pattern[str]) -> Decoded:
+def _decode_escapes(decoded: DecodedText, pattern: re.Pattern[str]) -> DecodedText:
     """Replace each code by its character; a code that stands for none that a key could have stays."""
     text, starts, ends = [], array("q"), array("q")
     at = 0
-    for found in pattern.finditer(given.text):
-        new = _character(found[0])
+    for found in pattern.finditer(decoded.text):
+        new = _decode_escape(found[0])
         if new is None:
             continue
         begin, end = found.span()
-        text += [given.text[at:begin], new]
-        starts += given.starts[at:begin]
-        ends += given.ends[at:begin]
-        starts.extend([given.starts[begin]] * len(new))
-        ends.extend([given.ends[end - 1]] * len(new))
+        text += [decoded.text[at:begin], new]
+        starts += decoded.starts[at:begin]
+        ends += decoded.ends[at:begin]
+        starts.extend([decoded.starts[begin]] * len(new))
+        ends.extend([decoded.ends[end - 1]] * len(new))
         at = end
     if not at:
-        return given
-    text.append(given.text[at:])
-    return Decoded("".join(text), starts + given.starts[at:], ends + given.ends[at:])
+        return decoded
+    text.append(decoded.text[at:])
+    return DecodedText("".join(text), starts + decoded.starts[at:], ends + decoded.ends[at:])
 
 
-def _character(code: str) -> str | None:
+def _decode_escape(code: str) -> str | None:
     """Return the character that a code stands for; None for what is no code."""
     if code[0] == "&":
         said = html.unescape(code)
@@ -127,7 +131,7 @@ def _character(code: str) -> str | None:
     if len(code) > 3 and code[0] in "%=":
         said = bytes.fromhex(code.replace(code[0], "")).decode("utf-8", "replace")
         return said if len(said) == 1 and said != "\ufffd" else None
-    halves = _PAIR.fullmatch(code)
+    halves = _SURROGATE_PAIR.fullmatch(code)
     if halves:
         return chr(0x10000 + ((int(halves[1], 16) & 0x3FF) << 10) + (int(halves[2], 16) & 0x3FF))
     digits = code.lstrip("\\").strip("uUx{}%=")
@@ -138,26 +142,26 @@ def _character(code: str) -> str | None:
     return chr(number)
 
 
-def _rewrite_characters(given: Decoded) -> Decoded:
+def _normalize_characters(decoded: DecodedText) -> DecodedText:
     """Drop invisible characters and write letters and digits of other forms in ASCII."""
-    text = given.text
+    text = decoded.text
     if text.isascii() and not _CONTROLS.search(text):
-        return given
-    table = _table()
-    hidden = set(chain.from_iterable(range(*found.span()) for found in _HIDDEN_ANYWHERE.finditer(text)))
+        return decoded
+    table = _ascii_equivalents()
+    hidden = set(chain.from_iterable(range(*found.span()) for found in _INVISIBLE_RUN.finditer(text)))
     kept = [i for i in range(len(text)) if i not in hidden]
-    return Decoded(
+    return DecodedText(
         "".join(table.get(text[i], text[i]) for i in kept),
-        array("q", (given.starts[i] for i in kept)),
-        array("q", (given.ends[i] for i in kept)),
+        array("q", (decoded.starts[i] for i in kept)),
+        array("q", (decoded.ends[i] for i in kept)),
     )
 
 
 @cache
-def _table() -> dict[str, str]:
+def _ascii_equivalents() -> dict[str, str]:
     """Return other forms of ASCII letters, digits and signs of keys: full-width, mathematical, digits of scripts."""
     table = {}
-    for character in (chr(code) for first, end in _RANGES for code in range(first, end)):
+    for character in (chr(code) for first, end in _ALTERNATE_FORM_RANGES for code in range(first, end)):
         plain = unicodedata.normalize("NFKC", character)
         digit = unicodedata.decimal(character, None)
         if digit is not None:
@@ -168,6 +172,6 @@ def _table() -> dict[str, str]:
 
 
 @cache
-def _forms() -> frozenset[str]:
+def _disguised_letters() -> frozenset[str]:
     """Return the characters of the table that are no mere punctuation."""
-    return frozenset(c for c, plain in _table().items() if plain.isalnum() or plain in "_@")
+    return frozenset(c for c, plain in _ascii_equivalents().items() if plain.isalnum() or plain in "_@")

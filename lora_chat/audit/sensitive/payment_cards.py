@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from lora_chat.audit.report import Match
+from lora_chat.audit.report import TextMatch
 
 _CARD = re.compile(
     r"(?<![A-Za-z0-9_.,/=+-])(?<![0-9] )[2-6][0-9]{3}([ -]?)[0-9]{4,6}(?:\1[0-9]{2,6}){1,3}"
@@ -20,8 +20,8 @@ _ISSUERS = (
     *((str(p), (16,)) for p in range(3528, 3590)),
     *((p, (16, 18, 19)) for p in ("5018", "5020", "5038", "5893", "6304", "6759", "6761", "6762", "6763")),
 )
-_LENGTHS = dict(_ISSUERS)
-_GROUPS = {(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1), (6, 13), (15,), (16,)}
+_LENGTHS_BY_PREFIX = dict(_ISSUERS)
+_DIGIT_GROUPINGS = {(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1), (6, 13), (15,), (16,)}
 _TEST_NUMBERS = frozenset(
     # What Stripe, PayPal and Adyen publish for trying out
     [
@@ -47,17 +47,17 @@ _TEST_NUMBERS = frozenset(
 )
 
 
-def find_cards(text: str) -> Iterator[Match]:
+def find_cards(text: str) -> Iterator[TextMatch]:
     """Numbers with an issuer's prefix and length, a card's grouping and a right Luhn digit."""
     for found in _CARD.finditer(text):
         groups = re.split("[ -]", found[0])
         digits = "".join(groups)
-        if tuple(map(len, groups)) in _GROUPS and digits not in _TEST_NUMBERS and _is_card(digits):
-            yield Match("personal_data", "card number", found.start(), found.end(), "[CARD]")
+        if tuple(map(len, groups)) in _DIGIT_GROUPINGS and digits not in _TEST_NUMBERS and _is_card(digits):
+            yield TextMatch("personal_data", "card number", found.start(), found.end(), "[CARD]")
 
 
 def _is_card(digits: str) -> bool:
     from stdnum import luhn
 
-    lengths = next((_LENGTHS[digits[:n]] for n in (4, 3, 2, 1) if digits[:n] in _LENGTHS), ())
+    lengths = next((_LENGTHS_BY_PREFIX[digits[:n]] for n in (4, 3, 2, 1) if digits[:n] in _LENGTHS_BY_PREFIX), ())
     return len(digits) in lengths and len(set(digits)) > 3 and luhn.is_valid(digits)

@@ -7,11 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_chat.data.encoding.template_renderer import RenderJob, render_apart
-from lora_chat.data.encoding.tokenizer import TextTokenizer, begin_of_text
+from lora_chat.data.encoding.template_renderer import RenderJob, render_in_worker
+from lora_chat.data.encoding.tokenizer import TextTokenizer, read_bos_ids
 from lora_chat.errors import DataError, IntegrityError
-from lora_chat.system.regular_files import open_regular
-from lora_chat.system.sanitize import visible
+from lora_chat.system.regular_files import open_regular_file
+from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ CHATML_TEMPLATE = (
 )
 """ChatML, for a base whose vocabulary has its two tokens."""
 
-EMBEDDED_TEMPLATES = frozenset(
+EMBEDDED_TEMPLATE_DIGESTS = frozenset(
     {
         "f91864928fccff928b3068ca784db6275e655e400ccbb28f61d92c0090caf3b3",  # tiny-random
         "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",  # smollm2-135m-instruct
@@ -40,8 +40,8 @@ EMBEDDED_TEMPLATES = frozenset(
 )
 """sha256 of the templates of the embedded bases, whose files are written or checked by this package."""
 
-_BEGIN = "{{- bos_token -}}"
-_LARGEST = 1 << 20
+_BOS_PREFIX = "{{- bos_token -}}"
+_MAX_TEMPLATE_BYTES = 1 << 20
 
 
 def install_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None = None) -> str:
@@ -56,7 +56,7 @@ def install_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None = 
             )
         tokenizer.chat_template = CHATML_TEMPLATE
     elif choice == "plain" or (choice is None and not tokenizer.chat_template):
-        tokenizer.chat_template = _plain(tokenizer)
+        tokenizer.chat_template = _plain_template(tokenizer)
     elif choice:
         tokenizer.chat_template = _read_template(Path(choice))
     if isinstance(tokenizer.chat_template, dict):
@@ -66,15 +66,15 @@ def install_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None = 
     return str(tokenizer.chat_template)
 
 
-def _plain(tokenizer: "PreTrainedTokenizerBase") -> str:
+def _plain_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     """With the beginning of a text that the base knows from its pretraining, if it has one."""
-    return (_BEGIN if begin_of_text(tokenizer) else "") + PLAIN_TEMPLATE
+    return (_BOS_PREFIX if read_bos_ids(tokenizer) else "") + PLAIN_TEMPLATE
 
 
 def _read_template(path: Path) -> str:
     try:
-        with os.fdopen(open_regular(path, follow=True), "rb") as file:
-            raw = file.read(_LARGEST + 1)
+        with os.fdopen(open_regular_file(path, follow=True), "rb") as file:
+            raw = file.read(_MAX_TEMPLATE_BYTES + 1)
         text = raw.decode("utf-8")
     except IntegrityError as error:  # a device or a pipe, which may never end
         raise DataError(f"Cannot read the chat template: {error}") from error
@@ -84,8 +84,8 @@ def _read_template(path: Path) -> str:
         raise DataError(f"The chat template {path} is not UTF-8 text (byte {error.start}).") from error
     if not text.strip():
         raise DataError(f"The chat template {path} is empty.")
-    if len(raw) > _LARGEST:
-        raise DataError(f"The chat template {path} has more than {_LARGEST:,} bytes.")
+    if len(raw) > _MAX_TEMPLATE_BYTES:
+        raise DataError(f"The chat template {path} has more than {_MAX_TEMPLATE_BYTES:,} bytes.")
     return text
 
 
@@ -93,14 +93,14 @@ def render_texts(
     tokenizer: "PreTrainedTokenizerBase",
     chats: Sequence[Sequence[dict[str, Any]]],
     *,
-    reply_follows: bool,
+    add_generation_prompt: bool,
     tools: Sequence[dict[str, Any]] | None = None,
 ) -> list[str]:
     """Chats as text under the template, with the opening of a reply if one follows; DataError if it refuses them.
 
     Raises TemplateError if the template takes more time or memory than any real one.
     """
-    (found,) = render_jobs(tokenizer, [RenderJob(chats, reply_follows, tools)])
+    (found,) = render_jobs(tokenizer, [RenderJob(chats, add_generation_prompt, tools)])
     if isinstance(found, DataError):
         raise found
     return found
@@ -113,39 +113,41 @@ def render_jobs(tokenizer: "PreTrainedTokenizerBase", jobs: Sequence[RenderJob])
     rendered in a process of its own, with limits.
     """
     template, special = str(tokenizer.chat_template), dict(tokenizer.special_tokens_map)
-    if is_trusted(template):
-        return [_render_here(template, special, job) for job in jobs]
-    return render_apart(template, special, jobs)
+    if is_trusted_template(template):
+        return [_render_in_process(template, special, job) for job in jobs]
+    return render_in_worker(template, special, jobs)
 
 
 @lru_cache(maxsize=64)
-def is_trusted(template: str) -> bool:
+def is_trusted_template(template: str) -> bool:
     """Whether a template is one of this package or of an embedded base, by digest."""
     return hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest() in _trusted_digests()
 
 
 @lru_cache(maxsize=1)
 def _trusted_digests() -> frozenset[str]:
-    ours = (PLAIN_TEMPLATE, _BEGIN + PLAIN_TEMPLATE, CHATML_TEMPLATE)
-    return frozenset({hashlib.sha256(text.encode()).hexdigest() for text in ours} | EMBEDDED_TEMPLATES)
+    ours = (PLAIN_TEMPLATE, _BOS_PREFIX + PLAIN_TEMPLATE, CHATML_TEMPLATE)
+    return frozenset({hashlib.sha256(text.encode()).hexdigest() for text in ours} | EMBEDDED_TEMPLATE_DIGESTS)
 
 
-def _render_here(template: str, special: dict[str, Any], job: RenderJob) -> list[str] | DataError:
-    words = {"tools": list(job.tools) if job.tools else None, "documents": None}
+def _render_in_process(template: str, special: dict[str, Any], job: RenderJob) -> list[str] | DataError:
+    template_args = {"tools": list(job.tools) if job.tools else None, "documents": None}
     try:
-        render = _compiled(template)
+        render = _compile_template(template)
         return [
-            render(messages=list(chat), **words, add_generation_prompt=job.reply_follows, **special)
+            render(messages=list(chat), **template_args, add_generation_prompt=job.add_generation_prompt, **special)
             for chat in job.chats
         ]
     except Exception as error:
-        refused = DataError(f"the base's chat template refuses it: {visible(str(error) or type(error).__name__, 300)}")
+        refused = DataError(
+            f"the base's chat template refuses it: {sanitize_line(str(error) or type(error).__name__, 300)}"
+        )
         refused.__cause__ = error
         return refused
 
 
 @lru_cache(maxsize=8)
-def _compiled(template: str) -> Callable[..., str]:
+def _compile_template(template: str) -> Callable[..., str]:
     """A template in transformers' own sandbox.
 
     `apply_chat_template` compiles it just so, but copies every message first (transformers, `chat_template_utils`):
@@ -161,7 +163,7 @@ def render_ids(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[dict[str, Any]],
     *,
-    reply_follows: bool,
+    add_generation_prompt: bool,
     tools: Sequence[dict[str, Any]] | None = None,
 ) -> list[int]:
     """Token ids of messages under the template, with the opening of a reply if one follows.
@@ -172,6 +174,8 @@ def render_ids(
     coder = TextTokenizer(tokenizer)
     tools = coder.mark(tools)
     # Clients send keys that say nothing as null; templates ask whether a key is there.
-    said = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    (text,) = render_texts(tokenizer, [coder.mark(said)], reply_follows=reply_follows, tools=tools)
+    non_null_messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    (text,) = render_texts(
+        tokenizer, [coder.mark(non_null_messages)], add_generation_prompt=add_generation_prompt, tools=tools
+    )
     return coder.tokenize([text])[0].ids

@@ -12,26 +12,26 @@ from pathlib import Path
 from threading import RLock, Timer
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.data.encoding.template_worker import MEMORY, OUTPUT, lengthened
+from lora_chat.data.encoding.template_worker import EXIT_OUT_OF_MEMORY, EXIT_OUTPUT_TOO_LONG, expand_prefixes
 from lora_chat.errors import DataError, TemplateError
 from lora_chat.system.frames import FrameError, FrameTimeoutError, exchange_frames, pack_frame, unpack_frame
-from lora_chat.system.sanitize import visible
-from lora_chat.system.worker import start_worker, wait_for_end
+from lora_chat.system.sanitize import sanitize_line
+from lora_chat.system.worker import start_worker, wait_for_worker
 
 if TYPE_CHECKING:
     import subprocess
 
 Messages = Sequence[dict[str, Any]]
 
-_STARTING = 120.0
+_START_TIMEOUT_SECONDS = 120.0
 """Seconds that the child may take to import what it needs, on a machine that does other things too."""
-_SECONDS, _CHARACTERS_A_SECOND = 8.0, 200_000
+_BASE_TIMEOUT_SECONDS, _CHARACTERS_PER_SECOND = 8.0, 200_000
 """Time limit of a request: so many seconds, and one for so many characters. Real templates take a hundredth of it."""
-_GRACE = 3.0
+_GRACE_SECONDS = 3.0
 """Seconds that the child has to end by itself, before it is killed."""
-_BATCH = 1 << 22
+_MAX_REQUEST_CHARACTERS = 1 << 22
 """Most characters of messages in one request, unless one chat alone has more."""
-_OUTPUT = 1 << 26
+_BASE_ANSWER_BYTES = 1 << 26
 """Largest answer, in bytes, on top of 8 times the request."""
 
 
@@ -40,11 +40,13 @@ class RenderJob:
     """Chats that are rendered alike."""
 
     chats: Sequence[Messages]
-    reply_follows: bool
+    add_generation_prompt: bool
     tools: Sequence[dict[str, Any]] | None = None
 
 
-def render_apart(template: str, special: Mapping[str, Any], jobs: Sequence[RenderJob]) -> list[list[str] | DataError]:
+def render_in_worker(
+    template: str, special: Mapping[str, Any], jobs: Sequence[RenderJob]
+) -> list[list[str] | DataError]:
     """Return the texts of each job, or why the template refuses it.
 
     Raises TemplateError if the template takes more time or memory, or writes more, than any real one does.
@@ -52,26 +54,26 @@ def render_apart(template: str, special: Mapping[str, Any], jobs: Sequence[Rende
     texts: list[list[str]] = [[] for _ in jobs]
     errors: dict[int, DataError] = {}
     with _lock:
-        for request, owners in _requests(template, special, jobs):
-            found = _shared_process().ask(request)
+        for request, owners in _split_into_requests(template, special, jobs):
+            found = _get_worker().send_request(request)
             for owner, answer in zip(owners, found, strict=True):
                 if "error" in answer:
-                    errors.setdefault(owner, _as_error(answer))
+                    errors.setdefault(owner, _to_data_error(answer))
                 else:
-                    texts[owner] += lengthened(answer["texts"])
+                    texts[owner] += expand_prefixes(answer["texts"])
     return [errors.get(number, found) for number, found in enumerate(texts)]
 
 
-def close_process() -> None:
+def close_worker() -> None:
     """End the child, if there is one."""
-    global _process
-    if _process is not None:
-        _process.close()
-        _process = None
+    global _worker
+    if _worker is not None:
+        _worker.close()
+        _worker = None
 
 
-def _as_error(answer: Mapping[str, Any]) -> DataError:
-    words = visible(str(answer["error"]) or str(answer["kind"]), 300)
+def _to_data_error(answer: Mapping[str, Any]) -> DataError:
+    words = sanitize_line(str(answer["error"]) or str(answer["kind"]), 300)
     if answer.get("compiling"):
         error = DataError(f"the base's chat template cannot be compiled: {words}")
     else:
@@ -81,111 +83,111 @@ def _as_error(answer: Mapping[str, Any]) -> DataError:
     return error
 
 
-def _requests(
+def _split_into_requests(
     template: str, special: Mapping[str, Any], jobs: Sequence[RenderJob]
 ) -> Iterator[tuple[dict[str, Any], list[int]]]:
     """The jobs in requests of bounded size, each with the numbers of the jobs that its parts belong to."""
-    pending = _Request(template, special)
+    pending = _WorkerRequest(template, special)
     sizes: dict[int, int] = {}  # by id: the caller holds the messages until the last request is answered
     for number, job in enumerate(jobs):
-        tools = _size(job.tools) if job.tools else 0
+        tools = _count_characters(job.tools) if job.tools else 0
         for chat in job.chats:
             for message in chat:
                 if id(message) not in sizes:
-                    sizes[id(message)] = _size(message)
+                    sizes[id(message)] = _count_characters(message)
             size = tools + sum([sizes[id(message)] for message in chat])
-            if pending.size + size > _BATCH and pending.owners:
-                yield pending.finished(), pending.owners
-                pending = _Request(template, special)
+            if pending.size + size > _MAX_REQUEST_CHARACTERS and pending.job_numbers:
+                yield pending.build_body(), pending.job_numbers
+                pending = _WorkerRequest(template, special)
             pending.add(number, chat, job, size)
-    if pending.owners:
-        yield pending.finished(), pending.owners
+    if pending.job_numbers:
+        yield pending.build_body(), pending.job_numbers
 
 
-class _Request:
+class _WorkerRequest:
     """Messages are sent once, however many chats begin with them."""
 
     def __init__(self, template: str, special: Mapping[str, Any]) -> None:
-        self.owners: list[int] = []
+        self.job_numbers: list[int] = []
         self.size = 0
-        self._numbers: dict[int, int] = {}
+        self._message_numbers: dict[int, int] = {}
         self._body: dict[str, Any] = {"template": template, "special": dict(special)}
         self._body |= {"messages": [], "tools": [], "jobs": []}
 
     def add(self, owner: int, chat: Messages, job: RenderJob, size: int) -> None:
         jobs, tools = self._body["jobs"], self._body["tools"]
-        if not self.owners or self.owners[-1] != owner:
+        if not self.job_numbers or self.job_numbers[-1] != owner:
             if job.tools:
                 tools.append(job.tools)
             place = len(tools) - 1 if job.tools else None
-            jobs.append({"chats": [], "reply_follows": job.reply_follows, "tools": place})
-            self.owners.append(owner)
-        jobs[-1]["chats"].append([[self._number(message) for message in chat], size])
+            jobs.append({"chats": [], "reply_follows": job.add_generation_prompt, "tools": place})
+            self.job_numbers.append(owner)
+        jobs[-1]["chats"].append([[self._register_message(message) for message in chat], size])
         self.size += size
 
-    def finished(self) -> dict[str, Any]:
+    def build_body(self) -> dict[str, Any]:
         """The body with its limits."""
         size = self.size + len(self._body["template"])
-        seconds = _SECONDS + size / _CHARACTERS_A_SECOND
-        return self._body | {"size": size, "seconds": seconds, "most": _OUTPUT + 8 * size}
+        seconds = _BASE_TIMEOUT_SECONDS + size / _CHARACTERS_PER_SECOND
+        return self._body | {"size": size, "seconds": seconds, "most": _BASE_ANSWER_BYTES + 8 * size}
 
-    def _number(self, message: dict[str, Any]) -> int:
-        number = self._numbers.get(id(message))
+    def _register_message(self, message: dict[str, Any]) -> int:
+        number = self._message_numbers.get(id(message))
         if number is None:
-            number = self._numbers[id(message)] = len(self._body["messages"])
+            number = self._message_numbers[id(message)] = len(self._body["messages"])
             self._body["messages"].append(message)
         return number
 
 
-def _size(value: Any) -> int:
+def _count_characters(value: Any) -> int:
     """Characters of a message or of tools, about."""
     if isinstance(value, str):
         return len(value) + 2
     if isinstance(value, dict):
-        return sum(len(key) + 4 + _size(inner) for key, inner in value.items())
-    return 2 + sum(map(_size, value)) if isinstance(value, list | tuple) else 8
+        return sum(len(key) + 4 + _count_characters(inner) for key, inner in value.items())
+    return 2 + sum(map(_count_characters, value)) if isinstance(value, list | tuple) else 8
 
 
-class _Process:
+class _TemplateWorker:
     """A child that is ready for requests."""
 
     def __init__(self) -> None:
-        self._child = _start_child()
+        self._child = _start_worker_process()
         assert self._child.stdin is not None and self._child.stdout is not None
-        self._to, self._back = self._child.stdin.fileno(), self._child.stdout.fileno()
+        self._stdin_fd, self._stdout_fd = self._child.stdin.fileno(), self._child.stdout.fileno()
         if os.name != "nt":
-            os.set_blocking(self._to, False)
-            os.set_blocking(self._back, False)
-        self._exchange(None, b"", 1 << 10, _STARTING, "starting")
+            os.set_blocking(self._stdin_fd, False)
+            os.set_blocking(self._stdout_fd, False)
+        self._exchange(None, b"", 1 << 10, _START_TIMEOUT_SECONDS, "starting")
 
-    def ask(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def send_request(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return what it answers; whatever goes wrong ends it, so that the next request finds a new one."""
         template = str(request["template"])
         named = f"The chat template (sha256 {hashlib.sha256(template.encode('utf-8', 'replace')).hexdigest()[:12]}...)"
-        answer = self._exchange(self._to, pack_frame(request), request["most"], request["seconds"], named)
+        answer = self._exchange(self._stdin_fd, pack_frame(request), request["most"], request["seconds"], named)
         found: list[dict[str, Any]] = answer["jobs"]
         return found
 
-    def _exchange(self, to: int | None, sent: bytes, most: int, seconds: float, named: str) -> Any:
+    def _exchange(self, to: int | None, sent: bytes, max_bytes: int, seconds: float, named: str) -> Any:
         began = time.monotonic()
         try:
             if os.name == "nt":
-                return self._exchange_blocking(to, sent, most, seconds + _GRACE)
-            return exchange_frames(to, sent, self._back, most, seconds + _GRACE)
+                return self._exchange_blocking(to, sent, max_bytes, seconds + _GRACE_SECONDS)
+            return exchange_frames(to, sent, self._stdout_fd, max_bytes, seconds + _GRACE_SECONDS)
         except FrameError as error:
             late = isinstance(error, FrameTimeoutError) or time.monotonic() - began >= seconds
-            code = self._end()
+            code = self._terminate()
             if to is None:
                 raise TemplateError(
                     f"The process that renders chat templates did not start (exit {code}). "
                     "Check that lora_chat is installed in this Python, and that there is memory for it."
                 ) from error
-            raise TemplateError(_refusal(named, code, late, seconds)) from error
+            raise TemplateError(_describe_failure(named, code, late, seconds)) from error
         except BaseException:
-            self._end()
+            self._terminate()
             raise
 
-    def _exchange_blocking(self, to: int | None, sent: bytes, most: int, seconds: float) -> Any:
+    def _exchange_blocking(self, to: int | None, sent: bytes, max_bytes: int, seconds: float) -> Any:
         """The same where pipes cannot be waited for; the child is killed when its time is over."""
         watch = Timer(seconds, self._child.kill)
         watch.start()
@@ -195,7 +197,7 @@ class _Process:
                 while left:
                     left = left[os.write(to, left) :]
             size = int.from_bytes(self._read(8), "big")
-            if size > most:
+            if size > max_bytes:
                 raise FrameError("answered too much")
             return unpack_frame(self._read(size))
         except OSError as error:
@@ -206,48 +208,48 @@ class _Process:
     def _read(self, size: int) -> bytes:
         found = bytearray()
         while len(found) < size:
-            piece = os.read(self._back, size - len(found))
+            piece = os.read(self._stdout_fd, size - len(found))
             if not piece:
                 raise FrameError("ended")
             found += piece
         return bytes(found)
 
-    def _end(self) -> int:
+    def _terminate(self) -> int:
         """Kill it if it still runs; returns its exit code."""
-        global _process
-        if _process is self:
-            _process = None
-        code = wait_for_end(self._child, 0.2 if self._child.poll() is None else 0)
+        global _worker
+        if _worker is self:
+            _worker = None
+        code = wait_for_worker(self._child, 0.2 if self._child.poll() is None else 0)
         if code is None:
             self._child.kill()
             code = self._child.wait()
-        self.drop()
+        self.close_pipes()
         return code
 
     def close(self) -> None:
         """End it in good order."""
-        self.drop()
-        if wait_for_end(self._child, 2) is None:
+        self.close_pipes()
+        if wait_for_worker(self._child, 2) is None:
             self._child.kill()
             self._child.wait()
 
-    def drop(self) -> None:
+    def close_pipes(self) -> None:
         """Close this process's ends of the pipes; a child whose input ends, ends."""
         for stream in (self._child.stdin, self._child.stdout):
             if stream is not None:
                 with suppress(OSError):
                     stream.close()
 
-    def disown(self) -> None:
+    def detach(self) -> None:
         """In a fork: it is the parent's child, and must neither be asked nor waited for here."""
-        self.drop()
+        self.close_pipes()
         self._child.returncode = 0
 
 
-def _refusal(named: str, code: int, late: bool, seconds: float) -> str:
-    if code == MEMORY:
+def _describe_failure(named: str, code: int, late: bool, seconds: float) -> str:
+    if code == EXIT_OUT_OF_MEMORY:
         what = "needs more memory than any real one; it was stopped"
-    elif code == OUTPUT:
+    elif code == EXIT_OUTPUT_TOO_LONG:
         what = "writes far more text than the messages hold; it was stopped"
     elif late or code == -getattr(signal, "SIGXCPU", 0):
         what = f"was not done after {seconds:.0f} seconds; it was stopped"
@@ -256,7 +258,7 @@ def _refusal(named: str, code: int, late: bool, seconds: float) -> str:
     return f"{named} {what}. Use another: --set data.template=chatml, or another base or adapter."
 
 
-def _start_child() -> "subprocess.Popen[bytes]":
+def _start_worker_process() -> "subprocess.Popen[bytes]":
     return start_worker(
         "lora_chat.data.encoding.template_worker",
         folder=Path(os.sep),  # it writes no files
@@ -266,23 +268,23 @@ def _start_child() -> "subprocess.Popen[bytes]":
     )
 
 
-def _shared_process() -> _Process:
-    global _process
-    if _process is None:
-        _process = _Process()
-    return _process
+def _get_worker() -> _TemplateWorker:
+    global _worker
+    if _worker is None:
+        _worker = _TemplateWorker()
+    return _worker
 
 
 def _after_fork() -> None:
-    global _process, _lock
+    global _worker, _lock
     _lock = RLock()
-    if _process is not None:
-        _process.disown()
-        _process = None
+    if _worker is not None:
+        _worker.detach()
+        _worker = None
 
 
 _lock = RLock()
-_process: _Process | None = None
+_worker: _TemplateWorker | None = None
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-atexit.register(close_process)
+atexit.register(close_worker)

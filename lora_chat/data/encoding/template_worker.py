@@ -12,13 +12,13 @@ from functools import lru_cache
 from typing import Any
 
 from lora_chat.system.frames import pack_frame, read_frame
-from lora_chat.system.process_limits import address_space, forbid_files, limited
+from lora_chat.system.process_limits import address_space_bytes, forbid_file_writes, time_and_memory_limit
 
-MEMORY, OUTPUT = 71, 72
+EXIT_OUT_OF_MEMORY, EXIT_OUTPUT_TOO_LONG = 71, 72
 """Exit codes: out of memory, and too much text."""
-_MEMORY = 1 << 30
+_BASE_MEMORY_BYTES = 1 << 30
 """Memory for one request, in bytes, on top of what the child takes by itself and of 32 times the request."""
-_CHAT_OUTPUT, _OUTPUT_FACTOR = 1 << 17, 32
+_BASE_OUTPUT_CHARACTERS, _OUTPUT_FACTOR = 1 << 17, 32
 """Longest text of a chat, in characters: so many, and so many for each character of its messages and tools."""
 
 
@@ -29,17 +29,17 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever is printed must not look like an answer
     compile_template = _import_compiler()
-    forbid_files()
-    start = address_space() + (1 << 26)
+    forbid_file_writes()
+    start = address_space_bytes() + (1 << 26)
     _send(answers, {"ready": True})
     while (request := read_frame(sys.stdin.buffer)) is not None:
         try:
-            with limited(request["seconds"], _MEMORY + 32 * request["size"], start):
-                found = pack_frame({"jobs": answer(request, compile_template)})
+            with time_and_memory_limit(request["seconds"], _BASE_MEMORY_BYTES + 32 * request["size"], start):
+                found = pack_frame({"jobs": render_request(request, compile_template)})
         except MemoryError:
-            os._exit(MEMORY)
+            os._exit(EXIT_OUT_OF_MEMORY)
         if len(found) > request["most"]:
-            os._exit(OUTPUT)
+            os._exit(EXIT_OUTPUT_TOO_LONG)
         answers.write(found)
         answers.flush()
 
@@ -60,7 +60,9 @@ def _import_compiler() -> Callable[[str], Callable[..., str]]:
     return compile_template
 
 
-def answer(request: Mapping[str, Any], compile_template: Callable[[str], Callable[..., str]]) -> list[dict[str, Any]]:
+def render_request(
+    request: Mapping[str, Any], compile_template: Callable[[str], Callable[..., str]]
+) -> list[dict[str, Any]]:
     """Return the texts of each job, or its error with the name of its class; exits where they are too long."""
     table, tools = request["messages"], request["tools"]
     found: list[dict[str, Any]] = []
@@ -72,31 +74,31 @@ def answer(request: Mapping[str, Any], compile_template: Callable[[str], Callabl
         except MemoryError:
             raise
         except Exception as error:
-            found.append({"error": _words(error), "kind": type(error).__name__, "compiling": True})
+            found.append({"error": _error_text(error), "kind": type(error).__name__, "compiling": True})
             continue
         try:
             texts = []
             for chat, size in job["chats"]:
                 text = render(messages=[table[i] for i in chat], **kinds, **request["special"])
-                if len(text) > _CHAT_OUTPUT + _OUTPUT_FACTOR * size:
-                    os._exit(OUTPUT)
+                if len(text) > _BASE_OUTPUT_CHARACTERS + _OUTPUT_FACTOR * size:
+                    os._exit(EXIT_OUTPUT_TOO_LONG)
                 texts.append(text)
-            found.append({"texts": _shortened(texts)})
+            found.append({"texts": _compress_prefixes(texts)})
         except MemoryError:
             raise
         except Exception as error:  # a template is a program of its own, and fails in its own ways
-            found.append({"error": _words(error), "kind": type(error).__name__})
+            found.append({"error": _error_text(error), "kind": type(error).__name__})
     return found
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     try:
         return str(error)[:2000]
     except Exception:
         return ""
 
 
-def _shortened(texts: Sequence[str]) -> list[Any]:
+def _compress_prefixes(texts: Sequence[str]) -> list[Any]:
     """Each text as (characters that it shares with the one before, the rest): prompts of a dialogue grow."""
     found: list[Any] = []
     before = ""
@@ -107,7 +109,7 @@ def _shortened(texts: Sequence[str]) -> list[Any]:
     return found
 
 
-def lengthened(pieces: Sequence[Any]) -> list[str]:
+def expand_prefixes(pieces: Sequence[Any]) -> list[str]:
     """Return the texts that were shortened."""
     texts: list[str] = []
     for shared, rest in pieces:

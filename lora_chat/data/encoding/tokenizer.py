@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.data.encoding.control_tokens import CLOSE, OPEN, Marker, control_tokens
+from lora_chat.data.encoding.control_tokens import LITERAL_END, LITERAL_START, ControlTokenMarker, read_control_tokens
 from lora_chat.errors import DataError
-from lora_chat.system.bounded_call import call_bounded
+from lora_chat.system.bounded_call import call_with_timeout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Offsets = list[tuple[int, int]]
-_SHORT, _MANY = 200, 1000
-_SECONDS, _SECONDS_PER_CHARACTER = 20.0, 1e-4
+_MAX_CACHED_CHARACTERS, _MAX_CACHED_TEXTS = 200, 1000
+_BASE_TIMEOUT_SECONDS, _SECONDS_PER_CHARACTER = 20.0, 1e-4
 """The longest time to encode texts; a tokenizer needs about a microsecond for a character."""
 
 
@@ -27,7 +27,7 @@ class TokenizedText:
     offsets: Offsets | None
 
 
-def begin_of_text(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def read_bos_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """What the tokenizer puts before every text, as the base knows it from its pretraining: BOS, or nothing."""
     begin = tokenizer.bos_token_id
     return [begin] if begin is not None and tokenizer("x")["input_ids"][:1] == [begin] else []
@@ -38,12 +38,12 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
-        self._marker = Marker(control_tokens(tokenizer))
-        self._added = frozenset(tokenizer.added_tokens_encoder.values())
+        self._marker = ControlTokenMarker(read_control_tokens(tokenizer))
+        self._added_ids = frozenset(tokenizer.added_tokens_encoder.values())
         self._normalised = _normalised_tokens(tokenizer)
-        self._has_patterns = _has_patterns(tokenizer)
-        self._feed: list[int] = tokenizer.encode("\n", add_special_tokens=False)
-        self._stretches: dict[str, list[int]] = {}
+        self._uses_regex = _uses_regex(tokenizer)
+        self._newline_ids: list[int] = tokenizer.encode("\n", add_special_tokens=False)
+        self._cached_ids: dict[str, list[int]] = {}
 
     def mark(self, value: Any) -> Any:
         """Messages or tools with marks around the control tokens in them; DataError for one in a key."""
@@ -52,23 +52,25 @@ class TextTokenizer:
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Encode texts that hold their own control tokens; what stands between marks is text.
 
-        Raises BaseUnavailableError where the tokenizer's regular expressions take too long on them: they are a
+        Raises UnavailableError where the tokenizer's regular expressions take too long on them: they are a
         stranger's, and may backtrack without end.
         """
-        if not self._has_patterns:
+        if not self._uses_regex:
             return self._tokenize(texts)
-        seconds = _SECONDS + _SECONDS_PER_CHARACTER * sum(map(len, texts))
-        return call_bounded(lambda: self._tokenize(texts), seconds, "The tokenizer of the base (a regular expression)")
+        seconds = _BASE_TIMEOUT_SECONDS + _SECONDS_PER_CHARACTER * sum(map(len, texts))
+        return call_with_timeout(
+            lambda: self._tokenize(texts), seconds, "The tokenizer of the base (a regular expression)"
+        )
 
     def _tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
-        marked = [OPEN in text or CLOSE in text for text in texts]
+        marked = [LITERAL_START in text or LITERAL_END in text for text in texts]
         plain = iter(self._encode([text for text, is_marked in zip(texts, marked, strict=True) if not is_marked]))
         return [
             self._encode_marked(text) if is_marked else next(plain)
             for text, is_marked in zip(texts, marked, strict=True)
         ]
 
-    def count_before(self, whole: TokenizedText, end: int) -> int | None:
+    def count_prefix_tokens(self, whole: TokenizedText, end: int) -> int | None:
         """How many ids the first `end` characters have, alone as in the whole; None where a token reaches over.
 
         Added tokens part a text into stretches that are encoded each by itself (tokenizers, `AddedVocabulary`), so
@@ -82,18 +84,18 @@ class TextTokenizer:
         count = first = bisect_left(whole.offsets, (end, 0))
         while first > 0:
             first -= 1
-            if whole.ids[first] in self._added:
+            if whole.ids[first] in self._added_ids:
                 break
         begin = whole.offsets[first][0] if first else 0
-        return count if self._stretch(whole.text[begin:end]) == whole.ids[first:count] else None
+        return count if self._encode_cached(whole.text[begin:end]) == whole.ids[first:count] else None
 
-    def _stretch(self, text: str) -> list[int]:
+    def _encode_cached(self, text: str) -> list[int]:
         """Templates open replies in the same few ways, so the ids of short stretches are kept."""
-        if text in self._stretches:
-            return self._stretches[text]
+        if text in self._cached_ids:
+            return self._cached_ids[text]
         ids = self.tokenize([text])[0].ids
-        if len(text) <= _SHORT and len(self._stretches) < _MANY:
-            self._stretches[text] = ids
+        if len(text) <= _MAX_CACHED_CHARACTERS and len(self._cached_ids) < _MAX_CACHED_TEXTS:
+            self._cached_ids[text] = ids
         return ids
 
     def _encode(self, texts: list[str]) -> list[TokenizedText]:
@@ -120,14 +122,14 @@ class TextTokenizer:
         """
         ids: list[int] = []
         offsets: Offsets | None = []
-        for begin, piece, as_text in self._marker.pieces(text):
+        for begin, piece, as_text in self._marker.split_at_marks(text):
             if as_text:
-                new = self._encode_as_text(piece)
+                new = self._encode_literal(piece)
                 places: Offsets | None = [(begin, begin + len(piece))] * len(new)
             else:
                 encoded = self._encode(["\n" + piece])[0] if begin else None
-                skip = len(self._feed)
-                if encoded is None or encoded.ids[:skip] != self._feed:
+                skip = len(self._newline_ids)
+                if encoded is None or encoded.ids[:skip] != self._newline_ids:
                     encoded, skip = self._encode([piece])[0], 0
                 new, shift = encoded.ids[skip:], begin - (1 if skip else 0)
                 places = encoded.offsets and [(start + shift, end + shift) for start, end in encoded.offsets[skip:]]
@@ -138,7 +140,7 @@ class TextTokenizer:
                 offsets += places
         return TokenizedText(text, ids, offsets)
 
-    def _encode_as_text(self, text: str) -> list[int]:
+    def _encode_literal(self, text: str) -> list[int]:
         """Ids of a text in which no control token is one; raises DataError where there are no such ids.
 
         `split_special_tokens` still joins added tokens that are not special; in two halves they are not there.
@@ -147,17 +149,21 @@ class TextTokenizer:
             ids: list[int] = []
             for part in parts:
                 new = self.tokenizer.encode("\n" + part, add_special_tokens=False, split_special_tokens=True)
-                ids += new[len(self._feed) :] if new[: len(self._feed)] == self._feed else self._plain(part)
-            if not self._added & set(ids):
+                ids += (
+                    new[len(self._newline_ids) :]
+                    if new[: len(self._newline_ids)] == self._newline_ids
+                    else self._encode_plain(part)
+                )
+            if not self._added_ids & set(ids):
                 return ids
         raise DataError(f"the tokenizer cannot write the control token {text!a} as text; remove it")
 
-    def _plain(self, text: str) -> list[int]:
+    def _encode_plain(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
 
-def _has_patterns(tokenizer: "PreTrainedTokenizerBase") -> bool:
+def _uses_regex(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a tokenizer splits or normalises by regular expressions of its own file."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = [] if backend is None else [backend.normalizer, backend.pre_tokenizer]
@@ -169,6 +175,6 @@ def _normalised_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.normalizer is None:
         return {}
-    names = set(control_tokens(tokenizer))
+    names = set(read_control_tokens(tokenizer))
     added = tokenizer.added_tokens_decoder.items()
     return {number: token.content for number, token in added if token.normalized and token.content in names}

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from lora_chat.data.dialogue import Dialogue, Message, NotADialogue, Role, ToolCall, check_order
-from lora_chat.system.strict_json import parse_json
+from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message, Role, ToolCall, check_role_order
+from lora_chat.system.strict_json import parse_strict_json
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -15,59 +15,65 @@ _ROLES: dict[str, Role] = {
     "tool": "tool",
     "function": "tool",
 }
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-_READ = {"role", "content", "name", "tool_calls", "tool_call_id", "train", "weight", *_REASONING}
-_HARMLESS = {"refusal", "audio", "annotations", "function_call"}
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_KNOWN_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "train", "weight", *_REASONING_KEYS}
+_NULLABLE_KEYS = {"refusal", "audio", "annotations", "function_call"}
 """OpenAI's answers carry them; they say something only when they are not null."""
-_MARKS = {"\U000f0000", "\U000f0001"}
+_FORBIDDEN_CHARACTERS = {"\U000f0000", "\U000f0001"}
 """transformers marks control tokens in content with these private characters, and removes them."""
 
 
-def make_dialogue(row: Any, line: int = 0) -> Dialogue:
-    """Check a decoded row and make a Dialogue of it; raises NotADialogue with the reason.
+def parse_dialogue(row: Any, line: int = 0) -> Dialogue:
+    """Check a decoded row and make a Dialogue of it; raises InvalidDialogueError with the reason.
 
     Only `messages`, `tools` and `turns` are read: what else stands in the row reaches neither template nor trainer.
     """
     if not isinstance(row, Mapping):
-        raise NotADialogue("is not a JSON object with `messages`")
+        raise InvalidDialogueError("is not a JSON object with `messages`")
     if "messages" not in row:
-        raise NotADialogue(f"has no `messages` (its keys: {', '.join(ascii(k) for k in list(row)[:8]) or 'none'})")
+        raise InvalidDialogueError(
+            f"has no `messages` (its keys: {', '.join(ascii(k) for k in list(row)[:8]) or 'none'})"
+        )
     entries = row["messages"]
     if not isinstance(entries, list) or not entries:
-        raise NotADialogue("`messages` must be a list with at least one message")
-    messages = tuple(_attempt(entry, number) for number, entry in enumerate(entries, 1))
-    check_order(messages)
+        raise InvalidDialogueError("`messages` must be a list with at least one message")
+    messages = tuple(_parse_entry(entry, number) for number, entry in enumerate(entries, 1))
+    check_role_order(messages)
     dialogue = Dialogue(messages, line, _read_tools(row.get("tools")))
     return dialogue.last_turn_only if row.get("turns") == "last" else dialogue
 
 
-def _attempt(entry: Any, number: int) -> Message:
+def _parse_entry(entry: Any, number: int) -> Message:
     try:
-        return _make_message(entry, number)
-    except NotADialogue as error:
-        error.about = entry
+        return _parse_message(entry, number)
+    except InvalidDialogueError as error:
+        error.faulty_entry = entry
         raise
 
 
-def _make_message(entry: Any, number: int) -> Message:
+def _parse_message(entry: Any, number: int) -> Message:
     if not isinstance(entry, dict):
-        raise NotADialogue(f"message {number} is not an object with `role` and `content`")
+        raise InvalidDialogueError(f"message {number} is not an object with `role` and `content`")
     role = _ROLES.get(entry["role"]) if isinstance(entry.get("role"), str) else None
     if role is None:
-        raise NotADialogue(f"message {number} has the role {entry.get('role')!r}; known are {', '.join(_ROLES)}")
+        raise InvalidDialogueError(
+            f"message {number} has the role {entry.get('role')!r}; known are {', '.join(_ROLES)}"
+        )
     where = f"message {number} ({role})"
-    extra = sorted(key for key in entry.keys() - _READ if key not in _HARMLESS or entry[key] not in (None, [], {}))
+    extra = sorted(
+        key for key in entry.keys() - _KNOWN_KEYS if key not in _NULLABLE_KEYS or entry[key] not in (None, [], {})
+    )
     if extra:
-        raise NotADialogue(f"{where} has {extra[0]!a}, which would be lost")
+        raise InvalidDialogueError(f"{where} has {extra[0]!a}, which would be lost")
     calls = _read_calls(entry.get("tool_calls"), where)
     if calls and role != "assistant":
-        raise NotADialogue(f"{where} has tool_calls; only the assistant calls tools")
+        raise InvalidDialogueError(f"{where} has tool_calls; only the assistant calls tools")
     reasoning = _read_reasoning(entry, where)
     if reasoning is not None and role != "assistant":
-        raise NotADialogue(f"{where} has reasoning; only the assistant's is known")
+        raise InvalidDialogueError(f"{where} has reasoning; only the assistant's is known")
     content = "" if calls and entry.get("content") is None else _read_text(entry.get("content"), where)
     if role in ("user", "assistant") and not content.strip() and not calls:
-        raise NotADialogue(f"{where} is empty")
+        raise InvalidDialogueError(f"{where} is empty")
     return Message(
         role=role,
         content=content,
@@ -75,7 +81,7 @@ def _make_message(entry: Any, number: int) -> Message:
         tool_calls=calls,
         name=_read_name(entry, "name", where),
         tool_call_id=_read_name(entry, "tool_call_id", where),
-        trained=_read_flag(entry, where),
+        trained=_read_trained_flag(entry, where),
     )
 
 
@@ -84,30 +90,30 @@ def _read_text(content: Any, where: str) -> str:
     if isinstance(content, list):
         parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
         if not parts or not all(isinstance(part, str) for part in parts):
-            raise NotADialogue(f"{where} has parts of `content` that are not text")
+            raise InvalidDialogueError(f"{where} has parts of `content` that are not text")
         content = "".join(cast("list[str]", parts))
     if not isinstance(content, str):
-        raise NotADialogue(f"{where} has no text as `content`")
-    return _checked(content, where)
+        raise InvalidDialogueError(f"{where} has no text as `content`")
+    return _check_text(content, where)
 
 
-def _checked(text: str, where: str) -> str:
+def _check_text(text: str, where: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise NotADialogue(f"{where} holds half a surrogate pair, which is no character") from None
-    if _MARKS & set(text):
-        raise NotADialogue(f"{where} holds U+F0000 or U+F0001, which the tokenizer would drop")
+        raise InvalidDialogueError(f"{where} holds half a surrogate pair, which is no character") from None
+    if _FORBIDDEN_CHARACTERS & set(text):
+        raise InvalidDialogueError(f"{where} holds U+F0000 or U+F0001, which the tokenizer would drop")
     return text
 
 
 def _read_reasoning(entry: dict[str, Any], where: str) -> str | None:
-    given = [entry[key] for key in _REASONING if entry.get(key) not in (None, "")]
+    given = [entry[key] for key in _REASONING_KEYS if entry.get(key) not in (None, "")]
     if not given:
         return None
     if not all(isinstance(text, str) for text in given) or len(set(given)) > 1:
-        raise NotADialogue(f"{where} has reasoning that is not one text")
-    return _checked(given[0], where)
+        raise InvalidDialogueError(f"{where} has reasoning that is not one text")
+    return _check_text(given[0], where)
 
 
 def _read_name(entry: dict[str, Any], key: str, where: str) -> str | None:
@@ -115,19 +121,19 @@ def _read_name(entry: dict[str, Any], key: str, where: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise NotADialogue(f"{where} has a `{key}` that is not text")
-    return _checked(value, where)
+        raise InvalidDialogueError(f"{where} has a `{key}` that is not text")
+    return _check_text(value, where)
 
 
-def _read_flag(entry: dict[str, Any], where: str) -> bool:
+def _read_trained_flag(entry: dict[str, Any], where: str) -> bool:
     """`train` (true or false) or `weight` (0 or 1): whether the message carries loss."""
     train, weight = entry.get("train"), entry.get("weight")
     if train is not None and not isinstance(train, bool):
-        raise NotADialogue(f"{where}: `train` must be true or false")
+        raise InvalidDialogueError(f"{where}: `train` must be true or false")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise NotADialogue(f"{where}: `weight` must be 0 or 1")
+        raise InvalidDialogueError(f"{where}: `weight` must be 0 or 1")
     if train is not None and weight is not None and train != bool(weight):
-        raise NotADialogue(f"{where}: `train` and `weight` contradict each other")
+        raise InvalidDialogueError(f"{where}: `train` and `weight` contradict each other")
     return bool(weight) if train is None and weight is not None else train is not False
 
 
@@ -135,25 +141,25 @@ def _read_calls(calls: Any, where: str) -> tuple[ToolCall, ...]:
     if calls is None or calls == []:
         return ()
     if not isinstance(calls, list):
-        raise NotADialogue(f"{where}: `tool_calls` must be a list")
+        raise InvalidDialogueError(f"{where}: `tool_calls` must be a list")
     return tuple(_read_call(call, where) for call in calls)
 
 
 def _read_call(call: Any, where: str) -> ToolCall:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise NotADialogue(f"{where}: a tool call needs a function with a name")
+        raise InvalidDialogueError(f"{where}: a tool call needs a function with a name")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
-            arguments = parse_json(arguments or "{}")
+            arguments = parse_strict_json(arguments or "{}")
         except ValueError as error:
-            raise NotADialogue(f"{where}: the arguments of {function['name']!a}: {error}") from None
+            raise InvalidDialogueError(f"{where}: the arguments of {function['name']!a}: {error}") from None
     if not isinstance(arguments, dict):
-        raise NotADialogue(f"{where}: the arguments of {function['name']!a} are not a JSON object")
+        raise InvalidDialogueError(f"{where}: the arguments of {function['name']!a} are not a JSON object")
     return ToolCall(
-        _checked(function["name"], where),
-        _as_json(arguments, f"{where}: the arguments of {function['name']!a}"),
+        _check_text(function["name"], where),
+        _dump_json(arguments, f"{where}: the arguments of {function['name']!a}"),
         _read_name(call, "id", where),
     )
 
@@ -162,20 +168,20 @@ def _read_tools(tools: Any) -> str | None:
     """A list of function descriptions, or the same as JSON text."""
     if isinstance(tools, str):
         try:
-            tools = parse_json(tools) if tools.strip() else None
+            tools = parse_strict_json(tools) if tools.strip() else None
         except ValueError as error:
-            raise NotADialogue(f"`tools` {error}") from None
+            raise InvalidDialogueError(f"`tools` {error}") from None
     if tools is None or tools == []:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise NotADialogue("`tools` must be a list of function descriptions")
-    return _as_json(tools, "`tools`")
+        raise InvalidDialogueError("`tools` must be a list of function descriptions")
+    return _dump_json(tools, "`tools`")
 
 
-def _as_json(value: Any, where: str) -> str:
+def _dump_json(value: Any, where: str) -> str:
     """Parquet may hold dates and bytes there."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise NotADialogue(f"{where} cannot be written as JSON: {error}") from None
-    return _checked(text, where)
+        raise InvalidDialogueError(f"{where} cannot be written as JSON: {error}") from None
+    return _check_text(text, where)

@@ -7,36 +7,36 @@ from typing import IO, Literal
 
 from lora_chat.data.parsing.formats import is_known_header
 from lora_chat.data.reading.size_limits import open_gzip
-from lora_chat.system.strict_json import parse_json
+from lora_chat.system.strict_json import parse_strict_json
 
-Kind = Literal["json_lines", "json_list", "csv", "tsv", "parquet", "text"]
+FileKind = Literal["json_lines", "json_list", "csv", "tsv", "parquet", "text"]
 
-MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """The byte order mark that some programs put before UTF-8."""
-TABLES: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
-_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
-_LOOKED_AT = 1 << 16
+TABLE_SEPARATORS: dict[FileKind, str] = {"csv": ",", "tsv": "\t"}
+_GZIP_MAGIC, _PARQUET_MAGIC = b"\x1f\x8b", b"PAR1"
+_HEAD_BYTES = 1 << 16
 
 
-def recognise_kind(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> Kind:
+def detect_file_kind(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> FileKind:
     """What kind of file it is, by its first bytes; what looks like nothing else is text if that is expected."""
     with path.open("rb") as file:
-        if file.read(4) == _PARQUET:
+        if file.read(4) == _PARQUET_MAGIC:
             return "parquet"
-    with open_unpacked(path) as stream:
-        head = stream.read(_LOOKED_AT).removeprefix(MARK)
+    with open_decompressed(path) as stream:
+        head = stream.read(_HEAD_BYTES).removeprefix(BYTE_ORDER_MARK)
     first, *rest = head.lstrip().split(b"\n")
     if first.startswith(b"["):
-        return "json_list" if _begins_a_list(first.strip(), rest) else "json_lines"
+        return "json_list" if _starts_json_list(first.strip(), rest) else "json_lines"
     if not first.startswith(b"{"):
-        for kind, separator in TABLES.items():
+        for kind, separator in TABLE_SEPARATORS.items():
             if _is_header(first, separator, columns):
                 return kind
         return "text" if plain_text else "json_lines"
     return "json_lines"
 
 
-def _begins_a_list(first: bytes, rest: Sequence[bytes]) -> bool:
+def _starts_json_list(first: bytes, rest: Sequence[bytes]) -> bool:
     """Whether a line that opens with a bracket begins one list for the whole file."""
     following = next((line for line in rest if line.strip()), b"")
     if first == b"[" or not following:
@@ -46,7 +46,7 @@ def _begins_a_list(first: bytes, rest: Sequence[bytes]) -> bool:
 
 def _is_json(line: bytes) -> bool:
     try:
-        parse_json(line.decode("utf-8"))
+        parse_strict_json(line.decode("utf-8"))
     except ValueError:
         return False
     return True
@@ -60,8 +60,8 @@ def _is_header(line: bytes, separator: str, columns: Collection[str]) -> bool:
     return (bool(columns) and set(columns) <= set(names)) or is_known_header(names)
 
 
-def open_unpacked(path: Path) -> IO[bytes]:
+def open_decompressed(path: Path) -> IO[bytes]:
     """A file for reading, unpacked if it is gzip."""
     with path.open("rb") as file:
-        packed = file.read(2) == _GZIP
+        packed = file.read(2) == _GZIP_MAGIC
     return open_gzip(path) if packed else path.open("rb")

@@ -10,56 +10,56 @@ from pathlib import Path
 
 from lora_chat.errors import DataError
 
-_MOST_ENTRIES = 500_000
+_MAX_ENTRIES = 500_000
 """Files and folders that one glob looks at; a disk has millions."""
-_MOST_PARTS = 40
+_MAX_PARTS = 40
 
 
-def expand(pattern: Path) -> Iterator[Path]:
+def expand_glob(pattern: Path) -> Iterator[Path]:
     """Yield the files that a pattern leads to, some perhaps twice; behind `**` no link to a folder is followed.
 
     Raises DataError for a pattern that walks through too much.
     """
     groups = [(part, len(list(same))) for part, same in groupby(pattern.parts)]
     parts = [part for part, count in groups for _ in range(1 if part == "**" else count)]
-    if len(parts) > _MOST_PARTS:
-        raise DataError(f"{pattern} has more than {_MOST_PARTS} parts.")
+    if len(parts) > _MAX_PARTS:
+        raise DataError(f"{pattern} has more than {_MAX_PARTS} parts.")
     anchored = bool(pattern.anchor)
-    return _Walk(pattern).below(Path(pattern.anchor), parts[anchored:])
+    return _GlobWalker(pattern).match_in(Path(pattern.anchor), parts[anchored:])
 
 
-class _Walk:
+class _GlobWalker:
     """The entries that are looked at, counted."""
 
     def __init__(self, pattern: Path) -> None:
         self._pattern = pattern
-        self._left = _MOST_ENTRIES
+        self._remaining_entries = _MAX_ENTRIES
 
-    def below(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    def match_in(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
         """Yield the files in a folder that the rest of the pattern leads to."""
         first, rest = parts[0], parts[1:]
         if first == "**":
-            yield from self._anywhere(folder, rest)
+            yield from self._match_recursively(folder, rest)
         elif not glob.has_magic(first):
-            yield from self._go_on(folder / first, rest)
+            yield from self._match_rest(folder / first, rest)
         else:
             name = re.compile(fnmatch.translate(os.path.normcase(first)))
             for entry in self._entries(folder):
                 if name.match(os.path.normcase(entry.name)):
-                    yield from self._go_on(folder / entry.name, rest)
+                    yield from self._match_rest(folder / entry.name, rest)
 
-    def _anywhere(self, folder: Path, rest: Sequence[str]) -> Iterator[Path]:
+    def _match_recursively(self, folder: Path, rest: Sequence[str]) -> Iterator[Path]:
         waiting = [folder]
         while waiting:
             place = waiting.pop()
             if rest:
-                yield from self.below(place, rest)
+                yield from self.match_in(place, rest)
             inside = [entry for entry in self._entries(place) if entry.is_dir(follow_symlinks=False)]
             waiting += [place / entry.name for entry in inside]
 
-    def _go_on(self, path: Path, rest: Sequence[str]) -> Iterator[Path]:
+    def _match_rest(self, path: Path, rest: Sequence[str]) -> Iterator[Path]:
         if rest:
-            yield from self.below(path, rest)
+            yield from self.match_in(path, rest)
         elif os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for places that may not be looked at
             yield path
 
@@ -67,10 +67,10 @@ class _Walk:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    self._left -= 1
-                    if self._left < 0:
+                    self._remaining_entries -= 1
+                    if self._remaining_entries < 0:
                         raise DataError(
-                            f"{self._pattern} leads through more than {_MOST_ENTRIES:,} files and folders. "
+                            f"{self._pattern} leads through more than {_MAX_ENTRIES:,} files and folders. "
                             "Name the folder that holds the data."
                         )
                     yield entry

@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
-from lora_chat.data.reading.size_limits import LARGEST_ROW
-from lora_chat.system.strict_json import STRICT
+from lora_chat.data.reading.size_limits import MAX_ROW_BYTES
+from lora_chat.system.strict_json import STRICT_DECODER
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
-_WINDOW = 1 << 20
-_NEAR = 64
+_WINDOW_BYTES = 1 << 20
+_END_MARGIN_CHARACTERS = 64
 """A fault so near the end of the window may vanish when there is more to read."""
 
 
-class BrokenListError(ValueError):
+class InvalidJsonArrayError(ValueError):
     """Why nothing more can be read, and the line."""
 
     def __init__(self, line: int, reason: str) -> None:
@@ -23,87 +23,91 @@ class BrokenListError(ValueError):
         self.line = line
 
 
-def read_list(file: IO[bytes]) -> Iterator[tuple[int, Any, int]]:
-    """The elements with their lines and lengths; raises BrokenListError where the list ends otherwise than with `]`."""
-    window = _Window(file)
-    window.take()  # the bracket, or it would not be a list
+def read_json_array(file: IO[bytes]) -> Iterator[tuple[int, Any, int]]:
+    """The elements with their lines and lengths; raises InvalidJsonArrayError where the list ends otherwise than
+    with `]`.
+    """
+    window = _JsonWindow(file)
+    window.consume()  # the bracket, or it would not be a list
     if window.peek() == "]":
-        window.take()
+        window.consume()
     else:
         while True:
             window.peek()  # so that the line is that of the element
             line = window.line
-            value, size = window.element()
+            value, size = window.decode_element()
             yield line, value, size
-            separator = window.take()
+            separator = window.consume()
             if separator == "]":
                 break
             if separator != ",":
-                raise BrokenListError(window.line, "the list does not go on with a comma or end with ]")
+                raise InvalidJsonArrayError(window.line, "the list does not go on with a comma or end with ]")
     if window.peek():
-        raise BrokenListError(window.line, "there is more behind the end of the list")
+        raise InvalidJsonArrayError(window.line, "there is more behind the end of the list")
 
 
-class _Window:
+class _JsonWindow:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text = ""
-        self._place = 0
+        self._position = 0
         self._line = 1
-        self._counted = 0
-        self._size = _WINDOW
+        self._counted_to = 0
+        self._size = _WINDOW_BYTES
         self._ended = False
 
     @property
     def line(self) -> int:
         """The line at the current place; each line feed is counted once."""
-        self._line += self._text.count("\n", self._counted, self._place)
-        self._counted = self._place
+        self._line += self._text.count("\n", self._counted_to, self._position)
+        self._counted_to = self._position
         return self._line
 
     def peek(self) -> str:
         """The next character that is no blank; empty at the end."""
         while True:
-            self._place = _BLANKS.match(self._text, self._place).end()  # type: ignore[union-attr]
-            if self._place < len(self._text):
-                return self._text[self._place]
+            self._position = _BLANKS.match(self._text, self._position).end()  # type: ignore[union-attr]
+            if self._position < len(self._text):
+                return self._text[self._position]
             if self._ended:
                 return ""
             self._fill()
 
-    def take(self) -> str:
+    def consume(self) -> str:
         """The same, and go behind it."""
         found = self.peek()
-        self._place += len(found)
+        self._position += len(found)
         return found
 
-    def element(self) -> tuple[Any, int]:
+    def decode_element(self) -> tuple[Any, int]:
         """The value that begins here, and its length in characters."""
         while True:
             try:
-                value, end = STRICT.raw_decode(self._text, self._place)
+                value, end = STRICT_DECODER.raw_decode(self._text, self._position)
             except json.JSONDecodeError as error:
-                unfinished = error.pos > len(self._text) - _NEAR or error.msg.startswith("Unterminated")
+                unfinished = error.pos > len(self._text) - _END_MARGIN_CHARACTERS or error.msg.startswith(
+                    "Unterminated"
+                )
                 if self._ended or not unfinished:
-                    self._place = max(self._place, min(error.pos, len(self._text)))
-                    raise BrokenListError(self.line, f"is not valid JSON: {error.msg}") from error
+                    self._position = max(self._position, min(error.pos, len(self._text)))
+                    raise InvalidJsonArrayError(self.line, f"is not valid JSON: {error.msg}") from error
             except (ValueError, RecursionError) as error:
                 reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
-                raise BrokenListError(self.line, reason) from error
+                raise InvalidJsonArrayError(self.line, reason) from error
             else:
                 if end < len(self._text) or self._ended:
-                    size = end - self._place
-                    self._place = end
-                    self._size = _WINDOW
+                    size = end - self._position
+                    self._position = end
+                    self._size = _WINDOW_BYTES
                     return value, size
-            if len(self._text) - self._place > LARGEST_ROW:
-                raise BrokenListError(self.line, f"is longer than {LARGEST_ROW >> 20} MiB")
+            if len(self._text) - self._position > MAX_ROW_BYTES:
+                raise InvalidJsonArrayError(self.line, f"is longer than {MAX_ROW_BYTES >> 20} MiB")
             self._size *= 2  # a long element is not decoded again and again
             self._fill()
 
     def _fill(self) -> None:
-        self._line, self._text, self._place, self._counted = self.line, self._text[self._place :], 0, 0
+        self._line, self._text, self._position, self._counted_to = self.line, self._text[self._position :], 0, 0
         data = self._file.read(self._size)
         self._ended = not data
         try:
@@ -111,4 +115,4 @@ class _Window:
         except UnicodeDecodeError as error:
             known = error.object[: error.start].decode("utf-8", errors="ignore")
             line = self._line + self._text.count("\n") + known.count("\n")
-            raise BrokenListError(line, "is not UTF-8 text") from error
+            raise InvalidJsonArrayError(line, "is not UTF-8 text") from error

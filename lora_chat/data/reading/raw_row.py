@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from lora_chat.system.bounded_files import parse_bounded
+from lora_chat.system.bounded_files import parse_bounded_json
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class RawRow:
     """A line of JSON that is not parsed yet."""
     lines: int = 1
     """How many lines it covers."""
-    breaks_off: bool = False
+    ends_file: bool = False
     """Whether nothing after it can be read, so that nobody knows how much is lost."""
     size: int = 256
     """Bytes in memory, roughly, where it is no line of JSON."""
 
-    def parsed(self) -> "RawRow":
+    def parse(self) -> "RawRow":
         """The same with its value, or with why it has none."""
         if self.raw is None:
             return self
@@ -34,7 +34,7 @@ class RawRow:
             text = self.raw.decode("utf-8")
             if not text.strip():
                 return RawRow(self.line, blank=True)
-            return RawRow(self.line, parse_bounded(text, strict=True))
+            return RawRow(self.line, parse_bounded_json(text, strict=True))
         except UnicodeDecodeError as error:
             return RawRow(self.line, fault=f"is not UTF-8 text (byte {error.start + 1} of the line)")
         except ValueError as error:
@@ -51,7 +51,7 @@ class RawRow:
             return ""
 
 
-def is_text(text: str) -> bool:
+def is_valid_utf8(text: str) -> bool:
     """Whether it can be written as UTF-8: no half surrogate pairs, no bytes that were let through."""
     try:
         text.encode("utf-8")
@@ -60,6 +60,6 @@ def is_text(text: str) -> bool:
     return True
 
 
-def first_line(reason: object) -> str:
+def shorten_reason(reason: object) -> str:
     """Of what a library says, as a sentence."""
     return f"{(str(reason).strip().splitlines() or ['it is damaged'])[0].rstrip('.')}."

@@ -10,33 +10,33 @@ from pathlib import Path
 from typing import IO
 
 from lora_chat.errors import DataError
-from lora_chat.system.process_limits import address_space
+from lora_chat.system.process_limits import address_space_bytes
 
-LARGEST_ROW = 1 << 25
+MAX_ROW_BYTES = 1 << 25
 """Bytes of one line, cell, list element or table row; 32 MiB is about 8 million tokens of one dialogue."""
-MOST_COLUMNS = 10_000
+MAX_COLUMNS = 10_000
 """Columns of a table."""
-MOST_FILES = 100_000
+MAX_FILES = 100_000
 """Files of one source."""
-FREE_BYTES, HIGHEST_RATIO = 1 << 31, 200
+ALWAYS_ALLOWED_BYTES, MAX_COMPRESSION_RATIO = 1 << 31, 200
 """Unpacked bytes that every file may have; above them, unpacked bytes for each one that is stored."""
-PARQUET_MEMORY = 1 << 32
+PARQUET_MEMORY_BYTES = 1 << 32
 """Bytes that decoding a batch of Parquet may take; a page can claim 2 GiB whatever is stored of it."""
-MOST_BLANK = 1_000_000
+MAX_BLANK_LINES = 1_000_000
 """Blank lines one after another."""
-ONLY_BLANK = f"begins more than {MOST_BLANK:,} blank lines; nothing after them is read"
-TOO_LONG = f"is longer than {LARGEST_ROW >> 20} MiB; nothing after it is read"
+TOO_MANY_BLANKS_MESSAGE = f"begins more than {MAX_BLANK_LINES:,} blank lines; nothing after them is read"
+TOO_LONG_MESSAGE = f"is longer than {MAX_ROW_BYTES >> 20} MiB; nothing after it is read"
 
 
-class TooLongError(ValueError):
-    """A line exceeds LARGEST_ROW, so reading stops there."""
+class RowTooLongError(ValueError):
+    """A line exceeds MAX_ROW_BYTES, so reading stops there."""
 
     def __init__(self, line: int) -> None:
-        super().__init__(TOO_LONG)
+        super().__init__(TOO_LONG_MESSAGE)
         self.line = line
 
 
-def check_regular(path: Path) -> None:
+def check_regular_file(path: Path) -> None:
     """Raise DataError for a pipe, a device, a folder or a file of holes; OSError if it cannot be looked at."""
     found = path.stat()
     if stat.S_ISDIR(found.st_mode):
@@ -44,24 +44,24 @@ def check_regular(path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise DataError(f"{path} is a device or a pipe, not a file. Write its content into a file first.")
     stored = getattr(found, "st_blocks", 0) * 512  # 0 where a file system does not count
-    if stored and found.st_size > max(FREE_BYTES, HIGHEST_RATIO * stored):
+    if stored and found.st_size > max(ALWAYS_ALLOWED_BYTES, MAX_COMPRESSION_RATIO * stored):
         raise DataError(f"{path} consists of holes: {found.st_size:,} bytes, of which {stored:,} are stored.")
 
 
-def unpacked_limit(path: Path) -> int:
+def max_decompressed_bytes(path: Path) -> int:
     """Return how many bytes a packed file may unpack to."""
-    return max(FREE_BYTES, HIGHEST_RATIO * path.stat().st_size)
+    return max(ALWAYS_ALLOWED_BYTES, MAX_COMPRESSION_RATIO * path.stat().st_size)
 
 
 def open_gzip(path: Path) -> IO[bytes]:
     """Open a gzip file for reading; DataError is raised where it unpacks to far more than honest data does."""
-    return io.BufferedReader(_Unpacked(path), 1 << 17)
+    return io.BufferedReader(_BoundedGzip(path), 1 << 17)
 
 
-class _Unpacked(io.RawIOBase):
+class _BoundedGzip(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._limit = unpacked_limit(path)
+        self._limit = max_decompressed_bytes(path)
         self._file = gzip.open(path)  # noqa: SIM115 - closed by `close`
         self._count = 0
 
@@ -83,25 +83,27 @@ class _Unpacked(io.RawIOBase):
 
 
 def read_bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file with their line feeds; raises TooLongError for one above LARGEST_ROW."""
+    """Yield the lines of a file with their line feeds; raises RowTooLongError for one above MAX_ROW_BYTES."""
     number = 0
-    while line := file.readline(LARGEST_ROW + 1):
+    while line := file.readline(MAX_ROW_BYTES + 1):
         number += 1
-        if len(line) > LARGEST_ROW:
-            raise TooLongError(number)
+        if len(line) > MAX_ROW_BYTES:
+            raise RowTooLongError(number)
         yield line
 
 
 @contextmanager
-def limited_growth() -> Iterator[None]:
-    """Make allocations fail once the address space has grown by PARQUET_MEMORY (Linux alone)."""
+def limit_memory_growth() -> Iterator[None]:
+    """Make allocations fail once the address space has grown by PARQUET_MEMORY_BYTES (Linux alone)."""
     if sys.platform != "linux":
         yield
         return
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = min(part for part in (address_space() + PARQUET_MEMORY, soft, hard) if part != resource.RLIM_INFINITY)
+    limit = min(
+        part for part in (address_space_bytes() + PARQUET_MEMORY_BYTES, soft, hard) if part != resource.RLIM_INFINITY
+    )
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:
         yield

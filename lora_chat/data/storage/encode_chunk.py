@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from lora_chat.data.dialogue import Dialogue, Document
 from lora_chat.data.encoding.encode import IGNORE_INDEX, DialogueEncoder, EncodedDialogue
-from lora_chat.data.encoding.tokenizer import TextTokenizer, begin_of_text
-from lora_chat.data.parsing.rows import SHOWN, Chunk, ReadingOptions, read_chunk
+from lora_chat.data.encoding.tokenizer import TextTokenizer, read_bos_ids
+from lora_chat.data.parsing.rows import MAX_SHOWN_FAULTS, ReadingOptions, RowChunk, parse_chunk
 from lora_chat.data.storage.ledger import Ledger
 from lora_chat.errors import DataError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Change(Protocol):
+class DialogueTransform(Protocol):
     """What is done to what is said before it is encoded; both tell how many stretches they replaced."""
 
     @property
@@ -34,11 +34,11 @@ class Change(Protocol):
 class EncodingOptions:
     """How rows become tokens."""
 
-    reading: ReadingOptions
-    limit: int
+    reading_options: ReadingOptions
+    max_length: int
     """Most tokens of a dialogue, and length of the blocks of plain text."""
     over_long: str = "refuse"
-    change: Change | None = None
+    transform: DialogueTransform | None = None
     """What is done to every dialogue before it is encoded."""
 
 
@@ -61,16 +61,16 @@ class ChunkEncoder:
     ) -> None:
         self.options = options
         self._encoder = DialogueEncoder(tokenizer, stop_ids)
-        self._coder = TextTokenizer(tokenizer)
+        self._text_tokenizer = TextTokenizer(tokenizer)
         self._stop_ids = frozenset(stop_ids)
-        self._begin, self._end = begin_of_text(tokenizer), [int(tokenizer.eos_token_id)]
+        self._bos_ids, self._eos_ids = read_bos_ids(tokenizer), [int(tokenizer.eos_token_id)]
 
-    def __call__(self, chunk: Chunk) -> EncodedChunk:
+    def __call__(self, chunk: RowChunk) -> EncodedChunk:
         """Read, check and encode; faults are counted, not raised."""
-        change = self.options.change
+        change = self.options.transform
         clean = (lambda text: change.text(text)[0]) if change else (lambda text: text)
-        found, tally = read_chunk(chunk, self.options.reading, clean)
-        ledger = Ledger(files={chunk.path: chunk.form or "unknown"})
+        found, tally = parse_chunk(chunk, self.options.reading_options, clean)
+        ledger = Ledger(files={chunk.path: chunk.data_format or "unknown"})
         ledger.add(tally)
         dialogues = [one for one in found if isinstance(one, Dialogue)]
         documents = [one for one in found if isinstance(one, Document)]
@@ -78,8 +78,8 @@ class ChunkEncoder:
 
     def _encode(self, dialogues: list[Dialogue], ledger: Ledger) -> list[tuple[Dialogue, tuple[EncodedDialogue, ...]]]:
         kept = []
-        if self.options.change:
-            changed = [self.options.change.dialogue(dialogue) for dialogue in dialogues]
+        if self.options.transform:
+            changed = [self.options.transform.dialogue(dialogue) for dialogue in dialogues]
             dialogues = [dialogue for dialogue, _ in changed]
             ledger.redacted += sum(count for _, count in changed)
         for dialogue, rows in zip(dialogues, self._encoder.encode(dialogues), strict=True):
@@ -88,31 +88,31 @@ class ChunkEncoder:
                 said = json.dumps(dialogue.as_row, ensure_ascii=False)
                 ledger.refuse(dialogue.path, dialogue.line, rows, said)
                 continue
-            fitting = self._fit(dialogue, rows, ledger)
+            fitting = self._fit_to_limit(dialogue, rows, ledger)
             if fitting:
                 kept.append(fitting)
-                _count(ledger, *fitting, self._stop_ids)
+                _count_rows(ledger, *fitting, self._stop_ids)
         return kept
 
-    def _fit(
+    def _fit_to_limit(
         self, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], ledger: Ledger
     ) -> tuple[Dialogue, tuple[EncodedDialogue, ...]] | None:
         """The dialogue if it is short enough, or what is left when it is cut behind a reply."""
-        limit, length = self.options.limit, max(len(row.input_ids) for row in rows)
+        limit, length = self.options.max_length, max(len(row.input_ids) for row in rows)
         if length <= limit:
             return dialogue, rows
-        cut = _cut(dialogue, rows, limit) if self.options.over_long == "cut" else None
+        cut = _cut_to_limit(dialogue, rows, limit) if self.options.over_long == "cut" else None
         if cut:
             ledger.cut += 1
-            return self._counted(*cut)
+            return self._recount_roles(*cut)
         ledger.accepted -= 1
         ledger.dropped += 1
         ledger.longest_refused = max(ledger.longest_refused, length)
-        if len(ledger.over_long) < SHOWN:
+        if len(ledger.over_long) < MAX_SHOWN_FAULTS:
             ledger.over_long.append(f"{dialogue.path}:{dialogue.line}: {length} tokens")
         return None
 
-    def _counted(
+    def _recount_roles(
         self, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...]
     ) -> tuple[Dialogue, tuple[EncodedDialogue, ...]]:
         """What is left of a dialogue, encoded once more: what each role says is counted while the text is there."""
@@ -122,46 +122,48 @@ class ChunkEncoder:
         return dialogue, again
 
     def _encode_text(self, documents: list[Document], ledger: Ledger) -> list[tuple[int, list[int]]]:
-        if self.options.change:
-            changed = [self.options.change.text(document.text) for document in documents]
+        if self.options.transform:
+            changed = [self.options.transform.text(document.text) for document in documents]
             documents = [replace(d, text=text) for d, (text, _) in zip(documents, changed, strict=True)]
             ledger.redacted += sum(count for _, count in changed)
         found = []
         for document in documents:
             try:
-                (text,) = self._coder.tokenize([self._coder.mark(document.text)])
+                (text,) = self._text_tokenizer.tokenize([self._text_tokenizer.mark(document.text)])
             except DataError as error:
                 ledger.accepted -= document.lines
                 ledger.refuse(document.path, document.line, error, lines=document.lines)
                 continue
-            begin = self._begin if document.begins else []
-            found.append((document.line, begin + text.ids + ([] if document.goes_on else self._end)))
+            begin = self._bos_ids if document.is_first_piece else []
+            found.append((document.line, begin + text.ids + ([] if document.has_next_piece else self._eos_ids)))
         return found
 
 
-def _cut(
-    dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], limit: int
+def _cut_to_limit(
+    dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], max_length: int
 ) -> tuple[Dialogue, tuple[EncodedDialogue, ...]] | None:
     """As many turns from the beginning as fit, so that every reply keeps its end and what it answers."""
     if len(rows) > 1:
-        fitting = tuple(row for row in rows if len(row.input_ids) <= limit)
-        messages = max((row.ends[-1][0] for row in fitting), default=0)
+        fitting = tuple(row for row in rows if len(row.input_ids) <= max_length)
+        messages = max((row.reply_ends[-1][0] for row in fitting), default=0)
     else:
-        ends = [end for end in rows[0].ends if end[1] <= limit]
+        ends = [end for end in rows[0].reply_ends if end[1] <= max_length]
         messages, tokens = ends[-1] if ends else (0, 0)
         row = rows[0]
         fitting = (EncodedDialogue(row.input_ids[:tokens], row.labels[:tokens], tuple(ends)),)
     return (replace(dialogue, messages=dialogue.messages[:messages]), fitting) if messages else None
 
 
-def _count(ledger: Ledger, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], stop_ids: Collection[int]) -> None:
+def _count_rows(
+    ledger: Ledger, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], stop_ids: Collection[int]
+) -> None:
     first = dialogue.messages[0]
     for row in rows:
         ledger.add(
             Ledger(
                 rows=1,
-                replies=len(row.ends),
-                stops=sum(row.labels[end - 1] in stop_ids for end in _runs(row.labels)),
+                replies=len(row.reply_ends),
+                stops=sum(row.labels[end - 1] in stop_ids for end in _find_run_ends(row.labels)),
                 thoughtless=row.thoughtless,
                 tokens=len(row.input_ids),
                 supervised_tokens=row.supervised_tokens,
@@ -172,7 +174,7 @@ def _count(ledger: Ledger, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...]
     ledger.add(Ledger(dialogues=1, systems=[first.content if first.role == "system" else None]))
 
 
-def _runs(labels: list[int]) -> Iterator[int]:
+def _find_run_ends(labels: list[int]) -> Iterator[int]:
     """Where stretches with loss end."""
     following = [*labels[1:], IGNORE_INDEX]
     pairs = enumerate(zip(labels, following, strict=True), 1)

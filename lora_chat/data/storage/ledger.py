@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lora_chat.data.parsing.rows import SHOWN, Tally
+from lora_chat.data.parsing.rows import MAX_SHOWN_FAULTS, LineCounts
 
-_COUNTS = (
+_SUMMED_FIELDS = (
     "dropped",
     "cut",
     "dialogues",
@@ -20,7 +20,7 @@ _COUNTS = (
 
 
 @dataclass
-class Ledger(Tally):
+class Ledger(LineCounts):
     """lines = accepted + blank + refused + dropped, always."""
 
     dropped: int = 0
@@ -54,18 +54,18 @@ class Ledger(Tally):
     files: dict[str, str] = field(default_factory=dict)
     """Every file with the format it is in."""
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: LineCounts) -> None:
         super().add(other)
         if not isinstance(other, Ledger):
             return
-        for name in _COUNTS:
+        for name in _SUMMED_FIELDS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("longest", "longest_refused"):
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
         for role, (tokens, supervised) in other.roles.items():
             before = self.roles.get(role, [0, 0])
             self.roles[role] = [before[0] + tokens, before[1] + supervised]
-        self.over_long = (self.over_long + other.over_long)[:SHOWN]
+        self.over_long = (self.over_long + other.over_long)[:MAX_SHOWN_FAULTS]
         self.systems = list(dict.fromkeys(self.systems + other.systems))[:2]
         self.files |= other.files
 

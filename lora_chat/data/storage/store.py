@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-ROWS, UNITS, LEDGER = "rows.arrow", "units.arrow", "ledger.json"
-_TABLES = (ROWS, UNITS)
+ROWS_FILE, UNITS_FILE, LEDGER_FILE = "rows.arrow", "units.arrow", "ledger.json"
+_TABLE_FILES = (ROWS_FILE, UNITS_FILE)
 
 
 @dataclass(frozen=True)
-class Unit:
+class StoreUnit:
     """What is held out or trained as a whole: a dialogue, or a block of plain text."""
 
     dialogue: Dialogue | None
@@ -43,11 +43,11 @@ class StoreWriter:
         self._rows = pa.schema([("input_ids", ids), ("labels", mask), ("unit", pa.int64())])
         self._units = pa.schema([("digest", pa.int64()), ("path", text), ("line", pa.int64()), ("dialogue", text)])
         packed = pa.ipc.IpcWriteOptions(compression="zstd")
-        self._row_file = pa.ipc.new_stream(str(folder / ROWS), self._rows)
-        self._unit_file = pa.ipc.new_stream(str(folder / UNITS), self._units, options=packed)
+        self._row_file = pa.ipc.new_stream(str(folder / ROWS_FILE), self._rows)
+        self._unit_file = pa.ipc.new_stream(str(folder / UNITS_FILE), self._units, options=packed)
         self._count = 0
 
-    def write(self, units: Sequence[Unit]) -> None:
+    def write(self, units: Sequence[StoreUnit]) -> None:
         """Add some units with their rows."""
         import pyarrow as pa
 
@@ -65,13 +65,13 @@ class StoreWriter:
         """End the files; the ledger comes last."""
         self._row_file.close()
         self._unit_file.close()
-        sizes = {name: (self._folder / name).stat().st_size for name in _TABLES}
+        sizes = {name: (self._folder / name).stat().st_size for name in _TABLE_FILES}
         text = json.dumps({"sizes": sizes, "ledger": ledger.as_dict()}, ensure_ascii=False)
-        (self._folder / LEDGER).write_text(text, encoding="utf-8")
+        (self._folder / LEDGER_FILE).write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)
-class Store:
+class DialogueStore:
     """What one source became."""
 
     folder: Path
@@ -79,28 +79,30 @@ class Store:
     @cached_property
     def ledger(self) -> Ledger:
         """Its account."""
-        return Ledger(**self._written["ledger"])
+        return Ledger(**self._manifest["ledger"])
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether its files are there in full; what is inside them is not looked at."""
         try:
-            sizes = self._written["sizes"]
-            return self.ledger.rows >= 0 and all((self.folder / name).stat().st_size == sizes[name] for name in _TABLES)
+            sizes = self._manifest["sizes"]
+            return self.ledger.rows >= 0 and all(
+                (self.folder / name).stat().st_size == sizes[name] for name in _TABLE_FILES
+            )
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return False
 
     @cached_property
-    def _written(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / LEDGER).read_text(encoding="utf-8"))
+    def _manifest(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / LEDGER_FILE).read_text(encoding="utf-8"))
         return found
 
     def open_rows(self) -> Any:
         """Its rows, a datasets.Dataset of `input_ids`, `labels` (a mask) and `unit`, not in memory."""
         from datasets import Dataset
 
-        with self._damage():
-            table = Dataset.from_file(str(self.folder / ROWS))
+        with self._convert_read_errors():
+            table = Dataset.from_file(str(self.folder / ROWS_FILE))
             if table.column_names != ["input_ids", "labels", "unit"] or len(table) != self.ledger.rows:
                 raise ValueError("other columns or rows than its ledger has")
             return table
@@ -127,14 +129,14 @@ class Store:
     def _batches(self, names: list[str]) -> "Iterator[pa.RecordBatch]":
         import pyarrow as pa
 
-        with self._damage(), pa.memory_map(str(self.folder / UNITS)) as file:
+        with self._convert_read_errors(), pa.memory_map(str(self.folder / UNITS_FILE)) as file:
             fields = pa.ipc.open_stream(file).schema.names
             file.seek(0)
             options = pa.ipc.IpcReadOptions(included_fields=[fields.index(name) for name in names])
             yield from pa.ipc.open_stream(file, options=options)
 
     @contextmanager
-    def _damage(self) -> Iterator[None]:
+    def _convert_read_errors(self) -> Iterator[None]:
         """What Arrow says of files that are not what was written."""
         import pyarrow as pa
 

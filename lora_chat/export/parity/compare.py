@@ -5,20 +5,20 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import IntegrityError
-from lora_chat.export.parity.samples import Probe
-from lora_chat.export.parity.tolerances import Limits
+from lora_chat.export.parity.samples import ParitySample
+from lora_chat.export.parity.tolerances import Tolerances
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_chat.export.parity.outputs import Answers
+    from lora_chat.export.parity.outputs import ParityOutputs
 
-SHARE_OF_CONTROL = 0.5
+MAX_CONTROL_FRACTION = 0.5
 """Of the distance of the base alone: what is not clearly nearer to the adapted model proves nothing."""
 
 
 @dataclass(frozen=True)
-class ProofReport:
+class ParityReport:
     """How far two models are apart on the same held-out tokens."""
 
     what: str
@@ -54,16 +54,21 @@ class ProofReport:
         return asdict(self)
 
 
-def prove(
-    what: str, reader: str, expected: "Answers", delivered: "Answers", probes: Sequence[Probe], limits: Limits
-) -> ProofReport:
+def compare_outputs(
+    what: str,
+    reader: str,
+    expected: "ParityOutputs",
+    delivered: "ParityOutputs",
+    samples: Sequence[ParitySample],
+    tolerances: Tolerances,
+) -> ParityReport:
     """Compare what two models answered to the same probes; `failures` says what is beyond its limit."""
     distance = measure_distance(expected.logits, delivered.logits)
     equal = [a == b for a, b in zip(expected.replies, delivered.replies, strict=True)]
-    report = ProofReport(
+    report = ParityReport(
         what=what,
         reader=reader,
-        dialogues=len(probes),
+        dialogues=len(samples),
         **distance,
         control_kl=expected.control_kl,
         loss_adapted=expected.loss,
@@ -72,10 +77,10 @@ def prove(
         reply_tokens=max(map(len, expected.replies), default=0),
         equal_replies=sum(equal) / len(equal) if equal else 1.0,
     )
-    return replace(report, failures=tuple(_failures(report, delivered.misread, limits)))
+    return replace(report, failures=tuple(_list_failures(report, delivered.mismatches, tolerances)))
 
 
-def check_proof(report: ProofReport, *, accept: bool) -> ProofReport:
+def check_parity(report: ParityReport, *, accept: bool) -> ParityReport:
     """Raise IntegrityError if anything is beyond its limit, unless that is accepted."""
     if not report.failures:
         return report
@@ -88,26 +93,26 @@ def check_proof(report: ProofReport, *, accept: bool) -> ProofReport:
     )
 
 
-def _failures(report: ProofReport, misread: Sequence[str], limits: Limits) -> list[str]:
-    found = list(misread)
-    share = SHARE_OF_CONTROL * report.control_kl
+def _list_failures(report: ParityReport, mismatches: Sequence[str], tolerances: Tolerances) -> list[str]:
+    found = list(mismatches)
+    share = MAX_CONTROL_FRACTION * report.control_kl
     # Written so that NaN fails.
-    if not report.mean_kl <= limits.mean_kl:
-        found.append(f"mean KL {report.mean_kl:.2g} nats per token, allowed {limits.mean_kl:.2g}")
+    if not report.mean_kl <= tolerances.mean_kl:
+        found.append(f"mean KL {report.mean_kl:.2g} nats per token, allowed {tolerances.mean_kl:.2g}")
     elif not report.mean_kl < share:
         found.append(
             f"mean KL {report.mean_kl:.2g} nats per token, and the base without the adapter is as near "
             f"({report.control_kl:.2g}): the adapter says hardly more than this format rounds away"
         )
-    if not report.same_top_token >= limits.same_top_token:
-        found.append(f"same most likely token at {report.same_top_token:.1%}, allowed {limits.same_top_token:.1%}")
-    if not report.equal_replies >= limits.equal_replies:
-        least = f"{limits.equal_replies:.0%}"
+    if not report.same_top_token >= tolerances.same_top_token:
+        found.append(f"same most likely token at {report.same_top_token:.1%}, allowed {tolerances.same_top_token:.1%}")
+    if not report.equal_replies >= tolerances.equal_replies:
+        least = f"{tolerances.equal_replies:.0%}"
         found.append(f"{report.equal_replies:.0%} of {report.replies} replies equal, allowed {least}")
-    if not report.loss_delivered - report.loss_adapted <= limits.loss_rise:
+    if not report.loss_delivered - report.loss_adapted <= tolerances.loss_rise:
         found.append(
             f"validation loss {report.loss_delivered:.3f} for {report.loss_adapted:.3f}, "
-            f"allowed {limits.loss_rise:.2g} more"
+            f"allowed {tolerances.loss_rise:.2g} more"
         )
     return found
 

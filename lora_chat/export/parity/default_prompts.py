@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.encoding.encode import IGNORE_INDEX
-from lora_chat.export.parity.samples import Probe, make_probe
+from lora_chat.export.parity.samples import ParitySample, make_parity_sample
 from lora_chat.inference.generation import generate_ids
 
 if TYPE_CHECKING:
-    from lora_chat.export.merge import Mixture
+    from lora_chat.export.merge import AdapterBlend
 
-_TOKENS = 48
+_MAX_NEW_TOKENS = 48
 _QUESTIONS = (
     "Hello! Who are you, and what can you do for me?",
     "What are your opening hours?",
@@ -27,18 +27,18 @@ _QUESTIONS = (
 )
 
 
-def imagine_probes(mixture: "Mixture", system: str | None) -> list[Probe]:
+def make_default_samples(blend: "AdapterBlend", system: str | None) -> list[ParitySample]:
     """The questions with the adapted model's greedy replies, whose tokens are compared.
 
     Loads the adapted model for it.
     """
-    head = [{"role": "system", "content": system}] if system is not None else []
-    chats = [[*head, {"role": "user", "content": question}] for question in _QUESTIONS]
-    prompts = [render_ids(mixture.tokenizer, chat, reply_follows=True) for chat in chats]
-    model = mixture.load()
-    replies = generate_ids(model, int(mixture.tokenizer.pad_token_id), prompts, mixture.stop_ids, _TOKENS)
-    probes = []
+    system_messages = [{"role": "system", "content": system}] if system is not None else []
+    chats = [[*system_messages, {"role": "user", "content": question}] for question in _QUESTIONS]
+    prompts = [render_ids(blend.tokenizer, chat, add_generation_prompt=True) for chat in chats]
+    model = blend.load_adapted_model()
+    replies = generate_ids(model, int(blend.tokenizer.pad_token_id), prompts, blend.stop_ids, _MAX_NEW_TOKENS)
+    samples = []
     for chat, prompt, reply in zip(chats, prompts, replies, strict=True):
-        said = [*reply, *([mixture.stop_ids[0]] if len(reply) < _TOKENS else [])]
-        probes.append(make_probe([*prompt, *said], [IGNORE_INDEX] * len(prompt) + said, chat))
-    return [probe for probe in probes if probe.places]
+        reply_ids = [*reply, *([blend.stop_ids[0]] if len(reply) < _MAX_NEW_TOKENS else [])]
+        samples.append(make_parity_sample([*prompt, *reply_ids], [IGNORE_INDEX] * len(prompt) + reply_ids, chat))
+    return [sample for sample in samples if sample.positions]

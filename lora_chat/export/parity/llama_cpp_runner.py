@@ -8,11 +8,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.config.limits import PROVEN_TOKENS
-from lora_chat.errors import BaseUnavailableError, IntegrityError
-from lora_chat.export.parity.outputs import Reader
-from lora_chat.export.parity.samples import Probe
-from lora_chat.system.worker import run_worker, time_limit
+from lora_chat.config.limits import PARITY_MAX_NEW_TOKENS
+from lora_chat.errors import IntegrityError, UnavailableError
+from lora_chat.export.parity.outputs import ParityRunner
+from lora_chat.export.parity.samples import ParitySample
+from lora_chat.system.worker import run_worker, worker_timeout_seconds
 
 if TYPE_CHECKING:
     import torch
@@ -21,9 +21,9 @@ _PACKAGE = "llama-cpp-python"
 
 
 def check_llama_cpp() -> None:
-    """Raise BaseUnavailableError where llama.cpp is not installed."""
+    """Raise UnavailableError where llama.cpp is not installed."""
     if importlib.util.find_spec("llama_cpp") is None:
-        raise BaseUnavailableError(
+        raise UnavailableError(
             "GGUF needs llama.cpp, to quantise and to prove what was written.\n"
             "Run `make install-gguf`, or: pip install 'lora-chat[gguf]' (it is compiled, which takes minutes)."
         )
@@ -37,19 +37,23 @@ def run_llama_cpp(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     check_llama_cpp()
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
     files = [Path(request[name]) for name in ("from", "model", "lora") if request.get(name)]
-    done = run_worker("lora_chat.export.parity.llama_cpp_worker", [str(folder.absolute())], timeout=time_limit(*files))
+    done = run_worker(
+        "lora_chat.export.parity.llama_cpp_worker", [str(folder.absolute())], timeout=worker_timeout_seconds(*files)
+    )
     answer = folder / "answer.json"
     if done.exit_code or not answer.is_file():
-        raise IntegrityError(f"llama.cpp failed (exit {done.exit_code}). Its last words:\n{done.last_words()}")
+        raise IntegrityError(f"llama.cpp failed (exit {done.exit_code}). Its last words:\n{done.stderr_tail()}")
     found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     return found
 
 
-class LlamaCppReader(Reader):
+class LlamaCppRunner(ParityRunner):
     """Everything is asked at once, in one process; the methods look it up."""
 
-    def __init__(self, model: Path, lora: Path | None, probes: Sequence[Probe], stop_ids: Collection[int]) -> None:
-        self._number = {probe.ids: number for number, probe in enumerate(probes)}
+    def __init__(
+        self, model: Path, lora: Path | None, samples: Sequence[ParitySample], stop_ids: Collection[int]
+    ) -> None:
+        self._number = {sample.ids: number for number, sample in enumerate(samples)}
         self._folder = tempfile.TemporaryDirectory(prefix="lora-chat-")
         self._answer = run_llama_cpp(
             {
@@ -57,16 +61,16 @@ class LlamaCppReader(Reader):
                 "model": str(model.absolute()),
                 "lora": str(lora.absolute()) if lora else None,
                 "stop_ids": sorted(stop_ids),
-                "most": PROVEN_TOKENS,
+                "most": PARITY_MAX_NEW_TOKENS,
                 "probes": [
                     {
-                        "ids": probe.ids,
-                        "places": probe.places,
-                        "prompt": probe.prompt,
-                        "messages": probe.messages,
-                        "tools": probe.tools,
+                        "ids": sample.ids,
+                        "places": sample.positions,
+                        "prompt": sample.prompt,
+                        "messages": sample.messages,
+                        "tools": sample.tools,
                     }
-                    for probe in probes
+                    for sample in samples
                 ],
             },
             Path(self._folder.name),
@@ -76,26 +80,28 @@ class LlamaCppReader(Reader):
     def name(self) -> str:
         return f"llama.cpp ({_PACKAGE} {metadata.version(_PACKAGE)})"
 
-    def logits(self, ids: Sequence[int], places: Sequence[int]) -> "torch.Tensor":
+    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> "torch.Tensor":
         import numpy as np
         import torch
 
         number = self._number[tuple(ids)]
         return torch.from_numpy(np.load(Path(self._folder.name) / f"logits-{number}.npy", allow_pickle=False))
 
-    def replies(self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], most: int) -> list[list[int]]:
+    def replies(
+        self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_new_tokens: int
+    ) -> list[list[int]]:
         found: list[list[int]] = self._answer["replies"]
         return found
 
-    def misread(self, probes: Sequence[Probe], stop_ids: Collection[int]) -> list[str]:
-        found = []
-        asked = [(p.prompt, ids) for p, ids in zip(probes, self._answer["prompts"], strict=True) if p.messages]
-        other = [(list(meant), ids) for meant, ids in asked if list(meant) != ids]
-        if other:
-            found.append(
-                f"{len(other)} of {len(asked)} prompts have other token ids under its chat template: "
-                f"{other[0][1][:8]}... for {other[0][0][:8]}..."
+    def mismatches(self, samples: Sequence[ParitySample], stop_ids: Collection[int]) -> list[str]:
+        problems = []
+        prompt_pairs = [(p.prompt, ids) for p, ids in zip(samples, self._answer["prompts"], strict=True) if p.messages]
+        differing = [(list(meant), ids) for meant, ids in prompt_pairs if list(meant) != ids]
+        if differing:
+            problems.append(
+                f"{len(differing)} of {len(prompt_pairs)} prompts have other token ids under its chat template: "
+                f"{differing[0][1][:8]}... for {differing[0][0][:8]}..."
             )
         if missing := sorted(set(stop_ids) - set(self._answer["ends"])):
-            found.append(f"its replies do not end at the trained stop tokens {missing}")
-        return found
+            problems.append(f"its replies do not end at the trained stop tokens {missing}")
+        return problems

@@ -4,73 +4,75 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from lora_chat.config.limits import PROVEN_TOKENS
-from lora_chat.export.parity.samples import Probe
+from lora_chat.config.limits import PARITY_MAX_NEW_TOKENS
+from lora_chat.export.parity.samples import ParitySample
 
 if TYPE_CHECKING:
     import torch
 
-_MOST_BYTES = 256 * 2**20
+_MAX_LOGITS_BYTES = 256 * 2**20
 """Logits that are kept, in 32 bits: enough places for a mean, and no matter beside a model's weights."""
 
 
-class Reader(Protocol):
+class ParityRunner(Protocol):
     """A program that has a model open."""
 
     @property
     def name(self) -> str:
         """With its version."""
 
-    def logits(self, ids: Sequence[int], places: Sequence[int]) -> "torch.Tensor":
+    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> "torch.Tensor":
         """(places, vocabulary) logits of the tokens behind some places of a text, on the CPU."""
 
-    def replies(self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], most: int) -> list[list[int]]:
+    def replies(
+        self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_new_tokens: int
+    ) -> list[list[int]]:
         """At most so many greedy tokens behind each prompt, stop tokens left out."""
 
-    def misread(self, probes: Sequence[Probe], stop_ids: Collection[int]) -> list[str]:
+    def mismatches(self, samples: Sequence[ParitySample], stop_ids: Collection[int]) -> list[str]:
         """What it makes of texts other than training did, in words: prompts, beginning, stops."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class ParityOutputs:
     """All that is compared."""
 
     logits: "tuple[torch.Tensor, ...]"
     """Per probe (places, vocabulary), of its first places."""
     loss: float
     replies: tuple[tuple[int, ...], ...]
-    misread: tuple[str, ...]
+    mismatches: tuple[str, ...]
     control_kl: float = 0.0
     """Of the adapted model: how far the base without its adapter is from it."""
 
 
-def ask(
-    reader: Reader,
-    probes: Sequence[Probe],
+def collect_outputs(
+    reader: ParityRunner,
+    samples: Sequence[ParitySample],
     stop_ids: Collection[int],
     vocabulary: int,
-    step: Callable[[], None] = lambda: None,
-) -> Answers:
+    on_sample: Callable[[], None] = lambda: None,
+) -> ParityOutputs:
     """Ask a model everything; `vocabulary` cuts what a format pads."""
     import torch
 
-    each = places_each(len(probes), vocabulary)
-    kept, total, count = [], 0.0, 0
-    for probe in probes:
-        logits = reader.logits(probe.ids, probe.places)[:, :vocabulary].float()
-        losses = torch.nn.functional.cross_entropy(logits, torch.tensor(probe.answers), reduction="none")
-        total, count = total + float(losses.double().sum()), count + len(probe.places)
-        kept.append(logits[:each].clone())
-        step()
-    replies = reader.replies([probe.prompt for probe in probes], stop_ids, PROVEN_TOKENS)
-    return Answers(
-        logits=tuple(kept),
+    max_positions = positions_per_sample(len(samples), vocabulary)
+    kept_logits, total, count = [], 0.0, 0
+    for sample in samples:
+        logits = reader.logits(sample.ids, sample.positions)[:, :vocabulary].float()
+        losses = torch.nn.functional.cross_entropy(logits, torch.tensor(sample.target_ids), reduction="none")
+        total, count = total + float(losses.double().sum()), count + len(sample.positions)
+        kept_logits.append(logits[:max_positions].clone())
+        on_sample()
+    replies = reader.replies([sample.prompt for sample in samples], stop_ids, PARITY_MAX_NEW_TOKENS)
+    return ParityOutputs(
+        logits=tuple(kept_logits),
         loss=total / count,
         replies=tuple(map(tuple, replies)),
-        misread=tuple(reader.misread(probes, stop_ids)),
+        mismatches=tuple(reader.mismatches(samples, stop_ids)),
     )
 
 
-def places_each(probes: int, vocabulary: int) -> int:
+def positions_per_sample(num_samples: int, vocabulary: int) -> int:
     """Places of each probe whose logits are kept."""
-    return max(1, _MOST_BYTES // (4 * vocabulary * max(1, probes)))
+    return max(1, _MAX_LOGITS_BYTES // (4 * vocabulary * max(1, num_samples)))

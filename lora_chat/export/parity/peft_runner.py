@@ -7,13 +7,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_chat.config.limits import PROVEN_TOKENS
+from lora_chat.config.limits import PARITY_MAX_NEW_TOKENS
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.errors import IntegrityError
-from lora_chat.export.parity.outputs import Reader
-from lora_chat.export.parity.samples import Probe
-from lora_chat.models.base_model import FoundBase
-from lora_chat.system.worker import run_worker, time_limit
+from lora_chat.export.parity.outputs import ParityRunner
+from lora_chat.export.parity.samples import ParitySample
+from lora_chat.models.base_model import LocalBase
+from lora_chat.system.worker import run_worker, worker_timeout_seconds
 
 if TYPE_CHECKING:
     import torch
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 _WORKER = Path(__file__).with_name("peft_worker.py")
 
 
-class PeftReader(Reader):
+class PeftRunner(ParityRunner):
     """Everything is asked at once, in one process without lora_chat; the methods look it up."""
 
     def __init__(
         self,
         adapter: Path,
-        base: FoundBase,
+        base: LocalBase,
         precision: PrecisionPlan,
-        probes: Sequence[Probe],
+        samples: Sequence[ParitySample],
         stop_ids: Collection[int],
         pad: int,
     ) -> None:
-        self._number = {probe.ids: number for number, probe in enumerate(probes)}
+        self._number = {sample.ids: number for number, sample in enumerate(samples)}
         self._folder = tempfile.TemporaryDirectory(prefix="lora-chat-")
         folder = Path(self._folder.name)
         request = {
@@ -44,14 +44,14 @@ class PeftReader(Reader):
             "dtype": precision.dtype,
             "device": precision.device,
             "stop_ids": sorted(stop_ids),
-            "most": PROVEN_TOKENS,
+            "most": PARITY_MAX_NEW_TOKENS,
             "pad": pad,
-            "probes": [{"ids": p.ids, "places": p.places, "prompt": p.prompt} for p in probes],
+            "probes": [{"ids": p.ids, "places": p.positions, "prompt": p.prompt} for p in samples],
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        done = run_worker(_WORKER, [str(folder)], timeout=time_limit(base.folder))
+        done = run_worker(_WORKER, [str(folder)], timeout=worker_timeout_seconds(base.folder))
         if done.exit_code or not (folder / "answer.json").is_file():
-            said = done.last_words()
+            said = done.stderr_tail()
             raise IntegrityError(f"PEFT failed to open the adapter (exit {done.exit_code}). Its last words:\n{said}")
         self._replies: list[list[int]] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))["replies"]
 
@@ -59,14 +59,16 @@ class PeftReader(Reader):
     def name(self) -> str:
         return f"PEFT {metadata.version('peft')}"
 
-    def logits(self, ids: Sequence[int], places: Sequence[int]) -> "torch.Tensor":
+    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> "torch.Tensor":
         from safetensors.torch import load_file
 
         path = Path(self._folder.name) / f"logits-{self._number[tuple(ids)]}.safetensors"
         return load_file(path)["logits"]
 
-    def replies(self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], most: int) -> list[list[int]]:
+    def replies(
+        self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_new_tokens: int
+    ) -> list[list[int]]:
         return self._replies
 
-    def misread(self, probes: Sequence[Probe], stop_ids: Collection[int]) -> list[str]:
+    def mismatches(self, samples: Sequence[ParitySample], stop_ids: Collection[int]) -> list[str]:
         return []  # an adapter brings no tokenizer: its template and stops are the base's

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import save_file
 
 
-def load(request: dict[str, Any]) -> Any:
+def load_adapted_model(request: dict[str, Any]) -> Any:
     """Base and adapter, as a README of any adapter says it."""
     dtype = getattr(torch, request["dtype"])
     quantization = {
@@ -39,33 +39,33 @@ def load(request: dict[str, Any]) -> Any:
     return peft.PeftModel.from_pretrained(base, request["adapter"], local_files_only=True).eval()
 
 
-def reply(model: Any, prompt: list[int], stop_ids: list[int], most: int, pad: int) -> list[int]:
+def generate_reply(model: Any, prompt: list[int], stop_ids: list[int], max_new_tokens: int, pad: int) -> list[int]:
     """Greedy tokens behind a prompt."""
     settings = transformers.GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=most, eos_token_id=stop_ids, pad_token_id=pad
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad
     )
     ids = torch.tensor([prompt], device=model.device)
     with torch.inference_mode():
-        said = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    found: list[int] = said[0, len(prompt) :].tolist()
-    end = next((place for place, token in enumerate(found) if token in stop_ids), len(found))
-    return found[:end]
+        output_ids = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    reply_ids: list[int] = output_ids[0, len(prompt) :].tolist()
+    end = next((place for place, token in enumerate(reply_ids) if token in stop_ids), len(reply_ids))
+    return reply_ids[:end]
 
 
 def main(folder: Path) -> None:
     """Do what the request says; the answer is the last thing written."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    model = load(request)
+    model = load_adapted_model(request)
     replies = []
-    for number, probe in enumerate(request["probes"]):
+    for number, sample in enumerate(request["probes"]):
         with torch.inference_mode():
-            found = model(
-                input_ids=torch.tensor([probe["ids"]], device=model.device),
-                logits_to_keep=torch.tensor(probe["places"], device=model.device),
+            output = model(
+                input_ids=torch.tensor([sample["ids"]], device=model.device),
+                logits_to_keep=torch.tensor(sample["places"], device=model.device),
                 use_cache=False,
             )
-        save_file({"logits": found.logits[0].float().cpu()}, folder / f"logits-{number}.safetensors")
-        replies.append(reply(model, probe["prompt"], request["stop_ids"], request["most"], request["pad"]))
+        save_file({"logits": output.logits[0].float().cpu()}, folder / f"logits-{number}.safetensors")
+        replies.append(generate_reply(model, sample["prompt"], request["stop_ids"], request["most"], request["pad"]))
     if "lora_chat" in sys.modules:
         raise RuntimeError("this process was to know nothing of lora_chat")
     (folder / "answer.json").write_text(json.dumps({"replies": replies, "peft": peft.__version__}), encoding="utf-8")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
+class Tolerances:
     """What a proof may find at most."""
 
     mean_kl: float
@@ -18,24 +18,26 @@ class Limits:
     reason: str
 
 
-_SAME = "the same weights, rounded to 16 bits at most once"
-_OTHER = "other weights than those that were trained against"
-LIMITS = {
-    "merged model": Limits(1e-2, 0.92, 0.02, 0.25, _SAME),
-    "merged model of an 8-bit base": Limits(5e-2, 0.90, 0.05, 0.1, "LLM.int8 rounds activations too, a merge does not"),
-    "model merged into the original weights": Limits(0.3, 0.70, 0.15, 0.0, _OTHER),
-    "GGUF f32": Limits(1e-2, 0.92, 0.02, 0.25, _SAME),
-    "GGUF f16": Limits(1e-2, 0.92, 0.02, 0.25, _SAME),
-    "GGUF bf16": Limits(1e-2, 0.92, 0.02, 0.25, _SAME),
-    "GGUF q8_0": Limits(2e-2, 0.92, 0.03, 0.2, "8.5 bits a weight"),
-    "GGUF q6_k": Limits(4e-2, 0.90, 0.05, 0.1, "6.6 bits a weight"),
-    "GGUF q5_k_m": Limits(8e-2, 0.87, 0.08, 0.0, "5.7 bits a weight"),
-    "GGUF q5_k_s": Limits(8e-2, 0.87, 0.08, 0.0, "5.5 bits a weight"),
-    "GGUF q4_k_m": Limits(0.15, 0.82, 0.12, 0.0, "4.9 bits a weight"),
-    "GGUF q4_k_s": Limits(0.2, 0.80, 0.15, 0.0, "4.6 bits a weight"),
-    "GGUF q3_k_m": Limits(0.5, 0.65, 0.3, 0.0, "3.9 bits a weight: replies change visibly"),
-    "PEFT adapter": Limits(1e-2, 0.92, 0.02, 0.25, "the same numbers in the same arithmetic, but for its order"),
-    "GGUF adapter": Limits(1e-2, 0.92, 0.02, 0.25, "the same numbers, added while it runs"),
+_SAME_WEIGHTS_REASON = "the same weights, rounded to 16 bits at most once"
+_OTHER_WEIGHTS_REASON = "other weights than those that were trained against"
+TOLERANCES = {
+    "merged model": Tolerances(1e-2, 0.92, 0.02, 0.25, _SAME_WEIGHTS_REASON),
+    "merged model of an 8-bit base": Tolerances(
+        5e-2, 0.90, 0.05, 0.1, "LLM.int8 rounds activations too, a merge does not"
+    ),
+    "model merged into the original weights": Tolerances(0.3, 0.70, 0.15, 0.0, _OTHER_WEIGHTS_REASON),
+    "GGUF f32": Tolerances(1e-2, 0.92, 0.02, 0.25, _SAME_WEIGHTS_REASON),
+    "GGUF f16": Tolerances(1e-2, 0.92, 0.02, 0.25, _SAME_WEIGHTS_REASON),
+    "GGUF bf16": Tolerances(1e-2, 0.92, 0.02, 0.25, _SAME_WEIGHTS_REASON),
+    "GGUF q8_0": Tolerances(2e-2, 0.92, 0.03, 0.2, "8.5 bits a weight"),
+    "GGUF q6_k": Tolerances(4e-2, 0.90, 0.05, 0.1, "6.6 bits a weight"),
+    "GGUF q5_k_m": Tolerances(8e-2, 0.87, 0.08, 0.0, "5.7 bits a weight"),
+    "GGUF q5_k_s": Tolerances(8e-2, 0.87, 0.08, 0.0, "5.5 bits a weight"),
+    "GGUF q4_k_m": Tolerances(0.15, 0.82, 0.12, 0.0, "4.9 bits a weight"),
+    "GGUF q4_k_s": Tolerances(0.2, 0.80, 0.15, 0.0, "4.6 bits a weight"),
+    "GGUF q3_k_m": Tolerances(0.5, 0.65, 0.3, 0.0, "3.9 bits a weight: replies change visibly"),
+    "PEFT adapter": Tolerances(1e-2, 0.92, 0.02, 0.25, "the same numbers in the same arithmetic, but for its order"),
+    "GGUF adapter": Tolerances(1e-2, 0.92, 0.02, 0.25, "the same numbers, added while it runs"),
 }
 """KL decides. Most likely tokens and replies tell less where a model hesitates; theirs catch what is plainly wrong.
 
@@ -43,6 +45,6 @@ Measured on the quickstart (README): five to twenty times nearer in KL. A small 
 """
 
 
-def limits_of(what: str) -> Limits:
+def tolerances_for(what: str) -> Tolerances:
     """The limits of a format."""
-    return LIMITS[what]
+    return TOLERANCES[what]

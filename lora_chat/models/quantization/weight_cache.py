@@ -3,41 +3,41 @@
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.config.limits import MOST_HELD
-from lora_chat.models.quantization.dequantize import HELD, frozen_weight, is_int8
+from lora_chat.config.limits import WEIGHT_CACHE_LIMIT_BYTES
+from lora_chat.models.quantization.dequantize import CACHED_WEIGHT_ATTRIBUTE, get_dense_weight, is_int8_linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
-_REPACKS = "support_avx512bf16_for_cpu"
-_most_held = MOST_HELD
+_REPACK_FLAG = "support_avx512bf16_for_cpu"
+_cache_limit_bytes = WEIGHT_CACHE_LIMIT_BYTES
 
 
-def hold_dense_weights(model: "torch.nn.Module") -> bool:
+def cache_dense_weights(model: "torch.nn.Module") -> bool:
     """Dequantise layers once instead of at every product, if that takes little memory; whether it was done.
 
     The values and results are those of bitsandbytes, whose CPU path makes the dense weight anew each time.
     """
     layers: list[Any] = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
-    if not _may_be_held(layers, model.dtype):  # type: ignore[arg-type]
+    if not _fits_cache(layers, model.dtype):  # type: ignore[arg-type]
         return False
     for layer in layers:
-        dense = frozen_weight(layer)
+        dense = get_dense_weight(layer)
         if dense.dtype == layer.compute_dtype:
-            setattr(layer, HELD, dense)
+            setattr(layer, CACHED_WEIGHT_ATTRIBUTE, dense)
             layer.forward = _make_forward(layer, dense)
     return bool(layers)
 
 
-def hold_nothing() -> None:
+def disable_weight_cache() -> None:
     """Treat even a small base as a large one, in this process."""
-    global _most_held
-    _most_held = 0
+    global _cache_limit_bytes
+    _cache_limit_bytes = 0
 
 
-def let_go_of_files(model: "torch.nn.Module") -> None:
+def copy_mapped_weights(model: "torch.nn.Module") -> None:
     """Copy what was not quantised, for it keeps the whole file of 16-bit weights mapped, and counted as memory."""
     for weight in [*model.parameters(), *model.buffers()]:
         if weight.dtype.is_floating_point and weight.device.type == "cpu":
@@ -45,28 +45,28 @@ def let_go_of_files(model: "torch.nn.Module") -> None:
 
 
 @contextmanager
-def held_int8(model: "torch.nn.Module") -> "Iterator[None]":
+def cached_int8_weights(model: "torch.nn.Module") -> "Iterator[None]":
     """The same for LLM.int8 on a CPU, until the block ends: only in training are its products dense.
 
     The layers keep their forward, which rounds activations too outside of training.
     """
     dtype: torch.dtype = model.dtype  # type: ignore[assignment]
-    layers: list[Any] = [m for m in model.modules() if is_int8(m) and m.weight.device.type == "cpu"]
-    layers = layers if _may_be_held(layers, dtype) else []
+    layers: list[Any] = [m for m in model.modules() if is_int8_linear(m) and m.weight.device.type == "cpu"]
+    layers = layers if _fits_cache(layers, dtype) else []
     for layer in layers:
-        setattr(layer, HELD, frozen_weight(layer, dtype))
+        setattr(layer, CACHED_WEIGHT_ATTRIBUTE, get_dense_weight(layer, dtype))
     try:
         yield
     finally:
         for layer in layers:
-            delattr(layer, HELD)
+            delattr(layer, CACHED_WEIGHT_ATTRIBUTE)
 
 
-def _may_be_held(layers: "Sequence[Any]", dtype: "torch.dtype") -> bool:
-    return bool(sum(m.in_features * m.out_features * dtype.itemsize for m in layers) <= _most_held)
+def _fits_cache(layers: "Sequence[Any]", dtype: "torch.dtype") -> bool:
+    return bool(sum(m.in_features * m.out_features * dtype.itemsize for m in layers) <= _cache_limit_bytes)
 
 
-def hold_together(layers: "Sequence[Any]") -> "torch.Tensor | None":
+def concatenate_cached_weights(layers: "Sequence[Any]") -> "torch.Tensor | None":
     """The dense weights of layers over the same input below each other, (sum of out, in); None if they are not held.
 
     The layers' own become slices of it: they compute as before and no value is in memory twice.
@@ -74,22 +74,22 @@ def hold_together(layers: "Sequence[Any]") -> "torch.Tensor | None":
     import torch
 
     for layer in layers:
-        if HELD not in layer.__dict__ and type(layer) is not torch.nn.Linear:
+        if CACHED_WEIGHT_ATTRIBUTE not in layer.__dict__ and type(layer) is not torch.nn.Linear:
             return None
     if len(layers) == 1:
-        return frozen_weight(layers[0])  # type: ignore[no-any-return]
-    together = torch.cat([frozen_weight(layer) for layer in layers])
+        return get_dense_weight(layers[0])  # type: ignore[no-any-return]
+    stacked = torch.cat([get_dense_weight(layer) for layer in layers])
     begin = 0
     for layer in layers:
-        part = together[begin : begin + layer.out_features]
+        part = stacked[begin : begin + layer.out_features]
         begin += layer.out_features
-        if HELD in layer.__dict__:
-            setattr(layer, HELD, part)
+        if CACHED_WEIGHT_ATTRIBUTE in layer.__dict__:
+            setattr(layer, CACHED_WEIGHT_ATTRIBUTE, part)
             if "forward" in layer.__dict__:
                 layer.forward = _make_forward(layer, part)
         else:
             layer.weight.data = part
-    return together
+    return stacked
 
 
 def _make_forward(layer: Any, dense: "torch.Tensor") -> "Callable[[torch.Tensor], torch.Tensor]":
@@ -102,7 +102,7 @@ def _make_forward(layer: Any, dense: "torch.Tensor") -> "Callable[[torch.Tensor]
     return forward
 
 
-def keep_one_layout(model: "torch.nn.Module") -> None:
+def disable_weight_repacking(model: "torch.nn.Module") -> None:
     """Keep bitsandbytes from repacking 4-bit weights for CPU inference.
 
     `Linear4bit.forward` repacks at the first evaluation on AVX512-BF16 machines. From then on the weights
@@ -110,5 +110,5 @@ def keep_one_layout(model: "torch.nn.Module") -> None:
     (`matmul_4bit` takes an inference kernel), so training after an evaluation would go wrong in silence.
     """
     for module in model.modules():
-        if hasattr(module, _REPACKS):
-            setattr(module, _REPACKS, False)
+        if hasattr(module, _REPACK_FLAG):
+            setattr(module, _REPACK_FLAG, False)

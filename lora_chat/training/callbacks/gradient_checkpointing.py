@@ -6,13 +6,13 @@ from transformers import TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
-class PartialCheckpointing(TrainerCallback):
+class PartialGradientCheckpointing(TrainerCallback):
     """Leaves gradient checkpointing on in the first `layers` decoder layers alone, once Trainer has set it in all."""
 
     def __init__(self, layers: int) -> None:
         self._layers = layers
 
     def on_train_begin(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
-        found = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        for number, layer in enumerate(found):
+        decoder_layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for number, layer in enumerate(decoder_layers):
             layer.gradient_checkpointing = number < self._layers

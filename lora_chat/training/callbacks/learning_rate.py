@@ -5,7 +5,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-class RateOfPlan(TrainerCallback):
+class ResumeLearningRate(TrainerCallback):
     """Trainer takes peak rate and weight decay from the checkpoint's optimizer, whatever its arguments say."""
 
     def on_train_begin(

@@ -8,14 +8,14 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_chat.config.plan import TrainingPlan
-from lora_chat.errors import MemoryShortError
-from lora_chat.planning.workload import pick_largest
+from lora_chat.errors import OutOfMemoryError
+from lora_chat.planning.workload import select_largest_rows
 from lora_chat.system.memory_limit import is_out_of_memory
-from lora_chat.training.fast_path.packed_batch import shared_prefix
+from lora_chat.training.fast_path.packed_batch import count_shared_prefix
 from lora_chat.training.fast_path.packing import StepCollator
 
 
-class StepDown(Exception):
+class RetryWithSmallerPlan(Exception):
     """The largest micro-batch does not fit, but that of this plan does: it was tried."""
 
     def __init__(self, plan: TrainingPlan, note: str) -> None:
@@ -23,28 +23,28 @@ class StepDown(Exception):
         self.plan = plan
 
 
-def identity_of(plan: TrainingPlan, identity: Mapping[str, Any]) -> dict[str, Any]:
+def update_identity(plan: TrainingPlan, identity: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is, with the training settings that it has now."""
     fields = {f"training.{name}": value for name, value in plan.model_dump(mode="json").items()}
     return {**identity, **{name: value for name, value in fields.items() if name in identity}}
 
 
-_SMALLEST_BUDGET = 256
+_MIN_MICRO_BATCH_TOKENS = 256
 """Tokens; smaller micro-batches are slow and save little more."""
 
 
-class MemoryTrial(TrainerCallback):
+class MemoryCheckCallback(TrainerCallback):
     """Forward, backward and optimizer on the largest micro-batch; weights, optimizer and dice are as before."""
 
     def __init__(
-        self, rows: Sequence[Any], lengths: Sequence[int], plan: TrainingPlan, may_change: Collection[str] = ()
+        self, rows: Sequence[Any], lengths: Sequence[int], plan: TrainingPlan, adjustable_settings: Collection[str] = ()
     ) -> None:
         self._rows = rows
-        self._may_change = may_change
+        self._adjustable_settings = adjustable_settings
         """Settings that are left open: where they are enough, training begins again with smaller ones."""
         self._lengths = lengths
         """Tokens of each row."""
-        self._order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        self._longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         self._plan = plan
         self.trainer: Any = None
         """Set once the trainer exists."""
@@ -60,26 +60,34 @@ class MemoryTrial(TrainerCallback):
     ) -> None:
         if state.global_step >= state.max_steps or self._fits(model, optimizer, self._plan):
             return
-        gentler = self._find_gentler(model, optimizer)
-        if gentler is not None and set(_changed(self._plan, gentler)) <= set(self._may_change):
-            raise StepDown(gentler, f"Out of memory: {self._what()} does not fit. {_becomes(self._plan, gentler)}")
-        raise MemoryShortError(self._advice(gentler))
+        smaller_plan = self._find_smaller_plan(model, optimizer)
+        if smaller_plan is not None and set(_changed_settings(self._plan, smaller_plan)) <= set(
+            self._adjustable_settings
+        ):
+            raise RetryWithSmallerPlan(
+                smaller_plan,
+                f"Out of memory: {self._describe_micro_batch()} does not fit. "
+                f"{_format_changes(self._plan, smaller_plan)}",
+            )
+        raise OutOfMemoryError(self._out_of_memory_message(smaller_plan))
 
     def _fits(self, model: Any, optimizer: Any, plan: TrainingPlan) -> bool:
         """Whether a plan's largest micro-batch can be trained. Whatever else goes wrong is raised."""
         weights = [p for p in model.parameters() if p.requires_grad]
-        kept = [p.detach().clone() for p in weights]
+        original_values = [p.detach().clone() for p in weights]
         fits = True
         try:
-            for batch in self._largest(plan, own_head=bool(getattr(model.config, "final_logit_softcapping", None))):
-                self.trainer.try_step(batch)
-            _try_optimizer(optimizer)
+            for batch in self._largest_micro_batches(
+                plan, computes_all_logits=bool(getattr(model.config, "final_logit_softcapping", None))
+            ):
+                self.trainer.dry_run_step(batch)
+            _dry_run_optimizer(optimizer)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             fits = False
         with torch.no_grad():
-            for weight, value in zip(weights, kept, strict=True):
+            for weight, value in zip(weights, original_values, strict=True):
                 weight.copy_(value)
         model.zero_grad()
         if not fits:  # what the error held on to is needed for the next try
@@ -88,28 +96,28 @@ class MemoryTrial(TrainerCallback):
             torch.cuda.empty_cache()
         return fits
 
-    def _largest(self, plan: TrainingPlan, *, own_head: bool) -> Iterator[dict[str, Any]]:
+    def _largest_micro_batches(self, plan: TrainingPlan, *, computes_all_logits: bool) -> Iterator[dict[str, Any]]:
         collator = self.trainer.data_collator
         if not isinstance(collator, StepCollator):
-            yield dict(collator([self._row(i) for i in self._order[: plan.micro_batch_size]]))
+            yield dict(collator([self._row(i) for i in self._longest_first[: plan.micro_batch_size]]))
             return
-        orders = [self._order]
-        if own_head:  # all logits at once: many tokens with loss can take more than the longest row
-            orders.append(sorted(self._order, key=lambda i: -self._rows[i].supervised_tokens))
+        orders = [self._longest_first]
+        if computes_all_logits:  # all logits at once: many tokens with loss can take more than the longest row
+            orders.append(sorted(self._longest_first, key=lambda i: -self._rows[i].supervised_tokens))
         for order in orders:
-            rows = [collator.flat.trim(self._row(i)) for i in order[: plan.effective_batch_size]]
-            shared = shared_prefix(rows) if collator.flat.share else 0
-            by = None if order is self._order else range(len(rows), 0, -1)
-            picked = pick_largest([len(row["input_ids"]) for row in rows], plan, shared, by)
-            yield {"micro_batches": [collator.flat([rows[i] for i in picked])]}
+            rows = [collator.micro_batch_collator.trim(self._row(i)) for i in order[: plan.effective_batch_size]]
+            shared = count_shared_prefix(rows) if collator.micro_batch_collator.share_prefix else 0
+            ranking = None if order is self._longest_first else range(len(rows), 0, -1)
+            picked = select_largest_rows([len(row["input_ids"]) for row in rows], plan, shared, ranking)
+            yield {"micro_batches": [collator.micro_batch_collator([rows[i] for i in picked])]}
 
-    def _row(self, place: int) -> dict[str, list[int]]:
-        row = self._rows[place]
+    def _row(self, index: int) -> dict[str, list[int]]:
+        row = self._rows[index]
         return {"input_ids": row.input_ids, "labels": row.labels}
 
-    def _find_gentler(self, model: Any, optimizer: Any) -> TrainingPlan | None:
+    def _find_smaller_plan(self, model: Any, optimizer: Any) -> TrainingPlan | None:
         by_tokens = isinstance(self.trainer.data_collator, StepCollator) and self._plan.micro_batch_tokens is not None
-        for plan in _gentler(self._plan, by_tokens, self._longest):
+        for plan in _smaller_plans(self._plan, by_tokens, self._longest_length):
             if plan.gradient_checkpointing is True and self._plan.gradient_checkpointing is not True:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self._fits(model, optimizer, plan):
@@ -117,60 +125,65 @@ class MemoryTrial(TrainerCallback):
         return None
 
     @property
-    def _longest(self) -> int:
-        return self._lengths[self._order[0]]
+    def _longest_length(self) -> int:
+        return self._lengths[self._longest_first[0]]
 
-    def _what(self) -> str:
-        return f"the largest micro-batch (longest dialogue {self._longest:,} tokens)"
+    def _describe_micro_batch(self) -> str:
+        return f"the largest micro-batch (longest dialogue {self._longest_length:,} tokens)"
 
-    def _advice(self, gentler: TrainingPlan | None) -> str:
-        if gentler is not None:
-            flags = " ".join(f"--set training.{name}={value}" for name, value in _changed(self._plan, gentler).items())
+    def _out_of_memory_message(self, smaller_plan: TrainingPlan | None) -> str:
+        if smaller_plan is not None:
+            flags = " ".join(
+                f"--set training.{name}={value}" for name, value in _changed_settings(self._plan, smaller_plan).items()
+            )
             return (
-                f"Out of memory: {self._what()} does not fit, as tried here before training.\n"
+                f"Out of memory: {self._describe_micro_batch()} does not fit, as tried here before training.\n"
                 f"This fits, with the same dialogues a step and the same result: {flags}"
             )
         return (
-            f"Out of memory: the longest dialogue, {self._longest:,} tokens, does not fit, alone and with gradient "
+            f"Out of memory: the longest dialogue, {self._longest_length:,} tokens, does not fit, alone and with "
+            f"gradient "
             "checkpointing (tried here, before training).\nLeave long ones out (--set data.max_length=N "
             "--set data.over_long=drop), or take a smaller base, or --set quantization.mode=4bit."
         )
 
 
-def _try_optimizer(optimizer: Any) -> None:
-    inner = getattr(optimizer, "optimizer", optimizer)
-    if inner.state:
+def _dry_run_optimizer(optimizer: Any) -> None:
+    unwrapped = getattr(optimizer, "optimizer", optimizer)
+    if unwrapped.state:
         return  # of a run that goes on: its memory is taken already
     try:
-        inner.step()
+        unwrapped.step()
     finally:
-        inner.state.clear()
+        unwrapped.state.clear()
 
 
-def _gentler(plan: TrainingPlan, by_tokens: bool, longest: int) -> Iterator[TrainingPlan]:
+def _smaller_plans(plan: TrainingPlan, by_tokens: bool, longest: int) -> Iterator[TrainingPlan]:
     """Plans of the same result in smaller pieces, the fastest first; activations are recomputed last."""
     if by_tokens:
         budget = int(plan.micro_batch_tokens or 0)
-        while budget > longest and budget // 2 >= _SMALLEST_BUDGET:  # else it holds one dialogue already
+        while budget > longest and budget // 2 >= _MIN_MICRO_BATCH_TOKENS:  # else it holds one dialogue already
             budget //= 2
             plan = plan.model_copy(update={"micro_batch_tokens": budget})
             yield plan
     else:
-        whole = plan.effective_batch_size
-        for size in (n for n in range(plan.micro_batch_size - 1, 0, -1) if whole % n == 0):
-            plan = plan.model_copy(update={"micro_batch_size": size, "gradient_accumulation_steps": whole // size})
+        effective_batch_size = plan.effective_batch_size
+        for size in (n for n in range(plan.micro_batch_size - 1, 0, -1) if effective_batch_size % n == 0):
+            plan = plan.model_copy(
+                update={"micro_batch_size": size, "gradient_accumulation_steps": effective_batch_size // size}
+            )
             yield plan
     if plan.gradient_checkpointing is not True:
         yield plan.model_copy(update={"gradient_checkpointing": True})
 
 
-def _changed(before: TrainingPlan, after: TrainingPlan) -> dict[str, str]:
+def _changed_settings(before: TrainingPlan, after: TrainingPlan) -> dict[str, str]:
     """What differs, as a recipe has it."""
     names = ("micro_batch_tokens", "micro_batch_size", "gradient_checkpointing")
     pairs = {name: (getattr(before, name), getattr(after, name)) for name in names}
     return {name: str(new).lower() for name, (old, new) in pairs.items() if old != new}
 
 
-def _becomes(before: TrainingPlan, after: TrainingPlan) -> str:
-    parts = ", ".join(f"training.{name} becomes {value}" for name, value in _changed(before, after).items())
+def _format_changes(before: TrainingPlan, after: TrainingPlan) -> str:
+    parts = ", ".join(f"training.{name} becomes {value}" for name, value in _changed_settings(before, after).items())
     return f"Beginning again, with the same dialogues a step and the same result: {parts}."

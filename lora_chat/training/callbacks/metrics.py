@@ -8,25 +8,27 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_chat.errors import explain_write_errors
-from lora_chat.runs.metrics_log import Metrics
+from lora_chat.runs.metrics_log import MetricsLog
 from lora_chat.system.atomic_write import open_to_append
-from lora_chat.training.callbacks.checkpoint import ends_epoch
+from lora_chat.training.callbacks.checkpoint import is_epoch_end
 from lora_chat.training.progress_bar import ProgressView, StepReport
 from lora_chat.training.stop_request import StopRequest
-from lora_chat.training.trainer import EvaluationStopped, NothingLeft
+from lora_chat.training.trainer import EvaluationStopped, TrainingAlreadyComplete
 
 
-class Recorder(TrainerCallback):
+class MetricsCallback(TrainerCallback):
     """Appends one JSON object a step to the metrics file."""
 
-    def __init__(self, metrics: Path, before: Metrics, view: ProgressView, stop: StopRequest) -> None:
-        self._metrics = metrics
-        self._before = before
+    def __init__(
+        self, metrics_path: Path, earlier_metrics: MetricsLog, view: ProgressView, stop_request: StopRequest
+    ) -> None:
+        self._metrics_path = metrics_path
+        self._earlier_metrics = earlier_metrics
         """What stands there of the steps that a checkpoint had done."""
         self._view = view
-        self._stop = stop
+        self._stop_request = stop_request
         self._started = 0.0
-        self._first = 0
+        self._first_step = 0
         self.trainer: Any = None
         """Set once the trainer exists; it counts the supervised tokens."""
 
@@ -38,25 +40,25 @@ class Recorder(TrainerCallback):
         train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        self._first = step = state.global_step
-        self.trainer.supervised_tokens = self._before.supervised_tokens
-        measured = self.trainer.eval_dataset is None or self._before.has_validation(step)
-        if step and not measured and ends_epoch(args, state, train_dataloader):
+        self._first_step = step = state.global_step
+        self.trainer.supervised_tokens = self._earlier_metrics.supervised_tokens
+        measured = self.trainer.eval_dataset is None or self._earlier_metrics.has_validation_loss(step)
+        if step and not measured and is_epoch_end(args, state, train_dataloader):
             self.trainer.evaluate()  # committed, but cut short before it was measured
-        if step >= state.max_steps or self._stop.number:
-            raise NothingLeft
+        if step >= state.max_steps or self._stop_request.signal_number:
+            raise TrainingAlreadyComplete
         self._started = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        control.should_training_stop |= bool(self._stop.number)
+        control.should_training_stop |= bool(self._stop_request.signal_number)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        control.should_training_stop |= bool(self._stop.number)
+        control.should_training_stop |= bool(self._stop_request.signal_number)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._stop.number:
+        if self._stop_request.signal_number:
             control.should_training_stop = True
             raise EvaluationStopped
 
@@ -86,13 +88,13 @@ class Recorder(TrainerCallback):
                 "gradient_norm": float(logs.get("grad_norm", 0.0)),
                 "learning_rate": float(logs.get("learning_rate", 0.0)),
                 "supervised_tokens": tokens,
-                "seconds": round(self._before.seconds + seconds, 3),
+                "seconds": round(self._earlier_metrics.seconds + seconds, 3),
             }
         )
-        left = seconds / (state.global_step - self._first) * (state.max_steps - state.global_step)
-        rate = (tokens - self._before.supervised_tokens) / max(seconds, 1e-9)
-        self._view.step(StepReport(state.global_step, state.max_steps, loss, rate, left))
+        seconds_left = seconds / (state.global_step - self._first_step) * (state.max_steps - state.global_step)
+        tokens_per_second = (tokens - self._earlier_metrics.supervised_tokens) / max(seconds, 1e-9)
+        self._view.step(StepReport(state.global_step, state.max_steps, loss, tokens_per_second, seconds_left))
 
     def _write(self, row: dict[str, Any]) -> None:
-        with explain_write_errors(self._metrics, "metrics"), open_to_append(self._metrics) as file:
+        with explain_write_errors(self._metrics_path, "metrics"), open_to_append(self._metrics_path) as file:
             file.write(json.dumps(row) + "\n")

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-_ROWS = 256
+_CPU_BUFFER_ROWS = 256
 """Positions whose logits are held at once on a CPU, ..."""
-_LOGITS = 2**25
+_GPU_BUFFER_LOGITS = 2**25
 """... and logits on a GPU, which wants more rows; each takes ten bytes."""
-_SCALED_BY = (
+_LOGIT_SCALING_FIELDS = (
     "final_logit_softcapping",
     "logit_scale",
     "output_multiplier",
@@ -24,10 +24,10 @@ _SCALED_BY = (
 """Settings of models whose logits are not the head's product alone."""
 
 
-class HeadLoss(torch.autograd.Function):
+class LMHeadLoss(torch.autograd.Function):
     """hidden (positions, size), weight (vocabulary, size), next ids (positions,) -> summed cross entropy / count.
 
-    `blocks` are where its logits are made, some rows at a time.
+    `buffers` are where its logits are made, some rows at a time.
     """
 
     @staticmethod
@@ -37,21 +37,21 @@ class HeadLoss(torch.autograd.Function):
         weight: torch.Tensor,
         ids: torch.Tensor,
         count: "int | torch.Tensor",
-        blocks: Sequence[torch.Tensor],
+        buffers: Sequence[torch.Tensor],
     ) -> torch.Tensor:
         gradient = torch.empty_like(hidden)
         loss = hidden.new_zeros((), dtype=torch.float32)
-        many = blocks[0].shape[0]
-        for begin in range(0, hidden.shape[0], many):
-            rows = slice(begin, min(begin + many, hidden.shape[0]))
-            logits, wide, shares = (block[: rows.stop - begin] for block in blocks)
+        rows_per_buffer = buffers[0].shape[0]
+        for begin in range(0, hidden.shape[0], rows_per_buffer):
+            rows = slice(begin, min(begin + rows_per_buffer, hidden.shape[0]))
+            logits, logits_fp32, log_probs = (buffer[: rows.stop - begin] for buffer in buffers)
             targets = ids[rows].unsqueeze(1)
             torch.mm(hidden[rows].to(weight.dtype), weight.T, out=logits)
-            torch.log_softmax(wide.copy_(logits), dim=-1, out=shares)
-            loss -= shares.gather(1, targets).sum()
+            torch.log_softmax(logits_fp32.copy_(logits), dim=-1, out=log_probs)
+            loss -= log_probs.gather(1, targets).sum()
             # The gradient of the logits is softmax - 1 at the target.
-            shares.exp_().scatter_add_(1, targets, shares.new_full(targets.shape, -1.0))
-            gradient[rows] = logits.copy_(shares) @ weight
+            log_probs.exp_().scatter_add_(1, targets, log_probs.new_full(targets.shape, -1.0))
+            gradient[rows] = logits.copy_(log_probs) @ weight
         ctx.save_for_backward(gradient.div_(count))
         return loss / count
 
@@ -61,13 +61,13 @@ class HeadLoss(torch.autograd.Function):
         return gradient * gradients[0], None, None, None, None
 
 
-def make_blocks(weight: torch.Tensor, rows: int) -> list[torch.Tensor]:
+def allocate_logit_buffers(weight: torch.Tensor, rows: int) -> list[torch.Tensor]:
     """Room for the logits of so many positions in the weight's type, and twice in fp32, each (rows, vocabulary)."""
     return [weight.new_empty(rows, weight.shape[0], dtype=kind) for kind in (weight.dtype, *2 * [torch.float32])]
 
 
 @dataclass(frozen=True)
-class SupervisedHead:
+class SupervisedLMHead:
     """A causal model in two parts: the decoder, called for hidden states, and the head's frozen weight."""
 
     decoder: torch.nn.Module
@@ -75,41 +75,43 @@ class SupervisedHead:
 
     def loss(self, inputs: dict[str, Any], count: "int | torch.Tensor") -> torch.Tensor:
         """Summed cross entropy of a flat micro-batch over its supervised tokens, divided by `count`."""
-        keep, ids, rest = split_supervised(inputs)
+        positions, ids, rest = split_supervised(inputs)
         hidden = self.decoder(**rest, use_cache=False).last_hidden_state[0]
-        loss: torch.Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
-            hidden.index_select(0, keep), self.weight, ids, count, self._blocks(len(ids))
+        loss: torch.Tensor = LMHeadLoss.apply(  # type: ignore[no-untyped-call]
+            hidden.index_select(0, positions), self.weight, ids, count, self._logit_buffers(len(ids))
         )
         return loss
 
-    def _blocks(self, positions: int) -> list[torch.Tensor]:
+    def _logit_buffers(self, positions: int) -> list[torch.Tensor]:
         if self.weight.device.type == "cpu":
-            return self._lasting_blocks
-        return make_blocks(self.weight, min(positions, max(_ROWS, _LOGITS // self.weight.shape[0])))
+            return self._cached_logit_buffers
+        return allocate_logit_buffers(
+            self.weight, min(positions, max(_CPU_BUFFER_ROWS, _GPU_BUFFER_LOGITS // self.weight.shape[0]))
+        )
 
     @cached_property
-    def _lasting_blocks(self) -> list[torch.Tensor]:
+    def _cached_logit_buffers(self) -> list[torch.Tensor]:
         """For all steps, on a CPU: where such large ones come and go, what lies in their place makes them grow."""
-        return make_blocks(self.weight, _ROWS)
+        return allocate_logit_buffers(self.weight, _CPU_BUFFER_ROWS)
 
 
 def split_supervised(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     """A flat micro-batch -> positions before a trained token, that token's ids, and the model's inputs."""
-    keep = inputs["supervised"]
-    ids = inputs["labels"][0].index_select(0, keep + 1)
-    return keep, ids, {key: value for key, value in inputs.items() if key not in ("labels", "supervised")}
+    positions = inputs["supervised"]
+    ids = inputs["labels"][0].index_select(0, positions + 1)
+    return positions, ids, {key: value for key, value in inputs.items() if key not in ("labels", "supervised")}
 
 
-def find_head(model: Any) -> SupervisedHead | None:
+def find_lm_head(model: Any) -> SupervisedLMHead | None:
     """The parts of a PEFT model whose logits are `head(hidden)` and nothing more; None for any other."""
     base: Any = model.get_base_model()
     head: Any = base.get_output_embeddings()
     config = base.config.get_text_config()
-    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in _SCALED_BY)
+    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in _LOGIT_SCALING_FIELDS)
     routed = bool(getattr(config, "output_router_logits", False))
     plain = bool(
         type(head) is torch.nn.Linear and getattr(head, "bias", None) is None and not head.weight.requires_grad
     )
     decoder: Any = getattr(base, base.base_model_prefix, None)
     covered = plain and not scaled and not routed and decoder is not None
-    return SupervisedHead(decoder, head.weight) if covered else None
+    return SupervisedLMHead(decoder, head.weight) if covered else None

@@ -11,10 +11,10 @@ from test_encode import CHATML
 from test_known_templates import LOOK, TRAINABLE, tokenizer_with
 
 from lora_chat.data.encoding.chat_template import render_ids
-from lora_chat.data.encoding.control_tokens import CLOSE, OPEN, control_tokens
+from lora_chat.data.encoding.control_tokens import LITERAL_END, LITERAL_START, read_control_tokens
 from lora_chat.data.encoding.encode import IGNORE_INDEX, DialogueEncoder, encode_dialogue
 from lora_chat.data.encoding.tokenizer import TextTokenizer
-from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.errors import DataError
 
 HARMLESS = "Zebra"
@@ -58,7 +58,7 @@ def make(place, text):
     tools = None
     if place == "description":
         tools = [{"type": "function", "function": LOOK["function"] | {"description": text}}]
-    return make_dialogue({"messages": [*messages, reply, *more], "tools": tools})
+    return parse_dialogue({"messages": [*messages, reply, *more], "tools": tools})
 
 
 def control_count(tokenizer, ids):
@@ -75,7 +75,9 @@ def trained_ids(rows):
 
 
 def all_cases(tokenizer):
-    return [(place, pattern, token) for token in control_tokens(tokenizer) for pattern in PATTERNS for place in PLACES]
+    return [
+        (place, pattern, token) for token in read_control_tokens(tokenizer) for pattern in PATTERNS for place in PLACES
+    ]
 
 
 def check_cases(name, tokenizer, stops, cases):
@@ -135,7 +137,7 @@ def test_a_key_with_a_control_token_is_refused_with_the_key_and_the_token(tiny_t
         else:
             row["tools"] = [{"type": "function", "function": LOOK["function"] | {"parameters": {key: {}}}}]
         with pytest.raises(DataError) as caught:
-            encode_dialogue(make_dialogue(row), tokenizer, stops)
+            encode_dialogue(parse_dialogue(row), tokenizer, stops)
         assert str(caught.value) == reason
 
 
@@ -149,7 +151,7 @@ def test_keys_that_only_look_like_tags_are_kept(tiny_tokenizer):
         ">": 4,
         "tool_call": 5,
     }
-    (encoded,) = encode_dialogue(make_dialogue(row), tokenizer, stops)
+    (encoded,) = encode_dialogue(parse_dialogue(row), tokenizer, stops)
     assert '{"<at>": 1, "a<": 2, "im_end": 3, ">": 4, "tool_call": 5}' in tokenizer.decode(encoded.input_ids)
 
 
@@ -162,7 +164,7 @@ def test_no_name_becomes_a_control_token_together_with_what_the_template_writes_
         (row,) = encode_dialogue(some, tokenizer, [tokenizer.eos_token_id])
         assert control_count(tokenizer, row.input_ids) == {tokenizer.eos_token_id: 4, 1: 4}
         assert f"<{text}>" in tokenizer.decode(row.input_ids)
-        ids = render_ids(tokenizer, some.as_dicts[:1], reply_follows=True)
+        ids = render_ids(tokenizer, some.as_dicts[:1], add_generation_prompt=True)
         assert row.input_ids[: len(ids)] == ids
 
 
@@ -177,7 +179,7 @@ def test_html_elements_stay_the_tokens_that_they_are_and_are_no_control_tokens(t
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.add_tokens(["<table>", "</table>", "<h1>", "<tabular>", "\n\n"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<p>"]})
-    assert set(control_tokens(tokenizer)) == {"<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tabular>", "<p>"}
+    assert set(read_control_tokens(tokenizer)) == {"<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tabular>", "<p>"}
     text = "<table> <h1></table>\n\n<tabular><p>"
     (row,) = encode_dialogue(make("assistant", text), tokenizer, [tokenizer.eos_token_id])
     counts = control_count(tokenizer, row.input_ids)
@@ -191,7 +193,9 @@ def test_the_longest_control_token_that_fits_is_marked(tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.add_tokens(["<x>", "<x><y>"])
     marked = TextTokenizer(tokenizer).mark([{"a": "1<x><y><x>2", "n": 3, "none": None}])
-    assert marked == [{"a": f"1{OPEN}<x><y>{CLOSE}{OPEN}<x>{CLOSE}2", "n": 3, "none": None}]
+    assert marked == [
+        {"a": f"1{LITERAL_START}<x><y>{LITERAL_END}{LITERAL_START}<x>{LITERAL_END}2", "n": 3, "none": None}
+    ]
 
 
 def test_another_spelling_that_the_tokenizer_takes_for_a_control_token_is_refused():

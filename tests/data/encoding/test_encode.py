@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.data.dialogue import Dialogue, Message, NotADialogue
+from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message
 from lora_chat.data.encoding.chat_template import PLAIN_TEMPLATE, install_template, render_ids
 from lora_chat.data.encoding.encode import IGNORE_INDEX, DialogueEncoder, encode_dialogue
-from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.errors import DataError
 
 CHATML = (
@@ -106,7 +106,7 @@ def check(some, tokenizer):
     # What is served before a reply is what was trained before it.
     for place, entry in enumerate(some.messages):
         if entry.role == "assistant":
-            prompt = render_ids(tokenizer, some.as_dicts[:place], reply_follows=True)
+            prompt = render_ids(tokenizer, some.as_dicts[:place], add_generation_prompt=True)
             assert ids[: len(prompt)] == prompt
             assert labels[len(prompt) - 1] == IGNORE_INDEX
             assert labels[len(prompt)] == ids[len(prompt)]
@@ -169,8 +169,8 @@ def test_control_tokens_in_any_content_stay_text(tokenizer, fake):
 
 def test_no_character_is_lost_in_silence():
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": f"a{MARKERS}b"}]
-    with pytest.raises(NotADialogue, match="U\\+F0000"):
-        make_dialogue({"messages": messages})
+    with pytest.raises(InvalidDialogueError, match="U\\+F0000"):
+        parse_dialogue({"messages": messages})
 
 
 def test_stop_tokens_other_than_eos_end_a_turn_too(with_template):
@@ -194,12 +194,12 @@ def test_a_row_says_where_its_replies_end_and_how_many_tokens_each_role_has(tiny
     some = dialogue("hi!", "yo", "so", "no way", system="Be brief.")
     some = replace(some, messages=(*some.messages[:2], replace(some.messages[2], trained=False), *some.messages[3:]))
     encoded = encode(some, tiny_tokenizer)
-    assert encoded.ends == ((5, len(encoded.input_ids)),)
+    assert encoded.reply_ends == ((5, len(encoded.input_ids)),)
     assert encoded.roles == {"system": (9, 0), "user": (5, 0), "assistant": (8, 6)}
     assert encode(some.last_turn_only, tiny_tokenizer) == encoded
     both = encode(dialogue("hi!", "yo", "so", "no way"), tiny_tokenizer)
-    assert [messages for messages, _ in both.ends] == [2, 4]
-    assert all(both.labels[end - 1] == tiny_tokenizer.eos_token_id for _, end in both.ends)
+    assert [messages for messages, _ in both.reply_ends] == [2, 4]
+    assert all(both.labels[end - 1] == tiny_tokenizer.eos_token_id for _, end in both.reply_ends)
 
 
 def refusal(tokenizer, some):
@@ -224,7 +224,7 @@ def test_where_earlier_turns_are_rewritten_every_reply_is_trained_behind_what_in
     assert text_of(tokenizer, supervised(first)) == "think|yo<|im_end|>"
     assert text_of(tokenizer, supervised(second)) == "hm|yes<|im_end|>"
     for row, place in ((first, 1), (second, 3)):
-        prompt = render_ids(tokenizer, some.as_dicts[:place], reply_follows=True)
+        prompt = render_ids(tokenizer, some.as_dicts[:place], add_generation_prompt=True)
         assert row.input_ids[: len(prompt)] == prompt
         assert set(row.labels[: len(prompt)]) == {IGNORE_INDEX}
     assert "think" not in text_of(tokenizer, second.input_ids)
@@ -241,7 +241,7 @@ def test_a_stop_token_that_text_follows_does_not_end_a_reply(with_template):
     thoughts = "{% if m.reasoning_content %}{{ m.reasoning_content + eos_token }}{% endif %}"
     tokenizer = with_template("{%- for m in messages %}" + thoughts + "{{ m.content + eos_token }}{% endfor %}")
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "reasoning": "hm"}]
-    encoded = encode(make_dialogue({"messages": messages}), tokenizer)
+    encoded = encode(parse_dialogue({"messages": messages}), tokenizer)
     assert text_of(tokenizer, supervised(encoded)) == f"hm{tokenizer.eos_token}yo{tokenizer.eos_token}"
 
 
@@ -264,7 +264,7 @@ def test_thoughts_that_the_generation_prompt_opens_are_closed_by_the_reply(with_
         "\n</think>\n\nno<|im_end|>",
     ]
     for row, place in zip(rows, (1, 3), strict=True):
-        prompt = render_ids(tokenizer, some.as_dicts[:place], reply_follows=True)
+        prompt = render_ids(tokenizer, some.as_dicts[:place], add_generation_prompt=True)
         assert row.input_ids == prompt + supervised(row)
         assert set(row.labels[: len(prompt)]) == {IGNORE_INDEX}
 
@@ -310,7 +310,7 @@ TOOLS = """{%- if tools %}{{ 'tools: ' + tools | tojson + eos_token }}{% endif -
 
 def with_tools():
     call = {"function": {"name": "look", "arguments": {"at": "sky"}}}
-    return make_dialogue(
+    return parse_dialogue(
         {
             "messages": [
                 {"role": "user", "content": "weather?"},

@@ -15,7 +15,7 @@ from test_encode import make_merging_tokenizer
 
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.encoding.encode import IGNORE_INDEX, encode_dialogue
-from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.errors import DataError
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -218,7 +218,7 @@ def call(how, thought=None):
 
 def rows_of(base, name, messages, tools=None):
     tokenizer, stops = tokenizer_with(base, name)
-    return encode_dialogue(make_dialogue({"messages": messages, "tools": tools}), tokenizer, stops)
+    return encode_dialogue(parse_dialogue({"messages": messages, "tools": tools}), tokenizer, stops)
 
 
 def served(tokenizer, name, messages, tools):
@@ -228,14 +228,14 @@ def served(tokenizer, name, messages, tools):
             message["thinking"] = message["reasoning_content"]
         for made in message.get("tool_calls", ()) if name == "deepseekv3" else ():
             made["function"]["arguments"] = json.dumps(made["function"]["arguments"])
-    return render_ids(tokenizer, messages, reply_follows=True, tools=tools)
+    return render_ids(tokenizer, messages, add_generation_prompt=True, tools=tools)
 
 
 def check(base, name, case, messages, expected, tools=None):
     """The replies are these, each behind the prompt that is served, and nothing else is trained."""
     tokenizer, stops = tokenizer_with(base, name)
     rows = rows_of(base, name, messages, tools)
-    ends = [(row, *end) for row in rows for end in row.ends]
+    ends = [(row, *end) for row in rows for end in row.reply_ends]
     places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     assert [count for _, count, _ in ends] == [place + 1 for place in places]
     labels = {id(row): [IGNORE_INDEX] * len(row.input_ids) for row in rows}
@@ -251,7 +251,7 @@ def check(base, name, case, messages, expected, tools=None):
     assert not [text for text in trained for other in NOT_TRAINED if other in text]
     for row in rows:
         assert row.labels == labels[id(row)]
-        assert row.ends[-1][1] == len(row.input_ids)
+        assert row.reply_ends[-1][1] == len(row.input_ids)
         assert row.input_ids.count(tokenizer.bos_token_id) <= 1
     if "ĊĊ" not in base.get_vocab():  # a token of two line feeds parts more rows
         assert len(rows) == (len(expected) if case in KNOWN[name].get("apart", "").split() else 1)
@@ -373,10 +373,10 @@ def test_tokens_that_swallow_the_blanks_behind_them_change_nothing(base, name):
     tokenizer.bos_token = "<bos>"
     stops = {tokenizer.convert_tokens_to_ids(stop) for stop in KNOWN[name]["stops"]}
     how = KNOWN[name]
-    rows = encode_dialogue(make_dialogue({"messages": TALK}), tokenizer, stops)
+    rows = encode_dialogue(parse_dialogue({"messages": TALK}), tokenizer, stops)
     trained = [[token for token in row.labels if token != IGNORE_INDEX] for row in rows]
     assert "".join(map(tokenizer.decode, trained)) == reply(how, "A pot.") + reply(how, "two\nlines")
     for row in rows:
-        for place, _ in row.ends:
+        for place, _ in row.reply_ends:
             prompt = served(tokenizer, name, TALK[: place - 1], None)
             assert row.input_ids[: len(prompt)] == prompt

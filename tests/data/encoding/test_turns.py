@@ -13,7 +13,7 @@ from test_known_templates import TEMPLATES
 
 from lora_chat.data.dialogue import Dialogue, Message
 from lora_chat.data.encoding.encode import IGNORE_INDEX, DialogueEncoder
-from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.errors import DataError
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -53,10 +53,10 @@ def coded(request, base):
     return tokenizer, tokenizer.convert_tokens_to_ids(STOPS[request.param])
 
 
-def ids_of(tokenizer, messages, *, reply_follows):
+def ids_of(tokenizer, messages, *, add_generation_prompt):
     return tokenizer.apply_chat_template(
         messages,
-        add_generation_prompt=reply_follows,
+        add_generation_prompt=add_generation_prompt,
         tokenize=True,
         return_dict=False,
         sanitize_control_tokens=True,
@@ -72,8 +72,8 @@ def reference(some, tokenizer, stop):
     for place, message in enumerate(some.messages):
         if message.role != "assistant" or not message.trained:
             continue
-        prompt = ids_of(tokenizer, messages[:place], reply_follows=True)
-        until = ids_of(tokenizer, messages[: place + 1], reply_follows=False)
+        prompt = ids_of(tokenizer, messages[:place], add_generation_prompt=True)
+        until = ids_of(tokenizer, messages[: place + 1], add_generation_prompt=False)
         if until[: len(prompt)] != prompt:
             return None
         replies.append((len(prompt), until[: until.index(stop, len(prompt)) + 1]))
@@ -111,7 +111,7 @@ def check_apart(some, rows, tokenizer):
     places = [place for place, message in enumerate(some.messages) if message.role == "assistant" and message.trained]
     assert len(rows) == len(places)
     for (ids, labels), place in zip(rows, places, strict=True):
-        prompt = ids_of(tokenizer, some.as_dicts[:place], reply_follows=True)
+        prompt = ids_of(tokenizer, some.as_dicts[:place], add_generation_prompt=True)
         assert ids[: len(prompt)] == prompt
         assert labels == [IGNORE_INDEX] * len(prompt) + ids[len(prompt) :]
         until = tokenizer.apply_chat_template(some.as_dicts[: place + 1], tokenize=False)
@@ -159,9 +159,9 @@ def test_a_dialogue_is_encoded_alike_alone_and_among_others(coded, several):
 def real_tokenizer():
     from transformers import AutoTokenizer
 
-    from lora_chat.models.bundled import find_embedded
+    from lora_chat.models.bundled import find_bundled_base
 
-    return AutoTokenizer.from_pretrained(find_embedded("smollm2-135m-instruct", print))
+    return AutoTokenizer.from_pretrained(find_bundled_base("smollm2-135m-instruct", print))
 
 
 def files_of_dialogues():
@@ -185,7 +185,7 @@ def test_real_dialogues_under_a_real_tokenizer_are_encoded_as_every_prefix_by_it
     dialogues = []
     for file in files:
         with file.open(encoding="utf-8") as lines:
-            dialogues += [make_dialogue(json.loads(line)) for line, _ in zip(lines, range(25), strict=False)]
+            dialogues += [parse_dialogue(json.loads(line)) for line, _ in zip(lines, range(25), strict=False)]
     if name == "gemma":
         dialogues = [some for some in dialogues if some.messages[0].role != "system"]
     assert dialogues

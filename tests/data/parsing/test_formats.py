@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lora_chat.data.parsing.formats import recognise
+from lora_chat.data.parsing.formats import detect_format
 from lora_chat.data.parsing.rows import ReadingOptions, read_chunks, read_dialogues
-from lora_chat.data.reading.file_types import recognise_kind
+from lora_chat.data.reading.file_types import detect_file_kind
 from lora_chat.data.reading.files import find_files
 from lora_chat.errors import DataError
 
@@ -82,7 +82,7 @@ def test_every_format_in_every_file_gives_the_same_dialogues(tmp_path, form, kin
         pytest.skip("Parquet packs itself")
     path.write_bytes(gzip.compress(content) if packed else content)
     if kind != "tsv" or len(ROWS[form]("q", "a")) > 1:  # one column alone has no separator
-        assert recognise_kind(path) == kind.split(",")[0]
+        assert detect_file_kind(path) == kind.split(",")[0]
     dialogues, report = read_dialogues(path)
     assert [d.as_dicts for d in dialogues] == [messages(*pair) for pair in PAIRS]
     assert forms_of(path) == [form]
@@ -304,7 +304,7 @@ def test_what_parquet_holds_and_no_dialogue_can_is_refused_row_by_row(tmp_path):
 
 
 def test_a_list_longer_than_the_window_it_is_read_through(tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_chat.data.reading.json_array._WINDOW", 64)
+    monkeypatch.setattr("lora_chat.data.reading.json_array._WINDOW_BYTES", 64)
     rows = [{"messages": messages("\u4f60\u597d" * n, "\U0001f642" * n)} for n in range(1, 40)]
     for indent in (None, 2):
         dialogues, report = read_all(tmp_path, json.dumps(rows, ensure_ascii=False, indent=indent).encode())
@@ -331,7 +331,7 @@ def test_whatever_a_list_holds_each_row_is_accepted_or_refused(tmp_path_factory,
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(rows, indent=1))
     for row in rows:
-        recognise(row)
+        detect_format(row)
     try:
         dialogues, report = read_dialogues(path, skip_bad=len(rows))
     except DataError as error:

@@ -11,13 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lora_chat.data.parsing import rows as rows_module
-from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.rows import ReadingOptions, read_chunks, read_dialogues
 from lora_chat.data.storage import encode_chunk, ledger
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
 from lora_chat.data.storage.ledger import total
 from lora_chat.errors import DataError
-from lora_chat.system.strict_json import parse_json
+from lora_chat.system.strict_json import parse_strict_json
 
 
 def row(question="q", answer="a"):
@@ -461,10 +461,10 @@ def accounts_for_every_line(path, encoder, options, there):
     texts = [one for part in encoded for one in part.text]
     assert len(dialogues) + len(texts) == book.accepted
     for dialogue, rows in dialogues:
-        again = make_dialogue(parse_json(json.dumps(dialogue.as_row, ensure_ascii=False)), dialogue.line)
+        again = parse_dialogue(parse_strict_json(json.dumps(dialogue.as_row, ensure_ascii=False)), dialogue.line)
         assert replace(again, path=dialogue.path) == dialogue
         for row in rows:
-            assert len(row.input_ids) == len(row.labels) <= encoder.options.limit
+            assert len(row.input_ids) == len(row.labels) <= encoder.options.max_length
             assert 0 < row.supervised_tokens < len(row.input_ids)
     return dialogues, texts, [int(found[1]) for found in refused + long]
 
@@ -476,7 +476,7 @@ def test_fuzzed_rows_are_accepted_or_refused_and_none_is_lost(tmp_path, tiny_tok
         int(os.environ.get("LORA_CHAT_FUZZ_SEED", FUZZ_SEED)),
     )
     for module in (rows_module, ledger, encode_chunk):
-        monkeypatch.setattr(module, "SHOWN", 10**6)
+        monkeypatch.setattr(module, "MAX_SHOWN_FAULTS", 10**6)
     plain, tools = copy.deepcopy(tiny_tokenizer), copy.deepcopy(tiny_tokenizer)
     tools.chat_template = WITH_TOOLS
     options = ReadingOptions()

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pytest
 
 from lora_chat.data.reading.hub_dataset import HubFiles, find_hub_files
-from lora_chat.errors import BaseUnavailableError, DataError, LoraChatError, SpaceError
+from lora_chat.errors import DataError, DiskFullError, LoraChatError, UnavailableError
 
 TOKEN = "hf_aVerySecretToken"
 OLD, NEW = "1" * 40, "2" * 40
@@ -260,10 +260,10 @@ def test_without_a_network_what_was_downloaded_is_used(hub, way, monkeypatch):
     assert notices == [f"The hub cannot be reached: using friend/talk as last downloaded, commit {OLD}"]
     assert find(revision=OLD, notices=notices) == pinned
     assert len(notices) == 1
-    with pytest.raises(BaseUnavailableError, match="not whole on this machine and the hub cannot be reached"):
+    with pytest.raises(UnavailableError, match="not whole on this machine and the hub cannot be reached"):
         find("test")
     first.paths[1].unlink()
-    with pytest.raises(BaseUnavailableError, match="not whole"):
+    with pytest.raises(UnavailableError, match="not whole"):
         find()
 
 
@@ -280,7 +280,7 @@ def test_a_download_that_was_killed_goes_on_and_never_looks_whole(hub, server, t
             threading.Event().wait(0.01)
         process.kill()
     hub.halves, hub.down = set(), True
-    with pytest.raises(BaseUnavailableError, match="not whole"):
+    with pytest.raises(UnavailableError, match="not whole"):
         find()
     hub.down = False
     hub.asked.clear()
@@ -297,7 +297,7 @@ def test_a_hub_that_breaks_down_on_the_way_leaves_the_last_commit(hub):
     notices = []
     assert find(notices=notices) == known
     assert notices[1:] == [f"The hub cannot be reached: using friend/talk as last downloaded, commit {OLD}"]
-    with pytest.raises(BaseUnavailableError, match="cannot be reached"):
+    with pytest.raises(UnavailableError, match="cannot be reached"):
         find(revision=NEW)
     hub.refused = {}
     assert inside(find()) == ["train-1.jsonl", "train-2.jsonl"]
@@ -371,14 +371,14 @@ def test_a_card_that_is_no_yaml_is_refused(hub):
 )
 def test_what_the_hub_does_not_have_is_named(hub, name, revision, text):
     hub.holds({"train.jsonl": 1})
-    with pytest.raises(BaseUnavailableError, match=text):
+    with pytest.raises(UnavailableError, match=text):
         find(name=name, revision=revision)
 
 
 def test_a_gated_data_set_asks_for_a_token(hub):
     hub.holds({"train.jsonl": 1})
     hub.refused = {"train.jsonl": (403, "GatedRepo")}
-    with pytest.raises(BaseUnavailableError, match="accept its terms on its page and set HF_TOKEN"):
+    with pytest.raises(UnavailableError, match="accept its terms on its page and set HF_TOKEN"):
         find()
 
 
@@ -388,5 +388,5 @@ def test_a_full_disk_is_no_missing_network(hub, monkeypatch):
 
     hub.holds({"train.jsonl": 1})
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
-    with pytest.raises(SpaceError, match="set HF_HOME"):
+    with pytest.raises(DiskFullError, match="set HF_HOME"):
         find()

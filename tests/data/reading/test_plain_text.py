@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from lora_chat.cli import main
-from lora_chat.data.dataset import all_of
+from lora_chat.data.dataset import build_full_set
 from lora_chat.data.parsing.rows import ReadingOptions
 from lora_chat.data.reading import files
 from lora_chat.data.reading.files import read_rows
 from lora_chat.data.storage.build import build_store
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
-from lora_chat.data.storage.store import Store
+from lora_chat.data.storage.store import DialogueStore
 
 TEXTS = [
     "Once upon a time,\nthere was a pot. ",
@@ -35,8 +35,8 @@ def blocks_of_file(tmp_path, tiny_tokenizer):
         folder.mkdir()
         options = EncodingOptions(ReadingOptions(**reading), limit)
         build_store(folder, [path], ChunkEncoder(tiny_tokenizer, [tiny_tokenizer.eos_token_id], options), workers)
-        store = Store(folder)
-        return list(all_of([store]).read()) if store.ledger.rows else [], store.ledger
+        store = DialogueStore(folder)
+        return list(build_full_set([store]).read()) if store.ledger.rows else [], store.ledger
 
     return make
 
@@ -78,7 +78,7 @@ def documents(tokenizer, blocks):
 @pytest.mark.parametrize("make", [json_lines, table, as_parquet])
 @pytest.mark.parametrize("key", ["text", "body"])
 def test_texts_come_back_whole_from_blocks_of_one_length(blocks_of_file, tiny_tokenizer, make, key):
-    reading = {"columns": {"text": "body"}} if key == "body" else {"form": "text"}
+    reading = {"columns": {"text": "body"}} if key == "body" else {"data_format": "text"}
     blocks, ledger = blocks_of_file(make(TEXTS, key), **reading)
     assert {len(block) for block in blocks[:-1]} == {64}
     assert 1 < len(blocks[-1]) <= 64
@@ -154,11 +154,11 @@ def test_pieces_of_a_text_joined_are_the_text(tmp_path_factory, lines, piece, en
     path = tmp_path_factory.getbasetemp() / "pieces"
     content = "\n".join(lines) + ("\n" if ends else "")
     path.write_text(content)
-    before, files._PIECE = files._PIECE, piece
+    before, files._TEXT_PIECE_BYTES = files._TEXT_PIECE_BYTES, piece
     try:
         rows = list(read_rows(path, plain_text=True))
     finally:
-        files._PIECE = before
+        files._TEXT_PIECE_BYTES = before
     text = "".join(row.value["text"] for row in rows)
     assert text == content.removesuffix("\n") or not text.strip()
     assert sum(row.lines for row in rows) == content.count("\n") + (content[-1:] not in ("\n", ""))
@@ -174,7 +174,7 @@ def test_a_long_text_in_pieces_is_the_same_text(blocks_of_file, tiny_tokenizer, 
     lines = [chance.choice(["你好 " * 9, "", "word " * chance.randint(1, 20), "🙂"]) + str(i) for i in range(900)]
     content = ("\n".join(lines) + "\n\n\n").encode()
     whole, ledger = blocks_of_file(content, form="text")
-    monkeypatch.setattr(files, "_PIECE", 100)
+    monkeypatch.setattr(files, "_TEXT_PIECE_BYTES", 100)
     pieces, again = blocks_of_file(content, workers=workers, form="text")
     assert pieces == whole
     assert documents(tiny_tokenizer, pieces) == ["\n".join(lines) + "\n\n"]

@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from lora_chat.data.dialogue import NotADialogue
+from lora_chat.data.dialogue import InvalidDialogueError
 from lora_chat.data.encoding.encode import DialogueEncoder
-from lora_chat.data.parsing.formats import recognise, to_messages
-from lora_chat.data.parsing.messages import make_dialogue
-from lora_chat.data.reading.json_array import read_list
+from lora_chat.data.parsing.formats import detect_format, to_messages
+from lora_chat.data.parsing.messages import parse_dialogue
+from lora_chat.data.reading.json_array import read_json_array
 from lora_chat.errors import DataError
-from lora_chat.system.strict_json import parse_json
+from lora_chat.system.strict_json import parse_strict_json
 
 ENOUGH = 0.5
 pytestmark = pytest.mark.usefixtures("no_garbage_collection")
@@ -35,7 +35,7 @@ def check(work, small, large):
 def test_lists_of_many_elements_take_linear_time(element):
     def read(size):
         filled = element * (size // len(element))
-        return list(read_list(io.BytesIO(b"[" + filled + b"1]")))
+        return list(read_json_array(io.BytesIO(b"[" + filled + b"1]")))
 
     check(read, 100_000, 800_000)
 
@@ -50,7 +50,7 @@ def test_json_takes_linear_time(shape):
             "escapes": '"' + "\\u00e9" * (size // 6) + '"',
         }[shape]
         try:
-            return parse_json(text)
+            return parse_strict_json(text)
         except ValueError:
             return None
 
@@ -109,8 +109,8 @@ def test_adversarial_rows_take_linear_time(tiny_tokenizer, name):
     def read(size):
         row = ROWS[name](size)
         try:
-            return encoder.encode([make_dialogue(to_messages(row, recognise(row)))])
-        except NotADialogue as error:
+            return encoder.encode([parse_dialogue(to_messages(row, detect_format(row)))])
+        except InvalidDialogueError as error:
             return str(error)
 
     check(read, 20_000, 80_000)
@@ -119,9 +119,9 @@ def test_adversarial_rows_take_linear_time(tiny_tokenizer, name):
 def test_a_dialogue_of_too_many_replies_is_refused_before_it_is_rendered(tiny_tokenizer):
     encoder = DialogueEncoder(tiny_tokenizer, [tiny_tokenizer.eos_token_id])
     started = time.process_time()
-    (found,) = encoder.encode([make_dialogue({"messages": pairs(40_000)})])
+    (found,) = encoder.encode([parse_dialogue({"messages": pairs(40_000)})])
     assert isinstance(found, DataError)
     assert "40,000 trained replies" in str(found)
     assert time.process_time() - started < 5
-    (kept,) = encoder.encode([make_dialogue({"messages": pairs(150)})])
+    (kept,) = encoder.encode([parse_dialogue({"messages": pairs(150)})])
     assert not isinstance(kept, DataError)

@@ -134,7 +134,7 @@ def test_what_is_trained_decodes_to_the_replies_and_no_character_is_split(tmp_pa
 def test_the_same_with_the_tokenizer_of_the_embedded_base(cache_home, name):
     from transformers import AutoTokenizer
 
-    from lora_chat.models.bundled import find_embedded
+    from lora_chat.models.bundled import find_bundled_base
 
-    tokenizer = AutoTokenizer.from_pretrained(find_embedded("smollm2-135m-instruct", print))
+    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("smollm2-135m-instruct", print))
     check_stretches(FOLDER / name, tokenizer, [tokenizer.eos_token_id])

@@ -5,14 +5,14 @@ import pyarrow
 import pytest
 
 from lora_chat.data.encoding.encode import encode_dialogue
-from lora_chat.data.parsing.messages import make_dialogue
+from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.rows import ReadingOptions
 from lora_chat.data.storage import build as build_module
 from lora_chat.data.storage import cache
 from lora_chat.data.storage.build import build_store
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
-from lora_chat.data.storage.store import LEDGER, ROWS, UNITS, Store
-from lora_chat.errors import IntegrityError, MemoryShortError
+from lora_chat.data.storage.store import LEDGER_FILE, ROWS_FILE, UNITS_FILE, DialogueStore
+from lora_chat.errors import IntegrityError, OutOfMemoryError
 
 
 def row(i):
@@ -24,7 +24,7 @@ def row(i):
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_chat.data.parsing.rows._ROWS", 10)  # many chunks
+    monkeypatch.setattr("lora_chat.data.parsing.rows._CHUNK_ROWS", 10)  # many chunks
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(120)))
     return path
@@ -37,7 +37,7 @@ def options(limit=200, **reading):
 def build(folder, path, tokenizer, workers=1, **reading):
     folder.mkdir()
     build_store(folder, [path], ChunkEncoder(tokenizer, [tokenizer.eos_token_id], options(**reading)), workers)
-    return Store(folder)
+    return DialogueStore(folder)
 
 
 def test_what_was_written_is_read_again(tmp_path, file, tiny_tokenizer):
@@ -50,9 +50,9 @@ def test_what_was_written_is_read_again(tmp_path, file, tiny_tokenizer):
     found = list(store.read_units(wanted))
     assert [number for number, *_ in found] == wanted.tolist()
     for number, path, line, said in found:
-        dialogue = make_dialogue(row(number))
+        dialogue = parse_dialogue(row(number))
         assert (path, line) == (str(file), number + 1)
-        assert make_dialogue(said) == dialogue
+        assert parse_dialogue(said) == dialogue
         assert store.digests[number] == dialogue.digest
         (encoded,) = encode_dialogue(dialogue, tiny_tokenizer, [tiny_tokenizer.eos_token_id])
         assert table[number]["unit"] == number
@@ -68,7 +68,7 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path, file, tiny_toke
     if form == "text":
         file.write_text("".join(json.dumps({"text": f"Once upon a time {i} 你好"}) + "\n" for i in range(120)))
     alone, several = (build(tmp_path / str(n), file, tiny_tokenizer, n, form=form) for n in (1, 3))
-    for name in (ROWS, UNITS, LEDGER):
+    for name in (ROWS_FILE, UNITS_FILE, LEDGER_FILE):
         assert (alone.folder / name).read_bytes() == (several.folder / name).read_bytes()
     assert alone.ledger == several.ledger
 
@@ -101,11 +101,11 @@ def test_other_bytes_or_settings_build_another_store(home, file, tiny_tokenizer)
     assert all(folder.stat().st_mode & 0o077 == 0 for folder in folders)
 
 
-@pytest.mark.parametrize("name", [ROWS, UNITS, LEDGER])
+@pytest.mark.parametrize("name", [ROWS_FILE, UNITS_FILE, LEDGER_FILE])
 @pytest.mark.parametrize("damage", ["gone", "empty", "shorter", "half"])
 def test_a_store_that_lacks_something_is_built_anew(home, file, tiny_tokenizer, name, damage):
     whole = open_store(file, tiny_tokenizer)
-    before = {each: (whole.folder / each).read_bytes() for each in (ROWS, UNITS, LEDGER)}
+    before = {each: (whole.folder / each).read_bytes() for each in (ROWS_FILE, UNITS_FILE, LEDGER_FILE)}
     path, content = whole.folder / name, before[name]
     if damage == "gone":
         path.unlink()
@@ -116,17 +116,17 @@ def test_a_store_that_lacks_something_is_built_anew(home, file, tiny_tokenizer, 
     assert again.ledger.rows == len(again.open_rows()) == 120
 
 
-@pytest.mark.parametrize("name", [ROWS, UNITS])
+@pytest.mark.parametrize("name", [ROWS_FILE, UNITS_FILE])
 def test_damaged_files_are_told_as_damage(tmp_path, file, tiny_tokenizer, name):
     import numpy as np
 
     store = build(tmp_path / "store", file, tiny_tokenizer)
     (store.folder / name).write_bytes(os.urandom(64) + (store.folder / name).read_bytes()[64:])
     with pytest.raises(IntegrityError, match="delete it"):
-        store.open_rows() if name == ROWS else store.digests
+        store.open_rows() if name == ROWS_FILE else store.digests
     (store.folder / name).unlink()
     with pytest.raises(IntegrityError, match="delete it"):
-        store.open_rows() if name == ROWS else list(store.read_units(np.array([0])))
+        store.open_rows() if name == ROWS_FILE else list(store.read_units(np.array([0])))
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -152,7 +152,7 @@ def test_a_process_that_is_ended_from_outside_is_told(home, file, tiny_tokenizer
             os._exit(9)
 
     monkeypatch.setattr(cache, "ChunkEncoder", Ended)
-    with pytest.raises(MemoryShortError, match=r"data\.workers=1"):
+    with pytest.raises(OutOfMemoryError, match=r"data\.workers=1"):
         open_store(file, tiny_tokenizer, workers=3)
     assert list(home.iterdir()) == []
 
@@ -163,14 +163,14 @@ def test_being_told_of_the_work_may_stop_it_too(home, file, tiny_tokenizer):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        open_store(file, tiny_tokenizer, workers=3, seen=seen)
+        open_store(file, tiny_tokenizer, workers=3, on_progress=seen)
     assert list(home.iterdir()) == []
 
 
 def test_stores_that_were_not_used_for_long_make_room(home, file, tiny_tokenizer, monkeypatch):
     old = open_store(file, tiny_tokenizer)
     os.utime(old.folder, (1, 1))
-    monkeypatch.setattr(cache, "_MOST_BYTES", 10)
+    monkeypatch.setattr(cache, "_MAX_CACHE_BYTES", 10)
     new = open_store(file, tiny_tokenizer, options=options(limit=100))
     assert list(home.iterdir()) == [new.folder]
 

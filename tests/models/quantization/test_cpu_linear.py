@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from lora_chat.config.plan import make_precision
+from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import AdapterSection, BaseSection, QuantizationSection
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model
 from lora_chat.models.quantization import weight_cache
-from lora_chat.models.quantization.cpu_linear import dense_products, multiply_in_one_place
-from lora_chat.models.quantization.dequantize import is_made_anew
+from lora_chat.models.quantization.cpu_linear import dequantize_on_the_fly, dequantizing_on_the_fly
+from lora_chat.models.quantization.dequantize import is_dequantized_on_the_fly
 from lora_chat.system.hardware import Hardware
 from lora_chat.training.fast_path.check_packing import without_dropout
 
@@ -27,8 +27,8 @@ def results(model):
 @pytest.mark.parametrize("mode", ["4bit", "8bit"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi"])
 def test_results_are_those_of_bitsandbytes(random_base, monkeypatch, architecture, mode):
-    monkeypatch.setattr(weight_cache, "_most_held", 0)
-    precision = make_precision(QuantizationSection(mode=mode), Hardware("cpu", "test", 0, True, 2))
+    monkeypatch.setattr(weight_cache, "_cache_limit_bytes", 0)
+    precision = plan_precision(QuantizationSection(mode=mode), Hardware("cpu", "test", 0, True, 2))
     base = load_base_model(find_base(BaseSection(name=str(random_base(architecture)))), precision)
     adapted = attach_adapter(base, AdapterSection(rank=4), seed=1).train()
     for name, parameter in adapted.named_parameters():
@@ -40,7 +40,7 @@ def test_results_are_those_of_bitsandbytes(random_base, monkeypatch, architectur
         assert not any(".0." in name for name in anew)  # one of each kind stays: a proof must see bitsandbytes itself
     before = {name: vars(module).get("forward") for name, module in adapted.named_modules()}
     logits, gradients = results(adapted)
-    with dense_products(adapted) as many:
+    with dequantizing_on_the_fly(adapted) as many:
         kept = [n for n, m in adapted.named_modules() if n.endswith("base_layer") and "forward" not in vars(m)]
         assert many
         assert all(".0." in name for name in kept)  # one of each kind: a proof must see bitsandbytes itself
@@ -56,14 +56,14 @@ def test_results_are_those_of_bitsandbytes(random_base, monkeypatch, architectur
 
 def test_every_layer_can_multiply_in_one_place(random_base, monkeypatch):
     """So that a probe of few layers is not a third bitsandbytes' own."""
-    monkeypatch.setattr(weight_cache, "_most_held", 0)
-    precision = make_precision(QuantizationSection(mode="4bit"), Hardware("cpu", "test", 0, True, 2))
+    monkeypatch.setattr(weight_cache, "_cache_limit_bytes", 0)
+    precision = plan_precision(QuantizationSection(mode="4bit"), Hardware("cpu", "test", 0, True, 2))
     model = load_base_model(find_base(BaseSection(name=str(random_base("llama")))), precision)
     ids = torch.arange(5, 30)[None]
     before = model(input_ids=ids).logits
-    quantised = [m for m in model.modules() if is_made_anew(m)]
-    assert multiply_in_one_place(model) == 0  # as it is from loading on
-    assert multiply_in_one_place(model, every_layer=True) == sum(1 for m in quantised if is_first(model, m))
+    quantised = [m for m in model.modules() if is_dequantized_on_the_fly(m)]
+    assert dequantize_on_the_fly(model) == 0  # as it is from loading on
+    assert dequantize_on_the_fly(model, every_layer=True) == sum(1 for m in quantised if is_first(model, m))
     assert all("forward" in vars(m) for m in quantised)
     assert torch.equal(model(input_ids=ids).logits, before)
 

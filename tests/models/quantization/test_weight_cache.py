@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_chat.config.plan import make_precision
+from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import AdapterSection, BaseSection, QuantizationSection
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model
@@ -12,7 +12,7 @@ from lora_chat.system.hardware import Hardware
 
 
 def load(folder, bfloat16, mode="4bit"):
-    precision = make_precision(QuantizationSection(mode=mode), Hardware("cpu", "test", 0, bfloat16, 2))
+    precision = plan_precision(QuantizationSection(mode=mode), Hardware("cpu", "test", 0, bfloat16, 2))
     return load_base_model(find_base(BaseSection(name=str(folder))), precision)
 
 
@@ -32,7 +32,7 @@ def results(model):
 def test_held_weights_give_the_same_bits(random_base, monkeypatch, architecture, bfloat16):
     held = load(random_base(architecture), bfloat16)
     assert any("forward" in vars(m) for m in held.modules() if type(m).__name__ == "Linear4bit")
-    monkeypatch.setattr(weight_cache, "_most_held", 0)
+    monkeypatch.setattr(weight_cache, "_cache_limit_bytes", 0)
     fresh = load(random_base(architecture), bfloat16)
     for layer in fresh.modules():
         vars(layer).pop("forward", None)  # bitsandbytes' own
@@ -43,46 +43,46 @@ def test_held_weights_give_the_same_bits(random_base, monkeypatch, architecture,
 
 
 def test_without_quantisation_nothing_is_held(random_base):
-    assert not weight_cache.hold_dense_weights(load(random_base("llama"), True, "none"))
+    assert not weight_cache.cache_dense_weights(load(random_base("llama"), True, "none"))
 
 
 def test_held_eight_bits_keep_their_forward(random_base):
     """Outside training bitsandbytes rounds activations too; the dense weight is for training alone."""
     model = load(random_base("llama"), True, "8bit")
-    layers = [m for m in model.modules() if dequantize.is_int8(m)]
+    layers = [m for m in model.modules() if dequantize.is_int8_linear(m)]
     assert layers
-    with weight_cache.held_int8(model):
+    with weight_cache.cached_int8_weights(model):
         assert all("dense_weight" in vars(layer) for layer in layers)
-        held = [dequantize.frozen_weight(layer) for layer in layers]
+        held = [dequantize.get_dense_weight(layer) for layer in layers]
     for layer, before in zip(layers, held, strict=True):
         assert "forward" not in vars(layer)
         assert "dense_weight" not in vars(layer)
-        again = dequantize.frozen_weight(layer)
+        again = dequantize.get_dense_weight(layer)
         assert torch.equal(before, again.to(before.dtype))
         layer(torch.randn(2, layer.in_features, dtype=torch.bfloat16))
-        assert torch.equal(dequantize.frozen_weight(layer), again)
+        assert torch.equal(dequantize.get_dense_weight(layer), again)
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])
 @pytest.mark.parametrize("mode", ["4bit", "8bit"])
 def test_values_made_in_one_place_are_the_same_bits(random_base, monkeypatch, mode, bfloat16):
-    monkeypatch.setattr(weight_cache, "_most_held", 0)
+    monkeypatch.setattr(weight_cache, "_cache_limit_bytes", 0)
     model = load(random_base("llama"), bfloat16, mode)
     layers = [m for m in model.modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")]
-    before = [dequantize.frozen_weight(layer, model.dtype) for layer in layers]
-    with dequantize.shared_room(model) as size:
+    before = [dequantize.get_dense_weight(layer, model.dtype) for layer in layers]
+    with dequantize.shared_buffer(model) as size:
         assert size == (mode == "8bit") * max(
             value.nbytes for value in before
         )  # 4 bits have one since they were loaded
         places = set()
         for layer, value in zip(layers, before, strict=True):
-            made = dequantize.passing_weight(layer, model.dtype)
+            made = dequantize.get_buffered_dense_weight(layer, model.dtype)
             assert torch.equal(made, value)
             places.add(made.data_ptr())
-            assert dequantize.frozen_weight(layer, model.dtype).data_ptr() not in places  # to be kept
+            assert dequantize.get_dense_weight(layer, model.dtype).data_ptr() not in places  # to be kept
     assert len(places) == 1
 
 
 def test_held_values_need_no_place(random_base):
-    with dequantize.shared_room(load(random_base("llama"), True)) as size:
+    with dequantize.shared_buffer(load(random_base("llama"), True)) as size:
         assert size == 0

@@ -8,10 +8,10 @@ import pytest
 from test_equivalence import make_rows, train
 
 from lora_chat.data.encoding.encode import EncodedDialogue
-from lora_chat.errors import MemoryShortError
+from lora_chat.errors import OutOfMemoryError
 from lora_chat.system import hardware, memory_limit
-from lora_chat.system.hardware import free_memory
-from lora_chat.training.trainer import StepTrainer
+from lora_chat.system.hardware import free_memory_bytes
+from lora_chat.training.trainer import PackedSFTTrainer
 
 FULL = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
 
@@ -22,7 +22,7 @@ def card(monkeypatch):
 
     def of(most, *, most_checkpointed=None):
         tried = []
-        stock = StepTrainer.try_step
+        stock = PackedSFTTrainer.dry_run_step
 
         def try_step(self, inputs):
             batches = inputs.get("micro_batches", [inputs])
@@ -33,7 +33,7 @@ def card(monkeypatch):
                 raise RuntimeError(FULL)
             stock(self, inputs)
 
-        monkeypatch.setattr(StepTrainer, "try_step", try_step)
+        monkeypatch.setattr(PackedSFTTrainer, "dry_run_step", try_step)
         return tried
 
     return of
@@ -53,7 +53,7 @@ def test_the_largest_micro_batch_is_what_is_tried(cache_home, tmp_path, card):
 def test_a_base_that_makes_all_its_logits_at_once_tries_the_most_of_them_too(random_base, tmp_path, monkeypatch):
     long = EncodedDialogue([5] * 60, [-100] * 55 + [5] * 5)
     tried = []
-    monkeypatch.setattr(StepTrainer, "try_step", lambda self, inputs: tried.append(loss_tokens(inputs)))
+    monkeypatch.setattr(PackedSFTTrainer, "dry_run_step", lambda self, inputs: tried.append(loss_tokens(inputs)))
     settings = {"effective_batch_size": 2, "micro_batch_tokens": 70, "max_steps": 1}
     train([long, *make_rows(8)], tmp_path / "run", base=random_base("gemma2"), **settings)
     assert tried == [5, (23 - 4) + (21 - 4)]  # the long row alone, and the two with the most loss
@@ -69,7 +69,7 @@ def loss_tokens(inputs):
 def test_settings_that_fit_are_named_and_fit(cache_home, tmp_path, card):
     rows = make_rows(256)
     card(600)
-    with pytest.raises(MemoryShortError) as caught:
+    with pytest.raises(OutOfMemoryError) as caught:
         train(rows, tmp_path / "large", effective_batch_size=256, micro_batch_tokens=2048, epochs=1)
     assert "--set training.micro_batch_tokens=512" in str(caught.value)
     assert "gradient_checkpointing" not in str(caught.value)
@@ -86,7 +86,7 @@ def test_what_is_left_open_is_made_smaller_once_and_training_begins_again(cache_
         effective_batch_size=64,
         micro_batch_tokens=1024,
         epochs=2,
-        may_change=("micro_batch_tokens",),
+        adjustable_settings=("micro_batch_tokens",),
     )
     assert report.plan.micro_batch_tokens == 256
     assert report.plan.effective_batch_size == 64
@@ -97,13 +97,13 @@ def test_what_is_left_open_is_made_smaller_once_and_training_begins_again(cache_
 
 def test_what_was_given_is_not_changed(cache_home, tmp_path, card):
     card(300)
-    with pytest.raises(MemoryShortError, match=r"--set training.micro_batch_tokens=256"):
+    with pytest.raises(OutOfMemoryError, match=r"--set training.micro_batch_tokens=256"):
         train(
             make_rows(64),
             tmp_path / "run",
             effective_batch_size=64,
             micro_batch_tokens=1024,
-            may_change=("gradient_checkpointing",),
+            adjustable_settings=("gradient_checkpointing",),
         )
 
 
@@ -118,7 +118,7 @@ def test_rows_of_a_padded_batch_step_down_too(cache_home, tmp_path, card):
         effective_batch_size=8,
         micro_batch_size=8,
         epochs=1,
-        may_change=("micro_batch_size", "gradient_checkpointing"),
+        adjustable_settings=("micro_batch_size", "gradient_checkpointing"),
     )
     assert (report.plan.micro_batch_size, report.plan.gradient_accumulation_steps) == (2, 4)
     assert again == pytest.approx(losses, abs=1e-4)
@@ -127,14 +127,14 @@ def test_rows_of_a_padded_batch_step_down_too(cache_home, tmp_path, card):
 @pytest.mark.slow
 def test_rows_of_a_padded_batch_are_made_fewer(cache_home, tmp_path, card):
     card(60)
-    with pytest.raises(MemoryShortError, match=r"--set training.micro_batch_size=2"):
+    with pytest.raises(OutOfMemoryError, match=r"--set training.micro_batch_size=2"):
         train(ROWS, tmp_path / "run", attention="padded", effective_batch_size=8, micro_batch_size=8, epochs=1)
 
 
 @pytest.mark.slow
 def test_recomputing_comes_last(cache_home, tmp_path, card):
     card(10, most_checkpointed=30)
-    with pytest.raises(MemoryShortError) as caught:
+    with pytest.raises(OutOfMemoryError) as caught:
         train(ROWS, tmp_path / "run", epochs=1, micro_batch_tokens=20)
     assert "--set training.gradient_checkpointing=true" in str(caught.value)
 
@@ -142,7 +142,7 @@ def test_recomputing_comes_last(cache_home, tmp_path, card):
 @pytest.mark.slow
 def test_when_nothing_fits_the_longest_dialogue_is_named(cache_home, tmp_path, card):
     card(0)
-    with pytest.raises(MemoryShortError, match=r"longest dialogue, 24 tokens.*\n.*data.max_length"):
+    with pytest.raises(OutOfMemoryError, match=r"longest dialogue, 24 tokens.*\n.*data.max_length"):
         train(ROWS, tmp_path / "run", epochs=1)
 
 
@@ -151,7 +151,7 @@ def test_another_error_is_not_taken_for_it(cache_home, tmp_path, monkeypatch):
     def fail(self, inputs):
         raise RuntimeError("another")
 
-    monkeypatch.setattr(StepTrainer, "try_step", fail)
+    monkeypatch.setattr(PackedSFTTrainer, "dry_run_step", fail)
     with pytest.raises(RuntimeError, match="another"):
         train(ROWS, tmp_path / "run", epochs=1)
 
@@ -198,7 +198,7 @@ def test_the_limit_ends_with_training():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
 def test_a_containers_limit_counts(tmp_path, monkeypatch):
-    machine = free_memory()
+    machine = free_memory_bytes()
     group = Path("/proc/self/cgroup").read_text().splitlines()
     own = next((line.removeprefix("0::/") for line in group if line.startswith("0::")), None)
     if own is None:
@@ -209,6 +209,6 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
     (folder / "memory.current").write_text("1000000\n")
     (folder / "memory.stat").write_text("anon 500000\ninactive_file 400000\n")
     monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
-    assert free_memory() == 2_400_000
+    assert free_memory_bytes() == 2_400_000
     (folder / "memory.max").write_text("max\n")
-    assert free_memory() > machine / 2
+    assert free_memory_bytes() > machine / 2

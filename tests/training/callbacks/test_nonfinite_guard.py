@@ -9,27 +9,27 @@ from test_equivalence import make_rows, train
 
 from lora_chat.cli import main
 from lora_chat.data.encoding.encode import EncodedDialogue
-from lora_chat.errors import DataError, NotFiniteError
-from lora_chat.training.fast_path.packed_batch import FlatRows, unflatten
-from lora_chat.training.trainer import StepTrainer
+from lora_chat.errors import DataError, NonFiniteError
+from lora_chat.training.fast_path.packed_batch import PackedBatchCollator, unpack_rows
+from lora_chat.training.trainer import PackedSFTTrainer
 
 
 @pytest.mark.parametrize("share", [True, False])
 def test_unflatten_gives_the_trimmed_rows_back(share):
     rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in make_rows(5, shared=9)]
-    flat = FlatRows(share)
+    flat = PackedBatchCollator(share)
     whole = {"micro_batches": [flat(rows[:3]), flat(rows[3:])]}
-    assert unflatten(whole) == [flat.trim(row)["input_ids"] for row in rows]
+    assert unpack_rows(whole) == [flat.trim(row)["input_ids"] for row in rows]
 
 
 def test_unflatten_of_padded_rows():
     batch = {"input_ids": torch.tensor([[5, 6, 7], [8, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
-    assert unflatten(batch) == [[5, 6, 7], [8]]
+    assert unpack_rows(batch) == [[5, 6, 7], [8]]
 
 
 def poison(monkeypatch, at, what):
     """Make the loss or a gradient of one optimizer step infinite."""
-    stock, calls = StepTrainer._step, []
+    stock, calls = PackedSFTTrainer._run_micro_batches, []
 
     def step(self, *args, **kwargs):
         calls.append(0)
@@ -41,7 +41,7 @@ def poison(monkeypatch, at, what):
             return loss
         return loss * float("nan")
 
-    monkeypatch.setattr(StepTrainer, "_step", step)
+    monkeypatch.setattr(PackedSFTTrainer, "_run_micro_batches", step)
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_a_step_without_supervised_tokens_is_refused(cache_home, tmp_path, atten
 
 @pytest.mark.slow
 def test_weights_that_are_no_numbers_are_not_committed(cache_home, tmp_path, monkeypatch, capsys):
-    stock = StepTrainer.begin_step
+    stock = PackedSFTTrainer.begin_step
 
     def begin_step(self):
         stock(self)
@@ -89,8 +89,8 @@ def test_weights_that_are_no_numbers_are_not_committed(cache_home, tmp_path, mon
         self.optimizer.param_groups[0]["lr"] = float("inf")
         return gradient
 
-    monkeypatch.setattr(StepTrainer, "begin_step", begin_step)
-    monkeypatch.setattr(StepTrainer, "spoil", spoil, raising=False)
+    monkeypatch.setattr(PackedSFTTrainer, "begin_step", begin_step)
+    monkeypatch.setattr(PackedSFTTrainer, "spoil", spoil, raising=False)
     keys = ["checkpoint.every_steps=1", f"output.directory={tmp_path}"]
     assert main(["sft", "recipes/smoke.yaml", *(word for key in keys for word in ("--set", key))]) == 6
     assert "weights of the adapter are not numbers" in capsys.readouterr().err
@@ -98,5 +98,5 @@ def test_weights_that_are_no_numbers_are_not_committed(cache_home, tmp_path, mon
 
 
 def test_infinite_adapter_from_the_beginning(cache_home, tmp_path):
-    with pytest.raises(NotFiniteError, match="step 1: its loss is not a number"):
+    with pytest.raises(NonFiniteError, match="step 1: its loss is not a number"):
         train(make_rows(8), tmp_path / "run", poison=True)

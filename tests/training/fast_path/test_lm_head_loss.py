@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_chat.config.recipe import AdapterSection
 from lora_chat.models.adapter import attach_adapter
-from lora_chat.training.fast_path.lm_head_loss import HeadLoss, find_head, make_blocks
+from lora_chat.training.fast_path.lm_head_loss import LMHeadLoss, allocate_logit_buffers, find_lm_head
 
 
 @pytest.mark.parametrize("positions", [0, 1, 255, 256, 600])
@@ -17,7 +17,7 @@ def test_head_loss_equals_cross_entropy(positions, dtype, tolerance):
     ids = torch.randint(0, 97, (positions,), generator=generator)
     hidden = torch.randn(positions, 16, generator=generator).to(dtype)
     fused, plain = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    loss = HeadLoss.apply(fused, weight, ids, torch.tensor(7), make_blocks(weight, 16))
+    loss = LMHeadLoss.apply(fused, weight, ids, torch.tensor(7), allocate_logit_buffers(weight, 16))
     reference = torch.nn.functional.cross_entropy((plain @ weight.T).float(), ids, reduction="sum") / 7
     (2 * loss).backward()
     (2 * reference).backward()
@@ -41,7 +41,7 @@ def test_only_a_plain_head_is_taken_over(random_base, architecture, changes, cov
     model = attach_adapter(AutoModelForCausalLM.from_pretrained(folder, config=config), AdapterSection(rank=4), seed=3)
     for name, parameter in model.named_parameters():
         parameter.requires_grad = "lora_" in name
-    head = find_head(model)
+    head = find_lm_head(model)
     assert (head is not None) is covered
     if head is not None:
         ids = torch.randint(3, 200, (1, 40), generator=torch.Generator().manual_seed(0))

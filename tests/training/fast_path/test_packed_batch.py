@@ -5,14 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.config.plan import make_precision
+from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.models.base_model import find_base, load_base_model
 from lora_chat.system.hardware import Hardware
-from lora_chat.training.fast_path.attention.blocks import lay_out
-from lora_chat.training.fast_path.attention.interface import PrefixNotSharedError, register_segment_attention
-from lora_chat.training.fast_path.check_packing import find_flat_rows
-from lora_chat.training.fast_path.packed_batch import FlatRows
+from lora_chat.training.fast_path.attention.blocks import build_blocks
+from lora_chat.training.fast_path.attention.interface import SharedPrefixUnsupportedError, register_packed_attention
+from lora_chat.training.fast_path.check_packing import find_packed_collator
+from lora_chat.training.fast_path.packed_batch import PackedBatchCollator
 
 FP32 = Hardware("cpu", "test", 0, False, 2)
 IDS = list(range(10, 58))
@@ -27,14 +27,14 @@ def load(folder, **changes):
 
     if not changes:
         return load_base_model(
-            find_base(BaseSection(name=str(folder))), make_precision(QuantizationSection(mode="none"), FP32)
+            find_base(BaseSection(name=str(folder))), plan_precision(QuantizationSection(mode="none"), FP32)
         )
     config = AutoConfig.from_pretrained(folder, **changes)
     return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
 
 
 def test_what_all_rows_begin_with_stands_there_once():
-    batch = FlatRows(share=True)(
+    batch = PackedBatchCollator(share_prefix=True)(
         [row([1, 2, 3, 4, 5, 6, 7], 6), row([1, 2, 3, 4, 8, 9], 5), row([1, 2, 3, 4, 5, 7], 5)]
     )
     assert batch["shared_prefix"] == 4
@@ -48,7 +48,7 @@ def test_what_all_rows_begin_with_stands_there_once():
 
 def test_what_follows_the_last_trained_token_is_left_out():
     tail = {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, -100, 3, -100, -100]}
-    batch = FlatRows(share=True)([tail, {"input_ids": [6, 7], "labels": [-100, -100]}])
+    batch = PackedBatchCollator(share_prefix=True)([tail, {"input_ids": [6, 7], "labels": [-100, -100]}])
     assert batch["input_ids"].tolist() == [[1, 2, 3, 6, 7]]
     assert batch["labels"].tolist() == [[-100, -100, 3, -100, -100]]
 
@@ -64,8 +64,8 @@ def test_what_follows_the_last_trained_token_is_left_out():
     ],
 )
 def test_only_an_untrained_beginning_is_shared(rows, prefix):
-    assert FlatRows(share=True)(rows).get("shared_prefix", 0) == prefix
-    assert "shared_prefix" not in FlatRows(share=False)(rows)
+    assert PackedBatchCollator(share_prefix=True)(rows).get("shared_prefix", 0) == prefix
+    assert "shared_prefix" not in PackedBatchCollator(share_prefix=False)(rows)
 
 
 @given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=12), prefix=st.integers(0, 9))
@@ -74,14 +74,14 @@ def test_every_token_is_laid_out_once_behind_its_prefix(lengths, prefix):
     lengths[0] += prefix
     edges = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     seen = []
-    for block in lay_out(tuple(edges), prefix):
-        padded = block.padded.view(-1, block.length)
-        for place, token in zip(block.places.tolist(), block.tokens.tolist(), strict=True):
+    for block in build_blocks(tuple(edges), prefix):
+        padded = block.padded_tokens.view(-1, block.length)
+        for place, token in zip(block.own_slots.tolist(), block.own_tokens.tolist(), strict=True):
             line, column = divmod(place, block.length)
             segment = next(i for i in range(len(lengths)) if edges[i] <= token < edges[i + 1])
             before = list(range(prefix)) if segment else []
             assert padded[line, : column + 1].tolist() == before + list(range(edges[segment], token + 1))
-        seen += block.tokens.tolist()
+        seen += block.own_tokens.tolist()
     assert sorted(seen) == list(range(edges[-1]))
 
 
@@ -99,8 +99,8 @@ def test_a_shared_beginning_changes_neither_logits_nor_gradients(architecture, r
     expected.backward()
     alone, embedding.weight.grad = embedding.weight.grad, None
 
-    model.set_attn_implementation(register_segment_attention())
-    batch = FlatRows(share=True)(rows)
+    model.set_attn_implementation(register_packed_attention())
+    batch = PackedBatchCollator(share_prefix=True)(rows)
     assert batch["shared_prefix"] == 20
     labels = batch.pop("labels")
     logits = model(**batch, use_cache=False).logits
@@ -113,29 +113,29 @@ def test_a_shared_beginning_changes_neither_logits_nor_gradients(architecture, r
 def proven(model):
     stock = model.config._attn_implementation
     if stock == "sdpa":
-        model.set_attn_implementation(register_segment_attention())
-    return find_flat_rows(model, IDS, stock)
+        model.set_attn_implementation(register_packed_attention())
+    return find_packed_collator(model, IDS, stock)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma", "phi"])
 def test_known_architectures_share(architecture, random_base):
-    assert proven(load(random_base(architecture, 30.0))) == FlatRows(share=True)
+    assert proven(load(random_base(architecture, 30.0))) == PackedBatchCollator(share_prefix=True)
 
 
 def test_dropout_in_attention_forbids_sharing(random_base):
-    assert proven(load(random_base("gpt2", 30.0), attn_pdrop=0.1)) == FlatRows(share=False)
-    assert proven(load(random_base("gpt2", 30.0), attn_pdrop=0.0)) == FlatRows(share=True)
+    assert proven(load(random_base("gpt2", 30.0), attn_pdrop=0.1)) == PackedBatchCollator(share_prefix=False)
+    assert proven(load(random_base("gpt2", 30.0), attn_pdrop=0.0)) == PackedBatchCollator(share_prefix=True)
 
 
 def test_a_sliding_window_is_kept(random_base):
     narrow, wide = (load(random_base("mistral", 30.0), sliding_window=w) for w in (5, 500))
     ids = torch.tensor([IDS])
     assert not torch.allclose(narrow(ids).logits, wide(ids).logits, atol=0.1)
-    assert proven(narrow) == proven(wide) == FlatRows(share=True)
+    assert proven(narrow) == proven(wide) == PackedBatchCollator(share_prefix=True)
 
 
 def test_soft_caps_forbid_sharing(random_base):
-    assert proven(load(random_base("gemma2", 30.0))) == FlatRows(share=False)
+    assert proven(load(random_base("gemma2", 30.0))) == PackedBatchCollator(share_prefix=False)
 
 
 def test_layers_that_see_their_neighbours_forbid_flat_rows(random_base):
@@ -148,8 +148,8 @@ def test_layers_that_see_their_neighbours_forbid_flat_rows(random_base):
 
 def test_sharing_with_an_attention_that_cannot_is_refused(random_base):
     model = load(random_base("gpt2"), attn_pdrop=0.1).train()
-    model.set_attn_implementation(register_segment_attention())
-    batch = FlatRows(share=True)([row(IDS, 20), row(IDS, 20)])
+    model.set_attn_implementation(register_packed_attention())
+    batch = PackedBatchCollator(share_prefix=True)([row(IDS, 20), row(IDS, 20)])
     del batch["labels"]
-    with pytest.raises(PrefixNotSharedError):
+    with pytest.raises(SharedPrefixUnsupportedError):
         model(**batch, use_cache=False)

@@ -3,26 +3,26 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.training.fast_path.packed_batch import FlatRows
-from lora_chat.training.fast_path.packing import StepCollator, pack
+from lora_chat.training.fast_path.packed_batch import PackedBatchCollator
+from lora_chat.training.fast_path.packing import StepCollator, pack_rows
 
 
 @given(
     lengths=st.lists(st.integers(1, 900), min_size=1, max_size=40),
-    budget=st.integers(1, 2000),
-    most_rows=st.integers(1, 40),
+    max_tokens=st.integers(1, 2000),
+    max_rows=st.integers(1, 40),
 )
 @settings(max_examples=300, deadline=None)
-def test_every_row_is_packed_once_within_the_budget(lengths, budget, most_rows):
-    batches = pack(lengths, budget, most_rows)
+def test_every_row_is_packed_once_within_the_budget(lengths, max_tokens, max_rows):
+    batches = pack_rows(lengths, max_tokens, max_rows)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or sum(lengths[i] for i in batch) <= budget
-        assert len(batch) <= most_rows
+        assert len(batch) == 1 or sum(lengths[i] for i in batch) <= max_tokens
+        assert len(batch) <= max_rows
 
 
 def test_micro_batches_are_about_equally_large():
-    batches = pack([100, 900, 100, 900, 100, 900, 100, 900], 2048, 8)
+    batches = pack_rows([100, 900, 100, 900, 100, 900, 100, 900], 2048, 8)
     assert [sum([100, 900, 100, 900, 100, 900, 100, 900][i] for i in batch) for batch in batches] == [2000, 2000]
 
 
@@ -32,7 +32,7 @@ def row(*ids):
 
 def test_the_shared_beginning_is_paid_for_once_in_each_micro_batch():
     rows = [row(7, 8, 9), row(8, 9), row(9, 7, 7), row(6, 6)]
-    whole = StepCollator(FlatRows(share=True), budget=18, most_rows=None)(rows)
+    whole = StepCollator(PackedBatchCollator(share_prefix=True), max_tokens=18, max_rows=None)(rows)
     (batch,) = whole["micro_batches"]
     assert batch["shared_prefix"] == 4
     assert batch["input_ids"].shape == (1, 18)

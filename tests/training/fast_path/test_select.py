@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from lora_chat.config.plan import make_plan, make_precision
+from lora_chat.config.plan import make_plan, plan_precision
 from lora_chat.config.recipe import AdapterSection, BaseSection, DataSection, QuantizationSection, Recipe
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model
@@ -19,7 +19,7 @@ IDS = list(range(10, 58))
 
 def find(folder, mode="none", ids=IDS, **adapter):
     base = find_base(BaseSection(name=str(folder)))
-    model = load_base_model(base, make_precision(QuantizationSection(mode=mode), BF16))
+    model = load_base_model(base, plan_precision(QuantizationSection(mode=mode), BF16))
     model = attach_adapter(model, AdapterSection(rank=4, **adapter), seed=3)
     before = [p.detach().clone() for p in model.parameters()]
     path = find_fast_path(model, ids, make_plan(Recipe(data=DataSection(train="x")), BF16).training)
@@ -33,7 +33,7 @@ def find(folder, mode="none", ids=IDS, **adapter):
 def test_common_models_are_covered_and_nothing_is_said(random_base, architecture, mode):
     path = find(random_base(architecture), mode)
     assert path.collator
-    assert path.collator.flat.share
+    assert path.collator.micro_batch_collator.share_prefix
     assert path.head
     assert path.fused
     assert path.notes == ()
@@ -64,15 +64,17 @@ def test_what_is_not_fast_is_said_with_the_reason(random_base, architecture, ada
 
 @pytest.mark.parametrize("mistake", ["sign", "zero", "not a number"])
 def test_wrong_gradients_are_found_before_training(random_base, monkeypatch, mistake):
-    right = mlp_block.rms_norm_gradient
+    right = mlp_block.rms_norm_backward
 
-    def wrong(gradient, x, weight, squares, epsilon, plus):
-        result = right(gradient, x, weight, squares, epsilon, plus)
-        return {"sign": plus - (result - plus), "zero": torch.zeros_like(plus), "not a number": result * torch.nan}[
-            mistake
-        ]
+    def wrong(gradient, x, weight, squares, epsilon, residual):
+        result = right(gradient, x, weight, squares, epsilon, residual)
+        return {
+            "sign": residual - (result - residual),
+            "zero": torch.zeros_like(residual),
+            "not a number": result * torch.nan,
+        }[mistake]
 
-    monkeypatch.setattr(mlp_block, "rms_norm_gradient", wrong)
+    monkeypatch.setattr(mlp_block, "rms_norm_backward", wrong)
     path = find(random_base("llama"))
     assert not path.fused
     assert path.head is None

@@ -2,29 +2,40 @@
 
 import torch
 
-from lora_chat.training.fast_path.attention.cpu import Heads, attend_blocks, blocks_gradient
-from lora_chat.training.fast_path.attention.gather_index import HeadRows, find_rows
-from lora_chat.training.fast_path.attention.gpu import VarlenRows, attend_varlen, find_varlen, varlen_gradient
+from lora_chat.training.fast_path.attention.cpu import HeadConfig, blocked_attention_backward, blocked_attention_forward
+from lora_chat.training.fast_path.attention.gather_index import BlockedLayout, build_blocked_layout
+from lora_chat.training.fast_path.attention.gpu import (
+    VarlenLayout,
+    build_varlen_layout,
+    varlen_attention_backward,
+    varlen_attention_forward,
+)
 
-Layout = HeadRows | VarlenRows
+AttentionLayout = BlockedLayout | VarlenLayout
 
 
-def find_layout(edges: tuple[int, ...], prefix: int, heads: Heads, device: torch.device) -> Layout:
+def build_attention_layout(
+    cu_seqlens: tuple[int, ...], prefix: int, heads: HeadConfig, device: torch.device
+) -> AttentionLayout:
     """Where the segments of a flat micro-batch stand, as its device wants to know it."""
     if device.type == "cpu":
-        return find_rows(edges, prefix, heads.query, heads.key)
-    return find_varlen(edges, prefix, device)
+        return build_blocked_layout(cu_seqlens, prefix, heads.num_heads, heads.num_kv_heads)
+    return build_varlen_layout(cu_seqlens, prefix, device)
 
 
-def attend(states: torch.Tensor, heads: Heads, layout: Layout) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def attention_forward(
+    states: torch.Tensor, heads: HeadConfig, layout: AttentionLayout
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """States (tokens, query + 2 * key heads, size) -> (tokens, query heads, size), and what the gradient needs."""
-    if isinstance(layout, VarlenRows):
-        return attend_varlen(states, heads, layout)
-    return attend_blocks(states, heads, layout)
+    if isinstance(layout, VarlenLayout):
+        return varlen_attention_forward(states, heads, layout)
+    return blocked_attention_forward(states, heads, layout)
 
 
-def attend_gradient(above: torch.Tensor, kept: list[torch.Tensor], heads: Heads, layout: Layout) -> torch.Tensor:
+def attention_backward(
+    grad_out: torch.Tensor, saved: list[torch.Tensor], heads: HeadConfig, layout: AttentionLayout
+) -> torch.Tensor:
     """Gradient of the states."""
-    if isinstance(layout, VarlenRows):
-        return varlen_gradient(above, kept)
-    return blocks_gradient(above, kept, heads, layout)
+    if isinstance(layout, VarlenLayout):
+        return varlen_attention_backward(grad_out, saved)
+    return blocked_attention_backward(grad_out, saved, heads, layout)

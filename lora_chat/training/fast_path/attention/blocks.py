@@ -9,29 +9,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-_TILE = 256
+_QUERY_TILE_SIZE = 256
 """Queries of a segment that go together."""
 _BLOCK_COST = 16384
 """What one more block costs, in padded scores of one head: some twenty small operations."""
 
 
 @dataclass(frozen=True)
-class Block:
+class PaddedBlock:
     """Segments of similar length, padded on the right to the longest."""
 
     length: int
-    padded: "torch.Tensor"
+    padded_tokens: "torch.Tensor"
     """(segments * length,): the flat token at every padded place; 0 where there is none."""
-    places: "torch.Tensor"
+    own_slots: "torch.Tensor"
     """Padded places of the segments' own tokens, ..."""
-    tokens: "torch.Tensor"
+    own_tokens: "torch.Tensor"
     """... and which flat tokens they are."""
-    first_copy: int
+    first_prefix_copy: int
     """From this segment on, a shared prefix in front is a copy."""
 
 
 @lru_cache(maxsize=256)
-def lay_out(edges: tuple[int, ...], prefix: int) -> tuple[Block, ...]:
+def build_blocks(cu_seqlens: tuple[int, ...], prefix: int) -> tuple[PaddedBlock, ...]:
     """Flat borders (segments + 1) -> blocks that cover every token once.
 
     The first segment begins with `prefix` tokens which all others, that leave them out, also see.
@@ -39,13 +39,13 @@ def lay_out(edges: tuple[int, ...], prefix: int) -> tuple[Block, ...]:
     import torch
 
     sequences = []
-    for i, (start, end) in enumerate(pairwise(edges)):
+    for i, (start, end) in enumerate(pairwise(cu_seqlens)):
         shared = list(range(prefix)) if i else []
         sequences.append((shared + list(range(start, end)), len(shared)))
     # Longest first, but the first segment before others of its length: it owns the prefix.
     order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i][0]), i))
     blocks = []
-    for group in _group([len(sequences[i][0]) for i in order]):
+    for group in _group_by_length([len(sequences[i][0]) for i in order]):
         members = sorted(order[group])
         length = max(len(sequences[i][0]) for i in members)
         padded = [0] * (len(members) * length)
@@ -57,18 +57,18 @@ def lay_out(edges: tuple[int, ...], prefix: int) -> tuple[Block, ...]:
             places += range(row * length + shared_count, row * length + len(sequence))
             tokens += sequence[shared_count:]
         blocks.append(
-            Block(
+            PaddedBlock(
                 length=length,
-                padded=torch.tensor(padded),
-                places=torch.tensor(places),
-                tokens=torch.tensor(tokens),
-                first_copy=1 if members[0] == 0 else 0,
+                padded_tokens=torch.tensor(padded),
+                own_slots=torch.tensor(places),
+                own_tokens=torch.tensor(tokens),
+                first_prefix_copy=1 if members[0] == 0 else 0,
             )
         )
     return tuple(blocks)
 
 
-def _group(lengths: Sequence[int]) -> list[slice]:
+def _group_by_length(lengths: Sequence[int]) -> list[slice]:
     """Cut falling lengths into runs so that padding and the number of runs together cost least."""
     best = [(0, 0)]  # for the first n: cost, and where the last run begins
     for n in range(1, len(lengths) + 1):
@@ -81,16 +81,16 @@ def _group(lengths: Sequence[int]) -> list[slice]:
     return runs
 
 
-def cut_in_tiles(length: int) -> tuple[tuple[int, int], ...]:
+def split_into_tiles(length: int) -> tuple[tuple[int, int], ...]:
     """Runs of queries: each is multiplied with the keys up to its own end alone, so half of the square is left out."""
-    tiles = max(1, round(length / _TILE))
-    edges = [round(i * length / tiles) for i in range(tiles + 1)]
-    return tuple(pairwise(edges))
+    tiles = max(1, round(length / _QUERY_TILE_SIZE))
+    boundaries = [round(i * length / tiles) for i in range(tiles + 1)]
+    return tuple(pairwise(boundaries))
 
 
 @lru_cache(maxsize=256)
 def causal_mask(
-    tile: tuple[int, int], copies: int, dtype: "torch.dtype", window: int | None, device: "torch.device"
+    tile: tuple[int, int], heads_per_kv_head: int, dtype: "torch.dtype", window: int | None, device: "torch.device"
 ) -> "torch.Tensor":
     """For the queries of a tile: 0 where one may look, -inf in the future and `window` tokens back or more.
 
@@ -99,7 +99,7 @@ def causal_mask(
     import torch
 
     start, end = tile
-    back = torch.arange(start, end, device=device)[:, None] - torch.arange(end, device=device)
-    hidden = (back < 0) if window is None else (back < 0) | (back >= window)
-    mask = torch.zeros(end - start, end, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
-    return mask.repeat_interleave(copies, 0)
+    distance = torch.arange(start, end, device=device)[:, None] - torch.arange(end, device=device)
+    masked = (distance < 0) if window is None else (distance < 0) | (distance >= window)
+    mask = torch.zeros(end - start, end, dtype=dtype, device=device).masked_fill_(masked, float("-inf"))
+    return mask.repeat_interleave(heads_per_kv_head, 0)

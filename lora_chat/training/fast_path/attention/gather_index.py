@@ -9,86 +9,96 @@ from functools import lru_cache
 
 import torch
 
-from lora_chat.training.fast_path.attention.blocks import Block, lay_out
+from lora_chat.training.fast_path.attention.blocks import PaddedBlock, build_blocks
 
 
 @dataclass(frozen=True)
-class Piece:
+class GatheredBlock:
     """One block in the gathered rows."""
 
     length: int
     groups: int
     """Segments times key heads."""
-    begin: int
+    first_row: int
     """Its first row among the gathered."""
-    mixed: int
+    first_out_row: int
     """Its first row among the mixed, which are the query rows alone."""
 
 
 @dataclass(frozen=True)
-class HeadRows:
+class BlockedLayout:
     """Indices of rows, for a flat micro-batch and its numbers of heads."""
 
-    pieces: tuple[Piece, ...]
-    gather: torch.Tensor
+    blocks: tuple[GatheredBlock, ...]
+    gather_rows: torch.Tensor
     """For every gathered row: the row of the states, (query + 2 * key) a token."""
     above: torch.Tensor
-    """For every mixed row: the row of the output, `query` a token."""
-    silent: torch.Tensor
+    """For every mixed row: the row of the output, `num_heads` a token."""
+    zero_grad_rows: torch.Tensor
     """Mixed rows of padding and of a prefix's copies: no gradient comes to them from above."""
-    output: torch.Tensor
+    output_rows: torch.Tensor
     """For every row of the output: its mixed row."""
-    back: torch.Tensor
+    ungather_rows: torch.Tensor
     """For every row of the states: its gathered row."""
-    shared: torch.Tensor
+    prefix_copy_rows: torch.Tensor
     """(copies, prefix, 2 * key): gathered rows of the copies of a shared prefix's keys and values."""
 
 
 @lru_cache(maxsize=64)
-def find_rows(edges: tuple[int, ...], prefix: int, query: int, key: int) -> HeadRows:
+def build_blocked_layout(cu_seqlens: tuple[int, ...], prefix: int, num_heads: int, num_kv_heads: int) -> BlockedLayout:
     """Flat borders (segments + 1), tokens that all segments begin with, query and key heads -> the rows."""
-    heads, tokens = query + 2 * key, edges[-1]
-    gather: list[torch.Tensor] = []
-    above: list[torch.Tensor] = []
-    silent: list[torch.Tensor] = []
-    shared: list[torch.Tensor] = []
-    pieces = []
-    output, back = torch.empty(tokens, query, dtype=torch.int64), torch.empty(tokens, heads, dtype=torch.int64)
-    query_head, key_head = torch.arange(query).view(1, key, 1, -1), torch.arange(key).view(1, key, 1)
-    begin = mixed = 0
-    for block in lay_out(edges, prefix):
-        segments = block.padded.numel() // block.length
-        token = block.padded.view(segments, 1, block.length)
-        keys = (token * heads + query + key_head).flatten()
-        gather += [(token.unsqueeze(3) * heads + query_head).flatten(), keys, keys + key]
-        above.append((token.unsqueeze(3) * query + query_head).flatten())
-        pieces.append(Piece(block.length, segments * key, begin, mixed))
-        of_query, of_key = _places(block, query, key)
-        output[block.tokens] = mixed + of_query
-        first_key = begin + above[-1].numel()
-        back[block.tokens] = torch.cat([begin + of_query, first_key + of_key, first_key + keys.numel() + of_key], dim=1)
-        own = torch.zeros(segments * block.length, dtype=torch.bool).index_fill_(0, block.places, True)
-        hidden = ~own.view(segments, 1, block.length, 1).expand(-1, key, -1, query // key)
-        silent.append(mixed + hidden.flatten().nonzero().squeeze(1))
+    total_heads, tokens = num_heads + 2 * num_kv_heads, cu_seqlens[-1]
+    gather_rows: list[torch.Tensor] = []
+    grad_out_rows: list[torch.Tensor] = []
+    zero_grad_rows: list[torch.Tensor] = []
+    prefix_copy_rows: list[torch.Tensor] = []
+    gathered_blocks = []
+    output_rows, ungather_rows = (
+        torch.empty(tokens, num_heads, dtype=torch.int64),
+        torch.empty(tokens, total_heads, dtype=torch.int64),
+    )
+    query_head, key_head = (
+        torch.arange(num_heads).view(1, num_kv_heads, 1, -1),
+        torch.arange(num_kv_heads).view(1, num_kv_heads, 1),
+    )
+    row_offset = out_offset = 0
+    for block in build_blocks(cu_seqlens, prefix):
+        segments = block.padded_tokens.numel() // block.length
+        token = block.padded_tokens.view(segments, 1, block.length)
+        keys = (token * total_heads + num_heads + key_head).flatten()
+        gather_rows += [(token.unsqueeze(3) * total_heads + query_head).flatten(), keys, keys + num_kv_heads]
+        grad_out_rows.append((token.unsqueeze(3) * num_heads + query_head).flatten())
+        gathered_blocks.append(GatheredBlock(block.length, segments * num_kv_heads, row_offset, out_offset))
+        query_rows, key_rows = _own_query_and_key_rows(block, num_heads, num_kv_heads)
+        output_rows[block.own_tokens] = out_offset + query_rows
+        first_key = row_offset + grad_out_rows[-1].numel()
+        ungather_rows[block.own_tokens] = torch.cat(
+            [row_offset + query_rows, first_key + key_rows, first_key + keys.numel() + key_rows], dim=1
+        )
+        own = torch.zeros(segments * block.length, dtype=torch.bool).index_fill_(0, block.own_slots, True)
+        hidden = ~own.view(segments, 1, block.length, 1).expand(-1, num_kv_heads, -1, num_heads // num_kv_heads)
+        zero_grad_rows.append(out_offset + hidden.flatten().nonzero().squeeze(1))
         if prefix:
-            rows = first_key + torch.arange(keys.numel()).view(segments, key, block.length)
-            rows = rows[block.first_copy :, :, :prefix].transpose(1, 2)
-            shared.append(torch.cat([rows, rows + keys.numel()], dim=2))
-        begin, mixed = first_key + 2 * keys.numel(), mixed + above[-1].numel()
-    return HeadRows(
-        pieces=tuple(pieces),
-        gather=torch.cat(gather),
-        above=torch.cat(above),
-        silent=torch.cat(silent),
-        output=output.flatten(),
-        back=back.flatten(),
-        shared=torch.cat(shared) if shared else torch.empty(0, 0, 2 * key, dtype=torch.int64),
+            rows = first_key + torch.arange(keys.numel()).view(segments, num_kv_heads, block.length)
+            rows = rows[block.first_prefix_copy :, :, :prefix].transpose(1, 2)
+            prefix_copy_rows.append(torch.cat([rows, rows + keys.numel()], dim=2))
+        row_offset, out_offset = first_key + 2 * keys.numel(), out_offset + grad_out_rows[-1].numel()
+    return BlockedLayout(
+        blocks=tuple(gathered_blocks),
+        gather_rows=torch.cat(gather_rows),
+        above=torch.cat(grad_out_rows),
+        zero_grad_rows=torch.cat(zero_grad_rows),
+        output_rows=output_rows.flatten(),
+        ungather_rows=ungather_rows.flatten(),
+        prefix_copy_rows=torch.cat(prefix_copy_rows)
+        if prefix_copy_rows
+        else torch.empty(0, 0, 2 * num_kv_heads, dtype=torch.int64),
     )
 
 
-def _places(block: Block, query: int, key: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _own_query_and_key_rows(block: PaddedBlock, num_heads: int, num_kv_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
     """For the block's own tokens: their query rows (tokens, query) and key rows (tokens, key) within the block."""
-    segment, place = block.places // block.length, block.places % block.length
-    of_key = (segment.unsqueeze(1) * key + torch.arange(key)) * block.length + place.unsqueeze(1)
-    of_query = of_key.unsqueeze(2) * (query // key) + torch.arange(query // key)
-    return of_query.flatten(1), of_key
+    segment, place = block.own_slots // block.length, block.own_slots % block.length
+    key_rows = (segment.unsqueeze(1) * num_kv_heads + torch.arange(num_kv_heads)) * block.length + place.unsqueeze(1)
+    query_rows = key_rows.unsqueeze(2) * (num_heads // num_kv_heads) + torch.arange(num_heads // num_kv_heads)
+    return query_rows.flatten(1), key_rows

@@ -12,59 +12,59 @@ from typing import Any
 
 import torch
 
-from lora_chat.training.fast_path.attention.cpu import Heads
+from lora_chat.training.fast_path.attention.cpu import HeadConfig
 
-_LARGEST_HEAD = 256
+_MAX_HEAD_DIM = 256
 
 
 @dataclass(frozen=True)
-class VarlenRows:
+class VarlenLayout:
     """Borders of a flat micro-batch, on its device."""
 
-    query_edges: torch.Tensor
+    cu_seqlens_q: torch.Tensor
     """(segments + 1,), int32."""
-    key_edges: torch.Tensor
-    longest_query: int
-    longest_key: int
-    keys: torch.Tensor | None = None
+    cu_seqlens_k: torch.Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+    key_tokens: torch.Tensor | None = None
     """(keys,): the flat token at every place of the keys; None: keys stand as queries do."""
-    own: torch.Tensor | None = None
+    token_key_slots: torch.Tensor | None = None
     """(tokens,): the place of every flat token among the keys, not counting copies."""
-    copies: torch.Tensor | None = None
+    prefix_copy_slots: torch.Tensor | None = None
     """(segments - 1, prefix): the places of the prefix's copies."""
 
 
-def covers(states: torch.Tensor) -> bool:
+def supports_varlen(states: torch.Tensor) -> bool:
     """Whether the kernel takes states (..., size) of this type and size."""
-    return states.dtype in (torch.bfloat16, torch.float16) and states.shape[-1] <= _LARGEST_HEAD
+    return states.dtype in (torch.bfloat16, torch.float16) and states.shape[-1] <= _MAX_HEAD_DIM
 
 
 @lru_cache(maxsize=64)
-def find_varlen(edges: tuple[int, ...], prefix: int, device: torch.device) -> VarlenRows:
+def build_varlen_layout(cu_seqlens: tuple[int, ...], prefix: int, device: torch.device) -> VarlenLayout:
     """Flat borders (segments + 1) and the tokens that all segments begin with -> what the kernel wants to know."""
 
     def here(values: Sequence[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
-    queries = [end - start for start, end in pairwise(edges)]
-    borders = here(edges, torch.int32)
+    queries = [end - start for start, end in pairwise(cu_seqlens)]
+    cu_seqlens_q = here(cu_seqlens, torch.int32)
     if not prefix:
-        return VarlenRows(borders, borders, max(queries), max(queries))
+        return VarlenLayout(cu_seqlens_q, cu_seqlens_q, max(queries), max(queries))
     keys: list[int] = []
     own: list[int] = []
     copies: list[int] = []
-    key_edges = [0]
-    for number, (start, end) in enumerate(pairwise(edges)):
+    cu_seqlens_k = [0]
+    for number, (start, end) in enumerate(pairwise(cu_seqlens)):
         if number:
             copies += range(len(keys), len(keys) + prefix)
             keys += range(prefix)
         own += range(len(keys), len(keys) + end - start)
         keys += range(start, end)
-        key_edges.append(len(keys))
-    longest = max(end - start for start, end in pairwise(key_edges))
-    return VarlenRows(
-        borders,
-        here(key_edges, torch.int32),
+        cu_seqlens_k.append(len(keys))
+    longest = max(end - start for start, end in pairwise(cu_seqlens_k))
+    return VarlenLayout(
+        cu_seqlens_q,
+        here(cu_seqlens_k, torch.int32),
         max(queries),
         longest,
         here(keys),
@@ -73,52 +73,58 @@ def find_varlen(edges: tuple[int, ...], prefix: int, device: torch.device) -> Va
     )
 
 
-def mix(states: torch.Tensor, heads: Heads, rows: VarlenRows) -> torch.Tensor:
+def varlen_attention(states: torch.Tensor, heads: HeadConfig, layout: VarlenLayout) -> torch.Tensor:
     """Query, key and value states (tokens, query + 2 * key heads, size) -> (tokens, query heads, size)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    queries, pairs = torch.split(states, [heads.query, 2 * heads.key], dim=1)
-    if rows.keys is not None:
-        pairs = _WithCopies.apply(pairs, rows)  # type: ignore[no-untyped-call]
-    keys, values = pairs.chunk(2, dim=1)
-    back = -1 if heads.window is None else heads.window - 1
-    borders = rows.query_edges, rows.key_edges, rows.longest_query, rows.longest_key
-    mixed: torch.Tensor = varlen_attn(  # type: ignore[assignment]
-        queries, keys, values, *borders, scale=heads.scale, window_size=(back, 0), enable_gqa=True
+    queries, key_values = torch.split(states, [heads.num_heads, 2 * heads.num_kv_heads], dim=1)
+    if layout.key_tokens is not None:
+        key_values = _PrependPrefix.apply(key_values, layout)  # type: ignore[no-untyped-call]
+    keys, values = key_values.chunk(2, dim=1)
+    window_left = -1 if heads.window is None else heads.window - 1
+    borders = layout.cu_seqlens_q, layout.cu_seqlens_k, layout.max_seqlen_q, layout.max_seqlen_k
+    attn_out: torch.Tensor = varlen_attn(  # type: ignore[assignment]
+        queries, keys, values, *borders, scale=heads.scale, window_size=(window_left, 0), enable_gqa=True
     )
-    return mixed
+    return attn_out
 
 
-def attend_varlen(states: torch.Tensor, heads: Heads, rows: VarlenRows) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """`mix`, and what `varlen_gradient` needs: the kernel's own gradient, kept behind its result."""
+def varlen_attention_forward(
+    states: torch.Tensor, heads: HeadConfig, layout: VarlenLayout
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """`varlen_attention`, and what `varlen_attention_backward` needs: the kernel's own gradient, kept behind its
+    result.
+    """
     with torch.enable_grad():
         leaf = states.detach().requires_grad_()
-        mixed = mix(leaf, heads, rows)
-    return mixed.detach(), [leaf, mixed]
+        attn_out = varlen_attention(leaf, heads, layout)
+    return attn_out.detach(), [leaf, attn_out]
 
 
-def varlen_gradient(above: torch.Tensor, kept: Sequence[torch.Tensor]) -> torch.Tensor:
+def varlen_attention_backward(grad_out: torch.Tensor, saved: Sequence[torch.Tensor]) -> torch.Tensor:
     """Gradient of the states, from that of the output (tokens, query heads, size)."""
-    leaf, mixed = kept
-    return torch.autograd.grad(mixed, leaf, above)[0]
+    leaf, attn_out = saved
+    return torch.autograd.grad(attn_out, leaf, grad_out)[0]
 
 
-class _WithCopies(torch.autograd.Function):
+class _PrependPrefix(torch.autograd.Function):
     """Keys and values (tokens, 2 * key heads, size) -> the same with the prefix in front of every segment.
 
     Indexing would add up the copies' gradients in bf16 and in any order; here it is one sum in fp32.
     """
 
     @staticmethod
-    def forward(ctx: Any, pairs: torch.Tensor, rows: VarlenRows) -> torch.Tensor:
-        assert rows.keys is not None
+    def forward(ctx: Any, pairs: torch.Tensor, rows: VarlenLayout) -> torch.Tensor:
+        assert rows.key_tokens is not None
         ctx.rows = rows
-        return pairs.index_select(0, rows.keys)
+        return pairs.index_select(0, rows.key_tokens)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         rows, gradient = ctx.rows, gradients[0]
-        result = gradient.index_select(0, rows.own)
-        copied = gradient.index_select(0, rows.copies.flatten()).view(*rows.copies.shape, *gradient.shape[1:])
-        result[: rows.copies.shape[1]] += copied.sum(0, dtype=torch.float32).to(gradient.dtype)
+        result = gradient.index_select(0, rows.token_key_slots)
+        copied = gradient.index_select(0, rows.prefix_copy_slots.flatten()).view(
+            *rows.prefix_copy_slots.shape, *gradient.shape[1:]
+        )
+        result[: rows.prefix_copy_slots.shape[1]] += copied.sum(0, dtype=torch.float32).to(gradient.dtype)
         return result, None

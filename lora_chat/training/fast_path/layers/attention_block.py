@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from lora_chat.training.fast_path.attention.backends import Layout, attend, attend_gradient
-from lora_chat.training.fast_path.attention.cpu import Heads
-from lora_chat.training.fast_path.layers.lora_group import LoraGroup, Trained
-from lora_chat.training.fast_path.layers.qk_norm import HeadNorms
-from lora_chat.training.fast_path.layers.rms_norm import rms_norm, rms_norm_again, rms_norm_gradient
+from lora_chat.training.fast_path.attention.backends import AttentionLayout, attention_backward, attention_forward
+from lora_chat.training.fast_path.attention.cpu import HeadConfig
+from lora_chat.training.fast_path.layers.lora_group import LoraGroup, SavedLora
+from lora_chat.training.fast_path.layers.qk_norm import QKNorm
+from lora_chat.training.fast_path.layers.rms_norm import rms_norm, rms_norm_backward, rms_norm_from_mean_squares
 
 
-def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+def apply_rotary_in_place(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """Turn states (tokens, heads, size) by cos and sin (tokens, 1, size / 2); minus sin turns back."""
     half = states.shape[-1] // 2
     first, second = states[..., :half], states[..., half:]
@@ -22,20 +22,20 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionBlockSpec:
     """What does not change from one micro-batch to the next."""
 
     epsilon: float
-    heads: Heads
-    norms: HeadNorms | None
-    projections: LoraGroup
-    output: LoraGroup
+    heads: HeadConfig
+    norms: QKNorm | None
+    qkv_proj: LoraGroup
+    o_proj: LoraGroup
 
 
-class AttentionHalf(torch.autograd.Function):
+class AttentionBlockFunction(torch.autograd.Function):
     """x (tokens, size) -> the same; cos and sin (tokens, 1, head size / 2).
 
-    With `again` it keeps x alone and computes all but the output projection a second time for the gradient.
+    With `recompute` it keeps x alone and computes all but the output projection a second time for the gradient.
     """
 
     @staticmethod
@@ -45,63 +45,69 @@ class AttentionHalf(torch.autograd.Function):
         cos: torch.Tensor,
         sin: torch.Tensor,
         norm: torch.Tensor,
-        attention: Attention,
-        layout: Layout,
-        again: bool,
+        attention: AttentionBlockSpec,
+        layout: AttentionLayout,
+        recompute: bool,
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        normed, squares = rms_norm(x, norm, attention.epsilon)
-        mixed, trained_in, kept = _mix(normed, cos, sin, attention, layout)
-        y, trained_out = attention.output.forward(mixed, plus=x)
-        everything = () if again else (squares, mixed, *trained_in.tensors(), *trained_out.tensors(), *kept)
-        ctx.save_for_backward(x, cos, sin, norm, *everything)
+        normed, mean_squares = rms_norm(x, norm, attention.epsilon)
+        attn_out, qkv_saved, saved = _project_and_attend(normed, cos, sin, attention, layout)
+        y, o_proj_saved = attention.o_proj.forward(attn_out, residual=x)
+        saved_tensors = (
+            () if recompute else (mean_squares, attn_out, *qkv_saved.tensors(), *o_proj_saved.tensors(), *saved)
+        )
+        ctx.save_for_backward(x, cos, sin, norm, *saved_tensors)
         ctx.layers = attention, layout
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, cos, sin, norm, *rest = ctx.saved_tensors
+        x, cos, sin, norm, *saved_tensors = ctx.saved_tensors
         attention, layout = ctx.layers
-        if rest:
-            squares, mixed = rest[:2]
-            normed = rms_norm_again(x, squares, norm, attention.epsilon)
-            trained_in, trained_out, kept = Trained(*rest[2:5]), Trained(*rest[5:8]), rest[8:]
+        if saved_tensors:
+            mean_squares, attn_out = saved_tensors[:2]
+            normed = rms_norm_from_mean_squares(x, mean_squares, norm, attention.epsilon)
+            qkv_saved, o_proj_saved, saved = (
+                SavedLora(*saved_tensors[2:5]),
+                SavedLora(*saved_tensors[5:8]),
+                saved_tensors[8:],
+            )
         else:
-            normed, squares = rms_norm(x, norm, attention.epsilon)
-            mixed, trained_in, kept = _mix(normed, cos, sin, attention, layout)
-            trained_out = attention.output.inner(mixed)
-        to_mixed, out_gradients = attention.output.backward(gradients[0], mixed, trained_out)
-        to_states = _mix_gradient(to_mixed, cos, sin, attention, layout, kept)
-        to_normed, in_gradients = attention.projections.backward(to_states, normed, trained_in)
-        to_x = rms_norm_gradient(to_normed, x, norm, squares, attention.epsilon, plus=gradients[0])
-        return to_x, None, None, None, None, None, None, *in_gradients, *out_gradients
+            normed, mean_squares = rms_norm(x, norm, attention.epsilon)
+            attn_out, qkv_saved, saved = _project_and_attend(normed, cos, sin, attention, layout)
+            o_proj_saved = attention.o_proj.inner(attn_out)
+        grad_attn_out, out_gradients = attention.o_proj.backward(gradients[0], attn_out, o_proj_saved)
+        grad_states = _rotary_attention_backward(grad_attn_out, cos, sin, attention, layout, saved)
+        grad_normed, in_gradients = attention.qkv_proj.backward(grad_states, normed, qkv_saved)
+        grad_x = rms_norm_backward(grad_normed, x, norm, mean_squares, attention.epsilon, residual=gradients[0])
+        return grad_x, None, None, None, None, None, None, *in_gradients, *out_gradients
 
 
-def _mix(
-    normed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention, layout: Layout
-) -> tuple[torch.Tensor, Trained, list[torch.Tensor]]:
+def _project_and_attend(
+    normed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: AttentionBlockSpec, layout: AttentionLayout
+) -> tuple[torch.Tensor, SavedLora, list[torch.Tensor]]:
     """Projections and attention: (tokens, query heads * size), and what their gradients need."""
     heads, norms = attention.heads, attention.norms
-    flat, trained = attention.projections.forward(normed)
-    states = flat.view(normed.shape[0], -1, heads.size)
-    raw = norms.apply(states, heads) if norms else []
-    rotate(states[:, : heads.query + heads.key], cos, sin)
-    attended, kept = attend(states, heads, layout)
-    return attended.flatten(1), trained, [*raw, *kept]
+    projected, qkv_saved = attention.qkv_proj.forward(normed)
+    states = projected.view(normed.shape[0], -1, heads.head_dim)
+    norm_saved = norms.apply(states, heads) if norms else []
+    apply_rotary_in_place(states[:, : heads.num_heads + heads.num_kv_heads], cos, sin)
+    attended, saved = attention_forward(states, heads, layout)
+    return attended.flatten(1), qkv_saved, [*norm_saved, *saved]
 
 
-def _mix_gradient(
-    above: torch.Tensor,
+def _rotary_attention_backward(
+    grad_out: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    attention: Attention,
-    layout: Layout,
-    kept: list[torch.Tensor],
+    attention: AttentionBlockSpec,
+    layout: AttentionLayout,
+    saved: list[torch.Tensor],
 ) -> torch.Tensor:
     heads, norms = attention.heads, attention.norms
-    raw, kept = (kept[:4], kept[4:]) if norms else ([], kept)
-    to_states = attend_gradient(above.view(-1, heads.query, heads.size), list(kept), heads, layout)
-    rotate(to_states[:, : heads.query + heads.key], cos, -sin)
+    norm_saved, saved = (saved[:4], saved[4:]) if norms else ([], saved)
+    grad_states = attention_backward(grad_out.view(-1, heads.num_heads, heads.head_dim), list(saved), heads, layout)
+    apply_rotary_in_place(grad_states[:, : heads.num_heads + heads.num_kv_heads], cos, -sin)
     if norms:
-        norms.gradient(to_states, heads, raw)
-    return to_states.flatten(1)
+        norms.apply_backward(grad_states, heads, norm_saved)
+    return grad_states.flatten(1)

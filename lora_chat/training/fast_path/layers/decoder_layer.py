@@ -7,31 +7,33 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lora_chat.training.fast_path.attention.backends import Layout, find_layout
-from lora_chat.training.fast_path.attention.cpu import Heads
-from lora_chat.training.fast_path.fused_lora import replaced_forwards, why_not
-from lora_chat.training.fast_path.layers.attention_block import Attention, AttentionHalf
+from lora_chat.training.fast_path.attention.backends import AttentionLayout, build_attention_layout
+from lora_chat.training.fast_path.attention.cpu import HeadConfig
+from lora_chat.training.fast_path.fused_lora import lora_unfused_reason, replaced_forwards
+from lora_chat.training.fast_path.layers.attention_block import AttentionBlockFunction, AttentionBlockSpec
 from lora_chat.training.fast_path.layers.lora_group import LoraGroup
-from lora_chat.training.fast_path.layers.mlp_block import MlpHalf
-from lora_chat.training.fast_path.layers.qk_norm import HeadNorms
+from lora_chat.training.fast_path.layers.mlp_block import MlpBlockFunction
+from lora_chat.training.fast_path.layers.qk_norm import QKNorm
 
-_COVERED = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+_SUPPORTED_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """RMS norm, rotary positions, grouped heads (Qwen3's are normed), SiLU-gated MLP, and nothing else."""
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-_MLP = ("gate_proj", "up_proj", "down_proj")
+_ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 @contextmanager
 def fused_layers(model: torch.nn.Module) -> Iterator[int]:
-    """Compute covered decoder layers by AttentionHalf and MlpHalf, until the block ends; yields how many."""
-    layers: list[Any] = [layer for layer in _decoder_layers(model) if not _why_not_layer(layer)]
-    with replaced_forwards(layers, _FusedLayer) as covered:
+    """Compute covered decoder layers by AttentionBlockFunction and MlpBlockFunction, until the block ends; yields
+    how many.
+    """
+    layers: list[Any] = [layer for layer in _decoder_layers(model) if not _layer_unfused_reason(layer)]
+    with replaced_forwards(layers, _FusedDecoderForward) as covered:
         yield covered
 
 
-def why_not_fused(model: torch.nn.Module) -> str:
+def unfused_reason(model: torch.nn.Module) -> str:
     """Why some decoder layer keeps transformers' forward, in a few words; empty if none does."""
-    reasons = dict.fromkeys(reason for layer in _decoder_layers(model) if (reason := _why_not_layer(layer)))
+    reasons = dict.fromkeys(reason for layer in _decoder_layers(model) if (reason := _layer_unfused_reason(layer)))
     return "; ".join(reasons)
 
 
@@ -39,13 +41,16 @@ def _decoder_layers(model: torch.nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def _why_not_layer(layer: Any) -> str:
+def _layer_unfused_reason(layer: Any) -> str:
     name = type(layer).__name__
-    if name not in _COVERED:
+    if name not in _SUPPORTED_LAYERS:
         return f"{name} is not known here"
-    linears = [*(getattr(layer.self_attn, n) for n in _ATTENTION), *(getattr(layer.mlp, n) for n in _MLP)]
+    linears = [
+        *(getattr(layer.self_attn, n) for n in _ATTENTION_PROJECTIONS),
+        *(getattr(layer.mlp, n) for n in _MLP_PROJECTIONS),
+    ]
     for linear in linears:
-        if reason := why_not(linear):
+        if reason := lora_unfused_reason(linear):
             return reason
     if layer.self_attn.config.hidden_act != "silu":
         return f"activation {layer.self_attn.config.hidden_act}"
@@ -54,7 +59,7 @@ def _why_not_layer(layer: Any) -> str:
     return "trained norms" if layer.input_layernorm.weight.requires_grad else ""
 
 
-class _FusedLayer:
+class _FusedDecoderForward:
     """The forward of one layer."""
 
     def __init__(self, layer: Any) -> None:
@@ -62,47 +67,55 @@ class _FusedLayer:
         self._layer, self._stock = layer, layer.forward
         self._norms = layer.input_layernorm, layer.post_attention_layernorm
         query, key = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-        self._attention = Attention(
+        self._attention = AttentionBlockSpec(
             epsilon=layer.input_layernorm.variance_epsilon,
-            heads=Heads(
-                query=config.num_attention_heads,
-                key=config.num_key_value_heads,
-                size=attention.head_dim,
+            heads=HeadConfig(
+                num_heads=config.num_attention_heads,
+                num_kv_heads=config.num_key_value_heads,
+                head_dim=attention.head_dim,
                 scale=attention.scaling,
-                window=_window(layer),
+                window=_sliding_window(layer),
             ),
-            norms=HeadNorms(query.weight, key.weight, query.variance_epsilon) if query and key else None,
-            projections=LoraGroup([attention.q_proj, attention.k_proj, attention.v_proj]),
-            output=LoraGroup([attention.o_proj]),
+            norms=QKNorm(query.weight, key.weight, query.variance_epsilon) if query and key else None,
+            qkv_proj=LoraGroup([attention.q_proj, attention.k_proj, attention.v_proj]),
+            o_proj=LoraGroup([attention.o_proj]),
         )
         self._gate_up = LoraGroup([mlp.gate_proj, mlp.up_proj])
         self._down = LoraGroup([mlp.down_proj])
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        edges, positions = kwargs.get("segment_edges"), kwargs.get("position_embeddings")
-        if args or edges is None or positions is None or not torch.is_grad_enabled() or hidden_states.shape[0] != 1:
+        cu_seqlens, position_embeddings = kwargs.get("segment_edges"), kwargs.get("position_embeddings")
+        if (
+            args
+            or cu_seqlens is None
+            or position_embeddings is None
+            or not torch.is_grad_enabled()
+            or hidden_states.shape[0] != 1
+        ):
             return self._stock(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
         heads = self._attention.heads
-        layout = find_layout(edges, int(kwargs.get("shared_prefix", 0)), heads, hidden_states.device)
-        cos, sin = (states[0, :, None, : heads.size // 2] for states in positions)
+        layout = build_attention_layout(cu_seqlens, int(kwargs.get("shared_prefix", 0)), heads, hidden_states.device)
+        cos, sin = (states[0, :, None, : heads.head_dim // 2] for states in position_embeddings)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return self._both_halves(hidden_states[0], cos, sin, layout).unsqueeze(0)
+            return self._run_blocks(hidden_states[0], cos, sin, layout).unsqueeze(0)
 
-    def _both_halves(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def _run_blocks(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: AttentionLayout
+    ) -> torch.Tensor:
         # Checkpointing is the halves' own business: torch's would compute the last product of each again.
-        again = bool(self._layer.gradient_checkpointing and self._layer.training)
-        before, after = self._norms
+        recompute = bool(self._layer.gradient_checkpointing and self._layer.training)
+        input_norm, post_attention_norm = self._norms
         attention, up, down = self._attention, self._gate_up, self._down
-        trained = [*attention.projections.parameters, *attention.output.parameters]
-        x = AttentionHalf.apply(x, cos, sin, before.weight, attention, layout, again, *trained)  # type: ignore[no-untyped-call]
-        trained = [*up.parameters, *down.parameters]
-        y: torch.Tensor = MlpHalf.apply(  # type: ignore[no-untyped-call]
-            x, after.weight, after.variance_epsilon, up, down, again, *trained
+        lora_parameters = [*attention.qkv_proj.parameters, *attention.o_proj.parameters]
+        x = AttentionBlockFunction.apply(x, cos, sin, input_norm.weight, attention, layout, recompute, *lora_parameters)  # type: ignore[no-untyped-call]
+        lora_parameters = [*up.parameters, *down.parameters]
+        y: torch.Tensor = MlpBlockFunction.apply(  # type: ignore[no-untyped-call]
+            x, post_attention_norm.weight, post_attention_norm.variance_epsilon, up, down, recompute, *lora_parameters
         )
         return y
 
 
-def _window(layer: Any) -> int | None:
+def _sliding_window(layer: Any) -> int | None:
     """Llama's config may name a window that its attention does not use."""
     attention = layer.self_attn
     if type(layer).__name__ == "MistralDecoderLayer":

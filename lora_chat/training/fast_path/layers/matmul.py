@@ -3,10 +3,10 @@
 import torch
 
 
-def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def balanced_matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x (rows, in) @ weight (in, out) -> (rows, out)."""
     rows, inner, width = x.shape[0], x.shape[1], weight.shape[1]
-    pieces = _pieces(rows, inner, width) if x.device.type == "cpu" and torch.get_num_threads() == 2 else 1
+    pieces = _count_column_groups(rows, inner, width) if x.device.type == "cpu" and torch.get_num_threads() == 2 else 1
     if pieces == 1:
         return torch.mm(x, weight)
     result = x.new_empty(rows, width)
@@ -17,7 +17,7 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _pieces(rows: int, inner: int, width: int) -> int:
+def _count_column_groups(rows: int, inner: int, width: int) -> int:
     """Into how many groups of columns a bf16 product goes, so that oneDNN 3.12 shares each of two threads.
 
     Between these borders it gives the whole to one of two threads, at half the speed (benchmarks/LOG.md); with

@@ -4,36 +4,36 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_chat.training.fast_path.attention.cpu import Heads
-from lora_chat.training.fast_path.layers.rms_norm import rms_norm, rms_norm_gradient
+from lora_chat.training.fast_path.attention.cpu import HeadConfig
+from lora_chat.training.fast_path.layers.rms_norm import rms_norm, rms_norm_backward
 
 
 @dataclass(frozen=True)
-class HeadNorms:
+class QKNorm:
     """The frozen weights (size,) of the query and of the key norm."""
 
     query: torch.Tensor
     key: torch.Tensor
     epsilon: float
 
-    def apply(self, states: torch.Tensor, heads: Heads) -> list[torch.Tensor]:
-        """Norm the query and key heads of states (tokens, heads, size); what `gradient` needs."""
-        kept: list[torch.Tensor] = []
-        for part, weight in self._parts(states, heads):
+    def apply(self, states: torch.Tensor, heads: HeadConfig) -> list[torch.Tensor]:
+        """Norm the query and key heads of states (tokens, heads, size); what `apply_backward` needs."""
+        saved: list[torch.Tensor] = []
+        for part, weight in self._query_and_key(states, heads):
             before = part.reshape(-1, part.shape[-1])
-            normed, squares = rms_norm(before, weight, self.epsilon)
+            normed, mean_squares = rms_norm(before, weight, self.epsilon)
             # A reshape of one token is a view, which the next line would write over.
-            kept += [before.clone() if before.data_ptr() == part.data_ptr() else before, squares]
+            saved += [before.clone() if before.data_ptr() == part.data_ptr() else before, mean_squares]
             part.copy_(normed.view_as(part))
-        return kept
+        return saved
 
-    def gradient(self, to_states: torch.Tensor, heads: Heads, kept: list[torch.Tensor]) -> None:
+    def apply_backward(self, grad_states: torch.Tensor, heads: HeadConfig, saved: list[torch.Tensor]) -> None:
         """Turn the gradient of the normed heads into that of the heads before, in place."""
-        for number, (part, weight) in enumerate(self._parts(to_states, heads)):
-            before, squares = kept[2 * number : 2 * number + 2]
-            above = part.reshape(-1, part.shape[-1])
-            part.copy_(rms_norm_gradient(above, before, weight, squares, self.epsilon).view_as(part))
+        for number, (part, weight) in enumerate(self._query_and_key(grad_states, heads)):
+            before, mean_squares = saved[2 * number : 2 * number + 2]
+            grad_out = part.reshape(-1, part.shape[-1])
+            part.copy_(rms_norm_backward(grad_out, before, weight, mean_squares, self.epsilon).view_as(part))
 
-    def _parts(self, states: torch.Tensor, heads: Heads) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        both = heads.query + heads.key
-        return [(states[:, : heads.query], self.query), (states[:, heads.query : both], self.key)]
+    def _query_and_key(self, states: torch.Tensor, heads: HeadConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        both = heads.num_heads + heads.num_kv_heads
+        return [(states[:, : heads.num_heads], self.query), (states[:, heads.num_heads : both], self.key)]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.training.fast_path.attention.gather_index import find_rows
+from lora_chat.training.fast_path.attention.gather_index import build_blocked_layout
 
 
 @given(
@@ -18,16 +18,16 @@ def test_gathered_rows_are_the_heads_of_their_segment_in_order(lengths, prefix, 
     lengths[0] += prefix
     edges = (0, *torch.tensor(lengths).cumsum(0).tolist())
     query, heads, tokens = key * copies, key * (copies + 2), edges[-1]
-    rows = find_rows(edges, prefix, query, key)
+    rows = build_blocked_layout(edges, prefix, query, key)
     states = torch.stack(torch.meshgrid(torch.arange(tokens), torch.arange(heads), indexing="ij"), dim=-1).view(-1, 2)
-    gathered = states[rows.gather]
-    assert torch.equal(gathered[rows.back], states)
+    gathered = states[rows.gather_rows]
+    assert torch.equal(gathered[rows.ungather_rows], states)
     mixed = []
-    for piece in rows.pieces:
+    for piece in rows.blocks:
         count = piece.groups * piece.length
-        q = gathered[piece.begin :][: count * copies].view(-1, key, piece.length, copies, 2)
-        k = gathered[piece.begin + count * copies :][:count].view(-1, key, piece.length, 2)
-        v = gathered[piece.begin + count * (copies + 1) :][:count].view(-1, key, piece.length, 2)
+        q = gathered[piece.first_row :][: count * copies].view(-1, key, piece.length, copies, 2)
+        k = gathered[piece.first_row + count * copies :][:count].view(-1, key, piece.length, 2)
+        v = gathered[piece.first_row + count * (copies + 1) :][:count].view(-1, key, piece.length, 2)
         for head in range(key):
             assert (k[:, head, :, 1] == query + head).all()
             assert (v[:, head, :, 1] == query + key + head).all()
@@ -37,10 +37,10 @@ def test_gathered_rows_are_the_heads_of_their_segment_in_order(lengths, prefix, 
         mixed.append(q.reshape(-1, 2))
     mixed = torch.cat(mixed)
     expected = torch.stack(torch.meshgrid(torch.arange(tokens), torch.arange(query), indexing="ij"), dim=-1)
-    assert torch.equal(mixed[rows.output], expected.view(-1, 2))
-    spoken = torch.ones(len(mixed), dtype=torch.bool).index_fill_(0, rows.silent, False)
-    assert sorted(rows.output.tolist()) == spoken.nonzero().squeeze(1).tolist()
-    copied = gathered[rows.shared.flatten()].view(*rows.shared.shape, 2)
-    assert rows.shared.shape[0] == (len(lengths) - 1 if prefix else 0)
-    assert (copied[..., 0] == torch.arange(rows.shared.shape[1]).view(1, -1, 1)).all()
+    assert torch.equal(mixed[rows.output_rows], expected.view(-1, 2))
+    spoken = torch.ones(len(mixed), dtype=torch.bool).index_fill_(0, rows.zero_grad_rows, False)
+    assert sorted(rows.output_rows.tolist()) == spoken.nonzero().squeeze(1).tolist()
+    copied = gathered[rows.prefix_copy_rows.flatten()].view(*rows.prefix_copy_rows.shape, 2)
+    assert rows.prefix_copy_rows.shape[0] == (len(lengths) - 1 if prefix else 0)
+    assert (copied[..., 0] == torch.arange(rows.prefix_copy_rows.shape[1]).view(1, -1, 1)).all()
     assert (copied[..., 1] == torch.arange(query, heads)).all()

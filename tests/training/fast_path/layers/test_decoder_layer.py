@@ -5,23 +5,23 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from lora_chat.config.plan import make_precision
+from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import AdapterSection, BaseSection, QuantizationSection
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model
 from lora_chat.system.hardware import Hardware
-from lora_chat.training.fast_path.attention.interface import register_segment_attention
-from lora_chat.training.fast_path.layers.attention_block import rotate
-from lora_chat.training.fast_path.layers.decoder_layer import fused_layers, why_not_fused
-from lora_chat.training.fast_path.layers.matmul import product
+from lora_chat.training.fast_path.attention.interface import register_packed_attention
+from lora_chat.training.fast_path.layers.attention_block import apply_rotary_in_place
+from lora_chat.training.fast_path.layers.decoder_layer import fused_layers, unfused_reason
+from lora_chat.training.fast_path.layers.matmul import balanced_matmul
 from lora_chat.training.fast_path.layers.rms_norm import (
-    gradient_by_autograd,
     rms_norm,
-    rms_norm_again,
-    rms_norm_gradient,
+    rms_norm_backward,
+    rms_norm_backward_by_autograd,
+    rms_norm_from_mean_squares,
 )
 from lora_chat.training.fast_path.lm_head_loss import split_supervised
-from lora_chat.training.fast_path.packed_batch import FlatRows
+from lora_chat.training.fast_path.packed_batch import PackedBatchCollator
 
 FP32 = Hardware("cpu", "test", 0, False, 2)
 BF16 = Hardware("cpu", "test", 0, True, 2)
@@ -30,7 +30,7 @@ BF16 = Hardware("cpu", "test", 0, True, 2)
 def load(folder, mode, hardware=FP32, size=0.1, **adapter):
     base = find_base(BaseSection(name=str(folder)))
     model = attach_adapter(
-        load_base_model(base, make_precision(QuantizationSection(mode=mode), hardware)),
+        load_base_model(base, plan_precision(QuantizationSection(mode=mode), hardware)),
         AdapterSection(rank=4, **adapter),
         seed=3,
     )
@@ -70,9 +70,9 @@ def alone(model, rows):
     return total, collect(model)
 
 
-def together(model, rows, share):
-    keep, ids, batch = split_supervised(FlatRows(share)(rows))
-    model.set_attn_implementation(register_segment_attention())
+def together(model, rows, share_prefix):
+    keep, ids, batch = split_supervised(PackedBatchCollator(share_prefix)(rows))
+    model.set_attn_implementation(register_packed_attention())
     with fused_layers(model) as covered, torch.autocast("cpu", torch.bfloat16, enabled=False):
         logits = model(**batch, use_cache=False).logits[0]
         loss = torch.nn.functional.cross_entropy(logits[keep].float(), ids)
@@ -87,7 +87,7 @@ def test_fused_layers_equal_the_stock_ones(random_base, architecture, mode, shar
     model = load(random_base(architecture), mode)
     rows = make_rows([30, 7, 300, 31], shared)
     loss, gradients = alone(model, rows)
-    again, fused, covered = together(model, rows, share=True)
+    again, fused, covered = together(model, rows, share_prefix=True)
     assert covered == 2
     assert again == pytest.approx(loss, abs=1e-5)
     assert gradients.keys() == fused.keys()
@@ -96,11 +96,13 @@ def test_fused_layers_equal_the_stock_ones(random_base, architecture, mode, shar
 
 
 def test_weights_that_are_not_held_are_made_one_at_a_time(random_base, monkeypatch):
-    monkeypatch.setattr("lora_chat.training.fast_path.layers.lora_group.hold_together", lambda layers: None)
+    monkeypatch.setattr(
+        "lora_chat.training.fast_path.layers.lora_group.concatenate_cached_weights", lambda layers: None
+    )
     model = load(random_base("qwen2"), "4bit")
     rows = make_rows([30, 7], 0)
     loss, gradients = alone(model, rows)
-    again, fused, _ = together(model, rows, share=True)
+    again, fused, _ = together(model, rows, share_prefix=True)
     assert again == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, fused[name], atol=2e-5), name
@@ -116,7 +118,7 @@ def test_a_checkpointed_layer_keeps_little_and_gives_the_same(random_base, archi
             layer.gradient_checkpointing = number < layers
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
-            _, gradients, _ = together(model, rows, share=True)
+            _, gradients, _ = together(model, rows, share_prefix=True)
         return sum(kept), gradients
 
     (everything, expected), (half, some), (least, fewest) = run(0), run(1), run(2)
@@ -131,7 +133,7 @@ def test_long_segments_equal_the_stock_ones(random_base):
     model = load(random_base("llama"), "none")
     rows = make_rows([700, 40, 650], 20)
     loss, gradients = alone(model, rows)
-    again, fused, _ = together(model, rows, share=True)
+    again, fused, _ = together(model, rows, share_prefix=True)
     assert again == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, fused[name], atol=2e-5), name
@@ -140,7 +142,7 @@ def test_long_segments_equal_the_stock_ones(random_base):
 def test_bf16_gradients_point_where_fp32_ones_do(random_base):
     rows = make_rows([90, 60, 40], 20)
     _, gradients = alone(load(random_base("llama"), "none", BF16, size=0.02).float(), rows)
-    _, fused, covered = together(load(random_base("llama"), "none", BF16, size=0.02), rows, share=True)
+    _, fused, covered = together(load(random_base("llama"), "none", BF16, size=0.02), rows, share_prefix=True)
     assert covered == 2
     left, right = (torch.cat([g.flatten() for g in some.values()]) for some in (gradients, fused))
     assert torch.nn.functional.cosine_similarity(left, right, dim=0) > 0.999
@@ -149,14 +151,14 @@ def test_bf16_gradients_point_where_fp32_ones_do(random_base):
 def test_a_small_adapter_is_not_rounded_away(random_base):
     """Beside a large residual stream bf16 has no place for it. PEFT adds LoRA to the layer's own output before."""
     rows = make_rows([60, 50], 0)
-    batch = split_supervised(FlatRows(True)(rows))[2]
+    batch = split_supervised(PackedBatchCollator(True)(rows))[2]
 
     def hidden(hardware, size, fused):
         model = load(random_base("llama"), "none", hardware, size)
         model.get_base_model().model.embed_tokens.weight.data.mul_(200)
         if hardware is FP32:
             model.float()
-        model.set_attn_implementation(register_segment_attention())
+        model.set_attn_implementation(register_packed_attention())
         with fused_layers(model) if fused else nullcontext():
             return model.get_base_model().model(**batch, use_cache=False).last_hidden_state.float()
 
@@ -184,8 +186,8 @@ def test_what_is_not_covered_is_left_alone_and_says_why(random_base, architectur
     model = load(random_base(architecture), mode, **adapter)
     with fused_layers(model) as covered:
         assert covered == 0
-    assert reason in why_not_fused(model)
-    assert why_not_fused(load(random_base("llama"), "none")) == ""
+    assert reason in unfused_reason(model)
+    assert unfused_reason(load(random_base("llama"), "none")) == ""
 
 
 def test_without_borders_or_gradients_the_stock_forward_answers(random_base):
@@ -205,7 +207,7 @@ def test_pieces_of_a_product_are_the_product(rows, width, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # with others no product is cut
     generator = torch.Generator().manual_seed(rows)
     x, weight = (torch.randn(*s, generator=generator) for s in ((rows, 8), (8, width)))
-    assert torch.allclose(product(x, weight), x @ weight, atol=1e-5)
+    assert torch.allclose(balanced_matmul(x, weight), x @ weight, atol=1e-5)
 
 
 def test_rms_norm_and_its_gradient():
@@ -217,16 +219,16 @@ def test_rms_norm_and_its_gradient():
     expected.backward(above)
     normed, squares = rms_norm(x, weight, 1e-5)
     assert torch.allclose(normed, expected, atol=1e-5)
-    assert torch.allclose(rms_norm_again(x, squares, weight, 1e-5), normed, atol=1e-5)
-    assert torch.allclose(rms_norm_gradient(above, x, weight, squares, 1e-5, plus), leaf.grad + plus, atol=1e-5)
-    assert torch.allclose(gradient_by_autograd(above, x, weight, 1e-5), leaf.grad, atol=1e-5)
+    assert torch.allclose(rms_norm_from_mean_squares(x, squares, weight, 1e-5), normed, atol=1e-5)
+    assert torch.allclose(rms_norm_backward(above, x, weight, squares, 1e-5, plus), leaf.grad + plus, atol=1e-5)
+    assert torch.allclose(rms_norm_backward_by_autograd(above, x, weight, 1e-5), leaf.grad, atol=1e-5)
 
 
 def test_turning_back_undoes_a_turn():
     states = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0))
     angle = torch.arange(20.0).view(5, 1, 4)
     turned = states.clone()
-    rotate(turned, angle.cos(), angle.sin())
+    apply_rotary_in_place(turned, angle.cos(), angle.sin())
     assert not torch.allclose(turned, states, atol=0.1)
-    rotate(turned, angle.cos(), -angle.sin())
+    apply_rotary_in_place(turned, angle.cos(), -angle.sin())
     assert torch.allclose(turned, states, atol=1e-5)
