@@ -11,6 +11,6 @@
 - phase_memory: Peak bytes of every phase of a run, from shapes alone
 - phase_time: Seconds of every phase, from operations to be done and the speed of the device
 - settings_search: Which settings fit a device
-- estimate_training_memory: Peak bytes of training one micro-batch, from shapes alone
+- training_memory: Peak bytes of training one micro-batch, from shapes alone
 - workload: What a run goes through
 """

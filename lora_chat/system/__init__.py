@@ -31,7 +31,7 @@
 - strict_json: JSON as its standard has it, where Python's parser would look away
 - strict_yaml: YAML of strangers
 - user_key: A random key of this user on this machine, and marks made with it that nobody else can make
-- expand_user_path: Paths as people and recipes write them
+- user_path: Paths as people and recipes write them
 - worker: Start child interpreters
 - worker_start: The first code of a worker
 - working_directory: Libraries that read settings from the working directory are imported from outside of it

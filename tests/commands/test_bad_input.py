@@ -30,9 +30,9 @@ import sys
 from pathlib import Path
 from lora_chat.system.hardware import Hardware
 from lora_chat.config.plan import make_plan
-from lora_chat.config.load import read_recipe, recipe_as_yaml
+from lora_chat.config.load import read_recipe, format_recipe_yaml
 recipe, run = read_recipe(sys.argv[1]), Path(sys.argv[2])
-(run / "recipe.yaml").write_text(recipe_as_yaml(recipe))
+(run / "recipe.yaml").write_text(format_recipe_yaml(recipe))
 (run / "plan.json").write_text(make_plan(recipe, Hardware("cpu", "", 0, False, 1)).model_dump_json())
 """
 

@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_told_with_the_change_that_fits(run):
         (["recipes/smoke.yaml", "--memory", "lots"], 2, "--memory: lots is no size"),
         (["recipes/smoke.yaml", "--set", "training.memory=lots"], 2, "training.memory"),
         (["recipes/smoke.yaml", "--set", "base.name=nobody/knows-it"], 8, "none of the bases known by heart"),
-        ([], 2, "Name a recipe"),
+        ([], 2, "No recipe is given"),
         (["recipes/none.yaml"], 2, "Cannot read the recipe"),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_file_changed_while_it_is_read_is_refused(step, folder, monkeypatch):
 
     place, name, work = {
         "tokenizer": (transformers.AutoTokenizer, "from_pretrained", lambda: load_tokenizer(base)),
-        "digest": (identity, "digest_of", lambda: identity.compute_identity(base, tokenizer)),
+        "digest": (identity, "cached_file_digest", lambda: identity.compute_identity(base, tokenizer)),
         "weights": (transformers.AutoModelForCausalLM, "from_pretrained", lambda: _load(base)),
     }[step]
     monkeypatch.setattr(place, name, meanwhile(getattr(place, name)))

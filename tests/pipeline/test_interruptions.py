@@ -85,7 +85,7 @@ def test_a_signal_that_a_library_swallows_stops_the_next_stage(handlers, number)
         progress.enter_stage("loading")
     assert stopped.value.exit_code == 128 + number
     with catch_stop_signals(print) as request:
-        assert request.number == number
+        assert request.signal_number == number
 
 
 @pytest.mark.slow

@@ -42,8 +42,8 @@ def call(capsys, monkeypatch, run, tmp_path):
     for place in (
         "models.bound_adapter.load_base_model",
         "pipeline.fine_tune.load_base_model",
-        "pipeline.pack_run.seal",
-        "pipeline.pack_run._proof",
+        "pipeline.pack_run.build_members",
+        "pipeline.pack_run._read_or_run_parity_check",
     ):
         monkeypatch.setattr(f"lora_chat.{place}", stop)
     out = tmp_path / "out"

@@ -363,4 +363,4 @@ def test_a_template_travels_only_where_the_receiver_does_not_have_it(tiny_tokeni
     base = find_base(BaseSection(name="tiny-random"))
     for text, travels in ((tiny_tokenizer.chat_template, False), (CHATML_TEMPLATE, False), ("{{ messages }}", True)):
         found = SimpleNamespace(base=base, tokenizer=SimpleNamespace(chat_template=text))
-        assert _find_custom_template(SimpleNamespace(found=found)) == (text if travels else None)
+        assert _find_custom_template(SimpleNamespace(adapter=found)) == (text if travels else None)

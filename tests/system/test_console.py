@@ -229,7 +229,7 @@ def test_json_has_no_numbers_that_json_does_not_know(printed):
 
 
 def test_a_console_without_the_letter_gets_its_escape():
-    script = "from lora_chat.system.console import *; guard_output(); print_result('ä 你'); say('你')"
+    script = "from lora_chat.system.console import *; filter_output(); print_result('ä 你'); print_message('你')"
     done = subprocess.run(
         [sys.executable, "-c", script], env={"PYTHONIOENCODING": "latin-1"}, capture_output=True, check=True
     )

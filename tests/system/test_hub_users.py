@@ -10,7 +10,7 @@ from hub_stand_in import COMMIT, NAME, StandIn
 from lora_chat.data.reading.hub_dataset import find_hub_files
 from lora_chat.errors import LoraChatError
 from lora_chat.sharing.container import MAX_MEMBER_BYTES, REQUIRED_MEMBERS
-from lora_chat.sharing.hub import download, upload_files
+from lora_chat.sharing.hub import download, upload
 
 TOKEN = "hf_CanaryCanaryCanary"
 UP = "../" * 12
@@ -196,7 +196,7 @@ def receiver(hub, monkeypatch):
 
 
 def push():
-    return upload_files({"adapter_model.safetensors": b"weights"}, NAME, private=False, notice=lambda _: None)
+    return upload({"adapter_model.safetensors": b"weights"}, NAME, private=False, notice=lambda _: None)
 
 
 def test_an_upload_sends_the_token_to_the_endpoint_alone(receiver):

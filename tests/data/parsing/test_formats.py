@@ -69,7 +69,7 @@ KINDS = {
 
 
 def forms_of(path, **options):
-    return list(dict.fromkeys(chunk.form for chunk in read_chunks([path], ReadingOptions(**options))))
+    return list(dict.fromkeys(chunk.data_format for chunk in read_chunks([path], ReadingOptions(**options))))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -153,13 +153,13 @@ def test_columns_of_their_own_names(tmp_path, kind):
 def test_a_format_can_be_forced(tmp_path):
     row = {"messages": messages("m", "n"), "prompt": "p", "completion": "c"}
     assert read_one(tmp_path, row)[0].messages[0].content == "m"
-    forced, form = read_one(tmp_path, row, form="prompt_completion")
+    forced, form = read_one(tmp_path, row, data_format="prompt_completion")
     assert (forced.messages[0].content, form) == ("p", "prompt_completion")
 
 
 def test_columns_that_nobody_named_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"without data\.columns"):
-        read_one(tmp_path, {"q": "a"}, form="columns")
+        read_one(tmp_path, {"q": "a"}, data_format="columns")
 
 
 def test_a_row_in_another_format_than_the_first_is_refused(tmp_path):

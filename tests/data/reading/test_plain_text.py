@@ -99,7 +99,7 @@ def test_rows_with_nothing_but_text_need_no_format(blocks_of_file, tiny_tokenize
 def test_a_text_file_is_one_document(blocks_of_file, tiny_tokenizer, end):
     lines = ["First line", "", "  indented 你好", "last"]
     content = b"\xef\xbb\xbf" + end.join(line.encode() for line in lines) + end
-    blocks, ledger = blocks_of_file(content, form="text")
+    blocks, ledger = blocks_of_file(content, data_format="text")
     assert documents(tiny_tokenizer, blocks) == ["\n".join(lines)]
     assert (ledger.lines, ledger.accepted) == (4, 4)
 
@@ -128,15 +128,15 @@ def test_no_text_at_all_is_refused_with_its_line(blocks_of_file):
         "x",
         {"text": "\ud800"},
     ]
-    _, ledger = blocks_of_file("".join(json.dumps(row) + "\n" for row in rows).encode(), form="text")
+    _, ledger = blocks_of_file("".join(json.dumps(row) + "\n" for row in rows).encode(), data_format="text")
     assert (ledger.lines, ledger.accepted, ledger.refused) == (8, 1, 7)
     assert [text.split(":")[1] for text in ledger.refusals] == list("2345678")
-    _, ledger = blocks_of_file(b"\n \n\n", form="text")
+    _, ledger = blocks_of_file(b"\n \n\n", data_format="text")
     assert (ledger.lines, ledger.refused, ledger.rows) == (3, 3, 0)
 
 
 def test_a_line_of_a_text_file_that_is_not_utf8_is_left_out_alone(blocks_of_file, tiny_tokenizer):
-    blocks, ledger = blocks_of_file(b"one\ncaf\xe9\nthree\n", form="text")
+    blocks, ledger = blocks_of_file(b"one\ncaf\xe9\nthree\n", data_format="text")
     assert documents(tiny_tokenizer, blocks) == ["one\nthree"]
     assert (ledger.lines, ledger.accepted, ledger.refused) == (3, 2, 1)
     assert ":2: is not UTF-8 text (byte 4 of the line)" in ledger.refusals[0]
@@ -173,9 +173,9 @@ def test_a_long_text_in_pieces_is_the_same_text(blocks_of_file, tiny_tokenizer, 
     chance = random.Random(0)
     lines = [chance.choice(["你好 " * 9, "", "word " * chance.randint(1, 20), "🙂"]) + str(i) for i in range(900)]
     content = ("\n".join(lines) + "\n\n\n").encode()
-    whole, ledger = blocks_of_file(content, form="text")
+    whole, ledger = blocks_of_file(content, data_format="text")
     monkeypatch.setattr(files, "_TEXT_PIECE_BYTES", 100)
-    pieces, again = blocks_of_file(content, workers=workers, form="text")
+    pieces, again = blocks_of_file(content, workers=workers, data_format="text")
     assert pieces == whole
     assert documents(tiny_tokenizer, pieces) == ["\n".join(lines) + "\n\n"]
     assert (
