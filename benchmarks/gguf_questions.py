@@ -51,7 +51,7 @@ def main() -> int:
         folder = Path(room) / "out"
         folder.mkdir()
         few = select_parity_samples(held_out.validation, 2)
-        export_gguf(mixture, few, options.types, folder, "model", lambda _: None, accept=True)
+        export_gguf(mixture, few, options.types, folder, "model", accept=True)
         for kind in options.types:
             reader = LlamaCppRunner(folder / f"model-{kind}.gguf", None, probes, mixture.stop_ids)
             replies = reader.replies(prompts, mixture.stop_ids, PARITY_MAX_NEW_TOKENS)

@@ -53,7 +53,7 @@ def write_base(folder: Path, layers: int) -> None:
 
     from lora_chat.models.bundled import find_bundled_base
 
-    AutoTokenizer.from_pretrained(find_bundled_base("tiny-random", lambda _: None)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(find_bundled_base("tiny-random")).save_pretrained(folder)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     config = LlamaConfig(
@@ -99,15 +99,13 @@ def merge_once(folder: Path, mode: str) -> None:
     save_adapter(model, folder / f"adapter-{mode}", compute_identity(base, tokenizer), str(tokenizer.chat_template), "")
     del model
     precision = plan_precision(QuantizationSection.model_validate({"mode": mode}), detect_hardware())
-    found = resolve_adapter(read_adapter(folder / f"adapter-{mode}"), lambda _: None)
+    found = resolve_adapter(read_adapter(folder / f"adapter-{mode}"))
     ids = torch.randint(3, 250, (64,)).tolist()
     probes = [make_parity_sample(ids, [-100] * 32 + ids[32:])]
     held = [0]
     threading.Thread(target=watch, args=(held,), daemon=True).start()
     started = time.monotonic()
-    merge_blend(
-        AdapterBlend(((found, 1.0),), precision, (2,)), probes, folder / f"merged-{mode}", lambda _: None, accept=True
-    )
+    merge_blend(AdapterBlend(((found, 1.0),), precision, (2,)), probes, folder / f"merged-{mode}", accept=True)
     seconds = time.monotonic() - started
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"held": held[0], "resident": resident, "seconds": seconds}))

@@ -58,7 +58,7 @@ def random_base(folder: Path, widths: Any) -> Path:
 
     from lora_chat.models.bundled import find_bundled_base
 
-    source = find_bundled_base("smollm2-135m-instruct", print)
+    source = find_bundled_base("smollm2-135m-instruct")
     hidden, inner, layers, heads, key_heads = widths
     config = LlamaConfig.from_pretrained(source)
     config.update(

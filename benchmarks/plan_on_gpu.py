@@ -188,7 +188,7 @@ def train(folder: Path, setting: Setting, *, small: bool) -> None:
         with tempfile.TemporaryDirectory() as run_folder:
             train_sft(
                 model,
-                load_tokenizer(LocalBase("", find_bundled_base("smollm2-135m-instruct", print_nothing))),
+                load_tokenizer(LocalBase("", find_bundled_base("smollm2-135m-instruct"))),
                 rows,
                 [],
                 plan.training,
@@ -212,10 +212,6 @@ def train(folder: Path, setting: Setting, *, small: bool) -> None:
             }
         )
     )
-
-
-def print_nothing(_: str) -> None:
-    """Standard output is for the result."""
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from lora_chat.commands.parser import make_parser
 from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, StoppedError, explain_disk_error
 from lora_chat.system.bounded_call import is_rust_panic, rust_panic_message
-from lora_chat.system.console import filter_output, print_error, print_message
+from lora_chat.system.console import filter_output, print_error, print_logged_messages, print_message
 from lora_chat.system.environment import check_path_variables, make_search_paths_absolute
 from lora_chat.system.hub_code import block_hub_code
 from lora_chat.system.signals import raise_on_signals, signal_number
@@ -40,6 +40,7 @@ _CHATTY_LIBRARIES = ("bitsandbytes", "transformers", "trl", "peft", "accelerate"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     filter_output()
+    print_logged_messages()
     options = make_parser().parse_args(arguments)
     _prepare_environment(verbose=options.verbose)
     execute: Callable[[argparse.Namespace], None] = options.execute

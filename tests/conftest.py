@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import gc
+import logging
 import os
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def make_random_base(architecture: str, folder: Path, sharpness: float) -> Path:
 
     from lora_chat.models.bundled import find_bundled_base
 
-    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("tiny-random", print))
+    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("tiny-random"))
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     if architecture == "gpt2":
         tokenizer.chat_template = None
@@ -58,6 +59,27 @@ def own_environment():
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def restored_message_logger():
+    """Undo what a command that a test ran in this process did to the logger of the package."""
+    logger = logging.getLogger("lora_chat")
+    before = logger.level, logger.propagate, logger.handlers[:]
+    yield
+    logger.level, logger.propagate, logger.handlers[:] = before
+
+
+@pytest.fixture
+def messages(restored_message_logger):
+    """Return the list of the messages to the user that are logged in this process, in order."""
+    texts = []
+    logger = logging.getLogger("lora_chat")
+    handler = logging.Handler()
+    handler.emit = lambda record: texts.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    return texts
 
 
 @pytest.fixture
@@ -109,7 +131,7 @@ def tiny_tokenizer(cache_home):
 
     from lora_chat.models.bundled import find_bundled_base
 
-    return AutoTokenizer.from_pretrained(find_bundled_base("tiny-random", print))
+    return AutoTokenizer.from_pretrained(find_bundled_base("tiny-random"))
 
 
 @pytest.fixture(scope="session")

@@ -275,7 +275,7 @@ def house(tmp_path):
         ("cli.py", "print('x')"),
         ("cli.py", "print('x', file=sys.stderr)"),
         ("cli.py", "print(json.dumps({}))"),
-        ("pipeline/fine_tune.py", "prepare(plan, print)"),
+        ("pipeline/fine_tune.py", "prepare_run(plan, on_message=print)"),
         ("pipeline/fine_tune.py", "builtins.print('x')"),
         ("pipeline/fine_tune.py", "sys.stdout.write('x')"),
         ("pipeline/fine_tune.py", "sys.stderr.writelines(['x'])"),

@@ -22,7 +22,7 @@ for line in sys.stdin:
     task = json.loads(line)
     child = os.fork()
     if not child:
-        for number, name in enumerate(("given", "stdout", "stderr")):
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
             file = os.open(Path(task["folder"]) / name, os.O_RDWR | os.O_CREAT)
             os.dup2(file, number)
         sys.stdin = open(0, closefd=False)
@@ -63,11 +63,11 @@ class WarmWorkers:
         )
         assert self._server.stdout.readline() == "ready\n"
 
-    def run(self, code, arguments=(), *, timeout, given="", keep=(), memory=None):
+    def run(self, code, arguments=(), *, timeout, stdin="", passed_variables=(), memory=None):
         self._count += 1
         folder = self._folder / str(self._count)
         folder.mkdir()
-        (folder / "given").write_text(given, encoding="utf-8")
+        (folder / "stdin").write_text(stdin, encoding="utf-8")
         task = {"folder": str(folder), "code": str(code), "arguments": list(arguments)}
         self._server.stdin.write(json.dumps(task) + "\n")
         self._server.stdin.flush()

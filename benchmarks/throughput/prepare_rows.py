@@ -10,7 +10,6 @@ of about that many tokens before it is encoded.
 import argparse
 import json
 import random
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -28,6 +27,7 @@ from lora_chat.config.recipe import BaseSection, Recipe  # noqa: E402
 from lora_chat.models.adapter import attach_adapter  # noqa: E402
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer  # noqa: E402
 from lora_chat.pipeline.prepare import PreparedRun, prepare_run  # noqa: E402
+from lora_chat.system.console import print_logged_messages  # noqa: E402
 from lora_chat.system.hardware import detect_hardware  # noqa: E402
 from lora_chat.system.hashing import digest_file  # noqa: E402
 
@@ -98,7 +98,8 @@ def main() -> None:
             tokenizer = load_tokenizer(find_base(BaseSection(name=given.base)))
             write_with_system(given.file, file, make_system_message(tokenizer, given.shared_prefix))
         plan = plan_for(file, given.base)
-        prepared = prepare_run(plan, lambda note: print(note, file=sys.stderr))
+        print_logged_messages()
+        prepared = prepare_run(plan)
         facts |= write_rows(prepared, work)
     work.base.unlink(missing_ok=True)
     work.base.symlink_to(prepared.base.folder, target_is_directory=True)

@@ -57,7 +57,7 @@ def make_rows(tokens: int, vocabulary: int) -> list[Row]:
 
 def write_base(folder: Path, shape: dict[str, Any]) -> None:
     """Random weights in bf16, made where that is fast."""
-    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("tiny-random", print))
+    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("tiny-random"))
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     config = AutoConfig.for_model("llama", **shape, **ids, max_position_embeddings=8192)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):

@@ -1,5 +1,6 @@
 """The sources that a recipe names -> stores, checked; faults of any of them end here."""
 
+import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 _PROGRESS_INTERVAL_SECONDS = 5.0
 _MAX_SHOWN_DIALOGUES = 5
@@ -60,14 +63,14 @@ class EncodedSource:
         return self.local_source.section.weight
 
 
-def find_sources(sections: Sequence[SourceSection], notice: Callable[[str], None]) -> tuple[LocalSource, ...]:
+def find_sources(sections: Sequence[SourceSection]) -> tuple[LocalSource, ...]:
     """The files of every source; raises DataError for one that leads to none."""
-    return tuple(_find_source(section, notice) for section in sections)
+    return tuple(_find_source(section) for section in sections)
 
 
-def _find_source(section: SourceSection, notice: Callable[[str], None]) -> LocalSource:
+def _find_source(section: SourceSection) -> LocalSource:
     if section.hub:
-        files = find_hub_files(section.hub, section.split, section.subset, section.revision, notice)
+        files = find_hub_files(section.hub, section.split, section.subset, section.revision)
         parts = [section.hub, *([section.subset] if section.subset else []), section.split]
         return LocalSource(f"{' '.join(parts)} at {files.commit[:12]}", files.paths, section)
     paths = find_files(section.path or ())
@@ -91,7 +94,6 @@ def open_sources(
     tokenizer: "PreTrainedTokenizerBase",
     stop_ids: Collection[int],
     max_positions: int | None,
-    notice: Callable[[str], None],
     transform: DialogueTransform | None = None,
 ) -> tuple[EncodedSource, ...]:
     """Encode sources, or find them encoded; raises DataError naming file and line of the first faults."""
@@ -106,7 +108,7 @@ def open_sources(
             stop_ids,
             EncodingOptions(source.reading_options, limit, data.over_long, transform),
             workers=None if data.workers == "auto" else data.workers,
-            on_progress=_make_progress_reporter(source.name, data.skip_bad, notice),
+            on_progress=_make_progress_reporter(source.name, data.skip_bad),
         )
         opened.append(EncodedSource(source, store))
     whole = total([source.store.ledger for source in opened])
@@ -126,7 +128,7 @@ def _format_paths(sources: Sequence[LocalSource]) -> str:
     return summarize_paths([path for source in sources for path in source.paths])
 
 
-def _make_progress_reporter(name: str, skip_bad: int, notice: Callable[[str], None]) -> Callable[[Ledger], None]:
+def _make_progress_reporter(name: str, skip_bad: int) -> Callable[[Ledger], None]:
     """Report how far it is every few seconds; stop where the rest could not make it usable."""
     last = time.monotonic()
 
@@ -135,7 +137,7 @@ def _make_progress_reporter(name: str, skip_bad: int, notice: Callable[[str], No
         check_fault_limit(name, _to_line_counts(ledger), skip_bad)
         if time.monotonic() - last >= _PROGRESS_INTERVAL_SECONDS:
             last = time.monotonic()
-            notice(f"Encoding {sanitize_line(name)}: {ledger.lines:,} lines, {ledger.tokens:,} tokens")
+            logger.info(f"Encoding {sanitize_line(name)}: {ledger.lines:,} lines, {ledger.tokens:,} tokens")
 
     return seen
 

@@ -1,6 +1,7 @@
 """Base against adapted: the same weights with the adapter switched off and on."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from lora_chat.inference.generation import generate_replies
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,6 @@ def compare_with_base(
     questions: Sequence[Question],
     system: str | None,
     settings: EvaluationSection,
-    notice: Callable[[str], None],
 ) -> ComparisonReport:
     """Measure loss, replies and facts with the adapter off and on.
 
@@ -76,7 +78,7 @@ def compare_with_base(
     prompts += [render_ids(tokenizer, p, add_generation_prompt=True) for p in question_chats]
 
     def measure(what: str) -> tuple[float, list[str]]:
-        notice(f"Measuring {what}: {len(validation)} validation dialogues, {len(prompts)} replies")
+        logger.info(f"Measuring {what}: {len(validation)} validation dialogues, {len(prompts)} replies")
         loss = evaluate_loss(model, validation.rows)
         return loss, generate_replies(model, tokenizer, prompts, stop_ids, settings.max_new_tokens)
 

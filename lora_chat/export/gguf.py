@@ -1,7 +1,8 @@
 """The merged model, or the adapter alone, as a GGUF for llama.cpp, proven by llama.cpp."""
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from lora_chat.errors import RecipeError
@@ -15,6 +16,8 @@ from lora_chat.export.parity.tolerances import tolerances_for
 from lora_chat.models.adapter import write_stored_adapter
 from lora_chat.models.base_model import read_model_type
 
+logger = logging.getLogger(__name__)
+
 FLOAT_TYPES = ("f32", "f16", "bf16")
 GGUF_TYPES = (*FLOAT_TYPES, "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m")
 """What llama.cpp calls them; the others of its types need an importance matrix to be of use."""
@@ -27,7 +30,6 @@ def export_gguf(
     types: Sequence[str],
     folder: Path,
     name: str,
-    notice: Callable[[str], None],
     *,
     accept: bool = False,
 ) -> list[ParityReport]:
@@ -36,18 +38,18 @@ def export_gguf(
     Raises IntegrityError if one does not agree and that is not accepted, UnavailableError without llama.cpp.
     """
     check_llama_cpp()
-    scripts = find_converters(notice)
+    scripts = find_converters()
     work_folder = folder.parent / "work"
-    notice("Asking the adapted model")
+    logger.info("Asking the adapted model")
     expected = blend.collect_outputs(samples)
-    notice("Merging into the base as it was trained against")
+    logger.info("Merging into the base as it was trained against")
     write_merged_model(blend, work_folder / "merged")
     source = work_folder / "source.gguf"
     source_type = "bf16" if blend.precision.dtype == "bfloat16" else "f32"
     reports = []
     for gguf_type in types:
         path = folder / f"{name}-{gguf_type}.gguf"
-        notice(f"Writing and proving {path.name}")
+        logger.info(f"Writing and proving {path.name}")
         if gguf_type in FLOAT_TYPES:
             _convert(scripts, work_folder / "merged", gguf_type, path, name)
         else:
@@ -66,13 +68,12 @@ def export_gguf_adapter(
     blend: AdapterBlend,
     samples: Sequence[ParitySample],
     folder: Path,
-    notice: Callable[[str], None],
     *,
     accept: bool = False,
 ) -> list[ParityReport]:
     """Write the LoRA alone, for llama.cpp's `--lora`; proven on a GGUF of the base as it was trained against."""
     check_llama_cpp()
-    scripts = find_converters(notice)
+    scripts = find_converters()
     if len(blend.adapters) > 1:
         raise RecipeError("A GGUF adapter is made of one run; llama.cpp takes several with --lora-scaled.")
     stored = blend.adapters[0][0].stored
@@ -84,13 +85,13 @@ def export_gguf_adapter(
             "(--to gguf)."
         )
     work_folder = folder.parent / "work"
-    notice("Asking the adapted model")
+    logger.info("Asking the adapted model")
     expected = blend.collect_outputs(samples)
-    notice("Writing a GGUF of the base")
+    logger.info("Writing a GGUF of the base")
     write_base(blend, work_folder / "base")
     source_type = "bf16" if blend.precision.dtype == "bfloat16" else "f32"
     _convert(scripts, work_folder / "base", source_type, work_folder / "base.gguf", "base")
-    notice("Writing and proving the adapter")
+    logger.info("Writing and proving the adapter")
     write_stored_adapter(stored, work_folder / "adapter", scale_in_alpha=True)
     path = folder / ADAPTER_FILE_NAME
     # In 32 bits: it is small, and llama.cpp computes with nothing less.

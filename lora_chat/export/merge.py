@@ -1,6 +1,7 @@
 """Adapters folded into a 16-bit base, proven by reading what was written."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from lora_chat.system.malloc import release_freed_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,6 @@ def merge_blend(
     blend: AdapterBlend,
     samples: Sequence[ParitySample],
     to: Path,
-    notice: Callable[[str], None],
     *,
     original: bool = False,
     accept: bool = False,
@@ -94,12 +96,12 @@ def merge_blend(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RecipeError(f"{to} is there already; a merged model is never written over something. Name a new folder.")
     release_freed_memory()
-    notice("Asking the adapted model")
+    logger.info("Asking the adapted model")
     expected = blend.collect_outputs(samples)
-    notice(f"Merging into the base {'as it was before' if original else 'as it was trained against'}")
+    logger.info(f"Merging into the base {'as it was before' if original else 'as it was trained against'}")
     with atomic_folder(to, "the merged model", shared=True) as folder:
         write_merged_model(blend, folder, original=original)
-        notice("Reading the merged model again and comparing")
+        logger.info("Reading the merged model again and comparing")
         report = check_parity(_check_folder_parity(blend, expected, samples, folder, original), accept=accept)
         write_parity_reports(folder, [report])
     return report

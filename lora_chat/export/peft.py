@@ -1,6 +1,7 @@
 """The adapter as a plain folder that PEFT and what is built on it open, proven by PEFT without lora_chat."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from lora_chat.errors import RecipeError
@@ -12,6 +13,8 @@ from lora_chat.export.parity.samples import ParitySample
 from lora_chat.export.parity.tolerances import tolerances_for
 from lora_chat.models.adapter import write_stored_adapter
 
+logger = logging.getLogger(__name__)
+
 _FORMAT_NAME = "PEFT adapter"
 
 
@@ -19,7 +22,6 @@ def export_peft(
     blend: AdapterBlend,
     samples: Sequence[ParitySample],
     folder: Path,
-    notice: Callable[[str], None],
     *,
     accept: bool = False,
 ) -> list[ParityReport]:
@@ -32,16 +34,14 @@ def export_peft(
     stored = blend.adapters[0][0].stored
     write_stored_adapter(stored, folder)
     (folder / "chat_template.jinja").write_text(str(blend.tokenizer.chat_template), encoding="utf-8")
-    return [check_parity(check_adapter_parity(blend, samples, folder, notice), accept=accept)]
+    return [check_parity(check_adapter_parity(blend, samples, folder), accept=accept)]
 
 
-def check_adapter_parity(
-    blend: AdapterBlend, samples: Sequence[ParitySample], folder: Path, notice: Callable[[str], None]
-) -> ParityReport:
+def check_adapter_parity(blend: AdapterBlend, samples: Sequence[ParitySample], folder: Path) -> ParityReport:
     """A folder in PEFT's layout against the adapted model."""
-    notice("Asking the adapted model")
+    logger.info("Asking the adapted model")
     expected = blend.collect_outputs(samples)
-    notice("Asking PEFT, in a process without lora_chat")
+    logger.info("Asking PEFT, in a process without lora_chat")
     pad = int(blend.tokenizer.pad_token_id)
     reader = PeftRunner(folder, blend.base, blend.precision, samples, blend.stop_ids, pad)
     delivered = collect_outputs(reader, samples, blend.stop_ids, expected.logits[0].shape[-1])

@@ -1,8 +1,9 @@
 """A conversation in the terminal, or through a pipe: one line in, one reply out."""
 
+import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from lora_chat.system.signals import signal_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 HELP = "/reset forgets the conversation, /system TEXT sets the system message, /quit ends."
 
@@ -43,11 +46,10 @@ class ChatSession:
         system: str | None,
         max_new_tokens: int,
         as_json: bool,
-        notice: Callable[[str], None],
     ) -> None:
         self._model, self._tokenizer, self._stop_ids = model, tokenizer, stop_ids
         self._reader = TurnReader(tokenizer, stop_ids)
-        self._max_new_tokens, self._as_json, self._notice = max_new_tokens, as_json, notice
+        self._max_new_tokens, self._as_json = max_new_tokens, as_json
         self._initial_system = system
         self._conversation = Conversation(system)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -59,7 +61,7 @@ class ChatSession:
         if terminal:
             import readline  # noqa: F401  # arrow keys and history for input()
 
-            self._notice(HELP)
+            logger.info(HELP)
         while True:
             try:
                 line = input("> ") if terminal else sys.stdin.readline()
@@ -68,7 +70,7 @@ class ChatSession:
             except KeyboardInterrupt as error:
                 if signal_number(error) != signal.SIGINT:
                     raise
-                self._notice("\n/quit ends the conversation.")
+                logger.info("\n/quit ends the conversation.")
                 continue
             if not terminal and not line:
                 return
@@ -82,12 +84,12 @@ class ChatSession:
             return False
         if command == "/reset":
             self._conversation = Conversation(self._conversation.system)
-            self._notice("Forgotten.")
+            logger.info("Forgotten.")
         elif command == "/system":
             self._conversation = Conversation(rest.strip() or self._initial_system)
-            self._notice("A new conversation with this system message.")
+            logger.info("A new conversation with this system message.")
         elif line.startswith("/"):
-            self._notice(f"Unknown command {command}. {HELP}")
+            logger.info(f"Unknown command {command}. {HELP}")
         elif line:
             self._answer(line)
         return True
@@ -97,7 +99,7 @@ class ChatSession:
         prompt = self._fit_prompt()
         if prompt is None:
             self._conversation.turns.pop()
-            self._notice("That is longer than the model can read; say it in fewer words.")
+            logger.info("That is longer than the model can read; say it in fewer words.")
             return
         pieces: list[str] = []
         printer = ReplyPrinter()
@@ -120,7 +122,7 @@ class ChatSession:
         else:
             printer.close()
         if interrupted:
-            self._notice("(reply cut short)")
+            logger.info("(reply cut short)")
         self._conversation.turns.append(self._reader.parse_reply(self._tokenizer.decode(prompt[-16:]), reply))
 
     def _fit_prompt(self) -> list[int] | None:
@@ -130,7 +132,7 @@ class ChatSession:
             ids = render_ids(self._tokenizer, self._conversation.messages, add_generation_prompt=True)
             if self._positions is None or len(ids) + self._max_new_tokens <= self._positions:
                 if dropped:
-                    self._notice(f"(the oldest {dropped} messages no longer fit and were left out)")
+                    logger.info(f"(the oldest {dropped} messages no longer fit and were left out)")
                 return ids
             if len(self._conversation.turns) <= 2:
                 return None

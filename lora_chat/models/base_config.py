@@ -1,7 +1,7 @@
 """What is known of a base without its weights: its config, its tokenizer's folder, how large its files are."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -35,13 +35,13 @@ class BaseConfig:
     """Where this is known from."""
 
 
-def find_base_config(base: BaseSection, notice: Callable[[str], None]) -> BaseConfig:
+def find_base_config(base: BaseSection) -> BaseConfig:
     """The config of a base that is here, on the hub, or in the table of known ones; no weights are fetched.
 
     Raises UnavailableError.
     """
     if is_base_local(base) or base.name.startswith((".", "/", "~")) or base.name.count("/") != 1:
-        found = find_base(base, notice)
+        found = find_base(base)
         size = sum(path.stat().st_size for path in found.folder.glob("*.safetensors"))
         return BaseConfig(found.name, _read_text_config(found.folder), found.folder, size, 0, "this machine")
     try:

@@ -1,6 +1,6 @@
 """Find and load a base: its tokenizer, and its frozen weights in 16, 8 or 4 bits."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ from lora_chat.system.user_path import expand_user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_SAMPLE_TEXT = "It's 7:30 pm.\n\n Ça va? 你好 \U0001f642 def f(x):\n\treturn x"
 """A text that tokenizers tell apart; its ids are part of a base's identity."""
@@ -66,14 +68,14 @@ def is_hub_id(name: str) -> bool:
     return not name.startswith((".", "/", "~")) and name.count("/") == 1
 
 
-def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None) -> LocalBase:
+def find_base(base: BaseSection) -> LocalBase:
     """The folder of an embedded base, a local folder, or a hub id (downloaded once).
 
     Raises UnavailableError with what to do, IntegrityError for a folder with links or special files in it.
     """
     local = expand_user_path(base.name, "base.name: ")
     if base.name in bundled_base_names():
-        folder = find_bundled_base(base.name, notice)
+        folder = find_bundled_base(base.name)
         return LocalBase(base.name, folder, file_stats=read_file_stats(folder))
     if local.is_dir():
         check_received_folder(local)
@@ -85,14 +87,14 @@ def find_base(base: BaseSection, notice: Callable[[str], None] = lambda _: None)
         marks = read_file_stats(local.resolve())
         check_base_files(local.resolve())
         if is_hub_id(base.name):
-            notice(f"{base.name} is a folder here: taking {local.resolve()}, not the hub's model of that name.")
+            logger.info(f"{base.name} is a folder here: taking {local.resolve()}, not the hub's model of that name.")
         return LocalBase(str(local.resolve()), local.resolve(), file_stats=marks)
     if not is_hub_id(base.name):
         raise UnavailableError(
             f"There is no base {base.name}: neither an embedded one ({', '.join(bundled_base_names())}), "
             "nor a folder, nor a hub id (OWNER/NAME)."
         )
-    folder = find_or_download_base(base.name, base.revision, notice)
+    folder = find_or_download_base(base.name, base.revision)
     marks = read_file_stats(folder)
     check_base_files(folder)
     return LocalBase(base.name, folder, folder.name, marks)

@@ -1,6 +1,6 @@
 """An adapter with the base that it belongs to: the model that can talk."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from lora_chat.models.identity import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,6 @@ def bind_adapter(
     stored: StoredAdapter,
     base: LocalBase,
     tokenizer: "PreTrainedTokenizerBase",
-    notice: Callable[[str], None],
     *,
     force: bool = False,
     recompute_digests: bool = False,
@@ -49,16 +50,20 @@ def bind_adapter(
     others; with `force` that is only told.
     """
     if stored.identity is None:
-        notice(f"{stored.name} does not say which weights it was trained on; only names and shapes are checked.")
+        logger.warning(
+            f"{stored.name} does not say which weights it was trained on; only names and shapes are checked."
+        )
         return BoundAdapter(stored, base, tokenizer)
     stops = None if run_template else stored.identity.stops or ()
     found = compute_identity(base, tokenizer, recompute_digests=recompute_digests, stops=stops)
     if not force:
         check_identity(stored.identity, found, stored.name, base)
         if stored.identity.version == 1 and not recompute_digests:  # `verify` has a line of its own
-            notice(f"{stored.name} was made by an older version; its receipt does not cover {UNCOVERED_BY_VERSION_1}.")
+            logger.warning(
+                f"{stored.name} was made by an older version; its receipt does not cover {UNCOVERED_BY_VERSION_1}."
+            )
     elif changed := list_identity_differences(stored.identity, found, base):
-        notice(
+        logger.warning(
             f"{stored.name} was trained with other {' and '.join(changed)}. Its weights are corrections to those it "
             "learned on: on others it may answer worse than the base alone, in another language, or without end, and "
             "none of its figures hold."

@@ -5,6 +5,7 @@ Both are written once into the user's cache as a folder in Hugging Face layout a
 
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from lora_chat.system.cache_dir import cache_dir
 from lora_chat.system.hashing import digest_file
 from lora_chat.system.regular_files import open_regular_file
 
+logger = logging.getLogger(__name__)
+
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LAYOUT_VERSION = 1
@@ -28,7 +31,7 @@ def bundled_base_names() -> tuple[str, ...]:
     return tuple(_WRITERS)
 
 
-def find_bundled_base(name: str, notice: Callable[[str], None]) -> Path:
+def find_bundled_base(name: str) -> Path:
     """Folder of an embedded base; the first call writes it.
 
     Raises UnavailableError without its package, IntegrityError if the package's file is not the known one.
@@ -39,7 +42,7 @@ def find_bundled_base(name: str, notice: Callable[[str], None]) -> Path:
     with _lock_bases(folder.parent):
         if _is_complete(folder):  # another process has just written it
             return folder
-        notice(f"Preparing the base {name}, once, in {folder}")
+        logger.info(f"Preparing the base {name}, once, in {folder}")
         with atomic_folder(folder, "the base") as beside:
             _WRITERS[name](beside)
             digests = {path.name: digest_file(path) for path in beside.glob("*.safetensors")}

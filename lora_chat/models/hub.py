@@ -1,6 +1,7 @@
 """A base from the Hugging Face hub."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +17,8 @@ from lora_chat.system.hub_client import (
     find_snapshot,
     list_files,
 )
+
+logger = logging.getLogger(__name__)
 
 NON_WEIGHT_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")
 """All of a base but its weights."""
@@ -33,7 +36,7 @@ def find_cached_base(name: str, revision: str | None) -> Path | None:
     return folder if folder and _is_complete(folder) else None
 
 
-def find_or_download_base(name: str, revision: str | None, notice: Callable[[str], None]) -> Path:
+def find_or_download_base(name: str, revision: str | None) -> Path:
     """Return the folder of a commit, which its name is; downloaded once, without code or pickles.
 
     Raises UnavailableError with what to do, IntegrityError for files that are not what the hub lists.
@@ -41,7 +44,7 @@ def find_or_download_base(name: str, revision: str | None, notice: Callable[[str
     here = find_cached_base(name, revision)
     if here:
         return here
-    notice(f"Downloading {name} from the hub")
+    logger.info(f"Downloading {name} from the hub")
     with _translate_hub_errors(name):
         commit = find_commit(name, revision, "model")
         files = select_files(list_files(name, commit, "model"), name, _BASE_PATTERNS)

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ from lora_chat.system.hashing import digest_code
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 _PROGRESS_INTERVAL_SECONDS = 5.0
 _REPORT_ADAPTER = TypeAdapter(AuditReport)
 
@@ -36,7 +39,6 @@ def audit_sets(
     validation: DialogueSet,
     tokenizer: "PreTrainedTokenizerBase",
     policy: AuditSection,
-    notice: Callable[[str], None],
     questions: Sequence[Question] = (),
     template: str | None = None,
 ) -> AuditReport:
@@ -63,7 +65,7 @@ def audit_sets(
             auditor.add(dialogue, split)
             if time.monotonic() - last > _PROGRESS_INTERVAL_SECONDS:
                 last = time.monotonic()
-                notice(f"Auditing the {split} dialogues: {number:,} of {len(dialogues):,}")
+                logger.info(f"Auditing the {split} dialogues: {number:,} of {len(dialogues):,}")
     for path, line, text in question_texts:
         auditor.add_text(text, path, line)
     for line, text in enumerate(chat_template.split("\n"), 1):

@@ -1,5 +1,6 @@
 """Base against adapted, shown and kept."""
 
+import logging
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,8 +12,9 @@ from lora_chat.evaluation.loss import evaluate_loss
 from lora_chat.evaluation.loss_plot import write_loss_plot
 from lora_chat.pipeline.prepare import PreparedEvaluation
 from lora_chat.runs.run_folder import RunFolder
-from lora_chat.system.console import print_message
 from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
+
+logger = logging.getLogger(__name__)
 
 
 def compare_run(model: Any, prepared: PreparedEvaluation, settings: Any, run: RunFolder) -> ComparisonReport:
@@ -34,9 +36,8 @@ def compare_models(model: Any, prepared: PreparedEvaluation, settings: Any) -> C
         prepared.questions,
         prepared.identity.system,
         settings,
-        print_message,
     )
-    print_message("\n" + format_comparison(report) + "\n")
+    logger.info("\n" + format_comparison(report) + "\n")
     return report
 
 

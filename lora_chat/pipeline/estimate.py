@@ -1,5 +1,6 @@
 """Recipe -> forecast: what a run would need here, or on a card that is only imagined. No weights are loaded."""
 
+import logging
 import time
 
 from lora_chat.config.plan import Plan, make_plan
@@ -25,8 +26,9 @@ from lora_chat.planning.gpu_specs import find_gpu_spec, target_from_gpu_spec, ta
 from lora_chat.planning.local_device import detect_local_device, measure_cpu_speed
 from lora_chat.planning.settings_search import PlanningProblem, choose_plan, memory_config_from_plan
 from lora_chat.runs.run_folder import RunFolder
-from lora_chat.system.console import print_message
 from lora_chat.system.hardware import Hardware, detect_hardware
+
+logger = logging.getLogger(__name__)
 
 
 def resolve_plan(
@@ -42,7 +44,7 @@ def resolve_plan(
     try:
         estimate = estimate_run(plan, prepared, reading_seconds)
     except RecipeError as error:
-        print_message(f"Not planned: {error}")
+        logger.info(f"Not planned: {error}")
         return plan, None
     if plan.training.memory != "unlimited" and estimate.verdict == "does not fit":
         raise OutOfMemoryError(format_refusal(estimate))
@@ -63,7 +65,7 @@ def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunE
     """What `sft` would need on a card of that name, on one of that much memory, or else here."""
     target, hardware = _find_target(gpu, memory)
     plan = make_plan(recipe, hardware)
-    base = find_base_config(plan.base, print_message)
+    base = find_base_config(plan.base)
     shape = read_shape(base.config, base.name)
     began = time.monotonic()
     data = _read_lengths(plan, base, shape.max_positions)
@@ -72,7 +74,7 @@ def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunE
 
 def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> RunEstimate:
     """The same of a run whose data has been read, in so many seconds, for this machine."""
-    base = find_base_config(plan.base, print_message)
+    base = find_base_config(plan.base)
     shape = read_shape(base.config, base.name)
     data = measure_lengths(
         plan, prepared.train, prepared.validation, prepared.questions, prepared.identity.system, prepared.tokenizer
@@ -98,7 +100,7 @@ def _estimate_plan(
         plan = choose_plan(plan, problem, problem.target.limit)
     benchmark = None
     if memory != "unlimited":
-        benchmark = benchmark_machine(plan, problem, base.config, base.folder, print_message, allow_slow=allow_slow)
+        benchmark = benchmark_machine(plan, problem, base.config, base.folder, allow_slow=allow_slow)
     if benchmark:
         problem = PlanningProblem(
             problem.shape,
@@ -133,15 +135,13 @@ def _find_target(gpu: str | None, memory: str | None) -> tuple[TargetDevice, Har
 
 def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int) -> DataLengths:
     """With the base's tokenizer, or where that is not here, with the embedded one."""
-    files = find_data_files(plan, print_message)
+    files = find_data_files(plan)
     tokenizer_base = (
-        LocalBase(base.name, base.folder)
-        if base.folder
-        else find_base(BaseSection(name=bundled_base_names()[0]), print_message)
+        LocalBase(base.name, base.folder) if base.folder else find_base(BaseSection(name=bundled_base_names()[0]))
     )
     tokenizer = load_tokenizer(tokenizer_base)
     install_template(tokenizer, plan.data.template)
-    data = read_data(plan, files, tokenizer, read_stop_ids(tokenizer_base, tokenizer), max_positions, print_message)
+    data = read_data(plan, files, tokenizer, read_stop_ids(tokenizer_base, tokenizer), max_positions)
     return measure_lengths(
         plan,
         data.train,

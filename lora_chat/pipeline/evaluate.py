@@ -9,7 +9,6 @@ from lora_chat.pipeline.compare import compare_models, compare_run, headline_fig
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.open_adapter import TrustOptions, open_adapter
 from lora_chat.sharing.parcel import is_parcel
-from lora_chat.system.console import print_message
 from lora_chat.system.user_path import expand_user_path
 
 
@@ -21,7 +20,7 @@ def evaluate_adapter(source: str, evaluation_files: EvaluationFiles, trust: Trus
         raise RecipeError(f"{source} brings no dialogues to measure with: name some with --data FILE.")
     if evaluation_files.questions is not None and evaluation_files.data is None:
         raise RecipeError("--questions belongs to --data: what a run held out has its own questions.")
-    opened = open_adapter(source, print_message, trust)
+    opened = open_adapter(source, trust)
     prepared = prepare_evaluation(opened, evaluation_files)
     model: Any = opened.adapter.load(opened.precision)
     if opened.run is not None and evaluation_files.data is None:

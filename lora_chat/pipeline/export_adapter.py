@@ -1,5 +1,6 @@
 """A run or parcel written for other programs, each artefact opened by its real reader and compared."""
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from lora_chat.pipeline.held_out import EvaluationFiles
 from lora_chat.pipeline.merge_adapters import open_blend
 from lora_chat.pipeline.open_adapter import TrustOptions
 from lora_chat.system.atomic_write import atomic_folder
-from lora_chat.system.console import display_path, format_bytes, print_message
+from lora_chat.system.console import display_path, format_bytes
 from lora_chat.system.user_path import expand_user_path
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_GGUF_TYPE = "q8_0"
 _DEFAULT_CONTEXT_TOKENS = 4096
@@ -49,18 +52,18 @@ def export_adapter(
     template = convert_chat_template(blend.tokenizer, samples) if to == "ollama" else None
     with atomic_folder(out, "the export", shared=True) as folder:
         if to in _ADAPTER_EXPORTERS:
-            reports = _ADAPTER_EXPORTERS[to](blend, samples, folder, print_message, accept=accept)
+            reports = _ADAPTER_EXPORTERS[to](blend, samples, folder, accept=accept)
         else:
             gguf_types = list(dict.fromkeys(types or [_DEFAULT_GGUF_TYPE]))
-            reports = export_gguf(blend, samples, gguf_types, folder, name, print_message, accept=accept)
+            reports = export_gguf(blend, samples, gguf_types, folder, name, accept=accept)
         if template:
             _write_modelfile(blend, template, opened.system, folder)
         write_parity_reports(folder, reports)
         shutil.rmtree(folder.parent / "work", ignore_errors=True)
     for report in reports:
-        print_message(f"{report.what}: {format_parity_line(report)}")
+        logger.info(f"{report.what}: {format_parity_line(report)}")
     files = {file.name: file.stat().st_size for file in sorted(out.iterdir())}
-    print_message(
+    logger.info(
         f"Exported to {display_path(out)}: "
         + ", ".join(f"{file} ({format_bytes(size)})" for file, size in files.items())
     )

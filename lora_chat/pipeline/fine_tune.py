@@ -1,5 +1,6 @@
 """The whole run, in order."""
 
+import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -43,11 +44,13 @@ from lora_chat.runs.run_folder import (
     write_run_description,
 )
 from lora_chat.sharing.model_card import format_run_card
-from lora_chat.system.console import display_path, format_bytes, print_message
+from lora_chat.system.console import display_path, format_bytes
 from lora_chat.system.hardware import detect_hardware
 from lora_chat.system.memory_peak import peak_memory_bytes, peak_reserved_bytes
 from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
 from lora_chat.training.sft import train_sft
+
+logger = logging.getLogger(__name__)
 
 
 def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | None = None) -> dict[str, Any]:
@@ -57,11 +60,11 @@ def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | Non
     """
     started = time.monotonic()
     plan = make_plan(recipe, detect_hardware())
-    earlier = find_run_to_resume(resume, recipe, print_message) if resume else None
+    earlier = find_run_to_resume(resume, recipe) if resume else None
     received = False
     if resume and earlier:
         received = is_foreign_run(earlier, resume)
-        if is_finished(earlier, resume, print_message):
+        if is_finished(earlier, resume):
             finished = _read_finished_result(earlier)
             if received:
                 try_adopt_run(earlier)
@@ -80,7 +83,7 @@ def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | Non
             raise
         progress.run = run
         identity = describe_run(plan, prepared, read_library_versions())
-        point = find_resume_point(run, identity, resume, print_message) if resume and earlier else None
+        point = find_resume_point(run, identity, resume) if resume and earlier else None
         if received:
             start_run_signature(run)  # an adapter that it holds becomes this user's only when it is written anew
         if earlier:
@@ -96,7 +99,7 @@ def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | Non
         if estimate:
             run.write_json(run.estimate, estimate.as_dict())
         planned = format_estimate_summary(estimate) if estimate else []
-        print_message("\n".join([format_plan_summary(plan, prepared, run), *planned, *audit_summary(audit)]))
+        logger.info("\n".join([format_plan_summary(plan, prepared, run), *planned, *audit_summary(audit)]))
         checkpoint_policy = CheckpointPolicy(run.checkpoints, plan.checkpoint, identity, point)
         result = _train_and_compare(recipe, plan, prepared, run, checkpoint_policy, progress, started)
         if estimate:
@@ -123,14 +126,13 @@ def _read_finished_result(run: RunFolder) -> dict[str, Any]:
 
 def _prepare_and_audit(plan: Plan, progress: RunProgress) -> tuple[PreparedRun, AuditReport]:
     progress.enter_stage("reading the dialogues")
-    prepared = prepare_run(plan, print_message)
+    prepared = prepare_run(plan)
     progress.enter_stage("auditing the dialogues")
     audit = audit_sets(
         prepared.train,
         prepared.validation,
         prepared.tokenizer,
         plan.audit,
-        print_message,
         questions=prepared.questions,
         template=plan.data.template,
     )
@@ -157,7 +159,7 @@ def _train_and_compare(
     model = attach_adapter(base, plan.adapter, plan.training.seed)
     adapter = count_parameters(model)
     loaded = time.monotonic()
-    print_message(
+    logger.info(
         f"LoRA: {adapter.trainable_parameters:,} trainable of {adapter.all_parameters:,} parameters "
         f"({adapter.share:.2%})"
     )
@@ -199,7 +201,7 @@ def _train_and_compare(
     progress.stage = "comparing base and adapted"
     if training.signal_number:
         raise progress.stopped(training.signal_number)
-    print_message(f"Adapter saved: {display_path(run.adapter)} ({format_bytes(size)})")
+    logger.info(f"Adapter saved: {display_path(run.adapter)} ({format_bytes(size)})")
     report = compare_run(model, prepared, plan.evaluation, run)
     run.write_text(
         run.adapter / "README.md", format_run_card(plan, prepared.identity, training.steps, headline_figures(report))

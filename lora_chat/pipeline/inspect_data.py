@@ -1,6 +1,7 @@
 """Look at the data of a recipe as a run would see it; no weights are loaded."""
 
 import json
+import logging
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -13,13 +14,15 @@ from lora_chat.data.format import format_dialogues, format_statistics
 from lora_chat.pipeline.audit_data import audit_sets
 from lora_chat.pipeline.prepare import PreparedRun, prepare_run
 from lora_chat.system.atomic_write import atomic_output_file
-from lora_chat.system.console import ResultPart, print_message
+from lora_chat.system.console import ResultPart
 from lora_chat.system.hardware import detect_hardware
+
+logger = logging.getLogger(__name__)
 
 
 def inspect_data(recipe: Recipe, count: int, *, as_json: bool) -> "dict[str, Any] | list[ResultPart]":
     """The account of a recipe's data with its first `count` training dialogues: as text, or for machines."""
-    prepared = prepare_run(make_plan(recipe, detect_hardware()), print_message)
+    prepared = prepare_run(make_plan(recipe, detect_hardware()))
     if as_json:
         return prepared.statistics.as_dict() | ({"shown": _collect_rows(prepared, count)} if count else {})
     return [format_statistics(prepared.statistics), *format_dialogues(prepared.train, prepared.tokenizer, count)]
@@ -27,13 +30,12 @@ def inspect_data(recipe: Recipe, count: int, *, as_json: bool) -> "dict[str, Any
 
 def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[dict[str, Any] | str, bool]":
     """What an audit finds, and whether the recipe refuses it; `to` gets the training dialogues as they are trained."""
-    prepared = prepare_run(make_plan(recipe, detect_hardware()), print_message)
+    prepared = prepare_run(make_plan(recipe, detect_hardware()))
     report = audit_sets(
         prepared.train,
         prepared.validation,
         prepared.tokenizer,
         recipe.audit,
-        print_message,
         questions=prepared.questions,
         template=recipe.data.template,
     )
@@ -43,7 +45,7 @@ def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[di
                 f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in prepared.read_training_rows()
             )
         redacted = prepared.statistics.total["redacted"]
-        print_message(f"Written to {to}: {len(prepared.train):,} dialogues, {redacted:,} stretches redacted in all.")
+        logger.info(f"Written to {to}: {len(prepared.train):,} dialogues, {redacted:,} stretches redacted in all.")
     if as_json:
         return asdict(report) | {"redactions": prepared.statistics.total["redacted"]}, report.is_refused
     return format_audit(report, recipe.audit), report.is_refused

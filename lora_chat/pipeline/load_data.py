@@ -1,6 +1,6 @@
 """The data that a plan names, found, read, encoded and split; of the base it needs the tokenizer alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -45,12 +45,12 @@ class LoadedData:
     """The system message that all dialogues begin with."""
 
 
-def find_data_files(plan: Plan, notice: Callable[[str], None]) -> DataFiles:
+def find_data_files(plan: Plan) -> DataFiles:
     """Raises DataError for what is not there."""
     data = plan.data
     return DataFiles(
-        find_sources(data.train_sources, notice),
-        find_sources(data.validation_sources, notice),
+        find_sources(data.train_sources),
+        find_sources(data.validation_sources),
         _read_redacted_questions(plan),
         data.skip_bad,
         plan.audit.redacted,
@@ -79,12 +79,11 @@ def read_data(
     tokenizer: "PreTrainedTokenizerBase",
     stop_ids: Sequence[int],
     positions: int | None,
-    notice: Callable[[str], None],
 ) -> LoadedData:
     """Read, redact where that is asked for, encode and split; raises DataError for whatever would waste a run."""
     data = plan.data
     redactor = Redactor(plan.audit.redacted) if plan.audit.redacted else None
-    common = (data, tokenizer, tuple(stop_ids), positions, notice, redactor)
+    common = (data, tokenizer, tuple(stop_ids), positions, redactor)
     opened = open_sources(files.train, *common)
     train, validation = split_data(plan, opened, open_sources(files.validation, *common))
     limit = min(data.max_length, positions or data.max_length)

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from lora_chat.runs.run_folder import read_library_versions
 from lora_chat.system.atomic_write import write_text_atomically
 from lora_chat.system.cache_dir import cache_dir
 from lora_chat.system.worker import run_worker
+
+logger = logging.getLogger(__name__)
 
 _BENCHMARK_STEPS = 3
 _LARGER_MODEL_WEIGHTS = 160_000_000
@@ -42,7 +45,6 @@ def benchmark_machine(
     problem: PlanningProblem,
     config: Mapping[str, Any],
     folder: Path | None,
-    notice: Callable[[str], None],
     *,
     allow_slow: bool,
 ) -> MachineBenchmark | None:
@@ -59,11 +61,11 @@ def benchmark_machine(
     if measured is None:
         if problem.shape.weights > _MAX_QUICK_BASE_WEIGHTS and not allow_slow:
             return None
-        notice("Trying this machine on small models of the base's widths, once (half a minute)")
-        tokenizer = folder or find_base(BaseSection(name="tiny-random"), notice).folder
+        logger.info("Trying this machine on small models of the base's widths, once (half a minute)")
+        tokenizer = folder or find_base(BaseSection(name="tiny-random")).folder
         measured = _run_benchmark({**request, "tokenizer": str(tokenizer)})
         if measured is None:
-            notice("That did not work; the plan goes on without it.")
+            logger.info("That did not work; the plan goes on without it.")
             return None
         write_text_atomically(path, json.dumps(measured), "the probe")
     work = compute_workload(

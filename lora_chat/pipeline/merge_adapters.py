@@ -1,5 +1,6 @@
 """Merge the adapters of one or several runs, parcels or folders into a 16-bit model."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from lora_chat.export.parity.samples import ParitySample, select_parity_samples
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, open_adapters
-from lora_chat.system.console import display_path, print_message
+from lora_chat.system.console import display_path
+
+logger = logging.getLogger(__name__)
 
 
 def merge_adapters(
@@ -27,8 +30,8 @@ def merge_adapters(
 ) -> dict[str, Any]:
     """Merge the adapters of one or several runs or parcels and prove the result on the first one's dialogues."""
     blend, make_parity_samples, _ = open_blend(sources, weights, evaluation_files, trust)
-    report = merge_blend(blend, make_parity_samples(), to, print_message, original=original, accept=accept)
-    print_message(f"Merged into {display_path(to.absolute())}. {format_parity_line(report)}")
+    report = merge_blend(blend, make_parity_samples(), to, original=original, accept=accept)
+    logger.info(f"Merged into {display_path(to.absolute())}. {format_parity_line(report)}")
     return {"merged": str(to.absolute()), "proof": report.as_dict()}
 
 
@@ -38,7 +41,7 @@ def open_blend(
     """The adapters of some runs or parcels, what makes the probes of their proof, and the first one."""
     if weights is not None and len(weights) != len(sources):
         raise RecipeError(f"--weights has {len(weights)} numbers for {len(sources)} adapters; give one for each.")
-    opened = open_adapters(sources, print_message, trust)
+    opened = open_adapters(sources, trust)
     first = opened[0]
     blend = AdapterBlend(
         adapters=tuple(zip([one.adapter for one in opened], weights or [1.0] * len(opened), strict=True)),
@@ -50,7 +53,7 @@ def open_blend(
     def probes() -> list[ParitySample]:
         if held_out is not None:
             return select_parity_samples(held_out.validation)
-        print_message(
+        logger.info(
             "No held-out dialogues at hand (--data FILE): asking the adapted model a few questions for the proof"
         )
         return make_default_samples(blend, first.system)

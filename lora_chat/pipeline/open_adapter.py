@@ -1,8 +1,9 @@
 """RUN, PARCEL or ADAPTER -> the adapter with the base and the template that it belongs to."""
 
 import difflib
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ from lora_chat.system.user_path import expand_user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 _MAX_SHOWN_LINES, _MAX_SHOWN_CHARACTERS, _MAX_COMPARED_LINES = 400, 40_000, 1000
 """Most of a template that a refusal shows, and most lines that are compared with the base's."""
@@ -69,9 +72,7 @@ class OpenAdapter:
         return identity.system if identity else None
 
 
-def open_adapter(
-    source: str, say: Callable[[str], None], trust: TrustOptions = TrustOptions(), mode: str | None = None
-) -> OpenAdapter:
+def open_adapter(source: str, trust: TrustOptions = TrustOptions(), mode: str | None = None) -> OpenAdapter:
     """Open a run, a parcel or an adapter's folder; `mode` holds the base in another precision than training did.
 
     Raises RecipeError if it is none of them, and what is raised for what is wrong with it.
@@ -92,20 +93,20 @@ def open_adapter(
         stored = read_adapter(path)
         if enclosing_run := _find_enclosing_run(path):
             open_run_folder(enclosing_run.path)  # refuses what should not be in it
-            quantization, made_by_user = enclosing_run.read_quantization(), _is_own_run(enclosing_run, trust, say)
+            quantization, made_by_user = enclosing_run.read_quantization(), _is_own_run(enclosing_run, trust)
     else:
         run = open_run_folder(source)
         if not is_adapter_folder(run.adapter):
             raise RecipeError(f"The run {source} has no adapter: its training did not get that far.")
         quantization = run.read_quantization()
-        stored, made_by_user = read_adapter(run.adapter), _is_own_run(run, trust, say)
+        stored, made_by_user = read_adapter(run.adapter), _is_own_run(run, trust)
     if mode:
         quantization = QuantizationSection.model_validate({"mode": mode})
-    adapter = resolve_adapter(stored, say, trust, made_by_user=made_by_user, untrusted_name=not made_by_user)
+    adapter = resolve_adapter(stored, trust, made_by_user=made_by_user, untrusted_name=not made_by_user)
     return OpenAdapter(source, adapter, plan_precision(quantization, detect_hardware()), run, parcel, made_by_user)
 
 
-def open_adapters(sources: Sequence[str], say: Callable[[str], None], trust: TrustOptions) -> list[OpenAdapter]:
+def open_adapters(sources: Sequence[str], trust: TrustOptions) -> list[OpenAdapter]:
     """Open several as `open_adapter` does; what needs a yes is asked for all at once, since one flag answers for
     all.
     """
@@ -113,7 +114,7 @@ def open_adapters(sources: Sequence[str], say: Callable[[str], None], trust: Tru
     questions: list[ConsentError] = []
     for source in sources:
         try:
-            opened.append(open_adapter(source, say, trust))
+            opened.append(open_adapter(source, trust))
         except ConsentError as question:
             questions.append(question)
     if questions:
@@ -127,21 +128,20 @@ def _find_enclosing_run(adapter: Path) -> RunFolder | None:
     return run if is_run_folder(run.path) and adapter.absolute().name == run.adapter.name else None
 
 
-def _is_own_run(run: RunFolder, trust: TrustOptions, say: Callable[[str], None]) -> bool:
+def _is_own_run(run: RunFolder, trust: TrustOptions) -> bool:
     """Whether this user made a run on this machine, or takes it as his own now; says why not."""
     reason = find_foreign_reason(run)
     if reason is not None and trust.adopt:
         sign_run(run)
-        say(f"{run.path} is signed as your own from now on.")
+        logger.info(f"{run.path} is signed as your own from now on.")
         return True
     if reason is not None:
-        say(reason)
+        logger.info(reason)
     return reason is None
 
 
 def resolve_adapter(
     stored: StoredAdapter,
-    say: Callable[[str], None],
     trust: TrustOptions = TrustOptions(),
     *,
     made_by_user: bool = False,
@@ -152,7 +152,7 @@ def resolve_adapter(
     `made_by_user`: its template is taken as it is. `untrusted_name`: nothing is downloaded or opened by its name.
     Raises IntegrityError if something is another, UnavailableError if the base cannot be found.
     """
-    base = find_adapter_base(stored, say, trust, untrusted_name=untrusted_name)
+    base = find_adapter_base(stored, trust, untrusted_name=untrusted_name)
     tokenizer = load_tokenizer(base)
     brought = False
     if made_by_user and stored.template is not None:
@@ -163,19 +163,16 @@ def resolve_adapter(
         stored,
         base,
         tokenizer,
-        say,
         force=trust.force_base,
         recompute_digests=trust.recompute_digests,
         run_template=not (brought and trust.compare_template_only),
     )
 
 
-def find_adapter_base(
-    stored: StoredAdapter, say: Callable[[str], None], trust: TrustOptions, *, untrusted_name: bool
-) -> LocalBase:
+def find_adapter_base(stored: StoredAdapter, trust: TrustOptions, *, untrusted_name: bool) -> LocalBase:
     """The base that was named, or else the one an adapter names. Raises UnavailableError."""
     if trust.base is not None:
-        return find_base(BaseSection(name=trust.base), say)
+        return find_base(BaseSection(name=trust.base))
     name, revision = stored.base
     wanted = BaseSection(name=name, revision=revision)
     if untrusted_name and name not in bundled_base_names() and not _is_downloaded(wanted):
@@ -187,7 +184,7 @@ def find_adapter_base(
             + ", which is not on this machine under that name.\nName where it is, or that it may be downloaded: "
             f"--base FOLDER{download}. Whatever you name, its digest is compared."
         )
-    return find_base(wanted, say)
+    return find_base(wanted)
 
 
 def _is_downloaded(base: BaseSection) -> bool:

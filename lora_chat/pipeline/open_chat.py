@@ -1,5 +1,7 @@
 """RUN, PARCEL, ADAPTER or BASE -> a chat that is ready to answer."""
 
+import logging
+
 from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.data.encoding.chat_template import install_template
@@ -11,10 +13,11 @@ from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.open_adapter import TrustOptions, open_adapter
 from lora_chat.runs.run_folder import is_run_folder
 from lora_chat.sharing.parcel import is_parcel
-from lora_chat.system.console import print_message
 from lora_chat.system.hardware import detect_hardware
 from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.user_path import expand_user_path
+
+logger = logging.getLogger(__name__)
 
 _MAX_SHOWN_CHARACTERS = 2000
 """Characters of a system message that somebody else chose."""
@@ -26,18 +29,18 @@ def open_chat(
     """Load what was named. Raises RecipeError if it is nothing that talks."""
     path = expand_user_path(source)
     if is_run_folder(path) or is_adapter_folder(path) or is_parcel(path):
-        opened = open_adapter(source, print_message, trust, mode)
+        opened = open_adapter(source, trust, mode)
         precision, base, tokenizer = opened.precision, opened.adapter.base, opened.adapter.tokenizer
         if system is None:
             system = opened.system
             if system and not opened.made_by_user:
-                print_message(_format_system_message(source, system))
+                logger.info(_format_system_message(source, system))
         stop_ids = read_stop_ids(base, tokenizer)
-        print_message(f"Loading {source} ({precision.mode}, {precision.dtype}, on {precision.device})")
+        logger.info(f"Loading {source} ({precision.mode}, {precision.dtype}, on {precision.device})")
         model = opened.adapter.load(precision)
     else:
         try:
-            base = find_base(BaseSection(name=source), print_message)
+            base = find_base(BaseSection(name=source))
         except UnavailableError as error:
             if path.is_dir():  # it is there, and the error says what is wrong with it
                 raise
@@ -46,10 +49,10 @@ def open_chat(
         tokenizer = load_tokenizer(base)
         install_template(tokenizer)
         stop_ids = read_stop_ids(base, tokenizer)
-        print_message(f"Loading {source} ({precision.mode}, {precision.dtype}, on {precision.device})")
+        logger.info(f"Loading {source} ({precision.mode}, {precision.dtype}, on {precision.device})")
         model = load_base_model(base, precision)
     model.eval()
-    return ChatSession(model, tokenizer, stop_ids, system, max_new_tokens, as_json, print_message)
+    return ChatSession(model, tokenizer, stop_ids, system, max_new_tokens, as_json)
 
 
 def _format_system_message(source: str, system: str) -> str:

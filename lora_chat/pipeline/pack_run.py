@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,11 @@ from lora_chat.sharing.figures import ParityReceipt
 from lora_chat.sharing.parcel import PARCEL_SUFFIX, Parcel, open_parcel, settings_from_receipt
 from lora_chat.sharing.receipt import Receipt, format_validation_error
 from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
-from lora_chat.system.console import display_path, format_bytes, print_message, quote_path
+from lora_chat.system.console import display_path, format_bytes, quote_path
 from lora_chat.system.user_key import is_signed, sign
 from lora_chat.system.user_path import expand_user_path
+
+logger = logging.getLogger(__name__)
 
 _SIGNATURE_PURPOSE = "proof 1"
 
@@ -51,7 +54,7 @@ def pack_run(
     Raises RecipeError for what cannot be packed, IntegrityError where PEFT finds another model in it.
     """
     run = open_run_folder(source)
-    opened = open_adapter(source, print_message, trust)
+    opened = open_adapter(source, trust)
     name = run.path.resolve().name
     to = expand_user_path(out or f"{name}{PARCEL_SUFFIX}").absolute()
     if to.suffix != PARCEL_SUFFIX:
@@ -63,7 +66,7 @@ def pack_run(
         raise RecipeError(f"This run cannot be packed: {format_validation_error(error)}.") from error
     write_parcel(members, to, lambda path: open_parcel(path))
     parcel = open_parcel(to)
-    print_message(_format_packed(parcel))
+    logger.info(_format_packed(parcel))
     return {"parcel": str(to), "size": to.stat().st_size, "sha256": parcel.sha256, "members": sorted(members)}
 
 
@@ -120,8 +123,8 @@ def _read_or_run_parity_check(opened: OpenAdapter, run: RunFolder, weights: byte
     stop_ids = read_stop_ids(opened.adapter.base, opened.adapter.tokenizer)
     blend = AdapterBlend(((opened.adapter, 1.0),), opened.precision, tuple(stop_ids))
     samples = select_parity_samples(prepare_evaluation(opened, EvaluationFiles()).validation)
-    report = check_parity(check_adapter_parity(blend, samples, run.adapter, print_message), accept=False)
-    print_message(format_parity_line(report))
+    report = check_parity(check_adapter_parity(blend, samples, run.adapter), accept=False)
+    logger.info(format_parity_line(report))
     report_dict = report.as_dict()
     record = {"adapter": digest, "report": report_dict}
     with suppress(OSError, LoraChatError):  # without a key it is measured again next time

@@ -1,6 +1,6 @@
 """All that a run needs before the weights: tokenizer, dialogues read, checked and encoded, questions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -88,15 +88,15 @@ class PreparedRun(PreparedEvaluation):
             yield unit.as_row if isinstance(unit, Dialogue) else {"text": self.tokenizer.decode(unit)}
 
 
-def prepare_run(plan: Plan, notice: Callable[[str], None]) -> PreparedRun:
+def prepare_run(plan: Plan) -> PreparedRun:
     """Read and encode everything a plan names; every fault in the data is raised here."""
-    files = find_data_files(plan, notice)
+    files = find_data_files(plan)
     if not is_base_local(plan.base):  # before it is downloaded
         files.check()
-    base, tokenizer, stop_ids = load_base_tokenizer(plan, notice, plan.data.template)
+    base, tokenizer, stop_ids = load_base_tokenizer(plan, plan.data.template)
     if plan.adapter.target_modules != "all-linear":
         check_targets_exist(load_meta_model(base), plan.adapter.target_modules)
-    data = read_data(plan, files, tokenizer, stop_ids, read_max_positions(base), notice)
+    data = read_data(plan, files, tokenizer, stop_ids, read_max_positions(base))
     return PreparedRun(
         base=base,
         tokenizer=tokenizer,
@@ -109,16 +109,14 @@ def prepare_run(plan: Plan, notice: Callable[[str], None]) -> PreparedRun:
     )
 
 
-def prepare_held_out(
-    adapter: BoundAdapter, plan: Plan, run: RunFolder, notice: Callable[[str], None]
-) -> PreparedEvaluation:
+def prepare_held_out(adapter: BoundAdapter, plan: Plan, run: RunFolder) -> PreparedEvaluation:
     """What a finished run is measured with, from the run's folder alone."""
     files = [str(run.validation)] if run.validation.is_file() else []
     blocks = run.read_lines(run.validation_blocks) if run.validation_blocks.is_file() else []
     if not all(_is_token_block(block, len(adapter.tokenizer)) for block in blocks):
         raise IntegrityError(f"{run.validation_blocks} is damaged: each line must be a list of the base's token ids.")
     questions = str(run.questions) if run.questions.is_file() else None
-    return prepare_evaluation_files(adapter, files, questions, notice, max_length=plan.data.max_length, blocks=blocks)
+    return prepare_evaluation_files(adapter, files, questions, max_length=plan.data.max_length, blocks=blocks)
 
 
 def _is_token_block(value: Any, vocabulary: int) -> bool:
@@ -130,7 +128,6 @@ def prepare_evaluation_files(
     adapter: BoundAdapter,
     files: Sequence[str],
     questions: str | None,
-    notice: Callable[[str], None],
     *,
     max_length: int | None = None,
     blocks: Sequence[list[int]] = (),
@@ -142,9 +139,7 @@ def prepare_evaluation_files(
     for path in files:
         # Of a cut one, a reply that was too long may still stand before one that was not.
         data = DataSection(train=path, max_length=max_length or _EVALUATION_MAX_LENGTH, over_long="cut")
-        opened = open_sources(
-            find_sources(data.train_sources, notice), data, adapter.tokenizer, stop_ids, positions, notice
-        )
+        opened = open_sources(find_sources(data.train_sources), data, adapter.tokenizer, stop_ids, positions)
         sets.append(build_full_set([source.store for source in opened]))
     if blocks:
         sets.append(build_block_set(list(blocks)))
@@ -159,10 +154,10 @@ def prepare_evaluation_files(
 
 
 def load_base_tokenizer(
-    plan: Plan, notice: Callable[[str], None], template: str | None
+    plan: Plan, template: str | None
 ) -> "tuple[LocalBase, PreTrainedTokenizerBase, tuple[int, ...]]":
     """Base, tokenizer with a chat template, and stop ids."""
-    base = find_base(plan.base, notice)
+    base = find_base(plan.base)
     tokenizer = load_tokenizer(base)
     install_template(tokenizer, template)
     return base, tokenizer, read_stop_ids(base, tokenizer)

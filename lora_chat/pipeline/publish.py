@@ -1,5 +1,6 @@
 """Parcels sent to the hub and fetched from it; verified before and after."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from lora_chat.errors import RecipeError
 from lora_chat.sharing.build import write_parcel
 from lora_chat.sharing.hub import download, upload
 from lora_chat.sharing.parcel import PARCEL_SUFFIX, open_parcel
-from lora_chat.system.console import display_path, format_bytes, print_message, quote_path
+from lora_chat.system.console import display_path, format_bytes, quote_path
 from lora_chat.system.user_path import expand_user_path
+
+logger = logging.getLogger(__name__)
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -18,8 +21,8 @@ def push_parcel(path: str, repository: str, *, private: bool) -> dict[str, Any]:
     """Verify a parcel and send it. Raises what is raised for what is wrong with it, or with the hub."""
     _check_repository_name(repository)
     parcel = open_parcel(expand_user_path(path))
-    commit = upload(parcel.members, repository, private=private, notice=print_message)
-    print_message(
+    commit = upload(parcel.members, repository, private=private)
+    logger.info(
         f"Pushed to {repository} at {commit[:12]}. With lora_chat: lora-chat pull {repository}. Without: "
         f"PeftModel.from_pretrained(base, '{repository}')"
     )
@@ -32,11 +35,11 @@ def pull_parcel(repository: str, revision: str | None, out: Path | None, signer:
     to = expand_user_path(out or repository.split("/")[1] + PARCEL_SUFFIX).absolute()
     if to.is_dir():
         to = to / (repository.split("/")[1] + PARCEL_SUFFIX)
-    members, commit = download(repository, revision, print_message)
+    members, commit = download(repository, revision)
     write_parcel(members, to, lambda beside: open_parcel(beside, signer, name=repository))
     parcel = open_parcel(to, signer)
-    print_message(f"Pulled and verified {display_path(to)} ({format_bytes(to.stat().st_size)}), sha256 {parcel.sha256}")
-    print_message(f"Now: lora-chat verify {quote_path(to)}, or lora-chat chat {quote_path(to)}")
+    logger.info(f"Pulled and verified {display_path(to)} ({format_bytes(to.stat().st_size)}), sha256 {parcel.sha256}")
+    logger.info(f"Now: lora-chat verify {quote_path(to)}, or lora-chat chat {quote_path(to)}")
     return {"parcel": str(to), "repository": repository, "commit": commit, "sha256": parcel.sha256}
 
 

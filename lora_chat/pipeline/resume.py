@@ -1,6 +1,7 @@
 """Which run is continued, and from which of its checkpoints."""
 
-from collections.abc import Callable, Collection, Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from lora_chat.runs.origin import find_foreign_reason
 from lora_chat.runs.run_folder import RunFolder, find_newest_run, open_run_folder
 from lora_chat.system.console import display_path
 
+logger = logging.getLogger(__name__)
+
 _ADOPT_FLAG = "--adopt"
 
 
@@ -33,13 +36,13 @@ class ResumeRequest:
     """Whether a run of somebody else, or of an older version, is taken as this user's own."""
 
 
-def find_run_to_resume(request: ResumeRequest, recipe: Recipe, say: Callable[[str], None]) -> RunFolder | None:
+def find_run_to_resume(request: ResumeRequest, recipe: Recipe) -> RunFolder | None:
     """The run that is meant; None if there is none yet. Raises RecipeError if what was named is not a run."""
     if request.run is not None:
         return open_run_folder(request.run)
     found = find_newest_run(recipe)
     if found is None:
-        say("No run of this recipe has begun yet; this is the first.")
+        logger.info("No run of this recipe has begun yet; this is the first.")
         return None
     return open_run_folder(found.path)
 
@@ -54,11 +57,11 @@ def is_foreign_run(run: RunFolder, request: ResumeRequest) -> bool:
     return why is not None
 
 
-def is_finished(run: RunFolder, request: ResumeRequest, say: Callable[[str], None]) -> bool:
+def is_finished(run: RunFolder, request: ResumeRequest) -> bool:
     """Whether nothing is left to do, as nothing is to be changed; says so."""
     if not _is_done(run, request):
         return False
-    say(
+    logger.info(
         f"{display_path(run.path)} is finished; nothing was left to do. Train anew without --resume, or train it "
         f"longer: "
         "--resume --set training.epochs=N --accept-change training.epochs"
@@ -71,7 +74,7 @@ def _is_done(run: RunFolder, request: ResumeRequest) -> bool:
 
 
 def find_resume_point(
-    run: RunFolder, identity: Mapping[str, Any], request: ResumeRequest, say: Callable[[str], None]
+    run: RunFolder, identity: Mapping[str, Any], request: ResumeRequest
 ) -> CommittedCheckpoint | None:
     """The newest checkpoint that is whole, of the same run; says which, and why newer ones were set aside.
 
@@ -79,7 +82,7 @@ def find_resume_point(
     """
     newest, damaged = find_newest_checkpoint(run.checkpoints)
     for one in damaged:
-        say(f"Checkpoint {one.folder.name} is set aside: {one.reason}.")
+        logger.info(f"Checkpoint {one.folder.name} is set aside: {one.reason}.")
     if newest is None and has_committed_checkpoint(run.checkpoints):
         raise IntegrityError(
             f"{display_path(run.path)} cannot be continued: none of its checkpoints is whole. Nothing was changed; "
@@ -93,14 +96,16 @@ def find_resume_point(
         )
     if newest is not None:
         for change in check_same_run(newest.identity, identity, request.accepted_changes, display_path(run.path)):
-            say(f"Accepted: {change}.")
+            logger.info(f"Accepted: {change}.")
         if is_older_identity(newest.identity):
-            say(f"{newest.folder.name} was made by an older version; it does not cover {UNCOVERED_BY_VERSION_1}.")
+            logger.info(
+                f"{newest.folder.name} was made by an older version; it does not cover {UNCOVERED_BY_VERSION_1}."
+            )
         if not newest.signed_by_user:
             newest = sign_checkpoint(newest)
     move_damaged_aside(damaged)
     if newest is None:
-        say(f"{display_path(run.path)} had no checkpoint yet: it begins at the first step.")
+        logger.info(f"{display_path(run.path)} had no checkpoint yet: it begins at the first step.")
     else:
-        say(f"Going on with {display_path(run.path)} after step {newest.step}.")
+        logger.info(f"Going on with {display_path(run.path)} after step {newest.step}.")
     return newest

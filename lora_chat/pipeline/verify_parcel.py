@@ -21,7 +21,6 @@ from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, find_adapter_base, open_adapter
 from lora_chat.sharing.compatibility import report_portability
 from lora_chat.sharing.parcel import Parcel, ParcelCheck, open_parcel, settings_from_receipt
-from lora_chat.system.console import print_message
 from lora_chat.system.hashing import digest_file
 from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.user_path import expand_user_path
@@ -117,7 +116,7 @@ def _format_receipt(report: dict[str, Any]) -> list[str]:
 
 def _check_base(parcel: Parcel, trust: TrustOptions, *, required: bool) -> Iterator[ParcelCheck]:
     try:
-        base = find_adapter_base(parcel.stored, print_message, trust, untrusted_name=True)
+        base = find_adapter_base(parcel.stored, trust, untrusted_name=True)
     except UnavailableError as error:
         if required or trust.base is not None:
             raise
@@ -144,7 +143,7 @@ def _check_binding(parcel: Parcel, trust: TrustOptions, base: str) -> str:
     trust = TrustOptions(
         base=trust.base or base, compare_template_only=True, signer=trust.signer, recompute_digests=True
     )
-    open_adapter(str(parcel.path), print_message, trust)
+    open_adapter(str(parcel.path), trust)
     brings = parcel.receipt.chat_template is not None
     stops = "" if brings else ", stop ids"
     also = "" if parcel.receipt.base.version == 1 else f", config{stops}, generation settings"
@@ -161,7 +160,7 @@ def _remeasure(path: str, evaluation_files: EvaluationFiles, trust: TrustOptions
     trust_options = TrustOptions(
         trust.base, accept_template=trust.accept_template, signer=trust.signer, recompute_digests=True
     )
-    opened = open_adapter(path, print_message, trust_options)
+    opened = open_adapter(path, trust_options)
     prepared = prepare_evaluation(opened, evaluation_files) if evaluation_files.data else None
     yield _run_check("opened by PEFT", lambda: _check_parity(opened, prepared), "proof")
     if prepared is None or opened.parcel is None or evaluation_files.data is None:
@@ -197,7 +196,7 @@ def _check_parity(opened: OpenAdapter, prepared: Any) -> str:
     samples = select_parity_samples(prepared.validation) if prepared else make_default_samples(blend, opened.system)
     with tempfile.TemporaryDirectory(prefix="lora-chat-") as work_folder:
         write_stored_adapter(opened.adapter.stored, Path(work_folder) / "adapter")
-        report = check_adapter_parity(blend, samples, Path(work_folder) / "adapter", print_message)
+        report = check_adapter_parity(blend, samples, Path(work_folder) / "adapter")
     if report.failures:
         raise IntegrityError("; ".join(report.failures))
     return f"mean KL {report.mean_kl:.1e} on {report.tokens} tokens (the base alone {report.control_kl:.1e})"

@@ -10,6 +10,7 @@ written anew there; everywhere else it must be as it was signed.
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,10 +19,11 @@ from typing import Any
 
 from lora_chat.errors import IntegrityError, LoraChatError
 from lora_chat.runs.run_folder import RunFolder
-from lora_chat.system.console import print_message
 from lora_chat.system.regular_files import open_regular_file
 from lora_chat.system.strict_json import parse_strict_json
 from lora_chat.system.user_key import is_signed, sign
+
+logger = logging.getLogger(__name__)
 
 _ORIGIN_NAME = "origin.json"
 _SIGNATURE_PURPOSE = "run origin 1"
@@ -54,7 +56,7 @@ def sign_run(run: RunFolder) -> None:
 def try_adopt_run(run: RunFolder) -> None:
     """Mark a run as this user's from now on; as `try_sign_run`."""
     if try_sign_run(run):
-        print_message(f"{run.path} is signed as your own from now on.")
+        logger.info(f"{run.path} is signed as your own from now on.")
 
 
 def try_sign_run(run: RunFolder) -> bool:
@@ -66,7 +68,7 @@ def try_sign_run(run: RunFolder) -> bool:
         signed = _build_signed_origin(_digest_signed_files(run))
     except (OSError, LoraChatError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        print_message(
+        logger.warning(
             f"{run.path} could not be signed as your own ({reason}); later commands treat it as a received one."
         )
         return False

@@ -4,8 +4,9 @@ A repository holds them under the names that PEFT looks for, so that `PeftModel.
 lora_chat. The token is that of the environment (HF_TOKEN) or of the hub's own store (`hf auth login`).
 """
 
+import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,20 +14,22 @@ from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
 from lora_chat.sharing.container import MAX_MEMBER_BYTES, REQUIRED_MEMBERS, SIGNATURE
 from lora_chat.system.hub_client import HubFailureError, fetch_file, find_commit, list_files, upload_files
 
+logger = logging.getLogger(__name__)
 
-def upload(members: Mapping[str, bytes], repository: str, *, private: bool, notice: Callable[[str], None]) -> str:
+
+def upload(members: Mapping[str, bytes], repository: str, *, private: bool) -> str:
     """Send all members in one commit, whose id is returned; the repository is made if it is not there.
 
     Files that an older parcel left there and this one has not (a signature) are deleted in the same commit.
     Raises UnavailableError for a hub that cannot be reached or refuses, RecipeError for a bad name.
     """
     with _translate_hub_errors(repository):
-        notice(f"Sending {sum(map(len, members.values())) / 1e6:.1f} MB to {repository}")
+        logger.info(f"Sending {sum(map(len, members.values())) / 1e6:.1f} MB to {repository}")
         stale = [name for name in (*REQUIRED_MEMBERS, SIGNATURE) if name not in members]
         return upload_files(repository, members, stale, private=private, message="Adapter, receipt and card")
 
 
-def download(repository: str, revision: str | None, notice: Callable[[str], None]) -> tuple[dict[str, bytes], str]:
+def download(repository: str, revision: str | None) -> tuple[dict[str, bytes], str]:
     """The members of one commit, and its id; nothing else of the repository is fetched, nor kept on the disk.
 
     Raises UnavailableError for a hub that cannot be reached, IntegrityError for members that are too large or
@@ -46,7 +49,9 @@ def download(repository: str, revision: str | None, notice: Callable[[str], None
                 raise IntegrityError(
                     f"{name} in {repository} has {there[name].size:,} bytes; {MAX_MEMBER_BYTES[name]:,} are allowed"
                 )
-        notice(f"Fetching {sum(there[name].size for name in names) / 1e6:.1f} MB from {repository} at {commit[:12]}")
+        logger.info(
+            f"Fetching {sum(there[name].size for name in names) / 1e6:.1f} MB from {repository} at {commit[:12]}"
+        )
         return {
             name: fetch_file(repository, name, commit, MAX_MEMBER_BYTES[name], Path(room)) for name in names
         }, commit

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lora_chat.system.console import unfiltered_stderr
+from lora_chat.system.console import show_messages_with, unfiltered_stderr
 from lora_chat.system.sanitize import sanitize_line, sanitize_text
 
 
@@ -22,15 +22,17 @@ class LiveBar:
         )
         self._task = self._progress.add_task(sanitize_line(text), total=None)
         self._progress.start()
+        show_messages_with(self.print_above)
 
     def update(self, text: str, completed: int, total: int) -> None:
         """Show how far the work is."""
         self._progress.update(self._task, description=sanitize_line(text), completed=completed, total=total)
 
-    def note(self, text: str) -> None:
-        """Print lines above the bar."""
+    def print_above(self, text: str) -> None:
+        """Print a message above the bar."""
         self._progress.console.print(sanitize_text(text), markup=False, highlight=False, emoji=False)
 
     def close(self) -> None:
         """Take the bar away."""
+        show_messages_with(None)
         self._progress.stop()

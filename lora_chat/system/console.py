@@ -5,13 +5,14 @@ move the cursor, set a title, write to the clipboard, or turn the direction of w
 """
 
 import json
+import logging
 import math
 import re
 import shlex
 import sys
 import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -55,9 +56,39 @@ class Highlight:
 ResultPart = str | Highlight
 
 
+_live_display: Callable[[str], None] | None = None
+"""Prints a message above the live line that is on the screen, if there is one."""
+
+
 def print_message(text: str) -> None:
-    """Print a line on stderr for the person at the keyboard; stdout belongs to results."""
-    _write(sys.stderr, sanitize_text(text) + "\n")
+    """Print a line on stderr for the person at the keyboard, because stdout is for results."""
+    if _live_display:
+        _live_display(text)
+    else:
+        _write(sys.stderr, sanitize_text(text) + "\n")
+
+
+def show_messages_with(live_display: Callable[[str], None] | None) -> None:
+    """Print the messages from now on with a live display, which keeps its line below them, or plainly (None)."""
+    global _live_display
+    _live_display = live_display
+
+
+class MessageHandler(logging.Handler):
+    """Logging handler that prints the package's messages for the user, without levels, names or times."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message of a record."""
+        print_message(record.getMessage())
+
+
+def print_logged_messages() -> None:
+    """Print what the package logs from now on. A second call changes nothing."""
+    package_logger = logging.getLogger("lora_chat")
+    package_logger.setLevel(logging.INFO)
+    package_logger.propagate = False  # a library that configures the root logger would print each message again
+    if not any(isinstance(handler, MessageHandler) for handler in package_logger.handlers):
+        package_logger.addHandler(MessageHandler())
 
 
 def print_error(text: str, label: str = "Error: ") -> None:

@@ -4,6 +4,7 @@
 redirect too, and all answers before the library does. A refused answer raises, and the library keeps nothing of it.
 """
 
+import logging
 import re
 import threading
 import time
@@ -14,10 +15,11 @@ from typing import Any
 import httpx2
 
 from lora_chat.errors import IntegrityError, UnavailableError
-from lora_chat.system.console import print_message
 from lora_chat.system.hub_answers import check_commit, check_etag, check_size, parse_checked_json, refused_response
 from lora_chat.system.hub_origin import Origin, check_redirect_target, is_unencrypted
 from lora_chat.system.sanitize import sanitize_line
+
+logger = logging.getLogger(__name__)
 
 MAX_RESPONSE_BYTES = 32_000_000
 """Size of one answer of the hub's API, in bytes; a page of a listing has 0.3 MB."""
@@ -81,7 +83,7 @@ class HubGuard:
             )
         elif is_unencrypted(request.url) and not self._warned:
             self._warned = True
-            print_message(
+            logger.warning(
                 f"The connection to {endpoint} is not encrypted: others could read and alter what is downloaded."
             )
         if request.method in ("GET", "HEAD"):

@@ -35,9 +35,6 @@ class ProgressView(Protocol):
     def step(self, report: StepReport) -> None:
         """A step has ended."""
 
-    def note(self, text: str) -> None:
-        """Something worth a line of its own."""
-
     def close(self) -> None:
         """Training has ended."""
 
@@ -50,9 +47,6 @@ class BarView:
 
     def step(self, report: StepReport) -> None:
         self._bar.update(str(report), report.step, report.steps)
-
-    def note(self, text: str) -> None:
-        self._bar.note(text)
 
     def close(self) -> None:
         self._bar.close()
@@ -68,10 +62,7 @@ class LineView:
         now = time.monotonic()
         if report.step in (1, report.steps) or now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
-            self.note(str(report))
-
-    def note(self, text: str) -> None:
-        print_message(text)
+            print_message(str(report))
 
     def close(self) -> None:
         pass

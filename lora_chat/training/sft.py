@@ -1,5 +1,6 @@
 """Encoded dialogues + adapted model -> TRL's SFTTrainer -> report. The only door to TRL."""
 
+import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from lora_chat.training.callbacks.nonfinite_guard import DialogueLocator
     from lora_chat.training.fast_path.select import FastPath
     from lora_chat.training.trainer import PackedSFTTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class EncodedRow(Protocol):
@@ -99,9 +102,7 @@ def train_sft(
             )
     except RetryWithSmallerPlan as down:
         smaller_plan, note = down.plan, str(down)
-    view = open_progress_view()
-    view.note(note)
-    view.close()
+    logger.info(note)
     if checkpoint_policy:
         checkpoint_policy = replace(
             checkpoint_policy, identity=update_identity(smaller_plan, checkpoint_policy.identity)
@@ -155,7 +156,7 @@ def _train_once(
     retrying = False
     stock_attention = model.config._attn_implementation
     try:
-        with catch_stop_signals(view.note) as stop, _explain_out_of_memory(model):
+        with catch_stop_signals() as stop, _explain_out_of_memory(model):
             resume = checkpoint_policy.resume if checkpoint_policy else None
             if checkpoint_policy:
                 with explain_write_errors(checkpoint_policy.folder, "the folder of checkpoints"):
@@ -167,7 +168,7 @@ def _train_once(
                 keep_freed_memory()
             fast_path = find_fast_path(model, train[0].input_ids, plan)
             for note in fast_path.notes:
-                view.note(note)
+                logger.info(note)
             metrics_callback = MetricsCallback(metrics, earlier_metrics, view, stop)
             guard = NonFiniteGuard(
                 locate,

@@ -1,12 +1,15 @@
 """The first Ctrl-C, SIGTERM or SIGHUP asks training to stop after its step; a second one stops at once."""
 
+import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from lora_chat.system.signals import STOP_SIGNALS, SignalInterrupt, first_received_signal
+
+logger = logging.getLogger(__name__)
 
 
 class StopRequest:
@@ -16,7 +19,7 @@ class StopRequest:
 
 
 @contextmanager
-def catch_stop_signals(notify: Callable[[str], None]) -> Iterator[StopRequest]:
+def catch_stop_signals() -> Iterator[StopRequest]:
     """Take the signals over for the length of the block; outside the main thread do nothing."""
     request = StopRequest()
     request.signal_number = first_received_signal()  # one that a library swallowed on the way here
@@ -28,7 +31,7 @@ def catch_stop_signals(notify: Callable[[str], None]) -> Iterator[StopRequest]:
         if request.signal_number:
             raise SignalInterrupt(signal_number)
         request.signal_number = signal_number
-        notify("Stopping after this optimizer step, with a checkpoint; once more to stop at once.")
+        logger.info("Stopping after this optimizer step, with a checkpoint; once more to stop at once.")
 
     previous_handlers = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:

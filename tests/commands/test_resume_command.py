@@ -140,7 +140,7 @@ def test_another_run_is_refused_with_the_field(sft, cut, settings, field, values
 
 @pytest.mark.slow
 def test_another_base_is_refused(sft, cut, tmp_path):
-    base = shutil.copytree(find_bundled_base("tiny-random", print), tmp_path / "base")
+    base = shutil.copytree(find_bundled_base("tiny-random"), tmp_path / "base")
     (base / "sha256.json").unlink()
     weights = bytearray((base / "model.safetensors").read_bytes())
     weights[-1] ^= 1

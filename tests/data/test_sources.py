@@ -42,8 +42,8 @@ def write(tmp_path):
 
 def open_file(path, tokenizer, *, max_positions=None, **data):
     section = DataSection(train=str(path), workers=1, **data)
-    sources = find_sources(section.train_sources, print)
-    (opened,) = open_sources(sources, section, tokenizer, [tokenizer.eos_token_id], max_positions, print)
+    sources = find_sources(section.train_sources)
+    (opened,) = open_sources(sources, section, tokenizer, [tokenizer.eos_token_id], max_positions)
     ledger = opened.store.ledger
     assert ledger.lines == ledger.accepted + ledger.blank + ledger.refused + ledger.dropped
     assert ledger.stops == ledger.replies
@@ -324,9 +324,9 @@ def test_a_data_set_on_the_hub_is_a_source_like_any_other(cache_home, write, tin
     monkeypatch.setattr("lora_chat.data.sources.find_hub_files", find_hub_files)
     hub = {"hub": "friend/talk", "split": "train_sft", "subset": "de", "revision": "v1", "turns": "last"}
     data = DataSection.model_validate({"train": (str(path), hub), "workers": 1})
-    sources = find_sources(data.train_sources, print)
+    sources = find_sources(data.train_sources)
     assert asked == [("friend/talk", "train_sft", "de", "v1")]
     assert sources[1].name == "friend/talk de train_sft at 0123456789ab"
-    opened = open_sources(sources, data, tiny_tokenizer, [tiny_tokenizer.eos_token_id], None, print)
+    opened = open_sources(sources, data, tiny_tokenizer, [tiny_tokenizer.eos_token_id], None)
     assert [source.store.ledger.accepted for source in opened] == [2, 2]
     assert opened[0].store.folder != opened[1].store.folder

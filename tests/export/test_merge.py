@@ -30,7 +30,7 @@ def slow(*values):
 
 
 def open_mixture(precision, *folders, weights=None):
-    found = [resolve_adapter(read_adapter(folder), lambda _: None) for folder in folders]
+    found = [resolve_adapter(read_adapter(folder)) for folder in folders]
     stops = read_stop_ids(found[0].base, found[0].tokenizer)
     return AdapterBlend(tuple(zip(found, weights or [1.0] * len(found), strict=True)), precision, stops)
 
@@ -52,7 +52,7 @@ def test_merged_agrees_with_adapted(random_base, make_adapter, tmp_path, archite
     _, precision = make_adapter(random_base(architecture, 8.0), tmp_path / "adapter", mode)
     mixture = open_mixture(precision, tmp_path / "adapter")
     probes = probes_for(mixture)
-    report = merge_blend(mixture, probes, tmp_path / "merged", lambda _: None)
+    report = merge_blend(mixture, probes, tmp_path / "merged")
     assert not report.failures
     assert report.control_kl > 20 * report.mean_kl
     assert report.tokens == sum(len(probe.positions) for probe in probes)
@@ -80,7 +80,7 @@ def test_an_adapter_that_changes_nothing_proves_nothing(random_base, make_adapte
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", "none", size=0.0)
     mixture = open_mixture(precision, tmp_path / "adapter")
     with pytest.raises(IntegrityError, match="the base without the adapter is as near"):
-        merge_blend(mixture, probes_for(mixture), tmp_path / "merged", lambda _: None)
+        merge_blend(mixture, probes_for(mixture), tmp_path / "merged")
 
 
 def test_a_zero_adapter_leaves_every_weight_as_it_was(random_base, make_adapter, tmp_path):
@@ -98,7 +98,7 @@ def test_a_zero_adapter_leaves_every_weight_as_it_was(random_base, make_adapter,
 def test_variants_merge_too(random_base, make_adapter, tmp_path, variant):
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", "4bit", variant=variant, size=0.1)
     mixture = open_mixture(precision, tmp_path / "adapter")
-    assert not merge_blend(mixture, probes_for(mixture), tmp_path / "merged", lambda _: None).failures
+    assert not merge_blend(mixture, probes_for(mixture), tmp_path / "merged").failures
 
 
 def test_several_adapters_are_added_with_their_weights(random_base, make_adapter, tmp_path):
@@ -107,7 +107,7 @@ def test_several_adapters_are_added_with_their_weights(random_base, make_adapter
     _, precision = make_adapter(base, tmp_path / "two", seed=2, variant="rslora", targets=("q_proj", "up_proj"))
     exact = precision.model_copy(update={"dtype": "float32"})
     both = open_mixture(exact, tmp_path / "one", tmp_path / "two", weights=[0.7, -0.4])
-    assert not merge_blend(both, probes_for(both), tmp_path / "merged", lambda _: None).failures
+    assert not merge_blend(both, probes_for(both), tmp_path / "merged").failures
 
     def weights(mixture, name):
         write_merged_model(mixture, tmp_path / name)
@@ -137,8 +137,8 @@ def test_into_the_original_weights_is_another_function_and_says_how_far(random_b
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", "4bit", size=0.1)
     mixture = open_mixture(precision, tmp_path / "adapter")
     probes = probes_for(mixture)
-    exact = merge_blend(mixture, probes, tmp_path / "exact", lambda _: None)
-    report = merge_blend(mixture, probes, tmp_path / "merged", lambda _: None, original=True, accept=True)
+    exact = merge_blend(mixture, probes, tmp_path / "exact")
+    report = merge_blend(mixture, probes, tmp_path / "merged", original=True, accept=True)
     assert report.what == "model merged into the original weights"
     assert report.mean_kl > 3 * exact.mean_kl
 
@@ -176,7 +176,7 @@ def test_what_stands_there_is_never_overwritten(random_base, make_adapter, tmp_p
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("years of work")
     with pytest.raises(RecipeError, match="never written over"):
-        merge_blend(open_mixture(precision, tmp_path / "adapter"), [], tmp_path / "taken", lambda _: None)
+        merge_blend(open_mixture(precision, tmp_path / "adapter"), [], tmp_path / "taken")
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "years of work"
 
 
@@ -187,9 +187,9 @@ def test_a_merge_that_fails_its_proof_is_not_kept_unless_accepted(random_base, m
     stock = load_dequantized_model
     monkeypatch.setattr("lora_chat.export.merge.load_dequantized_model", lambda *a: _damaged(stock(*a)))
     with pytest.raises(IntegrityError, match="not kept"):
-        merge_blend(mixture, probes, tmp_path / "merged", lambda _: None)
+        merge_blend(mixture, probes, tmp_path / "merged")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
-    report = merge_blend(mixture, probes, tmp_path / "merged", lambda _: None, accept=True)
+    report = merge_blend(mixture, probes, tmp_path / "merged", accept=True)
     assert report.accepted and report.failures
     assert "does NOT agree, kept on request" in (tmp_path / "merged" / "PROOF.md").read_text()
 
@@ -218,4 +218,4 @@ def test_what_reads_prompts_or_stops_otherwise_is_caught(random_base, make_adapt
     monkeypatch.setattr("lora_chat.export.merge.write_merged_model", write)
     told = "other token ids" if what == "template" else "end at the tokens \\[7\\]"
     with pytest.raises(IntegrityError, match=told):
-        merge_blend(mixture, probes, tmp_path / "merged", lambda _: None)
+        merge_blend(mixture, probes, tmp_path / "merged")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow  # PEFT in a process of its own takes seconds to b
 def mixture(random_base, make_adapter, tmp_path):
     def make(mode="none", architecture="llama", **options):
         _, precision = make_adapter(random_base(architecture, 8.0), tmp_path / "adapter", mode, **options)
-        found = resolve_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+        found = resolve_adapter(read_adapter(tmp_path / "adapter"))
         return AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
 
     return make
@@ -30,7 +30,7 @@ def mixture(random_base, make_adapter, tmp_path):
 )
 def test_plain_peft_finds_the_same_logits(mixture, tmp_path, mode, variant, architecture):
     made = mixture(mode, architecture, variant=variant)
-    (report,) = export_peft(made, make_default_samples(made, "Be brief."), tmp_path / "out", lambda _: None)
+    (report,) = export_peft(made, make_default_samples(made, "Be brief."), tmp_path / "out")
     assert report.reader.startswith("PEFT ")
     # In 16 or 32 bits the arithmetic is the same; bitsandbytes computes 4 bits otherwise outside of training.
     assert report.largest_logit_difference < (1e-4 if mode == "none" else 1.0)
@@ -47,14 +47,14 @@ def test_what_peft_cannot_open_ends_with_its_words(mixture, tmp_path, monkeypatc
     monkeypatch.setattr("lora_chat.export.parity.peft_runner._WORKER", tmp_path / "worker.py")
     made = mixture()
     with pytest.raises(IntegrityError, match="no such layer"):
-        export_peft(made, make_default_samples(made, None), tmp_path / "out", lambda _: None)
+        export_peft(made, make_default_samples(made, None), tmp_path / "out")
 
 
 def test_several_adapters_are_no_folder(mixture, tmp_path):
     made = mixture()
     two = AdapterBlend(made.adapters * 2, made.precision, made.stop_ids)
     with pytest.raises(RecipeError, match="one adapter"):
-        export_peft(two, [], tmp_path / "out", lambda _: None)
+        export_peft(two, [], tmp_path / "out")
 
 
 def test_probes_of_the_model_s_own_carry_what_it_says(mixture):

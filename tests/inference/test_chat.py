@@ -18,15 +18,16 @@ from lora_chat.system.signals import SignalInterrupt
 
 
 @pytest.fixture
-def talk(cache_home, monkeypatch, capsys):
-    """Feed lines through a pipe; returns stdout, the notices, and the prompts the model was given."""
+def talk(cache_home, monkeypatch, capsys, messages):
+    """Feed lines through a pipe; return stdout, the messages to the user, and the prompts the model was given."""
     base = find_base(BaseSection(name="tiny-random"))
     tokenizer = load_tokenizer(base)
     precision = plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, True, 2))
     model = load_base_model(base, precision).eval()
 
     def run(text, system=None, as_json=False, max_new_tokens=6):
-        prompts, notices = [], []
+        prompts = []
+        messages.clear()
         real = chat_module.stream_reply
 
         def spy(model, tokenizer, prompt, *rest):
@@ -36,9 +37,9 @@ def talk(cache_home, monkeypatch, capsys):
         monkeypatch.setattr(chat_module, "stream_reply", spy)
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
         stops = read_stop_ids(base, tokenizer)
-        ChatSession(model, tokenizer, stops, system, max_new_tokens, as_json, notices.append).run()
+        ChatSession(model, tokenizer, stops, system, max_new_tokens, as_json).run()
         monkeypatch.setattr(chat_module, "stream_reply", real)
-        return capsys.readouterr().out, notices, prompts, tokenizer
+        return capsys.readouterr().out, messages[:], prompts, tokenizer
 
     return run
 
@@ -65,10 +66,10 @@ def test_system_can_be_changed(talk):
 
 
 def test_quit_and_blank_lines_and_unknown_commands_ask_nothing(talk):
-    out, notices, prompts, _ = talk("\n   \n/whatever\n/quit\nnever read\n")
+    out, shown, prompts, _ = talk("\n   \n/whatever\n/quit\nnever read\n")
     assert prompts == []
     assert out == ""
-    assert any("/whatever" in notice for notice in notices)
+    assert any("/whatever" in text for text in shown)
 
 
 def test_json_is_one_object_a_reply(talk):
@@ -78,13 +79,13 @@ def test_json_is_one_object_a_reply(talk):
 
 
 def test_old_turns_make_room_and_too_long_a_message_is_said_so(talk):
-    _, notices, prompts, tokenizer = talk("first\n" + "x" * 900 + "\nlast\n", max_new_tokens=60)
+    _, shown, prompts, tokenizer = talk("first\n" + "x" * 900 + "\nlast\n", max_new_tokens=60)
     assert all(len(prompt) + 60 <= 1024 for prompt in prompts)
-    assert any("no longer fit" in notice for notice in notices)
+    assert any("no longer fit" in text for text in shown)
     assert "first" not in tokenizer.decode(prompts[-1])
-    _, notices, prompts, _ = talk("x" * 2000 + "\n")
+    _, shown, prompts, _ = talk("x" * 2000 + "\n")
     assert prompts == []
-    assert any("longer than the model can read" in notice for notice in notices)
+    assert any("longer than the model can read" in text for text in shown)
 
 
 def test_control_tokens_typed_by_the_user_open_no_turn(talk):
@@ -94,23 +95,22 @@ def test_control_tokens_typed_by_the_user_open_no_turn(talk):
 
 
 @pytest.mark.parametrize(("number", "goes_on"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_ctrl_c_cuts_a_reply_short_and_a_termination_ends_all(talk, monkeypatch, number, goes_on):
+def test_ctrl_c_cuts_a_reply_short_and_a_termination_ends_all(talk, monkeypatch, messages, number, goes_on):
     def interrupted(model, tokenizer, prompt, stops, length, write):
         write("half a")
         raise SignalInterrupt(number)
 
     monkeypatch.setattr(chat_module, "stream_reply", interrupted)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
-    notices = []
     tokenizer = load_tokenizer(find_base(BaseSection(name="tiny-random")))
     model = load_base_model(
         find_base(BaseSection(name="tiny-random")),
         plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, True, 2)),
     )
-    chat = ChatSession(model, tokenizer, [2], None, 6, False, notices.append)
+    chat = ChatSession(model, tokenizer, [2], None, 6, False)
     if goes_on:
         chat.run()
-        assert "(reply cut short)" in notices
+        assert "(reply cut short)" in messages
     else:
         with pytest.raises(SignalInterrupt):
             chat.run()

@@ -21,7 +21,7 @@ def test_an_adapter_of_another_base_is_refused(random_base, make_adapter, tmp_pa
     config["base_model_name_or_path"] = str(random_base("qwen2"))
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(IntegrityError, match="another base: other weights of the base"):
-        resolve_adapter(read_adapter(tmp_path / "adapter"), lambda _: None)
+        resolve_adapter(read_adapter(tmp_path / "adapter"))
 
 
 def test_damaged_and_smuggled_weights_are_refused(random_base, make_adapter, tmp_path):

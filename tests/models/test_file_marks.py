@@ -16,7 +16,7 @@ from lora_chat.system.hardware import Hardware
 
 @pytest.fixture
 def folder(cache_home, tmp_path):
-    return shutil.copytree(find_bundled_base("tiny-random", print), tmp_path / "base")
+    return shutil.copytree(find_bundled_base("tiny-random"), tmp_path / "base")
 
 
 def rewrite(path):

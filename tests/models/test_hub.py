@@ -13,13 +13,16 @@ import pytest
 pytestmark = pytest.mark.slow  # each look at the hub is a process of its own
 COMMIT = "5" * 40
 FIND = """
-import json, sys
+import json, logging, sys
 from lora_chat.errors import LoraChatError
 from lora_chat.models.base_model import find_base
 from lora_chat.config.recipe import BaseSection
 notices = []
+logger = logging.getLogger("lora_chat")
+logger.setLevel(logging.INFO)
+logger.addFilter(lambda record: notices.append(record.getMessage()))
 try:
-    base = find_base(BaseSection(name=sys.argv[1], revision=sys.argv[2] or None), notices.append)
+    base = find_base(BaseSection(name=sys.argv[1], revision=sys.argv[2] or None))
     files = sorted(p.name for p in base.folder.iterdir())
     found = {"files": files, "revision": base.revision, "folder": str(base.folder)}
 except LoraChatError as error:

@@ -58,7 +58,7 @@ def behaviour(folder):
 def base(cache_home, tmp_path_factory):
     """The base tiny-random with a tokenizer that uses every part of a tokenizer.json, as a stranger's folder."""
     folder = tmp_path_factory.mktemp("bases") / "base"
-    shutil.copytree(find_bundled_base("tiny-random", print), folder)
+    shutil.copytree(find_bundled_base("tiny-random"), folder)
     for name in ("sha256.json", "complete.json"):
         (folder / name).unlink()
     found = json.loads((folder / "tokenizer.json").read_text())

@@ -15,7 +15,7 @@ from lora_chat.system.hashing import digest_file
 @pytest.fixture
 def base(cache_home, tmp_path):
     folder = tmp_path / "base"
-    shutil.copytree(find_bundled_base("tiny-random", print), folder)
+    shutil.copytree(find_bundled_base("tiny-random"), folder)
     return LocalBase("base", folder)
 
 

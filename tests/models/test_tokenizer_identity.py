@@ -63,7 +63,7 @@ FILES = (
 
 @pytest.fixture
 def folder(cache_home, tmp_path):
-    folder = shutil.copytree(find_bundled_base("tiny-random", print), tmp_path / "base")
+    folder = shutil.copytree(find_bundled_base("tiny-random"), tmp_path / "base")
     (folder / "tokenizer.json").unlink()
     return folder
 
@@ -115,7 +115,7 @@ def test_a_changed_file_of_a_tokenizer_without_tokenizer_json_is_refused_or_chan
     ["PreTrainedTokenizer", "BertTokenizer", "ByT5Tokenizer", "MistralCommonBackend", "AutoTokenizer", "os", "../x"],
 )
 def test_a_tokenizer_class_of_another_name_is_refused_or_changes_nothing(name, cache_home, tmp_path):
-    source = find_bundled_base("tiny-random", print)
+    source = find_bundled_base("tiny-random")
     folder = shutil.copytree(source, tmp_path / "base")
     found = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(found | {"tokenizer_class": name}))
@@ -128,7 +128,7 @@ def test_a_tokenizer_class_of_another_name_is_refused_or_changes_nothing(name, c
 
 @pytest.mark.parametrize("change", [{"model_max_length": "x"}, {"tokenizer_class": "BertTokenizer"}], ids=str)
 def test_a_tokenizer_that_loads_and_cannot_encode_is_refused(change, cache_home, tmp_path):
-    folder = shutil.copytree(find_bundled_base("tiny-random", print), tmp_path / "base")
+    folder = shutil.copytree(find_bundled_base("tiny-random"), tmp_path / "base")
     found = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(found | change))
     with pytest.raises(UnavailableError, match="tokenizer"):
@@ -137,13 +137,13 @@ def test_a_tokenizer_that_loads_and_cannot_encode_is_refused(change, cache_home,
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
 def test_code_that_a_tokenizer_brings_is_never_run(file, cache_home, tmp_path):
-    folder = shutil.copytree(find_bundled_base("tiny-random", print), tmp_path / "base")
+    folder = shutil.copytree(find_bundled_base("tiny-random"), tmp_path / "base")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Tokenizer: pass\n")
     found = json.loads((folder / file).read_text())
     for reference in (["evil.Tokenizer", "evil.Tokenizer"], {"AutoTokenizer": ["evil.Tokenizer", None]}):
         (folder / file).write_text(json.dumps(found | {"auto_map": reference, "tokenizer_class": "Tokenizer"}))
         try:
-            assert list_identity_differences(identity_of(find_bundled_base("tiny-random", print)), identity_of(folder))
+            assert list_identity_differences(identity_of(find_bundled_base("tiny-random")), identity_of(folder))
         except (UnavailableError, IntegrityError) as error:
             assert "Traceback" not in str(error)
     assert not (tmp_path / "ran").exists()
@@ -182,7 +182,7 @@ NO_PART = {
 
 
 def test_every_attribute_of_a_tokenizer_is_bound_or_harmless(cache_home):
-    base = LocalBase("base", find_bundled_base("tiny-random", print))
+    base = LocalBase("base", find_bundled_base("tiny-random"))
     attributes = set(vars(load_tokenizer(base)))
     assert attributes - {"_tokenizer"} == (attributes & BOUND.keys()) | NO_PART.keys()
     trained = compute_identity(base, load_tokenizer(base))

@@ -16,7 +16,7 @@ from lora_chat.training.stop_request import catch_stop_signals
 
 
 def start(tmp_path, *settings):
-    find_bundled_base("tiny-random", lambda _: None)
+    find_bundled_base("tiny-random")
     arguments = ["sft", "recipes/smoke.yaml", "--json", "--set", f"output.directory={tmp_path}"]
     for setting in settings:
         arguments += ["--set", setting]
@@ -84,7 +84,7 @@ def test_a_signal_that_a_library_swallows_stops_the_next_stage(handlers, number)
     with pytest.raises(StoppedError) as stopped:
         progress.enter_stage("loading")
     assert stopped.value.exit_code == 128 + number
-    with catch_stop_signals(print) as request:
+    with catch_stop_signals() as request:
         assert request.signal_number == number
 
 

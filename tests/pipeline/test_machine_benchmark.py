@@ -33,7 +33,7 @@ def job(random_base, monkeypatch, tmp_path):
     plan = make_plan(
         read_recipe(Path("recipes/smoke.yaml"), [f"base.name={base}"]), Hardware("cpu", "x", 2**34, True, 2)
     )
-    found = find_base_config(BaseSection(name=str(base)), print)
+    found = find_base_config(BaseSection(name=str(base)))
     rows = RowLengths(*(np.array(numbers) for numbers in ([40, 30, 50] * 8, [38, 28, 48] * 8, [10, 12, 9] * 8)))
     data = DataLengths(rows, rows, (12, 20), 8)
     return (
@@ -45,10 +45,9 @@ def job(random_base, monkeypatch, tmp_path):
     )
 
 
-def find(job, said=None, *, allow_slow=True):
+def find(job, *, allow_slow=True):
     plan, what, base = job
-    notice = said.append if said is not None else print
-    return machine_benchmark.benchmark_machine(plan, what, base.config, base.folder, notice, allow_slow=allow_slow)
+    return machine_benchmark.benchmark_machine(plan, what, base.config, base.folder, allow_slow=allow_slow)
 
 
 def test_a_shape_is_tried_once(job, monkeypatch):
@@ -77,11 +76,10 @@ def test_what_is_damaged_or_of_another_version_is_tried_anew(job, monkeypatch, t
     assert len(tried) == 3
 
 
-def test_one_that_fails_is_no_reason_to_stop(job, monkeypatch, tmp_path):
-    said = []
+def test_one_that_fails_is_no_reason_to_stop(job, monkeypatch, tmp_path, messages):
     monkeypatch.setattr("lora_chat.system.worker.sys.executable", "false")
-    assert find(job, said) is None
-    assert said[-1].startswith("That did not work")
+    assert find(job) is None
+    assert messages[-1].startswith("That did not work")
     assert not list((tmp_path / "cache").rglob("probes/*.json"))
 
 

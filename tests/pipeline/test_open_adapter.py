@@ -29,53 +29,52 @@ def with_template(stored, text, told=None):
 
 
 def test_the_base_s_own_template_needs_no_yes(stored):
-    found = resolve_adapter(stored, lambda _: None, untrusted_name=False)
+    found = resolve_adapter(stored, untrusted_name=False)
     assert str(found.tokenizer.chat_template) == stored.template
 
 
 def test_a_template_of_a_stranger_is_shown_and_needs_a_yes(stored):
     brought = with_template(stored, OWN)
     with pytest.raises(IntegrityError) as caught:
-        resolve_adapter(brought, lambda _: None)
+        resolve_adapter(brought)
     told = str(caught.value)
     assert "+{% for message in messages %}{{ message.content + eos_token }}" in told
     assert "--accept-template" in told
     assert "\x1b" not in told
-    found = resolve_adapter(brought, lambda _: None, TrustOptions(accept_template=True))
+    found = resolve_adapter(brought, TrustOptions(accept_template=True))
     assert found.tokenizer.chat_template == OWN
 
 
 def test_a_template_is_bound_by_its_digest(stored):
     with pytest.raises(IntegrityError, match="chat template"):
-        resolve_adapter(with_template(stored, OWN, told="another"), lambda _: None, TrustOptions(accept_template=True))
+        resolve_adapter(with_template(stored, OWN, told="another"), TrustOptions(accept_template=True))
 
 
 def test_templates_of_ours_need_no_yes(stored, random_base, make_adapter, tmp_path):
     _, _ = make_adapter(random_base("gpt2"), tmp_path / "plain")  # a base without a template
-    assert "### " in resolve_adapter(read_adapter(tmp_path / "plain"), lambda _: None).tokenizer.chat_template
+    assert "### " in resolve_adapter(read_adapter(tmp_path / "plain")).tokenizer.chat_template
     base = find_base(BaseSection(name=stored.base[0]))
     if {"<|im_start|>", "<|im_end|>"} <= load_tokenizer(base).get_vocab().keys():
-        found = resolve_adapter(with_template(stored, CHATML_TEMPLATE), lambda _: None)
+        found = resolve_adapter(with_template(stored, CHATML_TEMPLATE))
         assert found.tokenizer.chat_template == CHATML_TEMPLATE
 
 
-def test_another_base_is_refused_or_forced(stored, random_base):
+def test_another_base_is_refused_or_forced(stored, random_base, messages):
     other = str(random_base("llama", 8.0))
     with pytest.raises(IntegrityError) as caught:
-        resolve_adapter(stored, lambda _: None, TrustOptions(base=other))
+        resolve_adapter(stored, TrustOptions(base=other))
     found = compute_identity(find_base(BaseSection(name=other)), load_tokenizer(find_base(BaseSection(name=other))))
     assert stored.identity.weights[:16] in str(caught.value)
     assert found.weights[:16] in str(caught.value)
-    heard = []
-    forced = resolve_adapter(stored, heard.append, TrustOptions(base=other, force_base=True))
+    forced = resolve_adapter(stored, TrustOptions(base=other, force_base=True))
     assert str(forced.base.folder) == other
-    assert "may answer worse" in heard[0] and found.weights[:16] in heard[0]
+    assert "may answer worse" in messages[0] and found.weights[:16] in messages[0]
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "norm", "input_layernorm"])
 def test_an_adapter_on_heads_and_embeddings_is_refused(stored, target):
     bad = dataclasses.replace(stored, config={**stored.config, "target_modules": ["q_proj", target]})
-    found = resolve_adapter(bad, lambda _: None)
+    found = resolve_adapter(bad)
     with pytest.raises(IntegrityError, match=f"{target} is no linear layer"):
         found.load(open_precision())
 
@@ -90,7 +89,7 @@ def open_precision():
 
 def test_a_signer_is_asked_for_parcels_alone(tmp_path):
     with pytest.raises(RecipeError, match="belongs to parcels"):
-        open_adapter(str(tmp_path), lambda _: None, TrustOptions(signer=tmp_path / "key"))
+        open_adapter(str(tmp_path), TrustOptions(signer=tmp_path / "key"))
 
 
 def named(stored, name, revision=None):
@@ -114,7 +113,7 @@ def test_a_base_that_a_stranger_names_is_neither_looked_at_nor_asked_for(stored,
     if name != "stranger/base":
         monkeypatch.setattr("lora_chat.pipeline.open_adapter.is_base_local", touched)
     with pytest.raises(UnavailableError, match="--base FOLDER") as caught:
-        find_adapter_base(named(stored, name, revision), print, TrustOptions(), untrusted_name=True)
+        find_adapter_base(named(stored, name, revision), TrustOptions(), untrusted_name=True)
     assert "\x1b" not in str(caught.value)
 
 
@@ -127,10 +126,10 @@ def test_an_adapter_folder_is_a_stranger_s_and_a_run_s_own_is_not(stored, tmp_pa
 
     monkeypatch.setattr("lora_chat.pipeline.open_adapter.bind_adapter", note)
     with pytest.raises(UnavailableError, match="--base FOLDER"):
-        open_adapter(str(tmp_path / "adapter"), lambda _: None)
+        open_adapter(str(tmp_path / "adapter"))
     assert asked == []
     with pytest.raises(StopIteration):
-        open_adapter(str(tmp_path / "adapter"), lambda _: None, TrustOptions(base=stored.base[0]))
+        open_adapter(str(tmp_path / "adapter"), TrustOptions(base=stored.base[0]))
     assert [str(base.folder) for base in asked] == [stored.base[0]]
 
 
@@ -139,4 +138,4 @@ def test_a_folder_named_like_a_base_of_the_hub_is_not_opened_for_a_stranger(stor
     (tmp_path / "stranger" / "base" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnavailableError, match="--base FOLDER"):
-        find_adapter_base(named(stored, "stranger/base"), print, TrustOptions(), untrusted_name=True)
+        find_adapter_base(named(stored, "stranger/base"), TrustOptions(), untrusted_name=True)

@@ -45,7 +45,7 @@ def is_unreachable(base):
 def test_known_bases_have_as_many_weights_as_their_cards_say(name, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("lora_chat.models.base_config._find_config_on_hub", is_unreachable)
-    found = find_base_config(BaseSection(name=name), print)
+    found = find_base_config(BaseSection(name=name))
     assert read_shape(found.config, name).weights / 1e9 == pytest.approx(PUBLISHED[name], rel=0.01)
 
 

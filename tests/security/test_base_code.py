@@ -62,7 +62,7 @@ def altered(cache_home, tmp_path):
 
     def alter(change):
         folder = tmp_path / f"base-{next(count)}"
-        shutil.copytree(find_bundled_base("tiny-random", print), folder)
+        shutil.copytree(find_bundled_base("tiny-random"), folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | change))
         return folder
@@ -203,7 +203,7 @@ def test_an_adapter_in_a_base_folder_is_followed_by_nothing(altered, random_base
     precision = plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2))
     for step in (
         lambda: find_base(BaseSection(name=str(folder))),
-        lambda: find_base_config(BaseSection(name=str(folder)), print),
+        lambda: find_base_config(BaseSection(name=str(folder))),
         lambda: load_base_model(base, precision),
     ):
         with pytest.raises(IntegrityError, match="holds an adapter"):
@@ -214,7 +214,7 @@ def test_a_folder_with_nothing_but_an_adapter_is_no_base(altered, random_base, t
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(random_base("gpt2"))}))
-    for step in (find_base, lambda section: find_base_config(section, print)):
+    for step in (find_base, lambda section: find_base_config(section)):
         with pytest.raises(UnavailableError, match=r"no config\.json"):
             step(BaseSection(name=str(alone)))
 

@@ -402,7 +402,7 @@ def test_a_long_template_is_shown_within_bounds(template, own_run):
     digest = hashlib.sha256(template.encode()).hexdigest()
     identity = stored.identity.model_copy(update={"chat_template": digest})
     with pytest.raises(ConsentError) as caught:
-        resolve_adapter(dataclasses.replace(stored, template=template, identity=identity), lambda _: None)
+        resolve_adapter(dataclasses.replace(stored, template=template, identity=identity))
     told = str(caught.value)
     assert "characters more, not shown" in told and len(told) < 300_000 and "\u202e" not in told
 

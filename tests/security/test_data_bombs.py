@@ -211,10 +211,10 @@ def test_millions_of_faulty_rows_are_not_read_to_the_end(tmp_path, cache_home, t
     started = time.process_time()
     for read in (
         lambda found: check_sources(found, 50, str),
-        lambda found: open_sources(found, section, tiny_tokenizer, [0], None, print),
+        lambda found: open_sources(found, section, tiny_tokenizer, [0], None),
     ):
         with pytest.raises(DataError, match=r"At least 10,?\d{3} lines .* cannot be used \(data.skip_bad") as caught:
-            read(find_sources(section.train_sources, print))
+            read(find_sources(section.train_sources))
         assert f"{path}:1: is not valid JSON" in str(caught.value)
         assert "skip_bad=N" in str(caught.value)
     assert time.process_time() - started < 10

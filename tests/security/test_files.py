@@ -56,7 +56,7 @@ def run(made_run, tmp_path):
 @pytest.fixture
 def base(cache_home, tmp_path):
     """A copy of the base, as a stranger would send it."""
-    folder = Path(shutil.copytree(find_bundled_base("tiny-random", print), tmp_path / "base"))
+    folder = Path(shutil.copytree(find_bundled_base("tiny-random"), tmp_path / "base"))
     for name in ("sha256.json", "complete.json"):
         (folder / name).unlink()
     return folder
@@ -131,7 +131,7 @@ def test_a_run_with_a_link_anywhere_is_refused_by_name(run, outside, place):
 @pytest.mark.parametrize("place", ["metrics.jsonl", "plan.json", "checkpoints/checkpoint-4/optimizer.pt"])
 def test_a_run_with_any_special_file_is_refused(run, outside, kind, place):
     plant(run / place, kind, outside)
-    for opening in (lambda: open_run_folder(run), lambda: open_adapter(str(run), print)):
+    for opening in (lambda: open_run_folder(run), lambda: open_adapter(str(run))):
         with pytest.raises(IntegrityError, match="is refused: it holds a") as caught:
             opening()
         assert place in str(caught.value)
@@ -150,7 +150,7 @@ def test_an_adapter_with_a_special_file_is_refused(run, outside, kind, place):
 @pytest.mark.parametrize("place", ["config.json", "model.safetensors", "tokenizer.json", "extra/model.safetensors"])
 def test_a_base_with_a_special_file_is_refused(base, outside, kind, place):
     plant(base / place, kind, outside)
-    for opening in (find_base, lambda section: find_base_config(section, print)):
+    for opening in (find_base, lambda section: find_base_config(section)):
         with pytest.raises(IntegrityError, match="is refused: it holds a") as caught:
             opening(BaseSection(name=str(base)))
         assert place in str(caught.value)
@@ -522,7 +522,7 @@ def test_numbers_of_a_config_are_bounded(base, key, value):
         find_base(BaseSection(name=str(base)))
     assert "config.json" in str(caught.value)
     with pytest.raises(UnavailableError):
-        find_base_config(BaseSection(name=str(base)), print)
+        find_base_config(BaseSection(name=str(base)))
 
 
 def test_layers_times_experts_are_bounded(base):

@@ -88,9 +88,9 @@ def test_an_audit_that_is_damaged_is_made_again(cache_home, tiny_tokenizer, tmp_
     (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
     section = DataSection(train=str(tmp_path / "d.jsonl"), workers=1)
     (opened,) = open_sources(
-        find_sources(section.train_sources, print), section, tiny_tokenizer, [tiny_tokenizer.eos_token_id], None, print
+        find_sources(section.train_sources), section, tiny_tokenizer, [tiny_tokenizer.eos_token_id], None
     )
-    parts = build_full_set([opened.store]), build_full_set([opened.store]), tiny_tokenizer, AuditSection(), print
+    parts = build_full_set([opened.store]), build_full_set([opened.store]), tiny_tokenizer, AuditSection()
     right = audit_sets(*parts)
     assert right.counts["personal_data"] == 2
     notes = list((cache_home / "lora-chat" / "audits").glob("*.json"))

@@ -198,14 +198,14 @@ def test_a_forged_checkpoint_in_one_s_own_run_needs_a_yes(name, run):
     identity = json.loads(folder.identity.read_text())
     before = state_of(run)
     with pytest.raises(ConsentError) as caught:
-        find_resume_point(folder, identity, ResumeRequest(str(run)), lambda _: None)
+        find_resume_point(folder, identity, ResumeRequest(str(run)))
     assert "was written by somebody else" in str(caught.value) and caught.value.flag == "--adopt"
     assert state_of(run) == before
-    found = find_resume_point(folder, identity, ResumeRequest(str(run), adopt=True), lambda _: None)
+    found = find_resume_point(folder, identity, ResumeRequest(str(run), adopt=True))
     assert found.signed_by_user
-    assert find_resume_point(folder, identity, ResumeRequest(str(run)), lambda _: None) == found
+    assert find_resume_point(folder, identity, ResumeRequest(str(run))) == found
     shutil.rmtree(found.folder)
-    assert find_resume_point(folder, identity, ResumeRequest(str(run)), lambda _: None).step == 1
+    assert find_resume_point(folder, identity, ResumeRequest(str(run))).step == 1
 
 
 def test_a_manifest_reads_for_older_versions_too(run):
@@ -220,8 +220,8 @@ def test_a_run_without_a_key_keeps_checkpoints_all_the_same(run, monkeypatch, tm
     folder = RunFolder(run)
     identity = json.loads(folder.identity.read_text())
     with pytest.raises(ConsentError):
-        find_resume_point(folder, identity, ResumeRequest(str(run)), lambda _: None)
-    found = find_resume_point(folder, identity, ResumeRequest(str(run), adopt=True), lambda _: None)
+        find_resume_point(folder, identity, ResumeRequest(str(run)))
+    found = find_resume_point(folder, identity, ResumeRequest(str(run), adopt=True))
     assert found.step == 2 and not found.signed_by_user
 
 

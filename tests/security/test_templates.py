@@ -97,7 +97,7 @@ def test_the_embedded_base_s_template_is_trusted(cache_home):
 
     from lora_chat.models.bundled import find_bundled_base
 
-    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("smollm2-135m-instruct", print))
+    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("smollm2-135m-instruct"))
     assert is_trusted_template(str(tokenizer.chat_template))
 
 

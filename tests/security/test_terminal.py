@@ -83,7 +83,7 @@ def base(cache_home, tmp_path):
 
     def base():
         folder = tmp_path / "base"
-        shutil.copytree(find_bundled_base("tiny-random", lambda _: None), folder)
+        shutil.copytree(find_bundled_base("tiny-random"), folder)
         for name in ("sha256.json", "complete.json"):
             (folder / name).unlink(missing_ok=True)
         return folder

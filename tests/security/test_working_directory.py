@@ -110,7 +110,7 @@ with open(f"{out}/noted.json", "w") as file:
 @pytest.fixture(scope="module")
 def every_command(cache_home, tmp_path_factory):
     """Run every command in a folder that holds a marker for every module that anything might import."""
-    find_bundled_base("tiny-random", lambda _: None)
+    find_bundled_base("tiny-random")
     home = tmp_path_factory.mktemp("working-directory")
     here, marks, out = home / "stranger", home / "marks", home / "out"
     plant(here, {*sys.stdlib_module_names, *packages_distributions(), *OPTIONAL, "lora_chat"} - {"__main__"}, marks)
@@ -221,7 +221,7 @@ def test_library_path_that_names_the_working_directory_is_told_once(monkeypatch,
 def test_converters_run_no_code_of_the_model(tmp_path):
     """llama.cpp's scripts load tokenizers with trust_remote_code=True."""
     model, marks = tmp_path / "model", tmp_path / "marks"
-    shutil.copytree(find_bundled_base("tiny-random", lambda _: None), model)
+    shutil.copytree(find_bundled_base("tiny-random"), model)
     (model / "evil.py").write_text(f"open({str(marks)!r}, 'w').write('ran')\nclass Evil: pass\n")
     settings = json.loads((model / "tokenizer_config.json").read_text())
     settings |= {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
@@ -245,7 +245,7 @@ def test_converters_are_not_taken_from_a_folder_named_relatively(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LORA_CHAT_LLAMA_CPP", "llama")
     with pytest.raises(llama_cpp_converters.UnavailableError, match="depends on the working directory"):
-        llama_cpp_converters.find_converters(print)
+        llama_cpp_converters.find_converters()
 
 
 def test_converter_that_hangs_is_stopped(tmp_path, monkeypatch):
@@ -255,12 +255,11 @@ def test_converter_that_hangs_is_stopped(tmp_path, monkeypatch):
         llama_cpp_converters.convert(tmp_path / "x.py", tmp_path, [])
 
 
-def test_folder_with_the_name_of_a_hub_model_is_announced(cache_home, tmp_path, monkeypatch):
-    shutil.copytree(find_bundled_base("tiny-random", lambda _: None), tmp_path / "OWNER" / "NAME")
+def test_folder_with_the_name_of_a_hub_model_is_announced(cache_home, tmp_path, monkeypatch, messages):
+    shutil.copytree(find_bundled_base("tiny-random"), tmp_path / "OWNER" / "NAME")
     monkeypatch.chdir(tmp_path)
-    said = []
-    assert find_base(BaseSection(name="OWNER/NAME"), said.append).name == str(tmp_path / "OWNER" / "NAME")
-    assert "not the hub's" in said[0]
-    said.clear()
-    find_base(BaseSection(name="./OWNER/NAME"), said.append)
-    assert said == []
+    assert find_base(BaseSection(name="OWNER/NAME")).name == str(tmp_path / "OWNER" / "NAME")
+    assert "not the hub's" in messages[0]
+    messages.clear()
+    find_base(BaseSection(name="./OWNER/NAME"))
+    assert messages == []

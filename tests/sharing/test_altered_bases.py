@@ -24,7 +24,7 @@ from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 def base(cache_home, tmp_path):
     """The base tiny-random as a folder that anyone may have made."""
     folder = tmp_path / "tiny"
-    shutil.copytree(find_bundled_base("tiny-random", print), folder)
+    shutil.copytree(find_bundled_base("tiny-random"), folder)
     for name in ("sha256.json", "complete.json"):
         (folder / name).unlink()
     return folder
@@ -155,7 +155,7 @@ def test_another_base_is_refused_by_verify_and_by_opening(make_parcel, base, tmp
     parcel = make_parcel()
     assert main(["verify", str(parcel), "--base", str(base)]) == 0
     assert "ok      base" in capsys.readouterr().out
-    open_adapter(str(parcel), print, TrustOptions(base=str(base)))
+    open_adapter(str(parcel), TrustOptions(base=str(base)))
     for alter in NOT_THE_BASE:
         folder = tmp_path / alter.__name__
         shutil.copytree(base, folder)
@@ -165,7 +165,7 @@ def test_another_base_is_refused_by_verify_and_by_opening(make_parcel, base, tmp
         said = capsys.readouterr()
         assert "FAILED  base" in said.out or f"The base {folder} holds an adapter" in said.err, alter
         with pytest.raises(IntegrityError):
-            open_adapter(str(parcel), print, TrustOptions(base=str(folder), accept_template=True))
+            open_adapter(str(parcel), TrustOptions(base=str(folder), accept_template=True))
 
 
 def test_a_stale_note_is_not_believed_by_verify(make_parcel, base, tmp_path, capsys):
@@ -182,14 +182,14 @@ def test_a_stale_note_is_not_believed_by_verify(make_parcel, base, tmp_path, cap
     assert "FAILED  base" in capsys.readouterr().out
 
 
-def test_an_old_parcel_opens_and_tells_what_its_receipt_does_not_cover(make_parcel, base, capsys):
+def test_an_old_parcel_opens_and_tells_what_its_receipt_does_not_cover(make_parcel, base, capsys, messages):
     parcel = make_parcel(version=1)
     config_activation(base)
     assert main(["verify", str(parcel), "--base", str(base)]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "rest of the base" in line]
     assert len([line for line in lines if "does not cover" in line and "config" in line and "stop ids" in line]) == 1
-    told = []
-    open_adapter(str(parcel), told.append, TrustOptions(base=str(base)))
-    assert len([line for line in told if "does not cover" in line]) == 1
+    messages.clear()
+    open_adapter(str(parcel), TrustOptions(base=str(base)))
+    assert len([line for line in messages if "does not cover" in line]) == 1
     same_size_and_time(base)
     assert main(["verify", str(parcel), "--base", str(base)]) == 7

@@ -180,7 +180,7 @@ def test_the_live_bar_shows_text_as_text(printed, monkeypatch):
         monkeypatch.setattr(sys.stderr.raw, "isatty", lambda: True, raising=False)
         bar = LiveBar("first " + ATTACKS["title"])
         bar.update(ATTACKS["clipboard"] + "[bold]x[/bold]", 1, 2)
-        bar.note(ATTACKS["link"] + " :skull: [link=https://evil.example]y[/link]")
+        bar.print_above(ATTACKS["link"] + " :skull: [link=https://evil.example]y[/link]")
         bar.close()
 
     monkeypatch.setenv("TERM", "xterm")

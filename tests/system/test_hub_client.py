@@ -69,7 +69,7 @@ def written(tmp_path):
 
 
 def fetch(revision=None):
-    return find_or_download_base(NAME, revision, lambda _: None)
+    return find_or_download_base(NAME, revision)
 
 
 def refused(hub, written, match, code=8, revision=None):
@@ -416,15 +416,14 @@ def test_the_token_is_not_sent_without_encryption(endpoint, monkeypatch):
     assert TOKEN not in str(caught.value)
 
 
-def test_a_connection_without_encryption_is_said_once(endpoint, capsys, monkeypatch):
+def test_a_connection_without_encryption_is_said_once(endpoint, messages):
     import httpx2
 
     endpoint("http://mirror.example:8080")
     guard = hub_guard.HubGuard()
     for _ in range(2):
         guard.check_request(httpx2.Request("GET", "http://mirror.example:8080/api/x"))
-    told = "".join(capsys.readouterr())
-    assert told.count("is not encrypted") == 1
+    assert "".join(messages).count("is not encrypted") == 1
 
 
 def test_what_cannot_fit_is_not_begun(hub, written):
@@ -663,14 +662,14 @@ def test_an_index_that_is_none_is_refused(hub, index):
 def test_plan_and_its_table_of_known_bases_do_not_hide_a_refused_answer(hub):
     hub.headers[CONFIG] = {"ETag": f'"{UP}x"'}
     with pytest.raises(UnavailableError, match="The hub's answer is refused"):
-        find_base_config(BaseSection(name=NAME), lambda _: None)
+        find_base_config(BaseSection(name=NAME))
 
 
 @pytest.mark.parametrize("config", [b"[]", b"3", b"{", b"[" * 9000, b"\xff"])
 def test_a_config_that_is_none_is_refused(hub, config):
     hub.files[CONFIG] = config
     with pytest.raises(UnavailableError, match=r"config\.json .*(is not|holds no|nested)"):
-        find_base_config(BaseSection(name=NAME), lambda _: None)
+        find_base_config(BaseSection(name=NAME))
 
 
 def test_an_unreachable_hub_is_said_to_be_unreachable(endpoint):

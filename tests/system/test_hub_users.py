@@ -52,7 +52,7 @@ def refused(action, match, code, tmp_path):
 
 
 def dataset():
-    return find_hub_files(NAME, "train", None, None, lambda _: None)
+    return find_hub_files(NAME, "train", None, None)
 
 
 def test_an_honest_data_set_is_downloaded(hub):
@@ -109,7 +109,7 @@ def parcel(hub):
 
 
 def pull():
-    return download(NAME, None, lambda _: None)
+    return download(NAME, None)
 
 
 def test_an_honest_parcel_is_pulled(parcel):
@@ -196,7 +196,7 @@ def receiver(hub, monkeypatch):
 
 
 def push():
-    return upload({"adapter_model.safetensors": b"weights"}, NAME, private=False, notice=lambda _: None)
+    return upload({"adapter_model.safetensors": b"weights"}, NAME, private=False)
 
 
 def test_an_upload_sends_the_token_to_the_endpoint_alone(receiver):

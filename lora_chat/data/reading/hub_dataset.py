@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from lora_chat.system.hub_client import (
 )
 from lora_chat.system.strict_yaml import read_front_matter
 
+logger = logging.getLogger(__name__)
+
 _CARD_NAME = "README.md"
 _MAX_CARD_BYTES = 8_000_000  # bytes
 
@@ -40,9 +43,7 @@ class _HubUnreachableError(UnavailableError):
     """The hub gave no answer: what was downloaded before may do."""
 
 
-def find_hub_files(
-    name: str, split: str, subset: str | None, revision: str | None, notice: Callable[[str], None]
-) -> HubFiles:
+def find_hub_files(name: str, split: str, subset: str | None, revision: str | None) -> HubFiles:
     """The files of a split, downloaded if they are not here; the newest commit of a branch when the hub answers.
 
     Raises DataError for a split, subset or kind of file that cannot be had, UnavailableError for a data set.
@@ -61,15 +62,15 @@ def find_hub_files(
             card = _read_card(name, commit, remote_files)
         files, left = HubRepository(name, remote_files, card).choose_files(split, subset)
         if left:
-            notice(f"Left out of {name}, of another kind than {files[0]}: {format_names(left)}")
+            logger.info(f"Left out of {name}, of another kind than {files[0]}: {format_names(left)}")
         size = sum(remote_files[file].size for file in files) / 1e6
-        notice(f"Downloading {name} from the hub: {split}, {format_names(files, 3)} ({size:.1f} MB)")
+        logger.info(f"Downloading {name} from the hub: {split}, {format_names(files, 3)} ({size:.1f} MB)")
         with _convert_hub_errors(name, revision):
             return _download(name, commit, {file: remote_files[file] for file in files}, note)
     except _HubUnreachableError:
         if not known:
             raise
-        notice(f"The hub cannot be reached: using {name} as last downloaded, commit {known.commit}")
+        logger.info(f"The hub cannot be reached: using {name} as last downloaded, commit {known.commit}")
         return known
 
 

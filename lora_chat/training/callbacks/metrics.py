@@ -1,6 +1,7 @@
 """A trainer callback that follows each step: writes metrics, shows progress, obeys signals."""
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from lora_chat.training.callbacks.checkpoint import is_epoch_end
 from lora_chat.training.progress_bar import ProgressView, StepReport
 from lora_chat.training.stop_request import StopRequest
 from lora_chat.training.trainer import EvaluationStopped, TrainingAlreadyComplete
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsCallback(TrainerCallback):
@@ -74,7 +77,7 @@ class MetricsCallback(TrainerCallback):
         if "eval_loss" in logs:
             loss = float(logs["eval_loss"])
             self._write({"step": state.global_step, "validation_loss": loss})
-            self._view.note(f"step {state.global_step}/{state.max_steps}  validation loss {loss:.3f}")
+            logger.info(f"step {state.global_step}/{state.max_steps}  validation loss {loss:.3f}")
         if "loss" not in logs:
             return
         loss = float(logs["loss"])

@@ -161,7 +161,7 @@ def real_tokenizer():
 
     from lora_chat.models.bundled import find_bundled_base
 
-    return AutoTokenizer.from_pretrained(find_bundled_base("smollm2-135m-instruct", print))
+    return AutoTokenizer.from_pretrained(find_bundled_base("smollm2-135m-instruct"))
 
 
 def files_of_dialogues():

@@ -130,15 +130,19 @@ def hub(server, tmp_path, monkeypatch):
     huggingface_hub.close_session()
 
 
-def find(split="train", subset=None, revision=None, name="friend/talk", notices=None):
-    said = [] if notices is None else notices
+def find(split="train", subset=None, revision=None, name="friend/talk"):
     try:
-        return find_hub_files(name, split, subset, revision, said.append)
+        return find_hub_files(name, split, subset, revision)
     except LoraChatError as error:
         assert TOKEN not in str(error)
         raise
-    finally:
-        assert TOKEN not in "".join(said)
+
+
+@pytest.fixture(autouse=True)
+def no_token_in_messages(messages):
+    """Check after each test that no message shows the token."""
+    yield
+    assert TOKEN not in "".join(messages)
 
 
 def inside(found: HubFiles):
@@ -151,22 +155,21 @@ def downloaded(hub):
     return sorted(line.split(f"/resolve/{OLD}/")[1] for line in hub.asked if line.startswith("GET /datasets/"))
 
 
-def test_all_shards_of_a_split_are_downloaded_once_and_nothing_else(hub):
+def test_all_shards_of_a_split_are_downloaded_once_and_nothing_else(hub, messages):
     hub.holds({**SHARDS, "data/test-00000-of-00001.parquet": 1, "talk/tool.py": 1, "model.pkl": 1, "LICENSE": 1})
-    notices = []
-    found = find(notices=notices)
+    found = find()
     assert found.commit == OLD
     assert inside(found) == list(SHARDS)
     assert [path.read_bytes() for path in found.paths] == list(SHARDS.values())
     assert downloaded(hub) == list(SHARDS)
-    assert notices == [
+    assert messages == [
         "Downloading friend/talk from the hub: train, data/train-00000-of-00003.parquet, "
         "data/train-00001-of-00003.parquet, data/train-00002-of-00003.parquet (0.0 MB)"
     ]
     hub.asked.clear()
-    assert find(notices=notices) == found
+    assert find() == found
     assert hub.asked == ["GET /api/datasets/friend/talk"]
-    assert len(notices) == 1
+    assert len(messages) == 1
 
 
 def test_the_card_says_which_files_a_split_has(hub):
@@ -227,11 +230,10 @@ def test_a_file_that_two_patterns_match_is_read_once(hub):
     assert inside(find()) == ["train-train.jsonl"]
 
 
-def test_the_same_data_in_another_format_is_left_out_and_said(hub):
+def test_the_same_data_in_another_format_is_left_out_and_said(hub, messages):
     hub.holds({"talk.json": 1, "talk.parquet": 1, "NOTES.md": 1, "MORE.md": 1, "eval/run.py": 1})
-    notices = []
-    assert inside(find(notices=notices)) == ["talk.parquet"]
-    assert notices[0] == "Left out of friend/talk, of another kind than talk.parquet: talk.json"
+    assert inside(find()) == ["talk.parquet"]
+    assert messages[0] == "Left out of friend/talk, of another kind than talk.parquet: talk.json"
 
 
 def test_the_newest_commit_of_a_branch_is_taken_and_a_commit_stays(hub):
@@ -248,18 +250,18 @@ def test_the_newest_commit_of_a_branch_is_taken_and_a_commit_stays(hub):
 
 
 @pytest.mark.parametrize("way", ["HF_HUB_OFFLINE", "down"])
-def test_without_a_network_what_was_downloaded_is_used(hub, way, monkeypatch):
+def test_without_a_network_what_was_downloaded_is_used(hub, way, monkeypatch, messages):
     hub.holds(SHARDS)
     first, pinned = find(), find(revision=OLD)
     if way == "down":
         hub.down = True
     else:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    notices = []
-    assert find(notices=notices) == first
-    assert notices == [f"The hub cannot be reached: using friend/talk as last downloaded, commit {OLD}"]
-    assert find(revision=OLD, notices=notices) == pinned
-    assert len(notices) == 1
+    messages.clear()
+    assert find() == first
+    assert messages == [f"The hub cannot be reached: using friend/talk as last downloaded, commit {OLD}"]
+    assert find(revision=OLD) == pinned
+    assert len(messages) == 1
     with pytest.raises(UnavailableError, match="not whole on this machine and the hub cannot be reached"):
         find("test")
     first.paths[1].unlink()
@@ -271,7 +273,7 @@ def test_a_download_that_was_killed_goes_on_and_never_looks_whole(hub, server, t
     hub.holds(SHARDS)
     last = list(SHARDS)[2]
     hub.halves = {Path(last).name}
-    code = "from lora_chat.data.reading.hub_dataset import *; find_hub_files('friend/talk', 'train', None, None, print)"
+    code = "from lora_chat.data.reading.hub_dataset import *; find_hub_files('friend/talk', 'train', None, None)"
     there = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
     environment = os.environ | there | {"HF_HUB_DISABLE_XET": "1"}
     with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE) as process:
@@ -288,15 +290,15 @@ def test_a_download_that_was_killed_goes_on_and_never_looks_whole(hub, server, t
     assert downloaded(hub) == [last]
 
 
-def test_a_hub_that_breaks_down_on_the_way_leaves_the_last_commit(hub):
+def test_a_hub_that_breaks_down_on_the_way_leaves_the_last_commit(hub, messages):
     hub.holds({"train.jsonl": 1})
     hub.holds({"train-1.jsonl": 1, "train-2.jsonl": 1}, NEW)
     known = find()
     hub.branches = {"main": NEW}
     hub.refused = {"train-2.jsonl": (520, "")}
-    notices = []
-    assert find(notices=notices) == known
-    assert notices[1:] == [f"The hub cannot be reached: using friend/talk as last downloaded, commit {OLD}"]
+    messages.clear()
+    assert find() == known
+    assert messages[1:] == [f"The hub cannot be reached: using friend/talk as last downloaded, commit {OLD}"]
     with pytest.raises(UnavailableError, match="cannot be reached"):
         find(revision=NEW)
     hub.refused = {}

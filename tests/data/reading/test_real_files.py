@@ -136,5 +136,5 @@ def test_the_same_with_the_tokenizer_of_the_embedded_base(cache_home, name):
 
     from lora_chat.models.bundled import find_bundled_base
 
-    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("smollm2-135m-instruct", print))
+    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("smollm2-135m-instruct"))
     check_stretches(FOLDER / name, tokenizer, [tokenizer.eos_token_id])
