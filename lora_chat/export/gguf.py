@@ -14,6 +14,7 @@ from lora_chat.export.parity.outputs import ParityOutputs, collect_outputs
 from lora_chat.export.parity.samples import ParitySample
 from lora_chat.export.parity.tolerances import tolerances_for
 from lora_chat.models.adapter import write_stored_adapter
+from lora_chat.models.architectures import find_architecture
 from lora_chat.models.base_model import read_model_type
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,9 @@ def export_gguf_adapter(
     stored = blend.adapters[0][0].stored
     if stored.config.get("use_dora") is True:
         raise RecipeError("llama.cpp knows no DoRA: export the merged model instead (--to gguf).")
-    if read_model_type(blend.base) == "gpt2":  # tried with b10605: it cannot load what its converter writes
+    if find_architecture(
+        read_model_type(blend.base)
+    ).stores_transposed_weights:  # tried with b10605: it cannot load the file
         raise RecipeError(
             "llama.cpp's converter turns GPT-2's weights, and LoRA's halves with them: export the merged model instead "
             "(--to gguf)."
@@ -102,16 +105,17 @@ def export_gguf_adapter(
 
 
 def _convert(scripts: Path, model: Path, kind: str, to: Path, name: str) -> None:
-    _add_n_ctx(model / "config.json")
+    _add_converter_fields(model / "config.json")
     options: list[Path | str] = ["--outfile", to, "--outtype", kind, "--model-name", name]
     convert(scripts / "convert_hf_to_gguf.py", model, options)
 
 
-def _add_n_ctx(path: Path) -> None:
-    """GPT-2's converter asks for `n_ctx`, which transformers 5 no longer writes (llama.cpp, `conversion/gpt2.py`)."""
+def _add_converter_fields(path: Path) -> None:
+    """Add the fields that a converter needs and Transformers 5 does not write, such as GPT-2's `n_ctx`."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("model_type") == "gpt2" and "n_ctx" not in config:
-        path.write_text(json.dumps({**config, "n_ctx": config["n_positions"]}), encoding="utf-8")
+    needed = dict(find_architecture(config.get("model_type")).llama_cpp_fields)
+    if missing := {name: config[source] for name, source in needed.items() if name not in config}:
+        path.write_text(json.dumps({**config, **missing}), encoding="utf-8")
 
 
 def _check_gguf_parity(

@@ -12,7 +12,7 @@ KV_CACHE_LIMIT_BYTES = 2**29
 
 def kv_cache_bytes_per_token(shape: ModelShape, bytes_per_value: int) -> int:
     """Keys and values of one token in all layers."""
-    return 2 * bytes_per_value * shape.key * shape.num_layers
+    return 2 * bytes_per_value * shape.kv_size * shape.num_layers
 
 
 def generation_batch_size(shape: ModelShape, tokens: int, bytes_per_value: int) -> int:

@@ -4,6 +4,7 @@
 - adapter_checks: Whether layers can carry LoRA, and whether an adapter's weights have their places in a base
 - adapter_config: An adapter as somebody hands it over
 - adapter_files: A folder in PEFT's layout
+- architectures: Facts about model architectures, one row for each `model_type`
 - base_config: What is known of a base without its weights
 - base_files: The small files of a base, bounded before transformers and tokenizers read them
 - base_model: Find and load a base

@@ -55,14 +55,14 @@ def estimate_layer_passes(
     checkpointed: bool = False,
 ) -> tuple[PassMemory, PassMemory]:
     """Forward and backward; a variant that reads has no backward."""
-    name, end = f"{shape.family} {variant}", f" {mode}{' checkpointed' if checkpointed else ''}"
+    name, end = f"{shape.layer_family} {variant}", f" {mode}{' checkpointed' if checkpointed else ''}"
     alone = shape.num_kv_heads in (1, shape.num_heads)  # then a mask makes no copies of keys and values
     entry = (alone and _load_layer_terms().get(name + " one" + end)) or _load_layer_terms()[name + end]
     sizes = {
         "T": batch.tokens,
         "h": shape.hidden_size,
         "q": shape.q_size,
-        "k": shape.key,
+        "k": shape.kv_size,
         "f": shape.intermediate_size,
         "n": shape.num_heads,
         "r": rank,

@@ -95,7 +95,7 @@ def step_seconds(
     activation_bytes = (
         memory_config.bytes_per_value
         * shape.num_layers
-        * (10 * shape.hidden_size + 2 * shape.q_size + 4 * shape.key + 5 * shape.intermediate_size)
+        * (10 * shape.hidden_size + 2 * shape.q_size + 4 * shape.kv_size + 5 * shape.intermediate_size)
     )
     moved_bytes = (
         workload.step_positions

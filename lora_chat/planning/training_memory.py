@@ -6,6 +6,7 @@ Checked in the tests against a dry run of the real PEFT model on the meta device
 from dataclasses import dataclass, replace
 
 from lora_chat.config.limits import WEIGHT_CACHE_LIMIT_BYTES
+from lora_chat.models.architectures import CONCATENATED_PROJECTIONS
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.layer_memory import (
     LayerVariant,
@@ -19,12 +20,6 @@ _TRL_TILE_TOKENS, _TRL_TILE_VOCABULARY = 4096, 32768
 """TRL's head makes logits in tiles of so many tokens and words (trl/kernels/chunked_logprob.py)."""
 _HEAD_CHUNK_TOKENS, _HEAD_CHUNK_LOGITS = 256, 2**25
 """Ours in so many tokens, or logits (training/supervised_head.py)."""
-_FP32_FINAL_NORM_LAYERS = ("gpt2", "phi")
-"""Layers whose last norm is a layer norm: autocast leaves its result in fp32."""
-_FUSED_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-"""Layers that the fast path multiplies with together (training/fused)."""
-_BIASED_HEAD_LAYERS = ("phi",)
-"""Layers whose head has a bias: the supervised head does not cover it."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def _weight_copy_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
         return dense_bytes
     if memory_config.mode != "none":
         return _dequantized_layer_bytes(shape, memory_config) if memory_config.mode == "4bit" else 0
-    fused_weights = sum(linear.weights for linear in shape.linear_layers() if linear.name in _FUSED_PROJECTIONS)
+    fused_weights = sum(linear.weights for linear in shape.linear_layers() if linear.name in CONCATENATED_PROJECTIONS)
     return (
         memory_config.bytes_per_value * shape.num_layers * fused_weights
         if memory_config.fast_path and memory_config.bytes_per_value == 2
@@ -195,7 +190,7 @@ def _dequantized_layer_bytes(shape: ModelShape, memory_config: MemoryConfig) -> 
 
 def _logits_buffer_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     """For logits (training/supervised_head.py)."""
-    own = shape.has_softcapping or shape.family in _BIASED_HEAD_LAYERS
+    own = shape.has_softcapping or shape.architecture.has_head_bias
     return 0 if own else (8 + memory_config.bytes_per_value) * _HEAD_CHUNK_TOKENS * shape.vocab_size
 
 
@@ -240,7 +235,7 @@ class _HeadMemory:
 def _estimate_head_memory(shape: ModelShape, memory_config: MemoryConfig, batch: MicroBatch) -> _HeadMemory:
     s, h, v = batch.supervised, shape.hidden_size, shape.vocab_size
     if not memory_config.fast_path:
-        is_fp32 = shape.family in _FP32_FINAL_NORM_LAYERS
+        is_fp32 = shape.architecture.has_layer_norm
         tile_bytes = 2 * min(s, _TRL_TILE_TOKENS) * (_TRL_TILE_VOCABULARY + is_fp32 * h)
         selected_bytes = (4 if is_fp32 else 2) * h * s + 16 * s
         return _HeadMemory(
@@ -249,7 +244,7 @@ def _estimate_head_memory(shape: ModelShape, memory_config: MemoryConfig, batch:
             4 * h * s + max(tile_bytes, (not is_fp32) * 2 * h * s),
             0,
         )
-    if shape.has_softcapping or shape.family in _BIASED_HEAD_LAYERS:
+    if shape.has_softcapping or shape.architecture.has_head_bias:
         return _HeadMemory(10 * s * v, 4 * s * v, 8 * s * v, 0)
     logits = (
         0

@@ -10,21 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lora_chat.models.architectures import find_architecture
+
 PortabilityLevel = Literal["yes", "near", "merged", "no"]
 """near: it runs, on weights that are not those it learned on; merged: not as an adapter, but as a whole model."""
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_VLLM_ARCHITECTURES = (
-    *("llama", "qwen2", "qwen3", "mistral", "mixtral", "gemma", "gemma2", "gemma3", "gemma3_text", "phi", "phi3"),
-    *("opt", "granite", "olmo", "olmo2", "olmo3", "smollm3"),
-)
-_VLLM_UNSUPPORTED = ("gpt2", "gpt_neox", "gptj", "falcon", "bloom", "mpt", "stablelm", "gemma3n")
-_MLX_ARCHITECTURES = (
-    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "phi", "phi3", "smollm3"),
-    *("granite", "olmo2", "olmo3", "gpt_neox", "stablelm"),
-)
-_CONV1D_ARCHITECTURES = ("gpt2",)
-"""Weights stored the other way round (Conv1D): llama.cpp's converter swaps LoRA's two halves with them."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +53,14 @@ def _peft_portability(settings: Mapping[str, Any], mode: str) -> Portability:
 def _vllm_portability(settings: Mapping[str, Any], mode: str, architecture: str | None) -> Portability:
     if settings["use_dora"]:
         return _merged_only("vLLM", "it knows no DoRA")
-    if architecture in _VLLM_UNSUPPORTED:
+    takes_lora = find_architecture(architecture).vllm_lora
+    if takes_lora is False:
         return _merged_only("vLLM", f"its {architecture} takes no LoRA")
     rank = smallest_vllm_rank(settings["r"])
     if rank is None:
         return _merged_only("vLLM", f"rank {settings['r']} is above {_VLLM_RANKS[-1]}")
     flag = f"--enable-lora --max-lora-rank {rank}"
-    if architecture not in _VLLM_ARCHITECTURES:
+    if not takes_lora:
         return Portability("vLLM", "yes", f"with {flag}, if its model for {architecture or 'this base'} takes LoRA")
     if mode != "none":
         return Portability("vLLM", "near", f"with {flag}; {_ORIGINAL_WEIGHTS_NOTE}")
@@ -78,7 +70,7 @@ def _vllm_portability(settings: Mapping[str, Any], mode: str, architecture: str 
 def _llama_cpp_portability(settings: Mapping[str, Any], mode: str, architecture: str | None) -> Portability:
     if settings["use_dora"]:
         return _merged_only("llama.cpp", "it knows no DoRA; export --to gguf")
-    if architecture in _CONV1D_ARCHITECTURES:
+    if find_architecture(architecture).stores_transposed_weights:
         return _merged_only("llama.cpp", f"its converter turns {architecture}'s weights; export --to gguf")
     how = "export --to gguf-adapter, then --lora" + (
         " (rsLoRA's scale goes into alpha)" if _uses_rslora(settings) else ""
@@ -89,7 +81,7 @@ def _llama_cpp_portability(settings: Mapping[str, Any], mode: str, architecture:
 
 
 def _mlx_portability(architecture: str | None) -> Portability:
-    if architecture in _MLX_ARCHITECTURES:
+    if find_architecture(architecture).has_mlx_model:
         return _merged_only("MLX", "merge --to DIR, then mlx_lm.convert; it reads no PEFT adapters")
     return Portability("MLX", "no", f"it reads no PEFT adapters, and has no {architecture or 'model'} that we know of")
 

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.errors import OutOfMemoryError
+from lora_chat.models.architectures import FINAL_SOFTCAPPING_FIELD
 from lora_chat.planning.workload import select_largest_rows
 from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.training.fast_path.packed_batch import count_shared_prefix
@@ -78,7 +79,7 @@ class MemoryCheckCallback(TrainerCallback):
         fits = True
         try:
             for batch in self._largest_micro_batches(
-                plan, computes_all_logits=bool(getattr(model.config, "final_logit_softcapping", None))
+                plan, computes_all_logits=bool(getattr(model.config, FINAL_SOFTCAPPING_FIELD, None))
             ):
                 self.trainer.dry_run_step(batch)
             _dry_run_optimizer(optimizer)

@@ -10,18 +10,12 @@ from typing import Any
 
 import torch
 
+from lora_chat.models.architectures import LOGIT_SCALING_FIELDS
+
 _CPU_BUFFER_ROWS = 256
 """Positions whose logits are held at once on a CPU, ..."""
 _GPU_BUFFER_LOGITS = 2**25
 """... and logits on a GPU, which wants more rows; each takes ten bytes."""
-_LOGIT_SCALING_FIELDS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "output_multiplier",
-    "lm_head_multiplier",
-    "logits_scaling",
-)
-"""Settings of models whose logits are not the head's product alone."""
 
 
 class LMHeadLoss(torch.autograd.Function):
@@ -107,7 +101,7 @@ def find_lm_head(model: Any) -> SupervisedLMHead | None:
     base: Any = model.get_base_model()
     head: Any = base.get_output_embeddings()
     config = base.config.get_text_config()
-    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in _LOGIT_SCALING_FIELDS)
+    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in LOGIT_SCALING_FIELDS)
     routed = bool(getattr(config, "output_router_logits", False))
     plain = bool(
         type(head) is torch.nn.Linear and getattr(head, "bias", None) is None and not head.weight.requires_grad

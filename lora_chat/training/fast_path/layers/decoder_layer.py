@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lora_chat.models.architectures import find_fused_architecture
 from lora_chat.training.fast_path.attention.backends import AttentionLayout, build_attention_layout
 from lora_chat.training.fast_path.attention.cpu import HeadConfig
 from lora_chat.training.fast_path.fused_lora import lora_unfused_reason, replaced_forwards
@@ -15,8 +16,6 @@ from lora_chat.training.fast_path.layers.lora_group import LoraGroup
 from lora_chat.training.fast_path.layers.mlp_block import MlpBlockFunction
 from lora_chat.training.fast_path.layers.qk_norm import QKNorm
 
-_SUPPORTED_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
-"""RMS norm, rotary positions, grouped heads (Qwen3's are normed), SiLU-gated MLP, and nothing else."""
 _ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -43,7 +42,7 @@ def _decoder_layers(model: torch.nn.Module) -> list[Any]:
 
 def _layer_unfused_reason(layer: Any) -> str:
     name = type(layer).__name__
-    if name not in _SUPPORTED_LAYERS:
+    if find_fused_architecture(name) is None:
         return f"{name} is not known here"
     linears = [
         *(getattr(layer.self_attn, n) for n in _ATTENTION_PROJECTIONS),
@@ -116,8 +115,9 @@ class _FusedDecoderForward:
 
 
 def _sliding_window(layer: Any) -> int | None:
-    """Llama's config may name a window that its attention does not use."""
+    """Return the attention window. Llama's config may name a window that its attention does not use."""
     attention = layer.self_attn
-    if type(layer).__name__ == "MistralDecoderLayer":
+    architecture = find_fused_architecture(type(layer).__name__)
+    if architecture is not None and architecture.has_config_window:
         return getattr(attention.config, "sliding_window", None)
     return getattr(attention, "sliding_window", None)
