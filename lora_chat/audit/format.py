@@ -1,30 +1,13 @@
 """How the findings of an audit look; what is shown of a secret is masked already."""
 
 from lora_chat.audit.report import AuditReport, Finding
-from lora_chat.config.audit import AuditSection, FindingKind
+from lora_chat.config.audit import AuditSection, finding_title, is_redactable
 from lora_chat.system.sanitize import sanitize_line
-
-KIND_TITLES: dict[FindingKind, str] = {
-    "secret": "secrets",
-    "possible_secret": "possible secrets",
-    "personal_data": "personal data",
-    "leak": "validation dialogues that are trained on too",
-    "near_leak": "validation dialogues that are nearly trained on",
-    "exact_duplicate": "duplicates",
-    "near_duplicate": "near duplicates",
-    "abusive_language": "abusive language",
-    "control_token": "control tokens in what is said",
-    "template_code": "template code in what is said",
-    "empty_reply": "empty replies",
-    "repetitive_reply": "replies that go round in circles",
-    "repeated_reply": "one reply again and again",
-    "imbalance": "one source outweighs the others",
-}
 
 
 def audit_summary(report: AuditReport) -> list[str]:
     """The line that `sft` prints, if there is anything to say."""
-    found = [f"{count:,} {KIND_TITLES[kind]}" for kind, count in report.counts.items()]
+    found = [f"{count:,} {finding_title(kind)}" for kind, count in report.counts.items()]
     return [f"Audit     {'; '.join(found)}: `lora-chat audit` shows where"] if found else []
 
 
@@ -34,7 +17,7 @@ def format_audit(report: AuditReport, policy: AuditSection) -> str:
     for kind, count in report.counts.items():
         shown = report.findings_of_kind(kind)
         more = f", the first {len(shown)} of them" if len(shown) < count else ""
-        lines += ["", f"{KIND_TITLES[kind]}: {count:,} ({policy.action(kind)}){more}"]
+        lines += ["", f"{finding_title(kind)}: {count:,} ({policy.action(kind)}){more}"]
         lines += [_format_finding(finding) for finding in shown]
     if not report.counts:
         lines.append("Nothing was found.")
@@ -46,9 +29,9 @@ def format_refusal(report: AuditReport, policy: AuditSection) -> str:
     lines = ["The audit refuses these dialogues:"]
     for kind in report.refused:
         shown = report.findings_of_kind(kind)[:5]
-        lines += [f"{report.counts[kind]:,} {KIND_TITLES[kind]}", *(_format_finding(finding) for finding in shown)]
+        lines += [f"{report.counts[kind]:,} {finding_title(kind)}", *(_format_finding(finding) for finding in shown)]
     kind = report.refused[0]
-    instead = "warn or redact" if kind in policy.redactable_kinds else "warn"
+    instead = "warn or redact" if is_redactable(kind) else "warn"
     lines.append(f"Mend them, or decide otherwise: audit.{kind} can be {instead} (--set audit.{kind}=warn).")
     return "\n".join(lines)
 

@@ -1,11 +1,12 @@
-"""What the user asks for: recipes, plans, and the limits that several parts share.
+"""The settings that the user chooses: recipes, plans, and limits that several packages share.
 
-- audit: The part of a recipe that says what is done about each kind of thing an audit finds
-- base: What all parts of a recipe have in common
-- data: The part of a recipe that says where dialogues come from and how they are read
-- limits: Limits that the planner and the code that obeys them share
-- load: Strict YAML and `--set section.key=value` -> Recipe
-- plan: Recipe + hardware -> every number resolved
-- recipe: The recipe
-- sizes: Sizes of memory as users write them, such as 12GiB
+- audit: the `audit` section, which is also the table of the kinds of findings
+- base: the base class and the field types that all sections share
+- data: the `data` section: sources of dialogues, and how they are read
+- limits: limits that the planner and other packages share
+- load: YAML and `--set section.key=value` -> Recipe
+- plan: Recipe + hardware -> Plan
+- recipe: all sections of a recipe
+- sizes: sizes of memory such as 12GiB
+- validation_errors: messages for invalid settings, with file and line
 """

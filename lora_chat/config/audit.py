@@ -1,6 +1,8 @@
-"""The part of a recipe that says what is done about each kind of thing an audit finds."""
+"""The `audit` section of a recipe, which is also the table of the kinds of findings."""
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
 
 from lora_chat.config.base import StrictModel
 
@@ -26,48 +28,60 @@ RedactableAction = Literal["ignore", "warn", "refuse", "redact"]
 
 
 class AuditSection(StrictModel):
-    """What to do about each thing an audit finds: `ignore` it, `warn`, `refuse` to train, or `redact` it in a copy."""
+    """The action for each kind of finding: `ignore` it, `warn`, `refuse` to train, or `redact` it in a copy.
 
-    secret: RedactableAction = "refuse"  # noqa: S105
-    """Private keys, keys and tokens in a vendor's format, passwords in URLs: a model can be made to recite them."""
-    possible_secret: RedactableAction = "warn"  # noqa: S105
-    """What is called a password, key or token by the words before it; some are invented, or known to everyone."""
-    personal_data: RedactableAction = "warn"
-    """E-mail addresses, phone, card and account numbers, national ids. A help desk's own address is one too."""
-    leak: Action = "refuse"
-    """A validation dialogue that stands in the training dialogues as well: its loss would prove nothing."""
-    near_leak: Action = "warn"
-    """A validation dialogue that almost stands in the training dialogues."""
-    exact_duplicate: Action = "warn"
-    """The same dialogue again."""
-    near_duplicate: Action = "warn"
-    """Almost the same dialogue again, whatever its system message."""
-    abusive_language: Action = "warn"
-    """Slurs, insults, threats and strong profanity, by a short word list."""
-    control_token: Action = "warn"  # noqa: S105
-    """Control tokens of the base, or another family's chat markup, in what is said; encoded as plain text."""
-    template_code: Action = "warn"
+    Each field is a kind of finding. Its title names the findings in reports, and its type shows whether they can be
+    redacted.
+    """
+
+    secret: Annotated[RedactableAction, Field(title="secrets")] = "refuse"  # noqa: S105
+    """Private keys, keys and tokens in the format of a vendor, and passwords in URLs. A model can be made to recite
+    them."""
+    possible_secret: Annotated[RedactableAction, Field(title="possible secrets")] = "warn"  # noqa: S105
+    """Values that the words before them call a password, key or token. Some are invented or publicly known."""
+    personal_data: Annotated[RedactableAction, Field(title="personal data")] = "warn"
+    """E-mail addresses, phone, card and bank account numbers, and national ids. The public address of a help desk is
+    found too."""
+    leak: Annotated[Action, Field(title="validation dialogues that are trained on too")] = "refuse"
+    """Validation dialogues that are also training dialogues. The validation loss would prove nothing about them."""
+    near_leak: Annotated[Action, Field(title="validation dialogues that are nearly trained on")] = "warn"
+    """Validation dialogues that are nearly equal to a training dialogue."""
+    exact_duplicate: Annotated[Action, Field(title="duplicates")] = "warn"
+    """Dialogues that repeat an earlier one exactly."""
+    near_duplicate: Annotated[Action, Field(title="near duplicates")] = "warn"
+    """Dialogues that nearly repeat an earlier one, whatever their system message."""
+    abusive_language: Annotated[Action, Field(title="abusive language")] = "warn"
+    """Slurs, insults, threats and strong profanity, found with a short word list."""
+    control_token: Annotated[Action, Field(title="control tokens in messages")] = "warn"  # noqa: S105
+    """Control tokens of the base, or chat markup of another model family, in the text of a message. They are encoded
+    as plain text."""
+    template_code: Annotated[Action, Field(title="template code in messages")] = "warn"
     """Jinja expressions, such as a placeholder that was never filled in."""
-    empty_reply: Action = "warn"
-    """A reply of nothing but dots, TODO, null and the like."""
-    repetitive_reply: Action = "warn"
-    """A reply that says the same over and over."""
-    repeated_reply: Action = "warn"
-    """One and the same reply as a large share of all replies."""
-    imbalance: Action = "warn"
-    """One of several files that gives nearly all the text to be learned."""
+    empty_reply: Annotated[Action, Field(title="empty replies")] = "warn"
+    """Replies that contain only dots, TODO, null or another placeholder."""
+    repetitive_reply: Annotated[Action, Field(title="replies that repeat themselves")] = "warn"
+    """Replies that repeat the same words many times."""
+    repeated_reply: Annotated[Action, Field(title="replies that many dialogues share")] = "warn"
+    """One reply that makes up a large share of all replies."""
+    imbalance: Annotated[Action, Field(title="files that outweigh all others")] = "warn"
+    """One of several files that contains nearly all the text with loss."""
 
     def action(self, kind: FindingKind) -> RedactableAction:
-        """What to do about this kind of finding."""
+        """Return the action for this kind of finding."""
         value: RedactableAction = getattr(self, kind)
         return value
 
     @property
-    def redactable_kinds(self) -> tuple[FindingKind, ...]:
-        """The kinds that can be replaced by marks."""
-        return ("secret", "possible_secret", "personal_data")
-
-    @property
     def redacted(self) -> frozenset[FindingKind]:
-        """The kinds that are replaced by marks in a cleaned copy."""
+        """Return the kinds that are replaced by marks in a cleaned copy."""
         return frozenset(kind for kind in FINDING_KINDS if self.action(kind) == "redact")
+
+
+def finding_title(kind: FindingKind) -> str:
+    """Return the name of a kind's findings in reports, in the plural."""
+    return AuditSection.model_fields[kind].title or kind
+
+
+def is_redactable(kind: FindingKind) -> bool:
+    """Return whether findings of this kind can be replaced by marks."""
+    return "redact" in get_args(AuditSection.model_fields[kind].annotation)

@@ -1,4 +1,4 @@
-"""What all parts of a recipe have in common."""
+"""The base class and the field types that all sections of a recipe share."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class StrictModel(BaseModel):
-    """A frozen part of a recipe: no unknown keys, no silent conversions, docstrings as descriptions."""
+    """A frozen model without unknown keys and silent conversions; the docstrings of its fields are descriptions."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False

@@ -1,4 +1,4 @@
-"""The part of a recipe that says where dialogues come from and how they are read."""
+"""The `data` section of a recipe: the files with dialogues, and how they are read."""
 
 from typing import Annotated, Literal
 
@@ -8,54 +8,54 @@ from lora_chat.config.base import NonEmptyStr, Seed, StrictModel
 
 
 class ColumnsSection(StrictModel):
-    """Which columns of a table, or keys of an object, hold a question and its answer, or a text."""
+    """The columns of a table, or keys of an object, with a question and its answer, or with a text."""
 
     user: NonEmptyStr | None = None
-    """What is asked."""
+    """Column of the user's question."""
     assistant: NonEmptyStr | None = None
-    """What is answered."""
+    """Column of the assistant's answer."""
     system: NonEmptyStr | None = None
-    """What the assistant is told beforehand."""
+    """Column of the system message."""
     text: NonEmptyStr | None = None
-    """Plain text to go on with, instead of question and answer."""
+    """Column of plain text for continued pretraining, instead of question and answer."""
 
     @model_validator(mode="after")
     def _check_columns(self) -> "ColumnsSection":
         if self.text is None and (self.user is None or self.assistant is None):
             raise ValueError("name `user` and `assistant`, or `text`")
         if self.text is not None and (self.user or self.assistant or self.system):
-            raise ValueError("`text` stands alone, without `user`, `assistant` or `system`")
+            raise ValueError("`text` cannot be combined with `user`, `assistant` or `system`")
         return self
 
 
 DataFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "columns", "text"]
 Turns = Literal["all", "last"]
 BUNDLED_TEMPLATES = ("plain", "chatml")
-"""Chat templates of our own."""
+"""Names of the chat templates that lora_chat contains."""
 Paths = NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)]
 
 
 class SourceSection(StrictModel):
-    """One of several sources, with settings of its own."""
+    """One of several sources of dialogues, with its own settings."""
 
     path: Paths | None = None
-    """A file, a folder, a glob, or a list of these."""
+    """File, folder or glob, or a list of these."""
     hub: NonEmptyStr | None = None
-    """Instead of a path: a data set of the hub, such as `HuggingFaceH4/ultrachat_200k`."""
+    """Data set on the hub, instead of a path, such as `HuggingFaceH4/ultrachat_200k`."""
     subset: NonEmptyStr | None = None
-    """Which part of a data set on the hub that has several, as its page calls it."""
+    """Name of the subset, for a data set on the hub that has several."""
     split: NonEmptyStr = "train"
-    """Which split of a data set on the hub."""
+    """Name of the split of a data set on the hub."""
     revision: NonEmptyStr | None = None
-    """Branch, tag or commit on the hub; a commit makes the run repeatable."""
+    """Branch, tag or commit on the hub. A commit makes the run repeatable."""
     format: DataFormat | None = None
-    """The format of its rows; by default `data.format`."""
+    """Format of the rows. By default it is `data.format`."""
     columns: ColumnsSection | None = None
-    """For rows with columns of their own names; by default `data.columns`."""
+    """Names of the columns. By default they are those in `data.columns`."""
     turns: Turns | None = None
-    """Which replies are trained; by default `data.turns`."""
+    """Replies that are trained. By default it is `data.turns`."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """How often each of its dialogues is seen in an epoch: 2 is twice, 0.25 is a quarter of them, chosen by seed."""
+    """Number of times that each dialogue is seen in an epoch: 2 is twice, 0.25 is a quarter of them, chosen by seed."""
 
     @model_validator(mode="after")
     def _check_location(self) -> "SourceSection":
@@ -68,50 +68,52 @@ Sources = NonEmptyStr | SourceSection | Annotated[tuple[NonEmptyStr | SourceSect
 
 
 class DataSection(StrictModel):
-    """The dialogues. Relative paths start at the recipe's folder."""
+    """The dialogues. Relative paths start at the folder of the recipe."""
 
     train: Sources
-    """Training dialogues: a file, a folder, a glob, a source with settings of its own, or a list of these. JSON
-    lines, a JSON list, CSV, TSV or Parquet, each perhaps in gzip."""
+    """Training dialogues: a file, a folder, a glob, a source with its own settings, or a list of these. Files are JSON
+    lines, a JSON list, CSV, TSV or Parquet, optionally compressed with gzip."""
     validation: Sources | None = None
-    """Validation dialogues; without them a share of the training dialogues is held out."""
+    """Validation dialogues. Without them a share of the training dialogues becomes the validation set."""
     format: DataFormat | None = None
-    """The format of all rows; without it each file is in the format that its first row is in. `text` reads a file
-    that is none of the above as plain text, and trains on all of it."""
+    """Format of all rows. By default the first row of each file decides. `text` reads a file in none of these formats
+    as plain text, and trains on all of it."""
     columns: ColumnsSection | None = None
-    """For rows with columns of their own names."""
+    """Names of the columns, for rows in none of the other formats."""
     turns: Turns = "all"
-    """Which replies of a dialogue are trained: `all`, or the `last` one. A row may say so itself: `"turns": "last"`."""
+    """Replies of a dialogue that are trained: `all`, or only the `last`. A row can choose with `"turns": "last"`."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share held out when there is no validation file."""
+    """Share of the training dialogues that becomes the validation set if there is no validation file."""
     validation_limit: Annotated[int, Field(ge=1)] = 1000
-    """The most dialogues that are held out so, whatever the share: more make no measure better, and take time."""
+    """Maximum number of dialogues that `validation_share` takes. More take time and do not make the measured loss much
+    more precise."""
     seed: Seed = 0
-    """Decides which dialogues are held out, and which part of a source with a weight below 1 is seen."""
+    """Seed that chooses the validation dialogues, and the dialogues of a source with a weight below 1."""
     max_length: Annotated[int, Field(ge=8)] = 1024
-    """Longest dialogue in tokens, and length of the blocks of plain text; never longer than the base's positions."""
+    """Maximum length of a dialogue, in tokens, and length of the blocks of plain text. It never exceeds the context
+    window of the base."""
     over_long: Literal["refuse", "drop", "cut"] = "refuse"
-    """What to do with a longer one: stop before training, leave it out, or cut it after the last reply that fits;
-    all is counted."""
+    """Action for a longer dialogue: `refuse` to train, `drop` it, or `cut` it after the last reply that fits. All are
+    counted."""
     skip_bad: Annotated[int, Field(ge=0)] = 0
-    """How many faulty lines may be left out before the data is refused."""
+    """Maximum number of faulty lines that are skipped. With more the data is refused."""
     template: NonEmptyStr | None = None
-    """Instead of the base's own chat template: `plain`, `chatml`, or a file of Jinja beside the recipe."""
+    """Chat template that replaces the base's template: `plain`, `chatml`, or a Jinja file beside the recipe."""
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
-    """Processes that read and encode."""
+    """Number of processes that read and encode the data."""
 
     @property
     def train_sources(self) -> tuple[SourceSection, ...]:
-        """Every source of training dialogues with all that is set for it."""
+        """Return the sources of training dialogues, each with all its settings."""
         return self._resolve_sources(self.train)
 
     @property
     def validation_sources(self) -> tuple[SourceSection, ...]:
-        """The same of validation dialogues; none if they are held out."""
+        """Return the sources of validation dialogues; empty if they come from the training dialogues."""
         return self._resolve_sources(self.validation) if self.validation else ()
 
     def _resolve_sources(self, sources: Sources) -> tuple[SourceSection, ...]:
-        return tuple(self._with_defaults(one) for one in (sources if isinstance(sources, tuple) else (sources,)))
+        return tuple(self._with_defaults(source) for source in (sources if isinstance(sources, tuple) else (sources,)))
 
     def _with_defaults(self, source_or_path: NonEmptyStr | SourceSection) -> SourceSection:
         source = SourceSection(path=source_or_path) if isinstance(source_or_path, str) else source_or_path

@@ -1,8 +1,9 @@
-"""Limits that the planner and the code that obeys them share."""
+"""Limits that the planner and other packages share."""
 
 WEIGHT_CACHE_LIMIT_BYTES = 2**30
-"""Bytes of values that are held beside all quantised weights on a CPU; a base that would take more makes them anew."""
+"""Maximum size of the cache of dequantized weights on a CPU, in bytes. A larger base dequantizes on the fly."""
 
 
 PARITY_MAX_DIALOGUES, PARITY_MAX_NEW_TOKENS = 16, 32
-"""Held-out dialogues that a proof asks, and greedy tokens of its replies: a handful says enough."""
+"""Number of held-out dialogues in a parity check, and number of greedy tokens per reply. A few are
+enough to detect a wrong export."""

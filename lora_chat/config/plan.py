@@ -1,6 +1,6 @@
-"""Recipe + hardware -> every number resolved. A pure function: no weights, no torch."""
+"""The plan of a run: a recipe resolved for a machine by a pure function, without weights and without torch."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from lora_chat.config.audit import AuditSection
 from lora_chat.config.base import StrictModel
@@ -19,37 +19,37 @@ from lora_chat.errors import RecipeError
 from lora_chat.system.hardware import Hardware
 
 _DEFAULT_MICRO_BATCH_TOKENS = 2048
-"""Enough for products at full speed on two cores; more only takes memory (benchmarks/LOG.md)."""
+"""Tokens of a micro-batch. Two cores reach their full speed with it; more only takes memory (benchmarks/LOG.md)."""
 
 Dtype = Literal["bfloat16", "float32"]
 
 
 class PrecisionPlan(StrictModel):
-    """How the frozen base is held and computed with."""
+    """Device, quantization and dtype of the frozen base."""
 
     device: Literal["cuda", "cpu"]
     mode: Literal["4bit", "8bit", "none"]
     double_quantization: bool
     dtype: Dtype
-    """Of the products, and of whatever is not quantised."""
+    """Dtype of matrix products, and of weights that are not quantized."""
 
 
 class TrainingPlan(TrainingSection):
-    """The recipe's training section with nothing left to decide."""
+    """The training section of a recipe, with every `auto` resolved."""
 
     micro_batch_size: int
     micro_batch_tokens: int | None  # type: ignore[assignment]
-    """None: the micro-batch size was given, and decides alone."""
+    """Number of tokens per micro-batch. None if the recipe sets `micro_batch_size`, which then decides."""
     gradient_checkpointing: bool | int
-    """True: every layer; a number: so many."""
+    """True for every layer, or the number of layers that recompute their activations."""
     gradient_accumulation_steps: int
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     fast_path: bool
-    """Dialogues of a micro-batch stand in one row, instead of padded side by side; layers are fused."""
+    """Whether the dialogues of a micro-batch are packed into one row, instead of padded, and layers are fused."""
 
 
 class Plan(StrictModel):
-    """What was decided for one run."""
+    """The resolved settings of one run."""
 
     base: BaseSection
     precision: PrecisionPlan
@@ -61,11 +61,11 @@ class Plan(StrictModel):
     evaluation: EvaluationSection
     output: OutputSection
     open_settings: tuple[str, ...] = ()
-    """Of the training section, what the recipe leaves to be chosen for the memory at hand."""
+    """Settings of the training section that are chosen for the available memory, because the recipe says `auto`."""
 
 
 def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
-    """Resolve a recipe for a machine. Raises RecipeError for what cannot work on any machine."""
+    """Resolve a recipe for a machine. Raises RecipeError for settings that cannot work on any machine."""
     check_target_modules(recipe.adapter)
     return Plan(
         base=recipe.base,
@@ -82,7 +82,7 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
 
 
 def _list_auto_settings(training: TrainingSection) -> tuple[str, ...]:
-    """A size of micro-batches that is given in one unit is not chosen in the other."""
+    """Return the settings that are `auto`. If the recipe sets the micro-batch size in one unit, neither unit is."""
     names = ["gradient_checkpointing", "optimizer"]
     if training.micro_batch_size == "auto":
         names += ["micro_batch_size", "micro_batch_tokens"] if training.micro_batch_tokens == "auto" else []
@@ -90,7 +90,7 @@ def _list_auto_settings(training: TrainingSection) -> tuple[str, ...]:
 
 
 def plan_precision(quantization: QuantizationSection, hardware: Hardware) -> PrecisionPlan:
-    """bf16 where the processor has it, fp32 elsewhere."""
+    """Return the precision of the base: bf16 if the processor has it, else fp32."""
     return PrecisionPlan(
         device=hardware.device,
         mode=quantization.mode,
@@ -100,11 +100,12 @@ def plan_precision(quantization: QuantizationSection, hardware: Hardware) -> Pre
 
 
 def check_target_modules(adapter: AdapterSection) -> None:
-    """An adapter on the LM head would never be trained: TRL's fused head reads the weight itself."""
+    """Raise RecipeError for an adapter on the LM head. It would not be trained, because TRL's fused head reads the
+    weight itself."""
     if adapter.target_modules != "all-linear" and any(n.split(".")[-1] == "lm_head" for n in adapter.target_modules):
         raise RecipeError(
-            "adapter.target_modules: lm_head cannot carry an adapter here (its loss would ignore it). "
-            "Leave it out; `all-linear` already does."
+            "adapter.target_modules: lm_head cannot have an adapter, because the loss would ignore it. "
+            "Fix: remove it from the list, or use `all-linear`, which leaves it out."
         )
 
 
@@ -117,7 +118,7 @@ def _plan_micro_batch_tokens(training: TrainingSection) -> int | None:
 def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPlan:
     effective_batch_size = training.effective_batch_size
     if training.micro_batch_size == "auto":
-        # Of padded rows. On a GPU 4 rows of 1,024 tokens fit beside an 8B base in 4 bits.
+        # The rows may be padded. On a GPU 4 rows of 1,024 tokens fit beside an 8B base in 4 bits.
         limit = 8 if hardware.device == "cpu" else 4
         micro_batch_size = max(n for n in range(1, limit + 1) if effective_batch_size % n == 0)
     else:
@@ -125,12 +126,11 @@ def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPla
     if effective_batch_size % micro_batch_size:
         divisors = [n for n in range(1, min(effective_batch_size, 1000) + 1) if effective_batch_size % n == 0]
         raise RecipeError(
-            f"training.micro_batch_size: {micro_batch_size} does not divide training.effective_batch_size, "
-            f"{effective_batch_size}. "
-            f"Choose one of {', '.join(map(str, divisors))}."
+            f"training.micro_batch_size: {micro_batch_size} does not divide training.effective_batch_size "
+            f"({effective_batch_size}). Fix: choose one of {', '.join(map(str, divisors))}."
         )
     checkpointing = training.gradient_checkpointing
-    resolved: dict[str, Any] = {
+    resolved: dict[str, object] = {
         "micro_batch_size": micro_batch_size,
         "micro_batch_tokens": _plan_micro_batch_tokens(training),
         "gradient_accumulation_steps": effective_batch_size // micro_batch_size,
@@ -138,4 +138,4 @@ def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPla
         "gradient_checkpointing": hardware.device == "cuda" if checkpointing == "auto" else checkpointing,
         "fast_path": hardware.device == "cpu" if training.fast_path == "auto" else training.fast_path,
     }
-    return TrainingPlan(**(training.model_dump() | resolved))
+    return TrainingPlan.model_validate(training.model_dump() | resolved)

@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_told_with_the_change_that_fits(run):
     ("words", "code", "said"),
     [
         (["recipes/smoke.yaml", "--gpu", "RTX 4091"], 2, "Near are: GeForce RTX 4090"),
-        (["recipes/smoke.yaml", "--memory", "lots"], 2, "--memory: lots is no size"),
+        (["recipes/smoke.yaml", "--memory", "lots"], 2, "--memory: lots is not a size of memory"),
         (["recipes/smoke.yaml", "--set", "training.memory=lots"], 2, "training.memory"),
         (["recipes/smoke.yaml", "--set", "base.name=nobody/knows-it"], 8, "none of the bases known by heart"),
         ([], 2, "No recipe is given"),

@@ -164,5 +164,5 @@ def test_sizes_are_read(text, size):
 
 @pytest.mark.parametrize("text", ["", "12", "0GiB", "-1GiB", "GiB", "12 TiB", "1e9GB"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(RecipeError, match=r"--memory: .* is no size"):
+    with pytest.raises(RecipeError, match=r"--memory: .* is not a size of memory"):
         parse_size(text, "--memory")
