@@ -114,6 +114,7 @@ check: install-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest tests/test_layers.py
+	@$(BIN)/python tools/style_gate.py
 
 # The reference of recipe settings is printed from the docstrings of their fields.
 docs: install
