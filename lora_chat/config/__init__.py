@@ -5,6 +5,7 @@
 - data: the `data` section: sources of dialogues, and how they are read
 - limits: limits that the planner and other packages share
 - load: YAML and `--set section.key=value` -> Recipe
+- lora_variants: the variants of LoRA, one row for each
 - plan: Recipe + hardware -> Plan
 - recipe: all sections of a recipe
 - sizes: sizes of memory such as 12GiB

@@ -10,6 +10,7 @@ from typing_extensions import Self
 from lora_chat.config.audit import AuditSection
 from lora_chat.config.base import NonEmptyStr, Seed, StrictModel
 from lora_chat.config.data import DataSection
+from lora_chat.config.lora_variants import LoraVariantName, find_lora_variant
 from lora_chat.config.sizes import SIZE_PATTERN
 
 _MIN_SCALE, _MAX_SCALE = 1e-4, 4096.0
@@ -49,13 +50,13 @@ class AdapterSection(StrictModel):
     """Share of the adapter's inputs that training drops."""
     target_modules: Literal["all-linear"] | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)] = "all-linear"
     """Layers with an adapter: `all-linear`, or a list of layer names of the model, such as [q_proj, v_proj]."""
-    variant: Literal["lora", "rslora", "dora"] = "lora"
+    variant: LoraVariantName = "lora"
     """Variant of LoRA: `lora`, `rslora` (arXiv 2312.03732, for high ranks) or `dora` (arXiv 2402.09353, slower)."""
 
     @property
     def scale(self) -> float:
         """Return the factor of the update."""
-        return self.alpha / (math.sqrt(self.rank) if self.variant == "rslora" else self.rank)
+        return self.alpha / (math.sqrt(self.rank) if find_lora_variant(self.variant).scales_by_sqrt_rank else self.rank)
 
     @model_validator(mode="after")
     def _check_scale(self) -> Self:

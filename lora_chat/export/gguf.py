@@ -78,8 +78,8 @@ def export_gguf_adapter(
     if len(blend.adapters) > 1:
         raise RecipeError("A GGUF adapter is made of one run; llama.cpp takes several with --lora-scaled.")
     stored = blend.adapters[0][0].stored
-    if stored.config.get("use_dora") is True:
-        raise RecipeError("llama.cpp knows no DoRA: export the merged model instead (--to gguf).")
+    if unsupported := [variant.title for variant in stored.special_variants if not variant.read_by_llama_cpp]:
+        raise RecipeError(f"llama.cpp knows no {unsupported[0]}: export the merged model instead (--to gguf).")
     if find_architecture(
         read_model_type(blend.base)
     ).stores_transposed_weights:  # tried with b10605: it cannot load the file

@@ -50,10 +50,11 @@ class AdapterBlend:
                     "the merged model could have only one."
                 )
         for found, weight in self.adapters:
-            if found.stored.config.get("use_dora") is True and (len(self.adapters) > 1 or weight != 1):
+            rescaling = [variant for variant in found.stored.special_variants if variant.rescales_base]
+            if rescaling and (len(self.adapters) > 1 or weight != 1):
                 raise RecipeError(
-                    f"{found.stored.name} is a DoRA adapter: it rescales the base's weights, so it can be merged "
-                    "alone and with weight 1 only."
+                    f"{found.stored.name} is a {rescaling[0].title} adapter: it rescales the base's weights, "
+                    "so it can be merged alone and with weight 1 only."
                 )
 
     @property

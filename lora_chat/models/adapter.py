@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_chat.config.recipe import AdapterSection
 from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter_checks import check_adapter_weights, check_stored_targets, check_targets_exist
-from lora_chat.models.adapter_config import StoredAdapter, build_peft_config, validate_lora_settings
+from lora_chat.models.adapter_config import LoraSettings, StoredAdapter
 from lora_chat.system.safetensors_header import MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -46,21 +46,10 @@ def attach_adapter(model: "PreTrainedModel", adapter: AdapterSection, seed: int 
     import torch
     from peft import LoraConfig
 
-    targets: str | list[str] = "all-linear"
     if adapter.target_modules != "all-linear":
-        targets = list(adapter.target_modules)
         check_targets_exist(model, adapter.target_modules)
     torch.manual_seed(seed)
-    config = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=targets,
-        use_rslora=adapter.variant == "rslora",
-        use_dora=adapter.variant == "dora",
-        task_type="CAUSAL_LM",
-    )
-    return _wrap_in_peft(model, config)
+    return _wrap_in_peft(model, LoraConfig(task_type="CAUSAL_LM", **LoraSettings.from_section(adapter).to_peft()))
 
 
 def _wrap_in_peft(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
@@ -116,18 +105,18 @@ def write_stored_adapter(stored: StoredAdapter, folder: Path, *, scale_in_alpha:
 
     folder.mkdir(parents=True, exist_ok=True)
     settings = validate_adapter_config(stored)
-    if scale_in_alpha and settings["use_rslora"]:
-        settings = {**settings, "use_rslora": False, "lora_alpha": settings["lora_alpha"] * settings["r"] ** 0.5}
-    config = build_peft_config(settings, *stored.base)
+    if scale_in_alpha:
+        settings = settings.with_scale_in_alpha()
+    config = settings.to_peft_file(*stored.base)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_file(stored.read_weights(), folder / _WEIGHTS_NAME, metadata={"format": "pt"})
 
 
-def validate_adapter_config(stored: StoredAdapter) -> dict[str, Any]:
+def validate_adapter_config(stored: StoredAdapter) -> LoraSettings:
     """The settings of an adapter after its config was checked against PEFT's defaults; raises IntegrityError."""
     from peft import LoraConfig
 
-    return validate_lora_settings(stored, LoraConfig().to_dict())
+    return LoraSettings.from_peft(stored.config, stored.name, LoraConfig().to_dict())
 
 
 def load_adapter(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel":
@@ -179,8 +168,8 @@ def _attach_stored_layers(model: Any, stored: StoredAdapter, name: str) -> "tupl
     from peft import LoraConfig, PeftModel
 
     settings = validate_adapter_config(stored)
-    check_stored_targets(model, settings["target_modules"], stored.name)
-    config = LoraConfig(task_type="CAUSAL_LM", **settings)
+    check_stored_targets(model, settings.target_modules, stored.name)
+    config = LoraConfig(task_type="CAUSAL_LM", **settings.to_peft())
     try:
         if isinstance(model, PeftModel):
             model.add_adapter(name, config)

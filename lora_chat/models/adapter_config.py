@@ -1,12 +1,14 @@
-"""An adapter as somebody hands it over: nothing of it is believed before it was checked."""
+"""An untrusted adapter, and its settings after they were checked."""
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
+from typing_extensions import Self
 
+from lora_chat.config.lora_variants import LORA_VARIANTS, LoraVariant, find_lora_variant
 from lora_chat.config.recipe import AdapterSection
 from lora_chat.errors import IntegrityError
 from lora_chat.models.identity import Identity
@@ -14,8 +16,9 @@ from lora_chat.models.identity import Identity
 if TYPE_CHECKING:
     import torch
 
-_LORA_FIELDS = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora"}
-# These say nothing about the function, or are set by PEFT itself.
+_VARIANT_FIELDS = {variant.peft_argument for variant in LORA_VARIANTS if variant.peft_argument}
+_CHECKED_FIELDS = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", *_VARIANT_FIELDS}
+# These do not change the function, or PEFT sets them itself.
 _IGNORED_FIELDS = {
     "base_model_name_or_path",
     "revision",
@@ -24,90 +27,160 @@ _IGNORED_FIELDS = {
     "peft_version",
     "fan_in_fan_out",
 }
-_EMPTY_VALUES: tuple[Any, ...] = (None, False, [], {})
+_EMPTY_VALUES: tuple[object, ...] = (None, False, [], {})
 _MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100}){0,20}")
 _MAX_TARGETS = 2000
 
 
 @dataclass(frozen=True)
+class LoraSettings:
+    """Checked settings of an adapter, whose names PEFT and recipes spell differently."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: tuple[str, ...] | Literal["all-linear"]
+    special_variants: tuple[LoraVariant, ...] = ()
+    """Variants other than plain LoRA. A recipe sets at most one; an adapter of another tool may have several."""
+
+    @classmethod
+    def from_section(cls, section: AdapterSection) -> Self:
+        """Return the settings of a recipe, plan or receipt."""
+        targets = section.target_modules
+        variant = find_lora_variant(section.variant)
+        return cls(
+            rank=section.rank,
+            alpha=section.alpha,
+            dropout=section.dropout,
+            target_modules="all-linear" if targets == "all-linear" else tuple(sorted(targets)),
+            special_variants=(variant,) if variant.peft_argument else (),
+        )
+
+    @classmethod
+    def from_peft(cls, config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> Self:
+        """Return the settings of an adapter_config.json.
+
+        `defaults` are PEFT's defaults of all fields. Raises IntegrityError for a field that is unknown here and differs
+        from its default (regular expressions, replicated layers, other modules), and for settings out of range.
+        """
+        _check_fields(config, name, defaults)
+        variants = find_special_variants(config)
+        square_root = any(variant.scales_by_sqrt_rank for variant in variants)
+        try:
+            section = AdapterSection(
+                rank=config["r"],
+                alpha=config["lora_alpha"],
+                dropout=config.get("lora_dropout", 0.0),
+                target_modules=tuple(config["target_modules"]),
+                variant=next(v.name for v in LORA_VARIANTS if v.scales_by_sqrt_rank == square_root),
+            )
+        except KeyError as error:
+            raise IntegrityError(f"The adapter {name}: its config has no {error}.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            problem = ": ".join([*map(str, first["loc"][:1]), first["msg"]])
+            raise IntegrityError(f"The adapter {name} has settings out of range ({problem}).") from error
+        return replace(cls.from_section(section), special_variants=variants)
+
+    @property
+    def variant(self) -> LoraVariant:
+        """Return the variant that decides how the adapter is reported."""
+        return self.special_variants[-1] if self.special_variants else find_lora_variant("lora")
+
+    def to_section(self) -> AdapterSection:
+        """Return the settings as recipes and receipts store them."""
+        return AdapterSection(
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            target_modules=self.target_modules,
+            variant=self.variant.name,
+        )
+
+    def to_peft(self) -> dict[str, Any]:
+        """Return the settings as arguments of PEFT's LoraConfig."""
+        targets = self.target_modules
+        return {
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": targets if targets == "all-linear" else list(targets),
+            **{
+                variant.peft_argument: variant in self.special_variants
+                for variant in LORA_VARIANTS
+                if variant.peft_argument
+            },
+        }
+
+    def to_peft_file(self, base: str | None, revision: str | None) -> dict[str, Any]:
+        """Return the content of an adapter_config.json with only the fields that PEFT needs."""
+        return {
+            **self.to_peft(),
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "bias": "none",
+            "inference_mode": True,
+            "base_model_name_or_path": base,
+            "revision": revision,
+        }
+
+    def with_scale_in_alpha(self) -> Self:
+        """Return plain LoRA of the same function: alpha * sqrt(rank) in place of a scale by sqrt(rank)."""
+        kept = tuple(variant for variant in self.special_variants if not variant.scales_by_sqrt_rank)
+        if kept == self.special_variants:
+            return self
+        return replace(self, alpha=self.alpha * self.rank**0.5, special_variants=kept)
+
+
+@dataclass(frozen=True)
 class StoredAdapter:
-    """Config, weights, identity and template, from a folder or a parcel."""
+    """An untrusted adapter from a folder or a parcel, validated before use."""
 
     name: str
-    """What messages call it."""
+    """Name in messages."""
     config: Mapping[str, Any]
+    """Content of adapter_config.json, not checked."""
     read_weights: "Callable[[], dict[str, torch.Tensor]]"
-    """Reads all tensors; raises IntegrityError if they cannot be read."""
+    """Function that reads all tensors, and raises IntegrityError if they cannot be read."""
     identity: Identity | None
-    """What it was trained on; None for one from another tool."""
+    """Base, tokenizer and template that it was trained with; None for an adapter of another tool."""
     template: str | None
     size: int = 0
-    """Bytes of the file of its weights, where that is not bounded already."""
+    """Size of the file of weights, in bytes; 0 if another check limits it."""
 
     @property
     def base(self) -> tuple[str, str | None]:
-        """Name and revision of the base that its config names."""
+        """Return the name and revision of the base in its config. Raises IntegrityError if there is none."""
         name, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
         if not isinstance(name, str) or not name:
             raise IntegrityError(f"The config of {self.name} names no base model.")
         return name, revision if isinstance(revision, str) else None
 
+    @property
+    def special_variants(self) -> tuple[LoraVariant, ...]:
+        """Return the variants of LoRA in its config, plain LoRA left out."""
+        return find_special_variants(self.config)
 
-def validate_lora_settings(stored: StoredAdapter, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The handful of settings we know, typed, as arguments of LoraConfig.
 
-    Anything else that differs from PEFT's `defaults` is refused: regexes, replicated layers, other modules.
-    """
-    where, config = f"The adapter {stored.name}", stored.config
+def find_special_variants(config: Mapping[str, Any]) -> tuple[LoraVariant, ...]:
+    """Return the variants whose argument is true in an adapter_config.json."""
+    return tuple(v for v in LORA_VARIANTS if v.peft_argument and config.get(v.peft_argument) is True)
+
+
+def _check_fields(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> None:
+    """Raise IntegrityError for another kind of adapter, an unknown setting, or target modules that are not names."""
     if config.get("peft_type") != "LORA":
-        raise IntegrityError(f"{where}: only LoRA adapters can be read, not {ascii(config.get('peft_type'))[:100]}.")
+        kind = ascii(config.get("peft_type"))[:100]
+        raise IntegrityError(f"The adapter {name}: only LoRA adapters can be read, not {kind}.")
     for key, value in config.items():
-        if key in _LORA_FIELDS | _IGNORED_FIELDS | {"peft_type"}:
+        if key in _CHECKED_FIELDS | _IGNORED_FIELDS:
             continue
         if value != defaults.get(key) and value not in _EMPTY_VALUES:
-            raise IntegrityError(f"{where}: {ascii(key)[1:101]} = {ascii(value)[:100]} is not supported.")
+            raise IntegrityError(f"The adapter {name}: {ascii(key)[1:101]} = {ascii(value)[:100]} is not supported.")
     targets = config.get("target_modules")
     if (
         not isinstance(targets, list)
         or not 0 < len(targets) <= _MAX_TARGETS
         or not all(isinstance(target, str) and _MODULE_NAME.fullmatch(target) for target in targets)
     ):
-        raise IntegrityError(f"{where}: target_modules must be a list of names.")
-    try:
-        checked = AdapterSection(
-            rank=config["r"],
-            alpha=config["lora_alpha"],
-            dropout=config.get("lora_dropout", 0.0),
-            target_modules=tuple(targets),
-            variant="rslora" if config.get("use_rslora") is True else "lora",
-        )
-    except KeyError as error:
-        raise IntegrityError(f"{where}: its config has no {error}.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        wrong = ": ".join([*map(str, first["loc"][:1]), first["msg"]])
-        raise IntegrityError(f"{where} holds settings out of range ({wrong}).") from error
-    return {
-        "r": checked.rank,
-        "lora_alpha": checked.alpha,
-        "lora_dropout": checked.dropout,
-        "target_modules": list(checked.target_modules),
-        "use_rslora": config.get("use_rslora") is True,
-        "use_dora": config.get("use_dora") is True,
-    }
-
-
-def build_peft_config(settings: Mapping[str, Any], base: str | None, revision: str | None) -> dict[str, Any]:
-    """What an `adapter_config.json` must say for PEFT, and nothing else; `settings` are those of
-    `validate_lora_settings`.
-    """
-    return {
-        **settings,
-        "target_modules": sorted(settings["target_modules"]),
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "bias": "none",
-        "inference_mode": True,
-        "base_model_name_or_path": base,
-        "revision": revision,
-    }
+        raise IntegrityError(f"The adapter {name}: target_modules must be a list of names.")

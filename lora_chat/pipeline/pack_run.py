@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lora_chat.config.recipe import AdapterSection
 from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE, install_template
 from lora_chat.errors import LoraChatError, RecipeError
 from lora_chat.export.merge import AdapterBlend
@@ -16,6 +15,7 @@ from lora_chat.export.parity.format import format_parity_line
 from lora_chat.export.parity.samples import select_parity_samples
 from lora_chat.export.peft import check_adapter_parity
 from lora_chat.models.adapter import validate_adapter_config
+from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.adapter_files import WEIGHTS_NAME
 from lora_chat.models.base_model import load_tokenizer, read_model_type
 from lora_chat.models.stop_tokens import read_stop_ids
@@ -34,7 +34,7 @@ from lora_chat.sharing.collect import (
 )
 from lora_chat.sharing.compatibility import report_portability
 from lora_chat.sharing.figures import ParityReceipt
-from lora_chat.sharing.parcel import PARCEL_SUFFIX, Parcel, open_parcel, settings_from_receipt
+from lora_chat.sharing.parcel import PARCEL_SUFFIX, Parcel, open_parcel
 from lora_chat.sharing.receipt import Receipt, format_validation_error
 from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 from lora_chat.system.console import display_path, format_bytes, quote_path
@@ -88,13 +88,7 @@ def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: 
             base=base,
             precision=collect_precision(run),
             architecture=read_model_type(opened.adapter.base),
-            adapter=AdapterSection(
-                rank=settings["r"],
-                alpha=settings["lora_alpha"],
-                dropout=settings["lora_dropout"],
-                target_modules=tuple(sorted(settings["target_modules"])),
-                variant="dora" if settings["use_dora"] else "rslora" if settings["use_rslora"] else "lora",
-            ),
+            adapter=settings.to_section(),
             parameters=check_tensors(read_tensors(weights), settings),
             recipe=collect_recipe(run, base.base),
             data=collect_data(run),
@@ -166,7 +160,8 @@ def _format_packed(parcel: Parcel) -> str:
     ]
     if receipt.base.system is not None:
         lines.append("With it goes the system message of the dialogues; none of their other words do.")
-    portability = report_portability(settings_from_receipt(receipt), receipt.precision.mode, receipt.architecture)
+    settings = LoraSettings.from_section(receipt.adapter)
+    portability = report_portability(settings, receipt.precision.mode, receipt.architecture)
     lines += [f"{p.program:<10} {p.answer:<7} {p.why}" for p in portability]
     name = quote_path(Path(parcel.path.name))
     lines.append(f"The receiver types: lora-chat verify {name}, then lora-chat chat {name}")

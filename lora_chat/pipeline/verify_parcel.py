@@ -13,6 +13,7 @@ from lora_chat.export.parity.default_prompts import make_default_samples
 from lora_chat.export.parity.samples import select_parity_samples
 from lora_chat.export.peft import check_adapter_parity
 from lora_chat.models.adapter import check_adapter_fits, write_stored_adapter
+from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.base_model import load_meta_model
 from lora_chat.models.identity import UNCOVERED_BY_VERSION_1
 from lora_chat.models.stop_tokens import read_stop_ids
@@ -20,7 +21,7 @@ from lora_chat.pipeline.compare import compare_models
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, find_adapter_base, open_adapter
 from lora_chat.sharing.compatibility import report_portability
-from lora_chat.sharing.parcel import Parcel, ParcelCheck, open_parcel, settings_from_receipt
+from lora_chat.sharing.parcel import Parcel, ParcelCheck, open_parcel
 from lora_chat.system.hashing import digest_file
 from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.user_path import expand_user_path
@@ -52,6 +53,8 @@ def verify_parcel(path: str, evaluation_files: EvaluationFiles, trust: TrustOpti
     named = {name for name, value in receipt if value is not None} - _RECEIPT_METADATA_FIELDS
     if "comparison" in confirmed and receipt.comparison and receipt.comparison.facts:
         named.add("comparison.facts")  # which questions they were is not in the receipt
+    settings = LoraSettings.from_section(receipt.adapter)
+    portability = report_portability(settings, receipt.precision.mode, receipt.architecture)
     return {
         "parcel": path,
         "passed": all(check.passed is not False for check in checks),
@@ -59,10 +62,7 @@ def verify_parcel(path: str, evaluation_files: EvaluationFiles, trust: TrustOpti
         "checks": [asdict(check) for check in checks],
         "checked_here": sorted(named & confirmed),
         "sender_states": sorted(named - confirmed),
-        "portability": [
-            asdict(p)
-            for p in report_portability(settings_from_receipt(receipt), receipt.precision.mode, receipt.architecture)
-        ],
+        "portability": [asdict(answer) for answer in portability],
         "receipt": receipt.model_dump(mode="json"),
     }
 

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lora_chat.config.lora_variants import find_lora_variant
 from lora_chat.config.plan import Plan
 from lora_chat.planning.calibration import MachineBenchmark, durations_from_benchmark, estimate_merge_time
 from lora_chat.planning.device import TIGHT_MEMORY_FRACTION, TargetDevice
@@ -219,8 +220,9 @@ def _list_notes(plan: Plan, problem: PlanningProblem, benchmark: MachineBenchmar
     notes = []
     if problem.data.is_estimated:
         notes.append("Tokens are counted by the embedded base's tokenizer: this base's own is not here.")
-    if plan.adapter.dropout or plan.adapter.variant == "dora":
-        what = "dropout" if plan.adapter.dropout else "DoRA"
+    variant = find_lora_variant(plan.adapter.variant)
+    if plan.adapter.dropout or not variant.has_estimate:
+        what = "dropout" if plan.adapter.dropout else variant.title
         notes.append(f"What {what} adds to memory and time is not in these figures.")
     if benchmark:
         notes.append("Times and memory: from small models of these widths, tried on this machine.")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lora_chat.errors import RecipeError
-from lora_chat.models.adapter_config import build_peft_config
+from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.sharing.compatibility import report_portability
 from lora_chat.sharing.container import (
     CARD,
@@ -18,7 +18,7 @@ from lora_chat.sharing.container import (
     pack_members,
 )
 from lora_chat.sharing.model_card import format_parcel_card
-from lora_chat.sharing.parcel import encode_config, settings_from_receipt
+from lora_chat.sharing.parcel import encode_config
 from lora_chat.sharing.receipt import MemberReceipt, Receipt, encode_receipt
 from lora_chat.sharing.signature import read_public_key, sign_members
 from lora_chat.system.atomic_write import atomic_output_file
@@ -33,8 +33,8 @@ def build_members(draft: Receipt, weights: bytes, key: Path | None = None) -> di
     Raises RecipeError for a key that cannot sign, ValueError for what is too large for a parcel.
     """
     signer = read_public_key(key) if key else None
-    settings = settings_from_receipt(draft)
-    config = build_peft_config(settings, draft.base.base, draft.base.revision)
+    settings = LoraSettings.from_section(draft.adapter)
+    config = settings.to_peft_file(draft.base.base, draft.base.revision)
     portability = report_portability(settings, draft.precision.mode, draft.architecture)
     members = {
         CONFIG: encode_config(config),

@@ -6,10 +6,10 @@ deprecation says), mlx-lm 0.32 (`tuner/utils.py`, `models/`), PEFT's tags. lora_
 llama.cpp and measures (`proof.json`); the other three answers are knowledge, not measurements.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.architectures import find_architecture
 
 PortabilityLevel = Literal["yes", "near", "merged", "no"]
@@ -27,9 +27,10 @@ class Portability:
     why: str
 
 
-def report_portability(settings: Mapping[str, Any], mode: str, architecture: str | None) -> tuple[Portability, ...]:
-    """For an adapter's settings (`validate_lora_settings`), how its base was held, and the base's `model_type`, if
-    known.
+def report_portability(settings: LoraSettings, mode: str, architecture: str | None) -> tuple[Portability, ...]:
+    """Return where an adapter of these settings can be used.
+
+    `mode` is the precision of the base in training; `architecture` is its `model_type`, if known.
     """
     return (
         _peft_portability(settings, mode),
@@ -45,20 +46,21 @@ def smallest_vllm_rank(rank: int) -> int | None:
     return next((possible for possible in _VLLM_RANKS if possible >= rank), None)
 
 
-def _peft_portability(settings: Mapping[str, Any], mode: str) -> Portability:
-    least = "0.9 (DoRA)" if settings["use_dora"] else "0.8 (rsLoRA)" if settings["use_rslora"] else "0.4"
+def _peft_portability(settings: LoraSettings, mode: str) -> Portability:
+    variant = settings.variant
+    least = f"{variant.min_peft_version} ({variant.title})" if variant.peft_argument else variant.min_peft_version
     return Portability("PEFT", "yes", f"version {least} or newer; {_base_precision_note(mode)}")
 
 
-def _vllm_portability(settings: Mapping[str, Any], mode: str, architecture: str | None) -> Portability:
-    if settings["use_dora"]:
-        return _merged_only("vLLM", "it knows no DoRA")
+def _vllm_portability(settings: LoraSettings, mode: str, architecture: str | None) -> Portability:
+    if unsupported := [variant.title for variant in settings.special_variants if not variant.read_by_vllm]:
+        return _merged_only("vLLM", f"it knows no {unsupported[0]}")
     takes_lora = find_architecture(architecture).vllm_lora
     if takes_lora is False:
         return _merged_only("vLLM", f"its {architecture} takes no LoRA")
-    rank = smallest_vllm_rank(settings["r"])
+    rank = smallest_vllm_rank(settings.rank)
     if rank is None:
-        return _merged_only("vLLM", f"rank {settings['r']} is above {_VLLM_RANKS[-1]}")
+        return _merged_only("vLLM", f"rank {settings.rank} is above {_VLLM_RANKS[-1]}")
     flag = f"--enable-lora --max-lora-rank {rank}"
     if not takes_lora:
         return Portability("vLLM", "yes", f"with {flag}, if its model for {architecture or 'this base'} takes LoRA")
@@ -67,14 +69,13 @@ def _vllm_portability(settings: Mapping[str, Any], mode: str, architecture: str 
     return Portability("vLLM", "yes", f"with {flag}")
 
 
-def _llama_cpp_portability(settings: Mapping[str, Any], mode: str, architecture: str | None) -> Portability:
-    if settings["use_dora"]:
-        return _merged_only("llama.cpp", "it knows no DoRA; export --to gguf")
+def _llama_cpp_portability(settings: LoraSettings, mode: str, architecture: str | None) -> Portability:
+    if unsupported := [variant.title for variant in settings.special_variants if not variant.read_by_llama_cpp]:
+        return _merged_only("llama.cpp", f"it knows no {unsupported[0]}; export --to gguf")
     if find_architecture(architecture).stores_transposed_weights:
         return _merged_only("llama.cpp", f"its converter turns {architecture}'s weights; export --to gguf")
-    how = "export --to gguf-adapter, then --lora" + (
-        " (rsLoRA's scale goes into alpha)" if _uses_rslora(settings) else ""
-    )
+    scaled = [f" ({v.title}'s scale goes into alpha)" for v in settings.special_variants if v.scales_by_sqrt_rank]
+    how = "export --to gguf-adapter, then --lora" + "".join(scaled)
     if mode != "none":
         return Portability("llama.cpp", "near", f"{how}; {_ORIGINAL_WEIGHTS_NOTE} (or merged: --to gguf)")
     return Portability("llama.cpp", "yes", how)
@@ -93,10 +94,6 @@ def _base_precision_note(mode: str) -> str:
 
 
 _ORIGINAL_WEIGHTS_NOTE = "near, not the same, on the base's own weights: it learned on quantised ones"
-
-
-def _uses_rslora(settings: Mapping[str, Any]) -> bool:
-    return settings["use_rslora"] is True
 
 
 def _merged_only(program: str, why: str) -> Portability:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.models.adapter_config import StoredAdapter, build_peft_config, validate_lora_settings
+from lora_chat.models.adapter_config import LoraSettings, StoredAdapter
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import report_portability
 from lora_chat.sharing.container import (
@@ -174,16 +174,15 @@ def _check_signature(
     return None, found + ("" if signer or not passed else "; is that theirs? --signer KEY requires it"), passed
 
 
-def _check_config(members: Mapping[str, bytes], receipt: Receipt) -> tuple[dict[str, Any], str, bool]:
+def _check_config(members: Mapping[str, bytes], receipt: Receipt) -> tuple[LoraSettings, str, bool]:
     try:
         config = parse_strict_json(members[CONFIG].decode("ascii"))
     except ValueError as error:
         raise IntegrityError(f"the config {str(error)[:200]}") from error
     if not isinstance(config, dict):
         raise IntegrityError("the config is no object")
-    stored = StoredAdapter("of this parcel", config, dict, None, None)
-    settings = validate_lora_settings(stored, {"bias": "none"})
-    plain = build_peft_config(settings, receipt.base.base, receipt.base.revision)
+    settings = LoraSettings.from_peft(config, "of this parcel", {"bias": "none"})
+    plain = settings.to_peft_file(receipt.base.base, receipt.base.revision)
     differing_keys = [
         key for key in sorted(config.keys() | plain.keys()) if config.get(key, ...) != plain.get(key, ...)
     ]
@@ -193,15 +192,11 @@ def _check_config(members: Mapping[str, bytes], receipt: Receipt) -> tuple[dict[
             if differing_keys
             else "odd config"
         )
-    summary = (
-        f"rank {settings['r']}, alpha {settings['lora_alpha']:g}, {len(settings['target_modules'])} target modules"
-    )
+    summary = f"rank {settings.rank}, alpha {settings.alpha:g}, {len(settings.target_modules)} target modules"
     return settings, summary, True
 
 
-def _check_weights(
-    members: Mapping[str, bytes], receipt: Receipt, settings: Mapping[str, Any]
-) -> tuple[None, str, bool]:
+def _check_weights(members: Mapping[str, bytes], receipt: Receipt, settings: LoraSettings) -> tuple[None, str, bool]:
     tensors = read_tensors(members[WEIGHTS])
     count = check_tensors(tensors, settings)
     if count != receipt.parameters:
@@ -209,8 +204,8 @@ def _check_weights(
     return None, f"{len(tensors)} tensors, {count:,} parameters, all of them LoRA pairs and finite", True
 
 
-def _check_settings_match(receipt: Receipt, settings: Mapping[str, Any]) -> tuple[None, str, bool]:
-    if settings_from_receipt(receipt) != settings:
+def _check_settings_match(receipt: Receipt, settings: LoraSettings) -> tuple[None, str, bool]:
+    if LoraSettings.from_section(receipt.adapter) != settings:
         raise IntegrityError("the receipt states another adapter than the config")
     template = receipt.chat_template
     if template is not None and hashlib.sha256(template.encode()).hexdigest() != receipt.base.chat_template:
@@ -219,25 +214,12 @@ def _check_settings_match(receipt: Receipt, settings: Mapping[str, Any]) -> tupl
     return None, f"{receipt.adapter.variant}, as in the receipt{brings}", True
 
 
-def _check_card(members: Mapping[str, bytes], receipt: Receipt, settings: Mapping[str, Any]) -> tuple[None, str, bool]:
+def _check_card(members: Mapping[str, bytes], receipt: Receipt, settings: LoraSettings) -> tuple[None, str, bool]:
     """A card is shown by hubs and editors, so it says what the receipt says or the parcel is refused."""
     portability = report_portability(settings, receipt.precision.mode, receipt.architecture)
     if not card_matches_receipt(members[CARD], receipt, portability):
         raise IntegrityError("README.md is not the card that lora_chat writes of this receipt")
     return None, "README.md is the card that lora_chat writes of this receipt, word for word", True
-
-
-def settings_from_receipt(receipt: Receipt) -> dict[str, Any]:
-    """The settings that a receipt states, as `validate_lora_settings` gives them."""
-    stated = receipt.adapter
-    return {
-        "r": stated.rank,
-        "lora_alpha": stated.alpha,
-        "lora_dropout": stated.dropout,
-        "target_modules": sorted(stated.target_modules),
-        "use_rslora": stated.variant == "rslora",
-        "use_dora": stated.variant == "dora",
-    }
 
 
 def encode_config(config: Mapping[str, Any]) -> bytes:

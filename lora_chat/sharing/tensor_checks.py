@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lora_chat.config.lora_variants import EXTRA_VECTORS
 from lora_chat.errors import IntegrityError
+from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.system.safetensors_header import MAX_HEADER_BYTES, check_raw_header
 
 if TYPE_CHECKING:
@@ -12,7 +14,8 @@ if TYPE_CHECKING:
 
 _ALLOWED_DTYPES = {"torch.float32", "torch.float16", "torch.bfloat16"}
 _LORA_KEY_PATTERN = re.compile(
-    r"base_model\.model\.([A-Za-z0-9_.]{1,300})\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)"
+    r"base_model\.model\.([A-Za-z0-9_.]{1,300})\."
+    rf"(lora_A\.weight|lora_B\.weight|{'|'.join(EXTRA_VECTORS)})"
 )
 
 
@@ -31,10 +34,10 @@ def read_tensors(raw: bytes) -> "dict[str, torch.Tensor]":
         raise IntegrityError(f"the weights cannot be read: {str(error)[:200]}") from error
 
 
-def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: Mapping[str, Any]) -> int:
+def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: LoraSettings) -> int:
     """Raise IntegrityError unless these are whole LoRA pairs of the settings' rank and modules; counts parameters.
 
-    `settings` are those of `validate_lora_settings`. What the base has is checked where the base is at hand.
+    What the base has is checked where the base is at hand.
     """
     import torch
 
@@ -44,7 +47,7 @@ def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: Mapping[str, 
         if not found:
             raise IntegrityError(f"the weights hold {key[:200]!a}, which is no LoRA weight")
         module, part = found[1], found[2].split(".")[0]
-        if not any(module == target or module.endswith(f".{target}") for target in settings["target_modules"]):
+        if not any(module == target or module.endswith(f".{target}") for target in settings.target_modules):
             raise IntegrityError(f"the weights hold {key[:200]!a}, which is no target module of the config")
         if str(tensor.dtype) not in _ALLOWED_DTYPES:
             raise IntegrityError(f"{key} is {tensor.dtype}, not floating point of 16 or 32 bits")
@@ -55,24 +58,24 @@ def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: Mapping[str, 
         raise IntegrityError("the weights are empty")
     for module, parts in modules.items():
         _check_pair(module, parts, settings)
-    unused = [t for t in settings["target_modules"] if not any(m == t or m.endswith(f".{t}") for m in modules)]
+    unused = [t for t in settings.target_modules if not any(m == t or m.endswith(f".{t}") for m in modules)]
     if unused:
         raise IntegrityError(f"the config names {unused[0][:100]!a}, for which there are no weights")
     return sum(tensor.numel() for tensor in tensors.values())
 
 
-def _check_pair(module: str, parts: "Mapping[str, torch.Tensor]", settings: Mapping[str, Any]) -> None:
-    expected = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if settings["use_dora"] else set())
+def _check_pair(module: str, parts: "Mapping[str, torch.Tensor]", settings: LoraSettings) -> None:
+    expected = {"lora_A", "lora_B"}.union(*(variant.extra_vectors for variant in settings.special_variants))
     if parts.keys() != expected:
         unexpected = sorted(parts.keys() ^ expected)[0]
         raise IntegrityError(f"{module}: {unexpected} is {'missing' if unexpected in expected else 'not expected'}")
     if parts["lora_A"].dtype != parts["lora_B"].dtype:
         raise IntegrityError(f"{module}: its two weights are {parts['lora_A'].dtype} and {parts['lora_B'].dtype}")
-    first, second, rank = parts["lora_A"], parts["lora_B"], settings["r"]
+    first, second, rank = parts["lora_A"], parts["lora_B"], settings.rank
     if first.dim() != 2 or second.dim() != 2 or first.shape[0] != rank or second.shape[1] != rank:
         raise IntegrityError(
             f"{module}: weights of {tuple(first.shape)} and {tuple(second.shape)} are no LoRA of rank {rank}"
         )
-    magnitude = parts.get("lora_magnitude_vector")
-    if magnitude is not None and tuple(magnitude.shape) != (second.shape[0],):
-        raise IntegrityError(f"{module}: a magnitude of {tuple(magnitude.shape)} does not fit it")
+    for name in expected - {"lora_A", "lora_B"}:
+        if tuple(parts[name].shape) != (second.shape[0],):
+            raise IntegrityError(f"{module}: {name} of shape {tuple(parts[name].shape)} does not fit it")

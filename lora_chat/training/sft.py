@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lora_chat.config.lora_variants import EXTRA_VECTORS
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.errors import OutOfMemoryError, explain_write_errors
 from lora_chat.system.atomic_write import private_umask
@@ -306,5 +307,5 @@ def _cast_adapter(model: "PeftModel", dtype: "torch.dtype") -> None:
     by 0.1 % and bf16 has steps of 0.4 %. So it is trained in fp32, and rounded once at the end.
     """
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_magnitude_vector" not in name:
+        if parameter.requires_grad and not any(vector in name for vector in EXTRA_VECTORS):
             parameter.data = parameter.data.to(dtype)

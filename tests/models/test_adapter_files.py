@@ -2,14 +2,18 @@
 
 import json
 import shutil
+from typing import get_args
 
 import pytest
 import torch
+from peft import LoraConfig
 
+from lora_chat.config.lora_variants import LORA_VARIANTS, LoraVariantName
+from lora_chat.config.recipe import AdapterSection
 from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import load_adapter
 from lora_chat.models.adapter_checks import check_adapter_weights
-from lora_chat.models.adapter_config import StoredAdapter, validate_lora_settings
+from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.base_model import load_base_model
 from lora_chat.pipeline.open_adapter import resolve_adapter
@@ -80,9 +84,9 @@ def test_hostile_adapter_settings_are_refused(random_base, make_adapter, tmp_pat
 )
 def test_settings_that_make_outputs_overflow_are_refused(change, told):
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
-    validate_lora_settings(StoredAdapter("it", config, dict, None, None), {})
+    LoraSettings.from_peft(config, "it", {})
     with pytest.raises(IntegrityError, match=told):
-        validate_lora_settings(StoredAdapter("it", config | change, dict, None, None), {})
+        LoraSettings.from_peft(config | change, "it", {})
 
 
 @pytest.mark.parametrize("value", [1e5, -1e38, float("inf"), float("nan")])
@@ -91,3 +95,36 @@ def test_values_that_make_outputs_overflow_are_refused(value):
     check_adapter_weights(weights, weights, "it")
     with pytest.raises(IntegrityError, match=r"overflows|not numbers"):
         check_adapter_weights({"a": torch.tensor([[0.1, value]])}, weights, "it")
+
+
+PEFT_DEFAULTS = LoraConfig().to_dict()
+
+
+@pytest.mark.parametrize("variant", LORA_VARIANTS, ids=lambda variant: variant.name)
+def test_settings_survive_the_way_through_peft(variant):
+    section = AdapterSection(rank=4, alpha=3.5, dropout=0.25, target_modules=("b", "a"), variant=variant.name)
+    settings = LoraSettings.from_section(section)
+    saved = LoraConfig(task_type="CAUSAL_LM", **settings.to_peft()).to_dict()
+    saved["target_modules"] = sorted(saved["target_modules"])
+    read = LoraSettings.from_peft(saved, "it", PEFT_DEFAULTS)
+    assert read == settings == LoraSettings.from_peft(settings.to_peft_file("base", None), "it", {"bias": "none"})
+    assert read.variant == variant
+    assert read.to_section() == section.model_copy(update={"target_modules": ("a", "b")})
+
+
+def test_recipes_offer_the_variants_of_the_table():
+    assert get_args(LoraVariantName) == tuple(variant.name for variant in LORA_VARIANTS)
+
+
+def test_scale_in_alpha_keeps_the_function_of_rslora():
+    settings = LoraSettings.from_section(AdapterSection(rank=16, alpha=32, variant="rslora"))
+    plain = settings.with_scale_in_alpha()
+    assert (plain.variant.name, plain.to_section().scale) == ("lora", settings.to_section().scale)
+    assert plain.with_scale_in_alpha() == plain
+
+
+def test_an_adapter_with_two_variants_keeps_both():
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    both = LoraSettings.from_peft(config | {"use_rslora": True, "use_dora": True}, "it", {})
+    assert both.variant.name == "dora"
+    assert both.to_peft()["use_rslora"] is both.to_peft()["use_dora"] is True

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 
 from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import check_adapter_fits
+from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.base_model import load_meta_model
 from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
@@ -92,7 +93,7 @@ def test_a_header_that_is_odd_is_refused(made, fits, kind):
     assert str(path.parent) in str(caught.value)
     raw = path.read_bytes()
     with pytest.raises(IntegrityError):  # the same in a parcel
-        check_tensors(read_tensors(raw), {"r": 4, "target_modules": ["q_proj"], "use_dora": False})
+        check_tensors(read_tensors(raw), LoraSettings(4, 8, 0, ("q_proj",)))
     assert time.process_time() - started < 5
 
 
@@ -125,7 +126,7 @@ def test_halves_of_two_types_are_refused(made, fits, half):
     with pytest.raises(IntegrityError, match="other half"):
         fits()
     pair = {name: tensor for name, tensor in read_tensors(raw).items() if name in (A, B)}
-    settings = {"r": pair[A].shape[0], "target_modules": ["q_proj"], "use_dora": False}
+    settings = LoraSettings(pair[A].shape[0], 8, 0, ("q_proj",))
     with pytest.raises(IntegrityError, match="its two weights"):
         check_tensors(pair, settings)
     check_tensors({**pair, A: pair[A].half(), B: pair[B].half()}, settings)

@@ -48,13 +48,7 @@ def make_parcel(base, make_adapter, tmp_path):
             base=bound,
             recipe={},
             precision={"mode": "none", "double_quantization": True, "dtype": "float32"},
-            adapter={
-                "rank": settings["r"],
-                "alpha": settings["lora_alpha"],
-                "dropout": settings["lora_dropout"],
-                "target_modules": sorted(settings["target_modules"]),
-                "variant": "lora",
-            },
+            adapter=settings.to_section().model_dump(mode="json"),
             parameters=check_tensors(read_tensors(weights), settings),
         )
         path = tmp_path / "kiln.lorachat"

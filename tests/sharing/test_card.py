@@ -13,13 +13,19 @@ from markdown_it import MarkdownIt
 
 from lora_chat.config.plan import make_plan
 from lora_chat.config.recipe import AdapterSection, BaseSection, Recipe
+from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import report_portability
 from lora_chat.sharing.model_card import format_parcel_card, format_run_card, wilson_interval
 from lora_chat.sharing.receipt import Receipt, public_base_name
 from lora_chat.system.hardware import Hardware
 
-SETTINGS = {"r": 16, "use_dora": False, "use_rslora": False}
+
+def settings_of(**fields):
+    return LoraSettings.from_section(AdapterSection(**fields))
+
+
+SETTINGS = settings_of()
 NASTY = [
     "x\n---\nlicense: mit\n---\n",
     "| a | b |\n|---|---|",
@@ -137,9 +143,9 @@ def test_the_card_of_version_1_never_changes():
         (SETTINGS, "4bit", "llama"),
         (SETTINGS, "8bit", "qwen3"),
         (SETTINGS, "none", "gpt2"),
-        ({**SETTINGS, "use_dora": True}, "none", None),
-        ({**SETTINGS, "use_rslora": True, "r": 600}, "4bit", "phi3"),
-        ({**SETTINGS, "r": 20}, "none", "unheard_of"),
+        (settings_of(variant="dora"), "none", None),
+        (settings_of(variant="rslora", rank=600), "4bit", "phi3"),
+        (settings_of(rank=20), "none", "unheard_of"),
     ]:
         found = facts(license="Apache-2.0" if mode == "none" else None, architecture=architecture)
         found["precision"]["mode"] = mode
@@ -169,7 +175,7 @@ def test_four_tools_and_the_license_are_named():
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "friend/tiny"
     for words in ("lora-chat verify kiln-1.lorachat", "PeftModel.from_pretrained", "llama-cli", "ollama create"):
         assert words in card
-    dora = format_parcel_card(receipt, report_portability({**SETTINGS, "use_dora": True}, "4bit", "llama"))
+    dora = format_parcel_card(receipt, report_portability(settings_of(variant="dora"), "4bit", "llama"))
     assert "--to gguf --type f16" in dora and "--lora" not in dora.split("llama.cpp:")[1].split("Ollama:")[0]
 
 
@@ -189,19 +195,18 @@ def test_a_base_in_a_folder_keeps_only_its_own_name(base, name):
 
 
 def answers(settings, mode="none", architecture="llama"):
-    found = report_portability({**SETTINGS, **settings}, mode, architecture)
+    found = report_portability(settings_of(**settings), mode, architecture)
     return {p.program: p.answer for p in found}
 
 
 def test_portability_tells_ranks_variants_precisions_and_architectures_apart():
-    assert AdapterSection().rank == SETTINGS["r"]
     usual = {"PEFT": "yes", "vLLM": "yes", "llama.cpp": "yes", "Ollama": "merged", "MLX": "merged"}
     assert answers({}) == usual
     assert answers({}, "4bit") == {**usual, "vLLM": "near", "llama.cpp": "near"}
-    assert answers({"use_dora": True}) == {**usual, "vLLM": "merged", "llama.cpp": "merged"}
-    assert answers({"use_rslora": True}) == usual
-    assert answers({"r": 513}) == {**usual, "vLLM": "merged"}
+    assert answers({"variant": "dora"}) == {**usual, "vLLM": "merged", "llama.cpp": "merged"}
+    assert answers({"variant": "rslora"}) == usual
+    assert answers({"rank": 513}) == {**usual, "vLLM": "merged"}
     assert answers({}, "none", "gpt2") == {**usual, "vLLM": "merged", "llama.cpp": "merged", "MLX": "no"}
     assert answers({}, "none", None) == {**usual, "MLX": "no"}
-    whys = {p.program: p.why for p in report_portability({**SETTINGS, "r": 20}, "none", "qwen3")}
+    whys = {p.program: p.why for p in report_portability(settings_of(rank=20), "none", "qwen3")}
     assert "--max-lora-rank 32" in whys["vLLM"]
