@@ -1,4 +1,4 @@
-"""The members of a parcel, made of an adapter and the facts about it."""
+"""Build the members of a parcel from an adapter and its receipt, and write the file."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -24,13 +24,13 @@ from lora_chat.sharing.signature import read_public_key, sign_members
 from lora_chat.system.atomic_write import atomic_output_file
 
 PLACEHOLDER_DIGEST = "0" * 64
-"""The digest of a receipt that is not finished."""
+"""Digest in a receipt that is not finished."""
 
 
 def build_members(draft: Receipt, weights: bytes, key: Path | None = None) -> dict[str, bytes]:
-    """All members of a parcel; without a key the same facts give the same bytes.
+    """Build all members of a parcel. Without a key, the same receipt and weights give the same bytes.
 
-    Raises RecipeError for a key that cannot sign, ValueError for what is too large for a parcel.
+    Raises RecipeError for a key that cannot sign, ValueError for a member that is too large.
     """
     signer = read_public_key(key) if key else None
     settings = LoraSettings.from_section(draft.adapter)
@@ -50,8 +50,8 @@ def build_members(draft: Receipt, weights: bytes, key: Path | None = None) -> di
     members[RECEIPT] = encode_receipt(receipt_fields)
     if oversized := [name for name, body in members.items() if len(body) > MAX_MEMBER_BYTES[name]]:
         raise ValueError(
-            f"{oversized[0]} has {len(members[oversized[0]]):,} bytes; a parcel holds "
-            f"{MAX_MEMBER_BYTES[oversized[0]]:,}"
+            f"{oversized[0]} has {len(members[oversized[0]]):,} bytes; at most "
+            f"{MAX_MEMBER_BYTES[oversized[0]]:,} are allowed in a parcel"
         )
     if key:
         members[SIGNATURE] = sign_members({name: members[name] for name in REQUIRED_MEMBERS}, key)
@@ -59,12 +59,12 @@ def build_members(draft: Receipt, weights: bytes, key: Path | None = None) -> di
 
 
 def write_parcel(members: Mapping[str, bytes], to: Path, verify: Callable[[Path], object]) -> None:
-    """Write the file, have it checked as a receiver would, and only then give it its name.
+    """Write the file under a temporary name, call `verify` on it, and rename it only if that raises nothing.
 
-    Raises RecipeError where another file stands already.
+    Raises RecipeError if another file has that name already.
     """
     if to.exists() and (not to.is_file() or not _has_same_content(to, members)):
-        raise RecipeError(f"{to} is there already, and is another file; name another with --out.")
+        raise RecipeError(f"Another file exists already: {to}. Fix: name a new file with --out.")
     with atomic_output_file(to, "the parcel", shared=True) as file:
         for piece in pack_members(members):
             file.write(piece)
@@ -73,6 +73,7 @@ def write_parcel(members: Mapping[str, bytes], to: Path, verify: Callable[[Path]
 
 
 def _has_same_content(path: Path, members: Mapping[str, bytes]) -> bool:
+    """Return whether a file is the parcel of these members, byte for byte."""
     if path.stat().st_size != sum(map(len, pack_members(members))):
         return False
     with path.open("rb") as file:

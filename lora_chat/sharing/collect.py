@@ -1,4 +1,4 @@
-"""What a run's folder says about its adapter, in figures and digests: no words of dialogues, no folders."""
+"""Collect the figures and digests of a run for its receipt, without words of dialogues and names of folders."""
 
 import hashlib
 import math
@@ -21,12 +21,12 @@ _HUB_SOURCE_PATTERN = re.compile(r" at [0-9a-f]{12}$")
 
 
 def make_base_receipt(identity: Identity) -> BaseReceipt:
-    """The identity of a base without the folders of the machine it was trained on."""
+    """Return the identity of a base without the folders of the machine that trained on it."""
     return BaseReceipt(**{**identity.model_dump(), "base": public_base_name(identity.base)})
 
 
 def collect_precision(run: RunFolder) -> PrecisionReceipt:
-    """How the base was held in training."""
+    """Read the precision of the base in training from the plan of a run."""
     precision = run.read_plan().precision
     return PrecisionReceipt(
         mode=precision.mode, double_quantization=precision.double_quantization, dtype=precision.dtype
@@ -34,7 +34,7 @@ def collect_precision(run: RunFolder) -> PrecisionReceipt:
 
 
 def collect_recipe(run: RunFolder, base: str) -> dict[str, Any]:
-    """The resolved recipe with file names in place of paths, and without where the run was written."""
+    """Return the resolved recipe of a run with file names in place of paths, and without its output folder."""
     recipe: dict[str, Any] = read_recipe(str(run.recipe), []).model_dump(mode="json")
     recipe["base"]["name"] = base
     recipe["output"].pop("directory")
@@ -50,8 +50,8 @@ def collect_recipe(run: RunFolder, base: str) -> dict[str, Any]:
 
 
 def collect_data(run: RunFolder) -> DataReceipt:
-    """The ledger, the audit's counts and the digests of what was trained on and held out."""
-    account, audit = _read_json(run.statistics), _read_json(run.audit)
+    """Read the counts of the sources and of the audit, and the digests of the training and validation data."""
+    statistics, audit = _read_json(run.statistics), _read_json(run.audit)
     held_out = [path.read_bytes() for path in (run.validation, run.validation_blocks) if path.is_file()]
     rows = _read_identity(run).get("data.rows")
     with _refuse_malformed(run.statistics):
@@ -62,22 +62,22 @@ def collect_data(run: RunFolder) -> DataReceipt:
                 formats=tuple(sorted(set(source["files"].values()))),
                 counts={key: value for key, value in source.items() if type(value) is int},
             )
-            for source in account["sources"]
+            for source in statistics["sources"]
         ]
         return DataReceipt(
             rows=rows,
             held_out=hashlib.sha256(b"".join(held_out)).hexdigest() if held_out else None,
-            train_dialogues=account["train_dialogues"],
-            train_rows=account["train_rows"],
-            validation_dialogues=account["validation_dialogues"],
-            duplicates=account["duplicates"],
+            train_dialogues=statistics["train_dialogues"],
+            train_rows=statistics["train_rows"],
+            validation_dialogues=statistics["validation_dialogues"],
+            duplicates=statistics["duplicates"],
             sources=tuple(sources),
             audit=audit.get("counts", {}),
         )
 
 
 def collect_training(run: RunFolder) -> TrainingReceipt:
-    """Steps, tokens and seconds; of a run that was cut short, as far as its log goes."""
+    """Read steps, tokens and seconds of a run. A run that was interrupted has only the last step of its log."""
     result = _read_json(run.result) if run.result.is_file() else {}
     rows = run.read_lines(run.metrics) if run.metrics.is_file() else []
     logged = [row for row in rows if isinstance(row, dict) and "step" in row]
@@ -92,30 +92,30 @@ def collect_training(run: RunFolder) -> TrainingReceipt:
 
 
 def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
-    """Base against adapted; None for a run that was cut short, or whose figures are no numbers."""
+    """Read the comparison of base and adapted model; None if the run was interrupted or a loss is not finite."""
     if not run.comparison.is_file():
         return None
-    found = _read_json(run.comparison)
+    comparison = _read_json(run.comparison)
     with _refuse_malformed(run.comparison):
-        loss, facts = found["validation_loss"], found["facts"]
+        loss, facts = comparison["validation_loss"], comparison["facts"]
         if not all(math.isfinite(value) for value in loss.values()):
             return None
         return ComparisonReceipt.model_validate(
             {
                 "validation_loss": loss,
-                "validation_dialogues": found["validation_dialogues"],
-                "facts": {**facts, "questions": found["questions"]} if facts else None,
+                "validation_dialogues": comparison["validation_dialogues"],
+                "facts": {**facts, "questions": comparison["questions"]} if facts else None,
             }
         )
 
 
 def collect_versions(run: RunFolder) -> dict[str, str]:
-    """Of Python and the libraries that decide a run's numbers."""
+    """Read the versions of Python and of the libraries that decide the numbers of a run."""
     return {str(name): str(version) for name, version in _read_json(run.versions).items()}
 
 
 def _public_sources(value: Any) -> Any:
-    """Return what a recipe names as data without its folders; data sets of the hub keep their names."""
+    """Return the data sources of a recipe without their folders; data sets of the hub keep their names."""
     if isinstance(value, list):
         return [_public_sources(inner) for inner in value]
     if isinstance(value, dict):
@@ -124,7 +124,10 @@ def _public_sources(value: Any) -> Any:
 
 
 def public_file_name(text: str) -> str:
-    """Return the name of a file without its folders; a folder's own name, perhaps a client's, is left out too."""
+    """Return the name of a file without its folders.
+
+    A folder becomes the word "folder", because its name could be the name of a client.
+    """
     name = re.split(r"[/\\]", text.rstrip("/\\"))[-1]
     try:
         path = Path(text).expanduser()
@@ -137,7 +140,7 @@ def public_file_name(text: str) -> str:
 
 
 def strip_folders(value: Any) -> Any:
-    """A copy in which every absolute path, and every one that begins at a home, is only its last part."""
+    """Return a copy in which each path that is absolute, relative to a home or to `.` is only its last part."""
     if isinstance(value, dict):
         return {key: strip_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -146,7 +149,7 @@ def strip_folders(value: Any) -> Any:
 
 
 def strip_folder(text: str) -> str:
-    """The last part of what is a path on some system; anything else as it is."""
+    """Return the last part of a text that is such a path on some system, and any other text unchanged."""
     windows, posix = PureWindowsPath(text), PurePosixPath(text)
     if posix.is_absolute() or text.startswith(("~", "..", "./")):
         return posix.name or text.strip("/~.")
@@ -154,7 +157,7 @@ def strip_folder(text: str) -> str:
 
 
 def _read_identity(run: RunFolder) -> Mapping[str, Any]:
-    """What decides what is trained; runs of older versions have it only in their checkpoints."""
+    """Read the settings that identify a run; runs of older versions have them only in their checkpoints."""
     if run.identity.is_file():
         return _read_json(run.identity)
     manifests = sorted(run.checkpoints.glob("checkpoint-*/manifest.json"), key=lambda path: path.parent.name)
@@ -163,18 +166,19 @@ def _read_identity(run: RunFolder) -> Mapping[str, Any]:
 
 @contextmanager
 def _refuse_malformed(path: Path) -> Iterator[None]:
-    """Raise IntegrityError for a file whose JSON is built otherwise than lora_chat builds it."""
+    """Raise IntegrityError if reading a value fails because the JSON file lacks keys or has other types."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
         raise IntegrityError(
-            f"{path} is damaged: it does not hold what lora_chat writes ({type(error).__name__})."
+            f"{path} is damaged: its keys or types are not those that lora_chat writes ({type(error).__name__})."
         ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object of a file. Raises IntegrityError if it is missing or damaged."""
     try:
-        found: dict[str, Any] = read_json_object(path, MEDIUM_FILE_BYTES)
+        fields: dict[str, Any] = read_json_object(path, MEDIUM_FILE_BYTES)
     except OSError as error:
         raise IntegrityError(f"{path} is missing or damaged: {error}") from error
-    return found
+    return fields

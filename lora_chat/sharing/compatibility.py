@@ -1,9 +1,11 @@
-"""Where an adapter can be used besides lora_chat: yes, no, or with which loss, and why.
+"""Report which other programs can use an adapter, in which form, and why.
 
-What the programs do was read in their sources: vLLM (`vllm/lora/peft_helper.py`, `config/lora.py`, the models'
-`SupportsLoRA`, August 2026), llama.cpp (`convert_lora_to_gguf.py`, `src/llama-adapter.h`), Ollama (0.33 and what its
-deprecation says), mlx-lm 0.32 (`tuner/utils.py`, `models/`), PEFT's tags. lora_chat itself opens adapters with PEFT and
-llama.cpp and measures (`proof.json`); the other three answers are knowledge, not measurements.
+The answers follow the sources of the programs: vLLM (`vllm/lora/peft_helper.py`, `config/lora.py`, the models'
+`SupportsLoRA`, August 2026), llama.cpp (`convert_lora_to_gguf.py`, `src/llama-adapter.h`), Ollama (0.33 and its
+deprecation notice), mlx-lm 0.32 (`tuner/utils.py`, `models/`), PEFT's tags. lora_chat opens adapters with PEFT and
+llama.cpp and measures them (`proof.json`); the other three answers are not measured.
+
+The answers are part of the model card, so their words belong to the version of the receipt and must not change.
 """
 
 from dataclasses import dataclass
@@ -13,14 +15,14 @@ from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.architectures import find_architecture
 
 PortabilityLevel = Literal["yes", "near", "merged", "no"]
-"""near: it runs, on weights that are not those it learned on; merged: not as an adapter, but as a whole model."""
+"""`near` runs on other weights than those of training; `merged` is no adapter but a whole model."""
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
 class Portability:
-    """One program's answer."""
+    """One program, and whether it can use the adapter."""
 
     program: str
     answer: PortabilityLevel
@@ -28,9 +30,9 @@ class Portability:
 
 
 def report_portability(settings: LoraSettings, mode: str, architecture: str | None) -> tuple[Portability, ...]:
-    """Return where an adapter of these settings can be used.
+    """Report for each program whether it can use an adapter of these settings.
 
-    `mode` is the precision of the base in training; `architecture` is its `model_type`, if known.
+    `mode` is the quantization of the base in training; `architecture` is its `model_type`, if known.
     """
     return (
         _peft_portability(settings, mode),
@@ -42,7 +44,7 @@ def report_portability(settings: LoraSettings, mode: str, architecture: str | No
 
 
 def smallest_vllm_rank(rank: int) -> int | None:
-    """The smallest of vLLM's ranks that holds an adapter's; None if it is too large."""
+    """Return the smallest maximum rank of vLLM that admits an adapter; None if its rank is too large."""
     return next((possible for possible in _VLLM_RANKS if possible >= rank), None)
 
 

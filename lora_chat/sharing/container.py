@@ -1,8 +1,9 @@
-"""The parcel's container: a zip of a few stored members, every byte of which follows from what they hold.
+"""Pack and unpack the container of a parcel: a zip of stored members, in which the members decide every byte.
 
-It is written and compared here byte by byte, not with `zipfile`: what a later version of a library writes otherwise
-would make old parcels unreadable, and a general reader accepts a thousand other files (comments, gaps, duplicates,
-paths, compression) that nobody needs. The layout is that of PKWARE's APPNOTE.TXT 6.3.10, sections 4.3.7 to 4.3.16.
+The container is written and compared byte by byte here, not with `zipfile`, for two reasons. A later version of a
+library could write other bytes, which would make old parcels unreadable. A general reader also accepts comments, gaps,
+duplicates, paths and compression, which a parcel never has. The layout follows PKWARE's APPNOTE.TXT 6.3.10, sections
+4.3.7 to 4.3.16.
 """
 
 import struct
@@ -14,9 +15,9 @@ from lora_chat.errors import IntegrityError
 RECEIPT, CONFIG, WEIGHTS, CARD = "receipt.json", "adapter_config.json", "adapter_model.safetensors", "README.md"
 SIGNATURE = "model.sig"
 REQUIRED_MEMBERS = (RECEIPT, CONFIG, WEIGHTS, CARD)
-"""In this order; a signature may follow them."""
+"""Members that every parcel has, in this order; a signature may follow."""
 MAX_MEMBER_BYTES = {RECEIPT: 2**20, CONFIG: 2**16, WEIGHTS: 2**31 - 2**23, CARD: 2**20, SIGNATURE: 2**17}
-"""Bytes; with all of them the file is still one that needs no zip64."""
+"""Largest size of each member, in bytes. A file with all of them at this size still needs no zip64."""
 MAX_PARCEL_BYTES = sum(MAX_MEMBER_BYTES.values()) + 2**12
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -28,15 +29,15 @@ _FILE_ATTRIBUTES = 0o100644 << 16
 
 
 def pack_members(members: Mapping[str, bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """The file that holds these members, piece after piece: there is one such file and no other."""
+    """Yield the pieces of the one file that contains these members."""
     names = [*REQUIRED_MEMBERS, *([SIGNATURE] if SIGNATURE in members else [])]
     offset, directory = 0, b""
     for name in names:
         body, raw = members[name], name.encode("ascii")
-        facts = (_STORED, _MIDNIGHT, _FIRST_DAY, zlib.crc32(body), len(body), len(body), len(raw), 0)
-        head = _LOCAL_HEADER.pack(b"PK\3\4", _VERSION, 0, *facts) + raw
+        fields = (_STORED, _MIDNIGHT, _FIRST_DAY, zlib.crc32(body), len(body), len(body), len(raw), 0)
+        head = _LOCAL_HEADER.pack(b"PK\3\4", _VERSION, 0, *fields) + raw
         central = _CENTRAL_HEADER.pack(
-            b"PK\1\2", _UNIX | _VERSION, _VERSION, 0, *facts, 0, 0, 0, _FILE_ATTRIBUTES, offset
+            b"PK\1\2", _UNIX | _VERSION, _VERSION, 0, *fields, 0, 0, 0, _FILE_ATTRIBUTES, offset
         )
         directory += central + raw
         offset += len(head) + len(body)
@@ -47,10 +48,10 @@ def pack_members(members: Mapping[str, bytes | memoryview]) -> Iterator[bytes | 
 
 
 def unpack_members(data: bytes) -> dict[str, memoryview]:
-    """The members of a parcel, which share its memory. Raises IntegrityError for any file that `pack_members` would
-    not make.
+    """Return the members of a parcel as views of its memory.
 
-    Takes time and memory in proportion to the file's size, whatever stands in it.
+    Raises IntegrityError for any file that `pack_members` would not write. Time and memory are proportional to the
+    size of the file, whatever its content.
     """
     view, members, offset = memoryview(data), {}, 0
     for name in (*REQUIRED_MEMBERS, SIGNATURE):
@@ -63,17 +64,20 @@ def unpack_members(data: bytes) -> dict[str, memoryview]:
     for number, piece in enumerate(pack_members(members)):
         if view[offset : offset + len(piece)] != piece:
             where = list(members)[number // 2] if number < 2 * len(members) else "the directory at its end"
-            raise IntegrityError(f"the container is damaged at {where} (byte {offset} or behind it)")
+            raise IntegrityError(f"the container is damaged at {where} (at or after byte {offset})")
         offset += len(piece)
     if offset != len(data):
-        raise IntegrityError(f"{len(data) - offset} bytes stand behind the container's end")
+        raise IntegrityError(f"{len(data) - offset} bytes follow the end of the container")
     return members
 
 
 def _member_slice(data: bytes, offset: int, name: str) -> slice:
-    """Where the member `name` lies whose header begins at `offset`; everything else about it is compared later."""
+    """Return the slice of the member `name` whose header begins at `offset`.
+
+    The caller compares all other fields of the header.
+    """
     if len(data) < offset + _LOCAL_HEADER.size:
-        raise IntegrityError(f"the container ends in front of {name} (byte {len(data)})")
+        raise IntegrityError(f"the container ends before {name} (byte {len(data)})")
     signature, *_, size, length, _ = _LOCAL_HEADER.unpack_from(data, offset)
     if signature != b"PK\3\4" or length != len(name):
         raise IntegrityError(f"the container has no {name} at byte {offset}")
@@ -81,5 +85,5 @@ def _member_slice(data: bytes, offset: int, name: str) -> slice:
         raise IntegrityError(f"{name} claims {size} bytes; {MAX_MEMBER_BYTES[name]} are allowed")
     start = offset + _LOCAL_HEADER.size + length
     if start + size > len(data):
-        raise IntegrityError(f"{name} claims {size} bytes; the file ends before")
+        raise IntegrityError(f"{name} claims {size} bytes; the file ends before that")
     return slice(start, start + size)

@@ -1,6 +1,7 @@
-"""The figures of a receipt. They are the sender's word; what no run can give, or what does not add up, is refused.
+"""Strict models of the figures in a receipt; figures that no run can give, or that do not add up, are refused.
 
-The bounds belong to version 1 of the receipt: parcels that were packed under them open for ever.
+The figures are claims of the sender. The bounds belong to version 1 of the receipt and must not become tighter, because
+parcels that were packed under them must always open.
 """
 
 import math
@@ -16,11 +17,11 @@ ShortText = Annotated[str, StringConstraints(max_length=200)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Proportion = Annotated[float, Field(ge=0, le=1)]
 Loss = Annotated[float, Field(ge=0, le=10_000)]
-"""Nats per supervised token; a model that has diverged completely stays far below the bound."""
+"""Loss, in nats per supervised token. A model that has diverged completely stays far below the bound."""
 CountKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_]{0,39}$")]
 
 _ROUNDING = 1e-5
-"""How far below zero a KL divergence may fall by the rounding of float32."""
+"""Largest negative KL divergence that rounding in float32 can give."""
 KlDivergence = Annotated[float, Field(ge=-_ROUNDING, le=10_000)]
 MAX_STEPS = 10**8
 _MAX_STEPS_PER_SECOND = 10_000
@@ -32,27 +33,28 @@ PARITY_TOLERANCES = {
     "loss_rise": 0.02,
     "share_of_control": 0.5,
 }
-"""What the proof of a PEFT adapter was allowed when version 1 was written; `delivery/limits.py` gives the reasons."""
+"""Tolerances of the parity check of a PEFT adapter in version 1; `export/parity/tolerances.py` gives the reasons."""
 
 
 class SourceReceipt(StrictModel):
-    """The ledger of one source: what became of its lines, in figures."""
+    """The counts of one data source: how many of its lines were accepted, blank, refused or dropped."""
 
     name: ShortText
-    """Without its folder."""
+    """Name of the source without its folder."""
     weight: Annotated[float, Field(gt=0, le=100)]
     formats: tuple[CountKey, ...]
     counts: dict[CountKey, Count]
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
+        """Raise ValueError if the counts contradict one another."""
         counts = self.counts
         parts = [counts[key] for key in ("accepted", "blank", "refused") if key in counts]
         if "lines" in counts and len(parts) == 3 and sum(parts) + counts.get("dropped", 0) != counts["lines"]:
             raise ValueError("lines are not accepted + blank + refused + dropped")
-        for less, more in _ORDERED_COUNTS:
-            if less in counts and more in counts and counts[less] > counts[more]:
-                raise ValueError(f"more {less} than {more}")
+        for part, whole in _ORDERED_COUNTS:
+            if part in counts and whole in counts and counts[part] > counts[whole]:
+                raise ValueError(f"more {part} than {whole}")
         return self
 
 
@@ -65,39 +67,43 @@ _ORDERED_COUNTS = (
     ("supervised_tokens", "tokens"),
     ("longest", "tokens"),
 )
+"""Pairs of counts of which the first cannot exceed the second."""
 
 
 class DataReceipt(StrictModel):
-    """What was trained on and measured with, never its words."""
+    """Counts and digests of the training and validation data, without its text."""
 
     rows: Sha256Digest | None
-    """sha256 of the token ids and labels in their order; None for a run of an older version."""
+    """SHA-256 of the token ids and labels in their order; None for a run of an older version."""
     held_out: Sha256Digest | None
-    """sha256 of the held-out dialogues as the run keeps them; None where it keeps none."""
+    """SHA-256 of the validation files in the run folder; None if the run has none."""
     train_dialogues: Annotated[Count, Field(ge=1)]
     train_rows: Annotated[Count, Field(ge=1)]
     validation_dialogues: Annotated[Count, Field(ge=1)]
     duplicates: Count
     sources: Annotated[tuple[SourceReceipt, ...], Field(max_length=10_000)]
     audit: dict[CountKey, Count]
-    """How often each kind of finding was seen; what was seen stays with the run."""
+    """Number of findings of each kind in the audit. The findings themselves stay in the run folder."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        read = [source.counts.get("dialogues") for source in self.sources]
-        known = [count for count in read if count is not None]
-        if self.sources and len(known) == len(read):
+        """Raise ValueError if there are more dialogues or rows than the sources have."""
+        dialogues = [source.counts.get("dialogues") for source in self.sources]
+        known = [count for count in dialogues if count is not None]
+        if self.sources and len(known) == len(dialogues):
             for name in ("train_dialogues", "duplicates"):
                 if getattr(self, name) > sum(known):
                     raise ValueError(f"more {name} than dialogues in the sources")
-        most = [source.counts["rows"] * math.ceil(source.weight) for source in self.sources if "rows" in source.counts]
-        if self.sources and len(most) == len(self.sources) and self.train_rows > sum(most):
+        max_rows = [
+            source.counts["rows"] * math.ceil(source.weight) for source in self.sources if "rows" in source.counts
+        ]
+        if self.sources and len(max_rows) == len(self.sources) and self.train_rows > sum(max_rows):
             raise ValueError("more train_rows than the rows of the sources allow")
         return self
 
 
 class TrainingReceipt(StrictModel):
-    """What the training took. Of a run that was cut short only its last step is known, all else is 0."""
+    """Steps, tokens and duration of the training; an interrupted run has only its last step, and 0 elsewhere."""
 
     steps: Annotated[int, Field(ge=0, le=MAX_STEPS)]
     planned_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] | None
@@ -106,6 +112,7 @@ class TrainingReceipt(StrictModel):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
+        """Raise ValueError if steps, tokens and seconds contradict one another."""
         if self.planned_steps is None and not self.seconds and not self.supervised_tokens:
             return self
         if self.planned_steps is not None and self.steps > self.planned_steps:
@@ -120,21 +127,21 @@ class TrainingReceipt(StrictModel):
 
 
 class MetricPairReceipt(StrictModel):
-    """One measure of the base and of the adapted model."""
+    """One metric of the base and of the adapted model."""
 
     base: float
     adapted: float
 
 
 class LossReceipt(MetricPairReceipt):
-    """Nats per supervised token."""
+    """Validation loss of base and adapted model, in nats per supervised token."""
 
     base: Loss
     adapted: Loss
 
 
 class FactsReceipt(MetricPairReceipt):
-    """Share of questions answered right, 0 to 1."""
+    """Share of questions with a correct answer, 0 to 1."""
 
     base: Proportion
     adapted: Proportion
@@ -142,14 +149,15 @@ class FactsReceipt(MetricPairReceipt):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
+        """Raise ValueError unless each share is a whole number of questions."""
         for share in (self.base, self.adapted):
             if abs(share * self.questions - round(share * self.questions)) > 1e-6:
-                raise ValueError(f"{share:g} is no share of {self.questions} questions")
+                raise ValueError(f"{share:g} is not a share of {self.questions} questions")
         return self
 
 
 class ComparisonReceipt(StrictModel):
-    """Base against adapted on what was held out."""
+    """Base against adapted model on the validation set."""
 
     validation_loss: LossReceipt
     validation_dialogues: Annotated[Count, Field(ge=1)]
@@ -157,7 +165,7 @@ class ComparisonReceipt(StrictModel):
 
 
 class ParityReceipt(StrictModel):
-    """The adapter opened by plain PEFT, against the adapted model as it was trained (`delivery/proof.py`)."""
+    """The adapter as PEFT loads it, compared with the adapted model (`export/parity/compare.py`)."""
 
     what: Annotated[str, StringConstraints(pattern=r"^PEFT adapter$")]
     reader: Annotated[str, StringConstraints(pattern=r"^PEFT [0-9][0-9a-z.+]{0,39}$")]
@@ -178,19 +186,23 @@ class ParityReceipt(StrictModel):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
+        """Raise ValueError if figures contradict one another, or miss their tolerance without a stated failure."""
         if self.accepted != bool(self.failures):
-            raise ValueError("a failed proof was not accepted" if self.failures else "nothing was to be accepted")
+            raise ValueError(
+                "a failed parity check was not accepted" if self.failures else "accepted without a failed parity check"
+            )
         if self.mean_kl > self.largest_kl + _ROUNDING:
             raise ValueError("mean_kl is above largest_kl")
         if self.replies > self.dialogues:
             raise ValueError("more replies than dialogues")
         if self.tokens < self.dialogues:
             raise ValueError("fewer tokens than dialogues")
-        if not self.accepted and (beyond := self._exceeded_tolerance()):
-            raise ValueError(f"{beyond} is beyond its limit, and no failure is stated")
+        if not self.accepted and (exceeded := self._exceeded_tolerance()):
+            raise ValueError(f"{exceeded} exceeds its tolerance, and no failure is stated")
         return self
 
     def _exceeded_tolerance(self) -> str | None:
+        """Return the name of a figure that misses its tolerance; None if all are within."""
         if self.mean_kl > PARITY_TOLERANCES["mean_kl"]:
             return "mean_kl"
         if self.loss_delivered - self.loss_adapted > PARITY_TOLERANCES["loss_rise"]:
@@ -198,7 +210,7 @@ class ParityReceipt(StrictModel):
         if self.equal_replies < PARITY_TOLERANCES["equal_replies"]:
             return "equal_replies"
         if self.largest_kl == self.largest_logit_difference == 0:
-            return None  # the same numbers: the measures below have nothing to tell apart
+            return None  # equal logits: the figures below cannot differ
         if self.same_top_token < PARITY_TOLERANCES["same_top_token"]:
             return "same_top_token"
         return None if self.mean_kl < PARITY_TOLERANCES["share_of_control"] * self.control_kl else "control_kl"

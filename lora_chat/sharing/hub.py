@@ -1,7 +1,7 @@
-"""Members of a parcel as a repository of the Hugging Face hub, and back.
+"""Upload the members of a parcel to a repository of the Hugging Face hub, and download them.
 
-A repository holds them under the names that PEFT looks for, so that `PeftModel.from_pretrained` opens it without
-lora_chat. The token is that of the environment (HF_TOKEN) or of the hub's own store (`hf auth login`).
+The members have the names that PEFT looks for, so that `PeftModel.from_pretrained` opens the repository without
+lora_chat. The token comes from the environment (HF_TOKEN) or from the store of `hf auth login`.
 """
 
 import logging
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 def upload(members: Mapping[str, bytes], repository: str, *, private: bool) -> str:
-    """Send all members in one commit, whose id is returned; the repository is made if it is not there.
+    """Upload all members in one commit and return its id; create the repository if it does not exist.
 
-    Files that an older parcel left there and this one has not (a signature) are deleted in the same commit.
-    Raises UnavailableError for a hub that cannot be reached or refuses, RecipeError for a bad name.
+    The same commit deletes files of an older parcel that this one does not have, such as a signature.
+    Raises UnavailableError if the hub cannot be reached or refuses, RecipeError for an invalid name.
     """
     with _translate_hub_errors(repository):
         logger.info(f"Sending {sum(map(len, members.values())) / 1e6:.1f} MB to {repository}")
@@ -30,47 +30,47 @@ def upload(members: Mapping[str, bytes], repository: str, *, private: bool) -> s
 
 
 def download(repository: str, revision: str | None) -> tuple[dict[str, bytes], str]:
-    """The members of one commit, and its id; nothing else of the repository is fetched, nor kept on the disk.
+    """Download the members of one commit; return them and the id of the commit.
 
-    Raises UnavailableError for a hub that cannot be reached, IntegrityError for members that are too large or
-    missing.
+    No other file of the repository is fetched, and nothing stays on the disk. Raises UnavailableError if the hub cannot
+    be reached, IntegrityError for members that are too large or missing.
     """
-    with _translate_hub_errors(repository, revision), tempfile.TemporaryDirectory(prefix="lora-chat-") as room:
+    with _translate_hub_errors(repository, revision), tempfile.TemporaryDirectory(prefix="lora-chat-") as work_folder:
         commit = find_commit(repository, revision, "model")
-        there = list_files(repository, commit, "model")
-        if missing := [name for name in REQUIRED_MEMBERS if name not in there]:
+        listing = list_files(repository, commit, "model")
+        if missing := [name for name in REQUIRED_MEMBERS if name not in listing]:
             raise IntegrityError(
-                f"{repository} has no {missing[0]}: it was not pushed by lora_chat. "
-                "Plain adapters can be downloaded with `hf download` and used by their folder."
+                f"{repository} has no {missing[0]}, so it was not uploaded by `lora-chat push`. "
+                "Fix: download the adapter with `hf download` and name its folder."
             )
-        names = [*REQUIRED_MEMBERS, *([SIGNATURE] if SIGNATURE in there else [])]
+        names = [*REQUIRED_MEMBERS, *([SIGNATURE] if SIGNATURE in listing else [])]
         for name in names:
-            if there[name].size > MAX_MEMBER_BYTES[name]:
+            if listing[name].size > MAX_MEMBER_BYTES[name]:
                 raise IntegrityError(
-                    f"{name} in {repository} has {there[name].size:,} bytes; {MAX_MEMBER_BYTES[name]:,} are allowed"
+                    f"{name} in {repository} has {listing[name].size:,} bytes; {MAX_MEMBER_BYTES[name]:,} are allowed"
                 )
-        logger.info(
-            f"Fetching {sum(there[name].size for name in names) / 1e6:.1f} MB from {repository} at {commit[:12]}"
-        )
+        total_bytes = sum(listing[name].size for name in names)
+        logger.info(f"Fetching {total_bytes / 1e6:.1f} MB from {repository} at {commit[:12]}")
         return {
-            name: fetch_file(repository, name, commit, MAX_MEMBER_BYTES[name], Path(room)) for name in names
+            name: fetch_file(repository, name, commit, MAX_MEMBER_BYTES[name], Path(work_folder)) for name in names
         }, commit
 
 
 @contextmanager
 def _translate_hub_errors(repository: str, revision: str | None = None) -> Iterator[None]:
+    """Raise the error that explains to the user why a request to the hub failed."""
     try:
         yield
     except HubFailureError as error:
         if error.reason == "name":
-            raise RecipeError(f"{repository} cannot be a repository of the hub: write OWNER/NAME.") from error
+            raise RecipeError(f"{repository} is not a name of a repository. Fix: write OWNER/NAME.") from error
         if error.reason == "revision":
             raise UnavailableError(f"{repository} has no revision {revision}.") from error
         if error.reason == "missing":
             raise UnavailableError(
-                f"The hub has no {repository}, or does not let you in there.\n"
-                "Check the name; log in with `hf auth login`, or set HF_TOKEN to a token that may write if you push."
+                f"The hub has no repository {repository}, or does not give you access to it.\n"
+                "Fix: check the name, log in with `hf auth login`, or set HF_TOKEN (for push: a token that may write)."
             ) from error
         raise UnavailableError(
-            f"The hub cannot be reached, or failed ({error.what}). Nothing was kept half; try again."
+            f"The hub cannot be reached, or failed ({error.what}). No incomplete file was kept. Fix: try again."
         ) from error

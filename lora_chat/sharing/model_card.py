@@ -1,7 +1,7 @@
-"""The model card: a README that says what an adapter is, what it was trained on, and what was measured.
+"""Write the model card: a README with the base, the training data, the measured figures and the commands of an adapter.
 
-Names come from recipes, folders and strangers. Everything that stands in the card goes through `escape_markdown`,
-`cell` or a fence that it cannot end, and the front matter holds nothing but names of a fixed alphabet.
+Names come from recipes, folders and untrusted people. Everything in the card is escaped with `escape_markdown` or
+`format_code`, or fenced with `format_code_block`; the front matter has only names of a fixed alphabet.
 """
 
 import math
@@ -24,7 +24,7 @@ _HUB_LICENSE_PATTERN = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 def format_run_card(plan: Plan, identity: Identity, steps: int, figures: dict[str, Any] | None) -> str:
-    """The card of an adapter in its run's folder; `figures` are the headline of a comparison."""
+    """Write the card of an adapter in its run folder; `figures` is the headline of a comparison."""
     adapter, training = plan.adapter, plan.training
     lines = [
         *_front_matter(identity.base, None),
@@ -64,10 +64,11 @@ def format_run_card(plan: Plan, identity: Identity, steps: int, figures: dict[st
 
 
 def format_parcel_card(receipt: Receipt, portability: Sequence[Portability]) -> str:
-    """Write the card of a parcel from the facts of its receipt, which need not be sealed yet.
+    """Write the card of a parcel from its receipt, which need not have its digests yet.
 
-    A receiver writes it again and refuses a parcel with another one. So every word of it, and of the answers about
-    portability in it, belongs to version 1 of the receipt. A change needs another version, beside this function.
+    A receiver generates the card again and refuses a parcel with another card. Every word of the card, and of the
+    answers about portability in it, therefore belongs to version 1 of the receipt. A change needs another version of
+    this function for a new version of the receipt.
     """
     base, data = receipt.base, receipt.data
     counts = {key: sum(source.counts.get(key, 0) for source in data.sources) for key in _COUNT_NAMES}
@@ -140,9 +141,10 @@ def format_parcel_card(receipt: Receipt, portability: Sequence[Portability]) -> 
 
 
 def card_matches_receipt(card: bytes, receipt: Receipt, portability: Sequence[Portability]) -> bool:
-    """Whether a card is the one that `format_parcel_card` writes.
+    """Return whether a card is the one that `format_parcel_card` writes.
 
-    Which letters are printable depends on Python's version of Unicode, so each may stand as itself or as its escape.
+    Each character may appear as itself or as its escape, because the printable characters depend on the version of
+    Unicode in Python.
     """
     expected = format_parcel_card(receipt, portability)
     if card == expected.encode("utf-8"):
@@ -156,6 +158,7 @@ def card_matches_receipt(card: bytes, receipt: Receipt, portability: Sequence[Po
 
 
 def _escape_non_ascii(text: str) -> str:
+    """Replace each character outside of ASCII by its escape."""
     return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
@@ -163,7 +166,7 @@ _COUNT_NAMES = ("lines", "accepted", "blank", "refused", "dropped", "cut", "reda
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share of `count` answers (Wilson 1927; Brown, Cai and DasGupta 2001)."""
+    """Return the 95 % interval of a share of `count` answers (Wilson 1927; Brown, Cai and DasGupta 2001)."""
     z = 1.959963984540054
     middle, spread = (
         share + z * z / (2 * count),
@@ -174,7 +177,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def _front_matter(base: str, license_name: str | None) -> list[str]:
-    """YAML that hubs read: only names of a fixed alphabet, in quotes."""
+    """Return the YAML front matter for hubs, which has only quoted names of a fixed alphabet."""
     on_hub = re.fullmatch(BASE_NAME_PATTERN, base) is not None and "/" in base
     known = license_name is not None and _HUB_LICENSE_PATTERN.fullmatch(license_name.lower()) is not None
     return [
@@ -191,10 +194,13 @@ def _front_matter(base: str, license_name: str | None) -> list[str]:
 
 
 def _format_lora(variant: str, rank: int, alpha: float, dropout: float) -> str:
+    """Format the LoRA settings as one cell."""
     return f"{variant}, rank {rank}, alpha {alpha:g}, dropout {dropout:g}"
 
 
 def _facts_row(questions: int, base: float, adapted: float) -> tuple[str, str, str]:
+    """Return the table row of the questions, with 95 % intervals."""
+
     def share(value: float) -> str:
         low, high = wilson_interval(value, questions)
         return f"{value:.0%} ({low:.0%} to {high:.0%})"
@@ -203,13 +209,14 @@ def _facts_row(questions: int, base: float, adapted: float) -> tuple[str, str, s
 
 
 def _format_measurements(receipt: Receipt) -> list[str]:
-    rows, proof = [], receipt.proof
+    """Return the lines about the comparison and the parity check."""
+    rows, parity = [], receipt.proof
     if receipt.comparison:
         loss: MetricPairReceipt = receipt.comparison.validation_loss
-        what = f"loss on {receipt.comparison.validation_dialogues} held-out dialogues, nats per token"
-        rows.append((what, f"{loss.base:.3f}", f"{loss.adapted:.3f}"))
-        if found := receipt.comparison.facts:
-            rows.append(_facts_row(found.questions, found.base, found.adapted))
+        label = f"loss on {receipt.comparison.validation_dialogues} held-out dialogues, nats per token"
+        rows.append((label, f"{loss.base:.3f}", f"{loss.adapted:.3f}"))
+        if facts := receipt.comparison.facts:
+            rows.append(_facts_row(facts.questions, facts.base, facts.adapted))
     return [
         *(
             format_table(("", "base", "adapted"), rows)
@@ -217,7 +224,7 @@ def _format_measurements(receipt: Receipt) -> list[str]:
             else ["Its training was cut short; nothing was compared."]
         ),
         "",
-        f"Opened by {escape_markdown(proof.reader)} and compared with the adapted model on {proof.tokens} tokens of "
-        f"{proof.dialogues} held-out dialogues: mean KL {proof.mean_kl:.1e} nats per token (the base alone "
-        f"{proof.control_kl:.1e}), {proof.equal_replies:.0%} of {proof.replies} greedy replies equal.",
+        f"Opened by {escape_markdown(parity.reader)} and compared with the adapted model on {parity.tokens} tokens of "
+        f"{parity.dialogues} held-out dialogues: mean KL {parity.mean_kl:.1e} nats per token (the base alone "
+        f"{parity.control_kl:.1e}), {parity.equal_replies:.0%} of {parity.replies} greedy replies equal.",
     ]

@@ -1,4 +1,4 @@
-"""A parcel opened: read once into memory, every check in order, nothing believed before its turn."""
+"""Open a parcel: read it once into memory, run every check in order, and use nothing before it was checked."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.models.adapter_config import LoraSettings, StoredAdapter
@@ -29,18 +29,19 @@ from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 from lora_chat.system.strict_json import parse_strict_json
 
 PARCEL_SUFFIX = ".lorachat"
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
 class ParcelCheck:
-    """One line of a verification."""
+    """The result of one check of a parcel."""
 
     name: str
     found: str
     passed: bool | None
-    """None: could not be checked, and `found` says why."""
+    """Whether the check passed; None if it could not run, with the reason in `found`."""
     confirms: tuple[str, ...] = ()
-    """The fields of the receipt that are no longer only the sender's word if this passed."""
+    """Fields of the receipt that this check confirms if it passed."""
 
 
 _CONFIRMED_FIELDS = {
@@ -53,17 +54,17 @@ _CONFIRMED_FIELDS = {
 
 @dataclass(frozen=True)
 class Parcel:
-    """What passed all checks that need no base."""
+    """A parcel that passed all checks that need no base."""
 
     path: Path
     sha256: str
-    """Of the whole file."""
+    """SHA-256 of the whole file."""
     receipt: Receipt
     members: Mapping[str, bytes]
 
     @property
     def stored(self) -> StoredAdapter:
-        """The adapter as those take it who attach it to a base."""
+        """Return the adapter in the form that is attached to a base."""
         identity = Identity.model_validate(self.receipt.base.model_dump())
         return StoredAdapter(
             name=str(self.path),
@@ -75,7 +76,7 @@ class Parcel:
 
 
 def is_parcel(path: Path) -> bool:
-    """Whether a path looks like a parcel: its name, or how it begins."""
+    """Return whether a path looks like a parcel, by its suffix or its first bytes."""
     if not path.is_file():
         return False
     if path.suffix == PARCEL_SUFFIX:
@@ -91,20 +92,19 @@ def open_parcel(
     *,
     name: str | None = None,
 ) -> Parcel:
-    """Read and check a parcel; `on_check` hears of every check, messages call it `name`.
+    """Read and check a parcel; call `on_check` after every check; use `name` in messages.
 
-    Raises IntegrityError with the first thing that is wrong, RecipeError if there is no such file.
+    Raises IntegrityError at the first check that fails, RecipeError if there is no such file.
     """
-
     display_name = name or path
 
-    def check(what: str, step: Callable[[], tuple[Any, str, bool | None]]) -> Any:
+    def check(check_name: str, step: Callable[[], tuple[_Value, str, bool | None]]) -> _Value:
         try:
             value, found, passed = step()
         except IntegrityError as error:
-            on_check(ParcelCheck(what, str(error), False))
-            raise IntegrityError(f"{display_name} is refused ({what}): {error}.") from error
-        on_check(ParcelCheck(what, found, passed, _CONFIRMED_FIELDS.get(what, ())))
+            on_check(ParcelCheck(check_name, str(error), False))
+            raise IntegrityError(f"{display_name} is refused ({check_name}): {error}.") from error
+        on_check(ParcelCheck(check_name, found, passed, _CONFIRMED_FIELDS.get(check_name, ())))
         return value
 
     raw = check("file", lambda: _read(path))
@@ -120,11 +120,12 @@ def open_parcel(
 
 
 def _read(path: Path) -> tuple[bytes, str, bool]:
+    """Read the whole file. Raises IntegrityError if it is too large, RecipeError if it cannot be read."""
     if not path.is_file():
         raise RecipeError(f"There is no parcel {path}.")
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size  # a read of the most that is allowed would reserve all of it
+            size = os.fstat(file.fileno()).st_size  # reading up to the limit would allocate the whole limit
             if size > MAX_PARCEL_BYTES:
                 raise IntegrityError(f"it is larger than {MAX_PARCEL_BYTES} bytes")
             raw = file.read(size)
@@ -134,94 +135,105 @@ def _read(path: Path) -> tuple[bytes, str, bool]:
 
 
 def _unpack(raw: bytes) -> tuple[dict[str, bytes], str, bool]:
+    """Copy the members out of the container."""
     members = {name: bytes(body) for name, body in unpack_members(raw).items()}
     return members, f"{len(members)} members, byte for byte as lora_chat writes them", True
 
 
 def _read_receipt(members: Mapping[str, bytes]) -> tuple[Receipt, str, bool]:
+    """Decode the receipt."""
     receipt = decode_receipt(members[RECEIPT])
-    return receipt, f"version {receipt.version}, whole, digest {receipt.digest[:12]}", True
+    return receipt, f"version {receipt.version}, complete, digest {receipt.digest[:12]}", True
 
 
 def _check_digests(members: Mapping[str, bytes], receipt: Receipt) -> tuple[None, str, bool]:
+    """Check that the receipt has the size and SHA-256 of every other member."""
     named = {name for name in REQUIRED_MEMBERS if name != RECEIPT}
     if receipt.members.keys() != named:
-        raise IntegrityError("the receipt has not the digests of just the other members")
+        raise IntegrityError("the receipt does not list exactly the other members")
     for name in sorted(named):
         body, stated = members[name], receipt.members[name]
         if len(body) != stated.size or hashlib.sha256(body).hexdigest() != stated.sha256:
-            raise IntegrityError(f"{name} is not what the receipt says (another sha256)")
+            raise IntegrityError(f"{name} has another size or sha256 than in the receipt")
     return None, f"sha256 of {', '.join(sorted(named))} as in the receipt", True
 
 
 def _check_signature(
     members: Mapping[str, bytes], receipt: Receipt, signer: Path | None
 ) -> tuple[None, str, bool | None]:
+    """Check the signature, if there is one or if `signer` requires one."""
     signature = members.get(SIGNATURE)
     if signature is None:
         if receipt.signer is not None:
-            raise IntegrityError("the receipt names a signer, and there is no signature")
+            raise IntegrityError("the receipt names a signer, but there is no signature")
         if signer is not None:
             raise IntegrityError("it is not signed")
-        return None, "not signed: whoever gave it to you is who vouches for it", None
+        return None, "not signed: you must trust the person who gave it to you", None
     if receipt.signer is None:
-        raise IntegrityError("it is signed, and the receipt names no signer")
+        raise IntegrityError("it is signed, but the receipt names no signer")
     if signer is not None:
         check_signer(receipt.signer, signer)
     found, passed = check_signature(
         {name: members[name] for name in REQUIRED_MEMBERS}, signature, receipt.signer, required=signer is not None
     )
-    return None, found + ("" if signer or not passed else "; is that theirs? --signer KEY requires it"), passed
+    return (
+        None,
+        found + ("" if signer or not passed else "; to require the key of the sender, use --signer KEY"),
+        passed,
+    )
 
 
 def _check_config(members: Mapping[str, bytes], receipt: Receipt) -> tuple[LoraSettings, str, bool]:
+    """Check that the config has exactly the settings and the bytes that lora_chat writes; return the settings."""
     try:
         config = parse_strict_json(members[CONFIG].decode("ascii"))
     except ValueError as error:
         raise IntegrityError(f"the config {str(error)[:200]}") from error
     if not isinstance(config, dict):
-        raise IntegrityError("the config is no object")
+        raise IntegrityError("the config is not a JSON object")
     settings = LoraSettings.from_peft(config, "of this parcel", {"bias": "none"})
-    plain = settings.to_peft_file(receipt.base.base, receipt.base.revision)
+    expected = settings.to_peft_file(receipt.base.base, receipt.base.revision)
     differing_keys = [
-        key for key in sorted(config.keys() | plain.keys()) if config.get(key, ...) != plain.get(key, ...)
+        key for key in sorted(config.keys() | expected.keys()) if config.get(key, ...) != expected.get(key, ...)
     ]
-    if differing_keys or encode_config(plain) != members[CONFIG]:
+    if differing_keys or encode_config(expected) != members[CONFIG]:
         raise IntegrityError(
             f"the config is not as lora_chat writes it ({differing_keys[0][:100]!a})"
             if differing_keys
-            else "odd config"
+            else "the config is not encoded as lora_chat encodes it"
         )
     summary = f"rank {settings.rank}, alpha {settings.alpha:g}, {len(settings.target_modules)} target modules"
     return settings, summary, True
 
 
 def _check_weights(members: Mapping[str, bytes], receipt: Receipt, settings: LoraSettings) -> tuple[None, str, bool]:
+    """Check the tensors, and that their number of parameters is the number in the receipt."""
     tensors = read_tensors(members[WEIGHTS])
     count = check_tensors(tensors, settings)
     if count != receipt.parameters:
-        raise IntegrityError(f"{count} parameters, the receipt says {receipt.parameters}")
+        raise IntegrityError(f"{count} parameters, but the receipt states {receipt.parameters}")
     return None, f"{len(tensors)} tensors, {count:,} parameters, all of them LoRA pairs and finite", True
 
 
 def _check_settings_match(receipt: Receipt, settings: LoraSettings) -> tuple[None, str, bool]:
+    """Check that the receipt states the adapter of the config and the digest of its chat template."""
     if LoraSettings.from_section(receipt.adapter) != settings:
-        raise IntegrityError("the receipt states another adapter than the config")
+        raise IntegrityError("the receipt describes another adapter than the config")
     template = receipt.chat_template
     if template is not None and hashlib.sha256(template.encode()).hexdigest() != receipt.base.chat_template:
-        raise IntegrityError("the chat template is not the one whose digest the receipt states")
-    brings = "" if template is None else "; it brings a chat template of its own"
+        raise IntegrityError("the chat template does not have the digest in the receipt")
+    brings = "" if template is None else "; the parcel contains a custom chat template"
     return None, f"{receipt.adapter.variant}, as in the receipt{brings}", True
 
 
 def _check_card(members: Mapping[str, bytes], receipt: Receipt, settings: LoraSettings) -> tuple[None, str, bool]:
-    """A card is shown by hubs and editors, so it says what the receipt says or the parcel is refused."""
+    """Check that the card is the one generated from the receipt, because hubs and editors show it to people."""
     portability = report_portability(settings, receipt.precision.mode, receipt.architecture)
     if not card_matches_receipt(members[CARD], receipt, portability):
-        raise IntegrityError("README.md is not the card that lora_chat writes of this receipt")
-    return None, "README.md is the card that lora_chat writes of this receipt, word for word", True
+        raise IntegrityError("README.md is not the card that lora_chat writes for this receipt")
+    return None, "README.md is the card that lora_chat writes for this receipt, word for word", True
 
 
 def encode_config(config: Mapping[str, Any]) -> bytes:
-    """An adapter_config.json, in the one way that a parcel holds it."""
+    """Encode an `adapter_config.json` in the canonical form of a parcel."""
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode("ascii")

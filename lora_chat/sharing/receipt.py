@@ -1,9 +1,10 @@
-"""What a parcel says of itself: to what it is bound, how it came about, what was measured, and every digest."""
+"""Strict model of `receipt.json` (base, training, measured figures, digests of the members), and its encoding."""
 
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, StringConstraints, ValidationError, model_validator
 from typing_extensions import Self
@@ -32,12 +33,12 @@ PACKAGE_VERSION_PATTERN = (
     r"^[0-9]+(\.[0-9]+)*((a|b|c|rc|alpha|beta|pre|preview)[._-]?[0-9]*)?([._-]?(post|rev|r)[._-]?[0-9]*|-[0-9]+)?"
     r"([._-]?dev[._-]?[0-9]*)?(\+([a-z]*[0-9][a-z0-9]*|cpu|xpu|cuda|mps|local)?([._-][a-z]*[0-9][a-z0-9]*)*)?$"
 )
-"""As PEP 440 has it, without local parts of letters alone: `1+evil.com` would become a link in some cards."""
+"""Version in PEP 440 without local parts of letters only, because some cards would turn `1+evil.com` into a link."""
 PUBLIC_KEY_PATTERN = r"^-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]{1,3000}-----END PUBLIC KEY-----\n$"
 
 
 class BaseReceipt(Identity):
-    """The base, tokenizer and template that the adapter belongs to; no folder stands in its name."""
+    """The base, tokenizer and chat template that the adapter belongs to. The name of the base contains no folder."""
 
     base: Annotated[str, StringConstraints(pattern=BASE_NAME_PATTERN)]
     revision: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] | None
@@ -53,7 +54,7 @@ class BaseReceipt(Identity):
 
 
 class PrecisionReceipt(StrictModel):
-    """How the base was held in training; another precision is another function."""
+    """Precision of the base in training. With another precision the model computes another function."""
 
     mode: Literal["4bit", "8bit", "none"]
     double_quantization: bool
@@ -61,16 +62,17 @@ class PrecisionReceipt(StrictModel):
 
 
 class MemberReceipt(StrictModel):
-    """One of the other members."""
+    """Size and digest of another member of the parcel."""
 
     size: Count
     sha256: Sha256Digest
 
 
 class Receipt(StrictModel):
-    """The whole of it. A later version may add fields under another number; these are read for ever.
+    """The content of `receipt.json`.
 
-    Version 2 states of the base all that shapes its function; version 1 states three digests.
+    Version 2 identifies everything of the base that decides its outputs; version 1 has three digests. A later version
+    may add fields under another number. Versions 1 and 2 must always remain readable.
     """
 
     format: Literal["lora_chat parcel"]
@@ -80,7 +82,7 @@ class Receipt(StrictModel):
     base: BaseReceipt
     precision: PrecisionReceipt
     architecture: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] | None
-    """The `model_type` of the base's config."""
+    """`model_type` in the config of the base."""
     adapter: AdapterSection
     parameters: Count
     recipe: dict[ShortText, JsonValue]
@@ -97,49 +99,48 @@ class Receipt(StrictModel):
     comparison: ComparisonReceipt | None
     proof: ParityReceipt
     chat_template: Annotated[str, StringConstraints(max_length=2**17)] | None
-    """Its text where neither the base nor lora_chat has it; shown before it is used."""
+    """Text of the chat template if neither the base nor lora_chat has it; it is shown before it is used."""
     signer: Annotated[str, StringConstraints(pattern=PUBLIC_KEY_PATTERN)] | None
-    """The public key, as PEM, of whoever signed the parcel."""
+    """Public key of the signer, as PEM."""
     members: dict[ShortText, MemberReceipt]
     digest: Sha256Digest
-    """sha256 of this receipt without this field."""
+    """SHA-256 of this receipt without this field."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
+        """Raise ValueError if parts of the receipt contradict one another."""
         if self.version != self.base.version:
-            raise ValueError(f"a receipt of version {self.version} holds a base of version {self.base.version}")
-        found, kept = self.comparison, self.data.validation_dialogues
-        if found and found.validation_dialogues > kept:
-            raise ValueError(f"compared on {found.validation_dialogues} dialogues, and {kept} were held out")
+            raise ValueError(f"a receipt of version {self.version} has a base of version {self.base.version}")
+        comparison, held_out = self.comparison, self.data.validation_dialogues
+        if comparison and comparison.validation_dialogues > held_out:
+            raise ValueError(f"compared on {comparison.validation_dialogues} dialogues, but {held_out} were held out")
         base = self.recipe.get("base", {})
         if not isinstance(base, dict) or base.get("name", self.base.base) != self.base.base:
             raise ValueError("the recipe names another base")
         return self
 
 
-def encode_receipt(facts: dict[str, Any]) -> bytes:
-    """Write a receipt in the one way there is: keys sorted, ASCII, with its digest. `open_parcel` checks the facts."""
-    return _encode_canonical(facts | {"digest": _digest(facts)})
+def encode_receipt(fields: Mapping[str, JsonValue]) -> bytes:
+    """Encode a receipt in its canonical form: sorted keys, ASCII, with its digest. `open_parcel` checks the fields."""
+    return _encode_canonical({**fields, "digest": _digest(fields)})
 
 
 def decode_receipt(raw: bytes) -> Receipt:
-    """Raises IntegrityError for anything that `encode_receipt` would not write."""
+    """Decode a receipt. Raises IntegrityError for bytes that `encode_receipt` would not write."""
     try:
-        facts = parse_strict_json(raw.decode("ascii"))
-        if not isinstance(facts, dict):
-            raise ValueError("is no object")
-        number = facts.get("version")
-        if type(number) is not int:  # true is 1 to a schema
+        fields = parse_strict_json(raw.decode("ascii"))
+        if not isinstance(fields, dict):
+            raise ValueError("is not a JSON object")
+        version = fields.get("version")
+        if type(version) is not int:  # a schema accepts `true` as 1
             raise ValueError("has no version")
-        if facts.get("format") == "lora_chat parcel" and number > RECEIPT_VERSION:
-            raise IntegrityError(
-                f"the receipt has version {number}, this lora_chat reads up to {RECEIPT_VERSION}: update it"
-            )
-        if _encode_canonical(facts) != raw:
-            raise ValueError("is not written as lora_chat writes it")
-        stated = facts.pop("digest", None)
-        if stated != _digest(facts):
-            raise ValueError("does not have the digest that it states")
+        if fields.get("format") == "lora_chat parcel" and version > RECEIPT_VERSION:
+            raise IntegrityError(f"the receipt has version {version}, above {RECEIPT_VERSION}. Fix: update lora_chat")
+        if _encode_canonical(fields) != raw:
+            raise ValueError("is not in the canonical form that lora_chat writes")
+        stated = fields.pop("digest", None)
+        if stated != _digest(fields):
+            raise ValueError("has another digest than it states")
         return Receipt.model_validate_json(raw)
     except ValidationError as error:
         raise IntegrityError(f"the receipt's {format_validation_error(error)}") from error
@@ -148,23 +149,25 @@ def decode_receipt(raw: bytes) -> Receipt:
 
 
 def format_validation_error(error: ValueError) -> str:
-    """The first thing that is wrong, in one line of ASCII."""
+    """Format the first problem as one line of ASCII."""
     if not isinstance(error, ValidationError):
         return ascii(str(error)[:200])[1:-1]
     first = error.errors()[0]
     return ascii(f"{'.'.join(map(str, first['loc']))[:100]}: {first['msg'][:200]}")[1:-1]
 
 
-def _digest(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(_encode_canonical(facts)).hexdigest()
+def _digest(fields: Mapping[str, JsonValue]) -> str:
+    """Return the SHA-256 of the canonical form."""
+    return hashlib.sha256(_encode_canonical(fields)).hexdigest()
 
 
-def _encode_canonical(facts: dict[str, Any]) -> bytes:
-    return (json.dumps(facts, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+def _encode_canonical(fields: Mapping[str, JsonValue]) -> bytes:
+    """Encode JSON with sorted keys in ASCII."""
+    return (json.dumps(dict(fields), indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 
 
 def public_base_name(base: str) -> str:
-    """A base's name without the folders of the machine it was trained on."""
+    """Return the name of a base without the folders of the machine that trained on it."""
     if re.fullmatch(BASE_NAME_PATTERN, base):
         return base
     last = re.split(r"[/\\]", base.rstrip("/\\"))[-1]

@@ -1,7 +1,7 @@
-"""Signatures by an elliptic curve key, in the format of OpenSSF model signing; the only door to model_signing.
+"""Sign and check members with an elliptic curve key, in the format of OpenSSF model signing.
 
-https://sigstore.github.io/model-transparency/ - the members are signed as the files of a folder, so that what was
-pushed to a hub can be checked with that project's own command too.
+Only this module imports model_signing (https://sigstore.github.io/model-transparency/). The members are signed as the
+files of a folder, so that the command of that project can check a repository on the hub too.
 """
 
 import base64
@@ -12,18 +12,21 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
 from lora_chat.system.regular_files import open_regular_file
 from lora_chat.system.strict_json import parse_strict_json
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 _MAX_KEY_BYTES = 1 << 16
 _INSTALL_COMMAND = "pip install 'lora-chat[sign]'"
 
 
 def read_public_key(private_key: Path) -> str:
-    """The public half of a PEM file, as PEM. Raises RecipeError for a file that is no such key."""
+    """Return the public key of a private key file, as PEM. Raises RecipeError if the file is not such a key."""
     _require_model_signing()
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -31,19 +34,17 @@ def read_public_key(private_key: Path) -> str:
     try:
         key = serialization.load_pem_private_key(private_key.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
-        raise RecipeError(
-            f"--key {private_key}: no private key that can be read ({error}). {_CREATE_KEY_HINT}"
-        ) from error
+        raise RecipeError(f"Cannot read a private key: {error} (--key {private_key}). {_CREATE_KEY_HINT}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise RecipeError(f"--key {private_key}: only elliptic curve keys sign. {_CREATE_KEY_HINT}")
+        raise RecipeError(f"Not an elliptic curve key: --key {private_key}. {_CREATE_KEY_HINT}")
     return _encode_pem(key.public_key())
 
 
-_CREATE_KEY_HINT = "Make one: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
+_CREATE_KEY_HINT = "Fix: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
 
 
 def sign_members(members: Mapping[str, bytes], private_key: Path) -> bytes:
-    """The signature of the members, a Sigstore bundle. Raises RecipeError for a key that cannot sign."""
+    """Sign the members; return a Sigstore bundle. Raises RecipeError for a key that cannot sign."""
     _require_model_signing()
     import model_signing
 
@@ -52,72 +53,72 @@ def sign_members(members: Mapping[str, bytes], private_key: Path) -> bytes:
             signer = model_signing.signing.Config().use_elliptic_key_signer(private_key=private_key)
             signer.sign(folder, signature)
         except ValueError as error:
-            raise RecipeError(f"--key {private_key}: {error}. {_CREATE_KEY_HINT}") from error
+            raise RecipeError(f"Cannot sign: {error} (--key {private_key}). {_CREATE_KEY_HINT}") from error
         return signature.read_bytes()
 
 
 def check_signature(
     members: Mapping[str, bytes], signature: bytes, public_key: str, *, required: bool
 ) -> tuple[str, bool | None]:
-    """What a signature says, and whether it is good (None: the package is not there, and nobody insists).
+    """Check a signature; return a description and True, or None if the package is missing and not required.
 
-    Raises IntegrityError for a signature that does not belong to these members and this key.
+    Raises IntegrityError if the signature does not belong to these members and this key.
     """
     _check_canonical(signature)
-    mark = f"by the key {_fingerprint(public_key)}"
+    signer = f"by the key {_fingerprint(public_key)}"
     if not _is_installed():
         if required:
             _require_model_signing()
-        return f"{mark}, not checked: {_INSTALL_COMMAND}", None
+        return f"{signer}, not checked. Fix: {_INSTALL_COMMAND}", None
     import model_signing
 
-    with _members_folder(members) as (folder, place):
-        place.write_bytes(signature)
-        key = place.with_name("key.pem")
+    with _members_folder(members) as (folder, bundle):
+        bundle.write_bytes(signature)
+        key = bundle.with_name("key.pem")
         key.write_text(public_key)
         _check_key(public_key)
         try:
-            with redirect_stdout(io.StringIO()):  # it prints what it thinks of old formats
+            with redirect_stdout(io.StringIO()):  # it prints warnings about old formats
                 model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key).set_hashing_config(
                     model_signing.hashing.Config()
-                ).verify(folder, place)
-        except Exception as error:  # a parser of strangers' JSON, protobuf and PEM: it fails in many ways
+                ).verify(folder, bundle)
+        except Exception as error:  # untrusted JSON, protobuf and PEM make it fail in many ways
             reason = " ".join(str(error).split())[:160] or type(error).__name__
-            raise IntegrityError(f"the signature does not hold ({reason})") from error
-    return f"good, {mark}", True
+            raise IntegrityError(f"the signature is invalid ({reason})") from error
+    return f"valid, {signer}", True
 
 
 def _check_canonical(signature: bytes) -> None:
-    """Raise IntegrityError for a bundle that another parser could understand otherwise."""
+    """Raise IntegrityError for a bundle that another parser could read differently."""
     try:
         bundle = parse_strict_json(signature.decode("ascii"))
         envelope = bundle["dsseEnvelope"]
         (only,) = envelope["signatures"]
         texts = [envelope["payload"], only["sig"]]
-        plain = all(base64.b64encode(base64.b64decode(text, validate=True)).decode() == text for text in texts)
+        is_canonical = all(base64.b64encode(base64.b64decode(text, validate=True)).decode() == text for text in texts)
     except (ValueError, TypeError, KeyError) as error:
-        raise IntegrityError("the signature is no bundle of one signature, written once") from error
-    if not plain or signature.strip() != signature:
-        raise IntegrityError("the signature is not written as model signing writes it")
+        raise IntegrityError("the signature is not a bundle of exactly one signature") from error
+    if not is_canonical or signature.strip() != signature:
+        raise IntegrityError("the signature is not in the form that model signing writes")
 
 
 def _check_key(text: str) -> None:
-    """Raise IntegrityError unless a receipt's key is one elliptic curve key in its only spelling."""
+    """Raise IntegrityError unless the text is one elliptic curve public key in its canonical form."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
         key = serialization.load_pem_public_key(text.encode())
-        right = isinstance(key, ec.EllipticCurvePublicKey) and _encode_pem(key) == text
+        valid = isinstance(key, ec.EllipticCurvePublicKey) and _encode_pem(key) == text
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        right = False
-    if not right:
-        raise IntegrityError("the receipt's signer is no elliptic curve public key in PEM")
+        valid = False
+    if not valid:
+        raise IntegrityError("the signer in the receipt is not an elliptic curve public key in PEM")
 
 
 def check_signer(stated_key: str, key_path: Path) -> None:
-    """Raise IntegrityError unless the key that a receipt names is the one in a PEM file."""
+    """Raise IntegrityError unless the key in a receipt equals the key in a PEM file."""
     _require_model_signing()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
@@ -126,15 +127,15 @@ def check_signer(stated_key: str, key_path: Path) -> None:
         with os.fdopen(open_regular_file(key_path, follow=True), "rb") as file:
             raw = file.read(_MAX_KEY_BYTES)
         if b"PRIVATE KEY" in raw:
-            raise RecipeError(f"--signer {key_path} is a private key: name the public one.")
+            raise RecipeError(f"A private key is given: --signer {key_path}. Fix: name the file of the public key.")
         if raw.count(b"-----BEGIN") > 1:
             raise RecipeError(
-                f"--signer {key_path} holds several keys: name a file with the one that must have signed."
+                f"Several keys are given: --signer {key_path}. Fix: name a file with only the key of the signer."
             )
-        key: Any = serialization.load_pem_public_key(raw)
+        key = serialization.load_pem_public_key(raw)
         pem = _encode_pem(key)
     except (OSError, ValueError, IntegrityError, UnsupportedAlgorithm) as error:
-        raise RecipeError(f"--signer {key_path}: no public key that can be read ({error}).") from error
+        raise RecipeError(f"Cannot read a public key: {error} (--signer {key_path}).") from error
     if pem != stated_key:
         raise IntegrityError(
             f"it is signed by the key {_fingerprint(stated_key)}, not by {_fingerprint(pem)} ({key_path})"
@@ -142,35 +143,39 @@ def check_signer(stated_key: str, key_path: Path) -> None:
 
 
 def _fingerprint(pem: str) -> str:
+    """Return a short digest of a key for messages."""
     return f"sha256:{hashlib.sha256(pem.encode()).hexdigest()[:16]}"
 
 
-def _encode_pem(key: Any) -> str:
+def _encode_pem(key: "PublicKeyTypes") -> str:
+    """Encode a public key as PEM."""
     from cryptography.hazmat.primitives import serialization
 
-    kind = serialization.PublicFormat.SubjectPublicKeyInfo
-    return str(key.public_bytes(encoding=serialization.Encoding.PEM, format=kind).decode("ascii"))
+    key_format = serialization.PublicFormat.SubjectPublicKeyInfo
+    return str(key.public_bytes(encoding=serialization.Encoding.PEM, format=key_format).decode("ascii"))
 
 
 @contextmanager
 def _members_folder(members: Mapping[str, bytes]) -> Iterator[tuple[Path, Path]]:
-    """The members under their own fixed names in a folder of ours, and where a signature may stand."""
-    with tempfile.TemporaryDirectory(prefix="lora-chat-") as room:
-        folder = Path(room) / "adapter"
+    """Write the members to a temporary folder; yield the folder and a path outside of it for the signature."""
+    with tempfile.TemporaryDirectory(prefix="lora-chat-") as work_folder:
+        folder = Path(work_folder) / "adapter"
         folder.mkdir()
         for name, body in members.items():
             (folder / name).write_bytes(body)
-        yield folder, Path(room) / "signature"
+        yield folder, Path(work_folder) / "signature"
 
 
 def _is_installed() -> bool:
+    """Return whether model_signing can be imported."""
     try:
-        import model_signing  # noqa: F401 - 1.1 imports OpenSSL without naming it among what it needs
+        import model_signing  # noqa: F401 - 1.1 imports OpenSSL without declaring the dependency
     except ImportError:
         return False
     return True
 
 
 def _require_model_signing() -> None:
+    """Raise UnavailableError unless model_signing is installed."""
     if not _is_installed():
-        raise UnavailableError(f"Signatures need the package model-signing.\nRun: {_INSTALL_COMMAND}")
+        raise UnavailableError(f"Package not installed: model-signing (needed for signatures). Fix: {_INSTALL_COMMAND}")

@@ -1,4 +1,4 @@
-"""The weights of a parcel, read in memory and believed only where config, names, shapes and values agree."""
+"""Read the weights of a parcel from memory, and check their names, shapes and values against the config."""
 
 import re
 from collections.abc import Mapping
@@ -20,13 +20,16 @@ _LORA_KEY_PATTERN = re.compile(
 
 
 def read_tensors(raw: bytes) -> "dict[str, torch.Tensor]":
-    """safetensors bytes as tensors. IntegrityError if they are none (safetensors refuses gaps and overlaps)."""
+    """Read tensors from the bytes of a safetensors file.
+
+    Raises IntegrityError if the file is invalid; safetensors itself refuses gaps and overlaps.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     length = int.from_bytes(raw[:8], "little")
     if len(raw) < 8 or length > min(MAX_HEADER_BYTES, len(raw) - 8):
-        raise IntegrityError("the weights are no safetensors file: its header cannot be that long")
+        raise IntegrityError("the weights are not a safetensors file: the header is longer than the file or the limit")
     try:
         check_raw_header(raw[8 : 8 + length], len(raw) - 8 - length)
         return load(raw)
@@ -35,24 +38,24 @@ def read_tensors(raw: bytes) -> "dict[str, torch.Tensor]":
 
 
 def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: LoraSettings) -> int:
-    """Raise IntegrityError unless these are whole LoRA pairs of the settings' rank and modules; counts parameters.
+    """Check that the tensors are complete LoRA pairs of the rank and modules in `settings`; count their parameters.
 
-    What the base has is checked where the base is at hand.
+    Whether the tensors fit the base is checked elsewhere, because this function has no base. Raises IntegrityError.
     """
     import torch
 
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
-        found = _LORA_KEY_PATTERN.fullmatch(key)
-        if not found:
-            raise IntegrityError(f"the weights hold {key[:200]!a}, which is no LoRA weight")
-        module, part = found[1], found[2].split(".")[0]
+        match = _LORA_KEY_PATTERN.fullmatch(key)
+        if not match:
+            raise IntegrityError(f"the weights contain {key[:200]!a}, which is not the name of a LoRA weight")
+        module, part = match[1], match[2].split(".")[0]
         if not any(module == target or module.endswith(f".{target}") for target in settings.target_modules):
-            raise IntegrityError(f"the weights hold {key[:200]!a}, which is no target module of the config")
+            raise IntegrityError(f"the weights contain {key[:200]!a}, which is not a target module of the config")
         if str(tensor.dtype) not in _ALLOWED_DTYPES:
             raise IntegrityError(f"{key} is {tensor.dtype}, not floating point of 16 or 32 bits")
         if not torch.isfinite(tensor).all():
-            raise IntegrityError(f"{key} holds values that are not numbers")
+            raise IntegrityError(f"{key} has non-finite values")
         modules.setdefault(module, {})[part] = tensor
     if not modules:
         raise IntegrityError("the weights are empty")
@@ -65,17 +68,18 @@ def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: LoraSettings)
 
 
 def _check_pair(module: str, parts: "Mapping[str, torch.Tensor]", settings: LoraSettings) -> None:
+    """Raise IntegrityError unless the parts of one module are a complete LoRA pair of the right rank and types."""
     expected = {"lora_A", "lora_B"}.union(*(variant.extra_vectors for variant in settings.special_variants))
     if parts.keys() != expected:
         unexpected = sorted(parts.keys() ^ expected)[0]
         raise IntegrityError(f"{module}: {unexpected} is {'missing' if unexpected in expected else 'not expected'}")
     if parts["lora_A"].dtype != parts["lora_B"].dtype:
         raise IntegrityError(f"{module}: its two weights are {parts['lora_A'].dtype} and {parts['lora_B'].dtype}")
-    first, second, rank = parts["lora_A"], parts["lora_B"], settings.rank
-    if first.dim() != 2 or second.dim() != 2 or first.shape[0] != rank or second.shape[1] != rank:
+    lora_a, lora_b, rank = parts["lora_A"], parts["lora_B"], settings.rank
+    if lora_a.dim() != 2 or lora_b.dim() != 2 or lora_a.shape[0] != rank or lora_b.shape[1] != rank:
         raise IntegrityError(
-            f"{module}: weights of {tuple(first.shape)} and {tuple(second.shape)} are no LoRA of rank {rank}"
+            f"{module}: the shapes {tuple(lora_a.shape)} and {tuple(lora_b.shape)} are not a LoRA of rank {rank}"
         )
     for name in expected - {"lora_A", "lora_B"}:
-        if tuple(parts[name].shape) != (second.shape[0],):
-            raise IntegrityError(f"{module}: {name} of shape {tuple(parts[name].shape)} does not fit it")
+        if tuple(parts[name].shape) != (lora_b.shape[0],):
+            raise IntegrityError(f"{module}: the shape {tuple(parts[name].shape)} of {name} does not fit the weights")

@@ -1,4 +1,4 @@
-"""How an adapter is used in other programs, as they would be typed."""
+"""Commands that use an adapter in lora_chat and in other programs, for its model card."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,10 @@ from lora_chat.sharing.receipt import Receipt
 
 
 def format_usage(receipt: Receipt, portability: Sequence[Portability]) -> list[str]:
-    """Commands for lora_chat and four other programs, as Markdown."""
+    """Return the commands for lora_chat and four other programs, as lines of Markdown.
+
+    The text is part of the card, which belongs to the version of the receipt.
+    """
     name, base = receipt.name, receipt.base.base
     if "/" not in base:  # no hub id: a folder, or a base that comes with lora_chat
         base = "FOLDER_OF_THE_BASE"
@@ -58,6 +61,6 @@ def format_usage(receipt: Receipt, portability: Sequence[Portability]) -> list[s
         ("vLLM", vllm),
     ]
     lines: list[str] = []
-    for program, words in parts:
-        lines += [f"{program}:", "", *format_code_block("\n".join(words)), ""]
+    for program, commands in parts:
+        lines += [f"{program}:", "", *format_code_block("\n".join(commands)), ""]
     return lines[:-1]

@@ -1,4 +1,4 @@
-"""A run handed over as its sender and its receiver do it."""
+"""The sender packs a run; the receiver verifies and uses the parcel."""
 
 import json
 import zipfile
@@ -14,23 +14,23 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_delivery")]
 
 
 @pytest.fixture(scope="module")
-def secret_place(tmp_path_factory):
+def secret_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("anna-private")
 
 
 @pytest.fixture(scope="module")
-def run(cache_home, random_base, secret_place):
+def run(cache_home, random_base, secret_folder):
     """A short run on a base in a folder."""
     settings = {
         "base.name": random_base("llama", 8.0),
-        "output.directory": secret_place,
+        "output.directory": secret_folder,
         "output.name": "kiln",
         "training.max_steps": 4,
         "evaluation.samples": 0,
     }
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     assert main(["sft", "recipes/smoke.yaml", *words]) == 0
-    return secret_place / "kiln-1"
+    return secret_folder / "kiln-1"
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,14 @@ def call(capsys):
     return call
 
 
-def test_the_same_run_packs_to_the_same_bytes(run, parcel, call, tmp_path):
+def test_same_run_packs_to_the_same_bytes(run, parcel, call, tmp_path):
     code, out, _ = call("pack", run, "--out", tmp_path / "again", "--license", "MIT", "--json")
     assert code == 0
     assert json.loads(out)["parcel"] == str(tmp_path / "again.lorachat")
     assert (tmp_path / "again.lorachat").read_bytes() == parcel.read_bytes()
 
 
-def test_nothing_of_the_machine_or_the_dialogues_goes_with_it(run, parcel):
+def test_packs_no_folder_names_and_no_dialogues(run, parcel):
     raw = parcel.read_bytes()
     said = (run / "validation.jsonl").read_text().splitlines()
     words = [message["content"] for line in said for message in json.loads(line)["messages"]]
@@ -77,7 +77,7 @@ def test_nothing_of_the_machine_or_the_dialogues_goes_with_it(run, parcel):
     assert receipt["training"]["steps"] == 4
 
 
-def test_the_receiver_checks_it_line_by_line(parcel, base, call):
+def test_verify_passes_every_check(parcel, base, call):
     code, out, _ = call("verify", parcel)
     assert code == 0
     assert "not on this machine under that name" in out
@@ -88,7 +88,7 @@ def test_the_receiver_checks_it_line_by_line(parcel, base, call):
     assert {"base", "fits the base", "weights", "card"} <= found.keys()
 
 
-def test_verify_says_which_figures_are_the_senders_word(run, parcel, base, call):
+def test_verify_lists_the_claims_of_the_sender(run, parcel, base, call):
     words = {"comparison", "data", "license", "name", "precision", "proof", "recipe", "seed", "training", "versions"}
     _, out, _ = call("verify", parcel, "--json")
     found = json.loads(out)
@@ -107,18 +107,16 @@ def test_verify_says_which_figures_are_the_senders_word(run, parcel, base, call)
     assert "--again measures" not in out
 
 
-def test_what_can_be_measured_is_measured_again(run, parcel, base, call):
+def test_verify_again_repeats_the_measurements(run, parcel, base, call):
     code, out, _ = call("verify", parcel, "--base", base, "--again", "--data", run / "validation.jsonl")
     assert code == 0
     assert "on just these" in out and "mean KL" in out
 
 
-def test_figures_that_are_not_the_adapter_s_are_found_when_measured_again(
-    run, parcel, base, call, tmp_path, monkeypatch
-):
+def test_verify_again_finds_false_figures(run, parcel, base, call, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "lora_chat.pipeline.verify_parcel._check_parity", lambda *_: ""
-    )  # tried above; here it is about the figures
+    )  # tested above; this test is about the figures
     with zipfile.ZipFile(parcel) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     from lora_chat.sharing.build import PLACEHOLDER_DIGEST, build_members, write_parcel
@@ -136,7 +134,7 @@ def test_figures_that_are_not_the_adapter_s_are_found_when_measured_again(
     assert "FAILED  comparison" in out
 
 
-def test_a_parcel_is_used_like_the_run(run, parcel, base, call, monkeypatch, tmp_path):
+def test_commands_use_a_parcel_like_a_run(run, parcel, base, call, monkeypatch, tmp_path):
     import io
 
     replies = []
@@ -165,7 +163,7 @@ def test_a_parcel_is_used_like_the_run(run, parcel, base, call, monkeypatch, tmp
     assert json.loads((tmp_path / "plain" / "adapter_config.json").read_text())["r"]
 
 
-def test_another_base_is_refused_with_both_digests(parcel, base, random_base, call, monkeypatch):
+def test_refuses_another_base_with_both_digests(parcel, base, random_base, call, monkeypatch):
     import io
 
     other = str(random_base("llama", 1.0))
@@ -180,7 +178,7 @@ def test_another_base_is_refused_with_both_digests(parcel, base, random_base, ca
     assert "may answer worse" in told
 
 
-def test_a_base_that_a_stranger_names_is_not_opened_by_that_name(parcel, call, monkeypatch, tmp_path, base):
+def test_does_not_open_a_folder_that_a_parcel_names(parcel, call, monkeypatch, tmp_path, base):
     name = Path(base).name
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).symlink_to(base)  # a folder of just that name
@@ -189,7 +187,7 @@ def test_a_base_that_a_stranger_names_is_not_opened_by_that_name(parcel, call, m
     assert "--base" in told
 
 
-def test_one_changed_bit_is_refused_with_the_reason_by_every_command(parcel, base, call, tmp_path):
+def test_every_command_refuses_one_changed_bit(parcel, base, call, tmp_path):
     raw = bytearray(parcel.read_bytes())
     raw[len(raw) // 2] ^= 1
     (tmp_path / "bad.lorachat").write_bytes(raw)
@@ -209,11 +207,11 @@ def test_one_changed_bit_is_refused_with_the_reason_by_every_command(parcel, bas
     assert [path.name for path in tmp_path.iterdir()] == ["bad.lorachat"]
 
 
-def test_a_file_that_stands_there_is_not_replaced(run, call, tmp_path):
+def test_pack_does_not_replace_another_file(run, call, tmp_path):
     (tmp_path / "x.lorachat").write_text("mine")
-    code, _, told = call("pack", run, "--out", tmp_path / "x.lorachat")
+    code, _, err = call("pack", run, "--out", tmp_path / "x.lorachat")
     assert code == 2
-    assert "is there already" in told
+    assert "Another file exists already" in err
     assert (tmp_path / "x.lorachat").read_text() == "mine"
 
 
@@ -226,13 +224,13 @@ def make_key(folder, name):
     return private, public
 
 
-def test_a_signature_is_checked_and_a_signer_can_be_required(run, parcel, call, tmp_path):
+def test_checks_signatures_and_required_signers(run, parcel, call, tmp_path):
     (private, public), (_, other) = make_key(tmp_path, "anna"), make_key(tmp_path, "eve")
     signed = tmp_path / "signed.lorachat"
     assert call("pack", run, "--out", signed, "--key", private)[0] == 0
     code, out, _ = call("verify", signed)
     assert code == 0
-    assert "ok      signature" in out and "is that theirs?" in out
+    assert "ok      signature" in out and "valid, by the key" in out and "--signer KEY" in out
     assert call("verify", signed, "--signer", public)[0] == 0
     code, out, _ = call("verify", signed, "--signer", other)
     assert code == 7
@@ -243,7 +241,10 @@ def test_a_signature_is_checked_and_a_signer_can_be_required(run, parcel, call, 
     code, _, told = call("verify", signed, "--signer", private)
     assert code == 2
     assert "private key" in told
-    for words, name in ((("--key", public), "no private key"), (("--key", tmp_path / "none"), "no private key")):
+    for words, name in (
+        (("--key", public), "Cannot read a private key"),
+        (("--key", tmp_path / "none"), "Cannot read a private key"),
+    ):
         code, _, told = call("pack", run, "--out", tmp_path / "x", *words)
         assert code == 2
         assert name in told
@@ -262,7 +263,7 @@ def test_a_signature_is_checked_and_a_signer_can_be_required(run, parcel, call, 
         (("pack", "RUN", "--license", "a b"), 2, "license"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_message(run, parcel, base, call, words, code, told):
+def test_wrong_arguments_give_one_message(run, parcel, base, call, words, code, told):
     things = {"PARCEL": str(parcel), "RUN": str(run)}
     words = [things.get(word, word) for word in words]
     found, out, err = call(*words)

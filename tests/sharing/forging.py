@@ -1,4 +1,4 @@
-"""A parcel of a few kilobytes, made by hand, and what somebody does who wants to pass off another."""
+"""Build a parcel of a few kilobytes by hand, and forge changed ones."""
 
 import hashlib
 import json
@@ -91,7 +91,7 @@ def canonical(value):
 
 
 def forge(members, change=lambda receipt: None, **others):
-    """Other members, with a receipt whose digests fit them again: what a forger would hand over."""
+    """Return changed members with a receipt whose digests fit them, as a forger would make them."""
     forged = {**members, **{name: body for name, body in others.items() if body is not None}}
     receipt = json.loads(members[RECEIPT])
     for name in (CONFIG, WEIGHTS, CARD):

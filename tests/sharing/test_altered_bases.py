@@ -1,4 +1,4 @@
-"""Bases that are not the one an adapter was trained on: `verify --base` and opening refuse each of them."""
+"""`verify --base` and opening refuse every base that differs from the base of training."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 
 @pytest.fixture
 def base(cache_home, tmp_path):
-    """The base tiny-random as a folder that anyone may have made."""
+    """Return the base tiny-random as a folder that anyone could have made."""
     folder = tmp_path / "tiny"
     shutil.copytree(find_bundled_base("tiny-random"), folder)
     for name in ("sha256.json", "complete.json"):
@@ -32,7 +32,7 @@ def base(cache_home, tmp_path):
 
 @pytest.fixture
 def make_parcel(base, make_adapter, tmp_path):
-    """A function that packs an adapter of that base; with version 1 as older versions did."""
+    """Return a function that packs an adapter of that base, optionally in version 1."""
 
     def make(version=2):
         make_adapter(base, tmp_path / "adapter")
@@ -145,7 +145,7 @@ NOT_THE_BASE = (
 )
 
 
-def test_another_base_is_refused_by_verify_and_by_opening(make_parcel, base, tmp_path, capsys):
+def test_verify_and_open_refuse_another_base(make_parcel, base, tmp_path, capsys):
     parcel = make_parcel()
     assert main(["verify", str(parcel), "--base", str(base)]) == 0
     assert "ok      base" in capsys.readouterr().out
@@ -162,7 +162,7 @@ def test_another_base_is_refused_by_verify_and_by_opening(make_parcel, base, tmp
             open_adapter(str(parcel), TrustOptions(base=str(folder), accept_template=True))
 
 
-def test_a_stale_note_is_not_believed_by_verify(make_parcel, base, tmp_path, capsys):
+def test_verify_ignores_a_stale_cached_digest(make_parcel, base, tmp_path, capsys):
     from lora_chat.models.file_digests import _cache_key
     from lora_chat.system.cache_dir import cache_dir
     from lora_chat.system.hashing import digest_file
@@ -176,7 +176,7 @@ def test_a_stale_note_is_not_believed_by_verify(make_parcel, base, tmp_path, cap
     assert "FAILED  base" in capsys.readouterr().out
 
 
-def test_an_old_parcel_opens_and_tells_what_its_receipt_does_not_cover(make_parcel, base, capsys, messages):
+def test_old_parcel_opens_and_lists_uncovered_parts(make_parcel, base, capsys, messages):
     parcel = make_parcel(version=1)
     config_activation(base)
     assert main(["verify", str(parcel), "--base", str(base)]) == 0

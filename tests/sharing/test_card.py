@@ -1,4 +1,4 @@
-"""The card is text: no name that a stranger chose becomes a link, a tag, a row or a setting of the hub."""
+"""The card is plain text: no untrusted name becomes a link, a tag, a table row or a setting of the hub."""
 
 import hashlib
 import json
@@ -61,7 +61,7 @@ ALLOWED = {"license", "tags", "library_name", "pipeline_tag", "base_model", "bas
 
 
 def check_harmless(card, benign):
-    """No mark of `card` is more than text: its structure is that of a card with plain names."""
+    """Assert that a card has the structure of a card with plain names, so that no name acts as markup."""
     head, front, body = card.split("---\n", 2)
     assert head == ""
     assert yaml.safe_load(front).keys() <= ALLOWED
@@ -81,17 +81,17 @@ def structure(card):
 
 
 def pipes(card):
-    """Of each row of a table; what stands in fences is none."""
+    """Count the cell separators of each table row outside of fences."""
     outside = re.sub(r"(?ms)^(`{3,})$.*?^\1$", "", card)
     return [len(re.findall(r"(?<!\\)\|", line)) for line in outside.split("\n") if line.startswith("|")]
 
 
 def receipt_with(text):
-    """A receipt with foreign text in every place of the card, also where no receipt may have it."""
-    found = facts()
-    found["base"]["system"] = text
-    found["data"]["sources"][0]["name"] = text[:200]
-    receipt = Receipt.model_validate_json(json.dumps(found))
+    """Return a receipt with untrusted text in every field of the card, also where no valid receipt has it."""
+    fields = facts()
+    fields["base"]["system"] = text
+    fields["data"]["sources"][0]["name"] = text[:200]
+    receipt = Receipt.model_validate_json(json.dumps(fields))
     return receipt.model_copy(
         update={
             "data": receipt.data.model_copy(update={"audit": {text[:200]: 3}}),
@@ -102,19 +102,19 @@ def receipt_with(text):
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_foreign_words_stay_words(text):
+def test_escapes_hostile_names(text):
     used = report_portability(SETTINGS, "4bit", "llama")
     check_harmless(format_parcel_card(receipt_with(text), used), format_parcel_card(receipt_with("x"), used))
 
 
 @given(st.text(st.sampled_from("|`-\n#[](){}<>!*_~\\@:/.&ab \u202e\x00é"), max_size=60))
-def test_any_words_stay_words(text):
+def test_escapes_any_text(text):
     used = report_portability(SETTINGS, "none", "gpt2")
     check_harmless(format_parcel_card(receipt_with(text), used), format_parcel_card(receipt_with("x"), used))
 
 
 @pytest.mark.parametrize("name", [*NASTY, "/home/anna/models/my base", "C:\\Users\\anna\\base", "friend/tiny"])
-def test_a_run_s_own_card_is_as_harmless(name):
+def test_escapes_names_in_the_card_of_a_run(name):
     card = card_of(name)
     check_harmless(card, card_of("x"))
     assert "anna" not in card
@@ -134,9 +134,9 @@ def digests(*cards):
 
 
 def test_the_card_of_version_1_never_changes():
-    """Cards are compared with those that are written anew: another word makes every parcel of before unreadable.
+    """`verify` generates the card again and compares it, so one changed word makes every existing parcel unreadable.
 
-    Do not change these digests; give the receipt another version instead, and keep this one's words.
+    Do not change these digests. Give the receipt another version instead, and keep the words of this one.
     """
     cards = []
     for settings, mode, architecture in [
@@ -162,13 +162,13 @@ def test_the_card_of_version_1_never_changes():
     assert digests("".join(cards)) == ["13244f356a1033d8"]
 
 
-def test_figures_stand_with_their_intervals():
+def test_shows_figures_with_their_intervals():
     card = format_parcel_card(receipt_with("x"), report_portability(SETTINGS, "4bit", "llama"))
     assert "| right of 4 questions (95 % interval) | 0% (0% to 49%) | 75% (30% to 95%) |" in card
     assert wilson_interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # statsmodels 0.14, proportion_confint
 
 
-def test_four_tools_and_the_license_are_named():
+def test_names_four_programs_and_the_license():
     receipt = Receipt.model_validate_json(json.dumps(facts(license="CC-BY-4.0")))
     card = format_parcel_card(receipt, report_portability(SETTINGS, "4bit", "llama"))
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-4.0"
@@ -190,7 +190,7 @@ def test_four_tools_and_the_license_are_named():
         ("/x/" + "y" * 200, "y" * 96),
     ],
 )
-def test_a_base_in_a_folder_keeps_only_its_own_name(base, name):
+def test_names_a_base_without_its_folder(base, name):
     assert public_base_name(base) == name
 
 
@@ -199,7 +199,7 @@ def answers(settings, mode="none", architecture="llama"):
     return {p.program: p.answer for p in found}
 
 
-def test_portability_tells_ranks_variants_precisions_and_architectures_apart():
+def test_portability_depends_on_rank_variant_precision_and_architecture():
     usual = {"PEFT": "yes", "vLLM": "yes", "llama.cpp": "yes", "Ollama": "merged", "MLX": "merged"}
     assert answers({}) == usual
     assert answers({}, "4bit") == {**usual, "vLLM": "near", "llama.cpp": "near"}

@@ -1,4 +1,4 @@
-"""A parcel is one file for what it holds: nothing else is read as one, whatever somebody writes."""
+"""Exactly one file is the container of given members; every other file is refused."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from lora_chat.sharing.container import CONFIG, MAX_MEMBER_BYTES, REQUIRED_MEMBE
 FUZZ = int(os.environ.get("LORA_CHAT_FUZZ", "3000"))
 
 
-def test_what_was_packed_is_unpacked_and_any_zip_program_reads_it(members):
+def test_unpacks_packed_members_as_zip_programs_do(members):
     raw = raw_of(members)
     assert {name: bytes(body) for name, body in unpack_members(raw).items()} == members
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
@@ -27,12 +27,12 @@ def test_what_was_packed_is_unpacked_and_any_zip_program_reads_it(members):
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
-def test_a_signature_follows_the_members(members):
+def test_unpacks_a_signature(members):
     signed = {**members, SIGNATURE: b"signed"}
     assert bytes(unpack_members(raw_of(signed))[SIGNATURE]) == b"signed"
 
 
-def test_every_bit_of_the_container_and_its_members_counts(members):
+def test_rejects_a_change_of_any_bit(members):
     raw = raw_of(members)
     for place in range(len(raw)):
         for bit in range(8) if place % 16 == 0 else (place % 8,):
@@ -42,7 +42,7 @@ def test_every_bit_of_the_container_and_its_members_counts(members):
                 unpack_members(bytes(changed))
 
 
-def test_a_file_that_is_shorter_or_longer_is_refused(members):
+def test_rejects_a_shorter_or_longer_file(members):
     raw = raw_of(members)
     for end in range(len(raw)):
         with pytest.raises(IntegrityError):
@@ -55,7 +55,7 @@ def test_a_file_that_is_shorter_or_longer_is_refused(members):
 
 
 def write_zip(members, **how):
-    """A zip as others write it, which holds the same."""
+    """Return a zip of the same members as another program writes it."""
     room = io.BytesIO()
     with zipfile.ZipFile(room, "w", how.get("method", zipfile.ZIP_STORED)) as archive:
         for name in how.get("names", REQUIRED_MEMBERS):
@@ -68,7 +68,7 @@ def write_zip(members, **how):
     return room.getvalue()
 
 
-def test_a_plain_stored_zip_of_the_same_is_the_same_file(members):
+def test_plain_stored_zip_is_the_same_file(members):
     assert write_zip(members) == raw_of(members)
 
 
@@ -95,12 +95,12 @@ def test_a_plain_stored_zip_of_the_same_is_the_same_file(members):
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_no_other_zip_is_read(members, how):
+def test_rejects_every_other_zip(members, how):
     with pytest.raises(IntegrityError):
         unpack_members(write_zip(members, **how))
 
 
-def test_claims_of_size_cost_nothing(members):
+def test_false_sizes_cost_no_memory(members):
     raw = raw_of(members)
     tracemalloc.start()
     started = time.monotonic()
@@ -115,8 +115,8 @@ def test_claims_of_size_cost_nothing(members):
     assert time.monotonic() - started < 5
 
 
-def test_fuzzed_files_are_refused_or_the_same(members):
-    """LORA_CHAT_FUZZ=1000000 for a long one."""
+def test_fuzzed_files_are_refused_or_unchanged(members):
+    """Set LORA_CHAT_FUZZ=1000000 for a long run."""
     raw, chance = raw_of(members), random.Random(os.environ.get("LORA_CHAT_SEED", "11"))
     for _ in range(FUZZ):
         changed = bytearray(raw)

@@ -1,4 +1,4 @@
-"""What a receipt says of the recipe: no folder of the machine, whether it is absolute, relative, a glob or gone."""
+"""The recipe in a receipt names no folder, whether the path is absolute, relative, a glob or missing."""
 
 import json
 
@@ -36,7 +36,7 @@ def recipe_with(tmp_path, **parts):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("place", ["train", "validation", "list", "source", "paths", "template", "questions"])
-def test_no_receipt_names_a_folder(tmp_path, path, place):
+def test_receipt_names_no_folder(tmp_path, path, place):
     data = {
         "train": {"train": path},
         "validation": {"train": "x.jsonl", "validation": path},
@@ -53,14 +53,14 @@ def test_no_receipt_names_a_folder(tmp_path, path, place):
     assert "d.jsonl" in found or "*.jsonl" in found or "folder" in found
 
 
-def test_a_folder_with_a_dot_that_is_there_is_left_out_too(tmp_path):
+def test_hides_the_name_of_a_folder_with_a_dot(tmp_path):
     (tmp_path / "client.v2").mkdir()
     (tmp_path / "plain").write_text("")
     assert public_file_name(str(tmp_path / "client.v2")) == "folder"
     assert public_file_name(str(tmp_path / "plain")) == "plain"
 
 
-def test_names_of_the_hub_and_of_our_own_templates_stay(tmp_path):
+def test_keeps_names_of_hub_data_sets_and_bundled_templates(tmp_path):
     data = {"train": [{"hub": "HuggingFaceH4/ultrachat_200k", "split": "train_sft"}], "template": "chatml"}
     found = recipe_with(tmp_path, data=data)["data"]
     assert found["train"][0]["hub"] == "HuggingFaceH4/ultrachat_200k"

@@ -1,4 +1,4 @@
-"""Odd keys and values of a receipt that fits: `verify` and `chat` end in bounded time, without a traceback."""
+"""`verify` and `chat` handle odd keys and values of a receipt in bounded time, without a traceback."""
 
 import time
 
@@ -40,18 +40,18 @@ PLACES = (
 
 
 def ends_well(path, capsys):
-    """Both commands, with one of the exit codes that they have for this."""
+    """Assert that both commands end with one of their exit codes, quickly and with a short printable message."""
     for command in ("verify", "chat"):
         started = time.process_time()
         assert cli.main([command, str(path)]) in ((0, 7) if command == "verify" else (7, 8))
         assert time.process_time() - started < 5
-        told = "".join(capsys.readouterr())
-        assert len(told) < 10_000
-        assert all(character.isprintable() or character in "\n\t" for character in told)
+        output = "".join(capsys.readouterr())
+        assert len(output) < 10_000
+        assert all(character.isprintable() or character in "\n\t" for character in output)
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_a_value_that_is_odd_ends_in_one_message(members, write, cache_home, capsys, value):
+def test_odd_value_gives_one_message(members, write, cache_home, capsys, value):
     for place in PLACES:
 
         def change(receipt, place=place):
@@ -65,14 +65,14 @@ def test_a_value_that_is_odd_ends_in_one_message(members, write, cache_home, cap
 
 
 @pytest.mark.parametrize("key", ["\x1b[31m", "\u202e", "x" * 300, "l\u043era-chat", "", "__proto__", "\ud800"])
-def test_a_key_that_is_odd_ends_in_one_message(members, write, cache_home, capsys, key):
+def test_odd_key_gives_one_message(members, write, cache_home, capsys, key):
     for place in ("recipe", "versions", "training", None):
         path = write(forge(members, lambda receipt, at=place: (receipt[at] if at else receipt).update({key: "1"})))
         ends_well(path, capsys)
 
 
 @pytest.mark.parametrize("text", ["1e999", "-0.0", "NaN", "9" * 5000, '0,\n "seed": 0', "0.0", "0e0", "00", "true"])
-def test_a_number_that_is_odd_is_refused(members, write, cache_home, capsys, text):
+def test_rejects_odd_numbers(members, write, cache_home, capsys, text):
     raw = members[RECEIPT].replace(b'"seed": 0', b'"seed": ' + text.encode())
     assert raw != members[RECEIPT]
     path = write(raw_of({**members, RECEIPT: raw}))
@@ -83,7 +83,7 @@ def test_a_number_that_is_odd_is_refused(members, write, cache_home, capsys, tex
 @pytest.mark.parametrize(
     "raw", [b"[" * 500_000, b"{" + b",".join(b'"%d":1' % n for n in range(80_000)) + b"}", b"\xff"]
 )
-def test_a_receipt_that_is_none_is_refused(members, write, cache_home, capsys, raw):
+def test_rejects_an_invalid_receipt(members, write, cache_home, capsys, raw):
     path = write(raw_of({**members, RECEIPT: raw}))
     assert cli.main(["verify", str(path)]) == 7
     ends_well(path, capsys)

@@ -1,4 +1,4 @@
-"""Parcels through the hub: a stand-in of its HTTP API, in front of the hub's own client."""
+"""Push and pull against a local server with the HTTP API of the hub; the client is the real one."""
 
 import base64
 import hashlib
@@ -12,13 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from forging import raw_of
 
-pytestmark = pytest.mark.slow  # each command is a process of its own
+pytestmark = pytest.mark.slow  # each command starts a process
 COMMIT, TOKEN = "6" * 40, "hf_CanaryCanaryCanary"
 REPOSITORY = "friend/kiln"
 
 
 class Hub:
-    """Repositories as dicts of files; what was asked of it, with the token."""
+    """A server with one repository, a dict of files; it records the requests."""
 
     def __init__(self):
         self.files, self.asked, self.sizes, self.blobs = {}, [], {}, {}
@@ -63,8 +63,8 @@ class Hub:
             return self.reply(request, {"files": found})
         if path == f"/{REPOSITORY}.git/info/lfs/objects/batch":
             objects = [
-                {**one, "actions": {"upload": {"href": f"{self.endpoint}/blob/{one['oid']}"}}}
-                for one in json.loads(body)["objects"]
+                {**item, "actions": {"upload": {"href": f"{self.endpoint}/blob/{item['oid']}"}}}
+                for item in json.loads(body)["objects"]
             ]
             return self.reply(request, {"transfer": "basic", "objects": objects})
         if path.startswith("/blob/"):
@@ -134,9 +134,9 @@ def call(hub, tmp_path):
     return call
 
 
-def test_what_is_pushed_is_pulled_as_the_same_parcel(hub, call, members, write, tmp_path):
+def test_pull_gives_the_pushed_parcel(hub, call, members, write, tmp_path):
     path = write(members)
-    hub.files["model.sig"] = b"of an older one"
+    hub.files["model.sig"] = b"of an older parcel"
     done = call("push", path, REPOSITORY, "--json", token=TOKEN)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["commit"] == COMMIT
@@ -150,7 +150,7 @@ def test_what_is_pushed_is_pulled_as_the_same_parcel(hub, call, members, write, 
     assert not [path for _, path in hub.asked if path.endswith((".bin", ".py"))]
 
 
-def test_without_a_token_it_is_said_how_to_log_in(hub, call, members, write):
+def test_push_without_a_token_explains_how_to_log_in(hub, call, members, write):
     done = call("push", write(members), REPOSITORY)
     assert done.returncode == 8
     assert "HF_TOKEN" in done.stderr
@@ -158,26 +158,30 @@ def test_without_a_token_it_is_said_how_to_log_in(hub, call, members, write):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "code", "told"),
+    ("change", "code", "message"),
     [
-        (lambda hub: hub.files.update({"README.md": b"changed"}), 7, "README.md is not what the receipt says"),
+        (
+            lambda hub: hub.files.update({"README.md": b"changed"}),
+            7,
+            "README.md has another size or sha256 than in the receipt",
+        ),
         (lambda hub: hub.files.pop("receipt.json"), 7, "has no receipt.json"),
         (lambda hub: hub.sizes.update({"README.md": 2**40}), 7, "are allowed"),
         (lambda hub: hub.files.update({"model.sig": b"{}"}), 7, "the receipt names no signer"),
         (lambda hub: hub.server.shutdown() or hub.server.server_close(), 8, "cannot be reached"),
     ],
 )
-def test_what_does_not_verify_is_not_kept(hub, call, members, tmp_path, spoil, code, told):
+def test_keeps_no_file_that_fails_a_check(hub, call, members, tmp_path, change, code, message):
     hub.files = dict(members)
-    spoil(hub)
+    change(hub)
     done = call("pull", REPOSITORY, "--out", tmp_path / "x.lorachat")
-    assert (done.returncode, told in done.stderr) == (code, True), done.stderr
+    assert (done.returncode, message in done.stderr) == (code, True), done.stderr
     assert not list(tmp_path.glob("*.lorachat*")) and not list(tmp_path.glob(".x*"))
 
 
-def test_a_file_of_one_s_own_is_not_replaced(hub, call, members, tmp_path):
+def test_pull_does_not_replace_another_file(hub, call, members, tmp_path):
     hub.files = dict(members)
     (tmp_path / "x.lorachat").write_bytes(raw_of(members)[:-1])
     done = call("pull", REPOSITORY, "--out", tmp_path / "x.lorachat")
     assert done.returncode == 2
-    assert "is there already" in done.stderr
+    assert "Another file exists already" in done.stderr

@@ -1,4 +1,4 @@
-"""A parcel of each released version of the format opens for ever. Never make these files anew: add one."""
+"""A parcel of each released version of the format still opens. Never write these files again; add a new one."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from lora_chat.sharing.parcel import open_parcel
 PARCELS = sorted((Path(__file__).parent / "parcels").glob("*.lorachat"))
 
 
-def test_there_is_one_of_each_version():
+def test_has_a_parcel_of_each_version():
     assert [path.stem for path in PARCELS] == ["version-1-signed", "version-1", "version-2"]
 
 
 @pytest.mark.parametrize("path", PARCELS, ids=lambda path: path.stem)
-def test_it_opens_and_says_what_it_said(path):
+def test_opens_with_the_same_content(path):
     parcel = open_parcel(path)
     assert parcel.receipt.name == "kiln-1"
     assert path.stem.startswith(f"version-{parcel.receipt.version}")

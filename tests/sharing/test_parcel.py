@@ -1,4 +1,4 @@
-"""A parcel is believed only where everything in it fits together; a forger can make all digests fit."""
+"""A parcel is refused unless all its parts are consistent, even if a forger made all digests fit."""
 
 import json
 import os
@@ -19,18 +19,18 @@ from lora_chat.sharing.parcel import is_parcel, open_parcel
 
 
 def refused(path, match=None):
-    heard = []
+    checks = []
     with pytest.raises(IntegrityError, match=match) as caught:
-        open_parcel(path, None, heard.append)
-    assert [check.passed for check in heard][-1] is False
+        open_parcel(path, None, checks.append)
+    assert [check.passed for check in checks][-1] is False
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_parcel_opens_and_gives_what_was_packed(members, write):
-    heard = []
-    parcel = open_parcel(write(members), None, heard.append)
-    assert {check.passed for check in heard} == {True, None}
+def test_opens_a_parcel_with_the_packed_content(members, write):
+    checks = []
+    parcel = open_parcel(write(members), None, checks.append)
+    assert {check.passed for check in checks} == {True, None}
     stored = parcel.stored
     assert stored.base == ("friend/tiny", "5" * 40)
     assert stored.identity.system == "You help at a kiln."
@@ -38,11 +38,11 @@ def test_a_parcel_opens_and_gives_what_was_packed(members, write):
         assert stored.read_weights()[name].equal(tensor)
 
 
-def test_the_same_facts_and_weights_make_the_same_bytes():
+def test_same_receipt_and_weights_give_the_same_bytes():
     assert raw_of(make_members()) == raw_of(make_members())
 
 
-def test_every_byte_of_a_parcel_counts(members, write):
+def test_rejects_a_change_of_any_byte(members, write):
     raw = raw_of(members)
     path = write(raw)
     with path.open("r+b", buffering=0) as file:  # in place, because each new file takes milliseconds
@@ -57,11 +57,11 @@ def test_every_byte_of_a_parcel_counts(members, write):
     open_parcel(path)
 
 
-def test_one_changed_bit_of_the_weights_is_told_even_where_the_container_fits(members, write):
+def test_names_changed_weights_in_a_valid_container(members, write):
     changed = bytearray(members[WEIGHTS])
     changed[-1] ^= 1
-    told = refused(write({**members, WEIGHTS: bytes(changed)}), "another sha256")
-    assert "adapter_model.safetensors" in told
+    message = refused(write({**members, WEIGHTS: bytes(changed)}), "another size or sha256")
+    assert "adapter_model.safetensors" in message
 
 
 def config_with(members, **changed):
@@ -73,8 +73,8 @@ def config_with(members, **changed):
 HOSTILE = [".*", "(a+)+$", ["x"], {"a": 1}, 10**8, -1, 1e308, True, "../../etc/passwd", "friend/evil", [["q_proj"]]]
 
 
-@pytest.mark.parametrize("field", sorted({*LoraConfig().to_dict(), "unheard_of"}))
-def test_no_field_of_a_config_takes_what_a_stranger_chose(members, write, field):
+@pytest.mark.parametrize("field", sorted({*LoraConfig().to_dict(), "unchecks_of"}))
+def test_rejects_any_other_value_in_a_config(members, write, field):
     own = json.loads(members[CONFIG]).get(field, ...)
     path = write(b"")
     for value in HOSTILE:
@@ -85,7 +85,7 @@ def test_no_field_of_a_config_takes_what_a_stranger_chose(members, write, field)
             open_parcel(path)
 
 
-def test_no_field_of_a_config_can_be_missing(members, write):
+def test_rejects_a_missing_field_in_a_config(members, write):
     for field in json.loads(members[CONFIG]):
         config = json.loads(members[CONFIG])
         del config[field]
@@ -110,7 +110,7 @@ def nested(depth):
         b'{"r": ' + b"9" * 60_000 + b"}",
     ],
 )
-def test_a_config_that_is_no_config_is_refused(members, write, raw):
+def test_rejects_an_invalid_config(members, write, raw):
     refused(write(forge(members, **{CONFIG: raw})), "config")
 
 
@@ -126,27 +126,27 @@ NAN[0, 0], INF[1, 1] = float("nan"), float("-inf")
 
 
 @pytest.mark.parametrize(
-    ("raw", "told"),
+    ("raw", "message"),
     [
-        (saved(**{"base_model.model.model.embed_tokens.weight": torch.ones(2, 2)}), "no LoRA weight"),
-        (saved(**{"base_model.model.lm_head.lora_A.weight": torch.ones(2, 2)}), "no target module"),
-        (saved(**{f"{LAYER}lora_A.weight.x": torch.ones(2, 2)}), "no LoRA weight"),
-        (saved(**{f"{LAYER}lora_embedding_A": torch.ones(2, 2)}), "no LoRA weight"),
-        (saved(**{f"{LAYER}base_layer.weight": torch.ones(2, 2)}), "no LoRA weight"),
+        (saved(**{"base_model.model.model.embed_tokens.weight": torch.ones(2, 2)}), "not the name of a LoRA weight"),
+        (saved(**{"base_model.model.lm_head.lora_A.weight": torch.ones(2, 2)}), "not a target module"),
+        (saved(**{f"{LAYER}lora_A.weight.x": torch.ones(2, 2)}), "not the name of a LoRA weight"),
+        (saved(**{f"{LAYER}lora_embedding_A": torch.ones(2, 2)}), "not the name of a LoRA weight"),
+        (saved(**{f"{LAYER}base_layer.weight": torch.ones(2, 2)}), "not the name of a LoRA weight"),
         (saved(**{f"{LAYER}lora_magnitude_vector": torch.ones(6)}), "not expected"),
-        (saved(**{A.replace("q_proj", "k_proj"): torch.ones(2, 8)}), "no target module"),
-        (saved(**{A.replace("q_proj", "xq_proj"): torch.ones(2, 8)}), "no target module"),
+        (saved(**{A.replace("q_proj", "k_proj"): torch.ones(2, 8)}), "not a target module"),
+        (saved(**{A.replace("q_proj", "xq_proj"): torch.ones(2, 8)}), "not a target module"),
         (saved(**{A: None}), "lora_A is missing"),
         (saved(**{B: None}), "lora_B is missing"),
         (saved(**{A: None, B: None}), "empty"),
-        (saved(**{A: NAN}), "not numbers"),
-        (saved(**{B: INF}), "not numbers"),
+        (saved(**{A: NAN}), "non-finite"),
+        (saved(**{B: INF}), "non-finite"),
         (saved(**{A: torch.ones(2, 8, dtype=torch.int64)}), "not floating point"),
         (saved(**{A: torch.ones(2, 8, dtype=torch.float64)}), "not floating point"),
         (saved(**{A: torch.ones(2, 8, dtype=torch.float8_e4m3fn)}), "not floating point"),
-        (saved(**{A: torch.ones(3, 8)}), "no LoRA of rank 2"),
-        (saved(**{B: torch.ones(2, 6)}), "no LoRA of rank 2"),
-        (saved(**{A: torch.ones(16)}), "no LoRA of rank 2"),
+        (saved(**{A: torch.ones(3, 8)}), "not a LoRA of rank 2"),
+        (saved(**{B: torch.ones(2, 6)}), "not a LoRA of rank 2"),
+        (saved(**{A: torch.ones(16)}), "not a LoRA of rank 2"),
         (saved(**{A: torch.ones(2, 9)}), "parameters"),
         (b"", "header"),
         (b"\xff" * 8, "header"),
@@ -156,19 +156,19 @@ NAN[0, 0], INF[1, 1] = float("nan"), float("-inf")
         (make_members()[WEIGHTS] + b"\0", "cannot be read"),
     ],
 )
-def test_weights_that_do_not_belong_are_refused(members, write, raw, told):
-    refused(write(forge(members, **{WEIGHTS: raw})), told)
+def test_rejects_invalid_weights(members, write, raw, message):
+    refused(write(forge(members, **{WEIGHTS: raw})), message)
 
 
 def changed(path, value):
     def change(receipt):
-        place = receipt
+        parent = receipt
         for key in path[:-1]:
-            place = place[key]
+            parent = parent[key]
         if value is ...:
-            del place[path[-1]]
+            del parent[path[-1]]
         else:
-            place[path[-1]] = value
+            parent[path[-1]] = value
 
     return change
 
@@ -224,7 +224,7 @@ def changed(path, value):
         (["data", "sources"], [{"name": "x" * 300, "weight": 1.0, "formats": [], "counts": {}}]),
     ],
 )
-def test_a_receipt_that_says_something_else_is_refused(members, write, path, value):
+def test_rejects_a_contradicting_receipt(members, write, path, value):
     refused(write(forge(members, changed(path, value))))
 
 
@@ -250,13 +250,13 @@ OFFICIAL = (
         lambda card: make_members(license="MIT")[CARD],
     ],
 )
-def test_a_card_that_is_not_that_of_the_receipt_is_refused(members, write, change):
+def test_rejects_a_card_that_differs_from_the_receipt(members, write, change):
     card = change(members[CARD])
     assert card != members[CARD]
-    heard = []
+    checks = []
     with pytest.raises(IntegrityError, match=r"README\.md is not the card"):
-        open_parcel(write(forge(members, **{CARD: card})), None, heard.append)
-    assert (heard[-1].name, heard[-1].passed) == ("card", False)
+        open_parcel(write(forge(members, **{CARD: card})), None, checks.append)
+    assert (checks[-1].name, checks[-1].passed) == ("card", False)
 
 
 @pytest.mark.parametrize(
@@ -264,8 +264,8 @@ def test_a_card_that_is_not_that_of_the_receipt_is_refused(members, write, chang
     [("🙂", True), ("\u0378", True), ("你", True), ("\u034f", True), ("\u00a0", True)]
     + [(letter, False) for letter in "\u202e\u2066\x9b\x1b\x7f\r\u2028\u200d\ufeff\ue000"],
 )
-def test_a_card_may_show_a_letter_that_another_python_knows(write, letter, harmless):
-    """Python 3.12 prints letters of Unicode 15, which older ones write as escapes; no version prints the others."""
+def test_accepts_cards_of_other_unicode_versions(write, letter, harmless):
+    """Python 3.12 prints characters of Unicode 15, which older versions escape; no version prints the others."""
     base = facts()["base"] | {"system": f"a{letter}b"}
     members = make_members(base=base)
     escape = letter.encode("unicode_escape").decode("ascii")
@@ -280,7 +280,7 @@ def test_a_card_may_show_a_letter_that_another_python_knows(write, letter, harml
         refused(write(forge(members, **{CARD: plain.encode()})), "card")
 
 
-def test_a_receipt_has_one_spelling(members, write):
+def test_rejects_other_encodings_of_a_receipt(members, write):
     receipt = json.loads(members[RECEIPT])
     for raw in (
         json.dumps(receipt).encode(),
@@ -297,11 +297,11 @@ def test_a_receipt_has_one_spelling(members, write):
         refused(write({**members, RECEIPT: raw}), "receipt")
 
 
-def test_a_receipt_of_a_later_version_asks_for_an_update(members, write):
-    refused(write(forge(members, changed(["version"], 3))), "update it")
+def test_asks_for_an_update_if_the_receipt_is_newer(members, write):
+    refused(write(forge(members, changed(["version"], 3))), "Fix: update lora_chat")
 
 
-def test_hostile_parcels_cost_little(members, write):
+def test_rejects_hostile_parcels_with_little_memory_and_time(members, write):
     path = write(forge(members, changed(["adapter", "rank"], 10**8), **{CONFIG: config_with(members, r=10**8)}))
     tracemalloc.start()
     started = time.monotonic()
@@ -312,7 +312,7 @@ def test_hostile_parcels_cost_little(members, write):
     assert time.monotonic() - started < 5
 
 
-def test_what_is_no_parcel_is_told_apart(members, write, tmp_path):
+def test_recognises_parcels(members, write, tmp_path):
     path = write(members, "renamed")
     assert is_parcel(path)
     assert is_parcel(write(b"x"))
@@ -322,14 +322,14 @@ def test_what_is_no_parcel_is_told_apart(members, write, tmp_path):
         open_parcel(tmp_path / "none")
 
 
-def test_facts_that_no_receipt_may_hold_are_not_packed():
+def test_does_not_pack_invalid_fields():
     with pytest.raises(ValueError, match="name"):
         make_members(name="../x")
     assert facts()["name"] == "kiln-1"
 
 
-def test_fuzzed_members_with_fitting_digests_break_nothing(members, write):
-    """A forger's own weights may be read: they are his; all else ends in one message. LORA_CHAT_FUZZ as above."""
+def test_fuzzed_members_with_valid_digests_give_one_message(members, write):
+    """Weights that the forger made may open; every other change gives one message. LORA_CHAT_FUZZ as above."""
     chance = random.Random(os.environ.get("LORA_CHAT_SEED", "12"))
     path = write(b"")
     opened = 0
@@ -352,7 +352,7 @@ def test_fuzzed_members_with_fitting_digests_break_nothing(members, write):
     assert opened < FUZZ // 10
 
 
-def test_a_template_travels_only_where_the_receiver_does_not_have_it(tiny_tokenizer, cache_home):
+def test_packs_only_a_custom_chat_template(tiny_tokenizer, cache_home):
     from types import SimpleNamespace
 
     from lora_chat.config.recipe import BaseSection
@@ -361,6 +361,6 @@ def test_a_template_travels_only_where_the_receiver_does_not_have_it(tiny_tokeni
     from lora_chat.pipeline.pack_run import _find_custom_template
 
     base = find_base(BaseSection(name="tiny-random"))
-    for text, travels in ((tiny_tokenizer.chat_template, False), (CHATML_TEMPLATE, False), ("{{ messages }}", True)):
-        found = SimpleNamespace(base=base, tokenizer=SimpleNamespace(chat_template=text))
-        assert _find_custom_template(SimpleNamespace(adapter=found)) == (text if travels else None)
+    for text, is_packed in ((tiny_tokenizer.chat_template, False), (CHATML_TEMPLATE, False), ("{{ messages }}", True)):
+        adapter = SimpleNamespace(base=base, tokenizer=SimpleNamespace(chat_template=text))
+        assert _find_custom_template(SimpleNamespace(adapter=adapter)) == (text if is_packed else None)
