@@ -28,7 +28,9 @@ def missing_paths(page):
     named = re.findall(
         r"`((?:tests|lora_chat|benchmarks|recipes|tools|docs)/[\w./-]+)`", page.read_text(encoding="utf-8")
     )
-    return [name for name in named if not (ROOT / name).exists()]
+    test_names = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    bare = re.findall(r"`(test_\w+\.py)`", page.read_text(encoding="utf-8"))
+    return [name for name in named if not (ROOT / name).exists()] + [name for name in bare if name not in test_names]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

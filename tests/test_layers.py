@@ -1,3 +1,5 @@
+"""A module imports only from a lower layer, each library has its importers, and nothing banned is used."""
+
 import ast
 from pathlib import Path
 
@@ -5,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "lora_chat"
 
-# A module imports only from a lower layer. A room is a package or a module right under lora_chat.
+# A module imports only from a lower layer. A unit is a package or a module right under lora_chat.
 LAYERS = [
     ["errors"],
     ["system"],
@@ -21,9 +23,9 @@ LAYERS = [
     ["cli"],
     ["__main__"],
 ]
-LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 FROM_THE_ROOT = {"__version__"}
-DOORS = {
+LIBRARY_IMPORTERS = {
     "trl": ["training/"],
     "peft": ["models/adapter.py", "export/parity/peft_worker.py"],
     "bitsandbytes": ["models/quantization/dequantize.py"],
@@ -60,23 +62,23 @@ STARTING_MODULES = {"pty", "torch.multiprocessing", "_posixsubprocess", "asyncio
 MUST_BE_FALSE = {"shell", "trust_remote_code"}
 
 
-def offences(root):
-    found = []
+def find_offenders(root):
+    offenders = []
     for path in sorted(root.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        printing = [] if path.relative_to(root).as_posix() == CONSOLE else dict(printing_offences(tree)).items()
+        printing = [] if path.relative_to(root).as_posix() == CONSOLE else dict(printing_offenders(tree)).items()
         starter = path.relative_to(root).as_posix() == STARTER
         for line, text in [
-            *import_offences(tree, path, root),
-            *call_offences(tree),
+            *import_offenders(tree, path, root),
+            *call_offenders(tree),
             *printing,
-            *([] if starter else starting_offences(tree)),
+            *([] if starter else starting_offenders(tree)),
         ]:
-            found.append(f"{path}:{line}: {text}")
-    return found
+            offenders.append(f"{path}:{line}: {text}")
+    return offenders
 
 
-def import_offences(tree, path, root):
+def import_offenders(tree, path, root):
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
@@ -88,50 +90,58 @@ def import_offences(tree, path, root):
         if isinstance(node, ast.ImportFrom) and node.level:
             yield node.lineno, "imports relatively; write the module's whole name"
         elif isinstance(node, ast.ImportFrom):
-            yield from ((node.lineno, text) for text in own_import(node.module, node.names, path, root))
-            yield from ((node.lineno, text) for text in library(node.module, path, root, id(node) in typing_only))
+            yield from ((node.lineno, text) for text in own_import_offenders(node.module, node.names, path, root))
+            yield from (
+                (node.lineno, text) for text in library_offenders(node.module, path, root, id(node) in typing_only)
+            )
             if any((node.module, alias.name) in BANNED_ATTRIBUTES for alias in node.names):
                 yield node.lineno, f"imports {node.module}.load"
         elif isinstance(node, ast.Import):
             for alias in node.names:
-                yield from ((node.lineno, text) for text in own_import(alias.name, None, path, root))
-                yield from ((node.lineno, text) for text in library(alias.name, path, root, id(node) in typing_only))
+                yield from ((node.lineno, text) for text in own_import_offenders(alias.name, None, path, root))
+                yield from (
+                    (node.lineno, text) for text in library_offenders(alias.name, path, root, id(node) in typing_only)
+                )
 
 
-def room_of(path, root):
+def unit_of(path, root):
     return path.relative_to(root).parts[0].removesuffix(".py")
 
 
-def own_import(module, names, path, root):
+def own_import_offenders(module, names, path, root):
     head, *rest = module.split(".")
     if head != root.name:
         return
-    rooms = [rest[0]] if rest else [alias.name for alias in names or []]
+    units = [rest[0]] if rest else [alias.name for alias in names or []]
     if not rest:
         if names is None or not {alias.name for alias in names} <= FROM_THE_ROOT:
             yield f"imports from {module} itself, not from a module"
-        rooms = [room for room in rooms if room in LAYER]
+        units = [unit for unit in units if unit in LAYER]
     elif root.joinpath(*rest).is_dir():
         yield f"imports from the package {module}, not from a module of it"
-    here = room_of(path, root)
-    for room in rooms:
-        if here in LAYER and room in LAYER and room != here and LAYER[room] >= LAYER[here]:
-            yield f"{here} (layer {LAYER[here]}) imports {room} (layer {LAYER[room]})"
+    here = unit_of(path, root)
+    for unit in units:
+        if here in LAYER and unit in LAYER and unit != here and LAYER[unit] >= LAYER[here]:
+            yield f"{here} (layer {LAYER[here]}) imports {unit} (layer {LAYER[unit]})"
 
 
-def library(module, path, root, typing_only):
+def library_offenders(module, path, root, typing_only):
     name = module.split(".")[0]
     if name in BANNED_MODULES:
         yield f"imports {name}"
-    doors = DOORS.get(name)
-    inside = path.relative_to(root).as_posix()
-    if doors and not typing_only and not any(inside == door or inside.startswith(door) for door in doors):
-        yield f"imports {name}, whose door is {' and '.join(doors)}"
+    importers = LIBRARY_IMPORTERS.get(name)
+    relative = path.relative_to(root).as_posix()
+    if (
+        importers
+        and not typing_only
+        and not any(relative == importer or relative.startswith(importer) for importer in importers)
+    ):
+        yield f"imports {name}, which only {' and '.join(importers)} may import"
 
 
-def call_offences(tree):
-    # torch.load is allowed in one form alone, in which no pickle runs code.
-    tensors_alone = {
+def call_offenders(tree):
+    # torch.load is allowed only with weights_only=True, because then no pickle runs code.
+    weights_only = {
         id(node.func)
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
@@ -139,7 +149,7 @@ def call_offences(tree):
         and any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and id(node) not in tensors_alone:
+        if isinstance(node, ast.Attribute) and id(node) not in weights_only:
             if isinstance(node.value, ast.Name) and (node.value.id, node.attr) in BANNED_ATTRIBUTES:
                 yield node.lineno, f"uses {node.value.id}.{node.attr}"
             elif node.attr in BANNED_METHODS:
@@ -153,8 +163,8 @@ def call_offences(tree):
                     yield node.lineno, f"passes {keyword.arg}"
 
 
-def printing_offences(tree):
-    """Whatever writes to the terminal past the door, and every hold on its streams but a question about them."""
+def printing_offenders(tree):
+    """Yield code that writes to the terminal without system/console.py, or uses its streams for more than a question."""
     harmless = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in HARMLESS_USES:
@@ -181,11 +191,11 @@ def printing_offences(tree):
             names = [alias.name for alias in node.names if alias.name in PRINTERS]
             yield from ((node.lineno, f"imports {node.module}.{name}") for name in names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"os.write", "open", "os.fdopen"} and node.args:
-            place = ast.unparse(node.args[0])
-            yield from [(node.lineno, f"writes to {place}")] if place in TERMINALS else []
+            target = ast.unparse(node.args[0])
+            yield from [(node.lineno, f"writes to {target}")] if target in TERMINALS else []
 
 
-def starting_offences(tree):
+def starting_offenders(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             pair = (node.value.id, node.attr) if isinstance(node.value, ast.Name) else ()
@@ -210,37 +220,38 @@ def starting_offences(tree):
             yield node.lineno, "makes a pool without a context; pool_context() gives a safe one"
 
 
-def test_every_room_has_its_layer_and_every_layer_its_rooms():
-    rooms = {room_of(path, ROOT) for path in ROOT.rglob("*.py")} - {"__init__"}
-    assert rooms == set(LAYER)
+def test_every_unit_has_one_layer():
+    units = {unit_of(path, ROOT) for path in ROOT.rglob("*.py")} - {"__init__"}
+    assert units == set(LAYER)
 
 
-def test_every_module_imports_from_below_and_does_nothing_banned():
-    assert offences(ROOT) == []
+def test_no_module_imports_upwards_or_does_anything_banned():
+    assert find_offenders(ROOT) == []
 
 
-def test_every_door_is_still_used():
-    for name, doors in DOORS.items():
-        texts = [p.read_text() for door in doors for p in ROOT.glob(f"{door}*.py" if door.endswith("/") else door)]
+def test_every_listed_importer_group_still_imports_its_library():
+    for name, importers in LIBRARY_IMPORTERS.items():
+        patterns = [f"{importer}*.py" if importer.endswith("/") else importer for importer in importers]
+        texts = [path.read_text(encoding="utf-8") for pattern in patterns for path in ROOT.glob(pattern)]
         assert any(f"from {name}" in text or f"import {name}" in text for text in texts), name
 
 
 @pytest.fixture
-def house(tmp_path):
+def build_package(tmp_path):
     root = tmp_path / "lora_chat"
 
-    def build(place, source):
-        for file in ("__init__.py", "errors.py", "planning/__init__.py", "config/plan.py", place):
+    def write_and_check(path, source):
+        for file in ("__init__.py", "errors.py", "planning/__init__.py", "config/plan.py", path):
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             (root / file).touch()
-        (root / place).write_text(source)
-        return [offence.removeprefix(f"{root}/") for offence in offences(root)]
+        (root / path).write_text(source)
+        return [offender.removeprefix(f"{root}/") for offender in find_offenders(root)]
 
-    return build
+    return write_and_check
 
 
 @pytest.mark.parametrize(
-    ("place", "line"),
+    ("path", "line"),
     [
         ("errors.py", "from lora_chat.config.plan import x"),
         ("config/recipe.py", "from lora_chat.planning.plan import x"),
@@ -316,14 +327,14 @@ def house(tmp_path):
         ("inference/chat.py", "await asyncio.create_subprocess_exec('x')"),
     ],
 )
-def test_a_planted_offender_is_found_with_file_and_line(house, place, line):
-    found = house(place, f"import os\n\n\nasync def inside():\n    {line}\n")
-    assert len(found) == 1
-    assert found[0].startswith(f"{place}:5: ")
+def test_finds_a_planted_offender_with_file_and_line(build_package, path, line):
+    offenders = build_package(path, f"import os\n\n\nasync def inside():\n    {line}\n")
+    assert len(offenders) == 1
+    assert offenders[0].startswith(f"{path}:5: ")
 
 
 @pytest.mark.parametrize(
-    ("place", "source"),
+    ("path", "source"),
     [
         ("data/parsing/rows.py", "from lora_chat.data.dialogue import x\nfrom lora_chat.errors import y"),
         ("errors.py", "from lora_chat import __version__"),
@@ -345,10 +356,10 @@ def test_a_planted_offender_is_found_with_file_and_line(house, place, line):
         ("models/adapter.py", "model.eval()\njson.load(file)\nrun('x', shell=False)"),
     ],
 )
-def test_what_is_allowed_is_left_alone(house, place, source):
-    assert house(place, source) == []
+def test_accepts_allowed_code(build_package, path, source):
+    assert build_package(path, source) == []
 
 
-def test_a_runtime_import_beside_a_type_only_one_is_found(house):
+def test_finds_a_runtime_import_beside_a_type_only_one(build_package):
     source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import peft\nelse:\n    import peft\n"
-    assert [offence.split(": ")[0] for offence in house("evaluation/x.py", source)] == ["evaluation/x.py:5"]
+    assert [offender.split(": ")[0] for offender in build_package("evaluation/x.py", source)] == ["evaluation/x.py:5"]
