@@ -164,7 +164,7 @@ def call_offenders(tree):
 
 
 def printing_offenders(tree):
-    """Yield code that writes to the terminal without system/console.py, or uses its streams for more than a question."""
+    """Yield code that writes to the terminal or takes its streams, except for `isatty` and `fileno`."""
     harmless = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in HARMLESS_USES:
