@@ -7,3 +7,9 @@ WEIGHT_CACHE_LIMIT_BYTES = 2**30
 PARITY_MAX_DIALOGUES, PARITY_MAX_NEW_TOKENS = 16, 32
 """Number of held-out dialogues in a parity check, and number of greedy tokens per reply. A few are
 enough to detect a wrong export."""
+
+MAX_EVALUATION_LOGITS = 2**25
+"""Number of logits computed together when a loss is only measured."""
+
+LM_HEAD_CPU_BUFFER_ROWS, LM_HEAD_GPU_BUFFER_LOGITS = 256, 2**25
+"""Positions whose logits the fast path computes together on a CPU, and logits on a GPU, which wants more rows."""

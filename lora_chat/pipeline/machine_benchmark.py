@@ -14,7 +14,7 @@ from lora_chat.models.base_model import find_base
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.calibration import MachineBenchmark, choose_benchmark_rows
 from lora_chat.planning.settings_search import PlanningProblem, memory_config_from_plan
-from lora_chat.planning.training_memory import fits_weight_cache
+from lora_chat.planning.weight_memory import fits_weight_cache
 from lora_chat.planning.workload import compute_workload
 from lora_chat.runs.run_folder import read_library_versions
 from lora_chat.system.atomic_write import write_text_atomically

@@ -1,16 +1,17 @@
 """Memory and time of a run, estimated before weights load; imports no torch.
 
-- calibration: What small models of a base's widths took on this machine -> what the whole base would take
-- device: What a run is planned for
-- disk_space: Bytes that a run writes, and whether there is room for them
-- estimate: Everything that a plan can say before weights load
-- format: A forecast as a table that a tired person understands
-- gpu_specs: GPUs by name, with the figures of their makers' papers
-- layer_memory: What decoder layers allocate, as sums of products of widths
-- local_device: The machine at hand as a target
-- phase_memory: Peak bytes of every phase of a run, from shapes alone
-- phase_time: Seconds of every phase, from operations to be done and the speed of the device
-- settings_search: Which settings fit a device
-- training_memory: Peak bytes of training one micro-batch, from shapes alone
-- workload: What a run goes through
+- calibration: Extrapolation from benchmarks of small models to the whole base
+- device: The target device of a plan, with its memory and speed
+- disk_space: Disk space that a run needs, and the check that it is free
+- estimate: The estimate of a run: memory, time, disk, verdict and suggestion
+- format: An estimate as text for the terminal
+- gpu_specs: GPUs by name, with the figures of their data sheets
+- layer_memory: Bytes that decoder layers allocate, as sums of products of widths
+- local_device: This machine as a target device
+- phase_memory: Peak bytes of every phase of a run
+- phase_time: Seconds of every phase of a run
+- settings_search: The search for settings that fit a device
+- training_memory: Peak bytes of training one micro-batch
+- weight_memory: Bytes of the weights of base and adapter
+- workload: The steps of a run, its micro-batches and the largest of them
 """

@@ -1,4 +1,4 @@
-"""What small models of a base's widths took on this machine -> what the whole base would take."""
+"""Extrapolation from benchmarks of small models with a base's widths to the whole base."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,49 +10,51 @@ from lora_chat.models.shape import ModelShape
 from lora_chat.planning.device import TargetDevice
 from lora_chat.planning.phase_memory import estimate_load_phase
 from lora_chat.planning.phase_time import PhaseDurations, TimeEstimate
-from lora_chat.planning.training_memory import MemoryConfig, estimate_training_memory, fits_weight_cache
+from lora_chat.planning.training_memory import estimate_training_memory
+from lora_chat.planning.weight_memory import MemoryConfig, fits_weight_cache
 from lora_chat.planning.workload import Workload
 
 _OBSERVED_TIME_RATIOS = 0.75, 1.35
-"""So far apart came planned and taken time out on a machine that does other things too (benchmarks/RESULTS.md)."""
+"""Range of actual / planned time on a machine with other load (benchmarks/RESULTS.md)."""
 _EARLY_STOP_FRACTION = 0.4
-"""Share of the longest replies after which the last one may have ended."""
-
+"""Share of the longest reply's tokens after which all replies may have ended."""
 _STARTUP_SECONDS = 8.0
-"""Seconds until a command's libraries are imported and a run's dialogues read."""
+"""Seconds to import a command's libraries and to read a run's dialogues."""
 _DISK_BYTES_PER_SECOND = 1e9
-"""Bytes a second that a merged model is written and read with."""
-
+"""Bytes per second when a merged model is written and read."""
 _CPU_FRAGMENTATION = 0.3
-"""Holes as a share of what comes and goes, on a CPU: two small models are too alike to tell it."""
+"""Gaps as a share of the bytes that are allocated and freed on a CPU.
+
+It is fixed because two small models are too similar to measure it."""
 _EXTRA_RUN_BYTES = 150_000_000
-"""Bytes that a run holds and a probe does not: its dialogues, their audit, what draws the loss."""
+"""Bytes of a run that a benchmark does not need: its dialogues, their audit, the libraries of the loss plot."""
 
 
 @dataclass(frozen=True)
 class MachineBenchmark:
-    """Two models of the same widths, with few and with some layers."""
+    """Measurements of two models with a base's widths, one with few layers and one with more."""
 
     layers: tuple[int, int]
     measurements: tuple[Mapping[str, float], Mapping[str, float]]
-    """Bytes (`rss` in training, `loaded` before) and seconds of each."""
+    """Peak bytes (`rss` in training, `loaded` before) and seconds of each model."""
     workload: Workload
-    """What they were trained with."""
+    """Workload of the training of both models."""
     evaluated_tokens: int
-    """Tokens of the dialogue they were measured with."""
+    """Tokens of the dialogue whose loss was timed."""
 
     def extrapolate(self, name: str, layers: int) -> float:
-        """A figure at another number of layers, on the line through both."""
-        few, some = (taken.get(name, 0.0) for taken in self.measurements)
-        slope = max(0.0, some - few) / (self.layers[1] - self.layers[0])
-        return max(0.0, some + slope * (layers - self.layers[1]))
+        """Return a figure at another number of layers, on the line through both measurements."""
+        few, more = (measurement.get(name, 0.0) for measurement in self.measurements)
+        slope = max(0.0, more - few) / (self.layers[1] - self.layers[0])
+        return max(0.0, more + slope * (layers - self.layers[1]))
 
 
 def calibrate(
     target: TargetDevice, benchmark: MachineBenchmark, shape: ModelShape, memory_config: MemoryConfig
 ) -> TargetDevice:
-    """The target with a context that explains what the larger of the small models took."""
+    """Return the target with the context that explains the measured memory of the larger model."""
     memory_config = replace(memory_config, allow_weight_cache=fits_weight_cache(shape, memory_config))
+    # The context is the rest: measured bytes without the estimate for this model and its fragmentation.
     layers, measured_rss = benchmark.layers[1], benchmark.measurements[1]["rss"]
     small_shape = replace(shape, num_layers=layers)
     small_memory = estimate_training_memory(
@@ -60,7 +62,8 @@ def calibrate(
     )
     context = measured_rss - small_memory.total - _CPU_FRAGMENTATION * small_memory.fragmented_bytes + _EXTRA_RUN_BYTES
     loading = None
-    if memory_config.mode != "none":  # weights in 16 bits are read from their file when they are used
+    if memory_config.mode != "none":
+        # Loading is calibrated only for quantized bases: 16-bit weights are mapped and read when they are used.
         loading = max(
             0,
             int(
@@ -78,15 +81,17 @@ def durations_from_benchmark(
     memory_config: MemoryConfig,
     workload: Workload,
     data: DataLengths,
-    program: float,
+    overhead_seconds: float,
 ) -> PhaseDurations:
-    """Seconds of what `sft` does, at the pace of the small models."""
+    """Return the seconds of the phases of `sft`, extrapolated from the measurements."""
     layers = shape.num_layers
+    # Time of a step is proportional to its positions.
     seconds_per_position = benchmark.extrapolate("step", layers) / benchmark.workload.step_positions
-    # The largest micro-batch is tried before the first step, in the probe its own.
+    # Training tries the largest micro-batch before its first step; the benchmark tried its own, smaller one.
     start_seconds = benchmark.extrapolate("start", layers) + seconds_per_position * (
         workload.largest.tokens - benchmark.workload.largest.tokens
     )
+    # Evaluation is proportional to tokens, generation to batches of prompts and to tokens of the longest reply.
     evaluate_seconds = (
         benchmark.extrapolate("read", layers) / benchmark.evaluated_tokens * float(data.validation.tokens.sum())
     )
@@ -97,8 +102,9 @@ def durations_from_benchmark(
     prefill_seconds = benchmark.extrapolate("prefill", layers) * batches
     decode_seconds = benchmark.extrapolate("said", layers) * batches * (data.max_reply_tokens - 1)
     train = seconds_per_position * workload.step_positions * workload.steps
+    # Evaluation and generation run twice: once for the base, once for the adapted model.
     return {
-        "load": _with_observed_range(program + benchmark.extrapolate("load", layers)),
+        "load": _with_observed_range(overhead_seconds + benchmark.extrapolate("load", layers)),
         "train": _with_observed_range(train + max(0.0, start_seconds)),
         "evaluate": _with_observed_range(2 * evaluate_seconds),
         "generate": TimeEstimate(
@@ -112,9 +118,10 @@ def durations_from_benchmark(
 def estimate_merge_time(
     benchmark: MachineBenchmark, shape: ModelShape, memory_config: MemoryConfig, data: DataLengths
 ) -> TimeEstimate:
-    """Of merging with its proof: the base is loaded twice, held-out dialogues are read thrice and answered twice.
+    """Return the seconds of a merge with its parity check (export/merge.py).
 
-    That is the adapted model, the base as its control, and what was merged (delivery/merge.py).
+    The base is loaded twice. Held-out dialogues are evaluated with the adapted model, with the base as control and with
+    the merged model. Replies are generated by the adapted and by the merged model.
     """
     layers = shape.num_layers
     rows = min(PARITY_MAX_DIALOGUES, len(data.validation.tokens))
@@ -127,22 +134,25 @@ def estimate_merge_time(
     likely_seconds = (
         _STARTUP_SECONDS + 2 * benchmark.extrapolate("load", layers) + 3 * evaluate_seconds + 2 * generate_seconds
     )
+    # The merged model is written and read once.
     likely_seconds += 2 * memory_config.bytes_per_value * shape.weights / _DISK_BYTES_PER_SECOND
     return TimeEstimate(likely_seconds, 0.5 * likely_seconds, 2 * likely_seconds)
 
 
 def _with_observed_range(seconds: float) -> TimeEstimate:
+    """Return an estimate with the observed range of actual / planned time."""
     return TimeEstimate(seconds, _OBSERVED_TIME_RATIOS[0] * seconds, _OBSERVED_TIME_RATIOS[1] * seconds)
 
 
 def choose_benchmark_rows(lengths: Sequence[int], step_rows: int, max_tokens: int, steps: int) -> tuple[int, list[int]]:
-    """Rows of a step for a probe, and the lengths of all its rows: as many of every length as the data has.
+    """Return the rows of a benchmark step, and the lengths of all its rows, distributed as in the data.
 
-    A step is as large as the run's, or for a large one as many tokens as asked for: more take just longer. No step is
-    like another: as in the run, what each of them frees has to serve for other sizes.
+    A step is as large as the run's, but at most about `max_tokens`, because larger steps only take longer. All steps
+    differ, because in a run, too, memory that one step frees must serve tensors of other sizes.
     """
     ordered = sorted(lengths)
     mean = sum(ordered) / len(ordered)
     rows = max(1, min(step_rows, len(ordered), -int(-max_tokens // mean)))
+    # Quantiles in the middle of equal parts of the sorted lengths.
     count = steps * rows
     return rows, [ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(count)]

@@ -1,56 +1,57 @@
-"""What a run is planned for: a device with its memory and speed."""
+"""The target device of a plan, with its memory and speed."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 USABLE_MEMORY_FRACTION = 0.97
-"""Share of free memory that a plan may fill by itself."""
+"""Share of free memory that a plan may fill without being asked to."""
 TIGHT_MEMORY_FRACTION = 0.92
-"""From here on the model's own error may decide."""
+"""Share of free memory above which the error of the estimate can decide whether a run fits."""
 
 
 @dataclass(frozen=True)
 class DeviceSpeed:
-    """How fast a device computes, as far as it is known."""
+    """The speed of a device, measured or from its data sheet."""
 
     flops: float
-    """Floating-point operations a second of its 16-bit products, with fp32 sums."""
+    """Floating-point operations per second in 16-bit products with fp32 sums."""
     bandwidth: float
-    """Bytes a second of its memory."""
+    """Memory bandwidth, in bytes per second."""
     launch: float
-    """Seconds to start the operations of one decoder layer once."""
+    """Seconds to launch the operations of one decoder layer once."""
     low: float
+    """Smallest share of `flops` and `bandwidth` that training reaches."""
     high: float
-    """Shares of `flops` and `bandwidth` between which training comes out."""
+    """Largest share of `flops` and `bandwidth` that training reaches."""
     source: str
 
 
 @dataclass(frozen=True)
 class TargetDevice:
-    """A device at hand, or one that is only imagined."""
+    """The device that a run is planned for, on this machine or not."""
 
     device: Literal["cuda", "cpu"]
     name: str
     memory: int
-    """Bytes in all."""
+    """Total memory, in bytes."""
     free: int
-    """Bytes that a run could take, its context included."""
+    """Bytes that a run could take, including its context."""
     context: int
-    """What the driver, or on a CPU the program itself, takes before anything is loaded."""
+    """Bytes that the driver, or on a CPU the program, takes before weights load."""
     at_hand: bool
     loading: int | None = None
-    """The same while a base is loaded, where that is known."""
+    """Context while a base loads, in bytes; None if it was not measured."""
     speed: DeviceSpeed | None = None
-    """None: not known."""
+    """Speed of the device; None if unknown."""
     bfloat16: bool = True
     fragmentation: float = 0.03
-    """What lies between blocks, as a share of what training takes for itself."""
+    """Gaps between allocated blocks, as a share of the bytes that training allocates and frees."""
 
     @property
     def limit(self) -> int:
-        """Bytes that a plan may fill by itself."""
+        """Return the bytes that a plan may fill without being asked to."""
         return int(USABLE_MEMORY_FRACTION * self.free)
 
     def with_memory_limit(self, size: int) -> "TargetDevice":
-        """The same with no more than so many bytes for a run."""
+        """Return this device with at most `size` bytes for a run."""
         return replace(self, free=min(self.free, round(size / USABLE_MEMORY_FRACTION)))

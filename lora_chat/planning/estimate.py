@@ -1,7 +1,7 @@
-"""Everything that a plan can say before weights load."""
+"""The estimate of a run: memory, time, disk, verdict and suggestion, before weights load."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lora_chat.config.lora_variants import find_lora_variant
 from lora_chat.config.plan import Plan
@@ -14,29 +14,32 @@ from lora_chat.planning.settings_search import (
     SFT_PHASES,
     Candidate,
     PlanningProblem,
+    choose_plan,
     find_fitting_candidate,
     format_overrides,
 )
-from lora_chat.planning.training_memory import count_adapter_parameters
+from lora_chat.planning.weight_memory import count_adapter_parameters
 from lora_chat.planning.workload import Workload
 
 Verdict = Literal["fits", "tight", "does not fit"]
 _SUGGESTION_TIME_RATIO = 0.9
+"""Largest ratio of step times at which a faster plan is suggested."""
 _OVERHEAD_SECONDS = 0.5
-"""Seconds that a run takes beside its phases: its folder, its plots, its card."""
+"""Seconds of a run outside its phases: its folder, its plot, its model card."""
 _Q8_0_BYTES_PER_WEIGHT = 34 / 32
-"""Bytes of a weight in q8_0: 32 of them and their scale."""
+"""Bytes of a weight in q8_0: a block has 32 one-byte weights and a two-byte scale."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What to change, and what comes of it."""
+    """A suggested change of settings, and its effect."""
 
     settings: tuple[str, ...]
-    """As `--set` takes them."""
+    """Changed settings in the form of `--set`."""
     peak: int
+    """Peak bytes with the change."""
     slower: float
-    """Seconds of a step by those of the step as it is."""
+    """Ratio of the step times with and without the change."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class RunEstimate:
 
     base: str
     origin: str
+    """Source of the base's config."""
     target: TargetDevice
     plan: Plan
     parameters: int
@@ -52,36 +56,37 @@ class RunEstimate:
     workload: Workload
     phases: tuple[PhaseMemory, ...]
     durations: PhaseDurations | None
-    """Of `sft`."""
+    """Seconds of the phases of `sft`; None if unknown."""
     merge_time: TimeEstimate | None
-    """Of `merge` afterwards; None: not known."""
+    """Seconds of a later `merge`; None if unknown."""
     disk_bytes: dict[str, int]
     download_bytes: int | None
+    """Bytes to download; None if unknown."""
     suggestion: Suggestion | None
     notes: tuple[str, ...]
 
     @property
     def worst_phase(self) -> PhaseMemory:
-        """The phase of `sft` that needs the most."""
+        """Return the phase of `sft` that needs the most memory."""
         return max((phase for phase in self.phases if phase.name in SFT_PHASES), key=lambda phase: phase.total)
 
     @property
     def peak(self) -> int:
-        """Bytes that `sft` needs at most."""
+        """Return the peak bytes of `sft`."""
         return self.worst_phase.total
 
     @property
     def verdict(self) -> Verdict:
-        """By the device's free memory."""
+        """Return whether the peak fits the device's free memory."""
         return judge_fit(self.peak, self.target.free)
 
     @property
     def total_time(self) -> TimeEstimate | None:
-        """Of `sft` as a whole."""
+        """Return the seconds of all phases of `sft`; None if unknown."""
         return sum(self.durations.values(), TimeEstimate(0, 0, 0)) if self.durations else None
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; bytes and seconds."""
+    def as_dict(self) -> dict[str, object]:
+        """Return the estimate for JSON, in bytes and seconds."""
         training = self.plan.training
         total = self.total_time
         return {
@@ -121,7 +126,7 @@ class RunEstimate:
 
 
 def judge_fit(peak: int, free: int) -> Verdict:
-    """Whether so many bytes fit, as far as a model that errs by some percent can say."""
+    """Return whether `peak` bytes fit; within the error of the estimate, a few percent, the answer is `tight`."""
     if peak > free:
         return "does not fit"
     return "tight" if peak > TIGHT_MEMORY_FRACTION * free else "fits"
@@ -138,9 +143,10 @@ def make_estimate(
     benchmark: MachineBenchmark | None = None,
     reading_seconds: float = 0.0,
 ) -> RunEstimate:
-    """What a plan with nothing left to choose would need; a change where that does not fit, or is slow for nothing.
+    """Estimate a plan whose settings are all chosen.
 
-    `reading_seconds`: seconds that the data took.
+    The estimate suggests a change if the plan does not fit, or if a faster plan fits. `reading_seconds` is the measured
+    time of reading the data.
     """
     candidate = Candidate(plan, problem)
     trainable_parameters = count_adapter_parameters(problem.shape, candidate.memory_config)
@@ -190,6 +196,7 @@ def make_estimate(
 
 
 def _suggest_change(current: Candidate) -> Suggestion | None:
+    """Return the smallest change that makes the plan fit, or that makes it clearly faster; None if there is none."""
     limit = current.problem.target.limit
     better = (
         find_fitting_candidate(current.plan, current.problem, limit)
@@ -206,8 +213,7 @@ def _suggest_change(current: Candidate) -> Suggestion | None:
 
 
 def _find_faster_candidate(current: Candidate, limit: int) -> Candidate | None:
-    from lora_chat.planning.settings_search import choose_plan
-
+    """Return the fastest plan that fits if it is clearly faster than the current one."""
     open_settings = ("gradient_checkpointing", "micro_batch_size", "micro_batch_tokens")
     open_plan = current.plan.model_copy(update={"open_settings": open_settings})
     best = Candidate(choose_plan(open_plan, current.problem, limit), current.problem)
@@ -217,17 +223,20 @@ def _find_faster_candidate(current: Candidate, limit: int) -> Candidate | None:
 
 
 def _list_notes(plan: Plan, problem: PlanningProblem, benchmark: MachineBenchmark | None) -> tuple[str, ...]:
+    """Return the limits of the estimate that a user should know."""
     notes = []
     if problem.data.is_estimated:
-        notes.append("Tokens are counted by the embedded base's tokenizer: this base's own is not here.")
+        notes.append(
+            "Tokens are counted with the embedded base's tokenizer, because this base's tokenizer is not available."
+        )
     variant = find_lora_variant(plan.adapter.variant)
     if plan.adapter.dropout or not variant.has_estimate:
-        what = "dropout" if plan.adapter.dropout else variant.title
-        notes.append(f"What {what} adds to memory and time is not in these figures.")
+        feature = "dropout" if plan.adapter.dropout else variant.title
+        notes.append(f"The estimate does not include the memory and time of {feature}.")
     if benchmark:
-        notes.append("Times and memory: from small models of these widths, tried on this machine.")
+        notes.append("Times and memory: from a benchmark of small models with these widths on this machine.")
     elif problem.target.speed:
         notes.append(f"Times: {problem.target.speed.source}.")
     else:
-        notes.append("How fast this device is, is not known: no times.")
+        notes.append("Times: unknown, because the speed of this device is unknown.")
     return tuple(notes)

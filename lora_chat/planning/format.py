@@ -1,4 +1,4 @@
-"""A forecast as a table that a tired person understands."""
+"""An estimate as text for the terminal."""
 
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.planning.estimate import RunEstimate
@@ -10,7 +10,7 @@ _BYTES_PER_GIB = 2**30
 
 
 def format_estimate(estimate: RunEstimate) -> str:
-    """What `lora-chat plan` prints."""
+    """Format the output of `lora-chat plan`."""
     lines = [
         f"Base      {_format_base(estimate)}",
         f"Device    {_format_device(estimate)}",
@@ -31,17 +31,17 @@ def format_estimate(estimate: RunEstimate) -> str:
 
 
 def format_estimate_summary(estimate: RunEstimate) -> list[str]:
-    """The lines that `sft` prints before weights load."""
+    """Format the lines that `sft` prints before weights load."""
     return [_format_verdict(estimate), *_format_times(estimate), *_format_suggestion(estimate)]
 
 
 def format_gib(size: float) -> str:
-    """Bytes, as memory is sold."""
+    """Format bytes as a number of GiB."""
     return f"{size / _BYTES_PER_GIB:.2f}"
 
 
 def format_duration(seconds: float) -> str:
-    """As people say it."""
+    """Format seconds in the largest fitting unit."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -50,6 +50,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _format_base(estimate: RunEstimate) -> str:
+    """Format the base, its weights and the LoRA weights."""
     mode = estimate.plan.precision.mode
     weight_format = {"none": estimate.plan.precision.dtype}.get(mode, mode)
     config_origin = "" if estimate.origin == "this machine" else f" (known from {estimate.origin})"
@@ -61,53 +62,59 @@ def _format_base(estimate: RunEstimate) -> str:
 
 
 def _format_device(estimate: RunEstimate) -> str:
+    """Format the device and its memory."""
     target = estimate.target
     free = "" if target.free == target.memory else f", {format_gib(target.free)} GiB of it for this run"
-    return f"{target.name}, {format_gib(target.memory)} GiB{free}{'' if target.at_hand else ' (imagined)'}"
+    return f"{target.name}, {format_gib(target.memory)} GiB{free}{'' if target.at_hand else ' (not this machine)'}"
 
 
 def _format_verdict(estimate: RunEstimate) -> str:
+    """Format whether the run fits."""
     worst, spare = estimate.worst_phase, estimate.target.free - estimate.peak
-    room = f"{format_gib(spare)} GiB to spare" if spare >= 0 else f"{format_gib(-spare)} GiB too much"
+    room = f"{format_gib(spare)} GiB to spare" if spare >= 0 else f"{format_gib(-spare)} GiB missing"
     return (
         f"Memory    {estimate.verdict}: {format_gib(estimate.peak)} of {format_gib(estimate.target.free)} GiB, {room}; "
-        f"most in `{worst.name}`, by its {worst.largest_part}"
+        f"peak in `{worst.name}`, mostly {worst.largest_part}"
     )
 
 
 def _format_phase_table(estimate: RunEstimate) -> list[str]:
+    """Format the memory of each phase, in GiB."""
     names = list(estimate.phases[0].parts)
     lines = [f"{'GiB':<10}" + "".join(f"{name:>13}" for name in [*names, "total"])]
-    aside = False
+    any_in_main_memory = False
     for phase in estimate.phases:
-        aside = aside or phase.in_main_memory
+        any_in_main_memory = any_in_main_memory or phase.in_main_memory
         lines.append(_format_phase_row(phase))
-    if aside:
+    if any_in_main_memory:
         lines.append("* in main memory, not on the GPU")
     return lines
 
 
 def _format_phase_row(phase: PhaseMemory) -> str:
+    """Format one row of the phase table."""
     figures = [format_gib(size) if size else "-" for size in phase.parts.values()]
     name = phase.name + (" *" if phase.in_main_memory else "")
     return f"{name:<10}" + "".join(f"{figure:>13}" for figure in [*figures, format_gib(phase.total)])
 
 
 def _format_workload(estimate: RunEstimate) -> list[str]:
+    """Format steps, layers and supervised tokens."""
     workload, training = estimate.workload, estimate.plan.training
     return [
         f"Training  {workload.steps:,} steps of {min(training.effective_batch_size, workload.rows)} dialogues "
-        f"({workload.step_tokens:,.0f} tokens), {format_micro_batches(training)}; the largest holds "
+        f"({workload.step_tokens:,.0f} tokens), {format_micro_batches(training)}; the largest has "
         f"{workload.largest.tokens:,} tokens",
         f"Layers    {_format_checkpointing(estimate)}; "
         f"{training.optimizer.replace('_', ' in ').replace('8bit', '8 bits')}; "
         f"{'fast path' if training.fast_path else 'stock path'}",
-        f"Loss      on {workload.supervised_tokens:,} tokens in all, {workload.supervised_share:.0%} of those computed",
+        f"Loss      on {workload.supervised_tokens:,} supervised tokens in total, "
+        f"{workload.supervised_share:.0%} of the computed ones",
     ]
 
 
 def format_micro_batches(training: TrainingPlan) -> str:
-    """How a step is cut up."""
+    """Format the size or number of the micro-batches of a step."""
     if training.fast_path and training.micro_batch_tokens:
         return f"in micro-batches of about {training.micro_batch_tokens:,} tokens"
     count = training.gradient_accumulation_steps
@@ -115,6 +122,7 @@ def format_micro_batches(training: TrainingPlan) -> str:
 
 
 def _format_checkpointing(estimate: RunEstimate) -> str:
+    """Format the number of checkpointed layers."""
     checkpointed = estimate.plan.training.gradient_checkpointing
     if checkpointed is True:
         return "all checkpointed (their activations are computed twice)"
@@ -122,6 +130,7 @@ def _format_checkpointing(estimate: RunEstimate) -> str:
 
 
 def _format_times(estimate: RunEstimate) -> list[str]:
+    """Format the time of `sft` and of its phases."""
     total = estimate.total_time
     if total is None or estimate.durations is None:
         return []
@@ -130,48 +139,50 @@ def _format_times(estimate: RunEstimate) -> list[str]:
 
 
 def _format_merge_time(estimate: RunEstimate) -> list[str]:
+    """Format the time of a later merge."""
     if estimate.merge_time is None:
         return []
-    return [f"Later     merging {_format_time_range(estimate.merge_time)}; exporting that, and what llama.cpp takes"]
+    return [f"Later     merging {_format_time_range(estimate.merge_time)}; exporting adds llama.cpp's time"]
 
 
 def _format_time_range(seconds: TimeEstimate) -> str:
+    """Format likely seconds and their range."""
     return f"{format_duration(seconds.likely)} ({format_duration(seconds.low)} to {format_duration(seconds.high)})"
 
 
 def _format_disk(estimate: RunEstimate) -> str:
-    names = {"run": "the run", "merge": "merged", "export": "as a GGUF"}
-    text = ", ".join(f"{names[name]} {format_bytes(size)}" for name, size in estimate.disk_bytes.items())
+    """Format the disk space and the download."""
+    names = {"run": "the run", "merge": "merged model", "export": "GGUF export"}
+    parts = ", ".join(f"{names[name]} {format_bytes(size)}" for name, size in estimate.disk_bytes.items())
     if estimate.download_bytes is None:
-        return text + "; the size of the download is not known"
-    return text + (
+        return parts + "; the size of the download is unknown"
+    return parts + (
         f"; {format_bytes(estimate.download_bytes)} to download" if estimate.download_bytes else "; nothing to download"
     )
 
 
 def _format_suggestion(estimate: RunEstimate) -> list[str]:
+    """Format the suggested change."""
     change = estimate.suggestion
     if change is None:
         if estimate.verdict != "does not fit":
             return []
         return [
-            "Change    nothing helps with these dialogues and this base: leave long ones out "
-            "(--set data.max_length=N --set data.over_long=drop), or take a smaller base."
+            "Change    no setting makes this base and these dialogues fit. Drop long dialogues "
+            "(--set data.max_length=N --set data.over_long=drop), or choose a smaller base."
         ]
     flags = " ".join(f"--set {setting}" for setting in change.settings)
-    pace = f"{change.slower:.2f} times the time of a step"
-    why = "Fits with" if estimate.peak > estimate.target.limit else "Faster with"
-    return [f"Change    {why} {flags}: {format_gib(change.peak)} GiB, {pace}"]
+    effect = "Fits with" if estimate.peak > estimate.target.limit else "Faster with"
+    return [f"Change    {effect} {flags}: {format_gib(change.peak)} GiB, {change.slower:.2f} times the time of a step"]
 
 
 def format_refusal(estimate: RunEstimate) -> str:
-    """Why `sft` does not begin."""
+    """Format the reason why `sft` refuses a run, with a change that makes it fit."""
     lines = [
-        f"This run does not fit: it would need {format_gib(estimate.peak)} GiB in `{estimate.worst_phase.name}`, "
-        f"most of it for "
-        f"{estimate.worst_phase.largest_part}; {format_gib(estimate.target.free)} GiB are free on "
+        f"The run does not fit: `{estimate.worst_phase.name}` needs {format_gib(estimate.peak)} GiB, mostly for "
+        f"{estimate.worst_phase.largest_part}, and {format_gib(estimate.target.free)} GiB are free on "
         f"{estimate.target.name}.",
         *(line.replace("Change    ", "") for line in _format_suggestion(estimate)),
-        "See the whole plan: lora-chat plan RECIPE. Try it nevertheless: --set training.memory=unlimited",
+        "Whole estimate: lora-chat plan RECIPE. Train without this check: --set training.memory=unlimited",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""GPUs by name, with the figures of their makers' papers."""
+"""GPUs by name, with the figures of their data sheets."""
 
 import difflib
 import json
@@ -11,32 +11,34 @@ from lora_chat.errors import RecipeError
 from lora_chat.planning.device import DeviceSpeed, TargetDevice
 
 CUDA_CONTEXT_BYTES = 450 * 2**20
-"""Bytes that the driver and cuBLAS take of a card; 300 to 600 MiB by driver and card, and measured where one is."""
+"""Bytes that the driver and cuBLAS take of a GPU: 300 to 600 MiB by driver and GPU; a local GPU is measured instead."""
 LAYER_LAUNCH_SECONDS = 2e-3
-"""Seconds to start all operations of a decoder layer with LoRA, forward and backward."""
+"""Seconds to launch all operations of a decoder layer with LoRA, forward and backward."""
 MIN_PEAK_FRACTION, MAX_PEAK_FRACTION = 0.25, 0.75
-"""Share of its peak that training comes out at. torchtune's 8B runs on an RTX 4090 reach 0.68 in 4 bits and 0.87 in
-bf16, with long rows and no padding; short rows and Hugging Face's layers reach less."""
+"""Range of the share of its peak that a GPU reaches in training.
+
+torchtune's 8B runs on an RTX 4090 reach 0.68 in 4 bits and 0.87 in bf16, with long rows and no padding; short rows and
+Hugging Face's layers reach less."""
 
 
 @dataclass(frozen=True)
 class GpuSpec:
-    """What a maker says of a card."""
+    """The figures of a GPU's data sheet."""
 
     name: str
     memory: int
-    """Bytes."""
+    """Memory, in bytes."""
     flops: float
-    """16-bit tensor products with fp32 sums, without sparsity."""
+    """Operations per second in 16-bit tensor products with fp32 sums, without sparsity."""
     bandwidth: float
-    """Bytes a second."""
+    """Memory bandwidth, in bytes per second."""
     bfloat16: bool
     source: str
 
 
 @cache
 def load_gpu_specs() -> tuple[GpuSpec, ...]:
-    """All that are known."""
+    """Return all known GPUs."""
     rows = json.loads((files("lora_chat.planning") / "cards.json").read_text(encoding="utf-8"))
     return tuple(
         GpuSpec(
@@ -52,50 +54,51 @@ def load_gpu_specs() -> tuple[GpuSpec, ...]:
 
 
 def find_gpu_spec(name: str) -> GpuSpec:
-    """`RTX 4090`, `4090`, `rtx4090` or `NVIDIA GeForce RTX 4090`; raises RecipeError for one that is not known."""
+    """Return a GPU by a name such as `RTX 4090`, `4090` or `NVIDIA GeForce RTX 4090`. Raise RecipeError if unknown."""
     normalized_name = _normalize_gpu_name(name)
-    specs_by_name = {_normalize_gpu_name(card.name): card for card in load_gpu_specs()}
+    specs_by_name = {_normalize_gpu_name(spec.name): spec for spec in load_gpu_specs()}
     if normalized_name in specs_by_name:
         return specs_by_name[normalized_name]
-    matching = [card for key, card in specs_by_name.items() if normalized_name and key.startswith(normalized_name)]
+    matching = [spec for key, spec in specs_by_name.items() if normalized_name and key.startswith(normalized_name)]
     if len(matching) == 1:
         return matching[0]
     close = difflib.get_close_matches(normalized_name, list(specs_by_name), n=3, cutoff=0.5)
-    suggestions = [card.name for card in matching or [specs_by_name[key] for key in close] or load_gpu_specs()]
+    suggestions = [spec.name for spec in matching or [specs_by_name[key] for key in close] or load_gpu_specs()]
     raise RecipeError(
-        f"--gpu {name}: no such card is known here. Near are: {', '.join(suggestions)}.\n"
-        "Any other one: --memory 12GiB, with the memory it has."
+        f"--gpu {name}: unknown GPU. Similar names: {', '.join(suggestions)}.\n"
+        "Fix: for any other GPU give its memory, for example --memory 12GiB."
     )
 
 
-def target_from_gpu_spec(card: GpuSpec) -> TargetDevice:
-    """A card that has nothing else to do."""
+def target_from_gpu_spec(spec: GpuSpec) -> TargetDevice:
+    """Return a GPU of this kind, all of its memory free, as a target."""
     speed = DeviceSpeed(
-        card.flops,
-        card.bandwidth,
+        spec.flops,
+        spec.bandwidth,
         LAYER_LAUNCH_SECONDS,
         MIN_PEAK_FRACTION,
         MAX_PEAK_FRACTION,
-        f"from the card's figures ({card.source}), not measured on it",
+        f"from the GPU's data sheet ({spec.source}), not measured",
     )
     return TargetDevice(
         "cuda",
-        card.name,
-        card.memory,
-        card.memory,
+        spec.name,
+        spec.memory,
+        spec.memory,
         CUDA_CONTEXT_BYTES,
         at_hand=False,
         speed=speed,
-        bfloat16=card.bfloat16,
+        bfloat16=spec.bfloat16,
     )
 
 
 def target_from_memory_size(size: int) -> TargetDevice:
-    """Some card with so much memory."""
+    """Return an unnamed GPU with `size` bytes of memory as a target."""
     return TargetDevice("cuda", f"a GPU of {size / 2**30:g} GiB", size, size, CUDA_CONTEXT_BYTES, at_hand=False)
 
 
 def _normalize_gpu_name(name: str) -> str:
+    """Return a name in lower case without vendor, brand, spaces and a leading `rtx`."""
     words = re.sub(r"[^a-z0-9]", " ", name.lower()).split()
     plain = "".join(word for word in words if word not in ("nvidia", "geforce", "graphics"))
     return plain.removeprefix("rtx") if plain.startswith("rtx") else plain

@@ -1,8 +1,7 @@
-"""What decoder layers allocate, as sums of products of widths.
+"""Bytes that decoder layers allocate, as sums of products of widths.
 
-`estimate_layer_passes.json` is not written by hand: tests/planning/derivation.py runs each architecture on
-PyTorch's meta device with widths that tell every tensor's shape by its size, and keeps the sums at the moments that
-can be largest.
+`layer_bytes.json` is generated: tests/planning/derivation.py runs each architecture on PyTorch's meta device with
+widths from which the shape of every tensor can be read off its size, and keeps the sums at the possible peaks.
 """
 
 import json
@@ -11,26 +10,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, TypedDict
 
 from lora_chat.models.shape import ModelShape
 
 LayerVariant = Literal["fast", "stock", "padded", "read"]
-"""Flat rows through fused layers; rows side by side through transformers'; with a mask; without gradients."""
+"""Packed rows in fused layers; batched rows in transformers' layers; the latter with a mask; without gradients."""
 QuantizationMode = Literal["4bit", "8bit", "none"]
 _TERM = re.compile(r"(-?[0-9.]+)([A-Za-z]+)")
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that go through the model together."""
+    """The size of one micro-batch: the rows that pass through the model together."""
 
     tokens: int
-    """With padding."""
+    """Tokens of all rows, with padding."""
     longest: int
     """Tokens of the longest row."""
     supervised: int
-    """Tokens that carry loss."""
+    """Supervised tokens of all rows."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,19 @@ class PassMemory:
     """Bytes of one pass, forward or backward."""
 
     layer: int
-    """Kept by each decoder layer until the pass ends (forward) or begins (backward)."""
+    """Bytes that each decoder layer keeps until the pass ends (forward) or begins (backward)."""
     rest: int
-    """Kept by the rest of the model."""
+    """Bytes that the rest of the model keeps."""
     peak: int
-    """The most above both."""
+    """Largest number of further bytes at any moment."""
+
+
+class _PassTerms(TypedDict):
+    """One pass of an entry of `layer_bytes.json`; each string is a sum for `evaluate_terms`."""
+
+    layer: str
+    rest: str
+    peaks: list[str]
 
 
 def estimate_layer_passes(
@@ -54,10 +61,12 @@ def estimate_layer_passes(
     *,
     checkpointed: bool = False,
 ) -> tuple[PassMemory, PassMemory]:
-    """Forward and backward; a variant that reads has no backward."""
-    name, end = f"{shape.layer_family} {variant}", f" {mode}{' checkpointed' if checkpointed else ''}"
-    alone = shape.num_kv_heads in (1, shape.num_heads)  # then a mask makes no copies of keys and values
-    entry = (alone and _load_layer_terms().get(name + " one" + end)) or _load_layer_terms()[name + end]
+    """Return the memory of the forward and of the backward pass; the latter is zero for the variant `read`."""
+    name, suffix = f"{shape.layer_family} {variant}", f" {mode}{' checkpointed' if checkpointed else ''}"
+    # With one key head, or one for each query head, a mask makes no copies of keys and values.
+    without_copies = shape.num_kv_heads in (1, shape.num_heads)
+    table = _load_layer_terms()
+    entry = (without_copies and table.get(name + " one" + suffix)) or table[name + suffix]
     sizes = {
         "T": batch.tokens,
         "h": shape.hidden_size,
@@ -69,22 +78,19 @@ def estimate_layer_passes(
         "d": shape.head_dim,
         "l": batch.longest,
     }
-    nothing = {"layer": "", "rest": "", "peaks": [""]}
-    forward, backward = (entry.get(name, nothing) for name in ("forward", "backward"))
+    no_terms = _PassTerms(layer="", rest="", peaks=[""])
+    forward, backward = (entry.get(name, no_terms) for name in ("forward", "backward"))
     return _evaluate_pass(forward, sizes), _evaluate_pass(backward, sizes)
 
 
-def _evaluate_pass(entry: Mapping[str, object], sizes: Mapping[str, int]) -> PassMemory:
-    peaks = entry["peaks"]
-    assert isinstance(peaks, list)
-    most = max((evaluate_terms(str(peak), sizes) for peak in peaks), default=0)
-    return PassMemory(
-        evaluate_terms(str(entry["layer"]), sizes), evaluate_terms(str(entry["rest"]), sizes), max(0, most)
-    )
+def _evaluate_pass(terms: _PassTerms, sizes: Mapping[str, int]) -> PassMemory:
+    """Return the bytes of one pass for these sizes."""
+    peak = max((evaluate_terms(peak, sizes) for peak in terms["peaks"]), default=0)
+    return PassMemory(evaluate_terms(terms["layer"], sizes), evaluate_terms(terms["rest"], sizes), max(0, peak))
 
 
 def evaluate_terms(terms: str, sizes: Mapping[str, int]) -> int:
-    """`12Th 2hf` with T = 4, h = 3, f = 5 is 174."""
+    """Return the value of a sum of products: `12Th 2hf` with T = 4, h = 3, f = 5 is 174."""
     total = 0.0
     for coefficient, factors in _TERM.findall(terms):
         product = float(coefficient)
@@ -95,8 +101,9 @@ def evaluate_terms(terms: str, sizes: Mapping[str, int]) -> int:
 
 
 @cache
-def _load_layer_terms() -> dict[str, dict[str, Mapping[str, object]]]:
-    found: dict[str, dict[str, Mapping[str, object]]] = json.loads(
+def _load_layer_terms() -> dict[str, dict[str, _PassTerms]]:
+    """Read the table: for each entry, the terms of `forward` and `backward`."""
+    table: dict[str, dict[str, _PassTerms]] = json.loads(
         files("lora_chat.planning").joinpath("layer_bytes.json").read_text(encoding="utf-8")
     )
-    return found
+    return table

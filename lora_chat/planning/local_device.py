@@ -1,4 +1,4 @@
-"""The machine at hand as a target: memory that is free, and what a quick measurement says of its speed."""
+"""This machine as a target device: its free memory, and its speed from a quick measurement."""
 
 import os
 import time
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     import torch
 
 _PROCESS_RSS_BYTES = 760_000_000
-"""RSS of a process on a CPU with all libraries at work, before weights (torch 2.13.0, transformers 5.23.0)."""
+"""Resident bytes of a CPU process with all libraries in use, before weights (torch 2.13.0, transformers 5.23.0)."""
 _MIN_MATMUL_FRACTION, _MAX_MATMUL_FRACTION = 0.3, 0.9
-"""Shares of a plain product's speed that training comes out at."""
+"""Range of the share of a plain matrix product's speed that training reaches."""
 _GPU_MATRIX_SIZE, _CPU_MATRIX_SIZE, _NUM_TIMED_RUNS = 4096, 1536, 8
 _CPU_LAYER_LAUNCH_SECONDS = 1e-3
-_CPU_MATMUL_FRACTIONS = 0.3, 0.9
+_MEASURED_SPEED_SOURCE = "from a matrix product and a copy timed on this machine"
 
 
 def detect_local_device(hardware: Hardware) -> TargetDevice:
-    """What is here; on a GPU a product and a copy are timed, in less than a second."""
+    """Return this machine's device. On a GPU, time a matrix product and a copy, which takes less than a second."""
     if hardware.device == "cpu":
         return TargetDevice(
             "cpu",
@@ -47,7 +47,7 @@ def detect_local_device(hardware: Hardware) -> TargetDevice:
         hardware.name,
         total,
         total,
-        # The driver's, cuBLAS's, and whatever other programs hold.
+        # Memory of the driver, of cuBLAS and of other programs.
         total - free - torch.cuda.memory_reserved(),
         at_hand=True,
         speed=DeviceSpeed(
@@ -56,27 +56,37 @@ def detect_local_device(hardware: Hardware) -> TargetDevice:
             LAYER_LAUNCH_SECONDS,
             _MIN_MATMUL_FRACTION,
             _MAX_MATMUL_FRACTION,
-            "from a product and a copy that were timed just now",
+            _MEASURED_SPEED_SOURCE,
         ),
         bfloat16=hardware.bfloat16,
     )
 
 
 def measure_cpu_speed(target: TargetDevice) -> TargetDevice:
-    """A CPU with its speed, from a product and a copy: a second, and far less exact than a probe."""
+    """Return a CPU target with its speed from a matrix product and a copy.
+
+    This takes a second and is far less exact than a machine benchmark.
+    """
     import torch
 
     flops, bandwidth = _measure_flops_and_bandwidth(
         "cpu", torch.bfloat16 if target.bfloat16 else torch.float32, _CPU_MATRIX_SIZE
     )
-    source = "from a product and a copy that were timed just now; `sft` tries this machine before it begins"
     return replace(
-        target, speed=DeviceSpeed(flops, bandwidth, _CPU_LAYER_LAUNCH_SECONDS, *_CPU_MATMUL_FRACTIONS, source)
+        target,
+        speed=DeviceSpeed(
+            flops,
+            bandwidth,
+            _CPU_LAYER_LAUNCH_SECONDS,
+            _MIN_MATMUL_FRACTION,
+            _MAX_MATMUL_FRACTION,
+            f"{_MEASURED_SPEED_SOURCE}; `sft` benchmarks it before training",
+        ),
     )
 
 
 def _process_rss_bytes() -> int:
-    """What this process holds already: it is part of the program's share."""
+    """Return the resident bytes of this process, which are part of the context; 0 if unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -85,28 +95,30 @@ def _process_rss_bytes() -> int:
 
 
 def _measure_flops_and_bandwidth(device: str, dtype: "torch.dtype", size: int) -> tuple[float, float]:
-    """Operations and bytes a second."""
+    """Return operations per second of a matrix product and bytes per second of a copy."""
     import torch
 
     matrix = torch.randn(size, size, device=device).to(dtype)
     output = torch.empty_like(matrix)
-    product = _mean_seconds(lambda: torch.mm(matrix, matrix, out=output), device)
-    copy = _mean_seconds(lambda: output.copy_(matrix), device)
-    return 2 * size**3 / product, 2 * matrix.numel() * matrix.element_size() / copy
+    product_seconds = _mean_seconds(lambda: torch.mm(matrix, matrix, out=output), device)
+    copy_seconds = _mean_seconds(lambda: output.copy_(matrix), device)
+    # A product of n x n matrices takes 2 n^3 operations; a copy reads and writes each byte.
+    return 2 * size**3 / product_seconds, 2 * matrix.numel() * matrix.element_size() / copy_seconds
 
 
 def _mean_seconds(operation: Callable[[], object], device: str) -> float:
-    """Mean of several runs after a first one."""
+    """Return the mean seconds of several calls after one warm-up call."""
     import torch
 
     def wait() -> None:
+        """Wait for the GPU, because its operations run asynchronously."""
         if device == "cuda":
             torch.cuda.synchronize()
 
     operation()
     wait()
-    began = time.monotonic()
+    started = time.monotonic()
     for _ in range(_NUM_TIMED_RUNS):
         operation()
     wait()
-    return (time.monotonic() - began) / _NUM_TIMED_RUNS
+    return (time.monotonic() - started) / _NUM_TIMED_RUNS

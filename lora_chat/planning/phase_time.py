@@ -1,4 +1,4 @@
-"""Seconds of every phase, from operations to be done and the speed of the device."""
+"""Seconds of every phase, computed from its operations and the speed of the device."""
 
 from dataclasses import dataclass
 
@@ -7,36 +7,34 @@ from lora_chat.data.lengths import DataLengths
 from lora_chat.inference.batching import generation_batch_size
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.device import DeviceSpeed
-from lora_chat.planning.training_memory import MemoryConfig
+from lora_chat.planning.weight_memory import MemoryConfig
 from lora_chat.planning.workload import Workload
 
 _READ_BYTES_PER_SECOND = 1e9, 0.3e9, 2e9
-"""Bytes a second that weights are read with: likely, slowest, fastest."""
+"""Bytes per second when weights are read from disk: likely, slowest, fastest."""
 _ACTIVATION_TRAFFIC_FACTOR = 5
-"""How often what is kept of a layer passes through memory: written, read, and its neighbours' share."""
+"""Number of times that a layer's activations pass through memory: written, read, and a share of other tensors."""
 _STARTUP_SECONDS = 10.0, 5.0, 25.0
-"""Seconds until libraries are imported and dialogues are read: likely, least, most."""
+"""Seconds to import libraries and read dialogues: likely, lowest, highest."""
 _DEQUANTIZE_BYTES_PER_WEIGHT = {"4bit": 2.5, "8bit": 3.0, "none": 0.0}
-"""Bytes that pass through memory for each weight that is made 16 bits wide again."""
+"""Bytes that pass through memory for each weight that is dequantized to 16 bits."""
 
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """An estimate and what it may as well be."""
+    """Estimated seconds with their range."""
 
     likely: float
     low: float
     high: float
 
     def __add__(self, other: "TimeEstimate") -> "TimeEstimate":
+        """Add two estimates."""
         return TimeEstimate(self.likely + other.likely, self.low + other.low, self.high + other.high)
-
-    def scaled(self, factor: float) -> "TimeEstimate":
-        """So many of it."""
-        return TimeEstimate(self.likely * factor, self.low * factor, self.high * factor)
 
 
 PhaseDurations = dict[str, TimeEstimate]
+"""Seconds of each phase of `sft`, by its name."""
 
 
 def estimate_durations(
@@ -48,18 +46,20 @@ def estimate_durations(
     speed: DeviceSpeed,
     weight_file_bytes: int,
 ) -> PhaseDurations:
-    """Of loading, training, evaluating and generating: what `sft` does."""
+    """Return the seconds of loading, training, evaluating and generating, the phases of `sft`."""
+    # Loading reads the weight file once.
     likely, slow, fast = (weight_file_bytes / rate for rate in _READ_BYTES_PER_SECOND)
     load = TimeEstimate(likely, fast, slow) + TimeEstimate(*_STARTUP_SECONDS)
     step = step_seconds(shape, memory_config, plan, workload, speed)
     evaluate_seconds = sum(_row_seconds(shape, memory_config, int(n), speed) for n in data.validation.tokens.tolist())
+    # Replies: one forward pass for each token of the longest reply, for each batch of prompts.
     generate_seconds = 0.0
     if data.prompt_tokens:
         max_length = max(data.prompt_tokens) + data.max_reply_tokens
         batch_size = generation_batch_size(shape, max_length, memory_config.bytes_per_value)
         batches = -(-len(data.prompt_tokens) // batch_size)
         generate_seconds = batches * data.max_reply_tokens * _token_seconds(shape, memory_config, speed)
-    # Base and adapted both read and answer everything.
+    # Evaluation and generation run twice: once for the base, once for the adapted model.
     return {
         "load": load,
         "train": _estimate_from_peak_seconds(step * workload.steps, speed),
@@ -69,7 +69,11 @@ def estimate_durations(
 
 
 def _estimate_from_peak_seconds(seconds: float, speed: DeviceSpeed, min_reply_fraction: float = 1.0) -> TimeEstimate:
-    """`seconds` are those of the device's peak; replies may stop earlier than their limit."""
+    """Return an estimate from the seconds that the device would take at its peak speed.
+
+    `min_reply_fraction` lowers the low end, because replies may stop before their limit.
+    """
+    # The likely share of the peak is the geometric mean of both ends.
     likely_fraction = (speed.low * speed.high) ** 0.5
     return TimeEstimate(seconds / likely_fraction, min_reply_fraction * seconds / speed.high, seconds / speed.low)
 
@@ -77,26 +81,33 @@ def _estimate_from_peak_seconds(seconds: float, speed: DeviceSpeed, min_reply_fr
 def step_seconds(
     shape: ModelShape, memory_config: MemoryConfig, plan: TrainingPlan, workload: Workload, speed: DeviceSpeed
 ) -> float:
-    """Of one optimizer step at the device's peak: products, memory, and starting the operations."""
+    """Return the seconds of one optimizer step at the device's peak: products, memory traffic and launches."""
     recomputed_fraction = min(memory_config.checkpointed, shape.num_layers) / shape.num_layers
     linear = shape.num_linear_weights
-    # Forward, gradient of the input, and for checkpointed layers forward again; 2 operations a weight and token.
+    # Frozen linear layers: forward, gradient of the input, and in checkpointed layers forward again.
     passes = 2 + recomputed_fraction
+    # Attention per token: two products of 2 operations, over half of the row because it is causal. Backward costs
+    # 2.5 times as much, because it recomputes the scores (FlashAttention, arXiv 2205.14135).
     attention = 2 * workload.mean_length * shape.q_size * shape.num_layers * (1 + 2.5 + recomputed_fraction)
+    # LoRA: 2 operations per weight and token in forward, and 4 in backward for both gradients.
     lora = (
         6
         * memory_config.rank
-        * sum(one.in_features + one.out_features for one in shape.linear_layers())
+        * sum(linear.in_features + linear.out_features for linear in shape.linear_layers())
         * shape.num_layers
     )
+    # 2 operations per weight and token.
     flops = workload.step_positions * (2 * linear * passes + attention + lora)
+    # LM head: two products on the fast path, three in TRL's head.
     supervised = workload.step_tokens * workload.supervised_share
     flops += supervised * shape.vocab_size * shape.hidden_size * (4 if memory_config.fast_path else 6)
+    # Activations of one token in all layers: states and norms, attention, MLP.
     activation_bytes = (
         memory_config.bytes_per_value
         * shape.num_layers
         * (10 * shape.hidden_size + 2 * shape.q_size + 4 * shape.kv_size + 5 * shape.intermediate_size)
     )
+    # Memory traffic: activations, 1.5 times as many on the stock path, which is not fused; and dequantization.
     moved_bytes = (
         workload.step_positions
         * activation_bytes
@@ -104,23 +115,25 @@ def step_seconds(
         * (1 if memory_config.fast_path else 1.5)
     )
     moved_bytes += workload.micro_batches * passes * linear * _DEQUANTIZE_BYTES_PER_WEIGHT[memory_config.mode]
+    # Small micro-batches are bound by launches; forward is a third of a step's operations.
     launch_seconds = workload.micro_batches * shape.num_layers * speed.launch * (3 + recomputed_fraction) / 3
     return max(flops / speed.flops + moved_bytes / speed.bandwidth, launch_seconds * speed.low)
 
 
 def _row_seconds(shape: ModelShape, memory_config: MemoryConfig, tokens: int, speed: DeviceSpeed) -> float:
-    """One dialogue, forward alone."""
+    """Return the seconds of one forward pass of a dialogue at the device's peak."""
+    # About half of a dialogue's tokens are supervised and need logits.
     flops = 2 * tokens * (shape.num_linear_weights + shape.vocab_size * shape.hidden_size / 2)
-    moved = shape.num_linear_weights * (
+    moved_bytes = shape.num_linear_weights * (
         _DEQUANTIZE_BYTES_PER_WEIGHT[memory_config.mode] or memory_config.bytes_per_value
     )
-    return max(flops / speed.flops + moved / speed.bandwidth, shape.num_layers * speed.launch / 3 * speed.low)
+    return max(flops / speed.flops + moved_bytes / speed.bandwidth, shape.num_layers * speed.launch / 3 * speed.low)
 
 
 def _token_seconds(shape: ModelShape, memory_config: MemoryConfig, speed: DeviceSpeed) -> float:
-    """One more token of every reply: all weights pass through memory once."""
-    moved = shape.num_linear_weights * (
+    """Return the seconds of one more token of every reply: all weights pass through memory once."""
+    moved_bytes = shape.num_linear_weights * (
         _DEQUANTIZE_BYTES_PER_WEIGHT[memory_config.mode] or memory_config.bytes_per_value
     )
-    moved += memory_config.bytes_per_value * shape.vocab_size * shape.hidden_size
-    return max(moved / speed.bandwidth, shape.num_layers * speed.launch / 3 * speed.low)
+    moved_bytes += memory_config.bytes_per_value * shape.vocab_size * shape.hidden_size  # the LM head
+    return max(moved_bytes / speed.bandwidth, shape.num_layers * speed.launch / 3 * speed.low)

@@ -1,55 +1,55 @@
-"""What a run goes through: its steps, its micro-batches, and the largest of each, from lengths alone."""
+"""The workload of a run: its steps, its micro-batches and the largest of them, computed from row lengths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.data.lengths import DataLengths
 from lora_chat.planning.layer_memory import MicroBatch
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Numbers = np.ndarray[Any, Any]
+    from lora_chat.data.lengths import Numbers
 
 _NUM_SAMPLED_BATCHES = 200
-"""Steps whose padding is looked at; their mean is that of all within a percent."""
+"""Number of random micro-batches whose padding is averaged; the mean is within a percent of the exact one."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Figures of the whole training."""
+    """Totals and means of the whole training."""
 
     rows: int
     steps: int
     step_tokens: float
     """Mean tokens of an optimizer step, without padding."""
     step_positions: float
-    """The same with padding: what is computed."""
+    """Mean positions of an optimizer step, with padding; all of them are computed."""
     micro_batches: float
     """Mean number of micro-batches in a step."""
     supervised_tokens: int
-    """In the whole training, each as often as it is seen."""
+    """Supervised tokens of the whole training; a token counts once per epoch."""
     supervised_share: float
     mean_length: float
-    """Of the row that a token stands in: what attention's cost grows with."""
+    """Mean length of a token's row, in tokens. The cost of attention grows with it."""
     largest: MicroBatch
     mask_needed: bool
-    """Whether rows of different lengths stand side by side."""
+    """Whether rows of different lengths share a micro-batch, so that attention needs a mask."""
 
 
 def compute_workload(data: DataLengths, plan: TrainingPlan) -> Workload:
-    """The training of these rows by this plan."""
+    """Compute the workload of training on these rows by this plan."""
     train = data.train
     rows, batch_size = len(train.tokens), plan.effective_batch_size
     lengths = train.trained if plan.fast_path else train.tokens
+    # The trainer rounds the steps of an epoch up, and the steps of a fractional number of epochs up again.
     steps_per_epoch = max(1, -(-rows // batch_size))
     steps = plan.max_steps or -int(-plan.epochs * steps_per_epoch // 1)
     rows_seen = steps / steps_per_epoch * rows
     step_rows = rows_seen / steps
     step_tokens = step_rows * float(lengths.mean())
     if plan.fast_path:
+        # A packed batch contains the shared prefix once, so every row but the first saves its tokens.
         step_tokens -= data.shared_prefix * max(0.0, step_rows - _micro_batches_per_step(plan, step_tokens, step_rows))
         count = _micro_batches_per_step(plan, step_tokens, step_rows)
         positions = step_tokens
@@ -64,6 +64,7 @@ def compute_workload(data: DataLengths, plan: TrainingPlan) -> Workload:
         micro_batches=max(1.0, count),
         supervised_tokens=round(rows_seen * float(train.supervised.mean())),
         supervised_share=float(train.supervised.sum() / lengths.sum()),
+        # Mean over tokens, not over rows: a row of n tokens counts n times.
         mean_length=float((lengths.astype(float) ** 2).sum() / lengths.sum()),
         largest=largest_micro_batch(data, plan),
         mask_needed=not plan.fast_path and plan.micro_batch_size > 1 and int(lengths.min()) < int(lengths.max()),
@@ -71,13 +72,14 @@ def compute_workload(data: DataLengths, plan: TrainingPlan) -> Workload:
 
 
 def _micro_batches_per_step(plan: TrainingPlan, tokens: float, rows: float) -> float:
+    """Return the number of micro-batches for this many tokens and rows."""
     if plan.micro_batch_tokens is None:
         return max(1.0, rows / plan.micro_batch_size)
     return max(1.0, -float(-tokens // plan.micro_batch_tokens))
 
 
 def _mean_padded_tokens(lengths: "Numbers", size: int) -> float:
-    """Mean positions of a micro-batch of so many random rows."""
+    """Return the mean positions of a padded micro-batch of `size` random rows."""
     import numpy as np
 
     generator = np.random.default_rng(0)
@@ -86,7 +88,7 @@ def _mean_padded_tokens(lengths: "Numbers", size: int) -> float:
 
 
 def largest_micro_batch(data: DataLengths, plan: TrainingPlan) -> MicroBatch:
-    """At least the largest that can come: what training tries before its first step."""
+    """Return an upper bound of every micro-batch; training tries this one before its first step."""
     train = data.train
     lengths = (train.trained if plan.fast_path else train.tokens).tolist()
     supervised = train.supervised.tolist()
@@ -95,6 +97,7 @@ def largest_micro_batch(data: DataLengths, plan: TrainingPlan) -> MicroBatch:
     longest = max(lengths[i] for i in longest_rows)
     packed_tokens = sum(lengths[i] for i in longest_rows) - shared_prefix * (len(longest_rows) - 1)
     tokens = packed_tokens if plan.fast_path else longest * len(longest_rows)
+    # The most supervised tokens may be in other rows than the longest ones.
     most_supervised_rows = select_largest_rows(lengths, plan, shared_prefix, supervised)
     return MicroBatch(
         tokens, longest, max(sum(supervised[i] for i in rows) for rows in (longest_rows, most_supervised_rows))
@@ -104,8 +107,10 @@ def largest_micro_batch(data: DataLengths, plan: TrainingPlan) -> MicroBatch:
 def select_largest_rows(
     lengths: Sequence[int], plan: TrainingPlan, shared_prefix: int, sort_keys: Sequence[int] | None = None
 ) -> list[int]:
-    """Which rows together are the largest micro-batch: the longest, or the first `sort_keys` a number, then what
-    has room.
+    """Return the indices of the rows that together form the largest micro-batch.
+
+    Rows are taken in descending order of `sort_keys`, or of their length without it. A row that exceeds the remaining
+    token budget is skipped.
     """
     size = sort_keys or lengths
     order = sorted(range(len(lengths)), key=lambda i: -size[i])
@@ -116,6 +121,7 @@ def select_largest_rows(
     selected: list[int] = []
     for i in order[: plan.effective_batch_size]:
         length = lengths[i] - shared_prefix
+        # The first row is always taken: a dialogue longer than the budget forms a micro-batch of one.
         if not selected or (length <= remaining_tokens and len(selected) < max_rows):
             selected.append(i)
             remaining_tokens -= length

@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_told_with_the_change_that_fits(run):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["recipes/smoke.yaml", "--gpu", "RTX 4091"], 2, "Near are: GeForce RTX 4090"),
+        (["recipes/smoke.yaml", "--gpu", "RTX 4091"], 2, "Similar names: GeForce RTX 4090"),
         (["recipes/smoke.yaml", "--memory", "lots"], 2, "--memory: lots is not a size of memory"),
         (["recipes/smoke.yaml", "--set", "training.memory=lots"], 2, "training.memory"),
         (["recipes/smoke.yaml", "--set", "base.name=nobody/knows-it"], 8, "none of the bases known by heart"),
@@ -165,7 +165,8 @@ def test_what_cannot_fit_is_refused_before_weights_load_and_leaves_nothing(run, 
     monkeypatch.setattr("lora_chat.pipeline.fine_tune.load_base_model", lambda *_: pytest.fail("weights were loaded"))
     code, out, err = sft(run, tmp_path, "--set", "training.memory=100MiB")
     assert (code, out) == (5, "")
-    assert "This run does not fit: it would need" in err
+    assert "The run does not fit: `" in err
+    assert "GiB are free" in err
     assert "training.memory=unlimited" in err
     assert not (tmp_path / "runs").exists()
 

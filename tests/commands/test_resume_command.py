@@ -168,7 +168,7 @@ def test_too_little_space_is_said_before_the_base_is_loaded(sft, tmp_path, monke
     monkeypatch.setattr(fine_tune, "load_base_model", never)
     code, said = sft()
     assert code == 4
-    assert f"Not enough space in {tmp_path / 'runs' / 'smoke-1'}: the run needs 6.4 MB" in said
+    assert f"Not enough disk space in {tmp_path / 'runs' / 'smoke-1'}: the run needs 6.4 MB" in said
     assert "3.0 MB are free" in said
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from lora_chat.models.shape import read_shape
 from lora_chat.planning.layer_memory import MicroBatch
-from lora_chat.planning.training_memory import MemoryConfig, TrainingMemory, estimate_training_memory
+from lora_chat.planning.training_memory import TrainingMemory, estimate_training_memory
+from lora_chat.planning.weight_memory import MemoryConfig
 from tests.planning import dry_run
 from tests.planning.shapes import Widths, make_config
 

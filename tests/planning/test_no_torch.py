@@ -14,7 +14,10 @@ LIGHT = [
         f"lora_chat.planning.{name}"
         for name in ("workload", "phase_memory", "phase_time", "settings_search", "estimate")
     ),
-    *(f"lora_chat.planning.{name}" for name in ("gpu_specs", "calibration", "device", "training_memory", "format")),
+    *(
+        f"lora_chat.planning.{name}"
+        for name in ("gpu_specs", "calibration", "device", "training_memory", "weight_memory", "format")
+    ),
     "lora_chat.models.shape",
     "lora_chat.data.dialogue",
     "lora_chat.data.parsing.rows",

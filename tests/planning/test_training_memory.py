@@ -8,7 +8,8 @@ from lora_chat.errors import RecipeError
 from lora_chat.models.shape import read_shape
 from lora_chat.planning import layer_memory
 from lora_chat.planning.layer_memory import MicroBatch, evaluate_terms
-from lora_chat.planning.training_memory import MemoryConfig, estimate_training_memory, weight_bytes
+from lora_chat.planning.training_memory import estimate_training_memory
+from lora_chat.planning.weight_memory import MemoryConfig, weight_bytes
 from tests.planning import derivation
 from tests.planning.grid import BASES, measure, points, predict
 from tests.planning.shapes import ARCHITECTURES, Widths, make_config

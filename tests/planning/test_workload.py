@@ -17,7 +17,8 @@ from lora_chat.planning.calibration import (
 from lora_chat.planning.device import TargetDevice
 from lora_chat.planning.layer_memory import MicroBatch
 from lora_chat.planning.phase_memory import estimate_load_phase
-from lora_chat.planning.training_memory import MemoryConfig, estimate_training_memory
+from lora_chat.planning.training_memory import estimate_training_memory
+from lora_chat.planning.weight_memory import MemoryConfig
 from lora_chat.planning.workload import compute_workload, largest_micro_batch
 
 

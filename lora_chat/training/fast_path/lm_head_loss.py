@@ -10,12 +10,8 @@ from typing import Any
 
 import torch
 
+from lora_chat.config.limits import LM_HEAD_CPU_BUFFER_ROWS, LM_HEAD_GPU_BUFFER_LOGITS
 from lora_chat.models.architectures import LOGIT_SCALING_FIELDS
-
-_CPU_BUFFER_ROWS = 256
-"""Positions whose logits are held at once on a CPU, ..."""
-_GPU_BUFFER_LOGITS = 2**25
-"""... and logits on a GPU, which wants more rows; each takes ten bytes."""
 
 
 class LMHeadLoss(torch.autograd.Function):
@@ -80,13 +76,13 @@ class SupervisedLMHead:
         if self.weight.device.type == "cpu":
             return self._cached_logit_buffers
         return allocate_logit_buffers(
-            self.weight, min(positions, max(_CPU_BUFFER_ROWS, _GPU_BUFFER_LOGITS // self.weight.shape[0]))
+            self.weight, min(positions, max(LM_HEAD_CPU_BUFFER_ROWS, LM_HEAD_GPU_BUFFER_LOGITS // self.weight.shape[0]))
         )
 
     @cached_property
     def _cached_logit_buffers(self) -> list[torch.Tensor]:
         """For all steps, on a CPU: where such large ones come and go, what lies in their place makes them grow."""
-        return allocate_logit_buffers(self.weight, _CPU_BUFFER_ROWS)
+        return allocate_logit_buffers(self.weight, LM_HEAD_CPU_BUFFER_ROWS)
 
 
 def split_supervised(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:

@@ -1,0 +1,89 @@
+"""Bytes of the weights of base and adapter, from shapes."""
+
+from dataclasses import dataclass
+
+from lora_chat.config.limits import WEIGHT_CACHE_LIMIT_BYTES
+from lora_chat.models.architectures import CONCATENATED_PROJECTIONS
+from lora_chat.models.shape import ModelShape
+from lora_chat.planning.layer_memory import QuantizationMode
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The settings of a plan on which memory depends."""
+
+    mode: QuantizationMode
+    rank: int
+    target_modules: tuple[str, ...] = ()
+    """Names of the linear layers with LoRA; empty means all."""
+    fast_path: bool = False
+    checkpointed: int = 0
+    """Number of decoder layers with gradient checkpointing."""
+    double_quantization: bool = True
+    moment_bytes: int = 8
+    """Bytes of the optimizer's moments, for each trained weight."""
+    bytes_per_value: int = 2
+    """Bytes of an unquantized weight."""
+    on_cpu: bool = False
+    """Whether the device is a CPU, where dequantized weights may be cached (models/quantization/weight_cache.py)."""
+    allow_weight_cache: bool = True
+    """Whether dequantized weights may be cached if they fit the limit."""
+
+
+def weight_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
+    """Return the bytes of the frozen base in memory."""
+    count, bytes_per_value = shape.num_linear_weights, memory_config.bytes_per_value
+    num_outputs = shape.num_layers * sum(linear.out_features for linear in shape.linear_layers())
+    linear = {
+        "none": bytes_per_value * count,
+        # LLM.int8: one byte for each weight and one fp32 scale for each output.
+        "8bit": count + 4 * num_outputs,
+        # NF4: half a byte for each weight and one scale for each 64 weights. The scale is an fp32 number (count / 16),
+        # or with double quantization one byte, and one fp32 number for each 256 scales (QLoRA, section 3).
+        "4bit": count // 2 + (count // 64 + count // 4096 if memory_config.double_quantization else count // 16),
+    }[memory_config.mode]
+    copy_bytes = weight_copy_bytes(shape, memory_config) if memory_config.on_cpu else 0
+    # Embeddings, norms and biases are never quantized.
+    return linear + copy_bytes + bytes_per_value * (shape.num_embedding_weights + shape.num_norm_and_bias_weights)
+
+
+def weight_copy_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
+    """Return the bytes of further copies of weights on a CPU."""
+    dense_bytes = memory_config.bytes_per_value * shape.num_linear_weights
+    # A small quantized base: the dequantized weights of all layers are cached.
+    if memory_config.mode != "none" and memory_config.allow_weight_cache and fits_weight_cache(shape, memory_config):
+        return dense_bytes
+    # A large one: weights are dequantized on the fly, in 4 bits into one buffer for all layers.
+    if memory_config.mode != "none":
+        return dequantized_layer_bytes(shape, memory_config) if memory_config.mode == "4bit" else 0
+    # Unquantized: the weight file stays mapped, and the fast path copies the projections that it concatenates.
+    fused_weights = sum(linear.weights for linear in shape.linear_layers() if linear.name in CONCATENATED_PROJECTIONS)
+    return (
+        memory_config.bytes_per_value * shape.num_layers * fused_weights
+        if memory_config.fast_path and memory_config.bytes_per_value == 2
+        else 0
+    )
+
+
+def fits_weight_cache(shape: ModelShape, memory_config: MemoryConfig) -> bool:
+    """Return whether the dequantized weights of a base fit the limit of the weight cache."""
+    return memory_config.bytes_per_value * shape.num_linear_weights <= WEIGHT_CACHE_LIMIT_BYTES
+
+
+def dequantized_layer_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
+    """Return the bytes of the buffer for the largest layer's weights (models/quantization/dequantize.py)."""
+    return memory_config.bytes_per_value * max(linear.weights for linear in shape.linear_layers())
+
+
+def count_adapter_parameters(shape: ModelShape, memory_config: MemoryConfig) -> int:
+    """Return the number of trained weights: rank * (in + out) for each adapted linear layer."""
+    adapted_linears = [
+        linear
+        for linear in shape.linear_layers()
+        if not memory_config.target_modules or linear.name in memory_config.target_modules
+    ]
+    return (
+        shape.num_layers
+        * memory_config.rank
+        * sum(linear.in_features + linear.out_features for linear in adapted_linears)
+    )
