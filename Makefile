@@ -54,7 +54,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(VENV)/.installed-gguf: $(VENV)/.installed
 	@echo "Installing llama.cpp into $(VENV) (once; it is compiled, which takes minutes) ..."
 	@$(PIP) -e '.[gguf]'
-	@$(BIN)/python -c 'from lora_chat.export.llama_cpp_converters import find_converters; find_converters(print)'
+	@$(BIN)/python -c 'from lora_chat.export.llama_cpp_converters import find_converters; find_converters()'
 	@touch $@
 
 sft: install

@@ -34,6 +34,8 @@ LIBRARY_IMPORTERS = {
     "httpx2": ["system/hub_guard.py", "system/hub_origin.py"],
     "llama_cpp": ["export/parity/llama_cpp_worker.py"],
     "rich": ["system/bar.py"],
+    "filelock": ["system/file_lock.py"],
+    "psutil": ["system/memory_usage.py"],
     "subprocess": ["system/worker.py"],
     "multiprocessing": ["system/worker.py"],
     "runpy": ["system/worker_start.py", "export/llama_cpp_converter_worker.py"],

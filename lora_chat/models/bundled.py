@@ -15,6 +15,7 @@ from lora_chat.errors import IntegrityError, UnavailableError
 from lora_chat.models.integrity import DIGESTS_NAME
 from lora_chat.system.atomic_write import atomic_folder
 from lora_chat.system.cache_dir import cache_dir
+from lora_chat.system.file_lock import acquire_lock
 from lora_chat.system.hashing import digest_file
 from lora_chat.system.regular_files import open_regular_file
 
@@ -55,14 +56,9 @@ def find_bundled_base(name: str) -> Path:
 @contextmanager
 def _lock_bases(bases: Path) -> Iterator[None]:
     """Wait for other processes that write a base: a second copy would replace files that they read by then."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     handle = open_regular_file(bases / ".lock", os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        acquire_lock(handle, wait=True)
         yield
     finally:
         os.close(handle)

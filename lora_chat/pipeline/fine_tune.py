@@ -46,7 +46,7 @@ from lora_chat.runs.run_folder import (
 from lora_chat.sharing.model_card import format_run_card
 from lora_chat.system.console import display_path, format_bytes
 from lora_chat.system.hardware import detect_hardware
-from lora_chat.system.memory_peak import peak_memory_bytes, peak_reserved_bytes
+from lora_chat.system.memory_usage import peak_memory_bytes, peak_reserved_bytes
 from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
 from lora_chat.training.sft import train_sft
 

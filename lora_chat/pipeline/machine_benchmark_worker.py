@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.system.console import print_json
-from lora_chat.system.process_limits import peak_process_bytes
+from lora_chat.system.memory_usage import peak_process_bytes
 
 if TYPE_CHECKING:
     from lora_chat.data.encoding.encode import EncodedDialogue

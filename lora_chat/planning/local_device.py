@@ -1,15 +1,14 @@
 """This machine as a target device: its free memory, and its speed from a quick measurement."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.planning.device import DeviceSpeed, TargetDevice
 from lora_chat.planning.gpu_specs import LAYER_LAUNCH_SECONDS
-from lora_chat.system.hardware import Hardware, free_memory_bytes
+from lora_chat.system.hardware import Hardware
+from lora_chat.system.memory_usage import free_memory_bytes, process_memory_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,7 @@ def detect_local_device(hardware: Hardware) -> TargetDevice:
             "cpu",
             hardware.name,
             hardware.memory_bytes,
-            min(hardware.memory_bytes, free_memory_bytes() + _process_rss_bytes()),
+            min(hardware.memory_bytes, free_memory_bytes() + process_memory_bytes()),
             _PROCESS_RSS_BYTES,
             at_hand=True,
             bfloat16=hardware.bfloat16,
@@ -83,15 +82,6 @@ def measure_cpu_speed(target: TargetDevice) -> TargetDevice:
             f"{_MEASURED_SPEED_SOURCE}; `sft` benchmarks it before training",
         ),
     )
-
-
-def _process_rss_bytes() -> int:
-    """Return the resident bytes of this process, which are part of the context; 0 if unknown."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _measure_flops_and_bandwidth(device: str, dtype: "torch.dtype", size: int) -> tuple[float, float]:

@@ -7,6 +7,7 @@
 - cache_dir: The private folders of this user
 - console: The only door to the terminal
 - environment: The environment of child processes
+- file_lock: Exclusive locks on open files
 - frames: Messages between two processes
 - hardware: What this machine offers to a run
 - hashing: sha256 of files and of our own code
@@ -20,7 +21,7 @@
 - import_path: Importing this module keeps the working directory off the search paths of this process and of its
 - malloc: Whether freed blocks stay with the process, in glibc
 - memory_limit: Memory while training on a CPU
-- memory_peak: Peak memory of the process or of the GPU
+- memory_usage: Memory of the machine, of this process and of its GPU
 - process_limits: Limits that a process sets itself before it does what a stranger wrote
 - received_folder: Folders that somebody else may have made
 - regular_files: Files opened only if they are regular ones

@@ -1,13 +1,11 @@
 """What this machine offers to a run."""
 
-import os
 import platform
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-_CGROUP, _MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/meminfo")
+from lora_chat.system.memory_usage import total_memory_bytes
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def detect_hardware() -> Hardware:
     return Hardware(
         device="cpu",
         name=name,
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0,
+        memory_bytes=total_memory_bytes(),
         bfloat16=bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}),
         threads=torch.get_num_threads(),
     )
@@ -55,20 +53,3 @@ def _cpu_description() -> tuple[str, set[str]]:
     fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return fields.get("model name") or platform.machine(), flags
-
-
-def free_memory_bytes() -> int:
-    """Bytes that the machine, or the container, has left; swap counts. Elsewhere than on Linux, all that it has."""
-    if not _MEMINFO.is_file():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    lines = (line.split() for line in _MEMINFO.read_text().splitlines())
-    machine = {words[0]: 1024 * int(words[1]) for words in lines}
-    free = machine["MemAvailable:"] + machine["SwapFree:"]
-    with suppress(OSError, ValueError, StopIteration):  # not in a group of cgroup v2, or its limit is "max"
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
-        folder = _CGROUP / next(line for line in groups if line.startswith("0::")).removeprefix("0::/")
-        most = int((folder / "memory.max").read_text())
-        used = int((folder / "memory.current").read_text())
-        files = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        free = min(free, most - used + int(files.get("inactive_file", 0)))
-    return free

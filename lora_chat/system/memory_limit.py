@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_chat.system.hardware import free_memory_bytes
+from lora_chat.system.memory_usage import free_memory_bytes
 
 # The last is what oneDNN says of a scratchpad that it could not allocate.
 _OUT_OF_MEMORY_TEXTS = (

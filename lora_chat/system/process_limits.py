@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,23 +35,6 @@ def time_and_memory_limit(seconds: float, memory: int, start: int) -> Iterator[N
         finally:
             faulthandler.cancel_dump_traceback_later()
             _limit_memory(None)
-
-
-def address_space_bytes() -> int:
-    """Return the bytes of address space in use; 0 if the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return 0
-
-
-def peak_process_bytes() -> int:
-    """Return the most bytes of memory that this process has had; 0 if the system does not tell."""
-    ask = getattr(_resource, "getrusage", None)
-    if ask is None:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(ask(_resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
 def _limit_memory(maximum: int | None) -> None:

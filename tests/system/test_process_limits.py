@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-HEAD = "from lora_chat.system.process_limits import *\n"
+HEAD = "from lora_chat.system.memory_usage import *\nfrom lora_chat.system.process_limits import *\n"
 
 
 def run(script):

@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from lora_chat.system.frames import pack_frame, read_frame
-from lora_chat.system.process_limits import address_space_bytes, forbid_file_writes, time_and_memory_limit
+from lora_chat.system.memory_usage import address_space_bytes
+from lora_chat.system.process_limits import forbid_file_writes, time_and_memory_limit
 
 EXIT_OUT_OF_MEMORY, EXIT_OUTPUT_TOO_LONG = 71, 72
 """Exit codes: out of memory, and too much text."""

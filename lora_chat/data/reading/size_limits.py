@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from lora_chat.errors import DataError
-from lora_chat.system.process_limits import address_space_bytes
+from lora_chat.system.memory_usage import address_space_bytes
 
 MAX_ROW_BYTES = 1 << 25
 """Bytes of one line, cell, list element or table row; 32 MiB is about 8 million tokens of one dialogue."""

@@ -15,7 +15,8 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from lora_chat.system.process_limits import address_space_bytes, time_and_memory_limit
+from lora_chat.system.memory_usage import address_space_bytes
+from lora_chat.system.process_limits import time_and_memory_limit
 
 _RENDER_TIMEOUT_SECONDS, _RENDER_LIMIT_BYTES = 20.0, 1 << 30
 """Limits for rendering one prompt."""
