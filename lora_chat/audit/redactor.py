@@ -18,14 +18,14 @@ class Redactor:
         self._kinds = kinds
 
     @property
-    def name(self) -> str:
+    def cache_key(self) -> str:
         """What decides the result, for the cache."""
         return f"{sorted(self._kinds)} {digest_code(*CODE_PATHS)}"
 
-    def dialogue(self, dialogue: Dialogue) -> tuple[Dialogue, int]:
+    def transform_dialogue(self, dialogue: Dialogue) -> tuple[Dialogue, int]:
         """A cleaned copy, and how many stretches were replaced."""
         return redact_dialogue(dialogue, self._kinds)
 
-    def text(self, text: str) -> tuple[str, int]:
+    def transform_text(self, text: str) -> tuple[str, int]:
         """The same of plain text."""
         return redact_text(text, self._kinds)

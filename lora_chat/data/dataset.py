@@ -63,13 +63,13 @@ class DialogueSet:
 
     def read(self) -> Iterator[Dialogue | list[int]]:
         """The dialogues, or the ids of blocks of plain text, one at a time."""
-        for _, _, dialogue, rows in self.units():
+        for _, _, dialogue, rows in self.iter_units():
             yield rows[0].input_ids if dialogue is None else dialogue
         yield from (self.rows[index].input_ids for index in range(len(self.rows) - self.block_count, len(self.rows)))
 
     def read_rows(self) -> Iterator[tuple[str, int, list[EncodedDialogue]]]:
         """File, line and rows of every dialogue or block, one at a time."""
-        return ((path, line, rows) for path, line, _, rows in self.units())
+        return ((path, line, rows) for path, line, _, rows in self.iter_units())
 
     def locate(self, beginnings: Sequence[Sequence[int]]) -> list[tuple[str, int]]:
         """File and line of the dialogues whose rows begin with these ids."""
@@ -81,7 +81,7 @@ class DialogueSet:
             if any(tuple(row.input_ids[:length]) in wanted for row in rows for length in lengths)
         ]
 
-    def units(self) -> Iterator[tuple[str, int, Dialogue | None, list[EncodedDialogue]]]:
+    def iter_units(self) -> Iterator[tuple[str, int, Dialogue | None, list[EncodedDialogue]]]:
         """File, line, dialogue (None for a block of plain text) and rows of everything, one at a time."""
         for store, units in self.units_by_store:
             table = store.open_rows()

@@ -15,7 +15,7 @@ class RowLengths:
     """Of rows; all (rows,)."""
 
     tokens: "Numbers"
-    trained: "Numbers"
+    through_last_label: "Numbers"
     """Up to the last token that carries loss: what follows it the fast path leaves out."""
     supervised: "Numbers"
 
@@ -41,12 +41,12 @@ def measure_rows(rows: EncodedRows) -> RowLengths:
     import numpy as np
 
     parts = [_measure_chunk(chunk) for chunk in rows.dataset.data.column("labels").chunks if len(chunk)]
-    tokens, trained, supervised = (np.concatenate(column) for column in zip(*parts, strict=True))
+    tokens, through_last_label, supervised = (np.concatenate(column) for column in zip(*parts, strict=True))
     chosen = rows.dataset._indices
     if chosen is not None:
         places = np.asarray(chosen.column(0))
-        tokens, trained, supervised = tokens[places], trained[places], supervised[places]
-    return RowLengths(tokens, trained, supervised)
+        tokens, through_last_label, supervised = tokens[places], through_last_label[places], supervised[places]
+    return RowLengths(tokens, through_last_label, supervised)
 
 
 def _measure_chunk(masks: object) -> tuple[object, object, object]:
@@ -60,5 +60,5 @@ def _measure_chunk(masks: object) -> tuple[object, object, object]:
     supervised = after - first
     # A row without any is kept whole.
     last = np.append(carrying, 0)[np.maximum(after - 1, 0)]
-    trained = np.where(supervised > 0, last - begins + 1, ends - begins)
-    return ends - begins, trained, supervised
+    through_last_label = np.where(supervised > 0, last - begins + 1, ends - begins)
+    return ends - begins, through_last_label, supervised

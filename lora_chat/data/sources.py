@@ -21,7 +21,7 @@ from lora_chat.data.reading.files import find_files
 from lora_chat.data.reading.hub_dataset import find_hub_files
 from lora_chat.data.storage.cache import open_store
 from lora_chat.data.storage.encode_chunk import DialogueTransform, EncodingOptions
-from lora_chat.data.storage.ledger import Ledger, total
+from lora_chat.data.storage.ledger import Ledger, sum_ledgers
 from lora_chat.data.storage.store import DialogueStore
 from lora_chat.errors import DataError
 from lora_chat.system.sanitize import sanitize_line
@@ -111,7 +111,7 @@ def open_sources(
             on_progress=_make_progress_reporter(source.name, data.skip_bad),
         )
         opened.append(EncodedSource(source, store))
-    whole = total([source.store.ledger for source in opened])
+    whole = sum_ledgers([source.store.ledger for source in opened])
     check_line_counts(_format_paths(sources), _to_line_counts(whole), data.skip_bad)
     if whole.dropped and (data.over_long == "refuse" or not whole.dialogues):
         raise DataError(_too_long_message(whole, limit, max_positions))

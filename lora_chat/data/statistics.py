@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.sources import EncodedSource
-from lora_chat.data.storage.ledger import total
+from lora_chat.data.storage.ledger import sum_ledgers
 
 _HISTOGRAM_BARS = 12
 
@@ -60,17 +60,19 @@ def compute_statistics(
             {"name": source.local_source.name, "weight": source.weight} | source.store.ledger.as_dict()
             for source in sources
         ),
-        total=total([source.store.ledger for source in sources]).as_dict(),
+        total=sum_ledgers([source.store.ledger for source in sources]).as_dict(),
         duplicates=len(digests) - len(np.unique(digests)),
         train_dialogues=len(train),
         train_rows=len(train.rows),
         validation_dialogues=len(validation),
-        histogram=histogram(lengths),
-        packing=PackingEfficiency(padded(lengths, micro_batch_size), micro_batch_size, packed(lengths, limit), limit),
+        histogram=length_histogram(lengths),
+        packing=PackingEfficiency(
+            padded_token_share(lengths, micro_batch_size), micro_batch_size, packed_token_share(lengths, limit), limit
+        ),
     )
 
 
-def histogram(lengths: Any) -> tuple[tuple[int, int, int], ...]:
+def length_histogram(lengths: Any) -> tuple[tuple[int, int, int], ...]:
     """Bars of one width from the shortest to the longest."""
     low, high = int(lengths.min()), int(lengths.max())
     width = max(1, -(-(high - low + 1) // _HISTOGRAM_BARS))
@@ -82,7 +84,7 @@ def _count_between(lengths: Any, low: int, high: int) -> int:
     return int(((lengths >= low) & (lengths < high)).sum())
 
 
-def padded(lengths: Any, size: int) -> float:
+def padded_token_share(lengths: Any, size: int) -> float:
     """In batches of `size` rows in random order (seed 0)."""
     import numpy as np
 
@@ -92,7 +94,7 @@ def padded(lengths: Any, size: int) -> float:
     return float(lengths.sum()) / places
 
 
-def packed(lengths: Any, limit: int) -> float:
+def packed_token_share(lengths: Any, limit: int) -> float:
     """Best-fit decreasing into rows of `limit` tokens; rows of one length are placed together."""
     import numpy as np
 

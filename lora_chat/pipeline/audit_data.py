@@ -78,7 +78,7 @@ def audit_sets(
 
 def _iter_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Dialogue]:
     """A block of plain text is looked at as if it were all a reply."""
-    for path, line, dialogue, rows in dialogues.units():
+    for path, line, dialogue, rows in dialogues.iter_units():
         if dialogue is None:
             text = tokenizer.decode(rows[0].input_ids, skip_special_tokens=True)
             yield Dialogue((Message("assistant", text),), line, path=path)

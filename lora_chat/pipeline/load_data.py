@@ -31,7 +31,9 @@ class DataFiles:
         """Raise DataError for rows that are no dialogues."""
         redactor = Redactor(self.redacted)
         for sources in (self.train, self.validation):
-            check_sources(sources, self.skip_bad, lambda text: redactor.text(text)[0] if self.redacted else text)
+            check_sources(
+                sources, self.skip_bad, lambda text: redactor.transform_text(text)[0] if self.redacted else text
+            )
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def _read_redacted_questions(plan: Plan) -> list[Question]:
     return [
         replace(
             question,
-            question=redactor.text(question.question)[0],
-            accept=tuple(redactor.text(a)[0] for a in question.accept),
+            question=redactor.transform_text(question.question)[0],
+            accept=tuple(redactor.transform_text(a)[0] for a in question.accept),
         )
         for question in questions
     ]

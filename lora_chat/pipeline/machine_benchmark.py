@@ -84,10 +84,10 @@ def _choose_layer_counts(shape: ModelShape) -> tuple[int, int]:
 
 def _make_request(plan: Plan, problem: PlanningProblem, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[int]]:
     train = problem.data.train
-    row_lengths = (train.trained if plan.training.fast_path else train.tokens).tolist()
+    row_lengths = (train.through_last_label if plan.training.fast_path else train.tokens).tolist()
     max_tokens = 2 * (plan.training.micro_batch_tokens or _DEFAULT_MICRO_BATCH_TOKENS)
     rows, lengths = choose_benchmark_rows(row_lengths, plan.training.effective_batch_size, max_tokens, _BENCHMARK_STEPS)
-    share = float(train.supervised.sum() / train.trained.sum())
+    share = float(train.supervised.sum() / train.through_last_label.sum())
     validation = problem.data.validation.tokens
     return {
         "layers": _choose_layer_counts(problem.shape),

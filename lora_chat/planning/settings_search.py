@@ -187,7 +187,7 @@ def _micro_batch_plans(plan: Plan, problem: PlanningProblem) -> list[Plan]:
         ]
     if training.micro_batch_tokens is None:
         return [plan]
-    longest = int(problem.data.train.trained.max())
+    longest = int(problem.data.train.through_last_label.max())
     max_tokens = _MAX_CPU_MICRO_BATCH_TOKENS if problem.target.device == "cpu" else _TOKEN_BUDGETS[-1]
     budgets = [budget for budget in _TOKEN_BUDGETS if budget <= max_tokens]
     # The longest dialogue forms a micro-batch even if it exceeds the budget, so one smaller budget is enough.

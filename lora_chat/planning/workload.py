@@ -41,7 +41,7 @@ def compute_workload(data: DataLengths, plan: TrainingPlan) -> Workload:
     """Compute the workload of training on these rows by this plan."""
     train = data.train
     rows, batch_size = len(train.tokens), plan.effective_batch_size
-    lengths = train.trained if plan.fast_path else train.tokens
+    lengths = train.through_last_label if plan.fast_path else train.tokens
     # The trainer rounds the steps of an epoch up, and the steps of a fractional number of epochs up again.
     steps_per_epoch = max(1, -(-rows // batch_size))
     steps = plan.max_steps or -int(-plan.epochs * steps_per_epoch // 1)
@@ -90,7 +90,7 @@ def _mean_padded_tokens(lengths: "Numbers", size: int) -> float:
 def largest_micro_batch(data: DataLengths, plan: TrainingPlan) -> MicroBatch:
     """Return an upper bound of every micro-batch; training tries this one before its first step."""
     train = data.train
-    lengths = (train.trained if plan.fast_path else train.tokens).tolist()
+    lengths = (train.through_last_label if plan.fast_path else train.tokens).tolist()
     supervised = train.supervised.tolist()
     shared_prefix = data.shared_prefix if plan.fast_path else 0
     longest_rows = select_largest_rows(lengths, plan, shared_prefix)

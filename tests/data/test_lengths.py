@@ -26,4 +26,4 @@ def test_columns_say_what_the_rows_say(parts, data):
     assert found.tokens.tolist() == [len(row.input_ids) for row in rows]
     assert found.supervised.tolist() == [row.supervised_tokens for row in rows]
     kept = [PackedBatchCollator.trim({"input_ids": row.input_ids, "labels": row.labels})["input_ids"] for row in rows]
-    assert found.trained.tolist() == [len(ids) for ids in kept]
+    assert found.through_last_label.tolist() == [len(ids) for ids in kept]

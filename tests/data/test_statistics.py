@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_chat.cli import main
-from lora_chat.data.statistics import histogram, packed, padded
+from lora_chat.data.statistics import length_histogram, packed_token_share, padded_token_share
 
 LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=60)
 many = settings(deadline=None, max_examples=150, derandomize=True)
@@ -31,7 +31,7 @@ def rows_needed(lengths, limit):
 @many
 @given(lengths=LENGTHS)
 def test_the_histogram_sums_to_the_rows_and_its_bars_touch(lengths):
-    bars = histogram(np.array(lengths))
+    bars = length_histogram(np.array(lengths))
     assert sum(count for _, _, count in bars) == len(lengths)
     assert bars[0][0] == min(lengths)
     assert bars[-1][1] == max(lengths)
@@ -45,7 +45,9 @@ def test_the_histogram_sums_to_the_rows_and_its_bars_touch(lengths):
 @many
 @given(lengths=LENGTHS, limit=st.integers(64, 200))
 def test_packing_is_best_fit_decreasing(lengths, limit):
-    assert packed(np.array(lengths), limit) == pytest.approx(sum(lengths) / (rows_needed(lengths, limit) * limit))
+    assert packed_token_share(np.array(lengths), limit) == pytest.approx(
+        sum(lengths) / (rows_needed(lengths, limit) * limit)
+    )
 
 
 def test_packing_many_rows_of_few_lengths_is_best_fit_decreasing():
@@ -53,18 +55,20 @@ def test_packing_many_rows_of_few_lengths_is_best_fit_decreasing():
         chance = random.Random(seed)
         lengths = [chance.choice([3, 7, 11, 20, 33, 50]) for _ in range(400)]
         limit = chance.choice([50, 64, 100, 128])
-        assert packed(np.array(lengths), limit) == pytest.approx(sum(lengths) / (rows_needed(lengths, limit) * limit))
+        assert packed_token_share(np.array(lengths), limit) == pytest.approx(
+            sum(lengths) / (rows_needed(lengths, limit) * limit)
+        )
 
 
 def test_packing_a_million_rows_takes_no_time():
     lengths = np.random.default_rng(0).integers(8, 1024, 1_000_000)
-    assert 0.9 < packed(lengths, 1024) <= 1
+    assert 0.9 < packed_token_share(lengths, 1024) <= 1
 
 
 @many
 @given(lengths=LENGTHS, size=st.integers(1, 80))
 def test_padded_batches_are_never_better_than_full_nor_worse_than_all_of_the_longest(lengths, size):
-    found = padded(np.array(lengths), size)
+    found = padded_token_share(np.array(lengths), size)
     assert sum(lengths) / (max(lengths) * len(lengths)) <= found + 1e-12
     assert found <= 1
     if size == 1 or len(set(lengths)) == 1:

@@ -35,7 +35,7 @@ class EncodedDialogue:
     """For every trained reply: how many messages the dialogue has with it, and how many tokens."""
     roles: Mapping[Role, tuple[int, int]] = field(default_factory=dict)
     """Tokens of what each role says, and how many carry loss; what the template adds is in none."""
-    thoughtless: int = 0
+    replies_without_reasoning: int = 0
     """Replies without thoughts behind a prompt that opens them."""
 
     @property
@@ -163,8 +163,10 @@ class DialogueEncoder:
                 )
             labels[begin:end] = text.ids[begin:end]
             ends.append((turn.message_index + 1, end))
-        thoughtless = sum(turn.thoughtless for turn in draft.turns)
-        return EncodedDialogue(text.ids, labels, tuple(ends), _count_role_tokens(draft, text, labels), thoughtless)
+        replies_without_reasoning = sum(turn.without_reasoning for turn in draft.turns)
+        return EncodedDialogue(
+            text.ids, labels, tuple(ends), _count_role_tokens(draft, text, labels), replies_without_reasoning
+        )
 
 
 def _check_rendering_size(dialogue: Dialogue, reply_indices: Sequence[int]) -> None:

@@ -37,7 +37,7 @@ class Turn:
     """The reply's message, counted from 0."""
     prompt: str
     reply: str
-    thoughtless: bool = False
+    without_reasoning: bool = False
     """Whether the prompt opens thoughts and the dialogue has none, so that it learns to answer at once."""
 
     @property
@@ -142,7 +142,7 @@ class TurnReader:
         _check_rendered(message, said, message_index + 1)
         reply = self._cut_after_stop(said) or said + self._find_turn_opening(message, message_index + 1)
         opened = _OPEN_THINK_AT_END.search(prompt) is not None
-        return Turn(message_index, prompt, reply, thoughtless=opened and not message.get("reasoning_content"))
+        return Turn(message_index, prompt, reply, without_reasoning=opened and not message.get("reasoning_content"))
 
     def _reply_after_rewritten_history(
         self, messages: Messages, tools: Any, message_index: int, prompt: str, until: str

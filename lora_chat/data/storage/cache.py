@@ -75,7 +75,7 @@ def _cache_key(
         "today": str(date.today()) if "strftime_now" in template else None,
         "stop_ids": sorted(stop_ids),
         "reading": asdict(options.reading_options),
-        "encoding": [options.max_length, options.over_long, options.transform.name if options.transform else None],
+        "encoding": [options.max_length, options.over_long, options.transform.cache_key if options.transform else None],
         "code": digest_code(*_CODE_PATHS),
         "versions": [metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")],
     }

@@ -20,13 +20,13 @@ class DialogueTransform(Protocol):
     """What is done to what is said before it is encoded; both tell how many stretches they replaced."""
 
     @property
-    def name(self) -> str:
+    def cache_key(self) -> str:
         """Another name for all that does something else."""
 
-    def dialogue(self, dialogue: Dialogue) -> tuple[Dialogue, int]:
+    def transform_dialogue(self, dialogue: Dialogue) -> tuple[Dialogue, int]:
         """A dialogue."""
 
-    def text(self, text: str) -> tuple[str, int]:
+    def transform_text(self, text: str) -> tuple[str, int]:
         """Plain text."""
 
 
@@ -68,7 +68,7 @@ class ChunkEncoder:
     def __call__(self, chunk: RowChunk) -> EncodedChunk:
         """Read, check and encode; faults are counted, not raised."""
         change = self.options.transform
-        clean = (lambda text: change.text(text)[0]) if change else (lambda text: text)
+        clean = (lambda text: change.transform_text(text)[0]) if change else (lambda text: text)
         found, tally = parse_chunk(chunk, self.options.reading_options, clean)
         ledger = Ledger(files={chunk.path: chunk.data_format or "unknown"})
         ledger.add(tally)
@@ -79,7 +79,7 @@ class ChunkEncoder:
     def _encode(self, dialogues: list[Dialogue], ledger: Ledger) -> list[tuple[Dialogue, tuple[EncodedDialogue, ...]]]:
         kept = []
         if self.options.transform:
-            changed = [self.options.transform.dialogue(dialogue) for dialogue in dialogues]
+            changed = [self.options.transform.transform_dialogue(dialogue) for dialogue in dialogues]
             dialogues = [dialogue for dialogue, _ in changed]
             ledger.redacted += sum(count for _, count in changed)
         for dialogue, rows in zip(dialogues, self._encoder.encode(dialogues), strict=True):
@@ -123,7 +123,7 @@ class ChunkEncoder:
 
     def _encode_text(self, documents: list[Document], ledger: Ledger) -> list[tuple[int, list[int]]]:
         if self.options.transform:
-            changed = [self.options.transform.text(document.text) for document in documents]
+            changed = [self.options.transform.transform_text(document.text) for document in documents]
             documents = [replace(d, text=text) for d, (text, _) in zip(documents, changed, strict=True)]
             ledger.redacted += sum(count for _, count in changed)
         found = []
@@ -164,7 +164,7 @@ def _count_rows(
                 rows=1,
                 replies=len(row.reply_ends),
                 stops=sum(row.labels[end - 1] in stop_ids for end in _find_run_ends(row.labels)),
-                thoughtless=row.thoughtless,
+                thoughtless=row.replies_without_reasoning,
                 tokens=len(row.input_ids),
                 supervised_tokens=row.supervised_tokens,
                 longest=len(row.input_ids),

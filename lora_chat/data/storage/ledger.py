@@ -74,7 +74,7 @@ class Ledger(LineCounts):
         return asdict(self)
 
 
-def total(ledgers: list[Ledger]) -> Ledger:
+def sum_ledgers(ledgers: list[Ledger]) -> Ledger:
     """The account of several sources together."""
     result = Ledger()
     for ledger in ledgers:

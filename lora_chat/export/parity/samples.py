@@ -38,7 +38,7 @@ def select_parity_samples(validation: DialogueSet, max_samples: int = PARITY_MAX
     """The first `max_samples` held-out dialogues, spread over all of them."""
     samples: list[ParitySample] = []
     stride = max(1, len(validation) // max_samples)
-    for number, (_, _, dialogue, rows) in enumerate(validation.units()):
+    for number, (_, _, dialogue, rows) in enumerate(validation.iter_units()):
         if number % stride == 0 and len(samples) < max_samples and rows:
             messages: Sequence[dict[str, Any]] = ()
             if dialogue is not None:

@@ -15,7 +15,7 @@ from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.rows import ReadingOptions, read_chunks, read_dialogues
 from lora_chat.data.storage import encode_chunk, ledger
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
-from lora_chat.data.storage.ledger import total
+from lora_chat.data.storage.ledger import sum_ledgers
 from lora_chat.errors import DataError
 from lora_chat.system.strict_json import parse_strict_json
 
@@ -448,7 +448,7 @@ def fuzzed_list(chance, form):
 def accounts_for_every_line(path, encoder, options, there):
     """Read and encode a file; every line is in one place, each refusal names its own."""
     encoded = [encoder(chunk) for chunk in read_chunks([path], options)]
-    book = total([one.ledger for one in encoded])
+    book = sum_ledgers([one.ledger for one in encoded])
     assert book.lines == there
     assert book.accepted + book.blank + book.refused + book.dropped == there
     refused = [re.match(rf"{re.escape(str(path))}:(\d+): \S", text) for text in book.refusals]
