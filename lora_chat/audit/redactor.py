@@ -7,7 +7,13 @@ from lora_chat.config.audit import FindingKind
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.system.hashing import digest_code
 
-CODE_PATHS = (Path(__file__).parent, Path(__file__).parents[1] / "config" / "audit.py")
+_PACKAGE = Path(__file__).parents[1]
+AUDIT_CODE_PATHS = (
+    _PACKAGE / "audit",
+    _PACKAGE / "config" / "audit.py",
+    _PACKAGE / "data" / "dialogue.py",
+    _PACKAGE / "system" / "sanitize.py",
+)
 """All code that decides what an audit finds."""
 
 
@@ -20,7 +26,7 @@ class Redactor:
     @property
     def cache_key(self) -> str:
         """What decides the result, for the cache."""
-        return f"{sorted(self._kinds)} {digest_code(*CODE_PATHS)}"
+        return f"{sorted(self._kinds)} {digest_code(*AUDIT_CODE_PATHS)}"
 
     def transform_dialogue(self, dialogue: Dialogue) -> tuple[Dialogue, int]:
         """A cleaned copy, and how many stretches were replaced."""

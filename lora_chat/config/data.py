@@ -31,7 +31,7 @@ class ColumnsSection(StrictModel):
 DataFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "columns", "text"]
 Turns = Literal["all", "last"]
 BUNDLED_TEMPLATES = ("plain", "chatml")
-"""Names of the chat templates that lora_chat contains."""
+"""Names of the chat templates in `data/encoding/bundled_templates.py`."""
 Paths = NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)]
 
 

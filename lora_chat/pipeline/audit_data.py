@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from lora_chat.audit.auditor import Auditor
-from lora_chat.audit.redactor import CODE_PATHS
+from lora_chat.audit.redactor import AUDIT_CODE_PATHS
 from lora_chat.audit.report import AuditReport, Split
 from lora_chat.config.audit import AuditSection
 from lora_chat.data.dataset import DialogueSet
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROGRESS_INTERVAL_SECONDS = 5.0
+CODE_PATHS = (*AUDIT_CODE_PATHS, Path(__file__))
+"""All code that decides the report of a run. A test checks that it is complete."""
 _REPORT_ADAPTER = TypeAdapter(AuditReport)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import PrecisionPlan, plan_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
-from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE, install_template
+from lora_chat.data.encoding.bundled_templates import find_bundled_template
+from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.errors import ConsentError, RecipeError, UnavailableError
 from lora_chat.models.adapter_config import StoredAdapter
 from lora_chat.models.adapter_files import is_adapter_folder, read_adapter
@@ -206,8 +207,9 @@ def _choose_template(stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase"
     wanted = stored.identity.chat_template if stored.identity else None
     if wanted is None or wanted == digest_text(base_template):
         return False
-    if wanted == digest_text(CHATML_TEMPLATE):
-        install_template(tokenizer, "chatml")
+    bundled = find_bundled_template(wanted)
+    if bundled is not None:
+        install_template(tokenizer, bundled.name)
         return False
     if stored.template is None or digest_text(stored.template) != wanted:
         return False  # `bind_adapter` names the difference

@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE, install_template
+from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE
+from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.errors import LoraChatError, RecipeError
 from lora_chat.export.merge import AdapterBlend
 from lora_chat.export.parity.compare import check_parity

@@ -19,12 +19,13 @@ def digest_text(text: str) -> str:
 
 
 def digest_code(*places: Path) -> str:
-    """Return the sha256 of Python files and of all Python files in folders.
+    """Return the sha256 of files and of all files in folders, data files of the package included.
 
     It is part of cache keys, so that results of other code are not used.
     """
     digest = hashlib.sha256()
     for place in places:
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(path.read_bytes())
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.is_file() and "__pycache__" not in path.relative_to(place).parts:
+                digest.update(path.read_bytes())
     return digest.hexdigest()

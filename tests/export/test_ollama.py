@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import trl
 
-from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE, PLAIN_TEMPLATE, render_texts
+from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE, PLAIN_TEMPLATE
+from lora_chat.data.encoding.chat_template import render_texts
 from lora_chat.errors import RecipeError
 from lora_chat.export import ollama
 from lora_chat.export.ollama import convert_chat_template, write_modelfile

@@ -6,7 +6,7 @@ import hashlib
 import pytest
 
 from lora_chat.config.recipe import BaseSection
-from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE
+from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE
 from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
 from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.base_model import find_base, load_tokenizer

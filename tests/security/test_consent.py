@@ -13,7 +13,7 @@ import pytest
 
 from lora_chat.cli import main
 from lora_chat.data.encoding import template_renderer
-from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE
+from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE
 from lora_chat.errors import ConsentError, IntegrityError
 from lora_chat.models.adapter_files import read_adapter
 from lora_chat.pipeline.open_adapter import resolve_adapter

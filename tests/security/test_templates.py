@@ -13,7 +13,8 @@ import pytest
 
 from lora_chat.cli import main
 from lora_chat.data.encoding import template_renderer
-from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE, PLAIN_TEMPLATE, is_trusted_template, render_texts
+from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE, PLAIN_TEMPLATE
+from lora_chat.data.encoding.chat_template import is_trusted_template, render_texts
 from lora_chat.data.encoding.encode import encode_dialogue
 from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.rows import ReadingOptions

@@ -356,7 +356,7 @@ def test_packs_only_a_custom_chat_template(tiny_tokenizer, cache_home):
     from types import SimpleNamespace
 
     from lora_chat.config.recipe import BaseSection
-    from lora_chat.data.encoding.chat_template import CHATML_TEMPLATE
+    from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE
     from lora_chat.models.base_model import find_base
     from lora_chat.pipeline.pack_run import _find_custom_template
 

@@ -1,10 +1,11 @@
 """Dialogues to input_ids and labels, with the chat template of the base.
 
-- chat_template: Choose a chat template, and render with it exactly as it will be served
-- control_tokens: Control tokens in what people wrote
-- encode: Dialogue -> input_ids and labels
-- template_renderer: The parent's side of the process that renders chat templates of strangers (`template_child`)
-- template_worker: Compiles and renders chat templates of strangers, in a process of its own with limits on time and
-- tokenizer: Rendered texts -> token ids, and how many of them stand for the first characters
-- turns: For each reply of a dialogue
+- bundled_templates: The chat templates of this package and the digests of the trusted ones
+- chat_template: Choose a chat template and render messages with it
+- control_tokens: Mark control tokens in content, so that they are encoded as text
+- encode: Encode dialogues as input_ids and labels, with loss on the replies
+- template_renderer: Start the worker that renders untrusted chat templates, and send it requests
+- template_worker: Worker process that renders untrusted chat templates under limits
+- tokenizer: Tokenize rendered texts and find the token borders of turns
+- turns: Split a rendered dialogue into the prompt and the reply of each turn
 """

@@ -7,6 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from lora_chat.data.encoding.bundled_templates import (
+    BOS_PREFIX,
+    CHAT_TEMPLATES_BY_NAME,
+    DEFAULT_TEMPLATE,
+    TRUSTED_TEMPLATE_DIGESTS,
+    ChatTemplate,
+)
 from lora_chat.data.encoding.template_renderer import RenderJob, render_in_worker
 from lora_chat.data.encoding.tokenizer import TextTokenizer, read_bos_ids
 from lora_chat.errors import DataError, IntegrityError
@@ -16,59 +23,39 @@ from lora_chat.system.sanitize import sanitize_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PLAIN_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{- '### ' + message['role'] | capitalize + ':\n' + message['content'] + eos_token + '\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '### Assistant:\n' -}}{%- endif -%}"
-)
-"""For a base without a template: plain-text role marks, turns ended by the base's eos, no new tokens."""
-
-CHATML_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
-)
-"""ChatML, for a base whose vocabulary has its two tokens."""
-
-EMBEDDED_TEMPLATE_DIGESTS = frozenset(
-    {
-        "f91864928fccff928b3068ca784db6275e655e400ccbb28f61d92c0090caf3b3",  # tiny-random
-        "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",  # smollm2-135m-instruct
-    }
-)
-"""sha256 of the templates of the embedded bases, whose files are written or checked by this package."""
-
-_BOS_PREFIX = "{{- bos_token -}}"
 _MAX_TEMPLATE_BYTES = 1 << 20
 
 
 def install_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None = None) -> str:
-    """Give a tokenizer the chosen template, or ours if it has none; returns the template in force.
+    """Set the chosen template, or the default one if the tokenizer has none, and return the template in force.
 
-    Raises DataError for a file that cannot be read, and for ChatML without its tokens.
+    `choice` is the name of a bundled template or a file. Raises DataError for a file that cannot be read, and for a
+    bundled template whose tokens the base's vocabulary lacks.
     """
-    if choice == "chatml":
-        if {"<|im_start|>", "<|im_end|>"} - tokenizer.get_vocab().keys():
-            raise DataError(
-                "data.template: chatml needs a base with <|im_start|> and <|im_end|> in its vocabulary; take plain."
-            )
-        tokenizer.chat_template = CHATML_TEMPLATE
-    elif choice == "plain" or (choice is None and not tokenizer.chat_template):
-        tokenizer.chat_template = _plain_template(tokenizer)
+    if choice is None and not tokenizer.chat_template:
+        choice = DEFAULT_TEMPLATE.name
+    if choice in CHAT_TEMPLATES_BY_NAME:
+        tokenizer.chat_template = _bundled_text(CHAT_TEMPLATES_BY_NAME[choice], tokenizer)
     elif choice:
         tokenizer.chat_template = _read_template(Path(choice))
     if isinstance(tokenizer.chat_template, dict):
         if "default" not in tokenizer.chat_template:
-            raise DataError("This base has several named chat templates; none of them is the default.")
+            raise DataError(
+                "This base has several named chat templates and none is called default. "
+                f"Fix: --set data.template={DEFAULT_TEMPLATE.name}, or name a file."
+            )
         tokenizer.chat_template = tokenizer.chat_template["default"]
     return str(tokenizer.chat_template)
 
 
-def _plain_template(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """With the beginning of a text that the base knows from its pretraining, if it has one."""
-    return (_BOS_PREFIX if read_bos_ids(tokenizer) else "") + PLAIN_TEMPLATE
+def _bundled_text(template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the text of a bundled template for this tokenizer, with BOS if the base was pretrained with it."""
+    if set(template.required_tokens) - tokenizer.get_vocab().keys():
+        raise DataError(
+            f"data.template: {template.name} needs a base whose vocabulary contains "
+            f"{' and '.join(template.required_tokens)}. Fix: --set data.template={DEFAULT_TEMPLATE.name}."
+        )
+    return (BOS_PREFIX if template.adds_bos and read_bos_ids(tokenizer) else "") + template.text
 
 
 def _read_template(path: Path) -> str:
@@ -120,14 +107,8 @@ def render_jobs(tokenizer: "PreTrainedTokenizerBase", jobs: Sequence[RenderJob])
 
 @lru_cache(maxsize=64)
 def is_trusted_template(template: str) -> bool:
-    """Whether a template is one of this package or of an embedded base, by digest."""
-    return hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest() in _trusted_digests()
-
-
-@lru_cache(maxsize=1)
-def _trusted_digests() -> frozenset[str]:
-    ours = (PLAIN_TEMPLATE, _BOS_PREFIX + PLAIN_TEMPLATE, CHATML_TEMPLATE)
-    return frozenset({hashlib.sha256(text.encode()).hexdigest() for text in ours} | EMBEDDED_TEMPLATE_DIGESTS)
+    """Return whether a template is bundled or belongs to an embedded base, by its digest."""
+    return hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest() in TRUSTED_TEMPLATE_DIGESTS
 
 
 def _render_in_process(template: str, special: dict[str, Any], job: RenderJob) -> list[str] | DataError:

@@ -1,6 +1,6 @@
-"""Rows to dialogues.
+"""Raw rows to dialogues.
 
-- formats: The common formats of chat data
-- messages: A row with `messages` (OpenAI's format) -> Dialogue
-- rows: Rows -> dialogues and documents
+- formats: The data formats, how each is recognised, and its conversion to `messages`
+- messages: Parse a row with `messages` as a Dialogue
+- rows: Parse rows of files as dialogues or documents, and count faulty lines
 """

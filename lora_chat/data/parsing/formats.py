@@ -1,20 +1,17 @@
-"""The common formats of chat data: which one a row is in, and the same row as `messages`.
-
-Recognised by what the row holds, never by a file's name.
-"""
+"""The data formats: how each is recognised by a row's content, and its conversion to `messages`."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, get_args
+from dataclasses import dataclass
 
 from lora_chat.config.data import DataFormat
 from lora_chat.data.dialogue import InvalidDialogueError
 from lora_chat.data.encoding.control_tokens import LITERAL_END, LITERAL_START
 from lora_chat.system.strict_json import parse_strict_json
 
-FORMATS: tuple[DataFormat, ...] = get_args(DataFormat)
-
+Row = Mapping[str, object]
+"""An object as JSON or a table has it; nothing in it is checked yet."""
 Columns = Mapping[str, str]
-"""Which column says what: `user` and `assistant`, perhaps `system`."""
+"""Column of each part: `user`, `assistant` and optionally `system`, or `text`."""
 
 _SHAREGPT_LIST_KEYS = ("conversations", "conversation", "messages")
 _SHAREGPT_ROLES = {
@@ -36,73 +33,97 @@ _SHAREGPT_ROLES = {
     "tool_response": "tool",
     "function_response": "tool",
 }
-_ALPACA_KEY_SETS = ({"instruction", "output"}, {"instruction", "response"})
-_PROMPT_KEYS = {"prompt", "completion"}
 
 
-def detect_format(row: Any) -> DataFormat | None:
-    """The format a row is in; None if it is in none."""
+@dataclass(frozen=True)
+class RowFormat:
+    """A format of rows; one entry of `ROW_FORMATS`."""
+
+    name: DataFormat
+    matches: Callable[[Row], bool]
+    """Whether a row is in this format."""
+    to_messages: Callable[[Row, Columns], Row] | None
+    """Conversion to an object with `messages`; None for plain text, which is no dialogue."""
+    column_sets: tuple[frozenset[str], ...] = ()
+    """Sets of columns by which the header of a table is recognised."""
+
+
+def detect_format(row: object) -> DataFormat | None:
+    """Return the format of a row, or None if it is in no known format."""
     if not isinstance(row, Mapping):
         return None
-    for key in _SHAREGPT_LIST_KEYS:
-        entries = row.get(key)
-        if isinstance(entries, list) and entries and isinstance(entries[0], Mapping):
-            if "from" in entries[0]:
-                return "sharegpt"
-            if "role" in entries[0]:
-                return "messages"
-    if row.keys() >= _PROMPT_KEYS:
-        return "prompt_completion"
-    if any(row.keys() >= keys for keys in _ALPACA_KEY_SETS):
-        return "alpaca"
-    if "messages" in row:
-        return "messages"
-    return "text" if isinstance(row.get("text"), str) else None
+    name = next((row_format.name for row_format in ROW_FORMATS if row_format.matches(row)), None)
+    # A row with `messages` of an unknown kind counts as `messages`, so that the fault in them is reported.
+    return name or ("messages" if "messages" in row else None)
 
 
 def is_known_header(names: Collection[str]) -> bool:
-    """Whether a table's columns are those of a format."""
-    sets: tuple[set[str], ...] = (_PROMPT_KEYS, *_ALPACA_KEY_SETS, {"messages"}, {"conversations"}, {"text"})
-    return any(keys <= set(names) for keys in sets)
+    """Return whether the columns of a table include those of a format."""
+    return any(columns <= set(names) for row_format in ROW_FORMATS for columns in row_format.column_sets)
 
 
-def to_messages(row: Any, data_format: DataFormat, columns: Columns | None = None) -> Any:
-    """The row as an object with `messages` and perhaps `tools`; raises InvalidDialogueError with the reason.
-
-    What it makes is checked by `parse_dialogue` as if it had been written so.
-    """
-    if not isinstance(row, Mapping):
-        raise InvalidDialogueError(f"is not an object in the format {data_format}")
-    made = _from_columns(row, columns or {}) if data_format == "columns" else _CONVERTERS[data_format](row)
-    return made if made is row else {"turns": row.get("turns")} | made
-
-
-def to_document(row: Any, column: str = "text") -> tuple[str, bool, bool]:
-    """The text of a row, whether it begins there and whether the next row goes on with it.
+def to_messages(row: object, data_format: DataFormat, columns: Columns | None = None) -> Row:
+    """Return the row as an object with `messages` and optional `tools`, for `parse_dialogue` to check.
 
     Raises InvalidDialogueError with the reason.
     """
-    if not isinstance(row, Mapping) or not isinstance(row.get(column), str):
+    convert = _FORMATS_BY_NAME[data_format].to_messages
+    if not isinstance(row, Mapping) or convert is None:
+        raise InvalidDialogueError(f"is not an object in the format {data_format}")
+    converted = convert(row, columns or {})
+    return converted if converted is row else {"turns": row.get("turns"), **converted}
+
+
+def to_document(row: object, column: str = "text") -> tuple[str, bool, bool]:
+    """Return the text of a row, whether it begins a document and whether the next row continues it.
+
+    Raises InvalidDialogueError with the reason.
+    """
+    text = row.get(column) if isinstance(row, Mapping) else None
+    if not isinstance(row, Mapping) or not isinstance(text, str):
         raise InvalidDialogueError(f"has no text under {column!a}")
     try:
-        row[column].encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError:
-        raise InvalidDialogueError("holds half a surrogate pair, which is no character") from None
-    if {LITERAL_START, LITERAL_END} & set(row[column]):
-        raise InvalidDialogueError("holds U+F0000 or U+F0001, which the tokenizer would drop")
-    if not row[column].strip():
+        raise InvalidDialogueError("contains half a surrogate pair, which is not a character") from None
+    if {LITERAL_START, LITERAL_END} & set(text):
+        raise InvalidDialogueError("contains U+F0000 or U+F0001, which the tokenizer would drop")
+    if not text.strip():
         raise InvalidDialogueError("is empty")
-    return row[column], row.get("begins") is not False, row.get("goes_on") is True
+    return text, row.get("begins") is not False, row.get("goes_on") is True
 
 
-def _from_messages(row: Mapping[str, Any]) -> Any:
-    for key in _SHAREGPT_LIST_KEYS:  # some files have roles and content under `conversations`
-        if key != "messages" and key in row and "messages" not in row:
+def _speaker_key(row: Row) -> str | None:
+    """Return the key that names the speaker in the first list of messages: `from` (ShareGPT) or `role`."""
+    for key in _SHAREGPT_LIST_KEYS:
+        entries = row.get(key)
+        if isinstance(entries, list) and entries and isinstance(entries[0], Mapping):
+            for speaker_key in ("from", "role"):
+                if speaker_key in entries[0]:
+                    return speaker_key
+    return None
+
+
+def _has_columns(*column_sets: frozenset[str]) -> Callable[[Row], bool]:
+    """Return a check of whether a row has all keys of one of the sets."""
+    return lambda row: any(row.keys() >= columns for columns in column_sets)
+
+
+def _has_text_only(row: Row) -> bool:
+    """Return whether a row has text and no `messages`."""
+    return isinstance(row.get("text"), str) and "messages" not in row
+
+
+def _from_messages(row: Row, _: Columns) -> Row:
+    """Return the row itself, or its `conversations` as `messages`: some files have roles and content there."""
+    for key in _SHAREGPT_LIST_KEYS:
+        if key in row and "messages" not in row:
             return {"messages": row[key], "tools": row.get("tools")}
     return row
 
 
-def _from_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
+def _from_sharegpt(row: Row, _: Columns) -> Row:
+    """Convert `from` and `value` to `role` and `content`, and function calls to tool calls."""
     entries = next((row[key] for key in _SHAREGPT_LIST_KEYS if key in row), None)
     if not isinstance(entries, list) or not entries:
         raise InvalidDialogueError("needs `conversations`, a list of messages")
@@ -113,20 +134,21 @@ def _from_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
         speaker = entry.get("from")
         role = _SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None:
-            raise InvalidDialogueError(f"message {number} is from {speaker!r}; known are {', '.join(_SHAREGPT_ROLES)}")
-        rest = {key: value for key, value in entry.items() if key not in ("from", "value")}
-        if role == "call":
-            messages.append(
-                {"role": "assistant", "content": None, "tool_calls": _parse_calls(entry.get("value"), number)}
+            raise InvalidDialogueError(
+                f"message {number} is from {speaker!r}; known speakers are {', '.join(_SHAREGPT_ROLES)}"
             )
+        message: dict[str, object] = {key: value for key, value in entry.items() if key not in ("from", "value")}
+        if role == "call":
+            calls = _parse_calls(entry.get("value"), number)
+            message |= {"role": "assistant", "content": None, "tool_calls": calls}
         else:
-            messages.append({"role": role, "content": entry.get("value")})
-        messages[-1] = rest | messages[-1]
+            message |= {"role": role, "content": entry.get("value")}
+        messages.append(message)
     return {"messages": messages, "tools": row.get("tools")}
 
 
-def _parse_calls(value: Any, number: int) -> list[Any]:
-    """A function call as ShareGPT files have it: JSON text of one call or of a list."""
+def _parse_calls(value: object, number: int) -> list[object]:
+    """Parse the function calls of a ShareGPT message: JSON text of one call or of a list."""
     if not isinstance(value, str):
         raise InvalidDialogueError(f"message {number} (function_call) has no text as `value`")
     try:
@@ -136,11 +158,12 @@ def _parse_calls(value: Any, number: int) -> list[Any]:
     return calls if isinstance(calls, list) else [calls]
 
 
-def _from_alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
+def _from_alpaca(row: Row, _: Columns) -> Row:
+    """Convert `instruction`, `input` and `output`, after the pairs of `history`."""
     output = row.get("output", row.get("response"))
-    asked, more = row.get("instruction"), row.get("input")
-    if not isinstance(asked, str) or not isinstance(output, str) or not isinstance(more, str | None):
-        raise InvalidDialogueError("needs `instruction` and `output` (and perhaps `input`) as text")
+    instruction, context = row.get("instruction"), row.get("input")
+    if not isinstance(instruction, str) or not isinstance(output, str) or not isinstance(context, str | None):
+        raise InvalidDialogueError("needs `instruction` and `output` (and optionally `input`) as text")
     messages = _system_messages(row.get("system"))
     history = row.get("history") or []
     if not isinstance(history, list):
@@ -149,22 +172,23 @@ def _from_alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(turn, list) or len(turn) != 2:
             raise InvalidDialogueError(f"turn {number} of `history` is not a pair of question and answer")
         messages += _turn_messages(*turn)
-    question = f"{asked}\n{more}" if more and asked.strip() else (more or asked)
+    question = f"{instruction}\n{context}" if context and instruction.strip() else (context or instruction)
     return {"messages": messages + _turn_messages(question, output)}
 
 
-def _from_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Strings, or lists of messages; only the completion carries loss."""
+def _from_prompt(row: Row, _: Columns) -> Row:
+    """Convert `prompt` and `completion`, texts or lists of messages; only the completion carries loss."""
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
         return {"messages": _system_messages(row.get("system")) + _turn_messages(prompt, completion)}
     if not isinstance(prompt, list) or not isinstance(completion, list):
         raise InvalidDialogueError("needs `prompt` and `completion`, both texts or both lists of messages")
-    before = [dict(m, train=False) if isinstance(m, Mapping) and m.get("role") == "assistant" else m for m in prompt]
-    return {"messages": before + completion, "tools": row.get("tools")}
+    history = [dict(m, train=False) if isinstance(m, Mapping) and m.get("role") == "assistant" else m for m in prompt]
+    return {"messages": history + completion, "tools": row.get("tools")}
 
 
-def _from_columns(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+def _from_columns(row: Row, columns: Columns) -> Row:
+    """Convert the columns that the recipe names."""
     if not columns:
         raise InvalidDialogueError("cannot be read as columns without data.columns, which names them")
     missing = [name for name in columns.values() if name not in row]
@@ -176,17 +200,25 @@ def _from_columns(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     return {"messages": _system_messages(system) + _turn_messages(row[columns["user"]], row[columns["assistant"]])}
 
 
-def _system_messages(content: Any) -> list[dict[str, Any]]:
+def _system_messages(content: object) -> list[dict[str, object]]:
     return [{"role": "system", "content": content}] if content else []
 
 
-def _turn_messages(question: Any, answer: Any) -> list[dict[str, Any]]:
+def _turn_messages(question: object, answer: object) -> list[dict[str, object]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-_CONVERTERS: dict[DataFormat, Callable[[Mapping[str, Any]], Any]] = {
-    "messages": _from_messages,
-    "sharegpt": _from_sharegpt,
-    "alpaca": _from_alpaca,
-    "prompt_completion": _from_prompt,
-}
+_PROMPT_COLUMNS = frozenset({"prompt", "completion"})
+_ALPACA_COLUMNS = (frozenset({"instruction", "output"}), frozenset({"instruction", "response"}))
+
+ROW_FORMATS = (
+    RowFormat("messages", lambda row: _speaker_key(row) == "role", _from_messages, (frozenset({"messages"}),)),
+    RowFormat("sharegpt", lambda row: _speaker_key(row) == "from", _from_sharegpt, (frozenset({"conversations"}),)),
+    RowFormat("prompt_completion", _has_columns(_PROMPT_COLUMNS), _from_prompt, (_PROMPT_COLUMNS,)),
+    RowFormat("alpaca", _has_columns(*_ALPACA_COLUMNS), _from_alpaca, _ALPACA_COLUMNS),
+    # Columns of any name are never recognised: the recipe names them.
+    RowFormat("columns", lambda row: False, _from_columns),
+    RowFormat("text", _has_text_only, None, (frozenset({"text"}),)),
+)
+"""Every data format. A row is in the first one that matches; `config/data.py` lists the names."""
+_FORMATS_BY_NAME = {row_format.name: row_format for row_format in ROW_FORMATS}

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_chat.config.data import DataFormat
 from lora_chat.data.dialogue import Dialogue, Document, InvalidDialogueError
-from lora_chat.data.parsing.formats import FORMATS, detect_format, to_document, to_messages
+from lora_chat.data.parsing.formats import ROW_FORMATS, detect_format, to_document, to_messages
 from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.reading.files import find_files, read_rows
 from lora_chat.data.reading.raw_row import RawRow
@@ -158,7 +158,7 @@ def _unknown_format_error(value: Any) -> InvalidDialogueError:
     if not isinstance(value, Mapping):
         return InvalidDialogueError("is not a JSON object with `messages`")
     keys = ", ".join(ascii(key) for key in list(value)[:8]) or "none"
-    known = ", ".join(name for name in FORMATS if name != "columns")
+    known = ", ".join(row_format.name for row_format in ROW_FORMATS if row_format.name != "columns")
     return InvalidDialogueError(f"has no `messages` and is in none of the formats {known} (its keys: {keys})")
 
 

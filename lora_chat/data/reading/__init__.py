@@ -1,12 +1,12 @@
-"""Bytes to rows: files, tables, JSON and data sets of the hub.
+"""Files to raw rows: text, tables, JSON and data sets of the hub.
 
-- file_types: What kind of file it is
-- files: Files -> raw rows, each with its line
-- globs: Globs of recipes, which strangers write
-- hub_dataset: A split of a data set on the Hugging Face hub
-- hub_splits: Which files of a repository on the hub are a split of its data set
-- json_array: A JSON list element by element, each with its line
-- raw_row: One row of a file, as it stands there
-- size_limits: Limits on data files
-- tables: CSV, TSV and Parquet -> raw rows
+- file_types: Detect the kind of a file from its first bytes
+- files: Find files and read their rows
+- globs: Expand the globs of recipes within limits
+- hub_dataset: Find and download a split of a data set on the Hugging Face hub
+- hub_splits: Choose the files of a hub repository that make up a split
+- json_array: Read a JSON list element by element
+- raw_row: A row before it is parsed as a dialogue
+- size_limits: Limits on data files, and readers that enforce them
+- tables: Read CSV, TSV and Parquet
 """

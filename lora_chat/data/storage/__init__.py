@@ -1,8 +1,8 @@
 """Encoded dialogues on disk.
 
-- build: Files -> a store, in several processes
-- cache: Stores that were built before
-- encode_chunk: A chunk of rows -> what is stored of it
-- ledger: The account of a source
-- store: Encoded dialogues on disk, mapped into memory when they are read
+- build: Encode files into a store, in several processes
+- cache: Cache of stores, found by the digest of all their inputs
+- encode_chunk: Encode a chunk of rows; the work of one process
+- ledger: Counts of the lines, rows and tokens of a source
+- store: Write and read the encoded dialogues of a source
 """

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 _MAX_CACHE_BYTES = 20 * 10**9
 _DAY_SECONDS = 86400.0
 _PACKAGE = Path(__file__).parents[2]
-_CODE_PATHS = (_PACKAGE / "data", _PACKAGE / "system" / "strict_json.py", _PACKAGE / "system" / "bounded_files.py")
-"""All code that decides what an encoded dialogue is."""
+_SYSTEM_MODULES = ("strict_json.py", "bounded_files.py", "sanitize.py")
+CODE_PATHS = (_PACKAGE / "data", *(_PACKAGE / "system" / name for name in _SYSTEM_MODULES))
+"""All code that decides how a dialogue is encoded and counted. A test checks that it is complete."""
 
 
 def open_store(
@@ -76,7 +77,7 @@ def _cache_key(
         "stop_ids": sorted(stop_ids),
         "reading": asdict(options.reading_options),
         "encoding": [options.max_length, options.over_long, options.transform.cache_key if options.transform else None],
-        "code": digest_code(*_CODE_PATHS),
+        "code": digest_code(*CODE_PATHS),
         "versions": [metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]

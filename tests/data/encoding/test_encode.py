@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message
-from lora_chat.data.encoding.chat_template import PLAIN_TEMPLATE, install_template, render_ids
+from lora_chat.data.encoding.bundled_templates import PLAIN_TEMPLATE
+from lora_chat.data.encoding.chat_template import install_template, render_ids
 from lora_chat.data.encoding.encode import IGNORE_INDEX, DialogueEncoder, encode_dialogue
 from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.errors import DataError

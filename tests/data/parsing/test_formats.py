@@ -5,6 +5,7 @@ import datetime
 import gzip
 import io
 import json
+from typing import get_args
 
 import pyarrow
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lora_chat.data.parsing.formats import detect_format
+from lora_chat.config.data import DataFormat
+from lora_chat.data.parsing.formats import ROW_FORMATS, detect_format
 from lora_chat.data.parsing.rows import ReadingOptions, read_chunks, read_dialogues
 from lora_chat.data.reading.file_types import detect_file_kind
 from lora_chat.data.reading.files import find_files
@@ -68,24 +70,28 @@ KINDS = {
 }
 
 
-def forms_of(path, **options):
+def test_recipes_can_name_exactly_the_known_formats():
+    assert sorted(row_format.name for row_format in ROW_FORMATS) == sorted(get_args(DataFormat))
+
+
+def formats_of(path, **options):
     return list(dict.fromkeys(chunk.data_format for chunk in read_chunks([path], ReadingOptions(**options))))
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", ROWS)
-def test_every_format_in_every_file_gives_the_same_dialogues(tmp_path, form, kind, packed):
-    content = KINDS[kind]([ROWS[form](*pair) for pair in PAIRS])
+@pytest.mark.parametrize("data_format", ROWS)
+def test_every_format_in_every_file_gives_the_same_dialogues(tmp_path, data_format, kind, packed):
+    content = KINDS[kind]([ROWS[data_format](*pair) for pair in PAIRS])
     path = tmp_path / "data"  # no ending says anything
     if packed and kind == "parquet":
         pytest.skip("Parquet packs itself")
     path.write_bytes(gzip.compress(content) if packed else content)
-    if kind != "tsv" or len(ROWS[form]("q", "a")) > 1:  # one column alone has no separator
+    if kind != "tsv" or len(ROWS[data_format]("q", "a")) > 1:  # one column alone has no separator
         assert detect_file_kind(path) == kind.split(",")[0]
     dialogues, report = read_dialogues(path)
     assert [d.as_dicts for d in dialogues] == [messages(*pair) for pair in PAIRS]
-    assert forms_of(path) == [form]
+    assert formats_of(path) == [data_format]
     assert (report.accepted, report.refused) == (3, 0)
 
 
@@ -93,7 +99,7 @@ def read_one(tmp_path, row, **options):
     path = tmp_path / "one.jsonl"
     path.write_bytes(json_lines([row]))
     dialogues, _ = read_dialogues(path, options=ReadingOptions(**options))
-    return dialogues[0], forms_of(path, **options)[0]
+    return dialogues[0], formats_of(path, **options)[0]
 
 
 def test_sharegpt_with_system_tools_and_observations(tmp_path):
@@ -107,8 +113,8 @@ def test_sharegpt_with_system_tools_and_observations(tmp_path):
         "system": "Be short.",
         "tools": '[{"name": "look"}]',
     }
-    dialogue, form = read_one(tmp_path, row)
-    assert form == "sharegpt"
+    dialogue, data_format = read_one(tmp_path, row)
+    assert data_format == "sharegpt"
     assert [m.role for m in dialogue.messages] == ["system", "user", "assistant", "tool", "assistant"]
     assert dialogue.messages[2].tool_calls[0].name == "look"
     assert json.loads(dialogue.messages[2].tool_calls[0].arguments) == {"at": "sky"}
@@ -123,8 +129,8 @@ def test_alpaca_with_input_system_and_history(tmp_path):
         "system": "s",
         "history": [["Hello", "Hi"]],
     }
-    dialogue, form = read_one(tmp_path, row)
-    assert form == "alpaca"
+    dialogue, data_format = read_one(tmp_path, row)
+    assert data_format == "alpaca"
     assert [m.content for m in dialogue.messages] == ["s", "Hello", "Hi", "Add.\n1 and 2", "3"]
 
 
@@ -133,8 +139,8 @@ def test_of_a_prompt_of_messages_only_the_completion_is_trained(tmp_path):
         "prompt": [*messages("a", "b"), {"role": "user", "content": "c"}],
         "completion": [{"role": "assistant", "content": "d"}],
     }
-    dialogue, form = read_one(tmp_path, row)
-    assert form == "prompt_completion"
+    dialogue, data_format = read_one(tmp_path, row)
+    assert data_format == "prompt_completion"
     assert [m.trained for m in dialogue.messages if m.role == "assistant"] == [False, True]
 
 
@@ -145,7 +151,7 @@ def test_columns_of_their_own_names(tmp_path, kind):
     columns = {"user": "Frage", "assistant": "Antwort", "system": "Rolle"}
     dialogues, _ = read_dialogues(path, options=ReadingOptions(columns=columns))
     assert [d.as_dicts for d in dialogues] == [messages(*pair, system="kurz") for pair in PAIRS]
-    assert forms_of(path, columns=columns) == ["columns"]
+    assert formats_of(path, columns=columns) == ["columns"]
     with pytest.raises(DataError):
         read_dialogues(path)
 
@@ -153,8 +159,8 @@ def test_columns_of_their_own_names(tmp_path, kind):
 def test_a_format_can_be_forced(tmp_path):
     row = {"messages": messages("m", "n"), "prompt": "p", "completion": "c"}
     assert read_one(tmp_path, row)[0].messages[0].content == "m"
-    forced, form = read_one(tmp_path, row, data_format="prompt_completion")
-    assert (forced.messages[0].content, form) == ("p", "prompt_completion")
+    forced, data_format = read_one(tmp_path, row, data_format="prompt_completion")
+    assert (forced.messages[0].content, data_format) == ("p", "prompt_completion")
 
 
 def test_columns_that_nobody_named_are_refused(tmp_path):
@@ -226,7 +232,7 @@ def test_plain_text_and_unknown_keys_are_not_guessed_at(tmp_path):
     with pytest.raises(DataError, match="not valid JSON"):
         read_dialogues(path)
     path.write_bytes(json_lines([{"Frage": "q", "Antwort": "a"}]))
-    with pytest.raises(DataError, match="none of the formats messages, sharegpt, alpaca, prompt_completion"):
+    with pytest.raises(DataError, match="none of the formats messages, sharegpt, prompt_completion, alpaca"):
         read_dialogues(path)
 
 

@@ -429,17 +429,19 @@ def damaged(chance, row):
     )
 
 
-def fuzzed_lines(chance, form):
-    first = json.dumps(FUZZED[form](random.Random(1))).encode()
-    lines = [first] + [damaged(chance, FUZZED[form](chance)).replace(b"\n", b" ") for _ in range(ROWS_OF_A_FILE - 1)]
+def fuzzed_lines(chance, data_format):
+    first = json.dumps(FUZZED[data_format](random.Random(1))).encode()
+    lines = [first] + [
+        damaged(chance, FUZZED[data_format](chance)).replace(b"\n", b" ") for _ in range(ROWS_OF_A_FILE - 1)
+    ]
     content = b"".join(line + chance.choice([b"\n", b"\n", b"\r\n"]) for line in lines)
     content = chance.choice([b"", b"\xef\xbb\xbf"]) + (content if chance.random() < 0.5 else content[:-1])
     return content if chance.random() < 0.8 else gzip.compress(content, 1), ROWS_OF_A_FILE
 
 
-def fuzzed_list(chance, form):
-    rows = [FUZZED[form](random.Random(1))]
-    made = [FUZZED[form](chance) for _ in range(ROWS_OF_A_FILE - 1)]
+def fuzzed_list(chance, data_format):
+    rows = [FUZZED[data_format](random.Random(1))]
+    made = [FUZZED[data_format](chance) for _ in range(ROWS_OF_A_FILE - 1)]
     rows += [changed_value(chance, row) if chance.random() < 0.6 else row for row in made]
     texts = [re.sub("NaN|-?Infinity", "1", json.dumps(row, indent=chance.choice([None, 1]))) for row in rows]
     return ("[" + ",\n".join(texts) + "]").encode(), ROWS_OF_A_FILE
@@ -489,9 +491,9 @@ def test_fuzzed_rows_are_accepted_or_refused_and_none_is_lost(tmp_path, tiny_tok
     accepted = 0
     for number in range(seed, seed + rows // ROWS_OF_A_FILE):
         chance = random.Random(number)
-        form = list(FUZZED)[number % len(FUZZED)]
+        data_format = list(FUZZED)[number % len(FUZZED)]
         make = fuzzed_list if number % 4 == 3 else fuzzed_lines
-        content, there = make(chance, form)
+        content, there = make(chance, data_format)
         path.write_bytes(content)
         try:
             dialogues, texts, refused = accounts_for_every_line(path, encoders[number // 4 % 4], options, there)
@@ -500,7 +502,7 @@ def test_fuzzed_rows_are_accepted_or_refused_and_none_is_lost(tmp_path, tiny_tok
                 assert len(set(taken + refused)) == len(taken + refused)
                 assert set(taken + refused) <= set(range(1, there + 1))
         except BaseException:
-            print(f"LORA_CHAT_FUZZ_SEED={number} LORA_CHAT_FUZZ_ROWS={ROWS_OF_A_FILE}: {form}, {make.__name__}")
+            print(f"LORA_CHAT_FUZZ_SEED={number} LORA_CHAT_FUZZ_ROWS={ROWS_OF_A_FILE}: {data_format}, {make.__name__}")
             raise
         accepted += len(dialogues) + len(texts)
     assert accepted > rows / 10

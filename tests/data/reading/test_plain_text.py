@@ -114,7 +114,7 @@ def test_control_tokens_in_texts_stay_text(blocks_of_file, tiny_tokenizer):
 def test_what_the_tokenizer_would_drop_is_refused(blocks_of_file):
     blocks, ledger = blocks_of_file(json_lines(["good text", "a\U000f0000b\U000f0001"]))
     assert len(blocks) == 1
-    assert ":2: holds U+F0000" in ledger.refusals[0]
+    assert ":2: contains U+F0000" in ledger.refusals[0]
 
 
 def test_no_text_at_all_is_refused_with_its_line(blocks_of_file):

@@ -81,19 +81,19 @@ def test_real_dialogues_are_the_same_in_every_format_and_file(tmp_path, tiny_tok
     original.write_bytes(json_lines([{"messages": chat} for chat in chats]))
     whole = [rows for _, rows in encode_file(original, tiny_tokenizer, stops, ReadingOptions())]
     last = [rows for _, rows in encode_file(original, tiny_tokenizer, stops, ReadingOptions(last_turn_only=True))]
-    ways = [(form, kind, make) for form, make in FORMS.items() for kind in KINDS]
+    ways = [(data_format, kind, make) for data_format, make in FORMS.items() for kind in KINDS]
     # A table's cell holds a prompt as text, never as a list.
     ways = [way for way in ways if way[0] != "prompt_completion" or way[1] not in ("csv", "tsv")]
     if all(len(chat) == 2 for chat in chats):
-        ways += [(form, kind, make) for form, make in ONE_TURN.items() for kind in KINDS]
-    for form, kind, make in ways:
-        path, what = tmp_path / "written", f"{form} in {kind}"
+        ways += [(data_format, kind, make) for data_format, make in ONE_TURN.items() for kind in KINDS]
+    for data_format, kind, make in ways:
+        path, what = tmp_path / "written", f"{data_format} in {kind}"
         path.write_bytes(KINDS[kind]([make(chat) for chat in chats]))
-        reading = ReadingOptions(columns=COLUMNS if form == "columns" else {})
+        reading = ReadingOptions(columns=COLUMNS if data_format == "columns" else {})
         dialogues, report = read_dialogues(path, options=reading)
         assert said(dialogues) == expected, what
         assert (report.accepted, report.refused) == (len(chats), 0), what
-        trained = last if form == "prompt_completion" else whole
+        trained = last if data_format == "prompt_completion" else whole
         if kind == "parquet" or (count and kind == "json lines"):
             assert [rows for _, rows in encode_file(path, tiny_tokenizer, stops, reading)] == trained, what
 

@@ -63,11 +63,11 @@ def test_what_was_written_is_read_again(tmp_path, file, tiny_tokenizer):
     assert store.ledger.supervised_tokens == sum(map(sum, table["labels"]))
 
 
-@pytest.mark.parametrize("form", ["messages", "text"])
-def test_any_number_of_processes_writes_the_same_bytes(tmp_path, file, tiny_tokenizer, form):
-    if form == "text":
+@pytest.mark.parametrize("data_format", ["messages", "text"])
+def test_any_number_of_processes_writes_the_same_bytes(tmp_path, file, tiny_tokenizer, data_format):
+    if data_format == "text":
         file.write_text("".join(json.dumps({"text": f"Once upon a time {i} 你好"}) + "\n" for i in range(120)))
-    alone, several = (build(tmp_path / str(n), file, tiny_tokenizer, n, data_format=form) for n in (1, 3))
+    alone, several = (build(tmp_path / str(n), file, tiny_tokenizer, n, data_format=data_format) for n in (1, 3))
     for name in (ROWS_FILE, UNITS_FILE, LEDGER_FILE):
         assert (alone.folder / name).read_bytes() == (several.folder / name).read_bytes()
     assert alone.ledger == several.ledger
