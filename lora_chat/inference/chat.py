@@ -1,11 +1,11 @@
-"""A conversation in the terminal, or through a pipe: one line in, one reply out."""
+"""Conversation in the terminal or through a pipe: one line in, one reply out."""
 
 import logging
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.encoding.turns import TurnReader
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HELP = "/reset forgets the conversation, /system TEXT sets the system message, /quit ends."
+HELP = "/reset starts a new conversation, /system TEXT sets the system message, /quit ends."
 
 
 @dataclass
 class Conversation:
-    """What has been said; the system message, if any, stands first."""
+    """Messages so far, with an optional system message at the beginning."""
 
     system: str | None = None
-    turns: list[dict[str, Any]] = field(default_factory=list)
+    turns: list[dict[str, object]] = field(default_factory=list)
 
     @property
-    def messages(self) -> list[dict[str, Any]]:
-        """As the chat template wants them."""
-        head = [{"role": "system", "content": self.system}] if self.system is not None else []
+    def messages(self) -> list[dict[str, object]]:
+        """Return all messages in the form that chat templates take."""
+        head: list[dict[str, object]] = [{"role": "system", "content": self.system}] if self.system is not None else []
         return head + self.turns
 
 
 class ChatSession:
-    """Answers lines of text; writes pieces of replies as they come."""
+    """Conversation that answers lines of text and writes replies piece by piece."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class ChatSession:
         self._positions = int(positions) if positions else None
 
     def run(self) -> None:
-        """Talk until /quit or the end of the input."""
+        """Answer lines until /quit or the end of the input."""
         terminal = sys.stdin.isatty()
         if terminal:
             import readline  # noqa: F401  # arrow keys and history for input()
@@ -78,16 +78,16 @@ class ChatSession:
                 return
 
     def handle_line(self, line: str) -> bool:
-        """Obey or answer one line; False when the conversation is over."""
+        """Run the command in a line, or answer it. Return False when the conversation ends."""
         command, _, rest = line.partition(" ")
         if command == "/quit":
             return False
         if command == "/reset":
             self._conversation = Conversation(self._conversation.system)
-            logger.info("Forgotten.")
+            logger.info("Started a new conversation.")
         elif command == "/system":
             self._conversation = Conversation(rest.strip() or self._initial_system)
-            logger.info("A new conversation with this system message.")
+            logger.info("Started a new conversation with this system message.")
         elif line.startswith("/"):
             logger.info(f"Unknown command {command}. {HELP}")
         elif line:
@@ -95,11 +95,12 @@ class ChatSession:
         return True
 
     def _answer(self, line: str) -> None:
+        """Generate and print the reply to a message. Ctrl-C stops the reply and keeps the part before it."""
         self._conversation.turns.append({"role": "user", "content": line})
         prompt = self._fit_prompt()
         if prompt is None:
             self._conversation.turns.pop()
-            logger.info("That is longer than the model can read; say it in fewer words.")
+            logger.info("The message exceeds the context window. Fix: shorten it, or use /reset.")
             return
         pieces: list[str] = []
         printer = ReplyPrinter()
@@ -122,17 +123,17 @@ class ChatSession:
         else:
             printer.close()
         if interrupted:
-            logger.info("(reply cut short)")
+            logger.info("(reply interrupted)")
         self._conversation.turns.append(self._reader.parse_reply(self._tokenizer.decode(prompt[-16:]), reply))
 
     def _fit_prompt(self) -> list[int] | None:
-        """The prompt, without the oldest turns where they leave no room for a reply."""
+        """Return the prompt's ids, without the oldest turns if a reply would not fit; None if it never fits."""
         dropped = 0
         while True:
             ids = render_ids(self._tokenizer, self._conversation.messages, add_generation_prompt=True)
             if self._positions is None or len(ids) + self._max_new_tokens <= self._positions:
                 if dropped:
-                    logger.info(f"(the oldest {dropped} messages no longer fit and were left out)")
+                    logger.info(f"(the oldest {dropped} messages do not fit and were left out)")
                 return ids
             if len(self._conversation.turns) <= 2:
                 return None

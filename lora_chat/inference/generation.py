@@ -1,15 +1,30 @@
-"""Prompt ids -> replies that stop at the end of the turn."""
+"""Prompt ids -> greedy replies that stop at the end of the turn, in batches whose keys and values fit the limit."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.errors import RecipeError
-from lora_chat.inference.batching import MAX_BATCH_SIZE, generation_batch_size
-from lora_chat.models.shape import read_shape
+from lora_chat.models.shape import ModelShape, read_shape
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_BATCH_SIZE = 40
+"""Number of prompts that are answered together."""
+KV_CACHE_LIMIT_BYTES = 2**29
+"""Size of the keys and values of prompts that are answered together, in bytes."""
+
+
+def kv_cache_bytes_per_token(shape: ModelShape, bytes_per_value: int) -> int:
+    """Return the bytes of one token's keys and values in all layers."""
+    return 2 * bytes_per_value * shape.kv_size * shape.num_layers
+
+
+def generation_batch_size(shape: ModelShape, tokens: int, bytes_per_value: int) -> int:
+    """Return the number of prompts that are answered together if each takes `tokens` with its reply."""
+    bytes_per_prompt = tokens * kv_cache_bytes_per_token(shape, bytes_per_value)
+    return max(1, min(MAX_BATCH_SIZE, KV_CACHE_LIMIT_BYTES // max(1, bytes_per_prompt)))
 
 
 def generate_replies(
@@ -19,7 +34,7 @@ def generate_replies(
     stop_ids: Sequence[int],
     max_new_tokens: int,
 ) -> list[str]:
-    """Greedy replies to several prompts as text."""
+    """Return greedy replies to several prompts as text."""
     replies = generate_ids(model, int(tokenizer.pad_token_id), prompts, stop_ids, max_new_tokens)
     return [_decode_reply(tokenizer, ids) for ids in replies]
 
@@ -32,9 +47,9 @@ def generate_ids(
     max_new_tokens: int,
     batch_size: int | None = None,
 ) -> list[list[int]]:
-    """Greedy replies to several prompts, left-padded in batches of `batch_size`; stop tokens left out.
+    """Return greedy replies to several prompts as ids, without stop tokens. Batches are left-padded.
 
-    By default 40, and fewer where their keys and values would take more than half a GiB.
+    The default of `batch_size` is MAX_BATCH_SIZE, or fewer if keys and values would exceed KV_CACHE_LIMIT_BYTES.
     """
     import torch
 
@@ -57,16 +72,17 @@ def generate_ids(
 
 
 @contextmanager
-def _contiguous_hidden_states(model: Any) -> Iterator[None]:
-    """Have the head get its states in one piece.
+def _contiguous_hidden_states(model: "PreTrainedModel") -> Iterator[None]:
+    """Copy the input of the LM head into contiguous memory until the block ends.
 
-    The last states of prompts are slices of theirs. For these PyTorch multiplies batch by batch, and on a CPU copies
-    the head's weights for each: 2.3 GB and two seconds for 40 prompts of a base of 135M. The slice of one prompt calls
-    itself contiguous, yet `matmul` goes by its strides: 0.65 s for one prompt of 1.2 billion weights.
+    Transformers passes the last states of the prompts as a slice. PyTorch multiplies such a slice batch by batch, and
+    on a CPU copies the head's weights each time: 2.3 GB and two seconds for 40 prompts of a base of 135M. The slice of
+    one prompt reports that it is contiguous, but `matmul` looks at its strides: 0.65 s for one prompt of 1.2 billion
+    weights.
     """
     import torch
 
-    head = model.get_output_embeddings()
+    head: torch.nn.Module = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(
         lambda module, inputs: (inputs[0].clone(memory_format=torch.contiguous_format), *inputs[1:])
     )
@@ -77,9 +93,10 @@ def _contiguous_hidden_states(model: Any) -> Iterator[None]:
 
 
 def _choose_batch_size(model: "PreTrainedModel", tokens: int) -> int:
+    """Return the batch size for prompts of `tokens` with their replies."""
     try:
         shape = read_shape(model.config.get_text_config().to_dict(), "")
-    except RecipeError:  # of an architecture that no plan knows
+    except RecipeError:  # an architecture without a known shape
         return MAX_BATCH_SIZE
     return generation_batch_size(shape, tokens, model.dtype.itemsize)
 
@@ -92,9 +109,9 @@ def stream_reply(
     max_new_tokens: int,
     write: Callable[[str], None],
 ) -> str:
-    """Greedy reply to one prompt; `write` gets the text piece by piece as soon as it is certain.
+    """Return the greedy reply to one prompt, and pass its text to `write` piece by piece while it is generated.
 
-    KeyboardInterrupt while it streams passes through: what was written by then has been written.
+    A KeyboardInterrupt is passed on; the pieces that were written before it remain.
     """
     import torch
     from transformers import TextStreamer
@@ -116,7 +133,8 @@ def stream_reply(
     return _decode_reply(tokenizer, _cut_at_stop_token(output[0][len(prompt) :].tolist(), stop_ids))
 
 
-def _greedy_config(stop_ids: Collection[int], pad_token_id: int, max_new_tokens: int) -> Any:
+def _greedy_config(stop_ids: Collection[int], pad_token_id: int, max_new_tokens: int) -> "GenerationConfig":
+    """Return the generation settings of a greedy reply."""
     from transformers import GenerationConfig
 
     return GenerationConfig(
@@ -130,8 +148,10 @@ def _greedy_config(stop_ids: Collection[int], pad_token_id: int, max_new_tokens:
 
 
 def _cut_at_stop_token(ids: list[int], stop_ids: Collection[int]) -> list[int]:
+    """Return the ids before the first stop token."""
     return ids[: next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))]
 
 
 def _decode_reply(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    """Return the text of a reply without special tokens."""
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

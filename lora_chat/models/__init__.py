@@ -1,26 +1,23 @@
-"""Base models, adapters, their files and their identity.
+"""Base models and adapters: loading, files, checks and identity.
 
-- adapter: LoRA weights (arXiv 2106.09685) attached, loaded and merged through PEFT
-- adapter_checks: Whether layers can carry LoRA, and whether an adapter's weights have their places in a base
-- adapter_config: An adapter as somebody hands it over
-- adapter_files: A folder in PEFT's layout
-- architectures: Facts about model architectures, one row for each `model_type`
-- base_config: What is known of a base without its weights
-- base_files: The small files of a base, bounded before transformers and tokenizers read them
-- base_model: Find and load a base
-- base_settings: The settings of a base that shape what it computes, read from its JSON files field by field
-- bound_adapter: An adapter with the base that it belongs to
-- bundled: Bases that need no hub
-- config_code: Fields of a base's config by which Transformers fetches or runs other code, refused by name before it
-- config_limits: Bounds on the numbers of a base's config, checked before transformers builds anything of that size
-- equivalent_settings: Settings that one file names and another leaves out, and that load the same
-- file_digests: Digests of large files, remembered between commands
-- file_stats: Marks of a base's files, compared after loading
-- hub: A base from the Hugging Face hub
-- identity: Digests and settings that bind an adapter to the base, tokenizer and template it was trained with
-- integrity: Weights of a base that are not what was downloaded or written
-- shape: The widths of a base, from its config.json alone
-- stop_tokens: The tokens at which a reply ends
-- tokenizer_parts: A tokenizer as it was loaded, part by part, so that a message can name the part that differs
-- weight_files: The files of weights that Transformers opens for a base, and what makes it open others
+- adapter: attaching, loading, writing and merging LoRA weights through PEFT
+- adapter_checks: which layers can carry LoRA, and whether an adapter's weights fit a base
+- adapter_config: an untrusted adapter, and its settings after they were checked
+- adapter_files: an adapter's folder in PEFT's layout
+- architectures: facts about model architectures, one row for each `model_type`
+- base_config: config and size of a base whose weights may not be on this machine
+- base_files: size limits of a base's small files
+- base_model: finding and loading a base
+- base_settings: the fields of a base's JSON files that its identity compares
+- bound_adapter: an adapter together with its base and tokenizer
+- bundled: the bases that need no hub
+- config_checks: checks of an untrusted config.json, for code and for numbers out of bounds
+- equivalent_settings: settings that differ as they are written and load the same
+- hub: bases from the Hugging Face hub
+- identity: digests and settings that bind an adapter to its base, tokenizer and template
+- integrity: damaged or changed files, and cached digests
+- shape: sizes of a base and its numbers of weights, from its config.json
+- stop_tokens: the tokens at which a reply ends
+- tokenizer_parts: a loaded tokenizer in parts, so that a message can name the part that differs
+- weight_files: the files of weights that Transformers opens for a base
 """

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_chat.errors import UnavailableError
-from lora_chat.models.config_code import check_generation_config, check_no_remote_code
-from lora_chat.models.config_limits import check_config_limits
+from lora_chat.models.config_checks import check_config_limits, check_generation_config, check_no_remote_code
 from lora_chat.models.weight_files import check_no_adapter
 from lora_chat.system.bounded_files import (
     LARGE_FILE_BYTES,

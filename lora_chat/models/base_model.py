@@ -10,9 +10,9 @@ from lora_chat.config.recipe import BaseSection
 from lora_chat.errors import LoraChatError, OutOfMemoryError, UnavailableError
 from lora_chat.models.base_files import check_base_files
 from lora_chat.models.bundled import bundled_base_names, find_bundled_base
-from lora_chat.models.config_code import check_loaded_config
-from lora_chat.models.file_stats import FileStats, check_unchanged, read_file_stats
+from lora_chat.models.config_checks import check_loaded_config
 from lora_chat.models.hub import find_cached_base, find_or_download_base
+from lora_chat.models.integrity import FileStats, check_unchanged, read_file_stats
 from lora_chat.models.quantization.cpu_linear import dequantize_on_the_fly
 from lora_chat.models.quantization.weight_cache import (
     cache_dense_weights,

@@ -10,8 +10,7 @@ from pydantic import JsonValue
 
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_settings import canonical_json, read_lenient_json_object, value_or_digest
-from lora_chat.models.config_code import check_no_remote_code
-from lora_chat.models.config_limits import check_config_limits
+from lora_chat.models.config_checks import check_config_limits, check_no_remote_code
 
 _ROPE_FIELD = "rope_parameters"
 _LEGACY_ROPE_FIELDS = ("rope_theta", "rope_scaling")

@@ -16,8 +16,7 @@ from lora_chat.models.equivalent_settings import (
     find_equivalent_tokenizer_fields,
     is_equivalent_generation,
 )
-from lora_chat.models.file_digests import cached_file_digest
-from lora_chat.models.integrity import check_digest, check_safetensors_file
+from lora_chat.models.integrity import cached_file_digest, check_digest, check_safetensors_file
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.models.tokenizer_parts import read_tokenizer_parts
 from lora_chat.models.weight_files import check_regular_file, find_weight_files

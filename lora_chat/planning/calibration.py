@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from lora_chat.config.limits import PARITY_MAX_DIALOGUES, PARITY_MAX_NEW_TOKENS
 from lora_chat.data.lengths import DataLengths
-from lora_chat.inference.batching import generation_batch_size
+from lora_chat.inference.generation import generation_batch_size
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.device import TargetDevice
 from lora_chat.planning.phase_memory import estimate_load_phase

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from lora_chat.config.limits import MAX_EVALUATION_LOGITS
 from lora_chat.data.lengths import DataLengths
-from lora_chat.inference.batching import generation_batch_size, kv_cache_bytes_per_token
+from lora_chat.inference.generation import generation_batch_size, kv_cache_bytes_per_token
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.device import TargetDevice
 from lora_chat.planning.layer_memory import MicroBatch, estimate_layer_passes

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.data.lengths import DataLengths
-from lora_chat.inference.batching import generation_batch_size
+from lora_chat.inference.generation import generation_batch_size
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.device import DeviceSpeed
 from lora_chat.planning.weight_memory import MemoryConfig

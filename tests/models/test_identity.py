@@ -468,12 +468,12 @@ def test_a_changed_config_of_another_architecture_is_refused_or_harmless(archite
 @pytest.fixture
 def settled(base, tmp_path):
     """A copy of a base whose files were last changed long enough ago to be remembered."""
-    from lora_chat.models import file_digests
+    from lora_chat.models import integrity
 
     folder = tmp_path / "settled"
     shutil.copytree(base, folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file_digests, "_MIN_AGE_SECONDS", -1.0)
+        patch.setattr(integrity, "_MIN_AGE_SECONDS", -1.0)
         yield folder
 
 
@@ -491,7 +491,7 @@ def test_a_remembered_digest_is_not_believed_of_a_changed_file(settled):
 
 
 def test_a_digest_is_remembered_and_a_planted_one_is_believed_only_where_files_are_not_read(settled, monkeypatch):
-    from lora_chat.models import file_digests
+    from lora_chat.models import integrity
     from lora_chat.system.cache_dir import cache_dir
 
     base = LocalBase("base", settled)
@@ -503,7 +503,7 @@ def test_a_digest_is_remembered_and_a_planted_one_is_believed_only_where_files_a
     assert compute_identity(base, tokenizer).files != trained.files  # the note, in a folder that is private to its user
     assert compute_identity(base, tokenizer, recompute_digests=True) == trained
     assert compute_identity(base, tokenizer) == trained  # and it was corrected
-    monkeypatch.setattr(file_digests, "digest_file", lambda path: pytest.fail("it was read again"))
+    monkeypatch.setattr(integrity, "digest_file", lambda path: pytest.fail("it was read again"))
     assert compute_identity(base, tokenizer) == trained
 
 

@@ -19,9 +19,9 @@ def base(cache_home, tmp_path):
     return LocalBase("base", folder)
 
 
-def flip(path, place):
+def flip(path, position):
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[position] ^= 1
     path.write_bytes(content)
 
 
@@ -32,24 +32,24 @@ def refusal(base):
     return str(caught.value)
 
 
-def test_one_flipped_bit_of_a_base_we_wrote(base):
+def test_refuses_a_written_base_with_one_flipped_bit(base):
     compute_identity(base, load_tokenizer(base))
     flip(base.folder / "model.safetensors", -100)
-    assert "written once more" in refusal(base)
+    assert "which writes it" in refusal(base)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "header"])
-def test_a_file_that_is_not_whole(base, damage):
+def test_refuses_a_truncated_or_empty_file_or_a_damaged_header(base, damage):
     path = base.folder / "model.safetensors"
-    (base.folder / "sha256.json").unlink()  # as in a folder of someone else's
+    (base.folder / "sha256.json").unlink()  # as in a folder that lora_chat did not write
     if damage == "header":
         flip(path, 3)
     else:
         path.write_bytes(path.read_bytes()[: 5000 if damage == "cut" else 0])
-    assert "Copy or download it again" in refusal(base)
+    assert "copy or download it again" in refusal(base)
 
 
-def test_a_file_in_the_hubs_cache_is_what_its_name_says(base, tmp_path):
+def test_refuses_a_cached_hub_file_whose_digest_is_not_its_name(base, tmp_path):
     (base.folder / "sha256.json").unlink()
     repository = tmp_path / "models--friend--tiny"
     (repository / "blobs").mkdir(parents=True)
@@ -61,4 +61,4 @@ def test_a_file_in_the_hubs_cache_is_what_its_name_says(base, tmp_path):
     path.symlink_to(Path("../../blobs") / blob.name)
     compute_identity(base, load_tokenizer(base))
     flip(blob, -100)
-    assert f"Delete {blob}" in refusal(base)
+    assert f"delete {blob}" in refusal(base)

@@ -23,7 +23,7 @@ from lora_chat.models.base_model import (
     read_config,
 )
 from lora_chat.models.bundled import find_bundled_base
-from lora_chat.models.config_code import check_no_remote_code
+from lora_chat.models.config_checks import check_no_remote_code
 from lora_chat.system.hardware import Hardware
 
 KERNEL = "evil/kernel"
@@ -104,7 +104,7 @@ def test_only_bitsandbytes_of_all_methods_that_transformers_knows_is_loaded():
 def test_layers_left_out_of_quantisation_are_names_and_no_expressions(names):
     found = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     check_no_remote_code({"quantization_config": found | {"llm_int8_skip_modules": ["lm_head", "model.layers.0"]}}, "x")
-    with pytest.raises(UnavailableError, match="names of layers"):
+    with pytest.raises(UnavailableError, match="list of layer names"):
         check_no_remote_code({"quantization_config": found | {"llm_int8_skip_modules": names}}, "x")
 
 
@@ -143,7 +143,7 @@ def test_every_command_refuses_before_transformers_sees_the_config(change, alter
     seen = []
     for name in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
         monkeypatch.setattr(getattr(transformers, name), "from_pretrained", lambda *a, **k: seen.append(a))
-    folder, word = altered(change), "quantised by torchao" if "quantization_config" in change else KERNEL
+    folder, word = altered(change), "quantized by torchao" if "quantization_config" in change else KERNEL
     for command, words in commands(folder, recipe, PARCEL).items():
         assert main(words) in (IntegrityError.exit_code, UnavailableError.exit_code), command
         told = capsys.readouterr()

@@ -534,7 +534,7 @@ def test_layers_times_experts_are_bounded(base):
 
 def test_the_configs_of_known_bases_are_within_bounds():
     from lora_chat.models.base_config import read_known_configs
-    from lora_chat.models.config_limits import check_config_limits
+    from lora_chat.models.config_checks import check_config_limits
 
     for name, config in read_known_configs().items():
         check_config_limits(config, name)

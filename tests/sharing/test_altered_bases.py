@@ -163,7 +163,7 @@ def test_verify_and_open_refuse_another_base(make_parcel, base, tmp_path, capsys
 
 
 def test_verify_ignores_a_stale_cached_digest(make_parcel, base, tmp_path, capsys):
-    from lora_chat.models.file_digests import _cache_key
+    from lora_chat.models.integrity import _cache_key
     from lora_chat.system.cache_dir import cache_dir
     from lora_chat.system.hashing import digest_file
 

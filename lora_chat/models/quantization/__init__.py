@@ -1,7 +1,7 @@
-"""Quantized weights on the CPU: dequantized, cached, multiplied.
+"""Quantized weights on the CPU: dequantizing them, caching them and multiplying with them.
 
-- cpu_linear: Quantised layers on a CPU that multiply with values made in one place, for one product after the other
-- dequantize: The dense values that a frozen linear layer computes with, whatever it is stored as
-- dequantized_model: A quantised base in 16 bits with the values it computes with, made layer by layer
-- weight_cache: The frozen weights of quantised linear layers on a CPU
+- cpu_linear: forwards of quantized layers that dequantize into a shared buffer
+- dequantize: the dense weight of a linear layer in any format
+- dequantized_model: a quantized base as a 16-bit model with the same weights
+- weight_cache: dense weights that are cached beside quantized layers
 """
