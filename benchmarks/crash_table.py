@@ -1,4 +1,4 @@
-"""The points of `make crash-test` as the table that stands in CRASHES.md: python benchmarks/crash_table.py FILE."""
+"""Print the points of `make crash-test` as the table of CRASHES.md: python benchmarks/crash_table.py FILE."""
 
 import json
 import platform
@@ -9,30 +9,31 @@ from pathlib import Path
 from typing import Any
 
 ENDS = {"kill": {-9, 0}, "torn": {-9, 0}, "full": {4, 0}, "broken": {10, 0}}
-"""With which codes a run may end; 0 where nothing was left to write. A traceback is never one of ours."""
+"""Exit codes with which a run may end; 0 if nothing was left to write. A traceback is never expected."""
 MEANING = {
     "kill": "`kill -9` at the operation",
     "torn": "half of a write, then `kill -9`",
-    "full": "no space left (ENOSPC) from it on",
-    "broken": "failing disk (EIO) from it on",
+    "full": "no space left (ENOSPC) from the operation on",
+    "broken": "failing disk (EIO) from the operation on",
 }
 
 
 def main() -> None:
-    """Print the table, and every point that has no explanation."""
+    """Print the table and every unexplained point."""
     rows = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
     points = [row for row in rows if "mode" in row]
     operations = max(len(row["operations"]) for row in rows if "operations" in row)
     print(f"{operations} file operations in a run; {len(points)} points.\n")
     print(f"Python {platform.python_version()}, {_versions()}; {_processor()}\n")
-    print("| what goes wrong | points | ended with | resumed to the same bytes | unexplained |")
+    print("| failure | points | ended with | resumed to the same bytes | unexplained |")
     print("|---|---|---|---|---|")
     for mode, meaning in MEANING.items():
-        mine = [point for point in points if point["mode"] == mode]
-        ends = Counter(point["ended"] for point in mine)
+        mode_points = [point for point in points if point["mode"] == mode]
+        ends = Counter(point["ended"] for point in mode_points)
         shown = ", ".join(f"{count} x {_end(code)}" for code, count in ends.most_common())
-        same = sum(point["same"] for point in mine)
-        print(f"| {meaning} | {len(mine)} | {shown} | {same} | {sum(not _explained(point) for point in mine)} |")
+        same = sum(point["same"] for point in mode_points)
+        unexplained = sum(not _explained(point) for point in mode_points)
+        print(f"| {meaning} | {len(mode_points)} | {shown} | {same} | {unexplained} |")
     signals = [point for point in points if point["mode"] == "signals"]
     print(f"\nSignals: {len(signals)} points, {sum(point['same'] for point in signals)} resumed to the same bytes.")
     for point in points:

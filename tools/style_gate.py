@@ -192,15 +192,15 @@ def _check_any(modules: list[Module]) -> Result:
 
 
 def _check_english(modules: list[Module]) -> Result:
-    words, offenders = 0, []
+    word_count, offenders = 0, []
     for module in modules:
         for line, text in (*docstrings(module), *comments(module)):
-            words += len(re.findall(r"[A-Za-z][A-Za-z'-]*", text))
+            word_count += len(re.findall(r"[A-Za-z][A-Za-z'-]*", text))
             for name, pattern in ODD_ENGLISH.items():
                 for match in re.finditer(pattern, text):
                     at = line + text.count("\n", 0, match.start())
                     offenders.append(f"{module.path}:{at}: {' '.join(match[0].split())!r}: {name}")
-    return Result("odd English per 1,000 words", 1000 * len(offenders) / (words or 1), tuple(offenders))
+    return Result("odd English per 1,000 words", 1000 * len(offenders) / (word_count or 1), tuple(offenders))
 
 
 def _check_root(package: Path) -> Result:
@@ -214,7 +214,7 @@ def _check_class_names(modules: list[Module]) -> Result:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(f"{module.path}:{node.lineno}")
-    twice = tuple(f"{name}: {', '.join(found)}" for name, found in sorted(places.items()) if len(found) > 1)
+    twice = tuple(f"{name}: {', '.join(lines)}" for name, lines in sorted(places.items()) if len(lines) > 1)
     return Result("class names used twice", len(twice), twice)
 
 
