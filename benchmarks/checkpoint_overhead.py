@@ -20,6 +20,7 @@ from lora_chat.runs.checkpoints import verify_checkpoint
 from lora_chat.system.hardware import detect_hardware
 from lora_chat.training.callbacks.checkpoint import CheckpointCallback, CheckpointPolicy
 from lora_chat.training.sft import train_sft
+from lora_chat.training.training_run import TrainingRun
 
 
 class Ids:
@@ -60,15 +61,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         train_sft(
-            model,
-            load_tokenizer(base),
-            [Ids(number) for number in range(64)],
-            [],
-            plan.training,
-            bfloat16=plan.precision.dtype == "bfloat16",
-            each_epoch=False,
-            metrics=folder / "metrics.jsonl",
-            checkpoint_policy=CheckpointPolicy(folder / "checkpoints", plan.checkpoint, {}),
+            TrainingRun(
+                model=model,
+                tokenizer=load_tokenizer(base),
+                train_rows=[Ids(number) for number in range(64)],
+                validation_rows=[],
+                plan=plan.training,
+                metrics_path=folder / "metrics.jsonl",
+                bfloat16=plan.precision.dtype == "bfloat16",
+                checkpoint_policy=CheckpointPolicy(folder / "checkpoints", plan.checkpoint, {}),
+            )
         )
         last = max(folder.glob("checkpoints/checkpoint-*"), key=lambda path: path.stat().st_mtime)
         size = sum(path.stat().st_size for path in last.iterdir())

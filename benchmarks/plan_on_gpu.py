@@ -150,6 +150,7 @@ def train(folder: Path, setting: Setting, *, small: bool) -> None:
     from lora_chat.system.hardware import detect_hardware
     from lora_chat.system.memory_limit import is_out_of_memory
     from lora_chat.training.sft import train_sft
+    from lora_chat.training.training_run import TrainingRun
 
     tokens = 32 if small else setting.tokens
     recipe = Recipe.model_validate(
@@ -187,14 +188,15 @@ def train(folder: Path, setting: Setting, *, small: bool) -> None:
         model = attach_adapter(base, plan.adapter, 0)
         with tempfile.TemporaryDirectory() as run_folder:
             train_sft(
-                model,
-                load_tokenizer(LocalBase("", find_bundled_base("smollm2-135m-instruct"))),
-                rows,
-                [],
-                plan.training,
-                bfloat16=plan.precision.dtype == "bfloat16",
-                each_epoch=False,
-                metrics=Path(run_folder) / "metrics.jsonl",
+                TrainingRun(
+                    model=model,
+                    tokenizer=load_tokenizer(LocalBase("", find_bundled_base("smollm2-135m-instruct"))),
+                    train_rows=rows,
+                    validation_rows=[],
+                    plan=plan.training,
+                    metrics_path=Path(run_folder) / "metrics.jsonl",
+                    bfloat16=plan.precision.dtype == "bfloat16",
+                )
             )
         allocated = torch.cuda.max_memory_allocated() if gpu else 0
         took = torch.cuda.max_memory_reserved() + target.context if gpu else phase.total

@@ -29,6 +29,7 @@ from lora_chat.models.adapter import attach_adapter  # noqa: E402
 from lora_chat.models.base_model import LocalBase, load_base_model, load_tokenizer  # noqa: E402
 from lora_chat.system.hardware import detect_hardware  # noqa: E402
 from lora_chat.training.sft import train_sft  # noqa: E402
+from lora_chat.training.training_run import TrainingRun  # noqa: E402
 
 
 def plan_for(work: WorkFolder, steps: int, setting: dict[str, Any]) -> Plan:
@@ -102,14 +103,15 @@ def run(work: WorkFolder, steps: int, setting: dict[str, Any]) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         metrics = Path(folder) / "metrics.jsonl"
         train_sft(
-            load_model(work, base, plan),
-            tokenizer,
-            [EncodedDialogue(row["input_ids"], row["labels"]) for row in rows],
-            (),
-            plan.training,
-            bfloat16=plan.precision.dtype == "bfloat16",
-            each_epoch=False,
-            metrics=metrics,
+            TrainingRun(
+                model=load_model(work, base, plan),
+                tokenizer=tokenizer,
+                train_rows=[EncodedDialogue(row["input_ids"], row["labels"]) for row in rows],
+                validation_rows=(),
+                plan=plan.training,
+                metrics_path=metrics,
+                bfloat16=plan.precision.dtype == "bfloat16",
+            )
         )
         check_order(metrics, done)
     return clock.report(done, setting=plan.training.model_dump())

@@ -48,8 +48,8 @@ def measure_lengths(
 
 def _measure_shared_prefix(rows: Any, lengths: Any, count: int) -> int:
     """Of the longest, of which the largest micro-batch is made."""
-    from lora_chat.training.fast_path.packed_batch import PackedBatchCollator, count_shared_prefix
+    from lora_chat.training.fast_path.packed_batch import EncodedIds, PackedBatchCollator, count_shared_prefix
 
     longest = (-lengths).argsort(kind="stable")[:count].tolist()
-    encoded_rows = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels} for i in longest]
+    encoded_rows: list[EncodedIds] = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels} for i in longest]
     return count_shared_prefix([PackedBatchCollator.trim(row) for row in encoded_rows])

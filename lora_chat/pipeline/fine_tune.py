@@ -49,6 +49,7 @@ from lora_chat.system.hardware import detect_hardware
 from lora_chat.system.memory_usage import peak_memory_bytes, peak_reserved_bytes
 from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
 from lora_chat.training.sft import train_sft
+from lora_chat.training.training_run import TrainingRun
 
 logger = logging.getLogger(__name__)
 
@@ -168,18 +169,22 @@ def _train_and_compare(
     check_longest_dialogue_fits(model, prepared.validation)
     progress.enter_stage("training")
     training = train_sft(
-        model,
-        prepared.tokenizer,
-        prepared.train.rows,
-        prepared.validation.rows,
-        plan.training,
-        bfloat16=plan.precision.dtype == "bfloat16",
-        each_epoch=plan.evaluation.each_epoch,
-        metrics=run.metrics,
-        tensorboard=run.tensorboard if plan.output.tensorboard else None,
-        checkpoint_policy=checkpoint_policy,
-        locate=lambda rows: [(display_path(Path(path)), line) for path, line in prepared.train.locate(rows)],
-        adjustable_settings=plan.open_settings,
+        TrainingRun(
+            model=model,
+            tokenizer=prepared.tokenizer,
+            train_rows=prepared.train.rows,
+            validation_rows=prepared.validation.rows,
+            plan=plan.training,
+            metrics_path=run.metrics,
+            bfloat16=plan.precision.dtype == "bfloat16",
+            evaluate_each_epoch=plan.evaluation.each_epoch,
+            tensorboard_folder=run.tensorboard if plan.output.tensorboard else None,
+            checkpoint_policy=checkpoint_policy,
+            locate_dialogues=lambda rows: [
+                (display_path(Path(path)), line) for path, line in prepared.train.locate(rows)
+            ],
+            adjustable_settings=plan.open_settings,
+        )
     )
     if training.plan != plan.training:
         plan = plan.model_copy(update={"training": training.plan})

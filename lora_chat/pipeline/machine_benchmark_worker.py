@@ -86,6 +86,7 @@ def benchmark_layers(request: dict[str, Any], layers: int) -> dict[str, float]:
     from lora_chat.models.quantization.cpu_linear import dequantize_on_the_fly
     from lora_chat.models.quantization.weight_cache import disable_weight_cache
     from lora_chat.training.sft import train_sft
+    from lora_chat.training.training_run import TrainingRun
 
     if not request["may_hold"]:  # so few layers would be, where all of them are not
         disable_weight_cache()
@@ -106,16 +107,8 @@ def benchmark_layers(request: dict[str, Any], layers: int) -> dict[str, float]:
         reset_peak_memory()
         metrics = folder / "metrics.jsonl"
         began = time.monotonic()
-        train_sft(
-            model,
-            tokenizer,
-            rows,
-            [],
-            training,
-            bfloat16=precision.dtype == "bfloat16",
-            each_epoch=False,
-            metrics=metrics,
-        )
+        bfloat16 = precision.dtype == "bfloat16"
+        train_sft(TrainingRun(model, tokenizer, rows, [], training, metrics, bfloat16))
         whole = time.monotonic() - began
         found["rss"] = read_peak_memory()
         steps = read_step_times(metrics)

@@ -1,10 +1,12 @@
 """Supervised fine-tuning with TRL's SFTTrainer.
 
-- checkpoint_content: The content of a checkpoint, checked before it is continued
-- optimizer_state: The optimizer's state from a checkpoint, compared with the parameters that it belongs to before
-- progress_bar: What a person sees of training
-- sft: Encoded dialogues + adapted model -> TRL's SFTTrainer -> report
-- sft_config: Training plan -> TRL's settings
-- stop_request: The first Ctrl-C, SIGTERM or SIGHUP asks training to stop after its step
-- trainer: SFTTrainer that takes an optimizer step's micro-batches as they were packed, and remembers what it trained
+- candidate_plans: Plans with smaller micro-batches, for data that does not fit in memory
+- checkpoint_content: Checks of a checkpoint's content before it is resumed
+- optimizer_state: Checks of a resumed optimizer's state
+- progress_bar: Progress of training on the terminal
+- sft: The training, from encoded dialogues to the result
+- sft_config: Settings of TRL's SFTTrainer
+- stop_request: Signals that ask training to stop
+- trainer: SFTTrainer with packed micro-batches
+- training_run: The input and the result of one training
 """

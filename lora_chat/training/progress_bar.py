@@ -32,7 +32,7 @@ class StepReport:
 class ProgressView(Protocol):
     """Shows the steps of one training."""
 
-    def step(self, report: StepReport) -> None:
+    def show_step(self, report: StepReport) -> None:
         """A step has ended."""
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class BarView:
     def __init__(self) -> None:
         self._bar = LiveBar("first step ...")
 
-    def step(self, report: StepReport) -> None:
+    def show_step(self, report: StepReport) -> None:
         self._bar.update(str(report), report.step, report.steps)
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class LineView:
     def __init__(self) -> None:
         self._last = -_SECONDS_BETWEEN_LINES
 
-    def step(self, report: StepReport) -> None:
+    def show_step(self, report: StepReport) -> None:
         now = time.monotonic()
         if report.step in (1, report.steps) or now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now

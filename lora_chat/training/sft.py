@@ -1,281 +1,219 @@
-"""Encoded dialogues + adapted model -> TRL's SFTTrainer -> report. The only door to TRL."""
+"""Supervised fine-tuning: train the adapter of a model on encoded dialogues with TRL's SFTTrainer."""
 
+import gc
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
 
 from lora_chat.config.lora_variants import EXTRA_VECTORS
-from lora_chat.config.plan import TrainingPlan
 from lora_chat.errors import OutOfMemoryError, explain_write_errors
+from lora_chat.runs.metrics_log import MetricsLog, truncate_metrics
 from lora_chat.system.atomic_write import private_umask
 from lora_chat.system.malloc import keep_freed_memory, release_freed_memory, trim_memory
 from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
-from lora_chat.training.progress_bar import open_progress_view
-from lora_chat.training.stop_request import catch_stop_signals
+from lora_chat.training.callbacks.checkpoint import CheckpointCallback
+from lora_chat.training.callbacks.gradient_checkpointing import PartialGradientCheckpointing
+from lora_chat.training.callbacks.learning_rate import ResumeLearningRate
+from lora_chat.training.callbacks.memory_check import MemoryCheckCallback
+from lora_chat.training.callbacks.metrics import MetricsCallback
+from lora_chat.training.callbacks.nonfinite_guard import NonFiniteGuard
+from lora_chat.training.candidate_plans import (
+    candidate_plans,
+    changed_settings,
+    format_nothing_fits,
+    format_smaller_plan,
+    format_suggested_plan,
+)
+from lora_chat.training.checkpoint_content import check_checkpoint_content, explain_resume_errors
+from lora_chat.training.fast_path.packing import StepCollator
+from lora_chat.training.fast_path.select import FastPath, find_fast_path
+from lora_chat.training.progress_bar import ProgressView, open_progress_view
+from lora_chat.training.sft_config import make_sft_config
+from lora_chat.training.stop_request import StopRequest, TrainingNotStarted, catch_stop_signals
+from lora_chat.training.training_run import EncodedRow, TrainingResult, TrainingRun
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
-    from trl import SFTConfig
 
-    from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
-    from lora_chat.training.callbacks.nonfinite_guard import DialogueLocator
-    from lora_chat.training.fast_path.select import FastPath
     from lora_chat.training.trainer import PackedSFTTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class EncodedRow(Protocol):
-    """An encoded dialogue: ids and labels, both (length,)."""
-
-    @property
-    def input_ids(self) -> list[int]: ...
-    @property
-    def labels(self) -> list[int]: ...
-
-
 @dataclass(frozen=True)
-class TrainingResult:
-    """What training did."""
+class PreparedTraining:
+    """The parts of a training that all candidate plans share."""
 
-    steps: int
-    planned_steps: int
-    seconds: float
-    seconds_before_resume: float
-    """Of `seconds`, what had passed when a resumed run was cut short."""
-    supervised_tokens: int
-    signal_number: int
-    """The signal that asked to stop, or 0."""
-    plan: TrainingPlan
-    """As it was trained: in smaller pieces, perhaps, than was planned."""
+    fast_path: FastPath
+    train_dataset: "Dataset"
+    validation_dataset: "Dataset | None"
+    lengths: Sequence[int]
+    """Length of each training row, in tokens."""
+    earlier_metrics: MetricsLog
+    view: ProgressView
+    stop_request: StopRequest
 
 
-def train_sft(
-    model: "PeftModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    train: Sequence[EncodedRow],
-    validation: Sequence[EncodedRow],
-    plan: TrainingPlan,
-    *,
-    bfloat16: bool,
-    each_epoch: bool,
-    metrics: Path,
-    tensorboard: Path | None = None,
-    checkpoint_policy: "CheckpointPolicy | None" = None,
-    locate: "DialogueLocator" = lambda _: (),
-    adjustable_settings: Collection[str] = (),
-) -> TrainingResult:
-    """Train the adapter in place on rows that carry their labels; TRL casts and patches the model.
+def train_sft(run: TrainingRun) -> TrainingResult:
+    """Train the adapter in place; TRL casts and patches the model.
 
-    One JSON object a step is appended to `metrics`. With `checkpoint_policy`, checkpoints are written, and perhaps
-    one is continued. `locate` names the dialogues of a step that went wrong. Where the largest micro-batch does not
-    fit and settings in `adjustable_settings` make it fit, that is said and done, once.
+    If the largest micro-batch does not fit in memory, plans with smaller ones are tried. A plan that fits is trained
+    if it only changes `run.adjustable_settings`, and otherwise suggested in the error.
     Raises OutOfMemoryError, NonFiniteError, DataError, DiskFullError, DiskError.
     """
-    from lora_chat.training.callbacks.memory_check import RetryWithSmallerPlan, update_identity
-
-    options: dict[str, Any] = {
-        "bfloat16": bfloat16,
-        "each_epoch": each_epoch,
-        "metrics": metrics,
-        "tensorboard": tensorboard,
-        "locate": locate,
-    }
-    try:
-        with private_umask():  # checkpoints, TensorBoard's events: several libraries write here
-            return _train_once(
-                model,
-                tokenizer,
-                train,
-                validation,
-                plan,
-                **options,
-                checkpoint_policy=checkpoint_policy,
-                adjustable_settings=adjustable_settings,
-            )
-    except RetryWithSmallerPlan as down:
-        smaller_plan, note = down.plan, str(down)
-    logger.info(note)
-    if checkpoint_policy:
-        checkpoint_policy = replace(
-            checkpoint_policy, identity=update_identity(smaller_plan, checkpoint_policy.identity)
-        )
-    with private_umask():
-        return _train_once(
-            model,
-            tokenizer,
-            train,
-            validation,
-            smaller_plan,
-            **options,
-            checkpoint_policy=checkpoint_policy,
-            adjustable_settings=(),
-        )
-
-
-def _train_once(
-    model: "PeftModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    train: Sequence[EncodedRow],
-    validation: Sequence[EncodedRow],
-    plan: TrainingPlan,
-    *,
-    bfloat16: bool,
-    each_epoch: bool,
-    metrics: Path,
-    tensorboard: Path | None,
-    checkpoint_policy: "CheckpointPolicy | None",
-    locate: "DialogueLocator",
-    adjustable_settings: Collection[str],
-) -> TrainingResult:
-    import torch
-
-    from lora_chat.runs.metrics_log import truncate_metrics
-    from lora_chat.training.callbacks.checkpoint import CheckpointCallback
-    from lora_chat.training.callbacks.learning_rate import ResumeLearningRate
-    from lora_chat.training.callbacks.memory_check import MemoryCheckCallback, RetryWithSmallerPlan
-    from lora_chat.training.callbacks.metrics import MetricsCallback
-    from lora_chat.training.callbacks.nonfinite_guard import NonFiniteGuard
-    from lora_chat.training.checkpoint_content import check_checkpoint_content, explain_resume_errors
-    from lora_chat.training.fast_path.select import find_fast_path
-    from lora_chat.training.sft_config import make_sft_config
-    from lora_chat.training.trainer import TrainingAlreadyComplete
-
-    on_cpu = model.device.type == "cpu"
-    if tensorboard:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)
     view = open_progress_view()
-    trainer = None
-    retrying = False
-    stock_attention = model.config._attn_implementation
-    try:
-        with catch_stop_signals() as stop, _explain_out_of_memory(model):
-            resume = checkpoint_policy.resume if checkpoint_policy else None
-            if checkpoint_policy:
-                with explain_write_errors(checkpoint_policy.folder, "the folder of checkpoints"):
-                    checkpoint_policy.folder.mkdir(mode=0o700, exist_ok=True)
-            if resume:
-                check_checkpoint_content(resume, model)
-            earlier_metrics = truncate_metrics(metrics, resume.step if resume else 0)
-            if on_cpu:
-                keep_freed_memory()
-            fast_path = find_fast_path(model, train[0].input_ids, plan)
-            for note in fast_path.notes:
-                logger.info(note)
-            metrics_callback = MetricsCallback(metrics, earlier_metrics, view, stop)
-            guard = NonFiniteGuard(
-                locate,
-                lambda: (
-                    checkpoint_callback.latest_checkpoint.step
-                    if checkpoint_callback and checkpoint_callback.latest_checkpoint
-                    else None
-                ),
-            )
-            checkpoint_callback = (
-                CheckpointCallback(checkpoint_policy, metrics, lambda: bool(stop.signal_number), guard.check_weights)
-                if checkpoint_policy
-                else None
-            )
-            memory_check = MemoryCheckCallback(train, _measure_lengths(train), plan, adjustable_settings)
-            config = make_sft_config(
-                plan,
-                checkpoint_policy.folder if checkpoint_policy else metrics.parent,
-                bfloat16=bfloat16,
-                on_cpu=on_cpu,
-                each_epoch=each_epoch,
-                tensorboard=tensorboard is not None,
-                one_batch_per_step=fast_path.collator is not None,
-            )
-            trainer = _make_trainer(
-                model, tokenizer, train, validation if each_epoch else None, plan, fast_path, config
-            )
-            guard.trainer = memory_check.trainer = metrics_callback.trainer = trainer
-            for callback in (
-                ResumeLearningRate(),
-                memory_check,
-                guard,
-                *([checkpoint_callback] if checkpoint_callback else []),
-                metrics_callback,
-            ):
-                trainer.add_callback(callback)
-            _cast_adapter(model, torch.float32)
-            if on_cpu:
-                trim_memory()  # what the proofs left is cut up otherwise than training needs it
+    with (
+        private_umask(),  # several libraries write files here: checkpoints, TensorBoard events
+        _restore_model(run),
+        closing(view),
+        catch_stop_signals() as stop_request,
+        _explain_out_of_memory(run.model),
+    ):
+        prepared = _prepare_training(run, view, stop_request)
+        longest = max(prepared.lengths)
+        packed = prepared.fast_path.packed_collator is not None
+        for plan in candidate_plans(run.plan, packed=packed, longest=longest):
+            allowed = changed_settings(run.plan, plan).keys() <= set(run.adjustable_settings)
+            if allowed and plan != run.plan:
+                logger.info(format_smaller_plan(run.plan, plan, longest))
+            attempt = run.with_plan(plan)
+            trainer = _make_trainer(attempt, prepared)
+            memory_check = MemoryCheckCallback(trainer, run.train_rows, prepared.lengths, plan, only_check=not allowed)
             started = time.monotonic()
-            checkpoint_errors = (
-                checkpoint_callback.explain_checkpoint_errors() if checkpoint_callback else nullcontext()
-            )
-            with (
-                fast_path.use_fused_layers(model),
-                checkpoint_errors,
-                suppress(TrainingAlreadyComplete),
-                explain_resume_errors(resume, trainer),
-            ):
-                trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
+            with _ready_to_train(attempt, prepared, trainer, memory_check):
+                checkpoint = run.resume_checkpoint
+                trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
             seconds = time.monotonic() - started
-    except RetryWithSmallerPlan:
-        retrying = True
-        raise
-    finally:
-        view.close()
-        if trainer is not None:  # undo the autocast around forward: what is measured is what is loaded later
-            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        if bfloat16 and not retrying:
-            _cast_adapter(model, torch.bfloat16)
-        if on_cpu:
-            release_freed_memory()
-        model.set_attn_implementation(stock_attention)
-    return TrainingResult(
-        steps=trainer.state.global_step,
-        planned_steps=trainer.state.max_steps,
-        seconds=earlier_metrics.seconds + seconds,
-        seconds_before_resume=earlier_metrics.seconds,
-        supervised_tokens=int(trainer.supervised_tokens),
-        signal_number=stop.signal_number,
-        plan=plan,
+            if memory_check.fits and not allowed:
+                raise OutOfMemoryError(format_suggested_plan(run.plan, plan, longest))
+            if memory_check.fits:
+                return _make_result(attempt, prepared, trainer, seconds)
+            del trainer, memory_check
+            _release_memory(run.model)
+    raise OutOfMemoryError(format_nothing_fits(longest))
+
+
+def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRequest) -> PreparedTraining:
+    """Check the checkpoint to resume, open the files of the run and select the fast path."""
+    checkpoint, policy = run.resume_checkpoint, run.checkpoint_policy
+    if run.tensorboard_folder:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard_folder)
+    if policy:
+        with explain_write_errors(policy.folder, "the folder of checkpoints"):
+            policy.folder.mkdir(mode=0o700, exist_ok=True)
+    if checkpoint:
+        check_checkpoint_content(checkpoint, run.model)
+    earlier_metrics = truncate_metrics(run.metrics_path, checkpoint.step if checkpoint else 0)
+    if run.on_cpu:
+        keep_freed_memory()
+    fast_path = find_fast_path(run.model, run.train_rows[0].input_ids) if run.plan.fast_path else FastPath()
+    for note in fast_path.notes:
+        logger.info(note)
+    return PreparedTraining(
+        fast_path=fast_path,
+        train_dataset=_make_dataset(run.train_rows),
+        validation_dataset=_make_dataset(run.validation_rows) if run.evaluate_each_epoch else None,
+        lengths=_measure_lengths(run.train_rows),
+        earlier_metrics=earlier_metrics,
+        view=view,
+        stop_request=stop_request,
     )
 
 
-def _make_trainer(
-    model: "PeftModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    train: Sequence[EncodedRow],
-    validation: Sequence[EncodedRow] | None,
-    plan: TrainingPlan,
-    fast_path: "FastPath",
-    config: "SFTConfig",
-) -> "PackedSFTTrainer":
+def _make_trainer(run: TrainingRun, prepared: PreparedTraining) -> "PackedSFTTrainer":
+    """Create the trainer for one plan; its callbacks are added later because they need it."""
     from transformers import PrinterCallback
 
-    from lora_chat.training.callbacks.gradient_checkpointing import PartialGradientCheckpointing
     from lora_chat.training.trainer import PackedSFTTrainer
 
+    fast_path = prepared.fast_path
+    collator = StepCollator.from_plan(fast_path.packed_collator, run.plan) if fast_path.packed_collator else None
     trainer = PackedSFTTrainer(
-        model=model,
-        args=config,
-        data_collator=fast_path.collator,
-        train_dataset=_make_dataset(train),
-        eval_dataset=None if validation is None else _make_dataset(validation),
-        processing_class=tokenizer,
+        model=run.model,
+        args=make_sft_config(run, one_batch_per_step=collator is not None),
+        data_collator=collator,
+        train_dataset=prepared.train_dataset,
+        eval_dataset=prepared.validation_dataset,
+        processing_class=run.tokenizer,
+        lm_head=fast_path.head,
     )
-    trainer.head = fast_path.head
     trainer.remove_callback(PrinterCallback)
-    if plan.gradient_checkpointing is not True and plan.gradient_checkpointing:
-        trainer.add_callback(PartialGradientCheckpointing(plan.gradient_checkpointing))
     return trainer
 
 
 @contextmanager
+def _ready_to_train(
+    run: TrainingRun, prepared: PreparedTraining, trainer: "PackedSFTTrainer", memory_check: MemoryCheckCallback
+) -> Iterator[None]:
+    """Add the callbacks, put the fused layers into the model and explain the errors of a training."""
+    policy, stop_request = run.checkpoint_policy, prepared.stop_request
+    checkpoints = CheckpointCallback(policy, run.metrics_path, stop_request) if policy else None
+    layers = run.plan.gradient_checkpointing
+    for callback in (
+        PartialGradientCheckpointing(layers) if layers and layers is not True else None,
+        ResumeLearningRate(),
+        memory_check,
+        checkpoints,
+        NonFiniteGuard(trainer, run.locate_dialogues, checkpoints),
+        MetricsCallback(trainer, run.metrics_path, prepared.earlier_metrics, prepared.view, stop_request),
+    ):
+        if callback is not None:
+            trainer.add_callback(callback)
+    _cast_adapter(run.model, torch.float32)
+    if run.on_cpu:
+        trim_memory()  # because the checks of the fast path fragmented the heap
+    try:
+        with (
+            prepared.fast_path.use_fused_layers(run.model),
+            checkpoints.explain_checkpoint_errors() if checkpoints else nullcontext(),
+            suppress(TrainingNotStarted),
+            explain_resume_errors(run.resume_checkpoint, trainer),
+        ):
+            yield
+    finally:
+        # Undo the autocast around forward, because evaluation must measure the model as it is loaded later.
+        trainer.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+
+
+def _make_result(
+    run: TrainingRun, prepared: PreparedTraining, trainer: "PackedSFTTrainer", seconds: float
+) -> TrainingResult:
+    """Collect the counts and times of a finished training."""
+    return TrainingResult(
+        steps=trainer.state.global_step,
+        planned_steps=trainer.state.max_steps,
+        seconds=prepared.earlier_metrics.seconds + seconds,
+        seconds_before_resume=prepared.earlier_metrics.seconds,
+        supervised_tokens=int(trainer.supervised_tokens),
+        signal_number=prepared.stop_request.signal_number,
+        plan=run.plan,
+    )
+
+
+@contextmanager
+def _restore_model(run: TrainingRun) -> Iterator[None]:
+    """Restore attention and memory allocation on exit, and round the adapter to the type that is saved."""
+    stock_attention = run.model.config._attn_implementation
+    try:
+        yield
+    finally:
+        if run.bfloat16:
+            _cast_adapter(run.model, torch.bfloat16)
+        if run.on_cpu:
+            release_freed_memory()
+        run.model.set_attn_implementation(stock_attention)
+
+
+@contextmanager
 def _explain_out_of_memory(model: "PeftModel") -> Iterator[None]:
-    """Raises OutOfMemoryError; on a CPU allocations are limited to what is free."""
+    """Raise OutOfMemoryError with a message; on a CPU, limit allocations to the free memory."""
     try:
         with limited_memory() if model.device.type == "cpu" else nullcontext():
             yield
@@ -283,18 +221,25 @@ def _explain_out_of_memory(model: "PeftModel") -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            "Out of memory in training, though its largest micro-batch had fitted: something else took memory since.\n"
-            "End other programs, then go on with --resume."
+            "Out of memory in training: the largest micro-batch fitted before, so another program has taken memory.\n"
+            "Fix: end other programs, then continue with --resume."
         ) from error
 
 
+def _release_memory(model: "PeftModel") -> None:
+    """Free the memory of a trainer that did not fit, because the next candidate plan needs it."""
+    gc.collect()
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def _measure_lengths(rows: Sequence[EncodedRow]) -> list[int]:
-    """Tokens of every row; rows that stay on disk know theirs."""
+    """Return the tokens of each row; rows on disk have a list of them."""
     return rows.lengths.tolist() if hasattr(rows, "lengths") else [len(row.input_ids) for row in rows]
 
 
 def _make_dataset(rows: Sequence[EncodedRow]) -> "Dataset":
-    """Only ids and labels: any other column of a row could steer TRL. Rows that stay on disk have one already."""
+    """Return a dataset with ids and labels only, because another column could steer TRL; rows on disk have one."""
     from datasets import Dataset
 
     if hasattr(rows, "dataset"):
@@ -302,9 +247,11 @@ def _make_dataset(rows: Sequence[EncodedRow]) -> "Dataset":
     return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
 
 
-def _cast_adapter(model: "PeftModel", dtype: "torch.dtype") -> None:
-    """TRL casts LoRA on a quantised base to bf16. There Adam's second moment stands still: a step changes it
-    by 0.1 % and bf16 has steps of 0.4 %. So it is trained in fp32, and rounded once at the end.
+def _cast_adapter(model: "PeftModel", dtype: torch.dtype) -> None:
+    """Cast the LoRA weights in place.
+
+    TRL casts LoRA on a quantized base to bf16, where Adam's second moment cannot change: a step changes it by 0.1 %
+    and bf16 has steps of 0.4 %. Therefore LoRA is trained in fp32 and rounded once at the end.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not any(vector in name for vector in EXTRA_VECTORS):

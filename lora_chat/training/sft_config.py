@@ -1,29 +1,20 @@
-"""Training plan -> TRL's settings: the dozen that a plan knows."""
+"""The settings of TRL's SFTTrainer, from a training run."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_chat.config.plan import TrainingPlan
+from lora_chat.training.training_run import TrainingRun
 
 if TYPE_CHECKING:
     from trl import SFTConfig
 
 
-def make_sft_config(
-    plan: TrainingPlan,
-    folder: Path,
-    *,
-    bfloat16: bool,
-    on_cpu: bool,
-    each_epoch: bool,
-    tensorboard: bool,
-    one_batch_per_step: bool,
-) -> "SFTConfig":
-    """Checkpoints go to `folder`; with `one_batch_per_step` the collator gets all dialogues of an optimizer step."""
+def make_sft_config(run: TrainingRun, *, one_batch_per_step: bool) -> "SFTConfig":
+    """Return TRL's settings; with `one_batch_per_step` the collator gets all dialogues of an optimizer step."""
     from trl import SFTConfig
 
+    plan = run.plan
     return SFTConfig(
-        output_dir=str(folder),
+        output_dir=str(run.checkpoint_policy.folder if run.checkpoint_policy else run.metrics_path.parent),
         num_train_epochs=plan.epochs,
         max_steps=plan.max_steps or -1,
         per_device_train_batch_size=plan.effective_batch_size if one_batch_per_step else plan.micro_batch_size,
@@ -37,15 +28,15 @@ def make_sft_config(
         optim="adamw_torch_fused" if plan.optimizer == "adamw" else "adamw_bnb_8bit",
         max_grad_norm=plan.max_grad_norm,
         seed=plan.seed,
-        bf16=bfloat16,
-        use_cpu=on_cpu,
+        bf16=run.bfloat16,
+        use_cpu=run.on_cpu,
         max_length=None,  # longer rows were refused or dropped before
         dataset_kwargs={"skip_prepare_dataset": True},
-        eval_strategy="epoch" if each_epoch else "no",
-        save_strategy="no",  # Committer asks for checkpoints
-        save_total_limit=None,  # and deletes them: by step, and only behind one that is whole
+        eval_strategy="epoch" if run.evaluate_each_epoch else "no",
+        save_strategy="no",  # CheckpointCallback decides when to save
+        save_total_limit=None,  # and deletes old checkpoints only after a newer one is committed
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=["tensorboard"] if tensorboard else [],
+        report_to=["tensorboard"] if run.tensorboard_folder else [],
         disable_tqdm=True,
     )

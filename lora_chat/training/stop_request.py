@@ -1,4 +1,4 @@
-"""The first Ctrl-C, SIGTERM or SIGHUP asks training to stop after its step; a second one stops at once."""
+"""Requests to stop training: the first signal waits for the current step, and a second one stops immediately."""
 
 import logging
 import signal
@@ -12,17 +12,26 @@ from lora_chat.system.signals import STOP_SIGNALS, SignalInterrupt, first_receiv
 logger = logging.getLogger(__name__)
 
 
+class EvaluationStopped(Exception):
+    """A stop of the validation loss, requested by a signal."""
+
+
+class TrainingNotStarted(Exception):
+    """An end of training before its first step: no step is left, or only the memory was checked."""
+
+
 class StopRequest:
-    """Which signal has asked to stop, if any."""
+    """The first signal that asked training to stop."""
 
     signal_number: int = 0
+    """Number of the signal, or 0."""
 
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Take the signals over for the length of the block; outside the main thread do nothing."""
+    """Handle Ctrl-C, SIGTERM and SIGHUP during the block; do nothing outside the main thread."""
     request = StopRequest()
-    request.signal_number = first_received_signal()  # one that a library swallowed on the way here
+    request.signal_number = first_received_signal()  # a library may have caught an earlier one
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -31,7 +40,7 @@ def catch_stop_signals() -> Iterator[StopRequest]:
         if request.signal_number:
             raise SignalInterrupt(signal_number)
         request.signal_number = signal_number
-        logger.info("Stopping after this optimizer step, with a checkpoint; once more to stop at once.")
+        logger.info("Stopping after this optimizer step, with a checkpoint. Send the signal again to stop immediately.")
 
     previous_handlers = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:

@@ -1,5 +1,6 @@
-"""SFTTrainer that takes an optimizer step's micro-batches as they were packed, and remembers what it trained."""
+"""SFTTrainer that trains on packed micro-batches and records the current optimizer step."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,38 +9,37 @@ from trl import SFTTrainer
 
 from lora_chat.models.adapter import write_peft_adapter
 from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, split_supervised
+from lora_chat.training.stop_request import EvaluationStopped
 
 _MAX_LOGIT_POSITIONS = 2048
-"""Logits of (positions, vocabulary) are held at once; beyond this TRL's chunked head takes over."""
+"""Largest number of positions whose logits are computed together; above it TRL's chunked head is used."""
 
-
-class EvaluationStopped(Exception):
-    """A signal came while the validation loss was measured."""
-
-
-class TrainingAlreadyComplete(Exception):
-    """The checkpoint that is continued has done every step already."""
+Batch = dict[str, Any]
+"""A padded batch, a packed micro-batch, or {"micro_batches": [...]} for a whole optimizer step."""
 
 
 class PackedSFTTrainer(SFTTrainer):
-    """The loss of a step is the summed cross entropy of its supervised tokens, divided by their number."""
+    """SFTTrainer whose loss of a step is the mean cross entropy of the step's supervised tokens."""
 
-    head: SupervisedLMHead | None = None
-    """Set where the model's head is covered; else the model's own forward makes the logits."""
-    supervised_tokens: Any = 0
-    """Trained so far."""
-    step_loss: Any = 0.0
-    step_tokens: Any = 0
-    """Loss and supervised tokens of the optimizer step under way."""
-    step_batches: tuple[dict[str, Any], ...] = ()
-    """What it was made of, to be named when it goes wrong."""
+    def __init__(self, *, lm_head: SupervisedLMHead | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._lm_head = lm_head
+        """LM head for supervised positions; None if the model's own forward computes the logits."""
+        self.supervised_tokens: int | torch.Tensor = 0
+        """Supervised tokens trained so far."""
+        self.step_loss: float | torch.Tensor = 0.0
+        """Loss of the current optimizer step."""
+        self.step_tokens: int | torch.Tensor = 0
+        """Supervised tokens of the current optimizer step."""
+        self.step_batches: tuple[Batch, ...] = ()
+        """Batches of the current optimizer step, for error messages."""
 
     def begin_step(self) -> None:
-        """Forget the last optimizer step."""
+        """Reset the record of the current optimizer step."""
         self.step_loss, self.step_tokens, self.step_batches = 0.0, 0, ()
 
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward of every micro-batch; the summed loss, detached."""
+    def training_step(self, model: torch.nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run forward and backward of all micro-batches. Return the summed loss, detached."""
         count = _count_supervised_tokens(inputs)
         self.supervised_tokens = self.supervised_tokens + count
         self.step_tokens = self.step_tokens + count
@@ -49,8 +49,9 @@ class PackedSFTTrainer(SFTTrainer):
         return loss
 
     def _run_micro_batches(
-        self, model: torch.nn.Module, inputs: dict[str, Any], count: Any, *args: Any, **kwargs: Any
+        self, model: torch.nn.Module, inputs: Batch, count: "int | torch.Tensor", *args: Any, **kwargs: Any
     ) -> torch.Tensor:
+        """Run forward and backward, divided by `count` supervised tokens. Return the loss, detached."""
         if "micro_batches" not in inputs:
             loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
             return loss
@@ -65,17 +66,17 @@ class PackedSFTTrainer(SFTTrainer):
         return total
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The adapter alone: tokenizer and base are known by digest, and arguments would be pickled."""
+        """Write the adapter only, because the base is known by digest and TRL would pickle its arguments."""
         assert output_dir is not None
         write_peft_adapter(self.model, Path(output_dir))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: a checkpoint is not handed on."""
+        """Skip TRL's model card, because a checkpoint is not shared."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validation metrics; none if it was stopped, and then it is made up for when the run goes on.
+        """Return validation metrics, or none if a signal stopped it; a resumed run measures them then.
 
-        A data loader draws a random number: it must not change the dropout of the steps to come.
+        The random state is restored, because a data loader draws a number and would change the dropout of later steps.
         """
         with torch.random.fork_rng(devices=self._rng_devices()):
             try:
@@ -84,8 +85,8 @@ class PackedSFTTrainer(SFTTrainer):
                 return {}
         return metrics
 
-    def dry_run_step(self, inputs: dict[str, Any]) -> None:
-        """Forward and backward as in a step, for their memory alone: figures and dice stay as they are."""
+    def dry_run_step(self, inputs: Batch) -> None:
+        """Run forward and backward only for their memory; counters and random state stay the same."""
         saved_attributes = dict(vars(self))
         count = _count_supervised_tokens(inputs)
         try:
@@ -93,17 +94,18 @@ class PackedSFTTrainer(SFTTrainer):
                 self._run_micro_batches(self.model, inputs, count, num_items_in_batch=count)
         finally:
             self.__dict__.update(saved_attributes)
-            for values in self._metrics.values():  # TRL's, of the first step to be logged
+            for values in self._metrics.values():  # TRL would log them with the first step
                 values.clear()
 
-    def _rng_devices(self) -> list[torch.device]:
+    def _rng_devices(self) -> Sequence[torch.device]:
+        """Return the devices besides the CPU whose random state must be restored."""
         device = self.args.device
         return [device] if device.type == "cuda" else []
 
     def prediction_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+        self, model: torch.nn.Module, inputs: Batch, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """The loss of a validation batch."""
+        """Return the loss of a validation batch."""
         if "micro_batches" not in inputs:
             result: tuple[torch.Tensor | None, ...] = super().prediction_step(model, inputs, *args, **kwargs)
             return result  # type: ignore[return-value]
@@ -113,10 +115,11 @@ class PackedSFTTrainer(SFTTrainer):
             losses = [self._packed_loss(model, micro_batch, count) for micro_batch in prepared["micro_batches"]]
         return torch.stack(losses).sum(), None, None
 
-    def _packed_loss(self, model: torch.nn.Module, inputs: dict[str, Any], count: "int | torch.Tensor") -> torch.Tensor:
-        if self.head is not None:
+    def _packed_loss(self, model: torch.nn.Module, inputs: Batch, count: "int | torch.Tensor") -> torch.Tensor:
+        """Return the summed cross entropy of a packed micro-batch, divided by `count`."""
+        if self._lm_head is not None:
             with self.accelerator.autocast():
-                return self.head.loss(inputs, count)
+                return self._lm_head.loss(inputs, count)
         positions, ids, rest = split_supervised(inputs)
         if positions.numel() > _MAX_LOGIT_POSITIONS or self.aux_loss_enabled:
             model_inputs = rest | {"labels": inputs["labels"]}
@@ -126,7 +129,8 @@ class PackedSFTTrainer(SFTTrainer):
         return torch.nn.functional.cross_entropy(logits[0].float(), ids, reduction="sum") / count
 
 
-def _count_supervised_tokens(inputs: dict[str, Any]) -> Any:
-    """Supervised tokens: a label is that of the token before it, so a row's first never counts."""
+def _count_supervised_tokens(inputs: Batch) -> "int | torch.Tensor":
+    """Count the supervised tokens. The first label of a row never counts, because no token precedes it."""
     rows = inputs.get("micro_batches", [inputs])
-    return sum((row["labels"][:, 1:] != -100).sum() for row in rows)
+    count: int | torch.Tensor = sum((row["labels"][:, 1:] != -100).sum() for row in rows)
+    return count

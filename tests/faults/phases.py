@@ -15,13 +15,13 @@ PHASES = {
     "trying the largest micro-batch": (PackedSFTTrainer, "dry_run_step", 1),
     "in the middle of an accumulation": (PackedSFTTrainer, "_packed_loss", 5),
     "before the optimizer": (NonFiniteGuard, "on_pre_optimizer_step", 2),
-    "writing a checkpoint": (trainer, "write_weights", 2),
-    "committing": (checkpoint, "commit", 2),
-    "deleting an old checkpoint": (checkpoint, "prune", 3),
+    "writing a checkpoint": (trainer, "write_peft_adapter", 2),
+    "committing": (checkpoint, "commit_checkpoint", 2),
+    "deleting an old checkpoint": (checkpoint, "prune_checkpoints", 3),
     "measuring the validation loss": (PackedSFTTrainer, "prediction_step", 1),
     "the last step": (NonFiniteGuard, "on_pre_optimizer_step", 4),
     "saving the adapter": (fine_tune, "save_adapter", 1),
-    "comparing": (compare, "compare", 1),
+    "comparing": (compare, "compare_with_base", 1),
 }
 """Whose function is entered when the signals come, and in which of its calls."""
 

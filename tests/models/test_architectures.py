@@ -26,6 +26,7 @@ from lora_chat.models.identity import compute_identity
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.system.hardware import Hardware
 from lora_chat.training.sft import train_sft
+from lora_chat.training.training_run import TrainingRun
 
 CPU = Hardware("cpu", "test", 0, True, 2)
 TRAINING = TrainingSection(epochs=8, effective_batch_size=4, micro_batch_size=2, learning_rate=2e-2)
@@ -59,7 +60,7 @@ def test_trains_only_its_adapter_and_comes_back_the_same(architecture, mode, ran
     before = {name: p.detach().clone() for name, p in adapted.named_parameters()}
     first = evaluate_loss(adapted, rows)
     plan = make_plan(Recipe(data=DataSection(train="x"), training=TRAINING), CPU).training
-    train_sft(adapted, tokenizer, rows, rows, plan, bfloat16=True, each_epoch=False, metrics=tmp_path / "metrics.jsonl")
+    train_sft(TrainingRun(adapted, tokenizer, rows, rows, plan, tmp_path / "metrics.jsonl", bfloat16=True))
 
     moved = {name for name, p in adapted.named_parameters() if not torch.equal(p.float(), before[name].float())}
     assert moved

@@ -24,6 +24,7 @@ from lora_chat.system.hardware import Hardware
 from lora_chat.training.fast_path.attention.interface import register_packed_attention
 from lora_chat.training.fast_path.fused_lora import fused_lora
 from lora_chat.training.sft import train_sft
+from lora_chat.training.training_run import TrainingRun
 
 FP32 = Hardware("cpu", "test", 0, False, 2)
 BF16 = Hardware("cpu", "test", 0, True, 2)
@@ -73,15 +74,17 @@ def train(
         plan = plan.model_copy(update={"fast_path": attention == "flat"})
     folder.mkdir()
     report = train_sft(
-        adapted,
-        load_tokenizer(base),
-        rows,
-        rows[:2],
-        plan,
-        bfloat16=hardware.bfloat16,
-        each_epoch=each_epoch,
-        metrics=folder / "metrics.jsonl",
-        adjustable_settings=adjustable_settings,
+        TrainingRun(
+            model=adapted,
+            tokenizer=load_tokenizer(base),
+            train_rows=rows,
+            validation_rows=rows[:2],
+            plan=plan,
+            metrics_path=folder / "metrics.jsonl",
+            bfloat16=hardware.bfloat16,
+            evaluate_each_epoch=each_epoch,
+            adjustable_settings=adjustable_settings,
+        )
     )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return adapted, report, [line["loss"] for line in lines if "loss" in line]

@@ -19,6 +19,7 @@ from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
 from lora_chat.training.callbacks.memory_check import MemoryCheckCallback
 from lora_chat.training.sft import train_sft
 from lora_chat.training.trainer import PackedSFTTrainer
+from lora_chat.training.training_run import TrainingRun
 
 FP32 = Hardware("cpu", "test", 0, False, 2)
 ROWS = make_rows(22)
@@ -55,15 +56,17 @@ def run(cache_home, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(PackedSFTTrainer, "training_step", training_step)
             train_sft(
-                model,
-                load_tokenizer(base),
-                ROWS,
-                ROWS[:4],
-                plan,
-                bfloat16=False,
-                each_epoch=each_epoch,
-                metrics=folder / "metrics.jsonl",
-                checkpoint_policy=CheckpointPolicy(folder / "checkpoints", settings, {"a": 1}, newest),
+                TrainingRun(
+                    model=model,
+                    tokenizer=load_tokenizer(base),
+                    train_rows=ROWS,
+                    validation_rows=ROWS[:4],
+                    plan=plan,
+                    metrics_path=folder / "metrics.jsonl",
+                    bfloat16=False,
+                    evaluate_each_epoch=each_epoch,
+                    checkpoint_policy=CheckpointPolicy(folder / "checkpoints", settings, {"a": 1}, newest),
+                )
             )
         weights = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
         return weights, read_metrics(folder)

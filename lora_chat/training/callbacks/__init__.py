@@ -1,9 +1,9 @@
-"""Trainer callbacks, one per file.
+"""Callbacks of the trainer, one per file.
 
-- checkpoint: A trainer callback that decides when a checkpoint is written, and makes it count once it is
-- gradient_checkpointing: Recompute the activations of some decoder layers only
-- learning_rate: A trainer callback
-- memory_check: The largest micro-batch of the data, tried before the first step
-- metrics: A trainer callback that follows each step
-- nonfinite_guard: A trainer callback that looks at a step before the optimizer sees it
+- checkpoint: When checkpoints are written, and their commit
+- gradient_checkpointing: Recomputed activations in some decoder layers only
+- learning_rate: The plan's learning rate in a resumed run
+- memory_check: Dry run of the largest micro-batch before the first step
+- metrics: Metrics file, progress and stop requests
+- nonfinite_guard: Refusal of steps and checkpoints with non-finite values
 """

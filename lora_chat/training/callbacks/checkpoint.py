@@ -1,13 +1,13 @@
-"""A trainer callback that decides when a checkpoint is written, and makes it count once it is."""
+"""Callback that decides when a checkpoint is written, and commits it after it is written."""
 
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,56 +18,55 @@ from lora_chat.planning.disk_space import checkpoint_bytes
 from lora_chat.runs.checkpoints import MANIFEST, CommittedCheckpoint, commit_checkpoint, prune_checkpoints
 from lora_chat.system.atomic_write import fsync_path
 from lora_chat.training.optimizer_state import check_optimizer_state
+from lora_chat.training.stop_request import StopRequest
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import DataLoader
+
+_MAX_CHECKPOINT_TIME_SHARE = 0.05
+"""Largest share of training time that checkpoints by the clock may take."""
+_WRITE_TEST_CHUNK_BYTES = 1 << 24
 
 
-def is_epoch_end(args: TrainingArguments, state: TrainerState, train_dataloader: Any) -> bool:
-    """Whether the optimizer step just done is the last of an epoch, or of training."""
+def is_epoch_end(args: TrainingArguments, state: TrainerState, train_dataloader: "DataLoader[object] | None") -> bool:
+    """Return whether the last optimizer step was the last of an epoch or of training."""
+    assert train_dataloader is not None
     steps = -(-len(train_dataloader) // args.gradient_accumulation_steps)
     return bool(state.global_step % steps == 0) or state.global_step >= state.max_steps
 
 
-_MAX_CHECKPOINT_TIME_SHARE = 0.05
-"""Of the time between two checkpoints, spent on one that is due by the clock."""
-
-
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """Where checkpoints go, how often, and which one is continued."""
+    """The folder and the frequency of checkpoints, and the checkpoint to resume."""
 
     folder: Path
     settings: CheckpointSection
     identity: Mapping[str, Any]
-    """What the run is, field by field; stands in every manifest."""
+    """Fields that identify the run; each manifest records them."""
     resume: CommittedCheckpoint | None = None
 
 
 class CheckpointCallback(TrainerCallback):
-    """Checkpoints by step, by minutes and at the end of every epoch; older ones go only after a newer one counts."""
+    """Writer of checkpoints by step, by minutes, at the end of each epoch, and before a requested stop."""
 
-    def __init__(
-        self,
-        checkpoint_policy: CheckpointPolicy,
-        metrics_path: Path,
-        stop_requested: Callable[[], bool],
-        check_weights: Callable[[TrainingArguments, TrainerState], None],
-    ) -> None:
+    def __init__(self, checkpoint_policy: CheckpointPolicy, metrics_path: Path, stop_request: StopRequest) -> None:
         self._policy = checkpoint_policy
         self._metrics_path = metrics_path
-        self._stop_requested = stop_requested
-        self._check_weights = check_weights
+        self._stop_request = stop_request
         self._last_time = time.monotonic()
         self.latest_checkpoint = checkpoint_policy.resume
         self.last_write_seconds = 0.0
-        """Spent on the last checkpoint."""
+        """Time to write and commit the last checkpoint, in seconds."""
         self._pending_folder: Path | None = None
         self._write_started = 0.0
         self._trainable_parameters = 0
 
     @contextmanager
     def explain_checkpoint_errors(self) -> Iterator[None]:
-        """Training; a checkpoint that cannot be written ends it with a message, and leaves no half behind.
+        """Delete an unfinished checkpoint and raise DiskFullError, DiskError or RecipeError if it cannot be written.
 
-        Raises DiskFullError, DiskError or RecipeError. PyTorch's writer hides what the system said: it is asked again.
+        PyTorch's writer hides the system's error, so another write finds it out.
         """
         try:
             yield
@@ -75,7 +74,7 @@ class CheckpointCallback(TrainerCallback):
             folder = self._pending_folder
             if folder is None:
                 raise
-            if not (folder / MANIFEST).exists():  # else it is whole, though the system may not have it on disk yet
+            if not (folder / MANIFEST).exists():  # with a manifest it is complete, although it may not be synced yet
                 shutil.rmtree(folder, ignore_errors=True)
             needed = checkpoint_bytes(self._trainable_parameters)
             with explain_write_errors(folder, "a checkpoint", needed, self._recovery_hint()):
@@ -83,8 +82,19 @@ class CheckpointCallback(TrainerCallback):
                     _check_writable(folder.parent, needed)
                 raise error
 
-    def on_train_begin(self, *args: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
-        if self._policy.resume:  # Trainer has read the optimizer's state by now, and no step was made with it
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: "torch.nn.Module | None" = None,
+        optimizer: "torch.optim.Optimizer | None" = None,
+        **kwargs: object,
+    ) -> None:
+        """Check the optimizer state that Trainer has read from the resumed checkpoint."""
+        assert model is not None
+        assert optimizer is not None
+        if self._policy.resume:
             check_optimizer_state(optimizer, self._policy.resume.folder)
         self._trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -93,21 +103,22 @@ class CheckpointCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        train_dataloader: Any = None,
-        **kwargs: Any,
+        train_dataloader: "DataLoader[object] | None" = None,
+        **kwargs: object,
     ) -> None:
+        """Request a checkpoint if one is due; it is written before the validation loss is measured."""
         settings, step = self._policy.settings, state.global_step
         by_step = bool(settings.every_steps) and step % int(settings.every_steps or 1) == 0
-        # Before the validation loss: what was trained is safe while it is measured.
-        if by_step or is_epoch_end(args, state, train_dataloader) or self._is_interval_over() or self._stop_requested():
-            self._check_weights(args, state)
+        stopping = bool(self._stop_request.signal_number)
+        if by_step or is_epoch_end(args, state, train_dataloader) or self._is_interval_over() or stopping:
             control.should_save = True
             self._pending_folder = self._policy.folder / f"checkpoint-{step}"
             self._write_started = time.monotonic()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Commit the checkpoint that was written, then delete older ones."""
         assert self._pending_folder is not None
-        fsync_path(self._metrics_path)  # what a checkpoint holds stands there too
+        fsync_path(self._metrics_path)  # the metrics of the checkpoint's steps must survive with it
         self.latest_checkpoint = commit_checkpoint(self._pending_folder, self._policy.identity)
         prune_checkpoints(self._policy.folder, self._policy.settings.keep)
         self._pending_folder = None
@@ -115,6 +126,7 @@ class CheckpointCallback(TrainerCallback):
         self.last_write_seconds = self._last_time - self._write_started
 
     def _is_interval_over(self) -> bool:
+        """Return whether a checkpoint is due by the clock; slow writes make the interval longer."""
         minutes = self._policy.settings.every_minutes
         elapsed = time.monotonic() - self._last_time
         return bool(minutes) and elapsed >= max(
@@ -122,16 +134,18 @@ class CheckpointCallback(TrainerCallback):
         )
 
     def _recovery_hint(self) -> str:
+        """Return how to continue after a failed write."""
         if self.latest_checkpoint is None:
-            return "No checkpoint had been written before."
+            return "No earlier checkpoint exists."
         return (
-            f"The checkpoint of step {self.latest_checkpoint.step} is whole: free some space, then go on with --resume."
+            f"The checkpoint of step {self.latest_checkpoint.step} is intact. "
+            "Fix: free some space, then continue with --resume."
         )
 
 
 def _check_writable(folder: Path, size: int) -> None:
-    """Raises OSError if so many bytes cannot be written there."""
+    """Write `size` bytes to a temporary file. Raise OSError if that fails."""
     with tempfile.NamedTemporaryFile(prefix=".probe-", suffix=".part", dir=folder) as file:
-        for begin in range(0, size, 1 << 24):
-            file.write(bytes(min(1 << 24, size - begin)))
+        for begin in range(0, size, _WRITE_TEST_CHUNK_BYTES):
+            file.write(bytes(min(_WRITE_TEST_CHUNK_BYTES, size - begin)))
         file.flush()

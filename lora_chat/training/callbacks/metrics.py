@@ -1,10 +1,11 @@
-"""A trainer callback that follows each step: writes metrics, shows progress, obeys signals."""
+"""Callback that writes the metrics of each step, shows progress and stops training on request."""
 
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -13,54 +14,68 @@ from lora_chat.runs.metrics_log import MetricsLog
 from lora_chat.system.atomic_write import open_to_append
 from lora_chat.training.callbacks.checkpoint import is_epoch_end
 from lora_chat.training.progress_bar import ProgressView, StepReport
-from lora_chat.training.stop_request import StopRequest
-from lora_chat.training.trainer import EvaluationStopped, TrainingAlreadyComplete
+from lora_chat.training.stop_request import EvaluationStopped, StopRequest, TrainingNotStarted
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from lora_chat.training.trainer import PackedSFTTrainer
 
 logger = logging.getLogger(__name__)
 
 
 class MetricsCallback(TrainerCallback):
-    """Appends one JSON object a step to the metrics file."""
+    """Writer of one JSON object per step to the metrics file."""
 
     def __init__(
-        self, metrics_path: Path, earlier_metrics: MetricsLog, view: ProgressView, stop_request: StopRequest
+        self,
+        trainer: "PackedSFTTrainer",
+        metrics_path: Path,
+        earlier_metrics: MetricsLog,
+        view: ProgressView,
+        stop_request: StopRequest,
     ) -> None:
+        self._trainer = trainer
         self._metrics_path = metrics_path
         self._earlier_metrics = earlier_metrics
-        """What stands there of the steps that a checkpoint had done."""
+        """Metrics of the steps before the resumed checkpoint."""
         self._view = view
         self._stop_request = stop_request
         self._started = 0.0
         self._first_step = 0
-        self.trainer: Any = None
-        """Set once the trainer exists; it counts the supervised tokens."""
 
     def on_train_begin(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        train_dataloader: Any = None,
-        **kwargs: Any,
+        train_dataloader: "DataLoader[object] | None" = None,
+        **kwargs: object,
     ) -> None:
+        """Measure a missing validation loss of the resumed checkpoint. Raise TrainingNotStarted if no step is left."""
         self._first_step = step = state.global_step
-        self.trainer.supervised_tokens = self._earlier_metrics.supervised_tokens
-        measured = self.trainer.eval_dataset is None or self._earlier_metrics.has_validation_loss(step)
+        self._trainer.supervised_tokens = self._earlier_metrics.supervised_tokens
+        measured = self._trainer.eval_dataset is None or self._earlier_metrics.has_validation_loss(step)
         if step and not measured and is_epoch_end(args, state, train_dataloader):
-            self.trainer.evaluate()  # committed, but cut short before it was measured
+            self._trainer.evaluate()  # the run stopped between the checkpoint and its validation loss
         if step >= state.max_steps or self._stop_request.signal_number:
-            raise TrainingAlreadyComplete
+            raise TrainingNotStarted
         self._started = time.monotonic()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Stop after this step if a signal asked for it."""
         control.should_training_stop |= bool(self._stop_request.signal_number)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Stop after this checkpoint if a signal asked for it."""
         control.should_training_stop |= bool(self._stop_request.signal_number)
 
     def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        """Raise EvaluationStopped if a signal asked to stop, because a validation loss may take minutes."""
         if self._stop_request.signal_number:
             control.should_training_stop = True
             raise EvaluationStopped
@@ -70,9 +85,10 @@ class MetricsCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: object,
     ) -> None:
+        """Write and show the training loss or the validation loss of a step."""
         logs = logs or {}
         if "eval_loss" in logs:
             loss = float(logs["eval_loss"])
@@ -82,7 +98,7 @@ class MetricsCallback(TrainerCallback):
             return
         loss = float(logs["loss"])
         seconds = time.monotonic() - self._started
-        tokens = int(self.trainer.supervised_tokens)
+        tokens = int(self._trainer.supervised_tokens)
         self._write(
             {
                 "step": state.global_step,
@@ -96,8 +112,9 @@ class MetricsCallback(TrainerCallback):
         )
         seconds_left = seconds / (state.global_step - self._first_step) * (state.max_steps - state.global_step)
         tokens_per_second = (tokens - self._earlier_metrics.supervised_tokens) / max(seconds, 1e-9)
-        self._view.step(StepReport(state.global_step, state.max_steps, loss, tokens_per_second, seconds_left))
+        self._view.show_step(StepReport(state.global_step, state.max_steps, loss, tokens_per_second, seconds_left))
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def _write(self, row: Mapping[str, float]) -> None:
+        """Append one row to the metrics file."""
         with explain_write_errors(self._metrics_path, "metrics"), open_to_append(self._metrics_path) as file:
             file.write(json.dumps(row) + "\n")

@@ -11,7 +11,7 @@ import torch
 from lora_chat.models.quantization.dequantize import is_int8_linear
 from lora_chat.training.fast_path.attention.interface import SharedPrefixUnsupportedError
 from lora_chat.training.fast_path.lm_head_loss import split_supervised
-from lora_chat.training.fast_path.packed_batch import PackedBatchCollator, move_to_device
+from lora_chat.training.fast_path.packed_batch import EncodedIds, PackedBatchCollator, move_to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ def find_packed_collator(model: "PeftModel", ids: "Sequence[int]", stock_attenti
     )
 
 
-def make_sample_dialogues(ids: "Sequence[int]") -> list[dict[str, list[int]]]:
+def make_sample_dialogues(ids: "Sequence[int]") -> list[EncodedIds]:
     """Three short ones of these ids that begin alike and are trained in their second half."""
     first = list(ids[:_MAX_SAMPLE_TOKENS])
     half = len(first) // 2
@@ -92,7 +92,7 @@ def _matches_separate_logits(
     return distance <= min(2 * rounding, _MAX_ROUNDING_DIFFERENCE)
 
 
-def compute_separate_logits(model: "PeftModel", dialogues: "list[dict[str, list[int]]]") -> list[torch.Tensor]:
+def compute_separate_logits(model: "PeftModel", dialogues: "Sequence[EncodedIds]") -> list[torch.Tensor]:
     """Logits (tokens, vocabulary) of dialogues that are rows of their own, in the attention that is set.
 
     In one batch: what is filled up behind a dialogue, no causal model can see.
@@ -105,7 +105,7 @@ def compute_separate_logits(model: "PeftModel", dialogues: "list[dict[str, list[
 
 
 def _concatenate_separate_logits(
-    model: "PeftModel", dialogues: "list[dict[str, list[int]]]", prefix: int, attention: str
+    model: "PeftModel", dialogues: "Sequence[EncodedIds]", prefix: int, attention: str
 ) -> torch.Tensor:
     model.set_attn_implementation(attention)
     first, *rest = compute_separate_logits(model, dialogues)

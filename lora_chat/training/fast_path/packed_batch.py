@@ -1,32 +1,40 @@
-"""A micro-batch as one row without padding; a beginning that all its dialogues share stands there once.
+"""A micro-batch as one row without padding, which contains the shared prefix of its dialogues only once.
 
-The hidden states of a shared beginning are the same in every dialogue, so its gradient is the sum of theirs.
+The hidden states of a shared prefix are the same in every dialogue, so its gradient is the sum over the dialogues.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from lora_chat.data.encoding.encode import IGNORE_INDEX
 
 _MIN_SHARED_PREFIX_TOKENS = 4
-"""Below this a shared beginning is not worth its bookkeeping."""
+"""Shortest shared prefix in tokens; the index tables for a shorter one cost more than they save."""
+
+
+class EncodedIds(TypedDict):
+    """Token ids and labels of one dialogue, both of the same length."""
+
+    input_ids: list[int]
+    labels: list[int]
 
 
 @dataclass(frozen=True)
 class PackedBatchCollator:
-    """Collates rows of `input_ids` and `labels`, both (length,), to tensors (1, tokens).
+    """Collator of rows of `input_ids` and `labels`, both (length,), to tensors (1, tokens).
 
-    Borders come as `segment_edges` (rows + 1 integers) and, for transformers' own flash attention, `cu_seq_lens_q`;
-    `supervised` are the positions before a trained token. With `count_shared_prefix`, every row but the first
-    leaves that many tokens out, which it is to attend to nevertheless.
+    The batch contains the borders of its sequences as `segment_edges` (rows + 1 integers) and as `cu_seq_lens_q` for
+    transformers' flash attention, and in `supervised` the positions before a trained token. With a `shared_prefix`,
+    each row except the first leaves out that many tokens, but still attends to them.
     """
 
     share_prefix: bool
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[EncodedIds]) -> dict[str, Any]:
+        """Return the packed batch."""
         rows = [self.trim(row) for row in rows]
         prefix = count_shared_prefix(rows) if self.share_prefix else 0
         ids: list[int] = []
@@ -36,7 +44,7 @@ class PackedBatchCollator:
         for number, row in enumerate(rows):
             begin = prefix if number else 0
             ids += row["input_ids"][begin:]
-            # A row's first token is no one's next token.
+            # The first token of a row is never predicted, because its predecessor belongs to another row.
             labels += [IGNORE_INDEX, *row["labels"][begin + 1 :]]
             positions += range(begin, len(row["input_ids"]))
             cu_seqlens.append(len(ids))
@@ -57,19 +65,19 @@ class PackedBatchCollator:
         return batch | {"shared_prefix": prefix} if prefix else batch
 
     @staticmethod
-    def trim(row: dict[str, list[int]]) -> dict[str, list[int]]:
-        """Without what follows the last trained token (a line feed, an unanswered turn): it has no part in the loss."""
+    def trim(row: EncodedIds) -> EncodedIds:
+        """Remove the tokens after the last trained one, for example an unanswered turn, because they cause no loss."""
         end = len(row["labels"]) - _count_leading_unsupervised(row["labels"][::-1])
         return {"input_ids": row["input_ids"][:end], "labels": row["labels"][:end]} if end else row
 
 
 def move_to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The same batch with its tensors on a device."""
+    """Return the batch with its tensors on a device."""
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
 def unpack_rows(batch: dict[str, Any]) -> list[list[int]]:
-    """The ids of every row of a collated batch, flat or padded, in some order."""
+    """Return the ids of every row of a packed or padded batch, in any order."""
     if "micro_batches" in batch:
         return [ids for micro_batch in batch["micro_batches"] for ids in unpack_rows(micro_batch)]
     if "segment_edges" not in batch:
@@ -81,8 +89,8 @@ def unpack_rows(batch: dict[str, Any]) -> list[list[int]]:
     return [(prefix_ids if i else []) + ids[cu_seqlens[i] : cu_seqlens[i + 1]] for i in range(len(cu_seqlens) - 1)]
 
 
-def count_shared_prefix(rows: Sequence[dict[str, list[int]]]) -> int:
-    """How many tokens all rows begin with, none of them trained, nor the one after them."""
+def count_shared_prefix(rows: Sequence[EncodedIds]) -> int:
+    """Count the tokens with which all rows begin, if neither they nor the next token are trained."""
     first = rows[0]["input_ids"]
     if len(rows) < 2:
         return 0
@@ -93,5 +101,5 @@ def count_shared_prefix(rows: Sequence[dict[str, list[int]]]) -> int:
 
 
 def _count_leading_unsupervised(labels: Sequence[int]) -> int:
-    """Number of tokens before the first trained one."""
+    """Count the tokens before the first trained one."""
     return next((i for i, label in enumerate(labels) if label != IGNORE_INDEX), len(labels))

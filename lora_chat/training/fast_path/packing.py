@@ -1,4 +1,4 @@
-"""Micro-batches of one optimizer step by their tokens: the same dialogues a step, the same gradient, no padding."""
+"""Distribution of an optimizer step's dialogues over micro-batches by tokens, with the same gradient and no padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,21 +6,31 @@ from typing import Any
 
 import torch
 
-from lora_chat.training.fast_path.packed_batch import PackedBatchCollator, count_shared_prefix
+from lora_chat.config.plan import TrainingPlan
+from lora_chat.training.fast_path.packed_batch import EncodedIds, PackedBatchCollator, count_shared_prefix
 
 
 @dataclass(frozen=True)
 class StepCollator:
-    """Collates all rows of an optimizer step to {"labels": ..., "micro_batches": [flat rows, ...]}."""
+    """Collator of all rows of an optimizer step to {"labels": ..., "micro_batches": [packed batch, ...]}."""
 
     micro_batch_collator: PackedBatchCollator
     max_tokens: int | None
-    """Most tokens of a micro-batch; None leaves it to `max_rows`."""
+    """Largest micro-batch in tokens; None limits only the rows."""
     max_rows: int | None
+    """Largest micro-batch in rows; None limits only the tokens."""
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    @classmethod
+    def from_plan(cls, collator: PackedBatchCollator, plan: TrainingPlan) -> "StepCollator":
+        """Return the collator for the micro-batch size of a plan, which limits either tokens or rows."""
+        max_rows = None if plan.micro_batch_tokens else plan.micro_batch_size
+        return cls(collator, plan.micro_batch_tokens, max_rows)
+
+    def __call__(self, rows: Sequence[EncodedIds]) -> dict[str, Any]:
+        """Return the packed micro-batches of one optimizer step."""
         rows = [self.micro_batch_collator.trim(row) for row in rows]
         shared = count_shared_prefix(rows) if self.micro_batch_collator.share_prefix else 0
+        # A micro-batch contains the shared prefix once, so neither the lengths nor the budget include it.
         lengths = [len(row["input_ids"]) - shared for row in rows]
         budget = sum(lengths) if self.max_tokens is None else self.max_tokens - shared
         batches = pack_rows(lengths, max(1, budget), self.max_rows or len(rows))
@@ -31,9 +41,9 @@ class StepCollator:
 
 
 def pack_rows(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[list[int]]:
-    """Distribute rows over the fewest micro-batches that keep to the budget, all about equally large.
+    """Distribute rows over the fewest micro-batches within both limits, of similar size.
 
-    A row longer than the budget is alone. In each, rows keep their order.
+    A row longer than the budget gets a micro-batch for itself. The rows of a micro-batch keep their order.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     count = max(1, -(-sum(lengths) // max_tokens), -(-len(lengths) // max_rows))
@@ -41,6 +51,7 @@ def pack_rows(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[li
         batches: list[list[int]] = [[] for _ in range(count)]
         sizes = [0] * count
         for i in order:
+            # The longest row that is left goes to the smallest micro-batch with room for a row.
             smallest = min(range(count), key=lambda b: (len(batches[b]) >= max_rows, sizes[b], b))
             batches[smallest].append(i)
             sizes[smallest] += lengths[i]

@@ -1,4 +1,4 @@
-"""Which parts of the fast path cover a model, proven on it; where one does not, the stock path and a reason."""
+"""Selection of the fast path: each part is checked on the model, and the stock path replaces what does not pass."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_chat.config.plan import TrainingPlan
 from lora_chat.models.quantization.cpu_linear import dequantizing_on_the_fly
 from lora_chat.models.quantization.dequantize import shared_buffer
 from lora_chat.models.quantization.weight_cache import cached_int8_weights
@@ -17,7 +16,7 @@ from lora_chat.training.fast_path.check_packing import find_packed_collator
 from lora_chat.training.fast_path.fused_lora import fused_lora
 from lora_chat.training.fast_path.layers.decoder_layer import fused_layers, unfused_reason
 from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, find_lm_head
-from lora_chat.training.fast_path.packing import StepCollator
+from lora_chat.training.fast_path.packed_batch import PackedBatchCollator
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,18 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FastPath:
-    """What is used in place of TRL's own."""
+    """The parts that replace TRL's and transformers' own on one model."""
 
-    collator: StepCollator | None = None
-    """Packs whole optimizer steps; None: TRL pads micro-batches."""
+    packed_collator: PackedBatchCollator | None = None
+    """Collator of packed micro-batches; None leaves padded micro-batches to TRL."""
     head: SupervisedLMHead | None = None
     fused: bool = False
+    """Whether fused LoRA layers and decoder layers are used."""
     notes: tuple[str, ...] = ()
-    """For people: what is not fast on this model, and why."""
+    """Messages for the user about parts that are not fast on this model, with the reason."""
 
     @contextmanager
     def use_fused_layers(self, model: "PeftModel") -> Iterator[None]:
-        """The fused layers in place of the model's own, until the block ends."""
+        """Replace the model's layers by fused ones until the block ends."""
         if not self.fused:
             yield
             return
@@ -44,41 +44,42 @@ class FastPath:
             yield
 
 
-def find_fast_path(model: "PeftModel", ids: Sequence[int], plan: TrainingPlan) -> FastPath:
-    """Try the parts on the model, with the `ids` of any dialogue; sets the attention it is to be trained with."""
-    if not plan.fast_path:
-        return FastPath()
+def find_fast_path(model: "PeftModel", ids: Sequence[int]) -> FastPath:
+    """Check the parts on the model with the `ids` of any dialogue, and set the attention for training."""
     stock_attention = model.config._attn_implementation
     try:
         with dequantizing_on_the_fly(model):
-            return _check_fast_path(model, ids, plan, stock_attention)
+            return _check_fast_path(model, ids, stock_attention)
     except (RuntimeError, NotImplementedError) as error:
         if model.device.type == "cpu" or isinstance(error, torch.OutOfMemoryError):
             raise
-        # Kernels that a card or a PyTorch lacks.
+        # A GPU or a version of PyTorch may lack a kernel.
         model.set_attn_implementation(stock_attention)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return FastPath(notes=(f"The fast path does not run on this device ({reason}). Slower, the same result.",))
+        note = f"The fast path does not run on this device ({reason}). Training is slower, with the same result."
+        return FastPath(notes=(note,))
 
 
-def _check_fast_path(model: "PeftModel", ids: Sequence[int], plan: TrainingPlan, stock_attention: str) -> FastPath:
-    if stock_attention == "sdpa":  # models with caps of their own chose another
+def _check_fast_path(model: "PeftModel", ids: Sequence[int], stock_attention: str) -> FastPath:
+    """Check packing first, then the LM head and the fused layers together by their gradients."""
+    if stock_attention == "sdpa":  # another choice means that the model needs it, for example for soft caps
         model.set_attn_implementation(register_packed_attention())
-    micro_batch_collator = find_packed_collator(model, ids, stock_attention)
-    if micro_batch_collator is None:
+    collator = find_packed_collator(model, ids, stock_attention)
+    if collator is None:
         model.set_attn_implementation(stock_attention)  # padded rows need its mask
-        note = "Dialogues are padded: in one row, those of this model would see each other. Slower, the same result."
+        note = (
+            "Dialogues are padded, because this model would mix dialogues in one row. "
+            "Training is slower, with the same result."
+        )
         return FastPath(fused=True, notes=(note,))
-    max_rows = None if plan.micro_batch_tokens else plan.micro_batch_size
-    collator = StepCollator(micro_batch_collator, plan.micro_batch_tokens, max_rows)
     head = find_lm_head(model)
-    notes = [] if head else ["The LM head is the model's own: it is scaled, capped, has a bias or is trained."]
+    notes = [] if head else ["The model's own LM head is used, because it is scaled, capped, trained or has a bias."]
     if reason := unfused_reason(model):
-        notes.append(f"Decoder layers are transformers' own ({reason}). Slower, the same result.")
+        notes.append(f"Decoder layers are not fused ({reason}). Training is slower, with the same result.")
     fused = True
     if head is not None:
-        cosine = gradient_cosine(model, ids, micro_batch_collator, head, stock_attention)
+        cosine = gradient_cosine(model, ids, collator, head, stock_attention)
         if not cosine >= MIN_GRADIENT_COSINE:
             fused, head = False, None
-            notes = [f"Fast layers are off: their gradients are not those of this model (cosine {cosine:.3f})."]
+            notes = [f"Fused layers are off, because their gradients differ from the model's (cosine {cosine:.3f})."]
     return FastPath(collator, head, fused, tuple(notes))

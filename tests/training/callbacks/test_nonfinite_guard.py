@@ -52,10 +52,10 @@ def test_the_command_names_step_dialogues_and_checkpoint(cache_home, tmp_path, m
     code = main(["sft", "recipes/smoke.yaml", *(word for key in keys for word in ("--set", key))])
     said = capsys.readouterr().err
     assert code == 6
-    assert f"wrong at step 3: its {what} is not a number" in said
+    assert f"Step 3 has a non-finite {what}" in said
     named = next(line for line in said.splitlines() if line.startswith("Its dialogues: "))
     assert re.fullmatch(r"Its dialogues: recipes/smoke/dialogues.jsonl, lines \d(, \d)+\.", named)
-    assert "The checkpoint of step 2 is whole" in said
+    assert "The checkpoint of step 2 is intact" in said
     assert "--resume --set training.learning_rate=0.0025 --accept-change training.learning_rate" in said
     rows = [json.loads(line) for line in (tmp_path / "smoke-1" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
@@ -93,10 +93,10 @@ def test_weights_that_are_no_numbers_are_not_committed(cache_home, tmp_path, mon
     monkeypatch.setattr(PackedSFTTrainer, "spoil", spoil, raising=False)
     keys = ["checkpoint.every_steps=1", f"output.directory={tmp_path}"]
     assert main(["sft", "recipes/smoke.yaml", *(word for key in keys for word in ("--set", key))]) == 6
-    assert "weights of the adapter are not numbers" in capsys.readouterr().err
+    assert "Step 3 left non-finite weights in the adapter" in capsys.readouterr().err
     assert not (tmp_path / "smoke-1" / "checkpoints" / "checkpoint-3").exists()
 
 
 def test_infinite_adapter_from_the_beginning(cache_home, tmp_path):
-    with pytest.raises(NonFiniteError, match="step 1: its loss is not a number"):
+    with pytest.raises(NonFiniteError, match="Step 1 has a non-finite loss"):
         train(make_rows(8), tmp_path / "run", poison=True)

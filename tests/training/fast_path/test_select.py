@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from lora_chat.config.plan import make_plan, plan_precision
-from lora_chat.config.recipe import AdapterSection, BaseSection, DataSection, QuantizationSection, Recipe
+from lora_chat.config.plan import plan_precision
+from lora_chat.config.recipe import AdapterSection, BaseSection, QuantizationSection
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model
 from lora_chat.system.hardware import Hardware
@@ -22,7 +22,7 @@ def find(folder, mode="none", ids=IDS, **adapter):
     model = load_base_model(base, plan_precision(QuantizationSection(mode=mode), BF16))
     model = attach_adapter(model, AdapterSection(rank=4, **adapter), seed=3)
     before = [p.detach().clone() for p in model.parameters()]
-    path = find_fast_path(model, ids, make_plan(Recipe(data=DataSection(train="x")), BF16).training)
+    path = find_fast_path(model, ids)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert all(p.grad is None for p in model.parameters())
     return path
@@ -32,8 +32,8 @@ def find(folder, mode="none", ids=IDS, **adapter):
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral"])
 def test_common_models_are_covered_and_nothing_is_said(random_base, architecture, mode):
     path = find(random_base(architecture), mode)
-    assert path.collator
-    assert path.collator.micro_batch_collator.share_prefix
+    assert path.packed_collator
+    assert path.packed_collator.share_prefix
     assert path.head
     assert path.fused
     assert path.notes == ()
@@ -44,7 +44,7 @@ def test_common_models_are_covered_and_nothing_is_said(random_base, architecture
 def test_the_rounding_of_a_real_model_is_not_mistaken_for_a_neighbour(mode):
     dice = random.Random(1)  # tokens by chance make a trained model's states large, and bf16 coarse
     path = find("smollm2-135m-instruct", mode, [dice.randrange(100, 40000) for _ in range(48)])
-    assert path.collator
+    assert path.packed_collator
     assert path.fused
     assert path.notes == ()
 

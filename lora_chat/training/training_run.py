@@ -1,0 +1,90 @@
+"""The input and the result of one training."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from lora_chat.config.plan import TrainingPlan
+from lora_chat.training.candidate_plans import update_identity
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from lora_chat.runs.checkpoints import CommittedCheckpoint
+    from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
+    from lora_chat.training.callbacks.nonfinite_guard import DialogueLocator
+
+
+class EncodedRow(Protocol):
+    """An encoded dialogue: token ids and labels, both (length,)."""
+
+    @property
+    def input_ids(self) -> list[int]: ...
+    @property
+    def labels(self) -> list[int]: ...
+
+
+def locate_nothing(rows: Sequence[Sequence[int]]) -> Sequence[tuple[str, int]]:
+    """Return no locations, because the files of the rows are unknown."""
+    return ()
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Everything that one training needs: the adapted model, its data, the plan and the paths that it writes to."""
+
+    model: "PeftModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    train_rows: Sequence[EncodedRow]
+    validation_rows: Sequence[EncodedRow]
+    plan: TrainingPlan
+    metrics_path: Path
+    """File that receives one JSON object per step."""
+    bfloat16: bool
+    """Whether the base computes in bf16 and the trained adapter is rounded to it."""
+    evaluate_each_epoch: bool = False
+    tensorboard_folder: Path | None = None
+    checkpoint_policy: "CheckpointPolicy | None" = None
+    """Rules for writing checkpoints; None writes none."""
+    locate_dialogues: "DialogueLocator" = locate_nothing
+    """Function that finds the dialogues of a failed step in their files."""
+    adjustable_settings: Collection[str] = ()
+    """Names of training settings that may change if the largest micro-batch does not fit in memory."""
+
+    @property
+    def on_cpu(self) -> bool:
+        """Return whether the model is on a CPU."""
+        return bool(self.model.device.type == "cpu")
+
+    @property
+    def resume_checkpoint(self) -> "CommittedCheckpoint | None":
+        """Return the checkpoint from which training continues, if any."""
+        return self.checkpoint_policy.resume if self.checkpoint_policy else None
+
+    def with_plan(self, plan: TrainingPlan) -> "TrainingRun":
+        """Return the same run with another plan, which its checkpoints also record."""
+        if plan == self.plan:
+            return self
+        policy = self.checkpoint_policy
+        if policy is not None:
+            policy = replace(policy, identity=update_identity(plan, policy.identity))
+        return replace(self, plan=plan, checkpoint_policy=policy)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The outcome of one training."""
+
+    steps: int
+    planned_steps: int
+    seconds: float
+    """Training time in seconds, including the time before a resume."""
+    seconds_before_resume: float
+    """Training time in seconds up to the checkpoint that was resumed."""
+    supervised_tokens: int
+    signal_number: int
+    """Number of the signal that asked to stop, or 0."""
+    plan: TrainingPlan
+    """The plan that was trained. Its micro-batches may be smaller than requested."""
