@@ -1,11 +1,11 @@
-"""How fast the audit is, and what it finds.
+"""Measure the speed of the audit and count its findings.
 
     python benchmarks/audit.py FILE.jsonl [FILE.jsonl ...] [--rounds 5] [--times 1]
 
-Prints MB of text a second on one core for each file and for all together, then the findings by kind. It is CPU time,
-which drifts on a busy machine all the same, so the range over the rounds is printed. `--times 50` takes the dialogues
-50 times, each time with other words, for memory and speed on large data. Files with columns of their own are read with
-`--columns user=QUESTION assistant=ANSWER`; files that hold no dialogues are left out.
+Prints MB of text per second on one core for each file and for all files, then the findings by kind. Times are CPU
+times and still vary on a busy machine, so the range over the rounds is printed. `--times 50` repeats the dialogues 50
+times with other words, to measure memory and speed on large data. Files with other column names are read with
+`--columns user=QUESTION assistant=ANSWER`; files without dialogues are left out.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from lora_chat.errors import DataError
 
 
 def size(dialogues: list[Dialogue]) -> float:
-    """MB of text in UTF-8."""
+    """Return the size of the text in UTF-8, in MB."""
     return sum(len(m.content.encode()) for d in dialogues for m in d.messages) / 1e6
 
 
 def multiply(dialogues: list[Dialogue], times: int) -> list[Dialogue]:
-    """The dialogues with a number after every word in each further copy, so that none repeats another."""
+    """Return copies of the dialogues. A number after every word of further copies makes them different."""
     result = list(dialogues)
     for n in range(1, times):
         for dialogue in dialogues:
@@ -39,7 +39,7 @@ def multiply(dialogues: list[Dialogue], times: int) -> list[Dialogue]:
 
 
 def audit(dialogues: list[Dialogue]) -> tuple[AuditReport, float]:
-    """The report and the CPU seconds it took."""
+    """Return the report and the CPU seconds of an audit."""
     start = time.process_time()
     auditor = Auditor(AuditSection(), ["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
     for dialogue in dialogues:
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--columns", nargs="*", default=[], metavar="ROLE=COLUMN")
     options = parser.parse_args()
-    reading = ReadingOptions(columns=dict(one.split("=", 1) for one in options.columns))
+    reading = ReadingOptions(columns=dict(column.split("=", 1) for column in options.columns))
     parts = {}
     for file in options.files:
         try:
@@ -67,9 +67,9 @@ def main() -> None:
         if dialogues:
             parts[file] = multiply(dialogues, options.times)
         else:
-            print(f"{file} is left out: it holds no dialogues.")
+            print(f"{file} is left out: it contains no dialogues.")
     if not parts:
-        raise SystemExit("None of the files holds dialogues.")
+        raise SystemExit("None of the files contains dialogues.")
     parts["all"] = [dialogue for part in parts.values() for dialogue in part]
     audit(parts["all"][:50])  # loads libraries
     print(f"{'':24}{'dialogues':>10}{'MB':>8}{'MB/s':>14}{'us/dialogue':>13}")

@@ -1,8 +1,8 @@
-"""Seconds that a checkpoint takes, and its share of the time between two: python benchmarks/checkpoint_overhead.py
+"""Measure the seconds of a checkpoint: python benchmarks/checkpoint_overhead.py
 
-The embedded base in 4 bits with an adapter of rank 28: about 100 MB of adapter and optimizer state. A checkpoint after
-every step; `written` is Trainer's own part, `counted` is what makes it count: sync, digests, manifest, deleting an
-older one. Verifying is what a resume does first.
+The embedded base in 4 bits gets an adapter of rank 28, so adapter and optimizer state have about 100 MB. Every step
+writes a checkpoint. `written` is the time of Trainer; `counted` is the time of the commit: sync, digests, manifest,
+deletion of an older checkpoint. Verification is the first step of a resume.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from lora_chat.training.training_run import TrainingRun
 
 
 class Ids:
-    """A dialogue of random ids, all trained on."""
+    """A dialogue of random ids, all of them supervised."""
 
     def __init__(self, number: int) -> None:
         self.input_ids = [(number * 31 + i * 17) % 40_000 + 10 for i in range(40)]

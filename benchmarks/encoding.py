@@ -1,10 +1,10 @@
-"""Seconds from files to token ids and labels, lora_chat against TRL's own preparation of the same file.
+"""Measure the seconds from files to token ids and labels, beside TRL's preparation of the same files.
 
     python benchmarks/encoding.py FILE.jsonl ... [--base smollm2-135m-instruct] [--rounds 2] [--workers 2]
 
 Files are JSON lines of `messages`. TRL gets the base's template with `{% generation %}` marks around replies, so that
-it masks them too; the trainer it needs for this is built once without data, and that time is taken off. Both read
-the file, render, encode and mask; lora_chat also checks every row and proves prompts and stop tokens. The rounds
+it masks them too. The trainer that it needs is also built once without data, and that time is subtracted. Both read
+the file, render, encode and mask; lora_chat also checks every row, its prompts and its stop tokens. The rounds
 alternate, because times on a busy machine drift.
 """
 
@@ -47,13 +47,13 @@ MARKED = (
 
 
 def run_ours(path: Path, tokenizer: Any, stops: tuple[int, ...], limit: int, workers: int) -> Ledger:
-    """From the file to the store; another limit is another store."""
-    options = EncodingOptions(ReadingOptions(), limit)
-    return open_store([path], tokenizer, stops, options, workers=workers).ledger
+    """Encode a file into a store. Another limit gives another store, so that the cache is not used."""
+    encoding = EncodingOptions(ReadingOptions(), limit)
+    return open_store([path], tokenizer, stops, encoding, workers=workers).ledger
 
 
 def run_trl(path: Path | None, tokenizer: Any, model: Any, workers: int) -> None:
-    """From the file to the data set inside the trainer; without a file, a row that is encoded already."""
+    """Encode a file into the data set of a trainer. Without a file, the trainer gets one encoded row."""
     with tempfile.TemporaryDirectory() as folder:
         if path:
             data: Any = load_dataset("json", data_files=str(path), split="train", cache_dir=folder)
@@ -76,39 +76,39 @@ def run_trl(path: Path | None, tokenizer: Any, model: Any, workers: int) -> None
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
+    """Return the seconds of a call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def main() -> None:
-    """Time every way for every file and print the table."""
+    """Measure both programs on every file and print the table."""
     arguments = argparse.ArgumentParser(description="lora_chat against TRL, seconds of encoding")
     arguments.add_argument("files", nargs="+", type=Path)
     arguments.add_argument("--base", default="smollm2-135m-instruct")
     arguments.add_argument("--rounds", type=int, default=2)
     arguments.add_argument("--max-length", type=int, default=1 << 20)
     arguments.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    given = arguments.parse_args()
+    options = arguments.parse_args()
     logging.set_verbosity_error()
     disable_progress_bars()
-    base = find_base(BaseSection(name=given.base))
+    base = find_base(BaseSection(name=options.base))
     tokenizer, marked = load_tokenizer(base), load_tokenizer(base)
     install_template(tokenizer)
     marked.chat_template = MARKED
     stops = read_stop_ids(base, tokenizer)
     model = AutoModelForCausalLM.from_pretrained(find_base(BaseSection(name="tiny-random")).folder)
-    several = given.workers
-    print(f"{several} processors, torch {torch.__version__}, base {given.base}")
+    several = options.workers
+    print(f"{several} processors, torch {torch.__version__}, base {options.base}")
     print(f"{'':28} {'way':30} {'seconds':>8} {'fastest':>8} {'supervised tokens/s':>20} {'x ours':>7}")
-    for path in given.files:
+    for path in options.files:
         times: dict[str, list[float]] = {}
         tokens = 0
-        for number in range(given.rounds):
+        for number in range(options.rounds):
             for workers in sorted({1, several}):
                 name = f"{workers} process{'es' if workers > 1 else ''}"
-                ours = partial(run_ours, path, tokenizer, stops, given.max_length + 2 * number + workers, workers)
+                ours = partial(run_ours, path, tokenizer, stops, options.max_length + 2 * number + workers, workers)
                 for key in (f"lora_chat, {name}", f"lora_chat, {name}, again"):
                     times.setdefault(key, []).append(timed(ours))
                 tokens = ours().supervised_tokens

@@ -1,7 +1,7 @@
-"""A run's questions, answered by its GGUFs in llama.cpp: `python benchmarks/gguf_questions.py RUN [TYPE ...]`.
+"""Answer the questions of a run with its GGUFs in llama.cpp: `python benchmarks/gguf_questions.py RUN [TYPE ...]`.
 
-The same prompts go to the adapted model and to llama.cpp; a reply is right if it holds an accepted answer. Ends with 1
-if a GGUF of 16 or 8 bits answers more than 3 % of the questions less often right.
+The same prompts go to the adapted model and to llama.cpp; a reply is right if it contains an accepted answer. The
+exit code is 1 if a GGUF of 16 or 8 bits has more than 3 % fewer right answers.
 """
 
 import argparse
@@ -22,41 +22,41 @@ NEAR = 0.03
 
 
 def main() -> int:
-    """Print a table; returns the exit code."""
+    """Print a table; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("run")
     parser.add_argument("types", nargs="*", default=["f16", "q8_0", "q4_k_m"])
     options = parser.parse_args()
-    mixture, _, opened = open_blend([options.run], None, EvaluationFiles(), TrustOptions())
+    blend, _, opened = open_blend([options.run], None, EvaluationFiles(), TrustOptions())
     held_out = prepare_evaluation(opened, EvaluationFiles())
     head = [{"role": "system", "content": opened.system}] if opened.system is not None else []
-    probes = []
+    samples = []
     for question in held_out.questions:
         chat = [*head, {"role": "user", "content": question.question}]
-        prompt, end = render_ids(mixture.tokenizer, chat, add_generation_prompt=True), mixture.stop_ids[0]
-        probes.append(make_parity_sample([*prompt, end], [-100] * len(prompt) + [end], chat))
+        prompt, end = render_ids(blend.tokenizer, chat, add_generation_prompt=True), blend.stop_ids[0]
+        samples.append(make_parity_sample([*prompt, end], [-100] * len(prompt) + [end], chat))
 
     def right(replies: list[list[int]]) -> list[bool]:
-        texts = [mixture.tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
+        texts = [blend.tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
         return [question.is_answered_by(text) for question, text in zip(held_out.questions, texts, strict=True)]
 
-    pad = int(mixture.tokenizer.pad_token_id)
-    prompts = [probe.prompt for probe in probes]
-    meant = generate_ids(mixture.load_adapted_model(), pad, prompts, mixture.stop_ids, PARITY_MAX_NEW_TOKENS)
-    expected = right(meant)
-    print(f"| {len(probes)} questions | right | replies equal to the adapted model's |\n|---|---|---|")
+    pad = int(blend.tokenizer.pad_token_id)
+    prompts = [sample.prompt for sample in samples]
+    adapted_replies = generate_ids(blend.load_adapted_model(), pad, prompts, blend.stop_ids, PARITY_MAX_NEW_TOKENS)
+    expected = right(adapted_replies)
+    print(f"| {len(samples)} questions | right | replies equal to the adapted model's |\n|---|---|---|")
     print(f"| adapted model | {sum(expected) / len(expected):.1%} | |", flush=True)
     worst = 0.0
-    with tempfile.TemporaryDirectory() as room:
-        folder = Path(room) / "out"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "out"
         folder.mkdir()
-        few = select_parity_samples(held_out.validation, 2)
-        export_gguf(mixture, few, options.types, folder, "model", accept=True)
+        parity_samples = select_parity_samples(held_out.validation, 2)
+        export_gguf(blend, parity_samples, options.types, folder, "model", accept=True)
         for kind in options.types:
-            reader = LlamaCppRunner(folder / f"model-{kind}.gguf", None, probes, mixture.stop_ids)
-            replies = reader.replies(prompts, mixture.stop_ids, PARITY_MAX_NEW_TOKENS)
+            reader = LlamaCppRunner(folder / f"model-{kind}.gguf", None, samples, blend.stop_ids)
+            replies = reader.replies(prompts, blend.stop_ids, PARITY_MAX_NEW_TOKENS)
             share = sum(right(replies)) / len(replies)
-            same = sum(a == b for a, b in zip(meant, replies, strict=True)) / len(replies)
+            same = sum(a == b for a, b in zip(adapted_replies, replies, strict=True)) / len(replies)
             print(f"| GGUF {kind} | {share:.1%} | {same:.0%} |", flush=True)
             if kind in ("f32", "f16", "bf16", "q8_0"):
                 worst = max(worst, sum(expected) / len(expected) - share)

@@ -1,8 +1,8 @@
-"""Peak memory of a merge with its proof, beside the size of the 16-bit model: `python benchmarks/merge_memory.py`.
+"""Measure the peak memory of a merge and its parity check: `python benchmarks/merge_memory.py`.
 
-A random Llama of about 1.5 billion parameters is written, an adapter is put on it in 4 bits, 8 bits and none, and each
-merge runs in a process of its own. Held is what the process cannot give back (RssAnon, looked at 20 times a second);
-resident is ru_maxrss, which also counts pages of the model files that the system maps and drops at will.
+A random Llama of about 1.5 billion parameters is written, an adapter is attached to it in 4 bits, 8 bits and 16 bits,
+and each merge runs in a separate process. Private memory cannot be given back (RssAnon, sampled 20 times a second).
+Resident memory is ru_maxrss, which also counts pages of the model files that the system can drop.
 """
 
 import argparse
@@ -29,25 +29,27 @@ def main() -> None:
         merge_once(Path(options.child[0]), options.child[1])
         return
     with tempfile.TemporaryDirectory() as temporary:
-        os.environ["XDG_CACHE_HOME"] = temporary  # the random base is remembered nowhere else
+        os.environ["XDG_CACHE_HOME"] = temporary  # no digest of the random base stays in the user's cache
         folder = Path(temporary)
         write_base(folder / "base", options.layers)
         size = sum(path.stat().st_size for path in (folder / "base").glob("*.safetensors"))
         print(f"16-bit model: {size / 1e9:.2f} GB\n")
-        print("| base in training | held, GB | above the model, GB | resident, GB | seconds |\n|---|---|---|---|---|")
+        print(
+            "| base in training | private, GB | above the model, GB | resident, GB | seconds |\n|---|---|---|---|---|"
+        )
         for mode in MODES:
-            words = [sys.executable, __file__, "--child", temporary, mode]
-            done = subprocess.run(words, capture_output=True, text=True, check=True)  # noqa: S603 - this file itself
-            found = json.loads(done.stdout)
+            command = [sys.executable, __file__, "--child", temporary, mode]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - this file itself
+            result = json.loads(done.stdout)
             print(
-                f"| {mode} | {found['held'] / 1e9:.2f} | {(found['held'] - size) / 1e9:.2f} "
-                f"| {found['resident'] / 1e9:.2f} | {found['seconds']:.0f} |",
+                f"| {mode} | {result['private'] / 1e9:.2f} | {(result['private'] - size) / 1e9:.2f} "
+                f"| {result['resident'] / 1e9:.2f} | {result['seconds']:.0f} |",
                 flush=True,
             )
 
 
 def write_base(folder: Path, layers: int) -> None:
-    """A random Llama of Llama-3.2-1B's width under the tokenizer of tiny-random."""
+    """Write a random Llama of Llama-3.2-1B's width with the tokenizer of tiny-random."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -73,7 +75,7 @@ def write_base(folder: Path, layers: int) -> None:
 
 
 def merge_once(folder: Path, mode: str) -> None:
-    """Make an adapter without a second model in memory, merge it, print peak and seconds as JSON."""
+    """Write an adapter without a second model in memory, merge it, print peak and seconds as JSON."""
     import torch
 
     from lora_chat.config.plan import plan_precision
@@ -91,7 +93,7 @@ def merge_once(folder: Path, mode: str) -> None:
     tokenizer = load_tokenizer(base)
     model = attach_adapter(load_meta_model(base), AdapterSection(rank=16))
     torch.manual_seed(0)
-    # The skeleton's adapter is on the meta device; its weights are given by name.
+    # The adapter of the meta model has no weights, so random ones are set by name.
     for name, parameter in list(model.named_parameters()):
         if parameter.requires_grad:
             owner, _, last = name.rpartition(".")
@@ -99,24 +101,24 @@ def merge_once(folder: Path, mode: str) -> None:
     save_adapter(model, folder / f"adapter-{mode}", compute_identity(base, tokenizer), str(tokenizer.chat_template), "")
     del model
     precision = plan_precision(QuantizationSection.model_validate({"mode": mode}), detect_hardware())
-    found = resolve_adapter(read_adapter(folder / f"adapter-{mode}"))
+    adapter = resolve_adapter(read_adapter(folder / f"adapter-{mode}"))
     ids = torch.randint(3, 250, (64,)).tolist()
-    probes = [make_parity_sample(ids, [-100] * 32 + ids[32:])]
-    held = [0]
-    threading.Thread(target=watch, args=(held,), daemon=True).start()
+    samples = [make_parity_sample(ids, [-100] * 32 + ids[32:])]
+    private = [0]
+    threading.Thread(target=watch, args=(private,), daemon=True).start()
     started = time.monotonic()
-    merge_blend(AdapterBlend(((found, 1.0),), precision, (2,)), probes, folder / f"merged-{mode}", accept=True)
+    merge_blend(AdapterBlend(((adapter, 1.0),), precision, (2,)), samples, folder / f"merged-{mode}", accept=True)
     seconds = time.monotonic() - started
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"held": held[0], "resident": resident, "seconds": seconds}))
+    print(json.dumps({"private": private[0], "resident": resident, "seconds": seconds}))
 
 
-def watch(held: list[int]) -> None:
-    """Keep the largest anonymous memory of this process, in bytes."""
+def watch(private: list[int]) -> None:
+    """Record the largest anonymous memory of this process, in bytes."""
     status = Path("/proc/self/status")
     while True:
         line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon:"))
-        held[0] = max(held[0], int(line.split()[1]) * 1024)
+        private[0] = max(private[0], int(line.split()[1]) * 1024)
         time.sleep(0.05)
 
 

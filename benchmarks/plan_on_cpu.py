@@ -1,8 +1,8 @@
-"""Memory and time that were planned against what runs took, on a CPU: the embedded base and larger random ones.
+"""Compare estimated with measured memory and time on a CPU, for the embedded base and larger random ones.
 
     python benchmarks/plan_on_cpu.py [FOLDER] [--bases NAME ...]
 
-Random bases are written into FOLDER once (a few GB); each run is a process of its own.
+Random bases are written into FOLDER once (a few GB); each run is a separate process.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# hidden, inner, layers, heads, key heads
+# hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads
 BASES = {
     "smollm2-135m-instruct": None,
     "360M": (960, 2560, 32, 15, 5),
@@ -26,7 +26,7 @@ STEPS = 12
 
 
 def main() -> None:
-    """A table with a row for each base and precision."""
+    """Print a table with a row for each base and precision."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(tempfile.gettempdir()) / "lora-chat-bases")
     parser.add_argument("--bases", nargs="+", default=list(BASES))
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def random_base(folder: Path, widths: Any) -> Path:
-    """A Llama of random weights with the embedded base's tokenizer."""
+    """Write a Llama of random weights with the embedded base's tokenizer; return its folder."""
     if (folder / "config.json").is_file():
         return folder
     import torch
@@ -79,7 +79,7 @@ def random_base(folder: Path, widths: Any) -> Path:
 
 
 def run(base: str, mode: str) -> Any:
-    """The record that a short run of the quickstart's dialogues leaves."""
+    """Run a few steps on the quickstart's dialogues; return the record of estimate and measurement."""
     with tempfile.TemporaryDirectory() as runs:
         settings = {
             "base.name": base,
@@ -89,9 +89,9 @@ def run(base: str, mode: str) -> Any:
             "evaluation.samples": 1,
             "output.directory": runs,
         }
-        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         done = subprocess.run(  # noqa: S603
-            [sys.executable, "-m", "lora_chat", "sft", "recipes/quickstart.yaml", "--json", *words],
+            [sys.executable, "-m", "lora_chat", "sft", "recipes/quickstart.yaml", "--json", *options],
             capture_output=True,
             text=True,
             check=False,

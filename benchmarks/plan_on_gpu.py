@@ -1,10 +1,11 @@
-"""Memory that is planned against what training takes, on a GPU that is made to look like a smaller card.
+"""Compare estimated with measured memory of training on a GPU that emulates smaller cards.
 
     python benchmarks/plan_on_gpu.py [FOLDER] [--small]
 
 Random bases of 1B and 8B shapes are written into FOLDER once (18 GB). Every setting is trained for a few steps in a
-process of its own that may use no more than the card it stands for (torch.cuda.set_per_process_memory_fraction): what
-the plan calls fitting must not run out, what it refuses must. `--small` tries the script itself, on any machine.
+separate process that is limited to the memory of the emulated card (torch.cuda.set_per_process_memory_fraction). A
+setting that fits by the estimate must not run out of memory, and a refused one must. `--small` tests the script itself
+on any machine.
 """
 
 import argparse
@@ -24,16 +25,16 @@ OUT_OF_MEMORY = 9
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, on which card."""
+    """A training setting and the emulated card."""
 
     base: str
     mode: str
     card: int
-    """GiB."""
+    """Memory of the card, in GiB."""
     tokens: int
-    """Of each dialogue."""
+    """Tokens of each dialogue."""
     rows: int
-    """In a micro-batch."""
+    """Dialogues of a micro-batch."""
     checkpointed: bool
     fast: bool
     rank: int = 16
@@ -62,7 +63,7 @@ CONFIGS = {"1B": "meta-llama/Llama-3.2-1B-Instruct", "8B": "meta-llama/Llama-3.1
 
 
 def main() -> None:
-    """A table with a row for each setting, and a line that sums up."""
+    """Print a table with a row for each setting, and a summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(tempfile.gettempdir()) / "lora-chat-bases")
     parser.add_argument("--small", action="store_true", help="two narrow layers and short rows")
@@ -78,17 +79,17 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     errors, wrong = [], 0
     for setting in SETTINGS:
-        found = run(options, setting)
-        fits, ran = found["verdict"] != "does not fit", found["reserved"] is not None
-        took = found["reserved"]
-        wrong += (found["verdict"] == "fits" and not ran) or (not fits and ran and took < 0.9 * setting.card * GIB)
-        off = found["planned"] / took - 1 if ran else None
+        result = run(options, setting)
+        fits, ran = result["verdict"] != "does not fit", result["reserved"] is not None
+        took = result["reserved"]
+        wrong += (result["verdict"] == "fits" and not ran) or (not fits and ran and took < 0.9 * setting.card * GIB)
+        off = result["planned"] / took - 1 if ran else None
         errors += [abs(off)] if off is not None else []
         print(
             f"| {setting.base} | {setting.mode} | {setting.card} GiB | {setting.rows} x {setting.tokens} "
             f"| {'checkpointed' if setting.checkpointed else 'kept'} | {'fast' if setting.fast else 'stock'} "
-            f"| {setting.rank} | {found['planned'] / GIB:.2f} | {took / GIB if ran else float('nan'):.2f} "
-            f"| {'-' if off is None else f'{off:+.1%}'} | {found['verdict']} "
+            f"| {setting.rank} | {result['planned'] / GIB:.2f} | {took / GIB if ran else float('nan'):.2f} "
+            f"| {'-' if off is None else f'{off:+.1%}'} | {result['verdict']} "
             f"| {'trained' if ran else 'out of memory'} |",
             flush=True,
         )
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 def print_versions() -> None:
-    """Device and libraries, as a figure without them says nothing."""
+    """Print the device and the versions of the libraries."""
     import torch
 
     from lora_chat.runs.run_folder import read_library_versions
@@ -106,7 +107,7 @@ def print_versions() -> None:
 
 
 def write_base(folder: Path, name: str, *, small: bool) -> None:
-    """A base of the known one's widths with random weights."""
+    """Write a base with random weights and the widths of a known one."""
     from lora_chat.models.base_config import read_known_configs
     from lora_chat.pipeline.machine_benchmark_worker import write_random_model
 
@@ -120,17 +121,17 @@ def write_base(folder: Path, name: str, *, small: bool) -> None:
 
 
 def run(options: argparse.Namespace, setting: Setting) -> Any:
-    """What a process of its own says of one setting."""
-    words = [sys.executable, __file__, str(options.folder), "--child", json.dumps(asdict(setting))]
-    words += ["--small"] if options.small else []
-    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - this file itself
+    """Train one setting in a separate process; return its measurements."""
+    command = [sys.executable, __file__, str(options.folder), "--child", json.dumps(asdict(setting))]
+    command += ["--small"] if options.small else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this file itself
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def train(folder: Path, setting: Setting, *, small: bool) -> None:
-    """Plan and train one setting; prints bytes planned and taken (None where memory ran out)."""
+    """Estimate and train one setting; print the estimated and measured bytes (None if memory ran out)."""
     import numpy as np
     import torch
 
@@ -177,7 +178,7 @@ def train(folder: Path, setting: Setting, *, small: bool) -> None:
     lengths = RowLengths(counts, counts, np.array([row.supervised_tokens for row in rows]))
     target = detect_local_device(hardware).with_memory_limit(round(USABLE_MEMORY_FRACTION * setting.card * GIB))
     choice = Candidate(plan, PlanningProblem(shape, DataLengths(lengths, lengths, (), 1), target))
-    phase = next(one for one in choice.phases if one.name == "train")
+    phase = next(phase for phase in choice.phases if phase.name == "train")
     gpu = hardware.device == "cuda"
     if gpu:
         torch.cuda.set_per_process_memory_fraction((setting.card * GIB - target.context) / target.memory)

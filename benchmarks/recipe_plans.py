@@ -1,4 +1,4 @@
-"""The planned figures of the GPU recipes, for recipes/README.md.
+"""Print the estimates of the GPU recipes for recipes/README.md.
 
 python benchmarks/recipe_plans.py            prints the table
 python benchmarks/recipe_plans.py --write    puts it into recipes/README.md
@@ -23,12 +23,12 @@ BEGIN, END = "<!-- planned: python benchmarks/recipe_plans.py --write -->", "<!-
 
 
 def plan(name: str) -> RunEstimate:
-    """Of a recipe on its card."""
+    """Estimate a recipe on its card."""
     return estimate_recipe(read_recipe(RECIPES / f"{name}.yaml"), CARDS[name], None)
 
 
 def make_table() -> str:
-    """A row for each recipe."""
+    """Return a Markdown table with a row for each recipe."""
     head = ["recipe", "card", "memory in GiB", "", "mostly", "a step", "checkpointed layers", "time", "download"]
     rows = [head, ["---"] * len(head), *(_row(name, plan(name)) for name in CARDS)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,11 +1,11 @@
-"""How fast this machine multiplies bf16 matrices of the model's own shapes, and what a training token needs.
+"""Measure how fast this machine multiplies bf16 matrices of the model's shapes, and count operations per token.
 
     python benchmarks/throughput/ceiling.py --base DIR [--rounds 7]
 
-The ceiling of a model is the rate of one pass through all its layers' products, each at its own best rate. What a
-token needs is the floor without recomputation: forward, gradients of activations and of LoRA, and the head on
-supervised tokens only. Elementwise work counts as nothing, so no trainer reaches a share of 1, unless it computes a
-beginning that dialogues share only once.
+The ceiling of a model is the rate of one pass through all products of its layers, each at its best rate. The operations
+per token are the minimum without recomputation: forward, gradients of activations and of LoRA, and the head on
+supervised tokens only. Elementwise work is not counted, so no trainer reaches a share of 1, unless it computes a shared
+beginning of dialogues only once.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from measuring import machine_busy_seconds
 
 _TOKENS = (2048, 4096)
 _COPIES = 8
-"""Weights taken in turn, as layers are, so that none stays in the nearest cache."""
+"""Number of weights used in turn, like layers, so that none stays in the nearest cache."""
 _SQUARE = 4096
 _SECONDS = 0.15
-"""Least duration of a round."""
+"""Minimum duration of a round, in seconds."""
 
 
 def read_sizes(config: dict[str, Any]) -> dict[str, int]:
-    """Hidden, query, key-value, feed-forward and vocabulary sizes, and the number of layers."""
+    """Return the hidden, query, key-value, feed-forward and vocabulary sizes, and the number of layers."""
     heads = config["num_attention_heads"]
     head = config.get("head_dim") or config["hidden_size"] // heads
     return {
@@ -41,14 +41,14 @@ def read_sizes(config: dict[str, Any]) -> dict[str, int]:
 
 
 def layer_products(config: dict[str, Any]) -> list[tuple[int, int]]:
-    """(in, out) of every linear layer of one block: q, k, v, o, gate, up, down."""
+    """Return (in, out) of every linear layer of one block: q, k, v, o, gate, up, down."""
     size = read_sizes(config)
     hidden, query, kv, ffn = size["hidden"], size["query"], size["kv"], size["ffn"]
     return [(hidden, query), (hidden, kv), (hidden, kv), (query, hidden), (hidden, ffn), (hidden, ffn), (ffn, hidden)]
 
 
 def flops_per_token(config: dict[str, Any], average_context: float, supervised_share: float, rank: int) -> float:
-    """Operations that training needs for each token of the data, supervised or not.
+    """Return the operations that training needs per token, supervised or not.
 
     `average_context` is the mean number of positions a token attends to, itself included.
     """
@@ -63,12 +63,12 @@ def flops_per_token(config: dict[str, Any], average_context: float, supervised_s
 
 
 def product_rates(rows: int, inner: int, columns: int, rounds: int, copies: int) -> dict[str, float]:
-    """GFLOP/s of (rows, inner) @ (inner, columns) in bf16: the best and the median round."""
+    """Measure GFLOP/s of (rows, inner) @ (inner, columns) in bf16; return the best and the median round."""
     x = torch.randn(rows, inner).to(torch.bfloat16)
     weights = [torch.randn(inner, columns).to(torch.bfloat16) for _ in range(copies)]
     work = 2.0 * rows * inner * columns * copies / 1e9
     started = time.perf_counter()
-    for weight in weights:  # the first pass makes kernels
+    for weight in weights:  # the first pass compiles kernels
         x @ weight
     repeats = 1 + int(_SECONDS / (time.perf_counter() - started))
     rates = []
@@ -83,7 +83,7 @@ def product_rates(rows: int, inner: int, columns: int, rounds: int, copies: int)
 
 @torch.no_grad()
 def measure_ceiling(config: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """GFLOP/s of every shape, of a square product, and of a pass through the model's layers."""
+    """Measure GFLOP/s of every shape, of a square product, and of a pass through the model's layers."""
     products = layer_products(config)
     started = (time.perf_counter(), time.process_time(), machine_busy_seconds())
     shapes = {
@@ -114,8 +114,8 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description="bf16 matrix products of a model's shapes, in GFLOP/s")
     arguments.add_argument("--base", type=Path, required=True)
     arguments.add_argument("--rounds", type=int, default=7)
-    given = arguments.parse_args()
-    print(json.dumps(measure_ceiling(json.loads((given.base / "config.json").read_text()), given.rounds)))
+    options = arguments.parse_args()
+    print(json.dumps(measure_ceiling(json.loads((options.base / "config.json").read_text()), options.rounds)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every runner does with its command line, before it trains and after."""
+"""Parse the command line of a runner, call it and write its result."""
 
 import argparse
 import json
@@ -17,22 +17,22 @@ def run_as_asked(
     run: Callable[[WorkFolder, int, dict[str, Any]], dict[str, Any]],
     defaults: dict[str, Any] | None = None,
 ) -> None:
-    """Call `run` with the work folder, the steps and the setting; print its result, and nothing else, on stdout.
+    """Call `run` with the work folder, the steps and the setting; print only its result on stdout.
 
-    With `defaults`, a setting may have their keys alone.
+    With `defaults`, a setting may contain only their keys.
     """
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument("--work", type=Path, required=True)
     arguments.add_argument("--steps", type=int, required=True)
     arguments.add_argument("--setting", type=json.loads, default={})
-    given = arguments.parse_args()
-    if defaults is not None and (unknown := given.setting.keys() - defaults.keys()):
+    options = arguments.parse_args()
+    if defaults is not None and (unknown := options.setting.keys() - defaults.keys()):
         raise SystemExit(f"unknown in --setting: {', '.join(sorted(unknown))}")
     stdout = reserve_stdout()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
-    setting = (defaults or {}) | given.setting
+    setting = (defaults or {}) | options.setting
     if setting.get("mallopt"):
         keep_freed_memory()
-    write_result(run(WorkFolder(given.work), given.steps, setting), stdout)
+    write_result(run(WorkFolder(options.work), options.steps, setting), stdout)

@@ -1,4 +1,4 @@
-"""Starts runners in fresh processes and reads their one line of JSON."""
+"""Start runners in fresh processes and read their line of JSON."""
 
 import json
 import subprocess
@@ -14,36 +14,36 @@ _HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Run:
-    """One process."""
+    """The result of one process."""
 
     data: str
     trainer: str
     round: int
     result: dict[str, Any] | None
-    """None if it failed."""
+    """Result of the runner; None if it failed."""
     error: str = ""
 
 
 def run_program(interpreter: str, program: str, *arguments: str) -> dict[str, Any]:
-    """The JSON a program of this folder prints. Raises RuntimeError with the end of what it complained of."""
+    """Run a program of this folder; return its JSON. Raises RuntimeError with the end of its error output."""
     done = subprocess.run(  # noqa: S603
         [interpreter, str(_HERE / program), *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"{program} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def prepare(file: Path, work: Path, shared_prefix: int, base: str) -> None:
-    """Make a work folder unless it is there."""
+    """Write a work folder unless it exists."""
     if not (work / "facts.json").is_file():
         arguments = [str(file), "--work", str(work), "--shared-prefix", str(shared_prefix), "--base", base]
         run_program(sys.executable, "prepare_rows.py", *arguments)
 
 
 def measure(trainer: Trainer, interpreter: str, work: Path, steps: int, number: int) -> Run:
-    """One run of a trainer; its failure is part of the result."""
+    """Run a trainer once; a failure is part of the result."""
     arguments = ["--work", str(work), "--steps", str(steps), "--setting", json.dumps(trainer.setting)]
     print(f"{work.name}, round {number + 1}: {trainer.name} ...", file=sys.stderr, flush=True)
     try:
@@ -54,5 +54,5 @@ def measure(trainer: Trainer, interpreter: str, work: Path, steps: int, number: 
 
 
 def measure_ceiling(work: Path) -> dict[str, Any]:
-    """bf16 products of the base's shapes."""
+    """Measure bf16 products of the base's shapes."""
     return run_program(sys.executable, "ceiling.py", "--base", str(work / "base"))

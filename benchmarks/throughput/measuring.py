@@ -1,4 +1,4 @@
-"""What a runner measures, alike for every trainer: seconds and losses of steps, memory, and one line of JSON."""
+"""Measure a runner in the same way for every trainer: seconds and losses of steps, memory; write one line of JSON."""
 
 import ctypes
 import importlib.metadata
@@ -19,9 +19,9 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate
 
 
 class StepClock(TrainerCallback):
-    """Notes when each step ends, in wall and processor time, with its loss and gradient norm.
+    """A clock of steps in wall and processor time, with loss and gradient norm.
 
-    A step lasts from the end of the one before, so collating and logging are in it.
+    A step starts at the end of the previous one, so it includes collating and logging.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class StepClock(TrainerCallback):
         self.grad_norms: list[float] = []
         self.logs: list[dict[str, Any]] = []
         self.others_cpus = 0.0
-        """Processors that were busy with something else while the steps ran, or taken by the host."""
+        """Number of processors that other programs or the host used during the steps."""
         self._last = (0.0, 0.0)
         self._first = (0.0, 0.0, 0.0)
 
@@ -59,7 +59,7 @@ class StepClock(TrainerCallback):
             self.logs.append(dict(logs))
 
     def report(self, work: Sequence[StepWork], **more: Any) -> dict[str, Any]:
-        """The result of a runner, from what its steps trained on."""
+        """Return the result of a runner, from the work of its steps."""
         if not len(self.step_seconds) == len(self.losses) == len(work):
             raise RuntimeError(f"{len(self.step_seconds)} steps and {len(self.losses)} losses, not {len(work)}")
         return {
@@ -80,7 +80,7 @@ class StepClock(TrainerCallback):
 
 
 def reserve_stdout() -> TextIO:
-    """Stdout for the result alone; whatever else is printed, by C code too, goes to stderr from now on."""
+    """Return a stream on stdout for the result. All other output, also from C code, goes to stderr from now on."""
     result = os.fdopen(os.dup(1), "w", encoding="utf-8")
     sys.stdout.flush()
     os.dup2(2, 1)
@@ -88,43 +88,43 @@ def reserve_stdout() -> TextIO:
 
 
 def write_result(result: dict[str, Any], stream: TextIO) -> None:
-    """One line of JSON."""
+    """Write one line of JSON."""
     stream.write(json.dumps(result) + "\n")
     stream.close()
 
 
 def seconds_since_start() -> float:
-    """Age of this process, imports included."""
+    """Return the age of this process in seconds, imports included."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def machine_busy_seconds() -> float:
-    """Processor time of all processes since boot, with what the host took away (steal)."""
+    """Return the processor time of all processes since boot, including time that the host took (steal)."""
     times = [int(field) for field in Path("/proc/stat").read_text().split(maxsplit=11)[1:9]]
     user, nice, system, _idle, _waiting, irq, softirq, steal = times
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_rss_bytes() -> int:
-    """Most memory this process had resident (VmHWM)."""
+    """Return the peak resident memory of this process (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
 def versions() -> dict[str, str]:
-    """Of the interpreter and of the packages that matter, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    """Return the versions of the interpreter and of the relevant installed packages."""
+    installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks instead of mapping large ones afresh: a setting any user could make."""
+    """Let glibc keep freed blocks instead of mapping large ones again. Any user could set this."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD

@@ -1,4 +1,4 @@
-"""A chat file -> a work folder with rows, base and initial adapter that every trainer is measured from.
+"""Convert a chat file into a work folder with rows, base and initial adapter for every trainer.
 
     python benchmarks/throughput/prepare_rows.py FILE.jsonl --work DIR [--shared-prefix 240] [--base NAME]
 
@@ -35,7 +35,7 @@ _SHUFFLE_SEED = 7
 
 
 def plan_for(file: Path, base: str) -> Plan:
-    """The plan that rows, base and adapter are made by."""
+    """Return the plan for rows, base and adapter."""
     sections: dict[str, Any] = {
         "base": {"name": base},
         "quantization": {"mode": "4bit", "double_quantization": True},
@@ -47,14 +47,14 @@ def plan_for(file: Path, base: str) -> Plan:
 
 
 def write_rows(prepared: PreparedRun, work: WorkFolder) -> dict[str, Any]:
-    """Write the shuffled rows; what they are."""
+    """Write the shuffled rows; return their facts."""
     rows = [{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in prepared.train.rows]
     random.Random(_SHUFFLE_SEED).shuffle(rows)
     return write_rows_to(rows, work)
 
 
 def write_rows_to(rows: list[Row], work: WorkFolder) -> dict[str, Any]:
-    """Write rows in their order; what they are."""
+    """Write rows in their order; return their facts."""
     with work.rows.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     lengths = [len(row["input_ids"]) for row in rows]
@@ -72,7 +72,7 @@ def write_rows_to(rows: list[Row], work: WorkFolder) -> dict[str, Any]:
 
 
 def write_adapter(plan: Plan, prepared: PreparedRun, work: WorkFolder) -> None:
-    """Initial LoRA weights from the plan's seed, in fp32 as PEFT makes them."""
+    """Write initial LoRA weights from the plan's seed, in fp32 as PEFT initializes them."""
     model = attach_adapter(load_base_model(prepared.base, plan.precision), plan.adapter, plan.training.seed)
     # "auto" would ask the hub whether the vocabulary was resized.
     model.save_pretrained(str(work.adapter), safe_serialization=True, save_embedding_layers=False)
@@ -85,19 +85,19 @@ def main() -> None:
     arguments.add_argument("--work", type=Path, required=True)
     arguments.add_argument("--shared-prefix", type=int, default=0, metavar="TOKENS")
     arguments.add_argument("--base", default="smollm2-135m-instruct")
-    given = arguments.parse_args()
+    options = arguments.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    work = WorkFolder(given.work)
+    work = WorkFolder(options.work)
     work.path.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {"file": given.file.name, "shared_prefix": given.shared_prefix, "versions": versions()}
+    facts: dict[str, Any] = {"file": options.file.name, "shared_prefix": options.shared_prefix, "versions": versions()}
     with tempfile.TemporaryDirectory() as folder:
-        file = given.file
-        if given.shared_prefix:
-            file = Path(folder) / given.file.name
-            tokenizer = load_tokenizer(find_base(BaseSection(name=given.base)))
-            write_with_system(given.file, file, make_system_message(tokenizer, given.shared_prefix))
-        plan = plan_for(file, given.base)
+        file = options.file
+        if options.shared_prefix:
+            file = Path(folder) / options.file.name
+            tokenizer = load_tokenizer(find_base(BaseSection(name=options.base)))
+            write_with_system(options.file, file, make_system_message(tokenizer, options.shared_prefix))
+        plan = plan_for(file, options.base)
         print_logged_messages()
         prepared = prepare_run(plan)
         facts |= write_rows(prepared, work)

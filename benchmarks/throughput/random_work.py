@@ -1,5 +1,6 @@
-"""A work folder for a GPU: a Llama of real size with random weights, and random rows. Speed and memory do not depend on
-what weights and tokens say.
+"""Write a work folder for a GPU: a Llama of real size with random weights, and random rows.
+
+Speed and memory do not depend on the values of weights and tokens.
 
     python benchmarks/throughput/random_work.py --work DIR --base DIR --shape 1b --tokens 2048
 """
@@ -34,7 +35,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
 }  # fmt: skip
-"""`1b` and `8b` are Llama 3.2 1B and Llama 3.1 8B; `tiny` only tries this script."""
+"""`1b` and `8b` are Llama 3.2 1B and Llama 3.1 8B; `tiny` only tests this script."""
 _STEPS = 24
 _PER_STEP = 8
 _SPREAD = 0.6
@@ -42,7 +43,7 @@ _SUPERVISED = 0.5
 
 
 def make_rows(tokens: int, vocabulary: int) -> list[Row]:
-    """Rows of which 8 have about `tokens` tokens: lengths spread as those of chats, the second half trained."""
+    """Return rows, 8 of which have about `tokens` tokens. Lengths vary as in chats; the second half is supervised."""
     draw = random.Random(0)
     mean = tokens / _PER_STEP
     rows = []
@@ -56,7 +57,7 @@ def make_rows(tokens: int, vocabulary: int) -> list[Row]:
 
 
 def write_base(folder: Path, shape: dict[str, Any]) -> None:
-    """Random weights in bf16, made where that is fast."""
+    """Write random weights in bf16, generated on the GPU if there is one."""
     tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("tiny-random"))
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     config = AutoConfig.for_model("llama", **shape, **ids, max_position_embeddings=8192)
@@ -67,7 +68,7 @@ def write_base(folder: Path, shape: dict[str, Any]) -> None:
 
 
 def write_adapter(work: WorkFolder) -> None:
-    """Initial LoRA weights in fp32."""
+    """Write initial LoRA weights in fp32."""
     precision = plan_precision(QuantizationSection(mode="4bit"), detect_hardware())
     model = load_base_model(LocalBase(str(work.base), work.base), precision)
     adapted = attach_adapter(model, AdapterSection(rank=16, alpha=32), 0)
@@ -75,7 +76,7 @@ def write_adapter(work: WorkFolder) -> None:
 
 
 def make_work(work: WorkFolder, shape: str, tokens: int, base: Path) -> dict[str, Any]:
-    """Make the folder; `base` holds base and adapter, shared by folders of one shape."""
+    """Write the work folder. `base` contains base and adapter, shared by the folders of one shape."""
     shared = WorkFolder(base)
     if not shared.adapter.exists():
         shutil.rmtree(base, ignore_errors=True)
@@ -83,9 +84,9 @@ def make_work(work: WorkFolder, shape: str, tokens: int, base: Path) -> dict[str
         write_base(shared.base, SHAPES[shape])
         write_adapter(shared)
     work.path.mkdir(parents=True, exist_ok=True)
-    for one in ("base", "adapter"):
-        (work.path / one).unlink(missing_ok=True)
-        (work.path / one).symlink_to((base / one).resolve(), target_is_directory=True)
+    for name in ("base", "adapter"):
+        (work.path / name).unlink(missing_ok=True)
+        (work.path / name).symlink_to((base / name).resolve(), target_is_directory=True)
     rows = make_rows(tokens, SHAPES[shape]["vocab_size"])
     facts = {"shape": shape, "versions": versions()} | write_rows_to(rows, work)
     work.facts.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -99,10 +100,10 @@ def main() -> None:
     arguments.add_argument("--shape", choices=SHAPES, required=True)
     arguments.add_argument("--tokens", type=int, required=True, help="of 8 rows, about")
     arguments.add_argument("--base", type=Path, required=True, help="where base and adapter are kept")
-    given = arguments.parse_args()
+    options = arguments.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    print(json.dumps(make_work(WorkFolder(given.work), given.shape, given.tokens, given.base)))
+    print(json.dumps(make_work(WorkFolder(options.work), options.shape, options.tokens, options.base)))
 
 
 if __name__ == "__main__":

@@ -1,26 +1,26 @@
-"""LLaMA-Factory on the rows of a work folder, in a fresh process; one line of JSON.
+"""Train with LLaMA-Factory on the rows of a work folder in a fresh process; print one line of JSON.
 
     VENV/bin/python benchmarks/throughput/run_llama_factory.py --work DIR --steps 6 --setting '{"batch": 8}'
 
-VENV is an environment of its own (Python 3.11). What made one on a computer without CUDA:
+VENV is a separate environment (Python 3.11). On a computer without CUDA it was installed with:
 
     pip install torch==2.13.0 && echo torch==2.13.0 > only.txt
     pip install -c only.txt llamafactory==0.9.5 bitsandbytes==0.50.2
     pip uninstall -y torchvision
     rm VENV/lib/python3.11/site-packages/torchaudio/lib/*.so
 
-PyPI's torchvision and torchaudio are built for CUDA: beside a CPU torch, transformers cannot import the first, nor
-LLaMA-Factory the second, which it always does and for text never uses; without its libraries it imports.
+PyPI's torchvision and torchaudio are built for CUDA. Beside a CPU build of torch, transformers cannot import the first
+and LLaMA-Factory cannot import the second, which it never uses for text. Without its libraries torchaudio imports.
 
-The settings' defaults are LLaMA-Factory's own, but for bf16 (off: it would compute in float32), which its examples
-have. Beside it, what is set so that all trainers do the same work: rows in file order from one saved initial adapter
-(r 16; its own is 8), a constant learning rate of 2e-4 (linear, from 5e-5), logging at every step. NF4, double
-quantisation, AdamW (fused) and the gradient norm of 1.0 are its defaults.
+The settings are LLaMA-Factory's defaults, except for bf16, which its examples set (its default computes in float32).
+These settings give all trainers the same work: rows in file order, one saved initial adapter (r 16; its default is 8),
+a constant learning rate of 2e-4 (default: linear, from 5e-5), logging at every step. NF4, double quantization, AdamW
+(fused) and the gradient norm of 1.0 are its defaults.
 
-Rows come encoded, by `tokenized_path`, its own format. It packs only what it encoded itself, so with `packing` its
-packing code is run over the rows here: the 8 dialogues of a step fill batch x accumulation packs, under its
-block-diagonal mask. It pads all packs to one length, `cutoff_len`, here the shortest that holds each; so nothing is
-dropped, and every step takes the dialogues that the other trainers' steps take.
+Rows are passed encoded in its format (`tokenized_path`). It packs only rows that it encoded, so with `packing` its
+packing code runs here: the 8 dialogues of a step fill batch x accumulation packs, under its block-diagonal mask. It
+pads all packs to one length, `cutoff_len`, here the shortest that fits every pack. So no row is dropped, and every step
+trains on the same dialogues as the steps of the other trainers.
 """
 
 import os
@@ -44,7 +44,7 @@ from transformers import AutoTokenizer  # noqa: E402
 from work_folder import Row, WorkFolder, work_of_steps  # noqa: E402
 
 DIALOGUES = 8
-"""An optimizer step."""
+"""Dialogues of an optimizer step."""
 DEFAULTS: dict[str, Any] = {
     "batch": 8,
     "accumulation": 1,
@@ -55,7 +55,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 class OrderedClock(StepClock):
-    """The clock, once it has seen that rows are taken in order."""
+    """A clock that checks that rows are taken in order."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         if not isinstance(train_dataloader.batch_sampler.sampler, SequentialSampler):
@@ -63,41 +63,43 @@ class OrderedClock(StepClock):
 
 
 class RowPacker(PackedSupervisedDatasetProcessor):
-    """LLaMA-Factory's packing, of rows that are encoded already."""
+    """LLaMA-Factory's packing for encoded rows."""
 
     def _encode_data_example(self, prompt: list[Row], *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
         return prompt[0]["input_ids"], prompt[0]["labels"]
 
 
 def as_columns(rows: list[Row]) -> tuple[dict[str, list[Any]], int]:
-    """LLaMA-Factory's columns, one entry a row, and the `cutoff_len` that holds each."""
+    """Return LLaMA-Factory's columns with one entry per row, and the `cutoff_len` that fits every row."""
     columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
     columns["attention_mask"] = [[1] * len(ids) for ids in columns["input_ids"]]
     return columns, max(len(ids) for ids in columns["input_ids"])
 
 
 def as_packs(rows: list[Row], per_pack: int, base: str) -> tuple[dict[str, list[Any]], int]:
-    """The same with every `per_pack` rows in one entry."""
+    """Return LLaMA-Factory's columns with `per_pack` rows per entry, and the `cutoff_len` that fits every entry."""
     groups = [rows[start : start + per_pack] for start in range(0, len(rows), per_pack)]
     longest = max(sum(len(row["input_ids"]) for row in group) for group in groups)
-    cutoff = (longest + 8) // 8 * 8  # one token of padding at least; position_ids are not padded to eights later
+    cutoff = (
+        (longest + 8) // 8 * 8
+    )  # at least one token of padding, because position_ids are not padded to eights later
     settings = SimpleNamespace(cutoff_len=cutoff - 1, neat_packing=True)  # as DataArguments changes it for packing
     packer = RowPacker(template=None, tokenizer=AutoTokenizer.from_pretrained(base), processor=None, data_args=settings)
     columns: dict[str, list[Any]] = {}
     for group in groups:
-        # One response each, as it checks, and nothing else.
+        # LLaMA-Factory checks that each row has one response.
         fields: dict[str, list[Any]] = {"_prompt": [[row] for row in group], "_response": [[""]] * len(group)}
         fields |= dict.fromkeys(("_system", "_tools", "_images", "_videos", "_audios"), [None] * len(group))
         packs = packer.preprocess_dataset(fields)
         for name, values in packs.items():
             columns.setdefault(name, []).extend(values)
     if len(columns["input_ids"]) != len(groups):
-        raise RuntimeError("LLaMA-Factory packed otherwise.")
+        raise RuntimeError("LLaMA-Factory packed the rows differently.")
     return columns, cutoff
 
 
 def run(work: WorkFolder, steps: int, setting: dict[str, Any]) -> dict[str, Any]:
-    """Train and measure."""
+    """Train and return the measurements."""
     base = str((work.base if work.base.is_dir() else Path(work.base.read_text(encoding="utf-8").strip())).resolve())
     rows = work.read_rows()[: steps * DIALOGUES]
     per_step = setting["batch"] * setting["accumulation"]
@@ -115,7 +117,7 @@ def run(work: WorkFolder, steps: int, setting: dict[str, Any]) -> dict[str, Any]
             "finetuning_type": "lora",
             "adapter_name_or_path": str(work.adapter),
             "template": "empty",
-            "dataset": "rows",  # must be given, and is not looked for
+            "dataset": "rows",  # required, but never opened
             "tokenized_path": f"{folder}/rows",
             "cutoff_len": cutoff,
             "neat_packing": setting["packing"],

@@ -1,9 +1,9 @@
-"""lora_chat on the rows of a work folder, in a fresh process; one line of JSON.
+"""Train with lora_chat on the rows of a work folder in a fresh process; print one line of JSON.
 
     python benchmarks/throughput/run_ours.py --work DIR --steps 6 --setting '{"training.micro_batch_size": 4}'
 
-The keys of --setting are those of a recipe. Training is `train_sft` as it comes, but for two things: rows are taken in
-file order, and a clock is added to the trainer's callbacks.
+The keys of --setting are those of a recipe. Training is the unchanged `train_sft`, except that rows are taken in
+file order and a clock is added to the trainer's callbacks.
 """
 
 import json
@@ -33,7 +33,7 @@ from lora_chat.training.training_run import TrainingRun  # noqa: E402
 
 
 def plan_for(work: WorkFolder, steps: int, setting: dict[str, Any]) -> Plan:
-    """The same work as the other trainers do, and whatever else lora_chat decides by itself."""
+    """Return a plan with the same work as the other trainers; lora_chat chooses the remaining settings."""
     sections: dict[str, dict[str, Any]] = {
         "base": {"name": str(work.base)},
         "quantization": {"mode": "4bit", "double_quantization": True},
@@ -56,7 +56,7 @@ def plan_for(work: WorkFolder, steps: int, setting: dict[str, Any]) -> Plan:
 
 
 def load_model(work: WorkFolder, base: LocalBase, plan: Plan) -> Any:
-    """Base in NF4 with the saved initial adapter."""
+    """Load the base in NF4 with the saved initial adapter."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -69,7 +69,7 @@ def load_model(work: WorkFolder, base: LocalBase, plan: Plan) -> Any:
 
 
 def watch_trainer(clock: StepClock) -> None:
-    """Have the trainer, whichever subclass it is, take rows in order and tell the clock."""
+    """Patch the trainer, whichever subclass it is, to take rows in order and to call the clock."""
     stock = Trainer.train
 
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +81,7 @@ def watch_trainer(clock: StepClock) -> None:
 
 
 def check_order(metrics: Path, done: list[StepWork]) -> None:
-    """The trainer's own count of supervised tokens shows that each step took the rows it was to take."""
+    """Check by the trainer's count of supervised tokens that each step took the expected rows."""
     counted = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     total = 0
     for row, step in zip((row for row in counted if "loss" in row), done, strict=True):
@@ -91,7 +91,7 @@ def check_order(metrics: Path, done: list[StepWork]) -> None:
 
 
 def run(work: WorkFolder, steps: int, setting: dict[str, Any]) -> dict[str, Any]:
-    """Train and measure."""
+    """Train and return the measurements."""
     plan = plan_for(work, steps, setting)
     base = LocalBase(str(work.base), work.base)
     tokenizer = load_tokenizer(base)

@@ -1,17 +1,17 @@
-"""Stock TRL on the rows of a work folder, in a fresh process; one line of JSON.
+"""Train with stock TRL on the rows of a work folder in a fresh process; print one line of JSON.
 
     python benchmarks/throughput/run_trl.py --work DIR --steps 6 --setting '{"batch": 8, "dtype": "float32"}'
 
-What `trl sft` 1.16 does when nothing is asked of it (trl/scripts/sft.py, ModelConfig, SFTConfig):
-batch of 8 and no accumulation, gradient checkpointing, bf16 autocast, base loaded in float32, no packing,
-max_length 1024, adamw_torch_fused; quantised (--load_in_4bit): NF4, compute dtype as the load's, so float32,
-LoRA weights cast to bf16. The settings' defaults below are these.
+The defaults below are those of `trl sft` 1.16 (trl/scripts/sft.py, ModelConfig, SFTConfig):
+batch of 8 without accumulation, gradient checkpointing, bf16 autocast, base loaded in float32, no packing,
+max_length 1024, adamw_torch_fused; quantized (--load_in_4bit): NF4, compute dtype of the loaded base, so float32,
+LoRA weights cast to bf16.
 
-What differs here, so that all trainers do the same work: rows come encoded, in file order and not cut to 1024; LoRA on
-all linear layers (PEFT's choice is q_proj and v_proj; r 16 and alpha 32 are `trl sft`'s own) without dropout (0.05)
-from one saved initial adapter; double quantisation (off); a constant learning rate of 2e-4 (linear, from 2e-5);
-logging at every step. With packing, rows are packed to at least 1024 tokens, more if a row is longer, so that nothing
-is cut; its steps then hold other dialogues.
+These settings differ, so that all trainers do the same work (defaults in brackets): rows are encoded, in file order and
+not cut to 1024; LoRA on all linear layers (q_proj and v_proj) with r 16 and alpha 32 as in `trl sft`, without dropout
+(0.05), from one saved initial adapter; double quantization (off); a constant learning rate of 2e-4 (linear, from 2e-5);
+logging at every step. With packing, rows are packed to at least 1024 tokens, or to the longest row, so that no row
+is cut; its steps then contain other dialogues.
 """
 
 import os
@@ -42,23 +42,23 @@ DEFAULTS: dict[str, Any] = {
 
 
 def load_model(work: WorkFolder, dtype: str) -> Any:
-    """Base in NF4 with the saved adapter, as TRL's own loading does it."""
-    quantised = BitsAndBytesConfig(
+    """Load the base in NF4 with the saved adapter, as TRL does."""
+    quantized = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
     base = AutoModelForCausalLM.from_pretrained(
-        str(work.base), dtype=getattr(torch, dtype), quantization_config=quantised, local_files_only=True
+        str(work.base), dtype=getattr(torch, dtype), quantization_config=quantized, local_files_only=True
     )
     return PeftModel.from_pretrained(base, str(work.adapter), is_trainable=True)
 
 
 def make_config(setting: dict[str, Any], steps: int, longest: int, folder: str) -> SFTConfig:
-    """SFTConfig with the work fixed and the setting's choices."""
+    """Return the SFTConfig of a setting."""
     rows: dict[str, Any] = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    if setting["packing"]:  # happens in the preparation
+    if setting["packing"]:  # TRL packs when it prepares the data set
         rows = {"max_length": max(1024, longest), "packing": True}
     return SFTConfig(
         output_dir=folder,
@@ -83,7 +83,7 @@ def make_config(setting: dict[str, Any], steps: int, longest: int, folder: str) 
 
 
 def run(work: WorkFolder, steps: int, setting: dict[str, Any]) -> dict[str, Any]:
-    """Train and measure."""
+    """Train and return the measurements."""
     rows = work.read_rows()
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:

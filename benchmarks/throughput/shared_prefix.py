@@ -1,4 +1,4 @@
-"""The same dialogues under one long system message, as assistants with house rules or tools have it."""
+"""Put dialogues under one long system message, like an assistant with house rules or tools."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ _RULES = (
 
 
 def make_system_message(tokenizer: "PreTrainedTokenizerBase", tokens: int) -> str:
-    """As many rules as make about `tokens` tokens."""
+    """Return the first rules that have at least `tokens` tokens."""
     for count in range(1, len(_RULES) + 1):
         message = " ".join(_RULES[:count])
         if len(tokenizer.encode(message, add_special_tokens=False)) >= tokens:
@@ -41,9 +41,9 @@ def make_system_message(tokenizer: "PreTrainedTokenizerBase", tokens: int) -> st
 
 
 def write_with_system(source: Path, target: Path, system: str) -> None:
-    """Copy JSON lines of `messages`, with `system` in the place of whatever system message a dialogue has."""
+    """Copy JSON lines of `messages`, with `system` in place of any system message."""
     with source.open(encoding="utf-8") as lines, target.open("w", encoding="utf-8") as file:
         for line in lines:
-            messages = [one for one in json.loads(line)["messages"] if one["role"] != "system"]
+            messages = [message for message in json.loads(line)["messages"] if message["role"] != "system"]
             row = {"messages": [{"role": "system", "content": system}, *messages]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

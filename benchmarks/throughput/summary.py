@@ -1,4 +1,4 @@
-"""Runs -> medians, spread, losses against a reference, share of the ceiling."""
+"""Summarise runs: medians, spread, losses against a reference, share of the ceiling."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -24,20 +24,20 @@ class Summary:
     peak_rss_bytes: int
     start_seconds: float
     worst_loss_difference: float | None
-    """Largest |loss - reference| / reference of a step; None where steps hold other dialogues."""
+    """Largest |loss - reference| / reference of a step; None if steps contain other dialogues."""
     mean_loss_difference: float | None
     ceiling_share: float
     others_cpus: float
-    """Most processors that were busy with something else during a run: above 0.2 or so, times say little."""
+    """Largest number of processors that other programs used during a run. Above about 0.2, times are unreliable."""
 
 
 def rate(result: dict[str, Any], what: str, seconds: str, warmup: int) -> float:
-    """How many of something a second, after the first steps."""
+    """Return a rate per second after the first steps."""
     return float(sum(result[what][warmup:]) / sum(result[seconds][warmup:]))
 
 
 def loss_differences(losses: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """Relative difference of each step."""
+    """Return the relative difference of each step."""
     return [abs(a - b) / b for a, b in zip(losses, reference, strict=True)]
 
 
@@ -48,7 +48,7 @@ def summarise(
     flops_per_token: float,
     ceilings: Sequence[float],
 ) -> Summary | None:
-    """All runs of one trainer on one file; None if none succeeded. `ceilings` of each round, in GFLOP/s."""
+    """Summarise all runs of one trainer on one file; return None if all failed. `ceilings` are in GFLOP/s per round."""
     results = [run.result for run in runs if run.result is not None]
     if not results:
         return None
@@ -57,9 +57,9 @@ def summarise(
         return statistics.median(rate(result, what, seconds, warmup) for result in results)
 
     rates = [rate(result, "supervised_tokens", "step_seconds", warmup) for result in results]
-    apart = None
+    differences = None
     if reference is not None:
-        apart = [one for result in results for one in loss_differences(result["losses"], reference)]
+        differences = [value for result in results for value in loss_differences(result["losses"], reference)]
     return Summary(
         data=runs[0].data,
         trainer=runs[0].trainer,
@@ -72,8 +72,8 @@ def summarise(
         tokens_per_second=middle("tokens"),
         peak_rss_bytes=max(result["peak_rss_bytes"] for result in results),
         start_seconds=statistics.median(result["start_seconds"] for result in results),
-        worst_loss_difference=max(apart) if apart else None,
-        mean_loss_difference=statistics.fmean(apart) if apart else None,
+        worst_loss_difference=max(differences) if differences else None,
+        mean_loss_difference=statistics.fmean(differences) if differences else None,
         ceiling_share=statistics.median(
             rate(run.result, "tokens", "step_seconds", warmup) * flops_per_token / 1e9 / ceilings[run.round]
             for run in runs
@@ -84,17 +84,17 @@ def summarise(
 
 
 _COLUMNS: tuple[tuple[str, int, Callable[[Summary, float], str]], ...] = (
-    ("supervised/s", 12, lambda one, _: f"{one.supervised_per_second:.1f}"),
-    ("min..max", 16, lambda one, _: f"{one.slowest:.1f}..{one.fastest:.1f}"),
-    ("a CPU s", 8, lambda one, _: f"{one.supervised_per_cpu_second:.1f}"),
-    ("dialogues/s", 11, lambda one, _: f"{one.dialogues_per_second:.2f}"),
-    ("ours is x", 9, lambda one, ours: f"{ours / one.supervised_per_second:.2f}" if ours else "-"),
-    ("peak GiB", 8, lambda one, _: f"{one.peak_rss_bytes / 2**30:.2f}"),
-    ("start s", 7, lambda one, _: f"{one.start_seconds:.1f}"),
-    ("loss off, worst", 15, lambda one, _: _percent(one.worst_loss_difference)),
-    ("mean", 7, lambda one, _: _percent(one.mean_loss_difference)),
-    ("of ceiling", 10, lambda one, _: f"{one.ceiling_share:.0%}"),
-    ("others CPUs", 11, lambda one, _: f"{one.others_cpus:.2f}"),
+    ("supervised/s", 12, lambda summary, _: f"{summary.supervised_per_second:.1f}"),
+    ("min..max", 16, lambda summary, _: f"{summary.slowest:.1f}..{summary.fastest:.1f}"),
+    ("a CPU s", 8, lambda summary, _: f"{summary.supervised_per_cpu_second:.1f}"),
+    ("dialogues/s", 11, lambda summary, _: f"{summary.dialogues_per_second:.2f}"),
+    ("ours is x", 9, lambda summary, ours: f"{ours / summary.supervised_per_second:.2f}" if ours else "-"),
+    ("peak GiB", 8, lambda summary, _: f"{summary.peak_rss_bytes / 2**30:.2f}"),
+    ("start s", 7, lambda summary, _: f"{summary.start_seconds:.1f}"),
+    ("loss off, worst", 15, lambda summary, _: _percent(summary.worst_loss_difference)),
+    ("mean", 7, lambda summary, _: _percent(summary.mean_loss_difference)),
+    ("of ceiling", 10, lambda summary, _: f"{summary.ceiling_share:.0%}"),
+    ("others CPUs", 11, lambda summary, _: f"{summary.others_cpus:.2f}"),
 )
 
 
@@ -103,12 +103,12 @@ def _percent(share: float | None) -> str:
 
 
 def table(data: str, names: Sequence[str], summaries: dict[str, Summary]) -> str:
-    """One line a trainer; a trainer that failed says so."""
+    """Return a table with one line per trainer; a failed trainer is marked."""
     ours = summaries["ours"].supervised_per_second if "ours" in summaries else 0.0
     width = max(len(name) for name in [data, *names])
     lines = [f"{data:{width}} " + " ".join(f"{title:>{size}}" for title, size, _ in _COLUMNS)]
     for name in names:
-        one = summaries.get(name)
-        cells = " ".join(f"{show(one, ours):>{size}}" for _, size, show in _COLUMNS) if one else "failed"
+        summary = summaries.get(name)
+        cells = " ".join(f"{show(summary, ours):>{size}}" for _, size, show in _COLUMNS) if summary else "failed"
         lines.append(f"{name:{width}} {cells}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Which trainers are compared, and with which settings."""
+"""List the trainers that are compared and their settings."""
 
 import json
 from collections.abc import Sequence
@@ -12,25 +12,25 @@ class Trainer:
 
     name: str
     program: str
-    """The runner's file without `run_` and `.py`."""
+    """Name of the runner's file without `run_` and `.py`."""
     setting: dict[str, Any] = field(default_factory=dict)
     same_batches: bool = True
-    """Whether its steps hold the same dialogues as those of the others, so that losses can be compared."""
+    """Whether its steps contain the same dialogues as other trainers' steps, so that losses can be compared."""
 
     @property
     def runner(self) -> str:
-        """The runner's file."""
+        """Return the name of the runner's file."""
         return f"run_{self.program}.py"
 
 
 def _trl(name: str, batch: int, checkpointing: bool, **more: Any) -> Trainer:
-    """TRL in bfloat16 with 8 dialogues a step."""
+    """Return TRL in bfloat16 with 8 dialogues per step."""
     setting = {"batch": batch, "accumulation": 8 // batch, "checkpointing": checkpointing, "dtype": "bfloat16"}
     return Trainer(name, "trl", setting | more)
 
 
 def _packed(name: str, checkpointing: bool) -> Trainer:
-    """TRL with one row of at least 1,024 tokens a step, which is 8 dialogues or so."""
+    """Return TRL with one row of at least 1,024 tokens per step, about 8 dialogues."""
     setting = {"batch": 1, "accumulation": 1, "checkpointing": checkpointing, "dtype": "bfloat16", "packing": True}
     return Trainer(name, "trl", setting, same_batches=False)
 
@@ -38,10 +38,10 @@ def _packed(name: str, checkpointing: bool) -> Trainer:
 _LIGHT = {"batch": 1, "accumulation": 8, "checkpointing": False}
 
 NAMED: dict[str, Trainer] = {
-    one.name: one
-    for one in (
+    trainer.name: trainer
+    for trainer in (
         Trainer("ours", "ours"),
-        Trainer("trl-sft", "trl"),  # the runner's defaults are those of the command
+        Trainer("trl-sft", "trl"),  # the runner has the defaults of the command
         _trl("trl-bf16", 8, True),
         _trl("trl-best", 1, False),
         _trl("trl-best-mallopt", 1, False, mallopt=True),
@@ -54,23 +54,23 @@ NAMED: dict[str, Trainer] = {
 
 
 def find_trainers(names: Sequence[str]) -> list[Trainer]:
-    """Trainers by name; `trl:{"batch": 2}` is a program with a setting of its own."""
-    found = []
+    """Find trainers by name. `trl:{"batch": 2}` is a program with another setting."""
+    trainers = []
     for name in names:
         program, colon, setting = name.partition(":")
         if name in NAMED:
-            found.append(NAMED[name])
-        elif colon and program in {one.program for one in NAMED.values()}:
-            given: dict[str, Any] = json.loads(setting)
-            same = program != "trl" or not given.get("packing")
-            found.append(Trainer(name, program, given, same))
+            trainers.append(NAMED[name])
+        elif colon and program in {trainer.program for trainer in NAMED.values()}:
+            values: dict[str, Any] = json.loads(setting)
+            same_batches = program != "trl" or not values.get("packing")
+            trainers.append(Trainer(name, program, values, same_batches))
         else:
             raise SystemExit(f"no trainer {name}; there are {', '.join(NAMED)}, and PROGRAM:JSON")
-    return found
+    return trainers
 
 
 def grid() -> list[Trainer]:
-    """TRL's flags in bfloat16: batch, checkpointing and packing."""
+    """Return TRL with all combinations of batch, checkpointing and packing in bfloat16."""
     plain = [
         _trl(f"batch {batch} x {8 // batch}{', checkpointing' if on else ''}", batch, on)
         for batch in (1, 2, 4, 8)

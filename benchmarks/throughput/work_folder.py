@@ -1,4 +1,4 @@
-"""The folder every trainer is measured from: rows that carry their labels, the base, one initial adapter, facts."""
+"""Describe the folder that every trainer reads: rows with labels, the base, one initial adapter, facts."""
 
 import json
 from dataclasses import dataclass
@@ -6,50 +6,50 @@ from pathlib import Path
 from typing import Any
 
 IGNORED = -100
-"""Label of a token that carries no loss."""
+"""Label of a token without loss."""
 Row = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """Where the parts are."""
+    """Paths of the parts of a work folder."""
 
     path: Path
 
     @property
     def rows(self) -> Path:
-        """JSON lines of `input_ids` and `labels`, in the order of training."""
+        """Return the file with JSON lines of `input_ids` and `labels`, in the order of training."""
         return self.path / "rows.jsonl"
 
     @property
     def base(self) -> Path:
-        """The base in Hugging Face layout (a link to it)."""
+        """Return the link to the base in Hugging Face layout."""
         return self.path / "base"
 
     @property
     def adapter(self) -> Path:
-        """The initial LoRA weights, fp32, in PEFT's layout."""
+        """Return the folder of the initial LoRA weights in PEFT's layout, in fp32."""
         return self.path / "adapter"
 
     @property
     def facts(self) -> Path:
-        """What the rows are: counts, checksum, versions."""
+        """Return the file with counts, checksum and versions of the rows."""
         return self.path / "facts.json"
 
     def read_rows(self) -> list[Row]:
-        """All rows."""
+        """Read all rows."""
         with self.rows.open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
     def read_facts(self) -> dict[str, Any]:
-        """The facts."""
+        """Read the facts."""
         facts: dict[str, Any] = json.loads(self.facts.read_text(encoding="utf-8"))
         return facts
 
 
 @dataclass(frozen=True)
 class StepWork:
-    """What one optimizer step trains on."""
+    """The size of one optimizer step."""
 
     dialogues: int
     tokens: int
@@ -57,14 +57,14 @@ class StepWork:
 
 
 def count_supervised(labels: list[int]) -> int:
-    """Tokens that are predicted; the first of a row never is."""
+    """Count the supervised tokens; the first token of a row never is one."""
     return sum(label != IGNORED for label in labels[1:])
 
 
 def work_of_steps(rows: list[Row], dialogues: list[int], per_step: int, steps: int) -> list[StepWork]:
-    """What each step trains on when rows are taken in order; `dialogues` says how many each row holds.
+    """Return the size of each step if rows are taken in order. `dialogues` is the number of dialogues in each row.
 
-    The last step of an epoch takes what is left, as Trainer does.
+    The last step of an epoch takes the remaining rows, as Trainer does.
     """
     starts = range(0, len(rows), per_step)
     epoch = [
