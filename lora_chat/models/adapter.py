@@ -1,11 +1,11 @@
-"""LoRA weights (arXiv 2106.09685) attached, loaded and merged through PEFT; the only door to it."""
+"""Attach, load, write and merge LoRA weights (arXiv 2106.09685); the only module that uses PEFT in this process."""
 
 import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.config.recipe import AdapterSection
 from lora_chat.errors import IntegrityError
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 
 _WEIGHTS_NAME = "adapter_model.safetensors"
 _FLOAT32_BYTES = 4
-"""Bytes of a value of float32."""
+"""Size of a float32 value, in bytes."""
 _DEFAULT_ADAPTER = "default"
-"""PEFT's name of an adapter that is alone."""
+"""PEFT's name for a single adapter."""
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """How much of the model is trained."""
+    """Numbers of trained and of all parameters."""
 
     trainable_parameters: int
     all_parameters: int
 
     @property
     def share(self) -> float:
-        """Trainable share of all parameters, 0 to 1."""
+        """Return the trained share of all parameters, 0 to 1."""
         return self.trainable_parameters / self.all_parameters
 
 
 def attach_adapter(model: "PreTrainedModel", adapter: AdapterSection, seed: int = 0) -> "PeftModel":
-    """Put fresh LoRA layers into a base; PEFT changes the base in place and returns it wrapped.
+    """Add new LoRA layers to a base. PEFT changes the base in place and returns it wrapped.
 
-    Raises RecipeError if a target module does not exist, naming those that do.
+    Raises RecipeError, with the names of existing modules, if a target module does not exist.
     """
     import torch
     from peft import LoraConfig
@@ -53,38 +53,39 @@ def attach_adapter(model: "PreTrainedModel", adapter: AdapterSection, seed: int 
 
 
 def _wrap_in_peft(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
+    """Wrap a model into a PeftModel without PEFT's warning about GPT-2."""
     import warnings
 
     from peft import get_peft_model
 
     with warnings.catch_warnings():
-        # GPT-2's Conv1D stores weights transposed; PEFT notices and says that it does the right thing.
+        # GPT-2's Conv1D stores weights transposed. PEFT detects it, corrects its setting, and warns.
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
         return get_peft_model(model, config)
 
 
 def count_trainable_parameters(skeleton: "PreTrainedModel", adapter: AdapterSection) -> int:
-    """Parameters that an adapter trains, from a model without weights, which is changed."""
+    """Return the number of parameters that an adapter trains. The model without weights is changed."""
     return count_parameters(attach_adapter(skeleton, adapter)).trainable_parameters
 
 
 def count_parameters(model: "PeftModel") -> ParameterCounts:
-    """Count trainable and all parameters; packed 4-bit weights count as the weights they stand for."""
+    """Count trained and all parameters. Packed 4-bit weights count as the weights that they encode."""
     trainable, everything = model.get_nb_trainable_parameters()
     return ParameterCounts(trainable, everything)
 
 
 def adapter_weights(model: "PeftModel", name: str = _DEFAULT_ADAPTER) -> "dict[str, torch.Tensor]":
-    """The tensors of an adapter by the names that PEFT saves them under."""
+    """Return the tensors of an adapter by the names under which PEFT saves them."""
     from peft import get_peft_model_state_dict
 
-    # "auto" would ask the hub whether the vocabulary was resized; it never is here.
+    # The default "auto" asks the hub whether the vocabulary was resized, which lora_chat never does.
     weights: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     return weights
 
 
 def write_peft_adapter(model: "PeftModel", folder: Path) -> None:
-    """An adapter's weights and config as PEFT's save_pretrained writes them, without its empty model card."""
+    """Write an adapter's weights and config as PEFT's save_pretrained does, without its empty model card."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,10 +97,10 @@ def write_peft_adapter(model: "PeftModel", folder: Path) -> None:
 
 
 def write_stored_adapter(stored: StoredAdapter, folder: Path, *, scale_in_alpha: bool = False) -> None:
-    """An adapter as a plain folder for other programs: its checked settings and weights, and nothing else.
+    """Write an adapter's checked settings and weights, and nothing else, as a folder for other programs.
 
-    `scale_in_alpha`: rsLoRA (arXiv 2312.03732) is written as the LoRA of the same function, with alpha * sqrt(rank)
-    for alpha: llama.cpp's converter passes over `use_rslora`.
+    With `scale_in_alpha`, rsLoRA (arXiv 2312.03732) is written as plain LoRA of the same function, because
+    llama.cpp's converter ignores `use_rslora`.
     """
     from safetensors.torch import save_file
 
@@ -113,7 +114,7 @@ def write_stored_adapter(stored: StoredAdapter, folder: Path, *, scale_in_alpha:
 
 
 def validate_adapter_config(stored: StoredAdapter) -> LoraSettings:
-    """The settings of an adapter after its config was checked against PEFT's defaults; raises IntegrityError."""
+    """Return the settings of an adapter, checked against PEFT's defaults. Raises IntegrityError."""
     from peft import LoraConfig
 
     return LoraSettings.from_peft(stored.config, stored.name, LoraConfig().to_dict())
@@ -122,18 +123,18 @@ def validate_adapter_config(stored: StoredAdapter) -> LoraSettings:
 def load_adapter(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel":
     """Attach a saved adapter after checking its settings, names, shapes and values.
 
-    PEFT itself loads with strict=False: missing keys leave the base as it is, foreign ones may replace
-    its weights. Raises IntegrityError naming what is wrong.
+    The check is needed because PEFT loads with strict=False: missing keys leave the base unchanged, and unknown keys
+    may replace its weights. Raises IntegrityError, which names the problem.
     """
     return load_adapters(model, [(stored, 1.0)])
 
 
 def load_adapters(model: "PreTrainedModel", adapters: Sequence[tuple[StoredAdapter, float]]) -> "PeftModel":
-    """Attach several adapters, each with a weight: what they add is summed. Raises as `load_adapter` does."""
-    wrapped: Any = None
+    """Attach several adapters, whose updates are multiplied by their weights and summed. Raises IntegrityError."""
+    wrapped: PreTrainedModel | PeftModel = model
     names = [_DEFAULT_ADAPTER, *(f"adapter_{number}" for number in range(1, len(adapters)))]
     for name, (stored, weight) in zip(names, adapters, strict=True):
-        wrapped = _load_named_adapter(wrapped or model, stored, name)
+        wrapped = _load_named_adapter(wrapped, stored, name)
         if weight != 1:
             _scale_adapter(wrapped, name, weight)
     wrapped.base_model.set_adapter(names)
@@ -143,19 +144,20 @@ def load_adapters(model: "PreTrainedModel", adapters: Sequence[tuple[StoredAdapt
 
 
 def check_adapter_fits(skeleton: "PreTrainedModel", stored: StoredAdapter) -> None:
-    """Raise IntegrityError unless an adapter has just the weights that its config means for a base without weights."""
+    """Raise IntegrityError unless an adapter has exactly the weights that its config implies for a meta model."""
     _, expected = _attach_stored_layers(skeleton, stored, _DEFAULT_ADAPTER)
     check_adapter_weights(stored.read_weights(), expected, stored.name)
 
 
-def _load_named_adapter(model: Any, stored: StoredAdapter, name: str) -> "PeftModel":
+def _load_named_adapter(model: "PreTrainedModel | PeftModel", stored: StoredAdapter, name: str) -> "PeftModel":
+    """Attach an adapter under a name and load its checked weights."""
     from peft import set_peft_model_state_dict
 
     wrapped, expected = _attach_stored_layers(model, stored, name)
     weights = stored.read_weights()
     check_adapter_weights(weights, expected, stored.name)
     set_peft_model_state_dict(wrapped, weights, adapter_name=name)
-    # PEFT holds them in fp32; the trained function is that of the file.
+    # PEFT stores them in fp32. The file's dtype gives the function that was trained.
     for full, parameter in wrapped.named_parameters():
         saved = weights.get(full.replace(f".{name}", "")) if f".{name}" in full else None
         if saved is not None:
@@ -163,8 +165,10 @@ def _load_named_adapter(model: Any, stored: StoredAdapter, name: str) -> "PeftMo
     return wrapped
 
 
-def _attach_stored_layers(model: Any, stored: StoredAdapter, name: str) -> "tuple[PeftModel, dict[str, torch.Tensor]]":
-    """Fresh LoRA layers of an adapter's checked settings, and the weights by name that they would have."""
+def _attach_stored_layers(
+    model: "PreTrainedModel | PeftModel", stored: StoredAdapter, name: str
+) -> "tuple[PeftModel, dict[str, torch.Tensor]]":
+    """Add new LoRA layers for an adapter's checked settings, and return them with their weights by name."""
     from peft import LoraConfig, PeftModel
 
     settings = validate_adapter_config(stored)
@@ -180,15 +184,16 @@ def _attach_stored_layers(model: Any, stored: StoredAdapter, name: str) -> "tupl
         raise IntegrityError(f"The adapter {stored.name} does not fit this base: {error}") from error
     expected = adapter_weights(wrapped, name)
     max_bytes = sum(weight.numel() for weight in expected.values()) * _FLOAT32_BYTES + MAX_HEADER_BYTES
-    if stored.size > max_bytes:  # before all of it is read into memory
+    if stored.size > max_bytes:  # checked before the file is read into memory
         raise IntegrityError(
             f"The adapter {stored.name} does not fit this base: its weights take {stored.size:,} bytes, "
-            f"for which {max_bytes:,} are enough."
+            f"and {max_bytes:,} are enough."
         )
     return wrapped, expected
 
 
 def _scale_adapter(model: "PeftModel", name: str, weight: float) -> None:
+    """Multiply the update of an attached adapter by a weight."""
     for module in model.modules():
         scaling = getattr(module, "scaling", None)
         if isinstance(scaling, dict) and name in scaling:
@@ -196,6 +201,6 @@ def _scale_adapter(model: "PeftModel", name: str, weight: float) -> None:
 
 
 def merge_adapter(model: "PeftModel") -> "PreTrainedModel":
-    """Fold what is active into the weights; refuses values that are not numbers. Never on a live quantised base."""
+    """Merge the active adapters into the weights. Raises ValueError for non-finite values. Not for a quantized base."""
     merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     return merged

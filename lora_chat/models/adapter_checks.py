@@ -1,7 +1,7 @@
-"""Whether layers can carry LoRA, and whether an adapter's weights have their places in a base."""
+"""Checks that layers can carry LoRA, and that an adapter's weights fit a base."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.errors import IntegrityError, RecipeError
 
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
 
 _ALLOWED_DTYPES = ("torch.float32", "torch.float16", "torch.bfloat16")
 _MAX_ABS_VALUE = 10_000.0
-"""Largest value in an adapter; those of trained ones are below 100."""
+"""Limit of absolute values in an adapter; trained adapters have values below 100."""
 
 
 def find_target_candidates(model: "torch.nn.Module") -> tuple[str, ...]:
-    """Last names of the layers that can carry LoRA: every linear layer except the LM head."""
+    """Return the last names of the layers that can carry LoRA: every linear layer except the LM head."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
-    head = find_head()
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head else None
     names = {
-        name.removesuffix(".base_layer").split(".")[-1]  # PEFT's name for what it wraps
+        name.removesuffix(".base_layer").split(".")[-1]  # PEFT's name for a layer that it wraps
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and ".lora_" not in name
     }
@@ -39,26 +39,27 @@ def check_targets_exist(model: "torch.nn.Module", targets: tuple[str, ...]) -> N
         )
 
 
-def check_stored_targets(model: Any, targets: Sequence[str], name: str) -> None:
-    """Raise IntegrityError for modules that carry no LoRA here: heads and embeddings may share their weights."""
+def check_stored_targets(model: "torch.nn.Module", targets: Sequence[str], name: str) -> None:
+    """Raise IntegrityError for modules that cannot carry LoRA, such as a head with the embedding's weights."""
     candidates = find_target_candidates(model)
     if unsupported := [target for target in targets if target.split(".")[-1] not in candidates]:
         raise IntegrityError(
-            f"The adapter {name} does not fit this base: {unsupported[0]} is no linear layer of it, or its head, whose "
-            f"weights may be the embedding's too (huggingface/peft#2018). LoRA can be on {', '.join(candidates)}."
+            f"The adapter {name} does not fit this base: {unsupported[0]} is not one of its linear layers, or is "
+            "its head, which may share the embedding's weights (huggingface/peft#2018). "
+            f"LoRA can be on {', '.join(candidates)}."
         )
 
 
 def check_adapter_weights(weights: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]", name: str) -> None:
-    """Raise IntegrityError unless an adapter has just the weights expected, in their shapes, and all numbers."""
+    """Raise IntegrityError unless an adapter has exactly the expected weights, in their shapes, and all finite."""
     import torch
 
-    missing, foreign = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if missing or foreign:
-        detail = f"missing {missing[0]}" if missing else f"foreign {foreign[0]}"
+    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unknown:
+        detail = f"missing {missing[0]}" if missing else f"unknown {unknown[0]}"
         raise IntegrityError(
             f"The adapter {name} does not fit this base: {len(missing)} weights missing, "
-            f"{len(foreign)} foreign ({detail})."
+            f"{len(unknown)} unknown ({detail})."
         )
     for key, tensor in weights.items():
         if tensor.shape != expected[key].shape:
@@ -68,14 +69,14 @@ def check_adapter_weights(weights: "dict[str, torch.Tensor]", expected: "dict[st
             )
         if str(tensor.dtype) not in _ALLOWED_DTYPES:
             raise IntegrityError(
-                f"The adapter {name} holds {key} as {tensor.dtype}, not as {', '.join(_ALLOWED_DTYPES)}."
+                f"The adapter {name} has {key} as {tensor.dtype}, not as {', '.join(_ALLOWED_DTYPES)}."
             )
         if (other := weights.get(key.replace(".lora_A.", ".lora_B."))) is not None and other.dtype != tensor.dtype:
-            raise IntegrityError(f"The adapter {name} holds {key} as {tensor.dtype}, its other half as {other.dtype}.")
+            raise IntegrityError(f"The adapter {name} has {key} as {tensor.dtype}, its other half as {other.dtype}.")
         if not torch.isfinite(tensor).all():
-            raise IntegrityError(f"The adapter {name} holds values that are not numbers, in {key}.")
+            raise IntegrityError(f"The adapter {name} has non-finite values in {key}.")
         if tensor.numel() and (largest := float(tensor.abs().max())) > _MAX_ABS_VALUE:
             raise IntegrityError(
-                f"The adapter {name} holds a value of {largest:.0e} in {key}, at which a model overflows; "
-                f"at most {_MAX_ABS_VALUE:,.0f} is read."
+                f"The adapter {name} has a value of {largest:.0e} in {key}, which makes a model overflow; "
+                f"the limit is {_MAX_ABS_VALUE:,.0f}."
             )

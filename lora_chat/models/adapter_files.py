@@ -1,4 +1,4 @@
-"""A folder in PEFT's layout: an adapter written into it, or read from it."""
+"""Write an adapter as a folder in PEFT's layout, and read such a folder."""
 
 import json
 import os
@@ -25,9 +25,10 @@ MODEL_CARD_NAME = "README.md"
 
 
 def save_adapter(model: "PeftModel", folder: Path, identity: Identity, chat_template: str, card: str) -> int:
-    """Write the adapter in PEFT's layout, whole or not at all; returns its size in bytes.
+    """Write the adapter in PEFT's layout, completely or not at all, and return its size in bytes.
 
-    Raises DiskFullError, DiskError or RecipeError when the folder cannot be written, or holds other values then.
+    Raises DiskFullError, DiskError or RecipeError if the folder cannot be written, DiskError if the written file has
+    other values.
     """
     with atomic_folder(folder, "the adapter") as beside:
         write_peft_adapter(model, beside)
@@ -44,12 +45,12 @@ def save_adapter(model: "PeftModel", folder: Path, identity: Identity, chat_temp
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Whether a folder looks like an adapter in PEFT's layout; its config may yet be a link, which is refused."""
+    """Return whether a folder has an adapter's config, which may be a link and is then refused later."""
     return os.path.lexists(folder / CONFIG_NAME)
 
 
 def read_adapter(folder: Path) -> StoredAdapter:
-    """What a folder holds, its weights unread. Raises IntegrityError for a damaged file, a link or a special file."""
+    """Read an adapter's folder except for its weights. Raises IntegrityError for a damaged, linked or special file."""
     check_received_folder(folder)
     template, weights = folder / TEMPLATE_NAME, folder / WEIGHTS_NAME
     return StoredAdapter(
@@ -63,7 +64,7 @@ def read_adapter(folder: Path) -> StoredAdapter:
 
 
 def read_identity(folder: Path) -> Identity | None:
-    """The identity an adapter was saved with; None for an adapter from another tool."""
+    """Return the identity that was saved with an adapter; None for an adapter of another tool."""
     path = folder / IDENTITY_NAME
     if not path.exists():
         return None
@@ -74,6 +75,7 @@ def read_identity(folder: Path) -> Identity | None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    """Read an adapter_config.json. Raises IntegrityError."""
     try:
         config: dict[str, Any] = read_json_object(path, strict=True)
     except OSError as error:
@@ -82,6 +84,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(path: Path) -> "dict[str, torch.Tensor]":
+    """Read all tensors of a safetensors file. Raises IntegrityError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -93,7 +96,7 @@ def _read_weights(path: Path) -> "dict[str, torch.Tensor]":
 
 
 def _check_saved_weights(model: "PeftModel", folder: Path) -> None:
-    """Raise DiskError if what was written does not hold the model's weights."""
+    """Raise DiskError if the written file does not have the model's weights."""
     expected = adapter_weights(model)
     try:
         written = _read_weights(folder / WEIGHTS_NAME)
@@ -104,6 +107,6 @@ def _check_saved_weights(model: "PeftModel", folder: Path) -> None:
     )
     if not same:
         raise DiskError(
-            f"{folder / WEIGHTS_NAME} does not hold what was written to it; it was not kept.\n"
-            "The disk or its file system may be failing; go on elsewhere from a copy of the run, with --resume RUN."
+            f"{folder / WEIGHTS_NAME} does not have the values that were written; it was deleted.\n"
+            "The disk or its file system may be failing. Fix: copy the run to another disk and use --resume RUN."
         )

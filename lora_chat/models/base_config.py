@@ -1,4 +1,4 @@
-"""What is known of a base without its weights: its config, its tokenizer's folder, how large its files are."""
+"""Config and size of a base whose weights may not be on this machine."""
 
 import json
 from collections.abc import Mapping
@@ -16,34 +16,34 @@ from lora_chat.models.shape import read_shape
 from lora_chat.system.hub_client import HubFailureError
 
 _BYTES_PER_WEIGHT = 2
-"""Of a weight in the files of the bases known by heart."""
+"""Bytes of a weight in the files of known bases."""
 
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """A base as far as a plan needs it."""
+    """The parts of a base that a plan needs."""
 
     name: str
     config: Mapping[str, Any]
     folder: Path | None
-    """With its tokenizer; None: only its widths are known here."""
+    """Folder with its tokenizer; None if only its config is known."""
     weight_bytes: int | None
-    """Of its files of weights; None: not known."""
+    """Size of its files of weights, in bytes; None if unknown."""
     download_bytes: int | None
-    """What `sft` would have to fetch; None: not known."""
+    """Size of the download that `sft` needs, in bytes; None if unknown."""
     origin: str
-    """Where this is known from."""
+    """Source of these facts."""
 
 
 def find_base_config(base: BaseSection) -> BaseConfig:
-    """The config of a base that is here, on the hub, or in the table of known ones; no weights are fetched.
+    """Return the config of a base on this machine, on the hub, or in the table of known bases.
 
-    Raises UnavailableError.
+    No weights are downloaded. Raises UnavailableError.
     """
     if is_base_local(base) or base.name.startswith((".", "/", "~")) or base.name.count("/") != 1:
-        found = find_base(base)
-        size = sum(path.stat().st_size for path in found.folder.glob("*.safetensors"))
-        return BaseConfig(found.name, _read_text_config(found.folder), found.folder, size, 0, "this machine")
+        local = find_base(base)
+        size = sum(path.stat().st_size for path in local.folder.glob("*.safetensors"))
+        return BaseConfig(local.name, _read_text_config(local.folder), local.folder, size, 0, "this machine")
     try:
         return _find_config_on_hub(base)
     except HubFailureError as error:
@@ -51,25 +51,27 @@ def find_base_config(base: BaseSection) -> BaseConfig:
         if known is None:
             raise UnavailableError(
                 f"The config of {base.name} is not on this machine, the hub cannot be reached "
-                f"({error.what}), and it is none of the bases known by heart "
-                f"({', '.join(read_known_configs())}).\nGo online once, or name a local folder."
+                f"({error.what}), and it is not one of the known bases "
+                f"({', '.join(read_known_configs())}).\nFix: go online once, or name a local folder."
             ) from error
         size = _BYTES_PER_WEIGHT * read_shape(known, base.name).weights
         return BaseConfig(base.name, known, None, size, size, "the table of known bases")
 
 
 def _find_config_on_hub(base: BaseSection) -> BaseConfig:
+    """Download a base's small files and return its config. Raises HubFailureError."""
     folder, weights = download_small_files(base.name, base.revision)
     return BaseConfig(base.name, _read_text_config(folder), folder, weights or None, weights or None, "the hub")
 
 
 def _read_text_config(folder: Path) -> dict[str, Any]:
+    """Return the config of the language model: `text_config` if there is one, otherwise the whole config."""
     config = check_base_files(folder)
     text_config = config.get("text_config")
     return dict(text_config) if isinstance(text_config, dict) else dict(config)
 
 
 def read_known_configs() -> dict[str, Any]:
-    """Configs of bases that many use, by name, for planning without the hub."""
+    """Return the configs of widely used bases by name, for planning without the hub."""
     text = (files("lora_chat.models") / "known_bases.json").read_text(encoding="utf-8")
     return dict(json.loads(text))

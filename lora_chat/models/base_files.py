@@ -1,4 +1,4 @@
-"""The small files of a base, bounded before transformers and tokenizers read them: they may be anybody's."""
+"""Checks of a base's untrusted small files before Transformers and tokenizers read them."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -35,42 +35,42 @@ _JSON_LIMITS_BYTES = {
     "vocab.json": LARGE_FILE_BYTES,
     _TOKENIZER_NAME: LARGE_FILE_BYTES,
 }
-"""Every JSON file that transformers or tokenizers may read, with the most bytes it may have."""
+"""Size limit, in bytes, of every JSON file that Transformers or tokenizers may read."""
 _VOCABULARY_NAMES = "tokenizer.model", "sentencepiece.model", "spm.model", "tiktoken.model", "vocab.txt", "merges.txt"
-"""Vocabularies in other formats than JSON."""
+"""Names of vocabularies in formats other than JSON."""
 _TEMPLATE_PATTERNS = "chat_template.jinja", "additional_chat_templates/*.jinja"
 _MAX_ADDED_TOKENS = 100_000
-"""Added tokens, each of which is searched for in every text; the most seen are 33,000, for the parts of pictures."""
+"""Limit of added tokens, each of which is searched for in every text; the largest known base has 33,000."""
 
 
 def check_base_files(folder: Path) -> Mapping[str, Any]:
-    """Check all files of a base that describe it, and return its config.
+    """Check all small files of a base and return its config.
 
-    Raises UnavailableError naming the file that is too large, nested too deeply, not JSON or not UTF-8, or holds
-    numbers that no base has; IntegrityError if something makes Transformers run other code or load an adapter.
+    Raises UnavailableError naming a file that is too large, nested too deeply, not JSON or not UTF-8, or has numbers
+    out of bounds; IntegrityError if a file makes Transformers run other code or load an adapter.
     """
     try:
         check_no_adapter(folder)
         names = [*_JSON_LIMITS_BYTES, *_VOCABULARY_NAMES]
-        marks = {name: found for name in names if (found := _stat_key(folder / name))}
-        marks |= {str(path): _stat_key(path) for pattern in _TEMPLATE_PATTERNS for path in folder.glob(pattern)}
-        return _check_files(folder, tuple(sorted(marks.items())))
+        stats = {name: key for name in names if (key := _stat_key(folder / name))}
+        stats |= {str(path): _stat_key(path) for pattern in _TEMPLATE_PATTERNS for path in folder.glob(pattern)}
+        return _check_files(folder, tuple(sorted(stats.items())))
     except OSError as error:
         raise UnavailableError(f"The base {folder} cannot be read: {error.strerror or error}.") from error
 
 
 def _stat_key(path: Path) -> tuple[int, ...]:
-    """What changes when a file does; nothing for one that is not there."""
+    """Return the values that change whenever a file does; an empty tuple for a missing file."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except FileNotFoundError:
         return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 @lru_cache(maxsize=8)
-def _check_files(folder: Path, _marks: tuple[tuple[str, tuple[int, ...]], ...]) -> Mapping[str, Any]:
-    """Check once what is opened several times: a large vocabulary takes half a second."""
+def _check_files(folder: Path, _stats: tuple[tuple[str, tuple[int, ...]], ...]) -> Mapping[str, Any]:
+    """Check a base's files, once for each state of them, because a large vocabulary takes half a second."""
     for name in _VOCABULARY_NAMES:
         if (folder / name).exists():
             read_bytes(folder / name, LARGE_FILE_BYTES, UnavailableError)
@@ -84,7 +84,7 @@ def _check_files(folder: Path, _marks: tuple[tuple[str, tuple[int, ...]], ...]) 
             continue
         content = read_json(path, max_bytes, UnavailableError)
         if not isinstance(content, dict) and name != "chat_template.json":
-            raise UnavailableError(f"{path} holds no JSON object. Replace it.")
+            raise UnavailableError(f"{path} is not a JSON object. Fix: replace it.")
         if name in (_CONFIG_NAME, "generation_config.json"):
             check_config_limits(content, str(path))
             check_no_remote_code(content, str(path))
@@ -96,11 +96,11 @@ def _check_files(folder: Path, _marks: tuple[tuple[str, tuple[int, ...]], ...]) 
     return config
 
 
-def _check_added_tokens(found: dict[str, Any], path: Path) -> None:
-    """Raise UnavailableError for more added tokens than a base can need."""
+def _check_added_tokens(content: dict[str, Any], path: Path) -> None:
+    """Raise UnavailableError for more added tokens than any base needs."""
     if path.name == "added_tokens.json":
-        found = {"added_tokens": found}
+        content = {"added_tokens": content}
     for key in ("added_tokens", "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"):
-        some = found.get(key)
-        if isinstance(some, list | dict) and len(some) > _MAX_ADDED_TOKENS:
-            raise UnavailableError(f"{path}: {key} has {len(some):,} tokens; at most {_MAX_ADDED_TOKENS:,} are read.")
+        tokens = content.get(key)
+        if isinstance(tokens, list | dict) and len(tokens) > _MAX_ADDED_TOKENS:
+            raise UnavailableError(f"{path}: {key} has {len(tokens):,} tokens; the limit is {_MAX_ADDED_TOKENS:,}.")

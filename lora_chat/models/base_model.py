@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.config.recipe import BaseSection
@@ -26,17 +26,15 @@ from lora_chat.system.received_folder import check_received_folder
 from lora_chat.system.user_path import expand_user_path
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_SAMPLE_TEXT = "It's 7:30 pm.\n\n Ça va? 你好 \U0001f642 def f(x):\n\treturn x"
-"""A text that tokenizers tell apart; its ids are part of a base's identity."""
+"""Text whose ids differ between tokenizers; they are part of a base's identity."""
 _TOKENIZER_TIMEOUT_SECONDS = 20.0
-
-
 _MAX_WEIGHTS_PER_BYTE = 16
-"""No format takes fewer than a bit for two weights."""
+"""Limit of weights per byte of the files; every format needs at least half a bit for each weight."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +42,21 @@ class LocalBase:
     """A base whose files are on this machine."""
 
     name: str
-    """As the recipe says it; for a folder, its absolute path."""
+    """Name in the recipe; for a folder, its absolute path."""
     folder: Path
     revision: str | None = None
-    """The commit of a hub id."""
+    """Commit of a hub id."""
     file_stats: FileStats | None = field(default=None, compare=False, repr=False)
-    """Its files as they were before anything of it was checked; None for a folder of our own."""
+    """State of its files before any check; None if the caller does not check for changes."""
 
     def check_unchanged(self) -> None:
-        """Raise IntegrityError if a file of the base is another than when the base was found."""
+        """Raise IntegrityError if a file of the base has changed since the base was found."""
         if self.file_stats is not None:
             check_unchanged(self.folder, self.file_stats)
 
 
 def is_base_local(base: BaseSection) -> bool:
-    """Whether nothing has to be downloaded for a base."""
+    """Return whether a base can be used without a download."""
     local = base.name in bundled_base_names() or expand_user_path(base.name, "base.name: ").is_dir()
     return local or find_cached_base(base.name, base.revision) is not None
 
@@ -69,9 +67,9 @@ def is_hub_id(name: str) -> bool:
 
 
 def find_base(base: BaseSection) -> LocalBase:
-    """The folder of an embedded base, a local folder, or a hub id (downloaded once).
+    """Return an embedded base, a local folder, or a hub id, which is downloaded once.
 
-    Raises UnavailableError with what to do, IntegrityError for a folder with links or special files in it.
+    Raises UnavailableError with the fix, IntegrityError for a folder that contains links or special files.
     """
     local = expand_user_path(base.name, "base.name: ")
     if base.name in bundled_base_names():
@@ -82,26 +80,29 @@ def find_base(base: BaseSection) -> LocalBase:
         if not (local / "config.json").is_file():
             raise UnavailableError(
                 f"{local} is not a model folder: it has no config.json.\n"
-                "Name a folder in Hugging Face layout (config.json, tokenizer.json, *.safetensors)."
+                "Fix: name a folder in Hugging Face layout (config.json, tokenizer.json, *.safetensors)."
             )
-        marks = read_file_stats(local.resolve())
+        stats = read_file_stats(local.resolve())
         check_base_files(local.resolve())
         if is_hub_id(base.name):
-            logger.info(f"{base.name} is a folder here: taking {local.resolve()}, not the hub's model of that name.")
-        return LocalBase(str(local.resolve()), local.resolve(), file_stats=marks)
+            logger.info(f"{base.name} is a local folder: using {local.resolve()}, not the hub's model of that name.")
+        return LocalBase(str(local.resolve()), local.resolve(), file_stats=stats)
     if not is_hub_id(base.name):
         raise UnavailableError(
             f"There is no base {base.name}: neither an embedded one ({', '.join(bundled_base_names())}), "
             "nor a folder, nor a hub id (OWNER/NAME)."
         )
     folder = find_or_download_base(base.name, base.revision)
-    marks = read_file_stats(folder)
+    stats = read_file_stats(folder)
     check_base_files(folder)
-    return LocalBase(base.name, folder, folder.name, marks)
+    return LocalBase(base.name, folder, folder.name, stats)
 
 
 def load_tokenizer(base: LocalBase) -> "PreTrainedTokenizerBase":
-    """The base's tokenizer; pad falls back to eos, which is safe because labels are set by position."""
+    """Load and try a base's tokenizer. Padding falls back to eos, which is safe because labels are set by position.
+
+    Raises UnavailableError for a tokenizer that cannot be loaded or used, or has no end-of-sequence token.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -118,36 +119,36 @@ def load_tokenizer(base: LocalBase) -> "PreTrainedTokenizerBase":
         )
     except LoraChatError:
         raise
-    except Exception as error:  # settings that load and cannot be used
+    except Exception as error:  # the settings load but cannot be used
         raise UnavailableError(
-            f"The tokenizer of {base.name} cannot encode a plain text: {_first_line(error)}"
+            f"The tokenizer of {base.name} cannot encode a sample text: {_first_line(error)}"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise UnavailableError(f"The tokenizer of {base.name} has no end-of-sequence token; nothing would ever stop.")
+        raise UnavailableError(f"The tokenizer of {base.name} has no end-of-sequence token, so no reply would end.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     base.check_unchanged()
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:  # a tokenizer.json may ask for both; every text here is encoded whole and alone
+    if backend is not None:  # tokenizer.json may ask for both; lora_chat encodes every text completely and unpadded
         backend.no_truncation()
         backend.no_padding()
     return tokenizer
 
 
 def read_max_positions(base: LocalBase) -> int | None:
-    """The most tokens the base has positions for, from its config."""
-    found = getattr(read_config(base).get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
+    """Return the number of positions in a base's config, which limits its tokens; None if unknown."""
+    positions = getattr(read_config(base).get_text_config(), "max_position_embeddings", None)
+    return int(positions) if positions else None
 
 
 def read_model_type(base: LocalBase) -> str | None:
-    """The `model_type` of its config."""
-    found = getattr(read_config(base), "model_type", None)
-    return str(found) if found else None
+    """Return the `model_type` of a base's config."""
+    model_type = getattr(read_config(base), "model_type", None)
+    return str(model_type) if model_type else None
 
 
 def load_meta_model(base: LocalBase) -> "PreTrainedModel":
-    """The base's layers by name and shape, without weights."""
+    """Build a base's layers on the meta device, without weights. Raises UnavailableError."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -155,16 +156,18 @@ def load_meta_model(base: LocalBase) -> "PreTrainedModel":
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # a stranger's config: sizes that do not go together fail in many ways
-        raise UnavailableError(f"The config of {base.name} means no model: {_first_line(error)}") from error
+    except Exception as error:  # an untrusted config: inconsistent sizes raise many types of errors
+        raise UnavailableError(f"The config of {base.name} does not describe a model: {_first_line(error)}") from error
 
 
-def read_config(base: LocalBase) -> Any:
-    """Return the base's config as Transformers loads it; raises UnavailableError if it cannot."""
+def read_config(base: LocalBase) -> "PretrainedConfig":
+    """Return the base's config as Transformers loads it. Raises UnavailableError."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            base.folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
         raise UnavailableError(f"The config of {base.name} cannot be read: {_first_line(error)}") from error
     check_loaded_config(config, f"The config of {base.name}")
@@ -172,10 +175,10 @@ def read_config(base: LocalBase) -> Any:
 
 
 def load_base_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedModel":
-    """The frozen base on its device, really quantised by bitsandbytes where asked.
+    """Load the frozen base on its device, quantized by bitsandbytes if the plan says so.
 
-    Raises UnavailableError for unreadable weights, OutOfMemoryError when they do not fit, IntegrityError if
-    something in the folder makes Transformers load other weights.
+    Raises UnavailableError for unreadable weights, OutOfMemoryError if they do not fit, IntegrityError if a file in
+    the folder makes Transformers load other weights.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -183,9 +186,9 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedMod
     find_weight_files(base.folder, read_config(base))
     _check_weight_count(base)
     if precision.device == "cpu":
-        release_freed_memory()  # quantising frees as much as it takes
+        release_freed_memory()  # quantization frees as much memory as it takes
     dtype = getattr(torch, precision.dtype)
-    options: dict[str, Any] = {}
+    options: dict[str, BitsAndBytesConfig] = {}
     if precision.mode == "4bit":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -208,7 +211,7 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedMod
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(
             f"The base {base.name} does not fit into memory in mode {precision.mode}.\n"
-            "Try --set quantization.mode=4bit, or a smaller base."
+            "Fix: --set quantization.mode=4bit, or a smaller base."
         ) from error
     except LoraChatError:
         raise
@@ -221,24 +224,24 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedMod
         if precision.mode != "none":
             copy_mapped_weights(model)
         cache_dense_weights(model)
-        dequantize_on_the_fly(model)  # where they are not held
+        dequantize_on_the_fly(model)  # the layers without cached weights
     return model
 
 
 def _check_weight_count(base: LocalBase) -> None:
-    """Raise UnavailableError if a config means far more weights than the files can hold.
+    """Raise UnavailableError if a config describes far more weights than the files can contain.
 
-    Transformers makes up what is missing, in memory, however much that is.
+    The check is needed because Transformers allocates and initializes all missing weights.
     """
     num_weights = sum(parameter.numel() for parameter in load_meta_model(base).parameters())
     file_bytes = sum(path.stat().st_size for path in base.folder.rglob("*.safetensors"))
     if num_weights > _MAX_WEIGHTS_PER_BYTE * file_bytes:
         raise UnavailableError(
-            f"The config of {base.name} means {num_weights:,} weights, and its files have {file_bytes:,} bytes: "
-            f"they do "
-            "not belong together. Copy or download the base again."
+            f"The config of {base.name} describes {num_weights:,} weights, and its files have {file_bytes:,} bytes: "
+            "they do not belong together. Fix: copy or download the base again."
         )
 
 
 def _first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

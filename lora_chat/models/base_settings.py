@@ -1,4 +1,4 @@
-"""The settings of a base that shape what it computes, read from its JSON files field by field."""
+"""The fields of a base's JSON files that its identity compares."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ from lora_chat.system.bounded_files import MEDIUM_FILE_BYTES, read_bytes
 from lora_chat.system.strict_json import is_nested_too_deeply
 
 _MAX_VALUE_CHARACTERS = 200
-"""Length limit of a value that is stored as it is; a longer one is stored as its digest."""
+"""Length limit of a stored value, in characters; a longer value is replaced by its digest."""
 _MAX_FIELDS = 500
 _DIGEST_PREFIX = "sha256:"
-# Half a surrogate pair is no text; a digest must not be taken for the value that it stands for.
+# Values that must be digested: half surrogate pairs, text that looks like a digest, and paths of this machine.
 _MUST_BE_DIGESTED = re.compile(r'\\ud|"sha256:|"(/|~|\.\.?/|\\\\|[A-Za-z]:[/\\])')
 
 TOKENIZER_ATTRIBUTES = (
@@ -31,7 +31,7 @@ TOKENIZER_ATTRIBUTES = (
     "split_special_tokens",
     "truncation_side",
 )
-"""What a loaded tokenizer holds beside its backend; it is compared as it was loaded."""
+"""Attributes of a loaded tokenizer beside its backend, compared as they were loaded."""
 _SPECIAL_TOKEN_FIELDS = dict.fromkeys(
     (
         *(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")),
@@ -43,13 +43,13 @@ _SPECIAL_TOKEN_FIELDS = dict.fromkeys(
 
 IGNORED_FIELDS: Mapping[str, Mapping[str, str]] = {
     "config.json": {
-        "_name_or_path": "names the place that the config was read from; only the choice of the tokenizer's class "
-        "looks at it, and the loaded tokenizer is compared",
-        "transformers_version": "names the program that wrote the file; only a repair of Mistral's tokenizer looks at "
-        "it, and the loaded tokenizer is compared",
+        "_name_or_path": "names the folder that the config was read from; only the choice of the tokenizer's class "
+        "reads it, and the loaded tokenizer is compared",
+        "transformers_version": "names the program that wrote the file; only a repair of Mistral's tokenizer reads it, "
+        "and the loaded tokenizer is compared",
         "dtype": "is replaced by the dtype of the plan whenever weights are loaded",
         "torch_dtype": "is the older name of dtype",
-        "use_cache": "decides whether keys and values are kept, not what they are; generation sets it itself",
+        "use_cache": "decides whether keys and values are cached, not their values; generation sets it",
     },
     "generation_config.json": {
         "transformers_version": "names the program that wrote the file; nothing reads it",
@@ -61,11 +61,11 @@ IGNORED_FIELDS: Mapping[str, Mapping[str, str]] = {
     },
     "tokenizer_config.json": {
         "name_or_path": "is replaced by the folder that is loaded",
-        "is_local": "is replaced by what is true of the folder that is loaded",
+        "is_local": "is replaced by the loader",
         "local_files_only": "is replaced by the argument of the call that loads",
         "tokenizer_file": "is replaced by the tokenizer.json of the folder",
         "vocab_file": "is replaced by the vocabulary of the folder",
-        "chat_template": "is compared by its own digest, as the template in force",
+        "chat_template": "is compared by the digest of the installed template",
         "tokenizer_class": "is compared as the class that was loaded",
         "added_tokens_decoder": "is compared as the loaded tokenizer's added tokens",
         **dict.fromkeys(TOKENIZER_ATTRIBUTES, "is compared as the loaded tokenizer's attribute of that name"),
@@ -73,18 +73,18 @@ IGNORED_FIELDS: Mapping[str, Mapping[str, str]] = {
     },
     "special_tokens_map.json": dict(_SPECIAL_TOKEN_FIELDS),
 }
-"""The fields that are not compared as they stand, file by file, each with the reason; every other field is."""
+"""Fields that are not compared as written, by file, each with the reason. Every other field is compared."""
 
 
 def read_compared_fields(folder: Path, name: str) -> dict[str, JsonValue] | None:
-    """Return the fields of a JSON file that are not harmless, long values as digests; None if there is no file.
+    """Return the compared fields of a JSON file, with digests for long values; None if there is no file.
 
-    Raises IntegrityError for a file that holds no object or is too large.
+    Raises IntegrityError for a file that is not an object or is too large.
     """
-    found = read_lenient_json_object(folder / name)
-    if found is None:
+    content = read_lenient_json_object(folder / name)
+    if content is None:
         return None
-    compared = {key: value for key, value in found.items() if key not in IGNORED_FIELDS[name]}
+    compared = {key: value for key, value in content.items() if key not in IGNORED_FIELDS[name]}
     if len(compared) > _MAX_FIELDS or not all(
         key.isprintable() and len(key) <= _MAX_VALUE_CHARACTERS // 2 for key in compared
     ):
@@ -104,17 +104,17 @@ def read_lenient_json_object(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error.strerror or error}.") from error
     try:
-        # Some configs hold Infinity, and repeated keys are legal for Transformers: the last one counts.
-        found = json.loads(raw.decode("utf-8"), parse_constant=lambda name: {"__float__": name})
+        # Some configs contain Infinity, and Transformers accepts repeated keys, of which the last one counts.
+        content = json.loads(raw.decode("utf-8"), parse_constant=lambda name: {"__float__": name})
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read: {str(error)[:200]}.") from error
-    if not isinstance(found, dict) or is_nested_too_deeply(found):
-        raise IntegrityError(f"{path} holds no JSON object, or one that is nested too deeply.")
-    return found
+    if not isinstance(content, dict) or is_nested_too_deeply(content):
+        raise IntegrityError(f"{path} is not a JSON object, or is nested too deeply.")
+    return content
 
 
 def value_or_digest(value: JsonValue) -> JsonValue:
-    """Return a value as it is, or its digest if it is long, holds a path of this machine, or cannot be written."""
+    """Return a value, or its digest if it is long, contains a path of this machine, or cannot be written."""
     text = canonical_json(value)
     if len(text) <= _MAX_VALUE_CHARACTERS and not _MUST_BE_DIGESTED.search(text):
         return value
@@ -122,5 +122,5 @@ def value_or_digest(value: JsonValue) -> JsonValue:
 
 
 def canonical_json(value: JsonValue) -> str:
-    """Return the one JSON text of a value; unlike `==`, it tells 1, 1.0 and true apart."""
+    """Return the canonical JSON text of a value, which differs for 1, 1.0 and true, unlike `==`."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""An adapter with the base that it belongs to: the model that can talk."""
+"""An adapter together with its base and tokenizer: everything that a chat needs, without loaded weights."""
 
 import logging
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BoundAdapter:
-    """An adapter, its base, and the tokenizer with the template of training; no weights loaded yet."""
+    """An adapter, its base, and the tokenizer with the chat template of training."""
 
     stored: StoredAdapter
     base: LocalBase
     tokenizer: "PreTrainedTokenizerBase"
 
     def load(self, precision: PrecisionPlan) -> "PreTrainedModel":
-        """Base and adapter, ready to answer."""
+        """Load the weights of the base and the adapter."""
         return load_adapter(load_base_model(self.base, precision), self.stored)
 
 
@@ -43,29 +43,27 @@ def bind_adapter(
     recompute_digests: bool = False,
     run_template: bool = True,
 ) -> BoundAdapter:
-    """Make sure that base, tokenizer and template are those an adapter was trained with.
+    """Check that an adapter was trained with this base, tokenizer and template, and return them together.
 
-    With `recompute_digests` no remembered digest is believed. Without `run_template` the template is compared by
-    its digest alone, and the stop ids, which it decides, are not compared. Raises IntegrityError if they are
-    others; with `force` that is only told.
+    With `recompute_digests`, cached digests are ignored. Without `run_template`, the template is compared only by its
+    digest, and the stop ids, which depend on it, are not compared. Raises IntegrityError for a difference; `force`
+    logs it instead.
     """
     if stored.identity is None:
-        logger.warning(
-            f"{stored.name} does not say which weights it was trained on; only names and shapes are checked."
-        )
+        logger.warning(f"{stored.name} does not name the weights it was trained on; only names and shapes are checked.")
         return BoundAdapter(stored, base, tokenizer)
     stops = None if run_template else stored.identity.stops or ()
-    found = compute_identity(base, tokenizer, recompute_digests=recompute_digests, stops=stops)
+    identity = compute_identity(base, tokenizer, recompute_digests=recompute_digests, stops=stops)
     if not force:
-        check_identity(stored.identity, found, stored.name, base)
-        if stored.identity.version == 1 and not recompute_digests:  # `verify` has a line of its own
+        check_identity(stored.identity, identity, stored.name, base)
+        if stored.identity.version == 1 and not recompute_digests:  # `verify` prints its own line
             logger.warning(
                 f"{stored.name} was made by an older version; its receipt does not cover {UNCOVERED_BY_VERSION_1}."
             )
-    elif changed := list_identity_differences(stored.identity, found, base):
+    elif changed := list_identity_differences(stored.identity, identity, base):
         logger.warning(
-            f"{stored.name} was trained with other {' and '.join(changed)}. Its weights are corrections to those it "
-            "learned on: on others it may answer worse than the base alone, in another language, or without end, and "
-            "none of its figures hold."
+            f"{stored.name} was trained with other {' and '.join(changed)}. An adapter corrects the weights that it "
+            "was trained on: with other weights its replies may be worse than the base's, in another language, or "
+            "endless, and its measured figures do not apply."
         )
     return BoundAdapter(stored, base, tokenizer)

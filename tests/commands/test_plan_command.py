@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_told_with_the_change_that_fits(run):
         (["recipes/smoke.yaml", "--gpu", "RTX 4091"], 2, "Similar names: GeForce RTX 4090"),
         (["recipes/smoke.yaml", "--memory", "lots"], 2, "--memory: lots is not a size of memory"),
         (["recipes/smoke.yaml", "--set", "training.memory=lots"], 2, "training.memory"),
-        (["recipes/smoke.yaml", "--set", "base.name=nobody/knows-it"], 8, "none of the bases known by heart"),
+        (["recipes/smoke.yaml", "--set", "base.name=nobody/knows-it"], 8, "not one of the known bases"),
         ([], 2, "No recipe is given"),
         (["recipes/none.yaml"], 2, "Cannot read the recipe"),
     ],
