@@ -100,7 +100,7 @@ def print_versions() -> None:
     """Print the device and the versions of the libraries."""
     import torch
 
-    from lora_chat.runs.run_folder import read_library_versions
+    from lora_chat.runs.create_run import read_library_versions
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(device + "; " + ", ".join(f"{name} {version}" for name, version in read_library_versions().items()) + "\n")

@@ -26,6 +26,7 @@ from lora_chat.pipeline.run_identity import describe_run
 from lora_chat.pipeline.run_status import RunProgress
 from lora_chat.planning.disk_space import check_disk_space
 from lora_chat.planning.format import format_estimate_summary
+from lora_chat.runs.create_run import create_run_folder, delete_run, read_library_versions, write_run_description
 from lora_chat.runs.lock import lock_run_folder
 from lora_chat.runs.origin import (
     ADAPTER_FILES,
@@ -36,13 +37,7 @@ from lora_chat.runs.origin import (
     try_adopt_run,
     try_sign_run,
 )
-from lora_chat.runs.run_folder import (
-    RunFolder,
-    create_run_folder,
-    delete_run,
-    read_library_versions,
-    write_run_description,
-)
+from lora_chat.runs.run_folder import RunFolder
 from lora_chat.sharing.model_card import format_run_card
 from lora_chat.system.console import display_path, format_bytes
 from lora_chat.system.hardware import detect_hardware

@@ -16,7 +16,7 @@ from lora_chat.planning.calibration import MachineBenchmark, choose_benchmark_ro
 from lora_chat.planning.settings_search import PlanningProblem, memory_config_from_plan
 from lora_chat.planning.weight_memory import fits_weight_cache
 from lora_chat.planning.workload import compute_workload
-from lora_chat.runs.run_folder import read_library_versions
+from lora_chat.runs.create_run import read_library_versions
 from lora_chat.system.atomic_write import write_text_atomically
 from lora_chat.system.cache_dir import cache_dir
 from lora_chat.system.worker import run_worker

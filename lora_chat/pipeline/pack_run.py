@@ -111,7 +111,7 @@ def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: 
 def _read_or_run_parity_check(opened: OpenAdapter, run: RunFolder, weights: bytes) -> dict[str, Any]:
     """What plain PEFT makes of the adapter; measured once for each adapter, so that packing again changes nothing."""
     digest = hashlib.sha256(weights).hexdigest()
-    if run.proof.is_file():
+    if run.parity_report.is_file():
         record = run.read_parity_report()
         if record.get("adapter") == digest and _pop_and_check_signature(record):
             return dict(record["report"])
@@ -124,7 +124,7 @@ def _read_or_run_parity_check(opened: OpenAdapter, run: RunFolder, weights: byte
     record = {"adapter": digest, "report": report_dict}
     with suppress(OSError, LoraChatError):  # without a key it is measured again next time
         record["mac"] = sign(_SIGNATURE_PURPOSE, _encode_for_signing(record))
-    run.write_json(run.proof, record)
+    run.write_json(run.parity_report, record)
     return report_dict
 
 

@@ -1,8 +1,9 @@
-"""What a run leaves on disk, and who may write it.
+"""Files of a run on disk: their names, their contents, and proof of who wrote them.
 
-- checkpoints: Checkpoints that count only when they are whole
-- lock: One process at a time in a run's folder
-- metrics_log: The metrics of a run
-- origin: Whose run is it
-- run_folder: Names, writes and reads every file that a run leaves
+- checkpoints: Checkpoints with a manifest that is written last and lists every file
+- create_run: Creation of a run folder with the recipe, the plan and the versions of the libraries
+- lock: A lock that lets one process at a time train in a run folder
+- metrics_log: The metrics file of a run, one JSON object per line
+- origin: Signatures that show whether this user wrote a run
+- run_folder: Names of all files of a run, and functions that read and write them
 """

@@ -1,6 +1,7 @@
-"""Checkpoints that count only when they are whole: every file synced, then vouched for by a manifest written last.
+"""Checkpoints with a manifest that is written last: it lists every file, which has been synced before.
 
-Trainer finds its own by the highest number in a folder's name, synced or not, damaged or not.
+A checkpoint without a valid manifest is not used. Trainer's own search takes the highest number in a folder's name,
+even if the folder is incomplete or damaged.
 """
 
 import hashlib
@@ -28,39 +29,39 @@ _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 _SIGNATURE_PURPOSE = "checkpoint 1"
 _DAMAGED_NAME_FORMAT = "damaged-{}-{}"
 _COMMITTED_MARKER = "committed"
-"""An empty file beside the checkpoints, once one was whole: without it, none was lost."""
+"""Name of an empty file beside the checkpoints, written after the first complete one; without it none can be lost."""
 
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint is not what its manifest says; the text says what differs."""
+    """A checkpoint that differs from its manifest; the text names the difference."""
 
 
 @dataclass(frozen=True)
 class CommittedCheckpoint:
-    """A checkpoint that is whole."""
+    """A complete checkpoint."""
 
     folder: Path
     step: int
-    """Optimizer steps that were done."""
+    """Number of optimizer steps before it."""
     identity: Mapping[str, Any]
-    """What the run was, field by field."""
+    """Fields that decide what the run trains."""
     signed_by_user: bool = False
-    """Whether this user's key vouches for it."""
+    """Whether this user's key signed it."""
 
 
 @dataclass(frozen=True)
 class DamagedCheckpoint:
-    """A checkpoint that is not whole."""
+    """An incomplete or damaged checkpoint."""
 
     folder: Path
     reason: str
 
 
 def commit_checkpoint(folder: Path, identity: Mapping[str, Any]) -> CommittedCheckpoint:
-    """Make a written checkpoint count. Raises OSError; then it does not."""
+    """Sync a written checkpoint and write its manifest. Raise OSError; the checkpoint is then not used."""
     step = _parse_step(folder)
     if step is None:
-        raise ValueError(f"{folder.name} is not a checkpoint's name")
+        raise ValueError(f"{folder.name} is not the name of a checkpoint")
     files = []
     for path in _list_files(folder):
         fsync_path(path)
@@ -70,23 +71,23 @@ def commit_checkpoint(folder: Path, identity: Mapping[str, Any]) -> CommittedChe
     manifest: dict[str, Any] = {"step": step, "identity": dict(identity), "files": files}
     for inner in sorted({folder, *(path.parent for path in _list_files(folder))}):
         fsync_path(inner)
-    own = _write_signed(folder, manifest)
+    signed_by_user = _write_signed(folder, manifest)
     fsync_path(folder.parent)
     if not has_committed_checkpoint(folder.parent):
         os.close(open_regular_file(folder.parent / _COMMITTED_MARKER, os.O_WRONLY | os.O_CREAT))
         fsync_path(folder.parent)
         fsync_path(folder.parent.parent)
-    return CommittedCheckpoint(folder, step, identity, own)
+    return CommittedCheckpoint(folder, step, identity, signed_by_user)
 
 
 def sign_checkpoint(checkpoint: CommittedCheckpoint) -> CommittedCheckpoint:
-    """Vouch with this user's key for a checkpoint that was verified, if that is possible."""
+    """Sign a verified checkpoint with this user's key, if there is one."""
     manifest = {key: value for key, value in _read_manifest(checkpoint.folder).items() if key not in ("mac", "sha256")}
     return replace(checkpoint, signed_by_user=_write_signed(checkpoint.folder, manifest))
 
 
 def _write_signed(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Write a manifest; without a key of the user it vouches only for being whole. Returns whether there was one."""
+    """Write a manifest, signed if the user has a key. Return whether it was signed."""
     with suppress(OSError, LoraChatError):
         manifest["mac"] = sign(_SIGNATURE_PURPOSE, _digest_manifest(manifest).encode("ascii"))
     manifest["sha256"] = _digest_manifest(manifest)
@@ -96,22 +97,22 @@ def _write_signed(folder: Path, manifest: dict[str, Any]) -> bool:
 
 
 def _pop_and_check_signature(manifest: dict[str, Any]) -> bool:
-    """Whether this user's key vouches for a manifest without its own digest; takes out its mark."""
-    mark = manifest.pop("mac", None)
+    """Remove the signature from a manifest, whose digest is removed already. Return whether this user's key made it."""
+    signature = manifest.pop("mac", None)
     with suppress(OSError, LoraChatError):
         content = _digest_manifest(manifest).encode("ascii")
-        return isinstance(mark, str) and mark.isascii() and is_signed(_SIGNATURE_PURPOSE, content, mark)
+        return isinstance(signature, str) and signature.isascii() and is_signed(_SIGNATURE_PURPOSE, content, signature)
     return False
 
 
 def verify_checkpoint(folder: Path) -> CommittedCheckpoint:
-    """Read every byte of a checkpoint; raises DamagedCheckpointError."""
+    """Read every byte of a checkpoint and compare it with the manifest. Raise DamagedCheckpointError."""
     try:
         manifest = _read_manifest(folder)
         step, identity = manifest["step"], manifest["identity"]
-        promised = {str(entry["path"]): (entry["size"], entry["sha256"]) for entry in manifest["files"]}
+        expected = {str(entry["path"]): (entry["size"], entry["sha256"]) for entry in manifest["files"]}
         digest_matches = manifest.pop("sha256") == _digest_manifest(manifest)
-        own = _pop_and_check_signature(manifest)
+        signed_by_user = _pop_and_check_signature(manifest)
     except FileNotFoundError:
         raise DamagedCheckpointError("it was not finished") from None
     except (OSError, IntegrityError, KeyError, TypeError, AttributeError) as error:
@@ -119,19 +120,19 @@ def verify_checkpoint(folder: Path) -> CommittedCheckpoint:
     if not digest_matches or not isinstance(identity, dict):
         raise DamagedCheckpointError("its manifest is damaged")
     if step != _parse_step(folder):
-        raise DamagedCheckpointError(f"it is that of step {step}, renamed")
-    found = {path.relative_to(folder).as_posix(): path for path in _list_files(folder)}
-    if special := sorted(name for name, path in found.items() if not stat.S_ISREG(path.lstat().st_mode)):
+        raise DamagedCheckpointError(f"its manifest belongs to step {step}")
+    present = {path.relative_to(folder).as_posix(): path for path in _list_files(folder)}
+    if special := sorted(name for name, path in present.items() if not stat.S_ISREG(path.lstat().st_mode)):
         raise DamagedCheckpointError(
-            f"{special[0]} is {describe_file_type(found[special[0]].lstat().st_mode)}, not a regular file"
+            f"{special[0]} is {describe_file_type(present[special[0]].lstat().st_mode)}, not a regular file"
         )
-    found.pop(MANIFEST, None)
-    if missing := sorted(promised.keys() - found.keys()):
+    present.pop(MANIFEST, None)
+    if missing := sorted(expected.keys() - present.keys()):
         raise DamagedCheckpointError(f"{missing[0]} is missing")
-    if foreign := sorted(found.keys() - promised.keys()):
+    if foreign := sorted(present.keys() - expected.keys()):
         raise DamagedCheckpointError(f"{foreign[0]} does not belong to it")
-    for name, path in sorted(found.items()):
-        size, digest = promised[name]
+    for name, path in sorted(present.items()):
+        size, digest = expected[name]
         try:
             same = path.stat().st_size == size and digest_file(path) == digest
         except OSError as error:
@@ -139,7 +140,7 @@ def verify_checkpoint(folder: Path) -> CommittedCheckpoint:
         if not same:
             raise DamagedCheckpointError(f"{name} is damaged")
     _check_trainer_state(folder / TRAINER_STATE)
-    return CommittedCheckpoint(folder, step, identity, own)
+    return CommittedCheckpoint(folder, step, identity, signed_by_user)
 
 
 def _read_manifest(folder: Path) -> Any:
@@ -147,7 +148,7 @@ def _read_manifest(folder: Path) -> Any:
 
 
 def _check_trainer_state(path: Path) -> None:
-    """Raise DamagedCheckpointError for a trainer's state that Transformers could not read in bounded time and depth."""
+    """Raise DamagedCheckpointError if the trainer's state is too large or too deep for Transformers to read safely."""
     if path.exists():
         try:
             read_json_object(path, MAX_LOG_BYTES)
@@ -156,56 +157,58 @@ def _check_trainer_state(path: Path) -> None:
 
 
 def find_newest_checkpoint(parent: Path) -> tuple[CommittedCheckpoint | None, Sequence[DamagedCheckpoint]]:
-    """The newest checkpoint that is whole, and the newer ones that are not, each with the reason."""
-    aside: list[DamagedCheckpoint] = []
+    """Return the newest complete checkpoint, and the newer damaged ones with the reason for each."""
+    damaged: list[DamagedCheckpoint] = []
     for folder in reversed(_list_checkpoints(parent)):
         try:
-            return verify_checkpoint(folder), aside
+            return verify_checkpoint(folder), damaged
         except DamagedCheckpointError as error:
-            aside.append(DamagedCheckpoint(folder, str(error)))
-    return None, aside
+            damaged.append(DamagedCheckpoint(folder, str(error)))
+    return None, damaged
 
 
 def find_newest_step(parent: Path) -> int | None:
-    """The step of the newest checkpoint that was finished; its bytes are not read."""
+    """Return the step of the newest checkpoint that has a manifest, without reading its files."""
     steps = [_parse_step(folder) for folder in _list_checkpoints(parent) if (folder / MANIFEST).is_file()]
     return steps[-1] if steps else None
 
 
 def has_committed_checkpoint(parent: Path) -> bool:
-    """Whether any checkpoint was ever whole."""
+    """Return whether a checkpoint was ever complete."""
     return (parent / _COMMITTED_MARKER).exists()
 
 
 def move_damaged_aside(damaged: Sequence[DamagedCheckpoint]) -> None:
-    """Make room for the same steps: rename what was damaged later, delete what was never finished."""
+    """Rename checkpoints that were damaged later and delete unfinished ones, so that training can write those steps."""
     for checkpoint in damaged:
         if not (checkpoint.folder / MANIFEST).exists():
             shutil.rmtree(checkpoint.folder)
             continue
         step, number = _parse_step(checkpoint.folder), 1
-        while (place := checkpoint.folder.with_name(_DAMAGED_NAME_FORMAT.format(step, number))).exists():
+        while (renamed := checkpoint.folder.with_name(_DAMAGED_NAME_FORMAT.format(step, number))).exists():
             number += 1
-        checkpoint.folder.rename(place)
+        checkpoint.folder.rename(renamed)
 
 
 def prune_checkpoints(parent: Path, keep: int) -> None:
-    """Delete all but the newest `keep` that are finished; only after a newer one was committed."""
+    """Delete all but the newest `keep` finished checkpoints, at least two; call it after a newer one was committed."""
     checkpoints = _list_checkpoints(parent)
     finished = [folder for folder in checkpoints if (folder / MANIFEST).is_file()]
-    kept = finished[-max(2, keep) :]
-    for folder in checkpoints[: checkpoints.index(kept[0])] if kept else []:
-        (folder / MANIFEST).unlink(missing_ok=True)  # what is half deleted must not count
+    newest = finished[-max(2, keep) :]
+    for folder in checkpoints[: checkpoints.index(newest[0])] if newest else []:
+        (folder / MANIFEST).unlink(missing_ok=True)  # a partly deleted checkpoint must not be used
         fsync_path(folder)
         shutil.rmtree(folder)
 
 
 def _list_checkpoints(parent: Path) -> list[Path]:
-    """All folders of checkpoints, by step."""
+    """Return all checkpoint folders in order of their steps."""
     if not parent.is_dir():
         return []
-    found = [(step, path) for path in parent.iterdir() if _is_folder(path) and (step := _parse_step(path)) is not None]
-    return [path for _, path in sorted(found)]
+    folders = [
+        (step, path) for path in parent.iterdir() if _is_folder(path) and (step := _parse_step(path)) is not None
+    ]
+    return [path for _, path in sorted(folders)]
 
 
 def _parse_step(folder: Path) -> int | None:
@@ -214,7 +217,7 @@ def _parse_step(folder: Path) -> int | None:
 
 
 def _list_files(folder: Path) -> list[Path]:
-    """Everything in a checkpoint that is no folder, links to folders included."""
+    """Return all files of a checkpoint except temporary ones; a link to a folder counts as a file."""
     return sorted(path for path in folder.rglob("*") if not _is_folder(path) and not is_temporary_file(path))
 
 

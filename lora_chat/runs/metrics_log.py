@@ -1,4 +1,4 @@
-"""The metrics of a run: one JSON object a line, none twice, none missing, whatever happened in between."""
+"""The metrics file of a run: one JSON object per line, without gaps or repetitions after an interruption."""
 
 import json
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from lora_chat.system.bounded_files import MAX_LOG_BYTES, parse_bounded_json, re
 
 @dataclass(frozen=True)
 class MetricsLog:
-    """What stands in a metrics file."""
+    """The rows of a metrics file."""
 
     rows: tuple[dict[str, Any], ...]
 
     @property
     def supervised_tokens(self) -> int:
-        """Trained up to the last step."""
+        """Return the supervised tokens trained up to the last step."""
         return int(self._last_training_row.get("supervised_tokens", 0))
 
     @property
     def seconds(self) -> float:
-        """Trained up to the last step."""
+        """Return the seconds of training up to the last step."""
         return float(self._last_training_row.get("seconds", 0.0))
 
     def has_validation_loss(self, step: int) -> bool:
-        """Whether the validation loss after a step was written."""
+        """Return whether the file has the validation loss after a step."""
         return any(row["step"] == step and "validation_loss" in row for row in self.rows)
 
     @property
@@ -35,7 +35,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows; a last line that was not finished is left out."""
+    """Return the rows of a metrics file up to the first damaged line, such as an unfinished last one."""
     rows: list[dict[str, Any]] = []
     raw = read_bytes(path, MAX_LOG_BYTES) if path.exists() else b""
     for line in raw.decode("utf-8", errors="replace").splitlines():
@@ -54,7 +54,7 @@ def _is_number(value: Any) -> bool:
 
 
 def truncate_metrics(path: Path, step: int) -> MetricsLog:
-    """Leave what stands there up to a step, for training goes on behind it."""
+    """Delete the rows after a step, because training continues there. Return the remaining rows."""
     rows = [row for row in read_metrics(path) if row["step"] <= step]
     write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows), "metrics")
     return MetricsLog(tuple(rows))

@@ -1,11 +1,12 @@
-"""Whose run is it: `origin.json` binds the files that decide what is loaded to a key of this user.
+"""Signatures that show whether this user wrote a run.
 
-A run folder travels like any other: copied, packed into an archive, downloaded. Only one that this user made on this
-machine, and that was not changed since, is taken as it is; its place does not matter.
+`origin.json` binds the files that decide what is loaded to the user's key. A run folder can be copied, packed into an
+archive or downloaded. It is trusted only if this user made it on this machine and nobody has changed it since; its path
+does not matter.
 
-Training writes these files one after the other and may be killed between any two of them. What it is about to write is
-therefore announced as open first, under the same mark: such a file may be anything where the run goes on, because it is
-written anew there; everywhere else it must be as it was signed.
+Training writes these files one after another and may be killed between any two of them. It therefore lists the files
+that it will write as open first, under the same signature. When a run is resumed, an open file may have any content,
+because it is written again; everywhere else it must match its signature.
 """
 
 import hashlib
@@ -36,40 +37,41 @@ PREPARED_FILES = (
     "validation_blocks.jsonl",
     "questions.jsonl",
 )
-"""Written before training begins, and again where it goes on."""
+"""Files that are written before training begins, and again when it is resumed."""
 ADAPTER_FILES = (
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
     "adapter/lora_chat.json",
     "adapter/chat_template.jinja",
 )
-"""Written when training ends."""
+"""Files that are written when training ends."""
 _SIGNED_FILES = (*PREPARED_FILES, *ADAPTER_FILES)
-"""The files of a run that decide what is loaded, rendered and measured; none of them may be added either."""
+"""Files of a run that decide what is loaded, rendered and measured; adding one of them is a change, too."""
 
 
 def sign_run(run: RunFolder) -> None:
-    """Mark a run as this user's, with all that it holds now. Raises OSError or LoraChatError."""
+    """Sign the files of a run with this user's key. Raise OSError or LoraChatError."""
     run.write_json(run.path / _ORIGIN_NAME, _build_signed_origin(_digest_signed_files(run)))
 
 
 def try_adopt_run(run: RunFolder) -> None:
-    """Mark a run as this user's from now on; as `try_sign_run`."""
+    """Sign a run that was not signed, and report it. Raise the errors of `try_sign_run`."""
     if try_sign_run(run):
         logger.info(f"{run.path} is signed as your own from now on.")
 
 
 def try_sign_run(run: RunFolder) -> bool:
-    """As `sign_run`; without a key the run is only treated as a received one later, and that is said.
+    """Sign the files of a run if possible, and return whether it was. Without a key later commands distrust the run.
 
-    Raises DiskFullError, DiskError or RecipeError when the run's folder cannot be written.
+    Raise DiskFullError, DiskError or RecipeError if the run folder cannot be written.
     """
     try:
         signed = _build_signed_origin(_digest_signed_files(run))
     except (OSError, LoraChatError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         logger.warning(
-            f"{run.path} could not be signed as your own ({reason}); later commands treat it as a received one."
+            f"{run.path} could not be signed as your own ({reason}); "
+            "later commands treat it as received from somebody else."
         )
         return False
     run.write_json(run.path / _ORIGIN_NAME, signed)
@@ -77,16 +79,16 @@ def try_sign_run(run: RunFolder) -> bool:
 
 
 def start_run_signature(run: RunFolder) -> None:
-    """Mark a run as this user's of which he wrote nothing yet, so that it can go on wherever it is cut short."""
+    """Sign an empty run with all files open, so that this user can resume it wherever it is interrupted."""
     try:
         signed = _build_signed_origin({}, _SIGNED_FILES)
-    except (OSError, LoraChatError):  # said when its files are signed
+    except (OSError, LoraChatError):  # `try_sign_run` reports it later
         return
     run.write_json(run.path / _ORIGIN_NAME, signed)
 
 
 def announce_writes(run: RunFolder, names: Sequence[str]) -> None:
-    """Announce that this process is about to write files of a run; nothing for one that is not signed."""
+    """List files of a signed run as open, because this process is about to write them."""
     stated = _try_read_signed_origin(run)
     if stated:
         files, open_files = stated
@@ -94,35 +96,35 @@ def announce_writes(run: RunFolder, names: Sequence[str]) -> None:
 
 
 def sign_written_files(run: RunFolder, names: Sequence[str]) -> None:
-    """Sign the files that were announced and are written now, and no others.
+    """Sign the announced files that are written now, and no others.
 
-    Of the others nothing more becomes known: an adapter that was open stays so until it is written again.
+    Nothing is known about other open files, so they stay open until they are written again.
     """
     stated = _try_read_signed_origin(run)
     if stated:
         files, open_files = stated
-        kept = {name: digest for name, digest in files.items() if name not in names}
-        found = {name: digest for name, digest in _digest_signed_files(run).items() if name in names}
-        run.write_json(run.path / _ORIGIN_NAME, _build_signed_origin(kept | found, open_files - {*names}))
+        unchanged = {name: digest for name, digest in files.items() if name not in names}
+        written = {name: digest for name, digest in _digest_signed_files(run).items() if name in names}
+        run.write_json(run.path / _ORIGIN_NAME, _build_signed_origin(unchanged | written, open_files - {*names}))
 
 
 def find_foreign_reason(run: RunFolder, *, resuming: bool = False) -> str | None:
-    """Why a run is not known to be this user's, in one line; None for one that is.
+    """Return why a run is not known to be this user's, in one line, or None if it is.
 
-    `resuming`: it is trained further, which writes everything anew that may be open.
+    With `resuming` open files may have any content, because training writes them again.
     """
     hint = f"{run.path} is treated as received from somebody else: "
     try:
         stated = _read_signed_origin(run)
         if stated is None:
-            return f"{hint}it is not signed. If you made it with an older version, take it as your own: --adopt."
+            return f"{hint}it is not signed. If you made it with an older version, sign it with --adopt."
         files, open_files = stated
-        found = _digest_signed_files(run)
+        digests = _digest_signed_files(run)
     except (OSError, LoraChatError) as error:
         return f"{hint}{error}"
     checked = [name for name in _SIGNED_FILES if not resuming or name not in open_files]
-    changed = next((name for name in checked if files.get(name) != found.get(name)), None)
-    return f"{hint}{changed} is not as it was signed." if changed else None
+    changed = next((name for name in checked if files.get(name) != digests.get(name)), None)
+    return f"{hint}{changed} does not match its signature." if changed else None
 
 
 def _build_signed_origin(files: Mapping[str, str], open_files: Iterable[str] = ()) -> dict[str, Any]:
@@ -133,9 +135,9 @@ def _build_signed_origin(files: Mapping[str, str], open_files: Iterable[str] = (
 
 
 def _read_signed_origin(run: RunFolder) -> tuple[dict[str, str], set[str]] | None:
-    """The digests that are signed, and the names of files that are open; None without a signature.
+    """Return the signed digests and the names of open files, or None for a run without `origin.json`.
 
-    Raises IntegrityError for one that this user did not make.
+    Raise IntegrityError for a signature that this user did not make.
     """
     stated = _read_origin(run.path / _ORIGIN_NAME)
     if stated is None:
@@ -146,7 +148,7 @@ def _read_signed_origin(run: RunFolder) -> tuple[dict[str, str], set[str]] | Non
         or not mac.isascii()
         or not is_signed(_SIGNATURE_PURPOSE, _encode_for_signing(stated), mac)
     ):
-        raise IntegrityError("it was not made by this user on this machine.")
+        raise IntegrityError("its signature was not made by this user on this machine.")
     return stated["files"], set(stated.get("open", ()))
 
 
@@ -168,16 +170,16 @@ def _read_origin(path: Path) -> dict[str, Any] | None:
     with os.fdopen(handle, "rb") as file:
         raw = file.read(_MAX_ORIGIN_BYTES + 1)
     try:
-        found = parse_strict_json(raw.decode("ascii")) if len(raw) <= _MAX_ORIGIN_BYTES else None
+        origin = parse_strict_json(raw.decode("ascii")) if len(raw) <= _MAX_ORIGIN_BYTES else None
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        origin = None
+    if not isinstance(origin, dict):
         raise IntegrityError(f"{path.name} is damaged.")
-    return found
+    return origin
 
 
 def _digest_signed_files(run: RunFolder) -> dict[str, str]:
-    """The sha256 of each covered file that is there. Raises IntegrityError for a link or another kind of file."""
+    """Return the sha256 of each signed file that exists. Raise IntegrityError for a link or another special file."""
     digests = {}
     for name in _SIGNED_FILES:
         try:

@@ -186,7 +186,7 @@ def test_the_signature_of_another_run_of_this_user_does_not_pass(own_run, train,
     replace_template(other, CHATML_TEMPLATE)
     sign_run(RunFolder(other))
     (other / "origin.json").write_bytes((own_run / "origin.json").read_bytes())
-    assert "is not as it was signed" in find_foreign_reason(RunFolder(other))
+    assert "does not match its signature" in find_foreign_reason(RunFolder(other))
 
 
 COMMANDS = {
@@ -377,7 +377,7 @@ def test_verify_renders_nothing_of_a_stranger(parcel, call, tmp_path, no_renderi
     code, out, err = call("verify", path, "--json")
     assert code == 0, err
     checks = {check["name"]: check for check in json.loads(out)["checks"]}
-    assert checks["base"]["passed"] and "a chat template of its own" in checks["receipt against weights"]["found"]
+    assert checks["base"]["passed"] and "contains a custom chat template" in checks["receipt against weights"]["found"]
 
 
 @pytest.mark.slow

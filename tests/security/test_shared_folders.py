@@ -11,7 +11,7 @@ import pytest
 
 from lora_chat.config.load import read_recipe
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.runs.run_folder import create_run_folder
+from lora_chat.runs.create_run import create_run_folder
 from lora_chat.system import shared_folders
 from lora_chat.system.atomic_write import atomic_folder, atomic_output_file, make_parents
 from lora_chat.system.shared_folders import check_run_location, is_open_to_all
