@@ -1,4 +1,4 @@
-"""What a person sees of training: a live bar in a terminal, plain lines elsewhere."""
+"""Progress of training for people: a live bar in a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -9,17 +9,19 @@ from lora_chat.system.bar import LiveBar
 from lora_chat.system.console import is_terminal, print_message
 
 _SECONDS_BETWEEN_LINES = 10.0
+"""Shortest time between two plain lines, in seconds."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step."""
+    """The progress after one optimizer step."""
 
     step: int
     steps: int
+    """Optimizer steps of the total training."""
     loss: float
     tokens_per_second: float
-    """Supervised tokens."""
+    """Supervised tokens per second."""
     seconds_left: float
 
     def __str__(self) -> str:
@@ -30,17 +32,17 @@ class StepReport:
 
 
 class ProgressView(Protocol):
-    """Shows the steps of one training."""
+    """A display of the steps of one training."""
 
     def show_step(self, report: StepReport) -> None:
-        """A step has ended."""
+        """Show a step that has ended."""
 
     def close(self) -> None:
-        """Training has ended."""
+        """End the display."""
 
 
 class BarView:
-    """A live line in a terminal, on stderr."""
+    """A display as a live line in a terminal, on stderr."""
 
     def __init__(self) -> None:
         self._bar = LiveBar("first step ...")
@@ -53,15 +55,15 @@ class BarView:
 
 
 class LineView:
-    """A plain line now and then, for logs and pipes, on stderr."""
+    """A display as plain lines on stderr, for logs and pipes."""
 
     def __init__(self) -> None:
-        self._last = -_SECONDS_BETWEEN_LINES
+        self._last_line = -_SECONDS_BETWEEN_LINES
 
     def show_step(self, report: StepReport) -> None:
         now = time.monotonic()
-        if report.step in (1, report.steps) or now - self._last >= _SECONDS_BETWEEN_LINES:
-            self._last = now
+        if report.step in (1, report.steps) or now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
             print_message(str(report))
 
     def close(self) -> None:
@@ -69,15 +71,15 @@ class LineView:
 
 
 def open_progress_view() -> ProgressView:
-    """A bar if stderr is a terminal, else lines."""
+    """Return a bar if stderr is a terminal, and plain lines otherwise."""
     return BarView() if is_terminal(sys.stderr) else LineView()
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as people read them: 42s, 3m 05s, 2h 10m."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    """Format a duration as 42s, 3m 05s or 2h 10m."""
+    total = max(0, round(seconds))
+    if total < 60:
+        return f"{total}s"
+    if total < 3600:
+        return f"{total // 60}m {total % 60:02d}s"
+    return f"{total // 3600}h {total % 3600 // 60:02d}m"

@@ -221,7 +221,7 @@ def test_refuses_an_optimizer_state_that_does_not_fit_its_parameters(run, tmp_pa
     torch.save(found, newest.folder / "optimizer.pt")
     (newest.folder / "manifest.json").unlink()
     commit_checkpoint(newest.folder, newest.identity)  # the digests of a forger fit
-    with pytest.raises(IntegrityError, match="cannot be continued"):
+    with pytest.raises(IntegrityError, match="cannot be resumed"):
         run("one", resume=True)
 
 

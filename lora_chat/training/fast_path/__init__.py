@@ -1,10 +1,10 @@
 """Faster training with the same result, and the checks that prove it.
 
-- check_gradients: Before training
-- check_packing: Before training
+- check_gradients: Check that the fast path gives the adapter the same gradients
+- check_packing: Check that packed dialogues do not see each other
 - fused_lora: LoRA linear layers as one autograd step
-- lm_head_loss: The LM head on supervised positions alone, its gradient made in the forward pass
+- lm_head_loss: LM head and cross entropy on supervised positions only
 - packed_batch: A micro-batch as one row without padding
-- packing: Micro-batches of one optimizer step by their tokens
-- select: Which parts of the fast path cover a model, proven on it
+- packing: Distribution of a step's dialogues over micro-batches
+- select: Selection of the parts that cover a model
 """

@@ -1,4 +1,4 @@
-"""Before training: does the fast path give this model's adapter the gradients that the stock path gives it?"""
+"""Check before training that the fast path gives the adapter the same gradients as the stock path."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,25 +15,28 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 MIN_GRADIENT_COSINE = 0.98
-"""bf16 alone leaves about 0.997 between two orders of the same sums; a wrong gradient far less."""
+"""Smallest cosine that passes. Rounding in bf16 alone leaves about 0.997, and a wrong gradient far less."""
 
 
 def gradient_cosine(
     model: "PeftModel", ids: Sequence[int], collator: PackedBatchCollator, head: SupervisedLMHead, stock_attention: str
 ) -> float:
-    """Cosine of both gradients of all LoRA weights on a few short dialogues; NaN or 0 if they cannot be compared.
+    """Return the cosine between fast and stock gradients of all LoRA weights; NaN or 0 if they cannot be compared.
 
-    `ids` are those of any dialogue. Weights, gradients and the attention that is set stay as they are.
+    The sample is a few short dialogues made from `ids`, the tokens of any dialogue. Weights, gradients and the
+    current attention stay the same.
     """
     rows = make_sample_dialogues(ids)
     count = sum(label != -100 for row in rows for label in row["labels"][1:])
     trained = [p for p in model.parameters() if p.requires_grad]
     fast_attention = model.config._attn_implementation
     try:
-        with without_dropout(model):  # which would make both differ
+        with without_dropout(model):  # dropout would make the two passes differ
+            # Fast path: packed rows, fused layers, LM head on supervised positions.
             with fused_lora(model), fused_layers(model):
                 loss = head.loss(move_to_device(collator(rows), model.device), count)
                 fast = _concatenate_gradients(torch.autograd.grad(loss, trained, allow_unused=True), trained)
+            # Stock path: padded rows, the model's own layers and logits.
             model.set_attn_implementation(stock_attention)
             losses = []
             for row, logits in zip(rows, compute_separate_logits(model, rows), strict=True):
@@ -47,6 +50,9 @@ def gradient_cosine(
     return float(torch.nn.functional.cosine_similarity(fast, stock, dim=0))
 
 
-def _concatenate_gradients(gradients: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor]) -> torch.Tensor:
-    pairs = zip(gradients, like, strict=True)
+def _concatenate_gradients(
+    gradients: Sequence[torch.Tensor | None], parameters: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Return all gradients as one vector in fp32, with zeros for parameters without a gradient."""
+    pairs = zip(gradients, parameters, strict=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in pairs])

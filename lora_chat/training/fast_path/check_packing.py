@@ -1,6 +1,6 @@
-"""Before training: do flat rows say of this model what its dialogues say alone?
+"""Check before training that a packed batch gives the same logits as each dialogue alone.
 
-A layer that mixes tokens other than by attention (state space, convolution) would see the neighbours.
+A layer that mixes tokens other than by attention (state space, convolution) would mix the packed dialogues.
 """
 
 from contextlib import contextmanager
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 _MAX_SAMPLE_TOKENS = 48
 _LOGIT_TOLERANCE = 0.05
-"""Relative difference of logits: bf16 rounding makes 0.01 to 0.07, a neighbour that is seen far more."""
+"""Largest relative difference of logits that passes. Rounding in bf16 causes 0.01 to 0.07, mixed dialogues far more."""
 _MAX_ROUNDING_DIFFERENCE = 0.15
-"""More is not put down to rounding."""
+"""Largest relative difference of logits that rounding can explain."""
 
 
 def find_packed_collator(model: "PeftModel", ids: "Sequence[int]", stock_attention: str) -> PackedBatchCollator | None:
-    """The fastest way to flatten rows that agrees with `stock_attention` on each dialogue alone; None if none does.
+    """Return the fastest collator whose logits agree with `stock_attention` on separate dialogues, or None.
 
-    `ids` are those of any dialogue; `model` has the attention that flat rows would be trained with.
+    `ids` are the tokens of any dialogue. The model already has the attention for packed rows.
     """
     return next(
         (
@@ -41,7 +41,7 @@ def find_packed_collator(model: "PeftModel", ids: "Sequence[int]", stock_attenti
 
 
 def make_sample_dialogues(ids: "Sequence[int]") -> list[EncodedIds]:
-    """Three short ones of these ids that begin alike and are trained in their second half."""
+    """Make three short dialogues that share their first half and have labels in the second half."""
     first = list(ids[:_MAX_SAMPLE_TOKENS])
     half = len(first) // 2
     dialogues = [first, first[:half] + first[:half:-1], first[:half] + first[half - 1 :: -1]]
@@ -50,7 +50,7 @@ def make_sample_dialogues(ids: "Sequence[int]") -> list[EncodedIds]:
 
 @contextmanager
 def without_dropout(model: "PeftModel") -> "Iterator[None]":
-    """Evaluation mode, but for LLM.int8's layers, which outside of training round activations too."""
+    """Set evaluation mode, except for LLM.int8's layers, which round activations too outside of training."""
     was_training = model.training
     model.eval()
     for module in model.modules():
@@ -66,21 +66,23 @@ def without_dropout(model: "PeftModel") -> "Iterator[None]":
 def _matches_separate_logits(
     model: "PeftModel", ids: "Sequence[int]", collator: PackedBatchCollator, stock_attention: str
 ) -> bool:
+    """Return whether the logits of packed sample dialogues equal their separate logits up to rounding."""
     dialogues = make_sample_dialogues(ids)
     batch = move_to_device(split_supervised(collator(dialogues))[2], model.device)
     prefix = batch.get("shared_prefix", 0)
     was_training = model.training
     fast_attention = model.config._attn_implementation
     try:
+        # Only a forward in training mode shows whether attention has dropout, which packed rows do not support.
         model.train()
-        model(**batch, use_cache=False)  # dropout of attention is only seen here
+        model(**batch, use_cache=False)
         with without_dropout(model):
             packed_logits = model(**batch, use_cache=False).logits[0].float()
             separate_logits = _concatenate_separate_logits(model, dialogues, prefix, stock_attention)
             distance = _relative_difference(packed_logits, separate_logits)
             if distance <= _LOGIT_TOLERANCE:
                 return True
-            # In bf16 two attentions of transformers itself may differ by as much.
+            # In bf16, two attention functions of transformers itself may differ as much.
             rounding = _relative_difference(
                 _concatenate_separate_logits(model, dialogues, prefix, "eager"), separate_logits
             )
@@ -93,9 +95,9 @@ def _matches_separate_logits(
 
 
 def compute_separate_logits(model: "PeftModel", dialogues: "Sequence[EncodedIds]") -> list[torch.Tensor]:
-    """Logits (tokens, vocabulary) of dialogues that are rows of their own, in the attention that is set.
+    """Compute the logits (tokens, vocabulary) of each dialogue in a row for itself, with the current attention.
 
-    In one batch: what is filled up behind a dialogue, no causal model can see.
+    The rows are padded to one batch, because a causal model cannot see the padding after a dialogue.
     """
     rows = [dialogue["input_ids"] for dialogue in dialogues]
     longest = max(map(len, rows))
@@ -107,10 +109,12 @@ def compute_separate_logits(model: "PeftModel", dialogues: "Sequence[EncodedIds]
 def _concatenate_separate_logits(
     model: "PeftModel", dialogues: "Sequence[EncodedIds]", prefix: int, attention: str
 ) -> torch.Tensor:
+    """Return the separate logits in the order of a packed batch, which contains the shared prefix once."""
     model.set_attn_implementation(attention)
     first, *rest = compute_separate_logits(model, dialogues)
     return torch.cat([first, *(logits[prefix:] for logits in rest)]).float()
 
 
 def _relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the norm of the difference, relative to the spread of the expected values."""
     return float((actual - expected).norm() / (expected - expected.mean()).norm())

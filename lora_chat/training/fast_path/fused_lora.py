@@ -1,4 +1,4 @@
-"""LoRA linear layers as one autograd step: fewer operations and copies.
+"""LoRA linear layers as one autograd step, which takes fewer operations and copies.
 
 y = x W^T + b + s (x A^T) B^T (arXiv 2106.09685). PEFT computes the same in about ten operations.
 """
@@ -14,9 +14,11 @@ from lora_chat.models.quantization.dequantize import get_buffered_dense_weight, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from peft.tuners.lora import LoraLayer
+
 
 class FusedLoraFunction(torch.autograd.Function):
-    """x (tokens, in), weight (out, in), lora_a (rank, in), lora_b (out, rank) -> (tokens, out)."""
+    """LoRA layer: x (tokens, in), weight (out, in), lora_a (rank, in), lora_b (out, rank) -> (tokens, out)."""
 
     @staticmethod
     def forward(
@@ -28,6 +30,7 @@ class FusedLoraFunction(torch.autograd.Function):
         weight: "Callable[[], torch.Tensor]",
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
+        """Return the output. `weight` returns the dense weight, so that it need not be saved for the gradient."""
         a, b = lora_a.to(x.dtype), lora_b.to(x.dtype)
         low_rank = x @ a.T
         ctx.save_for_backward(x, a, b, low_rank)
@@ -35,43 +38,46 @@ class FusedLoraFunction(torch.autograd.Function):
         return torch.nn.functional.linear(x, weight(), bias).addmm_(low_rank, b.T, alpha=scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of x, lora_a and lora_b."""
         x, a, b, low_rank = ctx.saved_tensors
-        grad_out: torch.Tensor = gradients[0]
+        grad_out = gradients[0]
+        # Through the scaled product with B, then with A.
         grad_low_rank = (grad_out @ b) * ctx.scale
         grad_a = (grad_low_rank.T @ x).to(ctx.dtypes[0])
         grad_b = ((grad_out.T @ low_rank) * ctx.scale).to(ctx.dtypes[1])
+        # The gradient of x is the sum of the frozen layer's part and of LoRA's part.
         grad_x = (grad_out @ ctx.weight()).addmm_(grad_low_rank, a) if ctx.needs_input_grad[0] else None
         return grad_x, grad_a, grad_b, None, None, None
 
 
 @contextmanager
 def fused_lora(model: torch.nn.Module) -> Iterator[int]:
-    """Use FusedLoraFunction wherever it covers the layer, until the block ends; yields how many layers it covers.
+    """Use FusedLoraFunction in each layer that it covers until the block ends. Yield the number of these layers.
 
     Dropout, DoRA, Conv1D, 8-bit layers on a GPU and adapters with a bias keep PEFT's own forward.
     """
-    layers: list[Any] = [m for m in model.modules() if hasattr(m, "lora_A") and not lora_unfused_reason(m)]
+    layers = [m for m in model.modules() if hasattr(m, "lora_A") and not lora_unfused_reason(m)]
     with replaced_forwards(layers, _make_forward) as covered:
         yield covered
 
 
 @contextmanager
 def replaced_forwards(
-    layers: "Sequence[Any]", make_forward: "Callable[[Any], Callable[..., torch.Tensor]]"
+    layers: "Sequence[torch.nn.Module]", make_forward: "Callable[[torch.nn.Module], Callable[..., torch.Tensor]]"
 ) -> Iterator[int]:
-    """Give each layer the forward that `make_forward` makes for it, until the block ends; yields how many."""
+    """Replace the forward of each layer by the one from `make_forward` until the block ends. Yield their number."""
     for layer in layers:
         layer.forward = make_forward(layer)
     try:
         yield len(layers)
     finally:
         for layer in layers:
-            del layer.forward  # the class's own comes back
+            del layer.forward  # the forward of the class becomes visible again
 
 
-def lora_unfused_reason(layer: Any) -> str:
-    """Why FusedLoraFunction does not compute what PEFT would for this layer; empty if it does."""
+def lora_unfused_reason(layer: "LoraLayer") -> str:
+    """Return why FusedLoraFunction does not compute this layer's output; empty if it does."""
     base = getattr(layer, "base_layer", None)
     if not hasattr(layer, "lora_A") or not isinstance(base, torch.nn.Linear):
         return "a linear layer without LoRA, or LoRA on another kind of layer"
@@ -79,7 +85,7 @@ def lora_unfused_reason(layer: Any) -> str:
     if kind not in ("Linear", "Linear4bit", "Linear8bitLt"):
         return f"layers of type {kind}"
     if is_int8_linear(base) and base.weight.device.type != "cpu":
-        return "LLM.int8 rounds activations too"  # on a CPU it does so outside training alone
+        return "LLM.int8 rounds activations too"  # on a CPU it does so only outside of training
     if list(layer.lora_A) != ["default"] or list(layer.active_adapters) != ["default"] or layer.merged:
         return "several adapters"
     if layer.lora_variant:
@@ -91,12 +97,13 @@ def lora_unfused_reason(layer: Any) -> str:
     return ""
 
 
-def _make_forward(layer: Any) -> "Callable[..., torch.Tensor]":
+def _make_forward(layer: "LoraLayer") -> "Callable[..., torch.Tensor]":
+    """Return the fused forward of a PEFT layer."""
     stock = layer.forward
     base = layer.base_layer
     dtype = None if is_int8_linear(base) else getattr(base, "compute_dtype", None) or base.weight.dtype
 
-    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         if args or kwargs or layer.disable_adapters or not torch.is_grad_enabled() or dtype not in (None, x.dtype):
             return stock(x, *args, **kwargs)  # type: ignore[no-any-return]
         flat = x.reshape(-1, x.shape[-1])

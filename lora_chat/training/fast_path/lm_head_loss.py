@@ -1,23 +1,27 @@
-"""The LM head on supervised positions alone, its gradient made in the forward pass: two products, not three.
+"""Cross entropy of the LM head on supervised positions, with its gradient computed in the forward pass.
 
-As in Liger's fused cross entropy (arXiv 2410.10989), but rows without a label were left out before.
+This takes two matrix products instead of three, as in Liger's fused cross entropy (arXiv 2410.10989). Rows without a
+label are left out before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lora_chat.config.limits import LM_HEAD_CPU_BUFFER_ROWS, LM_HEAD_GPU_BUFFER_LOGITS
 from lora_chat.models.architectures import LOGIT_SCALING_FIELDS
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 
 class LMHeadLoss(torch.autograd.Function):
-    """hidden (positions, size), weight (vocabulary, size), next ids (positions,) -> summed cross entropy / count.
+    """Loss: hidden (positions, size), weight (vocabulary, size), next ids (positions,) -> cross entropy / count.
 
-    `buffers` are where its logits are made, some rows at a time.
+    The logits are computed in `buffers`, some rows at a time.
     """
 
     @staticmethod
@@ -29,6 +33,7 @@ class LMHeadLoss(torch.autograd.Function):
         count: "int | torch.Tensor",
         buffers: Sequence[torch.Tensor],
     ) -> torch.Tensor:
+        """Return the loss, and save the gradient of the hidden states."""
         gradient = torch.empty_like(hidden)
         loss = hidden.new_zeros((), dtype=torch.float32)
         rows_per_buffer = buffers[0].shape[0]
@@ -36,6 +41,7 @@ class LMHeadLoss(torch.autograd.Function):
             rows = slice(begin, min(begin + rows_per_buffer, hidden.shape[0]))
             logits, logits_fp32, log_probs = (buffer[: rows.stop - begin] for buffer in buffers)
             targets = ids[rows].unsqueeze(1)
+            # Logits in the weight's type, then log probabilities in fp32.
             torch.mm(hidden[rows].to(weight.dtype), weight.T, out=logits)
             torch.log_softmax(logits_fp32.copy_(logits), dim=-1, out=log_probs)
             loss -= log_probs.gather(1, targets).sum()
@@ -46,25 +52,26 @@ class LMHeadLoss(torch.autograd.Function):
         return loss / count
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradient of the hidden states; the weight is frozen."""
         (gradient,) = ctx.saved_tensors
         return gradient * gradients[0], None, None, None, None
 
 
 def allocate_logit_buffers(weight: torch.Tensor, rows: int) -> list[torch.Tensor]:
-    """Room for the logits of so many positions in the weight's type, and twice in fp32, each (rows, vocabulary)."""
+    """Allocate buffers (rows, vocabulary) for logits: one in the weight's type and two in fp32."""
     return [weight.new_empty(rows, weight.shape[0], dtype=kind) for kind in (weight.dtype, *2 * [torch.float32])]
 
 
 @dataclass(frozen=True)
 class SupervisedLMHead:
-    """A causal model in two parts: the decoder, called for hidden states, and the head's frozen weight."""
+    """A causal model in two parts: the decoder, which returns hidden states, and the frozen weight of the head."""
 
     decoder: torch.nn.Module
     weight: torch.Tensor
 
-    def loss(self, inputs: dict[str, Any], count: "int | torch.Tensor") -> torch.Tensor:
-        """Summed cross entropy of a flat micro-batch over its supervised tokens, divided by `count`."""
+    def loss(self, inputs: Mapping[str, Any], count: "int | torch.Tensor") -> torch.Tensor:
+        """Return the summed cross entropy of a packed batch's supervised tokens, divided by `count`."""
         positions, ids, rest = split_supervised(inputs)
         hidden = self.decoder(**rest, use_cache=False).last_hidden_state[0]
         loss: torch.Tensor = LMHeadLoss.apply(  # type: ignore[no-untyped-call]
@@ -73,6 +80,7 @@ class SupervisedLMHead:
         return loss
 
     def _logit_buffers(self, positions: int) -> list[torch.Tensor]:
+        """Return the buffers for a batch. A GPU needs more rows at a time to be busy."""
         if self.weight.device.type == "cpu":
             return self._cached_logit_buffers
         return allocate_logit_buffers(
@@ -81,27 +89,28 @@ class SupervisedLMHead:
 
     @cached_property
     def _cached_logit_buffers(self) -> list[torch.Tensor]:
-        """For all steps, on a CPU: where such large ones come and go, what lies in their place makes them grow."""
+        """Return the buffers of all steps on a CPU, because allocating them again for each step grows the heap."""
         return allocate_logit_buffers(self.weight, LM_HEAD_CPU_BUFFER_ROWS)
 
 
-def split_supervised(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """A flat micro-batch -> positions before a trained token, that token's ids, and the model's inputs."""
+def split_supervised(inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """Split a packed batch into positions before a trained token, the ids of that token, and the model's inputs."""
     positions = inputs["supervised"]
     ids = inputs["labels"][0].index_select(0, positions + 1)
     return positions, ids, {key: value for key, value in inputs.items() if key not in ("labels", "supervised")}
 
 
-def find_lm_head(model: Any) -> SupervisedLMHead | None:
-    """The parts of a PEFT model whose logits are `head(hidden)` and nothing more; None for any other."""
-    base: Any = model.get_base_model()
-    head: Any = base.get_output_embeddings()
+def find_lm_head(model: "PeftModel") -> SupervisedLMHead | None:
+    """Return the two parts of a PEFT model whose logits are exactly `head(hidden)`, or None for any other model."""
+    base = model.get_base_model()
+    head = base.get_output_embeddings()
     config = base.config.get_text_config()
     scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in LOGIT_SCALING_FIELDS)
     routed = bool(getattr(config, "output_router_logits", False))
     plain = bool(
         type(head) is torch.nn.Linear and getattr(head, "bias", None) is None and not head.weight.requires_grad
     )
-    decoder: Any = getattr(base, base.base_model_prefix, None)
-    covered = plain and not scaled and not routed and decoder is not None
-    return SupervisedLMHead(decoder, head.weight) if covered else None
+    decoder = getattr(base, base.base_model_prefix, None)
+    if decoder is None or not plain or scaled or routed:
+        return None
+    return SupervisedLMHead(decoder, head.weight)
