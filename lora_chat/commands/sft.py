@@ -38,10 +38,10 @@ def run(options: argparse.Namespace) -> None:
         raise RecipeError("--accept-change belongs to --resume: only a run that is continued can have changed.")
     if options.adopt and options.resume is None:
         raise RecipeError("--adopt belongs to --resume: a new run is your own.")
-    from lora_chat.evaluation.format import format_result
     from lora_chat.pipeline.fine_tune import fine_tune
     from lora_chat.pipeline.resume import ResumeRequest
     from lora_chat.pipeline.run_status import RunProgress
+    from lora_chat.pipeline.sft_result import format_result
 
     typed = ["lora-chat", "sft", options.recipe, *(word for setting in options.set for word in ("--set", setting))]
     progress = RunProgress(command=shlex.join(typed))
@@ -53,11 +53,7 @@ def run(options: argparse.Namespace) -> None:
     except KeyboardInterrupt as error:
         raise progress.stopped(signal_number(error)) from None
     print_message(format_result(result))
-    if result.get("forecast"):
-        from lora_chat.pipeline.estimate_history import format_record
-
-        print_message(format_record(result["forecast"]))
     if options.json:
-        print_json(result)
+        print_json(result.as_dict())
     else:
-        print_message(f"Talk to it: lora-chat chat {quote_path(Path(result['run']))}")
+        print_message(f"Talk to it: lora-chat chat {quote_path(Path(result.run))}")

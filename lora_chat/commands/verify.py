@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.pipeline.verify_parcel import format_verification, verify_parcel
 
     files = EvaluationFiles(options.data, options.questions)
-    report = verify_parcel(options.parcel, files, read_trust(options), again=options.again)
-    print_json(report) if options.json else print_result(format_verification(report))
-    if not report["passed"]:
+    verification = verify_parcel(options.parcel, files, read_trust(options), again=options.again)
+    print_json(verification.as_dict()) if options.json else print_result(format_verification(verification))
+    if not verification.passed:
         raise IntegrityError(f"{options.parcel} is refused.")

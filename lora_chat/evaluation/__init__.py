@@ -1,9 +1,10 @@
-"""Loss, questions and samples of base and adapted model.
+"""Loss, questions and sample replies of base and adapted model.
 
-- chunked_loss: Cross entropy without the logits of a whole dialogue
-- comparison: Base against adapted
-- format: How results look
+- chunked_loss: Cross entropy in chunks of logits
+- comparison: Comparison of base and adapted model
+- format: A comparison as text for the terminal
 - loss: Loss and perplexity on supervised tokens
-- loss_plot: The course of the loss as a picture
-- questions: Held-out questions and the answers that count as right
+- loss_plot: The plot of training and validation loss
+- metrics: The metrics of a comparison, in one table
+- questions: Held-out questions with their accepted answers
 """

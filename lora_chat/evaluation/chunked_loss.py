@@ -1,58 +1,73 @@
-"""Cross entropy without the logits of a whole dialogue: at a vocabulary of 128,000 they take 1.3 MB a token."""
+"""Cross entropy in chunks, because at a vocabulary of 128,000 the logits of one token take 1.3 MB."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-MOST_LOGITS = 2**25
-"""That are made at once."""
+from lora_chat.config.limits import MAX_EVALUATION_LOGITS
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 _NUM_CHECKED_POSITIONS = 4
 """Positions at which chunks are compared with the model's own logits."""
 _RELATIVE_TOLERANCE = 1e-3
-"""Of the largest logit: another shape of product rounds otherwise, a scale or a cap differs by far more."""
+"""Tolerance relative to the largest logit.
+
+Products of another shape round differently; a scale or a soft cap changes the logits by far more."""
 
 
-def summed_loss(model: Any, ids: torch.Tensor, keep: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
-    """Summed cross entropy of `next_ids` (supervised,) at positions `keep` of `ids` (1, tokens), in fp32.
+def summed_loss(
+    model: "PreTrainedModel | PeftModel", ids: torch.Tensor, keep: torch.Tensor, next_ids: torch.Tensor
+) -> torch.Tensor:
+    """Return the summed cross entropy of `next_ids` (supervised,) at positions `keep` of `ids` (1, tokens), in fp32.
 
-    Logits are made in chunks where the head is a plain product of the last states, which is tried each time on the
-    first positions; else all at once.
+    Logits are computed in chunks if the LM head is a plain product of the last hidden states. This is checked on the
+    first positions of every call; otherwise the model computes all logits together.
     """
     head = model.get_output_embeddings()
-    rows = max(1, MOST_LOGITS // getattr(head, "out_features", MOST_LOGITS))
+    rows = max(1, MAX_EVALUATION_LOGITS // getattr(head, "out_features", MAX_EVALUATION_LOGITS))
     if keep.numel() <= rows:
         return _sum_cross_entropy(model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits[0], next_ids)
+    # One forward pass gives the model's logits of the first positions, and the hidden states of all.
     with _truncate_head_input(head) as head_inputs:
         first_logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits[0]
     if not head_inputs or not _logits_agree(head(head_inputs[0][:, :_NUM_CHECKED_POSITIONS])[0], first_logits):
         return _sum_cross_entropy(model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits[0], next_ids)
-    states, places = head_inputs[0][0], range(0, len(next_ids), rows)
-    parts = [_sum_cross_entropy(head(states[i : i + rows]), next_ids[i : i + rows]) for i in places]
+    states, starts = head_inputs[0][0], range(0, len(next_ids), rows)
+    parts = [_sum_cross_entropy(head(states[i : i + rows]), next_ids[i : i + rows]) for i in starts]
     return torch.stack(parts).sum()
 
 
 def _sum_cross_entropy(logits: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
+    """Return the summed cross entropy of logits (positions, vocabulary), in fp32."""
     return torch.nn.functional.cross_entropy(logits.float(), next_ids, reduction="sum")
 
 
 @contextmanager
-def _truncate_head_input(head: Any) -> Iterator[list[torch.Tensor]]:
-    """Have the head see the first positions alone; the states of all (1, supervised, hidden) are kept."""
+def _truncate_head_input(head: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Pass only the first positions to the head, and yield a list that receives all states (1, supervised, hidden)."""
     head_inputs: list[torch.Tensor] = []
 
-    def first(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def truncate(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Record the states and return the first ones."""
         head_inputs.append(inputs[0])
         return (inputs[0][:, :_NUM_CHECKED_POSITIONS], *inputs[1:])
 
-    hook = head.register_forward_pre_hook(first)
+    hook = head.register_forward_pre_hook(truncate)
     try:
         yield head_inputs
     finally:
         hook.remove()
 
 
-def _logits_agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    limit = _RELATIVE_TOLERANCE * float(theirs.abs().max().float())
-    return ours.shape == theirs.shape and float((ours.float() - theirs.float()).abs().max()) <= limit
+def _logits_agree(chunk_logits: torch.Tensor, model_logits: torch.Tensor) -> bool:
+    """Return whether both logits are equal up to rounding."""
+    limit = _RELATIVE_TOLERANCE * float(model_logits.abs().max().float())
+    return (
+        chunk_logits.shape == model_logits.shape
+        and float((chunk_logits.float() - model_logits.float()).abs().max()) <= limit
+    )

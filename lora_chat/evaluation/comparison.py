@@ -1,16 +1,17 @@
-"""Base against adapted: the same weights with the adapter switched off and on."""
+"""Comparison of base and adapted model: the same weights with the adapter disabled and enabled."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.dialogue import Dialogue, Message
 from lora_chat.data.encoding.chat_template import render_ids
-from lora_chat.evaluation.loss import evaluate_loss, perplexity
+from lora_chat.evaluation.loss import evaluate_loss
+from lora_chat.evaluation.metrics import METRICS, Measurement, MetricFigures, compute_metrics
 from lora_chat.evaluation.questions import Question
 from lora_chat.inference.generation import generate_replies
 
@@ -22,40 +23,47 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class MetricPair:
-    """One measure of both."""
-
-    base: float
-    adapted: float
-
-
-@dataclass(frozen=True)
 class SampleReplies:
-    """What both say to the same prompt; `reference` is what the held-out dialogue says."""
+    """The replies of both models to a held-out prompt."""
 
     prompt: str
     reference: str
+    """Reply of the held-out dialogue."""
     base: str
     adapted: str
 
 
 @dataclass(frozen=True)
-class ComparisonReport:
-    """Everything measured, base against adapted."""
+class QuestionAnswers:
+    """The answers of both models to a question, and whether they are correct."""
 
-    validation_loss: MetricPair
-    perplexity: MetricPair
+    question: str
+    base: str
+    adapted: str
+    base_right: bool
+    adapted_right: bool
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """All results of a comparison."""
+
+    figures: Mapping[str, MetricFigures]
+    """Figures of every metric that has data, by its name."""
     validation_dialogues: int
     samples: tuple[SampleReplies, ...]
-    facts: MetricPair | None
-    """Share of questions answered right, 0 to 1."""
-    questions: int
-    answers: tuple[dict[str, Any], ...]
-    """Every question with both replies and whether each is right."""
+    answers: tuple[QuestionAnswers, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+    def as_dict(self) -> dict[str, object]:
+        """Return the report for JSON; a metric without data is null."""
+        pairs = {name: {"base": pair["base"], "adapted": pair["adapted"]} for name, pair in self.figures.items()}
+        return {
+            **{metric.name: pairs.get(metric.name) for metric in METRICS},
+            "validation_dialogues": self.validation_dialogues,
+            "samples": [asdict(sample) for sample in self.samples],
+            "questions": len(self.answers),
+            "answers": [asdict(answer) for answer in self.answers],
+        }
 
 
 def compare_with_base(
@@ -67,51 +75,46 @@ def compare_with_base(
     system: str | None,
     settings: EvaluationSection,
 ) -> ComparisonReport:
-    """Measure loss, replies and facts with the adapter off and on.
+    """Measure loss, sample replies and answers with the adapter disabled and enabled.
 
-    `system` stands before every question. A block of plain text is prompted with its first half.
+    `system` precedes every question. The prompt of a block of plain text is its first half.
     """
-    samples = [_make_sample_prompt(one, tokenizer) for one in islice(validation.read(), settings.samples)]
+    samples = [_make_sample_prompt(dialogue, tokenizer) for dialogue in islice(validation.read(), settings.samples)]
     system_messages = [{"role": "system", "content": system}] if system is not None else []
     question_chats = [[*system_messages, {"role": "user", "content": q.question}] for q in questions]
     prompts = [sample.ids for sample in samples]
-    prompts += [render_ids(tokenizer, p, add_generation_prompt=True) for p in question_chats]
+    prompts += [render_ids(tokenizer, chat, add_generation_prompt=True) for chat in question_chats]
 
-    def measure(what: str) -> tuple[float, list[str]]:
-        logger.info(f"Measuring {what}: {len(validation)} validation dialogues, {len(prompts)} replies")
+    def measure(model_name: str) -> tuple[float, list[str]]:
+        """Return the validation loss and a reply to each prompt."""
+        logger.info(f"Measuring {model_name}: {len(validation)} validation dialogues, {len(prompts)} replies")
         loss = evaluate_loss(model, validation.rows)
         return loss, generate_replies(model, tokenizer, prompts, stop_ids, settings.max_new_tokens)
 
     model.eval()
     with model.disable_adapter():
-        base_loss, base = measure("the base")
-    adapted_loss, adapted = measure("the adapted model")
+        base_loss, base_replies = measure("the base")
+    adapted_loss, adapted_replies = measure("the adapted model")
     n = len(samples)
-    correct_pairs = [
-        (q.is_answered_by(b), q.is_answered_by(a)) for q, b, a in zip(questions, base[n:], adapted[n:], strict=True)
-    ]
+    base = Measurement(base_loss, questions, base_replies[n:])
+    adapted = Measurement(adapted_loss, questions, adapted_replies[n:])
     return ComparisonReport(
-        validation_loss=MetricPair(base_loss, adapted_loss),
-        perplexity=MetricPair(perplexity(base_loss), perplexity(adapted_loss)),
+        figures=compute_metrics(base, adapted),
         validation_dialogues=len(validation),
         samples=tuple(
-            SampleReplies(sample.prompt, sample.reference, b, a)
-            for sample, b, a in zip(samples, base[:n], adapted[:n], strict=True)
+            SampleReplies(sample.prompt, sample.reference, base_reply, adapted_reply)
+            for sample, base_reply, adapted_reply in zip(samples, base_replies[:n], adapted_replies[:n], strict=True)
         ),
-        facts=MetricPair(*(sum(side) / len(correct_pairs) for side in zip(*correct_pairs, strict=True)))
-        if correct_pairs
-        else None,
-        questions=len(questions),
         answers=tuple(
-            {"question": q.question, "base": b, "adapted": a, "base_right": rb, "adapted_right": ra}
-            for q, b, a, (rb, ra) in zip(questions, base[n:], adapted[n:], correct_pairs, strict=True)
+            QuestionAnswers(q.question, b, a, q.is_answered_by(b), q.is_answered_by(a))
+            for q, b, a in zip(questions, base.answers, adapted.answers, strict=True)
         ),
     )
 
 
 @dataclass(frozen=True)
 class _SamplePrompt:
-    """A held-out prompt, as ids and as shown, and what it is followed by."""
+    """A held-out prompt, as token ids and as text, with the reply of the dialogue."""
 
     ids: list[int]
     prompt: str
@@ -119,6 +122,7 @@ class _SamplePrompt:
 
 
 def _make_sample_prompt(dialogue: Dialogue | list[int], tokenizer: "PreTrainedTokenizerBase") -> _SamplePrompt:
+    """Split a dialogue before its first reply, or a block of token ids in the middle."""
     if isinstance(dialogue, list):
         prompt_length = len(dialogue) // 2 or 1
         return _SamplePrompt(
@@ -133,5 +137,5 @@ def _make_sample_prompt(dialogue: Dialogue | list[int], tokenizer: "PreTrainedTo
 
 
 def _message_text(message: Message) -> str:
-    """Its text, or what it calls."""
+    """Return the text of a message, or its tool calls."""
     return message.content or " ".join(f"{call.name}({call.arguments})" for call in message.tool_calls)

@@ -1,25 +1,20 @@
-"""How results look: plain text on a stream, aligned, readable without colour."""
+"""A comparison as text for the terminal: aligned and readable without color."""
 
 import textwrap
-from typing import Any
 
 from lora_chat.evaluation.comparison import ComparisonReport
-from lora_chat.system.console import format_bytes
+from lora_chat.evaluation.metrics import METRICS
 
 
 def format_comparison(report: ComparisonReport) -> str:
-    """Base and adapted side by side."""
-    rows = [
-        ("", "base", "adapted"),
-        ("validation loss", f"{report.validation_loss.base:.3f}", f"{report.validation_loss.adapted:.3f}"),
-        ("perplexity", _format_perplexity(report.perplexity.base), _format_perplexity(report.perplexity.adapted)),
-    ]
-    if report.facts:
-        rows.append(
-            (f"right of {report.questions} questions", f"{report.facts.base:.0%}", f"{report.facts.adapted:.0%}")
-        )
-    width = max(len(row[0]) for row in rows)
-    lines = [f"{name:<{width}}  {base:>10}  {adapted:>10}" for name, base, adapted in rows]
+    """Format the metrics and sample replies of base and adapted model."""
+    rows = [("", "base", "adapted")]
+    for metric in METRICS:
+        if pair := report.figures.get(metric.name):
+            label = metric.format_label(pair.get("questions", 0))
+            rows.append((label, metric.format(pair["base"]), metric.format(pair["adapted"])))
+    width = max(len(label) for label, _, _ in rows)
+    lines = [f"{label:<{width}}  {base:>10}  {adapted:>10}" for label, base, adapted in rows]
     for sample in report.samples:
         lines.append("")
         lines += _wrap_labeled("prompt", sample.prompt)
@@ -28,22 +23,9 @@ def format_comparison(report: ComparisonReport) -> str:
     return "\n".join(lines)
 
 
-def _format_perplexity(value: float) -> str:
-    return f"{value:.2f}" if value < 1e6 else f"{value:.2e}"
-
-
 def _wrap_labeled(label: str, text: str) -> list[str]:
+    """Wrap a text to at most four lines beside its label."""
     body = textwrap.wrap(" ".join(text.split()) or "(nothing)", 88)
     if len(body) > 4:
         body = [*body[:4], "..."]
     return [f"{label:>8} | {body[0]}", *(f"{'':>8} | {line}" for line in body[1:])]
-
-
-def format_result(result: dict[str, Any]) -> str:
-    """The closing lines of `sft`."""
-    seconds = result["seconds"]
-    return (
-        f"{result['trainable_parameters']:,} parameters trained in {seconds['train']:.0f} s "
-        f"({seconds['total']:.0f} s in all), peak memory {format_bytes(result['peak_memory_bytes'])}, "
-        f"adapter {format_bytes(result['adapter_bytes'])}"
-    )

@@ -1,4 +1,4 @@
-"""Loss and perplexity on supervised tokens; which questions were answered with the right fact."""
+"""Loss and perplexity on supervised tokens."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,16 +8,17 @@ from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
 from lora_chat.evaluation.chunked_loss import summed_loss
 
 if TYPE_CHECKING:
-    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 def evaluate_loss(
-    model: "torch.nn.Module", rows: Sequence[EncodedDialogue], on_row: Callable[[], None] = lambda: None
+    model: "PreTrainedModel | PeftModel", rows: Sequence[EncodedDialogue], on_row: Callable[[], None] = lambda: None
 ) -> float:
-    """Mean negative log-likelihood of a supervised token, in nats, over all rows.
+    """Return the mean negative log-likelihood of a supervised token over all rows, in nats.
 
-    One dialogue at a time, with logits for supervised positions alone, and of these not too many at once: memory
-    stays small.
+    Dialogues are evaluated one by one, and logits are computed in chunks and only at supervised positions, because this
+    takes little memory. `on_row` is called after each row.
     """
     import torch
 
@@ -36,5 +37,5 @@ def evaluate_loss(
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss): among how many equally likely tokens the model hesitates."""
+    """Return exp(loss), or infinity if it overflows."""
     return math.exp(loss) if loss < 700 else math.inf

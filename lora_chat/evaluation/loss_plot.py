@@ -1,18 +1,20 @@
-"""The course of the loss as a picture."""
+"""The plot of training and validation loss."""
 
 from pathlib import Path
-from typing import Any
 
-from lora_chat.evaluation.comparison import MetricPair
+from lora_chat.evaluation.metrics import MetricFigures
 from lora_chat.system.atomic_write import atomic_output_file
 from lora_chat.system.bounded_files import MAX_LOG_BYTES, read_json_lines
 from lora_chat.system.working_directory import outside_working_directory
 
 
-def write_loss_plot(metrics: Path, path: Path, validation: MetricPair | None) -> None:
-    """Draw training loss per optimizer step, validation loss where measured, base and end as marks."""
-    # A `matplotlibrc` in the working directory, perhaps a stranger's, comes before the user's own. Its settings run
-    # programs (text.usetex) and name modules.
+def write_loss_plot(metrics: Path, path: Path, validation: MetricFigures | None) -> None:
+    """Draw the training loss of each optimizer step and all validation losses.
+
+    `validation` adds the losses of base and adapted model as first and last point.
+    """
+    # Matplotlib prefers a `matplotlibrc` in the working directory, which may be untrusted, to the user's. Its settings
+    # can run programs (text.usetex) and import modules.
     with outside_working_directory():
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,9 +25,9 @@ def write_loss_plot(metrics: Path, path: Path, validation: MetricPair | None) ->
     last = training_points[-1][0] if training_points else 0
     if validation:
         validation_points = [
-            (0, validation.base),
-            *(p for p in validation_points if p[0] < last),
-            (last, validation.adapted),
+            (0, validation["base"]),
+            *(point for point in validation_points if point[0] < last),
+            (last, validation["adapted"]),
         ]
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -48,14 +50,15 @@ def write_loss_plot(metrics: Path, path: Path, validation: MetricPair | None) ->
             figure.savefig(file, dpi=120, format="png")
 
 
-def _points(rows: list[Any], key: str) -> list[tuple[int, float]]:
-    """Pick (step, value) of the rows that have both as numbers; a received run may hold anything."""
-    found = [(row.get("step"), row.get(key)) for row in rows if isinstance(row, dict)]
-    return [(step, float(value)) for step, value in found if type(step) is int and isinstance(value, int | float)]
+def _points(rows: list[object], key: str) -> list[tuple[int, float]]:
+    """Return (step, value) of the rows where both are numbers, because a received run may contain anything."""
+    pairs = [(row.get("step"), row.get(key)) for row in rows if isinstance(row, dict)]
+    return [(step, float(value)) for step, value in pairs if type(step) is int and isinstance(value, int | float)]
 
 
 def _smooth(points: list[tuple[int, float]], width: int = 9) -> list[tuple[int, float]]:
+    """Return the moving average over `width` steps."""
     half = width // 2
     losses = [loss for _, loss in points]
     windows = [losses[max(0, i - half) : i + half + 1] for i in range(len(losses))]
-    return [(step, sum(w) / len(w)) for (step, _), w in zip(points, windows, strict=True)]
+    return [(step, sum(window) / len(window)) for (step, _), window in zip(points, windows, strict=True)]

@@ -1,4 +1,4 @@
-"""Held-out questions and the answers that count as right."""
+"""Held-out questions with their accepted answers."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -11,21 +11,21 @@ from lora_chat.system.strict_json import parse_strict_json
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out question and the strings of which one must occur in a right answer."""
+    """A held-out question and its accepted strings; a correct answer contains at least one of them."""
 
     question: str
     accept: tuple[str, ...]
     path: str = field(default="", compare=False)
     line: int = field(default=0, compare=False)
-    """Line of its file, counted from 1; 0 for one that was not read."""
+    """Line in its file, counted from 1; 0 if the question is not from a file."""
 
     def is_answered_by(self, reply: str) -> bool:
-        """Whether an accepted string stands in the reply as whole words, whatever its case."""
+        """Return whether the reply contains an accepted string as whole words, in any case."""
         return any(re.search(rf"(?<!\w){re.escape(a)}(?!\w)", reply, re.IGNORECASE) for a in self.accept)
 
 
 def read_questions(path: str) -> list[Question]:
-    """Read JSON lines of `question` and `accept`; raises DataError with file and line."""
+    """Read JSON lines with `question` and `accept`. Raise DataError with file and line."""
     from pathlib import Path
 
     questions = []
@@ -37,18 +37,19 @@ def read_questions(path: str) -> list[Question]:
         except (InvalidDialogueError, ValueError) as error:
             raise DataError(f"{path}:{number}: {error}") from error
     if not questions:
-        raise DataError(f"{path} holds no question.")
+        raise DataError(f"{path} contains no question.")
     return questions
 
 
 def _parse_question(row: object) -> Question:
+    """Return the question of one line. Raise InvalidDialogueError if the line is not one."""
     if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
-        raise InvalidDialogueError("needs a `question`")
+        raise InvalidDialogueError("the field `question` is missing or empty")
     accept = row.get("accept")
     if not isinstance(accept, list) or not accept or not all(isinstance(a, str) and a.strip() for a in accept):
-        raise InvalidDialogueError("needs `accept`, a list of right answers")
+        raise InvalidDialogueError("the field `accept` must be a list of accepted answers")
     try:
         "".join([row["question"], *accept]).encode("utf-8")
     except UnicodeEncodeError:
-        raise InvalidDialogueError("holds half a surrogate pair, which is no character") from None
+        raise InvalidDialogueError("contains half a surrogate pair, which is not a character") from None
     return Question(row["question"], tuple(accept))

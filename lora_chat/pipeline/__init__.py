@@ -1,26 +1,27 @@
 """The order of a run: each step is one call into a package below.
 
-- audit_data: The audit of what a run trains on and measures with
-- compare: Base against adapted, shown and kept
-- data_lengths: How long everything is that a run trains, measures and answers
-- estimate: Recipe -> forecast
-- estimate_history: What was planned against what it took, for one run and over all
-- evaluate: Compare base and adapted model again, on held-out dialogues or on a file of the user
-- export_adapter: A run or parcel written for other programs, each artefact opened by its real reader and compared
-- fine_tune: The whole run, in order
-- held_out: What can be done with a finished run, a parcel or an adapter
-- inspect_data: Look at the data of a recipe as a run would see it
-- load_data: The data that a plan names, found, read, encoded and split
-- machine_benchmark: This machine's pace and memory habits, tried once for each shape in a process of its own, and
-- machine_benchmark_worker: Run as a process of its own
-- merge_adapters: Merge the adapters of one or several runs, parcels or folders into a 16-bit model
-- open_adapter: RUN, PARCEL or ADAPTER -> the adapter with the base and the template that it belongs to
-- open_chat: RUN, PARCEL, ADAPTER or BASE -> a chat that is ready to answer
-- pack_run: A finished run -> one small file that somebody else can check
-- prepare: All that a run needs before the weights
-- publish: Parcels sent to the hub and fetched from it
-- resume: Which run is continued, and from which of its checkpoints
-- run_identity: What a run is, field by field, so that a checkpoint is not continued as another run
-- run_status: How far a run has come, and what to tell someone who stopped it
-- verify_parcel: A parcel checked line by line, as a table
+- audit_data: The audit of training data, validation data, questions and chat template, cached
+- compare: The comparison of base and adapted model, shown and written into a run
+- data_lengths: Lengths of the rows, prompts and replies of a run
+- estimate: The estimate of a recipe or run, and the choice of open settings
+- estimate_history: Estimated against measured memory and time
+- evaluate: The comparison of an existing adapter with its base
+- export_adapter: The export of an adapter to other programs, with parity checks
+- fine_tune: A fine-tuning run from top to bottom
+- held_out: The dialogues and questions that evaluate an existing adapter
+- inspect_data: The data of a recipe as a run reads it
+- load_data: The data of a plan: found, read, encoded and split
+- machine_benchmark: Times and memory of small models on this machine, cached
+- machine_benchmark_worker: The process that measures small models
+- merge_adapters: The merge of one or several adapters into a 16-bit model
+- open_adapter: A run, parcel or folder opened as an adapter with its base and chat template
+- open_chat: A run, parcel, adapter or base opened for chat
+- pack_run: The parcel of a finished run
+- prepare: Everything that a run needs before weights load
+- publish: Parcels uploaded to the hub and downloaded from it
+- resume: The run and the checkpoint from which training continues
+- run_identity: The fields that make two runs the same
+- run_status: The progress of a run, and its messages when it is stopped
+- sft_result: The result of a finished run
+- verify_parcel: The verification of a parcel
 """

@@ -1,9 +1,10 @@
-"""Base against adapted, shown and kept."""
+"""The comparison of base and adapted model, shown and written into a run."""
 
 import logging
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING
 
+from lora_chat.config.recipe import EvaluationSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.errors import OutOfMemoryError
 from lora_chat.evaluation.comparison import ComparisonReport, compare_with_base
@@ -14,20 +15,25 @@ from lora_chat.pipeline.prepare import PreparedEvaluation
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 logger = logging.getLogger(__name__)
 
 
-def compare_run(model: Any, prepared: PreparedEvaluation, settings: Any, run: RunFolder) -> ComparisonReport:
-    """Measure base against adapted and write what was found into the run."""
+def compare_run(
+    model: "PeftModel", prepared: PreparedEvaluation, settings: EvaluationSection, run: RunFolder
+) -> ComparisonReport:
+    """Compare base and adapted model and write the report and the loss plot into the run."""
     report = compare_models(model, prepared, settings)
     run.write_json(run.comparison, report.as_dict())
     if run.metrics.exists():
-        write_loss_plot(run.metrics, run.plot, report.validation_loss)
+        write_loss_plot(run.metrics, run.plot, report.figures["validation_loss"])
     return report
 
 
-def compare_models(model: Any, prepared: PreparedEvaluation, settings: Any) -> ComparisonReport:
-    """Measure base against adapted and show it."""
+def compare_models(model: "PeftModel", prepared: PreparedEvaluation, settings: EvaluationSection) -> ComparisonReport:
+    """Compare base and adapted model and show the report."""
     report = compare_with_base(
         model,
         prepared.tokenizer,
@@ -41,17 +47,8 @@ def compare_models(model: Any, prepared: PreparedEvaluation, settings: Any) -> C
     return report
 
 
-def headline_figures(report: ComparisonReport) -> dict[str, Any]:
-    """The figures of a comparison that `--json` gives."""
-    report_dict = report.as_dict()
-    result: dict[str, Any] = {key: report_dict[key] for key in ("validation_loss", "perplexity")}
-    if report.facts:
-        result["facts"] = {**report_dict["facts"], "questions": report.questions}
-    return result
-
-
-def check_longest_dialogue_fits(model: Any, validation: DialogueSet) -> None:
-    """Measure the longest validation dialogue once, before anything is trained; raises OutOfMemoryError."""
+def check_longest_dialogue_fits(model: "PeftModel", validation: DialogueSet) -> None:
+    """Measure the longest validation dialogue once before training. Raise OutOfMemoryError if it does not fit."""
     rows = validation.rows
     longest = int(rows.lengths.argmax())
     try:
@@ -62,7 +59,6 @@ def check_longest_dialogue_fits(model: Any, validation: DialogueSet) -> None:
             raise
         raise OutOfMemoryError(
             f"Out of memory: the longest validation dialogue, {int(rows.lengths[longest]):,} tokens, cannot be "
-            f"measured "
-            "(tried here, before training).\nLeave long ones out (--set data.max_length=N --set data.over_long=drop), "
-            "or take a smaller base, or --set quantization.mode=4bit."
+            "measured (checked before training).\nFix: drop long dialogues (--set data.max_length=N "
+            "--set data.over_long=drop), choose a smaller base, or --set quantization.mode=4bit."
         ) from error

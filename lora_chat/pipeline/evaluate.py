@@ -5,14 +5,14 @@ from typing import Any
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.errors import RecipeError
 from lora_chat.models.adapter_files import is_adapter_folder
-from lora_chat.pipeline.compare import compare_models, compare_run, headline_figures
+from lora_chat.pipeline.compare import compare_models, compare_run
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.open_adapter import TrustOptions, open_adapter
 from lora_chat.sharing.parcel import is_parcel
 from lora_chat.system.user_path import expand_user_path
 
 
-def evaluate_adapter(source: str, evaluation_files: EvaluationFiles, trust: TrustOptions) -> dict[str, Any]:
+def evaluate_adapter(source: str, evaluation_files: EvaluationFiles, trust: TrustOptions) -> dict[str, object]:
     """Compare base and adapted once more: a run on what it held out, anything on files of one's own."""
     if evaluation_files.data is None and (
         is_parcel(expand_user_path(source)) or is_adapter_folder(expand_user_path(source))
@@ -29,5 +29,5 @@ def evaluate_adapter(source: str, evaluation_files: EvaluationFiles, trust: Trus
         report = compare_models(model, prepared, EvaluationSection())
     return {
         "run" if opened.run else "adapter": str(opened.run.path if opened.run else source),
-        **headline_figures(report),
+        **report.figures,
     }

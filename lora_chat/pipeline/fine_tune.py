@@ -1,30 +1,34 @@
-"""The whole run, in order."""
+"""A fine-tuning run from top to bottom: `fine_tune` names the steps, the functions below it do them."""
 
 import logging
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lora_chat.audit.format import audit_summary, format_refusal
 from lora_chat.audit.report import AuditReport
 from lora_chat.config.plan import Plan, make_plan
 from lora_chat.config.recipe import Recipe
-from lora_chat.errors import DataError, IntegrityError
-from lora_chat.evaluation.format import format_result
+from lora_chat.errors import DataError
+from lora_chat.evaluation.comparison import ComparisonReport
 from lora_chat.evaluation.loss_plot import write_loss_plot
 from lora_chat.models.adapter import attach_adapter, count_parameters, count_trainable_parameters
 from lora_chat.models.adapter_files import save_adapter
 from lora_chat.models.base_model import load_base_model, load_meta_model
 from lora_chat.pipeline.audit_data import audit_sets
-from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run, headline_figures
+from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.estimate import resolve_plan
-from lora_chat.pipeline.estimate_history import format_record, make_estimate_record
+from lora_chat.pipeline.estimate_history import make_estimate_record
 from lora_chat.pipeline.prepare import PreparedRun, format_plan_summary, prepare_run
 from lora_chat.pipeline.resume import ResumeRequest, find_resume_point, find_run_to_resume, is_finished, is_foreign_run
 from lora_chat.pipeline.run_identity import describe_run
 from lora_chat.pipeline.run_status import RunProgress
+from lora_chat.pipeline.sft_result import SftResult, SftSeconds, read_finished_result
 from lora_chat.planning.disk_space import check_disk_space
+from lora_chat.planning.estimate import RunEstimate
 from lora_chat.planning.format import format_estimate_summary
 from lora_chat.runs.create_run import create_run_folder, delete_run, read_library_versions, write_run_description
 from lora_chat.runs.lock import lock_run_folder
@@ -44,83 +48,111 @@ from lora_chat.system.hardware import detect_hardware
 from lora_chat.system.memory_usage import peak_memory_bytes, peak_reserved_bytes
 from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
 from lora_chat.training.sft import train_sft
-from lora_chat.training.training_run import TrainingRun
+from lora_chat.training.training_run import TrainingResult, TrainingRun
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
 
-def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | None = None) -> dict[str, Any]:
-    """Recipe -> run folder with adapter and comparison. Whatever would waste the run fails before weights load.
+def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | None = None) -> SftResult:
+    """Train an adapter by a recipe, compare it with its base, and keep both in a run folder.
 
-    With `resume` a run that was cut short is continued.
+    Everything that could waste the run fails before weights load. With `resume`, an interrupted run continues.
     """
     started = time.monotonic()
     plan = make_plan(recipe, detect_hardware())
     earlier = find_run_to_resume(resume, recipe) if resume else None
-    received = False
-    if resume and earlier:
-        received = is_foreign_run(earlier, resume)
-        if is_finished(earlier, resume):
-            finished = _read_finished_result(earlier)
-            if received:
-                try_adopt_run(earlier)
-            return finished
+    is_received = bool(resume and earlier and is_foreign_run(earlier, resume))
+    if resume and earlier and is_finished(earlier, resume):
+        return _repeat_result(earlier, adopt=is_received)
     run = earlier or create_run_folder(recipe, plan, start_run_signature)
     with lock_run_folder(run.path):
-        try:
+        with nullcontext() if earlier else _deleted_on_error(run):
             prepared, audit = _prepare_and_audit(plan, progress)
             progress.enter_stage("planning")
             planning_started = time.monotonic()
             plan, estimate = resolve_plan(plan, prepared, earlier, planning_started - started)
             planning_seconds = time.monotonic() - planning_started
-        except BaseException:
-            if not earlier:
-                delete_run(run)
-            raise
         progress.run = run
         identity = describe_run(plan, prepared, read_library_versions())
-        point = find_resume_point(run, identity, resume) if resume and earlier else None
-        if received:
-            start_run_signature(run)  # an adapter that it holds becomes this user's only when it is written anew
+        checkpoint = find_resume_point(run, identity, resume) if resume and earlier else None
+
+        if is_received:
+            # An adapter in the folder becomes this user's only when training writes it again.
+            start_run_signature(run)
         if earlier:
-            run.restrict_permissions()
-            run.delete_partial_files()
-            run.delete(run.result)  # first: only an unfinished run may be as it was not signed
-            announce_writes(run, PREPARED_FILES)
-        write_run_description(run, recipe, plan)
-        prepared.write(run, redacted=bool(plan.audit.redacted))
-        run.write_json(run.audit, asdict(audit))
-        run.write_json(run.identity, identity)
-        sign_written_files(run, PREPARED_FILES)
+            _clean_interrupted_run(run)
+        with _signed_files(run, PREPARED_FILES, announce=earlier is not None):
+            write_run_description(run, recipe, plan)
+            prepared.write(run, redacted=bool(plan.audit.redacted))
+            run.write_json(run.audit, asdict(audit))
+            run.write_json(run.identity, identity)
         if estimate:
             run.write_json(run.estimate, estimate.as_dict())
-        planned = format_estimate_summary(estimate) if estimate else []
-        logger.info("\n".join([format_plan_summary(plan, prepared, run), *planned, *audit_summary(audit)]))
-        checkpoint_policy = CheckpointPolicy(run.checkpoints, plan.checkpoint, identity, point)
-        result = _train_and_compare(recipe, plan, prepared, run, checkpoint_policy, progress, started)
+        logger.info(_format_summary(plan, prepared, run, estimate, audit))
+
+        model, trainable_parameters = _load_model(plan, prepared, run, progress)
+        load_seconds = time.monotonic() - started
+        progress.enter_stage("measuring the longest validation dialogue")
+        check_longest_dialogue_fits(model, prepared.validation)
+
+        progress.enter_stage("training")
+        policy = CheckpointPolicy(run.checkpoints, plan.checkpoint, identity, checkpoint)
+        training = train_sft(_make_training_run(model, plan, prepared, run, policy))
+        plan = _record_trained_plan(recipe, plan, training, run)
+        adapter_bytes = _save_adapter_or_stop(model, plan, prepared, run, training, progress)
+
+        report = compare_run(model, prepared, plan.evaluation, run)
+        card = format_run_card(plan, prepared.identity, training.steps, report.figures)
+        run.write_text(run.adapter / "README.md", card)
+        seconds = _round_seconds(load_seconds, training, time.monotonic() - started)
+        result = _make_result(run, training, trainable_parameters, adapter_bytes, seconds, report)
         if estimate:
-            seconds = result["seconds"]
-            run_seconds = seconds["total"] - planning_seconds  # trying out the machine is no part of what was planned
-            result["forecast"] = make_estimate_record(
-                estimate, peak_reserved_bytes(), run_seconds, seconds["train"], resumed=point is not None
+            # The estimate does not include the planning, which benchmarks the machine.
+            run_seconds = seconds["total"] - planning_seconds
+            result = result.with_record(
+                make_estimate_record(
+                    estimate, peak_reserved_bytes(), run_seconds, seconds["train"], resumed=checkpoint is not None
+                )
             )
-        run.write_json(run.result, result)
+        run.write_json(run.result, result.as_dict())
         return result
 
 
-def _read_finished_result(run: RunFolder) -> dict[str, Any]:
-    """What a finished run found, for the place where it is now. Raises IntegrityError if its file does not hold it."""
-    result = {**run.read_result(), "run": str(run.path)}
-    try:
-        format_result(result)
-        if result.get("forecast"):
-            format_record(result["forecast"])
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise IntegrityError(f"{run.result} is damaged: it does not hold what `sft` writes.") from error
+def _repeat_result(run: RunFolder, *, adopt: bool) -> SftResult:
+    """Return the result of a finished run; sign the run as this user's if it was received and adopted."""
+    result = read_finished_result(run)
+    if adopt:
+        try_adopt_run(run)
     return result
 
 
+@contextmanager
+def _deleted_on_error(run: RunFolder) -> Iterator[None]:
+    """Delete a new run if its preparation fails."""
+    try:
+        yield
+    except BaseException:
+        delete_run(run)
+        raise
+
+
+@contextmanager
+def _signed_files(run: RunFolder, names: Sequence[str], *, announce: bool = True) -> Iterator[None]:
+    """Announce writes of a run's files and sign the files after they are written; an error leaves them announced.
+
+    A new run needs no announcement, because its first signature announces all files.
+    """
+    if announce:
+        announce_writes(run, names)
+    yield
+    sign_written_files(run, names)
+
+
 def _prepare_and_audit(plan: Plan, progress: RunProgress) -> tuple[PreparedRun, AuditReport]:
+    """Read, encode and audit the data. Raise DataError if the audit refuses it."""
     progress.enter_stage("reading the dialogues")
     prepared = prepare_run(plan)
     progress.enter_stage("auditing the dialogues")
@@ -137,62 +169,83 @@ def _prepare_and_audit(plan: Plan, progress: RunProgress) -> tuple[PreparedRun, 
     return prepared, audit
 
 
-def _train_and_compare(
-    recipe: Recipe,
-    plan: Plan,
-    prepared: PreparedRun,
-    run: RunFolder,
-    checkpoint_policy: CheckpointPolicy,
-    progress: RunProgress,
-    started: float,
-) -> dict[str, Any]:
-    progress.enter_stage("looking for space")
+def _clean_interrupted_run(run: RunFolder) -> None:
+    """Prepare the folder of an interrupted run for new writes."""
+    run.restrict_permissions()
+    run.delete_partial_files()
+    # The result goes before anything is announced, because only an unfinished run may have unsigned files.
+    run.delete(run.result)
+
+
+def _format_summary(
+    plan: Plan, prepared: PreparedRun, run: RunFolder, estimate: RunEstimate | None, audit: AuditReport
+) -> str:
+    """Format plan, estimate and audit, as printed before weights load."""
+    estimate_lines = format_estimate_summary(estimate) if estimate else []
+    return "\n".join([format_plan_summary(plan, prepared, run), *estimate_lines, *audit_summary(audit)])
+
+
+def _load_model(plan: Plan, prepared: PreparedRun, run: RunFolder, progress: RunProgress) -> "tuple[PeftModel, int]":
+    """Check the disk space, load the base and attach a new adapter; return the number of trained parameters too."""
+    progress.enter_stage("checking the disk space")
     check_disk_space(
         run.path, count_trainable_parameters(load_meta_model(prepared.base), plan.adapter), plan.checkpoint.keep
     )
     progress.enter_stage("loading the base")
-    base = load_base_model(prepared.base, plan.precision)
-    model = attach_adapter(base, plan.adapter, plan.training.seed)
-    adapter = count_parameters(model)
-    loaded = time.monotonic()
+    model = attach_adapter(load_base_model(prepared.base, plan.precision), plan.adapter, plan.training.seed)
+    counts = count_parameters(model)
     logger.info(
-        f"LoRA: {adapter.trainable_parameters:,} trainable of {adapter.all_parameters:,} parameters "
-        f"({adapter.share:.2%})"
+        f"LoRA: {counts.trainable_parameters:,} trainable of {counts.all_parameters:,} parameters ({counts.share:.2%})"
+    )
+    return model, counts.trainable_parameters
+
+
+def _make_training_run(
+    model: "PeftModel", plan: Plan, prepared: PreparedRun, run: RunFolder, policy: CheckpointPolicy
+) -> TrainingRun:
+    """Return the input of the training."""
+    return TrainingRun(
+        model=model,
+        tokenizer=prepared.tokenizer,
+        train_rows=prepared.train.rows,
+        validation_rows=prepared.validation.rows,
+        plan=plan.training,
+        metrics_path=run.metrics,
+        bfloat16=plan.precision.dtype == "bfloat16",
+        evaluate_each_epoch=plan.evaluation.each_epoch,
+        tensorboard_folder=run.tensorboard if plan.output.tensorboard else None,
+        checkpoint_policy=policy,
+        locate_dialogues=lambda rows: [(display_path(Path(path)), line) for path, line in prepared.train.locate(rows)],
+        adjustable_settings=plan.open_settings,
     )
 
-    progress.enter_stage("trying the longest validation dialogue")
-    check_longest_dialogue_fits(model, prepared.validation)
-    progress.enter_stage("training")
-    training = train_sft(
-        TrainingRun(
-            model=model,
-            tokenizer=prepared.tokenizer,
-            train_rows=prepared.train.rows,
-            validation_rows=prepared.validation.rows,
-            plan=plan.training,
-            metrics_path=run.metrics,
-            bfloat16=plan.precision.dtype == "bfloat16",
-            evaluate_each_epoch=plan.evaluation.each_epoch,
-            tensorboard_folder=run.tensorboard if plan.output.tensorboard else None,
-            checkpoint_policy=checkpoint_policy,
-            locate_dialogues=lambda rows: [
-                (display_path(Path(path)), line) for path, line in prepared.train.locate(rows)
-            ],
-            adjustable_settings=plan.open_settings,
-        )
-    )
-    if training.plan != plan.training:
-        plan = plan.model_copy(update={"training": training.plan})
-        announce_writes(run, PREPARED_FILES)
+
+def _record_trained_plan(recipe: Recipe, plan: Plan, training: TrainingResult, run: RunFolder) -> Plan:
+    """Return the plan that was trained, and write it into the run if training chose a smaller micro-batch."""
+    if training.plan == plan.training:
+        return plan
+    plan = plan.model_copy(update={"training": training.plan})
+    with _signed_files(run, PREPARED_FILES):
         write_run_description(run, recipe, plan)
-        sign_written_files(run, PREPARED_FILES)
+    return plan
+
+
+def _save_adapter_or_stop(
+    model: "PeftModel",
+    plan: Plan,
+    prepared: PreparedRun,
+    run: RunFolder,
+    training: TrainingResult,
+    progress: RunProgress,
+) -> int:
+    """Save the adapter and return its bytes. Raise StoppedError if a signal stopped the training."""
     if training.signal_number and not training.steps:
         raise progress.stopped(training.signal_number)
     progress.stage = "saving the adapter"
     template = str(prepared.tokenizer.chat_template)
     card = format_run_card(plan, prepared.identity, training.steps, None)
     announce_writes(run, ADAPTER_FILES)
-    size = save_adapter(model, run.adapter, prepared.identity, template, card)
+    adapter_bytes = save_adapter(model, run.adapter, prepared.identity, template, card)
     try_sign_run(run)
     if training.signal_number and training.steps < training.planned_steps:
         write_loss_plot(run.metrics, run.plot, None)
@@ -201,23 +254,38 @@ def _train_and_compare(
     progress.stage = "comparing base and adapted"
     if training.signal_number:
         raise progress.stopped(training.signal_number)
-    logger.info(f"Adapter saved: {display_path(run.adapter)} ({format_bytes(size)})")
-    report = compare_run(model, prepared, plan.evaluation, run)
-    run.write_text(
-        run.adapter / "README.md", format_run_card(plan, prepared.identity, training.steps, headline_figures(report))
-    )
+    logger.info(f"Adapter saved: {display_path(run.adapter)} ({format_bytes(adapter_bytes)})")
+    return adapter_bytes
+
+
+def _round_seconds(load: float, training: TrainingResult, total: float) -> SftSeconds:
+    """Return the rounded seconds of the run; a resumed run also counts the training before it."""
     return {
-        "run": str(run.path),
-        "seconds": {
-            "load": round(loaded - started, 2),
-            "train": round(training.seconds, 2),
-            "total": round(training.seconds_before_resume + time.monotonic() - started, 2),
-        },
-        "steps": training.steps,
-        "planned_steps": training.planned_steps,
-        "supervised_tokens": training.supervised_tokens,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "adapter_bytes": size,
-        "trainable_parameters": adapter.trainable_parameters,
-        **headline_figures(report),
+        "load": round(load, 2),
+        "train": round(training.seconds, 2),
+        "total": round(training.seconds_before_resume + total, 2),
     }
+
+
+def _make_result(
+    run: RunFolder,
+    training: TrainingResult,
+    trainable_parameters: int,
+    adapter_bytes: int,
+    seconds: SftSeconds,
+    report: ComparisonReport,
+) -> SftResult:
+    """Return the result of the run."""
+    return SftResult.model_validate(
+        {
+            "run": str(run.path),
+            "seconds": seconds,
+            "steps": training.steps,
+            "planned_steps": training.planned_steps,
+            "supervised_tokens": training.supervised_tokens,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "adapter_bytes": adapter_bytes,
+            "trainable_parameters": trainable_parameters,
+            **report.figures,
+        }
+    )

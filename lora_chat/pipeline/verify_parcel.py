@@ -1,120 +1,157 @@
-"""A parcel checked line by line, as a table: what needs no base, what needs one, and what can be measured again."""
+"""Verification of a parcel: checks without a base, checks with a base, and repeated measurements."""
 
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
+from lora_chat.evaluation.comparison import ComparisonReport
+from lora_chat.evaluation.metrics import find_metric, format_changes
 from lora_chat.export.merge import AdapterBlend
 from lora_chat.export.parity.default_prompts import make_default_samples
 from lora_chat.export.parity.samples import select_parity_samples
 from lora_chat.export.peft import check_adapter_parity
 from lora_chat.models.adapter import check_adapter_fits, write_stored_adapter
 from lora_chat.models.adapter_config import LoraSettings
-from lora_chat.models.base_model import load_meta_model
+from lora_chat.models.base_model import LocalBase, load_meta_model
 from lora_chat.models.identity import UNCOVERED_BY_VERSION_1
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.compare import compare_models
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, find_adapter_base, open_adapter
-from lora_chat.sharing.compatibility import report_portability
+from lora_chat.pipeline.prepare import PreparedEvaluation
+from lora_chat.sharing.compatibility import Portability, report_portability
+from lora_chat.sharing.figures import ComparisonReceipt
 from lora_chat.sharing.parcel import Parcel, ParcelCheck, open_parcel
+from lora_chat.sharing.receipt import Receipt
 from lora_chat.system.hashing import digest_file
 from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.user_path import expand_user_path
 
 _RECEIPT_METADATA_FIELDS = {"format", "version", "digest"}
-"""Fields that say how a receipt is written, not what the adapter is."""
+"""Fields that describe the format of a receipt, not the adapter."""
 _LOSS_TOLERANCE = 0.02
-"""Relative; another processor adds up in another order."""
+"""Relative tolerance of a repeated loss, because another processor adds in another order."""
 
 
-def verify_parcel(path: str, evaluation_files: EvaluationFiles, trust: TrustOptions, *, again: bool) -> dict[str, Any]:
-    """Every check with what was found; `passed` is False if one failed.
+@dataclass(frozen=True)
+class ParcelVerification:
+    """The result of a verification."""
 
-    Raises RecipeError for a file that is not there, UnavailableError if what was asked for needs a base.
+    path: str
+    checks: Sequence[ParcelCheck]
+    parcel: Parcel | None
+    """The parcel; None if it could not be opened."""
+
+    @property
+    def passed(self) -> bool:
+        """Return whether no check failed."""
+        return self.parcel is not None and all(check.passed is not False for check in self.checks)
+
+    @property
+    def confirmed_fields(self) -> set[str]:
+        """Return the fields of the receipt that a check confirmed."""
+        return {name for check in self.checks if check.passed for name in check.confirms}
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the verification for JSON."""
+        checks = [asdict(check) for check in self.checks]
+        if self.parcel is None:
+            return {"parcel": self.path, "passed": False, "checks": checks}
+        receipt = self.parcel.receipt
+        stated = _stated_fields(receipt, self.confirmed_fields)
+        return {
+            "parcel": self.path,
+            "passed": self.passed,
+            "sha256": self.parcel.sha256,
+            "checks": checks,
+            "checked_here": sorted(stated & self.confirmed_fields),
+            "sender_states": sorted(stated - self.confirmed_fields),
+            "portability": [asdict(portability) for portability in _report_portability(receipt)],
+            "receipt": receipt.model_dump(mode="json"),
+        }
+
+
+def _stated_fields(receipt: Receipt, confirmed: set[str]) -> set[str]:
+    """Return the fields of a receipt that state something."""
+    fields = {name for name, value in receipt if value is not None} - _RECEIPT_METADATA_FIELDS
+    if "comparison" in confirmed and receipt.comparison and receipt.comparison.facts:
+        # The receipt does not contain the questions, so a repeated comparison cannot confirm their share.
+        fields.add("comparison.facts")
+    return fields
+
+
+def _report_portability(receipt: Receipt) -> Sequence[Portability]:
+    """Return where the adapter of a receipt can be used."""
+    return report_portability(LoraSettings.from_section(receipt.adapter), receipt.precision.mode, receipt.architecture)
+
+
+def verify_parcel(
+    path: str, evaluation_files: EvaluationFiles, trust: TrustOptions, *, again: bool
+) -> ParcelVerification:
+    """Run every check of a parcel; `again` also repeats its measurements.
+
+    Raises RecipeError if there is no such file, UnavailableError if a requested check needs a base that is not here.
     """
     if (evaluation_files.data or evaluation_files.questions) and not again:
         raise RecipeError("--data and --questions belong to --again: without it nothing is measured.")
     checks: list[ParcelCheck] = []
-    found: dict[str, Any] = {"parcel": path, "passed": False}
     try:
         parcel = open_parcel(expand_user_path(path), trust.signer, checks.append)
     except IntegrityError:
-        return found | {"checks": [asdict(check) for check in checks]}
+        return ParcelVerification(path, checks, None)
     checks += _check_base(parcel, trust, required=again)
     if again and all(check.passed is not False for check in checks):
-        checks += _remeasure(path, evaluation_files, trust)
-    receipt = parcel.receipt
-    confirmed = {name for check in checks if check.passed for name in check.confirms}
-    named = {name for name, value in receipt if value is not None} - _RECEIPT_METADATA_FIELDS
-    if "comparison" in confirmed and receipt.comparison and receipt.comparison.facts:
-        named.add("comparison.facts")  # which questions they were is not in the receipt
-    settings = LoraSettings.from_section(receipt.adapter)
-    portability = report_portability(settings, receipt.precision.mode, receipt.architecture)
-    return {
-        "parcel": path,
-        "passed": all(check.passed is not False for check in checks),
-        "sha256": parcel.sha256,
-        "checks": [asdict(check) for check in checks],
-        "checked_here": sorted(named & confirmed),
-        "sender_states": sorted(named - confirmed),
-        "portability": [asdict(answer) for answer in portability],
-        "receipt": receipt.model_dump(mode="json"),
-    }
+        checks += _repeat_measurements(path, evaluation_files, trust)
+    return ParcelVerification(path, checks, parcel)
 
 
-def format_verification(report: dict[str, Any]) -> str:
-    """The table for a person, and a verdict."""
+def format_verification(verification: ParcelVerification) -> str:
+    """Format the checks as a table, with the receipt and a verdict."""
     marks = {True: "ok", False: "FAILED", None: "-"}
-    width = max(len(check["name"]) for check in report["checks"])
-    lines = [f"{marks[c['passed']]:<7} {c['name']:<{width}}  {sanitize_line(c['found'])}" for c in report["checks"]]
-    if "receipt" in report:
-        lines += ["", *_format_receipt(report)]
+    width = max(len(check.name) for check in verification.checks)
+    lines = [
+        f"{marks[check.passed]:<7} {check.name:<{width}}  {sanitize_line(check.found)}" for check in verification.checks
+    ]
+    if verification.parcel is not None:
+        lines += ["", *_format_receipt(verification.parcel.receipt, verification.confirmed_fields)]
     lines.append("")
-    left = [check["name"] for check in report["checks"] if check["passed"] is None]
-    if not report["passed"]:
-        lines.append("Refused: do not use it.")
-    elif left:
-        lines.append(f"Nothing wrong was found. Not checked: {', '.join(left)}.")
+    skipped = [check.name for check in verification.checks if check.passed is None]
+    if not verification.passed:
+        lines.append("Refused: do not use this parcel.")
+    elif skipped:
+        lines.append(f"No check failed. Not checked: {', '.join(skipped)}.")
     else:
         lines.append("All checks passed.")
     return "\n".join(lines)
 
 
-def _format_receipt(report: dict[str, Any]) -> list[str]:
-    receipt = report["receipt"]
-    base, found, data = receipt["base"], receipt["comparison"], receipt["data"]
-    lines = [f"{receipt['name']}: for {base['base']} in {receipt['precision']['mode']}"]
-    if base["system"] is not None:
-        lines.append(f"System message: {sanitize_line(base['system'], 300)}")
+def _format_receipt(receipt: Receipt, confirmed: set[str]) -> list[str]:
+    """Format the statements of a receipt, and which of them were checked."""
+    base, comparison, data = receipt.base, receipt.comparison, receipt.data
+    lines = [f"{receipt.name}: for {base.base} in {receipt.precision.mode}"]
+    if base.system is not None:
+        lines.append(f"System message: {sanitize_line(base.system, 300)}")
+    measured = "no comparison"
+    if comparison:
+        changes = format_changes(comparison.model_dump(exclude={"validation_dialogues"}))
+        measured = f"{changes} on {comparison.validation_dialogues} held-out dialogues"
     lines.append(
-        f"Its sender states: {data['train_dialogues']:,} dialogues trained on, {receipt['training']['steps']} steps"
-        + (
-            f", loss {found['validation_loss']['base']:.3f} -> {found['validation_loss']['adapted']:.3f} on "
-            f"{found['validation_dialogues']} held-out dialogues"
-            if found
-            else "; nothing was compared"
-        )
-        + (
-            f", right of {found['facts']['questions']} questions {found['facts']['base']:.0%} -> "
-            f"{found['facts']['adapted']:.0%}"
-            if found and found["facts"]
-            else ""
-        )
+        f"The sender states: {data.train_dialogues:,} training dialogues, {receipt.training.steps} steps, {measured}"
     )
-    lines.append(f"Checked here: {', '.join(report['checked_here'])}.")
-    words = f"The sender's word alone: {', '.join(report['sender_states'])}."
-    if {"comparison", "proof"} & set(report["sender_states"]):
-        words += " verify --again measures the proof, and with the sender's --data the comparison."
-    lines.append(words)
-    return [*lines, *(f"{p['program']:<10} {p['answer']:<7} {p['why']}" for p in report["portability"])]
+    stated = _stated_fields(receipt, confirmed)
+    lines.append(f"Checked here: {', '.join(sorted(stated & confirmed))}.")
+    unconfirmed = f"Stated by the sender only: {', '.join(sorted(stated - confirmed))}."
+    if {"comparison", "proof"} & (stated - confirmed):
+        unconfirmed += " verify --again repeats the parity check, and with the sender's --data the comparison."
+    lines.append(unconfirmed)
+    return [*lines, *(f"{p.program:<10} {p.answer:<7} {p.why}" for p in _report_portability(receipt))]
 
 
 def _check_base(parcel: Parcel, trust: TrustOptions, *, required: bool) -> Iterator[ParcelCheck]:
+    """Yield the checks of a parcel against its base. Raise UnavailableError if the base is missing but required."""
     try:
         base = find_adapter_base(parcel.stored, trust, untrusted_name=True)
     except UnavailableError as error:
@@ -125,38 +162,42 @@ def _check_base(parcel: Parcel, trust: TrustOptions, *, required: bool) -> Itera
     bound = _run_check("base", lambda: _check_binding(parcel, trust, base.name), "base")
     yield bound
     if not bound.passed:
-        yield ParcelCheck("fits the base", "not checked: this is not the base that it was trained on", None)
+        yield ParcelCheck("fits the base", "not checked: this is not the base of its training", None)
         return
     if parcel.receipt.base.version == 1:
         yield ParcelCheck("rest of the base", f"a receipt of version 1 does not cover {UNCOVERED_BY_VERSION_1}", None)
     yield _run_check("fits the base", lambda: _check_weights_fit(parcel, base))
 
 
-def _run_check(name: str, step: Callable[[], str], *confirms: str) -> ParcelCheck:
+def _run_check(name: str, check: Callable[[], str], *confirms: str) -> ParcelCheck:
+    """Return the result of a check that raises IntegrityError if it fails."""
     try:
-        return ParcelCheck(name, step(), True, confirms)
+        return ParcelCheck(name, check(), True, confirms)
     except IntegrityError as error:
         return ParcelCheck(name, str(error), False)
 
 
 def _check_binding(parcel: Parcel, trust: TrustOptions, base: str) -> str:
+    """Check that a base is the one of the training, and describe the compared parts."""
     trust = TrustOptions(
         base=trust.base or base, compare_template_only=True, signer=trust.signer, recompute_digests=True
     )
     open_adapter(str(parcel.path), trust)
-    brings = parcel.receipt.chat_template is not None
-    stops = "" if brings else ", stop ids"
-    also = "" if parcel.receipt.base.version == 1 else f", config{stops}, generation settings"
-    left = "; the template that it brings was not run, so the stop ids are its sender's word" if brings else ""
-    return f"weights{also}, tokenizer and chat template are those it was trained on: {base}{left}"
+    has_template = parcel.receipt.chat_template is not None
+    stop_ids = "" if has_template else ", stop ids"
+    more = "" if parcel.receipt.base.version == 1 else f", config{stop_ids}, generation settings"
+    unchecked = "; the parcel's template was not run, so its stop ids are stated by the sender" if has_template else ""
+    return f"weights{more}, tokenizer and chat template are those of the training: {base}{unchecked}"
 
 
-def _check_weights_fit(parcel: Parcel, base: Any) -> str:
+def _check_weights_fit(parcel: Parcel, base: LocalBase) -> str:
+    """Check that the adapter's weights fit the layers of a base."""
     check_adapter_fits(load_meta_model(base), parcel.stored)
-    return "each weight has its place and shape there, none is missing"
+    return "all weights exist with the shapes of the base's layers"
 
 
-def _remeasure(path: str, evaluation_files: EvaluationFiles, trust: TrustOptions) -> Iterator[ParcelCheck]:
+def _repeat_measurements(path: str, evaluation_files: EvaluationFiles, trust: TrustOptions) -> Iterator[ParcelCheck]:
+    """Yield the repeated parity check, and the comparison if dialogues are given."""
     trust_options = TrustOptions(
         trust.base, accept_template=trust.accept_template, signer=trust.signer, recompute_digests=True
     )
@@ -164,33 +205,39 @@ def _remeasure(path: str, evaluation_files: EvaluationFiles, trust: TrustOptions
     prepared = prepare_evaluation(opened, evaluation_files) if evaluation_files.data else None
     yield _run_check("opened by PEFT", lambda: _check_parity(opened, prepared), "proof")
     if prepared is None or opened.parcel is None or evaluation_files.data is None:
-        yield ParcelCheck("comparison", "not measured again: name dialogues with --data FILE", None)
+        yield ParcelCheck("comparison", "not repeated: give dialogues with --data FILE", None)
         return
     report = compare_models(opened.adapter.load(opened.precision), prepared, EvaluationSection(samples=0))
-    loss, stated = report.validation_loss, opened.parcel.receipt.comparison
-    words = (
-        f"loss {loss.base:.3f} -> {loss.adapted:.3f} on {report.validation_dialogues} dialogues of "
-        f"{evaluation_files.data}"
-    )
-    if report.facts:
-        words += f", right of {report.questions} questions {report.facts.base:.0%} -> {report.facts.adapted:.0%}"
-    file = Path(evaluation_files.data)
-    same = file.is_file() and digest_file(file) == opened.parcel.receipt.data.held_out
-    if not same or stated is None:
-        yield ParcelCheck(
-            "comparison", f"{words}; other dialogues than the receipt's", True if loss.adapted < loss.base else None
+    receipt, file = opened.parcel.receipt, Path(evaluation_files.data)
+    is_same_data = file.is_file() and digest_file(file) == receipt.data.held_out
+    yield _check_comparison(report, receipt.comparison if is_same_data else None, evaluation_files.data)
+
+
+def _check_comparison(report: ComparisonReport, stated: ComparisonReceipt | None, data: str) -> ParcelCheck:
+    """Check a repeated comparison against the stated one; None if it was on other dialogues."""
+    loss = report.figures["validation_loss"]
+    measured = f"{format_changes(report.figures)} on {report.validation_dialogues} dialogues of {data}"
+    if stated is None:
+        # On other dialogues only an improvement can be seen.
+        is_improved = find_metric("validation_loss").is_improved(loss["base"], loss["adapted"])
+        return ParcelCheck(
+            "comparison", f"{measured}; these are not the receipt's dialogues", True if is_improved else None
         )
-        return
     stated_loss = stated.validation_loss
     is_close = all(
         abs(a - b) <= _LOSS_TOLERANCE * max(abs(b), 0.5)
-        for a, b in ((loss.base, stated_loss.base), (loss.adapted, stated_loss.adapted))
+        for a, b in ((loss["base"], stated_loss.base), (loss["adapted"], stated_loss.adapted))
     )
-    words += f"; the receipt says {stated_loss.base:.3f} -> {stated_loss.adapted:.3f} on just these"
-    yield ParcelCheck("comparison", words, is_close, ("comparison",))
+    return ParcelCheck(
+        "comparison",
+        f"{measured}; the receipt states {stated_loss.base:.3f} -> {stated_loss.adapted:.3f} on the same dialogues",
+        is_close,
+        ("comparison",),
+    )
 
 
-def _check_parity(opened: OpenAdapter, prepared: Any) -> str:
+def _check_parity(opened: OpenAdapter, prepared: PreparedEvaluation | None) -> str:
+    """Compare the adapter in plain PEFT with the adapted model, and describe the result."""
     stop_ids = tuple(read_stop_ids(opened.adapter.base, opened.adapter.tokenizer))
     blend = AdapterBlend(((opened.adapter, 1.0),), opened.precision, stop_ids)
     samples = select_parity_samples(prepared.validation) if prepared else make_default_samples(blend, opened.system)

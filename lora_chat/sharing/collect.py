@@ -11,6 +11,7 @@ from typing import Any
 from lora_chat.config.data import BUNDLED_TEMPLATES
 from lora_chat.config.load import read_recipe
 from lora_chat.errors import IntegrityError
+from lora_chat.evaluation.metrics import METRICS
 from lora_chat.models.identity import Identity
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.sharing.figures import ComparisonReceipt, DataReceipt, SourceReceipt, TrainingReceipt
@@ -97,16 +98,17 @@ def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
         return None
     comparison = _read_json(run.comparison)
     with _refuse_malformed(run.comparison):
-        loss, facts = comparison["validation_loss"], comparison["facts"]
-        if not all(math.isfinite(value) for value in loss.values()):
+        figures = {
+            metric.name: pair | {"questions": comparison["questions"]}
+            if metric.is_share_of_questions and pair
+            else pair
+            for metric in METRICS
+            if metric.name in ComparisonReceipt.model_fields
+            for pair in [comparison[metric.name]]
+        }
+        if not all(math.isfinite(value) for value in figures["validation_loss"].values()):
             return None
-        return ComparisonReceipt.model_validate(
-            {
-                "validation_loss": loss,
-                "validation_dialogues": comparison["validation_dialogues"],
-                "facts": {**facts, "questions": comparison["questions"]} if facts else None,
-            }
-        )
+        return ComparisonReceipt.model_validate({**figures, "validation_dialogues": comparison["validation_dialogues"]})
 
 
 def collect_versions(run: RunFolder) -> dict[str, str]:

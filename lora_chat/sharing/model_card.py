@@ -4,14 +4,13 @@ Names come from recipes, folders and untrusted people. Everything in the card is
 `format_code`, or fenced with `format_code_block`; the front matter has only names of a fixed alphabet.
 """
 
-import math
 import re
 import unicodedata
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from lora_chat import __version__
 from lora_chat.config.plan import Plan
+from lora_chat.evaluation.metrics import METRICS, Metric, MetricFigures
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import Portability
 from lora_chat.sharing.figures import MetricPairReceipt
@@ -23,8 +22,8 @@ from lora_chat.system.sanitize import sanitize_line
 _HUB_LICENSE_PATTERN = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
-def format_run_card(plan: Plan, identity: Identity, steps: int, figures: dict[str, Any] | None) -> str:
-    """Write the card of an adapter in its run folder; `figures` is the headline of a comparison."""
+def format_run_card(plan: Plan, identity: Identity, steps: int, figures: Mapping[str, MetricFigures] | None) -> str:
+    """Write the card of an adapter in its run folder; `figures` are those of a comparison."""
     adapter, training = plan.adapter, plan.training
     lines = [
         *_front_matter(identity.base, None),
@@ -48,9 +47,11 @@ def format_run_card(plan: Plan, identity: Identity, steps: int, figures: dict[st
         ),
     ]
     if figures:
-        loss, facts = figures["validation_loss"], figures.get("facts")
-        rows = [("validation loss", f"{loss['base']:.3f}", f"{loss['adapted']:.3f}")]
-        rows += [_facts_row(facts["questions"], facts["base"], facts["adapted"])] if facts else []
+        rows = [
+            _metric_row(metric, pair["base"], pair["adapted"], pair.get("questions", 0))
+            for metric in METRICS
+            if metric.in_summary and (pair := figures.get(metric.name))
+        ]
         lines += ["", *format_table(("measured on held-out data", "base", "adapted"), rows)]
     lines += [
         "",
@@ -165,17 +166,6 @@ def _escape_non_ascii(text: str) -> str:
 _COUNT_NAMES = ("lines", "accepted", "blank", "refused", "dropped", "cut", "redacted")
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `count` answers (Wilson 1927; Brown, Cai and DasGupta 2001)."""
-    z = 1.959963984540054
-    middle, spread = (
-        share + z * z / (2 * count),
-        z * math.sqrt(max(0, share * (1 - share)) / count + (z / (2 * count)) ** 2),
-    )
-    scale = 1 + z * z / count
-    return (middle - spread) / scale, (middle + spread) / scale
-
-
 def _front_matter(base: str, license_name: str | None) -> list[str]:
     """Return the YAML front matter for hubs, which has only quoted names of a fixed alphabet."""
     on_hub = re.fullmatch(BASE_NAME_PATTERN, base) is not None and "/" in base
@@ -198,25 +188,23 @@ def _format_lora(variant: str, rank: int, alpha: float, dropout: float) -> str:
     return f"{variant}, rank {rank}, alpha {alpha:g}, dropout {dropout:g}"
 
 
-def _facts_row(questions: int, base: float, adapted: float) -> tuple[str, str, str]:
-    """Return the table row of the questions, with 95 % intervals."""
-
-    def share(value: float) -> str:
-        low, high = wilson_interval(value, questions)
-        return f"{value:.0%} ({low:.0%} to {high:.0%})"
-
-    return f"right of {questions} questions (95 % interval)", share(base), share(adapted)
+def _metric_row(metric: Metric, base: float, adapted: float, questions: int) -> tuple[str, str, str]:
+    """Return the table row of a metric, with the 95 % interval of a share of the questions."""
+    label = metric.format_label(questions) + (" (95 % interval)" if metric.is_share_of_questions else "")
+    return label, metric.format_with_interval(base, questions), metric.format_with_interval(adapted, questions)
 
 
 def _format_measurements(receipt: Receipt) -> list[str]:
     """Return the lines about the comparison and the parity check."""
     rows, parity = [], receipt.proof
-    if receipt.comparison:
-        loss: MetricPairReceipt = receipt.comparison.validation_loss
-        label = f"loss on {receipt.comparison.validation_dialogues} held-out dialogues, nats per token"
-        rows.append((label, f"{loss.base:.3f}", f"{loss.adapted:.3f}"))
-        if facts := receipt.comparison.facts:
-            rows.append(_facts_row(facts.questions, facts.base, facts.adapted))
+    for metric in METRICS:
+        pair: MetricPairReceipt | None = getattr(receipt.comparison, metric.name, None)
+        if receipt.comparison and pair:
+            row = _metric_row(metric, pair.base, pair.adapted, getattr(pair, "questions", 0))
+            if metric.name == "validation_loss":
+                label = f"loss on {receipt.comparison.validation_dialogues} held-out dialogues, nats per token"
+                row = (label, *row[1:])
+            rows.append(row)
     return [
         *(
             format_table(("", "base", "adapted"), rows)

@@ -97,20 +97,20 @@ def test_verify_lists_the_claims_of_the_sender(run, parcel, base, call):
     assert found["checked_here"] == ["adapter", "members", "parameters"]
     _, out, _ = call("verify", parcel, "--base", base)
     assert "Checked here: adapter, base, members, parameters.\n" in out
-    assert "The sender's word alone: architecture, comparison, data, " in out and "--again measures" in out
+    assert "Stated by the sender only: architecture, comparison, data, " in out and "--again repeats" in out
     again = ("verify", parcel, "--base", base, "--again", "--data", run / "validation.jsonl")
     _, out, _ = call(*again, "--json")
     found = json.loads(out)
     assert {"comparison", "proof", "base"} <= {*found["checked_here"]}
     assert {*found["sender_states"]} == words - {"comparison", "proof"} | {"architecture"}
     _, out, _ = call(*again)
-    assert "--again measures" not in out
+    assert "--again repeats" not in out
 
 
 def test_verify_again_repeats_the_measurements(run, parcel, base, call):
     code, out, _ = call("verify", parcel, "--base", base, "--again", "--data", run / "validation.jsonl")
     assert code == 0
-    assert "on just these" in out and "mean KL" in out
+    assert "on the same dialogues" in out and "mean KL" in out
 
 
 def test_verify_again_finds_false_figures(run, parcel, base, call, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def losses(model, monkeypatch):
         whole = model(input_ids=ids, logits_to_keep=keep).logits[0].float()
         expected = torch.nn.functional.cross_entropy(whole, next_ids, reduction="sum")
         seen.clear()
-        monkeypatch.setattr(chunked_loss, "MOST_LOGITS", 7 * vocabulary)
+        monkeypatch.setattr(chunked_loss, "MAX_EVALUATION_LOGITS", 7 * vocabulary)
         found = chunked_loss.summed_loss(model, ids, keep, next_ids)
     return float(expected), float(found), max(seen)
 

@@ -224,7 +224,7 @@ def test_verify_does_not_say_of_a_refused_base_that_the_adapter_fits(altered, ca
     told = capsys.readouterr().out
     assert "FAILED  base" in told
     assert not any(line.startswith("ok") and "fits" in line for line in told.splitlines())
-    assert "not checked: this is not the base" in told
+    assert "not checked: this is not the base of its training" in told
 
 
 @pytest.mark.parametrize(

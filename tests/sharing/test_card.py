@@ -13,10 +13,11 @@ from markdown_it import MarkdownIt
 
 from lora_chat.config.plan import make_plan
 from lora_chat.config.recipe import AdapterSection, BaseSection, Recipe
+from lora_chat.evaluation.metrics import wilson_interval
 from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import report_portability
-from lora_chat.sharing.model_card import format_parcel_card, format_run_card, wilson_interval
+from lora_chat.sharing.model_card import format_parcel_card, format_run_card
 from lora_chat.sharing.receipt import Receipt, public_base_name
 from lora_chat.system.hardware import Hardware
 
@@ -126,7 +127,7 @@ def card_of(name):
     plan = make_plan(recipe, Hardware("cpu", "test", 0, False, 2))
     digest = "ab" * 32
     identity = Identity(base=name, revision=None, weights=digest, tokenizer=digest, chat_template=digest)
-    return format_run_card(plan, identity, 3, {"validation_loss": {"base": 1.0, "adapted": 0.5}, "facts": None})
+    return format_run_card(plan, identity, 3, {"validation_loss": {"base": 1.0, "adapted": 0.5}})
 
 
 def digests(*cards):

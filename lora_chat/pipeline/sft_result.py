@@ -1,0 +1,63 @@
+"""The result of a finished run: `result.json` and the `--json` output of `sft`."""
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import TypedDict
+
+from lora_chat.errors import IntegrityError
+from lora_chat.pipeline.estimate_history import EstimateRecord, format_record
+from lora_chat.runs.run_folder import RunFolder
+from lora_chat.system.console import format_bytes
+
+
+class SftSeconds(TypedDict):
+    """Seconds of a run."""
+
+    load: float
+    """Seconds until the base is loaded."""
+    train: float
+    total: float
+    """Seconds of the whole run, including those before it was resumed."""
+
+
+class SftResult(BaseModel):
+    """The result of a run. The figures of the comparison are further keys, named after their metrics."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
+
+    run: str
+    seconds: SftSeconds
+    steps: int
+    planned_steps: int | None = None
+    supervised_tokens: int
+    peak_memory_bytes: int
+    adapter_bytes: int
+    trainable_parameters: int
+    forecast: EstimateRecord | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the result for JSON, with the keys that it was made with."""
+        return self.model_dump(exclude_unset=True)
+
+    def with_record(self, record: EstimateRecord) -> "SftResult":
+        """Return the result with the record of its estimate."""
+        return self.model_copy(update={"forecast": record})
+
+
+def read_finished_result(run: RunFolder) -> SftResult:
+    """Read the result of a finished run, with the run's present folder. Raise IntegrityError if it is damaged."""
+    try:
+        result = SftResult.model_validate({**run.read_result(), "run": str(run.path)})
+        format_result(result)
+    except (ValidationError, TypeError, ArithmeticError) as error:
+        raise IntegrityError(f"{run.result} is damaged: it is not a result that `sft` writes.") from error
+    return result
+
+
+def format_result(result: SftResult) -> str:
+    """Format the closing lines of `sft`."""
+    lines = (
+        f"{result.trainable_parameters:,} parameters trained in {result.seconds['train']:.0f} s "
+        f"({result.seconds['total']:.0f} s in total), peak memory {format_bytes(result.peak_memory_bytes)}, "
+        f"adapter {format_bytes(result.adapter_bytes)}"
+    )
+    return f"{lines}\n{format_record(result.forecast)}" if result.forecast else lines
