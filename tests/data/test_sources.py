@@ -211,7 +211,7 @@ def test_dialogues_that_cannot_be_encoded_are_all_told_with_their_lines(tiny_tok
     tokenizer.chat_template = CHATML.replace("assistant\n' }}", "assistant\n(gently)\n' }}")
     path = write("", "", *[SHORT] * 25)
     message = refusal(path, tokenizer, over_long="drop")
-    assert f"{path}:3: the prompt served before message 2" in message
+    assert f"{path}:3: the prompt at inference before message 2" in message
     assert message.count("chats.jsonl:") >= 20
     assert "25" in message
 

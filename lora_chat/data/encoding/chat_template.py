@@ -1,4 +1,4 @@
-"""Choose a chat template, and render with it exactly as it will be served."""
+"""Choose a chat template and render messages with it, in training exactly as at inference."""
 
 import hashlib
 import os
@@ -59,11 +59,12 @@ def _bundled_text(template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase") 
 
 
 def _read_template(path: Path) -> str:
+    """Read a template from a file; raises DataError if it is unreadable, empty or too large."""
     try:
         with os.fdopen(open_regular_file(path, follow=True), "rb") as file:
             raw = file.read(_MAX_TEMPLATE_BYTES + 1)
         text = raw.decode("utf-8")
-    except IntegrityError as error:  # a device or a pipe, which may never end
+    except IntegrityError as error:  # a device or a pipe, which may have no end
         raise DataError(f"Cannot read the chat template: {error}") from error
     except OSError as error:
         raise DataError(f"Cannot read the chat template {path}: {error.strerror or error}.") from error
@@ -83,21 +84,21 @@ def render_texts(
     add_generation_prompt: bool,
     tools: Sequence[dict[str, Any]] | None = None,
 ) -> list[str]:
-    """Chats as text under the template, with the opening of a reply if one follows; DataError if it refuses them.
+    """Return chats as text, each with the opening of a reply if `add_generation_prompt` is set.
 
-    Raises TemplateError if the template takes more time or memory than any real one.
+    Raises DataError if the template refuses them, and TemplateError if it takes more time or memory than any real one.
     """
-    (found,) = render_jobs(tokenizer, [RenderJob(chats, add_generation_prompt, tools)])
-    if isinstance(found, DataError):
-        raise found
-    return found
+    (texts,) = render_jobs(tokenizer, [RenderJob(chats, add_generation_prompt, tools)])
+    if isinstance(texts, DataError):
+        raise texts
+    return texts
 
 
 def render_jobs(tokenizer: "PreTrainedTokenizerBase", jobs: Sequence[RenderJob]) -> list[list[str] | DataError]:
-    """The texts of each job, or why the template refuses it; TemplateError as in `render_texts`.
+    """Return the texts of each job, or the reason why the template refuses it.
 
-    A template is a stranger's program unless it is one of those that this package brings: then it is compiled and
-    rendered in a process of its own, with limits.
+    Raises TemplateError as `render_texts` does. A template that is not from this package is an untrusted program, so
+    it is compiled and rendered in a worker process with limits.
     """
     template, special = str(tokenizer.chat_template), dict(tokenizer.special_tokens_map)
     if is_trusted_template(template):
@@ -112,6 +113,7 @@ def is_trusted_template(template: str) -> bool:
 
 
 def _render_in_process(template: str, special: dict[str, Any], job: RenderJob) -> list[str] | DataError:
+    """Render a job with a trusted template."""
     template_args = {"tools": list(job.tools) if job.tools else None, "documents": None}
     try:
         render = _compile_template(template)
@@ -120,20 +122,20 @@ def _render_in_process(template: str, special: dict[str, Any], job: RenderJob) -
             for chat in job.chats
         ]
     except Exception as error:
-        refused = DataError(
+        refusal = DataError(
             f"the base's chat template refuses it: {sanitize_line(str(error) or type(error).__name__, 300)}"
         )
-        refused.__cause__ = error
-        return refused
+        refusal.__cause__ = error
+        return refusal
 
 
 @lru_cache(maxsize=8)
 def _compile_template(template: str) -> Callable[..., str]:
-    """A template in transformers' own sandbox.
+    """Return the render function of a template, compiled in the sandbox of transformers.
 
-    `apply_chat_template` compiles it just so, but copies every message first (transformers, `chat_template_utils`):
-    with many renderings of a long dialogue that costs more than the template itself. Ours hold plain data only, and
-    a test compares both.
+    `apply_chat_template` compiles a template in the same way, but copies every message first (transformers,
+    `chat_template_utils`). For many renderings of a long dialogue the copies cost more than the template. Messages
+    here are plain data and need no copy; a test compares both results.
     """
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -147,16 +149,16 @@ def render_ids(
     add_generation_prompt: bool,
     tools: Sequence[dict[str, Any]] | None = None,
 ) -> list[int]:
-    """Token ids of messages under the template, with the opening of a reply if one follows.
+    """Return the token ids of messages, with the opening of a reply if `add_generation_prompt` is set.
 
-    Control tokens inside the content are encoded as plain text, so content can open no turn of its own.
+    Control tokens inside the content are encoded as plain text, so content cannot open a turn.
     Raises DataError if the template refuses the messages.
     """
-    coder = TextTokenizer(tokenizer)
-    tools = coder.mark(tools)
-    # Clients send keys that say nothing as null; templates ask whether a key is there.
+    text_tokenizer = TextTokenizer(tokenizer)
+    tools = text_tokenizer.mark(tools)
+    # Clients send empty keys as null, but templates test whether a key exists.
     non_null_messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
     (text,) = render_texts(
-        tokenizer, [coder.mark(non_null_messages)], add_generation_prompt=add_generation_prompt, tools=tools
+        tokenizer, [text_tokenizer.mark(non_null_messages)], add_generation_prompt=add_generation_prompt, tools=tools
     )
-    return coder.tokenize([text])[0].ids
+    return text_tokenizer.tokenize([text])[0].ids

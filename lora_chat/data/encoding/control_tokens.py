@@ -1,4 +1,4 @@
-"""Control tokens in what people wrote: which there are, and marks around them that say they are meant as text."""
+"""Mark control tokens in content, so that they are encoded as text and cannot open a turn."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LITERAL_START, LITERAL_END = "\U000f0000", "\U000f0001"
-"""Private characters around a control token that is meant as text; content cannot hold them (see `messages`)."""
+"""Private characters around a control token that is meant as text; `messages` refuses content that has them."""
 
-# Gemma keeps these as single tokens. They are text that happens to be in the vocabulary, and open nothing.
+# Gemma has these as single tokens. They are ordinary text in the vocabulary and open nothing.
 _HTML_ELEMENTS = (
     "table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code|p|a|li|ul|ol"
 )
@@ -20,7 +20,7 @@ _PLAIN_TEXT_TOKEN = re.compile(rf"\s*|</?({_HTML_ELEMENTS})>")
 
 
 def read_control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Every added token that is more than blanks or an HTML element, longest first."""
+    """Return every added token that is more than blanks or an HTML element, longest first."""
     added = tokenizer.added_tokens_decoder.values()
     names = {token.content for token in added if token.special or not _PLAIN_TEXT_TOKEN.fullmatch(token.content)}
     return tuple(sorted(names - {""}, key=lambda name: (-len(name), name)))
@@ -34,11 +34,11 @@ _KNOWN_KEYS = {"role", "content", "reasoning_content", "thinking", "tool_calls",
     "parameters",
     "properties",
 }
-"""Keys that every dialogue has, in the same sense."""
+"""Keys of dialogues whose names no user chose, so that they need no check."""
 
 
 class ControlTokenMarker:
-    """Puts marks around control tokens, and where a template's text could complete one.
+    """Marker of control tokens, and of text that the template's own text could complete to one.
 
     Templates write `<function=` + name + `>`, so a name that ends like a token without its `>` would become one.
     """
@@ -56,9 +56,10 @@ class ControlTokenMarker:
         self._suffix_first_characters = frozenset(tail[0] for tail in self._suffixes)
 
     def mark(self, value: Any) -> Any:
-        """The same messages or tools with every control token between LITERAL_START and LITERAL_END.
+        """Return messages or tools with every control token between LITERAL_START and LITERAL_END.
 
-        Raises DataError for one in a key, which templates write out too. Roles are ours and stay as they are.
+        Raises DataError for a control token in a key, because templates write out keys too. Roles are checked before,
+        and are returned unchanged.
         """
         if isinstance(value, str):
             return self._mark_text(value)
@@ -69,42 +70,44 @@ class ControlTokenMarker:
         return [self.mark(item) for item in value] if isinstance(value, list | tuple) else value
 
     def split_at_marks(self, text: str) -> Iterator[tuple[int, str, bool]]:
-        """A rendered text in pieces: where each begins, its text, and whether it is a control token meant as text.
+        """Yield the pieces of a rendered text: its start, its text, and whether it is a control token meant as text.
 
-        Templates take strings apart and may leave a mark alone; it still keeps its sides from joining into a token.
+        Templates cut strings and may separate the two marks; a single mark still prevents its two sides from joining
+        into a token.
         """
         begin, opened = 0, False
-        for found in re.finditer(f"[{LITERAL_START}{LITERAL_END}]|$", text):
-            piece = text[begin : found.start()]
+        for mark in re.finditer(f"[{LITERAL_START}{LITERAL_END}]|$", text):
+            piece = text[begin : mark.start()]
             if piece:
                 yield (
                     begin,
                     piece,
-                    opened and found[0] == LITERAL_END and self._token_pattern.fullmatch(piece) is not None,
+                    opened and mark[0] == LITERAL_END and self._token_pattern.fullmatch(piece) is not None,
                 )
-            begin, opened = found.end(), found[0] == LITERAL_START
+            begin, opened = mark.end(), mark[0] == LITERAL_START
 
     def _mark_text(self, text: str) -> str:
+        """Return a text with marks around its control tokens and at ends that could join with the template's text."""
         begins, ends = self._touches_token(text.strip())
-        if not any(first in text for first in self._first_characters):  # far faster than the pattern
+        if not any(first in text for first in self._first_characters):  # much faster than the pattern
             marked = text
         else:
             marked = self._token_pattern.sub(rf"{LITERAL_START}\g<0>{LITERAL_END}", text)
         if begins or ends:
-            # Within the blanks, which templates trim.
+            # The marks go inside the surrounding blanks, because templates trim these.
             bare = marked.strip()
             marked = marked.replace(bare, (LITERAL_END if begins else "") + bare + (LITERAL_END if ends else ""))
         return marked
 
     def _check_key(self, key: str) -> None:
-        found = self._token_pattern.search(key)
-        if found:
-            raise DataError(f"the key {key!a} holds the control token {found[0]!a}; rename it")
+        match = self._token_pattern.search(key)
+        if match:
+            raise DataError(f"the key {key!a} contains the control token {match[0]!a}; rename it")
         if any(self._touches_token(key.strip())):
-            raise DataError(f"the key {key!a} begins or ends with a part of a control token; rename it")
+            raise DataError(f"the key {key!a} begins or ends with part of a control token; rename it")
 
     def _touches_token(self, text: str) -> tuple[bool, bool]:
-        """Whether a text begins, and whether it ends, within a control token."""
+        """Return whether a text begins inside a control token, and whether it ends inside one."""
         if len(text) < self._max_length and _is_distinctive(text) and text in self._inner_parts:
             return True, True
         lengths = range(2, self._max_length)
@@ -113,5 +116,5 @@ class ControlTokenMarker:
 
 
 def _is_distinctive(part: str) -> bool:
-    """Whether a part of a token is more than a letter or a piece of a word."""
+    """Return whether part of a token is more than a letter or a piece of a word."""
     return len(part) > 1 and re.search(r"\W", part) is not None

@@ -1,11 +1,11 @@
-"""Dialogue -> input_ids and labels; the loss is on assistant turns, their stop token included."""
+"""Encode dialogues as input_ids and labels, with loss on the replies and their stop tokens."""
 
 import json
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from lora_chat.data.dialogue import Dialogue, Role
 from lora_chat.data.encoding.control_tokens import LITERAL_END
@@ -16,55 +16,59 @@ from lora_chat.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 IGNORE_INDEX = -100
-"""Label of a token without loss, as PyTorch's cross entropy has it."""
+"""Label of a token without loss; the default `ignore_index` of PyTorch's cross entropy."""
 
 _MAX_RENDERED_CHARACTERS = 100_000_000
-"""Characters of all prompts of one dialogue together; each reply's prompt is rendered, so they grow with the square."""
+"""Most characters in all prompts of a dialogue; their sum grows with the square of the number of replies."""
 _MESSAGE_OVERHEAD_CHARACTERS = 200
-"""Characters that a message counts for whatever its length, because a template takes time for each."""
+"""Characters that are added for each message, because a template takes time for each."""
 
 
 @dataclass(frozen=True)
 class EncodedDialogue:
-    """Ids and labels of one dialogue, both (length,)."""
+    """Ids and labels of one row, both (length,)."""
 
     input_ids: list[int]
     labels: list[int]
     reply_ends: tuple[tuple[int, int], ...] = ()
-    """For every trained reply: how many messages the dialogue has with it, and how many tokens."""
+    """For each trained reply, the number of messages and of tokens up to its end."""
     roles: Mapping[Role, tuple[int, int]] = field(default_factory=dict)
-    """Tokens of what each role says, and how many carry loss; what the template adds is in none."""
+    """Tokens and supervised tokens of the content of each role; text that the template adds counts for none."""
     replies_without_reasoning: int = 0
-    """Replies without thoughts behind a prompt that opens them."""
+    """Number of replies without reasoning after a prompt that opens it."""
 
     @property
     def supervised_tokens(self) -> int:
-        """Tokens that carry loss."""
+        """Return the number of tokens with loss."""
         return sum(label != IGNORE_INDEX for label in self.labels)
 
 
 @dataclass(frozen=True)
 class _RenderedRow:
-    """A row as text, and what its messages say in their order."""
+    """A row as text, with the content of its messages in order."""
 
     turns: tuple[Turn, ...]
     message_texts: tuple[tuple[Role, str], ...]
     is_split: bool = False
-    """Whether prompt and reply are encoded each by itself, as they are when they are served."""
+    """Whether prompt and reply are tokenized separately, as at inference."""
 
     @property
     def text(self) -> str:
+        """Return the text to tokenize."""
         last = self.turns[-1]
         return f"{last.prompt}{LITERAL_END}{last.reply}" if self.is_split else last.text
 
 
 class DialogueEncoder:
-    """Encodes dialogues for one tokenizer with its chat template.
+    """Encoder of dialogues for one tokenizer with its chat template.
 
-    A reply is trained right behind the prompt that is served before it, by construction. Where later prompts show
-    earlier replies as they were trained, a dialogue is one row. Templates of reasoning models drop earlier thoughts:
-    there every reply is a row of its own, behind the history that inference will show it.
+    A reply is trained after exactly the prompt that inference shows before it. A dialogue is one row if its later
+    prompts contain the earlier replies as they are trained. Templates of reasoning models drop earlier reasoning from
+    the prompt; then each reply is a separate row, after the history that inference shows.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> None:
@@ -74,103 +78,106 @@ class DialogueEncoder:
         self._bos_id = tokenizer.bos_token_id
 
     def encode(self, dialogues: Sequence[Dialogue]) -> list[tuple[EncodedDialogue, ...] | DataError]:
-        """The rows of each dialogue, or why it has none."""
-        drafts = self._render_dialogues(dialogues)
-        texts = [draft.text for found in drafts if not isinstance(found, DataError) for draft in found]
+        """Return the rows of each dialogue, or the reason why it has none."""
+        rendered = self._render_dialogues(dialogues)
+        texts = [row.text for rows in rendered if not isinstance(rows, DataError) for row in rows]
         tokenized = iter(self._tokenize(texts))
         return [
-            found
-            if isinstance(found, DataError)
-            else _result_or_error(self._encode_rows, dialogue, found, list(islice(tokenized, len(found))))
-            for dialogue, found in zip(dialogues, drafts, strict=True)
+            rows
+            if isinstance(rows, DataError)
+            else _result_or_error(self._encode_rows, dialogue, rows, list(islice(tokenized, len(rows))))
+            for dialogue, rows in zip(dialogues, rendered, strict=True)
         ]
 
     def _tokenize(self, texts: Sequence[str]) -> list[TokenizedText | DataError]:
+        """Tokenize all texts at once, or one by one if that fails, to find the faulty ones."""
         try:
             return list(self._text_tokenizer.tokenize(texts))
         except DataError:
             return [_result_or_error(lambda text: self._text_tokenizer.tokenize([text])[0], text) for text in texts]
 
     def _render_dialogues(self, dialogues: Sequence[Dialogue]) -> list[tuple[_RenderedRow, ...] | DataError]:
-        """Each dialogue as text: one row, or one for each trained reply; or why it has none."""
-        asked = [_result_or_error(self._make_request, dialogue) for dialogue in dialogues]
-        turns = iter(self._turn_reader.read([one for one in asked if isinstance(one, ReplyRequest)]))
+        """Return each dialogue as text, in one row or one for each trained reply, or the reason why it has none."""
+        requests = [_result_or_error(self._make_request, dialogue) for dialogue in dialogues]
+        turns = iter(self._turn_reader.read([request for request in requests if isinstance(request, ReplyRequest)]))
         return [
-            one if isinstance(one, DataError) else self._make_rows(dialogue, one, next(turns))
-            for dialogue, one in zip(dialogues, asked, strict=True)
+            request if isinstance(request, DataError) else self._make_rows(dialogue, request, next(turns))
+            for dialogue, request in zip(dialogues, requests, strict=True)
         ]
 
     def _make_request(self, dialogue: Dialogue) -> ReplyRequest:
         messages = self._text_tokenizer.mark(
             [self._turn_reader.extract_reasoning(message) for message in dialogue.as_dicts]
         )
-        places = [i for i, m in enumerate(dialogue.messages) if m.role == "assistant" and m.trained]
-        _check_rendering_size(dialogue, places)
-        return ReplyRequest(messages, self._text_tokenizer.mark(dialogue.tool_list), places)
+        reply_indices = [i for i, m in enumerate(dialogue.messages) if m.role == "assistant" and m.trained]
+        _check_rendering_size(dialogue, reply_indices)
+        return ReplyRequest(messages, self._text_tokenizer.mark(dialogue.tool_list), reply_indices)
 
     def _make_rows(
-        self, dialogue: Dialogue, asked: ReplyRequest, turns: list[Turn] | DataError
+        self, dialogue: Dialogue, request: ReplyRequest, turns: list[Turn] | DataError
     ) -> tuple[_RenderedRow, ...] | DataError:
         if isinstance(turns, DataError) and isinstance(turns.__cause__, TypeError):
-            # Some templates want the arguments of calls as text, and fail where they get them as an object.
-            texts = replace(asked, messages=[_stringify_arguments(message) for message in asked.messages])
-            (turns,) = self._turn_reader.read([texts])
+            # Some templates expect the arguments of tool calls as text and fail on an object.
+            stringified = replace(request, messages=[_stringify_arguments(message) for message in request.messages])
+            (turns,) = self._turn_reader.read([stringified])
         if isinstance(turns, DataError):
             return turns
-        said = tuple((m.role, d["content"].strip()) for m, d in zip(dialogue.messages, asked.messages, strict=True))
-        draft = _RenderedRow(tuple(turns), said)
-        return (draft,) if can_share_row(turns) else _split_replies(draft)
+        contents = tuple(
+            (m.role, marked["content"].strip()) for m, marked in zip(dialogue.messages, request.messages, strict=True)
+        )
+        row = _RenderedRow(tuple(turns), contents)
+        return (row,) if can_share_row(turns) else _split_replies(row)
 
     def _encode_rows(
-        self, dialogue: Dialogue, drafts: Sequence[_RenderedRow], texts: Sequence[TokenizedText | DataError]
+        self, dialogue: Dialogue, rendered_rows: Sequence[_RenderedRow], texts: Sequence[TokenizedText | DataError]
     ) -> tuple[EncodedDialogue, ...]:
-        """Lay the labels; where a token reaches over a border, each reply becomes a row of its own."""
+        """Set the labels; if a token crosses the border of a turn, each reply becomes a separate row."""
         rows: list[EncodedDialogue] = []
-        for draft, text in zip(drafts, texts, strict=True):
+        for rendered, text in zip(rendered_rows, texts, strict=True):
             if isinstance(text, DataError):
                 raise text
-            row = self._label_row(draft, text)
+            row = self._label_row(rendered, text)
             if row is not None:
                 rows.append(row)
                 continue
-            place = draft.turns[0].message_index
-            if len(draft.turns) > 1:
-                again = _split_replies(draft)
-            elif draft.is_split or dialogue.messages[place].content[:1].isspace():
+            index = rendered.turns[0].message_index
+            if len(rendered.turns) > 1:
+                parts = _split_replies(rendered)
+            elif rendered.is_split or dialogue.messages[index].content[:1].isspace():
                 raise DataError(
-                    f"the blanks at the beginning of message {place + 1} merge with the chat template's, so the prompt "
-                    "served before it is not what would be trained; remove them"
+                    f"the blanks at the beginning of message {index + 1} merge with the chat template's, so training "
+                    "would see another prompt than inference; remove them"
                 )
             else:
-                again = (replace(draft, is_split=True),)
-            rows += self._encode_rows(dialogue, again, self._text_tokenizer.tokenize([part.text for part in again]))
+                parts = (replace(rendered, is_split=True),)
+            rows += self._encode_rows(dialogue, parts, self._text_tokenizer.tokenize([part.text for part in parts]))
         return tuple(rows)
 
-    def _label_row(self, draft: _RenderedRow, text: TokenizedText) -> EncodedDialogue | None:
-        """None where a token reaches over the beginning or the end of a reply."""
+    def _label_row(self, rendered: _RenderedRow, text: TokenizedText) -> EncodedDialogue | None:
+        """Return the row with its labels, or None if a token crosses the beginning or the end of a reply."""
         if text.ids[:2] == [self._bos_id] * 2:
             raise DataError("the chat template writes the beginning of text (BOS) twice")
         labels = [IGNORE_INDEX] * len(text.ids)
         ends = []
-        for turn in draft.turns:
+        for turn in rendered.turns:
             begin = self._text_tokenizer.count_prefix_tokens(text, len(turn.prompt))
-            end = self._text_tokenizer.count_prefix_tokens(text, len(turn.text) + draft.is_split)
+            end = self._text_tokenizer.count_prefix_tokens(text, len(turn.text) + rendered.is_split)
             if begin is None or end is None:
                 return None
             if text.ids[end - 1] not in self._stop_ids:
                 raise DataError(
-                    f"message {turn.message_index + 1} ends without a stop token; the model would never stop"
+                    f"message {turn.message_index + 1} ends without a stop token; the model would not learn to stop"
                 )
             labels[begin:end] = text.ids[begin:end]
             ends.append((turn.message_index + 1, end))
-        replies_without_reasoning = sum(turn.without_reasoning for turn in draft.turns)
+        replies_without_reasoning = sum(turn.without_reasoning for turn in rendered.turns)
         return EncodedDialogue(
-            text.ids, labels, tuple(ends), _count_role_tokens(draft, text, labels), replies_without_reasoning
+            text.ids, labels, tuple(ends), _count_role_tokens(rendered, text, labels), replies_without_reasoning
         )
 
 
 def _check_rendering_size(dialogue: Dialogue, reply_indices: Sequence[int]) -> None:
-    """Raise DataError for a dialogue whose prompts would take minutes to render and gigabytes to keep."""
+    """Raise DataError for a dialogue whose prompts would take minutes to render and gigabytes of memory."""
     sizes = [
         _MESSAGE_OVERHEAD_CHARACTERS
         + len(m.content)
@@ -179,20 +186,21 @@ def _check_rendering_size(dialogue: Dialogue, reply_indices: Sequence[int]) -> N
         for m in dialogue.messages
     ]
     before = [0, *accumulate(sizes)]
-    if sum(before[place] for place in reply_indices) > _MAX_RENDERED_CHARACTERS:
+    if sum(before[index] for index in reply_indices) > _MAX_RENDERED_CHARACTERS:
         raise DataError(
-            f"it has {len(reply_indices):,} trained replies in "
+            f"has {len(reply_indices):,} trained replies in "
             f"{before[-1] - _MESSAGE_OVERHEAD_CHARACTERS * len(sizes):,} characters, too many to "
             "render the prompt of each; split it into several dialogues"
         )
 
 
-def _split_replies(draft: _RenderedRow) -> tuple[_RenderedRow, ...]:
-    """A row for each reply."""
-    return tuple(_RenderedRow((turn,), draft.message_texts[: turn.message_index + 1]) for turn in draft.turns)
+def _split_replies(row: _RenderedRow) -> tuple[_RenderedRow, ...]:
+    """Return a separate row for each reply."""
+    return tuple(_RenderedRow((turn,), row.message_texts[: turn.message_index + 1]) for turn in row.turns)
 
 
 def _stringify_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message with the arguments of its tool calls as JSON text."""
     calls = message.get("tool_calls")
     if not calls:
         return message
@@ -207,30 +215,31 @@ def _stringify_arguments(message: dict[str, Any]) -> dict[str, Any]:
 def encode_dialogue(
     dialogue: Dialogue, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]
 ) -> tuple[EncodedDialogue, ...]:
-    """The rows of one dialogue; raises DataError with the reason why it has none."""
-    (found,) = DialogueEncoder(tokenizer, stop_ids).encode([dialogue])
-    if isinstance(found, DataError):
-        raise found
-    return found
+    """Return the rows of one dialogue; raises DataError with the reason why it has none."""
+    (rows,) = DialogueEncoder(tokenizer, stop_ids).encode([dialogue])
+    if isinstance(rows, DataError):
+        raise rows
+    return rows
 
 
-def _count_role_tokens(draft: _RenderedRow, text: TokenizedText, labels: list[int]) -> dict[Role, tuple[int, int]]:
-    """Tokens of what each message says, found in the order of the messages, and how many of them carry loss."""
+def _count_role_tokens(row: _RenderedRow, text: TokenizedText, labels: list[int]) -> dict[Role, tuple[int, int]]:
+    """Count the tokens and the supervised tokens of each role, by searching for the contents in their order."""
     counts: dict[Role, tuple[int, int]] = {}
-    place = 0
-    for role, said in draft.message_texts if text.offsets else ():
-        found = text.text.find(said, place)
-        if found >= 0:
-            place = found + len(said)
-            begin, end = (bisect_left(text.offsets or [], (edge, 0)) for edge in (found, place))
+    position = 0
+    for role, content in row.message_texts if text.offsets else ():
+        start = text.text.find(content, position)
+        if start >= 0:
+            position = start + len(content)
+            begin, end = (bisect_left(text.offsets or [], (edge, 0)) for edge in (start, position))
             tokens, supervised = counts.get(role, (0, 0))
-            carry = sum(label != IGNORE_INDEX for label in labels[begin:end])
-            counts[role] = (tokens + end - begin, supervised + carry)
+            new_supervised = sum(label != IGNORE_INDEX for label in labels[begin:end])
+            counts[role] = (tokens + end - begin, supervised + new_supervised)
     return counts
 
 
-def _result_or_error(function: Any, *arguments: Any) -> Any:
+def _result_or_error(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | DataError:
+    """Return the result of a call, or the DataError that it raised."""
     try:
-        return function(*arguments)
+        return function(*args, **kwargs)
     except DataError as error:
         return error

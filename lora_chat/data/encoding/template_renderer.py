@@ -1,4 +1,4 @@
-"""The parent's side of the process that renders chat templates of strangers (`template_child`)."""
+"""Start the worker that renders untrusted chat templates (`template_worker`), and send it requests."""
 
 import atexit
 import hashlib
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 Messages = Sequence[dict[str, Any]]
 
 _START_TIMEOUT_SECONDS = 120.0
-"""Seconds that the child may take to import what it needs, on a machine that does other things too."""
+"""Timeout of the worker's start, in seconds; its imports are slow on a busy machine."""
 _BASE_TIMEOUT_SECONDS, _CHARACTERS_PER_SECOND = 8.0, 200_000
-"""Time limit of a request: so many seconds, and one for so many characters. Real templates take a hundredth of it."""
+"""Timeout of a request, in seconds, plus a second for each N characters; real templates take a hundredth of it."""
 _GRACE_SECONDS = 3.0
-"""Seconds that the child has to end by itself, before it is killed."""
+"""Seconds that the worker has to end before it is killed."""
 _MAX_REQUEST_CHARACTERS = 1 << 22
-"""Most characters of messages in one request, unless one chat alone has more."""
+"""Most characters of messages in one request, unless a single chat has more."""
 _BASE_ANSWER_BYTES = 1 << 26
-"""Largest answer, in bytes, on top of 8 times the request."""
+"""Largest answer, in bytes, in addition to 8 times the request."""
 
 
 @dataclass(frozen=True)
 class RenderJob:
-    """Chats that are rendered alike."""
+    """Chats that are rendered with the same arguments."""
 
     chats: Sequence[Messages]
     add_generation_prompt: bool
@@ -47,25 +47,25 @@ class RenderJob:
 def render_in_worker(
     template: str, special: Mapping[str, Any], jobs: Sequence[RenderJob]
 ) -> list[list[str] | DataError]:
-    """Return the texts of each job, or why the template refuses it.
+    """Return the texts of each job, or the reason why the template refuses it.
 
-    Raises TemplateError if the template takes more time or memory, or writes more, than any real one does.
+    Raises TemplateError if the template takes more time or memory, or writes more text, than any real one.
     """
     texts: list[list[str]] = [[] for _ in jobs]
     errors: dict[int, DataError] = {}
     with _lock:
         for request, owners in _split_into_requests(template, special, jobs):
-            found = _get_worker().send_request(request)
-            for owner, answer in zip(owners, found, strict=True):
+            answers = _get_worker().send_request(request)
+            for owner, answer in zip(owners, answers, strict=True):
                 if "error" in answer:
                     errors.setdefault(owner, _to_data_error(answer))
                 else:
                     texts[owner] += expand_prefixes(answer["texts"])
-    return [errors.get(number, found) for number, found in enumerate(texts)]
+    return [errors.get(number, job_texts) for number, job_texts in enumerate(texts)]
 
 
 def close_worker() -> None:
-    """End the child, if there is one."""
+    """Stop the worker, if it runs."""
     global _worker
     if _worker is not None:
         _worker.close()
@@ -73,22 +73,23 @@ def close_worker() -> None:
 
 
 def _to_data_error(answer: Mapping[str, Any]) -> DataError:
-    words = sanitize_line(str(answer["error"]) or str(answer["kind"]), 300)
+    """Return the error of a job as a DataError; a TypeError becomes its cause."""
+    reason = sanitize_line(str(answer["error"]) or str(answer["kind"]), 300)
     if answer.get("compiling"):
-        error = DataError(f"the base's chat template cannot be compiled: {words}")
+        error = DataError(f"the base's chat template cannot be compiled: {reason}")
     else:
-        error = DataError(f"the base's chat template refuses it: {words}")
-    if answer["kind"] == "TypeError":  # `encoding` tries again with the arguments of calls as text
-        error.__cause__ = TypeError(words)
+        error = DataError(f"the base's chat template refuses it: {reason}")
+    if answer["kind"] == "TypeError":  # `encode` then retries with the arguments of calls as text
+        error.__cause__ = TypeError(reason)
     return error
 
 
 def _split_into_requests(
     template: str, special: Mapping[str, Any], jobs: Sequence[RenderJob]
 ) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """The jobs in requests of bounded size, each with the numbers of the jobs that its parts belong to."""
+    """Yield the jobs in requests of bounded size, each with the numbers of the jobs that its parts belong to."""
     pending = _WorkerRequest(template, special)
-    sizes: dict[int, int] = {}  # by id: the caller holds the messages until the last request is answered
+    sizes: dict[int, int] = {}  # by id, which is valid because the caller keeps the messages
     for number, job in enumerate(jobs):
         tools = _count_characters(job.tools) if job.tools else 0
         for chat in job.chats:
@@ -105,7 +106,7 @@ def _split_into_requests(
 
 
 class _WorkerRequest:
-    """Messages are sent once, however many chats begin with them."""
+    """A request in which each message is sent once, although many chats contain it."""
 
     def __init__(self, template: str, special: Mapping[str, Any]) -> None:
         self.job_numbers: list[int] = []
@@ -115,23 +116,25 @@ class _WorkerRequest:
         self._body |= {"messages": [], "tools": [], "jobs": []}
 
     def add(self, owner: int, chat: Messages, job: RenderJob, size: int) -> None:
+        """Add a chat of a job; the chats of one job follow one another."""
         jobs, tools = self._body["jobs"], self._body["tools"]
         if not self.job_numbers or self.job_numbers[-1] != owner:
             if job.tools:
                 tools.append(job.tools)
-            place = len(tools) - 1 if job.tools else None
-            jobs.append({"chats": [], "reply_follows": job.add_generation_prompt, "tools": place})
+            tools_index = len(tools) - 1 if job.tools else None
+            jobs.append({"chats": [], "reply_follows": job.add_generation_prompt, "tools": tools_index})
             self.job_numbers.append(owner)
         jobs[-1]["chats"].append([[self._register_message(message) for message in chat], size])
         self.size += size
 
     def build_body(self) -> dict[str, Any]:
-        """The body with its limits."""
+        """Return the request with its limits."""
         size = self.size + len(self._body["template"])
         seconds = _BASE_TIMEOUT_SECONDS + size / _CHARACTERS_PER_SECOND
         return self._body | {"size": size, "seconds": seconds, "most": _BASE_ANSWER_BYTES + 8 * size}
 
     def _register_message(self, message: dict[str, Any]) -> int:
+        """Return the number of a message, which is added if it is new."""
         number = self._message_numbers.get(id(message))
         if number is None:
             number = self._message_numbers[id(message)] = len(self._body["messages"])
@@ -139,8 +142,8 @@ class _WorkerRequest:
         return number
 
 
-def _count_characters(value: Any) -> int:
-    """Characters of a message or of tools, about."""
+def _count_characters(value: object) -> int:
+    """Count the characters of a message or of tools, approximately."""
     if isinstance(value, str):
         return len(value) + 2
     if isinstance(value, dict):
@@ -149,7 +152,7 @@ def _count_characters(value: Any) -> int:
 
 
 class _TemplateWorker:
-    """A child that is ready for requests."""
+    """A worker process that is ready for requests."""
 
     def __init__(self) -> None:
         self._child = _start_worker_process()
@@ -161,14 +164,15 @@ class _TemplateWorker:
         self._exchange(None, b"", 1 << 10, _START_TIMEOUT_SECONDS, "starting")
 
     def send_request(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return what it answers; whatever goes wrong ends it, so that the next request finds a new one."""
+        """Return the answers; any failure stops the worker, so that the next request starts another."""
         template = str(request["template"])
-        named = f"The chat template (sha256 {hashlib.sha256(template.encode('utf-8', 'replace')).hexdigest()[:12]}...)"
-        answer = self._exchange(self._stdin_fd, pack_frame(request), request["most"], request["seconds"], named)
-        found: list[dict[str, Any]] = answer["jobs"]
-        return found
+        name = f"The chat template (sha256 {hashlib.sha256(template.encode('utf-8', 'replace')).hexdigest()[:12]}...)"
+        answer = self._exchange(self._stdin_fd, pack_frame(request), request["most"], request["seconds"], name)
+        answers: list[dict[str, Any]] = answer["jobs"]
+        return answers
 
-    def _exchange(self, to: int | None, sent: bytes, max_bytes: int, seconds: float, named: str) -> Any:
+    def _exchange(self, to: int | None, sent: bytes, max_bytes: int, seconds: float, name: str) -> Any:
+        """Send a frame and return the value of the answer; raises TemplateError if there is none in time."""
         began = time.monotonic()
         try:
             if os.name == "nt":
@@ -180,15 +184,15 @@ class _TemplateWorker:
             if to is None:
                 raise TemplateError(
                     f"The process that renders chat templates did not start (exit {code}). "
-                    "Check that lora_chat is installed in this Python, and that there is memory for it."
+                    "Fix: check that lora_chat is installed in this Python and that enough memory is free."
                 ) from error
-            raise TemplateError(_describe_failure(named, code, late, seconds)) from error
+            raise TemplateError(_describe_failure(name, code, late, seconds)) from error
         except BaseException:
             self._terminate()
             raise
 
     def _exchange_blocking(self, to: int | None, sent: bytes, max_bytes: int, seconds: float) -> Any:
-        """The same where pipes cannot be waited for; the child is killed when its time is over."""
+        """Do the same on a system without non-blocking pipes; the worker is killed after its time limit."""
         watch = Timer(seconds, self._child.kill)
         watch.start()
         try:
@@ -206,16 +210,17 @@ class _TemplateWorker:
             watch.cancel()
 
     def _read(self, size: int) -> bytes:
-        found = bytearray()
-        while len(found) < size:
-            piece = os.read(self._stdout_fd, size - len(found))
+        """Read exactly `size` bytes of the answer."""
+        data = bytearray()
+        while len(data) < size:
+            piece = os.read(self._stdout_fd, size - len(data))
             if not piece:
                 raise FrameError("ended")
-            found += piece
-        return bytes(found)
+            data += piece
+        return bytes(data)
 
     def _terminate(self) -> int:
-        """Kill it if it still runs; returns its exit code."""
+        """Kill the worker if it still runs, and return its exit code."""
         global _worker
         if _worker is self:
             _worker = None
@@ -227,38 +232,40 @@ class _TemplateWorker:
         return code
 
     def close(self) -> None:
-        """End it in good order."""
+        """Close the pipes, so that the worker ends, and kill it if it does not."""
         self.close_pipes()
         if wait_for_worker(self._child, 2) is None:
             self._child.kill()
             self._child.wait()
 
     def close_pipes(self) -> None:
-        """Close this process's ends of the pipes; a child whose input ends, ends."""
+        """Close this process's ends of the pipes; the worker ends when its input ends."""
         for stream in (self._child.stdin, self._child.stdout):
             if stream is not None:
                 with suppress(OSError):
                     stream.close()
 
     def detach(self) -> None:
-        """In a fork: it is the parent's child, and must neither be asked nor waited for here."""
+        """Forget the worker in a forked process, because it belongs to the parent."""
         self.close_pipes()
         self._child.returncode = 0
 
 
-def _describe_failure(named: str, code: int, late: bool, seconds: float) -> str:
+def _describe_failure(name: str, code: int, late: bool, seconds: float) -> str:
+    """Return the message for a worker that ended before its answer."""
     if code == EXIT_OUT_OF_MEMORY:
-        what = "needs more memory than any real one; it was stopped"
+        failure = "needs more memory than any real template; it was stopped"
     elif code == EXIT_OUTPUT_TOO_LONG:
-        what = "writes far more text than the messages hold; it was stopped"
+        failure = "writes far more text than the messages contain; it was stopped"
     elif late or code == -getattr(signal, "SIGXCPU", 0):
-        what = f"was not done after {seconds:.0f} seconds; it was stopped"
+        failure = f"did not finish in {seconds:.0f} seconds; it was stopped"
     else:
-        what = f"ended the process that renders it (exit {code})"
-    return f"{named} {what}. Use another: --set data.template=chatml, or another base or adapter."
+        failure = f"ended the process that renders it (exit {code})"
+    return f"{name} {failure}. Fix: --set data.template=chatml, or use another base or adapter."
 
 
 def _start_worker_process() -> "subprocess.Popen[bytes]":
+    """Start the worker with a minimal environment."""
     return start_worker(
         "lora_chat.data.encoding.template_worker",
         folder=Path(os.sep),  # it writes no files
@@ -269,6 +276,7 @@ def _start_worker_process() -> "subprocess.Popen[bytes]":
 
 
 def _get_worker() -> _TemplateWorker:
+    """Return the running worker, started if there is none."""
     global _worker
     if _worker is None:
         _worker = _TemplateWorker()
@@ -276,6 +284,7 @@ def _get_worker() -> _TemplateWorker:
 
 
 def _after_fork() -> None:
+    """Give a forked process a lock and no worker."""
     global _worker, _lock
     _lock = RLock()
     if _worker is not None:

@@ -1,4 +1,4 @@
-"""Rendered texts -> token ids, and how many of them stand for the first characters."""
+"""Tokenize rendered texts and find the token at which a turn ends."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 Offsets = list[tuple[int, int]]
 _MAX_CACHED_CHARACTERS, _MAX_CACHED_TEXTS = 200, 1000
 _BASE_TIMEOUT_SECONDS, _SECONDS_PER_CHARACTER = 20.0, 1e-4
-"""The longest time to encode texts; a tokenizer needs about a microsecond for a character."""
+"""Timeout of tokenizing, in seconds and seconds per character; a tokenizer takes about a microsecond for each."""
 
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """A text and its ids; `offsets` are (first character, end) of every id, where the tokenizer tells them."""
+    """A text and its ids; `offsets` are (first character, end) of each id, if the tokenizer reports them."""
 
     text: str
     ids: list[int]
@@ -28,13 +28,13 @@ class TokenizedText:
 
 
 def read_bos_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """What the tokenizer puts before every text, as the base knows it from its pretraining: BOS, or nothing."""
+    """Return the ids that the tokenizer puts before every text, as in pretraining: BOS, or none."""
     begin = tokenizer.bos_token_id
     return [begin] if begin is not None and tokenizer("x")["input_ids"][:1] == [begin] else []
 
 
 class TextTokenizer:
-    """Encodes rendered chats; control tokens that stand between marks are text."""
+    """Tokenizer of rendered chats; a control token between marks is encoded as text."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
@@ -46,14 +46,14 @@ class TextTokenizer:
         self._cached_ids: dict[str, list[int]] = {}
 
     def mark(self, value: Any) -> Any:
-        """Messages or tools with marks around the control tokens in them; DataError for one in a key."""
+        """Return messages or tools with marks around their control tokens; raises DataError for one in a key."""
         return self._marker.mark(value)
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
-        """Encode texts that hold their own control tokens; what stands between marks is text.
+        """Encode texts with their control tokens; a control token between marks is text.
 
-        Raises UnavailableError where the tokenizer's regular expressions take too long on them: they are a
-        stranger's, and may backtrack without end.
+        Raises UnavailableError if the tokenizer's regular expressions take too long. They are untrusted and may
+        backtrack without end.
         """
         if not self._uses_regex:
             return self._tokenize(texts)
@@ -71,16 +71,17 @@ class TextTokenizer:
         ]
 
     def count_prefix_tokens(self, whole: TokenizedText, end: int) -> int | None:
-        """How many ids the first `end` characters have, alone as in the whole; None where a token reaches over.
+        """Return the number of ids of the first `end` characters, or None if a token crosses that border.
 
-        Added tokens part a text into stretches that are encoded each by itself (tokenizers, `AddedVocabulary`), so
-        only the stretch since the last of them is encoded again.
+        The ids must be the same for the first characters and for the whole text. Added tokens cut a text into parts
+        that are encoded separately (tokenizers, `AddedVocabulary`), so only the part after the last added token is
+        encoded again.
         """
         if end == len(whole.text):
             return len(whole.ids)
         if whole.offsets is None:
-            alone = self.tokenize([whole.text[:end]])[0].ids
-            return len(alone) if whole.ids[: len(alone)] == alone else None
+            prefix_ids = self.tokenize([whole.text[:end]])[0].ids
+            return len(prefix_ids) if whole.ids[: len(prefix_ids)] == prefix_ids else None
         count = first = bisect_left(whole.offsets, (end, 0))
         while first > 0:
             first -= 1
@@ -90,7 +91,7 @@ class TextTokenizer:
         return count if self._encode_cached(whole.text[begin:end]) == whole.ids[first:count] else None
 
     def _encode_cached(self, text: str) -> list[int]:
-        """Templates open replies in the same few ways, so the ids of short stretches are kept."""
+        """Return the ids of a text, cached if it is short, because templates open replies in the same few ways."""
         if text in self._cached_ids:
             return self._cached_ids[text]
         ids = self.tokenize([text])[0].ids
@@ -99,51 +100,55 @@ class TextTokenizer:
         return ids
 
     def _encode(self, texts: list[str]) -> list[TokenizedText]:
+        """Encode texts without marks."""
         if not texts:
             return []
         out = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
         offsets = [encoding.offsets for encoding in out.encodings] if out.encodings else [None] * len(texts)
-        found = [TokenizedText(*row) for row in zip(texts, out["input_ids"], offsets, strict=True)]
-        for one in found if self._normalised else ():
-            self._check_normalised(one)
-        return found
+        encoded = [TokenizedText(*row) for row in zip(texts, out["input_ids"], offsets, strict=True)]
+        for text in encoded if self._normalised else ():
+            self._check_normalised(text)
+        return encoded
 
-    def _check_normalised(self, found: TokenizedText) -> None:
-        for token, (begin, end) in zip(found.ids, found.offsets or (), strict=bool(found.offsets)):
-            name, text = self._normalised.get(token), found.text[begin:end].strip()
+    def _check_normalised(self, encoded: TokenizedText) -> None:
+        """Raise DataError if normalisation made a control token of another spelling."""
+        for token, (begin, end) in zip(encoded.ids, encoded.offsets or (), strict=bool(encoded.offsets)):
+            name, text = self._normalised.get(token), encoded.text[begin:end].strip()
             if name is not None and text != name:
-                raise DataError(f"the tokenizer takes {text!a} for the control token {name!a}; remove it")
+                raise DataError(f"the tokenizer reads {text!a} as the control token {name!a}; remove it")
 
     def _encode_marked(self, text: str) -> TokenizedText:
-        """Piece by piece, so that nothing joins over a mark.
+        """Encode a text piece by piece, so that no token crosses a mark.
 
-        A piece is encoded after a line feed, whose ids are cut off again: at the start of a text SentencePiece adds
-        a blank that is not there (as transformers does it, `utils/chat_template_utils.py`).
+        A piece is encoded after a line feed, whose ids are then removed, because SentencePiece adds a blank at the
+        start of a text (transformers does the same in `utils/chat_template_utils.py`).
         """
         ids: list[int] = []
         offsets: Offsets | None = []
         for begin, piece, as_text in self._marker.split_at_marks(text):
             if as_text:
                 new = self._encode_literal(piece)
-                places: Offsets | None = [(begin, begin + len(piece))] * len(new)
+                new_offsets: Offsets | None = [(begin, begin + len(piece))] * len(new)
             else:
                 encoded = self._encode(["\n" + piece])[0] if begin else None
                 skip = len(self._newline_ids)
                 if encoded is None or encoded.ids[:skip] != self._newline_ids:
                     encoded, skip = self._encode([piece])[0], 0
                 new, shift = encoded.ids[skip:], begin - (1 if skip else 0)
-                places = encoded.offsets and [(start + shift, end + shift) for start, end in encoded.offsets[skip:]]
+                new_offsets = encoded.offsets and [
+                    (start + shift, end + shift) for start, end in encoded.offsets[skip:]
+                ]
             ids += new
-            if offsets is None or places is None:
+            if offsets is None or new_offsets is None:
                 offsets = None
             else:
-                offsets += places
+                offsets += new_offsets
         return TokenizedText(text, ids, offsets)
 
     def _encode_literal(self, text: str) -> list[int]:
-        """Ids of a text in which no control token is one; raises DataError where there are no such ids.
+        """Return the ids of a control token as text; raises DataError if there are none.
 
-        `split_special_tokens` still joins added tokens that are not special; in two halves they are not there.
+        `split_special_tokens` still joins added tokens that are not special, so these are encoded in two halves.
         """
         for parts in ([text], [text[:1], text[1:]]):
             ids: list[int] = []
@@ -156,7 +161,7 @@ class TextTokenizer:
                 )
             if not self._added_ids & set(ids):
                 return ids
-        raise DataError(f"the tokenizer cannot write the control token {text!a} as text; remove it")
+        raise DataError(f"the tokenizer cannot encode the control token {text!a} as text; remove it")
 
     def _encode_plain(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -164,14 +169,14 @@ class TextTokenizer:
 
 
 def _uses_regex(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a tokenizer splits or normalises by regular expressions of its own file."""
+    """Return whether a tokenizer splits or normalises texts by regular expressions from its file."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = [] if backend is None else [backend.normalizer, backend.pre_tokenizer]
     return any(b'"Regex"' in part.__getstate__() for part in parts if part is not None)
 
 
 def _normalised_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
-    """Control tokens that are found after the text is normalised, so that other spellings become them too."""
+    """Return the control tokens that are searched after normalisation, so that other spellings become them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.normalizer is None:
         return {}

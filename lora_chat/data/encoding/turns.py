@@ -1,7 +1,7 @@
-"""For each reply of a dialogue: the prompt as it will be served, and the text that is trained right behind it.
+"""Split a rendered dialogue into turns: the prompt that inference will show, and the reply that is trained after it.
 
-Nothing here knows a family of models. A template is asked what it writes, and what it writes is compared; where it
-cannot be told what inference will show, the dialogue is refused with the reason.
+Nothing here depends on a model family. The template is rendered several times and the texts are compared. A dialogue
+whose prompt at inference cannot be determined is refused with the reason.
 """
 
 import re
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Messages = Sequence[dict[str, Any]]
 
-# Every family that thinks aloud writes its thoughts so, or between tokens of its own that its template knows.
+# Most reasoning models use these two tags. The others have tokens that their template writes.
 THINK, END_THINK = "<think>", "</think>"
 _OPEN_THINK_AT_END = re.compile(rf"{THINK}\s*\Z")
 _CLOSED_THINK_AT_END = re.compile(rf"{END_THINK}\s*\Z")
@@ -31,24 +31,24 @@ _UNMARKED_THINK_END = re.compile(rf"(?<!{LITERAL_START}){END_THINK}")
 
 @dataclass(frozen=True)
 class Turn:
-    """What inference shows before a reply, and what is to be written behind it, up to its stop token."""
+    """A reply up to its stop token, and the prompt that inference shows before it."""
 
     message_index: int
-    """The reply's message, counted from 0."""
+    """Index of the reply among the messages, from 0."""
     prompt: str
     reply: str
     without_reasoning: bool = False
-    """Whether the prompt opens thoughts and the dialogue has none, so that it learns to answer at once."""
+    """Whether the prompt opens reasoning and the reply has none, so that the model learns to skip reasoning."""
 
     @property
     def text(self) -> str:
-        """Both."""
+        """Return the prompt and the reply as one text."""
         return self.prompt + self.reply
 
 
 @dataclass(frozen=True)
 class ReplyRequest:
-    """A dialogue, as the template takes it, and the places of the replies that are to be trained."""
+    """A dialogue in the form that templates read, and the indices of its trained replies."""
 
     messages: Messages
     tools: Any
@@ -56,15 +56,15 @@ class ReplyRequest:
 
     @cached_property
     def jobs(self) -> list[RenderJob]:
-        """Its prompts, its texts up to each reply, and the same without tools if there are any."""
-        prompts = [self.messages[:place] for place in self.reply_indices]
-        untils = [self.messages[: place + 1] for place in self.reply_indices]
-        jobs = [RenderJob(prompts, True, self.tools), RenderJob(untils, False, self.tools)]
-        return [*jobs, RenderJob(untils, False)] if self.tools else jobs
+        """Return the jobs that render its prompts, its chats up to each reply, and the same chats without tools."""
+        prompts = [self.messages[:index] for index in self.reply_indices]
+        chats = [self.messages[: index + 1] for index in self.reply_indices]
+        jobs = [RenderJob(prompts, True, self.tools), RenderJob(chats, False, self.tools)]
+        return [*jobs, RenderJob(chats, False)] if self.tools else jobs
 
 
 class TurnReader:
-    """Reads turns out of what one tokenizer's chat template writes; stop tokens are texts here."""
+    """Reader of turns from the texts of one chat template; stop tokens are texts here."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> None:
         self._tokenizer = tokenizer
@@ -74,124 +74,125 @@ class TurnReader:
         self._turn_openings: dict[bool, str] = {}
 
     def render(self, chats: Sequence[Messages], tools: Any, *, add_generation_prompt: bool) -> list[str]:
-        """Chats as text."""
+        """Return chats as text."""
         return render_texts(self._tokenizer, chats, add_generation_prompt=add_generation_prompt, tools=tools)
 
     @cached_property
     def supports_reasoning(self) -> bool:
-        """Whether the template has a place for thoughts: it writes them, or its prompt opens them."""
-        ask, said = {"role": "user", "content": "q"}, "some thought"
-        answer = {"role": "assistant", "content": "a", "reasoning_content": said, "thinking": said}
+        """Return whether the template writes reasoning, or opens it in the prompt."""
+        question, reasoning = {"role": "user", "content": "q"}, "some thought"
+        answer = {"role": "assistant", "content": "a", "reasoning_content": reasoning, "thinking": reasoning}
         try:
-            (written,) = self.render([[ask, answer]], None, add_generation_prompt=False)
-            (prompt,) = self.render([[ask]], None, add_generation_prompt=True)
+            (chat_text,) = self.render([[question, answer]], None, add_generation_prompt=False)
+            (prompt,) = self.render([[question]], None, add_generation_prompt=True)
         except DataError:
             return False
-        return said in written or _OPEN_THINK_AT_END.search(prompt) is not None
+        return reasoning in chat_text or _OPEN_THINK_AT_END.search(prompt) is not None
 
     def extract_reasoning(self, message: dict[str, Any]) -> dict[str, Any]:
-        """`<think>...</think>` at the head of a reply is reasoning, where the template has a place for it."""
+        """Return the message with its leading `<think>...</think>` as reasoning, if the template supports that."""
         if message["role"] != "assistant" or message.get("reasoning_content") or THINK not in message["content"]:
             return message
-        found = _INLINE_REASONING.match(message["content"])
-        if not found or not self.supports_reasoning:
+        match = _INLINE_REASONING.match(message["content"])
+        if not match or not self.supports_reasoning:
             return message
-        thoughts = found[1].strip()
-        return message | {"reasoning_content": thoughts, "thinking": thoughts, "content": found[2]}
+        reasoning = match[1].strip()
+        return message | {"reasoning_content": reasoning, "thinking": reasoning, "content": match[2]}
 
     def parse_reply(self, prompt: str, reply: str) -> dict[str, Any]:
-        """A generated reply as a message of the next prompt, its thoughts apart as they were in training."""
+        """Return a generated reply as a message for the next prompt, with its reasoning separate, as in training."""
         opened = THINK if _OPEN_THINK_AT_END.search(prompt) else ""
         return self.extract_reasoning({"role": "assistant", "content": opened + reply})
 
-    def read(self, asked: Sequence[ReplyRequest]) -> list[list[Turn] | DataError]:
-        """The turns of each, or the reason why one of its replies cannot be trained.
+    def read(self, requests: Sequence[ReplyRequest]) -> list[list[Turn] | DataError]:
+        """Return the turns of each request, or the reason why one of its replies cannot be trained.
 
-        All are rendered together, because each call of a template in a process of its own costs a wait.
+        All requests are rendered together, because each call of the template worker waits for an answer.
         """
-        jobs = [job for one in asked for job in one.jobs]
-        found = iter(render_jobs(self._tokenizer, jobs))
-        return [self._parse_turns(one, list(islice(found, len(one.jobs)))) for one in asked]
+        jobs = [job for request in requests for job in request.jobs]
+        rendered = iter(render_jobs(self._tokenizer, jobs))
+        return [self._parse_turns(request, list(islice(rendered, len(request.jobs)))) for request in requests]
 
-    def _parse_turns(self, asked: ReplyRequest, rendered: Sequence[list[str] | DataError]) -> list[Turn] | DataError:
+    def _parse_turns(self, request: ReplyRequest, rendered: Sequence[list[str] | DataError]) -> list[Turn] | DataError:
         texts = []
-        for one in rendered:
-            if isinstance(one, DataError):
-                return one
-            texts.append(one)
-        prompts, untils, *without_tools = texts
-        if untils in without_tools:
+        for job_texts in rendered:
+            if isinstance(job_texts, DataError):
+                return job_texts
+            texts.append(job_texts)
+        prompts, chats, *chats_without_tools = texts
+        if chats in chats_without_tools:
             return DataError("the chat template leaves out the tools")
         try:
             return [
-                self._parse_turn(asked.messages, asked.tools, place, prompt, until)
-                for place, prompt, until in zip(asked.reply_indices, prompts, untils, strict=True)
+                self._parse_turn(request.messages, request.tools, index, prompt, chat)
+                for index, prompt, chat in zip(request.reply_indices, prompts, chats, strict=True)
             ]
         except DataError as error:
             return error
 
-    def _parse_turn(self, messages: Messages, tools: Any, message_index: int, prompt: str, until: str) -> Turn:
+    def _parse_turn(self, messages: Messages, tools: Any, message_index: int, prompt: str, chat: str) -> Turn:
+        """Return the turn whose reply ends the rendered `chat`."""
         message = messages[message_index]
-        if until.startswith(prompt):
-            said = until[len(prompt) :]
+        if chat.startswith(prompt):
+            tail = chat[len(prompt) :]
         else:
-            said = self._reply_after_rewritten_history(messages, tools, message_index, prompt, until)
-        if _OPEN_THINK_AT_END.search(prompt) and not _UNMARKED_THINK_END.search(said):
-            # The prompt opens thoughts that the template does not close: the model has to.
-            said = f"{message.get('reasoning_content', '')}\n{END_THINK}\n\n{said.lstrip()}"
-        _check_rendered(message, said, message_index + 1)
-        reply = self._cut_after_stop(said) or said + self._find_turn_opening(message, message_index + 1)
+            tail = self._reply_after_rewritten_history(messages, tools, message_index, prompt, chat)
+        if _OPEN_THINK_AT_END.search(prompt) and not _UNMARKED_THINK_END.search(tail):
+            # The prompt opens reasoning and the template does not close it, so the reply must.
+            tail = f"{message.get('reasoning_content', '')}\n{END_THINK}\n\n{tail.lstrip()}"
+        _check_rendered(message, tail, message_index + 1)
+        reply = self._cut_after_stop(tail) or tail + self._find_turn_opening(message, message_index + 1)
         opened = _OPEN_THINK_AT_END.search(prompt) is not None
         return Turn(message_index, prompt, reply, without_reasoning=opened and not message.get("reasoning_content"))
 
     def _reply_after_rewritten_history(
-        self, messages: Messages, tools: Any, message_index: int, prompt: str, until: str
+        self, messages: Messages, tools: Any, message_index: int, prompt: str, chat: str
     ) -> str:
-        """The reply where what is rendered with it does not begin as the prompt that is served."""
+        """Return the reply of a chat whose rendered text does not begin with the prompt."""
         cue = _OPEN_THINK_AT_END.sub("", prompt)
-        if until.startswith(cue):
-            return until[len(cue) :].removeprefix(THINK)
-        # The reply changes what the template shows of the history; the prompt as served is what counts. The opening
-        # of a reply is found by what the template writes in any case, whatever the reply.
+        if chat.startswith(cue):
+            return chat[len(cue) :].removeprefix(THINK)
+        # The reply changes how the template renders the history, but inference shows the prompt. The text that opens
+        # a reply is the common beginning of two chats that differ in the reply alone.
         history, sample_reply = messages[:message_index], {"role": "assistant", "content": "\0"}
-        (before,) = self.render([history], tools, add_generation_prompt=False)
-        (other,) = self.render([[*history, sample_reply]], tools, add_generation_prompt=False)
-        cue = cue[len(_common_prefix(cue, before)) :]
-        head, found, opening = _common_prefix(until, other).rpartition(cue) if cue else ("", "", "")
-        if found and not self._cut_after_stop(opening):
-            return until[len(head) + len(cue) :]
+        (history_text,) = self.render([history], tools, add_generation_prompt=False)
+        (sample_chat,) = self.render([[*history, sample_reply]], tools, add_generation_prompt=False)
+        cue = cue[len(_common_prefix(cue, history_text)) :]
+        head, matched, opening = _common_prefix(chat, sample_chat).rpartition(cue) if cue else ("", "", "")
+        if matched and not self._cut_after_stop(opening):
+            return chat[len(head) + len(cue) :]
         if _CLOSED_THINK_AT_END.search(prompt) and messages[message_index].get("reasoning_content"):
             raise DataError(
-                f"the base answers without thoughts, and message {message_index + 1} has some; leave them out"
+                f"the base answers without reasoning, and message {message_index + 1} has reasoning; remove it"
             )
         raise DataError(
-            f"the prompt served before message {message_index + 1} is not what the chat template writes before it"
+            f"the prompt at inference before message {message_index + 1} differs from the text of the chat template"
         )
 
-    def _cut_after_stop(self, said: str) -> str:
-        """To the first stop token, or to the last where text follows the first; empty without one.
+    def _cut_after_stop(self, text: str) -> str:
+        """Return the text up to its first stop token, or its last one if text follows the first; empty without one.
 
-        Some templates close a turn and then the text; generation ends at the first of the two.
+        Some templates close a turn and then the chat; generation ends at the first of the two.
         """
-        found = list(self._stop_pattern.finditer(said))
-        if not found:
+        stops = list(self._stop_pattern.finditer(text))
+        if not stops:
             return ""
-        behind = self._stop_pattern.sub("", said[found[0].end() :])
-        return said[: found[-1 if behind.strip() else 0].end()]
+        rest = self._stop_pattern.sub("", text[stops[0].end() :])
+        return text[: stops[-1 if rest.strip() else 0].end()]
 
     def _find_turn_opening(self, message: dict[str, Any], number: int) -> str:
-        """Where no token closes a reply, the one that opens the next turn is its stop token (GLM ends replies so)."""
+        """Return the stop token that opens the next turn, for templates that do not close replies (such as GLM's)."""
         calls = bool(message.get("tool_calls"))
         if calls not in self._turn_openings:
             call = {"type": "function", "function": {"name": "f", "arguments": {}}}
             reply = {"role": "assistant", "content": "x"} | ({"tool_calls": [call]} if calls else {})
-            ask: dict[str, Any] = {"role": "user", "content": "x"}
-            chat: list[dict[str, Any]] = [ask, reply]
-            then = {"role": "tool", "name": "f", "content": "x"} if calls else ask
-            until, beyond = self.render([chat, [*chat, then]], None, add_generation_prompt=False)
-            behind = beyond[len(until) :] if beyond.startswith(until) else ""
+            question: dict[str, Any] = {"role": "user", "content": "x"}
+            chat: list[dict[str, Any]] = [question, reply]
+            next_message = {"role": "tool", "name": "f", "content": "x"} if calls else question
+            text, longer = self.render([chat, [*chat, next_message]], None, add_generation_prompt=False)
+            opening = longer[len(text) :] if longer.startswith(text) else ""
             self._turn_openings[calls] = (
-                next((s for s in self._stop_tokens if behind.startswith(s)), "") if until != beyond else ""
+                next((s for s in self._stop_tokens if opening.startswith(s)), "") if text != longer else ""
             )
         if not self._turn_openings[calls]:
             raise DataError(f"message {number} ends without a stop token; the model would never learn to stop")
@@ -199,23 +200,23 @@ class TurnReader:
 
 
 def can_share_row(turns: Sequence[Turn]) -> bool:
-    """Whether each reply stands in the later prompts just as it was trained."""
+    """Return whether each later prompt begins with the earlier turn exactly as it is trained."""
     return all(later.prompt.startswith(turn.text) for turn, later in pairwise(turns))
 
 
-def _common_prefix(one: str, other: str) -> str:
-    differ = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return one[: next(differ, min(len(one), len(other)))]
+def _common_prefix(first: str, second: str) -> str:
+    differences = (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return first[: next(differences, min(len(first), len(second)))]
 
 
-def _check_rendered(message: dict[str, Any], said: str, number: int) -> None:
-    """Some templates pass over tools, reasoning, or text that they expect in parts, without a word."""
+def _check_rendered(message: dict[str, Any], rendered: str, number: int) -> None:
+    """Raise DataError if the template silently left out a tool call, the reasoning or the text of a message."""
     for call in message.get("tool_calls", ()):
-        if call["function"]["name"] not in said:
+        if call["function"]["name"] not in rendered:
             raise DataError(f"the chat template leaves out the tool call in message {number}")
-    for what, key in (("the text", "content"), ("the reasoning", "reasoning_content")):
+    for part, key in (("the text", "content"), ("the reasoning", "reasoning_content")):
         text = (message.get(key) or "").strip()
-        if text not in said:
-            if what == "the text" and END_THINK in text:
-                what = f"what stands before {END_THINK} in the text"
-            raise DataError(f"the chat template leaves out {what} of message {number}")
+        if text not in rendered:
+            if part == "the text" and END_THINK in text:
+                part = f"everything before {END_THINK} in the text"
+            raise DataError(f"the chat template leaves out {part} of message {number}")

@@ -31,7 +31,9 @@ PATTERNS = {
 PLACES = ("user", "assistant", "system", "result", "argument", "name", "description", "reasoning")
 # Templates look for these in what the assistant said, and cut its text there; then it is trained whole or refused.
 SOUGHT = {"<think>", "</think>", "<|channel>", "<channel|>"}
-REASONS = r"leaves out (what stands before </think>|the text|the reasoning|the tool call)|prompt served before message"
+REASONS = (
+    r"leaves out (everything before </think>|the text|the reasoning|the tool call)|prompt at inference before message"
+)
 
 
 def fill(pattern, token):
@@ -126,10 +128,10 @@ def test_every_control_token_in_every_text_stays_text(tiny_tokenizer, name):
 def test_a_key_with_a_control_token_is_refused_with_the_key_and_the_token(tiny_tokenizer, place):
     tokenizer, stops = tokenizer_with(tiny_tokenizer, "qwen3_vl")
     for key, reason in {
-        "a<|im_end|>b": r"the key 'a<|im_end|>b' holds the control token '<|im_end|>'; rename it",
-        "<tool_call>": "the key '<tool_call>' holds the control token '<tool_call>'; rename it",
-        "at<|im_end|": "the key 'at<|im_end|' begins or ends with a part of a control token; rename it",
-        "m_end|> at": "the key 'm_end|> at' begins or ends with a part of a control token; rename it",
+        "a<|im_end|>b": r"the key 'a<|im_end|>b' contains the control token '<|im_end|>'; rename it",
+        "<tool_call>": "the key '<tool_call>' contains the control token '<tool_call>'; rename it",
+        "at<|im_end|": "the key 'at<|im_end|' begins or ends with part of a control token; rename it",
+        "m_end|> at": "the key 'm_end|> at' begins or ends with part of a control token; rename it",
     }.items():
         row = make("argument", "sky").as_row
         if place == "argument":
@@ -221,7 +223,7 @@ def test_another_spelling_that_the_tokenizer_takes_for_a_control_token_is_refuse
 def test_a_reply_that_is_nothing_but_the_end_of_thoughts_is_refused_where_the_template_cuts_there(tiny_tokenizer):
     for name in ("qwen3", "glm4moe", "deepseek_r1_distill"):
         tokenizer, stops = tokenizer_with(tiny_tokenizer, name)
-        with pytest.raises(DataError, match="leaves out what stands before </think>"):
+        with pytest.raises(DataError, match="leaves out everything before </think>"):
             encode_dialogue(make("assistant", "</think>"), tokenizer, stops)
 
 

@@ -250,7 +250,7 @@ def test_a_template_whose_generation_prompt_is_not_trained_is_refused(with_templ
     tokenizer = with_template(CHATML.replace("assistant\n' }}", "assistant\n(gently)\n' }}"))
     told = refusal(tokenizer, dialogue("hi", "yo"))
     assert "message 2" in told
-    assert "prompt served" in told
+    assert "prompt at inference" in told
 
 
 @pytest.mark.parametrize("merging", [False, True])

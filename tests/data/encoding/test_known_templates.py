@@ -1,6 +1,6 @@
 """Well-known chat templates, as TRL ships them: what is trained is the replies and their stop tokens, no more.
 
-Every reply is trained right behind the prompt that is served before it, token for token.
+Every reply is trained after exactly the prompt of inference, token for token.
 """
 
 import copy
@@ -25,8 +25,8 @@ NO_REASONING = r"leaves out the reasoning of message \d"
 NO_TOOLS = "leaves out the tools"
 NO_CALLS = r"leaves out the tool call in message \d"
 NO_ROLE = "Conversation roles must alternate"
-BEFORE_THE_TAG = "leaves out what stands before </think> in the text of message 2"
-ANSWERS_WITHOUT = r"the base answers without thoughts, and message \d has some; leave them out"
+BEFORE_THE_TAG = "leaves out everything before </think> in the text of message 2"
+ANSWERS_WITHOUT = r"the base answers without reasoning, and message \d has reasoning; remove it"
 
 # How a family writes replies: `stops` of its generation config, the first of them behind a reply. A reply is the
 # thoughts (`thought`, or `none` where there are none), `head`, and its text or its `call`, which ends with a stop
@@ -145,7 +145,7 @@ KNOWN = {
         **QWEN,
         "call": XML_CALL + "<|im_end|>",
         "apart": "several tools",
-        "refused": {"thoughts": ANSWERS_WITHOUT, "mention": "prompt served before message 2 is not what"},
+        "refused": {"thoughts": ANSWERS_WITHOUT, "mention": "prompt at inference before message 2 differs"},
     },
     "qwen3_5_think": QWEN_THINKS,
     "qwen3_6": QWEN_THINKS,
