@@ -1,6 +1,6 @@
 """Entry point: environment, dispatch and exit codes."""
 
-# Before any other import: no module may come from the working directory.
+# This import comes first, so that no module is imported from the working directory.
 import lora_chat.system.import_path  # noqa: F401
 
 # isort: split
@@ -27,9 +27,9 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_XET": "1",
 }
-"""Set before any library is imported: no telemetry, and no code from a hub."""
+"""Variables that are set before any library is imported: no telemetry, and no code from a hub."""
 _SMALLER_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "64"}
-"""Entries in the caches of compiled products of oneDNN and PyTorch.
+"""Numbers of entries in the caches of compiled products of oneDNN and PyTorch.
 
 Micro-batches rarely have the same shape twice, so the default of 1,024 entries took 0.9 GB after a hundred steps and
 made no step faster.
@@ -49,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         execute(options)
         return 0
     except ConsentError as error:
-        words = sys.argv[1:] if arguments is None else arguments
-        print_message(f"Error: {error.message}\nIf you trust it: {shlex.join(['lora-chat', *words, error.flag])}")
+        repeated = sys.argv[1:] if arguments is None else arguments
+        command = shlex.join(["lora-chat", *repeated, error.flag])
+        print_message(f"Error: {error.message}\nIf you trust it: {command}")
         return error.exit_code
     except LoraChatError as error:
         print_error(str(error), label="" if isinstance(error, StoppedError) else "Error: ")

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures that all tests share."""
 
 import gc
 import logging
@@ -39,21 +39,21 @@ def make_random_base(architecture: str, folder: Path, sharpness: float) -> Path:
     config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **shape, **ids)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(sharpness)  # random logits are nearly equal otherwise
+        model.get_output_embeddings().weight.mul_(sharpness)  # otherwise the logits are nearly equal
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-# Libraries read these once, when they are imported; the command line sets them before that.
+# Libraries read these variables when they are imported, so they are set before any import, as in the command line.
 os.environ.update({**ENVIRONMENT, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"})
-# Importing the command line sets this; scripts that tests start import from their own folder.
+# Importing the command line sets this variable, but scripts that tests start import from their folder.
 os.environ.pop("PYTHONSAFEPATH", None)
 
 
 @pytest.fixture(autouse=True)
 def own_environment():
-    """Undo what a test, or a command that it ran in this process, did to the environment."""
+    """Restore the environment after a test, which may run commands in this process."""
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():
@@ -63,7 +63,7 @@ def own_environment():
 
 @pytest.fixture(autouse=True)
 def restored_message_logger():
-    """Undo what a command that a test ran in this process did to the logger of the package."""
+    """Restore the logger of the package after a test, which may run commands in this process."""
     logger = logging.getLogger("lora_chat")
     before = logger.level, logger.propagate, logger.handlers[:]
     yield
@@ -84,7 +84,7 @@ def messages(restored_message_logger):
 
 @pytest.fixture
 def no_garbage_collection():
-    """Keep out of a timing what other tests left: each collection goes through all of it."""
+    """Disable garbage collection during a timing, because a collection visits the objects of all earlier tests."""
     gc.collect()
     gc.disable()
     yield
@@ -93,7 +93,7 @@ def no_garbage_collection():
 
 @pytest.fixture(scope="session")
 def cache_home(tmp_path_factory):
-    """A cache and a configuration folder for this session alone; all processes of the session share them."""
+    """Return the cache folder of this session, which all its processes share."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         home = tmp_path_factory.getbasetemp().parent / "cache"
         home.mkdir(exist_ok=True)
@@ -107,7 +107,7 @@ def cache_home(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def warm_workers(cache_home, tmp_path_factory):
-    """Workers that import nothing anew: its `run` takes the place of `run_worker` in a module."""
+    """Return workers that start without imports; tests put `run` in place of `run_worker`."""
     from tests.warm_worker import WarmWorkers
 
     workers = WarmWorkers(tmp_path_factory.mktemp("workers"))
@@ -116,8 +116,8 @@ def warm_workers(cache_home, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def warm_delivery(warm_workers):
-    """PEFT, llama.cpp and its converters run in workers that import nothing anew."""
+def warm_exporters(warm_workers):
+    """Run PEFT, llama.cpp and its converters in workers that start without imports."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("llama_cpp_converters", "parity.llama_cpp_runner", "parity.peft_runner"):
             patch.setattr(f"lora_chat.export.{module}.run_worker", warm_workers.run)
@@ -126,7 +126,7 @@ def warm_delivery(warm_workers):
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(cache_home):
-    """The byte tokenizer of the base tiny-random."""
+    """Return the byte tokenizer of the base tiny-random."""
     from transformers import AutoTokenizer
 
     from lora_chat.models.bundled import find_bundled_base
@@ -136,21 +136,21 @@ def tiny_tokenizer(cache_home):
 
 @pytest.fixture(scope="session")
 def random_base(cache_home, tmp_path_factory):
-    """A function from an architecture's name to the folder of its random model, each made once."""
-    made: dict[tuple[str, float], Path] = {}
+    """Return a function that maps an architecture to the folder of its random model, which is created once."""
+    folders: dict[tuple[str, float], Path] = {}
 
     def get(architecture: str, sharpness: float = 1.0) -> Path:
         key = (architecture, sharpness)
-        if key not in made:
-            made[key] = make_random_base(architecture, tmp_path_factory.mktemp(architecture), sharpness)
-        return made[key]
+        if key not in folders:
+            folders[key] = make_random_base(architecture, tmp_path_factory.mktemp(architecture), sharpness)
+        return folders[key]
 
     return get
 
 
 @pytest.fixture(scope="session")
 def make_adapter(cache_home):
-    """A function that saves an adapter whose weights are large enough to matter, not trained; base and precision."""
+    """Return a function that saves an untrained adapter with large weights and returns its base and precision."""
     import torch
 
     from lora_chat.config.plan import plan_precision

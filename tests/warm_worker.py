@@ -1,7 +1,7 @@
-"""Workers that import nothing anew: a process that has imported the large libraries forks for each of them.
+"""Workers that start fast, because they are forks of a process that has imported the large libraries.
 
-For tests of what a worker does. How it is kept apart is tested with real ones (`tests/security`, `tests/system`), and
-each of them runs as a user's in at least one test. No time limit ends these.
+They are for tests of the results of workers. The isolation of workers is tested with real ones (`tests/security`,
+`tests/system`), and each worker also runs for real in at least one test. These workers have no time limit.
 """
 
 import json
@@ -49,7 +49,7 @@ LIBRARIES = ("torch", "transformers.models.auto.tokenization_auto", "trl.trainer
 
 
 class WarmWorkers:
-    """Its `run` stands in for `lora_chat.system.worker.run_worker`."""
+    """A source of workers whose `run` replaces `lora_chat.system.worker.run_worker`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._count = folder, 0
@@ -58,7 +58,11 @@ class WarmWorkers:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},  # OpenMP's threads survive no fork
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+            },  # threads of OpenMP do not survive a fork
             cwd=Path(__file__).parents[1],
         )
         assert self._server.stdout.readline() == "ready\n"
@@ -71,8 +75,10 @@ class WarmWorkers:
         task = {"folder": str(folder), "code": str(code), "arguments": list(arguments)}
         self._server.stdin.write(json.dumps(task) + "\n")
         self._server.stdin.flush()
-        ended = int(self._server.stdout.readline())
-        return WorkerResult(ended, *((folder / name).read_text("utf-8", "replace") for name in ("stdout", "stderr")))
+        exit_code = int(self._server.stdout.readline())
+        return WorkerResult(
+            exit_code, *((folder / name).read_text("utf-8", "replace") for name in ("stdout", "stderr"))
+        )
 
     def close(self):
         self._server.communicate()

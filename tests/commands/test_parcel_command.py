@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from lora_chat.cli import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_delivery")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_exporters")]
 
 
 @pytest.fixture(scope="module")
