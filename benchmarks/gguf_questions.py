@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lora_chat.config.limits import PARITY_MAX_NEW_TOKENS
 from lora_chat.data.encoding.chat_template import render_ids
-from lora_chat.export.gguf import export_gguf
+from lora_chat.export.exporter import ExportJob, export_and_check
+from lora_chat.export.gguf import GgufExporter
 from lora_chat.export.parity.llama_cpp_runner import LlamaCppRunner
 from lora_chat.export.parity.samples import make_parity_sample, select_parity_samples
 from lora_chat.inference.generation import generate_ids
@@ -51,10 +52,11 @@ def main() -> int:
         folder = Path(temporary) / "out"
         folder.mkdir()
         parity_samples = select_parity_samples(held_out.validation, 2)
-        export_gguf(blend, parity_samples, options.types, folder, "model", accept=True)
+        job = ExportJob(blend, parity_samples, folder, "model", options.types)
+        export_and_check(GgufExporter, job, accept=True)
         for kind in options.types:
-            reader = LlamaCppRunner(folder / f"model-{kind}.gguf", None, samples, blend.stop_ids)
-            replies = reader.replies(prompts, blend.stop_ids, PARITY_MAX_NEW_TOKENS)
+            runner = LlamaCppRunner(folder / f"model-{kind}.gguf", None, samples, blend.stop_ids)
+            replies = runner.replies(prompts, blend.stop_ids, PARITY_MAX_NEW_TOKENS)
             share = sum(right(replies)) / len(replies)
             same = sum(a == b for a, b in zip(adapted_replies, replies, strict=True)) / len(replies)
             print(f"| GGUF {kind} | {share:.1%} | {same:.0%} |", flush=True)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from lora_chat.commands.options import ACCEPT_HELP, ADAPTER_HELP, add_data, add_trust, read_trust
+from lora_chat.export.formats import DEFAULT_GGUF_TYPE, EXPORT_FORMATS, GGUF_TYPES
 from lora_chat.system.console import print_json
 
 
@@ -13,16 +14,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=["gguf", "gguf-adapter", "ollama", "peft"],
-        help="gguf: one model for llama.cpp and the programs on it; gguf-adapter: only the LoRA weights, for --lora of "
-        "llama.cpp; ollama: a GGUF with a Modelfile; peft: the plain folder",
+        choices=list(EXPORT_FORMATS),
+        help="; ".join(f"{name}: {export_format.help}" for name, export_format in EXPORT_FORMATS.items()),
     )
     parser.add_argument(
         "--type",
         nargs="+",
         default=[],
         metavar="TYPE",
-        help="one or several GGUF types: f32 f16 bf16 q8_0 (default) q6_k q5_k_m q5_k_s q4_k_m q4_k_s q3_k_m",
+        help="one or several GGUF types: "
+        + " ".join(f"{name} (default)" if name == DEFAULT_GGUF_TYPE else name for name in GGUF_TYPES),
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder (exports/NAME-FORMAT)")
     parser.add_argument("--accept", action="store_true", help=ACCEPT_HELP)
@@ -38,4 +39,4 @@ def run(options: argparse.Namespace) -> None:
     files, trust = EvaluationFiles(options.data), read_trust(options)
     result = export_adapter(options.thing, options.to, options.type, options.out, files, trust, accept=options.accept)
     if options.json:
-        print_json(result)
+        print_json(result.model_dump())

@@ -45,4 +45,4 @@ def run(options: argparse.Namespace) -> None:
         accept=options.accept,
     )
     if options.json:
-        print_json(result)
+        print_json(result.model_dump())

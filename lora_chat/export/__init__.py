@@ -1,10 +1,13 @@
-"""Merged models and the formats of other programs.
+"""Merge adapters, and write them in the formats of other programs.
 
-- gguf: The merged model, or the adapter alone, as a GGUF for llama.cpp, proven by llama.cpp
-- llama_cpp_converter_worker: Run one of llama.cpp's converters in a process of its own
-- llama_cpp_converters: llama.cpp's own converters, in a folder of their own
-- merge: Adapters folded into a 16-bit base, proven by reading what was written
-- ollama: A Modelfile beside a GGUF
-- ollama_template: A chat template in Go, as Ollama wants it, found by asking the Jinja template
-- peft: The adapter as a plain folder that PEFT and what is built on it open, proven by PEFT without lora_chat
+- exporter: write a format file by file, and check each file with the program that reads it
+- formats: the tables of export formats and GGUF types
+- gguf: write the merged model, or only the adapter, as a GGUF
+- llama_cpp_converter_worker: the separate process in which a converter of llama.cpp runs
+- llama_cpp_converters: fetch, check and run the converters of llama.cpp
+- merge: merge adapters into a 16-bit base, and check the written model
+- ollama: write a GGUF with a Modelfile for Ollama
+- ollama_template: translate a chat template from Jinja to Go
+- peft: write the adapter as a plain PEFT folder
+- parity/: is the exported model the adapted model?
 """

@@ -1,38 +1,38 @@
-"""Run one of llama.cpp's converters in a process of its own: SCRIPT, then its arguments.
+"""Run a converter of llama.cpp in a separate process; the arguments are the script and its arguments.
 
-The converters load tokenizers with `trust_remote_code=True`, so a base's tokenizer_config.json could name code that
-would run. Here no such code is ever loaded.
+The converters load tokenizers with `trust_remote_code=True`, so the tokenizer_config.json of a base could name code
+that would run. This process never loads such code.
 """
 
 import os
 import runpy
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import transformers.dynamic_module_utils as dynamic
 
 
-def refuse_remote_code(*_: Any, **__: Any) -> NoReturn:
+def refuse_remote_code(*_: object, **__: object) -> NoReturn:
     """Raise ValueError instead of loading a class from a file of the model."""
-    raise ValueError("The model brings code of its own, which lora_chat does not run.")
+    raise ValueError("The model contains code, which lora_chat does not run.")
 
 
 def forbid_remote_code() -> None:
     """Make transformers treat every `trust_remote_code` as False. Must run before its auto classes are imported."""
     resolve = dynamic.resolve_trust_remote_code
 
-    def never(trust_remote_code: Any, *arguments: Any, **options: Any) -> Any:
+    def resolve_as_false(trust_remote_code: object, *arguments: object, **options: object) -> object:
         return resolve(False, *arguments, **options)
 
-    dynamic.resolve_trust_remote_code = never
+    dynamic.resolve_trust_remote_code = resolve_as_false
     dynamic.get_class_from_dynamic_module = refuse_remote_code
 
 
 if __name__ == "__main__":
     forbid_remote_code()
-    sys.pycache_prefix = str(Path.cwd() / "pycache")  # compiled files beside the scripts are not part of their digest
-    os.environ.pop("NO_LOCAL_GGUF", None)  # with it the scripts would not use the `gguf` beside them
+    sys.pycache_prefix = str(Path.cwd() / "pycache")  # the digest does not cover compiled files beside the scripts
+    os.environ.pop("NO_LOCAL_GGUF", None)  # it would keep the scripts from using the `gguf` beside them
     sys.argv = sys.argv[1:]
-    sys.path.insert(0, str(Path(sys.argv[0]).parent))  # they import modules that lie beside them
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))  # they import the modules beside them
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,18 +1,17 @@
-"""Adapters folded into a 16-bit base, proven by reading what was written."""
+"""Merge adapters into a 16-bit base, read the written model and compare it with the adapted model."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.export.parity.compare import ParityReport, check_parity, compare_outputs
+from lora_chat.export.parity.compare import ParityReport, check_parity, measure_parity
 from lora_chat.export.parity.format import write_parity_reports
-from lora_chat.export.parity.outputs import ParityOutputs, collect_outputs
+from lora_chat.export.parity.outputs import ParityOutputs
 from lora_chat.export.parity.samples import ParitySample
-from lora_chat.export.parity.tolerances import tolerances_for
 from lora_chat.export.parity.transformers_runner import TransformersRunner, collect_adapted_outputs
 from lora_chat.models.adapter import load_adapters, merge_adapter
 from lora_chat.models.base_model import LocalBase, load_base_model, load_tokenizer
@@ -22,21 +21,22 @@ from lora_chat.system.atomic_write import atomic_folder
 from lora_chat.system.malloc import release_freed_memory
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class AdapterBlend:
-    """Adapters of one base, each with a weight, and how that base was held in training."""
+    """Adapters of one base, each with a weight, and the precision of the base in training."""
 
     adapters: tuple[tuple[BoundAdapter, float], ...]
     precision: PrecisionPlan
     stop_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Raises IntegrityError for adapters that cannot be added up."""
+        """Raise IntegrityError or RecipeError for adapters that cannot be merged together."""
         first = self.adapters[0][0]
         for other, _ in self.adapters[1:]:
             if other.base.folder != first.base.folder:
@@ -47,36 +47,36 @@ class AdapterBlend:
             if str(other.tokenizer.chat_template) != str(first.tokenizer.chat_template):
                 raise IntegrityError(
                     f"{other.stored.name} and {first.stored.name} were trained with different chat templates; "
-                    "the merged model could have only one."
+                    "a merged model has only one."
                 )
-        for found, weight in self.adapters:
-            rescaling = [variant for variant in found.stored.special_variants if variant.rescales_base]
+        for adapter, weight in self.adapters:
+            rescaling = [variant for variant in adapter.stored.special_variants if variant.rescales_base]
             if rescaling and (len(self.adapters) > 1 or weight != 1):
                 raise RecipeError(
-                    f"{found.stored.name} is a {rescaling[0].title} adapter: it rescales the base's weights, "
-                    "so it can be merged alone and with weight 1 only."
+                    f"{adapter.stored.name} is a {rescaling[0].title} adapter: it rescales the weights of the base. "
+                    "Fix: merge it without other adapters and with weight 1."
                 )
 
     @property
     def base(self) -> LocalBase:
-        """The one base of all."""
+        """Return the base, which all adapters share."""
         return self.adapters[0][0].base
 
     @property
-    def tokenizer(self) -> Any:
-        """With the template of training."""
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer with the chat template of training."""
         return self.adapters[0][0].tokenizer
 
-    def attach_to(self, base: "PreTrainedModel") -> Any:
-        """A base with all adapters on."""
-        return load_adapters(base, [(found.stored, weight) for found, weight in self.adapters])
+    def attach_to(self, base: "PreTrainedModel") -> "PeftModel":
+        """Attach all adapters to a base."""
+        return load_adapters(base, [(adapter.stored, weight) for adapter, weight in self.adapters])
 
-    def load_adapted_model(self) -> Any:
-        """The adapted model, as it was trained."""
+    def load_adapted_model(self) -> "PeftModel":
+        """Load the adapted model in the precision of training."""
         return self.attach_to(load_base_model(self.base, self.precision))
 
     def collect_outputs(self, samples: Sequence[ParitySample]) -> ParityOutputs:
-        """What it says."""
+        """Collect the outputs of the adapted model."""
         return collect_adapted_outputs(self.load_adapted_model(), self.tokenizer, samples, self.stop_ids)
 
 
@@ -88,14 +88,16 @@ def merge_blend(
     original: bool = False,
     accept: bool = False,
 ) -> ParityReport:
-    """Merge, write, read again, compare with the adapted model.
+    """Merge the adapters, write the model, read it again and compare it with the adapted model.
 
-    The base is quantised exactly as in training and then dequantised: the adapter learned against those values, and
-    a live 4-bit model must not be merged into. With `original` it is merged into the weights as they were before.
-    Raises IntegrityError if the written model does not agree and that is not accepted; then nothing is kept.
+    The base is quantized exactly as in training and then dequantized, because the adapter was trained on those values
+    and merging into quantized weights would round the result. With `original`, the adapters are merged into the
+    original weights. Raises IntegrityError if the parity check fails and that is not accepted; then nothing is kept.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise RecipeError(f"{to} is there already; a merged model is never written over something. Name a new folder.")
+        raise RecipeError(
+            f"The folder is not empty: {to}. Merged models never replace files. Fix: name a new folder with --to."
+        )
     release_freed_memory()
     logger.info("Asking the adapted model")
     expected = blend.collect_outputs(samples)
@@ -103,28 +105,29 @@ def merge_blend(
     with atomic_folder(to, "the merged model", shared=True) as folder:
         write_merged_model(blend, folder, original=original)
         logger.info("Reading the merged model again and comparing")
-        report = check_parity(_check_folder_parity(blend, expected, samples, folder, original), accept=accept)
+        report = check_parity(_measure_folder_parity(blend, expected, samples, folder, original), accept=accept)
         write_parity_reports(folder, [report])
     return report
 
 
 def write_merged_model(blend: AdapterBlend, folder: Path, *, original: bool = False) -> None:
-    """The merged model as a folder in Hugging Face layout: weights in shards, tokenizer, template, stop ids."""
+    """Write the merged model as a folder in Hugging Face layout: shards, tokenizer, chat template, stop ids."""
     plain = blend.precision.model_copy(update={"mode": "none", "device": "cpu"})
     base = load_base_model(blend.base, plain) if original else load_dequantized_model(blend.base, blend.precision)
     _save_model(merge_adapter(blend.attach_to(base)), blend, folder)
 
 
 def write_base(blend: AdapterBlend, folder: Path) -> None:
-    """The base alone, as it was trained against, in the same layout."""
+    """Write the base with the weights of training, without adapters, in the same layout."""
     _save_model(load_dequantized_model(blend.base, blend.precision), blend, folder)
 
 
 def _save_model(model: "PreTrainedModel", blend: AdapterBlend, folder: Path) -> None:
-    settings: Any = model.generation_config
-    settings.eos_token_id = list(blend.stop_ids)
-    settings.pad_token_id = blend.tokenizer.pad_token_id
-    for part in (model.config, blend.tokenizer):  # a stranger's base may name code there; others might run it
+    """Save a model with its tokenizer and stop ids, without references to code."""
+    model.generation_config.eos_token_id = list(blend.stop_ids)
+    model.generation_config.pad_token_id = blend.tokenizer.pad_token_id
+    # An untrusted base may name code in `auto_map`, which other programs could run.
+    for part in (model.config, blend.tokenizer):
         getattr(part, "init_kwargs", {}).pop("auto_map", None)
         if hasattr(part, "auto_map"):
             del part.auto_map
@@ -132,16 +135,15 @@ def _save_model(model: "PreTrainedModel", blend: AdapterBlend, folder: Path) -> 
     blend.tokenizer.save_pretrained(folder)
 
 
-def _check_folder_parity(
+def _measure_folder_parity(
     blend: AdapterBlend, expected: ParityOutputs, samples: Sequence[ParitySample], folder: Path, original: bool
 ) -> ParityReport:
+    """Compare a written folder, as Transformers opens it, with the adapted model."""
     if original:
-        what = "model merged into the original weights"
+        report_name = "model merged into the original weights"
     else:
-        what = "merged model of an 8-bit base" if blend.precision.mode == "8bit" else "merged model"
+        report_name = "merged model of an 8-bit base" if blend.precision.mode == "8bit" else "merged model"
     written = LocalBase(str(folder), folder)
     model = load_base_model(written, blend.precision.model_copy(update={"mode": "none"}))
-    reader = TransformersRunner(model, load_tokenizer(written))
-    vocabulary = model.config.get_text_config().vocab_size
-    delivered = collect_outputs(reader, samples, blend.stop_ids, vocabulary)
-    return compare_outputs(what, reader.name, expected, delivered, samples, tolerances_for(what))
+    runner = TransformersRunner(model, load_tokenizer(written))
+    return measure_parity(report_name, runner, expected, samples, blend.stop_ids)

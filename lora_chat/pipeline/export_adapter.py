@@ -1,18 +1,16 @@
-"""A run or parcel written for other programs, each artefact opened by its real reader and compared."""
+"""Export a run or a parcel for other programs, and check each file with the program that reads it."""
 
 import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from lora_chat.config.base import StrictModel
 from lora_chat.errors import RecipeError
-from lora_chat.export.gguf import GGUF_TYPES, export_gguf, export_gguf_adapter
-from lora_chat.export.merge import AdapterBlend
-from lora_chat.export.ollama import convert_chat_template, write_modelfile
+from lora_chat.export.exporter import ExportJob, export_and_check
+from lora_chat.export.formats import EXPORT_FORMATS, GGUF_TYPES
+from lora_chat.export.parity.compare import ParityReport
 from lora_chat.export.parity.format import format_parity_line, write_parity_reports
-from lora_chat.export.peft import export_peft
-from lora_chat.models.base_model import read_max_positions
 from lora_chat.pipeline.held_out import EvaluationFiles
 from lora_chat.pipeline.merge_adapters import open_blend
 from lora_chat.pipeline.open_adapter import TrustOptions
@@ -22,44 +20,44 @@ from lora_chat.system.user_path import expand_user_path
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_GGUF_TYPE = "q8_0"
-_DEFAULT_CONTEXT_TOKENS = 4096
-"""Tokens; Ollama's own default, where the base has positions for so many."""
-_ADAPTER_EXPORTERS = {"gguf-adapter": export_gguf_adapter, "peft": export_peft}
+
+class ExportResult(StrictModel):
+    """The written files and their parity reports."""
+
+    exported: str
+    """Folder of the files."""
+    files: dict[str, int]
+    """Size of each file, in bytes, by name."""
+    proofs: tuple[ParityReport, ...]
+    """One report for each file that was checked."""
 
 
 def export_adapter(
     source: str,
     to: str,
-    types: Sequence[str],
+    gguf_types: Sequence[str],
     out: Path | None,
     evaluation_files: EvaluationFiles,
     trust: TrustOptions,
     *,
     accept: bool,
-) -> dict[str, Any]:
-    """Write an adapter as `to`, proven; `types` are GGUF types. Nothing is kept if one proof fails.
+) -> ExportResult:
+    """Export an adapter to the format `to` and check it. Nothing is kept if one parity check fails.
 
     Raises RecipeError, IntegrityError, UnavailableError.
     """
-    _check_types(to, types)
+    _check_gguf_types(to, gguf_types)
     blend, make_samples, opened = open_blend([source], None, evaluation_files, trust)
     name = expand_user_path(source).resolve().name.removesuffix(".lorachat")
     out = (out or Path("exports") / f"{name}-{to}").absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RecipeError(f"{display_path(out)} is there already; name another folder with --out.")
+        raise RecipeError(f"The folder is not empty: {display_path(out)}. Fix: name another folder with --out.")
     samples = make_samples()
-    template = convert_chat_template(blend.tokenizer, samples) if to == "ollama" else None
     with atomic_folder(out, "the export", shared=True) as folder:
-        if to in _ADAPTER_EXPORTERS:
-            reports = _ADAPTER_EXPORTERS[to](blend, samples, folder, accept=accept)
-        else:
-            gguf_types = list(dict.fromkeys(types or [_DEFAULT_GGUF_TYPE]))
-            reports = export_gguf(blend, samples, gguf_types, folder, name, accept=accept)
-        if template:
-            _write_modelfile(blend, template, opened.system, folder)
+        job = ExportJob(blend, samples, folder, name, gguf_types, opened.system)
+        reports = export_and_check(EXPORT_FORMATS[to].load_exporter(), job, accept=accept)
         write_parity_reports(folder, reports)
-        shutil.rmtree(folder.parent / "work", ignore_errors=True)
+        shutil.rmtree(job.work_folder, ignore_errors=True)
     for report in reports:
         logger.info(f"{report.what}: {format_parity_line(report)}")
     files = {file.name: file.stat().st_size for file in sorted(out.iterdir())}
@@ -67,20 +65,16 @@ def export_adapter(
         f"Exported to {display_path(out)}: "
         + ", ".join(f"{file} ({format_bytes(size)})" for file, size in files.items())
     )
-    return {"exported": str(out), "files": files, "proofs": [report.as_dict() for report in reports]}
+    return ExportResult(exported=str(out), files=files, proofs=tuple(reports))
 
 
-def _check_types(to: str, types: Sequence[str]) -> None:
-    if types and to in _ADAPTER_EXPORTERS:
-        raise RecipeError("--type belongs to --to gguf and --to ollama: an adapter alone is written as it is.")
-    if to == "ollama" and len(set(types)) > 1:
-        raise RecipeError("A Modelfile names one GGUF: give one --type.")
-    if unknown := sorted(set(types) - set(GGUF_TYPES)):
-        raise RecipeError(f"--type {unknown[0]}: choose from {', '.join(GGUF_TYPES)}.")
-
-
-def _write_modelfile(blend: AdapterBlend, template: Any, system: str | None, folder: Path) -> None:
-    stops = blend.tokenizer.convert_ids_to_tokens(list(blend.stop_ids))
-    context = min(read_max_positions(blend.base) or _DEFAULT_CONTEXT_TOKENS, _DEFAULT_CONTEXT_TOKENS)
-    gguf = next(folder.glob("*.gguf"))
-    write_modelfile(gguf, template, stops, system, context, folder.parent / "work" / "modelfile")
+def _check_gguf_types(to: str, gguf_types: Sequence[str]) -> None:
+    """Raise RecipeError for unknown GGUF types, and for more of them than the format takes."""
+    max_types = EXPORT_FORMATS[to].max_types
+    if gguf_types and max_types == 0:
+        with_types = " and ".join(f"--to {name}" for name, choice in EXPORT_FORMATS.items() if choice.max_types != 0)
+        raise RecipeError(f"--type belongs to {with_types}: --to {to} has no types. Fix: leave --type out.")
+    if max_types is not None and len(set(gguf_types)) > max_types:
+        raise RecipeError(f"Too many types for --to {to}: {', '.join(gguf_types)}. Fix: give one --type.")
+    if unknown := sorted(set(gguf_types) - set(GGUF_TYPES)):
+        raise RecipeError(f"Unknown type: --type {unknown[0]}. Fix: choose from {', '.join(GGUF_TYPES)}.")

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from lora_chat.config.base import StrictModel
 from lora_chat.errors import RecipeError
 from lora_chat.export.merge import AdapterBlend, merge_blend
+from lora_chat.export.parity.compare import ParityReport
 from lora_chat.export.parity.default_prompts import make_default_samples
 from lora_chat.export.parity.format import format_parity_line
 from lora_chat.export.parity.samples import ParitySample, select_parity_samples
@@ -18,6 +19,14 @@ from lora_chat.system.console import display_path
 logger = logging.getLogger(__name__)
 
 
+class MergeResult(StrictModel):
+    """The written model and its parity report."""
+
+    merged: str
+    """Folder of the model."""
+    proof: ParityReport
+
+
 def merge_adapters(
     sources: Sequence[str],
     weights: Sequence[float] | None,
@@ -27,12 +36,12 @@ def merge_adapters(
     *,
     original: bool,
     accept: bool,
-) -> dict[str, Any]:
+) -> MergeResult:
     """Merge the adapters of one or several runs or parcels and prove the result on the first one's dialogues."""
     blend, make_parity_samples, _ = open_blend(sources, weights, evaluation_files, trust)
     report = merge_blend(blend, make_parity_samples(), to, original=original, accept=accept)
     logger.info(f"Merged into {display_path(to.absolute())}. {format_parity_line(report)}")
-    return {"merged": str(to.absolute()), "proof": report.as_dict()}
+    return MergeResult(merged=str(to.absolute()), proof=report)
 
 
 def open_blend(

@@ -97,7 +97,7 @@ def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: 
             versions=collect_versions(run),
             training=collect_training(run),
             comparison=collect_comparison(run),
-            proof=ParityReceipt.model_validate_json(json.dumps(_read_or_run_parity_check(opened, run, weights))),
+            proof=_read_or_run_parity_check(opened, run, weights),
             chat_template=_find_custom_template(opened),
             signer=None,
             members={},
@@ -108,24 +108,23 @@ def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: 
     return receipt, weights
 
 
-def _read_or_run_parity_check(opened: OpenAdapter, run: RunFolder, weights: bytes) -> dict[str, Any]:
-    """What plain PEFT makes of the adapter; measured once for each adapter, so that packing again changes nothing."""
+def _read_or_run_parity_check(opened: OpenAdapter, run: RunFolder, weights: bytes) -> ParityReceipt:
+    """Return the parity report of the adapter in PEFT; measured once per adapter, so packing again changes nothing."""
     digest = hashlib.sha256(weights).hexdigest()
     if run.parity_report.is_file():
         record = run.read_parity_report()
         if record.get("adapter") == digest and _pop_and_check_signature(record):
-            return dict(record["report"])
+            return ParityReceipt.model_validate_json(json.dumps(record["report"]))
     stop_ids = read_stop_ids(opened.adapter.base, opened.adapter.tokenizer)
     blend = AdapterBlend(((opened.adapter, 1.0),), opened.precision, tuple(stop_ids))
     samples = select_parity_samples(prepare_evaluation(opened, EvaluationFiles()).validation)
     report = check_parity(check_adapter_parity(blend, samples, run.adapter), accept=False)
     logger.info(format_parity_line(report))
-    report_dict = report.as_dict()
-    record = {"adapter": digest, "report": report_dict}
+    record = {"adapter": digest, "report": report.model_dump()}
     with suppress(OSError, LoraChatError):  # without a key it is measured again next time
         record["mac"] = sign(_SIGNATURE_PURPOSE, _encode_for_signing(record))
     run.write_json(run.parity_report, record)
-    return report_dict
+    return ParityReceipt.model_validate(report.model_dump())
 
 
 def _pop_and_check_signature(record: dict[str, Any]) -> bool:

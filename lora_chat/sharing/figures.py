@@ -7,10 +7,11 @@ parcels that were packed under them must always open.
 import math
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from typing_extensions import Self
 
 from lora_chat.config.base import StrictModel
+from lora_chat.export.parity.compare import ParityReport
 
 Sha256Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ShortText = Annotated[str, StringConstraints(max_length=200)]
@@ -164,8 +165,10 @@ class ComparisonReceipt(StrictModel):
     facts: FactsReceipt | None
 
 
-class ParityReceipt(StrictModel):
-    """The adapter as PEFT loads it, compared with the adapted model (`export/parity/compare.py`)."""
+class ParityReceipt(ParityReport):
+    """The parity report of the adapter as PEFT loads it, with the bounds of version 1."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     what: Annotated[str, StringConstraints(pattern=r"^PEFT adapter$")]
     reader: Annotated[str, StringConstraints(pattern=r"^PEFT [0-9][0-9a-z.+]{0,39}$")]

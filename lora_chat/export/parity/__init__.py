@@ -1,14 +1,14 @@
-"""Whether the exported model computes what the adapted model computes.
+"""Parity check: does an exported model compute the outputs of the adapted model?
 
-- compare: A delivered model against the adapted one it was made from
-- default_prompts: Probes where no held-out dialogues are at hand
-- format: Proofs as files beside what was delivered, and as lines for a person
-- llama_cpp_runner: A GGUF that is open in llama.cpp, asked what a proof asks
-- llama_cpp_worker: llama.cpp in a process of its own
-- outputs: What a model says to probes
-- peft_runner: An adapter's folder that is open in plain PEFT, asked what a proof asks
-- peft_worker: Plain PEFT in a process of its own that imports nothing of lora_chat
-- samples: Held-out dialogues on which a delivered model is asked what the adapted model was asked
-- tolerances: How far a delivered model may be from the adapted one, per format, with the reason
-- transformers_runner: A model that is open in transformers, asked what a proof asks
+- compare: measure the differences of two models and check them against tolerances
+- default_prompts: samples from built-in questions, if there are no held-out dialogues
+- format: write parity reports as files, and format them for the terminal
+- llama_cpp_runner: run samples through a GGUF in llama.cpp
+- llama_cpp_worker: the separate process in which llama.cpp runs
+- outputs: collect logits, loss and replies of a model
+- peft_runner: run samples through an adapter folder in PEFT
+- peft_worker: the separate process in which PEFT runs without lora_chat
+- samples: held-out dialogues that both models process
+- tolerances: largest allowed differences, with reasons
+- transformers_runner: run samples through a model in Transformers
 """

@@ -1,4 +1,4 @@
-"""Probes where no held-out dialogues are at hand: what the adapted model itself says to a few plain questions."""
+"""Parity samples if there are no held-out dialogues: built-in questions with the replies of the adapted model."""
 
 from typing import TYPE_CHECKING
 
@@ -28,9 +28,9 @@ _QUESTIONS = (
 
 
 def make_default_samples(blend: "AdapterBlend", system: str | None) -> list[ParitySample]:
-    """The questions with the adapted model's greedy replies, whose tokens are compared.
+    """Return a sample for each question, with the greedy reply of the adapted model as the supervised tokens.
 
-    Loads the adapted model for it.
+    Loads the adapted model.
     """
     system_messages = [{"role": "system", "content": system}] if system is not None else []
     chats = [[*system_messages, {"role": "user", "content": question}] for question in _QUESTIONS]

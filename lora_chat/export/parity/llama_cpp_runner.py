@@ -1,12 +1,12 @@
-"""A GGUF that is open in llama.cpp, asked what a proof asks."""
+"""Run parity samples through a GGUF in llama.cpp."""
 
 import importlib.util
 import json
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from lora_chat.config.limits import PARITY_MAX_NEW_TOKENS
 from lora_chat.errors import IntegrityError, UnavailableError
@@ -20,35 +20,47 @@ if TYPE_CHECKING:
 _PACKAGE = "llama-cpp-python"
 
 
+class LlamaCppAnswer(TypedDict, total=False):
+    """The answer of the worker; which keys it has depends on the request."""
+
+    replies: list[list[int]]
+    prompts: list[list[int] | None]
+    """Ids of each prompt under the chat template of the file; None for plain text."""
+    ends: list[int]
+    """Tokens at which llama.cpp ends a reply."""
+    beginning: str
+    """Text that llama.cpp puts before every text."""
+
+
 def check_llama_cpp() -> None:
-    """Raise UnavailableError where llama.cpp is not installed."""
+    """Raise UnavailableError unless llama.cpp is installed."""
     if importlib.util.find_spec("llama_cpp") is None:
         raise UnavailableError(
-            "GGUF needs llama.cpp, to quantise and to prove what was written.\n"
-            "Run `make install-gguf`, or: pip install 'lora-chat[gguf]' (it is compiled, which takes minutes)."
+            "Package not installed: llama-cpp-python (quantizes and checks GGUF files). "
+            "Fix: make install-gguf, or pip install 'lora-chat[gguf]' (compiles for some minutes)."
         )
 
 
-def run_llama_cpp(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Have the worker do something with absolute paths; its files stand in `folder`.
+def run_llama_cpp(request: Mapping[str, object], folder: Path) -> LlamaCppAnswer:
+    """Run a request, whose paths are absolute, in the worker; its files are in `folder`.
 
-    Raises IntegrityError with llama.cpp's last words.
+    Raises IntegrityError with the last lines of llama.cpp's output.
     """
     check_llama_cpp()
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    files = [Path(request[name]) for name in ("from", "model", "lora") if request.get(name)]
+    files = [Path(str(request[name])) for name in ("from", "model", "lora") if request.get(name)]
     done = run_worker(
         "lora_chat.export.parity.llama_cpp_worker", [str(folder.absolute())], timeout=worker_timeout_seconds(*files)
     )
-    answer = folder / "answer.json"
-    if done.exit_code or not answer.is_file():
-        raise IntegrityError(f"llama.cpp failed (exit {done.exit_code}). Its last words:\n{done.stderr_tail()}")
-    found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    return found
+    answer_file = folder / "answer.json"
+    if done.exit_code or not answer_file.is_file():
+        raise IntegrityError(f"llama.cpp failed (exit {done.exit_code}). Its last lines:\n{done.stderr_tail()}")
+    answer: LlamaCppAnswer = json.loads(answer_file.read_text(encoding="utf-8"))
+    return answer
 
 
 class LlamaCppRunner(ParityRunner):
-    """Everything is asked at once, in one process; the methods look it up."""
+    """A GGUF whose outputs are all computed in one process at the beginning; the methods look them up."""
 
     def __init__(
         self, model: Path, lora: Path | None, samples: Sequence[ParitySample], stop_ids: Collection[int]
@@ -78,9 +90,11 @@ class LlamaCppRunner(ParityRunner):
 
     @property
     def name(self) -> str:
+        """Return the name of llama.cpp's package with its version."""
         return f"llama.cpp ({_PACKAGE} {metadata.version(_PACKAGE)})"
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> "torch.Tensor":
+        """Return the (positions, vocabulary) logits that the worker wrote."""
         import numpy as np
         import torch
 
@@ -90,17 +104,22 @@ class LlamaCppRunner(ParityRunner):
     def replies(
         self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_new_tokens: int
     ) -> list[list[int]]:
-        found: list[list[int]] = self._answer["replies"]
-        return found
+        """Return the greedy replies that the worker generated."""
+        return self._answer["replies"]
 
     def mismatches(self, samples: Sequence[ParitySample], stop_ids: Collection[int]) -> list[str]:
+        """Compare the prompts and stop tokens of the file with those of training."""
         problems = []
-        prompt_pairs = [(p.prompt, ids) for p, ids in zip(samples, self._answer["prompts"], strict=True) if p.messages]
-        differing = [(list(meant), ids) for meant, ids in prompt_pairs if list(meant) != ids]
+        prompt_pairs = [
+            (list(sample.prompt), ids or [])
+            for sample, ids in zip(samples, self._answer["prompts"], strict=True)
+            if sample.messages
+        ]
+        differing = [(expected, ids) for expected, ids in prompt_pairs if expected != ids]
         if differing:
             problems.append(
                 f"{len(differing)} of {len(prompt_pairs)} prompts have other token ids under its chat template: "
-                f"{differing[0][1][:8]}... for {differing[0][0][:8]}..."
+                f"{differing[0][1][:8]}... instead of {differing[0][0][:8]}..."
             )
         if missing := sorted(set(stop_ids) - set(self._answer["ends"])):
             problems.append(f"its replies do not end at the trained stop tokens {missing}")

@@ -1,6 +1,7 @@
-"""llama.cpp in a process of its own: an assertion in it ends that process, not ours. The only door to llama_cpp.
+"""Run llama.cpp in a separate process, because a failed assertion in it ends its process.
 
-It does what FOLDER/request.json says, where FOLDER is its argument, and writes its answers there.
+Only this module imports llama_cpp. The argument is a folder: the worker reads `request.json` and writes its answers
+there.
 """
 
 import ctypes
@@ -19,11 +20,11 @@ from lora_chat.system.memory_usage import address_space_bytes
 from lora_chat.system.process_limits import time_and_memory_limit
 
 _RENDER_TIMEOUT_SECONDS, _RENDER_LIMIT_BYTES = 20.0, 1 << 30
-"""Limits for rendering one prompt."""
+"""Time, in seconds, and memory, in bytes, for rendering one prompt."""
 
 
 class _GgufModel:
-    """One GGUF, perhaps with a LoRA, and a context of `length` tokens."""
+    """One GGUF, optionally with a LoRA, and a context of `length` tokens."""
 
     def __init__(self, path: str, lora: str | None, length: int) -> None:
         llama_cpp.llama_backend_init()
@@ -50,11 +51,11 @@ class _GgufModel:
         self._batch = llama_cpp.llama_batch_init(length, 0, 1)
 
     def clear_cache(self) -> None:
-        """Begin a new text."""
+        """Clear the KV cache before a new text."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
 
     def compute_logits(self, ids: Sequence[int], start_position: int, positions: Sequence[int]) -> Any:
-        """(places, vocabulary) logits behind some of `ids`, which stand from `start_position` on."""
+        """Return (positions, vocabulary) logits after some of `ids`, the first of which is at `start_position`."""
         wanted = set(positions)
         self._batch.n_tokens = len(ids)
         for i, token in enumerate(ids):
@@ -63,11 +64,11 @@ class _GgufModel:
             self._batch.logits[i] = i in wanted
         if code := llama_cpp.llama_decode(self._context, self._batch):
             raise RuntimeError(f"llama.cpp cannot decode (code {code})")
-        rows = [llama_cpp.llama_get_logits_ith(self._context, place) for place in positions]
+        rows = [llama_cpp.llama_get_logits_ith(self._context, position) for position in positions]
         return np.stack([np.ctypeslib.as_array(row, shape=(self.vocab_size,)).copy() for row in rows])
 
     def generate(self, prompt: Sequence[int], stop_ids: set[int], max_new_tokens: int) -> list[int]:
-        """Greedy tokens behind a prompt."""
+        """Generate a greedy reply to a prompt, without the stop token."""
         self.clear_cache()
         reply_ids: list[int] = []
         ids: Sequence[int] = prompt
@@ -81,27 +82,27 @@ class _GgufModel:
         return reply_ids
 
     def end_token_ids(self) -> list[int]:
-        """Tokens at which llama.cpp ends a reply."""
+        """Return the tokens at which llama.cpp ends a reply."""
         return [i for i in range(self.vocab_size) if llama_cpp.llama_vocab_is_eog(self._vocab, i)]
 
     def render_prompt_ids(self, messages: Any, tools: Any) -> list[int]:
-        """A prompt under the file's own template, as llama.cpp's programs make it."""
+        """Encode a prompt with the chat template of the file, as the programs of llama.cpp do."""
         template = llama_cpp.llama_model_chat_template(self._model, None)
         if template is None:
             raise RuntimeError("the file has no chat template")
         end = self._token_text(llama_cpp.llama_vocab_eos(self._vocab))
         opening = self._token_text(llama_cpp.llama_vocab_bos(self._vocab))
         text = render(template.decode(), messages, tools, opening=opening, end=end)
-        # They add the beginning of a text themselves where the file says so, and then take the template's own away.
+        # The programs add the BOS token if the file requires it, and remove it from the rendered template.
         return self.tokenize(text.removeprefix(self.bos_text()), bool(self.bos_text()))
 
     def bos_text(self) -> str:
-        """What llama.cpp puts in front of every text."""
+        """Return the text that llama.cpp puts before every text."""
         adds = llama_cpp.llama_vocab_get_add_bos(self._vocab)
         return self._token_text(llama_cpp.llama_vocab_bos(self._vocab)) if adds else ""
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        """Ids of a text in which control tokens count."""
+        """Encode a text; the text of control tokens becomes control tokens."""
         raw = text.encode()
         buffer = (llama_cpp.llama_token * (len(raw) + 8))()
         count = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), buffer, len(buffer), special, True)
@@ -110,19 +111,20 @@ class _GgufModel:
         return list(buffer[:count])
 
     def _token_text(self, token: int) -> str:
+        """Return the text of a token; empty if the vocabulary has no such token."""
         return llama_cpp.llama_vocab_get_text(self._vocab, token).decode() if token >= 0 else ""
 
 
 def render(template: str, messages: Any, tools: Any, *, opening: str, end: str) -> str:
-    """Return a prompt under a template, which may be a stranger's program: beyond the limits this process ends."""
+    """Render a prompt with an untrusted template; this process ends if the template exceeds the limits."""
     with time_and_memory_limit(_RENDER_TIMEOUT_SECONDS, _RENDER_LIMIT_BYTES, address_space_bytes()):
         formatter = Jinja2ChatFormatter(template, eos_token=end, bos_token=opening)
-        found: str = formatter(messages=messages, **({"tools": tools} if tools else {})).prompt
-    return found
+        prompt: str = formatter(messages=messages, **({"tools": tools} if tools else {})).prompt
+    return prompt
 
 
 def quantize(request: dict[str, Any]) -> dict[str, Any]:
-    """A GGUF in 16 bits -> one of another type."""
+    """Quantize a GGUF in a float type to another type."""
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{request['type'].upper()}")
     code = llama_cpp.llama_model_quantize(request["from"].encode(), request["to"].encode(), ctypes.byref(settings))
@@ -132,9 +134,9 @@ def quantize(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def compute_outputs(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Logits, replies and prompts of a GGUF."""
+    """Compute the logits, replies and prompts of a GGUF."""
     stop_ids = set(request["stop_ids"])
-    length = max(max(len(p["ids"]), len(p["prompt"]) + request["most"]) for p in request["probes"])
+    length = max(max(len(s["ids"]), len(s["prompt"]) + request["most"]) for s in request["probes"])
     model = _GgufModel(request["model"], request["lora"], length)
     replies, prompts = [], []
     for number, sample in enumerate(request["probes"]):
@@ -146,15 +148,15 @@ def compute_outputs(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    """Do what the request says; the answer is the last thing written."""
+    """Run the request; the answer file is written last, so that it marks success."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     if request["do"] == "quantise":
-        found = quantize(request)
+        answer = quantize(request)
     elif request["do"] == "describe":
-        found = {"beginning": _GgufModel(request["model"], None, 8).bos_text()}
+        answer = {"beginning": _GgufModel(request["model"], None, 8).bos_text()}
     else:
-        found = compute_outputs(request, folder)
-    (folder / "answer.json").write_text(json.dumps(found), encoding="utf-8")
+        answer = compute_outputs(request, folder)
+    (folder / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a model says to probes: distributions at supervised places, greedy replies, loss."""
+"""Collect the outputs of a model for parity samples: logits at supervised positions, loss and greedy replies."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -11,68 +11,69 @@ if TYPE_CHECKING:
     import torch
 
 _MAX_LOGITS_BYTES = 256 * 2**20
-"""Logits that are kept, in 32 bits: enough places for a mean, and no matter beside a model's weights."""
+"""Size of the kept logits, in bytes of float32: enough for a mean, and small beside the weights of a model."""
 
 
 class ParityRunner(Protocol):
-    """A program that has a model open."""
+    """A program that has opened a model."""
 
     @property
     def name(self) -> str:
-        """With its version."""
+        """Return the name of the program with its version."""
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> "torch.Tensor":
-        """(places, vocabulary) logits of the tokens behind some places of a text, on the CPU."""
+        """Return (positions, vocabulary) logits for the token after each position, on the CPU."""
 
     def replies(
         self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_new_tokens: int
     ) -> list[list[int]]:
-        """At most so many greedy tokens behind each prompt, stop tokens left out."""
+        """Return a greedy reply to each prompt, of at most `max_new_tokens` and without the stop token."""
 
     def mismatches(self, samples: Sequence[ParitySample], stop_ids: Collection[int]) -> list[str]:
-        """What it makes of texts other than training did, in words: prompts, beginning, stops."""
+        """Describe prompts and stop tokens that differ from those of training."""
 
 
 @dataclass(frozen=True)
 class ParityOutputs:
-    """All that is compared."""
+    """The outputs of one model that are compared."""
 
     logits: "tuple[torch.Tensor, ...]"
-    """Per probe (places, vocabulary), of its first places."""
+    """(positions, vocabulary) for each sample, of its first positions."""
     loss: float
+    """Nats per supervised token."""
     replies: tuple[tuple[int, ...], ...]
     mismatches: tuple[str, ...]
     control_kl: float = 0.0
-    """Of the adapted model: how far the base without its adapter is from it."""
+    """Mean KL between the adapted model and the base without the adapter, in nats; only for the adapted model."""
 
 
 def collect_outputs(
-    reader: ParityRunner,
+    runner: ParityRunner,
     samples: Sequence[ParitySample],
     stop_ids: Collection[int],
-    vocabulary: int,
+    vocab_size: int,
     on_sample: Callable[[], None] = lambda: None,
 ) -> ParityOutputs:
-    """Ask a model everything; `vocabulary` cuts what a format pads."""
+    """Collect all outputs of a model. Logits beyond `vocab_size`, which are padding, are cut off."""
     import torch
 
-    max_positions = positions_per_sample(len(samples), vocabulary)
+    max_positions = positions_per_sample(len(samples), vocab_size)
     kept_logits, total, count = [], 0.0, 0
     for sample in samples:
-        logits = reader.logits(sample.ids, sample.positions)[:, :vocabulary].float()
+        logits = runner.logits(sample.ids, sample.positions)[:, :vocab_size].float()
         losses = torch.nn.functional.cross_entropy(logits, torch.tensor(sample.target_ids), reduction="none")
         total, count = total + float(losses.double().sum()), count + len(sample.positions)
         kept_logits.append(logits[:max_positions].clone())
         on_sample()
-    replies = reader.replies([sample.prompt for sample in samples], stop_ids, PARITY_MAX_NEW_TOKENS)
+    replies = runner.replies([sample.prompt for sample in samples], stop_ids, PARITY_MAX_NEW_TOKENS)
     return ParityOutputs(
         logits=tuple(kept_logits),
         loss=total / count,
         replies=tuple(map(tuple, replies)),
-        mismatches=tuple(reader.mismatches(samples, stop_ids)),
+        mismatches=tuple(runner.mismatches(samples, stop_ids)),
     )
 
 
-def positions_per_sample(num_samples: int, vocabulary: int) -> int:
-    """Places of each probe whose logits are kept."""
-    return max(1, _MAX_LOGITS_BYTES // (4 * vocabulary * max(1, num_samples)))
+def positions_per_sample(num_samples: int, vocab_size: int) -> int:
+    """Return the number of positions of each sample whose logits are kept."""
+    return max(1, _MAX_LOGITS_BYTES // (4 * vocab_size * max(1, num_samples)))

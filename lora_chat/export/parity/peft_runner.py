@@ -1,4 +1,4 @@
-"""An adapter's folder that is open in plain PEFT, asked what a proof asks."""
+"""Run parity samples through an adapter folder in PEFT, in a process without lora_chat."""
 
 import json
 import tempfile
@@ -22,7 +22,7 @@ _WORKER = Path(__file__).with_name("peft_worker.py")
 
 
 class PeftRunner(ParityRunner):
-    """Everything is asked at once, in one process without lora_chat; the methods look it up."""
+    """An adapter whose outputs are all computed in one process at the beginning; the methods look them up."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class PeftRunner(ParityRunner):
         precision: PrecisionPlan,
         samples: Sequence[ParitySample],
         stop_ids: Collection[int],
-        pad: int,
+        pad_id: int,
     ) -> None:
         self._number = {sample.ids: number for number, sample in enumerate(samples)}
         self._folder = tempfile.TemporaryDirectory(prefix="lora-chat-")
@@ -45,21 +45,24 @@ class PeftRunner(ParityRunner):
             "device": precision.device,
             "stop_ids": sorted(stop_ids),
             "most": PARITY_MAX_NEW_TOKENS,
-            "pad": pad,
-            "probes": [{"ids": p.ids, "places": p.positions, "prompt": p.prompt} for p in samples],
+            "pad": pad_id,
+            "probes": [{"ids": s.ids, "places": s.positions, "prompt": s.prompt} for s in samples],
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         done = run_worker(_WORKER, [str(folder)], timeout=worker_timeout_seconds(base.folder))
         if done.exit_code or not (folder / "answer.json").is_file():
-            said = done.stderr_tail()
-            raise IntegrityError(f"PEFT failed to open the adapter (exit {done.exit_code}). Its last words:\n{said}")
+            raise IntegrityError(
+                f"PEFT cannot open the adapter (exit {done.exit_code}). Its last lines:\n{done.stderr_tail()}"
+            )
         self._replies: list[list[int]] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))["replies"]
 
     @property
     def name(self) -> str:
+        """Return the name and version of PEFT."""
         return f"PEFT {metadata.version('peft')}"
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> "torch.Tensor":
+        """Return the (positions, vocabulary) logits that the worker wrote."""
         from safetensors.torch import load_file
 
         path = Path(self._folder.name) / f"logits-{self._number[tuple(ids)]}.safetensors"
@@ -68,7 +71,9 @@ class PeftRunner(ParityRunner):
     def replies(
         self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_new_tokens: int
     ) -> list[list[int]]:
+        """Return the greedy replies that the worker generated."""
         return self._replies
 
     def mismatches(self, samples: Sequence[ParitySample], stop_ids: Collection[int]) -> list[str]:
-        return []  # an adapter brings no tokenizer: its template and stops are the base's
+        """Return nothing, because an adapter has no tokenizer: chat template and stop tokens come from the base."""
+        return []

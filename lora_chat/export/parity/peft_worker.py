@@ -1,6 +1,7 @@
-"""Plain PEFT in a process of its own that imports nothing of lora_chat: what somebody without it gets.
+"""Compute outputs of an adapter with PEFT in a separate process that imports nothing of lora_chat.
 
-It does what FOLDER/request.json says, where FOLDER is its argument, and writes its answers there.
+It shows the outputs that a user without lora_chat gets. The argument is a folder: the worker reads `request.json` and
+writes its answers there.
 """
 
 import json
@@ -14,8 +15,8 @@ import transformers
 from safetensors.torch import save_file
 
 
-def load_adapted_model(request: dict[str, Any]) -> Any:
-    """Base and adapter, as a README of any adapter says it."""
+def load_adapted_model(request: dict[str, Any]) -> peft.PeftModel:
+    """Load base and adapter with the usual calls of Transformers and PEFT."""
     dtype = getattr(torch, request["dtype"])
     quantization = {
         "4bit": {
@@ -39,8 +40,10 @@ def load_adapted_model(request: dict[str, Any]) -> Any:
     return peft.PeftModel.from_pretrained(base, request["adapter"], local_files_only=True).eval()
 
 
-def generate_reply(model: Any, prompt: list[int], stop_ids: list[int], max_new_tokens: int, pad: int) -> list[int]:
-    """Greedy tokens behind a prompt."""
+def generate_reply(
+    model: peft.PeftModel, prompt: list[int], stop_ids: list[int], max_new_tokens: int, pad: int
+) -> list[int]:
+    """Generate a greedy reply to a prompt, without the stop token."""
     settings = transformers.GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad
     )
@@ -48,12 +51,12 @@ def generate_reply(model: Any, prompt: list[int], stop_ids: list[int], max_new_t
     with torch.inference_mode():
         output_ids = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     reply_ids: list[int] = output_ids[0, len(prompt) :].tolist()
-    end = next((place for place, token in enumerate(reply_ids) if token in stop_ids), len(reply_ids))
+    end = next((i for i, token in enumerate(reply_ids) if token in stop_ids), len(reply_ids))
     return reply_ids[:end]
 
 
 def main(folder: Path) -> None:
-    """Do what the request says; the answer is the last thing written."""
+    """Run the request; the answer file is written last, so that it marks success."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     model = load_adapted_model(request)
     replies = []
@@ -67,7 +70,7 @@ def main(folder: Path) -> None:
         save_file({"logits": output.logits[0].float().cpu()}, folder / f"logits-{number}.safetensors")
         replies.append(generate_reply(model, sample["prompt"], request["stop_ids"], request["most"], request["pad"]))
     if "lora_chat" in sys.modules:
-        raise RuntimeError("this process was to know nothing of lora_chat")
+        raise RuntimeError("lora_chat was imported in the process that checks PEFT without it")
     (folder / "answer.json").write_text(json.dumps({"replies": replies, "peft": peft.__version__}), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Held-out dialogues on which a delivered model is asked what the adapted model was asked."""
+"""Select and encode the held-out dialogues that both the adapted and the exported model process."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,41 +9,41 @@ from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.encoding.encode import IGNORE_INDEX
 
 _MAX_TOKENS, _MAX_POSITIONS = 2048, 256
-"""Tokens and supervised tokens of a dialogue; what is behind is not compared, for the memory that logits take."""
+"""Largest number of tokens and of supervised tokens of a sample; the limit bounds the memory of the logits."""
 
 
 @dataclass(frozen=True)
 class ParitySample:
-    """One held-out dialogue, or block of plain text."""
+    """One held-out dialogue or block of plain text."""
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]
-    """Where the next token carries loss."""
+    """Positions whose next token is supervised."""
     messages: tuple[dict[str, Any], ...] = ()
-    """What stands before the first reply; nothing for plain text."""
+    """Messages before the first reply; empty for plain text."""
     tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """The ids in front of the first reply."""
+        """Return the ids before the first reply, or the first half of plain text."""
         return self.ids[: self.positions[0] + 1] if self.messages else self.ids[: len(self.ids) // 2 or 1]
 
     @property
     def target_ids(self) -> tuple[int, ...]:
-        """The tokens that follow `positions`."""
-        return tuple(self.ids[place + 1] for place in self.positions)
+        """Return the tokens after `positions`."""
+        return tuple(self.ids[position + 1] for position in self.positions)
 
 
 def select_parity_samples(validation: DialogueSet, max_samples: int = PARITY_MAX_DIALOGUES) -> list[ParitySample]:
-    """The first `max_samples` held-out dialogues, spread over all of them."""
+    """Select at most `max_samples` held-out dialogues, evenly spread, and blocks of text if dialogues are missing."""
     samples: list[ParitySample] = []
     stride = max(1, len(validation) // max_samples)
     for number, (_, _, dialogue, rows) in enumerate(validation.iter_units()):
         if number % stride == 0 and len(samples) < max_samples and rows:
             messages: Sequence[dict[str, Any]] = ()
             if dialogue is not None:
-                place = next(i for i, message in enumerate(dialogue.messages) if message.role == "assistant")
-                messages = dialogue.as_dicts[:place]
+                first_reply = next(i for i, message in enumerate(dialogue.messages) if message.role == "assistant")
+                messages = dialogue.as_dicts[:first_reply]
             sample = make_parity_sample(
                 rows[0].input_ids, rows[0].labels, messages, (dialogue and dialogue.tool_list) or ()
             )
@@ -60,7 +60,7 @@ def make_parity_sample(
     messages: Sequence[dict[str, Any]] = (),
     tools: Sequence[dict[str, Any]] = (),
 ) -> ParitySample:
-    """A probe of one encoded dialogue."""
+    """Make a sample of one encoded dialogue."""
     ids = ids[:_MAX_TOKENS]
     positions = tuple(i - 1 for i in range(1, len(ids)) if labels[i] != IGNORE_INDEX)
     return ParitySample(tuple(ids), positions[:_MAX_POSITIONS], tuple(messages), tuple(tools))

@@ -1,9 +1,8 @@
-"""A model that is open in transformers, asked what a proof asks."""
+"""Run parity samples through a model in Transformers."""
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.export.parity.compare import measure_distance
@@ -13,11 +12,12 @@ from lora_chat.inference.generation import generate_ids
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class TransformersRunner(ParityRunner):
-    """A model with a tokenizer of its own: what was written beside it, or, for the adapted one, that of training."""
+    """A model with its tokenizer: the files written beside it, or for the adapted model the tokenizer of training."""
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
         self._model = model.eval()
@@ -25,11 +25,13 @@ class TransformersRunner(ParityRunner):
 
     @property
     def name(self) -> str:
+        """Return the name and version of Transformers."""
         import transformers
 
         return f"transformers {transformers.__version__}"
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> "torch.Tensor":
+        """Return (positions, vocabulary) logits on the CPU."""
         import torch
 
         device = self._model.device
@@ -44,37 +46,43 @@ class TransformersRunner(ParityRunner):
     def replies(
         self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_new_tokens: int
     ) -> list[list[int]]:
+        """Return a greedy reply to each prompt."""
         return generate_ids(self._model, int(self._tokenizer.pad_token_id), prompts, stop_ids, max_new_tokens)
 
     def mismatches(self, samples: Sequence[ParitySample], stop_ids: Collection[int]) -> list[str]:
+        """Compare the prompts and stop tokens of the written files with those of training."""
         problems = []
         chats = [sample for sample in samples if sample.messages]
         num_differing = sum(
-            tuple(render_ids(self._tokenizer, p.messages, add_generation_prompt=True, tools=p.tools or None))
-            != p.prompt
-            for p in chats
+            tuple(render_ids(self._tokenizer, s.messages, add_generation_prompt=True, tools=s.tools or None))
+            != s.prompt
+            for s in chats
         )
         if num_differing:
             problems.append(f"{num_differing} of {len(chats)} prompts have other token ids under its chat template")
-        named: Any = getattr(self._model.generation_config, "eos_token_id", None)
-        stops = {named} if isinstance(named, int) else set(named or ())
-        if stops != set(stop_ids):
-            problems.append(f"its replies end at the tokens {sorted(stops)}, trained were {sorted(stop_ids)}")
+        eos_ids: int | list[int] | None = getattr(self._model.generation_config, "eos_token_id", None)
+        found_stop_ids = {eos_ids} if isinstance(eos_ids, int) else set(eos_ids or ())
+        if found_stop_ids != set(stop_ids):
+            problems.append(
+                f"its replies end at the tokens {sorted(found_stop_ids)}, but training used {sorted(stop_ids)}"
+            )
         return problems
 
 
 def collect_adapted_outputs(
-    model: Any,
+    model: "PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
     samples: Sequence[ParitySample],
     stop_ids: Collection[int],
     on_sample: Callable[[], None] = lambda: None,
 ) -> ParityOutputs:
-    """What is expected of a delivered model, and how far the base without its adapter is from that."""
-    reader = TransformersRunner(model, tokenizer)
-    vocabulary = model.get_base_model().config.get_text_config().vocab_size
-    outputs = replace(collect_outputs(reader, samples, stop_ids, vocabulary, on_sample), mismatches=())
-    disable: Any = getattr(model, "disable_adapter", nullcontext)
-    with disable():
-        control = [reader.logits(p.ids, p.positions[: len(a)]) for p, a in zip(samples, outputs.logits, strict=True)]
-    return replace(outputs, control_kl=measure_distance(outputs.logits, control)["mean_kl"])
+    """Collect the outputs of the adapted model, and the KL of the base without the adapter as the negative control."""
+    runner = TransformersRunner(model, tokenizer)
+    vocab_size = model.get_base_model().config.get_text_config().vocab_size
+    outputs = replace(collect_outputs(runner, samples, stop_ids, vocab_size, on_sample), mismatches=())
+    with model.disable_adapter():
+        control = [
+            runner.logits(sample.ids, sample.positions[: len(logits)])
+            for sample, logits in zip(samples, outputs.logits, strict=True)
+        ]
+    return replace(outputs, control_kl=measure_distance(outputs.logits, control).mean_kl)
