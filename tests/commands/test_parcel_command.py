@@ -175,7 +175,7 @@ def test_refuses_another_base_with_both_digests(parcel, base, random_base, call,
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
     code, _, told = call("chat", parcel, "--base", other, "--force-base", "--max-new-tokens", 2)
     assert code == 0
-    assert "may answer worse" in told
+    assert "replies may be worse" in told
 
 
 def test_does_not_open_a_folder_that_a_parcel_names(parcel, call, monkeypatch, tmp_path, base):
