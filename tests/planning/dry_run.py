@@ -405,7 +405,7 @@ def _fast_forward(peft: Any, setting: Setting, stack: ExitStack) -> torch.Tensor
         "labels": torch.empty(1, tokens, dtype=torch.int64, device="meta"),
         "position_ids": torch.empty(1, tokens, dtype=torch.int64, device="meta"),
         "supervised": torch.empty(setting.supervised, dtype=torch.int64, device="meta"),
-        "segment_edges": edges,
+        "packed_cu_seqlens": edges,
     }
     stack.enter_context(fused_lora(peft))
     stack.enter_context(fused_layers(peft))

@@ -164,7 +164,7 @@ def test_attention_by_segments_equals_each_dialogue_alone(architecture, random_b
     together = model(
         input_ids=torch.tensor([list(chain.from_iterable(row.input_ids for row in rows))]),
         position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
-        segment_edges=edges,
+        packed_cu_seqlens=edges,
         use_cache=False,
     ).logits[0]
     assert torch.allclose(together, torch.cat(alone), atol=1e-4)

@@ -26,9 +26,9 @@ class EncodedIds(TypedDict):
 class PackedBatchCollator:
     """Collator of rows of `input_ids` and `labels`, both (length,), to tensors (1, tokens).
 
-    The batch contains the borders of its sequences as `segment_edges` (rows + 1 integers) and as `cu_seq_lens_q` for
-    transformers' flash attention, and in `supervised` the positions before a trained token. With a `shared_prefix`,
-    each row except the first leaves out that many tokens, but still attends to them.
+    The batch contains the borders of its sequences as `packed_cu_seqlens` (rows + 1 integers) and, for transformers'
+    flash attention, as `cu_seq_lens_q`. `supervised` are the positions before a trained token. With a `shared_prefix`,
+    each row except the first leaves out that number of tokens, but still attends to them.
     """
 
     share_prefix: bool
@@ -56,7 +56,7 @@ class PackedBatchCollator:
             "labels": torch.tensor([labels]),
             "position_ids": torch.tensor([positions]),
             "supervised": torch.tensor(supervised, dtype=torch.int64),
-            "segment_edges": tuple(cu_seqlens),
+            "packed_cu_seqlens": tuple(cu_seqlens),
             "cu_seq_lens_q": cu_seqlens_tensor,
             "cu_seq_lens_k": cu_seqlens_tensor,
             "max_length_q": longest,
@@ -80,11 +80,11 @@ def unpack_rows(batch: dict[str, Any]) -> list[list[int]]:
     """Return the ids of every row of a packed or padded batch, in any order."""
     if "micro_batches" in batch:
         return [ids for micro_batch in batch["micro_batches"] for ids in unpack_rows(micro_batch)]
-    if "segment_edges" not in batch:
+    if "packed_cu_seqlens" not in batch:
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
         pairs = zip(batch["input_ids"], mask, strict=True)
         return [row[row_mask.bool()].tolist() for row, row_mask in pairs]
-    ids, cu_seqlens = batch["input_ids"][0].tolist(), batch["segment_edges"]
+    ids, cu_seqlens = batch["input_ids"][0].tolist(), batch["packed_cu_seqlens"]
     prefix_ids = ids[: batch.get("shared_prefix", 0)]
     return [(prefix_ids if i else []) + ids[cu_seqlens[i] : cu_seqlens[i + 1]] for i in range(len(cu_seqlens) - 1)]
 

@@ -41,7 +41,7 @@ def test_what_all_rows_begin_with_stands_there_once():
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 5, 7]]
     assert batch["labels"].tolist() == [[-100] * 6 + [7, -100, 9, -100, 7]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 4, 5, 4, 5]]
-    assert batch["segment_edges"] == (0, 7, 9, 11)
+    assert batch["packed_cu_seqlens"] == (0, 7, 9, 11)
     assert batch["cu_seq_lens_q"].tolist() == [0, 7, 9, 11]
     assert batch["supervised"].tolist() == [5, 7, 9]
 

@@ -1,9 +1,9 @@
 """Attention over packed batches, one backend per file.
 
-- backends: How a device attends by segments
-- blocks: Where each dialogue of a flat micro-batch stands, and how to lay them side by side for attention
-- cpu: The products of attention by segments, and their gradients
-- gather_index: Where each head of each token goes for attention, and back
-- gpu: Attention by segments on a GPU
-- interface: Attention by segments for layers that are not fused
+- backends: Choice of the backend by device
+- blocks: Dialogues of similar length side by side in padded blocks
+- cpu: Attention in padded blocks, and its gradient
+- gather_index: Rows of each head of each token in the blocks
+- gpu: Attention by PyTorch's variable-length kernel
+- interface: Attention function for layers that are not fused
 """

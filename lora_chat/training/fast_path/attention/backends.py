@@ -1,4 +1,4 @@
-"""How a device attends by segments: in padded blocks on a CPU, by variable-length flash attention on a GPU."""
+"""Choice of the attention backend: padded blocks on a CPU, variable-length flash attention on a GPU."""
 
 import torch
 
@@ -12,12 +12,13 @@ from lora_chat.training.fast_path.attention.gpu import (
 )
 
 AttentionLayout = BlockedLayout | VarlenLayout
+"""Positions of the sequences of a packed batch, in the form that the backend needs."""
 
 
 def build_attention_layout(
     cu_seqlens: tuple[int, ...], prefix: int, heads: HeadConfig, device: torch.device
 ) -> AttentionLayout:
-    """Where the segments of a flat micro-batch stand, as its device wants to know it."""
+    """Build the layout of a packed batch for its device."""
     if device.type == "cpu":
         return build_blocked_layout(cu_seqlens, prefix, heads.num_heads, heads.num_kv_heads)
     return build_varlen_layout(cu_seqlens, prefix, device)
@@ -26,7 +27,10 @@ def build_attention_layout(
 def attention_forward(
     states: torch.Tensor, heads: HeadConfig, layout: AttentionLayout
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """States (tokens, query + 2 * key heads, size) -> (tokens, query heads, size), and what the gradient needs."""
+    """Return attention (tokens, query heads, size) and the tensors that its gradient needs.
+
+    `states` are query, key and value (tokens, query + 2 * key heads, size).
+    """
     if isinstance(layout, VarlenLayout):
         return varlen_attention_forward(states, heads, layout)
     return blocked_attention_forward(states, heads, layout)
@@ -35,7 +39,7 @@ def attention_forward(
 def attention_backward(
     grad_out: torch.Tensor, saved: list[torch.Tensor], heads: HeadConfig, layout: AttentionLayout
 ) -> torch.Tensor:
-    """Gradient of the states."""
+    """Return the gradient of the states."""
     if isinstance(layout, VarlenLayout):
         return varlen_attention_backward(grad_out, saved)
     return blocked_attention_backward(grad_out, saved, heads, layout)

@@ -1,4 +1,4 @@
-"""Where each dialogue of a flat micro-batch stands, and how to lay them side by side for attention."""
+"""Blocks of similarly long sequences: how a packed batch is laid out side by side for attention on a CPU."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,57 +10,58 @@ if TYPE_CHECKING:
     import torch
 
 _QUERY_TILE_SIZE = 256
-"""Queries of a segment that go together."""
+"""Number of queries of a sequence that are computed together."""
 _BLOCK_COST = 16384
-"""What one more block costs, in padded scores of one head: some twenty small operations."""
+"""Cost of one more block, in padded scores of one head: about twenty small operations."""
 
 
 @dataclass(frozen=True)
 class PaddedBlock:
-    """Segments of similar length, padded on the right to the longest."""
+    """Sequences of similar length, padded on the right to the longest."""
 
     length: int
     padded_tokens: "torch.Tensor"
-    """(segments * length,): the flat token at every padded place; 0 where there is none."""
+    """Packed token of every slot, (sequences * length,); 0 for padding."""
     own_slots: "torch.Tensor"
-    """Padded places of the segments' own tokens, ..."""
+    """Slots of the sequences' own tokens, without padding and copies of the prefix."""
     own_tokens: "torch.Tensor"
-    """... and which flat tokens they are."""
+    """Packed tokens of `own_slots`."""
     first_prefix_copy: int
-    """From this segment on, a shared prefix in front is a copy."""
+    """Number of the first sequence whose shared prefix is a copy."""
 
 
 @lru_cache(maxsize=256)
 def build_blocks(cu_seqlens: tuple[int, ...], prefix: int) -> tuple[PaddedBlock, ...]:
-    """Flat borders (segments + 1) -> blocks that cover every token once.
+    """Build blocks that cover every token once, from the packed borders (sequences + 1).
 
-    The first segment begins with `prefix` tokens which all others, that leave them out, also see.
+    The first sequence begins with `prefix` tokens. The others leave them out, and still attend to them.
     """
     import torch
 
+    # For each sequence: the packed tokens that it attends to, and the number of shared ones.
     sequences = []
     for i, (start, end) in enumerate(pairwise(cu_seqlens)):
         shared = list(range(prefix)) if i else []
         sequences.append((shared + list(range(start, end)), len(shared)))
-    # Longest first, but the first segment before others of its length: it owns the prefix.
+    # Longest first, but the first sequence before others of its length, because it owns the prefix.
     order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i][0]), i))
     blocks = []
     for group in _group_by_length([len(sequences[i][0]) for i in order]):
         members = sorted(order[group])
         length = max(len(sequences[i][0]) for i in members)
         padded = [0] * (len(members) * length)
-        places: list[int] = []
+        slots: list[int] = []
         tokens: list[int] = []
         for row, i in enumerate(members):
             sequence, shared_count = sequences[i]
             padded[row * length : row * length + len(sequence)] = sequence
-            places += range(row * length + shared_count, row * length + len(sequence))
+            slots += range(row * length + shared_count, row * length + len(sequence))
             tokens += sequence[shared_count:]
         blocks.append(
             PaddedBlock(
                 length=length,
                 padded_tokens=torch.tensor(padded),
-                own_slots=torch.tensor(places),
+                own_slots=torch.tensor(slots),
                 own_tokens=torch.tensor(tokens),
                 first_prefix_copy=1 if members[0] == 0 else 0,
             )
@@ -69,10 +70,12 @@ def build_blocks(cu_seqlens: tuple[int, ...], prefix: int) -> tuple[PaddedBlock,
 
 
 def _group_by_length(lengths: Sequence[int]) -> list[slice]:
-    """Cut falling lengths into runs so that padding and the number of runs together cost least."""
-    best = [(0, 0)]  # for the first n: cost, and where the last run begins
+    """Cut descending lengths into runs with the lowest total cost of padding and of the runs themselves."""
+    # Dynamic programming: best[n] is the cost of the first n lengths, and the start of their last run.
+    best = [(0, 0)]
     for n in range(1, len(lengths) + 1):
         best.append(min((best[i][0] + (n - i) * lengths[i] ** 2 + _BLOCK_COST, i) for i in range(n)))
+    # Follow the starts from the end.
     runs: list[slice] = []
     end = len(lengths)
     while end:
@@ -82,7 +85,10 @@ def _group_by_length(lengths: Sequence[int]) -> list[slice]:
 
 
 def split_into_tiles(length: int) -> tuple[tuple[int, int], ...]:
-    """Runs of queries: each is multiplied with the keys up to its own end alone, so half of the square is left out."""
+    """Split the queries of a sequence into tiles.
+
+    A tile is multiplied with the keys up to its own end only, which leaves out up to half of the scores.
+    """
     tiles = max(1, round(length / _QUERY_TILE_SIZE))
     boundaries = [round(i * length / tiles) for i in range(tiles + 1)]
     return tuple(pairwise(boundaries))
@@ -92,9 +98,9 @@ def split_into_tiles(length: int) -> tuple[tuple[int, int], ...]:
 def causal_mask(
     tile: tuple[int, int], heads_per_kv_head: int, dtype: "torch.dtype", window: int | None, device: "torch.device"
 ) -> "torch.Tensor":
-    """For the queries of a tile: 0 where one may look, -inf in the future and `window` tokens back or more.
+    """Return the mask of a tile's queries: 0 for visible keys, -inf for later keys and keys outside the window.
 
-    (tile length * copies, end of the tile): the heads that share a key head lie next to each other.
+    Its shape is (tile length * heads per key head, end of the tile), with the heads of a key head next to each other.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Attention by segments on a GPU: PyTorch's variable-length flash attention, which no wheel has to bring.
+"""Attention over packed batches on a GPU, by PyTorch's variable-length flash attention, which needs no extra package.
 
-A shared prefix stands once among the queries, and before every segment among the keys: the kernel aligns the ends of
-both, so that is causal attention behind it.
+A shared prefix occurs once among the queries, and in front of every sequence among the keys. The kernel aligns the ends
+of queries and keys, so attention is causal after the prefix.
 """
 
 from collections.abc import Sequence
@@ -15,41 +15,44 @@ import torch
 from lora_chat.training.fast_path.attention.cpu import HeadConfig
 
 _MAX_HEAD_DIM = 256
+"""Largest head size that the kernel supports."""
 
 
 @dataclass(frozen=True)
 class VarlenLayout:
-    """Borders of a flat micro-batch, on its device."""
+    """Borders of the sequences of a packed batch, on its device."""
 
     cu_seqlens_q: torch.Tensor
-    """(segments + 1,), int32."""
+    """Borders of the queries, (sequences + 1,), int32."""
     cu_seqlens_k: torch.Tensor
+    """Borders of the keys, (sequences + 1,), int32."""
     max_seqlen_q: int
     max_seqlen_k: int
     key_tokens: torch.Tensor | None = None
-    """(keys,): the flat token at every place of the keys; None: keys stand as queries do."""
+    """Packed token of every key slot, (keys,); None if keys and queries have the same order."""
     token_key_slots: torch.Tensor | None = None
-    """(tokens,): the place of every flat token among the keys, not counting copies."""
+    """Key slot of every packed token, (tokens,), without copies."""
     prefix_copy_slots: torch.Tensor | None = None
-    """(segments - 1, prefix): the places of the prefix's copies."""
+    """Key slots of the copies of the prefix, (sequences - 1, prefix)."""
 
 
 def supports_varlen(states: torch.Tensor) -> bool:
-    """Whether the kernel takes states (..., size) of this type and size."""
+    """Return whether the kernel supports the type and the head size of states (..., size)."""
     return states.dtype in (torch.bfloat16, torch.float16) and states.shape[-1] <= _MAX_HEAD_DIM
 
 
 @lru_cache(maxsize=64)
 def build_varlen_layout(cu_seqlens: tuple[int, ...], prefix: int, device: torch.device) -> VarlenLayout:
-    """Flat borders (segments + 1) and the tokens that all segments begin with -> what the kernel wants to know."""
+    """Build the borders for the kernel from packed borders (sequences + 1) and the length of a shared prefix."""
 
-    def here(values: Sequence[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    def to_device(values: Sequence[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
     queries = [end - start for start, end in pairwise(cu_seqlens)]
-    cu_seqlens_q = here(cu_seqlens, torch.int32)
+    cu_seqlens_q = to_device(cu_seqlens, torch.int32)
     if not prefix:
         return VarlenLayout(cu_seqlens_q, cu_seqlens_q, max(queries), max(queries))
+    # Lay out the keys: every sequence except the first begins with a copy of the prefix.
     keys: list[int] = []
     own: list[int] = []
     copies: list[int] = []
@@ -64,23 +67,24 @@ def build_varlen_layout(cu_seqlens: tuple[int, ...], prefix: int, device: torch.
     longest = max(end - start for start, end in pairwise(cu_seqlens_k))
     return VarlenLayout(
         cu_seqlens_q,
-        here(cu_seqlens_k, torch.int32),
+        to_device(cu_seqlens_k, torch.int32),
         max(queries),
         longest,
-        here(keys),
-        here(own),
-        here(copies).view(-1, prefix),
+        to_device(keys),
+        to_device(own),
+        to_device(copies).view(-1, prefix),
     )
 
 
 def varlen_attention(states: torch.Tensor, heads: HeadConfig, layout: VarlenLayout) -> torch.Tensor:
-    """Query, key and value states (tokens, query + 2 * key heads, size) -> (tokens, query heads, size)."""
+    """Return attention (tokens, query heads, size) for states (tokens, query + 2 * key heads, size)."""
     from torch.nn.attention.varlen import varlen_attn
 
     queries, key_values = torch.split(states, [heads.num_heads, 2 * heads.num_kv_heads], dim=1)
     if layout.key_tokens is not None:
         key_values = _PrependPrefix.apply(key_values, layout)  # type: ignore[no-untyped-call]
     keys, values = key_values.chunk(2, dim=1)
+    # The kernel counts the tokens before the query; -1 means no window.
     window_left = -1 if heads.window is None else heads.window - 1
     borders = layout.cu_seqlens_q, layout.cu_seqlens_k, layout.max_seqlen_q, layout.max_seqlen_k
     attn_out: torch.Tensor = varlen_attn(  # type: ignore[assignment]
@@ -92,9 +96,7 @@ def varlen_attention(states: torch.Tensor, heads: HeadConfig, layout: VarlenLayo
 def varlen_attention_forward(
     states: torch.Tensor, heads: HeadConfig, layout: VarlenLayout
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """`varlen_attention`, and what `varlen_attention_backward` needs: the kernel's own gradient, kept behind its
-    result.
-    """
+    """Return attention and the tensors that its gradient needs, which keep the kernel's own autograd graph."""
     with torch.enable_grad():
         leaf = states.detach().requires_grad_()
         attn_out = varlen_attention(leaf, heads, layout)
@@ -102,29 +104,32 @@ def varlen_attention_forward(
 
 
 def varlen_attention_backward(grad_out: torch.Tensor, saved: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Gradient of the states, from that of the output (tokens, query heads, size)."""
+    """Return the gradient of the states, from the gradient of the output (tokens, query heads, size)."""
     leaf, attn_out = saved
     return torch.autograd.grad(attn_out, leaf, grad_out)[0]
 
 
 class _PrependPrefix(torch.autograd.Function):
-    """Keys and values (tokens, 2 * key heads, size) -> the same with the prefix in front of every segment.
+    """Copy of the prefix in front of every sequence of keys and values (tokens, 2 * key heads, size).
 
-    Indexing would add up the copies' gradients in bf16 and in any order; here it is one sum in fp32.
+    The gradient of plain indexing would add up the copies in bf16 and in any order; here it is one sum in fp32.
     """
 
     @staticmethod
-    def forward(ctx: Any, pairs: torch.Tensor, rows: VarlenLayout) -> torch.Tensor:
-        assert rows.key_tokens is not None
-        ctx.rows = rows
-        return pairs.index_select(0, rows.key_tokens)
+    def forward(ctx: Any, key_values: torch.Tensor, layout: VarlenLayout) -> torch.Tensor:
+        """Return the keys and values of all key slots."""
+        assert layout.key_tokens is not None
+        ctx.layout = layout
+        return key_values.index_select(0, layout.key_tokens)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        rows, gradient = ctx.rows, gradients[0]
-        result = gradient.index_select(0, rows.token_key_slots)
-        copied = gradient.index_select(0, rows.prefix_copy_slots.flatten()).view(
-            *rows.prefix_copy_slots.shape, *gradient.shape[1:]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the gradient of the packed keys and values."""
+        layout, gradient = ctx.layout, gradients[0]
+        result = gradient.index_select(0, layout.token_key_slots)
+        # Add the gradients of all copies to the prefix.
+        copied = gradient.index_select(0, layout.prefix_copy_slots.flatten()).view(
+            *layout.prefix_copy_slots.shape, *gradient.shape[1:]
         )
-        result[: rows.prefix_copy_slots.shape[1]] += copied.sum(0, dtype=torch.float32).to(gradient.dtype)
+        result[: layout.prefix_copy_slots.shape[1]] += copied.sum(0, dtype=torch.float32).to(gradient.dtype)
         return result, None

@@ -1,7 +1,7 @@
-"""Attention by segments for layers that are not fused: each dialogue of a flat micro-batch attends only to itself.
+"""Attention function for layers that are not fused, in which each dialogue of a packed batch attends only to itself.
 
-The stock path builds one mask over the whole row and computes every product that it then masks away; its
-flash kernel is slower on a CPU than plain products.
+The stock path builds one mask over the whole row and computes every product that it then masks. Its flash kernel is
+slower on a CPU than plain products.
 """
 
 from functools import lru_cache
@@ -23,13 +23,14 @@ ATTENTION_NAME = "lora_chat_segments"
 
 
 class SharedPrefixUnsupportedError(Exception):
-    """A layer's attention is not covered here, and the stock one knows no shared prefix."""
+    """A layer whose attention only the stock function computes, which does not support a shared prefix."""
 
 
 def register_packed_attention() -> str:
-    """Make the implementation known to transformers; returns its name for `set_attn_implementation`.
+    """Register the function with transformers. Return its name for `set_attn_implementation`.
 
-    It has no mask function: transformers then builds none, which costs a square of the tokens and, on a GPU, a wait.
+    It has no mask function, so transformers builds no mask. A mask would need memory for the square of the tokens and,
+    on a GPU, a synchronization.
     """
     from transformers import AttentionInterface
 
@@ -38,25 +39,24 @@ def register_packed_attention() -> str:
 
 
 def packed_attention(
-    module: "torch.nn.Module",
-    query: "torch.Tensor",
-    key: "torch.Tensor",
-    value: "torch.Tensor",
-    attention_mask: "torch.Tensor | None",
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
-) -> "tuple[torch.Tensor, torch.Tensor | None]":
-    """Causal attention within segments, and within the layer's sliding window if it has one.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Compute causal attention within sequences, and within the layer's sliding window if it has one.
 
-    query (1, heads, tokens, head size); key, value (1, key heads, tokens, head size); segment borders come
-    as `segment_edges` (segments + 1 integers), and the length of a shared prefix as `count_shared_prefix`. What
-    this does not cover (dropout, soft caps, several rows, no borders) goes to the stock sdpa function,
-    which knows no shared prefix: with one, it is refused.
+    query (1, heads, tokens, head size); key, value (1, key heads, tokens, head size). `packed_cu_seqlens` are the
+    borders of the sequences (sequences + 1 integers), and `shared_prefix` is the length of a shared prefix. The stock
+    sdpa function computes everything else (dropout, soft caps, several rows, no borders), but refuses a shared prefix.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    cu_seqlens, prefix = kwargs.pop("segment_edges", None), kwargs.pop("shared_prefix", 0)
+    cu_seqlens, prefix = kwargs.pop("packed_cu_seqlens", None), kwargs.pop("shared_prefix", 0)
     unsupported = dropout or any(kwargs.get(k) is not None for k in ("softcap", "s_aux", "position_bias"))
     shapes_match = query.shape[0] == 1 and query.shape[2:] == key.shape[2:] == value.shape[2:]
     kernel_supported = query.device.type == "cpu" or supports_varlen(query)
@@ -76,32 +76,35 @@ def packed_attention(
         window=kwargs.get("sliding_window"),
     )
     layout = build_attention_layout(cu_seqlens, int(prefix), heads, query.device)
+    # The backends take query, key and value heads of a token side by side: (tokens, query + 2 * key heads, size).
     states = torch.cat([query, key, value], dim=1).squeeze(0).transpose(0, 1)
     output: torch.Tensor = _AttentionFunction.apply(states, heads, layout)  # type: ignore[no-untyped-call]
-    return output.unsqueeze(0), None  # transformers wants (batch, tokens, heads, head size)
+    return output.unsqueeze(0), None  # transformers expects (batch, tokens, heads, head size)
 
 
 class _AttentionFunction(torch.autograd.Function):
-    """`attention_forward` for autograd: states (tokens, query + 2 * key heads, size) -> (tokens, query heads, size)."""
+    """Attention for autograd: states (tokens, query + 2 * key heads, size) -> (tokens, query heads, size)."""
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, heads: HeadConfig, layout: AttentionLayout) -> torch.Tensor:
+        """Return the output of attention."""
         output, saved = attention_forward(states, heads, layout)
         ctx.save_for_backward(*saved)
         ctx.layout = heads, layout
         return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Return the gradient of the states."""
         return attention_backward(gradients[0], list(ctx.saved_tensors), *ctx.layout), None, None
 
 
 @lru_cache(maxsize=4)
-def _block_diagonal_mask(cu_seqlens: tuple[int, ...], window: int | None, device: "torch.device") -> "torch.Tensor":
-    """True where a token may look: (1, 1, tokens, tokens)."""
-    segment = torch.cat([torch.full((end - start,), i) for i, (start, end) in enumerate(pairwise(cu_seqlens))])
+def _block_diagonal_mask(cu_seqlens: tuple[int, ...], window: int | None, device: torch.device) -> torch.Tensor:
+    """Return a mask (1, 1, tokens, tokens) that is True where a token may attend."""
+    sequence = torch.cat([torch.full((end - start,), i) for i, (start, end) in enumerate(pairwise(cu_seqlens))])
     distance = torch.arange(cu_seqlens[-1])[:, None] - torch.arange(cu_seqlens[-1])
-    visible = (segment[:, None] == segment) & (distance >= 0)
+    visible = (sequence[:, None] == sequence) & (distance >= 0)
     if window is not None:
         visible &= distance < window
     return visible.to(device)[None, None]

@@ -1,8 +1,8 @@
-"""Which decoder layers are covered, and their fused forward in place of transformers' own while training runs."""
+"""Selection of the decoder layers that the fast path covers, and their fused forward during training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -16,34 +16,37 @@ from lora_chat.training.fast_path.layers.lora_group import LoraGroup
 from lora_chat.training.fast_path.layers.mlp_block import MlpBlockFunction
 from lora_chat.training.fast_path.layers.qk_norm import QKNorm
 
+if TYPE_CHECKING:
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
 _ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 @contextmanager
 def fused_layers(model: torch.nn.Module) -> Iterator[int]:
-    """Compute covered decoder layers by AttentionBlockFunction and MlpBlockFunction, until the block ends; yields
-    how many.
-    """
-    layers: list[Any] = [layer for layer in _decoder_layers(model) if not _layer_unfused_reason(layer)]
+    """Use the fused forward in each decoder layer that it covers until the block ends. Yield their number."""
+    layers = [layer for layer in _decoder_layers(model) if not _layer_unfused_reason(layer)]
     with replaced_forwards(layers, _FusedDecoderForward) as covered:
         yield covered
 
 
 def unfused_reason(model: torch.nn.Module) -> str:
-    """Why some decoder layer keeps transformers' forward, in a few words; empty if none does."""
+    """Return why some decoder layers keep transformers' forward, in a few words; empty if none does."""
     reasons = dict.fromkeys(reason for layer in _decoder_layers(model) if (reason := _layer_unfused_reason(layer)))
     return "; ".join(reasons)
 
 
-def _decoder_layers(model: torch.nn.Module) -> list[Any]:
+def _decoder_layers(model: torch.nn.Module) -> list[GradientCheckpointingLayer]:
+    """Return the decoder layers of a model."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def _layer_unfused_reason(layer: Any) -> str:
+def _layer_unfused_reason(layer: "LlamaDecoderLayer") -> str:
+    """Return why the fused forward does not compute this layer's output; empty if it does."""
     name = type(layer).__name__
     if find_fused_architecture(name) is None:
-        return f"{name} is not known here"
+        return f"{name} is not supported"
     linears = [
         *(getattr(layer.self_attn, n) for n in _ATTENTION_PROJECTIONS),
         *(getattr(layer.mlp, n) for n in _MLP_PROJECTIONS),
@@ -59,13 +62,13 @@ def _layer_unfused_reason(layer: Any) -> str:
 
 
 class _FusedDecoderForward:
-    """The forward of one layer."""
+    """The fused forward of one decoder layer."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: "LlamaDecoderLayer") -> None:
         attention, mlp, config = layer.self_attn, layer.mlp, layer.self_attn.config
         self._layer, self._stock = layer, layer.forward
         self._norms = layer.input_layernorm, layer.post_attention_layernorm
-        query, key = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         self._attention = AttentionBlockSpec(
             epsilon=layer.input_layernorm.variance_epsilon,
             heads=HeadConfig(
@@ -75,15 +78,16 @@ class _FusedDecoderForward:
                 scale=attention.scaling,
                 window=_sliding_window(layer),
             ),
-            norms=QKNorm(query.weight, key.weight, query.variance_epsilon) if query and key else None,
+            norms=QKNorm(q_norm.weight, k_norm.weight, q_norm.variance_epsilon) if q_norm and k_norm else None,
             qkv_proj=LoraGroup([attention.q_proj, attention.k_proj, attention.v_proj]),
             o_proj=LoraGroup([attention.o_proj]),
         )
         self._gate_up = LoraGroup([mlp.gate_proj, mlp.up_proj])
         self._down = LoraGroup([mlp.down_proj])
 
-    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        cu_seqlens, position_embeddings = kwargs.get("segment_edges"), kwargs.get("position_embeddings")
+    def __call__(self, hidden_states: torch.Tensor, *args: object, **kwargs: Any) -> torch.Tensor:
+        """Return the layer's output; calls other than training on one packed row use transformers' forward."""
+        cu_seqlens, position_embeddings = kwargs.get("packed_cu_seqlens"), kwargs.get("position_embeddings")
         if (
             args
             or cu_seqlens is None
@@ -94,6 +98,7 @@ class _FusedDecoderForward:
             return self._stock(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
         heads = self._attention.heads
         layout = build_attention_layout(cu_seqlens, int(kwargs.get("shared_prefix", 0)), heads, hidden_states.device)
+        # Both halves of a head have the same angles, so one half of cos and sin is enough.
         cos, sin = (states[0, :, None, : heads.head_dim // 2] for states in position_embeddings)
         with torch.autocast(hidden_states.device.type, enabled=False):
             return self._run_blocks(hidden_states[0], cos, sin, layout).unsqueeze(0)
@@ -101,7 +106,8 @@ class _FusedDecoderForward:
     def _run_blocks(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: AttentionLayout
     ) -> torch.Tensor:
-        # Checkpointing is the halves' own business: torch's would compute the last product of each again.
+        """Return the output of both blocks for x (tokens, size)."""
+        # Each block recomputes by itself, because torch's checkpointing would also compute its last product again.
         recompute = bool(self._layer.gradient_checkpointing and self._layer.training)
         input_norm, post_attention_norm = self._norms
         attention, up, down = self._attention, self._gate_up, self._down
@@ -114,7 +120,7 @@ class _FusedDecoderForward:
         return y
 
 
-def _sliding_window(layer: Any) -> int | None:
+def _sliding_window(layer: "LlamaDecoderLayer") -> int | None:
     """Return the attention window. Llama's config may name a window that its attention does not use."""
     attention = layer.self_attn
     architecture = find_fused_architecture(type(layer).__name__)

@@ -175,8 +175,8 @@ def test_a_small_adapter_is_not_rounded_away(random_base):
 @pytest.mark.parametrize(
     ("architecture", "mode", "adapter", "reason"),
     [
-        ("gemma", "none", {}, "GemmaDecoderLayer is not known here"),
-        ("gpt2", "none", {}, "GPT2Block is not known here"),
+        ("gemma", "none", {}, "GemmaDecoderLayer is not supported"),
+        ("gpt2", "none", {}, "GPT2Block is not supported"),
         ("llama", "none", {"dropout": 0.1}, "dropout"),
         ("llama", "none", {"variant": "dora"}, "DoRA"),
         ("llama", "none", {"target_modules": ("q_proj", "v_proj")}, "without LoRA"),
