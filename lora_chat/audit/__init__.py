@@ -1,11 +1,12 @@
-"""Secrets, personal data, duplicates, leaks and odd replies in the data.
+"""Search for secrets, personal data, duplicates, leaks and odd replies in the data.
 
-- auditor: Goes through dialogues once and remembers little of each
-- format: How the findings of an audit look
-- json_strings: The strings inside JSON, each with its key as context
-- excerpts: What is shown of a finding
-- redaction: A copy of a dialogue with marks such as `[E-MAIL]` in place of secrets and personal data
-- redactor: Replace secrets and personal data by marks before dialogues are encoded
-- report: What an audit says when all dialogues have been seen
-- text_fields: The texts of a dialogue, one by one, each with the message it stands in
+- auditor: the audit of a data set in one pass
+- data_files: reading of word lists and formats in JSON
+- excerpts: masked excerpts of findings
+- format: findings as text
+- json_strings: the strings inside JSON, each with its key as context
+- redaction: copies of dialogues with marks such as `[E-MAIL]` in place of secrets and personal data
+- redactor: redaction before dialogues are encoded, with a name for the cache
+- report: the findings of an audit
+- text_fields: the texts of a dialogue, each with its message
 """

@@ -1,4 +1,4 @@
-"""What is shown of a finding: enough to recognise it, not enough to use it."""
+"""Masked excerpts of findings, which show enough to recognise a secret and not enough to use it."""
 
 import re
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from lora_chat.audit.sensitive.scan import find_sensitive
 
 _CONTEXT_CHARACTERS = 24
 _POSSIBLE_SECRET = re.compile(r"[A-Za-z0-9+/=_-]{16,}|[0-9](?:[ .()/-]{0,2}[0-9]){6,}")
-"""What might be a secret that no format knows: it is not shown beside another."""
+"""Values in no known format that may be secrets. They are hidden in the context of a finding."""
 
 
 def mask_secret(secret: str) -> str:
-    """The first characters, four at most and never more than a quarter, and the length."""
+    """Return the first characters, at most four and at most a quarter of all, and the length."""
     return f"{secret[: min(4, len(secret) // 4)]}…({len(secret)})"
 
 
 def make_excerpt(text: str, match: TextMatch, sensitive: Sequence[TextMatch] | None = None) -> str:
-    """One printable line: the match, masked if it may not be shown, with a little of what stands around it.
+    """Return one printable line with the match, masked if it is confidential, and a few characters around it.
 
-    `sensitive` are the text's secrets and personal data, if they are known already.
+    `sensitive` are the secrets and personal data in the text, if they are known already.
     """
     hidden = list(find_sensitive(text) if sensitive is None else sensitive)
     shown = text[match.start : match.end]
@@ -35,20 +35,20 @@ def make_excerpt(text: str, match: TextMatch, sensitive: Sequence[TextMatch] | N
 
 
 def make_opening(text: str, sensitive: Sequence[TextMatch]) -> str:
-    """The first words of a text, masked."""
+    """Return the first words of a text, masked."""
     shown = _mask_sensitive(text, 0, 90, sensitive)
     return make_printable(shown[:48] + ("…" if len(shown) > 48 else ""))
 
 
 def make_printable(text: str) -> str:
-    """Without characters that move a terminal's cursor, change its colours or hide text."""
+    """Return a text without characters that move the cursor of a terminal, change its colours or hide text."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text)
 
 
 def _mask_sensitive(text: str, start: int, end: int, hidden: Sequence[TextMatch]) -> str:
-    """The stretch with every secret in it masked, also one that only begins or ends in it."""
+    """Return text[start:end] with every secret masked, including one that is only partly in it."""
     parts, at = [], start
     for match in hidden:
         if match.end > at and match.start < end:

@@ -1,33 +1,36 @@
-"""The strings inside JSON, each with its key as context: `"password": ` says what its value is."""
+"""The strings inside JSON, each with its key as context, because `"password": ` shows the meaning of its value."""
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeAlias
 
 _MAX_DEPTH = 100
 _MAX_CONTEXT_CHARACTERS = 100
-"""Characters of a key, the last ones, that give its value context; no detector looks further back."""
+"""Number of characters at the end of a key that are the context of its value. No detector reads more."""
+JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
 
 
-def parse_json_container(text: str) -> Any:
-    """The object or list that a text is in JSON; None for any other text, and for what is nested very deeply."""
+def parse_json_container(text: str) -> "list[JsonValue] | dict[str, JsonValue] | None":
+    """Return the object or list that a text contains as JSON; None for other texts and for very deep nesting."""
     if text[:1] not in "{[ \n\r\t" or not text.lstrip(" \n\r\t").startswith(("{", "[")):
         return None
     try:
-        value = json.loads(text, object_pairs_hook=_reject_repeated_keys)
+        value: list[JsonValue] | dict[str, JsonValue] = json.loads(text, object_pairs_hook=_reject_repeated_keys)
     except (ValueError, RecursionError):
         return None
     return value if _depth(value) < _MAX_DEPTH else None
 
 
-def rewrite_strings(value: Any, rewrite: Callable[[str, str], str], context: str = "", levels: int = 3) -> Any:
-    """The value with `rewrite(context, text)` in place of each string, key and number; a number only if it changes.
+def rewrite_strings(
+    value: JsonValue, rewrite: Callable[[str, str], str], context: str = "", levels: int = 3
+) -> JsonValue:
+    """Return the value with `rewrite(context, text)` in place of each string and key, and of each number it changes.
 
-    `context` is what stands before the string, such as `"phone": `. Of keys that become equal, each stays.
-    A string that is JSON itself is taken apart too, `levels` deep.
+    `context` is the text before the string, such as `"phone": `. Keys that become equal are numbered. A string that
+    contains JSON is rewritten string by string too, to a depth of `levels`.
     """
     if isinstance(value, dict):
-        result: dict[str, Any] = {}
+        result: dict[str, JsonValue] = {}
         copies: dict[str, int] = {}
         for key, inner in value.items():
             new = rewrite("", key)
@@ -41,8 +44,8 @@ def rewrite_strings(value: Any, rewrite: Callable[[str, str], str], context: str
         inside = parse_json_container(value) if levels else None
         if inside is None:
             return rewrite(context, value)
-        new = rewrite_strings(inside, rewrite, context, levels - 1)
-        return value if new == inside else json.dumps(new, ensure_ascii=False)
+        new_inside = rewrite_strings(inside, rewrite, context, levels - 1)
+        return value if new_inside == inside else json.dumps(new_inside, ensure_ascii=False)
     if isinstance(value, bool) or value is None:
         return value
     text = repr(value)
@@ -50,24 +53,24 @@ def rewrite_strings(value: Any, rewrite: Callable[[str, str], str], context: str
     return value if new == text else new
 
 
-def _unused_key(key: str, taken: Mapping[str, Any], copies: dict[str, int]) -> str:
-    """Return a key that is not taken; `copies` counts what was tried, so that many equal keys stay linear."""
+def _unused_key(key: str, used: Mapping[str, JsonValue], copies: dict[str, int]) -> str:
+    """Return an unused key with a number; `copies` counts the attempts, because many equal keys must stay linear."""
     while True:
         copies[key] = copies.get(key, 1) + 1
-        if f"{key} {copies[key]}" not in taken:
+        if f"{key} {copies[key]}" not in used:
             return f"{key} {copies[key]}"
 
 
-def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object; raises ValueError for a repeated key, because only its last value would be looked at."""
+def _reject_repeated_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    """Return an object. Raises ValueError for a repeated key, because only its last value would be checked."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("repeats a key")
     return result
 
 
-def _depth(value: Any) -> int:
-    """Levels of nesting, counted without recursion."""
+def _depth(value: JsonValue) -> int:
+    """Return the number of nested levels, counted without recursion."""
     depth, level = 0, [value]
     while level and depth < _MAX_DEPTH:
         depth += 1

@@ -1,4 +1,4 @@
-"""A copy of a dialogue with marks such as `[E-MAIL]` in place of secrets and personal data."""
+"""Copies of dialogues with marks such as `[E-MAIL]` in place of secrets and personal data."""
 
 import json
 import re
@@ -12,59 +12,63 @@ from lora_chat.config.audit import FindingKind
 from lora_chat.data.dialogue import Dialogue, Message
 
 _MAX_PASSES = 8
-"""Most passes over a text; from the middle on a match takes its neighbours with it, so that a long row needs few."""
+"""Maximum number of passes over a text. In the second half a match includes its neighbours, because a long row of
+numbers would need many passes otherwise."""
 _NUMBER_RUN = re.compile(r"[0-9 .()/-]+(?<! )")
 _NONBLANK_RUN = re.compile(r"\S+")
 
 
 def redact_dialogue(dialogue: Dialogue, kinds: Collection[FindingKind]) -> tuple[Dialogue, int]:
-    """A cleaned copy and how many stretches were replaced; the dialogue itself if there were none.
+    """Return a cleaned copy and the number of replacements; the dialogue itself if there are none.
 
-    Content, reasoning, names, ids and arguments of calls and descriptions of tools are cleaned; what was a JSON object
-    or list stays one, and a name stays a name: `f_SECRET`, not `f_[SECRET]`. Redacting the copy again changes nothing.
+    Content, reasoning, names, ids, arguments of tool calls and descriptions of tools are cleaned. A JSON object or list
+    remains one, and a name remains a valid name: `f_SECRET`, not `f_[SECRET]`. Redacting the copy again changes
+    nothing.
     """
     names = _NameRedactor(kinds)
-    counted = [_redact_message(message, kinds, names) for message in dialogue.messages]
+    redacted_messages = [_redact_message(message, kinds, names) for message in dialogue.messages]
     tools, count = _redact_tools(dialogue.tools, kinds, names) if dialogue.tools else (dialogue.tools, 0)
-    count += sum(n for _, n in counted) + names.count
+    count += sum(n for _, n in redacted_messages) + names.count
     if not count:
         return dialogue, 0
-    return replace(dialogue, messages=tuple(message for message, _ in counted), tools=tools), count
+    return replace(dialogue, messages=tuple(message for message, _ in redacted_messages), tools=tools), count
 
 
 def redact_text(text: str, kinds: Collection[FindingKind], context: str = "") -> tuple[str, int]:
-    """The text with marks, and how many were set; `context` is what stands before it and stays."""
-    count, before = 0, len(context)
-    for number in range(_MAX_PASSES):  # again until nothing is left: what stood next to a match can be seen only now
+    """Return the text with marks and their number; `context` is the text before it, which is not changed."""
+    count, context_length = 0, len(context)
+    for number in range(_MAX_PASSES):  # repeated, because the neighbour of a match can only be found after the match
         whole = context + text
-        found = [m for m in find_sensitive(whole) if m.kind in kinds and m.start >= before]
-        if not found:
+        matches = [m for m in find_sensitive(whole) if m.kind in kinds and m.start >= context_length]
+        if not matches:
             break
-        text = _apply_marks(whole, found if number < _MAX_PASSES // 2 else _widen_matches(whole, found, before), before)
-        count += len(found)
+        count += len(matches)
+        if number >= _MAX_PASSES // 2:
+            matches = _widen_matches(whole, matches, context_length)
+        text = _apply_marks(whole, matches, context_length)
     return text, count
 
 
-def _apply_marks(text: str, found: Sequence[TextMatch], start: int) -> str:
-    """Return the text from `start` on with marks in place of matches."""
+def _apply_marks(text: str, matches: Sequence[TextMatch], start: int) -> str:
+    """Return the text after `start` with marks in place of matches."""
     parts = []
-    for match in found:
+    for match in matches:
         parts += [text[start : match.start], match.mark]
         start = match.end
     return "".join([*parts, text[start:]])
 
 
-def _widen_matches(text: str, found: Sequence[TextMatch], first: int) -> list[TextMatch]:
-    """Extend matches over the run of digits or of other characters without blanks that they stand in.
+def _widen_matches(text: str, matches: Sequence[TextMatch], first: int) -> list[TextMatch]:
+    """Return matches that include the whole run of digits, or of other characters without blanks, around them.
 
-    Numbers in a long row come to light one by one, each when its neighbour is a mark.
+    The numbers of a long row are found one by one otherwise, each after its neighbour has become a mark.
     """
     wide: list[TextMatch] = []
-    for match in found:
+    for match in matches:
         start, end = match.start, match.end
         run = _NUMBER_RUN if text[start].isdigit() else _NONBLANK_RUN
-        behind = run.match(text, end)
-        end = behind.end() if behind else end
+        rest = run.match(text, end)
+        end = rest.end() if rest else end
         while start > first and not text[start - 1].isspace():
             start -= 1
         if wide and start < wide[-1].end:
@@ -74,7 +78,7 @@ def _widen_matches(text: str, found: Sequence[TextMatch], first: int) -> list[Te
 
 
 class _NameRedactor:
-    """Redacts names and ids of one dialogue, equal ones alike and different ones differently."""
+    """The redacted names and ids of one dialogue. Different names stay different."""
 
     def __init__(self, kinds: Collection[FindingKind]) -> None:
         self._kinds = kinds
@@ -83,7 +87,7 @@ class _NameRedactor:
         self.count = 0
 
     def redact_name(self, name: str) -> str:
-        """Return the name; a secret in it becomes a word in capitals, because schemas allow no brackets."""
+        """Return the name with secrets replaced by words in capitals, because schemas do not allow brackets."""
         if name not in self._known:
             text, count = redact_text(name, self._kinds)
             self.count += count
@@ -95,24 +99,25 @@ class _NameRedactor:
         return self._known[name]
 
     def redact_optional_name(self, name: str | None) -> str | None:
-        """Return the same of a name that may be missing."""
+        """Return the redacted name, or the missing name unchanged."""
         return self.redact_name(name) if name else name
 
 
 def _redact_tools(text: str, kinds: Collection[FindingKind], names: _NameRedactor) -> tuple[str, int]:
-    """Redact the names of tools as calls have them, then all other strings."""
+    """Redact the names of tools as in their calls, then all other strings. Return the number of the latter."""
     tools = parse_json_container(text)
     changed = False
     for tool in tools if isinstance(tools, list) else ():
         function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if isinstance(function, dict) and isinstance(function.get("name"), str):
-            clean = names.redact_name(function["name"])
-            changed = changed or clean != function["name"]
-            function["name"] = clean
+        name = function.get("name") if isinstance(function, dict) else None
+        if isinstance(function, dict) and isinstance(name, str):
+            function["name"] = names.redact_name(name)
+            changed = changed or function["name"] != name
     return _redact_text_or_json(json.dumps(tools, ensure_ascii=False) if changed else text, kinds)
 
 
 def _redact_message(message: Message, kinds: Collection[FindingKind], names: _NameRedactor) -> tuple[Message, int]:
+    """Return a cleaned message and the number of replacements outside names; the message itself if nothing changed."""
     content, count = _redact_text_or_json(message.content, kinds)
     reasoning = message.reasoning
     if reasoning is not None:
@@ -135,7 +140,7 @@ def _redact_message(message: Message, kinds: Collection[FindingKind], names: _Na
 
 
 def _redact_text_or_json(text: str, kinds: Collection[FindingKind]) -> tuple[str, int]:
-    """As plain text, or string by string if it is a JSON object or list."""
+    """Redact a JSON object or list string by string, and any other text as a whole."""
     value = parse_json_container(text)
     if value is None:
         return redact_text(text, kinds)
@@ -147,5 +152,5 @@ def _redact_text_or_json(text: str, kinds: Collection[FindingKind]) -> tuple[str
         total += count
         return clean
 
-    value = rewrite_strings(value, rewrite)
-    return (json.dumps(value, ensure_ascii=False), total) if total else (text, 0)
+    clean_value = rewrite_strings(value, rewrite)
+    return (json.dumps(clean_value, ensure_ascii=False), total) if total else (text, 0)

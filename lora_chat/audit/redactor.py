@@ -1,4 +1,4 @@
-"""Replace secrets and personal data by marks before dialogues are encoded."""
+"""Redaction of dialogues before they are encoded, with a name for the cache."""
 
 from pathlib import Path
 
@@ -14,24 +14,24 @@ AUDIT_CODE_PATHS = (
     _PACKAGE / "data" / "dialogue.py",
     _PACKAGE / "system" / "sanitize.py",
 )
-"""All code that decides what an audit finds."""
+"""Code and data files that determine the findings of an audit."""
 
 
 class Redactor:
-    """Replaces secrets and personal data by marks before anything is encoded; the files stay as they are."""
+    """The replacement of secrets and personal data by marks in dialogues in memory. The files do not change."""
 
     def __init__(self, kinds: frozenset[FindingKind]) -> None:
         self._kinds = kinds
 
     @property
     def cache_key(self) -> str:
-        """What decides the result, for the cache."""
+        """Return the settings and the digest of the code that determine the result, as a part of a cache key."""
         return f"{sorted(self._kinds)} {digest_code(*AUDIT_CODE_PATHS)}"
 
     def transform_dialogue(self, dialogue: Dialogue) -> tuple[Dialogue, int]:
-        """A cleaned copy, and how many stretches were replaced."""
+        """Return a cleaned copy and the number of replacements."""
         return redact_dialogue(dialogue, self._kinds)
 
     def transform_text(self, text: str) -> tuple[str, int]:
-        """The same of plain text."""
+        """Return a cleaned copy of plain text and the number of replacements."""
         return redact_text(text, self._kinds)

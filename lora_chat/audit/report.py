@@ -1,4 +1,4 @@
-"""What an audit says when all dialogues have been seen."""
+"""The findings of an audit."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,61 +10,61 @@ Split = Literal["train", "validation"]
 
 @dataclass(frozen=True)
 class TextMatch:
-    """A stretch of a text, as character offsets, and what it is."""
+    """A part of a text, as character offsets, and its kind."""
 
     kind: FindingKind
     detail: str
-    """Such as "AWS access key" or "IBAN"."""
+    """Name of the format, such as "AWS access key" or "IBAN"."""
     start: int
     end: int
     mark: str = ""
-    """What takes its place when it is redacted, such as `[IBAN]`."""
+    """Replacement in a redacted text, such as `[IBAN]`."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that may be wrong with the dialogues."""
+    """A possible problem in the dialogues."""
 
     kind: FindingKind
     path: str
-    """The file."""
+    """Path of the file."""
     line: int
-    """Line of the file, counted from 1; 0 for what concerns all of it."""
+    """Line of the file, counted from 1. 0 means the whole file."""
     message: int = 0
-    """Message of the dialogue, counted from 1; 0 for the whole dialogue."""
+    """Message of the dialogue, counted from 1. 0 means the whole dialogue."""
     detail: str = ""
     excerpt: str = ""
-    """Masked: safe to print and to keep."""
+    """Excerpt of the text, masked, which is safe to print and to store."""
     twin: str = ""
-    """`path:line` of the dialogue that it repeats."""
+    """Location, as `path:line`, of the dialogue that this one repeats."""
 
     @property
     def location(self) -> str:
-        """`path:line`, as compilers write it; the path alone for a whole file."""
+        """Return `path:line`, as compilers print it, or only the path for a whole file."""
         return f"{self.path}:{self.line}" if self.line else self.path
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The result for all dialogues, in training and in validation."""
+    """The findings in the training and validation dialogues."""
 
     dialogues: int
     counts: dict[FindingKind, int]
-    """How many findings of each kind there are; kinds without one are left out."""
+    """Number of findings of each kind that occurs."""
     findings: tuple[Finding, ...]
-    """The first of each kind."""
+    """First findings of each kind."""
     shares: dict[str, float]
-    """Share of the trained text by file."""
+    """Share of each file in the trained text."""
     refused: tuple[FindingKind, ...]
-    """The kinds found that the policy refuses."""
+    """Kinds of findings that the policy refuses."""
     redacted: tuple[FindingKind, ...]
-    """The kinds found that the policy redacts."""
+    """Kinds of findings that the policy redacts."""
 
     @property
     def is_refused(self) -> bool:
-        """Whether these dialogues should not be trained on."""
+        """Return whether the policy refuses to train on these dialogues."""
         return bool(self.refused)
 
     def findings_of_kind(self, kind: FindingKind) -> tuple[Finding, ...]:
-        """The findings shown for one kind."""
+        """Return the findings of one kind that are shown."""
         return tuple(finding for finding in self.findings if finding.kind == kind)

@@ -1,4 +1,4 @@
-"""The texts of a dialogue, one by one, each with the message it stands in."""
+"""The texts of a dialogue, each with the number of its message."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,43 +8,44 @@ from lora_chat.data.dialogue import Dialogue
 
 
 class TextField(NamedTuple):
-    """A text that is looked at as a whole."""
+    """A text that is checked as a whole."""
 
     message: int
-    """Counted from 1; 0 for the descriptions of the tools."""
+    """Number of the message, counted from 1. 0 means the descriptions of the tools."""
     text: str
     start: int = 0
-    """Characters before this one are the JSON key, which only gives the context."""
+    """Index of the first character after the JSON key, which is only context."""
 
 
 def list_text_fields(dialogue: Dialogue) -> list[TextField]:
-    """All that is said, thought, handed to tools or told about them; JSON is taken apart into its strings."""
-    pieces: list[TextField] = []
+    """Return the contents, reasoning, tool calls and tool descriptions of a dialogue. JSON is split into strings."""
+    fields: list[TextField] = []
     for number, message in enumerate(dialogue.messages, 1):
-        pieces.extend(_split_text(number, message.content))
+        fields.extend(_split_text(number, message.content))
         if message.reasoning is not None:
-            pieces.extend(_split_text(number, message.reasoning))
+            fields.extend(_split_text(number, message.reasoning))
         for call in message.tool_calls:
-            pieces.extend(_split_text(number, call.arguments))
-            pieces.append(TextField(number, call.name))
+            fields.extend(_split_text(number, call.arguments))
+            fields.append(TextField(number, call.name))
             if call.id:
-                pieces.append(TextField(number, call.id))
-        pieces.extend(TextField(number, name) for name in (message.name, message.tool_call_id) if name)
+                fields.append(TextField(number, call.id))
+        fields.extend(TextField(number, name) for name in (message.name, message.tool_call_id) if name)
     if dialogue.tools:
-        pieces.extend(_split_text(0, dialogue.tools))
-    return pieces
+        fields.extend(_split_text(0, dialogue.tools))
+    return fields
 
 
 def _split_text(number: int, text: str) -> Iterator[TextField]:
+    """Yield a text, or the strings of a text that is JSON."""
     value = parse_json_container(text)
     if value is None:
         yield TextField(number, text)
         return
-    found: list[TextField] = []
+    fields: list[TextField] = []
 
-    def note(context: str, leaf: str) -> str:
-        found.append(TextField(number, context + leaf, len(context)))
+    def collect(context: str, leaf: str) -> str:
+        fields.append(TextField(number, context + leaf, len(context)))
         return leaf
 
-    rewrite_strings(value, note)
-    yield from found
+    rewrite_strings(value, collect)
+    yield from fields

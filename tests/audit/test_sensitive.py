@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.audit.sensitive.scan import find_sensitive, longest_key_run, may_hold_personal_data, may_hold_secret
+from lora_chat.audit.sensitive.scan import (
+    find_sensitive,
+    longest_key_run,
+    may_contain_personal_data,
+    may_contain_secret,
+)
 
 SEEDS = range(3)
 SECRETS = {"secret", "possible_secret"}
@@ -59,12 +64,12 @@ def test_the_kind_is_named(source):
 def test_the_cheap_look_never_hides_what_the_thorough_one_finds(monkeypatch):
     entries = [e for source in (planted, held_out) for e in source.make_planted(2)]
     before = [find_sensitive(e.text) for e in entries]
-    for name in ("may_hold_secret", "may_hold_personal_data", "may_hold_number"):
+    for name in ("may_contain_secret", "may_contain_personal_data", "may_contain_number"):
         monkeypatch.setattr(f"lora_chat.audit.sensitive.scan.{name}", lambda *_: True)
-    monkeypatch.setattr("lora_chat.audit.sensitive.assigned_secrets.may_hold_assigned_secret", lambda _: True)
+    monkeypatch.setattr("lora_chat.audit.sensitive.assigned_secrets.may_contain_assigned_secret", lambda _: True)
     assert [find_sensitive(e.text) for e in entries] == before
-    assert any(may_hold_secret(e.text, e.text.lower(), longest_key_run(e.text)) for e in entries)
-    assert any(may_hold_personal_data(e.text) for e in entries)
+    assert any(may_contain_secret(e.text, e.text.lower(), longest_key_run(e.text)) for e in entries)
+    assert any(may_contain_personal_data(e.text) for e in entries)
 
 
 def test_a_password_in_a_url_is_no_address():

@@ -53,7 +53,7 @@ def lora_chat(cache_home, tmp_path, capsys):
 def test_nothing_is_found_in_harmless_dialogues(lora_chat):
     code, out, _ = lora_chat("audit", PLAIN)
     assert code == 0
-    assert "Nothing was found" in out
+    assert "There are no findings" in out
 
 
 def test_findings_have_file_line_and_message_and_are_masked(lora_chat, tmp_path):
@@ -124,7 +124,7 @@ def test_redaction_trains_on_a_cleaned_copy_and_leaves_the_file_alone(lora_chat,
     code, out, err = lora_chat("audit", rows, *settings, "--to", str(tmp_path / "clean.jsonl"))
     assert code == 0, err
     assert (tmp_path / "clean.jsonl").read_text() == (run / "redacted.jsonl").read_text()
-    assert "Nothing was found" in out
+    assert "There are no findings" in out
 
 
 def test_what_is_measured_with_must_not_be_trained_on(lora_chat):

@@ -1,9 +1,9 @@
-"""Checks of one dialogue at a time.
+"""Checks of dialogues, except secrets and personal data.
 
-- abusive_language: Slurs, insults, threats and strong profanity, by word list
-- abusive_words: A short list of words and phrases that are abuse in nearly every context
-- heavy_hitters: The most frequent items of a stream, in fixed memory
-- markup: Control tokens, other models' chat markup and template code in what is said
-- replies: Replies that teach nothing
-- source_balance: How much each file gives to what is learned
+- abusive_language: slurs, insults, threats and strong profanity, found with a word list
+- check_table: the tables of checks that the auditor iterates over
+- heavy_hitters: the most frequent items of a stream, in fixed memory
+- markup: control tokens, chat markup of other models, and template code
+- replies: replies without training value
+- source_balance: the share of each file in the trained text
 """

@@ -6,24 +6,28 @@ T = TypeVar("T")
 
 
 class FrequentItems(Generic[T]):
-    """Misra and Gries 1982: an item with a larger share than 1 / capacity is kept; counts may lack that share."""
+    """A counter that keeps every item whose share exceeds 1 / capacity (Misra and Gries 1982).
+
+    Counts can be too low by that share.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._counts: dict[int, int] = {}
-        self._first: dict[int, T] = {}
+        self._values: dict[int, T] = {}
 
-    def add(self, key: int, first: T) -> None:
-        """Count an item by its key; `first` is remembered from its first time."""
+    def add(self, key: int, value: T) -> None:
+        """Count an item by its key, and keep the value of its first occurrence."""
         if key in self._counts:
             self._counts[key] += 1
             return
         self._counts[key] = 1
-        self._first[key] = first
+        self._values[key] = value
         if len(self._counts) > self._capacity:
             self._counts = {k: n - 1 for k, n in self._counts.items() if n > 1}
-            self._first = {k: self._first[k] for k in self._counts}
+            self._values = {k: self._values[k] for k in self._counts}
 
     def most_common(self) -> list[tuple[T, int]]:
-        """What is remembered of each item kept, with its count, the most frequent first."""
-        return [(self._first[key], n) for key, n in sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))]
+        """Return the value and the count of each kept item, the most frequent first."""
+        counts = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
+        return [(self._values[key], count) for key, count in counts]

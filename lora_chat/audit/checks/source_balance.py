@@ -1,4 +1,4 @@
-"""How much each file gives to what is learned."""
+"""The share of each file in the text with loss."""
 
 from lora_chat.data.dialogue import Dialogue
 
@@ -6,13 +6,13 @@ _MAX_SOURCE_SHARE = 0.9
 
 
 class SourceBalance:
-    """Bytes of trained replies by file."""
+    """The number of bytes of trained replies in each file."""
 
     def __init__(self) -> None:
         self._bytes: dict[str, int] = {}
 
     def add(self, dialogue: Dialogue) -> None:
-        """Count the replies, in UTF-8, that carry loss."""
+        """Count the replies with loss, in UTF-8."""
         size = 0
         for message in dialogue.messages:
             if message.role == "assistant" and message.trained:
@@ -21,15 +21,12 @@ class SourceBalance:
         self._bytes[dialogue.path] = self._bytes.get(dialogue.path, 0) + size
 
     def shares(self) -> dict[str, float]:
-        """Share of all trained text by file, in the order the files were read."""
+        """Return the share of each file, in the order in which the files were read."""
         total = sum(self._bytes.values()) or 1
         return {path: size / total for path, size in self._bytes.items()}
 
     def dominant_path(self) -> str | None:
-        """The file among several that gives over 90 % of what is learned, if there is one."""
+        """Return the file with more than 90 % of the trained text, if there are several files; else None."""
         shares = self.shares()
-        return (
-            next((path for path, share in shares.items() if share > _MAX_SOURCE_SHARE), None)
-            if len(shares) > 1
-            else None
-        )
+        dominant = (path for path, share in shares.items() if share > _MAX_SOURCE_SHARE)
+        return next(dominant, None) if len(shares) > 1 else None

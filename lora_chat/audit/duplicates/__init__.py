@@ -1,6 +1,6 @@
-"""Near duplicates and leaks into the validation set.
+"""Repeated dialogues, and leaks into the validation set.
 
-- minhash: MinHash signatures (Broder 1997)
-- near_duplicates: Which dialogues repeat another, exactly or nearly, and which of them stand on both sides of the
-- shingles: Texts -> hashes of their runs of three words, many texts at once
+- minhash: MinHash signatures (Broder 1997), and the pairs of texts worth comparing
+- near_duplicates: dialogues that repeat another one, exactly or nearly, within a split or across both
+- shingles: texts -> hashes of their sequences of three words
 """

@@ -1,7 +1,6 @@
-"""MinHash signatures (Broder 1997): the share of equal entries estimates the Jaccard similarity of two texts."""
+"""MinHash signatures (Broder 1997). The share of equal entries estimates the Jaccard similarity of two texts."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,18 +10,16 @@ from lora_chat.audit.duplicates.shingles import hash_shingles
 _NEIGHBOURS_COMPARED = 4
 
 
-class CandidatePairs(NamedTuple):
-    """Rows to compare; `earlier` < `later`, element by element."""
-
-    earlier: NDArray[np.int64]
-    later: NDArray[np.int64]
+CandidatePairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Row numbers of the earlier and of the later text of each pair, shapes [pairs]."""
 
 
 def find_candidate_pairs(signatures: NDArray[np.uint16], training_count: int) -> Iterator[CandidatePairs]:
-    """Rows that agree in a band of four entries, band by band: two of similarity s meet with 1 - (1 - s**4)**16.
+    """Yield the pairs of rows that agree in a band of four entries, band by band.
 
-    The first `training_count` rows are the training dialogues. Of many rows that agree each is compared with the
-    first, with its neighbours and, in validation, with the last training rows, so that the work stays linear.
+    Two rows of similarity s agree in one of 16 bands with probability 1 - (1 - s**4)**16. The first `training_count`
+    rows are the training dialogues. If many rows agree, each is compared only with the first ones, with its neighbours
+    and, in validation, with the last training rows, because the work must be linear.
     """
     bands = np.ascontiguousarray(signatures).view(np.uint64)
     for keys in bands.T:
@@ -30,23 +27,27 @@ def find_candidate_pairs(signatures: NDArray[np.uint16], training_count: int) ->
 
 
 def _find_band_pairs(keys: NDArray[np.uint64], training_count: int) -> Iterator[CandidatePairs]:
+    """Yield the pairs of rows with equal keys."""
+    # Sort the rows, so that equal keys form groups; each row knows where its group starts.
     order = np.argsort(keys, kind="stable")
     ranked = keys[order]
     begins = np.concatenate([np.ones(1, bool), ranked[1:] != ranked[:-1]])
     start = np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))
+    # Sorting is stable: the training rows of a group are its first ones, and `last_training` is the last of them.
     in_training = np.cumsum(order < training_count)
     before = np.concatenate([np.zeros(1, np.int64), in_training])
     next_start = np.append(np.flatnonzero(begins), len(keys))[np.cumsum(begins)]
     last_training = start + before[next_start] - before[start] - 1
-    places = np.arange(len(keys))
+    positions = np.arange(len(keys))
     for step in range(_NEIGHBOURS_COMPARED):
-        for other in (start + step, places - 1 - step, last_training - step):
-            worth = (other >= start) & (other < places)
-            yield CandidatePairs(order[other[worth]], order[places[worth]])
+        for other in (start + step, positions - 1 - step, last_training - step):
+            in_group = (other >= start) & (other < positions)
+            yield order[other[in_group]], order[positions[in_group]]
 
 
 SIGNATURE_ENTRIES = 64
-"""The estimate's standard error is at most 1 / (2 * sqrt(64)) = 0.06, and 0.045 at a similarity of 0.85."""
+"""Entries of a signature. The standard error of the estimate is at most 1 / (2 * sqrt(64)) = 0.06, and 0.045 at a
+similarity of 0.85."""
 
 _GENERATOR = np.random.default_rng(1997)
 _FACTORS = _GENERATOR.integers(0, 2**32, SIGNATURE_ENTRIES, dtype=np.uint32) | np.uint32(1)
@@ -54,14 +55,21 @@ _OFFSETS = _GENERATOR.integers(0, 2**32, SIGNATURE_ENTRIES, dtype=np.uint32)
 
 
 def compute_signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
-    """Signatures of texts, shape [texts, SIGNATURE_ENTRIES]; that of two texts together is the minimum of theirs."""
+    """Return the signatures of texts, shape [texts, SIGNATURE_ENTRIES].
+
+    The minimum of two signatures is the signature of both texts together.
+    """
     hashes, starts = hash_shingles(texts)
     signatures = np.empty((SIGNATURE_ENTRIES, len(texts)), np.uint32)
-    for entry in range(SIGNATURE_ENTRIES):  # an odd factor makes each a permutation of the 32-bit numbers
+    for entry in range(SIGNATURE_ENTRIES):
+        # With an odd factor this is a permutation of the 32-bit numbers; its minimum over a text is the entry.
         signatures[entry] = np.minimum.reduceat(hashes * _FACTORS[entry] + _OFFSETS[entry], starts)
     return signatures.T
 
 
 def truncate_signatures(signatures: NDArray[np.uint32]) -> NDArray[np.uint16]:
-    """Half the memory: the low 16 bits differ as well as all do, but for one in 65,536 (Li & König 2010)."""
+    """Return the low 16 bits of the entries, which take half the memory.
+
+    Different entries agree in these bits only once in 65,536 cases (Li & König 2010).
+    """
     return np.ascontiguousarray(signatures, np.uint32).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Which dialogues repeat another, exactly or nearly, and which of them stand on both sides of the split."""
+"""Dialogues that repeat another one, exactly or nearly, within a split or across both."""
 
 import marshal
 from array import array
@@ -21,13 +21,15 @@ from lora_chat.config.audit import FindingKind
 from lora_chat.data.dialogue import Dialogue
 
 MIN_SIMILARITY = 0.8
-"""Estimated Jaccard similarity of two dialogues, and that of what is asked in them, from which they are alike."""
+"""Minimum estimated Jaccard similarity of two near duplicates."""
 MIN_QUESTION_SIMILARITY = 0.75
-_BATCH_CHARACTERS = 60_000  # characters
+"""Minimum estimated Jaccard similarity of the questions in two near duplicates."""
+_BATCH_CHARACTERS = 60_000
+"""Characters of dialogues whose signatures are computed together."""
 
 
 class DuplicateMatch(NamedTuple):
-    """A dialogue that repeats another; both by their number in order of adding, from 0."""
+    """A dialogue that repeats another; both are numbers in the order of adding, from 0."""
 
     kind: FindingKind
     dialogue: int
@@ -36,7 +38,10 @@ class DuplicateMatch(NamedTuple):
 
 
 class DuplicateFinder:
-    """Keeps 275 bytes for each dialogue: a digest for exact copies, two MinHash signatures for near ones."""
+    """A search for repeated dialogues that keeps 275 bytes per dialogue.
+
+    These are a digest for exact duplicates and two MinHash signatures for near duplicates.
+    """
 
     def __init__(self) -> None:
         self._digests = bytearray()
@@ -47,37 +52,39 @@ class DuplicateFinder:
         self._pending_characters = 0
 
     def add(self, dialogue: Dialogue, split: Split) -> None:
-        """Note one dialogue; its system message counts for exact copies only."""
+        """Add one dialogue. Its system message is only compared for exact duplicates."""
         self._digests += _digest_dialogue(dialogue)
         self._is_validation.append(split == "validation")
-        question, reply = [], []
+        questions, replies = [], []
         for message in dialogue.messages:
             if message.role == "assistant":
-                reply += [
+                replies += [
                     message.reasoning or "",
                     message.content,
                     *(f"{c.name} {c.arguments}" for c in message.tool_calls),
                 ]
             elif message.role != "system":
-                question.append(message.content)
-        self._questions.append("\n".join(question))
-        self._replies.append("\n".join(reply))
+                questions.append(message.content)
+        self._questions.append("\n".join(questions))
+        self._replies.append("\n".join(replies))
         self._pending_characters += len(self._questions[-1]) + len(self._replies[-1])
         if self._pending_characters > _BATCH_CHARACTERS:
             self._compute_signatures()
 
     def find(self) -> list[DuplicateMatch]:
-        """One entry for each dialogue that repeats another, in order of adding."""
+        """Return one match for each dialogue that repeats another, in the order of adding."""
         if self._questions:
             self._compute_signatures()
         exact = list(self._find_exact())
-        copies = {twin.dialogue for twin in exact}
+        copies = {match.dialogue for match in exact}
         splits = np.frombuffer(self._is_validation, np.uint8) if self._is_validation else np.zeros(0, np.uint8)
-        order = np.argsort(splits, kind="stable")  # training first
+        # Training dialogues come first, and exact duplicates are not compared again.
+        order = np.argsort(splits, kind="stable")
         rest = order[~np.isin(order, np.fromiter(copies, np.int64, len(copies)))]
-        return sorted([*exact, *self._find_near(rest, splits)], key=lambda twin: (twin.dialogue, twin.kind))
+        return sorted([*exact, *self._find_near(rest, splits)], key=lambda match: (match.dialogue, match.kind))
 
     def _find_exact(self) -> Iterator[DuplicateMatch]:
+        """Yield the dialogues that are equal to an earlier one, or to a training dialogue."""
         first: dict[tuple[bytes, int], int] = {}
         digests = [bytes(self._digests[i : i + 16]) for i in range(0, len(self._digests), 16)]
         for validation in (0, 1):
@@ -91,13 +98,15 @@ class DuplicateFinder:
                 first.setdefault((digest, validation), i)
 
     def _find_near(self, rest: NDArray[np.int64], splits: NDArray[np.uint8]) -> Iterator[DuplicateMatch]:
+        """Yield the best near match of each dialogue in `rest`, within its split and across both."""
         if len(rest) < 2:
             return
         signatures = np.concatenate(self._signatures)[rest]
         training = int(np.count_nonzero(splits[rest] == 0))
-        best = np.zeros((2, len(rest)), np.int64)  # for either kind: similarity and twin in one number
+        # One number per dialogue and kind: the similarity in the high bits, the other dialogue in the low bits.
+        best = np.zeros((2, len(rest)), np.int64)
         for pairs in find_candidate_pairs(signatures[:, :SIGNATURE_ENTRIES], training):
-            _keep_best(best, pairs, signatures, training)
+            _update_best(best, pairs, signatures, training)
         kinds: tuple[FindingKind, FindingKind] = ("near_duplicate", "near_leak")
         for across, kind in enumerate(kinds):
             for i in np.flatnonzero(best[across]):
@@ -105,32 +114,38 @@ class DuplicateFinder:
                 yield DuplicateMatch(kind, int(rest[i]), int(rest[2**32 - 1 - other]), count / SIGNATURE_ENTRIES)
 
     def _compute_signatures(self) -> None:
+        """Compute the signatures of the pending dialogues, and forget their texts."""
         questions, replies = compute_signatures(self._questions), compute_signatures(self._replies)
-        both = np.minimum(questions, replies)
+        both = np.minimum(questions, replies)  # the signature of both texts together
         self._signatures.append(np.hstack([truncate_signatures(both), truncate_signatures(questions)]))
         self._questions, self._replies, self._pending_characters = [], [], 0
 
 
-def _keep_best(
+def _update_best(
     best: NDArray[np.int64], pairs: CandidatePairs, signatures: NDArray[np.uint16], training_count: int
 ) -> None:
-    """Enter into `best` [2, dialogues] the pairs that are alike; the most alike wins, then the earlier."""
-    for start in range(0, len(pairs.earlier), 16384):
-        earlier, later = pairs.earlier[start : start + 16384], pairs.later[start : start + 16384]
+    """Enter the similar pairs into `best`, shape [2, dialogues]. The most similar pair wins, then the earlier one."""
+    for start in range(0, len(pairs[0]), 16384):
+        earlier, later = (rows[start : start + 16384] for rows in pairs)
+        # Count the equal entries of both signatures: of the whole dialogues, and of their questions.
         equal = signatures[earlier] == signatures[later]
         counts = np.count_nonzero(equal[:, :SIGNATURE_ENTRIES], axis=1)
-        alike = (counts >= MIN_SIMILARITY * SIGNATURE_ENTRIES) & (
+        similar = (counts >= MIN_SIMILARITY * SIGNATURE_ENTRIES) & (
             np.count_nonzero(equal[:, SIGNATURE_ENTRIES:], axis=1) >= MIN_QUESTION_SIMILARITY * SIGNATURE_ENTRIES
         )
-        earlier, later, counts = earlier[alike], later[alike], counts[alike]
+        earlier, later, counts = earlier[similar], later[similar], counts[similar]
+        # Near duplicates are in one split; near leaks are in both.
         across = ((earlier < training_count) & (later >= training_count)).astype(np.int64)
         np.maximum.at(best, (across, later), counts.astype(np.int64) * 2**32 + (2**32 - 1 - earlier))
 
 
 def _digest_dialogue(dialogue: Dialogue) -> bytes:
-    """16 bytes that are equal for equal messages and tools; marshal's version 2 writes equal values alike."""
+    """Return a digest of 16 bytes, equal for equal messages and tools.
+
+    Version 2 of marshal is used because it writes equal values as equal bytes.
+    """
     parts: list[object] = [dialogue.tools]
     for m in dialogue.messages:
-        calls = [(call.name, call.arguments, call.id) for call in m.tool_calls]
-        parts.append((m.role, m.content, m.reasoning, calls, m.name, m.tool_call_id, m.trained))
+        tool_calls = [(call.name, call.arguments, call.id) for call in m.tool_calls]
+        parts.append((m.role, m.content, m.reasoning, tool_calls, m.name, m.tool_call_id, m.trained))
     return blake2b(marshal.dumps(parts, 2), digest_size=16).digest()

@@ -1,61 +1,22 @@
-"""Secrets known by what stands before them: `api_key = ...`, `password: ...`, `scheme://user:password@host`."""
+"""Secrets that the text before them announces: `api_key = ...`, `password: ...`, `scheme://user:password@host`."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache, cached_property
 
+from pydantic import TypeAdapter
+
+from lora_chat.audit.data_files import load_data_file
 from lora_chat.audit.report import TextMatch
+from lora_chat.audit.sensitive.examples import is_placeholder
+from lora_chat.config.base import NonEmptyStr, StrictModel
 
-_PLACEHOLDER = re.compile(
-    r"example|placeholder|dummy|sample|redacted|censored|changeme|change_me|change-me|replace|insert|foobar|"
-    r"your|my[_-]|(?:api|secret|access)[_-]?(?:key|token)|password|passwd|secret|12345678|abcdefgh|qwerty|deadbeef|"
-    r"(.)\1{4}|\.\.\.|…|\*\*|^[<\[{$%(]|[>\]})]$|\$\{|\{\{|%\(|%s",
-    re.IGNORECASE | re.DOTALL,
-)
-_EXAMPLE_TOKENS = ("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lI",)
-"""The token that jwt.io shows to every visitor."""
-
-
-def is_placeholder(value: str) -> bool:
-    """Whether a value only shows where a secret would stand."""
-    return bool(_PLACEHOLDER.search(value)) or value.startswith(_EXAMPLE_TOKENS) or len(set(value)) < 6
-
-
-def entropy(value: str) -> float:
-    """Shannon entropy of the characters, in bits a character: words about 3, random base64 4.5 and more."""
-    counts = Counter(value)
-    return -sum(n / len(value) * math.log2(n / len(value)) for n in counts.values())
-
-
-_SECRET_WORDS = (
-    "key",
-    "token",
-    "secret",
-    "passw",
-    "pwd",
-    "credential",
-    "bearer",
-    "authorization",
-    "kennwort",
-    "contrase",
-    "passe",
-    "senha",
-    "wachtw",
-)
-_NON_ASCII_SECRET_WORDS = ("密码", "密碼", "口令", "パスワード", "비밀번호", "пароль", "hasło", "şifre")
-
-_KEY_WORDS = r"(?:api|access|secret|auth)[ _-]?key|token|secret|credentials?"
-_LABELS_OF_PASSWORDS = (
-    r"passwor[dt]|passwd|passwort|kennwort|pwd|passphrase|password[ae]|contraseña|mot de passe|senha|пароль|hasło|"
-    r"şifre|wachtwoord|密码|密碼|口令|パスワード|비밀번호"
-)
 _ASSIGNMENT = (
     r"""["'`*]{0,2}\s{0,2}(?::=|=>|[:=：]|\b(?:is|was|ist|lautet|es|est|é|to)\b|是|为|為|は)\s{0,2}["'`*]{0,2}"""
 )
 _VALUE = r"""([^\s"'`,;<>{}()\[\]，。；、（）「」]{6,256})"""
-_ASSIGNED_KEY = re.compile(rf"(?:{_KEY_WORDS})(?:[_-][A-Za-z0-9]{{1,20}}){{0,2}}{_ASSIGNMENT}{_VALUE}", re.IGNORECASE)
-_ASSIGNED_PASSWORD = re.compile(rf"(?:{_LABELS_OF_PASSWORDS}){_ASSIGNMENT}{_VALUE}", re.IGNORECASE)
 _BEARER = re.compile(r"(?:\bbearer|authorization\W{1,4}basic)\s{1,2}([A-Za-z0-9._~+/-]{20,}={0,2})", re.IGNORECASE)
 _URL_PASSWORD = re.compile(
     r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@'\"<>]{0,64}:([^\s/@'\"<>]{3,128})@[\w\[.-]", re.IGNORECASE
@@ -63,37 +24,79 @@ _URL_PASSWORD = re.compile(
 _CODE_EXPRESSION = re.compile(r"^(?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*$|^[\w.-]*[/\\][\w./\\-]*\.\w{1,5}$|^https?:|^--|^\$")
 
 
+class SecretWords(StrictModel):
+    """The content of `secret_words.json`, in several languages."""
+
+    hints: tuple[NonEmptyStr, ...]
+    """Parts of words. An ASCII text in lower case without any of them does not announce a secret."""
+    non_ascii_hints: tuple[NonEmptyStr, ...]
+    """Further hints for other texts."""
+    key_patterns: tuple[NonEmptyStr, ...]
+    """Patterns of the names of keys and tokens."""
+    password_patterns: tuple[NonEmptyStr, ...]
+    """Patterns of the names of passwords."""
+
+    @cached_property
+    def key_regex(self) -> re.Pattern[str]:
+        """Return the compiled pattern of an assignment of a key, with the value as a group."""
+        names = "|".join(self.key_patterns)
+        return re.compile(rf"(?:{names})(?:[_-][A-Za-z0-9]{{1,20}}){{0,2}}{_ASSIGNMENT}{_VALUE}", re.IGNORECASE)
+
+    @cached_property
+    def password_regex(self) -> re.Pattern[str]:
+        """Return the compiled pattern of an assignment of a password, with the value as a group."""
+        return re.compile(rf"(?:{'|'.join(self.password_patterns)}){_ASSIGNMENT}{_VALUE}", re.IGNORECASE)
+
+
+@cache
+def load_secret_words() -> SecretWords:
+    """Return the words that announce secrets."""
+    return load_data_file("sensitive", "secret_words.json", TypeAdapter(SecretWords))
+
+
+def entropy(value: str) -> float:
+    """Return the Shannon entropy in bits per character: words have about 3, random base64 has 4.5 and more."""
+    counts = Counter(value)
+    return -sum(n / len(value) * math.log2(n / len(value)) for n in counts.values())
+
+
 def find_assigned_secrets(text: str, lower: str) -> Iterator[TextMatch]:
-    """Values that a name, a header or a URL calls secret; `lower` is the text in lower case."""
-    if may_hold_assigned_secret(lower):
-        yield from _find_values(text, _ASSIGNED_KEY, "assigned key or token", 16, 3.2)
+    """Yield the values that a name, a header or a URL calls secret; `lower` is the text in lower case."""
+    if may_contain_assigned_secret(lower):
+        words = load_secret_words()
+        yield from _find_values(text, words.key_regex, "assigned key or token", 16, 3.2)
         yield from _find_values(text, _BEARER, "authorization header", 20, 3.2)
-        yield from _find_values(text, _ASSIGNED_PASSWORD, "password", 6, 2.0)
+        yield from _find_values(text, words.password_regex, "password", 6, 2.0)
     if "://" in text:
-        for found in _URL_PASSWORD.finditer(text):
-            value = found[1]
+        for match in _URL_PASSWORD.finditer(text):
+            value = match[1]
             if not is_placeholder(value + "!#%&/") and value.lower() not in {"pass", "pwd", "pw", "user"}:
-                yield TextMatch("secret", "password in a URL", found.start(1), found.end(1), "[PASSWORD]")
+                yield TextMatch("secret", "password in a URL", match.start(1), match.end(1), "[PASSWORD]")
 
 
-def may_hold_assigned_secret(lower: str) -> bool:
-    """Cheap: whether a text in lower case speaks of keys or passwords at all."""
-    for name in _SECRET_WORDS:
-        if name in lower:
+def may_contain_assigned_secret(lower: str) -> bool:
+    """Return False only if a text in lower case does not mention keys or passwords."""
+    words = load_secret_words()
+    for hint in words.hints:
+        if hint in lower:
             return True
-    return not lower.isascii() and any(name in lower for name in _NON_ASCII_SECRET_WORDS)
+    return not lower.isascii() and any(hint in lower for hint in words.non_ascii_hints)
 
 
-def _find_values(text: str, pattern: re.Pattern[str], detail: str, shortest: int, bits: float) -> Iterator[TextMatch]:
-    for found in pattern.finditer(text):
-        value = found[1].rstrip(".!?:")
-        if len(value) >= shortest and entropy(value) >= bits and _looks_random(value) and not is_placeholder(value):
+def _find_values(
+    text: str, pattern: re.Pattern[str], detail: str, min_length: int, min_entropy: float
+) -> Iterator[TextMatch]:
+    """Yield the values in an assignment that look random."""
+    for match in pattern.finditer(text):
+        value = match[1].rstrip(".!?:")
+        is_random = len(value) >= min_length and entropy(value) >= min_entropy and _looks_random(value)
+        if is_random and not is_placeholder(value):
             mark = "[PASSWORD]" if detail == "password" else "[SECRET]"
-            yield TextMatch("possible_secret", detail, found.start(1), found.start(1) + len(value), mark)
+            yield TextMatch("possible_secret", detail, match.start(1), match.start(1) + len(value), mark)
 
 
 def _looks_random(value: str) -> bool:
-    """A digit among letters, as words, names, paths and calls rarely have."""
+    """Return whether a value has letters and digits, which words, names, paths and calls rarely have together."""
     has_digit = any(c.isdigit() for c in value)
     has_letter = any(c.isalpha() for c in value)
     return has_digit and has_letter and value.isascii() and not _CODE_EXPRESSION.search(value)

@@ -1,7 +1,7 @@
 """Disguised spellings of a text, decoded: zero-width characters, full-width letters, entities, escapes, codes.
 
-Detectors run on the text itself and, where a cheap test finds a disguise, on its decoded form as well. Each character
-of the decoded form knows where it stands in the original, so that a match is reported and replaced there.
+Detectors run on the text itself and, if a cheap test finds a disguise, also on its decoded form. The decoded form
+keeps the offset of each character in the original, because a match is reported and replaced there.
 """
 
 import html
@@ -22,7 +22,7 @@ UNDETECTED_SPELLINGS: tuple[tuple[str, str], ...] = (
     ("unknown format", "a secret without a known prefix that no word such as `password` announces"),
     ("broken numbers", "phone, card and account numbers and addresses that are broken over lines or spelled out"),
 )
-"""Spellings that the audit does not find, each with what it means."""
+"""Names of the spellings that the audit does not find, each with its description."""
 
 _MAX_DECODING_ROUNDS = 3
 _ESCAPE_PATTERNS = (
@@ -43,7 +43,7 @@ _CLEARLY_QUOTED_PRINTABLE = re.compile(r"=(?:5F|2D|3D|5f|2d|3d|[2-7][0-9A-Fa-f]=
 _ESCAPE_OR_QUOTED_PRINTABLE = re.compile("|".join([*_ESCAPE_PATTERNS, _QUOTED_PRINTABLE.pattern]))
 _CONTROL = "\\x00-\\x08\\x0e-\\x1b\\x7f"
 _INVISIBLE = (
-    # Unicode's default-ignorable characters and those of category Cf, controls, and marks over a letter
+    # Default-ignorable characters of Unicode, characters of the category Cf, controls, and marks over a letter
     _CONTROL + "\x80-\x84\x86-\x9f\u00ad\u0300-\u036f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u1ab0-\u1aff\u1dc0-"
     "\u1dff\u200b-\u200f\u202a-\u202e\u2060-\u206f\u20d0-\u20ff\u3164\ufe00-\ufe0f\ufe20-\ufe2f\ufeff\uffa0\ufff9-"
     "\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
@@ -53,12 +53,12 @@ _INVISIBLE_INSIDE_WORD = re.compile(f"(?<=[!-~])[{_INVISIBLE}]{{1,200}}(?=[!-~])
 _INVISIBLE_RUN = re.compile(f"[{_INVISIBLE}]+")
 _ALTERNATE_FORM_RANGES = ((0x2B0, 0x3000), (0xA600, 0xAC00), (0xFF00, 0xFFF0), (0x10400, 0x1FC00))
 _PUNCTUATION = "_@.-:/=+#&;%"
-"""Characters of keys and addresses; their full-width forms are decoded too, but are no disguise by themselves."""
+"""Characters of keys and addresses. Their full-width forms are decoded, but do not count as a disguise."""
 
 
 @dataclass(frozen=True)
 class DecodedText:
-    """A decoded text; `starts` and `ends` are the offsets in the original of each of its characters."""
+    """A decoded text, with the start and end of each character in the original."""
 
     text: str
     starts: "array[int]"
@@ -70,7 +70,7 @@ class DecodedText:
 
 
 def is_disguised(text: str) -> bool:
-    """Cheap and never wrongly False: whether decoding a text could change it."""
+    """Return False only if decoding cannot change a text. This is cheaper than decoding."""
     if text.isascii():
         if _CONTROLS.search(text):
             return True
@@ -83,32 +83,33 @@ def is_disguised(text: str) -> bool:
 
 
 def decode_text(text: str) -> DecodedText | None:
-    """Return the decoded form of a text; None if it says the same."""
-    found = DecodedText(text, array("q", range(len(text))), array("q", range(1, len(text) + 1)))
+    """Return the decoded form of a text; None if it is equal to the text."""
+    decoded = DecodedText(text, array("q", range(len(text))), array("q", range(1, len(text) + 1)))
     pattern = _ESCAPE_OR_QUOTED_PRINTABLE if _is_quoted_printable(text) else _ESCAPE
-    for _ in range(_MAX_DECODING_ROUNDS):  # a code may stand in a code: &amp;#103; or %2567
-        said = _decode_escapes(_normalize_characters(found), pattern)
-        if said.text == found.text:
+    for _ in range(_MAX_DECODING_ROUNDS):  # a code may contain a code: &amp;#103; or %2567
+        new = _decode_escapes(_normalize_characters(decoded), pattern)
+        if new.text == decoded.text:
             break
-        found = said
-    found = _normalize_characters(found)
-    return None if found.text == text else found
+        decoded = new
+    decoded = _normalize_characters(decoded)
+    return None if decoded.text == text else decoded
 
 
 def _is_quoted_printable(text: str) -> bool:
-    """Return whether a text looks like quoted-printable: a soft line break, a sign in code, or codes side by side."""
+    """Return whether a text looks like quoted-printable: a soft line break, a coded sign, or two codes in a row."""
     return "=" in text and _CLEARLY_QUOTED_PRINTABLE.search(text) is not None
 
 
 def _decode_escapes(decoded: DecodedText, pattern: re.Pattern[str]) -> DecodedText:
-    """Replace each code by its character; a code that stands for none that a key could have stays."""
+    """Replace each code by its character. A code without a valid character remains."""
     text, starts, ends = [], array("q"), array("q")
     at = 0
-    for found in pattern.finditer(decoded.text):
-        new = _decode_escape(found[0])
+    for match in pattern.finditer(decoded.text):
+        new = _decode_escape(match[0])
         if new is None:
             continue
-        begin, end = found.span()
+        begin, end = match.span()
+        # Copy the text before the code; each new character has the start and the end of the whole code.
         text += [decoded.text[at:begin], new]
         starts += decoded.starts[at:begin]
         ends += decoded.ends[at:begin]
@@ -122,15 +123,15 @@ def _decode_escapes(decoded: DecodedText, pattern: re.Pattern[str]) -> DecodedTe
 
 
 def _decode_escape(code: str) -> str | None:
-    """Return the character that a code stands for; None for what is no code."""
+    """Return the character of a code; None if it is not a valid code."""
     if code[0] == "&":
-        said = html.unescape(code)
-        return said if len(said) == 1 else None
+        character = html.unescape(code)
+        return character if len(character) == 1 else None
     if code[0] == "=" and code[1] in "\r\n":
         return ""
     if len(code) > 3 and code[0] in "%=":
-        said = bytes.fromhex(code.replace(code[0], "")).decode("utf-8", "replace")
-        return said if len(said) == 1 and said != "\ufffd" else None
+        character = bytes.fromhex(code.replace(code[0], "")).decode("utf-8", "replace")
+        return character if len(character) == 1 and character != "\ufffd" else None
     halves = _SURROGATE_PAIR.fullmatch(code)
     if halves:
         return chr(0x10000 + ((int(halves[1], 16) & 0x3FF) << 10) + (int(halves[2], 16) & 0x3FF))
@@ -143,23 +144,23 @@ def _decode_escape(code: str) -> str | None:
 
 
 def _normalize_characters(decoded: DecodedText) -> DecodedText:
-    """Drop invisible characters and write letters and digits of other forms in ASCII."""
+    """Remove invisible characters, and write other forms of letters and digits in ASCII."""
     text = decoded.text
     if text.isascii() and not _CONTROLS.search(text):
         return decoded
     table = _ascii_equivalents()
     hidden = set(chain.from_iterable(range(*found.span()) for found in _INVISIBLE_RUN.finditer(text)))
-    kept = [i for i in range(len(text)) if i not in hidden]
+    visible = [i for i in range(len(text)) if i not in hidden]
     return DecodedText(
-        "".join(table.get(text[i], text[i]) for i in kept),
-        array("q", (decoded.starts[i] for i in kept)),
-        array("q", (decoded.ends[i] for i in kept)),
+        "".join(table.get(text[i], text[i]) for i in visible),
+        array("q", (decoded.starts[i] for i in visible)),
+        array("q", (decoded.ends[i] for i in visible)),
     )
 
 
 @cache
 def _ascii_equivalents() -> dict[str, str]:
-    """Return other forms of ASCII letters, digits and signs of keys: full-width, mathematical, digits of scripts."""
+    """Return the ASCII form of other letters, digits and signs: full-width, mathematical, digits of other scripts."""
     table = {}
     for character in (chr(code) for first, end in _ALTERNATE_FORM_RANGES for code in range(first, end)):
         plain = unicodedata.normalize("NFKC", character)
@@ -173,5 +174,5 @@ def _ascii_equivalents() -> dict[str, str]:
 
 @cache
 def _disguised_letters() -> frozenset[str]:
-    """Return the characters of the table that are no mere punctuation."""
+    """Return the characters of the table whose ASCII form is a letter, a digit, `_` or `@`."""
     return frozenset(c for c, plain in _ascii_equivalents().items() if plain.isalnum() or plain in "_@")
