@@ -1,4 +1,4 @@
-"""A base from the Hugging Face hub."""
+"""Find or download a base from the Hugging Face hub."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +21,8 @@ from lora_chat.system.hub_client import (
 logger = logging.getLogger(__name__)
 
 NON_WEIGHT_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")
-"""All of a base but its weights."""
-# No .bin, .pt or .py: neither pickles nor code are ever downloaded.
+"""Files of a base except for its weights."""
+# No .bin, .pt or .py, because neither pickles nor code are downloaded.
 _BASE_PATTERNS = ("*.safetensors", *NON_WEIGHT_PATTERNS)
 _MAX_FILE_BYTES = {"config.json": 1_000_000, ".jinja": 1_000_000, ".json": 200_000_000, ".model": 100_000_000}
 _MAX_TEXT_BYTES = 100_000_000  # a list of merges has 2 MB
@@ -31,19 +31,19 @@ _INDEX_NAME = "model.safetensors.index.json"
 
 
 def find_cached_base(name: str, revision: str | None) -> Path | None:
-    """Return the folder of a commit that is on this machine already, whole; nothing is requested."""
+    """Return the folder of a commit that is complete on this machine, without a request; None otherwise."""
     folder = find_snapshot(name, revision, _BASE_PATTERNS)
     return folder if folder and _is_complete(folder) else None
 
 
 def find_or_download_base(name: str, revision: str | None) -> Path:
-    """Return the folder of a commit, which its name is; downloaded once, without code or pickles.
+    """Return the folder of a commit, whose name is the commit. It is downloaded once, without code or pickles.
 
-    Raises UnavailableError with what to do, IntegrityError for files that are not what the hub lists.
+    Raises UnavailableError with the fix, IntegrityError for files that differ from the hub's list.
     """
-    here = find_cached_base(name, revision)
-    if here:
-        return here
+    cached = find_cached_base(name, revision)
+    if cached:
+        return cached
     logger.info(f"Downloading {name} from the hub")
     with _translate_hub_errors(name):
         commit = find_commit(name, revision, "model")
@@ -52,16 +52,16 @@ def find_or_download_base(name: str, revision: str | None) -> Path:
     if not _is_complete(path):
         raise UnavailableError(
             f"{name} from the hub lacks config.json or weights in safetensors.\n"
-            "Either its download was interrupted (go online once), or it holds pickled weights alone, which are "
-            "never read (choose another repository or revision)."
+            "Its download was interrupted, or it has only pickled weights, which are never read. "
+            "Fix: go online once, or choose another repository or revision."
         )
     return path
 
 
 def download_small_files(name: str, revision: str | None) -> tuple[Path, int]:
-    """Return a folder with all of a base but its weights, and how many bytes these have.
+    """Return a folder with a base's files except for its weights, and the size of the weights in bytes.
 
-    Raises HubFailureError for a hub that cannot be asked.
+    Raises HubFailureError if the hub cannot be reached.
     """
     commit = find_commit(name, revision, "model")
     files = list_files(name, commit, "model")
@@ -71,37 +71,39 @@ def download_small_files(name: str, revision: str | None) -> tuple[Path, int]:
 
 
 def select_files(files: Mapping[str, RemoteFile], name: str, patterns: Sequence[str]) -> dict[str, RemoteFile]:
-    """Return the files that match. Raises IntegrityError for too many, or one larger than its kind is anywhere."""
+    """Return the files that match a pattern. Raises IntegrityError for too many files or one that is too large."""
     wanted = {path: file for path, file in files.items() if any(fnmatchcase(path, pattern) for pattern in patterns)}
     if len(wanted) > _MAX_FILES:
-        raise IntegrityError(f"{name} has {len(wanted):,} files for a base; {_MAX_FILES:,} are allowed.")
+        raise IntegrityError(f"{name} has {len(wanted):,} files for a base; the limit is {_MAX_FILES:,}.")
     for path, file in wanted.items():
         if path.endswith(".safetensors"):
             continue
-        most = _MAX_FILE_BYTES.get(path, _MAX_FILE_BYTES.get(Path(path).suffix, _MAX_TEXT_BYTES))
-        if file.size > most:
-            raise IntegrityError(f"{path} in {name} has {file.size:,} bytes; {most:,} are allowed.")
+        limit = _MAX_FILE_BYTES.get(path, _MAX_FILE_BYTES.get(Path(path).suffix, _MAX_TEXT_BYTES))
+        if file.size > limit:
+            raise IntegrityError(f"{path} in {name} has {file.size:,} bytes; the limit is {limit:,}.")
     return wanted
 
 
 @contextmanager
 def _translate_hub_errors(name: str) -> Iterator[None]:
+    """Raise UnavailableError with the fix in place of HubFailureError."""
     try:
         yield
     except HubFailureError as error:
         if error.reason == "missing":
             raise UnavailableError(
-                f"The hub has no model {name}, or it asks for a login.\nCheck the name; for a gated model set HF_TOKEN."
+                f"The hub has no model {name}, or it needs a login.\n"
+                "Fix: check the name; for a gated model set HF_TOKEN."
             ) from error
         raise UnavailableError(
             f"The base {name} is not on this machine and the hub cannot be reached ({error.what}).\n"
-            "Go online once, name a local folder, or use the embedded base: "
+            "Fix: go online once, name a local folder, or use the embedded base: "
             "--set base.name=smollm2-135m-instruct"
         ) from error
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether all that is needed is there: an interrupted download leaves a folder too."""
+    """Return whether config and weights are there, because an interrupted download leaves a folder too."""
     weights = {"model.safetensors"}
     if (folder / _INDEX_NAME).is_file():
         try:
@@ -111,6 +113,6 @@ def _is_complete(folder: Path) -> bool:
             }
         except (OSError, TypeError, KeyError, AttributeError, IntegrityError, UnavailableError) as error:
             raise IntegrityError(
-                f"{folder / _INDEX_NAME} is no index of weights.\nDelete it and download again."
+                f"{folder / _INDEX_NAME} is not an index of weights.\nFix: delete it and download again."
             ) from error
     return all((folder / name).is_file() for name in {"config.json"} | weights)

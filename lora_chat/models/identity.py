@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 from typing_extensions import Self
@@ -27,42 +27,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _VERSION_2_FIELDS = ("version", "files", "config", "generation", "tokenizer_parts", "stops")
-"""The fields that an identity of version 1 does not have."""
+"""Fields that an identity of version 1 does not have."""
 UNCOVERED_BY_VERSION_1 = (
-    "the config's fields, the index and subfolders of weights, the whole tokenizer (only its vocabulary and a probe "
+    "the config's fields, the index and subfolders of weights, the whole tokenizer (only its vocabulary and a sample "
     "text), the stop ids and the generation settings"
 )
-"""The parts of a base that an identity of version 1 does not cover."""
+"""Parts of a base that an identity of version 1 does not cover."""
 
 
 class Identity(StrictModel):
-    """What an adapter belongs to; stands as `lora_chat.json` in its folder."""
+    """Base, tokenizer and template that an adapter was trained with, stored as `lora_chat.json` in its folder."""
 
     base: str
     revision: str | None
     weights: str
     """sha256 over the base's safetensors files."""
     tokenizer: str
-    """sha256 of the vocabulary and the ids of a probe text."""
+    """sha256 of the vocabulary and the ids of a sample text."""
     chat_template: str
     """sha256 of the template's text."""
     system: str | None = None
-    """The system message that every training dialogue began with, if they shared one."""
+    """System message at the beginning of every training dialogue; None if they differ."""
     version: Literal[1, 2] = 1
     """1: only the fields above. 2: all of them."""
     files: str | None = None
-    """sha256 over all files of weights that are opened, the index of shards included."""
+    """sha256 over all files of weights that are opened, with the index of shards."""
     config: dict[str, JsonValue] | None = None
-    """The fields of config.json that shape the function."""
+    """Compared fields of config.json."""
     generation: dict[str, JsonValue] | None = None
-    """The fields of generation_config.json; None if there is no such file."""
+    """Compared fields of generation_config.json; None if there is no such file."""
     tokenizer_parts: dict[str, JsonValue] | None = None
     """Digests and attributes of the loaded tokenizer."""
     stops: tuple[int, ...] | None = None
-    """The ids at which a reply ends."""
+    """Ids at which a reply ends."""
 
     @model_validator(mode="after")
     def _check_version_fields(self) -> Self:
+        """Raise ValueError if a field of version 2 is missing in version 2, or present in version 1."""
         later = (self.files, self.config, self.tokenizer_parts, self.stops)
         if self.version == 1 and any(value is not None for value in (*later, self.generation)):
             raise ValueError("version 1 has no such fields")
@@ -71,14 +72,15 @@ class Identity(StrictModel):
         return self
 
     @model_serializer(mode="wrap")
-    def _serialize_version_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found: dict[str, Any] = handler(self)
-        return (
-            found if self.version > 1 else {key: value for key, value in found.items() if key not in _VERSION_2_FIELDS}
-        )
+    def _serialize_version_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """Return the fields as version 1 or 2 writes them."""
+        fields: dict[str, JsonValue] = handler(self)
+        if self.version > 1:
+            return fields
+        return {key: value for key, value in fields.items() if key not in _VERSION_2_FIELDS}
 
     def version_2_parts(self) -> dict[str, str]:
-        """Return everything that version 2 added, by name, as JSON; nothing for version 1."""
+        """Return the parts that version 2 added, by name, as JSON; none for version 1."""
         if self.version == 1:
             return {}
         groups: dict[str, Mapping[str, JsonValue] | None] = {
@@ -101,38 +103,38 @@ def compute_identity(
     recompute_digests: bool = False,
     stops: tuple[int, ...] | None = None,
 ) -> Identity:
-    """Compute a base's identity; digests of weights are remembered, and believed unless `recompute_digests` is set.
+    """Compute a base's identity. Digests of weights are cached; `recompute_digests` ignores the cache.
 
-    Finding the stop ids runs the chat template; where it may not be run, `stops` are taken as they are.
-    Raises IntegrityError if its weights are damaged, if something in its folder makes other files be loaded, or if a
-    file has changed since the base was found.
+    Finding the stop ids runs the chat template. If it must not run, pass `stops`, which are used instead.
+    Raises IntegrityError if weights are damaged, if the folder makes Transformers load other files, or if a file has
+    changed since the base was found.
     """
-    opened = find_weight_files(base.folder, read_config(base))
+    weight_files = find_weight_files(base.folder, read_config(base))
     digests = {}
-    beside = sorted(base.folder.glob("*.safetensors"))
-    for path in sorted({*opened, *beside}):
+    safetensors = sorted(base.folder.glob("*.safetensors"))
+    for path in sorted({*weight_files, *safetensors}):
         check_regular_file(base.folder, path)
         if path.suffix == ".safetensors":
             check_safetensors_file(path)
         digests[path] = cached_file_digest(path, recompute=recompute_digests)
         check_digest(path, digests[path])
-    words: JsonValue = [sorted(tokenizer.get_vocab().items()), tokenizer(TOKENIZER_SAMPLE_TEXT)["input_ids"]]
-    template: Any = tokenizer.chat_template
-    found = Identity(
+    vocabulary: JsonValue = [sorted(tokenizer.get_vocab().items()), tokenizer(TOKENIZER_SAMPLE_TEXT)["input_ids"]]
+    template: object = tokenizer.chat_template
+    identity = Identity(
         base=base.name,
         revision=base.revision,
-        weights=_digest_lines({path.name: digests[path] for path in beside}),
-        tokenizer=digest_text(json.dumps(words)),
+        weights=_digest_lines({path.name: digests[path] for path in safetensors}),
+        tokenizer=digest_text(json.dumps(vocabulary)),
         chat_template=digest_text(canonical_json(template) if isinstance(template, dict) else str(template)),
         version=2,
-        files=_digest_lines({path.relative_to(base.folder).as_posix(): digests[path] for path in sorted(opened)}),
+        files=_digest_lines({path.relative_to(base.folder).as_posix(): digests[path] for path in sorted(weight_files)}),
         config=read_compared_fields(base.folder, "config.json") or {},
         generation=read_compared_fields(base.folder, "generation_config.json"),
         tokenizer_parts=read_tokenizer_parts(base.folder, tokenizer),
         stops=read_stop_ids(base, tokenizer) if stops is None else stops,
     )
     base.check_unchanged()
-    return found
+    return identity
 
 
 _PART_LABELS = {"weights": "weights of the base", "tokenizer": "tokenizer", "chat_template": "chat template"}
@@ -144,67 +146,70 @@ _GROUP_LABELS = {
     "stops": "stop ids",
 }
 _MAX_SHOWN_FIELDS = 4
-"""Number of changed fields that a message names per group."""
+"""Number of changed fields that a message names for each group."""
 
 
-def list_identity_differences(trained: Identity, found: Identity, base: LocalBase | None = None) -> list[str]:
-    """Return what is not the same, each part with both values or digests.
+def list_identity_differences(trained: Identity, current: Identity, base: LocalBase | None = None) -> list[str]:
+    """Return the parts that differ, each with both values or digests.
 
-    With the `base` that was found, a default that only one side names is no difference.
+    If the current `base` is passed, defaults that only one side names are not counted as differences.
     """
     changed = {
-        key: [f"{getattr(trained, key)[:16]}..., found {getattr(found, key)[:16]}..."]
+        key: [f"{getattr(trained, key)[:16]}..., found {getattr(current, key)[:16]}..."]
         for key in _PART_LABELS
-        if getattr(trained, key) != getattr(found, key)
+        if getattr(trained, key) != getattr(current, key)
     }
-    before, now = trained.version_2_parts(), found.version_2_parts()
+    before, now = trained.version_2_parts(), current.version_2_parts()
     differing = {name for name in before.keys() | now.keys() if before and now and before.get(name) != now.get(name)}
     if differing and base is not None:
-        differing -= _find_equivalent_parts(trained, found, base)
+        differing -= _find_equivalent_parts(trained, current, base)
     for name in sorted(differing):
         group, _, field = name.partition(".")
-        if group == "files" and "weights" in changed:  # says the same again
+        if group == "files" and "weights" in changed:  # already reported
             continue
         values = f"{_format_part(before, name)}, found {_format_part(now, name)}"
         changed.setdefault(group, []).append(f"{field}: {values}" if field else values)
     return [f"{(_PART_LABELS | _GROUP_LABELS)[group]} ({_join_fields(fields)})" for group, fields in changed.items()]
 
 
-def _find_equivalent_parts(trained: Identity, found: Identity, base: LocalBase) -> set[str]:
-    """Return the names of parts that differ as they are written and load the same here."""
-    mine, yours = trained.config or {}, found.config or {}
-    same = {f"config.{name}" for name in find_equivalent_config_fields(base.folder, read_config(base), mine, yours)}
-    others = {name for name in mine.keys() | yours.keys() if mine.get(name) != yours.get(name)}
-    if {f"config.{name}" for name in others} <= same and is_equivalent_generation(
-        base.folder, trained.generation, found.generation
+def _find_equivalent_parts(trained: Identity, current: Identity, base: LocalBase) -> set[str]:
+    """Return the names of parts that differ as they are written and load the same."""
+    first, second = trained.config or {}, current.config or {}
+    same = {f"config.{name}" for name in find_equivalent_config_fields(base.folder, read_config(base), first, second)}
+    differing = {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)}
+    if {f"config.{name}" for name in differing} <= same and is_equivalent_generation(
+        base.folder, trained.generation, current.generation
     ):
-        names = (trained.generation or {}).keys() | (found.generation or {}).keys()
+        names = (trained.generation or {}).keys() | (current.generation or {}).keys()
         same |= {"generation", *(f"generation.{name}" for name in names)}
-    tokenizer = find_equivalent_tokenizer_fields(trained.tokenizer_parts or {}, found.tokenizer_parts or {})
+    tokenizer = find_equivalent_tokenizer_fields(trained.tokenizer_parts or {}, current.tokenizer_parts or {})
     return same | {f"tokenizer.{name}" for name in tokenizer}
 
 
 def _format_part(parts: Mapping[str, str], name: str) -> str:
+    """Return the value of a part for a message; a digest is shortened."""
     text = parts.get(name, "nothing")
     digest = text.strip('"').removeprefix("sha256:")
     return f"{digest[:16]}..." if len(digest) == 64 and digest.isalnum() else sanitize_line(text, 60)
 
 
 def _join_fields(fields: list[str]) -> str:
+    """Join the first changed fields of a group for a message."""
     more = [f"and {len(fields) - _MAX_SHOWN_FIELDS} more"] if len(fields) > _MAX_SHOWN_FIELDS else []
     return "; ".join([*(sanitize_line(field, 200) for field in fields[:_MAX_SHOWN_FIELDS]), *more])
 
 
-def check_identity(trained: Identity, found: Identity, where: str, base: LocalBase | None = None) -> None:
-    """Raise IntegrityError if an adapter was trained with something other than the `base` that was found."""
-    if changed := list_identity_differences(trained, found, base):
+def check_identity(trained: Identity, current: Identity, where: str, base: LocalBase | None = None) -> None:
+    """Raise IntegrityError if an adapter was trained with other parts than those of the current `base`."""
+    if changed := list_identity_differences(trained, current, base):
         raise IntegrityError(
             f"The adapter {where} belongs to another base: other {' and '.join(changed)}.\n"
             f"It was trained on {trained.base}"
             + (f" at revision {trained.revision}" if trained.revision else "")
-            + f"; found was {found.base}. Name the base it was trained on with --base."
+            + f"; found was {current.base}. Fix: name the base it was trained on with --base."
         )
 
 
 def _digest_lines(digests: Mapping[str, str]) -> str:
+    """Return the sha256 of a list of names and digests."""
     return digest_text("".join(f"{name}:{digest}\n" for name, digest in digests.items()))

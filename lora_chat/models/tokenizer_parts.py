@@ -1,8 +1,8 @@
-"""A tokenizer as it was loaded, part by part, so that a message can name the part that differs."""
+"""A loaded tokenizer in parts, so that a message can name the part that differs."""
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -11,6 +11,7 @@ from lora_chat.system.bounded_files import LARGE_FILE_BYTES, read_bytes
 from lora_chat.system.hashing import digest_text
 
 if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 _PIPELINE_STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
@@ -27,7 +28,7 @@ _VOCABULARY_SUFFIXES = (".json", ".model", ".txt", ".vocab", ".bpe", ".spm", ".t
 
 
 def read_tokenizer_parts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, JsonValue]:
-    """Return the class, backend, special tokens and attributes of a tokenizer, and what else its files set.
+    """Return the class, backend, special tokens and attributes of a tokenizer, and the other fields of its files.
 
     Raises IntegrityError for a settings file that cannot be read.
     """
@@ -47,7 +48,8 @@ def read_tokenizer_parts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> 
     return parts
 
 
-def _backend_parts(backend: Any) -> dict[str, JsonValue]:
+def _backend_parts(backend: "Tokenizer") -> dict[str, JsonValue]:
+    """Return the digests of a backend and of its steps."""
     steps: dict[str, JsonValue] = {}
     for name in _PIPELINE_STEPS:
         step = getattr(backend, name)
@@ -55,8 +57,8 @@ def _backend_parts(backend: Any) -> dict[str, JsonValue]:
     return steps | {"backend": digest_text(_backend_json(backend))}
 
 
-def _backend_json(backend: Any) -> str:
-    """Return the JSON of a backend without truncation and padding, which every call sets for itself."""
+def _backend_json(backend: "Tokenizer") -> str:
+    """Return the JSON of a backend without truncation and padding, which every call sets."""
     truncation, padding = backend.truncation, backend.padding
     if truncation is None and padding is None:
         return str(backend.to_str())
@@ -72,12 +74,12 @@ def _backend_json(backend: Any) -> str:
 
 
 def _file_parts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, JsonValue]:
-    """Return the digests of the files of a tokenizer that has no backend to ask.
+    """Return the digests of the files of a tokenizer without a backend.
 
-    Raises IntegrityError for one larger than any vocabulary.
+    Raises IntegrityError for a file that is larger than any vocabulary.
     """
     named = set(type(tokenizer).vocab_files_names.values())  # some end in `.codes`
-    found = [
+    paths = [
         path
         for path in sorted(folder.iterdir())
         if (path.suffix in _VOCABULARY_SUFFIXES or path.name in named)
@@ -85,15 +87,17 @@ def _file_parts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str,
         and not path.name.endswith(".safetensors.index.json")
         and path.is_file()
     ]
-    return {f"file {path.name}": hashlib.sha256(read_bytes(path, LARGE_FILE_BYTES)).hexdigest() for path in found}
+    return {f"file {path.name}": hashlib.sha256(read_bytes(path, LARGE_FILE_BYTES)).hexdigest() for path in paths}
 
 
-def _token_fields(item: tuple[int, Any]) -> tuple[int, str, bool, bool, bool, bool, bool]:
-    number, token = item
-    return number, token.content, token.single_word, token.lstrip, token.rstrip, token.normalized, token.special
+def _token_fields(item: "tuple[int, AddedToken]") -> tuple[int, str, bool, bool, bool, bool, bool]:
+    """Return the id of an added token and all of its attributes."""
+    token_id, token = item
+    return token_id, token.content, token.single_word, token.lstrip, token.rstrip, token.normalized, token.special
 
 
-def _to_json_value(value: Any) -> JsonValue:
+def _to_json_value(value: object) -> JsonValue:
+    """Return a value as JSON; other objects become their text."""
     if isinstance(value, list | tuple):
         return [_to_json_value(inner) for inner in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)

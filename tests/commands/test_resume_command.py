@@ -78,7 +78,7 @@ def test_an_adapter_that_reads_back_differently_is_not_kept(sft, tmp_path, monke
     monkeypatch.setattr(adapter_files, "write_peft_adapter", write_weights)
     code, said = sft()
     assert code == 10
-    assert "does not hold what was written to it" in said
+    assert "does not have the values that were written" in said
     assert not (tmp_path / "runs" / "smoke-1" / "adapter").exists()
     monkeypatch.undo()
     assert sft("--resume")[0] == 0

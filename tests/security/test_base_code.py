@@ -206,7 +206,7 @@ def test_an_adapter_in_a_base_folder_is_followed_by_nothing(altered, random_base
         lambda: find_base_config(BaseSection(name=str(folder))),
         lambda: load_base_model(base, precision),
     ):
-        with pytest.raises(IntegrityError, match="holds an adapter"):
+        with pytest.raises(IntegrityError, match="contains an adapter"):
             step()
 
 

@@ -157,7 +157,7 @@ def test_verify_and_open_refuse_another_base(make_parcel, base, tmp_path, capsys
         capsys.readouterr()
         assert main(["verify", str(parcel), "--base", str(folder)]) == 7, alter
         said = capsys.readouterr()
-        assert "FAILED  base" in said.out or f"The base {folder} holds an adapter" in said.err, alter
+        assert "FAILED  base" in said.out or f"The base {folder} contains an adapter" in said.err, alter
         with pytest.raises(IntegrityError):
             open_adapter(str(parcel), TrustOptions(base=str(folder), accept_template=True))
 

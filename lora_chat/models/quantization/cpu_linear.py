@@ -1,4 +1,4 @@
-"""Quantised layers on a CPU that multiply with values made in one place, for one product after the other."""
+"""Forwards of quantized layers on a CPU that dequantize their weight into a shared buffer for each product."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ _LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def dequantize_on_the_fly(model: torch.nn.Module, *, every_layer: bool = False) -> int:
-    """Do so from now on in layers of 4 bits, whose products are bitsandbytes' bit for bit; returns how many.
+    """Replace the forward of 4-bit layers permanently, and return their number. Results are equal to bitsandbytes'.
 
-    The first of every kind stay bitsandbytes' own, but for `every_layer`.
+    The first layer of each kind keeps bitsandbytes' forward, unless `every_layer` is set.
     """
     layers = [layer for layer in _select_layers(model, every_layer=every_layer) if not is_int8_linear(layer)]
     if layers:
@@ -36,9 +36,9 @@ def dequantize_on_the_fly(model: torch.nn.Module, *, every_layer: bool = False) 
 
 @contextmanager
 def dequantizing_on_the_fly(model: torch.nn.Module) -> Iterator[int]:
-    """Do so in the others too, until the block ends, in training mode or not; yields how many.
+    """Replace the forward of 4-bit and 8-bit layers until the block ends, and yield their number.
 
-    bitsandbytes' own products leave holes as large as all layers' values together, and in 8 bits take far longer.
+    bitsandbytes' forward fragments memory by as much as all dense weights together, and is far slower in 8 bits.
     """
     layers = _select_layers(model)
     with shared_buffer(model):
@@ -48,12 +48,14 @@ def dequantizing_on_the_fly(model: torch.nn.Module) -> Iterator[int]:
             yield len(layers)
         finally:
             for layer in layers:
-                del layer.forward  # the class's own comes back
+                del layer.forward  # restores the method of the class
 
 
 def _select_layers(model: torch.nn.Module, *, every_layer: bool = False) -> list[Any]:
-    """All that are quantised and not done so yet, but the first of every kind: a proof that compares with those sees
-    whether the values are bitsandbytes' own.
+    """Return the quantized layers whose forward is not replaced yet.
+
+    The first of each kind is left out unless `every_layer` is set, so that the check before training compares the
+    replaced forwards with bitsandbytes'.
     """
     chosen: list[Any] = []
     kinds = set()
@@ -66,20 +68,21 @@ def _select_layers(model: torch.nn.Module, *, every_layer: bool = False) -> list
 
 
 class _FrozenMatmul(torch.autograd.Function):
-    """x (..., in) -> (..., out), with a weight that is made for each product and not kept."""
+    """x (..., in) -> (..., out); the weight is dequantized for each product and not saved for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
-        ctx.layer = layer
+        ctx.layer = layer  # the layer, not its dense weight, is kept for backward
         return torch.nn.functional.linear(x, get_buffered_dense_weight(layer, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        gradient: torch.Tensor = gradients[0]
-        return gradient @ get_buffered_dense_weight(ctx.layer, gradient.dtype), None
+        grad_out: torch.Tensor = gradients[0]
+        return grad_out @ get_buffered_dense_weight(ctx.layer, grad_out.dtype), None
 
 
 def _make_forward(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a forward that computes in the layer's compute dtype and returns the dtype of its input."""
     dtype = getattr(layer, "compute_dtype", None)
 
     def forward(x: torch.Tensor) -> torch.Tensor:

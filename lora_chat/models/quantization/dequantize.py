@@ -1,4 +1,4 @@
-"""The dense values that a frozen linear layer computes with, whatever it is stored as."""
+"""The dense weight of a frozen linear layer in any format: dense, 4 bits or 8 bits."""
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,27 +9,27 @@ if TYPE_CHECKING:
     import torch
 
 CACHED_WEIGHT_ATTRIBUTE = "dense_weight"
-"""Where a layer keeps its values, if it does."""
+"""Attribute of a layer with its cached dense weight."""
 _BUFFER_ATTRIBUTE = "dense_room"
 _WEIGHTS_PER_CHUNK = {"4bit": 2**19, "8bit": 2**18}
-"""Weights whose values a processor's cache holds; those of 8 bits come in fp32."""
+"""Number of weights that are dequantized at once, so that they fit a processor's cache; 8-bit values are fp32 first."""
 
 
-def get_dense_weight(layer: "torch.nn.Module", dtype: "torch.dtype | None" = None) -> Any:
-    """The dense weight (out, in) that a linear layer computes with; in `dtype` if given."""
+def get_dense_weight(layer: "torch.nn.Module", dtype: "torch.dtype | None" = None) -> "torch.Tensor":
+    """Return the dense weight (out, in) of a linear layer, in `dtype` if it is not None."""
     return _dequantize(layer, dtype, None)
 
 
-def get_buffered_dense_weight(layer: "torch.nn.Module", dtype: "torch.dtype | None" = None) -> Any:
-    """The same for one product: where layers share a room, it is gone when the next is made."""
+def get_buffered_dense_weight(layer: "torch.nn.Module", dtype: "torch.dtype | None" = None) -> "torch.Tensor":
+    """Return the dense weight for one product. In a shared buffer, the next call overwrites it."""
     return _dequantize(layer, dtype, layer.__dict__.get(_BUFFER_ATTRIBUTE))
 
 
 def assign_shared_buffer(layers: "Sequence[Any]", dtype: "torch.dtype") -> "torch.Tensor":
-    """Have `get_buffered_dense_weight` make the values of these layers in one place, which is returned.
+    """Let `get_buffered_dense_weight` write the weights of these layers into one buffer, which is returned.
 
-    Blocks that come and go instead leave holes, since the C library cannot put one where one of the same size was; and
-    where what is freed goes back at once, a product waits for the kernel to map and clear it.
+    Separate allocations would fragment memory, because the C library does not reuse freed blocks of the same size. If
+    freed memory is returned at once instead, every product waits for the kernel to map and clear pages.
     """
     import torch
 
@@ -41,8 +41,9 @@ def assign_shared_buffer(layers: "Sequence[Any]", dtype: "torch.dtype") -> "torc
 
 @contextmanager
 def shared_buffer(model: "torch.nn.Module") -> "Iterator[int]":
-    """That for all layers whose values are made at every call and have no room yet, on a CPU, until the block ends;
-    yields its bytes.
+    """Assign a shared buffer until the block ends, and yield its size in bytes.
+
+    It is for layers on a CPU that are dequantized at every call and have no buffer yet.
     """
     dtype: Any = model.dtype
     layers = [m for m in model.modules() if is_dequantized_on_the_fly(m) and _BUFFER_ATTRIBUTE not in m.__dict__]
@@ -54,58 +55,67 @@ def shared_buffer(model: "torch.nn.Module") -> "Iterator[int]":
             delattr(layer, _BUFFER_ATTRIBUTE)
 
 
-def is_int8_linear(layer: Any) -> bool:
-    """Whether it is a base layer in LLM.int8; PEFT's layer around one has the same name."""
+def is_int8_linear(layer: object) -> bool:
+    """Return whether a layer is a base layer in LLM.int8. PEFT's layer around one has the same class name."""
     return type(layer).__name__ == "Linear8bitLt" and not hasattr(layer, "base_layer")
 
 
 def is_dequantized_on_the_fly(layer: Any) -> bool:
-    """Whether its values are made at every call, on a CPU."""
-    if hasattr(layer, "base_layer"):  # PEFT's around one
+    """Return whether a layer is dequantized at every call, on a CPU."""
+    if hasattr(layer, "base_layer"):  # PEFT's layer around a base layer
         return False
-    quantised = is_int8_linear(layer) or getattr(getattr(layer, "weight", None), "quant_state", None) is not None
-    return quantised and layer.weight.device.type == "cpu" and CACHED_WEIGHT_ATTRIBUTE not in layer.__dict__
+    is_quantized = is_int8_linear(layer) or getattr(getattr(layer, "weight", None), "quant_state", None) is not None
+    return is_quantized and layer.weight.device.type == "cpu" and CACHED_WEIGHT_ATTRIBUTE not in layer.__dict__
 
 
-def _dequantize(layer: Any, dtype: "torch.dtype | None", buffer: "torch.Tensor | None") -> Any:
+def _dequantize(layer: Any, dtype: "torch.dtype | None", buffer: "torch.Tensor | None") -> "torch.Tensor":
+    """Return the dense weight of a layer, in the buffer if there is one and the format allows it."""
     cached = layer.__dict__.get(CACHED_WEIGHT_ATTRIBUTE)
     if cached is not None:
-        return cached.to(dtype)
+        dense: torch.Tensor = cached.to(dtype)
+        return dense
     weight: Any = layer.weight
     if getattr(weight, "quant_state", None) is not None:
         return _dequantize_4bit(weight, buffer, dtype)
     scales = _int8_scales(layer)
     if scales is None:
-        return weight.detach().to(dtype)
+        stored: torch.Tensor = weight.detach().to(dtype)
+        return stored
     from bitsandbytes.functional import int8_vectorwise_dequant
 
     if weight.device.type != "cpu":
-        return int8_vectorwise_dequant(weight.data, scales).to(dtype)
+        dequantized: torch.Tensor = int8_vectorwise_dequant(weight.data, scales)
+        return dequantized.to(dtype)
     return _dequantize_8bit(weight.data, scales, buffer, dtype)
 
 
-def _int8_scales(layer: Any) -> Any:
+def _int8_scales(layer: Any) -> "torch.Tensor | None":
+    """Return the scales (out,) of an 8-bit layer; None for other layers."""
     scales = getattr(layer.weight, "SCB", None)
-    if scales is None:  # moved there by the first forward
+    if scales is None:  # the first forward moves them into the state
         scales = getattr(getattr(layer, "state", None), "SCB", None)
     return scales
 
 
 def _dequantize_4bit(weight: Any, buffer: "torch.Tensor | None", dtype: "torch.dtype | None") -> "torch.Tensor":
+    """Return the values of bitsandbytes' `dequantize_4bit`, computed some rows at a time if there is a buffer."""
     from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise
 
     state = weight.quant_state
     out_features, in_features = state.shape
     if buffer is None or buffer.dtype != state.dtype or in_features % state.blocksize:
-        whole: torch.Tensor = dequantize_4bit(weight.data, state)
-        return whole.to(dtype)
+        dense: torch.Tensor = dequantize_4bit(weight.data, state)
+        return dense.to(dtype)
+    # Double quantization stores the scales of blocks in 8 bits.
     scales = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    # The beginning of the buffer becomes the weight (out, in).
     values = buffer[: out_features * in_features].view(out_features, in_features)
     packed, rows = weight.data.view(out_features, -1), max(1, _WEIGHTS_PER_CHUNK["4bit"] // in_features)
     scales = scales.view(out_features, -1)
     for begin in range(0, out_features, rows):
         rows_slice = slice(begin, begin + rows)
         part = values[rows_slice]
+        # Rows are whole numbers of blocks, so a chunk has a quantization state of its own.
         chunk_state = type(state)(
             absmax=scales[rows_slice].flatten(),
             shape=part.shape,
@@ -121,7 +131,7 @@ def _dequantize_4bit(weight: Any, buffer: "torch.Tensor | None", dtype: "torch.d
 def _dequantize_8bit(
     weight: "torch.Tensor", scales: "torch.Tensor", buffer: "torch.Tensor | None", dtype: "torch.dtype | None"
 ) -> "torch.Tensor":
-    """`int8_vectorwise_dequant`'s values, some rows after the other: a third of the time, no fp32 copy."""
+    """Return the values of `int8_vectorwise_dequant`, some rows at a time: a third of the time, no fp32 copy."""
     import torch
     from bitsandbytes.functional import int8_vectorwise_dequant
 

@@ -1,4 +1,4 @@
-"""A quantised base in 16 bits with the values it computes with, made layer by layer."""
+"""A quantized base as a 16-bit model with the same weights, converted layer by layer."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,35 +7,37 @@ from lora_chat.models.base_model import LocalBase, load_base_model
 from lora_chat.models.quantization.dequantize import get_dense_weight
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 _QUANTIZED_CLASSES = ("Linear4bit", "Linear8bitLt")
 
 
 def load_dequantized_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedModel":
-    """The base in 16 bits with the values that a quantised base computes with, on the CPU.
+    """Load a quantized base and return it on the CPU in 16 bits, with the dequantized weights.
 
-    Merging into these is exact; into the original weights it would be another function (peft#2321).
-    Memory is that of the 16-bit model: each dense layer takes the place of a quantised one. (transformers'
-    `dequantize` does the same but turns GPT-2's Conv1D, which keeps (in, out), into Linear.)
+    Merging an adapter into these weights is exact. Merging into the original weights changes the outputs (peft#2321).
+    The memory is the size of the 16-bit model, because each dense layer replaces a quantized one. Transformers'
+    `dequantize` is not used, because it turns GPT-2's Conv1D, which stores (in, out), into Linear.
     """
     model = load_base_model(base, precision)
     for name in [name for name, module in model.named_modules() if type(module).__name__ in _QUANTIZED_CLASSES]:
         model.set_submodule(name, _to_dense_layer(model.get_submodule(name), model.dtype))
-    quantizer: Any = getattr(model, "hf_quantizer", None)
+    quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(model)
     return model.to("cpu")
 
 
-def _to_dense_layer(layer: Any, dtype: Any) -> Any:
+def _to_dense_layer(layer: Any, dtype: "torch.dtype") -> "torch.nn.Module":
+    """Return a Linear or Conv1D with the dequantized weight and the bias of a quantized layer."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
     bias = layer.bias is not None
     with torch.device("meta"):
         if issubclass(layer.source_cls, Conv1D):
-            dense: Any = Conv1D(layer.out_features, layer.in_features)
+            dense: Conv1D | torch.nn.Linear = Conv1D(layer.out_features, layer.in_features)
         else:
             dense = torch.nn.Linear(layer.in_features, layer.out_features, bias=bias)
     values = get_dense_weight(layer, dtype).to("cpu")

@@ -1,4 +1,4 @@
-"""The frozen weights of quantised linear layers on a CPU: values held beside them, and what bitsandbytes does there."""
+"""Cache of the dense weights of quantized linear layers on a CPU, and corrections of bitsandbytes there."""
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ _cache_limit_bytes = WEIGHT_CACHE_LIMIT_BYTES
 
 
 def cache_dense_weights(model: "torch.nn.Module") -> bool:
-    """Dequantise layers once instead of at every product, if that takes little memory; whether it was done.
+    """Cache the dense weights of 4-bit layers if they fit the limit, and return whether they were cached.
 
-    The values and results are those of bitsandbytes, whose CPU path makes the dense weight anew each time.
+    Weights and results are equal to bitsandbytes', whose CPU path dequantizes at every product.
     """
     layers: list[Any] = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
     if not _fits_cache(layers, model.dtype):  # type: ignore[arg-type]
@@ -32,13 +32,13 @@ def cache_dense_weights(model: "torch.nn.Module") -> bool:
 
 
 def disable_weight_cache() -> None:
-    """Treat even a small base as a large one, in this process."""
+    """Set the limit of the cache to 0 in this process, so that small bases behave like large ones."""
     global _cache_limit_bytes
     _cache_limit_bytes = 0
 
 
 def copy_mapped_weights(model: "torch.nn.Module") -> None:
-    """Copy what was not quantised, for it keeps the whole file of 16-bit weights mapped, and counted as memory."""
+    """Copy the weights that are not quantized, because they keep the whole 16-bit file mapped and counted as memory."""
     for weight in [*model.parameters(), *model.buffers()]:
         if weight.dtype.is_floating_point and weight.device.type == "cpu":
             weight.data = weight.data.clone()
@@ -46,9 +46,10 @@ def copy_mapped_weights(model: "torch.nn.Module") -> None:
 
 @contextmanager
 def cached_int8_weights(model: "torch.nn.Module") -> "Iterator[None]":
-    """The same for LLM.int8 on a CPU, until the block ends: only in training are its products dense.
+    """Cache the dense weights of LLM.int8 layers on a CPU until the block ends, if they fit the limit.
 
-    The layers keep their forward, which rounds activations too outside of training.
+    The layers keep their forward, because LLM.int8 has dense products only in training; otherwise it rounds
+    activations too.
     """
     dtype: torch.dtype = model.dtype  # type: ignore[assignment]
     layers: list[Any] = [m for m in model.modules() if is_int8_linear(m) and m.weight.device.type == "cpu"]
@@ -63,13 +64,14 @@ def cached_int8_weights(model: "torch.nn.Module") -> "Iterator[None]":
 
 
 def _fits_cache(layers: "Sequence[Any]", dtype: "torch.dtype") -> bool:
+    """Return whether the dense weights of layers fit the limit of the cache."""
     return bool(sum(m.in_features * m.out_features * dtype.itemsize for m in layers) <= _cache_limit_bytes)
 
 
 def concatenate_cached_weights(layers: "Sequence[Any]") -> "torch.Tensor | None":
-    """The dense weights of layers over the same input below each other, (sum of out, in); None if they are not held.
+    """Return the dense weights of layers over a shared input as one tensor (sum of out, in); None if not cached.
 
-    The layers' own become slices of it: they compute as before and no value is in memory twice.
+    The layers' weights become slices of it, so their results stay equal and no value is in memory twice.
     """
     import torch
 
@@ -77,7 +79,7 @@ def concatenate_cached_weights(layers: "Sequence[Any]") -> "torch.Tensor | None"
         if CACHED_WEIGHT_ATTRIBUTE not in layer.__dict__ and type(layer) is not torch.nn.Linear:
             return None
     if len(layers) == 1:
-        return get_dense_weight(layers[0])  # type: ignore[no-any-return]
+        return get_dense_weight(layers[0])
     stacked = torch.cat([get_dense_weight(layer) for layer in layers])
     begin = 0
     for layer in layers:
@@ -93,6 +95,7 @@ def concatenate_cached_weights(layers: "Sequence[Any]") -> "torch.Tensor | None"
 
 
 def _make_forward(layer: Any, dense: "torch.Tensor") -> "Callable[[torch.Tensor], torch.Tensor]":
+    """Return a forward that multiplies with a cached weight and returns the dtype of its input."""
     from torch.nn.functional import linear
 
     def forward(x: "torch.Tensor") -> "torch.Tensor":
@@ -105,9 +108,9 @@ def _make_forward(layer: Any, dense: "torch.Tensor") -> "Callable[[torch.Tensor]
 def disable_weight_repacking(model: "torch.nn.Module") -> None:
     """Keep bitsandbytes from repacking 4-bit weights for CPU inference.
 
-    `Linear4bit.forward` repacks at the first evaluation on AVX512-BF16 machines. From then on the weights
-    give slightly other results, `dequantize_4bit` misreads them, and no gradient passes through the layer
-    (`matmul_4bit` takes an inference kernel), so training after an evaluation would go wrong in silence.
+    On AVX512-BF16 machines, `Linear4bit.forward` repacks the weights at the first evaluation. Repacked weights give
+    slightly different results, `dequantize_4bit` misreads them, and no gradient passes through the layer because
+    `matmul_4bit` uses an inference kernel. Training after an evaluation would then fail without a message.
     """
     for module in model.modules():
         if hasattr(module, _REPACK_FLAG):

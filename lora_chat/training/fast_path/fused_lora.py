@@ -109,7 +109,7 @@ def _make_forward(layer: "LoraLayer") -> "Callable[..., torch.Tensor]":
         flat = x.reshape(-1, x.shape[-1])
 
         def weight() -> torch.Tensor:
-            return get_buffered_dense_weight(base, flat.dtype)  # type: ignore[no-any-return]
+            return get_buffered_dense_weight(base, flat.dtype)
 
         bias = None if base.bias is None else base.bias.to(flat.dtype)
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight

@@ -110,7 +110,7 @@ class LoraGroup:
         """Return the concatenated weights if they are cached, and the weight of one layer otherwise."""
         if self._cached_weight is not None:
             return self._cached_weight.to(dtype)
-        return get_buffered_dense_weight(self._layers[number], dtype)  # type: ignore[no-any-return]
+        return get_buffered_dense_weight(self._layers[number], dtype)
 
     def _stack_lora_weights(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the stacked A (ranks, in) and the block-diagonal, scaled B (out, ranks)."""
