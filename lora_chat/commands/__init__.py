@@ -5,14 +5,14 @@
 - sft: fine-tune a base with the settings of a recipe
 - plan: estimate memory and time of a recipe
 - data: show the data of a recipe as training sees it
-- audit: search the data of a recipe for what should not be trained on
+- audit: search the data of a recipe for secrets, personal data and other problems
 - recipe: print a recipe with all its settings
 - chat: talk to an adapted model or to a base
 - eval: compare base and adapted model again
 - merge: merge adapters into a 16-bit model
 - export: write an adapter in the format of another program
 - pack: write the parcel of a run
-- verify: check a parcel of somebody else
+- verify: check a parcel
 - push: upload a parcel to the Hugging Face hub
 - pull: download and verify an adapter from the Hugging Face hub
 """

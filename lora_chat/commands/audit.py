@@ -1,4 +1,4 @@
-"""`lora-chat audit`: search the data of a recipe for what should not be trained on."""
+"""`lora-chat audit`: search the data of a recipe for secrets, personal data and other problems."""
 
 import argparse
 from pathlib import Path
@@ -24,7 +24,10 @@ def run(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe, options.set)
     from lora_chat.pipeline.inspect_data import audit_recipe
 
-    found, refuses = audit_recipe(recipe, options.to, as_json=options.json)
-    print_json(found) if isinstance(found, dict) else print_result(found)
+    report, refuses = audit_recipe(recipe, options.to, as_json=options.json)
+    print_json(report) if isinstance(report, dict) else print_result(report)
     if refuses:
-        raise DataError("The recipe refuses these findings: `sft` would stop here.")
+        raise DataError(
+            "The recipe refuses these findings, so `sft` would stop. "
+            "Fix: change the data or the section `audit` of the recipe."
+        )

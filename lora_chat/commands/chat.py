@@ -8,12 +8,18 @@ from lora_chat.commands.options import ADAPTER_HELP, add_trust, positive_int, re
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `chat`."""
     parser.add_argument("thing", metavar="RUN|PARCEL|ADAPTER|BASE", help=f"{ADAPTER_HELP}, or a base")
-    parser.add_argument("--system", help="system message (default: the one of training)")
+    parser.add_argument("--system", help="system message (default: that of training)")
     parser.add_argument(
-        "--max-new-tokens", type=positive_int, default=256, metavar="N", help="tokens of the longest reply (256)"
+        "--max-new-tokens",
+        type=positive_int,
+        default=256,
+        metavar="N",
+        help="largest number of tokens of a reply (256)",
     )
     parser.add_argument(
-        "--quantization", choices=["4bit", "8bit", "none"], help="default: the one of training; for a base: none"
+        "--quantization",
+        choices=["4bit", "8bit", "none"],
+        help="quantization of the base (default: as in training; for a base: none)",
     )
     add_trust(parser)
 

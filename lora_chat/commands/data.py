@@ -22,5 +22,5 @@ def run(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe, options.set)
     from lora_chat.pipeline.inspect_data import inspect_data
 
-    found = inspect_data(recipe, options.show, as_json=options.json)
-    print_json(found) if isinstance(found, dict) else print_result(found)
+    summary = inspect_data(recipe, options.show, as_json=options.json)
+    print_json(summary) if isinstance(summary, dict) else print_result(summary)

@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write an adapter, merged or alone, for other programs, and check each file with its real reader."""
+    """Write an adapter, merged or separate, for other programs, and check each file with the program that reads it."""
     from lora_chat.pipeline.export_adapter import export_adapter
     from lora_chat.pipeline.held_out import EvaluationFiles
 

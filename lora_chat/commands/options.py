@@ -24,23 +24,21 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add `--data`, the user's own dialogues to measure with."""
+    """Add `--data`, dialogues of the user to measure with."""
     parser.add_argument(
-        "--data", metavar="FILE", help="your own dialogues to measure with (default: what the run held out)"
+        "--data", metavar="FILE", help="your own dialogues to measure with (default: the validation set of the run)"
     )
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
-    """Add `--questions`, the user's own questions."""
+    """Add `--questions`, questions of the user."""
     parser.add_argument("--questions", metavar="FILE", help="with --data: your own questions")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which base, chat template and signer the user accepts."""
-    parser.add_argument(
-        "--base", metavar="BASE", help="where the base is: a folder or a hub id; its digest is compared"
-    )
-    parser.add_argument("--force-base", action="store_true", help="use that base although it is another one")
+    """Add the options for the base, chat template and signer that the user accepts."""
+    parser.add_argument("--base", metavar="BASE", help="folder or hub id of the base; its digest is compared")
+    parser.add_argument("--force-base", action="store_true", help="use that base although its digest differs")
     add_consent(parser)
     parser.add_argument(
         "--signer", type=Path, metavar="KEY", help="refuse a parcel without a signature of this public key"
@@ -48,19 +46,19 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def add_consent(parser: argparse.ArgumentParser) -> None:
-    """Add the options by which a user accepts what a stranger made."""
+    """Add the options by which a user accepts an untrusted chat template or run."""
     parser.add_argument(
         "--accept-template", action="store_true", help="use the chat template that comes with the adapter"
     )
     parser.add_argument(
         "--adopt",
         action="store_true",
-        help="sign a run of somebody else, or of an older version, as your own, so that it is used without questions",
+        help="sign a run that another person or an older version made as your own; it is then used without questions",
     )
 
 
 def read_trust(options: argparse.Namespace) -> "TrustOptions":
-    """Return what the user accepts, from the options that the command has."""
+    """Return the trust options of the user, from the options that the command has."""
     from lora_chat.pipeline.open_adapter import TrustOptions
 
     names = ("base", "force_base", "accept_template", "signer", "adopt")

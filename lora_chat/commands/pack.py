@@ -13,7 +13,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (NAME.lorachat)")
     parser.add_argument("--license", metavar="ID", help="SPDX id of the adapter's license, such as CC-BY-4.0")
     parser.add_argument("--key", type=Path, metavar="FILE", help="sign with this private key (PEM, elliptic curve)")
-    parser.add_argument("--base", metavar="BASE", help="where the base is now: a folder or a hub id")
+    parser.add_argument("--base", metavar="BASE", help="folder or hub id of the base, if it has moved")
     add_consent(parser)
 
 

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 class Command(Protocol):
-    """A module of this package: its options and what it does with them. The docstring of `run` is its help text."""
+    """A module of this package. The docstring of its function `run` is the help text of the command."""
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Add the arguments of this command."""
 
     def run(self, options: argparse.Namespace) -> None:
-        """Execute the command. Heavy imports belong in here, so that help answers at once."""
+        """Execute the command. Heavy imports belong in this function, so that help answers at once."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -52,12 +52,12 @@ COMMANDS: dict[str, Command] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that writes help and errors, which quote the user, through `system.console`."""
+    """An argument parser that prints through `system.console`, because help and errors quote untrusted arguments."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.color = False
-        """Python 3.14 colours its messages, which the console would show as escapes."""
+        """Whether messages are coloured; false, because the console would print Python 3.14's colours as escapes."""
 
     def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
         if message and file is sys.stdout:

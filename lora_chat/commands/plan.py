@@ -13,7 +13,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     device = parser.add_mutually_exclusive_group()
     device.add_argument("--gpu", metavar="NAME", help="plan for this GPU, such as 'RTX 4090' (default: this machine)")
     device.add_argument("--memory", metavar="SIZE", help="plan for a GPU with this much memory, such as 12GiB")
-    parser.add_argument("--history", action="store_true", help="compare the estimates of all runs here with the runs")
+    parser.add_argument(
+        "--history",
+        action="store_true",
+        help="compare the estimates of finished runs with their measured time and memory",
+    )
     add_settings(parser)
 
 
@@ -35,5 +39,5 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.pipeline.estimate import estimate_recipe
     from lora_chat.planning.format import format_estimate
 
-    found = estimate_recipe(recipe, options.gpu, options.memory)
-    print_json(found.as_dict()) if options.json else print_result(format_estimate(found))
+    estimate = estimate_recipe(recipe, options.gpu, options.memory)
+    print_json(estimate.as_dict()) if options.json else print_result(format_estimate(estimate))

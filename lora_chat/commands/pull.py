@@ -8,7 +8,7 @@ from lora_chat.system.console import print_json
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `pull`."""
-    parser.add_argument("repository", metavar="OWNER/NAME", help="a repository that `push` filled")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="a repository that `push` created")
     parser.add_argument("--revision", metavar="COMMIT", help="branch, tag or commit")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (NAME.lorachat)")
     parser.add_argument(

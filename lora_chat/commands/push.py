@@ -7,7 +7,7 @@ from lora_chat.system.console import print_json
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `push`."""
-    parser.add_argument("parcel", metavar="PARCEL", help="a file of `pack`")
+    parser.add_argument("parcel", metavar="PARCEL", help="a file written by `pack`")
     parser.add_argument("repository", metavar="OWNER/NAME", help="created if it does not exist")
     parser.add_argument("--private", action="store_true", help="create it as a private repository")
 

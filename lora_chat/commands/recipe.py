@@ -25,5 +25,5 @@ def run(options: argparse.Namespace) -> None:
         raise RecipeError("No recipe is given. Fix: lora-chat recipe recipes/quickstart.yaml")
     from lora_chat.config.load import format_recipe_yaml, read_recipe
 
-    found = read_recipe(options.recipe, options.set)
-    print_json(found.model_dump(mode="json")) if options.json else print_result(format_recipe_yaml(found), end="")
+    recipe = read_recipe(options.recipe, options.set)
+    print_json(recipe.model_dump(mode="json")) if options.json else print_result(format_recipe_yaml(recipe), end="")

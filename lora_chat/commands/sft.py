@@ -35,16 +35,18 @@ def run(options: argparse.Namespace) -> None:
 
     recipe = read_recipe(options.recipe, options.set)
     if options.accept_change and options.resume is None:
-        raise RecipeError("--accept-change belongs to --resume: only a run that is continued can have changed.")
+        raise RecipeError(
+            "--accept-change needs --resume, because only a continued run can have changed. Fix: add --resume."
+        )
     if options.adopt and options.resume is None:
-        raise RecipeError("--adopt belongs to --resume: a new run is your own.")
+        raise RecipeError("--adopt needs --resume, because a new run is always your own. Fix: leave --adopt out.")
     from lora_chat.pipeline.fine_tune import fine_tune
     from lora_chat.pipeline.resume import ResumeRequest
     from lora_chat.pipeline.run_status import RunProgress
     from lora_chat.pipeline.sft_result import format_result
 
-    typed = ["lora-chat", "sft", options.recipe, *(word for setting in options.set for word in ("--set", setting))]
-    progress = RunProgress(command=shlex.join(typed))
+    command = ["lora-chat", "sft", options.recipe, *(part for setting in options.set for part in ("--set", setting))]
+    progress = RunProgress(command=shlex.join(command))
     resume = None
     if options.resume is not None:
         resume = ResumeRequest(options.resume or None, options.accept_change, options.adopt)

@@ -1,4 +1,4 @@
-"""`lora-chat verify`: check a parcel of somebody else."""
+"""`lora-chat verify`: check a parcel."""
 
 import argparse
 
@@ -9,15 +9,17 @@ from lora_chat.system.console import print_json, print_result
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `verify`."""
-    parser.add_argument("parcel", metavar="PARCEL", help="a file of `pack` or `pull`")
-    parser.add_argument("--again", action="store_true", help="load the base and repeat the measurements: minutes")
+    parser.add_argument("parcel", metavar="PARCEL", help="a file written by `pack` or `pull`")
+    parser.add_argument(
+        "--again", action="store_true", help="load the base and repeat the measurements (takes minutes)"
+    )
     add_data(parser)
     add_questions(parser)
     add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Verify a parcel: structure, digests, weights, receipt, signature, and its base if that is here."""
+    """Check a parcel: structure, digests, weights, receipt, signature, and its base if that is on this machine."""
     from lora_chat.pipeline.held_out import EvaluationFiles
     from lora_chat.pipeline.verify_parcel import format_verification, verify_parcel
 

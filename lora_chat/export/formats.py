@@ -92,13 +92,17 @@ EXPORT_FORMATS = {
     export_format.name: export_format
     for export_format in (
         ExportFormat(
-            "gguf", "one model for llama.cpp and the programs on it", "llama.cpp", _load_gguf_exporter, max_types=None
+            "gguf",
+            "a merged model for llama.cpp and the programs based on it",
+            "llama.cpp",
+            _load_gguf_exporter,
+            max_types=None,
         ),
         ExportFormat(
             "gguf-adapter", "only the LoRA weights, for --lora of llama.cpp", "llama.cpp", _load_gguf_adapter_exporter
         ),
-        ExportFormat("ollama", "a GGUF with a Modelfile", "llama.cpp", _load_ollama_exporter, max_types=1),
-        ExportFormat("peft", "the plain folder", "PEFT", _load_peft_exporter),
+        ExportFormat("ollama", "a merged GGUF with a Modelfile", "llama.cpp", _load_ollama_exporter, max_types=1),
+        ExportFormat("peft", "a folder with the adapter for PEFT", "PEFT", _load_peft_exporter),
     )
 }
 """Export formats by name."""

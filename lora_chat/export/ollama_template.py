@@ -139,7 +139,7 @@ def _example_chats() -> list[Chat]:
 
 
 def _go_literal(text: str) -> str:
-    """Write a text as a string literal in a Go action. The escapes of JSON are those of Go, except surrogate pairs.
+    """Write a text as a string literal in a Go action. Go has the same escapes as JSON, except surrogate pairs.
 
     Unprintable characters are escaped too, because Ollama drops them from a Modelfile.
     """

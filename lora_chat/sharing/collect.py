@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from pydantic import JsonValue
+
 from lora_chat.config.data import BUNDLED_TEMPLATES
 from lora_chat.config.load import read_recipe
 from lora_chat.errors import IntegrityError
@@ -34,7 +36,7 @@ def collect_precision(run: RunFolder) -> PrecisionReceipt:
     )
 
 
-def collect_recipe(run: RunFolder, base: str) -> dict[str, Any]:
+def collect_recipe(run: RunFolder, base: str) -> dict[str, JsonValue]:
     """Return the resolved recipe of a run with file names in place of paths, and without its output folder."""
     recipe: dict[str, Any] = read_recipe(str(run.recipe), []).model_dump(mode="json")
     recipe["base"]["name"] = base
@@ -46,8 +48,7 @@ def collect_recipe(run: RunFolder, base: str) -> dict[str, Any]:
         data["template"] = public_file_name(data["template"])
     if evaluation["questions"]:
         evaluation["questions"] = public_file_name(evaluation["questions"])
-    cleaned: dict[str, Any] = strip_folders(recipe)
-    return cleaned
+    return {key: strip_folders(value) for key, value in recipe.items()}
 
 
 def collect_data(run: RunFolder) -> DataReceipt:
@@ -116,7 +117,7 @@ def collect_versions(run: RunFolder) -> dict[str, str]:
     return {str(name): str(version) for name, version in _read_json(run.versions).items()}
 
 
-def _public_sources(value: Any) -> Any:
+def _public_sources(value: JsonValue) -> JsonValue:
     """Return the data sources of a recipe without their folders; data sets of the hub keep their names."""
     if isinstance(value, list):
         return [_public_sources(inner) for inner in value]
@@ -141,7 +142,7 @@ def public_file_name(text: str) -> str:
     return name
 
 
-def strip_folders(value: Any) -> Any:
+def strip_folders(value: JsonValue) -> JsonValue:
     """Return a copy in which each path that is absolute, relative to a home or to `.` is only its last part."""
     if isinstance(value, dict):
         return {key: strip_folders(inner) for key, inner in value.items()}

@@ -15,7 +15,7 @@ from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.architectures import find_architecture
 
 PortabilityLevel = Literal["yes", "near", "merged", "no"]
-"""`near` runs on other weights than those of training; `merged` is no adapter but a whole model."""
+"""`near`: runs, but on other weights than in training; `merged`: runs only as a merged model."""
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 

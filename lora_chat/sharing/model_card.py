@@ -23,7 +23,7 @@ _HUB_LICENSE_PATTERN = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 def format_run_card(plan: Plan, identity: Identity, steps: int, figures: Mapping[str, MetricFigures] | None) -> str:
-    """Write the card of an adapter in its run folder; `figures` are those of a comparison."""
+    """Write the card of an adapter in its run folder; `figures` come from a comparison."""
     adapter, training = plan.adapter, plan.training
     lines = [
         *_front_matter(identity.base, None),

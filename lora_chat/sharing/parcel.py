@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.models.adapter_config import LoraSettings, StoredAdapter
@@ -94,17 +94,17 @@ def open_parcel(
 ) -> Parcel:
     """Read and check a parcel; call `on_check` after every check; use `name` in messages.
 
-    Raises IntegrityError at the first check that fails, RecipeError if there is no such file.
+    Raises IntegrityError at the first check that fails, RecipeError if the file does not exist.
     """
     display_name = name or path
 
     def check(check_name: str, step: Callable[[], tuple[_Value, str, bool | None]]) -> _Value:
         try:
-            value, found, passed = step()
+            value, result, passed = step()
         except IntegrityError as error:
             on_check(ParcelCheck(check_name, str(error), False))
             raise IntegrityError(f"{display_name} is refused ({check_name}): {error}.") from error
-        on_check(ParcelCheck(check_name, found, passed, _CONFIRMED_FIELDS.get(check_name, ())))
+        on_check(ParcelCheck(check_name, result, passed, _CONFIRMED_FIELDS.get(check_name, ())))
         return value
 
     raw = check("file", lambda: _read(path))
@@ -173,12 +173,12 @@ def _check_signature(
         raise IntegrityError("it is signed, but the receipt names no signer")
     if signer is not None:
         check_signer(receipt.signer, signer)
-    found, passed = check_signature(
+    result, passed = check_signature(
         {name: members[name] for name in REQUIRED_MEMBERS}, signature, receipt.signer, required=signer is not None
     )
     return (
         None,
-        found + ("" if signer or not passed else "; to require the key of the sender, use --signer KEY"),
+        result + ("" if signer or not passed else "; to require the key of the sender, use --signer KEY"),
         passed,
     )
 
@@ -234,6 +234,6 @@ def _check_card(members: Mapping[str, bytes], receipt: Receipt, settings: LoraSe
     return None, "README.md is the card that lora_chat writes for this receipt, word for word", True
 
 
-def encode_config(config: Mapping[str, Any]) -> bytes:
+def encode_config(config: Mapping[str, object]) -> bytes:
     """Encode an `adapter_config.json` in the canonical form of a parcel."""
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode("ascii")

@@ -62,7 +62,7 @@ def test_without_a_run_it_begins_and_when_done_it_says_so(sft, tmp_path):
 def test_a_change_is_accepted_only_where_something_goes_on(sft, tmp_path):
     code, said = sft("--accept-change", "training.epochs")
     assert code == 2
-    assert "belongs to --resume" in said
+    assert "--accept-change needs --resume" in said
     assert not (tmp_path / "runs").exists()
 
 

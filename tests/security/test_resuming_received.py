@@ -135,7 +135,7 @@ def test_a_finished_received_run_is_not_taken_for_one_s_own(run, call):
 
 def test_adopt_belongs_to_resume(call):
     code, said = call("--adopt")
-    assert code == 2 and "--adopt belongs to --resume" in said
+    assert code == 2 and "--adopt needs --resume" in said
 
 
 def test_one_s_own_goes_on_unasked_and_a_received_one_after_a_yes(run, call, monkeypatch, tmp_path):

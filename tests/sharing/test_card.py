@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 from lora_chat.config.plan import make_plan
 from lora_chat.config.recipe import AdapterSection, BaseSection, Recipe
 from lora_chat.evaluation.metrics import wilson_interval
+from lora_chat.export.formats import EXPORT_FORMATS
 from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import report_portability
@@ -211,3 +212,13 @@ def test_portability_depends_on_rank_variant_precision_and_architecture():
     assert answers({}, "none", None) == {**usual, "MLX": "no"}
     whys = {p.program: p.why for p in report_portability(settings_of(rank=20), "none", "qwen3")}
     assert "--max-lora-rank 32" in whys["vLLM"]
+
+
+def test_names_only_existing_export_formats():
+    cards = [
+        format_parcel_card(receipt_with("x"), report_portability(settings, mode, "llama"))
+        for settings in (SETTINGS, settings_of(variant="dora"))
+        for mode in ("none", "4bit")
+    ]
+    names = {name for card in cards for name in re.findall(r"export [^\n|]*?--to ([a-z-]+)", card)}
+    assert {"gguf", "gguf-adapter", "ollama"} <= names <= EXPORT_FORMATS.keys()

@@ -1,7 +1,7 @@
 """Parity check: does an exported model compute the outputs of the adapted model?
 
 - compare: measure the differences of two models and check them against tolerances
-- default_prompts: samples from built-in questions, if there are no held-out dialogues
+- default_prompts: samples from built-in questions, for adapters without held-out dialogues
 - format: write parity reports as files, and format them for the terminal
 - llama_cpp_runner: run samples through a GGUF in llama.cpp
 - llama_cpp_worker: the separate process in which llama.cpp runs

@@ -77,7 +77,7 @@ def measure_parity(
     samples: Sequence[ParitySample],
     stop_ids: Collection[int],
 ) -> ParityReport:
-    """Run the samples through an exported model and compare its outputs with those of the adapted model."""
+    """Run the samples through an exported model and compare its outputs with the expected ones."""
     vocab_size = expected.logits[0].shape[-1]
     exported = collect_outputs(runner, samples, stop_ids, vocab_size)
     return compare_outputs(report_name, runner.name, expected, exported, samples, TOLERANCES[report_name])

@@ -1,4 +1,4 @@
-"""Parity samples if there are no held-out dialogues: built-in questions with the replies of the adapted model."""
+"""Parity samples for adapters without held-out dialogues: built-in questions with the replies of the adapted model."""
 
 from typing import TYPE_CHECKING
 

@@ -108,7 +108,7 @@ class LlamaCppRunner(ParityRunner):
         return self._answer["replies"]
 
     def mismatches(self, samples: Sequence[ParitySample], stop_ids: Collection[int]) -> list[str]:
-        """Compare the prompts and stop tokens of the file with those of training."""
+        """Describe prompts and stop tokens of the file that differ from training."""
         problems = []
         prompt_pairs = [
             (list(sample.prompt), ids or [])

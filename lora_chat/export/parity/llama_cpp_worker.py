@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 import numpy as np
@@ -19,6 +19,11 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from lora_chat.system.memory_usage import address_space_bytes
 from lora_chat.system.process_limits import time_and_memory_limit
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Message = dict[str, Any]
+"""A chat message or the description of a tool, from JSON."""
 _RENDER_TIMEOUT_SECONDS, _RENDER_LIMIT_BYTES = 20.0, 1 << 30
 """Time, in seconds, and memory, in bytes, for rendering one prompt."""
 
@@ -54,7 +59,9 @@ class _GgufModel:
         """Clear the KV cache before a new text."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
 
-    def compute_logits(self, ids: Sequence[int], start_position: int, positions: Sequence[int]) -> Any:
+    def compute_logits(
+        self, ids: Sequence[int], start_position: int, positions: Sequence[int]
+    ) -> "NDArray[np.float32]":
         """Return (positions, vocabulary) logits after some of `ids`, the first of which is at `start_position`."""
         wanted = set(positions)
         self._batch.n_tokens = len(ids)
@@ -85,7 +92,7 @@ class _GgufModel:
         """Return the tokens at which llama.cpp ends a reply."""
         return [i for i in range(self.vocab_size) if llama_cpp.llama_vocab_is_eog(self._vocab, i)]
 
-    def render_prompt_ids(self, messages: Any, tools: Any) -> list[int]:
+    def render_prompt_ids(self, messages: list[Message], tools: list[Message]) -> list[int]:
         """Encode a prompt with the chat template of the file, as the programs of llama.cpp do."""
         template = llama_cpp.llama_model_chat_template(self._model, None)
         if template is None:
@@ -115,7 +122,7 @@ class _GgufModel:
         return llama_cpp.llama_vocab_get_text(self._vocab, token).decode() if token >= 0 else ""
 
 
-def render(template: str, messages: Any, tools: Any, *, opening: str, end: str) -> str:
+def render(template: str, messages: list[Message], tools: list[Message] | None, *, opening: str, end: str) -> str:
     """Render a prompt with an untrusted template; this process ends if the template exceeds the limits."""
     with time_and_memory_limit(_RENDER_TIMEOUT_SECONDS, _RENDER_LIMIT_BYTES, address_space_bytes()):
         formatter = Jinja2ChatFormatter(template, eos_token=end, bos_token=opening)
@@ -123,14 +130,13 @@ def render(template: str, messages: Any, tools: Any, *, opening: str, end: str) 
     return prompt
 
 
-def quantize(request: dict[str, Any]) -> dict[str, Any]:
+def quantize(request: dict[str, Any]) -> None:
     """Quantize a GGUF in a float type to another type."""
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{request['type'].upper()}")
     code = llama_cpp.llama_model_quantize(request["from"].encode(), request["to"].encode(), ctypes.byref(settings))
     if code:
         raise RuntimeError(f"llama.cpp cannot quantise to {request['type']} (code {code})")
-    return {}
 
 
 def compute_outputs(request: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -151,7 +157,8 @@ def main(folder: Path) -> None:
     """Run the request; the answer file is written last, so that it marks success."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     if request["do"] == "quantise":
-        answer = quantize(request)
+        quantize(request)
+        answer: dict[str, Any] = {}
     elif request["do"] == "describe":
         answer = {"beginning": _GgufModel(request["model"], None, 8).bos_text()}
     else:

@@ -30,7 +30,7 @@ class ParityRunner(Protocol):
         """Return a greedy reply to each prompt, of at most `max_new_tokens` and without the stop token."""
 
     def mismatches(self, samples: Sequence[ParitySample], stop_ids: Collection[int]) -> list[str]:
-        """Describe prompts and stop tokens that differ from those of training."""
+        """Describe prompts and stop tokens that differ from training."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class TransformersRunner(ParityRunner):
         return generate_ids(self._model, int(self._tokenizer.pad_token_id), prompts, stop_ids, max_new_tokens)
 
     def mismatches(self, samples: Sequence[ParitySample], stop_ids: Collection[int]) -> list[str]:
-        """Compare the prompts and stop tokens of the written files with those of training."""
+        """Describe prompts and stop tokens of the written files that differ from training."""
         problems = []
         chats = [sample for sample in samples if sample.messages]
         num_differing = sum(
