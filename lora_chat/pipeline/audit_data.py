@@ -1,4 +1,4 @@
-"""The audit of what a run trains on and measures with; its result is remembered like the encoded dialogues."""
+"""The audit of training data, validation data, questions and chat template, cached like encoded dialogues."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
@@ -45,42 +45,42 @@ def audit_sets(
     questions: Sequence[Question] = (),
     template: str | None = None,
 ) -> AuditReport:
-    """Audit both sets, the questions and the chat template, or return the cached report on just these.
+    """Audit both sets, the questions and the chat template, or return the cached report for the same data.
 
-    `template` is where the template was read; None for the base's own.
+    `template` is the path of the template; None means the base's own.
     """
     tokens = read_control_tokens(tokenizer)
     chat_template = str(tokenizer.chat_template or "")
     question_texts = [(q.path, q.line, text) for q in questions for text in (q.question, *q.accept)]
     key = _cache_key(train, validation, tokens, policy, [question_texts, chat_template, template])
     cache_path = cache_dir("audits") / f"{key}.json"
-    with suppress(OSError, ValueError, LoraChatError):  # a damaged note is made again
+    with suppress(OSError, ValueError, LoraChatError):  # a damaged cache entry is replaced
         cached = _REPORT_ADAPTER.validate_json(read_bytes(cache_path, MAX_LOG_BYTES))
         if {finding.kind for finding in cached.findings} == {
             kind for kind, count in cached.counts.items() if count > 0
         }:
             return cached
     auditor = Auditor(policy, tokens)
-    last = time.monotonic()
+    last_message = time.monotonic()
     splits: tuple[tuple[DialogueSet, Split], ...] = ((train, "train"), (validation, "validation"))
     for dialogues, split in splits:
         for number, dialogue in enumerate(_iter_dialogues(dialogues, tokenizer), 1):
             auditor.add(dialogue, split)
-            if time.monotonic() - last > _PROGRESS_INTERVAL_SECONDS:
-                last = time.monotonic()
+            if time.monotonic() - last_message > _PROGRESS_INTERVAL_SECONDS:
+                last_message = time.monotonic()
                 logger.info(f"Auditing the {split} dialogues: {number:,} of {len(dialogues):,}")
     for path, line, text in question_texts:
         auditor.add_text(text, path, line)
     for line, text in enumerate(chat_template.split("\n"), 1):
         auditor.add_code(text, template or "the base's chat template", line)
     report = auditor.report()
-    with suppress(OSError, LoraChatError):  # only a note: without it all is looked through again
-        write_text_atomically(cache_path, json.dumps(asdict(report), ensure_ascii=False), "a note")
+    with suppress(OSError, LoraChatError):  # without the cache entry, the next audit runs again
+        write_text_atomically(cache_path, json.dumps(asdict(report), ensure_ascii=False), "the cached audit")
     return report
 
 
 def _iter_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Dialogue]:
-    """A block of plain text is looked at as if it were all a reply."""
+    """Yield the dialogues of a set; a block of plain text is one reply."""
     for path, line, dialogue, rows in dialogues.iter_units():
         if dialogue is None:
             text = tokenizer.decode(rows[0].input_ids, skip_special_tokens=True)
@@ -90,9 +90,10 @@ def _iter_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase"
 
 
 def _cache_key(
-    train: DialogueSet, validation: DialogueSet, tokens: tuple[str, ...], policy: AuditSection, more: Any
+    train: DialogueSet, validation: DialogueSet, tokens: tuple[str, ...], policy: AuditSection, more: object
 ) -> str:
-    parts: list[Any] = [tokens, policy.model_dump(), digest_code(*CODE_PATHS), more]
+    """Return the cache key: a digest of the data, the policy and the code of the audit."""
+    parts: list[object] = [tokens, policy.model_dump(), digest_code(*CODE_PATHS), more]
     for dialogues in (train, validation):
         parts += [
             [store.folder.name, hashlib.sha256(units.tobytes()).hexdigest()]

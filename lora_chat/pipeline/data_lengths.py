@@ -1,4 +1,4 @@
-"""How long everything is that a run trains, measures and answers."""
+"""Lengths of the rows, prompts and replies of a run."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ def measure_lengths(
     *,
     is_estimated: bool = False,
 ) -> DataLengths:
-    """Lengths of training and validation rows, of prompts, and of what all begin with."""
+    """Return the lengths of training and validation rows, of prompts, and of the prefix that all rows share."""
     rows = measure_rows(train.rows)
     validation_lengths = measure_rows(validation.rows)
     system_messages = [{"role": "system", "content": system}] if system is not None else []
@@ -47,7 +47,7 @@ def measure_lengths(
 
 
 def _measure_shared_prefix(rows: Any, lengths: Any, count: int) -> int:
-    """Of the longest, of which the largest micro-batch is made."""
+    """Return the length of the prefix shared by the `count` longest rows, which form the largest micro-batch."""
     from lora_chat.training.fast_path.packed_batch import EncodedIds, PackedBatchCollator, count_shared_prefix
 
     longest = (-lengths).argsort(kind="stable")[:count].tolist()

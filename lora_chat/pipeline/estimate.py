@@ -1,4 +1,4 @@
-"""Recipe -> forecast: what a run would need here, or on a card that is only imagined. No weights are loaded."""
+"""The estimate of a recipe or run, for this machine or another GPU, before weights load."""
 
 import logging
 import time
@@ -34,17 +34,17 @@ logger = logging.getLogger(__name__)
 def resolve_plan(
     plan: Plan, prepared: PreparedRun, earlier: RunFolder | None, reading_seconds: float
 ) -> tuple[Plan, RunEstimate | None]:
-    """The plan with nothing left open, and what it will take; None for a base that no plan knows.
+    """Choose all open settings of a plan, and return it with its estimate; None if the architecture is unknown.
 
-    `reading_seconds`: seconds until here. A run that goes on keeps what was decided for it.
-    Raises OutOfMemoryError if it cannot fit.
+    A resumed run keeps its settings. `reading_seconds` is the time of reading the data. Raises OutOfMemoryError if the
+    run does not fit.
     """
     if earlier:
         plan = _keep_earlier_settings(plan, earlier.read_plan())
     try:
         estimate = estimate_run(plan, prepared, reading_seconds)
     except RecipeError as error:
-        logger.info(f"Not planned: {error}")
+        logger.info(f"No estimate: {error}")
         return plan, None
     if plan.training.memory != "unlimited" and estimate.verdict == "does not fit":
         raise OutOfMemoryError(format_refusal(estimate))
@@ -52,28 +52,31 @@ def resolve_plan(
 
 
 def _keep_earlier_settings(plan: Plan, earlier: Plan) -> Plan:
+    """Return the plan with the settings that were chosen for the run before it was resumed."""
     settings = {name: getattr(earlier.training, name) for name in plan.open_settings}
     if "micro_batch_size" in settings:
         settings["gradient_accumulation_steps"] = earlier.training.gradient_accumulation_steps
     if earlier.training.effective_batch_size != plan.training.effective_batch_size:
-        return plan  # another run; it is refused where runs are compared
+        return plan  # another run, which `check_same_run` refuses
     training = plan.training.model_copy(update=settings)
     return plan.model_copy(update={"training": training, "open_settings": ()})
 
 
 def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunEstimate:
-    """What `sft` would need on a card of that name, on one of that much memory, or else here."""
+    """Estimate a recipe for a GPU by name, for a GPU with this much memory, or for this machine."""
     target, hardware = _find_target(gpu, memory)
     plan = make_plan(recipe, hardware)
     base = find_base_config(plan.base)
     shape = read_shape(base.config, base.name)
-    began = time.monotonic()
+    started = time.monotonic()
     data = _read_lengths(plan, base, shape.max_positions)
-    return _estimate_plan(plan, PlanningProblem(shape, data, target), base, time.monotonic() - began, allow_slow=False)
+    return _estimate_plan(
+        plan, PlanningProblem(shape, data, target), base, time.monotonic() - started, allow_slow=False
+    )
 
 
 def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> RunEstimate:
-    """The same of a run whose data has been read, in so many seconds, for this machine."""
+    """Estimate a run whose data was read in `reading_seconds`, for this machine."""
     base = find_base_config(plan.base)
     shape = read_shape(base.config, base.name)
     data = measure_lengths(
@@ -91,6 +94,7 @@ def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> R
 def _estimate_plan(
     plan: Plan, problem: PlanningProblem, base: BaseConfig, reading_seconds: float, *, allow_slow: bool
 ) -> RunEstimate:
+    """Choose the open settings, benchmark this machine if it is the target, and estimate the plan."""
     memory = plan.training.memory
     if memory not in ("auto", "unlimited"):
         problem = PlanningProblem(
@@ -123,6 +127,7 @@ def _estimate_plan(
 
 
 def _find_target(gpu: str | None, memory: str | None) -> tuple[TargetDevice, Hardware]:
+    """Return the target device and its hardware."""
     hardware = detect_hardware()
     if gpu:
         target = target_from_gpu_spec(find_gpu_spec(gpu))
@@ -134,7 +139,7 @@ def _find_target(gpu: str | None, memory: str | None) -> tuple[TargetDevice, Har
 
 
 def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int) -> DataLengths:
-    """With the base's tokenizer, or where that is not here, with the embedded one."""
+    """Return the lengths of the data, in tokens of the base's tokenizer, or of the embedded one if it is missing."""
     files = find_data_files(plan)
     tokenizer_base = (
         LocalBase(base.name, base.folder) if base.folder else find_base(BaseSection(name=bundled_base_names()[0]))

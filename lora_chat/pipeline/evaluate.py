@@ -1,6 +1,4 @@
-"""Compare base and adapted model again, on held-out dialogues or on a file of the user."""
-
-from typing import Any
+"""The comparison of an existing adapter with its base, on held-out dialogues or on files of the user."""
 
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.errors import RecipeError
@@ -13,16 +11,16 @@ from lora_chat.system.user_path import expand_user_path
 
 
 def evaluate_adapter(source: str, evaluation_files: EvaluationFiles, trust: TrustOptions) -> dict[str, object]:
-    """Compare base and adapted once more: a run on what it held out, anything on files of one's own."""
+    """Compare base and adapted model: a run on its held-out data, any adapter on the user's files."""
     if evaluation_files.data is None and (
         is_parcel(expand_user_path(source)) or is_adapter_folder(expand_user_path(source))
     ):
-        raise RecipeError(f"{source} brings no dialogues to measure with: name some with --data FILE.")
+        raise RecipeError(f"{source} contains no dialogues for an evaluation. Fix: give some with --data FILE.")
     if evaluation_files.questions is not None and evaluation_files.data is None:
-        raise RecipeError("--questions belongs to --data: what a run held out has its own questions.")
+        raise RecipeError("--questions belongs to --data: the held-out data of a run has its own questions.")
     opened = open_adapter(source, trust)
     prepared = prepare_evaluation(opened, evaluation_files)
-    model: Any = opened.adapter.load(opened.precision)
+    model = opened.adapter.load(opened.precision)
     if opened.run is not None and evaluation_files.data is None:
         report = compare_run(model, prepared, opened.run.read_plan().evaluation, opened.run)
     else:

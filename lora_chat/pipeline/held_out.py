@@ -1,4 +1,4 @@
-"""What can be done with a finished run, a parcel or an adapter: measure it again, merge it."""
+"""The dialogues and questions that evaluate an existing adapter."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from lora_chat.pipeline.prepare import PreparedEvaluation, prepare_evaluation_fi
 
 @dataclass(frozen=True)
 class EvaluationFiles:
-    """Dialogues and questions of one's own to measure with."""
+    """The user's files of dialogues and questions for an evaluation."""
 
     data: str | None = None
     questions: str | None = None
 
 
 def prepare_evaluation(opened: OpenAdapter, evaluation_files: EvaluationFiles) -> PreparedEvaluation:
-    """A run's held-out dialogues, or those of one's own. Raises DataError for what is wrong with them."""
+    """Return the user's evaluation data, or the held-out data of a run. Raise DataError for errors in it."""
     if opened.run is not None and evaluation_files.data is None:
         return prepare_held_out(opened.adapter, opened.run.read_plan(), opened.run)
     return prepare_evaluation_files(

@@ -1,11 +1,10 @@
-"""Look at the data of a recipe as a run would see it; no weights are loaded."""
+"""The data of a recipe as a run reads it; no weights are loaded."""
 
 import json
 import logging
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from lora_chat.audit.format import format_audit
 from lora_chat.config.plan import make_plan
@@ -20,16 +19,19 @@ from lora_chat.system.hardware import detect_hardware
 logger = logging.getLogger(__name__)
 
 
-def inspect_data(recipe: Recipe, count: int, *, as_json: bool) -> "dict[str, Any] | list[ResultPart]":
-    """The account of a recipe's data with its first `count` training dialogues: as text, or for machines."""
+def inspect_data(recipe: Recipe, count: int, *, as_json: bool) -> "dict[str, object] | list[ResultPart]":
+    """Return the statistics of a recipe's data with its first `count` training dialogues, as text or for JSON."""
     prepared = prepare_run(make_plan(recipe, detect_hardware()))
     if as_json:
         return prepared.statistics.as_dict() | ({"shown": _collect_rows(prepared, count)} if count else {})
     return [format_statistics(prepared.statistics), *format_dialogues(prepared.train, prepared.tokenizer, count)]
 
 
-def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[dict[str, Any] | str, bool]":
-    """What an audit finds, and whether the recipe refuses it; `to` gets the training dialogues as they are trained."""
+def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[dict[str, object] | str, bool]":
+    """Return the audit of a recipe's data, and whether the recipe refuses it.
+
+    The training dialogues, redacted as in training, are written to `to`.
+    """
     prepared = prepare_run(make_plan(recipe, detect_hardware()))
     report = audit_sets(
         prepared.train,
@@ -45,13 +47,14 @@ def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[di
                 f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in prepared.read_training_rows()
             )
         redacted = prepared.statistics.total["redacted"]
-        logger.info(f"Written to {to}: {len(prepared.train):,} dialogues, {redacted:,} stretches redacted in all.")
+        logger.info(f"Written to {to}: {len(prepared.train):,} dialogues, {redacted:,} passages redacted in total.")
     if as_json:
         return asdict(report) | {"redactions": prepared.statistics.total["redacted"]}, report.is_refused
     return format_audit(report, recipe.audit), report.is_refused
 
 
-def _collect_rows(prepared: PreparedRun, count: int) -> list[dict[str, Any]]:
+def _collect_rows(prepared: PreparedRun, count: int) -> list[dict[str, object]]:
+    """Return the encoded rows of the first `count` training dialogues with their places."""
     return [
         {"path": path, "line": line, "input_ids": row.input_ids, "labels": row.labels}
         for path, line, rows in islice(prepared.train.read_rows(), count)

@@ -1,4 +1,4 @@
-"""The data that a plan names, found, read, encoded and split; of the base it needs the tokenizer alone."""
+"""The data of a plan: found, read, encoded and split. Only the tokenizer of the base is needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataFiles:
-    """What a plan names, found but not read."""
+    """The files and questions of a plan, found but not read."""
 
     train: Sequence[LocalSource]
     validation: Sequence[LocalSource]
     questions: Sequence[Question]
     skip_bad: int
     redacted: frozenset[FindingKind]
-    """The kinds that no message shows."""
+    """Kinds of findings that are redacted, and that no message may show."""
 
     def check(self) -> None:
-        """Raise DataError for rows that are no dialogues."""
+        """Raise DataError if rows are not dialogues."""
         redactor = Redactor(self.redacted)
         for sources in (self.train, self.validation):
             check_sources(
@@ -38,17 +38,17 @@ class DataFiles:
 
 @dataclass(frozen=True)
 class LoadedData:
-    """Everything encoded."""
+    """The encoded data of a run."""
 
     train: DialogueSet
     validation: DialogueSet
     statistics: DataStatistics
     system: str | None
-    """The system message that all dialogues begin with."""
+    """System message with which all dialogues begin, if any."""
 
 
 def find_data_files(plan: Plan) -> DataFiles:
-    """Raises DataError for what is not there."""
+    """Find the files of a plan and read its questions. Raise DataError if a file is missing."""
     data = plan.data
     return DataFiles(
         find_sources(data.train_sources),
@@ -60,7 +60,7 @@ def find_data_files(plan: Plan) -> DataFiles:
 
 
 def _read_redacted_questions(plan: Plan) -> list[Question]:
-    """Return the questions as they are asked and kept: redacted like the dialogues."""
+    """Return the questions of a plan, redacted like the dialogues."""
     questions = read_questions(plan.evaluation.questions) if plan.evaluation.questions else []
     if not plan.audit.redacted:
         return questions
@@ -82,7 +82,7 @@ def read_data(
     stop_ids: Sequence[int],
     positions: int | None,
 ) -> LoadedData:
-    """Read, redact where that is asked for, encode and split; raises DataError for whatever would waste a run."""
+    """Read, redact if requested, encode and split. Raise DataError for every error that would waste a run."""
     data = plan.data
     redactor = Redactor(plan.audit.redacted) if plan.audit.redacted else None
     common = (data, tokenizer, tuple(stop_ids), positions, redactor)
@@ -96,7 +96,7 @@ def read_data(
 def split_data(
     plan: Plan, train: Sequence[EncodedSource], validation: Sequence[EncodedSource]
 ) -> tuple[DialogueSet, DialogueSet]:
-    """What is trained and what is held out."""
+    """Return the training set and the validation set."""
     data = plan.data
     stores, weights = [source.store for source in train], [source.weight for source in train]
     if validation:
@@ -105,6 +105,6 @@ def split_data(
 
 
 def find_shared_system_message(sources: Sequence[EncodedSource]) -> str | None:
-    """The system message that all dialogues begin with; chat then begins with it too."""
+    """Return the system message with which all dialogues begin, because chat then begins with it too."""
     system_messages = {system for source in sources for system in source.store.ledger.systems}
     return system_messages.pop() if len(system_messages) == 1 else None

@@ -1,13 +1,14 @@
-"""This machine's pace and memory habits, tried once for each shape in a process of its own, and kept."""
+"""Times and memory of small models on this machine, measured in another process and cached."""
 
 import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from lora_chat.config.plan import Plan
+from typing_extensions import NotRequired, TypedDict
+
+from lora_chat.config.plan import Plan, TrainingPlan
 from lora_chat.config.recipe import BaseSection
 from lora_chat.data.lengths import DataLengths, RowLengths
 from lora_chat.models.base_model import find_base
@@ -25,32 +26,58 @@ logger = logging.getLogger(__name__)
 
 _BENCHMARK_STEPS = 3
 _LARGER_MODEL_WEIGHTS = 160_000_000
-"""Of the layers of the larger model: enough to see what grows, few enough for seconds."""
+"""Maximum linear weights of the larger model: enough to see the growth, few enough to take seconds."""
 MIN_BASE_WEIGHTS = 20_000_000
-"""Weights of a base below which it is not worth the seconds."""
+"""Smallest base, in weights, that is worth the seconds of a benchmark."""
 _MAX_QUICK_BASE_WEIGHTS = 1_000_000_000
-"""Of one that is tried where an answer is awaited in seconds; a larger one takes a minute or two."""
+"""Largest base, in weights, that `plan` benchmarks; larger ones take minutes."""
 _DEFAULT_MICRO_BATCH_TOKENS = 2048
-"""Of a micro-batch whose tokens are not bounded."""
+"""Tokens of a benchmarked micro-batch if the plan does not limit them."""
 _REQUIRED_KEYS = {"rss", "loaded", "load", "step", "start", "read"}
-"""Without one of them a stored probe is damaged."""
+"""Keys of a valid cached result."""
 _BENCHMARK_VERSION = 2
-"""Of what a probe measures, and how: those of another one are not used."""
+"""Version of the measurements; cached results of another version are not used."""
 _TIMEOUT_SECONDS = 600
-"""Seconds; on a machine that needs more, nothing is known beforehand."""
+"""Benchmark timeout, in seconds; a slower machine gets no benchmark."""
+
+
+class BenchmarkRequest(TypedDict):
+    """The request to the worker."""
+
+    layers: tuple[int, int]
+    may_hold: bool
+    """Whether the dequantized weights of the whole base fit the weight cache."""
+    config: dict[str, object]
+    precision: dict[str, object]
+    adapter: dict[str, object]
+    training: dict[str, object]
+    lengths: list[int]
+    """Tokens of each training row."""
+    share: float
+    """Share of supervised tokens."""
+    prefix: int
+    """Tokens of the prefix that all rows share."""
+    vocabulary: int
+    read: int
+    """Tokens of an evaluated dialogue."""
+    prompt: int
+    """Tokens of a prompt."""
+    prompts: int
+    tokenizer: NotRequired[str]
+    """Folder of the tokenizer."""
 
 
 def benchmark_machine(
     plan: Plan,
     problem: PlanningProblem,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     folder: Path | None,
     *,
     allow_slow: bool,
 ) -> MachineBenchmark | None:
-    """What small models of a job's widths take here; None where that was not worth it, or failed.
+    """Measure small models with the widths of a base on this machine, or return the cached measurements.
 
-    Without patience, large bases are not tried anew.
+    Return None if the base is too small, if it is large and not `allow_slow`, or if the benchmark failed.
     """
     if problem.target.device != "cpu" or not problem.target.at_hand or problem.shape.weights < MIN_BASE_WEIGHTS:
         return None
@@ -61,28 +88,33 @@ def benchmark_machine(
     if measured is None:
         if problem.shape.weights > _MAX_QUICK_BASE_WEIGHTS and not allow_slow:
             return None
-        logger.info("Trying this machine on small models of the base's widths, once (half a minute)")
+        logger.info("Benchmarking this machine with small models of the base's widths (once, half a minute)")
         tokenizer = folder or find_base(BaseSection(name="tiny-random")).folder
         measured = _run_benchmark({**request, "tokenizer": str(tokenizer)})
         if measured is None:
-            logger.info("That did not work; the plan goes on without it.")
+            logger.info("The benchmark failed; the estimate does without it.")
             return None
-        write_text_atomically(path, json.dumps(measured), "the probe")
-    work = compute_workload(
+        write_text_atomically(path, json.dumps(measured), "the benchmark")
+    workload = compute_workload(
         _make_data_lengths(lengths, request["share"], request["prefix"]),
         _make_training_plan(plan, len(lengths) // _BENCHMARK_STEPS),
     )
-    return MachineBenchmark(_choose_layer_counts(problem.shape), (measured[0], measured[1]), work, int(request["read"]))
+    return MachineBenchmark(
+        _choose_layer_counts(problem.shape), (measured[0], measured[1]), workload, int(request["read"])
+    )
 
 
 def _choose_layer_counts(shape: ModelShape) -> tuple[int, int]:
-    """Of both models."""
+    """Return the number of layers of the smaller and the larger model."""
     weights_per_layer = shape.num_linear_weights // shape.num_layers
     layer_count = max(3, min(shape.num_layers // 3, _LARGER_MODEL_WEIGHTS // weights_per_layer))
     return max(1, layer_count // 3), layer_count
 
 
-def _make_request(plan: Plan, problem: PlanningProblem, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[int]]:
+def _make_request(
+    plan: Plan, problem: PlanningProblem, config: Mapping[str, object]
+) -> tuple[BenchmarkRequest, list[int]]:
+    """Return the request for the worker, and the lengths of its rows."""
     train = problem.data.train
     row_lengths = (train.through_last_label if plan.training.fast_path else train.tokens).tolist()
     max_tokens = 2 * (plan.training.micro_batch_tokens or _DEFAULT_MICRO_BATCH_TOKENS)
@@ -106,8 +138,8 @@ def _make_request(plan: Plan, problem: PlanningProblem, config: Mapping[str, Any
     }, lengths
 
 
-def _make_training_plan(plan: Plan, rows: int) -> Any:
-    """A few steps of so many rows."""
+def _make_training_plan(plan: Plan, rows: int) -> TrainingPlan:
+    """Return a training plan of a few steps with this many rows each."""
     training = plan.training
     size = min(training.micro_batch_size, rows)
     return training.model_copy(
@@ -123,6 +155,7 @@ def _make_training_plan(plan: Plan, rows: int) -> Any:
 
 
 def _make_data_lengths(lengths: list[int], share: float, prefix: int) -> DataLengths:
+    """Return the lengths of the benchmark's rows."""
     import numpy as np
 
     tokens = np.asarray(lengths)
@@ -131,15 +164,19 @@ def _make_data_lengths(lengths: list[int], share: float, prefix: int) -> DataLen
 
 
 def _read_cached_result(path: Path) -> list[dict[str, float]] | None:
+    """Read the cached measurements of both models; None if they are missing or damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    is_valid = isinstance(found, list) and len(found) == 2 and all(set(figures) >= _REQUIRED_KEYS for figures in found)
-    return found if is_valid else None
+    is_valid = (
+        isinstance(results, list) and len(results) == 2 and all(set(result) >= _REQUIRED_KEYS for result in results)
+    )
+    return results if is_valid else None
 
 
-def _run_benchmark(request: dict[str, Any]) -> list[dict[str, float]] | None:
+def _run_benchmark(request: BenchmarkRequest) -> list[dict[str, float]] | None:
+    """Run the worker; return None if it fails or takes too long."""
     try:
         done = run_worker(
             "lora_chat.pipeline.machine_benchmark_worker", stdin=json.dumps(request), timeout=_TIMEOUT_SECONDS

@@ -1,4 +1,4 @@
-"""Merge the adapters of one or several runs, parcels or folders into a 16-bit model."""
+"""The merge of one or several adapters into a 16-bit model."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ def merge_adapters(
     original: bool,
     accept: bool,
 ) -> MergeResult:
-    """Merge the adapters of one or several runs or parcels and prove the result on the first one's dialogues."""
+    """Merge adapters and run a parity check of the merged model on the first adapter's held-out dialogues."""
     blend, make_parity_samples, _ = open_blend(sources, weights, evaluation_files, trust)
     report = merge_blend(blend, make_parity_samples(), to, original=original, accept=accept)
     logger.info(f"Merged into {display_path(to.absolute())}. {format_parity_line(report)}")
@@ -47,24 +47,28 @@ def merge_adapters(
 def open_blend(
     sources: Sequence[str], weights: Sequence[float] | None, evaluation_files: EvaluationFiles, trust: TrustOptions
 ) -> tuple[AdapterBlend, Callable[[], list[ParitySample]], OpenAdapter]:
-    """The adapters of some runs or parcels, what makes the probes of their proof, and the first one."""
+    """Open adapters for a merge or export.
+
+    Return the blend, a function that makes the samples of its parity check, and the first adapter.
+    """
     if weights is not None and len(weights) != len(sources):
-        raise RecipeError(f"--weights has {len(weights)} numbers for {len(sources)} adapters; give one for each.")
+        raise RecipeError(
+            f"--weights has {len(weights)} numbers for {len(sources)} adapters. Fix: give one number for each adapter."
+        )
     opened = open_adapters(sources, trust)
     first = opened[0]
     blend = AdapterBlend(
-        adapters=tuple(zip([one.adapter for one in opened], weights or [1.0] * len(opened), strict=True)),
+        adapters=tuple(zip([adapter.adapter for adapter in opened], weights or [1.0] * len(opened), strict=True)),
         precision=first.precision,
         stop_ids=tuple(read_stop_ids(first.adapter.base, first.adapter.tokenizer)),
     )
     held_out = prepare_evaluation(first, evaluation_files) if first.run or evaluation_files.data else None
 
-    def probes() -> list[ParitySample]:
+    def make_samples() -> list[ParitySample]:
+        """Return held-out dialogues, or questions to the adapted model if there are none."""
         if held_out is not None:
             return select_parity_samples(held_out.validation)
-        logger.info(
-            "No held-out dialogues at hand (--data FILE): asking the adapted model a few questions for the proof"
-        )
+        logger.info("No held-out dialogues (give them with --data FILE): the parity check uses a few default questions")
         return make_default_samples(blend, first.system)
 
-    return blend, probes, first
+    return blend, make_samples, first

@@ -1,4 +1,4 @@
-"""RUN, PARCEL or ADAPTER -> the adapter with the base and the template that it belongs to."""
+"""A run, parcel or folder opened as an adapter with its base and chat template."""
 
 import difflib
 import logging
@@ -32,31 +32,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_SHOWN_LINES, _MAX_SHOWN_CHARACTERS, _MAX_COMPARED_LINES = 400, 40_000, 1000
-"""Most of a template that a refusal shows, and most lines that are compared with the base's."""
+"""Maximum lines and characters of a template shown in a refusal, and maximum lines compared with the base's."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 
 
 @dataclass(frozen=True)
 class TrustOptions:
-    """What the person at the keyboard says about a base, a template and a signer."""
+    """The user's decisions about base, chat template and signer."""
 
     base: str | None = None
-    """Where the base is; None: where the adapter says, if that is on this machine."""
+    """Folder or name of the base; None means the base that the adapter names, if it is on this machine."""
     force_base: bool = False
     accept_template: bool = False
     signer: Path | None = None
-    """A public key by which a parcel must be signed."""
+    """Public key with which a parcel must be signed."""
     compare_template_only: bool = False
-    """Whether a template that the adapter brings is compared by its digest and not run."""
+    """Whether the adapter's own template is only compared by its digest and not run."""
     adopt: bool = False
-    """Whether runs are signed as this user's own from now on."""
+    """Whether to sign runs as this user's own."""
     recompute_digests: bool = False
-    """Whether the base's weights are read, whatever digests are remembered of them."""
+    """Whether to compute the digests of the base's weights again instead of using cached ones."""
 
 
 @dataclass(frozen=True)
 class OpenAdapter:
-    """An adapter with its base, and how that was held in training; no weights loaded yet."""
+    """An adapter with its base and the precision of training, before weights load."""
 
     name: str
     adapter: BoundAdapter
@@ -64,41 +64,45 @@ class OpenAdapter:
     run: RunFolder | None = None
     parcel: Parcel | None = None
     made_by_user: bool = False
-    """Whether this user made it on this machine."""
+    """Whether this user made the adapter on this machine."""
 
     @property
     def system(self) -> str | None:
-        """The system message of training."""
+        """Return the system message of training, if any."""
         identity = self.adapter.stored.identity
         return identity.system if identity else None
 
 
 def open_adapter(source: str, trust: TrustOptions = TrustOptions(), mode: str | None = None) -> OpenAdapter:
-    """Open a run, a parcel or an adapter's folder; `mode` holds the base in another precision than training did.
+    """Open a run, a parcel or an adapter folder.
 
-    Raises RecipeError if it is none of them, and what is raised for what is wrong with it.
+    `mode` is a quantization mode of the base other than that of training. Raises RecipeError if `source` is none of the
+    three, and the errors of its content.
     """
     path = expand_user_path(source)
     if trust.signer and not is_parcel(path):
-        raise RecipeError(f"--signer belongs to parcels: {source} is none, and nothing else is signed.")
+        raise RecipeError(f"--signer belongs to parcels: {source} is not a parcel, and nothing else is signed.")
     if trust.adopt and not (is_run_folder(path) or _find_enclosing_run(path)):
-        raise RecipeError(f"--adopt belongs to runs: {sanitize_line(source)} is none.")
+        raise RecipeError(f"--adopt belongs to runs: {sanitize_line(source)} is not a run.")
     run, parcel, made_by_user = None, None, False
     quantization = QuantizationSection(mode="none")
     if is_parcel(path):
         parcel = open_parcel(path, trust.signer)
-        held = parcel.receipt.precision
-        quantization = QuantizationSection(mode=held.mode, double_quantization=held.double_quantization)
+        precision = parcel.receipt.precision
+        quantization = QuantizationSection(mode=precision.mode, double_quantization=precision.double_quantization)
         stored = parcel.stored
     elif is_adapter_folder(path) and not is_run_folder(path):
         stored = read_adapter(path)
         if enclosing_run := _find_enclosing_run(path):
-            open_run_folder(enclosing_run.path)  # refuses what should not be in it
+            open_run_folder(enclosing_run.path)  # checks the files in the folder
             quantization, made_by_user = enclosing_run.read_quantization(), _is_own_run(enclosing_run, trust)
     else:
         run = open_run_folder(source)
         if not is_adapter_folder(run.adapter):
-            raise RecipeError(f"The run {source} has no adapter: its training did not get that far.")
+            raise RecipeError(
+                f"The run {source} has no adapter, because its training was interrupted. "
+                "Fix: continue it with sft --resume."
+            )
         quantization = run.read_quantization()
         stored, made_by_user = read_adapter(run.adapter), _is_own_run(run, trust)
     if mode:
@@ -108,9 +112,7 @@ def open_adapter(source: str, trust: TrustOptions = TrustOptions(), mode: str | 
 
 
 def open_adapters(sources: Sequence[str], trust: TrustOptions) -> list[OpenAdapter]:
-    """Open several as `open_adapter` does; what needs a yes is asked for all at once, since one flag answers for
-    all.
-    """
+    """Open several adapters. Raise one ConsentError for all of them, because one flag accepts all."""
     opened: list[OpenAdapter] = []
     questions: list[ConsentError] = []
     for source in sources:
@@ -119,22 +121,22 @@ def open_adapters(sources: Sequence[str], trust: TrustOptions) -> list[OpenAdapt
         except ConsentError as question:
             questions.append(question)
     if questions:
-        raise ConsentError("\n".join(dict.fromkeys(one.message for one in questions)), questions[0].flag)
+        raise ConsentError("\n".join(dict.fromkeys(question.message for question in questions)), questions[0].flag)
     return opened
 
 
 def _find_enclosing_run(adapter: Path) -> RunFolder | None:
-    """The run whose adapter a path is."""
+    """Return the run that contains an adapter folder; None if there is none."""
     run = RunFolder(adapter.absolute().parent)
     return run if is_run_folder(run.path) and adapter.absolute().name == run.adapter.name else None
 
 
 def _is_own_run(run: RunFolder, trust: TrustOptions) -> bool:
-    """Whether this user made a run on this machine, or takes it as his own now; says why not."""
+    """Return whether this user made a run on this machine or adopts it now; log the reason if not."""
     reason = find_foreign_reason(run)
     if reason is not None and trust.adopt:
         sign_run(run)
-        logger.info(f"{run.path} is signed as your own from now on.")
+        logger.info(f"{run.path} is now signed as your own.")
         return True
     if reason is not None:
         logger.info(reason)
@@ -148,30 +150,33 @@ def resolve_adapter(
     made_by_user: bool = False,
     untrusted_name: bool = False,
 ) -> BoundAdapter:
-    """Find an adapter's base and template and make sure that they are those it was trained with.
+    """Find an adapter's base and chat template and check that they are those of training.
 
-    `made_by_user`: its template is taken as it is. `untrusted_name`: nothing is downloaded or opened by its name.
-    Raises IntegrityError if something is another, UnavailableError if the base cannot be found.
+    If `made_by_user`, the adapter's template is used without a question. If `untrusted_name`, the name of the base is
+    not used to download or open anything. Raises IntegrityError for another base or template, UnavailableError if the
+    base cannot be found.
     """
     base = find_adapter_base(stored, trust, untrusted_name=untrusted_name)
     tokenizer = load_tokenizer(base)
-    brought = False
+    has_own_template = False
     if made_by_user and stored.template is not None:
         tokenizer.chat_template = stored.template
     else:
-        brought = _choose_template(stored, tokenizer, accept=trust.accept_template or trust.compare_template_only)
+        has_own_template = _choose_template(
+            stored, tokenizer, accept=trust.accept_template or trust.compare_template_only
+        )
     return bind_adapter(
         stored,
         base,
         tokenizer,
         force=trust.force_base,
         recompute_digests=trust.recompute_digests,
-        run_template=not (brought and trust.compare_template_only),
+        run_template=not (has_own_template and trust.compare_template_only),
     )
 
 
 def find_adapter_base(stored: StoredAdapter, trust: TrustOptions, *, untrusted_name: bool) -> LocalBase:
-    """The base that was named, or else the one an adapter names. Raises UnavailableError."""
+    """Return the base that the user named, or the one that the adapter names. Raise UnavailableError if missing."""
     if trust.base is not None:
         return find_base(BaseSection(name=trust.base))
     name, revision = stored.base
@@ -182,16 +187,16 @@ def find_adapter_base(stored: StoredAdapter, trust: TrustOptions, *, untrusted_n
         raise UnavailableError(
             f"{sanitize_line(stored.name)} belongs to the base {shown}"
             + (f" at revision {sanitize_line(revision, 100)}" if revision else "")
-            + ", which is not on this machine under that name.\nName where it is, or that it may be downloaded: "
-            f"--base FOLDER{download}. Whatever you name, its digest is compared."
+            + ", which is not on this machine under that name.\nFix: name its folder, or allow the download: "
+            f"--base FOLDER{download}. The digest of the base is compared in any case."
         )
     return find_base(wanted)
 
 
 def _is_downloaded(base: BaseSection) -> bool:
-    """Whether a base that a stranger names was downloaded before; a name that is a path is not even looked at.
+    """Return whether a base with an untrusted name was downloaded before; a name that is a path is never opened.
 
-    Looking at a path such as `\\\\host\\share` or `/net/host` can already send a password to that host.
+    Opening a path such as `\\\\host\\share` or `/net/host` can already send a password to that host.
     """
     if not _HUB_ID.fullmatch(base.name):
         return False
@@ -199,9 +204,9 @@ def _is_downloaded(base: BaseSection) -> bool:
 
 
 def _choose_template(stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase", *, accept: bool) -> bool:
-    """The base's template or one of ours; a stranger's is a program, and is used only after a yes.
+    """Install the template of training: the base's, a bundled one, or with consent the adapter's own.
 
-    Returns whether it is the stranger's.
+    An adapter's own template is an untrusted program. Return whether it was installed.
     """
     base_template = install_template(tokenizer)
     wanted = stored.identity.chat_template if stored.identity else None
@@ -212,29 +217,30 @@ def _choose_template(stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase"
         install_template(tokenizer, bundled.name)
         return False
     if stored.template is None or digest_text(stored.template) != wanted:
-        return False  # `bind_adapter` names the difference
+        return False  # `bind_adapter` raises the error with the difference
     if not accept:
         raise ConsentError(
-            f"{stored.name} brings a chat template of its own, a program that decides what the model reads:\n"
-            f"{_format_template_diff(base_template, stored.template)}\nNothing of it was run.",
+            f"{stored.name} has its own chat template, a program that decides what the model reads:\n"
+            f"{_format_template_diff(base_template, stored.template)}\nIt was not run.",
             "--accept-template",
         )
     tokenizer.chat_template = stored.template
     return True
 
 
-def _format_template_diff(base_template: str, brought: str) -> str:
-    """What a template changes in the base's own, in visible text; of a long one the beginning."""
-    lines, others = base_template.splitlines(), brought.splitlines()
+def _format_template_diff(base_template: str, own_template: str) -> str:
+    """Format the difference of two templates in visible text; a long difference is cut."""
+    lines, others = base_template.splitlines(), own_template.splitlines()
     if max(len(lines), len(others)) <= _MAX_COMPARED_LINES:
         diff_lines = list(difflib.unified_diff(lines, others, "the base's", "its own", lineterm=""))
-    else:  # comparing can take minutes
+    else:
+        # The comparison of long templates can take minutes.
         diff_lines = ["+++ its own", *(f"+{line}" for line in others)]
     text = sanitize_lines("\n".join(diff_lines[:_MAX_SHOWN_LINES])[:_MAX_SHOWN_CHARACTERS])
-    left = (
+    num_hidden = (
         sum(map(len, diff_lines))
         + len(diff_lines)
         - 1
         - min(len("\n".join(diff_lines[:_MAX_SHOWN_LINES])), _MAX_SHOWN_CHARACTERS)
     )
-    return f"{text}\n... and {left:,} characters more, not shown" if left > 0 else text
+    return f"{text}\n... and {num_hidden:,} more characters, not shown" if num_hidden > 0 else text

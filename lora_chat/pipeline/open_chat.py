@@ -1,4 +1,4 @@
-"""RUN, PARCEL, ADAPTER or BASE -> a chat that is ready to answer."""
+"""A run, parcel, adapter or base opened for chat."""
 
 import logging
 
@@ -20,13 +20,13 @@ from lora_chat.system.user_path import expand_user_path
 logger = logging.getLogger(__name__)
 
 _MAX_SHOWN_CHARACTERS = 2000
-"""Characters of a system message that somebody else chose."""
+"""Maximum characters shown of a system message from another user."""
 
 
 def open_chat(
     source: str, mode: str | None, system: str | None, max_new_tokens: int, as_json: bool, trust: TrustOptions
 ) -> ChatSession:
-    """Load what was named. Raises RecipeError if it is nothing that talks."""
+    """Load a model for chat. Raise UnavailableError if `source` is not a run, parcel, adapter or base."""
     path = expand_user_path(source)
     if is_run_folder(path) or is_adapter_folder(path) or is_parcel(path):
         opened = open_adapter(source, trust, mode)
@@ -42,9 +42,9 @@ def open_chat(
         try:
             base = find_base(BaseSection(name=source))
         except UnavailableError as error:
-            if path.is_dir():  # it is there, and the error says what is wrong with it
-                raise
-            raise UnavailableError(f"There is no run, parcel, adapter or folder {source} here.\n{error}") from error
+            if path.is_dir():
+                raise  # the error describes what is wrong with the folder
+            raise UnavailableError(f"There is no run, parcel, adapter or folder {source}.\n{error}") from error
         precision = plan_precision(QuantizationSection.model_validate({"mode": mode or "none"}), detect_hardware())
         tokenizer = load_tokenizer(base)
         install_template(tokenizer)
@@ -56,10 +56,10 @@ def open_chat(
 
 
 def _format_system_message(source: str, system: str) -> str:
-    """The line that shows a system message of somebody else, which decides what the model reads."""
-    left = len(system) - _MAX_SHOWN_CHARACTERS
-    more = f" ... and {left:,} characters more, not shown" if left > 0 else ""
+    """Format the system message of another user, because it decides what the model reads."""
+    num_hidden = len(system) - _MAX_SHOWN_CHARACTERS
+    more = f" ... and {num_hidden:,} more characters, not shown" if num_hidden > 0 else ""
     return (
-        f"{sanitize_line(source)} brings a system message (another: --system TEXT): "
+        f"{sanitize_line(source)} has a system message (replace it with --system TEXT): "
         f"{sanitize_line(system[:_MAX_SHOWN_CHARACTERS])}{more}"
     )

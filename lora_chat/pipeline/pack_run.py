@@ -1,11 +1,10 @@
-"""A finished run -> one small file that somebody else can check."""
+"""The parcel of a finished run: one small file that a receiver can verify."""
 
 import hashlib
 import json
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE
 from lora_chat.data.encoding.chat_template import install_template
@@ -49,10 +48,10 @@ _SIGNATURE_PURPOSE = "proof 1"
 
 def pack_run(
     source: str, out: Path | None, license_name: str | None, key: Path | None, trust: TrustOptions
-) -> dict[str, Any]:
-    """Prove a run's adapter with plain PEFT, write its parcel, and read it again as a receiver would.
+) -> dict[str, object]:
+    """Check a run's adapter with plain PEFT, write its parcel, and verify the parcel as a receiver would.
 
-    Raises RecipeError for what cannot be packed, IntegrityError where PEFT finds another model in it.
+    Raises RecipeError if the run cannot be packed, IntegrityError if the parity check fails.
     """
     run = open_run_folder(source)
     opened = open_adapter(source, trust)
@@ -72,10 +71,10 @@ def pack_run(
 
 
 def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: str | None) -> tuple[Receipt, bytes]:
-    """A receipt without digests of members, and the weights it is about."""
+    """Return a receipt without the digests of members, and the adapter's weights."""
     stored, identity = opened.adapter.stored, opened.adapter.stored.identity
     if identity is None:
-        raise RecipeError(f"{opened.name} does not say which base it was trained on; it cannot be packed.")
+        raise RecipeError(f"{opened.name} does not name its base, so it cannot be packed.")
     settings = validate_adapter_config(stored)
     weights = (run.adapter / WEIGHTS_NAME).read_bytes()
     base = make_base_receipt(identity)
@@ -109,7 +108,10 @@ def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: 
 
 
 def _read_or_run_parity_check(opened: OpenAdapter, run: RunFolder, weights: bytes) -> ParityReceipt:
-    """Return the parity report of the adapter in PEFT; measured once per adapter, so packing again changes nothing."""
+    """Return the parity report of the adapter in plain PEFT.
+
+    The report is measured once and cached in the run, because packing the run again must give the same bytes.
+    """
     digest = hashlib.sha256(weights).hexdigest()
     if run.parity_report.is_file():
         record = run.read_parity_report()
@@ -121,48 +123,50 @@ def _read_or_run_parity_check(opened: OpenAdapter, run: RunFolder, weights: byte
     report = check_parity(check_adapter_parity(blend, samples, run.adapter), accept=False)
     logger.info(format_parity_line(report))
     record = {"adapter": digest, "report": report.model_dump()}
-    with suppress(OSError, LoraChatError):  # without a key it is measured again next time
+    with suppress(OSError, LoraChatError):  # without a key the check runs again next time
         record["mac"] = sign(_SIGNATURE_PURPOSE, _encode_for_signing(record))
     run.write_json(run.parity_report, record)
     return ParityReceipt.model_validate(report.model_dump())
 
 
-def _pop_and_check_signature(record: dict[str, Any]) -> bool:
-    """Whether a proof was made by this user: what is packed states it under his name."""
-    mark = record.pop("mac", None)
+def _pop_and_check_signature(record: dict[str, object]) -> bool:
+    """Remove the signature of a parity report and return whether this user made it, because the parcel states it."""
+    signature = record.pop("mac", None)
     try:
         return (
-            isinstance(mark, str)
-            and mark.isascii()
-            and is_signed(_SIGNATURE_PURPOSE, _encode_for_signing(record), mark)
+            isinstance(signature, str)
+            and signature.isascii()
+            and is_signed(_SIGNATURE_PURPOSE, _encode_for_signing(record), signature)
         )
     except (OSError, LoraChatError):
         return False
 
 
-def _encode_for_signing(record: dict[str, Any]) -> bytes:
+def _encode_for_signing(record: dict[str, object]) -> bytes:
+    """Return the canonical bytes of a record."""
     return json.dumps(record, sort_keys=True).encode("ascii")
 
 
 def _find_custom_template(opened: OpenAdapter) -> str | None:
-    """The template's text, if whoever has the base and lora_chat does not have it anyway."""
+    """Return the chat template; None if it is the base's own or bundled with lora_chat."""
     text = str(opened.adapter.tokenizer.chat_template)
     plain = load_tokenizer(opened.adapter.base)
     return None if text in (install_template(plain), CHATML_TEMPLATE) else text
 
 
 def _format_packed(parcel: Parcel) -> str:
+    """Format the message about a packed parcel."""
     receipt = parcel.receipt
     lines = [
         f"Packed {display_path(parcel.path)} ({format_bytes(parcel.path.stat().st_size)}): weights, config, card "
         f"and receipt" + (", signed" if receipt.signer else ""),
-        f"sha256   {parcel.sha256}   (tell it to the receiver by another way)",
+        f"sha256   {parcel.sha256}   (send it to the receiver by another channel)",
     ]
     if receipt.base.system is not None:
-        lines.append("With it goes the system message of the dialogues; none of their other words do.")
+        lines.append("The parcel contains the system message of the dialogues and no other text of them.")
     settings = LoraSettings.from_section(receipt.adapter)
     portability = report_portability(settings, receipt.precision.mode, receipt.architecture)
     lines += [f"{p.program:<10} {p.answer:<7} {p.why}" for p in portability]
     name = quote_path(Path(parcel.path.name))
-    lines.append(f"The receiver types: lora-chat verify {name}, then lora-chat chat {name}")
+    lines.append(f"The receiver runs: lora-chat verify {name}, then lora-chat chat {name}")
     return "\n".join(lines)

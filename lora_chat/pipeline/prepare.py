@@ -1,4 +1,4 @@
-"""All that a run needs before the weights: tokenizer, dialogues read, checked and encoded, questions."""
+"""Everything that a run needs before weights load: tokenizer, encoded dialogues and questions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,31 +37,31 @@ if TYPE_CHECKING:
 
 
 _EVALUATION_MAX_LENGTH = 2048
-"""Tokens of a dialogue of one's own; what is behind is not measured."""
+"""Maximum tokens of a dialogue in the user's evaluation file; tokens after that are not evaluated."""
 
 
 @dataclass(frozen=True)
 class PreparedEvaluation:
-    """Everything but weights."""
+    """Everything that an evaluation needs except weights."""
 
     base: LocalBase
     tokenizer: "PreTrainedTokenizerBase"
     identity: Identity
-    """What the adapter belongs to, with the system message it was trained under."""
+    """Identity of the base, with the system message of training."""
     stop_ids: tuple[int, ...]
     validation: DialogueSet
     questions: Sequence[Question]
 
     def write_held_out(self, run: RunFolder) -> None:
-        """Keep what the run is measured with inside the run."""
+        """Write validation data and questions into the run."""
         dialogues = (unit.as_row for unit in self.validation.read() if isinstance(unit, Dialogue))
         blocks = (unit for unit in self.validation.read() if isinstance(unit, list))
         for path, rows in ((run.validation, dialogues), (run.validation_blocks, blocks)):
             first: Any = next(rows, None)
             if first is not None:
                 run.write_lines(path, chain([first], rows))
-            else:  # of a run that goes on, perhaps with other data
-                run.delete(path)
+            else:
+                run.delete(path)  # a resumed run may have had other data
         if self.questions:
             run.write_lines(run.questions, ({"question": q.question, "accept": q.accept} for q in self.questions))
         else:
@@ -70,29 +70,29 @@ class PreparedEvaluation:
 
 @dataclass(frozen=True)
 class PreparedRun(PreparedEvaluation):
-    """The same with what there is to train on."""
+    """Everything that a run needs except weights."""
 
     train: DialogueSet
     statistics: DataStatistics
 
     def write(self, run: RunFolder, *, redacted: bool) -> None:
-        """Keep in the run what it is measured with, the account of the data, and a cleaned copy if there is one."""
+        """Write validation data, questions, statistics, and redacted dialogues into the run."""
         self.write_held_out(run)
         run.write_json(run.statistics, self.statistics.as_dict())
         if redacted:
             run.write_lines(run.redacted, self.read_training_rows())
 
     def read_training_rows(self) -> Iterator[dict[str, Any]]:
-        """What is trained on as JSON lines have it, each dialogue once."""
+        """Yield each training dialogue once, as a row of a JSON lines file."""
         for unit in self.train.read():
             yield unit.as_row if isinstance(unit, Dialogue) else {"text": self.tokenizer.decode(unit)}
 
 
 def prepare_run(plan: Plan) -> PreparedRun:
-    """Read and encode everything a plan names; every fault in the data is raised here."""
+    """Read and encode the data of a plan. Every error in the data is raised here."""
     files = find_data_files(plan)
-    if not is_base_local(plan.base):  # before it is downloaded
-        files.check()
+    if not is_base_local(plan.base):
+        files.check()  # before the download, which can take minutes
     base, tokenizer, stop_ids = load_base_tokenizer(plan, plan.data.template)
     if plan.adapter.target_modules != "all-linear":
         check_targets_exist(load_meta_model(base), plan.adapter.target_modules)
@@ -110,7 +110,7 @@ def prepare_run(plan: Plan) -> PreparedRun:
 
 
 def prepare_held_out(adapter: BoundAdapter, plan: Plan, run: RunFolder) -> PreparedEvaluation:
-    """What a finished run is measured with, from the run's folder alone."""
+    """Read the held-out data and questions of a finished run from its folder."""
     files = [str(run.validation)] if run.validation.is_file() else []
     blocks = run.read_lines(run.validation_blocks) if run.validation_blocks.is_file() else []
     if not all(_is_token_block(block, len(adapter.tokenizer)) for block in blocks):
@@ -119,9 +119,13 @@ def prepare_held_out(adapter: BoundAdapter, plan: Plan, run: RunFolder) -> Prepa
     return prepare_evaluation_files(adapter, files, questions, max_length=plan.data.max_length, blocks=blocks)
 
 
-def _is_token_block(value: Any, vocabulary: int) -> bool:
-    """Whether a line of a run's file is a block of token ids: others end in an error of the device, if not worse."""
-    return isinstance(value, list) and value != [] and all(type(one) is int and 0 <= one < vocabulary for one in value)
+def _is_token_block(value: object, vocabulary: int) -> bool:
+    """Return whether a line is a block of token ids of the base, because other ids cause errors on the device."""
+    return (
+        isinstance(value, list)
+        and value != []
+        and all(type(token) is int and 0 <= token < vocabulary for token in value)
+    )
 
 
 def prepare_evaluation_files(
@@ -132,12 +136,12 @@ def prepare_evaluation_files(
     max_length: int | None = None,
     blocks: Sequence[list[int]] = (),
 ) -> PreparedEvaluation:
-    """What an adapter is to be measured with: files of dialogues, questions, blocks of token ids."""
+    """Read and encode evaluation data: files of dialogues, blocks of token ids, and questions."""
     stop_ids = read_stop_ids(adapter.base, adapter.tokenizer)
     positions = read_max_positions(adapter.base)
     sets = []
     for path in files:
-        # Of a cut one, a reply that was too long may still stand before one that was not.
+        # Long dialogues are cut, because the replies before the limit can still be evaluated.
         data = DataSection(train=path, max_length=max_length or _EVALUATION_MAX_LENGTH, over_long="cut")
         opened = open_sources(find_sources(data.train_sources), data, adapter.tokenizer, stop_ids, positions)
         sets.append(build_full_set([source.store for source in opened]))
@@ -156,7 +160,7 @@ def prepare_evaluation_files(
 def load_base_tokenizer(
     plan: Plan, template: str | None
 ) -> "tuple[LocalBase, PreTrainedTokenizerBase, tuple[int, ...]]":
-    """Base, tokenizer with a chat template, and stop ids."""
+    """Return the base, its tokenizer with a chat template, and the stop ids."""
     base = find_base(plan.base)
     tokenizer = load_tokenizer(base)
     install_template(tokenizer, template)
@@ -164,7 +168,7 @@ def load_base_tokenizer(
 
 
 def format_plan_summary(plan: Plan, prepared: PreparedRun, run: RunFolder) -> str:
-    """The short plan, printed before the weights load."""
+    """Format the short plan that is printed before weights load."""
     training = plan.training
     lines = [
         f"Run       {display_path(run.path)}",
@@ -174,14 +178,14 @@ def format_plan_summary(plan: Plan, prepared: PreparedRun, run: RunFolder) -> st
     if prepared.identity.system is not None:
         lines.append(f"System    {sanitize_line(prepared.identity.system, 300)}")
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
-    by_tokens = training.fast_path and training.micro_batch_tokens
-    pieces = (
+    is_limited_by_tokens = training.fast_path and training.micro_batch_tokens
+    micro_batches = (
         f"in micro-batches of about {training.micro_batch_tokens:,} tokens"
-        if by_tokens
+        if is_limited_by_tokens
         else f"({training.gradient_accumulation_steps} x {training.micro_batch_size})"
     )
     lines.append(
-        f"Training  {length}, {training.effective_batch_size} dialogues a step {pieces}, "
+        f"Training  {length}, {training.effective_batch_size} dialogues per step {micro_batches}, "
         f"learning rate {training.learning_rate:g}"
     )
     return "\n".join(lines)

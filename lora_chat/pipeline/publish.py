@@ -1,9 +1,8 @@
-"""Parcels sent to the hub and fetched from it; verified before and after."""
+"""Parcels uploaded to the hub and downloaded from it, with verification."""
 
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 from lora_chat.errors import RecipeError
 from lora_chat.sharing.build import write_parcel
@@ -17,8 +16,8 @@ logger = logging.getLogger(__name__)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
-def push_parcel(path: str, repository: str, *, private: bool) -> dict[str, Any]:
-    """Verify a parcel and send it. Raises what is raised for what is wrong with it, or with the hub."""
+def push_parcel(path: str, repository: str, *, private: bool) -> dict[str, str]:
+    """Verify a parcel and upload it. Raise IntegrityError for the parcel, or UnavailableError for the hub."""
     _check_repository_name(repository)
     parcel = open_parcel(expand_user_path(path))
     commit = upload(parcel.members, repository, private=private)
@@ -29,8 +28,8 @@ def push_parcel(path: str, repository: str, *, private: bool) -> dict[str, Any]:
     return {"repository": repository, "commit": commit, "sha256": parcel.sha256}
 
 
-def pull_parcel(repository: str, revision: str | None, out: Path | None, signer: Path | None) -> dict[str, Any]:
-    """Fetch, put together as the parcel that was pushed, verify, and only then write it."""
+def pull_parcel(repository: str, revision: str | None, out: Path | None, signer: Path | None) -> dict[str, str]:
+    """Download the members of a parcel, rebuild it, and write it only after verification."""
     _check_repository_name(repository)
     to = expand_user_path(out or repository.split("/")[1] + PARCEL_SUFFIX).absolute()
     if to.is_dir():
@@ -39,10 +38,11 @@ def pull_parcel(repository: str, revision: str | None, out: Path | None, signer:
     write_parcel(members, to, lambda beside: open_parcel(beside, signer, name=repository))
     parcel = open_parcel(to, signer)
     logger.info(f"Pulled and verified {display_path(to)} ({format_bytes(to.stat().st_size)}), sha256 {parcel.sha256}")
-    logger.info(f"Now: lora-chat verify {quote_path(to)}, or lora-chat chat {quote_path(to)}")
+    logger.info(f"Next: lora-chat verify {quote_path(to)}, or lora-chat chat {quote_path(to)}")
     return {"parcel": str(to), "repository": repository, "commit": commit, "sha256": parcel.sha256}
 
 
 def _check_repository_name(repository: str) -> None:
+    """Raise RecipeError if a name cannot be a repository of the hub."""
     if not _REPOSITORY.fullmatch(repository):
-        raise RecipeError(f"{repository} cannot be a repository of the hub: write OWNER/NAME.")
+        raise RecipeError(f"{repository} is not the name of a hub repository. Fix: write OWNER/NAME.")

@@ -1,9 +1,8 @@
-"""Which run is continued, and from which of its checkpoints."""
+"""The run and the checkpoint from which training continues."""
 
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lora_chat.config.recipe import Recipe
 from lora_chat.errors import ConsentError, IntegrityError
@@ -27,71 +26,73 @@ _ADOPT_FLAG = "--adopt"
 
 @dataclass(frozen=True)
 class ResumeRequest:
-    """What `--resume` was given."""
+    """The options of `--resume`."""
 
     run: str | None
-    """None: the newest of the recipe's name."""
+    """Run to continue; None means the newest run of the recipe."""
     accepted_changes: Collection[str] = ()
     adopt: bool = False
-    """Whether a run of somebody else, or of an older version, is taken as this user's own."""
+    """Whether to sign a run of another user, or of an older version, as this user's own."""
 
 
 def find_run_to_resume(request: ResumeRequest, recipe: Recipe) -> RunFolder | None:
-    """The run that is meant; None if there is none yet. Raises RecipeError if what was named is not a run."""
+    """Return the requested run; None if the recipe has no run yet. Raise RecipeError if the named path is not a run."""
     if request.run is not None:
         return open_run_folder(request.run)
-    found = find_newest_run(recipe)
-    if found is None:
-        logger.info("No run of this recipe has begun yet; this is the first.")
+    newest = find_newest_run(recipe)
+    if newest is None:
+        logger.info("This recipe has no run yet; this is the first.")
         return None
-    return open_run_folder(found.path)
+    return open_run_folder(newest.path)
 
 
 def is_foreign_run(run: RunFolder, request: ResumeRequest) -> bool:
-    """Whether a run is not this user's yet. Raises ConsentError unless he takes it as his own."""
-    why = find_foreign_reason(run, resuming=not _is_done(run, request))
-    if why and not request.adopt:
+    """Return whether a run was made by another user. Raise ConsentError unless `--adopt` accepts that."""
+    reason = find_foreign_reason(run, resuming=not _is_done(run, request))
+    if reason and not request.adopt:
         raise ConsentError(
-            f"{why}\nGoing on trains further what its checkpoints hold; nothing was changed.", _ADOPT_FLAG
+            f"{reason}\nContinuing would train the adapter in its checkpoints. Nothing was changed.", _ADOPT_FLAG
         )
-    return why is not None
+    return reason is not None
 
 
 def is_finished(run: RunFolder, request: ResumeRequest) -> bool:
-    """Whether nothing is left to do, as nothing is to be changed; says so."""
+    """Return whether a run is complete and no change is requested, and log it."""
     if not _is_done(run, request):
         return False
     logger.info(
-        f"{display_path(run.path)} is finished; nothing was left to do. Train anew without --resume, or train it "
-        f"longer: "
-        "--resume --set training.epochs=N --accept-change training.epochs"
+        f"{display_path(run.path)} is finished; there is nothing to do. Start a new run without --resume, or train "
+        "longer: --resume --set training.epochs=N --accept-change training.epochs"
     )
     return True
 
 
 def _is_done(run: RunFolder, request: ResumeRequest) -> bool:
+    """Return whether a run has a result and no change is accepted."""
     return not request.accepted_changes and run.result.is_file()
 
 
 def find_resume_point(
-    run: RunFolder, identity: Mapping[str, Any], request: ResumeRequest
+    run: RunFolder, identity: Mapping[str, object], request: ResumeRequest
 ) -> CommittedCheckpoint | None:
-    """The newest checkpoint that is whole, of the same run; says which, and why newer ones were set aside.
+    """Return the newest undamaged checkpoint of the same run; None if the run has no checkpoint.
 
-    None if the run was cut short before its first. Raises IntegrityError if every one is damaged, or it is another run.
+    Damaged checkpoints are moved aside. Raises IntegrityError if all are damaged or belong to another run, ConsentError
+    if the checkpoint was written by another user.
     """
     newest, damaged = find_newest_checkpoint(run.checkpoints)
-    for one in damaged:
-        logger.info(f"Checkpoint {one.folder.name} is set aside: {one.reason}.")
+    for checkpoint in damaged:
+        logger.info(f"Checkpoint {checkpoint.folder.name} is set aside: {checkpoint.reason}.")
     if newest is None and has_committed_checkpoint(run.checkpoints):
         raise IntegrityError(
-            f"{display_path(run.path)} cannot be continued: none of its checkpoints is whole. Nothing was changed; "
-            "begin anew without --resume."
+            f"{display_path(run.path)} cannot be continued: all of its checkpoints are damaged. Nothing was changed. "
+            "Fix: start a new run without --resume."
         )
     if newest is not None and not newest.signed_by_user and not request.adopt:
         raise ConsentError(
-            f"The checkpoint {newest.folder.name} of {display_path(run.path)} was written by somebody else, on another "
-            "machine, or by an older version.\nNothing was changed. Delete its folder to go on from the one before it.",
+            f"The checkpoint {newest.folder.name} of {display_path(run.path)} was written by another user, on "
+            "another machine, or by an older version.\nNothing was changed. Delete its folder to continue from the "
+            "checkpoint before it.",
             _ADOPT_FLAG,
         )
     if newest is not None:
@@ -99,13 +100,13 @@ def find_resume_point(
             logger.info(f"Accepted: {change}.")
         if is_older_identity(newest.identity):
             logger.info(
-                f"{newest.folder.name} was made by an older version; it does not cover {UNCOVERED_BY_VERSION_1}."
+                f"{newest.folder.name} was written by an older version; it does not cover {UNCOVERED_BY_VERSION_1}."
             )
         if not newest.signed_by_user:
             newest = sign_checkpoint(newest)
     move_damaged_aside(damaged)
     if newest is None:
-        logger.info(f"{display_path(run.path)} had no checkpoint yet: it begins at the first step.")
+        logger.info(f"{display_path(run.path)} has no checkpoint yet; training begins at the first step.")
     else:
-        logger.info(f"Going on with {display_path(run.path)} after step {newest.step}.")
+        logger.info(f"Continuing {display_path(run.path)} after step {newest.step}.")
     return newest

@@ -1,8 +1,7 @@
-"""What a run is, field by field, so that a checkpoint is not continued as another run."""
+"""The fields that make two runs the same, so that a checkpoint is not continued as another run."""
 
 import hashlib
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from lora_chat.config.plan import Plan
 from lora_chat.data.dataset import DialogueSet
@@ -24,17 +23,17 @@ _ACCEPTABLE_CHANGES = {
     "training.fast_path",
     "precision.device",
 }
-"""Changes that leave what was learned so far what it is: they count from here on, or only in rounding."""
+"""Fields that may change: they affect only later steps, or only rounding."""
 _VERSIONS_PREFIX = "versions."
 _BASE_VERSION_FIELD = "base.version"
 _OLD_BASE_FIELDS = ("base.weights", "base.tokenizer", "base.chat_template")
-"""The fields of the base that a run of an older version has."""
+"""Fields of the base in a run of an older version."""
 
 
-def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that decides what is trained, as values that JSON holds."""
+def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str]) -> dict[str, object]:
+    """Return every field that decides the trained weights, as JSON values."""
     identity = prepared.identity
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         "data.rows": digest_rows(prepared.train),
         "base.weights": identity.weights,
         "base.tokenizer": identity.tokenizer,
@@ -44,12 +43,12 @@ def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str])
     }
     for name, section in (("adapter", plan.adapter), ("precision", plan.precision), ("training", plan.training)):
         fields |= {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}
-    del fields["training.memory"]  # decides what it chose, which is there
+    del fields["training.memory"]  # the settings that it decided are fields themselves
     return fields | {f"{_VERSIONS_PREFIX}{name}": version for name, version in versions.items()}
 
 
 def digest_rows(dialogues: DialogueSet) -> str:
-    """sha256 of the ids and labels of all rows, in their order."""
+    """Return the SHA-256 of the token ids and labels of all rows in their order."""
     import numpy as np
 
     digest = hashlib.sha256()
@@ -63,17 +62,17 @@ def digest_rows(dialogues: DialogueSet) -> str:
 
 
 def check_same_run(
-    committed: Mapping[str, Any], now: Mapping[str, Any], accepted: Collection[str], where: str
+    committed: Mapping[str, object], now: Mapping[str, object], accepted: Collection[str], where: str
 ) -> list[str]:
-    """Refuse to continue what is now another run; what was changed and accepted, in words.
+    """Compare the fields of a checkpoint with the present ones, and return the accepted changes as text.
 
-    Raises RecipeError for a field of `accepted` that cannot be, IntegrityError for a change that was not accepted.
+    Raises RecipeError if a field of `accepted` may not change, IntegrityError if a change was not accepted.
     """
     for field in accepted:
         if field not in _ACCEPTABLE_CHANGES and not field.startswith(_VERSIONS_PREFIX):
             raise RecipeError(
-                f"--accept-change {field}: such a change cannot be accepted. "
-                f"These can: {', '.join(sorted(_ACCEPTABLE_CHANGES))}, versions.LIBRARY."
+                f"--accept-change {field}: this change cannot be accepted. "
+                f"These can be: {', '.join(sorted(_ACCEPTABLE_CHANGES))}, versions.LIBRARY."
             )
     if is_older_identity(committed):
         now = {field: now[field] for field in now if not field.startswith("base.") or field in _OLD_BASE_FIELDS}
@@ -84,26 +83,28 @@ def check_same_run(
     return [f"{field}: {committed.get(field)} -> {now.get(field)}" for field in changed]
 
 
-def is_older_identity(committed: Mapping[str, Any]) -> bool:
-    """Return whether a run of an older version wrote this, which knew less of its base."""
+def is_older_identity(committed: Mapping[str, object]) -> bool:
+    """Return whether an older version wrote these fields; it recorded fewer fields of the base."""
     return _BASE_VERSION_FIELD not in committed
 
 
-def _format_refusal(committed: Mapping[str, Any], now: Mapping[str, Any], refused: list[str], where: str) -> str:
+def _format_refusal(committed: Mapping[str, object], now: Mapping[str, object], refused: list[str], where: str) -> str:
+    """Format the changed fields and the way to continue."""
     lines = [f"{where} is another run:"]
     lines += [
-        f"  {field}: it has {_shorten_digest(committed.get(field))}, now it is {_shorten_digest(now.get(field))}"
+        f"  {field}: it was {_shorten_digest(committed.get(field))}, now it is {_shorten_digest(now.get(field))}"
         for field in refused
     ]
-    can = [field for field in refused if field in _ACCEPTABLE_CHANGES or field.startswith(_VERSIONS_PREFIX)]
-    if len(can) == len(refused):
-        flags = " ".join(f"--accept-change {field}" for field in can)
-        lines.append(f"Restore what it had, or go on with the change: {flags}")
+    acceptable = [field for field in refused if field in _ACCEPTABLE_CHANGES or field.startswith(_VERSIONS_PREFIX)]
+    if len(acceptable) == len(refused):
+        flags = " ".join(f"--accept-change {field}" for field in acceptable)
+        lines.append(f"Fix: restore the old values, or continue with the changes: {flags}")
     else:
-        lines.append("Restore what it had, or begin anew without --resume.")
+        lines.append("Fix: restore the old values, or start a new run without --resume.")
     return "\n".join(lines)
 
 
-def _shorten_digest(value: Any) -> str:
+def _shorten_digest(value: object) -> str:
+    """Return the first 12 characters of a SHA-256; any other value as text."""
     text = str(value)
     return text[:12] + "..." if len(text) == 64 else text

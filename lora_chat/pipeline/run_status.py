@@ -1,4 +1,4 @@
-"""How far a run has come, and what to tell someone who stopped it."""
+"""The progress of a run, and its messages when it is stopped."""
 
 from dataclasses import dataclass
 
@@ -11,48 +11,48 @@ from lora_chat.system.signals import first_received_signal
 
 @dataclass
 class RunProgress:
-    """Kept up to date by the pipeline."""
+    """The progress of a run, updated by the pipeline."""
 
     command: str = "lora-chat sft RECIPE"
-    """What was typed, to be typed again."""
+    """Command line of the run, for the hint to resume."""
     stage: str = "planning"
     run: RunFolder | None = None
-    """Once there is something to go on with."""
+    """Folder of the run, once the run can be resumed."""
     adapter_saved: bool = False
-    """Whether the adapter of all steps is there."""
+    """Whether the adapter of all steps is saved."""
 
     def enter_stage(self, stage: str) -> None:
-        """Begin a stage; raises StoppedError if a signal came in the one before and a library swallowed it."""
+        """Begin a stage. Raise StoppedError if a library suppressed a signal in the stage before it."""
         if first_received_signal():
             raise self.stopped(first_received_signal())
         self.stage = stage
 
     def stopped(self, signal_number: int) -> StoppedError:
-        """The end of a run that was stopped at once."""
+        """Return the error for a run that stops immediately."""
         if self.run is None:
-            return StoppedError("Stopped; nothing was begun.", signal_number)
+            return StoppedError("Stopped before the run began.", signal_number)
         if self.adapter_saved:
-            place = quote_path(self.run.path)
+            run_path = quote_path(self.run.path)
             return StoppedError(
-                f"Stopped while {self.stage}. The adapter is whole: lora-chat chat {place}; "
-                f"measure it: lora-chat eval {place}",
+                f"Stopped while {self.stage}. The adapter is saved: lora-chat chat {run_path}; "
+                f"evaluate it: lora-chat eval {run_path}",
                 signal_number,
             )
         step = find_newest_step(self.run.checkpoints)
-        kept = "No step is in a checkpoint yet." if step is None else f"The checkpoint of step {step} is whole."
-        return StoppedError(f"Stopped while {self.stage}. {kept}\n{self.format_resume_hint()}", signal_number)
+        saved = "There is no checkpoint yet." if step is None else f"The checkpoint of step {step} is saved."
+        return StoppedError(f"Stopped while {self.stage}. {saved}\n{self.format_resume_hint()}", signal_number)
 
     def make_training_stop_error(self, step: int, steps: int, signal_number: int) -> StoppedError:
-        """The end of a run that was stopped between two steps, with a checkpoint."""
+        """Return the error for a run that stops between two steps, after saving a checkpoint."""
         assert self.run is not None
         return StoppedError(
-            f"Stopped after step {step} of {steps}; a checkpoint of it is whole.\n{self.format_resume_hint()}\n"
-            f"What was learned by then is in {display_path(self.run.adapter)}; try it: lora-chat chat "
+            f"Stopped after step {step} of {steps}; its checkpoint is saved.\n{self.format_resume_hint()}\n"
+            f"The adapter of this step is in {display_path(self.run.adapter)}; try it: lora-chat chat "
             f"{quote_path(self.run.path)}",
             signal_number,
         )
 
     def format_resume_hint(self) -> str:
-        """How to resume."""
+        """Return the command that continues the run."""
         assert self.run is not None
-        return f"Go on: {self.command} --resume {quote_path(self.run.path)}"
+        return f"Continue: {self.command} --resume {quote_path(self.run.path)}"

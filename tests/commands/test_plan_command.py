@@ -128,7 +128,7 @@ def test_a_base_of_an_unknown_architecture_is_named_and_trained_nevertheless(run
     assert "cannot be planned yet" in err
     code, _, err = sft(run, tmp_path, "--set", f"base.name={base}", "--set", "training.max_steps=1")
     assert code == 0
-    assert "Not planned: " in err
+    assert "No estimate: " in err
 
 
 def read_unknown(config, name):

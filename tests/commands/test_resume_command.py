@@ -47,10 +47,10 @@ def cut(sft, tmp_path, monkeypatch):
 def test_without_a_run_it_begins_and_when_done_it_says_so(sft, tmp_path):
     code, said = sft("--resume")
     assert code == 0
-    assert "No run of this recipe has begun yet; this is the first." in said
+    assert "This recipe has no run yet; this is the first." in said
     code, said = sft("--resume", "--json")
     assert code == 0
-    assert "smoke-1 is finished; nothing was left to do" in said
+    assert "smoke-1 is finished; there is nothing to do" in said
     assert not (tmp_path / "runs" / "smoke-2").exists()
     code, said = sft("--resume", "--accept-change", "training.epochs", training__epochs=3)
     assert code == 0
@@ -90,7 +90,7 @@ def test_it_says_where_it_goes_on(sft, cut):
     (cut / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, said = sft("--resume")
     assert code == 0
-    assert f"Going on with {cut} after step 3." in said
+    assert f"Continuing {cut} after step 3." in said
     seconds = json.loads((cut / "result.json").read_text())["seconds"]
     assert 1000 < seconds["train"] < seconds["total"] < 1300  # what was done before counts in both
 
@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_set_aside_with_the_reason(sft, cut):
     code, said = sft("--resume", str(cut))
     assert code == 7
     assert "Checkpoint checkpoint-3 is set aside: optimizer.pt is damaged." in said
-    assert "none of its checkpoints is whole" in said
+    assert "all of its checkpoints are damaged" in said
     assert path.is_file()
 
 
@@ -113,7 +113,7 @@ def test_all_damaged_starts_nothing_over(sft, cut):
         code, said = sft("--resume")
         assert code == 7
         assert "rng_state.pth is missing" in said
-        assert "Nothing was changed; begin anew without --resume." in said
+        assert "Nothing was changed. Fix: start a new run without --resume." in said
     after = sorted(path.relative_to(cut) for path in cut.rglob("*"))
     assert len(before) == len(after) + 1
 
@@ -121,8 +121,8 @@ def test_all_damaged_starts_nothing_over(sft, cut):
 @pytest.mark.parametrize(
     ("settings", "field", "values"),
     [
-        ({"training__seed": 5}, "training.seed", "it has 0, now it is 5"),
-        pytest.param({"adapter__rank": 8}, "adapter.rank", "it has 4, now it is 8", marks=pytest.mark.slow),
+        ({"training__seed": 5}, "training.seed", "it was 0, now it is 5"),
+        pytest.param({"adapter__rank": 8}, "adapter.rank", "it was 4, now it is 8", marks=pytest.mark.slow),
         pytest.param({"data__max_length": 90, "data__over_long": "drop"}, "data.rows", "...", marks=pytest.mark.slow),
     ],
 )
@@ -135,7 +135,7 @@ def test_another_run_is_refused_with_the_field(sft, cut, settings, field, values
     assert {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()} == before
     code, said = sft("--resume", "--accept-change", field, **settings)
     assert code == 2
-    assert "such a change cannot be accepted" in said
+    assert "this change cannot be accepted" in said
 
 
 @pytest.mark.slow

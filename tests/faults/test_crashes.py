@@ -126,12 +126,12 @@ def explain_signals(phase, names, ended, folder, said):
     if phase == "encoding":
         wanted = ["nothing was begun"]
     elif phase in ("comparing", "the last step"):
-        wanted = ["The adapter is whole", "lora-chat eval"]
+        wanted = ["The adapter is saved", "lora-chat eval"]
     else:
-        wanted = ["Go on: lora-chat sft recipes/smoke.yaml --set", f"--resume {folder}/run-1"]
+        wanted = ["Continue: lora-chat sft recipes/smoke.yaml --set", f"--resume {folder}/run-1"]
     if phase == "trying the largest micro-batch":
-        wanted.append("No step is in a checkpoint yet.")
+        wanted.append("There is no checkpoint yet.")
     if phase in IN_TRAINING:
         at_once = len(names) == 2
-        wanted += ["Stopped while training. "] if at_once else ["a checkpoint of it is whole", "lora-chat chat"]
+        wanted += ["Stopped while training. "] if at_once else ["its checkpoint is saved", "lora-chat chat"]
     return next((f"did not say {text}" for text in wanted if text not in said), None)

@@ -95,6 +95,6 @@ def test_a_signal_before_training_says_how_to_go_on(cache_home, tmp_path, number
     wait_for(process, "Base ")
     process.send_signal(number)
     err = readable_end(process, code)
-    assert "No step is in a checkpoint yet" in err
+    assert "There is no checkpoint yet" in err
     assert f"--resume {tmp_path / 'smoke-1'}" in err
     assert not (tmp_path / "smoke-1" / "adapter").exists()

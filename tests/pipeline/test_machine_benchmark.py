@@ -79,7 +79,7 @@ def test_what_is_damaged_or_of_another_version_is_tried_anew(job, monkeypatch, t
 def test_one_that_fails_is_no_reason_to_stop(job, monkeypatch, tmp_path, messages):
     monkeypatch.setattr("lora_chat.system.worker.sys.executable", "false")
     assert find(job) is None
-    assert messages[-1].startswith("That did not work")
+    assert messages[-1].startswith("The benchmark failed")
     assert not list((tmp_path / "cache").rglob("probes/*.json"))
 
 

@@ -22,9 +22,9 @@ def test_nothing_changed():
 @pytest.mark.parametrize(
     ("field", "value", "shown"),
     [
-        ("data.rows", "b" * 64, "it has aaaaaaaaaaaa..., now it is bbbbbbbbbbbb..."),
-        ("training.seed", 1, "it has 0, now it is 1"),
-        ("adapter.rank", 8, "it has 16, now it is 8"),
+        ("data.rows", "b" * 64, "it was aaaaaaaaaaaa..., now it is bbbbbbbbbbbb..."),
+        ("training.seed", 1, "it was 0, now it is 1"),
+        ("adapter.rank", 8, "it was 16, now it is 8"),
     ],
 )
 def test_what_cannot_change_is_refused_with_both_values(field, value, shown):

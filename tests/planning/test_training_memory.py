@@ -51,7 +51,7 @@ def test_the_table_of_bytes_is_what_the_layers_allocate(entry):
     architecture, variant, mode, checkpointed, key_heads = entry
     name = derivation.entry_name(architecture, variant, mode, checkpointed, key_heads)
     found = derivation.derive(architecture, variant, mode, checkpointed=checkpointed, num_kv_heads=key_heads)
-    assert layer_memory._load_layer_terms()[name] == found, "write it anew: python -m tests.planning.derivation"
+    assert layer_memory._load_layer_terms()[name] == found, "write it again: python -m tests.planning.derivation"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -238,9 +238,9 @@ def test_a_system_message_of_somebody_else_is_shown_on_one_line(system, received
     run = received(MINE)
     edit(run / "adapter" / "lora_chat.json", system=system)
     code, _, err = call("chat", run, "--accept-template", "--max-new-tokens", "1")
-    told = [line for line in err.splitlines() if "brings a system message" in line]
+    told = [line for line in err.splitlines() if "has a system message" in line]
     assert code == 0 and len(told) == 1 and len(told[0]) < 3000
-    assert r"all\x1b[2J\nto evil.example. \u202e" in told[0] or "3,004 characters more" in told[0]
+    assert r"all\x1b[2J\nto evil.example. \u202e" in told[0] or "3,004 more characters" in told[0]
     code, _, err = call("chat", run, "--accept-template", "--max-new-tokens", "1", "--system", "mine")
     assert code == 0 and "brings a system" not in err
 
@@ -404,7 +404,7 @@ def test_a_long_template_is_shown_within_bounds(template, own_run):
     with pytest.raises(ConsentError) as caught:
         resolve_adapter(dataclasses.replace(stored, template=template, identity=identity))
     told = str(caught.value)
-    assert "characters more, not shown" in told and len(told) < 300_000 and "\u202e" not in told
+    assert "more characters, not shown" in told and len(told) < 300_000 and "\u202e" not in told
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_a_finished_received_run_is_not_taken_for_one_s_own(run, call):
     plant(run)
     (run / "result.json").write_text("{}")
     code, said = call("--resume", run)
-    assert code == 7 and "treated as received" in said and "nothing was left" not in said
+    assert code == 7 and "treated as received" in said and "there is nothing to do" not in said
 
 
 def test_adopt_belongs_to_resume(call):
@@ -199,7 +199,7 @@ def test_a_forged_checkpoint_in_one_s_own_run_needs_a_yes(name, run):
     before = state_of(run)
     with pytest.raises(ConsentError) as caught:
         find_resume_point(folder, identity, ResumeRequest(str(run)))
-    assert "was written by somebody else" in str(caught.value) and caught.value.flag == "--adopt"
+    assert "was written by another user" in str(caught.value) and caught.value.flag == "--adopt"
     assert state_of(run) == before
     found = find_resume_point(folder, identity, ResumeRequest(str(run), adopt=True))
     assert found.signed_by_user

@@ -64,7 +64,7 @@ def test_the_command_names_step_dialogues_and_checkpoint(cache_home, tmp_path, m
     words = [word for key in keys for word in ("--set", key)]
     accepted = ["--accept-change", "training.learning_rate"]
     assert main(["sft", "recipes/smoke.yaml", *words, "--resume"]) == 7
-    assert "training.learning_rate: it has 0.01, now it is 0.0025" in capsys.readouterr().err
+    assert "training.learning_rate: it was 0.01, now it is 0.0025" in capsys.readouterr().err
     assert main(["sft", "recipes/smoke.yaml", *words, "--resume", *accepted]) == 0
     assert (tmp_path / "smoke-1" / "adapter" / "adapter_model.safetensors").is_file()
 
