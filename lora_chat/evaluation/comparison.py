@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SampleReplies:
-    """The replies of both models to a held-out prompt."""
+    """The replies of both models to a prompt of the validation set."""
 
     prompt: str
     reference: str
-    """Reply of the held-out dialogue."""
+    """Reply of the dialogue itself."""
     base: str
     adapted: str
 
@@ -114,7 +114,7 @@ def compare_with_base(
 
 @dataclass(frozen=True)
 class _SamplePrompt:
-    """A held-out prompt, as token ids and as text, with the reply of the dialogue."""
+    """A prompt of the validation set, as token ids and as text, with the reply of the dialogue."""
 
     ids: list[int]
     prompt: str

@@ -56,7 +56,7 @@ class Metric:
     label: str
     """Label of a table row; `{questions}` is replaced by the number of questions."""
     compute: Callable[[Measurement], float | None]
-    """Function that returns the value, or None if there is no data for it."""
+    """Function that returns the value, or None without data."""
     format: Callable[[float], str]
     lower_is_better: bool
     in_summary: bool = True

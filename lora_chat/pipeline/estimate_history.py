@@ -17,7 +17,7 @@ _MAX_AMOUNT = 1e15
 
 
 class RunFigures(TypedDict):
-    """Peak memory and time of a run, estimated or measured; a time is None if there was no estimate of it."""
+    """Peak memory and time of a run, estimated or measured; a time is None without an estimate."""
 
     peak_bytes: int
     seconds: float | None
@@ -76,7 +76,7 @@ def format_record(record: EstimateRecord) -> str:
 
 
 def read_history(folder: Path) -> list[EstimateRecord]:
-    """Return the records of all finished runs in a folder, the oldest first. Raise RecipeError if there are none."""
+    """Return the records of all finished runs in a folder, the oldest first. Raise RecipeError without any."""
     paths = sorted((path for path in folder.glob("*") if is_run_folder(path)), key=lambda path: path.stat().st_mtime)
     records: list[EstimateRecord] = [
         {**record, "run": run.path.name}

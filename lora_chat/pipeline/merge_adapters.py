@@ -65,7 +65,7 @@ def open_blend(
     held_out = prepare_evaluation(first, evaluation_files) if first.run or evaluation_files.data else None
 
     def make_samples() -> list[ParitySample]:
-        """Return held-out dialogues, or questions to the adapted model if there are none."""
+        """Return held-out dialogues, or without any, replies of the adapted model to default questions."""
         if held_out is not None:
             return select_parity_samples(held_out.validation)
         logger.info("No held-out dialogues (give them with --data FILE): the parity check uses a few default questions")

@@ -76,8 +76,8 @@ class OpenAdapter:
 def open_adapter(source: str, trust: TrustOptions = TrustOptions(), mode: str | None = None) -> OpenAdapter:
     """Open a run, a parcel or an adapter folder.
 
-    `mode` is a quantization mode of the base other than that of training. Raises RecipeError if `source` is none of the
-    three, and the errors of its content.
+    `mode` replaces the quantization mode of training. Raises RecipeError for any other `source`, and the errors of its
+    content.
     """
     path = expand_user_path(source)
     if trust.signer and not is_parcel(path):
@@ -126,7 +126,7 @@ def open_adapters(sources: Sequence[str], trust: TrustOptions) -> list[OpenAdapt
 
 
 def _find_enclosing_run(adapter: Path) -> RunFolder | None:
-    """Return the run that contains an adapter folder; None if there is none."""
+    """Return the run that contains an adapter folder; None for any other folder."""
     run = RunFolder(adapter.absolute().parent)
     return run if is_run_folder(run.path) and adapter.absolute().name == run.adapter.name else None
 
@@ -150,7 +150,7 @@ def resolve_adapter(
     made_by_user: bool = False,
     untrusted_name: bool = False,
 ) -> BoundAdapter:
-    """Find an adapter's base and chat template and check that they are those of training.
+    """Find an adapter's base and chat template and check that they match the training.
 
     If `made_by_user`, the adapter's template is used without a question. If `untrusted_name`, the name of the base is
     not used to download or open anything. Raises IntegrityError for another base or template, UnavailableError if the

@@ -43,7 +43,7 @@ def open_chat(
             base = find_base(BaseSection(name=source))
         except UnavailableError as error:
             if path.is_dir():
-                raise  # the error describes what is wrong with the folder
+                raise  # the error names the problem of the folder
             raise UnavailableError(f"There is no run, parcel, adapter or folder {source}.\n{error}") from error
         precision = plan_precision(QuantizationSection.model_validate({"mode": mode or "none"}), detect_hardware())
         tokenizer = load_tokenizer(base)
@@ -56,7 +56,7 @@ def open_chat(
 
 
 def _format_system_message(source: str, system: str) -> str:
-    """Format the system message of another user, because it decides what the model reads."""
+    """Format the system message of another user, because it is part of the model's input."""
     num_hidden = len(system) - _MAX_SHOWN_CHARACTERS
     more = f" ... and {num_hidden:,} more characters, not shown" if num_hidden > 0 else ""
     return (

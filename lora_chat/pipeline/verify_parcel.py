@@ -93,7 +93,7 @@ def verify_parcel(
 ) -> ParcelVerification:
     """Run every check of a parcel; `again` also repeats its measurements.
 
-    Raises RecipeError if there is no such file, UnavailableError if a requested check needs a base that is not here.
+    Raises RecipeError if the file does not exist, UnavailableError if a requested check needs a missing base.
     """
     if (evaluation_files.data or evaluation_files.questions) and not again:
         raise RecipeError("--data and --questions belong to --again: without it nothing is measured.")
@@ -178,7 +178,7 @@ def _run_check(name: str, check: Callable[[], str], *confirms: str) -> ParcelChe
 
 
 def _check_binding(parcel: Parcel, trust: TrustOptions, base: str) -> str:
-    """Check that a base is the one of the training, and describe the compared parts."""
+    """Check that a base matches the training, and describe the compared parts."""
     trust = TrustOptions(
         base=trust.base or base, compare_template_only=True, signer=trust.signer, recompute_digests=True
     )

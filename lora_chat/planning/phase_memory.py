@@ -131,7 +131,7 @@ def estimate_train_phase(
 def _estimate_evaluate_phase(
     shape: ModelShape, memory_config: MemoryConfig, data: DataLengths, resident: PhaseMemory
 ) -> PhaseMemory:
-    """Return the memory of measuring the loss of the longest validation dialogue, which is evaluated alone."""
+    """Return the memory of measuring the loss of the longest validation dialogue, which is a batch of one."""
     longest = int(data.validation.tokens.max())
     supervised = int(data.validation.supervised.max())
     forward, _ = estimate_layer_passes(

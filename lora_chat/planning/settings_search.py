@@ -16,7 +16,7 @@ from lora_chat.planning.workload import Workload, compute_workload
 
 _TOKEN_BUDGETS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 _MAX_CPU_MICRO_BATCH_TOKENS = 2048
-"""Largest micro-batch to try on a CPU, in tokens; larger ones are no faster there (benchmarks/LOG.md)."""
+"""Largest micro-batch to try on a CPU, in tokens; larger ones bring no speed there (benchmarks/LOG.md)."""
 _NUM_CHECKPOINTING_STEPS = 4
 _REFERENCE_SPEED = DeviceSpeed(
     flops=1e12, bandwidth=5e10, launch=0, low=1, high=1, source="only to compare candidates on an unknown device"
@@ -32,7 +32,7 @@ _Overrides = dict[str, dict[str, object]]
 
 @dataclass(frozen=True)
 class PlanningProblem:
-    """What a plan must fit: a base, dialogues and a device."""
+    """The base, the dialogues and the device that a plan must fit."""
 
     shape: ModelShape
     data: DataLengths
@@ -143,7 +143,7 @@ def _select_fastest(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def find_fitting_candidate(plan: Plan, problem: PlanningProblem, limit: int) -> Candidate | None:
-    """Return the plan that fits `limit` with the fewest changes, and of these the fastest; None if there is none.
+    """Return the plan that fits `limit` with the fewest changes, and of these the fastest; None if no plan fits.
 
     Changes that only cost speed are tried before a lower precision.
     """
