@@ -196,7 +196,7 @@ def make_estimate(
 
 
 def _suggest_change(current: Candidate) -> Suggestion | None:
-    """Return the smallest change that makes the plan fit, or that makes it clearly faster; None without such a change."""
+    """Return the smallest change that makes the plan fit, or clearly faster; None without such a change."""
     limit = current.problem.target.limit
     better = (
         find_fitting_candidate(current.plan, current.problem, limit)

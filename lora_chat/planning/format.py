@@ -71,9 +71,9 @@ def _format_device(estimate: RunEstimate) -> str:
 def _format_verdict(estimate: RunEstimate) -> str:
     """Format whether the run fits."""
     worst, spare = estimate.worst_phase, estimate.target.free - estimate.peak
-    room = f"{format_gib(spare)} GiB to spare" if spare >= 0 else f"{format_gib(-spare)} GiB missing"
+    margin = f"{format_gib(spare)} GiB to spare" if spare >= 0 else f"{format_gib(-spare)} GiB missing"
     return (
-        f"Memory    {estimate.verdict}: {format_gib(estimate.peak)} of {format_gib(estimate.target.free)} GiB, {room}; "
+        f"Memory    {estimate.verdict}: {format_gib(estimate.peak)} of {format_gib(estimate.target.free)} GiB, {margin}; "
         f"peak in `{worst.name}`, mostly {worst.largest_part}"
     )
 
