@@ -73,8 +73,8 @@ def _format_verdict(estimate: RunEstimate) -> str:
     worst, spare = estimate.worst_phase, estimate.target.free - estimate.peak
     margin = f"{format_gib(spare)} GiB to spare" if spare >= 0 else f"{format_gib(-spare)} GiB missing"
     return (
-        f"Memory    {estimate.verdict}: {format_gib(estimate.peak)} of {format_gib(estimate.target.free)} GiB, {margin}; "
-        f"peak in `{worst.name}`, mostly {worst.largest_part}"
+        f"Memory    {estimate.verdict}: {format_gib(estimate.peak)} of {format_gib(estimate.target.free)} GiB, "
+        f"{margin}; peak in `{worst.name}`, mostly {worst.largest_part}"
     )
 
 
