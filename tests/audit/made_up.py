@@ -1,6 +1,6 @@
-"""Random values in the formats that vendors and states document, by a seeded generator.
+"""Random values in the documented formats of vendors and states, from a seeded generator.
 
-Values are put together from parts, so that no line here looks like a secret to those who scan repositories.
+Values are joined from parts, because scanners of repositories would report a line that looks like a secret.
 """
 
 import base64
@@ -18,7 +18,7 @@ BASE32 = string.ascii_uppercase + "234567"
 
 
 class Planted(NamedTuple):
-    """A sentence; `value` is what must be found in it, or stays unfound if `kind` is empty."""
+    """A sentence with a value that must be found, or must not be found if `kind` is empty."""
 
     kind: str
     detail: str
@@ -27,7 +27,7 @@ class Planted(NamedTuple):
 
 
 class Maker:
-    """Random values in the formats that vendors and states document."""
+    """A generator of random values in the documented formats of vendors and states."""
 
     def __init__(self, seed):
         self.random = random.Random(seed)
@@ -39,7 +39,7 @@ class Maker:
         return "".join(self.chars(string.digits, 1) if c == "#" else c for c in pattern)
 
     def checked(self, module, pattern):
-        """Random digits for # and letters for A until the checksum is right."""
+        """Replace # by random digits and A by random letters until the checksum is valid."""
         valid = importlib.import_module(f"stdnum.{module}").is_valid
         while True:
             value = "".join(self.chars(string.ascii_uppercase, 1) if c == "A" else c for c in self.digits(pattern))
@@ -47,7 +47,7 @@ class Maker:
                 return value
 
     def iban(self, country, bank):
-        """With check digits by ISO 7064 mod 97-10."""
+        """Return a number with the check digits of ISO 7064 mod 97-10."""
         number = "".join(str(int(c, 36)) for c in f"{bank}{country}00")
         return f"{country}{98 - int(number) % 97:02}{bank}"
 
@@ -72,6 +72,6 @@ def groups(value, size=4, by=" "):
 
 
 def read_lookalikes(maker, name):
-    """Lines of a file with random digits for ¤."""
+    """Return the lines of a file with random digits in place of ¤."""
     lines = (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines()
     return [maker.digits(line.replace("#", "\0").replace("¤", "#")).replace("\0", "#") for line in lines]

@@ -1,4 +1,4 @@
-"""The set on which the detectors were developed: secrets, personal data and their harmless look-alikes."""
+"""The set used to develop the detectors: secrets, personal data and their harmless look-alikes."""
 
 import base64
 import hashlib
@@ -10,7 +10,7 @@ from planted_secrets import make_secrets
 
 
 def make_lookalikes(seed):
-    """At least as many harmless texts; their values are left empty."""
+    """Return at least as many harmless texts, with empty values."""
     m = Maker(seed)
 
     def wrong_card():

@@ -1,11 +1,11 @@
-"""Personal data in sentences, on which the detectors were developed."""
+"""Sentences with personal data, used to develop the detectors."""
 
 from made_up import Maker, Planted, groups
 
 
 def make_personal_data(seed):
     m = Maker(seed)
-    found = []
+    entries = []
     people = ["anna.meier", "j.o.smith", "li_wei88", "marie-claire", "pedro+shop", "k.nowak"]
     domains = ["gmail.com", "web.de", "qq.com", "orange.fr", "empresa.com.br", "wp.pl"]
     mails = [f"{p}{m.digits('##')}@{d}" for p, d in zip(people, domains, strict=True)]
@@ -121,5 +121,5 @@ def make_personal_data(seed):
         ("Polish PESEL", [m.checked("pl.pesel", "8#0#1######")], ("PESEL @@",)),
     ):
         for value, text in zip(values, texts, strict=True):
-            found.append(Planted("personal_data", detail, text.replace("@@", value), value))
-    return found
+            entries.append(Planted("personal_data", detail, text.replace("@@", value), value))
+    return entries

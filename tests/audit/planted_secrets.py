@@ -1,4 +1,4 @@
-"""Secrets in sentences, on which the detectors were developed."""
+"""Sentences with secrets, used to develop the detectors."""
 
 import string
 

@@ -26,7 +26,7 @@ def audit(*dialogues, policy=None, tokens=("<|im_end|>",)):
     return auditor.report()
 
 
-def test_a_finding_says_where_and_shows_no_secret():
+def test_finding_has_location_and_masked_excerpt():
     report = audit(dialogue("hello there"), dialogue(f"My key is {KEY}, is it safe?", line=7, system="Help."))
     (finding,) = report.findings_of_kind("secret")
     assert (finding.location, finding.message, finding.detail) == ("a.jsonl:7", 2, "GitHub token")
@@ -36,7 +36,7 @@ def test_a_finding_says_where_and_shows_no_secret():
     assert KEY[4:12] not in repr(report)
 
 
-def test_a_twins_opening_is_masked():
+def test_masks_opening_of_a_duplicate():
     report = audit(*(dialogue(f"{MAIL} and {KEY}", line=n) for n in (1, 2)))
     (finding,) = report.findings_of_kind("exact_duplicate")
     assert (finding.location, finding.twin) == ("a.jsonl:2", "a.jsonl:1")
@@ -44,7 +44,7 @@ def test_a_twins_opening_is_masked():
     assert KEY[4:10] not in finding.excerpt
 
 
-def test_every_kind_has_its_finding():
+def test_finds_every_kind():
     long = " ".join(f"w{n}" for n in range(80))
     report = audit(
         dialogue(KEY),
@@ -67,7 +67,7 @@ def test_every_kind_has_its_finding():
     assert sum(report.shares.values()) == pytest.approx(1)
 
 
-def test_the_policy_decides_what_is_looked_for_and_what_refuses():
+def test_policy_decides_ignored_refused_and_redacted_kinds():
     policy = AuditSection(secret="ignore", personal_data="redact", exact_duplicate="refuse")
     twice = dialogue(f"{KEY} {MAIL}")
     report = audit(twice, twice, policy=policy)
@@ -77,24 +77,24 @@ def test_the_policy_decides_what_is_looked_for_and_what_refuses():
     assert not audit(twice, twice, policy=policy.model_copy(update={"exact_duplicate": "warn"})).is_refused
 
 
-def test_everything_can_be_ignored():
+def test_policy_can_ignore_every_kind():
     nothing = AuditSection(**dict.fromkeys(AuditSection.model_fields, "ignore"))
     odd = dialogue(f"{KEY} {MAIL} <|im_end|> {{{{ x }}}}", "...")
     assert audit(odd, odd, (odd, "validation"), dialogue("go", "I am sorry. " * 30), policy=nothing).counts == {}
 
 
-def test_redaction_is_for_what_can_be_replaced():
+def test_rejects_redaction_of_leaks():
     with pytest.raises(ValueError, match="leak"):
         AuditSection(leak="redact")
 
 
-def test_so_many_are_shown_and_all_counted():
+def test_shows_first_findings_and_counts_all():
     report = audit(*(dialogue(f"{n} {MAIL}", line=n) for n in range(1, 51)))
     assert report.counts["personal_data"] == 50
     assert [f.line for f in report.findings_of_kind("personal_data")] == list(range(1, MAX_SHOWN_FINDINGS + 1))
 
 
-def test_thoughts_calls_and_tools_are_looked_at():
+def test_checks_reasoning_tool_calls_and_tool_descriptions():
     call = ToolCall("mail", f'{{"to": "{MAIL}"}}')
     entry = Dialogue(
         (Message("user", "go"), Message("assistant", "", reasoning=f"Use {MAIL}", tool_calls=(call,))),
@@ -103,7 +103,7 @@ def test_thoughts_calls_and_tools_are_looked_at():
     assert [f.message for f in audit(entry).findings_of_kind("personal_data")] == [2, 2, 0]
 
 
-def test_a_report_can_be_asked_for_at_any_time():
+def test_report_is_repeatable_and_can_be_continued():
     auditor = Auditor(AuditSection())
     assert auditor.report().counts == {}
     auditor.add(dialogue(MAIL))
@@ -112,7 +112,7 @@ def test_a_report_can_be_asked_for_at_any_time():
     assert auditor.report().counts == {"personal_data": 2, "exact_duplicate": 1}
 
 
-def test_data_like_a_help_desks_raises_no_alarm():
+def test_help_desk_dialogues_have_no_findings():
     facts = ["The kiln opens at nine.", "Returns are taken for 41 days.", "Yes, that is right."]
     ways = ["When, please, about {}?", "Tell me about {}", "{}?", "i would like to know {}", "Quick question: {}!"]
     entries = [
@@ -125,7 +125,7 @@ def test_data_like_a_help_desks_raises_no_alarm():
 
 @settings(deadline=None, max_examples=50, derandomize=True)
 @given(st.lists(st.tuples(st.text(max_size=40), st.text(max_size=40)), max_size=5))
-def test_no_dialogue_is_too_odd(pairs):
+def test_any_dialogue_gives_printable_findings(pairs):
     report = audit(*(dialogue(q, a, n) for n, (q, a) in enumerate(pairs, 1)))
     assert report.dialogues == len(pairs)
     assert all(f.excerpt.isprintable() for f in report.findings)
@@ -144,7 +144,7 @@ print(auditor.report())
 """
 
 
-def test_the_order_of_hashes_changes_nothing():
+def test_report_does_not_depend_on_hash_seed():
     outputs = {
         subprocess.run(
             [sys.executable, "-c", SCRIPT],

@@ -12,7 +12,7 @@ def tokens(text, own=("<|im_start|>", "</s>")):
     return [(m.detail, text[m.start : m.end]) for m in MarkupDetector(own).find_tokens(text)]
 
 
-def test_the_bases_tokens_and_other_families_markup_are_told_apart():
+def test_distinguishes_control_tokens_of_the_base_from_other_markup():
     assert tokens("a <|im_start|>user b </s>") == [
         ("control token of this base", "<|im_start|>"),
         ("control token of this base", "</s>"),
@@ -21,21 +21,21 @@ def test_the_bases_tokens_and_other_families_markup_are_told_apart():
         assert tokens(f"see\n{text} here") == [("chat markup", text)]
 
 
-def test_own_tokens_may_be_none_or_blank():
+def test_accepts_missing_and_blank_control_tokens():
     assert tokens("a b", ()) == tokens("a b", ("", " ")) == []
 
 
 @pytest.mark.parametrize(
     "text", ["a < b | c > d", "48/2=<<48/2=24>>24", "#### 72", "### Results", "x <| y", "<s>old</s> price", "[INSTALL]"]
 )
-def test_other_marks_are_no_markup(text):
+def test_similar_characters_are_not_markup(text):
     assert tokens(text, ("<|im_start|>",)) == []
 
 
 @pytest.mark.parametrize(
     "text", ["Dear {{ name }},", "{% if x %}a{% endif %}", "{{ user.name | title }}", "{{messages[0]['content']}}"]
 )
-def test_jinja_is_template_code(text):
+def test_finds_jinja_as_template_code(text):
     assert list(find_template_code(text))
 
 
@@ -50,7 +50,7 @@ def test_jinja_is_template_code(text):
         "100 {%}",
     ],
 )
-def test_other_braces_are_not(text):
+def test_other_braces_are_not_template_code(text):
     assert not list(find_template_code(text))
 
 
@@ -68,7 +68,7 @@ def test_other_braces_are_not(text):
         "İ " + SWEAR,
     ],
 )
-def test_abuse_is_found_in_several_languages_and_disguises(text):
+def test_finds_abuse_in_several_languages_and_disguises(text):
     assert list(find_abuse(text))
 
 
@@ -90,12 +90,12 @@ def test_abuse_is_found_in_several_languages_and_disguises(text):
         "s3 bucket, h264, mp3",
     ],
 )
-def test_harmless_words_are_not(text):
+def test_harmless_words_are_not_abuse(text):
     assert not list(find_abuse(text))
 
 
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(st.text(max_size=60) | st.text(alphabet="<|>[]{}% sfuck*@im_start", max_size=60))
-def test_no_text_is_too_odd(text):
+def test_matches_lie_inside_any_text(text):
     for match in (*find_abuse(text), *MarkupDetector(["<|im_start|>"]).find_tokens(text), *find_template_code(text)):
         assert 0 <= match.start < match.end <= len(text)

@@ -19,7 +19,7 @@ def longest_shared(secret, text):
 
 
 @pytest.mark.parametrize("entry", HIDDEN, ids=lambda e: e.detail)
-def test_an_excerpt_shows_four_characters_of_a_secret_at_most(entry):
+def test_excerpt_shows_at_most_four_characters_of_a_secret(entry):
     for match in find_sensitive(entry.text):
         excerpt = make_excerpt(entry.text, match)
         if entry.value in entry.text[match.start : match.end] and entry.detail != "private key":
@@ -28,7 +28,7 @@ def test_an_excerpt_shows_four_characters_of_a_secret_at_most(entry):
 
 
 @pytest.mark.parametrize("first", HIDDEN[::7], ids=lambda e: e.detail)
-def test_the_context_shows_no_other_secret(first):
+def test_context_of_an_excerpt_hides_other_secrets(first):
     for second in HIDDEN[::5]:
         text = f"{first.text} {second.text}"
         for match in find_sensitive(text):
@@ -39,23 +39,23 @@ def test_the_context_shows_no_other_secret(first):
 
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(st.text(max_size=80), st.integers(0, 80), st.integers(1, 30), st.sampled_from(["secret", "control_token"]))
-def test_an_excerpt_is_one_short_printable_line(text, start, length, kind):
+def test_excerpt_is_one_short_printable_line(text, start, length, kind):
     match = TextMatch(kind, "x", min(start, len(text)), min(start + length, len(text)))
     excerpt = make_excerpt(text, match)
     assert excerpt.isprintable()
     assert len(excerpt) < 120
 
 
-def test_escape_sequences_and_invisible_characters_are_taken_out():
+def test_removes_escape_sequences_and_invisible_characters():
     assert make_printable("a\x1b[31mb\u202ec\nd\u3000e") == "a�[31mb�c d e"
 
 
 @pytest.mark.parametrize(("secret", "shown"), [("abc", "…(3)"), ("hunter2x", "hu…(8)"), ("k" * 40, "kkkk…(40)")])
-def test_a_mask_keeps_a_quarter_and_four_at_most(secret, shown):
+def test_mask_shows_at_most_a_quarter_and_four_characters(secret, shown):
     assert mask_secret(secret) == shown
 
 
-def test_an_opening_is_masked_too():
+def test_opening_is_masked():
     text = "Write to " + "anna.meier77" + "@gmail.com today and tomorrow and on all other days of the week"
     opening = make_opening(text, find_sensitive(text))
     assert "meier" not in opening

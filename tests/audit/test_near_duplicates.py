@@ -51,31 +51,31 @@ def test_equal_dialogues_are_exact_duplicates_or_leaks():
     assert find((A, "validation"), (A, "validation")) == [("exact_duplicate", 1, 0)]
 
 
-def test_a_few_other_words_make_near_duplicates_and_near_leaks():
+def test_few_changed_words_make_near_duplicates_and_near_leaks():
     near = dialogue(" ".join(changed(LONG, 2)), A.messages[1].content)
     assert find((A, "train"), (near, "train")) == [("near_duplicate", 1, 0)]
     assert find((near, "validation"), (A, "train")) == [("near_leak", 0, 1)]
 
 
-def test_case_punctuation_and_the_system_message_make_no_difference():
+def test_ignores_case_punctuation_and_system_message():
     loud = dialogue(A.messages[0].content.upper() + "!!", A.messages[1].content, "You are a pirate.")
     assert find((A, "train"), (loud, "train")) == [("near_duplicate", 1, 0)]
 
 
-def test_other_questions_with_the_same_answer_are_no_duplicates():
+def test_different_questions_with_the_same_answer_are_not_duplicates():
     answer = " ".join(words(3, 80))
     entries = [(dialogue(f"How is it with {w}, {w} and {w}?", answer, "You help."), "train") for w in words(4, 40)]
     assert find(*entries) == []
 
 
-def test_chinese_is_compared_by_characters():
+def test_compares_chinese_by_characters():
     text = "".join(random.Random(7).choices([chr(c) for c in range(0x4E00, 0x5E00)], k=200))
     near = text[:100] + "好" + text[101:]
     answer = text[::-1]
     assert find((dialogue(text, answer), "train"), (dialogue(near, answer), "train")) == [("near_duplicate", 1, 0)]
 
 
-def test_one_copy_is_found_among_many_alike_and_unlike():
+def test_finds_one_leak_among_many_dialogues():
     entries = [(dialogue(" ".join(words(n, 40)), " ".join(words(-n, 40))), "train") for n in range(10, 400)]
     entries += [(dialogue(" ".join(changed(LONG, 1, n)), A.messages[1].content), "train") for n in range(50)]
     entries.append((A, "validation"))
@@ -101,7 +101,7 @@ def test_signatures_estimate_the_jaccard_similarity(shared):
         st.text(max_size=30) | st.sampled_from(["", "\0", "a b c d", "你好世界", "\ud800"]), min_size=1, max_size=6
     )
 )
-def test_a_text_has_the_same_shingles_alone_and_among_others(texts):
+def test_shingles_of_a_text_do_not_depend_on_other_texts(texts):
     hashes, starts = hash_shingles(texts)
     assert len(starts) == len(texts)
     ends = [*starts[1:].tolist(), len(hashes)]
@@ -110,12 +110,12 @@ def test_a_text_has_the_same_shingles_alone_and_among_others(texts):
         assert alone.tolist() == hashes[start:end].tolist() != []
 
 
-def test_nothing_added_is_nothing_found():
+def test_finds_nothing_without_a_second_dialogue():
     assert find() == []
     assert find((A, "train")) == []
 
 
-def test_the_most_frequent_are_kept_in_a_stream_of_others():
+def test_keeps_most_frequent_item_of_a_stream():
     frequent = FrequentItems(20)
     for n in range(3000):
         frequent.add(-1 if n % 5 == 0 else n, n)

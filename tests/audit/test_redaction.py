@@ -23,7 +23,7 @@ def dialogue(question, answer="ok", **more):
 
 
 @pytest.mark.parametrize("entry", FOUND, ids=lambda e: e.detail)
-def test_what_is_found_is_gone_everywhere(entry):
+def test_redacts_found_values_in_every_field(entry):
     given = dialogue(entry.text, entry.text, reasoning=entry.text)
     clean, count = redact_dialogue(given, BOTH)
     assert count >= 3
@@ -32,14 +32,14 @@ def test_what_is_found_is_gone_everywhere(entry):
     assert entry.value in given.messages[0].content
 
 
-def test_marks_say_what_stood_there():
+def test_marks_name_the_redacted_kind():
     card = Maker(1).card("4", 16)
     clean, count = redact_dialogue(dialogue(f"I am {MAIL}, my card is {card}."), BOTH)
     assert clean.messages[0].content == "I am [E-MAIL], my card is [CARD]."
     assert count == 2
 
 
-def test_only_the_kinds_asked_for_are_replaced():
+def test_redacts_only_the_given_kinds():
     key = "gh" + "p_" + Maker(2).chars(ALNUM, 36)
     text = f"{MAIL} {key}"
     assert redact_dialogue(dialogue(text), {"secret"})[0].messages[0].content == f"{MAIL} [SECRET]"
@@ -47,7 +47,7 @@ def test_only_the_kinds_asked_for_are_replaced():
     assert redact_dialogue(dialogue(text), set()) == (dialogue(text), 0)
 
 
-def test_json_stays_json_and_keys_give_context():
+def test_json_remains_valid_and_keys_are_context():
     value = "Xk29" + "fQz7Lm"
     arguments = json.dumps({"to": [f"line\n{MAIL}"], "password": value, MAIL: 1, "n": [1.5, True, None]})
     tools = json.dumps([{"name": "mail", "description": f'"{MAIL}"'}])
@@ -59,19 +59,19 @@ def test_json_stays_json_and_keys_give_context():
     assert clean.tool_list == [{"name": "mail", "description": '"[E-MAIL]"'}]
 
 
-def test_a_number_in_json_becomes_a_mark():
+def test_redacts_a_number_in_json():
     card = Maker(3).card("4", 16)
     clean, _ = redact_dialogue(dialogue("go", "", tool_calls=(ToolCall("pay", json.dumps({"card": int(card)})),)), BOTH)
     assert json.loads(clean.messages[1].tool_calls[0].arguments) == {"card": "[CARD]"}
 
 
-def test_keys_that_become_equal_all_stay():
+def test_keeps_all_keys_that_become_equal():
     text = json.dumps({MAIL: 1, "x" + MAIL: 2})
     clean, _ = redact_dialogue(dialogue(text), BOTH)
     assert sorted(json.loads(clean.messages[0].content).values()) == [1, 2]
 
 
-def test_very_deep_json_is_taken_as_text():
+def test_redacts_very_deep_json_as_text():
     text = "[" * 5000 + f'"{MAIL}"' + "]" * 5000
     clean, count = redact_dialogue(dialogue(text), BOTH)
     assert count == 1
@@ -89,7 +89,7 @@ TEXTS = st.lists(
 
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(TEXTS)
-def test_redacting_again_changes_nothing(text):
+def test_redaction_is_idempotent(text):
     once, _ = redact_dialogue(dialogue(text, text or "ok"), BOTH)
     assert redact_dialogue(once, BOTH) == (once, 0)
     clean, count = redact_text(text, BOTH)
@@ -105,7 +105,7 @@ def test_redacting_again_changes_nothing(text):
         max_leaves=6,
     )
 )
-def test_any_arguments_stay_valid_json(value):
+def test_any_arguments_remain_valid_json(value):
     call = ToolCall("f", json.dumps({"a": value}, ensure_ascii=False))
     once, _ = redact_dialogue(dialogue("go", "", tool_calls=(call,)), BOTH)
     json.loads(once.messages[1].tool_calls[0].arguments)

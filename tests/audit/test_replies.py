@@ -20,7 +20,7 @@ from lora_chat.audit.checks.replies import ReplyCounter, is_empty, is_repetitive
         "Lorem ipsum dolor sit amet, consectetur adipiscing",
     ],
 )
-def test_stand_ins_are_empty(reply):
+def test_placeholders_are_empty_replies(reply):
     assert is_empty(reply)
 
 
@@ -41,14 +41,14 @@ def test_stand_ins_are_empty(reply):
         "[1, 2]",
     ],
 )
-def test_short_answers_are_not(reply):
+def test_short_answers_are_not_empty_replies(reply):
     assert not is_empty(reply)
 
 
 @pytest.mark.parametrize(
     "reply", ["I am sorry. " * 30, "the same line again\n" * 20, "ha ha ha ha " * 40, "我不知道该说什么。" * 20]
 )
-def test_going_round_in_circles_is_noticed(reply):
+def test_finds_repetitive_replies(reply):
     assert is_repetitive(reply)
 
 
@@ -61,7 +61,7 @@ def test_going_round_in_circles_is_noticed(reply):
         " ".join(f"word{i}" for i in range(300)),
     ],
 )
-def test_lists_and_tables_are_not(reply):
+def test_lists_and_tables_are_not_repetitive(reply):
     assert not is_repetitive(reply)
 
 
@@ -72,7 +72,7 @@ def count(replies):
     return counter.find_repeated()
 
 
-def test_one_long_reply_to_everything_is_reported_with_its_first_place():
+def test_reports_repeated_reply_with_its_first_location():
     (found,) = count(
         [f"A quite particular answer {n}" for n in range(900)] + ["I cannot help with that request."] * 100
     )
@@ -81,7 +81,7 @@ def test_one_long_reply_to_everything_is_reported_with_its_first_place():
     assert 90 <= found.occurrences <= 100
 
 
-def test_short_and_rare_repetitions_are_normal():
+def test_ignores_short_and_rare_repetitions():
     assert count(["Yes."] * 500 + ["OK, thanks!"] * 500) == []
     assert count(["I cannot help with that request."] * 19) == []
     assert (

@@ -22,7 +22,7 @@ def covers(match, entry):
 
 
 def measure(source):
-    """Recall, precision and the entries missed; a text with anything else in it counts as one false alarm."""
+    """Return recall, precision and the missed entries. A text with any other match counts as one false alarm."""
     right = wrong = entries = 0
     missed = []
     for seed in SEEDS:
@@ -38,7 +38,7 @@ def measure(source):
     return right / entries, right / (right + wrong), missed
 
 
-def test_the_sets_are_large_enough():
+def test_sets_are_large_enough():
     for source in (planted, held_out):
         hidden = [e for e in source.make_planted(0) if e.kind]
         assert len(hidden) >= 60
@@ -48,20 +48,20 @@ def test_the_sets_are_large_enough():
 
 
 @pytest.mark.parametrize(("source", "recall", "precision"), [(planted, 0.99, 0.99), (held_out, 0.86, 0.97)])
-def test_recall_and_precision_stay_what_was_measured(source, recall, precision):
+def test_recall_and_precision_do_not_decrease(source, recall, precision):
     found, sure, missed = measure(source)
     assert found >= recall, [(e.detail, e.text) for e in missed]
     assert sure >= precision
 
 
 @pytest.mark.parametrize("source", [planted, held_out])
-def test_the_kind_is_named(source):
+def test_match_has_the_detail_of_its_format(source):
     for entry in source.make_planted(1):
         exact = [m for m in find_sensitive(entry.text) if entry.kind and covers(m, entry)]
         assert all(m.detail == entry.detail or m.kind in SECRETS for m in exact)
 
 
-def test_the_cheap_look_never_hides_what_the_thorough_one_finds(monkeypatch):
+def test_cheap_tests_exclude_no_match(monkeypatch):
     entries = [e for source in (planted, held_out) for e in source.make_planted(2)]
     before = [find_sensitive(e.text) for e in entries]
     for name in ("may_contain_secret", "may_contain_personal_data", "may_contain_number"):
@@ -72,7 +72,7 @@ def test_the_cheap_look_never_hides_what_the_thorough_one_finds(monkeypatch):
     assert any(may_contain_personal_data(e.text) for e in entries)
 
 
-def test_a_password_in_a_url_is_no_address():
+def test_password_in_a_url_is_not_an_address():
     value = "Zx81" + "kkPq0"
     (match,) = find_sensitive(f"ftp://anna:{value}@files.firm.de/x")
     assert (match.detail, match.mark) == ("password in a URL", "[PASSWORD]")
@@ -85,7 +85,7 @@ PIECES = st.sampled_from(
 
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(st.lists(st.text(max_size=20) | PIECES, max_size=12).map("".join))
-def test_matches_lie_in_the_text_in_order_and_apart(text):
+def test_matches_are_sorted_and_do_not_overlap(text):
     found = find_sensitive(text)
     assert all(0 <= m.start < m.end <= len(text) and m.mark for m in found)
     assert all(a.end <= b.start for a, b in pairwise(found))
@@ -97,10 +97,10 @@ def test_matches_lie_in_the_text_in_order_and_apart(text):
     "part",
     ["a", "1", "1 ", "12-", "token_", "password: ", "eyJaaaaaaaaaaa.", "x@a.", "sk-a", "http://a:", "+1 ", "AB12 "],
 )
-def test_long_texts_take_no_more_than_their_share_of_time(part):
+def test_long_texts_finish_in_time(part):
     find_sensitive(part * (20_000 // len(part)))
 
 
-def test_numbers_are_found_between_chinese_characters():
+def test_finds_numbers_between_chinese_characters():
     number = "138" + "1203" + "9876"
     assert [m.detail for m in find_sensitive(f"请打{number}给我")] == ["phone number"]

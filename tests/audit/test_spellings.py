@@ -1,4 +1,4 @@
-"""Every spelling of a key in every place: found, reported at its place and replaced, or named as not found."""
+"""Every spelling of a key in every field of a dialogue is found and redacted, or documented as a limit."""
 
 import base64
 import html
@@ -102,11 +102,11 @@ FOUND = {
     "tabulator": broken("\t"),
     "blank": broken(" "),
     "spaced out": " ".join,
-    "behind an underscore": lambda key: "glued_" + key,
-    "behind letters": lambda key: "my" + key,
+    "after an underscore": lambda key: "glued_" + key,
+    "after letters": lambda key: "my" + key,
     "before an underscore": lambda key: key + "_old",
     "between underscores": lambda key: f"__{key}__",
-    "behind an equals sign": lambda key: "x=" + key,
+    "after an equals sign": lambda key: "x=" + key,
     "in brackets": lambda key: f"<{key}>",
     "base64": lambda key: base64.b64encode(key.encode()).decode(),
     "base64 in a sentence": lambda key: base64.b64encode(f"the key is {key} now".encode()).decode(),
@@ -114,7 +114,7 @@ FOUND = {
     "hexadecimal": lambda key: key.encode().hex(),
 }
 EXCEPTIONS = {
-    ("openai", "behind letters"): "sk- ends ordinary words such as task-",
+    ("openai", "after letters"): "sk- ends ordinary words such as task-",
 }
 UNKNOWN = {
     "split": lambda key: key[:14],
@@ -165,7 +165,7 @@ def is_gone(key, spelled, said):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("spelling", FOUND)
-def test_a_disguised_key_is_found_and_redacted_in_every_place(spelling, place):
+def test_finds_and_redacts_disguised_key_in_every_field(spelling, place):
     spelled = FOUND[spelling](GITHUB)
     given = PLACES[place](spelled)
     auditor = Auditor(AuditSection())
@@ -181,7 +181,7 @@ def test_a_disguised_key_is_found_and_redacted_in_every_place(spelling, place):
 
 @pytest.mark.parametrize("name", KEYS)
 @pytest.mark.parametrize("spelling", FOUND)
-def test_other_keys_are_found_in_every_spelling(spelling, name):
+def test_finds_other_keys_in_every_spelling(spelling, name):
     spelled = FOUND[spelling](KEYS[name])
     clean, count = redact_text(f"Use {spelled} for it.", {"secret"})
     if (name, spelling) in EXCEPTIONS:
@@ -192,7 +192,7 @@ def test_other_keys_are_found_in_every_spelling(spelling, name):
     assert clean.endswith(" for it.")
 
 
-def test_what_stands_around_a_disguised_key_stays():
+def test_text_around_a_disguised_key_is_unchanged():
     text = f"Zürich ‚１２‘ &amp; 100%25: {inside(chr(0x200B))(GITHUB)} \\u0041 =3D, ¡adiós!"
     clean, count = redact_text(text, {"secret"})
     assert count == 1
@@ -200,7 +200,7 @@ def test_what_stands_around_a_disguised_key_stays():
 
 
 @pytest.mark.parametrize(("name", "meaning"), UNDETECTED_SPELLINGS, ids=lambda value: value[:20])
-def test_what_is_said_not_to_be_found_is_not_found(name, meaning):
+def test_documented_limits_are_real(name, meaning):
     assert meaning
     assert [m for m in find_sensitive(f"Use {UNKNOWN[name](GITHUB)} for it.") if m.kind == "secret"] == []
 
@@ -218,7 +218,7 @@ def test_what_is_said_not_to_be_found_is_not_found(name, meaning):
         "p&#97;ssword: Xk29fQz7Lm",
     ],
 )
-def test_disguised_addresses_numbers_and_passwords_are_found(text):
+def test_finds_disguised_addresses_numbers_and_passwords(text):
     clean, count = redact_text(text, ALL)
     assert count == 1
     assert "[" in clean
@@ -242,18 +242,18 @@ def test_disguised_addresses_numbers_and_passwords_are_found(text):
         "aGVsbG8gdGhlcmUsIGhvdyBhcmUgeW91IHRvZGF5",
     ],
 )
-def test_ordinary_text_with_codes_raises_no_alarm(text):
+def test_ordinary_text_with_codes_has_no_matches(text):
     assert find_sensitive(text) == []
 
 
-def test_several_keys_side_by_side_are_several():
+def test_finds_each_of_several_adjacent_keys():
     keys = ["s" + "k-" + M.chars(ALNUM, 40) + "7kQ" for _ in range(3)]
     for between in ("\n", " ", ", ", "\r\n"):
         assert len(find_sensitive(between.join(keys))) == 3
     assert redact_text(f"{GITHUB}\nThen we went home.", ALL) == ("[SECRET]\nThen we went home.", 1)
 
 
-def test_a_name_stays_a_name_and_calls_fit_their_tools():
+def test_redacted_names_are_valid_and_calls_match_their_tools():
     given = called(f"send_{GITHUB}", "{}", tools=[{"type": "function", "function": {"name": f"send_{GITHUB}"}}])
     clean, _ = redact_dialogue(given, ALL)
     names = {clean.messages[1].tool_calls[0].name, clean.messages[2].name, clean.tool_list[0]["function"]["name"]}
@@ -264,13 +264,13 @@ def test_a_name_stays_a_name_and_calls_fit_their_tools():
     assert [call.name for call in clean.messages[1].tool_calls] == ["f_SECRET", "f_SECRET_2", "f_SECRET"]
 
 
-def test_a_repeated_key_in_json_hides_nothing():
+def test_finds_secret_under_a_repeated_json_key():
     text = f'{{"a": "{GITHUB}", "a": "x"}}'
     clean, count = redact_dialogue(Dialogue((Message("user", text), Message("assistant", "ok"))), ALL)
     assert (clean.messages[0].content, count) == ('{"a": "[SECRET]", "a": "x"}', 1)
 
 
-def test_decoding_knows_where_each_character_stood():
+def test_decoded_characters_have_their_original_offsets():
     text = quopri.encodestring(b"a_b").decode() + "&#103;\u200bｈ%70\\x5f=\n"
     found = decode_text(text)
     assert found.text == "a_bghp_"

@@ -1,4 +1,4 @@
-"""Adversarial texts: the audit and the redaction take time in proportion to their length."""
+"""The time of audit and redaction grows linearly with the length of adversarial texts."""
 
 import json
 import random
@@ -15,8 +15,8 @@ from lora_chat.data.dialogue import Dialogue, Message, ToolCall
 
 SMALL, LARGE = 20_000, 80_000
 ENOUGH = 0.5
+"""CPU seconds for LARGE that are accepted without a comparison with SMALL."""
 pytestmark = pytest.mark.usefixtures("no_garbage_collection")
-"""CPU seconds for LARGE that need no comparison with SMALL."""
 MAKER = Maker(5)
 KEY = "gh" + "p_" + MAKER.chars(ALNUM, 36)
 CARDS = [MAKER.card("4", 16) for _ in range(300)]
@@ -29,7 +29,7 @@ def repeat(part):
 
 
 def count(pattern, step=977, start=100_000_000):
-    """Many numbers, no two alike, in the place of {}."""
+    """Return a maker of texts that repeat a pattern with a different number in place of {}."""
     return lambda size: "".join(pattern.format(start + i * step) for i in range(size // len(pattern.format(start))))
 
 

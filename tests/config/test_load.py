@@ -15,7 +15,7 @@ DATA = "data: {train: dialogues.jsonl}\n"
 
 
 @pytest.fixture
-def refusal(tmp_path):
+def read_error(tmp_path):
     def read(text, *sets, name="mine.yaml"):
         path = tmp_path / name
         path.write_bytes(text if isinstance(text, bytes) else textwrap.dedent(text).encode())
@@ -28,7 +28,7 @@ def refusal(tmp_path):
 
 
 @pytest.fixture
-def reading(tmp_path):
+def read_text(tmp_path):
     def read(text, *sets):
         path = tmp_path / "mine.yaml"
         path.write_text(textwrap.dedent(text), encoding="utf-8")
@@ -37,16 +37,16 @@ def reading(tmp_path):
     return read
 
 
-def test_a_recipe_of_nothing_but_data_has_every_default(reading, tmp_path):
-    recipe = reading(DATA)
+def test_recipe_with_only_data_has_every_default(read_text, tmp_path):
+    recipe = read_text(DATA)
     assert recipe.training.learning_rate == 2e-4
     assert recipe.adapter.rank == 16
     assert recipe.data.train == str(tmp_path / "dialogues.jsonl")
     assert recipe.output.name == "mine"
 
 
-def test_an_unknown_key_names_file_line_and_the_nearest_key(refusal):
-    message = refusal(
+def test_unknown_key_is_reported_with_line_and_similar_key(read_error):
+    message = read_error(
         """\
         data:
           train: dialogues.jsonl
@@ -60,21 +60,21 @@ def test_an_unknown_key_names_file_line_and_the_nearest_key(refusal):
     assert "Did you mean learning_rate?" in message
 
 
-def test_an_unknown_key_far_from_all_names_the_known_ones(refusal):
-    message = refusal(DATA + "quantization: {bits: 4}\n")
+def test_unknown_key_without_similar_key_lists_known_keys(read_error):
+    message = read_error(DATA + "quantization: {bits: 4}\n")
     assert "mine.yaml:2:" in message
     assert "mode" in message
     assert "double_quantization" in message
 
 
-def test_an_unknown_section_names_the_nearest(refusal):
-    message = refusal(DATA + "\ntrainign:\n  epochs: 1\n")
+def test_unknown_section_is_reported_with_similar_section(read_error):
+    message = read_error(DATA + "\ntrainign:\n  epochs: 1\n")
     assert "mine.yaml:3:" in message
     assert "Did you mean training?" in message
 
 
-def test_all_faults_are_told_at_once_each_with_its_line(refusal):
-    message = refusal(DATA + "adapter:\n  rank: 0\n  variant: loha\ntraining:\n  epoch: 1\n")
+def test_reports_all_errors_with_their_lines(read_error):
+    message = read_error(DATA + "adapter:\n  rank: 0\n  variant: loha\ntraining:\n  epoch: 1\n")
     lines = message.splitlines()
     assert len(lines) == 3
     assert [re.search(r"mine\.yaml:(\d+):", line)[1] for line in lines] == ["3", "4", "6"]
@@ -99,8 +99,8 @@ def test_all_faults_are_told_at_once_each_with_its_line(refusal):
         ("training:", "training"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused_not_converted(refusal, setting, key):
-    message = refusal(DATA + "# a comment\n" + setting + "\n")
+def test_rejects_value_of_wrong_type(read_error, setting, key):
+    message = read_error(DATA + "# a comment\n" + setting + "\n")
     assert "mine.yaml:3:" in message
     assert key in message
     assert "given:" in message
@@ -138,10 +138,10 @@ def test_a_value_of_the_wrong_type_is_refused_not_converted(refusal, setting, ke
         "output: {name: .hidden}",
     ],
 )
-def test_a_value_out_of_range_is_refused_with_file_and_line(refusal, setting):
+def test_rejects_value_out_of_range_with_line(read_error, setting):
     text = setting if setting.startswith("data:") else DATA.rstrip() + "\n" + setting
     line = len(text.splitlines())
-    message = refusal(text + "\n")
+    message = read_error(text + "\n")
     assert f"mine.yaml:{line}:" in message
     assert re.search(r"(base|quantization|adapter|data|training|evaluation|output)\.\w+", message)
 
@@ -156,19 +156,19 @@ def test_a_value_out_of_range_is_refused_with_file_and_line(refusal, setting):
         "training: {weight_decay: .inf}",
     ],
 )
-def test_numbers_that_no_trainer_can_use_are_refused_before_the_run(refusal, setting):
-    assert "mine.yaml:2:" in refusal(DATA + setting + "\n")
+def test_rejects_unusable_numbers(read_error, setting):
+    assert "mine.yaml:2:" in read_error(DATA + setting + "\n")
 
 
-def test_a_key_given_twice_is_refused_at_its_second_line(refusal):
-    message = refusal("data:\n  train: a.jsonl\n  seed: 1\n  train: b.jsonl\n")
+def test_rejects_repeated_key_at_its_second_line(read_error):
+    message = read_error("data:\n  train: a.jsonl\n  seed: 1\n  train: b.jsonl\n")
     assert "mine.yaml:4:" in message
     assert "train" in message
     assert "twice" in message
 
 
-def test_a_section_given_twice_is_refused(refusal):
-    message = refusal(DATA + "training: {epochs: 1}\ntraining: {seed: 1}\n")
+def test_rejects_repeated_section(read_error):
+    message = read_error(DATA + "training: {epochs: 1}\ntraining: {seed: 1}\n")
     assert "mine.yaml:3:" in message
     assert "training is given twice" in message
 
@@ -183,30 +183,30 @@ def test_a_section_given_twice_is_refused(refusal):
         (DATA + "---\n" + DATA, 2),
     ],
 )
-def test_a_yaml_mistake_is_told_with_its_line(refusal, text, line):
-    message = refusal(text)
+def test_reports_yaml_error_with_line(read_error, text, line):
+    message = read_error(text)
     assert f"mine.yaml:{line}:" in message
     assert "YAML" in message
 
 
-def test_a_recipe_that_is_not_utf8_says_so(refusal):
-    message = refusal(b"data: {train: caf\xe9.jsonl}\n")
+def test_rejects_recipe_that_is_not_utf8(read_error):
+    message = read_error(b"data: {train: caf\xe9.jsonl}\n")
     assert "mine.yaml" in message
     assert "UTF-8" in message
 
 
-def test_a_recipe_of_control_characters_is_refused(refusal):
-    assert "mine.yaml" in refusal(b"data: {train: \x00\x01}\n")
+def test_rejects_control_characters(read_error):
+    assert "mine.yaml" in read_error(b"data: {train: \x00\x01}\n")
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n", "7\n"])
-def test_a_recipe_that_is_no_list_of_sections_is_refused(refusal, text):
-    message = refusal(text)
+def test_rejects_recipe_without_sections(read_error, text):
+    message = read_error(text)
     assert "mine.yaml:1:" in message
     assert "sections" in message
 
 
-def test_a_missing_recipe_suggests_a_near_name(tmp_path):
+def test_missing_recipe_suggests_similar_name(tmp_path):
     (tmp_path / "quickstart.yaml").write_text(DATA)
     with pytest.raises(RecipeError) as caught:
         read_recipe(tmp_path / "quikstart.yaml")
@@ -214,49 +214,49 @@ def test_a_missing_recipe_suggests_a_near_name(tmp_path):
     assert "quikstart.yaml" in str(caught.value)
 
 
-def test_a_missing_recipe_with_nothing_near_suggests_nothing(tmp_path):
+def test_missing_recipe_without_similar_name_suggests_nothing(tmp_path):
     with pytest.raises(RecipeError) as caught:
         read_recipe(tmp_path / "none" / "mine.yaml")
     assert "Did you mean" not in str(caught.value)
 
 
-def test_a_folder_is_no_recipe(tmp_path):
+def test_rejects_folder_as_recipe(tmp_path):
     with pytest.raises(RecipeError, match="directory"):
         read_recipe(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "training: {epochs: 1}\n"])
-def test_a_recipe_without_data_says_what_is_needed(refusal, text):
-    message = refusal(text)
+def test_rejects_recipe_without_data(read_error, text):
+    message = read_error(text)
     assert "mine.yaml" in message
     assert "data is needed" in message
 
 
-def test_a_data_section_without_a_training_file_is_refused(refusal):
-    message = refusal("training: {epochs: 1}\ndata:\n  seed: 1\n")
+def test_rejects_data_without_training_file(read_error):
+    message = read_error("training: {epochs: 1}\ndata:\n  seed: 1\n")
     assert "mine.yaml:2:" in message
     assert "data.train is needed" in message
 
 
-def test_settings_are_applied_last_and_in_order(reading):
-    recipe = reading(DATA + "training: {epochs: 1, seed: 5}\n", "training.epochs=2", "training.epochs=7")
+def test_applies_settings_after_the_file_in_order(read_text):
+    recipe = read_text(DATA + "training: {epochs: 1, seed: 5}\n", "training.epochs=2", "training.epochs=7")
     assert recipe.training.epochs == 7
     assert recipe.training.seed == 5
 
 
-def test_a_setting_can_mend_a_bad_value_and_open_a_section(reading):
-    recipe = reading(DATA + "adapter: {rank: 0}\n", "adapter.rank=4", "base.name=tiny-random")
+def test_setting_can_replace_invalid_value_and_add_section(read_text):
+    recipe = read_text(DATA + "adapter: {rank: 0}\n", "adapter.rank=4", "base.name=tiny-random")
     assert recipe.adapter.rank == 4
     assert recipe.base.name == "tiny-random"
 
 
-def test_a_setting_can_supply_the_data(reading, tmp_path, monkeypatch):
+def test_setting_can_supply_the_data(read_text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert reading("", "data.train=d.jsonl").data.train == str(tmp_path / "d.jsonl")
+    assert read_text("", "data.train=d.jsonl").data.train == str(tmp_path / "d.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "expected"),
     [
         ("training.learning_rat=1e-3", "Did you mean learning_rate?"),
         ("trainign.epochs=1", "Did you mean training?"),
@@ -275,15 +275,15 @@ def test_a_setting_can_supply_the_data(reading, tmp_path, monkeypatch):
         ("adapter.target_modules=[q_proj, 3]", "adapter.target_modules"),
     ],
 )
-def test_a_setting_is_checked_like_the_file_and_named_in_the_message(refusal, setting, told):
-    message = refusal(DATA, setting)
+def test_rejects_invalid_setting_and_names_it(read_error, setting, expected):
+    message = read_error(DATA, setting)
     assert "--set" in message
-    assert told in message
+    assert expected in message
     assert "mine.yaml" not in message
 
 
-def test_a_setting_into_a_section_that_is_no_section_is_refused_at_the_files_line(refusal):
-    message = refusal(DATA + "training: 3\n", "training.epochs=1")
+def test_rejects_setting_in_a_value_that_is_not_a_section(read_error):
+    message = read_error(DATA + "training: 3\n", "training.epochs=1")
     assert "mine.yaml:2:" in message
 
 
@@ -291,31 +291,31 @@ def test_a_setting_into_a_section_that_is_no_section_is_refused_at_the_files_lin
     ("text", "number"),
     [("2e-4", 2e-4), ("1e-3", 1e-3), ("5E-5", 5e-5), ("1.5e-3", 1.5e-3), ("0.01", 0.01), ("+1e-2", 1e-2)],
 )
-def test_numbers_may_be_written_as_everyone_writes_them(reading, text, number):
-    assert reading(DATA + f"training: {{learning_rate: {text}}}\n").training.learning_rate == number
-    assert reading(DATA, f"training.learning_rate={text}").training.learning_rate == number
+def test_accepts_numbers_with_exponents(read_text, text, number):
+    assert read_text(DATA + f"training: {{learning_rate: {text}}}\n").training.learning_rate == number
+    assert read_text(DATA, f"training.learning_rate={text}").training.learning_rate == number
 
 
 @pytest.mark.parametrize("text", ["e", "e-4", "1e", "1e-", "--1e3", "1e2e3"])
-def test_what_only_looks_like_a_number_is_none(refusal, text):
-    assert "training.learning_rate" in refusal(DATA + f"training: {{learning_rate: {text}}}\n")
+def test_rejects_malformed_numbers(read_error, text):
+    assert "training.learning_rate" in read_error(DATA + f"training: {{learning_rate: {text}}}\n")
 
 
-def test_quoted_digits_stay_text(reading):
-    assert reading(DATA + 'base: {revision: "12e4567"}\n').base.revision == "12e4567"
+def test_quoted_digits_are_text(read_text):
+    assert read_text(DATA + 'base: {revision: "12e4567"}\n').base.revision == "12e4567"
 
 
 @pytest.mark.parametrize("written", ["[q_proj, v_proj]", "\n  - q_proj\n  - v_proj"])
-def test_target_modules_may_be_a_list(reading, written):
-    recipe = reading(DATA + f"adapter:\n target_modules: {written}\n")
+def test_target_modules_can_be_a_list(read_text, written):
+    recipe = read_text(DATA + f"adapter:\n target_modules: {written}\n")
     assert recipe.adapter.target_modules == ("q_proj", "v_proj")
 
 
-def test_target_modules_may_be_a_list_in_a_setting(reading):
-    assert reading(DATA, "adapter.target_modules=[q_proj]").adapter.target_modules == ("q_proj",)
+def test_target_modules_can_be_a_list_in_a_setting(read_text):
+    assert read_text(DATA, "adapter.target_modules=[q_proj]").adapter.target_modules == ("q_proj",)
 
 
-def test_paths_are_counted_from_the_recipe_and_those_of_settings_from_here(tmp_path, monkeypatch):
+def test_paths_start_at_the_recipe_and_paths_of_settings_at_the_working_directory(tmp_path, monkeypatch):
     folder, here = tmp_path / "recipes", tmp_path / "here"
     folder.mkdir()
     here.mkdir()
@@ -332,19 +332,19 @@ def test_paths_are_counted_from_the_recipe_and_those_of_settings_from_here(tmp_p
     assert changed.evaluation.questions == str(here / "sub" / "q.jsonl")
 
 
-def test_absolute_paths_and_the_home_folder_are_kept(reading, tmp_path, monkeypatch):
+def test_resolves_absolute_paths_and_home_folder(read_text, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert reading("data: {train: /data/a.jsonl}\n").data.train == "/data/a.jsonl"
-    assert reading("data: {train: ~/a.jsonl}\n").data.train == str(tmp_path / "home" / "a.jsonl")
+    assert read_text("data: {train: /data/a.jsonl}\n").data.train == "/data/a.jsonl"
+    assert read_text("data: {train: ~/a.jsonl}\n").data.train == str(tmp_path / "home" / "a.jsonl")
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/a.jsonl", '"a\\0b"'])
-def test_paths_that_cannot_be_are_refused_with_their_line(refusal, path):
-    assert "mine.yaml:1:" in refusal(f"data: {{train: {path}}}\n")
+def test_rejects_impossible_paths_with_line(read_error, path):
+    assert "mine.yaml:1:" in read_error(f"data: {{train: {path}}}\n")
 
 
-def test_a_byte_order_mark_does_no_harm(reading):
-    assert reading("\ufeff" + DATA + "training: {seed: 3}\n").training.seed == 3
+def test_accepts_byte_order_mark(read_text):
+    assert read_text("\ufeff" + DATA + "training: {seed: 3}\n").training.seed == 3
 
 
 @pytest.mark.parametrize(
@@ -359,40 +359,40 @@ def test_a_byte_order_mark_does_no_harm(reading):
         "!<tag:example.org,2002:x> y",
     ],
 )
-def test_tags_that_would_run_code_are_refused_and_nothing_runs(refusal, tmp_path, monkeypatch, value):
+def test_rejects_tags_that_would_run_code(read_error, tmp_path, monkeypatch, value):
     monkeypatch.chdir(tmp_path)
-    assert "mine.yaml:2:" in refusal(DATA + f"base: {{name: {value}}}\n")
+    assert "mine.yaml:2:" in read_error(DATA + f"base: {{name: {value}}}\n")
     assert not (tmp_path / "PLANTED").exists()
 
 
-def test_a_section_with_a_python_tag_is_refused(refusal):
-    assert "mine.yaml:2:" in refusal(DATA + "base: !!python/object:os.PathLike {name: tiny-random}\n")
+def test_rejects_section_with_python_tag(read_error):
+    assert "mine.yaml:2:" in read_error(DATA + "base: !!python/object:os.PathLike {name: tiny-random}\n")
 
 
 @pytest.mark.parametrize("value", ["!!int x", "!!float x", "!!bool maybe", "2024-02-30"])
-def test_a_value_that_is_not_what_its_tag_says_is_refused_with_its_line(refusal, value):
-    assert "mine.yaml:2:" in refusal(DATA + f"base: {{name: {value}}}\n")
+def test_rejects_value_that_contradicts_its_tag(read_error, value):
+    assert "mine.yaml:2:" in read_error(DATA + f"base: {{name: {value}}}\n")
 
 
-def test_an_alias_bomb_is_refused_in_few_words(refusal):
+def test_rejects_alias_bomb_with_short_message(read_error):
     bomb = "&a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"
     for i in range(1, 4):
         bomb = f"&a{i} [{bomb}{f', *a{i - 1}' * 9}]"
-    assert len(refusal(DATA + f"training: {{epochs: {bomb}}}\n")) < 2000
+    assert len(read_error(DATA + f"training: {{epochs: {bomb}}}\n")) < 2000
 
 
 @pytest.mark.parametrize("text", ["base: &a {name: *a}\n", "base: " + "[" * 1500 + "\n"])
-def test_endless_nesting_is_refused(refusal, text):
-    assert "mine.yaml" in refusal(DATA + text)
+def test_rejects_endless_nesting(read_error, text):
+    assert "mine.yaml" in read_error(DATA + text)
 
 
-def test_merge_keys_and_keys_that_are_no_words_are_refused(refusal):
-    assert "mine.yaml:2:" in refusal(DATA + "base: {<<: {name: x}}\n")
-    assert "mine.yaml:2:" in refusal(DATA + "base: {[a, b]: x}\n")
+def test_rejects_merge_keys_and_keys_that_are_not_words(read_error):
+    assert "mine.yaml:2:" in read_error(DATA + "base: {<<: {name: x}}\n")
+    assert "mine.yaml:2:" in read_error(DATA + "base: {[a, b]: x}\n")
 
 
 NUMBERS = st.floats(min_value=1e-2, max_value=65536)
-# Texts such as 1e5 and the line separator NEL are left out: tests of their own have them.
+# Texts such as 1e5 and the line separator NEL have separate tests.
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\x85"), min_size=1).filter(
     lambda t: not re.fullmatch(r"[-+.\d]+[eE][-+.\d]+", t)
 )
@@ -410,10 +410,10 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\x85"), min_siz
     revision=st.none() | NAMES,
     mode=st.sampled_from(["4bit", "8bit", "none"]),
 )
-def test_the_resolved_recipe_read_again_is_equal(
+def test_resolved_recipe_can_be_read_again(
     tmp_path_factory, alpha, rate, steps, micro, checkpointing, targets, base, revision, mode
 ):
-    folder = tmp_path_factory.getbasetemp() / "again"
+    folder = tmp_path_factory.getbasetemp() / "resolved"
     folder.mkdir(exist_ok=True)
     recipe = Recipe.model_validate(
         {
@@ -427,7 +427,7 @@ def test_the_resolved_recipe_read_again_is_equal(
                 "micro_batch_size": micro,
                 "gradient_checkpointing": checkpointing,
             },
-            "output": {"name": "again-1.x"},
+            "output": {"name": "resolved-1.x"},
         }
     )
     path = folder / "recipe.yaml"
@@ -439,7 +439,7 @@ NEXT_LINE = pytest.param("\x85")
 
 
 @pytest.mark.parametrize("separator", [NEXT_LINE, "\u2028", "\u2029", "\n", "\r\n"])
-def test_line_separators_in_names_survive_the_resolved_recipe(tmp_path, separator):
+def test_resolved_recipe_keeps_line_separators_in_names(tmp_path, separator):
     recipe = Recipe.model_validate(
         {"base": {"name": f"a{separator}b"}, "data": {"train": "/d"}, "output": {"name": "x"}}
     )
@@ -448,15 +448,15 @@ def test_line_separators_in_names_survive_the_resolved_recipe(tmp_path, separato
     assert read_recipe(path) == recipe
 
 
-def test_a_resolved_recipe_means_the_same_in_another_folder(reading, tmp_path):
-    first = reading(DATA + "evaluation: {questions: q.jsonl}\n", "training.learning_rate=3e-5")
+def test_resolved_recipe_does_not_depend_on_its_folder(read_text, tmp_path):
+    first = read_text(DATA + "evaluation: {questions: q.jsonl}\n", "training.learning_rate=3e-5")
     elsewhere = tmp_path / "runs" / "mine-1"
     elsewhere.mkdir(parents=True)
     (elsewhere / "recipe.yaml").write_text(format_recipe_yaml(first))
     assert read_recipe(elsewhere / "recipe.yaml") == first
 
 
-def test_every_section_and_field_is_described_in_the_schema():
+def test_every_section_and_field_has_a_description():
     schema = Recipe.model_json_schema()
     models = {"Recipe": schema, **schema["$defs"]}
     assert len(models) == 1 + len(Recipe.model_fields) + 2  # the sources of data, and their columns
@@ -473,7 +473,7 @@ def test_every_section_and_field_is_described_in_the_schema():
 
 
 @pytest.mark.parametrize(("file", "run"), [("my recipe.yaml", "my-recipe"), ("été.yml", "été"), ("...yaml", "run")])
-def test_the_run_is_named_after_the_recipes_file(tmp_path, file, run):
+def test_run_has_the_name_of_the_recipe_file(tmp_path, file, run):
     path = Path(tmp_path / file)
     path.write_text(DATA)
     assert read_recipe(path).output.name == run

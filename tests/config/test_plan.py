@@ -33,14 +33,14 @@ def recipe(**sections):
     return Recipe.model_validate({"data": {"train": "/d.jsonl"}} | sections)
 
 
-def test_every_recipe_is_known_here():
+def test_lists_every_recipe_of_the_repository():
     found = sorted(p.relative_to(RECIPES).as_posix() for p in RECIPES.glob("**/*.y*ml"))
     assert found == EXPECTED
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", EXPECTED)
-def test_every_recipe_can_be_planned_for_every_machine(name, machine):
+def test_plans_every_recipe_for_every_machine(name, machine):
     read = read_recipe(RECIPES / name)
     plan = make_plan(read, MACHINES[machine])
     training = plan.training
@@ -50,14 +50,14 @@ def test_every_recipe_can_be_planned_for_every_machine(name, machine):
 
 
 @pytest.mark.parametrize("hardware", [cpu(), gpu(24)])
-def test_a_plan_depends_on_recipe_and_hardware_alone(hardware):
+def test_plan_depends_only_on_recipe_and_hardware(hardware):
     asked = recipe(training={"effective_batch_size": 12})
     before = asked.model_dump()
     assert make_plan(asked, hardware) == make_plan(asked, hardware)
     assert asked.model_dump() == before
 
 
-def test_a_plan_keeps_what_the_recipe_asked_for():
+def test_plan_keeps_settings_of_the_recipe():
     asked = recipe(training={"learning_rate": 1e-3, "max_steps": 7, "seed": 3}, adapter={"rank": 3})
     plan = make_plan(asked, cpu())
     assert {key: getattr(plan.training, key) for key in ("learning_rate", "max_steps", "seed")} == {
@@ -70,14 +70,14 @@ def test_a_plan_keeps_what_the_recipe_asked_for():
 
 
 @pytest.mark.parametrize("hardware", [cpu(), gpu(8)])
-def test_a_plan_leaves_nothing_automatic(hardware):
+def test_plan_resolves_every_auto(hardware):
     settings = make_plan(recipe(), hardware).training.model_dump(exclude={"memory"})  # a limit, not a choice
     assert "auto" not in settings.values()
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
 @given(whole=st.integers(1, 5000), hardware=st.sampled_from([cpu(), gpu(8)]))
-def test_an_automatic_micro_batch_divides_the_whole(whole, hardware):
+def test_auto_micro_batch_size_divides_effective_batch_size(whole, hardware):
     training = make_plan(recipe(training={"effective_batch_size": whole}), hardware).training
     assert training.micro_batch_size * training.gradient_accumulation_steps == whole
     assert 1 <= training.micro_batch_size <= 8
@@ -86,7 +86,7 @@ def test_an_automatic_micro_batch_divides_the_whole(whole, hardware):
 @pytest.mark.parametrize(
     ("hardware", "micro", "checkpointing", "fast_path"), [(cpu(), 8, False, True), (gpu(8), 4, True, False)]
 )
-def test_defaults_of_cpu_and_gpu(hardware, micro, checkpointing, fast_path):
+def test_defaults_on_cpu_and_gpu(hardware, micro, checkpointing, fast_path):
     training = make_plan(recipe(), hardware).training
     assert training.micro_batch_size == micro
     assert training.gradient_checkpointing is checkpointing
@@ -95,7 +95,7 @@ def test_defaults_of_cpu_and_gpu(hardware, micro, checkpointing, fast_path):
 
 @pytest.mark.parametrize("hardware", [cpu(), gpu(8)])
 @pytest.mark.parametrize("asked", [True, False])
-def test_what_the_recipe_sets_itself_is_not_decided_again(hardware, asked):
+def test_plan_does_not_change_explicit_settings(hardware, asked):
     training = {"effective_batch_size": 6, "micro_batch_size": 2, "gradient_checkpointing": asked, "fast_path": asked}
     decided = make_plan(recipe(training=training), hardware).training
     assert decided.fast_path is asked
@@ -104,7 +104,7 @@ def test_what_the_recipe_sets_itself_is_not_decided_again(hardware, asked):
     assert decided.gradient_checkpointing is asked
 
 
-def test_a_micro_batch_that_does_not_divide_is_refused_with_those_that_do():
+def test_rejects_micro_batch_size_that_does_not_divide_and_lists_divisors():
     with pytest.raises(RecipeError) as caught:
         make_plan(recipe(training={"effective_batch_size": 12, "micro_batch_size": 5}), cpu())
     message = str(caught.value)
@@ -112,7 +112,7 @@ def test_a_micro_batch_that_does_not_divide_is_refused_with_those_that_do():
     assert "1, 2, 3, 4, 6, 12." in message
 
 
-def test_a_micro_batch_larger_than_the_whole_is_refused():
+def test_rejects_micro_batch_size_above_effective_batch_size():
     with pytest.raises(RecipeError, match=r"1, 2, 4\."):
         make_plan(recipe(training={"effective_batch_size": 4, "micro_batch_size": 8}), cpu())
 
@@ -127,7 +127,7 @@ def test_a_micro_batch_larger_than_the_whole_is_refused():
     ],
 )
 @pytest.mark.parametrize("mode", ["4bit", "8bit", "none"])
-def test_bf16_only_where_the_processor_has_it(hardware, dtype, mode):
+def test_uses_bf16_only_if_the_processor_has_it(hardware, dtype, mode):
     precision = make_plan(recipe(quantization={"mode": mode}), hardware).precision
     assert precision.dtype == dtype
     assert precision.mode == mode
@@ -135,12 +135,12 @@ def test_bf16_only_where_the_processor_has_it(hardware, dtype, mode):
 
 
 @pytest.mark.parametrize("targets", [("lm_head",), ("q_proj", "lm_head"), ("model.lm_head",)])
-def test_an_adapter_on_the_lm_head_is_refused_with_advice(targets):
+def test_rejects_adapter_on_lm_head(targets):
     with pytest.raises(RecipeError, match="all-linear") as caught:
         make_plan(recipe(adapter={"target_modules": targets}), gpu(24))
     assert "adapter.target_modules" in str(caught.value)
 
 
-def test_other_target_modules_are_taken():
+def test_accepts_other_target_modules():
     plan = make_plan(recipe(adapter={"target_modules": ("q_proj", "v_proj")}), cpu())
     assert plan.adapter.target_modules == ("q_proj", "v_proj")
