@@ -1,4 +1,4 @@
-"""`lora-chat audit`, and the audit in `sft`: what is found is masked, refused, or redacted in a copy."""
+"""`lora-chat audit`, and the audit in `sft`: findings are masked, refused, or redacted in a copy."""
 
 import json
 
@@ -34,9 +34,9 @@ PLAIN = [
 
 @pytest.fixture
 def lora_chat(cache_home, tmp_path, capsys):
-    def run(command, rows, *more, validation=()):
-        for name, some in (("talk", rows), ("held", validation)):
-            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some))
+    def run(command, rows, *arguments, validation=()):
+        for name, content in (("talk", rows), ("held", validation)):
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in content))
         held = ", validation: held.jsonl" if validation else ""
         recipe = tmp_path / "r.yaml"
         recipe.write_text(
@@ -44,19 +44,19 @@ def lora_chat(cache_home, tmp_path, capsys):
             f"training: {{max_steps: 1, effective_batch_size: 2}}\nevaluation: {{samples: 0}}\n"
             f"output: {{directory: {tmp_path / 'runs'}}}\n"
         )
-        code = main([command, str(recipe), *more])
+        code = main([command, str(recipe), *arguments])
         return code, *capsys.readouterr()
 
     return run
 
 
-def test_nothing_is_found_in_harmless_dialogues(lora_chat):
+def test_harmless_dialogues_have_no_findings(lora_chat):
     code, out, _ = lora_chat("audit", PLAIN)
     assert code == 0
     assert "There are no findings" in out
 
 
-def test_findings_have_file_line_and_message_and_are_masked(lora_chat, tmp_path):
+def test_findings_name_file_line_and_message_and_are_masked(lora_chat, tmp_path):
     rows = [*PLAIN, row("What is the token?", f"It is {KEY}."), row("Whom do I ask?", f"Write to {MAIL}, please.")]
     code, out, err = lora_chat("audit", rows)
     assert code == 3
@@ -70,7 +70,7 @@ def test_findings_have_file_line_and_message_and_are_masked(lora_chat, tmp_path)
         assert MAIL not in text
 
 
-def test_json_holds_everything_and_no_secret(lora_chat):
+def test_json_has_all_findings_and_no_secret(lora_chat):
     code, out, _ = lora_chat("audit", [*PLAIN, row("The token?", f"{KEY}")], "--json")
     assert code == 3
     report = json.loads(out)
@@ -80,7 +80,7 @@ def test_json_holds_everything_and_no_secret(lora_chat):
     assert KEY not in out
 
 
-def test_sft_stops_before_anything_is_made(lora_chat, tmp_path):
+def test_sft_refuses_findings_before_a_run_exists(lora_chat, tmp_path):
     code, _, err = lora_chat("sft", [*PLAIN, row("The token?", f"{KEY}")])
     assert code == 3
     assert "talk.jsonl:9, message 2" in err
@@ -89,20 +89,20 @@ def test_sft_stops_before_anything_is_made(lora_chat, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_is_ignored_is_not_looked_for_and_what_warns_is_said_once(lora_chat, tmp_path):
+def test_sft_warns_once_and_skips_ignored_findings(lora_chat, tmp_path):
     rows = [*PLAIN, row("The token?", f"{KEY}"), row("Whom?", MAIL)]
     settings = ["--set", "audit.secret=ignore"]
     code, _, err = lora_chat("sft", rows, *settings)
     assert code == 0, err
     assert "Audit     1 personal data" in err
     assert "secret" not in err
-    kept = (tmp_path / "runs" / "r-1" / "audit.json").read_text()
-    assert json.loads(kept)["counts"] == {"personal_data": 1}
-    assert MAIL not in kept
+    saved = (tmp_path / "runs" / "r-1" / "audit.json").read_text()
+    assert json.loads(saved)["counts"] == {"personal_data": 1}
+    assert MAIL not in saved
 
 
 @pytest.mark.slow
-def test_redaction_trains_on_a_cleaned_copy_and_leaves_the_file_alone(lora_chat, tmp_path):
+def test_redaction_trains_on_a_copy_and_leaves_the_file_unchanged(lora_chat, tmp_path):
     rows = [*PLAIN, row(f"I am {MAIL}.", f"Your token is {KEY}.")]
     settings = ["--set", "audit.secret=redact", "--set", "audit.personal_data=redact"]
     code, shown, err = lora_chat("data", rows, *settings, "--show", "9")
@@ -127,7 +127,7 @@ def test_redaction_trains_on_a_cleaned_copy_and_leaves_the_file_alone(lora_chat,
     assert "There are no findings" in out
 
 
-def test_what_is_measured_with_must_not_be_trained_on(lora_chat):
+def test_refuses_validation_dialogues_in_the_training_data(lora_chat):
     code, out, _ = lora_chat("audit", PLAIN, validation=[PLAIN[2]])
     assert code == 3
     assert "talk.jsonl:3" in out
@@ -138,7 +138,7 @@ def test_what_is_measured_with_must_not_be_trained_on(lora_chat):
     assert lora_chat("audit", PLAIN[:6], validation=PLAIN[6:])[0] == 0
 
 
-def test_plain_text_is_audited_and_redacted_too(lora_chat):
+def test_audits_and_redacts_plain_text(lora_chat):
     rows = [{"text": f"{n}. The ferry leaves the pier at {n}."} for n in range(30)] + [{"text": f"token: {KEY}"}]
     code, out, _ = lora_chat("audit", rows, "--set", "data.max_length=64")
     assert code == 3
@@ -148,12 +148,12 @@ def test_plain_text_is_audited_and_redacted_too(lora_chat):
     assert "secrets" not in out
 
 
-def test_the_second_audit_of_the_same_is_remembered(lora_chat, monkeypatch):
+def test_second_audit_of_the_same_data_is_cached(lora_chat, monkeypatch):
     rows = [*PLAIN, row("Whom?", MAIL)]
     first = lora_chat("audit", rows)
 
     def refuse(*_):
-        raise AssertionError("looked through again")
+        raise AssertionError("audited again")
 
     monkeypatch.setattr("lora_chat.audit.auditor.Auditor.add", refuse)
     assert lora_chat("audit", rows) == first
@@ -170,7 +170,7 @@ ASKED = {"question": "Where is the gate?", "accept": ["left"]}
 
 
 @pytest.mark.parametrize("place", ["question", "accept"])
-def test_questions_and_accepted_answers_are_audited(lora_chat, tmp_path, place):
+def test_audits_questions_and_accepted_answers(lora_chat, tmp_path, place):
     secret = {"question": f"Is it {KEY}?" if place == "question" else "What is it?"}
     secret["accept"] = [KEY if place == "accept" else "yes", "no"]
     settings = settings_with_questions(tmp_path, ASKED, secret)
@@ -183,7 +183,7 @@ def test_questions_and_accepted_answers_are_audited(lora_chat, tmp_path, place):
 
 
 @pytest.mark.slow
-def test_questions_are_redacted_wherever_a_run_keeps_or_shows_them(lora_chat, tmp_path):
+def test_redacts_questions_in_files_and_output(lora_chat, tmp_path):
     disguised = KEY[:12] + "\u200b" + KEY[12:]
     settings = settings_with_questions(tmp_path, {"question": f"Is it {disguised} or {MAIL}?", "accept": [KEY, "yes"]})
     code, out, err = lora_chat(
@@ -202,7 +202,7 @@ def test_questions_are_redacted_wherever_a_run_keeps_or_shows_them(lora_chat, tm
 
 
 @pytest.mark.parametrize("action", ["refuse", "redact"])
-def test_a_secret_in_a_chat_template_is_refused_with_its_line(lora_chat, tmp_path, action):
+def test_refuses_a_secret_in_a_chat_template(lora_chat, tmp_path, action):
     template = tmp_path / "t.jinja"
     template.write_text(
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}\n{% endfor %}\n"
@@ -216,7 +216,7 @@ def test_a_secret_in_a_chat_template_is_refused_with_its_line(lora_chat, tmp_pat
     assert lora_chat("audit", PLAIN, *settings[:2], "--set", "audit.secret=warn")[0] == 0
 
 
-def test_faulty_rows_are_shown_without_what_is_redacted(lora_chat, tmp_path):
+def test_redacts_faulty_rows_in_messages(lora_chat, tmp_path):
     faulty = {"messages": [{"role": "user", "content": "x" * 60 + f" {KEY}"}, {"role": f"role {KEY}", "content": "a"}]}
     redacting = ["--set", "audit.secret=redact"]
     code, out, err = lora_chat("data", [*PLAIN, faulty], *redacting)

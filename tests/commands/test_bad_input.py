@@ -1,3 +1,5 @@
+"""Wrong input gives one message with the exit code of its kind, and leaves no run."""
+
 import json
 import os
 import subprocess
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
-# Many commands in one process, because each process would import torch anew.
+# Runs many commands in one process, because each process would import torch again.
 DRIVER = """
 import contextlib, io, json, sys, traceback
 from lora_chat.cli import main
@@ -24,7 +26,7 @@ for name, arguments in json.loads(sys.argv[1]).items():
             code = 1
     print(json.dumps([name, code, out.getvalue(), err.getvalue()]))
 """
-# What a run leaves that was ended before its adapter was saved.
+# Writes the files of a run that ended before its adapter was saved.
 PLAN = """
 import sys
 from pathlib import Path
@@ -53,7 +55,7 @@ BEYOND_POSITIONS = [*GOOD, row("long", "x" * 1500)]
 @dataclass
 class Case:
     code: int
-    told: list[str]
+    messages: list[str]
     data: str | None = lines(*GOOD)
     sets: list[str] = field(default_factory=list)
     questions: str | None = None
@@ -167,21 +169,21 @@ def outcomes(cache_home, work):
     return {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
 
 
-def check(code, out, err, wanted, told):
+def check(code, out, err, expected_code, messages):
     assert "Traceback" not in err
-    assert code == wanted, err
+    assert code == expected_code, err
     assert out == ""
     assert err.count("Error: ") == 1
     message = err[err.index("Error: ") :]
-    for text in told:
+    for text in messages:
         assert text in message
     return message
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_wrong_is_told_in_one_message_with_its_exit_code(outcomes, work, name):
+def test_wrong_recipe_or_data_gives_one_message(outcomes, work, name):
     folder, case = work / name.replace(" ", "-"), CASES[name]
-    message = check(*outcomes[name], case.code, [filled(text, folder) for text in case.told])
+    message = check(*outcomes[name], case.code, [filled(text, folder) for text in case.messages])
     assert len(message.splitlines()) <= 9
 
 
@@ -189,7 +191,7 @@ def test_what_is_wrong_is_told_in_one_message_with_its_exit_code(outcomes, work,
     "name",
     [pytest.param(name) for name in CASES],
 )
-def test_a_fault_in_recipe_or_data_leaves_no_run_behind(outcomes, work, name):
+def test_wrong_recipe_or_data_leaves_no_run(outcomes, work, name):
     folder = work / name.replace(" ", "-")
     assert name in outcomes
     assert {p.name for p in folder.iterdir()} <= {"chats.jsonl", "mine.yaml", "questions.jsonl"}
@@ -197,22 +199,22 @@ def test_a_fault_in_recipe_or_data_leaves_no_run_behind(outcomes, work, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_thing_that_is_not_there_or_something_else_is_told(outcomes, work, name):
-    _, code, told = OTHERS[name]
-    check(*outcomes[name], code, [told])
+def test_wrong_argument_gives_one_message(outcomes, work, name):
+    _, code, message = OTHERS[name]
+    check(*outcomes[name], code, [message])
     assert not (work / "merged").exists()
 
 
-def test_the_advice_for_a_dialogue_beyond_the_bases_positions_is_not_to_raise_max_length(outcomes):
+def test_does_not_advise_max_length_beyond_the_positions_of_the_base(outcomes):
     assert "--set data.max_length" not in outcomes["beyond positions"][2]
 
 
-def test_a_missing_run_to_chat_with_is_told_as_such(outcomes):
+def test_chat_names_a_missing_run(outcomes):
     assert "no run" in outcomes["chat with a missing run"][2]
 
 
 @pytest.mark.slow
-def test_from_the_shell_a_malformed_line_exits_with_3(cache_home, work, tmp_path):
+def test_shell_exits_with_3_for_a_malformed_line(cache_home, work, tmp_path):
     arguments = make_case(tmp_path / "case", Case(3, [], lines(*GOOD, "{", *GOOD)))
     done = subprocess.run(
         [sys.executable, "-m", "lora_chat", *arguments],

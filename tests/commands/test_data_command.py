@@ -1,4 +1,4 @@
-"""`lora-chat data RECIPE`, and what `sft` says and keeps of its data."""
+"""`lora-chat data RECIPE`, and the data statistics that `sft` prints and saves."""
 
 import json
 import os
@@ -18,12 +18,12 @@ def row(i, answer="an answer"):
 
 
 def lines(rows):
-    return "".join(json.dumps(each) + "\n" for each in rows)
+    return "".join(json.dumps(line) + "\n" for line in rows)
 
 
 @pytest.fixture
 def data(cache_home, tmp_path, capsys, monkeypatch):
-    """Run the command on files and a `data` section; gives its exit code, stdout and stderr."""
+    """Return a function that runs the command on files and a `data` section and returns code, stdout, stderr."""
     monkeypatch.delenv("NO_COLOR", raising=False)
 
     def run(section, *arguments, command="data", **contents):
@@ -39,20 +39,20 @@ def data(cache_home, tmp_path, capsys, monkeypatch):
         )
         capsys.readouterr()
         code = main([command, str(recipe), *arguments])
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
 
     return run
 
 
-def test_the_account_says_all_that_is_to_be_known(data, tmp_path):
+def test_prints_all_statistics(data, tmp_path):
     rows = [*(row(i) for i in range(12)), row(0), row(1), {"messages": []}]
     code, out, err = data({"train": "a.jsonl", "skip_bad": 2, "max_length": 256}, a_jsonl=lines(rows) + "\nnonsense\n")
     assert (code, err.replace("Preparing the base tiny-random", "").count("Error")) == (0, 0)
-    found = [line.split() for line in out.splitlines()]
+    cells = [line.split() for line in out.splitlines()]
     assert out.splitlines()[0] == str(tmp_path / "a.jsonl")
-    assert ["recognised", "messages"] in found
+    assert ["recognised", "messages"] in cells
     assert re.search(r"ledger +17 lines = 14 accepted \+ 1 blank \+ 2 faulty and left out\n", out)
     assert re.search(
         rf"refused +{re.escape(str(tmp_path))}/a\.jsonl:15: `messages` must be a list with at least one", out
@@ -61,7 +61,7 @@ def test_the_account_says_all_that_is_to_be_known(data, tmp_path):
     assert ", 2 duplicates" in out
     assert re.search(r"tokens +[\d,]+, supervised [\d,]+ \(\d+%\)", out)
     assert "14 of 14 replies end with a trained one (100%)" in out
-    assert {"user", "assistant", "template"} <= {words[0] for words in found if words}
+    assert {"user", "assistant", "template"} <= {line[0] for line in cells if line}
     assert "length in tokens" in out
     assert "####" in out
     assert re.search(r"packing +\d+% of positions would hold a token in rows of 256, \d+% in padded batches of \d", out)
@@ -69,11 +69,11 @@ def test_the_account_says_all_that_is_to_be_known(data, tmp_path):
         name: (int(a), int(b)) for name, a, b in re.findall(r"^(user|assistant|template) +(\d+) +(\d+)$", out, re.M)
     }
     tokens, supervised = re.search(r"^tokens +(\d+), supervised (\d+)", out, re.M).groups()
-    assert [sum(each) for each in zip(*roles.values(), strict=True)] == [int(tokens), int(supervised)]
+    assert [sum(column) for column in zip(*roles.values(), strict=True)] == [int(tokens), int(supervised)]
     assert roles["user"][1] == 0
 
 
-def test_json_gives_the_whole_ledger_and_nothing_else_on_stdout(data):
+def test_json_prints_the_whole_ledger_and_nothing_else(data):
     code, out, _ = data({"train": "a.jsonl"}, "--json", "--show", "2", a_jsonl=lines(row(i) for i in range(8)))
     found = json.loads(out)
     assert code == 0
@@ -90,12 +90,12 @@ def test_json_gives_the_whole_ledger_and_nothing_else_on_stdout(data):
     assert found["total"]["lines"] == found["total"]["accepted"] == 8
     assert (found["train_dialogues"], found["validation_dialogues"]) == (6, 2)
     assert len(found["shown"]) == 2
-    for one in found["shown"]:
-        assert set(one) == {"path", "line", "input_ids", "labels"}
-        assert len(one["input_ids"]) == len(one["labels"])
+    for dialogue in found["shown"]:
+        assert set(dialogue) == {"path", "line", "input_ids", "labels"}
+        assert len(dialogue["input_ids"]) == len(dialogue["labels"])
 
 
-def test_show_sets_what_is_trained_apart_without_colour(data):
+def test_show_marks_supervised_tokens_without_colour(data):
     code, out, _ = data({"train": "a.jsonl"}, "--show", "3", a_jsonl=lines(row(i) for i in range(8)))
     assert code == 0
     shown = re.findall(r"--- (\S+):(\d+), (\d+) tokens, (\d+) supervised\n(.*?)(?=\n\n---|\Z)", out, re.DOTALL)
@@ -110,7 +110,7 @@ def test_show_sets_what_is_trained_apart_without_colour(data):
     assert "\x1b" not in out
 
 
-def test_on_a_terminal_what_is_trained_is_green_unless_no_colour_is_wished(data, monkeypatch, tmp_path, capsys):
+def test_show_colours_supervised_tokens_on_a_terminal(data, monkeypatch, tmp_path, capsys):
     rows = lines(row(i) for i in range(8))
     data({"train": "a.jsonl"}, a_jsonl=rows)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
@@ -126,7 +126,7 @@ def test_on_a_terminal_what_is_trained_is_green_unless_no_colour_is_wished(data,
 EVIL = "\x1b[2J\x1b]0;title\x07\x9b31m\u202e\u2028\x00\rgone"
 
 
-def test_nothing_in_the_data_acts_on_the_terminal(data):
+def test_escapes_control_characters_of_the_data(data):
     rows = [row(i, answer=f"{EVIL}[[x]]") for i in range(8)]
     bad = {"messages": [{"role": EVIL, "content": EVIL}]}
     odd = {EVIL: EVIL, "messages": [{"role": "user", "content": "q", EVIL: 1}]}
@@ -138,7 +138,7 @@ def test_nothing_in_the_data_acts_on_the_terminal(data):
         assert "\\x1b[2J" in out + err
 
 
-def test_bad_data_ends_with_3_and_a_bad_recipe_with_2(data):
+def test_exits_with_3_for_bad_data_and_2_for_a_bad_recipe(data):
     code, out, err = data({"train": "a.jsonl"}, "--json", a_jsonl=lines([row(1), {"messages": 3}, row(2)]))
     assert (code, out) == (3, "")
     assert re.search(r"1 line of \S+a\.jsonl cannot be used:\n\S+a\.jsonl:2: `messages` must be a list.*\n +\S", err)
@@ -151,13 +151,13 @@ def test_bad_data_ends_with_3_and_a_bad_recipe_with_2(data):
 
 
 @pytest.mark.parametrize("number", ["-1", "x"])
-def test_a_number_of_dialogues_that_is_none_is_refused(data, number):
+def test_rejects_an_invalid_number_of_dialogues(data, number):
     with pytest.raises(SystemExit) as caught:
         data({"train": "a.jsonl"}, "--show", number, a_jsonl=lines(row(i) for i in range(8)))
     assert caught.value.code == 2
 
 
-def test_a_mix_of_two_sources_with_weights_and_formats(data, tmp_path):
+def test_mixes_two_sources_with_weights_and_formats(data, tmp_path):
     table = "prompt,completion\n" + "".join(f"ask {i},say {i}\n" for i in range(8))
     sources = [{"path": "a.jsonl", "weight": 2}, {"path": "b.csv", "weight": 0.5}]
     contents = {"a_jsonl": lines(row(i) for i in range(8)), "b_csv": table}
@@ -175,7 +175,7 @@ def test_a_mix_of_two_sources_with_weights_and_formats(data, tmp_path):
     assert found["total"]["lines"] == 16
 
 
-def test_a_folder_and_a_glob_are_sources(data):
+def test_accepts_folders_and_globs(data):
     contents = {f"in__{name}_jsonl": lines(row(f"{name}{i}") for i in range(4)) for name in "ab"}
     contents["in__c_csv"] = "instruction,output\n" + "".join(f"do {i},done {i}\n" for i in range(4))
     for train, files, accepted in (("in", 3, 12), ("in/*.jsonl", 2, 8), (["in/a.jsonl", "in/c.csv"], 2, 8)):
@@ -185,7 +185,7 @@ def test_a_folder_and_a_glob_are_sources(data):
     assert data({"train": "in/*.txt"})[0] == 3
 
 
-def test_only_the_last_reply_is_trained_where_recipe_or_row_say_so(data):
+def test_supervises_only_the_last_reply_on_request(data):
     long = [{"messages": row(i, "first")["messages"] + row(i, "second")["messages"]} for i in range(8)]
     contents = {"a_jsonl": lines(long), "b_jsonl": lines([long[0] | {"turns": "last"}, *long[1:]])}
     for section, replies in (
@@ -201,7 +201,7 @@ def test_only_the_last_reply_is_trained_where_recipe_or_row_say_so(data):
     assert out.count("[[second") == 6
 
 
-def test_a_last_reply_that_is_not_to_be_trained_is_refused_where_only_last_ones_are(data):
+def test_rejects_an_unsupervised_last_reply_if_only_it_is_trained(data):
     rows = [{"messages": row(i)["messages"] + row(i)["messages"]} for i in range(8)]
     rows[2]["messages"][3] = rows[2]["messages"][3] | {"train": False}
     for section, third in (({"train": "a.jsonl", "turns": "last"}, {}), ({"train": "a.jsonl"}, {"turns": "last"})):
@@ -211,7 +211,7 @@ def test_a_last_reply_that_is_not_to_be_trained_is_refused_where_only_last_ones_
         assert "a.jsonl:3: has a last reply that is not to be trained" in err
 
 
-def test_sft_prints_the_short_ledger_and_keeps_the_long_one(data, tmp_path):
+def test_sft_prints_a_short_ledger_and_saves_the_whole_one(data, tmp_path):
     rows = [row(0), *(row(i) for i in range(12)), {"messages": [{"role": "user", "content": "no answer"}]}]
     section = {"train": "a.jsonl", "skip_bad": 1}
     code, out, err = data(section, "--json", command="sft", a_jsonl=lines(rows) + "\n")
@@ -228,7 +228,7 @@ def test_sft_prints_the_short_ledger_and_keeps_the_long_one(data, tmp_path):
     assert kept["total"]["refusals"][0].startswith(f"{tmp_path}/a.jsonl:14: has no assistant message")
 
 
-def test_packing_is_reckoned_with_what_the_base_can_read(data):
+def test_packing_respects_the_positions_of_the_base(data):
     rows = lines(row(i) for i in range(8))
     assert (
         json.loads(data({"train": "a.jsonl", "max_length": 5000}, "--json", a_jsonl=rows)[1])["packing"]["packed_to"]
@@ -236,20 +236,20 @@ def test_packing_is_reckoned_with_what_the_base_can_read(data):
     )
 
 
-def test_an_error_shows_the_faults_even_where_all_of_them_were_allowed(data):
+def test_error_shows_faulty_lines_even_if_they_are_allowed(data):
     code, _, err = data({"train": "a.jsonl", "skip_bad": 100}, a_jsonl=lines([{"chat": 1}, {"chat": 2}]))
     assert code == 3
     assert "holds no dialogue (2 lines, 0 of them blank, 2 refused)." in err
     assert "a.jsonl:2: " in err
 
 
-def test_looking_at_data_leaves_nothing_beside_the_recipe(data, tmp_path):
+def test_leaves_no_files_beside_the_recipe(data, tmp_path):
     data({"train": "a.jsonl"}, "--show", "2", a_jsonl=lines(row(i) for i in range(8)))
     assert {path.name for path in tmp_path.iterdir() if path.name != "cache"} == {"a.jsonl", "recipe.yaml"}
 
 
 @pytest.mark.slow
-def test_from_the_shell_a_pipe_gets_no_colour(data, tmp_path):
+def test_prints_no_colour_to_a_pipe(data, tmp_path):
     data({"train": "a.jsonl"}, a_jsonl=lines(row(i) for i in range(8)))
     command = [sys.executable, "-m", "lora_chat", "data", str(tmp_path / "recipe.yaml"), "--show", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))

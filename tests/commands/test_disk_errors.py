@@ -1,4 +1,4 @@
-"""Errors of the disk that no writer has explained end in one message, never in a traceback."""
+"""Disk errors that no writer has explained give one message, never a traceback."""
 
 import argparse
 import errno
@@ -24,7 +24,7 @@ def test_a_command_reports_a_disk_error_by_path_and_exit_code(monkeypatch, capsy
     assert "/runs/run-1/questions.jsonl" in capsys.readouterr().err
 
 
-def test_other_system_errors_stay_bugs():
+def test_does_not_explain_other_system_errors():
     assert explain_disk_error(FileNotFoundError(errno.ENOENT, "no such file", "x")) is None
 
 

@@ -1,4 +1,4 @@
-"""`lora-chat plan`, and what `sft` decides, refuses and records by it."""
+"""`lora-chat plan`, and the decisions and records of `sft` that follow from it."""
 
 import json
 import os
@@ -21,7 +21,7 @@ PHASES = ("load", "train", "evaluate", "generate", "save", "merge", "export")
 
 @pytest.fixture
 def run(cache_home, tmp_path, capsys, monkeypatch):
-    """Runs a command; returns its exit code, what it printed and what it said."""
+    """Return a function that runs a command; it returns exit code, stdout and stderr."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def run(*words):
@@ -38,7 +38,7 @@ def sft(run, tmp_path, *words):
     return run("sft", "recipes/smoke.yaml", "--set", f"output.directory={tmp_path / 'runs'}", "--json", *words)
 
 
-def test_the_recipes_of_the_table_are_all_there_are():
+def test_the_table_lists_all_gpu_recipes():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import recipe_plans
@@ -49,7 +49,7 @@ def test_the_recipes_of_the_table_are_all_there_are():
 
 
 @pytest.mark.slow
-def test_the_planned_figures_of_the_recipes_are_what_is_planned():
+def test_planned_figures_in_the_readme_are_current():
     done = subprocess.run(
         [sys.executable, "benchmarks/recipe_plans.py"],
         cwd=ROOT,
@@ -60,26 +60,26 @@ def test_the_planned_figures_of_the_recipes_are_what_is_planned():
     )
     text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     shown = text.split("<!-- planned: python benchmarks/recipe_plans.py --write -->\n")[1].split("\n<!-- end of")[0]
-    assert done.stdout.strip() == shown, "write it anew: python benchmarks/recipe_plans.py --write"
+    assert done.stdout.strip() == shown, "update it: python benchmarks/recipe_plans.py --write"
     assert shown.count("| fits |") == len(GPU_RECIPES)
 
 
 @pytest.mark.parametrize("name", [*GPU_RECIPES, "smoke"])
-def test_a_plan_is_a_table_of_every_phase(run, name):
+def test_prints_a_table_of_all_phases(run, name):
     code, out, _ = run("plan", f"recipes/{name}.yaml", "--memory", "24GiB")
     assert code == 0
     lines = out.splitlines()
     assert any(line.startswith("Memory    fits: ") for line in lines)
     rows = [line for line in lines if line.split() and line.split()[0] in PHASES]
     assert tuple(line.split()[0] for line in rows) == PHASES
-    for row in rows:  # parts add up, as far as two digits show
+    for row in rows:  # parts add up within the rounding to two digits
         *parts, total = (float(word) if word != "-" else 0 for word in row.replace(" * ", " ").split()[1:])
         assert sum(parts) == pytest.approx(total, abs=0.05)
     for word in ("Training ", "Loss ", "Disk "):
         assert any(line.startswith(word) for line in lines), word
 
 
-def test_for_machines_it_is_one_object(run):
+def test_json_prints_one_object(run):
     code, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--gpu", "3070", "--json")
     found = json.loads(out)
     assert code == 0
@@ -90,7 +90,7 @@ def test_for_machines_it_is_one_object(run):
     assert found["download_bytes"] == pytest.approx(6.17e9, rel=0.01)
 
 
-def test_what_does_not_fit_is_told_with_the_change_that_fits(run):
+def test_suggests_a_change_that_fits(run):
     fixed = ["--set", "training.micro_batch_size=16", "--set", "training.gradient_checkpointing=false"]
     _, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--memory", "8GiB", "--json", *fixed)
     found = json.loads(out)
@@ -114,13 +114,13 @@ def test_what_does_not_fit_is_told_with_the_change_that_fits(run):
         (["recipes/none.yaml"], 2, "Cannot read the recipe"),
     ],
 )
-def test_what_cannot_be_planned_is_one_message(run, words, code, said):
+def test_wrong_arguments_give_one_message(run, words, code, said):
     found, out, err = run("plan", *words)
     assert (found, out) == (code, "")
     assert said in err
 
 
-def test_a_base_of_an_unknown_architecture_is_named_and_trained_nevertheless(run, random_base, tmp_path, monkeypatch):
+def test_trains_a_base_whose_architecture_cannot_be_planned(run, random_base, tmp_path, monkeypatch):
     base = random_base("llama")
     monkeypatch.setattr(estimate, "read_shape", lambda config, name: read_unknown(config, name))
     code, _, err = run("plan", "recipes/smoke.yaml", "--set", f"base.name={base}")
@@ -137,7 +137,7 @@ def read_unknown(config, name):
     return read_shape({**config, "model_type": "mamba"}, name)
 
 
-def test_sft_shows_its_plan_and_keeps_what_came_of_it(run, tmp_path):
+def test_sft_shows_its_estimate_and_records_the_measurement(run, tmp_path):
     code, out, err = sft(run, tmp_path)
     assert code == 0
     assert "Memory    fits: " in err
@@ -154,14 +154,14 @@ def test_sft_shows_its_plan_and_keeps_what_came_of_it(run, tmp_path):
     assert json.loads(run(*words, "--json")[1])[0]["run"] == "smoke-1"
 
 
-def test_a_history_of_nothing_says_so(run, tmp_path):
+def test_history_without_runs_gives_one_message(run, tmp_path):
     words = ["plan", "--history", "recipes/smoke.yaml", "--set", f"output.directory={tmp_path / 'runs'}"]
     code, out, err = run(*words)
     assert (code, out) == (2, "")
     assert "No finished run" in err
 
 
-def test_what_cannot_fit_is_refused_before_weights_load_and_leaves_nothing(run, tmp_path, monkeypatch):
+def test_sft_refuses_a_run_that_cannot_fit_before_weights_load(run, tmp_path, monkeypatch):
     monkeypatch.setattr("lora_chat.pipeline.fine_tune.load_base_model", lambda *_: pytest.fail("weights were loaded"))
     code, out, err = sft(run, tmp_path, "--set", "training.memory=100MiB")
     assert (code, out) == (5, "")
@@ -172,7 +172,7 @@ def test_what_cannot_fit_is_refused_before_weights_load_and_leaves_nothing(run, 
 
 
 @pytest.mark.slow
-def test_the_largest_micro_batch_that_is_planned_is_the_one_that_is_tried(run, tmp_path, monkeypatch):
+def test_dry_run_uses_the_largest_planned_micro_batch(run, tmp_path, monkeypatch):
     tried, planned = [], []
     stock = PackedSFTTrainer.dry_run_step
 
@@ -189,22 +189,22 @@ def test_the_largest_micro_batch_that_is_planned_is_the_one_that_is_tried(run, t
     assert len(set(tried)) == 3
 
 
-def test_a_run_that_goes_on_keeps_what_was_decided(run, tmp_path, monkeypatch):
+def test_resumed_run_keeps_its_decisions(run, tmp_path, monkeypatch):
     assert sft(run, tmp_path)[0] == 0
     plan = json.loads((tmp_path / "runs" / "smoke-1" / "plan.json").read_text())
     chosen = plan["training"]["micro_batch_tokens"]
     monkeypatch.setattr(
-        estimate, "choose_plan", lambda plan, *_: pytest.fail("chosen anew") if plan.open_settings else plan
+        estimate, "choose_plan", lambda plan, *_: pytest.fail("chosen again") if plan.open_settings else plan
     )
     words = ["--resume", "--set", "training.epochs=3", "--accept-change", "training.epochs"]
-    words += ["--set", "training.memory=2GiB"]  # what it decides is decided
+    words += ["--set", "training.memory=2GiB"]  # the earlier decision stays
     assert sft(run, tmp_path, *words)[0] == 0
     after = json.loads((tmp_path / "runs" / "smoke-1" / "plan.json").read_text())
     assert after["training"]["micro_batch_tokens"] == chosen
 
 
-# Each line of its input is a command, which runs in a fork: only the first imports what all of them need.
-LITTLE = """
+# Runs each line of its input as a command in a fork, so that the libraries are imported once.
+LOW_MEMORY_DRIVER = """
 import json, os, sys
 import peft, trl.trainer.sft_trainer
 from lora_chat.planning import local_device
@@ -212,10 +212,10 @@ from lora_chat.system import memory_limit
 local_device.free_memory = memory_limit.free_memory = lambda: 350_000_000
 from lora_chat.cli import main
 for line in sys.stdin:
-    words, said = json.loads(line)
+    words, output = json.loads(line)
     child = os.fork()
     if not child:
-        sys.stdout = sys.stderr = open(said, "w")
+        sys.stdout = sys.stderr = open(output, "w")
         os.dup2(sys.stderr.fileno(), 2)
         code = main(words)
         sys.stderr.flush()
@@ -225,15 +225,15 @@ for line in sys.stdin:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
-def test_what_the_plan_refuses_fails_without_it(cache_home, tmp_path):
-    """A machine with 350 MB left and micro-batches of 300,000 tokens."""
-    said = [
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited only on Linux")
+def test_refused_runs_do_fail_without_the_plan(cache_home, tmp_path):
+    """Simulates a machine with 350 MB of free memory; the micro-batches have 300,000 tokens."""
+    pairs = [
         ({"role": "user", "content": f"{i} " * 75}, {"role": "assistant", "content": f"{i}b " * 120})
         for i in range(400)
     ]
     data = tmp_path / "long.jsonl"
-    data.write_text("".join(json.dumps({"messages": pair}) + "\n" for pair in said))
+    data.write_text("".join(json.dumps({"messages": pair}) + "\n" for pair in pairs))
     settings = {
         "data.train": data,
         "data.max_length": 1024,
@@ -251,21 +251,21 @@ def test_what_the_plan_refuses_fails_without_it(cache_home, tmp_path):
         words = [word for key, value in (settings | changed).items() for word in ("--set", f"{key}={value}")]
         commands.append((["sft", "recipes/smoke.yaml", *words], str(tmp_path / f"said-{number}")))
     done = subprocess.run(
-        [sys.executable, "-c", LITTLE],
+        [sys.executable, "-c", LOW_MEMORY_DRIVER],
         input="".join(json.dumps(command) + "\n" for command in commands),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # OpenMP's threads survive no fork
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads of OpenMP do not survive a fork
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
     )
-    told = [Path(said).read_text() for _, said in commands]
-    assert done.stdout.split() == ["5", "5", "0"], told
-    assert "This run does not fit" in told[0]
-    assert "Out of memory" in told[1]
+    outputs = [Path(path).read_text() for _, path in commands]
+    assert done.stdout.split() == ["5", "5", "0"], outputs
+    assert "This run does not fit" in outputs[0]
+    assert "Out of memory" in outputs[1]
 
 
-def test_what_this_process_holds_counts_as_free(monkeypatch):
+def test_memory_of_this_process_counts_as_free(monkeypatch):
     from lora_chat.system.hardware import Hardware
 
     monkeypatch.setattr(local_device, "free_memory_bytes", lambda: 10**9)

@@ -1,4 +1,4 @@
-"""What a person sees of `sft --resume`, and what stops a run before it begins."""
+"""The output of `sft --resume`, and errors that stop a run before it begins."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ from lora_chat.planning import disk_space
 
 @pytest.fixture
 def sft(cache_home, tmp_path, capsys):
-    """Runs the command on the smoke recipe; returns the exit code and what was said."""
+    """Return a function that runs the command on the smoke recipe; it returns exit code and stderr."""
 
     def run(*arguments, **settings):
         keys = {"output.directory": tmp_path / "runs", "checkpoint.every_steps": 1, "evaluation.samples": 0}
@@ -30,13 +30,13 @@ def sft(cache_home, tmp_path, capsys):
 
 @pytest.fixture
 def cut(sft, tmp_path, monkeypatch):
-    """A run that was cut short after step 3, its folder."""
+    """Return the folder of a run that was interrupted after step 3."""
 
-    def no_space(*args):
+    def interrupt(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tune, "save_adapter", no_space)
+        patch.setattr(fine_tune, "save_adapter", interrupt)
         assert sft()[0] == 130
     run = tmp_path / "runs" / "smoke-1"
     shutil.rmtree(run / "checkpoints" / "checkpoint-4")
@@ -44,7 +44,7 @@ def cut(sft, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_without_a_run_it_begins_and_when_done_it_says_so(sft, tmp_path):
+def test_resume_begins_a_first_run_and_leaves_a_finished_one(sft, tmp_path):
     code, said = sft("--resume")
     assert code == 0
     assert "This recipe has no run yet; this is the first." in said
@@ -59,7 +59,7 @@ def test_without_a_run_it_begins_and_when_done_it_says_so(sft, tmp_path):
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_change_is_accepted_only_where_something_goes_on(sft, tmp_path):
+def test_accept_change_needs_resume(sft, tmp_path):
     code, said = sft("--accept-change", "training.epochs")
     assert code == 2
     assert "--accept-change needs --resume" in said
@@ -67,7 +67,7 @@ def test_a_change_is_accepted_only_where_something_goes_on(sft, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_adapter_that_reads_back_differently_is_not_kept(sft, tmp_path, monkeypatch):
+def test_keeps_no_adapter_that_reads_back_differently(sft, tmp_path, monkeypatch):
     stock = adapter_files.write_peft_adapter
 
     def write_weights(model, folder):
@@ -84,7 +84,7 @@ def test_an_adapter_that_reads_back_differently_is_not_kept(sft, tmp_path, monke
     assert sft("--resume")[0] == 0
 
 
-def test_it_says_where_it_goes_on(sft, cut):
+def test_prints_the_step_that_it_continues_after(sft, cut):
     rows = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
     rows = [row | {"seconds": row["seconds"] + 1000} if "seconds" in row else row for row in rows]
     (cut / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -92,11 +92,11 @@ def test_it_says_where_it_goes_on(sft, cut):
     assert code == 0
     assert f"Continuing {cut} after step 3." in said
     seconds = json.loads((cut / "result.json").read_text())["seconds"]
-    assert 1000 < seconds["train"] < seconds["total"] < 1300  # what was done before counts in both
+    assert 1000 < seconds["train"] < seconds["total"] < 1300  # the time before the interruption counts in both
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_set_aside_with_the_reason(sft, cut):
+def test_skips_a_damaged_checkpoint_with_the_reason(sft, cut):
     path = cut / "checkpoints" / "checkpoint-3" / "optimizer.pt"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     code, said = sft("--resume", str(cut))
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_set_aside_with_the_reason(sft, cut):
     assert path.is_file()
 
 
-def test_all_damaged_starts_nothing_over(sft, cut):
+def test_does_not_start_over_if_all_checkpoints_are_damaged(sft, cut):
     before = sorted(path.relative_to(cut) for path in cut.rglob("*"))
     (cut / "checkpoints" / "checkpoint-3" / "rng_state.pth").unlink()
     for _ in range(2):
@@ -126,7 +126,7 @@ def test_all_damaged_starts_nothing_over(sft, cut):
         pytest.param({"data__max_length": 90, "data__over_long": "drop"}, "data.rows", "...", marks=pytest.mark.slow),
     ],
 )
-def test_another_run_is_refused_with_the_field(sft, cut, settings, field, values):
+def test_refuses_a_changed_recipe_and_names_the_field(sft, cut, settings, field, values):
     before = {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()}
     code, said = sft("--resume", **settings)
     assert code == 7
@@ -139,7 +139,7 @@ def test_another_run_is_refused_with_the_field(sft, cut, settings, field, values
 
 
 @pytest.mark.slow
-def test_another_base_is_refused(sft, cut, tmp_path):
+def test_refuses_another_base(sft, cut, tmp_path):
     base = shutil.copytree(find_bundled_base("tiny-random"), tmp_path / "base")
     (base / "sha256.json").unlink()
     weights = bytearray((base / "model.safetensors").read_bytes())
@@ -150,7 +150,7 @@ def test_another_base_is_refused(sft, cut, tmp_path):
     assert "base.weights: it has" in said
 
 
-def test_a_run_in_use_is_left_alone(sft, cut):
+def test_refuses_a_run_in_use(sft, cut):
     with (cut / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         code, said = sft("--resume")
@@ -159,7 +159,7 @@ def test_a_run_in_use_is_left_alone(sft, cut):
 
 
 @pytest.mark.slow
-def test_too_little_space_is_said_before_the_base_is_loaded(sft, tmp_path, monkeypatch):
+def test_reports_a_full_disk_before_the_base_is_loaded(sft, tmp_path, monkeypatch):
     def never(*args):
         raise AssertionError("loaded")
 
@@ -173,7 +173,7 @@ def test_too_little_space_is_said_before_the_base_is_loaded(sft, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_full_disk_names_the_path_and_leaves_nothing_half_written(sft, tmp_path):
+def test_full_disk_leaves_no_incomplete_checkpoint(sft, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, before[1]))
     try:
@@ -188,7 +188,7 @@ def test_a_full_disk_names_the_path_and_leaves_nothing_half_written(sft, tmp_pat
 
 
 @pytest.mark.slow
-def test_what_is_asked_for_is_what_is_written(sft, tmp_path):
+def test_run_size_stays_below_the_planned_size(sft, tmp_path):
     sft(checkpoint__keep=3, adapter__rank=64)
     run = tmp_path / "runs" / "smoke-1"
     written = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
@@ -199,7 +199,7 @@ def test_what_is_asked_for_is_what_is_written(sft, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_pickled_arguments_and_no_token_anywhere(sft, tmp_path, monkeypatch):
+def test_saves_no_pickled_arguments_and_no_token(sft, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "canary" * 6)
     _, said = sft()
     assert "canary" not in said
