@@ -109,6 +109,7 @@ def print_versions() -> None:
 def write_base(folder: Path, name: str, *, small: bool) -> None:
     """Write a base with random weights and the widths of a known one."""
     from lora_chat.models.base_config import read_known_configs
+    from lora_chat.models.shape import read_shape
     from lora_chat.pipeline.machine_benchmark_worker import write_random_model
 
     if (folder / "model.safetensors").is_file():
@@ -117,7 +118,7 @@ def write_base(folder: Path, name: str, *, small: bool) -> None:
     if small:
         config.update(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
     folder.mkdir(parents=True, exist_ok=True)
-    write_random_model(config, 2 if small else config["num_hidden_layers"], folder)
+    write_random_model(config, 2 if small else read_shape(config, name).num_layers, folder)
 
 
 def run(options: argparse.Namespace, setting: Setting) -> Any:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 from typing_extensions import Self
@@ -57,22 +57,24 @@ class LoraSettings:
         )
 
     @classmethod
-    def from_peft(cls, config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> Self:
+    def from_peft(cls, config: Mapping[str, object], name: str, defaults: Mapping[str, object]) -> Self:
         """Return the settings of an adapter_config.json.
 
         `defaults` are PEFT's defaults of all fields. Raises IntegrityError for a field that is unknown here and differs
         from its default (regular expressions, replicated layers, other modules), and for settings out of range.
         """
-        _check_fields(config, name, defaults)
+        targets = _check_fields(config, name, defaults)
         variants = find_special_variants(config)
         square_root = any(variant.scales_by_sqrt_rank for variant in variants)
         try:
-            section = AdapterSection(
-                rank=config["r"],
-                alpha=config["lora_alpha"],
-                dropout=config.get("lora_dropout", 0.0),
-                target_modules=tuple(config["target_modules"]),
-                variant=next(v.name for v in LORA_VARIANTS if v.scales_by_sqrt_rank == square_root),
+            section = AdapterSection.model_validate(
+                {
+                    "rank": config["r"],
+                    "alpha": config["lora_alpha"],
+                    "dropout": config.get("lora_dropout", 0.0),
+                    "target_modules": tuple(targets),
+                    "variant": next(v.name for v in LORA_VARIANTS if v.scales_by_sqrt_rank == square_root),
+                }
             )
         except KeyError as error:
             raise IntegrityError(f"The adapter {name}: its config has no {error}.") from error
@@ -97,7 +99,7 @@ class LoraSettings:
             variant=self.variant.name,
         )
 
-    def to_peft(self) -> dict[str, Any]:
+    def to_peft(self) -> dict[str, object]:
         """Return the settings as arguments of PEFT's LoraConfig."""
         targets = self.target_modules
         return {
@@ -112,7 +114,7 @@ class LoraSettings:
             },
         }
 
-    def to_peft_file(self, base: str | None, revision: str | None) -> dict[str, Any]:
+    def to_peft_file(self, base: str | None, revision: str | None) -> dict[str, object]:
         """Return the content of an adapter_config.json with only the fields that PEFT needs."""
         return {
             **self.to_peft(),
@@ -138,7 +140,7 @@ class StoredAdapter:
 
     name: str
     """Name in messages."""
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     """Content of adapter_config.json, not checked."""
     read_weights: "Callable[[], dict[str, torch.Tensor]]"
     """Function that reads all tensors, and raises IntegrityError if they cannot be read."""
@@ -162,13 +164,16 @@ class StoredAdapter:
         return find_special_variants(self.config)
 
 
-def find_special_variants(config: Mapping[str, Any]) -> tuple[LoraVariant, ...]:
+def find_special_variants(config: Mapping[str, object]) -> tuple[LoraVariant, ...]:
     """Return the variants whose argument is true in an adapter_config.json."""
     return tuple(v for v in LORA_VARIANTS if v.peft_argument and config.get(v.peft_argument) is True)
 
 
-def _check_fields(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> None:
-    """Raise IntegrityError for another kind of adapter, an unknown setting, or target modules that are not names."""
+def _check_fields(config: Mapping[str, object], name: str, defaults: Mapping[str, object]) -> list[str]:
+    """Return the target modules of an adapter_config.json.
+
+    Raises IntegrityError for another kind of adapter, an unknown setting, or target modules that are not names.
+    """
     if config.get("peft_type") != "LORA":
         kind = ascii(config.get("peft_type"))[:100]
         raise IntegrityError(f"The adapter {name}: only LoRA adapters can be read, not {kind}.")
@@ -184,3 +189,4 @@ def _check_fields(config: Mapping[str, Any], name: str, defaults: Mapping[str, A
         or not all(isinstance(target, str) and _MODULE_NAME.fullmatch(target) for target in targets)
     ):
         raise IntegrityError(f"The adapter {name}: target_modules must be a list of names.")
+    return targets

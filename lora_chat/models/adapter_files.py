@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.errors import DiskError, IntegrityError
 from lora_chat.models.adapter import adapter_weights, write_peft_adapter
@@ -74,10 +74,10 @@ def read_identity(folder: Path) -> Identity | None:
         raise IntegrityError(f"{path} is damaged: {error}") from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, object]:
     """Read an adapter_config.json. Raises IntegrityError."""
     try:
-        config: dict[str, Any] = read_json_object(path, strict=True)
+        config: dict[str, object] = read_json_object(path, strict=True)
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
     return config

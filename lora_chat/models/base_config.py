@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from lora_chat.config.recipe import BaseSection
 from lora_chat.errors import UnavailableError
@@ -24,7 +23,7 @@ class BaseConfig:
     """The parts of a base that a plan needs."""
 
     name: str
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     folder: Path | None
     """Folder with its tokenizer; None if only its config is known."""
     weight_bytes: int | None
@@ -64,14 +63,14 @@ def _find_config_on_hub(base: BaseSection) -> BaseConfig:
     return BaseConfig(base.name, _read_text_config(folder), folder, weights or None, weights or None, "the hub")
 
 
-def _read_text_config(folder: Path) -> dict[str, Any]:
+def _read_text_config(folder: Path) -> dict[str, object]:
     """Return the config of the language model: `text_config` if there is one, otherwise the whole config."""
     config = check_base_files(folder)
     text_config = config.get("text_config")
     return dict(text_config) if isinstance(text_config, dict) else dict(config)
 
 
-def read_known_configs() -> dict[str, Any]:
+def read_known_configs() -> dict[str, dict[str, object]]:
     """Return the configs of widely used bases by name, for planning without the hub."""
     text = (files("lora_chat.models") / "known_bases.json").read_text(encoding="utf-8")
     return dict(json.loads(text))

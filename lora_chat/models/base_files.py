@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from lora_chat.errors import UnavailableError
 from lora_chat.models.config_checks import check_config_limits, check_generation_config, check_no_remote_code
@@ -43,7 +42,7 @@ _MAX_ADDED_TOKENS = 100_000
 """Limit of added tokens, each of which is searched for in every text; the largest known base has 33,000."""
 
 
-def check_base_files(folder: Path) -> Mapping[str, Any]:
+def check_base_files(folder: Path) -> Mapping[str, object]:
     """Check all small files of a base and return its config.
 
     Raises UnavailableError naming a file that is too large, nested too deeply, not JSON or not UTF-8, or has numbers
@@ -69,7 +68,7 @@ def _stat_key(path: Path) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=8)
-def _check_files(folder: Path, _stats: tuple[tuple[str, tuple[int, ...]], ...]) -> Mapping[str, Any]:
+def _check_files(folder: Path, _stats: tuple[tuple[str, tuple[int, ...]], ...]) -> Mapping[str, object]:
     """Check a base's files, once for each state of them, because a large vocabulary takes half a second."""
     for name in _VOCABULARY_NAMES:
         if (folder / name).exists():
@@ -77,7 +76,7 @@ def _check_files(folder: Path, _stats: tuple[tuple[str, tuple[int, ...]], ...]) 
     for pattern in _TEMPLATE_PATTERNS:
         for path in folder.glob(pattern):
             read_text(path, SMALL_FILE_BYTES, UnavailableError)
-    config: dict[str, Any] = {}
+    config: dict[str, object] = {}
     for name, max_bytes in _JSON_LIMITS_BYTES.items():
         path = folder / name
         if not path.exists():
@@ -96,7 +95,7 @@ def _check_files(folder: Path, _stats: tuple[tuple[str, tuple[int, ...]], ...]) 
     return config
 
 
-def _check_added_tokens(content: dict[str, Any], path: Path) -> None:
+def _check_added_tokens(content: dict[str, object], path: Path) -> None:
     """Raise UnavailableError for more added tokens than any base needs."""
     if path.name == "added_tokens.json":
         content = {"added_tokens": content}

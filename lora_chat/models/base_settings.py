@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
@@ -92,7 +91,7 @@ def read_compared_fields(folder: Path, name: str) -> dict[str, JsonValue] | None
     return {key: value_or_digest(value) for key, value in sorted(compared.items())}
 
 
-def read_lenient_json_object(path: Path) -> dict[str, Any] | None:
+def read_lenient_json_object(path: Path) -> dict[str, JsonValue] | None:
     """Return the object in a JSON file as Transformers reads it; None if there is no file.
 
     Raises IntegrityError as `read_compared_fields` does.

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.errors import IntegrityError, UnavailableError
 from lora_chat.system.sanitize import sanitize_line
@@ -63,7 +63,7 @@ _TOKEN_ID_FIELD = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|decoder_start)
 _LABEL_TABLES = ("id2label", "label2id")
 
 
-def check_no_remote_code(config: Mapping[str, Any], where: str) -> None:
+def check_no_remote_code(config: Mapping[str, object], where: str) -> None:
     """Check a config and all objects in it.
 
     Raises IntegrityError naming a field that chooses code to run, UnavailableError for a method of quantization
@@ -81,7 +81,7 @@ def check_no_remote_code(config: Mapping[str, Any], where: str) -> None:
                 _check_quantization_config(value, where)
 
 
-def check_generation_config(settings: Mapping[str, Any], where: str) -> None:
+def check_generation_config(settings: Mapping[str, object], where: str) -> None:
     """Raise UnavailableError for generation settings that need other packages, or a tokenizer in every call."""
     if settings.get("cache_implementation") == "quantized" or settings.get("stop_strings"):
         key = "stop_strings" if settings.get("stop_strings") else "cache_implementation"
@@ -96,7 +96,7 @@ def check_loaded_config(config: "PretrainedConfig", where: str) -> None:
             _check_implementation(key, getattr(part, key, None), where)
 
 
-def check_config_limits(config: Mapping[str, Any], where: str) -> None:
+def check_config_limits(config: Mapping[str, object], where: str) -> None:
     """Raise UnavailableError naming the first field that is out of bounds or of a wrong type."""
     for part in _iterate_objects(config, skip=_LABEL_TABLES):
         for key, value in part.items():
@@ -107,7 +107,7 @@ def check_config_limits(config: Mapping[str, Any], where: str) -> None:
             raise _limit_error(where, "experts", f"{layers} layers of {experts} experts", _MAX_TOTAL_EXPERTS)
 
 
-def _iterate_objects(config: Mapping[str, Any], skip: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
+def _iterate_objects(config: Mapping[str, object], skip: Collection[str] = ()) -> Iterator[Mapping[str, object]]:
     """Yield the config and all objects in it, such as `text_config`; the fields in `skip` are not entered."""
     pending: list[object] = [config]
     while pending:

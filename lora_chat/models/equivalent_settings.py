@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -71,19 +71,21 @@ def _may_be_equivalent(name: str, trained: Fields, current: Fields) -> bool:
     return all(canonical_json(first[key]) == canonical_json(second[key]) for key in first.keys() & second.keys())
 
 
-def _load_config_dict(config_class: "type[PretrainedConfig]", fields: Mapping[str, JsonValue]) -> dict[str, Any]:
+def _load_config_dict(config_class: "type[PretrainedConfig]", fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """Return the fields of a config after Transformers loaded it, with all defaults."""
     loaded = config_class.from_dict(copy.deepcopy(dict(fields))).to_dict()
     return dict(json.loads(json.dumps(loaded)))
 
 
-def _legacy_rope_matches(loaded: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+def _legacy_rope_matches(loaded: Mapping[str, JsonValue], fields: Mapping[str, JsonValue]) -> bool:
     """Return whether the earlier rope fields, which other programs read, agree with the loaded config."""
-    rope = loaded.get(_ROPE_FIELD) or {}
+    rope = loaded.get(_ROPE_FIELD)
+    rope = rope if isinstance(rope, dict) else {}
     theta, scaling = (fields.get(name) for name in _LEGACY_ROPE_FIELDS)
-    return (theta is None or theta == rope.get("rope_theta")) and (
-        not scaling or all(rope.get(key) == value for key, value in scaling.items())
-    )
+    has_theta = theta is None or theta == rope.get("rope_theta")
+    if not scaling:
+        return has_theta
+    return has_theta and isinstance(scaling, dict) and all(rope.get(key) == value for key, value in scaling.items())
 
 
 def is_equivalent_generation(folder: Path, trained: Fields | None, current: Fields | None) -> bool:
@@ -101,7 +103,7 @@ def is_equivalent_generation(folder: Path, trained: Fields | None, current: Fiel
         return False
 
 
-def _effective_settings(fields: Fields | None, config: Mapping[str, Any]) -> str:
+def _effective_settings(fields: Fields | None, config: Mapping[str, JsonValue]) -> str:
     """Return the generation settings that have an effect, as canonical JSON."""
     from transformers import GenerationConfig
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lora_chat.errors import RecipeError
 from lora_chat.models.architectures import (
@@ -101,7 +100,7 @@ class ModelShape:
         return self.num_linear_weights + self.num_embedding_weights + self.num_norm_and_bias_weights
 
 
-def read_shape(config: Mapping[str, Any], name: str) -> ModelShape:
+def read_shape(config: Mapping[str, object], name: str) -> ModelShape:
     """Return the shape that a config.json describes. Raises RecipeError for an architecture that cannot be planned."""
     model_type = str(config.get("model_type", ""))
     spec = find_architecture(model_type)

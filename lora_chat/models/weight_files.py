@@ -90,10 +90,11 @@ def _list_model_configs(config: "PretrainedConfig") -> "list[PretrainedConfig]":
 
 def list_shards(index: Path) -> list[str]:
     """Return the files that an index names. Raises IntegrityError for a damaged index or a file outside of the base."""
-    shards = (read_lenient_json_object(index) or {}).get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+    weight_map = (read_lenient_json_object(index) or {}).get("weight_map")
+    shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    names = sorted({name for name in shards if isinstance(name, str)})
+    if not names or not all(isinstance(name, str) for name in shards):
         raise IntegrityError(f"{index} is damaged: it has no weight_map of file names.")
-    names = sorted(set(shards.values()))
     if len(names) > _MAX_SHARDS:
         raise IntegrityError(f"{index} names {len(names):,} files; the limit is {_MAX_SHARDS:,}.")
     for name in names:

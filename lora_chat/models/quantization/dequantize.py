@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import torch
+    from bitsandbytes.nn import Params4bit
 
 CACHED_WEIGHT_ATTRIBUTE = "dense_weight"
 """Attribute of a layer with its cached dense weight."""
@@ -60,15 +61,17 @@ def is_int8_linear(layer: object) -> bool:
     return type(layer).__name__ == "Linear8bitLt" and not hasattr(layer, "base_layer")
 
 
-def is_dequantized_on_the_fly(layer: Any) -> bool:
+def is_dequantized_on_the_fly(layer: object) -> bool:
     """Return whether a layer is dequantized at every call, on a CPU."""
     if hasattr(layer, "base_layer"):  # PEFT's layer around a base layer
         return False
-    is_quantized = is_int8_linear(layer) or getattr(getattr(layer, "weight", None), "quant_state", None) is not None
-    return is_quantized and layer.weight.device.type == "cpu" and CACHED_WEIGHT_ATTRIBUTE not in layer.__dict__
+    weight = getattr(layer, "weight", None)
+    if weight is None or not (is_int8_linear(layer) or getattr(weight, "quant_state", None) is not None):
+        return False
+    return weight.device.type == "cpu" and CACHED_WEIGHT_ATTRIBUTE not in vars(layer)
 
 
-def _dequantize(layer: Any, dtype: "torch.dtype | None", buffer: "torch.Tensor | None") -> "torch.Tensor":
+def _dequantize(layer: "torch.nn.Module", dtype: "torch.dtype | None", buffer: "torch.Tensor | None") -> "torch.Tensor":
     """Return the dense weight of a layer, in the buffer if there is one and the format allows it."""
     cached = layer.__dict__.get(CACHED_WEIGHT_ATTRIBUTE)
     if cached is not None:
@@ -89,7 +92,7 @@ def _dequantize(layer: Any, dtype: "torch.dtype | None", buffer: "torch.Tensor |
     return _dequantize_8bit(weight.data, scales, buffer, dtype)
 
 
-def _int8_scales(layer: Any) -> "torch.Tensor | None":
+def _int8_scales(layer: "torch.nn.Module") -> "torch.Tensor | None":
     """Return the scales (out,) of an 8-bit layer; None for other layers."""
     scales = getattr(layer.weight, "SCB", None)
     if scales is None:  # the first forward moves them into the state
@@ -97,7 +100,9 @@ def _int8_scales(layer: Any) -> "torch.Tensor | None":
     return scales
 
 
-def _dequantize_4bit(weight: Any, buffer: "torch.Tensor | None", dtype: "torch.dtype | None") -> "torch.Tensor":
+def _dequantize_4bit(
+    weight: "Params4bit", buffer: "torch.Tensor | None", dtype: "torch.dtype | None"
+) -> "torch.Tensor":
     """Return the values of bitsandbytes' `dequantize_4bit`, computed some rows at a time if there is a buffer."""
     from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise
 
