@@ -1,4 +1,4 @@
-"""Stores -> what is trained and what is held out, still on disk."""
+"""Training and validation sets, built from stores and left on disk."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +13,15 @@ from lora_chat.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
+    from datasets import Dataset
 
     Numbers = np.ndarray[Any, Any]
 
 
 class EncodedRows(Sequence[EncodedDialogue]):
-    """Rows that stay on disk until they are asked for; `dataset` has them as datasets.Dataset."""
+    """Rows that are read from disk when they are used; `dataset` has them as datasets.Dataset."""
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: "Dataset") -> None:
         self.dataset = table.with_transform(_mask_to_labels)
 
     def __len__(self) -> int:
@@ -28,13 +29,13 @@ class EncodedRows(Sequence[EncodedDialogue]):
 
     @property
     def lengths(self) -> "Numbers":
-        """(rows,) tokens of every row, without reading them."""
+        """Return the length of each row in tokens, (rows,), without reading the rows."""
         import numpy as np
         import pyarrow.compute as pc
 
         lengths: Numbers = pc.list_value_length(self.dataset.data.column("input_ids")).to_numpy()
-        chosen = self.dataset._indices
-        return lengths if chosen is None else lengths[np.asarray(chosen.column(0))]
+        indices = self.dataset._indices
+        return lengths if indices is None else lengths[np.asarray(indices.column(0))]
 
     @overload
     def __getitem__(self, index: int) -> EncodedDialogue: ...
@@ -50,29 +51,29 @@ class EncodedRows(Sequence[EncodedDialogue]):
 
 @dataclass(frozen=True)
 class DialogueSet:
-    """Some units of some stores."""
+    """A selection of units from stores, with their rows."""
 
     rows: EncodedRows
     units_by_store: tuple[tuple[DialogueStore, "Numbers"], ...]
-    """Of every store the numbers of its units, in order, none twice."""
+    """Each store with the numbers of its units, sorted and unique."""
     block_count: int = 0
-    """How many of the rows, the last ones, are blocks of plain text that are in no store."""
+    """Number of rows, the last ones, that are blocks of plain text from no store."""
 
     def __len__(self) -> int:
         return sum(len(units) for _, units in self.units_by_store) + self.block_count
 
     def read(self) -> Iterator[Dialogue | list[int]]:
-        """The dialogues, or the ids of blocks of plain text, one at a time."""
+        """Yield the dialogues, and the ids of blocks of plain text."""
         for _, _, dialogue, rows in self.iter_units():
             yield rows[0].input_ids if dialogue is None else dialogue
         yield from (self.rows[index].input_ids for index in range(len(self.rows) - self.block_count, len(self.rows)))
 
     def read_rows(self) -> Iterator[tuple[str, int, list[EncodedDialogue]]]:
-        """File, line and rows of every dialogue or block, one at a time."""
+        """Yield file, line and rows of each dialogue or block."""
         return ((path, line, rows) for path, line, _, rows in self.iter_units())
 
     def locate(self, beginnings: Sequence[Sequence[int]]) -> list[tuple[str, int]]:
-        """File and line of the dialogues whose rows begin with these ids."""
+        """Return file and line of the dialogues whose rows begin with one of these ids."""
         wanted = {tuple(ids) for ids in beginnings}
         lengths = sorted({len(ids) for ids in wanted})
         return [
@@ -82,25 +83,25 @@ class DialogueSet:
         ]
 
     def iter_units(self) -> Iterator[tuple[str, int, Dialogue | None, list[EncodedDialogue]]]:
-        """File, line, dialogue (None for a block of plain text) and rows of everything, one at a time."""
+        """Yield file, line, dialogue (None for a block of plain text) and rows of each unit."""
         for store, units in self.units_by_store:
             table = store.open_rows()
             unit_of_row, rows = _read_unit_numbers(table), EncodedRows(table.remove_columns("unit"))
-            for number, path, line, said in store.read_units(units):
+            for number, path, line, row in store.read_units(units):
                 begin, end = unit_of_row.searchsorted([number, number + 1]).tolist()
-                dialogue = replace(parse_dialogue(said, line), path=path) if said else None
+                dialogue = replace(parse_dialogue(row, line), path=path) if row else None
                 yield path, line, dialogue, rows[begin:end]
 
 
 def build_full_set(stores: Sequence[DialogueStore]) -> DialogueSet:
-    """Everything in some stores."""
+    """Return a set of all units of some stores."""
     import numpy as np
 
     return _build_set([(store, np.arange(len(store.digests))) for store in stores])
 
 
 def build_block_set(ids: Sequence[list[int]]) -> DialogueSet:
-    """Blocks of plain text that are in memory already."""
+    """Return a set of blocks of plain text that are in memory."""
     from datasets import Dataset
 
     table = Dataset.from_dict({"input_ids": list(ids), "labels": [[True] * len(block) for block in ids]})
@@ -108,35 +109,35 @@ def build_block_set(ids: Sequence[list[int]]) -> DialogueSet:
 
 
 def concatenate_sets(sets: Sequence[DialogueSet]) -> DialogueSet:
-    """Sets one behind the other, those of blocks last."""
+    """Return the concatenation of sets, with sets of blocks last."""
     from datasets import concatenate_datasets
 
     if len(sets) == 1:
         return sets[0]
-    sets = sorted(sets, key=lambda one: one.block_count > 0)
-    table = concatenate_datasets([one.rows.dataset.with_format(None) for one in sets])
-    parts = tuple(part for one in sets for part in one.units_by_store)
-    return DialogueSet(EncodedRows(table), parts, sum(one.block_count for one in sets))
+    sets = sorted(sets, key=lambda dialogues: dialogues.block_count > 0)
+    table = concatenate_datasets([dialogues.rows.dataset.with_format(None) for dialogues in sets])
+    units_by_store = tuple(part for dialogues in sets for part in dialogues.units_by_store)
+    return DialogueSet(EncodedRows(table), units_by_store, sum(dialogues.block_count for dialogues in sets))
 
 
 def split_by_share(
     stores: Sequence[DialogueStore], weights: Sequence[float], share: float, seed: int, max_held_out: int | None = None
 ) -> tuple[DialogueSet, DialogueSet]:
-    """Training and held-out dialogues; those that say the same are on one side, whatever their source."""
+    """Return training and held-out dialogues; equal dialogues of all sources are in the same set."""
     import numpy as np
 
-    held = choose_held_out(np.concatenate([store.digests for store in stores]), share, seed, max_held_out)
-    parts, train, start = [], [], 0
+    is_held_out = choose_held_out(np.concatenate([store.digests for store in stores]), share, seed, max_held_out)
+    held_out, train, start = [], [], 0
     for store, weight in zip(stores, weights, strict=True):
-        mine = held[start : start + len(store.digests)]
-        start += len(mine)
-        parts.append((store, np.flatnonzero(mine)))
-        train.append((store, _repeat_units(store, np.flatnonzero(~mine), weight, seed)))
-    return _build_set(train), _build_set(parts)
+        is_held_out_here = is_held_out[start : start + len(store.digests)]
+        start += len(is_held_out_here)
+        held_out.append((store, np.flatnonzero(is_held_out_here)))
+        train.append((store, _repeat_units(store, np.flatnonzero(~is_held_out_here), weight, seed)))
+    return _build_set(train), _build_set(held_out)
 
 
 def build_weighted_set(stores: Sequence[DialogueStore], weights: Sequence[float], seed: int) -> DialogueSet:
-    """All dialogues of some sources, each as often as its weight says."""
+    """Return all dialogues of some stores, repeated or sampled by the weight of each store."""
     import numpy as np
 
     return _build_set(
@@ -148,10 +149,12 @@ def build_weighted_set(stores: Sequence[DialogueStore], weights: Sequence[float]
 
 
 def _repeat_units(store: DialogueStore, units: "Numbers", weight: float, seed: int) -> "Numbers":
+    """Repeat or sample units of a store by its weight."""
     return repeat_by_weight(units, store.digests[units], weight, seed)
 
 
 def _build_set(units_by_store: Sequence[tuple[DialogueStore, "Numbers"]]) -> DialogueSet:
+    """Return a set of these units; raises DataError if there are none."""
     import numpy as np
     from datasets import concatenate_datasets
 
@@ -160,22 +163,22 @@ def _build_set(units_by_store: Sequence[tuple[DialogueStore, "Numbers"]]) -> Dia
         table = store.open_rows()
         rows = _find_rows(units, _read_unit_numbers(table))
         table = table.remove_columns("unit")
-        whole = len(rows) == len(table) and bool((rows == np.arange(len(rows))).all())
-        tables.append(table if whole else table.select(rows))
+        is_whole_table = len(rows) == len(table) and bool((rows == np.arange(len(rows))).all())
+        tables.append(table if is_whole_table else table.select(rows))
     if not sum(len(table) for table in tables):
-        raise DataError("No dialogue is left to train on or to measure with.")
-    kept = EncodedRows(concatenate_datasets([table for table in tables if len(table)]))
-    return DialogueSet(kept, tuple((store, np.unique(units)) for store, units in units_by_store))
+        raise DataError("No dialogue is left for training or validation. Fix: add dialogues to the data.")
+    selected = EncodedRows(concatenate_datasets([table for table in tables if len(table)]))
+    return DialogueSet(selected, tuple((store, np.unique(units)) for store, units in units_by_store))
 
 
-def _read_unit_numbers(table: Any) -> "Numbers":
-    """(rows,) the unit that each row of a store belongs to, in order."""
-    found: Numbers = table.data.column("unit").to_numpy()
-    return found
+def _read_unit_numbers(table: "Dataset") -> "Numbers":
+    """Return the number of the unit of each row of a store, (rows,), sorted."""
+    unit_of_row: Numbers = table.data.column("unit").to_numpy()
+    return unit_of_row
 
 
 def _find_rows(units: "Numbers", unit_of_row: "Numbers") -> "Numbers":
-    """The rows of units, in the units' order; a unit's rows stand side by side."""
+    """Return the rows of units in the order of the units; the rows of a unit are consecutive."""
     import numpy as np
 
     begins, ends = unit_of_row.searchsorted(units), unit_of_row.searchsorted(units, side="right")
@@ -186,7 +189,7 @@ def _find_rows(units: "Numbers", unit_of_row: "Numbers") -> "Numbers":
 
 
 def _mask_to_labels(batch: dict[str, Any]) -> dict[str, Any]:
-    """A mask becomes labels when rows are read."""
+    """Convert the mask of a batch to labels when rows are read."""
     labels = [
         [token if carries else IGNORE_INDEX for token, carries in zip(ids, mask, strict=True)]
         for ids, mask in zip(batch["input_ids"], batch["labels"], strict=True)

@@ -1,4 +1,4 @@
-"""What a dialogue is: messages, perhaps tools, and which order of roles makes sense."""
+"""Dialogues and documents: messages, tools and the valid order of roles."""
 
 import hashlib
 import json
@@ -11,35 +11,35 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True)
 class ToolCall:
-    """What an assistant asks a tool to do."""
+    """A call of a tool by the assistant."""
 
     name: str
     arguments: str
-    """A JSON object, as text."""
+    """JSON text of an object."""
     id: str | None = None
 
 
 @dataclass(frozen=True)
 class Message:
-    """One entry of a dialogue."""
+    """A message of a dialogue."""
 
     role: Role
     content: str
     reasoning: str | None = None
-    """What an assistant thought before it answered."""
+    """Reasoning of the assistant before its answer."""
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
     tool_call_id: str | None = None
     trained: bool = True
-    """Whether an assistant's message carries loss."""
+    """Whether a message of the assistant carries loss."""
 
     @property
     def as_dict(self) -> dict[str, Any]:
-        """As chat templates want it, and as JSON lines have it."""
+        """Return the message in the form of chat templates and of JSON lines."""
         result: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.reasoning is not None:
             result["reasoning_content"] = self.reasoning
-            result["thinking"] = self.reasoning  # gpt-oss and LFM2 read this; transformers before 5.23 does not fill it
+            result["thinking"] = self.reasoning  # for gpt-oss and LFM2; transformers before 5.23 does not set it
         if self.tool_calls:
             result["tool_calls"] = [
                 {
@@ -58,87 +58,85 @@ class Message:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A checked conversation: perhaps a system message, then user and assistant in turn, assistant last.
+    """A checked conversation: an optional system message, then user and assistant in turn, ending with the assistant.
 
-    Between a call of the assistant's and its next words stand the tools' results.
+    The results of tools follow the message that calls them.
     """
 
     messages: tuple[Message, ...]
     line: int = 0
-    """Line of its file, counted from 1; 0 for one that was not read."""
+    """Line in its file, from 1; 0 if it was not read from a file."""
     tools: str | None = None
-    """What tools there are: a JSON list of function descriptions, as text."""
+    """JSON text of the list of function descriptions."""
     path: str = ""
-    """The file it was read from."""
+    """File of the dialogue."""
 
     @property
     def as_dicts(self) -> list[dict[str, Any]]:
-        """The messages as chat templates want them."""
+        """Return the messages in the form of chat templates."""
         return [message.as_dict for message in self.messages]
 
     @property
     def as_row(self) -> dict[str, Any]:
-        """What a JSON line needs so that reading it gives the same dialogue."""
+        """Return the JSON object from which the same dialogue can be read."""
         messages = [m.as_dict | ({} if m.trained else {"train": False}) for m in self.messages]
         return {"messages": messages} | ({"tools": json.loads(self.tools)} if self.tools else {})
 
     @property
     def digest(self) -> int:
-        """64 bits of what is said; equal for dialogues that say the same."""
-        said = json.dumps([self.as_dicts, self.tools], ensure_ascii=False)
-        return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest(), "big", signed=True)
+        """Return a digest of 64 bits of the messages and tools, as a signed integer."""
+        content = json.dumps([self.as_dicts, self.tools], ensure_ascii=False)
+        return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big", signed=True)
 
     @property
     def last_turn_only(self) -> "Dialogue":
-        """The same with loss on its last reply alone; raises InvalidDialogueError if that one is not to be trained."""
+        """Return the dialogue with loss on its last reply only; raises InvalidDialogueError if that is not trained."""
         last = max(i for i, message in enumerate(self.messages) if message.role == "assistant")
         if not self.messages[last].trained:
-            raise InvalidDialogueError(
-                "has a last reply that is not to be trained, and only the last ones are (turns: last)"
-            )
+            raise InvalidDialogueError("has a last reply that is not trained, but turns: last trains no other reply")
         messages = (replace(m, trained=m.trained and i == last) for i, m in enumerate(self.messages))
         return replace(self, messages=tuple(messages))
 
     @property
     def tool_list(self) -> list[dict[str, Any]] | None:
-        """The tools as chat templates want them."""
+        """Return the tools in the form of chat templates."""
         return json.loads(self.tools) if self.tools else None
 
 
 @dataclass(frozen=True)
 class Document:
-    """Plain text to go on with, or a piece of it."""
+    """A plain text that is trained as a whole, or a piece of it."""
 
     text: str
     line: int = 0
     path: str = ""
     is_first_piece: bool = True
-    """Whether the text begins with this piece."""
+    """Whether this piece begins the text."""
     has_next_piece: bool = False
-    """Whether the next piece belongs to the same text, so that no end stands between them."""
+    """Whether the next piece continues the text, so that no EOS is put between them."""
     lines: int = 1
-    """How many lines of its file it covers."""
+    """Number of lines of its file."""
 
 
 class InvalidDialogueError(ValueError):
-    """The reason why something is not a dialogue; the reader adds file and line."""
+    """The reason why a row is not a dialogue; the reader adds file and line."""
 
-    faulty_entry: Any = None
-    """The part of it that is at fault, if it is one."""
+    faulty_entry: object = None
+    """The faulty message, if a single one is the reason."""
 
 
 def check_role_order(messages: Sequence[Message]) -> None:
-    """Raise InvalidDialogueError unless user and assistant take turns and something can be learned."""
+    """Raise InvalidDialogueError unless user and assistant alternate and at least one reply is trained."""
     roles = [message.role for message in messages]
     if "assistant" not in roles:
-        raise InvalidDialogueError("has no assistant message: nothing in it could be learned")
+        raise InvalidDialogueError("has no assistant message, so nothing can be learned from it")
     expected: tuple[str, ...] = ("user",)
     for number, message in enumerate(messages, 1):
         if number == 1 and message.role == "system":
             continue
         if message.role not in expected:
             raise InvalidDialogueError(
-                f"message {number} is from {message.role} where {' or '.join(expected)} should speak "
+                f"message {number} is from {message.role} instead of {' or '.join(expected)} "
                 "(an optional system message, then user and assistant in turn)"
             )
         expected = _next_roles(message)
@@ -146,10 +144,11 @@ def check_role_order(messages: Sequence[Message]) -> None:
         speaker = "the user" if roles[-1] == "user" else "a tool"
         raise InvalidDialogueError(f"ends with {speaker}; the last message must be the assistant's")
     if not any(message.trained for message in messages if message.role == "assistant"):
-        raise InvalidDialogueError("has no assistant message that is to be trained")
+        raise InvalidDialogueError("has no assistant message that is trained")
 
 
 def _next_roles(message: Message) -> tuple[str, ...]:
+    """Return the roles that may follow a message."""
     if message.role == "user":
         return ("assistant",)
     if message.role == "tool":

@@ -1,4 +1,4 @@
-"""How the account of the data looks, and dialogues with what carries loss; readable without colour."""
+"""Format data statistics and example dialogues for the terminal, readable without colour."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -18,7 +18,7 @@ _BAR_WIDTH = 40
 
 
 def statistics_summary(statistics: DataStatistics) -> list[str]:
-    """The lines that `sft` prints."""
+    """Return the lines that `sft` prints."""
     ledger = statistics.total
     lines = [
         f"Data      {_format_files(ledger)}: {_format_line_counts(ledger)}",
@@ -28,12 +28,12 @@ def statistics_summary(statistics: DataStatistics) -> list[str]:
     if ledger["rows"] > ledger["dialogues"]:
         lines.append(
             f"Rows      {ledger['rows']:,}, one for each reply: this chat template rewrites earlier turns, "
-            "and each reply is trained behind what inference will show it"
+            "and each reply is trained after the prompt that inference shows"
         )
     if ledger["thoughtless"]:
         lines.append(
-            f"Thoughts  the chat template opens thoughts in the prompt, and {ledger['thoughtless']:,} of "
-            f"{ledger['replies']:,} replies have none: with these the model learns to answer at once"
+            f"Reasoning the chat template opens reasoning in the prompt, and {ledger['thoughtless']:,} of "
+            f"{ledger['replies']:,} replies have none: these teach the model to answer without reasoning"
         )
     if ledger["redacted"]:
         lines.append(f"Redacted  {ledger['redacted']:,} secrets or personal data, in a cleaned copy")
@@ -41,6 +41,7 @@ def statistics_summary(statistics: DataStatistics) -> list[str]:
 
 
 def _format_files(ledger: dict[str, Any]) -> str:
+    """Format the name of a file, or the number of files, and their formats."""
     files = ledger["files"]
     formats = ", ".join(sorted(set(files.values())))
     name = display_path(Path(next(iter(files)))) if len(files) == 1 else f"{len(files)} files"
@@ -48,16 +49,16 @@ def _format_files(ledger: dict[str, Any]) -> str:
 
 
 def _format_line_counts(ledger: dict[str, Any]) -> str:
-    """Lines and what became of them; a part that is zero is not worth a word."""
+    """Format the number of lines and its parts, without parts that are zero."""
     parts = [f"{ledger['accepted']:,} accepted"]
-    words = {"blank": "blank", "refused": "faulty and left out", "dropped": "too long and left out"}
-    parts += [f"{ledger[key]:,} {word}" for key, word in words.items() if ledger[key]]
+    labels = {"blank": "blank", "refused": "faulty and left out", "dropped": "too long and left out"}
+    parts += [f"{ledger[key]:,} {label}" for key, label in labels.items() if ledger[key]]
     cut = f" ({ledger['cut']:,} of them cut to length)" if ledger["cut"] else ""
     return f"{ledger['lines']:,} lines = {' + '.join(parts)}{cut}"
 
 
 def format_statistics(statistics: DataStatistics) -> str:
-    """What `lora-chat data` prints."""
+    """Return the text that `lora-chat data` prints."""
     ledger = statistics.total
     lines = []
     for source in statistics.sources:
@@ -68,10 +69,10 @@ def format_statistics(statistics: DataStatistics) -> str:
         lines.append(f"  ledger      {_format_line_counts(source)}")
         for title, key in (("refused", "refusals"), ("too long", "over_long")):
             lines += [f"  {title:<10}  {text}" for text in source[key]]
-    held = statistics.validation_dialogues
+    held_out = statistics.validation_dialogues
     lines += [
         "",
-        f"dialogues     {statistics.train_dialogues:,} to train on, {held:,} held out, {statistics.duplicates:,} "
+        f"dialogues     {statistics.train_dialogues:,} to train on, {held_out:,} held out, {statistics.duplicates:,} "
         f"duplicates",
         f"rows          {statistics.train_rows:,} an epoch",
         f"tokens        {ledger['tokens']:,}, supervised {ledger['supervised_tokens']:,} "
@@ -84,7 +85,7 @@ def format_statistics(statistics: DataStatistics) -> str:
         "",
         *_format_histogram(statistics),
         "",
-        f"packing       {statistics.packing.packed:.0%} of positions would hold a token in rows of "
+        f"packing       {statistics.packing.packed:.0%} of positions would contain a token in rows of "
         f"{statistics.packing.packed_to:,}, {statistics.packing.padded:.0%} in padded batches of "
         f"{statistics.packing.micro_batch_size}",
     ]
@@ -92,35 +93,37 @@ def format_statistics(statistics: DataStatistics) -> str:
 
 
 def _format_roles(ledger: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each role, and one for the text of the template."""
     rows = [(role, *counts) for role, counts in ledger["roles"].items()]
-    rest = [ledger[key] - sum(row[place] for row in rows) for place, key in ((1, "tokens"), (2, "supervised_tokens"))]
+    rest = [ledger[key] - sum(row[index] for row in rows) for index, key in ((1, "tokens"), (2, "supervised_tokens"))]
     for name, tokens, supervised in [*rows, ("template", *rest)]:
         yield f"{name:<14}{tokens:>12,}{supervised:>12,}"
 
 
 def _format_histogram(statistics: DataStatistics) -> Iterator[str]:
-    most = max(count for _, _, count in statistics.histogram)
+    """Yield a line for each bar."""
+    largest = max(count for _, _, count in statistics.histogram)
     yield "length in tokens"
     for low, high, count in statistics.histogram:
-        bar = "#" * (-(-count * _BAR_WIDTH // most)) if count else ""
+        bar = "#" * (-(-count * _BAR_WIDTH // largest)) if count else ""
         yield f"{low:>7,} - {high:>6,} {count:>8,} {bar}"
 
 
 def format_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase", count: int) -> Iterator[ResultPart]:
-    """Yield the first dialogues as the model sees them; what carries loss is highlighted."""
+    """Yield the first dialogues as the model reads them; tokens with loss are highlighted."""
     for path, line, rows in islice(dialogues.read_rows(), count):
         for row in rows:
             tokens = f"{len(row.input_ids)} tokens, {row.supervised_tokens} supervised"
             yield f"\n\n--- {display_path(Path(path))}:{line}, {tokens}\n"
-            for text, carries in _split_by_loss(row, tokenizer):
-                yield Highlight(sanitize_lines(text)) if carries else sanitize_lines(text)
+            for text, has_loss in _split_by_loss(row, tokenizer):
+                yield Highlight(sanitize_lines(text)) if has_loss else sanitize_lines(text)
 
 
 def _split_by_loss(row: EncodedDialogue, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:
-    """Stretches with and without loss."""
+    """Yield the spans with and without loss."""
     begin = 0
-    marks = [label != IGNORE_INDEX for label in row.labels]
-    for end in range(1, len(marks) + 1):
-        if end == len(marks) or marks[end] != marks[begin]:
-            yield tokenizer.decode(row.input_ids[begin:end]), marks[begin]
+    mask = [label != IGNORE_INDEX for label in row.labels]
+    for end in range(1, len(mask) + 1):
+        if end == len(mask) or mask[end] != mask[begin]:
+            yield tokenizer.decode(row.input_ids[begin:end]), mask[begin]
             begin = end

@@ -1,64 +1,67 @@
-"""How long rows are and how much of them carries loss, from their columns as they lie on disk."""
+"""Lengths of rows and their supervised tokens, read from columns on disk, for the planner."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.data.dataset import EncodedRows
+
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
     Numbers = np.ndarray[Any, Any]
-from lora_chat.data.dataset import EncodedRows
 
 
 @dataclass(frozen=True)
 class RowLengths:
-    """Of rows; all (rows,)."""
+    """Token counts of rows; each field is (rows,)."""
 
     tokens: "Numbers"
     through_last_label: "Numbers"
-    """Up to the last token that carries loss: what follows it the fast path leaves out."""
+    """Tokens up to the last one with loss; the fast path drops the rest of a row."""
     supervised: "Numbers"
 
 
 @dataclass(frozen=True)
 class DataLengths:
-    """All that memory and time need to know of the data."""
+    """The token counts from which memory and time are estimated."""
 
     train: RowLengths
     validation: RowLengths
     prompt_tokens: tuple[int, ...]
-    """Tokens of every prompt that is answered after training."""
+    """Tokens of each prompt that is answered after training."""
     max_reply_tokens: int
-    """Longest reply."""
+    """Length of the longest reply, in tokens."""
     shared_prefix: int = 0
-    """Tokens that all dialogues begin with and that stand once in a micro-batch."""
+    """Tokens that all dialogues begin with, which a micro-batch has once."""
     is_estimated: bool = False
-    """Whether another tokenizer counted them."""
+    """Whether the tokens were counted with another tokenizer."""
 
 
 def measure_rows(rows: EncodedRows) -> RowLengths:
-    """Of all rows, in their order; none is read one by one."""
+    """Measure all rows in order, from whole columns."""
     import numpy as np
 
     parts = [_measure_chunk(chunk) for chunk in rows.dataset.data.column("labels").chunks if len(chunk)]
     tokens, through_last_label, supervised = (np.concatenate(column) for column in zip(*parts, strict=True))
-    chosen = rows.dataset._indices
-    if chosen is not None:
-        places = np.asarray(chosen.column(0))
-        tokens, through_last_label, supervised = tokens[places], through_last_label[places], supervised[places]
+    index_table = rows.dataset._indices
+    if index_table is not None:
+        indices = np.asarray(index_table.column(0))
+        tokens, through_last_label, supervised = tokens[indices], through_last_label[indices], supervised[indices]
     return RowLengths(tokens, through_last_label, supervised)
 
 
-def _measure_chunk(masks: object) -> tuple[object, object, object]:
-    """(rows,) three times, of a list column of which tokens carry loss."""
+def _measure_chunk(masks: "pa.ListArray") -> tuple["Numbers", "Numbers", "Numbers"]:
+    """Return the three fields of `RowLengths`, each (rows,), of a column of masks of tokens with loss."""
     import numpy as np
 
-    offsets = np.asarray(masks.offsets)  # type: ignore[attr-defined]
-    carrying = np.flatnonzero(masks.values.to_numpy(zero_copy_only=False))  # type: ignore[attr-defined]
+    offsets = np.asarray(masks.offsets)
+    # Positions of all tokens with loss, in the concatenation of the rows.
+    labelled = np.flatnonzero(masks.values.to_numpy(zero_copy_only=False))
     begins, ends = offsets[:-1], offsets[1:]
-    first, after = carrying.searchsorted(begins), carrying.searchsorted(ends)
+    first, after = labelled.searchsorted(begins), labelled.searchsorted(ends)
     supervised = after - first
-    # A row without any is kept whole.
-    last = np.append(carrying, 0)[np.maximum(after - 1, 0)]
+    # A row without loss is not shortened.
+    last = np.append(labelled, 0)[np.maximum(after - 1, 0)]
     through_last_label = np.where(supervised > 0, last - begins + 1, ends - begins)
     return ends - begins, through_last_label, supervised

@@ -1,4 +1,4 @@
-"""The sources that a recipe names -> stores, checked; faults of any of them end here."""
+"""Find, check and encode the sources of a recipe; faults of all sources are reported here."""
 
 import logging
 import time
@@ -37,7 +37,7 @@ _MAX_SHOWN_DIALOGUES = 5
 
 @dataclass(frozen=True)
 class LocalSource:
-    """A source whose files are on this machine."""
+    """A source with its files on this machine."""
 
     name: str
     paths: tuple[Path, ...]
@@ -45,30 +45,31 @@ class LocalSource:
 
     @property
     def reading_options(self) -> ReadingOptions:
-        """How its rows are read."""
+        """Return the options for reading its rows."""
         columns = self.section.columns.model_dump(exclude_none=True) if self.section.columns else {}
         return ReadingOptions(self.section.format, columns, self.section.turns == "last")
 
 
 @dataclass(frozen=True)
 class EncodedSource:
-    """A source that is encoded."""
+    """A source with its encoded dialogues."""
 
     local_source: LocalSource
     store: DialogueStore
 
     @property
     def weight(self) -> float:
-        """How often its dialogues are seen in an epoch."""
+        """Return how many times each dialogue is used in an epoch."""
         return self.local_source.section.weight
 
 
 def find_sources(sections: Sequence[SourceSection]) -> tuple[LocalSource, ...]:
-    """The files of every source; raises DataError for one that leads to none."""
+    """Return the sources with their files; raises DataError for a source without files."""
     return tuple(_find_source(section) for section in sections)
 
 
 def _find_source(section: SourceSection) -> LocalSource:
+    """Find the files of one source, downloaded if they are on the hub."""
     if section.hub:
         files = find_hub_files(section.hub, section.split, section.subset, section.revision)
         parts = [section.hub, *([section.subset] if section.subset else []), section.split]
@@ -78,14 +79,14 @@ def _find_source(section: SourceSection) -> LocalSource:
 
 
 def check_sources(sources: Sequence[LocalSource], skip_bad: int, clean: Callable[[str], str]) -> None:
-    """Read all without encoding; raises DataError if too much is faulty. `clean` is applied to what it shows."""
-    tally = LineCounts()
+    """Parse all rows without encoding; raises DataError for too many faults, whose texts `clean` redacts."""
+    counts = LineCounts()
     for source in sources:
         for chunk in read_chunks(source.paths, source.reading_options):
-            tally.add(parse_chunk(chunk, source.reading_options, clean)[1])
-            check_fault_limit(source.name, tally, skip_bad)
+            counts.add(parse_chunk(chunk, source.reading_options, clean)[1])
+            check_fault_limit(source.name, counts, skip_bad)
     if sources:
-        check_line_counts(_format_paths(sources), tally, skip_bad)
+        check_line_counts(_format_paths(sources), counts, skip_bad)
 
 
 def open_sources(
@@ -96,11 +97,11 @@ def open_sources(
     max_positions: int | None,
     transform: DialogueTransform | None = None,
 ) -> tuple[EncodedSource, ...]:
-    """Encode sources, or find them encoded; raises DataError naming file and line of the first faults."""
+    """Encode sources or open their cached stores; raises DataError with file and line of the first faults."""
     if not sources:
         return ()
     limit = min(data.max_length, max_positions or data.max_length)
-    opened = []
+    encoded = []
     for source in sources:
         store = open_store(
             source.paths,
@@ -110,49 +111,51 @@ def open_sources(
             workers=None if data.workers == "auto" else data.workers,
             on_progress=_make_progress_reporter(source.name, data.skip_bad),
         )
-        opened.append(EncodedSource(source, store))
-    whole = sum_ledgers([source.store.ledger for source in opened])
-    check_line_counts(_format_paths(sources), _to_line_counts(whole), data.skip_bad)
-    if whole.dropped and (data.over_long == "refuse" or not whole.dialogues):
-        raise DataError(_too_long_message(whole, limit, max_positions))
-    return tuple(opened)
+        encoded.append(EncodedSource(source, store))
+    total = sum_ledgers([source.store.ledger for source in encoded])
+    check_line_counts(_format_paths(sources), _to_line_counts(total), data.skip_bad)
+    if total.dropped and (data.over_long == "refuse" or not total.dialogues):
+        raise DataError(_too_long_message(total, limit, max_positions))
+    return tuple(encoded)
 
 
 def _to_line_counts(ledger: Ledger) -> LineCounts:
-    """Without what is too long, which has a message of its own."""
+    """Return the line counts with overlong dialogues as accepted, because they have a separate message."""
     accepted = ledger.accepted + ledger.dropped
     return LineCounts(ledger.lines, accepted, ledger.blank, ledger.refused, ledger.broken_off, ledger.refusals)
 
 
 def _format_paths(sources: Sequence[LocalSource]) -> str:
+    """Format the first path of all sources and the number of the others."""
     return summarize_paths([path for source in sources for path in source.paths])
 
 
 def _make_progress_reporter(name: str, skip_bad: int) -> Callable[[Ledger], None]:
-    """Report how far it is every few seconds; stop where the rest could not make it usable."""
+    """Return a function that logs progress every few seconds and raises DataError for too many faults."""
     last = time.monotonic()
 
-    def seen(ledger: Ledger) -> None:
+    def report(ledger: Ledger) -> None:
         nonlocal last
         check_fault_limit(name, _to_line_counts(ledger), skip_bad)
         if time.monotonic() - last >= _PROGRESS_INTERVAL_SECONDS:
             last = time.monotonic()
             logger.info(f"Encoding {sanitize_line(name)}: {ledger.lines:,} lines, {ledger.tokens:,} tokens")
 
-    return seen
+    return report
 
 
 def _too_long_message(ledger: Ledger, limit: int, max_positions: int | None) -> str:
-    kept, long, longest = ledger.dialogues, ledger.dropped, ledger.longest_refused
+    """Return the message for dialogues above the limit, with the settings that help."""
+    fitting, overlong, longest = ledger.dialogues, ledger.dropped, ledger.longest_refused
     lines = ledger.over_long[:_MAX_SHOWN_DIALOGUES]
-    more = [f"... and {long - len(lines)} more"] if long > len(lines) else []
-    share = "All" if not kept else f"{long} of {long + kept}"
-    drop = "leave them out with --set data.over_long=drop, or cut them behind a reply with --set data.over_long=cut"
+    more = [f"... and {overlong - len(lines)} more"] if overlong > len(lines) else []
+    share = "All" if not fitting else f"{overlong} of {overlong + fitting}"
+    drop = "drop them with --set data.over_long=drop, or cut them after a reply with --set data.over_long=cut"
     if max_positions and longest > max_positions:
         name = "the base's positions"
-        advice = f"{drop[0].upper()}{drop[1:]}, or take" if kept else "Shorten them, or take"
-        advice += " a base that reads more."
+        advice = f"{drop}, or use" if fitting else "shorten them, or use"
+        advice += " a base with more positions."
     else:
         name = "data.max_length"
-        advice = f"Raise it (--set data.max_length={longest})" + (f", or {drop}." if kept else ".")
-    return "\n".join([f"{share} dialogues are longer than {name}, {limit} tokens:", *lines, *more, advice])
+        advice = f"raise it with --set data.max_length={longest}" + (f", {drop}." if fitting else ".")
+    return "\n".join([f"{share} dialogues are longer than {name}, {limit} tokens:", *lines, *more, f"Fix: {advice}"])

@@ -1,6 +1,7 @@
-"""Which dialogues are held out, and which part of a source is seen: decided by what they say and a seed.
+"""Choose held-out dialogues, and repeat or sample a source by its weight.
 
-Neither the order of a file nor what else stands in it changes which side a dialogue is on.
+The choice depends on the content of a dialogue and a seed, so that the order of a file and its other dialogues do not
+change it.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,47 +15,47 @@ if TYPE_CHECKING:
 
 
 def choose_held_out(digests: "Numbers", share: float, seed: int, max_held_out: int | None = None) -> "Numbers":
-    """(units,) bool: about `share` of the units, those that say the same on one side.
+    """Return which units are held out, (units,) bool: about `share` of them, and all or none of equal ones.
 
-    Raises DataError if nothing would be left to train on.
+    Raises DataError if no unit would be left for training.
     """
     import numpy as np
 
     unique_digests, group_of_unit, counts = np.unique(digests, return_inverse=True, return_counts=True)
     if len(unique_digests) < 2:
         raise DataError(
-            "At least 2 different dialogues are needed, or 2 blocks of plain text: one to train on and one to measure "
-            "with. Name data.validation; plain text gives more blocks with a smaller data.max_length."
+            "At least 2 different dialogues or 2 blocks of plain text are needed, one for training and one for "
+            "validation. Fix: name data.validation, or get more blocks of plain text with a smaller data.max_length."
         )
     wanted = max(1, min(round(len(digests) * share), max_held_out or len(digests)))
     order = np.argsort(_random_keys(unique_digests, seed), kind="stable")
     chosen = np.zeros(len(unique_digests), bool)
-    held_count = 0
+    held_out_count = 0
     for group in order[:-1].tolist():
-        if held_count + counts[group] <= wanted:
+        if held_out_count + counts[group] <= wanted:
             chosen[group] = True
-            held_count += int(counts[group])
-            if held_count == wanted:
+            held_out_count += int(counts[group])
+            if held_out_count == wanted:
                 break
-    if not held_count:  # every group is larger than the share; the smallest comes nearest
+    if not held_out_count:  # every group is larger than the share, so the smallest is the closest
         chosen[order[np.argmin(counts[order])]] = True
     result: Numbers = chosen[group_of_unit]
     return result
 
 
 def repeat_by_weight(units: "Numbers", digests: "Numbers", weight: float, seed: int) -> "Numbers":
-    """The numbers of units as often as each is seen in an epoch; `digests` are theirs."""
+    """Return the numbers of units, each repeated as in an epoch; `digests` belong to the units."""
     import numpy as np
 
-    whole, part = int(weight), weight - int(weight)
-    some = round(len(units) * part) or int(len(units) > 0 and not whole)  # no source vanishes
+    repeats, fraction = int(weight), weight - int(weight)
+    sample_size = round(len(units) * fraction) or int(len(units) > 0 and not repeats)  # at least one unit of a source
     order = np.argsort(_random_keys(digests, seed + 1), kind="stable")
-    result: Numbers = np.concatenate([*[units] * whole, np.sort(units[order[:some]])])
+    result: Numbers = np.concatenate([*[units] * repeats, np.sort(units[order[:sample_size]])])
     return result
 
 
 def _random_keys(digests: "Numbers", seed: int) -> "Numbers":
-    """Numbers as random as a hash, from digests and a seed (SplitMix64, Steele et al. 2014)."""
+    """Return pseudorandom numbers from digests and a seed (SplitMix64, Steele et al. 2014)."""
     import numpy as np
 
     with np.errstate(over="ignore"):

@@ -1,56 +1,61 @@
-"""What there is to train on, in figures: the ledger of every source, and of all together."""
+"""Statistics of the training data: the ledger of each source and of all together, lengths and packing."""
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.sources import EncodedSource
 from lora_chat.data.storage.ledger import sum_ledgers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Numbers = np.ndarray[Any, Any]
 
 _HISTOGRAM_BARS = 12
 
 
 @dataclass(frozen=True)
 class PackingEfficiency:
-    """Share of positions that hold a token, 0 to 1, if rows are laid out so."""
+    """Share of positions with a token, from 0 to 1, for two layouts of rows."""
 
     padded: float
-    """Micro-batches of random rows, each row as long as the longest."""
+    """Token share of micro-batches of random rows, padded to the longest row of each."""
     micro_batch_size: int
     packed: float
-    """Rows one behind the other in rows of `packed_to` tokens, the longest first where they fit best."""
+    """Token share of rows that are packed into `packed_to` tokens by best-fit decreasing."""
     packed_to: int
 
 
 @dataclass(frozen=True)
 class DataStatistics:
-    """Everything that `lora-chat data` shows."""
+    """The statistics that `lora-chat data` shows."""
 
     sources: tuple[dict[str, Any], ...]
-    """The ledger of each, with its name and weight."""
+    """Ledger of each source, with its name and weight."""
     total: dict[str, Any]
     duplicates: int
-    """Dialogues that say just what an earlier one says."""
+    """Number of dialogues that are equal to an earlier one."""
     train_dialogues: int
-    """Different ones that are trained on."""
+    """Number of different training dialogues."""
     train_rows: int
-    """Rows of an epoch, with their weights."""
+    """Number of rows in an epoch, repeated or sampled by weight."""
     validation_dialogues: int
     histogram: tuple[tuple[int, int, int], ...]
-    """Shortest and longest length in tokens, and how many rows are that long."""
+    """Bars of shortest length, longest length (in tokens) and number of rows."""
     packing: PackingEfficiency
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the statistics as JSON data."""
         return asdict(self)
 
 
 def compute_statistics(
     sources: Sequence[EncodedSource], train: DialogueSet, validation: DialogueSet, micro_batch_size: int, limit: int
 ) -> DataStatistics:
-    """Count what was read, and what is trained and held out."""
+    """Compute the statistics of sources and of the sets built from them; `limit` is the longest row in tokens."""
     import numpy as np
 
     lengths = train.rows.lengths
@@ -72,52 +77,60 @@ def compute_statistics(
     )
 
 
-def length_histogram(lengths: Any) -> tuple[tuple[int, int, int], ...]:
-    """Bars of one width from the shortest to the longest."""
+def length_histogram(lengths: "Numbers") -> tuple[tuple[int, int, int], ...]:
+    """Return bars of equal width from the shortest to the longest row."""
     low, high = int(lengths.min()), int(lengths.max())
     width = max(1, -(-(high - low + 1) // _HISTOGRAM_BARS))
     edges = range(low, high + 1, width)
     return tuple((edge, min(edge + width - 1, high), _count_between(lengths, edge, edge + width)) for edge in edges)
 
 
-def _count_between(lengths: Any, low: int, high: int) -> int:
+def _count_between(lengths: "Numbers", low: int, high: int) -> int:
+    """Count the lengths from `low` to below `high`."""
     return int(((lengths >= low) & (lengths < high)).sum())
 
 
-def padded_token_share(lengths: Any, size: int) -> float:
-    """In batches of `size` rows in random order (seed 0)."""
+def padded_token_share(lengths: "Numbers", size: int) -> float:
+    """Return the share of tokens in padded batches of `size` rows in random order (seed 0)."""
     import numpy as np
 
     order = np.random.default_rng(0).permutation(len(lengths))
     shuffled = lengths[order]
-    places = sum(int(batch.max()) * len(batch) for batch in np.split(shuffled, range(size, len(shuffled), size)))
-    return float(lengths.sum()) / places
+    positions = sum(int(batch.max()) * len(batch) for batch in np.split(shuffled, range(size, len(shuffled), size)))
+    return float(lengths.sum()) / positions
 
 
-def packed_token_share(lengths: Any, limit: int) -> float:
-    """Best-fit decreasing into rows of `limit` tokens; rows of one length are placed together."""
+def packed_token_share(lengths: "Numbers", limit: int) -> float:
+    """Return the share of tokens in rows of `limit` tokens, packed by best-fit decreasing.
+
+    Rows of the same length are placed together, so that the time depends on the number of lengths.
+    """
     import numpy as np
 
-    rows, free, count = 0, [], {}  # type: int, list[int], dict[int, int]
+    rows = 0
+    free: list[int] = []  # free tokens of packed rows, sorted, each value once
+    count: dict[int, int] = {}  # number of packed rows with that many free tokens
     values, counts = np.unique(lengths, return_counts=True)
     for length, left in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
         while left:
-            place = bisect_left(free, length)
-            room = free[place] if place < len(free) else limit
-            # Each row is filled up before the next one is begun; the last one may stay half filled.
-            each = min(left, max(1, room // length))
-            many = left // each
-            if place < len(free):
-                many = min(many, count[room])
-                count[room] -= many
+            # The fullest packed row that has room, or a new one.
+            index = bisect_left(free, length)
+            room = free[index] if index < len(free) else limit
+            # Each packed row is filled before the next one, so only the last one can stay partly filled.
+            per_row = min(left, max(1, room // length))
+            row_count = left // per_row
+            if index < len(free):
+                row_count = min(row_count, count[room])
+                count[room] -= row_count
                 if not count[room]:
-                    free.pop(place)
+                    free.pop(index)
             else:
-                rows += many
-            rest = room - each * length
+                rows += row_count
+            # The filled rows have this many free tokens from now on.
+            rest = room - per_row * length
             if rest not in count or not count[rest]:
                 insort(free, rest)
                 count[rest] = 0
-            count[rest] += many
-            left -= many * each
+            count[rest] += row_count
+            left -= row_count * per_row
     return float(lengths.sum()) / (rows * limit)

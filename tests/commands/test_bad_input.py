@@ -63,8 +63,8 @@ class Case:
 
 CASES = {
     "missing data": Case(3, ["There is no file {data}"], None),
-    "empty data": Case(3, ["{data} holds no dialogue"], ""),
-    "blank data": Case(3, ["{data} holds no dialogue"], "\n \n"),
+    "empty data": Case(3, ["{data} contains no dialogue"], ""),
+    "blank data": Case(3, ["{data} contains no dialogue"], "\n \n"),
     "malformed line": Case(3, ["{data}:3: ", "JSON", "data.skip_bad"], lines(*GOOD[:2], '{"messages": [', GOOD[3])),
     "wrong order": Case(
         3, ["{data}:2: ", "message 1 is from assistant"], lines(GOOD[0], {"messages": row()["messages"][::-1]})

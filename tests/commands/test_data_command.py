@@ -64,7 +64,7 @@ def test_prints_all_statistics(data, tmp_path):
     assert {"user", "assistant", "template"} <= {line[0] for line in cells if line}
     assert "length in tokens" in out
     assert "####" in out
-    assert re.search(r"packing +\d+% of positions would hold a token in rows of 256, \d+% in padded batches of \d", out)
+    assert re.search(r"packing +\d+% of positions would contain a token in rows of 256, \d+% in padded batches of \d", out)
     roles = {
         name: (int(a), int(b)) for name, a, b in re.findall(r"^(user|assistant|template) +(\d+) +(\d+)$", out, re.M)
     }
@@ -208,7 +208,7 @@ def test_rejects_an_unsupervised_last_reply_if_only_it_is_trained(data):
         changed = lines([*rows[:2], rows[2] | third, *rows[3:]])
         code, _, err = data(section, a_jsonl=changed)
         assert code == 3
-        assert "a.jsonl:3: has a last reply that is not to be trained" in err
+        assert "a.jsonl:3: has a last reply that is not trained" in err
 
 
 def test_sft_prints_a_short_ledger_and_saves_the_whole_one(data, tmp_path):
@@ -239,7 +239,7 @@ def test_packing_respects_the_positions_of_the_base(data):
 def test_error_shows_faulty_lines_even_if_they_are_allowed(data):
     code, _, err = data({"train": "a.jsonl", "skip_bad": 100}, a_jsonl=lines([{"chat": 1}, {"chat": 2}]))
     assert code == 3
-    assert "holds no dialogue (2 lines, 0 of them blank, 2 refused)." in err
+    assert "contains no dialogue (2 lines, 0 of them blank, 2 refused)." in err
     assert "a.jsonl:2: " in err
 
 

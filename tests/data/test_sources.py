@@ -132,7 +132,7 @@ def test_no_row_is_longer_than_the_positions_of_the_base(tiny_tokenizer, write):
     path, fits = write(SHORT, LONG), length(tiny_tokenizer, SHORT)
     message = refusal(path, tiny_tokenizer, max_positions=fits)
     assert f"the base's positions, {fits} tokens" in message
-    assert "take a base that reads more" in message
+    assert "use a base with more positions" in message
     assert open_file(path, tiny_tokenizer, max_positions=fits, over_long="drop").store.ledger.longest == fits
 
 

@@ -101,7 +101,7 @@ REFUSED = {
     "ends with the user": [{"messages": [*chat("q", "a"), *chat("u", "")[:1]]}],
     "is not UTF-8": [b'{"messages": "caf\xe9"}'],
     "has no `messages` (its keys: 'foo')": [{"foo": i} for i in range(3)],
-    "is in the format alpaca, where the file began with messages": [{"instruction": "q", "output": "a"}],
+    "is in the format alpaca, but the file began with messages": [{"instruction": "q", "output": "a"}],
     "the chat template leaves out the tool call in message 2": TEMPLATE_REFUSES,
 }
 BLANKS = [b"", b" \t ", b""]

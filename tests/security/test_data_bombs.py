@@ -93,7 +93,7 @@ def test_unpacking_far_more_than_is_stored_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(size_limits, "MAX_COMPRESSION_RATIO", 50)
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD * 200_000, 9))
-    refused_within(30, 300, lambda: read_dialogues(path), "unpacks to more than")
+    refused_within(30, 300, lambda: read_dialogues(path), "decompresses to more than")
     path.write_bytes(gzip.compress(GOOD * 5000, 9))
     assert len(read_dialogues(path)[0]) == 5000
 

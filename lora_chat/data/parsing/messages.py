@@ -1,11 +1,14 @@
-"""A row with `messages` (OpenAI's format) -> Dialogue; nothing that could change its meaning is passed over."""
+"""Parse a row with `messages` (OpenAI's format) as a Dialogue; anything that would be lost is refused."""
 
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message, Role, ToolCall, check_role_order
 from lora_chat.system.strict_json import parse_strict_json
+
+Entry = Mapping[str, object]
+"""A message as the data has it, unchecked."""
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -18,15 +21,15 @@ _ROLES: dict[str, Role] = {
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _KNOWN_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "train", "weight", *_REASONING_KEYS}
 _NULLABLE_KEYS = {"refusal", "audio", "annotations", "function_call"}
-"""OpenAI's answers carry them; they say something only when they are not null."""
+"""Keys of OpenAI's answers that may be ignored if they are null or empty."""
 _FORBIDDEN_CHARACTERS = {"\U000f0000", "\U000f0001"}
-"""transformers marks control tokens in content with these private characters, and removes them."""
+"""Private characters with which control tokens are marked; transformers removes them from content."""
 
 
-def parse_dialogue(row: Any, line: int = 0) -> Dialogue:
-    """Check a decoded row and make a Dialogue of it; raises InvalidDialogueError with the reason.
+def parse_dialogue(row: object, line: int = 0) -> Dialogue:
+    """Check a decoded row and return it as a Dialogue; raises InvalidDialogueError with the reason.
 
-    Only `messages`, `tools` and `turns` are read: what else stands in the row reaches neither template nor trainer.
+    Only `messages`, `tools` and `turns` are read; other keys of the row reach neither the template nor the trainer.
     """
     if not isinstance(row, Mapping):
         raise InvalidDialogueError("is not a JSON object with `messages`")
@@ -43,7 +46,8 @@ def parse_dialogue(row: Any, line: int = 0) -> Dialogue:
     return dialogue.last_turn_only if row.get("turns") == "last" else dialogue
 
 
-def _parse_entry(entry: Any, number: int) -> Message:
+def _parse_entry(entry: object, number: int) -> Message:
+    """Parse a message, and attach it to the error if it is faulty."""
     try:
         return _parse_message(entry, number)
     except InvalidDialogueError as error:
@@ -51,13 +55,14 @@ def _parse_entry(entry: Any, number: int) -> Message:
         raise
 
 
-def _parse_message(entry: Any, number: int) -> Message:
+def _parse_message(entry: object, number: int) -> Message:
+    """Parse a message; raises InvalidDialogueError for an unknown role or key, or an invalid value."""
     if not isinstance(entry, dict):
         raise InvalidDialogueError(f"message {number} is not an object with `role` and `content`")
     role = _ROLES.get(entry["role"]) if isinstance(entry.get("role"), str) else None
     if role is None:
         raise InvalidDialogueError(
-            f"message {number} has the role {entry.get('role')!r}; known are {', '.join(_ROLES)}"
+            f"message {number} has the role {entry.get('role')!r}; known roles are {', '.join(_ROLES)}"
         )
     where = f"message {number} ({role})"
     extra = sorted(
@@ -70,7 +75,7 @@ def _parse_message(entry: Any, number: int) -> Message:
         raise InvalidDialogueError(f"{where} has tool_calls; only the assistant calls tools")
     reasoning = _read_reasoning(entry, where)
     if reasoning is not None and role != "assistant":
-        raise InvalidDialogueError(f"{where} has reasoning; only the assistant's is known")
+        raise InvalidDialogueError(f"{where} has reasoning; only the assistant can have reasoning")
     content = "" if calls and entry.get("content") is None else _read_text(entry.get("content"), where)
     if role in ("user", "assistant") and not content.strip() and not calls:
         raise InvalidDialogueError(f"{where} is empty")
@@ -85,8 +90,8 @@ def _parse_message(entry: Any, number: int) -> Message:
     )
 
 
-def _read_text(content: Any, where: str) -> str:
-    """A string, or OpenAI's list of text parts joined."""
+def _read_text(content: object, where: str) -> str:
+    """Return a text, given as a string or as OpenAI's list of text parts."""
     if isinstance(content, list):
         parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
         if not parts or not all(isinstance(part, str) for part in parts):
@@ -98,25 +103,29 @@ def _read_text(content: Any, where: str) -> str:
 
 
 def _check_text(text: str, where: str) -> str:
+    """Return a text; raises InvalidDialogueError for characters that the tokenizer cannot keep."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise InvalidDialogueError(f"{where} holds half a surrogate pair, which is no character") from None
+        raise InvalidDialogueError(f"{where} contains half a surrogate pair, which is not a character") from None
     if _FORBIDDEN_CHARACTERS & set(text):
-        raise InvalidDialogueError(f"{where} holds U+F0000 or U+F0001, which the tokenizer would drop")
+        raise InvalidDialogueError(f"{where} contains U+F0000 or U+F0001, which the tokenizer would drop")
     return text
 
 
-def _read_reasoning(entry: dict[str, Any], where: str) -> str | None:
-    given = [entry[key] for key in _REASONING_KEYS if entry.get(key) not in (None, "")]
-    if not given:
+def _read_reasoning(entry: Entry, where: str) -> str | None:
+    """Return the reasoning of a message, which may be under several keys but must be one text."""
+    texts = [text for text in map(entry.get, _REASONING_KEYS) if text not in (None, "")]
+    if not texts:
         return None
-    if not all(isinstance(text, str) for text in given) or len(set(given)) > 1:
+    first = texts[0]
+    if not isinstance(first, str) or any(text != first for text in texts):
         raise InvalidDialogueError(f"{where} has reasoning that is not one text")
-    return _check_text(given[0], where)
+    return _check_text(first, where)
 
 
-def _read_name(entry: dict[str, Any], key: str, where: str) -> str | None:
+def _read_name(entry: Entry, key: str, where: str) -> str | None:
+    """Return the text under a key, or None."""
     value = entry.get(key)
     if value is None:
         return None
@@ -125,8 +134,8 @@ def _read_name(entry: dict[str, Any], key: str, where: str) -> str | None:
     return _check_text(value, where)
 
 
-def _read_trained_flag(entry: dict[str, Any], where: str) -> bool:
-    """`train` (true or false) or `weight` (0 or 1): whether the message carries loss."""
+def _read_trained_flag(entry: Entry, where: str) -> bool:
+    """Return whether a message carries loss, by `train` (true or false) or `weight` (0 or 1)."""
     train, weight = entry.get("train"), entry.get("weight")
     if train is not None and not isinstance(train, bool):
         raise InvalidDialogueError(f"{where}: `train` must be true or false")
@@ -137,7 +146,8 @@ def _read_trained_flag(entry: dict[str, Any], where: str) -> bool:
     return bool(weight) if train is None and weight is not None else train is not False
 
 
-def _read_calls(calls: Any, where: str) -> tuple[ToolCall, ...]:
+def _read_calls(calls: object, where: str) -> tuple[ToolCall, ...]:
+    """Parse the tool calls of a message."""
     if calls is None or calls == []:
         return ()
     if not isinstance(calls, list):
@@ -145,9 +155,15 @@ def _read_calls(calls: Any, where: str) -> tuple[ToolCall, ...]:
     return tuple(_read_call(call, where) for call in calls)
 
 
-def _read_call(call: Any, where: str) -> ToolCall:
+def _read_call(call: object, where: str) -> ToolCall:
+    """Parse a tool call, given as OpenAI's object or as its function only."""
     function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+    if (
+        not isinstance(call, dict)
+        or not isinstance(function, dict)
+        or not isinstance(function.get("name"), str)
+        or not function["name"]
+    ):
         raise InvalidDialogueError(f"{where}: a tool call needs a function with a name")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
@@ -164,8 +180,8 @@ def _read_call(call: Any, where: str) -> ToolCall:
     )
 
 
-def _read_tools(tools: Any) -> str | None:
-    """A list of function descriptions, or the same as JSON text."""
+def _read_tools(tools: object) -> str | None:
+    """Return the JSON text of the function descriptions, given as a list or as JSON text; None if there are none."""
     if isinstance(tools, str):
         try:
             tools = parse_strict_json(tools) if tools.strip() else None
@@ -178,8 +194,8 @@ def _read_tools(tools: Any) -> str | None:
     return _dump_json(tools, "`tools`")
 
 
-def _dump_json(value: Any, where: str) -> str:
-    """Parquet may hold dates and bytes there."""
+def _dump_json(value: object, where: str) -> str:
+    """Return a value as JSON text; raises InvalidDialogueError for dates and bytes, which Parquet can contain."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:

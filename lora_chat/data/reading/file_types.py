@@ -1,4 +1,4 @@
-"""What kind of file it is: its first bytes say so, never its name."""
+"""Detect the kind of a file from its first bytes, never from its name."""
 
 import csv
 from collections.abc import Collection, Sequence
@@ -12,14 +12,17 @@ from lora_chat.system.strict_json import parse_strict_json
 FileKind = Literal["json_lines", "json_list", "csv", "tsv", "parquet", "text"]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""The byte order mark that some programs put before UTF-8."""
+"""Byte order mark that some programs write before UTF-8."""
 TABLE_SEPARATORS: dict[FileKind, str] = {"csv": ",", "tsv": "\t"}
 _GZIP_MAGIC, _PARQUET_MAGIC = b"\x1f\x8b", b"PAR1"
 _HEAD_BYTES = 1 << 16
 
 
 def detect_file_kind(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> FileKind:
-    """What kind of file it is, by its first bytes; what looks like nothing else is text if that is expected."""
+    """Return the kind of a file; with `plain_text`, a file of no other kind is text.
+
+    A table is recognised by a header that has `columns` or those of a known format.
+    """
     with path.open("rb") as file:
         if file.read(4) == _PARQUET_MAGIC:
             return "parquet"
@@ -37,7 +40,7 @@ def detect_file_kind(path: Path, columns: Collection[str] = (), *, plain_text: b
 
 
 def _starts_json_list(first: bytes, rest: Sequence[bytes]) -> bool:
-    """Whether a line that opens with a bracket begins one list for the whole file."""
+    """Return whether a first line that begins with a bracket begins one list for the whole file."""
     following = next((line for line in rest if line.strip()), b"")
     if first == b"[" or not following:
         return True
@@ -45,6 +48,7 @@ def _starts_json_list(first: bytes, rest: Sequence[bytes]) -> bool:
 
 
 def _is_json(line: bytes) -> bool:
+    """Return whether a line is strict JSON."""
     try:
         parse_strict_json(line.decode("utf-8"))
     except ValueError:
@@ -53,6 +57,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _is_header(line: bytes, separator: str, columns: Collection[str]) -> bool:
+    """Return whether a line is the header of a table in a known format or with `columns`."""
     try:
         names = next(csv.reader([line.decode("utf-8").rstrip("\r")], delimiter=separator, strict=True), [])
     except (csv.Error, UnicodeDecodeError):
@@ -61,7 +66,7 @@ def _is_header(line: bytes, separator: str, columns: Collection[str]) -> bool:
 
 
 def open_decompressed(path: Path) -> IO[bytes]:
-    """A file for reading, unpacked if it is gzip."""
+    """Open a file for reading, decompressed if it is gzip."""
     with path.open("rb") as file:
-        packed = file.read(2) == _GZIP_MAGIC
-    return open_gzip(path) if packed else path.open("rb")
+        compressed = file.read(2) == _GZIP_MAGIC
+    return open_gzip(path) if compressed else path.open("rb")

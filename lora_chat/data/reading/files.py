@@ -1,6 +1,6 @@
-"""Files -> raw rows, each with its line: JSON lines, a JSON list, CSV, TSV, Parquet, text, any of them in gzip.
+"""Find files and read their rows: JSON lines, a JSON list, CSV, TSV, Parquet or text, all but Parquet also in gzip.
 
-Every row is either a value or a fault with its reason.
+Each row has its line and either a value or a fault with the reason.
 """
 
 import glob
@@ -32,30 +32,31 @@ from lora_chat.system.strict_json import is_nested_too_deeply
 
 _MAX_SHOWN_NAME_CHARACTERS = 300
 _TEXT_PIECE_BYTES = 1 << 18
-"""Plain text comes in pieces of about as many bytes, so that a book need not fit into memory."""
+"""Size of a piece of plain text, in bytes; a book is read in pieces to save memory."""
 
 
 def find_files(names: str | tuple[str, ...]) -> tuple[Path, ...]:
-    """Files, folders (all files right in them, hidden ones left out) and globs, in a fixed order, none twice.
+    """Return the files of names, folders (their own files, except hidden ones) and globs, in a fixed order, none twice.
 
-    Raises DataError for a name that leads to no file, or to more than MAX_FILES.
+    Raises DataError for a name without a file, or with more than MAX_FILES.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     for name in (names,) if isinstance(names, str) else names:
         try:
-            inside = _list_files(name)
+            files_of_name = _list_files(name)
         except OSError as error:  # a name that is too long, a folder that may not be read
             raise DataError(f"Cannot read {name[:_MAX_SHOWN_NAME_CHARACTERS]}: {error.strerror or error}.") from error
-        if not inside:
+        if not files_of_name:
             raise DataError(f"There is no file in {name}.")
-        found |= dict.fromkeys(inside)
-    for path in found:
+        files |= dict.fromkeys(files_of_name)
+    for path in files:
         if not is_valid_utf8(str(path)):
-            raise DataError(f"The name of {str(path)!a} is not UTF-8 text; give the file another one.")
-    return tuple(found)
+            raise DataError(f"The name of {str(path)!a} is not UTF-8 text. Fix: rename the file.")
+    return tuple(files)
 
 
 def _list_files(name: str) -> list[Path]:
+    """Return the files of one name; raises DataError if nothing has this name."""
     path = Path(name)
     if path.is_dir():
         return _sort_files(name, (p for p in path.iterdir() if not p.name.startswith(".") and p.is_file()))
@@ -67,17 +68,18 @@ def _list_files(name: str) -> list[Path]:
 
 
 def _sort_files(name: str, paths: Iterable[Path]) -> list[Path]:
-    found = list(islice(paths, MAX_FILES + 1))
-    if len(found) > MAX_FILES:
-        raise DataError(f"{name} leads to more than {MAX_FILES:,} files; join them.")
-    return sorted(found)
+    """Sort the files of a name; raises DataError for more than MAX_FILES."""
+    files = list(islice(paths, MAX_FILES + 1))
+    if len(files) > MAX_FILES:
+        raise DataError(f"{name} matches more than {MAX_FILES:,} files. Fix: join them.")
+    return sorted(files)
 
 
 def read_rows(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> Iterator[RawRow]:
-    """The rows of a file in order, lines of JSON unparsed; raises DataError if it cannot be opened or unpacked.
+    """Yield the rows of a file in order, lines of JSON unparsed; raises DataError if it cannot be opened or unpacked.
 
-    A table is recognised by a header that a known format has, or that holds `columns`. With `plain_text` a file
-    that is nothing else is text: one document, in pieces of which all but the last say that it goes on.
+    A table is recognised by a header that has `columns` or those of a known format. With `plain_text`, a file of no
+    other kind is one document, in pieces that say whether the next piece continues it.
     """
     with _convert_errors(path):
         check_regular_file(path)
@@ -97,7 +99,7 @@ def read_rows(path: Path, columns: Collection[str] = (), *, plain_text: bool = F
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """A file's lines with their numbers, split at line feeds only; raises DataError if it cannot be read."""
+    """Yield the lines of a file with their numbers, split at line feeds only; raises DataError if it is unreadable."""
     with _convert_errors(path):
         check_regular_file(path)
         with open_decompressed(path) as file:
@@ -109,25 +111,26 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 @contextmanager
 def _convert_errors(path: Path) -> Iterator[None]:
-    """Failures to open, read or unpack a file, as messages."""
+    """Raise DataError in place of errors from opening, reading or unpacking a file."""
     try:
         yield
     except FileNotFoundError as error:
         raise DataError(f"There is no file {path}.") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"Cannot unpack {path}: it is damaged or cut short.") from error
+        raise DataError(f"Cannot unpack {path}: it is damaged or truncated.") from error
     except OSError as error:
         raise DataError(f"Cannot read {path}: {shorten_reason(error.strerror or error)}") from error
 
 
 def _read_numbered_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield each line with its number, without its end and without the byte order mark."""
     for number, raw in enumerate(read_bounded_lines(file), 1):
         line = raw.removesuffix(b"\n").removesuffix(b"\r")
         yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
 
 
 def _read_json_lines(file: IO[bytes]) -> Iterator[RawRow]:
-    """Lines of JSON; blank ones that follow each other are one row, so that millions of them cost little."""
+    """Yield lines of JSON; consecutive blank lines are one row, so that millions of them cost little."""
     begin = blank = 0
     try:
         for number, raw in _read_numbered_lines(file):
@@ -148,10 +151,10 @@ def _read_json_lines(file: IO[bytes]) -> Iterator[RawRow]:
 
 
 def _read_text(file: IO[bytes]) -> Iterator[RawRow]:
-    """Pieces that end where lines end, so that no character and no word is split; none is blank beside others."""
-    held: list[str] = []
+    """Yield pieces that end at ends of lines, so that no word is split; a blank piece is joined to another one."""
+    piece: list[str] = []
     begin = size = 0
-    begins, some = True, False
+    is_first_piece, has_text = True, False
     lines = _read_numbered_lines(file)
     while True:
         try:
@@ -161,7 +164,7 @@ def _read_text(file: IO[bytes]) -> Iterator[RawRow]:
         except RowTooLongError as error:
             yield RawRow(error.line, fault=str(error), ends_file=True)
             break
-        if len(held) + size > MAX_ROW_BYTES:  # nothing but blank lines, or one word
+        if len(piece) + size > MAX_ROW_BYTES:  # only blank lines, or one line
             yield RawRow(begin, fault=TOO_LONG_MESSAGE, ends_file=True)
             return
         try:
@@ -169,18 +172,22 @@ def _read_text(file: IO[bytes]) -> Iterator[RawRow]:
         except UnicodeDecodeError as error:
             yield RawRow(number, fault=f"is not UTF-8 text (byte {error.start + 1} of the line)")
             continue
-        if size >= _TEXT_PIECE_BYTES and some and line.strip():
+        if size >= _TEXT_PIECE_BYTES and has_text and line.strip():
             yield RawRow(
-                begin, {"text": "\n".join(held) + "\n", "begins": begins, "goes_on": True}, lines=len(held), size=size
+                begin,
+                {"text": "\n".join(piece) + "\n", "begins": is_first_piece, "goes_on": True},
+                lines=len(piece),
+                size=size,
             )
-            held, begin, size, begins, some = [], 0, 0, False, False
-        held.append(line)
-        begin, size, some = begin or number, size + len(raw), some or bool(line.strip())
-    if held:
-        yield RawRow(begin, {"text": "\n".join(held), "begins": begins}, lines=len(held), size=size)
+            piece, begin, size, is_first_piece, has_text = [], 0, 0, False, False
+        piece.append(line)
+        begin, size, has_text = begin or number, size + len(raw), has_text or bool(line.strip())
+    if piece:
+        yield RawRow(begin, {"text": "\n".join(piece), "begins": is_first_piece}, lines=len(piece), size=size)
 
 
 def _read_json_list(file: IO[bytes]) -> Iterator[RawRow]:
+    """Yield the elements of a JSON list."""
     try:
         for line, value, size in read_json_array(file):
             yield (

@@ -1,4 +1,4 @@
-"""Globs of recipes, which strangers write: bounded in what they walk through; what cannot be read is passed over."""
+"""Expand the globs of recipes, which may be untrusted, within limits; unreadable folders are skipped."""
 
 import fnmatch
 import glob
@@ -11,14 +11,14 @@ from pathlib import Path
 from lora_chat.errors import DataError
 
 _MAX_ENTRIES = 500_000
-"""Files and folders that one glob looks at; a disk has millions."""
+"""Most files and folders that one glob visits; a disk has millions."""
 _MAX_PARTS = 40
 
 
 def expand_glob(pattern: Path) -> Iterator[Path]:
-    """Yield the files that a pattern leads to, some perhaps twice; behind `**` no link to a folder is followed.
+    """Yield the files that match a pattern, some of them twice; `**` follows no links to folders.
 
-    Raises DataError for a pattern that walks through too much.
+    Raises DataError for a pattern that visits too many folders.
     """
     groups = [(part, len(list(same))) for part, same in groupby(pattern.parts)]
     parts = [part for part, count in groups for _ in range(1 if part == "**" else count)]
@@ -29,14 +29,14 @@ def expand_glob(pattern: Path) -> Iterator[Path]:
 
 
 class _GlobWalker:
-    """The entries that are looked at, counted."""
+    """A walk along one pattern that counts the entries it visits."""
 
     def __init__(self, pattern: Path) -> None:
         self._pattern = pattern
         self._remaining_entries = _MAX_ENTRIES
 
     def match_in(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
-        """Yield the files in a folder that the rest of the pattern leads to."""
+        """Yield the files in a folder that match the rest of the pattern."""
         first, rest = parts[0], parts[1:]
         if first == "**":
             yield from self._match_recursively(folder, rest)
@@ -49,30 +49,32 @@ class _GlobWalker:
                     yield from self._match_rest(folder / entry.name, rest)
 
     def _match_recursively(self, folder: Path, rest: Sequence[str]) -> Iterator[Path]:
-        waiting = [folder]
-        while waiting:
-            place = waiting.pop()
+        """Yield the matching files in a folder and all folders below it."""
+        pending = [folder]
+        while pending:
+            current = pending.pop()
             if rest:
-                yield from self.match_in(place, rest)
-            inside = [entry for entry in self._entries(place) if entry.is_dir(follow_symlinks=False)]
-            waiting += [place / entry.name for entry in inside]
+                yield from self.match_in(current, rest)
+            subfolders = [entry for entry in self._entries(current) if entry.is_dir(follow_symlinks=False)]
+            pending += [current / entry.name for entry in subfolders]
 
     def _match_rest(self, path: Path, rest: Sequence[str]) -> Iterator[Path]:
         if rest:
             yield from self.match_in(path, rest)
-        elif os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for places that may not be looked at
+        elif os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for paths without permission
             yield path
 
     def _entries(self, folder: Path) -> Iterator["os.DirEntry[str]"]:
+        """Yield the entries of a folder; none if it cannot be read."""
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     self._remaining_entries -= 1
                     if self._remaining_entries < 0:
                         raise DataError(
-                            f"{self._pattern} leads through more than {_MAX_ENTRIES:,} files and folders. "
-                            "Name the folder that holds the data."
+                            f"{self._pattern} visits more than {_MAX_ENTRIES:,} files and folders. "
+                            "Fix: name the folder that contains the data."
                         )
                     yield entry
-        except OSError:  # not a folder, not ours to read, or gone
+        except OSError:  # not a folder, no permission, or deleted
             return

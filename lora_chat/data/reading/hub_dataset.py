@@ -1,4 +1,4 @@
-"""A split of a data set on the Hugging Face hub: its files at one commit, downloaded once, never code or pickles."""
+"""Find and download the files of a split of a hub data set at one commit; code and pickles are never loaded."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lora_chat.data.reading.hub_splits import HubRepository, format_names
 from lora_chat.errors import DataError, LoraChatError, UnavailableError
@@ -28,78 +27,81 @@ from lora_chat.system.strict_yaml import read_front_matter
 logger = logging.getLogger(__name__)
 
 _CARD_NAME = "README.md"
-_MAX_CARD_BYTES = 8_000_000  # bytes
+_MAX_CARD_BYTES = 8_000_000
 
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files of one split, in the hub's cache and in the order in which the split has them."""
+    """The files of one split in the hub's cache, in the order of the split."""
 
     commit: str
     paths: tuple[Path, ...]
 
 
 class _HubUnreachableError(UnavailableError):
-    """The hub gave no answer: what was downloaded before may do."""
+    """The hub gave no answer, so an earlier download is used if there is one."""
 
 
 def find_hub_files(name: str, split: str, subset: str | None, revision: str | None) -> HubFiles:
-    """The files of a split, downloaded if they are not here; the newest commit of a branch when the hub answers.
+    """Return the files of a split, downloaded if needed; a branch means its newest commit if the hub answers.
 
-    Raises DataError for a split, subset or kind of file that cannot be had, UnavailableError for a data set.
+    Raises DataError for an unknown split or subset or an unsupported kind of file, and UnavailableError for a data set
+    that cannot be downloaded.
     """
     key = hashlib.sha256(json.dumps([name, split, subset, revision]).encode()).hexdigest()
     note = cache_dir("hub") / f"{key[:32]}.json"
-    known = _read_note(name, note)
-    if known and known.commit == revision:
-        return known
+    cached = _read_note(name, note)
+    if cached and cached.commit == revision:
+        return cached
     try:
         with _convert_hub_errors(name, revision):
             commit = find_commit(name, revision, "dataset")
-            if known and known.commit == commit:
-                return known
+            if cached and cached.commit == commit:
+                return cached
             remote_files = list_files(name, commit, "dataset")
             card = _read_card(name, commit, remote_files)
-        files, left = HubRepository(name, remote_files, card).choose_files(split, subset)
-        if left:
-            logger.info(f"Left out of {name}, of another kind than {files[0]}: {format_names(left)}")
+        files, ignored_files = HubRepository(name, remote_files, card).choose_files(split, subset)
+        if ignored_files:
+            logger.info(f"Ignored files of {name}, of another kind than {files[0]}: {format_names(ignored_files)}")
         size = sum(remote_files[file].size for file in files) / 1e6
         logger.info(f"Downloading {name} from the hub: {split}, {format_names(files, 3)} ({size:.1f} MB)")
         with _convert_hub_errors(name, revision):
             return _download(name, commit, {file: remote_files[file] for file in files}, note)
     except _HubUnreachableError:
-        if not known:
+        if not cached:
             raise
-        logger.info(f"The hub cannot be reached: using {name} as last downloaded, commit {known.commit}")
-        return known
+        logger.info(f"The hub cannot be reached: using {name} as last downloaded, commit {cached.commit}")
+        return cached
 
 
 @contextmanager
 def _convert_hub_errors(name: str, revision: str | None) -> Iterator[None]:
+    """Raise the errors of the hub client as errors that name the data set and the fix."""
     try:
         yield
     except HubFailureError as error:
         if error.reason == "name":
-            raise UnavailableError(f"{name} cannot be the name of a data set on the hub.") from error
+            raise UnavailableError(f"{name} is not a valid name of a data set on the hub.") from error
         if error.reason == "revision":
             raise UnavailableError(f"The data set {name} has no revision {revision}.") from error
         if error.reason == "missing":
             raise UnavailableError(
-                f"The hub has no data set {name}, or it asks for a login.\nCheck the name; "
+                f"The hub has no data set {name}, or it requires a login.\nFix: check the name; "
                 "for a private or gated data set accept its terms on its page and set HF_TOKEN."
             ) from error
         raise _HubUnreachableError(
-            f"The data set {name} is not whole on this machine and the hub cannot be reached ({error.what}).\n"
-            "Go online and start again (files that are complete stay), or name local files."
+            f"The data set {name} is incomplete on this machine and the hub cannot be reached ({error.what}).\n"
+            "Fix: go online and start again (complete files are kept), or name local files."
         ) from error
 
 
-def _read_card(name: str, commit: str, files: Mapping[str, RemoteFile]) -> dict[str, Any]:
+def _read_card(name: str, commit: str, files: Mapping[str, RemoteFile]) -> dict[str, object]:
+    """Return the YAML header of the data set's card; empty without a card."""
     if _CARD_NAME not in files:
         return {}
     if files[_CARD_NAME].size > _MAX_CARD_BYTES:
         raise DataError(
-            f"The card of the data set {name} has {files[_CARD_NAME].size:,} bytes; {_MAX_CARD_BYTES:,} may be."
+            f"The card of the data set {name} has {files[_CARD_NAME].size:,} bytes; the limit is {_MAX_CARD_BYTES:,}."
         )
     path = download_files(name, commit, commit, {_CARD_NAME: files[_CARD_NAME]}, "dataset") / _CARD_NAME
     try:
@@ -111,15 +113,16 @@ def _read_card(name: str, commit: str, files: Mapping[str, RemoteFile]) -> dict[
 
 
 def _download(name: str, commit: str, files: Mapping[str, RemoteFile], note: Path) -> HubFiles:
+    """Download files and write a note with their commit and sizes."""
     folder = download_files(name, commit, commit, files, "dataset")
-    sizes = {file: about.size for file, about in files.items()}
-    with suppress(OSError, LoraChatError):  # only a note: without it the hub is asked again next time
+    sizes = {file: remote_file.size for file, remote_file in files.items()}
+    with suppress(OSError, LoraChatError):  # without the note, the next run asks the hub again
         write_text_atomically(note, json.dumps({"name": name, "commit": commit, "files": sizes}), "a note")
     return HubFiles(commit, tuple(folder / file for file in files))
 
 
 def _read_note(name: str, note: Path) -> HubFiles | None:
-    """What was found the last time, if all of it is still in the hub's cache."""
+    """Return the files of the last download, if all of them are still in the hub's cache."""
     with suppress(OSError, ValueError, KeyError, TypeError, LoraChatError):
         note_content = read_json_object(note)
         files = note_content["files"]

@@ -1,10 +1,10 @@
-"""A JSON list element by element, each with its line; of a file of any size only a window is in memory."""
+"""Read a JSON list element by element, with the line of each; only a window of the file is in memory."""
 
 import codecs
 import json
 import re
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO
 
 from lora_chat.data.reading.size_limits import MAX_ROW_BYTES
 from lora_chat.system.strict_json import STRICT_DECODER
@@ -12,28 +12,26 @@ from lora_chat.system.strict_json import STRICT_DECODER
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _WINDOW_BYTES = 1 << 20
 _END_MARGIN_CHARACTERS = 64
-"""A fault so near the end of the window may vanish when there is more to read."""
+"""Distance from the window's end, in characters, at which a fault may vanish when more is read."""
 
 
 class InvalidJsonArrayError(ValueError):
-    """Why nothing more can be read, and the line."""
+    """The reason why the rest of a list cannot be read, with the line."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"{reason}; nothing after it can be read")
         self.line = line
 
 
-def read_json_array(file: IO[bytes]) -> Iterator[tuple[int, Any, int]]:
-    """The elements with their lines and lengths; raises InvalidJsonArrayError where the list ends otherwise than
-    with `]`.
-    """
+def read_json_array(file: IO[bytes]) -> Iterator[tuple[int, object, int]]:
+    """Yield the line, value and length of each element; raises InvalidJsonArrayError unless the list ends with `]`."""
     window = _JsonWindow(file)
-    window.consume()  # the bracket, or it would not be a list
+    window.consume()  # the opening bracket
     if window.peek() == "]":
         window.consume()
     else:
         while True:
-            window.peek()  # so that the line is that of the element
+            window.peek()  # skip blanks, so that `line` is the line of the element
             line = window.line
             value, size = window.decode_element()
             yield line, value, size
@@ -41,12 +39,14 @@ def read_json_array(file: IO[bytes]) -> Iterator[tuple[int, Any, int]]:
             if separator == "]":
                 break
             if separator != ",":
-                raise InvalidJsonArrayError(window.line, "the list does not go on with a comma or end with ]")
+                raise InvalidJsonArrayError(window.line, "the list does not continue with a comma or end with ]")
     if window.peek():
-        raise InvalidJsonArrayError(window.line, "there is more behind the end of the list")
+        raise InvalidJsonArrayError(window.line, "there is more after the end of the list")
 
 
 class _JsonWindow:
+    """The part of a file that is in memory, with the current position."""
+
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
@@ -59,13 +59,13 @@ class _JsonWindow:
 
     @property
     def line(self) -> int:
-        """The line at the current place; each line feed is counted once."""
+        """Return the line of the current position; each line feed is counted once."""
         self._line += self._text.count("\n", self._counted_to, self._position)
         self._counted_to = self._position
         return self._line
 
     def peek(self) -> str:
-        """The next character that is no blank; empty at the end."""
+        """Return the next character that is not blank; empty at the end."""
         while True:
             self._position = _BLANKS.match(self._text, self._position).end()  # type: ignore[union-attr]
             if self._position < len(self._text):
@@ -75,13 +75,13 @@ class _JsonWindow:
             self._fill()
 
     def consume(self) -> str:
-        """The same, and go behind it."""
-        found = self.peek()
-        self._position += len(found)
-        return found
+        """Return the next character that is not blank, and move past it."""
+        character = self.peek()
+        self._position += len(character)
+        return character
 
-    def decode_element(self) -> tuple[Any, int]:
-        """The value that begins here, and its length in characters."""
+    def decode_element(self) -> tuple[object, int]:
+        """Return the value at the current position, and its length in characters."""
         while True:
             try:
                 value, end = STRICT_DECODER.raw_decode(self._text, self._position)
@@ -103,16 +103,17 @@ class _JsonWindow:
                     return value, size
             if len(self._text) - self._position > MAX_ROW_BYTES:
                 raise InvalidJsonArrayError(self.line, f"is longer than {MAX_ROW_BYTES >> 20} MiB")
-            self._size *= 2  # a long element is not decoded again and again
+            self._size *= 2  # doubled, so that a long element is decoded few times
             self._fill()
 
     def _fill(self) -> None:
+        """Drop the text before the current position, and read more."""
         self._line, self._text, self._position, self._counted_to = self.line, self._text[self._position :], 0, 0
         data = self._file.read(self._size)
         self._ended = not data
         try:
             self._text += self._decoder.decode(data, final=self._ended)
         except UnicodeDecodeError as error:
-            known = error.object[: error.start].decode("utf-8", errors="ignore")
-            line = self._line + self._text.count("\n") + known.count("\n")
+            valid = error.object[: error.start].decode("utf-8", errors="ignore")
+            line = self._line + self._text.count("\n") + valid.count("\n")
             raise InvalidJsonArrayError(line, "is not UTF-8 text") from error

@@ -1,33 +1,32 @@
-"""One row of a file, as it stands there."""
+"""A row of a file before it is parsed as a dialogue."""
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from lora_chat.system.bounded_files import parse_bounded_json
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row of a file, or one blank line of it."""
+    """A row of a file, or its blank lines."""
 
     line: int
-    """Where it begins, counted from 1; in Parquet the row's number."""
-    value: Any = None
+    """First line, from 1; in Parquet the number of the row."""
+    value: object = None
     fault: str | None = None
-    """Why it cannot be read."""
+    """The reason why the row cannot be read."""
     blank: bool = False
     raw: bytes | None = None
-    """A line of JSON that is not parsed yet."""
+    """A line of JSON that is not yet parsed."""
     lines: int = 1
-    """How many lines it covers."""
+    """Number of lines."""
     ends_file: bool = False
-    """Whether nothing after it can be read, so that nobody knows how much is lost."""
+    """Whether nothing after it can be read, so that an unknown amount is lost."""
     size: int = 256
-    """Bytes in memory, roughly, where it is no line of JSON."""
+    """Approximate bytes in memory, if it is not a line of JSON."""
 
     def parse(self) -> "RawRow":
-        """The same with its value, or with why it has none."""
+        """Return the row with its value, or with the fault in its JSON."""
         if self.raw is None:
             return self
         try:
@@ -42,7 +41,7 @@ class RawRow:
 
     @property
     def excerpt(self) -> str:
-        """What stands there, as far as it can be shown."""
+        """Return the content as text, as far as it can be shown."""
         if self.raw is not None:
             return self.raw.decode("utf-8", errors="replace")
         try:
@@ -52,7 +51,7 @@ class RawRow:
 
 
 def is_valid_utf8(text: str) -> bool:
-    """Whether it can be written as UTF-8: no half surrogate pairs, no bytes that were let through."""
+    """Return whether a text can be written as UTF-8, without half surrogate pairs and undecoded bytes."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -61,5 +60,5 @@ def is_valid_utf8(text: str) -> bool:
 
 
 def shorten_reason(reason: object) -> str:
-    """Of what a library says, as a sentence."""
+    """Return the first line of a library's message as a sentence."""
     return f"{(str(reason).strip().splitlines() or ['it is damaged'])[0].rstrip('.')}."

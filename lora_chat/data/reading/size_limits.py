@@ -1,4 +1,4 @@
-"""Limits on data files: far above honest data, and low enough that a hostile file ends in a message."""
+"""Limits on data files: far above real data, and low enough that a malicious file ends in a message."""
 
 import gzip
 import io
@@ -13,23 +13,23 @@ from lora_chat.errors import DataError
 from lora_chat.system.memory_usage import address_space_bytes
 
 MAX_ROW_BYTES = 1 << 25
-"""Bytes of one line, cell, list element or table row; 32 MiB is about 8 million tokens of one dialogue."""
+"""Largest line, cell, list element or table row, in bytes; 32 MiB is about 8 million tokens."""
 MAX_COLUMNS = 10_000
-"""Columns of a table."""
+"""Most columns of a table."""
 MAX_FILES = 100_000
-"""Files of one source."""
+"""Most files of one source."""
 ALWAYS_ALLOWED_BYTES, MAX_COMPRESSION_RATIO = 1 << 31, 200
-"""Unpacked bytes that every file may have; above them, unpacked bytes for each one that is stored."""
+"""Decompressed bytes that every file may have, and the highest ratio to its stored bytes beyond that."""
 PARQUET_MEMORY_BYTES = 1 << 32
-"""Bytes that decoding a batch of Parquet may take; a page can claim 2 GiB whatever is stored of it."""
+"""Memory for decoding a batch of Parquet, in bytes; a page can claim 2 GiB with few stored bytes."""
 MAX_BLANK_LINES = 1_000_000
-"""Blank lines one after another."""
+"""Most consecutive blank lines."""
 TOO_MANY_BLANKS_MESSAGE = f"begins more than {MAX_BLANK_LINES:,} blank lines; nothing after them is read"
 TOO_LONG_MESSAGE = f"is longer than {MAX_ROW_BYTES >> 20} MiB; nothing after it is read"
 
 
 class RowTooLongError(ValueError):
-    """A line exceeds MAX_ROW_BYTES, so reading stops there."""
+    """A line exceeds MAX_ROW_BYTES, so that reading stops there."""
 
     def __init__(self, line: int) -> None:
         super().__init__(TOO_LONG_MESSAGE)
@@ -37,28 +37,30 @@ class RowTooLongError(ValueError):
 
 
 def check_regular_file(path: Path) -> None:
-    """Raise DataError for a pipe, a device, a folder or a file of holes; OSError if it cannot be looked at."""
-    found = path.stat()
-    if stat.S_ISDIR(found.st_mode):
+    """Raise DataError for a pipe, a device, a folder or a sparse file; OSError if the file is inaccessible."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
         raise DataError(f"{path} is a folder, not a file.")
-    if not stat.S_ISREG(found.st_mode):
-        raise DataError(f"{path} is a device or a pipe, not a file. Write its content into a file first.")
-    stored = getattr(found, "st_blocks", 0) * 512  # 0 where a file system does not count
-    if stored and found.st_size > max(ALWAYS_ALLOWED_BYTES, MAX_COMPRESSION_RATIO * stored):
-        raise DataError(f"{path} consists of holes: {found.st_size:,} bytes, of which {stored:,} are stored.")
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path} is a device or a pipe, not a file. Fix: write its content to a file first.")
+    stored = getattr(status, "st_blocks", 0) * 512  # 0 if the file system does not count blocks
+    if stored and status.st_size > max(ALWAYS_ALLOWED_BYTES, MAX_COMPRESSION_RATIO * stored):
+        raise DataError(f"{path} is a sparse file: {status.st_size:,} bytes, of which {stored:,} are stored.")
 
 
 def max_decompressed_bytes(path: Path) -> int:
-    """Return how many bytes a packed file may unpack to."""
+    """Return the most bytes to which a compressed file may decompress."""
     return max(ALWAYS_ALLOWED_BYTES, MAX_COMPRESSION_RATIO * path.stat().st_size)
 
 
 def open_gzip(path: Path) -> IO[bytes]:
-    """Open a gzip file for reading; DataError is raised where it unpacks to far more than honest data does."""
+    """Open a gzip file for reading; DataError is raised when it decompresses to far more than real data does."""
     return io.BufferedReader(_BoundedGzip(path), 1 << 17)
 
 
 class _BoundedGzip(io.RawIOBase):
+    """A gzip file that raises DataError when too much is read from it."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._limit = max_decompressed_bytes(path)
@@ -73,7 +75,8 @@ class _BoundedGzip(io.RawIOBase):
         self._count += count
         if self._count > self._limit:
             raise DataError(
-                f"{self._path} unpacks to more than {self._limit:,} bytes. Unpack it yourself if it is meant so."
+                f"{self._path} decompresses to more than {self._limit:,} bytes. "
+                "Fix: if that is intended, decompress it yourself."
             )
         return count
 
@@ -83,7 +86,7 @@ class _BoundedGzip(io.RawIOBase):
 
 
 def read_bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file with their line feeds; raises RowTooLongError for one above MAX_ROW_BYTES."""
+    """Yield the lines of a file with their line feeds; raises RowTooLongError for a line above MAX_ROW_BYTES."""
     number = 0
     while line := file.readline(MAX_ROW_BYTES + 1):
         number += 1
@@ -94,7 +97,7 @@ def read_bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
 
 @contextmanager
 def limit_memory_growth() -> Iterator[None]:
-    """Make allocations fail once the address space has grown by PARQUET_MEMORY_BYTES (Linux alone)."""
+    """Make allocations fail once the address space has grown by PARQUET_MEMORY_BYTES (Linux only)."""
     if sys.platform != "linux":
         yield
         return

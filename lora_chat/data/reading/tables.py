@@ -1,11 +1,11 @@
-"""CSV, TSV and Parquet -> raw rows."""
+"""Read the rows of CSV, TSV and Parquet."""
 
 import csv
 import io
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from lora_chat.data.reading.raw_row import RawRow, is_valid_utf8, shorten_reason
 from lora_chat.data.reading.size_limits import (
@@ -21,12 +21,15 @@ from lora_chat.data.reading.size_limits import (
 from lora_chat.errors import DataError
 from lora_chat.system.strict_json import parse_strict_json
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _PARQUET_BATCH_ROWS = 256
-"""Rows of Parquet that are decoded together."""
+"""Number of Parquet rows that are decoded together."""
 
 
 def read_table(file: IO[bytes], separator: str) -> Iterator[RawRow]:
-    """Rows under a header; a cell that is empty is None."""
+    """Yield the rows below a header; an empty cell is None."""
     csv.field_size_limit(MAX_ROW_BYTES)
     lines = _BoundedLines(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""))
     reader = csv.reader(lines, delimiter=separator, strict=True)
@@ -60,12 +63,12 @@ def read_table(file: IO[bytes], separator: str) -> Iterator[RawRow]:
 
 
 class _BoundedLines:
-    """Lines for a reader of CSV, none of whose records is longer than MAX_ROW_BYTES characters."""
+    """Lines for a CSV reader, whose records have at most MAX_ROW_BYTES characters."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
         self.size = 0
-        """Characters of the record that is being read."""
+        """Characters of the current record."""
 
     def __iter__(self) -> "_BoundedLines":
         return self
@@ -81,6 +84,7 @@ class _BoundedLines:
 
 
 def _parse_cells(line: int, cells: dict[str, str]) -> RawRow:
+    """Return a record as a row, with its lists parsed."""
     if not is_valid_utf8("".join(cells.values())):
         return RawRow(line, fault="is not UTF-8 text")
     size = sum(map(len, cells.values())) + 64 * len(cells)
@@ -90,13 +94,13 @@ def _parse_cells(line: int, cells: dict[str, str]) -> RawRow:
         return RawRow(line, fault=str(error))
 
 
-def _parse_cell(key: str, cell: str) -> Any:
-    """Lists of messages stand in tables as JSON text."""
+def _parse_cell(key: str, cell: str) -> object:
+    """Return a cell; lists of messages are JSON text in tables and are parsed."""
     return parse_strict_json(cell) if key in ("messages", "conversations", "conversation", "history") else cell
 
 
 def read_parquet(path: Path) -> Iterator[RawRow]:
-    """Rows by their number; raises DataError if the file is damaged, or decoding it takes too much memory."""
+    """Yield rows with their numbers; raises DataError if the file is damaged or takes too much memory to decode."""
     import pyarrow
 
     try:
@@ -104,7 +108,9 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
         for batch in _read_batches(path):
             left -= _batch_bytes(batch)
             if left < 0:
-                raise ValueError("it unpacks to far more than it stores; write it as JSON lines if it is meant so")
+                raise ValueError(
+                    "it decompresses to far more than it stores; if that is intended, write it as JSON lines"
+                )
             for row in _read_batch_rows(batch, number):
                 number += 1
                 yield row
@@ -114,7 +120,8 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
         raise DataError(f"Cannot read {path}: {shorten_reason(error)}") from error
 
 
-def _read_batches(path: Path) -> Iterator[Any]:
+def _read_batches(path: Path) -> Iterator["pa.RecordBatch"]:
+    """Yield batches of rows, decoded under the memory limit."""
     from pyarrow import parquet
 
     with limit_memory_growth():
@@ -135,19 +142,19 @@ def _read_batches(path: Path) -> Iterator[Any]:
             yield decoded
 
 
-def _check_types(schema: Any) -> None:
-    """Raise ValueError for types in which a few bytes can stand for any number of values."""
+def _check_types(schema: "pa.Schema") -> None:
+    """Raise ValueError for types in which a few bytes can represent any number of values."""
     from pyarrow import types
 
-    inside = [field.type for field in schema if not types.is_dictionary(field.type)]
-    while inside:
-        if any(types.is_dictionary(one) or "list_view" in str(one) for one in inside):
+    level = [field.type for field in schema if not types.is_dictionary(field.type)]
+    while level:
+        if any(types.is_dictionary(data_type) or "list_view" in str(data_type) for data_type in level):
             raise ValueError("it has dictionaries or views inside lists or structures")
-        inside = [one.field(n).type for one in inside for n in range(one.num_fields)]
+        level = [data_type.field(n).type for data_type in level for n in range(data_type.num_fields)]
 
 
-def _without_dictionaries(batch: Any) -> Any:
-    """A batch whose columns hold their values themselves, so that its size is that of its rows."""
+def _without_dictionaries(batch: "pa.RecordBatch") -> "pa.RecordBatch":
+    """Return a batch with the values of dictionary columns in place, so that its size is the size of its rows."""
     import pyarrow
     from pyarrow import types
 
@@ -155,39 +162,39 @@ def _without_dictionaries(batch: Any) -> Any:
     return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
-def _batch_bytes(batch: Any) -> int:
-    """Bytes of a batch, with what its rows and values cost in Python."""
+def _batch_bytes(batch: "pa.RecordBatch") -> int:
+    """Return the bytes of a batch, with the cost of its rows and values in Python."""
     return int(batch.nbytes + 256 * batch.num_rows + 8 * sum(map(_count_values, batch.columns)))
 
 
-def _count_values(array: Any) -> int:
-    """Values of an array, those inside its lists and structures too."""
+def _count_values(array: "pa.Array") -> int:
+    """Count the values of an array, including the values inside lists and structures."""
     from pyarrow import types
 
-    found = len(array)
+    count = len(array)
     if types.is_struct(array.type):
-        found += sum(map(_count_values, array.flatten()))
+        count += sum(map(_count_values, array.flatten()))
     elif types.is_nested(array.type) and hasattr(array, "flatten"):
-        found += _count_values(array.flatten())
-    return int(found)
+        count += _count_values(array.flatten())
+    return int(count)
 
 
-def _read_batch_rows(batch: Any, before: int) -> Iterator[RawRow]:
-    """Rows one at a time where they are large, or one of them holds what Python has no value for."""
+def _read_batch_rows(batch: "pa.RecordBatch", rows_before: int) -> Iterator[RawRow]:
+    """Yield the rows of a batch, converted one by one if they are large or one of them has no value in Python."""
     size = _batch_bytes(batch)
     if size <= MAX_ROW_BYTES:
         with suppress(ValueError, OverflowError):
             values = batch.to_pylist()
             size //= max(1, batch.num_rows)
-            yield from (RawRow(before + place, value, size=size) for place, value in enumerate(values, 1))
+            yield from (RawRow(rows_before + number, value, size=size) for number, value in enumerate(values, 1))
             return
-    for place in range(batch.num_rows):
-        one = batch.slice(place, 1)
-        size = _batch_bytes(one)
+    for index in range(batch.num_rows):
+        row = batch.slice(index, 1)
+        size = _batch_bytes(row)
         if size > MAX_ROW_BYTES:
-            yield RawRow(before + place + 1, fault=f"is larger than {MAX_ROW_BYTES >> 20} MiB")
+            yield RawRow(rows_before + index + 1, fault=f"is larger than {MAX_ROW_BYTES >> 20} MiB")
             continue
         try:
-            yield RawRow(before + place + 1, one.to_pylist()[0], size=size)
+            yield RawRow(rows_before + index + 1, row.to_pylist()[0], size=size)
         except (ValueError, OverflowError) as error:
-            yield RawRow(before + place + 1, fault=f"cannot be read: {error}")
+            yield RawRow(rows_before + index + 1, fault=f"cannot be read: {error}")

@@ -1,4 +1,4 @@
-"""Files -> a store, in several processes; memory stays flat however large the files are."""
+"""Encode files into a store, in several processes; memory use does not depend on the size of the files."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from lora_chat.errors import OutOfMemoryError
 from lora_chat.system.worker import pool_context
 
 _MIN_PARALLEL_CHUNKS = 4
-"""So few chunks are encoded sooner than other processes are there."""
+"""Fewest chunks for several processes; fewer are encoded before other processes would start."""
 _encoder: ChunkEncoder | None = None
 
 
@@ -30,7 +30,7 @@ def build_store(
     workers: int | None = None,
     on_progress: Callable[[Ledger], None] = lambda _: None,
 ) -> Ledger:
-    """Read and encode files into an empty folder; `on_progress` is told of the account as it grows."""
+    """Read and encode files into an empty folder; `on_progress` gets the ledger after each chunk."""
     writer = StoreWriter(folder)
     ledger = Ledger()
     blocks = _BlockPacker(encoder.options.max_length)
@@ -51,9 +51,9 @@ def build_store(
 
 
 def _encode_all(chunks: Iterator[RowChunk], encoder: ChunkEncoder, workers: int) -> Iterator[EncodedChunk]:
-    """In order; in this process where there are few chunks or workers."""
+    """Yield the encoded chunks in order; few chunks, or one worker, need no other process."""
     first = list(islice(chunks, _MIN_PARALLEL_CHUNKS))
-    # A fork has the tokenizer already; elsewhere every process loads it anew.
+    # A fork shares the tokenizer; without fork, every process would load it again.
     context = pool_context()
     if workers == 1 or len(first) < _MIN_PARALLEL_CHUNKS or context is None:
         yield from map(encoder, chain(first, chunks))
@@ -63,8 +63,8 @@ def _encode_all(chunks: Iterator[RowChunk], encoder: ChunkEncoder, workers: int)
             yield from _map_in_order(pool, chain(first, chunks), 2 * workers)
         except BrokenProcessPool as error:
             raise OutOfMemoryError(
-                f"One of {workers} processes that encode the dialogues was ended from outside, as happens when memory "
-                "is short. Take fewer with --set data.workers=1."
+                f"One of {workers} processes that encode the dialogues was killed, probably for lack of memory. "
+                "Fix: --set data.workers=1."
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -72,29 +72,31 @@ def _encode_all(chunks: Iterator[RowChunk], encoder: ChunkEncoder, workers: int)
 
 
 def _map_in_order(pool: ProcessPoolExecutor, chunks: Iterable[RowChunk], ahead: int) -> Iterator[EncodedChunk]:
-    """No more chunks are read than can soon be worked on."""
-    waiting: deque[Future[EncodedChunk]] = deque()
+    """Yield the encoded chunks in order, with at most `ahead` chunks read but not yet encoded."""
+    pending: deque[Future[EncodedChunk]] = deque()
     for chunk in chunks:
-        waiting.append(pool.submit(_encode_in_worker, chunk))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        pending.append(pool.submit(_encode_in_worker, chunk))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _initialize_worker(encoder: ChunkEncoder) -> None:
-    """Ctrl-C reaches every process of a terminal; the first one decides."""
+    """Set the encoder, and ignore Ctrl-C, which the parent handles for all processes."""
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _encoder = encoder
 
 
 def _encode_in_worker(chunk: RowChunk) -> EncodedChunk:
+    """Encode a chunk with the encoder of this process."""
     assert _encoder is not None
     return _encoder(chunk)
 
 
 def _count_processors() -> int:
+    """Count the processors that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
@@ -102,7 +104,7 @@ def _count_processors() -> int:
 
 
 class _BlockPacker:
-    """Plain text as blocks of one length; the last one is shorter."""
+    """Packer of plain text into blocks of one length; the last block is shorter."""
 
     def __init__(self, length: int) -> None:
         self.ledger = Ledger()
@@ -111,7 +113,7 @@ class _BlockPacker:
         self._location = ("", 0)
 
     def add(self, encoded: EncodedChunk) -> list[StoreUnit]:
-        """The blocks that are full with these pieces."""
+        """Add pieces of text, and return the blocks that are now full."""
         units = []
         for line, ids in encoded.text:
             if not self._buffer:
@@ -125,10 +127,11 @@ class _BlockPacker:
         return units
 
     def flush(self) -> list[StoreUnit]:
-        """What is left at the end; one token alone teaches nothing."""
+        """Return the last block, unless it has a single token, from which nothing can be learned."""
         return [self._make_unit(self._buffer)] if len(self._buffer) > 1 else []
 
     def _make_unit(self, ids: list[int]) -> StoreUnit:
+        """Return a block as a unit, and count it."""
         digest = blake2b(str(ids).encode(), digest_size=8).digest()
         n = len(ids)
         self.ledger.add(Ledger(dialogues=1, rows=1, tokens=n, supervised_tokens=n, longest=n, roles={"text": [n, n]}))

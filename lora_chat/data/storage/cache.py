@@ -1,4 +1,4 @@
-"""Stores that were built before: found again by what went into them, deleted when they grow too many."""
+"""Cache of stores: each is found by the digest of all its inputs; the least recently used are deleted."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from datetime import date
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.data.reading.size_limits import check_regular_file
 from lora_chat.data.storage.build import build_store
@@ -42,23 +42,23 @@ def open_store(
     workers: int | None = None,
     on_progress: Callable[[Ledger], None] = lambda _: None,
 ) -> DialogueStore:
-    """The store of these files, built if there is none for exactly these bytes, tokenizer, template and settings."""
-    key = _cache_key(paths, tokenizer, stop_ids, options)
-    to = _cache_folder() / key
-    if DialogueStore(to).is_complete:
-        os.utime(to)
-        return DialogueStore(to)
+    """Return the store of these files, built unless these bytes, tokenizer, template and settings are cached."""
+    target = _cache_folder() / _cache_key(paths, tokenizer, stop_ids, options)
+    if DialogueStore(target).is_complete:
+        os.utime(target)
+        return DialogueStore(target)
     try:
-        with atomic_folder(to, "the encoded dialogues") as folder:
+        with atomic_folder(target, "the encoded dialogues") as folder:
             build_store(folder, paths, ChunkEncoder(tokenizer, stop_ids, options), workers, on_progress)
     except OSError:
-        if not DialogueStore(to).is_complete:  # else another process has just built the same
+        if not DialogueStore(target).is_complete:  # otherwise another process has just built it
             raise
-    _prune(keep=to)
-    return DialogueStore(to)
+    _prune(keep=target)
+    return DialogueStore(target)
 
 
 def _cache_folder() -> Path:
+    """Return the folder of all cached stores."""
     return cache_dir("dialogues")
 
 
@@ -68,8 +68,9 @@ def _cache_key(
     stop_ids: Collection[int],
     options: EncodingOptions,
 ) -> str:
+    """Return the digest of everything that decides the content of a store."""
     template = str(tokenizer.chat_template)
-    parts: dict[str, Any] = {
+    parts: dict[str, object] = {
         "files": [(str(path), _digest_data_file(path)) for path in paths],
         "tokenizer": _digest_tokenizer(tokenizer),
         "template": template,
@@ -84,42 +85,47 @@ def _cache_key(
 
 
 def _digest_data_file(path: Path) -> str:
+    """Return the digest of a data file; raises DataError if it is not a readable regular file."""
     try:
-        check_regular_file(path)  # a pipe or a device would be read without end
+        check_regular_file(path)  # a pipe or a device may have no end
         return digest_file(path)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def _digest_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the digest of a tokenizer's vocabulary, rules and special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    named = json.dumps([tokenizer.special_tokens_map, sorted(tokenizer.added_tokens_encoder.items())], default=str)
-    return hashlib.sha256((words + named).encode()).hexdigest()
+    rules = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    special_tokens = json.dumps(
+        [tokenizer.special_tokens_map, sorted(tokenizer.added_tokens_encoder.items())], default=str
+    )
+    return hashlib.sha256((rules + special_tokens).encode()).hexdigest()
 
 
 def _prune(keep: Path) -> None:
-    """Delete those that were not used for longest while all together are too large."""
-    left = _MAX_CACHE_BYTES - _folder_bytes(keep)
+    """Delete the least recently used stores while all of them exceed the limit, and abandoned unfinished ones."""
+    free_bytes = _MAX_CACHE_BYTES - _folder_bytes(keep)
     for store in sorted(keep.parent.iterdir(), key=_idle_seconds):
-        if store.name.startswith("."):  # being written, or left behind by a process that was killed
+        if store.name.startswith("."):  # being written, or abandoned by a process that was killed
             if _idle_seconds(store) > _DAY_SECONDS:
                 shutil.rmtree(store, ignore_errors=True)
         elif store != keep:
-            left -= _folder_bytes(store)
-            if left < 0:
+            free_bytes -= _folder_bytes(store)
+            if free_bytes < 0:
                 shutil.rmtree(store, ignore_errors=True)
 
 
 def _idle_seconds(folder: Path) -> float:
-    """Seconds since it was last used."""
+    """Return the seconds since a store was last used."""
     try:
         return time.time() - folder.stat().st_mtime
-    except FileNotFoundError:  # another process tidies up too
+    except FileNotFoundError:  # deleted by another process
         return 0
 
 
 def _folder_bytes(folder: Path) -> int:
+    """Return the total size of the files in a folder."""
     try:
         return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A chunk of rows -> what is stored of it. This is the work that several processes share."""
+"""Encode a chunk of rows; the work that several processes share."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 
 class DialogueTransform(Protocol):
-    """What is done to what is said before it is encoded; both tell how many stretches they replaced."""
+    """A change of dialogues and texts before they are encoded; both methods count the replaced spans."""
 
     @property
     def cache_key(self) -> str:
-        """Another name for all that does something else."""
+        """Return a text that differs for transforms with different results."""
 
     def transform_dialogue(self, dialogue: Dialogue) -> tuple[Dialogue, int]:
-        """A dialogue."""
+        """Return a changed dialogue and the number of replaced spans."""
 
     def transform_text(self, text: str) -> tuple[str, int]:
-        """Plain text."""
+        """Return a changed text and the number of replaced spans."""
 
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """How rows become tokens."""
+    """Options for encoding the rows of a source."""
 
     reading_options: ReadingOptions
     max_length: int
-    """Most tokens of a dialogue, and length of the blocks of plain text."""
+    """Most tokens of a dialogue, and length of a block of plain text in tokens."""
     over_long: str = "refuse"
     transform: DialogueTransform | None = None
-    """What is done to every dialogue before it is encoded."""
+    """Change of every dialogue before it is encoded, such as redaction."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class EncodedChunk:
     ledger: Ledger
     dialogues: list[tuple[Dialogue, tuple[EncodedDialogue, ...]]]
     text: list[tuple[int, list[int]]]
-    """Line and ids of every piece."""
+    """Line and ids of each piece."""
     path: str
 
 
 class ChunkEncoder:
-    """Encodes chunks for one tokenizer."""
+    """Encoder of chunks for one tokenizer."""
 
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int], options: EncodingOptions
@@ -66,18 +66,19 @@ class ChunkEncoder:
         self._bos_ids, self._eos_ids = read_bos_ids(tokenizer), [int(tokenizer.eos_token_id)]
 
     def __call__(self, chunk: RowChunk) -> EncodedChunk:
-        """Read, check and encode; faults are counted, not raised."""
-        change = self.options.transform
-        clean = (lambda text: change.transform_text(text)[0]) if change else (lambda text: text)
-        found, tally = parse_chunk(chunk, self.options.reading_options, clean)
+        """Parse and encode a chunk; faults are counted, not raised."""
+        transform = self.options.transform
+        clean = (lambda text: transform.transform_text(text)[0]) if transform else (lambda text: text)
+        parsed, counts = parse_chunk(chunk, self.options.reading_options, clean)
         ledger = Ledger(files={chunk.path: chunk.data_format or "unknown"})
-        ledger.add(tally)
-        dialogues = [one for one in found if isinstance(one, Dialogue)]
-        documents = [one for one in found if isinstance(one, Document)]
+        ledger.add(counts)
+        dialogues = [row for row in parsed if isinstance(row, Dialogue)]
+        documents = [row for row in parsed if isinstance(row, Document)]
         return EncodedChunk(ledger, self._encode(dialogues, ledger), self._encode_text(documents, ledger), chunk.path)
 
     def _encode(self, dialogues: list[Dialogue], ledger: Ledger) -> list[tuple[Dialogue, tuple[EncodedDialogue, ...]]]:
-        kept = []
+        """Return the dialogues that are accepted, with their rows."""
+        accepted = []
         if self.options.transform:
             changed = [self.options.transform.transform_dialogue(dialogue) for dialogue in dialogues]
             dialogues = [dialogue for dialogue, _ in changed]
@@ -85,19 +86,19 @@ class ChunkEncoder:
         for dialogue, rows in zip(dialogues, self._encoder.encode(dialogues), strict=True):
             if isinstance(rows, DataError):
                 ledger.accepted -= 1
-                said = json.dumps(dialogue.as_row, ensure_ascii=False)
-                ledger.refuse(dialogue.path, dialogue.line, rows, said)
+                excerpt = json.dumps(dialogue.as_row, ensure_ascii=False)
+                ledger.refuse(dialogue.path, dialogue.line, rows, excerpt)
                 continue
             fitting = self._fit_to_limit(dialogue, rows, ledger)
             if fitting:
-                kept.append(fitting)
+                accepted.append(fitting)
                 _count_rows(ledger, *fitting, self._stop_ids)
-        return kept
+        return accepted
 
     def _fit_to_limit(
         self, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], ledger: Ledger
     ) -> tuple[Dialogue, tuple[EncodedDialogue, ...]] | None:
-        """The dialogue if it is short enough, or what is left when it is cut behind a reply."""
+        """Return the dialogue if it fits, or its beginning up to a reply if it may be cut; None if it is dropped."""
         limit, length = self.options.max_length, max(len(row.input_ids) for row in rows)
         if length <= limit:
             return dialogue, rows
@@ -115,18 +116,19 @@ class ChunkEncoder:
     def _recount_roles(
         self, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...]
     ) -> tuple[Dialogue, tuple[EncodedDialogue, ...]]:
-        """What is left of a dialogue, encoded once more: what each role says is counted while the text is there."""
-        (again,) = self._encoder.encode([dialogue])
-        if isinstance(again, DataError) or [r.input_ids for r in again] != [r.input_ids for r in rows]:
+        """Return a cut dialogue encoded again, because the tokens of each role are counted in the text."""
+        (encoded,) = self._encoder.encode([dialogue])
+        if isinstance(encoded, DataError) or [r.input_ids for r in encoded] != [r.input_ids for r in rows]:
             return dialogue, rows
-        return dialogue, again
+        return dialogue, encoded
 
     def _encode_text(self, documents: list[Document], ledger: Ledger) -> list[tuple[int, list[int]]]:
+        """Return the line and ids of each piece; BOS and EOS mark the ends of a document, not of a piece."""
         if self.options.transform:
             changed = [self.options.transform.transform_text(document.text) for document in documents]
             documents = [replace(d, text=text) for d, (text, _) in zip(documents, changed, strict=True)]
             ledger.redacted += sum(count for _, count in changed)
-        found = []
+        encoded = []
         for document in documents:
             try:
                 (text,) = self._text_tokenizer.tokenize([self._text_tokenizer.mark(document.text)])
@@ -135,14 +137,14 @@ class ChunkEncoder:
                 ledger.refuse(document.path, document.line, error, lines=document.lines)
                 continue
             begin = self._bos_ids if document.is_first_piece else []
-            found.append((document.line, begin + text.ids + ([] if document.has_next_piece else self._eos_ids)))
-        return found
+            encoded.append((document.line, begin + text.ids + ([] if document.has_next_piece else self._eos_ids)))
+        return encoded
 
 
 def _cut_to_limit(
     dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], max_length: int
 ) -> tuple[Dialogue, tuple[EncodedDialogue, ...]] | None:
-    """As many turns from the beginning as fit, so that every reply keeps its end and what it answers."""
+    """Return the longest beginning of a dialogue that fits and ends with a reply; None if the first does not fit."""
     if len(rows) > 1:
         fitting = tuple(row for row in rows if len(row.input_ids) <= max_length)
         messages = max((row.reply_ends[-1][0] for row in fitting), default=0)
@@ -157,6 +159,7 @@ def _cut_to_limit(
 def _count_rows(
     ledger: Ledger, dialogue: Dialogue, rows: tuple[EncodedDialogue, ...], stop_ids: Collection[int]
 ) -> None:
+    """Add the counts of a dialogue and its rows to a ledger."""
     first = dialogue.messages[0]
     for row in rows:
         ledger.add(
@@ -175,7 +178,7 @@ def _count_rows(
 
 
 def _find_run_ends(labels: list[int]) -> Iterator[int]:
-    """Where stretches with loss end."""
+    """Yield the ends of spans with loss."""
     following = [*labels[1:], IGNORE_INDEX]
     pairs = enumerate(zip(labels, following, strict=True), 1)
-    return (end for end, (label, then) in pairs if label != IGNORE_INDEX and then == IGNORE_INDEX)
+    return (end for end, (label, next_label) in pairs if label != IGNORE_INDEX and next_label == IGNORE_INDEX)

@@ -1,4 +1,4 @@
-"""The account of a source: what became of its lines, and how many tokens that made."""
+"""Counts of the lines, dialogues, rows and tokens of a source."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,40 +21,41 @@ _SUMMED_FIELDS = (
 
 @dataclass
 class Ledger(LineCounts):
-    """lines = accepted + blank + refused + dropped, always."""
+    """Counts of an encoded source, with lines = accepted + blank + refused + dropped."""
 
     dropped: int = 0
-    """Too long, and left out."""
+    """Lines that were left out because they were too long."""
     cut: int = 0
-    """Too long, and cut after the last reply that fits; these are among the accepted."""
+    """Accepted lines that were too long and cut after the last reply that fits."""
     dialogues: int = 0
-    """Dialogues, or blocks of plain text."""
+    """Number of dialogues or blocks of plain text."""
     rows: int = 0
-    """More than dialogues where the template rewrites earlier turns."""
+    """Number of rows; more than dialogues if the template rewrites earlier turns."""
     replies: int = 0
-    """Trained replies."""
+    """Number of trained replies."""
     stops: int = 0
-    """Those that end with a trained stop token."""
+    """Number of replies that end with a trained stop token."""
     thoughtless: int = 0
-    """Replies without thoughts behind a prompt that opens them: the model learns to answer at once."""
+    """Number of replies without reasoning after a prompt that opens it, which teach the model to skip reasoning."""
     redacted: int = 0
-    """Stretches of text that were replaced by marks."""
+    """Number of text spans that were replaced by marks."""
     tokens: int = 0
     supervised_tokens: int = 0
     longest: int = 0
-    """Tokens of the longest row."""
+    """Length of the longest row, in tokens."""
     roles: dict[str, list[int]] = field(default_factory=dict)
-    """Tokens of what each role says, and how many carry loss; the rest is the template's."""
+    """Tokens and supervised tokens of the content of each role; the template adds the rest."""
     over_long: list[str] = field(default_factory=list)
-    """The first dialogues that are too long, with their tokens."""
+    """First dialogues that are too long, with their lengths in tokens."""
     longest_refused: int = 0
-    """Tokens of the longest one that is too long."""
+    """Length of the longest dialogue that was dropped, in tokens."""
     systems: list[str | None] = field(default_factory=list)
-    """The system messages, until there are two."""
+    """Different system messages, at most two."""
     files: dict[str, str] = field(default_factory=dict)
-    """Every file with the format it is in."""
+    """Format of each file."""
 
     def add(self, other: LineCounts) -> None:
+        """Add the counts of later lines, or of another ledger."""
         super().add(other)
         if not isinstance(other, Ledger):
             return
@@ -70,12 +71,12 @@ class Ledger(LineCounts):
         self.files |= other.files
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the counts as JSON data."""
         return asdict(self)
 
 
 def sum_ledgers(ledgers: list[Ledger]) -> Ledger:
-    """The account of several sources together."""
+    """Return the sum of the ledgers of several sources."""
     result = Ledger()
     for ledger in ledgers:
         result.add(ledger)

@@ -1,4 +1,4 @@
-"""Encoded dialogues on disk, mapped into memory when they are read: any number of them, in little memory."""
+"""Write and read encoded dialogues as memory-mapped Arrow files, so that any number needs little memory."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,7 @@ from lora_chat.errors import IntegrityError
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    from datasets import Dataset
 
 ROWS_FILE, UNITS_FILE, LEDGER_FILE = "rows.arrow", "units.arrow", "ledger.json"
 _TABLE_FILES = (ROWS_FILE, UNITS_FILE)
@@ -23,7 +24,7 @@ _TABLE_FILES = (ROWS_FILE, UNITS_FILE)
 
 @dataclass(frozen=True)
 class StoreUnit:
-    """What is held out or trained as a whole: a dialogue, or a block of plain text."""
+    """A dialogue or a block of plain text, which is trained or held out as a whole."""
 
     dialogue: Dialogue | None
     rows: tuple[EncodedDialogue, ...]
@@ -33,7 +34,7 @@ class StoreUnit:
 
 
 class StoreWriter:
-    """Writes rows and units as Arrow streams, batch by batch."""
+    """Writer of rows and units as Arrow streams."""
 
     def __init__(self, folder: Path) -> None:
         import pyarrow as pa
@@ -42,13 +43,13 @@ class StoreWriter:
         ids, mask, text = pa.list_(pa.int32()), pa.list_(pa.bool_()), pa.string()
         self._rows = pa.schema([("input_ids", ids), ("labels", mask), ("unit", pa.int64())])
         self._units = pa.schema([("digest", pa.int64()), ("path", text), ("line", pa.int64()), ("dialogue", text)])
-        packed = pa.ipc.IpcWriteOptions(compression="zstd")
+        compression = pa.ipc.IpcWriteOptions(compression="zstd")
         self._row_file = pa.ipc.new_stream(str(folder / ROWS_FILE), self._rows)
-        self._unit_file = pa.ipc.new_stream(str(folder / UNITS_FILE), self._units, options=packed)
+        self._unit_file = pa.ipc.new_stream(str(folder / UNITS_FILE), self._units, options=compression)
         self._count = 0
 
     def write(self, units: Sequence[StoreUnit]) -> None:
-        """Add some units with their rows."""
+        """Append a batch of units with their rows."""
         import pyarrow as pa
 
         rows = [(row, number) for number, unit in enumerate(units, self._count) for row in unit.rows]
@@ -57,12 +58,12 @@ class StoreWriter:
         mask = [[label != IGNORE_INDEX for label in row.labels] for row, _ in rows]
         columns = [ids, mask, [number for _, number in rows]]
         self._row_file.write_batch(pa.record_batch(columns, schema=self._rows))
-        said = [json.dumps(unit.dialogue.as_row, ensure_ascii=False) if unit.dialogue else None for unit in units]
-        columns = [[u.digest for u in units], [u.path for u in units], [u.line for u in units], said]
+        dialogues = [json.dumps(unit.dialogue.as_row, ensure_ascii=False) if unit.dialogue else None for unit in units]
+        columns = [[u.digest for u in units], [u.path for u in units], [u.line for u in units], dialogues]
         self._unit_file.write_batch(pa.record_batch(columns, schema=self._units))
 
     def close(self, ledger: Ledger) -> None:
-        """End the files; the ledger comes last."""
+        """Close the files, and write the ledger last, which marks the store as complete."""
         self._row_file.close()
         self._unit_file.close()
         sizes = {name: (self._folder / name).stat().st_size for name in _TABLE_FILES}
@@ -72,18 +73,18 @@ class StoreWriter:
 
 @dataclass(frozen=True)
 class DialogueStore:
-    """What one source became."""
+    """The encoded dialogues of one source."""
 
     folder: Path
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Its account."""
+        """Return the counts of the source."""
         return Ledger(**self._manifest["ledger"])
 
     @property
     def is_complete(self) -> bool:
-        """Whether its files are there in full; what is inside them is not looked at."""
+        """Return whether all files exist in their full size; their content is not checked."""
         try:
             sizes = self._manifest["sizes"]
             return self.ledger.rows >= 0 and all(
@@ -94,39 +95,41 @@ class DialogueStore:
 
     @cached_property
     def _manifest(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / LEDGER_FILE).read_text(encoding="utf-8"))
-        return found
+        """Return the sizes of the files and the ledger."""
+        manifest: dict[str, Any] = json.loads((self.folder / LEDGER_FILE).read_text(encoding="utf-8"))
+        return manifest
 
-    def open_rows(self) -> Any:
-        """Its rows, a datasets.Dataset of `input_ids`, `labels` (a mask) and `unit`, not in memory."""
+    def open_rows(self) -> "Dataset":
+        """Open the rows, with `input_ids`, `labels` (a mask) and `unit`, without reading them into memory."""
         from datasets import Dataset
 
         with self._convert_read_errors():
             table = Dataset.from_file(str(self.folder / ROWS_FILE))
             if table.column_names != ["input_ids", "labels", "unit"] or len(table) != self.ledger.rows:
-                raise ValueError("other columns or rows than its ledger has")
+                raise ValueError("its columns or its number of rows differ from the ledger")
             return table
 
     @cached_property
     def digests(self) -> "np.ndarray[Any, Any]":
-        """(units,) int64 of what each unit says."""
+        """Return the digests of the units, (units,) int64."""
         import numpy as np
 
         parts = [batch.column("digest").to_numpy() for batch in self._batches(["digest"])]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
-    def read_units(self, wanted: "np.ndarray[Any, Any]") -> Iterator[tuple[int, str, int, dict[str, Any] | None]]:
-        """Number, path, line and dialogue (as a row of `messages`) of the units in `wanted`, sorted numbers."""
+    def read_units(self, numbers: "np.ndarray[Any, Any]") -> Iterator[tuple[int, str, int, dict[str, Any] | None]]:
+        """Yield number, path, line and dialogue (a row with `messages`, or None) of units; `numbers` are sorted."""
         begin = 0
         for batch in self._batches(["path", "line", "dialogue"]):
             end = begin + batch.num_rows
-            inside = wanted[(wanted >= begin) & (wanted < end)] - begin
-            for place in inside.tolist():
-                path, line, said = (batch.column(name)[place].as_py() for name in ("path", "line", "dialogue"))
-                yield begin + place, path, line, json.loads(said) if said else None
+            indices = numbers[(numbers >= begin) & (numbers < end)] - begin
+            for index in indices.tolist():
+                path, line, row = (batch.column(name)[index].as_py() for name in ("path", "line", "dialogue"))
+                yield begin + index, path, line, json.loads(row) if row else None
             begin = end
 
     def _batches(self, names: list[str]) -> "Iterator[pa.RecordBatch]":
+        """Yield the batches of units with some columns."""
         import pyarrow as pa
 
         with self._convert_read_errors(), pa.memory_map(str(self.folder / UNITS_FILE)) as file:
@@ -137,10 +140,10 @@ class DialogueStore:
 
     @contextmanager
     def _convert_read_errors(self) -> Iterator[None]:
-        """What Arrow says of files that are not what was written."""
+        """Raise IntegrityError in place of the errors of Arrow on damaged files."""
         import pyarrow as pa
 
         try:
             yield
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise IntegrityError(f"{self.folder} is damaged; delete it. ({error})") from error
+            raise IntegrityError(f"{self.folder} is damaged ({error}). Fix: delete it.") from error

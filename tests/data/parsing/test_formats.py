@@ -171,7 +171,7 @@ def test_columns_that_nobody_named_are_refused(tmp_path):
 def test_a_row_in_another_format_than_the_first_is_refused(tmp_path):
     path = tmp_path / "mixed"
     path.write_bytes(json_lines([ROWS["alpaca"]("q", "a"), as_sharegpt("q", "a")]))
-    with pytest.raises(DataError, match=r"mixed:2: is in the format sharegpt, where the file began with alpaca"):
+    with pytest.raises(DataError, match=r"mixed:2: is in the format sharegpt, but the file began with alpaca"):
         read_dialogues(path)
 
 
@@ -288,7 +288,7 @@ def test_a_damaged_gzip_file_is_refused(tmp_path, place):
     content = bytearray(gzip.compress(json_lines([{"messages": messages(str(i), "a")} for i in range(100)])))
     content[place] ^= 0xFF
     (tmp_path / "data").write_bytes(bytes(content))
-    with pytest.raises(DataError, match=r"Cannot unpack .*data: it is damaged or cut short\."):
+    with pytest.raises(DataError, match=r"Cannot unpack .*data: it is damaged or truncated\."):
         read_dialogues(tmp_path / "data")
 
 
@@ -341,7 +341,7 @@ def test_whatever_a_list_holds_each_row_is_accepted_or_refused(tmp_path_factory,
     try:
         dialogues, report = read_dialogues(path, skip_bad=len(rows))
     except DataError as error:
-        assert "holds no dialogue" in str(error)
+        assert "contains no dialogue" in str(error)
         return
     assert report.accepted + report.refused == report.lines == len(rows)
     assert len(dialogues) == report.accepted

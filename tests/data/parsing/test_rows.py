@@ -186,7 +186,7 @@ def test_a_report_keeps_twenty_refusals_at_most(file):
 @pytest.mark.parametrize("content", [b"", b"\n", b"\n \n\t\r\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n"])
 def test_a_file_without_dialogues_is_refused(file, content):
     path = file(content)
-    assert f"{path} holds no dialogue" in refusal(path)
+    assert f"{path} contains no dialogue" in refusal(path)
 
 
 def test_a_file_of_nothing_but_allowed_faults_is_refused(file):
@@ -255,7 +255,7 @@ def test_every_line_is_accounted_for_whatever_the_bytes(tmp_path_factory, lines,
     try:
         dialogues, report = read_dialogues(path, skip_bad=len(lines) + 1)
     except DataError as error:
-        assert "holds no dialogue" in str(error)
+        assert "contains no dialogue" in str(error)
         assert not any(good for good, _ in lines)
         return
     assert report.lines == there
