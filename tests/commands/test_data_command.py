@@ -64,7 +64,9 @@ def test_prints_all_statistics(data, tmp_path):
     assert {"user", "assistant", "template"} <= {line[0] for line in cells if line}
     assert "length in tokens" in out
     assert "####" in out
-    assert re.search(r"packing +\d+% of positions would contain a token in rows of 256, \d+% in padded batches of \d", out)
+    assert re.search(
+        r"packing +\d+% of positions would contain a token in rows of 256, \d+% in padded batches of \d", out
+    )
     roles = {
         name: (int(a), int(b)) for name, a, b in re.findall(r"^(user|assistant|template) +(\d+) +(\d+)$", out, re.M)
     }

@@ -19,6 +19,7 @@ UNDIGESTED = {
     "system/cache_dir.py": "chooses the folder of the cache",
     "system/environment.py": "environment of processes",
     "system/hashing.py": "a changed digest is another key anyway",
+    "system/memory_usage.py": "measures the memory of processes",
     "system/process_limits.py": "can only stop a worker",
     "system/regular_files.py": "can only refuse a file",
     "system/shared_folders.py": "checks the owner of a folder",
