@@ -17,7 +17,6 @@ from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, Stoppe
 from lora_chat.system.bounded_call import is_rust_panic, rust_panic_message
 from lora_chat.system.console import filter_output, print_error, print_logged_messages, print_message
 from lora_chat.system.environment import check_path_variables, make_search_paths_absolute
-from lora_chat.system.hub_code import block_hub_code
 from lora_chat.system.signals import raise_on_signals, signal_number
 
 ENVIRONMENT = {
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _prepare_environment(*, verbose: bool) -> None:
     """Set environment variables, signal handlers and log levels before any library is imported."""
     os.environ.update(ENVIRONMENT)
-    block_hub_code()
+    _block_hub_code()
     if "LD_LIBRARY_PATH" in make_search_paths_absolute(os.environ):  # the loader has read it already
         print_message(
             "LD_LIBRARY_PATH has an empty or relative element, so libraries of the working directory are loaded."
@@ -88,6 +87,14 @@ def _prepare_environment(*, verbose: bool) -> None:
     raise_on_signals()
     if not verbose:
         _silence_libraries()
+
+
+def _block_hub_code() -> None:
+    """Make `import kernels` fail, because Transformers and bitsandbytes download and run code with that package.
+
+    The variable USE_HUB_KERNELS stops only some of their uses. Call this before they are imported.
+    """
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # the documented way to block an import
 
 
 def _silence_libraries() -> None:

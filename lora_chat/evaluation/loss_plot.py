@@ -1,11 +1,13 @@
 """The plot of training and validation loss."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lora_chat.evaluation.metrics import MetricFigures
 from lora_chat.system.atomic_write import atomic_output_file
 from lora_chat.system.bounded_files import MAX_LOG_BYTES, read_json_lines
-from lora_chat.system.working_directory import outside_working_directory
 
 
 def write_loss_plot(metrics: Path, path: Path, validation: MetricFigures | None) -> None:
@@ -15,7 +17,7 @@ def write_loss_plot(metrics: Path, path: Path, validation: MetricFigures | None)
     """
     # Matplotlib prefers a `matplotlibrc` in the working directory, which may be untrusted, to the user's. Its settings
     # can run programs (text.usetex) and import modules.
-    with outside_working_directory():
+    with _outside_working_directory():
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -62,3 +64,18 @@ def _smooth(points: list[tuple[int, float]], width: int = 9) -> list[tuple[int, 
     losses = [loss for _, loss in points]
     windows = [losses[max(0, i - half) : i + half + 1] for i in range(len(losses))]
     return [(step, sum(window) / len(window)) for (step, _), window in zip(points, windows, strict=True)]
+
+
+@contextmanager
+def _outside_working_directory() -> Iterator[None]:
+    """Change to the root folder during the block, because a library reads settings from the working directory."""
+    before = None
+    with suppress(OSError):  # the folder may have been deleted
+        before = os.getcwd()  # noqa: PTH109
+    os.chdir(os.sep)
+    try:
+        yield
+    finally:
+        if before is not None:
+            with suppress(OSError):
+                os.chdir(before)

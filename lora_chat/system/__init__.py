@@ -1,39 +1,37 @@
-"""Services below everything else: files, processes, terminal, hub, limits.
+"""Services that every other package uses: files, processes, terminal, hub and limits.
 
-- atomic_write: Files and folders that are there whole or not at all
-- bar: A live line with a bar on stderr
-- bounded_call: A call into a library that a stranger's file may keep busy for ever, given up after some seconds
-- bounded_files: Text and JSON files of strangers, read with a bound on their size, depth and number of values
-- cache_dir: The private folders of this user
-- console: The only door to the terminal
-- environment: The environment of child processes
+- atomic_write: Atomic writes of files and folders: written under a temporary name, synced and renamed
+- bar: A live line with a progress bar on stderr
+- bounded_call: Calls of library functions with a time limit
+- bounded_files: Readers of strangers' text and JSON files with limits on size, depth and number of values
+- cache_dir: The private cache and configuration folders of this user
+- console: All output to the terminal, filtered, and the handler of log messages
+- environment: Environment variables of child processes, without secrets and without relative search paths
 - file_lock: Exclusive locks on open files
 - frames: Messages between two processes
-- hardware: What this machine offers to a run
-- hashing: sha256 of files and of our own code
-- hub_answers: Checks of what a hub answers
-- hub_cache: Links in the hub's cache
-- hub_client: The one door to the Hugging Face hub
-- hub_code: No library of this process fetches compiled code from a hub, whatever a base's config asks for
-- hub_guard: The HTTP client through which huggingface_hub talks
-- hub_origin: Where requests of the hub may go
-- hub_pending: Downloads that were begun and not yet compared with the commit's listing
-- import_path: Importing this module keeps the working directory off the search paths of this process and of its
-- malloc: Whether freed blocks stay with the process, in glibc
-- memory_limit: Memory while training on a CPU
-- memory_usage: Memory of the machine, of this process and of its GPU
-- process_limits: Limits that a process sets itself before it does what a stranger wrote
-- received_folder: Folders that somebody else may have made
-- regular_files: Files opened only if they are regular ones
-- safetensors_header: The header of a safetensors file, checked before the library opens the file
-- sanitize: Foreign text that can be printed
-- shared_folders: Folders in which any user can rename and replace what others made
+- hardware: The device, memory and threads of this machine
+- hashing: SHA-256 of files, texts and Python code
+- hub_answers: Checks of a hub's ETags, commits, file names, sizes and listings
+- hub_cache: Checks of links in the hub's cache
+- hub_client: Client of the Hugging Face hub
+- hub_guard: Checks of every HTTP request and response of huggingface_hub
+- hub_origin: Checks of request targets and redirects
+- hub_pending: Markers of downloads that have not been compared with the commit's listing yet
+- import_path: Removal of the working directory from the search paths of this process, on import
+- malloc: Settings of glibc that decide whether freed memory stays with the process
+- memory_limit: A memory limit for training on a CPU, and detection of out-of-memory errors
+- memory_usage: Memory of the machine, of this process and of its GPU, in bytes
+- process_limits: Limits that a process sets for itself before it runs a stranger's template
+- received_folder: Check of folders from strangers, which may contain only folders and regular files
+- regular_files: Opening of regular files only, without following links
+- safetensors_header: Check of the header of a safetensors file before the library opens it
+- sanitize: Filters for strangers' text before it is printed
+- shared_folders: Safe work in folders where any user can replace files
 - signals: Signals outside of training
-- strict_json: JSON as its standard has it, where Python's parser would look away
-- strict_yaml: YAML of strangers
-- user_key: A random key of this user on this machine, and marks made with it that nobody else can make
-- user_path: Paths as people and recipes write them
-- worker: Start child interpreters
-- worker_start: The first code of a worker
-- working_directory: Libraries that read settings from the working directory are imported from outside of it
+- strict_json: A JSON parser that refuses everything outside the standard
+- strict_yaml: A parser for strangers' YAML with limits on size and depth
+- user_key: A random key of this user, and signatures made with it
+- user_path: Paths that users write in commands and recipes
+- worker: Isolated child interpreters
+- worker_start: Start script of a worker
 """

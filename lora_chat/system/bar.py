@@ -1,4 +1,4 @@
-"""A live line with a bar on stderr; the only door to rich."""
+"""A live line with a progress bar on stderr; the only module that imports rich."""
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -8,7 +8,7 @@ from lora_chat.system.sanitize import sanitize_line, sanitize_text
 
 
 class LiveBar:
-    """One line that is drawn over and over, with notes above it."""
+    """A line that is redrawn in place, with messages above it."""
 
     def __init__(self, text: str) -> None:
         self._progress = Progress(
@@ -25,7 +25,7 @@ class LiveBar:
         show_messages_with(self.print_above)
 
     def update(self, text: str, completed: int, total: int) -> None:
-        """Show how far the work is."""
+        """Show the progress of the work."""
         self._progress.update(self._task, description=sanitize_line(text), completed=completed, total=total)
 
     def print_above(self, text: str) -> None:
@@ -33,6 +33,6 @@ class LiveBar:
         self._progress.console.print(sanitize_text(text), markup=False, highlight=False, emoji=False)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         show_messages_with(None)
         self._progress.stop()

@@ -1,4 +1,4 @@
-"""A call into a library that a stranger's file may keep busy for ever, given up after some seconds."""
+"""Calls of library functions with a time limit, because a stranger's file may keep them busy forever."""
 
 import threading
 from collections.abc import Callable
@@ -10,10 +10,10 @@ Result = TypeVar("Result")
 
 
 def call_with_timeout(function: Callable[[], Result], seconds: float, what: str) -> Result:
-    """Call a function that lets go of the interpreter's lock, and return its result.
+    """Call a function that releases the interpreter's lock, and return its result.
 
-    It runs in a thread, because native code cannot be interrupted; a thread that is given up ends with the process.
-    Raises UnavailableError after `seconds`, or if the library panics, and whatever the function raises.
+    It runs in a thread, because native code cannot be interrupted; an abandoned thread ends with the process.
+    Raise UnavailableError after `seconds` or if the library panics, and any exception of the function.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -30,17 +30,17 @@ def call_with_timeout(function: Callable[[], Result], seconds: float, what: str)
     if results:
         return results[0]
     if not errors:
-        raise UnavailableError(f"{what} takes more than {seconds:.0f} seconds, and was given up.")
+        raise UnavailableError(f"{what} takes more than {seconds:.0f} seconds and was abandoned.")
     if is_rust_panic(errors[0]):
         raise UnavailableError(f"{what} fails: {rust_panic_message(errors[0])}.") from errors[0]
     raise errors[0]
 
 
 def is_rust_panic(error: BaseException) -> bool:
-    """Whether an exception is a panic of a library in Rust, which is no subclass of Exception."""
+    """Return whether an exception is a panic of a Rust library, which is not a subclass of Exception."""
     return type(error).__name__ == "PanicException"
 
 
 def rust_panic_message(error: BaseException) -> str:
-    """The first line of what a library in Rust said, cut short."""
+    """Return the first line of the message of a Rust library, at most 200 characters."""
     return (str(error).strip() or "it panicked").splitlines()[0][:200]

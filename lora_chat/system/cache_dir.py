@@ -2,6 +2,7 @@
 
 import os
 import stat
+from itertools import accumulate
 from pathlib import Path
 
 import platformdirs
@@ -14,8 +15,8 @@ _APPLICATION = "lora-chat"
 def cache_dir(*parts: str) -> Path:
     """Return a folder inside the user's cache, created with mode 0700 if it is missing.
 
-    Raises IntegrityError if the cache belongs to another user or others can write to it, because what it holds
-    (bases, digests, encoded dialogues) is used without being made again.
+    Raise IntegrityError if the cache belongs to another user or others can write to it, because its contents (bases,
+    digests, encoded dialogues) are used without a check.
     """
     return _make_private_folder(Path(platformdirs.user_cache_dir(_APPLICATION)), parts)
 
@@ -26,33 +27,33 @@ def config_dir(*parts: str) -> Path:
 
 
 def _make_private_folder(root: Path, parts: tuple[str, ...]) -> Path:
-    if not root.is_absolute():  # the standard of XDG says so too
+    """Create and check a folder and each folder between it and `root`. Return it."""
+    if not root.is_absolute():  # the XDG standard ignores relative paths as well
         raise IntegrityError(
-            f"The folder {root} depends on the working directory, which may be a stranger's.\n"
-            "Give the full path: XDG_CACHE_HOME=/FOLDER and XDG_CONFIG_HOME=/FOLDER."
+            f"The folder {root} depends on the working directory, which may belong to a stranger.\n"
+            "Set the full path: XDG_CACHE_HOME=/FOLDER and XDG_CONFIG_HOME=/FOLDER."
         )
     root.parent.mkdir(parents=True, exist_ok=True)
-    folder = root
-    for place in (root, *(root := root / part for part in parts)):
-        place.mkdir(mode=0o700, exist_ok=True)
-        _check_private(place)
-        folder = place
-    return folder
+    for folder in accumulate(parts, Path.joinpath, initial=root):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _check_private(folder)
+    return root.joinpath(*parts)
 
 
 def _check_private(folder: Path) -> None:
+    """Raise IntegrityError if another user owns a folder or can write to it."""
     if os.name == "nt":  # Windows gives each user a profile that others cannot write to
         return
-    found = folder.lstat()
-    if stat.S_ISLNK(found.st_mode):
-        found = folder.stat()  # a link of this user's is a choice; its target is checked
-    if found.st_uid not in (os.geteuid(), 0):
+    status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        status = folder.stat()  # this user may have made the link, so its target is checked
+    if status.st_uid not in (os.geteuid(), 0):
         raise IntegrityError(
-            f"The folder {folder} belongs to another user, who could replace what it holds.\n"
+            f"The folder {folder} belongs to another user, who could replace its contents.\n"
             "Delete it, or choose another cache: XDG_CACHE_HOME=FOLDER."
         )
-    if found.st_mode & 0o022:
+    if status.st_mode & 0o022:
         raise IntegrityError(
-            f"Other users can write to the folder {folder} and could replace what it holds.\n"
-            f"Close it: chmod go-w {folder}"
+            f"Other users can write to the folder {folder} and could replace its contents.\n"
+            f"Deny them access: chmod go-w {folder}"
         )

@@ -1,7 +1,7 @@
-"""The only door to the terminal: whatever is printed goes through here and is filtered.
+"""All output to the terminal; the only module that prints, and every text is filtered.
 
-File names, hub answers, recipes, dialogues, model replies and texts of exceptions come from strangers. None of them may
-move the cursor, set a title, write to the clipboard, or turn the direction of what stands beside it.
+File names, hub responses, recipes, dialogues, model replies and texts of exceptions come from strangers. None of them
+may move the cursor, set a title, write to the clipboard, or change the direction of the text beside it.
 """
 
 import json
@@ -22,12 +22,12 @@ from lora_chat.system.sanitize import TextFilter, sanitize_line, sanitize_text
 
 
 def format_bytes(size: float) -> str:
-    """Bytes as people read them."""
+    """Format a number of bytes as MB or GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def display_path(path: Path) -> str:
-    """A path as short as it can be typed from here, on one line whatever its name holds."""
+    """Return a path on one line, relative to the working directory if it is inside."""
     try:
         return sanitize_line(str(path.relative_to(Path.cwd())))
     except ValueError:
@@ -35,20 +35,20 @@ def display_path(path: Path) -> str:
 
 
 def quote_path(path: Path) -> str:
-    """Return a path as it is typed in a command; a name that strangers chose runs nothing when it is pasted."""
+    """Return a path quoted for a shell, so that a stranger's file name runs nothing when the command is pasted."""
     return shlex.quote(display_path(path))
 
 
 _GREEN, _PLAIN = "\033[1;32m", "\033[0m"
 _MAX_ERROR_CHARACTERS = 10_000
-"""Characters of a message that are shown; longer ones lose their middle."""
+"""Longest error message, in characters; the middle of a longer one is left out."""
 _CURSOR_MOVES = re.compile(r"((?:[\r\n]|\033\[A)*)(.*?)(\r*)\Z", re.DOTALL)
-"""What progress bars of libraries write: they return to the beginning of a line, or go up, before and after a text."""
+"""Text between cursor moves of progress bars, which return to the start of the line or move up before and after it."""
 
 
 @dataclass(frozen=True)
 class Highlight:
-    """Text that is printed in green, or between `[[` and `]]` where there are no colours."""
+    """Text that is printed in green, or between `[[` and `]]` on a terminal without colours."""
 
     text: str
 
@@ -57,11 +57,11 @@ ResultPart = str | Highlight
 
 
 _live_display: Callable[[str], None] | None = None
-"""Prints a message above the live line that is on the screen, if there is one."""
+"""Function that prints a message above the live display, if there is one."""
 
 
 def print_message(text: str) -> None:
-    """Print a line on stderr for the person at the keyboard, because stdout is for results."""
+    """Print a message to the user on stderr, because stdout is for results."""
     if _live_display:
         _live_display(text)
     else:
@@ -69,7 +69,7 @@ def print_message(text: str) -> None:
 
 
 def show_messages_with(live_display: Callable[[str], None] | None) -> None:
-    """Print the messages from now on with a live display, which keeps its line below them, or plainly (None)."""
+    """Print later messages with a live display, which keeps its line below them; None ends that."""
     global _live_display
     _live_display = live_display
 
@@ -83,7 +83,7 @@ class MessageHandler(logging.Handler):
 
 
 def print_logged_messages() -> None:
-    """Print what the package logs from now on. A second call changes nothing."""
+    """Print all later log messages of the package. A second call changes nothing."""
     package_logger = logging.getLogger("lora_chat")
     package_logger.setLevel(logging.INFO)
     package_logger.propagate = False  # a library that configures the root logger would print each message again
@@ -92,32 +92,32 @@ def print_logged_messages() -> None:
 
 
 def print_error(text: str, label: str = "Error: ") -> None:
-    """Print an error on stderr; one without end, such as one that quotes a long name, loses its middle."""
+    """Print an error on stderr; leave out the middle of a very long one, such as one that quotes a long name."""
     if len(text) > _MAX_ERROR_CHARACTERS:
-        left, right = text[: _MAX_ERROR_CHARACTERS // 2], text[-_MAX_ERROR_CHARACTERS // 2 :]
-        text = f"{left} ... ({len(text) - _MAX_ERROR_CHARACTERS:,} characters left out) ... {right}"
+        start, end = text[: _MAX_ERROR_CHARACTERS // 2], text[-_MAX_ERROR_CHARACTERS // 2 :]
+        text = f"{start} ... ({len(text) - _MAX_ERROR_CHARACTERS:,} characters left out) ... {end}"
     print_message(label + text)
 
 
 def print_result(text: str | Iterable[ResultPart], end: str = "\n") -> None:
-    """Print a result on stdout; only a Highlight has colours."""
+    """Print a result on stdout; only a Highlight is coloured."""
     parts = [text] if isinstance(text, str) else text
     _write(sys.stdout, "".join(map(_format_part, parts)) + end)
 
 
-def print_json(value: Any, indent: int | None = None) -> None:
-    """Print JSON on stdout, in ASCII: no string in it can act on a terminal. NaN and infinities become null."""
+def print_json(value: object, indent: int | None = None) -> None:
+    """Print JSON on stdout in ASCII, so that no string acts on the terminal; NaN and infinities become null."""
     _write(sys.stdout, json.dumps(_replace_nonfinite(value), ensure_ascii=True, allow_nan=False, indent=indent) + "\n")
 
 
 class ReplyPrinter:
-    """Prints one model reply on stdout as its pieces come; line feeds and tabs stay."""
+    """Printer of one model reply on stdout, piece by piece; line feeds and tabs are kept."""
 
     def __init__(self) -> None:
         self._filter = TextFilter()
 
     def write(self, piece: str) -> None:
-        """Print the next piece at once; an escape sequence split over two pieces does not get through either."""
+        """Print the next piece immediately; an escape sequence that is split over two pieces is filtered as well."""
         _write(sys.stdout, self._filter.feed(piece))
 
     def close(self) -> None:
@@ -126,31 +126,31 @@ class ReplyPrinter:
 
 
 def filter_output() -> None:
-    """Filter what libraries, warnings, loggers and uncaught exceptions print in this process from now on."""
+    """Filter all later output of libraries, warnings, loggers and uncaught exceptions in this process."""
     sys.stdout, sys.stderr = _filter_stream(sys.stdout), _filter_stream(sys.stderr)
     sys.excepthook = _print_exception
     threading.excepthook = _print_thread_exception
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a stream is there and leads to a terminal."""
+    """Return whether a stream exists and is a terminal."""
     return stream is not None and stream.isatty()
 
 
 def unfiltered_stderr() -> TextIO | None:
-    """Return stderr without its filter, for a live display whose texts are filtered already."""
+    """Return stderr without its filter, for a live display whose texts are already filtered."""
     return _unfiltered(sys.stderr)
 
 
 class _FilteredStream:
-    """A text stream that writes visible text, whoever writes to it."""
+    """A text stream that filters all text written to it."""
 
     def __init__(self, raw: TextIO) -> None:
         self.raw = raw
 
     def write(self, text: str) -> int:
-        before, said, behind = cast("re.Match[str]", _CURSOR_MOVES.match(text)).groups()
-        _write(self.raw, before, sanitize_text(said), behind)
+        before, shown, after = cast("re.Match[str]", _CURSOR_MOVES.match(text)).groups()
+        _write(self.raw, before, sanitize_text(shown), after)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -162,6 +162,7 @@ class _FilteredStream:
 
 
 def _filter_stream(stream: TextIO | None) -> TextIO:
+    """Return a stream with a filter; return None unchanged."""
     if stream is None or isinstance(stream, _FilteredStream):  # a program without a console has no streams
         return cast("TextIO", stream)
     return cast("TextIO", _FilteredStream(stream))
@@ -172,12 +173,13 @@ def _unfiltered(stream: TextIO) -> TextIO | None:
 
 
 def _write(stream: TextIO, *filtered: str) -> None:
+    """Write filtered texts to a stream and flush it; replace characters that its encoding lacks by escapes."""
     raw = _unfiltered(stream)
     if raw is None:
         return
     text = "".join(filtered)
     encoding = getattr(raw, "encoding", None) or "utf-8"
-    if encoding.lower() not in ("utf-8", "utf8"):  # a console that cannot show a letter shows its escape
+    if encoding.lower() not in ("utf-8", "utf8"):  # some consoles on Windows
         text = text.encode(encoding, "backslashreplace").decode(encoding)
     raw.write(text)
     raw.flush()
@@ -196,7 +198,8 @@ def _has_colours() -> bool:
     return is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
 
 
-def _replace_nonfinite(value: Any) -> Any:
+def _replace_nonfinite(value: object) -> object:
+    """Replace NaN and infinities by None in nested dicts, lists and tuples."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -210,6 +213,6 @@ def _print_exception(kind: type[BaseException], error: BaseException, trace: Tra
     print_error("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), label="")
 
 
-def _print_thread_exception(found: threading.ExceptHookArgs) -> None:
-    if found.exc_type is not SystemExit and found.exc_value is not None:
-        _print_exception(found.exc_type, found.exc_value, found.exc_traceback)
+def _print_thread_exception(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_type is not SystemExit and failure.exc_value is not None:
+        _print_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)

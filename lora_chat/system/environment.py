@@ -1,4 +1,4 @@
-"""The environment of child processes: no secrets, no search paths that depend on the working directory."""
+"""Environment variables of child processes, without secrets and without relative search paths."""
 
 import os
 import re
@@ -19,12 +19,12 @@ _SECRET_NAME = re.compile(
 )
 _NOT_SECRET = {"PWD", "OLDPWD"}
 _SECRET_VALUE = re.compile(
-    r"://[^/\s@]+@"  # a name or a password inside a URL
+    r"://[^/\s@]+@"  # a user name or a password in a URL
     r"|\b(hf_|gh[pousr]_|github_pat_|glpat-|sk[-_]|rk_|xox[abp]-|xapp-|AKIA|ASIA|AIza|eyJ|npm_|pypi-|dckr_pat_|dop_v1_"
     r"|nvapi-|gsk_|r8_|hvs\.|tskey-|shpat_|ya29\.|SG\.)[A-Za-z0-9_-]{12,}"
     r"|-----BEGIN|AGE-SECRET-KEY|(?i:\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,})"
     r"|(?i:(password|passwd|pwd|secret|token|account_?key|api_?key)[\"']?\s*[=:])"
-    r"|^[0-9a-fA-F]{32,}$"  # what random keys look like, and nothing that a worker needs
+    r"|^[0-9a-fA-F]{32,}$"  # the form of random keys; no worker needs such a value
 )
 _SEARCH_PATH_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "PYTHONPATH")
 _PATH_VARIABLES = (
@@ -35,13 +35,13 @@ _PATH_VARIABLES = (
     *("TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "MPLCONFIGDIR", "MATPLOTLIBRC", "NUMBA_CACHE_DIR", "SSL_CERT_FILE"),
     *("SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC", "LORA_CHAT_LLAMA_CPP", "PYTHONPYCACHEPREFIX"),
 )
-"""Variables that name a folder or file from which this program or a library of it reads what it believes."""
+"""Variables with the path of a folder or file that this program or one of its libraries trusts."""
 _WORKER_SETTINGS = {
     "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",  # the login that lies in a file
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",  # the token in the user's login file
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "USE_HUB_KERNELS": "0",
-    "PYTHONSAFEPATH": "1",  # for what a worker itself starts
+    "PYTHONSAFEPATH": "1",  # for child processes of the worker
     "PYTHONNOUSERSITE": "1",
 }
 
@@ -49,19 +49,24 @@ _WORKER_SETTINGS = {
 def worker_environment(
     folder: Path, passed_variables: Iterable[str] = (), only: Iterable[str] | None = None
 ) -> dict[str, str]:
-    """Return the environment of a worker whose own folder is `folder`.
+    """Return the environment of a worker that works in `folder`.
 
-    Names that match a pattern in `passed_variables` pass unfiltered; `only` lists the names that may pass at all.
+    Variables that match a pattern in `passed_variables` pass unfiltered. With `only`, no other variable passes.
     """
     patterns, names = tuple(passed_variables), None if only is None else set(only)
-    found = {
+    variables = {
         name: value
         for name, value in os.environ.items()
         if any(fnmatchcase(name, pattern) for pattern in patterns)
         or ((names is None or name in names) and not (_is_python_variable(name) or is_secret(name, value)))
     }
-    make_search_paths_absolute(found)
-    return {**found, **_WORKER_SETTINGS, "PWD": str(folder), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))}
+    make_search_paths_absolute(variables)
+    return {
+        **variables,
+        **_WORKER_SETTINGS,
+        "PWD": str(folder),
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
+    }
 
 
 def is_secret(name: str, value: str) -> bool:
@@ -70,30 +75,30 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def make_search_paths_absolute(environment: MutableMapping[str, str]) -> list[str]:
-    """Remove empty and relative elements of search paths, which mean the working directory.
+    """Remove empty and relative elements of search paths, because they mean the working directory.
 
-    Returns the names of the variables that changed.
+    Return the names of the variables that changed.
     """
     changed = []
     for name in _SEARCH_PATH_VARIABLES:
         value = environment.get(name)
         if not value:
             continue  # an empty variable is ignored, except by old shells
-        kept = os.pathsep.join(list_absolute_elements(value))
-        if kept != value:
+        absolute = os.pathsep.join(list_absolute_elements(value))
+        if absolute != value:
             changed.append(name)
-            if kept:
-                environment[name] = kept
+            if absolute:
+                environment[name] = absolute
             else:
                 del environment[name]
     return changed
 
 
 def check_path_variables(environment: MutableMapping[str, str]) -> None:
-    """Remove empty settings that name a folder. Raises RecipeError for one that depends on the working directory.
+    """Remove empty path variables. Raise RecipeError for a path that depends on the working directory.
 
-    The working directory may be a stranger's, with a cache, a key or a login of the stranger in it. Some libraries
-    take an empty variable for the working directory as well: with HF_HOME="" the hub's cache is `./hub`.
+    The working directory may belong to a stranger and contain the stranger's cache, key or login. Some libraries also
+    take an empty variable for the working directory: with HF_HOME="" the hub's cache is `./hub`.
     """
     for name in _PATH_VARIABLES:
         value = environment.get(name)
@@ -104,8 +109,7 @@ def check_path_variables(environment: MutableMapping[str, str]) -> None:
         elif not Path(value).is_absolute() and not (name.startswith("HF_") and value.startswith("~")):
             raise RecipeError(
                 f"{name} is {sanitize_line(value, _MAX_SHOWN_CHARACTERS)}, which depends on the working directory. "
-                f"Give its full path: "
-                f'{name}="$PWD/..."'
+                f'Fix: set its full path, {name}="$PWD/...".'
             )
 
 

@@ -1,4 +1,4 @@
-"""Messages between two processes: JSON behind its length, of bounded size, read within a bounded time."""
+"""Messages between two processes: JSON after its length in bytes, with limits on size and time."""
 
 import json
 import os
@@ -11,29 +11,29 @@ _CHUNK_BYTES = 1 << 20
 
 
 class FrameError(Exception):
-    """The other side ended, answered too much, or said something that is no frame."""
+    """An answer of the other process that is missing, too large or not a frame."""
 
 
 class FrameTimeoutError(FrameError):
-    """The other side did not answer in time."""
+    """An answer of the other process that did not come in time."""
 
 
-def pack_frame(value: Any) -> bytes:
-    """Return a value as the bytes that `unpack_frame` reads; half pairs of UTF-16 in texts stay what they are."""
+def pack_frame(value: object) -> bytes:
+    """Return a value as a frame; unpaired surrogates in its texts are kept."""
     body = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "surrogatepass")
     return len(body).to_bytes(_HEADER_BYTES, "big") + body
 
 
 def unpack_frame(body: bytes) -> Any:
-    """Return the value of a frame without its length."""
+    """Return the value of a frame, given without its length. Raise FrameError."""
     try:
         return json.loads(body.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
-        raise FrameError(f"sent something that is no frame: {error}") from error
+        raise FrameError(f"sent an invalid frame: {error}") from error
 
 
 def read_frame(stream: BinaryIO) -> Any:
-    """Wait for a frame; None at the end of the stream. For the side that may wait as long as it takes."""
+    """Wait without a time limit for a frame, and return its value; return None at the end of the stream."""
     head = stream.read(_HEADER_BYTES)
     if len(head) < _HEADER_BYTES:
         return None
@@ -43,10 +43,10 @@ def read_frame(stream: BinaryIO) -> Any:
 
 
 def exchange_frames(to: int | None, sent: bytes, back: int, max_bytes: int, seconds: float) -> Any:
-    """Write `sent` to the file descriptor `to`, and return the frame that comes back on `back`.
+    """Write `sent` to the file descriptor `to`, and return the value of the frame that `back` answers.
 
-    Both descriptors are non-blocking. Raises FrameTimeoutError after so many seconds, FrameError for an answer of
-    more than `max_bytes` bytes and for an end.
+    Both descriptors are non-blocking. Raise FrameTimeoutError after `seconds`, FrameError for an answer of more than
+    `max_bytes` bytes or for a closed pipe.
     """
     deadline = time.monotonic() + seconds
     if to is not None:
@@ -57,11 +57,12 @@ def exchange_frames(to: int | None, sent: bytes, back: int, max_bytes: int, seco
     return unpack_frame(_read(back, size, deadline))
 
 
-def _write(to: int, left: memoryview, deadline: float) -> None:
-    while left:
+def _write(to: int, unsent: memoryview, deadline: float) -> None:
+    """Write all bytes to a non-blocking descriptor before the deadline."""
+    while unsent:
         _wait([], [to], deadline)
         try:
-            left = left[os.write(to, left[:_CHUNK_BYTES]) :]
+            unsent = unsent[os.write(to, unsent[:_CHUNK_BYTES]) :]
         except BlockingIOError:
             continue
         except OSError as error:
@@ -69,26 +70,28 @@ def _write(to: int, left: memoryview, deadline: float) -> None:
 
 
 def _read(back: int, size: int, deadline: float) -> bytes:
-    found = bytearray()
-    while len(found) < size:
+    """Read `size` bytes from a non-blocking descriptor before the deadline."""
+    received = bytearray()
+    while len(received) < size:
         _wait([back], [], deadline)
         try:
-            piece = os.read(back, min(_CHUNK_BYTES, size - len(found)))
+            piece = os.read(back, min(_CHUNK_BYTES, size - len(received)))
         except BlockingIOError:
             continue
         if not piece:
             raise FrameError("ended")
-        found += piece
-    return bytes(found)
+        received += piece
+    return bytes(received)
 
 
 def _wait(readable: list[int], writable: list[int], deadline: float) -> None:
-    left = deadline - time.monotonic()
-    if left <= 0:
+    """Wait until one of the descriptors is ready. Raise FrameTimeoutError after the deadline."""
+    seconds_left = deadline - time.monotonic()
+    if seconds_left <= 0:
         raise FrameTimeoutError("did not answer in time")
     poll = select.poll()
     for descriptor in readable:
         poll.register(descriptor, select.POLLIN)
     for descriptor in writable:
         poll.register(descriptor, select.POLLOUT)
-    poll.poll(left * 1000)
+    poll.poll(seconds_left * 1000)

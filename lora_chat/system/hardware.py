@@ -1,4 +1,4 @@
-"""What this machine offers to a run."""
+"""The device, memory and threads of this machine."""
 
 import platform
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ class Hardware:
     device: Literal["cuda", "cpu"]
     name: str
     memory_bytes: int
-    """GPU memory, or the machine's memory on the CPU."""
+    """Memory of the GPU, or of the machine for the CPU, in bytes."""
     bfloat16: bool
-    """Whether the processor multiplies bf16 natively; emulated bf16 is slower than fp32."""
+    """Whether the device multiplies bf16 natively; emulated bf16 is slower than fp32."""
     threads: int
 
 
 def detect_hardware() -> Hardware:
-    """Look at this machine; the first CUDA device wins over the CPU."""
+    """Detect the first CUDA device, or the CPU if there is none."""
     import torch
 
     if torch.cuda.is_available():
@@ -34,7 +34,7 @@ def detect_hardware() -> Hardware:
             bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
             threads=torch.get_num_threads(),
         )
-    name, flags = _cpu_description()
+    name, flags = _read_cpu_description()
     return Hardware(
         device="cpu",
         name=name,
@@ -44,8 +44,8 @@ def detect_hardware() -> Hardware:
     )
 
 
-def _cpu_description() -> tuple[str, set[str]]:
-    """Name and feature flags from Linux; elsewhere no flags, so fp32 is used."""
+def _read_cpu_description() -> tuple[str, set[str]]:
+    """Return the CPU's name and feature flags; there are no flags outside Linux, so fp32 is used there."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

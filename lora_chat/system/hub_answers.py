@@ -1,7 +1,7 @@
-"""Checks of what a hub answers: ETags, commits, file names, sizes and listings, before any library uses them.
+"""Checks of a hub's ETags, commits, file names, sizes and listings before any library uses them.
 
-A hub is the endpoint that the user chose, but a mirror or a server between may be hostile, and its answers become
-names in the cache: an ETag is the name of a file of `blobs/`, a commit is the name of a folder.
+The user chose the endpoint, but a mirror or an intermediate server may be hostile, and its responses become names in
+the cache: an ETag becomes the name of a file in `blobs/`, a commit the name of a folder.
 """
 
 import re
@@ -13,9 +13,9 @@ from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.strict_json import parse_strict_json
 
 MAX_FILES = 100_000
-"""Files in one listing."""
+"""Largest number of files in one listing."""
 MAX_FILE_BYTES = 2**50
-"""Size of one file, in bytes."""
+"""Largest size of one file, in bytes."""
 _MAX_SHOWN_CHARACTERS = 80
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -31,26 +31,26 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@/-]{0,199}")
 
 
 class HubResponseError(UnavailableError):
-    """The hub answered something that no honest hub answers; nothing of it was used."""
+    """A response that no honest hub sends; no part of it was used."""
 
 
 def refused_response(what: str) -> HubResponseError:
-    """Return the error for an answer that is refused; `what` is a clause such as "its ETag is ..."."""
+    """Return the error for a refused response; `what` is a clause such as "its ETag is ..."."""
     return HubResponseError(
-        f"The hub's answer is refused: {what}.\n"
-        "Nothing of it was used. Check HF_ENDPOINT and the proxy, or name a local folder or files."
+        f"The hub's response is refused: {what}.\n"
+        "No part of it was used. Check HF_ENDPOINT and the proxy, or name a local folder or files."
     )
 
 
 def check_etag(value: str) -> None:
     """Raise HubResponseError unless an ETag can be a plain file name."""
-    found = _ETAG.fullmatch(value)
-    if not found or found["tag"].endswith(".") or _WINDOWS_DEVICE_NAMES.fullmatch(found["tag"]):
+    match = _ETAG.fullmatch(value)
+    if not match or match["tag"].endswith(".") or _WINDOWS_DEVICE_NAMES.fullmatch(match["tag"]):
         raise refused_response(f"its ETag is {_shorten(value)}, which cannot be the name of a file")
 
 
 def check_commit(value: object, expected: str | None = None) -> str:
-    """Return a commit id of 40 hex digits. Raises HubResponseError for others, and for another than expected."""
+    """Return a commit id. Raise HubResponseError unless it has 40 hex digits and is the expected one, if any."""
     if not isinstance(value, str) or not _COMMIT.fullmatch(value):
         raise refused_response(f"its commit is {_shorten(value)}, not 40 hex digits")
     if expected is not None and value != expected:
@@ -59,12 +59,12 @@ def check_commit(value: object, expected: str | None = None) -> str:
 
 
 def is_commit_hash(value: str | None) -> bool:
-    """Return whether a revision is a commit id already."""
+    """Return whether a revision is a commit id."""
     return value is not None and _COMMIT.fullmatch(value) is not None
 
 
 def is_safe_revision(value: str | None) -> bool:
-    """Return whether a revision stays inside the folder in which refs are cached; None is the default branch."""
+    """Return whether the cached name of a revision stays inside the cache folder; None is the default branch."""
     if value is None:
         return True
     plain = _REVISION.fullmatch(value) is not None and not value.endswith(("/", ".lock"))
@@ -72,15 +72,15 @@ def is_safe_revision(value: str | None) -> bool:
 
 
 def check_revision(value: str | None) -> None:
-    """Raise UnavailableError for a revision that would climb out of the folder in which refs are cached."""
+    """Raise UnavailableError for a revision whose cached name would leave the cache folder."""
     if not is_safe_revision(value):
         raise UnavailableError(
-            f"{_shorten(value)} cannot be a revision of a repository.\nName a branch, a tag or a commit."
+            f"{_shorten(value)} cannot be a revision of a repository.\nUse a branch, a tag or a commit."
         )
 
 
 def check_size(value: object, what: str) -> int:
-    """Return a size from a header or a listing. Raises HubResponseError for anything but digits within bounds."""
+    """Return a size from a header or a listing. Raise HubResponseError unless it is an integer within the limit."""
     if isinstance(value, str) and _DIGITS.fullmatch(value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_FILE_BYTES:
@@ -89,9 +89,9 @@ def check_size(value: object, what: str) -> int:
 
 
 def check_file_name(value: object) -> str:
-    """Return a file's name in a repository, if it is relative and stays inside on every system.
+    """Return a file's name in a repository. Raise HubResponseError unless it stays inside on every system.
 
-    Raises HubResponseError for absolute names, `..`, backslashes, drive letters, control characters and long names.
+    Absolute names, `..`, backslashes, drive letters, control characters and long names are refused.
     """
     if not isinstance(value, str) or not 0 < len(value) <= 1000:
         raise refused_response(f"it names a file {_shorten(value)}")
@@ -108,9 +108,9 @@ def check_file_name(value: object) -> str:
 
 
 def parse_checked_json(body: bytes) -> Any:
-    """Decode a JSON answer and check every commit, name, size and hash in it that the hub's library uses.
+    """Decode a JSON response and check every commit, name, size and hash that the hub's library uses.
 
-    Raises HubResponseError for syntax, nesting, types and names that are odd.
+    Raise HubResponseError for invalid syntax, deep nesting, wrong types and unsafe names.
     """
     try:
         value = parse_strict_json(body.decode("utf-8"))
@@ -124,36 +124,37 @@ def parse_checked_json(body: bytes) -> Any:
 
 
 def _check_repository(value: Mapping[str, Any]) -> None:
+    """Check the description of a repository. Raise HubResponseError."""
     if value.get("sha") is not None:
         check_commit(value["sha"])
     siblings = value.get("siblings")
     if siblings is None:
         return
     if not isinstance(siblings, list) or len(siblings) > MAX_FILES:
-        raise refused_response("its list of files is none, or has too many")
-    for one in siblings:
-        if not isinstance(one, dict):
-            raise refused_response("its list of files holds something else")
-        name = check_file_name(one.get("rfilename"))
-        if one.get("size") is not None:
-            check_size(one["size"], name)
+        raise refused_response("its list of files is not a list, or is too long")
+    for sibling in siblings:
+        if not isinstance(sibling, dict):
+            raise refused_response("an entry of its list of files is not an object")
+        name = check_file_name(sibling.get("rfilename"))
+        if sibling.get("size") is not None:
+            check_size(sibling["size"], name)
 
 
 def _check_entries(value: list[Any]) -> None:
-    """Check a list of the files of a tree; other lists of the API have no paths."""
+    """Check a listing of files; other lists of the API have no paths. Raise HubResponseError."""
     if len(value) > MAX_FILES:
         raise refused_response(f"it lists {len(value):,} files; {MAX_FILES:,} are allowed")
-    for one in value:
-        if not isinstance(one, dict) or "path" not in one:
+    for entry in value:
+        if not isinstance(entry, dict) or "path" not in entry:
             continue
-        name = check_file_name(one["path"])
-        if one.get("type") == "file":
-            check_size(one.get("size"), name)
-        lfs = one.get("lfs")
+        name = check_file_name(entry["path"])
+        if entry.get("type") == "file":
+            check_size(entry.get("size"), name)
+        lfs = entry.get("lfs")
         if lfs is None:
             continue
         if not isinstance(lfs, dict) or not isinstance(lfs.get("oid"), str) or not _SHA256.fullmatch(lfs["oid"]):
-            raise refused_response(f"the hash of {sanitize_line(name, _MAX_SHOWN_CHARACTERS)} is not that of SHA-256")
+            raise refused_response(f"the hash of {sanitize_line(name, _MAX_SHOWN_CHARACTERS)} is not a SHA-256")
         check_size(lfs.get("size"), name)
 
 

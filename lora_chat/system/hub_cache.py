@@ -1,4 +1,4 @@
-"""Links in the hub's cache: each leads to a blob of the same repository, and nowhere else."""
+"""Checks that links in the hub's cache lead only to blobs of the same repository."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ _SHARED_BLOB = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
 
 
 def find_repository_folder(snapshot: Path) -> Path | None:
-    """Return the folder of the repository to which a resolved snapshot belongs: REPOSITORY/snapshots/COMMIT."""
+    """Return the repository of a resolved snapshot REPOSITORY/snapshots/COMMIT, or None for any other folder."""
     if snapshot.parent.name != "snapshots":
         return None
     repository = snapshot.parent.parent
@@ -23,10 +23,10 @@ def find_repository_folder(snapshot: Path) -> Path | None:
 
 
 def is_blob_link(link: Path, repository: Path | None) -> bool:
-    """Return whether a link leads to a regular file right inside the blobs of its repository.
+    """Return whether a link leads to a regular file directly inside the blobs of its repository.
 
-    The blob may itself be a link into the store that all repositories of a cache share, as newer versions of the
-    hub's library make it: CACHE/blobs/ab/HASH.
+    The blob may itself be a link into CACHE/blobs/ab/HASH, the store of newer versions of the hub's library that all
+    repositories of a cache share.
     """
     if repository is None:
         return False
@@ -47,29 +47,28 @@ def is_blob_link(link: Path, repository: Path | None) -> bool:
 
 
 def check_snapshot(folder: Path, name: str, cache: Path) -> None:
-    """Check that a folder is a commit of a model's repository in a cache, where no other user can write.
+    """Raise IntegrityError unless a folder is a commit of a model in the cache and no other user can write to it.
 
-    A planted note of what a branch leads to can name any folder. Raises IntegrityError.
+    The cached commit of a branch may be planted, so that it leads to any folder.
     """
     repository = cache.expanduser().resolve() / f"models--{name.replace('/', '--')}"
     if folder != repository / "snapshots" / folder.name or not _COMMIT.fullmatch(folder.name):
         raise IntegrityError(
-            f"The hub's cache says that {sanitize_line(name)} lies in {sanitize_line(str(folder))}, outside of its "
-            f"own folder.\n"
-            f"Delete it and download again: {sanitize_line(str(repository))}"
+            f"The hub's cache has {sanitize_line(name)} in {sanitize_line(str(folder))}, outside of its folder.\n"
+            f"Delete it and download it again: {sanitize_line(str(repository))}"
         )
     if os.name == "nt":  # Windows gives each user a profile that others cannot write to
         return
-    for place in (repository, folder.parent, folder, repository / "blobs"):
-        if place.exists() and place.stat().st_mode & stat.S_IWOTH:
+    for path in (repository, folder.parent, folder, repository / "blobs"):
+        if path.exists() and path.stat().st_mode & stat.S_IWOTH:
             raise IntegrityError(
-                f"Any user can write to {sanitize_line(str(place))} and could replace what it holds.\n"
-                f"Close it: chmod -R o-w {sanitize_line(str(repository))}"
+                f"Any user can write to {sanitize_line(str(path))} and could replace its contents.\n"
+                f"Deny them access: chmod -R o-w {sanitize_line(str(repository))}"
             )
 
 
 def has_size_and_digest(path: Path, size: int, sha256: str | None) -> bool:
-    """Return whether a file has a size and a SHA-256, if that is known."""
+    """Return whether a file has the given size and the given SHA-256, if that is known."""
     if path.stat().st_size != size:
         return False
     if sha256 is None:
@@ -82,21 +81,22 @@ def has_size_and_digest(path: Path, size: int, sha256: str | None) -> bool:
 
 
 def check_cached_file(folder: Path, file: str) -> Path:
-    """Return the path of one file of a snapshot. Raises IntegrityError for a planted link, device or FIFO, by name."""
+    """Return the path of a file of a snapshot. Raise IntegrityError for a planted link, device or FIFO."""
     root = folder.resolve()
     path = root / file
-    inside = path.parent.resolve().is_relative_to(root)  # a folder in it may be a link too
+    inside = path.parent.resolve().is_relative_to(root)  # a parent folder may be a link as well
     mode = path.lstat().st_mode if inside and os.path.lexists(path) else 0
     if inside and (
         not mode or stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and is_blob_link(path, find_repository_folder(root)))
     ):
         return folder / file
     raise IntegrityError(
-        f"{sanitize_line(str(folder / file))} in the hub's cache is no file of its repository, or a link that leads "
-        "elsewhere.\n"
-        f"Delete the folder and download again: {sanitize_line(str(folder))}"
+        f"{sanitize_line(str(folder / file))} in the hub's cache is not a file of its repository, or is a link that "
+        "leads elsewhere.\n"
+        f"Delete the folder and download it again: {sanitize_line(str(folder))}"
     )
 
 
 def _link_target(link: Path) -> Path:
+    """Return the path that a link names, without following further links."""
     return Path(os.path.normpath(link.parent / link.readlink()))

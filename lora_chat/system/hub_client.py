@@ -1,7 +1,7 @@
-"""The one door to the Hugging Face hub: commits, listings, downloads and uploads, each checked.
+"""Client of the Hugging Face hub: commits, listings, downloads and uploads, with checks of every response.
 
-Every use of huggingface_hub goes through here. Requests and answers pass `hub_guard`; names, sizes and hashes come from
-the listing of one commit, and what was downloaded is compared with it.
+All uses of huggingface_hub go through this module. Requests and responses pass `hub_guard`. Names, sizes and hashes
+come from the listing of one commit, and downloaded files are compared with it.
 """
 
 import errno
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lora_chat.system.hub_guard import HubGuard
 
 RepoType = Literal["model", "dataset"]
-_TIMEOUT_SECONDS = 30.0  # seconds for the first answer; a network that swallows everything would wait for ever
+_TIMEOUT_SECONDS = 30.0  # until the first response, because a network that drops all packets would wait forever
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class RemoteFile:
     """A file in the listing of a commit."""
 
     size: int
-    """In bytes."""
+    """Size in bytes."""
     sha256: str | None
-    """None where the hub keeps the file in git itself and lists no such hash."""
+    """SHA-256, or None for a file in git itself, for which the hub lists no such hash."""
 
 
 class HubFailureError(UnavailableError):
-    """The hub cannot be asked; the caller says what that means for the user."""
+    """A failed request to the hub; the caller explains it to the user."""
 
     def __init__(self, reason: Literal["name", "missing", "revision", "unreachable"], what: str) -> None:
         super().__init__(f"The hub cannot be used: {what}.")
@@ -53,19 +53,19 @@ class HubFailureError(UnavailableError):
 
 
 def find_commit(name: str, revision: str | None, kind: RepoType) -> str:
-    """Return the commit to which a revision leads now. Raises HubFailureError or HubResponseError."""
+    """Return the current commit of a revision. Raise HubFailureError or HubResponseError."""
     check_revision(revision)
     with _hub_request():
         from huggingface_hub.hf_api import HfApi
 
         api = HfApi()
-        ask = api.dataset_info if kind == "dataset" else api.model_info
-        found = ask(name, revision=revision, expand=["sha"], timeout=_TIMEOUT_SECONDS)
-    return check_commit(found.sha, revision if is_commit_hash(revision) else None)
+        read_info = api.dataset_info if kind == "dataset" else api.model_info
+        info = read_info(name, revision=revision, expand=["sha"], timeout=_TIMEOUT_SECONDS)
+    return check_commit(info.sha, revision if is_commit_hash(revision) else None)
 
 
 def list_files(name: str, commit: str, kind: RepoType) -> dict[str, RemoteFile]:
-    """Return the files of a commit, by name. Raises HubFailureError or HubResponseError."""
+    """Return the files of a commit by name. Raise HubFailureError or HubResponseError."""
     with _hub_request():
         from huggingface_hub.hf_api import HfApi, RepoFile
 
@@ -81,9 +81,9 @@ def list_files(name: str, commit: str, kind: RepoType) -> dict[str, RemoteFile]:
 
 
 def find_snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
-    """Return the cached folder of a commit, if all of it that matches is there; nothing is requested.
+    """Return the cached folder of a commit if all matching files are complete, without any request; else None.
 
-    Raises IntegrityError for a folder whose links lead out of the cache.
+    Raise IntegrityError for a folder whose links lead out of the cache.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -99,7 +99,7 @@ def find_snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> P
 
 
 def find_cached_file(name: str, file: str, commit: str, kind: RepoType) -> Path | None:
-    """Return the cached file of a commit. Raises IntegrityError for a link that leads out of the cache."""
+    """Return the cached file of a commit, or None. Raise IntegrityError for a link that leads out of the cache."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(name, file, revision=check_commit(commit), repo_type=kind)
@@ -118,9 +118,8 @@ def download_files(
 ) -> Path:
     """Download listed files of a commit into the hub's cache, compare them with the listing, return their folder.
 
-    `revision` is noted in the cache as leading to the commit.
-    Raises HubFailureError, HubResponseError, IntegrityError, or DiskFullError before anything is downloaded that
-    cannot fit.
+    The cache then maps `revision` to the commit. Raise HubFailureError, HubResponseError or IntegrityError, or
+    DiskFullError before the download if the files cannot fit.
     """
     _check_space(name, commit, files, kind)
     limits = {file: listed_file.size for file, listed_file in files.items()}
@@ -129,10 +128,10 @@ def download_files(
         with _hub_request(limits, name, commit, kind):
             from huggingface_hub import snapshot_download
 
-            only = [glob.escape(file) for file in files]  # the library's own listing may name more
+            only = [glob.escape(file) for file in files]  # the library's listing may contain more files
             folder = Path(snapshot_download(name, repo_type=kind, revision=revision or None, allow_patterns=only))
         if folder.name != commit:
-            raise HubFailureError("unreachable", f"{name} has another commit than a moment before")
+            raise HubFailureError("unreachable", f"{name} changed its commit during the download")
         for file, listed_file in files.items():
             _check_download(check_cached_file(folder, file), listed_file, f"{file} of {name}")
     clear_pending(name, commit, kind, listing)
@@ -140,9 +139,9 @@ def download_files(
 
 
 def fetch_file(name: str, file: str, commit: str, limit: int, folder: Path) -> bytes:
-    """Return the bytes of one file of a model's repository, at most `limit` of them; `folder` is for scratch.
+    """Return the bytes of one file of a model's repository; `folder` is used for temporary files.
 
-    Raises HubFailureError, HubResponseError, or IntegrityError for a file that is larger.
+    Raise HubFailureError, HubResponseError, or IntegrityError for a file of more than `limit` bytes.
     """
     with _hub_request({file: limit}, name, commit, "model"):
         from huggingface_hub import hf_hub_download
@@ -156,34 +155,34 @@ def fetch_file(name: str, file: str, commit: str, limit: int, folder: Path) -> b
 def upload_files(
     name: str, members: Mapping[str, bytes], stale: Collection[str], *, private: bool, message: str
 ) -> str:
-    """Send files in one commit, whose id is returned; `stale` ones are deleted in it if they are there.
+    """Upload files in one commit and return its id; the commit also deletes `stale` files that exist.
 
-    The repository is made if it is not there. Raises HubFailureError or HubResponseError.
+    The repository is created if it is missing. Raise HubFailureError or HubResponseError.
     """
     with _hub_request():
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
         api = HfApi()
         api.create_repo(name, private=private or None, exist_ok=True)
-        there = set(islice(api.list_repo_files(name), MAX_FILES))
-        done = api.create_commit(
+        existing = set(islice(api.list_repo_files(name), MAX_FILES))
+        commit = api.create_commit(
             name,
             [
                 *(CommitOperationAdd(file, body) for file, body in members.items()),
-                *(CommitOperationDelete(file) for file in stale if file in there),
+                *(CommitOperationDelete(file) for file in stale if file in existing),
             ],
             commit_message=message,
         )
-    return check_commit(done.oid)
+    return check_commit(commit.oid)
 
 
 @contextmanager
 def _hub_request(
     limits: Mapping[str, int] | None = None, name: str = "", commit: str | None = None, kind: RepoType = "model"
 ) -> Iterator["HubGuard"]:
-    """Turn what the hub's library raises into errors of ours; its own texts quote requests and answers.
+    """Convert exceptions of the hub's library, whose texts quote requests and responses, into LoraChatError.
 
-    Only the files of `limits` may be downloaded, each up to its size in bytes.
+    `limits` lists all files that may be downloaded, each with its largest size in bytes.
     """
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -201,12 +200,12 @@ def _hub_request(
     except LoraChatError:
         raise
     except HFValidationError as error:
-        raise HubFailureError("name", "the name cannot be that of a repository") from error
+        raise HubFailureError("name", "the name is not a valid name of a repository") from error
     except RevisionNotFoundError as error:
         raise HubFailureError("revision", "it has no such revision") from error
-    except Exception as error:  # every network library below has exceptions of its own
-        if ours := _find_refusal(error):
-            raise ours from None
+    except Exception as error:  # each network library raises different exceptions
+        if refusal := _find_refusal(error):
+            raise refusal from None
         status = getattr(getattr(error, "response", None), "status_code", None)
         what = f"{type(error).__name__}{f', status {status}' if status else ''}"
         if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
@@ -219,6 +218,7 @@ def _hub_request(
 
 
 def _check_space(name: str, commit: str, files: Mapping[str, RemoteFile], kind: RepoType) -> None:
+    """Raise DiskFullError if the files that are not cached yet do not fit on the disk."""
     from huggingface_hub import constants
 
     existing_folder = Path(constants.HF_HUB_CACHE).expanduser().absolute()
@@ -238,7 +238,7 @@ def _check_space(name: str, commit: str, files: Mapping[str, RemoteFile], kind: 
 
 
 def _find_refusal(error: BaseException) -> LoraChatError | None:
-    """Return the refusal of the guard that the library wrapped, as it does for uploads."""
+    """Return the error of `hub_guard` that the library wrapped in another exception, or None."""
     cause, seen = error.__cause__ or error.__context__, 0
     while cause is not None and seen < 20:
         if isinstance(cause, LoraChatError):
@@ -254,17 +254,17 @@ def _file_url(name: str, file: str, commit: str | None, kind: RepoType) -> str:
 
 
 def _check_download(path: Path, listed_file: RemoteFile, what: str) -> None:
-    """Delete a downloaded file that is not what the commit lists. Raises IntegrityError then."""
+    """Raise IntegrityError for a downloaded file that differs from the listing, and delete it."""
     try:
         is_intact = has_size_and_digest(path, listed_file.size, listed_file.sha256)
-    except OSError as error:  # an interrupted download, while the hub does not answer
-        raise HubFailureError("unreachable", f"{what} is not whole") from error
+    except OSError as error:  # a download was interrupted and the hub does not answer
+        raise HubFailureError("unreachable", f"{what} is incomplete") from error
     if is_intact:
         return
     blob = path.resolve()
     path.unlink(missing_ok=True)
-    blob.unlink(missing_ok=True)  # `check_cached_file` has seen that it lies in the cache
+    blob.unlink(missing_ok=True)  # `check_cached_file` has checked that it is in the cache
     raise IntegrityError(
         f"{what} is not the file that the hub lists: its size or SHA-256 differs. It was deleted.\n"
-        "Try again; if it stays so, the hub or a server between alters files."
+        "Try again. If it happens again, the hub or an intermediate server alters files."
     )

@@ -1,4 +1,4 @@
-"""Where requests of the hub may go: the endpoint that the user chose, and from there only to public https hosts."""
+"""Checks of request targets: the user's endpoint, and redirects from it to public https hosts only."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Origin:
-    """Scheme, host and port of the endpoint, and the path under which it lies."""
+    """Scheme, host, port and base path of the endpoint."""
 
     scheme: str
     host: str
@@ -23,14 +23,14 @@ class Origin:
 
     @classmethod
     def of_endpoint(cls) -> "Origin":
-        """Return the origin of HF_ENDPOINT as the hub's library has it now."""
+        """Return the origin of HF_ENDPOINT, as set in the hub's library."""
         from huggingface_hub import constants
 
         url = urlsplit(constants.ENDPOINT)
         return cls(url.scheme, (url.hostname or "").lower(), url.port or _DEFAULT_PORTS.get(url.scheme, 0), url.path)
 
     def is_same_origin(self, url: httpx2.URL) -> bool:
-        """Return whether a URL has this origin: the same scheme, host and port."""
+        """Return whether a URL has the same scheme, host and port."""
         return (url.scheme, url.host.lower(), url.port or _DEFAULT_PORTS.get(url.scheme, 0)) == (
             self.scheme,
             self.host,
@@ -38,7 +38,7 @@ class Origin:
         )
 
     def is_api(self, url: httpx2.URL) -> bool:
-        """Return whether a URL is one of the API's, whose answers are JSON."""
+        """Return whether a URL belongs to the API, whose responses are JSON."""
         path = url.path.removeprefix(self.path)
         return self.is_same_origin(url) and (path.startswith("/api/") or path.endswith("/info/lfs/objects/batch"))
 
@@ -47,14 +47,14 @@ class Origin:
 
 
 def is_unencrypted(url: httpx2.URL) -> bool:
-    """Return whether others can read what is sent to a URL: neither encrypted nor this machine."""
+    """Return whether others can read requests to a URL, because it is neither encrypted nor on this machine."""
     return url.scheme != "https" and not _is_loopback(url.host)
 
 
 def check_redirect_target(url: httpx2.URL, endpoint: Origin) -> None:
-    """Raise HubResponseError for a URL off the endpoint that is not https to a public host.
+    """Raise HubResponseError for a URL on another host than the endpoint unless it is https on a public host.
 
-    An endpoint on this machine (a stand-in, a local mirror) may also lead to another port of the same host.
+    An endpoint on this machine, such as a local mirror, may also redirect to another port of the same host.
     """
     where = sanitize_line(f"{url.scheme}://{url.host}", 80)
     if url.userinfo:
@@ -76,13 +76,13 @@ def _is_loopback(host: str) -> bool:
 
 
 def _is_local_address(host: str) -> bool:
-    """Whether a host is this machine or link-local: services there answer to whoever asks."""
+    """Return whether a host is this machine or link-local, because services there trust all clients."""
     try:
         address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        last = host.lower().rstrip(".").rpartition(".")[2]
-        # "2130706433" and "0x7f.1" are addresses too for the system's resolver.
-        return last == "localhost" or not last[:1].isalpha()
+        top_level = host.lower().rstrip(".").rpartition(".")[2]
+        # The system's resolver also takes "2130706433" and "0x7f.1" for addresses.
+        return top_level == "localhost" or not top_level[:1].isalpha()
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped
     return address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast

@@ -1,8 +1,8 @@
-"""Downloads that were begun and not yet compared with the commit's listing.
+"""Markers of downloads that have not been compared with the commit's listing yet.
 
-The hub's library puts a file into its place before its hash is known to be right. If this process is killed in that
-moment, the file would count as good ever after. So a mark with the listing is written first and deleted when all files
-were compared; a cached commit with a mark left over is compared again before it is used.
+The hub's library moves a file into the cache before its hash is checked. If this process were killed then, the file
+would be trusted later. A marker with the listing is therefore written first and deleted after all files have been
+compared; a cached commit that still has a marker is compared again before it is used.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from lora_chat.system.hub_cache import check_cached_file, has_size_and_digest
 from lora_chat.system.regular_files import open_regular_file
 
 FileListing = Mapping[str, tuple[int, str | None]]
-"""Size in bytes and SHA-256, if known, of each file."""
+"""Size in bytes of each file, and its SHA-256 if known."""
 
 
 @contextmanager
 def mark_pending(name: str, commit: str, kind: str, listing: FileListing) -> Iterator[None]:
-    """Leave a mark while files are downloaded; it stays if the block fails or the process is killed."""
+    """Write a marker before files are downloaded; it remains if the block fails or the process is killed."""
     path = _pending_folder() / f"{_marker_prefix(name, commit, kind)}-{secrets.token_hex(8)}.json"
     body = json.dumps({"name": name, "commit": commit, "kind": kind, "files": dict(listing)})
     with os.fdopen(open_regular_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w", encoding="utf-8") as file:
@@ -36,35 +36,35 @@ def mark_pending(name: str, commit: str, kind: str, listing: FileListing) -> Ite
 
 
 def is_download_verified(name: str, commit: str, kind: str, folder: Path) -> bool:
-    """Return whether no download of a commit was cut short, or all that it left is what the commit lists.
+    """Return whether all cached files of a commit are correct, as far as an interrupted download left markers.
 
-    Marks of downloads whose files are right are deleted. Raises IntegrityError for a file that is a planted link.
+    Markers of downloads whose files are correct are deleted. Raise IntegrityError for a planted link.
     """
-    for mark in sorted(_pending_folder().glob(f"{_marker_prefix(name, commit, kind)}-*.json")):
+    for marker in sorted(_pending_folder().glob(f"{_marker_prefix(name, commit, kind)}-*.json")):
         try:
-            files = read_json_object(mark, LARGE_FILE_BYTES)["files"]
-            right = all(_is_intact(folder, file, size, sha256) for file, (size, sha256) in files.items())
-        except FileNotFoundError:  # another process has finished its download in this moment
+            files = read_json_object(marker, LARGE_FILE_BYTES)["files"]
+            correct = all(_is_intact(folder, file, size, sha256) for file, (size, sha256) in files.items())
+        except FileNotFoundError:  # another process has just finished its download
             continue
-        except Exception:  # the mark itself was cut short, so nothing is known
-            right = False
-        if not right:
+        except Exception:  # the marker itself is incomplete, so nothing is known
+            correct = False
+        if not correct:
             return False
-        _delete(mark)
+        _delete(marker)
     return True
 
 
 def clear_pending(name: str, commit: str, kind: str, files: FileListing) -> None:
-    """Delete marks that list no other file than these, which were just compared."""
-    for mark in _pending_folder().glob(f"{_marker_prefix(name, commit, kind)}-*.json"):
+    """Delete the markers that list only these files, which were just compared."""
+    for marker in _pending_folder().glob(f"{_marker_prefix(name, commit, kind)}-*.json"):
         with suppress(Exception):
-            if not files.keys() >= dict(read_json_object(mark, LARGE_FILE_BYTES)["files"]).keys():
+            if not files.keys() >= dict(read_json_object(marker, LARGE_FILE_BYTES)["files"]).keys():
                 continue
-        _delete(mark)
+        _delete(marker)
 
 
 def _is_intact(folder: Path, file: str, size: int, sha256: str | None) -> bool:
-    """Return whether a file is right or not there; what is missing is seen by whoever needs it."""
+    """Return whether a file is correct or missing, because the user of a missing file reports it."""
     path = check_cached_file(folder, file)
     return not path.exists() or has_size_and_digest(path, size, sha256)
 

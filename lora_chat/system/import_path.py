@@ -1,8 +1,8 @@
-"""Importing this module keeps the working directory off the search paths of this process and of its children.
+"""Removal of the working directory from the search paths of this process and its children, on import.
 
-An empty or relative element of PYTHONPATH (`PYTHONPATH=.`, or `PYTHONPATH=$PYTHONPATH:/x` where it was unset) names the
-working directory, which may hold a stranger's `yaml.py`. Absolute elements are the user's choice and stay. The command
-line imports this module before any other, so it needs nothing that Python has not already loaded.
+An empty or relative element of PYTHONPATH (`PYTHONPATH=.`, or `PYTHONPATH=$PYTHONPATH:/x` if it was unset) is the
+working directory, which may contain a stranger's `yaml.py`. Absolute elements are the user's choice and remain. The
+command line imports this module before any other, so it uses only modules that Python has already loaded.
 """
 
 import os
@@ -11,10 +11,10 @@ import sys
 
 def remove_working_directory() -> None:
     """Remove the elements of `sys.path` that are relative, or that come from a relative element of PYTHONPATH."""
-    given = [] if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    chosen = {os.path.abspath(element) for element in given if os.path.isabs(element)}  # noqa: PTH100, PTH117
-    traps = {os.path.abspath(element) for element in given if not os.path.isabs(element)}  # noqa: PTH100, PTH117
-    if given == [""]:  # an empty variable is no element
+    elements = [] if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    chosen = {os.path.abspath(element) for element in elements if os.path.isabs(element)}  # noqa: PTH100, PTH117
+    traps = {os.path.abspath(element) for element in elements if not os.path.isabs(element)}  # noqa: PTH100, PTH117
+    if elements == [""]:  # an empty variable has no elements
         traps = set()
     sys.path[:] = [
         element
@@ -24,7 +24,7 @@ def remove_working_directory() -> None:
 
 
 def ignore_relative_pycache_prefix() -> None:
-    """Take no compiled modules from a folder that depends on the working directory (PYTHONPYCACHEPREFIX)."""
+    """Ignore PYTHONPYCACHEPREFIX, the folder of compiled modules, if it depends on the working directory."""
     if sys.pycache_prefix is not None and not os.path.isabs(sys.pycache_prefix):  # noqa: PTH117
         sys.pycache_prefix = None
 

@@ -1,4 +1,4 @@
-"""Whether freed blocks stay with the process, in glibc; other C libraries are left as they are."""
+"""Settings of glibc that decide whether freed memory stays with the process; other C libraries are unchanged."""
 
 import ctypes
 import platform
@@ -7,7 +7,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 def keep_freed_memory(size: int = 2**31 - 1) -> None:
-    """Let glibc keep freed blocks: it maps and clears large ones afresh for every operation otherwise."""
+    """Let glibc keep freed blocks, because otherwise it maps and clears large ones again for every operation."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
@@ -15,16 +15,16 @@ def keep_freed_memory(size: int = 2**31 - 1) -> None:
 
 
 def trim_memory() -> None:
-    """Have what is free now go back, whatever is kept later."""
+    """Return the memory that is free now to the system; later settings stay."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def release_freed_memory() -> None:
-    """Have large blocks that are freed, from 2 MB on, go back at once: those that are never reused only leave holes.
+    """Return freed blocks of 2 MB or more to the system immediately, because blocks that are never reused leave holes.
 
-    So it is with growing caches, and where a model's layers are replaced one by one. By itself glibc learns, from the
-    first large block that is freed, to keep the next ones.
+    Growing caches and the replacement of a model's layers one by one free such blocks. By default glibc keeps large
+    blocks after the first one has been freed.
     """
     if platform.libc_ver()[0] == "glibc":
         keep_freed_memory(2**21)

@@ -1,4 +1,4 @@
-"""Memory while training on a CPU: a limit that raises instead of killing, what errors mean."""
+"""A memory limit for training on a CPU, so that too large allocations raise errors, and detection of those errors."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lora_chat.system.memory_usage import free_memory_bytes
 
-# The last is what oneDNN says of a scratchpad that it could not allocate.
+# The last one is oneDNN's message for a scratchpad that it could not allocate.
 _OUT_OF_MEMORY_TEXTS = (
     "out of memory",
     "allocate memory",
@@ -19,7 +19,7 @@ _OUT_OF_MEMORY_TEXTS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says so; on a CPU PyTorch raises plain RuntimeErrors."""
+    """Return whether an exception means that memory ran out; on a CPU PyTorch raises RuntimeError for that."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -29,7 +29,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def limited_memory() -> Iterator[None]:
-    """Make allocations beyond what is free now fail, for Linux would kill the process without a word (Linux alone)."""
+    """Limit memory to the free amount, because Linux would kill the process otherwise; do nothing on other systems."""
     if sys.platform != "linux":
         yield
         return
@@ -46,6 +46,6 @@ def limited_memory() -> Iterator[None]:
 
 
 def _data_bytes() -> int:
-    """Bytes of this process that RLIMIT_DATA counts (getrlimit(2), proc(5))."""
+    """Return the bytes that RLIMIT_DATA counts (getrlimit(2), proc(5)); psutil adds the stack to them."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmData:")).split()[1])

@@ -1,4 +1,4 @@
-"""Files opened only if they are regular ones: links are not followed, FIFOs and devices not waited for."""
+"""Opening of regular files only: links are not followed, and FIFOs and devices do not block."""
 
 import errno
 import os
@@ -9,14 +9,14 @@ from lora_chat.errors import IntegrityError
 
 _PRIVATE_FILE_MODE = 0o600
 _LINK_ERRNOS = {errno.ELOOP, errno.EMLINK}
-"""What systems answer to O_NOFOLLOW at a link; FreeBSD says EMLINK."""
+"""Errors of O_NOFOLLOW at a link; FreeBSD returns EMLINK."""
 
 
 def open_regular_file(path: Path, flags: int = os.O_RDONLY, *, follow: bool = False) -> int:
-    """Open a regular file and return its descriptor; a file that is created is readable by its owner alone.
+    """Open a regular file and return its descriptor; a new file has mode 0600.
 
-    With `follow` a link at the last component is followed. Raises IntegrityError for a link, FIFO, socket, device or
-    folder, and OSError as the system gives it.
+    With `follow` a link at the last component is followed. Raise IntegrityError for a link, FIFO, socket, device or
+    folder, and OSError for other failures.
     """
     flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     flags |= getattr(os, "O_NONBLOCK", 0)  # opening a FIFO without a writer would wait for one
@@ -30,7 +30,7 @@ def open_regular_file(path: Path, flags: int = os.O_RDONLY, *, follow: bool = Fa
     except OSError as error:
         if error.errno in _LINK_ERRNOS and not follow:
             raise _link_error(path) from error
-        if error.errno == errno.ENXIO:  # a socket, or a FIFO opened for writing that nobody reads
+        if error.errno == errno.ENXIO:  # a socket, or a FIFO without a reader that is opened for writing
             raise IntegrityError(f"{path} is not a regular file. Delete it.") from error
         raise
     try:
@@ -44,7 +44,7 @@ def open_regular_file(path: Path, flags: int = os.O_RDONLY, *, follow: bool = Fa
 
 
 def describe_file_type(mode: int) -> str:
-    """Name the kind of a file by its mode, with an article."""
+    """Return the type of a file, from its mode, with an article."""
     kinds = {
         stat.S_IFLNK: "a symbolic link",
         stat.S_IFIFO: "a FIFO",
@@ -58,10 +58,12 @@ def describe_file_type(mode: int) -> str:
 
 
 def _refuse_link(path: Path) -> None:
-    """Name a link before the system is asked, because Windows has no O_NOFOLLOW."""
+    """Raise IntegrityError for a link, because Windows has no O_NOFOLLOW."""
     if path.is_symlink():
         raise _link_error(path)
 
 
 def _link_error(path: Path) -> IntegrityError:
-    return IntegrityError(f"{path} is a symbolic link, and is not followed. Delete it, or put the file itself there.")
+    return IntegrityError(
+        f"{path} is a symbolic link, which is not followed. Delete it, or replace it by the file itself."
+    )

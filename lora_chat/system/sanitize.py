@@ -1,24 +1,24 @@
-"""Foreign text that can be printed: nothing in it moves the cursor, changes colours or turns the direction."""
+"""Filters for strangers' text, so that printing it cannot move the cursor or change colours or direction."""
 
 import unicodedata
 
 _JOINERS = frozenset("\u200c\u200d")
-"""Zero-width joiner and non-joiner: emoji, Persian and the scripts of India are not written without them."""
+"""Zero-width joiner and non-joiner, which emoji, Persian and Indian scripts need."""
 _SELECTORS = frozenset(
     [*map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0xE0100, 0xE01F0)), "\u180b", "\u180c", "\u180d", "\u180f"]
 )
-"""Variation selectors: they choose between two looks of the character before them."""
+"""Variation selectors, which choose between two glyphs of the character before them."""
 _INVISIBLE_CHARACTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
-"""Letters and marks that look like nothing; Unicode does not class them as format characters."""
+"""Invisible letters and marks that Unicode does not class as format characters."""
 _KEYCAPS = frozenset("0123456789#*")
 _BASE, _KEYCAP, _SELECTOR, _OTHER = "base", "keycap", "selector", "other"
 
 
 class TextFilter:
-    """Shows text piece by piece as it can be printed.
+    """Filter that replaces control characters by escapes, piece by piece.
 
-    A piece may end anywhere, inside an escape sequence too: each control character is replaced for itself. Only
-    joiners and variation selectors depend on the character before them, which is remembered.
+    A piece may end inside an escape sequence, because each control character is replaced separately. Only joiners and
+    variation selectors depend on the character before them, which is remembered.
     """
 
     def __init__(self, *, allowed: str = "\n\t", joiners: bool = True) -> None:
@@ -27,7 +27,7 @@ class TextFilter:
         self._before = _OTHER
 
     def feed(self, text: str) -> str:
-        """Return the piece with every character that acts or hides written as its escape."""
+        """Return the piece with escapes in place of control characters and invisible characters."""
         if text.isascii() and text.isprintable():
             if text:
                 self._before = _KEYCAP if text[-1] in _KEYCAPS else _OTHER
@@ -53,16 +53,16 @@ class TextFilter:
 
 
 def sanitize_line(text: str, limit: int | None = None) -> str:
-    """Control characters as escapes, line feeds as such escapes too; cut to `limit` characters."""
+    """Return text on one line, with control characters and line feeds as escapes, cut to `limit` characters."""
     cut = text if limit is None or len(text) <= limit else text[: limit - 3] + "..."
     return TextFilter(allowed="", joiners=False).feed(cut)
 
 
 def sanitize_lines(text: str) -> str:
-    """The same, with its line feeds."""
+    """Return text with control characters as escapes; line feeds are kept."""
     return TextFilter(allowed="\n", joiners=False).feed(text)
 
 
 def sanitize_text(text: str) -> str:
-    """The same, with its line feeds, tabs, and the joiners without which some scripts cannot be written."""
+    """Return text with control characters as escapes; line feeds, tabs, and joiners that some scripts need are kept."""
     return TextFilter().feed(text)

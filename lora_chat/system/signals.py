@@ -1,7 +1,7 @@
-"""Signals outside of training: they stop the command at once, and are remembered.
+"""Signals outside of training: they stop the command immediately and are recorded.
 
-Libraries that are being imported, and finalizers, sometimes swallow the exception; who asks `first_received_signal`
-between two stages of work stops all the same.
+Libraries sometimes catch the exception while they are imported or in finalizers. The command therefore checks
+`first_received_signal` between two stages of its work.
 """
 
 import signal
@@ -13,7 +13,7 @@ _received_signals: list[int] = []
 
 
 class SignalInterrupt(KeyboardInterrupt):
-    """A signal has come; `number` says which."""
+    """The interruption by a signal with the given number."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -21,19 +21,19 @@ class SignalInterrupt(KeyboardInterrupt):
 
 
 def raise_on_signals() -> None:
-    """From now on SIGINT, SIGTERM and SIGHUP raise Signalled in the main thread."""
+    """Make SIGINT, SIGTERM and SIGHUP raise SignalInterrupt in the main thread from now on."""
     _received_signals.clear()
     for number in STOP_SIGNALS:
         signal.signal(number, _raise_interrupt)
 
 
 def first_received_signal() -> int:
-    """The first signal that has come since, or 0."""
+    """Return the first signal received after `raise_on_signals`, or 0."""
     return _received_signals[0] if _received_signals else 0
 
 
 def signal_number(error: KeyboardInterrupt) -> int:
-    """Which signal an interruption comes from; a plain KeyboardInterrupt is Ctrl-C."""
+    """Return the signal of an interruption; a plain KeyboardInterrupt is Ctrl-C."""
     return error.number if isinstance(error, SignalInterrupt) else signal.SIGINT
 
 

@@ -1,16 +1,16 @@
-"""JSON as its standard has it, where Python's parser would look away."""
+"""A JSON parser that refuses everything outside the standard, such as NaN and repeated keys."""
 
 import json
 import math
 from collections import Counter
-from typing import Any
+from typing import Any, NoReturn
 
 MAX_DEPTH = 100
-"""More lists and objects inside one another than anyone writes; what goes on with them is recursive."""
+"""Largest depth of nested lists and objects, because later code is recursive."""
 
 
 def parse_strict_json(text: str) -> Any:
-    """Decode; raises ValueError for syntax, repeated keys, NaN and Infinity, numbers too long, and endless nesting."""
+    """Parse JSON. Raise ValueError for wrong syntax, repeated keys, NaN, Infinity, long numbers and deep nesting."""
     try:
         value = STRICT_DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -22,9 +22,9 @@ def parse_strict_json(text: str) -> Any:
     return value
 
 
-def is_nested_too_deeply(value: Any) -> bool:
-    """Whether lists and objects stand in one another more than MAX_DEPTH times."""
-    level = [value]
+def is_nested_too_deeply(value: object) -> bool:
+    """Return whether lists and objects are nested more than MAX_DEPTH deep."""
+    level: list[object] = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [
             inner
@@ -41,26 +41,26 @@ def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         counts = Counter(name for name, _ in pairs)
-        raise ValueError(f"gives {next(name for name, n in counts.items() if n > 1)!a} twice")
+        raise ValueError(f"has the key {next(name for name, n in counts.items() if n > 1)!a} twice")
     return result
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"holds {name}, which is not JSON")
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"contains {name}, which is not JSON")
 
 
 def _parse_finite_float(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise ValueError(f"holds the number {digits[:20]}, which is too large")
+        raise ValueError(f"contains the number {digits[:20]}, which is too large")
     return value
 
 
 def _parse_int(digits: str) -> int:
     try:
         return int(digits)
-    except ValueError:  # Python converts no more than a few thousand digits
-        raise ValueError(f"holds a number of {len(digits)} digits") from None
+    except ValueError:  # Python converts only a few thousand digits
+        raise ValueError(f"contains a number of {len(digits)} digits") from None
 
 
 STRICT_DECODER = json.JSONDecoder(

@@ -1,4 +1,4 @@
-"""YAML of strangers: bounded in size and depth, without aliases and tags, so that it costs what it weighs."""
+"""A parser for strangers' YAML with limits on size and depth, without aliases and tags, so that it stays cheap."""
 
 import re
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import yaml
 
 MAX_RECIPE_CHARACTERS = 500_000
-"""Length of a recipe, in characters."""
+"""Largest length of a recipe, in characters."""
 MAX_CARD_CHARACTERS = 2_000_000
-"""Length of the YAML at the beginning of a card, in characters."""
+"""Largest length of the YAML at the beginning of a card, in characters."""
 MAX_DEPTH = 40
-"""Lists and mappings inside one another."""
+"""Largest depth of nested lists and mappings."""
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -18,10 +18,10 @@ _FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def compose_strict(
     text: str, max_characters: int = MAX_RECIPE_CHARACTERS, loader: Any = yaml.SafeLoader
 ) -> yaml.Node | None:
-    """Return YAML text as nodes, or None for an empty text; its events are checked before any node is made.
+    """Return YAML text as nodes, or None for an empty text; its events are checked before any node is created.
 
-    Raises yaml.YAMLError for syntax, aliases and anchors (a few can stand for more than memory holds), tags that are
-    not YAML's own, several documents, and text that is too long or nested too deeply.
+    Raise yaml.YAMLError for wrong syntax, aliases and anchors (a few can expand beyond all memory), non-standard tags,
+    several documents, and text that is too long or nested too deeply.
     """
     if len(text) > max_characters:
         raise yaml.YAMLError(f"it has {len(text):,} characters; {max_characters:,} are allowed")
@@ -43,15 +43,15 @@ def compose_strict(
 
 
 def read_front_matter(text: str) -> dict[str, Any]:
-    """Return the YAML between the first two lines `---` of a Markdown file; {} if it does not begin so.
+    """Return the YAML between the first two lines `---` of a Markdown file, or {} if it does not begin with one.
 
-    Raises ValueError for YAML that `compose_strict` refuses, for repeated keys, and for anything but a mapping.
+    Raise ValueError for YAML that `compose_strict` refuses, for repeated keys, and for anything but a mapping.
     """
-    found = _FRONT_MATTER.match(text)
-    if not found:
+    match = _FRONT_MATTER.match(text)
+    if not match:
         return {}
     try:
-        root = compose_strict(found["yaml"], MAX_CARD_CHARACTERS, _FAST_LOADER)
+        root = compose_strict(match["yaml"], MAX_CARD_CHARACTERS, _FAST_LOADER)
         if root is None:
             return {}
         _check_keys(root)
@@ -61,12 +61,12 @@ def read_front_matter(text: str) -> dict[str, Any]:
         raise ValueError(f"{error.problem}{line}") from error
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
-    except (TypeError, OverflowError, AttributeError, KeyError, IndexError) as error:  # dates and numbers that are none
+    except (TypeError, OverflowError, AttributeError, KeyError, IndexError) as error:  # invalid dates and numbers
         raise ValueError("a value cannot be read") from error
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ValueError("it is no mapping")
+        raise ValueError("it is not a mapping")
     return value
 
 
@@ -79,7 +79,7 @@ def _check_keys(node: yaml.Node) -> None:
             if len(keys) != len(current_node.value):
                 raise _yaml_error("keys are plain words", current_node)
             if len(set(keys)) != len(keys):
-                raise _yaml_error("a key is given twice", current_node)
+                raise _yaml_error("a key appears twice", current_node)
             pending += [value for _, value in current_node.value]
         elif isinstance(current_node, yaml.SequenceNode):
             pending += current_node.value

@@ -1,4 +1,4 @@
-"""A random key of this user on this machine, and marks made with it that nobody else can make."""
+"""A random key of this user on this machine, and signatures that only this key can make."""
 
 import hashlib
 import hmac
@@ -19,16 +19,16 @@ _KEY_BYTES = 32
 def sign(purpose: str, content: bytes) -> str:
     """Return the HMAC-SHA256 of content under the user's key, which is created at the first call.
 
-    `purpose` keeps marks of one kind from passing for marks of another. Raises OSError or IntegrityError if there is
-    no key and none can be kept.
+    `purpose` separates signatures of different kinds. Raise OSError or IntegrityError if there is no safe key and none
+    can be created.
     """
     return _compute_hmac(_read_key() or _create_key(), purpose, content)
 
 
-def is_signed(purpose: str, content: bytes, mark: str) -> bool:
-    """Whether `mark` is what `sign` returns for this content. Raises OSError or IntegrityError for an unsafe key."""
+def is_signed(purpose: str, content: bytes, signature: str) -> bool:
+    """Return whether `signature` is the result of `sign` for this content. Raise OSError or IntegrityError."""
     key = _read_key()
-    return key is not None and hmac.compare_digest(_compute_hmac(key, purpose, content), mark)
+    return key is not None and hmac.compare_digest(_compute_hmac(key, purpose, content), signature)
 
 
 def _compute_hmac(key: bytes, purpose: str, content: bytes) -> str:
@@ -40,29 +40,32 @@ def _key_path() -> Path:
 
 
 def _read_key() -> bytes | None:
+    """Return the user's key, or None if there is none. Raise OSError or IntegrityError for an unsafe key."""
     path = _key_path()
     try:
         handle = open_regular_file(path)
     except FileNotFoundError:
         return None
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(file.fileno())
+        status = os.fstat(file.fileno())
         key = file.read(_KEY_BYTES + 1)
-    if os.name != "nt" and (found.st_uid != os.geteuid() or found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)):
+    if os.name != "nt" and (status.st_uid != os.geteuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)):
         raise IntegrityError(
-            f"Other users can read or replace the key {path}, so runs that it signed cannot be told from theirs.\n"
-            f"Delete it: a new one is made, and your runs are taken in again with --adopt."
+            f"Other users can read or replace the key {path}, so its signatures prove nothing.\n"
+            "Delete it. A new key is created, and --adopt signs your runs with it."
         )
     if len(key) != _KEY_BYTES:
-        raise IntegrityError(f"The key {path} is damaged: it has not {_KEY_BYTES} bytes. Delete it; a new one is made.")
+        raise IntegrityError(
+            f"The key {path} is damaged: it does not have {_KEY_BYTES} bytes. Delete it; a new key is created."
+        )
     return key
 
 
 def _create_key() -> bytes:
-    """Create the key whole or not at all; of two processes at once, both take the one that came first."""
+    """Create and return the key atomically; of two simultaneous processes, both use the first key."""
     path = _key_path()
-    beside = path.with_name(f".{_KEY_NAME}.{secrets.token_hex(8)}.part")
-    handle = open_regular_file(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    temporary = path.with_name(f".{_KEY_NAME}.{secrets.token_hex(8)}.part")
+    handle = open_regular_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(secrets.token_bytes(_KEY_BYTES))
@@ -70,12 +73,12 @@ def _create_key() -> bytes:
             os.fsync(file.fileno())
         with suppress(FileExistsError):
             if os.name == "nt":
-                beside.rename(path)  # refuses to replace there
+                temporary.rename(path)  # does not replace a file on Windows
             else:
-                os.link(beside, path)
+                os.link(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     key = _read_key()
     if key is None:
-        raise IntegrityError(f"The key {path} was deleted while it was made.")
+        raise IntegrityError(f"The key {path} was deleted while it was created. Run the command again.")
     return key

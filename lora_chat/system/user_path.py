@@ -1,4 +1,4 @@
-"""Paths as people and recipes write them."""
+"""Paths that users write in commands and recipes."""
 
 import os
 from contextlib import suppress
@@ -10,14 +10,12 @@ _MAX_SHOWN_CHARACTERS = 100
 
 
 def expand_user_path(text: str | Path, where: str = "") -> Path:
-    """Return a path with `~` and `~name` replaced. Raises RecipeError, beginning with `where`, for what is no path."""
+    """Return a path with `~` and `~name` replaced. Raise RecipeError, beginning with `where`, for an invalid path."""
     try:
         path = Path(text).expanduser()
         with suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(path)  # refuses zero bytes and names that are too long
+            os.lstat(path)  # raises for NUL bytes and names that are too long
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(getattr(error, "strerror", None) or error).rstrip(".")
-        raise RecipeError(
-            f"{where}{str(text)[:_MAX_SHOWN_CHARACTERS]!a} is no path that can be used: {reason}."
-        ) from error
+        raise RecipeError(f"{where}{str(text)[:_MAX_SHOWN_CHARACTERS]!a} is not a usable path: {reason}.") from error
     return path

@@ -1,8 +1,8 @@
-"""Start child interpreters: the only place in lora_chat that starts a process.
+"""Isolated child interpreters; the only module of lora_chat that starts processes.
 
-A worker is isolated. It imports nothing from the working directory, PYTHONPATH or the user's site folder. It works in
-an empty folder of its own, gets no secrets from the environment, and does not use the hub. A worker that takes too long
-is killed with everything that it forked, and it ends when the process that started it is gone.
+A worker imports nothing from the working directory, PYTHONPATH or the user's site folder. It works in a new empty
+folder, gets no secrets from the environment, and does not use the hub. A worker that takes too long is killed together
+with its forks, and a worker ends when the process that started it has ended.
 """
 
 import json
@@ -25,25 +25,25 @@ from lora_chat.system.environment import worker_environment
 _PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 _START_SCRIPT = Path(__file__).resolve().with_name("worker_start.py")
 _LIBRARIES = ("torch", "transformers", "lora_chat")
-"""Modules whose place tells whether the user's site folder is needed."""
+"""Modules whose location decides whether the user's site folder is needed."""
 _MIN_TIMEOUT_SECONDS = 900
 _BYTES_PER_SECOND = 2_000_000
-"""Slowest pace at which a worker gets through its files."""
+"""Lowest expected speed of a worker, in bytes of its files per second."""
 _PIPE_TIMEOUT_SECONDS = 5
-"""Seconds until the pipes of a killed worker are closed."""
+"""Longest wait for the pipes of a killed worker, in seconds."""
 
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """The end of a worker."""
+    """The exit code and the output of a worker."""
 
     exit_code: int
-    """0 if it succeeded, negative if a signal or the time limit ended it."""
+    """Exit code; 0 after success, negative after a signal or the time limit."""
     stdout: str
     stderr: str
 
     def stderr_tail(self, count: int = 8) -> str:
-        """Return the last lines of stderr that are not empty."""
+        """Return the last non-empty lines of stderr."""
         return "\n".join([line for line in self.stderr.splitlines() if line.strip()][-count:])
 
 
@@ -58,9 +58,9 @@ def run_worker(
 ) -> WorkerResult:
     """Run a module (a name) or a script (a path) in an isolated child interpreter and wait for its end.
 
-    Paths among the arguments must be absolute. `timeout` is in seconds; `stdin` is its stdin. `passed_variables`
-    names environment variables (patterns such as `PIP_*`) that it gets although they may hold secrets. `memory`
-    limits its address space, in bytes.
+    Paths among the arguments must be absolute. `timeout` is in seconds. `passed_variables` are patterns such as `PIP_*`
+    of environment variables that the worker gets although they may contain secrets. `memory` limits its address space,
+    in bytes.
     """
     with (
         tempfile.TemporaryDirectory(prefix="lora-chat-", ignore_cleanup_errors=True) as folder,
@@ -70,7 +70,7 @@ def run_worker(
             stdout, stderr = process.communicate(stdin.encode(), timeout=timeout)
         except subprocess.TimeoutExpired:
             kill_worker(process)
-            with suppress(subprocess.TimeoutExpired):  # a process that left the group may keep the pipes
+            with suppress(subprocess.TimeoutExpired):  # a process that left the group may keep the pipes open
                 process.communicate(timeout=_PIPE_TIMEOUT_SECONDS)
             return WorkerResult(-9, "", f"It was stopped after {timeout:.0f} seconds.")
         except BaseException:
@@ -92,8 +92,9 @@ def start_worker(
 ) -> "subprocess.Popen[bytes]":
     """Start an isolated child interpreter with pipes for binary data; the caller ends it with `kill_worker`.
 
-    `folder` is where it works and writes temporary files. `only` names the environment variables that it gets, if not
-    all harmless ones; `settings` are added to them. `quiet` discards its stderr. The rest is as in `run_worker`.
+    `folder` is its working directory and its folder for temporary files. `only` lists the environment variables that it
+    gets instead of all harmless ones; `settings` are added to them. `quiet` discards its stderr. `run_worker` describes
+    the other parameters.
     """
     request = {
         "code": str(code.absolute()) if isinstance(code, Path) else code,
@@ -104,7 +105,7 @@ def start_worker(
         "memory": memory,
         "parent": os.getpid(),
     }
-    return subprocess.Popen(  # noqa: S603 - no shell, and every word is ours
+    return subprocess.Popen(  # noqa: S603 - no shell, and no argument comes from a stranger
         [sys.executable, "-I", "-X", "utf8", str(_START_SCRIPT), json.dumps(request)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -117,7 +118,7 @@ def start_worker(
 
 
 def wait_for_worker(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:
-    """Return the exit code of a worker, or None if it still runs after so many seconds."""
+    """Return the exit code of a worker, or None if it still runs after `seconds`."""
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -125,8 +126,8 @@ def wait_for_worker(process: "subprocess.Popen[bytes]", seconds: float) -> int |
 
 
 def kill_worker(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a worker and the processes that it forked."""
-    with suppress(ProcessLookupError):  # it may have ended just now; the reason for the kill must not be lost
+    """Kill a worker and its forks."""
+    with suppress(ProcessLookupError):  # it may have just ended; this error must not hide the reason for the kill
         if os.name == "posix":
             os.killpg(process.pid, signal.SIGKILL)
         else:
@@ -134,16 +135,16 @@ def kill_worker(process: "subprocess.Popen[bytes]") -> None:
 
 
 def worker_timeout_seconds(*paths: Path) -> float:
-    """Return the seconds after which work over these files counts as a hang: 15 minutes, and more for large files."""
+    """Return the time limit for work on these files, in seconds: 15 minutes, and more for large files."""
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
     return _MIN_TIMEOUT_SECONDS + sum(file.stat().st_size for file in files if file.is_file()) / _BYTES_PER_SECOND
 
 
 def pool_context() -> BaseContext | None:
-    """Return how the processes of a pool start, or None if only a single process is safe.
+    """Return the start method for a pool of processes, or None if only a single process is safe.
 
-    A fork starts no interpreter. Elsewhere multiprocessing runs `python -c`, which imports from the working directory
-    unless PYTHONSAFEPATH is set, and Python 3.10 does not know that variable.
+    A fork starts no interpreter. Systems without fork run `python -c`, which imports from the working directory unless
+    PYTHONSAFEPATH is set, and Python 3.10 ignores that variable.
     """
     if os.name == "posix" and "fork" in get_all_start_methods():
         return get_context("fork")

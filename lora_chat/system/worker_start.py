@@ -1,7 +1,7 @@
-"""The first code of a worker: `python -I worker_start.py REQUEST` prepares the interpreter and runs the worker's code.
+"""Start script of a worker: `python -I worker_start.py REQUEST` prepares the interpreter and runs the worker's code.
 
-This file imports only the standard library, because its interpreter may not find lora_chat: `-I` leaves out PYTHONPATH
-and the user's site folder. It loads the package `lora_chat` from the folder of the process that started it.
+This file imports only the standard library, because its interpreter may not find lora_chat: `-I` ignores PYTHONPATH and
+the user's site folder. It loads the package `lora_chat` from the folder that the parent process uses.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.5
 
 
 def load_package(folder: Path) -> None:
-    """Import the package `lora_chat` from its folder; no other module beside that folder becomes importable."""
+    """Import the package `lora_chat` from its folder, without making other modules beside that folder importable."""
     name = "lora_chat"
     spec = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -33,17 +33,17 @@ def load_package(folder: Path) -> None:
 
 
 def exit_with_parent(parent: int) -> None:
-    """End this process and its group when the process that started it is gone, even if that was killed.
+    """End this process and its group when the parent process has ended, even if the parent was killed.
 
-    Linux could send a signal then (PR_SET_PDEATHSIG), but it does so already when the thread that started it ends.
+    A signal of Linux (PR_SET_PDEATHSIG) is not used, because it is sent when the parent's thread ends.
     """
-    if os.name != "posix" or os.getppid() not in (parent, 1):  # a launcher stands between
+    if os.name != "posix" or os.getppid() not in (parent, 1):  # there is a launcher in between
         return
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_POLL_SECONDS)
-        if os.getpgrp() == os.getpid():  # as `start_worker` makes it
+        if os.getpgrp() == os.getpid():  # `start_worker` makes it a group leader
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
@@ -51,23 +51,23 @@ def exit_with_parent(parent: int) -> None:
 
 
 def limit_memory(size: int) -> None:
-    """Limit the address space of this process and its children to `size` bytes, where the system can do that."""
+    """Limit the address space of this process and its children to `size` bytes, if the system supports it."""
     try:
         import resource
-    except ImportError:  # not on Windows
+    except ImportError:  # Windows
         return
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
 def main(request: dict[str, Any]) -> None:
-    """Run a module or a script, as `request` says."""
+    """Prepare the interpreter and run the module or script of a request."""
     exit_with_parent(request["parent"])
     for folder in request["sites"]:
         site.addsitedir(folder)
     if request["memory"]:
         limit_memory(request["memory"])
     sys.argv = [request["code"], *request["arguments"]]
-    sys.modules["kernels"] = None  # type: ignore[assignment]  # as `block_hub_code` says
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # see `_block_hub_code` in cli.py
     try:
         if request["package"]:
             load_package(Path(request["package"]))

@@ -94,7 +94,7 @@ TEMPLATE_REFUSES = [
 ]
 REFUSED = {
     "is not valid JSON": [b"{'messages': []}", json.dumps(GOOD[1]).encode() + b"}"],
-    "gives 'messages' twice": [b'{"messages": [], "messages": []}'],
+    "has the key 'messages' twice": [b'{"messages": [], "messages": []}'],
     "has the role 'human'": [{"messages": [{"role": "human", "content": f"h{i}"}]} for i in range(2)],
     "message 2 (assistant) is empty": [{"messages": chat("q", " ")}],
     "has no assistant message": [{"messages": chat(f"n{i}", "")[:1]} for i in range(2)],

@@ -132,7 +132,7 @@ def test_a_run_with_a_link_anywhere_is_refused_by_name(run, outside, place):
 def test_a_run_with_any_special_file_is_refused(run, outside, kind, place):
     plant(run / place, kind, outside)
     for opening in (lambda: open_run_folder(run), lambda: open_adapter(str(run))):
-        with pytest.raises(IntegrityError, match="is refused: it holds a") as caught:
+        with pytest.raises(IntegrityError, match="is refused: it contains a") as caught:
             opening()
         assert place in str(caught.value)
 
@@ -141,7 +141,7 @@ def test_a_run_with_any_special_file_is_refused(run, outside, kind, place):
 @pytest.mark.parametrize("place", ["adapter_config.json", "lora_chat.json", "chat_template.jinja", "README.md", "a/b"])
 def test_an_adapter_with_a_special_file_is_refused(run, outside, kind, place):
     plant(run / "adapter" / place, kind, outside)
-    with pytest.raises(IntegrityError, match="is refused: it holds a") as caught:
+    with pytest.raises(IntegrityError, match="is refused: it contains a") as caught:
         read_adapter(run / "adapter")
     assert place in str(caught.value)
 
@@ -151,7 +151,7 @@ def test_an_adapter_with_a_special_file_is_refused(run, outside, kind, place):
 def test_a_base_with_a_special_file_is_refused(base, outside, kind, place):
     plant(base / place, kind, outside)
     for opening in (find_base, lambda section: find_base_config(section)):
-        with pytest.raises(IntegrityError, match="is refused: it holds a") as caught:
+        with pytest.raises(IntegrityError, match="is refused: it contains a") as caught:
             opening(BaseSection(name=str(base)))
         assert place in str(caught.value)
 
@@ -175,7 +175,7 @@ def test_a_link_that_the_user_names_is_followed(run, base, tmp_path):
 def test_too_many_entries_and_too_deep_folders_are_refused(tmp_path, monkeypatch):
     deep = tmp_path / "deep"
     (deep / "/".join("d" * 30)).mkdir(parents=True)
-    with pytest.raises(IntegrityError, match="deep inside one another"):
+    with pytest.raises(IntegrityError, match="nested more than 20 deep"):
         check_received_folder(deep)
     monkeypatch.setattr("lora_chat.system.received_folder._MAX_ENTRIES", 3)
     wide = tmp_path / "wide"

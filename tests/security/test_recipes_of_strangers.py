@@ -105,7 +105,7 @@ def test_a_run_named_after_its_file_can_be_read_again(recipe, tmp_path, stem):
 
 @pytest.mark.parametrize("text", ["~nobody-of-this-name/x", "a\0b", LONG, "x/" * 3000])
 def test_what_is_no_path_is_told_as_such(text):
-    with pytest.raises(RecipeError, match="is no path"):
+    with pytest.raises(RecipeError, match="is not a usable path"):
         expand_user_path(text)
 
 

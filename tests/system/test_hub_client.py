@@ -272,7 +272,7 @@ ANSWERS = {
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_json_that_is_odd_is_refused(hub, written, route, kind):
     hub.bodies[route] = ANSWERS[kind]
-    refused(hub, written, "The hub's answer is refused")
+    refused(hub, written, "The hub's response is refused")
 
 
 @pytest.mark.parametrize("route", ["info", "tree"])
@@ -305,7 +305,7 @@ def test_a_listing_of_too_many_files_is_refused(hub, written, monkeypatch):
 @pytest.mark.parametrize("route", ["info", CONFIG])
 def test_a_redirect_to_odd_places_is_refused(hub, written, route, target):
     hub.statuses[route], hub.headers[route] = 302, {"Location": target}
-    said = refused(hub, written, "The hub's answer is refused: it")
+    said = refused(hub, written, "The hub's response is refused: it")
     assert "secret" not in said
 
 
@@ -600,7 +600,7 @@ def test_a_planted_cache_is_refused_by_name(hub, tmp_path, kind):
     (tmp_path / "secret").write_text('{"model_type": "llama"}')
     folder = fetch()
     plant(folder, kind, tmp_path)
-    with pytest.raises(IntegrityError, match=r"it holds a|leads elsewhere") as caught:
+    with pytest.raises(IntegrityError, match=r"it contains a|leads elsewhere") as caught:
         fetch()
     assert str(folder) in str(caught.value)
 
@@ -661,7 +661,7 @@ def test_an_index_that_is_none_is_refused(hub, index):
 
 def test_plan_and_its_table_of_known_bases_do_not_hide_a_refused_answer(hub):
     hub.headers[CONFIG] = {"ETag": f'"{UP}x"'}
-    with pytest.raises(UnavailableError, match="The hub's answer is refused"):
+    with pytest.raises(UnavailableError, match="The hub's response is refused"):
         find_base_config(BaseSection(name=NAME))
 
 
@@ -687,5 +687,5 @@ def test_the_command_line_refuses_a_hostile_mirror(hub, written, tmp_path, capsy
     hub.files["x.txt"], hub.headers["x.txt"] = b"OWNED", {"ETag": f'"{tmp_path}/.bash_profile"'}
     assert main(["chat", NAME]) == 8
     told = capsys.readouterr().err
-    assert "The hub's answer is refused: its ETag is" in told and "Traceback" not in told
+    assert "The hub's response is refused: its ETag is" in told and "Traceback" not in told
     assert not (tmp_path / ".bash_profile").exists()

@@ -213,7 +213,7 @@ def test_an_upload_sends_the_token_to_the_endpoint_alone(receiver):
 )
 def test_an_upload_elsewhere_is_refused(receiver, address, tmp_path):
     receiver.elsewhere.endpoint = address
-    refused(push, "The hub's answer is refused: it", 8, tmp_path)
+    refused(push, "The hub's response is refused: it", 8, tmp_path)
 
 
 @pytest.mark.parametrize("commit", ["\x1b[2J", "../x", "6" * 39, None])
