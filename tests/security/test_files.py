@@ -121,7 +121,7 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES)
 def test_a_run_with_a_link_anywhere_is_refused_by_name(run, outside, place):
     plant(run / place, "link", outside)
-    with pytest.raises(IntegrityError, match="holds a symbolic link") as caught:
+    with pytest.raises(IntegrityError, match="contains a symbolic link") as caught:
         open_run_folder(run)
     assert place in str(caught.value)
     assert outside.read_text() == "mine"
@@ -161,7 +161,7 @@ def test_a_device_is_refused(tmp_path):
         os.mknod(tmp_path / "zero", stat.S_IFCHR | 0o600, os.makedev(1, 5))
     except PermissionError:
         pytest.skip("only root makes devices")
-    with pytest.raises(IntegrityError, match="holds a device, zero"):
+    with pytest.raises(IntegrityError, match="contains a device, zero"):
         check_received_folder(tmp_path)
 
 
@@ -230,7 +230,7 @@ def test_links_that_only_look_like_the_hubs_are_refused(base, tmp_path, outside,
     else:
         snapshot.parent.rename(repository / "copies")
         snapshot = repository / "copies" / snapshot.name
-    with pytest.raises(IntegrityError, match="holds a symbolic link"):
+    with pytest.raises(IntegrityError, match="contains a symbolic link"):
         find_base(BaseSection(name=str(snapshot)))
 
 
@@ -604,7 +604,7 @@ def test_a_header_of_a_hundred_megabytes_is_not_read(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes((90_000_000).to_bytes(8, "little"))
     os.truncate(path, 100_000_000)
-    with pytest.raises(IntegrityError, match="cannot be 90,000,000 bytes"):
+    with pytest.raises(IntegrityError, match="cannot have 90,000,000 bytes"):
         check_safetensors_header(path)
 
 

@@ -98,7 +98,7 @@ def test_a_header_that_is_odd_is_refused(made, fits, kind):
 
 
 def test_a_header_of_too_many_tensors_is_refused():
-    with pytest.raises(ValueError, match="no table of at most"):
+    with pytest.raises(ValueError, match="not a table of at most"):
         check_tensor_table(dict.fromkeys(range(100_001)), 0)
 
 

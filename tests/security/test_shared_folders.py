@@ -157,7 +157,7 @@ def test_a_folder_planted_at_the_temporary_name_is_refused(ground, monkeypatch):
 
     monkeypatch.setattr("lora_chat.system.atomic_write.pinned_new_folder", late)
     with (
-        pytest.raises(IntegrityError, match="while it was being made"),
+        pytest.raises(IntegrityError, match="while it was being created"),
         atomic_folder(ground / "shared" / "to", "it"),
     ):
         pytest.fail("it was used")

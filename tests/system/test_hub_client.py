@@ -287,7 +287,7 @@ def test_a_huge_answer_is_cut_off(hub, written, monkeypatch, route, declared):
 def test_a_listing_without_end_is_given_up(hub, written, monkeypatch):
     monkeypatch.setattr(hub_guard, "MAX_RESPONSES", 20)
     hub.headers["tree"] = {"Link": f'<{hub.endpoint}/api/models/{NAME}/tree/next>; rel="next"'}
-    refused(hub, written, "its listing has no end")
+    refused(hub, written, "its listing does not end")
     assert len(hub.asked) < 30
 
 
@@ -451,7 +451,7 @@ def test_a_warning_of_the_hub_does_not_reach_the_terminal(hub, capfd):
 
 def test_a_header_with_escape_sequences_is_refused(hub, written):
     hub.headers["info"] = {"X-Request-Id": "\x1b[2J"}
-    refused(hub, written, "its header x-request-id holds control characters")
+    refused(hub, written, "its header x-request-id contains control characters")
 
 
 def test_weights_are_those_that_the_commit_lists(hub, written):
@@ -614,7 +614,7 @@ def test_a_planted_note_of_a_branch_leads_nowhere_else(hub, tmp_path, absolute):
         (elsewhere / file.name).write_bytes(file.read_bytes())
     where = str(elsewhere) if absolute else os.path.relpath(elsewhere, folder.parent)
     (folder.parents[1] / "refs" / "main").write_text(where)
-    with pytest.raises(IntegrityError, match="outside of its own folder"):
+    with pytest.raises(IntegrityError, match="outside of its folder"):
         find_cached_base(NAME, None)
 
 

@@ -95,5 +95,5 @@ def test_an_honest_card_is_read(text):
 
 
 def test_a_card_that_is_no_mapping_is_refused():
-    with pytest.raises(ValueError, match="no mapping"):
+    with pytest.raises(ValueError, match="not a mapping"):
         read_front_matter("---\n- a\n---\n")
