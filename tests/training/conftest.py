@@ -1,4 +1,4 @@
-"""A GPU's attention kernel, played by a slow function on the CPU."""
+"""Replacement of the GPU's attention kernel by a slow function on the CPU."""
 
 import pytest
 import torch
@@ -8,19 +8,21 @@ from lora_chat.training.fast_path.attention.gpu import build_varlen_layout
 
 
 def slow_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
-    """Each segment by itself; the ends of queries and keys are aligned, as in flash attention."""
+    """Return attention of each sequence, with the ends of queries and keys aligned as in flash attention."""
     assert enable_gqa
     assert max_q == cu_seq_q.diff().max()
     assert max_k == cu_seq_k.diff().max()
-    copies = query.shape[1] // key.shape[1]
+    heads_per_kv_head = query.shape[1] // key.shape[1]
     results = []
     for number in range(len(cu_seq_q) - 1):
         queries = query[cu_seq_q[number] : cu_seq_q[number + 1]].transpose(0, 1)
-        own = slice(cu_seq_k[number], cu_seq_k[number + 1])
-        keys, values = (part[own].transpose(0, 1).repeat_interleave(copies, 0) for part in (key, value))
+        key_range = slice(cu_seq_k[number], cu_seq_k[number + 1])
+        keys, values = (
+            part[key_range].transpose(0, 1).repeat_interleave(heads_per_kv_head, 0) for part in (key, value)
+        )
         lengths = queries.shape[1], keys.shape[1]
-        back = torch.arange(lengths[0])[:, None] + lengths[1] - lengths[0] - torch.arange(lengths[1])
-        hidden = (back < 0) | ((back > window_size[0]) & (window_size[0] >= 0))
+        distance = torch.arange(lengths[0])[:, None] + lengths[1] - lengths[0] - torch.arange(lengths[1])
+        hidden = (distance < 0) | ((distance > window_size[0]) & (window_size[0] >= 0))
         scores = (queries @ keys.transpose(1, 2) * scale).masked_fill(hidden, float("-inf"))
         results.append((scores.softmax(-1) @ values).transpose(0, 1))
     return torch.cat(results)
@@ -32,5 +34,7 @@ def varlen(monkeypatch):
     monkeypatch.setattr(
         backends,
         "build_blocked_layout",
-        lambda edges, prefix, query, key: build_varlen_layout(edges, prefix, torch.device("cpu")),
+        lambda cu_seqlens, prefix, num_heads, num_kv_heads: build_varlen_layout(
+            cu_seqlens, prefix, torch.device("cpu")
+        ),
     )

@@ -1,4 +1,4 @@
-"""What makes a step faster must not change it; what measures must not change what is measured."""
+"""Tests that faster steps and measurements do not change the result of training."""
 
 import json
 from itertools import accumulate, chain
@@ -36,10 +36,10 @@ def slow(value):
 
 def make_rows(count, seed=0, shared=0):
     generator = torch.Generator().manual_seed(seed)
-    beginning = torch.randint(3, 259, (shared,), generator=generator).tolist()
+    prefix_ids = torch.randint(3, 259, (shared,), generator=generator).tolist()
     rows = []
     for i in range(count):
-        ids = beginning + torch.randint(3, 259, (8 + 5 * i % 17,), generator=generator).tolist()
+        ids = prefix_ids + torch.randint(3, 259, (8 + 5 * i % 17,), generator=generator).tolist()
         rows.append(EncodedDialogue(ids, [-100] * (shared + 4) + ids[shared + 4 :]))
     return rows
 
@@ -61,7 +61,7 @@ def train(
     base = find_base(BaseSection(name=str(base)))
     model = load_base_model(base, plan_precision(QuantizationSection(mode=mode), hardware))
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):  # GPT-2's own: two layouts of a batch would draw it differently
+        if isinstance(module, torch.nn.Dropout):  # GPT-2's own dropout differs between two layouts of a batch
             module.p = 0.0
     adapted = attach_adapter(model, AdapterSection(rank=rank, variant=variant), seed=3)
     if poison:
@@ -71,7 +71,7 @@ def train(
         Recipe(data=DataSection(train="x"), training=TrainingSection(**{**defaults, **settings})), hardware
     ).training
     if attention:
-        plan = plan.model_copy(update={"fast_path": attention == "flat"})
+        plan = plan.model_copy(update={"fast_path": attention == "packed"})
     folder.mkdir()
     report = train_sft(
         TrainingRun(
@@ -99,119 +99,121 @@ def assert_same_weights(left, right, tolerance):
         assert torch.allclose(value, lora_weights(right)[name], atol=tolerance), name
 
 
-@pytest.mark.parametrize("micro", [slow(1), 2, slow(4)])
-def test_accumulation_equals_one_large_batch(cache_home, tmp_path, micro):
+@pytest.mark.parametrize("micro_batch_size", [slow(1), 2, slow(4)])
+def test_accumulation_equals_one_large_batch(cache_home, tmp_path, micro_batch_size):
     rows = make_rows(16)
-    whole, _, losses = train(rows, tmp_path / "whole", micro_batch_size=8)
-    pieces, _, again = train(rows, tmp_path / "pieces", micro_batch_size=micro)
-    assert again == pytest.approx(losses, abs=1e-4)
-    assert_same_weights(whole, pieces, 2e-4)
+    reference, _, losses = train(rows, tmp_path / "reference", micro_batch_size=8)
+    split, _, other_losses = train(rows, tmp_path / "split", micro_batch_size=micro_batch_size)
+    assert other_losses == pytest.approx(losses, abs=1e-4)
+    assert_same_weights(reference, split, 2e-4)
 
 
 @pytest.mark.parametrize("mode", ["4bit", slow("none")])
-def test_moments_in_8_bits_learn_nearly_the_same(cache_home, tmp_path, mode):
+def test_8_bit_optimizer_learns_nearly_the_same(cache_home, tmp_path, mode):
     rows = make_rows(16)
-    given = {"mode": mode, "hardware": BF16, "rank": 64}  # bitsandbytes keeps fewer than 4,096 weights in fp32
-    _, _, losses = train(rows, tmp_path / "whole", **given)
-    _, _, small = train(rows, tmp_path / "small", optimizer="adamw_8bit", **given)
-    assert small == pytest.approx(losses, abs=0.05)
-    assert small != losses
-    assert small[-1] < small[0] - 0.1
+    options = {"mode": mode, "hardware": BF16, "rank": 64}  # bitsandbytes keeps fewer than 4,096 weights in fp32
+    _, _, losses = train(rows, tmp_path / "reference", **options)
+    _, _, small_losses = train(rows, tmp_path / "small", optimizer="adamw_8bit", **options)
+    assert small_losses == pytest.approx(losses, abs=0.05)
+    assert small_losses != losses
+    assert small_losses[-1] < small_losses[0] - 0.1
 
 
 @pytest.mark.parametrize("tokens", [slow(1), 60])
 @pytest.mark.parametrize("shared", [slow(0), 20])
-def test_any_token_budget_trains_the_same(cache_home, tmp_path, tokens, shared):
+def test_token_budget_does_not_change_the_result(cache_home, tmp_path, tokens, shared):
     rows = make_rows(16, shared=shared)
-    whole, report, losses = train(rows, tmp_path / "whole", micro_batch_tokens=100_000)
-    pieces, again_report, again = train(rows, tmp_path / "pieces", micro_batch_tokens=tokens)
-    assert again == pytest.approx(losses, abs=1e-4)
-    assert_same_weights(whole, pieces, 2e-4)
-    assert report.supervised_tokens == again_report.supervised_tokens
+    reference, report, losses = train(rows, tmp_path / "reference", micro_batch_tokens=100_000)
+    split, other_report, other_losses = train(rows, tmp_path / "split", micro_batch_tokens=tokens)
+    assert other_losses == pytest.approx(losses, abs=1e-4)
+    assert_same_weights(reference, split, 2e-4)
+    assert report.supervised_tokens == other_report.supervised_tokens
     assert report.supervised_tokens == 3 * sum(sum(label != -100 for label in row.labels[1:]) for row in rows)
 
 
-@pytest.mark.parametrize("checkpointing", [slow(True), 1])
-@pytest.mark.parametrize("attention", ["flat", slow("padded")])
-def test_checkpointing_changes_nothing(cache_home, tmp_path, checkpointing, attention):
+@pytest.mark.parametrize("gradient_checkpointing", [slow(True), 1])
+@pytest.mark.parametrize("attention", ["packed", slow("padded")])
+def test_gradient_checkpointing_gives_identical_weights(cache_home, tmp_path, gradient_checkpointing, attention):
     rows = make_rows(8, shared=12)
-    kept, _, losses = train(rows, tmp_path / "kept", attention=attention, micro_batch_size=4)
-    again, _, same = train(
-        rows, tmp_path / "again", attention=attention, micro_batch_size=4, gradient_checkpointing=checkpointing
+    stored, _, losses = train(rows, tmp_path / "stored", attention=attention, micro_batch_size=4)
+    recomputed, _, recomputed_losses = train(
+        rows,
+        tmp_path / "recomputed",
+        attention=attention,
+        micro_batch_size=4,
+        gradient_checkpointing=gradient_checkpointing,
     )
-    assert same == losses
-    assert_same_weights(kept, again, 0.0)
+    assert recomputed_losses == losses
+    assert_same_weights(stored, recomputed, 0.0)
 
 
 @pytest.mark.parametrize("shared", [slow(0), 20])
-def test_flat_rows_equal_padded_rows(cache_home, tmp_path, shared):
+def test_packed_batch_equals_padded_rows(cache_home, tmp_path, shared):
     rows = make_rows(16, shared=shared)
-    flat, _, losses = train(rows, tmp_path / "flat", attention="flat", micro_batch_size=4)
-    padded, _, again = train(rows, tmp_path / "padded", attention="padded", micro_batch_size=4)
-    assert again == pytest.approx(losses, abs=1e-4)
-    assert_same_weights(flat, padded, 2e-4)
+    packed, _, losses = train(rows, tmp_path / "packed", attention="packed", micro_batch_size=4)
+    padded, _, other_losses = train(rows, tmp_path / "padded", attention="padded", micro_batch_size=4)
+    assert other_losses == pytest.approx(losses, abs=1e-4)
+    assert_same_weights(packed, padded, 2e-4)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma", "phi", "gpt2"])
-def test_attention_by_segments_equals_each_dialogue_alone(architecture, random_base):
+def test_packed_attention_equals_separate_dialogues(architecture, random_base):
     base = find_base(BaseSection(name=str(random_base(architecture))))
     model = load_base_model(base, plan_precision(QuantizationSection(mode="none"), FP32)).eval()
     rows = make_rows(4)
-    alone = [model(input_ids=torch.tensor([row.input_ids])).logits[0] for row in rows]
+    separate_logits = [model(input_ids=torch.tensor([row.input_ids])).logits[0] for row in rows]
     lengths = [len(row.input_ids) for row in rows]
-    edges = (0, *accumulate(lengths))
+    cu_seqlens = (0, *accumulate(lengths))
     model.set_attn_implementation(register_packed_attention())
-    together = model(
+    packed_logits = model(
         input_ids=torch.tensor([list(chain.from_iterable(row.input_ids for row in rows))]),
         position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
-        packed_cu_seqlens=edges,
+        packed_cu_seqlens=cu_seqlens,
         use_cache=False,
     ).logits[0]
-    assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+    assert torch.allclose(packed_logits, torch.cat(separate_logits), atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["llama", slow("qwen3"), slow("gemma")])
-def test_variable_length_attention_trains_the_adapter_that_stock_trl_trains(
-    varlen, random_base, tmp_path, architecture
-):
-    """Fused layers (llama, qwen3) and the registered attention function (gemma), with a shared beginning."""
+def test_varlen_attention_trains_the_same_adapter_as_trl(varlen, random_base, tmp_path, architecture):
+    """Fused layers (llama, qwen3) and the registered attention function (gemma), with a shared prefix."""
     rows = make_rows(8, shared=12)
     settings = {"base": random_base(architecture), "epochs": 3}
     fast, _, losses = train(rows, tmp_path / "fast", micro_batch_tokens=150, **settings)
-    stock, _, again = train(rows, tmp_path / "stock", attention="padded", micro_batch_size=4, **settings)
-    assert losses == pytest.approx(again, abs=1e-4)
+    stock, _, other_losses = train(rows, tmp_path / "stock", attention="padded", micro_batch_size=4, **settings)
+    assert losses == pytest.approx(other_losses, abs=1e-4)
     assert_same_weights(fast, stock, 2e-4)
 
 
 @pytest.mark.parametrize("mode", ["none", "4bit", "8bit"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2"])
 @pytest.mark.slow
-def test_the_fast_path_trains_the_adapter_that_stock_trl_trains(random_base, tmp_path, architecture, mode):
-    """20 steps with weight decay, clipping and a schedule; dialogues that share a beginning and some that do not."""
+def test_fast_path_trains_the_same_adapter_as_trl(random_base, tmp_path, architecture, mode):
+    """20 steps with weight decay, clipping and a schedule; some dialogues share a prefix."""
     settings = {"mode": mode, "base": random_base(architecture), "epochs": 10, "max_steps": 20, "learning_rate": 3e-3}
     rows = make_rows(11, shared=12) + make_rows(5, seed=1)
     fast, _, losses = train(rows, tmp_path / "fast", micro_batch_tokens=90, **settings)
-    stock, _, again = train(rows, tmp_path / "stock", attention="padded", micro_batch_size=4, **settings)
+    stock, _, other_losses = train(rows, tmp_path / "stock", attention="padded", micro_batch_size=4, **settings)
     # LLM.int8 rounds by the largest activation of a batch, and batches differ.
     tolerance = 2e-2 if mode == "8bit" else 1e-3
     assert len(losses) == 20
-    assert losses == pytest.approx(again, rel=tolerance)
+    assert losses == pytest.approx(other_losses, rel=tolerance)
     left, right = (torch.cat([w.flatten() for w in lora_weights(m).values()]) for m in (fast, stock))
     assert (left - right).norm() / right.norm() < (0.2 if mode == "8bit" else 0.02)
 
 
-def test_same_seed_same_bytes(cache_home, tmp_path):
+def test_same_seed_gives_identical_weights(cache_home, tmp_path):
     rows = make_rows(12)
-    one, _, _ = train(rows, tmp_path / "one", mode="4bit", hardware=BF16)
-    two, _, _ = train(rows, tmp_path / "two", mode="4bit", hardware=BF16)
+    first, _, _ = train(rows, tmp_path / "first", mode="4bit", hardware=BF16)
+    second, _, _ = train(rows, tmp_path / "second", mode="4bit", hardware=BF16)
     other, _, _ = train(rows, tmp_path / "other", mode="4bit", hardware=BF16, seed=1)
-    assert_same_weights(one, two, 0.0)
+    assert_same_weights(first, second, 0.0)
     with pytest.raises(AssertionError):
-        assert_same_weights(one, other, 0.0)
+        assert_same_weights(first, other, 0.0)
 
 
-def test_an_evaluation_in_between_changes_nothing_in_4_bits(cache_home, tmp_path):
-    """bitsandbytes repacks weights at the first evaluation on some CPUs; then gradients vanish in silence."""
+def test_evaluation_does_not_change_4_bit_gradients(cache_home, tmp_path):
+    """On some CPUs, bitsandbytes repacks weights at the first evaluation, after which gradients are silently zero."""
     rows = make_rows(12)
     base = find_base(BaseSection(name="tiny-random"))
     precision = plan_precision(QuantizationSection(mode="4bit"), BF16)
@@ -229,12 +231,12 @@ def test_an_evaluation_in_between_changes_nothing_in_4_bits(cache_home, tmp_path
         assert torch.equal(gradient, gradients[1][name]), name
 
 
-def test_validation_after_each_epoch_is_recorded_and_changes_nothing(cache_home, tmp_path):
+def test_records_validation_each_epoch_without_changing_training(cache_home, tmp_path):
     rows = make_rows(12)
     plain, _, _ = train(rows, tmp_path / "plain", mode="4bit", hardware=BF16)
-    watched, _, _ = train(rows, tmp_path / "watched", mode="4bit", hardware=BF16, each_epoch=True)
-    assert_same_weights(plain, watched, 0.0)
-    lines = [json.loads(line) for line in (tmp_path / "watched" / "metrics.jsonl").read_text().splitlines()]
+    evaluated_model, _, _ = train(rows, tmp_path / "evaluated", mode="4bit", hardware=BF16, each_epoch=True)
+    assert_same_weights(plain, evaluated_model, 0.0)
+    lines = [json.loads(line) for line in (tmp_path / "evaluated" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation_loss" in line] == [2, 4, 6]
 
 
@@ -247,15 +249,15 @@ def test_every_variant_learns(cache_home, tmp_path, variant, mode):
     assert losses[-1] < losses[0] - 0.05
 
 
-def test_training_that_goes_wrong_stops_with_advice(cache_home, tmp_path):
+def test_non_finite_training_stops_with_advice(cache_home, tmp_path):
     rows = make_rows(8)
-    with pytest.raises(NonFiniteError, match=r"step \d+.*\n.*learning_rate"):
+    with pytest.raises(NonFiniteError, match=r"Step \d+ has a non-finite loss.*\n.*learning_rate"):
         train(rows, tmp_path / "run", poison=True)
 
 
 @pytest.mark.parametrize("mode", ["none", "4bit", "8bit"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
-def test_fused_lora_equals_pefts_own(random_base, architecture, mode):
+def test_fused_lora_equals_peft(random_base, architecture, mode):
     base = find_base(BaseSection(name=str(random_base(architecture))))
     model = attach_adapter(
         load_base_model(base, plan_precision(QuantizationSection(mode=mode), FP32)), AdapterSection(rank=4), seed=3
@@ -279,11 +281,11 @@ def test_fused_lora_equals_pefts_own(random_base, architecture, mode):
     assert fused_loss == pytest.approx(stock_loss, abs=1e-5)
     for name, gradient in stock.items():
         assert torch.allclose(gradient, fused[name], atol=1e-5), name
-    assert gradients()[0] == stock_loss  # PEFT's forward is back
+    assert gradients()[0] == stock_loss  # PEFT's forward is restored
 
 
 @pytest.mark.parametrize(("variant", "dropout"), [("dora", 0.0), ("lora", 0.1)])
-def test_fused_lora_leaves_alone_what_it_does_not_cover(random_base, variant, dropout):
+def test_fused_lora_skips_uncovered_layers(random_base, variant, dropout):
     base = find_base(BaseSection(name=str(random_base("llama"))))
     adapter = AdapterSection(rank=4, variant=variant, dropout=dropout)
     model = attach_adapter(load_base_model(base, plan_precision(QuantizationSection(mode="none"), FP32)), adapter)

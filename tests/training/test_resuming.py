@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint ends where an undisturbed one does, to the byte."""
+"""Tests that a resumed run ends with the same bytes as an uninterrupted one."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ class Killed(Exception):
 
 @pytest.fixture
 def run(cache_home, tmp_path, monkeypatch):
-    """Trains in a folder; returns the adapter's weights and the metrics without times."""
+    """Return a function that trains in a folder and returns the adapter's weights and the metrics without times."""
 
     def train(name, resume=False, kill_at=None, dropout=0.1, keep=2, each_epoch=False, rank=4, **training):
         folder = tmp_path / name
@@ -102,17 +102,17 @@ def slow(*values):
         slow([3, 7], {"optimizer": "adamw_8bit", "rank": 64}),
     ],
 )
-def test_every_step_of_three_epochs(run, tmp_path, steps, settings):
-    whole = run("whole", keep=STEPS, **settings)
-    assert len([row for row in whole[1] if "loss" in row]) == STEPS
-    for step in steps:  # what a kill during the next step leaves
-        shutil.copytree(tmp_path / "whole", tmp_path / f"cut-{step}")
+def test_resuming_after_any_step_gives_identical_weights(run, tmp_path, steps, settings):
+    complete = run("complete", keep=STEPS, **settings)
+    assert len([row for row in complete[1] if "loss" in row]) == STEPS
+    for step in steps:  # the state after a kill during the next step
+        shutil.copytree(tmp_path / "complete", tmp_path / f"interrupted-{step}")
         for later in range(step + 1, STEPS + 1):
-            shutil.rmtree(tmp_path / f"cut-{step}" / "checkpoints" / f"checkpoint-{later}")
-        assert_same(run(f"cut-{step}", resume=True, keep=STEPS, **settings), whole)
+            shutil.rmtree(tmp_path / f"interrupted-{step}" / "checkpoints" / f"checkpoint-{later}")
+        assert_same(run(f"interrupted-{step}", resume=True, keep=STEPS, **settings), complete)
 
 
-def test_a_run_that_was_killed_goes_on(run, tmp_path, monkeypatch):
+def test_killed_run_resumes_to_identical_weights(run, tmp_path, monkeypatch):
     stock = torch.load
 
     def load(*args, **kwargs):
@@ -120,21 +120,21 @@ def test_a_run_that_was_killed_goes_on(run, tmp_path, monkeypatch):
         return stock(*args, **kwargs)
 
     monkeypatch.setattr(torch, "load", load)
-    whole = run("whole")
+    complete = run("complete")
     with pytest.raises(Killed):
-        run("cut", kill_at=5)
-    assert len(read_metrics(tmp_path / "cut")) == 5
-    assert_same(run("cut", resume=True), whole)
+        run("interrupted", kill_at=5)
+    assert len(read_metrics(tmp_path / "interrupted")) == 5
+    assert_same(run("interrupted", resume=True), complete)
 
 
 @pytest.mark.parametrize("epochs", [slow(2.0), slow(2.5)])
-def test_after_the_last_step_nothing_is_trained_again(run, epochs):
-    whole = run("whole", epochs=epochs, each_epoch=True)
-    assert_same(run("whole", resume=True, epochs=epochs, each_epoch=True), whole)
+def test_resuming_a_finished_training_changes_nothing(run, epochs):
+    complete = run("complete", epochs=epochs, each_epoch=True)
+    assert_same(run("complete", resume=True, epochs=epochs, each_epoch=True), complete)
 
 
 @pytest.mark.parametrize("fast_path", [slow(True), slow(False)])
-def test_measuring_and_the_memory_trial_change_nothing(run, monkeypatch, fast_path):
+def test_evaluation_and_memory_check_change_nothing(run, monkeypatch, fast_path):
     settings = {"fast_path": fast_path, "micro_batch_size": 4}
     plain = run("plain", **settings)
     measured = run("measured", each_epoch=True, **settings)
@@ -145,88 +145,89 @@ def test_measuring_and_the_memory_trial_change_nothing(run, monkeypatch, fast_pa
     assert_same(run("untried", **settings), plain)
 
 
-@pytest.mark.parametrize("cut", [slow(3), slow(6), slow(9)])
-def test_a_validation_loss_that_was_cut_short_is_made_up_for(run, monkeypatch, cut):
-    whole = run("whole", each_epoch=True)
+@pytest.mark.parametrize("interrupted", [slow(3), slow(6), slow(9)])
+def test_resuming_measures_an_interrupted_validation_loss(run, monkeypatch, interrupted):
+    complete = run("complete", each_epoch=True)
     stock, calls = PackedSFTTrainer.evaluate, []
 
     def evaluate(self, *args, **kwargs):
         calls.append(0)
-        if 3 * len(calls) == cut:
+        if 3 * len(calls) == interrupted:
             raise Killed
         return stock(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(PackedSFTTrainer, "evaluate", evaluate)
         with pytest.raises(Killed):
-            run("cut", each_epoch=True)
-    assert_same(run("cut", resume=True, each_epoch=True), whole)
+            run("interrupted", each_epoch=True)
+    assert_same(run("interrupted", resume=True, each_epoch=True), complete)
 
 
 @pytest.mark.slow
-def test_a_newest_checkpoint_damaged_in_any_way_falls_back_to_the_same_end(run, tmp_path):
-    whole = run("whole")
+def test_damaged_checkpoint_falls_back_to_the_one_before(run, tmp_path):
+    complete = run("complete")
     with pytest.raises(Killed):
-        run("cut", kill_at=5)
-    newest = tmp_path / "cut" / "checkpoints" / "checkpoint-5"
+        run("interrupted", kill_at=5)
+    newest = tmp_path / "interrupted" / "checkpoints" / "checkpoint-5"
     kinds = {kind: (name, kind, draw) for name, kind, draw in damages(newest, 70, seed=4)}
     for number, (name, kind, draw) in enumerate(kinds.values()):
-        shutil.copytree(tmp_path / "cut", tmp_path / f"again-{number}")
-        damage(tmp_path / f"again-{number}" / "checkpoints" / "checkpoint-5" / name, kind, draw)
-        assert find_newest_checkpoint(tmp_path / f"again-{number}" / "checkpoints")[0].step == 4
-        assert_same(run(f"again-{number}", resume=True), whole)
+        shutil.copytree(tmp_path / "interrupted", tmp_path / f"copy-{number}")
+        damage(tmp_path / f"copy-{number}" / "checkpoints" / "checkpoint-5" / name, kind, draw)
+        assert find_newest_checkpoint(tmp_path / f"copy-{number}" / "checkpoints")[0].step == 4
+        assert_same(run(f"copy-{number}", resume=True), complete)
 
 
 @pytest.mark.slow
-def test_a_changed_plan_decides_the_learning_rate_from_there_on(run):
+def test_changed_plan_decides_the_learning_rate_after_resuming(run):
     with pytest.raises(Killed):
-        run("cut", kill_at=4, epochs=2)
-    longer = run("cut", resume=True, epochs=3, learning_rate=4e-3)[1]
-    straight = run("straight", epochs=3, learning_rate=4e-3)[1]
+        run("interrupted", kill_at=4, epochs=2)
+    longer = run("interrupted", resume=True, epochs=3, learning_rate=4e-3)[1]
+    uninterrupted = run("uninterrupted", epochs=3, learning_rate=4e-3)[1]
     assert [row["step"] for row in longer] == list(range(1, 10))
-    assert [row["learning_rate"] for row in longer[4:]] == [row["learning_rate"] for row in straight[4:]]
-    assert longer[3]["learning_rate"] != straight[3]["learning_rate"]
+    assert [row["learning_rate"] for row in longer[4:]] == [row["learning_rate"] for row in uninterrupted[4:]]
+    assert longer[3]["learning_rate"] != uninterrupted[3]["learning_rate"]
 
 
-def _other_shape(states):
+def _wrong_shape(states):
     states[0]["exp_avg"] = torch.zeros(7, 3)
 
 
-def _other_size_of_the_square(states):
+def _wrong_size_of_squares(states):
     states[0]["exp_avg_sq"] = torch.zeros(1)
 
 
-def _exchanged(states):
+def _swapped_states(states):
     wide = next(number for number, state in states.items() if state["exp_avg"].shape != states[0]["exp_avg"].shape)
     states[0], states[wide] = states[wide], states[0]
 
 
-def _no_tensor(states):
+def _number_instead_of_tensor(states):
     states[0]["exp_avg"] = 0.5
 
 
-def _no_step(states):
+def _missing_step(states):
     del states[0]["step"]
 
 
 @pytest.mark.parametrize(
-    "change", [_other_shape, _other_size_of_the_square, _exchanged, _no_tensor, _no_step, dict.clear]
+    "change",
+    [_wrong_shape, _wrong_size_of_squares, _swapped_states, _number_instead_of_tensor, _missing_step, dict.clear],
 )
-def test_refuses_an_optimizer_state_that_does_not_fit_its_parameters(run, tmp_path, change):
+def test_rejects_optimizer_state_with_wrong_shapes(run, tmp_path, change):
     with pytest.raises(Killed):
         run("one", kill_at=4)
     newest, _ = find_newest_checkpoint(tmp_path / "one" / "checkpoints")
-    found = torch.load(newest.folder / "optimizer.pt", weights_only=True)
-    change(found["state"])
-    torch.save(found, newest.folder / "optimizer.pt")
+    optimizer_state = torch.load(newest.folder / "optimizer.pt", weights_only=True)
+    change(optimizer_state["state"])
+    torch.save(optimizer_state, newest.folder / "optimizer.pt")
     (newest.folder / "manifest.json").unlink()
-    commit_checkpoint(newest.folder, newest.identity)  # the digests of a forger fit
+    commit_checkpoint(newest.folder, newest.identity)  # a forger can write matching digests
     with pytest.raises(IntegrityError, match="cannot be resumed"):
         run("one", resume=True)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
-def test_an_honest_optimizer_state_fits(run, optimizer):
+def test_accepts_its_own_optimizer_state(run, optimizer):
     with pytest.raises(Killed):
         run("one", kill_at=4, optimizer=optimizer)
     run("one", resume=True, optimizer=optimizer)

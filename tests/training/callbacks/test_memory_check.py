@@ -1,4 +1,4 @@
-"""What does not fit fails before the first step, with settings that were tried and fit."""
+"""Tests of the memory check before the first step and of the settings that it suggests."""
 
 import subprocess
 import sys
@@ -13,50 +13,50 @@ from lora_chat.system import memory_limit, memory_usage
 from lora_chat.system.memory_usage import free_memory_bytes
 from lora_chat.training.trainer import PackedSFTTrainer
 
-FULL = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
+OUT_OF_MEMORY_TEXT = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
 
 
 @pytest.fixture
-def card(monkeypatch):
-    """A machine on which a micro-batch of so many tokens fits, and more with recomputed activations."""
+def memory_for(monkeypatch):
+    """Return a function that limits the tokens of a micro-batch, with another limit if activations are recomputed."""
 
-    def of(most, *, most_checkpointed=None):
+    def limit_memory(max_tokens, *, max_checkpointed_tokens=None):
         tried = []
         stock = PackedSFTTrainer.dry_run_step
 
-        def try_step(self, inputs):
+        def dry_run_step(self, inputs):
             batches = inputs.get("micro_batches", [inputs])
             tokens = max(batch["input_ids"].numel() for batch in batches)
             tried.append(tokens)
             recomputed = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
-            if tokens > ((most_checkpointed or most) if recomputed else most):
-                raise RuntimeError(FULL)
+            if tokens > ((max_checkpointed_tokens or max_tokens) if recomputed else max_tokens):
+                raise RuntimeError(OUT_OF_MEMORY_TEXT)
             stock(self, inputs)
 
-        monkeypatch.setattr(PackedSFTTrainer, "dry_run_step", try_step)
+        monkeypatch.setattr(PackedSFTTrainer, "dry_run_step", dry_run_step)
         return tried
 
-    return of
+    return limit_memory
 
 
 ROWS = [*make_rows(30), *make_rows(2, seed=5)]  # 8 to 24 tokens
 
 
-def test_the_largest_micro_batch_is_what_is_tried(cache_home, tmp_path, card):
-    tried = card(10**6)
+def test_tries_the_largest_micro_batch(cache_home, tmp_path, memory_for):
+    tried = memory_for(10**6)
     train(ROWS, tmp_path / "run", epochs=1, micro_batch_tokens=100)
     longest = sorted((len(row.input_ids) for row in ROWS), reverse=True)[:8]
     assert tried[0] <= 100 < tried[0] + min(longest)
     assert len(tried) == 1
 
 
-def test_a_base_that_makes_all_its_logits_at_once_tries_the_most_of_them_too(random_base, tmp_path, monkeypatch):
+def test_base_with_soft_caps_also_tries_the_most_supervised_tokens(random_base, tmp_path, monkeypatch):
     long = EncodedDialogue([5] * 60, [-100] * 55 + [5] * 5)
     tried = []
     monkeypatch.setattr(PackedSFTTrainer, "dry_run_step", lambda self, inputs: tried.append(loss_tokens(inputs)))
     settings = {"effective_batch_size": 2, "micro_batch_tokens": 70, "max_steps": 1}
     train([long, *make_rows(8)], tmp_path / "run", base=random_base("gemma2"), **settings)
-    assert tried == [5, (23 - 4) + (21 - 4)]  # the long row alone, and the two with the most loss
+    assert tried == [5, (23 - 4) + (21 - 4)]  # the longest row, and the two rows with the most supervised tokens
     tried.clear()
     train([long, *make_rows(8)], tmp_path / "other", **settings)
     assert len(tried) == 1
@@ -66,9 +66,9 @@ def loss_tokens(inputs):
     return sum(int((batch["labels"] != -100).sum()) for batch in inputs["micro_batches"])
 
 
-def test_settings_that_fit_are_named_and_fit(cache_home, tmp_path, card):
+def test_suggested_settings_fit(cache_home, tmp_path, memory_for):
     rows = make_rows(256)
-    card(600)
+    memory_for(600)
     with pytest.raises(OutOfMemoryError) as caught:
         train(rows, tmp_path / "large", effective_batch_size=256, micro_batch_tokens=2048, epochs=1)
     assert "--set training.micro_batch_tokens=512" in str(caught.value)
@@ -76,11 +76,13 @@ def test_settings_that_fit_are_named_and_fit(cache_home, tmp_path, card):
     train(rows, tmp_path / "fits", effective_batch_size=256, micro_batch_tokens=512, epochs=1)
 
 
-def test_what_is_left_open_is_made_smaller_once_and_training_begins_again(cache_home, tmp_path, card, messages):
+def test_retries_with_a_smaller_adjustable_micro_batch(cache_home, tmp_path, memory_for, messages):
     rows = make_rows(64)
-    _, wanted, losses = train(rows, tmp_path / "wanted", effective_batch_size=64, micro_batch_tokens=256, epochs=2)
-    card(300)
-    _, report, again = train(
+    _, expected_report, losses = train(
+        rows, tmp_path / "expected", effective_batch_size=64, micro_batch_tokens=256, epochs=2
+    )
+    memory_for(300)
+    _, report, retried_losses = train(
         rows,
         tmp_path / "large",
         effective_batch_size=64,
@@ -90,13 +92,13 @@ def test_what_is_left_open_is_made_smaller_once_and_training_begins_again(cache_
     )
     assert report.plan.micro_batch_tokens == 256
     assert report.plan.effective_batch_size == 64
-    assert again == pytest.approx(losses, abs=1e-4)
-    assert report.supervised_tokens == wanted.supervised_tokens
+    assert retried_losses == pytest.approx(losses, abs=1e-4)
+    assert report.supervised_tokens == expected_report.supervised_tokens
     assert "training.micro_batch_tokens becomes 256" in "\n".join(messages)
 
 
-def test_what_was_given_is_not_changed(cache_home, tmp_path, card):
-    card(300)
+def test_does_not_change_fixed_settings(cache_home, tmp_path, memory_for):
+    memory_for(300)
     with pytest.raises(OutOfMemoryError, match=r"--set training.micro_batch_tokens=256"):
         train(
             make_rows(64),
@@ -108,10 +110,10 @@ def test_what_was_given_is_not_changed(cache_home, tmp_path, card):
 
 
 @pytest.mark.slow
-def test_rows_of_a_padded_batch_step_down_too(cache_home, tmp_path, card):
+def test_retries_with_fewer_padded_rows(cache_home, tmp_path, memory_for):
     _, _, losses = train(ROWS, tmp_path / "two", attention="padded", micro_batch_size=2, epochs=1)
-    card(60)
-    _, report, again = train(
+    memory_for(60)
+    _, report, retried_losses = train(
         ROWS,
         tmp_path / "run",
         attention="padded",
@@ -121,33 +123,33 @@ def test_rows_of_a_padded_batch_step_down_too(cache_home, tmp_path, card):
         adjustable_settings=("micro_batch_size", "gradient_checkpointing"),
     )
     assert (report.plan.micro_batch_size, report.plan.gradient_accumulation_steps) == (2, 4)
-    assert again == pytest.approx(losses, abs=1e-4)
+    assert retried_losses == pytest.approx(losses, abs=1e-4)
 
 
 @pytest.mark.slow
-def test_rows_of_a_padded_batch_are_made_fewer(cache_home, tmp_path, card):
-    card(60)
+def test_suggests_fewer_padded_rows(cache_home, tmp_path, memory_for):
+    memory_for(60)
     with pytest.raises(OutOfMemoryError, match=r"--set training.micro_batch_size=2"):
         train(ROWS, tmp_path / "run", attention="padded", effective_batch_size=8, micro_batch_size=8, epochs=1)
 
 
 @pytest.mark.slow
-def test_recomputing_comes_last(cache_home, tmp_path, card):
-    card(10, most_checkpointed=30)
+def test_suggests_gradient_checkpointing_last(cache_home, tmp_path, memory_for):
+    memory_for(10, max_checkpointed_tokens=30)
     with pytest.raises(OutOfMemoryError) as caught:
         train(ROWS, tmp_path / "run", epochs=1, micro_batch_tokens=20)
     assert "--set training.gradient_checkpointing=true" in str(caught.value)
 
 
 @pytest.mark.slow
-def test_when_nothing_fits_the_longest_dialogue_is_named(cache_home, tmp_path, card):
-    card(0)
+def test_names_the_longest_dialogue_if_nothing_fits(cache_home, tmp_path, memory_for):
+    memory_for(0)
     with pytest.raises(OutOfMemoryError, match=r"longest dialogue, 24 tokens.*\n.*data.max_length"):
         train(ROWS, tmp_path / "run", epochs=1)
 
 
 @pytest.mark.slow
-def test_another_error_is_not_taken_for_it(cache_home, tmp_path, monkeypatch):
+def test_raises_other_errors_unchanged(cache_home, tmp_path, monkeypatch):
     def fail(self, inputs):
         raise RuntimeError("another")
 
@@ -156,7 +158,7 @@ def test_another_error_is_not_taken_for_it(cache_home, tmp_path, monkeypatch):
         train(ROWS, tmp_path / "run", epochs=1)
 
 
-REAL = """
+REAL_TRAINING = """
 import re, sys
 from pathlib import Path
 from lora_chat.errors import OutOfMemoryError
@@ -177,15 +179,15 @@ for name in ("large", "fits"):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
-def test_memory_that_really_ends_is_a_message_and_its_advice_holds(cache_home, tmp_path):
-    words = [sys.executable, "-c", REAL, str(tmp_path)]
-    done = subprocess.run(words, cwd="tests/training", capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("large Out of memory: the largest micro-batch"), done.stderr
-    assert done.stdout.endswith("fits trained\n")
+def test_suggestion_fits_after_a_real_lack_of_memory(cache_home, tmp_path):
+    command = [sys.executable, "-c", REAL_TRAINING, str(tmp_path)]
+    process = subprocess.run(command, cwd="tests/training", capture_output=True, text=True, check=False)
+    assert process.stdout.startswith("large Out of memory: the largest micro-batch"), process.stderr
+    assert process.stdout.endswith("fits trained\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
-def test_the_limit_ends_with_training():
+def test_memory_limit_ends_with_the_block():
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
@@ -195,13 +197,13 @@ def test_the_limit_ends_with_training():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
-def test_a_containers_limit_counts(tmp_path, monkeypatch):
+def test_free_memory_respects_the_container_limit(tmp_path, monkeypatch):
     machine = free_memory_bytes()
     group = Path("/proc/self/cgroup").read_text().splitlines()
-    own = next((line.removeprefix("0::/") for line in group if line.startswith("0::")), None)
-    if own is None:
+    group_name = next((line.removeprefix("0::/") for line in group if line.startswith("0::")), None)
+    if group_name is None:
         pytest.skip("no cgroup v2 here")
-    folder = tmp_path / own
+    folder = tmp_path / group_name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "memory.max").write_text("3000000\n")
     (folder / "memory.current").write_text("1000000\n")

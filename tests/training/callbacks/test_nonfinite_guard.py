@@ -1,4 +1,4 @@
-"""A step that would spoil the adapter ends the run before the optimizer, and names its dialogues."""
+"""Tests that a non-finite step ends the run before the optimizer, with its dialogues in the message."""
 
 import json
 import re
@@ -14,89 +14,89 @@ from lora_chat.training.fast_path.packed_batch import PackedBatchCollator, unpac
 from lora_chat.training.trainer import PackedSFTTrainer
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_unflatten_gives_the_trimmed_rows_back(share):
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_unpack_rows_returns_the_trimmed_rows(share_prefix):
     rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in make_rows(5, shared=9)]
-    flat = PackedBatchCollator(share)
-    whole = {"micro_batches": [flat(rows[:3]), flat(rows[3:])]}
-    assert unpack_rows(whole) == [flat.trim(row)["input_ids"] for row in rows]
+    collator = PackedBatchCollator(share_prefix)
+    step_batch = {"micro_batches": [collator(rows[:3]), collator(rows[3:])]}
+    assert unpack_rows(step_batch) == [collator.trim(row)["input_ids"] for row in rows]
 
 
-def test_unflatten_of_padded_rows():
+def test_unpack_rows_of_a_padded_batch():
     batch = {"input_ids": torch.tensor([[5, 6, 7], [8, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
     assert unpack_rows(batch) == [[5, 6, 7], [8]]
 
 
-def poison(monkeypatch, at, what):
+def poison(monkeypatch, step, kind):
     """Make the loss or a gradient of one optimizer step infinite."""
     stock, calls = PackedSFTTrainer._run_micro_batches, []
 
-    def step(self, *args, **kwargs):
+    def run_micro_batches(self, *args, **kwargs):
         calls.append(0)
         loss = stock(self, *args, **kwargs)
-        if len(calls) != at + 1:  # the first is the memory trial
+        if len(calls) != step + 1:  # the first call is the memory check
             return loss
-        if what == "gradient":
+        if kind == "gradient":
             next(p for p in self.model.parameters() if p.grad is not None).grad[0, 0] = float("inf")
             return loss
         return loss * float("nan")
 
-    monkeypatch.setattr(PackedSFTTrainer, "_run_micro_batches", step)
+    monkeypatch.setattr(PackedSFTTrainer, "_run_micro_batches", run_micro_batches)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_the_command_names_step_dialogues_and_checkpoint(cache_home, tmp_path, monkeypatch, capsys, what):
-    poison(monkeypatch, 3, what)
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_command_names_step_dialogues_and_checkpoint(cache_home, tmp_path, monkeypatch, capsys, kind):
+    poison(monkeypatch, 3, kind)
     keys = ["checkpoint.every_steps=1", f"output.directory={tmp_path}", "training.epochs=3"]
-    code = main(["sft", "recipes/smoke.yaml", *(word for key in keys for word in ("--set", key))])
-    said = capsys.readouterr().err
+    code = main(["sft", "recipes/smoke.yaml", *(option for key in keys for option in ("--set", key))])
+    stderr = capsys.readouterr().err
     assert code == 6
-    assert f"Step 3 has a non-finite {what}" in said
-    named = next(line for line in said.splitlines() if line.startswith("Its dialogues: "))
-    assert re.fullmatch(r"Its dialogues: recipes/smoke/dialogues.jsonl, lines \d(, \d)+\.", named)
-    assert "The checkpoint of step 2 is intact" in said
-    assert "--resume --set training.learning_rate=0.0025 --accept-change training.learning_rate" in said
+    assert f"Step 3 has a non-finite {kind}" in stderr
+    dialogues_line = next(line for line in stderr.splitlines() if line.startswith("Its dialogues: "))
+    assert re.fullmatch(r"Its dialogues: recipes/smoke/dialogues.jsonl, lines \d(, \d)+\.", dialogues_line)
+    assert "The checkpoint of step 2 is intact" in stderr
+    assert "--resume --set training.learning_rate=0.0025 --accept-change training.learning_rate" in stderr
     rows = [json.loads(line) for line in (tmp_path / "smoke-1" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     monkeypatch.undo()
     keys.append("training.learning_rate=0.0025")
-    words = [word for key in keys for word in ("--set", key)]
-    accepted = ["--accept-change", "training.learning_rate"]
-    assert main(["sft", "recipes/smoke.yaml", *words, "--resume"]) == 7
+    options = [option for key in keys for option in ("--set", key)]
+    accept_change = ["--accept-change", "training.learning_rate"]
+    assert main(["sft", "recipes/smoke.yaml", *options, "--resume"]) == 7
     assert "training.learning_rate: it was 0.01, now it is 0.0025" in capsys.readouterr().err
-    assert main(["sft", "recipes/smoke.yaml", *words, "--resume", *accepted]) == 0
+    assert main(["sft", "recipes/smoke.yaml", *options, "--resume", *accept_change]) == 0
     assert (tmp_path / "smoke-1" / "adapter" / "adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("attention", ["flat", "padded"])
-def test_a_step_without_supervised_tokens_is_refused(cache_home, tmp_path, attention):
+@pytest.mark.parametrize("attention", ["packed", "padded"])
+def test_rejects_step_without_supervised_tokens(cache_home, tmp_path, attention):
     rows = [EncodedDialogue(row.input_ids, [-100] * len(row.labels)) for row in make_rows(8)]
     with pytest.raises(DataError, match="Step 1 has no supervised token"):
         train(rows, tmp_path / "run", attention=attention)
 
 
 @pytest.mark.slow
-def test_weights_that_are_no_numbers_are_not_committed(cache_home, tmp_path, monkeypatch, capsys):
+def test_does_not_commit_non_finite_weights(cache_home, tmp_path, monkeypatch, capsys):
     stock = PackedSFTTrainer.begin_step
 
     def begin_step(self):
         stock(self)
-        if self.state.global_step == 2:  # what an optimizer could do after the gradient was looked at
-            next(p for p in self.model.parameters() if p.requires_grad).register_hook(self.spoil)
+        if self.state.global_step == 2:  # an optimizer could do this after the check of the gradient
+            next(p for p in self.model.parameters() if p.requires_grad).register_hook(self.set_infinite_rate)
 
-    def spoil(self, gradient):
+    def set_infinite_rate(self, gradient):
         self.optimizer.param_groups[0]["lr"] = float("inf")
         return gradient
 
     monkeypatch.setattr(PackedSFTTrainer, "begin_step", begin_step)
-    monkeypatch.setattr(PackedSFTTrainer, "spoil", spoil, raising=False)
+    monkeypatch.setattr(PackedSFTTrainer, "set_infinite_rate", set_infinite_rate, raising=False)
     keys = ["checkpoint.every_steps=1", f"output.directory={tmp_path}"]
-    assert main(["sft", "recipes/smoke.yaml", *(word for key in keys for word in ("--set", key))]) == 6
+    assert main(["sft", "recipes/smoke.yaml", *(option for key in keys for option in ("--set", key))]) == 6
     assert "Step 3 left non-finite weights in the adapter" in capsys.readouterr().err
     assert not (tmp_path / "smoke-1" / "checkpoints" / "checkpoint-3").exists()
 
 
-def test_infinite_adapter_from_the_beginning(cache_home, tmp_path):
+def test_rejects_non_finite_initial_adapter(cache_home, tmp_path):
     with pytest.raises(NonFiniteError, match="Step 1 has a non-finite loss"):
         train(make_rows(8), tmp_path / "run", poison=True)

@@ -1,4 +1,4 @@
-"""The head's loss and gradient, made in one pass, are those of plain cross entropy."""
+"""Tests that the fused LM head loss and its gradient equal plain cross entropy."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_head_loss_equals_cross_entropy(positions, dtype, tolerance):
         ("phi", {}, False),  # its head has a bias
     ],
 )
-def test_only_a_plain_head_is_taken_over(random_base, architecture, changes, covered):
+def test_covers_only_plain_heads(random_base, architecture, changes, covered):
     folder = random_base(architecture)
     config = AutoConfig.from_pretrained(folder, **changes)
     model = attach_adapter(AutoModelForCausalLM.from_pretrained(folder, config=config), AdapterSection(rank=4), seed=3)

@@ -1,4 +1,4 @@
-"""An optimizer step keeps its dialogues, however they are packed."""
+"""Tests of the distribution of a step's dialogues over micro-batches."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +21,7 @@ def test_every_row_is_packed_once_within_the_budget(lengths, max_tokens, max_row
         assert len(batch) <= max_rows
 
 
-def test_micro_batches_are_about_equally_large():
+def test_micro_batches_have_similar_sizes():
     batches = pack_rows([100, 900, 100, 900, 100, 900, 100, 900], 2048, 8)
     assert [sum([100, 900, 100, 900, 100, 900, 100, 900][i] for i in batch) for batch in batches] == [2000, 2000]
 
@@ -30,9 +30,9 @@ def row(*ids):
     return {"input_ids": [1, 2, 3, 4, 5, *ids], "labels": [-100] * 5 + list(ids)}
 
 
-def test_the_shared_beginning_is_paid_for_once_in_each_micro_batch():
+def test_counts_shared_prefix_once_per_micro_batch():
     rows = [row(7, 8, 9), row(8, 9), row(9, 7, 7), row(6, 6)]
-    whole = StepCollator(PackedBatchCollator(share_prefix=True), max_tokens=18, max_rows=None)(rows)
-    (batch,) = whole["micro_batches"]
+    step_batch = StepCollator(PackedBatchCollator(share_prefix=True), max_tokens=18, max_rows=None)(rows)
+    (batch,) = step_batch["micro_batches"]
     assert batch["shared_prefix"] == 4
     assert batch["input_ids"].shape == (1, 18)
