@@ -1,4 +1,4 @@
-"""What an adapter's folder holds is checked before any of it is believed."""
+"""An adapter's folder is validated before it is used."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from lora_chat.models.base_model import load_base_model
 from lora_chat.pipeline.open_adapter import resolve_adapter
 
 
-def test_an_adapter_of_another_base_is_refused(random_base, make_adapter, tmp_path):
+def test_refuses_an_adapter_of_another_base(random_base, make_adapter, tmp_path):
     make_adapter(random_base("llama"), tmp_path / "adapter", "none")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(random_base("qwen2"))
@@ -28,7 +28,7 @@ def test_an_adapter_of_another_base_is_refused(random_base, make_adapter, tmp_pa
         resolve_adapter(read_adapter(tmp_path / "adapter"))
 
 
-def test_damaged_and_smuggled_weights_are_refused(random_base, make_adapter, tmp_path):
+def test_refuses_missing_unknown_non_finite_and_misshapen_weights(random_base, make_adapter, tmp_path):
     from safetensors.torch import load_file, save_file
 
     base, precision = make_adapter(random_base("llama"), tmp_path / "adapter", "none")
@@ -62,7 +62,7 @@ def test_damaged_and_smuggled_weights_are_refused(random_base, make_adapter, tmp
         ("bias", "all"),
     ],
 )
-def test_hostile_adapter_settings_are_refused(random_base, make_adapter, tmp_path, field, value):
+def test_refuses_unsupported_settings(random_base, make_adapter, tmp_path, field, value):
     base, precision = make_adapter(random_base("llama"), tmp_path / "adapter", "none")
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
@@ -71,7 +71,7 @@ def test_hostile_adapter_settings_are_refused(random_base, make_adapter, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         *(({"lora_alpha": alpha}, "alpha") for alpha in (1e308, 65537, 1e-9, 0, -1, float("nan"), float("inf"))),
         ({"lora_alpha": 60_000, "r": 4}, "scales the update"),
@@ -82,15 +82,15 @@ def test_hostile_adapter_settings_are_refused(random_base, make_adapter, tmp_pat
     ],
     ids=str,
 )
-def test_settings_that_make_outputs_overflow_are_refused(change, told):
+def test_refuses_settings_that_make_outputs_overflow(change, message):
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
     LoraSettings.from_peft(config, "it", {})
-    with pytest.raises(IntegrityError, match=told):
+    with pytest.raises(IntegrityError, match=message):
         LoraSettings.from_peft(config | change, "it", {})
 
 
 @pytest.mark.parametrize("value", [1e5, -1e38, float("inf"), float("nan")])
-def test_values_that_make_outputs_overflow_are_refused(value):
+def test_refuses_values_that_make_outputs_overflow(value):
     weights = {"a": torch.tensor([[0.1, 9999.0]])}
     check_adapter_weights(weights, weights, "it")
     with pytest.raises(IntegrityError, match=r"overflow|non-finite"):
@@ -101,7 +101,7 @@ PEFT_DEFAULTS = LoraConfig().to_dict()
 
 
 @pytest.mark.parametrize("variant", LORA_VARIANTS, ids=lambda variant: variant.name)
-def test_settings_survive_the_way_through_peft(variant):
+def test_settings_survive_conversion_to_peft_and_back(variant):
     section = AdapterSection(rank=4, alpha=3.5, dropout=0.25, target_modules=("b", "a"), variant=variant.name)
     settings = LoraSettings.from_section(section)
     saved = LoraConfig(task_type="CAUSAL_LM", **settings.to_peft()).to_dict()
@@ -112,7 +112,7 @@ def test_settings_survive_the_way_through_peft(variant):
     assert read.to_section() == section.model_copy(update={"target_modules": ("a", "b")})
 
 
-def test_recipes_offer_the_variants_of_the_table():
+def test_recipes_offer_all_variants_of_the_table():
     assert get_args(LoraVariantName) == tuple(variant.name for variant in LORA_VARIANTS)
 
 

@@ -26,7 +26,7 @@ def test_an_unknown_architecture_has_no_facts():
 
 
 @pytest.mark.parametrize("spec", PLANNED, ids=lambda spec: spec.model_type)
-def test_linear_layers_and_weights_are_those_of_the_model(spec):
+def test_linear_layers_and_weights_equal_the_model(spec):
     config = make_config(spec.model_type, WIDTHS, layers=2, vocabulary=100, tied=False)
     shape = read_shape(config.to_dict(), spec.model_type)
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Every common architecture in every precision: loads, trains only its adapter, saves, loads again."""
+"""Common architectures load, train only their adapter, save and load again in every precision."""
 
 import json
 
@@ -44,7 +44,7 @@ DIALOGUES = [
 
 
 @pytest.mark.parametrize(("architecture", "mode"), CASES)
-def test_trains_only_its_adapter_and_comes_back_the_same(architecture, mode, random_base, tmp_path):
+def test_trains_only_the_adapter_and_loads_it_again(architecture, mode, random_base, tmp_path):
     base = find_base(BaseSection(name=str(random_base(architecture))))
     tokenizer = load_tokenizer(base)
     template = install_template(tokenizer)
@@ -73,8 +73,8 @@ def test_trains_only_its_adapter_and_comes_back_the_same(architecture, mode, ran
     assert steps[-1]["supervised_tokens"] == 8 * sum(row.supervised_tokens for row in rows)
 
     save_adapter(adapted, tmp_path / "adapter", compute_identity(base, tokenizer), template, "card")
-    again = load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "adapter"))
-    assert evaluate_loss(again, rows) == pytest.approx(last, abs=1e-6)
+    reloaded = load_adapter(load_base_model(base, precision), read_adapter(tmp_path / "adapter"))
+    assert evaluate_loss(reloaded, rows) == pytest.approx(last, abs=1e-6)
     prompts = [render_ids(tokenizer, d.as_dicts[:1], add_generation_prompt=True) for d in DIALOGUES]
-    replies = generate_replies(again, tokenizer, prompts, stop_ids, 5)
+    replies = generate_replies(reloaded, tokenizer, prompts, stop_ids, 5)
     assert len(replies) == len(prompts)

@@ -1,4 +1,4 @@
-"""A base from the hub: downloaded once, without code or pickles, pinned to its commit. The hub is a stand-in."""
+"""A base from the hub is downloaded once, without code or pickles, and pinned to its commit. The hub is a fake."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow  # each look at the hub is a process of its own
+pytestmark = pytest.mark.slow  # each look at the hub is a separate process
 COMMIT = "5" * 40
 FIND = """
 import json, logging, sys
@@ -33,7 +33,7 @@ print(json.dumps(found | {"notices": notices}))
 
 @pytest.fixture(scope="module")
 def hub(random_base, tmp_path_factory):
-    """A hub with one repository, friend/tiny, that also holds a pickle and code; and what was asked of it."""
+    """A fake hub with the repository friend/tiny, which also has a pickle and code, and the requests that it got."""
     folder = random_base("llama")
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     files |= {"pytorch_model.bin": b"a pickle", "modeling_tiny.py": b"raise SystemExit", "README.md": b"hello"}
@@ -91,47 +91,47 @@ def hub(random_base, tmp_path_factory):
     server.shutdown()
 
 
-def test_a_base_is_downloaded_once_without_pickles_or_code(hub):
+def test_downloads_a_base_once_without_pickles_or_code(hub):
     found, asked = hub("friend/tiny")
     assert found["revision"] == COMMIT
     assert found["notices"] == ["Downloading friend/tiny from the hub"]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found["files"])
     assert not any(name.endswith((".bin", ".py")) for name in found["files"])
     assert not any(path.endswith((".bin", ".py")) for path in asked)
-    again, asked = hub("friend/tiny")
-    assert again["files"] == found["files"]
-    assert again["revision"] == COMMIT
+    second, asked = hub("friend/tiny")
+    assert second["files"] == found["files"]
+    assert second["revision"] == COMMIT
     assert asked == []
 
 
-def test_what_was_downloaded_is_there_without_a_network(hub):
+def test_finds_a_downloaded_base_without_a_network(hub):
     hub("friend/tiny", COMMIT)
     found, _ = hub("friend/tiny", COMMIT, endpoint="http://127.0.0.1:9")
     assert found["revision"] == COMMIT
 
 
-def test_an_interrupted_download_goes_on(hub):
+def test_continues_an_interrupted_download(hub):
     found, _ = hub("friend/tiny")
     (Path(found["folder"]) / "model.safetensors").unlink()
-    again, asked = hub("friend/tiny")
-    assert again["files"] == found["files"]
+    second, asked = hub("friend/tiny")
+    assert second["files"] == found["files"]
     assert any(path.endswith("model.safetensors") for path in asked)
 
 
-def test_a_repository_with_pickles_alone_is_refused(hub):
+def test_refuses_a_repository_with_only_pickles(hub):
     found, asked = hub("friend/pickled")
     assert found["code"] == 8
     assert "lacks config.json or weights in safetensors" in found["error"]
     assert not any(path.endswith(".bin") for path in asked)
 
 
-def test_an_unknown_repository_is_named(hub):
+def test_names_an_unknown_repository(hub):
     found, _ = hub("friend/nothing")
     assert found["code"] == 8
     assert "The hub has no model friend/nothing" in found["error"]
 
 
-def test_no_network_and_no_copy_says_what_to_do(hub):
+def test_explains_the_fix_without_a_network_and_a_copy(hub):
     found, _ = hub("friend/other", endpoint="http://127.0.0.1:9")
     assert found["code"] == 8
     assert "cannot be reached" in found["error"]

@@ -1,4 +1,4 @@
-"""What is loaded of a base and what shapes it is compared; the rest is listed as harmless, and loading shows it."""
+"""Identities cover everything that changes a base. Other fields are listed as harmless, and loading proves it."""
 
 import json
 import os
@@ -26,17 +26,17 @@ def identity_of(folder):
     return compute_identity(base, load_tokenizer(base))
 
 
-def refused(trained, folder, *, word_for_word=True):
-    """Whether something in a folder is told from what was trained on, or cannot be loaded at all."""
+def refused(trained, folder, *, exact=True):
+    """Return whether a folder differs from the base of training, or cannot be loaded."""
     try:
-        base = None if word_for_word else LocalBase("base", Path(folder))
+        base = None if exact else LocalBase("base", Path(folder))
         return bool(list_identity_differences(trained, identity_of(folder), base))
     except (IntegrityError, UnavailableError):
         return True
 
 
 def behaviour(folder):
-    """Everything that a base does for us: ids, decoded text, prompts, stops, logits, replies."""
+    """Return everything that a base computes: ids, decoded text, prompts, stop ids, logits, replies."""
     import torch
 
     base = LocalBase("base", Path(folder))
@@ -50,13 +50,13 @@ def behaviour(folder):
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([list(range(5, 45))])).logits.float()
     replies = generate_replies(model, tokenizer, [ids[0], ids[1]], stops, 6)
-    decoded = [(tokenizer.decode(one), tokenizer.decode(one, skip_special_tokens=True)) for one in ids]
+    decoded = [(tokenizer.decode(row), tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
     return ids, decoded, chat, stops, logits.numpy().tobytes(), replies
 
 
 @pytest.fixture(scope="module")
 def base(cache_home, tmp_path_factory):
-    """The base tiny-random with a tokenizer that uses every part of a tokenizer.json, as a stranger's folder."""
+    """The base tiny-random as an untrusted folder, with a tokenizer that uses every part of a tokenizer.json."""
     folder = tmp_path_factory.mktemp("bases") / "base"
     shutil.copytree(find_bundled_base("tiny-random"), folder)
     for name in ("sha256.json", "complete.json"):
@@ -109,7 +109,7 @@ def altered(base, tmp_path):
 
 
 def other(value):
-    """Return other values that may stand in a field's place, of its kind and of none."""
+    """Return other values for a field, of the same type and null."""
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int | float):
@@ -189,11 +189,11 @@ MORE = {
         "split_special_tokens": True,
     },
 }
-"""Fields that the base does not have, file by file."""
+"""Fields that the base does not have, by file."""
 
 
 def single_changes(folder, name):
-    """Return (field, change) for every field of a file taken out or given another value, and for more fields."""
+    """Return (field, change) for every field of a file, removed or with another value, and for additional fields."""
     path = folder / name
     found = json.loads(path.read_text()) if path.is_file() else {}
     changes = [(key, lambda now, key=key: now.pop(key)) for key in found]
@@ -206,7 +206,7 @@ def single_changes(folder, name):
 
 
 def check_all(changes, name, altered, trained, true_behaviour):
-    """Assert that each change is refused, or is harmless by the table and by loading; return the harmless fields."""
+    """Assert that each change is refused or proven harmless by the table and by loading. Return the harmless fields."""
     passed = set()
     for field, change in changes:
         folder = altered(name, change)
@@ -214,23 +214,23 @@ def check_all(changes, name, altered, trained, true_behaviour):
             assert field in IGNORED_FIELDS[name], f"{name}: {field} passes and is not listed"
             try:
                 now = behaviour(folder)
-            except (IntegrityError, UnavailableError):  # what cannot be loaded passes for nothing
+            except (IntegrityError, UnavailableError):  # a base that cannot be loaded proves nothing
                 continue
             assert now == true_behaviour, f"{name}: {field} is listed as harmless"
             passed.add(field)
-        elif not refused(trained, folder, word_for_word=False):
+        elif not refused(trained, folder, exact=False):
             assert behaviour(folder) == true_behaviour, f"{name}: {field} is taken for a default"
     return passed
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "special_tokens_map.json"])
-def test_a_changed_field_is_refused_or_harmless(name, base, altered, trained, true_behaviour):
+def test_refuses_a_changed_field_unless_harmless(name, base, altered, trained, true_behaviour):
     passed = check_all(single_changes(base, name), name, altered, trained, true_behaviour)
     if name == "config.json":
         assert passed == set(IGNORED_FIELDS[name])
 
 
-def test_a_changed_field_of_the_generation_config_is_refused_or_harmless(base, altered, trained, true_behaviour):
+def test_refuses_a_changed_generation_field_unless_harmless(base, altered, trained, true_behaviour):
     from transformers import GenerationConfig
 
     name = "generation_config.json"
@@ -242,7 +242,7 @@ def test_a_changed_field_of_the_generation_config_is_refused_or_harmless(base, a
 
 
 def leaves(value, path=()):
-    """Return the path of every value inside of a value; of a long vocabulary only its ends."""
+    """Return the path of every value inside of a value, but only the ends of a long vocabulary."""
     found = [path] if path else []
     if isinstance(value, dict | list):
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -251,7 +251,7 @@ def leaves(value, path=()):
     return found
 
 
-def test_a_changed_field_of_the_tokenizer_is_refused_or_harmless(base, altered, trained, true_behaviour):
+def test_refuses_a_changed_tokenizer_field_unless_harmless(base, altered, trained, true_behaviour):
     name = "tokenizer.json"
     whole = json.loads((base / name).read_text())
     loaded = load_tokenizer(LocalBase("base", base)).backend_tokenizer.to_str()
@@ -290,7 +290,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_replaced_part_of_the_tokenizer_is_refused_by_name_or_harmless(part, altered, trained, true_behaviour):
+def test_names_a_replaced_part_of_the_tokenizer_unless_harmless(part, altered, trained, true_behaviour):
     folder = altered("tokenizer.json", lambda found: found.update({part: PARTS[part]}))
     changed = list_identity_differences(trained, identity_of(folder))
     if part in IGNORED_FIELDS["tokenizer.json"] and not changed:
@@ -322,20 +322,20 @@ ADDED = {
 
 
 @pytest.mark.parametrize("name", ADDED)
-def test_a_file_that_may_change_what_is_loaded_is_refused_by_name(name, base, altered, trained):
+def test_names_an_added_file_that_changes_the_loaded_weights(name, base, altered, trained):
     folder = altered()
     if name.endswith(".safetensors"):
         noise(base / "model.safetensors", folder / name)
     else:
         (folder / name).write_text("{}")
     try:
-        told = " ".join(list_identity_differences(trained, identity_of(folder)))
+        message = " ".join(list_identity_differences(trained, identity_of(folder)))
     except IntegrityError as error:
-        told = str(error)
-        assert name in told
+        message = str(error)
+        assert name in message
         with pytest.raises(IntegrityError, match=ADDED[name]):  # without an identity too
             behaviour(folder)
-    assert ADDED[name] in told
+    assert ADDED[name] in message
 
 
 NOT_OPENED = (
@@ -360,7 +360,7 @@ NOT_OPENED = (
 
 
 @pytest.mark.parametrize("name", NOT_OPENED)
-def test_a_file_that_is_not_opened_changes_nothing(name, altered, trained, true_behaviour):
+def test_ignores_files_that_are_not_opened(name, altered, trained, true_behaviour):
     folder = altered()
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("{}" if name.endswith(".json") else "raise SystemExit('this was run')")
@@ -384,7 +384,7 @@ def sharded(folder, *, inside=""):
 
 
 @pytest.mark.parametrize("inside", ["", "sub/"])
-def test_every_shard_and_the_index_are_part_of_the_identity(inside, altered, true_behaviour):
+def test_identity_covers_every_shard_and_the_index(inside, altered, true_behaviour):
     folder = altered()
     index = sharded(folder, inside=inside)
     trained = identity_of(folder)
@@ -406,7 +406,7 @@ def test_every_shard_and_the_index_are_part_of_the_identity(inside, altered, tru
 @pytest.mark.parametrize(
     "name", ["../x.safetensors", "/x.safetensors", "a\\x.safetensors", "x.bin", "a/../x.safetensors"]
 )
-def test_an_index_names_files_of_the_base_alone(name, altered):
+def test_refuses_an_index_that_names_other_files(name, altered):
     folder = altered()
     sharded(folder)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -418,7 +418,7 @@ def test_an_index_names_files_of_the_base_alone(name, altered):
         behaviour(folder)
 
 
-def test_a_link_is_no_weights_file(base, altered):
+def test_refuses_a_link_in_place_of_weights(base, altered):
     folder = altered()
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(base / "model.safetensors")
@@ -434,7 +434,7 @@ def test_a_link_is_no_weights_file(base, altered):
         {"configuration_files": ["config.4.0.0.json"]},
     ],
 )
-def test_a_config_that_sends_to_other_files_is_refused_before_weights_load(change, altered):
+def test_refuses_a_config_that_names_other_files_before_weights_load(change, altered):
     folder = altered("config.json", lambda found: found.update(change))
     shutil.copy(folder / "config.json", folder / "config.4.0.0.json")
     with pytest.raises(IntegrityError, match="load other files"):
@@ -443,7 +443,7 @@ def test_a_config_that_sends_to_other_files_is_refused_before_weights_load(chang
         behaviour(folder)
 
 
-def test_a_message_names_the_changed_fields_with_both_values(altered, trained):
+def test_messages_name_changed_fields_with_both_values(altered, trained):
     changed = list_identity_differences(
         trained, identity_of(altered("config.json", lambda found: found.update(hidden_act="relu", rope_theta=17.0)))
     )
@@ -453,7 +453,7 @@ def test_a_message_names_the_changed_fields_with_both_values(altered, trained):
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "qwen3"])
-def test_a_changed_config_of_another_architecture_is_refused_or_harmless(architecture, random_base, altered):
+def test_refuses_a_changed_config_of_other_architectures_unless_harmless(architecture, random_base, altered):
     source = random_base(architecture)
     trained, name = identity_of(source), "config.json"
     logits = behaviour(source)[4]
@@ -461,13 +461,13 @@ def test_a_changed_config_of_another_architecture_is_refused_or_harmless(archite
         if field not in IGNORED_FIELDS[name]:
             folder = altered(name, change, source=source)
             assert refused(trained, folder), field
-            if not refused(trained, folder, word_for_word=False):
+            if not refused(trained, folder, exact=False):
                 assert behaviour(folder)[4] == logits, field
 
 
 @pytest.fixture
 def settled(base, tmp_path):
-    """A copy of a base whose files were last changed long enough ago to be remembered."""
+    """A copy of a base whose last change is old enough for the cache of digests."""
     from lora_chat.models import integrity
 
     folder = tmp_path / "settled"
@@ -477,7 +477,7 @@ def settled(base, tmp_path):
         yield folder
 
 
-def test_a_remembered_digest_is_not_believed_of_a_changed_file(settled):
+def test_a_changed_file_does_not_use_its_cached_digest(settled):
     base = LocalBase("base", settled)
     trained = compute_identity(base, load_tokenizer(base))
     path = settled / "model.safetensors"
@@ -490,34 +490,36 @@ def test_a_remembered_digest_is_not_believed_of_a_changed_file(settled):
     assert refused(trained, settled)
 
 
-def test_a_digest_is_remembered_and_a_planted_one_is_believed_only_where_files_are_not_read(settled, monkeypatch):
+def test_digests_are_cached_and_recomputing_ignores_the_cache(settled, monkeypatch):
     from lora_chat.models import integrity
     from lora_chat.system.cache_dir import cache_dir
 
     base = LocalBase("base", settled)
     tokenizer = load_tokenizer(base)
     trained = compute_identity(base, tokenizer)
-    notes = cache_dir() / "digests.json"
-    key = next(key for key in json.loads(notes.read_text()) if key.startswith(str(settled)))
-    notes.write_text(json.dumps({key: "0" * 64}))
-    assert compute_identity(base, tokenizer).files != trained.files  # the note, in a folder that is private to its user
+    cache = cache_dir() / "digests.json"
+    key = next(key for key in json.loads(cache.read_text()) if key.startswith(str(settled)))
+    cache.write_text(json.dumps({key: "0" * 64}))
+    assert (
+        compute_identity(base, tokenizer).files != trained.files
+    )  # the cache, in a folder that is private to its user
     assert compute_identity(base, tokenizer, recompute_digests=True) == trained
     assert compute_identity(base, tokenizer) == trained  # and it was corrected
-    monkeypatch.setattr(integrity, "digest_file", lambda path: pytest.fail("it was read again"))
+    monkeypatch.setattr(integrity, "digest_file", lambda path: pytest.fail("the file was read"))
     assert compute_identity(base, tokenizer) == trained
 
 
-def test_a_file_that_has_just_changed_is_not_remembered(base, tmp_path):
+def test_does_not_cache_the_digest_of_a_recent_change(base, tmp_path):
     from lora_chat.system.cache_dir import cache_dir
 
     folder = tmp_path / "fresh"
     shutil.copytree(base, folder)
     identity_of(folder)
-    notes = cache_dir() / "digests.json"
-    assert not notes.is_file() or str(folder) not in notes.read_text()
+    cache = cache_dir() / "digests.json"
+    assert not cache.is_file() or str(folder) not in cache.read_text()
 
 
-def test_an_identity_of_version_1_is_written_as_it_was_and_compares_what_it_has(altered, trained):
+def test_version_1_keeps_its_fields_and_compares_only_them(altered, trained):
     old = {
         key: getattr(trained, key) for key in ("base", "revision", "weights", "tokenizer", "chat_template", "system")
     }
@@ -531,21 +533,21 @@ def test_an_identity_of_version_1_is_written_as_it_was_and_compares_what_it_has(
             Identity(**old, **wrong)
 
 
-def test_a_tokenizer_is_the_same_before_and_after_it_is_used(base, trained):
+def test_using_a_tokenizer_does_not_change_its_identity(base, trained):
     found = LocalBase("base", base)
     tokenizer = load_tokenizer(found)
     tokenizer(["a", "long text"], padding=True, truncation=True, max_length=3)
     assert compute_identity(found, tokenizer) == trained
 
 
-def test_a_path_of_this_machine_is_only_a_digest(altered):
+def test_paths_of_this_machine_are_stored_as_digests(altered):
     folder = altered("config.json", lambda found: found.update(base_path="/home/anna/secret", more=[["~/x"]]))
     assert "anna" not in identity_of(folder).model_dump_json()
     assert "~" not in identity_of(folder).model_dump_json()
 
 
 def saved_again(folder, *, full):
-    """Write a base's settings as another version would: with every default, or with as few fields as load the same."""
+    """Write a base's settings like another version: with all defaults, or with the fewest fields that load the same."""
     from transformers import AutoConfig, GenerationConfig
 
     config, generation = AutoConfig.from_pretrained(folder), GenerationConfig.from_pretrained(folder)
@@ -571,14 +573,14 @@ OLD_BASE = Path(__file__).parents[1] / "fixtures" / "run-of-version-1" / "base"
 
 
 @pytest.mark.parametrize("source", ["new", "old"])
-def test_a_base_saved_again_by_another_version_is_the_same(source, base, altered, true_behaviour):
+def test_a_base_saved_by_another_version_has_the_same_identity(source, base, altered, true_behaviour):
     source = {"new": base, "old": OLD_BASE}[source]
     few, all_of_them = altered(source=source), altered(source=source)
     saved_again(few, full=False)
     saved_again(all_of_them, full=True)
     for trained in (source, few, all_of_them):
         for found in (source, few, all_of_them):
-            assert not refused(identity_of(trained), found, word_for_word=False), (trained, found)
+            assert not refused(identity_of(trained), found, exact=False), (trained, found)
             if trained != found:
                 assert refused(identity_of(trained), found)
     if source == base:
@@ -618,7 +620,7 @@ ONE_SIDED = [
 
 
 @pytest.mark.parametrize("change", ONE_SIDED, ids=str)
-def test_a_field_on_one_side_with_another_value_than_the_default_is_refused(change, altered):
+def test_refuses_a_one_sided_field_with_another_value_than_the_default(change, altered):
     few = altered()
     saved_again(few, full=False)
     more = altered(source=few)
@@ -626,17 +628,17 @@ def test_a_field_on_one_side_with_another_value_than_the_default_is_refused(chan
         found = json.loads((more / name).read_text()) if (more / name).is_file() else {}
         (more / name).unlink(missing_ok=True)
         (more / name).write_text(json.dumps(found | fields))
-    assert refused(identity_of(few), more, word_for_word=False)
+    assert refused(identity_of(few), more, exact=False)
     try:
         trained = identity_of(more)
     except (IntegrityError, UnavailableError):
         return
-    assert refused(trained, few, word_for_word=False)
+    assert refused(trained, few, exact=False)
 
 
-def test_generation_settings_of_the_config_count_where_their_file_is_gone(altered):
+def test_compares_generation_settings_of_the_config_if_their_file_is_missing(altered):
     both = altered("config.json", lambda found: found.update(repetition_penalty=9.0))
     without = altered(source=both)
     (without / "generation_config.json").unlink()
-    assert refused(identity_of(both), without, word_for_word=False)
-    assert refused(identity_of(without), both, word_for_word=False)
+    assert refused(identity_of(both), without, exact=False)
+    assert refused(identity_of(without), both, exact=False)

@@ -1,4 +1,4 @@
-"""Tokenizers of every make are told apart: those without a tokenizer.json by their files, all by their attributes."""
+"""Identities distinguish tokenizers by their attributes, and without a tokenizer.json also by their files."""
 
 import io
 import json
@@ -88,12 +88,12 @@ def other_bytes(path):
 
 
 @pytest.mark.parametrize("make", MAKES)
-def test_a_changed_file_of_a_tokenizer_without_tokenizer_json_is_refused_or_changes_nothing(make, folder, tmp_path):
+def test_refuses_a_changed_file_of_a_slow_tokenizer_unless_harmless(make, folder, tmp_path):
     MAKES[make](folder)
     trained, ids = identity_of(folder), ids_of(folder)
     assert len(set(ids)) > 3
     assert list_identity_differences(trained, identity_of(folder)) == []
-    told = 0
+    refused = 0
     for number, name in enumerate(name for name in FILES if (folder / name).is_file()):
         changed = shutil.copytree(folder, tmp_path / f"changed-{number}")
         new = other_bytes(changed / name)
@@ -103,8 +103,8 @@ def test_a_changed_file_of_a_tokenizer_without_tokenizer_json_is_refused_or_chan
         except (UnavailableError, IntegrityError):
             same = False
         assert not same or ids_of(changed) == ids, name
-        told += not same
-    assert told >= 2
+        refused += not same
+    assert refused >= 2
     added = shutil.copytree(folder, tmp_path / "added")
     (added / "added_tokens.json").write_text(json.dumps({"cat": 900}))
     assert list_identity_differences(trained, identity_of(added)) or ids_of(added) == ids
@@ -114,7 +114,7 @@ def test_a_changed_file_of_a_tokenizer_without_tokenizer_json_is_refused_or_chan
     "name",
     ["PreTrainedTokenizer", "BertTokenizer", "ByT5Tokenizer", "MistralCommonBackend", "AutoTokenizer", "os", "../x"],
 )
-def test_a_tokenizer_class_of_another_name_is_refused_or_changes_nothing(name, cache_home, tmp_path):
+def test_refuses_another_tokenizer_class_unless_harmless(name, cache_home, tmp_path):
     source = find_bundled_base("tiny-random")
     folder = shutil.copytree(source, tmp_path / "base")
     found = json.loads((folder / "tokenizer_config.json").read_text())
@@ -127,7 +127,7 @@ def test_a_tokenizer_class_of_another_name_is_refused_or_changes_nothing(name, c
 
 
 @pytest.mark.parametrize("change", [{"model_max_length": "x"}, {"tokenizer_class": "BertTokenizer"}], ids=str)
-def test_a_tokenizer_that_loads_and_cannot_encode_is_refused(change, cache_home, tmp_path):
+def test_refuses_a_tokenizer_that_cannot_encode(change, cache_home, tmp_path):
     folder = shutil.copytree(find_bundled_base("tiny-random"), tmp_path / "base")
     found = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(found | change))
@@ -136,7 +136,7 @@ def test_a_tokenizer_that_loads_and_cannot_encode_is_refused(change, cache_home,
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
-def test_code_that_a_tokenizer_brings_is_never_run(file, cache_home, tmp_path):
+def test_never_runs_code_of_a_tokenizer(file, cache_home, tmp_path):
     folder = shutil.copytree(find_bundled_base("tiny-random"), tmp_path / "base")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Tokenizer: pass\n")
     found = json.loads((folder / file).read_text())
@@ -161,27 +161,27 @@ BOUND = {
     "model_input_names": ["input_ids"],
     "model_max_length": 1025,
 }
-"""Attributes, each with another value, that identities cover as they were loaded; the backend has tests of its own."""
+"""Attributes that identities cover, each with another value; the backend is tested elsewhere."""
 NO_PART = {
     "_in_target_context_manager": "set while labels of sequence-to-sequence models are encoded; starts as false",
-    "_pad_token_type_id": "number of the kind of padding, which no causal model is given",
+    "_pad_token_type_id": "number of the kind of padding, which causal models do not get",
     "_processor_class": "name that is written into files",
     "_should_update_post_processor": "used while loading; the post-processor is part of the backend",
     "add_prefix_space": "used while loading; the pre-tokenizer is part of the backend",
     "backend": "name that is written into files",
     "chat_control_tokens": "used by apply_chat_template, which is not used; its field in the file is compared",
-    "deprecation_warnings": "warnings that were given",
+    "deprecation_warnings": "warnings that were printed",
     "files_loaded": "names that are written into files",
     "init_inputs": "arguments that are written into files",
     "init_kwargs": "arguments that are written into files",
     "name_or_path": "the folder",
     "response_template": "used by parse_response, which is not used; its field in the file is compared",
-    "verbose": "whether warnings are given",
+    "verbose": "whether warnings are printed",
 }
-"""Attributes that no identity covers, with the reason why they change neither ids nor text."""
+"""Attributes that identities do not cover, with the reason why they change neither ids nor text."""
 
 
-def test_every_attribute_of_a_tokenizer_is_bound_or_harmless(cache_home):
+def test_identity_covers_every_attribute_unless_harmless(cache_home):
     base = LocalBase("base", find_bundled_base("tiny-random"))
     attributes = set(vars(load_tokenizer(base)))
     assert attributes - {"_tokenizer"} == (attributes & BOUND.keys()) | NO_PART.keys()

@@ -1,4 +1,4 @@
-"""Products with values made in one place are bitsandbytes' own, forward and backward."""
+"""Forwards that dequantize into a shared buffer equal bitsandbytes' forwards, and so do their gradients."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from lora_chat.training.fast_path.check_packing import without_dropout
 
 
 def results(model):
-    """Logits, and the gradients of LoRA."""
+    """Return the logits and the gradients of LoRA."""
     trained = [p for p in model.parameters() if p.requires_grad]
     with without_dropout(model):
         logits = model(input_ids=torch.arange(5, 30)[None]).logits.float()
@@ -26,7 +26,7 @@ def results(model):
 
 @pytest.mark.parametrize("mode", ["4bit", "8bit"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi"])
-def test_results_are_those_of_bitsandbytes(random_base, monkeypatch, architecture, mode):
+def test_results_equal_bitsandbytes(random_base, monkeypatch, architecture, mode):
     monkeypatch.setattr(weight_cache, "_cache_limit_bytes", 0)
     precision = plan_precision(QuantizationSection(mode=mode), Hardware("cpu", "test", 0, True, 2))
     base = load_base_model(find_base(BaseSection(name=str(random_base(architecture)))), precision)
@@ -34,37 +34,38 @@ def test_results_are_those_of_bitsandbytes(random_base, monkeypatch, architectur
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(2))
-    if mode == "4bit":  # as it is from loading on; without it, bitsandbytes' own
-        anew = {name: vars(m).pop("forward") for name, m in adapted.named_modules() if "forward" in vars(m)}
-        assert anew
-        assert not any(".0." in name for name in anew)  # one of each kind stays: a proof must see bitsandbytes itself
+    if mode == "4bit":  # loading replaced the forwards; without them, bitsandbytes' forwards run
+        replaced = {name: vars(m).pop("forward") for name, m in adapted.named_modules() if "forward" in vars(m)}
+        assert replaced
+        # One layer of each kind keeps bitsandbytes' forward, so that a check compares with it.
+        assert not any(".0." in name for name in replaced)
     before = {name: vars(module).get("forward") for name, module in adapted.named_modules()}
     logits, gradients = results(adapted)
-    with dequantizing_on_the_fly(adapted) as many:
-        kept = [n for n, m in adapted.named_modules() if n.endswith("base_layer") and "forward" not in vars(m)]
-        assert many
-        assert all(".0." in name for name in kept)  # one of each kind: a proof must see bitsandbytes itself
-        found, other = results(adapted)
+    with dequantizing_on_the_fly(adapted) as num_replaced:
+        stock = [n for n, m in adapted.named_modules() if n.endswith("base_layer") and "forward" not in vars(m)]
+        assert num_replaced
+        assert all(".0." in name for name in stock)
+        new_logits, new_gradients = results(adapted)
     assert before == {name: vars(module).get("forward") for name, module in adapted.named_modules()}
     if mode == "4bit":
-        assert torch.equal(found, logits)
-        assert torch.equal(other, gradients)
-    else:  # whose training rounds its values to bf16 before they are scaled
-        assert cosine_similarity(found.flatten(), logits.flatten(), dim=0) > 0.999
-        assert cosine_similarity(other, gradients, dim=0) > 0.999
+        assert torch.equal(new_logits, logits)
+        assert torch.equal(new_gradients, gradients)
+    else:  # bitsandbytes rounds 8-bit values to bf16 before it scales them
+        assert cosine_similarity(new_logits.flatten(), logits.flatten(), dim=0) > 0.999
+        assert cosine_similarity(new_gradients, gradients, dim=0) > 0.999
 
 
-def test_every_layer_can_multiply_in_one_place(random_base, monkeypatch):
-    """So that a probe of few layers is not a third bitsandbytes' own."""
+def test_every_layer_can_use_the_shared_buffer(random_base, monkeypatch):
+    """A benchmark of few layers needs this, because otherwise a third of them would run bitsandbytes' forward."""
     monkeypatch.setattr(weight_cache, "_cache_limit_bytes", 0)
     precision = plan_precision(QuantizationSection(mode="4bit"), Hardware("cpu", "test", 0, True, 2))
     model = load_base_model(find_base(BaseSection(name=str(random_base("llama")))), precision)
     ids = torch.arange(5, 30)[None]
     before = model(input_ids=ids).logits
-    quantised = [m for m in model.modules() if is_dequantized_on_the_fly(m)]
-    assert dequantize_on_the_fly(model) == 0  # as it is from loading on
-    assert dequantize_on_the_fly(model, every_layer=True) == sum(1 for m in quantised if is_first(model, m))
-    assert all("forward" in vars(m) for m in quantised)
+    quantized = [m for m in model.modules() if is_dequantized_on_the_fly(m)]
+    assert dequantize_on_the_fly(model) == 0  # loading replaced them
+    assert dequantize_on_the_fly(model, every_layer=True) == sum(1 for m in quantized if is_first(model, m))
+    assert all("forward" in vars(m) for m in quantized)
     assert torch.equal(model(input_ids=ids).logits, before)
 
 

@@ -1,4 +1,4 @@
-"""Holding dense weights changes the time, nothing else."""
+"""Caching dense weights changes only the time."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def load(folder, bfloat16, mode="4bit"):
 
 
 def results(model):
-    """Logits, and gradients of LoRA weights that are not all zero."""
+    """Return the logits and the gradients of LoRA weights that are not all zero."""
     adapted = attach_adapter(model, AdapterSection(rank=4, dropout=0.1), seed=1).eval()
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
@@ -29,60 +29,59 @@ def results(model):
 
 @pytest.mark.parametrize("bfloat16", [True, False])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi"])
-def test_held_weights_give_the_same_bits(random_base, monkeypatch, architecture, bfloat16):
-    held = load(random_base(architecture), bfloat16)
-    assert any("forward" in vars(m) for m in held.modules() if type(m).__name__ == "Linear4bit")
+def test_cached_weights_give_the_same_bits(random_base, monkeypatch, architecture, bfloat16):
+    cached = load(random_base(architecture), bfloat16)
+    assert any("forward" in vars(m) for m in cached.modules() if type(m).__name__ == "Linear4bit")
     monkeypatch.setattr(weight_cache, "_cache_limit_bytes", 0)
     fresh = load(random_base(architecture), bfloat16)
     for layer in fresh.modules():
-        vars(layer).pop("forward", None)  # bitsandbytes' own
-    (logits, gradients), (expected, wanted) = results(held), results(fresh)
-    assert torch.equal(logits, expected)
-    assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
+        vars(layer).pop("forward", None)  # restores bitsandbytes' forward
+    (logits, gradients), (expected_logits, expected_gradients) = results(cached), results(fresh)
+    assert torch.equal(logits, expected_logits)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected_gradients, strict=True))
     assert all(g.abs().sum() > 0 for g in gradients)
 
 
-def test_without_quantisation_nothing_is_held(random_base):
+def test_caches_nothing_without_quantization(random_base):
     assert not weight_cache.cache_dense_weights(load(random_base("llama"), True, "none"))
 
 
-def test_held_eight_bits_keep_their_forward(random_base):
-    """Outside training bitsandbytes rounds activations too; the dense weight is for training alone."""
+def test_cached_8bit_layers_keep_their_forward(random_base):
+    """The cache is only for training, because otherwise bitsandbytes rounds activations too."""
     model = load(random_base("llama"), True, "8bit")
     layers = [m for m in model.modules() if dequantize.is_int8_linear(m)]
     assert layers
     with weight_cache.cached_int8_weights(model):
         assert all("dense_weight" in vars(layer) for layer in layers)
-        held = [dequantize.get_dense_weight(layer) for layer in layers]
-    for layer, before in zip(layers, held, strict=True):
+        cached = [dequantize.get_dense_weight(layer) for layer in layers]
+    for layer, before in zip(layers, cached, strict=True):
         assert "forward" not in vars(layer)
         assert "dense_weight" not in vars(layer)
-        again = dequantize.get_dense_weight(layer)
-        assert torch.equal(before, again.to(before.dtype))
+        dense = dequantize.get_dense_weight(layer)
+        assert torch.equal(before, dense.to(before.dtype))
         layer(torch.randn(2, layer.in_features, dtype=torch.bfloat16))
-        assert torch.equal(dequantize.get_dense_weight(layer), again)
+        assert torch.equal(dequantize.get_dense_weight(layer), dense)
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])
 @pytest.mark.parametrize("mode", ["4bit", "8bit"])
-def test_values_made_in_one_place_are_the_same_bits(random_base, monkeypatch, mode, bfloat16):
+def test_values_in_the_shared_buffer_are_the_same_bits(random_base, monkeypatch, mode, bfloat16):
     monkeypatch.setattr(weight_cache, "_cache_limit_bytes", 0)
     model = load(random_base("llama"), bfloat16, mode)
     layers = [m for m in model.modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")]
     before = [dequantize.get_dense_weight(layer, model.dtype) for layer in layers]
     with dequantize.shared_buffer(model) as size:
-        assert size == (mode == "8bit") * max(
-            value.nbytes for value in before
-        )  # 4 bits have one since they were loaded
-        places = set()
+        # 4-bit layers have had a buffer since they were loaded.
+        assert size == (mode == "8bit") * max(value.nbytes for value in before)
+        addresses = set()
         for layer, value in zip(layers, before, strict=True):
-            made = dequantize.get_buffered_dense_weight(layer, model.dtype)
-            assert torch.equal(made, value)
-            places.add(made.data_ptr())
-            assert dequantize.get_dense_weight(layer, model.dtype).data_ptr() not in places  # to be kept
-    assert len(places) == 1
+            buffered = dequantize.get_buffered_dense_weight(layer, model.dtype)
+            assert torch.equal(buffered, value)
+            addresses.add(buffered.data_ptr())
+            assert dequantize.get_dense_weight(layer, model.dtype).data_ptr() not in addresses  # a separate tensor
+    assert len(addresses) == 1
 
 
-def test_held_values_need_no_place(random_base):
+def test_cached_weights_need_no_buffer(random_base):
     with dequantize.shared_buffer(load(random_base("llama"), True)) as size:
         assert size == 0

@@ -1,4 +1,4 @@
-"""A base that is exchanged while it is read is refused: what was checked is what was loaded."""
+"""A base whose files change while it is read is refused, so the checked files are the loaded ones."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def folder(cache_home, tmp_path):
 
 
 def rewrite(path):
-    """Write other content in place, and set the size and the time of writing back."""
+    """Write other content in place, with the old size and modification time."""
     before = path.stat()
     raw = bytearray(path.read_bytes())
     raw[-2] ^= 1
@@ -29,7 +29,7 @@ def rewrite(path):
 
 
 def swap(path):
-    """Put another file in its place for a moment: the true one comes back."""
+    """Replace the file by a copy for a moment, then restore it."""
     path.rename(path.with_suffix(".true"))
     shutil.copy(path.with_suffix(".true"), path)
     path.unlink()
@@ -41,7 +41,7 @@ def replace(path):
     path.with_suffix(".new").replace(path)
 
 
-WAYS = (rewrite, swap, replace, os.remove, lambda path: path.with_name("adapter_config.json").write_text("{}"))
+CHANGES = (rewrite, swap, replace, os.remove, lambda path: path.with_name("adapter_config.json").write_text("{}"))
 
 
 def _load(base):
@@ -49,17 +49,17 @@ def _load(base):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
-@pytest.mark.parametrize("way", WAYS, ids=["rewrite", "swap", "replace", "remove", "add"])
-def test_a_file_changed_after_the_base_was_found_is_refused(way, name, folder):
+@pytest.mark.parametrize("change", CHANGES, ids=["rewrite", "swap", "replace", "remove", "add"])
+def test_refuses_a_file_changed_after_the_base_was_found(change, name, folder):
     base = find_base(BaseSection(name=str(folder)))
     base.check_unchanged()
-    way(folder / name)
+    change(folder / name)
     with pytest.raises(IntegrityError, match="changed while the base was read"):
         base.check_unchanged()
 
 
 @pytest.mark.parametrize("step", ["tokenizer", "digest", "weights"])
-def test_a_file_changed_while_it_is_read_is_refused(step, folder, monkeypatch):
+def test_refuses_a_file_changed_while_it_is_read(step, folder, monkeypatch):
     import transformers
 
     base = find_base(BaseSection(name=str(folder)))
@@ -67,25 +67,25 @@ def test_a_file_changed_while_it_is_read_is_refused(step, folder, monkeypatch):
     identity.compute_identity(base, tokenizer)
     _load(base)
 
-    def meanwhile(work):
-        def done(*arguments, **options):
-            found = work(*arguments, **options)
+    def swapping_afterwards(function):
+        def wrapper(*arguments, **options):
+            result = function(*arguments, **options)
             swap(folder / "model.safetensors")
-            return found
+            return result
 
-        return done
+        return wrapper
 
-    place, name, work = {
+    module, name, work = {
         "tokenizer": (transformers.AutoTokenizer, "from_pretrained", lambda: load_tokenizer(base)),
         "digest": (identity, "cached_file_digest", lambda: identity.compute_identity(base, tokenizer)),
         "weights": (transformers.AutoModelForCausalLM, "from_pretrained", lambda: _load(base)),
     }[step]
-    monkeypatch.setattr(place, name, meanwhile(getattr(place, name)))
+    monkeypatch.setattr(module, name, swapping_afterwards(getattr(module, name)))
     with pytest.raises(IntegrityError, match="changed while the base was read"):
         work()
 
 
-def test_shards_in_subfolders_are_marked_and_other_files_are_not(folder):
+def test_watches_shards_in_subfolders_and_ignores_other_files(folder):
     (folder / "sub").mkdir()
     (folder / "sub" / "a.safetensors").write_bytes(b"x")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "sub/a.safetensors"}}')
