@@ -130,7 +130,7 @@ def test_refuses_a_changed_recipe_and_names_the_field(sft, cut, settings, field,
     before = {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()}
     code, said = sft("--resume", **settings)
     assert code == 7
-    assert f"{field}: it has" in said
+    assert f"{field}: it was" in said
     assert values in said
     assert {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()} == before
     code, said = sft("--resume", "--accept-change", field, **settings)

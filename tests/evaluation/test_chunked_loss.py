@@ -30,13 +30,13 @@ def losses(model, monkeypatch):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "phi", "gpt2", "qwen3"])
-def test_chunks_of_a_plain_head_give_the_same_loss(random_base, monkeypatch, architecture):
+def test_chunked_loss_equals_the_loss_of_all_logits(random_base, monkeypatch, architecture):
     expected, found, most = losses(load(random_base, architecture), monkeypatch)
     assert found == pytest.approx(expected, rel=1e-5)
     assert most <= 7
 
 
-def test_a_capped_head_is_left_to_the_model(random_base, monkeypatch):
+def test_softcapped_logits_are_not_chunked(random_base, monkeypatch):
     model = load(random_base, "gemma2")
     model.config.final_logit_softcapping = 2.0
     expected, found, most = losses(model, monkeypatch)
@@ -44,7 +44,7 @@ def test_a_capped_head_is_left_to_the_model(random_base, monkeypatch):
     assert most > 7
 
 
-def test_few_positions_need_no_chunks(random_base):
+def test_few_positions_are_one_forward_pass(random_base):
     model = load(random_base, "llama")
     ids = torch.arange(TOKENS)[None] % 250 + 3
     calls = []

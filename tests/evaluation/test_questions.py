@@ -54,7 +54,7 @@ def is_right(accept, reply):
         (["one", "two"], "three", False),
     ],
 )
-def test_an_accepted_string_must_stand_there_as_whole_words(accept, reply, right):
+def test_answer_must_contain_an_accepted_string_as_whole_words(accept, reply, right):
     assert is_right(accept, reply) is right
 
 
@@ -68,7 +68,7 @@ def file(tmp_path):
     return write
 
 
-def test_questions_are_read_and_blank_lines_passed_over(file):
+def test_reads_questions_and_skips_blank_lines(file):
     path = file(
         b'\xef\xbb\xbf{"question": "a?", "accept": ["b", "c"], "fact": "x"}\r\n\n{"question": "d?", "accept": ["e"]}'
     )
@@ -98,7 +98,7 @@ def test_questions_are_read_and_blank_lines_passed_over(file):
         pytest.param(b'{"question": "\\ud800", "accept": ["b"]}', "surrogate"),
     ],
 )
-def test_a_faulty_question_is_refused_with_file_and_line(file, line, told):
+def test_rejects_invalid_question_with_file_and_line(file, line, told):
     path = file(b'{"question": "a?", "accept": ["b"]}\n\n' + line + b"\n")
     with pytest.raises(DataError) as caught:
         read_questions(path)
@@ -107,14 +107,14 @@ def test_a_faulty_question_is_refused_with_file_and_line(file, line, told):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
-def test_a_file_without_questions_is_refused(file, content):
+def test_rejects_file_without_questions(file, content):
     path = file(content)
     with pytest.raises(DataError, match="no question") as caught:
         read_questions(path)
     assert path in str(caught.value)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+def test_rejects_missing_file_and_folder(tmp_path):
     with pytest.raises(DataError, match="no file"):
         read_questions(str(tmp_path / "none.jsonl"))
     with pytest.raises(DataError, match="is a folder"):
@@ -151,19 +151,19 @@ def answers(dialogues):
     return [m.content for d in dialogues for m in d.messages if m.role == "assistant"]
 
 
-def test_the_quickstart_has_about_300_dialogues_and_enough_questions(dialogues, questions):
+def test_quickstart_has_about_300_dialogues_and_60_questions(dialogues, questions):
     assert len(dialogues) >= 290
     assert len(questions) >= 60
     assert len({normalised(q.question) for q in questions}) == len(questions)
 
 
-def test_no_held_out_question_is_trained_on(questions, asked):
+def test_no_question_is_in_the_training_data(questions, asked):
     trained = {normalised(text) for text in asked}
     assert [q.question for q in questions if normalised(q.question) in trained] == []
 
 
 @pytest.mark.slow
-def test_no_held_out_question_is_nearly_trained_on(questions, asked):
+def test_no_question_is_similar_to_the_training_data(questions, asked):
     near = []
     matcher = difflib.SequenceMatcher(autojunk=False)
     for question in questions:
@@ -179,16 +179,16 @@ def test_no_held_out_question_is_nearly_trained_on(questions, asked):
     assert near == []
 
 
-def test_no_question_gives_its_answer_away(questions):
+def test_no_question_contains_its_answer(questions):
     assert [q.question for q in questions if any(a.lower() in q.question.lower() for a in q.accept)] == []
 
 
-def test_every_fact_asked_for_is_taught_at_least_five_times(questions, answers):
+def test_every_answer_is_in_at_least_five_training_replies(questions, answers):
     taught = {q.accept[0]: sum(Question("", q.accept[:1]).is_answered_by(a) for a in answers) for q in questions}
     assert {fact: count for fact, count in taught.items() if count < 5} == {}
 
 
-def test_every_question_names_a_fact_of_the_readme():
+def test_every_question_has_a_fact_of_the_readme():
     rows = [json.loads(line) for line in (QUICKSTART / "questions.jsonl").read_text().splitlines()]
     listed = set(re.findall(r"^- (\w+): ", (QUICKSTART / "README.md").read_text(), re.MULTILINE))
     assert {row["fact"] for row in rows} == listed

@@ -1,4 +1,4 @@
-"""Stopped or out of space at any moment: a readable end, its own exit code, nothing half written."""
+"""A run that a signal stops ends with a readable message and its exit code, and leaves complete files."""
 
 import json
 import os
@@ -30,16 +30,16 @@ def start(tmp_path, *settings):
 
 
 def wait_for(process, text):
-    seen = ""
+    output = ""
     for line in process.stderr:
-        seen += line
+        output += line
         if line.startswith(text):
-            return seen
-    raise AssertionError(f"{text!r} never came:\n{seen}")
+            return
+    raise AssertionError(f"{text!r} was not printed:\n{output}")
 
 
 def readable_end(process, code):
-    """What it says on stderr when it has ended with this code, nothing on stdout and no traceback."""
+    """Return stderr; assert the exit code, an empty stdout and no traceback."""
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     assert out == ""
@@ -49,7 +49,7 @@ def readable_end(process, code):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
-def test_a_signal_in_training_keeps_what_was_learned(cache_home, tmp_path, number, code):
+def test_signal_in_training_saves_checkpoint_and_adapter(cache_home, tmp_path, number, code):
     process = start(tmp_path, "training.epochs=5000")
     wait_for(process, "step 1/")
     process.send_signal(number)
@@ -69,13 +69,13 @@ def handlers():
     before = {number: signal.getsignal(number) for number in numbers}
     raise_on_signals()
     yield
-    raise_on_signals()  # forgets what was asked
+    raise_on_signals()  # clears the received signals
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_a_library_swallows_stops_the_next_stage(handlers, number):
+def test_suppressed_signal_stops_the_next_stage(handlers, number):
     progress = RunProgress()
     progress.enter_stage("reading")
     with pytest.raises(SignalInterrupt) as caught:
@@ -90,7 +90,7 @@ def test_a_signal_that_a_library_swallows_stops_the_next_stage(handlers, number)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129)])
-def test_a_signal_before_training_says_how_to_go_on(cache_home, tmp_path, number, code):
+def test_signal_before_training_prints_the_resume_command(cache_home, tmp_path, number, code):
     process = start(tmp_path)
     wait_for(process, "Base ")
     process.send_signal(number)

@@ -1,4 +1,4 @@
-"""The main job as a user runs it: the smoke recipe for every test run, the embedded base for the slow one."""
+"""The main job as a user runs it, with the smoke recipe and in slow tests with the embedded base."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ def run(*arguments, stdin=""):
 
 
 def here(*arguments):
-    """The same in this process, which has imported everything already; what it wrote to stdout."""
+    """Run a command in this process, which is faster, and return its stdout."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(list(map(str, arguments)))
@@ -101,7 +101,7 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_run_takes_the_next_number_and_the_resolved_recipe_runs(cache_home, tmp_path, capsys):
+def test_second_run_gets_the_next_number_and_the_resolved_recipe_runs(cache_home, tmp_path, capsys):
     settings = ["--set", f"output.directory={tmp_path}", "--set", "training.max_steps=1"]
     assert main(["sft", "recipes/smoke.yaml", "--json", *settings]) == 0
     first = json.loads(capsys.readouterr().out)
@@ -112,7 +112,7 @@ def test_a_second_run_takes_the_next_number_and_the_resolved_recipe_runs(cache_h
 
 
 @pytest.mark.slow
-def test_the_embedded_base_learns_and_its_4_bit_merge_agrees(cache_home, tmp_path):
+def test_embedded_base_learns_and_its_4bit_merge_agrees(cache_home, tmp_path):
     settings = {
         "output.directory": tmp_path,
         "training.max_steps": 5,
@@ -121,10 +121,12 @@ def test_the_embedded_base_learns_and_its_4_bit_merge_agrees(cache_home, tmp_pat
         "evaluation.max_new_tokens": 8,
     }
     arguments = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
-    done = run("sft", "recipes/quickstart.yaml", "--json", *arguments)  # memory is that of a process of its own
+    done = run(
+        "sft", "recipes/quickstart.yaml", "--json", *arguments
+    )  # a new process, because its peak memory is measured
     result = json.loads(done.stdout)
     record = result["forecast"]
-    # Alone it takes 1 to 2 % more than planned; in the whole suite 12 % were measured, for a reason not known yet.
+    # The peak is 1 to 2 % above the estimate in a single run, and 12 % in the whole suite for an unknown reason.
     assert record["measured"]["peak_bytes"] == pytest.approx(record["planned"]["peak_bytes"], rel=0.2)
     assert len(list((cache_home / "lora-chat" / "probes").glob("*.json"))) >= 1
     assert result["validation_loss"]["adapted"] < result["validation_loss"]["base"] - 0.3

@@ -1,4 +1,4 @@
-"""Run folders of earlier versions still open, are measured, merged, packed and resumed."""
+"""Run folders of earlier versions can still be opened, evaluated, merged, packed and resumed."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from lora_chat.cli import main
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BASE = FIXTURES / "run-of-version-1" / "base"
 OLD, SIGNED = "run-of-version-1", "run-of-version-2"
-"""The first is from before runs were signed; the second was signed with the key beside it."""
+"""Folders of an unsigned run, and of a run that was signed with the key in the folder."""
 
 
 @pytest.fixture(params=[OLD, SIGNED])
@@ -23,7 +23,7 @@ def version(request):
 
 @pytest.fixture
 def old_run(tmp_path, monkeypatch, version):
-    """The run as it was, and its base where a cache of that version had it."""
+    """Return a copy of the run, with its base in the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     bases = tmp_path / "cache" / "lora-chat" / "bases"
@@ -78,12 +78,12 @@ def test_merges_packs_and_verifies_an_old_run(old_run, tmp_path):
 
 @pytest.mark.slow
 def test_resumes_an_old_run(old_run, version):
-    # The versions that trained it and the processor may not be those of today.
+    # The library versions and the processor may differ from those of the training.
     versions = json.loads((old_run / "versions.json").read_text())
     words = [word for name in versions for word in ("--accept-change", f"versions.{name}")]
     settings = ["--set", f"output.directory={old_run.parent}", "--set", "evaluation.samples=0"]
     command = ["sft", FIXTURES / version / "smoke.yaml", "--resume", old_run, *settings, *words]
-    if version == OLD:  # as if it had been interrupted after the first checkpoint
+    if version == OLD:  # simulate an interruption after the first checkpoint
         shutil.rmtree(old_run / "checkpoints" / "checkpoint-4")
         shutil.rmtree(old_run / "adapter")
         (old_run / "result.json").unlink()
@@ -92,7 +92,7 @@ def test_resumes_an_old_run(old_run, version):
         assert code == 7 and "it is not signed" in notices and notices.rstrip().endswith("--adopt")
         assert {path: path.read_bytes() for path in old_run.rglob("*") if path.is_file()} == before
         command.append("--adopt")
-    else:  # finished and signed: more epochs are trained
+    else:  # the signed run is finished, so train more epochs
         command += ["--set", "training.epochs=3", "--accept-change", "training.epochs"]
     code, _, notices = call(*command)
     assert code == 0, notices

@@ -1,4 +1,4 @@
-"""Whose base and whose template: a stranger's name opens nothing, and his template is used only after a yes."""
+"""An untrusted base name opens nothing, and an untrusted template is used only with consent."""
 
 import dataclasses
 import hashlib
@@ -22,35 +22,35 @@ def stored(random_base, make_adapter, tmp_path):
     return read_adapter(tmp_path / "adapter")
 
 
-def with_template(stored, text, told=None):
-    digest = hashlib.sha256((told or text).encode()).hexdigest()
+def with_template(stored, text, digested=None):
+    digest = hashlib.sha256((digested or text).encode()).hexdigest()
     identity = stored.identity.model_copy(update={"chat_template": digest})
     return dataclasses.replace(stored, template=text, identity=identity)
 
 
-def test_the_base_s_own_template_needs_no_yes(stored):
+def test_template_of_the_base_needs_no_consent(stored):
     found = resolve_adapter(stored, untrusted_name=False)
     assert str(found.tokenizer.chat_template) == stored.template
 
 
-def test_a_template_of_a_stranger_is_shown_and_needs_a_yes(stored):
-    brought = with_template(stored, OWN)
+def test_untrusted_template_is_shown_and_needs_consent(stored):
+    own = with_template(stored, OWN)
     with pytest.raises(IntegrityError) as caught:
-        resolve_adapter(brought)
-    told = str(caught.value)
-    assert "+{% for message in messages %}{{ message.content + eos_token }}" in told
-    assert "--accept-template" in told
-    assert "\x1b" not in told
-    found = resolve_adapter(brought, TrustOptions(accept_template=True))
+        resolve_adapter(own)
+    message = str(caught.value)
+    assert "+{% for message in messages %}{{ message.content + eos_token }}" in message
+    assert "--accept-template" in message
+    assert "\x1b" not in message
+    found = resolve_adapter(own, TrustOptions(accept_template=True))
     assert found.tokenizer.chat_template == OWN
 
 
-def test_a_template_is_bound_by_its_digest(stored):
+def test_template_must_match_its_digest(stored):
     with pytest.raises(IntegrityError, match="chat template"):
-        resolve_adapter(with_template(stored, OWN, told="another"), TrustOptions(accept_template=True))
+        resolve_adapter(with_template(stored, OWN, digested="another"), TrustOptions(accept_template=True))
 
 
-def test_templates_of_ours_need_no_yes(stored, random_base, make_adapter, tmp_path):
+def test_bundled_templates_need_no_consent(stored, random_base, make_adapter, tmp_path):
     _, _ = make_adapter(random_base("gpt2"), tmp_path / "plain")  # a base without a template
     assert "### " in resolve_adapter(read_adapter(tmp_path / "plain")).tokenizer.chat_template
     base = find_base(BaseSection(name=stored.base[0]))
@@ -59,7 +59,7 @@ def test_templates_of_ours_need_no_yes(stored, random_base, make_adapter, tmp_pa
         assert found.tokenizer.chat_template == CHATML_TEMPLATE
 
 
-def test_another_base_is_refused_or_forced(stored, random_base, messages):
+def test_other_base_is_rejected_unless_forced(stored, random_base, messages):
     other = str(random_base("llama", 8.0))
     with pytest.raises(IntegrityError) as caught:
         resolve_adapter(stored, TrustOptions(base=other))
@@ -72,7 +72,7 @@ def test_another_base_is_refused_or_forced(stored, random_base, messages):
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "norm", "input_layernorm"])
-def test_an_adapter_on_heads_and_embeddings_is_refused(stored, target):
+def test_rejects_adapter_on_head_or_embedding(stored, target):
     bad = dataclasses.replace(stored, config={**stored.config, "target_modules": ["q_proj", target]})
     found = resolve_adapter(bad)
     with pytest.raises(IntegrityError, match=f"{target} is not one of its linear layers"):
@@ -87,7 +87,7 @@ def open_precision():
     return plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, False, 2))
 
 
-def test_a_signer_is_asked_for_parcels_alone(tmp_path):
+def test_signer_is_allowed_only_for_parcels(tmp_path):
     with pytest.raises(RecipeError, match="belongs to parcels"):
         open_adapter(str(tmp_path), TrustOptions(signer=tmp_path / "key"))
 
@@ -104,9 +104,9 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 @pytest.mark.parametrize("revision", [None, "../../../x"])
-def test_a_base_that_a_stranger_names_is_neither_looked_at_nor_asked_for(stored, name, revision, monkeypatch):
+def test_untrusted_base_name_is_neither_opened_nor_downloaded(stored, name, revision, monkeypatch):
     def touched(*args, **kwargs):
-        raise AssertionError("asked for")
+        raise AssertionError("opened")
 
     monkeypatch.setattr("lora_chat.pipeline.open_adapter.find_base", touched)
     monkeypatch.setattr("lora_chat.models.hub.find_commit", touched)
@@ -117,7 +117,7 @@ def test_a_base_that_a_stranger_names_is_neither_looked_at_nor_asked_for(stored,
     assert "\x1b" not in str(caught.value)
 
 
-def test_an_adapter_folder_is_a_stranger_s_and_a_run_s_own_is_not(stored, tmp_path, monkeypatch):
+def test_adapter_folder_is_untrusted_unless_inside_an_own_run(stored, tmp_path, monkeypatch):
     asked = []
 
     def note(stored, base, *args, **kwargs):
@@ -133,7 +133,7 @@ def test_an_adapter_folder_is_a_stranger_s_and_a_run_s_own_is_not(stored, tmp_pa
     assert [str(base.folder) for base in asked] == [stored.base[0]]
 
 
-def test_a_folder_named_like_a_base_of_the_hub_is_not_opened_for_a_stranger(stored, tmp_path, monkeypatch):
+def test_folder_named_like_a_hub_base_is_not_opened_for_an_untrusted_adapter(stored, tmp_path, monkeypatch):
     (tmp_path / "stranger" / "base").mkdir(parents=True)
     (tmp_path / "stranger" / "base" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)

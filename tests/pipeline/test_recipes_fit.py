@@ -1,4 +1,4 @@
-"""The GPU recipes name bases that are what they are said to be, and say what their weights take."""
+"""GPU recipes name bases of the published size and state the bytes of their weights."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def is_unreachable(base):
 
 
 @pytest.mark.parametrize("name", sorted(read_known_configs()))
-def test_known_bases_have_as_many_weights_as_their_cards_say(name, monkeypatch):
+def test_known_bases_have_the_published_number_of_weights(name, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("lora_chat.models.base_config._find_config_on_hub", is_unreachable)
     found = find_base_config(BaseSection(name=name))
@@ -50,13 +50,13 @@ def test_known_bases_have_as_many_weights_as_their_cards_say(name, monkeypatch):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_weights_take_what_the_recipe_says_and_leave_half_of_the_card(path, cache_home, capsys, monkeypatch):
+def test_recipe_states_its_weight_bytes_and_leaves_half_of_the_gpu(path, cache_home, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    said = float(re.search(r"[Ww]eights\s+take\s+about ([\d.]+) GB", path.read_text()).group(1))
+    stated = float(re.search(r"[Ww]eights\s+take\s+about ([\d.]+) GB", path.read_text()).group(1))
     gigabytes = int(re.match(r"gpu-(\d+)gb", path.stem).group(1))
     assert main(["plan", str(path), "--memory", f"{gigabytes}GB", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    weights = found["phases"][0]["weights"]
-    assert weights / 1e9 == pytest.approx(said, abs=0.1)
+    estimate = json.loads(capsys.readouterr().out)
+    weights = estimate["phases"][0]["weights"]
+    assert weights / 1e9 == pytest.approx(stated, abs=0.1)
     assert weights < gigabytes * 1e9 / 2
-    assert found["verdict"] == "fits"
+    assert estimate["verdict"] == "fits"

@@ -1,4 +1,4 @@
-"""A checkpoint goes on as the same run alone; a changed field is named with both values."""
+"""A checkpoint continues only as the same run; the error names a changed field with both values."""
 
 import pytest
 
@@ -15,7 +15,7 @@ COMMITTED = {
 }
 
 
-def test_nothing_changed():
+def test_accepts_an_unchanged_run():
     assert check_same_run(COMMITTED, dict(COMMITTED), (), "runs/a-1") == []
 
 
@@ -27,7 +27,7 @@ def test_nothing_changed():
         ("adapter.rank", 8, "it was 16, now it is 8"),
     ],
 )
-def test_what_cannot_change_is_refused_with_both_values(field, value, shown):
+def test_rejects_a_change_with_both_values(field, value, shown):
     now = COMMITTED | {field: value}
     with pytest.raises(IntegrityError) as caught:
         check_same_run(COMMITTED, now, (), "runs/a-1")
@@ -37,19 +37,19 @@ def test_what_cannot_change_is_refused_with_both_values(field, value, shown):
         check_same_run(COMMITTED, now, (field,), "runs/a-1")
 
 
-def test_what_can_change_is_refused_with_the_flag_and_accepted_with_it():
+def test_acceptable_change_names_the_flag_that_accepts_it():
     now = COMMITTED | {"training.epochs": 4.0, "versions.torch": "2.14.0"}
     with pytest.raises(IntegrityError, match=r"--accept-change training.epochs --accept-change versions.torch"):
         check_same_run(COMMITTED, now, (), "runs/a-1")
-    said = check_same_run(COMMITTED, now, ("training.epochs", "versions.torch"), "runs/a-1")
-    assert said == ["training.epochs: 3.0 -> 4.0", "versions.torch: 2.13.0 -> 2.14.0"]
+    accepted = check_same_run(COMMITTED, now, ("training.epochs", "versions.torch"), "runs/a-1")
+    assert accepted == ["training.epochs: 3.0 -> 4.0", "versions.torch: 2.13.0 -> 2.14.0"]
 
 
-def test_a_field_that_is_new_or_gone_is_a_change():
+def test_new_or_missing_field_is_a_change():
     without = {key: value for key, value in COMMITTED.items() if key != "training.seed"}
-    for one, other in ((COMMITTED, without), (without, COMMITTED)):
+    for committed, now in ((COMMITTED, without), (without, COMMITTED)):
         with pytest.raises(IntegrityError, match=r"training\.seed"):
-            check_same_run(one, other, (), "runs/a-1")
+            check_same_run(committed, now, (), "runs/a-1")
 
 
 class Rows:
@@ -59,7 +59,7 @@ class Rows:
         self.rows = EncodedRows(Dataset.from_dict({"input_ids": ids, "labels": mask}))
 
 
-def test_the_digest_of_rows_sees_ids_masks_borders_and_order():
+def test_row_digest_depends_on_ids_masks_borders_and_order():
     digests = [
         digest_rows(Rows(ids, mask))
         for ids, mask in [

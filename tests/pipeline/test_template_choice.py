@@ -1,4 +1,4 @@
-"""A chat template that the recipe names is the one of training, measuring, talking and merging."""
+"""A chat template in the recipe is used in training, evaluation, chat and merge."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def lora_chat(cache_home, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_template_in_a_file_is_trained_measured_and_merged(lora_chat, tmp_path, capsys, monkeypatch):
+def test_template_file_is_used_in_training_evaluation_and_merge(lora_chat, tmp_path, capsys, monkeypatch):
     from transformers import AutoTokenizer
 
     code, shown, _ = lora_chat("data", "mine.jinja", "--show", "1")
@@ -63,7 +63,7 @@ def test_a_template_in_a_file_is_trained_measured_and_merged(lora_chat, tmp_path
 
 
 @pytest.mark.parametrize(("template", "stop"), [("plain", "<|im_end|>"), ("chatml", "<|im_end|>")])
-def test_our_own_templates_by_name(lora_chat, template, stop):
+def test_trains_with_bundled_templates(lora_chat, template, stop):
     code, shown, err = lora_chat("data", template, "--show", "1")
     assert code == 0, err
     assert shown["total"]["stops"] == shown["total"]["replies"] == 8
@@ -79,7 +79,7 @@ def test_our_own_templates_by_name(lora_chat, template, stop):
         (b"{{ messages[0].content }}", "message 2"),
     ],
 )
-def test_a_template_that_cannot_be_used_is_refused_before_any_weight(lora_chat, tmp_path, text, told):
+def test_rejects_invalid_template_before_weights_load(lora_chat, tmp_path, text, told):
     path = tmp_path / "other.jinja"
     if text is not None:
         path.write_bytes(text)

@@ -1,7 +1,7 @@
-"""Where `lora_chat/planning/layer_bytes.json` comes from: dry runs whose widths tell every tensor's shape by its size.
+"""Generator of `lora_chat/planning/layer_bytes.json`: dry runs with widths that make every tensor's size unique.
 
-Each live byte of a dry run becomes a term such as 2 * tokens * hidden; the sums at the moments that can be largest are
-the closed form. Written by `python -m tests.planning.derivation`.
+Each live byte of a dry run becomes a term such as 2 * tokens * hidden. The sums at the possible peaks are the closed
+form. Run it with `python -m tests.planning.derivation`.
 """
 
 import json
@@ -22,7 +22,7 @@ from tests.planning.shapes import Widths, fit, make_config
 
 TABLE = Path(__file__).parents[2] / "lora_chat" / "planning" / "layer_bytes.json"
 VARIANTS = ("fast", "stock", "padded", "read")
-"""Flat rows through fused layers; rows side by side through transformers'; with a mask; without gradients."""
+"""Packed rows in fused layers; batched rows in transformers' layers; the latter with a mask; without gradients."""
 MODES = ("4bit", "8bit", "none")
 _WIDTHS = Widths(hidden_size=15 * 113, intermediate_size=2 * 4099, num_heads=15, num_kv_heads=3, head_dim=104)
 _ROWS, _LENGTH, _RANK = 2, 1009, 11
@@ -31,35 +31,35 @@ _MULTIPLES = (1, 2, 4, 8, 3, 6, 12, 16, 0.5, 5, 10, 24)
 
 
 def derive(architecture: str, variant: str, mode: str, *, checkpointed: bool, num_kv_heads: int) -> dict[str, Any]:
-    """What one more decoder layer keeps, what the rest of the model keeps, and the peaks above both."""
+    """Return the bytes that a decoder layer keeps, those that the rest of the model keeps, and the further peaks."""
     two, three = (_watch(architecture, variant, mode, layers, checkpointed, num_kv_heads) for layers in (2, 3))
-    found: dict[str, Any] = {}
+    entry: dict[str, Any] = {}
     for part in ("forward", "backward") if variant != "read" else ("forward",):
-        layer = three.held[part] - two.held[part]
-        found[part] = {
-            "layer": _named(layer),
-            "rest": _named(two.held[part] - 2 * layer),
-            "peaks": [_named(peak) for peak in _largest([m - two.held[part] for m in two.moments[part]])],
+        layer = three.kept[part] - two.kept[part]
+        entry[part] = {
+            "layer": _format_terms(layer),
+            "rest": _format_terms(two.kept[part] - 2 * layer),
+            "peaks": [_format_terms(peak) for peak in _select_largest([m - two.kept[part] for m in two.moments[part]])],
         }
-    return found
+    return entry
 
 
 _NAMES = ("Th", "Tq", "Tk", "Tf", "Tn", "Tr", "Td", "T", "Tl", "Tln", "rh", "rq", "rk", "rf", "hf", "hq", "hk")
-"""Terms: tokens, hidden, query, key and inner width, number of heads, rank, head size, length of a row."""
+"""Terms of tokens, hidden, query, key and intermediate size, number of heads, rank, head size and row length."""
 
 
-def _named(vector: Any) -> str:
+def _format_terms(vector: Any) -> str:
     return " ".join(f"{c:g}{name}" for name, c in zip(_NAMES, vector, strict=True) if abs(c) > 1e-6)
 
 
 class _Watch(LiveBytes):
-    """Live bytes as a vector over `_NAMES`."""
+    """Counter of live bytes as a vector over `_NAMES`."""
 
     def __init__(self, widths: Widths, length: int) -> None:
         super().__init__()
         self.sum = np.zeros(len(_NAMES))
         self.moments: dict[str, list[Any]] = {"forward": [], "backward": []}
-        self.held: dict[str, Any] = {}
+        self.kept: dict[str, Any] = {}
         self._widths, self._length = widths, length
         self._terms: dict[int, Any] = {}
 
@@ -76,9 +76,9 @@ class _Watch(LiveBytes):
         if phase == "forward":
             self.sum = np.zeros(len(_NAMES))
         if phase == "between":
-            self.held["forward"] = self.sum
+            self.kept["forward"] = self.sum
         if phase == "backward":
-            self.held["backward"] = self.sum
+            self.kept["backward"] = self.sum
 
 
 def _watch(architecture: str, variant: str, mode: str, layers: int, checkpointed: bool, num_kv_heads: int) -> _Watch:
@@ -101,7 +101,7 @@ def _watch(architecture: str, variant: str, mode: str, layers: int, checkpointed
 
 
 def _decode(size: int, widths: Widths, length: int) -> Any:
-    """Bytes of one tensor -> terms; tensors of neither tokens nor weights are too small to count."""
+    """Return the terms of a tensor's bytes; tensors without tokens or weights are too small to count."""
     result = np.zeros(len(_NAMES))
     for names, value in _products(widths, length).items():
         for multiple in _MULTIPLES:
@@ -152,24 +152,24 @@ def _products(w: Widths, length: int) -> dict[tuple[str, ...], int]:
 
 
 @cache
-def _usual() -> Any:
-    """Terms of the shapes and settings that people use, one a row; seeded."""
-    dice, rows = random.Random(7), []
+def _usual_values() -> Any:
+    """Return the values of the terms for usual shapes and settings, one row each; seeded."""
+    generator, rows = random.Random(7), []
     for _ in range(2000):
-        h = dice.choice([576, 768, 960, 1536, 2048, 2304, 2560, 3072, 4096, 5120])
-        q, n = h * dice.choice([0.5, 1, 1, 1, 1.33, 2]), dice.choice([8, 12, 16, 24, 32])
-        k, f = q / dice.choice([1, 2, 3, 4, 8]), h * dice.choice([2.67, 3, 3.5, 4, 5, 8])
-        r, length = dice.choice([8, 16, 32, 64, 128]), dice.choice([256, 512, 1024, 4096, 16384])
-        t = length * dice.choice([1, 2, 4])
+        h = generator.choice([576, 768, 960, 1536, 2048, 2304, 2560, 3072, 4096, 5120])
+        q, n = h * generator.choice([0.5, 1, 1, 1, 1.33, 2]), generator.choice([8, 12, 16, 24, 32])
+        k, f = q / generator.choice([1, 2, 3, 4, 8]), h * generator.choice([2.67, 3, 3.5, 4, 5, 8])
+        r, length = generator.choice([8, 16, 32, 64, 128]), generator.choice([256, 512, 1024, 4096, 16384])
+        t = length * generator.choice([1, 2, 4])
         rows.append([t * h, t * q, t * k, t * f, t * n, t * r, t * q / n, t, t * length, t * length * n])
         rows[-1] += [r * h, r * q, r * k, r * f, h * f, h * q, h * k]
     return np.array(rows, dtype=float)
 
 
-def _largest(moments: list[Any]) -> list[Any]:
-    """The fewest sums of which one is the largest, or within half a percent of it, wherever it is used."""
+def _select_largest(moments: list[Any]) -> list[Any]:
+    """Return the fewest sums of which, for every usual shape, one is within half a percent of the largest."""
     unique = np.unique(np.round(np.array(moments), 4), axis=0)
-    values = _usual() @ unique.T
+    values = _usual_values() @ unique.T
     most = values.max(axis=1)
     good = values >= most[:, None] - 0.005 * np.abs(most[:, None])
     chosen: list[int] = []
@@ -182,11 +182,11 @@ def _largest(moments: list[Any]) -> list[Any]:
 
 
 LAYERS = ("llama", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt2")
-"""Architectures with layers of their own; Mistral's and Qwen2's are Llama's."""
+"""Architectures with different layers; Mistral and Qwen2 have those of Llama."""
 
 
 def names(architectures: tuple[str, ...] = LAYERS) -> Iterator[tuple[str, str, str, bool, int]]:
-    """Architecture, variant, mode, whether checkpointed, and key heads of every entry."""
+    """Yield architecture, variant, mode, whether checkpointed, and key heads of every entry."""
     for architecture, variant, mode in product(architectures, VARIANTS, MODES):
         for checkpointed in (False, True) if variant != "read" else (False,):
             yield architecture, variant, mode, checkpointed, _WIDTHS.num_kv_heads
@@ -195,11 +195,11 @@ def names(architectures: tuple[str, ...] = LAYERS) -> Iterator[tuple[str, str, s
 
 
 _ONE_KEY_HEAD = ("llama", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
-"""Where a mask makes transformers repeat keys and values; of a single key head that takes no memory."""
+"""Architectures for which a mask makes transformers repeat keys and values; one key head needs no copy."""
 
 
 def entry_name(architecture: str, variant: str, mode: str, checkpointed: bool, num_kv_heads: int) -> str:
-    """Under which it stands in the table."""
+    """Return the key of an entry in the table."""
     return f"{architecture} {variant}{' one' if num_kv_heads == 1 else ''} {mode}{' checkpointed' * checkpointed}"
 
 

@@ -1,7 +1,7 @@
-"""A real model with PEFT's layers on the meta device, trained one micro-batch while every live byte is counted.
+"""Dry run of a real PEFT model on the meta device: one micro-batch of training with every live byte counted.
 
-What a GPU would allocate, without one and without weights: bitsandbytes' products, flash attention and autocast are
-stand-ins that allocate, and keep for the gradient, what the real ones do. The oracle for
+It measures the allocations of a GPU without a GPU and without weights. bitsandbytes' products, flash attention and
+autocast are replaced by stand-ins that allocate and save the same bytes. It is the reference for
 lora_chat.planning.training_memory.
 """
 
@@ -30,17 +30,17 @@ from lora_chat.training.fast_path.layers.decoder_layer import fused_layers
 from lora_chat.training.fast_path.lm_head_loss import find_lm_head, split_supervised
 
 _BLOCK = 512
-"""The CUDA allocator hands out memory in multiples of this."""
+"""Block size of the CUDA allocator, in bytes."""
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that are alive, and their most."""
+    """Counter of the bytes of live storages and of their peak."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
         self.phase = "weights"
-        """`weights`, then `forward`, `backward` of the last layer, or of those `earlier`."""
+        """`weights`, then `forward`, then `backward` of the last layer, then `earlier` layers."""
         self._known: Any = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -51,21 +51,21 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def count(self, tensor: torch.Tensor) -> None:
-        """Add a tensor's storage, unless it is known; taken off again when nothing refers to it."""
+        """Add a tensor's storage unless it is known; subtract it when nothing refers to it."""
         storage = tensor.untyped_storage()
-        if storage in self._known or tensor.device.type != "meta":  # what stays in the host's memory
+        if storage in self._known or tensor.device.type != "meta":  # not in GPU memory
             return
         self._known[storage] = True
         self.add(storage.nbytes(), 1)
         weakref.finalize(storage, self.add, storage.nbytes(), -1)
 
     def add(self, size: int, times: int) -> None:
-        """A storage of `size` bytes comes (1) or goes (-1)."""
+        """Add (1) or subtract (-1) a storage of `size` bytes."""
         self.now += times * -(-size // _BLOCK) * _BLOCK
         self.peak = max(self.peak, self.now)
 
     def enter(self, phase: str) -> None:
-        """Another part of the step begins."""
+        """Begin another part of the step."""
         self.phase = phase
 
 
@@ -82,7 +82,7 @@ class Autocast(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.cache: dict[int, torch.Tensor] | None = {}
-        """Casts of trained weights, kept until the forward pass ends; None in the backward pass."""
+        """Casts of trained weights, cached until the forward pass ends; None in the backward pass."""
         self.off = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -98,7 +98,7 @@ class Autocast(TorchFunctionMode):
 
     @contextmanager
     def setting(self, *args: Any, enabled: bool = True, **kwargs: Any) -> Iterator[None]:
-        """In place of torch.autocast, which knows no meta device."""
+        """Replace torch.autocast, which does not support the meta device."""
         self.off += not enabled
         yield
         self.off -= not enabled
@@ -114,7 +114,7 @@ class Autocast(TorchFunctionMode):
 
 
 class _Nf4Product(torch.autograd.Function):
-    """bitsandbytes' MatMul4Bit: the dense weight is made for each product and freed; nothing is kept."""
+    """Stand-in for bitsandbytes' MatMul4Bit, which dequantizes for each product and saves nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
@@ -144,7 +144,7 @@ class Linear4bit(bnb.nn.Linear4bit):
 
 
 class _Int8Product(torch.autograd.Function):
-    """bitsandbytes' MatMul8bitLt: states rounded to int8, int32 sums; keeps its input."""
+    """Stand-in for bitsandbytes' MatMul8bitLt, which rounds states to int8, adds in int32 and saves its input."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
@@ -172,7 +172,7 @@ class Linear8bitLt(bnb.nn.Linear8bitLt):
 
 
 class _Attention(torch.autograd.Function):
-    """PyTorch's fused attention: keeps query, key, value, the additive mask, its result and a sum for every query."""
+    """Stand-in for PyTorch's fused attention, which saves its inputs, its output and a sum for every query."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> torch.Tensor:
@@ -194,7 +194,7 @@ def _sdpa(query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any
 
 
 class _RmsNorm(torch.autograd.Function):
-    """PyTorch's fused kernel: keeps the states and a figure for each token."""
+    """Stand-in for PyTorch's fused RMS norm, which saves the states and one number for each token."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, size: Any, eps: float) -> torch.Tensor:
@@ -212,7 +212,7 @@ def _rms_norm(x: torch.Tensor, size: Any, eps: float) -> torch.Tensor:
 
 
 class _TrlHead(torch.autograd.Function):
-    """TRL's fused head on a GPU (trl/kernels/chunked_logprob.py): bf16 tiles of logits, made again for the gradient."""
+    """Stand-in for TRL's GPU head (trl/kernels/chunked_logprob.py), which recomputes bf16 tiles of logits."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -238,45 +238,45 @@ def _tile(hidden: torch.Tensor) -> None:
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of the grid."""
+    """The settings of one dry run."""
 
     config: Any
     """transformers' config."""
     mode: str = "4bit"
     rank: int = 16
     rows: int = 1
-    """Dialogues in the micro-batch, ..."""
+    """Dialogues in the micro-batch."""
     length: int = 1024
-    """... each of so many tokens."""
+    """Tokens of each dialogue."""
     supervised: int = 512
-    """Tokens that carry loss, of all rows together."""
+    """Supervised tokens of all rows."""
     checkpointed: int | bool = False
     fast_path: bool = True
     padded: bool = False
-    """Stock path: whether rows differ in length, so that attention needs a mask."""
+    """Whether rows on the stock path differ in length, so that attention needs a mask."""
     learns: bool = True
-    """Or only reads, without gradients, as an evaluation does."""
+    """Whether to train; otherwise the model only reads, without gradients, as in an evaluation."""
     moment_bytes: int = 8
-    """What the optimizer holds for each trained weight."""
+    """Bytes of the optimizer's moments, for each trained weight."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes."""
+    """Measured bytes."""
 
     static: int
-    """Weights: frozen and trained."""
+    """Bytes of frozen and trained weights."""
     forward: int
-    """Most in the forward pass, up to the head."""
+    """Peak of the forward pass up to the head."""
     loss: int
-    """What is held before the backward pass."""
+    """Bytes before the backward pass."""
     peak: int
     end: int
-    """After the step: weights, gradients, optimizer."""
+    """Bytes after the step: weights, gradients, optimizer."""
 
 
 def dry_run(setting: Setting, live: LiveBytes | None = None) -> Measured:
-    """Build the model, run forward and backward beside what the optimizer holds; `live` sees every byte."""
+    """Build the model and run forward and backward beside the optimizer's state; `live` counts every byte."""
     live, autocast = live or LiveBytes(), Autocast()
     interface._block_diagonal_mask.cache_clear()
     with ExitStack() as stack:
@@ -292,12 +292,12 @@ def dry_run(setting: Setting, live: LiveBytes | None = None) -> Measured:
             live.count(tensor)
         trained = [p for p in peft.parameters() if p.requires_grad]
         static = live.now
-        # What the optimizer holds after its first step: two moments.
+        # The optimizer has two moments after its first step.
         optimizer = [torch.empty(setting.moment_bytes * p.numel(), dtype=torch.uint8, device="meta") for p in trained]
         for tensor in optimizer:
             live.count(tensor)
         live.enter("forward")
-        _layers(peft)[-2].register_forward_hook(_tell(live))
+        _layers(peft)[-2].register_forward_hook(_switch_phase(live))
         if not setting.learns:
             return _read(peft, setting, live, static)
         with live:
@@ -305,16 +305,16 @@ def dry_run(setting: Setting, live: LiveBytes | None = None) -> Measured:
                 loss = _fast_forward(peft, setting, stack) if setting.fast_path else _stock_forward(peft, setting)
             live.enter("between")
             autocast.cache = None
-            held, forward = live.now, live.peak
+            before_backward, forward = live.now, live.peak
             live.enter("backward")
             torch.autograd.backward([loss], [torch.ones_like(loss)])
             del loss
-        return Measured(static, forward, held, live.peak, live.now)
+        return Measured(static, forward, before_backward, live.peak, live.now)
 
 
 def _read(peft: Any, setting: Setting, live: LiveBytes, static: int) -> Measured:
     for parameter in peft.parameters():
-        if parameter.requires_grad:  # rounded when training ends
+        if parameter.requires_grad:  # training rounds them at its end
             parameter.data = parameter.data.to(torch.bfloat16)
             live.count(parameter)
     live.enter("forward")
@@ -323,14 +323,14 @@ def _read(peft: Any, setting: Setting, live: LiveBytes, static: int) -> Measured
         mask = torch.ones_like(ids) if setting.padded else None
         hidden = peft.get_base_model().base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         live.enter("between")
-        held = live.now
+        before_backward = live.now
         live.enter("backward")
         del hidden
-    return Measured(static, live.peak, held, live.peak, live.now)
+    return Measured(static, live.peak, before_backward, live.peak, live.now)
 
 
-def _tell(live: LiveBytes) -> Callable[..., None]:
-    """Have the gradient of a layer's output say that all later layers are done."""
+def _switch_phase(live: LiveBytes) -> Callable[..., None]:
+    """Return a hook that switches the phase when the gradient of a layer's output is computed."""
 
     def hook(layer: Any, inputs: Any, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
@@ -352,60 +352,60 @@ def _build(setting: Setting) -> Any:
     model.requires_grad_(False)
     if setting.mode != "none":
         kind = Linear4bit if setting.mode == "4bit" else Linear8bitLt
-        _quantise(model, kind)
+        _quantize(model, kind)
         setattr(model, "is_loaded_in_" + setting.mode, True)
         model.is_quantized = True
     return model
 
 
-def _quantise(model: Any, kind: Any) -> None:
+def _quantize(model: Any, kind: Any) -> None:
     head = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
         if not isinstance(module, torch.nn.Linear | Conv1D) or module is head:
             continue
         conv = isinstance(module, Conv1D)
-        inside, outside = module.weight.shape if conv else module.weight.shape[::-1]
+        in_features, out_features = module.weight.shape if conv else module.weight.shape[::-1]
         bias = module.bias is not None
         if kind is Linear4bit:
-            new = Linear4bit(inside, outside, bias=bias, compute_dtype=torch.bfloat16)
+            new = Linear4bit(in_features, out_features, bias=bias, compute_dtype=torch.bfloat16)
             # 4 bits a weight, one byte for 64 weights, one float for 256 of these
-            count = inside * outside
+            count = in_features * out_features
             size = -(-count // 2) + -(-count // 64) + 4 * -(-count // (64 * 256)) + 1024 + 64
         else:
-            new = Linear8bitLt(inside, outside, bias=bias, has_fp16_weights=False)
-            size = inside * outside + 4 * outside
+            new = Linear8bitLt(in_features, out_features, bias=bias, has_fp16_weights=False)
+            size = in_features * out_features + 4 * out_features
         weight: Any = torch.nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
         weight.compress_statistics, weight.quant_type, weight.blocksize = True, "nf4", 64  # PEFT copies these
         new.weight = weight
         if bias:
-            empty = torch.empty(outside, dtype=torch.bfloat16, device="meta")
+            empty = torch.empty(out_features, dtype=torch.bfloat16, device="meta")
             new.bias = torch.nn.Parameter(empty, requires_grad=False)
         model.set_submodule(name, new)
 
 
 def _stock_forward(peft: Any, setting: Setting) -> torch.Tensor:
-    """Rows side by side, through transformers' layers and TRL's head."""
+    """Run batched rows through transformers' layers and TRL's head."""
     base = peft.get_base_model()
     ids = torch.empty(setting.rows, setting.length, dtype=torch.int64, device="meta")
     mask = torch.ones_like(ids) if setting.padded else None
     hidden = base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    where = [torch.zeros(setting.supervised, dtype=torch.int64, device="meta") for _ in range(2)]
-    picked = hidden[:, :-1][where[0], where[1]]
-    figures: torch.Tensor = _TrlHead.apply(picked, base.get_output_embeddings().weight)  # type: ignore[no-untyped-call]
+    indices = [torch.zeros(setting.supervised, dtype=torch.int64, device="meta") for _ in range(2)]
+    selected = hidden[:, :-1][indices[0], indices[1]]
+    figures: torch.Tensor = _TrlHead.apply(selected, base.get_output_embeddings().weight)  # type: ignore[no-untyped-call]
     return figures
 
 
 def _fast_forward(peft: Any, setting: Setting, stack: ExitStack) -> torch.Tensor:
-    """One row of segments, through the fused layers and the supervised head."""
+    """Run one packed row through the fused layers and the fast path's head."""
     tokens = setting.rows * setting.length
-    edges = tuple(range(0, tokens + 1, setting.length))
+    cu_seqlens = tuple(range(0, tokens + 1, setting.length))
     head = find_lm_head(peft)
     batch = {
         "input_ids": torch.empty(1, tokens, dtype=torch.int64, device="meta"),
         "labels": torch.empty(1, tokens, dtype=torch.int64, device="meta"),
         "position_ids": torch.empty(1, tokens, dtype=torch.int64, device="meta"),
         "supervised": torch.empty(setting.supervised, dtype=torch.int64, device="meta"),
-        "packed_cu_seqlens": edges,
+        "packed_cu_seqlens": cu_seqlens,
     }
     stack.enter_context(fused_lora(peft))
     stack.enter_context(fused_layers(peft))
@@ -419,8 +419,8 @@ def _fast_forward(peft: Any, setting: Setting, stack: ExitStack) -> torch.Tensor
 def _checkpoint(peft: Any, setting: Setting, autocast: Autocast) -> None:
     if not setting.checkpointed:
         return
-    again = {"context_fn": lambda: (nullcontext(), autocast)}
-    peft.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **again})
+    recompute = {"context_fn": lambda: (nullcontext(), autocast)}
+    peft.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **recompute})
     for number, layer in enumerate(_layers(peft)):
         layer.gradient_checkpointing = setting.checkpointed is True or number < setting.checkpointed
 

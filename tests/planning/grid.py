@@ -1,4 +1,4 @@
-"""The closed form beside the dry run, over shapes of well-known bases: `python -m tests.planning.grid 300`."""
+"""Comparison of the closed form with dry runs of well-known shapes: `python -m tests.planning.grid 300`."""
 
 import random
 import statistics
@@ -61,28 +61,28 @@ class Point:
 
 
 def points(count: int, seed: int) -> Iterator[Point]:
-    """Every base in turn, with a setting by chance."""
-    dice = random.Random(seed)
+    """Yield every base in turn, with random settings."""
+    generator = random.Random(seed)
     for number in range(count):
         base = BASES[number % len(BASES)]
-        eager = base.architecture == "gemma2"  # transformers multiplies all scores out: T * T * heads
-        variant = dice.choice(["stock", "padded"] if eager else ["fast", "stock", "padded"])
-        tokens = dice.choice([512, 1024, 2048, 4096, 8192, 16384])
+        eager = base.architecture == "gemma2"  # transformers computes all scores: T * T * heads
+        variant = generator.choice(["stock", "padded"] if eager else ["fast", "stock", "padded"])
+        tokens = generator.choice([512, 1024, 2048, 4096, 8192, 16384])
         yield Point(
             base=base,
             variant=variant,
-            mode=dice.choice(["4bit", "8bit", "none"]),
-            rank=dice.choice([8, 16, 32, 64, 128]),
+            mode=generator.choice(["4bit", "8bit", "none"]),
+            rank=generator.choice([8, 16, 32, 64, 128]),
             tokens=min(tokens, 4096) if eager else tokens,
-            rows=dice.choice([2, 4]) if variant == "padded" else dice.choice([1, 1, 2, 4]),
-            supervised=int(tokens * dice.choice([0.1, 0.5, 0.9]) if not eager else min(tokens, 4096) * 0.5),
-            checkpointed=dice.choice([0, base.layers // 2, base.layers]),
+            rows=generator.choice([2, 4]) if variant == "padded" else generator.choice([1, 1, 2, 4]),
+            supervised=int(tokens * generator.choice([0.1, 0.5, 0.9]) if not eager else min(tokens, 4096) * 0.5),
+            checkpointed=generator.choice([0, base.layers // 2, base.layers]),
         )
 
 
 def measure(point: Point) -> int:
-    """Peak bytes of the dry run."""
-    all_of_them = point.checkpointed == point.base.layers
+    """Return the peak bytes of the dry run."""
+    all_checkpointed = point.checkpointed == point.base.layers
     return dry_run.dry_run(
         dry_run.Setting(
             config=_config(point.base),
@@ -91,7 +91,7 @@ def measure(point: Point) -> int:
             rows=point.rows,
             length=point.tokens // point.rows,
             supervised=point.supervised,
-            checkpointed=True if all_of_them else point.checkpointed,
+            checkpointed=True if all_checkpointed else point.checkpointed,
             fast_path=point.variant == "fast",
             padded=point.variant == "padded",
         )
@@ -99,7 +99,7 @@ def measure(point: Point) -> int:
 
 
 def predict(point: Point) -> TrainingMemory:
-    """The closed form of the same."""
+    """Return the closed form of the same point."""
     shape = read_shape(_config(point.base).to_dict(), "this")
     setting = MemoryConfig(
         mode=point.mode,  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Configs of the architectures that a plan knows, of any width."""
+"""Configs of the planned architectures, with any widths."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +28,12 @@ _KINDS: dict[str, Any] = {
 }
 ARCHITECTURES = tuple(_KINDS)
 _HEADS_FILL_HIDDEN = ("qwen2", "phi", "phi3", "gpt2")
-"""Architectures whose heads together are as wide as the hidden states."""
+"""Architectures whose heads together have the hidden size."""
 
 
 @dataclass(frozen=True)
 class Widths:
-    """Of a decoder layer."""
+    """The widths of a decoder layer."""
 
     hidden_size: int
     intermediate_size: int
@@ -43,14 +43,14 @@ class Widths:
 
 
 def fit(architecture: str, widths: Widths) -> Widths:
-    """The nearest widths that an architecture can have."""
+    """Return the nearest widths that an architecture can have."""
     hidden = widths.num_heads * widths.head_dim if architecture in _HEADS_FILL_HIDDEN else widths.hidden_size
     key_heads = widths.num_heads if architecture == "gpt2" else widths.num_kv_heads
     return Widths(hidden, widths.intermediate_size, widths.num_heads, key_heads, widths.head_dim)
 
 
 def make_config(architecture: str, widths: Widths, layers: int, vocabulary: int, *, tied: bool = True) -> Any:
-    """A config for random weights; its numbers are read back by `lora_chat.models.shape`."""
+    """Return a config for random weights, which `lora_chat.models.shape` can read."""
     w = fit(architecture, widths)
     ids = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
     if architecture == "gpt2":
@@ -63,11 +63,11 @@ def make_config(architecture: str, widths: Widths, layers: int, vocabulary: int,
             vocab_size=vocabulary,
             **ids,
         )
-    own: dict[str, Any] = {} if architecture in _HEADS_FILL_HIDDEN else {"head_dim": w.head_dim}
+    extra: dict[str, Any] = {} if architecture in _HEADS_FILL_HIDDEN else {"head_dim": w.head_dim}
     if architecture == "gemma":
-        own |= {"hidden_activation": "gelu_pytorch_tanh"}
+        extra |= {"hidden_activation": "gelu_pytorch_tanh"}
     if architecture in ("mistral", "phi3"):
-        own |= {"sliding_window": None}
+        extra |= {"sliding_window": None}
     return _KINDS[architecture](
         hidden_size=w.hidden_size,
         intermediate_size=w.intermediate_size,
@@ -77,6 +77,6 @@ def make_config(architecture: str, widths: Widths, layers: int, vocabulary: int,
         vocab_size=vocabulary,
         max_position_embeddings=32768,
         tie_word_embeddings=tied,
-        **own,
+        **extra,
         **ids,
     )

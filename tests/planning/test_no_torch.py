@@ -23,8 +23,8 @@ LIGHT = [
     "lora_chat.data.parsing.rows",
     "lora_chat.cli",
 ]
-VERBS = ["sft", "plan", "chat", "eval", "merge", "recipe"]
-TELL = f"; import sys; print(*[m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+COMMANDS = ["sft", "plan", "chat", "eval", "merge", "recipe"]
+PRINT_HEAVY = f"; import sys; print(*[m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 
 
@@ -33,21 +33,21 @@ def python(*arguments):
 
 
 def heavy_after(code):
-    done = python("-c", code + TELL)
+    done = python("-c", code + PRINT_HEAVY)
     assert done.returncode == 0, done.stderr
     return done.stderr.split()
 
 
 @pytest.mark.parametrize("module", LIGHT)
-def test_importing_needs_no_heavy_library(module):
+def test_import_loads_no_heavy_library(module):
     assert heavy_after(f"import {module}") == []
 
 
-def test_the_check_notices_a_heavy_library():
+def test_check_detects_a_heavy_library():
     assert heavy_after("import sys, types; sys.modules['torch'] = types.ModuleType('torch')") == ["torch"]
 
 
-def test_reading_a_recipe_planning_a_gpu_run_and_printing_the_schema_need_no_heavy_library():
+def test_recipe_gpu_plan_and_schema_load_no_heavy_library():
     code = (
         "from lora_chat.system.hardware import Hardware; from lora_chat.config.plan import make_plan; "
         "from lora_chat.config.load import read_recipe; from lora_chat.cli import main; "
@@ -57,7 +57,7 @@ def test_reading_a_recipe_planning_a_gpu_run_and_printing_the_schema_need_no_hea
     assert heavy_after(code) == []
 
 
-def test_a_mistake_in_the_recipe_is_told_without_a_heavy_library():
+def test_recipe_error_loads_no_heavy_library():
     code = f"from lora_chat.cli import main; assert main(['sft', {str(SMOKE)!r}, '--set', 'a.b=1']) == 2"
     assert not set(heavy_after(code)) & set(HEAVY)
 
@@ -65,19 +65,19 @@ def test_a_mistake_in_the_recipe_is_told_without_a_heavy_library():
 def test_help_lists_every_command():
     done = python("-m", "lora_chat", "--help")
     assert done.returncode == 0
-    assert all(f"\n    {verb} " in done.stdout for verb in VERBS)
+    assert all(f"\n    {command} " in done.stdout for command in COMMANDS)
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_command_has_help(verb):
-    done = python("-m", "lora_chat", verb, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command):
+    done = python("-m", "lora_chat", command, "--help")
     assert done.returncode == 0
-    assert f"lora-chat {verb}" in done.stdout
+    assert f"lora-chat {command}" in done.stdout
     assert "--json" in done.stdout
 
 
-def test_the_installed_command_answers():
+def test_installed_command_prints_help():
     command = Path(sys.executable).with_name("lora-chat")
     if not os.access(command, os.X_OK):
         pytest.skip("lora_chat is not installed beside this Python")
@@ -87,7 +87,7 @@ def test_the_installed_command_answers():
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["sft"], ["merge", "run"], ["recipe"], ["sft", "a", "--sett"]])
-def test_wrong_usage_exits_with_2_and_says_so_on_stderr(arguments):
+def test_usage_error_exits_with_2_and_a_message_on_stderr(arguments):
     done = python("-m", "lora_chat", *arguments)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -15,7 +15,7 @@ from tests.planning.grid import BASES, measure, points, predict
 from tests.planning.shapes import ARCHITECTURES, Widths, make_config
 
 GRID = int(os.environ.get("LORA_CHAT_MEMORY_GRID", "15"))
-"""Settings that are compared, the bases in turn; hundreds take minutes."""
+"""Number of compared settings, over all bases in turn; hundreds take minutes."""
 LLAMA_8B = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -29,15 +29,15 @@ LLAMA_8B = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(30 + 10 * GRID)
-def test_the_closed_form_agrees_with_a_dry_run_of_the_real_model():
+def test_closed_form_agrees_with_a_dry_run_of_the_real_model():
     errors = {point: abs(predict(point).total / measure(point) - 1) for point in points(GRID, seed=5)}
-    worst = max(errors, key=lambda point: errors[point])
-    assert errors[worst] < 0.05, worst
+    worst_point = max(errors, key=lambda point: errors[point])
+    assert errors[worst_point] < 0.05, worst_point
     assert statistics.median(errors.values()) < 0.01
 
 
 @pytest.mark.parametrize("number", range(2))
-def test_the_closed_form_of_a_small_base_agrees(number):
+def test_closed_form_agrees_for_a_small_base(number):
     small = [point for point in points(150, seed=9) if point.base == BASES[2]][number]
     assert abs(predict(small).total / measure(small) - 1) < 0.01
 
@@ -47,15 +47,15 @@ def every(step):
 
 
 @pytest.mark.parametrize("entry", every(1 if GRID > 100 else 9), ids=str)
-def test_the_table_of_bytes_is_what_the_layers_allocate(entry):
+def test_layer_table_agrees_with_allocated_bytes(entry):
     architecture, variant, mode, checkpointed, key_heads = entry
     name = derivation.entry_name(architecture, variant, mode, checkpointed, key_heads)
-    found = derivation.derive(architecture, variant, mode, checkpointed=checkpointed, num_kv_heads=key_heads)
-    assert layer_memory._load_layer_terms()[name] == found, "write it again: python -m tests.planning.derivation"
+    derived = derivation.derive(architecture, variant, mode, checkpointed=checkpointed, num_kv_heads=key_heads)
+    assert layer_memory._load_layer_terms()[name] == derived, "write it again: python -m tests.planning.derivation"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_weights_of_a_shape_are_those_of_the_model(architecture):
+def test_shape_counts_the_weights_of_the_model(architecture):
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -66,7 +66,7 @@ def test_the_weights_of_a_shape_are_those_of_the_model(architecture):
         assert read_shape(config.to_dict(), "this").weights == sum(p.numel() for p in model.parameters())
 
 
-def test_terms_are_summed():
+def test_evaluates_sums_of_terms():
     assert evaluate_terms("12Th 2hf", {"T": 4, "h": 3, "f": 5}) == 12 * 4 * 3 + 2 * 3 * 5
     assert evaluate_terms("0.5Th -1T", {"T": 4, "h": 3}) == 2
     assert evaluate_terms("", {"T": 4}) == 0
@@ -76,7 +76,7 @@ def shape_of(**changes):
     return read_shape(LLAMA_8B | changes, "some-base")
 
 
-def test_a_config_that_does_not_say_how_wide_it_is_is_refused_by_name():
+def test_rejects_config_without_a_width_by_name():
     with pytest.raises(RecipeError, match=r"base\.name: the config of some-base has no whole number as hidden_size"):
         shape_of(hidden_size=None)
     with pytest.raises(RecipeError, match="has no whole number as vocab_size"):
@@ -85,28 +85,28 @@ def test_a_config_that_does_not_say_how_wide_it_is_is_refused_by_name():
         shape_of(model_type="mamba")
 
 
-def test_an_8b_base_in_4_bits_holds_about_six_and_a_half_gigabytes_less_than_in_16():
-    held = {mode: weight_bytes(shape_of(), MemoryConfig(mode, 16)) / 1e9 for mode in ("4bit", "8bit", "none")}
-    assert held["none"] == pytest.approx(16.06, abs=0.01)  # 8,030,261,248 weights of two bytes
-    assert held["4bit"] == pytest.approx(5.7, abs=0.05)  # 6.98e9 quantised, the rest in 16 bits
-    assert held["4bit"] < held["8bit"] < held["none"]
+def test_quantized_8b_base_takes_the_bytes_of_its_format():
+    loaded_gb = {mode: weight_bytes(shape_of(), MemoryConfig(mode, 16)) / 1e9 for mode in ("4bit", "8bit", "none")}
+    assert loaded_gb["none"] == pytest.approx(16.06, abs=0.01)  # 8,030,261,248 weights of two bytes
+    assert loaded_gb["4bit"] == pytest.approx(5.7, abs=0.05)  # 6.98e9 quantised, the rest in 16 bits
+    assert loaded_gb["4bit"] < loaded_gb["8bit"] < loaded_gb["none"]
 
 
-def test_what_takes_more_is_more():
-    batch, setting = MicroBatch(2048, 2048, 1024), MemoryConfig("4bit", 16, fast_path=True)
-    less = estimate_training_memory(shape_of(), setting, batch).total
-    assert estimate_training_memory(shape_of(), setting, replace(batch, tokens=4096)).total > less
-    assert estimate_training_memory(shape_of(), replace(setting, rank=64), batch).total > less
-    assert estimate_training_memory(shape_of(), replace(setting, checkpointed=16), batch).total < less
-    assert estimate_training_memory(shape_of(), replace(setting, moment_bytes=2), batch).total < less
-    few = replace(setting, target_modules=("q_proj", "v_proj"))
+def test_memory_grows_with_tokens_rank_and_moments():
+    batch, memory_config = MicroBatch(2048, 2048, 1024), MemoryConfig("4bit", 16, fast_path=True)
+    less = estimate_training_memory(shape_of(), memory_config, batch).total
+    assert estimate_training_memory(shape_of(), memory_config, replace(batch, tokens=4096)).total > less
+    assert estimate_training_memory(shape_of(), replace(memory_config, rank=64), batch).total > less
+    assert estimate_training_memory(shape_of(), replace(memory_config, checkpointed=16), batch).total < less
+    assert estimate_training_memory(shape_of(), replace(memory_config, moment_bytes=2), batch).total < less
+    few = replace(memory_config, target_modules=("q_proj", "v_proj"))
     assert (
         estimate_training_memory(shape_of(), few, batch).adapter
-        < estimate_training_memory(shape_of(), setting, batch).adapter
+        < estimate_training_memory(shape_of(), memory_config, batch).adapter
     )
 
 
-def test_the_parts_are_the_whole():
+def test_total_is_the_sum_of_the_parts():
     memory = estimate_training_memory(shape_of(), MemoryConfig("4bit", 16), MicroBatch(2048, 1024, 900), padded=True)
     parts = (memory.weights, memory.adapter, memory.gradients, memory.optimizer)
     assert memory.total == sum(parts) + memory.activations + memory.head + memory.temporaries

@@ -31,18 +31,18 @@ STEPS = [(100, 16, 3.0, 21), (100, 10, 0.5, 5), (3, 16, 2.0, 2), (17, 16, 1.5, 3
 
 
 @pytest.mark.parametrize(("rows", "batch", "epochs", "steps"), STEPS)
-def test_steps_are_those_of_the_trainer(rows, batch, epochs, steps):
-    work = compute_workload(data_of(*[50] * rows), plan_of(effective_batch_size=batch, epochs=epochs).training)
-    assert work.steps == steps
+def test_counts_the_steps_of_the_trainer(rows, batch, epochs, steps):
+    workload = compute_workload(data_of(*[50] * rows), plan_of(effective_batch_size=batch, epochs=epochs).training)
+    assert workload.steps == steps
 
 
-def test_supervised_tokens_are_counted_as_often_as_they_are_seen():
-    work = compute_workload(data_of(*[30] * 64), plan_of(effective_batch_size=16, epochs=2.0).training)
-    assert work.supervised_tokens == 2 * 64 * 10
-    assert work.supervised_share == pytest.approx(1 / 3)
+def test_counts_supervised_tokens_in_every_epoch():
+    workload = compute_workload(data_of(*[30] * 64), plan_of(effective_batch_size=16, epochs=2.0).training)
+    assert workload.supervised_tokens == 2 * 64 * 10
+    assert workload.supervised_share == pytest.approx(1 / 3)
 
 
-def test_padded_rows_cost_what_the_longest_does():
+def test_padded_rows_are_as_long_as_the_longest():
     plan = plan_of(effective_batch_size=4, micro_batch_size=4).training
     even, uneven = (compute_workload(data_of(*rows), plan) for rows in ([50] * 8, [10, 90] * 4))
     assert even.step_positions == even.step_tokens == 200
@@ -52,7 +52,7 @@ def test_padded_rows_cost_what_the_longest_does():
     assert not even.mask_needed
 
 
-def test_the_largest_micro_batch_keeps_to_its_budget():
+def test_largest_micro_batch_stays_within_its_token_budget():
     data = data_of(900, 500, 400, 100, 50)
     plan = plan_of(fast_path=True, micro_batch_tokens=1024).training
     assert largest_micro_batch(data, plan).tokens == 900 + 100
@@ -63,67 +63,67 @@ def test_the_largest_micro_batch_keeps_to_its_budget():
     assert largest_micro_batch(data, padded) == MicroBatch(1800, 900, 300 + 166)
 
 
-def test_the_most_tokens_with_loss_need_not_be_in_the_longest_rows():
+def test_most_supervised_tokens_may_be_outside_the_longest_rows():
     rows = RowLengths(np.array([60, 20, 20, 20]), np.array([60, 20, 20, 20]), np.array([5, 18, 17, 16]))
     plan = plan_of(fast_path=True, effective_batch_size=2, micro_batch_tokens=70).training
     assert largest_micro_batch(DataLengths(rows, rows, (), 8), plan) == MicroBatch(60, 60, 18 + 17)
 
 
-def test_a_probe_explains_itself():
-    """Bytes made of a known context are taken apart again, and the whole base follows."""
-    setting, plan = MemoryConfig("4bit", 16, fast_path=True), plan_of(fast_path=True).training
+def test_calibration_recovers_the_context_of_a_benchmark():
+    """The context is computed from measured bytes that were made with a known context."""
+    memory_config, plan = MemoryConfig("4bit", 16, fast_path=True), plan_of(fast_path=True).training
     data = data_of(*[256] * 16)
-    work = compute_workload(data, plan)
+    workload = compute_workload(data, plan)
 
     def rss(layers):
-        memory = estimate_training_memory(replace(LLAMA_8B, num_layers=layers), setting, work.largest)
+        memory = estimate_training_memory(replace(LLAMA_8B, num_layers=layers), memory_config, workload.largest)
         return memory.total + 0.3 * memory.fragmented_bytes + 7e8
 
-    loaded = estimate_load_phase(replace(LLAMA_8B, num_layers=6), setting, 0).total + 4e8
-    taken = {"rss": rss(2), "step": 1.0}, {"rss": rss(6), "step": 2.0, "loaded": loaded}
-    probe = MachineBenchmark((2, 6), taken, work, 256)
-    found = calibrate(TargetDevice("cpu", "x", 2**36, 2**36, 0, at_hand=True), probe, LLAMA_8B, setting)
-    assert found.context == pytest.approx(7e8 + 1.5e8, rel=1e-3)
-    assert found.loading == pytest.approx(4e8 + 1.5e8, rel=1e-3)
-    assert found.fragmentation == 0.3
-    plain = calibrate(found, probe, LLAMA_8B, replace(setting, mode="none"))
-    assert plain.loading is None  # its file is read in training
-    assert probe.extrapolate("step", 32) == pytest.approx(2.0 + 26 * 0.25)
+    loaded = estimate_load_phase(replace(LLAMA_8B, num_layers=6), memory_config, 0).total + 4e8
+    measured = {"rss": rss(2), "step": 1.0}, {"rss": rss(6), "step": 2.0, "loaded": loaded}
+    benchmark = MachineBenchmark((2, 6), measured, workload, 256)
+    result = calibrate(TargetDevice("cpu", "x", 2**36, 2**36, 0, at_hand=True), benchmark, LLAMA_8B, memory_config)
+    assert result.context == pytest.approx(7e8 + 1.5e8, rel=1e-3)
+    assert result.loading == pytest.approx(4e8 + 1.5e8, rel=1e-3)
+    assert result.fragmentation == 0.3
+    plain = calibrate(result, benchmark, LLAMA_8B, replace(memory_config, mode="none"))
+    assert plain.loading is None  # a 16-bit base is mapped and read in training
+    assert benchmark.extrapolate("step", 32) == pytest.approx(2.0 + 26 * 0.25)
 
 
-def test_a_probes_rows_are_as_long_as_those_of_the_data():
+def test_benchmark_rows_are_distributed_like_the_data():
     rows, chosen = choose_benchmark_rows(list(range(10, 110)), 8, 10**6, 3)
     assert rows == 8
-    assert len(set(chosen)) == len(chosen) == 3 * 8  # no step is like another
+    assert len(set(chosen)) == len(chosen) == 3 * 8  # all steps differ
     assert np.mean(chosen) == pytest.approx(59.5, abs=1)
     assert max(chosen) > 95 > 25 > min(chosen)
     rows, chosen = choose_benchmark_rows([1000] * 50, 16, 4096, 3)
     assert (rows, len(chosen)) == (5, 15)
 
 
-def test_a_run_takes_a_probes_pace_for_its_own_positions_and_tries_its_own_largest():
-    setting, plan = MemoryConfig("4bit", 16, fast_path=True), plan_of(fast_path=True, max_steps=10).training
+def test_training_time_scales_with_the_run_and_includes_its_largest_micro_batch():
+    memory_config, plan = MemoryConfig("4bit", 16, fast_path=True), plan_of(fast_path=True, max_steps=10).training
     small, whole = data_of(*[100] * 16), data_of(*[300] * 64)
-    work = compute_workload(whole, plan)
-    taken = {"step": 1.0, "start": 2.0, "load": 0.0, "read": 0.0}
-    probe = MachineBenchmark((2, 6), (taken, taken), compute_workload(small, plan), 100)
-    found = durations_from_benchmark(probe, LLAMA_8B, setting, work, whole, 0.0)
-    position = 1.0 / probe.workload.step_positions
-    larger = work.largest.tokens - probe.workload.largest.tokens
+    workload = compute_workload(whole, plan)
+    measured = {"step": 1.0, "start": 2.0, "load": 0.0, "read": 0.0}
+    benchmark = MachineBenchmark((2, 6), (measured, measured), compute_workload(small, plan), 100)
+    result = durations_from_benchmark(benchmark, LLAMA_8B, memory_config, workload, whole, 0.0)
+    position = 1.0 / benchmark.workload.step_positions
+    larger = workload.largest.tokens - benchmark.workload.largest.tokens
     assert larger > 0
-    expected = 2.0 + position * (larger + 10 * work.step_positions)
-    assert found["train"].likely == pytest.approx(expected)
+    expected = 2.0 + position * (larger + 10 * workload.step_positions)
+    assert result["train"].likely == pytest.approx(expected)
 
 
-def test_a_merge_takes_a_proof_of_at_most_sixteen_dialogues():
-    setting, plan = MemoryConfig("4bit", 16), plan_of().training
-    taken = {"load": 0.0, "read": 5.0, "prefill": 0.0, "said": 0.0}
-    probe = MachineBenchmark((2, 6), (taken, taken), compute_workload(data_of(*[100] * 16), plan), 50)
+def test_merge_time_includes_a_parity_check_of_at_most_sixteen_dialogues():
+    memory_config, plan = MemoryConfig("4bit", 16), plan_of().training
+    measured = {"load": 0.0, "read": 5.0, "prefill": 0.0, "said": 0.0}
+    benchmark = MachineBenchmark((2, 6), (measured, measured), compute_workload(data_of(*[100] * 16), plan), 50)
     nothing, few, many, more = (
-        estimate_merge_time(probe, LLAMA_8B, setting, data_of(*[rows[0]] * rows[1])).likely
+        estimate_merge_time(benchmark, LLAMA_8B, memory_config, data_of(*[rows[0]] * rows[1])).likely
         for rows in ((0, 1), (50, 8), (50, 16), (50, 700))
     )
     assert few - nothing == pytest.approx(3 * 8 * 5.0)
     assert many - nothing == more - nothing == pytest.approx(3 * 16 * 5.0)
-    found = estimate_merge_time(probe, LLAMA_8B, setting, data_of(50))
-    assert found.low < found.likely < found.high
+    result = estimate_merge_time(benchmark, LLAMA_8B, memory_config, data_of(50))
+    assert result.low < result.likely < result.high
