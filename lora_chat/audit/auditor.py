@@ -115,16 +115,18 @@ class Auditor:
 
     def _check_replies(self, dialogue: Dialogue) -> None:
         for number, message in iter_trained_replies(dialogue):
-            match = next((found for check in REPLY_CHECKS if (found := check(message))), None)
-            if match:
-                field = TextField(number, message.content)
-                self._add_finding(dialogue, field, match, find_sensitive(message.content))
+            for check in REPLY_CHECKS:
+                match = check(message)
+                if match:
+                    field = TextField(number, message.content)
+                    self._add_finding(dialogue, field, match, find_sensitive(message.content))
+                    break
 
 
 def _make_dialogue_opening(
     dialogue: Dialogue, fields: Sequence[TextField], sensitive: Sequence[Sequence[TextMatch]]
 ) -> str:
     """Return the beginning of the first user message, masked, or of the first text if there is none."""
-    roles = [dialogue.messages[field.message - 1].role if field.message else "" for field in fields]
-    first = roles.index("user") if "user" in roles else 0
+    roles = (dialogue.messages[field.message - 1].role if field.message else "" for field in fields)
+    first = next((index for index, role in enumerate(roles) if role == "user"), 0)
     return make_opening(fields[first].text, sensitive[first]) if fields else ""

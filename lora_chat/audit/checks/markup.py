@@ -43,6 +43,7 @@ class MarkupDetector:
         tokens = sorted({token for token in control_tokens if token.strip()}, key=lambda token: (-len(token), token))
         self._base_pattern = re.compile("|".join(map(re.escape, tokens)))
         self._base_prefixes = sorted({token[:2] for token in tokens})
+        self._hints, self._chat_pattern = load_chat_markup()
 
     def find_tokens(self, text: str) -> Iterator[TextMatch]:
         """Yield the control tokens of the base, then other chat markup."""
@@ -51,9 +52,8 @@ class MarkupDetector:
             for match in self._base_pattern.finditer(text):
                 covered.update(range(*match.span()))
                 yield TextMatch("control_token", "control token of this base", match.start(), match.end())
-        hints, pattern = load_chat_markup()
-        if any(hint in text for hint in hints):
-            for match in pattern.finditer(text):
+        if any(hint in text for hint in self._hints):
+            for match in self._chat_pattern.finditer(text):
                 if match.start() not in covered:
                     yield TextMatch("control_token", "chat markup", match.start(), match.end())
 
