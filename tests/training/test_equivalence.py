@@ -6,6 +6,7 @@ from itertools import accumulate, chain
 import pytest
 import torch
 
+from lora_chat.config.lora_variants import LORA_VARIANTS
 from lora_chat.config.plan import make_plan, plan_precision
 from lora_chat.config.recipe import (
     AdapterSection,
@@ -240,7 +241,7 @@ def test_records_validation_each_epoch_without_changing_training(cache_home, tmp
     assert [line["step"] for line in lines if "validation_loss" in line] == [2, 4, 6]
 
 
-@pytest.mark.parametrize("variant", ["lora", slow("rslora"), slow("dora")])
+@pytest.mark.parametrize("variant", [slow(v.name) if v.peft_argument else v.name for v in LORA_VARIANTS])
 @pytest.mark.parametrize("mode", ["none", slow("4bit")])
 def test_every_variant_learns(cache_home, tmp_path, variant, mode):
     rows = make_rows(8)
