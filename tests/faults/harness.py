@@ -1,8 +1,9 @@
-"""Runs a whole fine-tuning again and again, with something going wrong each time, and resumes it.
+"""Program that runs a fine-tuning many times with one fault each time, and resumes it.
 
-Started with the injector in LD_PRELOAD. Everything is imported and run once; every point is a fork. Its first
-argument is a file: `{"out": DIR, "modes": [...], "count": N or "all", "seed": ..., "signals": [[phase, names], ...]}`.
-Prints the operations of an undisturbed run, then one JSON object per point.
+It is started with the injector in LD_PRELOAD. It imports everything and runs once, then forks for each point. Its
+first argument is a file:
+`{"out": DIR, "modes": [...], "count": N or "all", "seed": ..., "signals": [[phase, signal_names], ...]}`.
+It prints the operations of a run without faults, then one JSON object per point.
 """
 
 import ctypes
@@ -31,32 +32,32 @@ SECONDS = 120
 
 
 def main():
-    from phases import signals_in
+    from phases import send_signals_in
 
-    from lora_chat.cli import main as command
+    from lora_chat.cli import main as lora_chat_main
 
     task = json.loads(Path(sys.argv[1]).read_text())
     out = Path(task["out"]).resolve()
     injector = ctypes.CDLL(os.environ["LD_PRELOAD"])
 
-    def sft(folder, *more):
-        return command(["sft", *RECIPE, "--set", f"output.directory={folder}", *more])
+    def sft(folder, *options):
+        return lora_chat_main(["sft", *RECIPE, "--set", f"output.directory={folder}", *options])
 
-    def forked(folder, mode, point, *more):
-        """Exit code (minus the signal), what was said, and how many operations there were."""
-        said, log = out / "said.txt", out / "operations.txt"
+    def run_forked(folder, mode, point, *options):
+        """Run in a fork. Return the exit code (negative for a signal), the output and the operations."""
+        output_path, log = out / "output.txt", out / "operations.txt"
         log.unlink(missing_ok=True)
         child = os.fork()
         if not child:
-            with said.open("w") as file:
+            with output_path.open("w") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             try:
                 if mode == "signals":
-                    signals_in(*point)
+                    send_signals_in(*point)
                 else:
                     injector.faults_arm(str(folder).encode(), MODES.index(mode), point, str(log).encode())
-                code = sft(folder, *more)
+                code = sft(folder, *options)
             except BaseException:
                 import traceback
 
@@ -66,78 +67,80 @@ def main():
             sys.stderr.flush()
             os._exit(code)
         deadline = time.monotonic() + SECONDS
-        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        while not (status := os.waitpid(child, os.WNOHANG))[0]:
             if time.monotonic() > deadline:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-                return "hangs", said.read_text(), 0
+                return "hangs", output_path.read_text(), 0
             time.sleep(0.005)
         operations = log.read_text().splitlines() if log.exists() else []
-        return os.waitstatus_to_exitcode(ended[1]), said.read_text(), operations
+        return os.waitstatus_to_exitcode(status[1]), output_path.read_text(), operations
 
-    draw_nothing()
+    replace_plots()
     sft(out / "warm")  # imports, caches
     gc.collect()
-    gc.freeze()  # the libraries collect garbage now and then; nothing of what was imported is
-    whole = out / "whole"
-    code, said, operations = forked(whole, "count", 0)
-    assert code == 0, said
-    expected = result_of(whole)
+    gc.freeze()  # so that garbage collections in the forks skip the imported libraries
+    complete = out / "complete"
+    code, output, operations = run_forked(complete, "count", 0)
+    assert code == 0, output
+    expected = read_result(complete)
     print(json.dumps({"operations": operations}), flush=True)
-    points = choose(task, len(operations))
+    points = choose_points(task, len(operations))
     for number, (mode, point) in enumerate(points):
-        began = time.monotonic()
+        started = time.monotonic()
         folder = out / f"{mode}-{number}"
-        ended, said, done = forked(folder, mode, point)
-        resumed, said_again, _ = forked(folder, "count", 0, "--resume") if ended else (0, "", 0)
-        same = resumed == 0 and result_of(folder) == expected
-        found = {
+        exit_code, output, operations_done = run_forked(folder, mode, point)
+        resumed, resumed_output, _ = run_forked(folder, "count", 0, "--resume") if exit_code else (0, "", 0)
+        same = resumed == 0 and read_result(folder) == expected
+        result = {
             "mode": mode,
             "point": point,
-            "operation": None if mode == "signals" or len(done) < point else done[point - 1].split(" ", 1)[1],
-            "ended": ended,
+            "operation": None
+            if mode == "signals" or len(operations_done) < point
+            else operations_done[point - 1].split(" ", 1)[1],
+            "exit_code": exit_code,
             "resumed": resumed,
             "same": same,
             "folder": str(folder),
-            "seconds": round(time.monotonic() - began, 2),
+            "seconds": round(time.monotonic() - started, 2),
         }
         if not same:
-            found |= {"said": said, "said_again": said_again}
-        elif ended != -9:
-            found |= {"said": said}
-        print(json.dumps(found), flush=True)
+            result |= {"output": output, "resumed_output": resumed_output}
+        elif exit_code != -9:
+            result |= {"output": output}
+        print(json.dumps(result), flush=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def choose(task, count):
-    """Pairs of a mode and the number of an operation, or of "signals" and a phase with its signals."""
-    every, draw = range(1, count + 1), random.Random(task["seed"])
+def choose_points(task, count):
+    """Return pairs of a mode and the number of an operation, or of "signals" and a phase with its signals."""
+    all_numbers, generator = range(1, count + 1), random.Random(task["seed"])
     points = [("signals", phase) for phase in task["signals"]]
     for mode in task["modes"]:
-        numbers = every if task["count"] == "all" else draw.sample(every, int(task["count"]))
+        numbers = all_numbers if task["count"] == "all" else generator.sample(all_numbers, int(task["count"]))
         points += [(mode, number) for number in numbers]
     return points
 
 
-def draw_nothing():
-    """Matplotlib would take half of so small a run."""
+def replace_plots():
+    """Replace plots by constant bytes, because Matplotlib would take half the time of such a small run."""
     from matplotlib.figure import Figure
 
     Figure.savefig = lambda self, file, **kwargs: file.write(b"a picture")
 
 
-def result_of(folder):
-    """The bytes of the adapter and the metrics without their times, of the newest run."""
+def read_result(folder):
+    """Return the adapter's bytes, the metrics without times, and leftover temporary files of the newest run."""
     run = max(folder.glob("run-*/adapter/adapter_model.safetensors"), default=None)
     if run is None:
         return None
     rows = [json.loads(line) for line in (run.parents[1] / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row.pop("seconds", None)
-    left = sorted(
+    temporary_files = sorted(
         p.name for p in run.parents[1].rglob("*") if p.name.endswith(".part") or p.name.startswith(".adapter")
     )
-    return run.read_bytes(), rows, left
+    return run.read_bytes(), rows, temporary_files
 
 
 if __name__ == "__main__":

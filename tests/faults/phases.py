@@ -1,4 +1,4 @@
-"""Sends a process signals in the middle of a phase of a run."""
+"""Signals that a process sends to itself in the middle of a phase of a run."""
 
 import os
 import signal
@@ -23,19 +23,19 @@ PHASES = {
     "saving the adapter": (fine_tune, "save_adapter", 1),
     "comparing": (compare, "compare_with_base", 1),
 }
-"""Whose function is entered when the signals come, and in which of its calls."""
+"""Phase -> owner, name and call number of the function in which the signals arrive."""
 
 
-def signals_in(phase, names):
-    """From now on this process signals itself when the phase is entered."""
-    owner, name, which = PHASES[phase]
+def send_signals_in(phase, signal_names):
+    """Make this process send itself the signals when the phase begins."""
+    owner, name, call_number = PHASES[phase]
     stock, calls = getattr(owner, name), []
 
-    def entered(*args, **kwargs):
+    def call_and_signal(*args, **kwargs):
         calls.append(0)
-        if len(calls) == which:
-            for number in names:
-                os.kill(os.getpid(), getattr(signal, number))
+        if len(calls) == call_number:
+            for signal_name in signal_names:
+                os.kill(os.getpid(), getattr(signal, signal_name))
         return stock(*args, **kwargs)
 
-    setattr(owner, name, entered)
+    setattr(owner, name, call_and_signal)
