@@ -29,6 +29,7 @@ class Ids:
     def __init__(self, number: int) -> None:
         self.input_ids = [(number * 31 + i * 17) % 40_000 + 10 for i in range(40)]
         self.labels = self.input_ids
+        self.supervised_tokens = len(self.labels) - 1
 
 
 def main() -> None:

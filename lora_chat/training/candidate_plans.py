@@ -1,7 +1,6 @@
 """Training plans with the same result and smaller micro-batches, for data that does not fit in memory."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from lora_chat.config.plan import TrainingPlan
 
@@ -41,7 +40,7 @@ def changed_settings(before: TrainingPlan, after: TrainingPlan) -> dict[str, str
     return {name: str(new).lower() for name, (old, new) in pairs.items() if old != new}
 
 
-def update_identity(plan: TrainingPlan, identity: Mapping[str, Any]) -> dict[str, Any]:
+def update_identity(plan: TrainingPlan, identity: Mapping[str, object]) -> dict[str, object]:
     """Return a run's identity with the training settings of the plan."""
     fields = {f"training.{name}": value for name, value in plan.model_dump(mode="json").items()}
     return {**identity, **{name: value for name, value in fields.items() if name in identity}}

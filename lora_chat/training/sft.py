@@ -36,7 +36,7 @@ from lora_chat.training.fast_path.select import FastPath, find_fast_path
 from lora_chat.training.progress_bar import ProgressView, open_progress_view
 from lora_chat.training.sft_config import make_sft_config
 from lora_chat.training.stop_request import StopRequest, TrainingNotStarted, catch_stop_signals
-from lora_chat.training.training_run import EncodedRow, TrainingResult, TrainingRun
+from lora_chat.training.training_run import TrainingResult, TrainingRun, make_dataset, measure_lengths
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -118,9 +118,9 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
         logger.info(note)
     return PreparedTraining(
         fast_path=fast_path,
-        train_dataset=_make_dataset(run.train_rows),
-        validation_dataset=_make_dataset(run.validation_rows) if run.evaluate_each_epoch else None,
-        lengths=_measure_lengths(run.train_rows),
+        train_dataset=make_dataset(run.train_rows),
+        validation_dataset=make_dataset(run.validation_rows) if run.evaluate_each_epoch else None,
+        lengths=measure_lengths(run.train_rows),
         earlier_metrics=earlier_metrics,
         view=view,
         stop_request=stop_request,
@@ -231,20 +231,6 @@ def _release_memory(model: "PeftModel") -> None:
     gc.collect()
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _measure_lengths(rows: Sequence[EncodedRow]) -> list[int]:
-    """Return the tokens of each row; rows on disk have a list of them."""
-    return rows.lengths.tolist() if hasattr(rows, "lengths") else [len(row.input_ids) for row in rows]
-
-
-def _make_dataset(rows: Sequence[EncodedRow]) -> "Dataset":
-    """Return a dataset with ids and labels only, because another column could steer TRL; rows on disk have one."""
-    from datasets import Dataset
-
-    if hasattr(rows, "dataset"):
-        return rows.dataset
-    return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
 
 
 def _cast_adapter(model: "PeftModel", dtype: torch.dtype) -> None:

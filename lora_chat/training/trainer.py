@@ -21,7 +21,7 @@ Batch = dict[str, Any]
 class PackedSFTTrainer(SFTTrainer):
     """SFTTrainer whose loss of a step is the mean cross entropy of the step's supervised tokens."""
 
-    def __init__(self, *, lm_head: SupervisedLMHead | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, lm_head: SupervisedLMHead | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self._lm_head = lm_head
         """LM head for supervised positions; None if the model's own forward computes the logits."""
@@ -38,7 +38,7 @@ class PackedSFTTrainer(SFTTrainer):
         """Reset the record of the current optimizer step."""
         self.step_loss, self.step_tokens, self.step_batches = 0.0, 0, ()
 
-    def training_step(self, model: torch.nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: torch.nn.Module, inputs: Batch, *args: object, **kwargs: object) -> torch.Tensor:
         """Run forward and backward of all micro-batches. Return the summed loss, detached."""
         count = _count_supervised_tokens(inputs)
         self.supervised_tokens = self.supervised_tokens + count
@@ -49,7 +49,7 @@ class PackedSFTTrainer(SFTTrainer):
         return loss
 
     def _run_micro_batches(
-        self, model: torch.nn.Module, inputs: Batch, count: "int | torch.Tensor", *args: Any, **kwargs: Any
+        self, model: torch.nn.Module, inputs: Batch, count: "int | torch.Tensor", *args: object, **kwargs: object
     ) -> torch.Tensor:
         """Run forward and backward, divided by `count` supervised tokens. Return the loss, detached."""
         if "micro_batches" not in inputs:
@@ -70,10 +70,10 @@ class PackedSFTTrainer(SFTTrainer):
         assert output_dir is not None
         write_peft_adapter(self.model, Path(output_dir))
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
         """Skip TRL's model card, because a checkpoint is not shared."""
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Return validation metrics, or none if a signal stopped it; a resumed run measures them then.
 
         The random state is restored, because a data loader draws a number and would change the dropout of later steps.
@@ -103,7 +103,7 @@ class PackedSFTTrainer(SFTTrainer):
         return [device] if device.type == "cuda" else []
 
     def prediction_step(
-        self, model: torch.nn.Module, inputs: Batch, *args: Any, **kwargs: Any
+        self, model: torch.nn.Module, inputs: Batch, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Return the loss of a validation batch."""
         if "micro_batches" not in inputs:

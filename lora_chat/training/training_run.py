@@ -1,4 +1,4 @@
-"""The input and the result of one training."""
+"""The input and the result of one training, and its rows as a dataset."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +9,7 @@ from lora_chat.config.plan import TrainingPlan
 from lora_chat.training.candidate_plans import update_identity
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 
 
 class EncodedRow(Protocol):
-    """An encoded dialogue: token ids and labels, both (length,)."""
+    """An encoded dialogue: token ids and labels, both (length,), and the number of tokens with loss."""
 
     @property
     def input_ids(self) -> list[int]: ...
     @property
     def labels(self) -> list[int]: ...
+    @property
+    def supervised_tokens(self) -> int: ...
 
 
 def locate_nothing(rows: Sequence[Sequence[int]]) -> Sequence[tuple[str, int]]:
@@ -88,3 +91,17 @@ class TrainingResult:
     """Number of the signal that asked to stop, or 0."""
     plan: TrainingPlan
     """The plan that was trained. Its micro-batches may be smaller than requested."""
+
+
+def measure_lengths(rows: Sequence[EncodedRow]) -> list[int]:
+    """Return the tokens of each row; rows on disk have a list of them."""
+    return rows.lengths.tolist() if hasattr(rows, "lengths") else [len(row.input_ids) for row in rows]
+
+
+def make_dataset(rows: Sequence[EncodedRow]) -> "Dataset":
+    """Return a dataset with ids and labels only, because another column could steer TRL; rows on disk have one."""
+    from datasets import Dataset
+
+    if hasattr(rows, "dataset"):
+        return rows.dataset
+    return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})

@@ -134,7 +134,7 @@ def find_signal_failure(phase, signal_names, exit_code, folder, output):
     if exit_code != SIGNAL_EXIT_CODES[signal_names[-1]]:
         return f"exited with {exit_code}"
     if phase == "encoding":
-        expected_texts = ["nothing was begun"]
+        expected_texts = ["Stopped before the run began."]
     elif phase in ("comparing", "the last step"):
         expected_texts = ["The adapter is saved", "lora-chat eval"]
     else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -42,7 +42,7 @@ class CheckpointPolicy:
 
     folder: Path
     settings: CheckpointSection
-    identity: Mapping[str, Any]
+    identity: Mapping[str, object]
     """Fields that identify the run; each manifest records them."""
     resume: CommittedCheckpoint | None = None
 

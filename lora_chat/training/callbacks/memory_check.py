@@ -16,6 +16,7 @@ from lora_chat.training.stop_request import TrainingNotStarted
 
 if TYPE_CHECKING:
     from lora_chat.training.trainer import PackedSFTTrainer
+    from lora_chat.training.training_run import EncodedRow
 
 
 class MemoryCheckCallback(TrainerCallback):
@@ -24,7 +25,7 @@ class MemoryCheckCallback(TrainerCallback):
     def __init__(
         self,
         trainer: "PackedSFTTrainer",
-        rows: Sequence[Any],
+        rows: "Sequence[EncodedRow]",
         lengths: Sequence[int],
         plan: TrainingPlan,
         *,
@@ -100,7 +101,7 @@ class MemoryCheckCallback(TrainerCallback):
         return {"input_ids": row.input_ids, "labels": row.labels}
 
 
-def _dry_run_optimizer(optimizer: Any) -> None:
+def _dry_run_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Make the optimizer allocate its state and delete it again; a resumed optimizer has its state already."""
     unwrapped = getattr(optimizer, "optimizer", optimizer)
     if unwrapped.state:
