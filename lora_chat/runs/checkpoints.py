@@ -43,7 +43,7 @@ class CommittedCheckpoint:
     folder: Path
     step: int
     """Number of optimizer steps before it."""
-    identity: Mapping[str, Any]
+    identity: Mapping[str, object]
     """Fields that decide what the run trains."""
     signed_by_user: bool = False
     """Whether this user's key signed it."""
@@ -57,7 +57,7 @@ class DamagedCheckpoint:
     reason: str
 
 
-def commit_checkpoint(folder: Path, identity: Mapping[str, Any]) -> CommittedCheckpoint:
+def commit_checkpoint(folder: Path, identity: Mapping[str, object]) -> CommittedCheckpoint:
     """Sync a written checkpoint and write its manifest. Raise OSError; the checkpoint is then not used."""
     step = _parse_step(folder)
     if step is None:
@@ -68,7 +68,7 @@ def commit_checkpoint(folder: Path, identity: Mapping[str, Any]) -> CommittedChe
         files.append(
             {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": digest_file(path)}
         )
-    manifest: dict[str, Any] = {"step": step, "identity": dict(identity), "files": files}
+    manifest: dict[str, object] = {"step": step, "identity": dict(identity), "files": files}
     for inner in sorted({folder, *(path.parent for path in _list_files(folder))}):
         fsync_path(inner)
     signed_by_user = _write_signed(folder, manifest)
@@ -86,7 +86,7 @@ def sign_checkpoint(checkpoint: CommittedCheckpoint) -> CommittedCheckpoint:
     return replace(checkpoint, signed_by_user=_write_signed(checkpoint.folder, manifest))
 
 
-def _write_signed(folder: Path, manifest: dict[str, Any]) -> bool:
+def _write_signed(folder: Path, manifest: dict[str, object]) -> bool:
     """Write a manifest, signed if the user has a key. Return whether it was signed."""
     with suppress(OSError, LoraChatError):
         manifest["mac"] = sign(_SIGNATURE_PURPOSE, _digest_manifest(manifest).encode("ascii"))
@@ -96,7 +96,7 @@ def _write_signed(folder: Path, manifest: dict[str, Any]) -> bool:
     return "mac" in manifest
 
 
-def _pop_and_check_signature(manifest: dict[str, Any]) -> bool:
+def _pop_and_check_signature(manifest: dict[str, object]) -> bool:
     """Remove the signature from a manifest, whose digest is removed already. Return whether this user's key made it."""
     signature = manifest.pop("mac", None)
     with suppress(OSError, LoraChatError):
@@ -225,5 +225,5 @@ def _is_folder(path: Path) -> bool:
     return stat.S_ISDIR(path.lstat().st_mode)
 
 
-def _digest_manifest(manifest: Mapping[str, Any]) -> str:
+def _digest_manifest(manifest: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

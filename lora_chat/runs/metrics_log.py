@@ -3,17 +3,19 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lora_chat.system.atomic_write import write_text_atomically
 from lora_chat.system.bounded_files import MAX_LOG_BYTES, parse_bounded_json, read_bytes
+
+MetricsRow = dict[str, float]
+"""A row of the metrics file: figures of a step by their names."""
 
 
 @dataclass(frozen=True)
 class MetricsLog:
     """The rows of a metrics file."""
 
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[MetricsRow, ...]
 
     @property
     def supervised_tokens(self) -> int:
@@ -30,13 +32,13 @@ class MetricsLog:
         return any(row["step"] == step and "validation_loss" in row for row in self.rows)
 
     @property
-    def _last_training_row(self) -> dict[str, Any]:
+    def _last_training_row(self) -> MetricsRow:
         return next((row for row in reversed(self.rows) if "loss" in row), {})
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[MetricsRow]:
     """Return the rows of a metrics file up to the first damaged line, such as an unfinished last one."""
-    rows: list[dict[str, Any]] = []
+    rows: list[MetricsRow] = []
     raw = read_bytes(path, MAX_LOG_BYTES) if path.exists() else b""
     for line in raw.decode("utf-8", errors="replace").splitlines():
         try:
@@ -49,7 +51,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return value is None or isinstance(value, int | float)
 
 

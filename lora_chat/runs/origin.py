@@ -127,8 +127,8 @@ def find_foreign_reason(run: RunFolder, *, resuming: bool = False) -> str | None
     return f"{hint}{changed} does not match its signature." if changed else None
 
 
-def _build_signed_origin(files: Mapping[str, str], open_files: Iterable[str] = ()) -> dict[str, Any]:
-    origin: dict[str, Any] = {"version": 1, "files": dict(files)}
+def _build_signed_origin(files: Mapping[str, str], open_files: Iterable[str] = ()) -> dict[str, object]:
+    origin: dict[str, object] = {"version": 1, "files": dict(files)}
     if names := sorted(open_files):
         origin["open"] = names
     return origin | {"mac": sign(_SIGNATURE_PURPOSE, _encode_for_signing(origin))}
@@ -158,7 +158,7 @@ def _try_read_signed_origin(run: RunFolder) -> tuple[dict[str, str], set[str]] |
     return None
 
 
-def _encode_for_signing(origin: dict[str, Any]) -> bytes:
+def _encode_for_signing(origin: dict[str, object]) -> bytes:
     return json.dumps(origin, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 

@@ -149,11 +149,11 @@ class RunFolder:
         """Write a text file of the run; a failure leaves the old file."""
         write_text_atomically(path, text, "a file of the run")
 
-    def write_json(self, path: Path, value: Any) -> None:
+    def write_json(self, path: Path, value: object) -> None:
         """Write a JSON file of the run."""
         self.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
-    def write_lines(self, path: Path, rows: Iterable[Any]) -> None:
+    def write_lines(self, path: Path, rows: Iterable[object]) -> None:
         """Write JSON lines of the run, one row at a time."""
         with atomic_output_file(path, "a file of the run") as file:
             file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows)
