@@ -27,7 +27,7 @@ def write(parent, step):
     return folder
 
 
-def test_what_was_committed_verifies(tmp_path):
+def test_committed_checkpoint_verifies(tmp_path):
     folder = write(tmp_path, 7)
     with pytest.raises(DamagedCheckpointError, match="not finished"):
         verify_checkpoint(folder)
@@ -65,7 +65,7 @@ def damage(path, kind, draw):
     path.write_bytes(content)
 
 
-def test_every_damage_is_found_and_the_one_before_is_taken(tmp_path):
+def test_damage_is_found_and_the_previous_checkpoint_is_used(tmp_path):
     for step in (3, 9):
         commit_checkpoint(write(tmp_path, step), IDENTITY)
     whole = tmp_path / "whole"
@@ -97,7 +97,7 @@ def _means_the_same(after, folder):
     return one == other
 
 
-def test_all_damaged_is_none(tmp_path):
+def test_no_checkpoint_is_found_if_all_are_damaged(tmp_path):
     for step in (3, 9):
         commit_checkpoint(write(tmp_path, step), IDENTITY)
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").unlink()
@@ -106,7 +106,7 @@ def test_all_damaged_is_none(tmp_path):
     assert len(aside) == 2
 
 
-def test_older_ones_go_only_behind_newer_commits(tmp_path):
+def test_older_checkpoints_are_deleted_only_after_newer_commits(tmp_path):
     for step in (1, 2, 10):
         commit_checkpoint(write(tmp_path, step), IDENTITY)
     write(tmp_path, 0)  # half deleted by a process that was killed

@@ -79,7 +79,7 @@ def test_a_field_that_chooses_code_is_refused_by_name_at_any_depth(change):
 
 
 @pytest.mark.parametrize("config", HARMLESS, ids=str)
-def test_built_in_words_pass(config):
+def test_built_in_choices_pass(config):
     check_no_remote_code(config, "config.json")
 
 
@@ -192,7 +192,7 @@ def test_a_loaded_config_that_chooses_code_is_refused(altered):
         read_config(LocalBase("base", folder))
 
 
-def test_an_adapter_in_a_base_folder_is_followed_by_nothing(altered, random_base):
+def test_adapter_in_a_base_folder_is_ignored_or_refused(altered, random_base):
     folder = altered({})
     other = random_base("gpt2")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(other)}))
@@ -210,7 +210,7 @@ def test_an_adapter_in_a_base_folder_is_followed_by_nothing(altered, random_base
             step()
 
 
-def test_a_folder_with_nothing_but_an_adapter_is_no_base(altered, random_base, tmp_path):
+def test_folder_with_only_an_adapter_is_refused(altered, random_base, tmp_path):
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(random_base("gpt2"))}))
@@ -219,7 +219,7 @@ def test_a_folder_with_nothing_but_an_adapter_is_no_base(altered, random_base, t
             step(BaseSection(name=str(alone)))
 
 
-def test_verify_does_not_say_of_a_refused_base_that_the_adapter_fits(altered, capsys):
+def test_verify_reports_no_match_for_a_refused_base(altered, capsys):
     assert main(["verify", str(PARCEL), "--base", str(altered({"rms_norm_eps": 0.5}))]) == IntegrityError.exit_code
     told = capsys.readouterr().out
     assert "FAILED  base" in told

@@ -178,7 +178,7 @@ ODD_FILES = {
 
 @pytest.mark.parametrize("name", ODD_FILES)
 @pytest.mark.parametrize("use", ["data", "questions", "template", "recipe"])
-def test_what_is_no_plain_file_is_not_waited_for(tmp_path, name, use, tiny_tokenizer):
+def test_special_file_does_not_block(tmp_path, name, use, tiny_tokenizer):
     if use == "recipe" and name in ("a FIFO", "a terminal"):
         pytest.skip("a shell may hand over a recipe in a pipe")
     path = tmp_path / "odd.jsonl"
@@ -204,7 +204,7 @@ def test_a_folder_of_too_many_files_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_millions_of_faulty_rows_are_not_read_to_the_end(tmp_path, cache_home, tiny_tokenizer, packed):
+def test_reading_stops_at_too_many_faulty_rows(tmp_path, cache_home, tiny_tokenizer, packed):
     path, raw = tmp_path / "rows", b"x\n" * 3_000_000
     path.write_bytes(gzip.compress(raw, 1) if packed else raw)
     section = DataSection(train=str(path), workers=1, skip_bad=50)

@@ -206,7 +206,7 @@ def test_links_of_the_hubs_cache_are_followed(base, tmp_path):
 
 
 @pytest.mark.parametrize("trick", ["outside", "through", "blobs", "fifo", "missing", "folder", "elsewhere"])
-def test_links_that_only_look_like_the_hubs_are_refused(base, tmp_path, outside, trick):
+def test_refuses_links_that_imitate_the_hubs(base, tmp_path, outside, trick):
     repository, snapshot = make_hub_cache(tmp_path / "hub", base)
     link = snapshot / "config.json"
     blob = repository / "blobs" / link.readlink().name
@@ -288,14 +288,14 @@ def plant_links(run, names, outside):
     return {run.with_name(f"copy-of-{name}"): run.with_name(f"copy-of-{name}").read_bytes() for name in names}
 
 
-def test_eval_writes_through_no_link(run, outside, unchecked):
+def test_eval_follows_no_link(run, outside, unchecked):
     before = plant_links(run, WRITTEN_BY_EVAL, outside)
     assert main(["eval", str(run)]) == 0
     assert {path: path.read_bytes() for path in before} == before
     assert all(not (run / name).is_symlink() for name in WRITTEN_BY_EVAL)
 
 
-def test_sft_resume_writes_through_no_link(run, outside, unchecked, capsys):
+def test_sft_resume_follows_no_link(run, outside, unchecked, capsys):
     # A link at a signed file makes the run a stranger's, which is refused before anything is written.
     names = [name for name in WRITTEN_BY_SFT if name not in ("identity.json", "validation.jsonl")]
     before = plant_links(run, names, outside)
@@ -309,7 +309,7 @@ def test_sft_resume_writes_through_no_link(run, outside, unchecked, capsys):
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "fifo"])
-def test_resume_refuses_a_lock_that_is_no_file(run, outside, unchecked, kind, capsys):
+def test_resume_refuses_a_lock_that_is_not_a_file(run, outside, unchecked, kind, capsys):
     (run / "result.json").unlink()
     plant(run / ".lock", kind, outside)
     assert main(["sft", "recipes/smoke.yaml", "--resume", str(run)]) == IntegrityError.exit_code
@@ -327,7 +327,7 @@ def test_audit_replaces_a_link_at_its_target(cache_home, tmp_path, outside):
     assert stat.S_IMODE(to.stat().st_mode) == 0o600
 
 
-def test_a_run_and_the_cache_can_be_read_by_their_owner_alone(made_run, cache_home):
+def test_only_the_owner_can_read_runs_and_the_cache(made_run, cache_home):
     assert stat.S_IMODE(made_run.stat().st_mode) == 0o700
     for place in (made_run, cache_home / "lora-chat"):
         for path in place.rglob("*"):
@@ -366,7 +366,7 @@ def test_a_checkpoint_with_a_special_file_is_not_digested(checkpoint, outside, k
         verify_checkpoint(checkpoint)
 
 
-def test_a_link_to_a_folder_is_no_checkpoint(checkpoint, tmp_path):
+def test_link_to_a_folder_is_not_a_checkpoint(checkpoint, tmp_path):
     checkpoint.with_name("checkpoint-9").symlink_to(tmp_path)
     found, aside = find_newest_checkpoint(checkpoint.parent)
     assert found is not None
@@ -375,13 +375,13 @@ def test_a_link_to_a_folder_is_no_checkpoint(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' + "[" * 5000 + "]" * 5000 + "}", "[]", "\xff"])
-def test_a_manifest_or_state_that_nobody_could_read_is_damage(checkpoint, text):
+def test_oversized_manifest_or_state_counts_as_damage(checkpoint, text):
     (checkpoint / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(DamagedCheckpointError, match="manifest"):
         verify_checkpoint(checkpoint)
 
 
-def test_a_nested_trainer_state_is_damage(checkpoint):
+def test_deeply_nested_trainer_state_counts_as_damage(checkpoint):
     (checkpoint / "trainer_state.json").write_text('{"a":' + "[" * 500 + "]" * 500 + "}")
     (checkpoint / "manifest.json").unlink()
     commit_checkpoint(checkpoint, {})
@@ -545,7 +545,7 @@ def test_the_configs_of_known_bases_are_within_bounds():
     check_config_limits({"num_hidden_layers": 61, "n_routed_experts": 384, "time_step_limit": [0.0, float("inf")]}, "x")
 
 
-def test_a_config_that_means_more_weights_than_there_are_is_not_loaded(base):
+def test_refuses_config_with_more_weights_than_the_files(base):
     from lora_chat.config.plan import plan_precision
     from lora_chat.config.recipe import QuantizationSection
     from lora_chat.models.base_model import load_base_model
@@ -636,7 +636,7 @@ def with_pattern(base, pattern):
     ("pattern", "text"),
     [("^(a|a|aa)+$", "a" * 60 + "!"), ("(?:a|a){18}[bc]", "a" * 1500 + "c"), ("(x+x+)+y", "x" * 60)],
 )
-def test_a_pattern_that_backtracks_is_given_up(base, pattern, text, monkeypatch):
+def test_backtracking_pattern_times_out(base, pattern, text, monkeypatch):
     """oniguruma gives up one attempt after ten million steps, and starts again at every character."""
     from lora_chat.data.encoding import tokenizer as tokenizer_module
 
@@ -653,7 +653,7 @@ def test_a_usual_pattern_is_encoded_as_before(base):
     assert TextTokenizer(tokenizer).tokenize(["ab 12"])[0].ids == tokenizer.encode("ab 12", add_special_tokens=False)
 
 
-def test_a_panic_of_a_library_is_one_message(monkeypatch, capsys):
+def test_library_panic_gives_one_message(monkeypatch, capsys):
     from lora_chat.commands import verify
 
     panic = type("PanicException", (BaseException,), {})

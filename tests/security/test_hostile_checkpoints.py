@@ -76,7 +76,7 @@ def refused(folder, model, *words):
     assert all(word in str(caught.value) for word in (str(folder), *words)), str(caught.value)
 
 
-def test_the_control_is_continued(folder, model):
+def test_unchanged_checkpoint_is_resumed(folder, model):
     check_checkpoint_content(verify_checkpoint(folder), model)
 
 
@@ -136,7 +136,7 @@ ODD = {
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("name", PICKLED[:2])
-def test_odd_tensors_are_refused(folder, model, name, odd):
+def test_refuses_invalid_tensors(folder, model, name, odd):
     ODD[odd](folder / name)
     refused(folder, model, name)
 
@@ -162,7 +162,7 @@ def test_another_state_is_refused(folder, model, change):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"global_step": NaN}', '{"a": 1, "a": 2}'])
-def test_a_state_that_is_no_state_is_refused(folder, model, text):
+def test_refuses_invalid_state(folder, model, text):
     (folder / STATE).write_text(text)
     (folder / MANIFEST).unlink()
     whole = commit_checkpoint(folder, {})

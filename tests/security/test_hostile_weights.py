@@ -83,7 +83,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("kind", HEADERS)
-def test_a_header_that_is_odd_is_refused(made, fits, kind):
+def test_refuses_invalid_header(made, fits, kind):
     path = made[0] / NAME
     table, body = _table(path.read_bytes())
     path.write_bytes(_built(HEADERS[kind](table), body))
@@ -110,7 +110,7 @@ TYPES = [
 
 @pytest.mark.parametrize("type_", TYPES, ids=str)
 @pytest.mark.parametrize("which", ["one", "all"])
-def test_a_type_that_no_adapter_has_is_refused(made, fits, type_, which):
+def test_refuses_unexpected_dtype(made, fits, type_, which):
     good = load_file(made[0] / NAME)
     odd = {name: torch.ones(t.shape).to(type_) if which == "all" or name == A else t for name, t in good.items()}
     (made[0] / NAME).write_bytes(save(odd))
@@ -119,7 +119,7 @@ def test_a_type_that_no_adapter_has_is_refused(made, fits, type_, which):
 
 
 @pytest.mark.parametrize("half", [A, B])
-def test_halves_of_two_types_are_refused(made, fits, half):
+def test_refuses_mixed_dtypes(made, fits, half):
     good = load_file(made[0] / NAME)
     raw = save({**good, half: good[half].half()})
     (made[0] / NAME).write_bytes(raw)
@@ -133,7 +133,7 @@ def test_halves_of_two_types_are_refused(made, fits, half):
 
 
 @pytest.mark.parametrize("type_", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_the_control_fits(made, fits, type_):
+def test_unchanged_adapter_fits(made, fits, type_):
     good = load_file(made[0] / NAME)
     (made[0] / NAME).write_bytes(save({name: tensor.to(type_) for name, tensor in good.items()}))
     fits()

@@ -120,7 +120,7 @@ def directives(text):
         ("FROM x\nSYSTEM a\u200db\u00a0c\x07\n", [("from", None, "x"), ("system", None, "abc")]),
     ],
 )
-def test_the_reader_reads_as_ollama_does(text, found):
+def test_reader_parses_like_ollama(text, found):
     assert directives(text) == found
 
 
@@ -174,7 +174,7 @@ def test_a_message_that_a_modelfile_would_change_is_refused(written, system):
 
 
 @pytest.mark.parametrize("system", ["", " ", "\n", '"a" b', "# x", "a\tb\r\nFROM x\n", "\\", "é我🙂", 'say ""' + " "])
-def test_a_message_stays_as_it_is(written, system):
+def test_message_is_written_unchanged(written, system):
     found = {name: text for name, key, text in directives(written(system=system)) if key is None}
     assert found["system"] == system
     assert found["from"] == "./model.gguf"

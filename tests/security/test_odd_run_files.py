@@ -107,7 +107,7 @@ READ = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_a_file_of_another_shape_is_one_message(name, run, call):
+def test_file_of_another_shape_gives_one_message(name, run, call):
     for shape in SHAPES:
         (run / name).write_text(shape)
         for command in READ[name]:
@@ -120,7 +120,7 @@ def test_a_file_of_another_shape_is_one_message(name, run, call):
     [(field, odd) for field in ("peak_bytes", "seconds") for odd in ("x", [], {}, True, 0, -1, 1e300)]
     + [("peak_bytes", None)],
 )
-def test_a_record_that_sft_would_not_write_is_damage(side, field, odd, run, call):
+def test_impossible_record_counts_as_damage(side, field, odd, run, call):
     result = json.loads((run / "result.json").read_text())
     assert call("history")[0] == 0
     result["forecast"][side][field] = odd
@@ -132,7 +132,7 @@ def test_a_record_that_sft_would_not_write_is_damage(side, field, odd, run, call
 
 
 @pytest.mark.parametrize("record", [3, "x", [1], {}, {"quantization": 4}, {"quantization": "none"}])
-def test_a_record_that_is_no_record_is_damage_or_none(record, run, call):
+def test_invalid_record_counts_as_damaged_or_missing(record, run, call):
     result = json.loads((run / "result.json").read_text()) | {"forecast": record}
     (run / "result.json").write_text(json.dumps(result))
     assert call("history")[0] == (7 if record else 2)
@@ -149,7 +149,7 @@ def test_metrics_under_two_names_are_not_written_in_place(tmp_path):
     assert mine.read_bytes() == before
 
 
-def test_what_a_run_rewrites_leaves_the_other_names_of_its_files(run, call, tmp_path):
+def test_rewriting_a_file_keeps_its_hard_links(run, call, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     names = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}

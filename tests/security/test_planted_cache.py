@@ -19,13 +19,13 @@ TEXTS = ["", "null", "[]", "3", "{}", '{"sizes": []}', '{"sizes": {}, "ledger": 
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_ledger_that_is_none_is_made_again(tmp_path, text):
+def test_invalid_ledger_is_rebuilt(tmp_path, text):
     (tmp_path / LEDGER_FILE).write_bytes(text.encode("utf-8", "surrogatepass"))
     assert not DialogueStore(tmp_path).is_complete
 
 
 @pytest.mark.parametrize("text", [*TEXTS, '{"config.json": 1}', '{"../../x": 0}', '{"config.json": NaN}'])
-def test_a_base_that_is_none_is_made_again(tmp_path, text):
+def test_invalid_bundled_base_is_rebuilt(tmp_path, text):
     (tmp_path / "complete.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     (tmp_path / "config.json").write_text("{")
     assert not _is_complete(tmp_path)
@@ -57,7 +57,7 @@ def test_units_of_another_shape_are_refused(tmp_path, units):
         _ = _planted(tmp_path, pa.table(ROW), pa.table(units)).digests
 
 
-def test_bytes_that_are_no_table_are_refused(tmp_path):
+def test_refuses_invalid_table(tmp_path):
     _planted(tmp_path, pa.table(ROW), pa.table(UNIT))
     for raw in (b"", b"\xff" * 64, b"\xff\xff\xff\xff\xff\xff\xff\x7f" + b"\0" * 64):
         (tmp_path / ROWS_FILE).write_bytes(raw)
@@ -83,7 +83,7 @@ NOTE = {"dialogues": 1, "counts": {"secret": 1}, "findings": [], "shares": {}, "
         json.dumps(NOTE | {"counts": {}, "refused": ["x"]}),
     ],
 )
-def test_an_audit_that_is_damaged_is_made_again(cache_home, tiny_tokenizer, tmp_path, text):
+def test_damaged_audit_is_repeated(cache_home, tiny_tokenizer, tmp_path, text):
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "Mail bob@corp-mail.com"}]}
     (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
     section = DataSection(train=str(tmp_path / "d.jsonl"), workers=1)
@@ -101,6 +101,6 @@ def test_an_audit_that_is_damaged_is_made_again(cache_home, tiny_tokenizer, tmp_
 
 
 @pytest.mark.parametrize("text", [*TEXTS, '{"commit": "%s", "files": {}}' % ("a" * 40), '{"commit": "x", "files": []}'])
-def test_a_note_of_the_hub_that_is_damaged_is_passed_over(tmp_path, text):
+def test_damaged_cached_commit_is_ignored(tmp_path, text):
     (tmp_path / "note.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     assert _read_note("a/b", tmp_path / "note.json") is None

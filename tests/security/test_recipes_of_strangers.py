@@ -47,14 +47,14 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=range(len(NUMBERS)))
-def test_a_number_without_end_is_refused(recipe, number):
+def test_refuses_infinite_number(recipe, number):
     for key in ("max_steps", "effective_batch_size", "micro_batch_tokens", "seed"):
         assert "mine.yaml:2" in refused(recipe(f"{DATA}training: {{{key}: {number}}}"))
     assert "--set" in refused(recipe(DATA), f"checkpoint.keep={number}")
 
 
 @pytest.mark.parametrize("number", [".inf", "-.inf", ".nan", "1e400", "1" + ":59" * 5000 + ".5", "1e300"])
-def test_a_fraction_without_end_is_refused(recipe, number):
+def test_refuses_invalid_fraction(recipe, number):
     assert "mine.yaml:2" in refused(recipe(f"{DATA}training: {{epochs: {number}}}"))
     assert "mine.yaml:2" in refused(recipe(f"{DATA}adapter: {{alpha: {number}}}"))
 
@@ -65,7 +65,7 @@ def test_a_tag_that_does_not_fit_is_refused(recipe, tag, value):
     assert "mine.yaml:2" in refused(recipe(f"{DATA}training: {{epochs: !!{tag} {value}}}"))
 
 
-def test_thousands_of_faults_are_told_in_few_words(recipe):
+def test_thousands_of_faults_give_a_short_message(recipe):
     many = "".join(f"  k{number}: 1\n" for number in range(3000))
     assert "and more" in refused(recipe(f"{DATA}training:\n{many}"))
     assert "and more" in refused(recipe("data:\n  train: [" + ",".join("{pat: x}" for _ in range(1000)) + "]"))
@@ -93,7 +93,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", [*NAMES, "CON", "nul.txt", "Aux", "com1", "LPT9.a.b"])
-def test_a_run_is_called_by_a_plain_name(recipe, name):
+def test_run_name_must_be_plain(recipe, name):
     assert "output.name" in refused(recipe(DATA + yaml.safe_dump({"output": {"name": name}})))
 
 
@@ -104,7 +104,7 @@ def test_a_run_named_after_its_file_can_be_read_again(recipe, tmp_path, stem):
 
 
 @pytest.mark.parametrize("text", ["~nobody-of-this-name/x", "a\0b", LONG, "x/" * 3000])
-def test_what_is_no_path_is_told_as_such(text):
+def test_reports_invalid_path(text):
     with pytest.raises(RecipeError, match="is not a usable path"):
         expand_user_path(text)
 
@@ -127,7 +127,7 @@ def test_what_is_no_path_is_told_as_such(text):
         *((f"data: {{train: {{hub: a/b, revision: '{name}'}}}}", 8) for name in ("../../x", "refs/../x", "%2e%2e")),
     ],
 )
-def test_no_path_is_waited_for(recipe, tmp_path, cache_home, capsys, text, code):
+def test_no_path_blocks(recipe, tmp_path, cache_home, capsys, text, code):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "d.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 20
@@ -178,7 +178,7 @@ def test_a_glob_finds_what_it_found_before(tmp_path, pattern):
         assert not before
 
 
-def test_a_glob_does_not_walk_without_end(tmp_path, monkeypatch):
+def test_glob_is_bounded(tmp_path, monkeypatch):
     tree(tmp_path)
     monkeypatch.setattr(globs, "_MAX_ENTRIES", 10)
     for pattern in ("**/*", "**/*/**/*.x", "*/*/*/*"):

@@ -106,7 +106,7 @@ RECEIVED = {
 
 
 @pytest.mark.parametrize("name", RECEIVED)
-def test_going_on_with_a_received_run_needs_a_yes(name, run, call):
+def test_resuming_a_received_run_needs_consent(name, run, call):
     RECEIVED[name](run)
     before = state_of(run)
     code, said = call("--resume", run)
@@ -115,7 +115,7 @@ def test_going_on_with_a_received_run_needs_a_yes(name, run, call):
     assert state_of(run) == before
 
 
-def test_the_newest_run_may_be_a_received_one(cut, call, tmp_path):
+def test_newest_run_may_be_received(cut, call, tmp_path):
     planted = cut.with_name("r-999")
     shutil.copytree(cut, planted)
     try:
@@ -126,19 +126,19 @@ def test_the_newest_run_may_be_a_received_one(cut, call, tmp_path):
         shutil.rmtree(planted)
 
 
-def test_a_finished_received_run_is_not_taken_for_one_s_own(run, call):
+def test_finished_received_run_is_not_trusted(run, call):
     plant(run)
     (run / "result.json").write_text("{}")
     code, said = call("--resume", run)
     assert code == 7 and "treated as received" in said and "there is nothing to do" not in said
 
 
-def test_adopt_belongs_to_resume(call):
+def test_adopt_requires_resume(call):
     code, said = call("--adopt")
     assert code == 2 and "--adopt needs --resume" in said
 
 
-def test_one_s_own_goes_on_unasked_and_a_received_one_after_a_yes(run, call, monkeypatch, tmp_path):
+def test_own_run_resumes_without_and_received_run_with_consent(run, call, monkeypatch, tmp_path):
     home = tmp_path / "home"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home))  # another user
     assert call("--resume", run)[0] == 7
@@ -192,7 +192,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("name", FORGED)
-def test_a_forged_checkpoint_in_one_s_own_run_needs_a_yes(name, run):
+def test_forged_checkpoint_in_an_own_run_needs_consent(name, run):
     FORGED[name](run / "checkpoints" / "checkpoint-2")
     folder = RunFolder(run)
     identity = json.loads(folder.identity.read_text())
@@ -208,13 +208,13 @@ def test_a_forged_checkpoint_in_one_s_own_run_needs_a_yes(name, run):
     assert find_resume_point(folder, identity, ResumeRequest(str(run))).step == 1
 
 
-def test_a_manifest_reads_for_older_versions_too(run):
+def test_manifest_is_readable_by_older_versions(run):
     manifest = json.loads((run / "checkpoints" / "checkpoint-2" / "manifest.json").read_text())
     stated = manifest.pop("sha256")
     assert stated == hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def test_a_run_without_a_key_keeps_checkpoints_all_the_same(run, monkeypatch, tmp_path):
+def test_run_without_a_key_writes_checkpoints(run, monkeypatch, tmp_path):
     (tmp_path / "lora-chat").write_text("")  # no folder can be made there
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     folder = RunFolder(run)
@@ -225,7 +225,7 @@ def test_a_run_without_a_key_keeps_checkpoints_all_the_same(run, monkeypatch, tm
     assert found.step == 2 and not found.signed_by_user
 
 
-def test_what_is_open_counts_only_where_the_run_goes_on(run):
+def test_open_files_are_accepted_only_when_resuming(run):
     folder = RunFolder(run)
     plant(run)
     sign_run(folder)

@@ -45,7 +45,7 @@ COMMANDS = [["recipe", "RECIPE"], ["sft", "RECIPE"], ["plan", "RECIPE"], ["data"
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", ["XDG_CONFIG_HOME", "HF_HOME", "TMPDIR"])
-def test_every_command_refuses_it_before_it_reads_anything(tmp_path, monkeypatch, capsys, command, name):
+def test_every_command_refuses_the_setting_before_reading(tmp_path, monkeypatch, capsys, command, name):
     monkeypatch.setattr("lora_chat.config.load.read_recipe", lambda *_: pytest.fail("it went on"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(name, ".")
@@ -56,7 +56,7 @@ def test_every_command_refuses_it_before_it_reads_anything(tmp_path, monkeypatch
 
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG is for Linux")
 @pytest.mark.parametrize(("name", "folder"), [("XDG_CACHE_HOME", cache_dir), ("XDG_CONFIG_HOME", config_dir)])
-def test_a_planted_key_or_cache_in_the_working_directory_is_not_believed(tmp_path, monkeypatch, name, folder):
+def test_planted_key_or_cache_in_the_working_directory_is_ignored(tmp_path, monkeypatch, name, folder):
     (tmp_path / "lora-chat").mkdir(mode=0o700)
     (tmp_path / "lora-chat" / "user.key").write_bytes(b"k" * 32)
     (tmp_path / "lora-chat" / "user.key").chmod(0o600)

@@ -86,7 +86,7 @@ def check_untouched(ground):
 
 @as_root
 @pytest.mark.parametrize("swap", SWAPS)
-def test_a_swapped_temporary_folder_leads_nowhere(ground, swap):
+def test_swapped_temporary_folder_has_no_effect(ground, swap):
     shared = ground / "shared"
     with pytest.raises(IntegrityError, match="Somebody replaced"), atomic_folder(shared / "to", "it") as inside:
         with another_user():
@@ -100,7 +100,7 @@ def test_a_swapped_temporary_folder_leads_nowhere(ground, swap):
 
 @as_root
 @pytest.mark.parametrize("depth", [0, 1, 2])
-def test_a_swapped_parent_leads_nowhere(ground, depth):
+def test_swapped_parent_has_no_effect(ground, depth):
     parent = make_folder(ground / "shared" / "/".join("abc"[: depth + 1]))
     with atomic_folder(parent / "to", "it") as inside:
         with another_user():
@@ -120,7 +120,7 @@ def make_folder(path):
 @as_root
 @pytest.mark.parametrize("kind", ["folder", "link", "dangling", "fifo", "file"])
 @pytest.mark.parametrize("sticky", [False, True])
-def test_what_another_user_plants_at_the_final_name_is_replaced_or_refused(ground, kind, sticky):
+def test_planted_file_at_the_final_name_is_replaced_or_refused(ground, kind, sticky):
     shared = ground / "shared"
     shared.chmod(0o1777 if sticky else 0o777)
     to = shared / "to"
@@ -164,7 +164,7 @@ def test_a_folder_planted_at_the_temporary_name_is_refused(ground, monkeypatch):
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077])
-def test_a_shared_folder_that_nobody_attacks_is_written_as_any_other(ground, umask):
+def test_shared_folder_without_attack_is_written_normally(ground, umask):
     before = os.umask(umask)
     try:
         with atomic_folder(ground / "shared" / "to", "it", shared=True) as inside:
@@ -190,7 +190,7 @@ def test_a_child_process_can_use_the_pinned_path(ground):
     assert (ground / "shared" / "to" / "file").read_text() == "child"
 
 
-def test_parents_that_are_made_are_closed_to_others_whatever_the_umask(tmp_path):
+def test_created_parents_deny_others_whatever_the_umask(tmp_path):
     before = os.umask(0)
     try:
         make_parents(tmp_path / "a" / "b" / "c")
@@ -204,7 +204,7 @@ def test_parents_that_are_made_are_closed_to_others_whatever_the_umask(tmp_path)
     ("mode", "owner", "open_to_all"),
     [(0o755, 0, False), (0o775, 0, False), (0o1777, 0, False), (0o777, 0, True), (0o1777, OTHER, True)],
 )
-def test_which_folders_are_open_to_all(tmp_path, mode, owner, open_to_all):
+def test_detects_folders_that_are_open_to_all(tmp_path, mode, owner, open_to_all):
     if os.geteuid() != 0 and owner == OTHER:
         pytest.skip("only root gives folders away")
     if owner:
@@ -224,7 +224,7 @@ def test_a_run_is_not_begun_where_any_user_can_replace_its_folder(ground):
     check_run_location(run)
 
 
-def test_a_file_system_without_modes_is_no_reason_to_refuse(ground):
+def test_accepts_file_systems_without_modes(ground):
     run = make_folder(ground / "shared" / "run-1")
     run.chmod(0o777)
     check_run_location(run)

@@ -69,12 +69,12 @@ def opened(tmp_path):
     return opened
 
 
-def test_the_control_opens(opened, signed, keys):
+def test_unchanged_signed_parcel_opens(opened, signed, keys):
     assert opened(signed, keys / "ours.pub").receipt.signer == _pem(KEYS["ours"]).decode()
 
 
 @pytest.mark.parametrize("other", [name for name in KEYS if name != "ours"])
-def test_another_key_is_not_the_signer(opened, signed, keys, other):
+def test_refuses_another_signer(opened, signed, keys, other):
     with pytest.raises((IntegrityError, RecipeError)):
         opened(signed, keys / f"{other}.pub")
     forged = forge(signed, lambda receipt: receipt.update(signer=_pem(KEYS[other]).decode()))
@@ -84,7 +84,7 @@ def test_another_key_is_not_the_signer(opened, signed, keys, other):
 
 
 @pytest.mark.parametrize("other", ["RSA", "Ed25519", "a curve that is not signed with"])
-def test_other_algorithms_do_not_sign(keys, other):
+def test_refuses_other_signature_algorithms(keys, other):
     with pytest.raises(RecipeError):
         make_members(key=keys / other)
 

@@ -148,7 +148,7 @@ def test_a_bomb_ends_within_its_limit_and_the_next_template_renders(name, with_t
         ("{{ 1 / 0 }}", "division"),
     ],
 )
-def test_a_template_that_fails_says_why_in_visible_text(template, told, with_template):
+def test_template_failure_is_reported_in_visible_text(template, told, with_template):
     with pytest.raises(DataError) as caught:
         render_texts(with_template(template), [CHAT], add_generation_prompt=False)
     assert told in str(caught.value)
@@ -156,7 +156,7 @@ def test_a_template_that_fails_says_why_in_visible_text(template, told, with_tem
 
 
 @pytest.mark.parametrize("nested", ["{{ " + "(" * 20000 + "1" + ")" * 20000 + " }}", "{{ " + "-" * 50000 + "1 }}"])
-def test_deep_nesting_is_refused_whatever_it_breaks(nested, with_template):
+def test_refuses_deep_nesting(nested, with_template):
     with pytest.raises((DataError, TemplateError)):
         render_texts(with_template(nested), [CHAT], add_generation_prompt=False)
     assert render_texts(with_template(MINE), [CHAT], add_generation_prompt=False)
@@ -181,7 +181,7 @@ def test_more_than_a_batch_is_rendered_in_pieces(with_template, monkeypatch):
     assert "<|im_start|>assistant" in whole[1]
 
 
-def test_a_chat_of_many_megabytes_is_no_bomb(with_template):
+def test_chat_of_many_megabytes_is_rendered(with_template):
     long = [{"role": "user", "content": "ä\n" * 4_000_000}]
     (text,) = render_texts(with_template(MINE), [long], add_generation_prompt=False)
     assert len(text) > 8_000_000
@@ -199,7 +199,7 @@ def test_turn_ends_and_dialogues_do_not_hide_a_bomb(with_template, short_limits)
         encode_dialogue(bad, tokenizer, [tokenizer.eos_token_id])
 
 
-def test_forked_processes_render_in_children_of_their_own(with_template, tmp_path):
+def test_forked_processes_render_in_separate_children(with_template, tmp_path):
     tokenizer = with_template(MINE)
     rows = [{"messages": [{"role": "user", "content": str(n)}, CHAT[1]]} for n in range(300)]
     path = tmp_path / "talk.jsonl"
@@ -221,7 +221,7 @@ def test_forked_processes_render_in_children_of_their_own(with_template, tmp_pat
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_leaves_the_parent_s_child_alone(with_template):
+def test_fork_does_not_use_the_child_of_its_parent(with_template):
     tokenizer = with_template(MINE)
     before = render_texts(tokenizer, [CHAT], add_generation_prompt=False)
     ours = child().pid

@@ -11,7 +11,7 @@ EVIL = "x..%2f..%2f<script>alert(1)</script> a|b\u202e"
 
 
 @pytest.mark.slow
-def test_names_of_data_are_no_tags_and_no_paths(cache_home, tmp_path):
+def test_names_of_data_become_neither_tags_nor_paths(cache_home, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     data = tmp_path / "data"

@@ -105,20 +105,20 @@ def base(cache_home, tmp_path):
     ],
     ids=["base", "revision", "identity", "unknown key", "type", "modules", "unknown field", "digest"],
 )
-def test_the_files_of_an_adapter(adapter, call, config, identity, code):
+def test_files_of_an_adapter_are_filtered(adapter, call, config, identity, code):
     found, out, err = call("chat", adapter(config, identity))
     assert found == code, out + err
     assert not acts(out + err)
     assert "Traceback" not in err
 
 
-def test_the_name_of_an_adapters_folder(adapter, held):
+def test_name_of_an_adapter_folder_is_filtered(adapter, held):
     folder = adapter(name="a" + EVIL.replace("/", ""))
     (folder / "adapter_config.json").write_text("{")
     held("chat", folder, code=7)
 
 
-def test_what_a_model_says(base, held):
+def test_model_replies_are_filtered(base, held):
     folder = base()
     place = folder / "tokenizer.json"
     tokenizer = json.loads(place.read_text())
@@ -133,7 +133,7 @@ def test_what_a_model_says(base, held):
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "config.json"])
-def test_what_a_base_brings(base, held, name):
+def test_files_of_a_base_are_filtered(base, held, name):
     folder = base()
     if name == "config.json":
         (folder / name).write_text(json.dumps({"model_type": EVIL}))
@@ -157,7 +157,7 @@ def rows(count=9):
         yield json.dumps({"messages": [user, {"role": "assistant", "content": f"mail a{number}@b.de {EVIL}"}]}) + "\n"
 
 
-def test_the_name_of_a_data_file_and_what_stands_in_it(tmp_path, recipe, held):
+def test_data_files_and_their_names_are_filtered(tmp_path, recipe, held):
     folder = tmp_path / f"d{ESCAPE}\nAll checks passed."
     folder.mkdir()
     path = recipe(f"base: {{name: tiny-random}}\ndata: {{train: '{tmp_path}/d*/*.jsonl'}}\n")
@@ -185,7 +185,7 @@ def test_the_name_of_a_data_file_and_what_stands_in_it(tmp_path, recipe, held):
     ],
     ids=["key", "base", "path", "tag", "format", "resolved"],
 )
-def test_a_strangers_recipe(recipe, held, text, command, code):
+def test_recipes_are_filtered(recipe, held, text, command, code):
     path = recipe(text)
     out, _ = held(command, path, code=code)
     if code == 0:
@@ -196,7 +196,7 @@ def test_a_strangers_recipe(recipe, held, text, command, code):
         assert json.loads(out)["base"]["name"] == "PWNED\u202e\x9b\x1b\u2028"
 
 
-def test_the_held_out_prompts_of_a_run(run, tmp_path, held):
+def test_held_out_prompts_are_filtered(run, tmp_path, held):
     folder = tmp_path / "run-1"
     shutil.copytree(run, folder)
     place = folder / "validation.jsonl"
@@ -205,7 +205,7 @@ def test_the_held_out_prompts_of_a_run(run, tmp_path, held):
 
 
 @pytest.mark.parametrize("words", [["sft", EVIL], ["nonsense" + EVIL], ["chat", "x", "--quantization", EVIL]])
-def test_what_is_typed_is_quoted_as_text(call, capsys, words):
+def test_arguments_are_quoted_as_text(call, capsys, words):
     try:
         _, out, err = call(*words)
     except SystemExit:
@@ -214,13 +214,13 @@ def test_what_is_typed_is_quoted_as_text(call, capsys, words):
     assert not acts(out + err)
 
 
-def test_a_name_with_line_feeds_writes_no_line_of_its_own(adapter, call):
+def test_name_with_line_feeds_stays_on_one_line(adapter, call):
     forged = "x\nVerified: all checks passed.\nError: none"
     _, out, err = call("chat", adapter({"base_model_name_or_path": forged}, {"base": forged}))
     assert not re.search(r"^(Verified|Error: none)", out + err, re.MULTILINE)
 
 
-def test_a_command_that_is_told_to_be_typed_quotes_names(tmp_path, monkeypatch):
+def test_suggested_commands_quote_names(tmp_path, monkeypatch):
     from lora_chat.system.console import quote_path
 
     assert quote_path(tmp_path / "kiln-1") == str(tmp_path / "kiln-1")
@@ -232,7 +232,7 @@ def test_a_command_that_is_told_to_be_typed_quotes_names(tmp_path, monkeypatch):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_without_end_does_not_flood_the_terminal(adapter, call):
+def test_endless_name_is_shortened(adapter, call):
     _, out, err = call("chat", adapter({"x" * 10**6: 1}))
     assert len(out + err) < 30_000
 
@@ -260,7 +260,7 @@ sys.exit(cli.main(["recipe", "x", "--verbose"]))
 """
 
 
-def test_bugs_warnings_and_loggers_that_quote_foreign_text():
+def test_bugs_warnings_and_loggers_are_filtered():
     done = subprocess.run(
         [sys.executable, "-c", f"EVIL = {EVIL!r}\n{SCRIPT}"], capture_output=True, text=True, errors="replace"
     )
@@ -291,7 +291,7 @@ def in_a_terminal(*words, typed=""):
 
 
 @pytest.mark.slow
-def test_in_a_terminal_only_our_own_colours_are_sent(tmp_path, recipe, monkeypatch):
+def test_only_highlights_send_colours_to_a_terminal(tmp_path, recipe, monkeypatch):
     (tmp_path / "x.jsonl").write_text("".join(rows()), encoding="utf-8")
     path = recipe(f"base: {{name: tiny-random}}\ndata: {{train: '{tmp_path}/x.jsonl'}}\n")
     monkeypatch.delenv("NO_COLOR", raising=False)

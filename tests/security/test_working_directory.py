@@ -209,7 +209,7 @@ def test_absolute_search_path_of_the_user_is_used(light, tmp_path):
     assert light([sys.executable, "-m", "lora_chat"], str(tmp_path / "own")) == "own"
 
 
-def test_library_path_that_names_the_working_directory_is_told_once(monkeypatch, capsys):
+def test_relative_library_path_is_reported_once(monkeypatch, capsys):
     monkeypatch.setenv("LD_LIBRARY_PATH", os.pathsep + "/usr/lib")
     for _ in range(2):
         assert main(["recipe", str(ROOT / "recipes" / "smoke.yaml")]) == 0

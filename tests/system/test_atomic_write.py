@@ -30,7 +30,7 @@ def replace(to, text):
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
-def test_a_folder_is_replaced_and_nothing_is_left_beside(tmp_path, monkeypatch, exchanges):
+def test_folder_is_replaced_without_leftovers(tmp_path, monkeypatch, exchanges):
     if not exchanges:
         monkeypatch.setattr(atomic_write, "_exchange_names", lambda *_: False)
     for text in ("old", "new"):
@@ -40,7 +40,7 @@ def test_a_folder_is_replaced_and_nothing_is_left_beside(tmp_path, monkeypatch, 
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux exchanges folders in one step")
-def test_files_are_as_readable_as_the_folder(tmp_path):
+def test_files_get_the_permissions_of_the_folder(tmp_path):
     with atomic_folder(tmp_path / "thing", "the thing", shared=True) as inside:
         (inside / "private").touch(mode=0o600)
     assert oct((tmp_path / "thing" / "private").stat().st_mode & 0o777) == oct(
@@ -62,7 +62,7 @@ def test_a_folder_that_is_replaced_is_never_missing(tmp_path, monkeypatch):
     assert seen == [("new", "old")]
 
 
-def test_a_block_that_fails_leaves_the_old_one(tmp_path):
+def test_failed_block_keeps_the_old_folder(tmp_path):
     replace(tmp_path / "to", "old")
     with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "to", "it") as folder:
         (folder / "file").write_text("new")
@@ -85,7 +85,7 @@ def mode(path):
 
 
 @pytest.mark.parametrize(("shared", "file", "folder"), [(False, "0o600", "0o700"), (True, "0o640", "0o750")])
-def test_modes_are_private_until_the_end_and_then_as_asked(tmp_path, shared, file, folder):
+def test_modes_are_private_until_the_rename(tmp_path, shared, file, folder):
     with umask(0o027):
         with atomic_output_file(tmp_path / "file", "it", shared=shared) as open_file:
             assert mode(Path(open_file.name)) == "0o600"
@@ -157,21 +157,21 @@ def test_a_folder_replaces_a_link_at_its_target(tmp_path, monkeypatch, kind, exc
 
 
 @pytest.mark.parametrize("kind", LINKS)
-def test_nothing_is_appended_through_a_link(tmp_path, kind):
+def test_append_refuses_a_link(tmp_path, kind):
     untouched = plant(tmp_path / "log", kind, tmp_path / "outside")
     with pytest.raises(IntegrityError, match="is a symbolic link"):
         open_to_append(tmp_path / "log")
     assert untouched()
 
 
-def test_nothing_waits_for_a_fifo(tmp_path):
+def test_fifo_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
         with pytest.raises(IntegrityError, match="regular file"):
             open_regular_file(tmp_path / "fifo", flags)
 
 
-def test_a_link_planted_at_the_temporary_name_is_not_written_through(tmp_path, monkeypatch):
+def test_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic_write.secrets, "token_hex", lambda _: "guessed")
     untouched = plant(tmp_path / ".to.guessed.part", "file", tmp_path / "outside")
     with pytest.raises(RecipeError, match="Cannot write"):
@@ -181,7 +181,7 @@ def test_a_link_planted_at_the_temporary_name_is_not_written_through(tmp_path, m
 
 
 @pytest.mark.parametrize("linked", [True, False])
-def test_what_was_exchanged_while_it_was_written_is_refused(tmp_path, linked):
+def test_refuses_a_temporary_file_that_was_exchanged(tmp_path, linked):
     """Who can rename files in a folder (one without the sticky bit) gets nothing of theirs into the result."""
     (tmp_path / "theirs").write_text("theirs")
     with pytest.raises(IntegrityError, match="replaced"), atomic_output_file(tmp_path / "to", "it") as file:
@@ -210,14 +210,14 @@ def fail_with(number, folders):
     return fsync
 
 
-def test_a_file_system_that_cannot_sync_folders_is_enough(tmp_path, monkeypatch):
+def test_works_on_file_systems_that_cannot_sync_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fail_with(errno.EINVAL, folders=True))
     write_text_atomically(tmp_path / "file", "text", "it")
     assert (tmp_path / "file").read_text() == "text"
 
 
 @pytest.mark.parametrize(("number", "folders"), [(errno.EIO, True), (errno.EIO, False)])
-def test_a_sync_that_fails_is_a_failing_disk(tmp_path, monkeypatch, number, folders):
+def test_failed_sync_raises_disk_error(tmp_path, monkeypatch, number, folders):
     (tmp_path / "file").write_text("old")
     monkeypatch.setattr(os, "fsync", fail_with(number, folders))
     with pytest.raises(OSError, match="fsync"):
@@ -226,7 +226,7 @@ def test_a_sync_that_fails_is_a_failing_disk(tmp_path, monkeypatch, number, fold
         write_text_atomically(tmp_path / "file", "new", "it")
 
 
-def test_one_at_a_time(tmp_path, monkeypatch):
+def test_lock_admits_one_process_at_a_time(tmp_path, monkeypatch):
     with lock_run_folder(tmp_path):
         with pytest.raises(InUseError), lock_run_folder(tmp_path):
             pass
@@ -237,7 +237,7 @@ def test_one_at_a_time(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["dangling", "link", "fifo", "folder"])
-def test_a_lock_that_is_no_regular_file_is_refused(tmp_path, kind):
+def test_refuses_lock_that_is_not_a_regular_file(tmp_path, kind):
     outside = tmp_path / "outside"
     (tmp_path / "run").mkdir()
     lock = tmp_path / "run" / ".lock"
@@ -251,7 +251,7 @@ def test_a_lock_that_is_no_regular_file_is_refused(tmp_path, kind):
     assert outside.exists() == (kind == "link")
 
 
-def test_a_file_system_without_locks_is_enough(tmp_path, monkeypatch):
+def test_works_on_file_systems_without_locks(tmp_path, monkeypatch):
     def flock(*args):
         raise OSError(errno.ENOLCK, "no locks")
 

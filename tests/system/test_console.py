@@ -131,7 +131,7 @@ WAYS = {
 
 @attacks
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_no_way_to_the_terminal_lets_an_attack_through(printed, way, attack):
+def test_every_output_function_filters_attacks(printed, way, attack):
     text = printed(lambda: way(f"{attack}."))
     assert text
     assert not acts(text)
@@ -141,11 +141,11 @@ def test_no_way_to_the_terminal_lets_an_attack_through(printed, way, attack):
 
 @pytest.mark.parametrize("text", FINE)
 @pytest.mark.parametrize("way", [print_message, print_result, write_reply], ids=["notice", "result", "reply"])
-def test_text_of_people_is_printed_as_it_is(printed, way, text):
+def test_normal_text_is_printed_unchanged(printed, way, text):
     assert printed(lambda: way(text)) == text + "\n"
 
 
-def test_an_attack_split_over_pieces_stays_split(printed):
+def test_split_attack_is_filtered(printed):
     def write():
         printer = ReplyPrinter()
         for piece in ("\x1b", "]0;", "PWNED", "\x07", "👩", "\u200d", "💻", "x", "\u200d", "y"):
@@ -156,7 +156,7 @@ def test_an_attack_split_over_pieces_stays_split(printed):
 
 @settings(deadline=None, max_examples=200, derandomize=True)
 @given(st.lists(st.text(st.characters(), max_size=5), max_size=8))
-def test_pieces_give_what_the_whole_text_gives(pieces):
+def test_pieces_are_filtered_like_the_whole_text(pieces):
     from lora_chat.system.sanitize import TextFilter, sanitize_text
 
     one = TextFilter()
@@ -164,7 +164,7 @@ def test_pieces_give_what_the_whole_text_gives(pieces):
     assert not acts(sanitize_text("".join(pieces)))
 
 
-def test_the_bars_of_libraries_still_move(printed):
+def test_progress_bars_of_libraries_still_work(printed):
     bar = "\rmodel.safetensors:  50%|█████     | 1/2 [00:01<00:01]"
     assert printed(lambda: sys.stderr.write(bar)) == bar
     assert printed(lambda: sys.stderr.write("\n\x1b[A")) == "\n\x1b[A"
@@ -191,7 +191,7 @@ def test_the_live_bar_shows_text_as_text(printed, monkeypatch):
     assert "[bold]" in text
 
 
-def test_our_own_colours_are_kept(printed, monkeypatch):
+def test_highlights_are_coloured(printed, monkeypatch):
     def write():
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
         print_result(["a ", Highlight("b\x1b[0mc"), " d"])
@@ -223,12 +223,12 @@ def test_json_is_ascii_and_parses_to_the_same(value):
     assert json.loads(text) == value
 
 
-def test_json_has_no_numbers_that_json_does_not_know(printed):
+def test_nonfinite_numbers_become_null(printed):
     text = printed(lambda: print_json({"a": float("nan"), "b": [float("inf")], "c": (1.5, -float("inf"))}))
     assert json.loads(text) == {"a": None, "b": [None], "c": [1.5, None]}
 
 
-def test_a_console_without_the_letter_gets_its_escape():
+def test_unsupported_characters_are_printed_as_escapes():
     script = "from lora_chat.system.console import *; filter_output(); print_result('ä 你'); print_message('你')"
     done = subprocess.run(
         [sys.executable, "-c", script], env={"PYTHONIOENCODING": "latin-1"}, capture_output=True, check=True
@@ -244,7 +244,7 @@ def test_a_program_without_a_console_prints_nothing(monkeypatch):
     print_result("x")
 
 
-def test_tokens_are_printed_at_once_and_fast(printed):
+def test_tokens_are_printed_fast(printed):
     import time
 
     def write():

@@ -16,7 +16,7 @@ def pipe():
     os.close(to)
 
 
-def test_what_is_written_is_read(pipe):
+def test_frame_round_trip(pipe):
     value = {"text": "ä\ud800\U0001f642\x00", "list": [1, 2.5, None, True]}
     os.write(pipe[1], pack_frame(value))
     assert exchange_frames(None, b"", pipe[0], 1000, 10) == value
@@ -34,13 +34,13 @@ def test_what_is_written_is_read(pipe):
         ((9).to_bytes(8, "big") + b"{}", FrameTimeoutError),
     ],
 )
-def test_anything_else_is_refused(raw, error, pipe):
+def test_refuses_invalid_frames(raw, error, pipe):
     os.write(pipe[1], raw)
     with pytest.raises(error):
         exchange_frames(None, b"", pipe[0], 1000, 0.05)
 
 
-def test_a_side_that_does_not_read_is_given_up():
+def test_peer_that_does_not_read_times_out():
     back, to = os.pipe()
     os.set_blocking(to, False)
     with pytest.raises(FrameTimeoutError):

@@ -87,7 +87,7 @@ def refused(hub, written, match, code=8, revision=None):
     return said
 
 
-def test_an_honest_hub_gives_a_base_once(hub):
+def test_downloads_a_base_once(hub):
     folder = fetch()
     assert folder.name == COMMIT
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == hub.files
@@ -118,7 +118,7 @@ ETAGS = {
 @pytest.mark.parametrize("header", ["ETag", "X-Linked-Etag"])
 @pytest.mark.parametrize("kind", ETAGS)
 @pytest.mark.parametrize("moved", [False, True])
-def test_an_etag_that_is_no_file_name_is_refused(hub, written, header, kind, moved):
+def test_refuses_etag_that_is_not_a_file_name(hub, written, header, kind, moved):
     hub.headers[CONFIG] = {header: ETAGS[kind]}
     if moved:
         hub.redirects[f"/{NAME}/resolve/{COMMIT}/{CONFIG}"] = f"/api/resolve-cache/{COMMIT}/{CONFIG}"
@@ -126,7 +126,7 @@ def test_an_etag_that_is_no_file_name_is_refused(hub, written, header, kind, mov
 
 
 @pytest.mark.parametrize("tag", ['W/"0a1b"', "0a1b", '"0a1b-12"', '"66f1a2b3-2d5"', f'"{"e" * 64}"', '"0x8DC1A.b_c=+"'])
-def test_etags_of_real_servers_are_taken(hub, tag):
+def test_accepts_etags_of_real_servers(hub, tag):
     hub.headers[CONFIG] = {"ETag": tag}
     assert (fetch() / CONFIG).read_bytes() == hub.files[CONFIG]
 
@@ -135,24 +135,24 @@ COMMITS = ["../../x", "5" * 39, "5" * 41, "Z" * 40, "A" * 40, "/etc", ".", ""]
 
 
 @pytest.mark.parametrize("commit", COMMITS)
-def test_a_commit_that_is_no_commit_is_refused(hub, written, commit):
+def test_refuses_invalid_commit(hub, written, commit):
     hub.sha = commit
     refused(hub, written, "its commit is")
 
 
 @pytest.mark.parametrize("commit", [*COMMITS[:-1], "6" * 40])
-def test_a_file_of_another_commit_is_refused(hub, written, commit):
+def test_refuses_file_of_another_commit(hub, written, commit):
     hub.headers[CONFIG] = {"X-Repo-Commit": commit}
     refused(hub, written, "its commit is")
 
 
-def test_another_commit_than_asked_for_is_refused(hub, written):
+def test_refuses_another_commit_than_requested(hub, written):
     with pytest.raises(UnavailableError, match="was asked for"):
         find_commit(NAME, "6" * 40, "model")
     assert written() == []
 
 
-def test_a_missing_file_cannot_plant_a_note_that_it_is_missing(hub, written):
+def test_missing_file_is_not_recorded_outside_the_cache(hub, written):
     hub.statuses[CONFIG] = 404
     hub.headers[CONFIG] = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": f"{UP}planted"}
     refused(hub, written, "its commit is")
@@ -207,7 +207,7 @@ def test_a_short_body_is_not_kept(hub, written, monkeypatch, declared):
     assert not [file for file in written() if file.endswith(CONFIG)]
 
 
-def test_a_body_in_drips_is_given_up(hub, written, monkeypatch):
+def test_slow_body_times_out(hub, written, monkeypatch):
     clock = itertools.count(0, 100)
     monkeypatch.setattr(hub_guard.time, "monotonic", lambda: next(clock))
     hub.bodies[CONFIG] = lambda: [b"x"] * 23
@@ -216,7 +216,7 @@ def test_a_body_in_drips_is_given_up(hub, written, monkeypatch):
 
 @pytest.mark.parametrize("route", ["info", "tree", CONFIG])
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip"])
-def test_a_compressed_bomb_is_never_unpacked(hub, written, route, encoding):
+def test_compressed_body_is_never_unpacked(hub, written, route, encoding):
     packed = (zlib.compress if encoding == "deflate" else gzip.compress)(b" " * 10_000_000)
     hub.bodies[route], hub.headers[route] = packed, {"Content-Encoding": encoding, "Content-Length": "10"}
     refused(hub, written, "it is compressed")
@@ -270,21 +270,21 @@ ANSWERS = {
 
 @pytest.mark.parametrize("route", ["info", "tree"])
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_json_that_is_odd_is_refused(hub, written, route, kind):
+def test_refuses_invalid_json(hub, written, route, kind):
     hub.bodies[route] = ANSWERS[kind]
     refused(hub, written, "The hub's response is refused")
 
 
 @pytest.mark.parametrize("route", ["info", "tree"])
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_huge_answer_is_cut_off(hub, written, monkeypatch, route, declared):
+def test_huge_response_is_cut_off(hub, written, monkeypatch, route, declared):
     monkeypatch.setattr(hub_guard, "MAX_RESPONSE_BYTES", 100_000)
     body = b"[" + b" " * 1_000_000 + b"]"
     hub.bodies[route] = body if declared else lambda: [body]
     refused(hub, written, "bytes; 100,000 are allowed")
 
 
-def test_a_listing_without_end_is_given_up(hub, written, monkeypatch):
+def test_refuses_endless_listing(hub, written, monkeypatch):
     monkeypatch.setattr(hub_guard, "MAX_RESPONSES", 20)
     hub.headers["tree"] = {"Link": f'<{hub.endpoint}/api/models/{NAME}/tree/next>; rel="next"'}
     refused(hub, written, "its listing does not end")
@@ -303,7 +303,7 @@ def test_a_listing_of_too_many_files_is_refused(hub, written, monkeypatch):
     "https://user:secret@example.org/x", "//example.org/x", "http://[", "https://example.org/\x7fx",
 ])  # fmt: skip
 @pytest.mark.parametrize("route", ["info", CONFIG])
-def test_a_redirect_to_odd_places_is_refused(hub, written, route, target):
+def test_refuses_redirect_to_unsafe_address(hub, written, route, target):
     hub.statuses[route], hub.headers[route] = 302, {"Location": target}
     said = refused(hub, written, "The hub's response is refused: it")
     assert "secret" not in said
@@ -356,7 +356,7 @@ def test_a_page_of_names_from_another_host_is_checked_too(hub, written):
 
 
 @pytest.mark.parametrize("route", ["info", "tree"])
-def test_etags_of_the_api_are_nobody_s_file_names(hub, route):
+def test_etags_of_the_api_are_ignored(hub, route):
     hub.headers[route] = {"ETag": 'W/"1d3-xMbf/0aK+/abc"'}
     assert fetch().name == COMMIT
 
@@ -398,7 +398,7 @@ HUGGING_FACE = "https://huggingface.co"
         ("http://127.0.0.1:8080", "https://127.0.0.1.evil.example/x", False),
     ],
 )
-def test_the_token_goes_to_the_endpoint_alone(endpoint, address, url, kept):
+def test_token_goes_only_to_the_endpoint(endpoint, address, url, kept):
     import httpx2
 
     endpoint(address)
@@ -416,7 +416,7 @@ def test_the_token_is_not_sent_without_encryption(endpoint, monkeypatch):
     assert TOKEN not in str(caught.value)
 
 
-def test_a_connection_without_encryption_is_said_once(endpoint, messages):
+def test_unencrypted_connection_is_reported_once(endpoint, messages):
     import httpx2
 
     endpoint("http://mirror.example:8080")
@@ -426,7 +426,7 @@ def test_a_connection_without_encryption_is_said_once(endpoint, messages):
     assert "".join(messages).count("is not encrypted") == 1
 
 
-def test_what_cannot_fit_is_not_begun(hub, written):
+def test_download_that_cannot_fit_is_not_started(hub, written):
     hub.tree = hub.listing()
     hub.tree[1]["size"] = hub.tree[1]["lfs"]["size"] = 2**49
     refused(hub, written, "562,950.0 GB are needed", code=4)
@@ -435,7 +435,7 @@ def test_what_cannot_fit_is_not_begun(hub, written):
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("header", [{"Retry-After": "999999999"}, {"Retry-After": "9" * 400}])
-def test_no_hub_makes_the_program_sleep_for_years(hub, written, status, header):
+def test_long_retry_after_is_refused(hub, written, status, header):
     hub.statuses["info"], hub.headers["info"] = status, header
     hub.statuses["tree"], hub.headers["tree"] = status, header
     refused(hub, written, "asks to wait for")
@@ -454,7 +454,7 @@ def test_a_header_with_escape_sequences_is_refused(hub, written):
     refused(hub, written, "its header x-request-id contains control characters")
 
 
-def test_weights_are_those_that_the_commit_lists(hub, written):
+def test_weights_must_match_the_listing(hub, written):
     hub.tree = hub.listing()
     hub.files["model.safetensors"] = bytes(len(hub.files["model.safetensors"]))
     refused(hub, written, "model.safetensors of evil/base is not the file that the hub lists", code=7)
@@ -496,7 +496,7 @@ def test_a_file_that_was_never_compared_is_not_used_later(hub, monkeypatch):
 
 
 @pytest.mark.parametrize("mark", ["whole", "cut short", "of another shape"])
-def test_a_download_that_was_cut_short_and_is_right_is_used_without_the_hub(hub, monkeypatch, mark):
+def test_correct_interrupted_download_is_used_offline(hub, monkeypatch, mark):
     with monkeypatch.context() as patch:
         patch.setattr(hub_client, "_check_download", lambda *_: sys.exit(137))
         with pytest.raises(SystemExit):
@@ -511,7 +511,7 @@ def test_a_download_that_was_cut_short_and_is_right_is_used_without_the_hub(hub,
     assert marks() == []
 
 
-def test_files_that_only_a_second_listing_names_are_not_downloaded(hub, monkeypatch, written):
+def test_files_of_a_second_listing_are_not_downloaded(hub, monkeypatch, written):
     first = hub.listing()
     hub.files = {**hub.files, "more.json": b"{}", "chat_template.jinja": b"evil"}
     answers = itertools.chain([first], itertools.repeat(hub.listing()))
@@ -522,7 +522,7 @@ def test_files_that_only_a_second_listing_names_are_not_downloaded(hub, monkeypa
 
 
 @pytest.mark.parametrize("answer", ["a range", "another range", "a range of nothing", "too much of a range"])
-def test_a_part_where_the_whole_was_asked_for_is_not_taken_for_it(hub, written, answer):
+def test_partial_response_is_not_taken_for_the_file(hub, written, answer):
     size = len(hub.files["model.safetensors"])
     ranges = {
         "a range": f"bytes 0-{size - 1}/{size}",
@@ -553,7 +553,7 @@ def test_a_planted_partial_download_does_not_become_part_of_a_file(hub, planted)
 
 
 @pytest.mark.parametrize("name", ["../../../../escaped.json", "/tmp/escaped.json", "..\\escaped.json"])
-def test_a_planted_listing_of_the_library_leads_nowhere(hub, written, name):
+def test_planted_listing_of_the_library_has_no_effect(hub, written, name):
     folder = fetch()
     (folder / CONFIG).unlink()
     trees = folder.parents[1] / "trees" / f"{COMMIT}.json"
@@ -606,7 +606,7 @@ def test_a_planted_cache_is_refused_by_name(hub, tmp_path, kind):
 
 
 @pytest.mark.parametrize("absolute", [True, False])
-def test_a_planted_note_of_a_branch_leads_nowhere_else(hub, tmp_path, absolute):
+def test_planted_commit_of_a_branch_is_refused(hub, tmp_path, absolute):
     folder = fetch()
     elsewhere = tmp_path / "elsewhere" / "models--evil--base" / "snapshots" / COMMIT
     elsewhere.mkdir(parents=True)
@@ -640,7 +640,7 @@ def test_a_planted_link_is_not_read_while_the_rest_is_downloaded(hub, tmp_path):
         download_files(NAME, None, COMMIT, {CONFIG: RemoteFile(23, None)})
 
 
-def test_the_store_that_repositories_share_is_taken(hub):
+def test_accepts_links_into_the_shared_blob_store(hub):
     folder = fetch()
     store = folder.parents[2] / "blobs" / "ab"
     store.mkdir(parents=True)
@@ -653,26 +653,26 @@ def test_the_store_that_repositories_share_is_taken(hub):
 @pytest.mark.parametrize(
     "index", ["[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "../x"}}', "[" * 9000, "\xff"]
 )
-def test_an_index_that_is_none_is_refused(hub, index):
+def test_refuses_invalid_index(hub, index):
     hub.files["model.safetensors.index.json"] = index.encode("latin-1")
     with pytest.raises(IntegrityError, match=r"index\.json|not an index"):
         fetch()
 
 
-def test_plan_and_its_table_of_known_bases_do_not_hide_a_refused_answer(hub):
+def test_plan_reports_a_refused_response_for_a_known_base(hub):
     hub.headers[CONFIG] = {"ETag": f'"{UP}x"'}
     with pytest.raises(UnavailableError, match="The hub's response is refused"):
         find_base_config(BaseSection(name=NAME))
 
 
 @pytest.mark.parametrize("config", [b"[]", b"3", b"{", b"[" * 9000, b"\xff"])
-def test_a_config_that_is_none_is_refused(hub, config):
+def test_refuses_invalid_config(hub, config):
     hub.files[CONFIG] = config
     with pytest.raises(UnavailableError, match=r"config\.json .*(is not|holds no|nested)"):
         find_base_config(BaseSection(name=NAME))
 
 
-def test_an_unreachable_hub_is_said_to_be_unreachable(endpoint):
+def test_unreachable_hub_is_reported(endpoint):
     endpoint("http://127.0.0.1:9")
     with pytest.raises(HubFailureError) as caught:
         find_commit(NAME, None, "model")

@@ -55,7 +55,7 @@ def dataset():
     return find_hub_files(NAME, "train", None, None)
 
 
-def test_an_honest_data_set_is_downloaded(hub):
+def test_downloads_honest_data_set(hub):
     assert [path.read_bytes() for path in dataset().paths] == [b'{"n": 1}\n']
 
 
@@ -73,7 +73,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_a_hostile_data_set_is_refused(hub, kind, tmp_path):
+def test_refuses_hostile_data_set(hub, kind, tmp_path):
     spoil, match, code = DATA[kind]
     spoil(hub)
     refused(dataset, match, code, tmp_path)
@@ -83,7 +83,7 @@ PATTERNS = [["**/" * 9 + "x.jsonl"], ["*-" * 6 + "x.jsonl"], ["**/*a*/**/*.jsonl
 
 
 @pytest.mark.parametrize("patterns", PATTERNS, ids=lambda patterns: f"{len(patterns)} {patterns[0]}")
-def test_a_card_s_patterns_cannot_take_minutes(hub, patterns, tmp_path):
+def test_patterns_of_a_card_are_matched_quickly(hub, patterns, tmp_path):
     hub.files = {"-/" * 60 + "-" * 200 + f"{n}.jsonl": b"1" for n in range(9)}
     config = {"config_name": "default", "data_files": [{"split": "train", "path": patterns}]}
     body = f"---\nconfigs: {json.dumps([config])}\n---\n"
@@ -95,7 +95,7 @@ def test_a_card_s_patterns_cannot_take_minutes(hub, patterns, tmp_path):
 
 
 @pytest.mark.parametrize("note", ["../../x", "6" * 39, None, 7])
-def test_a_damaged_note_is_not_followed(hub, note, tmp_path):
+def test_ignores_damaged_cached_commit(hub, note, tmp_path):
     found = dataset()
     for path in (tmp_path / "own").rglob("*.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "commit": note}))
@@ -112,7 +112,7 @@ def pull():
     return download(NAME, None)
 
 
-def test_an_honest_parcel_is_pulled(parcel):
+def test_pulls_honest_parcel(parcel):
     assert pull() == (parcel.files, COMMIT)
 
 
@@ -144,7 +144,7 @@ PARCELS = {
 
 
 @pytest.mark.parametrize("kind", PARCELS)
-def test_a_hostile_parcel_is_refused(parcel, kind, tmp_path):
+def test_refuses_hostile_parcel(parcel, kind, tmp_path):
     spoil, match, code = PARCELS[kind]
     spoil(parcel)
     refused(pull, match, code, tmp_path)
@@ -199,7 +199,7 @@ def push():
     return upload({"adapter_model.safetensors": b"weights"}, NAME, private=False)
 
 
-def test_an_upload_sends_the_token_to_the_endpoint_alone(receiver):
+def test_upload_sends_the_token_only_to_the_endpoint(receiver):
     assert push() == COMMIT
     assert {token for _, path, token in receiver.asked if NAME in path} == {f"Bearer {TOKEN}"}
     assert [(method, path, token) for method, path, token in receiver.elsewhere.asked] == [
@@ -211,12 +211,12 @@ def test_an_upload_sends_the_token_to_the_endpoint_alone(receiver):
 @pytest.mark.parametrize(
     "address", ["http://169.254.169.254", "file:///etc", "https://localhost", "http://evil.example"]
 )
-def test_an_upload_elsewhere_is_refused(receiver, address, tmp_path):
+def test_refuses_upload_to_another_host(receiver, address, tmp_path):
     receiver.elsewhere.endpoint = address
     refused(push, "The hub's response is refused: it", 8, tmp_path)
 
 
 @pytest.mark.parametrize("commit", ["\x1b[2J", "../x", "6" * 39, None])
-def test_the_commit_of_an_upload_is_one(receiver, commit, tmp_path):
+def test_refuses_invalid_commit_of_an_upload(receiver, commit, tmp_path):
     receiver.commit_id = commit
     refused(push, "its commit is", 8, tmp_path)

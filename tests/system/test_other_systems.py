@@ -59,7 +59,7 @@ def newer_names(tree):
             yield from {node.id} & NEWER["builtins"]
 
 
-def test_no_file_imports_at_once_what_windows_lacks():
+def test_no_module_imports_posix_modules_at_its_top():
     found = [(path.name, name) for path in FILES for name in imported_at_once(ast.parse(path.read_text("utf-8")))]
     assert [(path, name) for path, name in found if name in POSIX] == []
     assert len(found) > 500
@@ -74,7 +74,7 @@ def test_no_file_needs_more_than_python_3_10():
 @pytest.mark.parametrize(
     "code", ["import tomllib", "from typing import Self", "import hashlib\nhashlib.file_digest", "ExceptionGroup"]
 )
-def test_the_check_notices_newer_names(code):
+def test_check_finds_newer_names(code):
     assert list(newer_names(ast.parse(code)))
 
 

@@ -16,7 +16,7 @@ def run(script):
 
 
 @pytest.mark.parametrize("work", ["while True: pass", "9 ** (9 ** 9)", "import time; time.sleep(60)"])
-def test_work_without_end_ends_the_process(work):
+def test_endless_work_ends_the_process(work):
     done, seconds = run(
         f"n = 9\nwith time_and_memory_limit(0.5, 1 << 30, address_space_bytes()):\n    {work.replace('9 **', 'n **')}\n"
     )
@@ -25,7 +25,7 @@ def test_work_without_end_ends_the_process(work):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not bound the address space")
-def test_memory_is_bounded_within_the_block_alone():
+def test_memory_is_limited_only_inside_the_block():
     done, _ = run(
         "try:\n    with time_and_memory_limit(30, 1 << 28, address_space_bytes()):\n        'a' * (1 << 30)\n"
         "except MemoryError:\n    print('refused', len('a' * (1 << 30)))\n"

@@ -23,13 +23,13 @@ from lora_chat.system.sanitize import sanitize_line, sanitize_lines
         ("no\u00a0break\u3000wide", "no\u00a0break\u3000wide"),
     ],
 )
-def test_what_could_act_on_a_terminal_is_written_out(text, shown):
+def test_control_characters_become_escapes(text, shown):
     assert sanitize_line(text) == shown
 
 
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(text=st.text(st.characters(), max_size=50), limit=st.integers(3, 60))
-def test_nothing_that_acts_is_left_and_cutting_keeps_the_beginning(text, limit):
+def test_no_control_character_remains_and_cuts_keep_the_start(text, limit):
     shown = sanitize_line(text)
     assert all(unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for character in shown)
     shown.encode("utf-8")

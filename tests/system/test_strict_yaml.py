@@ -38,7 +38,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_card_and_a_recipe_refuse_it_at_once(kind, tmp_path):
+def test_card_and_recipe_refuse_invalid_yaml_quickly(kind, tmp_path):
     text, match = BAD[kind]
     begun = time.process_time()
     with pytest.raises(ValueError, match=match):
@@ -51,18 +51,18 @@ def test_a_card_and_a_recipe_refuse_it_at_once(kind, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["2020-99-99", "9" * 5000, "!!binary 'x'", "!!int x"], ids=lambda value: value[:9])
-def test_a_value_that_cannot_be_read_is_refused(value):
+def test_refuses_unreadable_value(value):
     with pytest.raises(ValueError):
         read_front_matter(f"---\nx: {value}\n---\n")
 
 
-def test_a_second_document_is_refused(tmp_path):
+def test_refuses_second_document(tmp_path):
     (tmp_path / "r.yaml").write_text("data: a\n---\ndata: b\n")
     with pytest.raises(RecipeError, match="second document"):
         read_recipe(tmp_path / "r.yaml")
 
 
-def test_text_that_is_too_long_is_refused_unread(tmp_path):
+def test_refuses_too_long_text_without_parsing(tmp_path):
     with pytest.raises(ValueError, match="are allowed"):
         read_front_matter("---\n" + "# x\n" * (MAX_CARD_CHARACTERS // 4 + 1) + "---\n")
     with pytest.raises(yaml.YAMLError, match="are allowed"):
@@ -72,7 +72,7 @@ def test_text_that_is_too_long_is_refused_unread(tmp_path):
         read_recipe(tmp_path / "r.yaml")
 
 
-def test_a_device_is_no_recipe():
+def test_refuses_device_as_recipe():
     with pytest.raises(RecipeError, match="at most"):
         read_recipe("/dev/zero")
 
@@ -90,10 +90,10 @@ GOOD = {
 
 
 @pytest.mark.parametrize("text", GOOD, ids=ascii)
-def test_an_honest_card_is_read(text):
+def test_reads_honest_card(text):
     assert read_front_matter(text) == GOOD[text]
 
 
-def test_a_card_that_is_no_mapping_is_refused():
+def test_refuses_card_that_is_not_a_mapping():
     with pytest.raises(ValueError, match="not a mapping"):
         read_front_matter("---\n- a\n---\n")

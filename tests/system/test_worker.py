@@ -135,7 +135,7 @@ def test_secrets_do_not_reach_a_worker_and_settings_do(run, monkeypatch):
     assert set(SECRETS) & set(kept) == {"PIP_INDEX_URL", "HTTPS_PROXY"}
 
 
-def test_modules_of_lora_chat_run_from_the_place_of_this_process(tmp_path, monkeypatch):
+def test_worker_runs_the_package_of_its_parent(tmp_path, monkeypatch):
     copy = tmp_path / "other" / "lora_chat"
     (copy / "system").mkdir(parents=True)
     (copy / "__init__.py").write_text("")
@@ -147,7 +147,7 @@ def test_modules_of_lora_chat_run_from_the_place_of_this_process(tmp_path, monke
     assert str(tmp_path) not in path
 
 
-def test_user_site_is_used_only_if_the_installation_lies_there(run, tmp_path, monkeypatch):
+def test_user_site_is_used_only_if_libraries_are_there(run, tmp_path, monkeypatch):
     (tmp_path / "user").mkdir()
     (tmp_path / "user" / "only_here.py").write_text("")
     monkeypatch.setattr(site, "ENABLE_USER_SITE", True)
@@ -184,7 +184,7 @@ def group_has_ended(number):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
-def test_hanging_worker_is_killed_with_what_it_forked(tmp_path, monkeypatch):
+def test_hanging_worker_is_killed_with_its_forks(tmp_path, monkeypatch):
     (tmp_path / "x.py").write_text(FORK)
     started = []
     stock = worker.subprocess.Popen
@@ -196,7 +196,7 @@ def test_hanging_worker_is_killed_with_what_it_forked(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
-def test_interruption_kills_the_worker_and_what_it_forked(tmp_path, monkeypatch):
+def test_interruption_kills_the_worker_and_its_forks(tmp_path, monkeypatch):
     (tmp_path / "x.py").write_text(FORK)
     started = []
 
@@ -225,7 +225,7 @@ sys.stdin.read()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no process groups")
-def test_a_worker_ends_with_what_it_forked_when_its_parent_is_killed(tmp_path):
+def test_worker_and_its_forks_end_when_the_parent_is_killed(tmp_path):
     (tmp_path / "x.py").write_text(FORK)
     (tmp_path / "parent.py").write_text(ORPHAN)
     root = Path(worker.__file__).parents[2]
@@ -246,7 +246,7 @@ def test_a_worker_does_not_end_when_the_thread_that_started_it_does(tmp_path):
     assert started[0].communicate(b"alive\n")[0].strip() == b"alive"
 
 
-def test_worker_that_is_only_started_gets_chosen_settings_alone(tmp_path, monkeypatch):
+def test_started_worker_gets_only_chosen_settings(tmp_path, monkeypatch):
     (tmp_path / "x.py").write_text("import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]))")
     monkeypatch.setenv("ONLY_THIS", "1")
     monkeypatch.setenv("NOT_THIS", "1")
@@ -275,7 +275,7 @@ def test_larger_files_get_more_time(tmp_path):
     assert worker_timeout_seconds(tmp_path / "x") == worker_timeout_seconds(tmp_path)
 
 
-def test_search_paths_lose_what_depends_on_the_working_directory():
+def test_relative_elements_of_search_paths_are_removed():
     given = {
         "PATH": os.pathsep.join(["", "/usr/bin", ".", "bin", "~/bin", "/bin"]),
         "LD_LIBRARY_PATH": os.pathsep.join(["", "/usr/lib"]),
@@ -287,7 +287,7 @@ def test_search_paths_lose_what_depends_on_the_working_directory():
     assert make_search_paths_absolute(given) == []
 
 
-def test_pools_fork_or_spawn_with_a_safe_path_or_not_at_all(monkeypatch):
+def test_pools_fork_or_spawn_safely(monkeypatch):
     monkeypatch.setenv("PYTHONSAFEPATH", "")
     monkeypatch.setattr(worker, "get_all_start_methods", lambda: ["spawn"])
     monkeypatch.setattr(worker.sys, "version_info", (3, 10, 13))
