@@ -47,7 +47,7 @@ BANNED_WORDS = frozenset(
 """Words of identifiers for which the glossary in docs/architecture.md has a standard term."""
 STANDARD_PHRASES = ("held_out", "HeldOut", "HELD_OUT")
 """Parts of identifiers that may contain a banned word."""
-SERIALIZED_FIELDS = {"proof", "found"}
+SERIALIZED_FIELDS = {"proof", "found", "twin"}
 """Fields of records whose names are keys on disk, so they stay."""
 VAGUE_NAMES = {"found", "given", "one", "kept", "most", "again", "above", "thing", "place", "words"}
 """Names of values that say nothing about the value."""

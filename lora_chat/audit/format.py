@@ -39,7 +39,7 @@ def format_refusal(report: AuditReport, policy: AuditSection) -> str:
 def _format_finding(finding: Finding) -> str:
     """Return one line with the location, the detail and the excerpt of a finding."""
     message = f", message {finding.message}" if finding.message else ""
-    twin = f" and {finding.twin}" if finding.twin else ""
+    repeated = f" and {finding.twin}" if finding.twin else ""
     detail = f"  {finding.detail}" if finding.detail else ""
     excerpt = f"  | {finding.excerpt}" if finding.excerpt else ""
-    return f"  {sanitize_line(finding.location)}{sanitize_line(twin)}{message}{detail}{excerpt}"
+    return f"  {sanitize_line(finding.location)}{sanitize_line(repeated)}{message}{detail}{excerpt}"

@@ -96,7 +96,7 @@ def test_hints_are_parts_of_the_markup_they_announce():
 
 
 def test_every_abusive_word_is_found_in_a_sentence():
-    for phrase, kind in load_abuse_detector().kinds.items():
+    for phrase, kind in load_abuse_detector().kind_by_phrase.items():
         assert kind in {match.detail for match in find_abuse(f"Well, {phrase.upper()}! Right?")}, phrase
 
 

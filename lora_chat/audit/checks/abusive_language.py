@@ -41,7 +41,7 @@ _UNICODE_PUNCTUATION = "—–“”„‘’«»…¿¡，。！？、：；"
 class _WordList(StrictModel):
     """The content of `abusive_words.json`: words and phrases by kind of abuse."""
 
-    words: dict[NonEmptyStr, tuple[NonEmptyStr, ...]]
+    single_words: dict[NonEmptyStr, tuple[NonEmptyStr, ...]]
     phrases: dict[NonEmptyStr, tuple[NonEmptyStr, ...]]
     unspaced_insults: tuple[NonEmptyStr, ...]
     """Insults in scripts without spaces between words."""
@@ -51,18 +51,24 @@ class _AbuseDetector:
     """The word list, compiled."""
 
     def __init__(self, word_list: _WordList) -> None:
-        self.words = {word: kind for kind, words in word_list.words.items() for word in words}
-        self.kinds = self.words | {phrase: kind for kind, phrases in word_list.phrases.items() for phrase in phrases}
-        longest_first = sorted(map(re.escape, self.kinds), key=lambda w: (-len(w), w))
+        self.kind_by_word = _invert(word_list.single_words)
+        self.kind_by_phrase = self.kind_by_word | _invert(word_list.phrases)
+        longest_first = sorted(map(re.escape, self.kind_by_phrase), key=lambda w: (-len(w), w))
         self.listed_pattern = re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)")
         self.unspaced_pattern = re.compile("|".join(sorted(word_list.unspaced_insults)))
         self.indicator_words = frozenset(
-            max(sorted(set(re.split("[ ']", phrase)) - _COMMON_WORDS), key=len).encode() for phrase in self.kinds
+            max(sorted(set(re.split("[ ']", phrase)) - _COMMON_WORDS), key=len).encode()
+            for phrase in self.kind_by_phrase
         )
         """The longest word of each phrase. A text without any of them cannot contain a phrase."""
         self.ascii_words_by_length = {
-            n: [word for word in sorted(self.words) if word.isascii() and len(word) == n] for n in range(3, 21)
+            n: [word for word in sorted(self.kind_by_word) if word.isascii() and len(word) == n] for n in range(3, 21)
         }
+
+
+def _invert(phrases_by_kind: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """Return the kind of each phrase."""
+    return {phrase: kind for kind, phrases in phrases_by_kind.items() for phrase in phrases}
 
 
 @cache
@@ -80,13 +86,13 @@ def find_abuse(text: str) -> Iterator[TextMatch]:
         return
     detector = load_abuse_detector()
     for match in detector.listed_pattern.finditer(lower):
-        yield TextMatch("abusive_language", detector.kinds[match[0]], match.start(), match.end())
+        yield TextMatch("abusive_language", detector.kind_by_phrase[match[0]], match.start(), match.end())
     for match in detector.unspaced_pattern.finditer(lower):
         yield TextMatch("abusive_language", "insult", match.start(), match.end())
     for match in _DISGUISED_WORD.finditer(lower):
         word = _decode_disguised_word(match[0])
         if word:
-            yield TextMatch("abusive_language", detector.words[word], match.start(), match.end())
+            yield TextMatch("abusive_language", detector.kind_by_word[word], match.start(), match.end())
 
 
 def may_contain_abuse(lower: str) -> bool:
@@ -97,8 +103,8 @@ def may_contain_abuse(lower: str) -> bool:
             return True
         for mark in _UNICODE_PUNCTUATION:
             lower = lower.replace(mark, " ")
-    words = lower.encode("utf-8", "replace").translate(_SEPARATORS_TO_SPACES).split()
-    if not detector.indicator_words.isdisjoint(words):
+    encoded_words = lower.encode("utf-8", "replace").translate(_SEPARATORS_TO_SPACES).split()
+    if not detector.indicator_words.isdisjoint(encoded_words):
         return True
     return _DISGUISE_HINT.search(lower) is not None and _DISGUISED_WORD.search(lower) is not None
 

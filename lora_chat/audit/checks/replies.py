@@ -76,8 +76,8 @@ def is_repetitive(reply: str) -> bool:
     samples = (reply[at : at + 12] for at in range(len(reply) // 10, len(reply) - 12, len(reply) // 6))
     if all(reply.count(sample) < 3 for sample in samples):  # a cheap test that nearly all text passes
         return False
-    words = _WORD.findall(reply.lower())
-    ngrams = [tuple(words[i : i + _NGRAM_WORDS]) for i in range(len(words) - _NGRAM_WORDS + 1)]
+    tokens = _WORD.findall(reply.lower())
+    ngrams = [tuple(tokens[i : i + _NGRAM_WORDS]) for i in range(len(tokens) - _NGRAM_WORDS + 1)]
     return len(ngrams) >= 20 and 1 - len(set(ngrams)) / len(ngrams) > _MAX_REPEATED_SHARE
 
 

@@ -64,11 +64,11 @@ def _hash_runs(
     powers, inverses = _powers(1 << max(16, len(codes).bit_length()))
     # The sum over a word is a difference of running sums; the inverse power removes the offset of the word.
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((codes + np.uint64(1)) * powers[: len(codes)])])
-    words = (sums[ends] - sums[starts]) * inverses[starts]
-    words = (words ^ (words >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    word_hashes = (sums[ends] - sums[starts]) * inverses[starts]
+    word_hashes = (word_hashes ^ (word_hashes >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     # The same over the words of each sequence.
-    positions = np.arange(len(words))
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words * powers[: len(words)])])
+    positions = np.arange(len(word_hashes))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(word_hashes * powers[: len(word_hashes)])])
     runs = (sums[final + 1] - sums[positions]) * inverses[positions]
     runs = (runs ^ (runs >> np.uint64(32))) * np.uint64(0x94D049BB133111EB)
     hashes: NDArray[np.uint32] = (runs >> np.uint64(32)).astype(np.uint32)

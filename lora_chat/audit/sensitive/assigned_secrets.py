@@ -63,10 +63,10 @@ def entropy(value: str) -> float:
 def find_assigned_secrets(text: str, lower: str) -> Iterator[TextMatch]:
     """Yield the values that a name, a header or a URL calls secret; `lower` is the text in lower case."""
     if may_contain_assigned_secret(lower):
-        words = load_secret_words()
-        yield from _find_values(text, words.key_regex, "assigned key or token", 16, 3.2)
+        secret_words = load_secret_words()
+        yield from _find_values(text, secret_words.key_regex, "assigned key or token", 16, 3.2)
         yield from _find_values(text, _BEARER, "authorization header", 20, 3.2)
-        yield from _find_values(text, words.password_regex, "password", 6, 2.0)
+        yield from _find_values(text, secret_words.password_regex, "password", 6, 2.0)
     if "://" in text:
         for match in _URL_PASSWORD.finditer(text):
             value = match[1]
@@ -76,11 +76,11 @@ def find_assigned_secrets(text: str, lower: str) -> Iterator[TextMatch]:
 
 def may_contain_assigned_secret(lower: str) -> bool:
     """Return False only if a text in lower case does not mention keys or passwords."""
-    words = load_secret_words()
-    for hint in words.hints:
+    secret_words = load_secret_words()
+    for hint in secret_words.hints:
         if hint in lower:
             return True
-    return not lower.isascii() and any(hint in lower for hint in words.non_ascii_hints)
+    return not lower.isascii() and any(hint in lower for hint in secret_words.non_ascii_hints)
 
 
 def _find_values(

@@ -51,9 +51,9 @@ def may_contain_broken_key(text: str) -> bool:
     for word in keywords_without_sign:
         if word in joined:
             return True
-    for sign, words in keywords_by_sign:
+    for sign, keywords in keywords_by_sign:
         if sign in text:
-            for word in words:
+            for word in keywords:
                 if word in joined:
                     return True
     return False

@@ -149,7 +149,7 @@ def _normalize_characters(decoded: DecodedText) -> DecodedText:
     if text.isascii() and not _CONTROLS.search(text):
         return decoded
     table = _ascii_equivalents()
-    hidden = set(chain.from_iterable(range(*found.span()) for found in _INVISIBLE_RUN.finditer(text)))
+    hidden = set(chain.from_iterable(range(*match.span()) for match in _INVISIBLE_RUN.finditer(text)))
     visible = [i for i in range(len(text)) if i not in hidden]
     return DecodedText(
         "".join(table.get(text[i], text[i]) for i in visible),
