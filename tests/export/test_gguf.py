@@ -2,8 +2,10 @@
 
 import importlib.util
 import py_compile
+import re
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,7 +116,7 @@ def test_types_agree_with_the_adapted_model_in_llama_cpp(warm, blend, out):
     assert not exact.failures
     assert 10 * exact.mean_kl < four.mean_kl < exact.control_kl / 3
     assert four.failures and four.accepted
-    assert "llama.cpp" in exact.reader
+    assert exact.reader.startswith(EXPORT_FORMATS["gguf"].checked_by)
     assert sorted(path.name for path in out.iterdir()) == ["model-f16.gguf", "model-q4_k_m.gguf"]
 
 
@@ -328,3 +330,11 @@ def test_every_format_has_a_writer_and_a_help_text():
         assert {"check", "write", "open_runner"} <= set(dir(exporter))
         assert export_format.help
     assert all(f"GGUF {name}" in TOLERANCES for name in GGUF_TYPES)
+
+
+def test_documentation_lists_every_format_and_gguf_type():
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| .* \| ([A-Za-z.]+)[^|]* \|$", text, re.MULTILINE))
+    assert rows.pop("merge") == "Transformers"
+    assert rows == {name: export_format.checked_by for name, export_format in EXPORT_FORMATS.items()}
+    assert f"types {' '.join(GGUF_TYPES)} " in text

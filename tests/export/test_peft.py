@@ -36,7 +36,7 @@ def export(blend, samples, folder):
 def test_peft_computes_the_same_logits(blend, tmp_path, mode, variant, architecture):
     adapters = blend(mode, architecture, variant=variant)
     (report,) = export(adapters, make_default_samples(adapters, "Be brief."), tmp_path / "out")
-    assert report.reader.startswith("PEFT ")
+    assert report.reader.startswith(EXPORT_FORMATS["peft"].checked_by)
     # In 16 or 32 bits the arithmetic is the same; in 4 bits bitsandbytes computes differently outside of training.
     assert report.largest_logit_difference < (1e-4 if mode == "none" else 1.0)
     assert report.mean_kl < report.control_kl / 100

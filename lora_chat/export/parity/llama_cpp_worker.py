@@ -136,7 +136,7 @@ def quantize(request: dict[str, Any]) -> None:
     settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{request['type'].upper()}")
     code = llama_cpp.llama_model_quantize(request["from"].encode(), request["to"].encode(), ctypes.byref(settings))
     if code:
-        raise RuntimeError(f"llama.cpp cannot quantise to {request['type']} (code {code})")
+        raise RuntimeError(f"llama.cpp cannot quantize to {request['type']} (code {code})")
 
 
 def compute_outputs(request: dict[str, Any], folder: Path) -> dict[str, Any]:
