@@ -57,7 +57,7 @@ def export_and_check(exporter_class: type[Exporter], job: ExportJob, *, accept: 
     """
     exporter = exporter_class(job)
     exporter.check()
-    logger.info("Asking the adapted model")
+    logger.info("Computing the outputs of the adapted model")
     expected = job.blend.collect_outputs(job.samples)
     reports = []
     for report_name, path in exporter.write():

@@ -35,7 +35,7 @@ class GgufExporter:
     def write(self) -> Iterator[tuple[str, Path]]:
         """Merge the adapters and write each type; quantized types start from a GGUF in the precision of training."""
         job = self._job
-        logger.info("Merging into the base as it was trained against")
+        logger.info("Merging into the weights that training used")
         merged, source = job.work_folder / "merged", job.work_folder / "source.gguf"
         write_merged_model(job.blend, merged)
         for gguf_type in dict.fromkeys(job.gguf_types or [DEFAULT_GGUF_TYPE]):

@@ -99,9 +99,9 @@ def merge_blend(
             f"The folder is not empty: {to}. Merged models never replace files. Fix: name a new folder with --to."
         )
     release_freed_memory()
-    logger.info("Asking the adapted model")
+    logger.info("Computing the outputs of the adapted model")
     expected = blend.collect_outputs(samples)
-    logger.info(f"Merging into the base {'as it was before' if original else 'as it was trained against'}")
+    logger.info(f"Merging into the {'original weights of the base' if original else 'weights that training used'}")
     with atomic_folder(to, "the merged model", shared=True) as folder:
         write_merged_model(blend, folder, original=original)
         logger.info("Reading the merged model again and comparing")

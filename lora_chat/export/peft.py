@@ -45,13 +45,13 @@ class PeftExporter:
 
 def check_adapter_parity(blend: AdapterBlend, samples: Sequence[ParitySample], folder: Path) -> ParityReport:
     """Compare a folder in PEFT's layout, as PEFT opens it, with the adapted model."""
-    logger.info("Asking the adapted model")
+    logger.info("Computing the outputs of the adapted model")
     expected = blend.collect_outputs(samples)
     return measure_parity(_REPORT_NAME, _open_in_peft(blend, samples, folder), expected, samples, blend.stop_ids)
 
 
 def _open_in_peft(blend: AdapterBlend, samples: Sequence[ParitySample], folder: Path) -> PeftRunner:
     """Open the folder in PEFT and compute all outputs there."""
-    logger.info("Asking PEFT, in a process without lora_chat")
+    logger.info("Computing the outputs in PEFT, in a process without lora_chat")
     pad_id = int(blend.tokenizer.pad_token_id)
     return PeftRunner(folder, blend.base, blend.precision, samples, blend.stop_ids, pad_id)

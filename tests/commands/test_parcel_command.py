@@ -154,7 +154,7 @@ def test_commands_use_a_parcel_like_a_run(run, parcel, base, call, monkeypatch, 
 
     code, out, told = call("merge", parcel, "--base", base, "--to", tmp_path / "merged", "--json", "--accept")
     assert code == 0
-    assert "a few questions" in told
+    assert "a few default questions" in told
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
     code, out, _ = call("export", parcel, "--base", base, "--to", "peft", "--out", tmp_path / "plain", "--json")

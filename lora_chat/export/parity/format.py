@@ -25,7 +25,7 @@ def write_parity_reports(folder: Path, reports: Sequence[ParityReport]) -> None:
 def format_parity_line(report: ParityReport) -> str:
     """Format a report as one line for the terminal."""
     return (
-        f"Checked with {report.reader} on {report.tokens} tokens of {report.dialogues} held-out dialogues: mean KL "
+        f"Checked with {report.reader} on {report.tokens} tokens of {report.dialogues} dialogues: mean KL "
         f"{report.mean_kl:.1e} nats (base alone {report.control_kl:.1e}), same top token {report.same_top_token:.1%}, "
         f"{report.equal_replies:.0%} of {report.replies} replies equal, "
         f"loss {report.loss_delivered:.3f} (adapted {report.loss_adapted:.3f})"
@@ -55,7 +55,7 @@ def _format_section(report: ParityReport) -> str:
         f"# {report.what}: {_format_verdict(report)}",
         "",
         f"Opened by {report.reader} and compared with the adapted model on {report.tokens} supervised tokens of "
-        f"{report.dialogues} held-out dialogues. Limits: {tolerances.reason}.",
+        f"{report.dialogues} dialogues. Limits: {tolerances.reason}.",
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
