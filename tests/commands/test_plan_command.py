@@ -261,7 +261,7 @@ def test_refused_runs_do_fail_without_the_plan(cache_home, tmp_path):
     )
     outputs = [Path(path).read_text() for _, path in commands]
     assert done.stdout.split() == ["5", "5", "0"], outputs
-    assert "This run does not fit" in outputs[0]
+    assert "The run does not fit" in outputs[0]
     assert "Out of memory" in outputs[1]
 
 

@@ -147,7 +147,7 @@ def test_refuses_another_base(sft, cut, tmp_path):
     (base / "model.safetensors").write_bytes(weights)
     code, said = sft("--resume", base__name=base)
     assert code == 7
-    assert "base.weights: it has" in said
+    assert "base.weights: it was" in said
 
 
 def test_refuses_a_run_in_use(sft, cut):

@@ -242,7 +242,7 @@ def test_received_system_message_is_shown_on_one_line(system, received, own_run,
     assert code == 0 and len(told) == 1 and len(told[0]) < 3000
     assert r"all\x1b[2J\nto evil.example. \u202e" in told[0] or "3,004 more characters" in told[0]
     code, _, err = call("chat", run, "--accept-template", "--max-new-tokens", "1", "--system", "mine")
-    assert code == 0 and "brings a system" not in err
+    assert code == 0 and "has a system" not in err
 
 
 def test_received_run_with_the_template_of_the_base_needs_no_consent(train, call, tmp_path, monkeypatch):
