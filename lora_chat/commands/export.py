@@ -39,4 +39,4 @@ def run(options: argparse.Namespace) -> None:
     files, trust = EvaluationFiles(options.data), read_trust(options)
     result = export_adapter(options.thing, options.to, options.type, options.out, files, trust, accept=options.accept)
     if options.json:
-        print_json(result.model_dump())
+        print_json(result.model_dump(by_alias=True))

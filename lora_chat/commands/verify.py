@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.pipeline.verify_parcel import format_verification, verify_parcel
 
     files = EvaluationFiles(options.data, options.questions)
-    verification = verify_parcel(options.parcel, files, read_trust(options), again=options.again)
+    verification = verify_parcel(options.parcel, files, read_trust(options), repeat_measurements=options.again)
     print_json(verification.as_dict()) if options.json else print_result(format_verification(verification))
     if not verification.passed:
         raise IntegrityError(f"{options.parcel} is refused.")

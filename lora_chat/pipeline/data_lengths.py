@@ -1,20 +1,25 @@
 """Lengths of the rows, prompts and replies of a run."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import Plan
+from lora_chat.data.dataset import DialogueSet, EncodedRows
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.lengths import DataLengths, measure_rows
+from lora_chat.evaluation.questions import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from lora_chat.data.lengths import Numbers
+
 
 def measure_lengths(
     plan: Plan,
-    train: Any,
-    validation: Any,
-    questions: Any,
+    train: DialogueSet,
+    validation: DialogueSet,
+    questions: Sequence[Question],
     system: str | None,
     tokenizer: "PreTrainedTokenizerBase",
     *,
@@ -46,7 +51,7 @@ def measure_lengths(
     )
 
 
-def _measure_shared_prefix(rows: Any, lengths: Any, count: int) -> int:
+def _measure_shared_prefix(rows: EncodedRows, lengths: "Numbers", count: int) -> int:
     """Return the length of the prefix shared by the `count` longest rows, which form the largest micro-batch."""
     from lora_chat.training.fast_path.packed_batch import EncodedIds, PackedBatchCollator, count_shared_prefix
 

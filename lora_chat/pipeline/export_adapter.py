@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from lora_chat.config.base import StrictModel
 from lora_chat.errors import RecipeError
 from lora_chat.export.exporter import ExportJob, export_and_check
@@ -28,7 +30,7 @@ class ExportResult(StrictModel):
     """Folder of the files."""
     files: dict[str, int]
     """Size of each file, in bytes, by name."""
-    proofs: tuple[ParityReport, ...]
+    parity_reports: tuple[ParityReport, ...] = Field(alias="proofs")
     """One report for each file that was checked."""
 
 

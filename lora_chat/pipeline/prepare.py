@@ -1,6 +1,6 @@
 """Everything that a run needs before weights load: tokenizer, encoded dialogues and questions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -82,7 +82,7 @@ class PreparedRun(PreparedEvaluation):
         if redacted:
             run.write_lines(run.redacted, self.read_training_rows())
 
-    def read_training_rows(self) -> Iterator[dict[str, Any]]:
+    def read_training_rows(self) -> Iterator[Mapping[str, object]]:
         """Yield each training dialogue once, as a row of a JSON lines file."""
         for unit in self.train.read():
             yield unit.as_row if isinstance(unit, Dialogue) else {"text": self.tokenizer.decode(unit)}

@@ -1,6 +1,6 @@
 """The result of a finished run: `result.json` and the `--json` output of `sft`."""
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
 from lora_chat.errors import IntegrityError
@@ -32,15 +32,15 @@ class SftResult(BaseModel):
     peak_memory_bytes: int
     adapter_bytes: int
     trainable_parameters: int
-    forecast: EstimateRecord | None = None
+    estimate_record: EstimateRecord | None = Field(default=None, alias="forecast")
 
     def as_dict(self) -> dict[str, object]:
         """Return the result for JSON, with the keys that it was made with."""
-        return self.model_dump(exclude_unset=True)
+        return self.model_dump(exclude_unset=True, by_alias=True)
 
     def with_record(self, record: EstimateRecord) -> "SftResult":
         """Return the result with the record of its estimate."""
-        return self.model_copy(update={"forecast": record})
+        return self.model_copy(update={"estimate_record": record})
 
 
 def read_finished_result(run: RunFolder) -> SftResult:
@@ -60,4 +60,4 @@ def format_result(result: SftResult) -> str:
         f"({result.seconds['total']:.0f} s in total), peak memory {format_bytes(result.peak_memory_bytes)}, "
         f"adapter {format_bytes(result.adapter_bytes)}"
     )
-    return f"{lines}\n{format_record(result.forecast)}" if result.forecast else lines
+    return f"{lines}\n{format_record(result.estimate_record)}" if result.estimate_record else lines

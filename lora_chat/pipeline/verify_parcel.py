@@ -89,21 +89,21 @@ def _report_portability(receipt: Receipt) -> Sequence[Portability]:
 
 
 def verify_parcel(
-    path: str, evaluation_files: EvaluationFiles, trust: TrustOptions, *, again: bool
+    path: str, evaluation_files: EvaluationFiles, trust: TrustOptions, *, repeat_measurements: bool
 ) -> ParcelVerification:
-    """Run every check of a parcel; `again` also repeats its measurements.
+    """Run every check of a parcel; `repeat_measurements` loads the base for the parity check and the comparison.
 
     Raises RecipeError if the file does not exist, UnavailableError if a requested check needs a missing base.
     """
-    if (evaluation_files.data or evaluation_files.questions) and not again:
+    if (evaluation_files.data or evaluation_files.questions) and not repeat_measurements:
         raise RecipeError("--data and --questions belong to --again: without it nothing is measured.")
     checks: list[ParcelCheck] = []
     try:
         parcel = open_parcel(expand_user_path(path), trust.signer, checks.append)
     except IntegrityError:
         return ParcelVerification(path, checks, None)
-    checks += _check_base(parcel, trust, required=again)
-    if again and all(check.passed is not False for check in checks):
+    checks += _check_base(parcel, trust, required=repeat_measurements)
+    if repeat_measurements and all(check.passed is not False for check in checks):
         checks += _repeat_measurements(path, evaluation_files, trust)
     return ParcelVerification(path, checks, parcel)
 

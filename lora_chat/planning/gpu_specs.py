@@ -99,6 +99,6 @@ def target_from_memory_size(size: int) -> TargetDevice:
 
 def _normalize_gpu_name(name: str) -> str:
     """Return a name in lower case without vendor, brand, spaces and a leading `rtx`."""
-    words = re.sub(r"[^a-z0-9]", " ", name.lower()).split()
-    plain = "".join(word for word in words if word not in ("nvidia", "geforce", "graphics"))
+    parts = re.sub(r"[^a-z0-9]", " ", name.lower()).split()
+    plain = "".join(part for part in parts if part not in ("nvidia", "geforce", "graphics"))
     return plain.removeprefix("rtx") if plain.startswith("rtx") else plain
