@@ -47,9 +47,9 @@ BANNED_WORDS = frozenset(
 """Words of identifiers for which the glossary in docs/architecture.md has a standard term."""
 STANDARD_PHRASES = ("held_out", "HeldOut", "HELD_OUT")
 """Parts of identifiers that may contain a banned word."""
-SERIALIZED_FIELDS = {"proof", "found", "twin"}
+SERIALIZED_FIELDS = {"forecast", "found", "proof", "proofs", "thoughtless", "twin"}
 """Fields of records whose names are keys on disk, so they stay."""
-VAGUE_NAMES = {"found", "given", "one", "kept", "most", "again", "above", "thing", "place", "words"}
+VAGUE_NAMES = {"found", "given", "one", "kept", "most", "again", "above", "thing", "place"}
 """Names of values that say nothing about the value."""
 
 ODD_ENGLISH = {
@@ -123,6 +123,7 @@ class Module:
     """A parsed source file."""
 
     path: Path
+    """Path that begins with the name of the package."""
     text: str
     tree: ast.Module
 
@@ -130,7 +131,7 @@ class Module:
 def read_modules(package: Path) -> list[Module]:
     """Read and parse every Python file below a package folder."""
     texts = [(path, path.read_text(encoding="utf-8")) for path in sorted(package.rglob("*.py"))]
-    return [Module(path, text, ast.parse(text, str(path))) for path, text in texts]
+    return [Module(path.relative_to(package.parent), text, ast.parse(text, str(path))) for path, text in texts]
 
 
 def check_package(package: Path) -> list[Result]:
@@ -204,7 +205,8 @@ def _check_english(modules: list[Module]) -> Result:
 
 
 def _check_root(package: Path) -> Result:
-    extra = tuple(str(path) for path in sorted(package.glob("*.py")) if path.stem not in EXEMPT_ROOT_MODULES)
+    paths = [path for path in sorted(package.glob("*.py")) if path.stem not in EXEMPT_ROOT_MODULES]
+    extra = tuple(str(path.relative_to(package.parent)) for path in paths)
     return Result("modules at the package root", len(extra), extra)
 
 
@@ -304,7 +306,9 @@ def _first_line(text: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Print the table and the offenders; return 1 if a limit is exceeded."""
     parser = argparse.ArgumentParser(description="Check names, docstrings, layout and language of a package.")
-    parser.add_argument("package", nargs="?", type=Path, default=Path(__file__).parents[1] / "lora_chat")
+    parser.add_argument(
+        "package", nargs="?", type=lambda text: Path(text).resolve(), default=Path(__file__).parents[1] / "lora_chat"
+    )
     parser.add_argument("--list", type=int, default=5, metavar="N", help="print N offenders of each rule (5)")
     parser.add_argument("--all", action="store_true", help="print offenders of rules that pass, too")
     options = parser.parse_args(arguments)

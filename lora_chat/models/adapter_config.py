@@ -128,10 +128,10 @@ class LoraSettings:
 
     def with_scale_in_alpha(self) -> Self:
         """Return plain LoRA of the same function: alpha * sqrt(rank) in place of a scale by sqrt(rank)."""
-        kept = tuple(variant for variant in self.special_variants if not variant.scales_by_sqrt_rank)
-        if kept == self.special_variants:
+        variants = tuple(variant for variant in self.special_variants if not variant.scales_by_sqrt_rank)
+        if variants == self.special_variants:
             return self
-        return replace(self, alpha=self.alpha * self.rank**0.5, special_variants=kept)
+        return replace(self, alpha=self.alpha * self.rank**0.5, special_variants=variants)
 
 
 @dataclass(frozen=True)
