@@ -59,6 +59,7 @@ def generate_ids(
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         longest = max(map(len, batch))
+        # Padding on the left lets all prompts end at the same position, where generation begins.
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in batch])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
         with torch.inference_mode(), _contiguous_hidden_states(model):

@@ -8,7 +8,8 @@ from lora_chat.errors import IntegrityError, RecipeError
 if TYPE_CHECKING:
     import torch
 
-_ALLOWED_DTYPES = ("torch.float32", "torch.float16", "torch.bfloat16")
+ALLOWED_DTYPES = ("torch.float32", "torch.float16", "torch.bfloat16")
+"""Types of the tensors of an adapter."""
 _MAX_ABS_VALUE = 10_000.0
 """Limit of absolute values in an adapter; trained adapters have values below 100."""
 
@@ -67,10 +68,8 @@ def check_adapter_weights(weights: "dict[str, torch.Tensor]", expected: "dict[st
                 f"The adapter {name} does not fit this base: {key} is {tuple(tensor.shape)}, "
                 f"not {tuple(expected[key].shape)}."
             )
-        if str(tensor.dtype) not in _ALLOWED_DTYPES:
-            raise IntegrityError(
-                f"The adapter {name} has {key} as {tensor.dtype}, not as {', '.join(_ALLOWED_DTYPES)}."
-            )
+        if str(tensor.dtype) not in ALLOWED_DTYPES:
+            raise IntegrityError(f"The adapter {name} has {key} as {tensor.dtype}, not as {', '.join(ALLOWED_DTYPES)}.")
         if (other := weights.get(key.replace(".lora_A.", ".lora_B."))) is not None and other.dtype != tensor.dtype:
             raise IntegrityError(f"The adapter {name} has {key} as {tensor.dtype}, its other half as {other.dtype}.")
         if not torch.isfinite(tensor).all():

@@ -43,7 +43,9 @@ def find_equivalent_config_fields(
     config_class = type(config)
     try:
         known = _load_config_dict(config_class, {name: value for name, value in raw.items() if name not in fields})
+        # Only fields that Transformers knows can have defaults.
         fields = {name for name in fields if name in known.keys() | set(_LEGACY_ROPE_FIELDS)}
+        # The config of training: the fields on disk, with the trained values of the differing fields.
         trained_raw = {name: value for name, value in raw.items() if name not in fields}
         for name in sorted(fields & trained.keys()):
             if value_or_digest(known.get(name)) != trained[name]:  # otherwise it is the default, possibly as a digest
@@ -60,7 +62,7 @@ def find_equivalent_config_fields(
 
 
 def _may_be_equivalent(name: str, trained: Fields, current: Fields) -> bool:
-    """Return whether a field can differ without effect: only one side names it, or both name parts of the rope."""
+    """Return whether a field can differ without effect: one side lacks it, or each has parts of the rope settings."""
     if name in _RAW_FIELDS:
         return False
     if name not in trained or name not in current:

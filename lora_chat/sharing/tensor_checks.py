@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from lora_chat.config.lora_variants import EXTRA_VECTORS
 from lora_chat.errors import IntegrityError
+from lora_chat.models.adapter_checks import ALLOWED_DTYPES
 from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.system.safetensors_header import MAX_HEADER_BYTES, check_raw_header
 
 if TYPE_CHECKING:
     import torch
 
-_ALLOWED_DTYPES = {"torch.float32", "torch.float16", "torch.bfloat16"}
 _LORA_KEY_PATTERN = re.compile(
     r"base_model\.model\.([A-Za-z0-9_.]{1,300})\."
     rf"(lora_A\.weight|lora_B\.weight|{'|'.join(EXTRA_VECTORS)})"
@@ -52,7 +52,7 @@ def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: LoraSettings)
         module, part = match[1], match[2].split(".")[0]
         if not any(module == target or module.endswith(f".{target}") for target in settings.target_modules):
             raise IntegrityError(f"the weights contain {key[:200]!a}, which is not a target module of the config")
-        if str(tensor.dtype) not in _ALLOWED_DTYPES:
+        if str(tensor.dtype) not in ALLOWED_DTYPES:
             raise IntegrityError(f"{key} is {tensor.dtype}, not floating point of 16 or 32 bits")
         if not torch.isfinite(tensor).all():
             raise IntegrityError(f"{key} has non-finite values")

@@ -60,6 +60,7 @@ def _select_layers(model: torch.nn.Module, *, every_layer: bool = False) -> list
     chosen: list[Any] = []
     kinds = set()
     for name, module in model.named_modules():
+        # The kind is the name without its number: model.layers.3.mlp.up_proj -> model.layers..mlp.up_proj.
         kind = _LAYER_INDEX.sub("", name)
         if is_dequantized_on_the_fly(module) and (every_layer or kind in kinds) and "forward" not in vars(module):
             chosen.append(module)
@@ -78,6 +79,7 @@ class _FrozenMatmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         grad_out: torch.Tensor = gradients[0]
+        # The weight is frozen, so only x has a gradient: (..., out) @ (out, in).
         return grad_out @ get_buffered_dense_weight(ctx.layer, grad_out.dtype), None
 
 

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 CACHED_WEIGHT_ATTRIBUTE = "dense_weight"
 """Attribute of a layer with its cached dense weight."""
-_BUFFER_ATTRIBUTE = "dense_room"
+_BUFFER_ATTRIBUTE = "dense_buffer"
+"""Attribute of a layer with the buffer that it shares with others."""
 _WEIGHTS_PER_CHUNK = {"4bit": 2**19, "8bit": 2**18}
 """Number of weights that are dequantized at once, so that they fit a processor's cache; 8-bit values are fp32 first."""
 
@@ -108,6 +109,7 @@ def _dequantize_4bit(
 
     state = weight.quant_state
     out_features, in_features = state.shape
+    # Without a buffer, or if blocks extend over the end of a row, dequantize everything at once.
     if buffer is None or buffer.dtype != state.dtype or in_features % state.blocksize:
         dense: torch.Tensor = dequantize_4bit(weight.data, state)
         return dense.to(dtype)
@@ -115,12 +117,13 @@ def _dequantize_4bit(
     scales = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
     # The beginning of the buffer becomes the weight (out, in).
     values = buffer[: out_features * in_features].view(out_features, in_features)
-    packed, rows = weight.data.view(out_features, -1), max(1, _WEIGHTS_PER_CHUNK["4bit"] // in_features)
-    scales = scales.view(out_features, -1)
+    # Two weights are packed into a byte, and each row has in_features / blocksize scales.
+    packed, scales = weight.data.view(out_features, -1), scales.view(out_features, -1)
+    rows = max(1, _WEIGHTS_PER_CHUNK["4bit"] // in_features)
     for begin in range(0, out_features, rows):
         rows_slice = slice(begin, begin + rows)
         part = values[rows_slice]
-        # Rows are whole numbers of blocks, so a chunk has a quantization state of its own.
+        # Each row is a whole number of blocks, so a chunk of rows has its own quantization state.
         chunk_state = type(state)(
             absmax=scales[rows_slice].flatten(),
             shape=part.shape,
@@ -145,6 +148,7 @@ def _dequantize_8bit(
         values = torch.empty(weight.shape, dtype=dtype)
     else:
         values = buffer[: weight.numel()].view(weight.shape)
+    # Each row has one scale, so rows can be converted separately, without an fp32 copy of the whole weight.
     rows = max(1, _WEIGHTS_PER_CHUNK["8bit"] // weight.shape[1])
     for begin in range(0, weight.shape[0], rows):
         rows_slice = slice(begin, begin + rows)

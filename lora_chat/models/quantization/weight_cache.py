@@ -80,12 +80,14 @@ def concatenate_cached_weights(layers: "Sequence[Any]") -> "torch.Tensor | None"
             return None
     if len(layers) == 1:
         return get_dense_weight(layers[0])
+    # One tensor (sum of out, in); each layer gets the rows that were its weight.
     stacked = torch.cat([get_dense_weight(layer) for layer in layers])
     begin = 0
     for layer in layers:
         part = stacked[begin : begin + layer.out_features]
         begin += layer.out_features
         if CACHED_WEIGHT_ATTRIBUTE in layer.__dict__:
+            # The cached weight is also captured by the replaced forward.
             setattr(layer, CACHED_WEIGHT_ATTRIBUTE, part)
             if "forward" in layer.__dict__:
                 layer.forward = _make_forward(layer, part)
