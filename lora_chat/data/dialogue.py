@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
+ChatMessage = dict[str, Any]
+"""A message in the form of chat templates; templates decide which keys they read."""
+ToolDescription = dict[str, Any]
+"""A function description in the form of chat templates."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,9 @@ class Message:
     """Whether a message of the assistant carries loss."""
 
     @property
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> ChatMessage:
         """Return the message in the form of chat templates and of JSON lines."""
-        result: dict[str, Any] = {"role": self.role, "content": self.content}
+        result: ChatMessage = {"role": self.role, "content": self.content}
         if self.reasoning is not None:
             result["reasoning_content"] = self.reasoning
             result["thinking"] = self.reasoning  # for gpt-oss and LFM2; transformers before 5.23 does not set it
@@ -72,15 +76,15 @@ class Dialogue:
     """File of the dialogue."""
 
     @property
-    def as_dicts(self) -> list[dict[str, Any]]:
+    def as_dicts(self) -> list[ChatMessage]:
         """Return the messages in the form of chat templates."""
         return [message.as_dict for message in self.messages]
 
     @property
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> dict[str, object]:
         """Return the JSON object from which the same dialogue can be read."""
         messages = [m.as_dict | ({} if m.trained else {"train": False}) for m in self.messages]
-        return {"messages": messages} | ({"tools": json.loads(self.tools)} if self.tools else {})
+        return {"messages": messages, **({"tools": json.loads(self.tools)} if self.tools else {})}
 
     @property
     def digest(self) -> int:
@@ -98,7 +102,7 @@ class Dialogue:
         return replace(self, messages=tuple(messages))
 
     @property
-    def tool_list(self) -> list[dict[str, Any]] | None:
+    def tool_list(self) -> list[ToolDescription] | None:
         """Return the tools in the form of chat templates."""
         return json.loads(self.tools) if self.tools else None
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
 from lora_chat.data.statistics import DataStatistics
+from lora_chat.data.storage.ledger import Ledger
 from lora_chat.system.console import Highlight, ResultPart, display_path
 from lora_chat.system.sanitize import sanitize_line, sanitize_lines
 
@@ -23,38 +24,42 @@ def statistics_summary(statistics: DataStatistics) -> list[str]:
     lines = [
         f"Data      {_format_files(ledger)}: {_format_line_counts(ledger)}",
         f"Dialogues {statistics.train_dialogues:,} to train on, {statistics.validation_dialogues:,} held out; longest "
-        f"{ledger['longest']:,} tokens; loss on {ledger['supervised_tokens']:,} of {ledger['tokens']:,} tokens",
+        f"{ledger.longest:,} tokens; loss on {ledger.supervised_tokens:,} of {ledger.tokens:,} tokens",
     ]
-    if ledger["rows"] > ledger["dialogues"]:
+    if ledger.rows > ledger.dialogues:
         lines.append(
-            f"Rows      {ledger['rows']:,}, one for each reply: this chat template rewrites earlier turns, "
+            f"Rows      {ledger.rows:,}, one for each reply: this chat template rewrites earlier turns, "
             "and each reply is trained after the prompt that inference shows"
         )
-    if ledger["thoughtless"]:
+    if ledger.thoughtless:
         lines.append(
-            f"Reasoning the chat template opens reasoning in the prompt, and {ledger['thoughtless']:,} of "
-            f"{ledger['replies']:,} replies have none: these teach the model to answer without reasoning"
+            f"Reasoning the chat template opens reasoning in the prompt, and {ledger.thoughtless:,} of "
+            f"{ledger.replies:,} replies have none: these teach the model to answer without reasoning"
         )
-    if ledger["redacted"]:
-        lines.append(f"Redacted  {ledger['redacted']:,} secrets or personal data, in a cleaned copy")
+    if ledger.redacted:
+        lines.append(f"Redacted  {ledger.redacted:,} secrets or personal data, in a cleaned copy")
     return lines
 
 
-def _format_files(ledger: dict[str, Any]) -> str:
+def _format_files(ledger: Ledger) -> str:
     """Format the name of a file, or the number of files, and their formats."""
-    files = ledger["files"]
+    files = ledger.files
     formats = ", ".join(sorted(set(files.values())))
     name = display_path(Path(next(iter(files)))) if len(files) == 1 else f"{len(files)} files"
     return f"{name}, {formats}"
 
 
-def _format_line_counts(ledger: dict[str, Any]) -> str:
+def _format_line_counts(ledger: Ledger) -> str:
     """Format the number of lines and its parts, without parts that are zero."""
-    parts = [f"{ledger['accepted']:,} accepted"]
-    labels = {"blank": "blank", "refused": "faulty and left out", "dropped": "too long and left out"}
-    parts += [f"{ledger[key]:,} {label}" for key, label in labels.items() if ledger[key]]
-    cut = f" ({ledger['cut']:,} of them cut to length)" if ledger["cut"] else ""
-    return f"{ledger['lines']:,} lines = {' + '.join(parts)}{cut}"
+    parts = [f"{ledger.accepted:,} accepted"]
+    other_counts = {
+        "blank": ledger.blank,
+        "faulty and left out": ledger.refused,
+        "too long and left out": ledger.dropped,
+    }
+    parts += [f"{count:,} {label}" for label, count in other_counts.items() if count]
+    cut = f" ({ledger.cut:,} of them cut to length)" if ledger.cut else ""
+    return f"{ledger.lines:,} lines = {' + '.join(parts)}{cut}"
 
 
 def format_statistics(statistics: DataStatistics) -> str:
@@ -62,23 +67,23 @@ def format_statistics(statistics: DataStatistics) -> str:
     ledger = statistics.total
     lines = []
     for source in statistics.sources:
-        weight = f", weight {source['weight']:g}" if source["weight"] != 1 else ""
-        lines.append(f"{sanitize_line(source['name'])}{weight}")
-        formats = dict.fromkeys(source["files"].values())
+        weight = f", weight {source.weight:g}" if source.weight != 1 else ""
+        lines.append(f"{sanitize_line(source.name)}{weight}")
+        formats = dict.fromkeys(source.ledger.files.values())
         lines.append(f"  recognised  {', '.join(formats)}")
-        lines.append(f"  ledger      {_format_line_counts(source)}")
-        for title, key in (("refused", "refusals"), ("too long", "over_long")):
-            lines += [f"  {title:<10}  {text}" for text in source[key]]
+        lines.append(f"  ledger      {_format_line_counts(source.ledger)}")
+        lines += [f"  {'refused':<10}  {text}" for text in source.ledger.refusals]
+        lines += [f"  {'too long':<10}  {text}" for text in source.ledger.over_long]
     held_out = statistics.validation_dialogues
     lines += [
         "",
         f"dialogues     {statistics.train_dialogues:,} to train on, {held_out:,} held out, {statistics.duplicates:,} "
         f"duplicates",
         f"rows          {statistics.train_rows:,} an epoch",
-        f"tokens        {ledger['tokens']:,}, supervised {ledger['supervised_tokens']:,} "
-        f"({ledger['supervised_tokens'] / max(1, ledger['tokens']):.0%})",
-        f"stop tokens   {ledger['stops']:,} of {ledger['replies']:,} replies end with a trained one"
-        + (f" ({ledger['stops'] / ledger['replies']:.0%})" if ledger["replies"] else ""),
+        f"tokens        {ledger.tokens:,}, supervised {ledger.supervised_tokens:,} "
+        f"({ledger.supervised_tokens / max(1, ledger.tokens):.0%})",
+        f"stop tokens   {ledger.stops:,} of {ledger.replies:,} replies end with a trained one"
+        + (f" ({ledger.stops / ledger.replies:.0%})" if ledger.replies else ""),
         "",
         f"{'':<14}{'tokens':>12}{'supervised':>12}",
         *_format_roles(ledger),
@@ -92,11 +97,12 @@ def format_statistics(statistics: DataStatistics) -> str:
     return "\n".join(lines)
 
 
-def _format_roles(ledger: dict[str, Any]) -> Iterator[str]:
+def _format_roles(ledger: Ledger) -> Iterator[str]:
     """Yield a line for each role, and one for the text of the template."""
-    rows = [(role, *counts) for role, counts in ledger["roles"].items()]
-    rest = [ledger[key] - sum(row[index] for row in rows) for index, key in ((1, "tokens"), (2, "supervised_tokens"))]
-    for name, tokens, supervised in [*rows, ("template", *rest)]:
+    rows = [(role, tokens, supervised) for role, (tokens, supervised) in ledger.roles.items()]
+    template_tokens = ledger.tokens - sum(tokens for _, tokens, _ in rows)
+    template_supervised = ledger.supervised_tokens - sum(supervised for _, _, supervised in rows)
+    for name, tokens, supervised in [*rows, ("template", template_tokens, template_supervised)]:
         yield f"{name:<14}{tokens:>12,}{supervised:>12,}"
 
 

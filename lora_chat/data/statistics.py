@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.sources import EncodedSource
-from lora_chat.data.storage.ledger import sum_ledgers
+from lora_chat.data.storage.ledger import Ledger, sum_ledgers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,12 +30,25 @@ class PackingEfficiency:
 
 
 @dataclass(frozen=True)
+class SourceStatistics:
+    """The counts of a source."""
+
+    name: str
+    weight: float
+    ledger: Ledger
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the name, the weight and the counts of the ledger as JSON data."""
+        return {"name": self.name, "weight": self.weight, **self.ledger.as_dict()}
+
+
+@dataclass(frozen=True)
 class DataStatistics:
     """The statistics that `lora-chat data` shows."""
 
-    sources: tuple[dict[str, Any], ...]
-    """Ledger of each source, with its name and weight."""
-    total: dict[str, Any]
+    sources: tuple[SourceStatistics, ...]
+    total: Ledger
+    """Sum of the ledgers of all sources."""
     duplicates: int
     """Number of dialogues that are equal to an earlier one."""
     train_dialogues: int
@@ -47,9 +60,9 @@ class DataStatistics:
     """Bars of shortest length, longest length (in tokens) and number of rows."""
     packing: PackingEfficiency
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the statistics as JSON data."""
-        return asdict(self)
+        return asdict(self) | {"sources": [source.as_dict() for source in self.sources]}
 
 
 def compute_statistics(
@@ -62,10 +75,9 @@ def compute_statistics(
     digests = np.concatenate([source.store.digests for source in sources])
     return DataStatistics(
         sources=tuple(
-            {"name": source.local_source.name, "weight": source.weight} | source.store.ledger.as_dict()
-            for source in sources
+            SourceStatistics(source.local_source.name, source.weight, source.store.ledger) for source in sources
         ),
-        total=sum_ledgers([source.store.ledger for source in sources]).as_dict(),
+        total=sum_ledgers([source.store.ledger for source in sources]),
         duplicates=len(digests) - len(np.unique(digests)),
         train_dialogues=len(train),
         train_rows=len(train.rows),

@@ -46,10 +46,10 @@ def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[di
             file.writelines(
                 f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in prepared.read_training_rows()
             )
-        redacted = prepared.statistics.total["redacted"]
+        redacted = prepared.statistics.total.redacted
         logger.info(f"Written to {to}: {len(prepared.train):,} dialogues, {redacted:,} passages redacted in total.")
     if as_json:
-        return asdict(report) | {"redactions": prepared.statistics.total["redacted"]}, report.is_refused
+        return asdict(report) | {"redactions": prepared.statistics.total.redacted}, report.is_refused
     return format_audit(report, recipe.audit), report.is_refused
 
 

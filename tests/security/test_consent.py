@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lora_chat.cli import main
-from lora_chat.data.encoding import template_renderer
+from lora_chat.data.encoding import render_requests, template_renderer
 from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE
 from lora_chat.errors import ConsentError, IntegrityError
 from lora_chat.models.adapter_files import read_adapter
@@ -103,7 +103,7 @@ def no_rendering(monkeypatch):
 
 @pytest.fixture
 def short_limits(monkeypatch):
-    monkeypatch.setattr(template_renderer, "_BASE_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(render_requests, "_BASE_TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr(template_renderer, "_GRACE_SECONDS", 1.0)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lora_chat.cli import main
-from lora_chat.data.encoding import template_renderer
+from lora_chat.data.encoding import render_requests, template_renderer
 from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE, PLAIN_TEMPLATE
 from lora_chat.data.encoding.chat_template import is_trusted_template, render_texts
 from lora_chat.data.encoding.encode import encode_dialogue
@@ -42,7 +42,7 @@ def with_template(tiny_tokenizer):
 
 @pytest.fixture
 def short_limits(monkeypatch):
-    monkeypatch.setattr(template_renderer, "_BASE_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(render_requests, "_BASE_TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr(template_renderer, "_GRACE_SECONDS", 1.0)
 
 
@@ -176,7 +176,7 @@ def test_one_child_serves_many_renderings(with_template):
 def test_more_than_a_batch_is_rendered_in_pieces(with_template, monkeypatch):
     tokenizer = with_template(MINE)
     whole = render_texts(tokenizer, [CHAT, CHAT[:1], CHAT], add_generation_prompt=True)
-    monkeypatch.setattr(template_renderer, "_MAX_REQUEST_CHARACTERS", 10)
+    monkeypatch.setattr(render_requests, "_MAX_REQUEST_CHARACTERS", 10)
     assert render_texts(tokenizer, [CHAT, CHAT[:1], CHAT], add_generation_prompt=True) == whole
     assert "<|im_start|>assistant" in whole[1]
 
@@ -239,8 +239,8 @@ def test_fork_does_not_use_the_child_of_its_parent(with_template):
 def test_no_child_outlives_a_parent_that_is_killed(busy):
     script = (
         "import sys, threading\n"
-        "from lora_chat.data.encoding import template_renderer as t\n"
-        "t._BASE_TIMEOUT_SECONDS = 1.0\n"
+        "from lora_chat.data.encoding import render_requests, template_renderer as t\n"
+        "render_requests._BASE_TIMEOUT_SECONDS = 1.0\n"
         "t.render_in_worker('x', {}, [t.RenderJob([[]], False)])\n"
         "print(t._worker._child.pid, flush=True)\n"
         f"{f't.render_in_worker({LOOP!r}, {{}}, [t.RenderJob([[]], False)])' if busy else 'sys.stdin.read()'}\n"

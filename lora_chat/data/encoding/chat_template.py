@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
+from lora_chat.data.dialogue import ChatMessage, ToolDescription
 from lora_chat.data.encoding.bundled_templates import (
     BOS_PREFIX,
     CHAT_TEMPLATES_BY_NAME,
@@ -14,7 +15,8 @@ from lora_chat.data.encoding.bundled_templates import (
     TRUSTED_TEMPLATE_DIGESTS,
     ChatTemplate,
 )
-from lora_chat.data.encoding.template_renderer import RenderJob, render_in_worker
+from lora_chat.data.encoding.render_requests import RenderJob
+from lora_chat.data.encoding.template_renderer import render_in_worker
 from lora_chat.data.encoding.tokenizer import TextTokenizer, read_bos_ids
 from lora_chat.errors import DataError, IntegrityError
 from lora_chat.system.regular_files import open_regular_file
@@ -79,10 +81,10 @@ def _read_template(path: Path) -> str:
 
 def render_texts(
     tokenizer: "PreTrainedTokenizerBase",
-    chats: Sequence[Sequence[dict[str, Any]]],
+    chats: Sequence[Sequence[ChatMessage]],
     *,
     add_generation_prompt: bool,
-    tools: Sequence[dict[str, Any]] | None = None,
+    tools: Sequence[ToolDescription] | None = None,
 ) -> list[str]:
     """Return chats as text, each with the opening of a reply if `add_generation_prompt` is set.
 
@@ -112,7 +114,7 @@ def is_trusted_template(template: str) -> bool:
     return hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest() in TRUSTED_TEMPLATE_DIGESTS
 
 
-def _render_in_process(template: str, special: dict[str, Any], job: RenderJob) -> list[str] | DataError:
+def _render_in_process(template: str, special: dict[str, object], job: RenderJob) -> list[str] | DataError:
     """Render a job with a trusted template."""
     template_args = {"tools": list(job.tools) if job.tools else None, "documents": None}
     try:
@@ -144,10 +146,10 @@ def _compile_template(template: str) -> Callable[..., str]:
 
 def render_ids(
     tokenizer: "PreTrainedTokenizerBase",
-    messages: Sequence[dict[str, Any]],
+    messages: Sequence[ChatMessage],
     *,
     add_generation_prompt: bool,
-    tools: Sequence[dict[str, Any]] | None = None,
+    tools: Sequence[ToolDescription] | None = None,
 ) -> list[int]:
     """Return the token ids of messages, with the opening of a reply if `add_generation_prompt` is set.
 

@@ -5,9 +5,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from lora_chat.data.dialogue import Dialogue, Role
+from lora_chat.data.dialogue import ChatMessage, Dialogue, Role
 from lora_chat.data.encoding.control_tokens import LITERAL_END
 from lora_chat.data.encoding.tokenizer import TextTokenizer, TokenizedText
 from lora_chat.data.encoding.turns import ReplyRequest, Turn, TurnReader, can_share_row
@@ -67,7 +67,7 @@ class DialogueEncoder:
     """Encoder of dialogues for one tokenizer with its chat template.
 
     A reply is trained after exactly the prompt that inference shows before it. A dialogue is one row if its later
-    prompts contain the earlier replies as they are trained. Templates of reasoning models drop earlier reasoning from
+    prompts contain the earlier replies exactly as trained. Templates of reasoning models drop earlier reasoning from
     the prompt; then each reply is a separate row, after the history that inference shows.
     """
 
@@ -199,7 +199,7 @@ def _split_replies(row: _RenderedRow) -> tuple[_RenderedRow, ...]:
     return tuple(_RenderedRow((turn,), row.message_texts[: turn.message_index + 1]) for turn in row.turns)
 
 
-def _stringify_arguments(message: dict[str, Any]) -> dict[str, Any]:
+def _stringify_arguments(message: ChatMessage) -> ChatMessage:
     """Return a message with the arguments of its tool calls as JSON text."""
     calls = message.get("tool_calls")
     if not calls:

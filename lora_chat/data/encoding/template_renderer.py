@@ -5,14 +5,20 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock, Timer
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.data.encoding.template_worker import EXIT_OUT_OF_MEMORY, EXIT_OUTPUT_TOO_LONG, expand_prefixes
+from lora_chat.data.encoding.render_requests import RenderJob, split_into_requests
+from lora_chat.data.encoding.template_worker import (
+    EXIT_OUT_OF_MEMORY,
+    EXIT_OUTPUT_TOO_LONG,
+    JobAnswer,
+    RenderRequest,
+    expand_prefixes,
+)
 from lora_chat.errors import DataError, TemplateError
 from lora_chat.system.frames import FrameError, FrameTimeoutError, exchange_frames, pack_frame, unpack_frame
 from lora_chat.system.sanitize import sanitize_line
@@ -21,31 +27,14 @@ from lora_chat.system.worker import start_worker, wait_for_worker
 if TYPE_CHECKING:
     import subprocess
 
-Messages = Sequence[dict[str, Any]]
-
 _START_TIMEOUT_SECONDS = 120.0
 """Timeout of the worker's start, in seconds; its imports are slow on a busy machine."""
-_BASE_TIMEOUT_SECONDS, _CHARACTERS_PER_SECOND = 8.0, 200_000
-"""Timeout of a request, in seconds, plus a second for each N characters; real templates take a hundredth of it."""
 _GRACE_SECONDS = 3.0
 """Seconds that the worker has to end before it is killed."""
-_MAX_REQUEST_CHARACTERS = 1 << 22
-"""Most characters of messages in one request, unless a single chat has more."""
-_BASE_ANSWER_BYTES = 1 << 26
-"""Largest answer, in bytes, in addition to 8 times the request."""
-
-
-@dataclass(frozen=True)
-class RenderJob:
-    """Chats that are rendered with the same arguments."""
-
-    chats: Sequence[Messages]
-    add_generation_prompt: bool
-    tools: Sequence[dict[str, Any]] | None = None
 
 
 def render_in_worker(
-    template: str, special: Mapping[str, Any], jobs: Sequence[RenderJob]
+    template: str, special: Mapping[str, object], jobs: Sequence[RenderJob]
 ) -> list[list[str] | DataError]:
     """Return the texts of each job, or the reason why the template refuses it.
 
@@ -54,7 +43,7 @@ def render_in_worker(
     texts: list[list[str]] = [[] for _ in jobs]
     errors: dict[int, DataError] = {}
     with _lock:
-        for request, owners in _split_into_requests(template, special, jobs):
+        for request, owners in split_into_requests(template, special, jobs):
             answers = _get_worker().send_request(request)
             for owner, answer in zip(owners, answers, strict=True):
                 if "error" in answer:
@@ -72,7 +61,7 @@ def close_worker() -> None:
         _worker = None
 
 
-def _to_data_error(answer: Mapping[str, Any]) -> DataError:
+def _to_data_error(answer: JobAnswer) -> DataError:
     """Return the error of a job as a DataError; a TypeError becomes its cause."""
     reason = sanitize_line(str(answer["error"]) or str(answer["kind"]), 300)
     if answer.get("compiling"):
@@ -82,73 +71,6 @@ def _to_data_error(answer: Mapping[str, Any]) -> DataError:
     if answer["kind"] == "TypeError":  # `encode` then retries with the arguments of calls as text
         error.__cause__ = TypeError(reason)
     return error
-
-
-def _split_into_requests(
-    template: str, special: Mapping[str, Any], jobs: Sequence[RenderJob]
-) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """Yield the jobs in requests of bounded size, each with the numbers of the jobs that its parts belong to."""
-    pending = _WorkerRequest(template, special)
-    sizes: dict[int, int] = {}  # by id, which is valid because the caller keeps the messages
-    for number, job in enumerate(jobs):
-        tools = _count_characters(job.tools) if job.tools else 0
-        for chat in job.chats:
-            for message in chat:
-                if id(message) not in sizes:
-                    sizes[id(message)] = _count_characters(message)
-            size = tools + sum([sizes[id(message)] for message in chat])
-            if pending.size + size > _MAX_REQUEST_CHARACTERS and pending.job_numbers:
-                yield pending.build_body(), pending.job_numbers
-                pending = _WorkerRequest(template, special)
-            pending.add(number, chat, job, size)
-    if pending.job_numbers:
-        yield pending.build_body(), pending.job_numbers
-
-
-class _WorkerRequest:
-    """A request in which each message is sent once, although many chats contain it."""
-
-    def __init__(self, template: str, special: Mapping[str, Any]) -> None:
-        self.job_numbers: list[int] = []
-        self.size = 0
-        self._message_numbers: dict[int, int] = {}
-        self._body: dict[str, Any] = {"template": template, "special": dict(special)}
-        self._body |= {"messages": [], "tools": [], "jobs": []}
-
-    def add(self, owner: int, chat: Messages, job: RenderJob, size: int) -> None:
-        """Add a chat of a job; the chats of one job follow one another."""
-        jobs, tools = self._body["jobs"], self._body["tools"]
-        if not self.job_numbers or self.job_numbers[-1] != owner:
-            if job.tools:
-                tools.append(job.tools)
-            tools_index = len(tools) - 1 if job.tools else None
-            jobs.append({"chats": [], "reply_follows": job.add_generation_prompt, "tools": tools_index})
-            self.job_numbers.append(owner)
-        jobs[-1]["chats"].append([[self._register_message(message) for message in chat], size])
-        self.size += size
-
-    def build_body(self) -> dict[str, Any]:
-        """Return the request with its limits."""
-        size = self.size + len(self._body["template"])
-        seconds = _BASE_TIMEOUT_SECONDS + size / _CHARACTERS_PER_SECOND
-        return self._body | {"size": size, "seconds": seconds, "most": _BASE_ANSWER_BYTES + 8 * size}
-
-    def _register_message(self, message: dict[str, Any]) -> int:
-        """Return the number of a message, which is added if it is new."""
-        number = self._message_numbers.get(id(message))
-        if number is None:
-            number = self._message_numbers[id(message)] = len(self._body["messages"])
-            self._body["messages"].append(message)
-        return number
-
-
-def _count_characters(value: object) -> int:
-    """Count the characters of a message or of tools, approximately."""
-    if isinstance(value, str):
-        return len(value) + 2
-    if isinstance(value, dict):
-        return sum(len(key) + 4 + _count_characters(inner) for key, inner in value.items())
-    return 2 + sum(map(_count_characters, value)) if isinstance(value, list | tuple) else 8
 
 
 class _TemplateWorker:
@@ -163,16 +85,16 @@ class _TemplateWorker:
             os.set_blocking(self._stdout_fd, False)
         self._exchange(None, b"", 1 << 10, _START_TIMEOUT_SECONDS, "starting")
 
-    def send_request(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def send_request(self, request: RenderRequest) -> list[JobAnswer]:
         """Return the answers; any failure stops the worker, so that the next request starts another."""
-        template = str(request["template"])
+        template = request["template"]
         name = f"The chat template (sha256 {hashlib.sha256(template.encode('utf-8', 'replace')).hexdigest()[:12]}...)"
         answer = self._exchange(self._stdin_fd, pack_frame(request), request["most"], request["seconds"], name)
-        answers: list[dict[str, Any]] = answer["jobs"]
+        answers: list[JobAnswer] = answer["jobs"]
         return answers
 
     def _exchange(self, to: int | None, sent: bytes, max_bytes: int, seconds: float, name: str) -> Any:
-        """Send a frame and return the value of the answer; raises TemplateError if there is none in time."""
+        """Send a frame and return the value of the answer; raises TemplateError if it does not come in time."""
         began = time.monotonic()
         try:
             if os.name == "nt":
@@ -192,7 +114,7 @@ class _TemplateWorker:
             raise
 
     def _exchange_blocking(self, to: int | None, sent: bytes, max_bytes: int, seconds: float) -> Any:
-        """Do the same on a system without non-blocking pipes; the worker is killed after its time limit."""
+        """Exchange frames on a system without non-blocking pipes; the worker is killed after its time limit."""
         watch = Timer(seconds, self._child.kill)
         watch.start()
         try:
@@ -276,7 +198,7 @@ def _start_worker_process() -> "subprocess.Popen[bytes]":
 
 
 def _get_worker() -> _TemplateWorker:
-    """Return the running worker, started if there is none."""
+    """Return the running worker, started if needed."""
     global _worker
     if _worker is None:
         _worker = _TemplateWorker()

@@ -7,9 +7,9 @@ input ends.
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import IO, Any
+from typing import IO, TypedDict
 
 from lora_chat.system.frames import pack_frame, read_frame
 from lora_chat.system.memory_usage import address_space_bytes
@@ -21,6 +21,45 @@ _BASE_MEMORY_BYTES = 1 << 30
 """Memory for one request, in bytes, in addition to the idle process and 32 times the request."""
 _BASE_OUTPUT_CHARACTERS, _OUTPUT_FACTOR = 1 << 17, 32
 """Longest text of a chat: a base in characters, and a factor for each character of its messages and tools."""
+
+
+class RequestedJob(TypedDict):
+    """Chats that are rendered with the same arguments."""
+
+    chats: list[tuple[list[int], int]]
+    """For each chat, the numbers of its messages, and its size in characters."""
+    reply_follows: bool
+    tools: int | None
+    """Number of the tools, if there are any."""
+
+
+class RenderRequest(TypedDict):
+    """A request to the worker."""
+
+    template: str
+    special: dict[str, object]
+    """Special tokens by name, which templates use as variables."""
+    messages: list[dict[str, object]]
+    tools: list[Sequence[dict[str, object]]]
+    jobs: list[RequestedJob]
+    size: int
+    """Size in characters."""
+    seconds: float
+    """Time limit."""
+    most: int
+    """Largest answer, in bytes."""
+
+
+class JobAnswer(TypedDict, total=False):
+    """The texts of a job, or its error."""
+
+    texts: list[tuple[int, str]]
+    """For each text, the characters that it shares with the text before, and the rest."""
+    error: str
+    kind: str
+    """Class of the error."""
+    compiling: bool
+    """Whether the template cannot be compiled."""
 
 
 def main() -> None:
@@ -63,14 +102,15 @@ def _import_compiler() -> Callable[[str], Callable[..., str]]:
     return compile_template
 
 
-def render_request(
-    request: Mapping[str, Any], compile_template: Callable[[str], Callable[..., str]]
-) -> list[dict[str, Any]]:
+def render_request(request: RenderRequest, compile_template: Callable[[str], Callable[..., str]]) -> list[JobAnswer]:
     """Return the texts of each job, or its error with the name of the class; exits if the texts are too long."""
     table, tools = request["messages"], request["tools"]
-    answers: list[dict[str, Any]] = []
+    answers: list[JobAnswer] = []
     for job in request["jobs"]:
-        arguments = {"tools": None if job["tools"] is None else tools[job["tools"]], "documents": None}
+        arguments: dict[str, object] = {
+            "tools": None if job["tools"] is None else tools[job["tools"]],
+            "documents": None,
+        }
         arguments["add_generation_prompt"] = job["reply_follows"]
         try:
             render = compile_template(request["template"])
@@ -102,18 +142,18 @@ def _error_text(error: Exception) -> str:
         return ""
 
 
-def _compress_prefixes(texts: Sequence[str]) -> list[list[int | str]]:
-    """Return each text as [characters shared with the text before, rest], because prompts repeat the dialogue."""
-    pieces: list[list[int | str]] = []
+def _compress_prefixes(texts: Sequence[str]) -> list[tuple[int, str]]:
+    """Return each text as (characters shared with the text before, rest), because prompts repeat the dialogue."""
+    pieces: list[tuple[int, str]] = []
     before = ""
     for text in texts:
         shared = len(before) if before and text.startswith(before) else 0
-        pieces.append([shared, text[shared:]])
+        pieces.append((shared, text[shared:]))
         before = text
     return pieces
 
 
-def expand_prefixes(pieces: Sequence[Any]) -> list[str]:
+def expand_prefixes(pieces: Sequence[tuple[int, str]]) -> list[str]:
     """Return the texts that `_compress_prefixes` shortened."""
     texts: list[str] = []
     for shared, rest in pieces:

@@ -9,17 +9,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lora_chat.data.dialogue import ChatMessage, ToolDescription
 from lora_chat.data.encoding.chat_template import render_jobs, render_texts
 from lora_chat.data.encoding.control_tokens import LITERAL_START
-from lora_chat.data.encoding.template_renderer import RenderJob
+from lora_chat.data.encoding.render_requests import Messages, RenderJob
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Messages = Sequence[dict[str, Any]]
+Tools = Sequence[ToolDescription] | None
 
 # Most reasoning models use these two tags. The others have tokens that their template writes.
 THINK, END_THINK = "<think>", "</think>"
@@ -51,7 +52,7 @@ class ReplyRequest:
     """A dialogue in the form that templates read, and the indices of its trained replies."""
 
     messages: Messages
-    tools: Any
+    tools: Tools
     reply_indices: Sequence[int]
 
     @cached_property
@@ -73,7 +74,7 @@ class TurnReader:
         self._stop_pattern = re.compile(f"(?<!{LITERAL_START})(?:{'|'.join(map(re.escape, stops))})")
         self._turn_openings: dict[bool, str] = {}
 
-    def render(self, chats: Sequence[Messages], tools: Any, *, add_generation_prompt: bool) -> list[str]:
+    def render(self, chats: Sequence[Messages], tools: Tools, *, add_generation_prompt: bool) -> list[str]:
         """Return chats as text."""
         return render_texts(self._tokenizer, chats, add_generation_prompt=add_generation_prompt, tools=tools)
 
@@ -89,7 +90,7 @@ class TurnReader:
             return False
         return reasoning in chat_text or _OPEN_THINK_AT_END.search(prompt) is not None
 
-    def extract_reasoning(self, message: dict[str, Any]) -> dict[str, Any]:
+    def extract_reasoning(self, message: ChatMessage) -> ChatMessage:
         """Return the message with its leading `<think>...</think>` as reasoning, if the template supports that."""
         if message["role"] != "assistant" or message.get("reasoning_content") or THINK not in message["content"]:
             return message
@@ -99,7 +100,7 @@ class TurnReader:
         reasoning = match[1].strip()
         return message | {"reasoning_content": reasoning, "thinking": reasoning, "content": match[2]}
 
-    def parse_reply(self, prompt: str, reply: str) -> dict[str, Any]:
+    def parse_reply(self, prompt: str, reply: str) -> ChatMessage:
         """Return a generated reply as a message for the next prompt, with its reasoning separate, as in training."""
         opened = THINK if _OPEN_THINK_AT_END.search(prompt) else ""
         return self.extract_reasoning({"role": "assistant", "content": opened + reply})
@@ -130,7 +131,7 @@ class TurnReader:
         except DataError as error:
             return error
 
-    def _parse_turn(self, messages: Messages, tools: Any, message_index: int, prompt: str, chat: str) -> Turn:
+    def _parse_turn(self, messages: Messages, tools: Tools, message_index: int, prompt: str, chat: str) -> Turn:
         """Return the turn whose reply ends the rendered `chat`."""
         message = messages[message_index]
         if chat.startswith(prompt):
@@ -146,14 +147,14 @@ class TurnReader:
         return Turn(message_index, prompt, reply, without_reasoning=opened and not message.get("reasoning_content"))
 
     def _reply_after_rewritten_history(
-        self, messages: Messages, tools: Any, message_index: int, prompt: str, chat: str
+        self, messages: Messages, tools: Tools, message_index: int, prompt: str, chat: str
     ) -> str:
         """Return the reply of a chat whose rendered text does not begin with the prompt."""
         cue = _OPEN_THINK_AT_END.sub("", prompt)
         if chat.startswith(cue):
             return chat[len(cue) :].removeprefix(THINK)
         # The reply changes how the template renders the history, but inference shows the prompt. The text that opens
-        # a reply is the common beginning of two chats that differ in the reply alone.
+        # a reply is the common beginning of two chats that differ only in the reply.
         history, sample_reply = messages[:message_index], {"role": "assistant", "content": "\0"}
         (history_text,) = self.render([history], tools, add_generation_prompt=False)
         (sample_chat,) = self.render([[*history, sample_reply]], tools, add_generation_prompt=False)
@@ -180,14 +181,14 @@ class TurnReader:
         rest = self._stop_pattern.sub("", text[stops[0].end() :])
         return text[: stops[-1 if rest.strip() else 0].end()]
 
-    def _find_turn_opening(self, message: dict[str, Any], number: int) -> str:
+    def _find_turn_opening(self, message: ChatMessage, number: int) -> str:
         """Return the stop token that opens the next turn, for templates that do not close replies (such as GLM's)."""
         calls = bool(message.get("tool_calls"))
         if calls not in self._turn_openings:
             call = {"type": "function", "function": {"name": "f", "arguments": {}}}
             reply = {"role": "assistant", "content": "x"} | ({"tool_calls": [call]} if calls else {})
-            question: dict[str, Any] = {"role": "user", "content": "x"}
-            chat: list[dict[str, Any]] = [question, reply]
+            question: ChatMessage = {"role": "user", "content": "x"}
+            chat: list[ChatMessage] = [question, reply]
             next_message = {"role": "tool", "name": "f", "content": "x"} if calls else question
             text, longer = self.render([chat, [*chat, next_message]], None, add_generation_prompt=False)
             opening = longer[len(text) :] if longer.startswith(text) else ""
@@ -200,7 +201,7 @@ class TurnReader:
 
 
 def can_share_row(turns: Sequence[Turn]) -> bool:
-    """Return whether each later prompt begins with the earlier turn exactly as it is trained."""
+    """Return whether each later prompt begins with the earlier turn exactly as trained."""
     return all(later.prompt.startswith(turn.text) for turn, later in pairwise(turns))
 
 
@@ -209,7 +210,7 @@ def _common_prefix(first: str, second: str) -> str:
     return first[: next(differences, min(len(first), len(second)))]
 
 
-def _check_rendered(message: dict[str, Any], rendered: str, number: int) -> None:
+def _check_rendered(message: ChatMessage, rendered: str, number: int) -> None:
     """Raise DataError if the template silently left out a tool call, the reasoning or the text of a message."""
     for call in message.get("tool_calls", ()):
         if call["function"]["name"] not in rendered:

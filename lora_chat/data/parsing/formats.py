@@ -43,7 +43,7 @@ class RowFormat:
     matches: Callable[[Row], bool]
     """Whether a row is in this format."""
     to_messages: Callable[[Row, Columns], Row] | None
-    """Conversion to an object with `messages`; None for plain text, which is no dialogue."""
+    """Conversion to an object with `messages`; None for plain text, which is not a dialogue."""
     column_sets: tuple[frozenset[str], ...] = ()
     """Sets of columns by which the header of a table is recognised."""
 
@@ -58,7 +58,7 @@ def detect_format(row: object) -> DataFormat | None:
 
 
 def is_known_header(names: Collection[str]) -> bool:
-    """Return whether the columns of a table include those of a format."""
+    """Return whether the columns of a table include the columns of a format."""
     return any(columns <= set(names) for row_format in ROW_FORMATS for columns in row_format.column_sets)
 
 

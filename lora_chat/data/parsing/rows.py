@@ -81,7 +81,7 @@ class LineCounts:
 
 
 def read_chunks(paths: Sequence[Path], options: ReadingOptions) -> Iterator[RowChunk]:
-    """Yield the rows of files in chunks; the format of a file is that of its first row."""
+    """Yield the rows of files in chunks; the first row decides the format of its file."""
     names = [name for name in options.columns.values() if name]
     for path in paths:
         rows = read_rows(path, names, plain_text=options.forced_format == "text")

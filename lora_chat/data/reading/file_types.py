@@ -21,7 +21,7 @@ _HEAD_BYTES = 1 << 16
 def detect_file_kind(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> FileKind:
     """Return the kind of a file; with `plain_text`, a file of no other kind is text.
 
-    A table is recognised by a header that has `columns` or those of a known format.
+    A table is recognised by a header that has `columns` or the columns of a known format.
     """
     with path.open("rb") as file:
         if file.read(4) == _PARQUET_MAGIC:

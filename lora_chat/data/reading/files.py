@@ -78,8 +78,8 @@ def _sort_files(name: str, paths: Iterable[Path]) -> list[Path]:
 def read_rows(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> Iterator[RawRow]:
     """Yield the rows of a file in order, lines of JSON unparsed; raises DataError if it cannot be opened or unpacked.
 
-    A table is recognised by a header that has `columns` or those of a known format. With `plain_text`, a file of no
-    other kind is one document, in pieces that say whether the next piece continues it.
+    A table is recognised by a header that has `columns` or the columns of a known format. With `plain_text`, a file
+    of no other kind is one document, in pieces that say whether the next piece continues it.
     """
     with _convert_errors(path):
         check_regular_file(path)

@@ -1,6 +1,6 @@
 """Choose the files of a hub repository that make up a split of its data set.
 
-The rules are those of the `datasets` library: the configs of the card, otherwise the names of the files. Functions of
+The rules follow the `datasets` library: the configs of the card, otherwise the names of the files. Functions of
 `datasets` match the patterns on empty files in memory, so that nothing is requested and no code runs.
 """
 

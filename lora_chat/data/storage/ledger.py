@@ -1,7 +1,6 @@
 """Counts of the lines, dialogues, rows and tokens of a source."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from lora_chat.data.parsing.rows import MAX_SHOWN_FAULTS, LineCounts
 
@@ -70,7 +69,7 @@ class Ledger(LineCounts):
         self.systems = list(dict.fromkeys(self.systems + other.systems))[:2]
         self.files |= other.files
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the counts as JSON data."""
         return asdict(self)
 
