@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LIMITS = {
-    "function docstrings without a verb first, %": 40.0,
-    "docstrings that begin in the middle of a thought, %": 1.0,
-    "annotations that mention Any, %": 5.0,
-    "odd English per 1,000 words": 3.0,
+    "function docstrings without a verb first, %": 3.0,
+    "docstrings that begin in the middle of a thought, %": 0.5,
+    "annotations that mention Any, %": 3.0,
+    "odd English per 1,000 words": 2.0,
     "modules at the package root": 2,
     "class names used twice": 0,
     "banned words in identifiers": 0,
