@@ -1,4 +1,4 @@
-"""A checkpoint counts only as long as every byte of it is what was written."""
+"""A checkpoint is used only if every byte of it is unchanged."""
 
 import random
 import shutil
@@ -37,7 +37,7 @@ def test_committed_checkpoint_verifies(tmp_path):
 
 
 def damages(folder, count, seed):
-    """So many ways to damage one of its files, the manifest too."""
+    """Return functions that damage one file of a checkpoint each."""
     draw = random.Random(seed)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     for number in range(count):

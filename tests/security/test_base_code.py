@@ -1,4 +1,4 @@
-"""A base's config chooses no code: kernels of a hub, methods of quantisation, other names, adapters beside it."""
+"""A base's config cannot choose code: kernels of a hub, methods of quantization, other names, adapters beside it."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def _methods():
 
 @pytest.fixture
 def altered(cache_home, tmp_path):
-    """A function that copies the base tiny-random and changes its config."""
+    """Return a function that copies the base tiny-random and changes its config."""
     count = iter(range(1000))
 
     def alter(change):

@@ -1,4 +1,4 @@
-"""Whose run is it, and whose template: only what this user made on this machine is taken as it is."""
+"""Only runs and templates that this user made on this machine are used without consent."""
 
 import dataclasses
 import hashlib
@@ -36,7 +36,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def train(cache_home, tmp_path_factory):
-    """A function that trains a tiny run with a template of the recipe's, or with the base's."""
+    """Return a function that trains a tiny run with the recipe's or the base's template."""
 
     def train(template=None, base="tiny-random", *more):
         place = tmp_path_factory.mktemp("runs")
@@ -57,7 +57,7 @@ def train(cache_home, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def own_run(train):
-    """A run with a template that neither the base nor lora_chat has."""
+    """Return a run with a template that neither the base nor lora_chat has."""
     return train(MINE)
 
 
@@ -82,7 +82,7 @@ def call(capsys, monkeypatch):
 
 @pytest.fixture
 def received(own_run, tmp_path):
-    """A copy of the run with another template, as somebody hands it over who made all digests right."""
+    """Return a copy of the run with another template and correct digests, as an attacker would send it."""
 
     def make(template=HIDDEN):
         folder = tmp_path / "gift-1"

@@ -1,4 +1,4 @@
-"""Data files that are small and stand for much, or are no files: each ends in one message, in little memory."""
+"""Small data files that expand a lot, and special files: each ends in one message and little memory."""
 
 import gzip
 import json
@@ -50,7 +50,7 @@ BOMBS = {
 
 
 def refused_within(seconds, mib, read, *words):
-    """Refused with one message, without much time or memory."""
+    """Assert that data is refused with one message, in little time and memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.monotonic()
     with pytest.raises(DataError) as caught:

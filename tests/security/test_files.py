@@ -1,4 +1,4 @@
-"""Folders and files of strangers: links, special files, sizes, depths and numbers; and who can read what is written."""
+"""Strangers' folders and files: links, special files, sizes, depths and numbers; and permissions of written files."""
 
 import json
 import os
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def made_run(cache_home, tmp_path_factory):
-    """A finished run of tiny-random; its folder of runs was made under a usual umask."""
+    """Return a finished run of tiny-random whose folder of runs was created with a usual umask."""
     folder = tmp_path_factory.mktemp("runs")
     settings = ["output.name=t", "evaluation.samples=0", f"output.directory={folder}", "output.tensorboard=true"]
     settings += ["audit.personal_data=redact", "checkpoint.every_steps=2"]
@@ -49,13 +49,13 @@ def made_run(cache_home, tmp_path_factory):
 
 @pytest.fixture
 def run(made_run, tmp_path):
-    """A copy of the run, as a stranger would send it."""
+    """Return a copy of the run, as a stranger would send it."""
     return Path(shutil.copytree(made_run, tmp_path / "gift-1", symlinks=True))
 
 
 @pytest.fixture
 def base(cache_home, tmp_path):
-    """A copy of the base, as a stranger would send it."""
+    """Return a copy of the base, as a stranger would send it."""
     folder = Path(shutil.copytree(find_bundled_base("tiny-random"), tmp_path / "base"))
     for name in ("sha256.json", "complete.json"):
         (folder / name).unlink()
@@ -64,14 +64,14 @@ def base(cache_home, tmp_path):
 
 @pytest.fixture
 def outside(tmp_path):
-    """A file of the user's that must stay as it is."""
+    """Return a file of the user that must remain unchanged."""
     path = tmp_path / "bashrc"
     path.write_text("mine")
     return path
 
 
 def plant(place, kind, outside):
-    """Put something other than a regular file at a place."""
+    """Create a special file or link at a path."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.is_dir() and not place.is_symlink():
         shutil.rmtree(place)
@@ -187,7 +187,7 @@ def test_too_many_entries_and_too_deep_folders_are_refused(tmp_path, monkeypatch
 
 
 def make_hub_cache(home, base):
-    """The layout of the hub's cache: snapshots of links to blobs."""
+    """Create the layout of the hub's cache: snapshots with links to blobs."""
     repository = home / "models--a--b"
     snapshot = repository / "snapshots" / ("0" * 40)
     (repository / "blobs").mkdir(parents=True)
@@ -270,7 +270,7 @@ WRITTEN_BY_SFT = [
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """As if links were planted only after a folder was checked."""
+    """Disable the check of folders, as if links were planted after it."""
     for module in (run_folder, adapter_files):
         monkeypatch.setattr(module, "check_received_folder", lambda folder: None)
 
@@ -348,7 +348,7 @@ def checkpoint(tmp_path):
 
 
 def reseal(folder, **extra):
-    """Vouch for a checkpoint's files again, as a stranger can."""
+    """Write a new manifest for a changed checkpoint, as a stranger can."""
     from lora_chat.runs.checkpoints import _digest_manifest
 
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -637,7 +637,7 @@ def with_pattern(base, pattern):
     [("^(a|a|aa)+$", "a" * 60 + "!"), ("(?:a|a){18}[bc]", "a" * 1500 + "c"), ("(x+x+)+y", "x" * 60)],
 )
 def test_backtracking_pattern_times_out(base, pattern, text, monkeypatch):
-    """oniguruma gives up one attempt after ten million steps, and starts again at every character."""
+    """Oniguruma stops one attempt after ten million steps, and starts again at every character."""
     from lora_chat.data.encoding import tokenizer as tokenizer_module
 
     monkeypatch.setattr(tokenizer_module, "_BASE_TIMEOUT_SECONDS", 0.3)

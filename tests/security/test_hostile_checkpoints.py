@@ -1,4 +1,4 @@
-"""Checkpoints of a stranger whose digests all fit: no pickle runs, and nothing else is continued."""
+"""Strangers' checkpoints with correct digests: no pickle runs, and nothing else is resumed."""
 
 import io
 import json
@@ -24,7 +24,7 @@ WEIGHTS, STATE = "adapter_model.safetensors", "trainer_state.json"
 
 
 class Runs:
-    """Unpickled by a reader that allows everything, this runs a command."""
+    """A pickle that runs a command in a reader without restrictions."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -34,7 +34,7 @@ class Runs:
 
 
 class Reconstructs(Runs):
-    """The same through what NumPy's random state needs to be read."""
+    """A pickle that runs a command through a function that NumPy's random state needs."""
 
     def __reduce__(self):
         from numpy._core.multiarray import _reconstruct
@@ -53,7 +53,7 @@ def model(cache_home):
 
 @pytest.fixture
 def folder(tmp_path, model):
-    """What training writes, in small."""
+    """Return a small checkpoint in the format of training."""
     folder = tmp_path / "checkpoints" / "checkpoint-2"
     folder.mkdir(parents=True)
     write_peft_adapter(model, folder)

@@ -1,4 +1,4 @@
-"""Weights of a stranger's adapter, in a folder or a parcel: whatever is odd about them ends in one message."""
+"""Invalid weights of a stranger's adapter, in a folder or a parcel, end in one message."""
 
 import json
 import os
@@ -24,7 +24,7 @@ A, B = LAYER.format("A"), LAYER.format("B")
 
 @pytest.fixture(scope="module")
 def made(random_base, make_adapter, tmp_path_factory):
-    """A good adapter, and the skeleton of the base that it fits."""
+    """Return a valid adapter and the skeleton of its base."""
     folder = tmp_path_factory.mktemp("made") / "adapter"
     base, _ = make_adapter(random_base("llama"), folder, "none")
     return folder, base

@@ -1,4 +1,4 @@
-"""A Modelfile holds what was meant and no directive more, whatever stands in names, stops, messages and templates."""
+"""A Modelfile contains no other directives, whatever names, stops, messages and templates contain."""
 
 import re
 
@@ -31,9 +31,9 @@ def written(tmp_path, monkeypatch):
 
 
 class Reader:
-    """Reads a Modelfile as Ollama does: states from one character to the next (ollama/ollama, parser/parser.go).
+    """A reader of Modelfiles with Ollama's rules: a state per character (ollama/ollama, parser/parser.go).
 
-    Blanks end a name; a value ends at the first line end at which its quotes are whole, one quote or three at each
+    Blanks end a name; a value ends at the first line end at which its quotes are closed, one quote or three at each
     end, counted over all of it. Nothing is an escape. Of a value, characters that Go does not print are left out.
     """
 
@@ -90,7 +90,7 @@ class Reader:
         return self._in_value
 
     def _end(self):
-        """Take a value that is whole, and say whether it is."""
+        """Record a complete value. Return whether it is complete."""
         text = self.value.strip()
         for quote in ('"""', '"'):
             if text.startswith(quote):
@@ -149,7 +149,7 @@ def test_a_template_stays_inside_its_text(written, part):
 
 
 def unquoted(literal):
-    """As Go reads a string literal."""
+    """Return the value of a Go string literal."""
     whole = re.sub(r"\\U([0-9a-f]{8})", lambda m: chr(int(m[1], 16)), literal[1:-1])
     short = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", '"': '"', "\\": "\\"}
     return re.sub(r"\\(?:u([0-9a-f]{4})|(.))", lambda m: chr(int(m[1], 16)) if m[1] else short[m[2]], whole)

@@ -1,4 +1,4 @@
-"""JSON of the wrong shape in a run's files: one message, no traceback, nothing half written."""
+"""JSON of the wrong shape in a run's files gives one message, no traceback and no incomplete file."""
 
 import io
 import json
@@ -14,12 +14,12 @@ from lora_chat.system.atomic_write import open_to_append
 
 
 class Reached(IntegrityError):
-    """Weights would be loaded now: everything was read and found usable."""
+    """The signal that weights would be loaded, because all files were accepted."""
 
 
 @pytest.fixture(scope="module")
 def made(cache_home, tmp_path_factory):
-    """A finished run; without checkpoints to be small."""
+    """Return a finished run, without checkpoints to keep it small."""
     folder = tmp_path_factory.mktemp("runs")
     settings = [f"output.directory={folder}", "output.name=r", "evaluation.samples=0"]
     assert main(["sft", "recipes/smoke.yaml", *(word for one in settings for word in ("--set", one))]) == 0
@@ -34,7 +34,7 @@ def run(made, tmp_path):
 
 @pytest.fixture
 def call(capsys, monkeypatch, run, tmp_path):
-    """Runs each command until weights would be loaded; returns what was said."""
+    """Run each command until weights would be loaded, and return its messages."""
 
     def stop(*_, **__):
         raise Reached("reached")

@@ -1,4 +1,4 @@
-"""What others planted in a cache is made again or named; it never ends in a traceback or trains other rows."""
+"""Planted cache files are rebuilt or refused; they never cause a traceback or train other rows."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A recipe of a stranger ends in one short message: no value overflows, no path hangs, no glob walks the whole disk."""
+"""Strangers' recipes end in one short message: no value overflows, no path hangs, no glob walks the whole disk."""
 
 import os
 import sys

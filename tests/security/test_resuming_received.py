@@ -1,4 +1,4 @@
-"""A received run or checkpoint is trained further only after a yes; a run of this user never asks, cut anywhere."""
+"""Received runs and checkpoints are resumed only with consent; own runs never need it, wherever they stopped."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ ROWS = [
 
 
 class Watch:
-    """Asks after every rename whether the run could go on now without a question."""
+    """A watcher that checks after every rename whether the run could be resumed without consent."""
 
     def __init__(self, monkeypatch):
         self.asked, self.found, self.stock = 0, set(), atomic_write.fsync_path
@@ -46,7 +46,7 @@ class Watch:
 
 @pytest.fixture(scope="module")
 def cut(cache_home, tmp_path_factory):
-    """A run that was cut short while its adapter was saved; its recipe lies beside it."""
+    """Return a run that was interrupted while its adapter was saved, with its recipe beside it."""
     place = tmp_path_factory.mktemp("runs")
     (place / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (place / "r.yaml").write_text(
@@ -154,7 +154,7 @@ def test_own_run_resumes_without_and_received_run_with_consent(run, call, monkey
 
 
 def forge(folder, *, mac=None, **new):
-    """What somebody can do who knows how checkpoints are written, but not the key."""
+    """Forge a checkpoint like an attacker who knows the format but not the key."""
     manifest = json.loads((folder / "manifest.json").read_text()) | new
     kept = {"mac": manifest.pop("mac", None), "none": None, None: "00" * 32}.get(mac, mac)
     manifest.pop("sha256")

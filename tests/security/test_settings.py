@@ -1,4 +1,4 @@
-"""Settings of the environment that name folders: none makes the program believe what lies in the working directory."""
+"""No environment variable makes the program trust files in the working directory."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Folders that every user can write: what another user does there makes nothing be written elsewhere."""
+"""Another user cannot redirect writes in a folder that every user can write to."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, re
 
 @contextmanager
 def another_user():
-    """Act as another user, who is in no group of this one's."""
+    """Act as another user who shares no group with this one."""
     groups = os.getgroups()
     os.setgroups([])
     os.setegid(OTHER)
@@ -38,7 +38,7 @@ def another_user():
 
 @pytest.fixture
 def ground(tmp_path):
-    """A folder `shared` with mode 0777, reachable by all, and a folder of this user's that must stay as it is."""
+    """Return a folder `shared` with mode 0777 and a private folder that must remain unchanged."""
     place = Path("/tmp") / f"lora-chat-test-{os.getpid()}"  # pytest's own folders are closed to others
     shutil.rmtree(place, ignore_errors=True)
     (place / "mine").mkdir(parents=True)
@@ -55,7 +55,7 @@ def temporary(shared):
 
 
 def move_and_link(shared, mine):
-    """Move the temporary folder away, and put a link to the user's own folder where the output is written."""
+    """Move the temporary folder away and put a link to the private folder in its place."""
     found = temporary(shared)
     found.rename(shared / "moved")
     found.mkdir()

@@ -1,4 +1,4 @@
-"""Signatures confused on purpose: other keys, other parcels, other spellings."""
+"""Forged signatures: other keys, other parcels, other spellings."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Chat templates are programs: a stranger's runs in a process of its own, and ends within limits."""
+"""Strangers' chat templates are programs that run in a separate process within limits."""
 
 import ast
 import json

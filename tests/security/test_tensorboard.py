@@ -1,4 +1,4 @@
-"""TensorBoard gets the tags of training alone: no name of a file, source or run becomes one."""
+"""TensorBoard gets only the tags of training; no name of a file, source or run becomes a tag."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Files, names and replies of strangers, shown by every command: none of them acts on the terminal."""
+"""Strangers' files, names and replies have no effect on the terminal in any command."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def call(capsys, monkeypatch):
 
 @pytest.fixture
 def held(call):
-    """Call a command that must show something of EVIL, as text."""
+    """Run a command that must show a part of EVIL as text."""
 
     def held(*words, code, stdin="hi\n"):
         found, out, err = call(*words, stdin=stdin)
@@ -64,7 +64,7 @@ def held(call):
 
 @pytest.fixture
 def adapter(run, tmp_path):
-    """A function that copies the run's adapter and changes its two JSON files."""
+    """Return a function that copies the run's adapter and changes its two JSON files."""
 
     def adapter(config=None, identity=None, name="adapter"):
         folder = tmp_path / name
@@ -79,7 +79,7 @@ def adapter(run, tmp_path):
 
 @pytest.fixture
 def base(cache_home, tmp_path):
-    """A function that copies the base, without what says that it is ours."""
+    """Return a function that copies the base without its digests."""
 
     def base():
         folder = tmp_path / "base"
@@ -271,7 +271,7 @@ def test_bugs_warnings_and_loggers_are_filtered():
 
 
 def in_a_terminal(*words, typed=""):
-    """What a command sends to a real terminal, and its exit code."""
+    """Return the output of a command in a real terminal, and its exit code."""
     process, terminal = pty.fork()
     if not process:  # pragma: no cover - the child becomes the command
         os.environ["TERM"] = "xterm"

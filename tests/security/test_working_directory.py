@@ -1,4 +1,4 @@
-"""A stranger's folder is the working directory: none of its files runs, whatever command is typed there."""
+"""No file of a stranger's working directory runs in any command."""
 
 import json
 import os
@@ -109,7 +109,7 @@ with open(f"{out}/noted.json", "w") as file:
 
 @pytest.fixture(scope="module")
 def every_command(cache_home, tmp_path_factory):
-    """Run every command in a folder that holds a marker for every module that anything might import."""
+    """Run every command in a folder with a marker for every module that could be imported."""
     find_bundled_base("tiny-random")
     home = tmp_path_factory.mktemp("working-directory")
     here, marks, out = home / "stranger", home / "marks", home / "out"
@@ -166,7 +166,7 @@ def test_every_child_is_isolated_and_gets_no_secret(every_command):
 
 @pytest.fixture
 def light(tmp_path):
-    """Run a command that needs no heavy library in a folder with markers; returns the marks that it leaves."""
+    """Run a command without heavy libraries in a folder with markers, and return the marks that it leaves."""
     plant(tmp_path / "here", IMPORTED_LATER, tmp_path / "marks")
     write_job(tmp_path / "here")
 

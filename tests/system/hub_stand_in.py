@@ -1,4 +1,4 @@
-"""A hub on loopback that answers as a test wants: honest by default, hostile where a test changes it."""
+"""A hub on loopback that is honest by default and hostile in the ways that a test sets."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ NAME = "evil/base"
 
 
 class StandIn:
-    """A repository of one commit; `headers`, `statuses` and `bodies` replace what is honest, by route.
+    """A repository with one commit; `headers`, `statuses` and `bodies` replace honest responses by route.
 
     Routes are "info", "tree" and the names of files. `redirects` lead from a path to another address.
     """
@@ -37,7 +37,7 @@ class StandIn:
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def listing(self):
-        """The entries of the tree, large files with their SHA-256."""
+        """Return the entries of the tree, large files with their SHA-256."""
         entries = []
         for name, content in self.files.items():
             entry = {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
@@ -48,7 +48,7 @@ class StandIn:
         return entries
 
     def route(self, path):
-        """The route of a path, and its honest content."""
+        """Return the route of a path and its honest content."""
         if path.startswith("/api/resolve-cache/"):
             return path.rpartition("/")[2], self.files.get(path.rpartition("/")[2])
         if path.startswith("/api/"):

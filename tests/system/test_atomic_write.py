@@ -1,4 +1,4 @@
-"""What is written is there whole or not at all, also where the system cannot do everything."""
+"""Writes are atomic, even on systems with missing features."""
 
 import errno
 import fcntl
@@ -114,7 +114,7 @@ LINKS = ["file", "folder", "dangling", "loop"]
 
 
 def plant(place, kind, outside):
-    """A link at a place, to something outside; returns a function that says whether that is as it was."""
+    """Plant a link to a file outside. Return a function that checks that the file is unchanged."""
     if kind == "file":
         outside.write_text("mine")
     elif kind == "folder":
@@ -182,7 +182,7 @@ def test_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("linked", [True, False])
 def test_refuses_a_temporary_file_that_was_exchanged(tmp_path, linked):
-    """Who can rename files in a folder (one without the sticky bit) gets nothing of theirs into the result."""
+    """A user who can rename files in the folder (without the sticky bit) cannot put a file into the result."""
     (tmp_path / "theirs").write_text("theirs")
     with pytest.raises(IntegrityError, match="replaced"), atomic_output_file(tmp_path / "to", "it") as file:
         Path(file.name).unlink()

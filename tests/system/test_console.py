@@ -1,4 +1,4 @@
-"""Whatever a stranger writes, what reaches the terminal acts on nothing and hides nothing."""
+"""Strangers' text that reaches the terminal has no effect and hides nothing."""
 
 import io
 import json
@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_chat.commands.parser import make_parser
-from lora_chat.system.console import Highlight, ReplyPrinter, filter_output, print_json, print_message, print_result
+from lora_chat.system.console import (
+    Highlight,
+    ReplyPrinter,
+    filter_output,
+    print_json,
+    print_logged_messages,
+    print_message,
+    print_result,
+)
 
 ATTACKS = {
     "title": "\x1b]0;PWNED\x07",
@@ -50,7 +58,7 @@ FINE = [
 
 
 def acts(text, kept="\n\t"):
-    """Characters that act on a terminal or hide."""
+    """Return the characters that act on a terminal or are invisible."""
     joined = "\u200c\u200d"
     return [c for c in text if c not in kept and c not in joined and unicodedata.category(c) in CATEGORIES]
 
@@ -61,7 +69,7 @@ attacks = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 
 @pytest.fixture
 def printed(monkeypatch):
-    """A function that prints, and gives what came out at the terminal."""
+    """Return a function that prints and returns the output of the terminal."""
 
     def printed(write):
         out, err = io.StringIO(), io.StringIO()
@@ -255,3 +263,31 @@ def test_tokens_are_printed_fast(printed):
         assert time.perf_counter() - began < 2  # a token takes a model milliseconds
 
     assert printed(write).count("wörd") == 20_000
+
+
+def test_log_messages_are_printed_filtered_and_once(printed):
+    def write():
+        print_logged_messages()
+        print_logged_messages()
+        logging.getLogger("lora_chat.pipeline").info(f"a {ATTACKS['title']}")
+        logging.getLogger("lora_chat.pipeline").debug("hidden")
+
+    text = printed(write)
+    assert text.startswith("a ") and text.count("\n") == 1
+    assert not acts(text, "\n")
+
+
+def test_messages_are_printed_above_the_live_bar_until_it_is_closed(printed, monkeypatch):
+    from lora_chat.system import bar as bar_module
+
+    shown = []
+    monkeypatch.setattr(bar_module.LiveBar, "print_above", lambda self, text: shown.append(text))
+
+    def write():
+        bar = bar_module.LiveBar("first")
+        print_message("above")
+        bar.close()
+        print_message("plain")
+
+    assert printed(write).endswith("plain\n")
+    assert shown == ["above"]

@@ -1,4 +1,4 @@
-"""What comes back from another process is bounded in size and time, and is JSON or refused."""
+"""Answers of other processes are limited in size and time, and must be JSON."""
 
 import os
 

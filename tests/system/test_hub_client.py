@@ -1,4 +1,4 @@
-"""Hostile hubs: every odd answer is refused with one message, and nothing is written but in the hub's cache."""
+"""Hostile hubs: every invalid response is refused with one message, and files are written only in the hub's cache."""
 
 import gzip
 import itertools
@@ -26,7 +26,7 @@ CONFIG = "config.json"
 
 @pytest.fixture
 def endpoint(tmp_path, tmp_path_factory, monkeypatch):
-    """A function that lets huggingface_hub talk to an endpoint, with an empty cache and a token."""
+    """Return a function that points huggingface_hub to an endpoint, with an empty cache and a token."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -58,7 +58,7 @@ def hub(endpoint):
 
 @pytest.fixture
 def written(tmp_path):
-    """A function that lists what was written: files outside of the cache, and blobs and snapshots in it."""
+    """Return a function that lists the written files outside of the cache, and the blobs and snapshots in it."""
 
     def written():
         files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_dir()]
@@ -467,7 +467,7 @@ def marks():
 
 
 def kill_before_comparing(hub, monkeypatch):
-    """Download altered weights, and have the process killed between the move of a file and its check."""
+    """Download altered weights, and kill the process between the move of a file and its check."""
     honest = hub.files["model.safetensors"]
     hub.tree = hub.listing()
     hub.files["model.safetensors"] = bytes(len(honest))

@@ -1,4 +1,4 @@
-"""Data sets and parcels pass the same door to the hub as bases."""
+"""Data sets and parcels use the same checked hub client as bases."""
 
 import json
 import os
@@ -151,7 +151,7 @@ def test_refuses_hostile_parcel(parcel, kind, tmp_path):
 
 
 class Receiver(StandIn):
-    """A hub that takes uploads, and asks to verify them at an address of its choice."""
+    """A hub that accepts uploads and asks to verify them at an address of its choice."""
 
     def __init__(self, elsewhere):
         super().__init__()

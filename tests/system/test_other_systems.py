@@ -1,4 +1,4 @@
-"""Other systems and older versions of Python: nothing is imported at once, and nothing used, that they lack."""
+"""The package uses nothing that Windows or older versions of Python lack."""
 
 import ast
 import subprocess
@@ -38,7 +38,7 @@ FILES = sorted((ROOT / "lora_chat").rglob("*.py"))
 
 
 def imported_at_once(tree):
-    """Modules imported at the top of a file, outside of functions, `try` and `if`."""
+    """Yield the modules imported at the top of a file, outside of functions, `try` and `if`."""
     for node in tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)

@@ -1,4 +1,4 @@
-"""Limits that a process sets itself hold inside one long operation too, and end with their block."""
+"""Limits of a process also work during one long operation, and end with their block."""
 
 import subprocess
 import sys

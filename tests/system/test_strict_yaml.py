@@ -1,4 +1,4 @@
-"""YAML of strangers: what costs more than it weighs is refused before it is built."""
+"""Strangers' YAML that expands beyond its size is refused before it is built."""
 
 import time
 

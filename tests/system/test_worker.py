@@ -1,4 +1,4 @@
-"""Workers are isolated, get no secrets, and end with everything that they forked."""
+"""Workers are isolated, get no secrets, and end together with their forks."""
 
 import json
 import os
@@ -78,7 +78,7 @@ HARMLESS = {
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a script in a worker; what it prints is JSON."""
+    """Run a script in a worker and return the JSON that it prints."""
 
     def call(source, *arguments, **options):
         script = tmp_path / "code" / "script.py"
