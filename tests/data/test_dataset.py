@@ -52,7 +52,7 @@ def questions(some):
     return [dialogue.messages[0].content for dialogue in some.read()]
 
 
-def test_rows_have_their_labels_and_can_be_asked_for_in_any_way(store_of, tiny_tokenizer):
+def test_rows_have_labels_and_support_all_kinds_of_index(store_of, tiny_tokenizer):
     everything = build_full_set([store_of("one", [row(i) for i in range(10)])])
     for place, dialogue in enumerate(everything.read()):
         (encoded,) = encode_dialogue(dialogue, tiny_tokenizer, [tiny_tokenizer.eos_token_id])
@@ -67,7 +67,7 @@ def test_rows_have_their_labels_and_can_be_asked_for_in_any_way(store_of, tiny_t
             everything.rows[place]
 
 
-def test_dialogues_read_again_are_those_of_the_file(store_of):
+def test_reads_back_the_dialogues_of_the_file(store_of):
     rows = [row(i) for i in range(5)]
     rows[3]["messages"][1]["train"] = False
     rows[3]["messages"] += row(3)["messages"]
@@ -77,7 +77,7 @@ def test_dialogues_read_again_are_those_of_the_file(store_of):
         assert (dialogue.line, dialogue.path) == (number + 1, str(store.folder) + ".jsonl")
 
 
-def test_weights_say_how_often_a_source_is_seen(store_of):
+def test_weights_decide_how_often_a_source_is_used(store_of):
     one, two = store_of("one", [row(i) for i in range(8)]), store_of("two", [row(100 + i) for i in range(8)])
     some = build_weighted_set([one, two], [2.5, 0.25], 0)
     assert len(some.rows) == 20 + 2
@@ -89,7 +89,7 @@ def test_weights_say_how_often_a_source_is_seen(store_of):
     assert len(part) == 2
 
 
-def test_a_split_of_two_sources_keeps_what_both_say_on_one_side(store_of):
+def test_split_keeps_equal_dialogues_of_two_sources_together(store_of):
     one, two = store_of("one", [row(i) for i in range(30)]), store_of("two", [row(20 + i) for i in range(30)])
     sides = set()
     for seed in range(8):
@@ -102,7 +102,7 @@ def test_a_split_of_two_sources_keeps_what_both_say_on_one_side(store_of):
     assert len(sides) == 8
 
 
-def test_weights_change_what_is_trained_and_never_what_is_held_out(store_of):
+def test_weights_change_the_training_set_but_not_the_held_out_set(store_of):
     one, two = store_of("one", [row(i) for i in range(20)]), store_of("two", [row(50 + i) for i in range(20)])
     (plain, held), (mixed, held_too) = (split_by_share([one, two], w, 0.25, 3) for w in ([1, 1], [3, 0.5]))
     assert ids(held) == ids(held_too)
@@ -114,7 +114,7 @@ def test_weights_change_what_is_trained_and_never_what_is_held_out(store_of):
     assert len(mixed.rows) == 3 * of_one + round((len(plain.rows) - of_one) / 2)
 
 
-def test_the_rows_of_one_dialogue_stay_together_in_their_order(store_of, tiny_tokenizer):
+def test_rows_of_a_dialogue_stay_together_in_order(store_of, tiny_tokenizer):
     store = store_of("one", [row(i, turns=1 + i % 3) for i in range(12)], FORGETS)
     train, held = split_by_share([store], [2], 0.25, 0)
     assert (len(store.digests), store.ledger.rows) == (12, 24)
@@ -129,7 +129,7 @@ def test_the_rows_of_one_dialogue_stay_together_in_their_order(store_of, tiny_to
         assert times * sum(len(rows) for *_, rows in found) == len(some.rows)
 
 
-def test_blocks_of_text_are_units_of_their_own(store_of):
+def test_blocks_of_text_are_separate_units(store_of):
     store = store_of(
         "text", [{"text": "Once upon a time " * 10}, {"text": "The end. " * 10}], data_format="text", limit=64
     )
@@ -139,7 +139,7 @@ def test_blocks_of_text_are_units_of_their_own(store_of):
     assert all(each.labels == each.input_ids for each in everything.rows)
 
 
-def test_sets_one_behind_the_other_have_all_dialogues_and_all_blocks(store_of):
+def test_concatenated_sets_have_all_dialogues_and_blocks(store_of):
     dialogues, blocks = (
         build_full_set([store_of("one", [row(i) for i in range(3)])]),
         build_block_set([[1, 2, 3], [4, 5]]),
@@ -154,17 +154,17 @@ def test_sets_one_behind_the_other_have_all_dialogues_and_all_blocks(store_of):
     assert concatenate_sets([dialogues]) is dialogues
 
 
-def test_no_source_vanishes_by_its_weight(store_of):
+def test_every_source_keeps_a_dialogue_despite_its_weight(store_of):
     assert len(build_weighted_set([store_of("one", [row(1)])], [0.25], 0)) == 1
 
 
-def test_a_source_of_which_nothing_is_left_takes_no_part(store_of):
+def test_ignores_a_source_without_dialogues(store_of):
     empty, one = store_of("empty", [{}]), store_of("one", [row(i) for i in range(8)])
     assert len(split_by_share([empty, one], [1, 1], 0.25, 0)[0]) == 6
     assert len(build_weighted_set([one, empty], [1, 2], 0)) == 8
 
 
-def test_a_cut_dialogue_is_whole_in_its_account_and_is_cut_the_same_again(store_of, tiny_tokenizer):
+def test_counts_a_cut_dialogue_and_cuts_it_the_same_way_again(store_of, tiny_tokenizer):
     # The second reply is too long for the row it stands in, the third is not: later prompts forget its thoughts.
     said = [("q", "t|a"), ("q", "t" * 200 + "|b"), ("q", "t|c"), ("q", "t" * 200 + "|d")]
     messages = [

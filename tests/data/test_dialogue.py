@@ -46,7 +46,7 @@ def test_an_empty_system_message_is_allowed():
 
 
 @pytest.mark.parametrize("row", [None, 3, "text", [], [USER, ASSISTANT], True])
-def test_a_row_that_is_no_object_is_refused(row):
+def test_refuses_a_row_that_is_not_an_object(row):
     assert "JSON object" in refusal(row)
 
 
@@ -58,7 +58,7 @@ def test_a_row_without_messages_names_the_keys_it_has():
 
 
 @pytest.mark.parametrize("messages", [None, [], {}, "text", 3, {"role": "user", "content": "x"}])
-def test_messages_must_be_a_list_of_some(messages):
+def test_refuses_messages_that_are_not_a_filled_list(messages):
     assert "at least one message" in refusal({"messages": messages})
 
 
@@ -82,7 +82,7 @@ def test_content_must_be_text(content):
     assert "content" in told
 
 
-def test_content_must_be_there():
+def test_refuses_missing_content():
     assert "message 1 (user)" in refusal({"messages": [{"role": "user"}, ASSISTANT]})
 
 
@@ -95,7 +95,7 @@ def test_blank_content_is_refused(content, place, role):
 
 
 @pytest.mark.parametrize("key", ["thoughts", "function_call", "audio", "cache_control"])
-def test_whatever_else_a_message_holds_is_refused_by_name(key):
+def test_refuses_unknown_keys_of_a_message_by_name(key):
     assert key in refusal({"messages": [USER, {**ASSISTANT, key: "x"}]})
 
 
@@ -134,7 +134,7 @@ def test_a_refusal_sends_no_control_characters_to_the_terminal():
         ([SYSTEM, USER], "no assistant message"),
     ],
 )
-def test_the_wrong_order_names_the_message(messages, told):
+def test_wrong_order_of_roles_names_the_message(messages, told):
     assert told in refusal({"messages": messages})
 
 
@@ -154,7 +154,7 @@ CALL = {"type": "function", "id": "a1", "function": {"name": "look", "arguments"
 RESULT = {"role": "tool", "content": "nothing", "tool_call_id": "a1", "name": "look"}
 
 
-def test_tools_are_called_answer_and_come_back_the_same():
+def test_tool_calls_and_results_survive_a_round_trip():
     calls = {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning": "Let me see.", "refusal": None}
     tools = [{"type": "function", "function": {"name": "look"}}]
     dialogue = parse_dialogue(
@@ -194,7 +194,7 @@ def test_tools_are_called_answer_and_come_back_the_same():
         ([USER, {**ASSISTANT, "weight": 0}], "no assistant message that is trained"),
     ],
 )
-def test_what_makes_no_sense_with_tools_and_flags_is_refused(messages, told):
+def test_refuses_contradictory_tools_and_flags(messages, told):
     assert told in refusal({"messages": messages})
 
 
@@ -203,7 +203,7 @@ def test_tools_must_be_descriptions(tools):
     assert "tools" in refusal({"messages": [USER, ASSISTANT], "tools": tools})
 
 
-def test_flags_say_which_replies_are_trained():
+def test_flags_decide_which_replies_are_trained():
     messages = [USER, {**ASSISTANT, "train": False}, USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}]
     dialogue = parse_dialogue({"messages": messages})
     assert [m.trained for m in dialogue.messages if m.role == "assistant"] == [False, False, True]

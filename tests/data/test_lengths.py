@@ -13,7 +13,7 @@ MASKS = st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, m
 
 @settings(deadline=None, max_examples=150, derandomize=True)
 @given(parts=st.lists(MASKS, min_size=1, max_size=3), data=st.data())
-def test_columns_say_what_the_rows_say(parts, data):
+def test_lengths_of_columns_equal_lengths_of_rows(parts, data):
     tables = [Dataset.from_dict({"input_ids": [[7] * len(m) for m in masks], "labels": masks}) for masks in parts]
     table = concatenate_datasets(tables)
     if data.draw(st.booleans()):

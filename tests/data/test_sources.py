@@ -115,14 +115,14 @@ def test_dropping_counts_what_was_left_out(tiny_tokenizer, write):
 
 
 @pytest.mark.parametrize("over_long", ["refuse", "drop", "cut"])
-def test_when_all_are_too_long_dropping_is_no_way_out(tiny_tokenizer, write, over_long):
+def test_does_not_suggest_dropping_if_all_dialogues_are_overlong(tiny_tokenizer, write, over_long):
     message = refusal(write(LONG, LONGEST), tiny_tokenizer, max_length=10, over_long=over_long)
     assert "All dialogues" in message
     assert f"--set data.max_length={length(tiny_tokenizer, LONGEST)}" in message
     assert "drop" not in message
 
 
-def test_five_too_long_ones_are_shown_and_the_rest_counted(tiny_tokenizer, write):
+def test_shows_five_overlong_dialogues_and_counts_the_rest(tiny_tokenizer, write):
     message = refusal(write(SHORT, *[LONG] * 8), tiny_tokenizer, max_length=60)
     assert message.count("chats.jsonl:") == 5
     assert "... and 3 more" in message
@@ -161,7 +161,7 @@ def whole_row(tokenizer, some):
     return encoded.input_ids, [label != -100 for label in encoded.labels]
 
 
-def test_a_dialogue_of_which_not_even_the_first_reply_fits_is_dropped(tiny_tokenizer, write):
+def test_drops_a_dialogue_whose_first_reply_does_not_fit(tiny_tokenizer, write):
     one_reply = {"messages": SEVERAL["messages"][:3]}
     limit = length(tiny_tokenizer, one_reply) - 1
     ledger = open_file(write(SEVERAL, SHORT), tiny_tokenizer, max_length=limit, over_long="cut").store.ledger
@@ -169,7 +169,7 @@ def test_a_dialogue_of_which_not_even_the_first_reply_fits_is_dropped(tiny_token
     assert ledger.longest_refused == length(tiny_tokenizer, SEVERAL)
 
 
-def test_a_dialogue_is_cut_behind_a_trained_reply(tiny_tokenizer, write):
+def test_cuts_a_dialogue_after_a_trained_reply(tiny_tokenizer, write):
     some = copy.deepcopy(SEVERAL)
     some["messages"][4]["train"] = False
     limit = length(tiny_tokenizer, {"messages": SEVERAL["messages"][:5]})
@@ -195,7 +195,7 @@ def test_cutting_keeps_every_row_that_fits_where_each_reply_has_its_own(tiny_tok
     assert (ledger.accepted, ledger.cut, ledger.dropped) == (1, 0, 1)
 
 
-def test_a_long_row_before_one_that_fits_is_left_out_by_itself(tiny_tokenizer, write):
+def test_drops_only_the_long_row_before_one_that_fits(tiny_tokenizer, write):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = SHORTENING
     some = row("one", "long " * 20 + "|eins", "two", "zwei")
@@ -206,7 +206,7 @@ def test_a_long_row_before_one_that_fits_is_left_out_by_itself(tiny_tokenizer, w
     assert said(opened) == [some["messages"]]
 
 
-def test_dialogues_that_cannot_be_encoded_are_all_told_with_their_lines(tiny_tokenizer, write):
+def test_reports_all_dialogues_that_cannot_be_encoded_with_their_lines(tiny_tokenizer, write):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = CHATML.replace("assistant\n' }}", "assistant\n(gently)\n' }}")
     path = write("", "", *[SHORT] * 25)
@@ -236,7 +236,7 @@ def test_faults_of_reading_and_of_encoding_count_together_towards_skip_bad(tiny_
     assert (ledger.lines, ledger.accepted, ledger.blank, ledger.refused, ledger.dropped) == (6, 1, 1, 3, 1)
 
 
-def test_too_long_dialogues_are_no_faults_for_skip_bad(tiny_tokenizer, write):
+def test_overlong_dialogues_do_not_count_for_skip_bad(tiny_tokenizer, write):
     fits = length(tiny_tokenizer, SHORT)
     assert "2 of 3 dialogues" in refusal(write(SHORT, LONG, LONGEST), tiny_tokenizer, max_length=fits, skip_bad=5)
 
@@ -253,7 +253,7 @@ def files_of(opened):
     return {path.name: path.read_bytes() for path in opened.store.folder.iterdir()}
 
 
-def test_what_was_encoded_before_is_found_again_byte_for_byte(tiny_tokenizer, write, builds):
+def test_cached_encoding_is_found_byte_for_byte(tiny_tokenizer, write, builds):
     path = write(SHORT, LONG, LONGEST)
     first = open_file(path, tiny_tokenizer)
     before = files_of(first)
@@ -264,7 +264,7 @@ def test_what_was_encoded_before_is_found_again_byte_for_byte(tiny_tokenizer, wr
     assert second.store.ledger == first.store.ledger
 
 
-def test_anything_else_is_encoded_anew(tiny_tokenizer, write, builds):
+def test_encodes_again_after_any_other_change(tiny_tokenizer, write, builds):
     path = write(SHORT, LONG)
     first = open_file(path, tiny_tokenizer, skip_bad=1)
     other_template = copy.deepcopy(tiny_tokenizer)
@@ -286,7 +286,7 @@ def test_anything_else_is_encoded_anew(tiny_tokenizer, write, builds):
     assert again.store.folder == first.store.folder
 
 
-def test_a_store_that_was_refused_for_its_length_serves_those_who_raise_no_limit(tiny_tokenizer, write, builds):
+def test_store_with_overlong_dialogues_is_reused_for_other_settings(tiny_tokenizer, write, builds):
     path, fits = write(SHORT, LONG), length(tiny_tokenizer, SHORT)
     assert refusal(path, tiny_tokenizer, max_length=fits) == refusal(path, tiny_tokenizer, max_length=fits)
     assert len(builds) == 1
@@ -294,7 +294,7 @@ def test_a_store_that_was_refused_for_its_length_serves_those_who_raise_no_limit
 
 @pytest.mark.parametrize("name", ["rows.arrow", "units.arrow", "ledger.json"])
 @pytest.mark.parametrize("harm", ["missing", "empty", "cut"])
-def test_a_store_with_a_missing_or_cut_file_is_built_anew(tiny_tokenizer, write, builds, name, harm):
+def test_rebuilds_a_store_with_a_missing_or_truncated_file(tiny_tokenizer, write, builds, name, harm):
     path = write(SHORT, LONG, row(name, harm))
     first = open_file(path, tiny_tokenizer)
     before = files_of(first)
@@ -308,13 +308,13 @@ def test_a_store_with_a_missing_or_cut_file_is_built_anew(tiny_tokenizer, write,
     assert files_of(second) == before
 
 
-def test_what_people_wrote_is_readable_for_its_owner_alone(tiny_tokenizer, write):
+def test_stored_dialogues_are_readable_only_by_their_owner(tiny_tokenizer, write):
     opened = open_file(write(SHORT), tiny_tokenizer)
     assert opened.store.folder.stat().st_mode & 0o077 == 0
     shutil.rmtree(opened.store.folder)
 
 
-def test_a_data_set_on_the_hub_is_a_source_like_any_other(cache_home, write, tiny_tokenizer, monkeypatch):
+def test_hub_data_set_is_a_source_like_local_files(cache_home, write, tiny_tokenizer, monkeypatch):
     asked, path = [], write(SHORT, LONG)
 
     def find_hub_files(*what):

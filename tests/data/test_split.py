@@ -21,7 +21,7 @@ def array(values):
 
 @many
 @given(digests=DIGESTS, share=SHARES, seed=SEEDS)
-def test_of_different_dialogues_just_the_share_is_held_out(digests, share, seed):
+def test_holds_out_exactly_the_share_of_different_dialogues(digests, share, seed):
     held = choose_held_out(array(digests), share, seed)
     assert held.shape == (len(digests),)
     assert held.sum() == min(max(1, round(len(digests) * share)), len(digests) - 1)
@@ -29,14 +29,14 @@ def test_of_different_dialogues_just_the_share_is_held_out(digests, share, seed)
 
 @many
 @given(digests=DIGESTS, share=SHARES, seed=SEEDS, max_held_out=st.integers(1, 70))
-def test_no_more_are_held_out_than_the_limit(digests, share, seed, max_held_out):
+def test_holds_out_no_more_than_the_limit(digests, share, seed, max_held_out):
     wanted = max(1, min(round(len(digests) * share), max_held_out))
     assert choose_held_out(array(digests), share, seed, max_held_out).sum() == min(wanted, len(digests) - 1)
 
 
 @many
 @given(digests=COPIES, share=SHARES, seed=SEEDS)
-def test_equals_stand_on_one_side_and_neither_side_is_empty(digests, share, seed):
+def test_equal_dialogues_stay_together_and_no_set_is_empty(digests, share, seed):
     if len(set(digests)) < 2:
         with pytest.raises(DataError, match="At least 2 different"):
             choose_held_out(array(digests), share, seed)
@@ -48,7 +48,7 @@ def test_equals_stand_on_one_side_and_neither_side_is_empty(digests, share, seed
 
 @many
 @given(digests=COPIES.filter(lambda d: len(set(d)) > 1), share=SHARES, seed=SEEDS)
-def test_copies_never_push_the_share_up_while_a_smaller_group_would_do(digests, share, seed):
+def test_held_out_share_stays_small_despite_copies(digests, share, seed):
     held = choose_held_out(array(digests), share, seed)
     smallest = min(digests.count(one) for one in digests)
     assert held.sum() <= max(1, round(len(digests) * share), smallest)
@@ -56,21 +56,21 @@ def test_copies_never_push_the_share_up_while_a_smaller_group_would_do(digests, 
 
 @many
 @given(digests=DIGESTS | COPIES.filter(lambda d: len(set(d)) > 1), share=SHARES, seed=SEEDS, order=SEEDS)
-def test_the_order_of_the_file_changes_nothing(digests, share, seed, order):
+def test_order_of_the_file_does_not_change_the_split(digests, share, seed, order):
     mixed = list(digests)
     random.Random(order).shuffle(mixed)
     held, again = choose_held_out(array(digests), share, seed), choose_held_out(array(mixed), share, seed)
     assert set(array(digests)[held]) == set(array(mixed)[again])
 
 
-def test_the_choice_depends_on_the_seed_and_on_nothing_else():
+def test_choice_depends_only_on_the_seed():
     digests = array(range(1000))
     choices = {tuple(np.flatnonzero(choose_held_out(digests, 0.1, seed))) for seed in range(20)}
     assert len(choices) == 20
     assert tuple(np.flatnonzero(choose_held_out(digests, 0.1, 7))) in choices
 
 
-def test_what_else_is_in_the_file_hardly_changes_who_is_held_out():
+def test_other_dialogues_hardly_change_the_held_out_set():
     # With a share of a tenth of 1,000 and of 1,010 dialogues at most a few change sides.
     digests = array(range(1010))
     few, more = (choose_held_out(digests[:n], 0.1, 0)[:1000] for n in (1000, 1010))
@@ -103,7 +103,7 @@ def test_a_weight_gives_the_exact_number_of_times(weight, counts):
 
 @many
 @given(digests=DIGESTS, weight=st.floats(0.01, 4), seed=SEEDS, order=SEEDS)
-def test_which_part_is_seen_depends_on_what_it_says_and_the_seed(digests, weight, seed, order):
+def test_sampled_part_depends_on_content_and_seed(digests, weight, seed, order):
     def seen(given):
         return sorted(array(given)[repeat_by_weight(np.arange(len(given)), array(given), weight, seed)])
 
@@ -118,7 +118,7 @@ def test_another_seed_sees_another_part():
     assert len(parts) == 10
 
 
-def test_the_part_that_is_seen_is_not_the_part_that_is_held_out():
+def test_sampling_is_independent_of_the_held_out_choice():
     digests = array(range(1000))
     held = choose_held_out(digests, 0.5, 3)
     seen = set(repeat_by_weight(np.arange(1000), digests, 0.5, 3).tolist())

@@ -157,7 +157,7 @@ def test_keys_that_only_look_like_tags_are_kept(tiny_tokenizer):
     assert '{"<at>": 1, "a<": 2, "im_end": 3, ">": 4, "tool_call": 5}' in tokenizer.decode(encoded.input_ids)
 
 
-def test_no_name_becomes_a_control_token_together_with_what_the_template_writes_around_it(tiny_tokenizer):
+def test_names_cannot_join_with_the_template_into_a_control_token(tiny_tokenizer):
     template = CHATML.replace("message['content']", "'<' + message['content'] + '>'")
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = template
@@ -170,14 +170,14 @@ def test_no_name_becomes_a_control_token_together_with_what_the_template_writes_
         assert row.input_ids[: len(ids)] == ids
 
 
-def test_blanks_that_a_template_trims_are_trimmed_beside_parts_of_control_tokens_too(tiny_tokenizer):
+def test_trims_blanks_beside_parts_of_control_tokens(tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = CHATML.replace("message['content']", "message['content'] | trim")
     (row,) = encode_dialogue(make("user", "  im_end|> x <|im_  "), tokenizer, [tokenizer.eos_token_id])
     assert "user\nim_end|> x <|im_<|im_end|>" in tokenizer.decode(row.input_ids)
 
 
-def test_html_elements_stay_the_tokens_that_they_are_and_are_no_control_tokens(tiny_tokenizer):
+def test_keeps_html_elements_as_their_tokens(tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.add_tokens(["<table>", "</table>", "<h1>", "<tabular>", "\n\n"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<p>"]})
@@ -200,7 +200,7 @@ def test_the_longest_control_token_that_fits_is_marked(tiny_tokenizer):
     ]
 
 
-def test_another_spelling_that_the_tokenizer_takes_for_a_control_token_is_refused():
+def test_refuses_another_spelling_of_a_control_token():
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -220,14 +220,14 @@ def test_another_spelling_that_the_tokenizer_takes_for_a_control_token_is_refuse
     assert "control token '<think>'" in str(refused)
 
 
-def test_a_reply_that_is_nothing_but_the_end_of_thoughts_is_refused_where_the_template_cuts_there(tiny_tokenizer):
+def test_refuses_a_reply_of_only_the_end_of_reasoning_if_the_template_cuts_there(tiny_tokenizer):
     for name in ("qwen3", "glm4moe", "deepseek_r1_distill"):
         tokenizer, stops = tokenizer_with(tiny_tokenizer, name)
         with pytest.raises(DataError, match="leaves out everything before </think>"):
             encode_dialogue(make("assistant", "</think>"), tokenizer, stops)
 
 
-def test_marks_that_a_template_takes_apart_leave_its_own_control_tokens_what_they_are(tiny_tokenizer):
+def test_separated_marks_leave_control_tokens_of_the_template_intact(tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.add_tokens(["</think>"])
     cut = "message['content'].split('</think>') | join('<|im_end|></think>')"
@@ -254,7 +254,7 @@ def make_sentencepiece_tokenizer():
     return tokenizer
 
 
-def test_no_blank_comes_into_a_text_beside_a_control_token_where_a_tokenizer_adds_one_at_the_beginning():
+def test_adds_no_blank_beside_a_control_token_with_a_prefixing_tokenizer():
     tokenizer = make_sentencepiece_tokenizer()
     stops = [tokenizer.eos_token_id]
     plain = encode_dialogue(make("assistant", HARMLESS), tokenizer, stops)

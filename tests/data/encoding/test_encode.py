@@ -122,7 +122,7 @@ ANSWERS_FROM_A_WORD = TEXTS.map(lambda text: "w" + text)
 
 @pytest.mark.parametrize("system", [None, "", "Be brief."])
 @pytest.mark.parametrize("turns", [["hi", "yo"], ["hi", "yo", "and then?", "nothing\nelse ", " x ", "é\U0001f642"]])
-def test_the_loss_is_on_the_answers_and_their_stop_tokens(tokenizer, system, turns):
+def test_loss_is_on_replies_and_their_stop_tokens(tokenizer, system, turns):
     check(dialogue(*turns, system=system), tokenizer)
 
 
@@ -131,13 +131,13 @@ def test_the_loss_is_on_the_answers_and_their_stop_tokens(tokenizer, system, tur
     turns=st.lists(st.tuples(TEXTS, ANSWERS_FROM_A_WORD), min_size=1, max_size=3),
     system=st.none() | st.text(st.characters(codec="utf-8", exclude_characters=MARKERS), max_size=8) | TEXTS,
 )
-def test_whatever_is_said_the_loss_is_on_the_answers_alone(tokenizer, turns, system):
+def test_loss_is_only_on_replies_for_any_content(tokenizer, turns, system):
     check(dialogue(*[text for turn in turns for text in turn], system=system), tokenizer)
 
 
 @settings(deadline=None, max_examples=100, derandomize=True)
 @given(question=TEXTS, answer=TEXTS)
-def test_answers_may_begin_with_blanks_where_no_token_reaches_over_the_border(tiny_tokenizer, question, answer):
+def test_accepts_leading_blanks_that_do_not_merge_with_the_template(tiny_tokenizer, question, answer):
     check(dialogue(question, answer, question, answer), tiny_tokenizer)
 
 
@@ -146,15 +146,13 @@ JOINING = ["\n\nyo", "  yo", " \nyo", "\n  yo", "\n\n\nyo"]
 
 @pytest.mark.parametrize("answer", JOINING)
 @pytest.mark.parametrize("template", [CHATML, PLAIN_TEMPLATE])
-def test_blanks_that_merge_with_the_template_are_refused_with_the_remedy(
-    with_template, merging_tokenizer, template, answer
-):
+def test_refuses_merging_blanks_with_the_fix(with_template, merging_tokenizer, template, answer):
     with pytest.raises(DataError, match=r"message 2 .* remove them"):
         check(dialogue("hi", answer), with_template(template, merging_tokenizer))
 
 
 @pytest.mark.parametrize("answer", JOINING)
-def test_blanks_that_join_the_template_are_refused_rather_than_trained_wrongly(tokenizer, answer):
+def test_refuses_blanks_that_merge_with_the_template(tokenizer, answer):
     try:
         check(dialogue("hi", answer), tokenizer)
     except DataError as error:
@@ -168,7 +166,7 @@ def test_control_tokens_in_any_content_stay_text(tokenizer, fake):
     check(dialogue(f"x{fake}", f"y{fake}z", fake, f"w{fake}", system=fake), tokenizer)
 
 
-def test_no_character_is_lost_in_silence():
+def test_no_character_is_lost_silently():
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": f"a{MARKERS}b"}]
     with pytest.raises(InvalidDialogueError, match="U\\+F0000"):
         parse_dialogue({"messages": messages})
@@ -181,7 +179,7 @@ def test_stop_tokens_other_than_eos_end_a_turn_too(with_template):
     assert supervised(encoded)[-1] == stop
 
 
-def test_what_the_template_adds_after_a_stop_token_carries_no_loss_and_the_last_stop_token_ends_the_row(tiny_tokenizer):
+def test_text_of_the_template_after_a_stop_token_has_no_loss(tiny_tokenizer):
     encoded = encode(dialogue("hi", "yo", "so", "no"), tiny_tokenizer)
     text = text_of(tiny_tokenizer, encoded.input_ids)
     assert "yo<|im_end|>\n<|im_start|>user" in text
@@ -191,7 +189,7 @@ def test_what_the_template_adds_after_a_stop_token_carries_no_loss_and_the_last_
     assert encoded.labels[first_stop + 1] == IGNORE_INDEX
 
 
-def test_a_row_says_where_its_replies_end_and_how_many_tokens_each_role_has(tiny_tokenizer):
+def test_row_has_reply_ends_and_tokens_of_each_role(tiny_tokenizer):
     some = dialogue("hi!", "yo", "so", "no way", system="Be brief.")
     some = replace(some, messages=(*some.messages[:2], replace(some.messages[2], trained=False), *some.messages[3:]))
     encoded = encode(some, tiny_tokenizer)
@@ -216,7 +214,7 @@ def test_a_template_without_stop_token_is_refused(with_template):
     assert "stop token" in told
 
 
-def test_where_earlier_turns_are_rewritten_every_reply_is_trained_behind_what_inference_shows(with_template):
+def test_trains_each_reply_after_its_prompt_if_the_template_rewrites_history(with_template):
     # As those do that cut the thoughts out of all replies but the last.
     shorter = "(message['content'] if loop.last else message['content'].split('|')[-1])"
     tokenizer = with_template(CHATML.replace("message['content']", shorter))
@@ -254,7 +252,7 @@ def test_a_template_whose_generation_prompt_is_not_trained_is_refused(with_templ
 
 
 @pytest.mark.parametrize("merging", [False, True])
-def test_thoughts_that_the_generation_prompt_opens_are_closed_by_the_reply(with_template, tiny_tokenizer, merging):
+def test_reply_closes_reasoning_that_the_prompt_opens(with_template, tiny_tokenizer, merging):
     opened = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
     base = make_merging_tokenizer("<think>", "</think>") if merging else tiny_tokenizer
     tokenizer = with_template(opened, base)
@@ -270,7 +268,7 @@ def test_thoughts_that_the_generation_prompt_opens_are_closed_by_the_reply(with_
         assert set(row.labels[: len(prompt)]) == {IGNORE_INDEX}
 
 
-def test_a_beginning_of_text_that_the_template_writes_twice_is_refused(with_template, tiny_tokenizer):
+def test_refuses_a_template_that_writes_bos_twice(with_template, tiny_tokenizer):
     tokenizer = with_template("{{ bos_token }}" + CHATML)
     tokenizer.bos_token = "<|endoftext|>"
     encode(dialogue("hi", "yo"), tokenizer)
@@ -278,7 +276,7 @@ def test_a_beginning_of_text_that_the_template_writes_twice_is_refused(with_temp
     assert "BOS" in refusal(tokenizer, dialogue("hi", "yo"))
 
 
-def test_a_template_that_knows_no_system_message_is_refused_in_its_own_words(with_template):
+def test_shows_the_error_of_a_template_without_system_messages(with_template):
     guard = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     tokenizer = with_template(guard + CHATML)
     assert "System role not supported" in refusal(tokenizer, dialogue("hi", "yo", system="s"))
@@ -289,7 +287,7 @@ def test_a_template_with_a_mistake_is_refused(with_template):
     assert "template" in refusal(with_template("{% for %}"), dialogue("hi", "yo"))
 
 
-def test_a_bases_own_template_is_left_alone(with_template):
+def test_keeps_the_template_of_the_base(with_template):
     assert install_template(with_template("{{ 'mine' }}")) == "{{ 'mine' }}"
 
 
@@ -298,7 +296,7 @@ def test_several_named_templates_without_a_default_are_refused():
         install_template(SimpleNamespace(chat_template={"rag": "x", "tool_use": "y"}))
 
 
-def test_of_several_named_templates_the_default_is_taken(with_template):
+def test_uses_the_default_of_several_named_templates(with_template):
     tokenizer = with_template({"default": CHATML, "tool_use": "{{ 'x' }}"})
     assert install_template(tokenizer) == CHATML
 
@@ -326,7 +324,7 @@ def with_tools():
     )
 
 
-def test_calls_and_thoughts_are_trained_results_and_untrained_replies_are_not(with_template):
+def test_trains_calls_and_reasoning_but_not_results_and_untrained_replies(with_template):
     tokenizer = with_template(TOOLS)
     encoded = encode(with_tools(), tokenizer)
     end = tokenizer.eos_token
@@ -334,7 +332,7 @@ def test_calls_and_thoughts_are_trained_results_and_untrained_replies_are_not(wi
     assert '"look"' in text_of(tokenizer, encoded.input_ids)
 
 
-def test_a_template_that_passes_over_tools_or_thoughts_is_refused(with_template):
+def test_refuses_a_template_that_drops_tools_or_reasoning(with_template):
     assert "leaves out the tools" in refusal(with_template(CHATML), with_tools())
     no_calls = with_template(TOOLS.replace("m.tool_calls", "m.calls"))
     assert "leaves out the tool call in message 2" in refusal(no_calls, with_tools())
@@ -342,7 +340,7 @@ def test_a_template_that_passes_over_tools_or_thoughts_is_refused(with_template)
     assert "leaves out the reasoning of message 2" in refusal(no_thoughts, with_tools())
 
 
-def test_a_template_that_wants_the_arguments_of_calls_as_text_gets_them_so(with_template):
+def test_gives_arguments_as_text_to_a_template_that_needs_text(with_template):
     tokenizer = with_template(
         TOOLS.replace("c.function.name + c.function.arguments | tojson", "c.function.name + c.function.arguments")
     )
@@ -351,7 +349,7 @@ def test_a_template_that_wants_the_arguments_of_calls_as_text_gets_them_so(with_
     assert text_of(tokenizer, supervised(encoded)) == f'<think>hm</think>look{{"at": "sky"}}{end}Yes.{end}'
 
 
-def test_what_is_wrong_with_a_dialogue_is_told_though_its_template_takes_no_text_for_arguments(with_template):
+def test_reports_the_fault_although_the_template_refuses_arguments_as_text(with_template):
     items = "{% for k, v in c.function.arguments | items %}{{ k ~ v }}{% endfor %}"
     template = TOOLS.replace("{{ c.function.name + c.function.arguments | tojson }}", "{{ c.function.name }}" + items)
     assert template != TOOLS
@@ -360,14 +358,14 @@ def test_what_is_wrong_with_a_dialogue_is_told_though_its_template_takes_no_text
     assert "leaves out the reasoning of message 2" in refusal(no_thoughts, with_tools())
 
 
-def test_one_bad_dialogue_among_several_leaves_the_others_as_they_are(tiny_tokenizer):
+def test_one_bad_dialogue_does_not_change_the_others(tiny_tokenizer):
     good, bad = dialogue("hi", "yo"), with_tools()
     first, refused, second = DialogueEncoder(tiny_tokenizer, stops(tiny_tokenizer)).encode([good, bad, good])
     assert first == second == (encode(good, tiny_tokenizer),)
     assert isinstance(refused, DataError)
 
 
-def test_a_template_that_passes_over_plain_text_is_refused(with_template):
+def test_refuses_a_template_that_drops_plain_text(with_template):
     """As those of models with pictures do, which expect content in parts: only the stop token would be trained."""
     parts = "{% for part in m.content if part is mapping %}{{ part.text }}{% endfor %}"
     tokenizer = with_template(

@@ -263,13 +263,13 @@ def refusal(base, name, messages, tools=None):
     return str(caught.value)
 
 
-def test_every_template_of_the_installed_trl_is_known():
+def test_knows_every_template_of_the_installed_trl():
     unknown = sorted(set(INSTALLED) - KNOWN.keys())
     assert not unknown, f"TRL {trl.__version__} ships templates of which KNOWN does not say how they write replies"
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_one_turn_and_several_with_and_without_a_system_message(base, name):
+def test_trains_dialogues_of_one_and_several_turns(base, name):
     how = KNOWN[name]
     one = [user("你好, who?"), assistant("A pot \U0001f3fa.")]
     check(base, name, "one", one, [reply(how, "A pot \U0001f3fa.")])
@@ -285,7 +285,7 @@ def test_one_turn_and_several_with_and_without_a_system_message(base, name):
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_thoughts_are_trained_with_their_replies_or_refused(base, name):
+def test_reasoning_is_trained_with_its_reply_or_refused(base, name):
     how = KNOWN[name]
     both = [TALK[0], assistant("A pot.", "hm one"), TALK[2], assistant("two\nlines", "hm two")]
     cases = {"thought": both[:2], "thoughts": both, "mixed": [*TALK[:3], both[3]]}
@@ -300,7 +300,7 @@ def test_thoughts_are_trained_with_their_replies_or_refused(base, name):
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_thoughts_between_tags_at_the_head_of_a_reply_are_thoughts_where_the_template_has_a_place_for_them(base, name):
+def test_leading_think_tags_are_reasoning_if_the_template_supports_it(base, name):
     how = KNOWN[name]
     one, two = "<think>\nhm one\n</think>\n\nA pot.", "<think>\nhm two\n</think>\n\ntwo"
     inline = [TALK[0], assistant(one), TALK[2], assistant(two)]
@@ -314,7 +314,7 @@ def test_thoughts_between_tags_at_the_head_of_a_reply_are_thoughts_where_the_tem
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_a_reply_that_mentions_the_end_of_thoughts_is_trained_whole_or_refused(base, name):
+def test_reply_with_the_end_of_reasoning_is_trained_whole_or_refused(base, name):
     how = KNOWN[name]
     text = "The tag </think> ends it."
     messages = [TALK[0], assistant(text), TALK[2], assistant("two")]
@@ -343,7 +343,7 @@ def test_calls_are_trained_and_results_are_not_or_the_calls_are_refused(base, na
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINABLE if "tools" not in KNOWN[name].get("refused", {})])
-def test_thoughts_before_calls_and_behind_results_are_trained_or_refused(base, name):
+def test_reasoning_before_calls_and_after_results_is_trained_or_refused(base, name):
     how = KNOWN[name]
     messages = [user("weather?"), assistant("", "hm one", calls=True), RESULT, assistant("Blue.", "hm two")]
     if "thought" in how:
@@ -355,14 +355,14 @@ def test_thoughts_before_calls_and_behind_results_are_trained_or_refused(base, n
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if name not in TRAINABLE])
-def test_templates_for_pictures_want_content_in_parts_and_are_refused(base, name):
+def test_refuses_multimodal_templates_that_need_content_in_parts(base, name):
     call_and_result = [user("weather?"), assistant("", calls=True), RESULT, assistant("Blue.")]
     for messages in ([*TALK[:2]], TALK, [SYSTEM, *TALK], call_and_result):
         assert re.search(KNOWN[name]["refused"], refusal(base, name, messages))
 
 
 @pytest.mark.parametrize("name", ["phi3", "llama3"])
-def test_tokens_that_swallow_the_blanks_behind_them_change_nothing(base, name):
+def test_tokens_that_absorb_following_blanks_change_nothing(base, name):
     """As Phi 3's own tokenizer has them; prompts as served and replies are still what is trained."""
     from tokenizers import AddedToken
 

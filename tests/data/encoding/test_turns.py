@@ -137,7 +137,7 @@ def as_dialogue(turns, system=None):
 
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(turns=TURNS, system=st.none() | TEXTS)
-def test_the_encoding_is_that_of_every_prefix_by_itself(coded, turns, system):
+def test_encodes_like_each_prefix_separately(coded, turns, system):
     tokenizer, stop = coded
     system = None if "System role not supported" in tokenizer.chat_template else system
     check([as_dialogue(turns, system)], tokenizer, stop)
@@ -145,7 +145,7 @@ def test_the_encoding_is_that_of_every_prefix_by_itself(coded, turns, system):
 
 @settings(deadline=None, max_examples=6, derandomize=True)
 @given(several=st.lists(TURNS, min_size=2, max_size=8))
-def test_a_dialogue_is_encoded_alike_alone_and_among_others(coded, several):
+def test_encodes_a_dialogue_the_same_alone_and_in_a_batch(coded, several):
     tokenizer, stop = coded
     dialogues = [as_dialogue(turns) for turns in several]
     together = encode(dialogues, tokenizer, stop)
@@ -176,7 +176,7 @@ def files_of_dialogues():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["its own", *STOPS])
-def test_real_dialogues_under_a_real_tokenizer_are_encoded_as_every_prefix_by_itself(cache_home, name):
+def test_encodes_real_dialogues_like_each_prefix_separately(cache_home, name):
     files = files_of_dialogues()
     if not files:
         pytest.skip("there are no dialogues beside the repository")

@@ -134,7 +134,7 @@ def test_alpaca_with_input_system_and_history(tmp_path):
     assert [m.content for m in dialogue.messages] == ["s", "Hello", "Hi", "Add.\n1 and 2", "3"]
 
 
-def test_of_a_prompt_of_messages_only_the_completion_is_trained(tmp_path):
+def test_trains_only_the_completion_after_a_prompt_of_messages(tmp_path):
     row = {
         "prompt": [*messages("a", "b"), {"role": "user", "content": "c"}],
         "completion": [{"role": "assistant", "content": "d"}],
@@ -145,7 +145,7 @@ def test_of_a_prompt_of_messages_only_the_completion_is_trained(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["json_lines", "csv", "parquet"])
-def test_columns_of_their_own_names(tmp_path, kind):
+def test_reads_columns_with_custom_names(tmp_path, kind):
     path = tmp_path / "data"
     path.write_bytes(KINDS[kind]([{"id": "1", "Frage": q, "Antwort": a, "Rolle": "kurz"} for q, a in PAIRS]))
     columns = {"user": "Frage", "assistant": "Antwort", "system": "Rolle"}
@@ -163,7 +163,7 @@ def test_a_format_can_be_forced(tmp_path):
     assert (forced.messages[0].content, data_format) == ("p", "prompt_completion")
 
 
-def test_columns_that_nobody_named_are_refused(tmp_path):
+def test_refuses_columns_that_the_recipe_does_not_name(tmp_path):
     with pytest.raises(DataError, match=r"without data\.columns"):
         read_one(tmp_path, {"q": "a"}, data_format="columns")
 
@@ -192,7 +192,7 @@ def test_faults_of_a_list_and_of_a_table_have_their_lines(tmp_path):
     assert f"{path}:4: has 1 cells where the header has 2" in report.refusals[0]
 
 
-def test_files_folders_and_globs_in_a_fixed_order_each_once(tmp_path):
+def test_lists_files_folders_and_globs_in_fixed_order_without_repeats(tmp_path):
     for name in ("b.jsonl", "a.jsonl", ".hidden", "sub/c.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(json_lines([ROWS["messages"](name, "x")]))
@@ -207,7 +207,7 @@ def test_files_folders_and_globs_in_a_fixed_order_each_once(tmp_path):
             find_files(str(tmp_path / name))
 
 
-def test_a_file_whose_name_is_no_text_is_refused(tmp_path):
+def test_refuses_a_file_name_that_is_not_utf8(tmp_path):
     try:
         (tmp_path / "\udcff.jsonl").write_text("x")
     except (OSError, UnicodeError):
@@ -251,19 +251,19 @@ def test_a_faulty_cell_leaves_the_rest_of_the_table_readable(tmp_path):
     assert [text.split(":")[1] for text in report.refusals] == ["3", "5"]
 
 
-def test_a_row_of_a_table_that_is_not_utf8_is_refused_alone(tmp_path):
+def test_refuses_only_the_table_row_that_is_not_utf8(tmp_path):
     dialogues, report = read_all(tmp_path, b"prompt,completion\n" + b"a,b\n" * 3 + b"caf\xe9,b\n" + b"a,b\n" * 3)
     assert [d.line for d in dialogues] == [2, 3, 4, 6, 7, 8]
     assert [text.split(":")[1:] for text in report.refusals] == [["5", " is not UTF-8 text"]]
 
 
-def test_blank_lines_before_a_header_and_between_rows_are_no_rows(tmp_path):
+def test_ignores_blank_lines_before_a_header_and_between_rows(tmp_path):
     dialogues, report = read_all(tmp_path, b"\n\nprompt,completion\n\na,b\n\n")
     assert [d.line for d in dialogues] == [5]
     assert (report.lines, report.blank, report.refused) == (3, 2, 0)
 
 
-def test_an_empty_cell_is_nothing_and_not_a_missing_column(tmp_path):
+def test_empty_cell_is_none_and_not_a_missing_column(tmp_path):
     columns = {"user": "q", "assistant": "a", "system": "s"}
     dialogues, report = read_all(tmp_path, b"q,a,s\n1,2,\n3,4,x\n,5,x\n", columns=columns)
     assert [d.as_dicts for d in dialogues] == [messages("1", "2"), messages("3", "4", system="x")]
@@ -273,13 +273,13 @@ def test_an_empty_cell_is_nothing_and_not_a_missing_column(tmp_path):
 
 
 @pytest.mark.parametrize("history", [5, True, 1.5, "hello", {"a": "b"}, [["q"]], [None], [[1, 2]]])
-def test_a_history_that_is_none_is_refused(tmp_path, history):
+def test_refuses_an_invalid_history(tmp_path, history):
     row = {"instruction": "q", "output": "a", "history": history}
     _, report = read_all(tmp_path, json_lines([ROWS["alpaca"]("q", "a"), row]))
     assert report.refused == 1
 
 
-def test_an_instruction_that_says_all_in_its_input_is_read(tmp_path):
+def test_reads_an_empty_instruction_with_an_input(tmp_path):
     assert read_one(tmp_path, {"instruction": " ", "input": "q", "output": "a"})[0].as_dicts == messages("q", "a")
 
 
@@ -292,7 +292,7 @@ def test_a_damaged_gzip_file_is_refused(tmp_path, place):
         read_dialogues(tmp_path / "data")
 
 
-def test_what_parquet_holds_and_no_dialogue_can_is_refused_row_by_row(tmp_path):
+def test_refuses_parquet_values_without_json_form_row_by_row(tmp_path):
     texts = pyarrow.array([b"ok", b"\xff\xfe", b"ok"], pyarrow.binary()).buffers()[1:]
     broken = pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, *texts])
     out = io.BytesIO()
@@ -309,7 +309,7 @@ def test_what_parquet_holds_and_no_dialogue_can_is_refused_row_by_row(tmp_path):
     assert "cannot be written as JSON" in report.refusals[0]
 
 
-def test_a_list_longer_than_the_window_it_is_read_through(tmp_path, monkeypatch):
+def test_reads_a_list_longer_than_the_window(tmp_path, monkeypatch):
     monkeypatch.setattr("lora_chat.data.reading.json_array._WINDOW_BYTES", 64)
     rows = [{"messages": messages("\u4f60\u597d" * n, "\U0001f642" * n)} for n in range(1, 40)]
     for indent in (None, 2):
@@ -333,7 +333,7 @@ KEYS = ["messages", "conversations", "prompt", "completion", "instruction", "inp
 
 @settings(deadline=None, max_examples=100, derandomize=True)
 @given(rows=st.lists(st.dictionaries(st.sampled_from([*KEYS, "system", "train"]), ANY), min_size=1, max_size=6))
-def test_whatever_a_list_holds_each_row_is_accepted_or_refused(tmp_path_factory, rows):
+def test_every_element_of_a_list_is_accepted_or_refused(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(rows, indent=1))
     for row in rows:

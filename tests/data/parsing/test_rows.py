@@ -99,7 +99,7 @@ def test_only_a_line_feed_ends_a_line(file):
 
 
 @pytest.mark.parametrize("odd", ODD_LINES)
-def test_an_odd_line_is_refused_with_file_and_line(file, odd):
+def test_refuses_a_faulty_line_with_file_and_line(file, odd):
     path = file(GOOD + b"\n\n" + ODD_LINES[odd] + b"\n" + GOOD + b"\n")
     message = refusal(path)
     assert re.findall(rf"{re.escape(str(path))}:(\d+): \S", message) == ["3"]
@@ -124,15 +124,15 @@ def test_an_odd_line_is_refused_with_file_and_line(file, odd):
         ("wrong role", "'human'"),
     ],
 )
-def test_a_refusal_says_what_is_wrong(file, odd, told):
+def test_refusal_names_the_fault(file, odd, told):
     assert told in refusal(file(GOOD + b"\n" + ODD_LINES[odd]))
 
 
-def test_the_byte_of_broken_utf8_is_counted_from_one(file):
+def test_counts_the_byte_of_invalid_utf8_from_one(file):
     assert "byte 3 of" in refusal(file(b"ab\xff"))
 
 
-def test_twenty_refusals_are_shown_and_the_rest_counted(file):
+def test_shows_twenty_refusals_and_counts_the_rest(file):
     path = file(b"".join([b"x\n", GOOD + b"\n"] * 23))
     message = refusal(path)
     assert re.findall(r"chats\.jsonl:(\d+):", message) == [str(line) for line in range(1, 40, 2)]
@@ -146,13 +146,13 @@ def test_exactly_twenty_refusals_have_no_rest(file):
     assert "more" not in message
 
 
-def test_under_each_refusal_stands_the_text_that_offends(file):
+def test_shows_the_faulty_text_below_each_refusal(file):
     lines = refusal(file(GOOD + b"\n" + b"just words\n" + ODD_LINES["wrong role"])).splitlines()
     assert lines[2] == "    just words"
     assert lines[4] == '    {"role": "human", "content": "q"}'
 
 
-def test_what_is_shown_of_an_offending_line_is_short_and_harmless(file):
+def test_excerpt_of_a_faulty_line_is_short_and_sanitized(file):
     path = file(GOOD + b"\n\x1b[2J\x07\xe2\x80\xae\xe2\x80\xa8" + b"x" * 5000 + b"\n")
     message = refusal(path)
     assert "\\x1b[2J\\x07\\u202e\\u2028xxx" in message
@@ -161,14 +161,14 @@ def test_what_is_shown_of_an_offending_line_is_short_and_harmless(file):
 
 
 @pytest.mark.parametrize("role", ["r" * 10_000, "\x1b[31m", ["x"] * 5000, {"a": "b" * 5000}])
-def test_a_reason_is_short_and_harmless_whatever_it_names(file, role):
+def test_reasons_are_short_and_free_of_control_characters(file, role):
     bad = json.dumps({"messages": [{"role": role, "content": "q"}]}).encode()
     message = refusal(file(GOOD + b"\n" + bad))
     assert len(message) < 1500
     assert "\x1b" not in message
 
 
-def test_so_many_faulty_lines_as_allowed_are_left_out(file):
+def test_skips_as_many_faulty_lines_as_allowed(file):
     path = file(b"x\n" + GOOD + b"\ny\n")
     dialogues, report = read_dialogues(path, skip_bad=2)
     assert [d.line for d in dialogues] == [2]
@@ -189,7 +189,7 @@ def test_a_file_without_dialogues_is_refused(file, content):
     assert f"{path} contains no dialogue" in refusal(path)
 
 
-def test_a_file_of_nothing_but_allowed_faults_is_refused(file):
+def test_refuses_a_file_with_only_allowed_faults(file):
     message = refusal(file(b"x\n"), skip_bad=1)
     assert "no dialogue (1 lines, 0 of them blank, 1 refused)" in message
     assert "chats.jsonl:1: is not valid JSON" in message
@@ -509,7 +509,7 @@ def test_fuzzed_rows_are_accepted_or_refused_and_none_is_lost(tmp_path, tiny_tok
 
 
 @pytest.mark.parametrize("kind", ["json_list", "csv", "parquet", "gzip"])
-def test_files_with_damaged_bytes_end_in_an_account_or_a_message(tmp_path, kind, monkeypatch):
+def test_damaged_files_give_counts_or_a_message(tmp_path, kind, monkeypatch):
     import pyarrow
     from pyarrow import parquet
 

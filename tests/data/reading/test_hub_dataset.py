@@ -172,7 +172,7 @@ def test_all_shards_of_a_split_are_downloaded_once_and_nothing_else(hub, message
     assert len(messages) == 1
 
 
-def test_the_card_says_which_files_a_split_has(hub):
+def test_uses_the_files_that_the_card_names(hub):
     splits = [{"split": "train_sft", "path": ["words/b.jsonl", "words/a*.jsonl"]}, {"split": "test", "path": "t.csv"}]
     config = {"config_name": "default", "data_files": splits}
     files = ("words/a1.jsonl", "words/a2.jsonl", "words/b.jsonl", "words/c.jsonl", "t.csv", "train.jsonl")
@@ -211,7 +211,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_without_a_card_the_names_decide_as_in_datasets(hub, layout, tmp_path):
+def test_file_names_decide_without_a_card_as_in_datasets(hub, layout, tmp_path):
     from datasets import load_dataset_builder
 
     hub.holds(dict.fromkeys(LAYOUTS[layout]))
@@ -230,13 +230,13 @@ def test_a_file_that_two_patterns_match_is_read_once(hub):
     assert inside(find()) == ["train-train.jsonl"]
 
 
-def test_the_same_data_in_another_format_is_left_out_and_said(hub, messages):
+def test_ignores_the_same_data_in_another_format_with_a_message(hub, messages):
     hub.holds({"talk.json": 1, "talk.parquet": 1, "NOTES.md": 1, "MORE.md": 1, "eval/run.py": 1})
     assert inside(find()) == ["talk.parquet"]
     assert messages[0] == "Ignored files of friend/talk, of another kind than talk.parquet: talk.json"
 
 
-def test_the_newest_commit_of_a_branch_is_taken_and_a_commit_stays(hub):
+def test_uses_the_newest_commit_of_a_branch_and_keeps_a_pinned_commit(hub):
     hub.holds({"train.jsonl": b"old\n"})
     hub.holds({"train.jsonl": b"newer\n"}, NEW)
     assert find().paths[0].read_bytes() == b"old\n"
@@ -250,7 +250,7 @@ def test_the_newest_commit_of_a_branch_is_taken_and_a_commit_stays(hub):
 
 
 @pytest.mark.parametrize("way", ["HF_HUB_OFFLINE", "down"])
-def test_without_a_network_what_was_downloaded_is_used(hub, way, monkeypatch, messages):
+def test_uses_the_last_download_without_a_network(hub, way, monkeypatch, messages):
     hub.holds(SHARDS)
     first, pinned = find(), find(revision=OLD)
     if way == "down":
@@ -269,7 +269,7 @@ def test_without_a_network_what_was_downloaded_is_used(hub, way, monkeypatch, me
         find()
 
 
-def test_a_download_that_was_killed_goes_on_and_never_looks_whole(hub, server, tmp_path):
+def test_resumes_a_killed_download_and_never_takes_it_as_complete(hub, server, tmp_path):
     hub.holds(SHARDS)
     last = list(SHARDS)[2]
     hub.halves = {Path(last).name}
@@ -290,7 +290,7 @@ def test_a_download_that_was_killed_goes_on_and_never_looks_whole(hub, server, t
     assert downloaded(hub) == [last]
 
 
-def test_a_hub_that_breaks_down_on_the_way_leaves_the_last_commit(hub, messages):
+def test_failing_hub_leaves_the_last_downloaded_commit(hub, messages):
     hub.holds({"train.jsonl": 1})
     hub.holds({"train-1.jsonl": 1, "train-2.jsonl": 1}, NEW)
     known = find()
@@ -306,7 +306,7 @@ def test_a_hub_that_breaks_down_on_the_way_leaves_the_last_commit(hub, messages)
 
 
 @pytest.mark.parametrize("file", ["train.zip", "train.jsonl.zst", "train.arrow", "train.tar.gz", "train.parquet.gz"])
-def test_what_cannot_be_read_is_refused_before_it_is_downloaded(hub, file):
+def test_refuses_unsupported_files_before_downloading(hub, file):
     hub.holds({file: 1, "train.jsonl": 1})
     with pytest.raises(DataError, match=rf"The split train of friend/talk has {file}: archives and \.arrow are not"):
         find()
@@ -321,7 +321,7 @@ def test_a_script_is_never_run_and_the_conversion_is_named(hub, files):
     assert downloaded(hub) == []
 
 
-def test_the_hubs_conversion_has_its_subsets_and_splits_in_folders(hub):
+def test_reads_subsets_and_splits_of_a_parquet_conversion(hub):
     files = ["en/train_sft/0000.parquet", "en/train_gen/0000.parquet", "en/train_gen/0001.parquet"]
     hub.holds(dict.fromkeys([*files, "de/test/0000.parquet", ".gitattributes"]))
     assert inside(find("train_gen", subset="en")) == files[1:]
@@ -349,14 +349,14 @@ def test_a_repository_without_data_is_refused(hub, files):
         ({"train": "train.jsonl"}, "cannot be determined: Expected data_files in YAML"),
     ],
 )
-def test_a_card_that_leads_elsewhere_is_refused(hub, where, reason):
+def test_refuses_a_card_that_names_files_outside_the_repository(hub, where, reason):
     hub.holds({"train.jsonl": 1, "README.md": card({"config_name": "default", "data_files": where})})
     with pytest.raises(DataError, match=reason):
         find()
     assert downloaded(hub) == ["README.md"]
 
 
-def test_a_card_that_is_no_yaml_is_refused(hub):
+def test_refuses_a_card_without_valid_yaml(hub):
     hub.holds({"train.jsonl": 1, "README.md": b"---\nconfigs: [\n---\n"})
     with pytest.raises(DataError, match="does not begin with valid YAML"):
         find()
@@ -371,7 +371,7 @@ def test_a_card_that_is_no_yaml_is_refused(hub):
         ("a/b/c", None, "a/b/c is not a valid name of a data set"),
     ],
 )
-def test_what_the_hub_does_not_have_is_named(hub, name, revision, text):
+def test_names_a_data_set_that_the_hub_does_not_have(hub, name, revision, text):
     hub.holds({"train.jsonl": 1})
     with pytest.raises(UnavailableError, match=text):
         find(name=name, revision=revision)
@@ -384,7 +384,7 @@ def test_a_gated_data_set_asks_for_a_token(hub):
         find()
 
 
-def test_a_full_disk_is_no_missing_network(hub, monkeypatch):
+def test_reports_a_full_disk_as_such_and_not_as_a_network_error(hub, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 

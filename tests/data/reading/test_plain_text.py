@@ -77,7 +77,7 @@ def documents(tokenizer, blocks):
 
 @pytest.mark.parametrize("make", [json_lines, table, as_parquet])
 @pytest.mark.parametrize("key", ["text", "body"])
-def test_texts_come_back_whole_from_blocks_of_one_length(blocks_of_file, tiny_tokenizer, make, key):
+def test_blocks_of_one_length_contain_the_whole_texts(blocks_of_file, tiny_tokenizer, make, key):
     reading = {"columns": {"text": "body"}} if key == "body" else {"data_format": "text"}
     blocks, ledger = blocks_of_file(make(TEXTS, key), **reading)
     assert {len(block) for block in blocks[:-1]} == {64}
@@ -90,7 +90,7 @@ def test_texts_come_back_whole_from_blocks_of_one_length(blocks_of_file, tiny_to
     assert list(ledger.files.values()) == ["text"]
 
 
-def test_rows_with_nothing_but_text_need_no_format(blocks_of_file, tiny_tokenizer):
+def test_recognises_rows_with_only_text(blocks_of_file, tiny_tokenizer):
     for content in (json_lines(TEXTS), table(TEXTS), as_parquet(TEXTS)):
         assert documents(tiny_tokenizer, blocks_of_file(content)[0]) == TEXTS
 
@@ -111,13 +111,13 @@ def test_control_tokens_in_texts_stay_text(blocks_of_file, tiny_tokenizer):
     assert not set(flat) & set(tiny_tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_start|>"]))
 
 
-def test_what_the_tokenizer_would_drop_is_refused(blocks_of_file):
+def test_refuses_characters_that_the_tokenizer_would_drop(blocks_of_file):
     blocks, ledger = blocks_of_file(json_lines(["good text", "a\U000f0000b\U000f0001"]))
     assert len(blocks) == 1
     assert ":2: contains U+F0000" in ledger.refusals[0]
 
 
-def test_no_text_at_all_is_refused_with_its_line(blocks_of_file):
+def test_refuses_empty_text_with_its_line(blocks_of_file):
     rows = [
         {"text": "good"},
         {"text": ""},
@@ -135,7 +135,7 @@ def test_no_text_at_all_is_refused_with_its_line(blocks_of_file):
     assert (ledger.lines, ledger.refused, ledger.rows) == (3, 3, 0)
 
 
-def test_a_line_of_a_text_file_that_is_not_utf8_is_left_out_alone(blocks_of_file, tiny_tokenizer):
+def test_skips_only_the_line_of_a_text_file_that_is_not_utf8(blocks_of_file, tiny_tokenizer):
     blocks, ledger = blocks_of_file(b"one\ncaf\xe9\nthree\n", data_format="text")
     assert documents(tiny_tokenizer, blocks) == ["one\nthree"]
     assert (ledger.lines, ledger.accepted, ledger.refused) == (3, 2, 1)
@@ -183,13 +183,13 @@ def test_a_long_text_in_pieces_is_the_same_text(blocks_of_file, tiny_tokenizer, 
     )
 
 
-def test_a_very_long_document_takes_no_time(blocks_of_file):
+def test_encodes_a_very_long_document_quickly(blocks_of_file):
     blocks, _ = blocks_of_file(json_lines(["x" * 64 * 5000]))
     assert len(blocks) == 5000  # the end of the text, one token alone, is left out
 
 
 @pytest.mark.slow
-def test_a_run_on_plain_text_can_be_measured_again(cache_home, tmp_path, capsys):
+def test_evaluates_a_run_on_plain_text_again(cache_home, tmp_path, capsys):
     (tmp_path / "book.txt").write_text("\n".join(f"Line {i} of a 你好 book." for i in range(120)))
     (tmp_path / "run.yaml").write_text(f"""
 base: {{name: tiny-random}}

@@ -116,7 +116,7 @@ def test_adversarial_rows_take_linear_time(tiny_tokenizer, name):
     check(read, 20_000, 80_000)
 
 
-def test_a_dialogue_of_too_many_replies_is_refused_before_it_is_rendered(tiny_tokenizer):
+def test_refuses_too_many_replies_before_rendering(tiny_tokenizer):
     encoder = DialogueEncoder(tiny_tokenizer, [tiny_tokenizer.eos_token_id])
     started = time.process_time()
     (found,) = encoder.encode([parse_dialogue({"messages": pairs(40_000)})])

@@ -123,7 +123,7 @@ def check_stretches(path, tokenizer, stops):
 
 @pytest.mark.parametrize("count", EVERY)
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_trained_decodes_to_the_replies_and_no_character_is_split(tmp_path, tiny_tokenizer, name, count):
+def test_supervised_tokens_decode_to_the_replies(tmp_path, tiny_tokenizer, name, count):
     path = tmp_path / "chats"
     path.write_bytes(json_lines([{"messages": chat} for chat in chats_of(name, count)]))
     check_stretches(path, tiny_tokenizer, [tiny_tokenizer.eos_token_id])
@@ -131,7 +131,7 @@ def test_what_is_trained_decodes_to_the_replies_and_no_character_is_split(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_with_the_tokenizer_of_the_embedded_base(cache_home, name):
+def test_encodes_the_same_with_the_tokenizer_of_the_embedded_base(cache_home, name):
     from transformers import AutoTokenizer
 
     from lora_chat.models.bundled import find_bundled_base

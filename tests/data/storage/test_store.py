@@ -40,7 +40,7 @@ def build(folder, path, tokenizer, workers=1, **reading):
     return DialogueStore(folder)
 
 
-def test_what_was_written_is_read_again(tmp_path, file, tiny_tokenizer):
+def test_reads_back_the_written_store(tmp_path, file, tiny_tokenizer):
     import numpy as np
 
     store = build(tmp_path / "store", file, tiny_tokenizer)
@@ -103,7 +103,7 @@ def test_other_bytes_or_settings_build_another_store(home, file, tiny_tokenizer)
 
 @pytest.mark.parametrize("name", [ROWS_FILE, UNITS_FILE, LEDGER_FILE])
 @pytest.mark.parametrize("damage", ["gone", "empty", "shorter", "half"])
-def test_a_store_that_lacks_something_is_built_anew(home, file, tiny_tokenizer, name, damage):
+def test_rebuilds_an_incomplete_store(home, file, tiny_tokenizer, name, damage):
     whole = open_store(file, tiny_tokenizer)
     before = {each: (whole.folder / each).read_bytes() for each in (ROWS_FILE, UNITS_FILE, LEDGER_FILE)}
     path, content = whole.folder / name, before[name]
@@ -117,7 +117,7 @@ def test_a_store_that_lacks_something_is_built_anew(home, file, tiny_tokenizer, 
 
 
 @pytest.mark.parametrize("name", [ROWS_FILE, UNITS_FILE])
-def test_damaged_files_are_told_as_damage(tmp_path, file, tiny_tokenizer, name):
+def test_reports_damaged_stores_as_damaged(tmp_path, file, tiny_tokenizer, name):
     import numpy as np
 
     store = build(tmp_path / "store", file, tiny_tokenizer)
@@ -131,7 +131,7 @@ def test_damaged_files_are_told_as_damage(tmp_path, file, tiny_tokenizer, name):
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_what_stops_the_work_leaves_no_half_store(home, file, tiny_tokenizer, monkeypatch, workers, error):
+def test_interrupted_build_leaves_no_store(home, file, tiny_tokenizer, monkeypatch, workers, error):
     class Breaking(ChunkEncoder):
         def __call__(self, chunk):
             if chunk.rows[0].line > 60:
@@ -146,7 +146,7 @@ def test_what_stops_the_work_leaves_no_half_store(home, file, tiny_tokenizer, mo
     assert open_store(file, tiny_tokenizer).ledger.rows == 120
 
 
-def test_a_process_that_is_ended_from_outside_is_told(home, file, tiny_tokenizer, monkeypatch):
+def test_reports_a_killed_worker_process(home, file, tiny_tokenizer, monkeypatch):
     class Ended(ChunkEncoder):
         def __call__(self, chunk):
             os._exit(9)
@@ -157,7 +157,7 @@ def test_a_process_that_is_ended_from_outside_is_told(home, file, tiny_tokenizer
     assert list(home.iterdir()) == []
 
 
-def test_being_told_of_the_work_may_stop_it_too(home, file, tiny_tokenizer):
+def test_progress_callback_can_stop_the_build(home, file, tiny_tokenizer):
     def seen(ledger):
         if ledger.lines > 50:
             raise KeyboardInterrupt
@@ -167,7 +167,7 @@ def test_being_told_of_the_work_may_stop_it_too(home, file, tiny_tokenizer):
     assert list(home.iterdir()) == []
 
 
-def test_stores_that_were_not_used_for_long_make_room(home, file, tiny_tokenizer, monkeypatch):
+def test_deletes_the_least_recently_used_stores(home, file, tiny_tokenizer, monkeypatch):
     old = open_store(file, tiny_tokenizer)
     os.utime(old.folder, (1, 1))
     monkeypatch.setattr(cache, "_MAX_CACHE_BYTES", 10)
@@ -175,7 +175,7 @@ def test_stores_that_were_not_used_for_long_make_room(home, file, tiny_tokenizer
     assert list(home.iterdir()) == [new.folder]
 
 
-def test_memory_stays_flat_while_reading(tmp_path, file, tiny_tokenizer):
+def test_memory_does_not_grow_while_reading(tmp_path, file, tiny_tokenizer):
     store = build(tmp_path / "store", file, tiny_tokenizer)
     held = pyarrow.total_allocated_bytes()
     table = store.open_rows()
@@ -183,7 +183,7 @@ def test_memory_stays_flat_while_reading(tmp_path, file, tiny_tokenizer):
     assert pyarrow.total_allocated_bytes() - held < 1 << 20
 
 
-def test_few_chunks_start_no_other_process(tmp_path, tiny_tokenizer, monkeypatch):
+def test_encodes_few_chunks_in_this_process(tmp_path, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(build_module, "ProcessPoolExecutor", None)
     path = tmp_path / "few"
     path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(10)))
