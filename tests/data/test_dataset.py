@@ -10,7 +10,7 @@ from lora_chat.data.storage.build import build_store
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
 from lora_chat.data.storage.store import DialogueStore
 
-# Shows of earlier replies only what stands behind the bar, so that every reply is a row of its own.
+# Shows only the part of earlier replies after the bar, so that each reply is a separate row.
 FORGETS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content if loop.last else m.content.split('|')[-1])"
     " + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -165,7 +165,7 @@ def test_ignores_a_source_without_dialogues(store_of):
 
 
 def test_counts_a_cut_dialogue_and_cuts_it_the_same_way_again(store_of, tiny_tokenizer):
-    # The second reply is too long for the row it stands in, the third is not: later prompts forget its thoughts.
+    # The row of the second reply is too long and the row of the third is not, because prompts drop its reasoning.
     said = [("q", "t|a"), ("q", "t" * 200 + "|b"), ("q", "t|c"), ("q", "t" * 200 + "|d")]
     messages = [
         {"role": role, "content": text} for pair in said for role, text in zip(("user", "assistant"), pair, strict=True)

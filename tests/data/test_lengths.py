@@ -1,4 +1,4 @@
-"""Lengths read from columns are those of rows read one by one."""
+"""Lengths read from columns equal the lengths of rows read one by one."""
 
 from datasets import Dataset, concatenate_datasets
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""Files as a recipe names them -> stores: what is too long, what is faulty, and what is found again."""
+"""Encode the sources of a recipe: overlong dialogues, faults and the cache."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from lora_chat.data.sources import find_sources, open_sources
 from lora_chat.data.storage import cache
 from lora_chat.errors import DataError
 
-# As those do that show only the end of earlier replies.
+# Like templates that show only the end of earlier replies.
 SHORTENING = CHATML.replace(
     "message['content']", "(message['content'] if loop.last else message['content'].split('|')[-1])"
 )
@@ -55,13 +55,13 @@ def open_file(path, tokenizer, *, max_positions=None, **data):
 
 
 def rows_of(opened):
-    """Ids of every row, and which of them are trained."""
+    """Return the ids of each row, and which of them are trained."""
     rows = opened.store.open_rows()
     return list(zip(rows["input_ids"], rows["labels"], strict=True))
 
 
 def said(opened):
-    """The dialogues as they were kept."""
+    """Return the stored dialogues."""
     import numpy as np
 
     count = len(opened.store.digests)
@@ -243,7 +243,7 @@ def test_overlong_dialogues_do_not_count_for_skip_bad(tiny_tokenizer, write):
 
 @pytest.fixture
 def builds(monkeypatch):
-    """How many stores were built."""
+    """Return the number of stores that were built."""
     made, build = [], cache.build_store
     monkeypatch.setattr(cache, "build_store", lambda *arguments: (made.append(arguments[0]), build(*arguments))[1])
     return made

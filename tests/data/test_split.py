@@ -84,7 +84,7 @@ def test_every_dialogue_is_held_out_as_often_as_any_other():
 
 
 def test_the_choice_is_the_same_on_every_machine():
-    # Runs name no dialogues; who was held out is known only by computing it again.
+    # A run does not list its dialogues, so the held-out ones are computed again.
     assert np.flatnonzero(choose_held_out(array(range(20)), 0.25, 0)).tolist() == [3, 10, 11, 16, 18]
 
 

@@ -16,7 +16,7 @@ many = settings(deadline=None, max_examples=150, derandomize=True)
 
 
 def rows_needed(lengths, limit):
-    """Best-fit decreasing, one row at a time, as a textbook has it."""
+    """Best-fit decreasing, one row at a time, as in a textbook."""
     free = []
     for length in sorted(lengths, reverse=True):
         fitting = [room for room in free if room >= length]
@@ -77,7 +77,7 @@ def test_padded_share_is_between_its_bounds(lengths, size):
         assert found == pytest.approx(sum(lengths) / (max(lengths) * len(lengths)))
 
 
-# One file with a known number of every fault there is.
+# A file with a known number of every kind of fault.
 def chat(question, answer, **answered):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer} | answered]
 
@@ -126,7 +126,7 @@ def known_file(path):
 
 
 def tokens(messages):
-    """In the byte tokenizer's ChatML: <|im_start|>, role, line feed, what is said, <|im_end|>, line feed between."""
+    """In the byte tokenizer's ChatML: <|im_start|>, role, line feed, content, <|im_end|>, line feed between."""
     return sum(len(m["role"]) + len(m["content"].encode()) + 4 for m in messages) - 1
 
 

@@ -1,4 +1,4 @@
-"""Whatever people write, no text of theirs becomes a control token, under any template that TRL ships."""
+"""No content becomes a control token, under any template of TRL."""
 
 import copy
 import os
@@ -29,7 +29,7 @@ PATTERNS = {
     "without its beginning": "{2} x",
 }
 PLACES = ("user", "assistant", "system", "result", "argument", "name", "description", "reasoning")
-# Templates look for these in what the assistant said, and cut its text there; then it is trained whole or refused.
+# Templates search replies for these and cut the text there; such a reply is trained whole or refused.
 SOUGHT = {"<think>", "</think>", "<|channel>", "<channel|>"}
 REASONS = (
     r"leaves out (everything before </think>|the text|the reasoning|the tool call)|prompt at inference before message"
@@ -41,7 +41,7 @@ def fill(pattern, token):
 
 
 def make(place, text):
-    """A dialogue with a text at one place."""
+    """Return a dialogue with a text in one place."""
 
     def at(here, otherwise):
         return text if here == place else otherwise
@@ -83,7 +83,7 @@ def all_cases(tokenizer):
 
 
 def check_cases(name, tokenizer, stops, cases):
-    """Rows with a text that holds a control token are those with a harmless word, but for that text."""
+    """Check that rows with a control token in a text differ from rows with a harmless word only in that text."""
     encoder = DialogueEncoder(tokenizer, stops)
     plain = dict(zip(PLACES, encoder.encode([make(place, HARMLESS) for place in PLACES]), strict=True))
     known = [case for case in cases if not isinstance(plain[case[0]], DataError)]
@@ -116,7 +116,7 @@ def test_a_sample_of_control_tokens_in_texts_stay_text(tiny_tokenizer, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_every_control_token_in_every_text_stays_text(tiny_tokenizer, name):
-    """Some hundred of each template; all of them, in about five minutes, with LORA_CHAT_ALL_TOKENS=1."""
+    """Test a few hundred tokens of each template; LORA_CHAT_ALL_TOKENS=1 tests all of them in about five minutes."""
     tokenizer, stops = tokenizer_with(tiny_tokenizer, name)
     cases = all_cases(tokenizer)
     if not os.environ.get("LORA_CHAT_ALL_TOKENS"):
@@ -238,7 +238,7 @@ def test_separated_marks_leave_control_tokens_of_the_template_intact(tiny_tokeni
 
 
 def make_sentencepiece_tokenizer():
-    """As Llama 2's: a blank before every text, bytes for what is not in the vocabulary."""
+    """Return a tokenizer like Llama 2's: a blank before every text, and bytes for unknown characters."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 

@@ -33,7 +33,7 @@ def with_template(tiny_tokenizer):
 
 
 def make_merging_tokenizer(*control_tokens):
-    # Learned from runs of line feeds and blanks, so that tokens reach over the borders of turns where they can.
+    # Trained on runs of line feeds and blanks, so that tokens cross the borders of turns if possible.
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -99,12 +99,12 @@ def check(some, tokenizer):
     assert len(ids) == len(labels)
     assert encoded.supervised_tokens == len(supervised(encoded))
     assert all(label in (IGNORE_INDEX, token) for token, label in zip(ids, labels, strict=True))
-    # No text opens or ends a turn of its own.
+    # No content opens or ends a turn.
     assert sum(token == tokenizer.eos_token_id for token in supervised(encoded)) == len(answers)
     assert ids.count(tokenizer.eos_token_id) == len(some.messages)
     opening = tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert ids.count(opening) == (len(some.messages) if tokenizer.chat_template == CHATML else 0)
-    # What is served before a reply is what was trained before it.
+    # The prompt at inference equals the prompt in training.
     for place, entry in enumerate(some.messages):
         if entry.role == "assistant":
             prompt = render_ids(tokenizer, some.as_dicts[:place], add_generation_prompt=True)
@@ -215,7 +215,7 @@ def test_a_template_without_stop_token_is_refused(with_template):
 
 
 def test_trains_each_reply_after_its_prompt_if_the_template_rewrites_history(with_template):
-    # As those do that cut the thoughts out of all replies but the last.
+    # Like templates that remove the reasoning of all replies but the last.
     shorter = "(message['content'] if loop.last else message['content'].split('|')[-1])"
     tokenizer = with_template(CHATML.replace("message['content']", shorter))
     some = dialogue("hi", "think|yo", "more", "hm|yes")
@@ -366,7 +366,7 @@ def test_one_bad_dialogue_does_not_change_the_others(tiny_tokenizer):
 
 
 def test_refuses_a_template_that_drops_plain_text(with_template):
-    """As those of models with pictures do, which expect content in parts: only the stop token would be trained."""
+    """Check a template of a multimodal model, which expects content in parts: only the stop token would be trained."""
     parts = "{% for part in m.content if part is mapping %}{{ part.text }}{% endfor %}"
     tokenizer = with_template(
         "{%- for m in messages %}{{ m.role + ':' }}" + parts + "{{ eos_token }}{% endfor %}"

@@ -1,4 +1,4 @@
-"""Well-known chat templates, as TRL ships them: what is trained is the replies and their stop tokens, no more.
+"""Well-known chat templates from TRL: only the replies and their stop tokens are trained.
 
 Every reply is trained after exactly the prompt of inference, token for token.
 """
@@ -28,9 +28,9 @@ NO_ROLE = "Conversation roles must alternate"
 BEFORE_THE_TAG = "leaves out everything before </think> in the text of message 2"
 ANSWERS_WITHOUT = r"the base answers without reasoning, and message \d has reasoning; remove it"
 
-# How a family writes replies: `stops` of its generation config, the first of them behind a reply. A reply is the
-# thoughts (`thought`, or `none` where there are none), `head`, and its text or its `call`, which ends with a stop
-# token of its own. `apart`: the cases in which every reply is a row of its own. `refused`: the others, and why.
+# How a family writes replies: `stops` of its generation config, the first of them after a reply. A reply is the
+# reasoning (`thought`, or `none` where there are none), `head`, and its text or its `call`, which ends with a stop
+# token. `apart`: the cases in which every reply is a separate row. `refused`: the refused cases, with the reason.
 PLAIN_TALK = {"calls": NO_CALLS, "tools": NO_TOOLS}
 NO_TOOLS_AT_ALL = {"calls": NO_ROLE, "tools": NO_ROLE}
 JSON_CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "sky"}}\n</tool_call><|im_end|>'
@@ -156,7 +156,7 @@ KNOWN = {
 }
 TRAINABLE = [name for name, how in KNOWN.items() if how.get("refused") != PICTURES]
 
-# In the vocabularies of these families, but not among the special tokens; what else looks like a tag is mere text.
+# In the vocabularies of these families, but not special tokens; anything else that looks like a tag is text.
 NOT_SPECIAL = re.compile(r"</?(?:think|tool_call|tool_response)>|<｜(?:User|Assistant)｜>")
 TAGS = re.compile(
     r"<\|[^<>\s']+>|<[a-z_]+\|>|<｜[^<>\s]+｜>|<[a-z]+_of_[a-z]+>|\[gMASK\]|<sop>|<image>|" + NOT_SPECIAL.pattern
@@ -165,7 +165,7 @@ TAGS = re.compile(
 
 @cache
 def tokenizer_with(base, name):
-    """A tokenizer with a known template and the tokens that it writes, and its stop ids."""
+    """Return a tokenizer with a known template and its tokens, and the stop ids."""
     path = TEMPLATES / f"{name}.jinja"
     if not path.is_file():
         pytest.skip("this version of TRL does not have it")
@@ -182,7 +182,7 @@ def tokenizer_with(base, name):
 
 @pytest.fixture(scope="session", params=[pytest.param("bytes", marks=pytest.mark.slow), "merging"])
 def base(request, tiny_tokenizer):
-    # The second knows tokens of several line feeds, which reach over the borders between prompts and replies.
+    # The second has tokens of several line feeds, which cross the borders between prompts and replies.
     return tiny_tokenizer if request.param == "bytes" else make_merging_tokenizer()
 
 
@@ -232,7 +232,7 @@ def served(tokenizer, name, messages, tools):
 
 
 def check(base, name, case, messages, expected, tools=None):
-    """The replies are these, each behind the prompt that is served, and nothing else is trained."""
+    """Check that exactly these replies are trained, each after the prompt of inference."""
     tokenizer, stops = tokenizer_with(base, name)
     rows = rows_of(base, name, messages, tools)
     ends = [(row, *end) for row in rows for end in row.reply_ends]
@@ -363,7 +363,7 @@ def test_refuses_multimodal_templates_that_need_content_in_parts(base, name):
 
 @pytest.mark.parametrize("name", ["phi3", "llama3"])
 def test_tokens_that_absorb_following_blanks_change_nothing(base, name):
-    """As Phi 3's own tokenizer has them; prompts as served and replies are still what is trained."""
+    """Check tokens like those of Phi 3's tokenizer: the prompts of inference and the replies stay the same."""
     from tokenizers import AddedToken
 
     tokenizer = copy.deepcopy(base)

@@ -48,7 +48,7 @@ def base(request, tiny_tokenizer):
 
 @pytest.fixture(scope="session", params=STOPS)
 def coded(request, base):
-    """A tokenizer with a template, and its stop id."""
+    """Return a tokenizer with a template, and its stop id."""
     tokenizer = with_template(base, request.param)
     return tokenizer, tokenizer.convert_tokens_to_ids(STOPS[request.param])
 
@@ -64,9 +64,9 @@ def ids_of(tokenizer, messages, *, add_generation_prompt):
 
 
 def reference(some, tokenizer, stop):
-    """Rows of (ids, labels): whatever follows the ids of the prompt is trained as far as the stop token.
+    """Return rows of (ids, labels) with loss on all ids after the prompt, up to the stop token.
 
-    None where the ids of a prompt are not those that the dialogue begins with.
+    Return None if the dialogue does not begin with the ids of a prompt.
     """
     messages, replies = some.as_dicts, []
     for place, message in enumerate(some.messages):
@@ -107,7 +107,7 @@ def check(dialogues, tokenizer, stop):
 
 
 def check_apart(some, rows, tokenizer):
-    """Each reply behind the ids of its prompt, though together they would be other ids."""
+    """Return each reply after the ids of its prompt, although tokenizing both together gives other ids."""
     places = [place for place, message in enumerate(some.messages) if message.role == "assistant" and message.trained]
     assert len(rows) == len(places)
     for (ids, labels), place in zip(rows, places, strict=True):
@@ -165,7 +165,7 @@ def real_tokenizer():
 
 
 def files_of_dialogues():
-    """Real files whose rows hold `messages`; others beside them are of other shapes."""
+    """Return the real files whose rows have `messages`; other files have other formats."""
     found = []
     for file in sorted(SHARED.glob("*.jsonl")):
         with file.open(encoding="utf-8") as lines:
@@ -189,6 +189,6 @@ def test_encodes_real_dialogues_like_each_prefix_separately(cache_home, name):
     if name == "gemma":
         dialogues = [some for some in dialogues if some.messages[0].role != "system"]
     assert dialogues
-    # Llama's prompt ends with two line feeds, which are other tokens where a letter follows.
+    # Llama's prompt ends with two line feeds, which are other tokens before a letter.
     assert all(reference(some, tokenizer, stop) for some in dialogues) == (name != "llama3")
     check(dialogues, tokenizer, stop)

@@ -267,7 +267,7 @@ def test_every_line_is_accounted_for_whatever_the_bytes(tmp_path_factory, lines,
     assert not set(taken) & {number for number, (good, _) in enumerate(lines, 1) if good is False}
 
 
-# What follows is the fuzz: rows of every format, damaged in every way we can think of.
+# Fuzz tests: rows of every format with many kinds of damage.
 FUZZ_SEED = 20240
 ROWS_OF_A_FILE = 250
 WITH_TOOLS = """{%- if tools %}{{ 'tools: ' + tools | tojson + eos_token }}{% endif -%}
@@ -379,7 +379,7 @@ FUZZED = {
 
 
 def inside(value):
-    """All lists and objects in a value."""
+    """Return all lists and objects in a value."""
     if isinstance(value, dict | list):
         yield value
         for part in value.values() if isinstance(value, dict) else value:
@@ -404,7 +404,7 @@ def changed_value(chance, row):
 
 
 def damaged(chance, row):
-    """A row as one line of JSON, perhaps with something wrong."""
+    """Return a row as one line of JSON, sometimes with a fault."""
     kind = chance.randrange(10)
     if kind < 3:
         return json.dumps(row, ensure_ascii=chance.random() < 0.5).encode(errors="surrogatepass")
@@ -448,7 +448,7 @@ def fuzzed_list(chance, data_format):
 
 
 def accounts_for_every_line(path, encoder, options, there):
-    """Read and encode a file; every line is in one place, each refusal names its own."""
+    """Read and encode a file, and check that every line is counted once and each refusal names its line."""
     encoded = [encoder(chunk) for chunk in read_chunks([path], options)]
     book = sum_ledgers([one.ledger for one in encoded])
     assert book.lines == there
@@ -472,7 +472,7 @@ def accounts_for_every_line(path, encoder, options, there):
 
 
 def test_fuzzed_rows_are_accepted_or_refused_and_none_is_lost(tmp_path, tiny_tokenizer, monkeypatch):
-    """Ten thousand rows; LORA_CHAT_FUZZ_ROWS=100000 for more, LORA_CHAT_FUZZ_SEED for others."""
+    """Test ten thousand rows; LORA_CHAT_FUZZ_ROWS=100000 sets more, LORA_CHAT_FUZZ_SEED sets others."""
     rows, seed = (
         int(os.environ.get("LORA_CHAT_FUZZ_ROWS", "10000")),
         int(os.environ.get("LORA_CHAT_FUZZ_SEED", FUZZ_SEED)),

@@ -1,4 +1,4 @@
-"""A split of a data set on the hub: downloaded once, without code or pickles, at one commit. The hub is a stand-in."""
+"""Download a split of a hub data set once, at one commit, without code or pickles. The hub is a local server."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ def card(*configs):
 
 
 class Hub:
-    """What the stand-in holds, how it behaves, and what it was asked."""
+    """The content and behaviour of the fake hub, and the requests to it."""
 
     def __init__(self):
         self.commits, self.asked = {}, []
@@ -38,7 +38,7 @@ class Hub:
         self.commits[commit] = {n: c if isinstance(c, bytes) else b'{"n": 1}\n' for n, c in dict(files).items()}
 
     def answer(self, path):
-        """Status, headers, content."""
+        """Return status, headers and content."""
         parts = [unquote(part) for part in path.strip("/").split("/")]
         if parts[:3] == ["api", "datasets", "friend"]:
             _, _, _, name, *rest = parts
@@ -146,7 +146,7 @@ def no_token_in_messages(messages):
 
 
 def inside(found: HubFiles):
-    """The files' names in the repository; each must be there."""
+    """Return the names of the files in the repository, all of which must exist."""
     assert all(path.is_file() for path in found.paths)
     return [path.as_posix().split(f"/snapshots/{found.commit}/")[1] for path in found.paths]
 

@@ -64,7 +64,7 @@ def decoded(tokenizer, ids):
 
 
 def documents(tokenizer, blocks):
-    """The texts between the ends."""
+    """Return the texts between the EOS tokens."""
     found, held = [], []
     for token in [token for block in blocks for token in block]:
         if token == tokenizer.eos_token_id:

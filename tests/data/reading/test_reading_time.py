@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 
 
 def check(work, small, large):
-    """CPU seconds for the larger input are few, or grow in proportion."""
+    """Check that the larger input takes few CPU seconds, or proportionally many."""
 
     def seconds(size):
         started = time.process_time()

@@ -1,4 +1,4 @@
-"""Dialogues that people wrote, through every format and every kind of file; nothing of them is kept here."""
+"""Read real dialogues in every format and kind of file; none of them is stored in this repository."""
 
 import gzip
 import json
@@ -82,7 +82,7 @@ def test_real_dialogues_are_the_same_in_every_format_and_file(tmp_path, tiny_tok
     whole = [rows for _, rows in encode_file(original, tiny_tokenizer, stops, ReadingOptions())]
     last = [rows for _, rows in encode_file(original, tiny_tokenizer, stops, ReadingOptions(last_turn_only=True))]
     ways = [(data_format, kind, make) for data_format, make in FORMS.items() for kind in KINDS]
-    # A table's cell holds a prompt as text, never as a list.
+    # A table cell contains a prompt as text, never as a list.
     ways = [way for way in ways if way[0] != "prompt_completion" or way[1] not in ("csv", "tsv")]
     if all(len(chat) == 2 for chat in chats):
         ways += [(data_format, kind, make) for data_format, make in ONE_TURN.items() for kind in KINDS]
@@ -99,7 +99,7 @@ def test_real_dialogues_are_the_same_in_every_format_and_file(tmp_path, tiny_tok
 
 
 def stretches(row):
-    """What carries loss, stretch by stretch."""
+    """Return the spans with loss."""
     found, held = [], []
     for label in [*row.labels, IGNORE_INDEX]:
         if label != IGNORE_INDEX:
