@@ -43,7 +43,7 @@ def test_loader_returns_validated_content(load):
     ("text", "message"),
     [
         ('{"a": ["b", "b"]}', 'list.json: the entry "b" is repeated'),
-        ('{"a": ["b"], "a": ["c"]}', "gives 'a' twice"),
+        ('{"a": ["b"], "a": ["c"]}', "has the key 'a' twice"),
         ('{"a": ["b"}', "not valid JSON"),
     ],
 )
