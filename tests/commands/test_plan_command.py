@@ -209,7 +209,7 @@ import json, os, sys
 import peft, trl.trainer.sft_trainer
 from lora_chat.planning import local_device
 from lora_chat.system import memory_limit
-local_device.free_memory = memory_limit.free_memory = lambda: 350_000_000
+local_device.free_memory_bytes = memory_limit.free_memory_bytes = lambda: 350_000_000
 from lora_chat.cli import main
 for line in sys.stdin:
     words, output = json.loads(line)

@@ -70,7 +70,7 @@ DRIVER = """
 import glob, io, json, os, sys
 from importlib.util import find_spec
 import lora_chat.cli
-from lora_chat.pipeline import machine_benchmark as probing
+from lora_chat.pipeline import machine_benchmark
 from lora_chat.system import worker
 
 started, stock = [], worker.subprocess.Popen
@@ -82,7 +82,7 @@ class Noted(stock):
         super().__init__(words, **options)
 
 worker.subprocess.Popen = Noted
-probing.SMALLEST = 0
+machine_benchmark.MIN_BASE_WEIGHTS = 0
 out, codes = sys.argv[1], {}
 GGUF = ["--to", "gguf", "--type", "f32"]
 to = ["--set", f"output.directory={out}/runs"]
