@@ -176,12 +176,12 @@ def test_dry_run_uses_the_largest_planned_micro_batch(run, tmp_path, monkeypatch
     tried, planned = [], []
     stock = PackedSFTTrainer.dry_run_step
 
-    def try_step(self, inputs):
+    def dry_run_step(self, inputs):
         tried.append(max(batch["input_ids"].numel() for batch in inputs["micro_batches"]))
         stock(self, inputs)
 
     make = estimate.estimate_run
-    monkeypatch.setattr(PackedSFTTrainer, "dry_run_step", try_step)
+    monkeypatch.setattr(PackedSFTTrainer, "dry_run_step", dry_run_step)
     monkeypatch.setattr(estimate, "estimate_run", lambda *given: planned.append(make(*given)) or planned[-1])
     for budget in (64, 150, 4096):
         assert sft(run, tmp_path, "--set", f"training.micro_batch_tokens={budget}")[0] == 0

@@ -48,11 +48,11 @@ def readable_end(process, code):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
-def test_signal_in_training_saves_checkpoint_and_adapter(cache_home, tmp_path, number, code):
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 143)])
+def test_signal_in_training_saves_checkpoint_and_adapter(cache_home, tmp_path, signal_number, code):
     process = start(tmp_path, "training.epochs=5000")
     wait_for(process, "step 1/")
-    process.send_signal(number)
+    process.send_signal(signal_number)
     err = readable_end(process, code)
     assert "Stopped after step" in err
     assert "lora-chat chat" in err
@@ -74,26 +74,26 @@ def handlers():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_suppressed_signal_stops_the_next_stage(handlers, number):
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_suppressed_signal_stops_the_next_stage(handlers, signal_number):
     progress = RunProgress()
     progress.enter_stage("reading")
     with pytest.raises(SignalInterrupt) as caught:
-        signal.raise_signal(number)
-    assert caught.value.number == number
+        signal.raise_signal(signal_number)
+    assert caught.value.number == signal_number
     with pytest.raises(StoppedError) as stopped:
         progress.enter_stage("loading")
-    assert stopped.value.exit_code == 128 + number
+    assert stopped.value.exit_code == 128 + signal_number
     with catch_stop_signals() as request:
-        assert request.signal_number == number
+        assert request.signal_number == signal_number
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129)])
-def test_signal_before_training_prints_the_resume_command(cache_home, tmp_path, number, code):
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGHUP, 129)])
+def test_signal_before_training_prints_the_resume_command(cache_home, tmp_path, signal_number, code):
     process = start(tmp_path)
     wait_for(process, "Base ")
-    process.send_signal(number)
+    process.send_signal(signal_number)
     err = readable_end(process, code)
     assert "There is no checkpoint yet" in err
     assert f"--resume {tmp_path / 'smoke-1'}" in err
