@@ -1,6 +1,7 @@
 """The time of audit and redaction grows linearly with the length of adversarial texts."""
 
 import json
+import os
 import random
 import time
 
@@ -13,8 +14,10 @@ from lora_chat.audit.sensitive import phones
 from lora_chat.config.audit import AuditSection
 from lora_chat.data.dialogue import Dialogue, Message, ToolCall
 
-SMALL, LARGE = 20_000, 80_000
-ENOUGH = 0.5
+LARGE = int(os.environ.get("LORA_CHAT_TIMING_CHARACTERS", 20_000))
+"""Characters of a text; 80,000 find a slow growth with a small factor as well."""
+SMALL = LARGE // 4
+ENOUGH = LARGE * 6e-6
 """CPU seconds for LARGE that are accepted without a comparison with SMALL."""
 pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 MAKER = Maker(5)
