@@ -13,7 +13,6 @@ from lora_chat.audit.report import AuditReport
 from lora_chat.config.plan import Plan, make_plan
 from lora_chat.config.recipe import Recipe
 from lora_chat.errors import DataError
-from lora_chat.evaluation.comparison import ComparisonReport
 from lora_chat.evaluation.loss_plot import write_loss_plot
 from lora_chat.models.adapter import attach_adapter, count_parameters, count_trainable_parameters
 from lora_chat.models.adapter_files import save_adapter
@@ -21,12 +20,11 @@ from lora_chat.models.base_model import load_base_model, load_meta_model
 from lora_chat.pipeline.audit_data import audit_sets
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.estimate import resolve_plan
-from lora_chat.pipeline.estimate_history import make_estimate_record
 from lora_chat.pipeline.prepare import PreparedRun, format_plan_summary, prepare_run
 from lora_chat.pipeline.resume import ResumeRequest, find_resume_point, find_run_to_resume, is_finished, is_foreign_run
 from lora_chat.pipeline.run_identity import describe_run
 from lora_chat.pipeline.run_status import RunProgress
-from lora_chat.pipeline.sft_result import SftResult, SftSeconds, read_finished_result
+from lora_chat.pipeline.sft_result import SftResult, make_result, read_finished_result, round_seconds
 from lora_chat.planning.disk_space import check_disk_space
 from lora_chat.planning.estimate import RunEstimate
 from lora_chat.planning.format import format_estimate_summary
@@ -45,7 +43,6 @@ from lora_chat.runs.run_folder import RunFolder
 from lora_chat.sharing.model_card import format_run_card
 from lora_chat.system.console import display_path, format_bytes
 from lora_chat.system.hardware import detect_hardware
-from lora_chat.system.memory_usage import peak_memory_bytes, peak_reserved_bytes
 from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
 from lora_chat.training.sft import train_sft
 from lora_chat.training.training_run import TrainingResult, TrainingRun
@@ -107,16 +104,10 @@ def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | Non
         report = compare_run(model, prepared, plan.evaluation, run)
         card = format_run_card(plan, prepared.identity, training.steps, report.figures)
         run.write_text(run.adapter / "README.md", card)
-        seconds = _round_seconds(load_seconds, training, time.monotonic() - started)
-        result = _make_result(run, training, trainable_parameters, adapter_bytes, seconds, report)
+        seconds = round_seconds(load_seconds, training, time.monotonic() - started)
+        result = make_result(run, training, trainable_parameters, adapter_bytes, seconds, report)
         if estimate:
-            # The estimate does not include the planning, which benchmarks the machine.
-            run_seconds = seconds["total"] - planning_seconds
-            result = result.with_record(
-                make_estimate_record(
-                    estimate, peak_reserved_bytes(), run_seconds, seconds["train"], resumed=checkpoint is not None
-                )
-            )
+            result = result.with_estimate(estimate, planning_seconds, resumed=checkpoint is not None)
         run.write_json(run.result, result.as_dict())
         return result
 
@@ -256,36 +247,3 @@ def _save_adapter_or_stop(
         raise progress.stopped(training.signal_number)
     logger.info(f"Adapter saved: {display_path(run.adapter)} ({format_bytes(adapter_bytes)})")
     return adapter_bytes
-
-
-def _round_seconds(load: float, training: TrainingResult, total: float) -> SftSeconds:
-    """Return the rounded seconds of the run; a resumed run also counts the training before it."""
-    return {
-        "load": round(load, 2),
-        "train": round(training.seconds, 2),
-        "total": round(training.seconds_before_resume + total, 2),
-    }
-
-
-def _make_result(
-    run: RunFolder,
-    training: TrainingResult,
-    trainable_parameters: int,
-    adapter_bytes: int,
-    seconds: SftSeconds,
-    report: ComparisonReport,
-) -> SftResult:
-    """Return the result of the run."""
-    return SftResult.model_validate(
-        {
-            "run": str(run.path),
-            "seconds": seconds,
-            "steps": training.steps,
-            "planned_steps": training.planned_steps,
-            "supervised_tokens": training.supervised_tokens,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "adapter_bytes": adapter_bytes,
-            "trainable_parameters": trainable_parameters,
-            **report.figures,
-        }
-    )

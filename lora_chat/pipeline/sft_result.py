@@ -4,9 +4,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
 from lora_chat.errors import IntegrityError
-from lora_chat.pipeline.estimate_history import EstimateRecord, format_record
+from lora_chat.evaluation.comparison import ComparisonReport
+from lora_chat.pipeline.estimate_history import EstimateRecord, format_record, make_estimate_record
+from lora_chat.planning.estimate import RunEstimate
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.console import format_bytes
+from lora_chat.system.memory_usage import peak_memory_bytes, peak_reserved_bytes
+from lora_chat.training.training_run import TrainingResult
 
 
 class SftSeconds(TypedDict):
@@ -38,9 +42,47 @@ class SftResult(BaseModel):
         """Return the result for JSON, with the keys that it was made with."""
         return self.model_dump(exclude_unset=True, by_alias=True)
 
-    def with_record(self, record: EstimateRecord) -> "SftResult":
-        """Return the result with the record of its estimate."""
+    def with_estimate(self, estimate: RunEstimate, planning_seconds: float, *, resumed: bool) -> "SftResult":
+        """Return the result with the record of its estimate.
+
+        The estimate does not include the planning, because planning benchmarks the machine.
+        """
+        run_seconds, train_seconds = self.seconds["total"] - planning_seconds, self.seconds["train"]
+        record = make_estimate_record(estimate, peak_reserved_bytes(), run_seconds, train_seconds, resumed=resumed)
         return self.model_copy(update={"estimate_record": record})
+
+
+def round_seconds(load: float, training: TrainingResult, total: float) -> SftSeconds:
+    """Return the rounded seconds of the run; a resumed run also counts the training before it."""
+    return {
+        "load": round(load, 2),
+        "train": round(training.seconds, 2),
+        "total": round(training.seconds_before_resume + total, 2),
+    }
+
+
+def make_result(
+    run: RunFolder,
+    training: TrainingResult,
+    trainable_parameters: int,
+    adapter_bytes: int,
+    seconds: SftSeconds,
+    report: ComparisonReport,
+) -> SftResult:
+    """Return the result of the run."""
+    return SftResult.model_validate(
+        {
+            "run": str(run.path),
+            "seconds": seconds,
+            "steps": training.steps,
+            "planned_steps": training.planned_steps,
+            "supervised_tokens": training.supervised_tokens,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "adapter_bytes": adapter_bytes,
+            "trainable_parameters": trainable_parameters,
+            **report.figures,
+        }
+    )
 
 
 def read_finished_result(run: RunFolder) -> SftResult:
