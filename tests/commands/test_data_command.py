@@ -77,10 +77,10 @@ def test_prints_all_statistics(data, tmp_path):
 
 def test_json_prints_the_whole_ledger_and_nothing_else(data):
     code, out, _ = data({"train": "a.jsonl"}, "--json", "--show", "2", a_jsonl=lines(row(i) for i in range(8)))
-    found = json.loads(out)
+    report = json.loads(out)
     assert code == 0
     assert len(out.splitlines()) == 1
-    assert set(found) >= {
+    assert set(report) >= {
         "sources",
         "total",
         "duplicates",
@@ -89,10 +89,10 @@ def test_json_prints_the_whole_ledger_and_nothing_else(data):
         "histogram",
         "packing",
     }
-    assert found["total"]["lines"] == found["total"]["accepted"] == 8
-    assert (found["train_dialogues"], found["validation_dialogues"]) == (6, 2)
-    assert len(found["shown"]) == 2
-    for dialogue in found["shown"]:
+    assert report["total"]["lines"] == report["total"]["accepted"] == 8
+    assert (report["train_dialogues"], report["validation_dialogues"]) == (6, 2)
+    assert len(report["shown"]) == 2
+    for dialogue in report["shown"]:
         assert set(dialogue) == {"path", "line", "input_ids", "labels"}
         assert len(dialogue["input_ids"]) == len(dialogue["labels"])
 
@@ -169,12 +169,12 @@ def test_mixes_two_sources_with_weights_and_formats(data, tmp_path):
     assert f"{tmp_path}/b.csv, weight 0.5\n  recognised  prompt_completion\n  ledger      8 lines = 8 accepted\n" in out
     assert "12 to train on, 2 held out" in out
     assert re.search(r"rows +20 an epoch", out)
-    found = json.loads(data({"train": sources}, "--json")[1])
-    assert [(s["weight"], list(s["files"].values())) for s in found["sources"]] == [
+    report = json.loads(data({"train": sources}, "--json")[1])
+    assert [(s["weight"], list(s["files"].values())) for s in report["sources"]] == [
         (2, ["messages"]),
         (0.5, ["prompt_completion"]),
     ]
-    assert found["total"]["lines"] == 16
+    assert report["total"]["lines"] == 16
 
 
 def test_accepts_folders_and_globs(data):
@@ -182,8 +182,8 @@ def test_accepts_folders_and_globs(data):
     contents["in__c_csv"] = "instruction,output\n" + "".join(f"do {i},done {i}\n" for i in range(4))
     for train, files, accepted in (("in", 3, 12), ("in/*.jsonl", 2, 8), (["in/a.jsonl", "in/c.csv"], 2, 8)):
         code, out, _ = data({"train": train}, "--json", **contents)
-        found = json.loads(out)["total"]
-        assert (code, len(found["files"]), found["accepted"]) == (0, files, accepted)
+        report = json.loads(out)["total"]
+        assert (code, len(report["files"]), report["accepted"]) == (0, files, accepted)
     assert data({"train": "in/*.txt"})[0] == 3
 
 

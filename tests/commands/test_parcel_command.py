@@ -65,8 +65,8 @@ def test_same_run_packs_to_the_same_bytes(run, parcel, call, tmp_path):
 
 def test_packs_no_folder_names_and_no_dialogues(run, parcel):
     raw = parcel.read_bytes()
-    said = (run / "validation.jsonl").read_text().splitlines()
-    words = [message["content"] for line in said for message in json.loads(line)["messages"]]
+    lines = (run / "validation.jsonl").read_text().splitlines()
+    words = [message["content"] for line in lines for message in json.loads(line)["messages"]]
     for word in ["anna-private", "pytest", str(Path.home()), "/tmp", *(w for w in words if len(w) > 12)]:
         assert word.encode() not in raw
     with zipfile.ZipFile(parcel) as archive:
@@ -82,27 +82,27 @@ def test_verify_passes_every_check(parcel, base, call):
     assert code == 0
     assert "not on this machine under that name" in out
     code, out, _ = call("verify", parcel, "--base", base, "--json")
-    found = {check["name"]: check["passed"] for check in json.loads(out)["checks"]}
+    passed = {check["name"]: check["passed"] for check in json.loads(out)["checks"]}
     assert code == 0
-    assert found == {**dict.fromkeys(found, True), "signature": None}
-    assert {"base", "fits the base", "weights", "card"} <= found.keys()
+    assert passed == {**dict.fromkeys(passed, True), "signature": None}
+    assert {"base", "fits the base", "weights", "card"} <= passed.keys()
 
 
 def test_verify_lists_the_claims_of_the_sender(run, parcel, base, call):
     words = {"comparison", "data", "license", "name", "precision", "proof", "recipe", "seed", "training", "versions"}
     _, out, _ = call("verify", parcel, "--json")
-    found = json.loads(out)
-    assert {*found["sender_states"], *found["checked_here"]} >= words
-    assert {*found["sender_states"]} >= words | {"base"}
-    assert found["checked_here"] == ["adapter", "members", "parameters"]
+    report = json.loads(out)
+    assert {*report["sender_states"], *report["checked_here"]} >= words
+    assert {*report["sender_states"]} >= words | {"base"}
+    assert report["checked_here"] == ["adapter", "members", "parameters"]
     _, out, _ = call("verify", parcel, "--base", base)
     assert "Checked here: adapter, base, members, parameters.\n" in out
     assert "Stated by the sender only: architecture, comparison, data, " in out and "--again repeats" in out
     again = ("verify", parcel, "--base", base, "--again", "--data", run / "validation.jsonl")
     _, out, _ = call(*again, "--json")
-    found = json.loads(out)
-    assert {"comparison", "proof", "base"} <= {*found["checked_here"]}
-    assert {*found["sender_states"]} == words - {"comparison", "proof"} | {"architecture"}
+    report = json.loads(out)
+    assert {"comparison", "proof", "base"} <= {*report["checked_here"]}
+    assert {*report["sender_states"]} == words - {"comparison", "proof"} | {"architecture"}
     _, out, _ = call(*again)
     assert "--again repeats" not in out
 
@@ -152,9 +152,9 @@ def test_commands_use_a_parcel_like_a_run(run, parcel, base, call, monkeypatch, 
     )
     assert call("eval", parcel, "--base", base)[0] == 2
 
-    code, out, told = call("merge", parcel, "--base", base, "--to", tmp_path / "merged", "--json", "--accept")
+    code, out, err = call("merge", parcel, "--base", base, "--to", tmp_path / "merged", "--json", "--accept")
     assert code == 0
-    assert "a few default questions" in told
+    assert "a few default questions" in err
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
     code, out, _ = call("export", parcel, "--base", base, "--to", "peft", "--out", tmp_path / "plain", "--json")
@@ -167,24 +167,24 @@ def test_refuses_another_base_with_both_digests(parcel, base, random_base, call,
     import io
 
     other = str(random_base("llama", 1.0))
-    code, _, told = call("chat", parcel, "--base", other)
+    code, _, err = call("chat", parcel, "--base", other)
     assert code == 7
     with zipfile.ZipFile(parcel) as archive:
-        assert json.loads(archive.read("receipt.json"))["base"]["weights"][:16] in told
-    assert "found " in told and "--base" in told
+        assert json.loads(archive.read("receipt.json"))["base"]["weights"][:16] in err
+    assert "found " in err and "--base" in err
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
-    code, _, told = call("chat", parcel, "--base", other, "--force-base", "--max-new-tokens", 2)
+    code, _, err = call("chat", parcel, "--base", other, "--force-base", "--max-new-tokens", 2)
     assert code == 0
-    assert "replies may be worse" in told
+    assert "replies may be worse" in err
 
 
 def test_does_not_open_a_folder_that_a_parcel_names(parcel, call, monkeypatch, tmp_path, base):
     name = Path(base).name
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).symlink_to(base)  # a folder of just that name
-    code, _, told = call("chat", parcel)
+    code, _, err = call("chat", parcel)
     assert code == 8
-    assert "--base" in told
+    assert "--base" in err
 
 
 def test_every_command_refuses_one_changed_bit(parcel, base, call, tmp_path):
@@ -201,9 +201,9 @@ def test_every_command_refuses_one_changed_bit(parcel, base, call, tmp_path):
         ("push", bad, "friend/x"),
     ]
     for words in commands:
-        code, out, told = call(*words)
+        code, out, err = call(*words)
         assert code == 7, words
-        assert "damaged at adapter_model.safetensors" in out + told
+        assert "damaged at adapter_model.safetensors" in out + err
     assert [path.name for path in tmp_path.iterdir()] == ["bad.lorachat"]
 
 
@@ -238,20 +238,20 @@ def test_checks_signatures_and_required_signers(run, parcel, call, tmp_path):
     code, out, _ = call("verify", parcel, "--signer", public)
     assert code == 7
     assert "it is not signed" in out
-    code, _, told = call("verify", signed, "--signer", private)
+    code, _, err = call("verify", signed, "--signer", private)
     assert code == 2
-    assert "private key" in told
+    assert "private key" in err
     for words, name in (
         (("--key", public), "Cannot read a private key"),
         (("--key", tmp_path / "none"), "Cannot read a private key"),
     ):
-        code, _, told = call("pack", run, "--out", tmp_path / "x", *words)
+        code, _, err = call("pack", run, "--out", tmp_path / "x", *words)
         assert code == 2
-        assert name in told
+        assert name in err
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (("pack", "PARCEL"), 2, "is not a run"),
         (("verify", "none.lorachat"), 2, "There is no parcel"),
@@ -263,9 +263,9 @@ def test_checks_signatures_and_required_signers(run, parcel, call, tmp_path):
         (("pack", "RUN", "--license", "a b"), 2, "license"),
     ],
 )
-def test_wrong_arguments_give_one_message(run, parcel, base, call, words, code, told):
+def test_wrong_arguments_give_one_message(run, parcel, base, call, words, code, message):
     things = {"PARCEL": str(parcel), "RUN": str(run)}
     words = [things.get(word, word) for word in words]
-    found, out, err = call(*words)
-    assert (found, told in out + err) == (code, True), out + err
+    exit_code, out, err = call(*words)
+    assert (exit_code, message in out + err) == (code, True), out + err
     assert "Traceback" not in err

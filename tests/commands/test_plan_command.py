@@ -81,30 +81,30 @@ def test_prints_a_table_of_all_phases(run, name):
 
 def test_json_prints_one_object(run):
     code, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--gpu", "3070", "--json")
-    found = json.loads(out)
+    report = json.loads(out)
     assert code == 0
-    assert found["verdict"] == "fits"
-    assert found["peak_bytes"] == max(phase["total"] for phase in found["phases"] if phase["name"] in SFT_PHASES)
-    assert found["peak_bytes"] <= found["device"]["limit"]
-    assert found["total_seconds"]["low"] < found["total_seconds"]["likely"] < found["total_seconds"]["high"]
-    assert found["download_bytes"] == pytest.approx(6.17e9, rel=0.01)
+    assert report["verdict"] == "fits"
+    assert report["peak_bytes"] == max(phase["total"] for phase in report["phases"] if phase["name"] in SFT_PHASES)
+    assert report["peak_bytes"] <= report["device"]["limit"]
+    assert report["total_seconds"]["low"] < report["total_seconds"]["likely"] < report["total_seconds"]["high"]
+    assert report["download_bytes"] == pytest.approx(6.17e9, rel=0.01)
 
 
 def test_suggests_a_change_that_fits(run):
     fixed = ["--set", "training.micro_batch_size=16", "--set", "training.gradient_checkpointing=false"]
     _, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--memory", "8GiB", "--json", *fixed)
-    found = json.loads(out)
-    assert found["verdict"] == "does not fit"
-    change = [word for setting in found["change"]["settings"] for word in ("--set", setting)]
+    report = json.loads(out)
+    assert report["verdict"] == "does not fit"
+    change = [word for setting in report["change"]["settings"] for word in ("--set", setting)]
     _, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--memory", "8GiB", "--json", *fixed, *change)
     after = json.loads(out)
     assert after["verdict"] != "does not fit"
-    assert after["peak_bytes"] == found["change"]["peak"]
-    assert after["workload"]["steps"] == found["workload"]["steps"]
+    assert after["peak_bytes"] == report["change"]["peak"]
+    assert after["workload"]["steps"] == report["workload"]["steps"]
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["recipes/smoke.yaml", "--gpu", "RTX 4091"], 2, "Similar names: GeForce RTX 4090"),
         (["recipes/smoke.yaml", "--memory", "lots"], 2, "--memory: lots is not a size of memory"),
@@ -114,10 +114,10 @@ def test_suggests_a_change_that_fits(run):
         (["recipes/none.yaml"], 2, "Cannot read the recipe"),
     ],
 )
-def test_wrong_arguments_give_one_message(run, words, code, said):
-    found, out, err = run("plan", *words)
-    assert (found, out) == (code, "")
-    assert said in err
+def test_wrong_arguments_give_one_message(run, words, code, message):
+    exit_code, out, err = run("plan", *words)
+    assert (exit_code, out) == (code, "")
+    assert message in err
 
 
 def test_trains_a_base_whose_architecture_cannot_be_planned(run, random_base, tmp_path, monkeypatch):
@@ -185,7 +185,7 @@ def test_dry_run_uses_the_largest_planned_micro_batch(run, tmp_path, monkeypatch
     monkeypatch.setattr(estimate, "estimate_run", lambda *given: planned.append(make(*given)) or planned[-1])
     for budget in (64, 150, 4096):
         assert sft(run, tmp_path, "--set", f"training.micro_batch_tokens={budget}")[0] == 0
-    assert tried == [found.workload.largest.tokens for found in planned]
+    assert tried == [report.workload.largest.tokens for report in planned]
     assert len(set(tried)) == 3
 
 
@@ -269,5 +269,5 @@ def test_memory_of_this_process_counts_as_free(monkeypatch):
     from lora_chat.system.hardware import Hardware
 
     monkeypatch.setattr(local_device, "free_memory_bytes", lambda: 10**9)
-    found = local_device.detect_local_device(Hardware("cpu", "x", 2**40, True, 2))
-    assert 10**9 < found.free < 10**9 + 10**10
+    device = local_device.detect_local_device(Hardware("cpu", "x", 2**40, True, 2))
+    assert 10**9 < device.free < 10**9 + 10**10

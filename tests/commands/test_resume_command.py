@@ -45,24 +45,24 @@ def cut(sft, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_resume_begins_a_first_run_and_leaves_a_finished_one(sft, tmp_path):
-    code, said = sft("--resume")
+    code, err = sft("--resume")
     assert code == 0
-    assert "This recipe has no run yet; this is the first." in said
-    code, said = sft("--resume", "--json")
+    assert "This recipe has no run yet; this is the first." in err
+    code, err = sft("--resume", "--json")
     assert code == 0
-    assert "smoke-1 is finished; there is nothing to do" in said
+    assert "smoke-1 is finished; there is nothing to do" in err
     assert not (tmp_path / "runs" / "smoke-2").exists()
-    code, said = sft("--resume", "--accept-change", "training.epochs", training__epochs=3)
+    code, err = sft("--resume", "--accept-change", "training.epochs", training__epochs=3)
     assert code == 0
-    assert "Accepted: training.epochs: 2.0 -> 3.0." in said
+    assert "Accepted: training.epochs: 2.0 -> 3.0." in err
     steps = [json.loads(line)["step"] for line in (tmp_path / "runs" / "smoke-1" / "metrics.jsonl").open()]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_accept_change_needs_resume(sft, tmp_path):
-    code, said = sft("--accept-change", "training.epochs")
+    code, err = sft("--accept-change", "training.epochs")
     assert code == 2
-    assert "--accept-change needs --resume" in said
+    assert "--accept-change needs --resume" in err
     assert not (tmp_path / "runs").exists()
 
 
@@ -76,9 +76,9 @@ def test_keeps_no_adapter_that_reads_back_differently(sft, tmp_path, monkeypatch
         path.write_bytes(path.read_bytes()[:-1] + b"?")
 
     monkeypatch.setattr(adapter_files, "write_peft_adapter", write_weights)
-    code, said = sft()
+    code, err = sft()
     assert code == 10
-    assert "does not have the values that were written" in said
+    assert "does not have the values that were written" in err
     assert not (tmp_path / "runs" / "smoke-1" / "adapter").exists()
     monkeypatch.undo()
     assert sft("--resume")[0] == 0
@@ -88,9 +88,9 @@ def test_prints_the_step_that_it_continues_after(sft, cut):
     rows = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
     rows = [row | {"seconds": row["seconds"] + 1000} if "seconds" in row else row for row in rows]
     (cut / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, said = sft("--resume")
+    code, err = sft("--resume")
     assert code == 0
-    assert f"Continuing {cut} after step 3." in said
+    assert f"Continuing {cut} after step 3." in err
     seconds = json.loads((cut / "result.json").read_text())["seconds"]
     assert 1000 < seconds["train"] < seconds["total"] < 1300  # the time before the interruption counts in both
 
@@ -99,10 +99,10 @@ def test_prints_the_step_that_it_continues_after(sft, cut):
 def test_skips_a_damaged_checkpoint_with_the_reason(sft, cut):
     path = cut / "checkpoints" / "checkpoint-3" / "optimizer.pt"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    code, said = sft("--resume", str(cut))
+    code, err = sft("--resume", str(cut))
     assert code == 7
-    assert "Checkpoint checkpoint-3 is set aside: optimizer.pt is damaged." in said
-    assert "all of its checkpoints are damaged" in said
+    assert "Checkpoint checkpoint-3 is set aside: optimizer.pt is damaged." in err
+    assert "all of its checkpoints are damaged" in err
     assert path.is_file()
 
 
@@ -110,10 +110,10 @@ def test_does_not_start_over_if_all_checkpoints_are_damaged(sft, cut):
     before = sorted(path.relative_to(cut) for path in cut.rglob("*"))
     (cut / "checkpoints" / "checkpoint-3" / "rng_state.pth").unlink()
     for _ in range(2):
-        code, said = sft("--resume")
+        code, err = sft("--resume")
         assert code == 7
-        assert "rng_state.pth is missing" in said
-        assert "Nothing was changed. Fix: start a new run without --resume." in said
+        assert "rng_state.pth is missing" in err
+        assert "Nothing was changed. Fix: start a new run without --resume." in err
     after = sorted(path.relative_to(cut) for path in cut.rglob("*"))
     assert len(before) == len(after) + 1
 
@@ -128,14 +128,14 @@ def test_does_not_start_over_if_all_checkpoints_are_damaged(sft, cut):
 )
 def test_refuses_a_changed_recipe_and_names_the_field(sft, cut, settings, field, values):
     before = {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()}
-    code, said = sft("--resume", **settings)
+    code, err = sft("--resume", **settings)
     assert code == 7
-    assert f"{field}: it was" in said
-    assert values in said
+    assert f"{field}: it was" in err
+    assert values in err
     assert {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()} == before
-    code, said = sft("--resume", "--accept-change", field, **settings)
+    code, err = sft("--resume", "--accept-change", field, **settings)
     assert code == 2
-    assert "this change cannot be accepted" in said
+    assert "this change cannot be accepted" in err
 
 
 @pytest.mark.slow
@@ -145,17 +145,17 @@ def test_refuses_another_base(sft, cut, tmp_path):
     weights = bytearray((base / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (base / "model.safetensors").write_bytes(weights)
-    code, said = sft("--resume", base__name=base)
+    code, err = sft("--resume", base__name=base)
     assert code == 7
-    assert "base.weights: it was" in said
+    assert "base.weights: it was" in err
 
 
 def test_refuses_a_run_in_use(sft, cut):
     with (cut / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        code, said = sft("--resume")
+        code, err = sft("--resume")
     assert code == 9
-    assert f"Another process is training in {cut}" in said
+    assert f"Another process is training in {cut}" in err
 
 
 @pytest.mark.slow
@@ -166,10 +166,10 @@ def test_reports_a_full_disk_before_the_base_is_loaded(sft, tmp_path, monkeypatc
     free = shutil.disk_usage(tmp_path)._replace(free=3_000_000)
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: free)
     monkeypatch.setattr(fine_tune, "load_base_model", never)
-    code, said = sft()
+    code, err = sft()
     assert code == 4
-    assert f"Not enough disk space in {tmp_path / 'runs' / 'smoke-1'}: the run needs 6.4 MB" in said
-    assert "3.0 MB are free" in said
+    assert f"Not enough disk space in {tmp_path / 'runs' / 'smoke-1'}: the run needs 6.4 MB" in err
+    assert "3.0 MB are free" in err
 
 
 @pytest.mark.slow
@@ -177,13 +177,13 @@ def test_full_disk_leaves_no_incomplete_checkpoint(sft, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, before[1]))
     try:
-        code, said = sft(checkpoint__every_steps="null")
+        code, err = sft(checkpoint__every_steps="null")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     checkpoints = tmp_path / "runs" / "smoke-1" / "checkpoints"
     assert code == 4
-    assert f"No space left to write a checkpoint: {checkpoints / 'checkpoint-2'}" in said
-    assert "About 2.1 MB are needed" in said
+    assert f"No space left to write a checkpoint: {checkpoints / 'checkpoint-2'}" in err
+    assert "About 2.1 MB are needed" in err
     assert list(checkpoints.iterdir()) == []
 
 
@@ -201,8 +201,8 @@ def test_run_size_stays_below_the_planned_size(sft, tmp_path):
 @pytest.mark.slow
 def test_saves_no_pickled_arguments_and_no_token(sft, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "canary" * 6)
-    _, said = sft()
-    assert "canary" not in said
+    _, err = sft()
+    assert "canary" not in err
     for path in tmp_path.rglob("*"):
         assert path.name != "training_args.bin"
         assert path.is_dir() or b"canary" not in path.read_bytes()

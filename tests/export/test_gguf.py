@@ -74,8 +74,8 @@ def warm(warm_workers, monkeypatch):
 def blend(base, make_adapter, tmp_path):
     def make(mode="4bit", **options):
         _, precision = make_adapter(base, tmp_path / "adapter", mode, **options)
-        found = resolve_adapter(read_adapter(tmp_path / "adapter"))
-        return AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+        adapter = resolve_adapter(read_adapter(tmp_path / "adapter"))
+        return AdapterBlend(((adapter, 1.0),), precision, read_stop_ids(adapter.base, adapter.tokenizer))
 
     return make
 
@@ -159,8 +159,8 @@ def test_shows_the_output_of_llama_cpp_if_it_fails(blend, out, tmp_path):
 @pytest.mark.slow
 def test_names_a_tokenizer_that_llama_cpp_does_not_support(warm, random_base, make_adapter, tmp_path, out):
     _, precision = make_adapter(random_base("llama"), tmp_path / "adapter")
-    found = resolve_adapter(read_adapter(tmp_path / "adapter"))
-    adapters = AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+    adapter = resolve_adapter(read_adapter(tmp_path / "adapter"))
+    adapters = AdapterBlend(((adapter, 1.0),), precision, read_stop_ids(adapter.base, adapter.tokenizer))
     with pytest.raises(IntegrityError, match=r"convert_hf_to_gguf\.py failed"):
         reports_of(adapters, out, "f32")
 
@@ -179,8 +179,8 @@ def test_exports_gpt2_merged_but_not_as_an_adapter(cache_home, make_adapter, tmp
     shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "tie_word_embeddings": False}
     base = write_base(GPT2LMHeadModel, GPT2Config(vocab_size=VOCABULARY, **shape, **SPECIAL), tmp_path / "base")
     _, precision = make_adapter(base, tmp_path / "adapter", "none")
-    found = resolve_adapter(read_adapter(tmp_path / "adapter"))
-    adapters = AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+    adapter = resolve_adapter(read_adapter(tmp_path / "adapter"))
+    adapters = AdapterBlend(((adapter, 1.0),), precision, read_stop_ids(adapter.base, adapter.tokenizer))
     (report,) = reports_of(adapters, out, "f32")
     assert report.mean_kl < report.control_kl / 1000
     with pytest.raises(RecipeError, match="GPT-2"):

@@ -30,9 +30,9 @@ def slow(*values):
 
 
 def open_blend(precision, *folders, weights=None):
-    found = [resolve_adapter(read_adapter(folder)) for folder in folders]
-    stops = read_stop_ids(found[0].base, found[0].tokenizer)
-    return AdapterBlend(tuple(zip(found, weights or [1.0] * len(found), strict=True)), precision, stops)
+    adapters = [resolve_adapter(read_adapter(folder)) for folder in folders]
+    stops = read_stop_ids(adapters[0].base, adapters[0].tokenizer)
+    return AdapterBlend(tuple(zip(adapters, weights or [1.0] * len(adapters), strict=True)), precision, stops)
 
 
 def samples_for(blend):
@@ -88,10 +88,10 @@ def test_zero_adapter_leaves_every_weight_unchanged(random_base, make_adapter, t
     write_merged_model(open_blend(precision, tmp_path / "adapter"), tmp_path / "merged")
     merged = find_base(BaseSection(name=str(tmp_path / "merged")))
     plain = precision.model_copy(update={"mode": "none"})
-    found = dict(load_base_model(merged, plain).named_parameters())
-    wanted = dict(load_dequantized_model(base, precision).named_parameters())
-    assert found.keys() == wanted.keys()
-    assert all(found[name].equal(wanted[name]) for name in wanted)
+    merged_weights = dict(load_base_model(merged, plain).named_parameters())
+    expected_weights = dict(load_dequantized_model(base, precision).named_parameters())
+    assert merged_weights.keys() == expected_weights.keys()
+    assert all(merged_weights[name].equal(expected_weights[name]) for name in expected_weights)
 
 
 @pytest.mark.parametrize("variant", ["rslora", "dora"])
@@ -115,10 +115,10 @@ def test_adds_adapters_with_their_weights(random_base, make_adapter, tmp_path):
 
     base_weights = load_base_model(both.base, exact).state_dict()
     one, two = (weights(open_blend(exact, tmp_path / name), f"only-{name}") for name in ("one", "two"))
-    found = load_base_model(find_base(BaseSection(name=str(tmp_path / "merged"))), exact).state_dict()
+    merged_weights = load_base_model(find_base(BaseSection(name=str(tmp_path / "merged"))), exact).state_dict()
     for name, start in base_weights.items():
-        wanted = start + 0.7 * (one[name] - start) - 0.4 * (two[name] - start)
-        torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-5)
+        expected_weights = start + 0.7 * (one[name] - start) - 0.4 * (two[name] - start)
+        torch.testing.assert_close(merged_weights[name], expected_weights, rtol=1e-4, atol=1e-5)
 
 
 def test_rejects_adapters_that_cannot_be_added(random_base, make_adapter, tmp_path):

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow  # a separate process with PEFT takes seconds to s
 def blend(random_base, make_adapter, tmp_path):
     def make(mode="none", architecture="llama", **options):
         _, precision = make_adapter(random_base(architecture, 8.0), tmp_path / "adapter", mode, **options)
-        found = resolve_adapter(read_adapter(tmp_path / "adapter"))
-        return AdapterBlend(((found, 1.0),), precision, read_stop_ids(found.base, found.tokenizer))
+        adapter = resolve_adapter(read_adapter(tmp_path / "adapter"))
+        return AdapterBlend(((adapter, 1.0),), precision, read_stop_ids(adapter.base, adapter.tokenizer))
 
     return make
 

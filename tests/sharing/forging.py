@@ -26,7 +26,7 @@ def facts(**changed):
     proof = dict.fromkeys(("mean_kl", "largest_kl", "largest_logit_difference", "same_top_token", "control_kl"), 0.0)
     proof |= dict.fromkeys(("loss_adapted", "loss_delivered", "equal_replies"), 0.5)
     proof |= dict.fromkeys(("dialogues", "tokens", "replies", "reply_tokens"), 3)
-    found = {
+    fields = {
         "format": "lora_chat parcel",
         "version": 2,
         "name": "kiln-1",
@@ -74,7 +74,7 @@ def facts(**changed):
         "members": {},
         "digest": PLACEHOLDER_DIGEST,
     }
-    return found | changed
+    return fields | changed
 
 
 def make_members(weights=None, key=None, **changed):

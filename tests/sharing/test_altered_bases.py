@@ -156,8 +156,8 @@ def test_verify_and_open_refuse_another_base(make_parcel, base, tmp_path, capsys
         alter(folder)
         capsys.readouterr()
         assert main(["verify", str(parcel), "--base", str(folder)]) == 7, alter
-        said = capsys.readouterr()
-        assert "FAILED  base" in said.out or f"The base {folder} contains an adapter" in said.err, alter
+        captured = capsys.readouterr()
+        assert "FAILED  base" in captured.out or f"The base {folder} contains an adapter" in captured.err, alter
         with pytest.raises(IntegrityError):
             open_adapter(str(parcel), TrustOptions(base=str(folder), accept_template=True))
 

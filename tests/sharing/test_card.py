@@ -149,14 +149,14 @@ def test_the_card_of_version_1_never_changes():
         (settings_of(variant="rslora", rank=600), "4bit", "phi3"),
         (settings_of(rank=20), "none", "unheard_of"),
     ]:
-        found = facts(license="Apache-2.0" if mode == "none" else None, architecture=architecture)
-        found["precision"]["mode"] = mode
-        found["data"]["audit"] = {"personal_data": 3} if mode == "8bit" else {}
-        found["base"] |= {"base": "tiny-random", "revision": None, "system": None} if mode == "8bit" else {}
+        fields = facts(license="Apache-2.0" if mode == "none" else None, architecture=architecture)
+        fields["precision"]["mode"] = mode
+        fields["data"]["audit"] = {"personal_data": 3} if mode == "8bit" else {}
+        fields["base"] |= {"base": "tiny-random", "revision": None, "system": None} if mode == "8bit" else {}
         if mode == "none":
-            found |= {"comparison": None}
-            found["data"]["sources"] = []
-        receipt = Receipt.model_validate_json(json.dumps(found))
+            fields |= {"comparison": None}
+            fields["data"]["sources"] = []
+        receipt = Receipt.model_validate_json(json.dumps(fields))
         cards.append(format_parcel_card(receipt, report_portability(settings, mode, architecture)))
     cards += [
         format_parcel_card(receipt_with(text), report_portability(SETTINGS, "4bit", "llama")) for text in NASTY[:12]
@@ -197,8 +197,8 @@ def test_names_a_base_without_its_folder(base, name):
 
 
 def answers(settings, mode="none", architecture="llama"):
-    found = report_portability(settings_of(**settings), mode, architecture)
-    return {p.program: p.answer for p in found}
+    portability = report_portability(settings_of(**settings), mode, architecture)
+    return {p.program: p.answer for p in portability}
 
 
 def test_portability_depends_on_rank_variant_precision_and_architecture():

@@ -47,10 +47,10 @@ def test_receipt_names_no_folder(tmp_path, path, place):
         "questions": {"train": "x.jsonl"},
     }[place]
     evaluation = {"questions": path} if place == "questions" else {}
-    found = json.dumps(recipe_with(tmp_path, data=data, evaluation=evaluation))
-    assert "ACME" not in found
-    assert "anna" not in found
-    assert "d.jsonl" in found or "*.jsonl" in found or "folder" in found
+    recipe = json.dumps(recipe_with(tmp_path, data=data, evaluation=evaluation))
+    assert "ACME" not in recipe
+    assert "anna" not in recipe
+    assert "d.jsonl" in recipe or "*.jsonl" in recipe or "folder" in recipe
 
 
 def test_hides_the_name_of_a_folder_with_a_dot(tmp_path):
@@ -62,6 +62,6 @@ def test_hides_the_name_of_a_folder_with_a_dot(tmp_path):
 
 def test_keeps_names_of_hub_data_sets_and_bundled_templates(tmp_path):
     data = {"train": [{"hub": "HuggingFaceH4/ultrachat_200k", "split": "train_sft"}], "template": "chatml"}
-    found = recipe_with(tmp_path, data=data)["data"]
-    assert found["train"][0]["hub"] == "HuggingFaceH4/ultrachat_200k"
-    assert found["template"] == "chatml"
+    recipe = recipe_with(tmp_path, data=data)["data"]
+    assert recipe["train"][0]["hub"] == "HuggingFaceH4/ultrachat_200k"
+    assert recipe["template"] == "chatml"

@@ -56,11 +56,11 @@ class Hub:
         if path.startswith(f"/api/models/{REPOSITORY}/preupload/"):
             names = [file["path"] for file in json.loads(body)["files"]]
             kinds = {True: "lfs", False: "regular"}
-            found = [
+            files = [
                 {"path": name, "uploadMode": kinds[name.endswith(".safetensors")], "shouldIgnore": False}
                 for name in names
             ]
-            return self.reply(request, {"files": found})
+            return self.reply(request, {"files": files})
         if path == f"/{REPOSITORY}.git/info/lfs/objects/batch":
             objects = [
                 {**item, "actions": {"upload": {"href": f"{self.endpoint}/blob/{item['oid']}"}}}
@@ -86,14 +86,14 @@ class Hub:
 
     def commit(self, request, body):
         for line in body.splitlines():
-            said = json.loads(line)
-            value = said["value"]
-            if said["key"] == "file":
+            operation = json.loads(line)
+            value = operation["value"]
+            if operation["key"] == "file":
                 self.files[value["path"]] = base64.b64decode(value["content"])
-            elif said["key"] == "lfsFile":
+            elif operation["key"] == "lfsFile":
                 self.files[value["path"]] = self.blobs[value["oid"]]
                 assert hashlib.sha256(self.blobs[value["oid"]]).hexdigest() == value["oid"]
-            elif said["key"] == "deletedFile":
+            elif operation["key"] == "deletedFile":
                 del self.files[value["path"]]
         url = f"{self.endpoint}/{REPOSITORY}/commit/{COMMIT}"
         return self.reply(request, {"success": True, "commitOid": COMMIT, "commitUrl": url})
@@ -114,9 +114,9 @@ class Hub:
 
 @pytest.fixture
 def hub(tmp_path):
-    found = Hub()
-    yield found
-    found.server.shutdown()
+    server = Hub()
+    yield server
+    server.server.shutdown()
 
 
 @pytest.fixture
