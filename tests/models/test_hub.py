@@ -20,7 +20,9 @@ from lora_chat.config.recipe import BaseSection
 notices = []
 logger = logging.getLogger("lora_chat")
 logger.setLevel(logging.INFO)
-logger.addFilter(lambda record: notices.append(record.getMessage()))
+handler = logging.Handler()
+handler.emit = lambda record: notices.append(record.getMessage())
+logger.addHandler(handler)
 try:
     base = find_base(BaseSection(name=sys.argv[1], revision=sys.argv[2] or None))
     files = sorted(p.name for p in base.folder.iterdir())
