@@ -14,10 +14,14 @@ class LoraChatError(Exception):
     exit_code = 1
 
 
-class RecipeError(LoraChatError):
-    """A recipe, an option or a path on the command line that cannot be used."""
+class UsageError(LoraChatError):
+    """An option, an argument or a path on the command line that cannot be used."""
 
     exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe, or a setting of `--set`, that cannot be used."""
 
 
 class DataError(LoraChatError):
@@ -73,6 +77,10 @@ class UnavailableError(LoraChatError):
     exit_code = 8
 
 
+class MissingPackageError(UnavailableError):
+    """An optional package that is not installed."""
+
+
 class InUseError(LoraChatError):
     """A folder in which another process works."""
 
@@ -116,7 +124,7 @@ def explain_write_errors(
                 + (fix or "Free some space, or choose another folder with --set output.directory=DIR.")
             ) from error
         if number in _NOT_WRITABLE_ERRNOS:
-            raise RecipeError(
+            raise UsageError(
                 f"Cannot write {what}: {path} ({os.strerror(number or 0)}).\n"
                 "Choose another folder with --set output.directory=DIR."
             ) from error

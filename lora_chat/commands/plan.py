@@ -3,7 +3,7 @@
 import argparse
 
 from lora_chat.commands.options import RECIPE_HELP, add_settings
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.system.console import print_json, print_result
 
 
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
         print_json(records) if options.json else print_result(format_history(records))
         return
     if options.recipe is None:
-        raise RecipeError("No recipe is given. Fix: lora-chat plan recipes/quickstart.yaml")
+        raise UsageError("No recipe is given. Fix: lora-chat plan recipes/quickstart.yaml")
     recipe = read_recipe(options.recipe, options.set)
     from lora_chat.pipeline.estimate import estimate_recipe
     from lora_chat.planning.format import format_estimate

@@ -3,7 +3,7 @@
 import argparse
 
 from lora_chat.commands.options import RECIPE_HELP, add_settings
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.system.console import print_json, print_result
 
 
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> None:
         print_json(Recipe.model_json_schema(), indent=2)
         return
     if options.recipe is None:
-        raise RecipeError("No recipe is given. Fix: lora-chat recipe recipes/quickstart.yaml")
+        raise UsageError("No recipe is given. Fix: lora-chat recipe recipes/quickstart.yaml")
     from lora_chat.config.load import format_recipe_yaml, read_recipe
 
     recipe = read_recipe(options.recipe, options.set)

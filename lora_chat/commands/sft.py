@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from lora_chat.commands.options import RECIPE_HELP, add_settings
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.system.console import print_json, print_message, quote_path
 from lora_chat.system.signals import signal_number
 
@@ -35,11 +35,11 @@ def run(options: argparse.Namespace) -> None:
 
     recipe = read_recipe(options.recipe, options.set)
     if options.accept_change and options.resume is None:
-        raise RecipeError(
+        raise UsageError(
             "--accept-change needs --resume, because only a continued run can have changed. Fix: add --resume."
         )
     if options.adopt and options.resume is None:
-        raise RecipeError("--adopt needs --resume, because a new run is always your own. Fix: leave --adopt out.")
+        raise UsageError("--adopt needs --resume, because a new run is always your own. Fix: leave --adopt out.")
     from lora_chat.pipeline.fine_tune import fine_tune
     from lora_chat.pipeline.resume import ResumeRequest
     from lora_chat.pipeline.run_status import RunProgress

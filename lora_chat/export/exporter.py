@@ -40,7 +40,7 @@ class Exporter(Protocol):
     def __init__(self, job: ExportJob) -> None: ...
 
     def check(self) -> None:
-        """Raise RecipeError or UnavailableError if the format cannot be written, before any weights load."""
+        """Raise UsageError or UnavailableError if the format cannot be written, before any weights load."""
 
     def write(self) -> Iterator[tuple[str, Path]]:
         """Write the files; yield the name of the parity report and the path of each one that must be checked."""
@@ -52,7 +52,7 @@ class Exporter(Protocol):
 def export_and_check(exporter_class: type[Exporter], job: ExportJob, *, accept: bool = False) -> list[ParityReport]:
     """Write all files of a format and check each one before the next one is written.
 
-    Raises IntegrityError if a file fails its parity check and that is not accepted, RecipeError or UnavailableError if
+    Raises IntegrityError if a file fails its parity check and that is not accepted, UsageError or UnavailableError if
     the format cannot be written.
     """
     exporter = exporter_class(job)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.export.exporter import ExportJob
 from lora_chat.export.formats import DEFAULT_GGUF_TYPE, GGUF_TYPES
 from lora_chat.export.llama_cpp_converters import convert, find_converters
@@ -58,19 +58,19 @@ class GgufAdapterExporter(GgufExporter):
     """The writer of only the LoRA weights, for llama.cpp's `--lora`; checked on a GGUF of the base of training."""
 
     def check(self) -> None:
-        """Raise RecipeError for adapters that llama.cpp cannot load, UnavailableError without llama.cpp."""
+        """Raise UsageError for adapters that llama.cpp cannot load, UnavailableError without llama.cpp."""
         blend = self._job.blend
         if len(blend.adapters) > 1:
-            raise RecipeError(
+            raise UsageError(
                 f"A GGUF adapter contains one adapter: {len(blend.adapters)} are given. "
                 "Fix: export each one; llama.cpp can load several with --lora-scaled."
             )
         stored = blend.adapters[0][0].stored
         if unsupported := [variant.title for variant in stored.special_variants if not variant.read_by_llama_cpp]:
-            raise RecipeError(f"llama.cpp has no {unsupported[0]}. Fix: export the merged model with --to gguf.")
+            raise UsageError(f"llama.cpp has no {unsupported[0]}. Fix: export the merged model with --to gguf.")
         # Tested with b10605: llama.cpp cannot load the file that its converter writes.
         if find_architecture(read_model_type(blend.base)).stores_transposed_weights:
-            raise RecipeError(
+            raise UsageError(
                 "llama.cpp cannot load adapters of GPT-2: its converter transposes the weights and swaps the LoRA "
                 "halves. Fix: export the merged model with --to gguf."
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import PrecisionPlan
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.export.parity.compare import ParityReport, check_parity, measure_parity
 from lora_chat.export.parity.format import write_parity_reports
 from lora_chat.export.parity.outputs import ParityOutputs
@@ -36,7 +36,7 @@ class AdapterBlend:
     stop_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Raise IntegrityError or RecipeError for adapters that cannot be merged together."""
+        """Raise IntegrityError or UsageError for adapters that cannot be merged together."""
         first = self.adapters[0][0]
         for other, _ in self.adapters[1:]:
             if other.base.folder != first.base.folder:
@@ -52,7 +52,7 @@ class AdapterBlend:
         for adapter, weight in self.adapters:
             rescaling = [variant for variant in adapter.stored.special_variants if variant.rescales_base]
             if rescaling and (len(self.adapters) > 1 or weight != 1):
-                raise RecipeError(
+                raise UsageError(
                     f"{adapter.stored.name} is a {rescaling[0].title} adapter: it rescales the weights of the base. "
                     "Fix: merge it without other adapters and with weight 1."
                 )
@@ -95,7 +95,7 @@ def merge_blend(
     original weights. Raises IntegrityError if the parity check fails and that is not accepted; then nothing is kept.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise RecipeError(
+        raise UsageError(
             f"The folder is not empty: {to}. Merged models never replace files. Fix: name a new folder with --to."
         )
     release_freed_memory()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.chat_template import render_texts
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.export.gguf import GgufExporter
 from lora_chat.export.ollama_template import Chat, OllamaTemplate, derive_ollama_template
 from lora_chat.export.parity.llama_cpp_runner import run_llama_cpp
@@ -25,7 +25,7 @@ class OllamaExporter(GgufExporter):
     """The writer of one merged GGUF and a Modelfile."""
 
     def check(self) -> None:
-        """Raise RecipeError if the chat template cannot be translated, UnavailableError without llama.cpp."""
+        """Raise UsageError if the chat template cannot be translated, UnavailableError without llama.cpp."""
         convert_chat_template(self._job.blend.tokenizer, self._job.samples)
         super().check()
 
@@ -43,15 +43,15 @@ class OllamaExporter(GgufExporter):
 def convert_chat_template(tokenizer: "PreTrainedTokenizerBase", samples: Sequence[ParitySample]) -> OllamaTemplate:
     """Translate the chat template for Ollama, and check it on the prompts of held-out dialogues.
 
-    Raises RecipeError if it cannot be translated.
+    Raises UsageError if it cannot be translated.
     """
     if any(sample.tools for sample in samples):
-        raise RecipeError(
+        raise UsageError(
             "The dialogues have tools, which the template of the Modelfile does not support. "
             "Fix: export with --to gguf."
         )
     if not any(sample.messages for sample in samples):
-        raise RecipeError(
+        raise UsageError(
             "The run was trained on plain text, so it has no chat template for Ollama. Fix: export with --to gguf."
         )
 
@@ -67,21 +67,21 @@ def write_modelfile(
 ) -> None:
     """Write the Modelfile into the folder of a GGUF.
 
-    Raises RecipeError for a system message, stop string or file name that a Modelfile cannot express.
+    Raises UsageError for a system message, stop string or file name that a Modelfile cannot express.
     """
     if system is not None and ('"""' in system or system.endswith('"')):
-        raise RecipeError(
+        raise UsageError(
             'The system message of training contains """ or ends with ", which ends a text in a Modelfile. '
             "Fix: export with --to gguf, and give the message where the model is used."
         )
     if unprintable := [c for c in system or "" if c not in "\t\r\n" and not c.isprintable()]:
-        raise RecipeError(
+        raise UsageError(
             f"The system message of training contains {unprintable[0]!a}, which Ollama drops from a Modelfile, so the "
             "model would read another message. "
             "Fix: export with --to gguf, and give the message where the model is used."
         )
     if unquotable := [text for text in (*stops, gguf.name) if not _is_quotable(text)]:
-        raise RecipeError(
+        raise UsageError(
             f"A Modelfile cannot quote {unquotable[0]!a}: Ollama would read it as more than a name or a stop string. "
             "Fix: export with --to gguf."
         )

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 
 Chat = Sequence[dict[str, str]]
 Render = Callable[[Chat, bool], str]
@@ -60,17 +60,17 @@ class OllamaTemplate:
 def derive_ollama_template(render: Render, checks: Sequence[Chat], special: Sequence[str] = ()) -> OllamaTemplate:
     """Derive the Ollama template of a chat template; no part splits one of the `special` tokens.
 
-    Raises RecipeError unless both render the examples and `checks` identically.
+    Raises UsageError unless both render the examples and `checks` identically.
     """
     template = _derive_parts(render, special)
     for chat in [*_example_chats(), *checks]:
         if any(set(message) - {"role", "content"} or message["role"] not in _ROLES for message in chat):
-            raise RecipeError(
+            raise UsageError(
                 "The dialogues have tool calls or reasoning, which the template of the Modelfile does not support. "
                 "Fix: export with --to gguf."
             )
         if template.render(chat) != render(chat, True):
-            raise RecipeError(
+            raise UsageError(
                 "The chat template does more than to put text around messages, so it cannot be translated for Ollama. "
                 "Fix: export with --to gguf, which contains the chat template of training."
             )
@@ -123,7 +123,7 @@ def _partition_once(text: str, mark: str) -> tuple[str, str]:
     """Return the texts before and after the only occurrence of a mark."""
     before, separator, after = text.partition(mark)
     if not separator or mark in after:
-        raise RecipeError(
+        raise UsageError(
             "The chat template changes the text of messages, so it cannot be translated for Ollama. "
             "Fix: export with --to gguf."
         )

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.export.exporter import ExportJob
 from lora_chat.export.merge import AdapterBlend
 from lora_chat.export.parity.compare import ParityReport, measure_parity
@@ -24,9 +24,9 @@ class PeftExporter:
         self._job = job
 
     def check(self) -> None:
-        """Raise RecipeError for more than one adapter."""
+        """Raise UsageError for more than one adapter."""
         if len(self._job.blend.adapters) > 1:
-            raise RecipeError(
+            raise UsageError(
                 f"A PEFT folder contains one adapter: {len(self._job.blend.adapters)} are given. "
                 "Fix: export each one; PEFT can load several."
             )

@@ -27,7 +27,7 @@ MODEL_CARD_NAME = "README.md"
 def save_adapter(model: "PeftModel", folder: Path, identity: Identity, chat_template: str, card: str) -> int:
     """Write the adapter in PEFT's layout, completely or not at all, and return its size in bytes.
 
-    Raises DiskFullError, DiskError or RecipeError if the folder cannot be written, DiskError if the written file has
+    Raises DiskFullError, DiskError or UsageError if the folder cannot be written, DiskError if the written file has
     other values.
     """
     with atomic_folder(folder, "the adapter") as beside:

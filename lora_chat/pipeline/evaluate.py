@@ -1,7 +1,7 @@
 """The comparison of an existing adapter with its base, on held-out dialogues or on files of the user."""
 
 from lora_chat.config.recipe import EvaluationSection
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.models.adapter_files import is_adapter_folder
 from lora_chat.pipeline.compare import compare_models, compare_run
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
@@ -15,9 +15,9 @@ def evaluate_adapter(source: str, evaluation_files: EvaluationFiles, trust: Trus
     if evaluation_files.data is None and (
         is_parcel(expand_user_path(source)) or is_adapter_folder(expand_user_path(source))
     ):
-        raise RecipeError(f"{source} contains no dialogues for an evaluation. Fix: give some with --data FILE.")
+        raise UsageError(f"{source} contains no dialogues for an evaluation. Fix: give some with --data FILE.")
     if evaluation_files.questions is not None and evaluation_files.data is None:
-        raise RecipeError("--questions belongs to --data: the held-out data of a run has its own questions.")
+        raise UsageError("--questions belongs to --data: the held-out data of a run has its own questions.")
     opened = open_adapter(source, trust)
     prepared = prepare_evaluation(opened, evaluation_files)
     model = opened.adapter.load(opened.precision)

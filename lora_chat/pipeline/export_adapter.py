@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from lora_chat.config.base import StrictModel
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.export.exporter import ExportJob, export_and_check
 from lora_chat.export.formats import EXPORT_FORMATS, GGUF_TYPES
 from lora_chat.export.parity.compare import ParityReport
@@ -46,14 +46,14 @@ def export_adapter(
 ) -> ExportResult:
     """Export an adapter to the format `to` and check it. Nothing is kept if one parity check fails.
 
-    Raises RecipeError, IntegrityError, UnavailableError.
+    Raises UsageError, IntegrityError, UnavailableError.
     """
     _check_gguf_types(to, gguf_types)
     blend, make_samples, opened = open_blend([source], None, evaluation_files, trust)
     name = expand_user_path(source).resolve().name.removesuffix(".lorachat")
     out = (out or Path("exports") / f"{name}-{to}").absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RecipeError(f"The folder is not empty: {display_path(out)}. Fix: name another folder with --out.")
+        raise UsageError(f"The folder is not empty: {display_path(out)}. Fix: name another folder with --out.")
     samples = make_samples()
     with atomic_folder(out, "the export", shared=True) as folder:
         job = ExportJob(blend, samples, folder, name, gguf_types, opened.system)
@@ -71,12 +71,12 @@ def export_adapter(
 
 
 def _check_gguf_types(to: str, gguf_types: Sequence[str]) -> None:
-    """Raise RecipeError for unknown GGUF types, and for more of them than the format takes."""
+    """Raise UsageError for unknown GGUF types, and for more of them than the format takes."""
     max_types = EXPORT_FORMATS[to].max_types
     if gguf_types and max_types == 0:
         with_types = " and ".join(f"--to {name}" for name, choice in EXPORT_FORMATS.items() if choice.max_types != 0)
-        raise RecipeError(f"--type belongs to {with_types}: --to {to} has no types. Fix: leave --type out.")
+        raise UsageError(f"--type belongs to {with_types}: --to {to} has no types. Fix: leave --type out.")
     if max_types is not None and len(set(gguf_types)) > max_types:
-        raise RecipeError(f"Too many types for --to {to}: {', '.join(gguf_types)}. Fix: give one --type.")
+        raise UsageError(f"Too many types for --to {to}: {', '.join(gguf_types)}. Fix: give one --type.")
     if unknown := sorted(set(gguf_types) - set(GGUF_TYPES)):
-        raise RecipeError(f"Unknown type: --type {unknown[0]}. Fix: choose from {', '.join(GGUF_TYPES)}.")
+        raise UsageError(f"Unknown type: --type {unknown[0]}. Fix: choose from {', '.join(GGUF_TYPES)}.")

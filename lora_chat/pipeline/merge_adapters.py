@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_chat.config.base import StrictModel
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.export.merge import AdapterBlend, merge_blend
 from lora_chat.export.parity.compare import ParityReport
 from lora_chat.export.parity.default_prompts import make_default_samples
@@ -52,7 +52,7 @@ def open_blend(
     Return the blend, a function that makes the samples of its parity check, and the first adapter.
     """
     if weights is not None and len(weights) != len(sources):
-        raise RecipeError(
+        raise UsageError(
             f"--weights has {len(weights)} numbers for {len(sources)} adapters. Fix: give one number for each adapter."
         )
     opened = open_adapters(sources, trust)

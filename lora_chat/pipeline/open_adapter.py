@@ -12,7 +12,7 @@ from lora_chat.config.plan import PrecisionPlan, plan_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.data.encoding.bundled_templates import find_bundled_template
 from lora_chat.data.encoding.chat_template import install_template
-from lora_chat.errors import ConsentError, RecipeError, UnavailableError
+from lora_chat.errors import ConsentError, UnavailableError, UsageError
 from lora_chat.models.adapter_config import StoredAdapter
 from lora_chat.models.adapter_files import is_adapter_folder, read_adapter
 from lora_chat.models.base_model import LocalBase, find_base, is_base_local, load_tokenizer
@@ -76,14 +76,14 @@ class OpenAdapter:
 def open_adapter(source: str, trust: TrustOptions = TrustOptions(), mode: str | None = None) -> OpenAdapter:
     """Open a run, a parcel or an adapter folder.
 
-    `mode` replaces the quantization mode of training. Raises RecipeError for any other `source`, and the errors of its
+    `mode` replaces the quantization mode of training. Raises UsageError for any other `source`, and the errors of its
     content.
     """
     path = expand_user_path(source)
     if trust.signer and not is_parcel(path):
-        raise RecipeError(f"--signer belongs to parcels: {source} is not a parcel, and nothing else is signed.")
+        raise UsageError(f"--signer belongs to parcels: {source} is not a parcel, and nothing else is signed.")
     if trust.adopt and not (is_run_folder(path) or _find_enclosing_run(path)):
-        raise RecipeError(f"--adopt belongs to runs: {sanitize_line(source)} is not a run.")
+        raise UsageError(f"--adopt belongs to runs: {sanitize_line(source)} is not a run.")
     run, parcel, made_by_user = None, None, False
     quantization = QuantizationSection(mode="none")
     if is_parcel(path):
@@ -99,7 +99,7 @@ def open_adapter(source: str, trust: TrustOptions = TrustOptions(), mode: str | 
     else:
         run = open_run_folder(source)
         if not is_adapter_folder(run.adapter):
-            raise RecipeError(
+            raise UsageError(
                 f"The run {source} has no adapter, because its training was interrupted. "
                 "Fix: continue it with sft --resume."
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE
 from lora_chat.data.encoding.chat_template import install_template
-from lora_chat.errors import LoraChatError, RecipeError
+from lora_chat.errors import LoraChatError, UsageError
 from lora_chat.export.merge import AdapterBlend
 from lora_chat.export.parity.compare import check_parity
 from lora_chat.export.parity.format import format_parity_line
@@ -51,7 +51,7 @@ def pack_run(
 ) -> dict[str, object]:
     """Check a run's adapter with plain PEFT, write its parcel, and verify the parcel as a receiver would.
 
-    Raises RecipeError if the run cannot be packed, IntegrityError if the parity check fails.
+    Raises UsageError if the run cannot be packed, IntegrityError if the parity check fails.
     """
     run = open_run_folder(source)
     opened = open_adapter(source, trust)
@@ -63,7 +63,7 @@ def pack_run(
     try:
         members = build_members(draft, weights, key)
     except ValueError as error:
-        raise RecipeError(f"This run cannot be packed: {format_validation_error(error)}.") from error
+        raise UsageError(f"This run cannot be packed: {format_validation_error(error)}.") from error
     write_parcel(members, to, lambda path: open_parcel(path))
     parcel = open_parcel(to)
     logger.info(_format_packed(parcel))
@@ -74,7 +74,7 @@ def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: 
     """Return a receipt without the digests of members, and the adapter's weights."""
     stored, identity = opened.adapter.stored, opened.adapter.stored.identity
     if identity is None:
-        raise RecipeError(f"{opened.name} does not name its base, so it cannot be packed.")
+        raise UsageError(f"{opened.name} does not name its base, so it cannot be packed.")
     settings = validate_adapter_config(stored)
     weights = (run.adapter / WEIGHTS_NAME).read_bytes()
     base = make_base_receipt(identity)
@@ -103,7 +103,7 @@ def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: 
             digest=PLACEHOLDER_DIGEST,
         )
     except ValueError as error:
-        raise RecipeError(f"This run cannot be packed: {format_validation_error(error)}.") from error
+        raise UsageError(f"This run cannot be packed: {format_validation_error(error)}.") from error
     return receipt, weights
 
 

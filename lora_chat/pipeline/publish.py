@@ -4,7 +4,7 @@ import logging
 import re
 from pathlib import Path
 
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.sharing.build import write_parcel
 from lora_chat.sharing.hub import download, upload
 from lora_chat.sharing.parcel import PARCEL_SUFFIX, open_parcel
@@ -43,6 +43,6 @@ def pull_parcel(repository: str, revision: str | None, out: Path | None, signer:
 
 
 def _check_repository_name(repository: str) -> None:
-    """Raise RecipeError if a name cannot be a repository of the hub."""
+    """Raise UsageError if a name cannot be a repository of the hub."""
     if not _REPOSITORY.fullmatch(repository):
-        raise RecipeError(f"{repository} is not the name of a hub repository. Fix: write OWNER/NAME.")
+        raise UsageError(f"{repository} is not the name of a hub repository. Fix: write OWNER/NAME.")

@@ -36,7 +36,7 @@ class ResumeRequest:
 
 
 def find_run_to_resume(request: ResumeRequest, recipe: Recipe) -> RunFolder | None:
-    """Return the requested run; None if the recipe has no run yet. Raise RecipeError if the named path is not a run."""
+    """Return the requested run; None if the recipe has no run yet. Raise UsageError if the named path is not a run."""
     if request.run is not None:
         return open_run_folder(request.run)
     newest = find_newest_run(recipe)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 from lora_chat.config.plan import Plan
 from lora_chat.data.dataset import DialogueSet
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.pipeline.prepare import PreparedRun
 
 _ACCEPTABLE_CHANGES = {
@@ -66,11 +66,11 @@ def check_same_run(
 ) -> list[str]:
     """Compare the fields of a checkpoint with the present ones, and return the accepted changes as text.
 
-    Raises RecipeError if a field of `accepted` may not change, IntegrityError if a change was not accepted.
+    Raises UsageError if a field of `accepted` may not change, IntegrityError if a change was not accepted.
     """
     for field in accepted:
         if field not in _ACCEPTABLE_CHANGES and not field.startswith(_VERSIONS_PREFIX):
-            raise RecipeError(
+            raise UsageError(
                 f"--accept-change {field}: this change cannot be accepted. "
                 f"These can be: {', '.join(sorted(_ACCEPTABLE_CHANGES))}, versions.LIBRARY."
             )

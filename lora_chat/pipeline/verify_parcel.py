@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lora_chat.config.recipe import EvaluationSection
-from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
+from lora_chat.errors import IntegrityError, UnavailableError, UsageError
 from lora_chat.evaluation.comparison import ComparisonReport
 from lora_chat.evaluation.metrics import find_metric, format_changes
 from lora_chat.export.merge import AdapterBlend
@@ -93,10 +93,10 @@ def verify_parcel(
 ) -> ParcelVerification:
     """Run every check of a parcel; `repeat_measurements` loads the base for the parity check and the comparison.
 
-    Raises RecipeError if the file does not exist, UnavailableError if a requested check needs a missing base.
+    Raises UsageError if the file does not exist, UnavailableError if a requested check needs a missing base.
     """
     if (evaluation_files.data or evaluation_files.questions) and not repeat_measurements:
-        raise RecipeError("--data and --questions belong to --again: without it nothing is measured.")
+        raise UsageError("--data and --questions belong to --again: without it nothing is measured.")
     checks: list[ParcelCheck] = []
     try:
         parcel = open_parcel(expand_user_path(path), trust.signer, checks.append)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.planning.device import DeviceSpeed, TargetDevice
 
 CUDA_CONTEXT_BYTES = 450 * 2**20
@@ -54,7 +54,7 @@ def load_gpu_specs() -> tuple[GpuSpec, ...]:
 
 
 def find_gpu_spec(name: str) -> GpuSpec:
-    """Return a GPU by a name such as `RTX 4090`, `4090` or `NVIDIA GeForce RTX 4090`. Raise RecipeError if unknown."""
+    """Return a GPU by a name such as `RTX 4090`, `4090` or `NVIDIA GeForce RTX 4090`. Raise UsageError if unknown."""
     normalized_name = _normalize_gpu_name(name)
     specs_by_name = {_normalize_gpu_name(spec.name): spec for spec in load_gpu_specs()}
     if normalized_name in specs_by_name:
@@ -64,7 +64,7 @@ def find_gpu_spec(name: str) -> GpuSpec:
         return matching[0]
     close = difflib.get_close_matches(normalized_name, list(specs_by_name), n=3, cutoff=0.5)
     suggestions = [spec.name for spec in matching or [specs_by_name[key] for key in close] or load_gpu_specs()]
-    raise RecipeError(
+    raise UsageError(
         f"--gpu {name}: unknown GPU. Similar names: {', '.join(suggestions)}.\n"
         "Fix: for any other GPU give its memory, for example --memory 12GiB."
     )

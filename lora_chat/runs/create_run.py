@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_chat.config.load import format_recipe_yaml
 from lora_chat.config.plan import Plan
 from lora_chat.config.recipe import Recipe
-from lora_chat.errors import RecipeError, explain_write_errors
+from lora_chat.errors import UsageError, explain_write_errors
 from lora_chat.runs.run_folder import RunFolder, find_numbered_folders
 from lora_chat.system.atomic_write import fsync_path, make_parents
 from lora_chat.system.shared_folders import check_run_location
@@ -32,7 +32,7 @@ _RECORDED_LIBRARIES = (
 def create_run_folder(recipe: Recipe, plan: Plan, begin: Callable[[RunFolder], None]) -> RunFolder:
     """Create the next free `<name>-<n>` and write recipe, plan and versions into it.
 
-    `begin` is called with the folder while it is empty and not a run yet. Raise RecipeError or DiskFullError if a file
+    `begin` is called with the folder while it is empty and not a run yet. Raise UsageError or DiskFullError if a file
     cannot be written.
     """
     parent = expand_user_path(recipe.output.directory, "output.directory: ").absolute()
@@ -42,7 +42,7 @@ def create_run_folder(recipe: Recipe, plan: Plan, begin: Callable[[RunFolder], N
         run = RunFolder(_create_next_folder(parent, name))
     try:
         check_run_location(run.path)
-    except RecipeError:
+    except UsageError:
         run.path.rmdir()
         raise
     try:

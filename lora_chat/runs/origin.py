@@ -63,7 +63,7 @@ def try_adopt_run(run: RunFolder) -> None:
 def try_sign_run(run: RunFolder) -> bool:
     """Sign the files of a run if possible, and return whether it was. Without a key later commands distrust the run.
 
-    Raise DiskFullError, DiskError or RecipeError if the run folder cannot be written.
+    Raise DiskFullError, DiskError or UsageError if the run folder cannot be written.
     """
     try:
         signed = _build_signed_origin(_digest_signed_files(run))

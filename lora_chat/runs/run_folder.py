@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_chat.config.plan import Plan
 from lora_chat.config.recipe import QuantizationSection, Recipe
-from lora_chat.errors import IntegrityError, RecipeError, explain_write_errors
+from lora_chat.errors import IntegrityError, UsageError, explain_write_errors
 from lora_chat.system.atomic_write import (
     atomic_output_file,
     is_temporary_file,
@@ -141,7 +141,7 @@ class RunFolder:
                         path.unlink()
 
     def delete(self, path: Path) -> None:
-        """Delete a file of the run, if it exists. Raise DiskError or RecipeError if the system refuses."""
+        """Delete a file of the run, if it exists. Raise DiskError or UsageError if the system refuses."""
         with explain_write_errors(path, "the run folder"):
             path.unlink(missing_ok=True)
 
@@ -200,12 +200,12 @@ def find_numbered_folders(parent: Path, name: str) -> dict[int, Path]:
 
 
 def open_run_folder(path: str | Path) -> RunFolder:
-    """Return the run at a path. Raise RecipeError if there is none, IntegrityError if it has links or special files."""
+    """Return the run at a path. Raise UsageError if there is none, IntegrityError if it has links or special files."""
     run = RunFolder(expand_user_path(path))
     if not run.path.exists():
-        raise RecipeError(f"There is no run {path}.{_format_runs_hint(run.path.parent)}")
+        raise UsageError(f"There is no run {path}.{_format_runs_hint(run.path.parent)}")
     if not is_run_folder(run.path):
-        raise RecipeError(f"{path} is not a run: it has no plan.json.{_format_runs_hint(run.path.parent)}")
+        raise UsageError(f"{path} is not a run: it has no plan.json.{_format_runs_hint(run.path.parent)}")
     check_received_folder(run.path)
     return run
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.sharing.compatibility import report_portability
 from lora_chat.sharing.container import (
@@ -30,7 +30,7 @@ PLACEHOLDER_DIGEST = "0" * 64
 def build_members(draft: Receipt, weights: bytes, key: Path | None = None) -> dict[str, bytes]:
     """Build all members of a parcel. Without a key, the same receipt and weights give the same bytes.
 
-    Raises RecipeError for a key that cannot sign, ValueError for a member that is too large.
+    Raises UsageError for a key that cannot sign, ValueError for a member that is too large.
     """
     signer = read_public_key(key) if key else None
     settings = LoraSettings.from_section(draft.adapter)
@@ -61,10 +61,10 @@ def build_members(draft: Receipt, weights: bytes, key: Path | None = None) -> di
 def write_parcel(members: Mapping[str, bytes], to: Path, verify: Callable[[Path], object]) -> None:
     """Write the file under a temporary name, call `verify` on it, and rename it only if that raises nothing.
 
-    Raises RecipeError if another file has that name already.
+    Raises UsageError if another file has that name already.
     """
     if to.exists() and (not to.is_file() or not _has_same_content(to, members)):
-        raise RecipeError(f"Another file exists already: {to}. Fix: name a new file with --out.")
+        raise UsageError(f"Another file exists already: {to}. Fix: name a new file with --out.")
     with atomic_output_file(to, "the parcel", shared=True) as file:
         for piece in pack_members(members):
             file.write(piece)

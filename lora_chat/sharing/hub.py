@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
+from lora_chat.errors import IntegrityError, UnavailableError, UsageError
 from lora_chat.sharing.container import MAX_MEMBER_BYTES, REQUIRED_MEMBERS, SIGNATURE
 from lora_chat.system.hub_client import HubFailureError, fetch_file, find_commit, list_files, upload_files
 
@@ -21,7 +21,7 @@ def upload(members: Mapping[str, bytes], repository: str, *, private: bool) -> s
     """Upload all members in one commit and return its id; create the repository if it does not exist.
 
     The same commit deletes files of an older parcel that this one does not have, such as a signature.
-    Raises UnavailableError if the hub cannot be reached or refuses, RecipeError for an invalid name.
+    Raises UnavailableError if the hub cannot be reached or refuses, UsageError for an invalid name.
     """
     with _translate_hub_errors(repository):
         logger.info(f"Sending {sum(map(len, members.values())) / 1e6:.1f} MB to {repository}")
@@ -63,7 +63,7 @@ def _translate_hub_errors(repository: str, revision: str | None = None) -> Itera
         yield
     except HubFailureError as error:
         if error.reason == "name":
-            raise RecipeError(f"{repository} is not a name of a repository. Fix: write OWNER/NAME.") from error
+            raise UsageError(f"{repository} is not a name of a repository. Fix: write OWNER/NAME.") from error
         if error.reason == "revision":
             raise UnavailableError(f"{repository} has no revision {revision}.") from error
         if error.reason == "missing":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.models.adapter_config import LoraSettings, StoredAdapter
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import report_portability
@@ -94,7 +94,7 @@ def open_parcel(
 ) -> Parcel:
     """Read and check a parcel; call `on_check` after every check; use `name` in messages.
 
-    Raises IntegrityError at the first check that fails, RecipeError if the file does not exist.
+    Raises IntegrityError at the first check that fails, UsageError if the file does not exist.
     """
     display_name = name or path
 
@@ -120,9 +120,9 @@ def open_parcel(
 
 
 def _read(path: Path) -> tuple[bytes, str, bool]:
-    """Read the whole file. Raises IntegrityError if it is too large, RecipeError if it cannot be read."""
+    """Read the whole file. Raises IntegrityError if it is too large, UsageError if it cannot be read."""
     if not path.is_file():
-        raise RecipeError(f"There is no parcel {path}.")
+        raise UsageError(f"There is no parcel {path}.")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size  # reading up to the limit would allocate the whole limit
@@ -130,7 +130,7 @@ def _read(path: Path) -> tuple[bytes, str, bool]:
                 raise IntegrityError(f"it is larger than {MAX_PARCEL_BYTES} bytes")
             raw = file.read(size)
     except OSError as error:
-        raise RecipeError(f"Cannot read {path}: {error.strerror or error}.") from error
+        raise UsageError(f"Cannot read {path}: {error.strerror or error}.") from error
     return raw, f"{len(raw):,} bytes, sha256 {hashlib.sha256(raw).hexdigest()}", True
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
+from lora_chat.errors import IntegrityError, MissingPackageError, UsageError
 from lora_chat.system.regular_files import open_regular_file
 from lora_chat.system.strict_json import parse_strict_json
 
@@ -26,7 +26,7 @@ _INSTALL_COMMAND = "pip install 'lora-chat[sign]'"
 
 
 def read_public_key(private_key: Path) -> str:
-    """Return the public key of a private key file, as PEM. Raises RecipeError if the file is not such a key."""
+    """Return the public key of a private key file, as PEM. Raises UsageError if the file is not such a key."""
     _require_model_signing()
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -34,9 +34,9 @@ def read_public_key(private_key: Path) -> str:
     try:
         key = serialization.load_pem_private_key(private_key.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
-        raise RecipeError(f"Cannot read a private key: {error} (--key {private_key}). {_CREATE_KEY_HINT}") from error
+        raise UsageError(f"Cannot read a private key: {error} (--key {private_key}). {_CREATE_KEY_HINT}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise RecipeError(f"Not an elliptic curve key: --key {private_key}. {_CREATE_KEY_HINT}")
+        raise UsageError(f"Not an elliptic curve key: --key {private_key}. {_CREATE_KEY_HINT}")
     return _encode_pem(key.public_key())
 
 
@@ -44,7 +44,7 @@ _CREATE_KEY_HINT = "Fix: openssl ecparam -name prime256v1 -genkey -noout -out ke
 
 
 def sign_members(members: Mapping[str, bytes], private_key: Path) -> bytes:
-    """Sign the members; return a Sigstore bundle. Raises RecipeError for a key that cannot sign."""
+    """Sign the members; return a Sigstore bundle. Raises UsageError for a key that cannot sign."""
     _require_model_signing()
     import model_signing
 
@@ -53,7 +53,7 @@ def sign_members(members: Mapping[str, bytes], private_key: Path) -> bytes:
             signer = model_signing.signing.Config().use_elliptic_key_signer(private_key=private_key)
             signer.sign(folder, signature)
         except ValueError as error:
-            raise RecipeError(f"Cannot sign: {error} (--key {private_key}). {_CREATE_KEY_HINT}") from error
+            raise UsageError(f"Cannot sign: {error} (--key {private_key}). {_CREATE_KEY_HINT}") from error
         return signature.read_bytes()
 
 
@@ -127,15 +127,15 @@ def check_signer(stated_key: str, key_path: Path) -> None:
         with os.fdopen(open_regular_file(key_path, follow=True), "rb") as file:
             raw = file.read(_MAX_KEY_BYTES)
         if b"PRIVATE KEY" in raw:
-            raise RecipeError(f"A private key is given: --signer {key_path}. Fix: name the file of the public key.")
+            raise UsageError(f"A private key is given: --signer {key_path}. Fix: name the file of the public key.")
         if raw.count(b"-----BEGIN") > 1:
-            raise RecipeError(
+            raise UsageError(
                 f"Several keys are given: --signer {key_path}. Fix: name a file with only the key of the signer."
             )
         key = serialization.load_pem_public_key(raw)
         pem = _encode_pem(key)
     except (OSError, ValueError, IntegrityError, UnsupportedAlgorithm) as error:
-        raise RecipeError(f"Cannot read a public key: {error} (--signer {key_path}).") from error
+        raise UsageError(f"Cannot read a public key: {error} (--signer {key_path}).") from error
     if pem != stated_key:
         raise IntegrityError(
             f"it is signed by the key {_fingerprint(stated_key)}, not by {_fingerprint(pem)} ({key_path})"
@@ -176,6 +176,8 @@ def _is_installed() -> bool:
 
 
 def _require_model_signing() -> None:
-    """Raise UnavailableError unless model_signing is installed."""
+    """Raise MissingPackageError unless model_signing is installed."""
     if not _is_installed():
-        raise UnavailableError(f"Package not installed: model-signing (needed for signatures). Fix: {_INSTALL_COMMAND}")
+        raise MissingPackageError(
+            f"Package not installed: model-signing (needed for signatures). Fix: {_INSTALL_COMMAND}"
+        )

@@ -36,7 +36,7 @@ def atomic_folder(to: Path, what: str, *, shared: bool = False) -> Iterator[Path
     """Yield a new folder that replaces `to` when the block ends without an error, and is deleted otherwise.
 
     With `shared` the final modes follow the umask; otherwise they are 0700 and 0600. If any user can rename folders
-    there, the yielded path leads through /proc. Raise DiskFullError, DiskError or RecipeError if the folder cannot be
+    there, the yielded path leads through /proc. Raise DiskFullError, DiskError or UsageError if the folder cannot be
     written, IntegrityError if somebody has replaced the new folder in the meantime.
     """
     with explain_write_errors(to, what):
@@ -101,7 +101,7 @@ def write_text_atomically(path: Path, text: str, what: str) -> None:
 def atomic_output_file(path: Path, what: str, *, shared: bool = False) -> Iterator[IO[bytes]]:
     """Yield an open file that replaces `path` when the block ends without an error; `name` is its temporary path.
 
-    With `shared` its final mode follows the umask; otherwise it is 0600. Raise DiskFullError, DiskError or RecipeError
+    With `shared` its final mode follows the umask; otherwise it is 0600. Raise DiskFullError, DiskError or UsageError
     if the file cannot be written.
     """
     with explain_write_errors(path, what), atomic_file(path, shared=shared) as file:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, MutableMapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.system.sanitize import sanitize_line
 
 _MAX_SHOWN_CHARACTERS = 200
@@ -95,7 +95,7 @@ def make_search_paths_absolute(environment: MutableMapping[str, str]) -> list[st
 
 
 def check_path_variables(environment: MutableMapping[str, str]) -> None:
-    """Remove empty path variables. Raise RecipeError for a path that depends on the working directory.
+    """Remove empty path variables. Raise UsageError for a path that depends on the working directory.
 
     The working directory may belong to a stranger and contain the stranger's cache, key or login. Some libraries also
     take an empty variable for the working directory: with HF_HOME="" the hub's cache is `./hub`.
@@ -107,7 +107,7 @@ def check_path_variables(environment: MutableMapping[str, str]) -> None:
         if not value.strip():
             del environment[name]
         elif not Path(value).is_absolute() and not (name.startswith("HF_") and value.startswith("~")):
-            raise RecipeError(
+            raise UsageError(
                 f"{name} is {sanitize_line(value, _MAX_SHOWN_CHARACTERS)}, which depends on the working directory. "
                 f'Fix: set its full path, {name}="$PWD/...".'
             )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.system.sanitize import sanitize_line
 
 _UNKNOWN_USER = 65534
@@ -28,14 +28,14 @@ def is_open_to_all(folder: Path) -> bool:
 
 
 def check_run_location(folder: Path) -> None:
-    """Raise RecipeError if any user could replace a run folder, because training writes to it for hours.
+    """Raise UsageError if any user could replace a run folder, because training writes to it for hours.
 
     The folder was created with mode 0700. If it has another mode, the file system has no modes and nothing is known.
     """
     if folder.stat().st_mode & 0o077 or not is_open_to_all(folder.parent):
         return
     where = sanitize_line(str(folder.parent))
-    raise RecipeError(
+    raise UsageError(
         f"Any user can rename folders in {where} and redirect the files of the run.\n"
         f"Fix: chmod +t {where}\nOr choose a folder in it: --set output.directory={where}/runs"
     )

@@ -12,7 +12,7 @@ import torch
 
 from lora_chat.cli import main
 from lora_chat.data.encoding.chat_template import render_ids
-from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
+from lora_chat.errors import IntegrityError, UnavailableError, UsageError
 from lora_chat.export import gguf, llama_cpp_converters
 from lora_chat.export.exporter import ExportJob, export_and_check
 from lora_chat.export.formats import EXPORT_FORMATS, GGUF_TYPES, TOLERANCES
@@ -168,7 +168,7 @@ def test_names_a_tokenizer_that_llama_cpp_does_not_support(warm, random_base, ma
 @pytest.mark.slow
 def test_rejects_a_gguf_adapter_of_dora(blend, out):
     adapters = blend(variant="dora")
-    with pytest.raises(RecipeError, match="has no DoRA"):
+    with pytest.raises(UsageError, match="has no DoRA"):
         export_gguf_adapter(adapters, out)
 
 
@@ -183,7 +183,7 @@ def test_exports_gpt2_merged_but_not_as_an_adapter(cache_home, make_adapter, tmp
     adapters = AdapterBlend(((adapter, 1.0),), precision, read_stop_ids(adapter.base, adapter.tokenizer))
     (report,) = reports_of(adapters, out, "f32")
     assert report.mean_kl < report.control_kl / 1000
-    with pytest.raises(RecipeError, match="GPT-2"):
+    with pytest.raises(UsageError, match="GPT-2"):
         export_gguf_adapter(adapters, out)
 
 

@@ -8,7 +8,7 @@ import torch
 from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.data.encoding.chat_template import render_ids
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.export.formats import TOLERANCES
 from lora_chat.export.merge import AdapterBlend, merge_blend, write_merged_model
 from lora_chat.export.parity.compare import compare_outputs
@@ -127,9 +127,9 @@ def test_rejects_adapters_that_cannot_be_added(random_base, make_adapter, tmp_pa
     make_adapter(random_base("llama"), tmp_path / "dora", variant="dora")
     with pytest.raises(IntegrityError, match="only adapters of one base"):
         open_blend(precision, tmp_path / "one", tmp_path / "other")
-    with pytest.raises(RecipeError, match="DoRA"):
+    with pytest.raises(UsageError, match="DoRA"):
         open_blend(precision, tmp_path / "one", tmp_path / "dora")
-    with pytest.raises(RecipeError, match="DoRA"):
+    with pytest.raises(UsageError, match="DoRA"):
         open_blend(precision, tmp_path / "dora", weights=[0.5])
 
 
@@ -175,7 +175,7 @@ def test_never_overwrites_files(random_base, make_adapter, tmp_path):
     _, precision = make_adapter(random_base("llama"), tmp_path / "adapter")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("years of work")
-    with pytest.raises(RecipeError, match="not empty"):
+    with pytest.raises(UsageError, match="not empty"):
         merge_blend(open_blend(precision, tmp_path / "adapter"), [], tmp_path / "taken")
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "years of work"
 

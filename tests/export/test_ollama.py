@@ -11,7 +11,7 @@ import trl
 
 from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE, PLAIN_TEMPLATE
 from lora_chat.data.encoding.chat_template import render_texts
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.export import ollama
 from lora_chat.export.ollama import convert_chat_template, write_modelfile
 from lora_chat.export.ollama_template import derive_ollama_template
@@ -106,7 +106,7 @@ def test_renders_known_templates_identically_or_rejects_them(renderer, name):
     try:
         translated = derive_ollama_template(render, [])
     except Exception as error:
-        assert type(error).__name__ in ("RecipeError", "DataError"), error
+        assert type(error).__name__ in ("UsageError", "DataError"), error
         return
     for chat in CHATS[1:]:
         assert translated.render(chat) == render(chat, True)
@@ -123,18 +123,18 @@ def test_renders_known_templates_identically_or_rejects_them(renderer, name):
 )
 def test_rejects_templates_that_change_messages(renderer, template):
     _, render = renderer(template)
-    with pytest.raises(RecipeError, match="Ollama"):
+    with pytest.raises(UsageError, match="Ollama"):
         derive_ollama_template(render, [])
 
 
 def test_rejects_dialogues_with_tools_or_reasoning_and_plain_text(renderer):
     tokenizer, _ = renderer(CHATML_TEMPLATE)
     chat = [{"role": "user", "content": "x"}]
-    with pytest.raises(RecipeError, match="tools"):
+    with pytest.raises(UsageError, match="tools"):
         convert_chat_template(tokenizer, [make_parity_sample([1, 2], [-100, 2], chat, [{"type": "function"}])])
-    with pytest.raises(RecipeError, match="plain text"):
+    with pytest.raises(UsageError, match="plain text"):
         convert_chat_template(tokenizer, [make_parity_sample([1, 2], [-100, 2])])
-    with pytest.raises(RecipeError, match="reasoning"):
+    with pytest.raises(UsageError, match="reasoning"):
         reasoning = {"role": "assistant", "content": "y", "reasoning_content": "hm"}
         convert_chat_template(tokenizer, [make_parity_sample([1, 2], [-100, 2], [*chat, reasoning, *chat])])
 
@@ -150,7 +150,7 @@ def test_modelfile_has_the_settings_of_training(renderer, tmp_path, monkeypatch,
     assert ("<|endoftext|>" in text) is (not beginning)  # not twice
     assert 'SYSTEM """Sei knapp."""\n' in text
     assert text.endswith('PARAMETER stop "<|im_end|>"\nPARAMETER num_ctx 512\nPARAMETER temperature 0\n')
-    with pytest.raises(RecipeError, match="system message"):
+    with pytest.raises(UsageError, match="system message"):
         write_modelfile(tmp_path / "m.gguf", template, [], 'a """ b', 512, tmp_path / "work")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.export.exporter import ExportJob, export_and_check
 from lora_chat.export.formats import EXPORT_FORMATS
 from lora_chat.export.merge import AdapterBlend
@@ -58,7 +58,7 @@ def test_shows_the_output_of_peft_if_it_fails(blend, tmp_path, monkeypatch):
 def test_rejects_several_adapters(blend, tmp_path):
     adapters = blend()
     two = AdapterBlend(adapters.adapters * 2, adapters.precision, adapters.stop_ids)
-    with pytest.raises(RecipeError, match="one adapter"):
+    with pytest.raises(UsageError, match="one adapter"):
         export(two, [], tmp_path / "out")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from lora_chat.config.recipe import BaseSection
 from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE
-from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
+from lora_chat.errors import IntegrityError, UnavailableError, UsageError
 from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.base_model import find_base, load_tokenizer
 from lora_chat.models.identity import compute_identity
@@ -88,7 +88,7 @@ def open_precision():
 
 
 def test_signer_is_allowed_only_for_parcels(tmp_path):
-    with pytest.raises(RecipeError, match="belongs to parcels"):
+    with pytest.raises(UsageError, match="belongs to parcels"):
         open_adapter(str(tmp_path), TrustOptions(signer=tmp_path / "key"))
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_chat.data.dataset import EncodedRows
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.pipeline.run_identity import check_same_run, digest_rows
 
 COMMITTED = {
@@ -33,7 +33,7 @@ def test_rejects_a_change_with_both_values(field, value, shown):
         check_same_run(COMMITTED, now, (), "runs/a-1")
     assert f"{field}: {shown}" in str(caught.value)
     assert "--accept-change" not in str(caught.value)
-    with pytest.raises(RecipeError, match="cannot be accepted"):
+    with pytest.raises(UsageError, match="cannot be accepted"):
         check_same_run(COMMITTED, now, (field,), "runs/a-1")
 
 

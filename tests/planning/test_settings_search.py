@@ -7,7 +7,7 @@ from lora_chat.config.plan import make_plan
 from lora_chat.config.recipe import DataSection, QuantizationSection, Recipe, TrainingSection
 from lora_chat.config.sizes import parse_size
 from lora_chat.data.lengths import DataLengths, RowLengths
-from lora_chat.errors import RecipeError
+from lora_chat.errors import RecipeError, UsageError
 from lora_chat.models.shape import read_shape
 from lora_chat.planning.estimate import judge_fit, make_estimate
 from lora_chat.planning.gpu_specs import find_gpu_spec, load_gpu_specs, target_from_gpu_spec, target_from_memory_size
@@ -140,9 +140,9 @@ def test_finds_gpu_by_any_usual_name(name):
 
 
 def test_unknown_gpu_names_similar_ones():
-    with pytest.raises(RecipeError, match="RTX 4090"):
+    with pytest.raises(UsageError, match="RTX 4090"):
         find_gpu_spec("RTX 4091")
-    with pytest.raises(RecipeError, match="--memory"):
+    with pytest.raises(UsageError, match="--memory"):
         find_gpu_spec("Voodoo 2")
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lora_chat.errors import RecipeError
+from lora_chat.errors import UsageError
 from lora_chat.export import ollama
 from lora_chat.export.ollama import MODELFILE_NAME, write_modelfile
 from lora_chat.export.ollama_template import OllamaTemplate
@@ -157,10 +157,10 @@ def unquoted(literal):
 
 @pytest.mark.parametrize("text", [*HOSTILE, "", "x\u200d", "x\u00a0y"])
 def test_stops_and_names_that_open_a_directive_are_refused(written, text):
-    with pytest.raises(RecipeError):
+    with pytest.raises(UsageError):
         written(stops=("<|im_end|>", text))
     if text and "\x00" not in text:
-        with pytest.raises(RecipeError):
+        with pytest.raises(UsageError):
             written(name=text)
 
 
@@ -169,7 +169,7 @@ def test_stops_and_names_that_open_a_directive_are_refused(written, text):
     ['a""" \nFROM evil', 'ends with "', '"""', '"', 'a"""\r', "a\u200db", "a\u00a0b", "a\x1b[31mb", "\u2028", "\ufeff"],
 )
 def test_a_message_that_a_modelfile_would_change_is_refused(written, system):
-    with pytest.raises(RecipeError):
+    with pytest.raises(UsageError):
         written(system=system)
 
 

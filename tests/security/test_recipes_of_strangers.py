@@ -11,7 +11,7 @@ from lora_chat import cli
 from lora_chat.config.load import format_recipe_yaml, read_recipe
 from lora_chat.data.reading import globs
 from lora_chat.data.reading.files import find_files
-from lora_chat.errors import DataError, RecipeError
+from lora_chat.errors import DataError, RecipeError, UsageError
 from lora_chat.system.user_path import expand_user_path
 
 DATA = "data: {train: d.jsonl}\n"
@@ -105,7 +105,7 @@ def test_a_run_named_after_its_file_can_be_read_again(recipe, tmp_path, stem):
 
 @pytest.mark.parametrize("text", ["~nobody-of-this-name/x", "a\0b", LONG, "x/" * 3000])
 def test_reports_invalid_path(text):
-    with pytest.raises(RecipeError, match="is not a usable path"):
+    with pytest.raises(UsageError, match="is not a usable path"):
         expand_user_path(text)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_chat.cli import main
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.system import environment
 from lora_chat.system.cache_dir import cache_dir, config_dir
 from lora_chat.system.environment import check_path_variables
@@ -22,7 +22,7 @@ FOLDERS = environment._PATH_VARIABLES
 def test_a_setting_that_depends_on_the_working_directory_is_refused_by_name(name, value):
     if name.startswith("HF_") and value.startswith("~"):
         value = "hub"
-    with pytest.raises(RecipeError, match=f"{name} is .*depends on the working directory") as caught:
+    with pytest.raises(UsageError, match=f"{name} is .*depends on the working directory") as caught:
         check_path_variables({name: value, "OTHER": "."})
     assert "\x1b" not in str(caught.value)
 
@@ -49,7 +49,7 @@ def test_every_command_refuses_the_setting_before_reading(tmp_path, monkeypatch,
     monkeypatch.setattr("lora_chat.config.load.read_recipe", lambda *_: pytest.fail("it went on"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(name, ".")
-    assert main(["recipes/smoke.yaml" if word == "RECIPE" else word for word in command]) == RecipeError.exit_code
+    assert main(["recipes/smoke.yaml" if word == "RECIPE" else word for word in command]) == UsageError.exit_code
     assert f"{name} is ." in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

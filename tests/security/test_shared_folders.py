@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lora_chat.config.load import read_recipe
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.runs.create_run import create_run_folder
 from lora_chat.system import shared_folders
 from lora_chat.system.atomic_write import atomic_folder, atomic_output_file, make_parents
@@ -215,7 +215,7 @@ def test_detects_folders_that_are_open_to_all(tmp_path, mode, owner, open_to_all
 
 def test_a_run_is_not_begun_where_any_user_can_replace_its_folder(ground):
     recipe = read_recipe("recipes/smoke.yaml", [f"output.directory={ground / 'shared'}"])
-    with pytest.raises(RecipeError, match=f"chmod \\+t {ground / 'shared'}"):
+    with pytest.raises(UsageError, match=f"chmod \\+t {ground / 'shared'}"):
         create_run_folder(recipe, None, lambda run: pytest.fail("it was begun"))
     assert not list((ground / "shared").iterdir())
     (ground / "shared").chmod(0o1777)

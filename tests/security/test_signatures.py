@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.sharing.container import SIGNATURE
 from lora_chat.sharing.parcel import open_parcel
 
@@ -75,17 +75,17 @@ def test_unchanged_signed_parcel_opens(opened, signed, keys):
 
 @pytest.mark.parametrize("other", [name for name in KEYS if name != "ours"])
 def test_refuses_another_signer(opened, signed, keys, other):
-    with pytest.raises((IntegrityError, RecipeError)):
+    with pytest.raises((IntegrityError, UsageError)):
         opened(signed, keys / f"{other}.pub")
     forged = forge(signed, lambda receipt: receipt.update(signer=_pem(KEYS[other]).decode()))
     for signer in (None, keys / f"{other}.pub", keys / "ours.pub"):
-        with pytest.raises((IntegrityError, RecipeError)):
+        with pytest.raises((IntegrityError, UsageError)):
             opened(forged, signer)
 
 
 @pytest.mark.parametrize("other", ["RSA", "Ed25519", "a curve that is not signed with"])
 def test_refuses_other_signature_algorithms(keys, other):
-    with pytest.raises(RecipeError):
+    with pytest.raises(UsageError):
         make_members(key=keys / other)
 
 
@@ -182,5 +182,5 @@ def test_a_signer_is_one_public_key_in_a_file(opened, signed, keys, tmp_path):
     two.write_bytes(_pem(KEYS["ours"]) + _pem(KEYS["another"]))
     os.mkfifo(fifo)
     for wrong in (two, fifo, tmp_path, tmp_path / "none.pub", keys / "ours", Path("/dev/zero")):
-        with pytest.raises(RecipeError, match="--signer"):
+        with pytest.raises(UsageError, match="--signer"):
             opened(signed, wrong)

@@ -13,7 +13,7 @@ from forging import LAYER, canonical, facts, forge, make_members, make_weights, 
 from peft import LoraConfig
 from safetensors.torch import save
 
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.sharing.container import CARD, CONFIG, RECEIPT, WEIGHTS
 from lora_chat.sharing.parcel import is_parcel, open_parcel
 
@@ -318,7 +318,7 @@ def test_recognises_parcels(members, write, tmp_path):
     assert is_parcel(write(b"x"))
     assert not is_parcel(write(b"x", "x.txt"))
     assert not is_parcel(tmp_path)
-    with pytest.raises(RecipeError, match="There is no parcel"):
+    with pytest.raises(UsageError, match="There is no parcel"):
         open_parcel(tmp_path / "none")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_chat.errors import DiskError, IntegrityError, InUseError, RecipeError
+from lora_chat.errors import DiskError, IntegrityError, InUseError, UsageError
 from lora_chat.runs import lock as lock_module
 from lora_chat.runs.lock import lock_run_folder
 from lora_chat.system import atomic_write
@@ -174,7 +174,7 @@ def test_fifo_does_not_block(tmp_path):
 def test_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic_write.secrets, "token_hex", lambda _: "guessed")
     untouched = plant(tmp_path / ".to.guessed.part", "file", tmp_path / "outside")
-    with pytest.raises(RecipeError, match="Cannot write"):
+    with pytest.raises(UsageError, match="Cannot write"):
         write_text_atomically(tmp_path / "to", "new", "it")
     assert untouched()
     assert not (tmp_path / "to").exists()

@@ -67,7 +67,7 @@ DATA = {
     "a body too long": (lambda hub: hub.bodies.update({"train.jsonl": lambda: [b"x" * 99]}), "9 are allowed", 7),
     "a card with aliases": (lambda hub: hub.files.update({"README.md": f"---\n{LAUGHS}---\n".encode()}), "aliases", 3),
     "a deep card": (lambda hub: hub.files.update({"README.md": b"---\nx: " + b"[" * 99_999 + b"\n---\n"}), "deep", 3),
-    "a huge card": (lambda hub: hub.files.update({"README.md": b" " * 8_000_001}), "8,000,000 may be", 3),
+    "a huge card": (lambda hub: hub.files.update({"README.md": b" " * 8_000_001}), "the limit is 8,000,000", 3),
     "a card with a tag": (lambda hub: hub.files.update({"README.md": b"---\nx: !!python/name:os.x\n---\n"}), "YAML", 3),
 }  # fmt: skip
 

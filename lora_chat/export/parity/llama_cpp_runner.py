@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from lora_chat.config.limits import PARITY_MAX_NEW_TOKENS
-from lora_chat.errors import IntegrityError, UnavailableError
+from lora_chat.errors import IntegrityError, MissingPackageError
 from lora_chat.export.parity.outputs import ParityRunner
 from lora_chat.export.parity.samples import ParitySample
 from lora_chat.system.worker import run_worker, worker_timeout_seconds
@@ -33,9 +33,9 @@ class LlamaCppAnswer(TypedDict, total=False):
 
 
 def check_llama_cpp() -> None:
-    """Raise UnavailableError unless llama.cpp is installed."""
+    """Raise MissingPackageError unless llama.cpp is installed."""
     if importlib.util.find_spec("llama_cpp") is None:
-        raise UnavailableError(
+        raise MissingPackageError(
             "Package not installed: llama-cpp-python (quantizes and checks GGUF files). "
             "Fix: make install-gguf, or pip install 'lora-chat[gguf]' (compiles for some minutes)."
         )

@@ -64,7 +64,7 @@ class CheckpointCallback(TrainerCallback):
 
     @contextmanager
     def explain_checkpoint_errors(self) -> Iterator[None]:
-        """Delete an unfinished checkpoint and raise DiskFullError, DiskError or RecipeError if it cannot be written.
+        """Delete an unfinished checkpoint and raise DiskFullError, DiskError or UsageError if it cannot be written.
 
         PyTorch's writer hides the system's error, so another write finds it out.
         """
