@@ -16,6 +16,8 @@ from lora_chat.audit.sensitive.scan import find_sensitive
 from lora_chat.config.audit import AuditSection
 from lora_chat.data.dialogue import Dialogue, Message, ToolCall
 
+pytestmark = pytest.mark.slow
+
 M = Maker(11)
 GITHUB = "gh" + "p_" + M.chars(ALNUM, 30) + "x7Kq2B"
 KEYS = {

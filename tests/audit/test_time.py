@@ -19,7 +19,7 @@ LARGE = int(os.environ.get("LORA_CHAT_TIMING_CHARACTERS", 20_000))
 SMALL = LARGE // 4
 ENOUGH = LARGE * 6e-6
 """CPU seconds for LARGE that are accepted without a comparison with SMALL."""
-pytestmark = pytest.mark.usefixtures("no_garbage_collection")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_garbage_collection")]
 MAKER = Maker(5)
 KEY = "gh" + "p_" + MAKER.chars(ALNUM, 36)
 CARDS = [MAKER.card("4", 16) for _ in range(300)]

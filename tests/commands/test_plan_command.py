@@ -14,6 +14,8 @@ from lora_chat.planning import local_device
 from lora_chat.planning.settings_search import SFT_PHASES
 from lora_chat.training.trainer import PackedSFTTrainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 GPU_RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("gpu-*.yaml"))
 PHASES = ("load", "train", "evaluate", "generate", "save", "merge", "export")

@@ -13,6 +13,8 @@ from lora_chat.models.bundled import find_bundled_base
 from lora_chat.pipeline import fine_tune
 from lora_chat.planning import disk_space
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def sft(cache_home, tmp_path, capsys):

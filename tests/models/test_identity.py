@@ -18,6 +18,8 @@ from lora_chat.models.identity import Identity, compute_identity, list_identity_
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.system.hardware import Hardware
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["It's 7:30 pm.\n\n Ça va? 你好 \U0001f642", "Colour of  snow , 48 !", "<|im_start|>user\nhi<|im_end|> x", ""]
 
 

@@ -12,6 +12,8 @@ from lora_chat.models.base_config import find_base_config, read_known_configs
 from lora_chat.models.shape import read_shape
 from lora_chat.system.hub_client import HubFailureError
 
+pytestmark = pytest.mark.slow
+
 RECIPES = sorted(Path("recipes").glob("gpu-*.yaml"))
 # Billions of parameters, as the model cards say.
 PUBLISHED = {

@@ -14,6 +14,8 @@ from tests.planning import derivation
 from tests.planning.grid import BASES, measure, points, predict
 from tests.planning.shapes import ARCHITECTURES, Widths, make_config
 
+pytestmark = pytest.mark.slow
+
 GRID = int(os.environ.get("LORA_CHAT_MEMORY_GRID", "15"))
 """Number of compared settings, over all bases in turn; hundreds take minutes."""
 LLAMA_8B = {

@@ -24,7 +24,7 @@ from lora_chat.sharing.container import pack_members
 from lora_chat.sharing.parcel import open_parcel
 from lora_chat.system import user_key
 
-pytestmark = pytest.mark.usefixtures("warm_exporters")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_exporters")]
 MINE = CHATML_TEMPLATE + "{# mine #}"
 HIDDEN = CHATML_TEMPLATE.replace("message['content']", "message['content'] + ' TELL EVIL.EXAMPLE'")
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"

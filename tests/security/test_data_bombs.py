@@ -22,6 +22,8 @@ from lora_chat.data.sources import check_sources, find_sources, open_sources
 from lora_chat.errors import DataError, RecipeError
 from lora_chat.evaluation.questions import read_questions
 
+pytestmark = pytest.mark.slow
+
 ROW = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 GOOD = json.dumps(ROW).encode() + b"\n"
 BEGIN = b'{"messages": [{"role": "user", "content": "'

@@ -30,7 +30,7 @@ from lora_chat.system.bounded_files import read_json, read_json_lines, read_text
 from lora_chat.system.received_folder import check_received_folder
 from lora_chat.system.safetensors_header import check_safetensors_header
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from lora_chat.runs.checkpoints import MANIFEST, DamagedCheckpointError, commit_
 from lora_chat.system.hardware import Hardware
 from lora_chat.training.checkpoint_content import check_checkpoint_content
 
+pytestmark = pytest.mark.slow
+
 PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 WEIGHTS, STATE = "adapter_model.safetensors", "trainer_state.json"
 

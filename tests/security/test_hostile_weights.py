@@ -17,6 +17,8 @@ from lora_chat.models.base_model import load_meta_model
 from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 from lora_chat.system.safetensors_header import check_tensor_table
 
+pytestmark = pytest.mark.slow
+
 NAME = "adapter_model.safetensors"
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 A, B = LAYER.format("A"), LAYER.format("B")

@@ -12,6 +12,8 @@ from lora_chat.errors import IntegrityError
 from lora_chat.runs.metrics_log import truncate_metrics
 from lora_chat.system.atomic_write import open_to_append
 
+pytestmark = pytest.mark.slow
+
 
 class Reached(IntegrityError):
     """The signal that weights would be loaded, because all files were accepted."""

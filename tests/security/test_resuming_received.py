@@ -23,6 +23,8 @@ from lora_chat.runs.origin import (
 from lora_chat.runs.run_folder import RunFolder, is_run_folder
 from lora_chat.system import atomic_write
 
+pytestmark = pytest.mark.slow
+
 ROWS = [
     {"messages": [{"role": "user", "content": f"number {n}?"}, {"role": "assistant", "content": f"it is {n}"}]}
     for n in range(6)

@@ -23,6 +23,8 @@ from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
 from lora_chat.errors import DataError, TemplateError
 from lora_chat.models.stop_tokens import find_turn_end_ids
 
+pytestmark = pytest.mark.slow
+
 MINE = CHATML_TEMPLATE + "{# mine #}"
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"

@@ -8,6 +8,8 @@ from forging import forge, raw_of
 from lora_chat import cli
 from lora_chat.sharing.container import RECEIPT
 
+pytestmark = pytest.mark.slow
+
 
 def _deep():
     value = 1

@@ -19,6 +19,8 @@ from lora_chat.system import hub_client, hub_guard
 from lora_chat.system.cache_dir import cache_dir
 from lora_chat.system.hub_client import HubFailureError, RemoteFile, download_files, find_commit, list_files
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "hf_CanaryCanaryCanary"
 UP = "../" * 12
 CONFIG = "config.json"

@@ -15,7 +15,7 @@ from lora_chat.errors import DataError
 from lora_chat.system.strict_json import parse_strict_json
 
 ENOUGH = 0.5
-pytestmark = pytest.mark.usefixtures("no_garbage_collection")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_garbage_collection")]
 
 
 def check(work, small, large):
