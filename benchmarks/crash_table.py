@@ -29,7 +29,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for mode, meaning in MEANING.items():
         mode_points = [point for point in points if point["mode"] == mode]
-        ends = Counter(point["ended"] for point in mode_points)
+        ends = Counter(point["exit_code"] for point in mode_points)
         shown = ", ".join(f"{count} x {_end(code)}" for code, count in ends.most_common())
         same = sum(point["same"] for point in mode_points)
         unexplained = sum(not _explained(point) for point in mode_points)
@@ -43,7 +43,7 @@ def main() -> None:
 
 def _explained(point: dict[str, Any]) -> bool:
     ends = ENDS.get(point["mode"], {129, 130, 143})
-    return point["same"] and point["ended"] in ends and "Traceback" not in point.get("said", "")
+    return point["same"] and point["exit_code"] in ends and "Traceback" not in point.get("output", "")
 
 
 def _end(code: int) -> str:

@@ -79,6 +79,7 @@ def test_resumes_to_the_same_bytes_after_any_fault(injector, cache_home, tmp_pat
     if table := os.environ.get("LORA_CHAT_CRASH_TABLE"):
         with Path(table).open("a") as file:
             file.write(process.stdout)
+    check_table(process.stdout, tmp_path / "points.jsonl")
     first, *results = map(json.loads, process.stdout.splitlines())
     check_order(first["operations"])
     count = len(first["operations"]) if POINTS == "all" else int(POINTS)
@@ -87,6 +88,14 @@ def test_resumes_to_the_same_bytes_after_any_fault(injector, cache_home, tmp_pat
     for result in failures[:5]:
         print(find_failure(result), json.dumps(result, indent=1).replace("\\n", "\n"))
     assert not failures, f"{len(failures)} of {len(results)} points, LORA_CHAT_CRASH_SEED={SEED}"
+
+
+def check_table(rows, path):
+    """The program that prints the table of CRASHES.md reads these rows."""
+    path.write_text(rows)
+    command = [sys.executable, str(HERE.parents[1] / "benchmarks" / "crash_table.py"), str(path)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "resumed to the same bytes" in printed and "unexplained:" not in printed
 
 
 def check_order(operations):
