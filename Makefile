@@ -27,7 +27,7 @@ help:
 	@echo "make recipe [RECIPE=...]                                  print a recipe with every default"
 	@echo "make bench  [DATA='a.jsonl b.jsonl']                      measure training beside TRL, in minutes"
 	@echo "make sft RESUME=1                                         continue an interrupted run"
-	@echo "make crash-test                                           let every file operation of a run fail once: half an hour"
+	@echo "make crash-test                                           let every file operation of a run fail once: 10 to 20 minutes"
 	@echo "make test | test-fast | check                             all tests, quick tests, lint, types and style"
 	@echo "make docs                                                 write docs/recipes.md from the docstrings"
 
@@ -102,7 +102,7 @@ test: install-dev install-gguf
 test-fast: install-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
-# Let every file operation of a run fail in every way; the table is in benchmarks/CRASHES.md. Takes hours of one core.
+# Let every file operation of a run fail in every way; the table is in benchmarks/CRASHES.md. Takes 10 to 20 minutes.
 crash-test: install-dev
 	@rm -f crash-test.jsonl
 	@LORA_CHAT_CRASH_POINTS=all LORA_CHAT_CRASH_TABLE=$(CURDIR)/crash-test.jsonl OMP_NUM_THREADS=1 \

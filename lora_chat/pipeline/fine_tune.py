@@ -17,10 +17,9 @@ from lora_chat.evaluation.loss_plot import write_loss_plot
 from lora_chat.models.adapter import attach_adapter, count_parameters, count_trainable_parameters
 from lora_chat.models.adapter_files import save_adapter
 from lora_chat.models.base_model import load_base_model, load_meta_model
-from lora_chat.pipeline.audit_data import audit_sets
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.estimate import resolve_plan
-from lora_chat.pipeline.prepare import PreparedRun, format_plan_summary, prepare_run
+from lora_chat.pipeline.prepare import PreparedRun, audit_run, format_plan_summary, prepare_run
 from lora_chat.pipeline.resume import ResumeRequest, find_resume_point, find_run_to_resume, is_finished, is_foreign_run
 from lora_chat.pipeline.run_identity import describe_run
 from lora_chat.pipeline.run_status import RunProgress
@@ -147,14 +146,7 @@ def _prepare_and_audit(plan: Plan, progress: RunProgress) -> tuple[PreparedRun, 
     progress.enter_stage("reading the dialogues")
     prepared = prepare_run(plan)
     progress.enter_stage("auditing the dialogues")
-    audit = audit_sets(
-        prepared.train,
-        prepared.validation,
-        prepared.tokenizer,
-        plan.audit,
-        questions=prepared.questions,
-        template=plan.data.template,
-    )
+    audit = audit_run(prepared, plan)
     if audit.is_refused:
         raise DataError(format_refusal(audit, plan.audit))
     return prepared, audit

@@ -10,8 +10,7 @@ from lora_chat.audit.format import format_audit
 from lora_chat.config.plan import make_plan
 from lora_chat.config.recipe import Recipe
 from lora_chat.data.format import format_dialogues, format_statistics
-from lora_chat.pipeline.audit_data import audit_sets
-from lora_chat.pipeline.prepare import PreparedRun, prepare_run
+from lora_chat.pipeline.prepare import PreparedRun, audit_run, prepare_run
 from lora_chat.system.atomic_write import atomic_output_file
 from lora_chat.system.console import ResultPart
 from lora_chat.system.hardware import detect_hardware
@@ -32,15 +31,9 @@ def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[di
 
     The training dialogues, redacted as in training, are written to `to`.
     """
-    prepared = prepare_run(make_plan(recipe, detect_hardware()))
-    report = audit_sets(
-        prepared.train,
-        prepared.validation,
-        prepared.tokenizer,
-        recipe.audit,
-        questions=prepared.questions,
-        template=recipe.data.template,
-    )
+    plan = make_plan(recipe, detect_hardware())
+    prepared = prepare_run(plan)
+    report = audit_run(prepared, plan)
     if to:
         with atomic_output_file(to, "the dialogues") as file:
             file.writelines(

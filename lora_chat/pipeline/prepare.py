@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.audit.report import AuditReport
 from lora_chat.config.data import DataSection
 from lora_chat.config.plan import Plan
 from lora_chat.data.dataset import DialogueSet, build_block_set, build_full_set, concatenate_sets
@@ -27,6 +28,7 @@ from lora_chat.models.base_model import (
 from lora_chat.models.bound_adapter import BoundAdapter
 from lora_chat.models.identity import Identity, compute_identity
 from lora_chat.models.stop_tokens import read_stop_ids
+from lora_chat.pipeline.audit_data import audit_sets
 from lora_chat.pipeline.load_data import find_data_files, read_data
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.console import display_path
@@ -106,6 +108,18 @@ def prepare_run(plan: Plan) -> PreparedRun:
         validation=data.validation,
         statistics=data.statistics,
         questions=files.questions,
+    )
+
+
+def audit_run(prepared: PreparedRun, plan: Plan) -> AuditReport:
+    """Audit the data, the questions and the chat template of a run."""
+    return audit_sets(
+        prepared.train,
+        prepared.validation,
+        prepared.tokenizer,
+        plan.audit,
+        questions=prepared.questions,
+        template=plan.data.template,
     )
 
 

@@ -27,6 +27,16 @@ _KINDS: dict[str, Any] = {
     "gpt2": GPT2Config,
 }
 ARCHITECTURES = tuple(_KINDS)
+LLAMA_8B_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+"""The fields of config.json of an 8B Llama that decide its shape."""
 _HEADS_FILL_HIDDEN = ("qwen2", "phi", "phi3", "gpt2")
 """Architectures whose heads together have the hidden size."""
 

@@ -19,19 +19,9 @@ from lora_chat.planning.settings_search import (
     format_overrides,
 )
 from lora_chat.system.hardware import Hardware
+from tests.planning.shapes import LLAMA_8B_CONFIG
 
-LLAMA_8B = read_shape(
-    {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "8B",
-)
+LLAMA_8B = read_shape(LLAMA_8B_CONFIG, "8B")
 GIB = 2**30
 
 

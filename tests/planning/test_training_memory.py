@@ -12,21 +12,12 @@ from lora_chat.planning.training_memory import estimate_training_memory
 from lora_chat.planning.weight_memory import MemoryConfig, weight_bytes
 from tests.planning import derivation
 from tests.planning.grid import BASES, measure, points, predict
-from tests.planning.shapes import ARCHITECTURES, Widths, make_config
+from tests.planning.shapes import ARCHITECTURES, LLAMA_8B_CONFIG, Widths, make_config
 
 pytestmark = pytest.mark.slow
 
 GRID = int(os.environ.get("LORA_CHAT_MEMORY_GRID", "15"))
 """Number of compared settings, over all bases in turn; hundreds take minutes."""
-LLAMA_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-}
 
 
 @pytest.mark.slow
@@ -75,7 +66,7 @@ def test_evaluates_sums_of_terms():
 
 
 def shape_of(**changes):
-    return read_shape(LLAMA_8B | changes, "some-base")
+    return read_shape(LLAMA_8B_CONFIG | changes, "some-base")
 
 
 def test_rejects_config_without_a_width_by_name():
