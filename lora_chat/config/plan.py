@@ -21,7 +21,7 @@ from lora_chat.system.hardware import Hardware
 _DEFAULT_MICRO_BATCH_TOKENS = 2048
 """Tokens of a micro-batch. Two cores reach their full speed with it; more only takes memory (benchmarks/LOG.md)."""
 
-Dtype = Literal["bfloat16", "float32"]
+Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 class PrecisionPlan(StrictModel):

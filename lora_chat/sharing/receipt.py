@@ -58,7 +58,7 @@ class PrecisionReceipt(StrictModel):
 
     mode: Literal["4bit", "8bit", "none"]
     double_quantization: bool
-    dtype: Literal["bfloat16", "float32"]
+    dtype: Literal["bfloat16", "float16", "float32"]
 
 
 class MemberReceipt(StrictModel):

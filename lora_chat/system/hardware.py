@@ -19,6 +19,10 @@ class Hardware:
     bfloat16: bool
     """Whether the device multiplies bf16 natively; emulated bf16 is slower than fp32."""
     threads: int
+    index: int | None = None
+    """Number of the CUDA device; None for a CPU."""
+    capability: tuple[int, int] | None = None
+    """Compute capability of the CUDA device, such as (8, 6); None for a CPU."""
 
 
 def detect_hardware() -> Hardware:
@@ -33,6 +37,8 @@ def detect_hardware() -> Hardware:
             memory_bytes=properties.total_memory,
             bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
             threads=torch.get_num_threads(),
+            index=0,
+            capability=(properties.major, properties.minor),
         )
     name, flags = _read_cpu_description()
     return Hardware(
