@@ -135,7 +135,9 @@ def _find_target(gpu: str | None, memory: str | None) -> tuple[TargetDevice, Har
         target = target_from_memory_size(parse_size(memory, "--memory"))
     else:
         return detect_local_device(hardware), hardware
-    return target, Hardware("cuda", target.name, target.memory, target.bfloat16, hardware.threads)
+    return target, Hardware(
+        "cuda", target.name, target.memory, target.bfloat16, hardware.threads, index=0, capability=target.capability
+    )
 
 
 def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int) -> DataLengths:

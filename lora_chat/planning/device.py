@@ -44,6 +44,8 @@ class TargetDevice:
     speed: DeviceSpeed | None = None
     """Speed of the device; None if unknown."""
     bfloat16: bool = True
+    capability: tuple[int, int] | None = None
+    """Compute capability of a GPU; None if unknown."""
     fragmentation: float = 0.03
     """Gaps between allocated blocks, as a share of the bytes that training allocates and frees."""
 

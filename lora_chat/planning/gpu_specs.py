@@ -1,14 +1,12 @@
 """GPUs by name, with the figures of their data sheets."""
 
-import difflib
 import json
-import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from lora_chat.errors import UsageError
 from lora_chat.planning.device import DeviceSpeed, TargetDevice
+from lora_chat.planning.gpu_names import find_gpu_name, make_gpu_name
 
 CUDA_CONTEXT_BYTES = 450 * 2**20
 """Bytes that the driver and cuBLAS take of a GPU: 300 to 600 MiB by driver and GPU; a local GPU is measured instead."""
@@ -32,42 +30,43 @@ class GpuSpec:
     """Operations per second in 16-bit tensor products with fp32 sums, without sparsity."""
     bandwidth: float
     """Memory bandwidth, in bytes per second."""
-    bfloat16: bool
+    capability: tuple[int, int]
+    """Compute capability, such as (8, 6)."""
     source: str
+
+    @property
+    def bfloat16(self) -> bool:
+        """Return whether the GPU multiplies bf16, which Ampere (capability 8.0) introduced."""
+        return self.capability >= (8, 0)
 
 
 @cache
 def load_gpu_specs() -> tuple[GpuSpec, ...]:
     """Return all known GPUs."""
-    rows = json.loads((files("lora_chat.planning") / "cards.json").read_text(encoding="utf-8"))
-    return tuple(
-        GpuSpec(
-            row["name"],
-            row["memory_mib"] * 2**20,
-            1e12 * row["tflops"],
-            1e9 * row["bandwidth_gb_s"],
-            row["bfloat16"],
-            row["source"],
+    table = json.loads((files("lora_chat.planning") / "gpu_specs.json").read_text(encoding="utf-8"))
+    specs = []
+    for row in table["gpus"]:
+        major, minor = row["capability"].split(".")
+        specs.append(
+            GpuSpec(
+                row["name"],
+                row["memory_mib"] * 2**20,
+                1e12 * row["tflops"],
+                1e9 * row["bandwidth_gb_s"],
+                (int(major), int(minor)),
+                table["sources"][row["source"]],
+            )
         )
-        for row in rows
-    )
+    return tuple(specs)
 
 
 def find_gpu_spec(name: str) -> GpuSpec:
-    """Return a GPU by a name such as `RTX 4090`, `4090` or `NVIDIA GeForce RTX 4090`. Raise UsageError if unknown."""
-    normalized_name = _normalize_gpu_name(name)
-    specs_by_name = {_normalize_gpu_name(spec.name): spec for spec in load_gpu_specs()}
-    if normalized_name in specs_by_name:
-        return specs_by_name[normalized_name]
-    matching = [spec for key, spec in specs_by_name.items() if normalized_name and key.startswith(normalized_name)]
-    if len(matching) == 1:
-        return matching[0]
-    close = difflib.get_close_matches(normalized_name, list(specs_by_name), n=3, cutoff=0.5)
-    suggestions = [spec.name for spec in matching or [specs_by_name[key] for key in close] or load_gpu_specs()]
-    raise UsageError(
-        f"--gpu {name}: unknown GPU. Similar names: {', '.join(suggestions)}.\n"
-        "Fix: for any other GPU give its memory, for example --memory 12GiB."
-    )
+    """Return a GPU by a name such as `RTX 4090`, `4090` or `NVIDIA GeForce RTX 4090`.
+
+    Raises UsageError if the name is unknown or means several GPUs.
+    """
+    specs = {spec.name: spec for spec in load_gpu_specs()}
+    return specs[find_gpu_name(name, [make_gpu_name(spec.name, spec.memory) for spec in specs.values()])]
 
 
 def target_from_gpu_spec(spec: GpuSpec) -> TargetDevice:
@@ -78,7 +77,7 @@ def target_from_gpu_spec(spec: GpuSpec) -> TargetDevice:
         LAYER_LAUNCH_SECONDS,
         MIN_PEAK_FRACTION,
         MAX_PEAK_FRACTION,
-        f"from the GPU's data sheet ({spec.source}), not measured",
+        "from the GPU's data sheet, not measured",
     )
     return TargetDevice(
         "cuda",
@@ -89,16 +88,10 @@ def target_from_gpu_spec(spec: GpuSpec) -> TargetDevice:
         at_hand=False,
         speed=speed,
         bfloat16=spec.bfloat16,
+        capability=spec.capability,
     )
 
 
 def target_from_memory_size(size: int) -> TargetDevice:
     """Return an unnamed GPU with `size` bytes of memory as a target."""
     return TargetDevice("cuda", f"a GPU of {size / 2**30:g} GiB", size, size, CUDA_CONTEXT_BYTES, at_hand=False)
-
-
-def _normalize_gpu_name(name: str) -> str:
-    """Return a name in lower case without vendor, brand, spaces and a leading `rtx`."""
-    parts = re.sub(r"[^a-z0-9]", " ", name.lower()).split()
-    plain = "".join(part for part in parts if part not in ("nvidia", "geforce", "graphics"))
-    return plain.removeprefix("rtx") if plain.startswith("rtx") else plain

@@ -58,6 +58,7 @@ def detect_local_device(hardware: Hardware) -> TargetDevice:
             _MEASURED_SPEED_SOURCE,
         ),
         bfloat16=hardware.bfloat16,
+        capability=hardware.capability,
     )
 
 

@@ -16,7 +16,7 @@ LIGHT = [
     ),
     *(
         f"lora_chat.planning.{name}"
-        for name in ("gpu_specs", "calibration", "device", "training_memory", "weight_memory", "format")
+        for name in ("gpu_specs", "gpu_names", "calibration", "device", "training_memory", "weight_memory", "format")
     ),
     "lora_chat.models.shape",
     "lora_chat.data.dialogue",
