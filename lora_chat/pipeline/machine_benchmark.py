@@ -35,7 +35,7 @@ _DEFAULT_MICRO_BATCH_TOKENS = 2048
 """Tokens of a benchmarked micro-batch if the plan does not limit them."""
 _REQUIRED_KEYS = {"rss", "loaded", "load", "step", "start", "read"}
 """Keys of a valid cached result."""
-_BENCHMARK_VERSION = 2
+_BENCHMARK_VERSION = 3
 """Version of the measurements; cached results of another version are not used."""
 _TIMEOUT_SECONDS = 600
 """Benchmark timeout, in seconds; a slower machine gets no benchmark."""

@@ -32,11 +32,33 @@ _NOISE_COUNT = 2**20
 """Number of random values that all weights repeat, because new ones would take longer than the training."""
 _PRELOADED_LIBRARIES = ("trl.trainer.sft_trainer", "peft", "bitsandbytes", "datasets")
 _CLEAR_REFS_PATH, _PROC_STATUS_PATH = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_PER_LAYER_FIELDS = ("layer_types", "no_rope_layers", "intermediate_size", "activation_sparsity_pattern")
+"""Fields of a config that may be lists with one value for each decoder layer."""
 _BYTE_KEYS = "rss", "loaded"
 _MAX_REPEATS, _REPEAT_LIMIT_SECONDS = 3, 1.0
 """Maximum runs of a timed operation, and seconds after which no further run begins."""
 _REPLY_TOKENS = 6
 """Tokens of the longer of two timed replies; the shorter one has one token."""
+
+
+def make_small_config(config: "Mapping[str, object]", layers: int) -> dict[str, object]:
+    """Return the config of the same model with fewer layers, unquantized.
+
+    No other field is added: with a field `layer_types`, even of null, Transformers reads Mistral as Ministral
+    (AutoConfig in models/auto/configuration_auto.py).
+    """
+    from lora_chat.models.architectures import find_architecture
+
+    architecture = find_architecture(str(config.get("model_type")))
+    small_config = {**config, architecture.config_name("num_hidden_layers"): layers}
+    small_config.pop("quantization_config", None)
+    for name in _PER_LAYER_FIELDS:
+        values = small_config.get(name)
+        if isinstance(values, list):
+            small_config[name] = values[:layers]
+    if small_config.get("layer_types") is None:
+        small_config.pop("layer_types", None)
+    return small_config
 
 
 def write_random_model(config: "Mapping[str, object]", layers: int, folder: Path) -> None:
@@ -45,9 +67,7 @@ def write_random_model(config: "Mapping[str, object]", layers: int, folder: Path
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    small_config = {**config, "num_hidden_layers": layers, "n_layer": layers, "layer_types": None}
-    small_config.pop("quantization_config", None)
-    (folder / "config.json").write_text(json.dumps(small_config), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(make_small_config(config, layers)), encoding="utf-8")
     model_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
