@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+from lora_chat.commands.memory_advice import explain_out_of_memory
 from lora_chat.commands.parser import make_parser
 from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, StoppedError, explain_disk_error
 from lora_chat.system.bounded_call import is_rust_panic, rust_panic_message
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_message(f"Error: {error.message}\nIf you trust it: {command}")
         return error.exit_code
     except LoraChatError as error:
+        error = explain_out_of_memory(error, options.command) or error
         print_error(str(error), label="" if isinstance(error, StoppedError) else "Error: ")
         return error.exit_code
     except KeyboardInterrupt as error:
@@ -68,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(str(explained))
         return explained.exit_code
     except BaseException as error:
+        if out_of_memory := explain_out_of_memory(error, options.command):
+            print_error(str(out_of_memory))
+            return out_of_memory.exit_code
         if not is_rust_panic(error):
             raise
         print_error(f"A library failed on a file that is damaged or made to break it: {rust_panic_message(error)}")

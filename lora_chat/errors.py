@@ -43,9 +43,19 @@ class DiskFullError(LoraChatError):
 
 
 class OutOfMemoryError(LoraChatError):
-    """A model or a batch that does not fit into memory."""
+    """A model or a batch that does not fit into memory.
+
+    `default_fix` is advice that the command line may replace, because the fix depends on the command.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str, default_fix: str = "") -> None:
+        super().__init__(message, default_fix)
+        self.message, self.default_fix = message, default_fix
+
+    def __str__(self) -> str:
+        return f"{self.message}\nFix: {self.default_fix}" if self.default_fix else self.message
 
 
 class NonFiniteError(LoraChatError):

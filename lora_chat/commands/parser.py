@@ -82,6 +82,6 @@ def make_parser() -> argparse.ArgumentParser:
             "--json", action="store_true", help="print results as JSON on stdout, everything else on stderr"
         )
         sub.add_argument("--verbose", action="store_true", help="show the messages of the libraries")
-        sub.set_defaults(execute=command.run)
+        sub.set_defaults(execute=command.run, command=name)
         command.add_options(sub)
     return parser

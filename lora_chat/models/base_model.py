@@ -21,7 +21,9 @@ from lora_chat.models.quantization.weight_cache import (
 )
 from lora_chat.models.weight_files import find_weight_files
 from lora_chat.system.bounded_call import call_with_timeout, is_rust_panic
+from lora_chat.system.gpu_memory import count_gpu_memory_errors
 from lora_chat.system.malloc import release_freed_memory
+from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.system.received_folder import check_received_folder
 from lora_chat.system.user_path import expand_user_path
 
@@ -198,6 +200,7 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedMod
         )
     elif precision.mode == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    num_memory_errors = count_gpu_memory_errors()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base.folder,
@@ -208,14 +211,15 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedMod
             use_safetensors=True,
             **options,
         )
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(
-            f"The base {base.name} does not fit into memory in mode {precision.mode}.\n"
-            "Fix: --set quantization.mode=4bit, or a smaller base."
-        ) from error
     except LoraChatError:
         raise
     except Exception as error:
+        # Transformers reports an error during quantization without its cause, so PyTorch's counter is compared.
+        if is_out_of_memory(error) or count_gpu_memory_errors() > num_memory_errors:
+            raise OutOfMemoryError(
+                f"The base {base.name} does not fit into memory in mode {precision.mode}.",
+                "--set quantization.mode=4bit, or a smaller base.",
+            ) from error
         raise UnavailableError(f"The weights of {base.name} cannot be loaded: {_first_line(error)}") from error
     base.check_unchanged()
     model.requires_grad_(False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lora_chat.system.memory_usage import free_memory_bytes
 
-# The last one is oneDNN's message for a scratchpad that it could not allocate.
+# "could not create a primitive" is oneDNN's message for a scratchpad that it could not allocate.
 _OUT_OF_MEMORY_TEXTS = (
     "out of memory",
     "allocate memory",
@@ -15,6 +15,7 @@ _OUT_OF_MEMORY_TEXTS = (
     "bad_alloc",
     "bad alloc",
     "could not create a primitive",
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
 )
 
 
