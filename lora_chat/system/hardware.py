@@ -45,9 +45,19 @@ def detect_hardware() -> Hardware:
         device="cpu",
         name=name,
         memory_bytes=total_memory_bytes(),
-        bfloat16=bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}),
+        bfloat16=_has_bfloat16(flags),
         threads=torch.get_num_threads(),
     )
+
+
+def has_cpu_bfloat16() -> bool:
+    """Return whether the CPU multiplies bf16 natively, on a machine with or without a GPU."""
+    return _has_bfloat16(_read_cpu_description()[1])
+
+
+def _has_bfloat16(flags: set[str]) -> bool:
+    """Return whether a CPU with these feature flags multiplies bf16 natively."""
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _read_cpu_description() -> tuple[str, set[str]]:

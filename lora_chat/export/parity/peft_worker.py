@@ -14,6 +14,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+OUT_OF_MEMORY_EXIT_CODE = 5
+"""Exit code if the GPU is too small, as of lora_chat."""
+
 
 def load_adapted_model(request: dict[str, Any]) -> peft.PeftModel:
     """Load base and adapter with the usual calls of Transformers and PEFT."""
@@ -31,7 +34,7 @@ def load_adapted_model(request: dict[str, Any]) -> peft.PeftModel:
     base = transformers.AutoModelForCausalLM.from_pretrained(
         request["base"],
         dtype=dtype,
-        device_map={"": 0 if request["device"] == "cuda" else "cpu"},
+        device_map={"": request["device"]},
         quantization_config=transformers.BitsAndBytesConfig(**quantization) if quantization else None,
         local_files_only=True,
         trust_remote_code=False,
@@ -75,4 +78,11 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except Exception as error:
+        # Transformers reports an out-of-memory error during quantization without its cause, but PyTorch counts it.
+        num_ooms = torch.cuda.memory_stats().get("num_ooms", 0) if torch.cuda.is_available() else 0
+        if not (num_ooms or isinstance(error, torch.OutOfMemoryError)):
+            raise
+        sys.exit(OUT_OF_MEMORY_EXIT_CODE)
