@@ -11,6 +11,7 @@ from lora_chat.export.formats import DEFAULT_GGUF_TYPE, GGUF_TYPES
 from lora_chat.export.llama_cpp_converters import convert, find_converters
 from lora_chat.export.merge import write_base, write_merged_model
 from lora_chat.export.parity.llama_cpp_runner import LlamaCppRunner, check_llama_cpp, run_llama_cpp
+from lora_chat.export.parity.reading_device import check_main_memory
 from lora_chat.models.adapter import write_stored_adapter
 from lora_chat.models.architectures import find_architecture
 from lora_chat.models.base_model import read_model_type
@@ -28,9 +29,10 @@ class GgufExporter:
         self._source_type = "bf16" if job.blend.precision.dtype == "bfloat16" else "f32"
 
     def check(self) -> None:
-        """Raise UnavailableError without llama.cpp or without its converters."""
+        """Raise UnavailableError without llama.cpp or its converters, OutOfMemoryError without enough main memory."""
         check_llama_cpp()
         find_converters()
+        check_main_memory(self._job.blend.base, self._job.blend.precision)
 
     def write(self) -> Iterator[tuple[str, Path]]:
         """Merge the adapters and write each type; quantized types start from a GGUF in the precision of training."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +12,17 @@ from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.export.parity.compare import ParityReport, check_parity, measure_parity
 from lora_chat.export.parity.format import write_parity_reports
 from lora_chat.export.parity.outputs import ParityOutputs
+from lora_chat.export.parity.reading_device import plan_reading, read_on_either_device
 from lora_chat.export.parity.samples import ParitySample
 from lora_chat.export.parity.transformers_runner import TransformersRunner, collect_adapted_outputs
 from lora_chat.models.adapter import load_adapters, merge_adapter
 from lora_chat.models.base_model import LocalBase, load_base_model, load_tokenizer
 from lora_chat.models.bound_adapter import BoundAdapter
+from lora_chat.models.float32_products import float32_products
 from lora_chat.models.quantization.dequantized_model import load_dequantized_model
 from lora_chat.system.atomic_write import atomic_folder
+from lora_chat.system.gpu_memory import release_gpu_memory
+from lora_chat.system.hardware import has_cpu_bfloat16
 from lora_chat.system.malloc import release_freed_memory
 
 if TYPE_CHECKING:
@@ -76,8 +81,10 @@ class AdapterBlend:
         return self.attach_to(load_base_model(self.base, self.precision))
 
     def collect_outputs(self, samples: Sequence[ParitySample]) -> ParityOutputs:
-        """Collect the outputs of the adapted model."""
-        return collect_adapted_outputs(self.load_adapted_model(), self.tokenizer, samples, self.stop_ids)
+        """Collect the outputs of the adapted model, and release its memory on a GPU."""
+        outputs = collect_adapted_outputs(self.load_adapted_model(), self.tokenizer, samples, self.stop_ids)
+        release_gpu_memory()
+        return outputs
 
 
 def merge_blend(
@@ -93,19 +100,26 @@ def merge_blend(
     The base is quantized exactly as in training and then dequantized, because the adapter was trained on those values
     and merging into quantized weights would round the result. With `original`, the adapters are merged into the
     original weights. Raises IntegrityError if the parity check fails and that is not accepted; then nothing is kept.
+    Raises OutOfMemoryError before anything is written if a GPU run is too large for the main memory.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(
             f"The folder is not empty: {to}. Merged models never replace files. Fix: name a new folder with --to."
         )
     release_freed_memory()
+    reading_precision = plan_reading(blend.base, blend.precision, samples)
     logger.info("Computing the outputs of the adapted model")
     expected = blend.collect_outputs(samples)
     logger.info(f"Merging into the {'original weights of the base' if original else 'weights that training used'}")
     with atomic_folder(to, "the merged model", shared=True) as folder:
         write_merged_model(blend, folder, original=original)
         logger.info("Reading the merged model again and comparing")
-        report = check_parity(_measure_folder_parity(blend, expected, samples, folder, original), accept=accept)
+        report_name = _name_report(blend.precision, original)
+        report = read_on_either_device(
+            reading_precision,
+            lambda precision: _measure_folder_parity(report_name, blend, expected, samples, folder, precision),
+        )
+        report = check_parity(report, accept=accept)
         write_parity_reports(folder, [report])
     return report
 
@@ -115,6 +129,8 @@ def write_merged_model(blend: AdapterBlend, folder: Path, *, original: bool = Fa
     plain = blend.precision.model_copy(update={"mode": "none", "device": "cpu"})
     base = load_base_model(blend.base, plain) if original else load_dequantized_model(blend.base, blend.precision)
     _save_model(merge_adapter(blend.attach_to(base)), blend, folder)
+    del base
+    release_gpu_memory()
 
 
 def write_base(blend: AdapterBlend, folder: Path) -> None:
@@ -135,15 +151,31 @@ def _save_model(model: "PreTrainedModel", blend: AdapterBlend, folder: Path) -> 
     blend.tokenizer.save_pretrained(folder)
 
 
+def _name_report(precision: PrecisionPlan, original: bool) -> str:
+    """Return the name of a merge's parity report, on which its tolerances depend."""
+    if original:
+        return "model merged into the original weights"
+    return "merged model of an 8-bit base" if precision.mode == "8bit" else "merged model"
+
+
 def _measure_folder_parity(
-    blend: AdapterBlend, expected: ParityOutputs, samples: Sequence[ParitySample], folder: Path, original: bool
+    report_name: str,
+    blend: AdapterBlend,
+    expected: ParityOutputs,
+    samples: Sequence[ParitySample],
+    folder: Path,
+    precision: PrecisionPlan,
 ) -> ParityReport:
     """Compare a written folder, as Transformers opens it, with the adapted model."""
-    if original:
-        report_name = "model merged into the original weights"
-    else:
-        report_name = "merged model of an 8-bit base" if blend.precision.mode == "8bit" else "merged model"
     written = LocalBase(str(folder), folder)
-    model = load_base_model(written, blend.precision.model_copy(update={"mode": "none"}))
-    runner = TransformersRunner(model, load_tokenizer(written))
-    return measure_parity(report_name, runner, expected, samples, blend.stop_ids)
+    model = load_base_model(written, precision)
+    with float32_products(model) if _needs_float32_products(blend.precision, precision) else nullcontext():
+        runner = TransformersRunner(model, load_tokenizer(written))
+        return measure_parity(report_name, runner, expected, samples, blend.stop_ids)
+
+
+def _needs_float32_products(trained: PrecisionPlan, reading: PrecisionPlan) -> bool:
+    """Return whether the model of a GPU run is read on a CPU that has no products in its dtype."""
+    if trained.device == reading.device or reading.dtype == "float32":
+        return False
+    return not (reading.dtype == "bfloat16" and has_cpu_bfloat16())

@@ -6,6 +6,7 @@ from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.encoding.encode import IGNORE_INDEX
 from lora_chat.export.parity.samples import ParitySample, make_parity_sample
 from lora_chat.inference.generation import generate_ids
+from lora_chat.system.gpu_memory import release_gpu_memory
 
 if TYPE_CHECKING:
     from lora_chat.export.merge import AdapterBlend
@@ -30,13 +31,15 @@ _QUESTIONS = (
 def make_default_samples(blend: "AdapterBlend", system: str | None) -> list[ParitySample]:
     """Return a sample for each question, with the greedy reply of the adapted model as the supervised tokens.
 
-    Loads the adapted model.
+    Loads the adapted model, and releases its memory on a GPU.
     """
     system_messages = [{"role": "system", "content": system}] if system is not None else []
     chats = [[*system_messages, {"role": "user", "content": question}] for question in _QUESTIONS]
     prompts = [render_ids(blend.tokenizer, chat, add_generation_prompt=True) for chat in chats]
     model = blend.load_adapted_model()
     replies = generate_ids(model, int(blend.tokenizer.pad_token_id), prompts, blend.stop_ids, _MAX_NEW_TOKENS)
+    del model
+    release_gpu_memory()
     samples = []
     for chat, prompt, reply in zip(chats, prompts, replies, strict=True):
         reply_ids = [*reply, *([blend.stop_ids[0]] if len(reply) < _MAX_NEW_TOKENS else [])]

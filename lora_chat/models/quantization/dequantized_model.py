@@ -20,6 +20,8 @@ def load_dequantized_model(base: LocalBase, precision: PrecisionPlan) -> "PreTra
     The memory is the size of the 16-bit model, because each dense layer replaces a quantized one. Transformers'
     `dequantize` is not used, because it turns GPT-2's Conv1D, which stores (in, out), into Linear.
     """
+    if precision.mode == "none":  # there is nothing to convert, so a GPU is not needed
+        precision = precision.model_copy(update={"device": "cpu"})
     model = load_base_model(base, precision)
     for name in [name for name, module in model.named_modules() if type(module).__name__ in _QUANTIZED_CLASSES]:
         model.set_submodule(name, _to_dense_layer(model.get_submodule(name), model.dtype))
