@@ -2,6 +2,7 @@
 
 - parser: the parser of the command line, and the table of commands
 - options: options that several commands share
+- memory_advice: the message of each command that runs out of memory
 - sft: fine-tune a base with the settings of a recipe
 - plan: estimate memory and time of a recipe
 - data: show the data of a recipe as training sees it

@@ -13,6 +13,7 @@
 - bundled: the bases that need no hub
 - config_checks: checks of an untrusted config.json, for code and for numbers out of bounds
 - equivalent_settings: settings that differ as they are written and load the same
+- float32_products: linear layers of a 16-bit model that multiply in fp32
 - hub: bases from the Hugging Face hub
 - identity: digests and settings that bind an adapter to its base, tokenizer and template
 - integrity: damaged or changed files, and cached digests

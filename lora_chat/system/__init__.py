@@ -9,6 +9,7 @@
 - environment: Environment variables of child processes, without secrets and without relative search paths
 - file_lock: Exclusive locks on open files
 - frames: Messages between two processes
+- gpu_memory: Free memory of the GPU, and its release before another model is loaded
 - hardware: The device, memory and threads of this machine
 - hashing: SHA-256 of files, texts and Python code
 - hub_answers: Checks of a hub's ETags, commits, file names, sizes and listings
