@@ -22,6 +22,8 @@ _DEFAULT_MICRO_BATCH_TOKENS = 2048
 """Tokens of a micro-batch. Two cores reach their full speed with it; more only takes memory (benchmarks/LOG.md)."""
 
 Dtype = Literal["bfloat16", "float16", "float32"]
+BYTES_BY_DTYPE: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes of a value by its dtype."""
 
 
 class PrecisionPlan(StrictModel):
@@ -90,12 +92,31 @@ def _list_auto_settings(training: TrainingSection) -> tuple[str, ...]:
 
 
 def plan_precision(quantization: QuantizationSection, hardware: Hardware) -> PrecisionPlan:
-    """Return the precision of the base: bf16 if the processor has it, else fp32."""
+    """Return the precision of the base in training: bf16 if the device has it, else fp16 on a GPU and fp32 on a CPU."""
+    dtype: Dtype = "bfloat16" if hardware.bfloat16 else "float16" if hardware.device == "cuda" else "float32"
+    return _make_precision(quantization, hardware, "float32" if quantization.dtype == "float32" else dtype)
+
+
+def plan_inference_precision(
+    quantization: QuantizationSection, hardware: Hardware, trained: Dtype | None
+) -> PrecisionPlan:
+    """Return the precision of the base after a training in the dtype `trained`, which is None if it is unknown.
+
+    After fp16 it is fp16 on every GPU, and fp32 on a CPU, where fp16 is slow and bf16 has fewer digits. Otherwise it is
+    bf16 if the device has it, and fp32 if not, because values that bf16 and fp32 can represent may overflow in fp16.
+    """
+    if trained == "float16":
+        return _make_precision(quantization, hardware, "float16" if hardware.device == "cuda" else "float32")
+    return _make_precision(quantization, hardware, "bfloat16" if hardware.bfloat16 else "float32")
+
+
+def _make_precision(quantization: QuantizationSection, hardware: Hardware, dtype: Dtype) -> PrecisionPlan:
+    """Return the precision of the base in a dtype on this device."""
     return PrecisionPlan(
         device=hardware.device,
         mode=quantization.mode,
         double_quantization=quantization.double_quantization,
-        dtype="bfloat16" if hardware.bfloat16 else "float32",
+        dtype=dtype,
     )
 
 

@@ -33,10 +33,12 @@ class QuantizationSection(StrictModel):
     """Precision of the frozen base."""
 
     mode: Literal["4bit", "8bit", "none"] = "4bit"
-    """Quantization of the base: `4bit` (NF4, QLoRA), `8bit` (LLM.int8) or `none` (16 bits if the processor has
-    bf16, else 32)."""
+    """Quantization of the base: `4bit` (NF4, QLoRA), `8bit` (LLM.int8) or `none` (weights in `dtype`)."""
     double_quantization: bool = True
     """Whether `4bit` quantizes the scales too, which saves 0.37 bits per weight (QLoRA, section 3)."""
+    dtype: Literal["auto", "float32"] = "auto"
+    """Type of matrix products in training: `auto` (bf16 if the device has it; otherwise fp16 with a gradient scaler on
+    a GPU, such as T4 and RTX 20xx, and fp32 on a CPU), or `float32`, which is slower on a GPU."""
 
 
 class AdapterSection(StrictModel):

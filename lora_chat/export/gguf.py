@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from lora_chat.config.plan import Dtype
 from lora_chat.errors import UsageError
 from lora_chat.export.exporter import ExportJob
 from lora_chat.export.formats import DEFAULT_GGUF_TYPE, GGUF_TYPES
@@ -19,6 +20,8 @@ from lora_chat.models.base_model import read_model_type
 logger = logging.getLogger(__name__)
 
 ADAPTER_FILE_NAME = "adapter.gguf"
+_GGUF_TYPE_BY_DTYPE: dict[Dtype, str] = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+"""GGUF type that has the values of a merged model, by the dtype of its base."""
 
 
 class GgufExporter:
@@ -26,7 +29,7 @@ class GgufExporter:
 
     def __init__(self, job: ExportJob) -> None:
         self._job = job
-        self._source_type = "bf16" if job.blend.precision.dtype == "bfloat16" else "f32"
+        self._source_type = _GGUF_TYPE_BY_DTYPE[job.blend.precision.dtype]
 
     def check(self) -> None:
         """Raise UnavailableError without llama.cpp or its converters, OutOfMemoryError without enough main memory."""

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 
 from lora_chat.config.plan import Plan, make_plan
 from lora_chat.config.recipe import BaseSection, Recipe
@@ -95,6 +96,9 @@ def _estimate_plan(
     plan: Plan, problem: PlanningProblem, base: BaseConfig, reading_seconds: float, *, allow_slow: bool
 ) -> RunEstimate:
     """Choose the open settings, benchmark this machine if it is the target, and estimate the plan."""
+    if plan.precision.dtype == "float32" and problem.target.device == "cuda":
+        # The speed of a GPU is known in 16 bits only, and fp32 takes several times as long.
+        problem = replace(problem, target=replace(problem.target, speed=None))
     memory = plan.training.memory
     if memory not in ("auto", "unlimited"):
         problem = PlanningProblem(

@@ -195,6 +195,7 @@ def _make_training_run(
         plan=plan.training,
         metrics_path=run.metrics,
         bfloat16=plan.precision.dtype == "bfloat16",
+        float16=plan.precision.dtype == "float16",
         evaluate_each_epoch=plan.evaluation.each_epoch,
         tensorboard_folder=run.tensorboard if plan.output.tensorboard else None,
         checkpoint_policy=policy,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_chat.config.plan import PrecisionPlan, plan_precision
+from lora_chat.config.plan import PrecisionPlan, plan_inference_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.data.encoding.bundled_templates import find_bundled_template
 from lora_chat.data.encoding.chat_template import install_template
@@ -21,6 +21,7 @@ from lora_chat.models.bundled import bundled_base_names
 from lora_chat.runs.origin import find_foreign_reason, sign_run
 from lora_chat.runs.run_folder import RunFolder, is_run_folder, open_run_folder
 from lora_chat.sharing.parcel import Parcel, is_parcel, open_parcel
+from lora_chat.sharing.receipt import PrecisionReceipt
 from lora_chat.system.hardware import detect_hardware
 from lora_chat.system.hashing import digest_text
 from lora_chat.system.sanitize import sanitize_line, sanitize_lines
@@ -85,17 +86,15 @@ def open_adapter(source: str, trust: TrustOptions = TrustOptions(), mode: str | 
     if trust.adopt and not (is_run_folder(path) or _find_enclosing_run(path)):
         raise UsageError(f"--adopt belongs to runs: {sanitize_line(source)} is not a run.")
     run, parcel, made_by_user = None, None, False
-    quantization = QuantizationSection(mode="none")
+    trained: PrecisionPlan | PrecisionReceipt | None = None
     if is_parcel(path):
         parcel = open_parcel(path, trust.signer)
-        precision = parcel.receipt.precision
-        quantization = QuantizationSection(mode=precision.mode, double_quantization=precision.double_quantization)
-        stored = parcel.stored
+        trained, stored = parcel.receipt.precision, parcel.stored
     elif is_adapter_folder(path) and not is_run_folder(path):
         stored = read_adapter(path)
         if enclosing_run := _find_enclosing_run(path):
             open_run_folder(enclosing_run.path)  # checks the files in the folder
-            quantization, made_by_user = enclosing_run.read_quantization(), _is_own_run(enclosing_run, trust)
+            trained, made_by_user = enclosing_run.read_precision(), _is_own_run(enclosing_run, trust)
     else:
         run = open_run_folder(source)
         if not is_adapter_folder(run.adapter):
@@ -103,12 +102,20 @@ def open_adapter(source: str, trust: TrustOptions = TrustOptions(), mode: str | 
                 f"The run {source} has no adapter, because its training was interrupted. "
                 "Fix: continue it with sft --resume."
             )
-        quantization = run.read_quantization()
+        trained = run.read_precision()
         stored, made_by_user = read_adapter(run.adapter), _is_own_run(run, trust)
+    adapter = resolve_adapter(stored, trust, made_by_user=made_by_user, untrusted_name=not made_by_user)
+    return OpenAdapter(source, adapter, _choose_precision(trained, mode), run, parcel, made_by_user)
+
+
+def _choose_precision(trained: PrecisionPlan | PrecisionReceipt | None, mode: str | None) -> PrecisionPlan:
+    """Return the precision in which an adapter is used here, with another quantization mode if one is given."""
+    quantization = QuantizationSection(mode="none")
     if mode:
         quantization = QuantizationSection.model_validate({"mode": mode})
-    adapter = resolve_adapter(stored, trust, made_by_user=made_by_user, untrusted_name=not made_by_user)
-    return OpenAdapter(source, adapter, plan_precision(quantization, detect_hardware()), run, parcel, made_by_user)
+    elif trained:
+        quantization = QuantizationSection(mode=trained.mode, double_quantization=trained.double_quantization)
+    return plan_inference_precision(quantization, detect_hardware(), trained.dtype if trained else None)
 
 
 def open_adapters(sources: Sequence[str], trust: TrustOptions) -> list[OpenAdapter]:

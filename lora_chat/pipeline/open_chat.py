@@ -2,7 +2,7 @@
 
 import logging
 
-from lora_chat.config.plan import plan_precision
+from lora_chat.config.plan import plan_inference_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.errors import UnavailableError
@@ -45,7 +45,8 @@ def open_chat(
             if path.is_dir():
                 raise  # the error names the problem of the folder
             raise UnavailableError(f"There is no run, parcel, adapter or folder {source}.\n{error}") from error
-        precision = plan_precision(QuantizationSection.model_validate({"mode": mode or "none"}), detect_hardware())
+        quantization = QuantizationSection.model_validate({"mode": mode or "none"})
+        precision = plan_inference_precision(quantization, detect_hardware(), None)
         tokenizer = load_tokenizer(base)
         install_template(tokenizer)
         stop_ids = read_stop_ids(base, tokenizer)

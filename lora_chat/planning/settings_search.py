@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
 
-from lora_chat.config.plan import Plan
+from lora_chat.config.plan import BYTES_BY_DTYPE, Plan
 from lora_chat.data.lengths import DataLengths
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.device import DeviceSpeed, TargetDevice
@@ -100,7 +100,7 @@ def memory_config_from_plan(plan: Plan, shape: ModelShape) -> MemoryConfig:
         checkpointed=min(num_checkpointed, shape.num_layers),
         double_quantization=plan.precision.double_quantization,
         moment_bytes=2 if plan.training.optimizer == "adamw_8bit" else 8,
-        bytes_per_value=2 if plan.precision.dtype == "bfloat16" else 4,
+        bytes_per_value=BYTES_BY_DTYPE[plan.precision.dtype],
         on_cpu=plan.precision.device == "cpu",
     )
 

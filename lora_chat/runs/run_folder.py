@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_chat.config.plan import Plan
-from lora_chat.config.recipe import QuantizationSection, Recipe
+from lora_chat.config.plan import Plan, PrecisionPlan
+from lora_chat.config.recipe import Recipe
 from lora_chat.errors import IntegrityError, UsageError, explain_write_errors
 from lora_chat.system.atomic_write import (
     atomic_output_file,
@@ -179,10 +179,9 @@ class RunFolder:
         except ValueError as error:
             raise IntegrityError(f"{self.plan} is damaged: {error}") from error
 
-    def read_quantization(self) -> QuantizationSection:
-        """Return the quantization of the base in training, which later commands use again."""
-        trained = self.read_plan().precision
-        return QuantizationSection(mode=trained.mode, double_quantization=trained.double_quantization)
+    def read_precision(self) -> PrecisionPlan:
+        """Return the precision of the base in training, from which later commands derive theirs."""
+        return self.read_plan().precision
 
 
 def find_newest_run(recipe: Recipe) -> RunFolder | None:

@@ -12,12 +12,15 @@ from lora_chat.models.adapter_checks import check_adapter_weights
 from lora_chat.runs.checkpoints import MANIFEST, CommittedCheckpoint
 from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.system.strict_json import parse_strict_json
+from lora_chat.training.loss_scale import check_scaler_state
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from trl import SFTTrainer
 
 _PICKLED_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+_SCALER_FILE = "scaler.pt"
+"""File with the state of the gradient scaler, which only fp16 training has."""
 _CHECKPOINT_FILES = {
     "adapter_model.safetensors",
     "adapter_config.json",
@@ -29,19 +32,23 @@ _MAX_STATE_BYTES = 1 << 28
 """Largest size of trainer_state.json, in bytes."""
 
 
-def check_checkpoint_content(checkpoint: CommittedCheckpoint, model: "PeftModel") -> None:
+def check_checkpoint_content(checkpoint: CommittedCheckpoint, model: "PeftModel", *, has_scaler: bool = False) -> None:
     """Raise IntegrityError for a checkpoint that lora_chat cannot have written, even if its digests match.
 
     Pickles are read as tensors and plain values only, so that they cannot run code.
     """
     folder = checkpoint.folder
     names = {path.name for path in folder.iterdir()}
-    if unexpected := sorted(names ^ _CHECKPOINT_FILES):
-        verb = "lacks" if unexpected[0] in _CHECKPOINT_FILES else "contains"
+    expected = _CHECKPOINT_FILES | ({_SCALER_FILE} if has_scaler else set())
+    if unexpected := sorted(names ^ expected):
+        verb = "lacks" if unexpected[0] in expected else "contains"
         raise _integrity_error(folder, f"it {verb} {unexpected[0]!a}")
     for name in _PICKLED_FILES:
         with _explain_file_errors(folder, name):
             _check_pickled(folder / name)
+    if has_scaler:
+        with _explain_file_errors(folder, _SCALER_FILE):
+            check_scaler_state(_check_pickled(folder / _SCALER_FILE))
     with _explain_file_errors(folder, "trainer_state.json"):
         _check_trainer_state(folder / "trainer_state.json", checkpoint.step)
     with _explain_file_errors(folder, "adapter_model.safetensors"):
@@ -66,8 +73,8 @@ def explain_resume_errors(checkpoint: CommittedCheckpoint | None, trainer: "SFTT
         raise _integrity_error(checkpoint.folder, f"its content does not fit ({type(error).__name__})") from error
 
 
-def _check_pickled(path: Path) -> None:
-    """Raise an error unless the file contains a table of finite tensors and plain values."""
+def _check_pickled(path: Path) -> dict[object, object]:
+    """Return the content of a file. Raise an error unless it is a table of finite tensors and plain values."""
     import torch
     from transformers.trainer_pt_utils import safe_globals
 
@@ -84,6 +91,7 @@ def _check_pickled(path: Path) -> None:
         raise ValueError("it repeats values")
     if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()):
         raise ValueError("it contains non-finite values")
+    return content
 
 
 def _iterate_leaves(value: object) -> Iterator[object]:

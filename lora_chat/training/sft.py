@@ -33,6 +33,7 @@ from lora_chat.training.candidate_plans import (
 from lora_chat.training.checkpoint_content import check_checkpoint_content, explain_resume_errors
 from lora_chat.training.fast_path.packing import StepCollator
 from lora_chat.training.fast_path.select import FastPath, find_fast_path
+from lora_chat.training.loss_scale import LossScale
 from lora_chat.training.progress_bar import ProgressView, open_progress_view
 from lora_chat.training.sft_config import make_sft_config
 from lora_chat.training.stop_request import StopRequest, TrainingNotStarted, catch_stop_signals
@@ -109,7 +110,7 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
         with explain_write_errors(policy.folder, "the folder of checkpoints"):
             policy.folder.mkdir(mode=0o700, exist_ok=True)
     if checkpoint:
-        check_checkpoint_content(checkpoint, run.model)
+        check_checkpoint_content(checkpoint, run.model, has_scaler=run.float16)
     earlier_metrics = truncate_metrics(run.metrics_path, checkpoint.step if checkpoint else 0)
     if run.on_cpu:
         keep_freed_memory()
@@ -156,13 +157,15 @@ def _ready_to_train(
     policy, stop_request = run.checkpoint_policy, prepared.stop_request
     checkpoints = CheckpointCallback(policy, run.metrics_path, stop_request) if policy else None
     layers = run.plan.gradient_checkpointing
+    scaler = trainer.accelerator.scaler
+    loss_scale = LossScale(scaler, prepared.earlier_metrics.rows) if scaler else None
     for callback in (
         PartialGradientCheckpointing(layers) if layers and layers is not True else None,
         ResumeLearningRate(),
         memory_check,
         checkpoints,
-        NonFiniteGuard(trainer, run.locate_dialogues, checkpoints),
-        MetricsCallback(trainer, run.metrics_path, prepared.earlier_metrics, prepared.view, stop_request),
+        NonFiniteGuard(trainer, run.locate_dialogues, checkpoints, loss_scale),
+        MetricsCallback(trainer, run.metrics_path, prepared.earlier_metrics, prepared.view, stop_request, loss_scale),
     ):
         if callback is not None:
             trainer.add_callback(callback)

@@ -29,6 +29,7 @@ def make_sft_config(run: TrainingRun, *, one_batch_per_step: bool) -> "SFTConfig
         max_grad_norm=plan.max_grad_norm,
         seed=plan.seed,
         bf16=run.bfloat16,
+        fp16=run.float16,  # with accelerate's gradient scaler
         use_cpu=run.on_cpu,
         max_length=None,  # longer rows were refused or dropped before
         dataset_kwargs={"skip_prepare_dataset": True},

@@ -1,5 +1,6 @@
 """SFTTrainer that trains on packed micro-batches and records the current optimizer step."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ class PackedSFTTrainer(SFTTrainer):
         """Supervised tokens of the current optimizer step."""
         self.step_batches: tuple[Batch, ...] = ()
         """Batches of the current optimizer step, for error messages."""
+
+    def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
+        """Log figures without a non-finite gradient norm, which a skipped step of fp16 has and JSON cannot hold."""
+        if not math.isfinite(logs.get("grad_norm", 0.0)):
+            logs = {name: value for name, value in logs.items() if name != "grad_norm"}
+        super().log(logs, *args, **kwargs)
 
     def begin_step(self) -> None:
         """Reset the record of the current optimizer step."""
@@ -85,13 +92,13 @@ class PackedSFTTrainer(SFTTrainer):
                 return {}
         return metrics
 
-    def dry_run_step(self, inputs: Batch) -> None:
-        """Run forward and backward only for their memory; counters and random state stay the same."""
+    def dry_run_step(self, inputs: Batch) -> float:
+        """Run forward and backward only for their memory, and return the loss; counters and random state stay."""
         saved_attributes = dict(vars(self))
         count = _count_supervised_tokens(inputs)
         try:
             with torch.random.fork_rng(devices=self._rng_devices()):
-                self._run_micro_batches(self.model, inputs, count, num_items_in_batch=count)
+                return float(self._run_micro_batches(self.model, inputs, count, num_items_in_batch=count))
         finally:
             self.__dict__.update(saved_attributes)
             for values in self._metrics.values():  # TRL would log them with the first step

@@ -47,6 +47,9 @@ class TrainingRun:
     """File that receives one JSON object per step."""
     bfloat16: bool
     """Whether the base computes in bf16 and the trained adapter is rounded to it."""
+    float16: bool = False
+    """Whether the base computes in fp16 and the loss is scaled; the trained adapter stays in fp32, which PEFT gives an
+    adapter in fp16 anyway."""
     evaluate_each_epoch: bool = False
     tensorboard_folder: Path | None = None
     checkpoint_policy: "CheckpointPolicy | None" = None

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_chat.config.load import read_recipe
-from lora_chat.config.plan import make_plan
-from lora_chat.config.recipe import Recipe
+from lora_chat.config.plan import PrecisionPlan, make_plan, plan_inference_precision
+from lora_chat.config.recipe import QuantizationSection, Recipe
 from lora_chat.errors import RecipeError
 from lora_chat.system.hardware import Hardware
 
@@ -123,7 +123,7 @@ def test_rejects_micro_batch_size_above_effective_batch_size():
         (cpu(bfloat16=True), "bfloat16"),
         (cpu(bfloat16=False), "float32"),
         (gpu(8, bfloat16=True), "bfloat16"),
-        (gpu(8, bfloat16=False), "float32"),
+        (gpu(8, bfloat16=False), "float16"),
     ],
 )
 @pytest.mark.parametrize("mode", ["4bit", "8bit", "none"])
@@ -132,6 +132,28 @@ def test_uses_bf16_only_if_the_processor_has_it(hardware, dtype, mode):
     assert precision.dtype == dtype
     assert precision.mode == mode
     assert precision.device == hardware.device
+    fp32 = make_plan(recipe(quantization={"mode": mode, "dtype": "float32"}), hardware).precision
+    assert fp32 == precision.model_copy(update={"dtype": "float32"})
+
+
+@pytest.mark.parametrize(
+    ("trained", "hardware", "dtype"),
+    [
+        ("float16", gpu(8, bfloat16=False), "float16"),
+        ("float16", gpu(8, bfloat16=True), "float16"),
+        ("float16", cpu(bfloat16=True), "float32"),
+        ("float16", cpu(bfloat16=False), "float32"),
+        ("bfloat16", gpu(8, bfloat16=False), "float32"),
+        ("float32", gpu(8, bfloat16=False), "float32"),
+        ("float32", cpu(bfloat16=True), "bfloat16"),
+        (None, gpu(8, bfloat16=True), "bfloat16"),
+        (None, gpu(8, bfloat16=False), "float32"),
+    ],
+)
+def test_never_uses_a_trained_adapter_in_a_dtype_of_smaller_range(trained, hardware, dtype):
+    quantization = QuantizationSection(mode="8bit", double_quantization=False)
+    precision = plan_inference_precision(quantization, hardware, trained)
+    assert precision == PrecisionPlan(device=hardware.device, mode="8bit", double_quantization=False, dtype=dtype)
 
 
 @pytest.mark.parametrize("targets", [("lm_head",), ("q_proj", "lm_head"), ("model.lm_head",)])

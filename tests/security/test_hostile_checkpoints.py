@@ -69,17 +69,58 @@ def folder(tmp_path, model):
     return folder
 
 
-def refused(folder, model, *words):
+def refused(folder, model, *words, has_scaler=False):
     (folder / MANIFEST).unlink()
     whole = commit_checkpoint(folder, {})
     assert verify_checkpoint(folder) == whole  # the digests of a forger fit
     with pytest.raises(IntegrityError) as caught:
-        check_checkpoint_content(whole, model)
+        check_checkpoint_content(whole, model, has_scaler=has_scaler)
     assert all(word in str(caught.value) for word in (str(folder), *words)), str(caught.value)
 
 
 def test_unchanged_checkpoint_is_resumed(folder, model):
     check_checkpoint_content(verify_checkpoint(folder), model)
+
+
+SCALER = "scaler.pt"
+
+
+def test_checkpoint_of_fp16_has_the_state_of_the_scaler(folder, model):
+    refused(folder, model, "lacks", SCALER, has_scaler=True)
+    torch.save(torch.amp.GradScaler("cpu", init_scale=512.0).state_dict(), folder / SCALER)
+    (folder / MANIFEST).unlink()
+    check_checkpoint_content(commit_checkpoint(folder, {}), model, has_scaler=True)
+    refused(folder, model, "contains", SCALER)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": 0.5},
+        {"scale": float("inf")},
+        {"scale": float("nan")},
+        {"scale": 512},
+        {"scale": torch.ones(())},
+        {"growth_factor": 1e30},
+        {"backoff_factor": 1.0},
+        {"growth_interval": 1},
+        {"_growth_tracker": -1},
+        {"_growth_tracker": 2000},
+        {"_growth_tracker": True},
+        {"more": 1},
+    ],
+)
+def test_refuses_invalid_state_of_the_scaler(folder, model, change):
+    torch.save(torch.amp.GradScaler("cpu").state_dict() | change, folder / SCALER)
+    refused(folder, model, SCALER, has_scaler=True)
+
+
+def test_state_of_the_scaler_is_not_unpickled(folder, model, tmp_path):
+    mark = tmp_path / "ran"
+    for write in (_zipped, _plain, _inside):
+        write(Runs(mark), folder / SCALER)
+        refused(folder, model, SCALER, has_scaler=True)
+    assert not mark.exists()
 
 
 def _zipped(evil, path):

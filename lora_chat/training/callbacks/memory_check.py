@@ -1,5 +1,6 @@
 """Callback that tries the largest micro-batch before the first step, so that a run that cannot fit fails early."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,11 +8,13 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_chat.config.plan import TrainingPlan
+from lora_chat.errors import NonFiniteError
 from lora_chat.models.architectures import FINAL_SOFTCAPPING_FIELD
 from lora_chat.planning.workload import select_largest_rows
 from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.training.fast_path.packed_batch import EncodedIds, count_shared_prefix
 from lora_chat.training.fast_path.packing import StepCollator
+from lora_chat.training.loss_scale import FLOAT32_FIX
 from lora_chat.training.stop_request import TrainingNotStarted
 
 if TYPE_CHECKING:
@@ -20,7 +23,11 @@ if TYPE_CHECKING:
 
 
 class MemoryCheckCallback(TrainerCallback):
-    """Dry run of the largest micro-batch: forward, backward and optimizer, without lasting effects."""
+    """Dry run of the largest micro-batch: forward, backward and optimizer, without lasting effects.
+
+    In fp16 it also refuses a base whose loss overflows. Its gradients may overflow, because the scaler has not found
+    its scale; the optimizer is called without the scaler, whose state stays the same.
+    """
 
     def __init__(
         self,
@@ -63,8 +70,7 @@ class MemoryCheckCallback(TrainerCallback):
         original_values = [p.detach().clone() for p in weights]
         fits = True
         try:
-            for batch in self._largest_micro_batches():
-                self._trainer.dry_run_step(batch)
+            losses = [self._trainer.dry_run_step(batch) for batch in self._largest_micro_batches()]
             _dry_run_optimizer(optimizer)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -74,6 +80,11 @@ class MemoryCheckCallback(TrainerCallback):
             for weight, value in zip(weights, original_values, strict=True):
                 weight.copy_(value)
         model.zero_grad()
+        if fits and self._trainer.args.fp16 and not all(map(math.isfinite, losses)):
+            raise NonFiniteError(
+                "The base overflows in fp16, which ends at 65,504: the loss of the longest dialogues is non-finite "
+                f"before training.\nFix: {FLOAT32_FIX}."
+            )
         if weights[0].device.type == "cuda":
             torch.cuda.empty_cache()
         return fits

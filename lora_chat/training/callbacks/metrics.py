@@ -13,6 +13,7 @@ from lora_chat.errors import explain_write_errors
 from lora_chat.runs.metrics_log import MetricsLog
 from lora_chat.system.atomic_write import open_to_append
 from lora_chat.training.callbacks.checkpoint import is_epoch_end
+from lora_chat.training.loss_scale import LossScale
 from lora_chat.training.progress_bar import ProgressView, StepReport
 from lora_chat.training.stop_request import EvaluationStopped, StopRequest, TrainingNotStarted
 
@@ -34,6 +35,7 @@ class MetricsCallback(TrainerCallback):
         earlier_metrics: MetricsLog,
         view: ProgressView,
         stop_request: StopRequest,
+        loss_scale: LossScale | None = None,
     ) -> None:
         self._trainer = trainer
         self._metrics_path = metrics_path
@@ -41,6 +43,7 @@ class MetricsCallback(TrainerCallback):
         """Metrics of the steps before the resumed checkpoint."""
         self._view = view
         self._stop_request = stop_request
+        self._loss_scale = loss_scale
         self._started = 0.0
         self._first_step = 0
 
@@ -99,22 +102,24 @@ class MetricsCallback(TrainerCallback):
         loss = float(logs["loss"])
         seconds = time.monotonic() - self._started
         tokens = int(self._trainer.supervised_tokens)
+        norm = logs.get("grad_norm")
         self._write(
             {
                 "step": state.global_step,
                 "epoch": round(state.epoch or 0.0, 4),
                 "loss": loss,
-                "gradient_norm": float(logs.get("grad_norm", 0.0)),
+                "gradient_norm": None if norm is None else float(norm),
                 "learning_rate": float(logs.get("learning_rate", 0.0)),
                 "supervised_tokens": tokens,
                 "seconds": round(self._earlier_metrics.seconds + seconds, 3),
+                **(self._loss_scale.read_figures() if self._loss_scale else {}),
             }
         )
         seconds_left = seconds / (state.global_step - self._first_step) * (state.max_steps - state.global_step)
         tokens_per_second = (tokens - self._earlier_metrics.supervised_tokens) / max(seconds, 1e-9)
         self._view.show_step(StepReport(state.global_step, state.max_steps, loss, tokens_per_second, seconds_left))
 
-    def _write(self, row: Mapping[str, float]) -> None:
+    def _write(self, row: Mapping[str, float | None]) -> None:
         """Append one row to the metrics file."""
         with explain_write_errors(self._metrics_path, "metrics"), open_to_append(self._metrics_path) as file:
             file.write(json.dumps(row) + "\n")

@@ -1,5 +1,6 @@
 """Callback that refuses an optimizer step or a checkpoint with non-finite values."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -10,9 +11,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_chat.errors import DataError, NonFiniteError
 from lora_chat.training.callbacks.checkpoint import CheckpointCallback
 from lora_chat.training.fast_path.packed_batch import unpack_rows
+from lora_chat.training.loss_scale import FLOAT32_FIX, LossScale
 
 if TYPE_CHECKING:
     from lora_chat.training.trainer import PackedSFTTrainer
+
+logger = logging.getLogger(__name__)
 
 DialogueLocator = Callable[[Sequence[Sequence[int]]], Sequence[tuple[str, int]]]
 """Function from token ids of dialogues, which may lack their ends, to the file and line of each."""
@@ -20,14 +24,25 @@ _MAX_LISTED_DIALOGUES = 20
 
 
 class NonFiniteGuard(TrainerCallback):
-    """Check before each optimizer step and each checkpoint. It must come after `checkpoints` among the callbacks."""
+    """Check before each optimizer step and each checkpoint. It must come after `checkpoints` among the callbacks.
+
+    A non-finite loss is always refused. A non-finite gradient is refused too, except in fp16: there the gradient scaler
+    skips the step and halves its scale, up to 10 steps in a row and down to a scale of 1. A training whose steps were
+    all skipped is refused at its end.
+    """
 
     def __init__(
-        self, trainer: "PackedSFTTrainer", locate_dialogues: DialogueLocator, checkpoints: CheckpointCallback | None
+        self,
+        trainer: "PackedSFTTrainer",
+        locate_dialogues: DialogueLocator,
+        checkpoints: CheckpointCallback | None,
+        loss_scale: LossScale | None = None,
     ) -> None:
         self._trainer = trainer
         self._locate_dialogues = locate_dialogues
         self._checkpoints = checkpoints
+        self._loss_scale = loss_scale
+        """Counter of the steps that the gradient scaler skips; None without a scaler."""
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -47,23 +62,58 @@ class NonFiniteGuard(TrainerCallback):
             )
         gradients = [p.grad for p in self._trainer.model.parameters() if p.grad is not None]
         loss = float(self._trainer.step_loss)
-        if not math.isfinite(loss) or not _all_finite(gradients):
+        is_overflow = not _all_finite(gradients)
+        if self._loss_scale and math.isfinite(loss):
+            self._loss_scale.record_step(skipped=is_overflow)
+            is_overflow = self._loss_scale.has_collapsed
+        if not math.isfinite(loss) or is_overflow:
             kind = "gradient" if math.isfinite(loss) else "loss"
             raise NonFiniteError(
-                f"Step {state.global_step + 1} has a non-finite {kind}; the update was skipped.\n"
+                f"Step {state.global_step + 1} has a non-finite {kind}{self._format_skips()}; the update was skipped.\n"
                 f"{self._format_dialogues()}{self._suggest_fix(args)}"
             )
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        lr_scheduler: "torch.optim.lr_scheduler.LRScheduler | None" = None,
+        **kwargs: object,
     ) -> None:
-        """Raise NonFiniteError before a checkpoint with non-finite weights is written."""
+        """Raise NonFiniteError before a checkpoint with non-finite weights is written.
+
+        After a step that the scaler skipped, the learning rate is set to the next one of the schedule. Trainer does it
+        after every other step, and after a skipped one only if the optimizer itself skips, as fused AdamW does.
+        """
+        if self._loss_scale and self._trainer.accelerator.optimizer_step_was_skipped:
+            assert lr_scheduler is not None
+            lr_scheduler.step()
         weights = [p for p in self._trainer.model.parameters() if p.requires_grad]
         if self._checkpoints and control.should_save and not _all_finite(weights):
             raise NonFiniteError(
                 f"Step {state.global_step} left non-finite weights in the adapter; they were not saved.\n"
                 f"{self._format_dialogues()}{self._suggest_fix(args)}"
             )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Log the number of skipped steps. Raise NonFiniteError if a finished training has skipped all of them."""
+        if not self._loss_scale:
+            return
+        if self._loss_scale.skipped_steps >= state.max_steps:
+            raise NonFiniteError(
+                f"All {state.max_steps} steps have non-finite gradients in fp16, so nothing was trained.\n"
+                f"Fix: train more steps, because the first ones only find the scale, or {FLOAT32_FIX}."
+            )
+        if note := self._loss_scale.format_note(state.global_step):
+            logger.info(note)
+
+    def _format_skips(self) -> str:
+        """Format the number of steps that the gradient scaler has skipped before this one."""
+        earlier = self._loss_scale.skipped_in_a_row - 1 if self._loss_scale else 0
+        return f", like the {earlier} before it, although the gradient scaler reduced its scale" if earlier > 0 else ""
 
     def _format_dialogues(self) -> str:
         """Format the files and lines of the dialogues in the current step."""
@@ -82,6 +132,8 @@ class NonFiniteGuard(TrainerCallback):
         """Return the command that continues with a lower learning rate."""
         lower = f"--set training.learning_rate={args.learning_rate / 4:g}"
         checkpoint = self._checkpoints.latest_checkpoint if self._checkpoints else None
+        if checkpoint is None and self._loss_scale:
+            return f"No adapter was saved. Fix: try a lower learning rate, {lower}; or {FLOAT32_FIX}"
         if checkpoint is None:
             return f"No adapter was saved. Fix: try a lower learning rate, {lower}"
         return (
