@@ -1,0 +1,87 @@
+"""Training in fp16 with a gradient scaler on an emulated Turing card, and use of such a run there and on a CPU."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TURING = (7, 5)
+LENGTHS = [9 + n for n in (0, 5, 11, 2, 8, 4, 13, 3, 6, 1, 10, 7)]
+
+
+def train(
+    folder, device="cuda", mode="none", init_scale=2.0**16, resume=False, base="tiny-random", adapter=None, **settings
+):
+    """Train an adapter in fp16 on the card, or in fp32 on the CPU. Return the model and the rows of its metrics."""
+    import torch
+
+    from lora_chat.config.plan import make_plan, plan_precision
+    from lora_chat.config.recipe import AdapterSection, BaseSection, CheckpointSection, QuantizationSection, Recipe
+    from lora_chat.models.adapter import attach_adapter
+    from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
+    from lora_chat.pipeline.machine_benchmark_worker import make_random_rows
+    from lora_chat.runs.checkpoints import find_newest_checkpoint
+    from lora_chat.system.hardware import Hardware, detect_hardware
+    from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
+    from lora_chat.training.sft import train_sft
+    from lora_chat.training.training_run import TrainingRun
+
+    torch.amp.GradScaler.__init__.__defaults__ = ("cuda", init_scale, *torch.amp.GradScaler.__init__.__defaults__[2:])
+    hardware = detect_hardware() if device == "cuda" else Hardware("cpu", "test", 0, False, 1)
+    precision = plan_precision(QuantizationSection(mode=mode), hardware)
+    assert (precision.device, precision.dtype) == (device, "float16" if device == "cuda" else "float32")
+    folder, local_base = Path(folder), find_base(BaseSection(name=base))
+    folder.mkdir(exist_ok=True)
+    section = AdapterSection(rank=4, **(adapter or {}))
+    model = attach_adapter(load_base_model(local_base, precision), section, 3)
+    defaults = {"max_steps": 6, "learning_rate": 1e-2, "effective_batch_size": 4, "gradient_checkpointing": False}
+    recipe = {"data": {"train": "x"}, "training": defaults | {"fast_path": False} | settings}
+    newest = find_newest_checkpoint(folder / "checkpoints")[0] if resume else None
+    run = TrainingRun(
+        model=model,
+        tokenizer=load_tokenizer(local_base),
+        train_rows=make_random_rows(LENGTHS, 0.5, 259, 4),
+        validation_rows=[],
+        plan=make_plan(Recipe.model_validate(recipe), hardware).training,
+        metrics_path=folder / "metrics.jsonl",
+        bfloat16=False,
+        float16=precision.dtype == "float16",
+        checkpoint_policy=CheckpointPolicy(
+            folder / "checkpoints", CheckpointSection(every_steps=1, keep=9), {"a": 1}, newest
+        ),
+    )
+    train_sft(run)
+    return model, [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+
+
+def compare_with_cpu(folder, mode):
+    from lora_chat.evaluation.loss import evaluate_loss
+    from lora_chat.pipeline.machine_benchmark_worker import make_random_rows
+
+    rows = make_random_rows(LENGTHS, 0.5, 259, 4)
+    found = {}
+    for device in ("cuda", "cpu"):
+        model, metrics = train(f"{folder}/{device}", device, mode, init_scale=2.0**10)
+        figures = {name: [row[name] for row in metrics] for name in ("loss", "gradient_norm", "learning_rate")}
+        kinds = sorted({str(p.dtype) for n, p in model.named_parameters() if "lora_" in n})
+        found[device] = figures | {
+            "evaluated": evaluate_loss(model, rows),
+            "kinds": kinds,
+            "skipped": metrics[-1].get("skipped_steps"),
+        }
+    return found
+
+
+@pytest.mark.parametrize("mode", ["none", "4bit", "8bit"])
+def test_losses_are_those_of_fp32_on_a_cpu(card, tmp_path, mode):
+    found = card.run(compare_with_cpu, str(tmp_path), mode, capability=TURING)
+    fp16, fp32 = found["cuda"], found["cpu"]
+    print(fp16, fp32)
+    assert fp16["loss"] == pytest.approx(fp32["loss"], abs=0.005)
+    assert fp16["evaluated"] == pytest.approx(fp32["evaluated"], abs=0.005)
+    assert fp16["gradient_norm"] == pytest.approx(fp32["gradient_norm"], rel=0.05)
+    assert fp16["learning_rate"] == fp32["learning_rate"]
+    assert fp16["kinds"] == ["torch.float32"] and fp16["skipped"] == 0
