@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lora_chat.config.limits import PARITY_MAX_NEW_TOKENS
-from lora_chat.config.plan import PrecisionPlan
+from lora_chat.config.plan import BYTES_BY_DTYPE, PrecisionPlan
 from lora_chat.errors import OutOfMemoryError, RecipeError
 from lora_chat.export.parity.samples import ParitySample
 from lora_chat.models.base_model import LocalBase, load_meta_model, read_config
@@ -21,8 +21,6 @@ from lora_chat.system.memory_usage import free_memory_bytes
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-"""Size of one weight, in bytes, by dtype."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def read_on_either_device(precision: PrecisionPlan, read: Callable[[PrecisionPla
 
 def _measure_merged(base: LocalBase, precision: PrecisionPlan, samples: Sequence[ParitySample]) -> MergedSize:
     """Return the bytes of a merged model and of its parity check."""
-    value_bytes = _VALUE_BYTES[precision.dtype]
+    value_bytes = BYTES_BY_DTYPE[precision.dtype]
     try:
         shape = read_shape(read_config(base).get_text_config().to_dict(), base.name)
     except RecipeError:  # an architecture without a known shape
@@ -111,4 +109,4 @@ def _measure_merged(base: LocalBase, precision: PrecisionPlan, samples: Sequence
 def _count_weight_bytes(base: LocalBase, precision: PrecisionPlan) -> int:
     """Return the bytes of a base's weights without quantization."""
     num_weights: int = sum(parameter.numel() for parameter in load_meta_model(base).parameters())
-    return _VALUE_BYTES[precision.dtype] * num_weights
+    return BYTES_BY_DTYPE[precision.dtype] * num_weights
