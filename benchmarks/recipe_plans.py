@@ -15,7 +15,7 @@ from lora_chat.planning.format import format_duration, format_gib, format_micro_
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 CARDS = {
     "gpu-8gb-4bit": "RTX 3070",
-    "gpu-12gb-8bit": "RTX 3060 12GB",
+    "gpu-12gb-4bit": "RTX 3060 12GB",
     "gpu-16gb-4bit": "RTX 4080",
     "gpu-24gb-none": "RTX 4090",
 }

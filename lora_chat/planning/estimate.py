@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from lora_chat.config.lora_variants import find_lora_variant
 from lora_chat.config.plan import Plan
 from lora_chat.planning.calibration import MachineBenchmark, durations_from_benchmark, estimate_merge_time
 from lora_chat.planning.device import TIGHT_MEMORY_FRACTION, TargetDevice
 from lora_chat.planning.disk_space import run_bytes
+from lora_chat.planning.notes import list_notes
 from lora_chat.planning.phase_memory import PhaseMemory
 from lora_chat.planning.phase_time import PhaseDurations, TimeEstimate, estimate_durations
 from lora_chat.planning.settings_search import (
@@ -191,7 +191,7 @@ def make_estimate(
         },
         download_bytes=download_bytes,
         suggestion=_suggest_change(candidate),
-        notes=_list_notes(plan, problem, benchmark),
+        notes=list_notes(candidate, benchmark),
     )
 
 
@@ -220,23 +220,3 @@ def _find_faster_candidate(current: Candidate, limit: int) -> Candidate | None:
     return (
         best if best.fits(limit) and best.seconds_per_step < _SUGGESTION_TIME_RATIO * current.seconds_per_step else None
     )
-
-
-def _list_notes(plan: Plan, problem: PlanningProblem, benchmark: MachineBenchmark | None) -> tuple[str, ...]:
-    """Return the limits of the estimate that a user should know."""
-    notes = []
-    if problem.data.is_estimated:
-        notes.append(
-            "Tokens are counted with the embedded base's tokenizer, because this base's tokenizer is not available."
-        )
-    variant = find_lora_variant(plan.adapter.variant)
-    if plan.adapter.dropout or not variant.has_estimate:
-        feature = "dropout" if plan.adapter.dropout else variant.title
-        notes.append(f"The estimate does not include the memory and time of {feature}.")
-    if benchmark:
-        notes.append("Times and memory: from a benchmark of small models with these widths on this machine.")
-    elif problem.target.speed:
-        notes.append(f"Times: {problem.target.speed.source}.")
-    else:
-        notes.append("Times: unknown, because the speed of this device is unknown.")
-    return tuple(notes)

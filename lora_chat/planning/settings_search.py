@@ -160,7 +160,7 @@ def find_fitting_candidate(plan: Plan, problem: PlanningProblem, limit: int) -> 
         ],
         [{"training": {"optimizer": "adamw_8bit"}}] if plan.training.optimizer == "adamw" else [],
     ]
-    options_by_kind += [[{"precision": {"mode": mode}}] for mode in _lower_precisions(plan.precision.mode)]
+    options_by_kind += [[{"precision": {"mode": mode}}] for mode in _lower_precisions(plan)]
     for num_changes in range(1, len(options_by_kind) + 1):
         # Combinations come in the order of the list, so the kinds that only cost speed come first.
         for kinds_to_change in combinations([kind for kind in options_by_kind if kind], num_changes):
@@ -170,9 +170,12 @@ def find_fitting_candidate(plan: Plan, problem: PlanningProblem, limit: int) -> 
     return None
 
 
-def _lower_precisions(mode: str) -> list[str]:
+def _lower_precisions(plan: Plan) -> list[str]:
     """Return the quantization modes that take less memory, in order of preference."""
-    return {"none": ["8bit", "4bit"], "8bit": ["4bit"]}.get(mode, [])
+    if plan.precision.device == "cuda":
+        # LLM.int8 is the slowest mode on a GPU (planning/notes.py), so nobody is sent there.
+        return ["4bit"] if plan.precision.mode != "4bit" else []
+    return {"none": ["8bit", "4bit"], "8bit": ["4bit"]}.get(plan.precision.mode, [])
 
 
 def _micro_batch_plans(plan: Plan, problem: PlanningProblem) -> list[Plan]:

@@ -11,6 +11,7 @@ from lora_chat.errors import RecipeError
 from lora_chat.models.shape import read_shape
 from lora_chat.planning.estimate import judge_fit, make_estimate
 from lora_chat.planning.gpu_specs import target_from_memory_size
+from lora_chat.planning.notes import list_notes
 from lora_chat.planning.settings_search import (
     Candidate,
     PlanningProblem,
@@ -95,7 +96,7 @@ def test_suggests_quantization_only_if_nothing_else_fits():
     result = find_fitting_candidate(
         plan_of("none", micro_batch_size=1, gradient_checkpointing=True), problem(15), problem(15).target.limit
     )
-    assert result.plan.precision.mode == "8bit"
+    assert result.plan.precision.mode == "4bit"  # not 8bit, which is slower on a GPU
     assert [setting.split("=")[0] for setting in format_overrides(plan_of("none"), result.plan)].count(
         "quantization.mode"
     ) == 1
@@ -103,6 +104,14 @@ def test_suggests_quantization_only_if_nothing_else_fits():
         plan_of("none", micro_batch_size=16, gradient_checkpointing=False), problem(24), problem(24).target.limit
     )
     assert fitting.plan.precision.mode == "none"
+
+
+@pytest.mark.parametrize(("gib", "better"), [(12, "4bit"), (24, "none")])
+def test_note_says_what_8bit_costs_on_a_gpu(gib, better):
+    notes = list_notes(Candidate(plan_of("8bit"), problem(gib)), None)
+    assert "waits for the GPU in each of its 224 products" in notes[0]
+    assert f"--set quantization.mode={better}" in notes[0]
+    assert not any("8bit" in note for note in list_notes(Candidate(plan_of(better), problem(gib)), None))
 
 
 def test_suggests_nothing_if_nothing_fits():

@@ -1,0 +1,72 @@
+"""What a user should know beside the figures of an estimate: its limits, and what the run will cost."""
+
+from lora_chat.config.lora_variants import find_lora_variant
+from lora_chat.config.plan import Plan
+from lora_chat.planning.calibration import MachineBenchmark
+from lora_chat.planning.settings_search import Candidate, choose_plan
+
+
+def list_notes(candidate: Candidate, benchmark: MachineBenchmark | None) -> tuple[str, ...]:
+    """Return the notes of an estimate, the most important ones first."""
+    notes = [*_note_int8(candidate)]
+    if candidate.problem.data.is_estimated:
+        notes.append(
+            "Tokens are counted with the embedded base's tokenizer, because this base's tokenizer is not available."
+        )
+    notes += _note_missing_parts(candidate.plan)
+    notes.append(_describe_times(candidate, benchmark))
+    return tuple(notes)
+
+
+def _note_int8(candidate: Candidate) -> list[str]:
+    """Return the cost of LLM.int8 on a GPU, and the mode to use instead.
+
+    bitsandbytes 0.50 asks for each product whether its input has outliers (`outliers.any()` in backends/cuda/ops.py),
+    and the program waits for the answer. Public measurements are of inference only: 2.5 times as long as fp16, and
+    1.6 times as long as 4 bits, on a T4 with 0.5 billion weights
+    (https://earino.github.io/applied-deep-learning/site/blog/11_int8_is_slower.html).
+    """
+    plan, shape = candidate.plan, candidate.problem.shape
+    if plan.precision.device != "cuda" or plan.precision.mode != "8bit":
+        return []
+    products = shape.num_layers * len(shape.linear_layers())
+    better = _find_better_mode(candidate)
+    advice = (
+        f" Faster: --set quantization.mode={better.plan.precision.mode} ({better.peak / 2**30:.2f} GiB)."
+        if better
+        else ""
+    )
+    return [
+        f"8bit is the slowest mode on a GPU: LLM.int8 waits for the GPU in each of its {products} products, in every "
+        f"forward pass. The times above do not include that.{advice}"
+    ]
+
+
+def _find_better_mode(candidate: Candidate) -> Candidate | None:
+    """Return the plan without quantization if it fits, otherwise in 4 bits; None if neither fits."""
+    problem = candidate.problem
+    for mode in ("none", "4bit"):
+        precision = candidate.plan.precision.model_copy(update={"mode": mode})
+        plan = choose_plan(candidate.plan.model_copy(update={"precision": precision}), problem, problem.target.limit)
+        better = Candidate(plan, problem)
+        if better.fits(problem.target.limit):
+            return better
+    return None
+
+
+def _note_missing_parts(plan: Plan) -> list[str]:
+    """Return the settings whose memory and time the estimate does not include."""
+    variant = find_lora_variant(plan.adapter.variant)
+    if not plan.adapter.dropout and variant.has_estimate:
+        return []
+    feature = "dropout" if plan.adapter.dropout else variant.title
+    return [f"The estimate does not include the memory and time of {feature}."]
+
+
+def _describe_times(candidate: Candidate, benchmark: MachineBenchmark | None) -> str:
+    """Return where the times come from."""
+    if benchmark:
+        return "Times and memory: from a benchmark of small models with these widths on this machine."
+    if speed := candidate.problem.target.speed:
+        return f"Times: {speed.source}."
+    return "Times: unknown, because the speed of this device is unknown."
