@@ -173,7 +173,9 @@ def _run_on_host(operation, name, card, args, kwargs):
     for tensor, host in seen.values():
         if _layout(tensor) != _layout(host):
             torch.ops.fake_card.assign(tensor, torch.ops.fake_card.to_card(host, tensor.device.index))
-    return lift(result)
+    result = lift(result)
+    seen.clear()  # `lower` and `lift` refer to themselves, so only a garbage collection frees what they contain
+    return result
 
 
 def _tensors(values):
