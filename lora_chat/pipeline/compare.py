@@ -13,6 +13,7 @@ from lora_chat.evaluation.loss import evaluate_loss
 from lora_chat.evaluation.loss_plot import write_loss_plot
 from lora_chat.pipeline.prepare import PreparedEvaluation
 from lora_chat.runs.run_folder import RunFolder
+from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def compare_run(
     model: "PeftModel", prepared: PreparedEvaluation, settings: EvaluationSection, run: RunFolder
 ) -> ComparisonReport:
     """Compare base and adapted model and write the report and the loss plot into the run."""
+    release_gpu_memory()  # optimizer and trainer are no longer used after training
     report = compare_models(model, prepared, settings)
     run.write_json(run.comparison, report.as_dict())
     if run.metrics.exists():

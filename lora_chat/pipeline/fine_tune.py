@@ -100,7 +100,8 @@ def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | Non
         plan = _record_trained_plan(recipe, plan, training, run)
         adapter_bytes = _save_adapter_or_stop(model, plan, prepared, run, training, progress)
 
-        report = compare_run(model, prepared, plan.evaluation, run)
+        with progress.explain_out_of_memory():
+            report = compare_run(model, prepared, plan.evaluation, run)
         card = format_run_card(plan, prepared.identity, training.steps, report.figures)
         run.write_text(run.adapter / "README.md", card)
         seconds = round_seconds(load_seconds, training, time.monotonic() - started)

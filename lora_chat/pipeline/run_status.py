@@ -1,11 +1,14 @@
 """The progress of a run, and its messages when it is stopped."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lora_chat.errors import StoppedError
+from lora_chat.errors import OutOfMemoryError, StoppedError
 from lora_chat.runs.checkpoints import find_newest_step
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.console import display_path, quote_path
+from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.system.signals import first_received_signal
 
 
@@ -41,6 +44,21 @@ class RunProgress:
         step = find_newest_step(self.run.checkpoints)
         saved = "There is no checkpoint yet." if step is None else f"The checkpoint of step {step} is saved."
         return StoppedError(f"Stopped while {self.stage}. {saved}\n{self.format_resume_hint()}", signal_number)
+
+    @contextmanager
+    def explain_out_of_memory(self) -> Iterator[None]:
+        """Turn an out-of-memory error after training into a message that shows where the adapter is."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            assert self.run is not None
+            run_path = quote_path(self.run.path)
+            raise OutOfMemoryError(
+                f"Out of memory while {self.stage}. The adapter is saved: lora-chat chat {run_path}",
+                f"end other programs that use the memory, then lora-chat eval {run_path}",
+            ) from error
 
     def make_training_stop_error(self, step: int, steps: int, signal_number: int) -> StoppedError:
         """Return the error for a run that stops between two steps, after saving a checkpoint."""
