@@ -1,0 +1,146 @@
+"""Merges, exports and other uses of a finished adapter on a card that is too small for more than its quantized base."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+CARD_BYTES = 12 * 2**30
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+"""In 16 bits the weights take 12 MB, in 4 bits 3 MB, and other tensors of these tests less than 7 MB."""
+WEIGHT_BYTES = 12_068_352
+SMALL_CARD = {"used_by_others": CARD_BYTES - 11_000_000}
+"""Options of a card that has the base in 4 bits, its activations, but not the 16-bit model."""
+LARGE_CARD = {"used_by_others": CARD_BYTES - 32_000_000}
+
+
+def write_base_and_adapter(folder):
+    """Write a random Llama, and an adapter for it whose effect is large."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from lora_chat.config.plan import PrecisionPlan
+    from lora_chat.config.recipe import AdapterSection, BaseSection
+    from lora_chat.data.encoding.chat_template import install_template
+    from lora_chat.models.adapter import attach_adapter
+    from lora_chat.models.adapter_files import save_adapter
+    from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
+    from lora_chat.models.bundled import find_bundled_base
+    from lora_chat.models.identity import compute_identity
+
+    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("tiny-random"))
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    torch.manual_seed(1)
+    config = AutoConfig.for_model("llama", vocab_size=len(tokenizer), **SHAPE, **ids)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(8.0)  # otherwise the logits are nearly equal
+    model.save_pretrained(Path(folder) / "base")
+    tokenizer.save_pretrained(Path(folder) / "base")
+    base = find_base(BaseSection(name=f"{folder}/base"))
+    tokenizer = load_tokenizer(base)
+    template = install_template(tokenizer)
+    precision = PrecisionPlan(device="cpu", mode="none", double_quantization=True, dtype="float32")
+    adapted = attach_adapter(load_base_model(base, precision), AdapterSection(rank=4))
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    save_adapter(adapted, Path(folder) / "adapter", compute_identity(base, tokenizer), template, "card")
+
+
+@pytest.fixture(scope="module")
+def files(card, tmp_path_factory):
+    """Return a folder with `base`, `adapter`, and dialogues for parity checks."""
+    folder = tmp_path_factory.mktemp("merge")
+    card.run(write_base_and_adapter, str(folder))
+    pairs = [("Where is the key?", "Under it."), ("Wer weiss es?", "Niemand."), ("one two", "three")]
+    rows = [
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]}
+        for question, reply in pairs
+    ]
+    (folder / "dialogues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def use_quantized_base(mode="4bit"):
+    """Open adapter folders as if they were runs that trained in this quantization mode."""
+    import lora_chat.pipeline.merge_adapters as merge_adapters
+    import lora_chat.pipeline.open_adapter as open_adapter
+
+    merge_adapters.open_adapters = lambda sources, trust: [
+        open_adapter.open_adapter(source, trust, mode) for source in sources
+    ]
+
+
+def run(card, files, words, *, prepare=use_quantized_base, arguments=(), **options):
+    words = [*words, "--base", files / "base", "--data", files / "dialogues.jsonl", "--accept-template"]
+    return card.command([*words, "--json"], prepare=prepare, arguments=arguments, **options)
+
+
+def merge(card, files, to, **options):
+    return run(card, files, ["merge", files / "adapter", "--to", to], **options)
+
+
+def test_small_card_checks_the_merge_on_the_cpu(card, files, tmp_path):
+    reports = {}
+    for name, options in {"large": LARGE_CARD, "small": SMALL_CARD}.items():
+        done = merge(card, files, tmp_path / name, **options)
+        assert done.exit_code == 0, done.stderr
+        assert ("will run on the CPU" in done.stderr) == (name == "small")
+        reports[name] = json.loads(done.stdout)["proof"]
+        # At most one base is on the card: the 16-bit one, or the quantized one.
+        assert done.peaks[0] < (WEIGHT_BYTES + 7_000_000 if name == "large" else WEIGHT_BYTES)
+    assert reports["small"]["failures"] == reports["large"]["failures"] == []
+    assert reports["small"]["mean_kl"] < 1e-2 < reports["small"]["control_kl"]
+    for key in ("loss_adapted", "control_kl"):
+        assert reports["small"][key] == reports["large"][key]
+    assert reports["small"]["loss_delivered"] == pytest.approx(reports["large"]["loss_delivered"], abs=0.02)
+
+
+def fill_the_card_before_the_check():
+    """Let the card run out of memory when the written model is read, although the plan found it large enough."""
+    import fake_card
+
+    import lora_chat.export.merge as module
+
+    use_quantized_base()
+    load = module.load_base_model
+
+    def load_on_a_full_card(base, precision):
+        if "merged" in base.name and precision.device == "cuda":
+            fake_card.set_free_bytes(WEIGHT_BYTES // 2)
+        return load(base, precision)
+
+    module.load_base_model = load_on_a_full_card
+
+
+def test_out_of_memory_in_the_check_repeats_it_on_the_cpu(card, files, tmp_path):
+    done = merge(card, files, tmp_path / "merged", prepare=fill_the_card_before_the_check, **LARGE_CARD)
+    assert done.exit_code == 0, done.stderr
+    assert "repeated on the CPU" in done.stderr
+    assert json.loads(done.stdout)["proof"]["failures"] == []
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def fill_the_main_memory():
+    import lora_chat.export.parity.reading_device as module
+
+    use_quantized_base()
+    module.free_memory_bytes = lambda: WEIGHT_BYTES // 2
+
+
+@pytest.mark.parametrize("options", [SMALL_CARD, LARGE_CARD], ids=["small", "large"])
+def test_too_little_main_memory_is_refused_before_writing(card, files, tmp_path, options):
+    done = merge(card, files, tmp_path / "merged", prepare=fill_the_main_memory, **options)
+    assert done.exit_code == 5
+    assert "does not fit into main memory" in done.stderr and "Traceback" not in done.stderr
+    assert "Computing the outputs" not in done.stderr
+    assert not (tmp_path / "merged").exists()
