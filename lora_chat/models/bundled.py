@@ -140,7 +140,7 @@ def _write_tiny_random(folder: Path) -> None:
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     tokenizer.save_pretrained(folder)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # CUDA may not start, and its random state is not used
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=len(vocabulary),
