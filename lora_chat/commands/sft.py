@@ -1,12 +1,14 @@
 """`lora-chat sft`: fine-tune a base on chat dialogues."""
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 
 from lora_chat.commands.options import RECIPE_HELP, add_settings
 from lora_chat.errors import UsageError
 from lora_chat.system.console import print_json, print_message, quote_path
+from lora_chat.system.process_group import require_single_process
 from lora_chat.system.signals import signal_number
 
 
@@ -33,6 +35,7 @@ def run(options: argparse.Namespace) -> None:
     """Fine-tune a base with the settings of a recipe."""
     from lora_chat.config.load import read_recipe
 
+    require_single_process(os.environ)
     recipe = read_recipe(options.recipe, options.set)
     if options.accept_change and options.resume is None:
         raise UsageError(
