@@ -7,6 +7,7 @@
 - progress_bar: Progress of training on the terminal
 - sft: The training, from encoded dialogues to the result
 - sft_config: Settings of TRL's SFTTrainer
+- single_card: TRL's settings for one card
 - stop_request: Signals that ask training to stop
 - trainer: SFTTrainer with packed micro-batches
 - training_run: The input and the result of one training

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 def make_sft_config(run: TrainingRun, *, one_batch_per_step: bool) -> "SFTConfig":
     """Return TRL's settings; with `one_batch_per_step` the collator gets all dialogues of an optimizer step."""
-    from trl import SFTConfig
+    from lora_chat.training.single_card import SingleCardConfig
 
     plan = run.plan
-    return SFTConfig(
+    return SingleCardConfig(
         output_dir=str(run.checkpoint_policy.folder if run.checkpoint_policy else run.metrics_path.parent),
         num_train_epochs=plan.epochs,
         max_steps=plan.max_steps or -1,
