@@ -18,6 +18,7 @@ from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, Stoppe
 from lora_chat.system.bounded_call import is_rust_panic, rust_panic_message
 from lora_chat.system.console import filter_output, print_error, print_logged_messages, print_message
 from lora_chat.system.environment import check_path_variables, make_search_paths_absolute
+from lora_chat.system.operating_system import let_segments_grow
 from lora_chat.system.signals import raise_on_signals, signal_number
 
 ENVIRONMENT = {
@@ -89,6 +90,8 @@ def _prepare_environment(*, verbose: bool) -> None:
         )
     for name, value in _SMALLER_CACHES.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # cards are counted as `nvidia-smi` counts them
+    let_segments_grow(os.environ)
     raise_on_signals()
     if not verbose:
         _silence_libraries()

@@ -36,6 +36,7 @@ LIBRARY_IMPORTERS = {
     "rich": ["system/bar.py"],
     "filelock": ["system/file_lock.py"],
     "psutil": ["system/memory_usage.py"],
+    "pynvml": ["system/nvidia_driver.py"],
     "subprocess": ["system/worker.py"],
     "multiprocessing": ["system/worker.py"],
     "runpy": ["system/worker_start.py", "export/llama_cpp_converter_worker.py"],

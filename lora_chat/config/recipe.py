@@ -12,6 +12,7 @@ from lora_chat.config.base import NonEmptyStr, Seed, StrictModel
 from lora_chat.config.data import DataSection
 from lora_chat.config.lora_variants import LoraVariantName, find_lora_variant
 from lora_chat.config.sizes import SIZE_PATTERN
+from lora_chat.system.device_choice import DEVICE_PATTERN, explain_unknown_device
 
 _MIN_SCALE, _MAX_SCALE = 1e-4, 4096.0
 """Range of the scale of an update. A smaller scale has no effect, and a larger one exceeds the range of 16 bits."""
@@ -27,6 +28,17 @@ class BaseSection(StrictModel):
     a folder in the layout of Hugging Face, or a hub id such as `Qwen/Qwen2.5-0.5B-Instruct`."""
     revision: NonEmptyStr | None = None
     """Branch, tag or commit of a hub id; a commit makes the run repeatable."""
+    device: NonEmptyStr = "auto"
+    """Device of the run: `cpu`, `cuda`, or `cuda:N` for a card by its number. `auto` and `cuda` use the card with most
+    free memory; `auto` uses the CPU if there is no card. The environment variable LORA_CHAT_DEVICE replaces `auto`. A
+    run can be resumed on another card."""
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if not re.fullmatch(DEVICE_PATTERN, device):
+            raise ValueError(explain_unknown_device(device))
+        return device
 
 
 class QuantizationSection(StrictModel):

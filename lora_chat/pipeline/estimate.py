@@ -27,7 +27,7 @@ from lora_chat.planning.gpu_specs import find_gpu_spec, target_from_gpu_spec, ta
 from lora_chat.planning.local_device import detect_local_device, measure_cpu_speed
 from lora_chat.planning.settings_search import PlanningProblem, choose_plan, memory_config_from_plan
 from lora_chat.runs.run_folder import RunFolder
-from lora_chat.system.hardware import Hardware, detect_hardware
+from lora_chat.system.hardware import Hardware, describe_cpu, detect_hardware
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _keep_earlier_settings(plan: Plan, earlier: Plan) -> Plan:
 
 def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunEstimate:
     """Estimate a recipe for a GPU by name, for a GPU with this much memory, or for this machine."""
-    target, hardware = _find_target(gpu, memory)
+    target, hardware = _find_target(gpu, memory, recipe.base.device)
     plan = make_plan(recipe, hardware)
     base = find_base_config(plan.base)
     shape = read_shape(base.config, base.name)
@@ -85,7 +85,7 @@ def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> R
     )
     return _estimate_plan(
         plan,
-        PlanningProblem(shape, data, detect_local_device(detect_hardware())),
+        PlanningProblem(shape, data, detect_local_device(detect_hardware(plan.base.device))),
         base,
         reading_seconds,
         allow_slow=True,
@@ -130,17 +130,18 @@ def _estimate_plan(
     )
 
 
-def _find_target(gpu: str | None, memory: str | None) -> tuple[TargetDevice, Hardware]:
+def _find_target(gpu: str | None, memory: str | None, device: str) -> tuple[TargetDevice, Hardware]:
     """Return the target device and its hardware."""
-    hardware = detect_hardware()
     if gpu:
         target = target_from_gpu_spec(find_gpu_spec(gpu))
     elif memory:
         target = target_from_memory_size(parse_size(memory, "--memory"))
     else:
+        hardware = detect_hardware(device)
         return detect_local_device(hardware), hardware
+    threads = describe_cpu().threads
     return target, Hardware(
-        "cuda", target.name, target.memory, target.bfloat16, hardware.threads, index=0, capability=target.capability
+        "cuda", target.name, target.memory, target.bfloat16, threads, index=0, capability=target.capability
     )
 
 

@@ -58,7 +58,7 @@ def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | Non
     Everything that could waste the run fails before weights load. With `resume`, an interrupted run continues.
     """
     started = time.monotonic()
-    plan = make_plan(recipe, detect_hardware())
+    plan = make_plan(recipe, detect_hardware(recipe.base.device))
     earlier = find_run_to_resume(resume, recipe) if resume else None
     is_received = bool(resume and earlier and is_foreign_run(earlier, resume))
     if resume and earlier and is_finished(earlier, resume):

@@ -13,14 +13,14 @@ from lora_chat.data.format import format_dialogues, format_statistics
 from lora_chat.pipeline.prepare import PreparedRun, audit_run, prepare_run
 from lora_chat.system.atomic_write import atomic_output_file
 from lora_chat.system.console import ResultPart
-from lora_chat.system.hardware import detect_hardware
+from lora_chat.system.hardware import describe_cpu
 
 logger = logging.getLogger(__name__)
 
 
 def inspect_data(recipe: Recipe, count: int, *, as_json: bool) -> "dict[str, object] | list[ResultPart]":
     """Return the statistics of a recipe's data with its first `count` training dialogues, as text or for JSON."""
-    prepared = prepare_run(make_plan(recipe, detect_hardware()))
+    prepared = prepare_run(make_plan(recipe, describe_cpu()))
     if as_json:
         return prepared.statistics.as_dict() | ({"shown": _collect_rows(prepared, count)} if count else {})
     return [format_statistics(prepared.statistics), *format_dialogues(prepared.train, prepared.tokenizer, count)]
@@ -31,7 +31,7 @@ def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[di
 
     The training dialogues, redacted as in training, are written to `to`.
     """
-    plan = make_plan(recipe, detect_hardware())
+    plan = make_plan(recipe, describe_cpu())
     prepared = prepare_run(plan)
     report = audit_run(prepared, plan)
     if to:

@@ -22,7 +22,7 @@ from lora_chat.runs.origin import find_foreign_reason, sign_run
 from lora_chat.runs.run_folder import RunFolder, is_run_folder, open_run_folder
 from lora_chat.sharing.parcel import Parcel, is_parcel, open_parcel
 from lora_chat.sharing.receipt import PrecisionReceipt
-from lora_chat.system.hardware import detect_hardware
+from lora_chat.system.hardware import Hardware, describe_cpu, detect_hardware
 from lora_chat.system.hashing import digest_text
 from lora_chat.system.sanitize import sanitize_line, sanitize_lines
 from lora_chat.system.user_path import expand_user_path
@@ -74,11 +74,13 @@ class OpenAdapter:
         return identity.system if identity else None
 
 
-def open_adapter(source: str, trust: TrustOptions = TrustOptions(), mode: str | None = None) -> OpenAdapter:
+def open_adapter(
+    source: str, trust: TrustOptions = TrustOptions(), mode: str | None = None, *, loads_model: bool = True
+) -> OpenAdapter:
     """Open a run, a parcel or an adapter folder.
 
-    `mode` replaces the quantization mode of training. Raises UsageError for any other `source`, and the errors of its
-    content.
+    `mode` replaces the quantization mode of training. Unless `loads_model`, the device is not chosen or checked. Raises
+    UsageError for any other `source`, and the errors of its content and of the device.
     """
     path = expand_user_path(source)
     if trust.signer and not is_parcel(path):
@@ -104,18 +106,21 @@ def open_adapter(source: str, trust: TrustOptions = TrustOptions(), mode: str | 
             )
         trained = run.read_precision()
         stored, made_by_user = read_adapter(run.adapter), _is_own_run(run, trust)
+    hardware = detect_hardware() if loads_model else describe_cpu()  # before a base is downloaded
     adapter = resolve_adapter(stored, trust, made_by_user=made_by_user, untrusted_name=not made_by_user)
-    return OpenAdapter(source, adapter, _choose_precision(trained, mode), run, parcel, made_by_user)
+    return OpenAdapter(source, adapter, _choose_precision(trained, mode, hardware), run, parcel, made_by_user)
 
 
-def _choose_precision(trained: PrecisionPlan | PrecisionReceipt | None, mode: str | None) -> PrecisionPlan:
+def _choose_precision(
+    trained: PrecisionPlan | PrecisionReceipt | None, mode: str | None, hardware: Hardware
+) -> PrecisionPlan:
     """Return the precision in which an adapter is used here, with another quantization mode if one is given."""
     quantization = QuantizationSection(mode="none")
     if mode:
         quantization = QuantizationSection.model_validate({"mode": mode})
     elif trained:
         quantization = QuantizationSection(mode=trained.mode, double_quantization=trained.double_quantization)
-    return plan_inference_precision(quantization, detect_hardware(), trained.dtype if trained else None)
+    return plan_inference_precision(quantization, hardware, trained.dtype if trained else None)
 
 
 def open_adapters(sources: Sequence[str], trust: TrustOptions) -> list[OpenAdapter]:

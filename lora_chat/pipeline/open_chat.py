@@ -39,6 +39,7 @@ def open_chat(
         logger.info(f"Loading {source} ({precision.mode}, {precision.dtype}, on {precision.device})")
         model = opened.adapter.load(precision)
     else:
+        hardware = detect_hardware()  # before a base is downloaded
         try:
             base = find_base(BaseSection(name=source))
         except UnavailableError as error:
@@ -46,7 +47,7 @@ def open_chat(
                 raise  # the error names the problem of the folder
             raise UnavailableError(f"There is no run, parcel, adapter or folder {source}.\n{error}") from error
         quantization = QuantizationSection.model_validate({"mode": mode or "none"})
-        precision = plan_inference_precision(quantization, detect_hardware(), None)
+        precision = plan_inference_precision(quantization, hardware, None)
         tokenizer = load_tokenizer(base)
         install_template(tokenizer)
         stop_ids = read_stop_ids(base, tokenizer)

@@ -182,7 +182,7 @@ def _check_binding(parcel: Parcel, trust: TrustOptions, base: str) -> str:
     trust = TrustOptions(
         base=trust.base or base, compare_template_only=True, signer=trust.signer, recompute_digests=True
     )
-    open_adapter(str(parcel.path), trust)
+    open_adapter(str(parcel.path), trust, loads_model=False)
     has_template = parcel.receipt.chat_template is not None
     stop_ids = "" if has_template else ", stop ids"
     more = "" if parcel.receipt.base.version == 1 else f", config{stop_ids}, generation settings"

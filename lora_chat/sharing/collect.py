@@ -40,6 +40,7 @@ def collect_recipe(run: RunFolder, base: str) -> dict[str, JsonValue]:
     """Return the resolved recipe of a run with file names in place of paths, and without its output folder."""
     recipe: dict[str, Any] = read_recipe(str(run.recipe), []).model_dump(mode="json")
     recipe["base"]["name"] = base
+    recipe["base"].pop("device")  # it describes the machine
     recipe["output"].pop("directory")
     data, evaluation = recipe["data"], recipe["evaluation"]
     for key in ("train", "validation"):

@@ -6,6 +6,8 @@
 - bounded_files: Readers of strangers' text and JSON files with limits on size, depth and number of values
 - cache_dir: The private cache and configuration folders of this user
 - console: All output to the terminal, filtered, and the handler of log messages
+- device_checks: Checks that PyTorch can use a card
+- device_choice: The device of this process, chosen before CUDA starts
 - environment: Environment variables of child processes, without secrets and without relative search paths
 - file_lock: Exclusive locks on open files
 - frames: Messages between two processes
@@ -22,6 +24,9 @@
 - malloc: Settings of glibc that decide whether freed memory stays with the process
 - memory_limit: A memory limit for training on a CPU, and detection of out-of-memory errors
 - memory_usage: Memory of the machine, of this process and of its GPU, in bytes
+- nvidia_driver: NVIDIA's driver and cards as NVML reports them
+- operating_system: The operating system, as far as its GPU driver behaves differently
+- process_group: Refusal of a start as one of several processes
 - process_limits: Limits that a process sets for itself before it runs a stranger's template
 - received_folder: Check of folders from strangers, which may contain only folders and regular files
 - regular_files: Opening of regular files only, without following links
@@ -31,8 +36,10 @@
 - signals: Signals outside of training
 - strict_json: A JSON parser that refuses everything outside the standard
 - strict_yaml: A parser for strangers' YAML with limits on size and depth
+- torch_build: The installed build of PyTorch, and other builds
 - user_key: A random key of this user, and signatures made with it
 - user_path: Paths that users write in commands and recipes
+- visible_cards: The cards that CUDA_VISIBLE_DEVICES leaves visible
 - worker: Isolated child interpreters
 - worker_start: Start script of a worker
 """

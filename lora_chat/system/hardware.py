@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lora_chat.errors import UnavailableError
+from lora_chat.system.device_choice import RECIPE_CPU_OPTION, VARIABLE_CPU_OPTION, choose_device
 from lora_chat.system.memory_usage import total_memory_bytes
+from lora_chat.system.torch_build import read_torch_build
 
 
 @dataclass(frozen=True)
@@ -22,24 +25,25 @@ class Hardware:
     index: int | None = None
     """Number of the CUDA device; None for a CPU."""
     capability: tuple[int, int] | None = None
-    """Compute capability of the CUDA device, such as (8, 6); None for a CPU."""
+    """Compute capability of the CUDA device, such as (8, 6); None for a CPU and for AMD cards."""
 
 
-def detect_hardware() -> Hardware:
-    """Detect the first CUDA device, or the CPU if there is none."""
+def detect_hardware(device: str | None = None) -> Hardware:
+    """Choose and describe the device of this process.
+
+    `device` is the recipe's `base.device`; None is for commands without a recipe. Raises the errors of `choose_device`,
+    and UnavailableError for a card that PyTorch cannot use.
+    """
+    choice = choose_device(device)
+    if not choice.uses_cuda:
+        return describe_cpu()
+    return _describe_card(choice.index, RECIPE_CPU_OPTION if device is not None else VARIABLE_CPU_OPTION)
+
+
+def describe_cpu() -> Hardware:
+    """Describe the CPU, whether or not there is a GPU too."""
     import torch
 
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return Hardware(
-            device="cuda",
-            name=properties.name,
-            memory_bytes=properties.total_memory,
-            bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
-            threads=torch.get_num_threads(),
-            index=0,
-            capability=(properties.major, properties.minor),
-        )
     name, flags = _read_cpu_description()
     return Hardware(
         device="cpu",
@@ -58,6 +62,35 @@ def has_cpu_bfloat16() -> bool:
 def _has_bfloat16(flags: set[str]) -> bool:
     """Return whether a CPU with these feature flags multiplies bf16 natively."""
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _describe_card(index: int, cpu_option: str) -> Hardware:
+    """Describe a card, which starts CUDA."""
+    import torch
+
+    build = read_torch_build()
+    try:
+        properties = torch.cuda.get_device_properties(index)
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    except (RuntimeError, AssertionError) as error:  # a card in exclusive use, or without memory for a context
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnavailableError(f"CUDA does not start: {reason}.\nTo use the CPU instead: {cpu_option}") from error
+    capability = properties.major, properties.minor
+    if not build.has_kernels_for(capability):
+        raise UnavailableError(
+            f"{build.name} has no kernels for the {properties.name}, which has compute capability "
+            f"{capability[0]}.{capability[1]}: the build has {', '.join(build.architectures)}.\n"
+            f"To use the CPU instead: {cpu_option}"
+        )
+    return Hardware(
+        device="cuda",
+        name=properties.name,
+        memory_bytes=properties.total_memory,
+        bfloat16=bfloat16,
+        threads=torch.get_num_threads(),
+        index=index,
+        capability=None if build.rocm else capability,
+    )
 
 
 def _read_cpu_description() -> tuple[str, set[str]]:

@@ -65,3 +65,8 @@ def test_keeps_names_of_hub_data_sets_and_bundled_templates(tmp_path):
     recipe = recipe_with(tmp_path, data=data)["data"]
     assert recipe["train"][0]["hub"] == "HuggingFaceH4/ultrachat_200k"
     assert recipe["template"] == "chatml"
+
+
+def test_receipt_does_not_name_the_device_of_the_machine(tmp_path):
+    recipe = recipe_with(tmp_path, base={"name": "tiny-random", "device": "cuda:1"}, data={"train": "x.jsonl"})
+    assert recipe["base"] == {"name": "tiny-random", "revision": None}

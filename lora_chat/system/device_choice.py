@@ -1,0 +1,232 @@
+"""The device of this process: the CPU, or one card, chosen before CUDA starts.
+
+CUDA reads CUDA_VISIBLE_DEVICES once, when it starts. Therefore the choice is made from NVML, and the chosen card
+becomes the only visible one of this process and of its workers, as card 0. Trainer would otherwise use all of them.
+"""
+
+import logging
+import os
+import re
+from dataclasses import dataclass
+
+from lora_chat.errors import RecipeError, UsageError
+from lora_chat.system.device_checks import card_name, check_build, check_cuda_starts, make_broken_driver_error
+from lora_chat.system.nvidia_driver import DriverReport, NvidiaDriver, read_nvidia_driver
+from lora_chat.system.torch_build import TorchBuild, read_torch_build
+from lora_chat.system.visible_cards import (
+    HIDE_ALL,
+    VISIBLE_VARIABLE,
+    VisibleCard,
+    find_visible_cards,
+    hides_every_card,
+)
+
+logger = logging.getLogger(__name__)
+
+DEVICE_VARIABLE = "LORA_CHAT_DEVICE"
+"""Environment variable with the device of commands that have no recipe, and of recipes that say `auto`."""
+DEVICE_PATTERN = r"^(auto|cpu|cuda|cuda:\d{1,3})$"
+RECIPE_CPU_OPTION = "--set base.device=cpu"
+VARIABLE_CPU_OPTION = f"{DEVICE_VARIABLE}=cpu in the environment"
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """The device of this process, and the reason."""
+
+    uses_cuda: bool
+    notes: tuple[str, ...] = ()
+    """Messages for the user, if the choice is not obvious."""
+    index: int = 0
+    """Number of the card for PyTorch in this process."""
+    card: VisibleCard | None = None
+    """The card in NVML, if it answers."""
+
+
+@dataclass(frozen=True)
+class _Applied:
+    """The choice that this process made."""
+
+    request: str
+    choice: DeviceChoice
+    before: str | None
+    """CUDA_VISIBLE_DEVICES before the choice."""
+    after: str | None
+
+
+_applied: _Applied | None = None
+"""The last choice, because CUDA_VISIBLE_DEVICES shows only one card after it."""
+
+
+def choose_device(request: str | None = None) -> DeviceChoice:
+    """Choose the device, make it the only visible one, and log the reason once.
+
+    `request` is the recipe's `base.device`; None is for commands without a recipe. Raises RecipeError for a device that
+    this machine does not have, UnavailableError if PyTorch cannot use the GPU of this machine.
+    """
+    global _applied
+    wanted = _resolve_request(request)
+    before = os.environ.get(VISIBLE_VARIABLE)
+    if _applied is not None and _applied.after == before:
+        if _applied.request == wanted:
+            return _applied.choice
+        before = _applied.before
+        _set_visible(before)
+    choice = find_device(wanted, RECIPE_CPU_OPTION if request is not None else VARIABLE_CPU_OPTION)
+    for note in choice.notes:
+        logger.info(note)
+    _applied = _Applied(wanted, choice, before, os.environ.get(VISIBLE_VARIABLE))
+    return choice
+
+
+def find_device(wanted: str, cpu_option: str) -> DeviceChoice:
+    """Return the choice for `auto`, `cpu`, `cuda` or `cuda:N`; `cpu_option` is the advice for using the CPU instead."""
+    if wanted == "cpu":
+        return _use_cpu("")
+    build, report = read_torch_build(), read_nvidia_driver()
+    if build.rocm:
+        return _choose_without_nvml(wanted, build, report, cpu_option)
+    if hides_every_card() and (report.driver or report.is_broken):
+        if wanted != "auto":
+            raise RecipeError(
+                f"{wanted} is not visible: {VISIBLE_VARIABLE} hides every card. Fix: unset {VISIBLE_VARIABLE}."
+            )
+        return _use_cpu(f"{VISIBLE_VARIABLE} hides every card: using the CPU.")
+    if report.driver is None:
+        return _choose_without_nvml(wanted, build, report, cpu_option)
+    visible = find_visible_cards(report.driver.cards)
+    if not visible:
+        if wanted != "auto":
+            raise RecipeError(f"{wanted} is not visible: no NVIDIA card is. Fix: base.device=auto or cpu.")
+        return _use_cpu(f"There is an NVIDIA driver ({report.driver.version}) but no card: using the CPU.")
+    return _choose_card(wanted, visible, build, report.driver, cpu_option)
+
+
+def _resolve_request(request: str | None) -> str:
+    """Return the device that the recipe asks for, else the environment variable's. Raises UsageError."""
+    if request not in (None, "auto"):
+        return str(request)
+    wanted = os.environ.get(DEVICE_VARIABLE, "").strip() or "auto"
+    if not re.fullmatch(DEVICE_PATTERN, wanted):
+        raise UsageError(f"{DEVICE_VARIABLE}={wanted[:80]}: {explain_unknown_device(wanted)}")
+    return wanted
+
+
+def explain_unknown_device(name: str) -> str:
+    """Return the message for a device that cannot be chosen."""
+    if name.split(":")[0] in ("mps", "xpu"):
+        return (
+            f"lora_chat does not run on {name.split(':')[0]} devices, because its quantization and its fast path were "
+            "never tried there. Fix: use cpu."
+        )
+    return "not a device. Fix: use auto, cpu, cuda, or cuda:N for a card by its number."
+
+
+def _use_cpu(note: str) -> DeviceChoice:
+    """Hide all cards, so that no library uses one."""
+    if not _is_cuda_started():
+        _set_visible(HIDE_ALL)
+    return DeviceChoice(uses_cuda=False, notes=(note,) if note else ())
+
+
+def _choose_card(
+    wanted: str, visible: list[VisibleCard], build: TorchBuild, driver: NvidiaDriver, cpu_option: str
+) -> DeviceChoice:
+    """Choose the card with most free memory, or the wanted one, and check that PyTorch can use it."""
+    if wanted.startswith("cuda:"):
+        number = int(wanted.removeprefix("cuda:"))
+        if number >= len(visible):
+            names = ", ".join(f"cuda:{i} ({card_name(card)})" for i, card in enumerate(visible))
+            raise RecipeError(f"There is no {wanted}. Visible: {names}. Fix: choose one of these with base.device.")
+    else:
+        number = _find_roomiest(visible, build)
+    chosen = visible[number]
+    check_build(build, driver, chosen, cpu_option)
+    started = _is_cuda_started()
+    if not started:
+        _set_visible(chosen.entry)
+    elif number != 0 and wanted.startswith("cuda:"):
+        raise RecipeError(
+            f"CUDA has started in this process, so {wanted} cannot be chosen any more. "
+            f"Fix: set {VISIBLE_VARIABLE}={number} before the program starts."
+        )
+    elif number != 0:
+        number, chosen = 0, visible[0]
+    check_cuda_starts(build, driver, chosen, cpu_option)
+    notes = (_format_choice(number, chosen, len(visible)),) if len(visible) > 1 else ()
+    return DeviceChoice(uses_cuda=True, notes=notes, index=0, card=chosen)
+
+
+def _find_roomiest(visible: list[VisibleCard], build: TorchBuild) -> int:
+    """Return the number of the card with most free memory among those that PyTorch has kernels for."""
+
+    def rank(number: int) -> tuple[bool, int, int]:
+        card = visible[number].card
+        return card is None or build.has_kernels_for(card.capability), card.free_bytes if card else 0, -number
+
+    return max(range(len(visible)), key=rank)
+
+
+def _choose_without_nvml(wanted: str, build: TorchBuild, report: DriverReport, cpu_option: str) -> DeviceChoice:
+    """Choose where NVML has no answer: on AMD cards, and on machines without an NVIDIA driver."""
+    import torch
+
+    kind = "" if build.cuda is None and build.rocm is None else "cuda"
+    if kind and wanted.startswith("cuda:") and not _is_cuda_started():
+        _set_visible(_pick_entry(int(wanted.removeprefix("cuda:")), build))
+    if not torch.cuda.is_available():
+        if report.is_broken and not build.rocm:
+            raise make_broken_driver_error(report, cpu_option)
+        if wanted != "auto":
+            reason = "no AMD card" if build.rocm else f"no NVIDIA driver ({report.problem})"
+            raise RecipeError(f"{wanted} is not available: {build.name} finds {reason}. Fix: base.device=auto or cpu.")
+        return DeviceChoice(uses_cuda=False, notes=_explain_unused_gpu(report))
+    notes = ("AMD cards (ROCm) are untested with lora_chat; training uses the stock path.",) if build.rocm else ()
+    return DeviceChoice(uses_cuda=True, notes=notes, index=0)
+
+
+def _pick_entry(number: int, build: TorchBuild) -> str:
+    """Return the entry of the environment variable for the visible card with a number."""
+    value = os.environ.get("HIP_VISIBLE_DEVICES" if build.rocm else VISIBLE_VARIABLE) or os.environ.get(
+        VISIBLE_VARIABLE
+    )
+    entries = [entry.strip() for entry in value.split(",")] if value else []
+    if value and number >= len(entries):
+        raise RecipeError(
+            f"There is no cuda:{number}: {len(entries)} cards are visible. Fix: choose another base.device."
+        )
+    return entries[number] if entries else str(number)
+
+
+def _explain_unused_gpu(report: DriverReport) -> tuple[str, ...]:
+    """Return a note about a GPU that PyTorch has and lora_chat does not use, or about a driver that is not loaded."""
+    import torch
+
+    for name, is_available in (("mps", torch.backends.mps.is_available()), ("xpu", torch.xpu.is_available())):
+        if is_available:
+            return (f"Using the CPU: the GPU of this machine ({name}) is of a kind that was never tried.",)
+    if report.driver is None and "not loaded" in report.problem.lower():
+        return ("NVIDIA's library is installed, but no driver is loaded: using the CPU.",)
+    return ()
+
+
+def _format_choice(number: int, chosen: VisibleCard, count: int) -> str:
+    """Return the line about the choice among several cards."""
+    card = chosen.card
+    free = f", {card.free_bytes / _GIB:.1f} of {card.total_bytes / _GIB:.1f} GiB free" if card else ""
+    return f"Using cuda:{number} ({card_name(chosen)}){free}; {count} cards are visible, and one process uses one."
+
+
+def _is_cuda_started() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _set_visible(value: str | None) -> None:
+    """Set or restore the visible cards of this process and its workers."""
+    if value is None:
+        os.environ.pop(VISIBLE_VARIABLE, None)
+    else:
+        os.environ[VISIBLE_VARIABLE] = value
