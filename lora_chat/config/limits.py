@@ -7,6 +7,8 @@ WEIGHT_CACHE_LIMIT_BYTES = 2**30
 PARITY_MAX_DIALOGUES, PARITY_MAX_NEW_TOKENS = 16, 32
 """Number of held-out dialogues in a parity check, and number of greedy tokens per reply. A few are
 enough to detect a wrong export."""
+PARITY_MAX_TOKENS, PARITY_MAX_POSITIONS = 2048, 256
+"""Largest number of tokens and of supervised tokens of a parity sample, which bounds the memory of the logits."""
 
 MAX_EVALUATION_LOGITS = 2**25
 """Number of logits computed together when a loss is only measured."""

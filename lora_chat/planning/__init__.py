@@ -9,6 +9,7 @@
 - gpu_specs: GPUs by name, with the figures of their data sheets
 - layer_memory: Bytes that decoder layers allocate, as sums of products of widths
 - local_device: This machine as a target device
+- merge_plan: A later `merge` of a GPU run
 - notes: What a user should know beside the figures of an estimate
 - parity_memory: Bytes that a parity check of a 16-bit model needs beside the weights
 - phase_memory: Peak bytes of every phase of a run

@@ -7,6 +7,7 @@ from lora_chat.config.plan import Plan
 from lora_chat.planning.calibration import MachineBenchmark, durations_from_benchmark, estimate_merge_time
 from lora_chat.planning.device import TIGHT_MEMORY_FRACTION, TargetDevice
 from lora_chat.planning.disk_space import run_bytes
+from lora_chat.planning.merge_plan import MergePlan, plan_merge
 from lora_chat.planning.notes import list_notes
 from lora_chat.planning.phase_memory import PhaseMemory
 from lora_chat.planning.phase_time import PhaseDurations, TimeEstimate, estimate_durations
@@ -57,6 +58,8 @@ class RunEstimate:
     phases: tuple[PhaseMemory, ...]
     durations: PhaseDurations | None
     """Seconds of the phases of `sft`; None if unknown."""
+    merge_plan: MergePlan | None
+    """Parity check of a later `merge`; None for a CPU run."""
     merge_time: TimeEstimate | None
     """Seconds of a later `merge`; None if unknown."""
     disk_bytes: dict[str, int]
@@ -104,6 +107,7 @@ class RunEstimate:
             ],
             "seconds": {name: asdict(seconds) for name, seconds in (self.durations or {}).items()} or None,
             "total_seconds": asdict(total) if total else None,
+            "merge_check": asdict(self.merge_plan) if self.merge_plan else None,
             "merge_seconds": asdict(self.merge_time) if self.merge_time else None,
             "workload": asdict(self.workload),
             "chosen": {
@@ -181,6 +185,7 @@ def make_estimate(
         workload=candidate.workload,
         phases=candidate.phases,
         durations=durations,
+        merge_plan=plan_merge(problem.shape, candidate.memory_config, problem.data, problem.target),
         merge_time=estimate_merge_time(benchmark, problem.shape, candidate.memory_config, problem.data)
         if benchmark
         else None,

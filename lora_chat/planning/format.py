@@ -2,6 +2,7 @@
 
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.planning.estimate import RunEstimate
+from lora_chat.planning.merge_plan import MergePlan
 from lora_chat.planning.phase_memory import PhaseMemory
 from lora_chat.planning.phase_time import TimeEstimate
 from lora_chat.system.console import format_bytes
@@ -139,10 +140,22 @@ def _format_times(estimate: RunEstimate) -> list[str]:
 
 
 def _format_merge_time(estimate: RunEstimate) -> list[str]:
-    """Format the time of a later merge."""
+    """Format the time of a later merge, or the memory that it needs after a GPU run."""
+    if estimate.merge_plan is not None:
+        return [_format_merge_memory(estimate, estimate.merge_plan)]
     if estimate.merge_time is None:
         return []
     return [f"Later     merging {_format_time_range(estimate.merge_time)}; exporting adds llama.cpp's time"]
+
+
+def _format_merge_memory(estimate: RunEstimate, merge: MergePlan) -> str:
+    """Format the main memory of a later merge, and the device of its parity check."""
+    main_memory = next(phase.total for phase in estimate.phases if phase.name == "merge")
+    device = "GPU" if merge.device == "cuda" else "CPU"
+    return (
+        f"Later     merging takes {format_gib(main_memory)} GiB of main memory; its parity check runs on the {device}: "
+        f"the merged model takes {format_gib(merge.needed)} GiB, and the GPU has {format_gib(merge.free)} GiB free"
+    )
 
 
 def _format_time_range(seconds: TimeEstimate) -> str:

@@ -4,11 +4,12 @@ from lora_chat.config.lora_variants import find_lora_variant
 from lora_chat.config.plan import Plan
 from lora_chat.planning.calibration import MachineBenchmark
 from lora_chat.planning.settings_search import Candidate, choose_plan
+from lora_chat.system.memory_usage import total_memory_bytes
 
 
 def list_notes(candidate: Candidate, benchmark: MachineBenchmark | None) -> tuple[str, ...]:
     """Return the notes of an estimate, the most important ones first."""
-    notes = [*_note_int8(candidate)]
+    notes = [*_note_int8(candidate), *_note_main_memory(candidate)]
     if candidate.problem.data.is_estimated:
         notes.append(
             "Tokens are counted with the embedded base's tokenizer, because this base's tokenizer is not available."
@@ -52,6 +53,20 @@ def _find_better_mode(candidate: Candidate) -> Candidate | None:
         if better.fits(problem.target.limit):
             return better
     return None
+
+
+def _note_main_memory(candidate: Candidate) -> list[str]:
+    """Return a note if this machine's main memory is too small for a later merge of a GPU run."""
+    merge = next(phase for phase in candidate.phases if phase.name == "merge")
+    if not (merge.in_main_memory and candidate.problem.target.at_hand):
+        return []
+    memory = total_memory_bytes()
+    if merge.total <= memory:
+        return []
+    return [
+        f"Merging takes {merge.total / 2**30:.2f} GiB of main memory, and this machine has {memory / 2**30:.2f} GiB: "
+        "add swap, merge on another machine, or export the adapter without its base (lora-chat export RUN --to peft)."
+    ]
 
 
 def _note_missing_parts(plan: Plan) -> list[str]:

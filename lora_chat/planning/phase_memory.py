@@ -8,6 +8,7 @@ from lora_chat.inference.generation import generation_batch_size, kv_cache_bytes
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.device import TargetDevice
 from lora_chat.planning.layer_memory import MicroBatch, estimate_layer_passes
+from lora_chat.planning.merge_plan import plan_merge
 from lora_chat.planning.training_memory import estimate_training_memory
 from lora_chat.planning.weight_memory import MemoryConfig, weight_bytes
 from lora_chat.planning.workload import Workload
@@ -69,17 +70,7 @@ def estimate_phases(
     adapter = train.adapter
     # The adapted model without optimizer: evaluation, generation and saving start from it.
     resident = PhaseMemory("", weights=weights, adapter=adapter, context=context)
-    gpu = target.device == "cuda"
-    # A merge has the whole model unquantized in main memory.
-    merged_bytes = memory_config.bytes_per_value * shape.weights
-    merge_phase = PhaseMemory(
-        "merge",
-        weights=merged_bytes,
-        adapter=adapter,
-        workspace=_MERGE_OVERHEAD_BYTES,
-        context=_PROCESS_BYTES if gpu else context,
-        in_main_memory=gpu,
-    )
+    merge_phase = _estimate_merge_phase(shape, memory_config, data, adapter, target)
     return (
         estimate_load_phase(shape, memory_config, context if target.loading is None else target.loading),
         train,
@@ -88,7 +79,25 @@ def estimate_phases(
         # A second copy of the adapter, in 16 bits: half of its fp32 bytes.
         replace(resident, name="save", workspace=adapter // 2),
         merge_phase,
-        replace(merge_phase, name="export"),
+        # llama.cpp reads the exported model, so no parity check of Transformers follows.
+        replace(merge_phase, name="export", activations=0),
+    )
+
+
+def _estimate_merge_phase(
+    shape: ModelShape, memory_config: MemoryConfig, data: DataLengths, adapter: int, target: TargetDevice
+) -> PhaseMemory:
+    """Return the memory of merging, which has the whole model unquantized in main memory."""
+    merge = plan_merge(shape, memory_config, data, target)
+    return PhaseMemory(
+        "merge",
+        weights=memory_config.bytes_per_value * shape.weights,
+        adapter=adapter,
+        # The merged model is read again for its parity check, in main memory if the GPU is too small.
+        activations=merge.activations if merge and merge.device == "cpu" else 0,
+        workspace=_MERGE_OVERHEAD_BYTES,
+        context=_PROCESS_BYTES if merge else target.context,
+        in_main_memory=merge is not None,
     )
 
 

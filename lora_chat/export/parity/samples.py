@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_chat.config.limits import PARITY_MAX_DIALOGUES
+from lora_chat.config.limits import PARITY_MAX_DIALOGUES, PARITY_MAX_POSITIONS, PARITY_MAX_TOKENS
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.encoding.encode import IGNORE_INDEX
-
-_MAX_TOKENS, _MAX_POSITIONS = 2048, 256
-"""Largest number of tokens and of supervised tokens of a sample; the limit bounds the memory of the logits."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,6 @@ def make_parity_sample(
     tools: Sequence[dict[str, Any]] = (),
 ) -> ParitySample:
     """Make a sample of one encoded dialogue."""
-    ids = ids[:_MAX_TOKENS]
+    ids = ids[:PARITY_MAX_TOKENS]
     positions = tuple(i - 1 for i in range(1, len(ids)) if labels[i] != IGNORE_INDEX)
-    return ParitySample(tuple(ids), positions[:_MAX_POSITIONS], tuple(messages), tuple(tools))
+    return ParitySample(tuple(ids), positions[:PARITY_MAX_POSITIONS], tuple(messages), tuple(tools))
