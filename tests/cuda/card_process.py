@@ -78,7 +78,13 @@ class CardProcesses:
             stderr=(folder / "server-errors").open("w"),
             text=True,
             # Threads of OpenMP do not survive a fork.
-            env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+            env={
+                **os.environ,
+                **ENVIRONMENT,
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+            },
             cwd=ROOT,
         )
         if self._server.stdout.readline() != "ready\n":

@@ -151,31 +151,33 @@ def _run(operation, *args, **kwargs):
 def _run_on_host(operation, name, card, args, kwargs):
     """Run an operation on the host's tensors and return its results on the card."""
     seen = {}
-
-    def lower(value):
-        if isinstance(value, torch.Tensor) and value.is_cuda:
-            host = torch.ops.fake_card.to_host(value)
-            seen[id(host)] = value, host
-            return host
-        return [lower(item) for item in value] if isinstance(value, list | tuple) else value
-
-    def lift(value):
-        if isinstance(value, torch.Tensor):
-            if id(value) in seen:
-                return seen[id(value)][0]
-            return value if card is None or name == "copy_" else torch.ops.fake_card.to_card(value, card)
-        return type(value)(map(lift, value)) if isinstance(value, list | tuple) else value
-
-    args, kwargs = [lower(value) for value in args], {key: lower(value) for key, value in kwargs.items()}
+    args = [_lower(value, seen) for value in args]
+    kwargs = {key: _lower(value, seen) for key, value in kwargs.items()}
     if name.startswith("bitwise_"):  # these overloads take no numbers from Python
         args = [torch.tensor(value) if isinstance(value, int) else value for value in args]
     result = STAND_INS.get(operation, operation)(*args, **kwargs)
     for tensor, host in seen.values():
         if _layout(tensor) != _layout(host):
             torch.ops.fake_card.assign(tensor, torch.ops.fake_card.to_card(host, tensor.device.index))
-    result = lift(result)
-    seen.clear()  # `lower` and `lift` refer to themselves, so only a garbage collection frees what they contain
-    return result
+    return _lift(result, seen, None if name == "copy_" else card)
+
+
+def _lower(value, seen):
+    """Return the host's tensors for tensors on a card, and remember them in `seen`."""
+    if isinstance(value, torch.Tensor) and value.is_cuda:
+        host = torch.ops.fake_card.to_host(value)
+        seen[id(host)] = value, host
+        return host
+    return [_lower(item, seen) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _lift(value, seen, card):
+    """Return the card's tensors for the host's tensors of a result."""
+    if isinstance(value, torch.Tensor):
+        if id(value) in seen:
+            return seen[id(value)][0]
+        return value if card is None else torch.ops.fake_card.to_card(value, card)
+    return type(value)(_lift(item, seen, card) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _tensors(values):
