@@ -5,6 +5,7 @@
 - disk_space: Disk space that a run needs, and the check that it is free
 - estimate: The estimate of a run: memory, time, disk, verdict and suggestion
 - format: An estimate as text for the terminal
+- gpu_kernels: Whether PyPI's build of PyTorch has kernels for a GPU
 - gpu_names: The GPU that a name means
 - gpu_specs: GPUs by name, with the figures of their data sheets
 - layer_memory: Bytes that decoder layers allocate, as sums of products of widths

@@ -7,6 +7,7 @@ from lora_chat.config.plan import Plan
 from lora_chat.planning.calibration import MachineBenchmark, durations_from_benchmark, estimate_merge_time
 from lora_chat.planning.device import TIGHT_MEMORY_FRACTION, TargetDevice
 from lora_chat.planning.disk_space import run_bytes
+from lora_chat.planning.gpu_kernels import Refusal, find_kernel_refusal
 from lora_chat.planning.merge_plan import MergePlan, plan_merge
 from lora_chat.planning.notes import list_notes
 from lora_chat.planning.phase_memory import PhaseMemory
@@ -67,6 +68,8 @@ class RunEstimate:
     """Bytes to download; None if unknown."""
     suggestion: Suggestion | None
     notes: tuple[str, ...]
+    refusal: Refusal | None = None
+    """Reason why `sft` would stop on this GPU with PyPI's build of PyTorch; None if it would run."""
 
     @property
     def worst_phase(self) -> PhaseMemory:
@@ -112,6 +115,7 @@ class RunEstimate:
             "workload": asdict(self.workload),
             "chosen": {
                 "quantization": self.plan.precision.mode,
+                "dtype": self.plan.precision.dtype,
                 "micro_batch_tokens": training.micro_batch_tokens if training.fast_path else None,
                 "micro_batch_size": None
                 if training.fast_path and training.micro_batch_tokens
@@ -126,6 +130,7 @@ class RunEstimate:
             "disk_bytes": self.disk_bytes,
             "download_bytes": self.download_bytes,
             "notes": list(self.notes),
+            "refusal": asdict(self.refusal) if self.refusal else None,
         }
 
 
@@ -197,6 +202,7 @@ def make_estimate(
         download_bytes=download_bytes,
         suggestion=_suggest_change(candidate),
         notes=list_notes(candidate, benchmark),
+        refusal=find_kernel_refusal(problem.target),
     )
 
 

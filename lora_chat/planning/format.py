@@ -8,6 +8,7 @@ from lora_chat.planning.phase_time import TimeEstimate
 from lora_chat.system.console import format_bytes
 
 _BYTES_PER_GIB = 2**30
+_DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16 with a gradient scaler", "float32": "fp32"}
 
 
 def format_estimate(estimate: RunEstimate) -> str:
@@ -15,6 +16,7 @@ def format_estimate(estimate: RunEstimate) -> str:
     lines = [
         f"Base      {_format_base(estimate)}",
         f"Device    {_format_device(estimate)}",
+        *_format_kernel_refusal(estimate),
         _format_verdict(estimate),
         "",
         *_format_phase_table(estimate),
@@ -69,6 +71,18 @@ def _format_device(estimate: RunEstimate) -> str:
     return f"{target.name}, {format_gib(target.memory)} GiB{free}{'' if target.at_hand else ' (not this machine)'}"
 
 
+def _format_kernel_refusal(estimate: RunEstimate) -> list[str]:
+    """Format why `sft` would stop on this GPU, and the build of PyTorch that runs there."""
+    refusal = estimate.refusal
+    if refusal is None:
+        return []
+    return [
+        f"PyTorch   cannot run: {refusal.reason}, so `sft` would stop with exit code {refusal.exit_code}",
+        f"          Fix: {refusal.fix}",
+        "          All figures are for a build that has the kernels.",
+    ]
+
+
 def _format_verdict(estimate: RunEstimate) -> str:
     """Format whether the run fits."""
     worst, spare = estimate.worst_phase, estimate.target.free - estimate.peak
@@ -108,7 +122,7 @@ def _format_workload(estimate: RunEstimate) -> list[str]:
         f"{workload.largest.tokens:,} tokens",
         f"Layers    {_format_checkpointing(estimate)}; "
         f"{training.optimizer.replace('_', ' in ').replace('8bit', '8 bits')}; "
-        f"{'fast path' if training.fast_path else 'stock path'}",
+        f"{'fast path' if training.fast_path else 'stock path'}; {_DTYPE_NAMES[estimate.plan.precision.dtype]}",
         f"Loss      on {workload.supervised_tokens:,} supervised tokens in total, "
         f"{workload.supervised_share:.0%} of the computed ones",
     ]

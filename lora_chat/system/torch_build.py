@@ -36,6 +36,13 @@ class WheelIndex:
         """Return the address of the index."""
         return f"https://download.pytorch.org/whl/{self.name}"
 
+    def has_version(self, version: str) -> bool:
+        """Return whether the index has a version of PyTorch."""
+        first, missing = self.versions
+        return parse_version(version) >= parse_version(first) and (
+            missing is None or parse_version(version) < parse_version(missing)
+        )
+
     @property
     def newest_rank(self) -> tuple[int, ...]:
         """Return a rank that is higher for an index with newer versions."""
@@ -108,7 +115,7 @@ def suggest_wheel(driver: NvidiaDriver, capability: tuple[int, int], build: Torc
     if not suitable:
         return None
     # Prefer the installed version, then the newest version.
-    index = max(suitable, key=lambda index: (_has_version(index, build.version), index.newest_rank))
+    index = max(suitable, key=lambda index: (index.has_version(build.version), index.newest_rank))
     return f"{pip_command()} {_requirement(index, build.version)} --index-url {index.url}"
 
 
@@ -141,16 +148,10 @@ def _is_suitable(index: WheelIndex, driver: NvidiaDriver, capability: tuple[int,
     return capability == (0, 0) or any(_runs_on(f"sm_{code}", capability) for code in index.capabilities)
 
 
-def _has_version(index: WheelIndex, version: str) -> bool:
-    first, missing = index.versions
-    number = parse_version(version)
-    return number >= parse_version(first) and (missing is None or number < parse_version(missing))
-
-
 def _requirement(index: WheelIndex, installed: str) -> str:
     """Return the requirement for pip, of the installed version if the index has it."""
     first, missing = index.versions
-    if _has_version(index, installed):
+    if index.has_version(installed):
         return f'"torch=={installed}+{index.name}"'
     # pip would keep an installed version, because builds of one version differ only in their suffix.
     return f'--force-reinstall "torch>={first}{f",<{missing}" if missing else ""}"'

@@ -12,7 +12,7 @@ LIGHT = [
     "lora_chat.config.plan",
     *(
         f"lora_chat.planning.{name}"
-        for name in ("workload", "phase_memory", "phase_time", "settings_search", "estimate", "notes")
+        for name in ("workload", "phase_memory", "phase_time", "settings_search", "estimate", "notes", "gpu_kernels")
     ),
     *(
         f"lora_chat.planning.{name}"
