@@ -166,6 +166,8 @@ def _run_worker_code(task):
     """Run the module or the script of a worker."""
     sys.argv = [task["code"], *task["arguments"]]
     if task["code"].endswith(".py"):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "lora_chat"]:
+            del sys.modules[name]  # scripts check that they work without it
         runpy.run_path(task["code"], run_name="__main__")
     else:
         runpy.run_module(task["code"], run_name="__main__", alter_sys=True)
