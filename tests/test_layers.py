@@ -28,7 +28,7 @@ FROM_THE_ROOT = {"__version__"}
 LIBRARY_IMPORTERS = {
     "trl": ["training/"],
     "peft": ["models/adapter.py", "export/parity/peft_worker.py"],
-    "bitsandbytes": ["models/quantization/dequantize.py"],
+    "bitsandbytes": ["models/quantization/dequantize.py", "models/quantization/self_test.py"],
     "model_signing": ["sharing/signature.py"],
     "huggingface_hub": ["system/hub_client.py", "system/hub_guard.py", "system/hub_origin.py"],
     "httpx2": ["system/hub_guard.py", "system/hub_origin.py"],

@@ -8,6 +8,7 @@
 - data: show the data of a recipe as training sees it
 - audit: search the data of a recipe for secrets, personal data and other problems
 - recipe: print a recipe with all its settings
+- doctor: report what this machine can do
 - chat: talk to an adapted model or to a base
 - eval: compare base and adapted model again
 - merge: merge adapters into a 16-bit model

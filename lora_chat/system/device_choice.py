@@ -36,6 +36,8 @@ class DeviceChoice:
     """The device of this process, and the reason."""
 
     uses_cuda: bool
+    reason: str
+    """Reason of the choice, for a report about the machine."""
     notes: tuple[str, ...] = ()
     """Messages for the user, if the choice is not obvious."""
     index: int = 0
@@ -83,7 +85,7 @@ def choose_device(request: str | None = None) -> DeviceChoice:
 def find_device(wanted: str, cpu_option: str) -> DeviceChoice:
     """Return the choice for `auto`, `cpu`, `cuda` or `cuda:N`; `cpu_option` is the advice for using the CPU instead."""
     if wanted == "cpu":
-        return _use_cpu("")
+        return _use_cpu("the recipe or the environment asks for it")
     build, report = read_torch_build(), read_nvidia_driver()
     if build.rocm:
         return _choose_without_nvml(wanted, build, report, cpu_option)
@@ -92,14 +94,14 @@ def find_device(wanted: str, cpu_option: str) -> DeviceChoice:
             raise RecipeError(
                 f"{wanted} is not visible: {VISIBLE_VARIABLE} hides every card. Fix: unset {VISIBLE_VARIABLE}."
             )
-        return _use_cpu(f"{VISIBLE_VARIABLE} hides every card: using the CPU.")
+        return _use_cpu(f"{VISIBLE_VARIABLE} hides every card", is_note=True)
     if report.driver is None:
         return _choose_without_nvml(wanted, build, report, cpu_option)
     visible = find_visible_cards(report.driver.cards)
     if not visible:
         if wanted != "auto":
             raise RecipeError(f"{wanted} is not visible: no NVIDIA card is. Fix: base.device=auto or cpu.")
-        return _use_cpu(f"There is an NVIDIA driver ({report.driver.version}) but no card: using the CPU.")
+        return _use_cpu(f"there is an NVIDIA driver ({report.driver.version}) but no card", is_note=True)
     return _choose_card(wanted, visible, build, report.driver, cpu_option)
 
 
@@ -123,11 +125,11 @@ def explain_unknown_device(name: str) -> str:
     return "not a device. Fix: use auto, cpu, cuda, or cuda:N for a card by its number."
 
 
-def _use_cpu(note: str) -> DeviceChoice:
+def _use_cpu(reason: str, *, is_note: bool = False) -> DeviceChoice:
     """Hide all cards, so that no library uses one."""
     if not _is_cuda_started():
         _set_visible(HIDE_ALL)
-    return DeviceChoice(uses_cuda=False, notes=(note,) if note else ())
+    return DeviceChoice(uses_cuda=False, reason=reason, notes=(f"Using the CPU: {reason}.",) if is_note else ())
 
 
 def _choose_card(
@@ -154,8 +156,13 @@ def _choose_card(
     elif number != 0:
         number, chosen = 0, visible[0]
     check_cuda_starts(build, driver, chosen, cpu_option)
-    notes = (_format_choice(number, chosen, len(visible)),) if len(visible) > 1 else ()
-    return DeviceChoice(uses_cuda=True, notes=notes, index=0, card=chosen)
+    if len(visible) == 1:
+        return DeviceChoice(uses_cuda=True, reason="it is the only visible card", card=chosen)
+    reason = "it has the most free memory of" if wanted in ("auto", "cuda") else "it was asked for among"
+    if started and wanted in ("auto", "cuda"):
+        reason = "CUDA had started with it among"
+    note = _format_choice(number, chosen, len(visible))
+    return DeviceChoice(uses_cuda=True, reason=f"{reason} {len(visible)} visible cards", notes=(note,), card=chosen)
 
 
 def _find_roomiest(visible: list[VisibleCard], build: TorchBuild) -> int:
@@ -181,9 +188,11 @@ def _choose_without_nvml(wanted: str, build: TorchBuild, report: DriverReport, c
         if wanted != "auto":
             reason = "no AMD card" if build.rocm else f"no NVIDIA driver ({report.problem})"
             raise RecipeError(f"{wanted} is not available: {build.name} finds {reason}. Fix: base.device=auto or cpu.")
-        return DeviceChoice(uses_cuda=False, notes=_explain_unused_gpu(report))
-    notes = ("AMD cards (ROCm) are untested with lora_chat; training uses the stock path.",) if build.rocm else ()
-    return DeviceChoice(uses_cuda=True, notes=notes, index=0)
+        return _explain_cpu(report)
+    if build.rocm:
+        note = "AMD cards (ROCm) are untested with lora_chat; training uses the stock path."
+        return DeviceChoice(uses_cuda=True, reason="PyTorch is built for ROCm", notes=(note,))
+    return DeviceChoice(uses_cuda=True, reason=f"PyTorch has it, although NVML does not answer ({report.problem})")
 
 
 def _pick_entry(number: int, build: TorchBuild) -> str:
@@ -199,16 +208,16 @@ def _pick_entry(number: int, build: TorchBuild) -> str:
     return entries[number] if entries else str(number)
 
 
-def _explain_unused_gpu(report: DriverReport) -> tuple[str, ...]:
-    """Return a note about a GPU that PyTorch has and lora_chat does not use, or about a driver that is not loaded."""
+def _explain_cpu(report: DriverReport) -> DeviceChoice:
+    """Choose the CPU, with a note about a GPU that is not used, or about a driver that is not loaded."""
     import torch
 
     for name, is_available in (("mps", torch.backends.mps.is_available()), ("xpu", torch.xpu.is_available())):
         if is_available:
-            return (f"Using the CPU: the GPU of this machine ({name}) is of a kind that was never tried.",)
-    if report.driver is None and "not loaded" in report.problem.lower():
-        return ("NVIDIA's library is installed, but no driver is loaded: using the CPU.",)
-    return ()
+            return _use_cpu(f"the GPU of this machine ({name}) is of a kind that was never tried", is_note=True)
+    reason = f"there is no NVIDIA driver ({report.problem})"
+    is_installed = "not loaded" in report.problem.lower()
+    return DeviceChoice(uses_cuda=False, reason=reason, notes=(f"Using the CPU: {reason}.",) if is_installed else ())
 
 
 def _format_choice(number: int, chosen: VisibleCard, count: int) -> str:

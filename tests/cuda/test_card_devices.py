@@ -82,3 +82,19 @@ def test_a_card_without_kernels_is_refused_before_a_run_is_made(card, tmp_path):
     assert done.exit_code == 8
     assert "no kernels for the NVIDIA GeForce GTX 1080, which has compute capability 6.1" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_doctor_tries_the_libraries_on_the_card(card, tmp_path):
+    done = card.command(["doctor"], cwd=tmp_path, nvml={}, name="NVIDIA GeForce RTX 3060")
+    assert done.exit_code == 0, done.stderr
+    assert "cuda:0 NVIDIA GeForce RTX 3060: capability 8.6, kernels in this build, bf16" in done.stdout
+    assert "4bit works, 8bit works" in done.stdout
+    assert "its attention works here; varlen kernel with enable_gqa" in done.stdout
+    assert "sft will use NVIDIA GeForce RTX 3060: 4-bit, bf16, " in done.stdout
+
+
+def test_doctor_knows_a_card_without_bf16(card, tmp_path):
+    done = card.command(["doctor"], cwd=tmp_path, nvml={}, name="Tesla T4", capability=(7, 5))
+    assert done.exit_code == 0, done.stderr
+    assert "4bit works, 8bit works" in done.stdout
+    assert "sft will use Tesla T4: 4-bit, fp16 with a gradient scaler, stock path." in done.stdout

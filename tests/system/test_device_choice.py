@@ -185,7 +185,7 @@ def test_hidden_cards_are_a_choice_of_the_user(machine, monkeypatch, messages):
     machine(RTX_3060)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert detect_hardware("auto").device == "cpu"
-    assert messages == ["CUDA_VISIBLE_DEVICES hides every card: using the CPU."]
+    assert messages == ["Using the CPU: CUDA_VISIBLE_DEVICES hides every card."]
     with pytest.raises(RecipeError, match="hides every card"):
         detect_hardware("cuda")
 
@@ -193,13 +193,13 @@ def test_hidden_cards_are_a_choice_of_the_user(machine, monkeypatch, messages):
 def test_a_driver_without_a_card_uses_the_cpu(machine, messages):
     machine()
     assert detect_hardware("auto").device == "cpu"
-    assert messages == ["There is an NVIDIA driver (580.65.06) but no card: using the CPU."]
+    assert messages == ["Using the CPU: there is an NVIDIA driver (580.65.06) but no card."]
 
 
 def test_a_library_without_a_driver_uses_the_cpu(monkeypatch, messages):
     install_driver(monkeypatch, error=("DriverNotLoaded", "Driver Not Loaded"))
     assert detect_hardware("auto").device == "cpu"
-    assert messages == ["NVIDIA's library is installed, but no driver is loaded: using the CPU."]
+    assert messages == ["Using the CPU: there is no NVIDIA driver (Driver Not Loaded)."]
 
 
 def test_a_driver_that_does_not_answer_stops_the_run(monkeypatch):

@@ -7,4 +7,5 @@
 - packed_batch: A micro-batch as one row without padding
 - packing: Distribution of a step's dialogues over micro-batches
 - select: Selection of the parts that cover a model
+- self_test: A try of the attention for packed batches on a device
 """
