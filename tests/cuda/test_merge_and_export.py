@@ -21,7 +21,7 @@ SMALL_CARD = {"used_by_others": CARD_BYTES - 11_000_000}
 LARGE_CARD = {"used_by_others": CARD_BYTES - 32_000_000}
 
 
-def write_base_and_adapter(folder):
+def write_base_and_adapter(folder, tokenizer_name="tiny-random", shape=()):
     """Write a random Llama, and an adapter for it whose effect is large."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -35,10 +35,10 @@ def write_base_and_adapter(folder):
     from lora_chat.models.bundled import find_bundled_base
     from lora_chat.models.identity import compute_identity
 
-    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("tiny-random"))
+    tokenizer = AutoTokenizer.from_pretrained(find_bundled_base(tokenizer_name))
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     torch.manual_seed(1)
-    config = AutoConfig.for_model("llama", vocab_size=len(tokenizer), **SHAPE, **ids)
+    config = AutoConfig.for_model("llama", vocab_size=len(tokenizer), **{**SHAPE, **dict(shape)}, **ids)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(8.0)  # otherwise the logits are nearly equal
@@ -56,17 +56,21 @@ def write_base_and_adapter(folder):
     save_adapter(adapted, Path(folder) / "adapter", compute_identity(base, tokenizer), template, "card")
 
 
-@pytest.fixture(scope="module")
-def files(card, tmp_path_factory):
-    """Return a folder with `base`, `adapter`, and dialogues for parity checks."""
-    folder = tmp_path_factory.mktemp("merge")
-    card.run(write_base_and_adapter, str(folder))
+def write_dialogues(folder):
     pairs = [("Where is the key?", "Under it."), ("Wer weiss es?", "Niemand."), ("one two", "three")]
     rows = [
         {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]}
         for question, reply in pairs
     ]
     (folder / "dialogues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def files(card, tmp_path_factory):
+    """Return a folder with `base`, `adapter`, and dialogues for parity checks."""
+    folder = tmp_path_factory.mktemp("merge")
+    card.run(write_base_and_adapter, str(folder))
+    write_dialogues(folder)
     return folder
 
 
@@ -144,3 +148,127 @@ def test_too_little_main_memory_is_refused_before_writing(card, files, tmp_path,
     assert "does not fit into main memory" in done.stderr and "Traceback" not in done.stderr
     assert "Computing the outputs" not in done.stderr
     assert not (tmp_path / "merged").exists()
+
+
+def export(card, files, to, out, **options):
+    return run(card, files, ["export", files / "adapter", "--to", to, "--out", out], **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("export_format", ["gguf-adapter", "gguf"])
+def test_has_one_base_on_the_card_in_an_export_for_llama_cpp(card, tmp_path, export_format):
+    pytest.importorskip("llama_cpp")
+    # llama.cpp knows this tokenizer. Its embedding and the LM head take 12.6 MB in every precision.
+    tokenizer, shape = "smollm2-135m-instruct", {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    card.run(write_base_and_adapter, str(tmp_path), tokenizer, shape)
+    write_dialogues(tmp_path)
+    done = export(card, tmp_path, export_format, tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["proofs"][0]["failures"] == []
+    assert 12_600_000 < done.peaks[0] < 2 * 12_600_000
+
+
+def record_workers(answer_out_of_memory=False):
+    """Record the memory and the request of each worker; the first one may answer that its card is too small."""
+    import torch
+
+    import lora_chat.export.parity.peft_runner as module
+    from lora_chat.system.worker import WorkerResult
+
+    use_quantized_base()
+    start, records = module.run_worker, []
+
+    def run_worker(code, arguments, **options):
+        request = json.loads((Path(arguments[0]) / "request.json").read_text())
+        records.append(
+            {"device": request["device"], "dtype": request["dtype"], "bytes": torch.cuda.memory_allocated()}
+        )
+        if answer_out_of_memory and len(records) == 1:
+            return WorkerResult(5, "", "")
+        return start(code, arguments, **options)
+
+    module.run_worker = run_worker
+    return lambda: records
+
+
+@pytest.mark.slow
+def test_releases_the_card_before_peft_starts(card, files, tmp_path):
+    done = export(card, files, "peft", tmp_path / "out", prepare=record_workers, **SMALL_CARD)
+    assert done.exit_code == 0, done.stderr
+    (record,) = done.result
+    assert record["device"] == "cuda:0"
+    assert record["bytes"] < 100_000
+    assert json.loads(done.stdout)["proofs"][0]["failures"] == []
+
+
+def test_peft_uses_the_cpu_if_the_card_is_too_small(card, files, tmp_path):
+    done = export(card, files, "peft", tmp_path / "out", prepare=record_workers, arguments=[True], **SMALL_CARD)
+    assert done.exit_code == 0, done.stderr
+    assert "The GPU is too small for PEFT" in done.stderr
+    assert [record["device"] for record in done.result] == ["cuda:0", "cpu"]
+    assert max(record["bytes"] for record in done.result) < 100_000
+    assert json.loads(done.stdout)["proofs"][0]["failures"] == []
+
+
+def run_peft_worker(folder, base):
+    """Return the exit code of the PEFT worker on a full card."""
+    import runpy
+    import sys
+
+    import lora_chat.export.parity
+
+    request = {"base": base, "mode": "none", "device": "cuda:0", "dtype": "bfloat16", "double_quantization": True}
+    (Path(folder) / "request.json").write_text(json.dumps(request))
+    sys.argv = ["peft_worker.py", folder]
+    try:
+        runpy.run_path(str(Path(lora_chat.export.parity.__file__).with_name("peft_worker.py")), run_name="__main__")
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def test_peft_worker_reports_that_the_card_is_too_small(card, files, tmp_path):
+    assert card.run(run_peft_worker, str(tmp_path), str(files / "base"), used_by_others=CARD_BYTES - 1_000_000) == 5
+
+
+def fill_the_card_after_loading(target):
+    """Let the card run out of memory in the first pass of a loaded model."""
+    import importlib
+
+    import fake_card
+
+    name, _, attribute = target.rpartition(".")
+    module = importlib.import_module(name)
+    call = getattr(module, attribute)
+
+    def call_on_a_full_card(*arguments, **options):
+        fake_card.set_free_bytes(1000)
+        return call(*arguments, **options)
+
+    setattr(module, attribute, call_on_a_full_card)
+
+
+@pytest.mark.parametrize("when", ["loading", "computing"])
+@pytest.mark.parametrize(
+    ("words", "target"),
+    [
+        (["eval", "--data"], "lora_chat.pipeline.compare.compare_with_base"),
+        (["chat"], "lora_chat.inference.chat.stream_reply"),
+        (["merge", "--to", "merged"], "lora_chat.export.merge.collect_adapted_outputs"),
+        (["export", "--to", "peft", "--out", "out"], "lora_chat.export.merge.collect_adapted_outputs"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_full_card_gives_one_message(card, files, tmp_path, words, target, when):
+    words = [words[0], files / "adapter", *words[1:], *([files / "dialogues.jsonl"] if words[-1] == "--data" else [])]
+    if when == "loading":
+        options = {"used_by_others": CARD_BYTES - 1_000_000}
+    else:
+        options = {"prepare": fill_the_card_after_loading, "arguments": [target], **LARGE_CARD}
+    done = card.command([*words, "--base", files / "base"], cwd=tmp_path, stdin="Hello\n", **options)
+    assert done.exit_code == 5, done.stderr
+    assert "Traceback" not in done.stderr
+    problem, fix = done.stderr.strip().splitlines()[-2:]
+    assert ("does not fit into memory" if when == "loading" else "Out of memory on the GPU") in problem
+    assert fix.startswith("Fix: ") and "end other programs" in fix and "--set" not in fix
+    assert not (tmp_path / "merged").exists() and not (tmp_path / "out").exists()
