@@ -150,8 +150,8 @@ def test_too_little_main_memory_is_refused_before_writing(card, files, tmp_path,
     assert not (tmp_path / "merged").exists()
 
 
-def export(card, files, to, out, **options):
-    return run(card, files, ["export", files / "adapter", "--to", to, "--out", out], **options)
+def export_to_peft(card, files, out, **options):
+    return run(card, files, ["export", files / "adapter", "--to", "peft", "--out", out], **options)
 
 
 @pytest.mark.slow
@@ -162,9 +162,13 @@ def test_has_one_base_on_the_card_in_an_export_for_llama_cpp(card, tmp_path, exp
     tokenizer, shape = "smollm2-135m-instruct", {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     card.run(write_base_and_adapter, str(tmp_path), tokenizer, shape)
     write_dialogues(tmp_path)
-    done = export(card, tmp_path, export_format, tmp_path / "out")
+    # Replies of a random base with many tokens differ by the rounding of bf16, so only the distributions are compared.
+    done = run(
+        card, tmp_path, ["export", tmp_path / "adapter", "--to", export_format, "--out", tmp_path / "out", "--accept"]
+    )
     assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout)["proofs"][0]["failures"] == []
+    report = json.loads(done.stdout)["proofs"][0]
+    assert report["mean_kl"] < 1e-2 < report["control_kl"]
     assert 12_600_000 < done.peaks[0] < 2 * 12_600_000
 
 
@@ -180,9 +184,7 @@ def record_workers(answer_out_of_memory=False):
 
     def run_worker(code, arguments, **options):
         request = json.loads((Path(arguments[0]) / "request.json").read_text())
-        records.append(
-            {"device": request["device"], "dtype": request["dtype"], "bytes": torch.cuda.memory_allocated()}
-        )
+        records.append({"device": request["device"], "dtype": request["dtype"], "bytes": torch.cuda.memory_allocated()})
         if answer_out_of_memory and len(records) == 1:
             return WorkerResult(5, "", "")
         return start(code, arguments, **options)
@@ -193,7 +195,7 @@ def record_workers(answer_out_of_memory=False):
 
 @pytest.mark.slow
 def test_releases_the_card_before_peft_starts(card, files, tmp_path):
-    done = export(card, files, "peft", tmp_path / "out", prepare=record_workers, **SMALL_CARD)
+    done = export_to_peft(card, files, tmp_path / "out", prepare=record_workers, **SMALL_CARD)
     assert done.exit_code == 0, done.stderr
     (record,) = done.result
     assert record["device"] == "cuda:0"
@@ -202,7 +204,7 @@ def test_releases_the_card_before_peft_starts(card, files, tmp_path):
 
 
 def test_peft_uses_the_cpu_if_the_card_is_too_small(card, files, tmp_path):
-    done = export(card, files, "peft", tmp_path / "out", prepare=record_workers, arguments=[True], **SMALL_CARD)
+    done = export_to_peft(card, files, tmp_path / "out", prepare=record_workers, arguments=[True], **SMALL_CARD)
     assert done.exit_code == 0, done.stderr
     assert "The GPU is too small for PEFT" in done.stderr
     assert [record["device"] for record in done.result] == ["cuda:0", "cpu"]
