@@ -7,9 +7,12 @@ from lora_chat.training.fast_path.attention import backends
 from lora_chat.training.fast_path.attention.gpu import build_varlen_layout
 
 
-def slow_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+def slow_varlen(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
+):
     """Return attention of each sequence, with the ends of queries and keys aligned as in flash attention."""
-    assert enable_gqa
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    assert window_size[1] == 0
     assert max_q == cu_seq_q.diff().max()
     assert max_k == cu_seq_k.diff().max()
     heads_per_kv_head = query.shape[1] // key.shape[1]
@@ -30,6 +33,7 @@ def slow_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, w
 
 @pytest.fixture
 def varlen(monkeypatch):
+    """Replace the kernel, and return the function that replaces it."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow_varlen)
     monkeypatch.setattr(
         backends,
@@ -38,3 +42,4 @@ def varlen(monkeypatch):
             cu_seqlens, prefix, torch.device("cpu")
         ),
     )
+    return slow_varlen

@@ -6,4 +6,5 @@
 - gather_index: Rows of each head of each token in the blocks
 - gpu: Attention by PyTorch's variable-length kernel
 - interface: Attention function for layers that are not fused
+- varlen_kernel: Call of PyTorch's variable-length attention in each version
 """

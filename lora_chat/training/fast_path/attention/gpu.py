@@ -13,9 +13,12 @@ from typing import Any
 import torch
 
 from lora_chat.training.fast_path.attention.cpu import HeadConfig
+from lora_chat.training.fast_path.attention.varlen_kernel import find_varlen_kernel
 
 _MAX_HEAD_DIM = 256
 """Largest head size that the kernel supports."""
+_HEAD_DIM_STEP = 8
+"""Factor that every head size must have for the kernel."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class VarlenLayout:
 
 def supports_varlen(states: torch.Tensor) -> bool:
     """Return whether the kernel supports the type and the head size of states (..., size)."""
-    return states.dtype in (torch.bfloat16, torch.float16) and states.shape[-1] <= _MAX_HEAD_DIM
+    size = states.shape[-1]
+    return states.dtype in (torch.bfloat16, torch.float16) and size <= _MAX_HEAD_DIM and size % _HEAD_DIM_STEP == 0
 
 
 @lru_cache(maxsize=64)
@@ -78,19 +82,12 @@ def build_varlen_layout(cu_seqlens: tuple[int, ...], prefix: int, device: torch.
 
 def varlen_attention(states: torch.Tensor, heads: HeadConfig, layout: VarlenLayout) -> torch.Tensor:
     """Return attention (tokens, query heads, size) for states (tokens, query + 2 * key heads, size)."""
-    from torch.nn.attention.varlen import varlen_attn
-
     queries, key_values = torch.split(states, [heads.num_heads, 2 * heads.num_kv_heads], dim=1)
     if layout.key_tokens is not None:
         key_values = _PrependPrefix.apply(key_values, layout)  # type: ignore[no-untyped-call]
     keys, values = key_values.chunk(2, dim=1)
-    # The kernel counts the tokens before the query; -1 means no window.
-    window_left = -1 if heads.window is None else heads.window - 1
     borders = layout.cu_seqlens_q, layout.cu_seqlens_k, layout.max_seqlen_q, layout.max_seqlen_k
-    attn_out: torch.Tensor = varlen_attn(  # type: ignore[assignment]
-        queries, keys, values, *borders, scale=heads.scale, window_size=(window_left, 0), enable_gqa=True
-    )
-    return attn_out
+    return find_varlen_kernel(states.device, states.dtype)(queries, keys, values, borders, heads)
 
 
 def varlen_attention_forward(
