@@ -114,14 +114,18 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
     earlier_metrics = truncate_metrics(run.metrics_path, checkpoint.step if checkpoint else 0)
     if run.on_cpu:
         keep_freed_memory()
-    fast_path = find_fast_path(run.model, run.train_rows[0].input_ids) if run.plan.fast_path else FastPath()
+    lengths = measure_lengths(run.train_rows)
+    fast_path = FastPath()
+    if run.plan.fast_path:
+        longest = run.train_rows[lengths.index(max(lengths))]
+        fast_path = find_fast_path(run.model, run.train_rows[0].input_ids, longest.input_ids)
     for note in fast_path.notes:
         logger.info(note)
     return PreparedTraining(
         fast_path=fast_path,
         train_dataset=make_dataset(run.train_rows),
         validation_dataset=make_dataset(run.validation_rows) if run.evaluate_each_epoch else None,
-        lengths=measure_lengths(run.train_rows),
+        lengths=lengths,
         earlier_metrics=earlier_metrics,
         view=view,
         stop_request=stop_request,

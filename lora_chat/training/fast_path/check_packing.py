@@ -51,15 +51,23 @@ def make_sample_dialogues(ids: "Sequence[int]") -> list[EncodedIds]:
 @contextmanager
 def without_dropout(model: "PeftModel") -> "Iterator[None]":
     """Set evaluation mode, except for LLM.int8's layers, which round activations too outside of training."""
-    was_training = model.training
-    model.eval()
-    for module in model.modules():
-        if is_int8_linear(module):
-            module.train()
+    with _restored_modes(model):
+        model.eval()
+        for module in model.modules():
+            if is_int8_linear(module):
+                module.train()
+        yield
+
+
+@contextmanager
+def _restored_modes(model: torch.nn.Module) -> "Iterator[None]":
+    """Restore at the end of the block whether each module is in training mode."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
 
 
 @torch.no_grad()
@@ -70,12 +78,12 @@ def _matches_separate_logits(
     dialogues = make_sample_dialogues(ids)
     batch = move_to_device(split_supervised(collator(dialogues))[2], model.device)
     prefix = batch.get("shared_prefix", 0)
-    was_training = model.training
     fast_attention = model.config._attn_implementation
     try:
         # Only a forward in training mode shows whether attention has dropout, which packed rows do not support.
-        model.train()
-        model(**batch, use_cache=False)
+        with _restored_modes(model):
+            model.train()
+            model(**batch, use_cache=False)
         with without_dropout(model):
             packed_logits = model(**batch, use_cache=False).logits[0].float()
             separate_logits = _concatenate_separate_logits(model, dialogues, prefix, stock_attention)
@@ -90,7 +98,6 @@ def _matches_separate_logits(
         return False
     finally:
         model.set_attn_implementation(fast_attention)
-        model.train(was_training)
     return distance <= min(2 * rounding, _MAX_ROUNDING_DIFFERENCE)
 
 

@@ -10,8 +10,9 @@ import torch
 from lora_chat.models.quantization.cpu_linear import dequantizing_on_the_fly
 from lora_chat.models.quantization.dequantize import shared_buffer
 from lora_chat.models.quantization.weight_cache import cached_int8_weights
+from lora_chat.system.memory_limit import is_out_of_memory, release_gpu_memory
 from lora_chat.training.fast_path.attention.interface import register_packed_attention
-from lora_chat.training.fast_path.check_gradients import MIN_GRADIENT_COSINE, gradient_cosine
+from lora_chat.training.fast_path.check_gradients import FastPathParts, GradientCheck
 from lora_chat.training.fast_path.check_packing import find_packed_collator
 from lora_chat.training.fast_path.fused_lora import fused_lora
 from lora_chat.training.fast_path.layers.decoder_layer import fused_layers, unfused_reason
@@ -20,6 +21,10 @@ from lora_chat.training.fast_path.packed_batch import PackedBatchCollator
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+_SLOWER = "Training is slower, with the same result."
+_UNSUPPORTED = (RuntimeError, NotImplementedError, TypeError, AttributeError, ImportError)
+"""Errors by which a GPU, a driver or a version of PyTorch shows that it lacks a kernel, an argument or memory."""
 
 
 @dataclass(frozen=True)
@@ -44,42 +49,56 @@ class FastPath:
             yield
 
 
-def find_fast_path(model: "PeftModel", ids: Sequence[int]) -> FastPath:
-    """Check the parts on the model with the `ids` of any dialogue, and set the attention for training."""
+def find_fast_path(model: "PeftModel", ids: Sequence[int], longest_ids: Sequence[int] = ()) -> FastPath:
+    """Check the parts on the model, and set the attention for training.
+
+    `ids` are the tokens of any dialogue, and `longest_ids` those of the longest one.
+    """
     stock_attention = model.config._attn_implementation
-    try:
-        with dequantizing_on_the_fly(model):
-            return _check_fast_path(model, ids, stock_attention)
-    except (RuntimeError, NotImplementedError) as error:
-        if model.device.type == "cpu" or isinstance(error, torch.OutOfMemoryError):
-            raise
-        # A GPU or a version of PyTorch may lack a kernel.
+    gpus = [model.device] if model.device.type == "cuda" else []
+    while True:
+        try:
+            with dequantizing_on_the_fly(model), torch.random.fork_rng(devices=gpus):
+                return _check_fast_path(model, ids, longest_ids, stock_attention)
+        except _UNSUPPORTED as error:
+            out_of_memory = is_out_of_memory(error)
+            if model.device.type == "cpu" and not (out_of_memory and longest_ids):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # Memory can be released only here, because the traceback of the error referred to it.
         model.set_attn_implementation(stock_attention)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        note = f"The fast path does not run on this device ({reason}). Training is slower, with the same result."
-        return FastPath(notes=(note,))
+        if out_of_memory:
+            release_gpu_memory()
+        if not out_of_memory or not longest_ids:
+            note = f"The fast path does not run on this device ({reason}). {_SLOWER}"
+            return FastPath(notes=(note,))
+        longest_ids = longest_ids[: len(longest_ids) // 2]  # a shorter sample takes less memory, and checks less
 
 
-def _check_fast_path(model: "PeftModel", ids: Sequence[int], stock_attention: str) -> FastPath:
-    """Check packing first, then the LM head and the fused layers together by their gradients."""
+def _check_fast_path(
+    model: "PeftModel", ids: Sequence[int], longest_ids: Sequence[int], stock_attention: str
+) -> FastPath:
+    """Check packing first, then the LM head and the fused layers together by their gradients.
+
+    If a gradient is wrong, the parts are reduced: first the fused layers, then everything.
+    """
     if stock_attention == "sdpa":  # another choice means that the model needs it, for example for soft caps
         model.set_attn_implementation(register_packed_attention())
     collator = find_packed_collator(model, ids, stock_attention)
+    notes: list[str] = []
     if collator is None:
         model.set_attn_implementation(stock_attention)  # padded rows need its mask
-        note = (
-            "Dialogues are padded, because this model would mix dialogues in one row. "
-            "Training is slower, with the same result."
-        )
-        return FastPath(fused=True, notes=(note,))
-    head = find_lm_head(model)
-    notes = [] if head else ["The model's own LM head is used, because it is scaled, capped, trained or has a bias."]
-    if reason := unfused_reason(model):
-        notes.append(f"Decoder layers are not fused ({reason}). Training is slower, with the same result.")
-    fused = True
-    if head is not None:
-        cosine = gradient_cosine(model, ids, collator, head, stock_attention)
-        if not cosine >= MIN_GRADIENT_COSINE:
-            fused, head = False, None
-            notes = [f"Fused layers are off, because their gradients differ from the model's (cosine {cosine:.3f})."]
-    return FastPath(collator, head, fused, tuple(notes))
+        notes.append("Dialogues are padded, because this model would mix dialogues in one row. " + _SLOWER)
+    head = find_lm_head(model) if collator else None
+    if collator and not head:
+        notes.append("The model's own LM head is used, because it is scaled, capped, trained or has a bias.")
+    if collator and (reason := unfused_reason(model)):
+        notes.append(f"Decoder layers are not fused ({reason}). " + _SLOWER)
+    check = GradientCheck(model, ids, longest_ids, stock_attention)
+    wrong = check.find_wrong_gradient(FastPathParts(collator, head, fused=True))
+    if wrong is None:
+        return FastPath(collator, head, True, tuple(notes))
+    if collator and check.find_wrong_gradient(FastPathParts(collator, None, fused=False)) is None:
+        return FastPath(collator, notes=(f"Fused layers are off, because their {wrong}. {_SLOWER}",))
+    model.set_attn_implementation(stock_attention)
+    return FastPath(notes=(f"The fast path is off, because its {wrong}. {_SLOWER}",))

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ _MAX_DIFFERENCE = 0.05
 class VarlenKernel:
     """PyTorch's function, with the arguments that it has in this version."""
 
-    function: Callable[..., torch.Tensor]
+    function: Callable[..., Any]
     names: frozenset[str]
     """Names of the function's parameters."""
     expands_keys: bool
@@ -49,18 +50,19 @@ class VarlenKernel:
             keys, values = (_repeat_heads(part, heads.heads_per_kv_head) for part in (keys, values))
         elif "enable_gqa" in self.names:
             options["enable_gqa"] = True
-        return self.function(queries, keys, values, *borders, **options)
+        attn_out: torch.Tensor = self.function(queries, keys, values, *borders, **options)
+        return attn_out
 
 
 def find_varlen_kernel(device: torch.device, dtype: torch.dtype) -> VarlenKernel:
     """Return the call that works on a device, chosen by a try once per process."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return _try_kernels(varlen_attn, device, dtype)  # type: ignore[arg-type]
+    return _try_kernels(varlen_attn, device, dtype)
 
 
 @lru_cache(maxsize=8)
-def _try_kernels(function: Callable[..., torch.Tensor], device: torch.device, dtype: torch.dtype) -> VarlenKernel:
+def _try_kernels(function: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> VarlenKernel:
     """Return the call with fewer key heads if it gives the same as repeated keys, which every version takes.
 
     Raises the error of the call with repeated keys, which means that the kernel does not run on the device.
@@ -89,9 +91,10 @@ def _run_sample(kernel: VarlenKernel, device: torch.device, dtype: torch.dtype) 
     )
     cu_seqlens = torch.tensor([0, 8, 24], dtype=torch.int32, device=device)
     with torch.enable_grad():
-        leaves = [part.requires_grad_() for part in (queries, keys, values)]
-        output = kernel(*leaves, (cu_seqlens, cu_seqlens, 16, 16), heads)
-    gradients = torch.autograd.grad(output, leaves, grad_out)
+        for leaf in (queries, keys, values):
+            leaf.requires_grad_()
+        output = kernel(queries, keys, values, (cu_seqlens, cu_seqlens, 16, 16), heads)
+    gradients = torch.autograd.grad(output, (queries, keys, values), grad_out)
     return [tensor.detach().float() for tensor in (output, *gradients)]
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_chat.models.architectures import find_fused_architecture
@@ -29,6 +31,25 @@ def fused_layers(model: torch.nn.Module) -> Iterator[int]:
     layers = [layer for layer in _decoder_layers(model) if not _layer_unfused_reason(layer)]
     with replaced_forwards(layers, _FusedDecoderForward) as covered:
         yield covered
+
+
+@contextmanager
+def recomputed_layers(model: torch.nn.Module) -> Iterator[None]:
+    """Recompute the activations of covered kinds of decoder layers until the block ends, also in evaluation mode."""
+    # Only these kinds are known to have no dropout of their own, which the training flag of the layer would enable.
+    layers = [layer for layer in _decoder_layers(model) if find_fused_architecture(type(layer).__name__)]
+    names = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
+    before = [{name: vars(layer)[name] for name in names if name in vars(layer)} for layer in layers]
+    try:
+        for layer in layers:
+            layer.training = layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        yield
+    finally:
+        for layer, values in zip(layers, before, strict=True):
+            for name in names:
+                vars(layer).pop(name, None)
+            vars(layer).update(values)
 
 
 def unfused_reason(model: torch.nn.Module) -> str:
