@@ -133,7 +133,6 @@ def train_with_older_attention(asked):
     return card_training.train_on_both(asked)
 
 
-@pytest.mark.xfail(strict=True, reason="attention without enable_gqa raises TypeError")
 @pytest.mark.parametrize("expands", [True, False])
 def test_attention_without_enable_gqa(card, expands):
     check_both(card.run(train_with_older_attention, {"expands_heads_itself": expands}))

@@ -21,7 +21,7 @@ _NOISE_FACTOR = 3.0
 """Largest error that passes, in multiples of the difference between two attention functions of transformers."""
 _MIN_BOUND = {torch.float32: 0.002}
 """Relative error that always passes, for each type of the base."""
-_MIN_BOUND_16_BIT = 0.03
+_MIN_BOUND_16_BIT = 0.1
 _MAX_BOUND = 0.5
 """Relative error that never passes."""
 _NEGLIGIBLE_NORM = 0.01
