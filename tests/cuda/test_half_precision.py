@@ -159,3 +159,57 @@ def test_refuses_a_base_that_overflows_before_training(card, tmp_path):
     assert "--set quantization.dtype=float32" in found["message"]
     assert found["started"] == ""
     assert all(loss < 1e4 for loss in found["losses"])  # in fp32 it is finite
+
+
+@pytest.fixture(scope="module")
+def run(card, tmp_path_factory):
+    """Train the smoke recipe in fp16 with the command, and return the folder of the run."""
+    folder = tmp_path_factory.mktemp("runs")
+    words = ["sft", ROOT / "recipes/smoke.yaml", "--set", f"output.directory={folder}"]
+    done = card.command(words, cwd=ROOT, capability=TURING)
+    assert done.exit_code == 0, done.stderr
+    assert "4bit, float16, on cuda" in done.stderr
+    return folder / "smoke-1"
+
+
+def test_run_records_fp16(run):
+    assert json.loads((run / "plan.json").read_text())["precision"]["dtype"] == "float16"
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all("loss_scale" in row for row in metrics if "loss" in row)
+    assert "float16" in (run / "adapter/README.md").read_text()
+    assert all((folder / "scaler.pt").is_file() for folder in (run / "checkpoints").glob("checkpoint-*"))
+
+
+def test_run_on_a_card_opens_there_and_on_a_cpu(card, run, tmp_path, capsys):
+    from lora_chat.cli import main
+
+    trained = json.loads((run / "comparison.json").read_text())["validation_loss"]
+    losses = {}
+    for name, capability in (("turing", TURING), ("ampere", (8, 6))):
+        done = card.command(["eval", run, "--json"], capability=capability)
+        assert done.exit_code == 0, done.stderr
+        losses[name] = json.loads(done.stdout)["validation_loss"]
+    assert main(["eval", str(run), "--json"]) == 0
+    losses["cpu"] = json.loads(capsys.readouterr().out)["validation_loss"]
+    # The file has the values that were evaluated after training, so the figures are equal on the same kind of card.
+    assert losses["turing"] == losses["ampere"] == trained
+    assert losses["cpu"] == pytest.approx(trained, abs=0.002)
+    chat = ["chat", str(run), "--max-new-tokens", "4"]
+    done = card.command(chat, stdin="Hello\n", capability=TURING)
+    assert done.exit_code == 0 and "(4bit, float16, on cuda)" in done.stderr, done.stderr
+    assert main(["merge", str(run), "--to", str(tmp_path / "on-cpu")]) == 0
+    assert "float32" in (tmp_path / "on-cpu/config.json").read_text()
+
+
+def test_merge_and_parcel_of_an_fp16_run(card, run, tmp_path, capsys):
+    from lora_chat.cli import main
+
+    done = card.command(["merge", run, "--to", tmp_path / "merged"], capability=TURING)
+    assert done.exit_code == 0, done.stderr
+    assert "float16" in (tmp_path / "merged/config.json").read_text()
+    parcel = tmp_path / "smoke.lorachat"
+    done = card.command(["pack", run, "--out", parcel], capability=TURING)
+    assert done.exit_code == 0, done.stderr
+    done = card.command(["verify", parcel, "--again"], capability=TURING)
+    assert done.exit_code == 0, done.stderr
+    assert main(["verify", str(parcel), "--again"]) == 0
