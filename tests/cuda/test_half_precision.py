@@ -11,6 +11,10 @@ TURING = (7, 5)
 LENGTHS = [9 + n for n in (0, 5, 11, 2, 8, 4, 13, 3, 6, 1, 10, 7)]
 
 
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def train(
     folder, device="cuda", mode="none", init_scale=2.0**16, resume=False, base="tiny-random", adapter=None, **settings
 ):
@@ -74,7 +78,7 @@ def compare_with_cpu(folder, mode):
     return found
 
 
-@pytest.mark.parametrize("mode", ["none", "4bit", "8bit"])
+@pytest.mark.parametrize("mode", [slow("none"), "4bit", slow("8bit")])
 def test_losses_are_those_of_fp32_on_a_cpu(card, tmp_path, mode):
     found = card.run(compare_with_cpu, str(tmp_path), mode, capability=TURING)
     fp16, fp32 = found["cuda"], found["cpu"]
@@ -112,7 +116,7 @@ def overflow_then_resume(folder, mode):
     }
 
 
-@pytest.mark.parametrize("mode", ["none", "4bit"])
+@pytest.mark.parametrize("mode", ["none", slow("4bit")])
 def test_skips_overflow_and_resumes_to_the_same_bytes(card, tmp_path, mode):
     found = card.run(overflow_then_resume, str(tmp_path), mode, capability=TURING)
     rows = found["rows"]
@@ -165,7 +169,8 @@ def test_refuses_a_base_that_overflows_before_training(card, tmp_path):
 def run(card, tmp_path_factory):
     """Train the smoke recipe in fp16 with the command, and return the folder of the run."""
     folder = tmp_path_factory.mktemp("runs")
-    words = ["sft", ROOT / "recipes/smoke.yaml", "--set", f"output.directory={folder}"]
+    settings = (f"output.directory={folder}", "quantization.mode=4bit")
+    words = ["sft", ROOT / "recipes/smoke.yaml", *(word for setting in settings for word in ("--set", setting))]
     done = card.command(words, cwd=ROOT, capability=TURING)
     assert done.exit_code == 0, done.stderr
     assert "4bit, float16, on cuda" in done.stderr
@@ -201,6 +206,7 @@ def test_run_on_a_card_opens_there_and_on_a_cpu(card, run, tmp_path, capsys):
     assert "float32" in (tmp_path / "on-cpu/config.json").read_text()
 
 
+@pytest.mark.slow
 def test_merge_and_parcel_of_an_fp16_run(card, run, tmp_path, capsys):
     from lora_chat.cli import main
 
