@@ -82,7 +82,7 @@ class ConsentError(IntegrityError):
 
 
 class UnavailableError(LoraChatError):
-    """A base model or an optional package that is not available."""
+    """A base model, a GPU or an optional package that is not available."""
 
     exit_code = 8
 

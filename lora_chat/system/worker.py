@@ -143,10 +143,11 @@ def worker_timeout_seconds(*paths: Path) -> float:
 def pool_context() -> BaseContext | None:
     """Return the start method for a pool of processes, or None if only a single process is safe.
 
-    A fork starts no interpreter. Systems without fork run `python -c`, which imports from the working directory unless
+    A fork starts no interpreter, and it can crash on macOS (https://github.com/python/cpython/issues/77906). Systems
+    without fork run `python -c`, which imports from the working directory unless
     PYTHONSAFEPATH is set, and Python 3.10 ignores that variable.
     """
-    if os.name == "posix" and "fork" in get_all_start_methods():
+    if os.name == "posix" and sys.platform != "darwin" and "fork" in get_all_start_methods():
         return get_context("fork")
     if sys.version_info < (3, 11):
         return None

@@ -295,3 +295,7 @@ def test_pools_fork_or_spawn_safely(monkeypatch):
     monkeypatch.setattr(worker.sys, "version_info", (3, 11, 0))
     assert pool_context().get_start_method() == "spawn"
     assert os.environ["PYTHONSAFEPATH"] == "1"
+    monkeypatch.setattr(worker, "get_all_start_methods", lambda: ["fork", "spawn"])
+    assert pool_context().get_start_method() == "fork"
+    monkeypatch.setattr(worker.sys, "platform", "darwin")
+    assert pool_context().get_start_method() == "spawn"
