@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,18 +68,14 @@ class MemoryCheckCallback(TrainerCallback):
     def _try_largest_micro_batches(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> bool:
         """Return whether the largest micro-batches can be trained. Raise any error other than lack of memory."""
         weights = [p for p in model.parameters() if p.requires_grad]
-        original_values = [p.detach().clone() for p in weights]
         fits = True
         try:
-            losses = [self._trainer.dry_run_step(batch) for batch in self._largest_micro_batches()]
-            _dry_run_optimizer(optimizer)
+            with _allocated_optimizer_state(optimizer, weights):
+                losses = [self._trainer.dry_run_step(batch) for batch in self._largest_micro_batches()]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             fits = False
-        with torch.no_grad():
-            for weight, value in zip(weights, original_values, strict=True):
-                weight.copy_(value)
         model.zero_grad()
         if fits and self._trainer.args.fp16 and not all(map(math.isfinite, losses)):
             raise NonFiniteError(
@@ -112,12 +109,27 @@ class MemoryCheckCallback(TrainerCallback):
         return {"input_ids": row.input_ids, "labels": row.labels}
 
 
-def _dry_run_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Make the optimizer allocate its state and delete it again; a resumed optimizer has its state already."""
+@contextmanager
+def _allocated_optimizer_state(optimizer: torch.optim.Optimizer, weights: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Keep the optimizer's state and all gradients allocated inside, because later steps have them beside activations.
+
+    A resumed optimizer has its state already. The weights keep their values.
+    """
     unwrapped = getattr(optimizer, "optimizer", optimizer)
     if unwrapped.state:
+        yield
         return
+    original_values = [weight.detach().clone() for weight in weights]
     try:
-        unwrapped.step()
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        try:
+            unwrapped.step()
+        finally:
+            with torch.no_grad():
+                for weight, value in zip(weights, original_values, strict=True):
+                    weight.copy_(value)
+        del original_values
+        yield
     finally:
         unwrapped.state.clear()
