@@ -4,8 +4,9 @@ import re
 import sys
 
 from lora_chat.errors import LoraChatError, OutOfMemoryError
+from lora_chat.system.device_choice import VARIABLE_CPU_OPTION
 
-_USE_CPU = "set CUDA_VISIBLE_DEVICES=-1 to compute on the CPU"
+_USE_CPU = f"compute on the CPU ({VARIABLE_CPU_OPTION})"
 _END_PROGRAMS = "end other programs that use the memory"
 _FIXES = {
     "chat": f"start a shorter conversation, load the base with --quantization 4bit, {_END_PROGRAMS}",

@@ -52,7 +52,7 @@ def test_gives_no_training_advice_for_a_finished_adapter(run, gpu, command):
         assert "--set" not in text
         assert "end other programs" in text
     assert ("--quantization 4bit" in text) == (command == "chat")
-    assert "CUDA_VISIBLE_DEVICES=-1" in text
+    assert "LORA_CHAT_DEVICE=cpu" in text
 
 
 def test_keeps_the_training_advice_of_sft(run, gpu):

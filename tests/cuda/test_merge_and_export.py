@@ -110,26 +110,32 @@ def test_small_card_checks_the_merge_on_the_cpu(card, files, tmp_path):
 
 
 def fill_the_card_before_the_check():
-    """Let the card run out of memory when the written model is read, although the plan found it large enough."""
+    """Let the card run out of memory in the first pass of the written model. Record the memory before it is read."""
     import fake_card
+    import torch
 
     import lora_chat.export.merge as module
 
     use_quantized_base()
-    load = module.load_base_model
+    load, records = module.load_base_model, []
 
-    def load_on_a_full_card(base, precision):
-        if "merged" in base.name and precision.device == "cuda":
-            fake_card.set_free_bytes(WEIGHT_BYTES // 2)
-        return load(base, precision)
+    def load_and_fill_the_card(base, precision):
+        records.append([precision.device, torch.cuda.memory_allocated()])
+        model = load(base, precision)
+        if precision.mode == "none" and precision.device == "cuda":
+            fake_card.set_free_bytes(1000)
+        return model
 
-    module.load_base_model = load_on_a_full_card
+    module.load_base_model = load_and_fill_the_card
+    return lambda: records
 
 
 def test_out_of_memory_in_the_check_repeats_it_on_the_cpu(card, files, tmp_path):
     done = merge(card, files, tmp_path / "merged", prepare=fill_the_card_before_the_check, **LARGE_CARD)
     assert done.exit_code == 0, done.stderr
     assert "repeated on the CPU" in done.stderr
+    assert [device for device, _ in done.result] == ["cuda", "cuda", "cpu"]
+    assert max(size for _, size in done.result) < 100_000
     assert json.loads(done.stdout)["proof"]["failures"] == []
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 

@@ -338,3 +338,12 @@ def test_documentation_lists_every_format_and_gguf_type():
     assert rows.pop("merge") == "Transformers"
     assert rows == {name: export_format.checked_by for name, export_format in EXPORT_FORMATS.items()}
     assert f"types {' '.join(GGUF_TYPES)} " in text
+
+
+def test_llama_cpp_leaves_a_gpu_unused(monkeypatch):
+    worker = pytest.importorskip("lora_chat.export.parity.llama_cpp_worker")
+    seen = []
+    monkeypatch.setattr(worker.llama_cpp, "llama_model_load_from_file", lambda path, loading: seen.append(loading))
+    with pytest.raises(RuntimeError, match="cannot load"):
+        worker._GgufModel("x.gguf", None, 8)
+    assert seen[0].n_gpu_layers == 0

@@ -35,11 +35,13 @@ class _GgufModel:
         llama_cpp.llama_backend_init()
         loading = llama_cpp.llama_model_default_params()
         loading.use_extra_bufts = False  # weights repacked for AMX crash here with q8_0 (llama.cpp of 0.3.36)
+        loading.n_gpu_layers = 0  # a GPU may be too small for the file, and the default is all layers
         self._model = llama_cpp.llama_model_load_from_file(path.encode(), loading)
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {path}")
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = length
+        settings.offload_kqv = settings.op_offload = False
         settings.n_threads = settings.n_threads_batch = os.cpu_count() or 1
         self._context = llama_cpp.llama_init_from_model(self._model, settings)
         if not self._context:

@@ -40,7 +40,10 @@ def load_adapted_model(request: dict[str, Any]) -> peft.PeftModel:
         trust_remote_code=False,
         use_safetensors=True,
     )
-    return peft.PeftModel.from_pretrained(base, request["adapter"], local_files_only=True).eval()
+    # Without a device, PEFT reads the adapter onto a GPU even if the base is on the CPU.
+    return peft.PeftModel.from_pretrained(
+        base, request["adapter"], local_files_only=True, torch_device=request["device"]
+    ).eval()
 
 
 def generate_reply(
