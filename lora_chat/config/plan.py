@@ -46,6 +46,8 @@ class TrainingPlan(TrainingSection):
     """True for every layer, or the number of layers that recompute their activations."""
     gradient_accumulation_steps: int
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    cached_layers: int = 0
+    """Number of decoder layers whose quantized weights are also on the GPU in 16 bits during training."""
     fast_path: bool
     """Whether the dialogues of a micro-batch are packed into one row, instead of padded, and layers are fused."""
 

@@ -44,6 +44,7 @@ def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str])
     for name, section in (("adapter", plan.adapter), ("precision", plan.precision), ("training", plan.training)):
         fields |= {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}
     del fields["training.memory"]  # the settings that it decided are fields themselves
+    del fields["training.cached_layers"]  # copies of weights, which change no result
     return fields | {f"{_VERSIONS_PREFIX}{name}": version for name, version in versions.items()}
 
 

@@ -13,10 +13,12 @@
 - merge_plan: A later `merge` of a GPU run
 - notes: What a user should know beside the figures of an estimate
 - parity_memory: Bytes that a parity check of a 16-bit model needs beside the weights
+- overrides: Plans with other values of settings, and the difference of two plans
 - phase_memory: Peak bytes of every phase of a run
 - phase_time: Seconds of every phase of a run
 - settings_search: The search for settings that fit a device
 - training_memory: Peak bytes of training one micro-batch
+- weight_cache: Number of layers whose dequantized weights fit on a GPU
 - weight_memory: Bytes of the weights of base and adapter
 - workload: The steps of a run, its micro-batches and the largest of them
 """

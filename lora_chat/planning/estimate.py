@@ -10,6 +10,7 @@ from lora_chat.planning.disk_space import run_bytes
 from lora_chat.planning.gpu_kernels import Refusal, find_kernel_refusal
 from lora_chat.planning.merge_plan import MergePlan, plan_merge
 from lora_chat.planning.notes import list_notes
+from lora_chat.planning.overrides import format_overrides
 from lora_chat.planning.phase_memory import PhaseMemory
 from lora_chat.planning.phase_time import PhaseDurations, TimeEstimate, estimate_durations
 from lora_chat.planning.settings_search import (
@@ -18,7 +19,6 @@ from lora_chat.planning.settings_search import (
     PlanningProblem,
     choose_plan,
     find_fitting_candidate,
-    format_overrides,
 )
 from lora_chat.planning.weight_memory import count_adapter_parameters
 from lora_chat.planning.workload import Workload
@@ -122,6 +122,7 @@ class RunEstimate:
                 else training.micro_batch_size,
                 "gradient_checkpointing": training.gradient_checkpointing,
                 "optimizer": training.optimizer,
+                "cached_layers": training.cached_layers,
                 "fast_path": training.fast_path,
             },
             "change": asdict(self.suggestion) if self.suggestion else None,

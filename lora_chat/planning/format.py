@@ -122,7 +122,8 @@ def _format_workload(estimate: RunEstimate) -> list[str]:
         f"{workload.largest.tokens:,} tokens",
         f"Layers    {_format_checkpointing(estimate)}; "
         f"{training.optimizer.replace('_', ' in ').replace('8bit', '8 bits')}; "
-        f"{'fast path' if training.fast_path else 'stock path'}; {_DTYPE_NAMES[estimate.plan.precision.dtype]}",
+        f"{'fast path' if training.fast_path else 'stock path'}; {_DTYPE_NAMES[estimate.plan.precision.dtype]}"
+        + (f"; dequantized weights of {training.cached_layers} cached" if training.cached_layers else ""),
         f"Loss      on {workload.supervised_tokens:,} supervised tokens in total, "
         f"{workload.supervised_share:.0%} of the computed ones",
     ]

@@ -114,10 +114,19 @@ def step_seconds(
         * _ACTIVATION_TRAFFIC_FACTOR
         * (1 if memory_config.fast_path else 1.5)
     )
-    moved_bytes += workload.micro_batches * passes * linear * _DEQUANTIZE_BYTES_PER_WEIGHT[memory_config.mode]
+    dequantized_weights = _count_dequantized_weights(shape, memory_config)
+    moved_bytes += workload.micro_batches * dequantized_weights * _DEQUANTIZE_BYTES_PER_WEIGHT[memory_config.mode]
     # Small micro-batches are bound by launches; forward is a third of a step's operations.
     launch_seconds = workload.micro_batches * shape.num_layers * speed.launch * (3 + recomputed_fraction) / 3
     return max(flops / speed.flops + moved_bytes / speed.bandwidth, launch_seconds * speed.low)
+
+
+def _count_dequantized_weights(shape: ModelShape, memory_config: MemoryConfig) -> float:
+    """Return the number of weights that one micro-batch dequantizes: none of a cached layer."""
+    cached, checkpointed = (min(n, shape.num_layers) for n in (memory_config.cached_layers, memory_config.checkpointed))
+    # Forward and backward; the first layers are the cached ones, and also the checkpointed ones, which run again.
+    layer_passes = 2 * (shape.num_layers - cached) + max(0, checkpointed - cached)
+    return shape.num_linear_weights / shape.num_layers * layer_passes
 
 
 def _row_seconds(shape: ModelShape, memory_config: MemoryConfig, tokens: int, speed: DeviceSpeed) -> float:

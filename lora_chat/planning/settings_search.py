@@ -1,6 +1,6 @@
 """The search for settings that fit a device: values for `auto`, and changes to a plan that does not fit."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -9,9 +9,11 @@ from lora_chat.config.plan import BYTES_BY_DTYPE, Plan
 from lora_chat.data.lengths import DataLengths
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.device import DeviceSpeed, TargetDevice
+from lora_chat.planning.overrides import Overrides, apply_overrides, training_differences, with_training
 from lora_chat.planning.phase_memory import PhaseMemory, estimate_phases, estimate_train_phase
 from lora_chat.planning.phase_time import step_seconds
-from lora_chat.planning.weight_memory import MemoryConfig
+from lora_chat.planning.weight_cache import count_cached_layers
+from lora_chat.planning.weight_memory import MemoryConfig, cached_weight_bytes
 from lora_chat.planning.workload import Workload, compute_workload
 
 _TOKEN_BUDGETS = (256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -25,9 +27,6 @@ _WORTHWHILE_TIME_RATIO = 0.97
 """Largest ratio of step times at which a faster candidate is worth more memory."""
 SFT_PHASES = ("load", "train", "evaluate", "generate", "save")
 """Phases of `sft`; merging and exporting come later, and may run on another machine."""
-
-_Overrides = dict[str, dict[str, object]]
-"""New values of settings, by section and name."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,7 @@ def memory_config_from_plan(plan: Plan, shape: ModelShape) -> MemoryConfig:
         moment_bytes=2 if plan.training.optimizer == "adamw_8bit" else 8,
         bytes_per_value=BYTES_BY_DTYPE[plan.precision.dtype],
         on_cpu=plan.precision.device == "cpu",
+        cached_layers=min(plan.training.cached_layers, shape.num_layers),
     )
 
 
@@ -110,6 +110,7 @@ def choose_plan(plan: Plan, problem: PlanningProblem, limit: int) -> Plan:
 
     Return the fastest plan within `limit` bytes, or the smallest plan if none is within it.
     """
+    plan = with_training(plan, cached_layers=0)
     sizes = _micro_batch_plans(plan, problem) if "micro_batch_size" in plan.open_settings else [plan]
     checkpointing_is_open = "gradient_checkpointing" in plan.open_settings
     default_candidates = [
@@ -120,7 +121,7 @@ def choose_plan(plan: Plan, problem: PlanningProblem, limit: int) -> Plan:
     # An 8-bit optimizer changes the arithmetic, so it is tried only if nothing else fits.
     for candidates in (default_candidates, [_with_8bit_optimizer(candidate) for candidate in default_candidates]):
         if fitting := [candidate for candidate in candidates if candidate.fits(limit)]:
-            return _select_fastest(fitting).plan
+            return _select_fastest([_with_cached_layers(candidate, limit) for candidate in fitting]).plan
         if "optimizer" not in plan.open_settings:
             break
     return min(default_candidates, key=lambda candidate: (candidate.peak, candidate.seconds_per_step)).plan
@@ -139,7 +140,22 @@ def _select_fastest(candidates: Sequence[Candidate]) -> Candidate:
         )
     fastest = min(candidate.seconds_per_step for candidate in candidates)
     near = [candidate for candidate in candidates if candidate.seconds_per_step * _WORTHWHILE_TIME_RATIO <= fastest]
-    return min(near, key=lambda candidate: (candidate.training_peak, candidate.seconds_per_step))
+    return min(
+        near,
+        # The cache fills whatever memory is left, so it does not count.
+        key=lambda candidate: (
+            candidate.training_peak - cached_weight_bytes(candidate.problem.shape, candidate.memory_config),
+            candidate.seconds_per_step,
+        ),
+    )
+
+
+def _with_cached_layers(candidate: Candidate, limit: int) -> Candidate:
+    """Return the candidate with as many cached layers as fit beside it."""
+    count = count_cached_layers(
+        candidate.plan, candidate.problem.shape, candidate.memory_config, candidate.phases, limit
+    )
+    return Candidate(with_training(candidate.plan, cached_layers=count), candidate.problem) if count else candidate
 
 
 def find_fitting_candidate(plan: Plan, problem: PlanningProblem, limit: int) -> Candidate | None:
@@ -148,14 +164,14 @@ def find_fitting_candidate(plan: Plan, problem: PlanningProblem, limit: int) -> 
     Changes that only cost speed are tried before a lower precision.
     """
     current = Candidate(plan, problem)
-    options_by_kind: list[list[_Overrides]] = [
+    options_by_kind: list[list[Overrides]] = [
         [
-            _training_differences(plan, smaller)
+            training_differences(plan, smaller)
             for smaller in _micro_batch_plans(plan, problem)
             if Candidate(smaller, problem).workload.largest.tokens < current.workload.largest.tokens
         ],
         [
-            _training_differences(plan, checkpointed)
+            training_differences(plan, checkpointed)
             for checkpointed in _checkpointing_plans(plan, problem, current.memory_config.checkpointed + 1)
         ],
         [{"training": {"optimizer": "adamw_8bit"}}] if plan.training.optimizer == "adamw" else [],
@@ -164,7 +180,7 @@ def find_fitting_candidate(plan: Plan, problem: PlanningProblem, limit: int) -> 
     for num_changes in range(1, len(options_by_kind) + 1):
         # Combinations come in the order of the list, so the kinds that only cost speed come first.
         for kinds_to_change in combinations([kind for kind in options_by_kind if kind], num_changes):
-            candidates = [Candidate(_apply_overrides(plan, parts), problem) for parts in product(*kinds_to_change)]
+            candidates = [Candidate(apply_overrides(plan, parts), problem) for parts in product(*kinds_to_change)]
             if fitting := [candidate for candidate in candidates if candidate.fits(limit)]:
                 return min(fitting, key=lambda candidate: candidate.seconds_per_step)
     return None
@@ -185,7 +201,7 @@ def _micro_batch_plans(plan: Plan, problem: PlanningProblem) -> list[Plan]:
         effective_batch_size = training.effective_batch_size
         sizes = [size for size in range(1, min(effective_batch_size, 64) + 1) if effective_batch_size % size == 0]
         return [
-            _with_training(plan, micro_batch_size=size, gradient_accumulation_steps=effective_batch_size // size)
+            with_training(plan, micro_batch_size=size, gradient_accumulation_steps=effective_batch_size // size)
             for size in sizes
         ]
     if training.micro_batch_tokens is None:
@@ -196,7 +212,7 @@ def _micro_batch_plans(plan: Plan, problem: PlanningProblem) -> list[Plan]:
     # The longest dialogue forms a micro-batch even if it exceeds the budget, so one smaller budget is enough.
     useful = [budget for budget in budgets if budget >= longest] or budgets[-1:]
     below = [budget for budget in budgets if budget < longest][-1:]
-    return [_with_training(plan, micro_batch_tokens=budget) for budget in (*below, *useful)]
+    return [with_training(plan, micro_batch_tokens=budget) for budget in (*below, *useful)]
 
 
 def _checkpointing_plans(plan: Plan, problem: PlanningProblem, min_layers: int) -> Iterator[Plan]:
@@ -206,7 +222,7 @@ def _checkpointing_plans(plan: Plan, problem: PlanningProblem, min_layers: int) 
         num_checkpointed = -(-num_layers * quarter // _NUM_CHECKPOINTING_STEPS)
         if num_checkpointed >= min_layers:
             # Plans write all layers as true and none as false.
-            yield _with_training(
+            yield with_training(
                 plan,
                 gradient_checkpointing=num_checkpointed == num_layers
                 or (num_checkpointed if num_checkpointed else False),
@@ -215,36 +231,4 @@ def _checkpointing_plans(plan: Plan, problem: PlanningProblem, min_layers: int) 
 
 def _with_8bit_optimizer(candidate: Candidate) -> Candidate:
     """Return the candidate with an 8-bit optimizer."""
-    return Candidate(_with_training(candidate.plan, optimizer="adamw_8bit"), candidate.problem)
-
-
-def _with_training(plan: Plan, **training: object) -> Plan:
-    """Return the plan with other training settings."""
-    return plan.model_copy(update={"training": plan.training.model_copy(update=training)})
-
-
-def _training_differences(plan: Plan, other: Plan) -> _Overrides:
-    """Return the training settings in which `other` differs."""
-    before, after = plan.training.model_dump(), other.training.model_dump()
-    return {"training": {key: value for key, value in after.items() if before[key] != value}}
-
-
-def _apply_overrides(plan: Plan, parts: Iterable[_Overrides]) -> Plan:
-    """Return the plan with new values."""
-    for part in parts:
-        for section, values in part.items():
-            plan = plan.model_copy(update={section: getattr(plan, section).model_copy(update=values)})
-    return plan
-
-
-def format_overrides(before: Plan, after: Plan) -> list[str]:
-    """Return the changed settings in the form of `--set`."""
-    recipe_names = {"precision": "quantization"}
-    overrides = []
-    for section in ("training", "precision"):
-        old, new = (getattr(plan, section).model_dump() for plan in (before, after))
-        for key, value in new.items():
-            if old[key] != value and key != "gradient_accumulation_steps":
-                text = str(value).lower() if isinstance(value, bool) else str(value)
-                overrides.append(f"{recipe_names.get(section, section)}.{key}={text}")
-    return overrides
+    return Candidate(with_training(candidate.plan, optimizer="adamw_8bit"), candidate.problem)

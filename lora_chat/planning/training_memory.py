@@ -10,6 +10,7 @@ from lora_chat.models.shape import ModelShape
 from lora_chat.planning.layer_memory import LayerVariant, MicroBatch, PassMemory, estimate_layer_passes
 from lora_chat.planning.weight_memory import (
     MemoryConfig,
+    cached_weight_bytes,
     count_adapter_parameters,
     dequantized_layer_bytes,
     weight_bytes,
@@ -25,7 +26,7 @@ class TrainingMemory:
     """Bytes at the peak of training, by purpose."""
 
     weights: int
-    """Bytes of the frozen base."""
+    """Bytes of the frozen base and of its cached dequantized weights."""
     adapter: int
     gradients: int
     optimizer: int
@@ -100,7 +101,7 @@ def estimate_training_memory(
     ]
     peak = max(snapshots, key=lambda snapshot: snapshot.total)
     return TrainingMemory(
-        weights=weight_bytes(shape, memory_config) + dequantized_bytes,
+        weights=weight_bytes(shape, memory_config) + cached_weight_bytes(shape, memory_config) + dequantized_bytes,
         adapter=4 * trained,  # fp32
         gradients=peak.gradients,
         optimizer=memory_config.moment_bytes * trained,

@@ -28,6 +28,8 @@ class MemoryConfig:
     """Whether the device is a CPU, where dequantized weights may be cached (models/quantization/weight_cache.py)."""
     allow_weight_cache: bool = True
     """Whether dequantized weights may be cached if they fit the limit."""
+    cached_layers: int = 0
+    """Number of decoder layers whose dequantized weights are cached on a GPU in training, from the first layer on."""
 
 
 def weight_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
@@ -63,6 +65,16 @@ def weight_copy_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
         if memory_config.fast_path and memory_config.bytes_per_value == 2
         else 0
     )
+
+
+def cached_weight_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
+    """Return the bytes of the dequantized weights that are cached on a GPU in training."""
+    return memory_config.cached_layers * layer_weight_bytes(shape, memory_config)
+
+
+def layer_weight_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
+    """Return the bytes of the dequantized weights of one decoder layer."""
+    return memory_config.bytes_per_value * sum(linear.weights for linear in shape.linear_layers())
 
 
 def fits_weight_cache(shape: ModelShape, memory_config: MemoryConfig) -> bool:

@@ -1,5 +1,6 @@
 """Supervised fine-tuning with TRL's SFTTrainer.
 
+- cached_weights: Dequantized weights on the GPU during training
 - candidate_plans: Plans with smaller micro-batches, for data that does not fit in memory
 - checkpoint_content: Checks of a checkpoint's content before it is resumed
 - loss_scale: Skipped steps of the gradient scaler in fp16

@@ -11,10 +11,14 @@ _MIN_MICRO_BATCH_TOKENS = 256
 def candidate_plans(plan: TrainingPlan, *, packed: bool, longest: int) -> Iterator[TrainingPlan]:
     """Yield the plan and then plans that need less memory, the fastest first.
 
-    `packed` says that micro-batches are limited by tokens, and `longest` is the longest row in tokens. Recomputing
-    activations comes last because it is the slowest.
+    `packed` says that micro-batches are limited by tokens, and `longest` is the longest row in tokens. The cache of
+    dequantized weights goes first because it saves the least time, and recomputing activations comes last because it
+    is the slowest.
     """
     yield plan
+    if plan.cached_layers:
+        plan = plan.model_copy(update={"cached_layers": 0})
+        yield plan
     if packed and plan.micro_batch_tokens is not None:
         budget = plan.micro_batch_tokens
         # A budget below the longest row changes nothing, because that row is already alone in its micro-batch.
@@ -34,7 +38,10 @@ def candidate_plans(plan: TrainingPlan, *, packed: bool, longest: int) -> Iterat
 
 
 def changed_settings(before: TrainingPlan, after: TrainingPlan) -> dict[str, str]:
-    """Return the settings that differ between two candidate plans, with the new values as a recipe writes them."""
+    """Return the settings that differ between two candidate plans, with the new values as a recipe writes them.
+
+    The cache of dequantized weights is not among them, because no recipe sets it.
+    """
     names = ("micro_batch_tokens", "micro_batch_size", "gradient_checkpointing")
     pairs = {name: (getattr(before, name), getattr(after, name)) for name in names}
     return {name: str(new).lower() for name, (old, new) in pairs.items() if old != new}
@@ -49,6 +56,8 @@ def update_identity(plan: TrainingPlan, identity: Mapping[str, object]) -> dict[
 def format_smaller_plan(before: TrainingPlan, after: TrainingPlan, longest: int) -> str:
     """Format the message that training restarts with a smaller plan."""
     changes = ", ".join(f"training.{name} becomes {value}" for name, value in changed_settings(before, after).items())
+    if not changes:
+        changes = "dequantized weights are not cached"
     return (
         f"Out of memory: {_describe_micro_batch(longest)} does not fit. "
         f"Trying again with the same dialogues per step and the same result: {changes}."

@@ -13,10 +13,12 @@ import torch
 
 from lora_chat.config.lora_variants import EXTRA_VECTORS
 from lora_chat.errors import OutOfMemoryError, explain_write_errors
+from lora_chat.models.quantization.gpu_weight_cache import cached_forwards
 from lora_chat.runs.metrics_log import MetricsLog, truncate_metrics
 from lora_chat.system.atomic_write import private_umask
 from lora_chat.system.malloc import keep_freed_memory, release_freed_memory, trim_memory
 from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
+from lora_chat.training.cached_weights import cached_weights, release_cached_weights
 from lora_chat.training.callbacks.checkpoint import CheckpointCallback
 from lora_chat.training.callbacks.gradient_checkpointing import PartialGradientCheckpointing
 from lora_chat.training.callbacks.learning_rate import ResumeLearningRate
@@ -76,6 +78,7 @@ def train_sft(run: TrainingRun) -> TrainingResult:
         closing(view),
         catch_stop_signals() as stop_request,
         _explain_out_of_memory(run.model),
+        cached_weights(run) as run,
     ):
         prepared = _prepare_training(run, view, stop_request)
         longest = max(prepared.lengths)
@@ -84,6 +87,8 @@ def train_sft(run: TrainingRun) -> TrainingResult:
             allowed = changed_settings(run.plan, plan).keys() <= set(run.adjustable_settings)
             if allowed and plan != run.plan:
                 logger.info(format_smaller_plan(run.plan, plan, longest))
+            if run.plan.cached_layers and not plan.cached_layers:
+                release_cached_weights(run)
             attempt = run.with_plan(plan)
             trainer = _make_trainer(attempt, prepared)
             memory_check = MemoryCheckCallback(trainer, run.train_rows, prepared.lengths, plan, only_check=not allowed)
@@ -178,6 +183,7 @@ def _ready_to_train(
         trim_memory()  # because the checks of the fast path fragmented the heap
     try:
         with (
+            cached_forwards(run.model),
             prepared.fast_path.use_fused_layers(run.model),
             checkpoints.explain_checkpoint_errors() if checkpoints else nullcontext(),
             suppress(TrainingNotStarted),

@@ -12,12 +12,12 @@ from lora_chat.models.shape import read_shape
 from lora_chat.planning.estimate import judge_fit, make_estimate
 from lora_chat.planning.gpu_specs import target_from_memory_size
 from lora_chat.planning.notes import list_notes
+from lora_chat.planning.overrides import format_overrides
 from lora_chat.planning.settings_search import (
     Candidate,
     PlanningProblem,
     choose_plan,
     find_fitting_candidate,
-    format_overrides,
 )
 from lora_chat.system.hardware import Hardware
 from tests.planning.shapes import LLAMA_8B_CONFIG

@@ -27,7 +27,7 @@ def cache_dense_weights(model: "torch.nn.Module") -> bool:
         dense = get_dense_weight(layer)
         if dense.dtype == layer.compute_dtype:
             setattr(layer, CACHED_WEIGHT_ATTRIBUTE, dense)
-            layer.forward = _make_forward(layer, dense)
+            layer.forward = make_cached_forward(layer, dense)
     return bool(layers)
 
 
@@ -71,12 +71,14 @@ def _fits_cache(layers: "Sequence[Any]", dtype: "torch.dtype") -> bool:
 def concatenate_cached_weights(layers: "Sequence[Any]") -> "torch.Tensor | None":
     """Return the dense weights of layers over a shared input as one tensor (sum of out, in); None if not cached.
 
-    The layers' weights become slices of it, so their results stay equal and no value is in memory twice.
+    The layers' weights become slices of it, so their results stay equal and no value is in memory twice. On a GPU, None
+    for cached weights too: with one product for each layer, results do not depend on how many layers are cached.
     """
     import torch
 
     for layer in layers:
-        if CACHED_WEIGHT_ATTRIBUTE not in layer.__dict__ and type(layer) is not torch.nn.Linear:
+        is_cached_on_cpu = CACHED_WEIGHT_ATTRIBUTE in layer.__dict__ and layer.weight.device.type == "cpu"
+        if not is_cached_on_cpu and type(layer) is not torch.nn.Linear:
             return None
     if len(layers) == 1:
         return get_dense_weight(layers[0])
@@ -90,13 +92,13 @@ def concatenate_cached_weights(layers: "Sequence[Any]") -> "torch.Tensor | None"
             # The cached weight is also captured by the replaced forward.
             setattr(layer, CACHED_WEIGHT_ATTRIBUTE, part)
             if "forward" in layer.__dict__:
-                layer.forward = _make_forward(layer, part)
+                layer.forward = make_cached_forward(layer, part)
         else:
             layer.weight.data = part
     return stacked
 
 
-def _make_forward(layer: Any, dense: "torch.Tensor") -> "Callable[[torch.Tensor], torch.Tensor]":
+def make_cached_forward(layer: Any, dense: "torch.Tensor") -> "Callable[[torch.Tensor], torch.Tensor]":
     """Return a forward that multiplies with a cached weight and returns the dtype of its input."""
     from torch.nn.functional import linear
 

@@ -1,0 +1,30 @@
+"""The number of decoder layers whose dequantized weights fit on a GPU beside training."""
+
+from collections.abc import Sequence
+
+from lora_chat.config.plan import Plan
+from lora_chat.models.shape import ModelShape
+from lora_chat.planning.device import TIGHT_MEMORY_FRACTION, USABLE_MEMORY_FRACTION
+from lora_chat.planning.phase_memory import PhaseMemory
+from lora_chat.planning.weight_memory import MemoryConfig, layer_weight_bytes
+
+_FILLED_FRACTION = TIGHT_MEMORY_FRACTION / USABLE_MEMORY_FRACTION
+"""Share of a plan's memory limit that the cache may fill, so that the error of the estimate cannot make a run fail."""
+
+
+def count_cached_layers(
+    plan: Plan, shape: ModelShape, memory_config: MemoryConfig, phases: Sequence[PhaseMemory], limit: int
+) -> int:
+    """Return how many layers fit into the memory that no phase of training needs.
+
+    `phases` are those of the plan without a cache. The cache exists only in training, so loading, generation and
+    saving do not matter; an evaluation after each epoch runs beside the optimizer's state.
+    """
+    if memory_config.on_cpu or memory_config.mode != "4bit" or plan.training.memory == "unlimited":
+        return 0
+    by_name = {phase.name: phase for phase in phases}
+    peak = by_name["train"].total
+    if plan.evaluation.each_epoch:
+        peak = max(peak, by_name["evaluate"].total + by_name["train"].optimizer)
+    room = int(_FILLED_FRACTION * limit) - peak
+    return max(0, min(shape.num_layers, room // layer_weight_bytes(shape, memory_config)))

@@ -1,0 +1,37 @@
+"""The dequantized weights that a training has on the GPU beside the quantized ones, as its plan says."""
+
+import gc
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lora_chat.models.quantization.gpu_weight_cache import drop_weight_cache, fill_weight_cache
+from lora_chat.training.training_run import TrainingRun
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def cached_weights(run: TrainingRun) -> Iterator[TrainingRun]:
+    """Cache the dequantized weights of the planned layers until the block ends.
+
+    Yield the run; its plan has no cached layers if they cannot be cached.
+    """
+    if run.plan.cached_layers and (reason := fill_weight_cache(run.model, run.plan.cached_layers)):
+        logger.info(f"Dequantized weights are not cached: {reason}. Training is slower, with the same result.")
+        run = run.with_plan(run.plan.model_copy(update={"cached_layers": 0}))
+    try:
+        yield run
+    finally:
+        if run.plan.cached_layers:
+            release_cached_weights(run)
+
+
+def release_cached_weights(run: TrainingRun) -> None:
+    """Free the cached weights, so that other tensors can take their memory."""
+    drop_weight_cache(run.model)
+    gc.collect()
+    if run.model.device.type == "cuda":
+        torch.cuda.empty_cache()
