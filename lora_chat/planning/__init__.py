@@ -12,8 +12,8 @@
 - local_device: This machine as a target device
 - merge_plan: A later `merge` of a GPU run
 - notes: What a user should know beside the figures of an estimate
-- parity_memory: Bytes that a parity check of a 16-bit model needs beside the weights
 - overrides: Plans with other values of settings, and the difference of two plans
+- parity_memory: Bytes that a parity check of a 16-bit model needs beside the weights
 - phase_memory: Peak bytes of every phase of a run
 - phase_time: Seconds of every phase of a run
 - settings_search: The search for settings that fit a device
