@@ -31,7 +31,7 @@ def check_cuda_starts(build: TorchBuild, driver: NvidiaDriver, chosen: VisibleCa
         raise UnavailableError(
             f"{build.name} cannot use the {card_name(chosen)}: it needs driver {build.min_driver} or newer, and the "
             f"installed driver is {driver.version} (CUDA {driver.cuda[0]}.{driver.cuda[1]}).\n"
-            + _advise(driver, capability, build, cpu_option, f"update the driver to {build.min_driver} or newer, or ")
+            + _advise(driver, capability, build, cpu_option)
         )
     raise UnavailableError(
         f"{build.name} cannot start CUDA on the {card_name(chosen)} with driver {driver.version}.\n"
@@ -49,13 +49,15 @@ def make_broken_driver_error(report: DriverReport, cpu_option: str) -> Unavailab
     )
 
 
-def _advise(
-    driver: NvidiaDriver, capability: tuple[int, int], build: TorchBuild, cpu_option: str, first: str = ""
-) -> str:
-    """Return the fixes: another build of PyTorch, if an index has one, or the CPU."""
-    wheel = suggest_wheel(driver, capability, build)
-    fix = f"{first}install another build: {wheel}" if wheel else first.removesuffix(", or ")
-    return f"{f'Fix: {fix}{chr(10)}' if fix else ''}To use the CPU instead: {cpu_option}"
+def _advise(driver: NvidiaDriver, capability: tuple[int, int], build: TorchBuild, cpu_option: str) -> str:
+    """Return the fixes: a newer driver or another build of PyTorch, if they help, or the CPU."""
+    fixes = []
+    if not build.runs_on_driver(driver) and build.has_kernels_for(capability):
+        fixes.append(f"update the driver to {build.min_driver} or newer")
+    if wheel := suggest_wheel(driver, capability, build):
+        fixes.append(f"install another build: {wheel}")
+    fix = f"Fix: {', or '.join(fixes)}" if fixes else "No build of PyTorch 2.10 or newer is known to run on this card."
+    return f"{fix}\nTo use the CPU instead: {cpu_option}"
 
 
 def card_name(visible: VisibleCard) -> str:

@@ -146,14 +146,14 @@ def _choose_card(
     chosen = visible[number]
     check_build(build, driver, chosen, cpu_option)
     started = _is_cuda_started()
-    if not started:
+    if not started and len(visible) > 1:
         _set_visible(chosen.entry)
-    elif number != 0 and wanted.startswith("cuda:"):
+    elif started and number != 0 and wanted.startswith("cuda:"):
         raise RecipeError(
             f"CUDA has started in this process, so {wanted} cannot be chosen any more. "
             f"Fix: set {VISIBLE_VARIABLE}={number} before the program starts."
         )
-    elif number != 0:
+    elif started and number != 0:
         number, chosen = 0, visible[0]
     check_cuda_starts(build, driver, chosen, cpu_option)
     if len(visible) == 1:

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from lora_chat.system.nvidia_driver import NvidiaCard
+from lora_chat.system.operating_system import is_wsl
 
 VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 ORDER_VARIABLE, PCI_ORDER = "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
@@ -35,7 +36,7 @@ def find_visible_cards(cards: tuple[NvidiaCard, ...]) -> list[VisibleCard]:
     """
     value = os.environ.get(VISIBLE_VARIABLE)
     if value is None:
-        return [VisibleCard(card.uuid, card) for card in cards]
+        return [VisibleCard(_make_entry(card), card) for card in cards]
     visible: list[VisibleCard] = []
     for entry in _parse_entries(value):
         if entry.startswith("MIG-"):
@@ -44,13 +45,18 @@ def find_visible_cards(cards: tuple[NvidiaCard, ...]) -> list[VisibleCard]:
             if int(entry) >= len(cards):
                 break
             card = cards[int(entry)] if _numbers_are_in_pci_order(cards) else None
-            visible.append(VisibleCard(card.uuid if card else entry, card))
+            visible.append(VisibleCard(_make_entry(card) if card else entry, card))
         else:
             matches = [card for card in cards if card.uuid.startswith(entry)]
             if len(matches) != 1:
                 break
             visible.append(VisibleCard(matches[0].uuid, matches[0]))
     return visible
+
+
+def _make_entry(card: NvidiaCard) -> str:
+    """Return the value that shows one card: its number in WSL, where identifiers are untried, else its identifier."""
+    return str(card.index) if is_wsl() else card.uuid
 
 
 def _numbers_are_in_pci_order(cards: tuple[NvidiaCard, ...]) -> bool:

@@ -1,5 +1,8 @@
 """A checkpoint continues only as the same run; the error names a changed field with both values."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from lora_chat.data.dataset import EncodedRows
@@ -72,3 +75,23 @@ def test_row_digest_depends_on_ids_masks_borders_and_order():
     ]
     assert len(set(digests)) == 5
     assert digest_rows(Rows([[1, 2], [3]], [[False, True], [True]])) == digests[0]
+
+
+def test_the_device_is_no_part_of_the_identity(monkeypatch):
+    from lora_chat.config.load import read_recipe
+    from lora_chat.config.plan import Plan, make_plan
+    from lora_chat.pipeline import run_identity
+    from lora_chat.system.hardware import Hardware
+
+    monkeypatch.setattr(run_identity, "digest_rows", lambda dialogues: "")
+    identity = SimpleNamespace(weights="", tokenizer="", chat_template="", version=2, version_2_parts=dict)
+    prepared = SimpleNamespace(train=None, identity=identity)
+    fields = []
+    for device, index in (("auto", 0), ("cuda:1", 1)):
+        recipe = read_recipe("recipes/smoke.yaml", [f"base.device={device}"])
+        plan = make_plan(recipe, Hardware("cuda", device, 2**34, True, 4, index, (8, 6)))
+        fields.append(run_identity.describe_run(plan, prepared, {}))
+    assert fields[0] == fields[1]
+    old = plan.model_dump(mode="json")
+    del old["base"]["device"]
+    assert Plan.model_validate_json(json.dumps(old)).base.device == "auto"

@@ -9,6 +9,7 @@ from lora_chat.cli import main
 from lora_chat.config.load import read_recipe
 from lora_chat.errors import RecipeError, UnavailableError, UsageError
 from lora_chat.system import device_choice
+from lora_chat.system.environment import worker_environment
 from lora_chat.system.hardware import detect_hardware
 from lora_chat.system.nvidia_driver import read_nvidia_driver
 from lora_chat.system.torch_build import TorchBuild, suggest_wheel
@@ -91,7 +92,7 @@ def test_one_card_is_used_without_a_word(machine, messages):
     assert (hardware.device, hardware.index, hardware.capability) == ("cuda", 0, (8, 6))
     assert hardware.bfloat16
     assert messages == []
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == uuid_of(0)
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 def test_the_card_with_most_free_memory_is_the_only_visible_one(machine, messages):
@@ -109,6 +110,22 @@ def test_the_recipe_chooses_a_card_by_its_number(machine, messages):
     assert detect_hardware("cuda:1").name == RTX_3060.name
     assert detect_hardware("cuda:0").name == RTX_4090.name, "the first choice must not hide the other card"
     assert "Using cuda:1" in messages[0]
+
+
+def test_workers_inherit_the_choice(machine, tmp_path):
+    machine(Card("A", (8, 6), 12, free=2.0), Card("B", (8, 6), 12, free=11.2))
+    detect_hardware("auto")
+    os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    variables = worker_environment(tmp_path)
+    assert variables["CUDA_VISIBLE_DEVICES"] == uuid_of(1)
+    assert variables["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+
+
+def test_wsl_shows_a_card_by_its_number(machine, monkeypatch):
+    monkeypatch.setattr("lora_chat.system.visible_cards.is_wsl", lambda: True)
+    machine(Card("A", (8, 6), 12, free=2.0), Card("B", (8, 6), 12, free=11.2))
+    assert detect_hardware("auto").name == "B"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def test_a_number_beyond_the_cards_names_them(machine):
@@ -239,6 +256,23 @@ def test_a_plan_goes_on_with_the_environment_variable(machine, run, monkeypatch)
     monkeypatch.setenv("LORA_CHAT_DEVICE", "cpu")
     code, text = run("plan", "recipes/smoke.yaml")
     assert code == 0, text
+
+
+@pytest.mark.parametrize(
+    ("card", "driver", "said", "unsaid"),
+    [
+        (RTX_3060, "470.10", "Fix: update the driver to 580 or newer\n", "another build"),
+        (GTX_1080, "535.183.01", "Fix: install another build", "update the driver"),
+        (Card("GeForce GT 710", (3, 5), 2), "470.256.02", "No build of PyTorch 2.10 or newer", "Fix"),
+    ],
+)
+def test_only_fixes_that_help_are_advised(machine, monkeypatch, card, driver, said, unsaid):
+    monkeypatch.setattr("lora_chat.system.torch_build._is_x86", lambda: True)
+    machine(card, driver=driver, works=False)
+    with pytest.raises(UnavailableError) as caught:
+        detect_hardware("auto")
+    assert said in str(caught.value)
+    assert unsaid not in str(caught.value)
 
 
 def test_a_cpu_build_beside_a_card_stops_the_run(machine):
