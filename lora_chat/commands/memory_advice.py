@@ -15,6 +15,7 @@ _FIXES = {
 }
 """Advice by command, for commands that use a finished adapter and so cannot change the settings of training."""
 _DEFAULT_FIX = f"{_END_PROGRAMS}, choose a smaller base, or --set quantization.mode=4bit"
+_GPU_LIBRARY = re.compile(r"CUDA|CUBLAS|CUDNN|HIP|ROCM", re.IGNORECASE)
 _ALLOCATION = re.compile(r"[Tt]ried to allocate ([\d.]+ ?\w+)")
 
 
@@ -64,11 +65,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _is_from_gpu(error: BaseException) -> bool:
     """Return whether a GPU ran out of memory, or may have done so while a base was loaded."""
-    if "torch" not in sys.modules:
+    if "torch" not in sys.modules or isinstance(error, MemoryError):
         return False
     import torch
 
-    return torch.cuda.is_available() and not isinstance(error, MemoryError)
+    if isinstance(error, OutOfMemoryError):
+        return torch.cuda.is_available()
+    return isinstance(error, torch.OutOfMemoryError) or bool(_GPU_LIBRARY.search(str(error)))
 
 
 def _choose_fix(error: BaseException, command: str, default: str) -> str:

@@ -113,7 +113,8 @@ def merge_blend(
     logger.info(f"Merging into the {'original weights of the base' if original else 'weights that training used'}")
     with atomic_folder(to, "the merged model", shared=True) as folder:
         write_merged_model(blend, folder, original=original)
-        logger.info("Reading the merged model again and comparing")
+        is_slow = reading_precision.device != blend.precision.device
+        logger.info(f"Reading the merged model again and comparing{' on the CPU, which is slower' if is_slow else ''}")
         report_name = _name_report(blend.precision, original)
         report = read_on_either_device(
             reading_precision,
@@ -136,6 +137,7 @@ def write_merged_model(blend: AdapterBlend, folder: Path, *, original: bool = Fa
 def write_base(blend: AdapterBlend, folder: Path) -> None:
     """Write the base with the weights of training, without adapters, in the same layout."""
     _save_model(load_dequantized_model(blend.base, blend.precision), blend, folder)
+    release_gpu_memory()
 
 
 def _save_model(model: "PreTrainedModel", blend: AdapterBlend, folder: Path) -> None:

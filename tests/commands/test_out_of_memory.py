@@ -80,8 +80,9 @@ def test_recognizes_other_errors_of_cuda(text):
     assert explained.exit_code == 5
 
 
-def test_recognizes_a_full_main_memory(run):
-    code, text = run("eval", MemoryError())
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_recognizes_a_full_main_memory(run, gpu, error):
+    code, text = run("eval", error)
     assert code == 5
     assert "Out of memory.\nFix: " in text
     assert "CUDA" not in text

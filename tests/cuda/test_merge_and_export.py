@@ -74,14 +74,14 @@ def files(card, tmp_path_factory):
     return folder
 
 
-def use_quantized_base(mode="4bit"):
-    """Open adapter folders as if they were runs that trained in this quantization mode."""
-    import lora_chat.pipeline.merge_adapters as merge_adapters
-    import lora_chat.pipeline.open_adapter as open_adapter
+def use_quantized_base(dtype="bfloat16"):
+    """Open adapter folders as if they were runs that trained on a 4-bit base in this dtype."""
+    import lora_chat.pipeline.open_adapter as module
+    from lora_chat.config.plan import plan_inference_precision
+    from lora_chat.config.recipe import QuantizationSection
 
-    merge_adapters.open_adapters = lambda sources, trust: [
-        open_adapter.open_adapter(source, trust, mode) for source in sources
-    ]
+    quantization = QuantizationSection(mode="4bit")
+    module._choose_precision = lambda trained, mode, hardware: plan_inference_precision(quantization, hardware, dtype)
 
 
 def run(card, files, words, *, prepare=use_quantized_base, arguments=(), **options):
@@ -116,7 +116,7 @@ def fill_the_card_before_the_check():
 
     import lora_chat.export.merge as module
 
-    use_quantized_base()
+    use_quantized_base("float16")
     load, records = module.load_base_model, []
 
     def load_and_fill_the_card(base, precision):
@@ -131,12 +131,14 @@ def fill_the_card_before_the_check():
 
 
 def test_out_of_memory_in_the_check_repeats_it_on_the_cpu(card, files, tmp_path):
+    # After training in fp16 the model is written in fp16, and its layers multiply in fp32 on the CPU.
     done = merge(card, files, tmp_path / "merged", prepare=fill_the_card_before_the_check, **LARGE_CARD)
     assert done.exit_code == 0, done.stderr
     assert "repeated on the CPU" in done.stderr
     assert [device for device, _ in done.result] == ["cuda", "cuda", "cpu"]
     assert max(size for _, size in done.result) < 100_000
     assert json.loads(done.stdout)["proof"]["failures"] == []
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float16"
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 

@@ -16,15 +16,16 @@ def load(base, dtype):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("chunk", [2**26, 300])
-def test_outputs_are_near_those_of_fp32(random_base, monkeypatch, architecture, chunk):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_outputs_are_near_those_of_fp32(random_base, monkeypatch, architecture, chunk, dtype):
     monkeypatch.setattr(float32_products, "_WEIGHTS_PER_CHUNK", chunk)
     base, ids = random_base(architecture), torch.arange(3, 40)[None]
     expected = load(base, "float32")(ids).logits
-    model = load(base, "bfloat16")
+    model = load(base, dtype)
     with torch.inference_mode(), float32_products.float32_products(model) as num_layers:
         wide = model(ids).logits
     assert num_layers > 8
-    assert wide.dtype == torch.bfloat16
+    assert wide.dtype == model.dtype
     assert (wide.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
