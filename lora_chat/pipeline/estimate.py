@@ -96,9 +96,6 @@ def _estimate_plan(
     plan: Plan, problem: PlanningProblem, base: BaseConfig, reading_seconds: float, *, allow_slow: bool
 ) -> RunEstimate:
     """Choose the open settings, benchmark this machine if it is the target, and estimate the plan."""
-    if plan.precision.dtype == "float32" and problem.target.device == "cuda":
-        # The speed of a GPU is known in 16 bits only, and fp32 takes several times as long.
-        problem = replace(problem, target=replace(problem.target, speed=None))
     memory = plan.training.memory
     if memory not in ("auto", "unlimited"):
         problem = PlanningProblem(
@@ -118,6 +115,9 @@ def _estimate_plan(
         plan = choose_plan(plan, problem, problem.target.limit)
     elif problem.target.speed is None and problem.target.at_hand and problem.shape.weights > MIN_BASE_WEIGHTS:
         problem = PlanningProblem(problem.shape, problem.data, measure_cpu_speed(problem.target))
+    if plan.precision.dtype == "float32" and problem.target.device == "cuda":
+        # The speed of a GPU is known in 16 bits only: it is enough to compare plans, and wrong for their time.
+        problem = replace(problem, target=replace(problem.target, speed=None))
     return make_estimate(
         plan,
         problem,

@@ -81,6 +81,19 @@ def test_prints_a_table_of_all_phases(run, name):
         assert any(line.startswith(word) for line in lines), word
 
 
+def test_gpu_without_bf16_is_planned_in_fp16(run):
+    """Memory is the same as with bf16. In fp32 the time is unknown, because data sheets give the speed in 16 bits."""
+    words = ("plan", "recipes/smoke.yaml", "--set", "quantization.mode=none", "--json", "--gpu")
+    plans = {}
+    for name, gpu, dtype in (("T4", "T4", "auto"), ("4090", "RTX 4090", "auto"), ("fp32", "T4", "float32")):
+        code, out, _ = run(*words, gpu, "--set", f"quantization.dtype={dtype}")
+        assert code == 0
+        plans[name] = json.loads(out)
+    weights = {name: plan["phases"][0]["weights"] for name, plan in plans.items()}
+    assert weights["T4"] == weights["4090"] < weights["fp32"]
+    assert plans["T4"]["total_seconds"] and plans["fp32"]["total_seconds"] is None
+
+
 def test_json_prints_one_object(run):
     code, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--gpu", "3070", "--json")
     report = json.loads(out)
