@@ -18,6 +18,8 @@ from lora_chat.config.recipe import (
 from lora_chat.errors import RecipeError
 from lora_chat.system.hardware import Hardware
 
+FAST_PATH_CAPABILITY = (8, 0)
+"""Lowest compute capability of a GPU on which the fast path is the default. Its attention kernel needs Ampere."""
 _DEFAULT_MICRO_BATCH_TOKENS = 2048
 """Tokens of a micro-batch. Two cores reach their full speed with it; more only takes memory (benchmarks/LOG.md)."""
 
@@ -71,13 +73,14 @@ class Plan(StrictModel):
 def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     """Resolve a recipe for a machine. Raises RecipeError for settings that cannot work on any machine."""
     check_target_modules(recipe.adapter)
+    precision = plan_precision(recipe.quantization, hardware)
     return Plan(
         base=recipe.base,
-        precision=plan_precision(recipe.quantization, hardware),
+        precision=precision,
         adapter=recipe.adapter,
         data=recipe.data,
         audit=recipe.audit,
-        training=_plan_training(recipe.training, hardware),
+        training=_plan_training(recipe.training, hardware, precision.dtype),
         checkpoint=recipe.checkpoint,
         evaluation=recipe.evaluation,
         output=recipe.output,
@@ -138,7 +141,17 @@ def _plan_micro_batch_tokens(training: TrainingSection) -> int | None:
     return _DEFAULT_MICRO_BATCH_TOKENS if training.micro_batch_size == "auto" else None
 
 
-def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPlan:
+def uses_fast_path(hardware: Hardware, dtype: Dtype) -> bool:
+    """Return whether `fast_path: auto` is on: on a CPU, and on an NVIDIA GPU with bf16 from Ampere on.
+
+    AMD cards have no capability here, because the fast path was never tried on them.
+    """
+    if hardware.device == "cpu":
+        return True
+    return dtype == "bfloat16" and hardware.capability is not None and hardware.capability >= FAST_PATH_CAPABILITY
+
+
+def _plan_training(training: TrainingSection, hardware: Hardware, dtype: Dtype) -> TrainingPlan:
     effective_batch_size = training.effective_batch_size
     if training.micro_batch_size == "auto":
         # The rows may be padded. On a GPU 4 rows of 1,024 tokens fit beside an 8B base in 4 bits.
@@ -159,6 +172,6 @@ def _plan_training(training: TrainingSection, hardware: Hardware) -> TrainingPla
         "gradient_accumulation_steps": effective_batch_size // micro_batch_size,
         "optimizer": "adamw" if training.optimizer == "auto" else training.optimizer,
         "gradient_checkpointing": hardware.device == "cuda" if checkpointing == "auto" else checkpointing,
-        "fast_path": hardware.device == "cpu" if training.fast_path == "auto" else training.fast_path,
+        "fast_path": uses_fast_path(hardware, dtype) if training.fast_path == "auto" else training.fast_path,
     }
     return TrainingPlan.model_validate(training.model_dump() | resolved)

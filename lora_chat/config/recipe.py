@@ -114,7 +114,8 @@ class TrainingSection(StrictModel):
     fast_path: Literal["auto"] | bool = "auto"
     """Whether batching, attention and layers of lora_chat replace those of TRL. The result is the same, several times
     as fast on a CPU. The fast path is checked on the model before training, and is not used if the model does not
-    support it. `auto` uses it on a CPU only, because it has not been measured on a GPU."""
+    support it. `auto` uses it on a CPU, and on NVIDIA GPUs with bf16 and compute capability 8.0 or higher (Ampere and
+    later); older GPUs, AMD cards and training in fp32 or fp16 on a GPU use the stock path."""
     optimizer: Literal["auto", "adamw", "adamw_8bit"] = "auto"
     """Optimizer. `adamw_8bit` keeps the two moments of AdamW in 8 bits (arXiv 2110.02861), which saves 6 bytes per
     trained weight. `auto` uses it only if the run would not fit otherwise."""

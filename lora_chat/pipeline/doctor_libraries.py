@@ -6,15 +6,13 @@ import sysconfig
 from pathlib import Path
 from typing import Literal
 
-from lora_chat.config.plan import make_plan
+from lora_chat.config.plan import FAST_PATH_CAPABILITY, make_plan
 from lora_chat.config.recipe import Recipe
 from lora_chat.errors import UnavailableError
 from lora_chat.pipeline.doctor_machine import CheckResult, Machine
 from lora_chat.system.torch_build import read_installed_version
 
 _NO_DEVICE = CheckResult("note", "not tried, because there is no device")
-_MIN_FAST_CAPABILITY = (8, 0)
-"""Oldest cards with PyTorch's variable-length flash attention."""
 
 
 def check_torch(machine: Machine) -> CheckResult:
@@ -65,7 +63,7 @@ def check_fast_path(machine: Machine) -> CheckResult:
         return _NO_DEVICE
     plan = make_plan(Recipe.model_validate({"data": {"train": "dialogues.jsonl"}}), hardware)
     state = "on" if plan.training.fast_path else "off by default"
-    if hardware.device == "cuda" and (hardware.capability or (0, 0)) < _MIN_FAST_CAPABILITY:
+    if hardware.device == "cuda" and (hardware.capability or (0, 0)) < FAST_PATH_CAPABILITY:
         return CheckResult("note", f"{state}, because its attention kernel needs compute capability 8.0")
     import torch
 

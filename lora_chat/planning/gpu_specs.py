@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from lora_chat.config.plan import FAST_PATH_CAPABILITY
 from lora_chat.planning.device import DeviceSpeed, TargetDevice
 from lora_chat.planning.gpu_names import find_gpu_name, make_gpu_name
 
@@ -93,5 +94,6 @@ def target_from_gpu_spec(spec: GpuSpec) -> TargetDevice:
 
 
 def target_from_memory_size(size: int) -> TargetDevice:
-    """Return an unnamed GPU with `size` bytes of memory as a target."""
-    return TargetDevice("cuda", f"a GPU of {size / 2**30:g} GiB", size, size, CUDA_CONTEXT_BYTES, at_hand=False)
+    """Return an unnamed GPU with `size` bytes of memory as a target. It is planned like Ampere."""
+    name = f"a GPU of {size / 2**30:g} GiB"
+    return TargetDevice("cuda", name, size, size, CUDA_CONTEXT_BYTES, at_hand=False, capability=FAST_PATH_CAPABILITY)

@@ -107,11 +107,11 @@ def test_json_prints_one_object(run):
 
 def test_suggests_a_change_that_fits(run):
     fixed = ["--set", "training.micro_batch_size=16", "--set", "training.gradient_checkpointing=false"]
-    _, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--memory", "8GiB", "--json", *fixed)
+    _, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--memory", "6GiB", "--json", *fixed)
     report = json.loads(out)
     assert report["verdict"] == "does not fit"
     change = [word for setting in report["change"]["settings"] for word in ("--set", setting)]
-    _, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--memory", "8GiB", "--json", *fixed, *change)
+    _, out, _ = run("plan", "recipes/gpu-8gb-4bit.yaml", "--memory", "6GiB", "--json", *fixed, *change)
     after = json.loads(out)
     assert after["verdict"] != "does not fit"
     assert after["peak_bytes"] == report["change"]["peak"]

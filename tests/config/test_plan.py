@@ -18,8 +18,8 @@ EXPECTED = [f"{name}.yaml" for name in ("gpu-12gb-4bit", "gpu-16gb-4bit", "gpu-2
 ]
 
 
-def gpu(gigabytes, bfloat16=True):
-    return Hardware("cuda", "a GPU", gigabytes * 10**9, bfloat16, 8)
+def gpu(gigabytes, bfloat16=True, capability=(8, 6)):
+    return Hardware("cuda", "a GPU", gigabytes * 10**9, bfloat16, 8, index=0, capability=capability)
 
 
 def cpu(bfloat16=False):
@@ -84,13 +84,32 @@ def test_auto_micro_batch_size_divides_effective_batch_size(whole, hardware):
 
 
 @pytest.mark.parametrize(
-    ("hardware", "micro", "checkpointing", "fast_path"), [(cpu(), 8, False, True), (gpu(8), 4, True, False)]
+    ("hardware", "micro", "checkpointing", "fast_path"), [(cpu(), 8, False, True), (gpu(8), 4, True, True)]
 )
 def test_defaults_on_cpu_and_gpu(hardware, micro, checkpointing, fast_path):
     training = make_plan(recipe(), hardware).training
     assert training.micro_batch_size == micro
     assert training.gradient_checkpointing is checkpointing
     assert training.fast_path is fast_path
+
+
+@pytest.mark.parametrize(
+    ("hardware", "expected"),
+    [
+        (gpu(8, capability=(8, 0)), True),
+        (gpu(8, capability=(12, 0)), True),
+        (gpu(8, bfloat16=False, capability=(7, 5)), False),
+        (gpu(8, bfloat16=True, capability=None), False),  # an AMD card
+    ],
+)
+def test_fast_path_is_the_default_on_gpus_with_its_attention_kernel(hardware, expected):
+    assert make_plan(recipe(), hardware).training.fast_path is expected
+    assert make_plan(recipe(training={"fast_path": True}), hardware).training.fast_path
+
+
+def test_fast_path_is_off_by_default_in_fp32_on_a_gpu():
+    assert not make_plan(recipe(quantization={"dtype": "float32"}), gpu(8)).training.fast_path
+    assert make_plan(recipe(quantization={"dtype": "float32"}), cpu(bfloat16=True)).training.fast_path
 
 
 @pytest.mark.parametrize("hardware", [cpu(), gpu(8)])

@@ -5,6 +5,7 @@ autocast are replaced by stand-ins that allocate and save the same bytes. It is 
 lora_chat.planning.training_memory.
 """
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -14,6 +15,7 @@ from unittest.mock import patch
 
 import bitsandbytes as bnb
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
@@ -25,6 +27,7 @@ from lora_chat.config.recipe import AdapterSection
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.training.fast_path.attention import interface
 from lora_chat.training.fast_path.attention.interface import register_packed_attention
+from lora_chat.training.fast_path.attention.varlen_kernel import VarlenKernel
 from lora_chat.training.fast_path.fused_lora import fused_lora
 from lora_chat.training.fast_path.layers.decoder_layer import fused_layers
 from lora_chat.training.fast_path.lm_head_loss import find_lm_head, split_supervised
@@ -432,5 +435,8 @@ def _patches(setting: Setting, autocast: Autocast) -> Iterator[Any]:
     yield patch("transformers.masking_utils.find_packed_sequence_indices", lambda *a, **k: None)
     yield patch("lora_chat.training.fast_path.layers.lora_group.get_buffered_dense_weight", _frozen_weight)
     yield patch("lora_chat.training.fast_path.fused_lora.get_buffered_dense_weight", _frozen_weight)
+    # Tensors without values cannot be compared, so the kernel is not chosen by a try.
+    kernel = VarlenKernel(varlen_attn, frozenset(inspect.signature(varlen_attn).parameters), expands_keys=False)
+    yield patch("lora_chat.training.fast_path.attention.gpu.find_varlen_kernel", lambda *a: kernel)
     yield patch("lora_chat.training.fast_path.layers.rms_norm.stock_rms_norm", _rms_norm)
     yield patch("torch.is_autocast_enabled", lambda *a: setting.learns)  # PEFT asks
