@@ -3,6 +3,8 @@
 WEIGHT_CACHE_LIMIT_BYTES = 2**30
 """Maximum size of the cache of dequantized weights on a CPU, in bytes. A larger base dequantizes on the fly."""
 
+INT8_CHUNK_BYTES = 2**26
+"""Temporary fp32 values, in bytes, when 8-bit weights are dequantized on a GPU."""
 
 PARITY_MAX_DIALOGUES, PARITY_MAX_NEW_TOKENS = 16, 32
 """Number of held-out dialogues in a parity check, and number of greedy tokens per reply. A few are

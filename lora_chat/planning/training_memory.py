@@ -5,7 +5,7 @@ The tests compare this closed form with a dry run of the real PEFT model on the 
 
 from dataclasses import dataclass, replace
 
-from lora_chat.config.limits import LM_HEAD_CPU_BUFFER_ROWS, LM_HEAD_GPU_BUFFER_LOGITS
+from lora_chat.config.limits import INT8_CHUNK_BYTES, LM_HEAD_CPU_BUFFER_ROWS, LM_HEAD_GPU_BUFFER_LOGITS
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.layer_memory import LayerVariant, MicroBatch, PassMemory, estimate_layer_passes
 from lora_chat.planning.weight_memory import (
@@ -76,7 +76,7 @@ def estimate_training_memory(
         # If a packed batch needs a mask, the mask covers the whole batch.
         batch = replace(batch, longest=batch.tokens)
     variant: LayerVariant = "fast" if fast else "padded" if padded else "stock"
-    mode, dequantized_bytes, buffer_bytes = memory_config.mode, 0, 0
+    mode, dequantized_bytes, buffer_bytes, chunk_bytes = memory_config.mode, 0, 0, 0
     if fast and memory_config.on_cpu:
         # On a CPU, large tensors have fixed buffers that all layers and steps share.
         mode, buffer_bytes = "none", _logits_buffer_bytes(shape, memory_config)
@@ -85,6 +85,9 @@ def estimate_training_memory(
             if memory_config.mode == "8bit" and not weight_copy_bytes(shape, memory_config)
             else 0
         )
+    elif fast and mode == "8bit":
+        # On a GPU, 8-bit weights are dequantized for each product like 4-bit ones, through fp32 chunks.
+        mode, chunk_bytes = "4bit", min(INT8_CHUNK_BYTES, 8 * max(linear.weights for linear in shape.linear_layers()))
     head = _estimate_head_memory(shape, memory_config, batch)
     # Both passes of a layer that saves its activations, and of a checkpointed one.
     saved, recomputed = (
@@ -107,7 +110,7 @@ def estimate_training_memory(
         optimizer=memory_config.moment_bytes * trained,
         activations=peak.activations,
         head=peak.head + buffer_bytes,
-        temporaries=peak.temporaries,
+        temporaries=peak.temporaries + chunk_bytes,
         peak_moment=peak.name,
     )
 

@@ -20,7 +20,9 @@ def count_cached_layers(
     `phases` are those of the plan without a cache. The cache exists only in training, so loading, generation and
     saving do not matter; an evaluation after each epoch runs beside the optimizer's state.
     """
-    if memory_config.on_cpu or memory_config.mode != "4bit" or plan.training.memory == "unlimited":
+    # Without the fast path, 8-bit layers keep bitsandbytes' products, which round activations too.
+    uses_dense_weights = memory_config.mode == "4bit" or (memory_config.mode == "8bit" and memory_config.fast_path)
+    if memory_config.on_cpu or not uses_dense_weights or plan.training.memory == "unlimited":
         return 0
     by_name = {phase.name: phase for phase in phases}
     peak = by_name["train"].total

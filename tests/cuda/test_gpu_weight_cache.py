@@ -123,14 +123,18 @@ def outcome(found):
     return {name: found[name] for name in ("losses", "adapter", "evaluated")}
 
 
-@pytest.mark.parametrize("settings", [{}, {"fast_path": False}, {"gradient_checkpointing": True}], ids=str)
-def test_results_do_not_depend_on_the_cache(card, tmp_path, settings):
-    found = [card.run(train, str(tmp_path), count, settings) for count in range(NUM_LAYERS + 1)]
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [("4bit", {}), ("4bit", {"fast_path": False}), ("4bit", {"gradient_checkpointing": True}), ("8bit", {})],
+    ids=str,
+)
+def test_results_do_not_depend_on_the_cache(card, tmp_path, mode, settings):
+    found = [card.run(train, str(tmp_path), count, settings, mode) for count in range(NUM_LAYERS + 1)]
     for count, one in enumerate(found):
         assert outcome(one) == outcome(found[0])
         assert (one["messages"], one["left"], one["trained"]["cached_layers"]) == ([], [], count)
         assert one["cache"].get("bytes", 0) == one["planned_bytes"]
-        assert one["cache"].get("waits", 0) <= 1
+        assert one["cache"].get("waits", 0) <= 1 + 7 * (mode == "8bit")  # LLM.int8 itself waits in each kind of layer
         assert not one["cache"].get("visible")
         assert one["cache"].get("same_random_state", True)
         assert one["kept_bytes"] == found[0]["kept_bytes"]

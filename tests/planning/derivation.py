@@ -188,6 +188,8 @@ LAYERS = ("llama", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gp
 def names(architectures: tuple[str, ...] = LAYERS) -> Iterator[tuple[str, str, str, bool, int]]:
     """Yield architecture, variant, mode, whether checkpointed, and key heads of every entry."""
     for architecture, variant, mode in product(architectures, VARIANTS, MODES):
+        if (variant, mode) == ("fast", "8bit"):  # fused layers dequantize 8-bit weights like 4-bit ones
+            continue
         for checkpointed in (False, True) if variant != "read" else (False,):
             yield architecture, variant, mode, checkpointed, _WIDTHS.num_kv_heads
             if variant in ("padded", "read") and architecture in _ONE_KEY_HEAD:

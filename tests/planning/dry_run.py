@@ -130,7 +130,8 @@ class _Nf4Product(torch.autograd.Function):
 
 
 def _frozen_weight(layer: Any, dtype: Any = None) -> torch.Tensor:
-    return _dense(layer, torch.bfloat16) if isinstance(layer, bnb.nn.Linear4bit) else layer.weight.detach()
+    quantized = isinstance(layer, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
+    return _dense(layer, torch.bfloat16) if quantized else layer.weight.detach()
 
 
 def _dense(layer: Any, dtype: torch.dtype) -> torch.Tensor:

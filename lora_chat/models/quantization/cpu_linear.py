@@ -12,6 +12,7 @@ from lora_chat.models.quantization.dequantize import (
     get_buffered_dense_weight,
     is_dequantized_on_the_fly,
     is_int8_linear,
+    is_int8_on_gpu,
     shared_buffer,
 )
 
@@ -38,9 +39,10 @@ def dequantize_on_the_fly(model: torch.nn.Module, *, every_layer: bool = False) 
 def dequantizing_on_the_fly(model: torch.nn.Module) -> Iterator[int]:
     """Replace the forward of 4-bit and 8-bit layers until the block ends, and yield their number.
 
-    bitsandbytes' forward fragments memory by as much as all dense weights together, and is far slower in 8 bits.
+    On a CPU, bitsandbytes' forward fragments memory by as much as all dense weights together, and is far slower in 8
+    bits. On a GPU, only 8-bit layers are replaced, because there bitsandbytes rounds activations too.
     """
-    layers = _select_layers(model)
+    layers = [*_select_layers(model), *(module for module in model.modules() if is_int8_on_gpu(module))]
     with shared_buffer(model):
         for layer in layers:
             layer.forward = _make_forward(layer)

@@ -3,6 +3,8 @@
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.config.limits import INT8_CHUNK_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -15,6 +17,8 @@ _BUFFER_ATTRIBUTE = "dense_buffer"
 """Attribute of a layer with the buffer that it shares with others."""
 _WEIGHTS_PER_CHUNK = {"4bit": 2**19, "8bit": 2**18}
 """Number of weights that are dequantized at once, so that they fit a processor's cache; 8-bit values are fp32 first."""
+_GPU_WEIGHTS_PER_CHUNK = INT8_CHUNK_BYTES // 8
+"""The same for 8-bit weights on a GPU, where two fp32 tensors of a chunk exist at once."""
 
 
 def get_dense_weight(layer: "torch.nn.Module", dtype: "torch.dtype | None" = None) -> "torch.Tensor":
@@ -62,6 +66,11 @@ def is_int8_linear(layer: object) -> bool:
     return type(layer).__name__ == "Linear8bitLt" and not hasattr(layer, "base_layer")
 
 
+def is_int8_on_gpu(layer: "torch.nn.Module") -> bool:
+    """Return whether a layer is a base layer in LLM.int8 on a GPU, where it would round activations in training."""
+    return is_int8_linear(layer) and layer.weight.device.type != "cpu"
+
+
 def is_dequantized_on_the_fly(layer: object) -> bool:
     """Return whether a layer is dequantized at every call, on a CPU."""
     if hasattr(layer, "base_layer"):  # PEFT's layer around a base layer
@@ -85,11 +94,6 @@ def _dequantize(layer: "torch.nn.Module", dtype: "torch.dtype | None", buffer: "
     if scales is None:
         stored: torch.Tensor = weight.detach().to(dtype)
         return stored
-    from bitsandbytes.functional import int8_vectorwise_dequant
-
-    if weight.device.type != "cpu":
-        dequantized: torch.Tensor = int8_vectorwise_dequant(weight.data, scales)
-        return dequantized.to(dtype)
     return _dequantize_8bit(weight.data, scales, buffer, dtype)
 
 
@@ -145,11 +149,12 @@ def _dequantize_8bit(
 
     dtype = dtype or torch.float32
     if buffer is None or buffer.dtype != dtype:
-        values = torch.empty(weight.shape, dtype=dtype)
+        values = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     else:
         values = buffer[: weight.numel()].view(weight.shape)
     # Each row has one scale, so rows can be converted separately, without an fp32 copy of the whole weight.
-    rows = max(1, _WEIGHTS_PER_CHUNK["8bit"] // weight.shape[1])
+    chunk = _WEIGHTS_PER_CHUNK["8bit"] if weight.device.type == "cpu" else _GPU_WEIGHTS_PER_CHUNK
+    rows = max(1, chunk // weight.shape[1])
     for begin in range(0, weight.shape[0], rows):
         rows_slice = slice(begin, begin + rows)
         values[rows_slice].copy_(int8_vectorwise_dequant(weight[rows_slice], scales[rows_slice]))

@@ -5,7 +5,7 @@ faster from the quantized weights, which are fewer bytes to read.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,7 @@ def fill_weight_cache(model: torch.nn.Module, num_layers: int) -> str:
     try:
         for decoder_layer in decoder_layers[:num_layers]:
             _cache_together([module for module in decoder_layer.modules() if _is_quantized_on_gpu(module)], dtype)
-        reason = _find_wrong_product(model)
+        reason = find_wrong_product(model, _is_cached)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -79,17 +79,20 @@ def _cache_together(layers: Sequence[Any], dtype: torch.dtype) -> None:
         setattr(layer, CACHED_WEIGHT_ATTRIBUTE, dense)
 
 
-def _find_wrong_product(model: torch.nn.Module) -> str:
-    """Compare a product of the first cached layer of each kind with bitsandbytes', and describe the first wrong one."""
+def find_wrong_product(model: torch.nn.Module, is_checked: Callable[[Any], bool]) -> str:
+    """Compare a product with the dense weight with bitsandbytes' product, and describe the first one that differs.
+
+    The first layer of each kind is compared, of those for which `is_checked` holds.
+    """
     names, differences = [], []
     kinds = set()
     for name, layer in model.named_modules():
         # The kind is the name without its number: model.layers.3.mlp.up_proj -> model.layers..mlp.up_proj.
         kind = _LAYER_INDEX.sub("", name)
-        if _is_cached(layer) and kind not in kinds:
+        if kind not in kinds and is_checked(layer):
             kinds.add(kind)
             names.append(name)
-            differences.append(_product_difference(layer))
+            differences.append(_product_difference(layer, model.dtype))  # type: ignore[arg-type]
     # One wait for the device. A NaN is not within the tolerance.
     values = torch.stack(differences).tolist() if differences else []
     for name, difference in zip(names, values, strict=True):
@@ -99,9 +102,9 @@ def _find_wrong_product(model: torch.nn.Module) -> str:
 
 
 @torch.no_grad()
-def _product_difference(layer: Any) -> torch.Tensor:
-    """Return the relative difference between the product with the cached weight and bitsandbytes' product."""
-    dense: torch.Tensor = getattr(layer, CACHED_WEIGHT_ATTRIBUTE)
+def _product_difference(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Return the relative difference between the product with the dense weight and bitsandbytes' product."""
+    dense = get_dense_weight(layer, dtype)
     # Values in [-1, 1] that do not depend on the random state, which training must not find changed.
     angles = torch.arange(_CHECKED_ROWS * layer.in_features, dtype=torch.float32, device=dense.device)
     x = torch.sin(angles * 12.9898).view(_CHECKED_ROWS, -1).to(dense.dtype)

@@ -55,7 +55,8 @@ class FusedLoraFunction(torch.autograd.Function):
 def fused_lora(model: torch.nn.Module) -> Iterator[int]:
     """Use FusedLoraFunction in each layer that it covers until the block ends. Yield the number of these layers.
 
-    Dropout, DoRA, Conv1D, 8-bit layers on a GPU and adapters with a bias keep PEFT's own forward.
+    Dropout, DoRA, Conv1D and adapters with a bias keep PEFT's own forward. 8-bit layers multiply with their dequantized
+    weights, as LLM.int8 does in training on a CPU; on a GPU it would round activations too, and wait for the device.
     """
     layers = [m for m in model.modules() if hasattr(m, "lora_A") and not lora_unfused_reason(m)]
     with replaced_forwards(layers, _make_forward) as covered:
@@ -84,8 +85,6 @@ def lora_unfused_reason(layer: "LoraLayer") -> str:
     kind = type(base).__name__
     if kind not in ("Linear", "Linear4bit", "Linear8bitLt"):
         return f"layers of type {kind}"
-    if is_int8_linear(base) and base.weight.device.type != "cpu":
-        return "LLM.int8 rounds activations too"  # on a CPU it does so only outside of training
     if list(layer.lora_A) != ["default"] or list(layer.active_adapters) != ["default"] or layer.merged:
         return "several adapters"
     if layer.lora_variant:

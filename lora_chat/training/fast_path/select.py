@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_chat.models.quantization.cpu_linear import dequantizing_on_the_fly
-from lora_chat.models.quantization.dequantize import shared_buffer
+from lora_chat.models.quantization.dequantize import is_int8_on_gpu, shared_buffer
+from lora_chat.models.quantization.gpu_weight_cache import find_wrong_product
 from lora_chat.models.quantization.weight_cache import cached_int8_weights
 from lora_chat.system.memory_limit import is_out_of_memory, release_gpu_memory
 from lora_chat.training.fast_path.attention.interface import register_packed_attention
@@ -82,6 +83,9 @@ def _check_fast_path(
 
     If a gradient is wrong, the parts are reduced: first the fused layers, then everything.
     """
+    # The stock path of this check multiplies with the same dequantized weights (dequantizing_on_the_fly).
+    if wrong_product := find_wrong_product(model, is_int8_on_gpu):
+        return FastPath(notes=(f"The fast path is off, because {wrong_product}. {_SLOWER}",))
     if stock_attention == "sdpa":  # another choice means that the model needs it, for example for soft caps
         model.set_attn_implementation(register_packed_attention())
     collator = find_packed_collator(model, ids, stock_attention)
