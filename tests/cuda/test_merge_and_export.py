@@ -262,7 +262,7 @@ def fill_the_card_after_loading(target):
 @pytest.mark.parametrize(
     ("words", "target"),
     [
-        (["eval", "--data"], "lora_chat.pipeline.compare.compare_with_base"),
+        (["eval"], "lora_chat.pipeline.compare.compare_with_base"),
         (["chat"], "lora_chat.inference.chat.stream_reply"),
         (["merge", "--to", "merged"], "lora_chat.export.merge.collect_adapted_outputs"),
         (["export", "--to", "peft", "--out", "out"], "lora_chat.export.merge.collect_adapted_outputs"),
@@ -270,7 +270,8 @@ def fill_the_card_after_loading(target):
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_full_card_gives_one_message(card, files, tmp_path, words, target, when):
-    words = [words[0], files / "adapter", *words[1:], *([files / "dialogues.jsonl"] if words[-1] == "--data" else [])]
+    data = ["--data", files / "dialogues.jsonl"] if words[0] != "chat" else []
+    words = [words[0], files / "adapter", *words[1:], *data]
     if when == "loading":
         options = {"used_by_others": CARD_BYTES - 1_000_000}
     else:
