@@ -1,14 +1,19 @@
 """Prompt ids -> greedy replies that stop at the end of the turn, in batches whose keys and values fit the limit."""
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lora_chat.errors import RecipeError
 from lora_chat.models.shape import ModelShape, read_shape
+from lora_chat.system.gpu_memory import release_gpu_memory
+from lora_chat.system.memory_limit import is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 MAX_BATCH_SIZE = 40
 """Number of prompts that are answered together."""
@@ -49,27 +54,48 @@ def generate_ids(
 ) -> list[list[int]]:
     """Return greedy replies to several prompts as ids, without stop tokens. Batches are left-padded.
 
-    The default of `batch_size` is MAX_BATCH_SIZE, or fewer if keys and values would exceed KV_CACHE_LIMIT_BYTES.
+    The default of `batch_size` is MAX_BATCH_SIZE, or fewer if keys and values would exceed KV_CACHE_LIMIT_BYTES. A GPU
+    that runs out of memory gets batches of half the size.
     """
-    import torch
-
     replies: list[list[int]] = []
     max_prompt_length = max(map(len, prompts), default=0)
     batch_size = batch_size or _choose_batch_size(model, max_prompt_length + max_new_tokens)
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        longest = max(map(len, batch))
-        # Padding on the left lets all prompts end at the same position, where generation begins.
-        ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in batch])
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
-        with torch.inference_mode(), _contiguous_hidden_states(model):
-            output = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=_greedy_config(stop_ids, pad, max_new_tokens),
-            )
-        replies += [_cut_at_stop_token(row[longest:].tolist(), stop_ids) for row in output]
+    while len(replies) < len(prompts):
+        batch = prompts[len(replies) : len(replies) + batch_size]
+        try:
+            replies += _generate_batch(model, pad, batch, stop_ids, max_new_tokens)
+            continue
+        except Exception as error:
+            if len(batch) == 1 or model.device.type == "cpu" or not is_out_of_memory(error):
+                raise
+        # After the `except` block nothing refers to the error, whose frames refer to the keys and values.
+        release_gpu_memory()
+        batch_size = len(batch) // 2
+        logger.info(f"The GPU ran out of memory for {len(batch)} replies together; continuing with {batch_size}.")
     return replies
+
+
+def _generate_batch(
+    model: "PreTrainedModel",
+    pad: int,
+    batch: Sequence[Sequence[int]],
+    stop_ids: Collection[int],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Return greedy replies to prompts that are answered together."""
+    import torch
+
+    longest = max(map(len, batch))
+    # Padding on the left lets all prompts end at the same position, where generation begins.
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in batch])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
+    with torch.inference_mode(), _contiguous_hidden_states(model):
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=_greedy_config(stop_ids, pad, max_new_tokens),
+        )
+    return [_cut_at_stop_token(row[longest:].tolist(), stop_ids) for row in output]
 
 
 @contextmanager

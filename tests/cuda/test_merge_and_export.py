@@ -283,3 +283,34 @@ def test_full_card_gives_one_message(card, files, tmp_path, words, target, when)
     assert ("does not fit into memory" if when == "loading" else "Out of memory on the GPU") in problem
     assert fix.startswith("Fix: ") and "end other programs" in fix and "--set" not in fix
     assert not (tmp_path / "merged").exists() and not (tmp_path / "out").exists()
+
+
+def generate_on_a_tight_card(folder):
+    """Return replies of a card with memory for two prompts together, and the sizes of the batches."""
+    import torch
+
+    from lora_chat.config.plan import PrecisionPlan
+    from lora_chat.config.recipe import BaseSection
+    from lora_chat.inference.generation import generate_ids
+    from lora_chat.models.base_model import find_base, load_base_model
+
+    precision = PrecisionPlan(device="cuda", mode="none", double_quantization=True, dtype="float32")
+    model = load_base_model(find_base(BaseSection(name=f"{folder}/base")), precision)
+    prompts = [[5, 6, 7], [8], [9, 10], [11, 12], [13]]
+    expected = generate_ids(model, 0, prompts, [1], 3)
+    generate, sizes = model.generate, []
+
+    def generate_two(input_ids, **options):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return generate(input_ids=input_ids, **options)
+
+    model.generate = generate_two
+    return {"expected": expected, "replies": generate_ids(model, 0, prompts, [1], 3), "sizes": sizes}
+
+
+def test_replies_are_generated_in_smaller_batches_if_the_card_is_full(card, files):
+    answer = card.run(generate_on_a_tight_card, str(files))
+    assert answer["sizes"] == [5, 2, 2, 1]
+    assert answer["replies"] == answer["expected"]
