@@ -68,6 +68,9 @@ def _format_device(estimate: RunEstimate) -> str:
     """Format the device and its memory."""
     target = estimate.target
     free = "" if target.free == target.memory else f", {format_gib(target.free)} GiB of it for this run"
+    if target.device == "cuda" and target.at_hand:
+        # This process's own CUDA context is a part of it.
+        free += f", of which the driver and other programs use {format_gib(target.context)} GiB"
     return f"{target.name}, {format_gib(target.memory)} GiB{free}{'' if target.at_hand else ' (not this machine)'}"
 
 
@@ -168,8 +171,8 @@ def _format_merge_memory(estimate: RunEstimate, merge: MergePlan) -> str:
     main_memory = next(phase.total for phase in estimate.phases if phase.name == "merge")
     device = "GPU" if merge.device == "cuda" else "CPU"
     return (
-        f"Later     merging takes {format_gib(main_memory)} GiB of main memory; its parity check runs on the {device}: "
-        f"the merged model takes {format_gib(merge.needed)} GiB, and the GPU has {format_gib(merge.free)} GiB free"
+        f"Later     merging takes {format_gib(main_memory)} GiB of main memory; its parity check takes "
+        f"{format_gib(merge.needed)} GiB and runs on the {device}, because the GPU has {format_gib(merge.free)} GiB free"
     )
 
 
