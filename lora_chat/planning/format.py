@@ -172,7 +172,7 @@ def _format_merge_memory(estimate: RunEstimate, merge: MergePlan) -> str:
     device = "GPU" if merge.device == "cuda" else "CPU"
     return (
         f"Later     merging takes {format_gib(main_memory)} GiB of main memory; its parity check takes "
-        f"{format_gib(merge.needed)} GiB and runs on the {device}, because the GPU has {format_gib(merge.free)} GiB free"
+        f"{format_gib(merge.needed)} GiB and runs on the {device}: the GPU has {format_gib(merge.free)} GiB free"
     )
 
 
