@@ -70,6 +70,7 @@ def main() -> None:
                 plan=plan.training,
                 metrics_path=folder / "metrics.jsonl",
                 bfloat16=plan.precision.dtype == "bfloat16",
+                float16=plan.precision.dtype == "float16",
                 checkpoint_policy=CheckpointPolicy(folder / "checkpoints", plan.checkpoint, {}),
             )
         )

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from card_training import train_on_both
 
 ROOT = Path(__file__).parents[2]
 TURING = (7, 5)
@@ -243,3 +244,14 @@ def test_fast_path_is_not_used_in_fp16(card, tmp_path):
     done = card.command(words, cwd=ROOT, capability=TURING)
     assert done.exit_code == 0, done.stderr
     assert "The fast path does not run in fp16" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "phi3", "gemma2"])
+def test_architectures_train_in_fp16(card, architecture, recomputed):
+    settings = {"gradient_checkpointing": recomputed}
+    asked = {"base": f"random:{architecture}", "mode": "4bit", "fast": False, "settings": settings}
+    on_card, on_cpu = card.run(train_on_both, asked, capability=TURING)
+    assert on_card["losses"] == pytest.approx(on_cpu["losses"], abs=0.005)  # the first step may be skipped
+    assert not [note for note in on_card["notes"] if "steps were skipped" not in note]

@@ -132,13 +132,12 @@ class NonFiniteGuard(TrainerCallback):
         """Return the command that continues with a lower learning rate."""
         lower = f"--set training.learning_rate={args.learning_rate / 4:g}"
         checkpoint = self._checkpoints.latest_checkpoint if self._checkpoints else None
-        if checkpoint is None and self._loss_scale:
-            return f"No adapter was saved. Fix: try a lower learning rate, {lower}; or {FLOAT32_FIX}"
+        alternative = f"; or {FLOAT32_FIX}" if self._loss_scale else ""
         if checkpoint is None:
-            return f"No adapter was saved. Fix: try a lower learning rate, {lower}"
+            return f"No adapter was saved. Fix: try a lower learning rate, {lower}{alternative}"
         return (
             f"The checkpoint of step {checkpoint.step} is intact. Fix: inspect these dialogues, or continue from it "
-            f"with a lower learning rate: --resume {lower} --accept-change training.learning_rate"
+            f"with a lower learning rate: --resume {lower} --accept-change training.learning_rate{alternative}"
         )
 
 
