@@ -14,6 +14,10 @@ def register(stand_ins):
     stand_ins[attention._varlen_attn_backward.default] = _varlen_attention_backward
     stand_ins[aten._fused_sdp_choice.default] = _choose_attention
     stand_ins[aten.native_dropout.default] = _dropout
+    for packet in (aten._softmax, aten._log_softmax):
+        stand_ins[packet.out] = _make_widening_softmax(packet.default)
+    for packet in (aten._softmax_backward_data, aten._log_softmax_backward_data):
+        stand_ins[packet.out] = _make_narrowing_gradient(packet.default)
     for name in ("mm", "bmm", "addmm", "baddbmm"):
         packet = getattr(aten, name)
         stand_ins[packet.dtype] = _make_mixed_product(name)
@@ -28,6 +32,25 @@ def _make_mixed_product(name):
         product = (left.float() @ right.float()).to(dtype)
         result = product if not added else beta * added[0].to(dtype) + alpha * product
         return result if out is None else out.copy_(result)
+
+    return compute
+
+
+def _make_widening_softmax(operation):
+    """Return a softmax of fp16 values that can have a result in fp32."""
+
+    def compute(values, dimension, half_to_float, out):
+        return out.copy_(operation(values.float() if half_to_float else values, dimension, False))
+
+    return compute
+
+
+def _make_narrowing_gradient(operation):
+    """Return the gradient of a softmax whose result was wider than its input."""
+
+    def compute(gradient, output, dimension, input_dtype, **results):
+        (result,) = results.values()  # `grad_input` or `out`
+        return result.copy_(operation(gradient, output, dimension, output.dtype))
 
     return compute
 
