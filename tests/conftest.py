@@ -17,6 +17,12 @@ _SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
+_EXPERTS = {
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 48},
+    "mixtral": {"num_local_experts": 4},
+    "gpt_oss": {"num_local_experts": 4},
+}
+"""Additional settings of bases with experts."""
 _GPT2_SHAPE = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024}
 
 
@@ -33,8 +39,9 @@ def make_random_base(architecture: str, folder: Path, sharpness: float) -> Path:
         tokenizer.pad_token = None
         ids["pad_token_id"] = None
     shape = dict(_GPT2_SHAPE if architecture == "gpt2" else _SHAPE)
-    if architecture in ("gemma", "gemma2", "qwen3"):
+    if architecture in ("gemma", "gemma2", "qwen3", *_EXPERTS):
         shape["head_dim"] = 16
+    shape |= {**_EXPERTS[architecture], "num_experts_per_tok": 2} if architecture in _EXPERTS else {}
     torch.manual_seed(1)
     config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **shape, **ids)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -12,4 +12,5 @@
 - stop_request: Signals that ask training to stop
 - trainer: SFTTrainer with packed micro-batches
 - training_run: The input and the result of one training
+- triton_head: TRL's loss on a GPU with or without Triton
 """

@@ -40,6 +40,7 @@ from lora_chat.training.progress_bar import ProgressView, open_progress_view
 from lora_chat.training.sft_config import make_sft_config
 from lora_chat.training.stop_request import StopRequest, TrainingNotStarted, catch_stop_signals
 from lora_chat.training.training_run import TrainingResult, TrainingRun, make_dataset, measure_lengths
+from lora_chat.training.triton_head import use_working_head
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,7 +130,10 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
     if run.plan.fast_path and not run.float16:
         longest = run.train_rows[lengths.index(max(lengths))]
         fast_path = find_fast_path(run.model, run.train_rows[0].input_ids, longest.input_ids)
-    for note in fast_path.notes:
+    notes = list(fast_path.notes)
+    if fast_path.packed_collator is None or fast_path.head is None:
+        notes.append(use_working_head(run.model.device))
+    for note in filter(None, notes):
         logger.info(note)
     return PreparedTraining(
         fast_path=fast_path,

@@ -40,4 +40,6 @@ def make_sft_config(run: TrainingRun, *, one_batch_per_step: bool) -> "SFTConfig
         logging_nan_inf_filter=False,
         report_to=["tensorboard"] if run.tensorboard_folder else [],
         disable_tqdm=True,
+        # The router is frozen, so nothing can balance it; the loss is the cross entropy, as on the fast path.
+        router_aux_loss_coef=0.0,
     )
