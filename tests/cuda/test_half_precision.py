@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from card_training import train_on_both
 
 ROOT = Path(__file__).parents[2]
 TURING = (7, 5)
@@ -253,6 +252,8 @@ def test_fast_path_is_not_used_in_fp16(card, tmp_path):
 
 def train_with_small_scale(asked):
     """Train on the card and on the CPU with a scale at which no step is skipped, so that the losses can be compared."""
+    from card_training import train_on_both
+
     set_initial_scale(2.0**8)
     return train_on_both(asked)
 
