@@ -4,12 +4,16 @@ from lora_chat.config.lora_variants import find_lora_variant
 from lora_chat.config.plan import Plan
 from lora_chat.planning.calibration import MachineBenchmark
 from lora_chat.planning.settings_search import Candidate, choose_plan
+from lora_chat.planning.training_memory import TRL_TILE_TOKENS, TRL_TILE_VOCABULARY
 from lora_chat.system.memory_usage import total_memory_bytes
+
+_TORCH_HEAD_BYTES_PER_LOGIT = 42
+"""Bytes for each logit of a tile in TRL's loss without Triton, at its peak, counted on an emulated card."""
 
 
 def list_notes(candidate: Candidate, benchmark: MachineBenchmark | None) -> tuple[str, ...]:
     """Return the notes of an estimate, the most important ones first."""
-    notes = [*_note_int8(candidate), *_note_main_memory(candidate)]
+    notes = [*_note_int8(candidate), *_note_triton(candidate), *_note_main_memory(candidate)]
     if candidate.problem.data.is_estimated:
         notes.append(
             "Tokens are counted with the embedded base's tokenizer, because this base's tokenizer is not available."
@@ -53,6 +57,23 @@ def _find_better_mode(candidate: Candidate) -> Candidate | None:
         if better.fits(problem.target.limit):
             return better
     return None
+
+
+def _note_triton(candidate: Candidate) -> list[str]:
+    """Return the memory that TRL's LM head takes on the stock path of a GPU where Triton does not start.
+
+    PyTorch's operations then score all positions, not only the supervised ones, in several fp32 tensors for each tile
+    of logits (trl/kernels/chunked_logprob.py and `add_fused_lm_head` in trl/trainer/utils.py, TRL 1.16).
+    """
+    plan, shape = candidate.plan, candidate.problem.shape
+    if plan.precision.device != "cuda" or plan.training.fast_path:
+        return []
+    positions = min(candidate.workload.largest.tokens, TRL_TILE_TOKENS)
+    size = _TORCH_HEAD_BYTES_PER_LOGIT * positions * min(shape.vocab_size, TRL_TILE_VOCABULARY)
+    return [
+        "The stock path's loss uses Triton, which needs a C compiler and Python's headers. Without them it "
+        f"takes up to {size / 2**30:.2f} GiB more and more time; training then tries smaller micro-batches."
+    ]
 
 
 def _note_main_memory(candidate: Candidate) -> list[str]:

@@ -17,7 +17,7 @@ from lora_chat.planning.weight_memory import (
     weight_copy_bytes,
 )
 
-_TRL_TILE_TOKENS, _TRL_TILE_VOCABULARY = 4096, 32768
+TRL_TILE_TOKENS, TRL_TILE_VOCABULARY = 4096, 32768
 """Tokens and words of one tile of logits in TRL's head (trl/kernels/chunked_logprob.py)."""
 
 
@@ -196,7 +196,7 @@ def _estimate_head_memory(shape: ModelShape, memory_config: MemoryConfig, batch:
         # Autocast keeps the output of a final layer norm in fp32.
         is_fp32 = shape.architecture.has_layer_norm
         # One bf16 tile of logits; fp32 states are cast to bf16 for it.
-        tile_bytes = 2 * min(s, _TRL_TILE_TOKENS) * (_TRL_TILE_VOCABULARY + is_fp32 * h)
+        tile_bytes = 2 * min(s, TRL_TILE_TOKENS) * (TRL_TILE_VOCABULARY + is_fp32 * h)
         # States of the supervised positions, and their indices (two int64).
         selected_bytes = (4 if is_fp32 else 2) * h * s + 16 * s
         return _HeadMemory(

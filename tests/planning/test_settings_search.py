@@ -144,3 +144,11 @@ def test_parses_sizes(text, size):
 def test_rejects_invalid_sizes(text):
     with pytest.raises(RecipeError, match=r"--memory: .* is not a size of memory"):
         parse_size(text, "--memory")
+
+
+def test_note_names_the_memory_of_a_loss_without_triton():
+    stock = Candidate(plan_of(fast_path=False, micro_batch_size=4), problem(24))
+    (note,) = [note for note in list_notes(stock, None) if "Triton" in note]
+    size = 42 * min(4096, stock.workload.largest.tokens) * 32768
+    assert f"up to {size / GIB:.2f} GiB more" in note
+    assert not any("Triton" in note for note in list_notes(Candidate(plan_of(fast_path=True), problem(24)), None))
