@@ -80,27 +80,41 @@ def test_stock_path_of_gemma2(card):
     check_both(card.run(train_on_both, {"base": "random:gemma2", "fast": False}))
 
 
-@pytest.mark.parametrize("recomputed", [1, True])
 @pytest.mark.parametrize("fast", [True, False])
-def test_gradient_checkpointing_changes_nothing(card, recomputed, fast):
+def test_gradient_checkpointing_changes_nothing(card, fast):
     plain = card.run(train, {"fast": fast})
-    recomputing = card.run(train, {"fast": fast, "settings": {"gradient_checkpointing": recomputed}})
-    assert recomputing["losses"] == pytest.approx(plain["losses"], abs=1e-4)
-    assert recomputing["notes"] == []
+    for recomputed in (1, True):
+        recomputing = card.run(train, {"fast": fast, "settings": {"gradient_checkpointing": recomputed}})
+        assert recomputing["losses"] == pytest.approx(plain["losses"], abs=1e-4)
+        assert recomputing["notes"] == []
 
 
 def test_eight_bit_adam(card):
-    check_both(card.run(train_on_both, {"settings": {"optimizer": "adamw_8bit"}, "adapter": {"rank": 64}}))
+    check_both(card.run(train_on_both, {"settings": {"optimizer": "adamw_8bit"}, "adapter": {"rank": 32}}))
 
 
 def test_smaller_micro_batches_after_out_of_memory(card):
-    lengths = [400 + number for number in (0, 5, 11, 2, 8, 4, 13, 3, 6, 1, 10, 7)]
+    lengths = [200 + number for number in (0, 5, 11, 2, 8, 4, 13, 3, 6, 1, 10, 7)]
     asked = {"lengths": lengths, "settings": {"effective_batch_size": 8}}
     plain = card.run(train, asked)
     limited = card.run(train, {**asked, "free": 4_000_000})
     assert limited["device"] == "cuda:0"
     assert any("Out of memory" in note and "micro_batch_tokens becomes" in note for note in limited["notes"])
     assert limited["losses"] == pytest.approx(plain["losses"], abs=LARGEST_DIFFERENCE)
+
+
+def train_without_dry_run(asked):
+    import card_training
+
+    from lora_chat.training.callbacks.memory_check import MemoryCheckCallback
+
+    MemoryCheckCallback.on_train_begin = lambda *arguments, **options: None
+    return card_training.train(asked)
+
+
+def test_dry_run_leaves_the_random_state_of_the_card(card):
+    asked = {"mode": "none", "fast": False, "adapter": {"dropout": 0.3}, "settings": {"max_steps": 2}}
+    assert card.run(train_without_dry_run, asked)["weights"] == card.run(train, asked)["weights"]
 
 
 def train_and_record_dry_run(asked):
@@ -135,18 +149,18 @@ def test_dry_run_needs_the_memory_of_training(card, optimizer):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"fast": True}, {"fast": False}, {"settings": {"optimizer": "adamw_8bit"}, "adapter": {"rank": 64}}],
+    [{"fast": True}, {"fast": False}, {"settings": {"optimizer": "adamw_8bit"}, "adapter": {"rank": 32}}],
     ids=["fast", "stock", "adamw_8bit"],
 )
 def test_resumed_training_gives_the_same_bytes(card, tmp_path, settings):
     asked = {**settings, "checkpoints": True}
-    asked["settings"] = {"max_steps": 5, **asked.get("settings", {})}
+    asked["settings"] = {"max_steps": 4, **asked.get("settings", {})}
     asked["adapter"] = {"dropout": 0.1, **asked.get("adapter", {})}
     complete = card.run(train, {**asked, "folder": str(tmp_path / "complete")})
-    interrupted = card.run(train, {**asked, "folder": str(tmp_path / "resumed"), "stop_after": 3})
+    interrupted = card.run(train, {**asked, "folder": str(tmp_path / "resumed"), "stop_after": 2})
     assert interrupted["stopped"]
     resumed = card.run(train, {**asked, "folder": str(tmp_path / "resumed"), "resume": True})
-    assert len(complete["metrics"]) == 5
+    assert len(complete["metrics"]) == 4
     assert resumed["metrics"] == complete["metrics"]
     assert resumed["weights"] == complete["weights"] != interrupted["weights"]
 
