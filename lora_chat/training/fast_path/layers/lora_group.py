@@ -114,8 +114,10 @@ class LoraGroup:
 
     def _stack_lora_weights(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the stacked A (ranks, in) and the block-diagonal, scaled B (out, ranks)."""
+        if len(self._a) == 1:  # fewer kernels for the same values
+            return self._a[0].detach().to(dtype), (self._b[0].detach() * self._scales[0]).to(dtype)
         a = torch.cat([a.detach() for a in self._a]).to(dtype)
         b = a.new_zeros(self._diagonal_slices[-1][0].stop, a.shape[0])
         for block, part, scale in zip(self._diagonal_slices, self._b, self._scales, strict=True):
-            b[block] = part.detach() * scale
+            torch.mul(part.detach(), scale, out=b[block])
         return a, b
