@@ -72,6 +72,8 @@ class CheckSize:
     run_steps: int
     smoke_modes: tuple[str, ...]
     """Modes of quantization in which the smoke recipe runs."""
+    merge_share: float
+    """Share of the 16-bit model for which the merge on a full card leaves memory; the 4-bit model fits into it."""
 
 
 def _heads(hidden: int, heads: int, kv_heads: int, head_dim: int, **more: Any) -> dict[str, Any]:
@@ -138,6 +140,7 @@ _FULL = CheckSize(
     run_dialogues=160,
     run_steps=60,
     smoke_modes=("none", "4bit", "8bit"),
+    merge_share=0.7,
 )
 _TINY_CHANGES = {
     "hidden_size": 128,
@@ -172,11 +175,12 @@ _TINY = CheckSize(
     ),
     step_down=("1B", 2048),
     run_config=_RUN_CONFIG
-    | {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
-    | {"head_dim": 32, "num_hidden_layers": 4, "vocab_size": 512},
+    | {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}
+    | {"head_dim": 64, "num_hidden_layers": 6, "vocab_size": 512},
     run_dialogues=24,
     run_steps=6,
     smoke_modes=("none",),
+    merge_share=0.9,
 )
 
 

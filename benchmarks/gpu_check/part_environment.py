@@ -1,5 +1,6 @@
 """Part `environment`: device rules, versions, the attention kernel, bitsandbytes and compilers."""
 
+import importlib
 import importlib.metadata
 import inspect
 import json
@@ -176,7 +177,8 @@ def check_varlen(records: Records, head_dim: int, window: int | None) -> None:
         attn_out, saved = varlen_attention_forward(states, heads, build_varlen_layout(borders, prefix, states.device))
         gradient = varlen_attention_backward(grad_out, saved)
     except Exception as error:  # a missing kernel or another signature is the result
-        parameters = list(inspect.signature(torch.nn.attention.varlen.varlen_attn).parameters)
+        varlen = importlib.import_module("torch.nn.attention.varlen")
+        parameters = list(inspect.signature(varlen.varlen_attn).parameters)
         records.check(name, False, f"{type(error).__name__}: {str(error).splitlines()[0]} {parameters}")
         return
     expected, exact = plain_attention(states, grad_out, heads, borders, prefix)
@@ -216,8 +218,10 @@ def check_doctor(records: Records) -> None:
         return
     if records.check("doctor", done.returncode in (0, 1), done.stderr.strip()[-200:]):
         try:
-            records.add_figures("doctor", **json.loads(done.stdout))
-        except (ValueError, TypeError):
+            report = json.loads(done.stdout)
+            notes = [f"{c['name']}: {c['text']}" for c in report["checks"] if c["state"] != "ok"]
+            records.add_figures("doctor", verdict=report["verdict"], notes=notes)
+        except (ValueError, TypeError, KeyError):
             records.add_figures("doctor", text=done.stdout[-2000:])
 
 

@@ -7,13 +7,10 @@ from check_records import Records, seconds_left
 from command_runs import CommandResult, file_bytes, read_run, run_command
 from part_arguments import read_part_arguments
 
-_SHARE = 0.7
-"""Share of the 16-bit model that fits into the free memory of the card."""
-
 
 def main() -> None:
     """Merge twice: with all of the card, and with too little of it for the 16-bit model."""
-    _, work = read_part_arguments()
+    size, work = read_part_arguments()
     records = Records()
     run = read_run(work)
     if run is None:
@@ -21,7 +18,7 @@ def main() -> None:
         return
     whole = run_command(["merge", str(run), "--to", str(work / "merged"), "--json"], seconds_left())
     check_merge(records, "merge", whole, work / "merged")
-    usable = int(_SHARE * file_bytes(work / "run-base"))
+    usable = int(size.merge_share * file_bytes(work / "run-base"))
     arguments = ["merge", str(run), "--to", str(work / "merged-small"), "--json"]
     small = run_command(arguments, seconds_left(), limits=["--free", str(usable)])
     check_merge(records, "merge, 16-bit model too large for the card", small, work / "merged-small")

@@ -32,9 +32,12 @@ def main() -> None:
         processes = [(setting, start(size, work, setting)) for setting in batch]
         for _, process in processes:
             process.receive(seconds_left() - _RESERVE_SECONDS)  # preparing
+        for _, process in processes:
+            if not process.error:
+                process.receive(seconds_left() - _RESERVE_SECONDS)  # ready
         for setting, process in processes:
             outcome = None
-            if not process.error and process.receive(seconds_left() - _RESERVE_SECONDS) is not None:  # ready
+            if not process.error:
                 process.go()
                 outcome = process.receive(seconds_left() - _RESERVE_SECONDS)
             process.stop()

@@ -7,12 +7,14 @@ from typing import Any
 
 from check_records import Records, seconds_left
 from check_sizes import CheckSize
-from child_command import write_base
+from child_command import is_rehearsal, write_base
 from part_arguments import read_part_arguments
 from turn_processes import TurnProcess
 
 _OURS = "lora_chat"
 _TRAINERS = (_OURS, "trl", "trl bf16", "trl padding-free")
+_FALLBACK_TEXTS = ("fast path", "are padded", "are off", "not fused")
+"""Parts of the messages of a fast path that is not complete."""
 _MIB = 2**20
 _RESERVE_SECONDS = 8.0
 """Time that is left at the end of the part, in seconds."""
@@ -67,7 +69,7 @@ def take_turns(
     for process in processes:
         message = process.receive(seconds_left() - deadline)
         if message is not None and process.name == _OURS:
-            notes = [note for note in message["notes"] if "slower" in note or "fast path" in note or "off" in note]
+            notes = [note for note in message["notes"] if any(text in note for text in _FALLBACK_TEXTS)]
             records.check(f"{shape}, no fallback", not notes, " ".join(notes))
     ready = {process.name: process.receive(seconds_left() - deadline) for process in processes if not process.error}
     blocks: dict[str, list[dict[str, Any]]] = {process.name: [] for process in processes}
@@ -91,7 +93,11 @@ def record(
 ) -> None:
     """Record rates, memory and the ratios to lora_chat of blocks in the same round."""
     for name, measured in blocks.items():
-        records.check(f"{shape}, {name}", bool(measured), errors[name] or "no block in the time of the part")
+        error = errors[name] or "no block in the time of the part"
+        if measured or name == _OURS or is_rehearsal():
+            records.check(f"{shape}, {name}", bool(measured), error)
+        else:
+            records.skip(f"{shape}, {name}", error)  # another trainer that fails is no fault of lora_chat
         if not measured:
             continue
         rates = [block["steps"] * size.tokens / block["seconds"] for block in measured]

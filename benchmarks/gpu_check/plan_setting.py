@@ -43,6 +43,8 @@ from lora_chat.training.training_run import TrainingRun  # noqa: E402
 
 _STEPS = 5
 _WARMUP = 2
+_ROOM_BYTES = 90 * 2**30
+"""Memory of a card, in bytes, on which all settings fit at the same time."""
 _STEP_DOWN_ROWS = 32
 _STEP_DOWN_FACTOR = 1.2
 """Free memory of the step-down, relative to the peak with a quarter of the tokens."""
@@ -93,6 +95,7 @@ def compare(setting: PlanSetting, folder: Path) -> None:
     shape = read_shape(config, setting.shape)
     rows = make_random_rows([setting.length] * setting.rows * _STEPS, _SUPERVISED_SHARE, shape.vocab_size)
     send(preparing=True)
+    model = load_model(folder, plan) if has_room_for_all() else None
     if not wait_for_turn(ready=True):
         return
     target = detect_local_device(detect_hardware())
@@ -103,9 +106,8 @@ def compare(setting: PlanSetting, folder: Path) -> None:
     if estimate.durations:
         seconds = estimate.durations["train"]
         outcome |= {"planned_step": [s / _STEPS for s in (seconds.likely, seconds.low, seconds.high)]}
-    torch.cuda.reset_peak_memory_stats()
     try:
-        model = attach_adapter(load_random_base(folder, plan.precision), plan.adapter, 0)
+        model = model or load_model(folder, plan)
         torch.cuda.reset_peak_memory_stats()
         with tempfile.TemporaryDirectory() as temporary, collected_notes() as notes:
             metrics = Path(temporary) / "metrics.jsonl"
@@ -122,6 +124,18 @@ def compare(setting: PlanSetting, folder: Path) -> None:
             raise
         outcome["out_of_memory"] = True
     send(**outcome)
+
+
+def has_room_for_all() -> bool:
+    """Return whether all settings fit on the card at the same time, so that they can load before their turn."""
+    return bool(torch.cuda.get_device_properties(0).total_memory > _ROOM_BYTES)
+
+
+def load_model(folder: Path, plan: Plan) -> Any:
+    """Load the random base and attach an adapter."""
+    model = attach_adapter(load_random_base(folder, plan.precision), plan.adapter, 0)
+    torch.cuda.empty_cache()  # blocks that only the building needed
+    return model
 
 
 def make_run(
@@ -158,7 +172,7 @@ def step_down(tokens: int, folder: Path) -> None:
     send(preparing=True)
     if not wait_for_turn(ready=True):
         return
-    model = attach_adapter(load_random_base(folder, plan.precision), plan.adapter, 0)
+    model = load_model(folder, plan)
     with tempfile.TemporaryDirectory() as temporary, collected_notes() as notes:
         run = make_run(
             model, folder, rows, plan, Path(temporary) / "metrics.jsonl", ("micro_batch_tokens", "micro_batch_size")

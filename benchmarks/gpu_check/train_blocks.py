@@ -115,6 +115,7 @@ def train_with_lora_chat(_: str, folder: Path, size: CheckSize, shape: SpeedShap
     rows, steps = make_rows(size, shape, folder)
     precision = plan_precision(QuantizationSection(mode="4bit"), detect_hardware())
     model = attach_adapter(load_random_base(folder, precision), _ADAPTER, 0)
+    torch.cuda.empty_cache()  # blocks that only the building needed
     plan = plan_training(
         _ROWS_PER_STEP, max_steps=steps, fast_path=True, micro_batch_tokens=size.tokens, max_grad_norm=1.0
     )
@@ -130,6 +131,7 @@ def train_with_lora_chat(_: str, folder: Path, size: CheckSize, shape: SpeedShap
                 metrics_path=Path(temporary) / "metrics.jsonl",
                 bfloat16=precision.dtype == "bfloat16",
                 float16=precision.dtype == "float16",
+                adjustable_settings=("micro_batch_tokens", "micro_batch_size", "gradient_checkpointing"),
             )
         )
 
@@ -162,6 +164,7 @@ def train_with_trl(name: str, folder: Path, size: CheckSize, shape: SpeedShape, 
     if "attention" in setting:
         base.set_attn_implementation(setting["attention"])
     base.requires_grad_(False)
+    torch.cuda.empty_cache()  # blocks that only the building needed
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"))
     send(notes=[])
     with tempfile.TemporaryDirectory() as temporary:
