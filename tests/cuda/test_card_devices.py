@@ -90,7 +90,7 @@ def test_doctor_tries_the_libraries_on_the_card(card, tmp_path):
     assert "cuda:0 NVIDIA GeForce RTX 3060: capability 8.6, kernels in this build, bf16" in done.stdout
     assert "4bit works, 8bit works" in done.stdout
     assert "its attention works here; varlen kernel with enable_gqa" in done.stdout
-    assert "sft will use NVIDIA GeForce RTX 3060: 4-bit, bf16, " in done.stdout
+    assert "sft will use NVIDIA GeForce RTX 3060: 4-bit, bf16, fast path." in done.stdout
 
 
 def test_doctor_knows_a_card_without_bf16(card, tmp_path):
