@@ -172,3 +172,17 @@ def test_cache_that_does_not_fit_is_left_out(card, tmp_path):
     assert message.startswith("Dequantized weights are not cached: they do not fit into the GPU's memory.")
     assert (found["trained"]["cached_layers"], found["left"]) == (0, [])
     assert outcome(found) == outcome(card.run(train, str(tmp_path), 0, {}))
+
+
+@pytest.mark.parametrize("mode", ["4bit", "8bit"])
+def test_sft_caches_what_its_plan_says(card, tmp_path, mode):
+    recipe = Path(__file__).parents[2] / "recipes/smoke.yaml"
+    settings = [f"quantization.mode={mode}", "training.fast_path=true", "evaluation.questions=null"]
+    done = card.command(["sft", recipe, *(word for s in settings for word in ("--set", s))], cwd=tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert "slower" not in done.stderr and "Out of memory" not in done.stderr
+    plan, identity, estimate = (
+        json.loads((tmp_path / f"runs/smoke-1/{name}.json").read_text()) for name in ("plan", "identity", "forecast")
+    )
+    assert plan["training"]["cached_layers"] == estimate["chosen"]["cached_layers"] == NUM_LAYERS
+    assert not any("cached" in field for field in identity)  # a checkpoint can be continued with another cache
