@@ -24,7 +24,7 @@ def list_notes(candidate: Candidate, benchmark: MachineBenchmark | None) -> tupl
 
 
 def _note_int8(candidate: Candidate) -> list[str]:
-    """Return the cost of LLM.int8 on a GPU without the fast path, and the mode to use instead.
+    """Return the cost of LLM.int8 on a GPU, and the mode to use instead. The fast path trains without it.
 
     bitsandbytes 0.50 asks for each product whether its input has outliers (`outliers.any()` in backends/cuda/ops.py),
     and the program waits for the answer. Public measurements are of inference only: 2.5 times as long as fp16, and
@@ -32,7 +32,7 @@ def _note_int8(candidate: Candidate) -> list[str]:
     (https://earino.github.io/applied-deep-learning/site/blog/11_int8_is_slower.html).
     """
     plan, shape = candidate.plan, candidate.problem.shape
-    if plan.precision.device != "cuda" or plan.precision.mode != "8bit" or plan.training.fast_path:
+    if plan.precision.device != "cuda" or plan.precision.mode != "8bit":
         return []
     products = shape.num_layers * len(shape.linear_layers())
     better = _find_better_mode(candidate)
@@ -41,6 +41,11 @@ def _note_int8(candidate: Candidate) -> list[str]:
         if better
         else ""
     )
+    if plan.training.fast_path:
+        return [
+            f"8bit: evaluation and replies use LLM.int8, which waits for the GPU in each of {products} products; the "
+            "times above do not include that."
+        ]
     return [
         "8bit is the slowest mode on a GPU without the fast path: LLM.int8 waits for the GPU in each of its "
         f"{products} products, in every forward pass. The times above do not include that.{advice}"

@@ -189,7 +189,7 @@ def find_fitting_candidate(plan: Plan, problem: PlanningProblem, limit: int) -> 
 def _lower_precisions(plan: Plan) -> list[str]:
     """Return the quantization modes that take less memory, in order of preference."""
     if plan.precision.device == "cuda":
-        # LLM.int8 is the slowest mode on a GPU (planning/notes.py), so nobody is sent there.
+        # LLM.int8 waits for the GPU in each product (planning/notes.py), so nobody is sent there.
         return ["4bit"] if plan.precision.mode != "4bit" else []
     return {"none": ["8bit", "4bit"], "8bit": ["4bit"]}.get(plan.precision.mode, [])
 

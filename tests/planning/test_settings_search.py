@@ -108,9 +108,11 @@ def test_suggests_quantization_only_if_nothing_else_fits():
 
 @pytest.mark.parametrize(("gib", "better"), [(12, "4bit"), (24, "none")])
 def test_note_says_what_8bit_costs_on_a_gpu(gib, better):
-    notes = list_notes(Candidate(plan_of("8bit"), problem(gib)), None)
+    notes = list_notes(Candidate(plan_of("8bit", fast_path=False), problem(gib)), None)
     assert "waits for the GPU in each of its 224 products" in notes[0]
     assert f"--set quantization.mode={better}" in notes[0]
+    fast = list_notes(Candidate(plan_of("8bit", fast_path=True), problem(gib)), None)
+    assert fast[0].startswith("8bit: evaluation and replies use LLM.int8")
     assert not any("8bit" in note for note in list_notes(Candidate(plan_of(better), problem(gib)), None))
 
 
