@@ -184,3 +184,10 @@ def make_adapter(cache_home):
         return base, precision
 
     return make
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say that the code for CUDA was not tested, because a skipped test is easily overlooked."""
+    reasons = {report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if report.longrepr}
+    for reason in sorted(reason for reason in reasons if "No emulated CUDA card" in reason):
+        terminalreporter.write_line(f"The code for CUDA was NOT tested. {reason}", red=True)
