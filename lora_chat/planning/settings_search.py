@@ -182,7 +182,8 @@ def find_fitting_candidate(plan: Plan, problem: PlanningProblem, limit: int) -> 
         for kinds_to_change in combinations([kind for kind in options_by_kind if kind], num_changes):
             candidates = [Candidate(apply_overrides(plan, parts), problem) for parts in product(*kinds_to_change)]
             if fitting := [candidate for candidate in candidates if candidate.fits(limit)]:
-                return min(fitting, key=lambda candidate: candidate.seconds_per_step)
+                fastest = min(fitting, key=lambda candidate: candidate.seconds_per_step)
+                return _with_cached_layers(fastest, limit)  # as the plan with these changes would have
     return None
 
 
