@@ -1,6 +1,5 @@
 """Supervised fine-tuning: train the adapter of a model on encoded dialogues with TRL's SFTTrainer."""
 
-import gc
 import logging
 import os
 import time
@@ -17,7 +16,7 @@ from lora_chat.models.quantization.gpu_weight_cache import cached_forwards
 from lora_chat.runs.metrics_log import MetricsLog, truncate_metrics
 from lora_chat.system.atomic_write import private_umask
 from lora_chat.system.malloc import keep_freed_memory, release_freed_memory, trim_memory
-from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
+from lora_chat.system.memory_limit import is_out_of_memory, limited_memory, release_gpu_memory
 from lora_chat.training.cached_weights import cached_weights, release_cached_weights
 from lora_chat.training.callbacks.checkpoint import CheckpointCallback
 from lora_chat.training.callbacks.gradient_checkpointing import PartialGradientCheckpointing
@@ -108,8 +107,8 @@ def train_sft(run: TrainingRun) -> TrainingResult:
             if memory_check.fits:
                 return _make_result(attempt, prepared, trainer, seconds)
             del trainer, memory_check
-            _release_memory(run.model)
-    raise OutOfMemoryError(format_nothing_fits(longest))
+            release_gpu_memory()
+        raise OutOfMemoryError(format_nothing_fits(longest))
 
 
 def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRequest) -> PreparedTraining:
@@ -213,7 +212,7 @@ def _make_result(
         planned_steps=trainer.state.max_steps,
         seconds=prepared.earlier_metrics.seconds + seconds,
         seconds_before_resume=prepared.earlier_metrics.seconds,
-        supervised_tokens=int(trainer.supervised_tokens),
+        supervised_tokens=trainer.supervised_tokens,
         signal_number=prepared.stop_request.signal_number,
         plan=run.plan,
     )
@@ -223,14 +222,21 @@ def _make_result(
 def _restore_model(run: TrainingRun) -> Iterator[None]:
     """Restore attention and memory allocation on exit, and round the adapter to the type that is saved."""
     stock_attention = run.model.config._attn_implementation
+    completed = False
     try:
         yield
+        completed = True
     finally:
-        if run.bfloat16:
-            _cast_adapter(run.model, torch.bfloat16)
+        run.model.set_attn_implementation(stock_attention)
         if run.on_cpu:
             release_freed_memory()
-        run.model.set_attn_implementation(stock_attention)
+        try:
+            if run.bfloat16:
+                _cast_adapter(run.model, torch.bfloat16)
+        except Exception as error:
+            # After an out-of-memory error, memory is still taken; the adapter is not used, and the message matters.
+            if completed or not is_out_of_memory(error):
+                raise
 
 
 @contextmanager
@@ -246,13 +252,6 @@ def _explain_out_of_memory(model: "PeftModel") -> Iterator[None]:
             "Out of memory in training: the largest micro-batch fitted before, so another program has taken memory.\n"
             "Fix: end other programs, then continue with --resume."
         ) from error
-
-
-def _release_memory(model: "PeftModel") -> None:
-    """Free the memory of a trainer that did not fit, because the next candidate plan needs it."""
-    gc.collect()
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _cast_adapter(model: "PeftModel", dtype: torch.dtype) -> None:

@@ -26,7 +26,7 @@ class PackedSFTTrainer(SFTTrainer):
         super().__init__(**kwargs)
         self._lm_head = lm_head
         """LM head for supervised positions; None if the model's own forward computes the logits."""
-        self.supervised_tokens: int | torch.Tensor = 0
+        self.supervised_tokens = 0
         """Supervised tokens trained so far."""
         self.step_loss: float | torch.Tensor = 0.0
         """Loss of the current optimizer step."""
@@ -45,10 +45,23 @@ class PackedSFTTrainer(SFTTrainer):
         """Reset the record of the current optimizer step."""
         self.step_loss, self.step_tokens, self.step_batches = 0.0, 0, ()
 
+    def read_step(self, all_finite: torch.Tensor) -> tuple[float, bool]:
+        """Return the loss of the current step and whether `all_finite` is true, and count the step's tokens.
+
+        All figures are read together, because each read waits until a GPU has done everything before it.
+        """
+        device = all_finite.device
+        figures = [self.step_loss, self.step_tokens, all_finite]
+        tensors = [figure.detach().to(device, torch.float64) for figure in figures if isinstance(figure, torch.Tensor)]
+        values = iter(torch.stack(tensors).tolist())
+        loss, tokens, finite = (next(values) if isinstance(figure, torch.Tensor) else figure for figure in figures)
+        self.step_tokens = int(tokens)
+        self.supervised_tokens += self.step_tokens
+        return float(loss), bool(finite)
+
     def training_step(self, model: torch.nn.Module, inputs: Batch, *args: object, **kwargs: object) -> torch.Tensor:
         """Run forward and backward of all micro-batches. Return the summed loss, detached."""
         count = _count_supervised_tokens(inputs)
-        self.supervised_tokens = self.supervised_tokens + count
         self.step_tokens = self.step_tokens + count
         self.step_batches = (*self.step_batches, dict(inputs))
         loss = self._run_micro_batches(model, inputs, count, *args, **kwargs)
@@ -137,7 +150,11 @@ class PackedSFTTrainer(SFTTrainer):
 
 
 def _count_supervised_tokens(inputs: Batch) -> "int | torch.Tensor":
-    """Count the supervised tokens. The first label of a row never counts, because no token precedes it."""
-    rows = inputs.get("micro_batches", [inputs])
-    count: int | torch.Tensor = sum((row["labels"][:, 1:] != -100).sum() for row in rows)
+    """Count the supervised tokens, on the device of a padded batch.
+
+    The first label of a row never counts, because no token precedes it.
+    """
+    if "micro_batches" in inputs:
+        return sum(int(batch["supervised"].numel()) for batch in inputs["micro_batches"])
+    count: torch.Tensor = (inputs["labels"][:, 1:] != -100).sum()
     return count

@@ -29,7 +29,7 @@ def check_both(results, notes=()):
 
 LARGEST_DIFFERENCE = 0.002
 """Largest difference of a loss between the card and the CPU in the same precision."""
-READS = {True: 6, False: 13}
+READS = {True: 3, False: 10}
 """Waits in each step until values reach the host, on the fast path and on the stock path."""
 UPLOADS = {True: 8, False: 3}
 """Waits in each step until a tensor is on the card, on the fast path and on the stock path."""

@@ -12,7 +12,7 @@ from lora_chat.config.plan import TrainingPlan
 from lora_chat.errors import NonFiniteError
 from lora_chat.models.architectures import FINAL_SOFTCAPPING_FIELD
 from lora_chat.planning.workload import select_largest_rows
-from lora_chat.system.memory_limit import is_out_of_memory
+from lora_chat.system.memory_limit import is_out_of_memory, release_gpu_memory
 from lora_chat.training.fast_path.packed_batch import EncodedIds, count_shared_prefix
 from lora_chat.training.fast_path.packing import StepCollator
 from lora_chat.training.loss_scale import FLOAT32_FIX
@@ -82,8 +82,7 @@ class MemoryCheckCallback(TrainerCallback):
                 "The base overflows in fp16, which ends at 65,504: the loss of the longest dialogues is non-finite "
                 f"before training.\nFix: {FLOAT32_FIX}."
             )
-        if weights[0].device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_gpu_memory()
         return fits
 
     def _largest_micro_batches(self) -> Iterator[dict[str, Any]]:

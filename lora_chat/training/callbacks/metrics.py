@@ -101,7 +101,7 @@ class MetricsCallback(TrainerCallback):
             return
         loss = float(logs["loss"])
         seconds = time.monotonic() - self._started
-        tokens = int(self._trainer.supervised_tokens)
+        tokens = self._trainer.supervised_tokens
         norm = logs.get("grad_norm")
         self._write(
             {

@@ -54,15 +54,15 @@ class NonFiniteGuard(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Raise NonFiniteError or DataError for a step that would destroy the adapter or train nothing."""
-        if not int(self._trainer.step_tokens):
+        gradients = [p.grad for p in self._trainer.model.parameters() if p.grad is not None]
+        loss, all_finite = self._trainer.read_step(_test_finite(gradients))
+        if not self._trainer.step_tokens:
             raise DataError(
                 f"Step {state.global_step + 1} has no supervised token, so it would train nothing.\n"
                 f"{self._format_dialogues()}"
                 "Fix: inspect these dialogues with lora-chat data, and add replies or remove the dialogues."
             )
-        gradients = [p.grad for p in self._trainer.model.parameters() if p.grad is not None]
-        loss = float(self._trainer.step_loss)
-        is_overflow = not _all_finite(gradients)
+        is_overflow = not all_finite
         if self._loss_scale and math.isfinite(loss):
             self._loss_scale.record_step(skipped=is_overflow)
             is_overflow = self._loss_scale.has_collapsed
@@ -90,7 +90,7 @@ class NonFiniteGuard(TrainerCallback):
             assert lr_scheduler is not None
             lr_scheduler.step()
         weights = [p for p in self._trainer.model.parameters() if p.requires_grad]
-        if self._checkpoints and control.should_save and not _all_finite(weights):
+        if self._checkpoints and control.should_save and not bool(_test_finite(weights)):
             raise NonFiniteError(
                 f"Step {state.global_step} left non-finite weights in the adapter; they were not saved.\n"
                 f"{self._format_dialogues()}{self._suggest_fix(args)}"
@@ -141,6 +141,6 @@ class NonFiniteGuard(TrainerCallback):
         )
 
 
-def _all_finite(tensors: list[torch.Tensor]) -> bool:
-    """Return whether all values are finite; one norm per tensor is cheaper than a test of each value."""
-    return bool(torch.stack(torch._foreach_norm(tensors)).isfinite().all())
+def _test_finite(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Return whether all values are finite, on their device; a norm of each is cheaper than a test of each value."""
+    return torch.stack(torch._foreach_norm(tensors)).isfinite().all() if tensors else torch.tensor(True)

@@ -86,7 +86,7 @@ class GradientCheck:
         self._names = [name for name, _ in named]
         self._trained = [parameter for _, parameter in named]
         self._samples = [_Sample(make_sample_dialogues(ids), recomputed=False)]
-        if long_row := _make_long_row(ids, longest_ids, model.device.type):
+        if long_row := _make_long_row(ids, longest_ids):
             self._samples.append(_Sample([long_row], recomputed=model.device.type != "cpu"))
 
     def find_wrong_gradient(self, parts: FastPathParts) -> WrongGradient | None:
@@ -176,9 +176,14 @@ def _padded_loss(model: "PeftModel", rows: Sequence[EncodedIds]) -> torch.Tensor
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
 
 
-def _make_long_row(ids: Sequence[int], longest_ids: Sequence[int], device_type: str) -> EncodedIds | None:
+def cut_long_sample(ids: Sequence[int], device: torch.device) -> Sequence[int]:
+    """Cut the longest dialogue to the length that is compared on a device; it is empty for none."""
+    return ids[: _MAX_LONG_TOKENS.get(device.type, _MAX_LONG_TOKENS_ON_GPU)]
+
+
+def _make_long_row(ids: Sequence[int], longest_ids: Sequence[int]) -> EncodedIds | None:
     """Make a dialogue with targets over its whole length; None if it is not longer than the short samples."""
-    row = list(longest_ids[: _MAX_LONG_TOKENS.get(device_type, _MAX_LONG_TOKENS_ON_GPU)])
+    row = list(longest_ids)
     if len(row) <= max(len(sample["input_ids"]) for sample in make_sample_dialogues(ids)):
         return None
     step = max(1, len(row) // _LONG_TARGETS)

@@ -13,7 +13,7 @@ from lora_chat.models.quantization.gpu_weight_cache import find_wrong_product
 from lora_chat.models.quantization.weight_cache import cached_int8_weights
 from lora_chat.system.memory_limit import is_out_of_memory, release_gpu_memory
 from lora_chat.training.fast_path.attention.interface import register_packed_attention
-from lora_chat.training.fast_path.check_gradients import FastPathParts, GradientCheck
+from lora_chat.training.fast_path.check_gradients import FastPathParts, GradientCheck, cut_long_sample
 from lora_chat.training.fast_path.check_packing import find_packed_collator
 from lora_chat.training.fast_path.fused_lora import fused_lora
 from lora_chat.training.fast_path.layers.decoder_layer import fused_layers, unfused_reason
@@ -56,6 +56,7 @@ def find_fast_path(model: "PeftModel", ids: Sequence[int], longest_ids: Sequence
     `ids` are the tokens of any dialogue, and `longest_ids` those of the longest one.
     """
     stock_attention = model.config._attn_implementation
+    longest_ids = cut_long_sample(longest_ids, model.device)
     gpus = [model.device] if model.device.type == "cuda" else []
     while True:
         try:
