@@ -4,12 +4,18 @@ from pathlib import Path
 
 
 def find_base_folder(name, home):
-    """Return the name of a built-in base, or the folder of a random model for a name like `random:llama`."""
+    """Return the name of a built-in base, or the folder of a random model.
+
+    The name of a random model is `random:ARCHITECTURE` or `random:ARCHITECTURE:HEAD_SIZE`.
+    """
     if not name.startswith("random:"):
         return name
-    folder = Path(home) / name.partition(":")[2]
+    folder = Path(home) / name.replace(":", "-")
     if not folder.exists():
-        from tests.conftest import make_random_base
+        from tests import conftest
 
-        make_random_base(folder.name, folder, sharpness=1.0)
+        _, architecture, *head_sizes = name.split(":")
+        if head_sizes:
+            conftest._SHAPE["head_dim"] = int(head_sizes[0])
+        conftest.make_random_base(architecture, folder, sharpness=1.0)
     return str(folder)

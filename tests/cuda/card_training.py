@@ -21,7 +21,7 @@ import torch
 from card_bases import find_base_folder
 
 DEFAULTS = {
-    "base": "tiny-random",  # or "random:llama", "random:gemma2" ... for a new random model
+    "base": "tiny-random",  # or "random:llama", "random:llama:20" (head size) ... for a new random model
     "mode": "4bit",
     "device": "cuda",  # or cpu, which computes in bf16 if the card does, and otherwise in fp32
     "fast": True,

@@ -89,6 +89,12 @@ def test_gradient_checkpointing_changes_nothing(card, fast):
         assert recomputing["notes"] == []
 
 
+def test_stock_path_for_heads_that_the_attention_kernel_refuses(card):
+    """The packing check with a mask passes before, so the refusal of the kernel is the only reason."""
+    results = card.run(train_on_both, {"mode": "none", "base": "random:llama:20"})
+    check_both(results, notes=["(head_size must be a multiple of 8)"])
+
+
 def test_eight_bit_adam(card):
     check_both(card.run(train_on_both, {"settings": {"optimizer": "adamw_8bit"}, "adapter": {"rank": 32}}))
 
