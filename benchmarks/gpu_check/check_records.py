@@ -23,8 +23,8 @@ class Records:
         self._append({"figures": name, "values": values})
 
     def check(self, name: str, passed: bool, detail: str = "") -> bool:
-        """Record whether something is as it should be; the part fails if it is not. Return `passed`."""
-        self._append({"check": name, "passed": bool(passed), "detail": detail})
+        """Record whether something is as it should be, with the detail of a failure. Return `passed`."""
+        self._append({"check": name, "passed": bool(passed), "detail": "" if passed else detail})
         return passed
 
     def skip(self, name: str, reason: str) -> None:

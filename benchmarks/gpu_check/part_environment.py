@@ -153,6 +153,7 @@ def check_bitsandbytes(records: Records) -> None:
         error = (dequantize_4bit(packed, state) - values).float().norm() / values.float().norm()
         detail = f"relative error {float(error):.3f} of {getattr(library, '_name', library)}"
         records.check("bitsandbytes NF4", 0.02 < float(error) < 0.2, detail)
+        records.add_figures("bitsandbytes", library=str(getattr(library, "_name", library)), nf4_error=float(error))
         layer: Any = bnb.nn.Int8Params(values, requires_grad=False, has_fp16_weights=False)._quantize("cuda")
         records.check("bitsandbytes int8", layer.dtype == torch.int8, str(layer.dtype))
     except Exception as error:  # any failure of the library is the result
