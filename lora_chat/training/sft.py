@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_chat.config.lora_variants import EXTRA_VECTORS
 from lora_chat.errors import OutOfMemoryError, explain_write_errors
 from lora_chat.models.quantization.gpu_weight_cache import cached_forwards
 from lora_chat.runs.metrics_log import MetricsLog, truncate_metrics
 from lora_chat.system.atomic_write import private_umask
-from lora_chat.system.malloc import keep_freed_memory, release_freed_memory, trim_memory
+from lora_chat.system.malloc import keep_freed_memory, trim_memory
 from lora_chat.system.memory_limit import is_out_of_memory, limited_memory, release_gpu_memory
+from lora_chat.training.adapter_dtype import cast_adapter, restored_model
 from lora_chat.training.cached_weights import cached_weights, release_cached_weights
 from lora_chat.training.callbacks.checkpoint import CheckpointCallback
 from lora_chat.training.callbacks.gradient_checkpointing import PartialGradientCheckpointing
@@ -79,7 +79,7 @@ def train_sft(run: TrainingRun) -> TrainingResult:
     view = open_progress_view()
     with (
         private_umask(),  # several libraries write files here: checkpoints, TensorBoard events
-        _restore_model(run),
+        restored_model(run),
         closing(view),
         catch_stop_signals() as stop_request,
         _explain_out_of_memory(run.model),
@@ -186,7 +186,7 @@ def _ready_to_train(
     ):
         if callback is not None:
             trainer.add_callback(callback)
-    _cast_adapter(run.model, torch.float32)
+    cast_adapter(run.model, torch.float32)
     if run.on_cpu:
         trim_memory()  # because the checks of the fast path fragmented the heap
     try:
@@ -219,27 +219,6 @@ def _make_result(
 
 
 @contextmanager
-def _restore_model(run: TrainingRun) -> Iterator[None]:
-    """Restore attention and memory allocation on exit, and round the adapter to the type that is saved."""
-    stock_attention = run.model.config._attn_implementation
-    completed = False
-    try:
-        yield
-        completed = True
-    finally:
-        run.model.set_attn_implementation(stock_attention)
-        if run.on_cpu:
-            release_freed_memory()
-        try:
-            if run.bfloat16:
-                _cast_adapter(run.model, torch.bfloat16)
-        except Exception as error:
-            # After an out-of-memory error, memory is still taken; the adapter is not used, and the message matters.
-            if completed or not is_out_of_memory(error):
-                raise
-
-
-@contextmanager
 def _explain_out_of_memory(model: "PeftModel") -> Iterator[None]:
     """Raise OutOfMemoryError with a message; on a CPU, limit allocations to the free memory."""
     try:
@@ -252,14 +231,3 @@ def _explain_out_of_memory(model: "PeftModel") -> Iterator[None]:
             "Out of memory in training: the largest micro-batch fitted before, so another program has taken memory.\n"
             "Fix: end other programs, then continue with --resume."
         ) from error
-
-
-def _cast_adapter(model: "PeftModel", dtype: torch.dtype) -> None:
-    """Cast the LoRA weights in place.
-
-    TRL casts LoRA on a quantized base to bf16, where Adam's second moment cannot change: a step changes it by 0.1 %
-    and bf16 has steps of 0.4 %. Therefore LoRA is trained in fp32 and rounded once at the end.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not any(vector in name for vector in EXTRA_VECTORS):
-            parameter.data = parameter.data.to(dtype)

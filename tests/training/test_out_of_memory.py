@@ -10,7 +10,7 @@ from lora_chat.errors import OutOfMemoryError
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.system.hardware import Hardware
-from lora_chat.training import sft
+from lora_chat.training import adapter_dtype, sft
 from lora_chat.training.callbacks.memory_check import MemoryCheckCallback
 from lora_chat.training.fast_path import select
 from lora_chat.training.trainer import PackedSFTTrainer
@@ -36,7 +36,7 @@ def run_out_of_memory(*args, **kwargs):
     ids=["check of the fast path", "dry run", "step", "evaluation"],
 )
 def test_message_survives(cache_home, tmp_path, monkeypatch, owner, name, cleanup_fails):
-    cast = sft._cast_adapter
+    cast = adapter_dtype.cast_adapter
 
     def cast_with_little_memory(model, dtype):
         if dtype == torch.bfloat16 and cleanup_fails:
@@ -44,7 +44,7 @@ def test_message_survives(cache_home, tmp_path, monkeypatch, owner, name, cleanu
         cast(model, dtype)
 
     monkeypatch.setattr(owner, name, run_out_of_memory)
-    monkeypatch.setattr(sft, "_cast_adapter", cast_with_little_memory)
+    monkeypatch.setattr(adapter_dtype, "cast_adapter", cast_with_little_memory)
     base = find_base(BaseSection(name="tiny-random"))
     model = attach_adapter(load_base_model(base, BF16), AdapterSection(rank=4), seed=3)
     attention = model.config._attn_implementation

@@ -1,0 +1,47 @@
+"""The dtype of the adapter during training and after it, and the state of the model that training changes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_chat.config.lora_variants import EXTRA_VECTORS
+from lora_chat.system.malloc import release_freed_memory
+from lora_chat.system.memory_limit import is_out_of_memory
+from lora_chat.training.training_run import TrainingRun
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@contextmanager
+def restored_model(run: TrainingRun) -> Iterator[None]:
+    """Restore attention and memory allocation on exit, and round the adapter to the type that is saved."""
+    stock_attention = run.model.config._attn_implementation
+    completed = False
+    try:
+        yield
+        completed = True
+    finally:
+        run.model.set_attn_implementation(stock_attention)
+        if run.on_cpu:
+            release_freed_memory()
+        try:
+            if run.bfloat16:
+                cast_adapter(run.model, torch.bfloat16)
+        except Exception as error:
+            # After an out-of-memory error, memory is still taken; the adapter is not used, and the message matters.
+            if completed or not is_out_of_memory(error):
+                raise
+
+
+def cast_adapter(model: "PeftModel", dtype: torch.dtype) -> None:
+    """Cast the LoRA weights in place.
+
+    TRL casts LoRA on a quantized base to bf16, where Adam's second moment cannot change: a step changes it by 0.1 %
+    and bf16 has steps of 0.4 %. Therefore LoRA is trained in fp32 and rounded once at the end.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not any(vector in name for vector in EXTRA_VECTORS):
+            parameter.data = parameter.data.to(dtype)
