@@ -23,6 +23,12 @@ FAST_PATH_CAPABILITY = (8, 0)
 _DEFAULT_MICRO_BATCH_TOKENS = 2048
 """Tokens of a micro-batch. Two cores reach their full speed with it; more only takes memory (benchmarks/LOG.md)."""
 
+_QUANTIZATION_CAPABILITY = {"4bit": (6, 0), "8bit": (7, 5)}
+"""Lowest compute capability that bitsandbytes supports in each mode.
+
+Source: https://huggingface.co/docs/bitsandbytes/v0.50.0/installation
+"""
+
 Dtype = Literal["bfloat16", "float16", "float32"]
 BYTES_BY_DTYPE: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of a value by its dtype."""
@@ -116,7 +122,16 @@ def plan_inference_precision(
 
 
 def _make_precision(quantization: QuantizationSection, hardware: Hardware, dtype: Dtype) -> PrecisionPlan:
-    """Return the precision of the base in a dtype on this device."""
+    """Return the precision of the base in a dtype on this device. Raises RecipeError for a GPU without kernels."""
+    needed = _QUANTIZATION_CAPABILITY.get(quantization.mode)
+    if needed and hardware.capability and hardware.capability < needed:
+        has, needs = (".".join(map(str, capability)) for capability in (hardware.capability, needed))
+        other = "4bit" if hardware.capability >= _QUANTIZATION_CAPABILITY["4bit"] else "none"
+        raise RecipeError(
+            f"quantization.mode: {quantization.mode} needs a GPU of compute capability {needs} or higher, because "
+            f"bitsandbytes has no kernels for others, and {hardware.name} has {has}. "
+            f"Fix: --set quantization.mode={other}, or use the CPU with --set base.device=cpu."
+        )
     return PrecisionPlan(
         device=hardware.device,
         mode=quantization.mode,
@@ -166,12 +181,14 @@ def _plan_training(training: TrainingSection, hardware: Hardware, dtype: Dtype) 
             f"({effective_batch_size}). Fix: choose one of {', '.join(map(str, divisors))}."
         )
     checkpointing = training.gradient_checkpointing
+    fast_path = uses_fast_path(hardware, dtype) if training.fast_path == "auto" else training.fast_path
     resolved: dict[str, object] = {
         "micro_batch_size": micro_batch_size,
         "micro_batch_tokens": _plan_micro_batch_tokens(training),
         "gradient_accumulation_steps": effective_batch_size // micro_batch_size,
         "optimizer": "adamw" if training.optimizer == "auto" else training.optimizer,
         "gradient_checkpointing": hardware.device == "cuda" if checkpointing == "auto" else checkpointing,
-        "fast_path": uses_fast_path(hardware, dtype) if training.fast_path == "auto" else training.fast_path,
+        # The gradient scaler of fp16 cannot scale the gradients of the fast path's LM head.
+        "fast_path": fast_path and dtype != "float16",
     }
     return TrainingPlan.model_validate(training.model_dump() | resolved)

@@ -51,6 +51,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_STOCK_PATH_IN_FLOAT16 = (
+    "The fast path does not run in fp16, because its own LM head divides small gradients before they are scaled. "
+    "Training is slower, with the same result."
+)
+
 
 def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | None = None) -> SftResult:
     """Train an adapter by a recipe, compare it with its base, and keep both in a run folder.
@@ -59,6 +64,8 @@ def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | Non
     """
     started = time.monotonic()
     plan = make_plan(recipe, detect_hardware(recipe.base.device))
+    if recipe.training.fast_path is True and not plan.training.fast_path:
+        logger.info(_STOCK_PATH_IN_FLOAT16)
     earlier = find_run_to_resume(resume, recipe) if resume else None
     is_received = bool(resume and earlier and is_foreign_run(earlier, resume))
     if resume and earlier and is_finished(earlier, resume):

@@ -49,11 +49,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_STOCK_PATH_IN_FLOAT16 = (
-    "The fast path does not run in fp16, because its own LM head divides small gradients before they are scaled. "
-    "Training is slower, with the same result."
-)
-
 
 @dataclass(frozen=True)
 class PreparedTraining:
@@ -125,8 +120,8 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
     if run.on_cpu:
         keep_freed_memory()
     lengths = measure_lengths(run.train_rows)
-    fast_path = FastPath(notes=(_STOCK_PATH_IN_FLOAT16,) if run.plan.fast_path else ())
-    if run.plan.fast_path and not run.float16:
+    fast_path = FastPath()
+    if run.plan.fast_path:
         longest = run.train_rows[lengths.index(max(lengths))]
         fast_path = find_fast_path(run.model, run.train_rows[0].input_ids, longest.input_ids)
     notes = list(fast_path.notes)

@@ -104,7 +104,7 @@ def test_defaults_on_cpu_and_gpu(hardware, micro, checkpointing, fast_path):
 )
 def test_fast_path_is_the_default_on_gpus_with_its_attention_kernel(hardware, expected):
     assert make_plan(recipe(), hardware).training.fast_path is expected
-    assert make_plan(recipe(training={"fast_path": True}), hardware).training.fast_path
+    assert make_plan(recipe(training={"fast_path": True}), hardware).training.fast_path is hardware.bfloat16
 
 
 def test_fast_path_is_off_by_default_in_fp32_on_a_gpu():
@@ -185,3 +185,20 @@ def test_rejects_adapter_on_lm_head(targets):
 def test_accepts_other_target_modules():
     plan = make_plan(recipe(adapter={"target_modules": ("q_proj", "v_proj")}), cpu())
     assert plan.adapter.target_modules == ("q_proj", "v_proj")
+
+
+def test_fp16_uses_the_stock_path_even_if_the_recipe_wants_the_fast_one():
+    turing = gpu(8, bfloat16=False, capability=(7, 5))
+    assert not make_plan(recipe(training={"fast_path": True}), turing).training.fast_path
+    assert make_plan(recipe(training={"fast_path": True}), gpu(8)).training.fast_path
+
+
+@pytest.mark.parametrize(
+    ("mode", "capability", "advice"),
+    [("8bit", (7, 0), "4bit"), ("8bit", (6, 1), "4bit"), ("8bit", (5, 2), "none"), ("4bit", (5, 2), "none")],
+)
+def test_a_gpu_without_quantized_kernels_is_refused(mode, capability, advice):
+    card = gpu(8, bfloat16=False, capability=capability)
+    with pytest.raises(RecipeError, match=f"quantization.mode={advice}"):
+        make_plan(recipe(quantization={"mode": mode}), card)
+    assert make_plan(recipe(quantization={"mode": advice}), card)
