@@ -81,6 +81,11 @@ def build_random_model(
     return built
 
 
+def _build_with_loading_info(folder: Path, **options: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
+    """Build a random model and a report without differences."""
+    return build_random_model(folder, **options), {}
+
+
 def _fill_weights(model: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Replace every meta parameter by random values on the device; bitsandbytes' layers quantize them there."""
     import bitsandbytes as bnb
@@ -109,19 +114,15 @@ def _fill_weights(model: torch.nn.Module, dtype: torch.dtype, device: torch.devi
 
 @contextmanager
 def _random_weights() -> Iterator[None]:
-    """Let `load_base_model` build random weights, and skip its checks of weight files."""
-    with (
-        patch.object(base_model, "find_weight_files"),
-        patch.object(base_model, "_check_weight_count"),
-        patch("transformers.AutoModelForCausalLM.from_pretrained", build_random_model),
-    ):
+    """Let `load_base_model` build random weights."""
+    with patch("transformers.AutoModelForCausalLM.from_pretrained", _build_with_loading_info):
         yield
 
 
 def load_random_base(folder: Path, precision: "PrecisionPlan") -> "PreTrainedModel":
     """Load a base as lora_chat does, except that its weights are random."""
     with _random_weights():
-        return base_model.load_base_model(base_model.LocalBase(folder.name, folder), precision)
+        return base_model.load_base_model(base_model.LocalBase(folder.name, folder), precision, is_random=True)
 
 
 def draw_lengths(tokens: int, steps: int) -> list[int]:

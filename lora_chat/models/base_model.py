@@ -19,6 +19,7 @@ from lora_chat.models.quantization.weight_cache import (
     copy_mapped_weights,
     disable_weight_repacking,
 )
+from lora_chat.models.weight_check import check_loaded_weights, check_weight_count, check_weight_headers
 from lora_chat.models.weight_files import find_weight_files
 from lora_chat.system.bounded_call import call_with_timeout, is_rust_panic
 from lora_chat.system.gpu_memory import count_gpu_memory_errors
@@ -35,8 +36,6 @@ logger = logging.getLogger(__name__)
 TOKENIZER_SAMPLE_TEXT = "It's 7:30 pm.\n\n Ça va? 你好 \U0001f642 def f(x):\n\treturn x"
 """Text whose ids differ between tokenizers; they are part of a base's identity."""
 _TOKENIZER_TIMEOUT_SECONDS = 20.0
-_MAX_WEIGHTS_PER_BYTE = 16
-"""Limit of weights per byte of the files; every format needs at least half a bit for each weight."""
 
 
 @dataclass(frozen=True)
@@ -176,17 +175,17 @@ def read_config(base: LocalBase) -> "PretrainedConfig":
     return config
 
 
-def load_base_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedModel":
+def load_base_model(base: LocalBase, precision: PrecisionPlan, *, is_random: bool = False) -> "PreTrainedModel":
     """Load the frozen base on its device, quantized by bitsandbytes if the plan says so.
 
-    Raises UnavailableError for unreadable weights, OutOfMemoryError if they do not fit, IntegrityError if a file in
-    the folder makes Transformers load other weights.
+    The weights of a random model, which is only timed, are not compared with its config. Raises UnavailableError for
+    unreadable weights, OutOfMemoryError if they do not fit, IntegrityError if the files lack weights of the model or
+    contain others, or if a file in the folder makes Transformers load other weights.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    find_weight_files(base.folder, read_config(base))
-    _check_weight_count(base)
+    meta_model = None if is_random else check_weights(base)
     if precision.device == "cpu":
         release_freed_memory()  # quantization frees as much memory as it takes
     dtype = getattr(torch, precision.dtype)
@@ -202,13 +201,14 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedMod
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     num_memory_errors = count_gpu_memory_errors()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading_info = AutoModelForCausalLM.from_pretrained(
             base.folder,
             dtype=dtype,
             device_map={"": 0 if precision.device == "cuda" else "cpu"},
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
             **options,
         )
     except LoraChatError:
@@ -222,6 +222,8 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedMod
             ) from error
         raise UnavailableError(f"The weights of {base.name} cannot be loaded: {_first_line(error)}") from error
     base.check_unchanged()
+    if meta_model is not None:
+        check_loaded_weights(base.name, loading_info, model, meta_model, read_config(base))
     model.requires_grad_(False)
     disable_weight_repacking(model)
     if precision.device == "cpu":
@@ -232,18 +234,17 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedMod
     return model
 
 
-def _check_weight_count(base: LocalBase) -> None:
-    """Raise UnavailableError if a config describes far more weights than the files can contain.
+def check_weights(base: LocalBase) -> "PreTrainedModel":
+    """Return a base's model on the meta device, compared with the headers of the base's files.
 
-    The check is needed because Transformers allocates and initializes all missing weights.
+    Raises UnavailableError or IntegrityError if the files are not those of the config.
     """
-    num_weights = sum(parameter.numel() for parameter in load_meta_model(base).parameters())
-    file_bytes = sum(path.stat().st_size for path in base.folder.rglob("*.safetensors"))
-    if num_weights > _MAX_WEIGHTS_PER_BYTE * file_bytes:
-        raise UnavailableError(
-            f"The config of {base.name} describes {num_weights:,} weights, and its files have {file_bytes:,} bytes: "
-            "they do not belong together. Fix: copy or download the base again."
-        )
+    config = read_config(base)
+    paths = find_weight_files(base.folder, config)
+    model = load_meta_model(base)
+    check_weight_count(base.name, base.folder, model)
+    check_weight_headers(base.name, [path for path in paths if path.suffix == ".safetensors"], model, config)
+    return model
 
 
 def _first_line(error: BaseException) -> str:

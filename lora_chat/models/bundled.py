@@ -89,9 +89,15 @@ def _write_smollm2(folder: Path) -> None:
     # The file has `tokenizer.ggml.pre = smollm`: digits are split first. Transformers' conversion drops it.
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(False)])
     tokenizer.save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype="bfloat16"
+    model, loading_info = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype="bfloat16",
+        output_loading_info=True,
     )
+    if loading_info["missing_keys"]:  # Transformers makes them random
+        raise IntegrityError(f"{source} lacks weights of the model: {', '.join(sorted(loading_info['missing_keys']))}")
     # The conversion leaves this field, which would make the folder look quantized.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

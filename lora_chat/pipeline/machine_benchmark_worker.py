@@ -124,7 +124,7 @@ def benchmark_layers(request: "BenchmarkRequest", layers: int) -> dict[str, floa
         tokenizer = load_tokenizer(LocalBase("", Path(request["tokenizer"])))
         reset_peak_memory()
         started = time.monotonic()
-        base = load_base_model(LocalBase("the benchmark", folder), precision)
+        base = load_base_model(LocalBase("the benchmark", folder), precision, is_random=True)
         model = attach_adapter(base, AdapterSection.model_validate_json(json.dumps(request["adapter"])), 0)
         measured["load"] = time.monotonic() - started
         measured["loaded"] = read_peak_memory()

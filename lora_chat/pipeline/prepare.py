@@ -19,6 +19,7 @@ from lora_chat.evaluation.questions import Question, read_questions
 from lora_chat.models.adapter_checks import check_targets_exist
 from lora_chat.models.base_model import (
     LocalBase,
+    check_weights,
     find_base,
     is_base_local,
     load_meta_model,
@@ -96,6 +97,7 @@ def prepare_run(plan: Plan) -> PreparedRun:
     if not is_base_local(plan.base):
         files.check()  # before the download, which can take minutes
     base, tokenizer, stop_ids = load_base_tokenizer(plan, plan.data.template)
+    check_weights(base)
     if plan.adapter.target_modules != "all-linear":
         check_targets_exist(load_meta_model(base), plan.adapter.target_modules)
     data = read_data(plan, files, tokenizer, stop_ids, read_max_positions(base))

@@ -15,7 +15,7 @@ from lora_chat.export.parity.samples import select_parity_samples
 from lora_chat.export.peft import check_adapter_parity
 from lora_chat.models.adapter import check_adapter_fits, write_stored_adapter
 from lora_chat.models.adapter_config import LoraSettings
-from lora_chat.models.base_model import LocalBase, load_meta_model
+from lora_chat.models.base_model import LocalBase, check_weights
 from lora_chat.models.identity import UNCOVERED_BY_VERSION_1
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.compare import compare_models
@@ -192,7 +192,7 @@ def _check_binding(parcel: Parcel, trust: TrustOptions, base: str) -> str:
 
 def _check_weights_fit(parcel: Parcel, base: LocalBase) -> str:
     """Check that the adapter's weights fit the layers of a base."""
-    check_adapter_fits(load_meta_model(base), parcel.stored)
+    check_adapter_fits(check_weights(base), parcel.stored)
     return "all weights exist with the shapes of the base's layers"
 
 

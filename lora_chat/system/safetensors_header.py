@@ -5,8 +5,9 @@ The file consists of eight bytes with the length of the header, the header as JS
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from lora_chat.errors import IntegrityError
 from lora_chat.system.bounded_files import parse_bounded_json
@@ -19,10 +20,28 @@ _MAX_DIMENSIONS = 8
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 
+@dataclass(frozen=True)
+class TensorHeader:
+    """Description of a tensor in a file."""
+
+    dtype: str
+    """Name of the dtype in safetensors, such as BF16."""
+    shape: tuple[int, ...]
+
+
 def check_safetensors_header(path: Path) -> None:
     """Raise IntegrityError unless a file begins with a valid header that fits its size; links are followed.
 
     Raise OSError for a file that is missing or cannot be read.
+    """
+    read_tensor_headers(path)
+
+
+def read_tensor_headers(path: Path) -> dict[str, TensorHeader]:
+    """Return dtype and shape of every tensor by its name; links are followed.
+
+    Raise IntegrityError unless the file begins with a valid header that fits its size, OSError for a file that is
+    missing or cannot be read.
     """
     with os.fdopen(open_regular_file(path, follow=True), "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -31,18 +50,22 @@ def check_safetensors_header(path: Path) -> None:
             raise IntegrityError(f"{path} is not a complete safetensors file: its header cannot have {length:,} bytes")
         raw = file.read(length)
     try:
-        check_raw_header(raw, size - 8 - length)
+        table = check_raw_header(raw, size - 8 - length)
     except ValueError as error:
         raise IntegrityError(f"{path} has a damaged header: it {error}") from error
+    entries = {name: entry for name, entry in table.items() if name != "__metadata__"}
+    return {name: TensorHeader(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
 
 
-def check_raw_header(raw: bytes, size: int) -> None:
-    """Raise ValueError unless bytes are a header without repeated names whose tensors fit into `size` bytes."""
+def check_raw_header(raw: bytes, size: int) -> dict[str, Any]:
+    """Return a parsed header. Raise ValueError for repeated names or tensors that do not fit into `size` bytes."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 text (byte {error.start})") from error
-    check_tensor_table(parse_bounded_json(text, strict=True), size)
+    table: dict[str, Any] = parse_bounded_json(text, strict=True)
+    check_tensor_table(table, size)
+    return table
 
 
 def check_tensor_table(table: object, size: int) -> None:

@@ -31,7 +31,7 @@ def load_adapted_model(request: dict[str, Any]) -> peft.PeftModel:
         "8bit": {"load_in_8bit": True},
         "none": None,
     }[request["mode"]]
-    base = transformers.AutoModelForCausalLM.from_pretrained(
+    base, loading_info = transformers.AutoModelForCausalLM.from_pretrained(
         request["base"],
         dtype=dtype,
         device_map={"": request["device"]},
@@ -39,7 +39,10 @@ def load_adapted_model(request: dict[str, Any]) -> peft.PeftModel:
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
+        output_loading_info=True,
     )
+    if loading_info["missing_keys"] or loading_info["mismatched_keys"]:  # Transformers makes them random
+        raise RuntimeError(f"the base lacks weights, such as {min(loading_info['missing_keys'], default='')}")
     # Without a device, PEFT reads the adapter onto a GPU even if the base is on the CPU.
     return peft.PeftModel.from_pretrained(
         base, request["adapter"], local_files_only=True, torch_device=request["device"]

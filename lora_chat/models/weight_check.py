@@ -1,0 +1,149 @@
+"""Comparison of the weights in a base's files with the weights of its model, because Transformers accepts differences.
+
+Transformers gives missing weights random values at each load and ignores foreign ones, with a warning at most. Its
+`output_loading_info` reports both after every conversion of names
+(https://huggingface.co/docs/transformers/main_classes/model#transformers.PreTrainedModel.from_pretrained).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_chat.errors import UnavailableError
+from lora_chat.models.integrity import check_safetensors_file
+from lora_chat.models.weight_differences import WeightDifferences, is_known_extra, refuse_differences
+from lora_chat.system.safetensors_header import TensorHeader, read_tensor_headers
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_MAX_WEIGHTS_PER_BYTE = 16
+"""Limit of weights per byte of the files; every format needs at least half a bit for each weight."""
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+"""PyTorch's names of the floating-point dtypes in safetensors files."""
+
+
+def check_weight_count(name: str, folder: Path, model: "PreTrainedModel") -> None:
+    """Raise UnavailableError if a config describes far more weights than the files can contain.
+
+    The check is needed because Transformers allocates and initializes all missing weights.
+    """
+    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    file_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    if num_weights > _MAX_WEIGHTS_PER_BYTE * file_bytes:
+        raise UnavailableError(
+            f"The config of {name} describes {num_weights:,} weights, and its files have {file_bytes:,} bytes: "
+            "they do not belong together. Fix: copy or download the base again."
+        )
+
+
+def check_weight_headers(
+    name: str, paths: Iterable[Path], model: "PreTrainedModel", config: "PretrainedConfig"
+) -> None:
+    """Raise IntegrityError if the headers of a base's files do not describe its model's weights.
+
+    `model` is the base's model on the meta device. Quantized bases, and bases whose conversion fails without values,
+    are left to `check_loaded_weights`.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        return
+    headers: dict[str, TensorHeader] = {}
+    files: dict[str, Path] = {}
+    for path in paths:
+        check_safetensors_file(path)
+        read = read_tensor_headers(path)
+        headers |= read
+        files |= dict.fromkeys(read, path)
+    try:
+        info = _load_headers(model, headers)
+    except Exception:  # a conversion that needs values
+        return
+    differences = WeightDifferences.from_loading_info(info, config)
+    integers = _list_integer_weights(model, headers, info, config)
+    refuse_differences(name, replace(differences, integers=integers, untied=_list_untied(model, files)), model)
+
+
+def _load_headers(model: "PreTrainedModel", headers: Mapping[str, TensorHeader]) -> dict[str, Any]:
+    """Return what Transformers reports if it loads tensors without values on the meta device."""
+    import torch
+
+    tensors = {
+        key: torch.empty(header.shape, dtype=getattr(torch, _DTYPES.get(header.dtype, "float32")), device="meta")
+        for key, header in headers.items()
+    }
+    _model, info = type(model).from_pretrained(
+        None,
+        config=model.config,
+        state_dict=tensors,
+        dtype=torch.float32,
+        device_map={"": "meta"},
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    return dict(info)
+
+
+def _list_integer_weights(
+    model: "PreTrainedModel", headers: Mapping[str, TensorHeader], info: Mapping[str, Any], config: "PretrainedConfig"
+) -> list[str]:
+    """Return floating-point weights of the model that integers in the files would be loaded into.
+
+    `info` is the report for all headers. The names may be converted, so integers are found by leaving them out.
+    """
+    integers = [
+        key for key, header in headers.items() if header.dtype not in _DTYPES and not is_known_extra(key, config)
+    ]
+    if not integers:
+        return []
+    try:
+        rest = _load_headers(model, {key: header for key, header in headers.items() if key not in integers})
+    except Exception:  # a conversion, such as the concatenation of experts, that needs the integers
+        return integers
+    state = model.state_dict()
+    lacking = _list_lacking(rest) - _list_lacking(info)
+    return [key for key in lacking if key in state and state[key].is_floating_point()]
+
+
+def _list_lacking(info: Mapping[str, Any]) -> set[str]:
+    """Return the weights that a report of Transformers calls missing or of another shape."""
+    return {*info["missing_keys"], *(key for key, *_shapes in info["mismatched_keys"])}
+
+
+def _list_untied(model: "PreTrainedModel", files: Mapping[str, Path]) -> list[str]:
+    """Return the weights that the config ties to others although both are in the files and differ."""
+    import torch
+    from safetensors import safe_open
+
+    untied = []
+    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+        if target not in files or source not in files:
+            continue
+        with safe_open(files[target], "pt") as first, safe_open(files[source], "pt") as second:
+            if not torch.equal(first.get_tensor(target), second.get_tensor(source)):
+                untied.append(target)
+    return untied
+
+
+def check_loaded_weights(
+    name: str,
+    info: Mapping[str, Any],
+    loaded: "PreTrainedModel",
+    meta_model: "PreTrainedModel",
+    config: "PretrainedConfig",
+) -> None:
+    """Raise IntegrityError if Transformers has loaded other weights than the model has.
+
+    `info` is its `output_loading_info`, and `meta_model` is the base's model on the meta device.
+    """
+    differences = WeightDifferences.from_loading_info(info, config)
+    # Transformers unties weights that differ in the files.
+    tied, still_tied = (getattr(model, "all_tied_weights_keys", {}).keys() for model in (meta_model, loaded))
+    refuse_differences(name, replace(differences, untied=tied - still_tied), meta_model)
