@@ -6,6 +6,7 @@ Transformers gives missing weights random values at each load and ignores foreig
 """
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,11 +51,9 @@ def check_weight_headers(
 ) -> None:
     """Raise IntegrityError if the headers of a base's files do not describe its model's weights.
 
-    `model` is the base's model on the meta device. Quantized bases, and bases whose conversion fails without values,
-    are left to `check_loaded_weights`.
+    `model` is the base's model on the meta device. A base whose conversion fails without values is left to
+    `check_loaded_weights`. For a base that bitsandbytes quantized, only names are compared.
     """
-    if getattr(config, "quantization_config", None) is not None:
-        return
     headers: dict[str, TensorHeader] = {}
     files: dict[str, Path] = {}
     for path in paths:
@@ -62,13 +61,36 @@ def check_weight_headers(
         read = read_tensor_headers(path)
         headers |= read
         files |= dict.fromkeys(read, path)
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    lacking = _list_lacking_states(headers) if is_quantized else []
+    if is_quantized:
+        headers = {key: header for key, header in headers.items() if not is_known_extra(key, config)}
     try:
         info = _load_headers(model, headers)
     except Exception:  # a conversion that needs values
-        return
+        info = {"missing_keys": (), "unexpected_keys": (), "mismatched_keys": ()}
+        headers = {}
     differences = WeightDifferences.from_loading_info(info, config)
-    integers = _list_integer_weights(model, headers, info, config)
-    refuse_differences(name, replace(differences, integers=integers, untied=_list_untied(model, files)), model)
+    if is_quantized:
+        differences = WeightDifferences([*differences.missing, *lacking], differences.foreign)
+    else:
+        differences = replace(differences, integers=_list_integer_weights(model, headers, info, config))
+    refuse_differences(name, replace(differences, untied=_list_untied(model, files)), model)
+
+
+def _list_lacking_states(headers: Mapping[str, TensorHeader]) -> list[str]:
+    """Return tensors without which bitsandbytes cannot dequantize weights, or dequantizes them to other values."""
+    needed = []
+    for key in headers:
+        weight, has_state, _format = key.partition(".quant_state.bitsandbytes__")
+        if has_state:
+            needed += [weight, f"{weight}.absmax", f"{weight}.quant_map"]
+            absmax = headers.get(f"{weight}.absmax")
+            if absmax and absmax.dtype == "U8":  # double quantization
+                needed += [f"{weight}.nested_absmax", f"{weight}.nested_quant_map"]
+        elif key.endswith(".weight") and headers[key].dtype == "I8":
+            needed.append(key.removesuffix("weight") + "SCB")
+    return [key for key in needed if key not in headers]
 
 
 def _load_headers(model: "PreTrainedModel", headers: Mapping[str, TensorHeader]) -> dict[str, Any]:
@@ -79,9 +101,12 @@ def _load_headers(model: "PreTrainedModel", headers: Mapping[str, TensorHeader])
         key: torch.empty(header.shape, dtype=getattr(torch, _DTYPES.get(header.dtype, "float32")), device="meta")
         for key, header in headers.items()
     }
+    config = deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     _model, info = type(model).from_pretrained(
         None,
-        config=model.config,
+        config=config,
         state_dict=tensors,
         dtype=torch.float32,
         device_map={"": "meta"},

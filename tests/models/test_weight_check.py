@@ -161,6 +161,33 @@ def test_refuses_a_head_that_differs_from_the_embedding_it_is_tied_to(early, wri
         load_base_model(base, plan_precision(QuantizationSection(mode="none"), CPU))
 
 
+@pytest.fixture(scope="module")
+def quantized_folder(random_base, tmp_path_factory):
+    """Return a folder with a base that bitsandbytes quantized to 4 bits."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    source, folder = random_base("llama"), tmp_path_factory.mktemp("quantized")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    options = {"dtype": torch.bfloat16, "device_map": {"": "cpu"}}
+    AutoModelForCausalLM.from_pretrained(source, quantization_config=config, **options).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("lacks", [None, ".mlp.", "1.mlp.down_proj.weight.absmax", "nested_absmax", "input_layernorm"])
+def test_compares_names_of_a_quantized_base(lacks, quantized_folder, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(quantized_folder, folder)
+    base = base_model.LocalBase("quantized", folder)
+    if lacks is None:
+        load_base_model(base, plan_precision(QuantizationSection(mode="none"), CPU))
+        return
+    weights = load_file(folder / "model.safetensors")
+    save_file(without(lacks)(weights), folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(IntegrityError, match="are missing") as refusal:
+        check_weights(base)
+    assert lacks in str(refusal.value)
+
+
 def test_sft_refuses_missing_weights_with_one_message_and_no_run(write_base, tmp_path, capsys):
     base = write_base(without("layers.1.mlp"))
     row = {"messages": [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "two"}]}
