@@ -20,5 +20,7 @@
 - shape: sizes of a base and its numbers of weights, from its config.json
 - stop_tokens: the tokens at which a reply ends
 - tokenizer_parts: a loaded tokenizer in parts, so that a message can name the part that differs
+- weight_check: comparison of a base's files with the weights of its model
+- weight_differences: allowed differences, and the message for others
 - weight_files: the files of weights that Transformers opens for a base
 """
