@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 _MAX_NAMES = 3
 """Number of names of weights in a message."""
 _BUFFERS = re.compile(
-    r"(^|\.)(rotary_emb|rotary_pos_emb)\.(inv_freq|cos_cached|sin_cached)$"  # computed from the config
+    r"(^|\.)(inv_freq|cos_cached|sin_cached)$"  # rotary embeddings, computed from the config
     r"|(^|\.)position_ids$"
-    r"|\.(attn|attention)\.(attention\.)?(bias|masked_bias)$"  # causal masks of GPT-2, GPT-J, GPT-Neo and GPT-NeoX
+    r"|\.(attn|attention)\.(attention\.)?(bias|masked_bias|causal_mask)$"  # masks of GPT models, CodeGen
 )
 """Buffers that older versions of Transformers saved and that models compute themselves."""
 _PREDICTION_HEADS = re.compile(r"(^|\.)mtp([._]\w+)?\.")

@@ -122,6 +122,7 @@ ACCEPTED = {
     "tied head absent": (without("lm_head"), "llama", {"tie_word_embeddings": True}),
     "tied head equal": (with_head_like_embedding, "llama", {"tie_word_embeddings": True}),
     "rotary buffers": (added(model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(8)), "llama", {}),
+    "mask of CodeGen": (added(transformer__h__0__attn__causal_mask=torch.ones(1, 8, dtype=torch.bool)), "gpt2", {}),
     "prediction heads": (added(mtp__layers__0__weight=torch.ones(2)), "llama", {}),
     "layer after the last": (
         added(model__layers__2__eh_proj__weight=torch.ones(2)),
