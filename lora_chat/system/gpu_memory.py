@@ -1,6 +1,7 @@
 """Free memory of the GPU in use, and the release of memory before another model is loaded."""
 
 import gc
+from contextlib import suppress
 
 from lora_chat.system.malloc import trim_memory
 
@@ -14,17 +15,27 @@ def free_gpu_bytes() -> int:
 
 
 def release_gpu_memory() -> None:
-    """Return the memory of models that are no longer used to the GPU and to the system; do nothing without a GPU.
-
-    The parts of a model and its hooks refer to each other, so a garbage collection is needed. Other processes, such as
-    a worker, get the memory only after PyTorch has emptied its cache.
-    """
+    """Return the memory of models that are no longer used to the GPU and to the system; do nothing without a GPU."""
     import torch
 
     if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
+        release_unused_memory()
         trim_memory()
+
+
+def release_unused_memory() -> None:
+    """Free objects that refer to each other, and return their memory to the GPU.
+
+    The parts of a model and its hooks refer to each other, so a garbage collection is needed, which takes up to a
+    second. Other processes, such as a worker, get the memory only after PyTorch has emptied its cache. This raises
+    nothing, because it runs after other errors.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        with suppress(RuntimeError):  # a CUDA error that is pending is raised by the next call, whatever it is
+            torch.cuda.empty_cache()
 
 
 def count_gpu_memory_errors() -> int:

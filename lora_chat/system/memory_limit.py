@@ -1,9 +1,8 @@
 """A memory limit for training on a CPU, so that too large allocations raise errors, and detection of those errors."""
 
-import gc
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from lora_chat.system.memory_usage import free_memory_bytes
@@ -27,16 +26,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY_TEXTS)
-
-
-def release_gpu_memory() -> None:
-    """Return the memory of deleted tensors to the GPU. It raises nothing, because it runs after another error."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        with suppress(RuntimeError):  # a CUDA error that is pending is raised by the next call, whatever it is
-            torch.cuda.empty_cache()
 
 
 @contextmanager

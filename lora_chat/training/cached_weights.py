@@ -1,13 +1,11 @@
 """The dequantized weights that a training has on the GPU beside the quantized ones, as its plan says."""
 
-import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from lora_chat.models.quantization.gpu_weight_cache import drop_weight_cache, fill_weight_cache
+from lora_chat.system.gpu_memory import release_unused_memory
 from lora_chat.training.training_run import TrainingRun
 
 logger = logging.getLogger(__name__)
@@ -32,6 +30,4 @@ def cached_weights(run: TrainingRun) -> Iterator[TrainingRun]:
 def release_cached_weights(run: TrainingRun) -> None:
     """Free the cached weights, so that other tensors can take their memory."""
     drop_weight_cache(run.model)
-    gc.collect()
-    if run.model.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_unused_memory()

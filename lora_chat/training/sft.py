@@ -14,8 +14,9 @@ from lora_chat.errors import OutOfMemoryError, explain_write_errors
 from lora_chat.models.quantization.gpu_weight_cache import cached_forwards
 from lora_chat.runs.metrics_log import MetricsLog, truncate_metrics
 from lora_chat.system.atomic_write import private_umask
+from lora_chat.system.gpu_memory import release_unused_memory
 from lora_chat.system.malloc import keep_freed_memory, trim_memory
-from lora_chat.system.memory_limit import is_out_of_memory, limited_memory, release_gpu_memory
+from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
 from lora_chat.training.adapter_dtype import cast_adapter, restored_model
 from lora_chat.training.cached_weights import cached_weights, release_cached_weights
 from lora_chat.training.callbacks.checkpoint import CheckpointCallback
@@ -102,7 +103,7 @@ def train_sft(run: TrainingRun) -> TrainingResult:
             if memory_check.fits:
                 return _make_result(attempt, prepared, trainer, seconds)
             del trainer, memory_check
-            release_gpu_memory()
+            release_unused_memory()
         raise OutOfMemoryError(format_nothing_fits(longest))
 
 

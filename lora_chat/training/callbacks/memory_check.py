@@ -12,7 +12,8 @@ from lora_chat.config.plan import TrainingPlan
 from lora_chat.errors import NonFiniteError
 from lora_chat.models.architectures import FINAL_SOFTCAPPING_FIELD
 from lora_chat.planning.workload import select_largest_rows
-from lora_chat.system.memory_limit import is_out_of_memory, release_gpu_memory
+from lora_chat.system.gpu_memory import release_gpu_memory
+from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.training.fast_path.packed_batch import EncodedIds, count_shared_prefix
 from lora_chat.training.fast_path.packing import StepCollator
 from lora_chat.training.loss_scale import FLOAT32_FIX

@@ -11,7 +11,8 @@ from lora_chat.models.quantization.cpu_linear import dequantizing_on_the_fly
 from lora_chat.models.quantization.dequantize import is_int8_on_gpu, shared_buffer
 from lora_chat.models.quantization.gpu_weight_cache import find_wrong_product
 from lora_chat.models.quantization.weight_cache import cached_int8_weights
-from lora_chat.system.memory_limit import is_out_of_memory, release_gpu_memory
+from lora_chat.system.gpu_memory import release_unused_memory
+from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.training.fast_path.attention.interface import register_packed_attention
 from lora_chat.training.fast_path.check_gradients import FastPathParts, GradientCheck, cut_long_sample
 from lora_chat.training.fast_path.check_packing import find_packed_collator
@@ -70,7 +71,7 @@ def find_fast_path(model: "PeftModel", ids: Sequence[int], longest_ids: Sequence
         # Memory can be released only here, because the traceback of the error referred to it.
         model.set_attn_implementation(stock_attention)
         if out_of_memory:
-            release_gpu_memory()
+            release_unused_memory()
         if not out_of_memory or not longest_ids:
             note = f"The fast path does not run on this device ({reason}). {_SLOWER}"
             return FastPath(notes=(note,))
