@@ -191,3 +191,10 @@ def pytest_terminal_summary(terminalreporter):
     reasons = {report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if report.longrepr}
     for reason in sorted(reason for reason in reasons if "No emulated CUDA card" in reason):
         terminalreporter.write_line(f"The code for CUDA was NOT tested. {reason}", red=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_garbage_collection():
+    """Exclude the objects of earlier modules from garbage collections; each training makes one, of a second or more."""
+    gc.collect()
+    gc.freeze()

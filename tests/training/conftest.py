@@ -1,7 +1,5 @@
 """Replacement of the GPU's attention kernel by a slow function on the CPU."""
 
-import gc
-
 import pytest
 import torch
 
@@ -45,12 +43,3 @@ def varlen(monkeypatch):
         ),
     )
     return slow_varlen
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_garbage_collection():
-    """Exclude the objects of earlier tests from garbage collections; each training makes two, of a second each."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
