@@ -28,6 +28,7 @@ def check_both(results, notes=()):
 
 
 LARGEST_DIFFERENCE = 0.002
+LARGEST_DIFFERENCE_OF_INT8 = 0.004
 """Largest difference of a loss between the card and the CPU in the same precision."""
 READS = {True: 3, False: 10}
 """Waits in each step until values reach the host, on the fast path and on the stock path."""
@@ -73,7 +74,10 @@ def test_every_architecture_mode_and_path(card, architecture, mode, fast, recomp
     on_card, on_cpu = card.run(train_on_both, asked)
     assert on_card["device"] == "cuda:0"
     assert not any("does not run" in note or "Out of memory" in note for note in on_card["notes"])
-    assert on_card["losses"] == pytest.approx(on_cpu["losses"], abs=LARGEST_DIFFERENCE)
+    # LLM.int8 rounds activations on the stock path of a card, and never in training on a CPU.
+    rounds_activations = mode == "8bit" and not fast
+    largest = LARGEST_DIFFERENCE_OF_INT8 if rounds_activations else LARGEST_DIFFERENCE
+    assert on_card["losses"] == pytest.approx(on_cpu["losses"], abs=largest)
 
 
 def test_stock_path_of_gemma2(card):
