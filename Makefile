@@ -114,7 +114,7 @@ test: install-dev install-gguf
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-fast: install-dev
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --ignore tests/cuda $(ARGS)
 
 # Every architecture, quantization and path on an emulated CUDA card; `make test` has a part of them.
 cuda-test: install-dev
