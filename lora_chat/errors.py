@@ -160,6 +160,13 @@ def explain_disk_error(error: OSError) -> LoraChatError | None:
 
 
 _DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 _NOT_WRITABLE_ERRNOS = {
     errno.EACCES,
     errno.EPERM,

@@ -115,6 +115,24 @@ _RUN_CONFIG = {
     "bos_token_id": None,
 }
 
+
+def _plan_settings(unit: int, cards: tuple[int, int, int], lengths: tuple[int, int]) -> tuple[PlanSetting, ...]:
+    """Return six settings on three emulated cards, whose memory is in units of `unit` bytes.
+
+    The first setting has dialogues of the first length in tokens, and the others of the second.
+    """
+    small, middle, large = (unit * card for card in cards)
+    first, other = lengths
+    return (
+        PlanSetting("1B", "none", small, first, 4, fast=True, checkpointed=False),
+        PlanSetting("1B", "4bit", small, other, 2, fast=False, checkpointed=False),
+        PlanSetting("1B", "8bit", middle, other, 4, fast=True, checkpointed=False),
+        PlanSetting("8B", "4bit", middle, other, 2, fast=True, checkpointed=True),
+        PlanSetting("8B", "4bit", large, other, 2, fast=False, checkpointed=True),
+        PlanSetting("8B", "4bit", large, other, 2, fast=True, checkpointed=False),
+    )
+
+
 _FULL = CheckSize(
     name="full",
     parity_shapes=_parity_shapes(1, 512),
@@ -125,14 +143,7 @@ _FULL = CheckSize(
     tokens=2048,
     warmup=3,
     rounds=3,
-    plan_settings=(
-        PlanSetting("1B", "none", 8 * GIB, 512, 4, fast=True, checkpointed=False),
-        PlanSetting("1B", "4bit", 8 * GIB, 1024, 2, fast=False, checkpointed=False),
-        PlanSetting("1B", "8bit", 12 * GIB, 1024, 4, fast=True, checkpointed=False),
-        PlanSetting("8B", "4bit", 12 * GIB, 1024, 2, fast=True, checkpointed=True),
-        PlanSetting("8B", "4bit", 16 * GIB, 1024, 2, fast=False, checkpointed=True),
-        PlanSetting("8B", "4bit", 16 * GIB, 1024, 2, fast=True, checkpointed=False),
-    ),
+    plan_settings=_plan_settings(GIB, (8, 12, 16), (512, 1024)),
     step_down=("1B", 16384),
     run_config=_RUN_CONFIG
     | {"hidden_size": 1536, "intermediate_size": 4096, "num_attention_heads": 12, "num_key_value_heads": 4}
@@ -165,14 +176,7 @@ _TINY = CheckSize(
     tokens=256,
     warmup=1,
     rounds=2,
-    plan_settings=(
-        PlanSetting("1B", "none", 256 * MIB, 32, 4, fast=True, checkpointed=False),
-        PlanSetting("1B", "4bit", 256 * MIB, 48, 2, fast=False, checkpointed=False),
-        PlanSetting("1B", "8bit", 384 * MIB, 48, 4, fast=True, checkpointed=False),
-        PlanSetting("8B", "4bit", 384 * MIB, 48, 2, fast=True, checkpointed=True),
-        PlanSetting("8B", "4bit", 512 * MIB, 48, 2, fast=False, checkpointed=True),
-        PlanSetting("8B", "4bit", 512 * MIB, 48, 2, fast=True, checkpointed=False),
-    ),
+    plan_settings=_plan_settings(MIB, (256, 384, 512), (32, 48)),
     step_down=("1B", 2048),
     run_config=_RUN_CONFIG
     | {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -32,6 +32,8 @@ Source: https://huggingface.co/docs/bitsandbytes/v0.50.0/installation
 Dtype = Literal["bfloat16", "float16", "float32"]
 BYTES_BY_DTYPE: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of a value by its dtype."""
+DTYPE_TITLES: dict[Dtype, str] = {"bfloat16": "bf16", "float16": "fp16 with a gradient scaler", "float32": "fp32"}
+"""Descriptions of training in each dtype, for users."""
 
 
 class PrecisionPlan(StrictModel):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.config.recipe import BaseSection
-from lora_chat.errors import LoraChatError, OutOfMemoryError, UnavailableError
+from lora_chat.errors import LoraChatError, OutOfMemoryError, UnavailableError, first_line
 from lora_chat.models.base_files import check_base_files
 from lora_chat.models.bundled import bundled_base_names, find_bundled_base
 from lora_chat.models.config_checks import check_loaded_config
@@ -111,7 +111,7 @@ def load_tokenizer(base: LocalBase) -> "PreTrainedTokenizerBase":
     except BaseException as error:
         if not isinstance(error, Exception) and not is_rust_panic(error):
             raise
-        raise UnavailableError(f"The tokenizer of {base.name} cannot be read: {_first_line(error)}") from error
+        raise UnavailableError(f"The tokenizer of {base.name} cannot be read: {first_line(error)}") from error
     try:
         call_with_timeout(
             lambda: tokenizer.decode(tokenizer(TOKENIZER_SAMPLE_TEXT)["input_ids"]),
@@ -122,7 +122,7 @@ def load_tokenizer(base: LocalBase) -> "PreTrainedTokenizerBase":
         raise
     except Exception as error:  # the settings load but cannot be used
         raise UnavailableError(
-            f"The tokenizer of {base.name} cannot encode a sample text: {_first_line(error)}"
+            f"The tokenizer of {base.name} cannot encode a sample text: {first_line(error)}"
         ) from error
     if tokenizer.eos_token_id is None:
         raise UnavailableError(f"The tokenizer of {base.name} has no end-of-sequence token, so no reply would end.")
@@ -158,7 +158,7 @@ def load_meta_model(base: LocalBase) -> "PreTrainedModel":
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # an untrusted config: inconsistent sizes raise many types of errors
-        raise UnavailableError(f"The config of {base.name} does not describe a model: {_first_line(error)}") from error
+        raise UnavailableError(f"The config of {base.name} does not describe a model: {first_line(error)}") from error
 
 
 def read_config(base: LocalBase) -> "PretrainedConfig":
@@ -170,7 +170,7 @@ def read_config(base: LocalBase) -> "PretrainedConfig":
             base.folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
-        raise UnavailableError(f"The config of {base.name} cannot be read: {_first_line(error)}") from error
+        raise UnavailableError(f"The config of {base.name} cannot be read: {first_line(error)}") from error
     check_loaded_config(config, f"The config of {base.name}")
     return config
 
@@ -220,7 +220,7 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan, *, is_random: boo
                 f"The base {base.name} does not fit into memory in mode {precision.mode}.",
                 "--set quantization.mode=4bit, or a smaller base.",
             ) from error
-        raise UnavailableError(f"The weights of {base.name} cannot be loaded: {_first_line(error)}") from error
+        raise UnavailableError(f"The weights of {base.name} cannot be loaded: {first_line(error)}") from error
     base.check_unchanged()
     if meta_model is not None:
         check_loaded_weights(base.name, loading_info, model, meta_model, read_config(base))
@@ -245,8 +245,3 @@ def check_weights(base: LocalBase) -> "PreTrainedModel":
     check_weight_count(base.name, base.folder, model)
     check_weight_headers(base.name, [path for path in paths if path.suffix == ".safetensors"], model, config)
     return model
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

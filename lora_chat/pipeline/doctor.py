@@ -6,7 +6,7 @@ Nothing is contacted or downloaded. Each line is one check of a table; a check g
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lora_chat.config.plan import make_plan
+from lora_chat.config.plan import DTYPE_TITLES, make_plan
 from lora_chat.config.recipe import Recipe
 from lora_chat.errors import LoraChatError
 from lora_chat.pipeline.doctor_libraries import (
@@ -62,7 +62,6 @@ CHECKS = (
 )
 """Checks in the order of the report; the first one with an error decides the verdict."""
 _NAME_WIDTH = 14
-_DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16 with a gradient scaler", "float32": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,6 @@ def diagnose() -> Diagnosis:
         "dtype": plan.precision.dtype,
         "fast_path": is_fast,
     }
-    precision = f"{plan.precision.mode.replace('bit', '-bit')}, {_DTYPE_NAMES[plan.precision.dtype]}"
+    precision = f"{plan.precision.mode.replace('bit', '-bit')}, {DTYPE_TITLES[plan.precision.dtype]}"
     verdict = f"sft will use {name}: {precision}, {'fast' if is_fast else 'stock'} path."
     return Diagnosis(results, verdict, device, None)

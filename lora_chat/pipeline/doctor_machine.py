@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from lora_chat.errors import LoraChatError, MissingPackageError
+from lora_chat.errors import LoraChatError, MissingPackageError, first_line
 from lora_chat.models.bundled import bundled_base_names, is_bundled_base_installed
 from lora_chat.system.cache_dir import cache_dir
 from lora_chat.system.console import format_bytes
@@ -77,7 +77,7 @@ def inspect_machine() -> Machine:
     try:
         build = read_torch_build()
     except (ImportError, OSError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         missing = MissingPackageError(
             f"PyTorch cannot be imported: {reason}.\nFix: install it again with make install."
         )

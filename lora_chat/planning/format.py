@@ -1,6 +1,6 @@
 """An estimate as text for the terminal."""
 
-from lora_chat.config.plan import TrainingPlan
+from lora_chat.config.plan import DTYPE_TITLES, TrainingPlan
 from lora_chat.planning.estimate import RunEstimate
 from lora_chat.planning.merge_plan import MergePlan
 from lora_chat.planning.phase_memory import PhaseMemory
@@ -8,7 +8,6 @@ from lora_chat.planning.phase_time import TimeEstimate
 from lora_chat.system.console import format_bytes
 
 _BYTES_PER_GIB = 2**30
-_DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16 with a gradient scaler", "float32": "fp32"}
 
 
 def format_estimate(estimate: RunEstimate) -> str:
@@ -125,7 +124,7 @@ def _format_workload(estimate: RunEstimate) -> list[str]:
         f"{workload.largest.tokens:,} tokens",
         f"Layers    {_format_checkpointing(estimate)}; "
         f"{training.optimizer.replace('_', ' in ').replace('8bit', '8 bits')}; "
-        f"{'fast path' if training.fast_path else 'stock path'}; {_DTYPE_NAMES[estimate.plan.precision.dtype]}"
+        f"{'fast path' if training.fast_path else 'stock path'}; {DTYPE_TITLES[estimate.plan.precision.dtype]}"
         + (f"; dequantized weights of {training.cached_layers} cached" if training.cached_layers else ""),
         f"Loss      on {workload.supervised_tokens:,} supervised tokens in total, "
         f"{workload.supervised_share:.0%} of the computed ones",

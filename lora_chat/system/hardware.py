@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lora_chat.errors import UnavailableError
+from lora_chat.errors import UnavailableError, first_line
 from lora_chat.system.device_choice import RECIPE_CPU_OPTION, VARIABLE_CPU_OPTION, choose_device
 from lora_chat.system.memory_usage import total_memory_bytes
 from lora_chat.system.torch_build import read_torch_build
@@ -73,8 +73,9 @@ def _describe_card(index: int, cpu_option: str) -> Hardware:
         properties = torch.cuda.get_device_properties(index)
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     except (RuntimeError, AssertionError) as error:  # a card in exclusive use, or without memory for a context
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnavailableError(f"CUDA does not start: {reason}.\nTo use the CPU instead: {cpu_option}") from error
+        raise UnavailableError(
+            f"CUDA does not start: {first_line(error)}.\nTo use the CPU instead: {cpu_option}"
+        ) from error
     capability = properties.major, properties.minor
     if not build.has_kernels_for(capability):
         raise UnavailableError(

@@ -7,6 +7,8 @@ import importlib
 
 import torch
 
+from lora_chat.errors import first_line
+
 
 def find_triton_problem() -> str:
     """Return why Triton does not start on this machine, in one line; empty if it does. It compiles its driver."""
@@ -15,7 +17,7 @@ def find_triton_problem() -> str:
 
         driver.active.get_current_device()
     except Exception as problem:  # a missing compiler, header, library or card raises errors of many kinds
-        return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        return first_line(problem)
     return ""
 
 

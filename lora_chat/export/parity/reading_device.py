@@ -48,9 +48,9 @@ def plan_reading(base: LocalBase, precision: PrecisionPlan, samples: Sequence[Pa
     release_gpu_memory()
     size, free = _measure_merged(base, precision, samples), free_gpu_bytes()
     if size.total <= USABLE_MEMORY_FRACTION * free:
-        check_main_memory(base, precision)
+        _refuse_without_main_memory(size.weights)
         return dense
-    check_main_memory(base, precision, size.activations)
+    _refuse_without_main_memory(size.total)
     logger.info(
         f"The merged model needs {format_bytes(size.total)} and the GPU has {format_bytes(free)} free, "
         "so its parity check will run on the CPU."
@@ -58,14 +58,18 @@ def plan_reading(base: LocalBase, precision: PrecisionPlan, samples: Sequence[Pa
     return dense.model_copy(update={"device": "cpu"})
 
 
-def check_main_memory(base: LocalBase, precision: PrecisionPlan, activations: int = 0) -> None:
+def check_main_memory(base: LocalBase, precision: PrecisionPlan) -> None:
     """Raise OutOfMemoryError if the main memory is too small for the merged model of a GPU run.
 
     A merge has the model without quantization in main memory. On a CPU, `plan` shows the memory before training.
     """
-    if precision.device == "cpu":
-        return
-    needed, free = _count_weight_bytes(base, precision) + activations, free_memory_bytes()
+    if precision.device != "cpu":
+        _refuse_without_main_memory(_count_weight_bytes(base, precision))
+
+
+def _refuse_without_main_memory(needed: int) -> None:
+    """Raise OutOfMemoryError if fewer bytes of main memory are free."""
+    free = free_memory_bytes()
     if needed > free:
         raise OutOfMemoryError(
             f"The merged model does not fit into main memory: it needs {format_bytes(needed)}, "
@@ -91,11 +95,11 @@ def read_on_either_device(precision: PrecisionPlan, read: Callable[[PrecisionPla
 
 def _measure_merged(base: LocalBase, precision: PrecisionPlan, samples: Sequence[ParitySample]) -> MergedSize:
     """Return the bytes of a merged model and of its parity check."""
-    value_bytes = BYTES_BY_DTYPE[precision.dtype]
+    weights = _count_weight_bytes(base, precision)
     try:
         shape = read_shape(read_config(base).get_text_config().to_dict(), base.name)
     except RecipeError:  # an architecture without a known shape
-        return MergedSize(_count_weight_bytes(base, precision), 0)
+        return MergedSize(weights, 0)
     workload = ParityWorkload(
         longest=max(len(sample.ids) for sample in samples),
         positions=max(len(sample.positions) for sample in samples),
@@ -103,7 +107,7 @@ def _measure_merged(base: LocalBase, precision: PrecisionPlan, samples: Sequence
         longest_prompt=max(len(sample.prompt) for sample in samples),
         new_tokens=PARITY_MAX_NEW_TOKENS,
     )
-    return MergedSize(_count_weight_bytes(base, precision), estimate_parity_activations(shape, workload, value_bytes))
+    return MergedSize(weights, estimate_parity_activations(shape, workload, BYTES_BY_DTYPE[precision.dtype]))
 
 
 def _count_weight_bytes(base: LocalBase, precision: PrecisionPlan) -> int:

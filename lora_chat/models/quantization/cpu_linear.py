@@ -1,6 +1,5 @@
 """Forwards of quantized layers on a CPU that dequantize their weight into a shared buffer for each product."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,10 +12,9 @@ from lora_chat.models.quantization.dequantize import (
     is_dequantized_on_the_fly,
     is_int8_linear,
     is_int8_on_gpu,
+    layer_kind,
     shared_buffer,
 )
-
-_LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def dequantize_on_the_fly(model: torch.nn.Module, *, every_layer: bool = False) -> int:
@@ -62,8 +60,7 @@ def _select_layers(model: torch.nn.Module, *, every_layer: bool = False) -> list
     chosen: list[Any] = []
     kinds = set()
     for name, module in model.named_modules():
-        # The kind is the name without its number: model.layers.3.mlp.up_proj -> model.layers..mlp.up_proj.
-        kind = _LAYER_INDEX.sub("", name)
+        kind = layer_kind(name)
         if is_dequantized_on_the_fly(module) and (every_layer or kind in kinds) and "forward" not in vars(module):
             chosen.append(module)
         kinds.add(kind)

@@ -1,5 +1,6 @@
 """The dense weight of a frozen linear layer in any format: dense, 4 bits or 8 bits."""
 
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,13 @@ _WEIGHTS_PER_CHUNK = {"4bit": 2**19, "8bit": 2**18}
 """Number of weights that are dequantized at once, so that they fit a processor's cache; 8-bit values are fp32 first."""
 _GPU_WEIGHTS_PER_CHUNK = INT8_CHUNK_BYTES // 8
 """The same for 8-bit weights on a GPU, where two fp32 tensors of a chunk exist at once."""
+
+_LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def layer_kind(name: str) -> str:
+    """Return the name of a layer without its number: model.layers.3.mlp.up_proj -> model.layers..mlp.up_proj."""
+    return _LAYER_INDEX.sub("", name)
 
 
 def get_dense_weight(layer: "torch.nn.Module", dtype: "torch.dtype | None" = None) -> "torch.Tensor":

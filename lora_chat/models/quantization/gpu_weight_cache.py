@@ -4,7 +4,6 @@ Forward and backward then need no dequantization. After training the copies are 
 faster from the quantized weights, which are fewer bytes to read.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +11,15 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lora_chat.models.quantization.dequantize import CACHED_WEIGHT_ATTRIBUTE, get_dense_weight, is_int8_linear
+from lora_chat.models.quantization.dequantize import (
+    CACHED_WEIGHT_ATTRIBUTE,
+    get_dense_weight,
+    is_int8_linear,
+    layer_kind,
+)
 from lora_chat.models.quantization.weight_cache import make_cached_forward
 from lora_chat.system.memory_limit import is_out_of_memory
 
-_LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 _CHECKED_ROWS = 4
 """Rows of the product that is compared with bitsandbytes'; for few rows, its own kernel reads the quantized weights."""
 _TOLERANCE = 0.02
@@ -87,8 +90,7 @@ def find_wrong_product(model: torch.nn.Module, is_checked: Callable[[Any], bool]
     names, differences = [], []
     kinds = set()
     for name, layer in model.named_modules():
-        # The kind is the name without its number: model.layers.3.mlp.up_proj -> model.layers..mlp.up_proj.
-        kind = _LAYER_INDEX.sub("", name)
+        kind = layer_kind(name)
         if kind not in kinds and is_checked(layer):
             kinds.add(kind)
             names.append(name)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from lora_chat.errors import first_line
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,7 +30,7 @@ def try_quantization(mode: Literal["4bit", "8bit"], device: str) -> str:
         restored = _round_trip_4bit(weights) if mode == "4bit" else _round_trip_8bit(weights)
         error = float((restored.float() - weights).norm() / weights.norm())
     except Exception as problem:  # a library of native code fails in many ways
-        return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        return first_line(problem)
     return "" if error <= _MAX_RELATIVE_ERRORS[mode] else f"values are off by {error:.0%}"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_chat.errors import first_line
 from lora_chat.models.quantization.cpu_linear import dequantizing_on_the_fly
 from lora_chat.models.quantization.dequantize import is_int8_on_gpu, shared_buffer
 from lora_chat.models.quantization.gpu_weight_cache import find_wrong_product
@@ -67,7 +68,7 @@ def find_fast_path(model: "PeftModel", ids: Sequence[int], longest_ids: Sequence
             out_of_memory = is_out_of_memory(error)
             if model.device.type == "cpu" and not (out_of_memory and longest_ids):
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
         # Memory can be released only here, because the traceback of the error referred to it.
         model.set_attn_implementation(stock_attention)
         if out_of_memory:

@@ -2,6 +2,7 @@
 
 import torch
 
+from lora_chat.errors import first_line
 from lora_chat.training.fast_path.attention.backends import (
     attention_backward,
     attention_forward,
@@ -22,5 +23,5 @@ def try_packed_attention(device: str, dtype: torch.dtype) -> str:
         out, saved = attention_forward(states, _HEADS, layout)
         gradient = attention_backward(torch.ones_like(out), saved, _HEADS, layout)
     except Exception as problem:  # versions of PyTorch and devices lack the kernel in different ways
-        return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        return first_line(problem)
     return "" if bool(out.isfinite().all() and gradient.isfinite().all()) else "its results are not finite"
