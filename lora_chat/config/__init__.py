@@ -1,5 +1,6 @@
 """The settings that the user chooses: recipes, plans, and limits that several packages share.
 
+- adapter_section: the `adapter` section
 - audit: the `audit` section, which is also the table of the kinds of findings
 - base: the base class and the field types that all sections share
 - data: the `data` section: sources of dialogues, and how they are read
@@ -9,5 +10,6 @@
 - plan: Recipe + hardware -> Plan
 - recipe: all sections of a recipe
 - sizes: sizes of memory such as 12GiB
+- training_section: the `training` section
 - validation_errors: messages for invalid settings, with file and line
 """

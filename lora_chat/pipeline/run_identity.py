@@ -1,9 +1,11 @@
 """The fields that make two runs the same, so that a checkpoint is not continued as another run."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
+from lora_chat.config.base import StrictModel
 from lora_chat.config.plan import Plan
+from lora_chat.config.recipe import AdapterSection, TrainingSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.pipeline.prepare import PreparedRun
@@ -24,6 +26,11 @@ _ACCEPTABLE_CHANGES = {
     "precision.device",
 }
 """Fields that may change: they affect only later steps, or only rounding."""
+_NEWER_SETTINGS: Sequence[tuple[str, type[StrictModel], Sequence[str]]] = (
+    ("adapter", AdapterSection, ()),
+    ("training", TrainingSection, ()),
+)
+"""Settings that runs of older versions do not have, so that they had the default. None needs no entry as a default."""
 _VERSIONS_PREFIX = "versions."
 _BASE_VERSION_FIELD = "base.version"
 _OLD_BASE_FIELDS = ("base.weights", "base.tokenizer", "base.chat_template")
@@ -77,11 +84,22 @@ def check_same_run(
             )
     if is_older_identity(committed):
         now = {field: now[field] for field in now if not field.startswith("base.") or field in _OLD_BASE_FIELDS}
+    committed = _add_newer_settings(committed, now)
     changed = [field for field in sorted(committed.keys() | now.keys()) if committed.get(field) != now.get(field)]
     refused = [field for field in changed if field not in accepted]
     if refused:
         raise IntegrityError(_format_refusal(committed, now, refused, where))
     return [f"{field}: {committed.get(field)} -> {now.get(field)}" for field in changed]
+
+
+def _add_newer_settings(committed: Mapping[str, object], now: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the fields of a checkpoint with the defaults of settings that are newer than the checkpoint."""
+    defaults = {
+        f"{section}.{key}": model.model_fields[key].get_default()
+        for section, model, names in _NEWER_SETTINGS
+        for key in names
+    }
+    return {field: value for field, value in defaults.items() if field in now} | dict(committed)
 
 
 def is_older_identity(committed: Mapping[str, object]) -> bool:
