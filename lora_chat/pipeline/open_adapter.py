@@ -82,36 +82,59 @@ def open_adapter(
     `mode` replaces the quantization mode of training. Unless `loads_model`, the device is not chosen or checked. Raises
     UsageError for any other `source`, and the errors of its content and of the device.
     """
+    files = find_adapter(source, trust)
+    hardware = detect_hardware() if loads_model else describe_cpu()  # before a base is downloaded
+    adapter = resolve_adapter(
+        files.stored, trust, made_by_user=files.made_by_user, untrusted_name=not files.made_by_user
+    )
+    precision = choose_precision(files.trained, mode, hardware)
+    return OpenAdapter(source, adapter, precision, files.run, files.parcel, files.made_by_user)
+
+
+@dataclass(frozen=True)
+class FoundAdapter:
+    """An adapter whose files were found, before its base and chat template are."""
+
+    stored: StoredAdapter
+    trained: PrecisionPlan | PrecisionReceipt | None = None
+    """Precision of the base in training, if known."""
+    run: RunFolder | None = None
+    parcel: Parcel | None = None
+    enclosing_run: RunFolder | None = None
+    """Run of an adapter folder that is inside a run."""
+    made_by_user: bool = False
+
+
+def find_adapter(source: str, trust: TrustOptions = TrustOptions()) -> FoundAdapter:
+    """Find the files of a run, a parcel or an adapter folder. A parcel is verified.
+
+    Raises UsageError for any other `source`, and the errors of its content.
+    """
     path = expand_user_path(source)
     if trust.signer and not is_parcel(path):
         raise UsageError(f"--signer belongs to parcels: {source} is not a parcel, and nothing else is signed.")
     if trust.adopt and not (is_run_folder(path) or _find_enclosing_run(path)):
         raise UsageError(f"--adopt belongs to runs: {sanitize_line(source)} is not a run.")
-    run, parcel, made_by_user = None, None, False
-    trained: PrecisionPlan | PrecisionReceipt | None = None
     if is_parcel(path):
         parcel = open_parcel(path, trust.signer)
-        trained, stored = parcel.receipt.precision, parcel.stored
-    elif is_adapter_folder(path) and not is_run_folder(path):
-        stored = read_adapter(path)
-        if enclosing_run := _find_enclosing_run(path):
-            open_run_folder(enclosing_run.path)  # checks the files in the folder
-            trained, made_by_user = enclosing_run.read_precision(), _is_own_run(enclosing_run, trust)
-    else:
-        run = open_run_folder(source)
-        if not is_adapter_folder(run.adapter):
-            raise UsageError(
-                f"The run {source} has no adapter, because its training was interrupted. "
-                "Fix: continue it with sft --resume."
-            )
-        trained = run.read_precision()
-        stored, made_by_user = read_adapter(run.adapter), _is_own_run(run, trust)
-    hardware = detect_hardware() if loads_model else describe_cpu()  # before a base is downloaded
-    adapter = resolve_adapter(stored, trust, made_by_user=made_by_user, untrusted_name=not made_by_user)
-    return OpenAdapter(source, adapter, _choose_precision(trained, mode, hardware), run, parcel, made_by_user)
+        return FoundAdapter(parcel.stored, parcel.receipt.precision, parcel=parcel)
+    if is_adapter_folder(path) and not is_run_folder(path):
+        stored, run = read_adapter(path), _find_enclosing_run(path)
+        if run is None:
+            return FoundAdapter(stored)
+        open_run_folder(run.path)  # checks the files in the folder
+        return FoundAdapter(stored, run.read_precision(), enclosing_run=run, made_by_user=_is_own_run(run, trust))
+    run = open_run_folder(source)
+    if not is_adapter_folder(run.adapter):
+        raise UsageError(
+            f"The run {source} has no adapter, because its training was interrupted. "
+            "Fix: continue it with sft --resume."
+        )
+    trained = run.read_precision()
+    return FoundAdapter(read_adapter(run.adapter), trained, run, made_by_user=_is_own_run(run, trust))
 
 
-def _choose_precision(
+def choose_precision(
     trained: PrecisionPlan | PrecisionReceipt | None, mode: str | None, hardware: Hardware
 ) -> PrecisionPlan:
     """Return the precision in which an adapter is used here, with another quantization mode if one is given."""
@@ -170,13 +193,12 @@ def resolve_adapter(
     """
     base = find_adapter_base(stored, trust, untrusted_name=untrusted_name)
     tokenizer = load_tokenizer(base)
-    has_own_template = False
-    if made_by_user and stored.template is not None:
-        tokenizer.chat_template = stored.template
-    else:
-        has_own_template = _choose_template(
-            stored, tokenizer, accept=trust.accept_template or trust.compare_template_only
-        )
+    has_own_template = install_trained_template(
+        stored,
+        tokenizer,
+        accept=trust.accept_template or trust.compare_template_only,
+        made_by_user=made_by_user,
+    )
     return bind_adapter(
         stored,
         base,
@@ -215,11 +237,17 @@ def _is_downloaded(base: BaseSection) -> bool:
     return not Path(base.name).exists() and is_base_local(base)
 
 
-def _choose_template(stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase", *, accept: bool) -> bool:
+def install_trained_template(
+    stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase", *, accept: bool, made_by_user: bool
+) -> bool:
     """Install the template of training: the base's, a bundled one, or with consent the adapter's own.
 
-    An adapter's own template is an untrusted program. Return whether it was installed.
+    An adapter's own template is an untrusted program unless this user made it. Return whether an untrusted one was
+    installed.
     """
+    if made_by_user and stored.template is not None:
+        tokenizer.chat_template = stored.template
+        return False
     base_template = install_template(tokenizer)
     wanted = stored.identity.chat_template if stored.identity else None
     if wanted is None or wanted == digest_text(base_template):
