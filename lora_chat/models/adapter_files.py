@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lora_chat.errors import DiskError, IntegrityError
 from lora_chat.models.adapter import adapter_weights, write_peft_adapter
 from lora_chat.models.adapter_config import StoredAdapter
+from lora_chat.models.foreign.chat_template import read_template_beside
 from lora_chat.models.identity import Identity
 from lora_chat.system.atomic_write import atomic_folder
 from lora_chat.system.bounded_files import read_json_object, read_text
@@ -52,13 +53,13 @@ def is_adapter_folder(folder: Path) -> bool:
 def read_adapter(folder: Path) -> StoredAdapter:
     """Read an adapter's folder except for its weights. Raises IntegrityError for a damaged, linked or special file."""
     check_received_folder(folder)
-    template, weights = folder / TEMPLATE_NAME, folder / WEIGHTS_NAME
+    identity, weights = read_identity(folder), folder / WEIGHTS_NAME
     return StoredAdapter(
         name=str(folder),
         config=_read_config(folder / CONFIG_NAME),
         read_weights=lambda: _read_weights(weights),
-        identity=read_identity(folder),
-        template=read_text(template) if template.exists() else None,
+        identity=identity,
+        template=_read_own_template(folder) if identity else read_template_beside(folder),
         size=weights.stat().st_size if weights.exists() else 0,
     )
 
@@ -72,6 +73,12 @@ def read_identity(folder: Path) -> Identity | None:
         return Identity.model_validate_json(read_text(path))
     except ValueError as error:
         raise IntegrityError(f"{path} is damaged: {error}") from error
+
+
+def _read_own_template(folder: Path) -> str | None:
+    """Return the template that lora_chat saved with an adapter."""
+    path = folder / TEMPLATE_NAME
+    return read_text(path) if path.exists() else None
 
 
 def _read_config(path: Path) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """The order of a run: each step is one call into a package below.
 
 - audit_data: The audit of training data, validation data, questions and chat template, cached
+- choose_template: The chat template of an adapter
 - compare: The comparison of base and adapted model, shown and written into a run
 - data_lengths: Lengths of the rows, prompts and replies of a run
 - doctor: A report about this machine, one check for each line

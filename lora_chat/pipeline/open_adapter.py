@@ -1,39 +1,30 @@
 """A run, parcel or folder opened as an adapter with its base and chat template."""
 
-import difflib
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import PrecisionPlan, plan_inference_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
-from lora_chat.data.encoding.bundled_templates import find_bundled_template
-from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.errors import ConsentError, UnavailableError, UsageError
 from lora_chat.models.adapter_config import StoredAdapter
 from lora_chat.models.adapter_files import is_adapter_folder, read_adapter
 from lora_chat.models.base_model import LocalBase, find_base, is_base_local, load_tokenizer
 from lora_chat.models.bound_adapter import BoundAdapter, bind_adapter
 from lora_chat.models.bundled import bundled_base_names
+from lora_chat.pipeline.choose_template import install_trained_template
 from lora_chat.runs.origin import find_foreign_reason, sign_run
 from lora_chat.runs.run_folder import RunFolder, is_run_folder, open_run_folder
 from lora_chat.sharing.parcel import Parcel, is_parcel, open_parcel
 from lora_chat.sharing.receipt import PrecisionReceipt
 from lora_chat.system.hardware import Hardware, describe_cpu, detect_hardware
-from lora_chat.system.hashing import digest_text
-from lora_chat.system.sanitize import sanitize_line, sanitize_lines
+from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.user_path import expand_user_path
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-_MAX_SHOWN_LINES, _MAX_SHOWN_CHARACTERS, _MAX_COMPARED_LINES = 400, 40_000, 1000
-"""Maximum lines and characters of a template shown in a refusal, and maximum lines compared with the base's."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 
 
@@ -235,52 +226,3 @@ def _is_downloaded(base: BaseSection) -> bool:
     if not _HUB_ID.fullmatch(base.name):
         return False
     return not Path(base.name).exists() and is_base_local(base)
-
-
-def install_trained_template(
-    stored: StoredAdapter, tokenizer: "PreTrainedTokenizerBase", *, accept: bool, made_by_user: bool
-) -> bool:
-    """Install the template of training: the base's, a bundled one, or with consent the adapter's own.
-
-    An adapter's own template is an untrusted program unless this user made it. Return whether an untrusted one was
-    installed.
-    """
-    if made_by_user and stored.template is not None:
-        tokenizer.chat_template = stored.template
-        return False
-    base_template = install_template(tokenizer)
-    wanted = stored.identity.chat_template if stored.identity else None
-    if wanted is None or wanted == digest_text(base_template):
-        return False
-    bundled = find_bundled_template(wanted)
-    if bundled is not None:
-        install_template(tokenizer, bundled.name)
-        return False
-    if stored.template is None or digest_text(stored.template) != wanted:
-        return False  # `bind_adapter` raises the error with the difference
-    if not accept:
-        raise ConsentError(
-            f"{stored.name} has its own chat template, a program that decides what the model reads:\n"
-            f"{_format_template_diff(base_template, stored.template)}\nIt was not run.",
-            "--accept-template",
-        )
-    tokenizer.chat_template = stored.template
-    return True
-
-
-def _format_template_diff(base_template: str, own_template: str) -> str:
-    """Format the difference of two templates in visible text; a long difference is cut."""
-    lines, others = base_template.splitlines(), own_template.splitlines()
-    if max(len(lines), len(others)) <= _MAX_COMPARED_LINES:
-        diff_lines = list(difflib.unified_diff(lines, others, "the base's", "its own", lineterm=""))
-    else:
-        # The comparison of long templates can take minutes.
-        diff_lines = ["+++ its own", *(f"+{line}" for line in others)]
-    text = sanitize_lines("\n".join(diff_lines[:_MAX_SHOWN_LINES])[:_MAX_SHOWN_CHARACTERS])
-    num_hidden = (
-        sum(map(len, diff_lines))
-        + len(diff_lines)
-        - 1
-        - min(len("\n".join(diff_lines[:_MAX_SHOWN_LINES])), _MAX_SHOWN_CHARACTERS)
-    )
-    return f"{text}\n... and {num_hidden:,} more characters, not shown" if num_hidden > 0 else text
