@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
+from typing_extensions import Self
 
 from lora_chat.config.base import Seed, StrictModel
 from lora_chat.config.sizes import SIZE_PATTERN
@@ -17,10 +18,28 @@ class TrainingSection(StrictModel):
     """Maximum number of optimizer steps, whatever the number of epochs."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
     """Peak learning rate of AdamW."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Schedule of the learning rate after the warm-up."""
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    min_learning_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Learning rate at the end of the schedule `cosine`, in place of zero."""
+    lora_plus_ratio: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Learning rate of the matrices B in multiples of that of the matrices A, which is `learning_rate` (LoRA+, arXiv
+    2402.12354, which recommends 16 and a smaller `learning_rate`). Trained biases and vectors follow B, as in PEFT."""
+    schedule: Literal["cosine", "cosine_restarts", "linear", "constant"] = "cosine"
+    """Schedule of the learning rate after the warm-up. `cosine_restarts` returns to the peak at the start of each of
+    `restart_cycles` cycles."""
+    restart_cycles: Annotated[int, Field(ge=2, le=1000)] | None = None
+    """Number of cycles of `cosine_restarts`; 2 by default."""
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] | None = 0.05
     """Share of the optimizer steps in which the learning rate rises from zero to its peak."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Number of these steps, in place of `warmup_share`."""
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Decay rate of AdamW's mean of squared gradients. A lower rate forgets outliers sooner."""
+    neftune_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Scale of the uniform noise that training adds to the embeddings of a dialogue of L tokens, which is
+    alpha / sqrt(L * hidden size) (NEFTune, arXiv 2310.05914). Evaluation has no noise."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target's probability that the training loss spreads over the whole vocabulary. The validation loss
+    stays the plain cross entropy, so that it can be compared."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of AdamW."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -51,3 +70,35 @@ class TrainingSection(StrictModel):
     With `unlimited` nothing is chosen or refused."""
     seed: Seed = 0
     """Seed of the initial LoRA weights, of dropout and of the order of the dialogues."""
+
+    @property
+    def warmup(self) -> int | float:
+        """Return the number of warm-up steps, or their share of all steps if it is below 1."""
+        return self.warmup_steps if self.warmup_steps is not None else self.warmup_share or 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _let_warmup_steps_replace_share(cls, values: object) -> object:
+        """Leave out the default share if the number of steps is set."""
+        if isinstance(values, dict) and values.get("warmup_steps") is not None and "warmup_share" not in values:
+            return values | {"warmup_share": None}
+        return values
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        """Raise ValueError for settings of the schedule that exclude each other."""
+        if self.warmup_steps is not None and self.warmup_share is not None:
+            raise ValueError("warmup_steps and warmup_share set the same thing; keep one of them")
+        if self.warmup_steps and self.max_steps and self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} leaves none of max_steps = {self.max_steps} for the peak"
+            )
+        if self.min_learning_rate is not None and self.schedule != "cosine":
+            raise ValueError(f"min_learning_rate belongs to the schedule cosine, not to {self.schedule}")
+        if self.min_learning_rate is not None and self.min_learning_rate >= self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate = {self.min_learning_rate:g} is not below learning_rate = {self.learning_rate:g}"
+            )
+        if self.restart_cycles is not None and self.schedule != "cosine_restarts":
+            raise ValueError(f"restart_cycles belongs to the schedule cosine_restarts, not to {self.schedule}")
+        return self

@@ -26,6 +26,7 @@ from lora_chat.planning.format import format_refusal
 from lora_chat.planning.gpu_specs import find_gpu_spec, target_from_gpu_spec, target_from_memory_size
 from lora_chat.planning.local_device import detect_local_device, measure_cpu_speed
 from lora_chat.planning.settings_search import PlanningProblem, choose_plan, memory_config_from_plan
+from lora_chat.planning.workload import check_warmup
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.hardware import Hardware, describe_cpu, detect_hardware
 
@@ -154,6 +155,7 @@ def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int) -> DataLengt
     tokenizer = load_tokenizer(tokenizer_base)
     install_template(tokenizer, plan.data.template)
     data = read_data(plan, files, tokenizer, read_stop_ids(tokenizer_base, tokenizer), max_positions)
+    check_warmup(len(data.train.rows), plan.training)
     return measure_lengths(
         plan,
         data.train,

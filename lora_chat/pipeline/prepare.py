@@ -31,6 +31,7 @@ from lora_chat.models.identity import Identity, compute_identity
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.audit_data import audit_sets
 from lora_chat.pipeline.load_data import find_data_files, read_data
+from lora_chat.planning.workload import check_warmup
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.console import display_path
 from lora_chat.system.sanitize import sanitize_line
@@ -101,6 +102,7 @@ def prepare_run(plan: Plan) -> PreparedRun:
     if plan.adapter.target_modules != "all-linear":
         check_targets_exist(load_meta_model(base), plan.adapter.target_modules)
     data = read_data(plan, files, tokenizer, stop_ids, read_max_positions(base))
+    check_warmup(len(data.train.rows), plan.training)
     return PreparedRun(
         base=base,
         tokenizer=tokenizer,

@@ -14,8 +14,11 @@ _ACCEPTABLE_CHANGES = {
     "training.epochs",
     "training.max_steps",
     "training.learning_rate",
+    "training.min_learning_rate",
     "training.schedule",
+    "training.restart_cycles",
     "training.warmup_share",
+    "training.warmup_steps",
     "training.weight_decay",
     "training.max_grad_norm",
     "training.micro_batch_size",
@@ -28,7 +31,7 @@ _ACCEPTABLE_CHANGES = {
 """Fields that may change: they affect only later steps, or only rounding."""
 _NEWER_SETTINGS: Sequence[tuple[str, type[StrictModel], Sequence[str]]] = (
     ("adapter", AdapterSection, ()),
-    ("training", TrainingSection, ()),
+    ("training", TrainingSection, ("adam_beta2", "label_smoothing")),
 )
 """Settings that runs of older versions do not have, so that they had the default. None needs no entry as a default."""
 _VERSIONS_PREFIX = "versions."

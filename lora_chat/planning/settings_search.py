@@ -101,6 +101,7 @@ def memory_config_from_plan(plan: Plan, shape: ModelShape) -> MemoryConfig:
         moment_bytes=2 if plan.training.optimizer == "adamw_8bit" else 8,
         bytes_per_value=BYTES_BY_DTYPE[plan.precision.dtype],
         on_cpu=plan.precision.device == "cpu",
+        label_smoothing=plan.training.label_smoothing > 0,
         cached_layers=min(plan.training.cached_layers, shape.num_layers),
     )
 

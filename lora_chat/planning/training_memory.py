@@ -192,7 +192,9 @@ class _HeadMemory:
 def _estimate_head_memory(shape: ModelShape, memory_config: MemoryConfig, batch: MicroBatch) -> _HeadMemory:
     """Return the bytes of TRL's head, of transformers' logits, or of the fast path's head."""
     s, h, v = batch.supervised, shape.hidden_size, shape.vocab_size
-    if not memory_config.fast_path:
+    if memory_config.label_smoothing and not memory_config.fast_path:
+        s = batch.tokens  # the stock path computes all logits of each position that is supervised in any row
+    elif not memory_config.fast_path:
         # Autocast keeps the output of a final layer norm in fp32.
         is_fp32 = shape.architecture.has_layer_norm
         # One bf16 tile of logits; fp32 states are cast to bf16 for it.
@@ -207,7 +209,7 @@ def _estimate_head_memory(shape: ModelShape, memory_config: MemoryConfig, batch:
             backward=4 * h * s + max(tile_bytes, (not is_fp32) * 2 * h * s),
             layer_backward=0,
         )
-    if not _has_fused_head(shape):
+    if not (memory_config.fast_path and _has_fused_head(shape)):
         # Logits in bf16 and fp32, and their log-softmax; its fp32 result is kept; two fp32 gradients.
         return _HeadMemory(forward=10 * s * v, saved=4 * s * v, backward=8 * s * v, layer_backward=0)
     # The logits of one buffer, as in `_logits_buffer_bytes`; a CPU counts its buffers there.

@@ -28,6 +28,7 @@ class MemoryConfig:
     """Whether the device is a CPU, where dequantized weights may be cached (models/quantization/weight_cache.py)."""
     allow_weight_cache: bool = True
     """Whether dequantized weights may be cached if they fit the limit."""
+    label_smoothing: bool = False
     cached_layers: int = 0
     """Number of decoder layers whose dequantized weights are cached on a GPU in training, from the first layer on."""
 

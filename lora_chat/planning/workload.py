@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.data.lengths import DataLengths
+from lora_chat.errors import RecipeError
 from lora_chat.planning.layer_memory import MicroBatch
 
 if TYPE_CHECKING:
@@ -37,20 +38,38 @@ class Workload:
     """Whether rows of different lengths share a micro-batch, so that attention needs a mask."""
 
 
+def count_steps(rows: int, plan: TrainingPlan) -> int:
+    """Return the optimizer steps of training on a number of rows."""
+    # The trainer rounds the steps of an epoch up, and the steps of a fractional number of epochs up again.
+    steps_per_epoch = max(1, -(-rows // plan.effective_batch_size))
+    return plan.max_steps or -int(-plan.epochs * steps_per_epoch // 1)
+
+
+def check_warmup(rows: int, plan: TrainingPlan) -> None:
+    """Raise RecipeError if the warm-up leaves no step for the peak of the learning rate."""
+    steps = count_steps(rows, plan)
+    if plan.warmup_steps and plan.warmup_steps >= steps:
+        raise RecipeError(
+            f"training.warmup_steps: {plan.warmup_steps} leaves none of the run's {steps} steps for the peak of the "
+            "learning rate. Fix: set a smaller number, or train for more epochs."
+        )
+
+
 def compute_workload(data: DataLengths, plan: TrainingPlan) -> Workload:
     """Compute the workload of training on these rows by this plan."""
     train = data.train
     rows, batch_size = len(train.tokens), plan.effective_batch_size
     lengths = train.through_last_label if plan.fast_path else train.tokens
-    # The trainer rounds the steps of an epoch up, and the steps of a fractional number of epochs up again.
     steps_per_epoch = max(1, -(-rows // batch_size))
-    steps = plan.max_steps or -int(-plan.epochs * steps_per_epoch // 1)
+    steps = count_steps(rows, plan)
     rows_seen = steps / steps_per_epoch * rows
     step_rows = rows_seen / steps
     step_tokens = step_rows * float(lengths.mean())
     if plan.fast_path:
         # A packed batch contains the shared prefix once, so every row but the first saves its tokens.
-        step_tokens -= data.shared_prefix * max(0.0, step_rows - _micro_batches_per_step(plan, step_tokens, step_rows))
+        step_tokens -= _shared_prefix(data, plan) * max(
+            0.0, step_rows - _micro_batches_per_step(plan, step_tokens, step_rows)
+        )
         count = _micro_batches_per_step(plan, step_tokens, step_rows)
         positions = step_tokens
     else:
@@ -69,6 +88,11 @@ def compute_workload(data: DataLengths, plan: TrainingPlan) -> Workload:
         largest=largest_micro_batch(data, plan),
         mask_needed=not plan.fast_path and plan.micro_batch_size > 1 and int(lengths.min()) < int(lengths.max()),
     )
+
+
+def _shared_prefix(data: DataLengths, plan: TrainingPlan) -> int:
+    """Return the tokens that a packed batch contains once; none if each dialogue has its own embedding noise."""
+    return data.shared_prefix if plan.fast_path and not plan.neftune_alpha else 0
 
 
 def _micro_batches_per_step(plan: TrainingPlan, tokens: float, rows: float) -> float:
@@ -92,7 +116,7 @@ def largest_micro_batch(data: DataLengths, plan: TrainingPlan) -> MicroBatch:
     train = data.train
     lengths = (train.through_last_label if plan.fast_path else train.tokens).tolist()
     supervised = train.supervised.tolist()
-    shared_prefix = data.shared_prefix if plan.fast_path else 0
+    shared_prefix = _shared_prefix(data, plan)
     longest_rows = select_largest_rows(lengths, plan, shared_prefix)
     longest = max(lengths[i] for i in longest_rows)
     packed_tokens = sum(lengths[i] for i in longest_rows) - shared_prefix * (len(longest_rows) - 1)

@@ -4,7 +4,9 @@
 - cached_weights: Dequantized weights on the GPU during training
 - candidate_plans: Plans with smaller micro-batches, for data that does not fit in memory
 - checkpoint_content: Checks of a checkpoint's content before it is resumed
+- embedding_noise: Noise on the embeddings in training
 - loss_scale: Skipped steps of the gradient scaler in fp16
+- optimizer_groups: Parameter groups of the optimizer, with those of LoRA+
 - optimizer_state: Checks of a resumed optimizer's state
 - progress_bar: Progress of training on the terminal
 - sft: The training, from encoded dialogues to the result

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -128,6 +128,8 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
     notes = list(fast_path.notes)
     if fast_path.packed_collator is None or fast_path.head is None:
         notes.append(use_working_head(run.model.device))
+    if run.plan.label_smoothing:
+        notes.append("The training loss includes label smoothing; validation losses are the plain cross entropy.")
     for note in filter(None, notes):
         logger.info(note)
     return PreparedTraining(
@@ -148,7 +150,10 @@ def _make_trainer(run: TrainingRun, prepared: PreparedTraining) -> "PackedSFTTra
     from lora_chat.training.trainer import PackedSFTTrainer
 
     fast_path = prepared.fast_path
-    collator = StepCollator.from_plan(fast_path.packed_collator, run.plan) if fast_path.packed_collator else None
+    packed = fast_path.packed_collator
+    if packed and run.plan.neftune_alpha:
+        packed = replace(packed, share_prefix=False)  # because each dialogue has noise of its own
+    collator = StepCollator.from_plan(packed, run.plan) if packed else None
     trainer = PackedSFTTrainer(
         model=run.model,
         args=make_sft_config(run, one_batch_per_step=collator is not None),
@@ -156,6 +161,7 @@ def _make_trainer(run: TrainingRun, prepared: PreparedTraining) -> "PackedSFTTra
         train_dataset=prepared.train_dataset,
         eval_dataset=prepared.validation_dataset,
         processing_class=run.tokenizer,
+        plan=run.plan,
         lm_head=fast_path.head,
     )
     trainer.remove_callback(PrinterCallback)
@@ -174,7 +180,7 @@ def _ready_to_train(
     loss_scale = LossScale(scaler, prepared.earlier_metrics.rows) if scaler else None
     for callback in (
         PartialGradientCheckpointing(layers) if layers and layers is not True else None,
-        ResumeLearningRate(),
+        ResumeLearningRate(lambda: trainer.group_settings),
         memory_check,
         checkpoints,
         NonFiniteGuard(trainer, run.locate_dialogues, checkpoints, loss_scale),
@@ -188,6 +194,7 @@ def _ready_to_train(
     try:
         with (
             cached_forwards(run.model),
+            trainer.embedding_noise.added_to(run.model) if trainer.embedding_noise else nullcontext(),
             prepared.fast_path.use_fused_layers(run.model),
             checkpoints.explain_checkpoint_errors() if checkpoints else nullcontext(),
             suppress(TrainingNotStarted),

@@ -2,10 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from lora_chat.config.plan import TrainingPlan
 from lora_chat.training.training_run import TrainingRun
 
 if TYPE_CHECKING:
     from trl import SFTConfig
+
+DEFAULT_RESTART_CYCLES = 2
 
 
 def make_sft_config(run: TrainingRun, *, one_batch_per_step: bool) -> "SFTConfig":
@@ -13,6 +16,7 @@ def make_sft_config(run: TrainingRun, *, one_batch_per_step: bool) -> "SFTConfig
     from lora_chat.training.single_card import SingleCardConfig
 
     plan = run.plan
+    scheduler, scheduler_options = _choose_scheduler(plan)
     return SingleCardConfig(
         output_dir=str(run.checkpoint_policy.folder if run.checkpoint_policy else run.metrics_path.parent),
         num_train_epochs=plan.epochs,
@@ -22,8 +26,10 @@ def make_sft_config(run: TrainingRun, *, one_batch_per_step: bool) -> "SFTConfig
         gradient_accumulation_steps=1 if one_batch_per_step else plan.gradient_accumulation_steps,
         gradient_checkpointing=bool(plan.gradient_checkpointing),
         learning_rate=plan.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if plan.schedule == "constant" else plan.schedule,
-        warmup_steps=plan.warmup_share,
+        lr_scheduler_type=scheduler,
+        lr_scheduler_kwargs=scheduler_options,
+        warmup_steps=plan.warmup,
+        adam_beta2=plan.adam_beta2,
         weight_decay=plan.weight_decay,
         optim="adamw_torch_fused" if plan.optimizer == "adamw" else "adamw_bnb_8bit",
         max_grad_norm=plan.max_grad_norm,
@@ -43,3 +49,13 @@ def make_sft_config(run: TrainingRun, *, one_batch_per_step: bool) -> "SFTConfig
         # The router is frozen, so nothing can balance it; the loss is the cross entropy, as on the fast path.
         router_aux_loss_coef=0.0,
     )
+
+
+def _choose_scheduler(plan: TrainingPlan) -> tuple[str, dict[str, float]]:
+    """Return Transformers' name of a schedule, and its options."""
+    if plan.schedule == "cosine_restarts":
+        return "cosine_with_restarts", {"num_cycles": plan.restart_cycles or DEFAULT_RESTART_CYCLES}
+    if plan.min_learning_rate is not None:
+        # A share, so that each parameter group of LoRA+ ends at its own minimum.
+        return "cosine_with_min_lr", {"min_lr_rate": plan.min_learning_rate / plan.learning_rate}
+    return "constant_with_warmup" if plan.schedule == "constant" else plan.schedule, {}

@@ -1,5 +1,6 @@
 """SFTTrainer that trains on packed micro-batches and records the current optimizer step."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +9,12 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
+from lora_chat.config.plan import TrainingPlan
+from lora_chat.data.encoding.encode import IGNORE_INDEX
 from lora_chat.models.adapter import write_peft_adapter
-from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, split_supervised
+from lora_chat.training.embedding_noise import EmbeddingNoise
+from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, split_supervised, sum_cross_entropy
+from lora_chat.training.optimizer_groups import GroupSettings, make_lora_plus_optimizer, read_group_settings
 from lora_chat.training.stop_request import EvaluationStopped
 
 _MAX_LOGIT_POSITIONS = 2048
@@ -22,8 +27,12 @@ Batch = dict[str, Any]
 class PackedSFTTrainer(SFTTrainer):
     """SFTTrainer whose loss of a step is the mean cross entropy of the step's supervised tokens."""
 
-    def __init__(self, *, lm_head: SupervisedLMHead | None = None, **kwargs: object) -> None:
+    def __init__(self, *, plan: TrainingPlan, lm_head: SupervisedLMHead | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)
+        self._plan = plan
+        self.embedding_noise = EmbeddingNoise(plan.neftune_alpha) if plan.neftune_alpha else None
+        self.group_settings: tuple[GroupSettings, ...] = ()
+        """The plan's settings of the optimizer's parameter groups."""
         self._lm_head = lm_head
         """LM head for supervised positions; None if the model's own forward computes the logits."""
         self.supervised_tokens = 0
@@ -40,6 +49,22 @@ class PackedSFTTrainer(SFTTrainer):
         if not math.isfinite(logs.get("grad_norm", 0.0)):
             logs = {name: value for name, value in logs.items() if name != "grad_norm"}
         super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer, with the parameter groups of LoRA+ if the plan asks for it."""
+        if getattr(self, "optimizer", None) is None and self._plan.lora_plus_ratio is not None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = make_lora_plus_optimizer(
+                self.model,
+                optimizer_class,
+                options,
+                ratio=self._plan.lora_plus_ratio,
+                weight_decay=self._plan.weight_decay,
+            )
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if not self.group_settings:
+            self.group_settings = read_group_settings(optimizer)
+        return optimizer
 
     def begin_step(self) -> None:
         """Reset the record of the current optimizer step."""
@@ -73,12 +98,16 @@ class PackedSFTTrainer(SFTTrainer):
     ) -> torch.Tensor:
         """Run forward and backward, divided by `count` supervised tokens. Return the loss, detached."""
         if "micro_batches" not in inputs:
+            if self.embedding_noise:
+                self.embedding_noise.set_lengths(inputs)
             loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
             return loss
         model.train()
         prepared = self._prepare_inputs(inputs)
         total = torch.zeros((), device=self.args.device)
         for micro_batch in prepared["micro_batches"]:
+            if self.embedding_noise:
+                self.embedding_noise.set_lengths(micro_batch)
             with self.compute_loss_context_manager():
                 loss = self._packed_loss(model, micro_batch, count)
             self.accelerator.backward(loss)
@@ -136,17 +165,39 @@ class PackedSFTTrainer(SFTTrainer):
         return torch.stack(losses).sum(), None, None
 
     def _packed_loss(self, model: torch.nn.Module, inputs: Batch, count: "int | torch.Tensor") -> torch.Tensor:
-        """Return the summed cross entropy of a packed micro-batch, divided by `count`."""
+        """Return the summed cross entropy of a packed micro-batch, divided by `count`. Only training smooths labels."""
+        smoothing = self._plan.label_smoothing if model.training else 0.0
         if self._lm_head is not None:
             with self.accelerator.autocast():
-                return self._lm_head.loss(inputs, count)
+                return self._lm_head.loss(inputs, count, smoothing)
         positions, ids, rest = split_supervised(inputs)
-        if positions.numel() > _MAX_LOGIT_POSITIONS or self.aux_loss_enabled:
+        if not smoothing and (positions.numel() > _MAX_LOGIT_POSITIONS or self.aux_loss_enabled):
             model_inputs = rest | {"labels": inputs["labels"]}
             loss: torch.Tensor = self.compute_loss(model, model_inputs, num_items_in_batch=count)
             return loss
         logits = model(**rest, logits_to_keep=positions, use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits[0].float(), ids, reduction="sum") / count
+        return sum_cross_entropy(logits[0], ids, smoothing) / count
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: "int | torch.Tensor | None" = None,
+    ) -> Any:
+        """Return TRL's loss of a padded batch, or in training the label-smoothed one if the plan smooths labels."""
+        smoothing = self._plan.label_smoothing
+        if not smoothing or return_outputs or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        count = _count_supervised_tokens(inputs) if num_items_in_batch is None else num_items_in_batch
+        next_ids = inputs["labels"][:, 1:]
+        positions = (next_ids != IGNORE_INDEX).any(0).nonzero().squeeze(1)
+        model_inputs = {key: value for key, value in inputs.items() if key != "labels"} | {"use_cache": False}
+        if "logits_to_keep" in inspect.signature(self.model.get_base_model().forward).parameters:
+            logits = model(**model_inputs, logits_to_keep=positions).logits
+        else:
+            logits = model(**model_inputs).logits[:, positions]
+        return sum_cross_entropy(logits.flatten(0, 1), next_ids[:, positions].flatten(), smoothing) / count
 
 
 def _count_supervised_tokens(inputs: Batch) -> "int | torch.Tensor":

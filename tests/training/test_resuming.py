@@ -100,6 +100,9 @@ def slow(*values):
         slow([2, 3, 7], {"fast_path": False, "micro_batch_size": 2}),
         slow([2, 3, 7], {"gradient_checkpointing": True}),
         slow([3, 7], {"optimizer": "adamw_8bit", "rank": 64}),
+        ([5], {"lora_plus_ratio": 4.0, "neftune_alpha": 10.0, "label_smoothing": 0.1, "min_learning_rate": 1e-3}),
+        slow([3, 7], {"neftune_alpha": 10.0, "fast_path": False, "micro_batch_size": 2, "adam_beta2": 0.9}),
+        slow([3, 7], {"lora_plus_ratio": 4.0, "optimizer": "adamw_8bit", "rank": 64, "warmup_steps": 5}),
     ],
 )
 def test_resuming_after_any_step_gives_identical_weights(run, tmp_path, steps, settings):

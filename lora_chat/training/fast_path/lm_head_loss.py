@@ -32,6 +32,7 @@ class LMHeadLoss(torch.autograd.Function):
         ids: torch.Tensor,
         count: "int | torch.Tensor",
         buffers: Sequence[torch.Tensor],
+        smoothing: float = 0.0,
     ) -> torch.Tensor:
         """Return the loss, and save the gradient of the hidden states."""
         gradient = torch.empty_like(hidden)
@@ -44,9 +45,14 @@ class LMHeadLoss(torch.autograd.Function):
             # Logits in the weight's type, then log probabilities in fp32.
             torch.mm(hidden[rows].to(weight.dtype), weight.T, out=logits)
             torch.log_softmax(logits_fp32.copy_(logits), dim=-1, out=log_probs)
-            loss -= log_probs.gather(1, targets).sum()
+            loss -= (1 - smoothing) * log_probs.gather(1, targets).sum()
+            if smoothing:
+                # Each word of the vocabulary is a target with an equal part of `smoothing`.
+                loss -= smoothing / weight.shape[0] * log_probs.sum()
             # The gradient of the logits is softmax - 1 at the target.
-            log_probs.exp_().scatter_add_(1, targets, log_probs.new_full(targets.shape, -1.0))
+            log_probs.exp_().scatter_add_(1, targets, log_probs.new_full(targets.shape, smoothing - 1.0))
+            if smoothing:
+                log_probs -= smoothing / weight.shape[0]
             gradient[rows] = logits.copy_(log_probs) @ weight
         ctx.save_for_backward(gradient.div_(count))
         return loss / count
@@ -55,7 +61,7 @@ class LMHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient of the hidden states; the weight is frozen."""
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0], None, None, None, None
+        return gradient * gradients[0], None, None, None, None, None
 
 
 def allocate_logit_buffers(weight: torch.Tensor, rows: int) -> list[torch.Tensor]:
@@ -70,12 +76,12 @@ class SupervisedLMHead:
     decoder: torch.nn.Module
     weight: torch.Tensor
 
-    def loss(self, inputs: Mapping[str, Any], count: "int | torch.Tensor") -> torch.Tensor:
+    def loss(self, inputs: Mapping[str, Any], count: "int | torch.Tensor", smoothing: float = 0.0) -> torch.Tensor:
         """Return the summed cross entropy of a packed batch's supervised tokens, divided by `count`."""
         positions, ids, rest = split_supervised(inputs)
         hidden = self.decoder(**rest, use_cache=False).last_hidden_state[0]
         loss: torch.Tensor = LMHeadLoss.apply(  # type: ignore[no-untyped-call]
-            hidden.index_select(0, positions), self.weight, ids, count, self._logit_buffers(len(ids))
+            hidden.index_select(0, positions), self.weight, ids, count, self._logit_buffers(len(ids)), smoothing
         )
         return loss
 
@@ -91,6 +97,11 @@ class SupervisedLMHead:
     def _cached_logit_buffers(self) -> list[torch.Tensor]:
         """Return the buffers of all steps on a CPU, because allocating them again for each step grows the heap."""
         return allocate_logit_buffers(self.weight, LM_HEAD_CPU_BUFFER_ROWS)
+
+
+def sum_cross_entropy(logits: torch.Tensor, ids: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Return the summed cross entropy of logits (positions, vocabulary); ids of -100 do not count."""
+    return torch.nn.functional.cross_entropy(logits.float(), ids, reduction="sum", label_smoothing=smoothing)
 
 
 def split_supervised(inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
