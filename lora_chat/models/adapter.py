@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -204,3 +204,25 @@ def merge_adapter(model: "PeftModel") -> "PreTrainedModel":
     """Merge the active adapters into the weights. Raises ValueError for non-finite values. Not for a quantized base."""
     merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     return merged
+
+
+def make_lora_plus_optimizer(
+    model: "PeftModel",
+    optimizer_class: "type[torch.optim.Optimizer]",
+    options: Mapping[str, object],
+    *,
+    ratio: float,
+    weight_decay: float,
+) -> "torch.optim.Optimizer":
+    """Return PEFT's LoRA+ optimizer (arXiv 2402.12354), without its empty groups.
+
+    `options` are the optimizer's arguments, among them the learning rate of the matrices A.
+    """
+    from peft.optimizers import create_loraplus_optimizer
+
+    optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
+        model, optimizer_class, loraplus_lr_ratio=ratio, loraplus_weight_decay=weight_decay, **options
+    )
+    # A fused optimizer and a checkpoint gain nothing from groups without parameters.
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    return optimizer

@@ -6,7 +6,7 @@
 - checkpoint_content: Checks of a checkpoint's content before it is resumed
 - embedding_noise: Noise on the embeddings in training
 - loss_scale: Skipped steps of the gradient scaler in fp16
-- optimizer_groups: Parameter groups of the optimizer, with those of LoRA+
+- optimizer_groups: Settings of the optimizer's parameter groups
 - optimizer_state: Checks of a resumed optimizer's state
 - progress_bar: Progress of training on the terminal
 - sft: The training, from encoded dialogues to the result

@@ -11,10 +11,10 @@ from trl import SFTTrainer
 
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.data.encoding.encode import IGNORE_INDEX
-from lora_chat.models.adapter import write_peft_adapter
+from lora_chat.models.adapter import make_lora_plus_optimizer, write_peft_adapter
 from lora_chat.training.embedding_noise import EmbeddingNoise
 from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, split_supervised, sum_cross_entropy
-from lora_chat.training.optimizer_groups import GroupSettings, make_lora_plus_optimizer, read_group_settings
+from lora_chat.training.optimizer_groups import GroupSettings, read_group_settings
 from lora_chat.training.stop_request import EvaluationStopped
 
 _MAX_LOGIT_POSITIONS = 2048
