@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lora_chat.config.base import NonEmptyStr, Seed, StrictModel
+from lora_chat.config.base import NonEmptyStr, Seed, StrictModel, UniqueTokens
 
 
 class ColumnsSection(StrictModel):
@@ -99,6 +99,10 @@ class DataSection(StrictModel):
     """Maximum number of faulty lines that are skipped. With more the data is refused."""
     template: NonEmptyStr | None = None
     """Chat template that replaces the base's template: `plain`, `chatml`, or a Jinja file beside the recipe."""
+    keep_tokens: UniqueTokens | None = None
+    """Tokens of the base's tokenizer that stay tokens when they occur in message text, such as [<order>, </order>], in
+    training, chat and every check. All others are written as plain characters, so that content cannot open a turn.
+    Tokens that the chat template writes, or that end a reply, cannot be kept."""
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     """Number of processes that read and encode the data."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BAR_WIDTH = 40
+_MAX_SHOWN_TOKENS = 6
 
 
 def statistics_summary(statistics: DataStatistics) -> list[str]:
@@ -36,6 +37,7 @@ def statistics_summary(statistics: DataStatistics) -> list[str]:
             f"Reasoning the chat template opens reasoning in the prompt, and {ledger.thoughtless:,} of "
             f"{ledger.replies:,} replies have none: these teach the model to answer without reasoning"
         )
+    lines += [f"Tokens    {line}" for line in _format_tokens(ledger)]
     if ledger.redacted:
         lines.append(f"Redacted  {ledger.redacted:,} secrets or personal data, in a cleaned copy")
     return lines
@@ -84,6 +86,7 @@ def format_statistics(statistics: DataStatistics) -> str:
         f"({ledger.supervised_tokens / max(1, ledger.tokens):.0%})",
         f"stop tokens   {ledger.stops:,} of {ledger.replies:,} replies end with a trained one"
         + (f" ({ledger.stops / ledger.replies:.0%})" if ledger.replies else ""),
+        *(f"added tokens  {line}" for line in _format_tokens(ledger)),
         "",
         f"{'':<14}{'tokens':>12}{'supervised':>12}",
         *_format_roles(ledger),
@@ -95,6 +98,24 @@ def format_statistics(statistics: DataStatistics) -> str:
         f"{statistics.packing.micro_batch_size}",
     ]
     return "\n".join(lines)
+
+
+def _format_tokens(ledger: Ledger) -> Iterator[str]:
+    """Yield how often added tokens occur in message text, as tokens and as plain characters."""
+    if ledger.kept_tokens:
+        yield f"kept in message text: {_format_token_counts(ledger.kept_tokens)}"
+    if ledger.plain_tokens:
+        yield (
+            f"written as plain characters: {_format_token_counts(ledger.plain_tokens)} (to keep them as tokens: "
+            "data.keep_tokens)"
+        )
+
+
+def _format_token_counts(counts: dict[str, int]) -> str:
+    """Format the most frequent tokens with their counts."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{sanitize_line(name, 60)} {count:,} times" for name, count in ordered[:_MAX_SHOWN_TOKENS]]
+    return ", ".join([*shown, *([f"{len(ordered) - len(shown)} more"] if len(ordered) > len(shown) else [])])
 
 
 def _format_roles(ledger: Ledger) -> Iterator[str]:

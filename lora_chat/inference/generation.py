@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lora_chat.data.encoding.control_tokens import read_kept_tokens
 from lora_chat.errors import RecipeError
 from lora_chat.models.shape import ModelShape, read_shape
 from lora_chat.system.gpu_memory import release_gpu_memory
@@ -148,7 +149,7 @@ def stream_reply(
             if text:
                 write(text)
 
-    streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = Streamer(_TextDecoder(tokenizer), skip_prompt=True)
     ids = torch.tensor([list(prompt)], device=model.device)
     with torch.inference_mode(), _contiguous_hidden_states(model):
         output = model.generate(
@@ -181,4 +182,22 @@ def _cut_at_stop_token(ids: list[int], stop_ids: Collection[int]) -> list[int]:
 
 def _decode_reply(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
     """Return the text of a reply without special tokens."""
-    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    return _TextDecoder(tokenizer).decode(ids).strip()
+
+
+class _TextDecoder:
+    """Decoder that leaves out special tokens, except for those that stay tokens in message text."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer = tokenizer
+        kept = set(read_kept_tokens(tokenizer))
+        added = tokenizer.added_tokens_decoder.items()
+        self._kept_special = {number for number, token in added if token.special and token.content in kept}
+
+    def decode(self, ids: Sequence[int], **_options: object) -> str:
+        """Return the text of ids."""
+        if not self._kept_special:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        special = set(self._tokenizer.all_special_ids) - self._kept_special
+        shown = [int(token) for token in ids if int(token) not in special]
+        return str(self._tokenizer.decode(shown, skip_special_tokens=False))

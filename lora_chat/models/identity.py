@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 from typing_extensions import Self
 
-from lora_chat.config.base import StrictModel
+from lora_chat.config.base import StrictModel, UniqueTokens
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import TOKENIZER_SAMPLE_TEXT, LocalBase, read_config
 from lora_chat.models.base_settings import canonical_json, read_compared_fields
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _VERSION_2_FIELDS = ("version", "files", "config", "generation", "tokenizer_parts", "stops")
 """Fields that an identity of version 1 does not have."""
+_OPTIONAL_FIELDS = ("kept_tokens",)
+"""Fields that are only written if they have a value, because earlier versions do not know them."""
 UNCOVERED_BY_VERSION_1 = (
     "the config's fields, the index and subfolders of weights, the whole tokenizer (only its vocabulary and a sample "
     "text), the stop ids and the generation settings"
@@ -61,6 +63,9 @@ class Identity(StrictModel):
     stops: tuple[int, ...] | None = None
     """Ids at which a reply ends."""
 
+    kept_tokens: UniqueTokens | None = None
+    """Tokens that stay tokens in message text; None if there are none. A run without them does not write the field."""
+
     @model_validator(mode="after")
     def _check_version_fields(self) -> Self:
         """Raise ValueError if a field of version 2 is missing in version 2, or present in version 1."""
@@ -75,6 +80,7 @@ class Identity(StrictModel):
     def _serialize_version_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
         """Return the fields as version 1 or 2 writes them."""
         fields: dict[str, JsonValue] = handler(self)
+        fields = {key: value for key, value in fields.items() if key not in _OPTIONAL_FIELDS or value is not None}
         if self.version > 1:
             return fields
         return {key: value for key, value in fields.items() if key not in _VERSION_2_FIELDS}

@@ -14,6 +14,7 @@
 - fine_tune: A fine-tuning run from top to bottom
 - held_out: The dialogues and questions that evaluate an existing adapter
 - inspect_data: The data of a recipe as a run reads it
+- install_tokens: The tokens of an adapter, installed in the tokenizer of its base
 - load_data: The data of a plan: found, read, encoded and split
 - machine_benchmark: Times and memory of small models on this machine, cached
 - machine_benchmark_worker: The process that measures small models

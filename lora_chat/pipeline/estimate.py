@@ -8,6 +8,7 @@ from lora_chat.config.plan import Plan, make_plan
 from lora_chat.config.recipe import BaseSection, Recipe
 from lora_chat.config.sizes import parse_size
 from lora_chat.data.encoding.chat_template import install_template
+from lora_chat.data.encoding.kept_tokens import keep_tokens
 from lora_chat.data.lengths import DataLengths
 from lora_chat.errors import OutOfMemoryError, RecipeError
 from lora_chat.models.base_config import BaseConfig, find_base_config
@@ -154,7 +155,10 @@ def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int) -> DataLengt
     )
     tokenizer = load_tokenizer(tokenizer_base)
     install_template(tokenizer, plan.data.template)
-    data = read_data(plan, files, tokenizer, read_stop_ids(tokenizer_base, tokenizer), max_positions)
+    stop_ids = read_stop_ids(tokenizer_base, tokenizer)
+    if base.folder is not None:  # the embedded tokenizer lacks the tokens
+        keep_tokens(tokenizer, plan.data.keep_tokens or (), stop_ids)
+    data = read_data(plan, files, tokenizer, stop_ids, max_positions)
     check_warmup(len(data.train.rows), plan.training)
     return measure_lengths(
         plan,

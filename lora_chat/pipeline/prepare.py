@@ -11,6 +11,8 @@ from lora_chat.config.plan import Plan
 from lora_chat.data.dataset import DialogueSet, build_block_set, build_full_set, concatenate_sets
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.data.encoding.chat_template import install_template
+from lora_chat.data.encoding.control_tokens import read_kept_tokens
+from lora_chat.data.encoding.kept_tokens import keep_tokens
 from lora_chat.data.format import statistics_summary
 from lora_chat.data.sources import find_sources, open_sources
 from lora_chat.data.statistics import DataStatistics
@@ -106,7 +108,9 @@ def prepare_run(plan: Plan) -> PreparedRun:
     return PreparedRun(
         base=base,
         tokenizer=tokenizer,
-        identity=compute_identity(base, tokenizer).model_copy(update={"system": data.system}),
+        identity=compute_identity(base, tokenizer).model_copy(
+            update={"system": data.system, "kept_tokens": read_kept_tokens(tokenizer) or None}
+        ),
         stop_ids=stop_ids,
         train=data.train,
         validation=data.validation,
@@ -182,7 +186,9 @@ def load_base_tokenizer(
     base = find_base(plan.base)
     tokenizer = load_tokenizer(base)
     install_template(tokenizer, template)
-    return base, tokenizer, read_stop_ids(base, tokenizer)
+    stop_ids = read_stop_ids(base, tokenizer)
+    keep_tokens(tokenizer, plan.data.keep_tokens or (), stop_ids)
+    return base, tokenizer, stop_ids
 
 
 def format_plan_summary(plan: Plan, prepared: PreparedRun, run: RunFolder) -> str:

@@ -51,6 +51,8 @@ def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str])
         _BASE_VERSION_FIELD: identity.version,
         **{f"base.{name}": value for name, value in identity.version_2_parts().items()},
     }
+    if identity.kept_tokens:
+        fields["data.kept_tokens"] = [*identity.kept_tokens]
     for name, section in (("adapter", plan.adapter), ("precision", plan.precision), ("training", plan.training)):
         fields |= {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}
     del fields["training.memory"]  # the settings that it decided are fields themselves

@@ -19,11 +19,27 @@ _HTML_ELEMENTS = (
 _PLAIN_TEXT_TOKEN = re.compile(rf"\s*|</?({_HTML_ELEMENTS})>")
 
 
+KEPT_TOKENS_FIELD = "lora_chat_kept_tokens"
+"""Setting of a tokenizer, and key in tokenizer_config.json of merged models: tokens that stay tokens in messages."""
+
+
 def read_control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Return every added token that is more than blanks or an HTML element, longest first."""
+    """Return every added token that is more than blanks or an HTML element and is not kept, longest first."""
     added = tokenizer.added_tokens_decoder.values()
     names = {token.content for token in added if token.special or not _PLAIN_TEXT_TOKEN.fullmatch(token.content)}
-    return tuple(sorted(names - {""}, key=lambda name: (-len(name), name)))
+    return tuple(sorted(names - {"", *read_kept_tokens(tokenizer)}, key=lambda name: (-len(name), name)))
+
+
+def read_kept_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    """Return the added tokens that stay tokens in message text, without names that a base cannot keep."""
+    kept = tokenizer.init_kwargs.get(KEPT_TOKENS_FIELD)
+    if not isinstance(kept, list):
+        return ()
+    # The setting may come from an untrusted folder: a token with a role, or in the template, is never kept.
+    reserved = {str(name) for name in tokenizer.special_tokens_map.values()}
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()} - reserved
+    template = str(tokenizer.chat_template or "")
+    return tuple(sorted({name for name in kept if isinstance(name, str) and name in added and name not in template}))
 
 
 _KNOWN_KEYS = {"role", "content", "reasoning_content", "thinking", "tool_calls", "tool_call_id", "name", "id"} | {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lora_chat.data.dialogue import Dialogue, Document
 from lora_chat.data.encoding.encode import IGNORE_INDEX, DialogueEncoder, EncodedDialogue
+from lora_chat.data.encoding.kept_tokens import TokenCounter
 from lora_chat.data.encoding.tokenizer import TextTokenizer, read_bos_ids
 from lora_chat.data.parsing.rows import MAX_SHOWN_FAULTS, ReadingOptions, RowChunk, parse_chunk
 from lora_chat.data.storage.ledger import Ledger
@@ -62,6 +63,7 @@ class ChunkEncoder:
         self.options = options
         self._encoder = DialogueEncoder(tokenizer, stop_ids)
         self._text_tokenizer = TextTokenizer(tokenizer)
+        self._token_counter = TokenCounter(tokenizer, stop_ids)
         self._stop_ids = frozenset(stop_ids)
         self._bos_ids, self._eos_ids = read_bos_ids(tokenizer), [int(tokenizer.eos_token_id)]
 
@@ -93,6 +95,7 @@ class ChunkEncoder:
             if fitting:
                 accepted.append(fitting)
                 _count_rows(ledger, *fitting, self._stop_ids)
+                self._count_tokens(ledger, fitting[0].as_dicts)
         return accepted
 
     def _fit_to_limit(
@@ -122,6 +125,12 @@ class ChunkEncoder:
             return dialogue, rows
         return dialogue, encoded
 
+    def _count_tokens(self, ledger: Ledger, messages: object) -> None:
+        """Count the added tokens in messages or in a text."""
+        kept, plain = self._token_counter.count(messages)
+        if kept or plain:
+            ledger.add(Ledger(kept_tokens=kept, plain_tokens=plain))
+
     def _encode_text(self, documents: list[Document], ledger: Ledger) -> list[tuple[int, list[int]]]:
         """Return the line and ids of each piece; BOS and EOS mark the ends of a document, not of a piece."""
         if self.options.transform:
@@ -136,6 +145,7 @@ class ChunkEncoder:
                 ledger.accepted -= document.lines
                 ledger.refuse(document.path, document.line, error, lines=document.lines)
                 continue
+            self._count_tokens(ledger, document.text)
             begin = self._bos_ids if document.is_first_piece else []
             encoded.append((document.line, begin + text.ids + ([] if document.has_next_piece else self._eos_ids)))
         return encoded

@@ -44,6 +44,10 @@ class Ledger(LineCounts):
     """Length of the longest row, in tokens."""
     roles: dict[str, list[int]] = field(default_factory=dict)
     """Tokens and supervised tokens of the content of each role; the template adds the rest."""
+    kept_tokens: dict[str, int] = field(default_factory=dict)
+    """Number of times that each token in `data.keep_tokens` occurs in message text, and stays a token."""
+    plain_tokens: dict[str, int] = field(default_factory=dict)
+    """Number of times that each other added token of the user occurs there, and is written as plain characters."""
     over_long: list[str] = field(default_factory=list)
     """First dialogues that are too long, with their lengths in tokens."""
     longest_refused: int = 0
@@ -65,6 +69,9 @@ class Ledger(LineCounts):
         for role, (tokens, supervised) in other.roles.items():
             before = self.roles.get(role, [0, 0])
             self.roles[role] = [before[0] + tokens, before[1] + supervised]
+        for own, others in ((self.kept_tokens, other.kept_tokens), (self.plain_tokens, other.plain_tokens)):
+            for token, count in others.items():
+                own[token] = own.get(token, 0) + count
         self.over_long = (self.over_long + other.over_long)[:MAX_SHOWN_FAULTS]
         self.systems = list(dict.fromkeys(self.systems + other.systems))[:2]
         self.files |= other.files
