@@ -190,9 +190,9 @@ class _TextDecoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
-        kept = set(read_kept_tokens(tokenizer))
+        names = set(read_kept_tokens(tokenizer))
         added = tokenizer.added_tokens_decoder.items()
-        self._kept_special = {number for number, token in added if token.special and token.content in kept}
+        self._kept_special = {number for number, token in added if token.special and token.content in names}
 
     def decode(self, ids: Sequence[int], **_options: object) -> str:
         """Return the text of ids."""

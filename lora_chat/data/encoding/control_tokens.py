@@ -32,14 +32,14 @@ def read_control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]
 
 def read_kept_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
     """Return the added tokens that stay tokens in message text, without names that a base cannot keep."""
-    kept = tokenizer.init_kwargs.get(KEPT_TOKENS_FIELD)
-    if not isinstance(kept, list):
+    names = tokenizer.init_kwargs.get(KEPT_TOKENS_FIELD)
+    if not isinstance(names, list):
         return ()
     # The setting may come from an untrusted folder: a token with a role, or in the template, is never kept.
     reserved = {str(name) for name in tokenizer.special_tokens_map.values()}
     added = {token.content for token in tokenizer.added_tokens_decoder.values()} - reserved
     template = str(tokenizer.chat_template or "")
-    return tuple(sorted({name for name in kept if isinstance(name, str) and name in added and name not in template}))
+    return tuple(sorted({name for name in names if isinstance(name, str) and name in added and name not in template}))
 
 
 _KNOWN_KEYS = {"role", "content", "reasoning_content", "thinking", "tool_calls", "tool_call_id", "name", "id"} | {

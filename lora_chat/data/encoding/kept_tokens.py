@@ -98,14 +98,14 @@ class TokenCounter:
 
     def count(self, messages: object) -> tuple[dict[str, int], dict[str, int]]:
         """Return how often each kept token, and each token written as characters, occurs in messages."""
-        found = Counter(
+        counts = Counter(
             match
             for text in _iterate_texts(messages)
             if any(first in text for first in self._first_characters)  # much faster than the pattern
             for match in self._pattern.findall(text)
         )
-        kept = {name: count for name, count in found.items() if name in self._kept}
-        return kept, {name: count for name, count in found.items() if name not in self._kept}
+        kept_counts = {name: count for name, count in counts.items() if name in self._kept}
+        return kept_counts, {name: count for name, count in counts.items() if name not in self._kept}
 
 
 def _iterate_texts(value: object) -> Iterator[str]:

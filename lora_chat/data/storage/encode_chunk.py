@@ -127,9 +127,9 @@ class ChunkEncoder:
 
     def _count_tokens(self, ledger: Ledger, messages: object) -> None:
         """Count the added tokens in messages or in a text."""
-        kept, plain = self._token_counter.count(messages)
-        if kept or plain:
-            ledger.add(Ledger(kept_tokens=kept, plain_tokens=plain))
+        kept_counts, plain_counts = self._token_counter.count(messages)
+        if kept_counts or plain_counts:
+            ledger.add(Ledger(kept_tokens=kept_counts, plain_tokens=plain_counts))
 
     def _encode_text(self, documents: list[Document], ledger: Ledger) -> list[tuple[int, list[int]]]:
         """Return the line and ids of each piece; BOS and EOS mark the ends of a document, not of a piece."""
