@@ -10,6 +10,7 @@ from lora_chat.config.recipe import BaseSection
 from lora_chat.errors import LoraChatError, OutOfMemoryError, UnavailableError, first_line
 from lora_chat.models.base_files import check_base_files
 from lora_chat.models.bundled import bundled_base_names, find_bundled_base
+from lora_chat.models.causality import check_causal_config
 from lora_chat.models.config_checks import check_loaded_config
 from lora_chat.models.hub import find_cached_base, find_or_download_base
 from lora_chat.models.integrity import FileStats, check_unchanged, read_file_stats
@@ -139,7 +140,7 @@ def load_tokenizer(base: LocalBase) -> "PreTrainedTokenizerBase":
 def read_max_positions(base: LocalBase) -> int | None:
     """Return the number of positions in a base's config, which limits its tokens; None if unknown."""
     positions = getattr(read_config(base).get_text_config(), "max_position_embeddings", None)
-    return int(positions) if positions else None
+    return int(positions) if positions and positions > 0 else None  # XLNet's config has -1 for no limit
 
 
 def read_model_type(base: LocalBase) -> str | None:
@@ -154,6 +155,7 @@ def load_meta_model(base: LocalBase) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     config = read_config(base)
+    check_causal_config(config, base.name)
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

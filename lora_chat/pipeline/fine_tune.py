@@ -17,6 +17,7 @@ from lora_chat.evaluation.loss_plot import write_loss_plot
 from lora_chat.models.adapter import attach_adapter, count_parameters, count_trainable_parameters
 from lora_chat.models.adapter_files import save_adapter
 from lora_chat.models.base_model import load_base_model, load_meta_model
+from lora_chat.models.causality import check_causality
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.estimate import resolve_plan
 from lora_chat.pipeline.prepare import PreparedRun, audit_run, format_plan_summary, prepare_run
@@ -183,7 +184,9 @@ def _load_model(plan: Plan, prepared: PreparedRun, run: RunFolder, progress: Run
         run.path, count_trainable_parameters(load_meta_model(prepared.base), plan.adapter), plan.checkpoint.keep
     )
     progress.enter_stage("loading the base")
-    model = attach_adapter(load_base_model(prepared.base, plan.precision), plan.adapter, plan.training.seed)
+    base_model = load_base_model(prepared.base, plan.precision)
+    check_causality(base_model, prepared.train.rows[0].input_ids, prepared.base.name)
+    model = attach_adapter(base_model, plan.adapter, plan.training.seed)
     counts = count_parameters(model)
     logger.info(
         f"LoRA: {counts.trainable_parameters:,} trainable of {counts.all_parameters:,} parameters ({counts.share:.2%})"
