@@ -3,14 +3,16 @@
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.config.recipe import AdapterSection
-from lora_chat.errors import IntegrityError
+from lora_chat.errors import IntegrityError, RecipeError, first_line
 from lora_chat.models.adapter_checks import check_adapter_weights, check_stored_targets, check_targets_exist
 from lora_chat.models.adapter_config import LoraSettings, StoredAdapter
+from lora_chat.models.architectures import find_architecture
+from lora_chat.models.text_layers import find_text_layers
 from lora_chat.system.safetensors_header import MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -46,10 +48,37 @@ def attach_adapter(model: "PreTrainedModel", adapter: AdapterSection, seed: int 
     import torch
     from peft import LoraConfig
 
+    settings = resolve_targets(model, adapter)
+    torch.manual_seed(seed)
+    try:
+        return _wrap_in_peft(model, LoraConfig(task_type="CAUSAL_LM", **settings.to_peft()))
+    except ValueError as error:  # a kind of layer that PEFT does not support
+        raise RecipeError(
+            f"adapter.target_modules: PEFT cannot put LoRA on these layers of this base: {first_line(error)}"
+        ) from error
+
+
+def resolve_targets(model: "PreTrainedModel", adapter: AdapterSection) -> LoraSettings:
+    """Return the settings of a recipe with the layers of a base that they select.
+
+    Towers for pictures and sound, and layers that cannot carry LoRA, are left out. Raises RecipeError for targets that
+    do not exist or cannot be trained.
+    """
     if adapter.target_modules != "all-linear":
         check_targets_exist(model, adapter.target_modules)
-    torch.manual_seed(seed)
-    return _wrap_in_peft(model, LoraConfig(task_type="CAUSAL_LM", **LoraSettings.from_section(adapter).to_peft()))
+    settings = LoraSettings.from_section(adapter)
+    return replace(settings, target_modules=find_text_layers(model).select(settings.target_modules))
+
+
+def check_adapter_attaches(skeleton: "PreTrainedModel", adapter: AdapterSection) -> None:
+    """Raise RecipeError unless LoRA can be put on a base. The model without weights is changed.
+
+    The decoder layers of the table are known to carry LoRA, so only their target modules are checked.
+    """
+    if find_architecture(skeleton.config.model_type).layer_family:
+        resolve_targets(skeleton, adapter)
+    else:
+        attach_adapter(skeleton, adapter)
 
 
 def _wrap_in_peft(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.models.text_layers import find_text_layers
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 ALLOWED_DTYPES = ("torch.float32", "torch.float16", "torch.bfloat16")
 """Types of the tensors of an adapter."""
@@ -29,8 +31,9 @@ def find_target_candidates(model: "torch.nn.Module") -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def check_targets_exist(model: "torch.nn.Module", targets: tuple[str, ...]) -> None:
-    """Raise RecipeError for target modules that the model does not have."""
+def check_targets_exist(model: "PreTrainedModel", targets: tuple[str, ...]) -> None:
+    """Raise RecipeError for target modules that the model does not have, or that only its towers have."""
+    find_text_layers(model).select(targets)
     candidates = find_target_candidates(model)
     unknown = [name for name in targets if name.split(".")[-1] not in candidates]
     if unknown:

@@ -59,6 +59,8 @@ class ArchitectureSpec:
     """Whether linear layers are Conv1D, (in, out). llama.cpp cannot load the adapter that its converter writes."""
     llama_cpp_fields: tuple[tuple[str, str], ...] = ()
     """Fields that llama.cpp's converter needs and Transformers does not write, as (needed, field with the value)."""
+    layers_without_lora: tuple[str, ...] = ()
+    """Names of linear layers on which PEFT refuses LoRA (`_check_lora_target_modules_mamba` of its tuners_utils.py)."""
     vllm_lora: bool | None = None
     """Whether vLLM's model takes LoRA; None if unknown."""
     has_mlx_model: bool = False
@@ -213,6 +215,10 @@ ARCHITECTURES = (
     ArchitectureSpec("bloom", vllm_lora=False),
     ArchitectureSpec("falcon", vllm_lora=False),
     ArchitectureSpec("gemma3n", vllm_lora=False),
+    *(
+        ArchitectureSpec(model_type, layers_without_lora=("out_proj",))
+        for model_type in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+    ),
     ArchitectureSpec("gpt_neox", vllm_lora=False, has_mlx_model=True),
     ArchitectureSpec("gptj", vllm_lora=False),
     ArchitectureSpec("mpt", vllm_lora=False),

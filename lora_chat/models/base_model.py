@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.config.recipe import BaseSection
 from lora_chat.errors import LoraChatError, OutOfMemoryError, UnavailableError, first_line
+from lora_chat.models.auto_class import find_auto_class
 from lora_chat.models.base_files import check_base_files
 from lora_chat.models.bundled import bundled_base_names, find_bundled_base
 from lora_chat.models.causality import check_causal_config
@@ -20,6 +21,7 @@ from lora_chat.models.quantization.weight_cache import (
     copy_mapped_weights,
     disable_weight_repacking,
 )
+from lora_chat.models.text_layers import list_unquantized_layers
 from lora_chat.models.weight_check import check_loaded_weights, check_weight_count, check_weight_headers
 from lora_chat.models.weight_files import find_weight_files
 from lora_chat.system.bounded_call import call_with_timeout, is_rust_panic
@@ -152,13 +154,14 @@ def read_model_type(base: LocalBase) -> str | None:
 def load_meta_model(base: LocalBase) -> "PreTrainedModel":
     """Build a base's layers on the meta device, without weights. Raises UnavailableError."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = read_config(base)
     check_causal_config(config, base.name)
+    auto_class = find_auto_class(config, base.name)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=False)
+            return model
     except Exception as error:  # an untrusted config: inconsistent sizes raise many types of errors
         raise UnavailableError(f"The config of {base.name} does not describe a model: {first_line(error)}") from error
 
@@ -185,7 +188,8 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan, *, is_random: boo
     contain others, or if a file in the folder makes Transformers load other weights.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
+    from transformers.quantizers.base import get_keys_to_not_convert
 
     meta_model = None if is_random else check_weights(base)
     if precision.device == "cpu":
@@ -201,9 +205,12 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan, *, is_random: boo
         )
     elif precision.mode == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    if meta_model is not None and options and (skipped := list_unquantized_layers(meta_model)):
+        # Transformers' own list is replaced by this one, so it is repeated.
+        options["quantization_config"].llm_int8_skip_modules = [*get_keys_to_not_convert(meta_model), *skipped]
     num_memory_errors = count_gpu_memory_errors()
     try:
-        model, loading_info = AutoModelForCausalLM.from_pretrained(
+        model, loading_info = find_auto_class(read_config(base), base.name).from_pretrained(
             base.folder,
             dtype=dtype,
             device_map={"": 0 if precision.device == "cuda" else "cpu"},

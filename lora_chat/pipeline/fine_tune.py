@@ -18,6 +18,7 @@ from lora_chat.models.adapter import attach_adapter, count_parameters, count_tra
 from lora_chat.models.adapter_files import save_adapter
 from lora_chat.models.base_model import load_base_model, load_meta_model
 from lora_chat.models.causality import check_causality
+from lora_chat.models.text_layers import describe_left_out, find_text_layers
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.estimate import resolve_plan
 from lora_chat.pipeline.prepare import PreparedRun, audit_run, format_plan_summary, prepare_run
@@ -180,14 +181,16 @@ def _format_summary(
 def _load_model(plan: Plan, prepared: PreparedRun, run: RunFolder, progress: RunProgress) -> "tuple[PeftModel, int]":
     """Check the disk space, load the base and attach a new adapter; return the number of trained parameters too."""
     progress.enter_stage("checking the disk space")
-    check_disk_space(
-        run.path, count_trainable_parameters(load_meta_model(prepared.base), plan.adapter), plan.checkpoint.keep
-    )
+    skeleton = load_meta_model(prepared.base)
+    left_out = describe_left_out(find_text_layers(skeleton))
+    check_disk_space(run.path, count_trainable_parameters(skeleton, plan.adapter), plan.checkpoint.keep)
     progress.enter_stage("loading the base")
     base_model = load_base_model(prepared.base, plan.precision)
     check_causality(base_model, prepared.train.rows[0].input_ids, prepared.base.name)
     model = attach_adapter(base_model, plan.adapter, plan.training.seed)
     counts = count_parameters(model)
+    if left_out:
+        logger.info(left_out)
     logger.info(
         f"LoRA: {counts.trainable_parameters:,} trainable of {counts.all_parameters:,} parameters ({counts.share:.2%})"
     )

@@ -18,13 +18,12 @@ from lora_chat.data.sources import find_sources, open_sources
 from lora_chat.data.statistics import DataStatistics
 from lora_chat.errors import IntegrityError
 from lora_chat.evaluation.questions import Question, read_questions
-from lora_chat.models.adapter_checks import check_targets_exist
+from lora_chat.models.adapter import check_adapter_attaches
 from lora_chat.models.base_model import (
     LocalBase,
     check_weights,
     find_base,
     is_base_local,
-    load_meta_model,
     load_tokenizer,
     read_max_positions,
 )
@@ -100,9 +99,7 @@ def prepare_run(plan: Plan) -> PreparedRun:
     if not is_base_local(plan.base):
         files.check()  # before the download, which can take minutes
     base, tokenizer, stop_ids = load_base_tokenizer(plan, plan.data.template)
-    check_weights(base)
-    if plan.adapter.target_modules != "all-linear":
-        check_targets_exist(load_meta_model(base), plan.adapter.target_modules)
+    check_adapter_attaches(check_weights(base), plan.adapter)
     data = read_data(plan, files, tokenizer, stop_ids, read_max_positions(base))
     check_warmup(len(data.train.rows), plan.training)
     return PreparedRun(
