@@ -5,6 +5,7 @@
 - adapter_config: an untrusted adapter, and its settings after they were checked
 - adapter_files: an adapter's folder in PEFT's layout
 - architectures: facts about model architectures, one row for each `model_type`
+- auto_class: the class of Transformers with which a base is loaded
 - base_config: config and size of a base whose weights may not be on this machine
 - base_files: size limits of a base's small files
 - base_model: finding and loading a base
@@ -20,6 +21,7 @@
 - integrity: damaged or changed files, and cached digests
 - shape: sizes of a base and its numbers of weights, from its config.json
 - stop_tokens: the tokens at which a reply ends
+- text_layers: the linear layers that can carry LoRA for text
 - tokenizer_parts: a loaded tokenizer in parts, so that a message can name the part that differs
 - weight_check: comparison of a base's files with the weights of its model
 - weight_differences: allowed differences, and the message for others
