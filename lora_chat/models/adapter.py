@@ -144,9 +144,14 @@ def write_stored_adapter(stored: StoredAdapter, folder: Path, *, scale_in_alpha:
 
 def validate_adapter_config(stored: StoredAdapter) -> LoraSettings:
     """Return the settings of an adapter, checked against PEFT's defaults. Raises IntegrityError."""
+    return LoraSettings.from_peft(stored.config, stored.name, read_peft_defaults())
+
+
+def read_peft_defaults() -> dict[str, object]:
+    """Return PEFT's defaults of all settings of a LoRA adapter."""
     from peft import LoraConfig
 
-    return LoraSettings.from_peft(stored.config, stored.name, LoraConfig().to_dict())
+    return dict(LoraConfig().to_dict())
 
 
 def load_adapter(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel":

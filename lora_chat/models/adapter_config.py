@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 from typing_extensions import Self
@@ -12,12 +12,23 @@ from lora_chat.config.lora_variants import LORA_VARIANTS, LoraVariant, find_lora
 from lora_chat.config.recipe import AdapterSection
 from lora_chat.errors import IntegrityError
 from lora_chat.models.identity import Identity
+from lora_chat.system.safetensors_header import TensorHeader
+from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:
     import torch
 
 _VARIANT_FIELDS = {variant.peft_argument for variant in LORA_VARIANTS if variant.peft_argument}
-_CHECKED_FIELDS = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", *_VARIANT_FIELDS}
+_PATTERN_FIELDS = "rank_pattern", "alpha_pattern"
+_CHECKED_FIELDS = {
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    *_PATTERN_FIELDS,
+    *_VARIANT_FIELDS,
+}
 # These do not change the function, or PEFT sets them itself.
 _IGNORED_FIELDS = {
     "base_model_name_or_path",
@@ -42,6 +53,10 @@ class LoraSettings:
     target_modules: tuple[str, ...] | Literal["all-linear"]
     special_variants: tuple[LoraVariant, ...] = ()
     """Variants other than plain LoRA. A recipe sets at most one; an adapter of another tool may have several."""
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    """Ranks of layers with another rank, by their names."""
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    """Alphas of layers with another alpha, by their names."""
 
     @classmethod
     def from_section(cls, section: AdapterSection) -> Self:
@@ -66,23 +81,31 @@ class LoraSettings:
         targets = _check_fields(config, name, defaults)
         variants = find_special_variants(config)
         square_root = any(variant.scales_by_sqrt_rank for variant in variants)
+        ranks, alphas = (_read_pattern(config, field, name) for field in _PATTERN_FIELDS)
         try:
-            section = AdapterSection.model_validate(
-                {
-                    "rank": config["r"],
-                    "alpha": config["lora_alpha"],
-                    "dropout": config.get("lora_dropout", 0.0),
-                    "target_modules": tuple(targets),
-                    "variant": next(v.name for v in LORA_VARIANTS if v.scales_by_sqrt_rank == square_root),
-                }
-            )
+            values = {
+                "rank": config["r"],
+                "alpha": config["lora_alpha"],
+                "dropout": config.get("lora_dropout", 0.0),
+                "target_modules": tuple(targets),
+                "variant": next(v.name for v in LORA_VARIANTS if v.scales_by_sqrt_rank == square_root),
+            }
+            section = AdapterSection.model_validate(values)
+            for layer in ranks.keys() | alphas.keys():
+                of_layer = {"rank": ranks.get(layer, values["rank"]), "alpha": alphas.get(layer, values["alpha"])}
+                AdapterSection.model_validate(values | of_layer)
         except KeyError as error:
             raise IntegrityError(f"The adapter {name}: its config has no {error}.") from error
         except ValidationError as error:
             first = error.errors()[0]
             problem = ": ".join([*map(str, first["loc"][:1]), first["msg"]])
             raise IntegrityError(f"The adapter {name} has settings out of range ({problem}).") from error
-        return replace(cls.from_section(section), special_variants=variants)
+        return replace(
+            cls.from_section(section),
+            special_variants=variants,
+            rank_pattern=tuple(sorted(ranks.items())),
+            alpha_pattern=tuple(sorted(alphas.items())),
+        )
 
     @property
     def variant(self) -> LoraVariant:
@@ -112,6 +135,8 @@ class LoraSettings:
                 for variant in LORA_VARIANTS
                 if variant.peft_argument
             },
+            **({"rank_pattern": dict(self.rank_pattern)} if self.rank_pattern else {}),
+            **({"alpha_pattern": dict(self.alpha_pattern)} if self.alpha_pattern else {}),
         }
 
     def to_peft_file(self, base: str | None, revision: str | None) -> dict[str, object]:
@@ -131,7 +156,13 @@ class LoraSettings:
         variants = tuple(variant for variant in self.special_variants if not variant.scales_by_sqrt_rank)
         if variants == self.special_variants:
             return self
-        return replace(self, alpha=self.alpha * self.rank**0.5, special_variants=variants)
+        ranks, alphas = dict(self.rank_pattern), dict(self.alpha_pattern)
+        scaled = {
+            layer: alphas.get(layer, self.alpha) * ranks.get(layer, self.rank) ** 0.5
+            for layer in ranks.keys() | alphas.keys()
+        }
+        alpha = self.alpha * self.rank**0.5
+        return replace(self, alpha=alpha, special_variants=variants, alpha_pattern=tuple(sorted(scaled.items())))
 
 
 @dataclass(frozen=True)
@@ -147,6 +178,8 @@ class StoredAdapter:
     identity: Identity | None
     """Base, tokenizer and template that it was trained with; None for an adapter of another tool."""
     template: str | None
+    read_headers: "Callable[[], Mapping[str, TensorHeader]]" = dict
+    """Function that reads names and shapes of all tensors; raises IntegrityError if they cannot be read."""
     size: int = 0
     """Size of the file of weights, in bytes; 0 if another check limits it."""
 
@@ -169,6 +202,21 @@ def find_special_variants(config: Mapping[str, object]) -> tuple[LoraVariant, ..
     return tuple(v for v in LORA_VARIANTS if v.peft_argument and config.get(v.peft_argument) is True)
 
 
+def _read_pattern(config: Mapping[str, object], field: str, name: str) -> dict[str, Any]:
+    """Return the numbers of a `rank_pattern` or `alpha_pattern` by the name of the layer.
+
+    PEFT takes the names as regular expressions, so everything but a name is refused. Raises IntegrityError.
+    """
+    pattern = config.get(field) or {}
+    if (
+        not isinstance(pattern, dict)
+        or len(pattern) > _MAX_TARGETS
+        or not all(isinstance(layer, str) and _MODULE_NAME.fullmatch(layer) for layer in pattern)
+    ):
+        raise IntegrityError(f"The adapter {name}: {field} must be an object of names of layers.")
+    return pattern
+
+
 def _check_fields(config: Mapping[str, object], name: str, defaults: Mapping[str, object]) -> list[str]:
     """Return the target modules of an adapter_config.json.
 
@@ -181,7 +229,9 @@ def _check_fields(config: Mapping[str, object], name: str, defaults: Mapping[str
         if key in _CHECKED_FIELDS | _IGNORED_FIELDS:
             continue
         if value != defaults.get(key) and value not in _EMPTY_VALUES:
-            raise IntegrityError(f"The adapter {name}: {ascii(key)[1:101]} = {ascii(value)[:100]} is not supported.")
+            raise IntegrityError(
+                f"The adapter {name}: {sanitize_line(key, 100)} = {ascii(value)[:100]} is not supported."
+            )
     targets = config.get("target_modules")
     if (
         not isinstance(targets, list)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,12 @@ from lora_chat.errors import DiskError, IntegrityError
 from lora_chat.models.adapter import adapter_weights, write_peft_adapter
 from lora_chat.models.adapter_config import StoredAdapter
 from lora_chat.models.foreign.chat_template import read_template_beside
+from lora_chat.models.foreign.weights_file import find_foreign_weights
 from lora_chat.models.identity import Identity
 from lora_chat.system.atomic_write import atomic_folder
 from lora_chat.system.bounded_files import read_json_object, read_text
 from lora_chat.system.received_folder import check_received_folder
-from lora_chat.system.safetensors_header import check_safetensors_header
+from lora_chat.system.safetensors_header import TensorHeader, check_safetensors_header, read_tensor_headers
 
 if TYPE_CHECKING:
     import torch
@@ -53,11 +55,13 @@ def is_adapter_folder(folder: Path) -> bool:
 def read_adapter(folder: Path) -> StoredAdapter:
     """Read an adapter's folder except for its weights. Raises IntegrityError for a damaged, linked or special file."""
     check_received_folder(folder)
-    identity, weights = read_identity(folder), folder / WEIGHTS_NAME
+    identity, config = read_identity(folder), _read_config(folder / CONFIG_NAME)
+    weights = folder / WEIGHTS_NAME if identity else find_foreign_weights(folder, config)
     return StoredAdapter(
         name=str(folder),
-        config=_read_config(folder / CONFIG_NAME),
+        config=config,
         read_weights=lambda: _read_weights(weights),
+        read_headers=lambda: _read_headers(weights),
         identity=identity,
         template=_read_own_template(folder) if identity else read_template_beside(folder),
         size=weights.stat().st_size if weights.exists() else 0,
@@ -99,6 +103,14 @@ def _read_weights(path: Path) -> "dict[str, torch.Tensor]":
         check_safetensors_header(path)
         return load_file(path)
     except (OSError, SafetensorError, IntegrityError) as error:
+        raise IntegrityError(f"The adapter's weights {path} cannot be read: {error}") from error
+
+
+def _read_headers(path: Path) -> Mapping[str, TensorHeader]:
+    """Read names and shapes of all tensors of a safetensors file. Raises IntegrityError."""
+    try:
+        return read_tensor_headers(path)
+    except (OSError, IntegrityError) as error:
         raise IntegrityError(f"The adapter's weights {path} cannot be read: {error}") from error
 
 

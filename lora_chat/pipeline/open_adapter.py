@@ -14,6 +14,7 @@ from lora_chat.models.adapter_files import is_adapter_folder, read_adapter
 from lora_chat.models.base_model import LocalBase, find_base, is_base_local, load_tokenizer
 from lora_chat.models.bound_adapter import BoundAdapter, bind_adapter
 from lora_chat.models.bundled import bundled_base_names
+from lora_chat.models.foreign.fit import fit_foreign_adapter
 from lora_chat.pipeline.choose_template import install_trained_template
 from lora_chat.pipeline.install_tokens import install_trained_tokens
 from lora_chat.runs.origin import find_foreign_reason, sign_run
@@ -184,6 +185,8 @@ def resolve_adapter(
     base cannot be found.
     """
     base = find_adapter_base(stored, trust, untrusted_name=untrusted_name)
+    if stored.identity is None:
+        stored = fit_foreign_adapter(stored, base)
     tokenizer = load_tokenizer(base)
     has_own_template = install_trained_template(
         stored,

@@ -1,0 +1,174 @@
+"""Another tool's adapter as the same function in PEFT's current form, read from names and shapes of its weights."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from lora_chat.errors import IntegrityError
+from lora_chat.models.adapter import read_peft_defaults
+from lora_chat.models.adapter_config import StoredAdapter
+from lora_chat.models.base_model import LocalBase
+from lora_chat.models.foreign.base_layers import LayerShape, read_base_layers, read_ranks
+from lora_chat.models.foreign.layer_match import LayerSelection, SelectedLayer, is_plain, select_layers
+from lora_chat.models.foreign.mlx import convert_mlx_config, find_missing_mlx_layers, is_mlx_config
+from lora_chat.models.foreign.peft_settings import KEPT_FIELDS, check_peft_config, read_list
+from lora_chat.models.foreign.tensor_names import (
+    TensorName,
+    describe_other_tensor,
+    find_renaming,
+    parse_mlx_name,
+    parse_peft_name,
+)
+from lora_chat.system.sanitize import sanitize_line
+from lora_chat.system.worker import run_worker
+
+if TYPE_CHECKING:
+    import torch
+
+_MATCH_TIMEOUT_SECONDS, _MATCH_MEMORY_BYTES = 20.0, 1 << 30
+_MAX_LAYERS = 2000
+_NARROWING_FIELDS = ("exclude_modules", "layers_to_transform")
+"""Settings that select fewer layers than the names do."""
+_EXTRA_FIELDS = ("bias", "modules_to_save", "trainable_token_indices", "target_parameters")
+"""Settings with tensors that belong to no linear layer; `LoraSettings` reads or refuses them."""
+
+
+def fit_foreign_adapter(stored: StoredAdapter, base: LocalBase) -> StoredAdapter:
+    """Return another tool's adapter with PEFT's current settings and names for this base.
+
+    Only names and shapes are read, before any weights. Raises IntegrityError for settings that cannot be opened, and
+    for layers that the base or the file lacks, with the reason.
+    """
+    headers = stored.read_headers()
+    is_mlx = is_mlx_config(stored.config)
+    names = {name: parse_mlx_name(name) if is_mlx else parse_peft_name(name) for name in headers}
+    config = dict(convert_mlx_config(stored.config, names.values(), stored.name) if is_mlx else stored.config)
+    check_peft_config(config, stored.name, read_peft_defaults())
+    layers = read_base_layers(base)
+    renaming = find_renaming({tensor.layer for tensor in names.values() if tensor.layer}, layers.shapes)
+    names = {name: replace(tensor, layer=renaming.get(tensor.layer, "")) for name, tensor in names.items()}
+    if config.get("target_parameters"):
+        experts = {name: TensorName("", name) for name, tensor in names.items() if tensor.layer not in layers.shapes}
+        names |= experts
+    _check_other_tensors(stored.name, config, names)
+    ranks = read_ranks(stored.name, names, headers, transposed=is_mlx)
+    layers.check_shapes(stored.name, ranks)
+    selected = _select(stored.name, _read_selection(config, stored.name), [*layers.shapes])
+    if is_mlx:
+        missing = find_missing_mlx_layers(stored.config, sorted(ranks), sorted(layers.shapes))
+    else:
+        missing = sorted(selected.keys() - ranks.keys()) if config.get("target_modules") is not None else []
+    _check_selection(stored.name, ranks, selected, missing)
+    canonical = {key: config[key] for key in KEPT_FIELDS if key in config}
+    canonical |= _describe_layers(stored.name, config, ranks, selected)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    canonical |= {"base_model_name_or_path": name or base.name, "revision": revision if name else base.revision}
+    return replace(stored, config=canonical, read_weights=lambda: _read_renamed(stored, names, transposed=is_mlx))
+
+
+def _check_other_tensors(name: str, config: Mapping[str, object], names: Mapping[str, TensorName]) -> None:
+    """Raise IntegrityError for tensors that belong to no linear layer and to none of the settings."""
+    others = sorted(file_name for file_name, tensor in names.items() if not tensor.layer)
+    if others and all(config.get(field) in (None, False, [], {}, "none") for field in _EXTRA_FIELDS):
+        raise IntegrityError(
+            f"The adapter {name} cannot be opened, because it contains {describe_other_tensor(others[0])} "
+            f"({len(others):,} tensors, the first is {sanitize_line(others[0], 200)}).\n"
+            "Fix: merge it into its base with PEFT (merge_and_unload), and use the merged folder as a base."
+        )
+
+
+def _read_selection(config: Mapping[str, object], name: str) -> LayerSelection:
+    """Return the settings that select layers. Raises IntegrityError for one of another type."""
+    patterns = {}
+    for field, kinds in (("rank_pattern", (int,)), ("alpha_pattern", (int, float))):
+        pattern = config.get(field) or {}
+        if not isinstance(pattern, dict) or not all(type(value) in kinds for value in pattern.values()):
+            raise IntegrityError(f"The adapter {name}: {field} is not an object of numbers.")
+        patterns[field] = pattern
+    text_fields = ("target_modules", "exclude_modules", "layers_pattern")
+    selection = {field: read_list(config, field, name, str) for field in text_fields}
+    numbers = read_list(config, "layers_to_transform", name, int)
+    return cast("LayerSelection", {**selection, "layers_to_transform": numbers, **patterns})
+
+
+def _select(name: str, selection: LayerSelection, layers: list[str]) -> dict[str, SelectedLayer]:
+    """Return the layers that a config selects. Regular expressions are matched in a worker process."""
+    try:
+        if is_plain(selection):
+            return select_layers(selection, layers)
+    except re.error as error:
+        raise IntegrityError(f"The adapter {name}: a name of a layer is not valid ({error}).") from error
+    result = run_worker(
+        select_layers.__module__,
+        stdin=json.dumps({"selection": selection, "layers": layers}),
+        timeout=_MATCH_TIMEOUT_SECONDS,
+        memory=_MATCH_MEMORY_BYTES,
+    )
+    if result.exit_code != 0:
+        raise IntegrityError(
+            f"The adapter {name}: the regular expressions that select its layers are not valid or take longer than "
+            f"{_MATCH_TIMEOUT_SECONDS:.0f} seconds. Fix: write names of layers into its adapter_config.json."
+        )
+    answer: dict[str, SelectedLayer] = json.loads(result.stdout)
+    return answer
+
+
+def _check_selection(
+    name: str, ranks: Mapping[str, LayerShape], selected: Mapping[str, SelectedLayer], missing: list[str]
+) -> None:
+    """Raise IntegrityError unless the file has the weights of exactly the selected layers."""
+    if missing:
+        raise IntegrityError(
+            f"The adapter {name} does not fit this base: the weights of {len(missing):,} layers are missing (the first "
+            f"is {missing[0]}). The file is incomplete, or was trained on another base.\n"
+            "Fix: copy or download it again, or name its base with --base."
+        )
+    if surplus := sorted(ranks.keys() - selected.keys()):
+        raise IntegrityError(
+            f"The adapter {name}: its config does not name {len(surplus):,} layers that have weights (the first is "
+            f"{surplus[0]}), so that PEFT would leave them out.\nFix: correct target_modules in adapter_config.json."
+        )
+
+
+def _describe_layers(
+    name: str, config: Mapping[str, object], ranks: Mapping[str, LayerShape], selected: Mapping[str, SelectedLayer]
+) -> dict[str, object]:
+    """Return settings that select exactly the layers with weights, by their names and without regular expressions.
+
+    Raises IntegrityError if the rank of a layer is not the one in the config, because PEFT scales by that.
+    """
+    for layer, shape in ranks.items():
+        rank = selected[layer]["rank"] or config.get("r")
+        if shape.rank != rank:
+            raise IntegrityError(
+                f"The adapter {name}: {layer} has rank {shape.rank}, but its config says "
+                f"{sanitize_line(str(rank), 20)}."
+            )
+    targets = config.get("target_modules")
+    if isinstance(targets, list) and not any(config.get(field) for field in _NARROWING_FIELDS):
+        names = sorted(
+            target for target in targets if any(layer == target or layer.endswith(f".{target}") for layer in ranks)
+        )
+    else:
+        names = sorted(ranks)
+    if len(names) > _MAX_LAYERS:
+        raise IntegrityError(f"The adapter {name} has {len(names):,} layers; the limit is {_MAX_LAYERS:,}.")
+    rank_pattern = {layer: shape.rank for layer, shape in sorted(ranks.items()) if shape.rank != config.get("r")}
+    alphas = {layer: selected[layer]["alpha"] for layer in sorted(ranks)}
+    alpha_pattern = {layer: alpha for layer, alpha in alphas.items() if alpha not in (None, config.get("lora_alpha"))}
+    return {"target_modules": names, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
+
+
+def _read_renamed(
+    stored: StoredAdapter, names: Mapping[str, TensorName], *, transposed: bool
+) -> "dict[str, torch.Tensor]":
+    """Read an adapter's weights under PEFT's names. Raises IntegrityError if the file has changed."""
+    weights = stored.read_weights()
+    if weights.keys() != names.keys():
+        raise IntegrityError(f"The weights of {stored.name} changed while they were read. Fix: run the command again.")
+    return {
+        names[name].peft_name: weight.T.contiguous() if transposed and weight.dim() == 2 else weight
+        for name, weight in weights.items()
+    }

@@ -1,0 +1,90 @@
+"""Names of the tensors in adapter files of several tools and versions."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+PEFT_PREFIX = "base_model.model."
+LORA_A, LORA_B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+"""Last parts of PEFT's names of the tensors of a linear layer."""
+_NAME = re.compile(
+    r"(?P<layer>.+)\.(?:(?P<matrix>lora_[AB])(?:\.\w+)?\.weight|(?P<vector>lora_magnitude_vector)(?:\.\w+)?)"
+)
+"""The name of an adapter, such as `default`, can be inside; DoRA's vectors were parameters or modules."""
+_MLX_PARTS = {"lora_a": LORA_A, "lora_b": LORA_B, "m": MAGNITUDE}
+_TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.text_model.", "model.")
+"""Names of the text part of models with several parts, which differ between versions of Transformers."""
+
+
+@dataclass(frozen=True, order=True)
+class TensorName:
+    """The place of a tensor in a model."""
+
+    layer: str
+    """Name of the linear layer in the base; empty for a tensor that belongs to none."""
+    part: str
+    """Last part of PEFT's name, or the whole name if there is no layer."""
+
+    @property
+    def peft_name(self) -> str:
+        """Return the name under which PEFT saves the tensor."""
+        return f"{PEFT_PREFIX}{self.layer}.{self.part}" if self.layer else self.part
+
+
+def parse_peft_name(name: str) -> TensorName:
+    """Return the layer and part of a tensor's name in a file of PEFT."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return TensorName("", name)
+    layer = match["layer"].removeprefix(PEFT_PREFIX)
+    return TensorName(layer, f"{match['matrix']}.weight" if match["matrix"] else MAGNITUDE)
+
+
+def parse_mlx_name(name: str) -> TensorName:
+    """Return the layer and part of a tensor's name in a file of mlx-lm."""
+    layer, _, last = name.rpartition(".")
+    return TensorName(layer, _MLX_PARTS[last]) if layer and last in _MLX_PARTS else TensorName("", name)
+
+
+def find_renaming(layers: Iterable[str], base_layers: Iterable[str]) -> Mapping[str, str]:
+    """Return the names in the base of an adapter's layers.
+
+    If the base has none of them, the prefix of the text part is replaced by another version's, provided that the base
+    then has all of them.
+    """
+    wanted, existing = set(layers), set(base_layers)
+    if not wanted & existing:
+        for renaming in _list_renamings(wanted):
+            if renaming.keys() == wanted and set(renaming.values()) <= existing:
+                return renaming
+    return {layer: layer for layer in wanted}
+
+
+def _list_renamings(layers: set[str]) -> Iterator[dict[str, str]]:
+    """Yield the names of layers with one prefix of the text part in place of another."""
+    for old in _TEXT_PREFIXES:
+        for new in _TEXT_PREFIXES:
+            if old != new:
+                yield {layer: new + layer.removeprefix(old) for layer in layers if layer.startswith(old)}
+
+
+def describe_other_tensor(name: str) -> str:
+    """Return what a tensor is that belongs to no linear layer, as a noun phrase."""
+    for part, description in _OTHER_TENSORS.items():
+        if part in name:
+            return description
+    return "weights that are not LoRA"
+
+
+_OTHER_TENSORS = {
+    "lora_embedding_": "LoRA on the embedding",
+    "trainable_tokens": "trained rows of the embedding",
+    "lora_B.bias": "biases of LoRA matrices",
+    "embed_tokens": "a whole embedding, as after a change of the vocabulary",
+    "wte": "a whole embedding, as after a change of the vocabulary",
+    "lm_head": "a whole LM head, as after a change of the vocabulary",
+    "modules_to_save": "layers that were trained whole",
+    ".bias": "trained biases",
+    "experts": "weights of experts",
+}
+"""Parts of names and their meaning, the first match counts."""
