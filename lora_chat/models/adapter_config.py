@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
@@ -180,6 +181,8 @@ class StoredAdapter:
     template: str | None
     read_headers: "Callable[[], Mapping[str, TensorHeader]]" = dict
     """Function that reads names and shapes of all tensors; raises IntegrityError if they cannot be read."""
+    folder: Path | None = None
+    """Folder of an adapter of another tool, which may contain its tokenizer."""
     size: int = 0
     """Size of the file of weights, in bytes; 0 if another check limits it."""
 

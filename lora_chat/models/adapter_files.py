@@ -64,6 +64,7 @@ def read_adapter(folder: Path) -> StoredAdapter:
         read_headers=lambda: _read_headers(weights),
         identity=identity,
         template=_read_own_template(folder) if identity else read_template_beside(folder),
+        folder=None if identity else folder,
         size=weights.stat().st_size if weights.exists() else 0,
     )
 

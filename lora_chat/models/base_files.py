@@ -37,6 +37,13 @@ _JSON_LIMITS_BYTES = {
 """Size limit, in bytes, of every JSON file that Transformers or tokenizers may read."""
 _VOCABULARY_NAMES = "tokenizer.model", "sentencepiece.model", "spm.model", "tiktoken.model", "vocab.txt", "merges.txt"
 """Names of vocabularies in formats other than JSON."""
+VOCABULARY_FILES = (_TOKENIZER_NAME, "vocab.json", *(name for name in _VOCABULARY_NAMES if name != "merges.txt"))
+"""Names of files of which a tokenizer needs at least one."""
+TOKENIZER_FILES = (
+    *VOCABULARY_FILES,
+    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
+"""Names of all files of a tokenizer."""
 _TEMPLATE_PATTERNS = "chat_template.jinja", "additional_chat_templates/*.jinja"
 _MAX_ADDED_TOKENS = 100_000
 """Limit of added tokens, each of which is searched for in every text; the largest known base has 33,000."""

@@ -15,6 +15,7 @@ from lora_chat.models.base_model import LocalBase, find_base, is_base_local, loa
 from lora_chat.models.bound_adapter import BoundAdapter, bind_adapter
 from lora_chat.models.bundled import bundled_base_names
 from lora_chat.models.foreign.fit import fit_foreign_adapter
+from lora_chat.models.foreign.tokenizer_check import check_tokenizer_beside
 from lora_chat.pipeline.choose_template import install_trained_template
 from lora_chat.pipeline.install_tokens import install_trained_tokens
 from lora_chat.runs.origin import find_foreign_reason, sign_run
@@ -194,6 +195,8 @@ def resolve_adapter(
         accept=trust.accept_template or trust.compare_template_only,
         made_by_user=made_by_user,
     )
+    if stored.folder is not None:
+        check_tokenizer_beside(stored.name, stored.folder, base, tokenizer, force=trust.force_base)
     runs_template = not (has_own_template and trust.compare_template_only)
     install_trained_tokens(stored, base, tokenizer, run_template=runs_template)
     return bind_adapter(

@@ -7,5 +7,6 @@
 - mlx: adapters of mlx-lm
 - peft_settings: settings of PEFT that are read, ignored or refused
 - tensor_names: names of tensors in files of several tools and versions
+- tokenizer_check: the tokenizer beside an adapter, compared with the base's
 - weights_file: the file of an adapter's weights
 """
