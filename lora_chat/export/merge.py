@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.errors import IntegrityError, UsageError
+from lora_chat.export.merged_config import complete_config
+from lora_chat.export.merged_generation import write_generation_config
+from lora_chat.export.merged_tokenizer import write_tokenizer
 from lora_chat.export.parity.compare import ParityReport, check_parity, measure_parity
 from lora_chat.export.parity.format import write_parity_reports
 from lora_chat.export.parity.outputs import ParityOutputs
@@ -141,16 +144,20 @@ def write_base(blend: AdapterBlend, folder: Path) -> None:
 
 
 def _save_model(model: "PreTrainedModel", blend: AdapterBlend, folder: Path) -> None:
-    """Save a model with its tokenizer and stop ids, without references to code."""
-    model.generation_config.eos_token_id = list(blend.stop_ids)
-    model.generation_config.pad_token_id = blend.tokenizer.pad_token_id
+    """Save a model as its base is laid out, with the tokenizer and stop ids of training, without references to code."""
+    from transformers import GenerationConfig
+
+    bos_id = model.generation_config.bos_token_id
+    # Transformers refuses to save contradictory settings; the file is written below.
+    model.generation_config = GenerationConfig()
     # An untrusted base may name code in `auto_map`, which other programs could run.
-    for part in (model.config, blend.tokenizer):
-        getattr(part, "init_kwargs", {}).pop("auto_map", None)
-        if hasattr(part, "auto_map"):
-            del part.auto_map
+    if hasattr(model.config, "auto_map"):
+        del model.config.auto_map
     model.save_pretrained(folder, max_shard_size="4GB")
-    blend.tokenizer.save_pretrained(folder)
+    complete_config(folder, blend.base.folder, model.config)
+    pad_id = blend.tokenizer.pad_token_id
+    write_generation_config(folder, blend.base.folder, blend.stop_ids, pad_id, bos_id)
+    write_tokenizer(folder, blend.base, blend.tokenizer)
 
 
 def _name_report(precision: PrecisionPlan, original: bool) -> str:

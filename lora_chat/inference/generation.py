@@ -90,7 +90,7 @@ def _generate_batch(
     # Padding on the left lets all prompts end at the same position, where generation begins.
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in batch])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
-    with torch.inference_mode(), _contiguous_hidden_states(model):
+    with torch.inference_mode(), _contiguous_hidden_states(model), _without_base_settings(model):
         output = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -118,6 +118,26 @@ def _contiguous_hidden_states(model: "PreTrainedModel") -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def _without_base_settings(model: "PreTrainedModel") -> Iterator[None]:
+    """Ignore the generation settings of the base until the block ends, so that replies are greedy without penalties.
+
+    Transformers takes every field that a call leaves unset from the model, such as `repetition_penalty`.
+    """
+    from transformers import GenerationConfig
+
+    inner = getattr(model, "get_base_model", lambda: model)()
+    models = [part for part in (model, inner) if "generation_config" in vars(part)]
+    before = [part.generation_config for part in models]
+    for part in models:
+        part.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for part, settings in zip(models, before, strict=True):
+            part.generation_config = settings
 
 
 def _choose_batch_size(model: "PreTrainedModel", tokens: int) -> int:
@@ -151,7 +171,7 @@ def stream_reply(
 
     streamer = Streamer(_TextDecoder(tokenizer), skip_prompt=True)
     ids = torch.tensor([list(prompt)], device=model.device)
-    with torch.inference_mode(), _contiguous_hidden_states(model):
+    with torch.inference_mode(), _contiguous_hidden_states(model), _without_base_settings(model):
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

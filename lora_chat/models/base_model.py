@@ -22,6 +22,7 @@ from lora_chat.models.quantization.weight_cache import (
     disable_weight_repacking,
 )
 from lora_chat.models.text_layers import list_unquantized_layers
+from lora_chat.models.tokenizer_limits import fit_tokenizer
 from lora_chat.models.weight_check import check_loaded_weights, check_weight_count, check_weight_headers
 from lora_chat.models.weight_files import find_weight_files
 from lora_chat.system.bounded_call import call_with_timeout, is_rust_panic
@@ -103,7 +104,7 @@ def find_base(base: BaseSection) -> LocalBase:
 
 
 def load_tokenizer(base: LocalBase) -> "PreTrainedTokenizerBase":
-    """Load and try a base's tokenizer. Padding falls back to eos, which is safe because labels are set by position.
+    """Load and try a base's tokenizer, and fit its eos and pad tokens to the model.
 
     Raises UnavailableError for a tokenizer that cannot be loaded or used, or has no end-of-sequence token.
     """
@@ -127,10 +128,8 @@ def load_tokenizer(base: LocalBase) -> "PreTrainedTokenizerBase":
         raise UnavailableError(
             f"The tokenizer of {base.name} cannot encode a sample text: {first_line(error)}"
         ) from error
-    if tokenizer.eos_token_id is None:
-        raise UnavailableError(f"The tokenizer of {base.name} has no end-of-sequence token, so no reply would end.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    config = read_config(base) if (base.folder / "config.json").is_file() else None
+    fit_tokenizer(tokenizer, config, base.name, TOKENIZER_SAMPLE_TEXT)
     base.check_unchanged()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:  # tokenizer.json may ask for both; lora_chat encodes every text completely and unpadded

@@ -174,6 +174,7 @@ NO_PART = {
     "files_loaded": "names that are written into files",
     "init_inputs": "arguments that are written into files",
     "init_kwargs": "arguments that are written into files",
+    "lora_chat_num_embeddings": "limit above which ids are refused; the config is compared",
     "name_or_path": "the folder",
     "response_template": "used by parse_response, which is not used; its field in the file is compared",
     "verbose": "whether warnings are printed",

@@ -42,6 +42,22 @@ def read_kept_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
     return tuple(sorted({name for name in names if isinstance(name, str) and name in added and name not in template}))
 
 
+_LIMIT_ATTRIBUTE = "lora_chat_num_embeddings"
+
+
+def limit_token_ids(tokenizer: "PreTrainedTokenizerBase", num_embeddings: int) -> None:
+    """Record the number of embeddings of the model that a tokenizer belongs to."""
+    setattr(tokenizer, _LIMIT_ATTRIBUTE, num_embeddings)
+
+
+def find_tokens_without_embedding(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    """Return the added tokens beyond the embeddings of the base, which no text may contain."""
+    limit = getattr(tokenizer, _LIMIT_ATTRIBUTE, None)
+    if limit is None:
+        return {}
+    return {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if number >= limit}
+
+
 _KNOWN_KEYS = {"role", "content", "reasoning_content", "thinking", "tool_calls", "tool_call_id", "name", "id"} | {
     "type",
     "function",

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.data.encoding.control_tokens import LITERAL_END, LITERAL_START, ControlTokenMarker, read_control_tokens
+from lora_chat.data.encoding.control_tokens import (
+    LITERAL_END,
+    LITERAL_START,
+    ControlTokenMarker,
+    find_tokens_without_embedding,
+    read_control_tokens,
+)
 from lora_chat.errors import DataError
 from lora_chat.system.bounded_call import call_with_timeout
 
@@ -41,6 +47,7 @@ class TextTokenizer:
         self._marker = ControlTokenMarker(read_control_tokens(tokenizer))
         self._added_ids = frozenset(tokenizer.added_tokens_encoder.values())
         self._normalised = _normalised_tokens(tokenizer)
+        self._without_embedding = find_tokens_without_embedding(tokenizer)
         self._uses_regex = _uses_regex(tokenizer)
         self._newline_ids: list[int] = tokenizer.encode("\n", add_special_tokens=False)
         self._cached_ids: dict[str, list[int]] = {}
@@ -108,7 +115,19 @@ class TextTokenizer:
         encoded = [TokenizedText(*row) for row in zip(texts, out["input_ids"], offsets, strict=True)]
         for text in encoded if self._normalised else ():
             self._check_normalised(text)
+        for text in encoded if self._without_embedding else ():
+            self._check_embeddings(text.ids)
         return encoded
+
+    def _check_embeddings(self, ids: list[int]) -> None:
+        """Raise DataError if a token has no embedding in the model."""
+        token = next((token for token in ids if token in self._without_embedding), None)
+        if token is not None:
+            name = self._without_embedding[token]
+            raise DataError(
+                f"the chat template writes the token {name!a}, for which the base has no embedding: its tokenizer was "
+                "extended and its weights were not; use another template or base"
+            )
 
     def _check_normalised(self, encoded: TokenizedText) -> None:
         """Raise DataError if normalisation made a control token of another spelling."""

@@ -57,6 +57,8 @@ def generate_reply(
         do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad
     )
     ids = torch.tensor([prompt], device=model.device)
+    # `generate` takes fields that are not set from the model, such as the base's `repetition_penalty`.
+    model.generation_config = model.get_base_model().generation_config = transformers.GenerationConfig()
     with torch.inference_mode():
         output_ids = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     reply_ids: list[int] = output_ids[0, len(prompt) :].tolist()
