@@ -6,6 +6,9 @@
 - llama_cpp_converter_worker: the separate process in which a converter of llama.cpp runs
 - llama_cpp_converters: fetch, check and run the converters of llama.cpp
 - merge: merge adapters into a 16-bit base, and check the written model
+- merged_config: the config.json of a merged model, for readers of other versions
+- merged_generation: the generation settings of a merged model
+- merged_tokenizer: the tokenizer and processor files of a merged model
 - ollama: write a GGUF with a Modelfile for Ollama
 - ollama_template: translate a chat template from Jinja to Go
 - peft: write the adapter as a plain PEFT folder

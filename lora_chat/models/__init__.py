@@ -22,6 +22,7 @@
 - shape: sizes of a base and its numbers of weights, from its config.json
 - stop_tokens: the tokens at which a reply ends
 - text_layers: the linear layers that can carry LoRA for text
+- tokenizer_limits: the eos and pad tokens of a loaded tokenizer, and tokens without an embedding
 - tokenizer_parts: a loaded tokenizer in parts, so that a message can name the part that differs
 - weight_check: comparison of a base's files with the weights of its model
 - weight_differences: allowed differences, and the message for others
