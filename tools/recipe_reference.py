@@ -13,6 +13,7 @@ from pydantic import BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from lora_chat.config.adapter_section import LAYER_RANGE_PATTERN
 from lora_chat.config.data import ColumnsSection, SourceSection
 from lora_chat.config.recipe import Recipe
 from lora_chat.config.sizes import SIZE_PATTERN
@@ -40,7 +41,7 @@ _NESTED_SECTIONS: dict[type[BaseModel], str] = {
 """Headings of the sections that are values of settings."""
 _TYPE_NAMES = {int: "integer", float: "number", bool: "`true` or `false`", str: "string", type(None): "`null`"}
 _LIMIT_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-_PATTERNS = {SIZE_PATTERN: "size, `auto` or `unlimited`"}
+_PATTERNS = {SIZE_PATTERN: "size, `auto` or `unlimited`", LAYER_RANGE_PATTERN: "`first N`, `last N`"}
 """Descriptions of the patterns of string settings."""
 
 
@@ -97,7 +98,11 @@ def _list_kinds(annotation: object, metadata: tuple[object, ...] = ()) -> Iterat
     elif origin is Literal:
         yield from (f"`{value}`" for value in arguments)
     elif origin is tuple:
-        yield f"list of {' or '.join(f'{kind}s' for kind in dict.fromkeys(_list_kinds(arguments[0])))}"
+        kinds = [kind.partition(" ") for kind in dict.fromkeys(_list_kinds(arguments[0]))]
+        yield f"list of {' or '.join(f'{name}s{space}{limits}' for name, space, limits in kinds)}"
+    elif origin is dict:
+        key, value = (" or ".join(_list_kinds(argument)) for argument in arguments)
+        yield f"map of {key}s to {value}"
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "source" if annotation is SourceSection else "section"
     elif annotation in _TYPE_NAMES:

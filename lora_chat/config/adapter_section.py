@@ -3,29 +3,75 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from typing_extensions import Self
 
 from lora_chat.config.base import NonEmptyStr, StrictModel
+from lora_chat.config.layer_patterns import check_layer_pattern, is_plain_name
 from lora_chat.config.lora_variants import LoraVariantName, find_lora_variant
 
 _MIN_SCALE, _MAX_SCALE = 1e-4, 4096.0
 """Range of the scale of an update. A smaller scale has no effect, and a larger one exceeds the range of 16 bits."""
 
 
+_MAX_PATTERNS = 2000
+Rank = Annotated[int, Field(ge=1, le=1024)]
+Alpha = Annotated[float, Field(gt=0, le=65536, allow_inf_nan=False)]
+
+
+def _check_target_pattern(pattern: str) -> str:
+    """Raise ValueError unless a text is a pattern, because PEFT compares it with whole names."""
+    if is_plain_name(pattern):
+        raise ValueError(
+            f"{pattern} is neither `all-linear` nor a regular expression of whole names; for layers of that name "
+            f"write [{pattern}]"
+        )
+    return check_layer_pattern(pattern)
+
+
+LayerNumber = Annotated[int, Field(ge=0, lt=10_000)]
+LAYER_RANGE_PATTERN = r"^(first|last) [1-9][0-9]{0,3}$"
+LayerRange = Annotated[str, StringConstraints(pattern=LAYER_RANGE_PATTERN)]
+LayerPattern = Annotated[str, StringConstraints(min_length=1), AfterValidator(check_layer_pattern)]
+TargetPattern = Annotated[str, StringConstraints(min_length=1), AfterValidator(_check_target_pattern)]
+
+
 class AdapterSection(StrictModel):
     """The LoRA weights that are trained."""
 
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    rank: Rank = 16
     """Inner dimension of the two LoRA matrices."""
-    alpha: Annotated[float, Field(gt=0, le=65536, allow_inf_nan=False)] = 32
+    alpha: Alpha = 32
     """Numerator of the scale of the update, which is alpha / rank (rsLoRA: alpha / sqrt(rank))."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapter's inputs that training drops."""
-    target_modules: Literal["all-linear"] | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)] = "all-linear"
-    """Layers with an adapter: `all-linear`, or a list of layer names of the model, such as [q_proj, v_proj]."""
+    target_modules: Literal["all-linear"] | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)] | TargetPattern = (
+        "all-linear"
+    )
+    """Layers with an adapter: `all-linear`, a list of layer names of the model, such as [q_proj, v_proj], or a regular
+    expression of whole names, such as `.*\\.self_attn\\.(q|v)_proj`."""
+    layers: LayerRange | Annotated[tuple[LayerNumber, ...], Field(min_length=1, max_length=1000)] | None = None
+    """Decoder layers with an adapter, counted from 0: a list of numbers, `first N` or `last N`. By default all have
+    one."""
+    rank_pattern: Annotated[dict[LayerPattern, Rank], Field(min_length=1, max_length=_MAX_PATTERNS)] | None = None
+    """Other ranks for some layers, by the end of their name or a regular expression of it, such as {down_proj: 32}. The
+    first match counts. Their scale is alpha / their rank, unless `alpha_pattern` sets another alpha."""
+    alpha_pattern: Annotated[dict[LayerPattern, Alpha], Field(min_length=1, max_length=_MAX_PATTERNS)] | None = None
+    """Other alphas for some layers, in the same form."""
     variant: LoraVariantName = "lora"
     """Variant of LoRA: `lora`, `rslora` (arXiv 2312.03732, for high ranks) or `dora` (arXiv 2402.09353, slower)."""
+
+    @property
+    def selects_layers(self) -> bool:
+        """Return whether the names of the adapted layers depend on the base, so that they must be resolved."""
+        is_pattern = isinstance(self.target_modules, str) and self.target_modules != "all-linear"
+        return is_pattern or any((self.layers, self.rank_pattern, self.alpha_pattern))
+
+    def without_layers(self) -> "AdapterSection":
+        """Return the settings for a base with other layers: each layer has an adapter of the same rank."""
+        targets = "all-linear" if isinstance(self.target_modules, str) else self.target_modules
+        changes = {"target_modules": targets, "layers": None, "rank_pattern": None, "alpha_pattern": None}
+        return self.model_copy(update=changes)
 
     @property
     def scale(self) -> float:
@@ -39,4 +85,10 @@ class AdapterSection(StrictModel):
                 f"alpha = {self.alpha:g} with rank = {self.rank} scales the update by {self.scale:g}; "
                 f"the scale must be from {_MIN_SCALE:g} to {_MAX_SCALE:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> Self:
+        if isinstance(self.layers, tuple) and len(set(self.layers)) < len(self.layers):
+            raise ValueError("layers contains a number twice")
         return self

@@ -145,7 +145,9 @@ def _make_precision(quantization: QuantizationSection, hardware: Hardware, dtype
 def check_target_modules(adapter: AdapterSection) -> None:
     """Raise RecipeError for an adapter on the LM head. It would not be trained, because TRL's fused head reads the
     weight itself."""
-    if adapter.target_modules != "all-linear" and any(n.split(".")[-1] == "lm_head" for n in adapter.target_modules):
+    if not isinstance(adapter.target_modules, str) and any(
+        n.split(".")[-1] == "lm_head" for n in adapter.target_modules
+    ):
         raise RecipeError(
             "adapter.target_modules: lm_head cannot have an adapter, because the loss would ignore it. "
             "Fix: remove it from the list, or use `all-linear`, which leaves it out."

@@ -19,6 +19,7 @@
 - hub: bases from the Hugging Face hub
 - identity: digests and settings that bind an adapter to its base, tokenizer and template
 - integrity: damaged or changed files, and cached digests
+- layer_selection: the layers that a recipe selects on a base
 - shape: sizes of a base and its numbers of weights, from its config.json
 - stop_tokens: the tokens at which a reply ends
 - text_layers: the linear layers that can carry LoRA for text

@@ -12,6 +12,7 @@ from lora_chat.errors import IntegrityError, RecipeError, first_line
 from lora_chat.models.adapter_checks import check_adapter_weights, check_stored_targets, check_targets_exist
 from lora_chat.models.adapter_config import LoraSettings, StoredAdapter
 from lora_chat.models.architectures import find_architecture
+from lora_chat.models.layer_selection import select_layers
 from lora_chat.models.text_layers import find_text_layers
 from lora_chat.system.safetensors_header import MAX_HEADER_BYTES
 
@@ -64,9 +65,11 @@ def resolve_targets(model: "PreTrainedModel", adapter: AdapterSection) -> LoraSe
     Towers for pictures and sound, and layers that cannot carry LoRA, are left out. Raises RecipeError for targets that
     do not exist or cannot be trained.
     """
-    if adapter.target_modules != "all-linear":
+    if not isinstance(adapter.target_modules, str):
         check_targets_exist(model, adapter.target_modules)
     settings = LoraSettings.from_section(adapter)
+    if adapter.selects_layers:
+        return select_layers(find_text_layers(model).suitable, model, adapter, settings)
     return replace(settings, target_modules=find_text_layers(model).select(settings.target_modules))
 
 
@@ -128,18 +131,33 @@ def write_peft_adapter(model: "PeftModel", folder: Path) -> None:
 def write_stored_adapter(stored: StoredAdapter, folder: Path, *, scale_in_alpha: bool = False) -> None:
     """Write an adapter's checked settings and weights, and nothing else, as a folder for other programs.
 
-    With `scale_in_alpha`, rsLoRA (arXiv 2312.03732) is written as plain LoRA of the same function, because
-    llama.cpp's converter ignores `use_rslora`.
+    With `scale_in_alpha`, rsLoRA (arXiv 2312.03732) and layers with other alphas are written as plain LoRA of the same
+    function with one alpha, because llama.cpp's converter ignores `use_rslora` and `alpha_pattern`.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     settings = validate_adapter_config(stored)
+    weights = stored.read_weights()
     if scale_in_alpha:
         settings = settings.with_scale_in_alpha()
+        settings, weights = _scale_b_in_place_of_alphas(settings, weights)
     config = settings.to_peft_file(*stored.base)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_file(stored.read_weights(), folder / _WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(weights, folder / _WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def _scale_b_in_place_of_alphas(
+    settings: LoraSettings, weights: "dict[str, torch.Tensor]"
+) -> "tuple[LoraSettings, dict[str, torch.Tensor]]":
+    """Return settings without alphas of single layers, and weights whose matrices B have them as a factor."""
+    if not settings.alpha_pattern:
+        return settings, weights
+    scaled = {}
+    for key, weight in weights.items():
+        layer, is_b, _ = key.removeprefix("base_model.model.").partition(".lora_B.")
+        scaled[key] = weight.float() * (settings.alpha_of(layer) / settings.alpha) if is_b else weight.float()
+    return replace(settings, alpha_pattern=()), scaled
 
 
 def validate_adapter_config(stored: StoredAdapter) -> LoraSettings:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from typing_extensions import Self
@@ -51,7 +51,8 @@ class LoraSettings:
     rank: int
     alpha: float
     dropout: float
-    target_modules: tuple[str, ...] | Literal["all-linear"]
+    target_modules: tuple[str, ...] | str
+    """Names of layers, or `all-linear`. The pattern of a recipe is replaced before PEFT gets it."""
     special_variants: tuple[LoraVariant, ...] = ()
     """Variants other than plain LoRA. A recipe sets at most one; an adapter of another tool may have several."""
     rank_pattern: tuple[tuple[str, int], ...] = ()
@@ -68,8 +69,10 @@ class LoraSettings:
             rank=section.rank,
             alpha=section.alpha,
             dropout=section.dropout,
-            target_modules="all-linear" if targets == "all-linear" else tuple(sorted(targets)),
+            target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
             special_variants=(variant,) if variant.peft_argument else (),
+            rank_pattern=tuple(sorted((section.rank_pattern or {}).items())),
+            alpha_pattern=tuple(sorted((section.alpha_pattern or {}).items())),
         )
 
     @classmethod
@@ -121,7 +124,19 @@ class LoraSettings:
             dropout=self.dropout,
             target_modules=self.target_modules,
             variant=self.variant.name,
+            rank_pattern=dict(self.rank_pattern) or None,
+            alpha_pattern=dict(self.alpha_pattern) or None,
         )
+
+    def rank_of(self, layer: str) -> int:
+        """Return the rank of a layer by its full name."""
+        names = (name for name, _ in self.rank_pattern if layer == name or layer.endswith(f".{name}"))
+        return dict(self.rank_pattern).get(next(names, ""), self.rank)
+
+    def alpha_of(self, layer: str) -> float:
+        """Return the alpha of a layer by its full name."""
+        names = (name for name, _ in self.alpha_pattern if layer == name or layer.endswith(f".{name}"))
+        return dict(self.alpha_pattern).get(next(names, ""), self.alpha)
 
     def to_peft(self) -> dict[str, object]:
         """Return the settings as arguments of PEFT's LoraConfig."""
@@ -130,7 +145,7 @@ class LoraSettings:
             "r": self.rank,
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
-            "target_modules": targets if targets == "all-linear" else list(targets),
+            "target_modules": targets if isinstance(targets, str) else list(targets),
             **{
                 variant.peft_argument: variant in self.special_variants
                 for variant in LORA_VARIANTS

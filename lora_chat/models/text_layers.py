@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from lora_chat.errors import RecipeError
 from lora_chat.models.architectures import find_architecture
@@ -21,7 +21,8 @@ _READ_DIRECTLY = "the model's code reads its weights without calling it, so an a
 _UNSUPPORTED = "PEFT does not support it in this architecture, whose kernels read its weights directly"
 _PRODUCT_WITH_WEIGHT = re.compile(r"\bself\.(\w+)\.weight\s*@")
 
-Targets = tuple[str, ...] | Literal["all-linear"]
+Targets = tuple[str, ...] | str
+"""Names of layers, or `all-linear`."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class TextLayers:
 
         Raises RecipeError for a target that selects only unsuitable layers.
         """
-        if targets == "all-linear":
+        if isinstance(targets, str):
             return self.suitable if self.unsuitable else targets
         for target in targets:
             if any(_matches(name, target) for name in self.suitable):

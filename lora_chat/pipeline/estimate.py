@@ -11,8 +11,9 @@ from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.data.encoding.kept_tokens import keep_tokens
 from lora_chat.data.lengths import DataLengths
 from lora_chat.errors import OutOfMemoryError, RecipeError
+from lora_chat.models.adapter import count_trainable_parameters
 from lora_chat.models.base_config import BaseConfig, find_base_config
-from lora_chat.models.base_model import LocalBase, find_base, load_tokenizer
+from lora_chat.models.base_model import LocalBase, find_base, load_meta_model, load_tokenizer
 from lora_chat.models.bundled import bundled_base_names
 from lora_chat.models.shape import read_shape
 from lora_chat.models.stop_tokens import read_stop_ids
@@ -71,11 +72,11 @@ def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunE
     plan = make_plan(recipe, hardware)
     base = find_base_config(plan.base)
     shape = read_shape(base.config, base.name)
+    trained_parameters = _count_selected_parameters(plan, base)
     started = time.monotonic()
     data = _read_lengths(plan, base, shape.max_positions)
-    return _estimate_plan(
-        plan, PlanningProblem(shape, data, target), base, time.monotonic() - started, allow_slow=False
-    )
+    problem = PlanningProblem(shape, data, target, trained_parameters)
+    return _estimate_plan(plan, problem, base, time.monotonic() - started, allow_slow=False)
 
 
 def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> RunEstimate:
@@ -87,7 +88,12 @@ def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> R
     )
     return _estimate_plan(
         plan,
-        PlanningProblem(shape, data, detect_local_device(detect_hardware(plan.base.device))),
+        PlanningProblem(
+            shape,
+            data,
+            detect_local_device(detect_hardware(plan.base.device)),
+            _count_selected_parameters(plan, base),
+        ),
         base,
         reading_seconds,
         allow_slow=True,
@@ -100,23 +106,19 @@ def _estimate_plan(
     """Choose the open settings, benchmark this machine if it is the target, and estimate the plan."""
     memory = plan.training.memory
     if memory not in ("auto", "unlimited"):
-        problem = PlanningProblem(
-            problem.shape, problem.data, problem.target.with_memory_limit(parse_size(memory, "training.memory"))
-        )
+        limited = problem.target.with_memory_limit(parse_size(memory, "training.memory"))
+        problem = replace(problem, target=limited)
     if memory != "unlimited":
         plan = choose_plan(plan, problem, problem.target.limit)
     benchmark = None
     if memory != "unlimited":
         benchmark = benchmark_machine(plan, problem, base.config, base.folder, allow_slow=allow_slow)
     if benchmark:
-        problem = PlanningProblem(
-            problem.shape,
-            problem.data,
-            calibrate(problem.target, benchmark, problem.shape, memory_config_from_plan(plan, problem.shape)),
-        )
+        config = memory_config_from_plan(plan, problem.shape)
+        problem = replace(problem, target=calibrate(problem.target, benchmark, problem.shape, config))
         plan = choose_plan(plan, problem, problem.target.limit)
     elif problem.target.speed is None and problem.target.at_hand and problem.shape.weights > MIN_BASE_WEIGHTS:
-        problem = PlanningProblem(problem.shape, problem.data, measure_cpu_speed(problem.target))
+        problem = replace(problem, target=measure_cpu_speed(problem.target))
     if plan.precision.dtype == "float32" and problem.target.device == "cuda":
         # The speed of a GPU is known in 16 bits only: it is enough to compare plans, and wrong for their time.
         problem = replace(problem, target=replace(problem.target, speed=None))
@@ -130,6 +132,17 @@ def _estimate_plan(
         benchmark=benchmark,
         reading_seconds=reading_seconds,
     )
+
+
+def _count_selected_parameters(plan: Plan, base: BaseConfig) -> int | None:
+    """Return the number of weights that a plan trains if it depends on names of layers.
+
+    None means that the shape tells it, or that only the config of the base is known; then the plan has the number for
+    all layers with the largest rank.
+    """
+    if not plan.adapter.selects_layers or base.folder is None:
+        return None
+    return count_trainable_parameters(load_meta_model(LocalBase(base.name, base.folder)), plan.adapter)
 
 
 def _find_target(gpu: str | None, memory: str | None, device: str) -> tuple[TargetDevice, Hardware]:

@@ -126,7 +126,7 @@ def _make_request(
         "may_hold": fits_weight_cache(problem.shape, memory_config_from_plan(plan, problem.shape)),
         "config": {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")},
         "precision": plan.precision.model_dump(mode="json"),
-        "adapter": plan.adapter.model_dump(mode="json"),
+        "adapter": plan.adapter.without_layers().model_dump(mode="json"),
         "training": _make_training_plan(plan, rows).model_dump(mode="json"),
         "lengths": lengths,
         "share": share,
@@ -150,6 +150,7 @@ def _make_training_plan(plan: Plan, rows: int) -> TrainingPlan:
             "micro_batch_size": size,
             "gradient_accumulation_steps": -(-rows // size),
             "memory": "unlimited",
+            "warmup_steps": None,
         }
     )
 

@@ -1,7 +1,7 @@
 """The search for settings that fit a device: values for `auto`, and changes to a plan that does not fit."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
 
@@ -36,6 +36,8 @@ class PlanningProblem:
     shape: ModelShape
     data: DataLengths
     target: TargetDevice
+    trained_parameters: int | None = None
+    """Exact number of trained weights, counted on the model without weights; None if the shape tells it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Candidate:
     @cached_property
     def memory_config(self) -> MemoryConfig:
         """Return the settings on which memory depends."""
-        return memory_config_from_plan(self.plan, self.problem.shape)
+        config = memory_config_from_plan(self.plan, self.problem.shape)
+        return replace(config, trained_parameters=self.problem.trained_parameters)
 
     @cached_property
     def workload(self) -> Workload:
@@ -93,8 +96,8 @@ def memory_config_from_plan(plan: Plan, shape: ModelShape) -> MemoryConfig:
     num_checkpointed = checkpointed * shape.num_layers if isinstance(checkpointed, bool) else checkpointed
     return MemoryConfig(
         mode=plan.precision.mode,
-        rank=plan.adapter.rank,
-        target_modules=() if targets == "all-linear" else tuple(name.split(".")[-1] for name in targets),
+        rank=max(plan.adapter.rank, *(plan.adapter.rank_pattern or {}).values(), 0),
+        target_modules=() if isinstance(targets, str) else tuple(name.split(".")[-1] for name in targets),
         fast_path=plan.training.fast_path,
         checkpointed=min(num_checkpointed, shape.num_layers),
         double_quantization=plan.precision.double_quantization,

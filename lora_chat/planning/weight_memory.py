@@ -16,6 +16,8 @@ class MemoryConfig:
     rank: int
     target_modules: tuple[str, ...] = ()
     """Names of the linear layers with LoRA; empty means all."""
+    trained_parameters: int | None = None
+    """Number of trained weights if the adapted layers differ; None if each decoder layer has the same ones."""
     fast_path: bool = False
     checkpointed: int = 0
     """Number of decoder layers with gradient checkpointing."""
@@ -90,6 +92,8 @@ def dequantized_layer_bytes(shape: ModelShape, memory_config: MemoryConfig) -> i
 
 def count_adapter_parameters(shape: ModelShape, memory_config: MemoryConfig) -> int:
     """Return the number of trained weights: rank * (in + out) for each adapted linear layer."""
+    if memory_config.trained_parameters is not None:
+        return memory_config.trained_parameters
     adapted_linears = [
         linear
         for linear in shape.linear_layers()

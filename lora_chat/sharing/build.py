@@ -4,6 +4,9 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pydantic import JsonValue
+
+from lora_chat.config.adapter_section import AdapterSection
 from lora_chat.errors import UsageError
 from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.sharing.compatibility import report_portability
@@ -23,6 +26,8 @@ from lora_chat.sharing.receipt import MemberReceipt, Receipt, encode_receipt
 from lora_chat.sharing.signature import read_public_key, sign_members
 from lora_chat.system.atomic_write import atomic_output_file
 
+_FIRST_SETTINGS = ("rank", "alpha", "dropout", "target_modules", "variant")
+"""Settings of an adapter that every receipt has."""
 PLACEHOLDER_DIGEST = "0" * 64
 """Digest in a receipt that is not finished."""
 
@@ -47,6 +52,7 @@ def build_members(draft: Receipt, weights: bytes, key: Path | None = None) -> di
     final = draft.model_copy(update={"members": digests, "signer": signer})
     receipt_fields = final.model_dump(mode="json")
     del receipt_fields["digest"]
+    receipt_fields["adapter"] = _leave_out_defaults(draft.adapter)
     members[RECEIPT] = encode_receipt(receipt_fields)
     if oversized := [name for name, body in members.items() if len(body) > MAX_MEMBER_BYTES[name]]:
         raise ValueError(
@@ -56,6 +62,17 @@ def build_members(draft: Receipt, weights: bytes, key: Path | None = None) -> di
     if key:
         members[SIGNATURE] = sign_members({name: members[name] for name in REQUIRED_MEMBERS}, key)
     return members
+
+
+def _leave_out_defaults(adapter: AdapterSection) -> dict[str, JsonValue]:
+    """Return the settings of an adapter, the newer ones only if they are set, because older versions refuse them."""
+    fields: dict[str, JsonValue] = adapter.model_dump(mode="json")
+    defaults = {name: info.default for name, info in AdapterSection.model_fields.items()}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name in _FIRST_SETTINGS or getattr(adapter, name) != defaults[name]
+    }
 
 
 def write_parcel(members: Mapping[str, bytes], to: Path, verify: Callable[[Path], object]) -> None:

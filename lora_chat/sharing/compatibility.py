@@ -50,6 +50,8 @@ def smallest_vllm_rank(rank: int) -> int | None:
 
 def _peft_portability(settings: LoraSettings, mode: str) -> Portability:
     variant = settings.variant
+    if settings.rank_pattern or settings.alpha_pattern:
+        return Portability("PEFT", "yes", f"any version with rank_pattern; {_base_precision_note(mode)}")
     least = f"{variant.min_peft_version} ({variant.title})" if variant.peft_argument else variant.min_peft_version
     return Portability("PEFT", "yes", f"version {least} or newer; {_base_precision_note(mode)}")
 
@@ -57,6 +59,8 @@ def _peft_portability(settings: LoraSettings, mode: str) -> Portability:
 def _vllm_portability(settings: LoraSettings, mode: str, architecture: str | None) -> Portability:
     if unsupported := [variant.title for variant in settings.special_variants if not variant.read_by_vllm]:
         return _merged_only("vLLM", f"it knows no {unsupported[0]}")
+    if settings.rank_pattern or settings.alpha_pattern:
+        return _merged_only("vLLM", "it scales all layers by one alpha / rank")
     takes_lora = find_architecture(architecture).vllm_lora
     if takes_lora is False:
         return _merged_only("vLLM", f"its {architecture} takes no LoRA")

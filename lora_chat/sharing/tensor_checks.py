@@ -75,7 +75,7 @@ def _check_pair(module: str, parts: "Mapping[str, torch.Tensor]", settings: Lora
         raise IntegrityError(f"{module}: {unexpected} is {'missing' if unexpected in expected else 'not expected'}")
     if parts["lora_A"].dtype != parts["lora_B"].dtype:
         raise IntegrityError(f"{module}: its two weights are {parts['lora_A'].dtype} and {parts['lora_B'].dtype}")
-    lora_a, lora_b, rank = parts["lora_A"], parts["lora_B"], settings.rank
+    lora_a, lora_b, rank = parts["lora_A"], parts["lora_B"], settings.rank_of(module)
     if lora_a.dim() != 2 or lora_b.dim() != 2 or lora_a.shape[0] != rank or lora_b.shape[1] != rank:
         raise IntegrityError(
             f"{module}: the shapes {tuple(lora_a.shape)} and {tuple(lora_b.shape)} are not a LoRA of rank {rank}"
