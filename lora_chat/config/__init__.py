@@ -11,6 +11,7 @@
 - plan: Recipe + hardware -> Plan
 - recipe: all sections of a recipe
 - sizes: sizes of memory such as 12GiB
+- stored_quantization: the quantization of a base's files, and the share of weights that a mode quantizes
 - training_section: the `training` section
 - validation_errors: messages for invalid settings, with file and line
 """

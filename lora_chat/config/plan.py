@@ -15,6 +15,7 @@ from lora_chat.config.recipe import (
     Recipe,
     TrainingSection,
 )
+from lora_chat.config.stored_quantization import QuantizationCoverage, QuantizationMode, StoredQuantization
 from lora_chat.errors import RecipeError
 from lora_chat.system.hardware import Hardware
 
@@ -44,6 +45,10 @@ class PrecisionPlan(StrictModel):
     double_quantization: bool
     dtype: Dtype
     """Dtype of matrix products, and of weights that are not quantized."""
+    stored: StoredQuantization | None = None
+    """Quantization of the base's files, which decides the mode; None if they are not quantized."""
+    coverage: QuantizationCoverage | None = None
+    """Number of weights that the mode quantizes; None if nothing is quantized or the number is unknown."""
 
 
 class TrainingPlan(TrainingSection):
@@ -125,21 +130,26 @@ def plan_inference_precision(
 
 def _make_precision(quantization: QuantizationSection, hardware: Hardware, dtype: Dtype) -> PrecisionPlan:
     """Return the precision of the base in a dtype on this device. Raises RecipeError for a GPU without kernels."""
-    needed = _QUANTIZATION_CAPABILITY.get(quantization.mode)
-    if needed and hardware.capability and hardware.capability < needed:
-        has, needs = (".".join(map(str, capability)) for capability in (hardware.capability, needed))
-        other = "4bit" if hardware.capability >= _QUANTIZATION_CAPABILITY["4bit"] else "none"
-        raise RecipeError(
-            f"quantization.mode: {quantization.mode} needs a GPU of compute capability {needs} or higher, because "
-            f"bitsandbytes has no kernels for others, and {hardware.name} has {has}. "
-            f"Fix: --set quantization.mode={other}, or use the CPU with --set base.device=cpu."
-        )
+    check_quantization_kernels(quantization.mode, hardware)
     return PrecisionPlan(
         device=hardware.device,
         mode=quantization.mode,
         double_quantization=quantization.double_quantization,
         dtype=dtype,
     )
+
+
+def check_quantization_kernels(mode: QuantizationMode, hardware: Hardware) -> None:
+    """Raise RecipeError for a GPU that lacks bitsandbytes' kernels for a mode."""
+    needed = _QUANTIZATION_CAPABILITY.get(mode)
+    if needed and hardware.capability and hardware.capability < needed:
+        has, needs = (".".join(map(str, capability)) for capability in (hardware.capability, needed))
+        other = "4bit" if hardware.capability >= _QUANTIZATION_CAPABILITY["4bit"] else "none"
+        raise RecipeError(
+            f"quantization.mode: {mode} needs a GPU of compute capability {needs} or higher, because "
+            f"bitsandbytes has no kernels for others, and {hardware.name} has {has}. "
+            f"Fix: --set quantization.mode={other}, or use the CPU with --set base.device=cpu."
+        )
 
 
 def check_target_modules(adapter: AdapterSection) -> None:

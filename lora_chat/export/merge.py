@@ -109,6 +109,11 @@ def merge_blend(
         raise UsageError(
             f"The folder is not empty: {to}. Merged models never replace files. Fix: name a new folder with --to."
         )
+    if original and blend.precision.stored is not None:
+        raise UsageError(
+            f"--original: {blend.base.name} is already quantized as {blend.precision.stored.title}, so it has no "
+            "other weights. Fix: leave the option out."
+        )
     release_freed_memory()
     reading_precision = plan_reading(blend.base, blend.precision, samples)
     logger.info("Computing the outputs of the adapted model")

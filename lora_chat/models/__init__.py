@@ -20,8 +20,10 @@
 - identity: digests and settings that bind an adapter to its base, tokenizer and template
 - integrity: damaged or changed files, and cached digests
 - layer_selection: the layers that a recipe selects on a base
+- quantization_checks: the quantization that a base's small files declare, and the refusal of others
 - shape: sizes of a base and its numbers of weights, from its config.json
 - stop_tokens: the tokens at which a reply ends
+- stored_precision: the precision of a base whose files are quantized already
 - text_layers: the linear layers that can carry LoRA for text
 - tokenizer_limits: the eos and pad tokens of a loaded tokenizer, and tokens without an embedding
 - tokenizer_parts: a loaded tokenizer in parts, so that a message can name the part that differs

@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.errors import UnavailableError
+from lora_chat.errors import UnavailableError, first_line
+from lora_chat.models.causality import check_causal_config
 from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def find_auto_class(config: "PretrainedConfig", name: str) -> Any:
@@ -31,3 +32,17 @@ def find_auto_class(config: "PretrainedConfig", name: str) -> Any:
         f"{name} is of the architecture {model_type}, for which Transformers {transformers.__version__} has no "
         "language model. Fix: use a causal language model."
     )
+
+
+def make_meta_model(config: "PretrainedConfig", name: str) -> "PreTrainedModel":
+    """Build the layers that a config describes on the meta device. Raises UnavailableError."""
+    import torch
+
+    check_causal_config(config, name)
+    auto_class = find_auto_class(config, name)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=False)
+            return model
+    except Exception as error:  # an untrusted config: inconsistent sizes raise many types of errors
+        raise UnavailableError(f"The config of {name} does not describe a model: {first_line(error)}") from error

@@ -5,14 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_chat.config.recipe import BaseSection
-from lora_chat.errors import UnavailableError
+from lora_chat.errors import UnavailableError, first_line
 from lora_chat.models.base_files import check_base_files
-from lora_chat.models.base_model import find_base, is_base_local
+from lora_chat.models.base_model import LocalBase, find_base, is_base_local, read_config
 from lora_chat.models.hub import download_small_files
 from lora_chat.models.shape import read_shape
+from lora_chat.models.weight_files import check_no_pickles_alone
 from lora_chat.system.hub_client import HubFailureError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _BYTES_PER_WEIGHT = 2
 """Bytes of a weight in the files of known bases."""
@@ -41,6 +46,7 @@ def find_base_config(base: BaseSection) -> BaseConfig:
     """
     if is_base_local(base) or base.name.startswith((".", "/", "~")) or base.name.count("/") != 1:
         local = find_base(base)
+        check_no_pickles_alone(local.folder)
         size = sum(path.stat().st_size for path in local.folder.glob("*.safetensors"))
         return BaseConfig(local.name, _read_text_config(local.folder), local.folder, size, 0, "this machine")
     try:
@@ -61,6 +67,20 @@ def _find_config_on_hub(base: BaseSection) -> BaseConfig:
     """Download a base's small files and return its config. Raises HubFailureError."""
     folder, weights = download_small_files(base.name, base.revision)
     return BaseConfig(base.name, _read_text_config(folder), folder, weights or None, weights or None, "the hub")
+
+
+def make_config(base: BaseConfig) -> "PretrainedConfig":
+    """Return the config of a base as Transformers loads it. Raises UnavailableError."""
+    from transformers import AutoConfig
+
+    if base.folder is not None:
+        return read_config(LocalBase(base.name, base.folder))
+    fields = {key: value for key, value in base.config.items() if key != "model_type"}
+    try:
+        config: PretrainedConfig = AutoConfig.for_model(str(base.config.get("model_type")), **fields)
+    except Exception as error:
+        raise UnavailableError(f"The config of {base.name} cannot be read: {first_line(error)}") from error
+    return config
 
 
 def _read_text_config(folder: Path) -> dict[str, object]:

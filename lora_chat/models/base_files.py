@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lora_chat.errors import UnavailableError
 from lora_chat.models.config_checks import check_config_limits, check_generation_config, check_no_remote_code
-from lora_chat.models.weight_files import check_no_adapter
+from lora_chat.models.quantization_checks import check_other_declarations
+from lora_chat.models.weight_files import check_no_adapter, check_no_pointers
 from lora_chat.system.bounded_files import (
     LARGE_FILE_BYTES,
     MEDIUM_FILE_BYTES,
@@ -56,6 +57,7 @@ def check_base_files(folder: Path) -> Mapping[str, object]:
     out of bounds; IntegrityError if a file makes Transformers run other code or load an adapter.
     """
     try:
+        check_no_pointers(folder)
         check_no_adapter(folder)
         names = [*_JSON_LIMITS_BYTES, *_VOCABULARY_NAMES]
         stats = {name: key for name in names if (key := _stat_key(folder / name))}
@@ -99,6 +101,7 @@ def _check_files(folder: Path, _stats: tuple[tuple[str, tuple[int, ...]], ...]) 
             _check_added_tokens(content, path)
         if name == _CONFIG_NAME:
             config = content
+    check_other_declarations(config, folder)
     return config
 
 

@@ -3,25 +3,25 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.config.recipe import BaseSection
 from lora_chat.errors import LoraChatError, OutOfMemoryError, UnavailableError, first_line
-from lora_chat.models.auto_class import find_auto_class
+from lora_chat.models.auto_class import find_auto_class, make_meta_model
 from lora_chat.models.base_files import check_base_files
 from lora_chat.models.bundled import bundled_base_names, find_bundled_base
-from lora_chat.models.causality import check_causal_config
 from lora_chat.models.config_checks import check_loaded_config
 from lora_chat.models.hub import find_cached_base, find_or_download_base
 from lora_chat.models.integrity import FileStats, check_unchanged, read_file_stats
 from lora_chat.models.quantization.cpu_linear import dequantize_on_the_fly
+from lora_chat.models.quantization.quantized_base import load_dequantized, make_quantization_options
 from lora_chat.models.quantization.weight_cache import (
     cache_dense_weights,
     copy_mapped_weights,
     disable_weight_repacking,
 )
-from lora_chat.models.text_layers import list_unquantized_layers
+from lora_chat.models.stored_precision import read_stored_quantization, with_stored_quantization
 from lora_chat.models.tokenizer_limits import fit_tokenizer
 from lora_chat.models.weight_check import check_loaded_weights, check_weight_count, check_weight_headers
 from lora_chat.models.weight_files import find_weight_files
@@ -152,17 +152,7 @@ def read_model_type(base: LocalBase) -> str | None:
 
 def load_meta_model(base: LocalBase) -> "PreTrainedModel":
     """Build a base's layers on the meta device, without weights. Raises UnavailableError."""
-    import torch
-
-    config = read_config(base)
-    check_causal_config(config, base.name)
-    auto_class = find_auto_class(config, base.name)
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=False)
-            return model
-    except Exception as error:  # an untrusted config: inconsistent sizes raise many types of errors
-        raise UnavailableError(f"The config of {base.name} does not describe a model: {first_line(error)}") from error
+    return make_meta_model(read_config(base), base.name)
 
 
 def read_config(base: LocalBase) -> "PretrainedConfig":
@@ -187,38 +177,30 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan, *, is_random: boo
     contain others, or if a file in the folder makes Transformers load other weights.
     """
     import torch
-    from transformers import BitsAndBytesConfig
-    from transformers.quantizers.base import get_keys_to_not_convert
 
     meta_model = None if is_random else check_weights(base)
+    stored = None if is_random else read_stored_quantization(base.folder)
+    if stored is not None:
+        precision = with_stored_quantization(precision, stored)
     if precision.device == "cpu":
         release_freed_memory()  # quantization frees as much memory as it takes
-    dtype = getattr(torch, precision.dtype)
-    options: dict[str, BitsAndBytesConfig] = {}
-    if precision.mode == "4bit":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=precision.double_quantization,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    elif precision.mode == "8bit":
-        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    if meta_model is not None and options and (skipped := list_unquantized_layers(meta_model)):
-        # Transformers' own list is replaced by this one, so it is repeated.
-        options["quantization_config"].llm_int8_skip_modules = [*get_keys_to_not_convert(meta_model), *skipped]
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, precision.dtype),
+        "device_map": {"": 0 if precision.device == "cuda" else "cpu"},
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
     num_memory_errors = count_gpu_memory_errors()
     try:
-        model, loading_info = find_auto_class(read_config(base), base.name).from_pretrained(
-            base.folder,
-            dtype=dtype,
-            device_map={"": 0 if precision.device == "cuda" else "cpu"},
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        config = read_config(base)
+        if stored is not None and stored.mode == "none" and meta_model is not None:
+            paths = find_weight_files(base.folder, config)
+            model, loading_info = load_dequantized(base.name, paths, stored, config, type(meta_model), options)
+        else:
+            options |= make_quantization_options(precision, meta_model)
+            model, loading_info = find_auto_class(config, base.name).from_pretrained(base.folder, **options)
     except LoraChatError:
         raise
     except Exception as error:
@@ -226,7 +208,7 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan, *, is_random: boo
         if is_out_of_memory(error) or count_gpu_memory_errors() > num_memory_errors:
             raise OutOfMemoryError(
                 f"The base {base.name} does not fit into memory in mode {precision.mode}.",
-                "--set quantization.mode=4bit, or a smaller base.",
+                "a smaller base." if stored else "--set quantization.mode=4bit, or a smaller base.",
             ) from error
         raise UnavailableError(f"The weights of {base.name} cannot be loaded: {first_line(error)}") from error
     base.check_unchanged()
@@ -251,5 +233,6 @@ def check_weights(base: LocalBase) -> "PreTrainedModel":
     paths = find_weight_files(base.folder, config)
     model = load_meta_model(base)
     check_weight_count(base.name, base.folder, model)
-    check_weight_headers(base.name, [path for path in paths if path.suffix == ".safetensors"], model, config)
+    shards = [path for path in paths if path.suffix == ".safetensors"]
+    check_weight_headers(base.name, shards, model, config, read_stored_quantization(base.folder))
     return model

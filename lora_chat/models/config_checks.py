@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from lora_chat.errors import IntegrityError, UnavailableError
+from lora_chat.models.quantization_checks import check_quantization_config
 from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:
@@ -24,13 +25,6 @@ _ALLOWED_IMPLEMENTATIONS = {
 }
 _FORBIDDEN_FIELDS = ("use_kernels", "kernel_config", "allow_all_kernels", "distributed_config", "gguf_file")
 """Arguments of loading that are not fields of a config. Only null and false are harmless."""
-
-_QUANTIZATION_METHOD = "bitsandbytes"
-"""The only method of quantized weights that is loaded; every other imports a package or its kernels."""
-_MODULE_LIST_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "target_modules")
-# Transformers matches these as regular expressions against every module name.
-_MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100}){0,20}\.?")
-_MAX_MODULES = 5_000
 
 _MAX_LAYERS, _MAX_WIDTH, _MAX_VOCAB_SIZE, _MAX_POSITIONS = 1000, 1 << 20, 1 << 24, 1 << 27
 _MAX_HEADS = _MAX_EXPERTS = 4096
@@ -78,7 +72,7 @@ def check_no_remote_code(config: Mapping[str, object], where: str) -> None:
             elif key == "attribute_map" and value:
                 raise _forbidden_field_error(where, key, value, "which renames fields")
             elif key == "quantization_config" and value is not None:
-                _check_quantization_config(value, where)
+                check_quantization_config(value, where)
 
 
 def check_generation_config(settings: Mapping[str, object], where: str) -> None:
@@ -125,27 +119,6 @@ def _check_implementation(key: str, value: object, where: str) -> None:
         if name is not None and not (isinstance(name, str) and name in _ALLOWED_IMPLEMENTATIONS[key]):
             allowed = ", ".join(sorted(_ALLOWED_IMPLEMENTATIONS[key]))
             raise _forbidden_field_error(where, key, name, f"and only {allowed} run no other code")
-
-
-def _check_quantization_config(value: object, where: str) -> None:
-    """Raise UnavailableError unless weights are quantized by bitsandbytes and module lists contain plain names."""
-    settings = value if isinstance(value, dict) else {}
-    method = settings.get("quant_method", _QUANTIZATION_METHOD) if isinstance(value, dict) else value
-    is_loadable = settings.get("load_in_4bit") is True or settings.get("load_in_8bit") is True
-    if method != _QUANTIZATION_METHOD or not is_loadable:
-        raise UnavailableError(
-            f"{where}: weights quantized by {sanitize_line(str(method), 60)} cannot be loaded, only weights quantized "
-            f"by {_QUANTIZATION_METHOD} with load_in_4bit or load_in_8bit. "
-            "Fix: use the base in 16 bits; lora_chat quantizes it."
-        )
-    for key in _MODULE_LIST_FIELDS:
-        names = settings.get(key) or []
-        if (
-            not isinstance(names, list)
-            or len(names) > _MAX_MODULES
-            or not all(isinstance(name, str) and _MODULE_NAME.fullmatch(name) for name in names)
-        ):
-            raise UnavailableError(f"{where}: {key} must be a list of layer names. Fix: replace the file.")
 
 
 def _check_field(key: str, value: object, where: str) -> None:

@@ -11,10 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.errors import UnavailableError
+from lora_chat.config.stored_quantization import StoredQuantization
+from lora_chat.errors import IntegrityError, UnavailableError
 from lora_chat.models.integrity import check_safetensors_file
+from lora_chat.models.quantization.quantized_base import (
+    has_quantization_config,
+    read_block_size,
+    remove_quantization_config,
+)
+from lora_chat.models.quantization.stored_weights import dequantized_headers, plan_dequantization
 from lora_chat.models.weight_differences import WeightDifferences, is_known_extra, refuse_differences
 from lora_chat.system.safetensors_header import TensorHeader, read_tensor_headers
+from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -47,21 +55,34 @@ def check_weight_count(name: str, folder: Path, model: "PreTrainedModel") -> Non
 
 
 def check_weight_headers(
-    name: str, paths: Iterable[Path], model: "PreTrainedModel", config: "PretrainedConfig"
+    name: str,
+    paths: Iterable[Path],
+    model: "PreTrainedModel",
+    config: "PretrainedConfig",
+    stored: StoredQuantization | None = None,
 ) -> None:
     """Raise IntegrityError if the headers of a base's files do not describe its model's weights.
 
     `model` is the base's model on the meta device. A base whose conversion fails without values is left to
-    `check_loaded_weights`. For a base that bitsandbytes quantized, only names are compared.
+    `check_loaded_weights`. For a base that bitsandbytes quantized, only names and the dtypes of quantized layers are
+    compared; weights in FP8 and MXFP4 are compared as they are after dequantization. `config` is changed.
     """
     headers: dict[str, TensorHeader] = {}
     files: dict[str, Path] = {}
     for path in paths:
         check_safetensors_file(path)
         read = read_tensor_headers(path)
+        if repeated := sorted(read.keys() & headers.keys()):
+            raise IntegrityError(
+                f"Two files of {name} contain {sanitize_line(repeated[0], 120)} ({files[repeated[0]].name} and "
+                f"{path.name}), so its weights are ambiguous. Fix: copy or download the base again."
+            )
         headers |= read
         files |= dict.fromkeys(read, path)
-    is_quantized = getattr(config, "quantization_config", None) is not None
+    if stored is not None and stored.mode == "none":
+        headers = dequantized_headers(headers, plan_dequantization(name, stored, headers, read_block_size(config)))
+        remove_quantization_config(config)
+    is_quantized = has_quantization_config(config)
     lacking = _list_lacking_states(headers) if is_quantized else []
     if is_quantized:
         headers = {key: header for key, header in headers.items() if not is_known_extra(key, config)}
@@ -90,7 +111,14 @@ def _list_lacking_states(headers: Mapping[str, TensorHeader]) -> list[str]:
                 needed += [f"{weight}.nested_absmax", f"{weight}.nested_quant_map"]
         elif key.endswith(".weight") and headers[key].dtype == "I8":
             needed.append(key.removesuffix("weight") + "SCB")
+        elif key.endswith(".weight") and headers[key].dtype == "U8" and not any(s in headers for s in _states(key)):
+            needed.append(_states(key)[0])
     return [key for key in needed if key not in headers]
+
+
+def _states(weight: str) -> list[str]:
+    """Return the names that the state of a 4-bit weight can have, one for each format."""
+    return [f"{weight}.quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4")]
 
 
 def _load_headers(model: "PreTrainedModel", headers: Mapping[str, TensorHeader]) -> dict[str, Any]:
@@ -102,8 +130,7 @@ def _load_headers(model: "PreTrainedModel", headers: Mapping[str, TensorHeader])
         for key, header in headers.items()
     }
     config = deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    remove_quantization_config(config)
     _model, info = type(model).from_pretrained(
         None,
         config=config,

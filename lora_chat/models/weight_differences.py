@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import IntegrityError
+from lora_chat.models.quantization.quantized_base import has_quantization_config
 from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def is_known_extra(name: str, config: "PretrainedConfig") -> bool:
     """Return whether a model does without a tensor that its authors publish."""
     if _BUFFERS.search(name) or _PREDICTION_HEADS.search(name):
         return True
-    if getattr(config, "quantization_config", None) is not None and _QUANTIZATION_STATE.search(name):
+    if has_quantization_config(config) and _QUANTIZATION_STATE.search(name):
         return True
     if any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config")):
         return _TOWERS.search(name) is not None

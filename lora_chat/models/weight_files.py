@@ -1,12 +1,16 @@
 """The files of weights that Transformers opens for a base; folders that make it open other files are refused."""
 
+import os
 import re
+import shlex
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from lora_chat.errors import IntegrityError, UnavailableError
 from lora_chat.models.base_settings import read_lenient_json_object
 from lora_chat.system.hub_cache import find_repository_folder, is_blob_link
+from lora_chat.system.regular_files import open_regular_file
+from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -17,6 +21,16 @@ _ADAPTER_FILE = re.compile(r"adapter_config\.json|adapter_model\..*")
 # Files with such names replace all other weights (`distributed/checkpoint.py`).
 _DISTRIBUTED_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _MAX_SHARDS = 10_000
+_MAX_POINTER_BYTES = 1024
+_POINTER_START = b"version https://git-lfs.github.com/spec/"
+_PICKLED_WEIGHTS = re.compile(r"(pytorch_model|model|consolidated)[A-Za-z0-9._-]{0,100}\.(bin|pth|pt|ckpt)")
+_CONVERSION = (
+    "import glob, torch; from safetensors.torch import save_file; "
+    "weights = {name: value.clone().contiguous() for file in sorted(glob.glob('PATTERN')) "
+    "for name, value in torch.load(file, map_location='cpu', weights_only=True).items()}; "
+    "save_file(weights, 'model.safetensors', metadata={'format': 'pt'})"
+)
+"""Program that writes pickled weights as safetensors."""
 
 
 def find_weight_files(folder: Path, config: "PretrainedConfig") -> list[Path]:
@@ -31,6 +45,7 @@ def find_weight_files(folder: Path, config: "PretrainedConfig") -> list[Path]:
     elif (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
         names = [SAFE_WEIGHTS_INDEX_NAME, *list_shards(folder / SAFE_WEIGHTS_INDEX_NAME)]
     else:
+        check_no_pickles_alone(folder)
         raise UnavailableError(
             f"{folder} has no weights in safetensors: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}.\n"
             "Fix: name a folder in Hugging Face layout (config.json, tokenizer.json, *.safetensors)."
@@ -77,6 +92,42 @@ def check_no_adapter(folder: Path) -> None:
                 f"The base {folder} contains an adapter, which would be loaded without a message ({path.name}).\n"
                 f"Fix: use a folder that contains only the base, or remove {path.name}."
             )
+
+
+def check_no_pointers(folder: Path) -> None:
+    """Raise UnavailableError if files of a folder are pointers of Git LFS, which `git clone` leaves without git-lfs."""
+    pointers = []
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.stat().st_size <= _MAX_POINTER_BYTES:
+            with os.fdopen(open_regular_file(path, follow=True), "rb") as file:
+                if file.read(len(_POINTER_START)) == _POINTER_START:
+                    pointers.append(path.name)
+    if pointers:
+        more = f" and {len(pointers) - 3} more files" if len(pointers) > 3 else ""
+        raise UnavailableError(
+            f"{folder} contains pointers of Git LFS in place of files: "
+            f"{', '.join(sanitize_line(name, 100) for name in pointers[:3])}{more}.\n"
+            f"Fix: git lfs install && git -C {shlex.quote(str(folder))} lfs pull"
+        )
+
+
+def check_no_pickles_alone(folder: Path) -> None:
+    """Raise UnavailableError, with the command that converts them, if a folder has only pickled weights.
+
+    Opening a pickle can run code. The command reads tensors and nothing else (`weights_only`).
+    """
+    pickles = sorted(
+        filter(None, (_PICKLED_WEIGHTS.fullmatch(path.name) for path in folder.iterdir())), key=lambda match: match[0]
+    )
+    has_safe_weights = (folder / SAFE_WEIGHTS_NAME).is_file() or (folder / SAFE_WEIGHTS_INDEX_NAME).is_file()
+    if not pickles or has_safe_weights:
+        return
+    program = _CONVERSION.replace("PATTERN", f"{pickles[0][1]}*.{pickles[0][2]}")
+    raise UnavailableError(
+        f"{folder} has only pickled weights ({pickles[0][0]}), which are never read, because opening "
+        "them can run code.\nFix: use a repository or revision with safetensors, or convert them with a command that "
+        f"reads only tensors: cd {shlex.quote(str(folder))} && python -c {shlex.quote(program)}"
+    )
 
 
 def _list_model_configs(config: "PretrainedConfig") -> "list[PretrainedConfig]":

@@ -2,6 +2,7 @@
 
 - audit_data: The audit of training data, validation data, questions and chat template, cached
 - choose_template: The chat template of an adapter
+- base_precision: The precision of a plan for the base in use, and the quantized share
 - compare: The comparison of base and adapted model, shown and written into a run
 - data_lengths: Lengths of the rows, prompts and replies of a run
 - doctor: A report about this machine, one check for each line

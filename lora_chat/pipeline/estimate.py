@@ -17,6 +17,7 @@ from lora_chat.models.base_model import LocalBase, find_base, load_meta_model, l
 from lora_chat.models.bundled import bundled_base_names
 from lora_chat.models.shape import read_shape
 from lora_chat.models.stop_tokens import read_stop_ids
+from lora_chat.pipeline.base_precision import adopt_planned_base
 from lora_chat.pipeline.data_lengths import measure_lengths
 from lora_chat.pipeline.load_data import find_data_files, read_data
 from lora_chat.pipeline.machine_benchmark import MIN_BASE_WEIGHTS, benchmark_machine
@@ -71,6 +72,7 @@ def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunE
     target, hardware = _find_target(gpu, memory, recipe.base.device)
     plan = make_plan(recipe, hardware)
     base = find_base_config(plan.base)
+    plan = adopt_planned_base(plan, base, hardware)
     shape = read_shape(base.config, base.name)
     trained_parameters = _count_selected_parameters(plan, base)
     started = time.monotonic()

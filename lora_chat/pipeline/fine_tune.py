@@ -76,6 +76,7 @@ def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | Non
     with lock_run_folder(run.path):
         with nullcontext() if earlier else _deleted_on_error(run):
             prepared, audit = _prepare_and_audit(plan, progress)
+            plan = plan.model_copy(update={"precision": prepared.precision})
             progress.enter_stage("planning")
             planning_started = time.monotonic()
             plan, estimate = resolve_plan(plan, prepared, earlier, planning_started - started)

@@ -16,6 +16,7 @@ from lora_chat.models.bound_adapter import BoundAdapter, bind_adapter
 from lora_chat.models.bundled import bundled_base_names
 from lora_chat.models.foreign.fit import fit_foreign_adapter
 from lora_chat.models.foreign.tokenizer_check import check_tokenizer_beside
+from lora_chat.pipeline.base_precision import adopt_base_precision
 from lora_chat.pipeline.choose_template import install_trained_template
 from lora_chat.pipeline.install_tokens import install_trained_tokens
 from lora_chat.runs.origin import find_foreign_reason, sign_run
@@ -81,7 +82,7 @@ def open_adapter(
     adapter = resolve_adapter(
         files.stored, trust, made_by_user=files.made_by_user, untrusted_name=not files.made_by_user
     )
-    precision = choose_precision(files.trained, mode, hardware)
+    precision = adopt_base_precision(choose_precision(files.trained, mode, hardware), adapter.base, hardware)
     return OpenAdapter(source, adapter, precision, files.run, files.parcel, files.made_by_user)
 
 

@@ -10,6 +10,7 @@ from lora_chat.inference.chat import ChatSession
 from lora_chat.models.adapter_files import is_adapter_folder
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.models.stop_tokens import read_stop_ids
+from lora_chat.pipeline.base_precision import adopt_base_precision
 from lora_chat.pipeline.open_adapter import TrustOptions, open_adapter
 from lora_chat.runs.run_folder import is_run_folder
 from lora_chat.sharing.parcel import is_parcel
@@ -47,7 +48,7 @@ def open_chat(
                 raise  # the error names the problem of the folder
             raise UnavailableError(f"There is no run, parcel, adapter or folder {source}.\n{error}") from error
         quantization = QuantizationSection.model_validate({"mode": mode or "none"})
-        precision = plan_inference_precision(quantization, hardware, None)
+        precision = adopt_base_precision(plan_inference_precision(quantization, hardware, None), base, hardware)
         tokenizer = load_tokenizer(base)
         install_template(tokenizer)
         stop_ids = read_stop_ids(base, tokenizer)

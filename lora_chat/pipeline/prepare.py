@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.audit.report import AuditReport
 from lora_chat.config.data import DataSection
-from lora_chat.config.plan import Plan
+from lora_chat.config.plan import Plan, PrecisionPlan
 from lora_chat.data.dataset import DialogueSet, build_block_set, build_full_set, concatenate_sets
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.data.encoding.chat_template import install_template
@@ -31,6 +31,7 @@ from lora_chat.models.bound_adapter import BoundAdapter
 from lora_chat.models.identity import Identity, compute_identity
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.audit_data import audit_sets
+from lora_chat.pipeline.base_precision import plan_base_precision
 from lora_chat.pipeline.load_data import find_data_files, read_data
 from lora_chat.planning.workload import check_warmup
 from lora_chat.runs.run_folder import RunFolder
@@ -77,6 +78,8 @@ class PreparedEvaluation:
 class PreparedRun(PreparedEvaluation):
     """Everything that a run needs except weights."""
 
+    precision: PrecisionPlan
+    """Precision of the base in training, which a base that is quantized already decides itself."""
     train: DialogueSet
     statistics: DataStatistics
 
@@ -99,6 +102,7 @@ def prepare_run(plan: Plan) -> PreparedRun:
     if not is_base_local(plan.base):
         files.check()  # before the download, which can take minutes
     base, tokenizer, stop_ids = load_base_tokenizer(plan, plan.data.template)
+    precision = plan_base_precision(plan, base)
     check_adapter_attaches(check_weights(base), plan.adapter)
     data = read_data(plan, files, tokenizer, stop_ids, read_max_positions(base))
     check_warmup(len(data.train.rows), plan.training)
@@ -109,6 +113,7 @@ def prepare_run(plan: Plan) -> PreparedRun:
             update={"system": data.system, "kept_tokens": read_kept_tokens(tokenizer) or None}
         ),
         stop_ids=stop_ids,
+        precision=precision,
         train=data.train,
         validation=data.validation,
         statistics=data.statistics,
@@ -188,12 +193,18 @@ def load_base_tokenizer(
     return base, tokenizer, stop_ids
 
 
+def _format_stored(precision: PrecisionPlan) -> str:
+    """Format the quantization of a base whose files are quantized."""
+    return f" (its files: {precision.stored.title})" if precision.stored else ""
+
+
 def format_plan_summary(plan: Plan, prepared: PreparedRun, run: RunFolder) -> str:
     """Format the short plan that is printed before weights load."""
     training = plan.training
     lines = [
         f"Run       {display_path(run.path)}",
-        f"Base      {prepared.base.name}, {plan.precision.mode}, {plan.precision.dtype}, on {plan.precision.device}",
+        f"Base      {prepared.base.name}, {plan.precision.mode}{_format_stored(plan.precision)}, "
+        f"{plan.precision.dtype}, on {plan.precision.device}",
         *statistics_summary(prepared.statistics),
     ]
     if prepared.identity.system is not None:

@@ -57,6 +57,7 @@ def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str])
         fields |= {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}
     del fields["training.memory"]  # the settings that it decided are fields themselves
     del fields["training.cached_layers"]  # copies of weights, which change no result
+    del fields["precision.coverage"]  # it follows from the base and the mode
     return fields | {f"{_VERSIONS_PREFIX}{name}": version for name, version in versions.items()}
 
 

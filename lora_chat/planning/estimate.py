@@ -94,6 +94,7 @@ class RunEstimate:
     def as_dict(self) -> dict[str, object]:
         """Return the estimate for JSON, in bytes and seconds."""
         training = self.plan.training
+        stored, coverage = self.plan.precision.stored, self.plan.precision.coverage
         total = self.total_time
         return {
             "base": self.base,
@@ -115,6 +116,8 @@ class RunEstimate:
             "workload": asdict(self.workload),
             "chosen": {
                 "quantization": self.plan.precision.mode,
+                "stored_quantization": stored.model_dump(mode="json") if stored else None,
+                "coverage": coverage.model_dump(mode="json") if coverage else None,
                 "dtype": self.plan.precision.dtype,
                 "micro_batch_tokens": training.micro_batch_tokens if training.fast_path else None,
                 "micro_batch_size": None

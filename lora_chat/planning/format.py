@@ -54,7 +54,9 @@ def format_duration(seconds: float) -> str:
 def _format_base(estimate: RunEstimate) -> str:
     """Format the base, its weights and the LoRA weights."""
     mode = estimate.plan.precision.mode
-    weight_format = {"none": estimate.plan.precision.dtype}.get(mode, mode)
+    weight_format: str = {"none": estimate.plan.precision.dtype}.get(mode, mode)
+    if stored := estimate.plan.precision.stored:
+        weight_format += f" (its files are quantized by {stored.title})"
     config_origin = "" if estimate.origin == "this machine" else f" (known from {estimate.origin})"
     return (
         f"{estimate.base}, {estimate.parameters / 1e9:.2f} billion weights in {weight_format}, "

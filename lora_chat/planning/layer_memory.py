@@ -12,11 +12,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal, TypedDict
 
+from lora_chat.config.stored_quantization import QuantizationMode
 from lora_chat.models.shape import ModelShape
 
 LayerVariant = Literal["fast", "stock", "padded", "read"]
 """Packed rows in fused layers; batched rows in transformers' layers; the latter with a mask; without gradients."""
-QuantizationMode = Literal["4bit", "8bit", "none"]
 _TERM = re.compile(r"(-?[0-9.]+)([A-Za-z]+)")
 
 

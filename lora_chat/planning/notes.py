@@ -1,7 +1,7 @@
 """What a user should know beside the figures of an estimate: its limits, and what the run will cost."""
 
 from lora_chat.config.lora_variants import find_lora_variant
-from lora_chat.config.plan import Plan
+from lora_chat.config.plan import BYTES_BY_DTYPE, Plan
 from lora_chat.planning.calibration import MachineBenchmark
 from lora_chat.planning.settings_search import Candidate, choose_plan
 from lora_chat.planning.training_memory import TRL_TILE_TOKENS, TRL_TILE_VOCABULARY
@@ -13,7 +13,12 @@ _TORCH_HEAD_BYTES_PER_LOGIT = 42
 
 def list_notes(candidate: Candidate, benchmark: MachineBenchmark | None) -> tuple[str, ...]:
     """Return the notes of an estimate, the most important ones first."""
-    notes = [*_note_int8(candidate), *_note_triton(candidate), *_note_main_memory(candidate)]
+    notes = [
+        *_note_quantization(candidate.plan),
+        *_note_int8(candidate),
+        *_note_triton(candidate),
+        *_note_main_memory(candidate),
+    ]
     if candidate.problem.data.is_estimated:
         notes.append(
             "Tokens are counted with the embedded base's tokenizer, because this base's tokenizer is not available."
@@ -21,6 +26,15 @@ def list_notes(candidate: Candidate, benchmark: MachineBenchmark | None) -> tupl
     notes += _note_missing_parts(candidate.plan)
     notes.append(_describe_times(candidate, benchmark))
     return tuple(notes)
+
+
+def _note_quantization(plan: Plan) -> list[str]:
+    """Return the share of the weights that is quantized."""
+    precision = plan.precision
+    if precision.coverage is None:
+        return []
+    bits = 8 * BYTES_BY_DTYPE[precision.dtype]
+    return [f"{precision.coverage.describe(precision.mode, bits)}."]
 
 
 def _note_int8(candidate: Candidate) -> list[str]:
@@ -55,6 +69,8 @@ def _note_int8(candidate: Candidate) -> list[str]:
 def _find_better_mode(candidate: Candidate) -> Candidate | None:
     """Return the plan without quantization if it fits, otherwise in 4 bits; None if neither fits."""
     problem = candidate.problem
+    if candidate.plan.precision.stored is not None:
+        return None  # the base's files decide
     for mode in ("none", "4bit"):
         precision = candidate.plan.precision.model_copy(update={"mode": mode})
         plan = choose_plan(candidate.plan.model_copy(update={"precision": precision}), problem, problem.target.limit)

@@ -106,7 +106,16 @@ def memory_config_from_plan(plan: Plan, shape: ModelShape) -> MemoryConfig:
         on_cpu=plan.precision.device == "cpu",
         label_smoothing=plan.training.label_smoothing > 0,
         cached_layers=min(plan.training.cached_layers, shape.num_layers),
+        unquantized_weights=_count_unquantized(plan, shape),
     )
+
+
+def _count_unquantized(plan: Plan, shape: ModelShape) -> int:
+    """Return the number of weights in linear layers that the base's own quantization leaves in 16 bits."""
+    precision = plan.precision
+    if precision.mode == "none" or precision.stored is None or precision.coverage is None:
+        return 0
+    return max(0, shape.num_linear_weights - precision.coverage.quantized)
 
 
 def choose_plan(plan: Plan, problem: PlanningProblem, limit: int) -> Plan:
@@ -193,6 +202,8 @@ def find_fitting_candidate(plan: Plan, problem: PlanningProblem, limit: int) -> 
 
 def _lower_precisions(plan: Plan) -> list[str]:
     """Return the quantization modes that take less memory, in order of preference."""
+    if plan.precision.stored is not None:
+        return []  # the base's files decide
     if plan.precision.device == "cuda":
         # LLM.int8 waits for the GPU in each product (planning/notes.py), so nobody is sent there.
         return ["4bit"] if plan.precision.mode != "4bit" else []

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from lora_chat.config.limits import WEIGHT_CACHE_LIMIT_BYTES
+from lora_chat.config.stored_quantization import QuantizationMode
 from lora_chat.models.architectures import CONCATENATED_PROJECTIONS
 from lora_chat.models.shape import ModelShape
-from lora_chat.planning.layer_memory import QuantizationMode
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,15 @@ class MemoryConfig:
     label_smoothing: bool = False
     cached_layers: int = 0
     """Number of decoder layers whose dequantized weights are cached on a GPU in training, from the first layer on."""
+    unquantized_weights: int = 0
+    """Number of weights in linear layers that a quantized base leaves in 16 bits."""
 
 
 def weight_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     """Return the bytes of the frozen base in memory."""
-    count, bytes_per_value = shape.num_linear_weights, memory_config.bytes_per_value
+    bytes_per_value = memory_config.bytes_per_value
+    unquantized = memory_config.unquantized_weights
+    count = shape.num_linear_weights - unquantized
     num_outputs = shape.num_layers * sum(linear.out_features for linear in shape.linear_layers())
     linear = {
         "none": bytes_per_value * count,
@@ -49,7 +53,8 @@ def weight_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     }[memory_config.mode]
     copy_bytes = weight_copy_bytes(shape, memory_config) if memory_config.on_cpu else 0
     # Embeddings, norms and biases are never quantized.
-    return linear + copy_bytes + bytes_per_value * (shape.num_embedding_weights + shape.num_norm_and_bias_weights)
+    rest = unquantized + shape.num_embedding_weights + shape.num_norm_and_bias_weights
+    return linear + copy_bytes + bytes_per_value * rest
 
 
 def weight_copy_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:

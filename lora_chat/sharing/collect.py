@@ -32,7 +32,11 @@ def collect_precision(run: RunFolder) -> PrecisionReceipt:
     """Read the precision of the base in training from the plan of a run."""
     precision = run.read_plan().precision
     return PrecisionReceipt(
-        mode=precision.mode, double_quantization=precision.double_quantization, dtype=precision.dtype
+        mode=precision.mode,
+        double_quantization=precision.double_quantization,
+        dtype=precision.dtype,
+        stored=precision.stored,
+        coverage=precision.coverage,
     )
 
 

@@ -9,13 +9,13 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from lora_chat import __version__
-from lora_chat.config.plan import Plan
+from lora_chat.config.plan import Plan, PrecisionPlan
 from lora_chat.evaluation.metrics import METRICS, Metric, MetricFigures
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import Portability
 from lora_chat.sharing.figures import MetricPairReceipt
 from lora_chat.sharing.markdown import escape_markdown, format_code, format_code_block, format_table
-from lora_chat.sharing.receipt import BASE_NAME_PATTERN, Receipt, public_base_name
+from lora_chat.sharing.receipt import BASE_NAME_PATTERN, PrecisionReceipt, Receipt, public_base_name
 from lora_chat.sharing.usage import format_usage
 from lora_chat.system.sanitize import sanitize_line
 
@@ -36,7 +36,7 @@ def format_run_card(plan: Plan, identity: Identity, steps: int, figures: Mapping
         *format_table(
             ("", ""),
             [
-                ("base precision", f"{plan.precision.mode}, {plan.precision.dtype}"),
+                ("base precision", _format_precision(plan.precision)),
                 ("LoRA", _format_lora(adapter.variant, adapter.rank, adapter.alpha, adapter.dropout)),
                 (
                     "training",
@@ -62,6 +62,16 @@ def format_run_card(plan: Plan, identity: Identity, steps: int, figures: Mapping
         "",
     ]
     return "\n".join(lines)
+
+
+def _format_precision(precision: PrecisionPlan | PrecisionReceipt) -> str:
+    """Format mode and dtype, with the quantization of the base's own files and the quantized share if known."""
+    parts: list[str] = [precision.mode, precision.dtype]
+    if precision.stored:
+        parts.append(f"files quantized by {precision.stored.title}")
+    if precision.coverage:
+        parts.append(f"{precision.coverage.share:.0%} of the weights quantized")
+    return ", ".join(parts)
 
 
 def format_parcel_card(receipt: Receipt, portability: Sequence[Portability]) -> str:
@@ -97,7 +107,7 @@ def format_parcel_card(receipt: Receipt, portability: Sequence[Portability]) -> 
     ]
     base_rows = [
         ("base", format_code(base.base) + (f" at {format_code(base.revision)}" if base.revision else "")),
-        ("held in training", f"{receipt.precision.mode}, {receipt.precision.dtype}"),
+        ("held in training", _format_precision(receipt.precision)),
         ("sha256 of its weights", format_code(base.weights)),
         ("of its tokenizer", format_code(base.tokenizer)),
         ("of the chat template", format_code(base.chat_template)),

@@ -6,11 +6,20 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from typing_extensions import Self
 
 from lora_chat.config.base import Seed, StrictModel
 from lora_chat.config.recipe import AdapterSection
+from lora_chat.config.stored_quantization import QuantizationCoverage, StoredQuantization
 from lora_chat.errors import IntegrityError
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.figures import (
@@ -59,6 +68,23 @@ class PrecisionReceipt(StrictModel):
     mode: Literal["4bit", "8bit", "none"]
     double_quantization: bool
     dtype: Literal["bfloat16", "float16", "float32"]
+    stored: StoredQuantization | None = None
+    """Quantization of the base's own files."""
+    coverage: QuantizationCoverage | None = None
+    """Number of weights that the mode quantizes."""
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> Self:
+        """Raise ValueError if the files of the base have another mode than the base in training."""
+        if self.stored is not None and self.stored.mode != self.mode:
+            raise ValueError(f"mode {self.mode} for a base whose files are in {self.stored.mode}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unknown(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """Return the fields without the later ones that have no value, as older versions wrote them."""
+        fields: dict[str, JsonValue] = handler(self)
+        return {key: value for key, value in fields.items() if value is not None}
 
 
 class MemberReceipt(StrictModel):

@@ -22,12 +22,17 @@ def format_usage(receipt: Receipt, portability: Sequence[Portability]) -> list[s
         "8bit": "BitsAndBytesConfig(load_in_8bit=True)",
         "none": "None",
     }[receipt.precision.mode]
+    config_class, arguments = "BitsAndBytesConfig", [f"    quantization_config={quantized})"]
+    if stored := receipt.precision.stored:  # its config.json says how it is read
+        config_class = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}.get(stored.method, config_class)
+        is_dequantized = stored.mode == "none"
+        arguments = [f"    quantization_config={config_class}(dequantize=True))" if is_dequantized else "    )"]
     python = [
         "import torch",
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM, BitsAndBytesConfig",
+        f"from transformers import AutoModelForCausalLM, {config_class}",
         f"base = AutoModelForCausalLM.from_pretrained('{base}', dtype=torch.{receipt.precision.dtype},",
-        f"    quantization_config={quantized})",
+        *arguments,
         "model = PeftModel.from_pretrained(base, 'FOLDER_OR_HUB_ID_OF_THIS_ADAPTER')",
     ]
     llama = (

@@ -83,8 +83,22 @@ def test_built_in_choices_pass(config):
     check_no_remote_code(config, "config.json")
 
 
-def test_only_bitsandbytes_of_all_methods_that_transformers_knows_is_loaded():
+DEQUANTIZED = ("fp8", "mxfp4")
+
+
+@pytest.mark.parametrize("method", DEQUANTIZED)
+def test_methods_that_are_dequantized_have_known_settings_only(method):
+    check_no_remote_code({"quantization_config": {"quant_method": method}}, "config.json")
+    if method == "fp8":
+        for change in ({"expert_dtype": "fp4"}, {"scale_fmt": "ue8m0"}, {"fmt": "int8"}, {"modules_to_convert": ["x"]}):
+            with pytest.raises(UnavailableError, match="cannot be loaded"):
+                check_no_remote_code({"quantization_config": {"quant_method": method} | change}, "config.json")
+
+
+def test_only_bitsandbytes_of_all_other_methods_that_transformers_knows_is_loaded():
     for method in _methods():
+        if method in DEQUANTIZED:
+            continue
         with pytest.raises(UnavailableError, match="cannot be loaded"):
             check_no_remote_code({"text_config": {"quantization_config": {"quant_method": method}}}, "config.json")
         both = {"quantization_config": {"quant_method": method, "load_in_4bit": True}}

@@ -50,6 +50,7 @@ class PeftRunner(ParityRunner):
             "base": str(base.folder.absolute()),
             "mode": precision.mode,
             "double_quantization": precision.double_quantization,
+            "stored": precision.stored.method if precision.stored else None,
             "stop_ids": sorted(stop_ids),
             "most": PARITY_MAX_NEW_TOKENS,
             "pad": pad_id,

@@ -31,15 +31,22 @@ def load_adapted_model(request: dict[str, Any]) -> peft.PeftModel:
         "8bit": {"load_in_8bit": True},
         "none": None,
     }[request["mode"]]
+    settings: dict[str, Any] = (
+        {"quantization_config": transformers.BitsAndBytesConfig(**quantization)} if quantization else {}
+    )
+    if request.get("stored"):  # the files are quantized already
+        dequantized = {"fp8": transformers.FineGrainedFP8Config, "mxfp4": transformers.Mxfp4Config}
+        make = dequantized.get(request["stored"])
+        settings = {"quantization_config": make(dequantize=True)} if make else {}
     base, loading_info = transformers.AutoModelForCausalLM.from_pretrained(
         request["base"],
         dtype=dtype,
         device_map={"": request["device"]},
-        quantization_config=transformers.BitsAndBytesConfig(**quantization) if quantization else None,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
+        **settings,
     )
     if loading_info["missing_keys"] or loading_info["mismatched_keys"]:  # Transformers makes them random
         raise RuntimeError(f"the base lacks weights, such as {min(loading_info['missing_keys'], default='')}")

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.models.base_model import LocalBase, load_base_model
+from lora_chat.models.quantization.coverage import QUANTIZED_CLASSES
 from lora_chat.models.quantization.dequantize import get_dense_weight
+from lora_chat.models.quantization.quantized_base import remove_quantization_config
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-_QUANTIZED_CLASSES = ("Linear4bit", "Linear8bitLt")
 
 
 def load_dequantized_model(base: LocalBase, precision: PrecisionPlan) -> "PreTrainedModel":
@@ -23,12 +23,28 @@ def load_dequantized_model(base: LocalBase, precision: PrecisionPlan) -> "PreTra
     if precision.mode == "none":  # there is nothing to convert, so a GPU is not needed
         precision = precision.model_copy(update={"device": "cpu"})
     model = load_base_model(base, precision)
-    for name in [name for name, module in model.named_modules() if type(module).__name__ in _QUANTIZED_CLASSES]:
+    for name in [name for name, module in model.named_modules() if type(module).__name__ in QUANTIZED_CLASSES]:
         model.set_submodule(name, _to_dense_layer(model.get_submodule(name), model.dtype))
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(model)
+        _forget_quantized_names(model)
+    remove_quantization_config(model.config)
     return model.to("cpu")
+
+
+def _forget_quantized_names(model: Any) -> None:
+    """Remove the conversions with which Transformers read quantized files, because saving reverses conversions.
+
+    Those of bitsandbytes have no reverse (NotImplementedError in `ConversionOps.reverse_op`, core_model_loading.py).
+    """
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions:
+        model._weight_conversions = [
+            conversion
+            for conversion in conversions
+            if not any(hasattr(operation, "hf_quantizer") for operation in getattr(conversion, "operations", ()))
+        ]
 
 
 def _to_dense_layer(layer: Any, dtype: "torch.dtype") -> "torch.nn.Module":
