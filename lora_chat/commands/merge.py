@@ -26,6 +26,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="trained: the dequantized weights that training used (exact); original: the original weights of the base",
     )
     parser.add_argument("--accept", action="store_true", help=ACCEPT_HELP)
+    parser.add_argument(
+        "--check-with",
+        action="append",
+        default=[],
+        metavar="PYTHON",
+        help="also read the merged model with the Transformers of another environment, such as ENV/bin/python; may be "
+        "repeated",
+    )
     add_data(parser)
     add_trust(parser)
 
@@ -43,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
         read_trust(options),
         original=options.into == "original",
         accept=options.accept,
+        check_with=options.check_with,
     )
     if options.json:
         print_json(result.model_dump())

@@ -15,6 +15,7 @@ from lora_chat.export.merged_tokenizer import write_tokenizer
 from lora_chat.export.parity.compare import ParityReport, check_parity, measure_parity
 from lora_chat.export.parity.format import write_parity_reports
 from lora_chat.export.parity.outputs import ParityOutputs
+from lora_chat.export.parity.reader_runner import Reader, ReaderRunner
 from lora_chat.export.parity.reading_device import plan_reading, read_on_either_device
 from lora_chat.export.parity.samples import ParitySample
 from lora_chat.export.parity.transformers_runner import TransformersRunner, collect_adapted_outputs
@@ -98,11 +99,26 @@ def merge_blend(
     original: bool = False,
     accept: bool = False,
 ) -> ParityReport:
+    """Merge the adapters, write the model and check it as `merge_and_read` does, with this environment only."""
+    return merge_and_read(blend, samples, to, (), original=original, accept=accept)[0]
+
+
+def merge_and_read(
+    blend: AdapterBlend,
+    samples: Sequence[ParitySample],
+    to: Path,
+    readers: Sequence[Reader],
+    *,
+    original: bool = False,
+    accept: bool = False,
+) -> list[ParityReport]:
     """Merge the adapters, write the model, read it again and compare it with the adapted model.
+
+    Return the report of this environment, then one for each of `readers`.
 
     The base is quantized exactly as in training and then dequantized, because the adapter was trained on those values
     and merging into quantized weights would round the result. With `original`, the adapters are merged into the
-    original weights. Raises IntegrityError if the parity check fails and that is not accepted; then nothing is kept.
+    original weights. Raises IntegrityError if a parity check fails and that is not accepted; then nothing is kept.
     Raises OutOfMemoryError before anything is written if a GPU run is too large for the main memory.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -128,9 +144,14 @@ def merge_blend(
             reading_precision,
             lambda precision: _measure_folder_parity(report_name, blend, expected, samples, folder, precision),
         )
-        report = check_parity(report, accept=accept)
-        write_parity_reports(folder, [report])
-    return report
+        reports = [check_parity(report, accept=accept)]
+        for reader in readers:
+            logger.info(f"Reading the merged model with {reader.name} on the CPU and comparing")
+            runner = ReaderRunner(reader, folder, blend.precision, samples, blend.stop_ids, blend.tokenizer)
+            report = measure_parity(report_name, runner, expected, samples, blend.stop_ids)
+            reports.append(check_parity(report, accept=accept))
+        write_parity_reports(folder, reports)
+    return reports
 
 
 def write_merged_model(blend: AdapterBlend, folder: Path, *, original: bool = False) -> None:

@@ -65,6 +65,10 @@ _LEGACY_NAMES = {
     *(name for names in (RopeNames(), *_ROPE_NAMES.values()) for name in (names.theta, names.fraction)),
     *(names.sliding_theta for names in _ROPE_NAMES.values()),
 }
+_EARLIER_NAMES = {
+    name: {"num_local_experts": "num_experts"} for name in ("qwen3_moe", "qwen3_vl_moe_text", "qwen3_omni_moe_text")
+}
+"""Names of other fields in Transformers 4, by model type."""
 _EARLIER_LAYER_TYPES = {
     "granitemoehybrid": {"linear_attention": "mamba", "full_attention": "attention"},
     "zamba": {"linear_attention": "mamba"},
@@ -93,7 +97,7 @@ def complete_config(folder: Path, base_folder: Path, config: "PretrainedConfig")
     version = {"transformers_version": base["transformers_version"]} if "transformers_version" in base else {}
     skipped = {*_NOT_COPIED, *_generation_fields()}
     own = _merge_fields(written, base, skipped)
-    variants = [_add_rope_fields(own, base), _add_rope_fields(written, {}), written]
+    variants = [_add_earlier_fields(own, base), _add_earlier_fields(written, {}), written]
     completed = next(variant for variant in variants if variant is written or loads_the_same(variant))
     for changed in _list_earlier_values(completed, base, skipped):
         if loads_the_same({**completed, **changed}):
@@ -149,8 +153,8 @@ def _without_code(value: JsonValue) -> JsonValue:
     return {name: _without_code(inner) for name, inner in value.items() if name not in _NOT_COPIED}
 
 
-def _add_rope_fields(fields: Fields, base: Fields) -> dict[str, JsonValue]:
-    """Return a config with the earlier names of its rope settings, also in the configs inside it.
+def _add_earlier_fields(fields: Fields, base: Fields) -> dict[str, JsonValue]:
+    """Return a config with earlier names, above all of its rope settings, also in the configs inside it.
 
     Names that the base's file has are its own, unless it has the new field too, which counts more.
     """
@@ -160,10 +164,13 @@ def _add_rope_fields(fields: Fields, base: Fields) -> dict[str, JsonValue]:
         derived = _derive_rope_fields(rope, _ROPE_NAMES.get(str(fields.get("model_type")), RopeNames()))
         is_own = _ROPE_FIELD not in base
         added |= {name: value for name, value in derived.items() if not (is_own and name in base)}
+    for name, earlier in _EARLIER_NAMES.get(str(fields.get("model_type")), {}).items():
+        if name in fields:
+            added.setdefault(earlier, fields[name])
     for name, value in fields.items():
         if name.endswith("_config") and isinstance(value, dict):
             inner = base.get(name)
-            added[name] = _add_rope_fields(value, inner if isinstance(inner, dict) else {})
+            added[name] = _add_earlier_fields(value, inner if isinstance(inner, dict) else {})
     return added
 
 

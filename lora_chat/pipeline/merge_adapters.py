@@ -6,10 +6,11 @@ from pathlib import Path
 
 from lora_chat.config.base import StrictModel
 from lora_chat.errors import UsageError
-from lora_chat.export.merge import AdapterBlend, merge_blend
+from lora_chat.export.merge import AdapterBlend, merge_and_read
 from lora_chat.export.parity.compare import ParityReport
 from lora_chat.export.parity.default_prompts import make_default_samples
 from lora_chat.export.parity.format import format_parity_line
+from lora_chat.export.parity.reader_runner import find_reader
 from lora_chat.export.parity.samples import ParitySample, select_parity_samples
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
@@ -25,6 +26,8 @@ class MergeResult(StrictModel):
     merged: str
     """Folder of the model."""
     proof: ParityReport
+    readers: tuple[ParityReport, ...] = ()
+    """Parity reports of the other environments that read it."""
 
 
 def merge_adapters(
@@ -36,12 +39,17 @@ def merge_adapters(
     *,
     original: bool,
     accept: bool,
+    check_with: Sequence[str] = (),
 ) -> MergeResult:
-    """Merge adapters and run a parity check of the merged model on the first adapter's held-out dialogues."""
+    """Merge adapters and run a parity check of the merged model on the first adapter's held-out dialogues.
+
+    `check_with` lists the Pythons of other environments that must read the merged model too.
+    """
+    readers = [find_reader(python) for python in check_with]  # before anything is loaded
     blend, make_parity_samples, _ = open_blend(sources, weights, evaluation_files, trust)
-    report = merge_blend(blend, make_parity_samples(), to, original=original, accept=accept)
-    logger.info(f"Merged into {display_path(to.absolute())}. {format_parity_line(report)}")
-    return MergeResult(merged=str(to.absolute()), proof=report)
+    reports = merge_and_read(blend, make_parity_samples(), to, readers, original=original, accept=accept)
+    logger.info(f"Merged into {display_path(to.absolute())}. " + "\n".join(map(format_parity_line, reports)))
+    return MergeResult(merged=str(to.absolute()), proof=reports[0], readers=tuple(reports[1:]))
 
 
 def open_blend(

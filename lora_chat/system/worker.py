@@ -7,6 +7,7 @@ with its forks, and a worker ends when the process that started it has ended.
 
 import json
 import os
+import shutil
 import signal
 import site
 import subprocess
@@ -55,16 +56,24 @@ def run_worker(
     stdin: str = "",
     passed_variables: Iterable[str] = (),
     memory: int | None = None,
+    interpreter: Path | None = None,
 ) -> WorkerResult:
     """Run a module (a name) or a script (a path) in an isolated child interpreter and wait for its end.
 
     Paths among the arguments must be absolute. `timeout` is in seconds. `passed_variables` are patterns such as `PIP_*`
     of environment variables that the worker gets although they may contain secrets. `memory` limits its address space,
-    in bytes.
+    in bytes. `interpreter` is another Python, which runs a script with the packages of its own environment.
     """
     with (
         tempfile.TemporaryDirectory(prefix="lora-chat-", ignore_cleanup_errors=True) as folder,
-        start_worker(code, arguments, folder=Path(folder), passed_variables=passed_variables, memory=memory) as process,
+        start_worker(
+            code,
+            arguments,
+            folder=Path(folder),
+            passed_variables=passed_variables,
+            memory=memory,
+            interpreter=interpreter,
+        ) as process,
     ):
         try:
             stdout, stderr = process.communicate(stdin.encode(), timeout=timeout)
@@ -89,6 +98,7 @@ def start_worker(
     settings: Mapping[str, str] | None = None,
     memory: int | None = None,
     quiet: bool = False,
+    interpreter: Path | None = None,
 ) -> "subprocess.Popen[bytes]":
     """Start an isolated child interpreter with pipes for binary data; the caller ends it with `kill_worker`.
 
@@ -96,17 +106,22 @@ def start_worker(
     gets instead of all harmless ones; `settings` are added to them. `quiet` discards its stderr. `run_worker` describes
     the other parameters.
     """
+    command: list[str | Path] = [sys.executable, "-I", "-X", "utf8", _START_SCRIPT]
+    if interpreter is not None and isinstance(code, Path):
+        # A wrapper may set PYTHONPATH, which -I would ignore. Copies keep the files beside the scripts unimportable.
+        start, code = (Path(shutil.copy(script, folder)) for script in (_START_SCRIPT, code))
+        command = [interpreter, "-X", "utf8", start]
     request = {
         "code": str(code.absolute()) if isinstance(code, Path) else code,
         "is_script": isinstance(code, Path),
         "package": str(_PACKAGE_FOLDER) if isinstance(code, str) and code.split(".")[0] == _PACKAGE_FOLDER.name else "",
         "arguments": list(arguments),
-        "sites": _user_site_folders(),
+        "sites": [] if interpreter else _user_site_folders(),
         "memory": memory,
         "parent": os.getpid(),
     }
     return subprocess.Popen(  # noqa: S603 - no shell, and no argument comes from a stranger
-        [sys.executable, "-I", "-X", "utf8", str(_START_SCRIPT), json.dumps(request)],
+        [*command, json.dumps(request)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if quiet else subprocess.PIPE,

@@ -70,6 +70,7 @@ def test_writes_the_earlier_names_of_each_family(tmp_path):
     assert gemma["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
     long_rope = {"rope_type": "longrope", **LONGROPE, "rope_theta": 5e4}
     phi = written("phi3", rope_parameters=long_rope, original_max_position_embeddings=32)
+    assert written("qwen3_moe", num_experts=5, rope_parameters=dict(rope))["num_experts"] == 5
     assert phi["rope_scaling"] == {"type": "longrope", **LONGROPE}  # Transformers 4 refuses other keys
 
 

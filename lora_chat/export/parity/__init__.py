@@ -8,6 +8,8 @@
 - outputs: collect logits, loss and replies of a model
 - peft_runner: run samples through an adapter folder in PEFT
 - peft_worker: the separate process in which PEFT runs without lora_chat
+- reader_runner: run samples through a merged folder in another Python environment
+- reader_worker: the process in another environment, without lora_chat
 - reading_device: choose the device on which a merged model is read again
 - samples: held-out dialogues that both models process
 - tolerances: largest allowed differences, with reasons
