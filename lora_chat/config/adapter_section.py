@@ -8,14 +8,20 @@ from typing_extensions import Self
 
 from lora_chat.config.base import NonEmptyStr, StrictModel
 from lora_chat.config.layer_patterns import check_layer_pattern, is_plain_name
-from lora_chat.config.lora_variants import LoraVariantName, find_lora_variant
+from lora_chat.config.lora_variants import (
+    InitializationName,
+    LoraVariantName,
+    find_initialization,
+    find_lora_variant,
+)
 
 _MIN_SCALE, _MAX_SCALE = 1e-4, 4096.0
 """Range of the scale of an update. A smaller scale has no effect, and a larger one exceeds the range of 16 bits."""
 
 
 _MAX_PATTERNS = 2000
-Rank = Annotated[int, Field(ge=1, le=1024)]
+MAX_RANK = 1024
+Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 Alpha = Annotated[float, Field(gt=0, le=65536, allow_inf_nan=False)]
 
 
@@ -60,6 +66,11 @@ class AdapterSection(StrictModel):
     """Other alphas for some layers, in the same form."""
     variant: LoraVariantName = "lora"
     """Variant of LoRA: `lora`, `rslora` (arXiv 2312.03732, for high ranks) or `dora` (arXiv 2402.09353, slower)."""
+    initialization: InitializationName = "default"
+    """Start of the LoRA weights: `default` (the update is zero), `gaussian` (zero, too), `pissa` (the largest singular
+    values of the base's weights, arXiv 2404.02948; `pissa_niter_4` and `pissa_niter_16` compute them faster and nearly
+    the same), `olora` (a QR decomposition, arXiv 2406.01775) or `loftq` (what `4bit` took from the weights, arXiv
+    2310.08659). PiSSA and OLoRA are saved as plain LoRA of twice the rank for the original base."""
 
     @property
     def selects_layers(self) -> bool:
@@ -67,11 +78,17 @@ class AdapterSection(StrictModel):
         is_pattern = isinstance(self.target_modules, str) and self.target_modules != "all-linear"
         return is_pattern or any((self.layers, self.rank_pattern, self.alpha_pattern))
 
+    @property
+    def has_frozen_start(self) -> bool:
+        """Return whether the second half of each layer's rank is the negative start, which is not trained."""
+        return find_initialization(self.initialization).subtracts_start
+
     def without_layers(self) -> "AdapterSection":
-        """Return the settings for a base with other layers: each layer has an adapter of the same rank."""
+        """Return the settings for a base with other layers: each layer has a new adapter of the same size."""
         targets = "all-linear" if isinstance(self.target_modules, str) else self.target_modules
         changes = {"target_modules": targets, "layers": None, "rank_pattern": None, "alpha_pattern": None}
-        return self.model_copy(update=changes)
+        rank = self.rank * find_initialization(self.initialization).rank_factor
+        return self.model_copy(update={**changes, "rank": rank, "initialization": "default"})
 
     @property
     def scale(self) -> float:
@@ -91,4 +108,21 @@ class AdapterSection(StrictModel):
     def _check_layers(self) -> Self:
         if isinstance(self.layers, tuple) and len(set(self.layers)) < len(self.layers):
             raise ValueError("layers contains a number twice")
+        return self
+
+    @model_validator(mode="after")
+    def _check_initialization(self) -> Self:
+        initialization = find_initialization(self.initialization)
+        if not initialization.decomposes_weights:
+            return self
+        if find_lora_variant(self.variant).rescales_base:
+            raise ValueError(
+                f"initialization = {self.initialization} cannot be combined with variant = {self.variant}, whose "
+                "magnitudes would belong to the start"
+            )
+        largest = max(self.rank, *(self.rank_pattern or {}).values(), 0)
+        if largest * initialization.rank_factor > MAX_RANK:
+            raise ValueError(
+                f"{initialization.title} saves an adapter of twice the rank: {largest} is above {MAX_RANK // 2}"
+            )
         return self

@@ -29,6 +29,53 @@ class LoraVariant:
     read_by_llama_cpp: bool = True
 
 
+InitializationName = Literal["default", "gaussian", "pissa", "pissa_niter_4", "pissa_niter_16", "olora", "loftq"]
+"""Values of `adapter.initialization` in a recipe: the names of the rows below."""
+
+
+@dataclass(frozen=True)
+class AdapterInitialization:
+    """A start of the LoRA weights."""
+
+    name: InitializationName
+    title: str
+    peft_value: bool | str = True
+    """Value of `init_lora_weights` in PEFT's LoraConfig, which computes the start."""
+    subtracts_start: bool = False
+    """Whether the start is a part of the base's weights. The adapter subtracts it again, in a second half of its rank
+    that is not trained, so that it fits the original base."""
+    fits_residual: bool = False
+    """Whether the start approximates what quantization took from the weights. It needs the original weights."""
+
+    @property
+    def rank_factor(self) -> int:
+        """Return the rank of the adapter in multiples of the recipe's rank."""
+        return 2 if self.subtracts_start else 1
+
+    @property
+    def decomposes_weights(self) -> bool:
+        """Return whether the start is computed from the base's weights."""
+        return self.subtracts_start or self.fits_residual
+
+
+INITIALIZATIONS = (
+    AdapterInitialization("default", "LoRA"),
+    AdapterInitialization("gaussian", "Gaussian", "gaussian"),
+    AdapterInitialization("pissa", "PiSSA", "pissa", subtracts_start=True),  # arXiv 2404.02948
+    AdapterInitialization("pissa_niter_4", "PiSSA", "pissa_niter_4", subtracts_start=True),
+    AdapterInitialization("pissa_niter_16", "PiSSA", "pissa_niter_16", subtracts_start=True),
+    AdapterInitialization("olora", "OLoRA", "olora", subtracts_start=True),  # arXiv 2406.01775
+    # arXiv 2310.08659; the best approximation of a matrix is PiSSA's start.
+    AdapterInitialization("loftq", "LoftQ", "pissa", fits_residual=True),
+)
+"""Every start of an adapter."""
+
+
+def find_initialization(name: InitializationName) -> AdapterInitialization:
+    """Return the row of an initialization."""
+    return next(initialization for initialization in INITIALIZATIONS if initialization.name == name)
+
+
 LORA_VARIANTS = (
     LoraVariant("lora", "LoRA", min_peft_version="0.4"),  # arXiv 2106.09685
     # arXiv 2312.03732

@@ -5,6 +5,7 @@ from typing import Literal
 from lora_chat.config.audit import AuditSection
 from lora_chat.config.base import StrictModel
 from lora_chat.config.data import DataSection
+from lora_chat.config.lora_variants import find_initialization
 from lora_chat.config.recipe import (
     AdapterSection,
     BaseSection,
@@ -86,6 +87,7 @@ class Plan(StrictModel):
 def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     """Resolve a recipe for a machine. Raises RecipeError for settings that cannot work on any machine."""
     check_target_modules(recipe.adapter)
+    _check_initialization(recipe)
     precision = plan_precision(recipe.quantization, hardware)
     return Plan(
         base=recipe.base,
@@ -161,6 +163,16 @@ def check_target_modules(adapter: AdapterSection) -> None:
         raise RecipeError(
             "adapter.target_modules: lm_head cannot have an adapter, because the loss would ignore it. "
             "Fix: remove it from the list, or use `all-linear`, which leaves it out."
+        )
+
+
+def _check_initialization(recipe: Recipe) -> None:
+    """Raise RecipeError for a start of the adapter that needs another quantization."""
+    if find_initialization(recipe.adapter.initialization).fits_residual and recipe.quantization.mode != "4bit":
+        raise RecipeError(
+            f"adapter.initialization: {recipe.adapter.initialization} approximates what 4-bit quantization takes from "
+            f"the weights, and quantization.mode is {recipe.quantization.mode}. "
+            "Fix: --set quantization.mode=4bit, or --set adapter.initialization=pissa."
         )
 
 

@@ -4,6 +4,7 @@
 - adapter_checks: which layers can carry LoRA, and whether an adapter's weights fit a base
 - adapter_config: an untrusted adapter, and its settings after they were checked
 - adapter_files: an adapter's folder in PEFT's layout
+- adapter_initialization: starts of an adapter that are computed from the base's weights
 - architectures: facts about model architectures, one row for each `model_type`
 - auto_class: the class of Transformers with which a base is loaded
 - base_config: config and size of a base whose weights may not be on this machine

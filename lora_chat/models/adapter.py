@@ -2,17 +2,19 @@
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_chat.config.lora_variants import find_initialization
 from lora_chat.config.recipe import AdapterSection
 from lora_chat.errors import IntegrityError, RecipeError, first_line
 from lora_chat.models.adapter_checks import check_adapter_weights, check_stored_targets, check_targets_exist
 from lora_chat.models.adapter_config import LoraSettings, StoredAdapter
+from lora_chat.models.adapter_initialization import check_initialization, double_rank, initialize_adapter
 from lora_chat.models.architectures import find_architecture
-from lora_chat.models.layer_selection import select_layers
+from lora_chat.models.layer_selection import is_target, select_layers
 from lora_chat.models.text_layers import find_text_layers
 from lora_chat.system.safetensors_header import MAX_HEADER_BYTES
 
@@ -41,22 +43,34 @@ class ParameterCounts:
         return self.trainable_parameters / self.all_parameters
 
 
-def attach_adapter(model: "PreTrainedModel", adapter: AdapterSection, seed: int = 0) -> "PeftModel":
+def attach_adapter(
+    model: "PreTrainedModel",
+    adapter: AdapterSection,
+    seed: int = 0,
+    load_original: "Callable[[], PreTrainedModel] | None" = None,
+) -> "PeftModel":
     """Add new LoRA layers to a base. PEFT changes the base in place and returns it wrapped.
 
-    Raises RecipeError, with the names of existing modules, if a target module does not exist.
+    `load_original` loads the unquantized base for an initialization that needs it. Raises RecipeError, with the names
+    of existing modules, if a target module does not exist.
     """
     import torch
     from peft import LoraConfig
 
-    settings = resolve_targets(model, adapter)
+    initialization = find_initialization(adapter.initialization)
+    settings = double_rank(resolve_targets(model, adapter), initialization)
     torch.manual_seed(seed)
+    start = True if initialization.decomposes_weights else initialization.peft_value
+    config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=start, **settings.to_peft())
     try:
-        return _wrap_in_peft(model, LoraConfig(task_type="CAUSAL_LM", **settings.to_peft()))
+        wrapped = _wrap_in_peft(model, config)
     except ValueError as error:  # a kind of layer that PEFT does not support
         raise RecipeError(
             f"adapter.target_modules: PEFT cannot put LoRA on these layers of this base: {first_line(error)}"
         ) from error
+    if initialization.decomposes_weights and model.device.type != "meta":
+        initialize_adapter(wrapped, initialization, load_original() if load_original else None)
+    return wrapped
 
 
 def resolve_targets(model: "PreTrainedModel", adapter: AdapterSection) -> LoraSettings:
@@ -68,9 +82,16 @@ def resolve_targets(model: "PreTrainedModel", adapter: AdapterSection) -> LoraSe
     if not isinstance(adapter.target_modules, str):
         check_targets_exist(model, adapter.target_modules)
     settings = LoraSettings.from_section(adapter)
+    layers = find_text_layers(model)
     if adapter.selects_layers:
-        return select_layers(find_text_layers(model).suitable, model, adapter, settings)
-    return replace(settings, target_modules=find_text_layers(model).select(settings.target_modules))
+        settings = select_layers(layers.suitable, model, adapter, settings)
+    else:
+        settings = replace(settings, target_modules=layers.select(settings.target_modules))
+    if model.device.type == "meta":  # packed weights have other shapes
+        names = [name for name in layers.suitable if is_target(name, settings.target_modules)]
+        shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in names}
+        check_initialization(shapes, adapter, settings)
+    return settings
 
 
 def check_adapter_attaches(skeleton: "PreTrainedModel", adapter: AdapterSection) -> None:

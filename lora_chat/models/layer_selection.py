@@ -31,7 +31,7 @@ def select_layers(
     `names` are the layers that can carry LoRA. Raises RecipeError for layers that the base does not have, patterns
     that match nothing, and layers whose scale is out of range.
     """
-    selected = [name for name in names if _is_target(name, section.target_modules)]
+    selected = [name for name in names if is_target(name, section.target_modules)]
     if not selected:
         raise RecipeError(
             f"adapter.target_modules: {section.target_modules} matches none of the base's layers. "
@@ -54,7 +54,7 @@ def select_layers(
     )
 
 
-def _is_target(name: str, targets: str | tuple[str, ...]) -> bool:
+def is_target(name: str, targets: str | tuple[str, ...]) -> bool:
     """Return whether PEFT would put LoRA on a layer (peft/tuners/tuners_utils.py, check_target_module_exists)."""
     if targets == "all-linear":
         return True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.audit.format import audit_summary, format_refusal
 from lora_chat.audit.report import AuditReport
+from lora_chat.config.lora_variants import find_initialization
 from lora_chat.config.plan import Plan, make_plan
 from lora_chat.config.recipe import Recipe
 from lora_chat.errors import DataError
@@ -188,7 +189,10 @@ def _load_model(plan: Plan, prepared: PreparedRun, run: RunFolder, progress: Run
     progress.enter_stage("loading the base")
     base_model = load_base_model(prepared.base, plan.precision)
     check_causality(base_model, prepared.train.rows[0].input_ids, prepared.base.name)
-    model = attach_adapter(base_model, plan.adapter, plan.training.seed)
+    unquantized = plan.precision.model_copy(update={"mode": "none", "device": "cpu"})
+    needs_original = find_initialization(plan.adapter.initialization).fits_residual
+    load_original = (lambda: load_base_model(prepared.base, unquantized)) if needs_original else None
+    model = attach_adapter(base_model, plan.adapter, plan.training.seed, load_original)
     counts = count_parameters(model)
     if left_out:
         logger.info(left_out)
@@ -211,6 +215,7 @@ def _make_training_run(
         metrics_path=run.metrics,
         bfloat16=plan.precision.dtype == "bfloat16",
         float16=plan.precision.dtype == "float16",
+        has_frozen_start=plan.adapter.has_frozen_start,
         evaluate_each_epoch=plan.evaluation.each_epoch,
         tensorboard_folder=run.tensorboard if plan.output.tensorboard else None,
         checkpoint_policy=policy,

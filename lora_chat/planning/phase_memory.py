@@ -18,6 +18,8 @@ _EXTRA_LOADED_MATRICES = {"none": 0, "4bit": 1, "8bit": 2}
 
 Transformers' loader quantizes one matrix after the other, and LLM.int8 keeps the original of the current one
 (core_model_loading.py, integrations/bitsandbytes.py, transformers 5.23)."""
+_DECOMPOSITION_COPIES = 5
+"""Copies in fp32 of a matrix that is decomposed: the matrix, the residual, both factors and LAPACK's workspace."""
 _CUBLAS_WORKSPACE_BYTES = 32 * 2**20
 """Bytes of cuBLAS's workspace, the larger of the two usual sizes (PyTorch's CUBLAS_WORKSPACE_CONFIG)."""
 _MERGE_OVERHEAD_BYTES = 400_000_000
@@ -114,7 +116,16 @@ def estimate_load_phase(shape: ModelShape, memory_config: MemoryConfig, context:
         # The weight file is mapped until all layers are quantized; cached weights appear only afterwards.
         cached_bytes = weights - weight_bytes(shape, replace(memory_config, on_cpu=False))
         dense_matrix_bytes += max(0, memory_config.bytes_per_value * shape.num_linear_weights - cached_bytes)
+    if memory_config.decomposes_weights:
+        dense_matrix_bytes = max(dense_matrix_bytes, _decomposition_bytes(shape, memory_config))
     return PhaseMemory("load", weights=weights, workspace=dense_matrix_bytes, context=context)
+
+
+def _decomposition_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
+    """Return the bytes while the adapter's start is computed: copies of the largest matrix, and the original base."""
+    largest = 4 * max(linear.weights for linear in shape.linear_layers())
+    in_main_memory = memory_config.loads_original and memory_config.on_cpu
+    return _DECOMPOSITION_COPIES * largest + in_main_memory * memory_config.bytes_per_value * shape.weights
 
 
 def estimate_train_phase(

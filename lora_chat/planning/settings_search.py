@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
 
+from lora_chat.config.lora_variants import find_initialization
 from lora_chat.config.plan import BYTES_BY_DTYPE, Plan
 from lora_chat.data.lengths import DataLengths
 from lora_chat.models.shape import ModelShape
@@ -92,11 +93,14 @@ class Candidate:
 def memory_config_from_plan(plan: Plan, shape: ModelShape) -> MemoryConfig:
     """Return the settings of a plan on which memory depends."""
     targets = plan.adapter.target_modules
+    initialization = find_initialization(plan.adapter.initialization)
     checkpointed = plan.training.gradient_checkpointing
     num_checkpointed = checkpointed * shape.num_layers if isinstance(checkpointed, bool) else checkpointed
     return MemoryConfig(
         mode=plan.precision.mode,
-        rank=max(plan.adapter.rank, *(plan.adapter.rank_pattern or {}).values(), 0),
+        rank=max(plan.adapter.rank, *(plan.adapter.rank_pattern or {}).values(), 0) * initialization.rank_factor,
+        decomposes_weights=initialization.decomposes_weights,
+        loads_original=initialization.fits_residual,
         target_modules=() if isinstance(targets, str) else tuple(name.split(".")[-1] for name in targets),
         fast_path=plan.training.fast_path,
         checkpointed=min(num_checkpointed, shape.num_layers),

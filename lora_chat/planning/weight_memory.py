@@ -18,6 +18,10 @@ class MemoryConfig:
     """Names of the linear layers with LoRA; empty means all."""
     trained_parameters: int | None = None
     """Number of trained weights if the adapted layers differ; None if each decoder layer has the same ones."""
+    decomposes_weights: bool = False
+    """Whether the adapter's start is computed from the base's weights, one layer after the other."""
+    loads_original: bool = False
+    """Whether the unquantized base is in main memory meanwhile."""
     fast_path: bool = False
     checkpointed: int = 0
     """Number of decoder layers with gradient checkpointing."""

@@ -1,5 +1,6 @@
 """The dtype of the adapter during training and after it, and the state of the model that training changes."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_chat.config.lora_variants import EXTRA_VECTORS
+from lora_chat.models.adapter_initialization import convert_to_plain_lora
 from lora_chat.system.malloc import release_freed_memory
 from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.training.training_run import TrainingRun
@@ -15,9 +17,12 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
+logger = logging.getLogger(__name__)
+
+
 @contextmanager
 def restored_model(run: TrainingRun) -> Iterator[None]:
-    """Restore attention and memory allocation on exit, and round the adapter to the type that is saved."""
+    """Restore attention and memory allocation on exit; make the adapter plain LoRA of the type that is saved."""
     stock_attention = run.model.config._attn_implementation
     completed = False
     try:
@@ -27,6 +32,12 @@ def restored_model(run: TrainingRun) -> Iterator[None]:
         run.model.set_attn_implementation(stock_attention)
         if run.on_cpu:
             release_freed_memory()
+        if completed and run.has_frozen_start:
+            conversion_error = convert_to_plain_lora(run.model)
+            logger.info(
+                "The adapter was converted to plain LoRA of twice the rank for the original base; largest relative "
+                f"error of an update: {conversion_error:.0e}."
+            )
         try:
             if run.bfloat16:
                 cast_adapter(run.model, torch.bfloat16)

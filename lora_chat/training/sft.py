@@ -20,6 +20,7 @@ from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
 from lora_chat.training.adapter_dtype import cast_adapter, restored_model
 from lora_chat.training.cached_weights import cached_weights, release_cached_weights
 from lora_chat.training.callbacks.checkpoint import CheckpointCallback
+from lora_chat.training.callbacks.frozen_start import FrozenStart
 from lora_chat.training.callbacks.gradient_checkpointing import PartialGradientCheckpointing
 from lora_chat.training.callbacks.learning_rate import ResumeLearningRate
 from lora_chat.training.callbacks.memory_check import MemoryCheckCallback
@@ -178,7 +179,9 @@ def _ready_to_train(
     layers = run.plan.gradient_checkpointing
     scaler = trainer.accelerator.scaler
     loss_scale = LossScale(scaler, prepared.earlier_metrics.rows) if scaler else None
+    frozen_start = FrozenStart(run.model) if run.has_frozen_start else None
     for callback in (
+        frozen_start,  # before the callbacks that save or measure
         PartialGradientCheckpointing(layers) if layers and layers is not True else None,
         ResumeLearningRate(lambda: trainer.group_settings),
         memory_check,
@@ -194,6 +197,7 @@ def _ready_to_train(
     try:
         with (
             cached_forwards(run.model),
+            frozen_start.without_gradient() if frozen_start else nullcontext(),
             trainer.embedding_noise.added_to(run.model) if trainer.embedding_noise else nullcontext(),
             prepared.fast_path.use_fused_layers(run.model),
             checkpoints.explain_checkpoint_errors() if checkpoints else nullcontext(),

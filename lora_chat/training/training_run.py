@@ -50,6 +50,8 @@ class TrainingRun:
     float16: bool = False
     """Whether the base computes in fp16 and the loss is scaled; the trained adapter stays in fp32, which PEFT gives an
     adapter in fp16 anyway."""
+    has_frozen_start: bool = False
+    """Whether the second half of each layer's rank is the negative start of PiSSA or OLoRA, which is not trained."""
     evaluate_each_epoch: bool = False
     tensorboard_folder: Path | None = None
     checkpoint_policy: "CheckpointPolicy | None" = None

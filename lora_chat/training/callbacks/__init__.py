@@ -1,6 +1,7 @@
 """Callbacks of the trainer, one per file.
 
 - checkpoint: When checkpoints are written, and their commit
+- frozen_start: The start of PiSSA and OLoRA, which is not trained
 - gradient_checkpointing: Recomputed activations in some decoder layers only
 - learning_rate: The plan's learning rate in a resumed run
 - memory_check: Dry run of the largest micro-batch before the first step
