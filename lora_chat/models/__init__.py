@@ -22,6 +22,7 @@
 - integrity: damaged or changed files, and cached digests
 - layer_selection: the layers that a recipe selects on a base
 - quantization_checks: the quantization that a base's small files declare, and the refusal of others
+- other_kinds: explanations for a path that is named as a base or an adapter and is something else
 - shape: sizes of a base and its numbers of weights, from its config.json
 - stop_tokens: the tokens at which a reply ends
 - stored_precision: the precision of a base whose files are quantized already

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from lora_chat.config.lora_variants import LORA_VARIANTS, LoraVariant, find_lora_variant
 from lora_chat.config.recipe import AdapterSection
-from lora_chat.errors import IntegrityError
+from lora_chat.errors import IntegrityError, UnavailableError
 from lora_chat.models.identity import Identity
 from lora_chat.system.safetensors_header import TensorHeader
 from lora_chat.system.sanitize import sanitize_line
@@ -203,10 +203,10 @@ class StoredAdapter:
 
     @property
     def base(self) -> tuple[str, str | None]:
-        """Return the name and revision of the base in its config. Raises IntegrityError if there is none."""
+        """Return the name and revision of the base in its config. Raises UnavailableError if there is none."""
         name, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
         if not isinstance(name, str) or not name:
-            raise IntegrityError(f"The config of {self.name} names no base model.")
+            raise UnavailableError(f"The config of {self.name} names no base model. Fix: name it with --base.")
         return name, revision if isinstance(revision, str) else None
 
     @property

@@ -52,13 +52,16 @@ def is_adapter_folder(folder: Path) -> bool:
     return os.path.lexists(folder / CONFIG_NAME)
 
 
-def read_adapter(folder: Path) -> StoredAdapter:
-    """Read an adapter's folder except for its weights. Raises IntegrityError for a damaged, linked or special file."""
+def read_adapter(folder: Path, name: str | None = None) -> StoredAdapter:
+    """Read an adapter's folder except for its weights; use `name` in messages.
+
+    Raises IntegrityError for a damaged, linked or special file.
+    """
     check_received_folder(folder)
     identity, config = read_identity(folder), _read_config(folder / CONFIG_NAME)
     weights = folder / WEIGHTS_NAME if identity else find_foreign_weights(folder, config)
     return StoredAdapter(
-        name=str(folder),
+        name=name or str(folder),
         config=config,
         read_weights=lambda: _read_weights(weights),
         read_headers=lambda: _read_headers(weights),

@@ -14,6 +14,7 @@ from lora_chat.models.bundled import bundled_base_names, find_bundled_base
 from lora_chat.models.config_checks import check_loaded_config
 from lora_chat.models.hub import find_cached_base, find_or_download_base
 from lora_chat.models.integrity import FileStats, check_unchanged, read_file_stats
+from lora_chat.models.other_kinds import explain_other_base
 from lora_chat.models.quantization.cpu_linear import dequantize_on_the_fly
 from lora_chat.models.quantization.quantized_base import load_dequantized, make_quantization_options
 from lora_chat.models.quantization.weight_cache import (
@@ -82,6 +83,8 @@ def find_base(base: BaseSection) -> LocalBase:
         return LocalBase(base.name, folder, file_stats=read_file_stats(folder))
     if local.is_dir():
         check_received_folder(local)
+        if other := explain_other_base(local, base.name):
+            raise UnavailableError(other)
         if not (local / "config.json").is_file():
             raise UnavailableError(
                 f"{local} is not a model folder: it has no config.json.\n"
@@ -92,6 +95,8 @@ def find_base(base: BaseSection) -> LocalBase:
         if is_hub_id(base.name):
             logger.info(f"{base.name} is a local folder: using {local.resolve()}, not the hub's model of that name.")
         return LocalBase(str(local.resolve()), local.resolve(), file_stats=stats)
+    if other := explain_other_base(local, base.name):
+        raise UnavailableError(other)
     if not is_hub_id(base.name):
         raise UnavailableError(
             f"There is no base {base.name}: neither an embedded one ({', '.join(bundled_base_names())}), "

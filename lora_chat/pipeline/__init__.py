@@ -20,6 +20,7 @@
 - machine_benchmark: Times and memory of small models on this machine, cached
 - machine_benchmark_worker: The process that measures small models
 - merge_adapters: The merge of one or several adapters into a 16-bit model
+- missing_base: The message for an adapter whose base is not on this machine
 - open_adapter: A run, parcel or folder opened as an adapter with its base and chat template
 - open_chat: A run, parcel, adapter or base opened for chat
 - pack_run: The parcel of a finished run

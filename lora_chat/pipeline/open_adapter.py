@@ -1,7 +1,6 @@
 """A run, parcel or folder opened as an adapter with its base and chat template."""
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +15,25 @@ from lora_chat.models.bound_adapter import BoundAdapter, bind_adapter
 from lora_chat.models.bundled import bundled_base_names
 from lora_chat.models.foreign.fit import fit_foreign_adapter
 from lora_chat.models.foreign.tokenizer_check import check_tokenizer_beside
+from lora_chat.models.hub import find_cached_adapter, find_cached_base, find_or_download_adapter, is_adapter_on_hub
+from lora_chat.models.other_kinds import explain_other_adapter_folder
 from lora_chat.pipeline.base_precision import adopt_base_precision
 from lora_chat.pipeline.choose_template import install_trained_template
 from lora_chat.pipeline.install_tokens import install_trained_tokens
+from lora_chat.pipeline.missing_base import HUB_ID, explain_missing_base
 from lora_chat.runs.origin import find_foreign_reason, sign_run
 from lora_chat.runs.run_folder import RunFolder, is_run_folder, open_run_folder
 from lora_chat.sharing.parcel import Parcel, is_parcel, open_parcel
 from lora_chat.sharing.receipt import PrecisionReceipt
 from lora_chat.system.hardware import Hardware, describe_cpu, detect_hardware
+from lora_chat.system.hub_client import HubFailureError
 from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.user_path import expand_user_path
 
 logger = logging.getLogger(__name__)
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+_RUNS_FOLDER_NAME = "runs"
+"""Default of `output.directory`."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,13 @@ def find_adapter(source: str, trust: TrustOptions = TrustOptions()) -> FoundAdap
             return FoundAdapter(stored)
         open_run_folder(run.path)  # checks the files in the folder
         return FoundAdapter(stored, run.read_precision(), enclosing_run=run, made_by_user=_is_own_run(run, trust))
+    if name := find_hub_name(source):
+        try:
+            return FoundAdapter(read_adapter(find_or_download_adapter(name), name))
+        except UnavailableError as error:
+            raise UnavailableError(f"There is no run, parcel or folder {name}.\n{error}") from error
+    if not is_run_folder(path) and (other := explain_other_adapter_folder(path, source)):
+        raise UsageError(other)
     run = open_run_folder(source)
     if not is_adapter_folder(run.adapter):
         raise UsageError(
@@ -127,6 +138,27 @@ def find_adapter(source: str, trust: TrustOptions = TrustOptions()) -> FoundAdap
         )
     trained = run.read_precision()
     return FoundAdapter(read_adapter(run.adapter), trained, run, made_by_user=_is_own_run(run, trust))
+
+
+def find_hub_name(source: str) -> str | None:
+    """Return a source that can only be an adapter or a base on the hub, because no such path and no folder of it exist.
+
+    A mistyped path, such as that of a run, is not looked for on the hub.
+    """
+    path = expand_user_path(source)
+    may_be_path = path.parent.exists() or path.parent.name == _RUNS_FOLDER_NAME
+    return source if HUB_ID.fullmatch(source) and not may_be_path else None
+
+
+def is_adapter_of_hub(source: str) -> bool:
+    """Return whether a source is the hub id of an adapter, cached or listed by the hub."""
+    name = find_hub_name(source)
+    if name is None or find_cached_base(name, None):
+        return False
+    try:
+        return find_cached_adapter(name) is not None or is_adapter_on_hub(name)
+    except HubFailureError:
+        return False  # the search for a base of that name explains it
 
 
 def choose_precision(
@@ -217,14 +249,7 @@ def find_adapter_base(stored: StoredAdapter, trust: TrustOptions, *, untrusted_n
     name, revision = stored.base
     wanted = BaseSection(name=name, revision=revision)
     if untrusted_name and name not in bundled_base_names() and not _is_downloaded(wanted):
-        shown = sanitize_line(name, 200)
-        download = f", or --base {shown}" if _HUB_ID.fullmatch(name) else ""
-        raise UnavailableError(
-            f"{sanitize_line(stored.name)} belongs to the base {shown}"
-            + (f" at revision {sanitize_line(revision, 100)}" if revision else "")
-            + ", which is not on this machine under that name.\nFix: name its folder, or allow the download: "
-            f"--base FOLDER{download}. The digest of the base is compared in any case."
-        )
+        raise UnavailableError(explain_missing_base(sanitize_line(stored.name), name, revision))
     return find_base(wanted)
 
 
@@ -233,6 +258,6 @@ def _is_downloaded(base: BaseSection) -> bool:
 
     Opening a path such as `\\\\host\\share` or `/net/host` can already send a password to that host.
     """
-    if not _HUB_ID.fullmatch(base.name):
+    if not HUB_ID.fullmatch(base.name):
         return False
     return not Path(base.name).exists() and is_base_local(base)

@@ -11,7 +11,7 @@ from lora_chat.models.adapter_files import is_adapter_folder
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.base_precision import adopt_base_precision
-from lora_chat.pipeline.open_adapter import TrustOptions, open_adapter
+from lora_chat.pipeline.open_adapter import TrustOptions, is_adapter_of_hub, open_adapter
 from lora_chat.runs.run_folder import is_run_folder
 from lora_chat.sharing.parcel import is_parcel
 from lora_chat.system.hardware import detect_hardware
@@ -29,7 +29,7 @@ def open_chat(
 ) -> ChatSession:
     """Load a model for chat. Raise UnavailableError if `source` is not a run, parcel, adapter or base."""
     path = expand_user_path(source)
-    if is_run_folder(path) or is_adapter_folder(path) or is_parcel(path):
+    if is_run_folder(path) or is_adapter_folder(path) or is_parcel(path) or is_adapter_of_hub(source):
         opened = open_adapter(source, trust, mode)
         precision, base, tokenizer = opened.precision, opened.adapter.base, opened.adapter.tokenizer
         if system is None:

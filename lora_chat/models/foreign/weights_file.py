@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lora_chat.errors import IntegrityError
 from lora_chat.models.foreign.mlx import MLX_WEIGHTS_NAME, is_mlx_config
+from lora_chat.models.other_kinds import explain_other_base
 from lora_chat.system.bounded_files import SMALL_FILE_BYTES, read_bytes
 
 _WEIGHTS_NAME = "adapter_model.safetensors"
@@ -25,6 +26,11 @@ def find_foreign_weights(folder: Path, config: Mapping[str, object]) -> Path:
         raise IntegrityError(
             f"{folder} has its weights only as a pickle ({pickles[0]}), which can run code and is never read.\n"
             f"Fix: if you trust it, load it with PEFT and save it again (save_pretrained), which writes {path.name}."
+        )
+    if explain_other_base(folder, str(folder)) is None:
+        raise IntegrityError(
+            f"{folder} is a base with the config of an adapter in it, whose weights are missing ({path.name}).\n"
+            "Fix: remove adapter_config.json from that folder."
         )
     raise IntegrityError(
         f"{folder} has an adapter's config and no weights ({path.name}).\nFix: copy or download the folder again."
