@@ -57,6 +57,8 @@ def parse_quantization_config(value: object, where: str) -> StoredQuantization:
     if method != "bitsandbytes" or is_4bit == is_8bit:
         raise _refuse(str(method), settings, where)
     _check_module_lists(settings, where)
+    if settings.get("bnb_4bit_quant_storage") not in (None, "uint8"):
+        raise _refuse("bitsandbytes with a bnb_4bit_quant_storage other than uint8", settings, where)
     if settings.get("llm_int8_has_fp16_weight") is True:
         raise _refuse("bitsandbytes with llm_int8_has_fp16_weight", settings, where)
     fields = {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lora_chat.config.stored_quantization import StoredQuantization
 from lora_chat.errors import IntegrityError, UnavailableError
 from lora_chat.models.integrity import check_safetensors_file
+from lora_chat.models.quantization.layer_formats import check_layer_formats, check_no_fp8
 from lora_chat.models.quantization.quantized_base import (
     has_quantization_config,
     read_block_size,
@@ -82,6 +83,8 @@ def check_weight_headers(
     if stored is not None and stored.mode == "none":
         headers = dequantized_headers(headers, plan_dequantization(name, stored, headers, read_block_size(config)))
         remove_quantization_config(config)
+    elif stored is None:
+        check_no_fp8(name, headers)
     is_quantized = has_quantization_config(config)
     lacking = _list_lacking_states(headers) if is_quantized else []
     if is_quantized:
@@ -97,6 +100,8 @@ def check_weight_headers(
     else:
         differences = replace(differences, integers=_list_integer_weights(model, headers, info, config))
     refuse_differences(name, replace(differences, untied=_list_untied(model, files)), model)
+    if stored is not None and stored.mode != "none":
+        check_layer_formats(name, stored, headers, model)
 
 
 def _list_lacking_states(headers: Mapping[str, TensorHeader]) -> list[str]:
