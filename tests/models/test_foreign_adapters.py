@@ -140,6 +140,17 @@ def test_settings_that_do_not_matter_are_ignored(save, fit):
     assert fit(folder).config["target_modules"] == sorted(ALL)
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_of_a_base_without_biases_do_not_matter(save, logits, random_base, bias):
+    folder = save(bias=bias)
+    torch.testing.assert_close(logits(folder), peft_logits(folder, random_base("llama")), rtol=1e-5, atol=1e-5)
+
+
+def test_refuses_trained_biases(save, fit):
+    with pytest.raises(IntegrityError, match=r"bias = 'all' is not supported.*\n.*merge_and_unload"):
+        fit(save("qwen2", bias="all"), "qwen2")
+
+
 def test_config_of_2023_opens(save, fit):
     folder = save(target_modules=["q_proj", "v_proj"])
     (folder / "adapter_config.json").write_text(

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from lora_chat.errors import IntegrityError
-from lora_chat.models.adapter import read_peft_defaults
+from lora_chat.models.adapter import read_peft_defaults, validate_adapter_config
 from lora_chat.models.adapter_config import StoredAdapter
 from lora_chat.models.base_model import LocalBase
 from lora_chat.models.foreign.base_layers import LayerShape, read_base_layers, read_ranks
 from lora_chat.models.foreign.layer_match import LayerSelection, SelectedLayer, is_plain, select_layers
 from lora_chat.models.foreign.mlx import convert_mlx_config, find_missing_mlx_layers, is_mlx_config
-from lora_chat.models.foreign.peft_settings import KEPT_FIELDS, check_peft_config, read_list
+from lora_chat.models.foreign.peft_settings import KEPT_FIELDS, MERGE_WITH_PEFT, check_peft_config, read_list
 from lora_chat.models.foreign.tensor_names import (
     TensorName,
     describe_other_tensor,
@@ -65,7 +65,14 @@ def fit_foreign_adapter(stored: StoredAdapter, base: LocalBase) -> StoredAdapter
     canonical |= _describe_layers(stored.name, config, ranks, selected)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     canonical |= {"base_model_name_or_path": name or base.name, "revision": revision if name else base.revision}
-    return replace(stored, config=canonical, read_weights=lambda: _read_renamed(stored, names, transposed=is_mlx))
+    if not any(file_name.endswith(".bias") for file_name in headers):
+        canonical.pop("bias", None)  # the base has no biases, or they were trained and are not there
+    fitted = replace(stored, config=canonical, read_weights=lambda: _read_renamed(stored, names, transposed=is_mlx))
+    try:
+        validate_adapter_config(fitted)
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}\nFix: {MERGE_WITH_PEFT}.") from error
+    return fitted
 
 
 def _check_other_tensors(name: str, config: Mapping[str, object], names: Mapping[str, TensorName]) -> None:
@@ -75,7 +82,7 @@ def _check_other_tensors(name: str, config: Mapping[str, object], names: Mapping
         raise IntegrityError(
             f"The adapter {name} cannot be opened, because it contains {describe_other_tensor(others[0])} "
             f"({len(others):,} tensors, the first is {sanitize_line(others[0], 200)}).\n"
-            "Fix: merge it into its base with PEFT (merge_and_unload), and use the merged folder as a base."
+            f"Fix: {MERGE_WITH_PEFT}."
         )
 
 
