@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_chat.config.limits import MAX_EVALUATION_LOGITS
+from lora_chat.models.logits import compute_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,12 +32,12 @@ def summed_loss(
     head = model.get_output_embeddings()
     rows = max(1, MAX_EVALUATION_LOGITS // getattr(head, "out_features", MAX_EVALUATION_LOGITS))
     if keep.numel() <= rows:
-        return _sum_cross_entropy(model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits[0], next_ids)
+        return _sum_cross_entropy(compute_logits(model, keep, input_ids=ids)[0], next_ids)
     # One forward pass gives the model's logits of the first positions, and the hidden states of all.
     with _truncate_head_input(head) as head_inputs:
-        first_logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits[0]
+        first_logits = compute_logits(model, keep, input_ids=ids)[0]
     if not head_inputs or not _logits_agree(head(head_inputs[0][:, :_NUM_CHECKED_POSITIONS])[0], first_logits):
-        return _sum_cross_entropy(model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits[0], next_ids)
+        return _sum_cross_entropy(compute_logits(model, keep, input_ids=ids)[0], next_ids)
     states, starts = head_inputs[0][0], range(0, len(next_ids), rows)
     parts = [_sum_cross_entropy(head(states[i : i + rows]), next_ids[i : i + rows]) for i in starts]
     return torch.stack(parts).sum()

@@ -21,8 +21,9 @@
 - identity: digests and settings that bind an adapter to its base, tokenizer and template
 - integrity: damaged or changed files, and cached digests
 - layer_selection: the layers that a recipe selects on a base
-- quantization_checks: the quantization that a base's small files declare, and the refusal of others
+- logits: logits of a model at some positions
 - other_kinds: explanations for a path that is named as a base or an adapter and is something else
+- quantization_checks: the quantization that a base's small files declare, and the refusal of others
 - shape: sizes of a base and its numbers of weights, from its config.json
 - stop_tokens: the tokens at which a reply ends
 - stored_precision: the precision of a base whose files are quantized already

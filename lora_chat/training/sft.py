@@ -166,6 +166,8 @@ def _make_trainer(run: TrainingRun, prepared: PreparedTraining) -> "PackedSFTTra
         lm_head=fast_path.head,
     )
     trainer.remove_callback(PrinterCallback)
+    if (collator is None or fast_path.head is None) and (note := trainer.choose_head(run.train_rows[0].input_ids)):
+        logger.info(note)
     return trainer
 
 

@@ -1,6 +1,5 @@
 """Check before training that the fast path gives every LoRA tensor the same gradient as the stock path."""
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_chat.models.logits import compute_logits
 from lora_chat.training.fast_path.check_packing import make_sample_dialogues, without_dropout
 from lora_chat.training.fast_path.fused_lora import fused_lora
 from lora_chat.training.fast_path.layers.decoder_layer import fused_layers, recomputed_layers
@@ -155,7 +155,7 @@ def _fast_loss(model: "PeftModel", parts: FastPathParts, rows: Sequence[EncodedI
     if parts.head is not None:
         return parts.head.loss(batch, 1)
     positions, ids, inputs = split_supervised(batch)
-    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
+    logits = compute_logits(model, positions, **inputs)
     return torch.nn.functional.cross_entropy(logits[0].float(), ids, reduction="sum")
 
 
@@ -169,10 +169,7 @@ def _padded_loss(model: "PeftModel", rows: Sequence[EncodedIds]) -> torch.Tensor
     labels = torch.tensor([row["labels"][1:] + [-100] * (longest + 1 - len(row["labels"])) for row in rows])
     positions = (labels != -100).any(0).nonzero().squeeze(1)
     ids, labels, positions = (tensor.to(model.device) for tensor in (ids, labels[:, positions], positions))
-    if "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters:
-        logits = model(input_ids=ids, logits_to_keep=positions, use_cache=False).logits
-    else:
-        logits = model(input_ids=ids, use_cache=False).logits[:, positions]
+    logits = compute_logits(model, positions, input_ids=ids)
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
 
 
