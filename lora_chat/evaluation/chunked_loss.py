@@ -36,7 +36,8 @@ def summed_loss(
     # One forward pass gives the model's logits of the first positions, and the hidden states of all.
     with _truncate_head_input(head) as head_inputs:
         first_logits = compute_logits(model, keep, input_ids=ids)[0]
-    if not head_inputs or not _logits_agree(head(head_inputs[0][:, :_NUM_CHECKED_POSITIONS])[0], first_logits):
+    has_states = bool(head_inputs) and head_inputs[0].shape[1] == keep.numel()
+    if not has_states or not _logits_agree(head(head_inputs[0][:, :_NUM_CHECKED_POSITIONS])[0], first_logits):
         return _sum_cross_entropy(compute_logits(model, keep, input_ids=ids)[0], next_ids)
     states, starts = head_inputs[0][0], range(0, len(next_ids), rows)
     parts = [_sum_cross_entropy(head(states[i : i + rows]), next_ids[i : i + rows]) for i in starts]

@@ -1,5 +1,6 @@
 """Generation and chat.
 
+- batch_support: whether a model can generate with a cache and in batches of several lengths
 - chat: conversation in the terminal or through a pipe
 - generation: prompt ids -> greedy replies, in batches whose keys and values fit the limit
 """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.control_tokens import read_kept_tokens
 from lora_chat.errors import RecipeError
+from lora_chat.inference.batch_support import find_batch_support
 from lora_chat.models.shape import ModelShape, read_shape
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.memory_limit import is_out_of_memory
@@ -58,6 +59,8 @@ def generate_ids(
     The default of `batch_size` is MAX_BATCH_SIZE, or fewer if keys and values would exceed KV_CACHE_LIMIT_BYTES. A GPU
     that runs out of memory gets batches of half the size.
     """
+    if len(prompts) > 1 and not find_batch_support(model, pad, prompts[0]).pads:
+        return _generate_by_length(model, pad, prompts, stop_ids, max_new_tokens, batch_size)
     replies: list[list[int]] = []
     max_prompt_length = max(map(len, prompts), default=0)
     batch_size = batch_size or _choose_batch_size(model, max_prompt_length + max_new_tokens)
@@ -76,6 +79,27 @@ def generate_ids(
     return replies
 
 
+def _generate_by_length(
+    model: "PreTrainedModel",
+    pad: int,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Collection[int],
+    max_new_tokens: int,
+    batch_size: int | None,
+) -> list[list[int]]:
+    """Return greedy replies of a model that would read padding as text: prompts of one length at a time."""
+    batch_size = batch_size or _choose_batch_size(model, max(map(len, prompts)) + max_new_tokens)
+    replies: list[list[int]] = [[] for _ in prompts]
+    for length in sorted({len(prompt) for prompt in prompts}):
+        numbers = [number for number, prompt in enumerate(prompts) if len(prompt) == length]
+        for begin in range(0, len(numbers), batch_size):
+            batch = numbers[begin : begin + batch_size]
+            answers = _generate_batch(model, pad, [prompts[n] for n in batch], stop_ids, max_new_tokens)
+            for number, answer in zip(batch, answers, strict=True):
+                replies[number] = answer
+    return replies
+
+
 def _generate_batch(
     model: "PreTrainedModel",
     pad: int,
@@ -86,6 +110,7 @@ def _generate_batch(
     """Return greedy replies to prompts that are answered together."""
     import torch
 
+    support = find_batch_support(model, pad, batch[0])
     longest = max(map(len, batch))
     # Padding on the left lets all prompts end at the same position, where generation begins.
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in batch])
@@ -94,7 +119,7 @@ def _generate_batch(
         output = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            generation_config=_greedy_config(stop_ids, pad, max_new_tokens),
+            generation_config=_greedy_config(stop_ids, pad, max_new_tokens, support.caches),
         )
     return [_cut_at_stop_token(row[longest:].tolist(), stop_ids) for row in output]
 
@@ -170,18 +195,22 @@ def stream_reply(
                 write(text)
 
     streamer = Streamer(_TextDecoder(tokenizer), skip_prompt=True)
+    pad = int(tokenizer.pad_token_id)
+    support = find_batch_support(model, pad, prompt)
     ids = torch.tensor([list(prompt)], device=model.device)
     with torch.inference_mode(), _contiguous_hidden_states(model), _without_base_settings(model):
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=_greedy_config(stop_ids, int(tokenizer.pad_token_id), max_new_tokens),
+            generation_config=_greedy_config(stop_ids, pad, max_new_tokens, support.caches),
             streamer=streamer,
         )
     return _decode_reply(tokenizer, _cut_at_stop_token(output[0][len(prompt) :].tolist(), stop_ids))
 
 
-def _greedy_config(stop_ids: Collection[int], pad_token_id: int, max_new_tokens: int) -> "GenerationConfig":
+def _greedy_config(
+    stop_ids: Collection[int], pad_token_id: int, max_new_tokens: int, use_cache: bool
+) -> "GenerationConfig":
     """Return the generation settings of a greedy reply."""
     from transformers import GenerationConfig
 
@@ -191,7 +220,7 @@ def _greedy_config(stop_ids: Collection[int], pad_token_id: int, max_new_tokens:
         max_new_tokens=max_new_tokens,
         eos_token_id=list(stop_ids),
         pad_token_id=pad_token_id,
-        use_cache=True,
+        use_cache=use_cache,
     )
 
 

@@ -22,6 +22,7 @@
 - integrity: damaged or changed files, and cached digests
 - layer_selection: the layers that a recipe selects on a base
 - logits: logits of a model at some positions
+- model_errors: errors of Transformers' code for an architecture, as one message
 - other_kinds: explanations for a path that is named as a base or an adapter and is something else
 - quantization_checks: the quantization that a base's small files declare, and the refusal of others
 - shape: sizes of a base and its numbers of weights, from its config.json

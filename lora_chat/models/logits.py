@@ -19,4 +19,5 @@ def compute_logits(model: "PreTrainedModel | PeftModel", positions: "torch.Tenso
     if "logits_to_keep" in inspect.signature(base.forward).parameters:
         inputs["logits_to_keep"] = positions
     logits: torch.Tensor = model(**inputs, use_cache=False).logits
-    return logits if logits.shape[1] == positions.numel() else logits.index_select(1, positions)
+    has_all = logits.shape[1] == inputs["input_ids"].shape[1] != positions.numel()
+    return logits.index_select(1, positions) if has_all else logits

@@ -19,6 +19,7 @@ from lora_chat.models.adapter import attach_adapter, count_parameters, count_tra
 from lora_chat.models.adapter_files import save_adapter
 from lora_chat.models.base_model import load_base_model, load_meta_model
 from lora_chat.models.causality import check_causality
+from lora_chat.models.model_errors import explain_model_errors
 from lora_chat.models.text_layers import describe_left_out, find_text_layers
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.estimate import resolve_plan
@@ -103,15 +104,18 @@ def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | Non
         model, trainable_parameters = _load_model(plan, prepared, run, progress)
         load_seconds = time.monotonic() - started
         progress.enter_stage("measuring the longest validation dialogue")
-        check_longest_dialogue_fits(model, prepared.validation)
+        base_config, base_name = model.get_base_model().config, prepared.base.name
+        with explain_model_errors(base_config, base_name, "Evaluation"):
+            check_longest_dialogue_fits(model, prepared.validation)
 
         progress.enter_stage("training")
         policy = CheckpointPolicy(run.checkpoints, plan.checkpoint, identity, checkpoint)
-        training = train_sft(_make_training_run(model, plan, prepared, run, policy))
+        with explain_model_errors(base_config, base_name, "Training"):
+            training = train_sft(_make_training_run(model, plan, prepared, run, policy))
         plan = _record_trained_plan(recipe, plan, training, run)
         adapter_bytes = _save_adapter_or_stop(model, plan, prepared, run, training, progress)
 
-        with progress.explain_out_of_memory():
+        with progress.explain_out_of_memory(), explain_model_errors(base_config, base_name, "Evaluation"):
             report = compare_run(model, prepared, plan.evaluation, run)
         card = format_run_card(plan, prepared.identity, training.steps, report.figures)
         run.write_text(run.adapter / "README.md", card)
@@ -188,7 +192,8 @@ def _load_model(plan: Plan, prepared: PreparedRun, run: RunFolder, progress: Run
     check_disk_space(run.path, count_trainable_parameters(skeleton, plan.adapter), plan.checkpoint.keep)
     progress.enter_stage("loading the base")
     base_model = load_base_model(prepared.base, plan.precision)
-    check_causality(base_model, prepared.train.rows[0].input_ids, prepared.base.name)
+    with explain_model_errors(base_model.config, prepared.base.name, "Reading a dialogue"):
+        check_causality(base_model, prepared.train.rows[0].input_ids, prepared.base.name)
     unquantized = plan.precision.model_copy(update={"mode": "none", "device": "cpu"})
     needs_original = find_initialization(plan.adapter.initialization).fits_residual
     load_original = (lambda: load_base_model(prepared.base, unquantized)) if needs_original else None

@@ -12,6 +12,7 @@
 - sft: The training, from encoded dialogues to the result
 - sft_config: Settings of TRL's SFTTrainer
 - single_card: TRL's settings for one card
+- stock_path: Checks of the padded batches and the LM head of TRL
 - stop_request: Signals that ask training to stop
 - trainer: SFTTrainer with packed micro-batches
 - training_run: The input and the result of one training

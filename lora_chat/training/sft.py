@@ -39,6 +39,7 @@ from lora_chat.training.fast_path.select import FastPath, find_fast_path
 from lora_chat.training.loss_scale import LossScale
 from lora_chat.training.progress_bar import ProgressView, open_progress_view
 from lora_chat.training.sft_config import make_sft_config
+from lora_chat.training.stock_path import find_stock_path
 from lora_chat.training.stop_request import StopRequest, TrainingNotStarted, catch_stop_signals
 from lora_chat.training.training_run import TrainingResult, TrainingRun, make_dataset, measure_lengths
 from lora_chat.training.triton_head import use_working_head
@@ -166,8 +167,10 @@ def _make_trainer(run: TrainingRun, prepared: PreparedTraining) -> "PackedSFTTra
         lm_head=fast_path.head,
     )
     trainer.remove_callback(PrinterCallback)
-    if (collator is None or fast_path.head is None) and (note := trainer.choose_head(run.train_rows[0].input_ids)):
-        logger.info(note)
+    if collator is None or fast_path.head is None:
+        trainer.stock_path = find_stock_path(run.model, run.train_rows[0].input_ids)
+        for note in trainer.stock_path.notes:
+            logger.info(note)
     return trainer
 
 

@@ -11,18 +11,13 @@ from trl import SFTTrainer
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.data.encoding.encode import IGNORE_INDEX
 from lora_chat.models.adapter import make_lora_plus_optimizer, write_peft_adapter
-from lora_chat.models.architectures import find_architecture
 from lora_chat.models.logits import compute_logits
-from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.training.embedding_noise import EmbeddingNoise
-from lora_chat.training.fast_path.check_packing import without_dropout
 from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, split_supervised, sum_cross_entropy
 from lora_chat.training.optimizer_groups import GroupSettings, read_group_settings
+from lora_chat.training.stock_path import StockPath
 from lora_chat.training.stop_request import EvaluationStopped
 
-_HEAD_SAMPLE_TOKENS = 48
-_MAX_HEAD_DIFFERENCE = 0.01
-"""Largest mean difference of log-probabilities that rounding explains, relative to their mean."""
 _MAX_LOGIT_POSITIONS = 2048
 """Largest number of positions whose logits are computed together; above it TRL's chunked head is used."""
 
@@ -43,8 +38,8 @@ class PackedSFTTrainer(SFTTrainer):
         """LM head for supervised positions; None if the model's own forward computes the logits."""
         # Some models (Qwen-VL) average the loss of each micro-batch themselves, and TRL's loss does not.
         self.model_accepts_loss_kwargs = True
-        self._uses_own_logits = False
-        """Whether the loss is computed from the model's own logits, because TRL's LM head gives others."""
+        self.stock_path = StockPath()
+        """How padded batches are computed."""
         self.supervised_tokens = 0
         """Supervised tokens trained so far."""
         self.step_loss: float | torch.Tensor = 0.0
@@ -75,32 +70,6 @@ class PackedSFTTrainer(SFTTrainer):
         if not self.group_settings:
             self.group_settings = read_group_settings(optimizer)
         return optimizer
-
-    @torch.no_grad()
-    def choose_head(self, ids: Sequence[int]) -> str:
-        """Compare TRL's LM head with the model's own logits. Return a note if training uses the model's.
-
-        TRL multiplies hidden states with the head's weights and knows the usual scales and soft caps, but not every
-        architecture's (https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/utils.py, `add_fused_lm_head`).
-        """
-        if find_architecture(self.model.config.model_type).layer_family:
-            return ""
-        row = torch.tensor([list(ids[:_HEAD_SAMPLE_TOKENS])], device=self.model.device)
-        positions = torch.arange(row.shape[1] - 1, device=row.device)
-        with without_dropout(self.model):
-            logits = compute_logits(self.model, positions, input_ids=row)
-            expected = logits.float().log_softmax(-1).gather(-1, row[:, 1:, None]).squeeze(-1)
-            try:
-                actual = self.model(input_ids=row, labels=row, fused_lm_head=True).log_probs.float()
-                difference = float((actual - expected).abs().mean())
-            except Exception as error:  # a model whose parts TRL does not find
-                if is_out_of_memory(error):
-                    raise
-                difference = math.inf
-        self._uses_own_logits = not difference <= _MAX_HEAD_DIFFERENCE * max(1.0, float(expected.abs().mean()))
-        if not self._uses_own_logits:
-            return ""
-        return "The loss is computed from the model's own logits, which take more memory."
 
     def begin_step(self) -> None:
         """Reset the record of the current optimizer step."""
@@ -136,8 +105,9 @@ class PackedSFTTrainer(SFTTrainer):
         if "micro_batches" not in inputs:
             if self.embedding_noise:
                 self.embedding_noise.set_lengths(inputs)
-            loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-            return loss
+            train = super().training_step
+            losses = [train(model, part, *args, **kwargs) for part in self.stock_path.split(inputs)]
+            return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         model.train()
         prepared = self._prepare_inputs(inputs)
         total = torch.zeros((), device=self.args.device)
@@ -192,7 +162,7 @@ class PackedSFTTrainer(SFTTrainer):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Return the loss of a validation batch."""
         if "micro_batches" not in inputs:
-            if self._uses_own_logits:
+            if self.stock_path.uses_own_logits:
                 with torch.no_grad(), self.compute_loss_context_manager():
                     return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
             result: tuple[torch.Tensor | None, ...] = super().prediction_step(model, inputs, *args, **kwargs)
@@ -229,7 +199,7 @@ class PackedSFTTrainer(SFTTrainer):
         Only training smooths labels.
         """
         smoothing = self._plan.label_smoothing if model.training else 0.0
-        if return_outputs or not (smoothing or self._uses_own_logits):
+        if return_outputs or not (smoothing or self.stock_path.uses_own_logits):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         count = _count_supervised_tokens(inputs) if num_items_in_batch is None else num_items_in_batch
         next_ids = inputs["labels"][:, 1:]

@@ -35,7 +35,7 @@ _MAX_LEAK = {"cpu": 0.0}
 whatever the other rows are, and the convolution of a random LFM2 changes its logits in fp32 by only 0.0001."""
 _MAX_LEAK_ON_GPU = 0.001
 """As above. A GPU may add the outputs of experts in another order."""
-_MAX_ROUNDING_DIFFERENCE = 0.15
+MAX_ROUNDING_DIFFERENCE = 0.15
 """Largest relative difference of logits that rounding can explain."""
 
 
@@ -103,11 +103,11 @@ def _matches_separate_logits(
             separate_logits = _concatenate_separate_logits(model, dialogues, prefix, stock_attention)
             if _leaks(model, dialogues, collator):
                 return False
-            distance = _relative_difference(packed_logits, separate_logits)
+            distance = relative_difference(packed_logits, separate_logits)
             if distance <= _LOGIT_TOLERANCE:
                 return True
             # In bf16, two attention functions of transformers itself may differ as much.
-            rounding = _relative_difference(
+            rounding = relative_difference(
                 _concatenate_separate_logits(model, dialogues, prefix, "eager"), separate_logits
             )
     except SharedPrefixUnsupportedError:
@@ -119,7 +119,7 @@ def _matches_separate_logits(
         return False
     finally:
         model.set_attn_implementation(fast_attention)
-    return distance <= min(2 * rounding, _MAX_ROUNDING_DIFFERENCE)
+    return distance <= min(2 * rounding, MAX_ROUNDING_DIFFERENCE)
 
 
 def _leaks(model: "PeftModel", dialogues: "Sequence[EncodedIds]", collator: PackedBatchCollator) -> bool:
@@ -169,6 +169,6 @@ def _concatenate_separate_logits(
     return torch.cat([first, *(logits[prefix:] for logits in rest)]).float()
 
 
-def _relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the norm of the difference, relative to the spread of the expected values."""
     return float((actual - expected).norm() / (expected - expected.mean()).norm())
