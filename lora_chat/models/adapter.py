@@ -85,8 +85,7 @@ def resolve_targets(model: "PreTrainedModel", adapter: AdapterSection) -> LoraSe
     layers = find_text_layers(model)
     if adapter.selects_layers:
         settings = select_layers(layers.suitable, model, adapter, settings)
-    else:
-        settings = replace(settings, target_modules=layers.select(settings.target_modules))
+    settings = replace(settings, target_modules=layers.select(settings.target_modules))
     if model.device.type == "meta":  # packed weights have other shapes
         names = [name for name in layers.suitable if is_target(name, settings.target_modules)]
         shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in names}
