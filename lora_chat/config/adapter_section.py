@@ -3,10 +3,18 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 from typing_extensions import Self
 
-from lora_chat.config.base import NonEmptyStr, StrictModel
+from lora_chat.config.base import NonEmptyStr, StrictModel, TokenText, UniqueTokens
 from lora_chat.config.layer_patterns import check_layer_pattern, is_plain_name
 from lora_chat.config.lora_variants import (
     InitializationName,
@@ -17,6 +25,7 @@ from lora_chat.config.lora_variants import (
 
 _MIN_SCALE, _MAX_SCALE = 1e-4, 4096.0
 """Range of the scale of an update. A smaller scale has no effect, and a larger one exceeds the range of 16 bits."""
+_OPTIONAL_FIELDS = ("trainable_tokens", "new_tokens", "modules_to_save")
 
 
 _MAX_PATTERNS = 2000
@@ -72,6 +81,17 @@ class AdapterSection(StrictModel):
     the same), `olora` (a QR decomposition, arXiv 2406.01775) or `loftq` (what `4bit` took from the weights, arXiv
     2310.08659). PiSSA and OLoRA are saved as plain LoRA of twice the rank for the original base."""
 
+    trainable_tokens: Annotated[tuple[TokenText | Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """Tokens whose rows in the embedding and in the LM head are trained too, by text or id, such as tokens in
+    `data.keep_tokens`, or chat tokens that a pretrained base has never seen. Tokens in `new_tokens` always are."""
+    new_tokens: UniqueTokens | None = None
+    """Tokens that are added to the tokenizer and stay tokens in message text. Their rows begin as the mean of the known
+    rows and are trained. Spare rows of the base are used; without them the embedding grows."""
+    modules_to_save: Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)] | None = None
+    """Modules that are trained as a whole and saved with the adapter: the embedding, the LM head or norms, such as
+    [embed_tokens, lm_head]. It takes far more memory and space than LoRA. A head that shares the embedding's weights is
+    trained together with it."""
+
     @property
     def selects_layers(self) -> bool:
         """Return whether the names of the adapted layers depend on the base, so that they must be resolved."""
@@ -84,9 +104,10 @@ class AdapterSection(StrictModel):
         return find_initialization(self.initialization).subtracts_start
 
     def without_layers(self) -> "AdapterSection":
-        """Return the settings for a base with other layers: each layer has a new adapter of the same size."""
+        """Return the settings for a base with other layers and tokens, with a new adapter of the same size."""
         targets = "all-linear" if isinstance(self.target_modules, str) else self.target_modules
         changes = {"target_modules": targets, "layers": None, "rank_pattern": None, "alpha_pattern": None}
+        changes |= dict.fromkeys(_OPTIONAL_FIELDS)
         rank = self.rank * find_initialization(self.initialization).rank_factor
         return self.model_copy(update={**changes, "rank": rank, "initialization": "default"})
 
@@ -94,6 +115,12 @@ class AdapterSection(StrictModel):
     def scale(self) -> float:
         """Return the factor of the update."""
         return self.alpha / (math.sqrt(self.rank) if find_lora_variant(self.variant).scales_by_sqrt_rank else self.rank)
+
+    @model_serializer(mode="wrap")
+    def _serialize_set_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """Return the fields without unset ones that earlier versions do not know, such as in receipts."""
+        fields: dict[str, JsonValue] = handler(self)
+        return {key: value for key, value in fields.items() if key not in _OPTIONAL_FIELDS or value is not None}
 
     @model_validator(mode="after")
     def _check_scale(self) -> Self:

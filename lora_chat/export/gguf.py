@@ -73,6 +73,11 @@ class GgufAdapterExporter(GgufExporter):
         stored = blend.adapters[0][0].stored
         if unsupported := [variant.title for variant in stored.special_variants if not variant.read_by_llama_cpp]:
             raise UsageError(f"llama.cpp has no {unsupported[0]}. Fix: export the merged model with --to gguf.")
+        if stored.replaces_weights:
+            raise UsageError(
+                f"{stored.name} replaces whole modules or rows of the base, which llama.cpp's adapters cannot do. "
+                "Fix: export the merged model with --to gguf."
+            )
         # Tested with b10605: llama.cpp cannot load the file that its converter writes.
         if find_architecture(read_model_type(blend.base)).stores_transposed_weights:
             raise UsageError(

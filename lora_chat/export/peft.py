@@ -36,6 +36,8 @@ class PeftExporter:
         blend, folder = self._job.blend, self._job.folder
         write_stored_adapter(blend.adapters[0][0].stored, folder)
         (folder / "chat_template.jinja").write_text(str(blend.tokenizer.chat_template), encoding="utf-8")
+        if blend.adapters[0][0].stored.new_token_ids:
+            blend.tokenizer.save_pretrained(folder)
         yield _REPORT_NAME, folder
 
     def open_runner(self, path: Path) -> PeftRunner:
@@ -54,4 +56,5 @@ def _open_in_peft(blend: AdapterBlend, samples: Sequence[ParitySample], folder: 
     """Open the folder in PEFT and compute all outputs there."""
     logger.info("Computing the outputs in PEFT, in a process without lora_chat")
     pad_id = int(blend.tokenizer.pad_token_id)
-    return PeftRunner(folder, blend.base, blend.precision, samples, blend.stop_ids, pad_id)
+    num_rows = max(blend.adapters[0][0].stored.new_token_ids, default=-1) + 1
+    return PeftRunner(folder, blend.base, blend.precision, samples, blend.stop_ids, pad_id, num_rows)

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,23 @@ from lora_chat.models.adapter_config import LoraSettings, StoredAdapter
 from lora_chat.models.adapter_initialization import check_initialization, double_rank, initialize_adapter
 from lora_chat.models.architectures import find_architecture
 from lora_chat.models.layer_selection import is_target, select_layers
+from lora_chat.models.saved_modules import (
+    check_wrapped_modules,
+    find_embedding_names,
+    has_tied_head,
+    keep_hidden_dtype,
+    list_savable_modules,
+    resolve_saved_modules,
+    untie_different_head,
+)
 from lora_chat.models.text_layers import find_text_layers
+from lora_chat.models.token_rows import (
+    check_token_rows,
+    grow_embeddings,
+    initialize_new_rows,
+    merge_token_rows,
+    place_token_rows,
+)
 from lora_chat.system.safetensors_header import MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -48,15 +64,18 @@ def attach_adapter(
     adapter: AdapterSection,
     seed: int = 0,
     load_original: "Callable[[], PreTrainedModel] | None" = None,
+    new_ids: Collection[int] = (),
 ) -> "PeftModel":
     """Add new LoRA layers to a base. PEFT changes the base in place and returns it wrapped.
 
-    `load_original` loads the unquantized base for an initialization that needs it. Raises RecipeError, with the names
-    of existing modules, if a target module does not exist.
+    `load_original` loads the unquantized base for an initialization that needs it. The section names tokens by their
+    ids, and `new_ids` are those that the base does not know. Raises RecipeError, with the names of existing modules, if
+    a target module does not exist.
     """
     import torch
     from peft import LoraConfig
 
+    grow_embeddings(model, new_ids)
     initialization = find_initialization(adapter.initialization)
     settings = double_rank(resolve_targets(model, adapter), initialization)
     torch.manual_seed(seed)
@@ -68,6 +87,9 @@ def attach_adapter(
         raise RecipeError(
             f"adapter.target_modules: PEFT cannot put LoRA on these layers of this base: {first_line(error)}"
         ) from error
+    if settings.replaces_weights:
+        keep_hidden_dtype(wrapped)
+        initialize_new_rows(wrapped, new_ids)
     if initialization.decomposes_weights and model.device.type != "meta":
         initialize_adapter(wrapped, initialization, load_original() if load_original else None)
     return wrapped
@@ -90,10 +112,10 @@ def resolve_targets(model: "PreTrainedModel", adapter: AdapterSection) -> LoraSe
         names = [name for name in layers.suitable if is_target(name, settings.target_modules)]
         shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in names}
         check_initialization(shapes, adapter, settings)
-    return settings
+    return place_trained_parts(model, settings)
 
 
-def check_adapter_attaches(skeleton: "PreTrainedModel", adapter: AdapterSection) -> None:
+def check_adapter_attaches(skeleton: "PreTrainedModel", adapter: AdapterSection, new_ids: Collection[int] = ()) -> None:
     """Raise RecipeError unless LoRA can be put on a base. The model without weights is changed.
 
     The decoder layers of the table are known to carry LoRA, so only their target modules are checked.
@@ -101,7 +123,19 @@ def check_adapter_attaches(skeleton: "PreTrainedModel", adapter: AdapterSection)
     if find_architecture(skeleton.config.model_type).layer_family:
         resolve_targets(skeleton, adapter)
     else:
-        attach_adapter(skeleton, adapter)
+        attach_adapter(skeleton, adapter, new_ids=new_ids)
+
+
+def place_trained_parts(model: "PreTrainedModel", settings: LoraSettings) -> LoraSettings:
+    """Return settings with the full names of the modules and rows that are trained beside LoRA.
+
+    Raises RecipeError for a module that cannot be trained as a whole.
+    """
+    if not settings.replaces_weights:
+        return settings
+    names = resolve_saved_modules(model, settings.modules_to_save)
+    is_tied = has_tied_head(model) and find_embedding_names(model)[0] in names
+    return place_token_rows(model, replace(settings, modules_to_save=names, ties_weights=is_tied))
 
 
 def _wrap_in_peft(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
@@ -113,12 +147,16 @@ def _wrap_in_peft(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel"
     with warnings.catch_warnings():
         # GPT-2's Conv1D stores weights transposed. PEFT detects it, corrects its setting, and warns.
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
+        # A foreign adapter may replace only one of two tied matrices; a merge then writes both.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         return get_peft_model(model, config)
 
 
-def count_trainable_parameters(skeleton: "PreTrainedModel", adapter: AdapterSection) -> int:
+def count_trainable_parameters(
+    skeleton: "PreTrainedModel", adapter: AdapterSection, new_ids: Collection[int] = ()
+) -> int:
     """Return the number of parameters that an adapter trains. The model without weights is changed."""
-    return count_parameters(attach_adapter(skeleton, adapter)).trainable_parameters
+    return count_parameters(attach_adapter(skeleton, adapter, new_ids=new_ids)).trainable_parameters
 
 
 def count_parameters(model: "PeftModel") -> ParameterCounts:
@@ -131,7 +169,7 @@ def adapter_weights(model: "PeftModel", name: str = _DEFAULT_ADAPTER) -> "dict[s
     """Return the tensors of an adapter by the names under which PEFT saves them."""
     from peft import get_peft_model_state_dict
 
-    # The default "auto" asks the hub whether the vocabulary was resized, which lora_chat never does.
+    # The default "auto" asks the hub whether the vocabulary was resized; new rows are the adapter's own weights.
     weights: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     return weights
 
@@ -141,11 +179,21 @@ def write_peft_adapter(model: "PeftModel", folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: w.contiguous() for name, w in adapter_weights(model).items()}
+    weights = _without_shared_memory(adapter_weights(model))
     save_file(weights, folder / _WEIGHTS_NAME, metadata={"format": "pt"})
     config = copy.copy(model.peft_config[model.active_adapter])
     config.inference_mode = True
     config.save_pretrained(str(folder))
+
+
+def _without_shared_memory(weights: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """Return contiguous tensors with memory of their own, because PEFT saves tied weights under both names."""
+    separate: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, weight in weights.items():
+        separate[name] = weight.clone() if weight.data_ptr() in seen else weight.contiguous()
+        seen.add(weight.data_ptr())
+    return separate
 
 
 def write_stored_adapter(stored: StoredAdapter, folder: Path, *, scale_in_alpha: bool = False) -> None:
@@ -211,6 +259,7 @@ def load_adapters(model: "PreTrainedModel", adapters: Sequence[tuple[StoredAdapt
             _scale_adapter(wrapped, name, weight)
     wrapped.base_model.set_adapter(names)
     wrapped.requires_grad_(False)
+    merge_token_rows(wrapped)
     loaded: PeftModel = wrapped.eval()
     return loaded
 
@@ -245,6 +294,11 @@ def _attach_stored_layers(
 
     settings = validate_adapter_config(stored)
     check_stored_targets(model, settings.target_modules, stored.name)
+    savable: Collection[str] = ()
+    if settings.replaces_weights:
+        grow_embeddings(model, stored.new_token_ids)
+        check_token_rows(model, settings, stored.new_token_ids, stored.name)
+        savable = list_savable_modules(model)
     config = LoraConfig(task_type="CAUSAL_LM", **settings.to_peft())
     try:
         if isinstance(model, PeftModel):
@@ -254,6 +308,9 @@ def _attach_stored_layers(
             wrapped = _wrap_in_peft(model, config)
     except ValueError as error:
         raise IntegrityError(f"The adapter {stored.name} does not fit this base: {error}") from error
+    if settings.replaces_weights:
+        check_wrapped_modules(wrapped, savable, stored.name)
+        keep_hidden_dtype(wrapped)
     expected = adapter_weights(wrapped, name)
     max_bytes = sum(weight.numel() for weight in expected.values()) * _FLOAT32_BYTES + MAX_HEADER_BYTES
     if stored.size > max_bytes:  # checked before the file is read into memory
@@ -275,6 +332,7 @@ def _scale_adapter(model: "PeftModel", name: str, weight: float) -> None:
 def merge_adapter(model: "PeftModel") -> "PreTrainedModel":
     """Merge the active adapters into the weights. Raises ValueError for non-finite values. Not for a quantized base."""
     merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    untie_different_head(merged)
     return merged
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from pydantic import ValidationError
 from typing_extensions import Self
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _VARIANT_FIELDS = {variant.peft_argument for variant in LORA_VARIANTS if variant.peft_argument}
 _PATTERN_FIELDS = "rank_pattern", "alpha_pattern"
+_TRAINED_PART_FIELDS = {"modules_to_save", "trainable_token_indices", "ensure_weight_tying"}
+"""Fields of parts that are trained beside LoRA."""
 _CHECKED_FIELDS = {
     "peft_type",
     "r",
@@ -29,6 +31,7 @@ _CHECKED_FIELDS = {
     "target_modules",
     *_PATTERN_FIELDS,
     *_VARIANT_FIELDS,
+    *_TRAINED_PART_FIELDS,
 }
 # These do not change the function, or PEFT sets them itself.
 _IGNORED_FIELDS = {
@@ -42,6 +45,11 @@ _IGNORED_FIELDS = {
 _EMPTY_VALUES: tuple[object, ...] = (None, False, [], {})
 _MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100}){0,20}")
 _MAX_TARGETS = 2000
+_MAX_TOKEN_ID = 2**31
+MAX_TOKEN_ROWS = 100_000
+"""Largest number of rows of single tokens in an adapter."""
+EMBEDDING_ROWS = ""
+"""Name in `token_rows` for the embedding of any base, as a plain list of token ids means it in PEFT."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,12 @@ class LoraSettings:
     """Ranks of layers with another rank, by their names."""
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     """Alphas of layers with another alpha, by their names."""
+    modules_to_save: tuple[str, ...] = ()
+    """Names of modules that the adapter replaces as a whole."""
+    token_rows: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Names of embedding and LM head, each with the ids of the tokens whose rows the adapter replaces."""
+    ties_weights: bool = False
+    """Whether the LM head is replaced together with the embedding, whose weights it shares."""
 
     @classmethod
     def from_section(cls, section: AdapterSection) -> Self:
@@ -73,6 +87,8 @@ class LoraSettings:
             special_variants=(variant,) if variant.peft_argument else (),
             rank_pattern=tuple(sorted((section.rank_pattern or {}).items())),
             alpha_pattern=tuple(sorted((section.alpha_pattern or {}).items())),
+            modules_to_save=section.modules_to_save or (),
+            token_rows=_rows_of_section(section),
         )
 
     @classmethod
@@ -109,12 +125,28 @@ class LoraSettings:
             special_variants=variants,
             rank_pattern=tuple(sorted(ranks.items())),
             alpha_pattern=tuple(sorted(alphas.items())),
+            **_read_trained_parts(config, name),
         )
 
     @property
     def variant(self) -> LoraVariant:
         """Return the variant that decides how the adapter is reported."""
         return self.special_variants[-1] if self.special_variants else find_lora_variant("lora")
+
+    @property
+    def row_ids(self) -> tuple[int, ...]:
+        """Return the ids of all tokens whose rows the adapter replaces."""
+        return tuple(sorted({number for _, ids in self.token_rows for number in ids}))
+
+    @property
+    def replaces_weights(self) -> bool:
+        """Return whether the adapter replaces weights of the base, so that it cannot be scaled or summed."""
+        return bool(self.modules_to_save or self.token_rows)
+
+    def states_same_adapter(self, section: AdapterSection) -> bool:
+        """Return whether a section describes these settings; it does not name the modules of rows and tied heads."""
+        stated = replace(type(self).from_section(section), token_rows=self.token_rows, ties_weights=self.ties_weights)
+        return stated == self and (section.trainable_tokens or ()) == self.row_ids
 
     def to_section(self) -> AdapterSection:
         """Return the settings as recipes and receipts store them."""
@@ -126,6 +158,8 @@ class LoraSettings:
             variant=self.variant.name,
             rank_pattern=dict(self.rank_pattern) or None,
             alpha_pattern=dict(self.alpha_pattern) or None,
+            trainable_tokens=self.row_ids or None,
+            modules_to_save=self.modules_to_save or None,
         )
 
     def rank_of(self, layer: str) -> int:
@@ -153,7 +187,21 @@ class LoraSettings:
             },
             **({"rank_pattern": dict(self.rank_pattern)} if self.rank_pattern else {}),
             **({"alpha_pattern": dict(self.alpha_pattern)} if self.alpha_pattern else {}),
+            **self._trained_parts_to_peft(),
         }
+
+    def _trained_parts_to_peft(self) -> dict[str, object]:
+        """Return the parts that are trained beside LoRA as arguments of PEFT; none of them for plain LoRA."""
+        parts: dict[str, object] = {}
+        if self.modules_to_save:
+            parts["modules_to_save"] = list(self.modules_to_save)
+        if self.token_rows:
+            (name, ids), *others = self.token_rows
+            rows = {name: list(ids), **{other: list(its) for other, its in others}}
+            parts["trainable_token_indices"] = list(ids) if name == EMBEDDING_ROWS else rows
+        if self.ties_weights:
+            parts["ensure_weight_tying"] = True
+        return parts
 
     def to_peft_file(self, base: str | None, revision: str | None) -> dict[str, object]:
         """Return the content of an adapter_config.json with only the fields that PEFT needs."""
@@ -213,6 +261,62 @@ class StoredAdapter:
     def special_variants(self) -> tuple[LoraVariant, ...]:
         """Return the variants of LoRA in its config, plain LoRA left out."""
         return find_special_variants(self.config)
+
+    @property
+    def replaces_weights(self) -> bool:
+        """Return whether its config replaces weights of the base: whole modules, or rows of tokens."""
+        return bool(self.config.get("modules_to_save") or self.config.get("trainable_token_indices"))
+
+    @property
+    def new_token_ids(self) -> tuple[int, ...]:
+        """Return the ids of the tokens that it adds to the base."""
+        return tuple(((self.identity and self.identity.new_tokens) or {}).values())
+
+
+def _rows_of_section(section: AdapterSection) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the rows of a section whose tokens are ids; they are placed when the model is known."""
+    ids = tuple(token for token in section.trainable_tokens or () if isinstance(token, int))
+    return ((EMBEDDING_ROWS, ids),) if ids else ()
+
+
+def _read_trained_parts(config: Mapping[str, object], name: str) -> dict[str, Any]:
+    """Return the parts that an adapter_config.json replaces in the base. Raise IntegrityError for malformed ones."""
+    modules, indices = config.get("modules_to_save"), config.get("trainable_token_indices")
+    tying = config.get("ensure_weight_tying", False)
+    if modules is not None and not _are_module_names(modules):
+        raise IntegrityError(f"The adapter {name}: modules_to_save must be a list of names.")
+    tables: dict[str, Any] = (
+        indices if isinstance(indices, dict) else {} if indices in (None, []) else {EMBEDDING_ROWS: indices}
+    )
+    has_names = not isinstance(indices, dict) or all(_MODULE_NAME.fullmatch(key) for key in indices)
+    if not has_names or not all(map(_are_token_ids, tables.values())):
+        raise IntegrityError(f"The adapter {name}: trainable_token_indices must be lists of different token ids.")
+    if not isinstance(tying, bool):
+        raise IntegrityError(f"The adapter {name}: ensure_weight_tying must be true or false.")
+    return {
+        "modules_to_save": tuple(modules) if isinstance(modules, list) else (),
+        "token_rows": tuple((key, tuple(ids)) for key, ids in tables.items()),
+        "ties_weights": tying,
+    }
+
+
+def _are_module_names(value: object) -> TypeGuard[list[str]]:
+    """Return whether a value is a list of names of modules."""
+    return (
+        isinstance(value, list)
+        and len(value) <= _MAX_TARGETS
+        and all(isinstance(name, str) and _MODULE_NAME.fullmatch(name) for name in value)
+    )
+
+
+def _are_token_ids(value: object) -> bool:
+    """Return whether a value is a list of different token ids."""
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= MAX_TOKEN_ROWS
+        and all(type(number) is int and 0 <= number < _MAX_TOKEN_ID for number in value)
+        and len(set(value)) == len(value)
+    )
 
 
 def find_special_variants(config: Mapping[str, object]) -> tuple[LoraVariant, ...]:

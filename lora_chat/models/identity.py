@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 from typing_extensions import Self
 
-from lora_chat.config.base import StrictModel, UniqueTokens
+from lora_chat.config.base import MAX_NAMED_TOKENS, StrictModel, TokenText, UniqueTokens
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import TOKENIZER_SAMPLE_TEXT, LocalBase, read_config
 from lora_chat.models.base_settings import canonical_json, read_compared_fields
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _VERSION_2_FIELDS = ("version", "files", "config", "generation", "tokenizer_parts", "stops")
 """Fields that an identity of version 1 does not have."""
-_OPTIONAL_FIELDS = ("kept_tokens",)
+_OPTIONAL_FIELDS = ("kept_tokens", "new_tokens")
 """Fields that are only written if they have a value, because earlier versions do not know them."""
 UNCOVERED_BY_VERSION_1 = (
     "the config's fields, the index and subfolders of weights, the whole tokenizer (only its vocabulary and a sample "
@@ -65,6 +65,11 @@ class Identity(StrictModel):
 
     kept_tokens: UniqueTokens | None = None
     """Tokens that stay tokens in message text; None if there are none. A run without them does not write the field."""
+
+    new_tokens: Annotated[dict[TokenText, Annotated[int, Field(ge=0)]], Field(max_length=MAX_NAMED_TOKENS)] | None = (
+        None
+    )
+    """Ids of the tokens that training added to the tokenizer; written like `kept_tokens`."""
 
     @model_validator(mode="after")
     def _check_version_fields(self) -> Self:

@@ -8,7 +8,6 @@ from lora_chat.config.plan import Plan, make_plan
 from lora_chat.config.recipe import BaseSection, Recipe
 from lora_chat.config.sizes import parse_size
 from lora_chat.data.encoding.chat_template import install_template
-from lora_chat.data.encoding.kept_tokens import keep_tokens
 from lora_chat.data.lengths import DataLengths
 from lora_chat.errors import OutOfMemoryError, RecipeError
 from lora_chat.models.adapter import count_trainable_parameters
@@ -19,6 +18,7 @@ from lora_chat.models.shape import read_shape
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.base_precision import adopt_planned_base
 from lora_chat.pipeline.data_lengths import measure_lengths
+from lora_chat.pipeline.install_tokens import install_recipe_tokens
 from lora_chat.pipeline.load_data import find_data_files, read_data
 from lora_chat.pipeline.machine_benchmark import MIN_BASE_WEIGHTS, benchmark_machine
 from lora_chat.pipeline.prepare import PreparedRun
@@ -172,7 +172,7 @@ def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int) -> DataLengt
     install_template(tokenizer, plan.data.template)
     stop_ids = read_stop_ids(tokenizer_base, tokenizer)
     if base.folder is not None:  # the embedded tokenizer lacks the tokens
-        keep_tokens(tokenizer, plan.data.keep_tokens or (), stop_ids)
+        install_recipe_tokens(plan, tokenizer, stop_ids)
     data = read_data(plan, files, tokenizer, stop_ids, max_positions)
     check_warmup(len(data.train.rows), plan.training)
     return measure_lengths(

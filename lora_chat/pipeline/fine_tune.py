@@ -21,6 +21,7 @@ from lora_chat.models.base_model import load_base_model, load_meta_model
 from lora_chat.models.causality import check_causality
 from lora_chat.models.model_errors import explain_model_errors
 from lora_chat.models.text_layers import describe_left_out, find_text_layers
+from lora_chat.models.token_rows import merge_token_rows
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.estimate import resolve_plan
 from lora_chat.pipeline.prepare import PreparedRun, audit_run, format_plan_summary, prepare_run
@@ -115,6 +116,7 @@ def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | Non
         plan = _record_trained_plan(recipe, plan, training, run)
         adapter_bytes = _save_adapter_or_stop(model, plan, prepared, run, training, progress)
 
+        merge_token_rows(model)
         with progress.explain_out_of_memory(), explain_model_errors(base_config, base_name, "Evaluation"):
             report = compare_run(model, prepared, plan.evaluation, run)
         card = format_run_card(plan, prepared.identity, training.steps, report.figures)
@@ -189,7 +191,8 @@ def _load_model(plan: Plan, prepared: PreparedRun, run: RunFolder, progress: Run
     progress.enter_stage("checking the disk space")
     skeleton = load_meta_model(prepared.base)
     left_out = describe_left_out(find_text_layers(skeleton))
-    check_disk_space(run.path, count_trainable_parameters(skeleton, plan.adapter), plan.checkpoint.keep)
+    trainable_parameters = count_trainable_parameters(skeleton, prepared.adapter, prepared.new_ids)
+    check_disk_space(run.path, trainable_parameters, plan.checkpoint.keep)
     progress.enter_stage("loading the base")
     base_model = load_base_model(prepared.base, plan.precision)
     with explain_model_errors(base_model.config, prepared.base.name, "Reading a dialogue"):
@@ -197,7 +200,7 @@ def _load_model(plan: Plan, prepared: PreparedRun, run: RunFolder, progress: Run
     unquantized = plan.precision.model_copy(update={"mode": "none", "device": "cpu"})
     needs_original = find_initialization(plan.adapter.initialization).fits_residual
     load_original = (lambda: load_base_model(prepared.base, unquantized)) if needs_original else None
-    model = attach_adapter(base_model, plan.adapter, plan.training.seed, load_original)
+    model = attach_adapter(base_model, prepared.adapter, plan.training.seed, load_original, prepared.new_ids)
     counts = count_parameters(model)
     if left_out:
         logger.info(left_out)

@@ -61,7 +61,7 @@ def pack_run(
         to = to / f"{name}{PARCEL_SUFFIX}" if to.is_dir() else to.with_name(to.name + PARCEL_SUFFIX)
     draft, weights = draft_receipt(opened, run, name, license_name)
     try:
-        members = build_members(draft, weights, key)
+        members = build_members(draft, weights, key, validate_adapter_config(opened.adapter.stored))
     except ValueError as error:
         raise UsageError(f"This run cannot be packed: {format_validation_error(error)}.") from error
     write_parcel(members, to, lambda path: open_parcel(path))

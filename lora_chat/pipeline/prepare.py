@@ -6,13 +6,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.audit.report import AuditReport
+from lora_chat.config.adapter_section import AdapterSection
 from lora_chat.config.data import DataSection
 from lora_chat.config.plan import Plan, PrecisionPlan
 from lora_chat.data.dataset import DialogueSet, build_block_set, build_full_set, concatenate_sets
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.data.encoding.control_tokens import read_kept_tokens
-from lora_chat.data.encoding.kept_tokens import keep_tokens
 from lora_chat.data.format import statistics_summary
 from lora_chat.data.sources import find_sources, open_sources
 from lora_chat.data.statistics import DataStatistics
@@ -30,8 +30,10 @@ from lora_chat.models.base_model import (
 from lora_chat.models.bound_adapter import BoundAdapter
 from lora_chat.models.identity import Identity, compute_identity
 from lora_chat.models.stop_tokens import read_stop_ids
+from lora_chat.models.token_rows import resolve_token_ids
 from lora_chat.pipeline.audit_data import audit_sets
 from lora_chat.pipeline.base_precision import plan_base_precision
+from lora_chat.pipeline.install_tokens import install_recipe_tokens, read_new_tokens
 from lora_chat.pipeline.load_data import find_data_files, read_data
 from lora_chat.planning.workload import check_warmup
 from lora_chat.runs.run_folder import RunFolder
@@ -82,6 +84,13 @@ class PreparedRun(PreparedEvaluation):
     """Precision of the base in training, which a base that is quantized already decides itself."""
     train: DialogueSet
     statistics: DataStatistics
+    adapter: AdapterSection
+    """Adapter of the plan with the ids of the tokens whose rows are trained."""
+
+    @property
+    def new_ids(self) -> tuple[int, ...]:
+        """Return the ids of the tokens that training adds to the base."""
+        return tuple((self.identity.new_tokens or {}).values())
 
     def write(self, run: RunFolder, *, redacted: bool) -> None:
         """Write validation data, questions, statistics, and redacted dialogues into the run."""
@@ -103,20 +112,27 @@ def prepare_run(plan: Plan) -> PreparedRun:
         files.check()  # before the download, which can take minutes
     base, tokenizer, stop_ids = load_base_tokenizer(plan, plan.data.template)
     precision = plan_base_precision(plan, base)
-    check_adapter_attaches(check_weights(base), plan.adapter)
+    new_tokens = read_new_tokens(tokenizer, plan)
+    adapter = resolve_token_ids(plan.adapter, tokenizer, new_tokens)
+    check_adapter_attaches(check_weights(base), adapter, tuple(new_tokens.values()))
     data = read_data(plan, files, tokenizer, stop_ids, read_max_positions(base))
     check_warmup(len(data.train.rows), plan.training)
     return PreparedRun(
         base=base,
         tokenizer=tokenizer,
         identity=compute_identity(base, tokenizer).model_copy(
-            update={"system": data.system, "kept_tokens": read_kept_tokens(tokenizer) or None}
+            update={
+                "system": data.system,
+                "kept_tokens": read_kept_tokens(tokenizer) or None,
+                "new_tokens": new_tokens or None,
+            }
         ),
         stop_ids=stop_ids,
         precision=precision,
         train=data.train,
         validation=data.validation,
         statistics=data.statistics,
+        adapter=adapter,
         questions=files.questions,
     )
 
@@ -189,7 +205,7 @@ def load_base_tokenizer(
     tokenizer = load_tokenizer(base)
     install_template(tokenizer, template)
     stop_ids = read_stop_ids(base, tokenizer)
-    keep_tokens(tokenizer, plan.data.keep_tokens or (), stop_ids)
+    install_recipe_tokens(plan, tokenizer, stop_ids)
     return base, tokenizer, stop_ids
 
 

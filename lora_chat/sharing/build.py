@@ -32,13 +32,17 @@ PLACEHOLDER_DIGEST = "0" * 64
 """Digest in a receipt that is not finished."""
 
 
-def build_members(draft: Receipt, weights: bytes, key: Path | None = None) -> dict[str, bytes]:
+def build_members(
+    draft: Receipt, weights: bytes, key: Path | None = None, settings: LoraSettings | None = None
+) -> dict[str, bytes]:
     """Build all members of a parcel. Without a key, the same receipt and weights give the same bytes.
+
+    `settings` are needed for an adapter that replaces rows, because the receipt does not name their modules.
 
     Raises UsageError for a key that cannot sign, ValueError for a member that is too large.
     """
     signer = read_public_key(key) if key else None
-    settings = LoraSettings.from_section(draft.adapter)
+    settings = settings or LoraSettings.from_section(draft.adapter)
     config = settings.to_peft_file(draft.base.base, draft.base.revision)
     portability = report_portability(settings, draft.precision.mode, draft.architecture)
     members = {

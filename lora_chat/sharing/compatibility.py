@@ -20,6 +20,10 @@ PortabilityLevel = Literal["yes", "near", "merged", "no"]
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
+_TRAINED_PARTS_PEFT_VERSION = "0.18"
+"""First version of PEFT with `ensure_weight_tying`, which ties modules and rows that are trained beside LoRA."""
+
+
 @dataclass(frozen=True)
 class Portability:
     """One program, and whether it can use the adapter."""
@@ -52,11 +56,16 @@ def _peft_portability(settings: LoraSettings, mode: str) -> Portability:
     variant = settings.variant
     if settings.rank_pattern or settings.alpha_pattern:
         return Portability("PEFT", "yes", f"any version with rank_pattern; {_base_precision_note(mode)}")
+    if settings.replaces_weights:
+        least = f"{_TRAINED_PARTS_PEFT_VERSION} (replaced modules or token rows)"
+        return Portability("PEFT", "yes", f"version {least} or newer; {_base_precision_note(mode)}")
     least = f"{variant.min_peft_version} ({variant.title})" if variant.peft_argument else variant.min_peft_version
     return Portability("PEFT", "yes", f"version {least} or newer; {_base_precision_note(mode)}")
 
 
 def _vllm_portability(settings: LoraSettings, mode: str, architecture: str | None) -> Portability:
+    if settings.replaces_weights:
+        return _merged_only("vLLM", "it reads no replaced modules or token rows")
     if unsupported := [variant.title for variant in settings.special_variants if not variant.read_by_vllm]:
         return _merged_only("vLLM", f"it knows no {unsupported[0]}")
     if settings.rank_pattern or settings.alpha_pattern:
@@ -76,6 +85,8 @@ def _vllm_portability(settings: LoraSettings, mode: str, architecture: str | Non
 
 
 def _llama_cpp_portability(settings: LoraSettings, mode: str, architecture: str | None) -> Portability:
+    if settings.replaces_weights:
+        return _merged_only("llama.cpp", "it reads no replaced modules or token rows; export --to gguf")
     if unsupported := [variant.title for variant in settings.special_variants if not variant.read_by_llama_cpp]:
         return _merged_only("llama.cpp", f"it knows no {unsupported[0]}; export --to gguf")
     if find_architecture(architecture).stores_transposed_weights:

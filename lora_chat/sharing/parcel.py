@@ -212,12 +212,13 @@ def _check_weights(members: Mapping[str, bytes], receipt: Receipt, settings: Lor
     count = check_tensors(tensors, settings)
     if count != receipt.parameters:
         raise IntegrityError(f"{count} parameters, but the receipt states {receipt.parameters}")
-    return None, f"{len(tensors)} tensors, {count:,} parameters, all of them LoRA pairs and finite", True
+    kinds = "LoRA pairs, replaced modules or rows" if settings.replaces_weights else "LoRA pairs"
+    return None, f"{len(tensors)} tensors, {count:,} parameters, all of them {kinds} and finite", True
 
 
 def _check_settings_match(receipt: Receipt, settings: LoraSettings) -> tuple[None, str, bool]:
     """Check that the receipt states the adapter of the config and the digest of its chat template."""
-    if LoraSettings.from_section(receipt.adapter) != settings:
+    if not settings.states_same_adapter(receipt.adapter):
         raise IntegrityError("the receipt describes another adapter than the config")
     template = receipt.chat_template
     if template is not None and hashlib.sha256(template.encode()).hexdigest() != receipt.base.chat_template:

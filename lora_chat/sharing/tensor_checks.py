@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from lora_chat.config.lora_variants import EXTRA_VECTORS
 from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter_checks import ALLOWED_DTYPES
-from lora_chat.models.adapter_config import LoraSettings
+from lora_chat.models.adapter_config import EMBEDDING_ROWS, LoraSettings
 from lora_chat.system.safetensors_header import MAX_HEADER_BYTES, check_raw_header
 
 if TYPE_CHECKING:
     import torch
 
+_ROWS_KEY_PATTERN = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,300})\.token_adapter\.trainable_tokens_delta")
+_MODULE_KEY_PATTERN = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,300})\.(weight|bias)")
 _LORA_KEY_PATTERN = re.compile(
     r"base_model\.model\.([A-Za-z0-9_.]{1,300})\."
     rf"(lora_A\.weight|lora_B\.weight|{'|'.join(EXTRA_VECTORS)})"
@@ -40,22 +42,21 @@ def read_tensors(raw: bytes) -> "dict[str, torch.Tensor]":
 def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: LoraSettings) -> int:
     """Check that the tensors are complete LoRA pairs of the rank and modules in `settings`; count their parameters.
 
-    Whether the tensors fit the base is checked elsewhere, because this function has no base. Raises IntegrityError.
+    Beside them, only the modules and rows that the settings name may be replaced. Whether the tensors fit the base
+    is checked elsewhere, because this function has no base. Raises IntegrityError.
     """
-    import torch
-
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         match = _LORA_KEY_PATTERN.fullmatch(key)
+        if not match and _is_replaced_part(key, tensor, settings):
+            _check_values(key, tensor)
+            continue
         if not match:
             raise IntegrityError(f"the weights contain {key[:200]!a}, which is not the name of a LoRA weight")
         module, part = match[1], match[2].split(".")[0]
         if not any(module == target or module.endswith(f".{target}") for target in settings.target_modules):
             raise IntegrityError(f"the weights contain {key[:200]!a}, which is not a target module of the config")
-        if str(tensor.dtype) not in ALLOWED_DTYPES:
-            raise IntegrityError(f"{key} is {tensor.dtype}, not floating point of 16 or 32 bits")
-        if not torch.isfinite(tensor).all():
-            raise IntegrityError(f"{key} has non-finite values")
+        _check_values(key, tensor)
         modules.setdefault(module, {})[part] = tensor
     if not modules:
         raise IntegrityError("the weights are empty")
@@ -65,6 +66,33 @@ def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: LoraSettings)
     if unused:
         raise IntegrityError(f"the config names {unused[0][:100]!a}, for which there are no weights")
     return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _check_values(key: str, tensor: "torch.Tensor") -> None:
+    """Raise IntegrityError for a tensor of another dtype, or with non-finite values."""
+    import torch
+
+    if str(tensor.dtype) not in ALLOWED_DTYPES:
+        raise IntegrityError(f"{key} is {tensor.dtype}, not floating point of 16 or 32 bits")
+    if not torch.isfinite(tensor).all():
+        raise IntegrityError(f"{key} has non-finite values")
+
+
+def _is_replaced_part(key: str, tensor: "torch.Tensor", settings: LoraSettings) -> bool:
+    """Return whether a tensor replaces a module or rows that the settings name, in a possible shape."""
+    if rows := _ROWS_KEY_PATTERN.fullmatch(key):
+        sizes = [len(ids) for name, ids in settings.token_rows if name == EMBEDDING_ROWS or _is_named(rows[1], name)]
+        return tensor.dim() == 2 and tensor.shape[0] in sizes
+    part = _MODULE_KEY_PATTERN.fullmatch(key)
+    if part is None or not (1 <= tensor.dim() <= 2):
+        return False
+    # PEFT saves the head under its own name if it shares the weights of the embedding.
+    return settings.ties_weights or any(_is_named(part[1], name) for name in settings.modules_to_save)
+
+
+def _is_named(module: str, name: str) -> bool:
+    """Return whether a module's full name is a name or ends with it."""
+    return module == name or module.endswith(f".{name}")
 
 
 def _check_pair(module: str, parts: "Mapping[str, torch.Tensor]", settings: LoraSettings) -> None:

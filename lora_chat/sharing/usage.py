@@ -33,6 +33,11 @@ def format_usage(receipt: Receipt, portability: Sequence[Portability]) -> list[s
         f"from transformers import AutoModelForCausalLM, {config_class}",
         f"base = AutoModelForCausalLM.from_pretrained('{base}', dtype=torch.{receipt.precision.dtype},",
         *arguments,
+        *(
+            [f"base.resize_token_embeddings(max({rows}, base.get_input_embeddings().weight.shape[0]))"]
+            if (rows := max((receipt.base.new_tokens or {}).values(), default=-1) + 1)
+            else []
+        ),
         "model = PeftModel.from_pretrained(base, 'FOLDER_OR_HUB_ID_OF_THIS_ADAPTER')",
     ]
     llama = (

@@ -30,7 +30,8 @@ _FIX = "end other programs that use the memory."
 class PeftRunner(ParityRunner):
     """An adapter whose outputs are all computed in one process at the beginning; the methods look them up.
 
-    The process uses the device of training, or the CPU if the GPU is too small for it.
+    The process uses the device of training, or the CPU if the GPU is too small for it. With `num_rows`, it gives the
+    embedding of the base this many rows at least, as a user of an adapter with new tokens must.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class PeftRunner(ParityRunner):
         samples: Sequence[ParitySample],
         stop_ids: Collection[int],
         pad_id: int,
+        num_rows: int | None = None,
     ) -> None:
         self._number = {sample.ids: number for number, sample in enumerate(samples)}
         self._folder = tempfile.TemporaryDirectory(prefix="lora-chat-")
@@ -54,6 +56,7 @@ class PeftRunner(ParityRunner):
             "stop_ids": sorted(stop_ids),
             "most": PARITY_MAX_NEW_TOKENS,
             "pad": pad_id,
+            "rows": num_rows,
             "probes": [{"ids": s.ids, "places": s.positions, "prompt": s.prompt} for s in samples],
         }
         release_gpu_memory()  # the worker needs the memory of the adapted model

@@ -50,6 +50,8 @@ def load_adapted_model(request: dict[str, Any]) -> peft.PeftModel:
     )
     if loading_info["missing_keys"] or loading_info["mismatched_keys"]:  # Transformers makes them random
         raise RuntimeError(f"the base lacks weights, such as {min(loading_info['missing_keys'], default='')}")
+    if request["rows"] and request["rows"] > base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(request["rows"], mean_resizing=False)  # the adapter has the values of new rows
     # Without a device, PEFT reads the adapter onto a GPU even if the base is on the CPU.
     return peft.PeftModel.from_pretrained(
         base, request["adapter"], local_files_only=True, torch_device=request["device"]

@@ -79,7 +79,9 @@ def _layer_unfused_reason(layer: "LlamaDecoderLayer") -> str:
         return f"activation {layer.self_attn.config.hidden_act}"
     if layer.self_attn.attention_dropout:
         return "dropout of attention"
-    return "trained norms" if layer.input_layernorm.weight.requires_grad else ""
+    norms = (layer.input_layernorm, layer.post_attention_layernorm, layer.self_attn)
+    norm_weights = [p for norm in norms for name, p in norm.named_parameters() if "norm" in name or norm in norms[:2]]
+    return "trained norms" if any(weight.requires_grad for weight in norm_weights) else ""
 
 
 class _FusedDecoderForward:
