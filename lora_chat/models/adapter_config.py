@@ -296,7 +296,7 @@ def _read_trained_parts(config: Mapping[str, object], name: str) -> dict[str, An
     return {
         "modules_to_save": tuple(modules) if isinstance(modules, list) else (),
         "token_rows": tuple((key, tuple(ids)) for key, ids in tables.items()),
-        "ties_weights": tying,
+        "ties_weights": tying and bool(modules or tables),
     }
 
 

@@ -109,7 +109,7 @@ def keep_hidden_dtype(model: "PeftModel") -> None:
     Otherwise an embedding or norm in fp32 would make all hidden states fp32, and a head in fp32 could not read states
     in bf16 outside of autocast. At the end the weights are rounded to the base's dtype, and the hooks change nothing.
     """
-    from peft.utils.other import ModulesToSaveWrapper
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
     base = model.get_base_model()
     head, dtype = base.get_output_embeddings(), base.dtype
@@ -117,6 +117,8 @@ def keep_hidden_dtype(model: "PeftModel") -> None:
         if isinstance(wrapper, ModulesToSaveWrapper) and wrapper is head:
             # Under autocast the product casts both to 16 bits anyway.
             wrapper.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(module.weight.dtype), *inputs[1:]))
+        elif isinstance(wrapper, TrainableTokensWrapper) and wrapper is head:
+            wrapper.bias = None  # PEFT's wrapper has no such attribute, which TRL's loss reads; other heads are refused
         elif isinstance(wrapper, ModulesToSaveWrapper):
             wrapper.register_forward_hook(lambda module, inputs, output: output.to(dtype))
 
