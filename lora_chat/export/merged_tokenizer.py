@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from lora_chat.data.encoding.control_tokens import KEPT_TOKENS_FIELD, read_kept_tokens
 from lora_chat.errors import LoraChatError
 from lora_chat.models.base_model import LocalBase, load_tokenizer
 from lora_chat.models.base_settings import canonical_json, read_lenient_json_object
@@ -109,6 +110,8 @@ def _adapt_settings(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
     named = changed.get("tokenizer_class")
     if is_generic and (named is None or named in _LATER_CLASSES):
         changed["tokenizer_class"] = _LATER_CLASSES[type(tokenizer).__name__]
+    if names := read_kept_tokens(tokenizer):
+        changed[KEPT_TOKENS_FIELD] = [*names]
     if isinstance(changed.get("extra_special_tokens"), list):  # Transformers 4 expects names in an object
         changed.setdefault("additional_special_tokens", changed["extra_special_tokens"])
         del changed["extra_special_tokens"]

@@ -25,10 +25,12 @@
 - model_errors: errors of Transformers' code for an architecture, as one message
 - other_kinds: explanations for a path that is named as a base or an adapter and is something else
 - quantization_checks: the quantization that a base's small files declare, and the refusal of others
+- saved_modules: whole modules that are trained and saved beside LoRA
 - shape: sizes of a base and its numbers of weights, from its config.json
 - stop_tokens: the tokens at which a reply ends
 - stored_precision: the precision of a base whose files are quantized already
 - text_layers: the linear layers that can carry LoRA for text
+- token_rows: new tokens, and the rows of single tokens that are trained beside LoRA
 - tokenizer_limits: the eos and pad tokens of a loaded tokenizer, and tokens without an embedding
 - tokenizer_parts: a loaded tokenizer in parts, so that a message can name the part that differs
 - weight_check: comparison of a base's files with the weights of its model

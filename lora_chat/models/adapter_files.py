@@ -20,6 +20,7 @@ from lora_chat.system.safetensors_header import TensorHeader, check_safetensors_
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 WEIGHTS_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
 IDENTITY_NAME = "lora_chat.json"
@@ -27,13 +28,24 @@ TEMPLATE_NAME = "chat_template.jinja"
 MODEL_CARD_NAME = "README.md"
 
 
-def save_adapter(model: "PeftModel", folder: Path, identity: Identity, chat_template: str, card: str) -> int:
+def save_adapter(
+    model: "PeftModel",
+    folder: Path,
+    identity: Identity,
+    chat_template: str,
+    card: str,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+) -> int:
     """Write the adapter in PEFT's layout, completely or not at all, and return its size in bytes.
+
+    A tokenizer with new tokens is written too, for other programs; lora_chat adds the tokens to the base's.
 
     Raises DiskFullError, DiskError or UsageError if the folder cannot be written, DiskError if the written file has
     other values.
     """
     with atomic_folder(folder, "the adapter") as beside:
+        if tokenizer is not None and identity.new_tokens:
+            tokenizer.save_pretrained(beside)
         write_peft_adapter(model, beside)
         _check_saved_weights(model, beside)
         config = json.loads((beside / CONFIG_NAME).read_text())

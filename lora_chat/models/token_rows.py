@@ -9,6 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_chat.config.adapter_section import AdapterSection
+from lora_chat.data.encoding.control_tokens import (
+    find_tokens_without_embedding,
+    limit_token_ids,
+    read_token_limit,
+)
 from lora_chat.errors import DataError, IntegrityError, RecipeError
 from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.saved_modules import find_embedding_names, has_tied_head, iterate_wrappers
@@ -31,12 +36,20 @@ def add_new_tokens(tokenizer: "PreTrainedTokenizerBase", names: Sequence[str]) -
             f"adapter.new_tokens: {known[0]!a} is a token of this tokenizer already. Fix: name it in data.keep_tokens "
             "and adapter.trainable_tokens instead."
         )
+    if unknown := sorted(find_tokens_without_embedding(tokenizer).values()):
+        raise DataError(
+            f"adapter.new_tokens: the base has no embedding for {unknown[0]!a}, a token of its tokenizer, so rows for "
+            "new tokens would follow a gap. Fix: remove that token from the tokenizer, or extend the embedding of the base."
+        )
     tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in names])
     ids = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names}
     if len(set(ids.values()) - set(vocabulary.values())) != len(names):
         raise DataError(
             "adapter.new_tokens: this tokenizer gives new tokens the ids of others. Fix: leave new_tokens out."
         )
+    limit = read_token_limit(tokenizer)
+    if limit is not None:  # the embedding grows before training
+        limit_token_ids(tokenizer, max(limit, *(number + 1 for number in ids.values())))
     return ids
 
 

@@ -257,7 +257,7 @@ def _save_adapter_or_stop(
     template = str(prepared.tokenizer.chat_template)
     card = format_run_card(plan, prepared.identity, training.steps, None)
     announce_writes(run, ADAPTER_FILES)
-    adapter_bytes = save_adapter(model, run.adapter, prepared.identity, template, card)
+    adapter_bytes = save_adapter(model, run.adapter, prepared.identity, template, card, prepared.tokenizer)
     try_sign_run(run)
     if training.signal_number and training.steps < training.planned_steps:
         write_loss_plot(run.metrics, run.plot, None)

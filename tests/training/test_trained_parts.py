@@ -111,7 +111,7 @@ def load(base, hardware=FP32, mode="none"):
 
 
 def attach(base, case, hardware=FP32, mode="none"):
-    return attach_adapter(load(base, hardware, mode), AdapterSection(rank=2, **case.adapter), 3, case.new_ids)
+    return attach_adapter(load(base, hardware, mode), AdapterSection(rank=2, **case.adapter), 3, new_ids=case.new_ids)
 
 
 def trained_parts(model):

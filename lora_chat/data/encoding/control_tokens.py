@@ -50,9 +50,15 @@ def limit_token_ids(tokenizer: "PreTrainedTokenizerBase", num_embeddings: int) -
     setattr(tokenizer, _LIMIT_ATTRIBUTE, num_embeddings)
 
 
+def read_token_limit(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Return the number of embeddings of the model that a tokenizer belongs to; None if unknown."""
+    limit: int | None = getattr(tokenizer, _LIMIT_ATTRIBUTE, None)
+    return limit
+
+
 def find_tokens_without_embedding(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
     """Return the added tokens beyond the embeddings of the base, which no text may contain."""
-    limit = getattr(tokenizer, _LIMIT_ATTRIBUTE, None)
+    limit = read_token_limit(tokenizer)
     if limit is None:
         return {}
     return {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if number >= limit}
