@@ -39,7 +39,7 @@ def add_new_tokens(tokenizer: "PreTrainedTokenizerBase", names: Sequence[str]) -
     if unknown := sorted(find_tokens_without_embedding(tokenizer).values()):
         raise DataError(
             f"adapter.new_tokens: the base has no embedding for {unknown[0]!a}, a token of its tokenizer, so rows for "
-            "new tokens would follow a gap. Fix: remove that token from the tokenizer, or extend the embedding of the base."
+            "new tokens would follow a gap. Fix: remove that token, or extend the embedding of the base."
         )
     tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in names])
     ids = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names}
