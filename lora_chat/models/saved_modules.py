@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MAX_SHOWN_NAMES = 8
+_MODULE_WRAPPER, _ROWS_WRAPPER = "ModulesToSaveWrapper", "TrainableTokensWrapper"
+"""PEFT's classes around a module that is replaced, and around one whose rows are (peft/utils/other.py)."""
 
 
 def has_tied_head(model: "PreTrainedModel") -> bool:
@@ -96,10 +98,8 @@ def check_wrapped_modules(model: "PeftModel", savable: Collection[str], name: st
 
 def iterate_wrappers(model: "torch.nn.Module") -> "Iterator[tuple[str, Any]]":
     """Yield the wrappers of modules or rows that are trained beside LoRA, with their full names."""
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
     for name, module in model.named_modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):
+        if type(module).__name__ in (_MODULE_WRAPPER, _ROWS_WRAPPER):
             yield name, module
 
 
@@ -109,17 +109,16 @@ def keep_hidden_dtype(model: "PeftModel") -> None:
     Otherwise an embedding or norm in fp32 would make all hidden states fp32, and a head in fp32 could not read states
     in bf16 outside of autocast. At the end the weights are rounded to the base's dtype, and the hooks change nothing.
     """
-    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
-
     base = model.get_base_model()
     head, dtype = base.get_output_embeddings(), base.dtype
     for _, wrapper in iterate_wrappers(model):
-        if isinstance(wrapper, ModulesToSaveWrapper) and wrapper is head:
+        replaces_module = type(wrapper).__name__ == _MODULE_WRAPPER
+        if replaces_module and wrapper is head:
             # Under autocast the product casts both to 16 bits anyway.
             wrapper.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(module.weight.dtype), *inputs[1:]))
-        elif isinstance(wrapper, TrainableTokensWrapper) and wrapper is head:
+        elif wrapper is head:
             wrapper.bias = None  # PEFT's wrapper has no such attribute, which TRL's loss reads; other heads are refused
-        elif isinstance(wrapper, ModulesToSaveWrapper):
+        elif replaces_module:
             wrapper.register_forward_hook(lambda module, inputs, output: output.to(dtype))
 
 
