@@ -31,6 +31,7 @@
 - stored_precision: the precision of a base whose files are quantized already
 - text_layers: the linear layers that can carry LoRA for text
 - token_rows: new tokens, and the rows of single tokens that are trained beside LoRA
+- tokenizer_files: the files that a tokenizer is read from, and whether they can be read
 - tokenizer_limits: the eos and pad tokens of a loaded tokenizer, and tokens without an embedding
 - tokenizer_parts: a loaded tokenizer in parts, so that a message can name the part that differs
 - weight_check: comparison of a base's files with the weights of its model

@@ -23,6 +23,12 @@ from lora_chat.models.quantization.weight_cache import (
     disable_weight_repacking,
 )
 from lora_chat.models.stored_precision import read_stored_quantization, with_stored_quantization
+from lora_chat.models.tokenizer_files import (
+    check_sentencepiece,
+    check_tokenizer_files,
+    describe_reading_error,
+    read_processor_template,
+)
 from lora_chat.models.tokenizer_limits import fit_tokenizer
 from lora_chat.models.weight_check import check_loaded_weights, check_weight_count, check_weight_headers
 from lora_chat.models.weight_files import find_weight_files
@@ -115,12 +121,15 @@ def load_tokenizer(base: LocalBase) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
+    check_tokenizer_files(base.folder, base.name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     except BaseException as error:
         if not isinstance(error, Exception) and not is_rust_panic(error):
             raise
-        raise UnavailableError(f"The tokenizer of {base.name} cannot be read: {first_line(error)}") from error
+        raise UnavailableError(
+            f"The tokenizer of {base.name} cannot be read: {describe_reading_error(error)}"
+        ) from error
     try:
         call_with_timeout(
             lambda: tokenizer.decode(tokenizer(TOKENIZER_SAMPLE_TEXT)["input_ids"]),
@@ -133,6 +142,9 @@ def load_tokenizer(base: LocalBase) -> "PreTrainedTokenizerBase":
         raise UnavailableError(
             f"The tokenizer of {base.name} cannot encode a sample text: {first_line(error)}"
         ) from error
+    check_sentencepiece(base.folder, tokenizer, base.name)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = read_processor_template(base.folder)
     config = read_config(base) if (base.folder / "config.json").is_file() else None
     fit_tokenizer(tokenizer, config, base.name, TOKENIZER_SAMPLE_TEXT)
     base.check_unchanged()
