@@ -27,7 +27,12 @@ LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 FROM_THE_ROOT = {"__version__"}
 LIBRARY_IMPORTERS = {
     "trl": ["training/"],
-    "peft": ["models/adapter.py", "models/adapter_initialization.py", "export/parity/peft_worker.py"],
+    "peft": [
+        "models/adapter.py",
+        "models/adapter_initialization.py",
+        "models/expert_targets.py",
+        "export/parity/peft_worker.py",
+    ],
     "bitsandbytes": ["models/quantization/dequantize.py", "models/quantization/self_test.py"],
     "model_signing": ["sharing/signature.py"],
     "huggingface_hub": ["system/hub_client.py", "system/hub_guard.py", "system/hub_origin.py"],

@@ -60,9 +60,7 @@ class AdapterSection(StrictModel):
     """Numerator of the scale of the update, which is alpha / rank (rsLoRA: alpha / sqrt(rank))."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapter's inputs that training drops."""
-    target_modules: Literal["all-linear"] | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)] | TargetPattern = (
-        "all-linear"
-    )
+    target_modules: Literal["all-linear"] | tuple[NonEmptyStr, ...] | TargetPattern = "all-linear"
     """Layers with an adapter: `all-linear`, a list of layer names of the model, such as [q_proj, v_proj], or a regular
     expression of whole names, such as `.*\\.self_attn\\.(q|v)_proj`."""
     layers: LayerRange | Annotated[tuple[LayerNumber, ...], Field(min_length=1, max_length=1000)] | None = None
@@ -91,6 +89,9 @@ class AdapterSection(StrictModel):
     """Modules that are trained as a whole and saved with the adapter: the embedding, the LM head or norms, such as
     [embed_tokens, lm_head]. It takes far more memory and space than LoRA. A head that shares the embedding's weights is
     trained together with it."""
+    experts: bool | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)] = False
+    """Whether the experts of a mixture-of-experts base are trained too, or a list of their weights, such as
+    [experts.down_proj]. Otherwise `all-linear` means the attention layers of such a base. Routers are never trained."""
 
     @property
     def selects_layers(self) -> bool:
@@ -152,4 +153,18 @@ class AdapterSection(StrictModel):
             raise ValueError(
                 f"{initialization.title} saves an adapter of twice the rank: {largest} is above {MAX_RANK // 2}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_experts(self) -> Self:
+        if not (self.target_modules or self.experts):
+            raise ValueError("adapter.target_modules is empty; name a layer, or set adapter.experts=true")
+        if not self.target_modules and (self.rank_pattern or self.alpha_pattern):
+            raise ValueError("rank_pattern and alpha_pattern need target_modules, because all experts have one rank")
+        if self.experts and self.dropout:
+            raise ValueError("PEFT cannot drop inputs of experts; set dropout = 0, or experts = false")
+        if self.experts and find_lora_variant(self.variant).rescales_base:
+            raise ValueError(f"experts cannot be trained with variant = {self.variant}; set variant = lora")
+        if self.experts and find_initialization(self.initialization).decomposes_weights:
+            raise ValueError(f"experts cannot start from {self.initialization}; set initialization = default")
         return self

@@ -73,6 +73,11 @@ class GgufAdapterExporter(GgufExporter):
         stored = blend.adapters[0][0].stored
         if unsupported := [variant.title for variant in stored.special_variants if not variant.read_by_llama_cpp]:
             raise UsageError(f"llama.cpp has no {unsupported[0]}. Fix: export the merged model with --to gguf.")
+        if stored.trains_experts:
+            raise UsageError(
+                "llama.cpp's converter reads no LoRA on experts (PEFT's target_parameters). "
+                "Fix: export the merged model with --to gguf."
+            )
         if stored.replaces_weights:
             raise UsageError(
                 f"{stored.name} replaces whole modules or rows of the base, which llama.cpp's adapters cannot do. "

@@ -16,6 +16,8 @@
 - causality: whether a base predicts each token from the earlier ones only
 - config_checks: checks of an untrusted config.json, for code and for numbers out of bounds
 - equivalent_settings: settings that differ as they are written and load the same
+- expert_targets: the layers and experts that a recipe trains on a base
+- experts: expert weights, routers and attention layers of mixture-of-experts bases
 - float32_products: linear layers of a 16-bit model that multiply in fp32
 - hub: bases from the Hugging Face hub
 - identity: digests and settings that bind an adapter to its base, tokenizer and template

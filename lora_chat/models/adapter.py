@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from lora_chat.config.lora_variants import find_initialization
 from lora_chat.config.recipe import AdapterSection
 from lora_chat.errors import IntegrityError, RecipeError, first_line
-from lora_chat.models.adapter_checks import check_adapter_weights, check_stored_targets, check_targets_exist
+from lora_chat.models.adapter_checks import check_adapter_weights, check_stored_parameters, check_stored_targets
 from lora_chat.models.adapter_config import LoraSettings, StoredAdapter
 from lora_chat.models.adapter_initialization import check_initialization, double_rank, initialize_adapter
 from lora_chat.models.architectures import find_architecture
-from lora_chat.models.layer_selection import is_target, select_layers
+from lora_chat.models.expert_targets import select_targets
+from lora_chat.models.layer_selection import is_target
 from lora_chat.models.saved_modules import (
     check_wrapped_modules,
     find_embedding_names,
@@ -96,18 +97,12 @@ def attach_adapter(
 
 
 def resolve_targets(model: "PreTrainedModel", adapter: AdapterSection) -> LoraSettings:
-    """Return the settings of a recipe with the layers of a base that they select.
+    """Return the settings of a recipe with the layers, experts, modules and rows of a base that they select.
 
-    Towers for pictures and sound, and layers that cannot carry LoRA, are left out. Raises RecipeError for targets that
-    do not exist or cannot be trained.
+    Raises RecipeError for targets that do not exist or cannot be trained.
     """
-    if not isinstance(adapter.target_modules, str):
-        check_targets_exist(model, adapter.target_modules)
-    settings = LoraSettings.from_section(adapter)
+    settings = select_targets(model, adapter)
     layers = find_text_layers(model)
-    if adapter.selects_layers:
-        settings = select_layers(layers.suitable, model, adapter, settings)
-    settings = replace(settings, target_modules=layers.select(settings.target_modules))
     if model.device.type == "meta":  # packed weights have other shapes
         names = [name for name in layers.suitable if is_target(name, settings.target_modules)]
         shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in names}
@@ -115,15 +110,17 @@ def resolve_targets(model: "PreTrainedModel", adapter: AdapterSection) -> LoraSe
     return place_trained_parts(model, settings)
 
 
-def check_adapter_attaches(skeleton: "PreTrainedModel", adapter: AdapterSection, new_ids: Collection[int] = ()) -> None:
-    """Raise RecipeError unless LoRA can be put on a base. The model without weights is changed.
+def check_adapter_attaches(
+    skeleton: "PreTrainedModel", adapter: AdapterSection, new_ids: Collection[int] = ()
+) -> LoraSettings:
+    """Raise RecipeError unless LoRA can be put on a base, and return its settings. The skeleton is changed.
 
     The decoder layers of the table are known to carry LoRA, so only their target modules are checked.
     """
-    if find_architecture(skeleton.config.model_type).layer_family:
-        resolve_targets(skeleton, adapter)
-    else:
+    settings = resolve_targets(skeleton, adapter)
+    if not find_architecture(skeleton.config.model_type).layer_family:
         attach_adapter(skeleton, adapter, new_ids=new_ids)
+    return settings
 
 
 def place_trained_parts(model: "PreTrainedModel", settings: LoraSettings) -> LoraSettings:
@@ -299,6 +296,8 @@ def _attach_stored_layers(
         grow_embeddings(model, stored.new_token_ids)
         check_token_rows(model, settings, stored.new_token_ids, stored.name)
         savable = list_savable_modules(model)
+    if not isinstance(settings.experts, bool):
+        check_stored_parameters(model, settings.experts, stored.name)
     config = LoraConfig(task_type="CAUSAL_LM", **settings.to_peft())
     try:
         if isinstance(model, PeftModel):

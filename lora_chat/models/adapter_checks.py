@@ -54,6 +54,24 @@ def check_stored_targets(model: "torch.nn.Module", targets: Sequence[str], name:
         )
 
 
+def check_stored_parameters(model: "torch.nn.Module", targets: Sequence[str], name: str) -> None:
+    """Raise IntegrityError for target parameters that are not weights of experts or routers of the base."""
+    import torch
+
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    suitable = [
+        full.replace(".base_layer.", ".")
+        for full, parameter in model.named_parameters()
+        if parameter.dim() in (2, 3) and id(parameter) not in embeddings and ".lora_" not in full
+    ]
+    for target in targets:
+        if not any(full.endswith(f".{target}") for full in suitable):
+            raise IntegrityError(
+                f"The adapter {name} does not fit this base: it has no weights {target}, which the adapter trains as "
+                "weights of experts."
+            )
+
+
 def check_adapter_weights(weights: "dict[str, torch.Tensor]", expected: "dict[str, torch.Tensor]", name: str) -> None:
     """Raise IntegrityError unless an adapter has exactly the expected weights, in their shapes, and all finite."""
     import torch

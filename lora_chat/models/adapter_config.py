@@ -30,6 +30,7 @@ _CHECKED_FIELDS = {
     "lora_dropout",
     "target_modules",
     *_PATTERN_FIELDS,
+    "target_parameters",
     *_VARIANT_FIELDS,
     *_TRAINED_PART_FIELDS,
 }
@@ -73,6 +74,8 @@ class LoraSettings:
     """Names of embedding and LM head, each with the ids of the tokens whose rows the adapter replaces."""
     ties_weights: bool = False
     """Whether the LM head is replaced together with the embedding, whose weights it shares."""
+    experts: bool | tuple[str, ...] = False
+    """Weights of experts, or whether a recipe trains all of them; PEFT's `target_parameters`."""
 
     @classmethod
     def from_section(cls, section: AdapterSection) -> Self:
@@ -89,6 +92,7 @@ class LoraSettings:
             alpha_pattern=tuple(sorted((section.alpha_pattern or {}).items())),
             modules_to_save=section.modules_to_save or (),
             token_rows=_rows_of_section(section),
+            experts=section.experts if isinstance(section.experts, bool) else tuple(sorted(section.experts)),
         )
 
     @classmethod
@@ -108,6 +112,8 @@ class LoraSettings:
                 "alpha": config["lora_alpha"],
                 "dropout": config.get("lora_dropout", 0.0),
                 "target_modules": tuple(targets),
+                "experts": tuple(_read_names(config.get("target_parameters") or [], "target_parameters", name))
+                or False,
                 "variant": next(v.name for v in LORA_VARIANTS if v.scales_by_sqrt_rank == square_root),
             }
             section = AdapterSection.model_validate(values)
@@ -160,6 +166,7 @@ class LoraSettings:
             alpha_pattern=dict(self.alpha_pattern) or None,
             trainable_tokens=self.row_ids or None,
             modules_to_save=self.modules_to_save or None,
+            experts=self.experts,
         )
 
     def rank_of(self, layer: str) -> int:
@@ -188,6 +195,7 @@ class LoraSettings:
             **({"rank_pattern": dict(self.rank_pattern)} if self.rank_pattern else {}),
             **({"alpha_pattern": dict(self.alpha_pattern)} if self.alpha_pattern else {}),
             **self._trained_parts_to_peft(),
+            **({} if isinstance(self.experts, bool) else {"target_parameters": list(self.experts)}),
         }
 
     def _trained_parts_to_peft(self) -> dict[str, object]:
@@ -266,6 +274,11 @@ class StoredAdapter:
     def replaces_weights(self) -> bool:
         """Return whether its config replaces weights of the base: whole modules, or rows of tokens."""
         return bool(self.config.get("modules_to_save") or self.config.get("trainable_token_indices"))
+
+    @property
+    def trains_experts(self) -> bool:
+        """Return whether its config names weights of experts."""
+        return bool(self.config.get("target_parameters"))
 
     @property
     def new_token_ids(self) -> tuple[int, ...]:
@@ -354,11 +367,18 @@ def _check_fields(config: Mapping[str, object], name: str, defaults: Mapping[str
             raise IntegrityError(
                 f"The adapter {name}: {sanitize_line(key, 100)} = {ascii(value)[:100]} is not supported."
             )
-    targets = config.get("target_modules")
-    if (
-        not isinstance(targets, list)
-        or not 0 < len(targets) <= _MAX_TARGETS
-        or not all(isinstance(target, str) and _MODULE_NAME.fullmatch(target) for target in targets)
-    ):
+    targets = _read_names(config.get("target_modules"), "target_modules", name)
+    if not targets and not config.get("target_parameters"):
         raise IntegrityError(f"The adapter {name}: target_modules must be a list of names.")
     return targets
+
+
+def _read_names(value: object, key: str, name: str) -> list[str]:
+    """Return a list of names of layers or weights. Raises IntegrityError for any other value."""
+    if (
+        not isinstance(value, list)
+        or len(value) > _MAX_TARGETS
+        or not all(isinstance(target, str) and _MODULE_NAME.fullmatch(target) for target in value)
+    ):
+        raise IntegrityError(f"The adapter {name}: {key} must be a list of names.")
+    return value

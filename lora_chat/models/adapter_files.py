@@ -49,6 +49,8 @@ def save_adapter(
         write_peft_adapter(model, beside)
         _check_saved_weights(model, beside)
         config = json.loads((beside / CONFIG_NAME).read_text())
+        for key in ("target_modules", "target_parameters"):  # sets in PEFT, so their order differs between runs
+            config[key] = sorted(config[key]) if isinstance(config.get(key), list) else config.get(key)
         config["base_model_name_or_path"] = identity.base
         config["revision"] = identity.revision
         (beside / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -38,7 +38,7 @@ def select_layers(
             f"Their names are {_show(names)}."
         )
     if section.layers is not None:
-        selected = _select_decoder_layers(model, selected, section.layers)
+        selected = select_decoder_layers(model, selected, section.layers)
     ranks = _match_patterns(section.rank_pattern or {}, selected, "rank_pattern")
     alphas = _match_patterns(section.alpha_pattern or {}, selected, "alpha_pattern")
     for name in selected:
@@ -54,16 +54,7 @@ def select_layers(
     )
 
 
-def is_target(name: str, targets: str | tuple[str, ...]) -> bool:
-    """Return whether PEFT would put LoRA on a layer (peft/tuners/tuners_utils.py, check_target_module_exists)."""
-    if targets == "all-linear":
-        return True
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
-
-
-def _select_decoder_layers(model: "PreTrainedModel", names: list[str], layers: str | tuple[int, ...]) -> list[str]:
+def select_decoder_layers(model: "PreTrainedModel", names: Sequence[str], layers: str | tuple[int, ...]) -> list[str]:
     """Return the names inside the selected decoder layers. Raises RecipeError for numbers that do not exist."""
     prefix, count = _find_decoder_layers(model)
     if isinstance(layers, str):
@@ -82,6 +73,15 @@ def _select_decoder_layers(model: "PreTrainedModel", names: list[str], layers: s
     if not selected:
         raise RecipeError("adapter.layers: none of the target modules is in these decoder layers.")
     return selected
+
+
+def is_target(name: str, targets: str | tuple[str, ...]) -> bool:
+    """Return whether PEFT would put LoRA on a layer (peft/tuners/tuners_utils.py, check_target_module_exists)."""
+    if targets == "all-linear":
+        return True
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _find_decoder_layers(model: "PreTrainedModel") -> tuple[str, int]:

@@ -1,5 +1,6 @@
 """Everything that a run needs before weights load: tokenizer, encoded dialogues and questions."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -28,6 +29,7 @@ from lora_chat.models.base_model import (
     read_max_positions,
 )
 from lora_chat.models.bound_adapter import BoundAdapter
+from lora_chat.models.experts import format_expert_note
 from lora_chat.models.identity import Identity, compute_identity
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.models.token_rows import resolve_token_ids
@@ -43,6 +45,7 @@ from lora_chat.system.sanitize import sanitize_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
 
 _EVALUATION_MAX_LENGTH = 2048
 """Maximum tokens of a dialogue in the user's evaluation file; tokens after that are not evaluated."""
@@ -114,7 +117,9 @@ def prepare_run(plan: Plan) -> PreparedRun:
     precision = plan_base_precision(plan, base)
     new_tokens = read_new_tokens(tokenizer, plan)
     adapter = resolve_token_ids(plan.adapter, tokenizer, new_tokens)
-    check_adapter_attaches(check_weights(base), adapter, tuple(new_tokens.values()))
+    settings = check_adapter_attaches(check_weights(base), adapter, tuple(new_tokens.values()))
+    if note := format_expert_note(plan.adapter, settings.target_modules):
+        logger.info(note)
     data = read_data(plan, files, tokenizer, stop_ids, read_max_positions(base))
     check_warmup(len(data.train.rows), plan.training)
     return PreparedRun(

@@ -4,6 +4,7 @@
 - collect: collect the figures and digests of a run for its receipt
 - compatibility: report which other programs can use an adapter
 - container: pack and unpack the zip container of a parcel
+- expert_tensors: checks of the LoRA pairs of experts
 - figures: strict models of the figures in a receipt, with their bounds
 - hub: upload the members of a parcel to the Hugging Face hub, and download them
 - markdown: escape untrusted text for Markdown

@@ -59,6 +59,8 @@ def _peft_portability(settings: LoraSettings, mode: str) -> Portability:
     if settings.replaces_weights:
         least = f"{_TRAINED_PARTS_PEFT_VERSION} (replaced modules or token rows)"
         return Portability("PEFT", "yes", f"version {least} or newer; {_base_precision_note(mode)}")
+    if settings.experts:
+        return Portability("PEFT", "yes", f"version 0.17 (target_parameters) or newer; {_base_precision_note(mode)}")
     least = f"{variant.min_peft_version} ({variant.title})" if variant.peft_argument else variant.min_peft_version
     return Portability("PEFT", "yes", f"version {least} or newer; {_base_precision_note(mode)}")
 
@@ -70,6 +72,8 @@ def _vllm_portability(settings: LoraSettings, mode: str, architecture: str | Non
         return _merged_only("vLLM", f"it knows no {unsupported[0]}")
     if settings.rank_pattern or settings.alpha_pattern:
         return _merged_only("vLLM", "it scales all layers by one alpha / rank")
+    if settings.experts:
+        return _merged_only("vLLM", "it reads no LoRA on PEFT's target_parameters")
     takes_lora = find_architecture(architecture).vllm_lora
     if takes_lora is False:
         return _merged_only("vLLM", f"its {architecture} takes no LoRA")
@@ -89,6 +93,8 @@ def _llama_cpp_portability(settings: LoraSettings, mode: str, architecture: str 
         return _merged_only("llama.cpp", "it reads no replaced modules or token rows; export --to gguf")
     if unsupported := [variant.title for variant in settings.special_variants if not variant.read_by_llama_cpp]:
         return _merged_only("llama.cpp", f"it knows no {unsupported[0]}; export --to gguf")
+    if settings.experts:
+        return _merged_only("llama.cpp", "its converter reads no LoRA on experts; export --to gguf")
     if find_architecture(architecture).stores_transposed_weights:
         return _merged_only("llama.cpp", f"its converter turns {architecture}'s weights; export --to gguf")
     scaled = [f" ({v.title}'s scale goes into alpha)" for v in settings.special_variants if v.scales_by_sqrt_rank]

@@ -8,6 +8,7 @@ from lora_chat.config.lora_variants import EXTRA_VECTORS
 from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter_checks import ALLOWED_DTYPES
 from lora_chat.models.adapter_config import EMBEDDING_ROWS, LoraSettings
+from lora_chat.sharing.expert_tensors import check_expert_owners, check_expert_pair, list_owned_experts
 from lora_chat.system.safetensors_header import MAX_HEADER_BYTES, check_raw_header
 
 if TYPE_CHECKING:
@@ -54,15 +55,19 @@ def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: LoraSettings)
         if not match:
             raise IntegrityError(f"the weights contain {key[:200]!a}, which is not the name of a LoRA weight")
         module, part = match[1], match[2].split(".")[0]
-        if not any(module == target or module.endswith(f".{target}") for target in settings.target_modules):
+        if not _is_target(module, settings) and not list_owned_experts(module, settings):
             raise IntegrityError(f"the weights contain {key[:200]!a}, which is not a target module of the config")
         _check_values(key, tensor)
         modules.setdefault(module, {})[part] = tensor
     if not modules:
         raise IntegrityError("the weights are empty")
     for module, parts in modules.items():
-        _check_pair(module, parts, settings)
-    unused = [t for t in settings.target_modules if not any(m == t or m.endswith(f".{t}") for m in modules)]
+        if _is_target(module, settings):
+            _check_pair(module, parts, settings)
+        else:
+            check_expert_pair(module, parts, settings)
+    check_expert_owners([module for module in modules if not _is_target(module, settings)], settings)
+    unused = [target for target in settings.target_modules if not any(_is_named(m, target) for m in modules)]
     if unused:
         raise IntegrityError(f"the config names {unused[0][:100]!a}, for which there are no weights")
     return sum(tensor.numel() for tensor in tensors.values())
@@ -88,6 +93,11 @@ def _is_replaced_part(key: str, tensor: "torch.Tensor", settings: LoraSettings) 
         return False
     # PEFT saves the head under its own name if it shares the weights of the embedding.
     return settings.ties_weights or any(_is_named(part[1], name) for name in settings.modules_to_save)
+
+
+def _is_target(module: str, settings: LoraSettings) -> bool:
+    """Return whether a module is one of the target modules."""
+    return any(_is_named(module, target) for target in settings.target_modules)
 
 
 def _is_named(module: str, name: str) -> bool:

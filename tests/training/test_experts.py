@@ -24,23 +24,24 @@ def make_rows():
     return [EncodedDialogue(row, [-100] * 4 + row[4:]) for row in ids]
 
 
-def load_adapted(base):
-    return attach_adapter(load_base_model(base, FP32), AdapterSection(rank=4, dropout=0.0), seed=3)
+def load_adapted(base, experts):
+    section = AdapterSection(rank=4, dropout=0.0, experts=experts)
+    return attach_adapter(load_base_model(base, FP32), section, seed=3)
 
 
-def train(base, folder, fast):
+def train(base, folder, fast, experts):
     folder.mkdir()
     settings = {"effective_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2, "fast_path": fast}
     training = TrainingSection(**settings, micro_batch_size=2, warmup_share=0.0)
     plan = make_plan(Recipe(data=DataSection(train="x"), training=training), CPU).training
-    model = load_adapted(base)
+    model = load_adapted(base, experts)
     train_sft(TrainingRun(model, load_tokenizer(base), make_rows(), [], plan, folder / "metrics.jsonl", bfloat16=False))
     return model, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def expected_first_step(base):
+def expected_first_step(base, experts):
     """Return the mean cross entropy of all supervised tokens, and the norm of its gradient, without a trainer."""
-    model = load_adapted(base).train()
+    model = load_adapted(base, experts).train()
     losses = []
     for row in make_rows():
         logits = model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits[0, :-1]
@@ -50,13 +51,13 @@ def expected_first_step(base):
     return float(loss), float(torch.stack([p.grad.norm() for p in model.parameters() if p.requires_grad]).norm())
 
 
-@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral", "gpt_oss"])
-def test_losses_and_gradients_are_right_on_both_paths(random_base, tmp_path, architecture):
+@pytest.mark.parametrize(("architecture", "experts"), [("qwen3_moe", True), ("mixtral", False), ("gpt_oss", True)])
+def test_losses_and_gradients_are_right_on_both_paths(random_base, tmp_path, architecture, experts):
     base = find_base(BaseSection(name=str(random_base(architecture))))
-    loss, norm = expected_first_step(base)
+    loss, norm = expected_first_step(base, experts)
     weights = []
     for fast in (False, True):
-        model, steps = train(base, tmp_path / str(fast), fast)
+        model, steps = train(base, tmp_path / str(fast), fast, experts)
         assert steps[0]["loss"] == pytest.approx(loss, abs=1e-5)
         assert steps[0]["gradient_norm"] == pytest.approx(norm, rel=1e-4)
         assert steps[2]["loss"] < loss - 0.01
