@@ -73,6 +73,9 @@ class AdapterSection(StrictModel):
     """Other alphas for some layers, in the same form."""
     variant: LoraVariantName = "lora"
     """Variant of LoRA: `lora`, `rslora` (arXiv 2312.03732, for high ranks) or `dora` (arXiv 2402.09353, slower)."""
+    bias: Literal["none", "lora_only"] = "none"
+    """Biases of the base that are trained too: `none`, or `lora_only`, those of the layers with an adapter (GPT-2 and
+    Qwen 2 have some, Llama has none). The adapter then contains their new values."""
     initialization: InitializationName = "default"
     """Start of the LoRA weights: `default` (the update is zero), `gaussian` (zero, too), `pissa` (the largest singular
     values of the base's weights, arXiv 2404.02948; `pissa_niter_4` and `pissa_niter_16` compute them faster and nearly
@@ -147,6 +150,11 @@ class AdapterSection(StrictModel):
             raise ValueError(
                 f"initialization = {self.initialization} cannot be combined with variant = {self.variant}, whose "
                 "magnitudes would belong to the start"
+            )
+        if self.experts:
+            raise ValueError(
+                f"initialization = {self.initialization} cannot be combined with experts, whose weights are in one "
+                "tensor; set initialization = default"
             )
         largest = max(self.rank, *(self.rank_pattern or {}).values(), 0)
         if largest * initialization.rank_factor > MAX_RANK:

@@ -14,6 +14,7 @@ from lora_chat.evaluation.loss import evaluate_loss
 from lora_chat.evaluation.metrics import METRICS, Measurement, MetricFigures, compute_metrics
 from lora_chat.evaluation.questions import Question
 from lora_chat.inference.generation import generate_replies
+from lora_chat.models.adapter import without_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -92,7 +93,7 @@ def compare_with_base(
         return loss, generate_replies(model, tokenizer, prompts, stop_ids, settings.max_new_tokens)
 
     model.eval()
-    with model.disable_adapter():
+    with without_adapter(model):
         base_loss, base_replies = measure("the base")
     adapted_loss, adapted_replies = measure("the adapted model")
     n = len(samples)

@@ -83,6 +83,8 @@ class GgufAdapterExporter(GgufExporter):
                 f"{stored.name} replaces whole modules or rows of the base, which llama.cpp's adapters cannot do. "
                 "Fix: export the merged model with --to gguf."
             )
+        if stored.has_biases:
+            raise UsageError("llama.cpp's adapters have no biases. Fix: export the merged model with --to gguf.")
         # Tested with b10605: llama.cpp cannot load the file that its converter writes.
         if find_architecture(read_model_type(blend.base)).stores_transposed_weights:
             raise UsageError(

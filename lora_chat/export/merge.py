@@ -64,6 +64,11 @@ class AdapterBlend:
                     f"{adapter.stored.name} replaces whole modules or rows of the base. "
                     "Fix: merge it without other adapters and with weight 1."
                 )
+            if adapter.stored.has_biases and (len(self.adapters) > 1 or weight != 1):
+                raise UsageError(
+                    f"{adapter.stored.name} replaces biases of the base. "
+                    "Fix: merge it without other adapters and with weight 1."
+                )
             rescaling = [variant for variant in adapter.stored.special_variants if variant.rescales_base]
             if rescaling and (len(self.adapters) > 1 or weight != 1):
                 raise UsageError(

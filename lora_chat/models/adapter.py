@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 _WEIGHTS_NAME = "adapter_model.safetensors"
 _FLOAT32_BYTES = 4
 """Size of a float32 value, in bytes."""
+_ORIGINAL_BIASES = "_original_biases"
+"""Attribute of a PeftModel with trained biases: the values of the base."""
 _DEFAULT_ADAPTER = "default"
 """PEFT's name for a single adapter."""
 
@@ -107,6 +110,10 @@ def resolve_targets(model: "PreTrainedModel", adapter: AdapterSection) -> LoraSe
         names = [name for name in layers.suitable if is_target(name, settings.target_modules)]
         shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in names}
         check_initialization(shapes, adapter, settings)
+        if adapter.bias != "none" and not any(getattr(model.get_submodule(n), "bias", None) is not None for n in names):
+            raise RecipeError(
+                "adapter.bias: none of the adapted layers of this base has a bias. Fix: --set adapter.bias=none."
+            )
     return place_trained_parts(model, settings)
 
 
@@ -146,7 +153,34 @@ def _wrap_in_peft(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel"
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
         # A foreign adapter may replace only one of two tied matrices; a merge then writes both.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        return get_peft_model(model, config)
+        wrapped = get_peft_model(model, config)
+    if config.bias != "none":
+        setattr(wrapped, _ORIGINAL_BIASES, {name: bias.detach().clone() for name, bias in _list_biases(wrapped)})
+    return wrapped
+
+
+def _list_biases(model: "PeftModel") -> "list[tuple[str, torch.nn.Parameter]]":
+    """Return the biases of the base in all layers with LoRA, by name."""
+    return [
+        (f"{name}.base_layer.bias", module.base_layer.bias)
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") and getattr(module.base_layer, "bias", None) is not None
+    ]
+
+
+@contextmanager
+def without_adapter(model: "PeftModel") -> Iterator[None]:
+    """Make a model compute what its base computes, until the block ends; PEFT does not restore trained biases."""
+    originals: dict[str, torch.Tensor] = getattr(model, _ORIGINAL_BIASES, {})
+    biases = [(bias, originals[name], bias.data) for name, bias in _list_biases(model) if name in originals]
+    try:
+        for bias, original, trained in biases:
+            bias.data = original.to(trained.device, trained.dtype)
+        with model.disable_adapter():
+            yield
+    finally:
+        for bias, _, trained in biases:
+            bias.data = trained
 
 
 def count_trainable_parameters(

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from pydantic import ValidationError
 from typing_extensions import Self
@@ -29,6 +29,7 @@ _CHECKED_FIELDS = {
     "lora_alpha",
     "lora_dropout",
     "target_modules",
+    "bias",
     *_PATTERN_FIELDS,
     "target_parameters",
     *_VARIANT_FIELDS,
@@ -76,6 +77,8 @@ class LoraSettings:
     """Whether the LM head is replaced together with the embedding, whose weights it shares."""
     experts: bool | tuple[str, ...] = False
     """Weights of experts, or whether a recipe trains all of them; PEFT's `target_parameters`."""
+    bias: Literal["none", "lora_only"] = "none"
+    """Whether the adapter has new biases of its layers."""
 
     @classmethod
     def from_section(cls, section: AdapterSection) -> Self:
@@ -93,6 +96,7 @@ class LoraSettings:
             modules_to_save=section.modules_to_save or (),
             token_rows=_rows_of_section(section),
             experts=section.experts if isinstance(section.experts, bool) else tuple(sorted(section.experts)),
+            bias=section.bias,
         )
 
     @classmethod
@@ -111,6 +115,7 @@ class LoraSettings:
                 "rank": config["r"],
                 "alpha": config["lora_alpha"],
                 "dropout": config.get("lora_dropout", 0.0),
+                "bias": config.get("bias") or "none",
                 "target_modules": tuple(targets),
                 "experts": tuple(_read_names(config.get("target_parameters") or [], "target_parameters", name))
                 or False,
@@ -167,6 +172,7 @@ class LoraSettings:
             trainable_tokens=self.row_ids or None,
             modules_to_save=self.modules_to_save or None,
             experts=self.experts,
+            bias=self.bias,
         )
 
     def rank_of(self, layer: str) -> int:
@@ -187,6 +193,7 @@ class LoraSettings:
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
             "target_modules": targets if isinstance(targets, str) else list(targets),
+            "bias": self.bias,
             **{
                 variant.peft_argument: variant in self.special_variants
                 for variant in LORA_VARIANTS
@@ -217,7 +224,6 @@ class LoraSettings:
             **self.to_peft(),
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "bias": "none",
             "inference_mode": True,
             "base_model_name_or_path": base,
             "revision": revision,
@@ -264,6 +270,11 @@ class StoredAdapter:
         if not isinstance(name, str) or not name:
             raise UnavailableError(f"The config of {self.name} names no base model. Fix: name it with --base.")
         return name, revision if isinstance(revision, str) else None
+
+    @property
+    def has_biases(self) -> bool:
+        """Return whether its config says that it has biases of the base."""
+        return self.config.get("bias") not in (None, "none")
 
     @property
     def special_variants(self) -> tuple[LoraVariant, ...]:

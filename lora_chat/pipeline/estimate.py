@@ -142,7 +142,8 @@ def _count_selected_parameters(plan: Plan, base: BaseConfig) -> int | None:
     None means that the shape tells it, or that only the config of the base is known; then the plan has the number for
     all layers with the largest rank.
     """
-    if not plan.adapter.selects_layers or base.folder is None:
+    needs_names = plan.adapter.selects_layers or plan.adapter.bias != "none"
+    if not needs_names or base.folder is None:
         return None
     return count_trainable_parameters(load_meta_model(LocalBase(base.name, base.folder)), plan.adapter)
 

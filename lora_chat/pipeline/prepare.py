@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lora_chat.audit.report import AuditReport
 from lora_chat.config.adapter_section import AdapterSection
 from lora_chat.config.data import DataSection
+from lora_chat.config.lora_variants import find_initialization
 from lora_chat.config.plan import Plan, PrecisionPlan
 from lora_chat.data.dataset import DialogueSet, build_block_set, build_full_set, concatenate_sets
 from lora_chat.data.dialogue import Dialogue
@@ -17,7 +18,7 @@ from lora_chat.data.encoding.control_tokens import read_kept_tokens
 from lora_chat.data.format import statistics_summary
 from lora_chat.data.sources import find_sources, open_sources
 from lora_chat.data.statistics import DataStatistics
-from lora_chat.errors import IntegrityError
+from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.evaluation.questions import Question, read_questions
 from lora_chat.models.adapter import check_adapter_attaches
 from lora_chat.models.base_model import (
@@ -115,6 +116,11 @@ def prepare_run(plan: Plan) -> PreparedRun:
         files.check()  # before the download, which can take minutes
     base, tokenizer, stop_ids = load_base_tokenizer(plan, plan.data.template)
     precision = plan_base_precision(plan, base)
+    if precision.stored and find_initialization(plan.adapter.initialization).fits_residual:
+        raise RecipeError(
+            f"adapter.initialization: {plan.adapter.initialization} needs the weights before quantization, and the "
+            f"files of {base.name} are quantized ({precision.stored.title}). Fix: name the unquantized base."
+        )
     new_tokens = read_new_tokens(tokenizer, plan)
     adapter = resolve_token_ids(plan.adapter, tokenizer, new_tokens)
     settings = check_adapter_attaches(check_weights(base), adapter, tuple(new_tokens.values()))

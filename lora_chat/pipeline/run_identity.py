@@ -30,7 +30,7 @@ _ACCEPTABLE_CHANGES = {
 }
 """Fields that may change: they affect only later steps, or only rounding."""
 _NEWER_SETTINGS: Sequence[tuple[str, type[StrictModel], Sequence[str]]] = (
-    ("adapter", AdapterSection, ("experts", "initialization")),
+    ("adapter", AdapterSection, ("bias", "experts", "initialization")),
     ("training", TrainingSection, ("adam_beta2", "label_smoothing")),
 )
 """Settings that runs of older versions do not have, so that they had the default. None needs no entry as a default."""

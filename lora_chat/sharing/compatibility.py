@@ -70,6 +70,8 @@ def _vllm_portability(settings: LoraSettings, mode: str, architecture: str | Non
         return _merged_only("vLLM", "it reads no replaced modules or token rows")
     if unsupported := [variant.title for variant in settings.special_variants if not variant.read_by_vllm]:
         return _merged_only("vLLM", f"it knows no {unsupported[0]}")
+    if settings.bias != "none":
+        return _merged_only("vLLM", "it reads no biases")
     if settings.rank_pattern or settings.alpha_pattern:
         return _merged_only("vLLM", "it scales all layers by one alpha / rank")
     if settings.experts:
@@ -95,6 +97,8 @@ def _llama_cpp_portability(settings: LoraSettings, mode: str, architecture: str 
         return _merged_only("llama.cpp", f"it knows no {unsupported[0]}; export --to gguf")
     if settings.experts:
         return _merged_only("llama.cpp", "its converter reads no LoRA on experts; export --to gguf")
+    if settings.bias != "none":
+        return _merged_only("llama.cpp", "its adapters have no biases; export --to gguf")
     if find_architecture(architecture).stores_transposed_weights:
         return _merged_only("llama.cpp", f"its converter turns {architecture}'s weights; export --to gguf")
     scaled = [f" ({v.title}'s scale goes into alpha)" for v in settings.special_variants if v.scales_by_sqrt_rank]

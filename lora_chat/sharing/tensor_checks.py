@@ -18,8 +18,12 @@ _ROWS_KEY_PATTERN = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,300})\.toke
 _MODULE_KEY_PATTERN = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,300})\.(weight|bias)")
 _LORA_KEY_PATTERN = re.compile(
     r"base_model\.model\.([A-Za-z0-9_.]{1,300})\."
-    rf"(lora_A\.weight|lora_B\.weight|{'|'.join(EXTRA_VECTORS)})"
+    rf"(lora_A\.weight|lora_B\.weight|base_layer\.bias|{'|'.join(EXTRA_VECTORS)})"
 )
+
+
+_BIAS = "base_layer"
+"""Part of a layer that is a bias of the base."""
 
 
 def read_tensors(raw: bytes) -> "dict[str, torch.Tensor]":
@@ -108,6 +112,8 @@ def _is_named(module: str, name: str) -> bool:
 def _check_pair(module: str, parts: "Mapping[str, torch.Tensor]", settings: LoraSettings) -> None:
     """Raise IntegrityError unless the parts of one module are a complete LoRA pair of the right rank and types."""
     expected = {"lora_A", "lora_B"}.union(*(variant.extra_vectors for variant in settings.special_variants))
+    if settings.bias != "none" and _BIAS in parts:  # whether the layer has a bias is compared with the base later
+        expected.add(_BIAS)
     if parts.keys() != expected:
         unexpected = sorted(parts.keys() ^ expected)[0]
         raise IntegrityError(f"{module}: {unexpected} is {'missing' if unexpected in expected else 'not expected'}")

@@ -41,6 +41,7 @@ def restored_model(run: TrainingRun) -> Iterator[None]:
         try:
             if run.bfloat16:
                 cast_adapter(run.model, torch.bfloat16)
+            cast_biases(run.model)
         except Exception as error:
             # After an out-of-memory error, memory is still taken; the adapter is not used, and the message matters.
             if completed or not is_out_of_memory(error):
@@ -56,3 +57,10 @@ def cast_adapter(model: "PeftModel", dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not any(vector in name for vector in EXTRA_VECTORS):
             parameter.data = parameter.data.to(dtype)
+
+
+def cast_biases(model: "PeftModel") -> None:
+    """Cast the trained biases of the base in place to the type of its other weights, in which a saved one is loaded."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name.endswith(".base_layer.bias"):
+            parameter.data = parameter.data.to(model.dtype)

@@ -9,6 +9,7 @@ from lora_chat.export.parity.compare import measure_distance
 from lora_chat.export.parity.outputs import ParityOutputs, ParityRunner, collect_outputs
 from lora_chat.export.parity.samples import ParitySample
 from lora_chat.inference.generation import generate_ids
+from lora_chat.models.adapter import without_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +81,7 @@ def collect_adapted_outputs(
     runner = TransformersRunner(model, tokenizer)
     vocab_size = model.get_base_model().config.get_text_config().vocab_size
     outputs = replace(collect_outputs(runner, samples, stop_ids, vocab_size, on_sample), mismatches=())
-    with model.disable_adapter():
+    with without_adapter(model):
         control = [
             runner.logits(sample.ids, sample.positions[: len(logits)])
             for sample, logits in zip(samples, outputs.logits, strict=True)

@@ -89,6 +89,8 @@ def lora_unfused_reason(layer: "LoraLayer") -> str:
         return "several adapters"
     if layer.lora_variant:
         return "DoRA"
+    if base.bias is not None and base.bias.requires_grad:
+        return "a trained bias"
     if layer.lora_bias["default"]:
         return "an adapter with a bias"
     if not isinstance(layer.lora_dropout["default"], torch.nn.Identity):
