@@ -54,6 +54,8 @@ def smallest_vllm_rank(rank: int) -> int | None:
 
 def _peft_portability(settings: LoraSettings, mode: str) -> Portability:
     variant = settings.variant
+    if settings.bias != "none":
+        return Portability("PEFT", "yes", f"version 0.21 (biases; tested) or newer; {_base_precision_note(mode)}")
     if settings.rank_pattern or settings.alpha_pattern:
         return Portability("PEFT", "yes", f"any version with rank_pattern; {_base_precision_note(mode)}")
     if settings.replaces_weights:
