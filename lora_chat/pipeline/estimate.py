@@ -145,7 +145,9 @@ def _count_selected_parameters(plan: Plan, base: BaseConfig) -> int | None:
     needs_names = plan.adapter.selects_layers or plan.adapter.bias != "none"
     if not needs_names or base.folder is None:
         return None
-    return count_trainable_parameters(load_meta_model(LocalBase(base.name, base.folder)), plan.adapter)
+    # The estimate adds the modules and rows that are trained beside LoRA.
+    only_lora = plan.adapter.model_copy(update={"modules_to_save": None, "trainable_tokens": None})
+    return count_trainable_parameters(load_meta_model(LocalBase(base.name, base.folder)), only_lora)
 
 
 def _find_target(gpu: str | None, memory: str | None, device: str) -> tuple[TargetDevice, Hardware]:

@@ -17,6 +17,7 @@
 - phase_memory: Peak bytes of every phase of a run
 - phase_time: Seconds of every phase of a run
 - settings_search: The search for settings that fit a device
+- trained_parts: Memory of modules and token rows that are trained beside LoRA
 - training_memory: Peak bytes of training one micro-batch
 - weight_cache: Number of layers whose dequantized weights fit on a GPU
 - weight_memory: Bytes of the weights of base and adapter

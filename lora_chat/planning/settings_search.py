@@ -13,6 +13,7 @@ from lora_chat.planning.device import DeviceSpeed, TargetDevice
 from lora_chat.planning.overrides import Overrides, apply_overrides, training_differences, with_training
 from lora_chat.planning.phase_memory import PhaseMemory, estimate_phases, estimate_train_phase
 from lora_chat.planning.phase_time import step_seconds
+from lora_chat.planning.trained_parts import measure_trained_parts
 from lora_chat.planning.weight_cache import count_cached_layers
 from lora_chat.planning.weight_memory import MemoryConfig, cached_weight_bytes
 from lora_chat.planning.workload import Workload, compute_workload
@@ -111,6 +112,7 @@ def memory_config_from_plan(plan: Plan, shape: ModelShape) -> MemoryConfig:
         label_smoothing=plan.training.label_smoothing > 0,
         cached_layers=min(plan.training.cached_layers, shape.num_layers),
         unquantized_weights=_count_unquantized(plan, shape),
+        parts=measure_trained_parts(plan.adapter, shape),
     )
 
 

@@ -3,20 +3,24 @@
 The tests compare this closed form with a dry run of the real PEFT model on the meta device that counts every byte.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lora_chat.config.limits import INT8_CHUNK_BYTES, LM_HEAD_CPU_BUFFER_ROWS, LM_HEAD_GPU_BUFFER_LOGITS
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.layer_memory import LayerVariant, MicroBatch, PassMemory, estimate_layer_passes
+from lora_chat.planning.trained_parts import TrainedParts
 from lora_chat.planning.weight_memory import (
     MemoryConfig,
     cached_weight_bytes,
     count_adapter_parameters,
+    count_lora_parameters,
     dequantized_layer_bytes,
     weight_bytes,
     weight_copy_bytes,
 )
 
+_FP32_BYTES = 4
 TRL_TILE_TOKENS, TRL_TILE_VOCABULARY = 4096, 32768
 """Tokens and words of one tile of logits in TRL's head (trl/kernels/chunked_logprob.py)."""
 
@@ -95,14 +99,15 @@ def estimate_training_memory(
         estimate_layer_passes(shape, variant, mode, memory_config.rank, batch, checkpointed=checkpointed)
         for checkpointed in (False, True)
     )
-    trained = count_adapter_parameters(shape, memory_config)
+    trained, lora = count_adapter_parameters(shape, memory_config), count_lora_parameters(shape, memory_config)
     num_checkpointed = min(memory_config.checkpointed, shape.num_layers)
     # bitsandbytes' int8 product keeps its input until autograd frees the whole graph.
     retained_bytes = recomputed[1].layer - 2 * shape.hidden_size * batch.tokens if mode == "8bit" else 0
     snapshots = [
         *_last_layer_snapshots(shape.num_layers, num_checkpointed, saved, recomputed, head),
-        *_first_layer_snapshots(shape.num_layers, num_checkpointed, saved[1], recomputed[1], retained_bytes, trained),
+        *_first_layer_snapshots(shape.num_layers, num_checkpointed, saved[1], recomputed[1], retained_bytes, lora),
     ]
+    snapshots = _add_trained_parts(snapshots, memory_config.parts, memory_config.bytes_per_value)
     peak = max(snapshots, key=lambda snapshot: snapshot.total)
     return TrainingMemory(
         weights=weight_bytes(shape, memory_config) + cached_weight_bytes(shape, memory_config) + dequantized_bytes,
@@ -114,6 +119,31 @@ def estimate_training_memory(
         temporaries=peak.temporaries + chunk_bytes,
         peak_moment=peak.name,
     )
+
+
+def _add_trained_parts(
+    snapshots: Sequence[_MemorySnapshot], parts: TrainedParts, bytes_per_value: int
+) -> list[_MemorySnapshot]:
+    """Add copies and gradients of trained modules and rows to the moments, and the embedding's backward at the end."""
+    if not parts.count:
+        return list(snapshots)
+    copy_bytes, gradient_bytes = parts.head_bytes(bytes_per_value), parts.head_gradient_bytes
+    # The gradient of the whole head in its own type, beside the copy.
+    in_head = {"head": copy_bytes, "head, backward": 2 * copy_bytes}
+    added = [
+        replace(
+            snapshot,
+            head=snapshot.head + in_head.get(snapshot.name, copy_bytes if "backward" in snapshot.name else 0),
+            gradients=snapshot.gradients + ("backward" in snapshot.name) * gradient_bytes,
+        )
+        for snapshot in snapshots
+    ]
+    # A tied matrix has one gradient, to which the embedding's is added.
+    own_bytes = 0 if parts.is_tied else _FP32_BYTES * parts.matrix_weights * parts.has_whole_embedding
+    embedding = _MemorySnapshot(
+        "embedding, backward", 0, copy_bytes, parts.embedding_bytes(bytes_per_value), added[-1].gradients + own_bytes
+    )
+    return [*added, embedding]
 
 
 _Passes = tuple[PassMemory, PassMemory]
@@ -165,7 +195,7 @@ def _activation_bytes(num_layers: int, num_checkpointed: int, saved: PassMemory,
 
 def _logits_buffer_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     """Return the bytes of the logits buffers on a CPU (training/fast_path/lm_head_loss.py)."""
-    if not _has_fused_head(shape):
+    if not _has_fused_head(shape) or memory_config.parts.trains_head:
         return 0
     # Three buffers: the logits, and twice fp32 for the logits and their log-probabilities.
     return (8 + memory_config.bytes_per_value) * LM_HEAD_CPU_BUFFER_ROWS * shape.vocab_size
@@ -209,7 +239,8 @@ def _estimate_head_memory(shape: ModelShape, memory_config: MemoryConfig, batch:
             backward=4 * h * s + max(tile_bytes, (not is_fp32) * 2 * h * s),
             layer_backward=0,
         )
-    if not (memory_config.fast_path and _has_fused_head(shape)):
+    has_fused_head = _has_fused_head(shape) and not memory_config.parts.trains_head
+    if not (memory_config.fast_path and has_fused_head):
         # Logits in bf16 and fp32, and their log-softmax; its fp32 result is kept; two fp32 gradients.
         return _HeadMemory(forward=10 * s * v, saved=4 * s * v, backward=8 * s * v, layer_backward=0)
     # The logits of one buffer, as in `_logits_buffer_bytes`; a CPU counts its buffers there.

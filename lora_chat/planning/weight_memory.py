@@ -1,11 +1,12 @@
 """Bytes of the weights of base and adapter, from shapes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lora_chat.config.limits import WEIGHT_CACHE_LIMIT_BYTES
 from lora_chat.config.stored_quantization import QuantizationMode
 from lora_chat.models.architectures import CONCATENATED_PROJECTIONS
 from lora_chat.models.shape import ModelShape
+from lora_chat.planning.trained_parts import TrainedParts
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class MemoryConfig:
     label_smoothing: bool = False
     cached_layers: int = 0
     """Number of decoder layers whose dequantized weights are cached on a GPU in training, from the first layer on."""
+    parts: TrainedParts = field(default_factory=TrainedParts)
+    """Modules and rows that are trained beside LoRA."""
     unquantized_weights: int = 0
     """Number of weights in linear layers that a quantized base leaves in 16 bits."""
 
@@ -100,7 +103,12 @@ def dequantized_layer_bytes(shape: ModelShape, memory_config: MemoryConfig) -> i
 
 
 def count_adapter_parameters(shape: ModelShape, memory_config: MemoryConfig) -> int:
-    """Return the number of trained weights: rank * (in + out) for each adapted linear layer."""
+    """Return the number of trained weights: LoRA, and the parts that are trained beside it."""
+    return count_lora_parameters(shape, memory_config) + memory_config.parts.count
+
+
+def count_lora_parameters(shape: ModelShape, memory_config: MemoryConfig) -> int:
+    """Return the number of weights of LoRA: rank * (in + out) for each adapted linear layer."""
     if memory_config.trained_parameters is not None:
         return memory_config.trained_parameters
     adapted_linears = [

@@ -34,6 +34,7 @@ from lora_chat.training.candidate_plans import (
     format_suggested_plan,
 )
 from lora_chat.training.checkpoint_content import check_checkpoint_content, explain_resume_errors
+from lora_chat.training.fast_path.check_packing import add_trained_tokens
 from lora_chat.training.fast_path.packing import StepCollator
 from lora_chat.training.fast_path.select import FastPath, find_fast_path
 from lora_chat.training.loss_scale import LossScale
@@ -126,7 +127,9 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
     fast_path = FastPath()
     if run.plan.fast_path:
         longest = run.train_rows[lengths.index(max(lengths))]
-        fast_path = find_fast_path(run.model, run.train_rows[0].input_ids, longest.input_ids)
+        fast_path = find_fast_path(
+            run.model, add_trained_tokens(run.model, run.train_rows[0].input_ids), longest.input_ids
+        )
     notes = list(fast_path.notes)
     if fast_path.packed_collator is None or fast_path.head is None:
         notes.append(use_working_head(run.model.device))

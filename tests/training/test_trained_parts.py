@@ -19,13 +19,22 @@ from lora_chat.data.encoding.encode import EncodedDialogue
 from lora_chat.models.adapter import (
     adapter_weights,
     attach_adapter,
+    count_trainable_parameters,
     load_adapter,
     merge_adapter,
     write_peft_adapter,
 )
 from lora_chat.models.adapter_files import read_adapter
-from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
+from lora_chat.models.base_model import find_base, load_base_model, load_meta_model, load_tokenizer, read_config
+from lora_chat.models.shape import read_shape
+from lora_chat.planning.layer_memory import MicroBatch
+from lora_chat.planning.trained_parts import measure_trained_parts
+from lora_chat.planning.training_memory import estimate_training_memory
+from lora_chat.planning.weight_memory import MemoryConfig, count_adapter_parameters
 from lora_chat.system.hardware import Hardware
+from lora_chat.training.fast_path.check_gradients import FastPathParts, GradientCheck
+from lora_chat.training.fast_path.check_packing import add_trained_tokens
+from lora_chat.training.fast_path.select import find_fast_path
 from lora_chat.training.sft import train_sft
 from lora_chat.training.training_run import TrainingRun
 
@@ -214,6 +223,52 @@ def test_both_paths_move_exactly_the_named_parameters(make_base, tmp_path, name)
         assert torch.equal(base_model.get_input_embeddings().weight, base_model.get_output_embeddings().weight)
     for name, value in adapter_weights(models[0]).items():
         assert torch.allclose(value, adapter_weights(models[1])[name], atol=2e-3), name
+
+
+@pytest.mark.parametrize("name", ["rows of an untied base", "norms", "both"])
+def test_the_gradient_check_covers_trained_parts(make_base, name):
+    case = CASES[name]
+    model = attach(make_base(case.tied, case.rows), case, BF16)
+    ids = add_trained_tokens(model, list(range(10, 58)))
+    assert ("trainable_tokens" not in case.adapter) or {260, 261} <= set(ids[:24]) & set(ids[24:])
+    fast_path = find_fast_path(model, ids)
+    assert fast_path.packed_collator
+    assert fast_path.fused
+    assert (fast_path.head is None) == bool(case.trained & (HEAD_ROWS | WHOLE_HEAD))
+    check = GradientCheck(model, ids, (), "sdpa")
+    kinds = {name.removeprefix("base_model.model.") for name in check._names}
+    assert case.trained <= kinds
+    doubled = FastPathParts(fast_path.packed_collator, None, fused=False)
+    with pytest.MonkeyPatch.context() as patch:  # a wrong gradient of one trained part is found
+        index = next(i for i, name in enumerate(check._names) if name.removeprefix("base_model.model.") in case.trained)
+        stock = check._stock_gradients
+
+        def make_wrong(rows, attention):
+            gradients = stock(rows, attention)
+            gradients[index] = 2 * gradients[index]
+            return gradients
+
+        patch.setattr(check, "_stock_gradients", make_wrong)
+        wrong = check.find_wrong_gradient(doubled)
+    assert wrong is not None
+    assert wrong.name == check._names[index].removeprefix("base_model.model.")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_plan_counts_what_is_trained(make_base, name):
+    case = CASES[name]
+    base = make_base(case.tied, VOCABULARY)
+    shape = read_shape(read_config(base).to_dict(), "x")
+    section = AdapterSection(rank=2, **case.adapter)
+    new_ids = (260, 261) if "trainable_tokens" in case.adapter else ()
+    counted = count_trainable_parameters(load_meta_model(base), section, new_ids)
+    parts = measure_trained_parts(section, shape)
+    planned = count_adapter_parameters(shape, MemoryConfig("none", 2, parts=parts))
+    assert planned == pytest.approx(counted, rel=0.01)  # the plan does not know the rows that are added to the base
+    config = MemoryConfig("none", 2, fast_path=True, bytes_per_value=2)
+    batch = MicroBatch(100, 50, 40)
+    more = estimate_training_memory(shape, replace(config, parts=parts), batch).total
+    assert more >= estimate_training_memory(shape, config, batch).total + 12 * parts.count
 
 
 def make_identity(new_tokens):

@@ -195,7 +195,8 @@ def _relative_errors(actual: Gradients, expected: Gradients, names: Sequence[str
     """
     differences = torch.stack(torch._foreach_norm(torch._foreach_sub(actual, expected))).tolist()
     norms = torch.stack(torch._foreach_norm(expected)).tolist()
-    kinds = [next((part for part in name.split(".") if part.startswith("lora_")), "") for name in names]
+    # A module or rows that are trained beside LoRA are a kind of their own.
+    kinds = [next((part for part in name.split(".") if part.startswith("lora_")), name) for name in names]
     means = {k: sum(n for n, own in zip(norms, kinds, strict=True) if own == k) / kinds.count(k) for k in set(kinds)}
     least = [_NEGLIGIBLE_NORM * means[kind] for kind in kinds]
     return [d / max(n, m, 1e-30) for d, n, m in zip(differences, norms, least, strict=True)]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _MAX_SAMPLE_TOKENS = 48
+_MAX_SAMPLE_ROWS = 8
+"""Number of tokens with trained rows that a sample contains."""
 _LOGIT_TOLERANCE = 0.05
 """Largest relative difference of logits that passes. Rounding in bf16 causes 0.01 to 0.07, mixed dialogues far more."""
 _MAX_LEAK = {"cpu": 0.0}
@@ -60,6 +62,19 @@ def make_sample_dialogues(ids: "Sequence[int]") -> list[EncodedIds]:
     half = len(first) // 2
     dialogues = [first, first[:half] + first[:half:-1], first[:half] + first[half - 1 :: -1]]
     return [{"input_ids": d, "labels": [-100] * (half + 1) + d[half + 1 :]} for d in dialogues]
+
+
+def add_trained_tokens(model: "PeftModel", ids: "Sequence[int]") -> "Sequence[int]":
+    """Return sample ids with some of the tokens whose rows are trained, so that their gradients are compared too."""
+    indices = model.peft_config[model.active_adapter].trainable_token_indices or ()
+    rows = list(next(iter(indices.values()))) if isinstance(indices, dict) else list(indices)
+    sample = list(ids[:_MAX_SAMPLE_TOKENS])
+    half = len(sample) // 2
+    for number, token in enumerate(rows[:_MAX_SAMPLE_ROWS]):
+        for begin in (1, half + 1):  # the second half has labels
+            if begin + number < len(sample) - 1:
+                sample[begin + number] = token
+    return [*sample, *ids[_MAX_SAMPLE_TOKENS:]] if rows else ids
 
 
 @contextmanager
