@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lora_chat.commands.options import RECIPE_HELP, add_settings
+from lora_chat.commands.options import RECIPE_HELP, add_settings, add_start_consent
 from lora_chat.errors import DataError
 from lora_chat.system.console import print_json, print_result
 
@@ -14,6 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", type=Path, metavar="FILE", help="write the training dialogues to FILE, redacted if the recipe says so"
     )
+    add_start_consent(parser)
     add_settings(parser)
 
 
@@ -24,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe, options.set)
     from lora_chat.pipeline.inspect_data import audit_recipe
 
-    report, refuses = audit_recipe(recipe, options.to, as_json=options.json)
+    report, refuses = audit_recipe(recipe, options.to, as_json=options.json, accept_template=options.accept_template)
     print_json(report) if isinstance(report, dict) else print_result(report)
     if refuses:
         raise DataError(

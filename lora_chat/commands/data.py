@@ -2,7 +2,7 @@
 
 import argparse
 
-from lora_chat.commands.options import RECIPE_HELP, add_settings, non_negative_int
+from lora_chat.commands.options import RECIPE_HELP, add_settings, add_start_consent, non_negative_int
 from lora_chat.system.console import print_json, print_result
 
 
@@ -12,6 +12,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--show", type=non_negative_int, default=0, metavar="N", help="show N dialogues and mark the tokens with loss"
     )
+    add_start_consent(parser)
     add_settings(parser)
 
 
@@ -22,5 +23,5 @@ def run(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe, options.set)
     from lora_chat.pipeline.inspect_data import inspect_data
 
-    summary = inspect_data(recipe, options.show, as_json=options.json)
+    summary = inspect_data(recipe, options.show, as_json=options.json, accept_template=options.accept_template)
     print_json(summary) if isinstance(summary, dict) else print_result(summary)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from lora_chat.commands.options import ADAPTER_HELP, add_data, add_questions, add_trust, read_trust
+from lora_chat.commands.options import ADAPTER_HELP, add_data, add_parent, add_questions, add_trust, read_trust
 from lora_chat.system.console import print_json
 
 
@@ -11,6 +11,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("thing", metavar="RUN|PARCEL|ADAPTER", help=ADAPTER_HELP)
     add_data(parser)
     add_questions(parser)
+    add_parent(parser)
     add_trust(parser)
 
 
@@ -19,6 +20,7 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.pipeline.evaluate import evaluate_adapter
     from lora_chat.pipeline.held_out import EvaluationFiles
 
-    result = evaluate_adapter(options.thing, EvaluationFiles(options.data, options.questions), read_trust(options))
+    files = EvaluationFiles(options.data, options.questions)
+    result = evaluate_adapter(options.thing, files, read_trust(options), options.parent)
     if options.json:
         print_json(result)

@@ -23,6 +23,15 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_start_consent(parser: argparse.ArgumentParser) -> None:
+    """Add the option by which a user accepts the chat template of the adapter in `adapter.start`."""
+    parser.add_argument(
+        "--accept-template",
+        action="store_true",
+        help="use the chat template that comes with the adapter of adapter.start",
+    )
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add `--data`, dialogues of the user to measure with."""
     parser.add_argument(
@@ -33,6 +42,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 def add_questions(parser: argparse.ArgumentParser) -> None:
     """Add `--questions`, questions of the user."""
     parser.add_argument("--questions", metavar="FILE", help="with --data: your own questions")
+
+
+def add_parent(parser: argparse.ArgumentParser) -> None:
+    """Add `--parent`, the adapter from which the training of another started."""
+    parser.add_argument(
+        "--parent", metavar="RUN|PARCEL|ADAPTER", help="the adapter that it was trained on from; its digest is compared"
+    )
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

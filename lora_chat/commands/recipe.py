@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.recipe is None:
         raise UsageError("No recipe is given. Fix: lora-chat recipe recipes/quickstart.yaml")
-    from lora_chat.config.load import format_recipe_yaml, read_recipe
+    from lora_chat.config.load import dump_recipe, format_recipe_yaml, read_recipe
 
     recipe = read_recipe(options.recipe, options.set)
-    print_json(recipe.model_dump(mode="json")) if options.json else print_result(format_recipe_yaml(recipe), end="")
+    print_json(dump_recipe(recipe)) if options.json else print_result(format_recipe_yaml(recipe), end="")

@@ -5,7 +5,7 @@ import os
 import shlex
 from pathlib import Path
 
-from lora_chat.commands.options import RECIPE_HELP, add_settings
+from lora_chat.commands.options import RECIPE_HELP, add_settings, add_start_consent
 from lora_chat.errors import UsageError
 from lora_chat.system.console import print_json, print_message, quote_path
 from lora_chat.system.process_group import require_single_process
@@ -28,6 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adopt", action="store_true", help="with --resume: sign a run that you did not make as your own"
     )
+    add_start_consent(parser)
     add_settings(parser)
 
 
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     if options.resume is not None:
         resume = ResumeRequest(options.resume or None, options.accept_change, options.adopt)
     try:
-        result = fine_tune(recipe, progress, resume)
+        result = fine_tune(recipe, progress, resume, accept_template=options.accept_template)
     except KeyboardInterrupt as error:
         raise progress.stopped(signal_number(error)) from None
     print_message(format_result(result))

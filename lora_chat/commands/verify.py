@@ -15,6 +15,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_data(parser)
     add_questions(parser)
+    parser.add_argument(
+        "--parent",
+        action="append",
+        default=[],
+        metavar="RUN|PARCEL|ADAPTER",
+        help="a parent in its lineage, whose digests are compared; may be repeated",
+    )
     add_trust(parser)
 
 
@@ -24,7 +31,9 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.pipeline.verify_parcel import format_verification, verify_parcel
 
     files = EvaluationFiles(options.data, options.questions)
-    verification = verify_parcel(options.parcel, files, read_trust(options), repeat_measurements=options.again)
+    verification = verify_parcel(
+        options.parcel, files, read_trust(options), repeat_measurements=options.again, parents=options.parent
+    )
     print_json(verification.as_dict()) if options.json else print_result(format_verification(verification))
     if not verification.passed:
         raise IntegrityError(f"{options.parcel} is refused.")

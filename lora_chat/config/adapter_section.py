@@ -25,7 +25,7 @@ from lora_chat.config.lora_variants import (
 
 _MIN_SCALE, _MAX_SCALE = 1e-4, 4096.0
 """Range of the scale of an update. A smaller scale has no effect, and a larger one exceeds the range of 16 bits."""
-_OPTIONAL_FIELDS = ("trainable_tokens", "new_tokens", "modules_to_save")
+_OPTIONAL_FIELDS = ("trainable_tokens", "new_tokens", "modules_to_save", "start", "stack")
 
 
 _MAX_PATTERNS = 2000
@@ -81,6 +81,13 @@ class AdapterSection(StrictModel):
     values of the base's weights, arXiv 2404.02948; `pissa_niter_4` and `pissa_niter_16` compute them faster and nearly
     the same), `olora` (a QR decomposition, arXiv 2406.01775) or `loftq` (what `4bit` took from the weights, arXiv
     2310.08659). PiSSA and OLoRA are saved as plain LoRA of twice the rank for the original base."""
+    start: NonEmptyStr | None = None
+    """Adapter to train on from: a run, a parcel, a folder or a hub id. Its base, chat template, rank, alpha, target
+    modules and variant are then those of the run, and may be left out. The optimizer starts new. A relative path starts
+    at the folder of the recipe, or at the working directory if there is no such file."""
+    stack: Literal["merge_first"] | None = None
+    """`merge_first`: the adapter of `start` is merged into its base, and a new adapter is trained on the merged base,
+    which is kept in the run folder. The rank and the other settings are then free."""
 
     trainable_tokens: Annotated[tuple[TokenText | Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """Tokens whose rows in the embedding and in the LM head are trained too, by text or id, such as tokens in
@@ -125,6 +132,12 @@ class AdapterSection(StrictModel):
         """Return the fields without unset ones that earlier versions do not know, such as in receipts."""
         fields: dict[str, JsonValue] = handler(self)
         return {key: value for key, value in fields.items() if key not in _OPTIONAL_FIELDS or value is not None}
+
+    @model_validator(mode="after")
+    def _check_stack(self) -> Self:
+        if self.stack is not None and self.start is None:
+            raise ValueError("`stack` needs `start`, the adapter that is merged into the base first")
+        return self
 
     @model_validator(mode="after")
     def _check_scale(self) -> Self:

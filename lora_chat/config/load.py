@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from lora_chat.config.data import BUNDLED_TEMPLATES, Sources, SourceSection
+from lora_chat.config.inherited_settings import find_inherited_settings
 from lora_chat.config.recipe import Recipe
 from lora_chat.config.validation_errors import (
     MAX_KEY_LENGTH,
@@ -49,7 +51,16 @@ def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
 
 def format_recipe_yaml(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML that `read_recipe` can read."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(dump_recipe(recipe), sort_keys=False)
+
+
+def dump_recipe(recipe: Recipe) -> dict[str, object]:
+    """Return the resolved recipe as JSON values, without the settings that the adapter of `adapter.start` decides."""
+    fields: dict[str, dict[str, object]] = recipe.model_dump(mode="json")
+    for section, names in find_inherited_settings(recipe).items():
+        for name in names:
+            fields[section].pop(name, None)  # some are not written without a value
+    return dict(fields)
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, YamlValue], dict[KeyPath, str]]:
@@ -191,9 +202,25 @@ def _make_paths_absolute(recipe: Recipe, recipe_path: Path, locations: Mapping[K
     if evaluation.questions is not None:
         questions = absolute(("evaluation", "questions"), evaluation.questions)
         evaluation = evaluation.model_copy(update={"questions": questions})
+    adapter = recipe.adapter
+    if adapter.start is not None:
+        is_setting = locations.get(("adapter", "start"), "").startswith("--set")
+        folders = [Path.cwd()] if is_setting else [recipe_folder, Path.cwd()]
+        adapter = adapter.model_copy(update={"start": _find_start(adapter.start, folders)})
     output = recipe.output.model_copy(update={"name": recipe.output.name or _derive_run_name(recipe_path)})
     data = recipe.data.model_copy(update=data_paths)
-    return recipe.model_copy(update={"data": data, "evaluation": evaluation, "output": output})
+    changes = {"adapter": adapter, "data": data, "evaluation": evaluation, "output": output}
+    return recipe.model_copy(update=changes)
+
+
+def _find_start(start: str, folders: Sequence[Path]) -> str:
+    """Return the absolute path of an adapter in the first folder that has it; any other text is kept as a hub id."""
+    for folder in folders:
+        with suppress(RuntimeError, ValueError, OSError):
+            path = folder / Path(start).expanduser()
+            if path.exists():
+                return str(path.resolve())
+    return start
 
 
 def _derive_run_name(path: Path) -> str:

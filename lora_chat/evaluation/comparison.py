@@ -18,7 +18,7 @@ from lora_chat.models.adapter import without_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -80,41 +80,74 @@ def compare_with_base(
 
     `system` precedes every question. The prompt of a block of plain text is its first half.
     """
-    samples = [_make_sample_prompt(dialogue, tokenizer) for dialogue in islice(validation.read(), settings.samples)]
-    system_messages = [{"role": "system", "content": system}] if system is not None else []
-    question_chats = [[*system_messages, {"role": "user", "content": q.question}] for q in questions]
-    prompts = [sample.ids for sample in samples]
-    prompts += [render_ids(tokenizer, chat, add_generation_prompt=True) for chat in question_chats]
-
-    def measure(model_name: str) -> tuple[float, list[str]]:
-        """Return the validation loss and a reply to each prompt."""
-        logger.info(f"Measuring {model_name}: {len(validation)} validation dialogues, {len(prompts)} replies")
-        loss = evaluate_loss(model, validation.rows)
-        return loss, generate_replies(model, tokenizer, prompts, stop_ids, settings.max_new_tokens)
-
+    task = make_task(tokenizer, stop_ids, validation, questions, system, settings)
     model.eval()
     with without_adapter(model):
-        base_loss, base_replies = measure("the base")
-    adapted_loss, adapted_replies = measure("the adapted model")
-    n = len(samples)
-    base = Measurement(base_loss, questions, base_replies[n:])
-    adapted = Measurement(adapted_loss, questions, adapted_replies[n:])
+        base = task.measure(model, "the base")
+    adapted = task.measure(model, "the adapted model")
     return ComparisonReport(
-        figures=compute_metrics(base, adapted),
+        figures=compute_metrics(base.measurement, adapted.measurement),
         validation_dialogues=len(validation),
         samples=tuple(
             SampleReplies(sample.prompt, sample.reference, base_reply, adapted_reply)
-            for sample, base_reply, adapted_reply in zip(samples, base_replies[:n], adapted_replies[:n], strict=True)
+            for sample, base_reply, adapted_reply in zip(task.samples, base.samples, adapted.samples, strict=True)
         ),
         answers=tuple(
             QuestionAnswers(q.question, b, a, q.is_answered_by(b), q.is_answered_by(a))
-            for q, b, a in zip(questions, base.answers, adapted.answers, strict=True)
+            for q, b, a in zip(questions, base.measurement.answers, adapted.measurement.answers, strict=True)
         ),
     )
 
 
 @dataclass(frozen=True)
-class _SamplePrompt:
+class ModelOutputs:
+    """The measurement of one model, and its replies to the prompts of the validation set."""
+
+    measurement: Measurement
+    samples: Sequence[str]
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """Everything that is measured of each model of a comparison."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    stop_ids: Sequence[int]
+    validation: DialogueSet
+    questions: Sequence[Question]
+    samples: "Sequence[SamplePrompt]"
+    prompts: Sequence[list[int]]
+    """Prompts of the samples, followed by the questions, as token ids."""
+    max_new_tokens: int
+
+    def measure(self, model: "PreTrainedModel | PeftModel", model_name: str) -> ModelOutputs:
+        """Return the validation loss and a reply to each prompt; `model_name` is for the progress message."""
+        logger.info(f"Measuring {model_name}: {len(self.validation)} validation dialogues, {len(self.prompts)} replies")
+        loss = evaluate_loss(model, self.validation.rows)
+        replies = generate_replies(model, self.tokenizer, self.prompts, self.stop_ids, self.max_new_tokens)
+        n = len(self.samples)
+        return ModelOutputs(Measurement(loss, self.questions, replies[n:]), replies[:n])
+
+
+def make_task(
+    tokenizer: "PreTrainedTokenizerBase",
+    stop_ids: Sequence[int],
+    validation: DialogueSet,
+    questions: Sequence[Question],
+    system: str | None,
+    settings: EvaluationSection,
+) -> EvaluationTask:
+    """Return the task of a comparison: samples of the validation set, and questions after the system message."""
+    samples = [_make_sample_prompt(dialogue, tokenizer) for dialogue in islice(validation.read(), settings.samples)]
+    system_messages = [{"role": "system", "content": system}] if system is not None else []
+    question_chats = [[*system_messages, {"role": "user", "content": q.question}] for q in questions]
+    prompts = [sample.ids for sample in samples]
+    prompts += [render_ids(tokenizer, chat, add_generation_prompt=True) for chat in question_chats]
+    return EvaluationTask(tokenizer, stop_ids, validation, questions, samples, prompts, settings.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class SamplePrompt:
     """A prompt of the validation set, as token ids and as text, with the reply of the dialogue."""
 
     ids: list[int]
@@ -122,11 +155,11 @@ class _SamplePrompt:
     reference: str
 
 
-def _make_sample_prompt(dialogue: Dialogue | list[int], tokenizer: "PreTrainedTokenizerBase") -> _SamplePrompt:
+def _make_sample_prompt(dialogue: Dialogue | list[int], tokenizer: "PreTrainedTokenizerBase") -> SamplePrompt:
     """Split a dialogue before its first reply, or a block of token ids in the middle."""
     if isinstance(dialogue, list):
         prompt_length = len(dialogue) // 2 or 1
-        return _SamplePrompt(
+        return SamplePrompt(
             dialogue[:prompt_length],
             tokenizer.decode(dialogue[:prompt_length]),
             tokenizer.decode(dialogue[prompt_length:]),
@@ -134,7 +167,7 @@ def _make_sample_prompt(dialogue: Dialogue | list[int], tokenizer: "PreTrainedTo
     reply_index = next(i for i, message in enumerate(dialogue.messages) if message.role == "assistant")
     prompt = dialogue.as_dicts[:reply_index]
     ids = render_ids(tokenizer, prompt, add_generation_prompt=True, tools=dialogue.tool_list)
-    return _SamplePrompt(ids, prompt[-1]["content"], _message_text(dialogue.messages[reply_index]))
+    return SamplePrompt(ids, prompt[-1]["content"], _message_text(dialogue.messages[reply_index]))
 
 
 def _message_text(message: Message) -> str:

@@ -117,6 +117,12 @@ def resolve_targets(model: "PreTrainedModel", adapter: AdapterSection) -> LoraSe
     return place_trained_parts(model, settings)
 
 
+def list_adapted_layers(skeleton: "PreTrainedModel", settings: LoraSettings) -> dict[str, tuple[int, float]]:
+    """Return rank and alpha of each layer of a meta model that settings with resolved targets give LoRA, by name."""
+    names = [name for name in find_text_layers(skeleton).suitable if is_target(name, settings.target_modules)]
+    return {name: (settings.rank_of(name), settings.alpha_of(name)) for name in names}
+
+
 def check_adapter_attaches(
     skeleton: "PreTrainedModel", adapter: AdapterSection, new_ids: Collection[int] = ()
 ) -> LoraSettings:
@@ -259,6 +265,14 @@ def _scale_b_in_place_of_alphas(
     return replace(settings, alpha_pattern=()), scaled
 
 
+def encode_stored_weights(stored: StoredAdapter) -> bytes:
+    """Return an adapter's weights as `write_peft_adapter` and parcels have them. Raise IntegrityError."""
+    from safetensors.torch import save
+
+    weights = {name: weight.contiguous() for name, weight in stored.read_weights().items()}
+    return save(weights, metadata={"format": "pt"})
+
+
 def validate_adapter_config(stored: StoredAdapter) -> LoraSettings:
     """Return the settings of an adapter, checked against PEFT's defaults. Raises IntegrityError."""
     return LoraSettings.from_peft(stored.config, stored.name, read_peft_defaults())
@@ -278,6 +292,46 @@ def load_adapter(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel"
     may replace its weights. Raises IntegrityError, which names the problem.
     """
     return load_adapters(model, [(stored, 1.0)])
+
+
+def continue_adapter(model: "PreTrainedModel", stored: StoredAdapter, dropout: float, seed: int = 0) -> "PeftModel":
+    """Attach a saved adapter to be trained on, with another dropout; PEFT changes the model in place.
+
+    The trained values are those of the file, in fp32. Raises IntegrityError for an adapter that does not fit.
+    """
+    import torch
+
+    torch.manual_seed(seed)  # as for a new adapter, because dropout draws from the same state
+    wrapped = _load_named_adapter(
+        model, replace(stored, config={**stored.config, "lora_dropout": dropout}), _DEFAULT_ADAPTER
+    )
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+    return wrapped
+
+
+@contextmanager
+def exchanged_adapter(model: "PeftModel", stored: StoredAdapter) -> Iterator[None]:
+    """Put the weights of another adapter of the same settings into a model during the block. Raise IntegrityError."""
+    from peft import set_peft_model_state_dict
+
+    weights = stored.read_weights()
+    check_adapter_weights(weights, adapter_weights(model), stored.name)
+    parameters = {name: p for name, p in model.named_parameters() if f".{_DEFAULT_ADAPTER}" in name}
+    child_tensors = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            # A copy, because PEFT writes into the tensor.
+            saved = weights.get(name.replace(f".{_DEFAULT_ADAPTER}", ""))
+            parameter.data = child_tensors[name].to(
+                child_tensors[name].dtype if saved is None else saved.dtype, copy=True
+            )
+        set_peft_model_state_dict(model, weights, adapter_name=_DEFAULT_ADAPTER)
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = child_tensors[name]
 
 
 def load_adapters(model: "PreTrainedModel", adapters: Sequence[tuple[StoredAdapter, float]]) -> "PeftModel":

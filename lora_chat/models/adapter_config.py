@@ -262,6 +262,8 @@ class StoredAdapter:
     """Folder of an adapter of another tool, which may contain its tokenizer."""
     size: int = 0
     """Size of the file of weights, in bytes; 0 if another check limits it."""
+    base_hint: str = ""
+    """Sentence that a message about a missing base ends with: how the base was made."""
 
     @property
     def base(self) -> tuple[str, str | None]:

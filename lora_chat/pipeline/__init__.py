@@ -4,6 +4,7 @@
 - choose_template: The chat template of an adapter
 - base_precision: The precision of a plan for the base in use, and the quantized share
 - compare: The comparison of base and adapted model, shown and written into a run
+- compare_generations: The comparison of a child with its parent and their base
 - data_lengths: Lengths of the rows, prompts and replies of a run
 - doctor: A report about this machine, one check for each line
 - doctor_libraries: Checks of the libraries on the chosen device
@@ -16,19 +17,25 @@
 - held_out: The dialogues and questions that evaluate an existing adapter
 - inspect_data: The data of a recipe as a run reads it
 - install_tokens: The tokens of an adapter, installed in the tokenizer of its base
+- known_parent: The parent of an existing adapter
 - load_data: The data of a plan: found, read, encoded and split
 - machine_benchmark: Times and memory of small models on this machine, cached
 - machine_benchmark_worker: The process that measures small models
 - merge_adapters: The merge of one or several adapters into a 16-bit model
+- merge_parent: The base of a stacked training, with the parent merged in
 - missing_base: The message for an adapter whose base is not on this machine
 - open_adapter: A run, parcel or folder opened as an adapter with its base and chat template
 - open_chat: A run, parcel, adapter or base opened for chat
 - pack_run: The parcel of a finished run
+- parent: The adapter of `adapter.start`, found and checked before its base is opened
+- parent_copy: The copy of a parent in a run folder
+- parent_settings: The settings that a run inherits from its parent
 - prepare: Everything that a run needs before weights load
 - publish: Parcels uploaded to the hub and downloaded from it
 - resume: The run and the checkpoint from which training continues
 - run_identity: The fields that make two runs the same
 - run_status: The progress of a run, and its messages when it is stopped
 - sft_result: The result of a finished run
+- verify_lineage: The verification of a parcel's lineage
 - verify_parcel: The verification of a parcel
 """

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from lora_chat.config.plan import Plan, make_plan
@@ -9,7 +10,7 @@ from lora_chat.config.recipe import BaseSection, Recipe
 from lora_chat.config.sizes import parse_size
 from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.data.lengths import DataLengths
-from lora_chat.errors import OutOfMemoryError, RecipeError
+from lora_chat.errors import ConsentError, OutOfMemoryError, RecipeError
 from lora_chat.models.adapter import count_trainable_parameters
 from lora_chat.models.base_config import BaseConfig, find_base_config
 from lora_chat.models.base_model import LocalBase, find_base, load_meta_model, load_tokenizer
@@ -21,6 +22,8 @@ from lora_chat.pipeline.data_lengths import measure_lengths
 from lora_chat.pipeline.install_tokens import install_recipe_tokens
 from lora_chat.pipeline.load_data import find_data_files, read_data
 from lora_chat.pipeline.machine_benchmark import MIN_BASE_WEIGHTS, benchmark_machine
+from lora_chat.pipeline.parent import Parent
+from lora_chat.pipeline.parent_settings import complete_recipe, install_parent_template
 from lora_chat.pipeline.prepare import PreparedRun
 from lora_chat.planning.calibration import calibrate
 from lora_chat.planning.device import TargetDevice
@@ -69,6 +72,7 @@ def _keep_earlier_settings(plan: Plan, earlier: Plan) -> Plan:
 
 def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunEstimate:
     """Estimate a recipe for a GPU by name, for a GPU with this much memory, or for this machine."""
+    recipe, parent = complete_recipe(recipe)
     target, hardware = _find_target(gpu, memory, recipe.base.device)
     plan = make_plan(recipe, hardware)
     base = find_base_config(plan.base)
@@ -76,7 +80,7 @@ def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunE
     shape = read_shape(base.config, base.name)
     trained_parameters = _count_selected_parameters(plan, base)
     started = time.monotonic()
-    data = _read_lengths(plan, base, shape.max_positions)
+    data = _read_lengths(plan, base, shape.max_positions, parent)
     problem = PlanningProblem(shape, data, target, trained_parameters)
     return _estimate_plan(plan, problem, base, time.monotonic() - started, allow_slow=False)
 
@@ -165,7 +169,7 @@ def _find_target(gpu: str | None, memory: str | None, device: str) -> tuple[Targ
     )
 
 
-def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int) -> DataLengths:
+def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int, parent: Parent | None) -> DataLengths:
     """Return the lengths of the data, in tokens of the base's tokenizer, or of the embedded one if it is missing."""
     files = find_data_files(plan)
     tokenizer_base = (
@@ -174,6 +178,10 @@ def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int) -> DataLengt
     tokenizer = load_tokenizer(tokenizer_base)
     install_template(tokenizer, plan.data.template)
     stop_ids = read_stop_ids(tokenizer_base, tokenizer)
+    if parent is not None and base.folder and plan.data.template is None:
+        with suppress(ConsentError):  # lengths with the base's template are good enough
+            install_parent_template(parent, tokenizer, accept=False)
+            stop_ids = read_stop_ids(tokenizer_base, tokenizer)
     if base.folder is not None:  # the embedded tokenizer lacks the tokens
         install_recipe_tokens(plan, tokenizer, stop_ids)
     data = read_data(plan, files, tokenizer, stop_ids, max_positions)

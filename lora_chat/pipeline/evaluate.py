@@ -1,17 +1,32 @@
 """The comparison of an existing adapter with its base, on held-out dialogues or on files of the user."""
 
+import logging
+
+from lora_chat.config.plan import PrecisionPlan
 from lora_chat.config.recipe import EvaluationSection
-from lora_chat.errors import UsageError
+from lora_chat.errors import IntegrityError, LoraChatError, UsageError, first_line
 from lora_chat.models.adapter_files import is_adapter_folder
+from lora_chat.models.base_model import load_tokenizer
+from lora_chat.models.identity import compute_identity
 from lora_chat.pipeline.compare import compare_models, compare_run
+from lora_chat.pipeline.compare_generations import Measured, add_original_base, measure_generations, report_generations
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
-from lora_chat.pipeline.open_adapter import TrustOptions, find_hub_name, open_adapter
+from lora_chat.pipeline.known_parent import find_known_parent
+from lora_chat.pipeline.open_adapter import TrustOptions, find_adapter_base, find_hub_name, open_adapter
+from lora_chat.pipeline.parent import Parent
 from lora_chat.sharing.parcel import is_parcel
 from lora_chat.system.user_path import expand_user_path
 
+logger = logging.getLogger(__name__)
 
-def evaluate_adapter(source: str, evaluation_files: EvaluationFiles, trust: TrustOptions) -> dict[str, object]:
-    """Compare base and adapted model: a run on its held-out data, any adapter on the user's files."""
+
+def evaluate_adapter(
+    source: str, evaluation_files: EvaluationFiles, trust: TrustOptions, parent_source: str | None = None
+) -> dict[str, object]:
+    """Compare base and adapted model: a run on its held-out data, any adapter on the user's files.
+
+    An adapter with a lineage is compared with its parent, too: the copy in its run, or `parent_source`.
+    """
     if evaluation_files.data is None and (
         is_parcel(expand_user_path(source)) or is_adapter_folder(expand_user_path(source)) or find_hub_name(source)
     ):
@@ -19,13 +34,36 @@ def evaluate_adapter(source: str, evaluation_files: EvaluationFiles, trust: Trus
     if evaluation_files.questions is not None and evaluation_files.data is None:
         raise UsageError("--questions belongs to --data: the held-out data of a run has its own questions.")
     opened = open_adapter(source, trust)
+    parent = find_known_parent(opened, parent_source)
     prepared = prepare_evaluation(opened, evaluation_files)
     model = opened.adapter.load(opened.precision)
+    settings, run = EvaluationSection(), None
     if opened.run is not None and evaluation_files.data is None:
-        report = compare_run(model, prepared, opened.run.read_plan().evaluation, opened.run)
+        run, settings = opened.run, opened.run.read_plan().evaluation
+        report = compare_run(model, prepared, settings, run)
     else:
-        report = compare_models(model, prepared, EvaluationSection())
-    return {
+        report = compare_models(model, prepared, settings)
+    result: dict[str, object] = {
         "run" if opened.run else "adapter": str(opened.run.path if opened.run else source),
         **report.figures,
     }
+    if parent is not None:
+        measured = measure_generations(model, prepared, settings, report, parent)
+        del model
+        if parent.is_merged:
+            measured = _try_original_base(measured, parent, opened.precision)
+        result["generations"] = report_generations(measured, run).figures
+    return result
+
+
+def _try_original_base(measured: Measured, parent: Parent, precision: PrecisionPlan) -> Measured:
+    """Measure the base of a merged parent if it is on this machine; otherwise report that it is missing."""
+    try:
+        base = find_adapter_base(parent.stored, TrustOptions(), untrusted_name=not parent.record.made_by_user)
+        identity = parent.stored.identity
+        if identity and compute_identity(base, load_tokenizer(base), stops=()).weights != identity.weights:
+            raise IntegrityError(f"{base.name} has other weights than in the parent's training.")
+    except LoraChatError as error:
+        logger.info(f"The base before the merge is not measured: {first_line(error)}")
+        return measured
+    return add_original_base(measured, base, precision)

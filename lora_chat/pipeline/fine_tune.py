@@ -15,7 +15,7 @@ from lora_chat.config.plan import Plan, make_plan
 from lora_chat.config.recipe import Recipe
 from lora_chat.errors import DataError
 from lora_chat.evaluation.loss_plot import write_loss_plot
-from lora_chat.models.adapter import attach_adapter, count_parameters, count_trainable_parameters
+from lora_chat.models.adapter import attach_adapter, continue_adapter, count_parameters, count_trainable_parameters
 from lora_chat.models.adapter_files import save_adapter
 from lora_chat.models.base_model import load_base_model, load_meta_model
 from lora_chat.models.causality import check_causality
@@ -23,7 +23,12 @@ from lora_chat.models.model_errors import explain_model_errors
 from lora_chat.models.text_layers import describe_left_out, find_text_layers
 from lora_chat.models.token_rows import merge_token_rows
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
+from lora_chat.pipeline.compare_generations import add_original_base, measure_generations, report_generations
 from lora_chat.pipeline.estimate import resolve_plan
+from lora_chat.pipeline.merge_parent import merge_parent
+from lora_chat.pipeline.parent import Parent, read_lineage
+from lora_chat.pipeline.parent_copy import keep_lineage, open_parent
+from lora_chat.pipeline.parent_settings import inherit_settings
 from lora_chat.pipeline.prepare import PreparedRun, audit_run, format_plan_summary, prepare_run
 from lora_chat.pipeline.resume import ResumeRequest, find_resume_point, find_run_to_resume, is_finished, is_foreign_run
 from lora_chat.pipeline.run_identity import describe_run
@@ -62,30 +67,41 @@ _STOCK_PATH_IN_FLOAT16 = (
 )
 
 
-def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | None = None) -> SftResult:
+def fine_tune(
+    recipe: Recipe, progress: RunProgress, resume: ResumeRequest | None = None, *, accept_template: bool = False
+) -> SftResult:
     """Train an adapter by a recipe, compare it with its base, and keep both in a run folder.
 
     Everything that could waste the run fails before weights load. With `resume`, an interrupted run continues.
+    `accept_template` lets the chat template of a stranger's adapter in `adapter.start` run.
     """
     started = time.monotonic()
-    plan = make_plan(recipe, detect_hardware(recipe.base.device))
+    hardware = detect_hardware(recipe.base.device)
+    earlier = find_run_to_resume(resume, recipe) if resume else None
+    parent = open_parent(recipe, earlier)
+    if parent:
+        recipe = inherit_settings(recipe, parent)
+    plan = make_plan(recipe, hardware)
     if recipe.training.fast_path is True and not plan.training.fast_path:
         logger.info(_STOCK_PATH_IN_FLOAT16)
-    earlier = find_run_to_resume(resume, recipe) if resume else None
     is_received = bool(resume and earlier and is_foreign_run(earlier, resume))
     if resume and earlier and is_finished(earlier, resume):
         return _repeat_result(earlier, adopt=is_received)
     run = earlier or create_run_folder(recipe, plan, start_run_signature)
     with lock_run_folder(run.path):
         with nullcontext() if earlier else _deleted_on_error(run):
-            prepared, audit = _prepare_and_audit(plan, progress)
+            prepared, audit = _prepare_and_audit(plan, progress, parent, accept_template=accept_template)
             plan = plan.model_copy(update={"precision": prepared.precision})
             progress.enter_stage("planning")
             planning_started = time.monotonic()
             plan, estimate = resolve_plan(plan, prepared, earlier, planning_started - started)
             planning_seconds = time.monotonic() - planning_started
+            original = prepared
+            if parent and parent.is_merged:
+                progress.enter_stage("merging the parent into its base")
+                plan, prepared = merge_parent(run, plan, prepared, parent)
         progress.run = run
-        identity = describe_run(plan, prepared, read_library_versions())
+        identity = describe_run(plan, prepared, read_library_versions(), parent)
         checkpoint = find_resume_point(run, identity, resume) if resume and earlier else None
 
         if is_received:
@@ -95,14 +111,15 @@ def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | Non
             _clean_interrupted_run(run)
         with _signed_files(run, PREPARED_FILES, announce=earlier is not None):
             write_run_description(run, recipe, plan)
+            parent = keep_lineage(run, parent, original.identity)
             prepared.write(run, redacted=bool(plan.audit.redacted))
             run.write_json(run.audit, asdict(audit))
             run.write_json(run.identity, identity)
         if estimate:
             run.write_json(run.estimate, estimate.as_dict())
-        logger.info(_format_summary(plan, prepared, run, estimate, audit))
+        logger.info(_format_summary(plan, prepared, run, estimate, audit, parent))
 
-        model, trainable_parameters = _load_model(plan, prepared, run, progress)
+        model, trainable_parameters = _load_model(plan, prepared, run, progress, parent)
         load_seconds = time.monotonic() - started
         progress.enter_stage("measuring the longest validation dialogue")
         base_config, base_name = model.get_base_model().config, prepared.base.name
@@ -116,13 +133,22 @@ def fine_tune(recipe: Recipe, progress: RunProgress, resume: ResumeRequest | Non
         plan = _record_trained_plan(recipe, plan, training, run)
         adapter_bytes = _save_adapter_or_stop(model, plan, prepared, run, training, progress)
 
+        generations = None
         merge_token_rows(model)
         with progress.explain_out_of_memory(), explain_model_errors(base_config, base_name, "Evaluation"):
             report = compare_run(model, prepared, plan.evaluation, run)
-        card = format_run_card(plan, prepared.identity, training.steps, report.figures)
+            if parent:
+                measured = measure_generations(model, prepared, plan.evaluation, report, parent)
+                del model
+                if parent.is_merged:
+                    measured = add_original_base(measured, original.base, plan.precision)
+                generations = report_generations(measured, run)
+        card = format_run_card(plan, prepared.identity, training.steps, report.figures, read_lineage(run), generations)
         run.write_text(run.adapter / "README.md", card)
         seconds = round_seconds(load_seconds, training, time.monotonic() - started)
         result = make_result(run, training, trainable_parameters, adapter_bytes, seconds, report)
+        if generations:
+            result = result.model_copy(update={"generations": generations.figures})
         if estimate:
             result = result.with_estimate(estimate, planning_seconds, resumed=checkpoint is not None)
         run.write_json(run.result, result.as_dict())
@@ -159,10 +185,12 @@ def _signed_files(run: RunFolder, names: Sequence[str], *, announce: bool = True
     sign_written_files(run, names)
 
 
-def _prepare_and_audit(plan: Plan, progress: RunProgress) -> tuple[PreparedRun, AuditReport]:
+def _prepare_and_audit(
+    plan: Plan, progress: RunProgress, parent: Parent | None, *, accept_template: bool
+) -> tuple[PreparedRun, AuditReport]:
     """Read, encode and audit the data. Raise DataError if the audit refuses it."""
     progress.enter_stage("reading the dialogues")
-    prepared = prepare_run(plan)
+    prepared = prepare_run(plan, parent, accept_template=accept_template)
     progress.enter_stage("auditing the dialogues")
     audit = audit_run(prepared, plan)
     if audit.is_refused:
@@ -179,15 +207,25 @@ def _clean_interrupted_run(run: RunFolder) -> None:
 
 
 def _format_summary(
-    plan: Plan, prepared: PreparedRun, run: RunFolder, estimate: RunEstimate | None, audit: AuditReport
+    plan: Plan,
+    prepared: PreparedRun,
+    run: RunFolder,
+    estimate: RunEstimate | None,
+    audit: AuditReport,
+    parent: Parent | None,
 ) -> str:
     """Format plan, estimate and audit, as printed before weights load."""
     estimate_lines = format_estimate_summary(estimate) if estimate else []
-    return "\n".join([format_plan_summary(plan, prepared, run), *estimate_lines, *audit_summary(audit)])
+    return "\n".join([format_plan_summary(plan, prepared, run, parent), *estimate_lines, *audit_summary(audit)])
 
 
-def _load_model(plan: Plan, prepared: PreparedRun, run: RunFolder, progress: RunProgress) -> "tuple[PeftModel, int]":
-    """Check the disk space, load the base and attach a new adapter; return the number of trained parameters too."""
+def _load_model(
+    plan: Plan, prepared: PreparedRun, run: RunFolder, progress: RunProgress, parent: Parent | None
+) -> "tuple[PeftModel, int]":
+    """Check the disk space, load the base and attach a new adapter or the parent's.
+
+    Return the number of trained parameters, too.
+    """
     progress.enter_stage("checking the disk space")
     skeleton = load_meta_model(prepared.base)
     left_out = describe_left_out(find_text_layers(skeleton))
@@ -197,10 +235,13 @@ def _load_model(plan: Plan, prepared: PreparedRun, run: RunFolder, progress: Run
     base_model = load_base_model(prepared.base, plan.precision)
     with explain_model_errors(base_model.config, prepared.base.name, "Reading a dialogue"):
         check_causality(base_model, prepared.train.rows[0].input_ids, prepared.base.name)
-    unquantized = plan.precision.model_copy(update={"mode": "none", "device": "cpu"})
-    needs_original = find_initialization(plan.adapter.initialization).fits_residual
-    load_original = (lambda: load_base_model(prepared.base, unquantized)) if needs_original else None
-    model = attach_adapter(base_model, prepared.adapter, plan.training.seed, load_original, prepared.new_ids)
+    if parent is not None and not parent.is_merged:
+        model = continue_adapter(base_model, parent.stored, plan.adapter.dropout, plan.training.seed)
+    else:
+        unquantized = plan.precision.model_copy(update={"mode": "none", "device": "cpu"})
+        needs_original = find_initialization(plan.adapter.initialization).fits_residual
+        load_original = (lambda: load_base_model(prepared.base, unquantized)) if needs_original else None
+        model = attach_adapter(base_model, prepared.adapter, plan.training.seed, load_original, prepared.new_ids)
     counts = count_parameters(model)
     if left_out:
         logger.info(left_out)

@@ -10,6 +10,7 @@ from lora_chat.audit.format import format_audit
 from lora_chat.config.plan import make_plan
 from lora_chat.config.recipe import Recipe
 from lora_chat.data.format import format_dialogues, format_statistics
+from lora_chat.pipeline.parent_settings import complete_recipe
 from lora_chat.pipeline.prepare import PreparedRun, audit_run, prepare_run
 from lora_chat.system.atomic_write import atomic_output_file
 from lora_chat.system.console import ResultPart
@@ -18,21 +19,27 @@ from lora_chat.system.hardware import describe_cpu
 logger = logging.getLogger(__name__)
 
 
-def inspect_data(recipe: Recipe, count: int, *, as_json: bool) -> "dict[str, object] | list[ResultPart]":
+def inspect_data(
+    recipe: Recipe, count: int, *, as_json: bool, accept_template: bool = False
+) -> "dict[str, object] | list[ResultPart]":
     """Return the statistics of a recipe's data with its first `count` training dialogues, as text or for JSON."""
-    prepared = prepare_run(make_plan(recipe, describe_cpu()))
+    recipe, parent = complete_recipe(recipe)
+    prepared = prepare_run(make_plan(recipe, describe_cpu()), parent, accept_template=accept_template)
     if as_json:
         return prepared.statistics.as_dict() | ({"shown": _collect_rows(prepared, count)} if count else {})
     return [format_statistics(prepared.statistics), *format_dialogues(prepared.train, prepared.tokenizer, count)]
 
 
-def audit_recipe(recipe: Recipe, to: Path | None, *, as_json: bool) -> "tuple[dict[str, object] | str, bool]":
+def audit_recipe(
+    recipe: Recipe, to: Path | None, *, as_json: bool, accept_template: bool = False
+) -> "tuple[dict[str, object] | str, bool]":
     """Return the audit of a recipe's data, and whether the recipe refuses it.
 
     The training dialogues, redacted as in training, are written to `to`.
     """
+    recipe, parent = complete_recipe(recipe)
     plan = make_plan(recipe, describe_cpu())
-    prepared = prepare_run(plan)
+    prepared = prepare_run(plan, parent, accept_template=accept_template)
     report = audit_run(prepared, plan)
     if to:
         with atomic_output_file(to, "the dialogues") as file:

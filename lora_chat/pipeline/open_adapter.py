@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_chat.config.plan import PrecisionPlan, plan_inference_precision
@@ -82,6 +82,7 @@ def open_adapter(
     UsageError for any other `source`, and the errors of its content and of the device.
     """
     files = find_adapter(source, trust)
+    trust = files.name_merged_base(trust)
     hardware = detect_hardware() if loads_model else describe_cpu()  # before a base is downloaded
     adapter = resolve_adapter(
         files.stored, trust, made_by_user=files.made_by_user, untrusted_name=not files.made_by_user
@@ -102,6 +103,16 @@ class FoundAdapter:
     enclosing_run: RunFolder | None = None
     """Run of an adapter folder that is inside a run."""
     made_by_user: bool = False
+
+    def name_merged_base(self, trust: TrustOptions) -> TrustOptions:
+        """Return the trust options with the merged base in the adapter's run, if there is one and no other is named.
+
+        The run may have been moved, and the name of the base is the path that it had in training.
+        """
+        run = self.run or self.enclosing_run
+        if trust.base is not None or run is None or not run.merged_base.is_dir():
+            return trust
+        return replace(trust, base=str(run.merged_base))
 
 
 def find_adapter(source: str, trust: TrustOptions = TrustOptions()) -> FoundAdapter:
@@ -249,7 +260,7 @@ def find_adapter_base(stored: StoredAdapter, trust: TrustOptions, *, untrusted_n
     name, revision = stored.base
     wanted = BaseSection(name=name, revision=revision)
     if untrusted_name and name not in bundled_base_names() and not _is_downloaded(wanted):
-        raise UnavailableError(explain_missing_base(sanitize_line(stored.name), name, revision))
+        raise UnavailableError(explain_missing_base(sanitize_line(stored.name), name, revision) + stored.base_hint)
     return find_base(wanted)
 
 

@@ -21,11 +21,13 @@ from lora_chat.models.base_model import load_tokenizer, read_model_type
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, open_adapter
+from lora_chat.pipeline.parent import read_lineage
 from lora_chat.runs.run_folder import RunFolder, open_run_folder
 from lora_chat.sharing.build import PLACEHOLDER_DIGEST, build_members, write_parcel
 from lora_chat.sharing.collect import (
     collect_comparison,
     collect_data,
+    collect_generations,
     collect_precision,
     collect_recipe,
     collect_training,
@@ -79,10 +81,11 @@ def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: 
     weights = (run.adapter / WEIGHTS_NAME).read_bytes()
     base = make_base_receipt(identity)
     plan = run.read_plan()
+    lineage = read_lineage(run)
     try:
         receipt = Receipt(
             format="lora_chat parcel",
-            version=base.version,
+            version=3 if lineage else base.version,
             name=name,
             license=license_name,
             base=base,
@@ -101,6 +104,8 @@ def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: 
             signer=None,
             members={},
             digest=PLACEHOLDER_DIGEST,
+            lineage=lineage,
+            generations=collect_generations(run) if lineage else None,
         )
     except ValueError as error:
         raise UsageError(f"This run cannot be packed: {format_validation_error(error)}.") from error

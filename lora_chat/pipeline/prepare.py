@@ -38,6 +38,8 @@ from lora_chat.pipeline.audit_data import audit_sets
 from lora_chat.pipeline.base_precision import plan_base_precision
 from lora_chat.pipeline.install_tokens import install_recipe_tokens, read_new_tokens
 from lora_chat.pipeline.load_data import find_data_files, read_data
+from lora_chat.pipeline.parent import Parent
+from lora_chat.pipeline.parent_settings import check_parent_base, format_start, install_parent_template
 from lora_chat.planning.workload import check_warmup
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.console import display_path
@@ -109,13 +111,23 @@ class PreparedRun(PreparedEvaluation):
             yield unit.as_row if isinstance(unit, Dialogue) else {"text": self.tokenizer.decode(unit)}
 
 
-def prepare_run(plan: Plan) -> PreparedRun:
-    """Read and encode the data of a plan. Every error in the data is raised here."""
+def prepare_run(plan: Plan, parent: Parent | None = None, *, accept_template: bool = False) -> PreparedRun:
+    """Read and encode the data of a plan. Every error in the data is raised here.
+
+    `accept_template` lets the chat template of a parent run that is a stranger's. Raises IntegrityError if the parent
+    belongs to another base.
+    """
     files = find_data_files(plan)
     if not is_base_local(plan.base):
         files.check()  # before the download, which can take minutes
     base, tokenizer, stop_ids = load_base_tokenizer(plan, plan.data.template)
     precision = plan_base_precision(plan, base)
+    if parent is not None and plan.data.template is None:
+        install_parent_template(parent, tokenizer, accept=accept_template)
+        stop_ids = read_stop_ids(base, tokenizer)
+    skeleton = check_weights(base)
+    if parent is not None:
+        check_parent_base(parent, tokenizer, base, plan)
     if precision.stored and find_initialization(plan.adapter.initialization).fits_residual:
         raise RecipeError(
             f"adapter.initialization: {plan.adapter.initialization} needs the weights before quantization, and the "
@@ -123,7 +135,7 @@ def prepare_run(plan: Plan) -> PreparedRun:
         )
     new_tokens = read_new_tokens(tokenizer, plan)
     adapter = resolve_token_ids(plan.adapter, tokenizer, new_tokens)
-    settings = check_adapter_attaches(check_weights(base), adapter, tuple(new_tokens.values()))
+    settings = check_adapter_attaches(skeleton, adapter, tuple(new_tokens.values()))
     if note := format_expert_note(plan.adapter, settings.target_modules):
         logger.info(note)
     data = read_data(plan, files, tokenizer, stop_ids, read_max_positions(base))
@@ -162,12 +174,17 @@ def audit_run(prepared: PreparedRun, plan: Plan) -> AuditReport:
 
 def prepare_held_out(adapter: BoundAdapter, plan: Plan, run: RunFolder) -> PreparedEvaluation:
     """Read the held-out data and questions of a finished run from its folder."""
+    return prepare_held_out_files(adapter, plan.data.max_length, run)
+
+
+def prepare_held_out_files(adapter: BoundAdapter, max_length: int | None, run: RunFolder) -> PreparedEvaluation:
+    """Read the files of held-out data and questions in a folder. Raise IntegrityError if they are damaged."""
     files = [str(run.validation)] if run.validation.is_file() else []
     blocks = run.read_lines(run.validation_blocks) if run.validation_blocks.is_file() else []
     if not all(_is_token_block(block, len(adapter.tokenizer)) for block in blocks):
         raise IntegrityError(f"{run.validation_blocks} is damaged: each line must be a list of the base's token ids.")
     questions = str(run.questions) if run.questions.is_file() else None
-    return prepare_evaluation_files(adapter, files, questions, max_length=plan.data.max_length, blocks=blocks)
+    return prepare_evaluation_files(adapter, files, questions, max_length=max_length, blocks=blocks)
 
 
 def _is_token_block(value: object, vocabulary: int) -> bool:
@@ -225,13 +242,14 @@ def _format_stored(precision: PrecisionPlan) -> str:
     return f" (its files: {precision.stored.title})" if precision.stored else ""
 
 
-def format_plan_summary(plan: Plan, prepared: PreparedRun, run: RunFolder) -> str:
+def format_plan_summary(plan: Plan, prepared: PreparedRun, run: RunFolder, parent: Parent | None = None) -> str:
     """Format the short plan that is printed before weights load."""
     training = plan.training
     lines = [
         f"Run       {display_path(run.path)}",
         f"Base      {prepared.base.name}, {plan.precision.mode}{_format_stored(plan.precision)}, "
         f"{plan.precision.dtype}, on {plan.precision.device}",
+        *([f"Start     {format_start(plan, parent)}"] if parent else []),
         *statistics_summary(prepared.statistics),
     ]
     if prepared.identity.system is not None:

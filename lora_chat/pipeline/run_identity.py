@@ -8,6 +8,7 @@ from lora_chat.config.plan import Plan
 from lora_chat.config.recipe import AdapterSection, TrainingSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.errors import IntegrityError, UsageError
+from lora_chat.pipeline.parent import Parent, digest_config
 from lora_chat.pipeline.prepare import PreparedRun
 
 _ACCEPTABLE_CHANGES = {
@@ -40,8 +41,10 @@ _OLD_BASE_FIELDS = ("base.weights", "base.tokenizer", "base.chat_template")
 """Fields of the base in a run of an older version."""
 
 
-def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str]) -> dict[str, object]:
-    """Return every field that decides the trained weights, as JSON values."""
+def describe_run(
+    plan: Plan, prepared: PreparedRun, versions: Mapping[str, str], parent: Parent | None = None
+) -> dict[str, object]:
+    """Return every field that decides the trained weights, as JSON values. A parent counts by its digests."""
     identity = prepared.identity
     fields: dict[str, object] = {
         "data.rows": digest_rows(prepared.train),
@@ -55,6 +58,13 @@ def describe_run(plan: Plan, prepared: PreparedRun, versions: Mapping[str, str])
         fields["data.kept_tokens"] = [*identity.kept_tokens]
     for name, section in (("adapter", plan.adapter), ("precision", plan.precision), ("training", plan.training)):
         fields |= {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}
+    if parent is not None:
+        fields = {key: value for key, value in fields.items() if key not in ("adapter.start", "adapter.stack")}
+        fields |= {
+            "parent.how": parent.record.how,
+            "parent.adapter": parent.record.adapter,
+            "parent.config": digest_config(parent.settings, identity),
+        }
     del fields["training.memory"]  # the settings that it decided are fields themselves
     del fields["training.cached_layers"]  # copies of weights, which change no result
     del fields["precision.coverage"]  # it follows from the base and the mode

@@ -22,6 +22,7 @@ from lora_chat.pipeline.compare import compare_models
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, find_adapter_base, open_adapter
 from lora_chat.pipeline.prepare import PreparedEvaluation
+from lora_chat.pipeline.verify_lineage import check_parcel_lineage
 from lora_chat.sharing.compatibility import Portability, report_portability
 from lora_chat.sharing.figures import ComparisonReceipt
 from lora_chat.sharing.parcel import Parcel, ParcelCheck, open_parcel
@@ -89,9 +90,16 @@ def _report_portability(receipt: Receipt) -> Sequence[Portability]:
 
 
 def verify_parcel(
-    path: str, evaluation_files: EvaluationFiles, trust: TrustOptions, *, repeat_measurements: bool
+    path: str,
+    evaluation_files: EvaluationFiles,
+    trust: TrustOptions,
+    *,
+    repeat_measurements: bool,
+    parents: Sequence[str] = (),
 ) -> ParcelVerification:
     """Run every check of a parcel; `repeat_measurements` loads the base for the parity check and the comparison.
+
+    `parents` are runs, parcels or folders that its lineage names.
 
     Raises UsageError if the file does not exist, UnavailableError if a requested check needs a missing base.
     """
@@ -102,6 +110,7 @@ def verify_parcel(
         parcel = open_parcel(expand_user_path(path), trust.signer, checks.append)
     except IntegrityError:
         return ParcelVerification(path, checks, None)
+    checks += check_parcel_lineage(parcel, parents)
     checks += _check_base(parcel, trust, required=repeat_measurements)
     if repeat_measurements and all(check.passed is not False for check in checks):
         checks += _repeat_measurements(path, evaluation_files, trust)
@@ -142,6 +151,7 @@ def _format_receipt(receipt: Receipt, confirmed: set[str]) -> list[str]:
         f"The sender states: {data.train_dialogues:,} training dialogues, {receipt.training.steps} steps, {measured}"
     )
     stated = _stated_fields(receipt, confirmed)
+    lines += [f"Its training {parent.title} (sha256 {parent.adapter})" for parent in receipt.lineage or ()]
     lines.append(f"Checked here: {', '.join(sorted(stated & confirmed))}.")
     unconfirmed = f"Stated by the sender only: {', '.join(sorted(stated - confirmed))}."
     if {"comparison", "proof"} & (stated - confirmed):

@@ -36,6 +36,15 @@ PREPARED_FILES = (
     "validation.jsonl",
     "validation_blocks.jsonl",
     "questions.jsonl",
+    "lineage.json",
+    "parent/adapter_config.json",
+    "parent/adapter_model.safetensors",
+    "parent/lora_chat.json",
+    "parent/chat_template.jinja",
+    "parent/parent.json",
+    "parent/validation.jsonl",
+    "parent/validation_blocks.jsonl",
+    "parent/questions.jsonl",
 )
 """Files that are written before training begins, and again when it is resumed."""
 ADAPTER_FILES = (

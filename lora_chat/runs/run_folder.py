@@ -75,6 +75,26 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def parent(self) -> Path:
+        """Return the folder with a copy of the adapter of `adapter.start`, which exists if the recipe has one."""
+        return self.path / "parent"
+
+    @property
+    def merged_base(self) -> Path:
+        """Return the folder of the base with the parent merged into it, which exists if the recipe asks for it."""
+        return self.path / "merged-base"
+
+    @property
+    def lineage(self) -> Path:
+        """Return the path of the lineage, which exists if the adapter was trained on from another."""
+        return self.path / "lineage.json"
+
+    @property
+    def generations(self) -> Path:
+        """Return the path of the comparison of base, parent and child, which exists beside a lineage."""
+        return self.path / "generations.json"
+
+    @property
     def validation(self) -> Path:
         """Return the path of the held-out dialogues."""
         return self.path / "validation.jsonl"

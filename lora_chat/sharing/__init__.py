@@ -7,6 +7,8 @@
 - expert_tensors: checks of the LoRA pairs of experts
 - figures: strict models of the figures in a receipt, with their bounds
 - hub: upload the members of a parcel to the Hugging Face hub, and download them
+- lineage: the parents of an adapter in its receipt
+- lineage_card: the parts of a model card about parents
 - markdown: escape untrusted text for Markdown
 - model_card: write the README.md of an adapter
 - parcel: open a parcel and check all of it

@@ -14,9 +14,11 @@ from lora_chat.config.data import BUNDLED_TEMPLATES
 from lora_chat.config.load import read_recipe
 from lora_chat.errors import IntegrityError
 from lora_chat.evaluation.metrics import METRICS
+from lora_chat.models.base_model import is_hub_id
 from lora_chat.models.identity import Identity
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.sharing.figures import ComparisonReceipt, DataReceipt, SourceReceipt, TrainingReceipt
+from lora_chat.sharing.lineage import GenerationsReceipt, make_generations_receipt
 from lora_chat.sharing.receipt import BaseReceipt, PrecisionReceipt, public_base_name
 from lora_chat.system.bounded_files import MEDIUM_FILE_BYTES, read_json_object
 
@@ -46,7 +48,9 @@ def collect_recipe(run: RunFolder, base: str) -> dict[str, JsonValue]:
     recipe["base"]["name"] = base
     recipe["base"].pop("device")  # it describes the machine
     recipe["output"].pop("directory")
-    data, evaluation = recipe["data"], recipe["evaluation"]
+    data, evaluation, start = recipe["data"], recipe["evaluation"], recipe["adapter"].get("start")
+    if start is not None and not is_hub_id(start):
+        recipe["adapter"]["start"] = public_file_name(start)
     for key in ("train", "validation"):
         data[key] = _public_sources(data[key])
     if data["template"] not in (None, *BUNDLED_TEMPLATES):
@@ -115,6 +119,11 @@ def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
         if not all(math.isfinite(value) for value in figures["validation_loss"].values()):
             return None
         return ComparisonReceipt.model_validate({**figures, "validation_dialogues": comparison["validation_dialogues"]})
+
+
+def collect_generations(run: RunFolder) -> GenerationsReceipt | None:
+    """Read the comparison with the parent; None if there is none, or if a loss is not finite."""
+    return make_generations_receipt(_read_json(run.generations)) if run.generations.is_file() else None
 
 
 def collect_versions(run: RunFolder) -> dict[str, str]:

@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 
 from lora_chat import __version__
 from lora_chat.config.plan import Plan, PrecisionPlan
+from lora_chat.evaluation.generations import GenerationsReport
 from lora_chat.evaluation.metrics import METRICS, Metric, MetricFigures
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import Portability
 from lora_chat.sharing.figures import MetricPairReceipt
+from lora_chat.sharing.lineage import ParentReceipt, make_generations_receipt
+from lora_chat.sharing.lineage_card import format_generations_table, format_lineage
 from lora_chat.sharing.markdown import escape_markdown, format_code, format_code_block, format_table
 from lora_chat.sharing.receipt import BASE_NAME_PATTERN, PrecisionReceipt, Receipt, public_base_name
 from lora_chat.sharing.usage import format_usage
@@ -22,8 +25,18 @@ from lora_chat.system.sanitize import sanitize_line
 _HUB_LICENSE_PATTERN = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
-def format_run_card(plan: Plan, identity: Identity, steps: int, figures: Mapping[str, MetricFigures] | None) -> str:
-    """Write the card of an adapter in its run folder; `figures` come from a comparison."""
+def format_run_card(
+    plan: Plan,
+    identity: Identity,
+    steps: int,
+    figures: Mapping[str, MetricFigures] | None,
+    lineage: Sequence[ParentReceipt] | None = None,
+    generations: GenerationsReport | None = None,
+) -> str:
+    """Write the card of an adapter in its run folder; `figures` come from a comparison.
+
+    `generations` compares an adapter that has a `lineage` with its parent.
+    """
     adapter, training = plan.adapter, plan.training
     lines = [
         *_front_matter(identity.base, None),
@@ -53,6 +66,10 @@ def format_run_card(plan: Plan, identity: Identity, steps: int, figures: Mapping
             if metric.in_summary and (pair := figures.get(metric.name))
         ]
         lines += ["", *format_table(("measured on held-out data", "base", "adapted"), rows)]
+    if lineage:
+        lines += ["", *format_lineage(lineage)]
+    if generations and (receipt := make_generations_receipt(generations.figures)):
+        lines += ["", *format_generations_table(receipt)]
     lines += [
         "",
         "The loss was on assistant turns only. `lora_chat.json` holds the digests of the base, tokenizer and chat",
@@ -132,10 +149,12 @@ def format_parcel_card(receipt: Receipt, portability: Sequence[Portability]) -> 
         "## What it was trained on",
         "",
         *format_table(("", ""), training_rows),
+        *(["", *format_lineage(receipt.lineage)] if receipt.lineage else []),
         "",
         "## What was measured",
         "",
         *_format_measurements(receipt),
+        *(["", *format_generations_table(receipt.generations)] if receipt.generations else []),
         "",
         "## Where it can be used",
         "",

@@ -72,7 +72,19 @@ class Parcel:
             read_weights=lambda: read_tensors(self.members[WEIGHTS]),
             identity=identity,
             template=self.receipt.chat_template,
+            base_hint=_describe_merged_base(self.receipt),
         )
+
+
+def _describe_merged_base(receipt: Receipt) -> str:
+    """Return how the base of an adapter was made if its parent was merged into it; nothing for any other base."""
+    parent = receipt.lineage[0] if receipt.lineage else None
+    if parent is None or parent.how != "merge_first":
+        return ""
+    return (
+        f"\nThis base is {parent.base} merged with the adapter {parent.name} (sha256 {parent.adapter}). Make it with "
+        "lora-chat merge PARENT --to FOLDER, or ask the sender for the folder."
+    )
 
 
 def is_parcel(path: Path) -> bool:

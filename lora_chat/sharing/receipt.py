@@ -22,7 +22,9 @@ from lora_chat.config.recipe import AdapterSection
 from lora_chat.config.stored_quantization import QuantizationCoverage, StoredQuantization
 from lora_chat.errors import IntegrityError
 from lora_chat.models.identity import Identity
+from lora_chat.sharing.figures import BASE_NAME_PATTERN as BASE_NAME_PATTERN
 from lora_chat.sharing.figures import (
+    NAME_PATTERN,
     ComparisonReceipt,
     Count,
     DataReceipt,
@@ -31,11 +33,14 @@ from lora_chat.sharing.figures import (
     ShortText,
     TrainingReceipt,
 )
+from lora_chat.sharing.lineage import GenerationsReceipt, Lineage, check_lineage
 from lora_chat.system.strict_json import parse_strict_json
 
-RECEIPT_VERSION = 2
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
-BASE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
+RECEIPT_VERSION = 3
+_VERSION_3_FIELDS = ("lineage", "generations")
+"""Fields that receipts of versions 1 and 2 do not have."""
+_ADAPTER_SETTINGS = ("rank", "alpha", "dropout", "target_modules", "variant")
+"""Settings of an adapter in every receipt. Others are only written if they have a value, as versions 1 and 2 are."""
 LICENSE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$"
 PACKAGE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 PACKAGE_VERSION_PATTERN = (
@@ -97,12 +102,13 @@ class MemberReceipt(StrictModel):
 class Receipt(StrictModel):
     """The content of `receipt.json`.
 
-    Version 2 identifies everything of the base that decides its outputs; version 1 has three digests. A later version
-    may add fields under another number. Versions 1 and 2 must always remain readable.
+    Version 2 identifies everything of the base that decides its outputs; version 1 has three digests. Version 3 is
+    version 2 with the lineage of an adapter that has parents; others keep their version. A later version may add fields
+    under another number. Earlier versions must always remain readable.
     """
 
     format: Literal["lora_chat parcel"]
-    version: Literal[1, 2]
+    version: Literal[1, 2, 3]
     name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
     license: Annotated[str, StringConstraints(pattern=LICENSE_PATTERN)] | None
     base: BaseReceipt
@@ -131,12 +137,19 @@ class Receipt(StrictModel):
     members: dict[ShortText, MemberReceipt]
     digest: Sha256Digest
     """SHA-256 of this receipt without this field."""
+    lineage: Lineage | None = None
+    """The adapters that this one was trained on from, the nearest first."""
+    generations: GenerationsReceipt | None = None
+    """Base, parent and child compared; None if it was not measured."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         """Raise ValueError if parts of the receipt contradict one another."""
-        if self.version != self.base.version:
+        if min(self.version, 2) != self.base.version:
             raise ValueError(f"a receipt of version {self.version} has a base of version {self.base.version}")
+        self._check_lineage()
+        if self.adapter.start is not None:
+            raise ValueError("the lineage of an adapter is not one of its settings")
         comparison, held_out = self.comparison, self.data.validation_dialogues
         if comparison and comparison.validation_dialogues > held_out:
             raise ValueError(f"compared on {comparison.validation_dialogues} dialogues, but {held_out} were held out")
@@ -144,6 +157,31 @@ class Receipt(StrictModel):
         if not isinstance(base, dict) or base.get("name", self.base.base) != self.base.base:
             raise ValueError("the recipe names another base")
         return self
+
+    def _check_lineage(self) -> None:
+        """Raise ValueError if the lineage has a cycle or contradicts the rest, or does not belong to the version."""
+        if (self.lineage is not None) != (self.version == 3):
+            raise ValueError("a receipt has a lineage in version 3, and only there")
+        if self.lineage is None:
+            if self.generations is not None:
+                raise ValueError("it compares with a parent, and names none")
+            return
+        weights = self.members.get("adapter_model.safetensors")
+        check_lineage(self.lineage, self.base, weights.sha256 if weights else None)
+
+    @model_serializer(mode="wrap")
+    def _serialize_version_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """Return the fields as each version writes them."""
+        fields: dict[str, JsonValue] = handler(self)
+        adapter = fields["adapter"]
+        assert isinstance(adapter, dict)
+        default = AdapterSection().model_dump(mode="json")
+        fields["adapter"] = {
+            key: value for key, value in adapter.items() if key in _ADAPTER_SETTINGS or value != default.get(key)
+        }
+        if self.version == 3:
+            return fields
+        return {key: value for key, value in fields.items() if key not in _VERSION_3_FIELDS}
 
 
 def encode_receipt(fields: Mapping[str, JsonValue]) -> bytes:
