@@ -137,8 +137,8 @@ def merge_and_read(
         )
     if original and blend.precision.stored is not None:
         raise UsageError(
-            f"--original: {blend.base.name} is already quantized as {blend.precision.stored.title}, so it has no "
-            "other weights. Fix: leave the option out."
+            f"--into original: {blend.base.name} is already quantized as {blend.precision.stored.title}, so it has no "
+            "other weights. Fix: --into trained."
         )
     release_freed_memory()
     reading_precision = plan_reading(blend.base, blend.precision, samples)

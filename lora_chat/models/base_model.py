@@ -16,7 +16,11 @@ from lora_chat.models.hub import find_cached_base, find_or_download_base
 from lora_chat.models.integrity import FileStats, check_unchanged, read_file_stats
 from lora_chat.models.other_kinds import explain_other_base
 from lora_chat.models.quantization.cpu_linear import dequantize_on_the_fly
-from lora_chat.models.quantization.quantized_base import load_dequantized, make_quantization_options
+from lora_chat.models.quantization.quantized_base import (
+    cast_unquantized_weights,
+    load_dequantized,
+    make_quantization_options,
+)
 from lora_chat.models.quantization.weight_cache import (
     cache_dense_weights,
     copy_mapped_weights,
@@ -231,6 +235,8 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan, *, is_random: boo
     base.check_unchanged()
     if meta_model is not None:
         check_loaded_weights(base.name, loading_info, model, meta_model, read_config(base))
+    if stored is not None:
+        cast_unquantized_weights(model, options["dtype"])
     model.requires_grad_(False)
     disable_weight_repacking(model)
     if precision.device == "cpu":

@@ -126,7 +126,7 @@ def check_no_pickles_alone(folder: Path) -> None:
     raise UnavailableError(
         f"{folder} has only pickled weights ({pickles[0][0]}), which are never read, because opening "
         "them can run code.\nFix: use a repository or revision with safetensors, or convert them with a command that "
-        f"reads only tensors: cd {shlex.quote(str(folder))} && python -c {shlex.quote(program)}"
+        f'reads only tensors: cd {shlex.quote(str(folder))} && python -c "{program}"'
     )
 
 

@@ -52,6 +52,9 @@ def load_adapted_model(request: dict[str, Any]) -> peft.PeftModel:
         raise RuntimeError(f"the base lacks weights, such as {min(loading_info['missing_keys'], default='')}")
     if request["rows"] and request["rows"] > base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(request["rows"], mean_resizing=False)  # the adapter has the values of new rows
+    if request.get("stored") == "bitsandbytes":  # Transformers leaves the other weights in the dtype of the files
+        for weight in base.parameters():
+            weight.data = weight.data.to(dtype) if weight.is_floating_point() else weight.data
     # Without a device, PEFT reads the adapter onto a GPU even if the base is on the CPU.
     return peft.PeftModel.from_pretrained(
         base, request["adapter"], local_files_only=True, torch_device=request["device"]

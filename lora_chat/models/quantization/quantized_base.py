@@ -1,5 +1,6 @@
 """Load a base that Transformers quantizes, or one whose files are quantized already."""
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from lora_chat.models.text_layers import list_unquantized_layers
 from lora_chat.system.safetensors_header import read_tensor_headers
 
 if TYPE_CHECKING:
+    import torch
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 
@@ -68,6 +70,19 @@ def load_dequantized(
     with suppress(OSError):  # there is no such file
         model.generation_config = GenerationConfig.from_pretrained(shards[0].parent, local_files_only=True)
     return model, info
+
+
+def cast_unquantized_weights(model: "PreTrainedModel", dtype: "torch.dtype") -> None:
+    """Cast the weights that are not quantized to the dtype of the plan, as for other bases.
+
+    Transformers leaves all weights of a quantized base in the dtype of its files (`HfQuantizer.get_new_dtype` in
+    quantizers/base.py, Transformers 5.23).
+    """
+    float32_plan = model._get_dtype_plan(dtype)  # weights that an architecture keeps in fp32
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point():
+            wanted = next((other for pattern, other in float32_plan.items() if re.search(pattern, name)), dtype)
+            weight.data = weight.data.to(wanted)
 
 
 def read_block_size(config: "PretrainedConfig") -> tuple[int, ...] | None:

@@ -9,12 +9,14 @@ from safetensors.torch import load_file, save_file
 
 from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
-from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.errors import IntegrityError, RecipeError, UsageError
+from lora_chat.export.merge import merge_blend
 from lora_chat.models.base_model import check_weights, find_base, load_base_model, load_meta_model
 from lora_chat.models.quantization.coverage import QUANTIZED_CLASSES, measure_coverage
 from lora_chat.models.quantization.dequantized_model import load_dequantized_model
 from lora_chat.models.stored_precision import adopt_stored_precision
 from lora_chat.system.hardware import Hardware
+from tests.export.test_merge import open_blend, samples_for
 
 CPU = Hardware("cpu", "test", 0, True, 2)
 IDS = torch.arange(5, 60)[None]
@@ -108,6 +110,13 @@ def test_the_files_decide_the_mode_and_a_merge_is_plain_and_equal(
         assert torch.nn.functional.kl_div(
             model(IDS).logits.float().log_softmax(-1), expected.float().log_softmax(-1), log_target=True
         ) < (1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_not_quantized_have_the_dtype_of_the_plan(dtype, quantized):
+    base = find_base(BaseSection(name=str(quantized("nf4"))))  # written in bf16
+    model = load_base_model(base, precision().model_copy(update={"dtype": dtype}))
+    assert {p.dtype for p in model.parameters() if p.is_floating_point()} == {getattr(torch, dtype)}
 
 
 @pytest.mark.parametrize(("name", "mode"), [("nf4", "4bit"), ("skip", "4bit"), ("int8", "8bit")])
@@ -243,3 +252,15 @@ def test_an_mxfp4_base_equals_its_plain_twin(random_base, tmp_path):
         save_file({k: v.contiguous() for k, v in tensors.items()}, target / "model.safetensors", {"format": "pt"})
     edit(folder, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.0.self_attn"]})
     assert torch.equal(load(folder)(IDS).logits, load(twin)(IDS).logits)
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+def test_an_adapter_is_merged_into_the_weights_of_the_files(name, quantized, make_adapter, tmp_path):
+    folder = quantized(name)
+    _, trained = make_adapter(folder, tmp_path / "adapter")
+    blend = open_blend(adopt_stored_precision(trained, "base", folder), tmp_path / "adapter")
+    report = merge_blend(blend, samples_for(blend), tmp_path / "merged")
+    assert not report.failures
+    assert report.control_kl > 20 * report.mean_kl
+    with pytest.raises(UsageError, match=r"--into original: .* already quantized as bitsandbytes"):
+        merge_blend(blend, samples_for(blend), tmp_path / "other", original=True)
