@@ -33,6 +33,8 @@ class BaseLayers:
     """Numbers of outputs and inputs by the name of the layer."""
     head: str | None
     """Name of the LM head, which cannot carry LoRA."""
+    parameters: tuple[str, ...] = ()
+    """Names of the matrices that belong to no linear layer, such as those of experts."""
 
     def check_shapes(self, name: str, layers: Mapping[str, LayerShape]) -> None:
         """Raise IntegrityError, with the reason, unless all of an adapter's layers are in the base in these sizes."""
@@ -74,6 +76,7 @@ def read_base_layers(base: LocalBase) -> BaseLayers:
     model = load_meta_model(base)
     head_module, head = model.get_output_embeddings(), None
     shapes: dict[str, tuple[int, int]] = {}
+    parameters: list[str] = []
     for name, module in model.named_modules():
         if module is head_module:
             head = name
@@ -81,7 +84,10 @@ def read_base_layers(base: LocalBase) -> BaseLayers:
             shapes[name] = (module.out_features, module.in_features)
         elif isinstance(module, Conv1D):
             shapes[name] = (int(module.nf), int(module.nx))
-    return BaseLayers(base.name, shapes, head)
+        else:
+            own = module.named_parameters(recurse=False)
+            parameters += [f"{name}.{parameter}" for parameter, weight in own if weight.dim() in (2, 3)]
+    return BaseLayers(base.name, shapes, head, tuple(parameters))
 
 
 def read_ranks(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -55,7 +55,8 @@ def fit_foreign_adapter(stored: StoredAdapter, base: LocalBase) -> StoredAdapter
     _check_other_tensors(stored.name, config, names)
     ranks = read_ranks(stored.name, names, headers, transposed=is_mlx)
     layers.check_shapes(stored.name, ranks)
-    selected = _select(stored.name, _read_selection(config, stored.name), [*layers.shapes])
+    selection = _read_selection(config, stored.name)
+    selected = _select(stored.name, selection, [*layers.shapes])
     if is_mlx:
         missing = find_missing_mlx_layers(stored.config, sorted(ranks), sorted(layers.shapes))
     else:
@@ -63,6 +64,8 @@ def fit_foreign_adapter(stored: StoredAdapter, base: LocalBase) -> StoredAdapter
     _check_selection(stored.name, ranks, selected, missing)
     canonical = {key: config[key] for key in KEPT_FIELDS if key in config}
     canonical |= _describe_layers(stored.name, config, ranks, selected)
+    for field, patterns in _describe_parameters(stored.name, config, selection, layers.parameters).items():
+        canonical[field] = cast("dict[str, object]", canonical[field]) | patterns
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     canonical |= {"base_model_name_or_path": name or base.name, "revision": revision if name else base.revision}
     if not any(file_name.endswith(".bias") for file_name in headers):
@@ -166,6 +169,22 @@ def _describe_layers(
     alphas = {layer: selected[layer]["alpha"] for layer in sorted(ranks)}
     alpha_pattern = {layer: alpha for layer, alpha in alphas.items() if alpha not in (None, config.get("lora_alpha"))}
     return {"target_modules": names, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
+
+
+def _describe_parameters(
+    name: str, config: Mapping[str, object], selection: LayerSelection, parameters: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Return other ranks and alphas of the parameters that an adapter trains, such as experts, by their full names."""
+    targets = read_list(config, "target_parameters", name, str)
+    if not isinstance(targets, list):
+        return {}
+    # PEFT selects parameters by the end of their names, and ranks and alphas by the rule for layers.
+    everything: LayerSelection = {**selection, "target_modules": None, "exclude_modules": None}
+    trained = [p for p in parameters if any(p == target or p.endswith(f".{target}") for target in targets)]
+    values = _select(name, everything, trained)
+    ranks = {parameter: value["rank"] for parameter, value in values.items() if value["rank"] is not None}
+    alphas = {parameter: value["alpha"] for parameter, value in values.items() if value["alpha"] is not None}
+    return {"rank_pattern": {**ranks}, "alpha_pattern": alphas}
 
 
 def _read_renamed(
