@@ -112,6 +112,9 @@ def keep_hidden_dtype(model: "PeftModel") -> None:
     base = model.get_base_model()
     head, dtype = base.get_output_embeddings(), base.dtype
     for _, wrapper in iterate_wrappers(model):
+        if wrapper is head:
+            # PEFT's wrapper of rows has no such attribute, and its layer for tied weights has both sizes exchanged.
+            wrapper.out_features = int(wrapper.weight.shape[0])
         replaces_module = type(wrapper).__name__ == _MODULE_WRAPPER
         if replaces_module and wrapper is head:
             # Under autocast the product casts both to 16 bits anyway.

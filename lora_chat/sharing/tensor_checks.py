@@ -72,6 +72,7 @@ def check_tensors(tensors: "Mapping[str, torch.Tensor]", settings: LoraSettings)
             check_expert_pair(module, parts, settings)
     check_expert_owners([module for module in modules if not _is_target(module, settings)], settings)
     unused = [target for target in settings.target_modules if not any(_is_named(m, target) for m in modules)]
+    unused += _list_missing_parts(tensors, settings)
     if unused:
         raise IntegrityError(f"the config names {unused[0][:100]!a}, for which there are no weights")
     return sum(tensor.numel() for tensor in tensors.values())
@@ -102,6 +103,15 @@ def _is_replaced_part(key: str, tensor: "torch.Tensor", settings: LoraSettings) 
 def _is_target(module: str, settings: LoraSettings) -> bool:
     """Return whether a module is one of the target modules."""
     return any(_is_named(module, target) for target in settings.target_modules)
+
+
+def _list_missing_parts(tensors: "Mapping[str, torch.Tensor]", settings: LoraSettings) -> list[str]:
+    """Return the modules and rows that the settings name and that have no tensors."""
+    rows = [match[1] for match in map(_ROWS_KEY_PATTERN.fullmatch, tensors) if match]
+    modules = [match[1] for match in map(_MODULE_KEY_PATTERN.fullmatch, tensors) if match]
+    wanted_rows = [name for name, _ in settings.token_rows]
+    missing = [name for name in wanted_rows if not any(name == EMBEDDING_ROWS or _is_named(row, name) for row in rows)]
+    return missing + [name for name in settings.modules_to_save if not any(_is_named(m, name) for m in modules)]
 
 
 def _is_named(module: str, name: str) -> bool:

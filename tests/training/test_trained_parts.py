@@ -184,6 +184,7 @@ def test_saves_and_merges_the_same_function(make_base, tmp_path, name):
     model = attach(base, case)
     assert trained_parts(model) == case.trained
     known_ids = IDS.clamp(max=case.rows - 1)
+    assert model.get_base_model().get_output_embeddings().out_features in (VOCABULARY, VOCABULARY + 3, VOCABULARY + 5)
     untouched = logits(load(base), known_ids)
     expected = logits(perturb(model))
     with model.disable_adapter():
