@@ -7,6 +7,7 @@ from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import LocalBase, load_meta_model
 from lora_chat.models.foreign.peft_settings import MERGE_WITH_PEFT
 from lora_chat.models.foreign.tensor_names import LORA_A, LORA_B, MAGNITUDE, TensorName
+from lora_chat.models.text_layers import find_text_layers
 from lora_chat.system.safetensors_header import TensorHeader
 from lora_chat.system.sanitize import sanitize_line
 
@@ -31,6 +32,8 @@ class BaseLayers:
     base: str
     shapes: Mapping[str, tuple[int, int]]
     """Numbers of outputs and inputs by the name of the layer."""
+    unsuitable: Mapping[str, str]
+    """Reasons why some of these layers cannot carry LoRA, by their names."""
     head: str | None
     """Name of the LM head, which cannot carry LoRA."""
     parameters: tuple[str, ...] = ()
@@ -46,6 +49,11 @@ class BaseLayers:
                     f"and {shape.num_outputs:,} outputs in the adapter, and {expected[1]:,} and {expected[0]:,} in the "
                     f"base.\n{_OTHER_BASE_FIX}"
                 )
+        for layer in sorted(layers.keys() & self.unsuitable.keys()):
+            raise IntegrityError(
+                f"The adapter {name} cannot be opened, because it has LoRA on {layer}: {self.unsuitable[layer]}.\n"
+                "Fix: train an adapter without such layers."
+            )
         if unknown := sorted(layers.keys() - self.shapes.keys()):
             shown = sanitize_line(unknown[0], _MAX_SHOWN_CHARACTERS)
             for reason, fix in self._explain_unknown(unknown, shown):
@@ -87,7 +95,7 @@ def read_base_layers(base: LocalBase) -> BaseLayers:
         else:
             own = module.named_parameters(recurse=False)
             parameters += [f"{name}.{parameter}" for parameter, weight in own if weight.dim() in (2, 3)]
-    return BaseLayers(base.name, shapes, head, tuple(parameters))
+    return BaseLayers(base.name, shapes, find_text_layers(model).unsuitable, head, tuple(parameters))
 
 
 def read_ranks(

@@ -1,6 +1,7 @@
 """Another tool's adapter as the same function in PEFT's current form, read from names and shapes of its weights."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,11 +11,13 @@ from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import read_peft_defaults, validate_adapter_config
 from lora_chat.models.adapter_config import StoredAdapter
 from lora_chat.models.base_model import LocalBase
-from lora_chat.models.foreign.base_layers import LayerShape, read_base_layers, read_ranks
+from lora_chat.models.foreign.base_layers import BaseLayers, LayerShape, read_base_layers, read_ranks
 from lora_chat.models.foreign.layer_match import LayerSelection, SelectedLayer, is_plain, select_layers
 from lora_chat.models.foreign.mlx import convert_mlx_config, find_missing_mlx_layers, is_mlx_config
 from lora_chat.models.foreign.peft_settings import KEPT_FIELDS, MERGE_WITH_PEFT, check_peft_config, read_list
 from lora_chat.models.foreign.tensor_names import (
+    LORA_B,
+    MAGNITUDE,
     TensorName,
     describe_other_tensor,
     find_renaming,
@@ -27,10 +30,10 @@ from lora_chat.system.worker import run_worker
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 _MATCH_TIMEOUT_SECONDS, _MATCH_MEMORY_BYTES = 20.0, 1 << 30
 _MAX_LAYERS = 2000
-_NARROWING_FIELDS = ("exclude_modules", "layers_to_transform")
-"""Settings that select fewer layers than the names do."""
 _EXTRA_FIELDS = ("bias", "modules_to_save", "trainable_token_indices", "target_parameters")
 """Settings with tensors that belong to no linear layer; `LoraSettings` reads or refuses them."""
 
@@ -48,22 +51,25 @@ def fit_foreign_adapter(stored: StoredAdapter, base: LocalBase) -> StoredAdapter
     check_peft_config(config, stored.name, read_peft_defaults())
     layers = read_base_layers(base)
     renaming = find_renaming({tensor.layer for tensor in names.values() if tensor.layer}, layers.shapes)
-    names = {name: replace(tensor, layer=renaming.get(tensor.layer, "")) for name, tensor in names.items()}
+    names = {name: replace(tensor, layer=renaming.to_base(tensor.layer)) for name, tensor in names.items()}
     if config.get("target_parameters"):
         experts = {name: TensorName("", name) for name, tensor in names.items() if tensor.layer not in layers.shapes}
         names |= experts
     _check_other_tensors(stored.name, config, names)
     ranks = read_ranks(stored.name, names, headers, transposed=is_mlx)
+    names, ranks = _leave_out_idle_layers(stored, names, ranks, layers)
     layers.check_shapes(stored.name, ranks)
+    aliases = {renaming.to_adapter(layer): layer for layer in layers.shapes}
     selection = _read_selection(config, stored.name)
-    selected = _select(stored.name, selection, [*layers.shapes])
+    selected = {aliases[alias]: layer for alias, layer in _select(stored.name, selection, [*aliases]).items()}
     if is_mlx:
         missing = find_missing_mlx_layers(stored.config, sorted(ranks), sorted(layers.shapes))
     else:
         missing = sorted(selected.keys() - ranks.keys()) if config.get("target_modules") is not None else []
+    missing = [layer for layer in missing if layer not in layers.unsuitable]
     _check_selection(stored.name, ranks, selected, missing)
     canonical = {key: config[key] for key in KEPT_FIELDS if key in config}
-    canonical |= _describe_layers(stored.name, config, ranks, selected)
+    canonical |= _describe_layers(stored.name, config, ranks, selected, [*layers.shapes])
     for field, patterns in _describe_parameters(stored.name, config, selection, layers.parameters).items():
         canonical[field] = cast("dict[str, object]", canonical[field]) | patterns
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
@@ -76,6 +82,29 @@ def fit_foreign_adapter(stored: StoredAdapter, base: LocalBase) -> StoredAdapter
     except IntegrityError as error:
         raise IntegrityError(f"{error}\nFix: {MERGE_WITH_PEFT}.") from error
     return fitted
+
+
+def _leave_out_idle_layers(
+    stored: StoredAdapter, names: Mapping[str, TensorName], ranks: Mapping[str, LayerShape], layers: BaseLayers
+) -> tuple[dict[str, TensorName], dict[str, LayerShape]]:
+    """Return names and sizes without layers that cannot carry LoRA here, if their update is zero.
+
+    So are the towers for pictures in an adapter that was trained on text alone.
+    """
+    unsuitable = ranks.keys() & layers.unsuitable.keys()
+    if not unsuitable:
+        return dict(names), dict(ranks)
+    weights = stored.read_weights()
+    active = {
+        tensor.layer
+        for name, tensor in names.items()
+        if tensor.layer in unsuitable and (tensor.part == MAGNITUDE or (tensor.part == LORA_B and weights[name].any()))
+    }
+    idle = unsuitable - active
+    if idle and not active:
+        logger.info(f"{stored.name}: LoRA on {len(idle)} layers outside of the text model is zero and is left out.")
+    kept = {name: tensor for name, tensor in names.items() if tensor.layer not in idle}
+    return kept, {layer: shape for layer, shape in ranks.items() if layer not in idle}
 
 
 def _check_other_tensors(name: str, config: Mapping[str, object], names: Mapping[str, TensorName]) -> None:
@@ -143,7 +172,11 @@ def _check_selection(
 
 
 def _describe_layers(
-    name: str, config: Mapping[str, object], ranks: Mapping[str, LayerShape], selected: Mapping[str, SelectedLayer]
+    name: str,
+    config: Mapping[str, object],
+    ranks: Mapping[str, LayerShape],
+    selected: Mapping[str, SelectedLayer],
+    base_layers: list[str],
 ) -> dict[str, object]:
     """Return settings that select exactly the layers with weights, by their names and without regular expressions.
 
@@ -157,10 +190,10 @@ def _describe_layers(
                 f"{sanitize_line(str(rank), 20)}."
             )
     targets = config.get("target_modules")
-    if isinstance(targets, list) and not any(config.get(field) for field in _NARROWING_FIELDS):
-        names = sorted(
-            target for target in targets if any(layer == target or layer.endswith(f".{target}") for layer in ranks)
-        )
+    listed = targets if isinstance(targets, list) else []
+    used = [target for target in listed if any(_ends_with(target, layer) for layer in ranks)]
+    if ranks.keys() == {layer for layer in base_layers if any(_ends_with(target, layer) for target in used)}:
+        names = sorted(used)
     else:
         names = sorted(ranks)
     if len(names) > _MAX_LAYERS:
@@ -187,14 +220,20 @@ def _describe_parameters(
     return {"rank_pattern": {**ranks}, "alpha_pattern": alphas}
 
 
+def _ends_with(target: str, layer: str) -> bool:
+    """Return whether PEFT selects a layer by this name."""
+    return layer == target or layer.endswith(f".{target}")
+
+
 def _read_renamed(
     stored: StoredAdapter, names: Mapping[str, TensorName], *, transposed: bool
 ) -> "dict[str, torch.Tensor]":
     """Read an adapter's weights under PEFT's names. Raises IntegrityError if the file has changed."""
     weights = stored.read_weights()
-    if weights.keys() != names.keys():
+    if names.keys() - weights.keys():
         raise IntegrityError(f"The weights of {stored.name} changed while they were read. Fix: run the command again.")
     return {
         names[name].peft_name: weight.T.contiguous() if transposed and weight.dim() == 2 else weight
         for name, weight in weights.items()
+        if name in names
     }

@@ -1,7 +1,7 @@
 """Names of the tensors in adapter files of several tools and versions."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 PEFT_PREFIX = "base_model.model."
@@ -46,26 +46,36 @@ def parse_mlx_name(name: str) -> TensorName:
     return TensorName(layer, _MLX_PARTS[last]) if layer and last in _MLX_PARTS else TensorName("", name)
 
 
-def find_renaming(layers: Iterable[str], base_layers: Iterable[str]) -> Mapping[str, str]:
-    """Return the names in the base of an adapter's layers.
+@dataclass(frozen=True)
+class Renaming:
+    """A prefix of the names of layers in an adapter, and the prefix in the base."""
+
+    old: str = ""
+    new: str = ""
+
+    def to_base(self, layer: str) -> str:
+        """Return the name in the base of an adapter's layer."""
+        return self.new + layer.removeprefix(self.old) if layer.startswith(self.old) else layer
+
+    def to_adapter(self, layer: str) -> str:
+        """Return the name that the adapter's tool has for a layer of the base."""
+        return self.old + layer.removeprefix(self.new) if layer.startswith(self.new) else layer
+
+
+def find_renaming(layers: Iterable[str], base_layers: Iterable[str]) -> Renaming:
+    """Return the change of names that makes an adapter's layers those of the base.
 
     If the base has none of them, the prefix of the text part is replaced by another version's, provided that the base
     then has all of them.
     """
     wanted, existing = set(layers), set(base_layers)
-    if not wanted & existing:
-        for renaming in _list_renamings(wanted):
-            if renaming.keys() == wanted and set(renaming.values()) <= existing:
-                return renaming
-    return {layer: layer for layer in wanted}
-
-
-def _list_renamings(layers: set[str]) -> Iterator[dict[str, str]]:
-    """Yield the names of layers with one prefix of the text part in place of another."""
-    for old in _TEXT_PREFIXES:
-        for new in _TEXT_PREFIXES:
-            if old != new:
-                yield {layer: new + layer.removeprefix(old) for layer in layers if layer.startswith(old)}
+    if wanted & existing:
+        return Renaming()
+    renamings = (Renaming(old, new) for old in _TEXT_PREFIXES for new in _TEXT_PREFIXES if old != new)
+    fitting = (
+        r for r in renamings if all(layer.startswith(r.old) and r.to_base(layer) in existing for layer in wanted)
+    )
+    return next(fitting, Renaming())
 
 
 def describe_other_tensor(name: str) -> str:
