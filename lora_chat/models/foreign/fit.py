@@ -103,8 +103,8 @@ def _leave_out_idle_layers(
     idle = unsuitable - active
     if idle and not active:
         logger.info(f"{stored.name}: LoRA on {len(idle)} layers outside of the text model is zero and is left out.")
-    kept = {name: tensor for name, tensor in names.items() if tensor.layer not in idle}
-    return kept, {layer: shape for layer, shape in ranks.items() if layer not in idle}
+    remaining = {name: tensor for name, tensor in names.items() if tensor.layer not in idle}
+    return remaining, {layer: shape for layer, shape in ranks.items() if layer not in idle}
 
 
 def _check_other_tensors(name: str, config: Mapping[str, object], names: Mapping[str, TensorName]) -> None:
