@@ -73,7 +73,10 @@ def explain_other_adapter_folder(path: Path, name: str) -> str | None:
 
 
 def _format_not_a_base(name: str, kind: str) -> str:
-    return f"{name} is {kind}, not a base.\nFix: merge it first (lora-chat merge {name} --to FOLDER), and name FOLDER."
+    return (
+        f"{name} is {kind}, not a base.\nFix: train on from it with adapter.start, without base.name; or merge it first "
+        f"(lora-chat merge {name} --to FOLDER), and name FOLDER."
+    )
 
 
 def _list_subfolders(files: set[str], name: str) -> str:
