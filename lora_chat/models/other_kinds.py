@@ -74,8 +74,8 @@ def explain_other_adapter_folder(path: Path, name: str) -> str | None:
 
 def _format_not_a_base(name: str, kind: str) -> str:
     return (
-        f"{name} is {kind}, not a base.\nFix: train on from it with adapter.start, without base.name; or merge it first "
-        f"(lora-chat merge {name} --to FOLDER), and name FOLDER."
+        f"{name} is {kind}, not a base.\nFix: train on from it with adapter.start, without base.name; or merge it "
+        f"first (lora-chat merge {name} --to FOLDER), and name FOLDER."
     )
 
 

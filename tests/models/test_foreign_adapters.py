@@ -40,10 +40,15 @@ def save(random_base, tmp_path_factory):
         for name, parameter in model.named_parameters():
             if "lora_B" in name or "lora_embedding_A" in name:
                 parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+            if parameter.requires_grad and name.endswith(".bias"):
+                parameter.data = torch.randn(parameter.shape, generator=generator)
             if "magnitude" in name:
                 parameter.data *= 1.1
         model.save_pretrained(folder, save_embedding_layers=False)
         model.unload()
+        if settings.get("bias"):
+            del bases[architecture]  # its biases were changed
+            return folder
         for module in bases[architecture].modules():
             getattr(module, "peft_config", {}).clear()
         return folder
@@ -146,9 +151,16 @@ def test_biases_of_a_base_without_biases_do_not_matter(save, logits, random_base
     torch.testing.assert_close(logits(folder), peft_logits(folder, random_base("llama")), rtol=1e-5, atol=1e-5)
 
 
-def test_refuses_trained_biases(save, fit):
-    with pytest.raises(IntegrityError, match=r"bias = 'all' is not supported.*\n.*merge_and_unload"):
-        fit(save("qwen2", bias="all"), "qwen2")
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_trained_biases_equal_plain_peft(save, logits, random_base, bias):
+    folder = save("qwen2", bias=bias)
+    expected = peft_logits(folder, random_base("qwen2"))
+    torch.testing.assert_close(logits(folder, "qwen2"), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_refuses_biases_of_layers_without_lora(save, fit):
+    with pytest.raises(IntegrityError, match=r"biases of 4 layers without LoRA.*\n.*merge_and_unload"):
+        fit(save("qwen2", bias="all", target_modules=["q_proj"]), "qwen2")
 
 
 def test_config_of_2023_opens(save, fit):

@@ -21,6 +21,7 @@ from lora_chat.models.foreign.tensor_names import (
     TensorName,
     describe_other_tensor,
     find_renaming,
+    parse_bias_name,
     parse_mlx_name,
     parse_peft_name,
 )
@@ -74,8 +75,7 @@ def fit_foreign_adapter(stored: StoredAdapter, base: LocalBase) -> StoredAdapter
         canonical[field] = cast("dict[str, object]", canonical[field]) | patterns
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     canonical |= {"base_model_name_or_path": name or base.name, "revision": revision if name else base.revision}
-    if not any(file_name.endswith(".bias") for file_name in headers):
-        canonical.pop("bias", None)  # the base has no biases, or they were trained and are not there
+    canonical["bias"] = _read_bias(stored.name, config, names, ranks)
     fitted = replace(stored, config=canonical, read_weights=lambda: _read_renamed(stored, names, transposed=is_mlx))
     try:
         validate_adapter_config(fitted)
@@ -116,6 +116,25 @@ def _check_other_tensors(name: str, config: Mapping[str, object], names: Mapping
             f"({len(others):,} tensors, the first is {sanitize_line(others[0], 200)}).\n"
             f"Fix: {MERGE_WITH_PEFT}."
         )
+
+
+def _read_bias(
+    name: str, config: Mapping[str, object], names: Mapping[str, TensorName], ranks: Mapping[str, LayerShape]
+) -> object:
+    """Return the setting `bias` for the biases that the file has: none, or those of adapted layers.
+
+    Raises IntegrityError for biases of other layers.
+    """
+    biases = [parse_bias_name(tensor.part) for tensor in names.values() if tensor.part.endswith(".bias")]
+    if not biases or config.get("bias") in (None, "none"):
+        return "none"
+    others = sorted(layer for layer in biases if layer not in ranks)
+    if others:
+        raise IntegrityError(
+            f"The adapter {name} cannot be opened, because it has trained biases of {len(others):,} layers "
+            f"without LoRA (the first is {sanitize_line(others[0], 200)}).\nFix: {MERGE_WITH_PEFT}."
+        )
+    return "lora_only"
 
 
 def _read_selection(config: Mapping[str, object], name: str) -> LayerSelection:

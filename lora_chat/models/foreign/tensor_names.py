@@ -40,6 +40,11 @@ def parse_peft_name(name: str) -> TensorName:
     return TensorName(layer, f"{match['matrix']}.weight" if match["matrix"] else MAGNITUDE)
 
 
+def parse_bias_name(name: str) -> str:
+    """Return the layer of a trained bias of the base."""
+    return name.removeprefix(PEFT_PREFIX).removesuffix(".bias").removesuffix(".base_layer")
+
+
 def parse_mlx_name(name: str) -> TensorName:
     """Return the layer and part of a tensor's name in a file of mlx-lm."""
     layer, _, last = name.rpartition(".")
