@@ -164,11 +164,6 @@ class AdapterSection(StrictModel):
                 f"initialization = {self.initialization} cannot be combined with variant = {self.variant}, whose "
                 "magnitudes would belong to the start"
             )
-        if self.experts:
-            raise ValueError(
-                f"initialization = {self.initialization} cannot be combined with experts, whose weights are in one "
-                "tensor; set initialization = default"
-            )
         largest = max(self.rank, *(self.rank_pattern or {}).values(), 0)
         if largest * initialization.rank_factor > MAX_RANK:
             raise ValueError(
