@@ -59,6 +59,8 @@ class ArchitectureSpec:
     """Whether linear layers are Conv1D, (in, out). llama.cpp cannot load the adapter that its converter writes."""
     llama_cpp_fields: tuple[tuple[str, str], ...] = ()
     """Fields that llama.cpp's converter needs and Transformers does not write, as (needed, field with the value)."""
+    auto_class: str = "AutoModelForCausalLM"
+    """Class of Transformers that loads the model for text."""
     layers_without_lora: tuple[str, ...] = ()
     """Names of linear layers on which PEFT refuses LoRA (`_check_lora_target_modules_mamba` of its tuners_utils.py)."""
     vllm_lora: bool | None = None
@@ -215,6 +217,15 @@ ARCHITECTURES = (
     ArchitectureSpec("bloom", vllm_lora=False),
     ArchitectureSpec("falcon", vllm_lora=False),
     ArchitectureSpec("gemma3n", vllm_lora=False),
+    *(
+        ArchitectureSpec(model_type, auto_class="AutoModelForImageTextToText")
+        for model_type in ("glm4v", "internvl", "lfm2_vl", "llava", "mistral3", "paligemma", "smolvlm")
+    ),
+    *(
+        ArchitectureSpec(model_type, auto_class="AutoModelForImageTextToText")
+        for model_type in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    ),
+    *(ArchitectureSpec(model_type, auto_class="AutoModelForMultimodalLM") for model_type in ("qwen2_audio", "voxtral")),
     *(
         ArchitectureSpec(model_type, layers_without_lora=("out_proj",))
         for model_type in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")

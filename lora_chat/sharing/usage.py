@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lora_chat.models.architectures import find_architecture
 from lora_chat.sharing.compatibility import Portability, smallest_vllm_rank
 from lora_chat.sharing.markdown import format_code_block
 from lora_chat.sharing.receipt import Receipt
@@ -27,11 +28,12 @@ def format_usage(receipt: Receipt, portability: Sequence[Portability]) -> list[s
         config_class = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}.get(stored.method, config_class)
         is_dequantized = stored.mode == "none"
         arguments = [f"    quantization_config={config_class}(dequantize=True))" if is_dequantized else "    )"]
+    auto_class = find_architecture(str((receipt.base.config or {}).get("model_type"))).auto_class
     python = [
         "import torch",
         "from peft import PeftModel",
-        f"from transformers import AutoModelForCausalLM, {config_class}",
-        f"base = AutoModelForCausalLM.from_pretrained('{base}', dtype=torch.{receipt.precision.dtype},",
+        f"from transformers import {auto_class}, {config_class}",
+        f"base = {auto_class}.from_pretrained('{base}', dtype=torch.{receipt.precision.dtype},",
         *arguments,
         *(
             [f"base.resize_token_embeddings(max({rows}, base.get_input_embeddings().weight.shape[0]))"]

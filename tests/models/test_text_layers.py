@@ -89,6 +89,11 @@ def test_targets_of_a_usual_base_are_left_to_peft():
     assert describe_left_out(layers) is None
 
 
+def test_auto_classes_of_the_table_are_those_of_the_library():
+    for spec in ARCHITECTURES:
+        assert find_auto_class(AutoConfig.for_model(spec.model_type), "base").__name__ == spec.auto_class
+
+
 def test_base_without_a_language_model_is_refused():
     with pytest.raises(UnavailableError, match="no language model"):
         find_auto_class(AutoConfig.for_model("vit"), "the base")

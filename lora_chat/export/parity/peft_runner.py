@@ -13,7 +13,9 @@ from lora_chat.config.plan import PrecisionPlan
 from lora_chat.errors import IntegrityError, OutOfMemoryError
 from lora_chat.export.parity.outputs import ParityRunner
 from lora_chat.export.parity.samples import ParitySample
-from lora_chat.models.base_model import LocalBase
+from lora_chat.models.auto_class import find_auto_class
+from lora_chat.models.base_model import LocalBase, load_meta_model, read_config
+from lora_chat.models.quantization.quantized_base import list_skipped_layers
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.hardware import has_cpu_bfloat16
 from lora_chat.system.worker import WorkerResult, run_worker, worker_timeout_seconds
@@ -53,6 +55,8 @@ class PeftRunner(ParityRunner):
             "mode": precision.mode,
             "double_quantization": precision.double_quantization,
             "stored": precision.stored.method if precision.stored else None,
+            "auto_class": find_auto_class(read_config(base), base.name).__name__,
+            "unquantized": list_skipped_layers(load_meta_model(base)) if precision.mode != "none" else [],
             "stop_ids": sorted(stop_ids),
             "most": PARITY_MAX_NEW_TOKENS,
             "pad": pad_id,

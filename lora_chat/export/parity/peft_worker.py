@@ -4,6 +4,7 @@ It shows the outputs that a user without lora_chat gets. The argument is a folde
 writes its answers there.
 """
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -31,6 +32,8 @@ def load_adapted_model(request: dict[str, Any]) -> peft.PeftModel:
         "8bit": {"load_in_8bit": True},
         "none": None,
     }[request["mode"]]
+    if quantization and request["unquantized"]:
+        quantization["llm_int8_skip_modules"] = request["unquantized"]
     settings: dict[str, Any] = (
         {"quantization_config": transformers.BitsAndBytesConfig(**quantization)} if quantization else {}
     )
@@ -38,7 +41,7 @@ def load_adapted_model(request: dict[str, Any]) -> peft.PeftModel:
         dequantized = {"fp8": transformers.FineGrainedFP8Config, "mxfp4": transformers.Mxfp4Config}
         make = dequantized.get(request["stored"])
         settings = {"quantization_config": make(dequantize=True)} if make else {}
-    base, loading_info = transformers.AutoModelForCausalLM.from_pretrained(
+    base, loading_info = getattr(transformers, request["auto_class"]).from_pretrained(
         request["base"],
         dtype=dtype,
         device_map={"": request["device"]},
@@ -84,13 +87,16 @@ def main(folder: Path) -> None:
     model = load_adapted_model(request)
     replies = []
     for number, sample in enumerate(request["probes"]):
+        places = torch.tensor(sample["places"], device=model.device)
+        selects = "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
         with torch.inference_mode():
             output = model(
                 input_ids=torch.tensor([sample["ids"]], device=model.device),
-                logits_to_keep=torch.tensor(sample["places"], device=model.device),
                 use_cache=False,
+                **({"logits_to_keep": places} if selects else {}),
             )
-        save_file({"logits": output.logits[0].float().cpu()}, folder / f"logits-{number}.safetensors")
+        logits = output.logits[0] if len(output.logits[0]) == len(places) else output.logits[0, places]
+        save_file({"logits": logits.float().cpu()}, folder / f"logits-{number}.safetensors")
         replies.append(generate_reply(model, sample["prompt"], request["stop_ids"], request["most"], request["pad"]))
     if "lora_chat" in sys.modules:
         raise RuntimeError("lora_chat was imported in the process that checks PEFT without it")

@@ -24,6 +24,8 @@ def load_model(request: dict[str, Any]) -> Any:
     auto_class = transformers.AutoModelForCausalLM
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:  # a multimodal model
         auto_class = transformers.AutoModelForImageTextToText
+        if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:  # a model of sound
+            auto_class = getattr(transformers, "AutoModelForMultimodalLM", auto_class)
     dtype_name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     options |= {"use_safetensors": True, "output_loading_info": True, dtype_name: getattr(torch, request["dtype"])}
     model, loading_info = auto_class.from_pretrained(request["model"], **options)

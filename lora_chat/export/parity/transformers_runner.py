@@ -10,6 +10,7 @@ from lora_chat.export.parity.outputs import ParityOutputs, ParityRunner, collect
 from lora_chat.export.parity.samples import ParitySample
 from lora_chat.inference.generation import generate_ids
 from lora_chat.models.adapter import without_adapter
+from lora_chat.models.logits import compute_logits
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +38,9 @@ class TransformersRunner(ParityRunner):
 
         device = self._model.device
         with torch.inference_mode():
-            output = self._model(
-                input_ids=torch.tensor([list(ids)], device=device),
-                logits_to_keep=torch.tensor(list(positions), device=device),
-                use_cache=False,
-            )
-        return output.logits[0].float().cpu()  # type: ignore[no-any-return]
+            row = torch.tensor([list(ids)], device=device)
+            logits = compute_logits(self._model, torch.tensor(list(positions), device=device), input_ids=row)
+        return logits[0].float().cpu()
 
     def replies(
         self, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_new_tokens: int

@@ -26,7 +26,6 @@ def make_quantization_options(
     """
     import torch
     from transformers import BitsAndBytesConfig
-    from transformers.quantizers.base import get_keys_to_not_convert
 
     if precision.mode == "none" or precision.stored is not None:
         return {}
@@ -39,10 +38,21 @@ def make_quantization_options(
             bnb_4bit_use_double_quant=precision.double_quantization,
             bnb_4bit_compute_dtype=getattr(torch, precision.dtype),
         )
-    if skeleton is not None and (skipped := list_unquantized_layers(skeleton)):
-        # Transformers' own list is replaced by this one, so it is repeated.
-        config.llm_int8_skip_modules = [*get_keys_to_not_convert(skeleton), *skipped]
+    if skeleton is not None and (skipped := list_skipped_layers(skeleton)):
+        config.llm_int8_skip_modules = skipped
     return {"quantization_config": config}
+
+
+def list_skipped_layers(skeleton: "PreTrainedModel") -> list[str]:
+    """Return the modules that bitsandbytes must leave in 16 bits; empty if Transformers' own list is enough.
+
+    `skeleton` is the base's model on the meta device.
+    """
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    skipped = list_unquantized_layers(skeleton)
+    # Transformers' own list is replaced by this one, so it is repeated.
+    return [*get_keys_to_not_convert(skeleton), *skipped] if skipped else []
 
 
 def load_dequantized(
