@@ -94,6 +94,7 @@ TEXT = {
     "recurrent_gemma": {**_HEADS, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 64},
     "qwen3_next": {**_HEADS, **_LINEAR_ATTENTION, "num_experts": 4, "moe_intermediate_size": 32},
     "qwen3_5_text": {**_HEADS, **_LINEAR_ATTENTION},
+    "falcon": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
     "gemma3_text": {**_HEADS, "sliding_window": 64},
     "gemma4_text": _GEMMA4,
     "llama4_text": _LLAMA4,

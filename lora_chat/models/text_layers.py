@@ -136,11 +136,19 @@ def _matches(name: str, target: str) -> bool:
 
 
 def _has_own_forward(module: "torch.nn.Module") -> bool:
-    """Return whether a subclass of Linear computes something else, such as the choice of experts (Llama 4)."""
+    """Return whether a subclass of Linear returns something else than a product, such as the choice of experts."""
     import torch
 
-    is_subclass = isinstance(module, torch.nn.Linear) and type(module).__module__.startswith("transformers.")
-    return is_subclass and type(module).forward is not torch.nn.Linear.forward
+    if not isinstance(module, torch.nn.Linear) or type(module).forward is torch.nn.Linear.forward:
+        return False
+    if not type(module).__module__.startswith("transformers."):  # packed weights of bitsandbytes
+        return False
+    try:
+        with torch.no_grad():
+            output = module(module.weight.new_zeros(2, module.in_features))
+    except Exception:  # the layer needs other arguments
+        return True
+    return not isinstance(output, torch.Tensor) or output.shape != (2, module.out_features)
 
 
 def _list_tied_modules(model: "PreTrainedModel") -> set[str]:
