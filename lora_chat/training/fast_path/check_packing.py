@@ -145,7 +145,7 @@ def _leaks(model: "PeftModel", dialogues: "Sequence[EncodedIds]", collator: Pack
         embeddings.append(output.detach().requires_grad_())
         return embeddings[-1]
 
-    hook = model.get_base_model().get_input_embeddings().register_forward_hook(record)
+    hook = model.get_input_embeddings().register_forward_hook(record)
     try:
         with torch.enable_grad():
             logits = model(**batch, use_cache=False).logits[0, -num_tokens:]
