@@ -40,6 +40,8 @@ def save(random_base, tmp_path_factory):
         for name, parameter in model.named_parameters():
             if "lora_B" in name or "lora_embedding_A" in name:
                 parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+            if parameter.requires_grad and ("modules_to_save" in name or "trainable_tokens" in name):
+                parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
             if parameter.requires_grad and name.endswith(".bias"):
                 parameter.data = torch.randn(parameter.shape, generator=generator)
             if "magnitude" in name:
@@ -274,6 +276,22 @@ def test_regular_expression_without_end_is_stopped(save, fit, monkeypatch):
     edit(folder, target_modules="(([a-z._0-9]+)+)+!")
     with pytest.raises(IntegrityError, match="take longer than"):
         fit(folder)
+
+
+@pytest.mark.parametrize(
+    ("target", "match"), [("embed_tokens", "it contains LoRA on the embedding"), ("lm_head", "LoRA on the LM head")]
+)
+def test_refuses_lora_on_embedding_and_head(save, fit, target, match):
+    folder = save(target_modules=["q_proj", target])
+    add(folder, f"base_model.model.{target}.base_layer.weight", 259, 64)  # as PEFT saves it by default
+    with pytest.raises(IntegrityError, match=match):
+        fit(folder)
+
+
+def test_parts_that_are_trained_beside_lora_equal_plain_peft(save, logits, random_base):
+    for settings in ({"modules_to_save": ["lm_head", "embed_tokens"]}, {"trainable_token_indices": [1, 5]}):
+        folder = save(**settings)
+        torch.testing.assert_close(logits(folder), peft_logits(folder, random_base("llama")), rtol=1e-5, atol=1e-5)
 
 
 def add(folder, name, *shape):

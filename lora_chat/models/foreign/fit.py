@@ -19,7 +19,7 @@ from lora_chat.models.foreign.tensor_names import (
     LORA_B,
     MAGNITUDE,
     TensorName,
-    describe_other_tensor,
+    describe_other_tensors,
     find_renaming,
     parse_bias_name,
     parse_mlx_name,
@@ -56,10 +56,10 @@ def fit_foreign_adapter(stored: StoredAdapter, base: LocalBase) -> StoredAdapter
     if config.get("target_parameters"):
         experts = {name: TensorName("", name) for name, tensor in names.items() if tensor.layer not in layers.shapes}
         names |= experts
-    _check_other_tensors(stored.name, config, names)
     ranks = read_ranks(stored.name, names, headers, transposed=is_mlx)
     names, ranks = _leave_out_idle_layers(stored, names, ranks, layers)
     layers.check_shapes(stored.name, ranks)
+    _check_other_tensors(stored.name, config, names)
     aliases = {renaming.to_adapter(layer): layer for layer in layers.shapes}
     selection = _read_selection(config, stored.name)
     selected = {aliases[alias]: layer for alias, layer in _select(stored.name, selection, [*aliases]).items()}
@@ -111,9 +111,10 @@ def _check_other_tensors(name: str, config: Mapping[str, object], names: Mapping
     """Raise IntegrityError for tensors that belong to no linear layer and to none of the settings."""
     others = sorted(file_name for file_name, tensor in names.items() if not tensor.layer)
     if others and all(config.get(field) in (None, False, [], {}, "none") for field in _EXTRA_FIELDS):
+        description, example = describe_other_tensors(others)
         raise IntegrityError(
-            f"The adapter {name} cannot be opened, because it contains {describe_other_tensor(others[0])} "
-            f"({len(others):,} tensors, the first is {sanitize_line(others[0], 200)}).\n"
+            f"The adapter {name} cannot be opened, because it contains {description} "
+            f"({sanitize_line(example, 200)}, one of {len(others):,} tensors).\n"
             f"Fix: {MERGE_WITH_PEFT}."
         )
 

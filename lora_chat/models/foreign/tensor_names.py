@@ -83,12 +83,13 @@ def find_renaming(layers: Iterable[str], base_layers: Iterable[str]) -> Renaming
     return next(fitting, Renaming())
 
 
-def describe_other_tensor(name: str) -> str:
-    """Return what a tensor is that belongs to no linear layer, as a noun phrase."""
+def describe_other_tensors(names: Iterable[str]) -> tuple[str, str]:
+    """Return what tensors are that belong to no linear layer, as a noun phrase, and the name of the first of them."""
+    others = sorted(names)
     for part, description in _OTHER_TENSORS.items():
-        if part in name:
-            return description
-    return "weights that are not LoRA"
+        if name := next((name for name in others if part in name), None):
+            return description, name
+    return "weights that are not LoRA", others[0]
 
 
 _OTHER_TENSORS = {
