@@ -233,8 +233,9 @@ def _load_model(
     check_disk_space(run.path, trainable_parameters, plan.checkpoint.keep)
     progress.enter_stage("loading the base")
     base_model = load_base_model(prepared.base, plan.precision)
+    known_ids = [token for token in prepared.train.rows[0].input_ids if token not in prepared.new_ids]
     with explain_model_errors(base_model.config, prepared.base.name, "Reading a dialogue"):
-        check_causality(base_model, prepared.train.rows[0].input_ids, prepared.base.name)
+        check_causality(base_model, known_ids, prepared.base.name)
     if parent is not None and not parent.is_merged:
         model = continue_adapter(base_model, parent.stored, plan.adapter.dropout, plan.training.seed)
     else:

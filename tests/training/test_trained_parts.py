@@ -1,5 +1,6 @@
 """Whole modules and rows of tokens beside LoRA: which parameters move, and that merged models are the same."""
 
+import os
 from dataclasses import dataclass, replace
 
 import pytest
@@ -42,6 +43,7 @@ FP32 = Hardware("cpu", "test", 0, False, 2)
 BF16 = Hardware("cpu", "test", 0, True, 2)
 VOCABULARY = 259
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+ON_DEMAND = pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
 IDS = torch.tensor([[10, 20, 261, 30, 260, 40]])
 
 
@@ -177,7 +179,11 @@ def perturb(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK_CASES = ("new rows of an untied base", "rows of a tied base", "tied head", "both")
+ALL_CASES = [name if name in QUICK_CASES else pytest.param(name, marks=ON_DEMAND) for name in CASES]
+
+
+@pytest.mark.parametrize("name", ALL_CASES)
 def test_saves_and_merges_the_same_function(make_base, tmp_path, name):
     case = CASES[name]
     base = make_base(case.tied, case.rows)
@@ -205,7 +211,7 @@ def test_saves_and_merges_the_same_function(make_base, tmp_path, name):
     assert opened.config.tie_word_embeddings == case.tied
 
 
-@pytest.mark.parametrize("name", ["new rows of a tied base", "both"])
+@pytest.mark.parametrize("name", ["new rows of a tied base", pytest.param("both", marks=ON_DEMAND)])
 def test_both_paths_move_exactly_the_named_parameters(make_base, tmp_path, name):
     case = CASES[name]
     base = make_base(case.tied, case.rows)
@@ -226,7 +232,7 @@ def test_both_paths_move_exactly_the_named_parameters(make_base, tmp_path, name)
         assert torch.allclose(value, adapter_weights(models[1])[name], atol=2e-3), name
 
 
-@pytest.mark.parametrize("name", ["rows of an untied base", "norms", "both"])
+@pytest.mark.parametrize("name", ["rows of an untied base", pytest.param("norms", marks=ON_DEMAND), "both"])
 def test_the_gradient_check_covers_trained_parts(make_base, name):
     case = CASES[name]
     model = attach(make_base(case.tied, case.rows), case, BF16)
@@ -255,7 +261,7 @@ def test_the_gradient_check_covers_trained_parts(make_base, name):
     assert wrong.name == check._names[index].removeprefix("base_model.model.")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL_CASES)
 def test_the_plan_counts_what_is_trained(make_base, name):
     case = CASES[name]
     base = make_base(case.tied, VOCABULARY)
