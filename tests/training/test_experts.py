@@ -8,6 +8,7 @@ import torch
 from lora_chat.config.plan import PrecisionPlan, make_plan
 from lora_chat.config.recipe import AdapterSection, BaseSection, DataSection, Recipe, TrainingSection
 from lora_chat.data.encoding.encode import EncodedDialogue
+from lora_chat.errors import IntegrityError
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.system.hardware import Hardware
@@ -63,3 +64,12 @@ def test_losses_and_gradients_are_right_on_both_paths(random_base, tmp_path, arc
         assert steps[2]["loss"] < loss - 0.01
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]))
     assert torch.allclose(*weights, atol=2e-4)
+
+
+def test_refuses_experts_whose_weights_the_model_reads_without_peft(random_base, tmp_path, monkeypatch):
+    from peft.tuners.lora.layer import ParamWrapper
+
+    base = find_base(BaseSection(name=str(random_base("qwen3_moe"))))
+    monkeypatch.setattr(ParamWrapper, "forward", lambda self, *args: self.get_base_layer()(*args))
+    with pytest.raises(IntegrityError, match=r"mlp\.experts.* has no gradient"):
+        train(base, tmp_path / "run", fast=False, experts=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_chat.errors import DataError, NonFiniteError
+from lora_chat.errors import DataError, IntegrityError, NonFiniteError
 from lora_chat.training.callbacks.checkpoint import CheckpointCallback
 from lora_chat.training.fast_path.packed_batch import unpack_rows
 from lora_chat.training.loss_scale import FLOAT32_FIX, LossScale
@@ -43,6 +43,7 @@ class NonFiniteGuard(TrainerCallback):
         self._checkpoints = checkpoints
         self._loss_scale = loss_scale
         """Counter of the steps that the gradient scaler skips; None without a scaler."""
+        self._has_checked_experts = False
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -62,6 +63,9 @@ class NonFiniteGuard(TrainerCallback):
                 f"{self._format_dialogues()}"
                 "Fix: inspect these dialogues with lora-chat data, and add replies or remove the dialogues."
             )
+        if not self._has_checked_experts:
+            _check_experts_are_trained(self._trainer.model)
+            self._has_checked_experts = True
         is_overflow = not all_finite
         if self._loss_scale and math.isfinite(loss):
             self._loss_scale.record_step(skipped=is_overflow)
@@ -139,6 +143,23 @@ class NonFiniteGuard(TrainerCallback):
             f"The checkpoint of step {checkpoint.step} is intact. Fix: inspect these dialogues, or continue from it "
             f"with a lower learning rate: --resume {lower} --accept-change training.learning_rate{alternative}"
         )
+
+
+def _check_experts_are_trained(model: torch.nn.Module) -> None:
+    """Raise IntegrityError if LoRA on experts has no gradient at all.
+
+    An expert to which no token was routed has a gradient of zero. None means that the model's code reads the weights
+    without PEFT's wrapper, so that LoRA has no effect.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(getattr(module, "parameter_name", None), str):  # only PEFT's wrapper of a parameter has one
+            continue
+        trained = [p for part, p in module.named_parameters() if part.startswith("lora_B.") and p.requires_grad]
+        if any(parameter.grad is None for parameter in trained):
+            raise IntegrityError(
+                f"The experts of this base cannot be trained: {name} has no gradient, because the model's code reads "
+                f"its {module.parameter_name} without PEFT. Fix: --set adapter.experts=false"
+            )
 
 
 def _test_finite(tensors: list[torch.Tensor]) -> torch.Tensor:
