@@ -10,6 +10,7 @@ from lora_chat.errors import IntegrityError, RecipeError, UnavailableError
 from lora_chat.models.adapter import list_adapted_layers, resolve_targets
 from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.base_model import LocalBase, load_meta_model, load_tokenizer
+from lora_chat.models.foreign.tokenizer_check import check_tokenizer_beside
 from lora_chat.models.identity import UNCOVERED_BY_VERSION_1, compute_identity, list_identity_differences
 from lora_chat.pipeline.choose_template import install_trained_template
 from lora_chat.pipeline.open_adapter import TrustOptions, find_adapter_base
@@ -93,6 +94,28 @@ def _refuse_contradictions(chosen: AdapterSection, settings: AdapterSection, par
 def install_parent_template(parent: Parent, tokenizer: "PreTrainedTokenizerBase", *, accept: bool) -> None:
     """Set the chat template of the parent's training. Raise ConsentError for one of a stranger without `accept`."""
     install_trained_template(parent.stored, tokenizer, accept=accept, made_by_user=parent.record.made_by_user)
+
+
+def check_parent_tokenizer(parent: Parent, base: LocalBase, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise IntegrityError if another tool saved a tokenizer beside the parent that differs from the base's."""
+    if parent.stored.folder is None:
+        return
+    template, before = tokenizer.chat_template, dict(tokenizer.special_tokens_map)
+    tokenizer.chat_template = parent.stored.template or template
+    try:
+        check_tokenizer_beside(parent.stored.name, parent.stored.folder, base, tokenizer, force=False)
+        changed = dict(tokenizer.special_tokens_map) != before
+    except IntegrityError as error:
+        raise IntegrityError(str(error).partition("\n")[0] + _MERGE_FIX) from error
+    finally:
+        tokenizer.chat_template = template
+    if changed:
+        raise IntegrityError(
+            f"The chat template of {parent.name} writes other special tokens than those of {base.name}." + _MERGE_FIX
+        )
+
+
+_MERGE_FIX = "\nFix: merge it with lora-chat merge, --base and --to DIR, and use DIR as base.name."
 
 
 def check_parent_base(parent: Parent, tokenizer: "PreTrainedTokenizerBase", base: LocalBase, plan: Plan) -> None:

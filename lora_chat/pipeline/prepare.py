@@ -39,7 +39,12 @@ from lora_chat.pipeline.base_precision import plan_base_precision
 from lora_chat.pipeline.install_tokens import install_recipe_tokens, read_new_tokens
 from lora_chat.pipeline.load_data import find_data_files, read_data
 from lora_chat.pipeline.parent import Parent
-from lora_chat.pipeline.parent_settings import check_parent_base, format_start, install_parent_template
+from lora_chat.pipeline.parent_settings import (
+    check_parent_base,
+    check_parent_tokenizer,
+    format_start,
+    install_parent_template,
+)
 from lora_chat.planning.workload import check_warmup
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.console import display_path
@@ -122,6 +127,8 @@ def prepare_run(plan: Plan, parent: Parent | None = None, *, accept_template: bo
         files.check()  # before the download, which can take minutes
     base, tokenizer, stop_ids = load_base_tokenizer(plan, plan.data.template)
     precision = plan_base_precision(plan, base)
+    if parent is not None:
+        check_parent_tokenizer(parent, base, tokenizer)
     if parent is not None and plan.data.template is None:
         install_parent_template(parent, tokenizer, accept=accept_template)
         stop_ids = read_stop_ids(base, tokenizer)

@@ -2,12 +2,17 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
 
+from lora_chat.config.recipe import BaseSection
 from lora_chat.errors import IntegrityError
+from lora_chat.models.adapter_files import read_adapter
+from lora_chat.models.base_model import find_base, load_tokenizer
 from lora_chat.pipeline.open_adapter import TrustOptions, open_adapter
+from lora_chat.pipeline.parent_settings import check_parent_tokenizer
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
 
@@ -107,3 +112,22 @@ def test_template_writes_the_special_tokens_of_training(folder, open_on_base):
     tokenizer.chat_template = TEMPLATE.replace("bos_token", "''").replace("eos_token", "'.'")
     tokenizer.save_pretrained(folder)
     assert open_on_base(folder, accept_template=True).eos_token != other
+
+
+def test_training_on_refuses_another_tokenizer(folder, random_base):
+    base = find_base(BaseSection(name=str(random_base("llama"))))
+
+    def check():
+        check_parent_tokenizer(SimpleNamespace(stored=read_adapter(folder), name="it"), base, load_tokenizer(base))
+
+    check()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    other = next(token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token)
+    tokenizer.eos_token, tokenizer.chat_template = other, TEMPLATE
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(IntegrityError, match=r"other special tokens.*\n.*lora-chat merge"):
+        check()
+    tokenizer.add_tokens(["<order>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(IntegrityError, match=r"1 tokens more.*\n.*lora-chat merge"):
+        check()
