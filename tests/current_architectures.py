@@ -91,6 +91,7 @@ TEXT = {
         "num_mem_blocks": 1,
         "adapter_rank": 4,
     },
+    "rwkv": {"hidden_size": 64, "num_hidden_layers": 2, "attention_hidden_size": 64, "intermediate_size": 128},
     "recurrent_gemma": {**_HEADS, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 64},
     "qwen3_next": {**_HEADS, **_LINEAR_ATTENTION, "num_experts": 4, "moe_intermediate_size": 32},
     "qwen3_5_text": {**_HEADS, **_LINEAR_ATTENTION},

@@ -108,10 +108,10 @@ def _matches_separate_logits(
             model.train()
             model(**batch, use_cache=False)
         with without_dropout(model):
-            packed_logits = model(**batch, use_cache=False).logits[0].float()
-            separate_logits = _concatenate_separate_logits(model, dialogues, prefix, stock_attention)
             if _leaks(model, dialogues, collator):
                 return False
+            packed_logits = model(**batch, use_cache=False).logits[0].float()
+            separate_logits = _concatenate_separate_logits(model, dialogues, prefix, stock_attention)
             distance = relative_difference(packed_logits, separate_logits)
             if distance <= _LOGIT_TOLERANCE:
                 return True

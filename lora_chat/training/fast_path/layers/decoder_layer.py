@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_chat.models.architectures import find_fused_architecture
+from lora_chat.models.text_layers import find_text_prefix
 from lora_chat.training.fast_path.attention.backends import AttentionLayout, build_attention_layout
 from lora_chat.training.fast_path.attention.cpu import HeadConfig
 from lora_chat.training.fast_path.fused_lora import lora_unfused_reason, replaced_forwards
@@ -59,8 +61,14 @@ def unfused_reason(model: torch.nn.Module) -> str:
 
 
 def _decoder_layers(model: torch.nn.Module) -> list[GradientCheckpointingLayer]:
-    """Return the decoder layers of a model."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    """Return the decoder layers of a model; the layers of towers for pictures and sound are no part of the text."""
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    prefix = find_text_prefix(base) if isinstance(base, PreTrainedModel) else ""
+    return [
+        module
+        for name, module in base.named_modules()
+        if isinstance(module, GradientCheckpointingLayer) and name.startswith(prefix)
+    ]
 
 
 def _layer_unfused_reason(layer: "LlamaDecoderLayer") -> str:
