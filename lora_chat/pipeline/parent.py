@@ -113,7 +113,14 @@ def find_parent(source: str, how: Inheritance, *, exclude: Path | None = None) -
             f"adapter.start: the training of {run.path} is not finished, so its adapter will still change. "
             f"Fix: finish it with sft --resume {run.path}, then start from it."
         )
-    settings = validate_adapter_config(files.stored)
+    try:
+        settings = validate_adapter_config(files.stored)
+    except IntegrityError as error:
+        if files.stored.identity is not None:
+            raise
+        raise IntegrityError(
+            f"{error}\nFix: merge it with lora-chat merge {sanitize_line(source)} --to DIR, and use DIR as base.name."
+        ) from error
     identity = files.stored.identity
     if settings.modules_to_save or settings.token_rows or (identity and identity.new_tokens):
         raise IntegrityError(

@@ -14,6 +14,7 @@ from lora_chat.models.base_config import find_base_config
 from lora_chat.models.base_model import find_base
 from lora_chat.pipeline.open_adapter import TrustOptions, find_adapter, open_adapter
 from lora_chat.pipeline.open_chat import open_chat
+from lora_chat.pipeline.parent import find_parent
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,14 @@ def test_adapter_without_a_name_of_a_base_opens_on_a_named_one(adapter, random_b
     (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     base = str(random_base("llama", 8.0))
     assert open_adapter(str(folder), TrustOptions(base=base)).adapter.stored.base == (base, None)
+
+
+def test_training_on_from_an_unusual_adapter_names_the_merge(adapter, tmp_path):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"layers_to_transform": [1]}))
+    with pytest.raises(IntegrityError, match=r"layers_to_transform.*\n.*lora-chat merge"):
+        find_parent(str(folder), "start")
 
 
 @pytest.fixture
