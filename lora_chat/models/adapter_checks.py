@@ -60,7 +60,7 @@ def check_stored_parameters(model: "torch.nn.Module", targets: Sequence[str], na
 
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     suitable = [
-        full.replace(".base_layer.", ".")
+        full.replace(".base_layer", "")
         for full, parameter in model.named_parameters()
         if parameter.dim() in (2, 3) and id(parameter) not in embeddings and ".lora_" not in full
     ]

@@ -40,7 +40,7 @@ def has_experts(model: "torch.nn.Module") -> bool:
 def list_expert_parameters(model: "torch.nn.Module", experts: bool | Collection[str] = True) -> list[str]:
     """Return the full names of the selected weights of experts that PEFT can train."""
     return [
-        f"{name}.{parameter_name}".replace(".base_layer.", ".")
+        f"{name}.{parameter_name}".replace(".base_layer", "")
         for name, module in model.named_modules()
         if _EXPERT_CLASS.search(type(module).__name__)
         for parameter_name, parameter in module.named_parameters(recurse=False)

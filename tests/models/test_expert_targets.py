@@ -9,7 +9,14 @@ import torch
 from lora_chat.config.adapter_section import AdapterSection
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.errors import IntegrityError, RecipeError
-from lora_chat.models.adapter import attach_adapter, load_adapter, merge_adapter, resolve_targets, write_peft_adapter
+from lora_chat.models.adapter import (
+    attach_adapter,
+    load_adapter,
+    load_adapters,
+    merge_adapter,
+    resolve_targets,
+    write_peft_adapter,
+)
 from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.base_model import LocalBase, load_base_model
 from lora_chat.models.experts import format_expert_note, has_experts, list_expert_weights
@@ -168,6 +175,22 @@ def test_every_reader_computes_the_trained_function(architecture, tmp_path):
     merged = LocalBase(architecture, tmp_path / "merged")
     assert torch.allclose(logits(load_base_model(merged, FP32)), trained, atol=3e-4)
     assert list_tensors(tmp_path / "merged") == list_tensors(base.folder)
+
+
+def test_adds_up_two_adapters_on_the_same_experts(tmp_path):
+    base = LocalBase("qwen3_moe", make_expert_base("qwen3_moe", tmp_path / "base"))
+    for seed in (1, 2):
+        adapted = attach_adapter(load_base_model(base, FP32), AdapterSection(rank=4, experts=True), seed)
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+        write_peft_adapter(adapted, tmp_path / str(seed))
+    blend = [(read_adapter(tmp_path / "1"), 0.5), (read_adapter(tmp_path / "2"), 0.7)]
+    first, both = (logits(load_adapters(load_base_model(base, FP32), part)) for part in (blend[:1], blend))
+    assert (both - first).norm() > 0.1 * first.norm()
+    merged = merge_adapter(load_adapters(load_base_model(base, FP32), blend))
+    assert torch.allclose(logits(merged), both, atol=3e-4)
 
 
 def logits(model):
