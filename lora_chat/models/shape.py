@@ -1,11 +1,12 @@
 """Sizes of a base and its numbers of weights, from its config.json alone."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from lora_chat.errors import RecipeError
 from lora_chat.models.architectures import (
     ARCHITECTURES,
+    CONCATENATED_PROJECTIONS,
     SOFTCAPPING_FIELDS,
     ArchitectureSpec,
     LinearSize,
@@ -78,6 +79,32 @@ class ModelShape:
     def num_linear_weights(self) -> int:
         """Return the number of weights in linear layers, which are quantized."""
         return self.num_layers * sum(linear.weights for linear in self.linear_layers())
+
+    @property
+    def num_linear_outputs(self) -> int:
+        """Return the number of outputs of all linear layers."""
+        return self.num_layers * sum(linear.out_features for linear in self.linear_layers())
+
+    @property
+    def num_linears(self) -> int:
+        """Return the number of linear layers in all decoder layers."""
+        return self.num_layers * len(self.linear_layers())
+
+    @property
+    def max_linear_weights(self) -> int:
+        """Return the number of weights of the largest linear layer."""
+        return max(linear.weights for linear in self.linear_layers())
+
+    @property
+    def num_concatenated_weights(self) -> int:
+        """Return the number of weights of the linear layers whose products the fast path computes together."""
+        linears = [linear for linear in self.linear_layers() if linear.name in CONCATENATED_PROJECTIONS]
+        return self.num_layers * sum(linear.weights for linear in linears)
+
+    def count_adapter_parameters(self, rank: int, target_modules: Collection[str]) -> int:
+        """Return the number of trained weights: rank * (in + out) for each linear layer; no targets mean all."""
+        linears = [linear for linear in self.linear_layers() if not target_modules or linear.name in target_modules]
+        return self.num_layers * rank * sum(linear.in_features + linear.out_features for linear in linears)
 
     @property
     def num_embedding_weights(self) -> int:

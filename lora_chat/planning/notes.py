@@ -48,7 +48,7 @@ def _note_int8(candidate: Candidate) -> list[str]:
     plan, shape = candidate.plan, candidate.problem.shape
     if plan.precision.device != "cuda" or plan.precision.mode != "8bit":
         return []
-    products = shape.num_layers * len(shape.linear_layers())
+    products = shape.num_linears
     better = _find_better_mode(candidate)
     advice = (
         f" Faster: --set quantization.mode={better.plan.precision.mode} ({better.peak / 2**30:.2f} GiB)."

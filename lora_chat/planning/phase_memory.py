@@ -109,7 +109,7 @@ def estimate_load_phase(shape: ModelShape, memory_config: MemoryConfig, context:
     # The largest matrix in 16 bits, as often as the loader has it beside the quantized ones.
     dense_matrix_bytes = (
         memory_config.bytes_per_value
-        * max(linear.weights for linear in shape.linear_layers())
+        * shape.max_linear_weights
         * _EXTRA_LOADED_MATRICES[memory_config.mode]
     )
     if memory_config.on_cpu and memory_config.mode != "none":

@@ -90,12 +90,7 @@ def step_seconds(
     # 2.5 times as much, because it recomputes the scores (FlashAttention, arXiv 2205.14135).
     attention = 2 * workload.mean_length * shape.q_size * shape.num_layers * (1 + 2.5 + recomputed_fraction)
     # LoRA: 2 operations per weight and token in forward, and 4 in backward for both gradients.
-    lora = (
-        6
-        * memory_config.rank
-        * sum(linear.in_features + linear.out_features for linear in shape.linear_layers())
-        * shape.num_layers
-    )
+    lora = 6 * shape.count_adapter_parameters(memory_config.rank, ())
     # 2 operations per weight and token.
     flops = workload.step_positions * (2 * linear * passes + attention + lora)
     # LM head: two products on the fast path, three in TRL's head.

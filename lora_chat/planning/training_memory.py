@@ -92,7 +92,7 @@ def estimate_training_memory(
         )
     elif fast and mode == "8bit":
         # On a GPU, 8-bit weights are dequantized for each product like 4-bit ones, through fp32 chunks.
-        mode, chunk_bytes = "4bit", min(INT8_CHUNK_BYTES, 8 * max(linear.weights for linear in shape.linear_layers()))
+        mode, chunk_bytes = "4bit", min(INT8_CHUNK_BYTES, 8 * shape.max_linear_weights)
     head = _estimate_head_memory(shape, memory_config, batch)
     # Both passes of a layer that saves its activations, and of a checkpointed one.
     saved, recomputed = (

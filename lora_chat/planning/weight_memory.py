@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from lora_chat.config.limits import WEIGHT_CACHE_LIMIT_BYTES
 from lora_chat.config.stored_quantization import QuantizationMode
-from lora_chat.models.architectures import CONCATENATED_PROJECTIONS
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.trained_parts import TrainedParts
 
@@ -49,11 +48,10 @@ def weight_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     bytes_per_value = memory_config.bytes_per_value
     unquantized = memory_config.unquantized_weights
     count = shape.num_linear_weights - unquantized
-    num_outputs = shape.num_layers * sum(linear.out_features for linear in shape.linear_layers())
     linear = {
         "none": bytes_per_value * count,
         # LLM.int8: one byte for each weight and one fp32 scale for each output.
-        "8bit": count + 4 * num_outputs,
+        "8bit": count + 4 * shape.num_linear_outputs,
         # NF4: half a byte for each weight and one scale for each 64 weights. The scale is an fp32 number (count / 16),
         # or with double quantization one byte, and one fp32 number for each 256 scales (QLoRA, section 3).
         "4bit": count // 2 + (count // 64 + count // 4096 if memory_config.double_quantization else count // 16),
@@ -74,9 +72,8 @@ def weight_copy_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     if memory_config.mode != "none":
         return dequantized_layer_bytes(shape, memory_config) if memory_config.mode == "4bit" else 0
     # Unquantized: the weight file stays mapped, and the fast path copies the projections that it concatenates.
-    fused_weights = sum(linear.weights for linear in shape.linear_layers() if linear.name in CONCATENATED_PROJECTIONS)
     return (
-        memory_config.bytes_per_value * shape.num_layers * fused_weights
+        memory_config.bytes_per_value * shape.num_concatenated_weights
         if memory_config.fast_path and memory_config.bytes_per_value == 2
         else 0
     )
@@ -89,7 +86,7 @@ def cached_weight_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
 
 def layer_weight_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     """Return the bytes of the dequantized weights of one decoder layer."""
-    return memory_config.bytes_per_value * sum(linear.weights for linear in shape.linear_layers())
+    return memory_config.bytes_per_value * (shape.num_linear_weights // shape.num_layers)
 
 
 def fits_weight_cache(shape: ModelShape, memory_config: MemoryConfig) -> bool:
@@ -99,7 +96,7 @@ def fits_weight_cache(shape: ModelShape, memory_config: MemoryConfig) -> bool:
 
 def dequantized_layer_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     """Return the bytes of the buffer for the largest layer's weights (models/quantization/dequantize.py)."""
-    return memory_config.bytes_per_value * max(linear.weights for linear in shape.linear_layers())
+    return memory_config.bytes_per_value * shape.max_linear_weights
 
 
 def count_adapter_parameters(shape: ModelShape, memory_config: MemoryConfig) -> int:
@@ -111,13 +108,4 @@ def count_lora_parameters(shape: ModelShape, memory_config: MemoryConfig) -> int
     """Return the number of weights of LoRA: rank * (in + out) for each adapted linear layer."""
     if memory_config.trained_parameters is not None:
         return memory_config.trained_parameters
-    adapted_linears = [
-        linear
-        for linear in shape.linear_layers()
-        if not memory_config.target_modules or linear.name in memory_config.target_modules
-    ]
-    return (
-        shape.num_layers
-        * memory_config.rank
-        * sum(linear.in_features + linear.out_features for linear in adapted_linears)
-    )
+    return shape.count_adapter_parameters(memory_config.rank, memory_config.target_modules)
