@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal, TypedDict
+from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 from lora_chat.config.stored_quantization import QuantizationMode
 from lora_chat.models.shape import ModelShape
@@ -44,6 +44,16 @@ class PassMemory:
     """Largest number of further bytes at any moment."""
 
 
+@runtime_checkable
+class _HasLayerPasses(Protocol):
+    """A shape that was measured (`measured_shape`), so that no closed form is needed."""
+
+    def layer_passes(
+        self, variant: LayerVariant, mode: QuantizationMode, batch: MicroBatch, *, checkpointed: bool
+    ) -> tuple[PassMemory, PassMemory]:
+        """Return the memory of the forward and of the backward pass."""
+
+
 class _PassTerms(TypedDict):
     """One pass of an entry of `layer_bytes.json`; each string is a sum for `evaluate_terms`."""
 
@@ -62,6 +72,8 @@ def estimate_layer_passes(
     checkpointed: bool = False,
 ) -> tuple[PassMemory, PassMemory]:
     """Return the memory of the forward and of the backward pass; the latter is zero for the variant `read`."""
+    if isinstance(shape, _HasLayerPasses):
+        return shape.layer_passes(variant, mode, batch, checkpointed=checkpointed)
     name, suffix = f"{shape.layer_family} {variant}", f" {mode}{' checkpointed' if checkpointed else ''}"
     # With one key head, or one for each query head, a mask makes no copies of keys and values.
     without_copies = shape.num_kv_heads in (1, shape.num_heads)

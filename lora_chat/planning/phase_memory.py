@@ -108,9 +108,7 @@ def estimate_load_phase(shape: ModelShape, memory_config: MemoryConfig, context:
     weights = weight_bytes(shape, memory_config)
     # The largest matrix in 16 bits, as often as the loader has it beside the quantized ones.
     dense_matrix_bytes = (
-        memory_config.bytes_per_value
-        * shape.max_linear_weights
-        * _EXTRA_LOADED_MATRICES[memory_config.mode]
+        memory_config.bytes_per_value * shape.max_linear_weights * _EXTRA_LOADED_MATRICES[memory_config.mode]
     )
     if memory_config.on_cpu and memory_config.mode != "none":
         # The weight file is mapped until all layers are quantized; cached weights appear only afterwards.

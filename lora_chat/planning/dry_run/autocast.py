@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _TO_BF16 = {torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.addmm}
-_TO_BF16 |= {torch.bmm, torch.baddbmm, torch.mm, torch.Tensor.mm}
+_TO_BF16 |= {torch.bmm, torch.baddbmm, torch.Tensor.baddbmm, torch.mm, torch.Tensor.mm}
 _TO_FP32 = {torch.nn.functional.layer_norm, torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax}
 _TO_FP32 |= {torch.pow, torch.Tensor.pow, torch.rsqrt, torch.Tensor.rsqrt, torch.sum, torch.Tensor.sum, torch.exp}
 _TO_FP32 |= {torch.Tensor.exp, torch.nn.functional.softplus, torch.Tensor.__pow__}

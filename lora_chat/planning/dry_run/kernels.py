@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 
+
 class _Attention(torch.autograd.Function):
     """Stand-in for PyTorch's fused attention, which saves its inputs, its output and a sum for every query."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> torch.Tensor:
-        result = torch.empty_like(q.transpose(1, 2).contiguous()).transpose(1, 2)
+        rows, heads, tokens, _ = q.shape
+        result = torch.empty(rows, tokens, heads, v.shape[-1], dtype=q.dtype, device=q.device).transpose(1, 2)
         sums = torch.empty(q.shape[:-1], dtype=torch.float32, device="meta")
         bias = None if mask is None else mask.to(q.dtype)
         ctx.save_for_backward(q, k, v, result, sums, bias)
@@ -22,6 +24,7 @@ class _Attention(torch.autograd.Function):
 
 
 def fused_attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any) -> torch.Tensor:
+    """Replace torch.nn.functional.scaled_dot_product_attention."""
     result: torch.Tensor = _Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
     return result
 
@@ -40,6 +43,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def fused_rms_norm(x: torch.Tensor, size: Any, eps: float) -> torch.Tensor:
+    """Replace torch.nn.functional.rms_norm."""
     result: torch.Tensor = _RmsNorm.apply(x, size, eps)  # type: ignore[no-untyped-call]
     return result
 

@@ -1,9 +1,8 @@
 """Bytes of the decoder layers of any model in its forward and backward pass, from a dry run on the meta device."""
 
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,7 +57,7 @@ class _LayerRecorder:
         found.forward_peak = self._live.peak - self._live.now
         states = output[0] if isinstance(output, tuple) else output
         if isinstance(states, torch.Tensor) and states.requires_grad:
-            states.register_hook(lambda gradient: self._begin_backward(number))
+            states.register_hook(lambda gradient: self._begin_backward(number))  # type: ignore[no-untyped-call]
 
     def begin_backward(self) -> None:
         """Tell that the forward pass has ended."""
@@ -86,21 +85,24 @@ class RecordedPasses:
     backward: PassMemory
 
 
-def record_passes(model: "PeftModel", kinds: Sequence[int], rows: int, tokens: int, *, learns: bool) -> RecordedPasses:
-    """Run forward, and backward if `learns`, on `rows` of `tokens` in bf16.
+def record_passes(
+    model: "PeftModel", kinds: Sequence[object], tokens: int, autocast: Autocast, *, learns: bool
+) -> RecordedPasses:
+    """Run forward, and backward if `learns`, on one row of `tokens` in bf16.
 
     `kinds` are the kinds of all layers of the whole model by number; `model` may have only the first of them. Raises
     whatever an operation raises that needs the values of tensors.
     """
-    live, autocast = LiveBytes(), Autocast()
+    live = LiveBytes()
+    autocast.cache = {}
     with ExitStack() as stack:
-        stack.enter_context(_without_values(autocast))
+        stack.enter_context(_without_values(autocast, learns=learns))
         for tensor in (*model.parameters(), *model.buffers()):
             live.count(tensor)
         recorder = _LayerRecorder(live, find_decoder_layers(model))
         stack.callback(lambda: [hook.remove() for hook in recorder.hooks])
         static = live.now
-        ids = torch.empty(rows, tokens, dtype=torch.int64, device="meta")
+        ids = torch.empty(1, tokens, dtype=torch.int64, device="meta")
         with live:
             with autocast if learns else torch.no_grad():
                 states = _last_states(model, ids)
@@ -114,10 +116,16 @@ def record_passes(model: "PeftModel", kinds: Sequence[int], rows: int, tokens: i
     return _summarize(recorder.layers, kinds, static, before_backward)
 
 
-def _summarize(layers: dict[int, _LayerBytes], kinds: Sequence[int], static: int, before_backward: int) -> RecordedPasses:
+def _summarize(
+    layers: dict[int, _LayerBytes], kinds: Sequence[object], static: int, before_backward: int
+) -> RecordedPasses:
     """Extrapolate from recorded layers to all layers of the whole model."""
-    by_kind = {kinds[number]: found for number, found in sorted(layers.items())}
-    kept = sum(by_kind[kind].kept for kind in kinds) // len(kinds)
+    by_kind: dict[object, int] = {}
+    for number, found in sorted(layers.items(), reverse=True):
+        # The caller frees a layer's input after the layer has returned, so its bytes end where the next layer begins.
+        if number + 1 in layers or kinds[number] not in by_kind:
+            by_kind[kinds[number]] = layers[number + 1].start - found.start if number + 1 in layers else found.kept
+    kept = sum(by_kind[kind] for kind in kinds) // len(kinds)
     kept_here = sum(found.kept for found in layers.values())
     rest = max(0, before_backward - static - kept_here)
     return RecordedPasses(
@@ -150,12 +158,13 @@ def _last_states(model: "PeftModel", ids: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _without_values(autocast: Autocast) -> Iterator[None]:
+def _without_values(autocast: Autocast, *, learns: bool) -> Iterator[None]:
     """Replace operations that need the values of tensors, and kernels that the meta device lacks."""
     with ExitStack() as stack:
         for owner, name, value in (
             (torch.nn.functional, "scaled_dot_product_attention", fused_attention),
             (torch, "autocast", autocast.setting),
+            (torch, "is_autocast_enabled", lambda *a: learns),  # PEFT asks
             (torch, "histc", count_groups),
             (transformers.masking_utils, "_ignore_causal_mask_sdpa", lambda *a, **k: True),
             (transformers.masking_utils, "find_packed_sequence_indices", lambda *a, **k: None),

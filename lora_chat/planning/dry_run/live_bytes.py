@@ -11,11 +11,11 @@ _BLOCK = 512
 """Block size of the CUDA allocator, in bytes."""
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counter of the bytes of live storages and of their peak."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.phase = "weights"
         """`weights`, then `forward`, then `backward` of the last layer, then `earlier` layers."""

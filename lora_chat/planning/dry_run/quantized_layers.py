@@ -1,10 +1,11 @@
 """Stand-ins for bitsandbytes' layers on the meta device, which allocate and save the same bytes."""
 
-from typing import Any
+from typing import Any, Literal
 
 import bitsandbytes as bnb
 import torch
 from transformers.pytorch_utils import Conv1D
+
 
 class _Nf4Product(torch.autograd.Function):
     """Stand-in for bitsandbytes' MatMul4Bit, which dequantizes for each product and saves nothing."""
@@ -27,6 +28,8 @@ def _dense(layer: Any, dtype: torch.dtype) -> torch.Tensor:
 
 
 class Linear4bit(bnb.nn.Linear4bit):
+    """A linear layer with NF4 weights."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = _Nf4Product.apply(x.to(self.compute_dtype), self)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
@@ -55,12 +58,18 @@ class _Int8Product(torch.autograd.Function):
 
 
 class Linear8bitLt(bnb.nn.Linear8bitLt):
+    """A linear layer with weights of LLM.int8."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = _Int8Product.apply(x, self)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-def _quantize(model: Any, kind: Any) -> None:
+def quantize(model: Any, mode: Literal["4bit", "8bit"]) -> None:
+    """Replace the linear layers of a model, except its head, by quantized ones without values."""
+    kind = Linear4bit if mode == "4bit" else Linear8bitLt
+    setattr(model, f"is_loaded_in_{mode}", True)
+    model.is_quantized = True
     head = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
         if not isinstance(module, torch.nn.Linear | Conv1D) or module is head:
