@@ -33,7 +33,11 @@ LIBRARY_IMPORTERS = {
         "models/expert_targets.py",
         "export/parity/peft_worker.py",
     ],
-    "bitsandbytes": ["models/quantization/dequantize.py", "models/quantization/self_test.py"],
+    "bitsandbytes": [
+        "models/quantization/dequantize.py",
+        "models/quantization/self_test.py",
+        "planning/dry_run/quantized_layers.py",
+    ],
     "model_signing": ["sharing/signature.py"],
     "huggingface_hub": ["system/hub_client.py", "system/hub_guard.py", "system/hub_origin.py"],
     "httpx2": ["system/hub_guard.py", "system/hub_origin.py"],

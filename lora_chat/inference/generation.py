@@ -1,6 +1,7 @@
 """Prompt ids -> greedy replies that stop at the end of the turn, in batches whose keys and values fit the limit."""
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 from lora_chat.data.encoding.control_tokens import read_kept_tokens
 from lora_chat.errors import RecipeError
 from lora_chat.inference.batch_support import find_batch_support
-from lora_chat.models.shape import ModelShape, read_shape
+from lora_chat.models.shape import ModelShape, read_kv_sizes, read_shape
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.memory_limit import is_out_of_memory
 
@@ -30,7 +31,11 @@ def kv_cache_bytes_per_token(shape: ModelShape, bytes_per_value: int) -> int:
 
 def generation_batch_size(shape: ModelShape, tokens: int, bytes_per_value: int) -> int:
     """Return the number of prompts that are answered together if each takes `tokens` with its reply."""
-    bytes_per_prompt = tokens * kv_cache_bytes_per_token(shape, bytes_per_value)
+    return batch_size_for_cache(tokens * kv_cache_bytes_per_token(shape, bytes_per_value))
+
+
+def batch_size_for_cache(bytes_per_prompt: int) -> int:
+    """Return the number of prompts that are answered together if the keys and values of each take these bytes."""
     return max(1, min(MAX_BATCH_SIZE, KV_CACHE_LIMIT_BYTES // max(1, bytes_per_prompt)))
 
 
@@ -167,10 +172,11 @@ def _without_base_settings(model: "PreTrainedModel") -> Iterator[None]:
 
 def _choose_batch_size(model: "PreTrainedModel", tokens: int) -> int:
     """Return the batch size for prompts of `tokens` with their replies."""
+    config = model.config.get_text_config().to_dict()
     try:
-        shape = read_shape(model.config.get_text_config().to_dict(), "")
+        shape = read_shape(config, "")
     except RecipeError:  # an architecture without a known shape
-        return MAX_BATCH_SIZE
+        return batch_size_for_cache(tokens * 2 * model.dtype.itemsize * math.prod(read_kv_sizes(config)))
     return generation_batch_size(shape, tokens, model.dtype.itemsize)
 
 

@@ -163,3 +163,24 @@ def read_shape(config: Mapping[str, object], name: str) -> ModelShape:
         has_softcapping=any(config.get(field) for field in SOFTCAPPING_FIELDS),
         has_attention_dropout=bool(config.get(dropout_field, default_dropout)),
     )
+
+
+def read_size(config: Mapping[str, object], *names: str, default: int) -> int:
+    """Return the first of these fields that is a positive whole number, or the largest of a list with one per layer."""
+    for name in names:
+        value = config.get(name)
+        numbers = [n for n in (value if isinstance(value, list) else [value]) if type(n) is int and n > 0]
+        if numbers:
+            return max(numbers)
+    return default
+
+
+def read_kv_sizes(config: Mapping[str, object]) -> tuple[int, int, int]:
+    """Return key heads, head size and number of layers of any architecture, as far as its config has them."""
+    heads = read_size(config, "num_attention_heads", "n_head", "num_heads", default=1)
+    hidden_size = read_size(config, "hidden_size", "n_embd", "d_model", default=1)
+    return (
+        read_size(config, "num_key_value_heads", default=heads),
+        read_size(config, "head_dim", default=max(1, hidden_size // heads)),
+        read_size(config, "num_hidden_layers", "n_layer", "num_layers", default=1),
+    )

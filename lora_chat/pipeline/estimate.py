@@ -11,17 +11,16 @@ from lora_chat.config.sizes import parse_size
 from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.data.lengths import DataLengths
 from lora_chat.errors import ConsentError, OutOfMemoryError, RecipeError
-from lora_chat.models.adapter import count_trainable_parameters
 from lora_chat.models.base_config import BaseConfig, find_base_config
-from lora_chat.models.base_model import LocalBase, find_base, load_meta_model, load_tokenizer
+from lora_chat.models.base_model import LocalBase, find_base, load_tokenizer
 from lora_chat.models.bundled import bundled_base_names
-from lora_chat.models.shape import read_shape
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.base_precision import adopt_planned_base
 from lora_chat.pipeline.data_lengths import measure_lengths
 from lora_chat.pipeline.install_tokens import install_recipe_tokens
 from lora_chat.pipeline.load_data import find_data_files, read_data
 from lora_chat.pipeline.machine_benchmark import MIN_BASE_WEIGHTS, benchmark_machine
+from lora_chat.pipeline.model_shape import count_selected_parameters, find_shape
 from lora_chat.pipeline.parent import Parent
 from lora_chat.pipeline.parent_settings import complete_recipe, install_parent_template
 from lora_chat.pipeline.prepare import PreparedRun
@@ -31,6 +30,7 @@ from lora_chat.planning.estimate import RunEstimate, make_estimate
 from lora_chat.planning.format import format_refusal
 from lora_chat.planning.gpu_specs import find_gpu_spec, target_from_gpu_spec, target_from_memory_size
 from lora_chat.planning.local_device import detect_local_device, measure_cpu_speed
+from lora_chat.planning.measured_shape import MeasuredShape
 from lora_chat.planning.settings_search import PlanningProblem, choose_plan, memory_config_from_plan
 from lora_chat.planning.workload import check_warmup
 from lora_chat.runs.run_folder import RunFolder
@@ -42,16 +42,18 @@ logger = logging.getLogger(__name__)
 def resolve_plan(
     plan: Plan, prepared: PreparedRun, earlier: RunFolder | None, reading_seconds: float
 ) -> tuple[Plan, RunEstimate | None]:
-    """Choose all open settings of a plan, and return it with its estimate; None if the architecture is unknown.
+    """Choose all open settings of a plan, and return it with its estimate.
 
-    A resumed run keeps its settings. `reading_seconds` is the time of reading the data. Raises OutOfMemoryError if the
-    run does not fit.
+    The estimate is None only with `training.memory: unlimited`, for a base that cannot be planned. A resumed run keeps
+    its settings. `reading_seconds` is the time of reading the data. Raises OutOfMemoryError if the run does not fit.
     """
     if earlier:
         plan = _keep_earlier_settings(plan, earlier.read_plan())
     try:
         estimate = estimate_run(plan, prepared, reading_seconds)
     except RecipeError as error:
+        if plan.training.memory != "unlimited":
+            raise
         logger.info(f"No estimate: {error}")
         return plan, None
     if plan.training.memory != "unlimited" and estimate.verdict == "does not fit":
@@ -77,8 +79,8 @@ def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunE
     plan = make_plan(recipe, hardware)
     base = find_base_config(plan.base)
     plan = adopt_planned_base(plan, base, hardware)
-    shape = read_shape(base.config, base.name)
-    trained_parameters = _count_selected_parameters(plan, base)
+    shape = find_shape(plan, base)
+    trained_parameters = count_selected_parameters(plan, base, shape)
     started = time.monotonic()
     data = _read_lengths(plan, base, shape.max_positions, parent)
     problem = PlanningProblem(shape, data, target, trained_parameters)
@@ -88,7 +90,7 @@ def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunE
 def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> RunEstimate:
     """Estimate a run whose data was read in `reading_seconds`, for this machine."""
     base = find_base_config(plan.base)
-    shape = read_shape(base.config, base.name)
+    shape = find_shape(plan, base)
     data = measure_lengths(
         plan, prepared.train, prepared.validation, prepared.questions, prepared.identity.system, prepared.tokenizer
     )
@@ -98,7 +100,7 @@ def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> R
             shape,
             data,
             detect_local_device(detect_hardware(plan.base.device)),
-            _count_selected_parameters(plan, base),
+            count_selected_parameters(plan, base, shape),
         ),
         base,
         reading_seconds,
@@ -117,7 +119,7 @@ def _estimate_plan(
     if memory != "unlimited":
         plan = choose_plan(plan, problem, problem.target.limit)
     benchmark = None
-    if memory != "unlimited":
+    if memory != "unlimited" and not isinstance(problem.shape, MeasuredShape):
         benchmark = benchmark_machine(plan, problem, base.config, base.folder, allow_slow=allow_slow)
     if benchmark:
         config = memory_config_from_plan(plan, problem.shape)
@@ -125,7 +127,10 @@ def _estimate_plan(
         plan = choose_plan(plan, problem, problem.target.limit)
     elif problem.target.speed is None and problem.target.at_hand and problem.shape.weights > MIN_BASE_WEIGHTS:
         problem = replace(problem, target=measure_cpu_speed(problem.target))
-    if plan.precision.dtype == "float32" and problem.target.device == "cuda":
+    if isinstance(problem.shape, MeasuredShape) or (
+        plan.precision.dtype == "float32" and problem.target.device == "cuda"
+    ):
+        # Only bytes are measured on the model without weights, and the operations of experts and scans are unknown.
         # The speed of a GPU is known in 16 bits only: it is enough to compare plans, and wrong for their time.
         problem = replace(problem, target=replace(problem.target, speed=None))
     return make_estimate(
@@ -138,20 +143,6 @@ def _estimate_plan(
         benchmark=benchmark,
         reading_seconds=reading_seconds,
     )
-
-
-def _count_selected_parameters(plan: Plan, base: BaseConfig) -> int | None:
-    """Return the number of weights that a plan trains if it depends on names of layers.
-
-    None means that the shape tells it, or that only the config of the base is known; then the plan has the number for
-    all layers with the largest rank.
-    """
-    needs_names = plan.adapter.selects_layers or plan.adapter.bias != "none"
-    if not needs_names or base.folder is None:
-        return None
-    # The estimate adds the modules and rows that are trained beside LoRA.
-    only_lora = plan.adapter.model_copy(update={"modules_to_save": None, "trainable_tokens": None})
-    return count_trainable_parameters(load_meta_model(LocalBase(base.name, base.folder)), only_lora)
 
 
 def _find_target(gpu: str | None, memory: str | None, device: str) -> tuple[TargetDevice, Hardware]:

@@ -8,6 +8,7 @@ from lora_chat.planning.calibration import MachineBenchmark, durations_from_benc
 from lora_chat.planning.device import TIGHT_MEMORY_FRACTION, TargetDevice
 from lora_chat.planning.disk_space import run_bytes
 from lora_chat.planning.gpu_kernels import Refusal, find_kernel_refusal
+from lora_chat.planning.measured_shape import MemorySource, find_memory_source
 from lora_chat.planning.merge_plan import MergePlan, plan_merge
 from lora_chat.planning.notes import list_notes
 from lora_chat.planning.overrides import format_overrides
@@ -68,6 +69,8 @@ class RunEstimate:
     """Bytes to download; None if unknown."""
     suggestion: Suggestion | None
     notes: tuple[str, ...]
+    memory_source: MemorySource = "formulas"
+    """Source of the bytes of decoder layers."""
     refusal: Refusal | None = None
     """Reason why `sft` would stop on this GPU with PyPI's build of PyTorch; None if it would run."""
 
@@ -99,6 +102,7 @@ class RunEstimate:
         return {
             "base": self.base,
             "base_known_from": self.origin,
+            "memory_from": self.memory_source,
             "device": asdict(self.target) | {"limit": self.target.limit},
             "verdict": self.verdict,
             "peak_bytes": self.peak,
@@ -206,6 +210,7 @@ def make_estimate(
         download_bytes=download_bytes,
         suggestion=_suggest_change(candidate),
         notes=list_notes(candidate, benchmark),
+        memory_source=find_memory_source(problem.shape),
         refusal=find_kernel_refusal(problem.target),
     )
 

@@ -1,14 +1,19 @@
 """Shape of a model of any architecture, measured on the model without weights instead of computed from its config."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from lora_chat.config.stored_quantization import QuantizationMode
 from lora_chat.models.shape import LinearShape, ModelShape
-from lora_chat.planning.layer_memory import LayerVariant, MicroBatch, PassMemory, QuantizationMode
+from lora_chat.planning.layer_memory import LayerVariant, MicroBatch, PassMemory
 
 PassKind = Literal["train", "checkpointed", "read"]
 """A pass that saves activations, one whose layers are checkpointed, and one without gradients."""
+
+
+MemorySource = Literal["formulas", "dry run", "upper bound"]
+"""Formulas of an architecture; a dry run of the model without weights; a bound, if the model cannot run so."""
 
 
 class PassSource(Protocol):
@@ -110,11 +115,8 @@ class BoundPasses:
         return forward, PassMemory(layer, 4 * states, 2 * peak) if kind != "read" else PassMemory(0, 0, 0)
 
 
-def read_size(config: Mapping[str, object], *names: str, default: int) -> int:
-    """Return the first of these fields that is a positive whole number, or the largest of a list with one per layer."""
-    for name in names:
-        value = config.get(name)
-        numbers = [n for n in (value if isinstance(value, list) else [value]) if type(n) is int and n > 0]
-        if numbers:
-            return max(numbers)
-    return default
+def find_memory_source(shape: ModelShape) -> MemorySource:
+    """Return how the bytes of a shape's decoder layers are known."""
+    if not isinstance(shape, MeasuredShape):
+        return "formulas"
+    return "upper bound" if shape.passes.is_bound else "dry run"

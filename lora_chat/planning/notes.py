@@ -3,6 +3,7 @@
 from lora_chat.config.lora_variants import find_lora_variant
 from lora_chat.config.plan import BYTES_BY_DTYPE, Plan
 from lora_chat.planning.calibration import MachineBenchmark
+from lora_chat.planning.measured_shape import find_memory_source
 from lora_chat.planning.settings_search import Candidate, choose_plan
 from lora_chat.planning.training_memory import TRL_TILE_TOKENS, TRL_TILE_VOCABULARY
 from lora_chat.system.memory_usage import total_memory_bytes
@@ -15,6 +16,7 @@ def list_notes(candidate: Candidate, benchmark: MachineBenchmark | None) -> tupl
     """Return the notes of an estimate, the most important ones first."""
     notes = [
         *_note_quantization(candidate.plan),
+        *_note_memory_source(candidate),
         *_note_int8(candidate),
         *_note_triton(candidate),
         *_note_main_memory(candidate),
@@ -35,6 +37,18 @@ def _note_quantization(plan: Plan) -> list[str]:
         return []
     bits = 8 * BYTES_BY_DTYPE[precision.dtype]
     return [f"{precision.coverage.describe(precision.mode, bits)}."]
+
+
+def _note_memory_source(candidate: Candidate) -> list[str]:
+    """Return how the memory is known if there are no formulas for the base."""
+    shape = candidate.problem.shape
+    source = find_memory_source(shape)
+    if source == "formulas":
+        return []
+    name = shape.architecture.model_type
+    if source == "upper bound":
+        return [f"The memory is an upper bound: {name} models cannot run without weights."]
+    return [f"The memory was measured by running the layers of this {name} model without weights."]
 
 
 def _note_int8(candidate: Candidate) -> list[str]:
@@ -126,4 +140,6 @@ def _describe_times(candidate: Candidate, benchmark: MachineBenchmark | None) ->
         return "Times and memory: from a benchmark of small models with these widths on this machine."
     if speed := candidate.problem.target.speed:
         return f"Times: {speed.source}."
+    if find_memory_source(candidate.problem.shape) != "formulas":
+        return "Times: unknown for this architecture."
     return "Times: unknown, because the speed of this device is unknown."

@@ -6,25 +6,23 @@ lora_chat.planning.training_memory.
 """
 
 import inspect
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-import bitsandbytes as bnb
 import torch
 from torch.nn.attention.varlen import varlen_attn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.pytorch_utils import Conv1D
 
 from lora_chat.config.recipe import AdapterSection
 from lora_chat.models.adapter import attach_adapter
+from lora_chat.planning.dry_run.autocast import Autocast
+from lora_chat.planning.dry_run.kernels import fused_attention, fused_rms_norm
+from lora_chat.planning.dry_run.live_bytes import LiveBytes
+from lora_chat.planning.dry_run.quantized_layers import Linear4bit, Linear8bitLt, make_dense_weight, quantize
 from lora_chat.training.fast_path.attention import interface
 from lora_chat.training.fast_path.attention.interface import register_packed_attention
 from lora_chat.training.fast_path.attention.varlen_kernel import VarlenKernel
@@ -32,187 +30,10 @@ from lora_chat.training.fast_path.fused_lora import fused_lora
 from lora_chat.training.fast_path.layers.decoder_layer import fused_layers
 from lora_chat.training.fast_path.lm_head_loss import find_lm_head, split_supervised
 
-_BLOCK = 512
-"""Block size of the CUDA allocator, in bytes."""
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counter of the bytes of live storages and of their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.phase = "weights"
-        """`weights`, then `forward`, then `backward` of the last layer, then `earlier` layers."""
-        self._known: Any = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor)
-        return result
-
-    def count(self, tensor: torch.Tensor) -> None:
-        """Add a tensor's storage unless it is known; subtract it when nothing refers to it."""
-        storage = tensor.untyped_storage()
-        if storage in self._known or tensor.device.type != "meta":  # not in GPU memory
-            return
-        self._known[storage] = True
-        self.add(storage.nbytes(), 1)
-        weakref.finalize(storage, self.add, storage.nbytes(), -1)
-
-    def add(self, size: int, times: int) -> None:
-        """Add (1) or subtract (-1) a storage of `size` bytes."""
-        self.now += times * -(-size // _BLOCK) * _BLOCK
-        self.peak = max(self.peak, self.now)
-
-    def enter(self, phase: str) -> None:
-        """Begin another part of the step."""
-        self.phase = phase
-
-
-_TO_BF16 = {torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.addmm}
-_TO_BF16 |= {torch.bmm, torch.baddbmm, torch.mm, torch.Tensor.mm}
-_TO_FP32 = {torch.nn.functional.layer_norm, torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax}
-_TO_FP32 |= {torch.pow, torch.Tensor.pow, torch.rsqrt, torch.Tensor.rsqrt, torch.sum, torch.Tensor.sum, torch.exp}
-_TO_FP32 |= {torch.Tensor.exp, torch.nn.functional.softplus, torch.Tensor.__pow__}
-
-
-class Autocast(TorchFunctionMode):
-    """CUDA's autocast to bf16, for the operations in these models (pytorch.org/docs/stable/amp.html)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cache: dict[int, torch.Tensor] | None = {}
-        """Casts of trained weights, cached until the forward pass ends; None in the backward pass."""
-        self.off = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self.off or not (func in _TO_BF16 or func in _TO_FP32):
-            return func(*args, **kwargs)
-        dtype = torch.bfloat16 if func in _TO_BF16 else torch.float32
-        self.off += 1
-        try:
-            return func(*(self._cast(a, dtype) for a in args), **{k: self._cast(v, dtype) for k, v in kwargs.items()})
-        finally:
-            self.off -= 1
-
-    @contextmanager
-    def setting(self, *args: Any, enabled: bool = True, **kwargs: Any) -> Iterator[None]:
-        """Replace torch.autocast, which does not support the meta device."""
-        self.off += not enabled
-        yield
-        self.off -= not enabled
-
-    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
-        if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point or value.dtype == dtype:
-            return value
-        if self.cache is None or not (isinstance(value, torch.nn.Parameter) and value.requires_grad):
-            return value.to(dtype)
-        if id(value) not in self.cache:
-            self.cache[id(value)] = value.to(dtype)
-        return self.cache[id(value)]
-
-
-class _Nf4Product(torch.autograd.Function):
-    """Stand-in for bitsandbytes' MatMul4Bit, which dequantizes for each product and saves nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
-        ctx.layer = layer
-        return torch.nn.functional.linear(x, _dense(layer, x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return gradients[0] @ _dense(ctx.layer, gradients[0].dtype), None
-
 
 def _frozen_weight(layer: Any, dtype: Any = None) -> torch.Tensor:
-    quantized = isinstance(layer, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
-    return _dense(layer, torch.bfloat16) if quantized else layer.weight.detach()
-
-
-def _dense(layer: Any, dtype: torch.dtype) -> torch.Tensor:
-    scales = torch.empty(layer.in_features * layer.out_features // 64, device="meta")  # of double quantisation
-    dense = torch.empty(layer.out_features, layer.in_features, dtype=dtype, device="meta")
-    del scales
-    return dense
-
-
-class Linear4bit(bnb.nn.Linear4bit):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = _Nf4Product.apply(x.to(self.compute_dtype), self)  # type: ignore[no-untyped-call]
-        return y if self.bias is None else y + self.bias.to(y.dtype)
-
-
-class _Int8Product(torch.autograd.Function):
-    """Stand-in for bitsandbytes' MatMul8bitLt, which rounds states to int8, adds in int32 and saves its input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
-        ctx.layer, ctx.x = layer, x
-        flat = x.reshape(-1, x.shape[-1])
-        half = flat.to(torch.float16)
-        rounded = torch.empty_like(half, dtype=torch.int8)
-        del half
-        sums = torch.empty(flat.shape[0], layer.out_features, dtype=torch.int32, device="meta")
-        y = torch.empty_like(sums, dtype=x.dtype)
-        del sums, rounded
-        return y.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        layer, gradient = ctx.layer, gradients[0]
-        dense = torch.empty(layer.out_features, layer.in_features, dtype=gradient.dtype, device="meta")
-        return gradient @ dense, None
-
-
-class Linear8bitLt(bnb.nn.Linear8bitLt):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = _Int8Product.apply(x, self)  # type: ignore[no-untyped-call]
-        return y if self.bias is None else y + self.bias.to(y.dtype)
-
-
-class _Attention(torch.autograd.Function):
-    """Stand-in for PyTorch's fused attention, which saves its inputs, its output and a sum for every query."""
-
-    @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> torch.Tensor:
-        result = torch.empty_like(q.transpose(1, 2).contiguous()).transpose(1, 2)
-        sums = torch.empty(q.shape[:-1], dtype=torch.float32, device="meta")
-        bias = None if mask is None else mask.to(q.dtype)
-        ctx.save_for_backward(q, k, v, result, sums, bias)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        q, k, v, *_ = ctx.saved_tensors
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
-
-
-def _sdpa(query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any) -> torch.Tensor:
-    result: torch.Tensor = _Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _RmsNorm(torch.autograd.Function):
-    """Stand-in for PyTorch's fused RMS norm, which saves the states and one number for each token."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, size: Any, eps: float) -> torch.Tensor:
-        ctx.save_for_backward(x, torch.empty(x.shape[:-1], dtype=torch.float32, device="meta"))
-        return torch.empty_like(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return torch.empty_like(ctx.saved_tensors[0]), None, None
-
-
-def _rms_norm(x: torch.Tensor, size: Any, eps: float) -> torch.Tensor:
-    result: torch.Tensor = _RmsNorm.apply(x, size, eps)  # type: ignore[no-untyped-call]
-    return result
+    quantized = isinstance(layer, Linear4bit | Linear8bitLt)
+    return make_dense_weight(layer, torch.bfloat16) if quantized else layer.weight.detach()
 
 
 class _TrlHead(torch.autograd.Function):
@@ -355,36 +176,8 @@ def _build(setting: Setting) -> Any:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.requires_grad_(False)
     if setting.mode != "none":
-        kind = Linear4bit if setting.mode == "4bit" else Linear8bitLt
-        _quantize(model, kind)
-        setattr(model, "is_loaded_in_" + setting.mode, True)
-        model.is_quantized = True
+        quantize(model, setting.mode)
     return model
-
-
-def _quantize(model: Any, kind: Any) -> None:
-    head = model.get_output_embeddings()
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, torch.nn.Linear | Conv1D) or module is head:
-            continue
-        conv = isinstance(module, Conv1D)
-        in_features, out_features = module.weight.shape if conv else module.weight.shape[::-1]
-        bias = module.bias is not None
-        if kind is Linear4bit:
-            new = Linear4bit(in_features, out_features, bias=bias, compute_dtype=torch.bfloat16)
-            # 4 bits a weight, one byte for 64 weights, one float for 256 of these
-            count = in_features * out_features
-            size = -(-count // 2) + -(-count // 64) + 4 * -(-count // (64 * 256)) + 1024 + 64
-        else:
-            new = Linear8bitLt(in_features, out_features, bias=bias, has_fp16_weights=False)
-            size = in_features * out_features + 4 * out_features
-        weight: Any = torch.nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
-        weight.compress_statistics, weight.quant_type, weight.blocksize = True, "nf4", 64  # PEFT copies these
-        new.weight = weight
-        if bias:
-            empty = torch.empty(out_features, dtype=torch.bfloat16, device="meta")
-            new.bias = torch.nn.Parameter(empty, requires_grad=False)
-        model.set_submodule(name, new)
 
 
 def _stock_forward(peft: Any, setting: Setting) -> torch.Tensor:
@@ -430,7 +223,7 @@ def _checkpoint(peft: Any, setting: Setting, autocast: Autocast) -> None:
 
 
 def _patches(setting: Setting, autocast: Autocast) -> Iterator[Any]:
-    yield patch("torch.nn.functional.scaled_dot_product_attention", _sdpa)
+    yield patch("torch.nn.functional.scaled_dot_product_attention", fused_attention)
     yield patch("torch.autocast", autocast.setting)
     yield patch("transformers.masking_utils._ignore_causal_mask_sdpa", lambda *a, **k: not setting.padded)
     yield patch("transformers.masking_utils.find_packed_sequence_indices", lambda *a, **k: None)
@@ -439,5 +232,5 @@ def _patches(setting: Setting, autocast: Autocast) -> Iterator[Any]:
     # Tensors without values cannot be compared, so the kernel is not chosen by a try.
     kernel = VarlenKernel(varlen_attn, frozenset(inspect.signature(varlen_attn).parameters), expands_keys=False)
     yield patch("lora_chat.training.fast_path.attention.gpu.find_varlen_kernel", lambda *a: kernel)
-    yield patch("lora_chat.training.fast_path.layers.rms_norm.stock_rms_norm", _rms_norm)
+    yield patch("lora_chat.training.fast_path.layers.rms_norm.stock_rms_norm", fused_rms_norm)
     yield patch("torch.is_autocast_enabled", lambda *a: setting.learns)  # PEFT asks

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lora_chat.config.adapter_section import AdapterSection
 from lora_chat.config.limits import PARITY_MAX_NEW_TOKENS
 from lora_chat.config.plan import BYTES_BY_DTYPE, PrecisionPlan
 from lora_chat.errors import OutOfMemoryError, RecipeError
 from lora_chat.export.parity.samples import ParitySample
 from lora_chat.models.base_model import LocalBase, load_meta_model, read_config
-from lora_chat.models.shape import read_shape
+from lora_chat.models.shape import ModelShape, read_shape
 from lora_chat.planning.device import USABLE_MEMORY_FRACTION
 from lora_chat.planning.parity_memory import ParityWorkload, estimate_parity_activations
 from lora_chat.system.console import format_bytes
@@ -96,10 +97,15 @@ def read_on_either_device(precision: PrecisionPlan, read: Callable[[PrecisionPla
 def _measure_merged(base: LocalBase, precision: PrecisionPlan, samples: Sequence[ParitySample]) -> MergedSize:
     """Return the bytes of a merged model and of its parity check."""
     weights = _count_weight_bytes(base, precision)
+    shape: ModelShape
     try:
         shape = read_shape(read_config(base).get_text_config().to_dict(), base.name)
-    except RecipeError:  # an architecture without a known shape
-        return MergedSize(weights, 0)
+    except RecipeError:  # an architecture without formulas
+        import torch
+
+        from lora_chat.planning.dry_run.measure import measure_shape
+
+        shape = measure_shape(load_meta_model(base).to(torch.bfloat16), AdapterSection())
     workload = ParityWorkload(
         longest=max(len(sample.ids) for sample in samples),
         positions=max(len(sample.positions) for sample in samples),

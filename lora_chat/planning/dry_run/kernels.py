@@ -10,8 +10,9 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> torch.Tensor:
-        rows, heads, tokens, _ = q.shape
-        result = torch.empty(rows, tokens, heads, v.shape[-1], dtype=q.dtype, device=q.device).transpose(1, 2)
+        copied = q.transpose(1, 2).contiguous()
+        result = copied.new_empty(*copied.shape[:-1], v.shape[-1]).transpose(1, 2)
+        del copied
         sums = torch.empty(q.shape[:-1], dtype=torch.float32, device="meta")
         bias = None if mask is None else mask.to(q.dtype)
         ctx.save_for_backward(q, k, v, result, sums, bias)

@@ -12,15 +12,18 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from lora_chat.config.adapter_section import AdapterSection
+from lora_chat.config.lora_variants import find_initialization
+from lora_chat.config.stored_quantization import QuantizationMode
+from lora_chat.errors import LoraChatError
 from lora_chat.models.adapter import attach_adapter
 from lora_chat.models.architectures import LOGIT_SCALING_FIELDS, SOFTCAPPING_FIELDS, find_architecture
-from lora_chat.models.shape import LinearShape
+from lora_chat.models.shape import LinearShape, read_size
 from lora_chat.planning.dry_run.autocast import Autocast
 from lora_chat.planning.dry_run.curves import Curve
 from lora_chat.planning.dry_run.layer_passes import RecordedPasses, find_decoder_layers, record_passes
 from lora_chat.planning.dry_run.quantized_layers import quantize
-from lora_chat.planning.layer_memory import MicroBatch, PassMemory, QuantizationMode
-from lora_chat.planning.measured_shape import BoundPasses, MeasuredShape, PassKind, PassSource, read_size
+from lora_chat.planning.layer_memory import MicroBatch, PassMemory
+from lora_chat.planning.measured_shape import BoundPasses, MeasuredShape, PassKind
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,7 +55,8 @@ def measure_shape(model: "PreTrainedModel", adapter: AdapterSection) -> Measured
     hidden_size = int(head.weight.shape[1])
     spec = replace(find_architecture(model.config.model_type), has_head_bias=_has_own_head(config, head))
     largest = max(matrices, default=0)
-    shape = MeasuredShape(
+    bound = BoundPasses(_count_features(model, layers, config), hidden_size, heads, largest)
+    return MeasuredShape(
         architecture=spec,
         layer_family=spec.model_type,
         num_layers=max(1, len(layers)),
@@ -70,26 +74,20 @@ def measure_shape(model: "PreTrainedModel", adapter: AdapterSection) -> Measured
         embedding_weights=embedding_weights,
         other_weights=sum(p.numel() for p in model.parameters()) - embedding_weights - linear_weights,
         largest_weight=largest,
-        passes=BoundPasses(_count_features(model, layers, config), hidden_size, heads, largest),
+        passes=DryRunPasses(model, adapter, bound),
     )
-    dry_run = DryRunPasses(model, adapter)
-    try:
-        dry_run.find("checkpointed", "none", MicroBatch(1, 1, 1))
-    except Exception as error:  # an operation without an implementation for tensors without values
-        logger.debug("The model cannot run without weights: %s", error)
-        return shape
-    passes: PassSource = dry_run
-    return replace(shape, passes=passes)
 
 
 class DryRunPasses:
-    """Bytes of the decoder layers from dry runs of the model; each is run once, at three lengths."""
+    """Bytes of the decoder layers from dry runs of the model; each is run once, at three lengths.
 
-    is_bound = False
+    If an operation has no implementation for tensors without values, the bytes are an upper bound.
+    """
 
-    def __init__(self, model: "PreTrainedModel", adapter: AdapterSection) -> None:
-        self._adapter = adapter
-        self._adapter_differs_by_layer = bool(adapter.layers or adapter.rank_pattern)
+    def __init__(self, model: "PreTrainedModel", adapter: AdapterSection, bound: BoundPasses) -> None:
+        self._adapter, self._bound = _only_lora(adapter), bound
+        self.is_bound = False
+        self._adapter_differs_by_layer = adapter.selects_layers
         self._kinds = [_kind_of_layer(layer) for layer in find_decoder_layers(model)]
         self._first_layers = model.requires_grad_(False)
         if not self._adapter_differs_by_layer:
@@ -99,8 +97,16 @@ class DryRunPasses:
 
     def find(self, kind: PassKind, mode: QuantizationMode, batch: MicroBatch) -> tuple[PassMemory, PassMemory]:
         """Return the memory of the forward and of the backward pass; the latter is zero without gradients."""
-        if (kind, mode) not in self._curves:
-            self._curves[kind, mode] = self._run(kind, mode)
+        if not self.is_bound and (kind, mode) not in self._curves:
+            try:
+                self._curves[kind, mode] = self._run(kind, mode)
+            except LoraChatError:
+                raise
+            except Exception as error:
+                logger.debug("The model cannot run without weights: %s", error)
+                self.is_bound = True
+        if self.is_bound:
+            return self._bound.find(kind, mode, batch)
         forward, backward = self._curves[kind, mode]
         evaluated = PassMemory(*(curve.value(batch) for curve in forward))
         return evaluated, _NO_PASS if kind == "read" else PassMemory(*(curve.value(batch) for curve in backward))
@@ -136,6 +142,13 @@ class DryRunPasses:
         if kind != "read":
             model.enable_input_require_grads()
         return model, kinds
+
+
+def _only_lora(adapter: AdapterSection) -> AdapterSection:
+    """Return the LoRA layers of an adapter: what is trained beside them has formulas (`trained_parts`)."""
+    rank = adapter.rank * find_initialization(adapter.initialization).rank_factor
+    plain = {"initialization": "default", "bias": "none", "modules_to_save": None, "trainable_tokens": None}
+    return adapter.model_copy(update={"rank": rank, "new_tokens": None, **plain})
 
 
 def _fit(points: Sequence[int], recorded: Sequence[RecordedPasses], name: str) -> Sequence[Curve]:

@@ -13,14 +13,15 @@ class _Nf4Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
         ctx.layer = layer
-        return torch.nn.functional.linear(x, _dense(layer, x.dtype))
+        return torch.nn.functional.linear(x, make_dense_weight(layer, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return gradients[0] @ _dense(ctx.layer, gradients[0].dtype), None
+        return gradients[0] @ make_dense_weight(ctx.layer, gradients[0].dtype), None
 
 
-def _dense(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+def make_dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Return a dequantized weight, allocated beside its scales as bitsandbytes does."""
     scales = torch.empty(layer.in_features * layer.out_features // 64, device="meta")  # of double quantisation
     dense = torch.empty(layer.out_features, layer.in_features, dtype=dtype, device="meta")
     del scales

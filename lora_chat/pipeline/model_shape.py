@@ -1,0 +1,47 @@
+"""The shape of a base that a plan is for: from its config by formulas, or measured on the model without weights."""
+
+from lora_chat.config.plan import Plan
+from lora_chat.errors import RecipeError
+from lora_chat.models.adapter import count_trainable_parameters
+from lora_chat.models.auto_class import make_meta_model
+from lora_chat.models.base_config import BaseConfig, make_config
+from lora_chat.models.shape import ModelShape, read_shape
+from lora_chat.planning.measured_shape import MeasuredShape
+
+
+def find_shape(plan: Plan, base: BaseConfig) -> ModelShape:
+    """Return the shape of a base.
+
+    It is measured if there are no formulas for its architecture, or if the base has more than a text model. Raises
+    RecipeError for an adapter that does not fit the base, UnavailableError for a config that describes no model.
+    """
+    try:
+        shape = read_shape(base.config, base.name)
+    except RecipeError:
+        return measure_base(plan, base)
+    config = make_config(base)
+    return shape if config.get_text_config() is config else measure_base(plan, base)
+
+
+def measure_base(plan: Plan, base: BaseConfig) -> MeasuredShape:
+    """Return the shape of a base of any architecture."""
+    import torch
+
+    from lora_chat.planning.dry_run.measure import measure_shape
+
+    model = make_meta_model(make_config(base), base.name).to(torch.bfloat16)
+    return measure_shape(model, plan.adapter)
+
+
+def count_selected_parameters(plan: Plan, base: BaseConfig, shape: ModelShape) -> int | None:
+    """Return the number of weights that a plan trains if it depends on names of layers.
+
+    None means that the shape tells it, or that only the config of the base is known; then the plan has the number for
+    all layers with the largest rank.
+    """
+    needs_names = plan.adapter.selects_layers or plan.adapter.bias != "none"
+    if not isinstance(shape, MeasuredShape) and (not needs_names or base.folder is None):
+        return None
+    # The estimate adds the modules and rows that are trained beside LoRA.
+    only_lora = plan.adapter.model_copy(update={"modules_to_save": None, "trainable_tokens": None})
+    return count_trainable_parameters(make_meta_model(make_config(base), base.name), only_lora)
