@@ -1,4 +1,4 @@
-"""Sizes of a base and its numbers of weights, from its config.json alone."""
+"""Sizes of a base and its numbers of weights, from its config.json only."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

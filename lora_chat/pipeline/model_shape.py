@@ -12,7 +12,7 @@ from lora_chat.planning.measured_shape import MeasuredShape
 def find_shape(plan: Plan, base: BaseConfig) -> ModelShape:
     """Return the shape of a base.
 
-    It is measured if there are no formulas for its architecture, or if the base has more than a text model. Raises
+    It is measured if its architecture has no formulas, or if the base has more than a text model. Raises
     RecipeError for an adapter that does not fit the base, UnavailableError for a config that describes no model.
     """
     try:
@@ -36,7 +36,7 @@ def measure_base(plan: Plan, base: BaseConfig) -> MeasuredShape:
 def count_selected_parameters(plan: Plan, base: BaseConfig, shape: ModelShape) -> int | None:
     """Return the number of weights that a plan trains if it depends on names of layers.
 
-    None means that the shape tells it, or that only the config of the base is known; then the plan has the number for
+    None means that it follows from the shape, or that only the config of the base is known; then the plan has the number for
     all layers with the largest rank.
     """
     needs_names = plan.adapter.selects_layers or plan.adapter.bias != "none"

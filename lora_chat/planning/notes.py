@@ -40,7 +40,7 @@ def _note_quantization(plan: Plan) -> list[str]:
 
 
 def _note_memory_source(candidate: Candidate) -> list[str]:
-    """Return how the memory is known if there are no formulas for the base."""
+    """Return how the memory is known if the base has no formulas."""
     shape = candidate.problem.shape
     source = find_memory_source(shape)
     if source == "formulas":

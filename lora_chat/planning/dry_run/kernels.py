@@ -1,4 +1,4 @@
-"""Stand-ins for fused attention and norms on the meta device, which allocate and save the same bytes."""
+"""Replacements of fused attention and norms on the meta device, which allocate and save the same bytes."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 
 
 class _Attention(torch.autograd.Function):
-    """Stand-in for PyTorch's fused attention, which saves its inputs, its output and a sum for every query."""
+    """Replacement of PyTorch's fused attention, which saves its inputs, its output and a sum for every query."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> torch.Tensor:
@@ -31,7 +31,7 @@ def fused_attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **k
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Stand-in for PyTorch's fused RMS norm, which saves the states and one number for each token."""
+    """Replacement of PyTorch's fused RMS norm, which saves the states and one number for each token."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, size: Any, eps: float) -> torch.Tensor:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class _LayerBytes:
-    """Bytes of one decoder layer: what it keeps, and what it needs further at any moment of a pass."""
+    """Bytes of one decoder layer: the saved ones, and further ones at any moment of a pass."""
 
     start: int
-    kept: int = 0
+    saved_bytes: int = 0
     forward_peak: int = 0
     backward_start: int = 0
     backward_peak: int = 0
@@ -52,9 +52,9 @@ class _LayerRecorder:
         number = self._index[id(layer)]
         if self.in_backward:
             return
-        found = self.layers[number]
-        found.kept = self._live.now - found.start
-        found.forward_peak = self._live.peak - self._live.now
+        record = self.layers[number]
+        record.saved_bytes = self._live.now - record.start
+        record.forward_peak = self._live.peak - self._live.now
         states = output[0] if isinstance(output, tuple) else output
         if isinstance(states, torch.Tensor) and states.requires_grad:
             states.register_hook(lambda gradient: self._begin_backward(number))  # type: ignore[no-untyped-call]
@@ -72,8 +72,8 @@ class _LayerRecorder:
     def end_backward(self) -> None:
         """Close the layer whose gradients were computed last."""
         if self._current is not None:
-            found = self.layers[self._current]
-            found.backward_peak = self._live.peak - found.backward_start
+            record = self.layers[self._current]
+            record.backward_peak = self._live.peak - record.backward_start
             self._current = None
 
 
@@ -121,16 +121,16 @@ def _summarize(
 ) -> RecordedPasses:
     """Extrapolate from recorded layers to all layers of the whole model."""
     by_kind: dict[object, int] = {}
-    for number, found in sorted(layers.items(), reverse=True):
+    for number, record in sorted(layers.items(), reverse=True):
         # The caller frees a layer's input after the layer has returned, so its bytes end where the next layer begins.
         if number + 1 in layers or kinds[number] not in by_kind:
-            by_kind[kinds[number]] = layers[number + 1].start - found.start if number + 1 in layers else found.kept
-    kept = sum(by_kind[kind] for kind in kinds) // len(kinds)
-    kept_here = sum(found.kept for found in layers.values())
-    rest = max(0, before_backward - static - kept_here)
+            by_kind[kinds[number]] = layers[number + 1].start - record.start if number + 1 in layers else record.saved_bytes
+    saved_bytes = sum(by_kind[kind] for kind in kinds) // len(kinds)
+    recorded_bytes = sum(record.saved_bytes for record in layers.values())
+    rest = max(0, before_backward - static - recorded_bytes)
     return RecordedPasses(
-        PassMemory(kept, rest, max(0, *(found.forward_peak for found in layers.values()))),
-        PassMemory(kept, rest, max(0, *(found.backward_peak for found in layers.values()))),
+        PassMemory(saved_bytes, rest, max(0, *(record.forward_peak for record in layers.values()))),
+        PassMemory(saved_bytes, rest, max(0, *(record.backward_peak for record in layers.values()))),
     )
 
 

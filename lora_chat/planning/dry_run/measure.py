@@ -145,7 +145,7 @@ class DryRunPasses:
 
 
 def _only_lora(adapter: AdapterSection) -> AdapterSection:
-    """Return the LoRA layers of an adapter: what is trained beside them has formulas (`trained_parts`)."""
+    """Return the LoRA layers of an adapter: parts that are trained beside them have formulas (`trained_parts`)."""
     rank = adapter.rank * find_initialization(adapter.initialization).rank_factor
     plain = {"initialization": "default", "bias": "none", "modules_to_save": None, "trainable_tokens": None}
     return adapter.model_copy(update={"rank": rank, "new_tokens": None, **plain})
@@ -153,18 +153,18 @@ def _only_lora(adapter: AdapterSection) -> AdapterSection:
 
 def _fit(points: Sequence[int], recorded: Sequence[RecordedPasses], name: str) -> Sequence[Curve]:
     """Return the curves of a pass: of a layer, of the rest, and of the peak."""
-    passes: list[PassMemory] = [getattr(one, name) for one in recorded]
+    passes: list[PassMemory] = [getattr(passes_of_run, name) for passes_of_run in recorded]
     return [Curve.through(points, [getattr(memory, part) for memory in passes]) for part in ("layer", "rest", "peak")]
 
 
 def _find_linears(model: torch.nn.Module, head: Any) -> list[LinearShape]:
     """Return the linear layers that bitsandbytes quantizes: all but the head."""
-    found = []
+    linears = []
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
             inputs, outputs = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
-            found.append(LinearShape(name.rpartition(".")[2], inputs, outputs, module.bias is not None))
-    return found
+            linears.append(LinearShape(name.rpartition(".")[2], inputs, outputs, module.bias is not None))
+    return linears
 
 
 def _embedding_weights(model: torch.nn.Module, head: torch.nn.Module) -> list[torch.Tensor]:
@@ -196,7 +196,7 @@ def _count_features(model: torch.nn.Module, layers: Sequence[torch.nn.Module], c
 
 
 def _kind_of_layer(layer: torch.nn.Module) -> object:
-    """Return what layers of equal memory share: class, shapes of weights, and kind of attention."""
+    """Return the properties that layers of equal memory share: class, shapes of weights, and kind of attention."""
     shapes = tuple((name, tuple(weight.shape)) for name, weight in layer.named_parameters())
     kinds = tuple(
         (name, value)
@@ -210,8 +210,8 @@ def _kind_of_layer(layer: torch.nn.Module) -> object:
 def _count_needed_layers(kinds: Sequence[object]) -> int:
     """Return the number of first layers with every kind, with the first kind twice, and one more."""
     last_new = max((kinds.index(kind) for kind in set(kinds)), default=-1)
-    again = kinds.index(kinds[0], 1) if kinds and kinds[0] in kinds[1:] else 0
-    return min(len(kinds), max(last_new, again) + 2)
+    second_time = kinds.index(kinds[0], 1) if kinds and kinds[0] in kinds[1:] else 0
+    return min(len(kinds), max(last_new, second_time) + 2)
 
 
 def _keep_first_layers(model: torch.nn.Module, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Stand-ins for bitsandbytes' layers on the meta device, which allocate and save the same bytes."""
+"""Replacements of bitsandbytes' layers on the meta device, which allocate and save the same bytes."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 class _Nf4Product(torch.autograd.Function):
-    """Stand-in for bitsandbytes' MatMul4Bit, which dequantizes for each product and saves nothing."""
+    """Replacement of bitsandbytes' MatMul4Bit, which dequantizes for each product and saves nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
@@ -37,7 +37,7 @@ class Linear4bit(bnb.nn.Linear4bit):
 
 
 class _Int8Product(torch.autograd.Function):
-    """Stand-in for bitsandbytes' MatMul8bitLt, which rounds states to int8, adds in int32 and saves its input."""
+    """Replacement of bitsandbytes' MatMul8bitLt, which rounds states to int8, adds in int32 and saves its input."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
