@@ -41,7 +41,7 @@ def check_causal_config(config: "PretrainedConfig", base: str) -> None:
 
 
 def check_causality(model: "PreTrainedModel", ids: Sequence[int], base: str) -> None:
-    """Raise UnavailableError if later tokens change the logits of earlier ones. `ids` are the tokens of any dialogue."""
+    """Raise UnavailableError if later tokens change earlier logits. `ids` are the tokens of any dialogue."""
     import torch
 
     sample = list(ids[:_MAX_SAMPLE_TOKENS])

@@ -36,8 +36,8 @@ def measure_base(plan: Plan, base: BaseConfig) -> MeasuredShape:
 def count_selected_parameters(plan: Plan, base: BaseConfig, shape: ModelShape) -> int | None:
     """Return the number of weights that a plan trains if it depends on names of layers.
 
-    None means that it follows from the shape, or that only the config of the base is known; then the plan has the number for
-    all layers with the largest rank.
+    None means that it follows from the shape, or that only the config of the base is known; then the plan has the
+    number for all layers with the largest rank.
     """
     needs_names = plan.adapter.selects_layers or plan.adapter.bias != "none"
     if not isinstance(shape, MeasuredShape) and (not needs_names or base.folder is None):

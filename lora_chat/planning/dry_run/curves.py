@@ -18,7 +18,7 @@ class Curve:
     def through(cls, tokens: Sequence[int], values: Sequence[int]) -> "Curve":
         """Return the curve through three points of one row each.
 
-        Bytes that grow more slowly than tokens, such as the bytes of a sliding window, are continued by a straight line.
+        Bytes that grow more slowly than tokens, as in a sliding window, are continued by a straight line.
         """
         (x0, x1, x2), (y0, y1, y2) = tokens, values
         slope = (y2 - y1) / (x2 - x1)

@@ -124,7 +124,9 @@ def _summarize(
     for number, record in sorted(layers.items(), reverse=True):
         # The caller frees a layer's input after the layer has returned, so its bytes end where the next layer begins.
         if number + 1 in layers or kinds[number] not in by_kind:
-            by_kind[kinds[number]] = layers[number + 1].start - record.start if number + 1 in layers else record.saved_bytes
+            by_kind[kinds[number]] = (
+                layers[number + 1].start - record.start if number + 1 in layers else record.saved_bytes
+            )
     saved_bytes = sum(by_kind[kind] for kind in kinds) // len(kinds)
     recorded_bytes = sum(record.saved_bytes for record in layers.values())
     rest = max(0, before_backward - static - recorded_bytes)
