@@ -1,4 +1,4 @@
-"""Memory and time of a run, estimated before weights load; imports no torch.
+"""Memory and time of a run, estimated before weights load; imports no torch, except in `dry_run`.
 
 - calibration: Extrapolation from benchmarks of small models to the whole base
 - device: The target device of a plan, with its memory and speed
@@ -10,6 +10,7 @@
 - gpu_specs: GPUs by name, with the figures of their data sheets
 - layer_memory: Bytes that decoder layers allocate, as sums of products of widths
 - local_device: This machine as a target device
+- measured_shape: Shape of a model that was measured without weights
 - merge_plan: A later `merge` of a GPU run
 - notes: What a user should know beside the figures of an estimate
 - overrides: Plans with other values of settings, and the difference of two plans
