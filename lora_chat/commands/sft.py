@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.pipeline.sft_result import format_result
 
     command = ["lora-chat", "sft", options.recipe, *(part for setting in options.set for part in ("--set", setting))]
+    command += ["--accept-template"] if options.accept_template else []
     progress = RunProgress(command=shlex.join(command))
     resume = None
     if options.resume is not None:

@@ -27,7 +27,7 @@ from lora_chat.pipeline.compare_generations import add_original_base, measure_ge
 from lora_chat.pipeline.estimate import resolve_plan
 from lora_chat.pipeline.merge_parent import merge_parent
 from lora_chat.pipeline.parent import Parent, read_lineage
-from lora_chat.pipeline.parent_copy import keep_lineage, open_parent
+from lora_chat.pipeline.parent_copy import is_template_accepted, keep_lineage, open_parent
 from lora_chat.pipeline.parent_settings import inherit_settings
 from lora_chat.pipeline.prepare import PreparedRun, audit_run, format_plan_summary, prepare_run
 from lora_chat.pipeline.resume import ResumeRequest, find_resume_point, find_run_to_resume, is_finished, is_foreign_run
@@ -81,6 +81,7 @@ def fine_tune(
     parent = open_parent(recipe, earlier)
     if parent:
         recipe = inherit_settings(recipe, parent)
+        accept_template = accept_template or is_template_accepted(earlier, parent)
     plan = make_plan(recipe, hardware)
     if recipe.training.fast_path is True and not plan.training.fast_path:
         logger.info(_STOCK_PATH_IN_FLOAT16)
@@ -230,7 +231,7 @@ def _load_model(
     skeleton = load_meta_model(prepared.base)
     left_out = describe_left_out(find_text_layers(skeleton))
     trainable_parameters = count_trainable_parameters(skeleton, prepared.adapter, prepared.new_ids)
-    check_disk_space(run.path, trainable_parameters, plan.checkpoint.keep)
+    check_disk_space(run.path, trainable_parameters, plan.checkpoint.keep, (run.parent, run.merged_base))
     progress.enter_stage("loading the base")
     base_model = load_base_model(prepared.base, plan.precision)
     known_ids = [token for token in prepared.train.rows[0].input_ids if token not in prepared.new_ids]

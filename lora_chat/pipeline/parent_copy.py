@@ -45,6 +45,15 @@ def open_parent(recipe: Recipe, earlier: RunFolder | None) -> Parent | None:
     return find_parent(start, how, exclude=earlier.path if earlier else None)
 
 
+def is_template_accepted(run: RunFolder | None, parent: Parent) -> bool:
+    """Return whether a run keeps a copy of a parent with the same chat template, which its user has accepted."""
+    copy = read_parent_copy(run) if run is not None else None
+    return copy is not None and (copy.record.adapter, copy.stored.template) == (
+        parent.record.adapter,
+        parent.stored.template,
+    )
+
+
 def _is_start_of(run: RunFolder, start: str) -> bool:
     """Return whether a run began with this text in `adapter.start`, whose relative path is absolute while it exists."""
     recorded, parts = run.read_plan().adapter.start, Path(start).parts
@@ -106,12 +115,6 @@ def keep_lineage(run: RunFolder, parent: Parent | None, base: Identity) -> Paren
     lineage = [entry.model_dump(mode="json") for entry in copy.make_lineage(base)]
     run.write_json(run.lineage, {"lineage": lineage})
     return copy
-
-
-def count_parent_bytes(parent: Parent) -> int:
-    """Return the bytes of a parent's files in a run folder."""
-    weights = sum(weight.numel() * weight.element_size() for weight in parent.stored.read_weights().values())
-    return weights + sum(path.stat().st_size for path in _list_held_out(parent.held_out))
 
 
 def _list_held_out(run: RunFolder | None) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """Disk space that a run needs, and the check that it is free."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from lora_chat.errors import DiskFullError
@@ -21,9 +22,16 @@ def run_bytes(parameters: int, keep: int) -> int:
     return (keep + 1) * checkpoint_bytes(parameters) + 2 * _ADAPTER_BYTES_PER_PARAMETER * parameters
 
 
-def check_disk_space(folder: Path, parameters: int, keep: int) -> None:
-    """Raise DiskFullError if the disk of `folder` is too small for a run; existing files of the run count as room."""
-    existing_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def check_disk_space(folder: Path, parameters: int, keep: int, kept_folders: Sequence[Path] = ()) -> None:
+    """Raise DiskFullError if the disk of `folder` is too small for a run.
+
+    Existing files of the run count as room, except for those in `kept_folders`, which the run does not write again.
+    """
+    existing_bytes = sum(
+        path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and not any(path.is_relative_to(kept) for kept in kept_folders)
+    )
     needed, free = run_bytes(parameters, keep), shutil.disk_usage(folder).free
     if free < needed - existing_bytes:
         raise DiskFullError(

@@ -76,8 +76,14 @@ class RunEstimate:
 
     @property
     def worst_phase(self) -> PhaseMemory:
-        """Return the phase of `sft` that needs the most memory."""
-        return max((phase for phase in self.phases if phase.name in SFT_PHASES), key=lambda phase: phase.total)
+        """Return the phase of `sft` that needs the most memory, with the merge of a parent on a CPU."""
+        merges = self.plan.adapter.stack is not None
+        phases = [
+            phase
+            for phase in self.phases
+            if phase.name in SFT_PHASES or (merges and phase.name == "merge" and not phase.in_main_memory)
+        ]
+        return max(phases, key=lambda phase: phase.total)
 
     @property
     def peak(self) -> int:
@@ -203,7 +209,8 @@ def make_estimate(
         if benchmark
         else None,
         disk_bytes={
-            "run": run_bytes(trainable_parameters, plan.checkpoint.keep),
+            "run": run_bytes(trainable_parameters, plan.checkpoint.keep)
+            + (2 * problem.shape.weights if plan.adapter.stack else 0),
             "merge": 2 * problem.shape.weights,
             "export": 2 * problem.shape.weights + int(_Q8_0_BYTES_PER_WEIGHT * problem.shape.weights),
         },
