@@ -1,5 +1,6 @@
 """The parent of an existing adapter: the copy in its run, or an adapter that the user names, compared by digest."""
 
+from lora_chat.config.recipe import BaseSection
 from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.pipeline.open_adapter import OpenAdapter
 from lora_chat.pipeline.parent import Parent, digest_config, find_parent, read_lineage, with_made_by_user
@@ -26,7 +27,8 @@ def find_known_parent(opened: OpenAdapter, source: str | None) -> Parent | None:
         return None
     nearest, identity = lineage[0], opened.adapter.stored.identity
     if source is not None:
-        parent = find_parent(source, nearest.how)
+        section = BaseSection(name=opened.adapter.base.name) if nearest.how == "start" else None
+        parent = find_parent(source, nearest.how, section)
     elif opened.run is not None and (copy := read_parent_copy(opened.run)) is not None:
         parent = with_made_by_user(copy, made_by_user=opened.made_by_user)
     else:

@@ -10,11 +10,15 @@ from typing import TypeVar
 from pydantic import Field
 
 from lora_chat.config.base import StrictModel
-from lora_chat.errors import IntegrityError, LoraChatError, UsageError
+from lora_chat.config.recipe import BaseSection
+from lora_chat.errors import IntegrityError, LoraChatError, UnavailableError, UsageError
 from lora_chat.models.adapter import encode_stored_weights, validate_adapter_config
 from lora_chat.models.adapter_config import LoraSettings, StoredAdapter
+from lora_chat.models.base_model import find_base, load_tokenizer
+from lora_chat.models.foreign.fit import fit_foreign_adapter
+from lora_chat.models.foreign.tokenizer_check import check_tokenizer_beside
 from lora_chat.models.identity import Identity
-from lora_chat.pipeline.open_adapter import FoundAdapter, TrustOptions, find_adapter
+from lora_chat.pipeline.open_adapter import FoundAdapter, TrustOptions, find_adapter, find_adapter_base
 from lora_chat.runs.run_folder import RunFolder, is_run_folder
 from lora_chat.sharing.collect import collect_data, collect_recipe
 from lora_chat.sharing.figures import Sha256Digest
@@ -26,6 +30,8 @@ from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.user_path import expand_user_path
 
 _Value = TypeVar("_Value")
+_UNKNOWN_BASE = "unknown"
+"""Name of the base of an adapter that names none."""
 
 
 class ParentRecord(StrictModel):
@@ -96,10 +102,13 @@ def digest_config(settings: LoraSettings, identity: Identity) -> str:
     return hashlib.sha256(encode_config(config)).hexdigest()
 
 
-def find_parent(source: str, how: Inheritance, *, exclude: Path | None = None) -> Parent:
+def find_parent(
+    source: str, how: Inheritance, base: BaseSection | None = None, *, exclude: Path | None = None
+) -> Parent:
     """Find a run, a parcel or a folder as the parent of a run, and check its settings and weights.
 
-    `exclude` is the folder of the run itself. Raises UsageError for a training that is not finished, IntegrityError for
+    An adapter of another tool is read by the layers of `base`, or of the base that it names. `exclude` is the folder of
+    the run itself. Raises UsageError for a training that is not finished, IntegrityError for
     an adapter that is damaged or that no recipe can continue.
     """
     path = expand_user_path(source, "adapter.start: ")
@@ -107,6 +116,8 @@ def find_parent(source: str, how: Inheritance, *, exclude: Path | None = None) -
         raise UsageError(f"adapter.start: {source} is the run itself. Fix: name the adapter that the run began with.")
     _refuse_checkpoint(path)
     files = find_adapter(source, TrustOptions())
+    if files.stored.identity is None:
+        files = replace(files, stored=_fit_to_base(files.stored, base))
     run = files.run or files.enclosing_run
     if run is not None and not run.result.is_file():
         raise UsageError(
@@ -127,12 +138,31 @@ def find_parent(source: str, how: Inheritance, *, exclude: Path | None = None) -
             f"{files.stored.name} replaces whole modules or rows of tokens, and such an adapter cannot be trained on. "
             f"Fix: merge it with lora-chat merge {source} --to DIR, and use DIR as base.name."
         )
+    if how == "start" and (settings.bias != "none" or files.stored.has_biases):
+        raise IntegrityError(
+            f"{files.stored.name} has biases of the base's layers, and such an adapter cannot be trained on. "
+            "Fix: merge it and train a new adapter: --set adapter.stack=merge_first."
+        )
     if how == "start" and LoraSettings.from_section(settings.to_section()) != settings:
         raise IntegrityError(
             f"{files.stored.name} has settings that no recipe can express, so its training cannot be continued. "
             "Fix: merge it and train a new adapter: --set adapter.stack=merge_first."
         )
-    return Parent(files.stored, settings, _make_record(files, run, how, source), run)
+    stored = files.stored
+    if not stored.config.get("base_model_name_or_path"):  # adapters of other tools may name no base
+        stored = replace(stored, config={**stored.config, "base_model_name_or_path": _UNKNOWN_BASE})
+    return Parent(stored, settings, _make_record(files, run, how, source), run)
+
+
+def _fit_to_base(stored: StoredAdapter, section: BaseSection | None) -> StoredAdapter:
+    """Return an adapter of another tool with the names of its base. Raise the errors of both."""
+    try:
+        base = find_base(section) if section else find_adapter_base(stored, TrustOptions(), untrusted_name=True)
+    except UnavailableError as error:
+        raise UnavailableError(str(error).replace("--base ", "--set base.name=")) from error
+    if stored.folder is not None:
+        check_tokenizer_beside(stored.name, stored.folder, base, load_tokenizer(base), force=False)
+    return fit_foreign_adapter(stored, base)
 
 
 def _refuse_checkpoint(path: Path) -> None:

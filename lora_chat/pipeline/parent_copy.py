@@ -42,7 +42,8 @@ def open_parent(recipe: Recipe, earlier: RunFolder | None) -> Parent | None:
         if copy.record.how != how:
             raise IntegrityError(f"{earlier and earlier.path} has another value of adapter.stack than the recipe.")
         return copy
-    return find_parent(start, how, exclude=earlier.path if earlier else None)
+    base = recipe.base if "name" in recipe.base.model_fields_set else None
+    return find_parent(start, how, base, exclude=earlier.path if earlier else None)
 
 
 def is_template_accepted(run: RunFolder | None, parent: Parent) -> bool:

@@ -29,7 +29,8 @@ def complete_recipe(recipe: Recipe) -> tuple[Recipe, Parent | None]:
     """Return a recipe with the settings of its parent, and the parent; for commands that train nothing."""
     if recipe.adapter.start is None:
         return recipe, None
-    parent = find_parent(recipe.adapter.start, recipe.adapter.stack or "start")
+    base = recipe.base if "name" in recipe.base.model_fields_set else None
+    parent = find_parent(recipe.adapter.start, recipe.adapter.stack or "start", base)
     return inherit_settings(recipe, parent), parent
 
 
