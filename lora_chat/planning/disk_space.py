@@ -30,7 +30,7 @@ def check_disk_space(folder: Path, parameters: int, keep: int, kept_folders: Seq
     existing_bytes = sum(
         path.stat().st_size
         for path in folder.rglob("*")
-        if path.is_file() and not any(path.is_relative_to(kept) for kept in kept_folders)
+        if path.is_file() and not any(path.is_relative_to(other) for other in kept_folders)
     )
     needed, free = run_bytes(parameters, keep), shutil.disk_usage(folder).free
     if free < needed - existing_bytes:
