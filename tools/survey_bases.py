@@ -23,6 +23,19 @@ from survey.case import Case, count_results
 from survey.commands import survey
 from survey.table import format_table
 
+MULTIMODAL = (
+    "internvl",
+    "lfm2_vl",
+    "llava",
+    "mistral3",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "smolvlm",
+)
+"""Bases for text and pictures that have no class for text only."""
+
 
 def main() -> None:
     """Survey the architectures named on the command line, or all of them."""
@@ -60,7 +73,7 @@ def _survey_all(model_types: list[str], keep: Path | None, mode: str) -> list[Ca
     transformers.logging.set_verbosity_error()
     root = keep or Path(tempfile.mkdtemp())
     cases = []
-    for model_type in model_types or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    for model_type in model_types or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MULTIMODAL}):
         folder = root / model_type
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
