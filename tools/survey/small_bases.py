@@ -52,6 +52,8 @@ _LINEAR_THEN_FULL = {"layer_types": ["linear_attention", "full_attention"]}
 _OWN_TEXT = {
     "qwen3_5": _LINEAR_THEN_FULL,
     "qwen3_5_moe": _LINEAR_THEN_FULL,
+    "qwen2_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}},
+    "qwen2_5_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}},
     "qwen4_exp": {"layer_types": ["linear_attention", "full_attention"]},
     "dots3_note": {"num_key_value_heads": 4},
 }
@@ -62,6 +64,7 @@ OWN: dict[str, dict[str, Any]] = {
     "blt": {"patcher_config": {}, "encoder_hash_byte_group_vocab": 64},
     "codegen": {"rotary_dim": 8},
     "cpmant": {"prompt_types": 2, "prompt_length": 2, "dim_ff": 128, "dim_head": 16},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8}},
     "dots1": {"num_key_value_heads": 2, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note_text": {"num_key_value_heads": 4},
