@@ -43,6 +43,7 @@ SMALL = {
     "hidden_size_per_layer_input": 8,
     "laurel_rank": 8,
     "image_size": 28,
+    "depth": 2,
     "patch_size": 14,
     "num_nextn_predict_layers": 0,
 }
