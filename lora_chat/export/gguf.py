@@ -1,6 +1,5 @@
 """Write the merged model, or only the adapter, as a GGUF for llama.cpp, and check it with llama.cpp."""
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from lora_chat.config.plan import Dtype
 from lora_chat.errors import UsageError
 from lora_chat.export.exporter import ExportJob
 from lora_chat.export.formats import DEFAULT_GGUF_TYPE, GGUF_TYPES
+from lora_chat.export.gguf_conversion import convert_model
 from lora_chat.export.llama_cpp_converters import convert, find_converters
 from lora_chat.export.merge import write_base, write_merged_model
 from lora_chat.export.parity.llama_cpp_runner import LlamaCppRunner, check_llama_cpp, run_llama_cpp
@@ -111,21 +111,6 @@ class GgufAdapterExporter(GgufExporter):
     def open_runner(self, path: Path) -> LlamaCppRunner:
         """Open the GGUF of the base with the adapter in llama.cpp."""
         return LlamaCppRunner(self._job.work_folder / "base.gguf", path, self._job.samples, self._job.blend.stop_ids)
-
-
-def convert_model(model: Path, gguf_type: str, to: Path, name: str) -> None:
-    """Write a GGUF of a model folder in a float type."""
-    _add_converter_fields(model / "config.json")
-    options: list[Path | str] = ["--outfile", to, "--outtype", gguf_type, "--model-name", name]
-    convert(find_converters() / "convert_hf_to_gguf.py", model, options)
-
-
-def _add_converter_fields(path: Path) -> None:
-    """Add the fields that a converter needs and Transformers 5 does not write, such as GPT-2's `n_ctx`."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    needed = dict(find_architecture(config.get("model_type")).llama_cpp_fields)
-    if missing := {name: config[source] for name, source in needed.items() if name not in config}:
-        path.write_text(json.dumps({**config, **missing}), encoding="utf-8")
 
 
 def _quantize(source: Path, gguf_type: str, to: Path, folder: Path) -> None:

