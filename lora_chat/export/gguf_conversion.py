@@ -20,7 +20,7 @@ _SPACE_MARK = "\u2581"
 _STRIPPING_NAME = "Phi-3"
 """Part of a model's name for which llama.cpp drops spaces after special tokens (`src/llama-vocab.cpp`, `load`)."""
 _STRIPPING_NAMES = ("phi-3", "phi3")
-_PROBE = "a"
+_LETTER = "a"
 
 
 def convert_model(model: Path, gguf_type: str, to: Path, name: str) -> None:
@@ -49,8 +49,8 @@ def find_space_prefix(tokenizer: "PreTrainedTokenizerBase") -> bool | None:
     special = sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     if not any(token.startswith(_SPACE_MARK) for token in vocabulary) or not special:
         return None
-    after_special = _has_prefix(tokenizer, f"{special[0]}{_PROBE}", special)
-    if after_special or not _has_prefix(tokenizer, _PROBE, special):
+    after_special = _has_prefix(tokenizer, f"{special[0]}{_LETTER}", special)
+    if after_special or not _has_prefix(tokenizer, _LETTER, special):
         return after_special
     prompt = _render_prompt(tokenizer)
     return prompt is None or not prompt.startswith(tuple(special))
@@ -67,7 +67,7 @@ def _render_prompt(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     if not tokenizer.chat_template:
         return None
     try:
-        return str(tokenizer.apply_chat_template([{"role": "user", "content": _PROBE}], tokenize=False))
+        return str(tokenizer.apply_chat_template([{"role": "user", "content": _LETTER}], tokenize=False))
     except Exception:  # a template that wants other messages
         return None
 
