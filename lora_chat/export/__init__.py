@@ -1,8 +1,10 @@
 """Merge adapters, and write them in the formats of other programs.
 
+- converter_failures: turn the output of a failed converter into one sentence
 - exporter: write a format file by file, and check each file with the program that reads it
 - formats: the tables of export formats and GGUF types
 - gguf: write the merged model, or only the adapter, as a GGUF
+- gguf_conversion: convert a model folder, with all that llama.cpp's converter needs
 - llama_cpp_converter_worker: the separate process in which a converter of llama.cpp runs
 - llama_cpp_converters: fetch, check and run the converters of llama.cpp
 - merge: merge adapters into a 16-bit base, and check the written model
