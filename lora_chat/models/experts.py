@@ -105,14 +105,15 @@ def check_no_experts(model: "torch.nn.Module", targets: Sequence[str], is_conver
             )
 
 
-def format_expert_note(adapter: AdapterSection, targets: Sequence[str]) -> str | None:
+def format_expert_note(model: "torch.nn.Module", adapter: AdapterSection, targets: Sequence[str]) -> str | None:
     """Format the line about layers that `all-linear` leaves out; None if the base has no experts or a list is given.
 
     `targets` are the resolved target modules.
     """
-    if adapter.target_modules != "all-linear" or targets == "all-linear":
+    if adapter.target_modules != "all-linear" or targets == "all-linear" or not has_experts(model):
         return None
-    layers = f"LoRA is on the attention layers of this mixture-of-experts base ({', '.join(targets)})"
+    names = ", ".join(sorted({_last_name(target) for target in targets}))
+    layers = f"LoRA is on the attention layers of this mixture-of-experts base ({names})"
     if adapter.experts:
         return f"{layers} and on its experts."
     return f"{layers} only; --set adapter.experts=true trains its experts too."

@@ -143,7 +143,7 @@ def prepare_run(plan: Plan, parent: Parent | None = None, *, accept_template: bo
     new_tokens = read_new_tokens(tokenizer, plan)
     adapter = resolve_token_ids(plan.adapter, tokenizer, new_tokens)
     settings = check_adapter_attaches(skeleton, adapter, tuple(new_tokens.values()))
-    if note := format_expert_note(plan.adapter, settings.target_modules):
+    if note := format_expert_note(skeleton, plan.adapter, settings.target_modules):
         logger.info(note)
     data = read_data(plan, files, tokenizer, stop_ids, read_max_positions(base))
     check_warmup(len(data.train.rows), plan.training)

@@ -20,6 +20,7 @@ from lora_chat.models.adapter import (
 from lora_chat.models.adapter_files import read_adapter
 from lora_chat.models.base_model import LocalBase, load_base_model
 from lora_chat.models.experts import format_expert_note, has_experts, list_expert_weights
+from tests.current_architectures import TEXT as CURRENT
 from tests.models.expert_bases import EXPERT_BASES, make_expert_base, make_expert_config
 
 FP32 = PrecisionPlan(device="cpu", mode="none", double_quantization=True, dtype="float32")
@@ -139,10 +140,23 @@ def test_refuses_settings_that_experts_do_not_have(settings, message):
 
 
 def test_one_line_says_which_layers_are_trained():
-    assert "adapter.experts=true" in str(format_expert_note(AdapterSection(), ("q_proj",)))
-    assert "and on its experts" in str(format_expert_note(AdapterSection(experts=True), ("q_proj",)))
-    assert format_expert_note(AdapterSection(), "all-linear") is None
-    assert format_expert_note(AdapterSection(target_modules=("q_proj",)), ("q_proj",)) is None
+    experts = meta_model("mixtral")
+    assert "(q_proj) only; --set adapter.experts=true" in str(
+        format_expert_note(experts, AdapterSection(), ("layers.0.q_proj", "q_proj"))
+    )
+    assert "and on its experts" in str(format_expert_note(experts, AdapterSection(experts=True), ("q_proj",)))
+    assert format_expert_note(experts, AdapterSection(), "all-linear") is None
+    assert format_expert_note(experts, AdapterSection(target_modules=("q_proj",)), ("q_proj",)) is None
+
+
+def test_hybrid_dense_base_is_not_called_a_mixture_of_experts(cache_home):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("falcon_h1", **CURRENT["falcon_h1"]))
+    targets = resolve_targets(model, AdapterSection()).target_modules
+    assert targets != "all-linear"
+    assert format_expert_note(model, AdapterSection(), targets) is None
 
 
 @pytest.mark.parametrize(
