@@ -11,6 +11,7 @@
 - merged_config: the config.json of a merged model, for readers of other versions
 - merged_generation: the generation settings of a merged model
 - merged_tokenizer: the tokenizer and processor files of a merged model
+- mlx_adapter: write the adapter as a folder for mlx-lm
 - ollama: write a GGUF with a Modelfile for Ollama
 - ollama_template: translate a chat template from Jinja to Go
 - peft: write the adapter as a plain PEFT folder

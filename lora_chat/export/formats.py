@@ -88,6 +88,13 @@ def _load_peft_exporter() -> "type[Exporter]":
     return PeftExporter
 
 
+def _load_mlx_adapter_exporter() -> "type[Exporter]":
+    """Import the writer of adapters for mlx-lm."""
+    from lora_chat.export.mlx_adapter import MlxAdapterExporter
+
+    return MlxAdapterExporter
+
+
 EXPORT_FORMATS = {
     export_format.name: export_format
     for export_format in (
@@ -103,6 +110,7 @@ EXPORT_FORMATS = {
         ),
         ExportFormat("ollama", "a merged GGUF with a Modelfile", "llama.cpp", _load_ollama_exporter, max_types=1),
         ExportFormat("peft", "a folder with the adapter for PEFT", "PEFT", _load_peft_exporter),
+        ExportFormat("mlx-adapter", "a folder with the adapter for mlx-lm", "Transformers", _load_mlx_adapter_exporter),
     )
 }
 """Export formats by name."""

@@ -31,6 +31,7 @@ FOLDER_TOLERANCES = {
     ),
     "model merged into the original weights": Tolerances(0.3, 0.70, 0.15, 0.0, "other weights than in training"),
     "PEFT adapter": Tolerances(1e-2, 0.92, 0.02, 0.25, "the same numbers and arithmetic, in another order"),
+    "MLX adapter": Tolerances(1e-2, 0.92, 0.02, 0.25, "the same numbers, read again from the file"),
     "GGUF adapter": Tolerances(1e-2, 0.92, 0.02, 0.25, "the same numbers, added at run time"),
 }
 """Tolerances of everything but the GGUF types, by the name of the parity report."""
