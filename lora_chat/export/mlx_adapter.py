@@ -61,8 +61,8 @@ class MlxAdapterExporter:
             "is DoRA with layers or ranks of their own": _has_dora(settings)
             and bool(settings.rank_pattern or _find_gaps(layers, base)),
         }
-        if found := [reason for reason, applies in reasons.items() if applies]:
-            raise UsageError(f"mlx-lm cannot load {stored.name}, because it {found[0]}. {_MERGE_FIRST}")
+        if reason := next((reason for reason, applies in reasons.items() if applies), None):
+            raise UsageError(f"mlx-lm cannot load {stored.name}, because it {reason}. {_MERGE_FIRST}")
 
     def write(self) -> Iterator[tuple[str, Path]]:
         """Write the weights, mlx-lm's config and the chat template."""
