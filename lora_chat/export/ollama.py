@@ -85,6 +85,8 @@ def write_modelfile(
             f"A Modelfile cannot quote {unquotable[0]!a}: Ollama would read it as more than a name or a stop string. "
             "Fix: export with --to gguf."
         )
+    if not template.has_system:
+        system = None
     work.mkdir(exist_ok=True)
     template = _without_bos(template, run_llama_cpp({"do": "describe", "model": str(gguf)}, work)["beginning"])
     lines = [
@@ -105,9 +107,8 @@ def _is_quotable(text: str) -> bool:
 
 def _without_bos(template: OllamaTemplate, bos: str) -> OllamaTemplate:
     """Remove the BOS token from the template, because Ollama adds it if the GGUF requires it."""
-    before, after = template.role_wrappers["system"]
-    return replace(
-        template,
-        leading_text=template.leading_text.removeprefix(bos),
-        role_wrappers={**template.role_wrappers, "system": (before.removeprefix(bos), after)},
-    )
+    wrappers = dict(template.role_wrappers)
+    if template.has_system:
+        before, after = wrappers["system"]
+        wrappers["system"] = before.removeprefix(bos), after
+    return replace(template, leading_text=template.leading_text.removeprefix(bos), role_wrappers=wrappers)

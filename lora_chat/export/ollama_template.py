@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_chat.errors import UsageError
+from lora_chat.errors import DataError, UsageError
 
 Chat = Sequence[dict[str, str]]
 Render = Callable[[Chat, bool], str]
@@ -22,25 +22,35 @@ class OllamaTemplate:
     """The texts around each message."""
 
     leading_text: str
-    """Text before the first message, unless that is a system message."""
+    """Text before the first message, unless that is a system message with texts of its own."""
     role_wrappers: Mapping[str, tuple[str, str]]
-    """Texts before and after a message, by role. A system message can only be the first."""
+    """Texts before and after a message, by role. A system message can only be the first.
+
+    Without the role `system`, the chat template refuses or ignores system messages, and this one ignores them.
+    """
     generation_prompt: str
     """Text before a reply."""
 
+    @property
+    def has_system(self) -> bool:
+        """Return whether the template writes a system message."""
+        return "system" in self.role_wrappers
+
     def render(self, messages: Chat) -> str:
         """Render the prompt of a chat."""
-        text = "" if messages[0]["role"] == "system" else self.leading_text
+        text = "" if messages[0]["role"] == "system" and self.has_system else self.leading_text
         for message in messages:
-            before, after = self.role_wrappers[message["role"]]
-            text += before + message["content"] + after
+            if message["role"] in self.role_wrappers:
+                before, after = self.role_wrappers[message["role"]]
+                text += before + message["content"] + after
         return text + self.generation_prompt
 
     def to_go(self) -> str:
         """Write the template in Go's language, with all text in string literals, so that it adds no blanks."""
         text = "{{- range $i, $m := .Messages }}"
-        text += f'{{{{- if and (eq $i 0) (ne $m.Role "system") }}}}{_go_literal(self.leading_text)}{{{{ end }}}}'
-        for number, role in enumerate(_ROLES):
+        is_first = 'and (eq $i 0) (ne $m.Role "system")' if self.has_system else "eq $i 0"
+        text += f"{{{{- if {is_first} }}}}{_go_literal(self.leading_text)}{{{{ end }}}}"
+        for number, role in enumerate(role for role in _ROLES if role in self.role_wrappers):
             before, after = self.role_wrappers[role]
             text += f'{{{{ {"else if" if number else "if"} eq $m.Role "{role}" }}}}'
             # A reply at the end is to be continued, so it is not closed.
@@ -63,7 +73,8 @@ def derive_ollama_template(render: Render, checks: Sequence[Chat], special: Sequ
     Raises UsageError unless both render the examples and `checks` identically.
     """
     template = _derive_parts(render, special)
-    for chat in [*_example_chats(), *checks]:
+    examples = [chat for chat in _example_chats() if template.has_system or chat[0]["role"] != "system"]
+    for chat in [*examples, *checks]:
         if any(set(message) - {"role", "content"} or message["role"] not in _ROLES for message in chat):
             raise UsageError(
                 "The dialogues have tool calls or reasoning, which the template of the Modelfile does not support. "
@@ -85,23 +96,35 @@ def _derive_parts(render: Render, special: Sequence[str]) -> OllamaTemplate:
 
     user = ("user", _USER_MARK)
     before_first_user, generation_prompt = _partition_once(render_marked(user), _USER_MARK)
-    before_system, rest = _partition_once(
-        render_marked(("system", _SYSTEM_MARK), user, ("assistant", _ASSISTANT_MARK), ("user", _SECOND_USER_MARK)),
-        _SYSTEM_MARK,
-    )
-    after_system, rest = _partition_once(rest, _USER_MARK)
+    replies = (user, ("assistant", _ASSISTANT_MARK), ("user", _SECOND_USER_MARK))
+    before_system, after_system = "", before_first_user
+    has_system = _takes_system(render_marked)
+    if has_system:
+        before_system, rest = _partition_once(render_marked(("system", _SYSTEM_MARK), *replies), _SYSTEM_MARK)
+        after_system, rest = _partition_once(rest, _USER_MARK)
+    else:
+        _, rest = _partition_once(render_marked(*replies), _USER_MARK)
     before_assistant, rest = _partition_once(rest, _ASSISTANT_MARK)
     after_assistant, _ = _partition_once(rest, _SECOND_USER_MARK)
     before_user = _common_suffix([before_first_user, after_system, after_assistant], special)
+    system = {"system": (before_system, after_system.removesuffix(before_user))} if has_system else {}
     return OllamaTemplate(
         leading_text=before_first_user.removesuffix(before_user),
         role_wrappers={
-            "system": (before_system, after_system.removesuffix(before_user)),
+            **system,
             "user": (before_user, ""),
             "assistant": (before_assistant, after_assistant.removesuffix(before_user)),
         },
         generation_prompt=generation_prompt,
     )
+
+
+def _takes_system(render_marked: Callable[..., str]) -> bool:
+    """Return whether the chat template writes a system message; some refuse it, and some leave it out."""
+    try:
+        return _SYSTEM_MARK in render_marked(("system", _SYSTEM_MARK), ("user", _USER_MARK))
+    except DataError:
+        return False
 
 
 def _common_suffix(texts: Sequence[str], special: Sequence[str]) -> str:
