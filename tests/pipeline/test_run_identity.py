@@ -84,7 +84,9 @@ def test_the_device_is_no_part_of_the_identity(monkeypatch):
     from lora_chat.system.hardware import Hardware
 
     monkeypatch.setattr(run_identity, "digest_rows", lambda dialogues: "")
-    identity = SimpleNamespace(weights="", tokenizer="", chat_template="", version=2, version_2_parts=dict)
+    identity = SimpleNamespace(
+        weights="", tokenizer="", chat_template="", version=2, version_2_parts=dict, kept_tokens=()
+    )
     prepared = SimpleNamespace(train=None, identity=identity)
     fields = []
     for device, index in (("auto", 0), ("cuda:1", 1)):
