@@ -1,8 +1,7 @@
 """`lora-chat plan`, and the decisions and records of `sft` that follow from it."""
 
+import importlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -40,29 +39,25 @@ def sft(run, tmp_path, *words):
     return run("sft", "recipes/smoke.yaml", "--set", f"output.directory={tmp_path / 'runs'}", "--json", *words)
 
 
-def test_the_table_lists_all_gpu_recipes():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import recipe_plans
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+@pytest.fixture
+def recipe_plans(monkeypatch):
+    """Return the module that writes the planned figures."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("recipe_plans")
+
+
+def test_the_table_lists_all_gpu_recipes(recipe_plans):
     assert sorted(recipe_plans.CARDS) == GPU_RECIPES
     assert [name.split("-")[1] for name in GPU_RECIPES] == ["12gb", "16gb", "24gb", "8gb"]
 
 
 @pytest.mark.slow
-def test_planned_figures_in_the_readme_are_current():
-    done = subprocess.run(
-        [sys.executable, "benchmarks/recipe_plans.py"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def test_planned_figures_in_the_readme_are_current(recipe_plans, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    table = recipe_plans.make_table()
     text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     shown = text.split("<!-- planned: python benchmarks/recipe_plans.py --write -->\n")[1].split("\n<!-- end of")[0]
-    assert done.stdout.strip() == shown, "update it: python benchmarks/recipe_plans.py --write"
+    assert table == shown, "update it: python benchmarks/recipe_plans.py --write"
     assert shown.count("| fits |") == len(GPU_RECIPES)
 
 
@@ -218,14 +213,14 @@ def test_resumed_run_keeps_its_decisions(run, tmp_path, monkeypatch):
     assert after["training"]["micro_batch_tokens"] == chosen
 
 
-# Runs each line of its input as a command in a fork, so that the libraries are imported once.
+# Runs each line of its input as a command in a fork of a worker that has imported the libraries.
 LOW_MEMORY_DRIVER = """
 import json, os, sys
-import peft, trl.trainer.sft_trainer
 from lora_chat.planning import local_device
 from lora_chat.system import memory_limit
 local_device.free_memory_bytes = memory_limit.free_memory_bytes = lambda: 350_000_000
 from lora_chat.cli import main
+os.chdir(sys.argv[1])
 for line in sys.stdin:
     words, output = json.loads(line)
     child = os.fork()
@@ -241,8 +236,8 @@ for line in sys.stdin:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited only on Linux")
-def test_refused_runs_do_fail_without_the_plan(cache_home, tmp_path):
-    """Simulates a machine with 350 MB of free memory; the micro-batches have 70,000 tokens."""
+def test_refused_runs_do_fail_without_the_plan(warm_workers, tmp_path):
+    """Simulates a machine with 350 MB of free memory; the micro-batches have up to 100,000 tokens."""
     pairs = [
         ({"role": "user", "content": f"{i} " * 75}, {"role": "assistant", "content": f"{i}b " * 120})
         for i in range(140)
@@ -265,17 +260,12 @@ def test_refused_runs_do_fail_without_the_plan(cache_home, tmp_path):
     for number, changed in enumerate(({}, {"training.memory": "unlimited"}, {"training.micro_batch_tokens": "auto"})):
         words = [word for key, value in (settings | changed).items() for word in ("--set", f"{key}={value}")]
         commands.append((["sft", "recipes/smoke.yaml", *words], str(tmp_path / f"said-{number}")))
-    done = subprocess.run(
-        [sys.executable, "-c", LOW_MEMORY_DRIVER],
-        input="".join(json.dumps(command) + "\n" for command in commands),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads of OpenMP do not survive a fork
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+    driver = tmp_path / "driver.py"
+    driver.write_text(LOW_MEMORY_DRIVER)
+    lines = "".join(json.dumps(command) + "\n" for command in commands)
+    done = warm_workers.run(driver, [str(ROOT)], stdin=lines, timeout=280)
     outputs = [Path(path).read_text() for _, path in commands]
-    assert done.stdout.split() == ["5", "5", "0"], outputs
+    assert done.stdout.split() == ["5", "5", "0"], (done.stderr, outputs)
     assert "The run does not fit" in outputs[0]
     assert "Out of memory" in outputs[1]
 

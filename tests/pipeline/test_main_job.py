@@ -26,10 +26,11 @@ def run(*arguments, stdin=""):
     return done
 
 
-def here(*arguments):
+def here(*arguments, stdin=""):
     """Run a command in this process, which is faster, and return its stdout."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
         code = main(list(map(str, arguments)))
     assert code == 0, err.getvalue()
     return out.getvalue()
@@ -92,11 +93,11 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
 
     replies = run("chat", folder, "--json", "--max-new-tokens", 4, stdin="hello\n/reset\nhi\n").stdout.splitlines()
     assert [json.loads(line)["role"] for line in replies] == ["assistant", "assistant"]
-    assert run("chat", folder / "adapter", "--json", "--max-new-tokens", 4, stdin="hello\n").stdout.count("\n") == 1
+    assert here("chat", folder / "adapter", "--json", "--max-new-tokens", 4, stdin="hello\n").count("\n") == 1
 
     merged = json.loads(here("merge", folder, "--to", tmp_path / "merged", "--json"))
     assert merged["proof"]["mean_kl"] < 1e-2
-    out = run("chat", tmp_path / "merged", "--json", "--max-new-tokens", 4, stdin="hello\n").stdout
+    out = here("chat", tmp_path / "merged", "--json", "--max-new-tokens", 4, stdin="hello\n")
     assert json.loads(out) == json.loads(replies[0])
 
 

@@ -12,9 +12,30 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from forging import raw_of
 
-pytestmark = pytest.mark.slow  # each command starts a process
+pytestmark = pytest.mark.slow  # each command runs in a process of its own
 COMMIT, TOKEN = "6" * 40, "hf_CanaryCanaryCanary"
 REPOSITORY = "friend/kiln"
+
+# Runs each line of its input as a command in a fork, which imports the client of the hub with its own environment.
+DRIVER = """
+import json, os, sys
+import lora_chat.pipeline.publish
+from lora_chat.cli import main
+assert "huggingface_hub" not in sys.modules
+for line in sys.stdin:
+    words, environment, output = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        code = main(words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
 class Hub:
@@ -119,14 +140,32 @@ def hub(tmp_path):
     server.server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def driver():
+    """Return a process that runs commands in forks, so that the libraries are imported once."""
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as it:
+        yield it
+
+
 @pytest.fixture
-def call(hub, tmp_path):
-    def call(*words, token=None):
+def call(hub, tmp_path, driver):
+    def call(*words, token=None, new=False):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
         environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf")}
         environment |= {"HF_TOKEN": token} if token else {}
-        command = [sys.executable, "-m", "lora_chat", *map(str, words)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        words = list(map(str, words))
+        if new:
+            command = [sys.executable, "-m", "lora_chat", *words]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        else:
+            driver.stdin.write(json.dumps([words, environment, str(tmp_path)]) + "\n")
+            driver.stdin.flush()
+            code = int(driver.stdout.readline())
+            done = subprocess.CompletedProcess(
+                words, code, *((tmp_path / name).read_text() for name in ("stdout", "stderr"))
+            )
         assert "Traceback" not in done.stderr, done.stderr
         assert TOKEN not in done.stdout + done.stderr
         return done
@@ -137,14 +176,14 @@ def call(hub, tmp_path):
 def test_pull_gives_the_pushed_parcel(hub, call, members, write, tmp_path):
     path = write(members)
     hub.files["model.sig"] = b"of an older parcel"
-    done = call("push", path, REPOSITORY, "--json", token=TOKEN)
+    done = call("push", path, REPOSITORY, "--json", token=TOKEN, new=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["commit"] == COMMIT
     assert hub.files == members  # PEFT's names, the card as README.md, and nothing else
 
     hub.files |= {"adapter_model.bin": b"a pickle", "chat.py": b"raise SystemExit"}
     hub.asked.clear()
-    done = call("pull", REPOSITORY, "--out", tmp_path / "pulled.lorachat", "--json")
+    done = call("pull", REPOSITORY, "--out", tmp_path / "pulled.lorachat", "--json", new=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "pulled.lorachat").read_bytes() == path.read_bytes()
     assert not [path for _, path in hub.asked if path.endswith((".bin", ".py"))]

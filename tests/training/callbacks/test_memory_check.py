@@ -1,6 +1,5 @@
 """Tests of the memory check before the first step and of the settings that it suggests."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -159,8 +158,10 @@ def test_raises_other_errors_unchanged(cache_home, tmp_path, monkeypatch):
 
 
 REAL_TRAINING = """
-import re, sys
+import os, re, sys
 from pathlib import Path
+os.chdir(sys.argv[2])
+sys.path.insert(0, os.getcwd())
 from lora_chat.errors import OutOfMemoryError
 from lora_chat.system import memory_limit
 from test_equivalence import make_rows, train
@@ -179,9 +180,10 @@ for name in ("large", "fits"):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
-def test_suggestion_fits_after_a_real_lack_of_memory(cache_home, tmp_path):
-    command = [sys.executable, "-c", REAL_TRAINING, str(tmp_path)]
-    process = subprocess.run(command, cwd="tests/training", capture_output=True, text=True, check=False)
+def test_suggestion_fits_after_a_real_lack_of_memory(warm_workers, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(REAL_TRAINING)
+    process = warm_workers.run(script, [str(tmp_path), str(Path("tests/training").resolve())], timeout=280)
     assert process.stdout.startswith("large Out of memory: the largest micro-batch"), process.stderr
     assert process.stdout.endswith("fits trained\n")
 
