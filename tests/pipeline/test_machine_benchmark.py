@@ -1,6 +1,7 @@
 """The machine benchmark is cached, repeated when the cache is invalid, and optional when it fails."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lora_chat.system.worker import run_worker
 
 FIGURES = dict.fromkeys(("rss", "loaded", "load", "step", "start", "read", "said", "prefill"), 1.0)
 MEASURED = [FIGURES, {**FIGURES, "step": 2.0}]
+ALL = pytest.mark.skipif("LORA_CHAT_ALL_BASES" not in os.environ, reason="on demand: LORA_CHAT_ALL_BASES=1")
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_does_not_benchmark_other_machines_and_gpus(job, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["none", "4bit", "8bit"])
+@pytest.mark.parametrize("mode", ["none", "4bit", pytest.param("8bit", marks=ALL)])
 def test_worker_returns_all_measurements(job, monkeypatch, mode, warm_workers):
     plan, problem, base = job
     plan = plan.model_copy(update={"precision": plan.precision.model_copy(update={"mode": mode, "dtype": "bfloat16"})})

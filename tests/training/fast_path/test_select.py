@@ -1,5 +1,6 @@
 """Tests of the selection of the fast path for a model."""
 
+import os
 import random
 
 import pytest
@@ -15,6 +16,7 @@ from lora_chat.training.fast_path.select import find_fast_path
 
 BF16 = Hardware("cpu", "test", 0, True, 2)
 IDS = list(range(10, 58))
+ALL = pytest.mark.skipif("LORA_CHAT_ALL_BASES" not in os.environ, reason="on demand: LORA_CHAT_ALL_BASES=1")
 
 
 def select_fast_path(folder, mode="none", ids=IDS, **adapter):
@@ -40,7 +42,7 @@ def test_covers_common_models_without_notes(random_base, architecture, mode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["none", "4bit", "8bit"])
+@pytest.mark.parametrize("mode", ["none", "4bit", pytest.param("8bit", marks=ALL)])
 def test_accepts_rounding_of_a_real_model(mode):
     generator = random.Random(1)  # random tokens cause large states, where bf16 is coarse
     fast_path = select_fast_path("smollm2-135m-instruct", mode, [generator.randrange(100, 40000) for _ in range(48)])
