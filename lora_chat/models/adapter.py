@@ -114,7 +114,13 @@ def resolve_targets(model: "PreTrainedModel", adapter: AdapterSection) -> LoraSe
             raise RecipeError(
                 "adapter.bias: none of the adapted layers of this base has a bias. Fix: --set adapter.bias=none."
             )
-    return place_trained_parts(model, settings)
+    placed = place_trained_parts(model, settings)
+    if settings.row_ids and not placed.token_rows and not adapter.new_tokens:
+        raise RecipeError(
+            "adapter.trainable_tokens has no effect, because adapter.modules_to_save trains the embedding and the LM "
+            "head as a whole. Fix: leave out one of the two."
+        )
+    return placed
 
 
 def list_adapted_layers(skeleton: "PreTrainedModel", settings: LoraSettings) -> dict[str, tuple[int, float]]:
@@ -220,6 +226,7 @@ def write_peft_adapter(model: "PeftModel", folder: Path) -> None:
     save_file(weights, folder / _WEIGHTS_NAME, metadata={"format": "pt"})
     config = copy.copy(model.peft_config[model.active_adapter])
     config.inference_mode = True
+    config.init_lora_weights = True  # the weights are loaded, so another start (gaussian) says nothing about them
     config.save_pretrained(str(folder))
 
 

@@ -65,7 +65,7 @@ def check_stored_parameters(model: "torch.nn.Module", targets: Sequence[str], na
         if parameter.dim() in (2, 3) and id(parameter) not in embeddings and ".lora_" not in full
     ]
     for target in targets:
-        if not any(full.endswith(f".{target}") for full in suitable):
+        if not any(full == target or full.endswith(f".{target}") for full in suitable):
             raise IntegrityError(
                 f"The adapter {name} does not fit this base: it has no weights {target}, which the adapter trains as "
                 "weights of experts."

@@ -243,3 +243,15 @@ def test_refuses_an_adapter_on_experts_that_the_base_does_not_have(tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_parameters": value}))
         with pytest.raises(IntegrityError, match="target_parameters must be a list of names"):
             load_adapter(meta_model("qwen3_moe"), read_adapter(tmp_path))
+
+
+def test_reads_an_adapter_on_the_experts_of_one_decoder_layer(tmp_path):
+    base = LocalBase("qwen3_moe", make_expert_base("qwen3_moe", tmp_path / "base"))
+    section = AdapterSection(rank=4, experts=True, layers=(1,), modules_to_save=("lm_head",))
+    adapted = attach_adapter(load_base_model(base, FP32), section, seed=3)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    write_peft_adapter(adapted, tmp_path / "adapter")
+    loaded = load_adapter(load_base_model(base, FP32), read_adapter(tmp_path / "adapter"))
+    assert torch.equal(logits(loaded), logits(adapted))

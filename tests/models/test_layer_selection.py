@@ -76,6 +76,7 @@ def test_settings_without_a_selection_stay_as_they_are(skeleton):
         ({"rank_pattern": {"query": 8}}, "rank_pattern: query decides no adapted layer"),
         ({"rank_pattern": {"q_proj": 8, "self_attn.q_proj": 9}}, "self_attn.q_proj decides no adapted layer"),
         ({"alpha_pattern": {"k_proj": 8.0}, "target_modules": ("q_proj",)}, "k_proj decides no adapted layer"),
+        ({"trainable_tokens": (5,), "modules_to_save": ("embed_tokens", "lm_head")}, "trainable_tokens has no effect"),
         ({"rank_pattern": {"q_proj": 1}, "alpha_pattern": {"q_proj": 60000.0}}, "scale"),
     ],
 )

@@ -167,6 +167,15 @@ def test_the_saved_adapter_computes_the_trained_function_on_the_original_base(
     )
 
 
+def test_a_gaussian_start_is_read_as_plain_lora(cache_home, tmp_path):
+    model = attach_adapter(load(), AdapterSection(rank=4, initialization="gaussian"))
+    for _, layer in iterate_lora_layers(model):
+        torch.nn.init.ones_(layer.lora_B["default"].weight)
+    base = tiny()
+    save_adapter(model, tmp_path, compute_identity(base, load_tokenizer(base)), "{{ messages }}", "card")
+    assert torch.equal(logits_of(load_adapter(load(), read_adapter(tmp_path))), logits_of(model))
+
+
 def test_a_conversion_that_changes_the_update_is_refused(cache_home, monkeypatch):
     from lora_chat.models import adapter_initialization
 
