@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.config.recipe import BaseSection
-from lora_chat.errors import UnavailableError, first_line
+from lora_chat.errors import UnavailableError
 from lora_chat.models.base_files import check_base_files
 from lora_chat.models.base_model import LocalBase, find_base, is_base_local, read_config
 from lora_chat.models.hub import download_small_files
+from lora_chat.models.model_errors import describe_unreadable_config
 from lora_chat.models.shape import read_shape
 from lora_chat.models.weight_files import check_no_pickles_alone
 from lora_chat.system.hub_client import HubFailureError
@@ -79,7 +80,7 @@ def make_config(base: BaseConfig) -> "PretrainedConfig":
     try:
         config: PretrainedConfig = AutoConfig.for_model(str(base.config.get("model_type")), **fields)
     except Exception as error:
-        raise UnavailableError(f"The config of {base.name} cannot be read: {first_line(error)}") from error
+        raise describe_unreadable_config(base.name, error) from error
     return config
 
 

@@ -14,6 +14,7 @@ from lora_chat.models.bundled import bundled_base_names, find_bundled_base
 from lora_chat.models.config_checks import check_loaded_config
 from lora_chat.models.hub import find_cached_base, find_or_download_base
 from lora_chat.models.integrity import FileStats, check_unchanged, read_file_stats
+from lora_chat.models.model_errors import describe_unreadable_config
 from lora_chat.models.other_kinds import explain_other_base
 from lora_chat.models.quantization.cpu_linear import dequantize_on_the_fly
 from lora_chat.models.quantization.quantized_base import (
@@ -185,7 +186,7 @@ def read_config(base: LocalBase) -> "PretrainedConfig":
             base.folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
-        raise UnavailableError(f"The config of {base.name} cannot be read: {first_line(error)}") from error
+        raise describe_unreadable_config(base.name, error) from error
     check_loaded_config(config, f"The config of {base.name}")
     return config
 
@@ -238,6 +239,7 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan, *, is_random: boo
     if stored is not None:
         cast_unquantized_weights(model, options["dtype"])
     model.requires_grad_(False)
+    model.config.output_attentions = False  # a config that returns them cannot be saved with other attention kernels
     disable_weight_repacking(model)
     if precision.device == "cpu":
         if precision.mode != "none":

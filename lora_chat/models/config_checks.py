@@ -83,9 +83,14 @@ def check_generation_config(settings: Mapping[str, object], where: str) -> None:
 
 
 def check_loaded_config(config: "PretrainedConfig", where: str) -> None:
-    """Raise IntegrityError if a config, after Transformers loaded it, chooses code that its file does not name."""
+    """Raise IntegrityError if a config, after Transformers loaded it, chooses code that its file does not name.
+
+    Raises UnavailableError if it makes the model return tuples, whose parts have no names.
+    """
     parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
     for part in parts:
+        if getattr(part, "return_dict", True) is False:
+            raise UnavailableError(f"{where} sets return_dict to false. Fix: remove return_dict from config.json.")
         for key in ("_attn_implementation", "_experts_implementation"):
             _check_implementation(key, getattr(part, key, None), where)
 

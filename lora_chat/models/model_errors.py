@@ -33,3 +33,12 @@ def explain_model_errors(config: "PretrainedConfig", base: str, purpose: str) ->
             f"{model_type}: {type(error).__name__}: {first_line(error)}\n"
             "Fix: try --set quantization.dtype=float32 and --set quantization.mode=none, or use another base."
         ) from error
+
+
+def describe_unreadable_config(base: str, error: Exception) -> UnavailableError:
+    """Return the error for a config that Transformers cannot read, with the remedy."""
+    return UnavailableError(
+        f"The config of {base} cannot be read: {first_line(error)}\n"
+        "Fix: use the base as its authors publish it, with model_type in config.json; a new architecture needs a newer "
+        "version of Transformers."
+    )

@@ -168,4 +168,7 @@ def check_regular_file(folder: Path, path: Path) -> None:
                 f"{inner} is a link; only the hub's cache may contain links.\nFix: replace the link by the file."
             )
     if not path.is_file():
-        raise IntegrityError(f"{path} is missing or is not a regular file, but the base's weights include it.")
+        raise IntegrityError(
+            f"{path} is missing or is not a regular file, but the base's weights include it.\n"
+            "Fix: copy or download the base again."
+        )

@@ -15,8 +15,12 @@ def explain_missing_base(adapter: str, name: str, revision: str | None) -> str:
     problem = f"{adapter} belongs to the base {shown}"
     if revision:
         problem += f" at revision {sanitize_line(revision, 100)}"
-    problem += ", which is not on this machine under that name."
-    if not HUB_ID.fullmatch(name):
+    is_hub_id = HUB_ID.fullmatch(name) is not None
+    if not is_hub_id and any(separator in name for separator in "/\\"):
+        problem += ", a path that is not opened, because it comes with the adapter."
+    else:
+        problem += ", which is not on this machine under that name."
+    if not is_hub_id:
         return f"{problem}\nFix: name its folder or its hub id: --base FOLDER, or --base OWNER/NAME. {_COMPARED}"
     fix = f"Fix: name its folder, or allow the download: --base FOLDER, or --base {shown}."
     if _QUANTIZED_COPY.search(name):

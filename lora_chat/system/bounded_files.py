@@ -37,7 +37,7 @@ def read_bytes(path: Path, max_bytes: int, error: ErrorClass = IntegrityError) -
         size = os.fstat(file.fileno()).st_size
         raw = file.read(max_bytes + 1) if size <= max_bytes else b""  # it may grow while it is read
     if size > max_bytes or len(raw) > max_bytes:
-        raise error(f"{path} has more than {max_bytes:,} bytes, more than such a file needs. Replace it.")
+        raise error(f"{path} has more than {max_bytes:,} bytes, more than such a file needs. Fix: replace it.")
     return raw
 
 
@@ -46,7 +46,7 @@ def read_text(path: Path, max_bytes: int = SMALL_FILE_BYTES, error: ErrorClass =
     try:
         return read_bytes(path, max_bytes, error).decode("utf-8")
     except UnicodeDecodeError as failure:
-        raise error(f"{path} is not UTF-8 text (byte {failure.start}). Replace it.") from failure
+        raise error(f"{path} is not UTF-8 text (byte {failure.start}). Fix: replace it.") from failure
 
 
 def read_json(
@@ -60,7 +60,7 @@ def read_json(
     try:
         return parse_bounded_json(text, strict=strict)
     except ValueError as failure:
-        raise error(f"{path} {failure}. Replace it.") from failure
+        raise error(f"{path} {failure}. Fix: replace it.") from failure
 
 
 def read_json_object(
@@ -69,7 +69,7 @@ def read_json_object(
     """Read a JSON file like `read_json`. Raise `error` unless it contains an object."""
     value = read_json(path, max_bytes, error, strict=strict)
     if not isinstance(value, dict):
-        raise error(f"{path} does not contain a JSON object. Replace it.")
+        raise error(f"{path} does not contain a JSON object. Fix: replace it.")
     return value
 
 

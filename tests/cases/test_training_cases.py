@@ -13,6 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_chat.cli import main
+from lora_chat.config.plan import plan_precision
+from lora_chat.config.recipe import BaseSection, QuantizationSection
+from lora_chat.models.base_model import find_base, load_base_model
+from lora_chat.system.hardware import Hardware
 
 MLP = "model.layers.1.mlp"
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
@@ -70,6 +74,42 @@ def make_adapter_of_it(folder):
     save_file({"x.lora_A.weight": torch.ones(4, 64)}, folder / "adapter_model.safetensors")
 
 
+def name_unknown_architecture(folder):
+    edit(folder / "config.json", model_type="unheard_of")
+
+
+def name_no_architecture(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "model_type"}))
+
+
+def break_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def end_with_text(folder):
+    edit(folder / "generation_config.json", eos_token_id="2")
+
+
+def lose_rows(folder):
+    edit(folder / "config.json", vocab_size=250)
+    rewrite(folder, lambda weights: {k: v[:250] if v.shape[0] == 259 else v for k, v in weights.items()})
+
+
+def keep_shards_without_index(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+
+
+def name_a_missing_shard(folder):
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def return_tuples(folder):
+    edit(folder / "config.json", return_dict=False)
+
+
 def lose_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
@@ -86,6 +126,14 @@ REFUSED = {
     "lfs_pointer": (leave_pointer, 8, "Git LFS.*Fix: git lfs install && git -C .* lfs pull"),
     "adapter_inside": (put_adapter_inside, 7, "contains an adapter.*Fix: .*remove adapter_config.json"),
     "adapter as base": (make_adapter_of_it, 8, "is an adapter, not a base.*adapter.start.*lora-chat merge"),
+    "unknown architecture": (name_unknown_architecture, 8, "cannot be read: .*unheard_of.*Fix: use the base as"),
+    "no architecture": (name_no_architecture, 8, "cannot be read: .*Fix: .*with model_type in config.json"),
+    "broken config": (break_config, 8, "config.json is not valid JSON.*Fix: replace it"),
+    "eos as text": (end_with_text, 8, "eos_token_id = '2' is not a whole number. Fix: replace the file"),
+    "small embedding": (lose_rows, 8, "tokens beyond the 250 embeddings. Fix: use the tokenizer files"),
+    "shards without index": (keep_shards_without_index, 8, "no weights in safetensors.*index.json.*Fix: "),
+    "missing shard": (name_a_missing_shard, 7, "model-00001-of-00001.safetensors is missing"),
+    "no named outputs": (return_tuples, 8, "return_dict to false. Fix: remove return_dict"),
     "tekken_only": (lose_tokenizer, 8, r"only a tekken\.json.*Fix: "),
 }
 
@@ -114,6 +162,14 @@ def test_refuses_a_base_before_data_is_read(name, random_base, start_sft, tmp_pa
     assert re.search(pattern, message, re.DOTALL), message
     assert "Fix: " in message and "Traceback" not in message
     assert not (tmp_path / "runs").exists() or not any(Path(tmp_path / "runs").iterdir())
+
+
+def test_config_that_returns_attentions_can_be_saved_again(random_base, tmp_path):
+    folder = shutil.copytree(random_base("llama"), tmp_path / "base")
+    edit(folder / "config.json", output_attentions=True)
+    precision = plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, True, 2))
+    load_base_model(find_base(BaseSection(name=str(folder))), precision).save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "model.safetensors").is_file()
 
 
 def test_two_processes_are_refused(start_sft, monkeypatch, capsys):

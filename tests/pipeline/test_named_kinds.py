@@ -75,7 +75,7 @@ def test_folder_that_is_no_adapter_says_what_it_is(random_base, adapter, tmp_pat
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("/home/someone/models/llama", "--base FOLDER, or --base OWNER/NAME"),
+        ("/home/someone/models/llama", r"a path that is not opened.*\n.*--base FOLDER, or --base OWNER/NAME"),
         ("unsloth/llama-3-8b-bnb-4bit", "--base unsloth/llama-3-8b-bnb-4bit. That is a quantized copy"),
         ("mlx-community/Llama-3-4bit", "quantized copy"),
         ("stranger/base", "--base stranger/base. The digest"),

@@ -127,6 +127,6 @@ def _read_layer_shape(name: str, layer: str, shapes: Mapping[str, tuple[int, ...
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or shapes.get(MAGNITUDE, b[:1]) != b[:1]:
         raise IntegrityError(
             f"The adapter {name}: {sanitize_line(layer, _MAX_SHOWN_CHARACTERS)} does not have two matrices of one rank "
-            f"(lora_A is {a or 'missing'}, lora_B is {b or 'missing'})."
+            f"(lora_A is {a or 'missing'}, lora_B is {b or 'missing'}).\nFix: copy or download the adapter again."
         )
     return LayerShape(rank=a[0], num_outputs=b[0], num_inputs=a[1])

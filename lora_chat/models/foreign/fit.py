@@ -207,7 +207,8 @@ def _describe_layers(
         if shape.rank != rank:
             raise IntegrityError(
                 f"The adapter {name}: {layer} has rank {shape.rank}, but its config says "
-                f"{sanitize_line(str(rank), 20)}."
+                f"{sanitize_line(str(rank), 20)}.\nFix: copy or download adapter_config.json and the weights again, or "
+                "correct r or rank_pattern in adapter_config.json."
             )
     targets = config.get("target_modules")
     listed = targets if isinstance(targets, list) else []
