@@ -35,6 +35,7 @@ from lora_chat.training.candidate_plans import (
 )
 from lora_chat.training.checkpoint_content import check_checkpoint_content, explain_resume_errors
 from lora_chat.training.fast_path.check_packing import add_trained_tokens
+from lora_chat.training.fast_path.check_windows import PackedLengths
 from lora_chat.training.fast_path.packing import StepCollator
 from lora_chat.training.fast_path.select import FastPath, find_fast_path
 from lora_chat.training.loss_scale import LossScale
@@ -127,9 +128,10 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
     fast_path = FastPath()
     if run.plan.fast_path:
         longest = run.train_rows[lengths.index(max(lengths))]
-        fast_path = find_fast_path(
-            run.model, add_trained_tokens(run.model, run.train_rows[0].input_ids), longest.input_ids
-        )
+        validation_lengths = measure_lengths(run.validation_rows) if run.evaluate_each_epoch else []  # packed too
+        row_lengths = PackedLengths.from_plan([*lengths, *validation_lengths], run.plan)
+        sample = add_trained_tokens(run.model, run.train_rows[0].input_ids)
+        fast_path = find_fast_path(run.model, sample, longest.input_ids, row_lengths)
     notes = list(fast_path.notes)
     if fast_path.packed_collator is None or fast_path.head is None:
         notes.append(use_working_head(run.model.device))

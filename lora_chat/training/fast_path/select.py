@@ -17,6 +17,7 @@ from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.training.fast_path.attention.interface import register_packed_attention
 from lora_chat.training.fast_path.check_gradients import FastPathParts, GradientCheck, cut_long_sample
 from lora_chat.training.fast_path.check_packing import find_packed_collator
+from lora_chat.training.fast_path.check_windows import PackedLengths, find_wrong_window
 from lora_chat.training.fast_path.fused_lora import fused_lora
 from lora_chat.training.fast_path.layers.decoder_layer import fused_layers, unfused_reason
 from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, find_lm_head
@@ -52,18 +53,22 @@ class FastPath:
             yield
 
 
-def find_fast_path(model: "PeftModel", ids: Sequence[int], longest_ids: Sequence[int] = ()) -> FastPath:
+def find_fast_path(
+    model: "PeftModel", ids: Sequence[int], longest_ids: Sequence[int] = (), lengths: PackedLengths | None = None
+) -> FastPath:
     """Check the parts on the model, and set the attention for training.
 
-    `ids` are the tokens of any dialogue, and `longest_ids` those of the longest one.
+    `ids` are the tokens of any dialogue, `longest_ids` those of the longest one. Without `lengths` the data has no
+    longer rows than these.
     """
+    lengths = lengths or PackedLengths.of_dialogues([ids, longest_ids])
     stock_attention = model.config._attn_implementation
     longest_ids = cut_long_sample(longest_ids, model.device)
     gpus = [model.device] if model.device.type == "cuda" else []
     while True:
         try:
             with dequantizing_on_the_fly(model), torch.random.fork_rng(devices=gpus):
-                return _check_fast_path(model, ids, longest_ids, stock_attention)
+                return _check_fast_path(model, ids, longest_ids, lengths, stock_attention)
         except _UNSUPPORTED as error:
             out_of_memory = is_out_of_memory(error)
             if model.device.type == "cpu" and not (out_of_memory and longest_ids):
@@ -80,7 +85,7 @@ def find_fast_path(model: "PeftModel", ids: Sequence[int], longest_ids: Sequence
 
 
 def _check_fast_path(
-    model: "PeftModel", ids: Sequence[int], longest_ids: Sequence[int], stock_attention: str
+    model: "PeftModel", ids: Sequence[int], longest_ids: Sequence[int], lengths: PackedLengths, stock_attention: str
 ) -> FastPath:
     """Check packing first, then the LM head and the fused layers together by their gradients.
 
@@ -93,9 +98,12 @@ def _check_fast_path(
         model.set_attn_implementation(register_packed_attention())
     collator = find_packed_collator(model, ids, stock_attention)
     notes: list[str] = []
+    reason = "this model would mix dialogues in one row"
+    if collator and (wrong_window := find_wrong_window(model, ids, lengths)):
+        collator, reason = None, wrong_window
     if collator is None:
         model.set_attn_implementation(stock_attention)  # padded rows need its mask
-        notes.append("Dialogues are padded, because this model would mix dialogues in one row. " + _SLOWER)
+        notes.append(f"Dialogues are padded, because {reason}. {_SLOWER}")
     head = find_lm_head(model) if collator else None
     if collator and not head:
         notes.append("The model's own LM head is used, because it is scaled, capped, trained or has a bias.")

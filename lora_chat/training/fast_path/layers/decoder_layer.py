@@ -30,7 +30,7 @@ _MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 @contextmanager
 def fused_layers(model: torch.nn.Module) -> Iterator[int]:
     """Use the fused forward in each decoder layer that it covers until the block ends. Yield their number."""
-    layers = [layer for layer in _decoder_layers(model) if not _layer_unfused_reason(layer)]
+    layers = [layer for layer in decoder_layers(model) if not _layer_unfused_reason(layer)]
     with replaced_forwards(layers, _FusedDecoderForward) as covered:
         yield covered
 
@@ -39,7 +39,7 @@ def fused_layers(model: torch.nn.Module) -> Iterator[int]:
 def recomputed_layers(model: torch.nn.Module) -> Iterator[None]:
     """Recompute the activations of covered kinds of decoder layers until the block ends, also in evaluation mode."""
     # Only these kinds are known to have no dropout of their own, which the training flag of the layer would enable.
-    layers = [layer for layer in _decoder_layers(model) if find_fused_architecture(type(layer).__name__)]
+    layers = [layer for layer in decoder_layers(model) if find_fused_architecture(type(layer).__name__)]
     names = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
     before = [{name: vars(layer)[name] for name in names if name in vars(layer)} for layer in layers]
     try:
@@ -56,11 +56,11 @@ def recomputed_layers(model: torch.nn.Module) -> Iterator[None]:
 
 def unfused_reason(model: torch.nn.Module) -> str:
     """Return why some decoder layers keep transformers' forward, in a few words; empty if none does."""
-    reasons = dict.fromkeys(reason for layer in _decoder_layers(model) if (reason := _layer_unfused_reason(layer)))
+    reasons = dict.fromkeys(reason for layer in decoder_layers(model) if (reason := _layer_unfused_reason(layer)))
     return "; ".join(reasons)
 
 
-def _decoder_layers(model: torch.nn.Module) -> list[GradientCheckpointingLayer]:
+def decoder_layers(model: torch.nn.Module) -> list[GradientCheckpointingLayer]:
     """Return the decoder layers of a model; the layers of towers for pictures and sound are no part of the text."""
     base: Any = getattr(model, "get_base_model", lambda: model)()
     prefix = find_text_prefix(base) if isinstance(base, PreTrainedModel) else ""
@@ -107,7 +107,7 @@ class _FusedDecoderForward:
                 num_kv_heads=config.num_key_value_heads,
                 head_dim=attention.head_dim,
                 scale=attention.scaling,
-                window=_sliding_window(layer),
+                window=sliding_window(layer),
             ),
             norms=QKNorm(q_norm.weight, k_norm.weight, q_norm.variance_epsilon) if q_norm and k_norm else None,
             qkv_proj=LoraGroup([attention.q_proj, attention.k_proj, attention.v_proj]),
@@ -151,7 +151,7 @@ class _FusedDecoderForward:
         return y
 
 
-def _sliding_window(layer: "LlamaDecoderLayer") -> int | None:
+def sliding_window(layer: "LlamaDecoderLayer") -> int | None:
     """Return the attention window. Llama's config may name a window that its attention does not use."""
     attention = layer.self_attn
     architecture = find_fused_architecture(type(layer).__name__)
