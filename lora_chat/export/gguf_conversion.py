@@ -21,6 +21,8 @@ _STRIPPING_NAME = "Phi-3"
 """Part of a model's name for which llama.cpp drops spaces after special tokens (`src/llama-vocab.cpp`, `load`)."""
 _STRIPPING_NAMES = ("phi-3", "phi3")
 _LETTER = "a"
+_MIN_SECTIONED_HEAD = 32
+"""Smallest size of heads for the sections 11, 11 and 10 that the converter writes."""
 
 
 def convert_model(model: Path, gguf_type: str, to: Path, name: str) -> None:
@@ -83,6 +85,9 @@ def _name_model(tokenizer: "PreTrainedTokenizerBase", name: str) -> str:
 def _add_converter_fields(path: Path) -> dict[str, JsonValue]:
     """Add the fields that a converter needs and Transformers 5 does not write, such as GPT-2's `n_ctx`; return them."""
     config = json.loads(path.read_text(encoding="utf-8"))
+    sections = _find_rope_sections(config)
+    if sections:
+        config["rope_parameters"] = {**config["rope_parameters"], "mrope_section": sections}
     needed = {
         name: config.get(name, _find_field(config, source, default))
         for name, source, default in find_architecture(config.get("model_type")).llama_cpp_fields
@@ -90,9 +95,23 @@ def _add_converter_fields(path: Path) -> dict[str, JsonValue]:
     needed = {
         name: value for name, value in {**needed, **_find_attention_interval(config)}.items() if value is not None
     }
-    if needed.keys() - config.keys():
+    if sections or needed.keys() - config.keys():
         path.write_text(json.dumps({**config, **needed}), encoding="utf-8")
     return needed
+
+
+def _find_rope_sections(config: Mapping[str, JsonValue]) -> list[JsonValue]:
+    """Return sections of Qwen3.5's positions for heads smaller than the converter's default needs; empty otherwise.
+
+    Text has the same position in each section, so that the division does not change the result.
+    """
+    rope, size = config.get("rope_parameters"), config.get("head_dim")
+    if not str(config.get("model_type")).startswith("qwen3_5") or not isinstance(rope, dict) or "mrope_section" in rope:
+        return []
+    share = rope.get("partial_rotary_factor")
+    if not isinstance(size, int) or not isinstance(share, float) or size >= _MIN_SECTIONED_HEAD:
+        return []
+    return [int(size * share) // 2, 0, 0]
 
 
 def _find_attention_interval(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
