@@ -80,7 +80,7 @@ def check_experts_exist(model: "torch.nn.Module", experts: bool | Collection[str
         kind = "keeps its experts in a form that PEFT cannot train" if has_experts(model) else "has no experts"
         raise RecipeError(f"adapter.experts: this base {kind}. Fix: --set adapter.experts=false")
     named = () if isinstance(experts, bool) else experts
-    if unknown := [name for name in named if not _select(weights, [name])]:
+    if unknown := [name for name in named if not list_expert_parameters(model, [name])]:
         raise RecipeError(f"adapter.experts: this base has no {unknown[0]}. Choose from {', '.join(weights)}.")
 
 
@@ -120,11 +120,12 @@ def format_expert_note(model: "torch.nn.Module", adapter: AdapterSection, target
 
 
 def select_expert_weights(model: "torch.nn.Module", experts: bool | Collection[str]) -> tuple[str, ...]:
-    """Return the expert weights that the setting `adapter.experts` selects."""
+    """Return the expert weights that `adapter.experts` selects, by their full names if a name has a layer's number."""
     weights = list_expert_weights(model)
     if isinstance(experts, bool):
         return weights if experts else ()
-    return _select(weights, experts)
+    in_one_layer = [name for name in experts if not _select(weights, [name])]
+    return _select(weights, experts) + tuple(list_expert_parameters(model, in_one_layer))
 
 
 def _select(weights: Collection[str], names: Collection[str]) -> tuple[str, ...]:

@@ -74,6 +74,9 @@ def test_selected_decoder_layers_hold_for_experts_too():
     )
     assert settings.experts == ("model.layers.2.mlp.experts.down_proj",)
     assert settings.target_modules == tuple(f"model.layers.2.self_attn.{name}" for name in ATTENTION)
+    assert resolve_targets(model, settings.to_section()) == settings  # as a training that starts from it has them
+    with pytest.raises(RecipeError, match=r"has no layers\.7\.mlp"):
+        resolve_targets(model, AdapterSection(experts=("layers.7.mlp.experts.down_proj",)))
     adapted = attach_adapter(model, AdapterSection(rank=4, experts=True, layers=(1,), target_modules=()))
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert len(trained) == 4
