@@ -1,8 +1,9 @@
 """The shape of a base that a plan is for: from its config by formulas, or measured on the model without weights."""
 
+from lora_chat.config.lora_variants import find_initialization
 from lora_chat.config.plan import Plan
 from lora_chat.errors import RecipeError
-from lora_chat.models.adapter import count_trainable_parameters
+from lora_chat.models.adapter import count_trainable_parameters, resolve_targets
 from lora_chat.models.auto_class import make_meta_model
 from lora_chat.models.base_config import BaseConfig, make_config
 from lora_chat.models.shape import ModelShape, read_shape
@@ -37,9 +38,14 @@ def count_selected_parameters(plan: Plan, base: BaseConfig, shape: ModelShape) -
     """Return the number of weights that a plan trains if it depends on names of layers.
 
     None means that it follows from the shape, or that only the config of the base is known; then the plan has the
-    number for all layers with the largest rank.
+    number for all layers with the largest rank. Raises RecipeError for parts that the base does not have.
     """
-    needs_names = plan.adapter.selects_layers or plan.adapter.bias != "none"
+    adapter = plan.adapter
+    names_parts = adapter.experts or adapter.modules_to_save or adapter.target_modules != "all-linear"
+    if base.folder is not None and (names_parts or find_initialization(adapter.initialization).decomposes_weights):
+        without_tokens = adapter.model_copy(update={"trainable_tokens": None})
+        resolve_targets(make_meta_model(make_config(base), base.name), without_tokens)
+    needs_names = adapter.selects_layers or adapter.bias != "none"
     if not isinstance(shape, MeasuredShape) and (not needs_names or base.folder is None):
         return None
     # The estimate adds the modules and rows that are trained beside LoRA.

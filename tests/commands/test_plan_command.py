@@ -120,6 +120,8 @@ def test_suggests_a_change_that_fits(run):
         (["recipes/smoke.yaml", "--memory", "lots"], 2, "--memory: lots is not a size of memory"),
         (["recipes/smoke.yaml", "--set", "training.memory=lots"], 2, "training.memory"),
         (["recipes/smoke.yaml", "--set", "base.name=nobody/knows-it"], 8, "not one of the known bases"),
+        (["recipes/smoke.yaml", "--set", "adapter.experts=true"], 2, "this base has no experts"),
+        (["recipes/smoke.yaml", "--set", "adapter.rank=128", "--set", "adapter.initialization=pissa"], 2, "has only"),
         ([], 2, "No recipe is given"),
         (["recipes/none.yaml"], 2, "Cannot read the recipe"),
     ],
