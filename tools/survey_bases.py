@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--mode", default="none", choices=("none", "8bit", "4bit"), help="quantization of the bases")
     options = parser.parse_args()
     if options.only_table:
-        cases = [Case(**row) for path in options.json for row in json.loads(path.read_text(encoding="utf-8"))]
+        rows = [row for path in options.json for row in json.loads(path.read_text(encoding="utf-8"))]
+        cases = list({row["model_type"]: Case(**row) for row in rows}.values())  # the last result of each
     else:
         cases = _survey_all(options.model_types, options.keep, options.mode)
         if options.json:

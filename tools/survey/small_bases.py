@@ -168,7 +168,8 @@ def write_small_base(model_type: str, folder: Path) -> int:
     head = model.get_output_embeddings()
     if head is not None:
         with torch.no_grad():
-            head.weight.mul_(8)  # otherwise the logits are nearly equal
+            # Otherwise the logits are nearly equal. A tied head would then predict each token again.
+            head.weight.mul_(2 if head.weight is model.get_input_embeddings().weight else 8)
     model.save_pretrained(folder)
     row = torch.arange(8, 24).unsqueeze(0)
     auto_class.from_pretrained(folder)(input_ids=row, labels=row).loss.backward()
