@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_chat.cli import main
+from lora_chat.errors import RecipeError
 from lora_chat.pipeline import estimate
 from lora_chat.planning import local_device
 from lora_chat.planning.settings_search import SFT_PHASES
@@ -132,21 +133,27 @@ def test_wrong_arguments_give_one_message(run, words, code, message):
     assert message in err
 
 
-def test_trains_a_base_whose_architecture_cannot_be_planned(run, random_base, tmp_path, monkeypatch):
-    base = random_base("llama")
-    monkeypatch.setattr(estimate, "read_shape", lambda config, name: read_unknown(config, name))
-    code, _, err = run("plan", "recipes/smoke.yaml", "--set", f"base.name={base}")
+def test_a_base_that_cannot_be_planned_trains_only_with_unlimited_memory(run, tmp_path, monkeypatch):
+    def fail(plan, base):
+        raise RecipeError("base.name: no memory can be planned")
+
+    monkeypatch.setattr(estimate, "find_shape", fail)
+    assert run("plan", "recipes/smoke.yaml")[0] == 2
+    code, _, err = sft(run, tmp_path, "--set", "training.max_steps=1")
     assert code == 2
-    assert "cannot be planned yet" in err
-    code, _, err = sft(run, tmp_path, "--set", f"base.name={base}", "--set", "training.max_steps=1")
+    assert "no memory can be planned" in err
+    code, _, err = sft(
+        run,
+        tmp_path,
+        "--set",
+        "training.max_steps=1",
+        "--set",
+        "training.memory=unlimited",
+        "--set",
+        "evaluation.samples=0",
+    )
     assert code == 0
     assert "No estimate: " in err
-
-
-def read_unknown(config, name):
-    from lora_chat.models.shape import read_shape
-
-    return read_shape({**config, "model_type": "mamba"}, name)
 
 
 def test_sft_shows_its_estimate_and_records_the_measurement(run, tmp_path):
