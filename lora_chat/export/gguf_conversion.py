@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from lora_chat.errors import UsageError
+from lora_chat.data.encoding.chat_template import render_texts
+from lora_chat.errors import DataError, UsageError
 from lora_chat.export.llama_cpp_converters import convert, find_converters
 from lora_chat.models.architectures import find_architecture
 from lora_chat.models.base_model import LocalBase, load_tokenizer
@@ -69,8 +70,8 @@ def _render_prompt(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     if not tokenizer.chat_template:
         return None
     try:
-        return str(tokenizer.apply_chat_template([{"role": "user", "content": _LETTER}], tokenize=False))
-    except Exception:  # a template that wants other messages
+        return render_texts(tokenizer, [[{"role": "user", "content": _LETTER}]], add_generation_prompt=False)[0]
+    except DataError:  # a template that wants other messages
         return None
 
 

@@ -10,7 +10,7 @@ from lora_chat.models.base_config import BaseConfig, make_config
 from lora_chat.models.base_model import LocalBase, load_meta_model
 from lora_chat.models.quantization.coverage import describe_coverage, with_coverage
 from lora_chat.models.stored_precision import adopt_stored_precision
-from lora_chat.system.hardware import Hardware, detect_hardware
+from lora_chat.system.hardware import Hardware, describe_cpu, detect_hardware
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,8 @@ def adopt_base_precision(
 
 def plan_base_precision(plan: Plan, base: LocalBase) -> PrecisionPlan:
     """Return the precision in which a base is trained, with the share that is quantized, and log both."""
-    hardware = detect_hardware(plan.base.device)
+    on_cpu = plan.precision.device == "cpu"  # as in `data`, which needs no working driver
+    hardware = describe_cpu() if on_cpu else detect_hardware(plan.base.device)
     precision = adopt_base_precision(plan.precision, base, hardware, flag="--set quantization.mode=")
     if precision.mode != "none":
         precision = with_coverage(precision, load_meta_model(base))

@@ -81,7 +81,7 @@ def use_quantized_base(dtype="bfloat16"):
     from lora_chat.config.recipe import QuantizationSection
 
     quantization = QuantizationSection(mode="4bit")
-    module._choose_precision = lambda trained, mode, hardware: plan_inference_precision(quantization, hardware, dtype)
+    module.choose_precision = lambda trained, mode, hardware: plan_inference_precision(quantization, hardware, dtype)
 
 
 def run(card, files, words, *, prepare=use_quantized_base, arguments=(), **options):
@@ -227,7 +227,14 @@ def run_peft_worker(folder, base):
 
     import lora_chat.export.parity
 
-    request = {"base": base, "mode": "none", "device": "cuda:0", "dtype": "bfloat16", "double_quantization": True}
+    request = {
+        "base": base,
+        "auto_class": "AutoModelForCausalLM",
+        "mode": "none",
+        "device": "cuda:0",
+        "dtype": "bfloat16",
+        "double_quantization": True,
+    }
     (Path(folder) / "request.json").write_text(json.dumps(request))
     sys.argv = ["peft_worker.py", folder]
     try:

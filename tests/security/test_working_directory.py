@@ -113,7 +113,8 @@ def every_command(cache_home, tmp_path_factory):
     find_bundled_base("tiny-random")
     home = tmp_path_factory.mktemp("working-directory")
     here, marks, out = home / "stranger", home / "marks", home / "out"
-    plant(here, {*sys.stdlib_module_names, *packages_distributions(), *OPTIONAL, "lora_chat"} - {"__main__"}, marks)
+    packages = {name for name in packages_distributions() if name.isidentifier()}  # some wheels list files too
+    plant(here, {*sys.stdlib_module_names, *packages, *OPTIONAL, "lora_chat"} - {"__main__"}, marks)
     write_job(here)
     for name in ("fc-list", "nvidia-smi", "ldconfig", "gcc", "uname", "python", "pip"):
         plant_program(here / name if not (here / name).exists() else here / "bin" / name, marks)
