@@ -106,11 +106,11 @@ def start_worker(
     gets instead of all harmless ones; `settings` are added to them. `quiet` discards its stderr. `run_worker` describes
     the other parameters.
     """
-    command: list[str | Path] = [sys.executable, "-I", "-X", "utf8", _START_SCRIPT]
+    command = [sys.executable, "-I", "-X", "utf8", str(_START_SCRIPT)]
     if interpreter is not None and isinstance(code, Path):
         # A wrapper may set PYTHONPATH, which -I would ignore. Copies keep the files beside the scripts unimportable.
         start, code = (Path(shutil.copy(script, folder)) for script in (_START_SCRIPT, code))
-        command = [interpreter, "-X", "utf8", start]
+        command = [str(interpreter), "-X", "utf8", str(start)]
     request = {
         "code": str(code.absolute()) if isinstance(code, Path) else code,
         "is_script": isinstance(code, Path),

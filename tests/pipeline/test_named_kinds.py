@@ -98,12 +98,12 @@ def test_adapter_without_a_name_of_a_base_opens_on_a_named_one(adapter, random_b
     assert open_adapter(str(folder), TrustOptions(base=base)).adapter.stored.base == (base, None)
 
 
-def test_training_on_from_an_unusual_adapter_names_the_merge(adapter, tmp_path):
+def test_training_on_from_an_adapter_that_contradicts_its_weights_is_refused(adapter, random_base, tmp_path):
     folder = shutil.copytree(adapter, tmp_path / "adapter")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"layers_to_transform": [1]}))
-    with pytest.raises(IntegrityError, match=r"layers_to_transform.*\n.*lora-chat merge"):
-        find_parent(str(folder), "start")
+    with pytest.raises(IntegrityError, match=r"does not name 7 layers that have weights.*\nFix: correct"):
+        find_parent(str(folder), "start", BaseSection(name=str(random_base("llama", 8.0))))
 
 
 @pytest.fixture

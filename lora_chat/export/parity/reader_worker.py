@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.modules["lora_chat"] = None  # type: ignore[assignment]  # the folder must be readable without it
-
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+import torch
+import transformers
+from safetensors.torch import save_file
 
 
 def load_model(request: dict[str, Any]) -> Any:
@@ -94,4 +92,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["lora_chat"] = None  # type: ignore[assignment]  # the folder must be readable without it
     main(Path(sys.argv[1]))
