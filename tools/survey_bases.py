@@ -51,18 +51,15 @@ def main() -> None:
         rows = [row for path in options.json for row in json.loads(path.read_text(encoding="utf-8"))]
         cases = list({row["model_type"]: Case(**row) for row in rows}.values())  # the last result of each
     else:
-        cases = _survey_all(options.model_types, options.keep, options.mode)
-        if options.json:
-            rows = [asdict(case) for case in cases]
-            options.json[0].write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        cases = _survey_all(options.model_types, options.keep, options.mode, options.json and options.json[0])
     if options.table:
         options.table.write_text(format_table(cases, options.table.read_text(encoding="utf-8")), encoding="utf-8")
     print(", ".join(f"{result}: {count}" for result, count in count_results(cases).items()))
     sys.exit(any(case.result == "FAULT" for case in cases))
 
 
-def _survey_all(model_types: list[str], keep: Path | None, mode: str) -> list[Case]:
-    """Survey one architecture after the other and print a line for each."""
+def _survey_all(model_types: list[str], keep: Path | None, mode: str, results: Path | None) -> list[Case]:
+    """Survey one architecture after the other. Print a line for each, and write the results so far."""
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
     import torch
@@ -83,6 +80,8 @@ def _survey_all(model_types: list[str], keep: Path | None, mode: str) -> list[Ca
         case.seconds = round(time.monotonic() - begin, 1)
         print(f"{model_type:28} {case.result:8} {case.seconds:6.1f} s  {case.detail[:300]}", flush=True)
         cases.append(case)
+        if results:
+            results.write_text(json.dumps([asdict(case) for case in cases], indent=1), encoding="utf-8")
         if not keep:
             shutil.rmtree(folder)
     return cases

@@ -110,6 +110,9 @@ def run_forked_worker(
     text.write_text(stdin, encoding="utf-8")
 
     def work() -> int:
+        import torch
+
+        torch.set_num_threads(1)  # threads of the process that was forked do not exist here
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.argv = [str(code), *arguments]
         # A worker must not use lora_chat and checks that. `reader` repeats its comparison without any of it.
