@@ -19,8 +19,8 @@ MAX_LOSS_DIFFERENCE = 0.01
 def survey(model_type: str, folder: Path, mode: str) -> Case:
     """Build, fine-tune, evaluate, merge, pack and reopen one architecture.
 
-    Replies of random models, and the experts that they choose, differ by rounding, so a comparison that fails in bf16 is
-    repeated in fp32.
+    Replies of random models, and the experts that they choose, differ by rounding, so a comparison that fails in bf16
+    is repeated in fp32.
     """
     case, base = Case(model_type), folder / "base"
     built = run_forked(lambda: {"weights": write_small_base(model_type, base)}, folder, "build")

@@ -47,7 +47,7 @@ def check_results(base: Path, adapter: Path, merged: Path) -> dict[str, object]:
     notes = [f"{len(still)} of {len(names)} LoRA tensors get no gradient ({still[0]})."] if still else []
     if look_ahead > 0.01:
         problems.append(f"not causal: later tokens change earlier logits by {look_ahead:.3f}")
-    if effect < 1e-6:
+    if float((adapted - of_base).abs().max()) < 1e-6:
         problems.append("the adapter changes nothing in plain PEFT")
     if merging > max(0.02 * effect, 2e-3):
         problems.append(f"merged model is {merging:.2g} from the adapter, whose effect is {effect:.2g}")
