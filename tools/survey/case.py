@@ -7,6 +7,7 @@ from typing import Any
 RESULTS = {
     "fast": "trains on the fast path; every check passed",
     "works": "trains on the stock path; every check passed",
+    "limited": "trains; a parity check refused the merged model or the parcel, in bf16 and in fp32",
     "refused": "refused by one message before training",
     "no base": "Transformers itself cannot build, save, read or train such a small model here",
     "FAULT": "a traceback, an error after training began, or a wrong result with exit code 0",
