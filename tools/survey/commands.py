@@ -1,6 +1,7 @@
 """The commands that are run for one architecture, and the result that follows from them."""
 
 import json
+import shutil
 from pathlib import Path
 
 from survey.case import Case
@@ -30,6 +31,8 @@ def survey(model_type: str, folder: Path, mode: str) -> Case:
     _survey_base(case, base, folder, {"quantization.mode": mode})
     if case.result == "FAULT" and any(text in case.detail for text in COMPARISONS):
         in_bfloat16 = case.detail
+        shutil.rmtree(folder / "merged", ignore_errors=True)
+        (folder / "parcel.lorachat").unlink(missing_ok=True)
         _survey_base(case, base, folder, {"quantization.mode": mode, "quantization.dtype": "float32"})
         case.figures["in_bfloat16"] = in_bfloat16
         if case.result == "FAULT" and "Parity check failed" in case.detail:
