@@ -42,7 +42,9 @@ def select_targets(model: "PreTrainedModel", adapter: AdapterSection) -> LoraSet
         check_targets_exist(model, adapter.target_modules)
     layers = find_text_layers(model)
     suitable = layers.suitable
-    attention_only = adapter.target_modules == "all-linear" and has_experts(model)
+    # PEFT converts by the architecture, so also where a base of it has dense layers only.
+    is_affected = has_experts(model) or any(map(is_converted, {name.rpartition(".")[2] for name in suitable}))
+    attention_only = adapter.target_modules == "all-linear" and is_affected
     if attention_only:
         suitable = list_attention_layers(model, suitable, is_converted)
         if not suitable:

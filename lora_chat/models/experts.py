@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.config.adapter_section import AdapterSection
 from lora_chat.errors import RecipeError
+from lora_chat.models.text_layers import find_text_layers
 
 if TYPE_CHECKING:
     import torch
@@ -86,9 +87,10 @@ def check_experts_exist(model: "torch.nn.Module", experts: bool | Collection[str
 
 def check_no_experts(model: "torch.nn.Module", targets: Sequence[str], is_converted: Callable[[str], bool]) -> None:
     """Raise RecipeError for target modules that are experts or routers."""
-    if isinstance(targets, str) or not has_experts(model):
+    if isinstance(targets, str):
         return
     weights = list_expert_weights(model)
+    advice = ", and train the experts with --set adapter.experts=true" if weights else ""
     converted = {last for last in {_last_name(target) for target in targets} if is_converted(last)}
     linears = _list_linear_layers(model)
     for target in targets:
@@ -96,9 +98,9 @@ def check_no_experts(model: "torch.nn.Module", targets: Sequence[str], is_conver
         if _last_name(target) in converted or (not matched and _select(weights, [target])):
             raise RecipeError(
                 f"adapter.target_modules: PEFT reads {target} as experts of this base, which are no linear layers. "
-                f"Fix: leave out {_last_name(target)}, and train the experts with --set adapter.experts=true"
+                f"Fix: leave out {_last_name(target)}{advice}"
             )
-        if any(_ROUTER_NAME.search(_path_in_layer(name)) for name in matched):
+        if weights and any(_ROUTER_NAME.search(_path_in_layer(name)) for name in matched):
             raise RecipeError(
                 f"adapter.target_modules: {target} is a router of this base, which is never trained, because another "
                 f"choice of experts changes every answer. Fix: leave it out."
@@ -106,13 +108,18 @@ def check_no_experts(model: "torch.nn.Module", targets: Sequence[str], is_conver
 
 
 def format_expert_note(model: "torch.nn.Module", adapter: AdapterSection, targets: Sequence[str]) -> str | None:
-    """Format the line about layers that `all-linear` leaves out; None if the base has no experts or a list is given.
+    """Format the line about layers that `all-linear` leaves out; None if all are trained or a list is given.
 
     `targets` are the resolved target modules.
     """
-    if adapter.target_modules != "all-linear" or targets == "all-linear" or not has_experts(model):
+    if adapter.target_modules != "all-linear" or targets == "all-linear":
         return None
     names = ", ".join(sorted({_last_name(target) for target in targets}))
+    if not has_experts(model):
+        others = {_last_name(name) for name in find_text_layers(model).suitable} - {
+            _last_name(name) for name in targets
+        }
+        return f"LoRA leaves out {', '.join(sorted(others))}: PEFT reads them as experts here." if others else None
     layers = f"LoRA is on the attention layers of this mixture-of-experts base ({names})"
     if adapter.experts:
         return f"{layers} and on its experts."

@@ -19,6 +19,8 @@ _TIED = "several layers share its weights, so each of their adapters would chang
 _OWN_FORWARD = "it is more than a linear layer"
 _READ_DIRECTLY = "the model's code reads its weights without calling it, so an adapter would have no effect"
 _UNSUPPORTED = "PEFT does not support it in this architecture, whose kernels read its weights directly"
+_TOWER_NAME = re.compile(r"(^|\.)(vision|visual|image|audio|speech)(_\w+)?\.")
+"""Parts for pictures and sound in models whose text has no module for itself, such as Phi-4-multimodal."""
 _PRODUCT_WITH_WEIGHT = re.compile(r"\bself\.(\w+)\.weight\s*@")
 
 Targets = tuple[str, ...] | str
@@ -73,7 +75,7 @@ def find_text_layers(model: "PreTrainedModel") -> TextLayers:
             continue
         parent_name, _, last_name = name.rpartition(".")
         reason = None
-        if not name.startswith(prefix):
+        if not name.startswith(prefix) or _TOWER_NAME.search(name):
             reason = _TOWER
         elif name in tied:
             reason = _TIED

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_chat.config.adapter_section import AdapterSection
 from lora_chat.config.plan import PrecisionPlan
@@ -89,6 +90,27 @@ def test_dense_base_keeps_all_linear():
     model = meta_model("llama")
     assert not has_experts(model)
     assert resolve_targets(model, AdapterSection()).target_modules == "all-linear"
+
+
+def test_dense_layers_that_peft_would_read_as_experts_are_left_out():
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    config = AutoConfig.for_model("beam", **sizes, intermediate_size=128, vocab_size=264, pad_token_id=0)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert not has_experts(model)
+    settings = resolve_targets(model, AdapterSection())
+    assert set(settings.target_modules) == set(ATTENTION)
+    note = format_expert_note(model, AdapterSection(), settings.target_modules)
+    assert note == "LoRA leaves out down_proj, gate_proj, up_proj: PEFT reads them as experts here."
+    with pytest.raises(RecipeError, match=r"PEFT reads up_proj as experts.*\n?.*Fix: leave out up_proj"):
+        resolve_targets(model, AdapterSection(target_modules=("q_proj", "up_proj")))
+    assert not attach_adapter(model, AdapterSection()).peft_config["default"].target_parameters
 
 
 def test_trained_parameters_are_counted_per_expert():

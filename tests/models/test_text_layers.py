@@ -36,6 +36,21 @@ def test_towers_have_no_adapter(name):
     assert not [module for module in modules if any(tower in module for tower in TOWERS)]
 
 
+def test_towers_of_a_model_without_a_text_part_have_no_adapter():
+    class Model(torch.nn.Module):
+        config = AutoConfig.for_model("llama")
+
+        def __init__(self):
+            super().__init__()
+            self.audio_embed = torch.nn.Sequential(torch.nn.Linear(4, 4))
+            self.layers = torch.nn.Sequential(torch.nn.Linear(4, 4))
+
+        def get_output_embeddings(self):
+            return None
+
+    assert find_text_layers(Model()).suitable == ("layers.0",)
+
+
 @pytest.mark.parametrize("name", ["gemma3", "mistral3"])
 def test_named_modules_are_limited_to_the_text_model(name):
     modules = trained_modules(attach_adapter(make_meta_model(name), AdapterSection(rank=2, target_modules=("q_proj",))))
