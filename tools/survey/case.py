@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RESULTS = {
-    "fast": "trains on the fast path; every check passed",
+    "fast": "the fast path is on; every check passed",
     "works": "trains on the stock path; every check passed",
     "limited": "trains; a parity check refused the merged model or the parcel, in bf16 and in fp32",
     "refused": "refused by one message before training",
