@@ -7,7 +7,9 @@ from typing import Any
 from survey.small_bases import find_class
 
 TEXT = "Which day comes after Monday? Tuesday. Name a fruit that is green. A pear. The cat sat on the mat."
-TOWERS = re.compile(r"(?<![a-z])(vision|visual|audio|image|speech|video|codec|encoder)(?![a-z_])|projector|(?<!modality_)router")
+TOWERS = re.compile(
+    r"(?<![a-z])(vision|visual|audio|image|speech|video|codec|encoder)(?![a-z_])|projector|(?<!modality_)router"
+)
 
 
 def check_results(base: Path, adapter: Path, merged: Path) -> dict[str, object]:
