@@ -114,16 +114,16 @@ def format_expert_note(model: "torch.nn.Module", adapter: AdapterSection, target
     """
     if adapter.target_modules != "all-linear" or targets == "all-linear":
         return None
-    names = ", ".join(sorted({_last_name(target) for target in targets}))
     if not has_experts(model):
-        others = {_last_name(name) for name in find_text_layers(model).suitable} - {
-            _last_name(name) for name in targets
-        }
+        # PEFT may have wrapped the layers.
+        layers = [name.removesuffix(".base_layer") for name in find_text_layers(model).suitable if ".lora_" not in name]
+        others = {*map(_last_name, layers)} - {*map(_last_name, targets)}
         return f"LoRA leaves out {', '.join(sorted(others))}: PEFT reads them as experts here." if others else None
-    layers = f"LoRA is on the attention layers of this mixture-of-experts base ({names})"
+    names = ", ".join(sorted({_last_name(target) for target in targets}))
+    note = f"LoRA is on the attention layers of this mixture-of-experts base ({names})"
     if adapter.experts:
-        return f"{layers} and on its experts."
-    return f"{layers} only; --set adapter.experts=true trains its experts too."
+        return f"{note} and on its experts."
+    return f"{note} only; --set adapter.experts=true trains its experts too."
 
 
 def select_expert_weights(model: "torch.nn.Module", experts: bool | Collection[str]) -> tuple[str, ...]:

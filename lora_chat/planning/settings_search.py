@@ -10,13 +10,14 @@ from lora_chat.config.plan import BYTES_BY_DTYPE, Plan
 from lora_chat.data.lengths import DataLengths
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.device import DeviceSpeed, TargetDevice
+from lora_chat.planning.measured_shape import MeasuredShape
 from lora_chat.planning.overrides import Overrides, apply_overrides, training_differences, with_training
 from lora_chat.planning.phase_memory import PhaseMemory, estimate_phases, estimate_train_phase
 from lora_chat.planning.phase_time import step_seconds
 from lora_chat.planning.trained_parts import measure_trained_parts
 from lora_chat.planning.weight_cache import count_cached_layers
 from lora_chat.planning.weight_memory import MemoryConfig, cached_weight_bytes
-from lora_chat.planning.workload import Workload, compute_workload
+from lora_chat.planning.workload import Workload, compute_workload, largest_micro_batch
 
 _TOKEN_BUDGETS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 _MAX_CPU_MICRO_BATCH_TOKENS = 2048
@@ -57,8 +58,17 @@ class Candidate:
 
     @cached_property
     def workload(self) -> Workload:
-        """Return the steps and micro-batches."""
-        return compute_workload(self.problem.data, self.plan.training)
+        """Return the steps and micro-batches.
+
+        Whether a base without formulas keeps packed dialogues apart is checked on the loaded model, so the largest
+        micro-batch is the larger one of packed and padded rows.
+        """
+        training = self.plan.training
+        workload = compute_workload(self.problem.data, training)
+        if not (training.fast_path and isinstance(self.problem.shape, MeasuredShape)):
+            return workload
+        padded = largest_micro_batch(self.problem.data, training.model_copy(update={"fast_path": False}))
+        return replace(workload, largest=max(workload.largest, padded, key=lambda batch: batch.tokens))
 
     @cached_property
     def phases(self) -> tuple[PhaseMemory, ...]:
@@ -234,7 +244,17 @@ def _micro_batch_plans(plan: Plan, problem: PlanningProblem) -> list[Plan]:
     # The longest dialogue forms a micro-batch even if it exceeds the budget, so one smaller budget is enough.
     useful = [budget for budget in budgets if budget >= longest] or budgets[-1:]
     below = [budget for budget in budgets if budget < longest][-1:]
-    return [with_training(plan, micro_batch_tokens=budget) for budget in (*below, *useful)]
+    plans = [with_training(plan, micro_batch_tokens=budget) for budget in (*below, *useful)]
+    if not isinstance(problem.shape, MeasuredShape):
+        return plans
+    # The number of padded rows counts too (`Candidate.workload`): as many as the plan has, or fewer.
+    batch_size, rows = training.effective_batch_size, training.micro_batch_size
+    sizes = [size for size in range(rows, 0, -1) if batch_size % size == 0]
+    return [
+        with_training(each, micro_batch_size=size, gradient_accumulation_steps=batch_size // size)
+        for each in plans
+        for size in sizes
+    ]
 
 
 def _checkpointing_plans(plan: Plan, problem: PlanningProblem, min_layers: int) -> Iterator[Plan]:

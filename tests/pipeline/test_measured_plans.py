@@ -29,3 +29,14 @@ def test_sft_refuses_what_does_not_fit(base, tmp_path, capsys):
     assert main(["sft", RECIPE, *arguments]) == 5
     assert "does not fit" in capsys.readouterr().err
     assert not list(tmp_path.glob("*"))
+
+
+def test_the_plan_has_room_for_padded_rows(base, capsys):
+    def plan(*settings):
+        arguments = [
+            part for setting in (f"base.name={base}", "base.device=cpu", *settings) for part in ("--set", setting)
+        ]
+        assert main(["plan", RECIPE, *arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["workload"]["largest"]["tokens"]
+
+    assert plan() >= plan("training.fast_path=false", "training.micro_batch_size=4")
