@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
+from lora_chat.data.parsing.row_notes import format_notes
 from lora_chat.data.statistics import DataStatistics
 from lora_chat.data.storage.ledger import Ledger
 from lora_chat.system.console import Highlight, ResultPart, display_path
@@ -38,6 +39,7 @@ def statistics_summary(statistics: DataStatistics) -> list[str]:
             f"{ledger.replies:,} replies have none: these teach the model to answer without reasoning"
         )
     lines += [f"Tokens    {line}" for line in _format_tokens(ledger)]
+    lines += [f"Rows      {line}" for line in format_notes(ledger.notes, ledger.unused_keys)]
     if ledger.redacted:
         lines.append(f"Redacted  {ledger.redacted:,} secrets or personal data, in a cleaned copy")
     return lines
@@ -74,6 +76,8 @@ def format_statistics(statistics: DataStatistics) -> str:
         formats = dict.fromkeys(source.ledger.files.values())
         lines.append(f"  recognised  {', '.join(formats)}")
         lines.append(f"  ledger      {_format_line_counts(source.ledger)}")
+        notes = format_notes(source.ledger.notes, source.ledger.unused_keys)
+        lines += [f"  {'rows':<10}  {text}" for text in notes]
         lines += [f"  {'refused':<10}  {text}" for text in source.ledger.refusals]
         lines += [f"  {'too long':<10}  {text}" for text in source.ledger.over_long]
     held_out = statistics.validation_dialogues

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lora_chat.config.data import DataFormat
 from lora_chat.data.dialogue import InvalidDialogueError
 from lora_chat.data.encoding.control_tokens import LITERAL_END, LITERAL_START
+from lora_chat.data.parsing.row_notes import RowNotes
 from lora_chat.system.strict_json import parse_strict_json
 
 Row = Mapping[str, object]
@@ -42,7 +43,7 @@ class RowFormat:
     name: DataFormat
     matches: Callable[[Row], bool]
     """Whether a row is in this format."""
-    to_messages: Callable[[Row, Columns], Row] | None
+    to_messages: Callable[[Row, Columns, RowNotes], Row] | None
     """Conversion to an object with `messages`; None for plain text, which is not a dialogue."""
     column_sets: tuple[frozenset[str], ...] = ()
     """Sets of columns by which the header of a table is recognised."""
@@ -62,7 +63,9 @@ def is_known_header(names: Collection[str]) -> bool:
     return any(columns <= set(names) for row_format in ROW_FORMATS for columns in row_format.column_sets)
 
 
-def to_messages(row: object, data_format: DataFormat, columns: Columns | None = None) -> Row:
+def to_messages(
+    row: object, data_format: DataFormat, columns: Columns | None = None, notes: RowNotes | None = None
+) -> Row:
     """Return the row as an object with `messages` and optional `tools`, for `parse_dialogue` to check.
 
     Raises InvalidDialogueError with the reason.
@@ -70,7 +73,7 @@ def to_messages(row: object, data_format: DataFormat, columns: Columns | None = 
     convert = _FORMATS_BY_NAME[data_format].to_messages
     if not isinstance(row, Mapping) or convert is None:
         raise InvalidDialogueError(f"is not an object in the format {data_format}")
-    converted = convert(row, columns or {})
+    converted = convert(row, columns or {}, notes or RowNotes())
     return converted if converted is row else {"turns": row.get("turns"), **converted}
 
 
@@ -114,7 +117,7 @@ def _has_text_only(row: Row) -> bool:
     return isinstance(row.get("text"), str) and "messages" not in row
 
 
-def _from_messages(row: Row, _: Columns) -> Row:
+def _from_messages(row: Row, columns: Columns, notes: RowNotes) -> Row:
     """Return the row itself, or its `conversations` as `messages`: some files have roles and content there."""
     for key in _SHAREGPT_LIST_KEYS:
         if key in row and "messages" not in row:
@@ -122,7 +125,7 @@ def _from_messages(row: Row, _: Columns) -> Row:
     return row
 
 
-def _from_sharegpt(row: Row, _: Columns) -> Row:
+def _from_sharegpt(row: Row, columns: Columns, notes: RowNotes) -> Row:
     """Convert `from` and `value` to `role` and `content`, and function calls to tool calls."""
     entries = next((row[key] for key in _SHAREGPT_LIST_KEYS if key in row), None)
     if not isinstance(entries, list) or not entries:
@@ -158,7 +161,7 @@ def _parse_calls(value: object, number: int) -> list[object]:
     return calls if isinstance(calls, list) else [calls]
 
 
-def _from_alpaca(row: Row, _: Columns) -> Row:
+def _from_alpaca(row: Row, columns: Columns, notes: RowNotes) -> Row:
     """Convert `instruction`, `input` and `output`, after the pairs of `history`."""
     output = row.get("output", row.get("response"))
     instruction, context = row.get("instruction"), row.get("input")
@@ -176,7 +179,7 @@ def _from_alpaca(row: Row, _: Columns) -> Row:
     return {"messages": messages + _turn_messages(question, output)}
 
 
-def _from_prompt(row: Row, _: Columns) -> Row:
+def _from_prompt(row: Row, columns: Columns, notes: RowNotes) -> Row:
     """Convert `prompt` and `completion`, texts or lists of messages; only the completion carries loss."""
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
@@ -187,7 +190,7 @@ def _from_prompt(row: Row, _: Columns) -> Row:
     return {"messages": history + completion, "tools": row.get("tools")}
 
 
-def _from_columns(row: Row, columns: Columns) -> Row:
+def _from_columns(row: Row, columns: Columns, notes: RowNotes) -> Row:
     """Convert the columns that the recipe names."""
     if not columns:
         raise InvalidDialogueError("cannot be read as columns without data.columns, which names them")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message, Role, ToolCall, check_role_order
+from lora_chat.data.parsing.row_notes import RowNotes
 from lora_chat.system.strict_json import parse_strict_json
 
 Entry = Mapping[str, object]
@@ -26,7 +27,7 @@ _FORBIDDEN_CHARACTERS = {"\U000f0000", "\U000f0001"}
 """Private characters with which control tokens are marked; transformers removes them from content."""
 
 
-def parse_dialogue(row: object, line: int = 0) -> Dialogue:
+def parse_dialogue(row: object, line: int = 0, notes: RowNotes | None = None) -> Dialogue:
     """Check a decoded row and return it as a Dialogue; raises InvalidDialogueError with the reason.
 
     Only `messages`, `tools` and `turns` are read; other keys of the row reach neither the template nor the trainer.

@@ -8,6 +8,7 @@ from lora_chat.config.data import DataFormat
 from lora_chat.data.dialogue import Dialogue, Document, InvalidDialogueError
 from lora_chat.data.parsing.formats import ROW_FORMATS, detect_format, to_document, to_messages
 from lora_chat.data.parsing.messages import parse_dialogue
+from lora_chat.data.parsing.row_notes import RowNotes, add_counts
 from lora_chat.data.reading.files import find_files, read_rows
 from lora_chat.data.reading.raw_row import RawRow
 from lora_chat.data.reading.size_limits import MAX_ROW_BYTES
@@ -63,12 +64,23 @@ class LineCounts:
     """Number of files that are unreadable after a fault; these are never skipped silently."""
     refusals: list[str] = field(default_factory=list)
     """First refused lines, each with file, line, reason and excerpt."""
+    notes: dict[str, int] = field(default_factory=dict)
+    """Number of each kind of note in `ROW_NOTES` that accepted rows caused."""
+    unused_keys: dict[str, int] = field(default_factory=dict)
+    """Number of accepted rows with each key that nothing uses."""
 
     def add(self, other: "LineCounts") -> None:
         """Add the counts of later lines."""
         for name in ("lines", "accepted", "blank", "refused", "broken_off"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.refusals = (self.refusals + other.refusals)[:MAX_SHOWN_FAULTS]
+        self.add_notes(RowNotes(other.notes, other.unused_keys))
+
+    def add_notes(self, notes: RowNotes) -> None:
+        """Add the notes of rows."""
+        for name, count in notes.counts.items():
+            self.notes[name] = self.notes.get(name, 0) + count
+        add_counts(self.unused_keys, notes.unused_keys)
 
     def refuse(self, path: str, line: int, reason: object, excerpt: str = "", lines: int = 1) -> None:
         """Count a fault, and store it if it is one of the first."""
@@ -128,9 +140,11 @@ def parse_chunk(
         if row.blank:
             counts.blank += row.lines
             continue
+        notes = RowNotes()
         try:
-            parsed.append(_parse_row(row, chunk, options))
+            parsed.append(_parse_row(row, chunk, options, notes))
             counts.accepted += row.lines
+            counts.add_notes(notes)
         except InvalidDialogueError as error:
             faulty = RawRow(row.line, error.faulty_entry) if error.faulty_entry is not None else raw_row
             is_shown = len(counts.refusals) < MAX_SHOWN_FAULTS
@@ -140,8 +154,8 @@ def parse_chunk(
     return parsed, counts
 
 
-def _parse_row(row: RawRow, chunk: RowChunk, options: ReadingOptions) -> Dialogue | Document:
-    """Parse a row; raises InvalidDialogueError with the reason."""
+def _parse_row(row: RawRow, chunk: RowChunk, options: ReadingOptions, notes: RowNotes) -> Dialogue | Document:
+    """Parse a row and note what was done to it; raises InvalidDialogueError with the reason."""
     if row.fault:
         raise InvalidDialogueError(row.fault)
     row_format = None if options.forced_format else detect_format(row.value)
@@ -152,7 +166,7 @@ def _parse_row(row: RawRow, chunk: RowChunk, options: ReadingOptions) -> Dialogu
     if chunk.data_format == "text":
         text, is_first_piece, has_next_piece = to_document(row.value, options.columns.get("text", "text"))
         return Document(text, row.line, chunk.path, is_first_piece, has_next_piece, row.lines)
-    dialogue = parse_dialogue(to_messages(row.value, chunk.data_format, options.columns), row.line)
+    dialogue = parse_dialogue(to_messages(row.value, chunk.data_format, options.columns, notes), row.line, notes)
     dialogue = replace(dialogue, path=chunk.path)
     return dialogue.last_turn_only if options.last_turn_only else dialogue
 
