@@ -1,5 +1,6 @@
 """Files to raw rows: text, tables, JSON and data sets of the hub.
 
+- arrow_values: Convert Arrow rows to the JSON that they came from
 - file_types: Detect the kind of a file from its first bytes
 - files: Find files and read their rows
 - globs: Expand the globs of recipes within limits

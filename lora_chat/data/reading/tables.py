@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from lora_chat.data.reading.arrow_values import convert_batch
 from lora_chat.data.reading.raw_row import RawRow, is_valid_utf8, shorten_reason
 from lora_chat.data.reading.size_limits import (
     MAX_BLANK_LINES,
@@ -184,7 +185,7 @@ def _read_batch_rows(batch: "pa.RecordBatch", rows_before: int) -> Iterator[RawR
     size = _batch_bytes(batch)
     if size <= MAX_ROW_BYTES:
         with suppress(ValueError, OverflowError):
-            values = batch.to_pylist()
+            values = convert_batch(batch)
             size //= max(1, batch.num_rows)
             yield from (RawRow(rows_before + number, value, size=size) for number, value in enumerate(values, 1))
             return
@@ -195,6 +196,6 @@ def _read_batch_rows(batch: "pa.RecordBatch", rows_before: int) -> Iterator[RawR
             yield RawRow(rows_before + index + 1, fault=f"is larger than {MAX_ROW_BYTES >> 20} MiB")
             continue
         try:
-            yield RawRow(rows_before + index + 1, row.to_pylist()[0], size=size)
+            yield RawRow(rows_before + index + 1, convert_batch(row)[0], size=size)
         except (ValueError, OverflowError) as error:
             yield RawRow(rows_before + index + 1, fault=f"cannot be read: {error}")
