@@ -51,10 +51,10 @@ LIBRARIES = ("torch", "transformers.models.auto.tokenization_auto", "trl.trainer
 class WarmWorkers:
     """A source of workers whose `run` replaces `lora_chat.system.worker.run_worker`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, libraries: tuple[str, ...] = LIBRARIES) -> None:
         self._folder, self._count = folder, 0
         self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER, *LIBRARIES],
+            [sys.executable, "-c", SERVER, *libraries],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
