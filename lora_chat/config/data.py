@@ -97,6 +97,9 @@ class DataSection(StrictModel):
     counted."""
     skip_bad: Annotated[int, Field(ge=0)] = 0
     """Maximum number of faulty lines that are skipped. With more the data is refused."""
+    rendered_chats: Literal["refuse", "text"] = "refuse"
+    """Action for plain texts that are chats with the marks of a chat template, such as `<|im_start|>user`, if they are
+    a tenth of a source or more: `refuse` them, or train on them as `text`. Bring such chats as `messages` instead."""
     template: NonEmptyStr | None = None
     """Chat template that replaces the base's template: `plain`, `chatml`, or a Jinja file beside the recipe."""
     keep_tokens: UniqueTokens | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.config.data import DataSection, SourceSection
+from lora_chat.data.parsing.rendered_chats import check_rendered_chats
 from lora_chat.data.parsing.rows import (
     LineCounts,
     ReadingOptions,
@@ -78,15 +79,27 @@ def _find_source(section: SourceSection) -> LocalSource:
     return LocalSource(summarize_paths(paths), paths, section)
 
 
-def check_sources(sources: Sequence[LocalSource], skip_bad: int, clean: Callable[[str], str]) -> None:
+def check_sources(sources: Sequence[LocalSource], data: DataSection, clean: Callable[[str], str]) -> None:
     """Parse all rows without encoding; raises DataError for too many faults, whose texts `clean` redacts."""
     counts = LineCounts()
+    source_counts = []
     for source in sources:
+        source_counts.append(LineCounts())
         for chunk in read_chunks(source.paths, source.reading_options):
-            counts.add(parse_chunk(chunk, source.reading_options, clean)[1])
-            check_fault_limit(source.name, counts, skip_bad)
+            chunk_counts = parse_chunk(chunk, source.reading_options, clean)[1]
+            source_counts[-1].add(chunk_counts)
+            counts.add(chunk_counts)
+            check_fault_limit(source.name, counts, data.skip_bad)
     if sources:
-        check_line_counts(_format_paths(sources), counts, skip_bad)
+        check_line_counts(_format_paths(sources), counts, data.skip_bad)
+    _check_contents(sources, source_counts, data)
+
+
+def _check_contents(sources: Sequence[LocalSource], counts: Sequence[LineCounts], data: DataSection) -> None:
+    """Raise DataError if the accepted rows of a source are of a kind that the recipe does not want."""
+    for source, source_counts in zip(sources, counts, strict=True):
+        if data.rendered_chats == "refuse":
+            check_rendered_chats(source.name, source_counts.notes)
 
 
 def open_sources(
@@ -114,6 +127,7 @@ def open_sources(
         encoded.append(EncodedSource(source, store))
     total = sum_ledgers([source.store.ledger for source in encoded])
     check_line_counts(_format_paths(sources), _to_line_counts(total), data.skip_bad)
+    _check_contents(sources, [source.store.ledger for source in encoded], data)
     if total.dropped and (data.over_long == "refuse" or not total.dialogues):
         raise DataError(_too_long_message(total, limit, max_positions))
     return tuple(encoded)

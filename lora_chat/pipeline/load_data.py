@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.audit.redactor import Redactor
 from lora_chat.config.audit import FindingKind
+from lora_chat.config.data import DataSection
 from lora_chat.config.plan import Plan
 from lora_chat.data.dataset import DialogueSet, build_full_set, build_weighted_set, split_by_share
 from lora_chat.data.sources import EncodedSource, LocalSource, check_sources, find_sources, open_sources
@@ -23,7 +24,7 @@ class DataFiles:
     train: Sequence[LocalSource]
     validation: Sequence[LocalSource]
     questions: Sequence[Question]
-    skip_bad: int
+    section: DataSection
     redacted: frozenset[FindingKind]
     """Kinds of findings that are redacted, and that no message may show."""
 
@@ -32,7 +33,7 @@ class DataFiles:
         redactor = Redactor(self.redacted)
         for sources in (self.train, self.validation):
             check_sources(
-                sources, self.skip_bad, lambda text: redactor.transform_text(text)[0] if self.redacted else text
+                sources, self.section, lambda text: redactor.transform_text(text)[0] if self.redacted else text
             )
 
 
@@ -54,7 +55,7 @@ def find_data_files(plan: Plan) -> DataFiles:
         find_sources(data.train_sources),
         find_sources(data.validation_sources),
         _read_redacted_questions(plan),
-        data.skip_bad,
+        data,
         plan.audit.redacted,
     )
 

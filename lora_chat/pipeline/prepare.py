@@ -217,7 +217,9 @@ def prepare_evaluation_files(
     sets = []
     for path in files:
         # Long dialogues are cut, because the replies before the limit can still be evaluated.
-        data = DataSection(train=path, max_length=max_length or _EVALUATION_MAX_LENGTH, over_long="cut")
+        data = DataSection(
+            train=path, max_length=max_length or _EVALUATION_MAX_LENGTH, over_long="cut", rendered_chats="text"
+        )
         opened = open_sources(find_sources(data.train_sources), data, adapter.tokenizer, stop_ids, positions)
         sets.append(build_full_set([source.store for source in opened]))
     if blocks:

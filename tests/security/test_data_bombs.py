@@ -212,7 +212,7 @@ def test_reading_stops_at_too_many_faulty_rows(tmp_path, cache_home, tiny_tokeni
     section = DataSection(train=str(path), workers=1, skip_bad=50)
     started = time.process_time()
     for read in (
-        lambda found: check_sources(found, 50, str),
+        lambda found: check_sources(found, DataSection(train="x", skip_bad=50), str),
         lambda found: open_sources(found, section, tiny_tokenizer, [0], None),
     ):
         with pytest.raises(DataError, match=r"At least 10,?\d{3} lines .* cannot be used \(data.skip_bad") as caught:

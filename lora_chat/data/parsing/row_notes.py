@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from lora_chat.data.parsing.chat_markup import CHAT_MARKUPS
 from lora_chat.system.sanitize import sanitize_line
 
 _MAX_UNUSED_KEYS = 100
@@ -20,7 +21,10 @@ class NoteKind:
     """Text that `data` and `sft` show after the count."""
 
 
-ROW_NOTES: tuple[NoteKind, ...] = ()
+ROW_NOTES: tuple[NoteKind, ...] = (
+    *(NoteKind(markup.text_note, markup.text_title) for markup in CHAT_MARKUPS),
+    *(NoteKind(markup.messages_note, markup.messages_title) for markup in CHAT_MARKUPS),
+)
 """Every kind of note, in the order in which it is shown."""
 
 

@@ -8,6 +8,7 @@ from lora_chat.config.data import DataFormat
 from lora_chat.data.dialogue import Dialogue, Document, InvalidDialogueError
 from lora_chat.data.parsing.formats import ROW_FORMATS, detect_format, to_document, to_messages
 from lora_chat.data.parsing.messages import parse_dialogue
+from lora_chat.data.parsing.rendered_chats import note_rendered_messages, note_rendered_text
 from lora_chat.data.parsing.row_notes import RowNotes, add_counts
 from lora_chat.data.reading.files import find_files, read_rows
 from lora_chat.data.reading.raw_row import RawRow
@@ -165,9 +166,11 @@ def _parse_row(row: RawRow, chunk: RowChunk, options: ReadingOptions, notes: Row
         raise _unknown_format_error(row.value)
     if chunk.data_format == "text":
         text, is_first_piece, has_next_piece = to_document(row.value, options.columns.get("text", "text"))
+        note_rendered_text(text, notes)
         return Document(text, row.line, chunk.path, is_first_piece, has_next_piece, row.lines)
     dialogue = parse_dialogue(to_messages(row.value, chunk.data_format, options.columns, notes), row.line, notes)
     dialogue = replace(dialogue, path=chunk.path)
+    note_rendered_messages(dialogue, notes)
     return dialogue.last_turn_only if options.last_turn_only else dialogue
 
 
