@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from lora_chat.audit.data_files import load_data_file
 from lora_chat.audit.report import TextMatch
+from lora_chat.audit.sensitive.cue_words import whole_words
 from lora_chat.audit.sensitive.examples import is_placeholder
 from lora_chat.config.base import NonEmptyStr, StrictModel
 
@@ -33,19 +34,23 @@ class SecretWords(StrictModel):
     """Further hints for other texts."""
     key_patterns: tuple[NonEmptyStr, ...]
     """Patterns of the names of keys and tokens."""
+    other_suffixes: tuple[NonEmptyStr, ...]
+    """Patterns of words after the name of a key that make it another name: `token_type`."""
     password_patterns: tuple[NonEmptyStr, ...]
     """Patterns of the names of passwords."""
 
     @cached_property
     def key_regex(self) -> re.Pattern[str]:
         """Return the compiled pattern of an assignment of a key, with the value as a group."""
-        names = "|".join(self.key_patterns)
-        return re.compile(rf"(?:{names})(?:[_-][A-Za-z0-9]{{1,20}}){{0,2}}{_ASSIGNMENT}{_VALUE}", re.IGNORECASE)
+        other = rf"(?![_-]?(?:{'|'.join(self.other_suffixes)})(?![a-z]))"
+        names = whole_words(self.key_patterns)
+        suffixes = r"(?:(?:[_-]|(?-i:(?<=[a-z])(?=[A-Z])))[A-Za-z0-9]{1,20}){0,2}"
+        return re.compile(rf"{names}{other}{suffixes}{_ASSIGNMENT}{_VALUE}", re.IGNORECASE)
 
     @cached_property
     def password_regex(self) -> re.Pattern[str]:
         """Return the compiled pattern of an assignment of a password, with the value as a group."""
-        return re.compile(rf"(?:{'|'.join(self.password_patterns)}){_ASSIGNMENT}{_VALUE}", re.IGNORECASE)
+        return re.compile(rf"{whole_words(self.password_patterns)}{_ASSIGNMENT}{_VALUE}", re.IGNORECASE)
 
 
 @cache

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from lora_chat.audit.data_files import load_data_file
 from lora_chat.audit.report import TextMatch
+from lora_chat.audit.sensitive.cue_words import compile_words
 from lora_chat.config.base import NonEmptyStr, StrictModel
 
 _KEYWORD_DISTANCE_CHARACTERS = 60
@@ -34,8 +35,8 @@ class NationalIdFormat(StrictModel):
     """Pattern of a form that hardly any other number has."""
     ambiguous_pattern: str = ""
     """Pattern of a form that other numbers have too. A keyword must be near."""
-    keyword_pattern: str = ""
-    """Pattern of the keywords, regardless of case."""
+    keywords: tuple[NonEmptyStr, ...] = ()
+    """Patterns of the keywords, regardless of case. They match whole words only."""
     source: str = ""
     """Documentation of the format."""
 
@@ -52,8 +53,7 @@ class NationalIdFormat(StrictModel):
     @cached_property
     def keyword_regex(self) -> re.Pattern[str] | None:
         """Return the compiled pattern of the keywords."""
-        pattern = self.keyword_pattern
-        return re.compile(rf"(?<![a-z])(?:{pattern})", re.IGNORECASE) if pattern else None
+        return compile_words(self.keywords) if self.keywords else None
 
 
 def _compile_bounded(pattern: str) -> re.Pattern[str] | None:

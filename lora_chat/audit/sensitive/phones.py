@@ -4,11 +4,8 @@ import re
 from collections.abc import Iterator
 from functools import cache, lru_cache
 
-from pydantic import TypeAdapter
-
-from lora_chat.audit.data_files import load_data_file
 from lora_chat.audit.report import TextMatch
-from lora_chat.config.base import NonEmptyStr, StrictModel
+from lora_chat.audit.sensitive.phone_cues import announces_phone, load_phone_formats, names_other_number
 
 _INTERNATIONAL = re.compile(
     r"(?<![A-Za-z0-9_+*/=.-])(?:\+|00(?=[1-9])) ?[1-9][0-9]{0,3}(?:[ ./-]{0,2}\(?[0-9]{1,5}\)?){1,6}(?![A-Za-z0-9_])"
@@ -23,23 +20,11 @@ _FICTIONAL_NUMBER = re.compile(r"(?:\+?1)?[2-9][0-9]{2}55501[0-9]{2}")
 """Pattern of 555-0100 to 555-0199, which are reserved for films and examples (ATIS-0300115)."""
 
 
-class _PhoneFormats(StrictModel):
-    """The content of `phone_formats.json`."""
-
-    keyword_patterns: tuple[NonEmptyStr, ...]
-    """Patterns of the words that announce a phone number."""
-    regions: tuple[NonEmptyStr, ...]
-    """Regions whose numbering plans are tried after such a word."""
-    national_patterns: dict[NonEmptyStr, tuple[NonEmptyStr, ...]]
-    """Usual forms of national numbers by region. Numbers in other forms need a word before them."""
-
-
 @cache
-def _load_formats() -> tuple[re.Pattern[str], tuple[str, ...], tuple[tuple[str, re.Pattern[str]], ...]]:
-    """Return the pattern of the keywords, the regions, and the pattern of the national forms of each region."""
-    formats = load_data_file("sensitive", "phone_formats.json", TypeAdapter(_PhoneFormats))
-    national = tuple((region, re.compile("|".join(forms))) for region, forms in formats.national_patterns.items())
-    return re.compile("|".join(formats.keyword_patterns), re.IGNORECASE), formats.regions, national
+def _load_national_patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """Return the pattern of the national forms of each region."""
+    patterns = load_phone_formats().national_patterns
+    return tuple((region, re.compile("|".join(forms))) for region, forms in patterns.items())
 
 
 def find_phones(text: str) -> Iterator[TextMatch]:
@@ -57,20 +42,19 @@ def _is_national(number: str, text: str, start: int) -> bool:
     """Return whether a number at `start` in a text is a valid national phone number in its context."""
     if _YEAR_RANGE.fullmatch(number):
         return False
-    keywords, _, national = _load_formats()
-    for region, pattern in national:
+    for region, pattern in _load_national_patterns():
         if pattern.fullmatch(number) and _is_valid(number, region):
-            return True
+            return not names_other_number(text, start)
     digits = re.sub("[^0-9]", "", number)
     before = text[max(0, start - 40) : start]
     if _CHINESE_MOBILE.fullmatch(number) and re.search("[\u4e00-\u9fff]", before + text[start + 11 : start + 51]):
-        return _is_valid(digits, "CN")
-    return bool(keywords.search(before)) and _is_valid_in_any_region(digits)
+        return _is_valid(digits, "CN") and not names_other_number(text, start)
+    return announces_phone(text, start) and _is_valid_in_any_region(digits)
 
 
 @lru_cache(maxsize=1 << 14)
 def _is_valid_in_any_region(digits: str) -> bool:
-    return any(_is_valid(digits, region) for region in _load_formats()[1])
+    return any(_is_valid(digits, region) for region in load_phone_formats().regions)
 
 
 def _is_valid(number: str, region: str | None) -> bool:
