@@ -43,9 +43,10 @@ class SourceSection(StrictModel):
     hub: NonEmptyStr | None = None
     """Data set on the hub, instead of a path, such as `HuggingFaceH4/ultrachat_200k`."""
     subset: NonEmptyStr | None = None
-    """Name of the subset, for a data set on the hub that has several."""
+    """Name of the subset, for a data set on the hub, or a local copy of one, that has several."""
     split: NonEmptyStr = "train"
-    """Name of the split of a data set on the hub."""
+    """Name of the split of a data set on the hub, or of a folder with splits, such as train.jsonl beside test.jsonl.
+    For a folder in `data.validation` it is `validation`."""
     revision: NonEmptyStr | None = None
     """Branch, tag or commit on the hub. A commit makes the run repeatable."""
     format: DataFormat | None = None

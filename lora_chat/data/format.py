@@ -38,6 +38,7 @@ def statistics_summary(statistics: DataStatistics) -> list[str]:
             f"Reasoning the chat template opens reasoning in the prompt, and {ledger.thoughtless:,} of "
             f"{ledger.replies:,} replies have none: these teach the model to answer without reasoning"
         )
+    lines += [f"Files     {sanitize_line(note)}" for source in statistics.sources for note in source.file_notes]
     lines += [f"Tokens    {line}" for line in _format_tokens(ledger)]
     lines += [f"Rows      {line}" for line in format_notes(ledger.notes, ledger.unused_keys)]
     if ledger.redacted:
@@ -75,6 +76,7 @@ def format_statistics(statistics: DataStatistics) -> str:
         lines.append(f"{sanitize_line(source.name)}{weight}")
         formats = dict.fromkeys(source.ledger.files.values())
         lines.append(f"  recognised  {', '.join(formats)}")
+        lines += [f"  {'files':<10}  {sanitize_line(note)}" for note in source.file_notes]
         lines.append(f"  ledger      {_format_line_counts(source.ledger)}")
         notes = format_notes(source.ledger.notes, source.ledger.unused_keys)
         lines += [f"  {'rows':<10}  {text}" for text in notes]

@@ -1,6 +1,8 @@
 """Find, check and encode the sources of a recipe; faults of all sources are reported here."""
 
+import json
 import logging
+import shlex
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from lora_chat.data.parsing.rows import (
     read_chunks,
     summarize_paths,
 )
-from lora_chat.data.reading.files import find_files
+from lora_chat.data.reading.find_files import choose_files
+from lora_chat.data.reading.folders import DEFAULT_SPLIT, SplitChoice
 from lora_chat.data.reading.hub_dataset import find_hub_files
 from lora_chat.data.storage.cache import open_store
 from lora_chat.data.storage.encode_chunk import DialogueTransform, EncodingOptions
@@ -43,6 +46,8 @@ class LocalSource:
     name: str
     paths: tuple[Path, ...]
     section: SourceSection
+    notes: tuple[str, ...] = ()
+    """Sentences on files and splits of its folders that are not used."""
 
     @property
     def reading_options(self) -> ReadingOptions:
@@ -64,19 +69,30 @@ class EncodedSource:
         return self.local_source.section.weight
 
 
-def find_sources(sections: Sequence[SourceSection]) -> tuple[LocalSource, ...]:
-    """Return the sources with their files; raises DataError for a source without files."""
-    return tuple(_find_source(section) for section in sections)
+def find_sources(
+    sections: Sequence[SourceSection], folder_split: str = DEFAULT_SPLIT, *, offer_validation: bool = False
+) -> tuple[LocalSource, ...]:
+    """Return the sources with their files; raises DataError for a source without files.
+
+    `folder_split` is the split of folders if a source names none; empty refuses folders with several.
+    """
+    return tuple(_find_source(section, folder_split, offer_validation) for section in sections)
 
 
-def _find_source(section: SourceSection) -> LocalSource:
+def _find_source(section: SourceSection, folder_split: str, offer_validation: bool) -> LocalSource:
     """Find the files of one source, downloaded if they are on the hub."""
     if section.hub:
         files = find_hub_files(section.hub, section.split, section.subset, section.revision)
         parts = [section.hub, *([section.subset] if section.subset else []), section.split]
         return LocalSource(f"{' '.join(parts)} at {files.commit[:12]}", files.paths, section)
-    paths = find_files(section.path or ())
-    return LocalSource(summarize_paths(paths), paths, section)
+    is_default = section.split == DEFAULT_SPLIT
+    choice = SplitChoice(folder_split if is_default else section.split, section.subset, is_default)
+    chosen = choose_files(section.path or (), choice, plain_text=section.format == "text")
+    notes = chosen.notes
+    if offer_validation and "validation" in chosen.other_splits and isinstance(section.path, str):
+        setting = f"data.validation={{path: {json.dumps(section.path, ensure_ascii=False)}, split: validation}}"
+        notes = (*notes, f"to measure on its validation split, add --set {shlex.quote(setting)}")
+    return LocalSource(summarize_paths(chosen.paths), chosen.paths, section, notes)
 
 
 def check_sources(sources: Sequence[LocalSource], data: DataSection, clean: Callable[[str], str]) -> None:
@@ -164,12 +180,16 @@ def _too_long_message(ledger: Ledger, limit: int, max_positions: int | None) -> 
     lines = ledger.over_long[:_MAX_SHOWN_DIALOGUES]
     more = [f"... and {overlong - len(lines)} more"] if overlong > len(lines) else []
     share = "All" if not fitting else f"{overlong} of {overlong + fitting}"
-    drop = "drop them with --set data.over_long=drop, or cut them after a reply with --set data.over_long=cut"
+    kept_part = f"{ledger.cuttable:,} of these {overlong:,} with {ledger.cuttable_replies:,} replies"
+    result = f"{kept_part} ({ledger.cuttable_tokens:,} tokens)" if ledger.cuttable else f"none of these {overlong:,}"
+    cut = f"cut them after a reply with --set data.over_long=cut, which keeps {result}"
+    drop = "drop them with --set data.over_long=drop"
+    ways = [*([drop] if fitting else []), *([cut] if fitting or ledger.cuttable else [])]
     if max_positions and longest > max_positions:
         name = "the base's positions"
-        advice = f"{drop}, or use" if fitting else "shorten them, or use"
-        advice += " a base with more positions."
+        ways = [*(ways or ["shorten them"]), "use a base with more positions"]
     else:
         name = "data.max_length"
-        advice = f"raise it with --set data.max_length={longest}" + (f", {drop}." if fitting else ".")
+        ways = [f"raise it with --set data.max_length={longest}", *ways]
+    advice = ", or ".join(ways) + "."
     return "\n".join([f"{share} dialogues are longer than {name}, {limit} tokens:", *lines, *more, f"Fix: {advice}"])

@@ -36,10 +36,17 @@ class SourceStatistics:
     name: str
     weight: float
     ledger: Ledger
+    file_notes: tuple[str, ...] = ()
+    """Sentences on files and splits that are not used."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the name, the weight and the counts of the ledger as JSON data."""
-        return {"name": self.name, "weight": self.weight, **self.ledger.as_dict()}
+        return {
+            "name": self.name,
+            "weight": self.weight,
+            "file_notes": list(self.file_notes),
+            **self.ledger.as_dict(),
+        }
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ def compute_statistics(
     digests = np.concatenate([source.store.digests for source in sources])
     return DataStatistics(
         sources=tuple(
-            SourceStatistics(source.local_source.name, source.weight, source.store.ledger) for source in sources
+            SourceStatistics(source.local_source.name, source.weight, source.store.ledger, source.local_source.notes)
+            for source in sources
         ),
         total=sum_ledgers([source.store.ledger for source in sources]),
         duplicates=len(digests) - len(np.unique(digests)),

@@ -52,8 +52,8 @@ def find_data_files(plan: Plan) -> DataFiles:
     """Find the files of a plan and read its questions. Raise DataError if a file is missing."""
     data = plan.data
     return DataFiles(
-        find_sources(data.train_sources),
-        find_sources(data.validation_sources),
+        find_sources(data.train_sources, offer_validation=not data.validation),
+        find_sources(data.validation_sources, "validation"),
         _read_redacted_questions(plan),
         data,
         plan.audit.redacted,

@@ -220,7 +220,7 @@ def prepare_evaluation_files(
         data = DataSection(
             train=path, max_length=max_length or _EVALUATION_MAX_LENGTH, over_long="cut", rendered_chats="text"
         )
-        opened = open_sources(find_sources(data.train_sources), data, adapter.tokenizer, stop_ids, positions)
+        opened = open_sources(find_sources(data.train_sources, ""), data, adapter.tokenizer, stop_ids, positions)
         sets.append(build_full_set([source.store for source in opened]))
     if blocks:
         sets.append(build_block_set(list(blocks)))

@@ -114,6 +114,16 @@ def test_dropping_counts_what_was_left_out(tiny_tokenizer, write):
     assert said(opened) == [SHORT["messages"]] * 2
 
 
+@pytest.mark.parametrize("rows", [[SEVERAL], [SEVERAL, LONGEST], [SHORT, SEVERAL, LONGEST]])
+def test_the_refusal_says_how_much_cutting_would_keep(tiny_tokenizer, write, rows):
+    limit = 100
+    path = write(*rows)
+    message = refusal(path, tiny_tokenizer, max_length=limit)
+    cut = open_file(path, tiny_tokenizer, max_length=limit, over_long="cut").store.ledger
+    tokens = cut.tokens - (length(tiny_tokenizer, SHORT) if SHORT in rows else 0)
+    assert f"keeps 1 of these {len(rows) - (SHORT in rows)} with 2 replies ({tokens} tokens)" in message
+
+
 @pytest.mark.parametrize("over_long", ["refuse", "drop", "cut"])
 def test_does_not_suggest_dropping_if_all_dialogues_are_overlong(tiny_tokenizer, write, over_long):
     message = refusal(write(LONG, LONGEST), tiny_tokenizer, max_length=10, over_long=over_long)

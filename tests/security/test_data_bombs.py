@@ -14,8 +14,8 @@ from lora_chat.config.data import DataSection
 from lora_chat.config.load import read_recipe
 from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.data.parsing.rows import ReadingOptions, parse_chunk, read_chunks, read_dialogues
-from lora_chat.data.reading import files, size_limits
-from lora_chat.data.reading.files import find_files
+from lora_chat.data.reading import files, folders, size_limits
+from lora_chat.data.reading.find_files import find_files
 from lora_chat.data.reading.raw_row import RawRow
 from lora_chat.data.reading.size_limits import MAX_BLANK_LINES, MAX_COLUMNS, MAX_ROW_BYTES
 from lora_chat.data.sources import check_sources, find_sources, open_sources
@@ -198,7 +198,7 @@ def test_special_file_does_not_block(tmp_path, name, use, tiny_tokenizer):
 
 
 def test_a_folder_of_too_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_FILES", 20)
+    monkeypatch.setattr(folders, "MAX_FILES", 20)
     for number in range(21):
         (tmp_path / f"{number}.jsonl").touch()
     for name in (tmp_path, tmp_path / "*.jsonl"):

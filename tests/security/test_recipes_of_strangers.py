@@ -10,7 +10,7 @@ import yaml
 from lora_chat import cli
 from lora_chat.config.load import format_recipe_yaml, read_recipe
 from lora_chat.data.reading import globs
-from lora_chat.data.reading.files import find_files
+from lora_chat.data.reading.find_files import find_files
 from lora_chat.errors import DataError, RecipeError, UsageError
 from lora_chat.system.user_path import expand_user_path
 

@@ -10,7 +10,8 @@ from lora_chat.data.parsing.formats import ROW_FORMATS, detect_format, to_docume
 from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.rendered_chats import note_rendered_messages, note_rendered_text
 from lora_chat.data.parsing.row_notes import RowNotes, add_counts
-from lora_chat.data.reading.files import find_files, read_rows
+from lora_chat.data.reading.files import read_rows
+from lora_chat.data.reading.find_files import find_files
 from lora_chat.data.reading.raw_row import RawRow
 from lora_chat.data.reading.size_limits import MAX_ROW_BYTES
 from lora_chat.errors import DataError

@@ -1,24 +1,20 @@
-"""Find files and read their rows: JSON lines, a JSON list, CSV, TSV, Parquet or text, all but Parquet also in gzip.
+"""Read the rows of files: JSON lines, a JSON list, CSV, TSV, Parquet or text, all but Parquet also in gzip.
 
 Each row has its line and either a value or a fault with the reason.
 """
 
-import glob
 import gzip
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import IO
 
 from lora_chat.data.reading.file_types import BYTE_ORDER_MARK, TABLE_SEPARATORS, detect_file_kind, open_decompressed
-from lora_chat.data.reading.globs import expand_glob
 from lora_chat.data.reading.json_array import InvalidJsonArrayError, read_json_array
-from lora_chat.data.reading.raw_row import RawRow, is_valid_utf8, shorten_reason
+from lora_chat.data.reading.raw_row import RawRow, shorten_reason
 from lora_chat.data.reading.size_limits import (
     MAX_BLANK_LINES,
-    MAX_FILES,
     MAX_ROW_BYTES,
     TOO_LONG_MESSAGE,
     TOO_MANY_BLANKS_MESSAGE,
@@ -30,49 +26,8 @@ from lora_chat.data.reading.tables import read_parquet, read_table
 from lora_chat.errors import DataError
 from lora_chat.system.strict_json import is_nested_too_deeply
 
-_MAX_SHOWN_NAME_CHARACTERS = 300
 _TEXT_PIECE_BYTES = 1 << 18
 """Size of a piece of plain text, in bytes; a book is read in pieces to save memory."""
-
-
-def find_files(names: str | tuple[str, ...]) -> tuple[Path, ...]:
-    """Return the files of names, folders (their own files, except hidden ones) and globs, in a fixed order, none twice.
-
-    Raises DataError for a name without a file, or with more than MAX_FILES.
-    """
-    files: dict[Path, None] = {}
-    for name in (names,) if isinstance(names, str) else names:
-        try:
-            files_of_name = _list_files(name)
-        except OSError as error:  # a name that is too long, a folder that may not be read
-            raise DataError(f"Cannot read {name[:_MAX_SHOWN_NAME_CHARACTERS]}: {error.strerror or error}.") from error
-        if not files_of_name:
-            raise DataError(f"There is no file in {name}.")
-        files |= dict.fromkeys(files_of_name)
-    for path in files:
-        if not is_valid_utf8(str(path)):
-            raise DataError(f"The name of {str(path)!a} is not UTF-8 text. Fix: rename the file.")
-    return tuple(files)
-
-
-def _list_files(name: str) -> list[Path]:
-    """Return the files of one name; raises DataError if nothing has this name."""
-    path = Path(name)
-    if path.is_dir():
-        return _sort_files(name, (p for p in path.iterdir() if not p.name.startswith(".") and p.is_file()))
-    if path.exists():
-        return [path]
-    if glob.has_magic(name):
-        return _sort_files(name, dict.fromkeys(expand_glob(path)))
-    raise DataError(f"There is no file {path}.")
-
-
-def _sort_files(name: str, paths: Iterable[Path]) -> list[Path]:
-    """Sort the files of a name; raises DataError for more than MAX_FILES."""
-    files = list(islice(paths, MAX_FILES + 1))
-    if len(files) > MAX_FILES:
-        raise DataError(f"{name} matches more than {MAX_FILES:,} files. Fix: join them.")
-    return sorted(files)
 
 
 def read_rows(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> Iterator[RawRow]:

@@ -105,10 +105,14 @@ class ChunkEncoder:
         limit, length = self.options.max_length, max(len(row.input_ids) for row in rows)
         if length <= limit:
             return dialogue, rows
-        cut = _cut_to_limit(dialogue, rows, limit) if self.options.over_long == "cut" else None
-        if cut:
+        cut = _cut_to_limit(dialogue, rows, limit)
+        if cut and self.options.over_long == "cut":
             ledger.cut += 1
             return self._recount_roles(*cut)
+        if cut:
+            ledger.cuttable += 1
+            ledger.cuttable_replies += sum(len(row.reply_ends) for row in cut[1])
+            ledger.cuttable_tokens += sum(len(row.input_ids) for row in cut[1])
         ledger.accepted -= 1
         ledger.dropped += 1
         ledger.longest_refused = max(ledger.longest_refused, length)

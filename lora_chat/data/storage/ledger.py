@@ -7,6 +7,9 @@ from lora_chat.data.parsing.rows import MAX_SHOWN_FAULTS, LineCounts
 _SUMMED_FIELDS = (
     "dropped",
     "cut",
+    "cuttable",
+    "cuttable_replies",
+    "cuttable_tokens",
     "dialogues",
     "rows",
     "replies",
@@ -26,6 +29,12 @@ class Ledger(LineCounts):
     """Lines that were left out because they were too long."""
     cut: int = 0
     """Accepted lines that were too long and cut after the last reply that fits."""
+    cuttable: int = 0
+    """Dropped lines of which `data.over_long=cut` would keep a beginning."""
+    cuttable_replies: int = 0
+    """Number of trained replies in these beginnings."""
+    cuttable_tokens: int = 0
+    """Number of tokens in these beginnings."""
     dialogues: int = 0
     """Number of dialogues or blocks of plain text."""
     rows: int = 0

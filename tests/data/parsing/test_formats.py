@@ -17,7 +17,7 @@ from lora_chat.config.data import DataFormat
 from lora_chat.data.parsing.formats import ROW_FORMATS, detect_format
 from lora_chat.data.parsing.rows import ReadingOptions, read_chunks, read_dialogues
 from lora_chat.data.reading.file_types import detect_file_kind
-from lora_chat.data.reading.files import find_files
+from lora_chat.data.reading.find_files import find_files
 from lora_chat.errors import DataError
 
 PAIRS = [("How are\nyou?", 'Fine, "thanks", 你好.'), ("a, b; c\td", "x \U0001f642"), (" q ", "a\r\nb")]
