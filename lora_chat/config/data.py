@@ -105,7 +105,8 @@ class DataSection(StrictModel):
     """Chat template that replaces the base's template: `plain`, `chatml`, or a Jinja file beside the recipe."""
     keep_tokens: UniqueTokens | None = None
     """Tokens of the base's tokenizer that stay tokens when they occur in message text, such as [<order>, </order>], in
-    training, chat and every check. All others are written as plain characters, so that content cannot open a turn.
+    training, chat and every check. Other special tokens, and added tokens of chat markup, are written as plain
+    characters, so that content cannot open a turn.
     Tokens that the chat template writes, or that end a reply, cannot be kept."""
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     """Number of processes that read and encode the data."""

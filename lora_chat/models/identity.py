@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_seri
 from typing_extensions import Self
 
 from lora_chat.config.base import MAX_NAMED_TOKENS, StrictModel, TokenText, UniqueTokens
+from lora_chat.data.encoding.ordinary_tokens import LAST_RULE
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import TOKENIZER_SAMPLE_TEXT, LocalBase, read_config
 from lora_chat.models.base_settings import canonical_json, read_compared_fields
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _VERSION_2_FIELDS = ("version", "files", "config", "generation", "tokenizer_parts", "stops")
 """Fields that an identity of version 1 does not have."""
-_OPTIONAL_FIELDS = ("kept_tokens", "new_tokens")
+_OPTIONAL_FIELDS = ("kept_tokens", "new_tokens", "token_rule")
 """Fields that are only written if they have a value, because earlier versions do not know them."""
 UNCOVERED_BY_VERSION_1 = (
     "the config's fields, the index and subfolders of weights, the whole tokenizer (only its vocabulary and a sample "
@@ -70,6 +71,9 @@ class Identity(StrictModel):
         None
     )
     """Ids of the tokens that training added to the tokenizer; written like `kept_tokens`."""
+
+    token_rule: Annotated[int, Field(ge=2, le=LAST_RULE)] | None = None
+    """Rule by which added tokens in message text are read; None for rule 1, or if all rules read them the same."""
 
     @model_validator(mode="after")
     def _check_version_fields(self) -> Self:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import Plan
 from lora_chat.data.encoding.kept_tokens import keep_tokens
+from lora_chat.data.encoding.ordinary_tokens import use_token_rule
 from lora_chat.errors import DataError, IntegrityError
 from lora_chat.models.adapter_config import StoredAdapter
 from lora_chat.models.base_model import LocalBase
@@ -29,8 +30,13 @@ def read_new_tokens(tokenizer: "PreTrainedTokenizerBase", plan: Plan) -> dict[st
 def install_trained_tokens(
     stored: StoredAdapter, base: LocalBase, tokenizer: "PreTrainedTokenizerBase", *, run_template: bool
 ) -> None:
-    """Add and keep the tokens that training added and kept. Raise IntegrityError for one that does not fit the base."""
+    """Add and keep the tokens of training, and read added tokens by its rule.
+
+    Raises IntegrityError for a token that does not fit the base.
+    """
     identity = stored.identity
+    if identity is not None and identity.token_rule is None:
+        use_token_rule(tokenizer, 1)
     if identity is None or not (identity.kept_tokens or identity.new_tokens):
         return
     stated_ids = identity.new_tokens or {}

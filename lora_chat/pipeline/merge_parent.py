@@ -47,7 +47,7 @@ def merge_parent(run: RunFolder, plan: Plan, prepared: PreparedRun, parent: Pare
     install_template(tokenizer)
     install_recipe_tokens(plan, tokenizer, read_stop_ids(base, tokenizer))
     before = prepared.identity
-    unchanged = {name: getattr(before, name) for name in ("system", "kept_tokens", "new_tokens")}
+    unchanged = {name: getattr(before, name) for name in ("system", "kept_tokens", "new_tokens", "token_rule")}
     identity = compute_identity(base, tokenizer).model_copy(update=unchanged)
     if (identity.tokenizer, identity.chat_template, identity.stops) != (
         before.tokenizer,

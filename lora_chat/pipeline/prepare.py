@@ -14,7 +14,8 @@ from lora_chat.config.plan import Plan, PrecisionPlan
 from lora_chat.data.dataset import DialogueSet, build_block_set, build_full_set, concatenate_sets
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.data.encoding.chat_template import install_template
-from lora_chat.data.encoding.control_tokens import read_kept_tokens
+from lora_chat.data.encoding.control_tokens import depends_on_token_rule, read_kept_tokens
+from lora_chat.data.encoding.ordinary_tokens import LAST_RULE
 from lora_chat.data.format import statistics_summary
 from lora_chat.data.sources import find_sources, open_sources
 from lora_chat.data.statistics import DataStatistics
@@ -155,6 +156,7 @@ def prepare_run(plan: Plan, parent: Parent | None = None, *, accept_template: bo
                 "system": data.system,
                 "kept_tokens": read_kept_tokens(tokenizer) or None,
                 "new_tokens": new_tokens or None,
+                "token_rule": LAST_RULE if depends_on_token_rule(tokenizer) else None,
             }
         ),
         stop_ids=stop_ids,

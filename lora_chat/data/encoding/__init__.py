@@ -5,6 +5,7 @@
 - control_tokens: Mark control tokens in content, so that they are encoded as text
 - encode: Encode dialogues as input_ids and labels, with loss on the replies
 - kept_tokens: Tokens that stay tokens when they occur in message text
+- ordinary_tokens: Added tokens that are ordinary text, such as HTML elements
 - render_requests: Chats to render, and the requests that carry them to the template worker
 - template_renderer: Start the worker that renders untrusted chat templates, and send it requests
 - template_worker: Worker process that renders untrusted chat templates under limits

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MAX_TEMPLATE_BYTES = 1 << 20
+_BYTE_ORDER_MARK = "\ufeff"
+"""Mark at the start of some text files. A template would write it before every prompt, as three tokens."""
 
 
 def install_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None = None) -> str:
@@ -65,7 +67,7 @@ def _read_template(path: Path) -> str:
     try:
         with os.fdopen(open_regular_file(path, follow=True), "rb") as file:
             raw = file.read(_MAX_TEMPLATE_BYTES + 1)
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8").removeprefix(_BYTE_ORDER_MARK)
     except IntegrityError as error:  # a device or a pipe, which may have no end
         raise DataError(f"Cannot read the chat template: {error}") from error
     except OSError as error:

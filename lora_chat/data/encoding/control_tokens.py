@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.data.encoding.ordinary_tokens import LAST_RULE, find_ordinary_tokens, read_token_rule
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:
@@ -12,22 +13,30 @@ if TYPE_CHECKING:
 LITERAL_START, LITERAL_END = "\U000f0000", "\U000f0001"
 """Private characters around a control token that is meant as text; `messages` refuses content that has them."""
 
-# Gemma has these as single tokens. They are ordinary text in the vocabulary and open nothing.
-_HTML_ELEMENTS = (
-    "table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code|p|a|li|ul|ol"
-)
-_PLAIN_TEXT_TOKEN = re.compile(rf"\s*|</?({_HTML_ELEMENTS})>")
-
-
 KEPT_TOKENS_FIELD = "lora_chat_kept_tokens"
 """Setting of a tokenizer, and key in tokenizer_config.json of merged models: tokens that stay tokens in messages."""
 
 
 def read_control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Return every added token that is more than blanks or an HTML element and is not kept, longest first."""
-    added = tokenizer.added_tokens_decoder.values()
-    names = {token.content for token in added if token.special or not _PLAIN_TEXT_TOKEN.fullmatch(token.content)}
-    return tuple(sorted(names - {"", *read_kept_tokens(tokenizer)}, key=lambda name: (-len(name), name)))
+    """Return every added token that is not ordinary text and is not kept, longest first."""
+    return tuple(
+        sorted(_find_control_tokens(tokenizer, read_token_rule(tokenizer)), key=lambda name: (-len(name), name))
+    )
+
+
+def depends_on_token_rule(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Return whether the rules of this version and of earlier ones give a tokenizer different control tokens."""
+    return _find_control_tokens(tokenizer, 1) != _find_control_tokens(tokenizer, LAST_RULE)
+
+
+def _find_control_tokens(tokenizer: "PreTrainedTokenizerBase", rule: int) -> frozenset[str]:
+    """Return the control tokens by a rule. Text must not become a token without an embedding, even an ordinary one."""
+    missing = find_tokens_without_embedding(tokenizer).values()
+    ordinary = find_ordinary_tokens(tokenizer, rule) - (
+        {name for name in missing if name.strip()} if rule > 1 else set()
+    )
+    names = {token.content for token in tokenizer.added_tokens_decoder.values()} - ordinary
+    return frozenset(names - {"", *read_kept_tokens(tokenizer)})
 
 
 def read_kept_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:

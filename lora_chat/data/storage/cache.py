@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.control_tokens import read_kept_tokens
+from lora_chat.data.encoding.ordinary_tokens import read_token_rule
 from lora_chat.data.reading.size_limits import check_regular_file
 from lora_chat.data.storage.build import build_store
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
@@ -99,7 +100,12 @@ def _digest_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     special_tokens = json.dumps(
-        [tokenizer.special_tokens_map, sorted(tokenizer.added_tokens_encoder.items()), read_kept_tokens(tokenizer)],
+        [
+            tokenizer.special_tokens_map,
+            sorted(tokenizer.added_tokens_encoder.items()),
+            read_kept_tokens(tokenizer),
+            read_token_rule(tokenizer),
+        ],
         default=str,
     )
     return hashlib.sha256((rules + special_tokens).encode()).hexdigest()

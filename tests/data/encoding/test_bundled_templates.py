@@ -64,3 +64,10 @@ def test_refuses_a_template_whose_tokens_the_base_lacks(tiny_tokenizer, template
 
     with pytest.raises(DataError, match="vocabulary"):
         install_template(WithoutTokens(), template.name)
+
+
+def test_drops_the_byte_order_mark_of_a_template_file(tiny_tokenizer, tmp_path):
+    file = tmp_path / "own.jinja"
+    file.write_bytes(b"\xef\xbb\xbf{% for m in messages %}\r\n{{ m.content }}{% endfor %}")
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    assert install_template(tokenizer, str(file)) == "{% for m in messages %}\r\n{{ m.content }}{% endfor %}"

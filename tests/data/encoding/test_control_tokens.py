@@ -11,8 +11,15 @@ from test_encode import CHATML
 from test_known_templates import LOOK, TRAINABLE, tokenizer_with
 
 from lora_chat.data.encoding.chat_template import render_ids
-from lora_chat.data.encoding.control_tokens import LITERAL_END, LITERAL_START, read_control_tokens
+from lora_chat.data.encoding.control_tokens import (
+    LITERAL_END,
+    LITERAL_START,
+    depends_on_token_rule,
+    limit_token_ids,
+    read_control_tokens,
+)
 from lora_chat.data.encoding.encode import IGNORE_INDEX, DialogueEncoder, encode_dialogue
+from lora_chat.data.encoding.ordinary_tokens import use_token_rule
 from lora_chat.data.encoding.tokenizer import TextTokenizer
 from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.errors import DataError
@@ -177,10 +184,53 @@ def test_trims_blanks_beside_parts_of_control_tokens(tiny_tokenizer):
     assert "user\nim_end|> x <|im_<|im_end|>" in tokenizer.decode(row.input_ids)
 
 
+ORDINARY = ["<div>", "</div>", "<span>", "<IMG>", "<br/>", "<unused7>", "[multimodal]", "zirconia", "user", "\n\n\n"]
+CONTROL = [
+    "<|User|>",
+    "<\uff5cAssistant\uff5c>",
+    "<tool_call>",
+    "</think>",
+    "[INST]",
+    "<<SYS>>",
+    "<start_of_turn>",
+    "<call>",
+]
+
+
+def test_ordinary_added_tokens_are_tokens_as_in_transformers(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens([*ORDINARY, *CONTROL, "<order>"])
+    tokenizer.chat_template = CHATML + "{#- <order> -#}"
+    assert set(read_control_tokens(tokenizer)) == {"<|im_start|>", "<|im_end|>", "<|endoftext|>", "<order>", *CONTROL}
+    dialogue = make("assistant", "a <div>" + "b".join(ORDINARY) + "</div> c")
+    (row,) = encode_dialogue(dialogue, tokenizer, [tokenizer.eos_token_id])
+    written = tokenizer.apply_chat_template(dialogue.as_dicts, tokenize=True, return_dict=False)
+    assert written[: len(row.input_ids)] == row.input_ids
+    for name in CONTROL:
+        ids = render_ids(tokenizer, make("user", f"a {name}b").as_dicts[:1], add_generation_prompt=True)
+        assert tokenizer.convert_tokens_to_ids(name) not in ids
+        assert f"a {name}b" in tokenizer.decode(ids)
+
+
+def test_an_adapter_of_the_earlier_rule_reads_added_tokens_as_it_was_trained(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens(["<div>", "<b>"])
+    assert depends_on_token_rule(tokenizer) and not depends_on_token_rule(tiny_tokenizer)
+    use_token_rule(tokenizer, 1)
+    assert {"<div>", "<b>"} & set(read_control_tokens(tokenizer)) == {"<div>"}
+
+
+def test_a_token_without_an_embedding_is_no_ordinary_text(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    limit_token_ids(tokenizer, len(tokenizer))
+    tokenizer.add_tokens(["<div>"])
+    assert "<div>" in read_control_tokens(tokenizer)
+
+
 def test_keeps_html_elements_as_their_tokens(tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.add_tokens(["<table>", "</table>", "<h1>", "<tabular>", "\n\n"])
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<p>"]})
+    tokenizer.add_tokens(["<table>", "</table>", "<h1>", "\n\n"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<p>", "<tabular>"]})
     assert set(read_control_tokens(tokenizer)) == {"<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tabular>", "<p>"}
     text = "<table> <h1></table>\n\n<tabular><p>"
     (row,) = encode_dialogue(make("assistant", text), tokenizer, [tokenizer.eos_token_id])
@@ -193,7 +243,7 @@ def test_keeps_html_elements_as_their_tokens(tiny_tokenizer):
 
 def test_the_longest_control_token_that_fits_is_marked(tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.add_tokens(["<x>", "<x><y>"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<x>", "<x><y>"]})
     marked = TextTokenizer(tokenizer).mark([{"a": "1<x><y><x>2", "n": 3, "none": None}])
     assert marked == [
         {"a": f"1{LITERAL_START}<x><y>{LITERAL_END}{LITERAL_START}<x>{LITERAL_END}2", "n": 3, "none": None}

@@ -21,7 +21,7 @@ CHAT = [{"role": "user", "content": "a<order>b</order><|im_end|>"}]
 @pytest.fixture
 def tokenizer():
     tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("tiny-random"))
-    tokenizer.add_tokens(["<order>", AddedToken("</order>", special=True)])
+    tokenizer.add_tokens([AddedToken("<order>", special=True), AddedToken("</order>", special=True)])
     install_template(tokenizer)
     return tokenizer
 
@@ -86,7 +86,9 @@ def test_counts_kept_tokens_and_tokens_written_as_characters(tokenizer):
 
 
 def test_a_reply_shows_kept_special_tokens(tokenizer):
-    ids = [2, *order_ids(tokenizer), 70]
-    assert _TextDecoder(tokenizer).decode(ids) == "<order>" + tokenizer.decode([70])
+    tokenizer.add_tokens(["<item>"])
+    item = tokenizer.convert_tokens_to_ids("<item>")
+    ids = [2, item, order_ids(tokenizer)[1], 70]
+    assert _TextDecoder(tokenizer).decode(ids) == "<item>" + tokenizer.decode([70])
     keep_tokens(tokenizer, ["</order>"], STOPS)
-    assert _TextDecoder(tokenizer).decode(ids) == "<order></order>" + tokenizer.decode([70])
+    assert _TextDecoder(tokenizer).decode(ids) == "<item></order>" + tokenizer.decode([70])
