@@ -67,7 +67,7 @@ def test_a_message_must_be_an_object(entry):
     assert "message 2 is not an object" in refusal({"messages": [USER, entry]})
 
 
-@pytest.mark.parametrize("role", ["User", "human", "gpt", "", None, 3, [], {}])
+@pytest.mark.parametrize("role", ["narrator", "gpt-9", "users", "", None, 3, [], {}])
 def test_an_unknown_role_names_the_known_ones(role):
     told = refusal({"messages": [message(role), ASSISTANT]})
     assert "message 1" in told
@@ -75,7 +75,9 @@ def test_an_unknown_role_names_the_known_ones(role):
     assert "system, developer, user, assistant, tool" in told
 
 
-@pytest.mark.parametrize("content", [None, 3, ["a"], [{"type": "image_url", "image_url": {}}], [], {}, True])
+@pytest.mark.parametrize(
+    "content", [None, ["a", "b"], [{"type": "image_url", "image_url": {}}], [], {}, [[]], {"text": 3}]
+)
 def test_content_must_be_text(content):
     told = refusal({"messages": [USER, message("assistant", content)]})
     assert "message 2 (assistant)" in told

@@ -1,11 +1,16 @@
 """Raw rows to dialogues.
 
-- content: Read the text, the reasoning and the names of a message
 - chat_markup: The marks of chat templates, to recognise a chat that is already rendered as text
+- checked_text: Check texts, reasoning and names of a message
+- entries: Bring a message of any known form to its speaker, `content` and further keys
 - formats: The data formats, how each is recognised, and its conversion to `messages`
+- message_lists: Find the list of messages of a row, and read the earlier turns under `history`
 - messages: Parse a row with `messages` as a Dialogue
+- parts: Read the content of a message, which may be a list of parts
 - rendered_chats: Chats that are already rendered as text: noted in each row, refused if a source has many
+- roles: The names of speakers, and the role that each means
 - row_notes: Counts of what was done to rows or seen in them
 - rows: Parse rows of files as dialogues or documents, and count faulty lines
 - tool_calls: Read the tool calls of a message and the function descriptions of a row
+- values: Read lists given as JSON text or as columns, and numbers as text
 """

@@ -1,39 +1,28 @@
 """The data formats: how each is recognised by a row's content, and its conversion to `messages`."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_chat.config.data import DataFormat
 from lora_chat.data.dialogue import InvalidDialogueError
 from lora_chat.data.encoding.control_tokens import LITERAL_END, LITERAL_START
+from lora_chat.data.parsing.entries import find_speaker_key
+from lora_chat.data.parsing.message_lists import (
+    LIST_KEYS,
+    Row,
+    decode_messages,
+    find_message_list,
+    has_sharegpt_names,
+    read_history,
+    turn_messages,
+)
+from lora_chat.data.parsing.messages import LOSS_KEYS
+from lora_chat.data.parsing.roles import find_speaker
 from lora_chat.data.parsing.row_notes import RowNotes
-from lora_chat.system.strict_json import parse_strict_json
+from lora_chat.data.parsing.values import plain_text
 
-Row = Mapping[str, object]
-"""An object as JSON or a table has it; nothing in it is checked yet."""
 Columns = Mapping[str, str]
 """Column of each part: `user`, `assistant` and optionally `system`, or `text`."""
-
-_SHAREGPT_LIST_KEYS = ("conversations", "conversation", "messages")
-_SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "function_call": "call",
-    "tool_call": "call",
-    "observation": "tool",
-    "tool": "tool",
-    "tool_response": "tool",
-    "function_response": "tool",
-}
 
 
 @dataclass(frozen=True)
@@ -96,15 +85,14 @@ def to_document(row: object, column: str = "text") -> tuple[str, bool, bool]:
     return text, row.get("begins") is not False, row.get("goes_on") is True
 
 
-def _speaker_key(row: Row) -> str | None:
-    """Return the key that names the speaker in the first list of messages: `from` (ShareGPT) or `role`."""
-    for key in _SHAREGPT_LIST_KEYS:
-        entries = row.get(key)
-        if isinstance(entries, list) and entries and isinstance(entries[0], Mapping):
-            for speaker_key in ("from", "role"):
-                if speaker_key in entries[0]:
-                    return speaker_key
-    return None
+def _is_message_list(*, sharegpt: bool) -> Callable[[Row], bool]:
+    """Return a check of whether a row has a list of messages, with or without the names of ShareGPT."""
+
+    def check(row: Row) -> bool:
+        messages = find_message_list(row)
+        return messages is not None and has_sharegpt_names(messages[1][0]) == sharegpt
+
+    return check
 
 
 def _has_columns(*column_sets: frozenset[str]) -> Callable[[Row], bool]:
@@ -118,76 +106,63 @@ def _has_text_only(row: Row) -> bool:
 
 
 def _from_messages(row: Row, columns: Columns, notes: RowNotes) -> Row:
-    """Return the row itself, or its `conversations` as `messages`: some files have roles and content there."""
-    for key in _SHAREGPT_LIST_KEYS:
-        if key in row and "messages" not in row:
-            return {"messages": row[key], "tools": row.get("tools")}
-    return row
+    """Return the row itself, or another list of messages as `messages`."""
+    entries = None if "messages" in row else _find_list(row)
+    return row if entries is None else {"messages": entries, "tools": row.get("tools")}
 
 
 def _from_sharegpt(row: Row, columns: Columns, notes: RowNotes) -> Row:
-    """Convert `from` and `value` to `role` and `content`, and function calls to tool calls."""
-    entries = next((row[key] for key in _SHAREGPT_LIST_KEYS if key in row), None)
+    """Return the list of messages as `messages`, after the system message of the row."""
+    entries = _find_list(row)
     if not isinstance(entries, list) or not entries:
         raise InvalidDialogueError("needs `conversations`, a list of messages")
-    messages = _system_messages(row.get("system"))
-    for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, Mapping):
-            raise InvalidDialogueError(f"message {number} is not an object with `from` and `value`")
-        speaker = entry.get("from")
-        role = _SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
-        if role is None:
-            raise InvalidDialogueError(
-                f"message {number} is from {speaker!r}; known speakers are {', '.join(_SHAREGPT_ROLES)}"
-            )
-        message: dict[str, object] = {key: value for key, value in entry.items() if key not in ("from", "value")}
-        if role == "call":
-            calls = _parse_calls(entry.get("value"), number)
-            message |= {"role": "assistant", "content": None, "tool_calls": calls}
-        else:
-            message |= {"role": role, "content": entry.get("value")}
-        messages.append(message)
-    return {"messages": messages, "tools": row.get("tools")}
+    return {"messages": _system_messages(row.get("system")) + entries, "tools": row.get("tools")}
 
 
-def _parse_calls(value: object, number: int) -> list[object]:
-    """Parse the function calls of a ShareGPT message: JSON text of one call or of a list."""
-    if not isinstance(value, str):
-        raise InvalidDialogueError(f"message {number} (function_call) has no text as `value`")
-    try:
-        calls = parse_strict_json(value)
-    except ValueError as error:
-        raise InvalidDialogueError(f"message {number} (function_call) {error}") from None
-    return calls if isinstance(calls, list) else [calls]
+def _find_list(row: Row) -> object:
+    """Return the list of messages of a row, or the faulty value in its place."""
+    messages = find_message_list(row)
+    return messages[1] if messages else next((row[key] for key in LIST_KEYS if key in row), None)
 
 
 def _from_alpaca(row: Row, columns: Columns, notes: RowNotes) -> Row:
-    """Convert `instruction`, `input` and `output`, after the pairs of `history`."""
-    output = row.get("output", row.get("response"))
-    instruction, context = row.get("instruction"), row.get("input")
-    if not isinstance(instruction, str) or not isinstance(output, str) or not isinstance(context, str | None):
+    """Convert a question and an answer, such as `instruction`, `input` and `output`, after the turns of `history`."""
+    question, answer = (_read_first(row, keys) for keys in (_QUESTION_COLUMNS, _ANSWER_COLUMNS))
+    context = plain_text(row.get("input"), "`input`")
+    if question is None or answer is None or (context is None and row.get("input") is not None):
         raise InvalidDialogueError("needs `instruction` and `output` (and optionally `input`) as text")
-    messages = _system_messages(row.get("system"))
-    history = row.get("history") or []
-    if not isinstance(history, list):
-        raise InvalidDialogueError("has a `history` that is not a list of pairs")
-    for number, turn in enumerate(history, 1):
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise InvalidDialogueError(f"turn {number} of `history` is not a pair of question and answer")
-        messages += _turn_messages(*turn)
-    question = f"{instruction}\n{context}" if context and instruction.strip() else (context or instruction)
-    return {"messages": messages + _turn_messages(question, output)}
+    messages = _system_messages(row.get("system")) + read_history(row.get("history"))
+    question = f"{question}\n{context}" if context and question.strip() else (context or question)
+    return {"messages": messages + turn_messages(question, answer)}
+
+
+def _read_first(row: Row, keys: Sequence[str]) -> str | None:
+    """Return the text or number under the first of the keys that the row has."""
+    key = next((key for key in keys if row.get(key) is not None), None)
+    return None if key is None else plain_text(row[key], f"`{key}`")
 
 
 def _from_prompt(row: Row, columns: Columns, notes: RowNotes) -> Row:
     """Convert `prompt` and `completion`, texts or lists of messages; only the completion carries loss."""
     prompt, completion = row.get("prompt"), row.get("completion")
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return {"messages": _system_messages(row.get("system")) + _turn_messages(prompt, completion)}
-    if not isinstance(prompt, list) or not isinstance(completion, list):
-        raise InvalidDialogueError("needs `prompt` and `completion`, both texts or both lists of messages")
-    history = [dict(m, train=False) if isinstance(m, Mapping) and m.get("role") == "assistant" else m for m in prompt]
-    return {"messages": history + completion, "tools": row.get("tools")}
+    history, replies = decode_messages(prompt), decode_messages(completion)
+    if history is None and plain_text(prompt, "`prompt`") is not None:
+        history = [{"role": "user", "content": prompt}]
+        if replies is None:
+            history = _system_messages(row.get("system")) + history
+    if replies is None and plain_text(completion, "`completion`") is not None:
+        replies = [{"role": "assistant", "content": completion}]
+    if history is None or replies is None:
+        raise InvalidDialogueError("needs `prompt` and `completion`, each a text or a list of messages")
+    return {"messages": [_without_loss(message) for message in history] + replies, "tools": row.get("tools")}
+
+
+def _without_loss(message: object) -> object:
+    """Return a message of a prompt as one that is not trained."""
+    key = find_speaker_key(message)
+    if isinstance(message, Mapping) and key and find_speaker(message[key]) in ("assistant", "call"):
+        return {**{name: value for name, value in message.items() if name not in LOSS_KEYS}, "train": False}
+    return message
 
 
 def _from_columns(row: Row, columns: Columns, notes: RowNotes) -> Row:
@@ -200,23 +175,22 @@ def _from_columns(row: Row, columns: Columns, notes: RowNotes) -> Row:
             f"has no column {missing[0]!a} (its columns: {', '.join(ascii(k) for k in list(row)[:8])})"
         )
     system = row[columns["system"]] if "system" in columns else None
-    return {"messages": _system_messages(system) + _turn_messages(row[columns["user"]], row[columns["assistant"]])}
+    return {"messages": _system_messages(system) + turn_messages(row[columns["user"]], row[columns["assistant"]])}
 
 
-def _system_messages(content: object) -> list[dict[str, object]]:
+def _system_messages(content: object) -> list[object]:
     return [{"role": "system", "content": content}] if content else []
 
 
-def _turn_messages(question: object, answer: object) -> list[dict[str, object]]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
 _PROMPT_COLUMNS = frozenset({"prompt", "completion"})
-_ALPACA_COLUMNS = (frozenset({"instruction", "output"}), frozenset({"instruction", "response"}))
+_QUESTION_COLUMNS, _ANSWER_COLUMNS = ("instruction", "query"), ("output", "response")
+_ALPACA_COLUMNS = tuple(
+    frozenset(names) for names in (("instruction", "output"), ("instruction", "response"), ("query", "response"))
+)
 
 ROW_FORMATS = (
-    RowFormat("messages", lambda row: _speaker_key(row) == "role", _from_messages, (frozenset({"messages"}),)),
-    RowFormat("sharegpt", lambda row: _speaker_key(row) == "from", _from_sharegpt, (frozenset({"conversations"}),)),
+    RowFormat("messages", _is_message_list(sharegpt=False), _from_messages, (frozenset({"messages"}),)),
+    RowFormat("sharegpt", _is_message_list(sharegpt=True), _from_sharegpt, (frozenset({"conversations"}),)),
     RowFormat("prompt_completion", _has_columns(_PROMPT_COLUMNS), _from_prompt, (_PROMPT_COLUMNS,)),
     RowFormat("alpaca", _has_columns(*_ALPACA_COLUMNS), _from_alpaca, _ALPACA_COLUMNS),
     # Columns of any name are never recognised: the recipe names them.

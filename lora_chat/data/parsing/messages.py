@@ -1,22 +1,25 @@
-"""Parse a row with `messages` (OpenAI's format) as a Dialogue; anything that would be lost is refused."""
+"""Parse a row with `messages` as a Dialogue; anything that would be lost is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message, Role, check_role_order
-from lora_chat.data.parsing.content import REASONING_KEYS, Entry, read_name, read_reasoning, read_text
+from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message, check_role_order
+from lora_chat.data.parsing.checked_text import REASONING_KEYS, check_text, read_name, read_reasoning
+from lora_chat.data.parsing.entries import Entry, read_entry
+from lora_chat.data.parsing.parts import Content, read_content
+from lora_chat.data.parsing.roles import Speaker, role_of
 from lora_chat.data.parsing.row_notes import RowNotes
-from lora_chat.data.parsing.tool_calls import read_calls, read_tools
+from lora_chat.data.parsing.tool_calls import read_call_text, read_calls, read_single_call, read_tools
+from lora_chat.data.parsing.values import read_list
 
-_ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-}
-_KNOWN_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "train", "weight", *REASONING_KEYS}
-_NULLABLE_KEYS = {"refusal", "audio", "annotations", "function_call"}
+_SWITCH_KEYS = ("train", "training", "loss")
+"""Keys with true or false that decide whether a message carries loss."""
+_WEIGHT_KEYS = ("weight", "loss_weight", "loss_scale")
+"""Keys with 0 or 1 that decide the same."""
+LOSS_KEYS = (*_SWITCH_KEYS, *_WEIGHT_KEYS)
+_SINGLE_CALL_KEYS = ("function_call", "tool_call")
+_KNOWN_KEYS = {"content", "name", "tool_calls", "tool_call_id", *REASONING_KEYS, *_SINGLE_CALL_KEYS, *LOSS_KEYS}
+_NULLABLE_KEYS = {"refusal", "audio", "annotations"}
 """Keys of OpenAI's answers that may be ignored if they are null or empty."""
 
 
@@ -31,66 +34,132 @@ def parse_dialogue(row: object, line: int = 0, notes: RowNotes | None = None) ->
         raise InvalidDialogueError(
             f"has no `messages` (its keys: {', '.join(ascii(k) for k in list(row)[:8]) or 'none'})"
         )
-    entries = row["messages"]
+    entries = read_list(row["messages"], "`messages`")
     if not isinstance(entries, list) or not entries:
         raise InvalidDialogueError("`messages` must be a list with at least one message")
-    messages = tuple(_parse_entry(entry, number) for number, entry in enumerate(entries, 1))
+    parsed = [message for number, entry in enumerate(entries, 1) for message in _parse_entry(entry, number)]
+    messages = tuple(_join_calls(parsed, notes or RowNotes()))
     check_role_order(messages)
     dialogue = Dialogue(messages, line, read_tools(row.get("tools")))
     return dialogue.last_turn_only if row.get("turns") == "last" else dialogue
 
 
-def _parse_entry(entry: object, number: int) -> Message:
-    """Parse a message, and attach it to the error if it is faulty."""
+def _join_calls(parsed: Sequence[tuple[Speaker, Message]], notes: RowNotes) -> list[Message]:
+    """Return the messages, with each call that is a message of its own joined to the reply or calls before it.
+
+    Messages that differ in whether they are trained stay apart, because loss is decided for whole messages.
+    """
+    joined: list[Message] = []
+    previous_speaker: Speaker = "system"
+    for speaker, message in parsed:
+        previous = joined[-1] if joined else message
+        if (
+            speaker == "call"
+            and joined
+            and (previous_speaker == "call" or (previous_speaker == "assistant" and not previous.tool_calls))
+            and message.reasoning is None
+            and (previous.trained, previous.name) == (message.trained, message.name)
+        ):
+            joined[-1] = replace(previous, tool_calls=previous.tool_calls + message.tool_calls)
+            notes.add("joined_calls")
+        else:
+            joined.append(message)
+        previous_speaker = speaker
+    return joined
+
+
+def _parse_entry(entry: object, number: int) -> list[tuple[Speaker, Message]]:
+    """Parse a message of any form, and attach it to the error if it is faulty."""
     try:
-        return _parse_message(entry, number)
+        return [
+            parsed
+            for speaker, fields in read_entry(entry, number)
+            for parsed in _parse_message(speaker, fields, f"message {number} ({speaker})")
+        ]
     except InvalidDialogueError as error:
         error.faulty_entry = entry
         raise
 
 
-def _parse_message(entry: object, number: int) -> Message:
-    """Parse a message; raises InvalidDialogueError for an unknown role or key, or an invalid value."""
-    if not isinstance(entry, dict):
-        raise InvalidDialogueError(f"message {number} is not an object with `role` and `content`")
-    role = _ROLES.get(entry["role"]) if isinstance(entry.get("role"), str) else None
-    if role is None:
-        raise InvalidDialogueError(
-            f"message {number} has the role {entry.get('role')!r}; known roles are {', '.join(_ROLES)}"
-        )
-    where = f"message {number} ({role})"
+def _parse_message(speaker: Speaker, fields: Entry, where: str) -> Iterator[tuple[Speaker, Message]]:
+    """Yield a message, after the results of tools in its content; raises InvalidDialogueError if it is invalid."""
     extra = sorted(
-        key for key in entry.keys() - _KNOWN_KEYS if key not in _NULLABLE_KEYS or entry[key] not in (None, [], {})
+        key for key in fields.keys() - _KNOWN_KEYS if key not in _NULLABLE_KEYS or fields[key] not in (None, [], {})
     )
     if extra:
         raise InvalidDialogueError(f"{where} has {extra[0]!a}, which would be lost")
-    calls = read_calls(entry.get("tool_calls"), where)
-    if calls and role != "assistant":
+    calls = read_calls(fields.get("tool_calls"), where)
+    single = [call for key in _SINGLE_CALL_KEYS for call in read_single_call(fields.get(key), where, key)]
+    if calls and single:
+        raise InvalidDialogueError(f"{where} has calls under `tool_calls` and under another key; keep one of them")
+    calls = calls or tuple(single)
+    content = _read_content(speaker, fields, where, has_calls=bool(calls))
+    calls += read_calls(content.calls, where)
+    if calls and role_of(speaker) != "assistant":
         raise InvalidDialogueError(f"{where} has tool_calls; only the assistant calls tools")
-    reasoning = read_reasoning(entry, where)
-    if reasoning is not None and role != "assistant":
+    reasoning = _join_reasoning(read_reasoning(fields, where), content, where)
+    if reasoning is not None and role_of(speaker) != "assistant":
         raise InvalidDialogueError(f"{where} has reasoning; only the assistant can have reasoning")
-    content = "" if calls and entry.get("content") is None else read_text(entry.get("content"), where)
-    if role in ("user", "assistant") and not content.strip() and not calls:
+    for result in content.results:
+        yield from _parse_message("tool", result, where)
+    if content.results and content.text is None:
+        return
+    text = check_text(content.text or "", where)
+    if speaker in ("user", "assistant", "call") and not text.strip() and not calls:
         raise InvalidDialogueError(f"{where} is empty")
-    return Message(
-        role=role,
-        content=content,
-        reasoning=reasoning,
-        tool_calls=calls,
-        name=read_name(entry, "name", where),
-        tool_call_id=read_name(entry, "tool_call_id", where),
-        trained=_read_trained_flag(entry, where),
+    yield (
+        speaker,
+        Message(
+            role=role_of(speaker),
+            content=text,
+            reasoning=reasoning,
+            tool_calls=calls,
+            name=read_name(fields, "name", where),
+            tool_call_id=read_name(fields, "tool_call_id", where),
+            trained=_read_trained_flag(fields, where),
+        ),
     )
 
 
-def _read_trained_flag(entry: Entry, where: str) -> bool:
-    """Return whether a message carries loss, by `train` (true or false) or `weight` (0 or 1)."""
-    train, weight = entry.get("train"), entry.get("weight")
-    if train is not None and not isinstance(train, bool):
-        raise InvalidDialogueError(f"{where}: `train` must be true or false")
-    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise InvalidDialogueError(f"{where}: `weight` must be 0 or 1")
-    if train is not None and weight is not None and train != bool(weight):
-        raise InvalidDialogueError(f"{where}: `train` and `weight` contradict each other")
-    return bool(weight) if train is None and weight is not None else train is not False
+def _read_content(speaker: Speaker, fields: Entry, where: str, *, has_calls: bool) -> Content:
+    """Return the content of a message, which may be missing beside calls, and is the calls of a `call`."""
+    value = fields.get("content")
+    if value is None and has_calls:
+        return Content()
+    if speaker != "call" or has_calls:
+        return read_content(value, speaker, where)
+    entries = [value] if isinstance(value, Mapping) else value
+    if isinstance(entries, list) and all(
+        isinstance(call, Mapping) and call.keys() & {"name", "function"} for call in entries
+    ):
+        return Content(calls=entries)
+    content = read_content(value, speaker, where)
+    if content.calls:
+        return content
+    reasoning, calls = read_call_text(content.text or "", where)
+    return Content(reasoning=[*content.reasoning, *([reasoning] if reasoning else [])], calls=calls)
+
+
+def _join_reasoning(reasoning: str | None, content: Content, where: str) -> str | None:
+    """Return the reasoning of a message from its keys and its content; both must be the same if both are there."""
+    texts = [text for text in (reasoning, *content.reasoning) if text]
+    if any(text != texts[0] for text in texts):
+        raise InvalidDialogueError(f"{where} has reasoning that is not one text")
+    return check_text(texts[0], where) if texts else None
+
+
+def _read_trained_flag(fields: Entry, where: str) -> bool:
+    """Return whether a message carries loss, by `train` (true or false), `weight` (0 or 1) or keys of other tools."""
+    flags: dict[str, bool] = {}
+    for key in LOSS_KEYS:
+        value = fields.get(key)
+        if value is None:
+            continue
+        if key in _SWITCH_KEYS and not isinstance(value, bool):
+            raise InvalidDialogueError(f"{where}: `{key}` must be true or false")
+        if key in _WEIGHT_KEYS and (isinstance(value, bool) or value not in (0, 1)):
+            raise InvalidDialogueError(f"{where}: `{key}` must be 0 or 1")
+        flags[key] = bool(value)
+    if len(set(flags.values())) > 1:
+        raise InvalidDialogueError(f"{where}: {' and '.join(f'`{key}`' for key in flags)} contradict each other")
+    return all(flags.values())

@@ -24,6 +24,7 @@ class NoteKind:
 ROW_NOTES: tuple[NoteKind, ...] = (
     *(NoteKind(markup.text_note, markup.text_title) for markup in CHAT_MARKUPS),
     *(NoteKind(markup.messages_note, markup.messages_title) for markup in CHAT_MARKUPS),
+    NoteKind("joined_calls", "calls joined to the reply or the calls before them"),
 )
 """Every kind of note, in the order in which it is shown."""
 

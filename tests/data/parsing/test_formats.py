@@ -272,7 +272,7 @@ def test_empty_cell_is_none_and_not_a_missing_column(tmp_path):
     assert dialogues[0].as_dicts == messages("ask", "answer")
 
 
-@pytest.mark.parametrize("history", [5, True, 1.5, "hello", {"a": "b"}, [["q"]], [None], [[1, 2]]])
+@pytest.mark.parametrize("history", [5, True, 1.5, "hello", {"a": "b"}, [["q"]], [None], [[{}, 2]]])
 def test_refuses_an_invalid_history(tmp_path, history):
     row = {"instruction": "q", "output": "a", "history": history}
     _, report = read_all(tmp_path, json_lines([ROWS["alpaca"]("q", "a"), row]))

@@ -33,7 +33,7 @@ ODD_LINES = {
     "a number": b"3",
     "a list": b"[" + GOOD + b"]",
     "wrong key": b'{"conversations": []}',
-    "wrong role": b'{"messages": [{"role": "human", "content": "q"}, {"role": "assistant", "content": "a"}]}',
+    "wrong role": b'{"messages": [{"role": "narrator", "content": "q"}, {"role": "assistant", "content": "a"}]}',
     "wrong order": b'{"messages": [{"role": "assistant", "content": "a"}]}',
     "no assistant": b'{"messages": [{"role": "user", "content": "q"}]}',
     "repeated key": GOOD[:-1] + b', "messages": []}',
@@ -121,7 +121,7 @@ def test_refuses_a_faulty_line_with_file_and_line(file, odd):
         ("lone surrogate", "surrogate"),
         ("Latin-1", "UTF-8"),
         ("half UTF-8", "UTF-8"),
-        ("wrong role", "'human'"),
+        ("wrong role", "'narrator'"),
     ],
 )
 def test_refusal_names_the_fault(file, odd, told):
@@ -149,7 +149,7 @@ def test_exactly_twenty_refusals_have_no_rest(file):
 def test_shows_the_faulty_text_below_each_refusal(file):
     lines = refusal(file(GOOD + b"\n" + b"just words\n" + ODD_LINES["wrong role"])).splitlines()
     assert lines[2] == "    just words"
-    assert lines[4] == '    {"role": "human", "content": "q"}'
+    assert lines[4] == '    {"role": "narrator", "content": "q"}'
 
 
 def test_excerpt_of_a_faulty_line_is_short_and_sanitized(file):

@@ -1,7 +1,6 @@
-"""Read the text, the reasoning and the names of a message; what the tokenizer cannot keep is refused."""
+"""Check texts, reasoning and names of a message; what the tokenizer cannot keep is refused."""
 
 from collections.abc import Mapping
-from typing import cast
 
 from lora_chat.data.dialogue import InvalidDialogueError
 
@@ -11,18 +10,6 @@ Entry = Mapping[str, object]
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _FORBIDDEN_CHARACTERS = {"\U000f0000", "\U000f0001"}
 """Private characters with which control tokens are marked; transformers removes them from content."""
-
-
-def read_text(content: object, where: str) -> str:
-    """Return a text, given as a string or as OpenAI's list of text parts."""
-    if isinstance(content, list):
-        parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
-        if not parts or not all(isinstance(part, str) for part in parts):
-            raise InvalidDialogueError(f"{where} has parts of `content` that are not text")
-        content = "".join(cast("list[str]", parts))
-    if not isinstance(content, str):
-        raise InvalidDialogueError(f"{where} has no text as `content`")
-    return check_text(content, where)
 
 
 def check_text(text: str, where: str) -> str:
