@@ -4,6 +4,7 @@
 - audit: the `audit` section, which is also the table of the kinds of findings
 - base: the base class and the field types that all sections share
 - data: the `data` section: sources of dialogues, and how they are read
+- data_loss: the settings `turns` and `loss` of data and of its sources
 - inherited_settings: the settings that the adapter of `adapter.start` decides
 - layer_patterns: regular expressions for names of layers
 - limits: limits that the planner and other packages share

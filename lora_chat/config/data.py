@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lora_chat.config.base import NonEmptyStr, Seed, StrictModel, UniqueTokens
+from lora_chat.config.data_loss import Loss, Turns, check_loss, complete_turns, resolve_loss
 
 
 class ColumnsSection(StrictModel):
@@ -29,7 +30,6 @@ class ColumnsSection(StrictModel):
 
 
 DataFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "columns", "text"]
-Turns = Literal["all", "last"]
 BUNDLED_TEMPLATES = ("plain", "chatml")
 """Names of the chat templates in `data/encoding/bundled_templates.py`."""
 Paths = NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)]
@@ -55,6 +55,8 @@ class SourceSection(StrictModel):
     """Names of the columns. By default they are those in `data.columns`."""
     turns: Turns | None = None
     """Replies that are trained. By default it is `data.turns`."""
+    loss: Loss | None = None
+    """Tokens that carry loss. By default it is `data.loss`."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Number of times that each dialogue is seen in an epoch: 2 is twice, 0.25 is a quarter of them, chosen by seed."""
 
@@ -62,6 +64,7 @@ class SourceSection(StrictModel):
     def _check_location(self) -> "SourceSection":
         if (self.path is None) == (self.hub is None):
             raise ValueError("name either `path` or `hub`")
+        check_loss(self.turns, self.loss)
         return self
 
 
@@ -83,6 +86,9 @@ class DataSection(StrictModel):
     """Names of the columns, for rows in none of the other formats."""
     turns: Turns = "all"
     """Replies of a dialogue that are trained: `all`, or only the `last`. A row can choose with `"turns": "last"`."""
+    loss: Loss = "replies"
+    """Tokens that carry loss: the `replies`, the `last` reply (as `turns: last`), or `all` tokens of a row, with the
+    prompts and the text of the template. A row can choose with `"loss": "all"`."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training dialogues that becomes the validation set if there is no validation file."""
     validation_limit: Annotated[int, Field(ge=1)] = 1000
@@ -111,6 +117,16 @@ class DataSection(StrictModel):
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     """Number of processes that read and encode the data."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_turns(cls, values: object) -> object:
+        return complete_turns(values)
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> "DataSection":
+        check_loss(self.turns, self.loss)
+        return self
+
     @property
     def train_sources(self) -> tuple[SourceSection, ...]:
         """Return the sources of training dialogues, each with all its settings."""
@@ -127,10 +143,12 @@ class DataSection(StrictModel):
     def _with_defaults(self, source_or_path: NonEmptyStr | SourceSection) -> SourceSection:
         source = SourceSection(path=source_or_path) if isinstance(source_or_path, str) else source_or_path
         has_own_format = source.format or source.columns
+        turns, loss = resolve_loss(source.turns, source.loss, self.turns, self.loss)
         return source.model_copy(
             update={
                 "format": source.format if has_own_format else self.format,
                 "columns": source.columns if has_own_format else self.columns,
-                "turns": source.turns or self.turns,
+                "turns": turns,
+                "loss": loss,
             }
         )

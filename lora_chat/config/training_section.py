@@ -10,7 +10,7 @@ from lora_chat.config.sizes import SIZE_PATTERN
 
 
 class TrainingSection(StrictModel):
-    """Supervised fine-tuning; the loss is on assistant turns only."""
+    """Supervised fine-tuning; the loss is on assistant turns only, unless `data.loss` is `all`."""
 
     epochs: Annotated[float, Field(gt=0, le=1e6)] = 3.0
     """Number of passes over the training dialogues."""

@@ -74,6 +74,8 @@ class Dialogue:
     """JSON text of the list of function descriptions."""
     path: str = ""
     """File of the dialogue."""
+    loss_on_prompts: bool = False
+    """Whether all tokens carry loss, except replies that are not trained."""
 
     @property
     def as_dicts(self) -> list[ChatMessage]:
@@ -84,7 +86,8 @@ class Dialogue:
     def as_row(self) -> dict[str, object]:
         """Return the JSON object from which the same dialogue can be read."""
         messages = [m.as_dict | ({} if m.trained else {"train": False}) for m in self.messages]
-        return {"messages": messages, **({"tools": json.loads(self.tools)} if self.tools else {})}
+        tools = {"tools": json.loads(self.tools)} if self.tools else {}
+        return {"messages": messages, **tools, **({"loss": "all"} if self.loss_on_prompts else {})}
 
     @property
     def digest(self) -> int:
@@ -99,7 +102,18 @@ class Dialogue:
         if not self.messages[last].trained:
             raise InvalidDialogueError("has a last reply that is not trained, but turns: last trains no other reply")
         messages = (replace(m, trained=m.trained and i == last) for i, m in enumerate(self.messages))
-        return replace(self, messages=tuple(messages))
+        return replace(self, messages=tuple(messages), loss_on_prompts=False)
+
+    @property
+    def with_loss_on_prompts(self) -> "Dialogue":
+        """Return the dialogue with loss on prompts too; raises InvalidDialogueError if a prompt is marked without."""
+        for number, message in enumerate(self.messages, 1):
+            if message.role != "assistant" and not message.trained:
+                raise InvalidDialogueError(
+                    f"message {number} ({message.role}) is marked as not trained, but loss: all trains every message "
+                    "except marked replies"
+                )
+        return replace(self, loss_on_prompts=True)
 
     @property
     def tool_list(self) -> list[ToolDescription] | None:

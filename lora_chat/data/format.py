@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _BAR_WIDTH = 40
 _MAX_SHOWN_TOKENS = 6
+_LARGE_ROWS_FACTOR = 2
+"""Tokens in rows for each token in the longest rows of dialogues, from which settings that need fewer are shown."""
 
 
 def statistics_summary(statistics: DataStatistics) -> list[str]:
@@ -28,11 +30,9 @@ def statistics_summary(statistics: DataStatistics) -> list[str]:
         f"Dialogues {statistics.train_dialogues:,} to train on, {statistics.validation_dialogues:,} held out; longest "
         f"{ledger.longest:,} tokens; loss on {ledger.supervised_tokens:,} of {ledger.tokens:,} tokens",
     ]
-    if ledger.rows > ledger.dialogues:
-        lines.append(
-            f"Rows      {ledger.rows:,}, one for each reply: this chat template rewrites earlier turns, "
-            "and each reply is trained after the prompt that inference shows"
-        )
+    lines += [f"Rows      {line}" for line in _format_rows(ledger)]
+    if ledger.loss_on_prompts:
+        lines.append(f"Loss      on prompts too in {ledger.loss_on_prompts:,} dialogues (loss: all)")
     if ledger.thoughtless:
         lines.append(
             f"Reasoning the chat template opens reasoning in the prompt, and {ledger.thoughtless:,} of "
@@ -44,6 +44,24 @@ def statistics_summary(statistics: DataStatistics) -> list[str]:
     if ledger.redacted:
         lines.append(f"Redacted  {ledger.redacted:,} secrets or personal data, in a cleaned copy")
     return lines
+
+
+def _format_rows(ledger: Ledger) -> Iterator[str]:
+    """Yield why there are more rows than dialogues, and the tokens that this costs, with settings that need fewer."""
+    if ledger.rows <= ledger.dialogues:
+        return
+    yield (
+        f"{ledger.rows:,}, one for each reply: this chat template rewrites earlier turns, "
+        "and each reply is trained after the prompt that inference shows"
+    )
+    costs = f"{ledger.tokens:,} tokens in rows, {ledger.dialogue_tokens:,} in the longest row of each dialogue"
+    if ledger.tokens < _LARGE_ROWS_FACTOR * ledger.dialogue_tokens:
+        yield costs
+        return
+    yield (
+        f"{costs}: {ledger.tokens / ledger.dialogue_tokens:.1f} times as many. For fewer: data.turns=last trains only "
+        "the last reply of each dialogue; a smaller data.max_length with data.over_long=cut keeps the rows that fit"
+    )
 
 
 def _format_files(ledger: Ledger) -> str:
@@ -88,10 +106,12 @@ def format_statistics(statistics: DataStatistics) -> str:
         f"dialogues     {statistics.train_dialogues:,} to train on, {held_out:,} held out, {statistics.duplicates:,} "
         f"duplicates",
         f"rows          {statistics.train_rows:,} an epoch",
+        *(f"              {line}" for line in _format_rows(ledger)),
         f"tokens        {ledger.tokens:,}, supervised {ledger.supervised_tokens:,} "
         f"({ledger.supervised_tokens / max(1, ledger.tokens):.0%})",
         f"stop tokens   {ledger.stops:,} of {ledger.replies:,} replies end with a trained one"
         + (f" ({ledger.stops / ledger.replies:.0%})" if ledger.replies else ""),
+        *([f"loss          on prompts too in {ledger.loss_on_prompts:,} dialogues"] if ledger.loss_on_prompts else []),
         *(f"added tokens  {line}" for line in _format_tokens(ledger)),
         "",
         f"{'':<14}{'tokens':>12}{'supervised':>12}",

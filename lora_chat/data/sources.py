@@ -53,7 +53,9 @@ class LocalSource:
     def reading_options(self) -> ReadingOptions:
         """Return the options for reading its rows."""
         columns = self.section.columns.model_dump(exclude_none=True) if self.section.columns else {}
-        return ReadingOptions(self.section.format, columns, self.section.turns == "last")
+        return ReadingOptions(
+            self.section.format, columns, self.section.turns == "last", loss_on_prompts=self.section.loss == "all"
+        )
 
 
 @dataclass(frozen=True)

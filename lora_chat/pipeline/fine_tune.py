@@ -144,7 +144,15 @@ def fine_tune(
                 if parent.is_merged:
                     measured = add_original_base(measured, original.base, plan.precision)
                 generations = report_generations(measured, run)
-        card = format_run_card(plan, prepared.identity, training.steps, report.figures, read_lineage(run), generations)
+        card = format_run_card(
+            plan,
+            prepared.identity,
+            training.steps,
+            report.figures,
+            read_lineage(run),
+            generations,
+            loss_on_prompts=prepared.statistics.total.loss_on_prompts > 0,
+        )
         run.write_text(run.adapter / "README.md", card)
         seconds = round_seconds(load_seconds, training, time.monotonic() - started)
         result = make_result(run, training, trainable_parameters, adapter_bytes, seconds, report)
@@ -298,7 +306,8 @@ def _save_adapter_or_stop(
         raise progress.stopped(training.signal_number)
     progress.stage = "saving the adapter"
     template = str(prepared.tokenizer.chat_template)
-    card = format_run_card(plan, prepared.identity, training.steps, None)
+    loss_on_prompts = prepared.statistics.total.loss_on_prompts > 0
+    card = format_run_card(plan, prepared.identity, training.steps, None, loss_on_prompts=loss_on_prompts)
     announce_writes(run, ADAPTER_FILES)
     adapter_bytes = save_adapter(model, run.adapter, prepared.identity, template, card, prepared.tokenizer)
     try_sign_run(run)

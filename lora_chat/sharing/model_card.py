@@ -32,10 +32,13 @@ def format_run_card(
     figures: Mapping[str, MetricFigures] | None,
     lineage: Sequence[ParentReceipt] | None = None,
     generations: GenerationsReport | None = None,
+    *,
+    loss_on_prompts: bool = False,
 ) -> str:
     """Write the card of an adapter in its run folder; `figures` come from a comparison.
 
-    `generations` compares an adapter that has a `lineage` with its parent.
+    `generations` compares an adapter that has a `lineage` with its parent. `loss_on_prompts` is whether dialogues had
+    loss on their prompts.
     """
     adapter, training = plan.adapter, plan.training
     lines = [
@@ -72,13 +75,23 @@ def format_run_card(
         lines += ["", *format_generations_table(receipt)]
     lines += [
         "",
-        "The loss was on assistant turns only. `lora_chat.json` holds the digests of the base, tokenizer and chat",
+        f"{_format_loss(loss_on_prompts)} `lora_chat.json` holds the digests of the base, tokenizer and chat",
         "template it belongs to; `chat_template.jinja` is the template of training.",
         "",
         *format_code_block("lora-chat chat PATH_OF_THIS_FOLDER"),
         "",
     ]
     return "\n".join(lines)
+
+
+def _format_loss(loss_on_prompts: bool) -> str:
+    """Return the sentence about the tokens that carried loss."""
+    return "The loss was on prompts too." if loss_on_prompts else "The loss was on assistant turns only."
+
+
+def _has_loss_on_prompts(receipt: Receipt) -> bool:
+    """Return whether any dialogue of a parcel had loss on its prompts; versions before this count had none."""
+    return any(source.counts.get("loss_on_prompts") for source in receipt.data.sources)
 
 
 def _format_precision(precision: PrecisionPlan | PrecisionReceipt) -> str:
@@ -164,7 +177,7 @@ def format_parcel_card(receipt: Receipt, portability: Sequence[Portability]) -> 
         "",
         *format_usage(receipt, portability),
         "",
-        "`receipt.json` holds every digest and figure. The loss was on assistant turns only.",
+        f"`receipt.json` holds every digest and figure. {_format_loss(_has_loss_on_prompts(receipt))}",
         "",
     ]
     return "\n".join(lines)

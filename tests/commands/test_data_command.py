@@ -258,3 +258,33 @@ def test_prints_no_colour_to_a_pipe(data, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert "[[an answer" in done.stdout
+
+
+def test_shows_loss_on_prompts_and_counts_it(data):
+    contents = {"a_jsonl": lines(row(i) for i in range(8))}
+    code, out, _ = data({"train": "a.jsonl", "loss": "all"}, "--json", **contents)
+    total = json.loads(out)["total"]
+    assert code == 0
+    assert total["supervised_tokens"] == total["tokens"]
+    assert (total["loss_on_prompts"], total["stops"], total["replies"]) == (8, 8, 8)
+    assert "on prompts too in 8 dialogues" in data({"train": "a.jsonl", "loss": "all"}, **contents)[1]
+    code, _, err = data({"train": "a.jsonl", "loss": "all", "turns": "last"}, **contents)
+    assert (code, "contradicts" in err) == (2, True)
+
+
+def test_says_how_many_tokens_the_rows_of_a_rewriting_template_have(data):
+    long = [{"messages": [message for j in range(8) for message in row(10 * i + j)["messages"]]} for i in range(8)]
+    template = (
+        "{% for m in messages %}{% set text = '' if m.role == 'assistant' and not loop.last else m.content %}"
+        "{{ '### ' + m.role + ': ' + text + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### assistant: ' }}{% endif %}"
+    )
+    section = {"train": "a.jsonl", "template": "t.jinja", "max_length": 4000}
+    contents = {"a_jsonl": lines(long), "t_jinja": template}
+    code, out, _ = data(section, **contents)
+    assert code == 0
+    total = json.loads(data(section, "--json", **contents)[1])["total"]
+    assert total["rows"] == 64
+    assert f"{total['tokens']:,} tokens in rows, {total['dialogue_tokens']:,} in the longest row of each" in out
+    assert "data.turns=last" in out
+    assert "times as many" not in data(section | {"turns": "last"}, **contents)[1]

@@ -6,7 +6,9 @@
 - encode: Encode dialogues as input_ids and labels, with loss on the replies
 - kept_tokens: Tokens that stay tokens when they occur in message text
 - ordinary_tokens: Added tokens that are ordinary text, such as HTML elements
+- new_messages: Find the messages of a prompt that no earlier row contains
 - render_requests: Chats to render, and the requests that carry them to the template worker
+- rendered_row: A row as text, and the labels of its tokens
 - template_renderer: Start the worker that renders untrusted chat templates, and send it requests
 - template_worker: Worker process that renders untrusted chat templates under limits
 - tokenizer: Tokenize rendered texts and find the token borders of turns

@@ -1,14 +1,21 @@
 """Encode dialogues as input_ids and labels, with loss on the replies and their stop tokens."""
 
 import json
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from lora_chat.data.dialogue import ChatMessage, Dialogue, Role
-from lora_chat.data.encoding.control_tokens import LITERAL_END
+from lora_chat.data.dialogue import ChatMessage, Dialogue
+from lora_chat.data.encoding.new_messages import find_new_messages
+from lora_chat.data.encoding.rendered_row import (
+    IGNORE_INDEX,
+    EncodedDialogue,
+    RenderedRow,
+    label_row,
+    separate_reply,
+    split_replies,
+)
 from lora_chat.data.encoding.tokenizer import TextTokenizer, TokenizedText
 from lora_chat.data.encoding.turns import ReplyRequest, Turn, TurnReader, can_share_row
 from lora_chat.errors import DataError
@@ -16,51 +23,15 @@ from lora_chat.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["IGNORE_INDEX", "DialogueEncoder", "EncodedDialogue", "encode_dialogue"]
+
 P = ParamSpec("P")
 T = TypeVar("T")
-
-IGNORE_INDEX = -100
-"""Label of a token without loss; the default `ignore_index` of PyTorch's cross entropy."""
 
 _MAX_RENDERED_CHARACTERS = 100_000_000
 """Most characters in all prompts of a dialogue; their sum grows with the square of the number of replies."""
 _MESSAGE_OVERHEAD_CHARACTERS = 200
 """Characters that are added for each message, because a template takes time for each."""
-
-
-@dataclass(frozen=True)
-class EncodedDialogue:
-    """Ids and labels of one row, both (length,)."""
-
-    input_ids: list[int]
-    labels: list[int]
-    reply_ends: tuple[tuple[int, int], ...] = ()
-    """For each trained reply, the number of messages and of tokens up to its end."""
-    roles: Mapping[Role, tuple[int, int]] = field(default_factory=dict)
-    """Tokens and supervised tokens of the content of each role; text that the template adds counts for none."""
-    replies_without_reasoning: int = 0
-    """Number of replies without reasoning after a prompt that opens it."""
-
-    @property
-    def supervised_tokens(self) -> int:
-        """Return the number of tokens with loss."""
-        return sum(label != IGNORE_INDEX for label in self.labels)
-
-
-@dataclass(frozen=True)
-class _RenderedRow:
-    """A row as text, with the content of its messages in order."""
-
-    turns: tuple[Turn, ...]
-    message_texts: tuple[tuple[Role, str], ...]
-    is_split: bool = False
-    """Whether prompt and reply are tokenized separately, as at inference."""
-
-    @property
-    def text(self) -> str:
-        """Return the text to tokenize."""
-        last = self.turns[-1]
-        return f"{last.prompt}{LITERAL_END}{last.reply}" if self.is_split else last.text
 
 
 class DialogueEncoder:
@@ -96,7 +67,7 @@ class DialogueEncoder:
         except DataError:
             return [_result_or_error(lambda text: self._text_tokenizer.tokenize([text])[0], text) for text in texts]
 
-    def _render_dialogues(self, dialogues: Sequence[Dialogue]) -> list[tuple[_RenderedRow, ...] | DataError]:
+    def _render_dialogues(self, dialogues: Sequence[Dialogue]) -> list[tuple[RenderedRow, ...] | DataError]:
         """Return each dialogue as text, in one row or one for each trained reply, or the reason why it has none."""
         requests = [_result_or_error(self._make_request, dialogue) for dialogue in dialogues]
         turns = iter(self._turn_reader.read([request for request in requests if isinstance(request, ReplyRequest)]))
@@ -110,12 +81,15 @@ class DialogueEncoder:
             [self._turn_reader.extract_reasoning(message) for message in dialogue.as_dicts]
         )
         reply_indices = [i for i, m in enumerate(dialogue.messages) if m.role == "assistant" and m.trained]
+        if dialogue.loss_on_prompts:  # replies that carry no loss must be found too
+            last = reply_indices[-1]
+            reply_indices = [i for i, m in enumerate(dialogue.messages[: last + 1]) if m.role == "assistant"]
         _check_rendering_size(dialogue, reply_indices)
         return ReplyRequest(messages, self._text_tokenizer.mark(dialogue.tool_list), reply_indices)
 
     def _make_rows(
         self, dialogue: Dialogue, request: ReplyRequest, turns: list[Turn] | DataError
-    ) -> tuple[_RenderedRow, ...] | DataError:
+    ) -> tuple[RenderedRow, ...] | DataError:
         if isinstance(turns, DataError) and isinstance(turns.__cause__, TypeError):
             # Some templates expect the arguments of tool calls as text and fail on an object.
             stringified = replace(request, messages=[_stringify_arguments(message) for message in request.messages])
@@ -125,55 +99,41 @@ class DialogueEncoder:
         contents = tuple(
             (m.role, marked["content"].strip()) for m, marked in zip(dialogue.messages, request.messages, strict=True)
         )
-        row = _RenderedRow(tuple(turns), contents)
-        return (row,) if can_share_row(turns) else _split_replies(row)
+        row = RenderedRow(tuple(turns), contents)
+        if dialogue.loss_on_prompts:
+            untrained = frozenset(t.message_index for t in turns if not dialogue.messages[t.message_index].trained)
+            row = replace(row, loss_begin=0, untrained=untrained)
+        if can_share_row(turns):
+            return (row,)
+        new_messages = find_new_messages(self._turn_reader, request, turns) if dialogue.loss_on_prompts else None
+        return split_replies(row, new_messages)
 
     def _encode_rows(
-        self, dialogue: Dialogue, rendered_rows: Sequence[_RenderedRow], texts: Sequence[TokenizedText | DataError]
+        self, dialogue: Dialogue, rendered_rows: Sequence[RenderedRow], texts: Sequence[TokenizedText | DataError]
     ) -> tuple[EncodedDialogue, ...]:
         """Set the labels; if a token crosses the border of a turn, each reply becomes a separate row."""
         rows: list[EncodedDialogue] = []
         for rendered, text in zip(rendered_rows, texts, strict=True):
             if isinstance(text, DataError):
                 raise text
-            row = self._label_row(rendered, text)
+            if text.ids[:2] == [self._bos_id] * 2:
+                raise DataError("the chat template writes the beginning of text (BOS) twice")
+            row = label_row(rendered, text, self._text_tokenizer, self._stop_ids)
             if row is not None:
                 rows.append(row)
                 continue
             index = rendered.turns[0].message_index
             if len(rendered.turns) > 1:
-                parts = _split_replies(rendered)
+                parts = split_replies(rendered)
             elif rendered.is_split or dialogue.messages[index].content[:1].isspace():
                 raise DataError(
                     f"the blanks at the beginning of message {index + 1} merge with the chat template's, so training "
                     "would see another prompt than inference; remove them"
                 )
             else:
-                parts = (replace(rendered, is_split=True),)
+                parts = (separate_reply(rendered),)
             rows += self._encode_rows(dialogue, parts, self._text_tokenizer.tokenize([part.text for part in parts]))
         return tuple(rows)
-
-    def _label_row(self, rendered: _RenderedRow, text: TokenizedText) -> EncodedDialogue | None:
-        """Return the row with its labels, or None if a token crosses the beginning or the end of a reply."""
-        if text.ids[:2] == [self._bos_id] * 2:
-            raise DataError("the chat template writes the beginning of text (BOS) twice")
-        labels = [IGNORE_INDEX] * len(text.ids)
-        ends = []
-        for turn in rendered.turns:
-            begin = self._text_tokenizer.count_prefix_tokens(text, len(turn.prompt))
-            end = self._text_tokenizer.count_prefix_tokens(text, len(turn.text) + rendered.is_split)
-            if begin is None or end is None:
-                return None
-            if text.ids[end - 1] not in self._stop_ids:
-                raise DataError(
-                    f"message {turn.message_index + 1} ends without a stop token; the model would not learn to stop"
-                )
-            labels[begin:end] = text.ids[begin:end]
-            ends.append((turn.message_index + 1, end))
-        replies_without_reasoning = sum(turn.without_reasoning for turn in rendered.turns)
-        return EncodedDialogue(
-            text.ids, labels, tuple(ends), _count_role_tokens(rendered, text, labels), replies_without_reasoning
-        )
 
 
 def _check_rendering_size(dialogue: Dialogue, reply_indices: Sequence[int]) -> None:
@@ -192,11 +152,6 @@ def _check_rendering_size(dialogue: Dialogue, reply_indices: Sequence[int]) -> N
             f"{before[-1] - _MESSAGE_OVERHEAD_CHARACTERS * len(sizes):,} characters, too many to "
             "render the prompt of each; split it into several dialogues"
         )
-
-
-def _split_replies(row: _RenderedRow) -> tuple[_RenderedRow, ...]:
-    """Return a separate row for each reply."""
-    return tuple(_RenderedRow((turn,), row.message_texts[: turn.message_index + 1]) for turn in row.turns)
 
 
 def _stringify_arguments(message: ChatMessage) -> ChatMessage:
@@ -220,21 +175,6 @@ def encode_dialogue(
     if isinstance(rows, DataError):
         raise rows
     return rows
-
-
-def _count_role_tokens(row: _RenderedRow, text: TokenizedText, labels: list[int]) -> dict[Role, tuple[int, int]]:
-    """Count the tokens and the supervised tokens of each role, by searching for the contents in their order."""
-    counts: dict[Role, tuple[int, int]] = {}
-    position = 0
-    for role, content in row.message_texts if text.offsets else ():
-        start = text.text.find(content, position)
-        if start >= 0:
-            position = start + len(content)
-            begin, end = (bisect_left(text.offsets or [], (edge, 0)) for edge in (start, position))
-            tokens, supervised = counts.get(role, (0, 0))
-            new_supervised = sum(label != IGNORE_INDEX for label in labels[begin:end])
-            counts[role] = (tokens + end - begin, supervised + new_supervised)
-    return counts
 
 
 def _result_or_error(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | DataError:

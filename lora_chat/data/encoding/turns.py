@@ -205,9 +205,20 @@ def can_share_row(turns: Sequence[Turn]) -> bool:
     return all(later.prompt.startswith(turn.text) for turn, later in pairwise(turns))
 
 
+def common_prefix_length(first: str, second: str) -> int:
+    """Return the number of characters with which both texts begin."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 def _common_prefix(first: str, second: str) -> str:
-    differences = (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-    return first[: next(differences, min(len(first), len(second)))]
+    return first[: common_prefix_length(first, second)]
 
 
 def _check_rendered(message: ChatMessage, rendered: str, number: int) -> None:

@@ -63,7 +63,7 @@ def to_messages(
     if not isinstance(row, Mapping) or convert is None:
         raise InvalidDialogueError(f"is not an object in the format {data_format}")
     converted = convert(row, columns or {}, notes or RowNotes())
-    return converted if converted is row else {"turns": row.get("turns"), **converted}
+    return converted if converted is row else {"turns": row.get("turns"), "loss": row.get("loss"), **converted}
 
 
 def to_document(row: object, column: str = "text") -> tuple[str, bool, bool]:

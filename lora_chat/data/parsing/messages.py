@@ -41,7 +41,11 @@ def parse_dialogue(row: object, line: int = 0, notes: RowNotes | None = None) ->
     messages = tuple(_join_calls(parsed, notes or RowNotes()))
     check_role_order(messages)
     dialogue = Dialogue(messages, line, read_tools(row.get("tools")))
-    return dialogue.last_turn_only if row.get("turns") == "last" else dialogue
+    if row.get("turns") == "last" or row.get("loss") == "last":
+        if row.get("loss") == "all":
+            raise InvalidDialogueError("has `loss: all`, which contradicts `turns: last`")
+        dialogue = dialogue.last_turn_only
+    return dialogue.with_loss_on_prompts if row.get("loss") == "all" else dialogue
 
 
 def _join_calls(parsed: Sequence[tuple[Speaker, Message]], notes: RowNotes) -> list[Message]:

@@ -36,6 +36,7 @@ class ReadingOptions:
     """Format of all rows; None to detect it from the first row of each file."""
     columns: Mapping[str, str] = field(default_factory=dict)
     last_turn_only: bool = False
+    loss_on_prompts: bool = False
 
     @property
     def forced_format(self) -> DataFormat | None:
@@ -169,10 +170,15 @@ def _parse_row(row: RawRow, chunk: RowChunk, options: ReadingOptions, notes: Row
         text, is_first_piece, has_next_piece = to_document(row.value, options.columns.get("text", "text"))
         note_rendered_text(text, notes)
         return Document(text, row.line, chunk.path, is_first_piece, has_next_piece, row.lines)
-    dialogue = parse_dialogue(to_messages(row.value, chunk.data_format, options.columns, notes), row.line, notes)
+    converted = to_messages(row.value, chunk.data_format, options.columns, notes)
+    dialogue = parse_dialogue(converted, row.line, notes)
     dialogue = replace(dialogue, path=chunk.path)
     note_rendered_messages(dialogue, notes)
-    return dialogue.last_turn_only if options.last_turn_only else dialogue
+    dialogue = dialogue.last_turn_only if options.last_turn_only else dialogue
+    decides = isinstance(converted, Mapping) and (
+        converted.get("turns") == "last" or converted.get("loss") in ("replies", "last")
+    )
+    return dialogue.with_loss_on_prompts if options.loss_on_prompts and not decides else dialogue
 
 
 def _unknown_format_error(value: object) -> InvalidDialogueError:

@@ -134,6 +134,16 @@ class _BlockPacker:
         """Return a block as a unit, and count it."""
         digest = blake2b(str(ids).encode(), digest_size=8).digest()
         n = len(ids)
-        self.ledger.add(Ledger(dialogues=1, rows=1, tokens=n, supervised_tokens=n, longest=n, roles={"text": [n, n]}))
+        self.ledger.add(
+            Ledger(
+                dialogues=1,
+                rows=1,
+                tokens=n,
+                supervised_tokens=n,
+                dialogue_tokens=n,
+                longest=n,
+                roles={"text": [n, n]},
+            )
+        )
         row = EncodedDialogue(ids, [*ids])
         return StoreUnit(None, (row,), *self._location, int.from_bytes(digest, "big", signed=True))

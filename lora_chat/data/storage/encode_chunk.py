@@ -1,12 +1,12 @@
 """Encode a chunk of rows; the work that several processes share."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from lora_chat.data.dialogue import Dialogue, Document
-from lora_chat.data.encoding.encode import IGNORE_INDEX, DialogueEncoder, EncodedDialogue
+from lora_chat.data.encoding.encode import DialogueEncoder, EncodedDialogue
 from lora_chat.data.encoding.kept_tokens import TokenCounter
 from lora_chat.data.encoding.tokenizer import TextTokenizer, read_bos_ids
 from lora_chat.data.parsing.rows import MAX_SHOWN_FAULTS, ReadingOptions, RowChunk, parse_chunk
@@ -180,7 +180,7 @@ def _count_rows(
             Ledger(
                 rows=1,
                 replies=len(row.reply_ends),
-                stops=sum(row.labels[end - 1] in stop_ids for end in _find_run_ends(row.labels)),
+                stops=sum(row.labels[end - 1] in stop_ids for _, end in row.reply_ends),
                 thoughtless=row.replies_without_reasoning,
                 tokens=len(row.input_ids),
                 supervised_tokens=row.supervised_tokens,
@@ -188,11 +188,11 @@ def _count_rows(
                 roles={role: list(counts) for role, counts in row.roles.items()},
             )
         )
-    ledger.add(Ledger(dialogues=1, systems=[first.content if first.role == "system" else None]))
-
-
-def _find_run_ends(labels: list[int]) -> Iterator[int]:
-    """Yield the ends of spans with loss."""
-    following = [*labels[1:], IGNORE_INDEX]
-    pairs = enumerate(zip(labels, following, strict=True), 1)
-    return (end for end, (label, next_label) in pairs if label != IGNORE_INDEX and next_label == IGNORE_INDEX)
+    ledger.add(
+        Ledger(
+            dialogues=1,
+            dialogue_tokens=max(len(row.input_ids) for row in rows),
+            loss_on_prompts=int(dialogue.loss_on_prompts),
+            systems=[first.content if first.role == "system" else None],
+        )
+    )

@@ -18,6 +18,8 @@ _SUMMED_FIELDS = (
     "redacted",
     "tokens",
     "supervised_tokens",
+    "dialogue_tokens",
+    "loss_on_prompts",
 )
 
 
@@ -49,6 +51,10 @@ class Ledger(LineCounts):
     """Number of text spans that were replaced by marks."""
     tokens: int = 0
     supervised_tokens: int = 0
+    dialogue_tokens: int = 0
+    """Tokens of the longest row of each dialogue; fewer than `tokens` if a dialogue has several rows."""
+    loss_on_prompts: int = 0
+    """Number of dialogues with loss on prompts too."""
     longest: int = 0
     """Length of the longest row, in tokens."""
     roles: dict[str, list[int]] = field(default_factory=dict)
