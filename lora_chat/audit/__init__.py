@@ -5,6 +5,7 @@
 - excerpts: masked excerpts of findings
 - format: findings as text
 - json_strings: the strings inside JSON, each with its key as context
+- known_values: redacted values, which get the same mark wherever they occur
 - redaction: copies of dialogues with marks such as `[E-MAIL]` in place of secrets and personal data
 - redactor: redaction before dialogues are encoded, with a name for the cache
 - report: the findings of an audit

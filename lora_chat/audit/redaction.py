@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from lora_chat.audit.json_strings import parse_json_container, rewrite_strings
+from lora_chat.audit.known_values import KnownValues
 from lora_chat.audit.report import TextMatch
 from lora_chat.audit.sensitive.scan import REDACTION_MARK, find_sensitive
 from lora_chat.config.audit import FindingKind
@@ -14,28 +15,69 @@ from lora_chat.data.dialogue import Dialogue, Message
 _MAX_PASSES = 8
 """Maximum number of passes over a text. In the second half a match includes its neighbours, because a long row of
 numbers would need many passes otherwise."""
+_MAX_ROUNDS = 4
+"""Maximum number of rounds over a dialogue, each of which searches it and then replaces the values found."""
 _NUMBER_RUN = re.compile(r"[0-9 .()/-]+(?<! )")
 _NONBLANK_RUN = re.compile(r"\S+")
+
+
+Clean = Callable[[str, str], tuple[str, int]]
+"""A function of the context before a text and the text, which returns the cleaned text and the number of marks."""
 
 
 def redact_dialogue(dialogue: Dialogue, kinds: Collection[FindingKind]) -> tuple[Dialogue, int]:
     """Return a cleaned copy and the number of replacements; the dialogue itself if there are none.
 
     Content, reasoning, names, ids, arguments of tool calls and descriptions of tools are cleaned. A JSON object or list
-    remains one, and a name remains a valid name: `f_SECRET`, not `f_[SECRET]`. Redacting the copy again changes
-    nothing.
+    remains one, and a name remains a valid name: `f_SECRET`, not `f_[SECRET]`. A value that is cleaned in one place is
+    replaced by the same mark in all places, also where nothing announces it. Redacting the copy again changes nothing.
     """
-    names = _NameRedactor(kinds)
-    redacted_messages = [_redact_message(message, kinds, names) for message in dialogue.messages]
-    tools, count = _redact_tools(dialogue.tools, kinds, names) if dialogue.tools else (dialogue.tools, 0)
-    count += sum(n for _, n in redacted_messages) + names.count
+    known, names = KnownValues(), _NameRedactor()
+    total = 0
+    for _ in range(_MAX_ROUNDS):  # repeated, because the neighbour of a replaced value may become a finding
+        cleaned, count = _clean_dialogue(
+            dialogue, lambda context, text: redact_text(text, kinds, context, known), names
+        )
+        if not known:
+            return cleaned, total + count
+        dialogue, spread = _clean_dialogue(cleaned, lambda _, text: known.replace(text), names)
+        total += count + spread
+        if not spread:
+            break
+    return dialogue, total
+
+
+def redact_texts(texts: Sequence[str], kinds: Collection[FindingKind]) -> tuple[list[str], int]:
+    """Return texts that belong together with marks, the same for equal values, and the number of replacements."""
+    known, total, result = KnownValues(), 0, list(texts)
+    for _ in range(_MAX_ROUNDS):
+        cleaned = [redact_text(text, kinds, known=known) for text in result]
+        spread = [known.replace(text) for text, _ in cleaned] if known else [(text, 0) for text, _ in cleaned]
+        result = [text for text, _ in spread]
+        total += sum(count for _, count in (*cleaned, *spread))
+        if not any(count for _, count in spread):
+            break
+    return result, total
+
+
+def _clean_dialogue(dialogue: Dialogue, clean: Clean, names: "_NameRedactor") -> tuple[Dialogue, int]:
+    """Return a copy with all texts cleaned and the number of replacements; the dialogue itself if there are none."""
+    names.start(clean)
+    messages = [_clean_message(message, clean, names) for message in dialogue.messages]
+    tools, count = _clean_tools(dialogue.tools, clean, names) if dialogue.tools else (dialogue.tools, 0)
+    count += sum(n for _, n in messages) + names.count
     if not count:
         return dialogue, 0
-    return replace(dialogue, messages=tuple(message for message, _ in redacted_messages), tools=tools), count
+    return replace(dialogue, messages=tuple(message for message, _ in messages), tools=tools), count
 
 
-def redact_text(text: str, kinds: Collection[FindingKind], context: str = "") -> tuple[str, int]:
-    """Return the text with marks and their number; `context` is the text before it, which is not changed."""
+def redact_text(
+    text: str, kinds: Collection[FindingKind], context: str = "", known: KnownValues | None = None
+) -> tuple[str, int]:
+    """Return the text with marks and their number; `context` is the text before it, which is not changed.
+
+    The replaced values are added to `known`, and values in it keep their marks.
+    """
     count, context_length = 0, len(context)
     for number in range(_MAX_PASSES):  # repeated, because the neighbour of a match can only be found after the match
         whole = context + text
@@ -43,6 +85,8 @@ def redact_text(text: str, kinds: Collection[FindingKind], context: str = "") ->
         if not matches:
             break
         count += len(matches)
+        if known is not None:
+            matches = [replace(m, mark=known.mark(whole[m.start : m.end], m.mark)) for m in matches]
         if number >= _MAX_PASSES // 2:
             matches = _widen_matches(whole, matches, context_length)
         text = _apply_marks(whole, matches, context_length)
@@ -80,16 +124,21 @@ def _widen_matches(text: str, matches: Sequence[TextMatch], first: int) -> list[
 class _NameRedactor:
     """The redacted names and ids of one dialogue. Different names stay different."""
 
-    def __init__(self, kinds: Collection[FindingKind]) -> None:
-        self._kinds = kinds
+    def __init__(self) -> None:
         self._known: dict[str, str] = {}
         self._copies: dict[str, int] = {}
+        self.count = 0
+
+    def start(self, clean: Clean) -> None:
+        """Forget the names of the last pass over the dialogue; names that were made stay different."""
+        self._clean = clean
+        self._known = {}
         self.count = 0
 
     def redact_name(self, name: str) -> str:
         """Return the name with secrets replaced by words in capitals, because schemas do not allow brackets."""
         if name not in self._known:
-            text, count = redact_text(name, self._kinds)
+            text, count = self._clean("", name)
             self.count += count
             if count:
                 text = REDACTION_MARK.sub(lambda mark: re.sub(r"\W", "_", mark[0][1:-1]), text)
@@ -103,7 +152,7 @@ class _NameRedactor:
         return self.redact_name(name) if name else name
 
 
-def _redact_tools(text: str, kinds: Collection[FindingKind], names: _NameRedactor) -> tuple[str, int]:
+def _clean_tools(text: str, clean: Clean, names: _NameRedactor) -> tuple[str, int]:
     """Redact the names of tools as in their calls, then all other strings. Return the number of the latter."""
     tools = parse_json_container(text)
     changed = False
@@ -113,19 +162,19 @@ def _redact_tools(text: str, kinds: Collection[FindingKind], names: _NameRedacto
         if isinstance(function, dict) and isinstance(name, str):
             function["name"] = names.redact_name(name)
             changed = changed or function["name"] != name
-    return _redact_text_or_json(json.dumps(tools, ensure_ascii=False) if changed else text, kinds)
+    return _clean_text_or_json(json.dumps(tools, ensure_ascii=False) if changed else text, clean)
 
 
-def _redact_message(message: Message, kinds: Collection[FindingKind], names: _NameRedactor) -> tuple[Message, int]:
+def _clean_message(message: Message, clean: Clean, names: _NameRedactor) -> tuple[Message, int]:
     """Return a cleaned message and the number of replacements outside names; the message itself if nothing changed."""
-    content, count = _redact_text_or_json(message.content, kinds)
+    content, count = _clean_text_or_json(message.content, clean)
     reasoning = message.reasoning
     if reasoning is not None:
-        reasoning, n = _redact_text_or_json(reasoning, kinds)
+        reasoning, n = _clean_text_or_json(reasoning, clean)
         count += n
     calls = []
     for call in message.tool_calls:
-        arguments, n = _redact_text_or_json(call.arguments, kinds)
+        arguments, n = _clean_text_or_json(call.arguments, clean)
         calls.append(
             replace(
                 call, arguments=arguments, name=names.redact_name(call.name), id=names.redact_optional_name(call.id)
@@ -135,22 +184,22 @@ def _redact_message(message: Message, kinds: Collection[FindingKind], names: _Na
     name, call_id = names.redact_optional_name(message.name), names.redact_optional_name(message.tool_call_id)
     if not count and (name, call_id, tuple(calls)) == (message.name, message.tool_call_id, message.tool_calls):
         return message, 0
-    clean = replace(message, content=content, reasoning=reasoning, tool_calls=tuple(calls))
-    return replace(clean, name=name, tool_call_id=call_id), count
+    new = replace(message, content=content, reasoning=reasoning, tool_calls=tuple(calls))
+    return replace(new, name=name, tool_call_id=call_id), count
 
 
-def _redact_text_or_json(text: str, kinds: Collection[FindingKind]) -> tuple[str, int]:
+def _clean_text_or_json(text: str, clean: Clean) -> tuple[str, int]:
     """Redact a JSON object or list string by string, and any other text as a whole."""
     value = parse_json_container(text)
     if value is None:
-        return redact_text(text, kinds)
+        return clean("", text)
     total = 0
 
     def rewrite(context: str, leaf: str) -> str:
         nonlocal total
-        clean, count = redact_text(leaf, kinds, context)
+        new, count = clean(context, leaf)
         total += count
-        return clean
+        return new
 
-    clean_value = rewrite_strings(value, rewrite)
-    return (json.dumps(clean_value, ensure_ascii=False), total) if total else (text, 0)
+    new_value = rewrite_strings(value, rewrite)
+    return (json.dumps(new_value, ensure_ascii=False), total) if total else (text, 0)

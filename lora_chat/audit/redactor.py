@@ -1,8 +1,9 @@
 """Redaction of dialogues before they are encoded, with a name for the cache."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from lora_chat.audit.redaction import redact_dialogue, redact_text
+from lora_chat.audit.redaction import redact_dialogue, redact_texts
 from lora_chat.config.audit import FindingKind
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.system.hashing import digest_code
@@ -34,4 +35,9 @@ class Redactor:
 
     def transform_text(self, text: str) -> tuple[str, int]:
         """Return a cleaned copy of plain text and the number of replacements."""
-        return redact_text(text, self._kinds)
+        (clean,), count = redact_texts([text], self._kinds)
+        return clean, count
+
+    def transform_texts(self, texts: Sequence[str]) -> list[str]:
+        """Return cleaned copies of texts that belong together."""
+        return redact_texts(texts, self._kinds)[0]

@@ -66,14 +66,11 @@ def _read_redacted_questions(plan: Plan) -> list[Question]:
     if not plan.audit.redacted:
         return questions
     redactor = Redactor(plan.audit.redacted)
-    return [
-        replace(
-            question,
-            question=redactor.transform_text(question.question)[0],
-            accept=tuple(redactor.transform_text(a)[0] for a in question.accept),
-        )
-        for question in questions
-    ]
+    cleaned = []
+    for question in questions:
+        text, *accept = redactor.transform_texts([question.question, *question.accept])
+        cleaned.append(replace(question, question=text, accept=tuple(accept)))
+    return cleaned
 
 
 def read_data(
