@@ -30,6 +30,7 @@ class ColumnsSection(StrictModel):
 
 
 DataFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "columns", "text"]
+TurnOrder = Literal["refuse", "join"]
 BUNDLED_TEMPLATES = ("plain", "chatml")
 """Names of the chat templates in `data/encoding/bundled_templates.py`."""
 Paths = NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)]
@@ -57,6 +58,8 @@ class SourceSection(StrictModel):
     """Replies that are trained. By default it is `data.turns`."""
     loss: Loss | None = None
     """Tokens that carry loss. By default it is `data.loss`."""
+    turn_order: TurnOrder | None = None
+    """Action for several messages of one role in a row. By default it is `data.turn_order`."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Number of times that each dialogue is seen in an epoch: 2 is twice, 0.25 is a quarter of them, chosen by seed."""
 
@@ -89,6 +92,9 @@ class DataSection(StrictModel):
     loss: Loss = "replies"
     """Tokens that carry loss: the `replies`, the `last` reply (as `turns: last`), or `all` tokens of a row, with the
     prompts and the text of the template. A row can choose with `"loss": "all"`."""
+    turn_order: TurnOrder = "refuse"
+    """Action for several messages of one role in a row: `refuse` leaves them unchanged, and they are refused if the
+    chat template does not write them; `join` makes them one message with a blank line between their texts."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training dialogues that becomes the validation set if there is no validation file."""
     validation_limit: Annotated[int, Field(ge=1)] = 1000
@@ -150,5 +156,6 @@ class DataSection(StrictModel):
                 "columns": source.columns if has_own_format else self.columns,
                 "turns": turns,
                 "loss": loss,
+                "turn_order": source.turn_order or self.turn_order,
             }
         )

@@ -1,8 +1,7 @@
-"""Dialogues and documents: messages, tools and the valid order of roles."""
+"""Dialogues and documents: their messages, tool calls and tools."""
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -62,10 +61,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A checked conversation: an optional system message, then user and assistant in turn, ending with the assistant.
-
-    The results of tools follow the message that calls them.
-    """
+    """A checked conversation that ends with a message of the assistant; the chat template decides on other orders."""
 
     messages: tuple[Message, ...]
     line: int = 0
@@ -116,6 +112,16 @@ class Dialogue:
         return replace(self, loss_on_prompts=True)
 
     @property
+    def first_answer(self) -> int | None:
+        """Return the index of the first reply to a question or other prompt; None if nothing comes before a reply."""
+        asked = False
+        for index, message in enumerate(self.messages):
+            if message.role == "assistant" and index and (asked or message.trained):
+                return index
+            asked = asked or message.role == "user"
+        return None
+
+    @property
     def tool_list(self) -> list[ToolDescription] | None:
         """Return the tools in the form of chat templates."""
         return json.loads(self.tools) if self.tools else None
@@ -141,34 +147,3 @@ class InvalidDialogueError(ValueError):
 
     faulty_entry: object = None
     """The faulty message, if a single one is the reason."""
-
-
-def check_role_order(messages: Sequence[Message]) -> None:
-    """Raise InvalidDialogueError unless user and assistant alternate and at least one reply is trained."""
-    roles = [message.role for message in messages]
-    if "assistant" not in roles:
-        raise InvalidDialogueError("has no assistant message, so nothing can be learned from it")
-    expected: tuple[str, ...] = ("user",)
-    for number, message in enumerate(messages, 1):
-        if number == 1 and message.role == "system":
-            continue
-        if message.role not in expected:
-            raise InvalidDialogueError(
-                f"message {number} is from {message.role} instead of {' or '.join(expected)} "
-                "(an optional system message, then user and assistant in turn)"
-            )
-        expected = _next_roles(message)
-    if roles[-1] != "assistant":
-        speaker = "the user" if roles[-1] == "user" else "a tool"
-        raise InvalidDialogueError(f"ends with {speaker}; the last message must be the assistant's")
-    if not any(message.trained for message in messages if message.role == "assistant"):
-        raise InvalidDialogueError("has no assistant message that is trained")
-
-
-def _next_roles(message: Message) -> tuple[str, ...]:
-    """Return the roles that may follow a message."""
-    if message.role == "user":
-        return ("assistant",)
-    if message.role == "tool":
-        return ("assistant", "tool")
-    return ("tool",) if message.tool_calls else ("user",)

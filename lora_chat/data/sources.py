@@ -53,9 +53,9 @@ class LocalSource:
     def reading_options(self) -> ReadingOptions:
         """Return the options for reading its rows."""
         columns = self.section.columns.model_dump(exclude_none=True) if self.section.columns else {}
-        return ReadingOptions(
-            self.section.format, columns, self.section.turns == "last", loss_on_prompts=self.section.loss == "all"
-        )
+        last_only, loss_on_prompts = self.section.turns == "last", self.section.loss == "all"
+        turn_order = self.section.turn_order or "refuse"
+        return ReadingOptions(self.section.format, columns, last_only, loss_on_prompts, turn_order)
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,8 @@ def make_task(
     settings: EvaluationSection,
 ) -> EvaluationTask:
     """Return the task of a comparison: samples of the validation set, and questions after the system message."""
-    samples = [_make_sample_prompt(dialogue, tokenizer) for dialogue in islice(validation.read(), settings.samples)]
+    prompts_of_samples = (_make_sample_prompt(dialogue, tokenizer) for dialogue in validation.read())
+    samples = list(islice((sample for sample in prompts_of_samples if sample is not None), settings.samples))
     system_messages = [{"role": "system", "content": system}] if system is not None else []
     question_chats = [[*system_messages, {"role": "user", "content": q.question}] for q in questions]
     prompts = [sample.ids for sample in samples]
@@ -155,8 +156,8 @@ class SamplePrompt:
     reference: str
 
 
-def _make_sample_prompt(dialogue: Dialogue | list[int], tokenizer: "PreTrainedTokenizerBase") -> SamplePrompt:
-    """Split a dialogue before its first reply, or a block of token ids in the middle."""
+def _make_sample_prompt(dialogue: Dialogue | list[int], tokenizer: "PreTrainedTokenizerBase") -> SamplePrompt | None:
+    """Split a dialogue before its first answer, or a block of token ids in the middle; None without an answer."""
     if isinstance(dialogue, list):
         prompt_length = len(dialogue) // 2 or 1
         return SamplePrompt(
@@ -164,7 +165,9 @@ def _make_sample_prompt(dialogue: Dialogue | list[int], tokenizer: "PreTrainedTo
             tokenizer.decode(dialogue[:prompt_length]),
             tokenizer.decode(dialogue[prompt_length:]),
         )
-    reply_index = next(i for i, message in enumerate(dialogue.messages) if message.role == "assistant")
+    reply_index = dialogue.first_answer
+    if reply_index is None:
+        return None
     prompt = dialogue.as_dicts[:reply_index]
     ids = render_ids(tokenizer, prompt, add_generation_prompt=True, tools=dialogue.tool_list)
     return SamplePrompt(ids, prompt[-1]["content"], _message_text(dialogue.messages[reply_index]))

@@ -58,7 +58,7 @@ class ReplyRequest:
     @cached_property
     def jobs(self) -> list[RenderJob]:
         """Return the jobs that render its prompts, its chats up to each reply, and the same chats without tools."""
-        prompts = [self.messages[:index] for index in self.reply_indices]
+        prompts = [self.messages[:index] for index in self.reply_indices if index]
         chats = [self.messages[: index + 1] for index in self.reply_indices]
         jobs = [RenderJob(prompts, True, self.tools), RenderJob(chats, False, self.tools)]
         return [*jobs, RenderJob(chats, False)] if self.tools else jobs
@@ -124,6 +124,8 @@ class TurnReader:
         if chats in chats_without_tools:
             return DataError("the chat template leaves out the tools")
         try:
+            if request.reply_indices[0] == 0:
+                prompts = [self._find_opening(request.tools), *prompts]
             return [
                 self._parse_turn(request.messages, request.tools, index, prompt, chat)
                 for index, prompt, chat in zip(request.reply_indices, prompts, chats, strict=True)
@@ -169,6 +171,23 @@ class TurnReader:
         raise DataError(
             f"the prompt at inference before message {message_index + 1} differs from the text of the chat template"
         )
+
+    def _find_opening(self, tools: Tools) -> str:
+        """Return the text before a reply that begins a dialogue.
+
+        No inference shows a prompt without messages, and many templates cannot write one. So it is the text before the
+        first reply of the chat, which must end as every prompt does.
+        """
+        question: ChatMessage = {"role": "user", "content": "q"}
+        samples: list[list[ChatMessage]] = [[{"role": "assistant", "content": content}] for content in ("x1", "y2")]
+        first, second, history = self.render([*samples, [question]], tools, add_generation_prompt=False)
+        (prompt,) = self.render([[question]], tools, add_generation_prompt=True)
+        cue = prompt[len(_common_prefix(prompt, history)) :]
+        bare_cue = _OPEN_THINK_AT_END.sub("", cue)
+        head, matched, rest = _common_prefix(first, second).rpartition(bare_cue) if bare_cue else ("", "", "")
+        if not matched or self._cut_after_stop(rest):
+            raise DataError("the chat template writes no prompt before message 1, which is a reply")
+        return head + cue
 
     def _cut_after_stop(self, text: str) -> str:
         """Return the text up to its first stop token, or its last one if text follows the first; empty without one.

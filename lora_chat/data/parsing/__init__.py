@@ -12,5 +12,6 @@
 - row_notes: Counts of what was done to rows or seen in them
 - rows: Parse rows of files as dialogues or documents, and count faulty lines
 - tool_calls: Read the tool calls of a message and the function descriptions of a row
+- turn_order: Join neighbours of one role if wanted, and cut off an open end
 - values: Read lists given as JSON text or as columns, and numbers as text
 """

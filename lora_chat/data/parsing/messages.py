@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message, check_role_order
+from lora_chat.config.data import TurnOrder
+from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message
 from lora_chat.data.parsing.checked_text import REASONING_KEYS, check_text, read_name, read_reasoning
 from lora_chat.data.parsing.entries import Entry, read_entry
 from lora_chat.data.parsing.parts import Content, read_content
 from lora_chat.data.parsing.roles import Speaker, role_of
 from lora_chat.data.parsing.row_notes import RowNotes
 from lora_chat.data.parsing.tool_calls import read_call_text, read_calls, read_single_call, read_tools
+from lora_chat.data.parsing.turn_order import arrange_messages
 from lora_chat.data.parsing.values import read_list
 
 _SWITCH_KEYS = ("train", "training", "loss")
@@ -23,7 +25,9 @@ _NULLABLE_KEYS = {"refusal", "audio", "annotations"}
 """Keys of OpenAI's answers that may be ignored if they are null or empty."""
 
 
-def parse_dialogue(row: object, line: int = 0, notes: RowNotes | None = None) -> Dialogue:
+def parse_dialogue(
+    row: object, line: int = 0, notes: RowNotes | None = None, turn_order: TurnOrder = "refuse"
+) -> Dialogue:
     """Check a decoded row and return it as a Dialogue; raises InvalidDialogueError with the reason.
 
     Only `messages`, `tools` and `turns` are read; other keys of the row reach neither the template nor the trainer.
@@ -38,8 +42,7 @@ def parse_dialogue(row: object, line: int = 0, notes: RowNotes | None = None) ->
     if not isinstance(entries, list) or not entries:
         raise InvalidDialogueError("`messages` must be a list with at least one message")
     parsed = [message for number, entry in enumerate(entries, 1) for message in _parse_entry(entry, number)]
-    messages = tuple(_join_calls(parsed, notes or RowNotes()))
-    check_role_order(messages)
+    messages = arrange_messages(_join_calls(parsed, notes or RowNotes()), turn_order, notes)
     dialogue = Dialogue(messages, line, read_tools(row.get("tools")))
     if row.get("turns") == "last" or row.get("loss") == "last":
         if row.get("loss") == "all":

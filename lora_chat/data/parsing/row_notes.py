@@ -22,6 +22,8 @@ class NoteKind:
 
 
 ROW_NOTES: tuple[NoteKind, ...] = (
+    NoteKind("open_end", "dialogues without the messages after their last reply, which nothing answers"),
+    NoteKind("joined_messages", "messages joined with the message of the same role before them (data.turn_order)"),
     *(NoteKind(markup.text_note, markup.text_title) for markup in CHAT_MARKUPS),
     *(NoteKind(markup.messages_note, markup.messages_title) for markup in CHAT_MARKUPS),
     NoteKind("joined_calls", "calls joined to the reply or the calls before them"),

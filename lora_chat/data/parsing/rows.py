@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lora_chat.config.data import DataFormat
+from lora_chat.config.data import DataFormat, TurnOrder
 from lora_chat.data.dialogue import Dialogue, Document, InvalidDialogueError
 from lora_chat.data.parsing.formats import ROW_FORMATS, detect_format, to_document, to_messages
 from lora_chat.data.parsing.messages import parse_dialogue
@@ -37,6 +37,7 @@ class ReadingOptions:
     columns: Mapping[str, str] = field(default_factory=dict)
     last_turn_only: bool = False
     loss_on_prompts: bool = False
+    turn_order: TurnOrder = "refuse"
 
     @property
     def forced_format(self) -> DataFormat | None:
@@ -171,7 +172,7 @@ def _parse_row(row: RawRow, chunk: RowChunk, options: ReadingOptions, notes: Row
         note_rendered_text(text, notes)
         return Document(text, row.line, chunk.path, is_first_piece, has_next_piece, row.lines)
     converted = to_messages(row.value, chunk.data_format, options.columns, notes)
-    dialogue = parse_dialogue(converted, row.line, notes)
+    dialogue = parse_dialogue(converted, row.line, notes, options.turn_order)
     dialogue = replace(dialogue, path=chunk.path)
     note_rendered_messages(dialogue, notes)
     dialogue = dialogue.last_turn_only if options.last_turn_only else dialogue

@@ -39,7 +39,7 @@ def select_parity_samples(validation: DialogueSet, max_samples: int = PARITY_MAX
         if number % stride == 0 and len(samples) < max_samples and rows:
             messages: Sequence[dict[str, Any]] = ()
             if dialogue is not None:
-                first_reply = next(i for i, message in enumerate(dialogue.messages) if message.role == "assistant")
+                first_reply = next(i for i, m in enumerate(dialogue.messages) if m.role == "assistant" and m.trained)
                 messages = dialogue.as_dicts[:first_reply]
             sample = make_parity_sample(
                 rows[0].input_ids, rows[0].labels, messages, (dialogue and dialogue.tool_list) or ()
