@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -110,6 +111,11 @@ class Dialogue:
                     "except marked replies"
                 )
         return replace(self, loss_on_prompts=True)
+
+    @property
+    def has_neighbours(self) -> bool:
+        """Return whether the system, the user or the assistant has several messages in a row."""
+        return any(a.role == b.role != "tool" for a, b in pairwise(self.messages))
 
     @property
     def first_answer(self) -> int | None:

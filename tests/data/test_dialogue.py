@@ -121,33 +121,23 @@ def test_a_refusal_sends_no_control_characters_to_the_terminal():
 @pytest.mark.parametrize(
     ("messages", "told"),
     [
-        ([ASSISTANT], "message 1 is from assistant instead of user"),
-        ([ASSISTANT, USER], "message 1 is from assistant instead of user"),
-        ([USER, USER, ASSISTANT], "message 2 is from user instead of assistant"),
-        ([USER, ASSISTANT, ASSISTANT], "message 3 is from assistant instead of user"),
-        ([USER, SYSTEM, ASSISTANT], "message 2 is from system instead of assistant"),
-        ([USER, ASSISTANT, SYSTEM], "message 3 is from system instead of user"),
-        ([SYSTEM, SYSTEM, USER, ASSISTANT], "message 2 is from system instead of user"),
-        ([SYSTEM, ASSISTANT], "message 2 is from assistant instead of user"),
-        ([USER, ASSISTANT, USER], "ends with the user"),
-        ([SYSTEM, USER, ASSISTANT, USER], "ends with the user"),
         ([USER], "no assistant message"),
+        ([USER, USER], "no assistant message"),
         ([SYSTEM], "no assistant message"),
         ([SYSTEM, USER], "no assistant message"),
     ],
 )
-def test_wrong_order_of_roles_names_the_message(messages, told):
+def test_refuses_a_dialogue_without_replies(messages, told):
     assert told in refusal({"messages": messages})
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
 @given(st.lists(st.sampled_from(["system", "user", "assistant"]), min_size=1, max_size=7))
-def test_an_order_is_accepted_exactly_when_it_is_a_dialogue(roles):
-    turns = roles[1:] if roles[0] == "system" else roles
-    good = bool(turns) and turns == ["user", "assistant"] * (len(turns) // 2)
+def test_every_order_with_a_reply_is_kept_up_to_its_last_reply(roles):
     row = {"messages": [message(role) for role in roles]}
-    if good:
-        assert [m.role for m in parse_dialogue(row).messages] == roles
+    if "assistant" in roles:
+        end = len(roles) - roles[::-1].index("assistant")
+        assert [m.role for m in parse_dialogue(row).messages] == roles[:end]
     else:
         refusal(row)
 
@@ -177,10 +167,6 @@ def test_tool_calls_and_results_survive_a_round_trip():
 @pytest.mark.parametrize(
     ("messages", "told"),
     [
-        ([USER, RESULT, ASSISTANT], "message 2 is from tool instead of assistant"),
-        ([USER, {**ASSISTANT, "tool_calls": [CALL]}, USER, ASSISTANT], "message 3 is from user instead of tool"),
-        ([USER, {**ASSISTANT, "tool_calls": [CALL]}, RESULT], "ends with a tool"),
-        ([USER, {**ASSISTANT, "tool_calls": [CALL]}, RESULT, USER, ASSISTANT], "instead of assistant or tool"),
         ([{**USER, "tool_calls": [CALL]}, ASSISTANT], "only the assistant calls"),
         ([USER, {**ASSISTANT, "tool_calls": "look"}], "must be a list"),
         ([USER, {**ASSISTANT, "tool_calls": [{"function": {"arguments": "{}"}}]}], "function with a name"),

@@ -28,6 +28,7 @@ __all__ = ["IGNORE_INDEX", "DialogueEncoder", "EncodedDialogue", "encode_dialogu
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_JOIN_HINT = "; data.turn_order=join would make one message of several of one role in a row"
 _MAX_RENDERED_CHARACTERS = 100_000_000
 """Most characters in all prompts of a dialogue; their sum grows with the square of the number of replies."""
 _MESSAGE_OVERHEAD_CHARACTERS = 200
@@ -95,7 +96,7 @@ class DialogueEncoder:
             stringified = replace(request, messages=[_stringify_arguments(message) for message in request.messages])
             (turns,) = self._turn_reader.read([stringified])
         if isinstance(turns, DataError):
-            return turns
+            return DataError(f"{turns}{_JOIN_HINT}") if dialogue.has_neighbours else turns
         contents = tuple(
             (m.role, marked["content"].strip()) for m, marked in zip(dialogue.messages, request.messages, strict=True)
         )

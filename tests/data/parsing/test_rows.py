@@ -34,7 +34,7 @@ ODD_LINES = {
     "a list": b"[" + GOOD + b"]",
     "wrong key": b'{"conversations": []}',
     "wrong role": b'{"messages": [{"role": "narrator", "content": "q"}, {"role": "assistant", "content": "a"}]}',
-    "wrong order": b'{"messages": [{"role": "assistant", "content": "a"}]}',
+    "no trained reply": b'{"messages": [{"role": "assistant", "content": "a", "train": false}]}',
     "no assistant": b'{"messages": [{"role": "user", "content": "q"}]}',
     "repeated key": GOOD[:-1] + b', "messages": []}',
     "repeated key inside": GOOD.replace(b'"role": "user"', b'"role": "user", "role": "user"'),
