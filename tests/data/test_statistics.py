@@ -95,7 +95,7 @@ TEMPLATE_REFUSES = [
 REFUSED = {
     "is not valid JSON": [b"{'messages': []}", json.dumps(GOOD[1]).encode() + b"}"],
     "has the key 'messages' twice": [b'{"messages": [], "messages": []}'],
-    "has the role 'human'": [{"messages": [{"role": "human", "content": f"h{i}"}]} for i in range(2)],
+    "has the role 'narrator'": [{"messages": [{"role": "narrator", "content": f"h{i}"}]} for i in range(2)],
     "message 2 (assistant) is empty": [{"messages": chat("q", " ")}],
     "has no assistant message, so": [{"messages": chat(f"n{i}", "")[:1]} for i in range(2)],
     "has no assistant message that is trained": [{"messages": [{**m, "train": False} for m in chat("q", "a")]}],
