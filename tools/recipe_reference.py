@@ -14,9 +14,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from lora_chat.config.adapter_section import LAYER_RANGE_PATTERN
-from lora_chat.config.data import ColumnsSection, SourceSection
+from lora_chat.config.columns import ColumnsSection
+from lora_chat.config.data import SourceSection
 from lora_chat.config.recipe import Recipe
 from lora_chat.config.sizes import SIZE_PATTERN
+from lora_chat.config.system_message import SystemSection
 
 _INTRODUCTION = """\
 # Recipe reference
@@ -37,6 +39,7 @@ training:
 _NESTED_SECTIONS: dict[type[BaseModel], str] = {
     SourceSection: "A source in `data.train` or `data.validation`",
     ColumnsSection: "`data.columns` and the `columns` of a source",
+    SystemSection: "`data.system` and the `system` of a source",
 }
 """Headings of the sections that are values of settings."""
 _TYPE_NAMES = {int: "integer", float: "number", bool: "`true` or `false`", str: "string", type(None): "`null`"}

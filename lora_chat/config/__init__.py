@@ -3,6 +3,7 @@
 - adapter_section: the `adapter` section
 - audit: the `audit` section, which is also the table of the kinds of findings
 - base: the base class and the field types that all sections share
+- columns: the `columns` of the `data` section: names, lists and format texts
 - data: the `data` section: sources of dialogues, and how they are read
 - data_loss: the settings `turns` and `loss` of data and of its sources
 - inherited_settings: the settings that the adapter of `adapter.start` decides
@@ -14,6 +15,7 @@
 - recipe: all sections of a recipe
 - sizes: sizes of memory such as 12GiB
 - stored_quantization: the quantization of a base's files, and the share of weights that a mode quantizes
+- system_message: the `system` setting of the `data` section
 - training_section: the `training` section
 - validation_errors: messages for invalid settings, with file and line
 """

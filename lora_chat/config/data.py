@@ -2,37 +2,19 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lora_chat.config.base import NonEmptyStr, Seed, StrictModel, UniqueTokens
+from lora_chat.config.columns import ColumnsSection
 from lora_chat.config.data_loss import Loss, Turns, check_loss, complete_turns, resolve_loss
-
-
-class ColumnsSection(StrictModel):
-    """The columns of a table, or keys of an object, with a question and its answer, or with a text."""
-
-    user: NonEmptyStr | None = None
-    """Column of the user's question."""
-    assistant: NonEmptyStr | None = None
-    """Column of the assistant's answer."""
-    system: NonEmptyStr | None = None
-    """Column of the system message."""
-    text: NonEmptyStr | None = None
-    """Column of plain text for continued pretraining, instead of question and answer."""
-
-    @model_validator(mode="after")
-    def _check_columns(self) -> "ColumnsSection":
-        if self.text is None and (self.user is None or self.assistant is None):
-            raise ValueError("name `user` and `assistant`, or `text`")
-        if self.text is not None and (self.user or self.assistant or self.system):
-            raise ValueError("`text` cannot be combined with `user`, `assistant` or `system`")
-        return self
-
+from lora_chat.config.system_message import SystemSection, check_system_text
 
 DataFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "columns", "text"]
 TurnOrder = Literal["refuse", "join"]
 BUNDLED_TEMPLATES = ("plain", "chatml")
 """Names of the chat templates in `data/encoding/bundled_templates.py`."""
+SystemMessage = Annotated[NonEmptyStr, AfterValidator(check_system_text)] | SystemSection
+RowLimit = Annotated[int, Field(ge=1)]
 Paths = NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)]
 
 
@@ -60,6 +42,10 @@ class SourceSection(StrictModel):
     """Tokens that carry loss. By default it is `data.loss`."""
     turn_order: TurnOrder | None = None
     """Action for several messages of one role in a row. By default it is `data.turn_order`."""
+    system: SystemMessage | None = None
+    """System message. By default it is `data.system`."""
+    limit: RowLimit | None = None
+    """Number of rows that are read. By default it is `data.limit`."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Number of times that each dialogue is seen in an epoch: 2 is twice, 0.25 is a quarter of them, chosen by seed."""
 
@@ -95,6 +81,12 @@ class DataSection(StrictModel):
     turn_order: TurnOrder = "refuse"
     """Action for several messages of one role in a row: `refuse` leaves them unchanged, and they are refused if the
     chat template does not write them; `join` makes them one message with a blank line between their texts."""
+    system: SystemMessage | None = None
+    """System message of all dialogues that have none, in training, validation and chat: a text, or a section with
+    `text` or `file`, and with `replace: true` to replace other system messages too. Plain text has none."""
+    limit: RowLimit | None = None
+    """Number of rows that are read of each source: the first ones of its files in their order, faulty ones included.
+    The rest of the files is not read."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training dialogues that becomes the validation set if there is no validation file."""
     validation_limit: Annotated[int, Field(ge=1)] = 1000
@@ -157,5 +149,7 @@ class DataSection(StrictModel):
                 "turns": turns,
                 "loss": loss,
                 "turn_order": source.turn_order or self.turn_order,
+                "system": source.system or self.system,
+                "limit": source.limit or self.limit,
             }
         )

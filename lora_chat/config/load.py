@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lora_chat.config.data import BUNDLED_TEMPLATES, Sources, SourceSection
 from lora_chat.config.inherited_settings import find_inherited_settings
 from lora_chat.config.recipe import Recipe
+from lora_chat.config.system_message import SystemSection, read_system_file
 from lora_chat.config.validation_errors import (
     MAX_KEY_LENGTH,
     KeyPath,
@@ -192,10 +193,20 @@ def _make_paths_absolute(recipe: Recipe, recipe_path: Path, locations: Mapping[K
         if isinstance(sources, tuple):
             return tuple(absolute_sources(keys, source) for source in sources)
         if isinstance(sources, SourceSection):
-            return sources.model_copy(update={"path": absolute_sources(keys, sources.path)})
+            changes = {
+                "path": absolute_sources(keys, sources.path),
+                "system": read_system(keys, sources.system),
+            }
+            return sources.model_copy(update=changes)
         return sources if sources is None else absolute(keys, sources)
 
+    def read_system(keys: KeyPath, system: str | SystemSection | None) -> str | SystemSection | None:
+        if not isinstance(system, SystemSection) or system.file is None:
+            return system
+        return read_system_file(system, Path(absolute(keys, system.file)))
+
     data_paths = {key: absolute_sources(("data", key), getattr(recipe.data, key)) for key in _PATH_KEYS}
+    data_paths["system"] = read_system(("data", "system"), recipe.data.system)
     if recipe.data.template and recipe.data.template not in BUNDLED_TEMPLATES:
         data_paths["template"] = absolute(("data", "template"), recipe.data.template)
     evaluation = recipe.evaluation

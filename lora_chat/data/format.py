@@ -33,6 +33,9 @@ def statistics_summary(statistics: DataStatistics) -> list[str]:
     lines += [f"Rows      {line}" for line in _format_rows(ledger)]
     if ledger.loss_on_prompts:
         lines.append(f"Loss      on prompts too in {ledger.loss_on_prompts:,} dialogues (loss: all)")
+    limits = dict.fromkeys(source.limit for source in statistics.sources if source.limit is not None)
+    if limits:
+        lines.append(f"Limited   to the first {' or '.join(f'{limit:,}' for limit in limits)} rows of a source")
     if ledger.thoughtless:
         lines.append(
             f"Reasoning the chat template opens reasoning in the prompt, and {ledger.thoughtless:,} of "
@@ -96,6 +99,8 @@ def format_statistics(statistics: DataStatistics) -> str:
         lines.append(f"  recognised  {', '.join(formats)}")
         lines += [f"  {'files':<10}  {sanitize_line(note)}" for note in source.file_notes]
         lines.append(f"  ledger      {_format_line_counts(source.ledger)}")
+        if source.limit is not None:
+            lines.append(f"  limited to  the first {source.limit:,} rows")
         notes = format_notes(source.ledger.notes, source.ledger.unused_keys)
         lines += [f"  {'rows':<10}  {text}" for text in notes]
         lines += [f"  {'refused':<10}  {text}" for text in source.ledger.refusals]

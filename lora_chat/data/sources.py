@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.config.data import DataSection, SourceSection
+from lora_chat.config.system_message import SystemSection
 from lora_chat.data.parsing.rendered_chats import check_rendered_chats
 from lora_chat.data.parsing.rows import (
     LineCounts,
@@ -53,9 +54,17 @@ class LocalSource:
     def reading_options(self) -> ReadingOptions:
         """Return the options for reading its rows."""
         columns = self.section.columns.model_dump(exclude_none=True) if self.section.columns else {}
-        last_only, loss_on_prompts = self.section.turns == "last", self.section.loss == "all"
-        turn_order = self.section.turn_order or "refuse"
-        return ReadingOptions(self.section.format, columns, last_only, loss_on_prompts, turn_order)
+        system = self.section.system
+        return ReadingOptions(
+            data_format=self.section.format,
+            columns=columns,
+            last_turn_only=self.section.turns == "last",
+            loss_on_prompts=self.section.loss == "all",
+            turn_order=self.section.turn_order or "refuse",
+            system=system.text if isinstance(system, SystemSection) else system,
+            replaces_system=isinstance(system, SystemSection) and system.replace,
+            limit=self.section.limit,
+        )
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,15 @@ class SourceStatistics:
     ledger: Ledger
     file_notes: tuple[str, ...] = ()
     """Sentences on files and splits that are not used."""
+    limit: int | None = None
+    """Number of first rows that were read; None for all."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the name, the weight and the counts of the ledger as JSON data."""
         return {
             "name": self.name,
             "weight": self.weight,
+            "limit": self.limit,
             "file_notes": list(self.file_notes),
             **self.ledger.as_dict(),
         }
@@ -82,7 +85,13 @@ def compute_statistics(
     digests = np.concatenate([source.store.digests for source in sources])
     return DataStatistics(
         sources=tuple(
-            SourceStatistics(source.local_source.name, source.weight, source.store.ledger, source.local_source.notes)
+            SourceStatistics(
+                source.local_source.name,
+                source.weight,
+                source.store.ledger,
+                source.local_source.notes,
+                source.local_source.section.limit,
+            )
             for source in sources
         ),
         total=sum_ledgers([source.store.ledger for source in sources]),

@@ -9,6 +9,7 @@ from lora_chat.config.audit import FindingKind
 from lora_chat.config.data import DataSection
 from lora_chat.config.plan import Plan
 from lora_chat.data.dataset import DialogueSet, build_full_set, build_weighted_set, split_by_share
+from lora_chat.data.parsing.system_message import ADDED_NOTE
 from lora_chat.data.sources import EncodedSource, LocalSource, check_sources, find_sources, open_sources
 from lora_chat.data.statistics import DataStatistics, compute_statistics
 from lora_chat.evaluation.questions import Question, read_questions
@@ -88,7 +89,7 @@ def read_data(
     train, validation = split_data(plan, opened, open_sources(files.validation, *common))
     limit = min(data.max_length, positions or data.max_length)
     statistics = compute_statistics(opened, train, validation, plan.training.micro_batch_size, limit)
-    return LoadedData(train, validation, statistics, find_shared_system_message(opened))
+    return LoadedData(train, validation, statistics, find_system_message(opened, redactor))
 
 
 def split_data(
@@ -102,7 +103,16 @@ def split_data(
     return split_by_share(stores, weights, data.validation_share, data.seed, data.validation_limit)
 
 
-def find_shared_system_message(sources: Sequence[EncodedSource]) -> str | None:
-    """Return the system message with which all dialogues begin, because chat then begins with it too."""
+def find_system_message(sources: Sequence[EncodedSource], redactor: Redactor | None) -> str | None:
+    """Return the system message with which chat begins: the one that all dialogues share, or the recipe's.
+
+    The recipe's is used if dialogues with others remain, because a prompt without any was not trained then.
+    """
     system_messages = {system for source in sources for system in source.store.ledger.systems}
-    return system_messages.pop() if len(system_messages) == 1 else None
+    if len(system_messages) == 1:
+        return system_messages.pop()
+    configured = {source.local_source.reading_options.system for source in sources}
+    text = configured.pop() if len(configured) == 1 else None
+    if text is None or not any(source.store.ledger.notes.get(ADDED_NOTE) for source in sources):
+        return None
+    return redactor.transform_text(text)[0] if redactor else text

@@ -2,6 +2,7 @@
 
 - chat_markup: The marks of chat templates, to recognise a chat that is already rendered as text
 - checked_text: Check texts, reasoning and names of a message
+- columns: The text of a message from the columns that a recipe names
 - entries: Bring a message of any known form to its speaker, `content` and further keys
 - formats: The data formats, how each is recognised, and its conversion to `messages`
 - message_lists: Find the list of messages of a row, and read the earlier turns under `history`
@@ -9,8 +10,10 @@
 - parts: Read the content of a message, which may be a list of parts
 - rendered_chats: Chats that are already rendered as text: noted in each row, refused if a source has many
 - roles: The names of speakers, and the role that each means
+- row_limit: The limit to the rows of a source
 - row_notes: Counts of what was done to rows or seen in them
 - rows: Parse rows of files as dialogues or documents, and count faulty lines
+- system_message: The system message of the recipe, put before dialogues that have none
 - tool_calls: Read the tool calls of a message and the function descriptions of a row
 - turn_order: Join neighbours of one role if wanted, and cut off an open end
 - values: Read lists given as JSON text or as columns, and numbers as text

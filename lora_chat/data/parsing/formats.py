@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lora_chat.config.data import DataFormat
 from lora_chat.data.dialogue import InvalidDialogueError
 from lora_chat.data.encoding.control_tokens import LITERAL_END, LITERAL_START
+from lora_chat.data.parsing.columns import Columns, check_columns, read_column
 from lora_chat.data.parsing.entries import find_speaker_key
 from lora_chat.data.parsing.message_lists import (
     LIST_KEYS,
@@ -20,9 +21,6 @@ from lora_chat.data.parsing.messages import LOSS_KEYS
 from lora_chat.data.parsing.roles import find_speaker
 from lora_chat.data.parsing.row_notes import RowNotes
 from lora_chat.data.parsing.values import plain_text
-
-Columns = Mapping[str, str]
-"""Column of each part: `user`, `assistant` and optionally `system`, or `text`."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,17 @@ def to_messages(
     return converted if converted is row else {"turns": row.get("turns"), "loss": row.get("loss"), **converted}
 
 
-def to_document(row: object, column: str = "text") -> tuple[str, bool, bool]:
+def to_document(row: object, column: str | tuple[str, ...] = "text") -> tuple[str, bool, bool]:
     """Return the text of a row, whether it begins a document and whether the next row continues it.
 
     Raises InvalidDialogueError with the reason.
     """
-    text = row.get(column) if isinstance(row, Mapping) else None
-    if not isinstance(row, Mapping) or not isinstance(text, str):
+    if not isinstance(row, Mapping):
+        raise InvalidDialogueError("is not an object with a text")
+    if column != "text":
+        check_columns(row, {"text": column})
+    text = row.get("text") if column == "text" else read_column(row, column)
+    if not isinstance(text, str):
         raise InvalidDialogueError(f"has no text under {column!a}")
     try:
         text.encode("utf-8")
@@ -169,13 +171,10 @@ def _from_columns(row: Row, columns: Columns, notes: RowNotes) -> Row:
     """Convert the columns that the recipe names."""
     if not columns:
         raise InvalidDialogueError("cannot be read as columns without data.columns, which names them")
-    missing = [name for name in columns.values() if name not in row]
-    if missing:
-        raise InvalidDialogueError(
-            f"has no column {missing[0]!a} (its columns: {', '.join(ascii(k) for k in list(row)[:8])})"
-        )
-    system = row[columns["system"]] if "system" in columns else None
-    return {"messages": _system_messages(system) + turn_messages(row[columns["user"]], row[columns["assistant"]])}
+    check_columns(row, columns)
+    system = read_column(row, columns["system"]) if "system" in columns else None
+    question, answer = (read_column(row, columns[part]) for part in ("user", "assistant"))
+    return {"messages": _system_messages(system) + turn_messages(question, answer)}
 
 
 def _system_messages(content: object) -> list[object]:

@@ -24,6 +24,9 @@ class NoteKind:
 ROW_NOTES: tuple[NoteKind, ...] = (
     NoteKind("open_end", "dialogues without the messages after their last reply, which nothing answers"),
     NoteKind("joined_messages", "messages joined with the message of the same role before them (data.turn_order)"),
+    NoteKind("system_added", "dialogues had no system message and got the recipe's"),
+    NoteKind("system_replaced", "dialogues had another system message, replaced by the recipe's"),
+    NoteKind("system_own", "dialogues keep a system message other than the recipe's"),
     *(NoteKind(markup.text_note, markup.text_title) for markup in CHAT_MARKUPS),
     *(NoteKind(markup.messages_note, markup.messages_title) for markup in CHAT_MARKUPS),
     NoteKind("joined_calls", "calls joined to the reply or the calls before them"),

@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lora_chat.config.columns import list_column_names
 from lora_chat.config.data import DataFormat, TurnOrder
 from lora_chat.data.dialogue import Dialogue, Document, InvalidDialogueError
 from lora_chat.data.parsing.formats import ROW_FORMATS, detect_format, to_document, to_messages
 from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.rendered_chats import note_rendered_messages, note_rendered_text
+from lora_chat.data.parsing.row_limit import RowLimiter
 from lora_chat.data.parsing.row_notes import RowNotes, add_counts
+from lora_chat.data.parsing.system_message import set_system_message
 from lora_chat.data.reading.files import read_rows
 from lora_chat.data.reading.find_files import find_files
 from lora_chat.data.reading.raw_row import RawRow
@@ -34,10 +37,16 @@ class ReadingOptions:
 
     data_format: DataFormat | None = None
     """Format of all rows; None to detect it from the first row of each file."""
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     last_turn_only: bool = False
     loss_on_prompts: bool = False
     turn_order: TurnOrder = "refuse"
+    system: str | None = None
+    """System message for dialogues that have none."""
+    replaces_system: bool = False
+    """Whether it replaces other system messages too."""
+    limit: int | None = None
+    """Number of rows that are read of all files together; None for all."""
 
     @property
     def forced_format(self) -> DataFormat | None:
@@ -97,11 +106,17 @@ class LineCounts:
 
 
 def read_chunks(paths: Sequence[Path], options: ReadingOptions) -> Iterator[RowChunk]:
-    """Yield the rows of files in chunks; the first row decides the format of its file."""
-    names = [name for name in options.columns.values() if name]
+    """Yield the rows of files in chunks, up to `limit` rows; the first row decides the format of its file."""
+    names = [name for columns in options.columns.values() for name in list_column_names(columns)]
+    limiter = RowLimiter(options.limit)
     for path in paths:
-        rows = read_rows(path, names, plain_text=options.forced_format == "text")
+        rows = limiter.take(read_rows(path, names, plain_text=options.forced_format == "text"))
         buffer, data_format = _read_until_recognised(rows, options)
+        if options.system is not None and data_format == "text":
+            raise DataError(
+                f"{sanitize_line(str(path))} is plain text, which has no system message. Fix: remove data.system, or "
+                "set `system` only at the sources with dialogues."
+            )
         size = sum(map(_row_bytes, buffer))
         for row in rows:
             if len(buffer) >= _CHUNK_ROWS or size >= _CHUNK_BYTES:
@@ -110,6 +125,8 @@ def read_chunks(paths: Sequence[Path], options: ReadingOptions) -> Iterator[RowC
             buffer.append(row)
             size += _row_bytes(row)
         yield RowChunk(str(path), data_format, tuple(buffer))
+        if limiter.is_full:
+            return
 
 
 def _read_until_recognised(rows: Iterator[RawRow], options: ReadingOptions) -> tuple[list[RawRow], DataFormat | None]:
@@ -174,6 +191,8 @@ def _parse_row(row: RawRow, chunk: RowChunk, options: ReadingOptions, notes: Row
     converted = to_messages(row.value, chunk.data_format, options.columns, notes)
     dialogue = parse_dialogue(converted, row.line, notes, options.turn_order)
     dialogue = replace(dialogue, path=chunk.path)
+    if options.system is not None:
+        dialogue = set_system_message(dialogue, options.system, notes, replaces=options.replaces_system)
     note_rendered_messages(dialogue, notes)
     dialogue = dialogue.last_turn_only if options.last_turn_only else dialogue
     decides = isinstance(converted, Mapping) and (

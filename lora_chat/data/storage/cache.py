@@ -31,7 +31,11 @@ _MAX_CACHE_BYTES = 20 * 10**9
 _DAY_SECONDS = 86400.0
 _PACKAGE = Path(__file__).parents[2]
 _SYSTEM_MODULES = ("strict_json.py", "bounded_files.py", "sanitize.py")
-CODE_PATHS = (_PACKAGE / "data", *(_PACKAGE / "system" / name for name in _SYSTEM_MODULES))
+CODE_PATHS = (
+    _PACKAGE / "data",
+    _PACKAGE / "config" / "columns.py",
+    *(_PACKAGE / "system" / name for name in _SYSTEM_MODULES),
+)
 """All code that decides how a dialogue is encoded and counted. A test checks that it is complete."""
 
 

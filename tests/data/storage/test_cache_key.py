@@ -27,6 +27,7 @@ UNDIGESTED = {
 UNDIGESTED_OF_DIALOGUES = UNDIGESTED | {
     "config/data.py": "the settings that matter are in the key",
     "config/data_loss.py": "the settings that it resolves are in the key",
+    "config/system_message.py": "the text that matters is in the key",
     "system/bounded_call.py": "can only stop a call",
     "system/frames.py": "carries values between processes unchanged",
     "system/worker.py": "starts processes",
