@@ -29,9 +29,14 @@ class Auditor:
         self._counts: Counter[FindingKind] = Counter()
         self._findings: dict[FindingKind, list[Finding]] = {kind: [] for kind in FINDING_KINDS}
         self._unredactable_kinds: set[FindingKind] = set()
+        self._undroppable_kinds: set[FindingKind] = set()
+        self._number: int | None = None
+        """Number of the dialogue that is checked, from 0; None for a question or a template."""
+        self._left_out: dict[int, FindingKind] = {}
 
     def add(self, dialogue: Dialogue, split: Split = "train") -> None:
         """Check one dialogue."""
+        self._number = len(self._index.openings)
         fields = list_text_fields(dialogue)
         joined_text = "\n".join(field.text for field in fields)
         if may_contain_sensitive(joined_text):
@@ -43,6 +48,7 @@ class Auditor:
         self._index.add(dialogue, _make_dialogue_opening(dialogue, fields, sensitive), split)
         for check in self._dataset_checks:
             check.add(dialogue, split)
+        self._number = None
 
     def add_text(self, text: str, path: str, line: int) -> None:
         """Check a text that is not part of a dialogue, such as a question."""
@@ -62,13 +68,17 @@ class Auditor:
         """Return the findings in everything that was added so far."""
         counts = self._counts.copy()
         findings = {kind: list(kind_findings) for kind, kind_findings in self._findings.items()}
+        left_out = dict(self._left_out)
         for check in self._dataset_checks:
-            for finding in check.find(self._index):
+            for finding, pair in check.find(self._index):
                 if finding.kind in self._enabled_kinds:
                     counts[finding.kind] += 1
                     findings[finding.kind].append(finding)
+                    if pair and self._is_dropped(finding.kind, pair[1]):
+                        _leave_out(left_out, pair[0], finding.kind)
         kinds = tuple(kind for kind in FINDING_KINDS if counts[kind])
         refused = tuple(kind for kind in kinds if self._is_refused(kind))
+        dropped = Counter(left_out.values())
         return AuditReport(
             dialogues=len(self._index.openings),
             counts={kind: counts[kind] for kind in kinds},
@@ -76,12 +86,23 @@ class Auditor:
             shares=self._index.balance.shares(),
             refused=refused,
             redacted=tuple(kind for kind in kinds if self._policy.action(kind) == "redact" and kind not in refused),
+            dropped={kind: number for kind in kinds if (number := dropped[kind])},
+            left_out=tuple(sorted(left_out)),
         )
 
+    def _is_dropped(self, kind: FindingKind, other: int) -> bool:
+        """Return whether the policy drops a dialogue because of another one, which may be dropped itself."""
+        is_only_clean_one = kind == "near_duplicate" and other in self._left_out
+        return self._policy.action(kind) == "drop" and not is_only_clean_one
+
     def _is_refused(self, kind: FindingKind) -> bool:
-        """Return whether the policy refuses a kind, or redacts it where that is impossible."""
+        """Return whether the policy refuses a kind, or redacts or drops it where that is impossible."""
         action = self._policy.action(kind)
-        return action == "refuse" or (action == "redact" and kind in self._unredactable_kinds)
+        return (
+            action == "refuse"
+            or (action == "redact" and kind in self._unredactable_kinds)
+            or (action == "drop" and kind in self._undroppable_kinds)
+        )
 
     def _check_texts(
         self,
@@ -108,6 +129,11 @@ class Auditor:
         if match.kind not in self._enabled_kinds:
             return
         self._counts[match.kind] += 1
+        if self._policy.action(match.kind) == "drop":
+            if self._number is None:
+                self._undroppable_kinds.add(match.kind)
+            else:
+                _leave_out(self._left_out, self._number, match.kind)
         if self._counts[match.kind] <= MAX_SHOWN_FINDINGS:
             excerpt = make_excerpt(field.text, match, sensitive_matches)
             location = (dialogue.path, dialogue.line, field.message)
@@ -121,6 +147,12 @@ class Auditor:
                     field = TextField(number, message.content)
                     self._add_finding(dialogue, field, match, find_sensitive(message.content))
                     break
+
+
+def _leave_out(left_out: dict[int, FindingKind], number: int, kind: FindingKind) -> None:
+    """Enter a dialogue under the first of its kinds in the order of the table."""
+    kinds = {kind, left_out.get(number, kind)}
+    left_out[number] = min(kinds, key=FINDING_KINDS.index)
 
 
 def _make_dialogue_opening(

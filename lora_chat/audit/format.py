@@ -1,7 +1,9 @@
 """The findings of an audit as text. Secrets in them are already masked."""
 
+from collections.abc import Mapping
+
 from lora_chat.audit.report import AuditReport, Finding
-from lora_chat.config.audit import AuditSection, finding_title, is_redactable
+from lora_chat.config.audit import AuditSection, FindingKind, finding_title, possible_actions
 from lora_chat.system.sanitize import sanitize_line
 
 
@@ -19,6 +21,8 @@ def format_audit(report: AuditReport, policy: AuditSection) -> str:
         more = f", the first {len(shown)} of them" if len(shown) < count else ""
         lines += ["", f"{finding_title(kind)}: {count:,} ({policy.action(kind)}){more}"]
         lines += [_format_finding(finding) for finding in shown]
+    if report.dropped:
+        lines += ["", f"left out: {format_left_out(report.dropped)}"]
     if not report.counts:
         lines.append("There are no findings.")
     return "\n".join(lines)
@@ -31,9 +35,20 @@ def format_refusal(report: AuditReport, policy: AuditSection) -> str:
         shown = report.findings_of_kind(kind)[:5]
         lines += [f"{report.counts[kind]:,} {finding_title(kind)}", *(_format_finding(finding) for finding in shown)]
     kind = report.refused[0]
-    other_actions = "warn or redact" if is_redactable(kind) else "warn"
-    lines.append(f"Fix: edit the dialogues, or set audit.{kind} to {other_actions} (--set audit.{kind}=warn).")
+    if policy.action(kind) == "drop":
+        lines.append("A question of the evaluation or a chat template cannot be left out.")
+    other_actions = [action for action in ("warn", "drop", "redact") if action in possible_actions(kind)]
+    other_actions = [action for action in other_actions if action != policy.action(kind)]
+    lines.append(
+        f"Fix: edit the dialogues, or set audit.{kind} to {' or '.join(other_actions)} (--set audit.{kind}=warn)."
+    )
     return "\n".join(lines)
+
+
+def format_left_out(dropped: Mapping[FindingKind, int]) -> str:
+    """Return the number of dialogues that are left out, by the kind of their findings."""
+    parts = ", ".join(f"{count:,} {finding_title(kind)}" for kind, count in dropped.items())
+    return f"{sum(dropped.values()):,} dialogues: {parts}"
 
 
 def _format_finding(finding: Finding) -> str:

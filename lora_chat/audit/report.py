@@ -1,6 +1,6 @@
 """The findings of an audit."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from lora_chat.config.audit import FindingKind
@@ -59,6 +59,14 @@ class AuditReport:
     """Kinds of findings that the policy refuses."""
     redacted: tuple[FindingKind, ...]
     """Kinds of findings that the policy redacts."""
+    dropped: dict[FindingKind, int] = field(default_factory=dict)
+    """Number of dialogues that the policy leaves out, each under one kind of finding."""
+    left_out: tuple[int, ...] = ()
+    """Numbers of these dialogues, counted from 0 in the order of the audit, sorted."""
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the report as JSON data, without the numbers of single dialogues."""
+        return {key: value for key, value in asdict(self).items() if key != "left_out"}
 
     @property
     def is_refused(self) -> bool:

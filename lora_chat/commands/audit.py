@@ -12,7 +12,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `audit`."""
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
     parser.add_argument(
-        "--to", type=Path, metavar="FILE", help="write the training dialogues to FILE, redacted if the recipe says so"
+        "--to",
+        type=Path,
+        metavar="FILE",
+        help="write the training dialogues to FILE, redacted and without dropped dialogues if the recipe says so",
     )
     add_start_consent(parser)
     add_settings(parser)

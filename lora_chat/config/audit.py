@@ -24,14 +24,16 @@ FindingKind = Literal[
 ]
 FINDING_KINDS: tuple[FindingKind, ...] = get_args(FindingKind)
 Action = Literal["ignore", "warn", "refuse"]
-RedactableAction = Literal["ignore", "warn", "refuse", "redact"]
+DroppableAction = Literal["ignore", "warn", "refuse", "drop"]
+RedactableAction = Literal["ignore", "warn", "refuse", "drop", "redact"]
 
 
 class AuditSection(StrictModel):
-    """The action for each kind of finding: `ignore` it, `warn`, `refuse` to train, or `redact` it in a copy.
+    """The action for each kind of finding: `ignore` it, `warn`, `refuse` to train, `drop` the dialogue, or `redact` it.
 
+    A dropped dialogue or block of plain text is left out of training and validation. Redaction puts marks into a copy.
     Each field is a kind of finding. Its title names the findings in reports, and its type shows whether they can be
-    redacted.
+    dropped and redacted.
     """
 
     secret: Annotated[RedactableAction, Field(title="secrets")] = "refuse"  # noqa: S105
@@ -42,24 +44,25 @@ class AuditSection(StrictModel):
     personal_data: Annotated[RedactableAction, Field(title="personal data")] = "warn"
     """E-mail addresses, phone, card and bank account numbers, and national ids. The public address of a help desk is
     found too."""
-    leak: Annotated[Action, Field(title="validation dialogues that are trained on too")] = "refuse"
-    """Validation dialogues that are also training dialogues. The validation loss would prove nothing about them."""
-    near_leak: Annotated[Action, Field(title="validation dialogues that are nearly trained on")] = "warn"
-    """Validation dialogues that are nearly equal to a training dialogue."""
-    exact_duplicate: Annotated[Action, Field(title="duplicates")] = "warn"
-    """Dialogues that repeat an earlier one exactly."""
-    near_duplicate: Annotated[Action, Field(title="near duplicates")] = "warn"
-    """Dialogues that nearly repeat an earlier one, whatever their system message."""
-    abusive_language: Annotated[Action, Field(title="abusive language")] = "warn"
+    leak: Annotated[DroppableAction, Field(title="validation dialogues that are trained on too")] = "refuse"
+    """Validation dialogues that are also training dialogues. The validation loss would prove nothing about them.
+    `drop` leaves out the validation dialogue."""
+    near_leak: Annotated[DroppableAction, Field(title="validation dialogues that are nearly trained on")] = "warn"
+    """Validation dialogues that are nearly equal to a training dialogue. `drop` leaves out the validation dialogue."""
+    exact_duplicate: Annotated[DroppableAction, Field(title="duplicates")] = "warn"
+    """Dialogues that repeat an earlier one exactly. `drop` keeps the first."""
+    near_duplicate: Annotated[DroppableAction, Field(title="near duplicates")] = "warn"
+    """Dialogues that nearly repeat an earlier one, whatever their system message. `drop` keeps the earlier one."""
+    abusive_language: Annotated[DroppableAction, Field(title="abusive language")] = "warn"
     """Slurs, insults, threats and strong profanity, found with a short word list."""
-    control_token: Annotated[Action, Field(title="control tokens in messages")] = "warn"  # noqa: S105
+    control_token: Annotated[DroppableAction, Field(title="control tokens in messages")] = "warn"  # noqa: S105
     """Control tokens of the base, or chat markup of another model family, in the text of a message. They are encoded
     as plain text."""
-    template_code: Annotated[Action, Field(title="template code in messages")] = "warn"
+    template_code: Annotated[DroppableAction, Field(title="template code in messages")] = "warn"
     """Jinja expressions, such as a placeholder that was never filled in."""
-    empty_reply: Annotated[Action, Field(title="empty replies")] = "warn"
+    empty_reply: Annotated[DroppableAction, Field(title="empty replies")] = "warn"
     """Replies that contain only dots, TODO, null or another placeholder."""
-    repetitive_reply: Annotated[Action, Field(title="replies that repeat themselves")] = "warn"
+    repetitive_reply: Annotated[DroppableAction, Field(title="replies that repeat themselves")] = "warn"
     """Replies that repeat the same words many times."""
     repeated_reply: Annotated[Action, Field(title="replies that many dialogues share")] = "warn"
     """One reply that makes up a large share of all replies."""
@@ -76,12 +79,23 @@ class AuditSection(StrictModel):
         """Return the kinds that are replaced by marks in a cleaned copy."""
         return frozenset(kind for kind in FINDING_KINDS if self.action(kind) == "redact")
 
+    @property
+    def dropped(self) -> frozenset[FindingKind]:
+        """Return the kinds whose dialogues are left out."""
+        return frozenset(kind for kind in FINDING_KINDS if self.action(kind) == "drop")
+
 
 def finding_title(kind: FindingKind) -> str:
     """Return the name of a kind's findings in reports, in the plural."""
     return AuditSection.model_fields[kind].title or kind
 
 
+def possible_actions(kind: FindingKind) -> tuple[str, ...]:
+    """Return the actions that a recipe can set for findings of this kind."""
+    actions: tuple[str, ...] = get_args(AuditSection.model_fields[kind].annotation)
+    return actions
+
+
 def is_redactable(kind: FindingKind) -> bool:
     """Return whether findings of this kind can be replaced by marks."""
-    return "redact" in get_args(AuditSection.model_fields[kind].annotation)
+    return "redact" in possible_actions(kind)

@@ -58,6 +58,8 @@ class DialogueSet:
     """Each store with the numbers of its units, sorted and unique."""
     block_count: int = 0
     """Number of rows, the last ones, that are blocks of plain text from no store."""
+    repeated_units: tuple["Numbers", ...] = ()
+    """For each store, the numbers of its units in the order of the rows, repeated or sampled by its weight."""
 
     def __len__(self) -> int:
         return sum(len(units) for _, units in self.units_by_store) + self.block_count
@@ -120,6 +122,19 @@ def concatenate_sets(sets: Sequence[DialogueSet]) -> DialogueSet:
     return DialogueSet(EncodedRows(table), units_by_store, sum(dialogues.block_count for dialogues in sets))
 
 
+def leave_out_units(dialogues: DialogueSet, numbers: Sequence[int]) -> DialogueSet:
+    """Return a set without some units, numbered in the order of `iter_units`; raises DataError if none is left."""
+    import numpy as np
+
+    left_out = np.asarray(numbers, np.int64)
+    remaining, first = [], 0
+    for (store, units), repeated in zip(dialogues.units_by_store, dialogues.repeated_units, strict=True):
+        here = left_out[(left_out >= first) & (left_out < first + len(units))] - first
+        remaining.append((store, repeated[~np.isin(repeated, units[here])]))
+        first += len(units)
+    return _build_set(remaining)
+
+
 def split_by_share(
     stores: Sequence[DialogueStore], weights: Sequence[float], share: float, seed: int, max_held_out: int | None = None
 ) -> tuple[DialogueSet, DialogueSet]:
@@ -168,7 +183,8 @@ def _build_set(units_by_store: Sequence[tuple[DialogueStore, "Numbers"]]) -> Dia
     if not sum(len(table) for table in tables):
         raise DataError("No dialogue is left for training or validation. Fix: add dialogues to the data.")
     selected = EncodedRows(concatenate_datasets([table for table in tables if len(table)]))
-    return DialogueSet(selected, tuple((store, np.unique(units)) for store, units in units_by_store))
+    unique_units = tuple((store, np.unique(units)) for store, units in units_by_store)
+    return DialogueSet(selected, unique_units, repeated_units=tuple(units for _, units in units_by_store))
 
 
 def _read_unit_numbers(table: "Dataset") -> "Numbers":

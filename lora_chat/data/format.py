@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_chat.config.audit import finding_title
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
 from lora_chat.data.parsing.row_notes import format_notes
@@ -46,7 +47,15 @@ def statistics_summary(statistics: DataStatistics) -> list[str]:
     lines += [f"Rows      {line}" for line in format_notes(ledger.notes, ledger.unused_keys)]
     if ledger.redacted:
         lines.append(f"Redacted  {ledger.redacted:,} secrets or personal data, in a cleaned copy")
+    lines += [f"Left out  {line}" for line in _format_left_out(statistics)]
     return lines
+
+
+def _format_left_out(statistics: DataStatistics) -> Iterator[str]:
+    """Yield the number of dialogues that the audit leaves out, by the kind of their findings."""
+    if statistics.left_out:
+        kinds = ", ".join(f"{count:,} {finding_title(kind)}" for kind, count in statistics.left_out.items())
+        yield f"{sum(statistics.left_out.values()):,} dialogues, by the audit: {kinds}"
 
 
 def _format_rows(ledger: Ledger) -> Iterator[str]:
@@ -110,6 +119,7 @@ def format_statistics(statistics: DataStatistics) -> str:
         "",
         f"dialogues     {statistics.train_dialogues:,} to train on, {held_out:,} held out, {statistics.duplicates:,} "
         f"duplicates",
+        *(f"left out      {line}" for line in _format_left_out(statistics)),
         f"rows          {statistics.train_rows:,} an epoch",
         *(f"              {line}" for line in _format_rows(ledger)),
         f"tokens        {ledger.tokens:,}, supervised {ledger.supervised_tokens:,} "

@@ -2,9 +2,10 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.config.audit import FindingKind
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.sources import EncodedSource
 from lora_chat.data.storage.ledger import Ledger, sum_ledgers
@@ -69,6 +70,23 @@ class DataStatistics:
     histogram: tuple[tuple[int, int, int], ...]
     """Bars of shortest length, longest length (in tokens) and number of rows."""
     packing: PackingEfficiency
+    left_out: dict[FindingKind, int] = field(default_factory=dict)
+    """Number of dialogues that the audit leaves out, by the kind of their findings."""
+
+    def after_audit(
+        self, train: DialogueSet, validation: DialogueSet, left_out: dict[FindingKind, int]
+    ) -> "DataStatistics":
+        """Return the statistics of the sets without the dialogues that the audit leaves out."""
+        lengths, packing = train.rows.lengths, self.packing
+        return replace(
+            self,
+            train_dialogues=len(train),
+            train_rows=len(train.rows),
+            validation_dialogues=len(validation),
+            histogram=length_histogram(lengths),
+            packing=measure_packing(lengths, packing.micro_batch_size, packing.packed_to),
+            left_out=left_out,
+        )
 
     def as_dict(self) -> dict[str, object]:
         """Return the statistics as JSON data."""
@@ -100,10 +118,14 @@ def compute_statistics(
         train_rows=len(train.rows),
         validation_dialogues=len(validation),
         histogram=length_histogram(lengths),
-        packing=PackingEfficiency(
-            padded_token_share(lengths, micro_batch_size), micro_batch_size, packed_token_share(lengths, limit), limit
-        ),
+        packing=measure_packing(lengths, micro_batch_size, limit),
     )
+
+
+def measure_packing(lengths: "Numbers", micro_batch_size: int, limit: int) -> PackingEfficiency:
+    """Return the share of tokens in padded micro-batches, and in rows that are packed up to the limit."""
+    padded, packed = padded_token_share(lengths, micro_batch_size), packed_token_share(lengths, limit)
+    return PackingEfficiency(padded, micro_batch_size, packed, limit)
 
 
 def length_histogram(lengths: "Numbers") -> tuple[tuple[int, int, int], ...]:

@@ -1,6 +1,7 @@
 """The order of a run: each step is one call into a package below.
 
 - audit_data: The audit of training data, validation data, questions and chat template, cached
+- audit_run: The audit of a prepared run, and the run without dropped dialogues
 - choose_template: The chat template of an adapter
 - base_precision: The precision of a plan for the base in use, and the quantized share
 - compare: The comparison of base and adapted model, shown and written into a run

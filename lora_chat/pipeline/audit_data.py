@@ -58,7 +58,7 @@ def audit_sets(
         cached = _REPORT_ADAPTER.validate_json(read_bytes(cache_path, MAX_LOG_BYTES))
         if {finding.kind for finding in cached.findings} == {
             kind for kind, count in cached.counts.items() if count > 0
-        }:
+        } and _has_valid_numbers(cached, len(train) + len(validation)):
             return cached
     auditor = Auditor(policy, tokens)
     last_message = time.monotonic()
@@ -77,6 +77,14 @@ def audit_sets(
     with suppress(OSError, LoraChatError):  # without the cache entry, the next audit runs again
         write_text_atomically(cache_path, json.dumps(asdict(report), ensure_ascii=False), "the cached audit")
     return report
+
+
+def _has_valid_numbers(report: AuditReport, dialogues: int) -> bool:
+    """Return whether the dialogues that a cached report leaves out exist, in order, in the number that it states."""
+    numbers = report.left_out
+    return len(numbers) == sum(report.dropped.values()) and all(
+        0 <= number < dialogues and (not index or numbers[index - 1] < number) for index, number in enumerate(numbers)
+    )
 
 
 def _iter_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Dialogue]:

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from lora_chat.models.causality import check_causality
 from lora_chat.models.model_errors import explain_model_errors
 from lora_chat.models.text_layers import describe_left_out, find_text_layers
 from lora_chat.models.token_rows import merge_token_rows
+from lora_chat.pipeline.audit_run import audit_run
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.compare_generations import add_original_base, measure_generations, report_generations
 from lora_chat.pipeline.estimate import resolve_plan
@@ -29,7 +29,7 @@ from lora_chat.pipeline.merge_parent import merge_parent
 from lora_chat.pipeline.parent import Parent, read_lineage
 from lora_chat.pipeline.parent_copy import is_template_accepted, keep_lineage, open_parent
 from lora_chat.pipeline.parent_settings import inherit_settings
-from lora_chat.pipeline.prepare import PreparedRun, audit_run, format_plan_summary, prepare_run
+from lora_chat.pipeline.prepare import PreparedRun, format_plan_summary, prepare_run
 from lora_chat.pipeline.resume import ResumeRequest, find_resume_point, find_run_to_resume, is_finished, is_foreign_run
 from lora_chat.pipeline.run_identity import describe_run
 from lora_chat.pipeline.run_status import RunProgress
@@ -114,7 +114,7 @@ def fine_tune(
             write_run_description(run, recipe, plan)
             parent = keep_lineage(run, parent, original.identity)
             prepared.write(run, redacted=bool(plan.audit.redacted))
-            run.write_json(run.audit, asdict(audit))
+            run.write_json(run.audit, audit.as_dict())
             run.write_json(run.identity, identity)
         if estimate:
             run.write_json(run.estimate, estimate.as_dict())
@@ -197,11 +197,11 @@ def _signed_files(run: RunFolder, names: Sequence[str], *, announce: bool = True
 def _prepare_and_audit(
     plan: Plan, progress: RunProgress, parent: Parent | None, *, accept_template: bool
 ) -> tuple[PreparedRun, AuditReport]:
-    """Read, encode and audit the data. Raise DataError if the audit refuses it."""
+    """Read, encode and audit the data, without dropped dialogues. Raise DataError if the audit refuses it."""
     progress.enter_stage("reading the dialogues")
     prepared = prepare_run(plan, parent, accept_template=accept_template)
     progress.enter_stage("auditing the dialogues")
-    audit = audit_run(prepared, plan)
+    prepared, audit = audit_run(prepared, plan)
     if audit.is_refused:
         raise DataError(format_refusal(audit, plan.audit))
     return prepared, audit

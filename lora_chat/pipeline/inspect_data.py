@@ -2,7 +2,6 @@
 
 import json
 import logging
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -10,8 +9,9 @@ from lora_chat.audit.format import format_audit
 from lora_chat.config.plan import make_plan
 from lora_chat.config.recipe import Recipe
 from lora_chat.data.format import format_dialogues, format_statistics
+from lora_chat.pipeline.audit_run import audit_run
 from lora_chat.pipeline.parent_settings import complete_recipe
-from lora_chat.pipeline.prepare import PreparedRun, audit_run, prepare_run
+from lora_chat.pipeline.prepare import PreparedRun, prepare_run
 from lora_chat.system.atomic_write import atomic_output_file
 from lora_chat.system.console import ResultPart
 from lora_chat.system.hardware import describe_cpu
@@ -24,7 +24,10 @@ def inspect_data(
 ) -> "dict[str, object] | list[ResultPart]":
     """Return the statistics of a recipe's data with its first `count` training dialogues, as text or for JSON."""
     recipe, parent = complete_recipe(recipe)
-    prepared = prepare_run(make_plan(recipe, describe_cpu()), parent, accept_template=accept_template)
+    plan = make_plan(recipe, describe_cpu())
+    prepared = prepare_run(plan, parent, accept_template=accept_template)
+    if plan.audit.dropped:
+        prepared, _ = audit_run(prepared, plan)
     if as_json:
         return prepared.statistics.as_dict() | ({"shown": _collect_rows(prepared, count)} if count else {})
     return [format_statistics(prepared.statistics), *format_dialogues(prepared.train, prepared.tokenizer, count)]
@@ -35,21 +38,24 @@ def audit_recipe(
 ) -> "tuple[dict[str, object] | str, bool]":
     """Return the audit of a recipe's data, and whether the recipe refuses it.
 
-    The training dialogues, redacted as in training, are written to `to`.
+    The training dialogues, redacted and left out as in training, are written to `to`.
     """
     recipe, parent = complete_recipe(recipe)
     plan = make_plan(recipe, describe_cpu())
     prepared = prepare_run(plan, parent, accept_template=accept_template)
-    report = audit_run(prepared, plan)
+    prepared, report = audit_run(prepared, plan)
     if to:
         with atomic_output_file(to, "the dialogues") as file:
             file.writelines(
                 f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in prepared.read_training_rows()
             )
         redacted = prepared.statistics.total.redacted
-        logger.info(f"Written to {to}: {len(prepared.train):,} dialogues, {redacted:,} passages redacted in total.")
+        left_out = f", {len(report.left_out):,} dialogues left out" if report.left_out else ""
+        logger.info(
+            f"Written to {to}: {len(prepared.train):,} dialogues, {redacted:,} passages redacted in total{left_out}."
+        )
     if as_json:
-        return asdict(report) | {"redactions": prepared.statistics.total.redacted}, report.is_refused
+        return report.as_dict() | {"redactions": prepared.statistics.total.redacted}, report.is_refused
     return format_audit(report, recipe.audit), report.is_refused
 
 

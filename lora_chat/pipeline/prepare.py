@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.audit.report import AuditReport
 from lora_chat.config.adapter_section import AdapterSection
 from lora_chat.config.data import DataSection
 from lora_chat.config.lora_variants import find_initialization
@@ -35,7 +34,6 @@ from lora_chat.models.experts import format_expert_note
 from lora_chat.models.identity import Identity, compute_identity
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.models.token_rows import resolve_token_ids
-from lora_chat.pipeline.audit_data import audit_sets
 from lora_chat.pipeline.base_precision import plan_base_precision
 from lora_chat.pipeline.install_tokens import install_recipe_tokens, read_new_tokens
 from lora_chat.pipeline.load_data import find_data_files, read_data
@@ -166,18 +164,6 @@ def prepare_run(plan: Plan, parent: Parent | None = None, *, accept_template: bo
         statistics=data.statistics,
         adapter=adapter,
         questions=files.questions,
-    )
-
-
-def audit_run(prepared: PreparedRun, plan: Plan) -> AuditReport:
-    """Audit the data, the questions and the chat template of a run."""
-    return audit_sets(
-        prepared.train,
-        prepared.validation,
-        prepared.tokenizer,
-        plan.audit,
-        questions=prepared.questions,
-        template=plan.data.template,
     )
 
 

@@ -61,8 +61,11 @@ class DatasetCheck(Protocol):
     def add(self, dialogue: Dialogue, split: Split) -> None:
         """Read one dialogue."""
 
-    def find(self, index: DialogueIndex) -> Iterator[Finding]:
-        """Yield the findings in the dialogues that were added so far."""
+    def find(self, index: DialogueIndex) -> Iterator[tuple[Finding, tuple[int, int] | None]]:
+        """Yield the findings in the dialogues that were added so far.
+
+        A finding in one dialogue has the numbers of that dialogue and of the one that it repeats.
+        """
 
 
 class _DuplicateCheck:
@@ -72,14 +75,16 @@ class _DuplicateCheck:
         self._finder = DuplicateFinder()
         self.add = self._finder.add
 
-    def find(self, index: DialogueIndex) -> Iterator[Finding]:
+    def find(self, index: DialogueIndex) -> Iterator[tuple[Finding, tuple[int, int] | None]]:
         locations = index.locations()
         for match in self._finder.find():
             other_path, other_line = locations[match.other]
             exact = match.kind in ("leak", "exact_duplicate")
             detail = "equal" if exact else f"about {match.similarity:.0%} alike"
             opening = index.openings[match.dialogue]
-            yield Finding(match.kind, *locations[match.dialogue], 0, detail, opening, twin=f"{other_path}:{other_line}")
+            location, repeated = locations[match.dialogue], f"{other_path}:{other_line}"
+            finding = Finding(match.kind, *location, 0, detail, opening, twin=repeated)
+            yield finding, (match.dialogue, match.other)
 
 
 class _RepeatedReplyCheck:
@@ -92,11 +97,11 @@ class _RepeatedReplyCheck:
         for number, message in iter_trained_replies(dialogue):
             self._replies.add(message.content, (dialogue.path, dialogue.line, number))
 
-    def find(self, index: DialogueIndex) -> Iterator[Finding]:
+    def find(self, index: DialogueIndex) -> Iterator[tuple[Finding, tuple[int, int] | None]]:
         for reply in self._replies.find_repeated():
             detail = f"{reply.occurrences} times, {reply.share:.0%} of all replies"
             opening = make_opening(reply.text, find_sensitive(reply.text))
-            yield Finding("repeated_reply", *reply.location, detail, opening)
+            yield Finding("repeated_reply", *reply.location, detail, opening), None
 
 
 class _ImbalanceCheck:
@@ -105,10 +110,11 @@ class _ImbalanceCheck:
     def add(self, dialogue: Dialogue, split: Split) -> None:
         """Do nothing, because the index counts the trained text."""
 
-    def find(self, index: DialogueIndex) -> Iterator[Finding]:
+    def find(self, index: DialogueIndex) -> Iterator[tuple[Finding, tuple[int, int] | None]]:
         path = index.balance.dominant_path()
         if path is not None:
-            yield Finding("imbalance", path, 0, 0, f"{index.balance.shares()[path]:.0%} of the trained text")
+            detail = f"{index.balance.shares()[path]:.0%} of the trained text"
+            yield Finding("imbalance", path, 0, 0, detail), None
 
 
 DATASET_CHECKS: tuple[Callable[[], DatasetCheck], ...] = (_DuplicateCheck, _RepeatedReplyCheck, _ImbalanceCheck)
