@@ -1,6 +1,7 @@
 """Dialogues to input_ids and labels, with the chat template of the base.
 
 - bundled_templates: The chat templates of this package and the digests of the trusted ones
+- call_tags: Read calls and results in tags as tool calls, if the chat template writes the same tags
 - chat_template: Choose a chat template and render messages with it
 - control_tokens: Mark control tokens in content, so that they are encoded as text
 - encode: Encode dialogues as input_ids and labels, with loss on the replies

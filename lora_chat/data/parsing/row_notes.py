@@ -29,6 +29,7 @@ ROW_NOTES: tuple[NoteKind, ...] = (
     NoteKind("system_own", "dialogues keep a system message other than the recipe's"),
     *(NoteKind(markup.text_note, markup.text_title) for markup in CHAT_MARKUPS),
     *(NoteKind(markup.messages_note, markup.messages_title) for markup in CHAT_MARKUPS),
+    NoteKind("call_tags", "calls in <tool_call> tags read as tool calls, because the chat template writes these tags"),
     NoteKind("joined_calls", "calls joined to the reply or the calls before them"),
 )
 """Every kind of note, in the order in which it is shown."""

@@ -12,7 +12,7 @@ from lora_chat.system.strict_json import STRICT_DECODER, is_nested_too_deeply
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 _LOST_KEYS = ("result", "results", "response", "output", "observation", "error")
 """Keys of a call that would be lost although they carry meaning."""
-_CALL_TAGS = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_BLANKS = re.compile(r"\s*")
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 
 
@@ -41,10 +41,21 @@ def read_call_text(text: str, where: str) -> tuple[str | None, list[object]]:
     thought = _THOUGHT.match(text)
     reasoning = thought[1].strip() or None if thought else None
     text = text[thought.end() :] if thought else text
-    pieces = _CALL_TAGS.findall(text)
-    if pieces and _CALL_TAGS.sub("", text).strip():
-        raise InvalidDialogueError(f"{where} has text beside its <tool_call> tags")
+    pieces = split_elements(text, "tool_call")
+    if pieces is None and text.lstrip().startswith("<tool_call>"):
+        raise InvalidDialogueError(f"{where} has text beside its <tool_call> tags, or a tag without its end")
     return reasoning, [call for piece in pieces or [text] for call in _parse_call_sequence(piece.strip(), where)]
+
+
+def split_elements(text: str, tag: str) -> list[str] | None:
+    """Return the contents of a text that is elements `<tag>...</tag>` and blanks; None for any other text."""
+    begin = f"<{tag}>"
+    *pieces, rest = text.split(f"</{tag}>")
+    pieces = [piece.strip() for piece in pieces]
+    if not pieces or rest.strip() or not all(piece.startswith(begin) for piece in pieces):
+        return None
+    contents = [piece.removeprefix(begin).strip() for piece in pieces]
+    return None if any(begin in content for content in contents) else contents
 
 
 def _parse_call_sequence(text: str, where: str) -> list[object]:
@@ -66,7 +77,8 @@ def _parse_call_sequence(text: str, where: str) -> list[object]:
         if value == []:
             raise InvalidDialogueError(f"{where} has an empty list of calls")
         calls += value if isinstance(value, list) else [value]
-        position += len(text[position:]) - len(text[position:].lstrip())
+        blanks = _BLANKS.match(text, position)
+        position = blanks.end() if blanks else position
     return calls
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from lora_chat.data.dialogue import Dialogue, Document
+from lora_chat.data.encoding.call_tags import CallTagReader
 from lora_chat.data.encoding.encode import DialogueEncoder, EncodedDialogue
 from lora_chat.data.encoding.kept_tokens import TokenCounter
 from lora_chat.data.encoding.tokenizer import TextTokenizer, read_bos_ids
+from lora_chat.data.parsing.row_notes import RowNotes
 from lora_chat.data.parsing.rows import MAX_SHOWN_FAULTS, ReadingOptions, RowChunk, parse_chunk
 from lora_chat.data.storage.ledger import Ledger
 from lora_chat.errors import DataError
@@ -62,6 +64,7 @@ class ChunkEncoder:
     ) -> None:
         self.options = options
         self._encoder = DialogueEncoder(tokenizer, stop_ids)
+        self._call_tags = CallTagReader(tokenizer)
         self._text_tokenizer = TextTokenizer(tokenizer)
         self._token_counter = TokenCounter(tokenizer, stop_ids)
         self._stop_ids = frozenset(stop_ids)
@@ -74,9 +77,16 @@ class ChunkEncoder:
         parsed, counts = parse_chunk(chunk, self.options.reading_options, clean)
         ledger = Ledger(files={chunk.path: chunk.data_format or "unknown"})
         ledger.add(counts)
-        dialogues = [row for row in parsed if isinstance(row, Dialogue)]
+        dialogues = [self._read_call_tags(row, ledger) for row in parsed if isinstance(row, Dialogue)]
         documents = [row for row in parsed if isinstance(row, Document)]
         return EncodedChunk(ledger, self._encode(dialogues, ledger), self._encode_text(documents, ledger), chunk.path)
+
+    def _read_call_tags(self, dialogue: Dialogue, ledger: Ledger) -> Dialogue:
+        """Return a dialogue with its calls in tags as tool calls, if the template writes the same tags."""
+        dialogue, calls = self._call_tags.read(dialogue)
+        if calls:
+            ledger.add_notes(RowNotes({"call_tags": calls}))
+        return dialogue
 
     def _encode(self, dialogues: list[Dialogue], ledger: Ledger) -> list[tuple[Dialogue, tuple[EncodedDialogue, ...]]]:
         """Return the dialogues that are accepted, with their rows."""

@@ -275,6 +275,8 @@ def test_reasoning_before_a_call_as_text_is_kept():
         ("", "not valid JSON"),
         ('{"name": "f"} and more', "not valid JSON"),
         ("[]", "empty list"),
+        ("{} " * 100_000, "needs a function with a name"),
+        ("<tool_call>{}", "text beside its <tool_call> tags, or a tag without its end"),
         ("4", "needs a function with a name"),
         ({"name": "f", "arguments": "[1]"}, "not a JSON object"),
         ({"name": "f", "arguments": {"a": 1}, "parameters": {"a": 2}}, "there twice and differ"),
