@@ -163,7 +163,15 @@ def open_sources(
 def _to_line_counts(ledger: Ledger) -> LineCounts:
     """Return the line counts with overlong dialogues as accepted, because they have a separate message."""
     accepted = ledger.accepted + ledger.dropped
-    return LineCounts(ledger.lines, accepted, ledger.blank, ledger.refused, ledger.broken_off, ledger.refusals)
+    return LineCounts(
+        ledger.lines,
+        accepted,
+        ledger.blank,
+        ledger.refused,
+        ledger.broken_off,
+        ledger.explained,
+        ledger.refusals,
+    )
 
 
 def _format_paths(sources: Sequence[LocalSource]) -> str:

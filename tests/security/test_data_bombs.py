@@ -207,7 +207,7 @@ def test_a_folder_of_too_many_files_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_reading_stops_at_too_many_faulty_rows(tmp_path, cache_home, tiny_tokenizer, packed):
-    path, raw = tmp_path / "rows", b"x\n" * 3_000_000
+    path, raw = tmp_path / "rows", GOOD + b"x\n" * 3_000_000
     path.write_bytes(gzip.compress(raw, 1) if packed else raw)
     section = DataSection(train=str(path), workers=1, skip_bad=50)
     started = time.process_time()
@@ -217,9 +217,15 @@ def test_reading_stops_at_too_many_faulty_rows(tmp_path, cache_home, tiny_tokeni
     ):
         with pytest.raises(DataError, match=r"At least 10,?\d{3} lines .* cannot be used \(data.skip_bad") as caught:
             read(find_sources(section.train_sources))
-        assert f"{path}:1: is not valid JSON" in str(caught.value)
+        assert f"{path}:2: is not valid JSON" in str(caught.value)
         assert "skip_bad=N" in str(caught.value)
     assert time.process_time() - started < 10
+
+
+def test_millions_of_lines_of_prose_are_one_message(tmp_path):
+    path = tmp_path / "rows"
+    path.write_bytes(b"x\n" * 3_000_000)
+    refused_within(10, 100, lambda: read_dialogues(path), f"{path}:1: is not valid JSON, but plain text")
 
 
 def test_a_row_of_millions_of_values_is_refused(tmp_path):

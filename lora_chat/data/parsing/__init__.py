@@ -1,5 +1,6 @@
 """Raw rows to dialogues.
 
+- column_guess: Propose `data.columns` by the names of columns
 - chat_markup: The marks of chat templates, to recognise a chat that is already rendered as text
 - checked_text: Check texts, reasoning and names of a message
 - columns: The text of a message from the columns that a recipe names
@@ -14,6 +15,7 @@
 - row_notes: Counts of what was done to rows or seen in them
 - rows: Parse rows of files as dialogues or documents, and count faulty lines
 - system_message: The system message of the recipe, put before dialogues that have none
+- unreadable: One message for a file of which no row can be read
 - tool_calls: Read the tool calls of a message and the function descriptions of a row
 - turn_order: Join neighbours of one role if wanted, and cut off an open end
 - values: Read lists given as JSON text or as columns, and numbers as text

@@ -27,6 +27,8 @@ ROW_NOTES: tuple[NoteKind, ...] = (
     NoteKind("system_added", "dialogues had no system message and got the recipe's"),
     NoteKind("system_replaced", "dialogues had another system message, replaced by the recipe's"),
     NoteKind("system_own", "dialogues keep a system message other than the recipe's"),
+    NoteKind("row_list", "rows from a list under a key of a JSON object"),
+    NoteKind("split_list", "rows from the list `train` of a JSON object, whose other lists are not used"),
     *(NoteKind(markup.text_note, markup.text_title) for markup in CHAT_MARKUPS),
     *(NoteKind(markup.messages_note, markup.messages_title) for markup in CHAT_MARKUPS),
     NoteKind("call_tags", "calls in <tool_call> tags read as tool calls, because the chat template writes these tags"),

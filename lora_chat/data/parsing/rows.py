@@ -1,7 +1,10 @@
 """Parse rows as dialogues or documents, and count every line and every fault."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from lora_chat.config.columns import list_column_names
@@ -13,6 +16,7 @@ from lora_chat.data.parsing.rendered_chats import note_rendered_messages, note_r
 from lora_chat.data.parsing.row_limit import RowLimiter
 from lora_chat.data.parsing.row_notes import RowNotes, add_counts
 from lora_chat.data.parsing.system_message import set_system_message
+from lora_chat.data.parsing.unreadable import explain_rows, merge_rows
 from lora_chat.data.reading.files import read_rows
 from lora_chat.data.reading.find_files import find_files
 from lora_chat.data.reading.raw_row import RawRow
@@ -24,7 +28,9 @@ MAX_SHOWN_FAULTS = 20
 """Number of faults that a message lists."""
 _MAX_EXCESS_FAULTS = 10_000
 """Faulty lines beyond `data.skip_bad` after which reading stops."""
-_MAX_EXCERPT_CHARACTERS, _MAX_REASON_CHARACTERS = 120, 400
+_MAX_EXCERPT_CHARACTERS, _MAX_REASON_CHARACTERS = 120, 600
+_MAX_SHOWN_REPEATS = 3
+"""Number of lines with the same reason that a message shows."""
 _MAX_SCANNED_CHARACTERS = 100_000
 """Characters of a faulty row that are searched for secrets before its beginning is shown."""
 _CHUNK_ROWS, _CHUNK_BYTES, _MAX_UNRECOGNISED_ROWS = 64, 1 << 18, 1000
@@ -75,6 +81,8 @@ class LineCounts:
     refused: int = 0
     broken_off: int = 0
     """Number of files that are unreadable after a fault; these are never skipped silently."""
+    explained: int = 0
+    """Number of refused lines in files of which no row can be read, which have one refusal for each file."""
     refusals: list[str] = field(default_factory=list)
     """First refused lines, each with file, line, reason and excerpt."""
     notes: dict[str, int] = field(default_factory=dict)
@@ -84,7 +92,7 @@ class LineCounts:
 
     def add(self, other: "LineCounts") -> None:
         """Add the counts of later lines."""
-        for name in ("lines", "accepted", "blank", "refused", "broken_off"):
+        for name in ("lines", "accepted", "blank", "refused", "broken_off", "explained"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.refusals = (self.refusals + other.refusals)[:MAX_SHOWN_FAULTS]
         self.add_notes(RowNotes(other.notes, other.unused_keys))
@@ -111,7 +119,10 @@ def read_chunks(paths: Sequence[Path], options: ReadingOptions) -> Iterator[RowC
     limiter = RowLimiter(options.limit)
     for path in paths:
         rows = limiter.take(read_rows(path, names, plain_text=options.forced_format == "text"))
-        buffer, data_format = _read_until_recognised(rows, options)
+        buffer, data_format, is_readable = _read_until_recognised(rows, options)
+        fault = None if is_readable else explain_rows(buffer, is_forced=data_format is not None)
+        if fault:
+            rows, buffer = merge_rows(fault, chain(buffer, rows)), []
         if options.system is not None and data_format == "text":
             raise DataError(
                 f"{sanitize_line(str(path))} is plain text, which has no system message. Fix: remove data.system, or "
@@ -129,19 +140,25 @@ def read_chunks(paths: Sequence[Path], options: ReadingOptions) -> Iterator[RowC
             return
 
 
-def _read_until_recognised(rows: Iterator[RawRow], options: ReadingOptions) -> tuple[list[RawRow], DataFormat | None]:
-    """Return the rows up to the first one in a known format, and that format."""
+def _read_until_recognised(
+    rows: Iterator[RawRow], options: ReadingOptions
+) -> tuple[list[RawRow], DataFormat | None, bool]:
+    """Return the rows up to the first one that can be read, the format, and whether there is such a row."""
     buffer: list[RawRow] = []
-    if options.forced_format:
-        return buffer, options.forced_format
+    data_format = options.forced_format
+    if data_format == "text":
+        return buffer, data_format, True
     size = 0
     for row in rows:
         buffer.append(row)
         size += _row_bytes(row)
-        data_format = detect_format(row.parse().value)
-        if data_format or len(buffer) >= _MAX_UNRECOGNISED_ROWS or size > MAX_ROW_BYTES:
-            return buffer, data_format
-    return buffer, None
+        value = row.parse().value
+        row_format = data_format or detect_format(value)
+        if row_format and isinstance(value, Mapping):
+            return buffer, row_format, True
+        if len(buffer) >= _MAX_UNRECOGNISED_ROWS or size > MAX_ROW_BYTES:
+            break
+    return buffer, data_format, False
 
 
 def _row_bytes(row: RawRow) -> int:
@@ -161,7 +178,7 @@ def parse_chunk(
         if row.blank:
             counts.blank += row.lines
             continue
-        notes = RowNotes()
+        notes = RowNotes(dict.fromkeys(raw_row.notes, 1))
         try:
             parsed.append(_parse_row(row, chunk, options, notes))
             counts.accepted += row.lines
@@ -170,7 +187,10 @@ def parse_chunk(
             faulty = RawRow(row.line, error.faulty_entry) if error.faulty_entry is not None else raw_row
             is_shown = len(counts.refusals) < MAX_SHOWN_FAULTS
             excerpt = clean(faulty.excerpt[:_MAX_SCANNED_CHARACTERS]) if is_shown else ""
-            counts.refuse(chunk.path, row.line, clean(str(error)) if is_shown else error, excerpt, row.lines)
+            location = f" (element {row.line} of the list)" if raw_row.is_element else ""
+            reason = clean(f"{error}{location}") if is_shown else error
+            counts.refuse(chunk.path, row.line, reason, excerpt, row.lines)
+            counts.explained += row.lines if raw_row.is_explained else 0
             counts.broken_off += row.ends_file
     return parsed, counts
 
@@ -245,10 +265,13 @@ def check_line_counts(where: str, counts: LineCounts, skip_bad: int, prefix: str
     where = sanitize_line(where)
     if counts.refused > skip_bad or counts.broken_off:
         allowed = f" (data.skip_bad allows {skip_bad})" if skip_bad else ""
-        more = counts.refused - len(counts.refusals)
+        shown = counts.refusals if counts.accepted else _leave_out_repeats(counts.refusals)
+        more = counts.refused - len(shown)
+        if counts.explained == counts.refused:
+            raise DataError("\n".join(counts.refusals))
         lines = [
             f"{prefix}{counts.refused} line{'s' if counts.refused > 1 else ''} of {where} cannot be used{allowed}:",
-            *counts.refusals,
+            *shown,
             *([f"... and {more} more"] if more > 0 else []),
             _fix_hint(counts),
         ]
@@ -257,11 +280,26 @@ def check_line_counts(where: str, counts: LineCounts, skip_bad: int, prefix: str
         raise DataError("\n".join([f"{where} contains no dialogue ({_format_counts(counts)}).", *counts.refusals]))
 
 
+def _leave_out_repeats(refusals: Sequence[str]) -> list[str]:
+    """Return the refusals, those of one wrong syntax or a missing column for all lines only a few times."""
+    counts: Counter[str] = Counter()
+    shown = []
+    for refusal in refusals:
+        reason = re.sub(r"^.*?:\d+: ", "", refusal.partition("\n")[0])
+        counts[reason] += reason.startswith(("is not valid JSON", "has no column"))
+        if counts[reason] <= _MAX_SHOWN_REPEATS:
+            shown.append(refusal)
+    return shown
+
+
 def _fix_hint(counts: LineCounts) -> str:
     """Return the advice for faulty lines."""
     if counts.broken_off:
         return "Fix the file: everything after such a line is unreadable, so data.skip_bad does not help."
-    return "Fix: correct the lines, or skip up to N of them with --set data.skip_bad=N."
+    fix = "Fix: correct the lines, or skip up to N of them with --set data.skip_bad=N."
+    if any("is not UTF-8 text" in refusal for refusal in counts.refusals):
+        fix += " Text of another encoding becomes UTF-8 with iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW_FILE."
+    return fix
 
 
 def _format_counts(counts: LineCounts) -> str:

@@ -1,17 +1,19 @@
-"""Read the rows of files: JSON lines, a JSON list, CSV, TSV, Parquet or text, all but Parquet also in gzip.
+"""Read the rows of files: JSON lines, other JSON, tables, Parquet, Arrow or text, all but Parquet and Arrow compressed.
 
 Each row has its line and either a value or a fault with the reason.
 """
 
 import gzip
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from lora_chat.data.reading.file_types import BYTE_ORDER_MARK, TABLE_SEPARATORS, detect_file_kind, open_decompressed
-from lora_chat.data.reading.json_array import InvalidJsonArrayError, read_json_array
+from lora_chat.data.reading.arrow_files import read_arrow_stream, read_arrow_table, read_parquet
+from lora_chat.data.reading.compression import open_decompressed
+from lora_chat.data.reading.file_types import BYTE_ORDER_MARK, TABLE_SEPARATORS, detect_file_kind, is_row
+from lora_chat.data.reading.json_rows import read_json_list, read_json_objects
 from lora_chat.data.reading.raw_row import RawRow, shorten_reason
 from lora_chat.data.reading.size_limits import (
     MAX_BLANK_LINES,
@@ -22,10 +24,15 @@ from lora_chat.data.reading.size_limits import (
     check_regular_file,
     read_bounded_lines,
 )
-from lora_chat.data.reading.tables import read_parquet, read_table
+from lora_chat.data.reading.tables import read_table
 from lora_chat.errors import DataError
-from lora_chat.system.strict_json import is_nested_too_deeply
 
+_COLUMN_READERS: Mapping[str, Callable[[Path], Iterator[RawRow]]] = {
+    "parquet": read_parquet,
+    "arrow": read_arrow_table,
+    "arrow_stream": read_arrow_stream,
+}
+"""Reader of each kind of file that Arrow reads."""
 _TEXT_PIECE_BYTES = 1 << 18
 """Size of a piece of plain text, in bytes; a book is read in pieces to save memory."""
 
@@ -39,18 +46,22 @@ def read_rows(path: Path, columns: Collection[str] = (), *, plain_text: bool = F
     with _convert_errors(path):
         check_regular_file(path)
         kind = detect_file_kind(path, columns, plain_text=plain_text)
-        if kind == "parquet":
-            yield from read_parquet(path)
+        if kind in _COLUMN_READERS:
+            yield from _COLUMN_READERS[kind](path)
+            return
+        if kind == "json_objects":
+            yield from read_json_objects(lambda: open_decompressed(path), lambda value: is_row(value, columns))
             return
         with open_decompressed(path) as file:
             if kind == "json_lines":
                 yield from _read_json_lines(file)
             elif kind == "json_list":
-                yield from _read_json_list(file)
+                yield from read_json_list(file)
             elif kind == "text":
                 yield from _read_text(file)
             else:
-                yield from read_table(file, TABLE_SEPARATORS[kind])
+                separator = next(sign for table, sign in TABLE_SEPARATORS.items() if table == kind)
+                yield from read_table(file, separator, columns)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -139,16 +150,3 @@ def _read_text(file: IO[bytes]) -> Iterator[RawRow]:
         begin, size, has_text = begin or number, size + len(raw), has_text or bool(line.strip())
     if piece:
         yield RawRow(begin, {"text": "\n".join(piece), "begins": is_first_piece}, lines=len(piece), size=size)
-
-
-def _read_json_list(file: IO[bytes]) -> Iterator[RawRow]:
-    """Yield the elements of a JSON list."""
-    try:
-        for line, value, size in read_json_array(file):
-            yield (
-                RawRow(line, fault="is nested too deeply")
-                if is_nested_too_deeply(value)
-                else RawRow(line, value, size=size)
-            )
-    except InvalidJsonArrayError as error:
-        yield RawRow(error.line, fault=str(error), ends_file=True)

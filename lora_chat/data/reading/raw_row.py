@@ -11,7 +11,7 @@ class RawRow:
     """A row of a file, or its blank lines."""
 
     line: int
-    """First line, from 1; in Parquet the number of the row."""
+    """First line, from 1; in Parquet and Arrow the number of the row, in a list on one line that of the element."""
     value: object = None
     fault: str | None = None
     """The reason why the row cannot be read."""
@@ -24,6 +24,14 @@ class RawRow:
     """Whether nothing after it can be read, so that an unknown amount is lost."""
     size: int = 256
     """Approximate bytes in memory, if it is not a line of JSON."""
+    is_element: bool = False
+    """Whether `line` is the number of an element of a list."""
+    notes: tuple[str, ...] = ()
+    """Names in `ROW_NOTES` that reading the file adds to the row."""
+    is_explained: bool = False
+    """Whether the fault explains the whole file, with the fix."""
+    is_cut_off: bool = False
+    """Whether the file ends in this line, without a line feed."""
 
     def parse(self) -> "RawRow":
         """Return the row with its value, or with the fault in its JSON."""
@@ -37,7 +45,10 @@ class RawRow:
         except UnicodeDecodeError as error:
             return RawRow(self.line, fault=f"is not UTF-8 text (byte {error.start + 1} of the line)")
         except ValueError as error:
-            return RawRow(self.line, fault=str(error))
+            is_cut_off = self.is_cut_off and self.line > 1 and self.raw.lstrip().startswith(b"{")
+            is_cut_off = is_cut_off and not self.raw.rstrip().endswith(b"}")
+            reason = f"is cut off, because the file ends in the middle of this line: {error}" if is_cut_off else error
+            return RawRow(self.line, fault=str(reason))
 
     @property
     def excerpt(self) -> str:

@@ -1,7 +1,5 @@
 """Limits on data files: far above real data, and low enough that a malicious file ends in a message."""
 
-import gzip
-import io
 import stat
 import sys
 from collections.abc import Iterator
@@ -51,38 +49,6 @@ def check_regular_file(path: Path) -> None:
 def max_decompressed_bytes(path: Path) -> int:
     """Return the most bytes to which a compressed file may decompress."""
     return max(ALWAYS_ALLOWED_BYTES, MAX_COMPRESSION_RATIO * path.stat().st_size)
-
-
-def open_gzip(path: Path) -> IO[bytes]:
-    """Open a gzip file for reading; DataError is raised when it decompresses to far more than real data does."""
-    return io.BufferedReader(_BoundedGzip(path), 1 << 17)
-
-
-class _BoundedGzip(io.RawIOBase):
-    """A gzip file that raises DataError when too much is read from it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._limit = max_decompressed_bytes(path)
-        self._file = gzip.open(path)  # noqa: SIM115 - closed by `close`
-        self._count = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
-        count = self._file.readinto(buffer)
-        self._count += count
-        if self._count > self._limit:
-            raise DataError(
-                f"{self._path} decompresses to more than {self._limit:,} bytes. "
-                "Fix: if that is intended, decompress it yourself."
-            )
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def read_bounded_lines(file: IO[bytes]) -> Iterator[bytes]:

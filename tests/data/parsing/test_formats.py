@@ -310,7 +310,7 @@ def test_refuses_parquet_values_without_json_form_row_by_row(tmp_path):
 
 
 def test_reads_a_list_longer_than_the_window(tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_chat.data.reading.json_array._WINDOW_BYTES", 64)
+    monkeypatch.setattr("lora_chat.data.reading.json_window._WINDOW_BYTES", 64)
     rows = [{"messages": messages("\u4f60\u597d" * n, "\U0001f642" * n)} for n in range(1, 40)]
     for indent in (None, 2):
         dialogues, report = read_all(tmp_path, json.dumps(rows, ensure_ascii=False, indent=indent).encode())

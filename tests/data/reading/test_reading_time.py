@@ -10,7 +10,7 @@ from lora_chat.data.dialogue import InvalidDialogueError
 from lora_chat.data.encoding.encode import DialogueEncoder
 from lora_chat.data.parsing.formats import detect_format, to_messages
 from lora_chat.data.parsing.messages import parse_dialogue
-from lora_chat.data.reading.json_array import read_json_array
+from lora_chat.data.reading.json_rows import read_json_list
 from lora_chat.errors import DataError
 from lora_chat.system.strict_json import parse_strict_json
 
@@ -35,7 +35,7 @@ def check(work, small, large):
 def test_lists_of_many_elements_take_linear_time(element):
     def read(size):
         filled = element * (size // len(element))
-        return list(read_json_array(io.BytesIO(b"[" + filled + b"1]")))
+        return list(read_json_list(io.BytesIO(b"[" + filled + b"1]")))
 
     check(read, 100_000, 800_000)
 

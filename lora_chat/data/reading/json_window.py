@@ -1,4 +1,4 @@
-"""Read a JSON list element by element, with the line of each; only a window of the file is in memory."""
+"""A window on a JSON file: values are decoded one by one, with their lines; only a part of the file is in memory."""
 
 import codecs
 import json
@@ -14,37 +14,19 @@ _WINDOW_BYTES = 1 << 20
 _END_MARGIN_CHARACTERS = 64
 """Distance from the window's end, in characters, at which a fault may vanish when more is read."""
 
+Element = tuple[int, object, int]
+"""The line at which a value begins, the value, and its length in characters."""
 
-class InvalidJsonArrayError(ValueError):
-    """The reason why the rest of a list cannot be read, with the line."""
+
+class InvalidJsonError(ValueError):
+    """The reason why the rest of a file cannot be read, with the line."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"{reason}; nothing after it can be read")
         self.line = line
 
 
-def read_json_array(file: IO[bytes]) -> Iterator[tuple[int, object, int]]:
-    """Yield the line, value and length of each element; raises InvalidJsonArrayError unless the list ends with `]`."""
-    window = _JsonWindow(file)
-    window.consume()  # the opening bracket
-    if window.peek() == "]":
-        window.consume()
-    else:
-        while True:
-            window.peek()  # skip blanks, so that `line` is the line of the element
-            line = window.line
-            value, size = window.decode_element()
-            yield line, value, size
-            separator = window.consume()
-            if separator == "]":
-                break
-            if separator != ",":
-                raise InvalidJsonArrayError(window.line, "the list does not continue with a comma or end with ]")
-    if window.peek():
-        raise InvalidJsonArrayError(window.line, "there is more after the end of the list")
-
-
-class _JsonWindow:
+class JsonWindow:
     """The part of a file that is in memory, with the current position."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -80,6 +62,41 @@ class _JsonWindow:
         self._position += len(character)
         return character
 
+    def iterate_list(self) -> Iterator[Element]:
+        """Yield the elements of the list at the current position; raises InvalidJsonError unless it ends with `]`."""
+        self.consume()  # the opening bracket
+        if self.peek() == "]":
+            self.consume()
+            return
+        while True:
+            self.peek()  # skip blanks, so that `line` is the line of the element
+            line = self.line
+            value, size = self.decode_element()
+            yield line, value, size
+            separator = self.consume()
+            if separator == "]":
+                return
+            if separator != ",":
+                raise InvalidJsonError(self.line, "the list does not continue with a comma or end with ]")
+
+    def iterate_keys(self) -> Iterator[str]:
+        """Yield the keys of the object at the current position; the caller reads the value after each."""
+        self.consume()  # the opening brace
+        if self.peek() == "}":
+            self.consume()
+            return
+        while True:
+            self.peek()
+            key, _ = self.decode_element()
+            if not isinstance(key, str) or self.consume() != ":":
+                raise InvalidJsonError(self.line, "is not valid JSON: a key and a colon are expected")
+            yield key
+            separator = self.consume()
+            if separator == "}":
+                return
+            if separator != ",":
+                raise InvalidJsonError(self.line, "the object does not continue with a comma or end with }")
+
     def decode_element(self) -> tuple[object, int]:
         """Return the value at the current position, and its length in characters."""
         while True:
@@ -91,10 +108,10 @@ class _JsonWindow:
                 )
                 if self._ended or not unfinished:
                     self._position = max(self._position, min(error.pos, len(self._text)))
-                    raise InvalidJsonArrayError(self.line, f"is not valid JSON: {error.msg}") from error
+                    raise InvalidJsonError(self.line, f"is not valid JSON: {error.msg}") from error
             except (ValueError, RecursionError) as error:
                 reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
-                raise InvalidJsonArrayError(self.line, reason) from error
+                raise InvalidJsonError(self.line, reason) from error
             else:
                 if end < len(self._text) or self._ended:
                     size = end - self._position
@@ -102,7 +119,7 @@ class _JsonWindow:
                     self._size = _WINDOW_BYTES
                     return value, size
             if len(self._text) - self._position > MAX_ROW_BYTES:
-                raise InvalidJsonArrayError(self.line, f"is longer than {MAX_ROW_BYTES >> 20} MiB")
+                raise InvalidJsonError(self.line, f"is longer than {MAX_ROW_BYTES >> 20} MiB")
             self._size *= 2  # doubled, so that a long element is decoded few times
             self._fill()
 
@@ -116,4 +133,4 @@ class _JsonWindow:
         except UnicodeDecodeError as error:
             valid = error.object[: error.start].decode("utf-8", errors="ignore")
             line = self._line + self._text.count("\n") + valid.count("\n")
-            raise InvalidJsonArrayError(line, "is not UTF-8 text") from error
+            raise InvalidJsonError(line, "is not UTF-8 text") from error
