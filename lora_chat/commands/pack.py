@@ -14,6 +14,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--license", metavar="ID", help="SPDX id of the adapter's license, such as CC-BY-4.0")
     parser.add_argument("--key", type=Path, metavar="FILE", help="sign with this private key (PEM, elliptic curve)")
     parser.add_argument("--base", metavar="BASE", help="folder or hub id of the base, if it has moved")
+    parser.add_argument(
+        "--accept-findings",
+        action="store_true",
+        help="share secrets that the audit of the run only warned about",
+    )
     add_consent(parser)
 
 
@@ -21,6 +26,13 @@ def run(options: argparse.Namespace) -> None:
     """Pack a run into one small file that a receiver can verify: weights, config, model card and receipt."""
     from lora_chat.pipeline.pack_run import pack_run
 
-    result = pack_run(options.run, options.out, options.license, options.key, read_trust(options))
+    result = pack_run(
+        options.run,
+        options.out,
+        options.license,
+        options.key,
+        read_trust(options),
+        accept_findings=options.accept_findings,
+    )
     if options.json:
         print_json(result)

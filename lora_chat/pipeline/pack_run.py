@@ -6,6 +6,8 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE
 from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.errors import LoraChatError, UsageError
@@ -38,6 +40,7 @@ from lora_chat.sharing.compatibility import report_portability
 from lora_chat.sharing.figures import ParityReceipt
 from lora_chat.sharing.parcel import PARCEL_SUFFIX, Parcel, open_parcel
 from lora_chat.sharing.receipt import Receipt, format_validation_error
+from lora_chat.sharing.shared_text import check_shared_text, redact_shared_text
 from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 from lora_chat.system.console import display_path, format_bytes, quote_path
 from lora_chat.system.user_key import is_signed, sign
@@ -49,11 +52,18 @@ _SIGNATURE_PURPOSE = "proof 1"
 
 
 def pack_run(
-    source: str, out: Path | None, license_name: str | None, key: Path | None, trust: TrustOptions
+    source: str,
+    out: Path | None,
+    license_name: str | None,
+    key: Path | None,
+    trust: TrustOptions,
+    *,
+    accept_findings: bool = False,
 ) -> dict[str, object]:
     """Check a run's adapter with plain PEFT, write its parcel, and verify the parcel as a receiver would.
 
-    Raises UsageError if the run cannot be packed, IntegrityError if the parity check fails.
+    Raises UsageError if the run cannot be packed, IntegrityError if the parity check fails, and DataError if the parcel
+    would share what the run's audit refuses, or secrets without `accept_findings`.
     """
     run = open_run_folder(source)
     opened = open_adapter(source, trust)
@@ -61,7 +71,7 @@ def pack_run(
     to = expand_user_path(out or f"{name}{PARCEL_SUFFIX}").absolute()
     if to.suffix != PARCEL_SUFFIX:
         to = to / f"{name}{PARCEL_SUFFIX}" if to.is_dir() else to.with_name(to.name + PARCEL_SUFFIX)
-    draft, weights = draft_receipt(opened, run, name, license_name)
+    draft, weights = draft_receipt(opened, run, name, license_name, accept_findings=accept_findings)
     try:
         members = build_members(draft, weights, key, validate_adapter_config(opened.adapter.stored))
     except ValueError as error:
@@ -72,7 +82,9 @@ def pack_run(
     return {"parcel": str(to), "size": to.stat().st_size, "sha256": parcel.sha256, "members": sorted(members)}
 
 
-def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: str | None) -> tuple[Receipt, bytes]:
+def draft_receipt(
+    opened: OpenAdapter, run: RunFolder, name: str, license_name: str | None, *, accept_findings: bool = False
+) -> tuple[Receipt, bytes]:
     """Return a receipt without the digests of members, and the adapter's weights."""
     stored, identity = opened.adapter.stored, opened.adapter.stored.identity
     if identity is None:
@@ -82,7 +94,19 @@ def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: 
     base = make_base_receipt(identity)
     plan = run.read_plan()
     lineage = read_lineage(run)
+    template = _find_custom_template(opened)
     try:
+        recipe, data = redact_shared_text(collect_recipe(run, base.base), collect_data(run), plan.audit)
+        texts: dict[str, JsonValue] = {
+            "name": name,
+            "base": base.model_dump(mode="json"),
+            "recipe": recipe,
+            "data": data.model_dump(mode="json"),
+            "chat_template": template,
+            "lineage": [parent.name for parent in lineage or ()],
+        }
+        for line in check_shared_text(texts, data.audit, plan.audit, accept_findings=accept_findings):
+            logger.warning(line)
         receipt = Receipt(
             format="lora_chat parcel",
             version=3 if lineage else base.version,
@@ -93,14 +117,14 @@ def draft_receipt(opened: OpenAdapter, run: RunFolder, name: str, license_name: 
             architecture=read_model_type(opened.adapter.base),
             adapter=settings.to_section(),
             parameters=check_tensors(read_tensors(weights), settings),
-            recipe=collect_recipe(run, base.base),
-            data=collect_data(run),
+            recipe=recipe,
+            data=data,
             seed=plan.training.seed,
             versions=collect_versions(run),
             training=collect_training(run),
             comparison=collect_comparison(run),
             proof=_read_or_run_parity_check(opened, run, weights),
-            chat_template=_find_custom_template(opened),
+            chat_template=template,
             signer=None,
             members={},
             digest=PLACEHOLDER_DIGEST,

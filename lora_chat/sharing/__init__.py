@@ -13,6 +13,7 @@
 - model_card: write the README.md of an adapter
 - parcel: open a parcel and check all of it
 - receipt: strict model of `receipt.json`, and its encoding
+- shared_text: the policy of the audit for what a parcel shares
 - signature: sign and check the members in the format of OpenSSF model signing
 - tensor_checks: check the names, shapes and values of the weights in a parcel
 - usage: commands that use an adapter in other programs

@@ -122,7 +122,8 @@ def format_parcel_card(receipt: Receipt, portability: Sequence[Portability]) -> 
         ("dialogues", f"{data.train_dialogues:,} trained on, {data.validation_dialogues:,} held out"),
         (
             "an audit found",
-            ", ".join(f"{n} {escape_markdown(k.replace('_', ' '))}" for k, n in data.audit.items() if n) or "nothing",
+            ", ".join(f"{n} {escape_markdown(k.replace('_', ' '))}" for k, n in sorted(data.audit.items()) if n)
+            or "nothing",
         ),
         ("sha256 of the tokens and labels", format_code(data.rows or "not known")),
         ("training", f"{receipt.training.steps} steps, {receipt.training.seconds:.0f} s, seed {receipt.seed}"),
