@@ -21,6 +21,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=["4bit", "8bit", "none"],
         help="quantization of the base (default: as in training; for a base: none)",
     )
+    parser.add_argument(
+        "--thinking",
+        choices=["on", "off"],
+        help="thoughts before replies (default: as in training)",
+    )
     add_trust(parser)
 
 
@@ -29,4 +34,13 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.pipeline.open_chat import open_chat
 
     trust = read_trust(options)
-    open_chat(options.thing, options.quantization, options.system, options.max_new_tokens, options.json, trust).run()
+    session = open_chat(
+        options.thing,
+        options.quantization,
+        options.system,
+        options.max_new_tokens,
+        options.json,
+        trust,
+        options.thinking,
+    )
+    session.run()

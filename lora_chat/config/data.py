@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lora_chat.config.base import NonEmptyStr, Seed, StrictModel, UniqueTokens
 from lora_chat.config.columns import ColumnsSection
@@ -15,6 +15,11 @@ BUNDLED_TEMPLATES = ("plain", "chatml")
 """Names of the chat templates in `data/encoding/bundled_templates.py`."""
 SystemMessage = Annotated[NonEmptyStr, AfterValidator(check_system_text)] | SystemSection
 RowLimit = Annotated[int, Field(ge=1)]
+ThinkingSetting = Annotated[
+    Literal["auto", "on", "off"],
+    BeforeValidator(lambda value: ("on" if value else "off") if isinstance(value, bool) else value),
+]
+"""Position of the switch for thoughts; YAML reads `on` and `off` as booleans."""
 Paths = NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)]
 
 
@@ -107,6 +112,12 @@ class DataSection(StrictModel):
     a tenth of a source or more: `refuse` them, or train on them as `text`. Bring such chats as `messages` instead."""
     template: NonEmptyStr | None = None
     """Chat template that replaces the base's template: `plain`, `chatml`, or a Jinja file beside the recipe."""
+    thinking: ThinkingSetting | None = "auto"
+    """Thoughts, for chat templates with a switch such as Qwen3's `enable_thinking`. `auto` trains each reply with
+    thoughts after the prompt with the switch on, and each one without after the prompt with it off. If all replies are
+    of one kind, that position becomes the default of chat, evaluation, merged models and exports. `on` and `off` set
+    the switch for all replies; an empty block of thoughts that the template inserts carries no loss. `null` leaves the
+    template's own default, as earlier versions did."""
     keep_tokens: UniqueTokens | None = None
     """Tokens of the base's tokenizer that stay tokens when they occur in message text, such as [<order>, </order>], in
     training, chat and every check. Other special tokens, and added tokens of chat markup, are written as plain

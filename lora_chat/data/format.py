@@ -37,6 +37,8 @@ def statistics_summary(statistics: DataStatistics) -> list[str]:
     limits = dict.fromkeys(source.limit for source in statistics.sources if source.limit is not None)
     if limits:
         lines.append(f"Limited   to the first {' or '.join(f'{limit:,}' for limit in limits)} rows of a source")
+    if statistics.thinking:
+        lines.append(f"Reasoning {statistics.thinking}")
     if ledger.thoughtless:
         lines.append(
             f"Reasoning the chat template opens reasoning in the prompt, and {ledger.thoughtless:,} of "
@@ -127,6 +129,7 @@ def format_statistics(statistics: DataStatistics) -> str:
         f"stop tokens   {ledger.stops:,} of {ledger.replies:,} replies end with a trained one"
         + (f" ({ledger.stops / ledger.replies:.0%})" if ledger.replies else ""),
         *([f"loss          on prompts too in {ledger.loss_on_prompts:,} dialogues"] if ledger.loss_on_prompts else []),
+        *([f"thoughts      {statistics.thinking}"] if statistics.thinking else []),
         *(f"added tokens  {line}" for line in _format_tokens(ledger)),
         "",
         f"{'':<14}{'tokens':>12}{'supervised':>12}",

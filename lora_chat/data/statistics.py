@@ -72,6 +72,8 @@ class DataStatistics:
     packing: PackingEfficiency
     left_out: dict[FindingKind, int] = field(default_factory=dict)
     """Number of dialogues that the audit leaves out, by the kind of their findings."""
+    thinking: str | None = None
+    """Sentence about the thoughts of replies and how they are trained; None if there are none."""
 
     def after_audit(
         self, train: DialogueSet, validation: DialogueSet, left_out: dict[FindingKind, int]

@@ -10,6 +10,7 @@ from lora_chat.config.recipe import EvaluationSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.dialogue import Dialogue, Message
 from lora_chat.data.encoding.chat_template import render_ids
+from lora_chat.data.encoding.thinking import thinking_arguments
 from lora_chat.evaluation.loss import evaluate_loss
 from lora_chat.evaluation.metrics import METRICS, Measurement, MetricFigures, compute_metrics
 from lora_chat.evaluation.questions import Question
@@ -169,7 +170,8 @@ def _make_sample_prompt(dialogue: Dialogue | list[int], tokenizer: "PreTrainedTo
     if reply_index is None:
         return None
     prompt = dialogue.as_dicts[:reply_index]
-    ids = render_ids(tokenizer, prompt, add_generation_prompt=True, tools=dialogue.tool_list)
+    arguments = thinking_arguments(tokenizer, dialogue.messages[reply_index].as_dict)
+    ids = render_ids(tokenizer, prompt, add_generation_prompt=True, tools=dialogue.tool_list, arguments=arguments)
     return SamplePrompt(ids, prompt[-1]["content"], _message_text(dialogue.messages[reply_index]))
 
 

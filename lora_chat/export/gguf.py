@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_chat.config.plan import Dtype
+from lora_chat.data.encoding.thinking import forced_default
 from lora_chat.errors import UsageError
 from lora_chat.export.exporter import ExportJob
 from lora_chat.export.formats import DEFAULT_GGUF_TYPE, GGUF_TYPES
@@ -42,7 +43,8 @@ class GgufExporter:
         job = self._job
         logger.info("Merging into the weights that training used")
         merged, source = job.work_folder / "merged", job.work_folder / "source.gguf"
-        write_merged_model(job.blend, merged)
+        with forced_default(job.blend.tokenizer):
+            write_merged_model(job.blend, merged)
         for gguf_type in dict.fromkeys(job.gguf_types or [DEFAULT_GGUF_TYPE]):
             path = job.folder / f"{job.name}-{gguf_type}.gguf"
             logger.info(f"Writing and checking {path.name}")

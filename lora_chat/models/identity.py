@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from lora_chat.config.base import MAX_NAMED_TOKENS, StrictModel, TokenText, UniqueTokens
 from lora_chat.data.encoding.ordinary_tokens import LAST_RULE
+from lora_chat.data.encoding.thinking import ThinkingMode, ThinkingValue, read_switch
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import TOKENIZER_SAMPLE_TEXT, LocalBase, read_config
 from lora_chat.models.base_settings import canonical_json, read_compared_fields
@@ -29,13 +30,30 @@ if TYPE_CHECKING:
 
 _VERSION_2_FIELDS = ("version", "files", "config", "generation", "tokenizer_parts", "stops")
 """Fields that an identity of version 1 does not have."""
-_OPTIONAL_FIELDS = ("kept_tokens", "new_tokens", "token_rule")
+_OPTIONAL_FIELDS = ("kept_tokens", "new_tokens", "token_rule", "thinking")
 """Fields that are only written if they have a value, because earlier versions do not know them."""
 UNCOVERED_BY_VERSION_1 = (
     "the config's fields, the index and subfolders of weights, the whole tokenizer (only its vocabulary and a sample "
     "text), the stop ids and the generation settings"
 )
 """Parts of a base that an identity of version 1 does not cover."""
+
+
+class ThinkingIdentity(StrictModel):
+    """The switch of the chat template for thoughts, as training used it."""
+
+    variable: Annotated[str, Field(max_length=64)]
+    """Variable of the template."""
+    mode: ThinkingMode
+    default: ThinkingValue | None
+    """Position for chats; None if both were trained, so that the template's own default applies."""
+
+    @model_validator(mode="after")
+    def _check_variable(self) -> Self:
+        """Raise ValueError for a variable that is not a known switch."""
+        if read_switch(self.variable) is None:
+            raise ValueError("unknown switch for thoughts")
+        return self
 
 
 class Identity(StrictModel):
@@ -74,6 +92,9 @@ class Identity(StrictModel):
 
     token_rule: Annotated[int, Field(ge=2, le=LAST_RULE)] | None = None
     """Rule by which added tokens in message text are read; None for rule 1, or if all rules read them the same."""
+
+    thinking: ThinkingIdentity | None = None
+    """Switch for thoughts in training; None if the template has none, and in runs of earlier versions."""
 
     @model_validator(mode="after")
     def _check_version_fields(self) -> Self:

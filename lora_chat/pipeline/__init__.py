@@ -3,6 +3,7 @@
 - audit_data: The audit of training data, validation data, questions and chat template, cached
 - audit_run: The audit of a prepared run, and the run without dropped dialogues
 - choose_template: The chat template of an adapter
+- choose_thinking: The switch of chat templates for thoughts, decided by the data
 - base_precision: The precision of a plan for the base in use, and the quantized share
 - compare: The comparison of base and adapted model, shown and written into a run
 - compare_generations: The comparison of a child with its parent and their base

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.bundled_templates import find_bundled_template
 from lora_chat.data.encoding.chat_template import install_template
+from lora_chat.data.encoding.thinking import iterate_variants
 from lora_chat.errors import ConsentError
 from lora_chat.models.adapter_config import StoredAdapter
 from lora_chat.models.foreign.chat_template import is_same_template
@@ -41,6 +42,10 @@ def install_trained_template(
     wanted = stored.identity.chat_template
     if wanted == digest_text(base_template):
         return False
+    for variant in iterate_variants(base_template):  # the base's, with the default that training chose
+        if wanted == digest_text(variant):
+            tokenizer.chat_template = variant
+            return False
     bundled = find_bundled_template(wanted)
     if bundled is not None:
         install_template(tokenizer, bundled.name)

@@ -10,12 +10,13 @@ from lora_chat.config.recipe import BaseSection, Recipe
 from lora_chat.config.sizes import parse_size
 from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.data.lengths import DataLengths
-from lora_chat.errors import ConsentError, OutOfMemoryError, RecipeError
+from lora_chat.errors import ConsentError, DataError, OutOfMemoryError, RecipeError
 from lora_chat.models.base_config import BaseConfig, find_base_config
 from lora_chat.models.base_model import LocalBase, find_base, load_tokenizer
 from lora_chat.models.bundled import bundled_base_names
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.base_precision import adopt_planned_base
+from lora_chat.pipeline.choose_thinking import configure_thinking
 from lora_chat.pipeline.data_lengths import measure_lengths
 from lora_chat.pipeline.install_tokens import install_recipe_tokens
 from lora_chat.pipeline.load_data import find_data_files, read_data
@@ -175,6 +176,8 @@ def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int, parent: Pare
             stop_ids = read_stop_ids(tokenizer_base, tokenizer)
     if base.folder is not None:  # the embedded tokenizer lacks the tokens
         install_recipe_tokens(plan, tokenizer, stop_ids)
+    with suppress(DataError):  # the template of the embedded tokenizer has no switch
+        configure_thinking(tokenizer, plan.data.thinking, stop_ids, parent.stored.identity if parent else None)
     data = read_data(plan, files, tokenizer, stop_ids, max_positions)
     check_warmup(len(data.train.rows), plan.training)
     return measure_lengths(

@@ -83,6 +83,8 @@ def fine_tune(
         recipe = inherit_settings(recipe, parent)
         accept_template = accept_template or is_template_accepted(earlier, parent)
     plan = make_plan(recipe, hardware)
+    if earlier and "thinking" not in earlier.read_plan().data.model_fields_set:  # made by an earlier version
+        plan = plan.model_copy(update={"data": plan.data.model_copy(update={"thinking": None})})
     if recipe.training.fast_path is True and not plan.training.fast_path:
         logger.info(_STOCK_PATH_IN_FLOAT16)
     is_received = bool(resume and earlier and is_foreign_run(earlier, resume))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from lora_chat.config.plan import BYTES_BY_DTYPE, Plan
 from lora_chat.config.recipe import BaseSection
 from lora_chat.data.encoding.chat_template import install_template
+from lora_chat.data.encoding.thinking import read_thinking, set_thinking
 from lora_chat.errors import DiskFullError, IntegrityError
 from lora_chat.export.merge import AdapterBlend, merge_blend
 from lora_chat.export.parity.default_prompts import make_default_samples
@@ -46,8 +47,10 @@ def merge_parent(run: RunFolder, plan: Plan, prepared: PreparedRun, parent: Pare
     tokenizer = load_tokenizer(base)
     install_template(tokenizer)
     install_recipe_tokens(plan, tokenizer, read_stop_ids(base, tokenizer))
+    set_thinking(tokenizer, read_thinking(prepared.tokenizer))
     before = prepared.identity
-    unchanged = {name: getattr(before, name) for name in ("system", "kept_tokens", "new_tokens", "token_rule")}
+    names = "system", "kept_tokens", "new_tokens", "token_rule", "thinking"
+    unchanged = {name: getattr(before, name) for name in names}
     identity = compute_identity(base, tokenizer).model_copy(update=unchanged)
     if (identity.tokenizer, identity.chat_template, identity.stops) != (
         before.tokenizer,

@@ -19,6 +19,7 @@ from lora_chat.models.hub import find_cached_adapter, find_cached_base, find_or_
 from lora_chat.models.other_kinds import explain_other_adapter_folder
 from lora_chat.pipeline.base_precision import adopt_base_precision
 from lora_chat.pipeline.choose_template import install_trained_template
+from lora_chat.pipeline.choose_thinking import install_trained_thinking
 from lora_chat.pipeline.install_tokens import install_trained_tokens
 from lora_chat.pipeline.missing_base import HUB_ID, explain_missing_base
 from lora_chat.runs.origin import find_foreign_reason, sign_run
@@ -241,6 +242,7 @@ def resolve_adapter(
     )
     if stored.folder is not None:
         check_tokenizer_beside(stored.name, stored.folder, base, tokenizer, force=trust.force_base)
+    install_trained_thinking(stored, tokenizer)
     runs_template = not (has_own_template and trust.compare_template_only)
     install_trained_tokens(stored, base, tokenizer, run_template=runs_template)
     return bind_adapter(

@@ -5,12 +5,14 @@ import logging
 from lora_chat.config.plan import plan_inference_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.data.encoding.chat_template import install_template
+from lora_chat.data.encoding.thinking import ThinkingValue
 from lora_chat.errors import UnavailableError
 from lora_chat.inference.chat import ChatSession
 from lora_chat.models.adapter_files import is_adapter_folder
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.base_precision import adopt_base_precision
+from lora_chat.pipeline.choose_thinking import override_default
 from lora_chat.pipeline.open_adapter import TrustOptions, is_adapter_of_hub, open_adapter
 from lora_chat.runs.run_folder import is_run_folder
 from lora_chat.sharing.parcel import is_parcel
@@ -25,7 +27,13 @@ _MAX_SHOWN_CHARACTERS = 2000
 
 
 def open_chat(
-    source: str, mode: str | None, system: str | None, max_new_tokens: int, as_json: bool, trust: TrustOptions
+    source: str,
+    mode: str | None,
+    system: str | None,
+    max_new_tokens: int,
+    as_json: bool,
+    trust: TrustOptions,
+    thinking: ThinkingValue | None = None,
 ) -> ChatSession:
     """Load a model for chat. Raise UnavailableError if `source` is not a run, parcel, adapter or base."""
     path = expand_user_path(source)
@@ -54,6 +62,8 @@ def open_chat(
         stop_ids = read_stop_ids(base, tokenizer)
         logger.info(f"Loading {source} ({precision.mode}, {precision.dtype}, on {precision.device})")
         model = load_base_model(base, precision)
+    if thinking is not None:
+        override_default(tokenizer, thinking)
     model.eval()
     return ChatSession(model, tokenizer, stop_ids, system, max_new_tokens, as_json)
 

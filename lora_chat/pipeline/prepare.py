@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from lora_chat.models.identity import Identity, compute_identity
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.models.token_rows import resolve_token_ids
 from lora_chat.pipeline.base_precision import plan_base_precision
+from lora_chat.pipeline.choose_thinking import configure_thinking, decide_default, describe_thinking
 from lora_chat.pipeline.install_tokens import install_recipe_tokens, read_new_tokens
 from lora_chat.pipeline.load_data import find_data_files, read_data
 from lora_chat.pipeline.parent import Parent
@@ -144,7 +145,10 @@ def prepare_run(plan: Plan, parent: Parent | None = None, *, accept_template: bo
     settings = check_adapter_attaches(skeleton, adapter, tuple(new_tokens.values()))
     if note := format_expert_note(skeleton, plan.adapter, settings.target_modules):
         logger.info(note)
+    continued = parent.stored.identity if parent is not None and not parent.is_merged else None
+    configure_thinking(tokenizer, plan.data.thinking, stop_ids, continued)
     data = read_data(plan, files, tokenizer, stop_ids, read_max_positions(base))
+    thinking = decide_default(tokenizer, data.statistics.total, continued)
     check_warmup(len(data.train.rows), plan.training)
     return PreparedRun(
         base=base,
@@ -154,6 +158,7 @@ def prepare_run(plan: Plan, parent: Parent | None = None, *, accept_template: bo
                 "system": data.system,
                 "kept_tokens": read_kept_tokens(tokenizer) or None,
                 "new_tokens": new_tokens or None,
+                "thinking": thinking,
                 "token_rule": LAST_RULE if depends_on_token_rule(tokenizer) else None,
             }
         ),
@@ -161,7 +166,7 @@ def prepare_run(plan: Plan, parent: Parent | None = None, *, accept_template: bo
         precision=precision,
         train=data.train,
         validation=data.validation,
-        statistics=data.statistics,
+        statistics=replace(data.statistics, thinking=describe_thinking(thinking, data.statistics.total)),
         adapter=adapter,
         questions=files.questions,
     )

@@ -56,6 +56,8 @@ def describe_run(
     }
     if identity.kept_tokens:
         fields["data.kept_tokens"] = [*identity.kept_tokens]
+    if identity.thinking is not None:
+        fields["data.thinking"] = identity.thinking.model_dump()
     for name, section in (("adapter", plan.adapter), ("precision", plan.precision), ("training", plan.training)):
         fields |= {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}
     if parent is not None:

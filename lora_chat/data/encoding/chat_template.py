@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -87,12 +87,13 @@ def render_texts(
     *,
     add_generation_prompt: bool,
     tools: Sequence[ToolDescription] | None = None,
+    arguments: Mapping[str, object] | None = None,
 ) -> list[str]:
     """Return chats as text, each with the opening of a reply if `add_generation_prompt` is set.
 
     Raises DataError if the template refuses them, and TemplateError if it takes more time or memory than any real one.
     """
-    (texts,) = render_jobs(tokenizer, [RenderJob(chats, add_generation_prompt, tools)])
+    (texts,) = render_jobs(tokenizer, [RenderJob(chats, add_generation_prompt, tools, arguments or {})])
     if isinstance(texts, DataError):
         raise texts
     return texts
@@ -118,7 +119,7 @@ def is_trusted_template(template: str) -> bool:
 
 def _render_in_process(template: str, special: dict[str, object], job: RenderJob) -> list[str] | DataError:
     """Render a job with a trusted template."""
-    template_args = {"tools": list(job.tools) if job.tools else None, "documents": None}
+    template_args = {"tools": list(job.tools) if job.tools else None, "documents": None, **job.arguments}
     try:
         render = _compile_template(template)
         return [
@@ -152,6 +153,7 @@ def render_ids(
     *,
     add_generation_prompt: bool,
     tools: Sequence[ToolDescription] | None = None,
+    arguments: Mapping[str, object] | None = None,
 ) -> list[int]:
     """Return the token ids of messages, with the opening of a reply if `add_generation_prompt` is set.
 
@@ -163,6 +165,10 @@ def render_ids(
     # Clients send empty keys as null, but templates test whether a key exists.
     non_null_messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
     (text,) = render_texts(
-        tokenizer, [text_tokenizer.mark(non_null_messages)], add_generation_prompt=add_generation_prompt, tools=tools
+        tokenizer,
+        [text_tokenizer.mark(non_null_messages)],
+        add_generation_prompt=add_generation_prompt,
+        tools=tools,
+        arguments=arguments,
     )
     return text_tokenizer.tokenize([text])[0].ids

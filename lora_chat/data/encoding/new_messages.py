@@ -36,7 +36,8 @@ def _find_message(reader: TurnReader, request: ReplyRequest, turn: Turn, index: 
     changed = [*request.messages[: turn.message_index]]
     changed[index] = _change_first_letter(message, content)
     try:
-        (prompt,) = reader.render([changed], request.tools, add_generation_prompt=True)
+        arguments = reader.choose_arguments(request.messages[turn.message_index])
+        (prompt,) = reader.render([changed], request.tools, add_generation_prompt=True, arguments=arguments)
     except DataError:
         return len(turn.prompt)
     begin = common_prefix_length(prompt, turn.prompt)

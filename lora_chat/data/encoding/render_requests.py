@@ -1,7 +1,7 @@
 """Chats to render, and the requests that carry them to the template worker."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lora_chat.data.dialogue import ChatMessage, ToolDescription
 from lora_chat.data.encoding.template_worker import RenderRequest, RequestedJob
@@ -23,6 +23,8 @@ class RenderJob:
     chats: Sequence[Messages]
     add_generation_prompt: bool
     tools: Sequence[ToolDescription] | None = None
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    """Further variables of the template, such as `enable_thinking`."""
 
 
 def split_into_requests(
@@ -64,7 +66,14 @@ class _RequestBuilder:
             if job.tools:
                 self._tools.append(job.tools)
             tools_index = len(self._tools) - 1 if job.tools else None
-            self._jobs.append({"chats": [], "reply_follows": job.add_generation_prompt, "tools": tools_index})
+            self._jobs.append(
+                {
+                    "chats": [],
+                    "reply_follows": job.add_generation_prompt,
+                    "tools": tools_index,
+                    "arguments": dict(job.arguments),
+                }
+            )
             self.job_numbers.append(owner)
         self._jobs[-1]["chats"].append(([self._register_message(message) for message in chat], size))
         self.size += size

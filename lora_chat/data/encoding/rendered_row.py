@@ -27,6 +27,7 @@ class EncodedDialogue:
     """Tokens and supervised tokens of the content of each role; text that the template adds counts for none."""
     replies_without_reasoning: int = 0
     """Number of replies without reasoning after a prompt that opens it."""
+    replies_with_thoughts: int = 0
 
     @property
     def supervised_tokens(self) -> int:
@@ -108,11 +109,11 @@ def label_row(
             )
         labels[begin:end] = text.ids[begin:end]
         ends.append((turn.message_index + 1, end))
-    replies_without_reasoning = sum(
-        turn.without_reasoning for turn in rendered.turns if turn.message_index not in rendered.untrained
-    )
+    trained = [turn for turn in rendered.turns if turn.message_index not in rendered.untrained]
+    replies_without_reasoning = sum(turn.without_reasoning for turn in trained)
+    replies_with_thoughts = sum(turn.has_thought for turn in trained)
     roles = _count_role_tokens(rendered, text, labels)
-    return EncodedDialogue(text.ids, labels, tuple(ends), roles, replies_without_reasoning)
+    return EncodedDialogue(text.ids, labels, tuple(ends), roles, replies_without_reasoning, replies_with_thoughts)
 
 
 def _find_borders(rendered: RenderedRow, turn: Turn, text: TokenizedText, tokenizer: TextTokenizer) -> _Borders | None:

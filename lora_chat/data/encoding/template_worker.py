@@ -31,6 +31,8 @@ class RequestedJob(TypedDict):
     reply_follows: bool
     tools: int | None
     """Number of the tools, if there are any."""
+    arguments: dict[str, object]
+    """Further variables of the template."""
 
 
 class RenderRequest(TypedDict):
@@ -111,7 +113,7 @@ def render_request(request: RenderRequest, compile_template: Callable[[str], Cal
             "tools": None if job["tools"] is None else tools[job["tools"]],
             "documents": None,
         }
-        arguments["add_generation_prompt"] = job["reply_follows"]
+        arguments |= job["arguments"] | {"add_generation_prompt": job["reply_follows"]}
         try:
             render = compile_template(request["template"])
         except MemoryError:

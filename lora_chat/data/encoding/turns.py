@@ -5,8 +5,8 @@ whose prompt at inference cannot be determined is refused with the reason.
 """
 
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from lora_chat.data.dialogue import ChatMessage, ToolDescription
 from lora_chat.data.encoding.chat_template import render_jobs, render_texts
 from lora_chat.data.encoding.control_tokens import LITERAL_START
 from lora_chat.data.encoding.render_requests import Messages, RenderJob
+from lora_chat.data.encoding.thinking import has_thought, read_thinking, strip_empty_thought, thinking_arguments
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ THINK, END_THINK = "<think>", "</think>"
 _OPEN_THINK_AT_END = re.compile(rf"{THINK}\s*\Z")
 _CLOSED_THINK_AT_END = re.compile(rf"{END_THINK}\s*\Z")
 _INLINE_REASONING = re.compile(rf"\s*{THINK}(.*?){END_THINK}\s*(.*)\Z", re.DOTALL)
+_EMPTY_BLOCK = re.compile(rf"\s*{THINK}\s*{END_THINK}\s*")
+_CLOSING_BLOCK = re.compile(rf"\s*{END_THINK}\s*")
 _UNMARKED_THINK_END = re.compile(rf"(?<!{LITERAL_START}){END_THINK}")
 
 
@@ -40,6 +43,7 @@ class Turn:
     reply: str
     without_reasoning: bool = False
     """Whether the prompt opens reasoning and the reply has none, so that the model learns to skip reasoning."""
+    has_thought: bool = False
 
     @property
     def text(self) -> str:
@@ -54,14 +58,19 @@ class ReplyRequest:
     messages: Messages
     tools: Tools
     reply_indices: Sequence[int]
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    """Further variables of the template, such as the position of its switch for thoughts."""
 
     @cached_property
     def jobs(self) -> list[RenderJob]:
         """Return the jobs that render its prompts, its chats up to each reply, and the same chats without tools."""
         prompts = [self.messages[:index] for index in self.reply_indices if index]
         chats = [self.messages[: index + 1] for index in self.reply_indices]
-        jobs = [RenderJob(prompts, True, self.tools), RenderJob(chats, False, self.tools)]
-        return [*jobs, RenderJob(chats, False)] if self.tools else jobs
+        jobs = [
+            RenderJob(prompts, True, self.tools, self.arguments),
+            RenderJob(chats, False, self.tools, self.arguments),
+        ]
+        return [*jobs, RenderJob(chats, False, arguments=self.arguments)] if self.tools else jobs
 
 
 class TurnReader:
@@ -73,19 +82,30 @@ class TurnReader:
         self._stop_tokens = tuple(stops)
         self._stop_pattern = re.compile(f"(?<!{LITERAL_START})(?:{'|'.join(map(re.escape, stops))})")
         self._turn_openings: dict[bool, str] = {}
+        self._thinking = read_thinking(tokenizer)
 
-    def render(self, chats: Sequence[Messages], tools: Tools, *, add_generation_prompt: bool) -> list[str]:
+    def render(
+        self,
+        chats: Sequence[Messages],
+        tools: Tools,
+        *,
+        add_generation_prompt: bool,
+        arguments: Mapping[str, object] | None = None,
+    ) -> list[str]:
         """Return chats as text."""
-        return render_texts(self._tokenizer, chats, add_generation_prompt=add_generation_prompt, tools=tools)
+        return render_texts(
+            self._tokenizer, chats, add_generation_prompt=add_generation_prompt, tools=tools, arguments=arguments
+        )
 
     @cached_property
     def supports_reasoning(self) -> bool:
         """Return whether the template writes reasoning, or opens it in the prompt."""
         question, reasoning = {"role": "user", "content": "q"}, "some thought"
         answer = {"role": "assistant", "content": "a", "reasoning_content": reasoning, "thinking": reasoning}
+        arguments = self._thinking.switch.arguments("on") if self._thinking else {}
         try:
-            (chat_text,) = self.render([[question, answer]], None, add_generation_prompt=False)
-            (prompt,) = self.render([[question]], None, add_generation_prompt=True)
+            (chat_text,) = self.render([[question, answer]], None, add_generation_prompt=False, arguments=arguments)
+            (prompt,) = self.render([[question]], None, add_generation_prompt=True, arguments=arguments)
         except DataError:
             return False
         return reasoning in chat_text or _OPEN_THINK_AT_END.search(prompt) is not None
@@ -96,7 +116,7 @@ class TurnReader:
             return message
         match = _INLINE_REASONING.match(message["content"])
         if not match or not self.supports_reasoning:
-            return message
+            return strip_empty_thought(message) if self._thinking else message
         reasoning = match[1].strip()
         return message | {"reasoning_content": reasoning, "thinking": reasoning, "content": match[2]}
 
@@ -110,9 +130,31 @@ class TurnReader:
 
         All requests are rendered together, because each call of the template worker waits for an answer.
         """
-        jobs = [job for request in requests for job in request.jobs]
+        parts = [self._split_by_thinking(request) for request in requests]
+        jobs = [job for request_parts in parts for part in request_parts for job in part.jobs]
         rendered = iter(render_jobs(self._tokenizer, jobs))
-        return [self._parse_turns(request, list(islice(rendered, len(request.jobs)))) for request in requests]
+        return [
+            _join_parts([self._parse_turns(part, list(islice(rendered, len(part.jobs)))) for part in request_parts])
+            for request_parts in parts
+        ]
+
+    def choose_arguments(self, reply: ChatMessage) -> dict[str, object]:
+        """Return the further variables of the template for a reply."""
+        return thinking_arguments(self._tokenizer, reply)
+
+    def _split_by_thinking(self, request: ReplyRequest) -> list[ReplyRequest]:
+        """Return a request for each position of the switch for thoughts that its replies need."""
+        if self._thinking is None:
+            return [request]
+        values = [self._thinking.choose(request.messages[index]) for index in request.reply_indices]
+        return [
+            replace(
+                request,
+                reply_indices=[i for i, chosen in zip(request.reply_indices, values, strict=True) if chosen == value],
+                arguments=self._thinking.switch.arguments(value),
+            )
+            for value in dict.fromkeys(values)
+        ]
 
     def _parse_turns(self, request: ReplyRequest, rendered: Sequence[list[str] | DataError]) -> list[Turn] | DataError:
         texts = []
@@ -127,39 +169,51 @@ class TurnReader:
             if request.reply_indices[0] == 0:
                 prompts = [self._find_opening(request.tools), *prompts]
             return [
-                self._parse_turn(request.messages, request.tools, index, prompt, chat)
+                self._parse_turn(request, index, prompt, chat)
                 for index, prompt, chat in zip(request.reply_indices, prompts, chats, strict=True)
             ]
         except DataError as error:
             return error
 
-    def _parse_turn(self, messages: Messages, tools: Tools, message_index: int, prompt: str, chat: str) -> Turn:
+    def _parse_turn(self, request: ReplyRequest, message_index: int, prompt: str, chat: str) -> Turn:
         """Return the turn whose reply ends the rendered `chat`."""
-        message = messages[message_index]
+        message = request.messages[message_index]
         if chat.startswith(prompt):
             tail = chat[len(prompt) :]
         else:
-            tail = self._reply_after_rewritten_history(messages, tools, message_index, prompt, chat)
+            tail = self._reply_after_rewritten_history(request, message_index, prompt, chat)
         if _OPEN_THINK_AT_END.search(prompt) and not _UNMARKED_THINK_END.search(tail):
             # The prompt opens reasoning and the template does not close it, so the reply must.
             tail = f"{message.get('reasoning_content', '')}\n{END_THINK}\n\n{tail.lstrip()}"
         _check_rendered(message, tail, message_index + 1)
         reply = self._cut_after_stop(tail) or tail + self._find_turn_opening(message, message_index + 1)
         opened = _OPEN_THINK_AT_END.search(prompt) is not None
-        return Turn(message_index, prompt, reply, without_reasoning=opened and not message.get("reasoning_content"))
+        if self._thinking is not None and not has_thought(message):
+            # The empty block that the template inserts carries no loss, so that the model keeps its thoughts.
+            block = (_CLOSING_BLOCK if opened else _EMPTY_BLOCK).match(reply)
+            inserted = block[0] if block else ""
+            prompt, reply = prompt + inserted, reply[len(inserted) :]
+        return Turn(
+            message_index,
+            prompt,
+            reply,
+            without_reasoning=opened and not message.get("reasoning_content"),
+            has_thought=has_thought(message),
+        )
 
-    def _reply_after_rewritten_history(
-        self, messages: Messages, tools: Tools, message_index: int, prompt: str, chat: str
-    ) -> str:
+    def _reply_after_rewritten_history(self, request: ReplyRequest, message_index: int, prompt: str, chat: str) -> str:
         """Return the reply of a chat whose rendered text does not begin with the prompt."""
+        messages, tools, arguments = request.messages, request.tools, request.arguments
         cue = _OPEN_THINK_AT_END.sub("", prompt)
         if chat.startswith(cue):
             return chat[len(cue) :].removeprefix(THINK)
         # The reply changes how the template renders the history, but inference shows the prompt. The text that opens
         # a reply is the common beginning of two chats that differ only in the reply.
         history, sample_reply = messages[:message_index], {"role": "assistant", "content": "\0"}
-        (history_text,) = self.render([history], tools, add_generation_prompt=False)
-        (sample_chat,) = self.render([[*history, sample_reply]], tools, add_generation_prompt=False)
+        (history_text,) = self.render([history], tools, add_generation_prompt=False, arguments=arguments)
+        (sample_chat,) = self.render(
+            [[*history, sample_reply]], tools, add_generation_prompt=False, arguments=arguments
+        )
         cue = cue[len(_common_prefix(cue, history_text)) :]
         head, matched, opening = _common_prefix(chat, sample_chat).rpartition(cue) if cue else ("", "", "")
         if matched and not self._cut_after_stop(opening):
@@ -167,6 +221,7 @@ class TurnReader:
         if _CLOSED_THINK_AT_END.search(prompt) and messages[message_index].get("reasoning_content"):
             raise DataError(
                 f"the base answers without reasoning, and message {message_index + 1} has reasoning; remove it"
+                + (", or use data.thinking: auto" if self._thinking else "")
             )
         raise DataError(
             f"the prompt at inference before message {message_index + 1} differs from the text of the chat template"
@@ -217,6 +272,16 @@ class TurnReader:
         if not self._turn_openings[calls]:
             raise DataError(f"message {number} ends without a stop token; the model would never learn to stop")
         return self._turn_openings[calls]
+
+
+def _join_parts(parts: Sequence[list[Turn] | DataError]) -> list[Turn] | DataError:
+    """Return the turns of all parts of a request in order, or the first reason why one has none."""
+    turns: list[Turn] = []
+    for part in parts:
+        if isinstance(part, DataError):
+            return part
+        turns += part
+    return sorted(turns, key=lambda turn: turn.message_index)
 
 
 def can_share_row(turns: Sequence[Turn]) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.control_tokens import read_kept_tokens
 from lora_chat.data.encoding.ordinary_tokens import read_token_rule
+from lora_chat.data.encoding.thinking import thinking_key
 from lora_chat.data.reading.size_limits import check_regular_file
 from lora_chat.data.storage.build import build_store
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
@@ -109,6 +110,7 @@ def _digest_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
             sorted(tokenizer.added_tokens_encoder.items()),
             read_kept_tokens(tokenizer),
             read_token_rule(tokenizer),
+            thinking_key(tokenizer),
         ],
         default=str,
     )

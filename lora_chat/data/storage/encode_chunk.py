@@ -192,6 +192,7 @@ def _count_rows(
                 replies=len(row.reply_ends),
                 stops=sum(row.labels[end - 1] in stop_ids for _, end in row.reply_ends),
                 thoughtless=row.replies_without_reasoning,
+                thoughts=row.replies_with_thoughts,
                 tokens=len(row.input_ids),
                 supervised_tokens=row.supervised_tokens,
                 longest=len(row.input_ids),

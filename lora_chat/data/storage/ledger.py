@@ -15,6 +15,7 @@ _SUMMED_FIELDS = (
     "replies",
     "stops",
     "thoughtless",
+    "thoughts",
     "redacted",
     "tokens",
     "supervised_tokens",
@@ -47,6 +48,8 @@ class Ledger(LineCounts):
     """Number of replies that end with a trained stop token."""
     thoughtless: int = 0
     """Number of replies without reasoning after a prompt that opens it, which teach the model to skip reasoning."""
+    thoughts: int = 0
+    """Number of replies with reasoning."""
     redacted: int = 0
     """Number of text spans that were replaced by marks."""
     tokens: int = 0
