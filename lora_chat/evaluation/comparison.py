@@ -10,7 +10,7 @@ from lora_chat.config.recipe import EvaluationSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.dialogue import Dialogue, Message
 from lora_chat.data.encoding.chat_template import render_ids
-from lora_chat.data.encoding.thinking import thinking_arguments
+from lora_chat.data.encoding.thinking_switch import thinking_arguments
 from lora_chat.evaluation.loss import evaluate_loss
 from lora_chat.evaluation.metrics import METRICS, Measurement, MetricFigures, compute_metrics
 from lora_chat.evaluation.questions import Question

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_chat.config.plan import Dtype
-from lora_chat.data.encoding.thinking import forced_default
+from lora_chat.data.encoding.thinking_switch import forced_default
 from lora_chat.errors import UsageError
 from lora_chat.export.exporter import ExportJob
 from lora_chat.export.formats import DEFAULT_GGUF_TYPE, GGUF_TYPES

@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from lora_chat.config.base import MAX_NAMED_TOKENS, StrictModel, TokenText, UniqueTokens
 from lora_chat.data.encoding.ordinary_tokens import LAST_RULE
-from lora_chat.data.encoding.thinking import ThinkingMode, ThinkingValue, read_switch
+from lora_chat.data.encoding.thinking_switch import ThinkingMode, ThinkingValue, read_switch
 from lora_chat.errors import IntegrityError
 from lora_chat.models.base_model import TOKENIZER_SAMPLE_TEXT, LocalBase, read_config
 from lora_chat.models.base_settings import canonical_json, read_compared_fields

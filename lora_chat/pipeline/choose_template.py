@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.bundled_templates import find_bundled_template
 from lora_chat.data.encoding.chat_template import install_template
-from lora_chat.data.encoding.thinking import iterate_variants
+from lora_chat.data.encoding.thinking_switch import iterate_variants
 from lora_chat.errors import ConsentError
 from lora_chat.models.adapter_config import StoredAdapter
 from lora_chat.models.foreign.chat_template import is_same_template

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lora_chat.data.encoding.thinking import (
+from lora_chat.data.encoding.thinking_switch import (
     Thinking,
     ThinkingMode,
     ThinkingValue,

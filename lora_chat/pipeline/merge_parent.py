@@ -7,7 +7,7 @@ from dataclasses import replace
 from lora_chat.config.plan import BYTES_BY_DTYPE, Plan
 from lora_chat.config.recipe import BaseSection
 from lora_chat.data.encoding.chat_template import install_template
-from lora_chat.data.encoding.thinking import read_thinking, set_thinking
+from lora_chat.data.encoding.thinking_switch import read_thinking, set_thinking
 from lora_chat.errors import DiskFullError, IntegrityError
 from lora_chat.export.merge import AdapterBlend, merge_blend
 from lora_chat.export.parity.default_prompts import make_default_samples

@@ -5,7 +5,7 @@ import logging
 from lora_chat.config.plan import plan_inference_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.data.encoding.chat_template import install_template
-from lora_chat.data.encoding.thinking import ThinkingValue
+from lora_chat.data.encoding.thinking_switch import ThinkingValue
 from lora_chat.errors import UnavailableError
 from lora_chat.inference.chat import ChatSession
 from lora_chat.models.adapter_files import is_adapter_folder

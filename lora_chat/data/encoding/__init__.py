@@ -12,7 +12,7 @@
 - rendered_row: A row as text, and the labels of its tokens
 - template_renderer: Start the worker that renders untrusted chat templates, and send it requests
 - template_worker: Worker process that renders untrusted chat templates under limits
-- thinking: The switch of chat templates for thoughts
+- thinking_switch: The switch of chat templates for thoughts
 - tokenizer: Tokenize rendered texts and find the token borders of turns
 - turns: Split a rendered dialogue into the prompt and the reply of each turn
 """

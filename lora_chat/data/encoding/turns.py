@@ -15,7 +15,7 @@ from lora_chat.data.dialogue import ChatMessage, ToolDescription
 from lora_chat.data.encoding.chat_template import render_jobs, render_texts
 from lora_chat.data.encoding.control_tokens import LITERAL_START
 from lora_chat.data.encoding.render_requests import Messages, RenderJob
-from lora_chat.data.encoding.thinking import has_thought, read_thinking, strip_empty_thought, thinking_arguments
+from lora_chat.data.encoding.thinking_switch import has_thought, read_thinking, strip_empty_thought, thinking_arguments
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.control_tokens import read_kept_tokens
 from lora_chat.data.encoding.ordinary_tokens import read_token_rule
-from lora_chat.data.encoding.thinking import thinking_key
+from lora_chat.data.encoding.thinking_switch import thinking_key
 from lora_chat.data.reading.size_limits import check_regular_file
 from lora_chat.data.storage.build import build_store
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions

@@ -10,7 +10,7 @@ from test_encode import CHATML
 from lora_chat.config.data import DataSection
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.encoding.encode import IGNORE_INDEX, encode_dialogue
-from lora_chat.data.encoding.thinking import (
+from lora_chat.data.encoding.thinking_switch import (
     Thinking,
     find_switch,
     forced_default,

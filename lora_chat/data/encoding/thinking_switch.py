@@ -112,7 +112,7 @@ def thinking_arguments(tokenizer: "PreTrainedTokenizerBase", reply: ChatMessage)
 
 
 def has_thought(message: ChatMessage) -> bool:
-    """Return whether a reply has thoughts, in a field of its own or in tags at the beginning of its text."""
+    """Return whether a reply has thoughts, in their own field or in tags at the beginning of its text."""
     if str(message.get("reasoning_content") or "").strip():
         return True
     match = _INLINE_THOUGHT.match(str(message.get("content") or ""))
