@@ -92,8 +92,9 @@ class DataSection(StrictModel):
     limit: RowLimit | None = None
     """Number of rows that are read of each source: the first ones of its files in their order, faulty ones included.
     The rest of the files is not read."""
-    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the training dialogues that becomes the validation set if there is no validation file."""
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the training dialogues that becomes the validation set if there is no validation file. With 0 there is
+    no validation set: all dialogues are trained on, and the loss is not compared with the base's."""
     validation_limit: Annotated[int, Field(ge=1)] = 1000
     """Maximum number of dialogues that `validation_share` takes. More take time and do not make the measured loss much
     more precise."""
@@ -135,6 +136,11 @@ class DataSection(StrictModel):
     def _check_loss(self) -> "DataSection":
         check_loss(self.turns, self.loss)
         return self
+
+    @property
+    def has_validation(self) -> bool:
+        """Return whether there is a validation set."""
+        return self.validation is not None or self.validation_share > 0
 
     @property
     def train_sources(self) -> tuple[SourceSection, ...]:

@@ -88,6 +88,11 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     """Resolve a recipe for a machine. Raises RecipeError for settings that cannot work on any machine."""
     check_target_modules(recipe.adapter)
     _check_initialization(recipe)
+    if recipe.evaluation.each_epoch and not recipe.data.has_validation:
+        raise RecipeError(
+            "evaluation.each_epoch needs a validation set, but data.validation_share is 0. Fix: name data.validation, "
+            "or --set evaluation.each_epoch=false."
+        )
     precision = plan_precision(recipe.quantization, hardware)
     return Plan(
         base=recipe.base,

@@ -110,12 +110,20 @@ def build_block_set(ids: Sequence[list[int]]) -> DialogueSet:
     return DialogueSet(EncodedRows(table), (), len(ids))
 
 
+def build_empty_set() -> DialogueSet:
+    """Return a set of no dialogues, for data without a validation set."""
+    from datasets import Dataset, Features, List, Value
+
+    features = Features({"input_ids": List(Value("int32")), "labels": List(Value("bool"))})
+    return DialogueSet(EncodedRows(Dataset.from_dict({"input_ids": [], "labels": []}, features)), ())
+
+
 def concatenate_sets(sets: Sequence[DialogueSet]) -> DialogueSet:
     """Return the concatenation of sets, with sets of blocks last."""
     from datasets import concatenate_datasets
 
-    if len(sets) == 1:
-        return sets[0]
+    if len(sets) <= 1:
+        return sets[0] if sets else build_empty_set()
     sets = sorted(sets, key=lambda dialogues: dialogues.block_count > 0)
     table = concatenate_datasets([dialogues.rows.dataset.with_format(None) for dialogues in sets])
     units_by_store = tuple(part for dialogues in sets for part in dialogues.units_by_store)

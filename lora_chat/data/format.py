@@ -28,7 +28,7 @@ def statistics_summary(statistics: DataStatistics) -> list[str]:
     ledger = statistics.total
     lines = [
         f"Data      {_format_files(ledger)}: {_format_line_counts(ledger)}",
-        f"Dialogues {statistics.train_dialogues:,} to train on, {statistics.validation_dialogues:,} held out; longest "
+        f"Dialogues {statistics.train_dialogues:,} to train on, {_format_held_out(statistics)}; longest "
         f"{ledger.longest:,} tokens; loss on {ledger.supervised_tokens:,} of {ledger.tokens:,} tokens",
     ]
     lines += [f"Rows      {line}" for line in _format_rows(ledger)]
@@ -78,6 +78,13 @@ def _format_rows(ledger: Ledger) -> Iterator[str]:
     )
 
 
+def _format_held_out(statistics: DataStatistics) -> str:
+    """Format the number of held-out dialogues; without any, the loss is not compared with the base's."""
+    if not statistics.validation_dialogues:
+        return "none held out (no validation loss is measured)"
+    return f"{statistics.validation_dialogues:,} held out"
+
+
 def _format_files(ledger: Ledger) -> str:
     """Format the name of a file, or the number of files, and their formats."""
     files = ledger.files
@@ -116,11 +123,10 @@ def format_statistics(statistics: DataStatistics) -> str:
         lines += [f"  {'rows':<10}  {text}" for text in notes]
         lines += [f"  {'refused':<10}  {text}" for text in source.ledger.refusals]
         lines += [f"  {'too long':<10}  {text}" for text in source.ledger.over_long]
-    held_out = statistics.validation_dialogues
     lines += [
         "",
-        f"dialogues     {statistics.train_dialogues:,} to train on, {held_out:,} held out, {statistics.duplicates:,} "
-        f"duplicates",
+        f"dialogues     {statistics.train_dialogues:,} to train on, {_format_held_out(statistics)}, "
+        f"{statistics.duplicates:,} duplicates",
         *(f"left out      {line}" for line in _format_left_out(statistics)),
         f"rows          {statistics.train_rows:,} an epoch",
         *(f"              {line}" for line in _format_rows(ledger)),

@@ -21,6 +21,21 @@ class RowLengths:
     """Tokens up to the last one with loss; the fast path drops the rest of a row."""
     supervised: "Numbers"
 
+    @property
+    def longest(self) -> int:
+        """Return the tokens of the longest row, at least 1."""
+        return int(self.tokens.max(initial=1))
+
+    @property
+    def most_supervised(self) -> int:
+        """Return the largest number of supervised tokens of a row, at least 1."""
+        return int(self.supervised.max(initial=1))
+
+    @property
+    def mean_tokens(self) -> float:
+        """Return the mean length of a row; 0 without rows."""
+        return float(self.tokens.mean()) if len(self.tokens) else 0.0
+
 
 @dataclass(frozen=True)
 class DataLengths:
@@ -43,6 +58,9 @@ def measure_rows(rows: EncodedRows) -> RowLengths:
     import numpy as np
 
     parts = [_measure_chunk(chunk) for chunk in rows.dataset.data.column("labels").chunks if len(chunk)]
+    if not parts:
+        none = np.zeros(0, np.int64)
+        return RowLengths(none, none, none)
     tokens, through_last_label, supervised = (np.concatenate(column) for column in zip(*parts, strict=True))
     index_table = rows.dataset._indices
     if index_table is not None:

@@ -124,8 +124,12 @@ class EvaluationTask:
     def measure(self, model: "PreTrainedModel | PeftModel", model_name: str) -> ModelOutputs:
         """Return the validation loss and a reply to each prompt; `model_name` is for the progress message."""
         logger.info(f"Measuring {model_name}: {len(self.validation)} validation dialogues, {len(self.prompts)} replies")
-        loss = evaluate_loss(model, self.validation.rows)
-        replies = generate_replies(model, self.tokenizer, self.prompts, self.stop_ids, self.max_new_tokens)
+        loss = evaluate_loss(model, self.validation.rows) if len(self.validation) else None
+        replies = (
+            generate_replies(model, self.tokenizer, self.prompts, self.stop_ids, self.max_new_tokens)
+            if self.prompts
+            else []
+        )
         n = len(self.samples)
         return ModelOutputs(Measurement(loss, self.questions, replies[n:]), replies[:n])
 

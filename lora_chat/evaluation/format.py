@@ -8,6 +8,8 @@ from lora_chat.evaluation.metrics import METRICS
 
 def format_comparison(report: ComparisonReport) -> str:
     """Format the metrics and sample replies of base and adapted model."""
+    if not report.figures:
+        return "Nothing was compared with the base: there is no validation set (data.validation_share: 0)."
     rows = [("", "base", "adapted")]
     for metric in METRICS:
         if pair := report.figures.get(metric.name):

@@ -123,8 +123,11 @@ def read_outputs(
 ) -> ModelOutputs:
     """Return the outputs of one side of a comparison with the base."""
     answers = [getattr(answer, side) for answer in report.answers]
-    loss = report.figures["validation_loss"][side]
-    return ModelOutputs(Measurement(loss, questions, answers), [getattr(sample, side) for sample in report.samples])
+    losses = report.figures.get("validation_loss")
+    return ModelOutputs(
+        Measurement(losses[side] if losses else None, questions, answers),
+        [getattr(sample, side) for sample in report.samples],
+    )
 
 
 def format_generations(report: GenerationsReport) -> str:
@@ -144,7 +147,7 @@ def format_generations(report: GenerationsReport) -> str:
 
 def format_forgetting(report: GenerationsReport) -> str:
     """Describe in one sentence whether the child forgot what its parent knew."""
-    if report.parent_data is None:
+    if report.parent_data is None or "validation_loss" not in report.parent_data.figures:
         return "What the child forgot was not measured, because the parent's held-out data is unknown."
     losses = report.parent_data.figures["validation_loss"]
     parent, child = losses["parent"] or 0.0, losses["child"] or 0.0

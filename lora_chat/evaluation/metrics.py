@@ -27,8 +27,8 @@ class MetricFigures(TypedDict):
 class Measurement:
     """The measurements of one model, base or adapted."""
 
-    loss: float
-    """Mean loss of a supervised token of the validation set, in nats."""
+    loss: float | None
+    """Mean loss of a supervised token of the validation set, in nats; None without a validation set."""
     questions: Sequence[Question]
     answers: Sequence[str]
     """The model's reply to each question."""
@@ -85,7 +85,7 @@ METRICS = (
     Metric(
         "perplexity",
         "perplexity",
-        lambda measured: perplexity(measured.loss),
+        lambda measured: None if measured.loss is None else perplexity(measured.loss),
         _format_perplexity,
         lower_is_better=True,
         in_summary=False,

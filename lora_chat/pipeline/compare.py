@@ -30,7 +30,7 @@ def compare_run(
     report = compare_models(model, prepared, settings)
     run.write_json(run.comparison, report.as_dict())
     if run.metrics.exists():
-        write_loss_plot(run.metrics, run.plot, report.figures["validation_loss"])
+        write_loss_plot(run.metrics, run.plot, report.figures.get("validation_loss"))
     return report
 
 
@@ -52,6 +52,8 @@ def compare_models(model: "PeftModel", prepared: PreparedEvaluation, settings: E
 def check_longest_dialogue_fits(model: "PeftModel", validation: DialogueSet) -> None:
     """Measure the longest validation dialogue once before training. Raise OutOfMemoryError if it does not fit."""
     rows = validation.rows
+    if not len(rows):
+        return
     longest = int(rows.lengths.argmax())
     try:
         with limited_memory() if model.device.type == "cpu" else nullcontext():

@@ -8,7 +8,7 @@ from lora_chat.audit.redactor import Redactor
 from lora_chat.config.audit import FindingKind
 from lora_chat.config.data import DataSection
 from lora_chat.config.plan import Plan
-from lora_chat.data.dataset import DialogueSet, build_full_set, build_weighted_set, split_by_share
+from lora_chat.data.dataset import DialogueSet, build_empty_set, build_full_set, build_weighted_set, split_by_share
 from lora_chat.data.parsing.system_message import ADDED_NOTE
 from lora_chat.data.sources import EncodedSource, LocalSource, check_sources, find_sources, open_sources
 from lora_chat.data.statistics import DataStatistics, compute_statistics
@@ -100,6 +100,8 @@ def split_data(
     stores, weights = [source.store for source in train], [source.weight for source in train]
     if validation:
         return build_weighted_set(stores, weights, data.seed), build_full_set([source.store for source in validation])
+    if not data.has_validation:
+        return build_weighted_set(stores, weights, data.seed), build_empty_set()
     return split_by_share(stores, weights, data.validation_share, data.seed, data.validation_limit)
 
 

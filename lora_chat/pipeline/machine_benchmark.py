@@ -120,7 +120,6 @@ def _make_request(
     max_tokens = 2 * (plan.training.micro_batch_tokens or _DEFAULT_MICRO_BATCH_TOKENS)
     rows, lengths = choose_benchmark_rows(row_lengths, plan.training.effective_batch_size, max_tokens, _BENCHMARK_STEPS)
     share = float(train.supervised.sum() / train.through_last_label.sum())
-    validation = problem.data.validation.tokens
     return {
         "layers": _choose_layer_counts(problem.shape),
         "may_hold": fits_weight_cache(problem.shape, memory_config_from_plan(plan, problem.shape)),
@@ -132,7 +131,7 @@ def _make_request(
         "share": share,
         "prefix": problem.data.shared_prefix if plan.training.fast_path else 0,
         "vocabulary": problem.shape.vocab_size,
-        "read": max(2, int(validation.mean())),
+        "read": max(2, int(problem.data.validation.mean_tokens)),
         "prompt": max(problem.data.prompt_tokens, default=1),
         "prompts": min(40, len(problem.data.prompt_tokens)),
     }, lengths

@@ -13,6 +13,7 @@ from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.errors import LoraChatError, UsageError
 from lora_chat.export.merge import AdapterBlend
 from lora_chat.export.parity.compare import check_parity
+from lora_chat.export.parity.default_prompts import make_default_samples
 from lora_chat.export.parity.format import format_parity_line
 from lora_chat.export.parity.samples import select_parity_samples
 from lora_chat.export.peft import check_adapter_parity
@@ -148,7 +149,8 @@ def _read_or_run_parity_check(opened: OpenAdapter, run: RunFolder, weights: byte
             return ParityReceipt.model_validate_json(json.dumps(record["report"]))
     stop_ids = read_stop_ids(opened.adapter.base, opened.adapter.tokenizer)
     blend = AdapterBlend(((opened.adapter, 1.0),), opened.precision, tuple(stop_ids))
-    samples = select_parity_samples(prepare_evaluation(opened, EvaluationFiles()).validation)
+    held_out = prepare_evaluation(opened, EvaluationFiles()).validation
+    samples = select_parity_samples(held_out) if len(held_out) else make_default_samples(blend, opened.system)
     report = check_parity(check_adapter_parity(blend, samples, run.adapter), accept=False)
     logger.info(format_parity_line(report))
     record = {"adapter": digest, "report": report.model_dump()}

@@ -173,7 +173,9 @@ def prepare_run(plan: Plan, parent: Parent | None = None, *, accept_template: bo
 
 
 def prepare_held_out(adapter: BoundAdapter, plan: Plan, run: RunFolder) -> PreparedEvaluation:
-    """Read the held-out data and questions of a finished run from its folder."""
+    """Read the held-out data and questions of a finished run from its folder. Raise IntegrityError if it is missing."""
+    if plan.data.has_validation and not (run.validation.is_file() or run.validation_blocks.is_file()):
+        raise IntegrityError(f"{run.validation} is missing: it has the held-out dialogues of the run.")
     return prepare_held_out_files(adapter, plan.data.max_length, run)
 
 

@@ -126,7 +126,7 @@ def estimate_merge_time(
     layers = shape.num_layers
     rows = min(PARITY_MAX_DIALOGUES, len(data.validation.tokens))
     evaluate_seconds = (
-        benchmark.extrapolate("read", layers) / benchmark.evaluated_tokens * float(data.validation.tokens.mean()) * rows
+        benchmark.extrapolate("read", layers) / benchmark.evaluated_tokens * data.validation.mean_tokens * rows
     )
     generate_seconds = benchmark.extrapolate("prefill", layers) + PARITY_MAX_NEW_TOKENS * benchmark.extrapolate(
         "said", layers

@@ -150,8 +150,8 @@ def _estimate_evaluate_phase(
     shape: ModelShape, memory_config: MemoryConfig, data: DataLengths, resident: PhaseMemory
 ) -> PhaseMemory:
     """Return the memory of measuring the loss of the longest validation dialogue, which is a batch of one."""
-    longest = int(data.validation.tokens.max())
-    supervised = int(data.validation.supervised.max())
+    longest = data.validation.longest
+    supervised = data.validation.most_supervised
     forward, _ = estimate_layer_passes(
         shape, "read", memory_config.mode, memory_config.rank, MicroBatch(longest, longest, supervised)
     )

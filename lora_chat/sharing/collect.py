@@ -51,6 +51,7 @@ def collect_recipe(run: RunFolder, base: str) -> dict[str, JsonValue]:
     data, evaluation, start = recipe["data"], recipe["evaluation"], recipe["adapter"].get("start")
     if start is not None and not is_hub_id(start):
         recipe["adapter"]["start"] = public_file_name(start)
+    data["system"] = None  # the base of the receipt has the system message of all dialogues
     for key in ("train", "validation"):
         data[key] = _public_sources(data[key])
     if data["template"] not in (None, *BUNDLED_TEMPLATES):
@@ -103,7 +104,7 @@ def collect_training(run: RunFolder) -> TrainingReceipt:
 
 
 def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
-    """Read the comparison of base and adapted model; None if the run was interrupted or a loss is not finite."""
+    """Read the comparison of base and adapted model; None without a finite loss, as in an interrupted run."""
     if not run.comparison.is_file():
         return None
     comparison = _read_json(run.comparison)
@@ -116,7 +117,9 @@ def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
             if metric.name in ComparisonReceipt.model_fields
             for pair in [comparison[metric.name]]
         }
-        if not all(math.isfinite(value) for value in figures["validation_loss"].values()):
+        if figures["validation_loss"] is None or not all(
+            math.isfinite(value) for value in figures["validation_loss"].values()
+        ):
             return None
         return ComparisonReceipt.model_validate({**figures, "validation_dialogues": comparison["validation_dialogues"]})
 
@@ -136,7 +139,7 @@ def _public_sources(value: JsonValue) -> JsonValue:
     if isinstance(value, list):
         return [_public_sources(inner) for inner in value]
     if isinstance(value, dict):
-        return value | {"path": _public_sources(value.get("path"))}
+        return value | {"path": _public_sources(value.get("path")), "system": None}
     return public_file_name(value) if isinstance(value, str) else value
 
 

@@ -82,7 +82,7 @@ class DataReceipt(StrictModel):
     """SHA-256 of the validation files in the run folder; None if the run has none."""
     train_dialogues: Annotated[Count, Field(ge=1)]
     train_rows: Annotated[Count, Field(ge=1)]
-    validation_dialogues: Annotated[Count, Field(ge=1)]
+    validation_dialogues: Count
     duplicates: Count
     sources: Annotated[tuple[SourceReceipt, ...], Field(max_length=10_000)]
     audit: dict[CountKey, Count]

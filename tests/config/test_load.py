@@ -119,7 +119,7 @@ def test_rejects_value_of_wrong_type(read_error, setting, key):
         "adapter: {variant: loha}",
         "base: {name: ''}",
         "quantization: {mode: 3bit}",
-        "data: {train: a.jsonl, validation_share: 0}",
+        "data: {train: a.jsonl, validation_share: -0.1}",
         "data: {train: a.jsonl, validation_share: 1}",
         "data: {train: a.jsonl, max_length: 7}",
         "data: {train: a.jsonl, skip_bad: -1}",

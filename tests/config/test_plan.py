@@ -202,3 +202,12 @@ def test_a_gpu_without_quantized_kernels_is_refused(mode, capability, advice):
     with pytest.raises(RecipeError, match=f"quantization.mode={advice}"):
         make_plan(recipe(quantization={"mode": mode}), card)
     assert make_plan(recipe(quantization={"mode": advice}), card)
+
+
+def test_refuses_validation_losses_without_a_validation_set():
+    without = {"train": "/d.jsonl", "validation_share": 0.0}
+    with pytest.raises(RecipeError, match="each_epoch needs a validation set"):
+        make_plan(recipe(data=without, evaluation={"each_epoch": True}), cpu())
+    data = without | {"validation": "/v.jsonl"}
+    assert make_plan(recipe(data=data, evaluation={"each_epoch": True}), cpu()).data.has_validation
+    assert not make_plan(recipe(data=without), cpu()).data.has_validation

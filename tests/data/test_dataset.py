@@ -2,8 +2,16 @@ import json
 
 import pytest
 
-from lora_chat.data.dataset import build_block_set, build_full_set, build_weighted_set, concatenate_sets, split_by_share
+from lora_chat.data.dataset import (
+    build_block_set,
+    build_empty_set,
+    build_full_set,
+    build_weighted_set,
+    concatenate_sets,
+    split_by_share,
+)
 from lora_chat.data.encoding.encode import IGNORE_INDEX, encode_dialogue
+from lora_chat.data.lengths import measure_rows
 from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.rows import ReadingOptions
 from lora_chat.data.storage.build import build_store
@@ -177,3 +185,13 @@ def test_counts_a_cut_dialogue_and_cuts_it_the_same_way_again(store_of, tiny_tok
     again = store_of("two", [dialogue.as_row], FORGETS, limit=150, over_long="cut")
     assert ids(build_full_set([again])) == ids(build_full_set([store]))
     assert again.ledger.roles == store.ledger.roles
+
+
+def test_an_empty_set_can_be_measured_and_joined(store_of):
+    nothing = build_empty_set()
+    assert (len(nothing), len(nothing.rows), list(nothing.read()), nothing.rows.lengths.tolist()) == (0, 0, [], [])
+    lengths = measure_rows(nothing.rows)
+    assert (lengths.longest, lengths.most_supervised, lengths.mean_tokens) == (1, 1, 0.0)
+    some = build_full_set([store_of("one", [row(1)])])
+    assert questions(concatenate_sets([nothing, some])) == ["question 1"]
+    assert len(concatenate_sets([])) == 0

@@ -71,3 +71,11 @@ def test_a_new_metric_appears_in_json_and_text(monkeypatch):
     assert report.as_dict()["words"] == {"base": 3.0, "adapted": 3.0}
     assert "mean words of an answer         3.0         3.0" in format.format_comparison(report)
     assert "mean words of an answer 3.0 -> 3.0" in format_changes(report.figures)
+
+
+def test_without_a_validation_set_only_questions_are_compared():
+    without_loss = Measurement(None, QUESTIONS, BASE.answers), Measurement(None, QUESTIONS, ADAPTED.answers)
+    assert set(compute_metrics(*without_loss)) == {"facts"}
+    report = ComparisonReport({}, 0, (), ())
+    assert report.as_dict()["validation_loss"] is None
+    assert "no validation set" in format.format_comparison(report)
