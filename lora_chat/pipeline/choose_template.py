@@ -4,7 +4,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.bundled_templates import find_bundled_template
-from lora_chat.data.encoding.chat_template import install_template
+from lora_chat.data.encoding.chat_template import find_earlier_template, install_template
 from lora_chat.data.encoding.thinking_switch import iterate_variants
 from lora_chat.errors import ConsentError
 from lora_chat.models.adapter_config import StoredAdapter
@@ -31,9 +31,11 @@ def install_trained_template(
     if made_by_user and stored.template is not None:
         tokenizer.chat_template = stored.template
         return False
+    earlier_template = find_earlier_template(tokenizer)
     base_template = install_template(tokenizer)
     if stored.identity is None:
-        if stored.template is None or is_same_template(stored.template, base_template):
+        known = (base_template, earlier_template)
+        if stored.template is None or any(is_same_template(stored.template, text) for text in known):
             return False
         if find_bundled_template(digest_text(stored.template.removesuffix("\n"))):
             tokenizer.chat_template = stored.template.removesuffix("\n")
@@ -46,6 +48,9 @@ def install_trained_template(
         if wanted == digest_text(variant):
             tokenizer.chat_template = variant
             return False
+    if wanted == digest_text(earlier_template):
+        tokenizer.chat_template = earlier_template
+        return False
     bundled = find_bundled_template(wanted)
     if bundled is not None:
         install_template(tokenizer, bundled.name)

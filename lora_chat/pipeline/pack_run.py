@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE
-from lora_chat.data.encoding.chat_template import install_template
+from lora_chat.data.encoding.chat_template import find_earlier_template, install_template
 from lora_chat.errors import LoraChatError, UsageError
 from lora_chat.export.merge import AdapterBlend
 from lora_chat.export.parity.compare import check_parity
@@ -182,7 +182,7 @@ def _find_custom_template(opened: OpenAdapter) -> str | None:
     """Return the chat template; None if it is the base's own or bundled with lora_chat."""
     text = str(opened.adapter.tokenizer.chat_template)
     plain = load_tokenizer(opened.adapter.base)
-    return None if text in (install_template(plain), CHATML_TEMPLATE) else text
+    return None if text in (find_earlier_template(plain), install_template(plain), CHATML_TEMPLATE) else text
 
 
 def _format_packed(parcel: Parcel) -> str:

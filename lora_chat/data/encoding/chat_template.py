@@ -48,8 +48,28 @@ def install_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None = 
                 "This base has several named chat templates and none is called default. "
                 f"Fix: --set data.template={DEFAULT_TEMPLATE.name}, or name a file."
             )
-        tokenizer.chat_template = tokenizer.chat_template["default"]
+        tokenizer.chat_template = _join_named_templates(tokenizer.chat_template)
+    tokenizer.chat_template = str(tokenizer.chat_template).removeprefix(_BYTE_ORDER_MARK)
     return str(tokenizer.chat_template)
+
+
+def find_earlier_template(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the template that earlier versions used for a loaded tokenizer: without `tool_use`, with all bytes."""
+    template: object = tokenizer.chat_template
+    return str(template.get("default") if isinstance(template, dict) else template)
+
+
+def _join_named_templates(templates: Mapping[str, str]) -> str:
+    """Return one template that renders as `default`, and with tools as `tool_use`, as Transformers chooses them.
+
+    The texts begin on their own lines and end in an empty expression, so that the blocks around them strip no blanks.
+    """
+    default = str(templates["default"]).removeprefix(_BYTE_ORDER_MARK)
+    tool_use = str(templates.get("tool_use", default)).removeprefix(_BYTE_ORDER_MARK)
+    if tool_use == default:
+        return default
+    texts = [text.removesuffix("\n") + "{{ '' }}" for text in (tool_use, default)]
+    return f"{{% if tools %}}\n{texts[0]}{{% else %}}\n{texts[1]}{{% endif %}}"
 
 
 def _bundled_text(template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase") -> str:

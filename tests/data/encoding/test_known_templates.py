@@ -13,7 +13,7 @@ import pytest
 import trl
 from test_encode import make_merging_tokenizer
 
-from lora_chat.data.encoding.chat_template import render_ids
+from lora_chat.data.encoding.chat_template import install_template, render_ids, render_texts
 from lora_chat.data.encoding.encode import IGNORE_INDEX, encode_dialogue
 from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.errors import DataError
@@ -380,3 +380,25 @@ def test_tokens_that_absorb_following_blanks_change_nothing(base, name):
         for place, _ in row.reply_ends:
             prompt = served(tokenizer, name, TALK[: place - 1], None)
             assert row.input_ids[: len(prompt)] == prompt
+
+
+NAMED = {  # each begins and ends with blanks that the blocks of the joined template must not strip
+    "default": "  {% if true %}\n D {% endif %}\n{% for m in messages %}{{ m.content }}\n{% endfor %}\n  ",
+    "tool_use": "\n {% macro f(t) %}{{ t.function.name }}{% endmacro %}\n{% set x = 'T' %}"
+    "{% for t in tools %}{{ f(t) + x }}\n{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}\n",
+    "rag": "unused",
+}
+LOOK_TOOL = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "{%- if true %}z{% endif %}\n", " {# c #} \n\n"])
+@pytest.mark.parametrize("tools", [None, LOOK_TOOL])
+def test_named_templates_are_chosen_by_tools_as_in_transformers(tiny_tokenizer, ending, tools):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = {name: text + ending for name, text in NAMED.items()}
+    messages = [user("a"), assistant("b")]
+    expected = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    install_template(tokenizer)
+    assert "unused" not in tokenizer.chat_template
+    assert render_texts(tokenizer, [messages], add_generation_prompt=False, tools=tools) == [expected]
+    assert tokenizer.apply_chat_template(messages, tools=tools, tokenize=False) == expected
