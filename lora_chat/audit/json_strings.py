@@ -7,6 +7,9 @@ from typing import TypeAlias
 _MAX_DEPTH = 100
 _MAX_CONTEXT_CHARACTERS = 100
 """Number of characters at the end of a key that are the context of its value. No detector reads more."""
+_MAX_OUTER_CHARACTERS = 40
+"""Number of characters of outer keys in the context, as in `"phone": "home": `."""
+_MAX_EXACT_FLOAT = 2.0**53
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
 
 
@@ -32,11 +35,12 @@ def rewrite_strings(
     if isinstance(value, dict):
         result: dict[str, JsonValue] = {}
         copies: dict[str, int] = {}
+        outer = context[-_MAX_OUTER_CHARACTERS:]
         for key, inner in value.items():
             new = rewrite("", key)
             if new in result:
                 new = _unused_key(new, result, copies)
-            result[new] = rewrite_strings(inner, rewrite, f'"{new[-_MAX_CONTEXT_CHARACTERS:]}": ', levels)
+            result[new] = rewrite_strings(inner, rewrite, f'{outer}"{new[-_MAX_CONTEXT_CHARACTERS:]}": ', levels)
         return result
     if isinstance(value, list):
         return [rewrite_strings(inner, rewrite, context, levels) for inner in value]
@@ -48,7 +52,8 @@ def rewrite_strings(
         return value if new_inside == inside else json.dumps(new_inside, ensure_ascii=False)
     if isinstance(value, bool) or value is None:
         return value
-    text = repr(value)
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < _MAX_EXACT_FLOAT
+    text = str(int(value)) if is_whole else repr(value)
     new = rewrite(context, text)
     return value if new == text else new
 

@@ -13,6 +13,7 @@ _NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
 _WORD = re.compile(r"[A-Za-z0-9]+|[^\W_A-Za-z0-9]+")
 _TOUCHING = re.compile("[A-Za-z0-9À-ɏͰ-ԯ]")
 """Pattern of letters and digits that make another word with the one they touch, unlike Chinese letters."""
+_MAX_COUNTRY_CODE_DIGITS = 3
 _MAX_GROUPS = 10
 """Maximum number of groups in which a number is written."""
 _MIN_NUMBER_CHARACTERS, _MIN_TEXT_CHARACTERS, _MIN_WORD_CHARACTERS = 7, 6, 16
@@ -77,10 +78,11 @@ class KnownValues:
                 if index > first and not _SEPARATOR.fullmatch(text, groups[index - 1].end(), groups[index].start()):
                     break
                 joined += groups[index][0].upper()
-                if len(joined) > self._longest_number:
+                if len(joined) > self._longest_number + _MAX_COUNTRY_CODE_DIGITS:
                     break
-                if joined in self._numbers and _is_free(text, groups[first].start(), groups[index].end()):
-                    matched, mark = index + 1, self._numbers[joined]
+                known = self._numbers.get(joined) or self._find_international(text, groups[first].start(), joined)
+                if known and _is_free(text, groups[first].start(), groups[index].end()):
+                    matched, mark = index + 1, known
             if not matched:
                 first += 1
                 continue
@@ -89,6 +91,14 @@ class KnownValues:
                 start -= 1
             yield start, groups[matched - 1].end(), mark
             first = matched
+
+    def _find_international(self, text: str, start: int, digits: str) -> str | None:
+        """Return the mark of a known phone number that has `+` and a country code here."""
+        if text[start - 1 : start] != "+":
+            return None
+        lengths = range(1, _MAX_COUNTRY_CODE_DIGITS + 1)
+        mark = next((self._numbers[digits[n:]] for n in lengths if digits[n:] in self._numbers), None)
+        return mark if mark == "[PHONE]" else None
 
     def _find_texts(self, text: str) -> Iterator[tuple[int, int, str]]:
         """Yield start, end and mark of the other values in a text."""

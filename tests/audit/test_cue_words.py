@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lora_chat.audit.auditor import Auditor
+from lora_chat.audit.redaction import redact_dialogue
 from lora_chat.audit.sensitive.cue_words import compile_words, split_words
 from lora_chat.audit.sensitive.phones import find_phones
 from lora_chat.audit.sensitive.scan import find_sensitive
@@ -92,6 +93,19 @@ def test_national_ids_need_a_whole_word():
     assert [m.mark for m in find_sensitive(f"my bsn {tax_number}")] == ["[ID]"]
     assert [m.mark for m in find_sensitive(f'"customerBsn": "{tax_number}"')] == ["[ID]"]
     assert not find_sensitive(f"Sofia bought {tax_number}")
+
+
+def test_outer_keys_announce_a_number():
+    for value, expected in (
+        ({"phone": {"home": NUMBER}}, "[PHONE]"),
+        ({"phones": [{"number": NUMBER}]}, "[PHONE]"),
+        ({"phone": {"model": NUMBER}}, NUMBER),
+        ({"phone": "none", "product": {"number": NUMBER}}, NUMBER),
+    ):
+        call = ToolCall("f", json.dumps(value))
+        dialogue = Dialogue((Message("user", "q"), Message("assistant", "", tool_calls=(call,))))
+        clean, _ = redact_dialogue(dialogue, {"personal_data"})
+        assert clean.messages[1].tool_calls[0].arguments == json.dumps(value).replace(NUMBER, expected)
 
 
 def test_product_numbers_in_results_and_calls_are_no_findings():

@@ -37,7 +37,19 @@ def read_arguments(dialogue):
 
 @pytest.mark.parametrize(
     "written",
-    [PHONE, "699-279-2935", "699 279 2935", "(699) 279-2935", "699.279.2935", int(PHONE), [PHONE], {"id": PHONE}],
+    [
+        PHONE,
+        "699-279-2935",
+        "699 279 2935",
+        "(699) 279-2935",
+        "699.279.2935",
+        int(PHONE),
+        float(PHONE),
+        f"+1 {PHONE}",
+        f"+1{PHONE}",
+        [PHONE],
+        {"id": PHONE},
+    ],
 )
 def test_number_of_a_result_is_redacted_in_the_call_too(written):
     given = converse(json.dumps({"phone": PHONE}), {"number": written}, f"I called {PHONE}, not 12345.")
