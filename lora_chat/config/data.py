@@ -70,7 +70,7 @@ class DataSection(StrictModel):
 
     train: Sources
     """Training dialogues: a file, a folder, a glob, a source with its own settings, or a list of these. Files are JSON
-    lines, a JSON list, CSV, TSV or Parquet, optionally compressed with gzip."""
+    lines, other JSON, tables (CSV and others), Parquet or Arrow; all but the last two may be compressed."""
     validation: Sources | None = None
     """Validation dialogues. Without them a share of the training dialogues becomes the validation set."""
     format: DataFormat | None = None

@@ -286,7 +286,7 @@ def _leave_out_repeats(refusals: Sequence[str]) -> list[str]:
     shown = []
     for refusal in refusals:
         reason = re.sub(r"^.*?:\d+: ", "", refusal.partition("\n")[0])
-        counts[reason] += reason.startswith(("is not valid JSON", "has no column"))
+        counts[reason] += reason.startswith(("is not valid JSON", "contains NaN", "has no column"))
         if counts[reason] <= _MAX_SHOWN_REPEATS:
             shown.append(refusal)
     return shown

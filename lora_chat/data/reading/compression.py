@@ -68,7 +68,7 @@ def open_decompressed(path: Path) -> IO[bytes]:
     real data does.
     """
     with path.open("rb") as file:
-        compression = find_compression(file.read(8))
+        compression = find_compression(file.read(16))
     if compression is None:
         return path.open("rb")
     with _explain_damage(path):

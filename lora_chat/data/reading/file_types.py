@@ -37,7 +37,7 @@ def detect_file_kind(path: Path, columns: Collection[str] = (), *, plain_text: b
     A table is recognised by its header and rows. Raises DataError for a file of a kind that is never read.
     """
     with path.open("rb") as file:
-        raw_head = file.read(8)
+        raw_head = file.read(16)
     kind = next((kind for magic, kind in _COLUMN_FILES.items() if raw_head.startswith(magic)), None)
     if kind:
         return kind

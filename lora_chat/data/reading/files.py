@@ -99,7 +99,7 @@ def _read_json_lines(file: IO[bytes]) -> Iterator[RawRow]:
     """Yield lines of JSON; consecutive blank lines are one row, so that millions of them cost little."""
     begin = blank = 0
     try:
-        for number, raw in _read_numbered_lines(file):
+        for number, raw in enumerate(read_bounded_lines(file), 1):
             if not raw.strip():
                 begin, blank = begin or number, blank + 1
                 if blank > MAX_BLANK_LINES:
@@ -109,7 +109,8 @@ def _read_json_lines(file: IO[bytes]) -> Iterator[RawRow]:
             if blank:
                 yield RawRow(begin, blank=True, lines=blank)
                 begin = blank = 0
-            yield RawRow(number, raw=raw)
+            line = raw.rstrip(b"\r\n").removeprefix(BYTE_ORDER_MARK) if number == 1 else raw.rstrip(b"\r\n")
+            yield RawRow(number, raw=line, is_cut_off=not raw.endswith(b"\n"))
     except RowTooLongError as error:
         yield RawRow(error.line, fault=str(error), ends_file=True)
     if blank:

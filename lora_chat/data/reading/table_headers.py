@@ -69,7 +69,9 @@ def _count_columns(text: str, separator: str) -> int:
 def _is_plausible_header(names: Sequence[str]) -> bool:
     """Return whether cells look like names of columns, not like a sentence with commas."""
     stripped = [name.strip() for name in names]
-    if len(set(stripped)) != len(stripped) or sum(map(len, stripped)) > _MAX_HEADER_CHARACTERS:
+    while stripped and not stripped[-1]:  # spreadsheets write empty columns
+        stripped.pop()
+    if len(stripped) < 2 or len(set(stripped)) != len(stripped) or sum(map(len, stripped)) > _MAX_HEADER_CHARACTERS:
         return False
     return all(
         (name or number == 0)
