@@ -18,7 +18,7 @@ def test_a_run_without_a_validation_set_is_finished_packed_and_merged(tmp_path, 
     assert main(["sft", str(RECIPE), "--json", *(option for setting in settings for option in ("--set", setting))]) == 0
     assert "validation_loss" not in json.loads(capsys.readouterr().out)
     run = tmp_path / "runs" / "all-1"
-    statistics = json.loads((run / "statistics.json").read_text())
+    statistics = json.loads((run / "data.json").read_text())
     assert (statistics["train_dialogues"], statistics["validation_dialogues"]) == (8, 0)
     assert json.loads((run / "adapter" / "lora_chat.json").read_text())["system"] == "Be kind."
     assert main(["pack", str(run)]) == 0

@@ -22,6 +22,7 @@ UNDIGESTED = {
     "system/memory_usage.py": "measures the memory of processes",
     "system/process_limits.py": "can only stop a worker",
     "system/regular_files.py": "can only refuse a file",
+    "system/strict_yaml.py": "reads the card that chooses the files, which are in the key",
     "system/shared_folders.py": "checks the owner of a folder",
 }
 UNDIGESTED_OF_DIALOGUES = UNDIGESTED | {
