@@ -27,6 +27,11 @@ def explain_rows(first_rows: Sequence[RawRow], *, is_forced: bool = False) -> Ra
         assert isinstance(value, Mapping)
         known = ", ".join(row_format.name for row_format in ROW_FORMATS if row_format.name != "columns")
         reason = f"has no `messages` and is in none of the formats {known}; {propose_columns([*map(str, value)])}"
+        if len(parsed) == 1 and len(value) > 1 and all(isinstance(item, list | dict) for item in value.values()):
+            kind = (
+                "objects under names" if all(isinstance(item, dict) for item in value.values()) else "lists of columns"
+            )
+            reason = f"has {kind} in place of a list of rows. Fix: write one object with its columns for each row"
         return RawRow(row.line, value, fault=reason, size=row.size)
     if any(row.fault is None for row in parsed):
         row = next(row for row in parsed if row.fault is None)

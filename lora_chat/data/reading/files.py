@@ -33,6 +33,7 @@ _COLUMN_READERS: Mapping[str, Callable[[Path], Iterator[RawRow]]] = {
     "arrow_stream": read_arrow_stream,
 }
 """Reader of each kind of file that Arrow reads."""
+_LINE_FEED = 10
 _TEXT_PIECE_BYTES = 1 << 18
 """Size of a piece of plain text, in bytes; a book is read in pieces to save memory."""
 
@@ -109,8 +110,10 @@ def _read_json_lines(file: IO[bytes]) -> Iterator[RawRow]:
             if blank:
                 yield RawRow(begin, blank=True, lines=blank)
                 begin = blank = 0
-            line = raw.rstrip(b"\r\n").removeprefix(BYTE_ORDER_MARK) if number == 1 else raw.rstrip(b"\r\n")
-            yield RawRow(number, raw=line, is_cut_off=not raw.endswith(b"\n"))
+            line = raw.removesuffix(b"\n").removesuffix(b"\r")
+            if number == 1:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            yield RawRow(number, raw=line) if raw[-1] == _LINE_FEED else RawRow(number, raw=line, is_cut_off=True)
     except RowTooLongError as error:
         yield RawRow(error.line, fault=str(error), ends_file=True)
     if blank:

@@ -175,6 +175,8 @@ REFUSED = {
     "texts": (b'"one"\n"two"\n', "not a JSON object"),
     "lists": (b'["q", "a"]\n["q", "b"]\n', "is a list, not a JSON object"),
     "two lists": (json.dumps({"a": ROWS, "b": ROWS}).encode(), "lists of rows under 'a', 'b'"),
+    "columns": (b'{"question": ["a", "b"], "answer": ["c", "d"]}', "has lists of columns in place of a list of rows"),
+    "rows by name": (json.dumps({"a": row(1), "b": row(2)}).encode(), "has objects under names"),
     "trailing comma": (b'{"messages": [],}\n' * 30, "is not valid JSON"),
     "NaN": (b'{"messages": NaN}\n' * 30, "contains NaN"),
 }  # fmt: skip
