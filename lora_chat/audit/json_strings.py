@@ -40,7 +40,8 @@ def rewrite_strings(
             new = rewrite("", key)
             if new in result:
                 new = _unused_key(new, result, copies)
-            result[new] = rewrite_strings(inner, rewrite, f'{outer}"{new[-_MAX_CONTEXT_CHARACTERS:]}": ', levels)
+            own = f'"{new[-_MAX_CONTEXT_CHARACTERS:]}": '
+            result[new] = rewrite_strings(inner, rewrite, outer + own if _needs_outer(inner) else own, levels)
         return result
     if isinstance(value, list):
         return [rewrite_strings(inner, rewrite, context, levels) for inner in value]
@@ -56,6 +57,11 @@ def rewrite_strings(
     text = str(int(value)) if is_whole else repr(value)
     new = rewrite(context, text)
     return value if new == text else new
+
+
+def _needs_outer(value: JsonValue) -> bool:
+    """Return whether the outer keys may announce a value: only numbers, because longer contexts take time."""
+    return value[-1:].isdigit() and len(value) > 6 if isinstance(value, str) else not isinstance(value, float)
 
 
 def _unused_key(key: str, used: Mapping[str, JsonValue], copies: dict[str, int]) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from pydantic import TypeAdapter
 
@@ -12,6 +12,8 @@ from lora_chat.config.base import NonEmptyStr, StrictModel
 
 _DISTANCE_CHARACTERS = 40
 """Maximum distance of a cue before a number, in characters."""
+_MAX_LOOKBEHIND_CHARACTERS = 16
+"""Number of characters before a cue that decide whether it is a whole word."""
 _ATTACHED = re.compile(r"[ _-]{0,2}[^\W\d_]")
 """Pattern of a word that belongs to the word before it."""
 _NEXT_SENTENCE = re.compile(r"[.!?;|。！？；]\s*(?=[^\W\d_])|\n\s*(?=[^\W\d_])")
@@ -79,11 +81,17 @@ def _load_cues() -> _Cues:
 
 def announces_phone(text: str, start: int) -> bool:
     """Return whether the words before a number at `start` announce a phone number."""
-    cues, first = _load_cues(), max(0, start - _DISTANCE_CHARACTERS)
+    return _ends_with_cue(text[max(0, start - _DISTANCE_CHARACTERS - _MAX_LOOKBEHIND_CHARACTERS) : start])
+
+
+@lru_cache(maxsize=1 << 12)
+def _ends_with_cue(text: str) -> bool:
+    """Return whether a text announces a phone number after it. Cached, because the keys of JSON are repeated."""
+    cues, first = _load_cues(), max(0, len(text) - _DISTANCE_CHARACTERS)
     for patterns, is_cue in ((cues.names, _is_name), (cues.numbers, _is_number_word), (cues.verbs, _is_verb)):
         # A search with bounds still sees the letters before the first character, unlike one in a part of the text.
-        if any(is_cue(match[0], text[match.end() : start]) for match in patterns.finditer(text, first, start)):
-            return not names_other_number(text, start)
+        if any(is_cue(match[0], text[match.end() :]) for match in patterns.finditer(text, first)):
+            return not names_other_number(text, len(text))
     return False
 
 

@@ -30,6 +30,7 @@ UNDIGESTED_OF_DIALOGUES = UNDIGESTED | {
     "config/data_loss.py": "the settings that it resolves are in the key",
     "config/system_message.py": "the text that matters is in the key",
     "system/bounded_call.py": "can only stop a call",
+    "system/strict_yaml.py": "helps to find the files, whose content is in the key",
     "system/frames.py": "carries values between processes unchanged",
     "system/worker.py": "starts processes",
 }
