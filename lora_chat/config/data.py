@@ -11,7 +11,7 @@ from lora_chat.config.system_message import SystemSection, check_system_text
 
 DataFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "columns", "text"]
 TurnOrder = Literal["refuse", "join"]
-BUNDLED_TEMPLATES = ("plain", "chatml")
+BUNDLED_TEMPLATES = ("plain", "chatml", "plain_tools", "chatml_tools")
 """Names of the chat templates in `data/encoding/bundled_templates.py`."""
 SystemMessage = Annotated[NonEmptyStr, AfterValidator(check_system_text)] | SystemSection
 RowLimit = Annotated[int, Field(ge=1)]
@@ -112,7 +112,8 @@ class DataSection(StrictModel):
     """Action for plain texts that are chats with the marks of a chat template, such as `<|im_start|>user`, if they are
     a tenth of a source or more: `refuse` them, or train on them as `text`. Bring such chats as `messages` instead."""
     template: NonEmptyStr | None = None
-    """Chat template that replaces the base's template: `plain`, `chatml`, or a Jinja file beside the recipe."""
+    """Chat template that replaces the base's template: `plain`, `chatml`, or a Jinja file beside the recipe.
+    `plain_tools` and `chatml_tools` also write tools, calls and results, for bases whose template leaves them out."""
     thinking: ThinkingSetting | None = "auto"
     """Thoughts, for chat templates with a switch such as Qwen3's `enable_thinking`. `auto` trains each reply with
     thoughts after the prompt with the switch on, and each one without after the prompt with it off. If all replies are

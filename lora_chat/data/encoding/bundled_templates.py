@@ -1,5 +1,6 @@
 """The chat templates that this package brings, and the templates that it trusts without a sandbox process."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from lora_chat.system.hashing import digest_text
@@ -19,6 +20,48 @@ CHATML_TEMPLATE = (
     "{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+
+# Calls as Hermes writes them. No text contains two closing braces, which some readers of Jinja take for an end.
+_TOOLS = (
+    "{{- '# Tools\n\nYou may call functions. Each line describes one:\n<tools>\n' -}}"
+    "{%- for tool in tools -%}{{- (tool | tojson) + '\n' -}}{%- endfor -%}"
+    "{{- '</tools>\n\nWrite each call as JSON with its name and arguments:\n<tool_call>\n' -}}"
+    '{{- \'{"name": NAME, "arguments": ARGUMENTS}\n</tool_call>\' -}}'
+)
+_CALLS = (
+    "{%- for call in message['tool_calls'] or [] -%}"
+    "{%- set arguments = call['function']['arguments'] -%}"
+    "{%- if message['content'] or not loop.first -%}{{- '\n' -}}{%- endif -%}"
+    "{{- '<tool_call>\n{\"name\": ' + (call['function']['name'] | tojson) + ', \"arguments\": ' -}}"
+    "{{- (arguments if arguments is string else arguments | tojson) + '}\n</tool_call>' -}}"
+    "{%- endfor -%}"
+)
+
+
+def _write_tool_template(system_opening: str, opening: str, end: str, generation_prompt: str) -> str:
+    """Return a template with tools; the openings, the end of a turn and the prompt are expressions of Jinja."""
+    return (
+        "{%- if tools -%}{{- " + system_opening + " -}}"
+        "{%- if messages and messages[0]['role'] == 'system' -%}{{- messages[0]['content'] + '\n\n' -}}{%- endif -%}"
+        + _TOOLS
+        + "{{- "
+        + end
+        + " -}}{%- endif -%}{%- for message in messages -%}"
+        "{%- if not (tools and loop.first and message['role'] == 'system') -%}"
+        "{{- " + opening + " + message['content'] -}}" + _CALLS + "{{- " + end + " -}}{%- endif -%}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- " + generation_prompt + " -}}{%- endif -%}"
+    )
+
+
+PLAIN_TOOLS_TEMPLATE = _write_tool_template(
+    "'### System:\n'", "'### ' + message['role'] | capitalize + ':\n'", "eos_token + '\n'", "'### Assistant:\n'"
+)
+CHATML_TOOLS_TEMPLATE = _write_tool_template(
+    "'<|im_start|>system\n'",
+    "'<|im_start|>' + message['role'] + '\n'",
+    "'<|im_end|>\n'",
+    "'<|im_start|>assistant\n'",
 )
 
 
@@ -47,6 +90,9 @@ CHAT_TEMPLATES = (
     # Plain-text role marks and the base's eos need no new tokens, so this one suits a base without a template.
     ChatTemplate("plain", PLAIN_TEMPLATE, adds_bos=True),
     ChatTemplate("chatml", CHATML_TEMPLATE, required_tokens=("<|im_start|>", "<|im_end|>")),
+    # The same with tools, calls and results, for bases whose template has none.
+    ChatTemplate("plain_tools", PLAIN_TOOLS_TEMPLATE, adds_bos=True),
+    ChatTemplate("chatml_tools", CHATML_TOOLS_TEMPLATE, required_tokens=("<|im_start|>", "<|im_end|>")),
 )
 """Every bundled template. `config/data.py` lists their names as choices of `data.template`."""
 CHAT_TEMPLATES_BY_NAME = {template.name: template for template in CHAT_TEMPLATES}
@@ -65,6 +111,13 @@ TRUSTED_TEMPLATE_DIGESTS = EMBEDDED_TEMPLATE_DIGESTS | {
     digest_text(text) for template in CHAT_TEMPLATES for text in template.variants
 }
 """sha256 of every template that is rendered in this process."""
+
+
+def find_tool_template(vocabulary: Collection[str]) -> ChatTemplate:
+    """Return the bundled template with tools whose tokens a vocabulary has."""
+    names = "chatml_tools", "plain_tools"
+    templates = [CHAT_TEMPLATES_BY_NAME[name] for name in names]
+    return next(t for t in templates if set(t.required_tokens) <= set(vocabulary))
 
 
 def find_bundled_template(digest: str) -> ChatTemplate | None:

@@ -12,6 +12,7 @@ from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 from lora_chat.data.dialogue import ChatMessage, ToolDescription
+from lora_chat.data.encoding.bundled_templates import find_tool_template
 from lora_chat.data.encoding.chat_template import render_jobs, render_texts
 from lora_chat.data.encoding.control_tokens import LITERAL_START
 from lora_chat.data.encoding.render_requests import Messages, RenderJob
@@ -142,6 +143,11 @@ class TurnReader:
         """Return the further variables of the template for a reply."""
         return thinking_arguments(self._tokenizer, reply)
 
+    @cached_property
+    def _tools_hint(self) -> str:
+        """Return the offer of a bundled template that writes tools."""
+        return f"; data.template={find_tool_template(self._tokenizer.get_vocab().keys()).name} writes them"
+
     def _split_by_thinking(self, request: ReplyRequest) -> list[ReplyRequest]:
         """Return a request for each position of the switch for thoughts that its replies need."""
         if self._thinking is None:
@@ -164,7 +170,7 @@ class TurnReader:
             texts.append(job_texts)
         prompts, chats, *chats_without_tools = texts
         if chats in chats_without_tools:
-            return DataError("the chat template leaves out the tools")
+            return DataError(f"the chat template leaves out the tools{self._tools_hint}")
         try:
             if request.reply_indices[0] == 0:
                 prompts = [self._find_opening(request.tools), *prompts]
@@ -185,7 +191,7 @@ class TurnReader:
         if _OPEN_THINK_AT_END.search(prompt) and not _UNMARKED_THINK_END.search(tail):
             # The prompt opens reasoning and the template does not close it, so the reply must.
             tail = f"{message.get('reasoning_content', '')}\n{END_THINK}\n\n{tail.lstrip()}"
-        _check_rendered(message, tail, message_index + 1)
+        _check_rendered(message, tail, message_index + 1, self._tools_hint)
         reply = self._cut_after_stop(tail) or tail + self._find_turn_opening(message, message_index + 1)
         opened = _OPEN_THINK_AT_END.search(prompt) is not None
         if self._thinking is not None and not has_thought(message):
@@ -305,11 +311,11 @@ def _common_prefix(first: str, second: str) -> str:
     return first[: common_prefix_length(first, second)]
 
 
-def _check_rendered(message: ChatMessage, rendered: str, number: int) -> None:
+def _check_rendered(message: ChatMessage, rendered: str, number: int, tools_hint: str = "") -> None:
     """Raise DataError if the template silently left out a tool call, the reasoning or the text of a message."""
     for call in message.get("tool_calls", ()):
         if call["function"]["name"] not in rendered:
-            raise DataError(f"the chat template leaves out the tool call in message {number}")
+            raise DataError(f"the chat template leaves out the tool call in message {number}{tools_hint}")
     for part, key in (("the text", "content"), ("the reasoning", "reasoning_content")):
         text = (message.get(key) or "").strip()
         if text not in rendered:

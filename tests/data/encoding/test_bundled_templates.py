@@ -10,7 +10,9 @@ from lora_chat.data.encoding.bundled_templates import (
     EMBEDDED_TEMPLATE_DIGESTS,
     find_bundled_template,
 )
-from lora_chat.data.encoding.chat_template import install_template, is_trusted_template, render_texts
+from lora_chat.data.encoding.chat_template import install_template, is_trusted_template, render_ids, render_texts
+from lora_chat.data.encoding.encode import encode_dialogue
+from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.errors import DataError
 from lora_chat.system.hashing import digest_text
 
@@ -64,6 +66,44 @@ def test_refuses_a_template_whose_tokens_the_base_lacks(tiny_tokenizer, template
 
     with pytest.raises(DataError, match="vocabulary"):
         install_template(WithoutTokens(), template.name)
+
+
+@pytest.mark.parametrize("name", ["plain_tools", "chatml_tools"])
+def test_template_with_tools_trains_calls_after_the_prompt_of_inference(tiny_tokenizer, name):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    install_template(tokenizer, name)
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky", "é": [1, {"x": None}]}}}
+    tools = [{"type": "function", "function": {"name": "look", "description": "See", "parameters": {}}}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "look up"},
+        {"role": "assistant", "content": "", "tool_calls": [call, call]},
+        {"role": "tool", "content": "blue"},
+        {"role": "tool", "content": "dark"},
+        {"role": "assistant", "content": "It is blue.", "tool_calls": [call]},
+        {"role": "tool", "content": "grey"},
+        {"role": "assistant", "content": "Grey now."},
+    ]
+    dialogue = parse_dialogue({"messages": messages, "tools": tools})
+    (row,) = encode_dialogue(dialogue, tokenizer, [tokenizer.eos_token_id])
+    text = tokenizer.decode(row.input_ids)
+    assert tokenizer.apply_chat_template(messages, tools=tools, tokenize=False).startswith(text)
+    written = '<tool_call>\n{"name": "look", "arguments": {"at": "sky", "é": [1, {"x": null}]}}\n</tool_call>'
+    trained = tokenizer.decode([label for label in row.labels if label >= 0])
+    assert trained == f"{written}\n{written}<|im_end|>It is blue.\n{written}<|im_end|>Grey now.<|im_end|>"
+    assert text.count("Be brief.") == text.count('"description": "See"') == 1
+    assert all(result in text for result in ("blue", "dark", "grey"))
+    begin = next(i for i, label in enumerate(row.labels) if label >= 0)
+    assert row.input_ids[:begin] == render_ids(tokenizer, messages[:2], add_generation_prompt=True, tools=tools)
+    plain = DEFAULT_TEMPLATE.name if name == "plain_tools" else "chatml"
+    without = copy.deepcopy(tiny_tokenizer)
+    install_template(without, plain)
+    chats = [CHAT, [messages[0], *CHAT]]
+    assert render_texts(tokenizer, chats, add_generation_prompt=True) == render_texts(
+        without, chats, add_generation_prompt=True
+    )
+    with pytest.raises(DataError, match=r"leaves out the tools; data\.template=chatml_tools writes them"):
+        encode_dialogue(dialogue, without, [without.eos_token_id])
 
 
 def test_drops_the_byte_order_mark_of_a_template_file(tiny_tokenizer, tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message
 from lora_chat.data.encoding.bundled_templates import PLAIN_TEMPLATE
-from lora_chat.data.encoding.chat_template import install_template, render_ids
+from lora_chat.data.encoding.chat_template import install_template, render_ids, render_texts
 from lora_chat.data.encoding.encode import IGNORE_INDEX, DialogueEncoder, encode_dialogue
 from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.errors import DataError
@@ -296,9 +296,13 @@ def test_several_named_templates_without_a_default_are_refused():
         install_template(SimpleNamespace(chat_template={"rag": "x", "tool_use": "y"}))
 
 
-def test_uses_the_default_of_several_named_templates(with_template):
+def test_uses_the_default_of_several_named_templates_without_tools(with_template):
     tokenizer = with_template({"default": CHATML, "tool_use": "{{ 'x' }}"})
-    assert install_template(tokenizer) == CHATML
+    install_template(tokenizer)
+    question = [{"role": "user", "content": "hi"}]
+    (plain,) = render_texts(tokenizer, [question], add_generation_prompt=True)
+    assert plain == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert render_texts(tokenizer, [question], add_generation_prompt=True, tools=[{"type": "function"}]) == ["x"]
 
 
 TOOLS = """{%- if tools %}{{ 'tools: ' + tools | tojson + eos_token }}{% endif -%}
