@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lora_chat.config.base import NonEmptyStr, Seed, StrictModel, UniqueTokens
 from lora_chat.config.columns import ColumnsSection
-from lora_chat.config.data_loss import Loss, Turns, check_loss, complete_turns, resolve_loss
+from lora_chat.config.data_loss import Loss, Turns, check_loss, resolve_loss
 from lora_chat.config.system_message import SystemSection, check_system_text
 
 DataFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "columns", "text"]
@@ -128,13 +128,11 @@ class DataSection(StrictModel):
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     """Number of processes that read and encode the data."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _complete_turns(cls, values: object) -> object:
-        return complete_turns(values)
-
     @model_validator(mode="after")
     def _check_loss(self) -> "DataSection":
+        # A validator before the fields would make pydantic refuse lists in JSON, such as those of a stored plan.
+        if self.loss == "last" and "turns" not in self.model_fields_set:
+            self.__dict__["turns"] = "last"
         check_loss(self.turns, self.loss)
         return self
 

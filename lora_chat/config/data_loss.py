@@ -1,17 +1,9 @@
 """The settings `turns` and `loss` of data and of its sources, and how they go together."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 Turns = Literal["all", "last"]
 Loss = Literal["replies", "all", "last"]
-
-
-def complete_turns(values: object) -> object:
-    """Return the values of a section with `turns: last` if it has `loss: last` and no `turns`."""
-    if isinstance(values, Mapping) and values.get("loss") == "last" and values.get("turns") is None:
-        return {**values, "turns": "last"}
-    return values
 
 
 def check_loss(turns: Turns | None, loss: Loss | None) -> None:

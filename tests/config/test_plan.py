@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_chat.config.load import read_recipe
-from lora_chat.config.plan import PrecisionPlan, make_plan, plan_inference_precision
+from lora_chat.config.plan import Plan, PrecisionPlan, make_plan, plan_inference_precision
 from lora_chat.config.recipe import QuantizationSection, Recipe
 from lora_chat.errors import RecipeError
 from lora_chat.system.hardware import Hardware
@@ -202,6 +202,16 @@ def test_a_gpu_without_quantized_kernels_is_refused(mode, capability, advice):
     with pytest.raises(RecipeError, match=f"quantization.mode={advice}"):
         make_plan(recipe(quantization={"mode": mode}), card)
     assert make_plan(recipe(quantization={"mode": advice}), card)
+
+
+def test_a_stored_plan_keeps_its_lists():
+    data = {
+        "train": ("/a.jsonl", {"path": ("/b", "/c"), "columns": {"user": ("x", "y"), "assistant": "z"}}),
+        "loss": "last",
+    }
+    plan = make_plan(recipe(data=data | {"keep_tokens": ("<a>",)}), cpu())
+    assert plan.data.turns == "last"
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
 
 
 def test_refuses_validation_losses_without_a_validation_set():
