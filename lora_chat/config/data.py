@@ -20,6 +20,7 @@ ThinkingSetting = Annotated[
     BeforeValidator(lambda value: ("on" if value else "off") if isinstance(value, bool) else value),
 ]
 """Position of the switch for thoughts; YAML reads `on` and `off` as booleans."""
+KeyNames = NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1, max_length=100)]
 Paths = NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)]
 
 
@@ -47,6 +48,10 @@ class SourceSection(StrictModel):
     """Tokens that carry loss. By default it is `data.loss`."""
     turn_order: TurnOrder | None = None
     """Action for several messages of one role in a row. By default it is `data.turn_order`."""
+    drop_unwanted: bool | None = None
+    """Whether unwanted replies are left out. By default it is `data.drop_unwanted`."""
+    ignore_keys: KeyNames | None = None
+    """Keys that are left out although they carry meaning. By default they are those in `data.ignore_keys`."""
     system: SystemMessage | None = None
     """System message. By default it is `data.system`."""
     limit: RowLimit | None = None
@@ -83,6 +88,13 @@ class DataSection(StrictModel):
     loss: Loss = "replies"
     """Tokens that carry loss: the `replies`, the `last` reply (as `turns: last`), or `all` tokens of a row, with the
     prompts and the text of the template. A row can choose with `"loss": "all"`."""
+    drop_unwanted: bool = False
+    """Whether unwanted replies of preference data are left out: rows marked as unwanted (`label`, `kto_tag` and others
+    with the value false, or a weight of 0), which are counted, and the rejected reply of each pair, so that the chosen
+    reply is trained. By default such rows are refused."""
+    ignore_keys: KeyNames | None = None
+    """Names of keys of rows, messages and parts that are left out although they carry meaning, such as `images`. They
+    are counted as not used. By default a row with such a key is refused."""
     turn_order: TurnOrder = "refuse"
     """Action for several messages of one role in a row: `refuse` leaves them unchanged, and they are refused if the
     chat template does not write them; `join` makes them one message with a blank line between their texts."""
@@ -165,7 +177,14 @@ class DataSection(StrictModel):
                 "turns": turns,
                 "loss": loss,
                 "turn_order": source.turn_order or self.turn_order,
+                "drop_unwanted": self.drop_unwanted if source.drop_unwanted is None else source.drop_unwanted,
+                "ignore_keys": source.ignore_keys or self.ignore_keys,
                 "system": source.system or self.system,
                 "limit": source.limit or self.limit,
             }
         )
+
+
+def as_key_names(names: KeyNames | None) -> tuple[str, ...]:
+    """Return the names of keys as a tuple."""
+    return (names,) if isinstance(names, str) else names or ()

@@ -100,6 +100,7 @@ def _format_line_counts(ledger: Ledger) -> str:
         "blank": ledger.blank,
         "faulty and left out": ledger.refused,
         "too long and left out": ledger.dropped,
+        "marked as unwanted and left out": ledger.unwanted,
     }
     parts += [f"{count:,} {label}" for label, count in other_counts.items() if count]
     cut = f" ({ledger.cut:,} of them cut to length)" if ledger.cut else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_chat.config.data import DataSection, SourceSection
+from lora_chat.config.data import DataSection, SourceSection, as_key_names
 from lora_chat.config.system_message import SystemSection
 from lora_chat.data.parsing.rendered_chats import check_rendered_chats
 from lora_chat.data.parsing.rows import (
@@ -64,6 +64,8 @@ class LocalSource:
             system=system.text if isinstance(system, SystemSection) else system,
             replaces_system=isinstance(system, SystemSection) and system.replace,
             limit=self.section.limit,
+            drop_unwanted=bool(self.section.drop_unwanted),
+            ignored_keys=as_key_names(self.section.ignore_keys),
         )
 
 
@@ -164,13 +166,14 @@ def _to_line_counts(ledger: Ledger) -> LineCounts:
     """Return the line counts with overlong dialogues as accepted, because they have a separate message."""
     accepted = ledger.accepted + ledger.dropped
     return LineCounts(
-        ledger.lines,
-        accepted,
-        ledger.blank,
-        ledger.refused,
-        ledger.broken_off,
-        ledger.explained,
-        ledger.refusals,
+        lines=ledger.lines,
+        accepted=accepted,
+        blank=ledger.blank,
+        refused=ledger.refused,
+        unwanted=ledger.unwanted,
+        broken_off=ledger.broken_off,
+        explained=ledger.explained,
+        refusals=ledger.refusals,
     )
 
 

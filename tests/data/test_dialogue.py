@@ -96,7 +96,7 @@ def test_blank_content_is_refused(content, place, role):
     assert f"message {place + 1} ({role}) is empty" in refusal({"messages": messages})
 
 
-@pytest.mark.parametrize("key", ["thoughts", "function_call", "audio", "cache_control"])
+@pytest.mark.parametrize("key", ["thoughts", "function_call", "audio", "tool_plan"])
 def test_refuses_unknown_keys_of_a_message_by_name(key):
     assert key in refusal({"messages": [USER, {**ASSISTANT, key: "x"}]})
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from lora_chat.config.data import DataFormat
 from lora_chat.data.dialogue import InvalidDialogueError
 from lora_chat.data.encoding.control_tokens import LITERAL_END, LITERAL_START
-from lora_chat.data.parsing.columns import Columns, check_columns, read_column
+from lora_chat.data.parsing.columns import Columns, check_columns, list_used_columns, read_column
 from lora_chat.data.parsing.entries import find_speaker_key
+from lora_chat.data.parsing.loss_marks import LOSS_KEYS
 from lora_chat.data.parsing.message_lists import (
     LIST_KEYS,
     Row,
@@ -17,8 +18,8 @@ from lora_chat.data.parsing.message_lists import (
     read_history,
     turn_messages,
 )
-from lora_chat.data.parsing.messages import LOSS_KEYS
 from lora_chat.data.parsing.roles import find_speaker
+from lora_chat.data.parsing.row_fields import SHARED_KEYS, SYSTEM_KEYS, read_field, shared_fields
 from lora_chat.data.parsing.row_notes import RowNotes
 from lora_chat.data.parsing.values import plain_text
 
@@ -34,6 +35,8 @@ class RowFormat:
     """Conversion to an object with `messages`; None for plain text, which is not a dialogue."""
     column_sets: tuple[frozenset[str], ...] = ()
     """Sets of columns by which the header of a table is recognised."""
+    used_keys: frozenset[str] = frozenset()
+    """Keys of a row that the conversion uses, beside its list of messages and the keys that all dialogues share."""
 
 
 def detect_format(row: object) -> DataFormat | None:
@@ -60,8 +63,21 @@ def to_messages(
     convert = _FORMATS_BY_NAME[data_format].to_messages
     if not isinstance(row, Mapping) or convert is None:
         raise InvalidDialogueError(f"is not an object in the format {data_format}")
-    converted = convert(row, columns or {}, notes or RowNotes())
-    return converted if converted is row else {"turns": row.get("turns"), "loss": row.get("loss"), **converted}
+    converted = convert(row, columns or {}, RowNotes() if notes is None else notes)
+    return {**shared_fields(row), **converted}
+
+
+def find_used_keys(row: Row, data_format: DataFormat, columns: Columns) -> frozenset[str]:
+    """Return the keys of a row that are read in a format."""
+    own = _FORMATS_BY_NAME[data_format].used_keys
+    if data_format == "text":
+        return own | list_used_columns(columns or {"text": "text"})
+    if data_format == "columns":
+        return list_used_columns(columns) | (SHARED_KEYS - frozenset(SYSTEM_KEYS))
+    if data_format in ("messages", "sharegpt"):
+        messages = find_message_list(row)
+        own = frozenset({messages[0]} if messages else LIST_KEYS)
+    return own | SHARED_KEYS
 
 
 def to_document(row: object, column: str | tuple[str, ...] = "text") -> tuple[str, bool, bool]:
@@ -108,17 +124,17 @@ def _has_text_only(row: Row) -> bool:
 
 
 def _from_messages(row: Row, columns: Columns, notes: RowNotes) -> Row:
-    """Return the row itself, or another list of messages as `messages`."""
-    entries = None if "messages" in row else _find_list(row)
-    return row if entries is None else {"messages": entries, "tools": row.get("tools")}
+    """Return `messages`, or another list of messages in its place."""
+    entries = row["messages"] if row.get("messages") else _find_list(row)
+    return {} if entries is None and "messages" not in row else {"messages": entries}
 
 
 def _from_sharegpt(row: Row, columns: Columns, notes: RowNotes) -> Row:
-    """Return the list of messages as `messages`, after the system message of the row."""
+    """Return the list of messages as `messages`."""
     entries = _find_list(row)
     if not isinstance(entries, list) or not entries:
         raise InvalidDialogueError("needs `conversations`, a list of messages")
-    return {"messages": _system_messages(row.get("system")) + entries, "tools": row.get("tools")}
+    return {"messages": entries}
 
 
 def _find_list(row: Row) -> object:
@@ -128,20 +144,23 @@ def _find_list(row: Row) -> object:
 
 
 def _from_alpaca(row: Row, columns: Columns, notes: RowNotes) -> Row:
-    """Convert a question and an answer, such as `instruction`, `input` and `output`, after the turns of `history`."""
+    """Convert a question and an answer, such as `instruction`, `input` and `output`, after the turns of `history`.
+
+    Dolly's `context` is another name of `input`.
+    """
     question, answer = (_read_first(row, keys) for keys in (_QUESTION_COLUMNS, _ANSWER_COLUMNS))
-    context = plain_text(row.get("input"), "`input`")
-    if question is None or answer is None or (context is None and row.get("input") is not None):
+    addition = read_field(row, _ADDITION_COLUMNS)
+    context = plain_text(addition, "`input`")
+    if question is None or answer is None or (context is None and addition is not None):
         raise InvalidDialogueError("needs `instruction` and `output` (and optionally `input`) as text")
-    messages = _system_messages(row.get("system")) + read_history(row.get("history"))
+    messages = read_history(row.get("history"))
     question = f"{question}\n{context}" if context and question.strip() else (context or question)
     return {"messages": messages + turn_messages(question, answer)}
 
 
 def _read_first(row: Row, keys: Sequence[str]) -> str | None:
     """Return the text or number under the first of the keys that the row has."""
-    key = next((key for key in keys if row.get(key) is not None), None)
-    return None if key is None else plain_text(row[key], f"`{key}`")
+    return plain_text(read_field(row, keys), f"`{keys[0]}`")
 
 
 def _from_prompt(row: Row, columns: Columns, notes: RowNotes) -> Row:
@@ -150,13 +169,11 @@ def _from_prompt(row: Row, columns: Columns, notes: RowNotes) -> Row:
     history, replies = decode_messages(prompt), decode_messages(completion)
     if history is None and plain_text(prompt, "`prompt`") is not None:
         history = [{"role": "user", "content": prompt}]
-        if replies is None:
-            history = _system_messages(row.get("system")) + history
     if replies is None and plain_text(completion, "`completion`") is not None:
         replies = [{"role": "assistant", "content": completion}]
     if history is None or replies is None:
         raise InvalidDialogueError("needs `prompt` and `completion`, each a text or a list of messages")
-    return {"messages": [_without_loss(message) for message in history] + replies, "tools": row.get("tools")}
+    return {"messages": [_without_loss(message) for message in history] + replies}
 
 
 def _without_loss(message: object) -> object:
@@ -174,27 +191,25 @@ def _from_columns(row: Row, columns: Columns, notes: RowNotes) -> Row:
     check_columns(row, columns)
     system = read_column(row, columns["system"]) if "system" in columns else None
     question, answer = (read_column(row, columns[part]) for part in ("user", "assistant"))
-    return {"messages": _system_messages(system) + turn_messages(question, answer)}
-
-
-def _system_messages(content: object) -> list[object]:
-    return [{"role": "system", "content": content}] if content else []
+    return {"messages": turn_messages(question, answer), "system": system}
 
 
 _PROMPT_COLUMNS = frozenset({"prompt", "completion"})
 _QUESTION_COLUMNS, _ANSWER_COLUMNS = ("instruction", "query"), ("output", "response")
+_ADDITION_COLUMNS = ("input", "context")
 _ALPACA_COLUMNS = tuple(
     frozenset(names) for names in (("instruction", "output"), ("instruction", "response"), ("query", "response"))
 )
+_ALPACA_KEYS = frozenset({*_QUESTION_COLUMNS, *_ANSWER_COLUMNS, *_ADDITION_COLUMNS, "history"})
 
 ROW_FORMATS = (
     RowFormat("messages", _is_message_list(sharegpt=False), _from_messages, (frozenset({"messages"}),)),
     RowFormat("sharegpt", _is_message_list(sharegpt=True), _from_sharegpt, (frozenset({"conversations"}),)),
-    RowFormat("prompt_completion", _has_columns(_PROMPT_COLUMNS), _from_prompt, (_PROMPT_COLUMNS,)),
-    RowFormat("alpaca", _has_columns(*_ALPACA_COLUMNS), _from_alpaca, _ALPACA_COLUMNS),
+    RowFormat("prompt_completion", _has_columns(_PROMPT_COLUMNS), _from_prompt, (_PROMPT_COLUMNS,), _PROMPT_COLUMNS),
+    RowFormat("alpaca", _has_columns(*_ALPACA_COLUMNS), _from_alpaca, _ALPACA_COLUMNS, _ALPACA_KEYS),
     # Columns of any name are never recognised: the recipe names them.
     RowFormat("columns", lambda row: False, _from_columns),
-    RowFormat("text", _has_text_only, None, (frozenset({"text"}),)),
+    RowFormat("text", _has_text_only, None, (frozenset({"text"}),), frozenset({"begins", "goes_on"})),
 )
 """Every data format. A row is in the first one that matches; `config/data.py` lists the names."""
 _FORMATS_BY_NAME = {row_format.name: row_format for row_format in ROW_FORMATS}

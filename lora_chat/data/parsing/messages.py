@@ -7,6 +7,8 @@ from lora_chat.config.data import TurnOrder
 from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message
 from lora_chat.data.parsing.checked_text import REASONING_KEYS, check_text, read_name, read_reasoning
 from lora_chat.data.parsing.entries import Entry, read_entry
+from lora_chat.data.parsing.keys import MESSAGE, check_unused
+from lora_chat.data.parsing.loss_marks import LOSS_KEYS, check_parts, read_trained_flag
 from lora_chat.data.parsing.parts import Content, read_content
 from lora_chat.data.parsing.roles import Speaker, role_of
 from lora_chat.data.parsing.row_notes import RowNotes
@@ -14,15 +16,8 @@ from lora_chat.data.parsing.tool_calls import read_call_text, read_calls, read_s
 from lora_chat.data.parsing.turn_order import arrange_messages
 from lora_chat.data.parsing.values import read_list
 
-_SWITCH_KEYS = ("train", "training", "loss")
-"""Keys with true or false that decide whether a message carries loss."""
-_WEIGHT_KEYS = ("weight", "loss_weight", "loss_scale")
-"""Keys with 0 or 1 that decide the same."""
-LOSS_KEYS = (*_SWITCH_KEYS, *_WEIGHT_KEYS)
 _SINGLE_CALL_KEYS = ("function_call", "tool_call")
 _KNOWN_KEYS = {"content", "name", "tool_calls", "tool_call_id", *REASONING_KEYS, *_SINGLE_CALL_KEYS, *LOSS_KEYS}
-_NULLABLE_KEYS = {"refusal", "audio", "annotations"}
-"""Keys of OpenAI's answers that may be ignored if they are null or empty."""
 
 
 def parse_dialogue(
@@ -30,7 +25,8 @@ def parse_dialogue(
 ) -> Dialogue:
     """Check a decoded row and return it as a Dialogue; raises InvalidDialogueError with the reason.
 
-    Only `messages`, `tools` and `turns` are read; other keys of the row reach neither the template nor the trainer.
+    Only `messages`, `system`, `tools`, `turns` and `loss` are read; other keys of the row reach neither the
+    template nor the trainer.
     """
     if not isinstance(row, Mapping):
         raise InvalidDialogueError("is not a JSON object with `messages`")
@@ -41,14 +37,26 @@ def parse_dialogue(
     entries = read_list(row["messages"], "`messages`")
     if not isinstance(entries, list) or not entries:
         raise InvalidDialogueError("`messages` must be a list with at least one message")
-    parsed = [message for number, entry in enumerate(entries, 1) for message in _parse_entry(entry, number)]
-    messages = arrange_messages(_join_calls(parsed, notes or RowNotes()), turn_order, notes)
+    notes = RowNotes() if notes is None else notes
+    parsed = [message for number, entry in enumerate(entries, 1) for message in _parse_entry(entry, number, notes)]
+    messages = arrange_messages(_add_system(_join_calls(parsed, notes), row.get("system")), turn_order, notes)
     dialogue = Dialogue(messages, line, read_tools(row.get("tools")))
     if row.get("turns") == "last" or row.get("loss") == "last":
         if row.get("loss") == "all":
             raise InvalidDialogueError("has `loss: all`, which contradicts `turns: last`")
         dialogue = dialogue.last_turn_only
     return dialogue.with_loss_on_prompts if row.get("loss") == "all" else dialogue
+
+
+def _add_system(messages: list[Message], content: object) -> list[Message]:
+    """Put the system message of a row first; raises InvalidDialogueError if the messages have another one."""
+    if not content:
+        return messages
+    text = read_content(content, "system", "`system`").text or ""
+    own = [message.content for message in messages if message.role == "system"]
+    if own and text not in own:
+        raise InvalidDialogueError("has a `system` that contradicts the system message among its messages; keep one")
+    return messages if own else [Message("system", check_text(text, "`system`")), *messages]
 
 
 def _join_calls(parsed: Sequence[tuple[Speaker, Message]], notes: RowNotes) -> list[Message]:
@@ -75,26 +83,23 @@ def _join_calls(parsed: Sequence[tuple[Speaker, Message]], notes: RowNotes) -> l
     return joined
 
 
-def _parse_entry(entry: object, number: int) -> list[tuple[Speaker, Message]]:
+def _parse_entry(entry: object, number: int, notes: RowNotes) -> list[tuple[Speaker, Message]]:
     """Parse a message of any form, and attach it to the error if it is faulty."""
     try:
         return [
             parsed
             for speaker, fields in read_entry(entry, number)
-            for parsed in _parse_message(speaker, fields, f"message {number} ({speaker})")
+            for parsed in _parse_message(speaker, fields, f"message {number} ({speaker})", notes)
         ]
     except InvalidDialogueError as error:
         error.faulty_entry = entry
         raise
 
 
-def _parse_message(speaker: Speaker, fields: Entry, where: str) -> Iterator[tuple[Speaker, Message]]:
+def _parse_message(speaker: Speaker, fields: Entry, where: str, notes: RowNotes) -> Iterator[tuple[Speaker, Message]]:
     """Yield a message, after the results of tools in its content; raises InvalidDialogueError if it is invalid."""
-    extra = sorted(
-        key for key in fields.keys() - _KNOWN_KEYS if key not in _NULLABLE_KEYS or fields[key] not in (None, [], {})
-    )
-    if extra:
-        raise InvalidDialogueError(f"{where} has {extra[0]!a}, which would be lost")
+    check_unused(fields, _KNOWN_KEYS, MESSAGE, notes, where)
+    check_parts(fields.get("content"), notes, where)
     calls = read_calls(fields.get("tool_calls"), where)
     single = [call for key in _SINGLE_CALL_KEYS for call in read_single_call(fields.get(key), where, key)]
     if calls and single:
@@ -108,7 +113,7 @@ def _parse_message(speaker: Speaker, fields: Entry, where: str) -> Iterator[tupl
     if reasoning is not None and role_of(speaker) != "assistant":
         raise InvalidDialogueError(f"{where} has reasoning; only the assistant can have reasoning")
     for result in content.results:
-        yield from _parse_message("tool", result, where)
+        yield from _parse_message("tool", result, where, notes)
     if content.results and content.text is None:
         return
     text = check_text(content.text or "", where)
@@ -123,7 +128,7 @@ def _parse_message(speaker: Speaker, fields: Entry, where: str) -> Iterator[tupl
             tool_calls=calls,
             name=read_name(fields, "name", where),
             tool_call_id=read_name(fields, "tool_call_id", where),
-            trained=_read_trained_flag(fields, where),
+            trained=read_trained_flag(fields, speaker, where),
         ),
     )
 
@@ -153,20 +158,3 @@ def _join_reasoning(reasoning: str | None, content: Content, where: str) -> str 
     if any(text != texts[0] for text in texts):
         raise InvalidDialogueError(f"{where} has reasoning that is not one text")
     return check_text(texts[0], where) if texts else None
-
-
-def _read_trained_flag(fields: Entry, where: str) -> bool:
-    """Return whether a message carries loss, by `train` (true or false), `weight` (0 or 1) or keys of other tools."""
-    flags: dict[str, bool] = {}
-    for key in LOSS_KEYS:
-        value = fields.get(key)
-        if value is None:
-            continue
-        if key in _SWITCH_KEYS and not isinstance(value, bool):
-            raise InvalidDialogueError(f"{where}: `{key}` must be true or false")
-        if key in _WEIGHT_KEYS and (isinstance(value, bool) or value not in (0, 1)):
-            raise InvalidDialogueError(f"{where}: `{key}` must be 0 or 1")
-        flags[key] = bool(value)
-    if len(set(flags.values())) > 1:
-        raise InvalidDialogueError(f"{where}: {' and '.join(f'`{key}`' for key in flags)} contradict each other")
-    return all(flags.values())

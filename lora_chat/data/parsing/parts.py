@@ -11,7 +11,7 @@ from lora_chat.data.parsing.values import plain_text
 
 Part = Mapping[str, object]
 
-_TEXT_KEYS = ("text", "value", "content", "input_text", "output_text")
+TEXT_KEYS = ("text", "value", "content", "input_text", "output_text")
 _REASONING_KEYS = ("thinking", "reasoning", "text", "value", "content")
 MEDIA_KEYS = (
     *(f"{kind}{suffix}" for kind in ("image", "audio", "video", "file") for suffix in ("", "s", "_url", "_urls")),
@@ -19,7 +19,7 @@ MEDIA_KEYS = (
     *("inlineData", "fileData", "inline_data", "file_data"),
 )
 """Types of parts, and keys of rows, messages and parts, that name something a text model cannot read."""
-_IGNORED_KEYS = {"type", "cache_control", "annotations", "signature", "logprobs", "index"}
+IGNORED_KEYS = {"type", "cache_control", "annotations", "signature", "logprobs", "index"}
 """Keys of parts that say nothing about the text."""
 
 
@@ -131,7 +131,7 @@ def _text_of(part: Part, keys: tuple[str, ...], where: str) -> str:
         raise InvalidDialogueError(f"{where} has parts of `content` that are not text: a part with {names}")
     extra = sorted(
         key
-        for key in part.keys() - texts.keys() - _IGNORED_KEYS
+        for key in part.keys() - texts.keys() - IGNORED_KEYS
         if key in _MEANINGFUL_KEYS and part[key] not in (None, [], {}, "")
     )
     if extra:
@@ -139,12 +139,12 @@ def _text_of(part: Part, keys: tuple[str, ...], where: str) -> str:
     return str(values.pop())
 
 
-_MEANINGFUL_KEYS = {"weight", "loss_weight", "loss", "train", "thinking", "reasoning", "refusal", "citations"}
+_MEANINGFUL_KEYS = {"thinking", "reasoning", "refusal", "citations"}
 """Further keys of text parts that carry meaning."""
 
 
 def _add_text(part: Part, content: Content, where: str) -> None:
-    content.texts.append(_text_of(part, _TEXT_KEYS, where))
+    content.texts.append(_text_of(part, TEXT_KEYS, where))
 
 
 def _add_reasoning(part: Part, content: Content, where: str) -> None:

@@ -8,7 +8,7 @@ from lora_chat.system.sanitize import sanitize_line
 
 _MAX_UNUSED_KEYS = 100
 """Most different unused keys that are counted; the rest is counted under `OTHER_KEYS`."""
-_MAX_SHOWN_KEYS = 12
+_MAX_SHOWN_KEYS, _MAX_KEY_CHARACTERS = 12, 60
 OTHER_KEYS = "other keys"
 
 
@@ -22,6 +22,7 @@ class NoteKind:
 
 
 ROW_NOTES: tuple[NoteKind, ...] = (
+    NoteKind("chosen", "preference pairs without their rejected reply (data.drop_unwanted)"),
     NoteKind("open_end", "dialogues without the messages after their last reply, which nothing answers"),
     NoteKind("joined_messages", "messages joined with the message of the same role before them (data.turn_order)"),
     NoteKind("system_added", "dialogues had no system message and got the recipe's"),
@@ -43,6 +44,8 @@ class RowNotes:
 
     counts: dict[str, int] = field(default_factory=dict)
     unused_keys: dict[str, int] = field(default_factory=dict)
+    ignored_keys: frozenset[str] = frozenset()
+    """Keys that the recipe leaves out although they carry meaning."""
 
     def add(self, name: str, count: int = 1) -> None:
         """Count a note; `name` is in `ROW_NOTES`."""
@@ -51,7 +54,7 @@ class RowNotes:
     def add_unused(self, keys: Iterable[str]) -> None:
         """Count the keys of one row that nothing uses."""
         for key in dict.fromkeys(keys):
-            add_counts(self.unused_keys, {key: 1})
+            add_counts(self.unused_keys, {sanitize_line(key, _MAX_KEY_CHARACTERS): 1})
 
 
 def add_counts(counts: dict[str, int], more: dict[str, int]) -> None:

@@ -10,8 +10,13 @@ from pathlib import Path
 from lora_chat.config.columns import list_column_names
 from lora_chat.config.data import DataFormat, TurnOrder
 from lora_chat.data.dialogue import Dialogue, Document, InvalidDialogueError
-from lora_chat.data.parsing.formats import ROW_FORMATS, detect_format, to_document, to_messages
+from lora_chat.data.parsing.columns import list_used_columns
+from lora_chat.data.parsing.copies import check_copies
+from lora_chat.data.parsing.formats import ROW_FORMATS, detect_format, find_used_keys, to_document, to_messages
+from lora_chat.data.parsing.keys import ROW, check_unused
 from lora_chat.data.parsing.messages import parse_dialogue
+from lora_chat.data.parsing.preference import UnwantedRowError
+from lora_chat.data.parsing.prepare_row import RowPreparation
 from lora_chat.data.parsing.rendered_chats import note_rendered_messages, note_rendered_text
 from lora_chat.data.parsing.row_limit import RowLimiter
 from lora_chat.data.parsing.row_notes import RowNotes, add_counts
@@ -53,6 +58,15 @@ class ReadingOptions:
     """Whether it replaces other system messages too."""
     limit: int | None = None
     """Number of rows that are read of all files together; None for all."""
+    drop_unwanted: bool = False
+    """Whether rows marked as unwanted, and rejected replies, are left out instead of refused."""
+    ignored_keys: tuple[str, ...] = ()
+    """Keys of rows, messages and parts that are left out although they carry meaning."""
+
+    @property
+    def preparation(self) -> RowPreparation:
+        """Return the changes of a row before its format is known."""
+        return RowPreparation(list_used_columns(self.columns), self.drop_unwanted, self.ignored_keys)
 
     @property
     def forced_format(self) -> DataFormat | None:
@@ -73,12 +87,14 @@ class RowChunk:
 
 @dataclass
 class LineCounts:
-    """Counts of lines, with lines = accepted + blank + refused (+ dropped, in a `Ledger`)."""
+    """Counts of lines, with lines = accepted + blank + refused + unwanted (+ dropped, in a `Ledger`)."""
 
     lines: int = 0
     accepted: int = 0
     blank: int = 0
     refused: int = 0
+    unwanted: int = 0
+    """Lines that were left out because their reply is marked as unwanted."""
     broken_off: int = 0
     """Number of files that are unreadable after a fault; these are never skipped silently."""
     explained: int = 0
@@ -92,7 +108,7 @@ class LineCounts:
 
     def add(self, other: "LineCounts") -> None:
         """Add the counts of later lines."""
-        for name in ("lines", "accepted", "blank", "refused", "broken_off", "explained"):
+        for name in ("lines", "accepted", "blank", "refused", "unwanted", "broken_off", "explained"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.refusals = (self.refusals + other.refusals)[:MAX_SHOWN_FAULTS]
         self.add_notes(RowNotes(other.notes, other.unused_keys))
@@ -153,7 +169,7 @@ def _read_until_recognised(
         buffer.append(row)
         size += _row_bytes(row)
         value = row.parse().value
-        row_format = data_format or detect_format(value)
+        row_format = data_format or detect_format(options.preparation.preview(value))
         if row_format and isinstance(value, Mapping):
             return buffer, row_format, True
         if len(buffer) >= _MAX_UNRECOGNISED_ROWS or size > MAX_ROW_BYTES:
@@ -178,11 +194,13 @@ def parse_chunk(
         if row.blank:
             counts.blank += row.lines
             continue
-        notes = RowNotes(dict.fromkeys(raw_row.notes, 1))
+        notes = RowNotes(dict.fromkeys(raw_row.notes, 1), ignored_keys=frozenset(options.ignored_keys))
         try:
             parsed.append(_parse_row(row, chunk, options, notes))
             counts.accepted += row.lines
             counts.add_notes(notes)
+        except UnwantedRowError:
+            counts.unwanted += row.lines
         except InvalidDialogueError as error:
             faulty = RawRow(row.line, error.faulty_entry) if error.faulty_entry is not None else raw_row
             is_shown = len(counts.refusals) < MAX_SHOWN_FAULTS
@@ -199,25 +217,27 @@ def _parse_row(row: RawRow, chunk: RowChunk, options: ReadingOptions, notes: Row
     """Parse a row and note what was done to it; raises InvalidDialogueError with the reason."""
     if row.fault:
         raise InvalidDialogueError(row.fault)
-    row_format = None if options.forced_format else detect_format(row.value)
+    value = options.preparation.apply(row.value, chunk.data_format, notes)
+    row_format = None if options.forced_format else detect_format(value)
     if row_format and chunk.data_format and row_format != chunk.data_format:
         raise InvalidDialogueError(f"is in the format {row_format}, but the file began with {chunk.data_format}")
-    if chunk.data_format is None:
-        raise _unknown_format_error(row.value)
+    if chunk.data_format is None or not isinstance(value, Mapping):
+        raise _unknown_format_error(value)
+    check_unused(value, find_used_keys(value, chunk.data_format, options.columns), ROW, notes)
     if chunk.data_format == "text":
-        text, is_first_piece, has_next_piece = to_document(row.value, options.columns.get("text", "text"))
+        text, is_first_piece, has_next_piece = to_document(value, options.columns.get("text", "text"))
         note_rendered_text(text, notes)
         return Document(text, row.line, chunk.path, is_first_piece, has_next_piece, row.lines)
-    converted = to_messages(row.value, chunk.data_format, options.columns, notes)
+    converted = to_messages(value, chunk.data_format, options.columns, notes)
     dialogue = parse_dialogue(converted, row.line, notes, options.turn_order)
+    if not options.forced_format:
+        check_copies(value, chunk.data_format, dialogue)
     dialogue = replace(dialogue, path=chunk.path)
     if options.system is not None:
         dialogue = set_system_message(dialogue, options.system, notes, replaces=options.replaces_system)
     note_rendered_messages(dialogue, notes)
     dialogue = dialogue.last_turn_only if options.last_turn_only else dialogue
-    decides = isinstance(converted, Mapping) and (
-        converted.get("turns") == "last" or converted.get("loss") in ("replies", "last")
-    )
+    decides = converted.get("turns") == "last" or converted.get("loss") in ("replies", "last")
     return dialogue.with_loss_on_prompts if options.loss_on_prompts and not decides else dialogue
 
 
@@ -305,4 +325,5 @@ def _fix_hint(counts: LineCounts) -> str:
 def _format_counts(counts: LineCounts) -> str:
     """Format the counts for a message."""
     refused = f", {counts.refused} refused" if counts.refused else ""
-    return f"{counts.lines} lines, {counts.blank} of them blank{refused}"
+    unwanted = f", {counts.unwanted} marked as unwanted" if counts.unwanted else ""
+    return f"{counts.lines} lines, {counts.blank} of them blank{refused}{unwanted}"

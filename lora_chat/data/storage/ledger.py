@@ -26,7 +26,7 @@ _SUMMED_FIELDS = (
 
 @dataclass
 class Ledger(LineCounts):
-    """Counts of an encoded source, with lines = accepted + blank + refused + dropped."""
+    """Counts of an encoded source, with lines = accepted + blank + refused + unwanted + dropped."""
 
     dropped: int = 0
     """Lines that were left out because they were too long."""

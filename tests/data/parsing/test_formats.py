@@ -158,7 +158,9 @@ def test_reads_columns_with_custom_names(tmp_path, kind):
 
 def test_a_format_can_be_forced(tmp_path):
     row = {"messages": messages("m", "n"), "prompt": "p", "completion": "c"}
-    assert read_one(tmp_path, row)[0].messages[0].content == "m"
+    with pytest.raises(DataError, match="two conversations that differ, one under `completion`"):
+        read_one(tmp_path, row)
+    assert read_one(tmp_path, row, data_format="messages")[0].messages[0].content == "m"
     forced, data_format = read_one(tmp_path, row, data_format="prompt_completion")
     assert (forced.messages[0].content, data_format) == ("p", "prompt_completion")
 

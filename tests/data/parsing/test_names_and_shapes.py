@@ -167,7 +167,7 @@ def test_parts_with_reasoning_are_reasoning(part):
         ({"type": "image"}, "'image'"),
         ({"type": "input_audio", "input_audio": {}}, "'input_audio'"),
         ({"type": "text", "text": "a", "image": "x"}, "'image'"),
-        ({"type": "text", "text": "a", "weight": 0}, "'weight'"),
+        ({"type": "text", "text": "a", "weight": 0}, "no assistant message that is trained"),
         ({"type": "wisdom", "text": "a"}, "of the type 'wisdom'"),
         ({"type": "text", "text": "a", "value": "b"}, "`text` and `value`"),
         ({"type": "text"}, "not text"),
