@@ -126,7 +126,10 @@ def _has_text_only(row: Row) -> bool:
 def _from_messages(row: Row, columns: Columns, notes: RowNotes) -> Row:
     """Return `messages`, or another list of messages in its place."""
     entries = row["messages"] if row.get("messages") else _find_list(row)
-    return {} if entries is None and "messages" not in row else {"messages": entries}
+    if entries is None and "messages" not in row:
+        keys = ", ".join(ascii(key) for key in list(row)[:8]) or "none"
+        raise InvalidDialogueError(f"has no `messages` (its keys: {keys})")
+    return {"messages": entries}
 
 
 def _from_sharegpt(row: Row, columns: Columns, notes: RowNotes) -> Row:
