@@ -151,6 +151,13 @@ MEANINGFUL_KEYS = (
         fix="give a source its weight: data.train=[{path: FILE, weight: 0.5}]",
         carries_meaning=_is_other_weight,
     ),
+    KeyRule(
+        ("label", "labels", "label_text", "label_name"),
+        "the text would be trained without its class",
+        (ROW,),
+        fix="train the class as the answer: data.columns={user: COLUMN, assistant: COLUMN}",
+        carries_meaning=is_filled,
+    ),
     KeyRule(("prefix", "partial"), "every reply ends with its stop token", (MESSAGE,), carries_meaning=is_true),
     KeyRule(
         ("end_turn", "train_on_eot", "train_on_eos"),
@@ -162,7 +169,7 @@ MEANINGFUL_KEYS = (
 )
 """Keys that are refused by name where nothing uses them, unless their value is neutral."""
 
-_RULES = {(place, name): rule for rule in MEANINGFUL_KEYS for place in rule.places for name in rule.names}
+_RULES = {(level, name): rule for rule in MEANINGFUL_KEYS for level in rule.places for name in rule.names}
 
 
 WANTED_KEYS = frozenset(
@@ -192,26 +199,29 @@ def is_mark(key: str, value: object) -> bool:
 def check_unused(
     entry: Mapping[str, object],
     used: Iterable[str],
-    place: str,
+    level: str,
     notes: RowNotes,
     where: str = "",
+    *,
+    has_classes: bool = False,
 ) -> None:
     """Refuse a key that carries meaning and is not used; count the other keys that nothing uses.
 
-    Raises InvalidDialogueError with the key, the reason and a way out.
+    With `has_classes`, a label of 0 or 1 is a class and not a mark of a reply. Raises InvalidDialogueError with the
+    key, the reason and a way out.
     """
     counted = []
     for key in entry.keys() - frozenset(used):
-        rule = _RULES.get((place, normalize_key(key)))
-        if not is_filled(entry[key]) or (place == ROW and is_mark(key, entry[key])):
+        rule = _RULES.get((level, normalize_key(key)))
+        if not is_filled(entry[key]) or (level == ROW and not has_classes and is_mark(key, entry[key])):
             continue
-        if place != ROW and not key.isascii() and not is_valid_utf8(key):
+        if level != ROW and not key.isascii() and not is_valid_utf8(key):
             raise InvalidDialogueError(f"{where} has {key[:60]!a}, which is not UTF-8 text")
         if rule is None or key in notes.ignored_keys:
             counted.append(key)
         elif rule.carries_meaning(entry[key]):
             raise lost_key_error(key, rule.reason, rule.fix, where)
-    notes.add_unused(f"{key} of {place}s" if place != ROW else key for key in counted)
+    notes.add_unused(f"{key} of {level}s" if level != ROW else key for key in counted)
 
 
 def lost_key_error(key: str, reason: str, fix: str = "", where: str = "") -> InvalidDialogueError:

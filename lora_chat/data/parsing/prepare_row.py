@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lora_chat.config.data import DataFormat
 from lora_chat.data.dialogue import InvalidDialogueError
-from lora_chat.data.parsing.preference import check_wanted, find_pair_keys, take_chosen
+from lora_chat.data.parsing.preference import UnwantedRowError, check_wanted, find_pair_keys, take_chosen
 from lora_chat.data.parsing.row_notes import RowNotes
 
 
@@ -39,3 +39,13 @@ class RowPreparation:
             return self.apply(value, None, RowNotes())
         except InvalidDialogueError:
             return value
+
+    def find_refusal(self, value: object) -> str | None:
+        """Return the reason why a row is refused whatever its format; None if there is none."""
+        try:
+            self.apply(value, None, RowNotes())
+        except UnwantedRowError:
+            return None
+        except InvalidDialogueError as error:
+            return str(error)
+        return None

@@ -136,7 +136,11 @@ def read_chunks(paths: Sequence[Path], options: ReadingOptions) -> Iterator[RowC
     for path in paths:
         rows = limiter.take(read_rows(path, names, plain_text=options.forced_format == "text"))
         buffer, data_format, is_readable = _read_until_recognised(rows, options)
-        fault = None if is_readable else explain_rows(buffer, is_forced=data_format is not None)
+        fault = (
+            None
+            if is_readable
+            else explain_rows(buffer, options.preparation.find_refusal, is_forced=data_format is not None)
+        )
         if fault:
             rows, buffer = merge_rows(fault, chain(buffer, rows)), []
         if options.system is not None and data_format == "text":
@@ -223,7 +227,8 @@ def _parse_row(row: RawRow, chunk: RowChunk, options: ReadingOptions, notes: Row
         raise InvalidDialogueError(f"is in the format {row_format}, but the file began with {chunk.data_format}")
     if chunk.data_format is None or not isinstance(value, Mapping):
         raise _unknown_format_error(value)
-    check_unused(value, find_used_keys(value, chunk.data_format, options.columns), ROW, notes)
+    used = find_used_keys(value, chunk.data_format, options.columns)
+    check_unused(value, used, ROW, notes, has_classes=chunk.data_format in ("columns", "text"))
     if chunk.data_format == "text":
         text, is_first_piece, has_next_piece = to_document(value, options.columns.get("text", "text"))
         note_rendered_text(text, notes)

@@ -1,6 +1,6 @@
 """One message for a file of which no row can be read, in place of one for each line."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lora_chat.data.parsing.column_guess import propose_columns
 from lora_chat.data.parsing.formats import ROW_FORMATS
@@ -10,10 +10,13 @@ from lora_chat.data.reading.raw_row import RawRow
 _MAX_EXPLAINED = 20
 
 
-def explain_rows(first_rows: Sequence[RawRow], *, is_forced: bool = False) -> RawRow | None:
+def explain_rows(
+    first_rows: Sequence[RawRow], find_refusal: Callable[[object], str | None], *, is_forced: bool = False
+) -> RawRow | None:
     """Return one fault for rows of which none is in a known format, or None if each has a separate reason.
 
-    With `is_forced`, the recipe names the format, so that only rows without an object are explained.
+    With `is_forced`, the recipe names the format, so that only rows without an object are explained. `find_refusal`
+    returns the reason for a row that is refused whatever its format.
     """
     rows = [row for row in first_rows if not row.blank]
     parsed = [row.parse() for row in rows[:_MAX_EXPLAINED]]
@@ -25,6 +28,8 @@ def explain_rows(first_rows: Sequence[RawRow], *, is_forced: bool = False) -> Ra
         row = objects[0].parse()
         value = row.value
         assert isinstance(value, Mapping)
+        if refusal := find_refusal(value):
+            return RawRow(row.line, value, fault=refusal, size=row.size)
         known = ", ".join(row_format.name for row_format in ROW_FORMATS if row_format.name != "columns")
         reason = f"has no `messages` and is in none of the formats {known}; {propose_columns([*map(str, value)])}"
         if len(parsed) == 1 and len(value) > 1 and all(isinstance(item, list | dict) for item in value.values()):
