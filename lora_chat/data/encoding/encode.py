@@ -7,6 +7,7 @@ from itertools import accumulate, islice
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from lora_chat.data.dialogue import ChatMessage, Dialogue
+from lora_chat.data.encoding.bundled_templates import find_tool_template
 from lora_chat.data.encoding.new_messages import find_new_messages
 from lora_chat.data.encoding.rendered_row import (
     IGNORE_INDEX,
@@ -16,6 +17,7 @@ from lora_chat.data.encoding.rendered_row import (
     separate_reply,
     split_replies,
 )
+from lora_chat.data.encoding.template_drops import DropFinder
 from lora_chat.data.encoding.tokenizer import TextTokenizer, TokenizedText
 from lora_chat.data.encoding.turns import ReplyRequest, Turn, TurnReader, can_share_row
 from lora_chat.errors import DataError
@@ -46,6 +48,7 @@ class DialogueEncoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> None:
         self._text_tokenizer = TextTokenizer(tokenizer)
         self._turn_reader = TurnReader(tokenizer, stop_ids)
+        self._drop_finder = DropFinder(self._turn_reader, find_tool_template(tokenizer.get_vocab()).name)
         self._stop_ids = frozenset(stop_ids)
         self._bos_id = tokenizer.bos_token_id
 
@@ -93,10 +96,13 @@ class DialogueEncoder:
     ) -> tuple[RenderedRow, ...] | DataError:
         if isinstance(turns, DataError) and isinstance(turns.__cause__, TypeError):
             # Some templates expect the arguments of tool calls as text and fail on an object.
-            stringified = replace(request, messages=[_stringify_arguments(message) for message in request.messages])
-            (turns,) = self._turn_reader.read([stringified])
+            request = replace(request, messages=[_stringify_arguments(message) for message in request.messages])
+            (turns,) = self._turn_reader.read([request])
         if isinstance(turns, DataError):
             return DataError(f"{turns}{_JOIN_HINT}") if dialogue.has_neighbours else turns
+        dropped = self._drop_finder.find(request, turns)
+        if dropped:
+            return DataError(dropped)
         contents = tuple(
             (m.role, marked["content"].strip()) for m, marked in zip(dialogue.messages, request.messages, strict=True)
         )
