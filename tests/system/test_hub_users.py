@@ -1,7 +1,6 @@
 """Data sets and parcels use the same checked hub client as bases."""
 
 import json
-import os
 import time
 
 import pytest
@@ -11,6 +10,7 @@ from lora_chat.data.reading.hub_dataset import find_hub_files
 from lora_chat.errors import LoraChatError
 from lora_chat.sharing.container import MAX_MEMBER_BYTES, REQUIRED_MEMBERS
 from lora_chat.sharing.hub import download, upload
+from tests.pipeline.hub_adapter import serve
 
 TOKEN = "hf_CanaryCanaryCanary"
 UP = "../" * 12
@@ -19,25 +19,10 @@ LAUGHS = "a0: &a0 [ha, ha]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    for name in [name for name in os.environ if name.startswith("HF_") or "proxy" in name.lower()]:
-        monkeypatch.delenv(name)
-    stand_in = StandIn()
-    stand_in.files = {"train.jsonl": b'{"n": 1}\n', "README.md": b"---\nlicense: mit\n---\n"}
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
-    monkeypatch.setattr(constants, "ENDPOINT", stand_in.endpoint)
-    template = stand_in.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    huggingface_hub.close_session()
-    yield stand_in
-    huggingface_hub.close_session()
-    stand_in.server.shutdown()
-    stand_in.server.server_close()
+    files = {"train.jsonl": b'{"n": 1}\n', "README.md": b"---\nlicense: mit\n---\n"}
+    for stand_in in serve(files, tmp_path, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield stand_in
 
 
 def refused(action, match, code, tmp_path):
