@@ -190,11 +190,9 @@ def test_an_open_end_is_counted(accepted):
     assert total["notes"] == {"open_end": 1}
 
 
-def test_numbers_are_answers(accepted, chat_ids):
-    rows, _ = accepted(
-        [{"q": "3 and 4?", "a": 7}, {"q": "Is it so?", "a": True}],
-        **{"data.columns": "{user: q, assistant: a}"},
-    )
+def test_numbers_are_answers(accepted, chat_ids, tmp_path):
+    source = f"{{path: {tmp_path / 'train.jsonl'}, columns: {{user: q, assistant: a}}}}"
+    rows, _ = accepted([{"q": "3 and 4?", "a": 7}, {"q": "Is it so?", "a": True}], **{"data.train": source})
     assert rows[0] == (chat_ids([user("3 and 4?"), reply("7")])[:-1], "7<|im_end|>")
     assert rows[1][1].lower() == "true<|im_end|>"
 
