@@ -4,6 +4,7 @@ DIALOGUES.md in this folder lists the kinds of inputs, and the tests that cover 
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -256,7 +257,7 @@ def test_unwanted_replies_are_left_out_and_counted(accepted):
     assert [trained for _, trained in rows] == ["Until six.<|im_end|>"]
     assert total["lines"] == 2
     assert total["accepted"] == 1
-    assert 1 in total["notes"].values() or total["dropped"] == 1
+    assert total["unwanted"] == 1
 
 
 def test_tools_beside_texts_reach_the_template(accepted, chat_ids):
@@ -399,3 +400,46 @@ def test_elements_of_a_list_on_one_line_have_their_numbers(refused):
     rows = [PLAIN] * 57 + [{"messages": [user("a"), reply("")]}] + [PLAIN] * 3
     message = refused(json.dumps(rows), "list.json")
     assert "58" in message.split("message 2")[0]
+
+
+def test_ordinary_added_tokens_stay_tokens(accepted, tmp_path):
+    import shutil
+
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    from lora_chat.models.bundled import find_bundled_base
+
+    base = tmp_path / "base"
+    shutil.copytree(find_bundled_base("tiny-random"), base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    names = ["<div>", "</div>", "<b>", "</b>"]
+    assert tokenizer.add_tokens([AddedToken(name, special=False) for name in names]) == 4
+    tokenizer.save_pretrained(base)
+    widen_embeddings(base, len(tokenizer))
+    messages = [user("Write a box."), reply("<div>\n  <b>clay</b>\n</div>")]
+    rows, total = accepted([{"messages": messages}], **{"base.name": base})
+    assert rows[0][0] == tokenizer.apply_chat_template(messages, return_dict=False)[:-1]
+    assert total["plain_tokens"] == {}
+
+
+def widen_embeddings(folder, size):
+    """Give a base random embeddings for more tokens."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    for name, value in weights.items():
+        if value.shape[0] == config["vocab_size"]:
+            weights[name] = torch.cat([value, value[: size - len(value)]]) if size > len(value) else value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": max(size, config["vocab_size"])}))
+
+
+def test_named_tests_exist():
+    tests = Path(__file__).parents[1]
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", Path(__file__).with_name("DIALOGUES.md").read_text("utf-8"))
+    assert len(named) > 20
+    absent = [(file, name) for file, name in named if f"def {name}".rstrip() not in (tests / file).read_text("utf-8")]
+    assert absent == []

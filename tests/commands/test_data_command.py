@@ -242,7 +242,8 @@ def test_error_shows_faulty_lines_even_if_they_are_allowed(data):
     code, _, err = data({"train": "a.jsonl", "skip_bad": 100}, a_jsonl=lines([{"chat": 1}, {"chat": 2}]))
     assert code == 3
     assert "contains no dialogue (2 lines, 0 of them blank, 2 refused)." in err
-    assert "a.jsonl:2: " in err
+    assert "a.jsonl:1: " in err
+    assert "its columns: chat" in err
 
 
 def test_leaves_no_files_beside_the_recipe(data, tmp_path):
