@@ -402,16 +402,14 @@ def test_elements_of_a_list_on_one_line_have_their_numbers(refused):
     assert "58" in message.split("message 2")[0]
 
 
-def test_ordinary_added_tokens_stay_tokens(accepted, tmp_path):
+def test_ordinary_added_tokens_stay_tokens(accepted, random_base, tmp_path):
     import shutil
 
     from tokenizers import AddedToken
     from transformers import AutoTokenizer
 
-    from lora_chat.models.bundled import find_bundled_base
-
     base = tmp_path / "base"
-    shutil.copytree(find_bundled_base("tiny-random"), base)
+    shutil.copytree(random_base("llama"), base)
     tokenizer = AutoTokenizer.from_pretrained(base)
     names = ["<div>", "</div>", "<b>", "</b>"]
     assert tokenizer.add_tokens([AddedToken(name, special=False) for name in names]) == 4

@@ -66,8 +66,10 @@ CASES = {
     "empty data": Case(3, ["{data} contains no dialogue"], ""),
     "blank data": Case(3, ["{data} contains no dialogue"], "\n \n"),
     "malformed line": Case(3, ["{data}:3: ", "JSON", "data.skip_bad"], lines(*GOOD[:2], '{"messages": [', GOOD[3])),
-    "wrong order": Case(
-        3, ["{data}:2: ", "message 1 is from assistant"], lines(GOOD[0], {"messages": row()["messages"][::-1]})
+    "speaker left out": Case(
+        3,
+        ["{data}:2: ", "leaves out", "name"],
+        lines(GOOD[0], {"messages": [m | {"name": "Ann"} for m in row()["messages"]]}),
     ),
     "no assistant": Case(3, ["{data}:1: ", "no assistant message"], lines({"messages": row()["messages"][:1]}, *GOOD)),
     "one dialogue": Case(3, ["At least 2 different dialogues"], lines(GOOD[0], GOOD[0])),
