@@ -172,12 +172,20 @@ def find_spans(labels: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def format_table(results: Sequence[Comparison]) -> str:
-    """Return the results as a Markdown table."""
-    lines = ["| tokenizer | file | dialogues | replies | tokens | different | refused | with control tokens |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    for r in results:
-        counts = [r.dialogues, r.replies, r.tokens, len(r.differences), sum(r.refused.values()), r.with_control_tokens]
-        lines.append(f"| {r.family} | {r.file} | {' | '.join(f'{count:,}' for count in counts)} |")
+    """Return the sums over all files as a Markdown table, with a row for each tokenizer."""
+    lines = ["| tokenizer | dialogues | replies | tokens | different | refused | with control tokens |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for family in dict.fromkeys(result.family for result in results):
+        own = [result for result in results if result.family == family]
+        counts = (
+            sum(result.dialogues for result in own),
+            sum(result.replies for result in own),
+            sum(result.tokens for result in own),
+            sum(len(result.differences) for result in own),
+            sum(sum(result.refused.values()) for result in own),
+            sum(result.with_control_tokens for result in own),
+        )
+        lines.append(f"| {family} | {' | '.join(f'{count:,}' for count in counts)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -25,8 +25,8 @@ def choose_held_out(digests: "Numbers", share: float, seed: int, max_held_out: i
     if len(unique_digests) < 2:
         raise DataError(
             "At least 2 different dialogues or 2 blocks of plain text are needed, one for training and one for "
-            "validation. Fix: name data.validation, train on all with --set data.validation_share=0, or get more blocks of "
-            "plain text with a smaller data.max_length."
+            "validation. Fix: name data.validation, train on all with --set data.validation_share=0, or get more "
+            "blocks of plain text with a smaller data.max_length."
         )
     wanted = max(1, min(round(len(digests) * share), max_held_out or len(digests)))
     order = np.argsort(_random_keys(unique_digests, seed), kind="stable")
