@@ -51,7 +51,7 @@ _MAX_SHOWN = 5
 
 
 @dataclass
-class Comparison:
+class TokenizerComparison:
     """The result for one tokenizer and one file."""
 
     family: str
@@ -102,14 +102,14 @@ def load(folder: Path) -> Any:
     return tokenizer
 
 
-def compare(family: str, tokenizer: Any, name: str) -> Comparison:
+def compare(family: str, tokenizer: Any, name: str) -> TokenizerComparison:
     """Encode the dialogues of a file, and compare each with the template."""
     path, _, columns = name.partition(":")
     names = dict(zip(("user", "assistant", "system"), columns.split(","), strict=False)) if columns else {}
     dialogues, _ = read_dialogues(path, options=ReadingOptions(columns=names))
     stop_ids = {int(tokenizer.eos_token_id), *find_turn_end_ids(tokenizer)}
     marker = ControlTokenMarker(read_control_tokens(tokenizer))
-    result = Comparison(family, Path(path).name)
+    result = TokenizerComparison(family, Path(path).name)
     for dialogue, rows in zip(dialogues, DialogueEncoder(tokenizer, stop_ids).encode(dialogues), strict=True):
         messages = dialogue.as_dicts
         if isinstance(rows, DataError):
@@ -171,7 +171,7 @@ def find_spans(labels: Sequence[int]) -> Iterator[tuple[int, int]]:
             begin = None
 
 
-def format_table(results: Sequence[Comparison]) -> str:
+def format_table(results: Sequence[TokenizerComparison]) -> str:
     """Return the sums over all files as a Markdown table, with a row for each tokenizer."""
     lines = ["| tokenizer | dialogues | replies | tokens | different | refused | with control tokens |"]
     lines.append("|---|---|---|---|---|---|---|")

@@ -11,16 +11,9 @@ from typing import TYPE_CHECKING
 
 from lora_chat.config.data import DataSection, SourceSection, as_key_names
 from lora_chat.config.system_message import SystemSection
+from lora_chat.data.parsing.line_counts import LineCounts, check_fault_limit, check_line_counts, summarize_paths
 from lora_chat.data.parsing.rendered_chats import check_rendered_chats
-from lora_chat.data.parsing.rows import (
-    LineCounts,
-    ReadingOptions,
-    check_fault_limit,
-    check_line_counts,
-    parse_chunk,
-    read_chunks,
-    summarize_paths,
-)
+from lora_chat.data.parsing.rows import ReadingOptions, parse_chunk, read_chunks
 from lora_chat.data.reading.find_files import choose_files
 from lora_chat.data.reading.folders import DEFAULT_SPLIT, SplitChoice
 from lora_chat.data.reading.hub_dataset import find_hub_files

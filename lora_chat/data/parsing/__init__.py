@@ -8,6 +8,7 @@
 - entries: Bring a message of any known form to its speaker, `content` and further keys
 - formats: The data formats, how each is recognised, and its conversion to `messages`
 - keys: The table of keys that carry meaning, refused by name where nothing uses them
+- line_counts: Counts of lines by what became of them, and the messages for faults
 - loss_marks: Read whether a message carries loss, by its marks and the marks of its parts
 - message_lists: Find the list of messages of a row, and read the earlier turns under `history`
 - messages: Parse a row with `messages` as a Dialogue
@@ -19,7 +20,7 @@
 - row_fields: Fields that rows of several formats share
 - row_limit: The limit to the rows of a source
 - row_notes: Counts of what was done to rows or seen in them
-- rows: Parse rows of files as dialogues or documents, and count faulty lines
+- rows: Parse rows of files as dialogues or documents
 - system_message: The system message of the recipe, put before dialogues that have none
 - unreadable: One message for a file of which no row can be read
 - tool_calls: Read the tool calls of a message and the function descriptions of a row

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 
-from lora_chat.data.parsing.rows import MAX_SHOWN_FAULTS, LineCounts
+from lora_chat.data.parsing.line_counts import MAX_SHOWN_FAULTS, LineCounts
 
 _SUMMED_FIELDS = (
     "dropped",

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from lora_chat.data.parsing import line_counts
 from lora_chat.data.parsing import rows as rows_module
 from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.rows import ReadingOptions, read_chunks, read_dialogues
@@ -477,7 +478,7 @@ def test_fuzzed_rows_are_accepted_or_refused_and_none_is_lost(tmp_path, tiny_tok
         int(os.environ.get("LORA_CHAT_FUZZ_ROWS", "10000")),
         int(os.environ.get("LORA_CHAT_FUZZ_SEED", FUZZ_SEED)),
     )
-    for module in (rows_module, ledger, encode_chunk):
+    for module in (rows_module, ledger, encode_chunk, line_counts):
         monkeypatch.setattr(module, "MAX_SHOWN_FAULTS", 10**6)
     plain, tools = copy.deepcopy(tiny_tokenizer), copy.deepcopy(tiny_tokenizer)
     tools.chat_template = WITH_TOOLS
