@@ -110,11 +110,19 @@ def test_reads_vocabulary_and_merges(folder):
     assert read(folder)("the cat, 7")["input_ids"] == expected
 
 
+def rendered(tokenizer, tools=None):
+    chat = [{"role": "user", "content": "q"}]
+    return tokenizer.apply_chat_template(chat, tools=tools, tokenize=False, add_generation_prompt=True)
+
+
 def test_uses_the_default_template_wherever_it_is(folder):
     template = (folder / "chat_template.jinja").read_text()
+    rendered_alone = rendered(read(folder))
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ 'tools' }}")
-    assert read(folder).chat_template == template
+    assert template in read(folder).chat_template
+    assert rendered(read(folder)) == rendered_alone
+    assert rendered(read(folder), tools=[{"name": "f"}]) == "tools"
     shutil.rmtree(folder / "additional_chat_templates")
     (folder / "chat_template.jinja").unlink()
     edit(folder / "chat_template.json", chat_template=template)  # of a processor
@@ -122,7 +130,8 @@ def test_uses_the_default_template_wherever_it_is(folder):
     (folder / "chat_template.json").unlink()
     named = [{"name": "tool_use", "template": "{{ 'tools' }}"}, {"name": "default", "template": template}]
     edit(folder / "tokenizer_config.json", chat_template=named)
-    assert read(folder).chat_template == template
+    assert rendered(read(folder)) == rendered_alone
+    assert rendered(read(folder), tools=[{"name": "f"}]) == "tools"
     edit(folder / "tokenizer_config.json", chat_template=named[:1])
     with pytest.raises(DataError, match="none is called default"):
         read(folder)

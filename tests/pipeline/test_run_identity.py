@@ -85,7 +85,7 @@ def test_the_device_is_no_part_of_the_identity(monkeypatch):
 
     monkeypatch.setattr(run_identity, "digest_rows", lambda dialogues: "")
     identity = SimpleNamespace(
-        weights="", tokenizer="", chat_template="", version=2, version_2_parts=dict, kept_tokens=()
+        weights="", tokenizer="", chat_template="", version=2, version_2_parts=dict, kept_tokens=(), thinking=None
     )
     prepared = SimpleNamespace(train=None, identity=identity)
     fields = []

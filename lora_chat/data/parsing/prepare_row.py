@@ -7,6 +7,7 @@ from lora_chat.config.data import DataFormat
 from lora_chat.data.dialogue import InvalidDialogueError
 from lora_chat.data.parsing.preference import UnwantedRowError, check_wanted, find_pair_keys, take_chosen
 from lora_chat.data.parsing.row_notes import RowNotes
+from lora_chat.data.reading.size_limits import MAX_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class RowPreparation:
         """
         if not isinstance(value, Mapping):
             return value
+        if len(value) > MAX_COLUMNS:
+            raise InvalidDialogueError(f"has more than {MAX_COLUMNS:,} keys")
         ignored = [key for key in value if key in self.ignored_keys]
         notes.add_unused(ignored)
         row = {key: item for key, item in value.items() if key not in ignored} if ignored else value
