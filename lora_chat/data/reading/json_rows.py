@@ -112,8 +112,9 @@ def _find_row_list(window: JsonWindow, is_row: IsRow) -> RowList | None:
         value = _skip_value(window)
         if key in values:
             raise InvalidJsonError(line, f"has the key {key!a} twice")
-        if len(values) < _MAX_KEYS:
-            values[key] = value
+        if len(values) >= _MAX_KEYS:
+            raise InvalidJsonError(line, f"has more than {_MAX_KEYS:,} keys")
+        values[key] = value
     if window.peek():
         return None
     firsts = {key: value[0] for key, value in values.items() if isinstance(value, list) and value}
