@@ -15,7 +15,9 @@ from lora_chat.data.encoding.bundled_templates import (
     TRUSTED_TEMPLATE_DIGESTS,
     ChatTemplate,
 )
+from lora_chat.data.encoding.prefix_rendering import render_with_shared_prefixes
 from lora_chat.data.encoding.render_requests import RenderJob
+from lora_chat.data.encoding.stepwise_render import find_stepwise_render
 from lora_chat.data.encoding.template_renderer import render_in_worker
 from lora_chat.data.encoding.tokenizer import TextTokenizer, read_bos_ids
 from lora_chat.errors import DataError, IntegrityError
@@ -126,9 +128,13 @@ def render_jobs(tokenizer: "PreTrainedTokenizerBase", jobs: Sequence[RenderJob])
     it is compiled and rendered in a worker process with limits.
     """
     template, special = str(tokenizer.chat_template), dict(tokenizer.special_tokens_map)
-    if is_trusted_template(template):
-        return [_render_in_process(template, special, job) for job in jobs]
-    return render_in_worker(template, special, jobs)
+
+    def render(jobs: Sequence[RenderJob]) -> list[list[str] | DataError]:
+        if is_trusted_template(template):
+            return [_render_in_process(template, special, job) for job in jobs]
+        return render_in_worker(template, special, jobs)
+
+    return render_with_shared_prefixes(jobs, render)
 
 
 @lru_cache(maxsize=64)
@@ -139,13 +145,20 @@ def is_trusted_template(template: str) -> bool:
 
 def _render_in_process(template: str, special: dict[str, object], job: RenderJob) -> list[str] | DataError:
     """Render a job with a trusted template."""
-    template_args = {"tools": list(job.tools) if job.tools else None, "documents": None, **job.arguments}
+    template_args: dict[str, object] = {
+        "tools": list(job.tools) if job.tools else None,
+        "documents": None,
+        **job.arguments,
+    }
     try:
+        template_args |= {"add_generation_prompt": job.add_generation_prompt, **special}
+        if job.stepwise:
+            render_pieces = find_stepwise_render(template)
+            if render_pieces is None:
+                return DataError("the template looks at later messages")
+            return [piece for chat in job.chats for piece in render_pieces(messages=list(chat), **template_args)]
         render = _compile_template(template)
-        return [
-            render(messages=list(chat), **template_args, add_generation_prompt=job.add_generation_prompt, **special)
-            for chat in job.chats
-        ]
+        return [render(messages=list(chat), **template_args) for chat in job.chats]
     except Exception as error:
         refusal = DataError(
             f"the base's chat template refuses it: {sanitize_line(str(error) or type(error).__name__, 300)}"

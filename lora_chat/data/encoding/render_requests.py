@@ -25,6 +25,8 @@ class RenderJob:
     tools: Sequence[ToolDescription] | None = None
     arguments: Mapping[str, object] = field(default_factory=dict)
     """Further variables of the template, such as `enable_thinking`."""
+    stepwise: bool = False
+    """Whether the result has the pieces of a single chat (`stepwise_render`) instead of its text."""
 
 
 def split_into_requests(
@@ -72,6 +74,7 @@ class _RequestBuilder:
                     "reply_follows": job.add_generation_prompt,
                     "tools": tools_index,
                     "arguments": dict(job.arguments),
+                    "stepwise": job.stepwise,
                 }
             )
             self.job_numbers.append(owner)

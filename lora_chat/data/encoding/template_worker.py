@@ -33,6 +33,8 @@ class RequestedJob(TypedDict):
     """Number of the tools, if there are any."""
     arguments: dict[str, object]
     """Further variables of the template."""
+    stepwise: bool
+    """Whether the answer has the pieces of a chat instead of its text."""
 
 
 class RenderRequest(TypedDict):
@@ -96,6 +98,8 @@ def _import_compiler() -> Callable[[str], Callable[..., str]]:
     """Return the function that compiles a template, imported before files can no longer be written."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
+    import lora_chat.data.encoding.stepwise_render  # noqa: F401
+
     @lru_cache(maxsize=8)
     def compile_template(template: str) -> Callable[..., str]:
         render: Callable[..., str] = _compile_jinja_template(template).render
@@ -124,16 +128,30 @@ def render_request(request: RenderRequest, compile_template: Callable[[str], Cal
         try:
             texts = []
             for chat, size in job["chats"]:
-                text = render(messages=[table[i] for i in chat], **arguments, **request["special"])
-                if len(text) > _BASE_OUTPUT_CHARACTERS + _OUTPUT_FACTOR * size:
+                variables = {"messages": [table[i] for i in chat], **arguments, **request["special"]}
+                rendered = (
+                    _render_stepwise(request["template"], variables) if job["stepwise"] else [render(**variables)]
+                )
+                if sum(map(len, rendered)) > _BASE_OUTPUT_CHARACTERS + _OUTPUT_FACTOR * size:
                     os._exit(EXIT_OUTPUT_TOO_LONG)
-                texts.append(text)
+                texts += rendered
             answers.append({"texts": _compress_prefixes(texts)})
         except MemoryError:
             raise
         except Exception as error:  # a template is a program and can raise anything
             answers.append({"error": _error_text(error), "kind": type(error).__name__})
     return answers
+
+
+def _render_stepwise(template: str, variables: dict[str, object]) -> list[str]:
+    """Return the pieces of a chat; raises LookaheadError if they would not show the texts of shorter chats."""
+    from lora_chat.data.encoding.message_lists import LookaheadError
+    from lora_chat.data.encoding.stepwise_render import find_stepwise_render
+
+    render = find_stepwise_render(template)
+    if render is None:
+        raise LookaheadError("the template looks at later messages")
+    return render(**variables)
 
 
 def _error_text(error: Exception) -> str:
