@@ -94,6 +94,52 @@ def test_only_templates_of_this_package_and_its_bases_are_rendered_here(tiny_tok
     assert asked == [MINE]
 
 
+def test_the_changed_template_of_a_stranger_is_compiled_in_the_worker_only(monkeypatch, with_template):
+    compiled = []
+    monkeypatch.setattr(
+        "lora_chat.data.encoding.chat_template.find_stepwise_render",
+        lambda source: compiled.append(source) or None,
+    )
+    long = CHAT * 8
+    chats = [long[:n] for n in range(1, 17)]
+    for template in (CHATML_TEMPLATE, MINE):
+        together = render_texts(with_template(template), chats, add_generation_prompt=True)
+        assert together == [
+            render_texts(with_template(template), [chat], add_generation_prompt=True)[0] for chat in chats
+        ]
+    assert compiled == [CHATML_TEMPLATE]
+
+
+def test_the_changed_template_runs_in_the_sandbox_of_transformers(monkeypatch):
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    from lora_chat.data.encoding import stepwise_render
+
+    made = []
+    environment = _compile_jinja_template(MINE).environment
+    from_code = environment.template_class.from_code
+    monkeypatch.setattr(
+        environment.template_class,
+        "from_code",
+        classmethod(lambda _, *args: made.append(args[0]) or from_code(*args)),
+    )
+    stepwise_render.find_stepwise_render.cache_clear()
+    assert stepwise_render.find_stepwise_render(MINE)
+    assert made[-1] is environment
+    assert isinstance(made[-1], ImmutableSandboxedEnvironment)
+    assert made[-1].filters.keys() == environment.filters.keys()
+    assert made[-1].extensions.keys() == environment.extensions.keys()
+    for bad in (
+        "{{ messages[0].update(a=1) }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages[0].__init__.__globals__ }}",
+    ):
+        render = stepwise_render.find_stepwise_render(MINE + bad)
+        with pytest.raises(Exception, match=r"unsafe|not safely"):
+            render(messages=CHAT, add_generation_prompt=False)
+
+
 @pytest.mark.slow
 def test_the_embedded_base_s_template_is_trusted(cache_home):
     from transformers import AutoTokenizer
@@ -291,6 +337,12 @@ def test_nothing_else_in_the_package_compiles_or_renders_templates():
     allowed = {
         "data/encoding/chat_template.py",
         "data/encoding/template_worker.py",
+        # These change the template for long dialogues. Only the two above call them: in the worker, or here if the
+        # digest is trusted. They use the sandbox of transformers (tests above).
+        "data/encoding/lookahead_traps.py",
+        "data/encoding/message_lists.py",
+        "data/encoding/stepwise_render.py",
+        "data/encoding/stepwise_template.py",
         "export/parity/llama_cpp_worker.py",
         "export/parity/reader_worker.py",  # the other environment of `merge --check-with`, in a process with limits
     }

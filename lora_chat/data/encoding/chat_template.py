@@ -151,14 +151,19 @@ def _render_in_process(template: str, special: dict[str, object], job: RenderJob
         **job.arguments,
     }
     try:
-        template_args |= {"add_generation_prompt": job.add_generation_prompt, **special}
         if job.stepwise:
             render_pieces = find_stepwise_render(template)
             if render_pieces is None:
                 return DataError("the template looks at later messages")
-            return [piece for chat in job.chats for piece in render_pieces(messages=list(chat), **template_args)]
+            (chat,) = job.chats
+            return render_pieces(
+                messages=list(chat), **template_args, add_generation_prompt=job.add_generation_prompt, **special
+            )
         render = _compile_template(template)
-        return [render(messages=list(chat), **template_args) for chat in job.chats]
+        return [
+            render(messages=list(chat), **template_args, add_generation_prompt=job.add_generation_prompt, **special)
+            for chat in job.chats
+        ]
     except Exception as error:
         refusal = DataError(
             f"the base's chat template refuses it: {sanitize_line(str(error) or type(error).__name__, 300)}"

@@ -93,6 +93,8 @@ class Trapper(NodeTransformer):
             assert isinstance(node.node, nodes.Call)
             node.node.args = [self.visit(inner) for inner in node.node.args]
             node.node.kwargs = [self.visit(inner) for inner in node.node.kwargs]
+            if node.node.dyn_args or node.node.dyn_kwargs:
+                raise LookaheadError("a namespace gets unpacked values")
         elif not (isinstance(node.target, nodes.Name) and node.target.name in self._lists):
             node.node = self.visit(node.node)
         return node

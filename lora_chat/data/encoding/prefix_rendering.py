@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from lora_chat.data.encoding.render_requests import RenderJob
+from lora_chat.data.encoding.render_requests import RenderJob, count_characters
+from lora_chat.data.encoding.template_worker import BASE_OUTPUT_CHARACTERS, OUTPUT_FACTOR
 from lora_chat.errors import DataError
 
 _MIN_CHATS = 6
@@ -39,7 +40,7 @@ def _split_job(job: RenderJob) -> list[RenderJob]:
     if len(job.chats) < _MIN_CHATS:
         return [job]
     longest = max(job.chats, key=len)
-    if not all(longest[: len(chat)] == chat for chat in job.chats):
+    if not all(message is same for chat in job.chats for message, same in zip(chat, longest, strict=False)):
         return [job]
     short = [chat for chat in job.chats if len(chat) < _ALWAYS_RENDERED]
     return [replace(job, chats=short), replace(job, chats=[longest], stepwise=True)]
@@ -57,8 +58,26 @@ def _join_answers(job: RenderJob, short: RenderedJob, pieces: RenderedJob) -> Re
         return None
     whole = before + "".join(bodies)
     ends = [*accumulate(map(len, bodies), initial=len(before))]
+    if not _are_within_limits(job, before, after, bodies):
+        return None
     rendered = iter(short)
     return [
         next(rendered) if len(chat) < _ALWAYS_RENDERED else whole[: ends[len(chat) - skipped]] + after
         for chat in job.chats
     ]
+
+
+def _are_within_limits(job: RenderJob, before: str, after: str, bodies: Sequence[str]) -> bool:
+    """Return whether each text is short enough for its own messages, as the worker requires of a text.
+
+    Otherwise long text around a long message would be repeated for every beginning, in this process.
+    """
+    longest = max(job.chats, key=len)
+    skipped = len(longest) - len(bodies)
+    size, length = 0, len(before) + len(after)
+    for number, message in enumerate(longest):
+        size += count_characters(message)
+        length += len(bodies[number - skipped]) if number >= skipped else 0
+        if length > BASE_OUTPUT_CHARACTERS + OUTPUT_FACTOR * size:
+            return False
+    return True

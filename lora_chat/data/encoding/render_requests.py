@@ -36,11 +36,11 @@ def split_into_requests(
     pending = _RequestBuilder(template, special)
     sizes: dict[int, int] = {}  # by id, which is valid because the caller keeps the messages
     for number, job in enumerate(jobs):
-        tools = _count_characters(job.tools) if job.tools else 0
+        tools = count_characters(job.tools) if job.tools else 0
         for chat in job.chats:
             for message in chat:
                 if id(message) not in sizes:
-                    sizes[id(message)] = _count_characters(message)
+                    sizes[id(message)] = count_characters(message)
             size = tools + sum([sizes[id(message)] for message in chat])
             if pending.size + size > _MAX_REQUEST_CHARACTERS and pending.job_numbers:
                 yield pending.build(), pending.job_numbers
@@ -104,10 +104,10 @@ class _RequestBuilder:
         return number
 
 
-def _count_characters(value: object) -> int:
+def count_characters(value: object) -> int:
     """Count the characters of a message or of tools, approximately."""
     if isinstance(value, str):
         return len(value) + 2
     if isinstance(value, dict):
-        return sum(len(key) + 4 + _count_characters(inner) for key, inner in value.items())
-    return 2 + sum(map(_count_characters, value)) if isinstance(value, list | tuple) else 8
+        return sum(len(key) + 4 + count_characters(inner) for key, inner in value.items())
+    return 2 + sum(map(count_characters, value)) if isinstance(value, list | tuple) else 8

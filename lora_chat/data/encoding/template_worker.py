@@ -19,7 +19,7 @@ EXIT_OUT_OF_MEMORY, EXIT_OUTPUT_TOO_LONG = 71, 72
 """Exit codes for lack of memory and for too much text."""
 _BASE_MEMORY_BYTES = 1 << 30
 """Memory for one request, in bytes, in addition to the idle process and 32 times the request."""
-_BASE_OUTPUT_CHARACTERS, _OUTPUT_FACTOR = 1 << 17, 32
+BASE_OUTPUT_CHARACTERS, OUTPUT_FACTOR = 1 << 17, 32
 """Longest text of a chat: a base in characters, and a factor for each character of its messages and tools."""
 
 
@@ -128,11 +128,14 @@ def render_request(request: RenderRequest, compile_template: Callable[[str], Cal
         try:
             texts = []
             for chat, size in job["chats"]:
-                variables = {"messages": [table[i] for i in chat], **arguments, **request["special"]}
-                rendered = (
-                    _render_stepwise(request["template"], variables) if job["stepwise"] else [render(**variables)]
-                )
-                if sum(map(len, rendered)) > _BASE_OUTPUT_CHARACTERS + _OUTPUT_FACTOR * size:
+                messages = [table[i] for i in chat]
+                # a variable that is given twice, such as a special token called messages, is an error
+                if job["stepwise"]:
+                    find_pieces = _find_stepwise_render(request["template"])
+                    rendered = find_pieces(messages=messages, **arguments, **request["special"])
+                else:
+                    rendered = [render(messages=messages, **arguments, **request["special"])]
+                if sum(map(len, rendered)) > BASE_OUTPUT_CHARACTERS + OUTPUT_FACTOR * size:
                     os._exit(EXIT_OUTPUT_TOO_LONG)
                 texts += rendered
             answers.append({"texts": _compress_prefixes(texts)})
@@ -143,15 +146,15 @@ def render_request(request: RenderRequest, compile_template: Callable[[str], Cal
     return answers
 
 
-def _render_stepwise(template: str, variables: dict[str, object]) -> list[str]:
-    """Return the pieces of a chat; raises LookaheadError if they would not show the texts of shorter chats."""
+def _find_stepwise_render(template: str) -> Callable[..., list[str]]:
+    """Return the function that renders a chat in pieces; raises LookaheadError if the template may look ahead."""
     from lora_chat.data.encoding.message_lists import LookaheadError
     from lora_chat.data.encoding.stepwise_render import find_stepwise_render
 
     render = find_stepwise_render(template)
     if render is None:
         raise LookaheadError("the template looks at later messages")
-    return render(**variables)
+    return render
 
 
 def _error_text(error: Exception) -> str:

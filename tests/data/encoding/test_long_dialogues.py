@@ -16,7 +16,7 @@ from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE, PLAIN_TEM
 from lora_chat.data.encoding.chat_template import render_jobs
 from lora_chat.data.encoding.encode import DialogueEncoder
 from lora_chat.data.encoding.prefix_rendering import render_with_shared_prefixes
-from lora_chat.data.encoding.render_requests import RenderJob
+from lora_chat.data.encoding.render_requests import RenderJob, split_into_requests
 from lora_chat.data.encoding.stepwise_render import find_stepwise_render
 from lora_chat.errors import DataError
 
@@ -183,6 +183,37 @@ LOOKAHEAD = {
     "messages replaced": "{% set messages = messages | list %}" + LOOP + "{{ messages | length }}",
     "recursive": LOOP.replace("in messages", "in messages recursive"),
     "compared": LOOP + "{{ 'empty' if messages == [] else (messages == messages[:2]) }}",
+    "unpacked in a namespace": "{% set ns = namespace(**{'n': messages | length}) %}" + LOOP + "{{ ns.n }}",
+    "unpacked message in a namespace": "{% set ns = namespace(*[messages[-1]]) %}" + LOOP + "{{ ns.content }}",
+    "unpacked in an inner namespace": "{% set ns = namespace() %}{% set ns.x = namespace(**{'n': messages | length}) %}" + LOOP + "{{ ns.x.n }}",
+    "changed": LOOP.replace("m.content", "m.content + loop.changed(loop.nextitem) | string"),
+    "previous of the next": LOOP.replace("m.content", "m.content + (loop.previtem or loop.nextitem) | string"),
+    "end of an end": "{% set rest = messages[1:] %}{{ rest[-1].content }}" + LOOP,
+    "end of a slice": "{{ messages[1:][-1].content }}" + LOOP,
+    "filtered from outside": "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}" + LOOP,
+    "reverse": "{{ (messages | reverse | first).content }}" + LOOP,
+    "grouped": "{% for g in messages | groupby('role') %}{{ g.list | length }}{% endfor %}" + LOOP,
+    "list in a list": "{% set all = [messages] %}{{ all[0] | length }}" + LOOP,
+    "list in a pair": "{% set all, x = messages, 1 %}{{ all | length }}" + LOOP,
+    "list in a namespace": "{% set ns = namespace(all=messages) %}{{ ns.all | length }}" + LOOP,
+    "default of a macro": "{% macro f(all=messages) %}{{ all | length }}{% endmacro %}{{ f() }}" + LOOP,
+    "recursive macro": "{% macro f(i) %}{% if messages[i] is defined %}{{ f(i + 1) }}{% else %}{{ i }}{% endif %}{% endmacro %}{{ f(0) }}" + LOOP,
+    "macro in the loop": LOOP.replace("{{", "{% macro f() %}{{ loop.last }}{% endmacro %}{{ f() }}{{", 1),
+    "numbers of messages": "{% for i in range(messages | length) %}{{ messages[i].content }}{% endfor %}",
+    "time and a count": LOOP + "{{ strftime_now('%Y') ~ messages | length }}",
+    "argument of a filter": "{{ '%s' | format(messages | length) }}" + LOOP,
+    "argument of a test": LOOP.replace("m.content", "m.content + (1 is eq(messages | length)) | string"),
+    "list of an inner loop": LOOP.replace("{% endfor", "{% for x in [loop.last] %}{{ x }}{% endfor %}{% endfor", 1),
+    "condition of an inner loop": LOOP.replace("{% endfor", "{% for x in [1] if loop.last %}x{% endfor %}{% endfor", 1),
+    "else of an inner loop": LOOP.replace("{% endfor", "{% for x in [] %}{% else %}{{ loop.last }}{% endfor %}{% endfor", 1),
+    "exception at the end": LOOP.replace("{{", "{% if loop.last %}{{ raise_exception('end') }}{% endif %}{{", 1),
+    "pair in a namespace": "{% set ns = namespace(n=0) %}" + LOOP.replace("{{", "{% set ns.n, x = loop.index, 1 %}{{", 1) + "{{ ns.n }}",
+    "block in a namespace": "{% set ns = namespace(n='') %}" + LOOP.replace("{{", "{% set ns.n %}{{ loop.index }}{% endset %}{{", 1) + "{{ ns.n }}",
+    "default in place of an error": LOOP.replace("m.content", "m.content + (loop.nextitem | default({})) | string"),
+    "attribute by name": "{% set ns = namespace(n=0) %}" + LOOP.replace("{{", "{% set ns.n = ns.n + 1 %}{{", 1) + "{{ ns['n' ~ ''] }}",
+    "filtered block": "{% filter upper %}" + LOOP + "{% endfilter %}",
+    "called block": "{% macro f() %}{{ caller() | length }}{% endmacro %}{% call f() %}" + LOOP + "{% endcall %}",
+    "with": "{% with all = messages %}{{ all | length }}{% endwith %}" + LOOP,
     "contained": LOOP.replace("m.content", "m.content + ('x' if m in messages[2:] else 'y')"),
 }  # fmt: skip
 
@@ -256,6 +287,51 @@ def test_rows_are_the_same_as_without_shared_renderings(tokenizer, name, monkeyp
     together = encode()
     monkeypatch.setattr("lora_chat.data.encoding.prefix_rendering._MIN_CHATS", 10**6)
     assert together == encode()
+
+
+def test_forged_marks_are_text():
+    """Marks have a random start, so neither a template nor a message can write one."""
+    marks = "".join(f"{'0' * 32}{sign}{n};" for sign in ":!" for n in range(3))
+    source = LOOP.replace("{{", marks + "{{", 1) + marks
+    messages = [{**message, "content": message["content"] + marks} for message in TALK]
+    pieces = render_pieces(source, messages)
+    assert pieces is not None
+    assert pieces == render_each(source, messages, pieces)
+    render = find_stepwise_render(source)
+    find_stepwise_render.cache_clear()
+    assert render is not find_stepwise_render(source)
+
+
+def test_a_special_token_cannot_replace_the_messages():
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    from lora_chat.data.encoding.chat_template import _render_in_process
+    from lora_chat.data.encoding.template_worker import render_request
+
+    for stepwise in (False, True):
+        job = RenderJob([TALK], True, stepwise=stepwise)
+        for name in ("messages", "tools", "add_generation_prompt"):
+            answer = _render_in_process(CHATML_TEMPLATE, {name: "x"}, job)
+            assert isinstance(answer, DataError)
+            assert "multiple values" in str(answer)
+            (builder,) = [request for request, _ in split_into_requests(CHATML_TEMPLATE, {name: "x"}, [job])]
+            (answered,) = render_request(builder, lambda source: _compile_jinja_template(source).render)
+            assert "multiple values" in answered["error"]
+
+
+def test_long_text_around_a_long_message_is_not_repeated_for_every_beginning():
+    messages = [*TALK, user("x" * 100_000)]
+    job = RenderJob([messages[:k] for k in range(1, len(messages) + 1)], True)
+    asked = []
+
+    def render(parts):
+        asked.extend(part.stepwise for part in parts)
+        pieces = ["1", "b" * 1_000_000, "", *("x" for _ in messages)]
+        return [pieces if part.stepwise else ["x" for _ in part.chats] for part in parts]
+
+    (texts,) = render_with_shared_prefixes([job], render)
+    assert texts == ["x"] * len(messages)
+    assert asked == [False, True, False]
 
 
 def test_renders_a_number_of_messages_that_grows_with_the_turns():
