@@ -4,6 +4,7 @@
 import copy
 import os
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 from hypothesis import given, settings
@@ -73,9 +74,13 @@ def variables(messages, tools=None):
     }
 
 
+find_render = lru_cache(maxsize=None)(find_stepwise_render)
+"""The same with room for every template, which are more than the package keeps."""
+
+
 def render_pieces(source, messages, tools=None, *, add_generation_prompt=True):
     """Return the text of each beginning from the pieces, by its number of messages; None if there is no proof."""
-    render = find_stepwise_render(source)
+    render = find_render(source)
     if render is None:
         return None
     try:
