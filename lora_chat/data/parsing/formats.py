@@ -8,6 +8,7 @@ from lora_chat.data.dialogue import InvalidDialogueError
 from lora_chat.data.encoding.control_tokens import LITERAL_END, LITERAL_START
 from lora_chat.data.parsing.columns import Columns, check_columns, list_used_columns, read_column
 from lora_chat.data.parsing.entries import find_speaker_key
+from lora_chat.data.parsing.keys import format_keys
 from lora_chat.data.parsing.loss_marks import LOSS_KEYS
 from lora_chat.data.parsing.message_lists import (
     LIST_KEYS,
@@ -127,8 +128,7 @@ def _from_messages(row: Row, columns: Columns, notes: RowNotes) -> Row:
     """Return `messages`, or another list of messages in its place."""
     entries = row["messages"] if row.get("messages") else _find_list(row)
     if entries is None and "messages" not in row:
-        keys = ", ".join(ascii(key) for key in list(row)[:8]) or "none"
-        raise InvalidDialogueError(f"has no `messages` (its keys: {keys})")
+        raise InvalidDialogueError(f"has no `messages` (its keys: {format_keys(row)})")
     return {"messages": entries}
 
 

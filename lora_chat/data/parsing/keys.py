@@ -184,6 +184,11 @@ UNWANTED_KEYS = frozenset(
 """Keys of a row whose value true marks its reply as unwanted."""
 
 
+def format_keys(row: Mapping[str, object]) -> str:
+    """Format the first keys of a row for a message."""
+    return ", ".join(ascii(key) for key in list(row)[:8]) or "none"
+
+
 def normalize_key(key: str) -> str:
     """Return a key in lower case with underscores, so that other spellings of a name are found too."""
     key = key[:100]

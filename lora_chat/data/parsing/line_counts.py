@@ -95,7 +95,7 @@ def check_line_counts(where: str, counts: LineCounts, skip_bad: int, prefix: str
 
 
 def _leave_out_repeats(refusals: Sequence[str]) -> list[str]:
-    """Return the refusals, those of one wrong syntax or a missing column for all lines only a few times."""
+    """Return the refusals; a wrong syntax or a missing column that many lines share appears only a few times."""
     counts: Counter[str] = Counter()
     shown = []
     for refusal in refusals:

@@ -7,7 +7,7 @@ from lora_chat.config.data import TurnOrder
 from lora_chat.data.dialogue import Dialogue, InvalidDialogueError, Message
 from lora_chat.data.parsing.checked_text import REASONING_KEYS, check_text, read_name, read_reasoning
 from lora_chat.data.parsing.entries import Entry, read_entry
-from lora_chat.data.parsing.keys import MESSAGE, check_unused
+from lora_chat.data.parsing.keys import MESSAGE, check_unused, format_keys
 from lora_chat.data.parsing.loss_marks import LOSS_KEYS, check_parts, read_trained_flag
 from lora_chat.data.parsing.parts import Content, read_content
 from lora_chat.data.parsing.roles import Speaker, role_of
@@ -31,9 +31,7 @@ def parse_dialogue(
     if not isinstance(row, Mapping):
         raise InvalidDialogueError("is not a JSON object with `messages`")
     if "messages" not in row:
-        raise InvalidDialogueError(
-            f"has no `messages` (its keys: {', '.join(ascii(k) for k in list(row)[:8]) or 'none'})"
-        )
+        raise InvalidDialogueError(f"has no `messages` (its keys: {format_keys(row)})")
     entries = read_list(row["messages"], "`messages`")
     if not isinstance(entries, list) or not entries:
         raise InvalidDialogueError("`messages` must be a list with at least one message")

@@ -11,7 +11,7 @@ from lora_chat.data.dialogue import Dialogue, Document, InvalidDialogueError
 from lora_chat.data.parsing.columns import list_used_columns
 from lora_chat.data.parsing.copies import check_copies
 from lora_chat.data.parsing.formats import ROW_FORMATS, detect_format, find_used_keys, to_document, to_messages
-from lora_chat.data.parsing.keys import ROW, check_unused
+from lora_chat.data.parsing.keys import ROW, check_unused, format_keys
 from lora_chat.data.parsing.line_counts import MAX_SHOWN_FAULTS, LineCounts, check_line_counts, summarize_paths
 from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.preference import UnwantedRowError
@@ -198,9 +198,10 @@ def _unknown_format_error(value: object) -> InvalidDialogueError:
     """Return the error for a row in no known format."""
     if not isinstance(value, Mapping):
         return InvalidDialogueError("is not a JSON object with `messages`")
-    keys = ", ".join(ascii(key) for key in list(value)[:8]) or "none"
     known = ", ".join(row_format.name for row_format in ROW_FORMATS if row_format.name != "columns")
-    return InvalidDialogueError(f"has no `messages` and is in none of the formats {known} (its keys: {keys})")
+    return InvalidDialogueError(
+        f"has no `messages` and is in none of the formats {known} (its keys: {format_keys(value)})"
+    )
 
 
 def read_dialogues(
