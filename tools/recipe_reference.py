@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from lora_chat.config.adapter_section import LAYER_RANGE_PATTERN
 from lora_chat.config.columns import ColumnsSection
 from lora_chat.config.data import SourceSection
+from lora_chat.config.generation_section import GenerationSection
 from lora_chat.config.recipe import Recipe
 from lora_chat.config.sizes import SIZE_PATTERN
 from lora_chat.config.system_message import SystemSection
@@ -36,12 +37,15 @@ training:
   epochs: 1
 ```
 """
-_NESTED_SECTIONS: dict[type[BaseModel], str] = {
-    SourceSection: "A source in `data.train` or `data.validation`",
-    ColumnsSection: "`data.columns` and the `columns` of a source",
-    SystemSection: "`data.system` and the `system` of a source",
+_NESTED_SECTIONS: dict[str, dict[type[BaseModel], str]] = {
+    "data": {
+        SourceSection: "A source in `data.train` or `data.validation`",
+        ColumnsSection: "`data.columns` and the `columns` of a source",
+        SystemSection: "`data.system` and the `system` of a source",
+    },
+    "evaluation": {GenerationSection: "`evaluation.generation`"},
 }
-"""Headings of the sections that are values of settings."""
+"""Headings of the sections that are values of settings, by the section of the settings."""
 _TYPE_NAMES = {int: "integer", float: "number", bool: "`true` or `false`", str: "string", type(None): "`null`"}
 _LIMIT_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 _PATTERNS = {SIZE_PATTERN: "size, `auto` or `unlimited`", LAYER_RANGE_PATTERN: "`first N`, `last N`"}
@@ -55,8 +59,7 @@ def format_reference() -> str:
         section = field.annotation
         assert isinstance(section, type) and issubclass(section, BaseModel)
         parts.append(_format_section(f"`{name}`", section))
-        if name == "data":
-            parts += [_format_section(title, nested) for nested, title in _NESTED_SECTIONS.items()]
+        parts += [_format_section(title, nested) for nested, title in _NESTED_SECTIONS.get(name, {}).items()]
     return "\n".join(parts)
 
 
@@ -79,6 +82,8 @@ def _join_lines(text: str | None) -> str:
 def _format_default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
+    if isinstance(field.default, BaseModel):
+        return "its defaults"
     return f"`{json.dumps(field.default)}`" if not isinstance(field.default, str) else f"`{field.default}`"
 
 

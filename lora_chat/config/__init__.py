@@ -6,6 +6,7 @@
 - columns: the `columns` of the `data` section: names, lists and format texts
 - data: the `data` section: sources of dialogues, and how they are read
 - data_loss: the settings `turns` and `loss` of data and of its sources
+- generation_section: the `evaluation.generation` section
 - inherited_settings: the settings that the adapter of `adapter.start` decides
 - layer_patterns: regular expressions for names of layers
 - limits: limits that the planner and other packages share

@@ -28,6 +28,8 @@ YamlValue: TypeAlias = "str | int | float | bool | list[YamlValue] | dict[str, Y
 _YAML_TAG_PREFIX = "tag:yaml.org,2002:"
 _ALLOWED_TAGS = {"str", "int", "float", "bool", "null", "map", "seq"}
 _PATH_KEYS = ("train", "validation")
+_NESTED_SECTIONS = {("evaluation", "generation")}
+"""Sections inside a section, whose keys `--set` can change one by one."""
 _MAX_INTEGER = 2**53
 """Maximum absolute value of whole numbers. Larger ones are not exact as floating-point numbers."""
 _EXPONENT_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -157,17 +159,24 @@ def _apply_setting(tree: dict[str, YamlValue], locations: dict[KeyPath, str], se
         raise RecipeError(f"{where}: not a setting. Fix: --set section.key=value, for example --set training.epochs=1.")
     if keys[0] not in Recipe.model_fields:
         raise RecipeError(f"{where}: unknown section {keys[0]}.{suggest_key(keys[0], list(Recipe.model_fields))}")
-    if len(keys) != 2:
+    if len(keys) != 2 and keys[:-1] not in _NESTED_SECTIONS:
         raise RecipeError(f"{where}: name a section and a key, for example --set training.epochs=1.")
     try:
         root = compose_strict(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: the value is not valid YAML.") from error
     value = None if root is None else _construct_value(root, keys, {}, Path("--set"))
-    section = tree.setdefault(keys[0], {})
-    if not isinstance(section, dict):
-        raise RecipeError(f"{locations.get(keys[:1], where)}: {keys[0]} is a section with keys, not a single value.")
-    section[keys[1]] = value
+    section = tree
+    for depth, key in enumerate(keys[:-1], 1):
+        inner = section.setdefault(key, {})
+        locations.setdefault(keys[:depth], where)
+        if not isinstance(inner, dict):
+            name = ".".join(keys[:depth])
+            raise RecipeError(
+                f"{locations.get(keys[:depth], where)}: {name} is a section with keys, not a single value."
+            )
+        section = inner
+    section[keys[-1]] = value
     locations[keys] = where
 
 

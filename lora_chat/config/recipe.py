@@ -10,6 +10,7 @@ from lora_chat.config.adapter_section import AdapterSection as AdapterSection
 from lora_chat.config.audit import AuditSection
 from lora_chat.config.base import NonEmptyStr, StrictModel
 from lora_chat.config.data import DataSection
+from lora_chat.config.generation_section import GenerationSection
 from lora_chat.config.training_section import TrainingSection as TrainingSection
 from lora_chat.system.device_choice import DEVICE_PATTERN, explain_unknown_device
 
@@ -70,6 +71,8 @@ class EvaluationSection(StrictModel):
     """Number of validation prompts that both models answer, printed side by side."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     """Maximum length of a reply in a comparison, in tokens."""
+    generation: GenerationSection = GenerationSection()
+    """The choice of each next token of these replies; by default the most probable one."""
     questions: NonEmptyStr | None = None
     """File of questions as JSON lines with `question` and `accept`. A right answer contains one of the strings in
     `accept`."""

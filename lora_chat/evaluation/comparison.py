@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from lora_chat.config.generation_section import GREEDY, GenerationSection
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.dialogue import Dialogue, Message
@@ -120,13 +121,14 @@ class EvaluationTask:
     prompts: Sequence[list[int]]
     """Prompts of the samples, followed by the questions, as token ids."""
     max_new_tokens: int
+    generation: GenerationSection = GREEDY
 
     def measure(self, model: "PreTrainedModel | PeftModel", model_name: str) -> ModelOutputs:
         """Return the validation loss and a reply to each prompt; `model_name` is for the progress message."""
         logger.info(f"Measuring {model_name}: {len(self.validation)} validation dialogues, {len(self.prompts)} replies")
         loss = evaluate_loss(model, self.validation.rows) if len(self.validation) else None
         replies = (
-            generate_replies(model, self.tokenizer, self.prompts, self.stop_ids, self.max_new_tokens)
+            generate_replies(model, self.tokenizer, self.prompts, self.stop_ids, self.max_new_tokens, self.generation)
             if self.prompts
             else []
         )
@@ -149,7 +151,9 @@ def make_task(
     question_chats = [[*system_messages, {"role": "user", "content": q.question}] for q in questions]
     prompts = [sample.ids for sample in samples]
     prompts += [render_ids(tokenizer, chat, add_generation_prompt=True) for chat in question_chats]
-    return EvaluationTask(tokenizer, stop_ids, validation, questions, samples, prompts, settings.max_new_tokens)
+    return EvaluationTask(
+        tokenizer, stop_ids, validation, questions, samples, prompts, settings.max_new_tokens, settings.generation
+    )
 
 
 @dataclass(frozen=True)

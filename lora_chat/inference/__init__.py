@@ -2,5 +2,6 @@
 
 - batch_support: whether a model can generate with a cache and in batches of several lengths
 - chat: conversation in the terminal or through a pipe
-- generation: prompt ids -> greedy replies, in batches whose keys and values fit the limit
+- generation: prompt ids -> replies, in batches whose keys and values fit the limit
+- sampler: random choice of next tokens that does not depend on the batch
 """

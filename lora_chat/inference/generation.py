@@ -1,4 +1,4 @@
-"""Prompt ids -> greedy replies that stop at the end of the turn, in batches whose keys and values fit the limit."""
+"""Prompt ids -> replies that stop at the end of the turn, in batches whose keys and values fit the limit."""
 
 import logging
 import math
@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lora_chat.config.generation_section import GREEDY, GenerationSection
 from lora_chat.data.encoding.control_tokens import read_kept_tokens
 from lora_chat.errors import RecipeError
 from lora_chat.inference.batch_support import find_batch_support
+from lora_chat.inference.sampler import make_processors
 from lora_chat.models.shape import ModelShape, read_kv_sizes, read_shape
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.memory_limit import is_out_of_memory
@@ -45,9 +47,11 @@ def generate_replies(
     prompts: Sequence[Sequence[int]],
     stop_ids: Sequence[int],
     max_new_tokens: int,
+    generation: GenerationSection = GREEDY,
 ) -> list[str]:
-    """Return greedy replies to several prompts as text."""
-    replies = generate_ids(model, int(tokenizer.pad_token_id), prompts, stop_ids, max_new_tokens)
+    """Return replies to several prompts as text."""
+    pad = int(tokenizer.pad_token_id)
+    replies = generate_ids(model, pad, prompts, stop_ids, max_new_tokens, generation=generation)
     return [_decode_reply(tokenizer, ids) for ids in replies]
 
 
@@ -58,21 +62,23 @@ def generate_ids(
     stop_ids: Collection[int],
     max_new_tokens: int,
     batch_size: int | None = None,
+    generation: GenerationSection = GREEDY,
 ) -> list[list[int]]:
-    """Return greedy replies to several prompts as ids, without stop tokens. Batches are left-padded.
+    """Return replies to several prompts as ids, without stop tokens. Batches are left-padded.
 
     The default of `batch_size` is MAX_BATCH_SIZE, or fewer if keys and values would exceed KV_CACHE_LIMIT_BYTES. A GPU
-    that runs out of memory gets batches of half the size.
+    that runs out of memory gets batches of half the size. Sampling draws from the seed and the number of a prompt.
     """
     if len(prompts) > 1 and not find_batch_support(model, pad, prompts[0]).pads:
-        return _generate_by_length(model, pad, prompts, stop_ids, max_new_tokens, batch_size)
+        return _generate_by_length(model, pad, prompts, stop_ids, max_new_tokens, batch_size, generation)
     replies: list[list[int]] = []
     max_prompt_length = max(map(len, prompts), default=0)
     batch_size = batch_size or _choose_batch_size(model, max_prompt_length + max_new_tokens)
     while len(replies) < len(prompts):
-        batch = prompts[len(replies) : len(replies) + batch_size]
+        numbers = range(len(replies), min(len(replies) + batch_size, len(prompts)))
+        batch = [prompts[number] for number in numbers]
         try:
-            replies += _generate_batch(model, pad, batch, stop_ids, max_new_tokens)
+            replies += _generate_batch(model, pad, batch, stop_ids, max_new_tokens, generation, numbers)
             continue
         except Exception as error:
             if len(batch) == 1 or model.device.type == "cpu" or not is_out_of_memory(error):
@@ -91,15 +97,18 @@ def _generate_by_length(
     stop_ids: Collection[int],
     max_new_tokens: int,
     batch_size: int | None,
+    generation: GenerationSection,
 ) -> list[list[int]]:
-    """Return greedy replies of a model that would read padding as text: prompts of one length at a time."""
+    """Return replies of a model that would read padding as text: prompts of one length at a time."""
     batch_size = batch_size or _choose_batch_size(model, max(map(len, prompts)) + max_new_tokens)
     replies: list[list[int]] = [[] for _ in prompts]
     for length in sorted({len(prompt) for prompt in prompts}):
         numbers = [number for number, prompt in enumerate(prompts) if len(prompt) == length]
         for begin in range(0, len(numbers), batch_size):
             batch = numbers[begin : begin + batch_size]
-            answers = _generate_batch(model, pad, [prompts[n] for n in batch], stop_ids, max_new_tokens)
+            answers = _generate_batch(
+                model, pad, [prompts[n] for n in batch], stop_ids, max_new_tokens, generation, batch
+            )
             for number, answer in zip(batch, answers, strict=True):
                 replies[number] = answer
     return replies
@@ -111,8 +120,10 @@ def _generate_batch(
     batch: Sequence[Sequence[int]],
     stop_ids: Collection[int],
     max_new_tokens: int,
+    generation: GenerationSection,
+    numbers: Sequence[int],
 ) -> list[list[int]]:
-    """Return greedy replies to prompts that are answered together."""
+    """Return replies to prompts that are answered together; `numbers` are the seeds of their samples."""
     import torch
 
     support = find_batch_support(model, pad, batch[0])
@@ -125,6 +136,7 @@ def _generate_batch(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=_greedy_config(stop_ids, pad, max_new_tokens, support.caches),
+            logits_processor=make_processors(generation, numbers),
         )
     return [_cut_at_stop_token(row[longest:].tolist(), stop_ids) for row in output]
 
@@ -187,10 +199,13 @@ def stream_reply(
     stop_ids: Sequence[int],
     max_new_tokens: int,
     write: Callable[[str], None],
+    generation: GenerationSection = GREEDY,
+    number: int = 0,
 ) -> str:
-    """Return the greedy reply to one prompt, and pass its text to `write` piece by piece while it is generated.
+    """Return the reply to one prompt, and pass its text to `write` piece by piece while it is generated.
 
-    A KeyboardInterrupt is passed on; the pieces that were written before it remain.
+    Sampling draws from the seed and `number`. A KeyboardInterrupt is passed on; the pieces that were written before it
+    remain.
     """
     import torch
     from transformers import TextStreamer
@@ -210,6 +225,7 @@ def stream_reply(
             attention_mask=torch.ones_like(ids),
             generation_config=_greedy_config(stop_ids, pad, max_new_tokens, support.caches),
             streamer=streamer,
+            logits_processor=make_processors(generation, [number]),
         )
     return _decode_reply(tokenizer, _cut_at_stop_token(output[0][len(prompt) :].tolist(), stop_ids))
 
@@ -217,7 +233,7 @@ def stream_reply(
 def _greedy_config(
     stop_ids: Collection[int], pad_token_id: int, max_new_tokens: int, use_cache: bool
 ) -> "GenerationConfig":
-    """Return the generation settings of a greedy reply."""
+    """Return the generation settings of a greedy reply; a sampled one is greedy after its noise."""
     from transformers import GenerationConfig
 
     return GenerationConfig(
