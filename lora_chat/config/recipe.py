@@ -18,6 +18,10 @@ _WINDOWS_DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?",
 """Pattern of names that Windows reserves. Run folders are named NAME-1, but parcels and exports use the name itself."""
 
 
+AUTO_REPLIES = 100
+"""Largest number of held-out replies with `evaluation.replies: auto`."""
+
+
 class BaseSection(StrictModel):
     """The pretrained model to start from."""
 
@@ -69,6 +73,9 @@ class EvaluationSection(StrictModel):
     """Whether the validation loss is measured after every epoch too."""
     samples: Annotated[int, Field(ge=0)] = 3
     """Number of validation prompts that both models answer, printed side by side."""
+    replies: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Number of held-out prompts that both models answer for the metrics of replies. `auto` is up to 100, as many as
+    take a tenth of the planned time of training. Only the first `samples` are printed."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     """Maximum length of a reply in a comparison, in tokens."""
     generation: GenerationSection = GenerationSection()
@@ -76,6 +83,11 @@ class EvaluationSection(StrictModel):
     questions: NonEmptyStr | None = None
     """File of questions as JSON lines with `question` and `accept`. A right answer contains one of the strings in
     `accept`."""
+
+    @property
+    def reply_count(self) -> int:
+        """Return the number of replies, with `auto` as its largest value."""
+        return AUTO_REPLIES if self.replies == "auto" else self.replies
 
 
 class OutputSection(StrictModel):

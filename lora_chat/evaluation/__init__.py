@@ -1,11 +1,15 @@
-"""Loss, questions and sample replies of base and adapted model.
+"""Loss, questions and replies of base and adapted model, and the verdict.
 
 - chunked_loss: Cross entropy in chunks of logits
+- choose_metrics: The metrics of a comparison, chosen by its data or by the recipe
 - comparison: Comparison of base and adapted model
 - format: A comparison as text for the terminal
 - generations: Comparison of base, parent and child
-- loss: Loss and perplexity on supervised tokens
+- intervals: Intervals and tests for figures of two models on the same items
+- loss: Loss, perplexity and right top tokens at supervised positions
 - loss_plot: The plot of training and validation loss
 - metrics: The metrics of a comparison, in one table
 - questions: Held-out questions with their accepted answers
+- reply_items: The held-out prompts that both models answer
+- verdict: The verdict of a comparison, in the same words wherever it is shown
 """

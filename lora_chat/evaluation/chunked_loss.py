@@ -21,10 +21,12 @@ _RELATIVE_TOLERANCE = 1e-3
 Products of another shape round differently; a scale or a soft cap changes the logits by far more."""
 
 
-def summed_loss(
+def sum_supervised(
     model: "PreTrainedModel | PeftModel", ids: torch.Tensor, keep: torch.Tensor, next_ids: torch.Tensor
 ) -> torch.Tensor:
     """Return the summed cross entropy of `next_ids` (supervised,) at positions `keep` of `ids` (1, tokens), in fp32.
+
+    The second value is the number of positions at which the most likely token is the next one; the shape is (2,).
 
     Logits are computed in chunks if the LM head is a plain product of the last hidden states. This is checked on the
     first positions of every call; otherwise the model computes all logits together.
@@ -32,21 +34,22 @@ def summed_loss(
     head = model.get_output_embeddings()
     rows = max(1, MAX_EVALUATION_LOGITS // getattr(head, "out_features", MAX_EVALUATION_LOGITS))
     if keep.numel() <= rows:
-        return _sum_cross_entropy(compute_logits(model, keep, input_ids=ids)[0], next_ids)
+        return _sum_logits(compute_logits(model, keep, input_ids=ids)[0], next_ids)
     # One forward pass gives the model's logits of the first positions, and the hidden states of all.
     with _truncate_head_input(head) as head_inputs:
         first_logits = compute_logits(model, keep, input_ids=ids)[0]
     has_states = bool(head_inputs) and head_inputs[0].shape[1] == keep.numel()
     if not has_states or not _logits_agree(head(head_inputs[0][:, :_NUM_CHECKED_POSITIONS])[0], first_logits):
-        return _sum_cross_entropy(compute_logits(model, keep, input_ids=ids)[0], next_ids)
+        return _sum_logits(compute_logits(model, keep, input_ids=ids)[0], next_ids)
     states, starts = head_inputs[0][0], range(0, len(next_ids), rows)
-    parts = [_sum_cross_entropy(head(states[i : i + rows]), next_ids[i : i + rows]) for i in starts]
-    return torch.stack(parts).sum()
+    parts = [_sum_logits(head(states[i : i + rows]), next_ids[i : i + rows]) for i in starts]
+    return torch.stack(parts).sum(dim=0)
 
 
-def _sum_cross_entropy(logits: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
-    """Return the summed cross entropy of logits (positions, vocabulary), in fp32."""
-    return torch.nn.functional.cross_entropy(logits.float(), next_ids, reduction="sum")
+def _sum_logits(logits: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
+    """Return the summed cross entropy and the number of right top tokens of logits (positions, vocabulary)."""
+    loss = torch.nn.functional.cross_entropy(logits.float(), next_ids, reduction="sum")
+    return torch.stack([loss, (logits.argmax(dim=-1) == next_ids).sum().to(loss.dtype)])
 
 
 @contextmanager

@@ -2,19 +2,28 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_chat.config.generation_section import GREEDY, GenerationSection
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.data.dataset import DialogueSet
-from lora_chat.data.dialogue import Dialogue, Message
 from lora_chat.data.encoding.chat_template import render_ids
-from lora_chat.data.encoding.thinking_switch import thinking_arguments
-from lora_chat.evaluation.loss import evaluate_loss
-from lora_chat.evaluation.metrics import METRICS, Measurement, MetricFigures, compute_metrics
+from lora_chat.data.encoding.turns import TurnReader
+from lora_chat.evaluation.choose_metrics import ChosenMetrics, choose_metrics
+from lora_chat.evaluation.loss import measure_rows
+from lora_chat.evaluation.metrics import (
+    METRICS,
+    Measurement,
+    Metric,
+    MetricFigures,
+    Reply,
+    ReplyItem,
+    compare_metrics,
+)
 from lora_chat.evaluation.questions import Question
+from lora_chat.evaluation.reply_items import read_reply_items
+from lora_chat.evaluation.verdict import EvaluatedSet, Verdict, judge
 from lora_chat.inference.generation import generate_replies
 from lora_chat.models.adapter import without_adapter
 
@@ -23,6 +32,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+_PROMPT_END_TOKENS = 16
+"""Tokens at the end of a prompt in which a template opens the reasoning of a reply."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +60,60 @@ class QuestionAnswers:
 
 
 @dataclass(frozen=True)
+class ItemReplies:
+    """The replies of both models to a held-out prompt, and what each metric of replies gives them."""
+
+    prompt: str
+    reference: str
+    base: str
+    adapted: str
+    scores: Mapping[str, tuple[float, float]]
+    """Value of each metric for the reply of the base and of the adapted model."""
+
+
+@dataclass(frozen=True)
 class ComparisonReport:
     """All results of a comparison."""
 
     figures: Mapping[str, MetricFigures]
     """Figures of every metric that has data, by its name."""
     validation_dialogues: int
+    """Number of dialogues of the evaluated set."""
     samples: tuple[SampleReplies, ...]
     answers: tuple[QuestionAnswers, ...]
+    verdict: Verdict = field(default_factory=lambda: judge(None, {}))
+    metrics: Sequence[Metric] = METRICS
+    reason: str = ""
+    """Sentence that says which metrics were chosen, and why."""
+    items: tuple[ItemReplies, ...] = ()
+    evaluated_set: EvaluatedSet = "validation"
+    measurements: "tuple[Measurement, Measurement] | None" = None
+    """Measurements of base and adapted model, which JSON leaves out."""
 
     def as_dict(self) -> dict[str, object]:
-        """Return the report for JSON; a metric without data is null."""
+        """Return the report for JSON; a metric of earlier versions without data is null."""
         pairs = {name: {"base": pair["base"], "adapted": pair["adapted"]} for name, pair in self.figures.items()}
         return {
-            **{metric.name: pairs.get(metric.name) for metric in METRICS},
+            **{name: pairs.get(name) for name in _METRICS_AT_TOP},
             "validation_dialogues": self.validation_dialogues,
             "samples": [asdict(sample) for sample in self.samples],
             "questions": len(self.answers),
             "answers": [asdict(answer) for answer in self.answers],
+            "set": self.evaluated_set,
+            "verdict": self.verdict.as_dict(),
+            "metrics": self.reason,
+            "figures": dict(self.figures),
+            "items": [asdict(item) for item in self.items],
         }
+
+    @property
+    def result_fields(self) -> dict[str, object]:
+        """Return the figures and the verdict, for the result of a run and for `eval --json`."""
+        return {**self.figures, "verdict": self.verdict.as_dict(), "set": self.evaluated_set}
+
+
+_METRICS_AT_TOP = ("validation_loss", "perplexity", "facts")
+"""Metrics that earlier versions wrote at the top of the report, without intervals."""
 
 
 def compare_with_base(
@@ -77,8 +124,9 @@ def compare_with_base(
     questions: Sequence[Question],
     system: str | None,
     settings: EvaluationSection,
+    evaluated_set: EvaluatedSet = "validation",
 ) -> ComparisonReport:
-    """Measure loss, sample replies and answers with the adapter disabled and enabled.
+    """Measure loss, held-out replies and answers with the adapter disabled and enabled.
 
     `system` precedes every question. The prompt of a block of plain text is its first half.
     """
@@ -87,26 +135,43 @@ def compare_with_base(
     with without_adapter(model):
         base = task.measure(model, "the base")
     adapted = task.measure(model, "the adapted model")
+    chosen = choose_metrics(task.items, questions)
+    figures = compare_metrics(base, adapted, chosen.metrics)
+    decisive = next((metric for metric in chosen.metrics if metric.name == chosen.decisive), None)
     return ComparisonReport(
-        figures=compute_metrics(base.measurement, adapted.measurement),
+        figures=figures,
         validation_dialogues=len(validation),
         samples=tuple(
-            SampleReplies(sample.prompt, sample.reference, base_reply, adapted_reply)
-            for sample, base_reply, adapted_reply in zip(task.samples, base.samples, adapted.samples, strict=True)
+            SampleReplies(item.prompt, item.reference, base_reply.text, reply.text)
+            for item, base_reply, reply in zip(task.samples, base.replies, adapted.replies, strict=False)
         ),
         answers=tuple(
             QuestionAnswers(q.question, b, a, q.is_answered_by(b), q.is_answered_by(a))
-            for q, b, a in zip(questions, base.measurement.answers, adapted.measurement.answers, strict=True)
+            for q, b, a in zip(questions, base.answers, adapted.answers, strict=True)
         ),
+        verdict=judge(decisive, figures),
+        metrics=chosen.metrics,
+        reason=chosen.reason,
+        items=_collect_items(chosen, base, adapted),
+        evaluated_set=evaluated_set,
+        measurements=(base, adapted),
     )
 
 
-@dataclass(frozen=True)
-class ModelOutputs:
-    """The measurement of one model, and its replies to the prompts of the validation set."""
-
-    measurement: Measurement
-    samples: Sequence[str]
+def _collect_items(chosen: ChosenMetrics, base: Measurement, adapted: Measurement) -> tuple[ItemReplies, ...]:
+    """Return the replies to each item with the value of each metric of replies."""
+    scores: dict[str, list[tuple[float, float]]] = {}
+    for metric in chosen.metrics:
+        statistics = (metric.score(base), metric.score(adapted)) if metric.items == "replies" else (None, None)
+        if statistics[0] is not None and statistics[1] is not None:
+            columns = (metric.reduce(statistics[0]).tolist(), metric.reduce(statistics[1]).tolist())
+            scores[metric.name] = list(zip(*columns, strict=True))
+    return tuple(
+        ItemReplies(
+            item.prompt, item.reference, base_reply.text, reply.text, {name: scores[name][i] for name in scores}
+        )
+        for i, (item, base_reply, reply) in enumerate(zip(base.items, base.replies, adapted.replies, strict=True))
+    )
 
 
 @dataclass(frozen=True)
@@ -117,23 +182,43 @@ class EvaluationTask:
     stop_ids: Sequence[int]
     validation: DialogueSet
     questions: Sequence[Question]
-    samples: "Sequence[SamplePrompt]"
-    prompts: Sequence[list[int]]
-    """Prompts of the samples, followed by the questions, as token ids."""
+    items: Sequence[ReplyItem]
+    """Held-out prompts that are answered; the samples are the first ones."""
+    num_samples: int
+    prompts: Sequence[Sequence[int]]
+    """Prompts of the items, followed by the questions, as token ids."""
     max_new_tokens: int
     generation: GenerationSection = GREEDY
 
-    def measure(self, model: "PreTrainedModel | PeftModel", model_name: str) -> ModelOutputs:
-        """Return the validation loss and a reply to each prompt; `model_name` is for the progress message."""
+    @property
+    def samples(self) -> Sequence[ReplyItem]:
+        """Return the items that are shown side by side."""
+        return self.items[: self.num_samples]
+
+    def measure(self, model: "PreTrainedModel | PeftModel", model_name: str) -> Measurement:
+        """Return the losses of the set and a reply to each prompt; `model_name` is for the progress message."""
         logger.info(f"Measuring {model_name}: {len(self.validation)} validation dialogues, {len(self.prompts)} replies")
-        loss = evaluate_loss(model, self.validation.rows) if len(self.validation) else None
+        losses = measure_rows(model, self.validation.rows) if len(self.validation) else None
         replies = (
             generate_replies(model, self.tokenizer, self.prompts, self.stop_ids, self.max_new_tokens, self.generation)
             if self.prompts
             else []
         )
-        n = len(self.samples)
-        return ModelOutputs(Measurement(loss, self.questions, replies[n:]), replies[:n])
+        n = len(self.items)
+        return Measurement(losses, self.questions, replies[n:], self.items, self._parse_replies(replies[:n]))
+
+    def _parse_replies(self, replies: Sequence[str]) -> list[Reply]:
+        """Return the replies to the items, each with its content without reasoning."""
+        reader = TurnReader(self.tokenizer, self.stop_ids)
+        pairs = zip(self.items, replies, strict=True)
+        return [
+            Reply(text, text if item.is_text else reader.parse_reply(self._end_of(item), text)["content"])
+            for item, text in pairs
+        ]
+
+    def _end_of(self, item: ReplyItem) -> str:
+        """Return the end of a prompt, which may open the reasoning of the reply."""
+        return str(self.tokenizer.decode(item.prompt_ids[-_PROMPT_END_TOKENS:]))
 
 
 def make_task(
@@ -144,45 +229,20 @@ def make_task(
     system: str | None,
     settings: EvaluationSection,
 ) -> EvaluationTask:
-    """Return the task of a comparison: samples of the validation set, and questions after the system message."""
-    prompts_of_samples = (_make_sample_prompt(dialogue, tokenizer) for dialogue in validation.read())
-    samples = list(islice((sample for sample in prompts_of_samples if sample is not None), settings.samples))
+    """Return the task of a comparison: replies to the validation set, and questions after the system message."""
+    items = read_reply_items(validation, tokenizer, samples=settings.samples, replies=settings.reply_count)
     system_messages = [{"role": "system", "content": system}] if system is not None else []
     question_chats = [[*system_messages, {"role": "user", "content": q.question}] for q in questions]
-    prompts = [sample.ids for sample in samples]
+    prompts = [item.prompt_ids for item in items]
     prompts += [render_ids(tokenizer, chat, add_generation_prompt=True) for chat in question_chats]
     return EvaluationTask(
-        tokenizer, stop_ids, validation, questions, samples, prompts, settings.max_new_tokens, settings.generation
+        tokenizer,
+        stop_ids,
+        validation,
+        questions,
+        items,
+        settings.samples,
+        prompts,
+        settings.max_new_tokens,
+        settings.generation,
     )
-
-
-@dataclass(frozen=True)
-class SamplePrompt:
-    """A prompt of the validation set, as token ids and as text, with the reply of the dialogue."""
-
-    ids: list[int]
-    prompt: str
-    reference: str
-
-
-def _make_sample_prompt(dialogue: Dialogue | list[int], tokenizer: "PreTrainedTokenizerBase") -> SamplePrompt | None:
-    """Split a dialogue before its first answer, or a block of token ids in the middle; None without an answer."""
-    if isinstance(dialogue, list):
-        prompt_length = len(dialogue) // 2 or 1
-        return SamplePrompt(
-            dialogue[:prompt_length],
-            tokenizer.decode(dialogue[:prompt_length]),
-            tokenizer.decode(dialogue[prompt_length:]),
-        )
-    reply_index = dialogue.first_answer
-    if reply_index is None:
-        return None
-    prompt = dialogue.as_dicts[:reply_index]
-    arguments = thinking_arguments(tokenizer, dialogue.messages[reply_index].as_dict)
-    ids = render_ids(tokenizer, prompt, add_generation_prompt=True, tools=dialogue.tool_list, arguments=arguments)
-    return SamplePrompt(ids, prompt[-1]["content"], _message_text(dialogue.messages[reply_index]))
-
-
-def _message_text(message: Message) -> str:
-    """Return the text of a message, or its tool calls."""
-    return message.content or " ".join(f"{call.name}({call.arguments})" for call in message.tool_calls)

@@ -3,26 +3,37 @@
 import textwrap
 
 from lora_chat.evaluation.comparison import ComparisonReport
-from lora_chat.evaluation.metrics import METRICS
+from lora_chat.evaluation.metrics import Metric, MetricFigures
+from lora_chat.evaluation.verdict import format_signed
 
 
 def format_comparison(report: ComparisonReport) -> str:
     """Format the metrics and sample replies of base and adapted model."""
     if not report.figures:
         return "Nothing was compared with the base: there is no validation set (data.validation_share: 0)."
-    rows = [("", "base", "adapted")]
-    for metric in METRICS:
+    rows = [("", "base", "adapted", "difference (95 % interval)")]
+    for metric in report.metrics:
         if pair := report.figures.get(metric.name):
             label = metric.format_label(pair.get("questions", 0))
-            rows.append((label, metric.format(pair["base"]), metric.format(pair["adapted"])))
-    width = max(len(label) for label, _, _ in rows)
-    lines = [f"{label:<{width}}  {base:>10}  {adapted:>10}" for label, base, adapted in rows]
+            rows.append((label, metric.format(pair["base"]), metric.format(pair["adapted"]), _difference(metric, pair)))
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{row[0]:<{width}}  {row[1]:>10}  {row[2]:>10}  {row[3]}".rstrip() for row in rows]
+    lines += ["", *textwrap.wrap(f"Verdict: {report.verdict.text}", 100)]
     for sample in report.samples:
         lines.append("")
         lines += _wrap_labeled("prompt", sample.prompt)
         lines += _wrap_labeled("base", sample.base)
         lines += _wrap_labeled("adapted", sample.adapted)
     return "\n".join(lines)
+
+
+def _difference(metric: Metric, pair: MetricFigures) -> str:
+    """Format the difference of a metric with its interval; nothing if it was not measured."""
+    interval = pair.get("difference_interval")
+    if interval is None:
+        return ""
+    low, high = (format_signed(metric, value) for value in interval)
+    return f"{format_signed(metric, pair['adapted'] - pair['base'])} ({low} to {high})"
 
 
 def _wrap_labeled(label: str, text: str) -> list[str]:

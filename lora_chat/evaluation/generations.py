@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from lora_chat.evaluation.comparison import ComparisonReport, EvaluationTask, ModelOutputs
+from lora_chat.evaluation.comparison import ComparisonReport, EvaluationTask
 from lora_chat.evaluation.metrics import METRICS, Measurement, find_metric
-from lora_chat.evaluation.questions import Question
 
 Generation = Literal["base", "parent", "child"]
 GENERATIONS: tuple[Generation, ...] = ("base", "parent", "child")
@@ -41,7 +40,7 @@ class DataGenerations:
         """Return the measurements for JSON; a metric without data is null."""
         return {
             "dialogues": self.dialogues,
-            **{metric.name: self.figures.get(metric.name) for metric in METRICS},
+            **{metric.name: self.figures.get(metric.name) for metric in METRICS if metric.items != "replies"},
             "questions": self.questions,
             "samples": [asdict(sample) for sample in self.samples],
             "answers": [asdict(answer) for answer in self.answers],
@@ -78,21 +77,21 @@ class MeasuredGenerations:
     """The outputs of all generations for one task; the base can be measured after the others."""
 
     task: EvaluationTask
-    parent: ModelOutputs
-    child: ModelOutputs
-    base: ModelOutputs | None = None
+    parent: Measurement
+    child: Measurement
+    base: Measurement | None = None
 
-    def with_base(self, base: ModelOutputs) -> "MeasuredGenerations":
+    def with_base(self, base: Measurement) -> "MeasuredGenerations":
         """Return the same with the outputs of the base."""
         return replace(self, base=base)
 
     def summarize(self) -> DataGenerations:
         """Return the figures and replies."""
-        outputs: dict[Generation, ModelOutputs | None] = {"base": self.base, "parent": self.parent, "child": self.child}
+        outputs: dict[Generation, Measurement | None] = {"base": self.base, "parent": self.parent, "child": self.child}
         figures: dict[str, dict[Generation, float | None]] = {}
         for metric in METRICS:
             values: dict[Generation, float | None] = {
-                name: metric.compute(output.measurement) if (output := outputs[name]) else None for name in GENERATIONS
+                name: metric.compute(output) if (output := outputs[name]) else None for name in GENERATIONS
             }
             if values["parent"] is not None and values["child"] is not None:
                 figures[metric.name] = values
@@ -101,16 +100,20 @@ class MeasuredGenerations:
             figures=figures,
             questions=len(self.task.questions),
             samples=self._collect(
-                [(sample.prompt, sample.reference) for sample in self.task.samples], lambda output: output.samples
+                [(sample.prompt, sample.reference) for sample in self.task.samples], self._read_samples
             ),
             answers=self._collect(
                 [(question.question, None) for question in self.task.questions],
-                lambda output: output.measurement.answers,
+                lambda output: output.answers,
             ),
         )
 
+    def _read_samples(self, output: Measurement) -> Sequence[str]:
+        """Return the replies to the samples, which are the first ones."""
+        return [reply.text for reply in output.replies[: self.task.num_samples]]
+
     def _collect(
-        self, prompts: Sequence[tuple[str, str | None]], read: Callable[[ModelOutputs], Sequence[str]]
+        self, prompts: Sequence[tuple[str, str | None]], read: Callable[[Measurement], Sequence[str]]
     ) -> tuple[GenerationReplies, ...]:
         """Return the replies of all generations to prompts, each with its reference."""
         base: Sequence[str | None] = read(self.base) if self.base else [None] * len(prompts)
@@ -118,16 +121,10 @@ class MeasuredGenerations:
         return tuple(GenerationReplies(prompt, reference, b, p, c) for (prompt, reference), b, p, c in replies)
 
 
-def read_outputs(
-    report: ComparisonReport, side: Literal["base", "adapted"], questions: Sequence[Question]
-) -> ModelOutputs:
-    """Return the outputs of one side of a comparison with the base."""
-    answers = [getattr(answer, side) for answer in report.answers]
-    losses = report.figures.get("validation_loss")
-    return ModelOutputs(
-        Measurement(losses[side] if losses else None, questions, answers),
-        [getattr(sample, side) for sample in report.samples],
-    )
+def read_outputs(report: ComparisonReport, side: Literal["base", "adapted"]) -> Measurement:
+    """Return the outputs of one side of a comparison with the base, which was measured in this process."""
+    assert report.measurements is not None
+    return report.measurements[0] if side == "base" else report.measurements[1]
 
 
 def format_generations(report: GenerationsReport) -> str:

@@ -1,45 +1,128 @@
 """The metrics that compare an adapted model with its base, in one table.
 
-Comparison text, JSON, receipt and model card iterate over `METRICS`. Receipts contain only the metrics of their version
-(`ComparisonReceipt` in sharing/figures.py).
+Comparison text, JSON, receipt, model card and report iterate over `METRICS`. Receipts contain only the metrics of their
+version (`sharing/figures.py`).
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 from typing_extensions import NotRequired, TypedDict
 
-from lora_chat.evaluation.loss import perplexity
+from lora_chat.data.dialogue import ToolCall
+from lora_chat.evaluation.intervals import (
+    MIN_ITEMS,
+    SIGNIFICANCE,
+    Interval,
+    PairedFigures,
+    Reduce,
+    Statistics,
+    compare_by_bootstrap,
+    compare_right_or_wrong,
+)
+from lora_chat.evaluation.loss import RowLosses
 from lora_chat.evaluation.questions import Question
+
+Word = Literal["better", "worse", "no difference shown"]
 
 
 class MetricFigures(TypedDict):
-    """The values of one metric, as in JSON."""
+    """The values of one metric, as in JSON. Old reports have only the values themselves."""
 
     base: float
     adapted: float
     questions: NotRequired[int]
     """Number of questions, for a metric that is a share of them."""
+    items: NotRequired[int]
+    """Number of rows, questions or replies."""
+    base_interval: NotRequired[Interval]
+    adapted_interval: NotRequired[Interval]
+    difference: NotRequired[float]
+    """Value of the adapted model minus that of the base."""
+    difference_interval: NotRequired[Interval]
+    p_value: NotRequired[float]
+    verdict: NotRequired[Word]
+    needed_items: NotRequired[int | None]
+    """Number of items that would show a difference of this size; None if it is shown, or if there is none."""
+
+
+@dataclass(frozen=True)
+class ReplyItem:
+    """A held-out prompt with the reply of its dialogue."""
+
+    prompt_ids: Sequence[int]
+    prompt: str
+    """Text of the last message of the prompt."""
+    reference: str
+    """Text of the reply, or its calls as text."""
+    calls: tuple[ToolCall, ...] = ()
+    is_text: bool = False
+    """Whether it is a block of plain text, divided in the middle."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The reply of a model to an item."""
+
+    text: str
+    content: str
+    """Text without reasoning, which is compared with the reference."""
 
 
 @dataclass(frozen=True)
 class Measurement:
     """The measurements of one model, base or adapted."""
 
-    loss: float | None
-    """Mean loss of a supervised token of the validation set, in nats; None without a validation set."""
+    losses: RowLosses | None
+    """Losses of the rows of the evaluated set; None without one."""
     questions: Sequence[Question]
     answers: Sequence[str]
     """The model's reply to each question."""
+    items: Sequence[ReplyItem] = ()
+    replies: Sequence[Reply] = ()
+    """The model's reply to each item."""
 
 
-def _share_correct(measurement: Measurement) -> float | None:
-    """Return the share of questions with a correct answer, 0 to 1; None without questions."""
-    if not measurement.questions:
+def reduce_to_mean(totals: Statistics) -> Statistics:
+    """Return the first statistic divided by the second, (...); not a number where the second is zero."""
+    numerators, denominators = totals[..., 0], totals[..., 1]
+    return np.divide(numerators, denominators, out=np.full_like(numerators, np.nan), where=denominators != 0)
+
+
+def reduce_to_perplexity(totals: Statistics) -> Statistics:
+    """Return exp(mean), (...), or infinity if it overflows."""
+    with np.errstate(over="ignore"):
+        return np.exp(reduce_to_mean(totals))
+
+
+def count_each(values: Sequence[float] | Sequence[bool]) -> Statistics:
+    """Return statistics (items, 2) of a metric that is the mean of one value per item."""
+    column = np.asarray(values, np.float64)
+    return np.stack([column, np.ones_like(column)], axis=1)
+
+
+def _score_losses(measured: Measurement) -> Statistics | None:
+    """Return loss and tokens of each row."""
+    if measured.losses is None:
         return None
-    pairs = zip(measurement.questions, measurement.answers, strict=True)
-    return sum(question.is_answered_by(answer) for question, answer in pairs) / len(measurement.questions)
+    return np.array([measured.losses.losses, measured.losses.tokens], np.float64).T
+
+
+def _score_tokens(measured: Measurement) -> Statistics | None:
+    """Return right top tokens and tokens of each row."""
+    if measured.losses is None:
+        return None
+    return np.array([measured.losses.right_tokens, measured.losses.tokens], np.float64).T
+
+
+def _score_questions(measured: Measurement) -> Statistics | None:
+    """Return whether each question has a correct answer."""
+    if not measured.questions:
+        return None
+    pairs = zip(measured.questions, measured.answers, strict=True)
+    return count_each([question.is_answered_by(answer) for question, answer in pairs])
 
 
 def _format_perplexity(value: float) -> str:
@@ -55,25 +138,65 @@ class Metric:
     """Key in JSON."""
     label: str
     """Label of a table row; `{questions}` is replaced by the number of questions."""
-    compute: Callable[[Measurement], float | None]
-    """Function that returns the value, or None without data."""
+    items: Literal["rows", "questions", "replies"]
+    """The items over which it is computed, and which are resampled for its interval."""
+    score: Callable[[Measurement], Statistics | None]
+    """Function that returns additive statistics of each item, (items, statistics), or None without data."""
     format: Callable[[float], str]
     lower_is_better: bool
+    reduce: Reduce = reduce_to_mean
+    """Function from statistics summed over items, (..., statistics), to the values of the metric, (...)."""
+    is_right_or_wrong: bool = False
+    """Whether the first statistic says if an item is right, so that the exact McNemar test decides."""
+    is_share: bool = False
+    """Whether values are shares from 0 to 1, whose differences are shown in points."""
     in_summary: bool = True
     """Whether one-line summaries and model cards show it."""
-    is_share_of_questions: bool = False
-    """Whether the value is a share of the questions, which has a confidence interval."""
+
+    @property
+    def is_share_of_questions(self) -> bool:
+        """Return whether the value is a share of the questions."""
+        return self.items == "questions"
+
+    def compute(self, measured: Measurement) -> float | None:
+        """Return the value of one model, or None without data."""
+        statistics = self.score(measured)
+        return None if statistics is None or not len(statistics) else float(self.reduce(statistics.sum(axis=0)))
+
+    def compare(self, base: Measurement, adapted: Measurement) -> MetricFigures | None:
+        """Return the values of both models with intervals and a verdict, or None without data."""
+        scores = self.score(base), self.score(adapted)
+        if scores[0] is None or scores[1] is None or not len(scores[0]):
+            return None
+        if self.is_right_or_wrong:
+            paired = compare_right_or_wrong(scores[0][:, 0] > 0, scores[1][:, 0] > 0)
+        else:
+            paired = compare_by_bootstrap(scores[0], scores[1], self.reduce)
+        return self._make_figures(paired, len(scores[0]))
+
+    def _make_figures(self, paired: PairedFigures, items: int) -> MetricFigures:
+        """Return the figures for JSON, with the verdict."""
+        is_shown = items >= MIN_ITEMS and paired.is_finite and paired.p_value < SIGNIFICANCE
+        word: Word = "no difference shown"
+        if is_shown:
+            word = "better" if self.is_improved(paired.base, paired.adapted) else "worse"
+        figures: MetricFigures = {"base": paired.base, "adapted": paired.adapted, "items": items, "verdict": word}
+        if self.is_share_of_questions:
+            figures["questions"] = items
+        figures["needed_items"] = None if is_shown else paired.needed_items
+        if paired.is_finite:  # the perplexity of a model that diverged is not
+            figures["difference"] = paired.adapted - paired.base
+            figures["base_interval"], figures["adapted_interval"] = paired.base_interval, paired.adapted_interval
+            figures["difference_interval"], figures["p_value"] = paired.difference_interval, paired.p_value
+        return figures
 
     def format_label(self, questions: int) -> str:
         """Return the label of a table row."""
         return self.label.format(questions=questions)
 
-    def format_with_interval(self, value: float, questions: int) -> str:
-        """Format a value; a share of the questions with its 95 % interval."""
-        if not self.is_share_of_questions:
-            return self.format(value)
-        low, high = wilson_interval(value, questions)
-        return f"{self.format(value)} ({self.format(low)} to {self.format(high)})"
+    def format_with_interval(self, value: float, interval: Interval) -> str:
+        """Format a value with its 95 % interval."""
+        return f"{self.format(value)} ({self.format(interval[0])} to {self.format(interval[1])})"
 
     def is_improved(self, base: float, adapted: float) -> bool:
         """Return whether the adapted model is better than the base."""
@@ -81,36 +204,47 @@ class Metric:
 
 
 METRICS = (
-    Metric("validation_loss", "validation loss", lambda measured: measured.loss, "{:.3f}".format, lower_is_better=True),
+    Metric("validation_loss", "validation loss", "rows", _score_losses, "{:.3f}".format, lower_is_better=True),
     Metric(
         "perplexity",
         "perplexity",
-        lambda measured: None if measured.loss is None else perplexity(measured.loss),
+        "rows",
+        _score_losses,
         _format_perplexity,
         lower_is_better=True,
+        reduce=reduce_to_perplexity,
+        in_summary=False,
+    ),
+    Metric(
+        "token_accuracy",
+        "right top tokens",
+        "rows",
+        _score_tokens,
+        "{:.1%}".format,
+        lower_is_better=False,
+        is_share=True,
         in_summary=False,
     ),
     Metric(
         "facts",
         "right of {questions} questions",
-        _share_correct,
+        "questions",
+        _score_questions,
         "{:.0%}".format,
         lower_is_better=False,
-        is_share_of_questions=True,
+        is_right_or_wrong=True,
+        is_share=True,
     ),
 )
 
 
-def compute_metrics(base: Measurement, adapted: Measurement) -> dict[str, MetricFigures]:
+def compare_metrics(
+    base: Measurement, adapted: Measurement, metrics: Sequence[Metric] | None = None
+) -> dict[str, MetricFigures]:
     """Return the figures of every metric that has data, by its name."""
-    figures: dict[str, MetricFigures] = {}
-    for metric in METRICS:
-        values = metric.compute(base), metric.compute(adapted)
-        if values[0] is not None and values[1] is not None:
-            figures[metric.name] = {"base": values[0], "adapted": values[1]}
-            if metric.is_share_of_questions:
-                figures[metric.name]["questions"] = len(base.questions)
-    return figures
+    chosen = METRICS if metrics is None else metrics
+    pairs = ((metric.name, metric.compare(base, adapted)) for metric in chosen)
+    return {name: figures for name, figures in pairs if figures is not None}
 
 
 def find_metric(name: str) -> Metric:
@@ -126,14 +260,3 @@ def format_changes(figures: Mapping[str, MetricFigures]) -> str:
         for metric in METRICS
         if metric.in_summary and (pair := figures.get(metric.name))
     )
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `count` answers (Wilson 1927; Brown, Cai and DasGupta 2001)."""
-    z = 1.959963984540054
-    middle, spread = (
-        share + z * z / (2 * count),
-        z * math.sqrt(max(0, share * (1 - share)) / count + (z / (2 * count)) ** 2),
-    )
-    scale = 1 + z * z / count
-    return (middle - spread) / scale, (middle + spread) / scale

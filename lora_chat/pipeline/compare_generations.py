@@ -45,8 +45,8 @@ def measure_generations(
     child_task = _make_task(prepared, settings)
     held_out = _prepare_parent_data(prepared, parent)
     parent_task = _make_task(held_out, settings) if held_out else None
-    base = read_outputs(report, "base", prepared.questions)
-    child = read_outputs(report, "adapted", prepared.questions)
+    base = read_outputs(report, "base")
+    child = read_outputs(report, "adapted")
     model.eval()
     child_on_parent_data = parent_task.measure(model, "the child on the parent's data") if parent_task else None
     with _parent_active(model, parent):
@@ -92,14 +92,14 @@ def report_generations(measured: Measured, run: RunFolder | None) -> Generations
 
 
 def _make_task(prepared: PreparedEvaluation, settings: EvaluationSection) -> EvaluationTask:
-    """Return the task of a comparison on prepared data."""
+    """Return the task of a comparison on prepared data, with replies to the samples only."""
     return make_task(
         prepared.tokenizer,
         prepared.stop_ids,
         prepared.validation,
         prepared.questions,
         prepared.identity.system,
-        settings,
+        settings.model_copy(update={"replies": 0}),
     )
 
 

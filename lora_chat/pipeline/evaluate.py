@@ -50,7 +50,7 @@ def evaluate_adapter(
         report = compare_models(model, prepared, settings)
     result: dict[str, object] = {
         "run" if opened.run else "adapter": str(opened.run.path if opened.run else source),
-        **report.figures,
+        **report.result_fields,
     }
     if parent is not None:
         measured = measure_generations(model, prepared, settings, report, parent)

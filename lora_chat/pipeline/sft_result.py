@@ -80,7 +80,7 @@ def make_result(
             "peak_memory_bytes": peak_memory_bytes(),
             "adapter_bytes": adapter_bytes,
             "trainable_parameters": trainable_parameters,
-            **report.figures,
+            **report.result_fields,
         }
     )
 

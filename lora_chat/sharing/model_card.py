@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from lora_chat import __version__
 from lora_chat.config.plan import Plan, PrecisionPlan
 from lora_chat.evaluation.generations import GenerationsReport
+from lora_chat.evaluation.intervals import wilson_interval
 from lora_chat.evaluation.metrics import METRICS, Metric, MetricFigures
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import Portability
@@ -64,7 +65,7 @@ def format_run_card(
     ]
     if figures:
         rows = [
-            _metric_row(metric, pair["base"], pair["adapted"], pair.get("questions", 0))
+            _run_metric_row(metric, pair)
             for metric in METRICS
             if metric.in_summary and (pair := figures.get(metric.name))
         ]
@@ -231,10 +232,25 @@ def _format_lora(variant: str, rank: int, alpha: float, dropout: float) -> str:
     return f"{variant}, rank {rank}, alpha {alpha:g}, dropout {dropout:g}"
 
 
+def _run_metric_row(metric: Metric, pair: MetricFigures) -> tuple[str, str, str]:
+    """Return the table row of a metric in a run, with 95 % intervals where they were measured."""
+    base, adapted = pair.get("base_interval"), pair.get("adapted_interval")
+    if base is None or adapted is None:
+        return _metric_row(metric, pair["base"], pair["adapted"], pair.get("questions", 0))
+    return (
+        f"{metric.format_label(pair.get('questions', 0))} (95 % interval)",
+        metric.format_with_interval(pair["base"], base),
+        metric.format_with_interval(pair["adapted"], adapted),
+    )
+
+
 def _metric_row(metric: Metric, base: float, adapted: float, questions: int) -> tuple[str, str, str]:
     """Return the table row of a metric, with the 95 % interval of a share of the questions."""
-    label = metric.format_label(questions) + (" (95 % interval)" if metric.is_share_of_questions else "")
-    return label, metric.format_with_interval(base, questions), metric.format_with_interval(adapted, questions)
+    label = metric.format_label(questions)
+    if not metric.is_share_of_questions:
+        return label, metric.format(base), metric.format(adapted)
+    cells = [metric.format_with_interval(value, wilson_interval(value, questions)) for value in (base, adapted)]
+    return f"{label} (95 % interval)", cells[0], cells[1]
 
 
 def _format_measurements(receipt: Receipt) -> list[str]:

@@ -25,7 +25,8 @@ def losses(model, monkeypatch):
         expected = torch.nn.functional.cross_entropy(whole, next_ids, reduction="sum")
         seen.clear()
         monkeypatch.setattr(chunked_loss, "MAX_EVALUATION_LOGITS", 7 * vocabulary)
-        found = chunked_loss.summed_loss(model, ids, keep, next_ids)
+        found, right = chunked_loss.sum_supervised(model, ids, keep, next_ids)
+    assert int(right) == int((whole.argmax(dim=-1) == next_ids).sum())
     return float(expected), float(found), max(seen)
 
 
@@ -50,6 +51,6 @@ def test_few_positions_are_one_forward_pass(random_base):
     calls = []
     model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
     with torch.inference_mode():
-        chunked_loss.summed_loss(model, ids, torch.arange(4), ids[0, 1:5])
+        chunked_loss.sum_supervised(model, ids, torch.arange(4), ids[0, 1:5])
     assert len(calls) == 1
     assert not model.get_output_embeddings()._forward_pre_hooks

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from lora_chat.config.plan import make_plan
 from lora_chat.config.recipe import AdapterSection, BaseSection, Recipe
-from lora_chat.evaluation.metrics import wilson_interval
+from lora_chat.evaluation.intervals import wilson_interval
 from lora_chat.export.formats import EXPORT_FORMATS
 from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.identity import Identity

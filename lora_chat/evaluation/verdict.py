@@ -1,0 +1,83 @@
+"""The verdict of a comparison, in the same words wherever it is shown."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from lora_chat.evaluation.metrics import Metric, MetricFigures
+
+EvaluatedSet = Literal["validation", "test", "given"]
+VerdictWord = Literal["better", "worse", "no difference shown", "withheld", "not measured"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the adapted model is better than its base, by one metric."""
+
+    word: VerdictWord
+    metric: str | None
+    """Name of the metric that decides; None if nothing was measured."""
+    text: str
+    """The verdict in one sentence."""
+    needed_items: int | None = None
+    """Number of items that would show a difference of this size."""
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the verdict for JSON."""
+        return asdict(self)
+
+
+def judge(
+    metric: Metric | None,
+    figures: Mapping[str, MetricFigures],
+    *,
+    withheld: str | None = None,
+    general: str | None = None,
+    notes: tuple[str, ...] = (),
+) -> Verdict:
+    """Return the verdict by the decisive metric.
+
+    `withheld` is the reason why nothing can be said. `general` says in one clause how other abilities changed; `notes`
+    are further sentences.
+    """
+    pair = figures.get(metric.name) if metric is not None else None
+    if metric is None or pair is None:
+        return Verdict("not measured", None, " ".join(["Not measured: there is nothing to compare on.", *notes]))
+    if withheld is not None:
+        return Verdict("withheld", metric.name, " ".join([f"Withheld: {withheld}", *notes]))
+    word: VerdictWord = pair.get("verdict", "no difference shown")
+    needed = pair.get("needed_items")
+    clauses = [f"{_format_word(word, pair, needed)}: {format_difference(metric, pair)}"]
+    if general:
+        clauses.append(general)
+    sentence = "; ".join(clauses) + "."
+    return Verdict(word, metric.name, " ".join([sentence, *notes]), needed)
+
+
+def _format_word(word: str, pair: MetricFigures, needed: int | None) -> str:
+    """Format the word with the number of items that would be needed."""
+    if word != "no difference shown":
+        return f"{word.capitalize()} at the task"
+    if needed is not None:
+        return f"No difference shown at the task (needs about {needed:,} items)"
+    return "No difference shown at the task"
+
+
+def format_difference(metric: Metric, pair: MetricFigures) -> str:
+    """Format both values of a metric, and their difference with its interval, and the number of items."""
+    questions = pair.get("questions", 0)
+    text = f"{metric.format_label(questions)} {metric.format(pair['base'])} -> {metric.format(pair['adapted'])}"
+    interval = pair.get("difference_interval")
+    if interval is None:
+        return text
+    signed = [format_signed(metric, value) for value in (pair["adapted"] - pair["base"], *interval)]
+    unit = {"rows": "rows", "questions": "questions", "replies": "replies"}[metric.items]
+    return f"{text} ({signed[0]}, 95 % interval {signed[1]} to {signed[2]}, {pair.get('items', 0):,} {unit})"
+
+
+def format_signed(metric: Metric, value: float) -> str:
+    """Format a difference with its sign."""
+    text = f"{100 * abs(value):.1f} points" if metric.is_share else metric.format(abs(value))
+    if metric.is_share:
+        return text if not value else f"{'+' if value > 0 else '-'}{text}"
+    return text if text == metric.format(0.0) else f"{'+' if value > 0 else '-'}{text}"
