@@ -73,7 +73,7 @@ class DataStatistics:
     left_out: dict[FindingKind, int] = field(default_factory=dict)
     """Number of dialogues that the audit leaves out, by the kind of their findings."""
     thinking: str | None = None
-    """Sentence about the thoughts of replies and how they are trained; None if there are none."""
+    """Sentence about the thoughts of replies and how they are trained, or None."""
 
     def after_audit(
         self, train: DialogueSet, validation: DialogueSet, left_out: dict[FindingKind, int]

@@ -86,8 +86,8 @@ def compare_by_bootstrap(
 
 def _p_value(differences: Statistics) -> float:
     """Return the two-sided p-value of resampled differences from zero."""
-    below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
-    return min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1))
+    falls, rises = int((differences <= 0).sum()), int((differences >= 0).sum())
+    return min(1.0, 2 * (min(falls, rises) + 1) / (len(differences) + 1))
 
 
 def _standard_deviation(values: Statistics) -> float:
@@ -97,7 +97,7 @@ def _standard_deviation(values: Statistics) -> float:
 
 
 def _quantiles(values: Statistics, levels: Interval) -> Interval:
-    """Return the quantiles of the finite resampled figures at two levels; not a number if there are none."""
+    """Return the quantiles of the finite resampled figures at two levels; not a number without any."""
     values = values[np.isfinite(values)]
     if not len(values):
         return math.nan, math.nan

@@ -45,7 +45,7 @@ class MetricFigures(TypedDict):
     p_value: NotRequired[float]
     verdict: NotRequired[Word]
     needed_items: NotRequired[int | None]
-    """Number of items that would show a difference of this size; None if it is shown, or if there is none."""
+    """Number of items that would show a difference of this size; None if it is shown, or if both are equal."""
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ def read_reply_items(
 
 def _thin_out(items: list[ReplyItem], samples: int, count: int) -> list[ReplyItem]:
     """Return the first `samples` items and a random selection of the others, `count` in all, in their order."""
-    kept = sorted(random.Random(_SAMPLE_SEED).sample(range(samples, len(items)), count - samples))
-    return [*items[:samples], *(items[i] for i in kept)]
+    selected = sorted(random.Random(_SAMPLE_SEED).sample(range(samples, len(items)), count - samples))
+    return [*items[:samples], *(items[i] for i in selected)]
 
 
 def make_reply_item(dialogue: Dialogue | list[int], tokenizer: "PreTrainedTokenizerBase") -> ReplyItem | None:

@@ -76,7 +76,7 @@ IGNORED_FIELDS: Mapping[str, Mapping[str, str]] = {
 
 
 def read_compared_fields(folder: Path, name: str) -> dict[str, JsonValue] | None:
-    """Return the compared fields of a JSON file, with digests for long values; None if there is no file.
+    """Return the compared fields of a JSON file, with digests for long values; None if the file is missing.
 
     Raises IntegrityError for a file that is not an object or is too large.
     """
@@ -92,7 +92,7 @@ def read_compared_fields(folder: Path, name: str) -> dict[str, JsonValue] | None
 
 
 def read_lenient_json_object(path: Path) -> dict[str, JsonValue] | None:
-    """Return the object in a JSON file as Transformers reads it; None if there is no file.
+    """Return the object in a JSON file as Transformers reads it; None if the file is missing.
 
     Raises IntegrityError as `read_compared_fields` does.
     """

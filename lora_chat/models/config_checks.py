@@ -160,7 +160,7 @@ def _check_numbers(key: str, value: object, where: str, minimum: int, maximum: i
 
 
 def _max_int(value: object) -> int:
-    """Return the largest whole number in a value or list; 0 if there is none."""
+    """Return the largest whole number in a value or list, or 0."""
     return max((item for item in (value if isinstance(value, list) else [value]) if type(item) is int), default=0)
 
 

@@ -83,7 +83,7 @@ class Identity(StrictModel):
     """Ids at which a reply ends."""
 
     kept_tokens: UniqueTokens | None = None
-    """Tokens that stay tokens in message text; None if there are none. A run without them does not write the field."""
+    """Tokens that stay tokens in message text, or None. A run without them does not write the field."""
 
     new_tokens: Annotated[dict[TokenText, Annotated[int, Field(ge=0)]], Field(max_length=MAX_NAMED_TOKENS)] | None = (
         None

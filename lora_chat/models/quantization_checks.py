@@ -136,7 +136,7 @@ def _refuse(method: str, settings: Mapping[str, object], where: str) -> Unavaila
 
 
 def find_unquantized_name(folder: Path) -> str | None:
-    """Return the hub id that a model card in the folder names as base model; None if there is none."""
+    """Return the hub id that a model card in the folder names as base model, or None."""
     with suppress(OSError, LoraChatError):
         text = read_text(folder / "README.md", SMALL_FILE_BYTES, UnavailableError)
         front_matter = text.split("\n---", 1)[0] if text.startswith("---") else ""

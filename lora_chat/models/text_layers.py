@@ -112,7 +112,7 @@ def list_unquantized_layers(model: "PreTrainedModel") -> list[str]:
 
 
 def describe_left_out(layers: TextLayers) -> str | None:
-    """Return one line about the layers without LoRA; None if there are none."""
+    """Return one line about the layers without LoRA, or None."""
     if not layers.unsuitable:
         return None
     reasons: dict[str, list[str]] = {}

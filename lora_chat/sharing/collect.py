@@ -125,7 +125,7 @@ def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
 
 
 def collect_generations(run: RunFolder) -> GenerationsReceipt | None:
-    """Read the comparison with the parent; None if there is none, or if a loss is not finite."""
+    """Read the comparison with the parent; None without one, or if a loss is not finite."""
     return make_generations_receipt(_read_json(run.generations)) if run.generations.is_file() else None
 
 

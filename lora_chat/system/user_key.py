@@ -40,7 +40,7 @@ def _key_path() -> Path:
 
 
 def _read_key() -> bytes | None:
-    """Return the user's key, or None if there is none. Raise OSError or IntegrityError for an unsafe key."""
+    """Return the user's key, or None. Raise OSError or IntegrityError for an unsafe key."""
     path = _key_path()
     try:
         handle = open_regular_file(path)

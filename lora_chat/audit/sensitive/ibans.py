@@ -21,7 +21,7 @@ def find_ibans(text: str) -> Iterator[TextMatch]:
 
 
 def _longest_valid(candidate: str) -> int:
-    """Return the length of the longest valid beginning, which ends with a group; 0 if there is none.
+    """Return the length of the longest valid beginning, which ends with a group, or 0.
 
     Words in capitals may follow the number.
     """

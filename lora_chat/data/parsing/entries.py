@@ -18,7 +18,7 @@ _PAIR_ORDER: tuple[Speaker, ...] = ("system", "user", "assistant")
 
 
 def find_speaker_key(entry: object) -> str | None:
-    """Return the key that names the speaker of a message; None if there is none."""
+    """Return the key that names the speaker of a message, or None."""
     if not isinstance(entry, Mapping):
         return None
     named = next((key for key in _SPEAKER_KEYS if entry.get(key) is not None), None)

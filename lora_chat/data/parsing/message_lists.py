@@ -19,7 +19,7 @@ _QUESTION_KEYS, _ANSWER_KEYS = ("query", "question", "instruction", "prompt"), (
 
 
 def find_message_list(row: Row) -> tuple[str, list[object]] | None:
-    """Return the key and the value of the list of messages in a row; None if there is none."""
+    """Return the key and the value of the list of messages in a row, or None."""
     for key in (*LIST_KEYS, *OTHER_LIST_KEYS):
         if row.get(key) and (entries := decode_messages(row[key])):
             return key, entries

@@ -35,7 +35,7 @@ class Content:
 
     @property
     def text(self) -> str | None:
-        """Return the texts as one; None if there is none."""
+        """Return the texts as one, or None."""
         return "".join(self.texts) if self.texts else None
 
 

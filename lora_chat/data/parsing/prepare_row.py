@@ -44,7 +44,7 @@ class RowPreparation:
             return value
 
     def find_refusal(self, value: object) -> str | None:
-        """Return the reason why a row is refused whatever its format; None if there is none."""
+        """Return the reason why a row is refused whatever its format, or None."""
         try:
             self.apply(value, None, RowNotes())
         except UnwantedRowError:

@@ -124,7 +124,7 @@ def _read_id(call: Mapping[str, object], where: str) -> str | None:
 
 
 def read_tools(tools: object) -> str | None:
-    """Return the JSON text of the function descriptions, or None if there are none.
+    """Return the JSON text of the function descriptions, or None.
 
     They are a list of objects or of JSON texts, or JSON text of either; a single description is a list of one.
     """
