@@ -1,11 +1,13 @@
 """The findings of an audit."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from lora_chat.config.audit import FindingKind
 
-Split = Literal["train", "validation"]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+"""The sets of a run, in the order in which the audit reads them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The findings in the training and validation dialogues."""
+    """The findings in the training, validation and test dialogues."""
 
     dialogues: int
     counts: dict[FindingKind, int]

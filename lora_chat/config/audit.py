@@ -31,9 +31,9 @@ RedactableAction = Literal["ignore", "warn", "refuse", "drop", "redact"]
 class AuditSection(StrictModel):
     """The action for each kind of finding: `ignore` it, `warn`, `refuse` to train, `drop` the dialogue, or `redact` it.
 
-    A dropped dialogue or block of plain text is left out of training and validation. Redaction puts marks into a copy.
-    Each field is a kind of finding. Its title names the findings in reports, and its type shows whether they can be
-    dropped and redacted.
+    A dropped dialogue or block of plain text is left out of training, validation and test. Redaction puts marks into a
+    copy. Each field is a kind of finding. Its title names the findings in reports, and its type shows whether they can
+    be dropped and redacted.
     """
 
     secret: Annotated[RedactableAction, Field(title="secrets")] = "refuse"  # noqa: S105
@@ -44,11 +44,12 @@ class AuditSection(StrictModel):
     personal_data: Annotated[RedactableAction, Field(title="personal data")] = "warn"
     """E-mail addresses, phone, card and bank account numbers, and national ids. The public address of a help desk is
     found too."""
-    leak: Annotated[DroppableAction, Field(title="validation dialogues that are trained on too")] = "refuse"
-    """Validation dialogues that are also training dialogues. The validation loss would prove nothing about them.
-    `drop` leaves out the validation dialogue."""
-    near_leak: Annotated[DroppableAction, Field(title="validation dialogues that are nearly trained on")] = "warn"
-    """Validation dialogues that are nearly equal to a training dialogue. `drop` leaves out the validation dialogue."""
+    leak: Annotated[DroppableAction, Field(title="held-out dialogues that are in another set too")] = "refuse"
+    """Validation dialogues that are also training dialogues, and test dialogues that are also in training or
+    validation. The loss would prove nothing about them. `drop` leaves out the validation or test dialogue."""
+    near_leak: Annotated[DroppableAction, Field(title="held-out dialogues that are nearly in another set")] = "warn"
+    """Validation dialogues that are nearly equal to a training dialogue, and test dialogues that are nearly equal to
+    one in training or validation. `drop` leaves out the validation or test dialogue."""
     exact_duplicate: Annotated[DroppableAction, Field(title="duplicates")] = "warn"
     """Dialogues that repeat an earlier one exactly. `drop` keeps the first."""
     near_duplicate: Annotated[DroppableAction, Field(title="near duplicates")] = "warn"

@@ -35,7 +35,7 @@ class SourceSection(StrictModel):
     """Name of the subset, for a data set on the hub, or a local copy of one, that has several."""
     split: NonEmptyStr = "train"
     """Name of the split of a data set on the hub, or of a folder with splits, such as train.jsonl beside test.jsonl.
-    For a folder in `data.validation` it is `validation`."""
+    For a folder in `data.validation` it is `validation`, and in `data.test` it is `test`."""
     revision: NonEmptyStr | None = None
     """Branch, tag or commit on the hub. A commit makes the run repeatable."""
     format: DataFormat | None = None
@@ -78,6 +78,9 @@ class DataSection(StrictModel):
     lines, other JSON, tables (CSV and others), Parquet or Arrow; all but the last two may be compressed."""
     validation: Sources | None = None
     """Validation dialogues. Without them a share of the training dialogues becomes the validation set."""
+    test: Sources | None = None
+    """Test dialogues, which neither training nor the choice of a checkpoint sees. The comparison of base and adapted
+    model is measured on them. Without them it is measured on the validation set."""
     format: DataFormat | None = None
     """Format of all rows. By default the first row of each file decides. `text` reads a file in none of these formats
     as plain text, and trains on all of it."""
@@ -99,8 +102,8 @@ class DataSection(StrictModel):
     """Action for several messages of one role in a row: `refuse` leaves them unchanged, and they are refused if the
     chat template does not write them; `join` makes them one message with a blank line between their texts."""
     system: SystemMessage | None = None
-    """System message of all dialogues that have none, in training, validation and chat: a text, or a section with
-    `text` or `file`, and with `replace: true` to replace other system messages too. Plain text has none."""
+    """System message of all dialogues that have none, in training, validation, test and chat: a text, or a section
+    with `text` or `file`, and with `replace: true` to replace other system messages too. Plain text has none."""
     limit: RowLimit | None = None
     """Number of rows that are read of each source: the first ones of its files in their order, faulty ones included.
     The rest of the files is not read."""
@@ -108,10 +111,13 @@ class DataSection(StrictModel):
     """Share of the training dialogues that becomes the validation set if there is no validation file. With 0 there is
     no validation set: all dialogues are trained on, and the loss is not compared with the base's."""
     validation_limit: Annotated[int, Field(ge=1)] = 1000
-    """Maximum number of dialogues that `validation_share` takes. More take time and do not make the measured loss much
-    more precise."""
+    """Maximum number of dialogues that `validation_share` takes, and `test_share` too. More take time and do not make
+    the measured loss much more precise."""
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training dialogues that becomes the test set if there is no test file. The validation set stays the
+    same, because the test set is taken from the rest. With 0 there is no test set."""
     seed: Seed = 0
-    """Seed that chooses the validation dialogues, and the dialogues of a source with a weight below 1."""
+    """Seed that chooses the validation and test dialogues, and the dialogues of a source with a weight below 1."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Maximum length of a dialogue, in tokens, and length of the blocks of plain text. It never exceeds the context
     window of the base."""
@@ -148,10 +154,23 @@ class DataSection(StrictModel):
         check_loss(self.turns, self.loss)
         return self
 
+    @model_validator(mode="after")
+    def _check_test(self) -> "DataSection":
+        if self.test is not None and self.test_share > 0:
+            raise ValueError(
+                "test and test_share both choose a test set. Fix: keep one of them, or --set data.test_share=0"
+            )
+        return self
+
     @property
     def has_validation(self) -> bool:
         """Return whether there is a validation set."""
         return self.validation is not None or self.validation_share > 0
+
+    @property
+    def has_test(self) -> bool:
+        """Return whether there is a test set."""
+        return self.test is not None or self.test_share > 0
 
     @property
     def train_sources(self) -> tuple[SourceSection, ...]:
@@ -162,6 +181,11 @@ class DataSection(StrictModel):
     def validation_sources(self) -> tuple[SourceSection, ...]:
         """Return the sources of validation dialogues; empty if they come from the training dialogues."""
         return self._resolve_sources(self.validation) if self.validation else ()
+
+    @property
+    def test_sources(self) -> tuple[SourceSection, ...]:
+        """Return the sources of test dialogues; empty if there are none, or if a share of training is the test set."""
+        return self._resolve_sources(self.test) if self.test else ()
 
     def _resolve_sources(self, sources: Sources) -> tuple[SourceSection, ...]:
         return tuple(self._with_defaults(source) for source in (sources if isinstance(sources, tuple) else (sources,)))

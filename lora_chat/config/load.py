@@ -27,7 +27,7 @@ from lora_chat.system.strict_yaml import MAX_RECIPE_CHARACTERS, compose_strict
 YamlValue: TypeAlias = "str | int | float | bool | list[YamlValue] | dict[str, YamlValue] | None"
 _YAML_TAG_PREFIX = "tag:yaml.org,2002:"
 _ALLOWED_TAGS = {"str", "int", "float", "bool", "null", "map", "seq"}
-_PATH_KEYS = ("train", "validation")
+_PATH_KEYS = ("train", "validation", "test")
 _NESTED_SECTIONS = {("evaluation", "generation")}
 """Sections inside a section, whose keys `--set` can change one by one."""
 _MAX_INTEGER = 2**53

@@ -1,6 +1,6 @@
 """Files to input_ids and labels.
 
-- dataset: Training and validation sets, built from stores and left on disk
+- dataset: Training, validation and test sets, built from stores and left on disk
 - dialogue: Dialogues, their messages and documents, and the valid order of roles
 - format: Format data statistics and example dialogues for the terminal
 - lengths: Lengths of rows and their supervised tokens, for the planner

@@ -1,4 +1,4 @@
-"""Training and validation sets, built from stores and left on disk."""
+"""Training, validation and test sets, built from stores and left on disk."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, overload
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
 from lora_chat.data.parsing.messages import parse_dialogue
-from lora_chat.data.split import choose_held_out, repeat_by_weight
+from lora_chat.data.split import choose_held_out, choose_test, repeat_by_weight
 from lora_chat.data.storage.store import DialogueStore
 from lora_chat.errors import DataError
 
@@ -111,7 +111,7 @@ def build_block_set(ids: Sequence[list[int]]) -> DialogueSet:
 
 
 def build_empty_set() -> DialogueSet:
-    """Return a set of no dialogues, for data without a validation set."""
+    """Return a set of no dialogues, for data without a validation or test set."""
     from datasets import Dataset, Features, List, Value
 
     features = Features({"input_ids": List(Value("int32")), "labels": List(Value("bool"))})
@@ -144,19 +144,36 @@ def leave_out_units(dialogues: DialogueSet, numbers: Sequence[int]) -> DialogueS
 
 
 def split_by_share(
-    stores: Sequence[DialogueStore], weights: Sequence[float], share: float, seed: int, max_held_out: int | None = None
-) -> tuple[DialogueSet, DialogueSet]:
-    """Return training and held-out dialogues; equal dialogues of all sources are in the same set."""
+    stores: Sequence[DialogueStore],
+    weights: Sequence[float],
+    share: float,
+    seed: int,
+    max_held_out: int | None = None,
+    test_share: float = 0.0,
+) -> tuple[DialogueSet, DialogueSet, DialogueSet]:
+    """Return training, validation and test dialogues; equal dialogues of all sources are in the same set.
+
+    A set whose share is 0 is empty. `max_held_out` limits both other sets.
+    """
     import numpy as np
 
-    is_held_out = choose_held_out(np.concatenate([store.digests for store in stores]), share, seed, max_held_out)
-    held_out, train, start = [], [], 0
+    digests = np.concatenate([store.digests for store in stores])
+    none = np.zeros(len(digests), bool)
+    is_validation = choose_held_out(digests, share, seed, max_held_out) if share else none
+    is_test = choose_test(digests, is_validation, test_share, seed, max_held_out) if test_share else none
+    validation, test, train, start = [], [], [], 0
     for store, weight in zip(stores, weights, strict=True):
-        is_held_out_here = is_held_out[start : start + len(store.digests)]
-        start += len(is_held_out_here)
-        held_out.append((store, np.flatnonzero(is_held_out_here)))
-        train.append((store, _repeat_units(store, np.flatnonzero(~is_held_out_here), weight, seed)))
-    return _build_set(train), _build_set(held_out)
+        here = slice(start, start + len(store.digests))
+        start += len(store.digests)
+        validation.append((store, np.flatnonzero(is_validation[here])))
+        test.append((store, np.flatnonzero(is_test[here])))
+        is_trained = ~(is_validation[here] | is_test[here])
+        train.append((store, _repeat_units(store, np.flatnonzero(is_trained), weight, seed)))
+    return (
+        _build_set(train),
+        _build_set(validation) if share else build_empty_set(),
+        _build_set(test) if test_share else build_empty_set(),
+    )
 
 
 def build_weighted_set(stores: Sequence[DialogueStore], weights: Sequence[float], seed: int) -> DialogueSet:

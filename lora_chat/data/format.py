@@ -80,6 +80,9 @@ def _format_rows(ledger: Ledger) -> Iterator[str]:
 
 def _format_held_out(statistics: DataStatistics) -> str:
     """Format the number of held-out dialogues; without any, the loss is not compared with the base's."""
+    if statistics.test_dialogues:
+        validation = f"{statistics.validation_dialogues:,}" if statistics.validation_dialogues else "none"
+        return f"{validation} for validation, {statistics.test_dialogues:,} for the test"
     if not statistics.validation_dialogues:
         return "none held out (no validation loss is measured)"
     return f"{statistics.validation_dialogues:,} held out"

@@ -51,6 +51,28 @@ class DataLengths:
     """Tokens that all dialogues begin with, which a micro-batch has once."""
     is_estimated: bool = False
     """Whether the tokens were counted with another tokenizer."""
+    test: RowLengths | None = None
+    """Rows of the test set; None or none of them without one."""
+
+    @property
+    def compared(self) -> RowLengths:
+        """Return the rows on which base and adapted model are compared: the test set if there is one."""
+        return self.test if self.test is not None and len(self.test.tokens) else self.validation
+
+    @property
+    def parity(self) -> RowLengths:
+        """Return the rows of a parity check: the validation set if there is one, else the test set."""
+        return self.validation if len(self.validation.tokens) else self.compared
+
+    @property
+    def longest_measured(self) -> int:
+        """Return the tokens of the longest row of which a loss is measured, at least 1."""
+        return max(self.validation.longest, self.compared.longest)
+
+    @property
+    def most_supervised_measured(self) -> int:
+        """Return the largest number of supervised tokens of a row of which a loss is measured, at least 1."""
+        return max(self.validation.most_supervised, self.compared.most_supervised)
 
 
 def measure_rows(rows: EncodedRows) -> RowLengths:

@@ -76,16 +76,17 @@ class EncodedSource:
 
 
 def find_sources(
-    sections: Sequence[SourceSection], folder_split: str = DEFAULT_SPLIT, *, offer_validation: bool = False
+    sections: Sequence[SourceSection], folder_split: str = DEFAULT_SPLIT, *, offered_splits: Sequence[str] = ()
 ) -> tuple[LocalSource, ...]:
     """Return the sources with their files; raises DataError for a source without files.
 
-    `folder_split` is the split of folders if a source names none; empty refuses folders with several.
+    `folder_split` is the split of folders if a source names none; empty refuses folders with several. A note offers the
+    other splits of a folder that are in `offered_splits`.
     """
-    return tuple(_find_source(section, folder_split, offer_validation) for section in sections)
+    return tuple(_find_source(section, folder_split, offered_splits) for section in sections)
 
 
-def _find_source(section: SourceSection, folder_split: str, offer_validation: bool) -> LocalSource:
+def _find_source(section: SourceSection, folder_split: str, offered_splits: Sequence[str]) -> LocalSource:
     """Find the files of one source, downloaded if they are on the hub."""
     if section.hub:
         files = find_hub_files(section.hub, section.split, section.subset, section.revision)
@@ -95,9 +96,10 @@ def _find_source(section: SourceSection, folder_split: str, offer_validation: bo
     choice = SplitChoice(folder_split if is_default else section.split, section.subset, is_default)
     chosen = choose_files(section.path or (), choice, plain_text=section.format == "text")
     notes = chosen.notes
-    if offer_validation and "validation" in chosen.other_splits and isinstance(section.path, str):
-        setting = f"data.validation={{path: {json.dumps(section.path, ensure_ascii=False)}, split: validation}}"
-        notes = (*notes, f"to measure on its validation split, add --set {shlex.quote(setting)}")
+    for split in offered_splits if isinstance(section.path, str) else ():
+        if split in chosen.other_splits:
+            setting = f"data.{split}={{path: {json.dumps(section.path, ensure_ascii=False)}, split: {split}}}"
+            notes = (*notes, f"to measure on its {split} split, add --set {shlex.quote(setting)}")
     return LocalSource(summarize_paths(chosen.paths), chosen.paths, section, notes)
 
 

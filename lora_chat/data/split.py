@@ -13,22 +13,60 @@ if TYPE_CHECKING:
 
     Numbers = np.ndarray[Any, Any]
 
+_TEST_SEED = 0x7E57
+"""Number added to the seed for the choice of test dialogues."""
+
 
 def choose_held_out(digests: "Numbers", share: float, seed: int, max_held_out: int | None = None) -> "Numbers":
     """Return which units are held out, (units,) bool: about `share` of them, and all or none of equal ones.
 
     Raises DataError if no unit would be left for training.
     """
-    import numpy as np
-
-    unique_digests, group_of_unit, counts = np.unique(digests, return_inverse=True, return_counts=True)
-    if len(unique_digests) < 2:
+    if _has_few_groups(digests):
         raise DataError(
             "At least 2 different dialogues or 2 blocks of plain text are needed, one for training and one for "
             "validation. Fix: name data.validation, train on all with --set data.validation_share=0, or get more "
             "blocks of plain text with a smaller data.max_length."
         )
-    wanted = max(1, min(round(len(digests) * share), max_held_out or len(digests)))
+    return _choose_groups(digests, _count_wanted(len(digests), share, max_held_out), seed)
+
+
+def choose_test(
+    digests: "Numbers", is_validation: "Numbers", share: float, seed: int, max_test: int | None = None
+) -> "Numbers":
+    """Return which units are the test set, (units,) bool: about `share` of all, none of them in the validation set.
+
+    The validation set is the same as without a test set. Raises DataError if no unit would be left for training.
+    """
+    import numpy as np
+
+    rest = np.flatnonzero(~is_validation)
+    if _has_few_groups(digests[rest]):
+        raise DataError(
+            "Too few different dialogues or blocks of plain text are left for a test set beside training and "
+            "validation. Fix: name data.test, or do without a test set with --set data.test_share=0."
+        )
+    result: Numbers = np.zeros(len(digests), bool)
+    wanted = _count_wanted(len(digests), share, max_test)
+    result[rest] = _choose_groups(digests[rest], wanted, seed + _TEST_SEED)
+    return result
+
+
+def _count_wanted(units: int, share: float, limit: int | None) -> int:
+    """Return the number of units that a share of all units is, at least 1."""
+    return max(1, min(round(units * share), limit or units))
+
+
+def _has_few_groups(digests: "Numbers") -> bool:
+    """Return whether there are fewer than two different units."""
+    return len(digests) == 0 or bool((digests == digests[0]).all())
+
+
+def _choose_groups(digests: "Numbers", wanted: int, seed: int) -> "Numbers":
+    """Return which units are chosen, (units,) bool: about `wanted`, all or none of equal ones, and never all groups."""
+    import numpy as np
+
+    unique_digests, group_of_unit, counts = np.unique(digests, return_inverse=True, return_counts=True)
     order = np.argsort(_random_keys(unique_digests, seed), kind="stable")
     chosen = np.zeros(len(unique_digests), bool)
     held_out_count = 0

@@ -72,11 +72,12 @@ class DataStatistics:
     packing: PackingEfficiency
     left_out: dict[FindingKind, int] = field(default_factory=dict)
     """Number of dialogues that the audit leaves out, by the kind of their findings."""
+    test_dialogues: int = 0
     thinking: str | None = None
     """Sentence about the thoughts of replies and how they are trained, or None."""
 
     def after_audit(
-        self, train: DialogueSet, validation: DialogueSet, left_out: dict[FindingKind, int]
+        self, train: DialogueSet, validation: DialogueSet, test: DialogueSet, left_out: dict[FindingKind, int]
     ) -> "DataStatistics":
         """Return the statistics of the sets without the dialogues that the audit leaves out."""
         lengths, packing = train.rows.lengths, self.packing
@@ -85,6 +86,7 @@ class DataStatistics:
             train_dialogues=len(train),
             train_rows=len(train.rows),
             validation_dialogues=len(validation),
+            test_dialogues=len(test),
             histogram=length_histogram(lengths),
             packing=measure_packing(lengths, packing.micro_batch_size, packing.packed_to),
             left_out=left_out,
@@ -96,7 +98,12 @@ class DataStatistics:
 
 
 def compute_statistics(
-    sources: Sequence[EncodedSource], train: DialogueSet, validation: DialogueSet, micro_batch_size: int, limit: int
+    sources: Sequence[EncodedSource],
+    train: DialogueSet,
+    validation: DialogueSet,
+    test: DialogueSet,
+    micro_batch_size: int,
+    limit: int,
 ) -> DataStatistics:
     """Compute the statistics of sources and of the sets built from them; `limit` is the longest row in tokens."""
     import numpy as np
@@ -119,6 +126,7 @@ def compute_statistics(
         train_dialogues=len(train),
         train_rows=len(train.rows),
         validation_dialogues=len(validation),
+        test_dialogues=len(test),
         histogram=length_histogram(lengths),
         packing=measure_packing(lengths, micro_batch_size, limit),
     )

@@ -89,6 +89,8 @@ class ComparisonReport:
     evaluated_set: EvaluatedSet = "validation"
     measurements: "tuple[Measurement, Measurement] | None" = None
     """Measurements of base and adapted model, which JSON leaves out."""
+    used_twice: bool = False
+    """Whether the evaluated set also chose the checkpoint, so that its figures look better than those of new data."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the report for JSON; a metric of earlier versions without data is null."""
@@ -100,6 +102,7 @@ class ComparisonReport:
             "questions": len(self.answers),
             "answers": [asdict(answer) for answer in self.answers],
             "set": self.evaluated_set,
+            "used_twice": self.used_twice,
             "verdict": self.verdict.as_dict(),
             "metrics": self.reason,
             "figures": dict(self.figures),
@@ -112,6 +115,11 @@ class ComparisonReport:
         return {**self.figures, "verdict": self.verdict.as_dict(), "set": self.evaluated_set}
 
 
+USED_TWICE = (
+    "The validation set was used twice, to choose the checkpoint and for these figures, so they may look better than "
+    "on new dialogues (data.test or data.test_share gives a set that is used once)."
+)
+"""Sentence on a comparison whose set also chose the checkpoint."""
 _METRICS_AT_TOP = ("validation_loss", "perplexity", "facts")
 """Metrics that earlier versions wrote at the top of the report, without intervals."""
 
@@ -125,6 +133,8 @@ def compare_with_base(
     system: str | None,
     settings: EvaluationSection,
     evaluated_set: EvaluatedSet = "validation",
+    *,
+    used_twice: bool = False,
 ) -> ComparisonReport:
     """Measure loss, held-out replies and answers with the adapter disabled and enabled.
 
@@ -149,11 +159,12 @@ def compare_with_base(
             QuestionAnswers(q.question, b, a, q.is_answered_by(b), q.is_answered_by(a))
             for q, b, a in zip(questions, base.answers, adapted.answers, strict=True)
         ),
-        verdict=judge(decisive, figures),
+        verdict=judge(decisive, figures, notes=(USED_TWICE,) if used_twice else ()),
         metrics=chosen.metrics,
         reason=chosen.reason,
         items=_collect_items(chosen, base, adapted),
         evaluated_set=evaluated_set,
+        used_twice=used_twice,
         measurements=(base, adapted),
     )
 
@@ -197,7 +208,7 @@ class EvaluationTask:
 
     def measure(self, model: "PreTrainedModel | PeftModel", model_name: str) -> Measurement:
         """Return the losses of the set and a reply to each prompt; `model_name` is for the progress message."""
-        logger.info(f"Measuring {model_name}: {len(self.validation)} validation dialogues, {len(self.prompts)} replies")
+        logger.info(f"Measuring {model_name}: {len(self.validation)} held-out dialogues, {len(self.prompts)} replies")
         losses = measure_rows(model, self.validation.rows) if len(self.validation) else None
         replies = (
             generate_replies(model, self.tokenizer, self.prompts, self.stop_ids, self.max_new_tokens, self.generation)

@@ -18,6 +18,8 @@ def format_comparison(report: ComparisonReport) -> str:
             rows.append((label, metric.format(pair["base"]), metric.format(pair["adapted"]), _difference(metric, pair)))
     width = max(len(row[0]) for row in rows)
     lines = [f"{row[0]:<{width}}  {row[1]:>10}  {row[2]:>10}  {row[3]}".rstrip() for row in rows]
+    if report.evaluated_set == "test":
+        lines.append(f"{'measured on':<{width}}  the test set, {report.validation_dialogues:,} dialogues")
     lines += ["", *textwrap.wrap(f"Verdict: {report.verdict.text}", 100)]
     for sample in report.samples:
         lines.append("")

@@ -1,4 +1,4 @@
-"""The audit of training data, validation data, questions and chat template, cached like encoded dialogues."""
+"""The audit of training, validation and test data, questions and chat template, cached like encoded dialogues."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from lora_chat.audit.auditor import Auditor
 from lora_chat.audit.redactor import AUDIT_CODE_PATHS
-from lora_chat.audit.report import AuditReport, Split
+from lora_chat.audit.report import SPLITS, AuditReport
 from lora_chat.config.audit import AuditSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.dialogue import Dialogue, Message
@@ -44,26 +44,27 @@ def audit_sets(
     policy: AuditSection,
     questions: Sequence[Question] = (),
     template: str | None = None,
+    test: DialogueSet | None = None,
 ) -> AuditReport:
-    """Audit both sets, the questions and the chat template, or return the cached report for the same data.
+    """Audit all sets, the questions and the chat template, or return the cached report for the same data.
 
     `template` is the path of the template; None means the base's own.
     """
     tokens = read_control_tokens(tokenizer)
     chat_template = str(tokenizer.chat_template or "")
     question_texts = [(q.path, q.line, text) for q in questions for text in (q.question, *q.accept)]
-    key = _cache_key(train, validation, tokens, policy, [question_texts, chat_template, template])
+    sets = (train, validation) if test is None else (train, validation, test)
+    key = _cache_key(sets, tokens, policy, [question_texts, chat_template, template])
     cache_path = cache_dir("audits") / f"{key}.json"
     with suppress(OSError, ValueError, LoraChatError):  # a damaged cache entry is replaced
         cached = _REPORT_ADAPTER.validate_json(read_bytes(cache_path, MAX_LOG_BYTES))
         if {finding.kind for finding in cached.findings} == {
             kind for kind, count in cached.counts.items() if count > 0
-        } and _has_valid_numbers(cached, len(train) + len(validation)):
+        } and _has_valid_numbers(cached, sum(map(len, sets))):
             return cached
     auditor = Auditor(policy, tokens)
     last_message = time.monotonic()
-    splits: tuple[tuple[DialogueSet, Split], ...] = ((train, "train"), (validation, "validation"))
-    for dialogues, split in splits:
+    for dialogues, split in zip(sets, SPLITS, strict=False):
         for number, dialogue in enumerate(_iter_dialogues(dialogues, tokenizer), 1):
             auditor.add(dialogue, split)
             if time.monotonic() - last_message > _PROGRESS_INTERVAL_SECONDS:
@@ -97,12 +98,10 @@ def _iter_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase"
             yield replace(dialogue, path=path)
 
 
-def _cache_key(
-    train: DialogueSet, validation: DialogueSet, tokens: tuple[str, ...], policy: AuditSection, more: object
-) -> str:
+def _cache_key(sets: Sequence[DialogueSet], tokens: tuple[str, ...], policy: AuditSection, more: object) -> str:
     """Return the cache key: a digest of the data, the policy and the code of the audit."""
     parts: list[object] = [tokens, policy.model_dump(), digest_code(*CODE_PATHS), more]
-    for dialogues in (train, validation):
+    for dialogues in sets:
         parts += [
             [store.folder.name, hashlib.sha256(units.tobytes()).hexdigest()]
             for store, units in dialogues.units_by_store

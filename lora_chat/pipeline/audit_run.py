@@ -1,6 +1,5 @@
 """The audit of a prepared run, and the run without the dialogues that the audit leaves out."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ def audit_run(prepared: PreparedRun, plan: Plan) -> tuple[PreparedRun, AuditRepo
     """Audit the data, the questions and the chat template of a run.
 
     Return the run without the dialogues that the recipe drops, and the report on all of them. Raises DataError if no
-    training or validation dialogue is left.
+    training, validation or test dialogue is left.
     """
     report = audit_sets(
         prepared.train,
@@ -28,22 +27,27 @@ def audit_run(prepared: PreparedRun, plan: Plan) -> tuple[PreparedRun, AuditRepo
         plan.audit,
         questions=prepared.questions,
         template=plan.data.template,
+        test=prepared.test,
     )
     return (_leave_out(prepared, report, plan), report) if report.left_out else (prepared, report)
 
 
 def _leave_out(prepared: PreparedRun, report: AuditReport, plan: Plan) -> PreparedRun:
     """Return the run without the dropped dialogues, with its statistics and its shared system message."""
-    border = bisect_left(report.left_out, len(prepared.train))
-    train = _remaining(prepared.train, report.left_out[:border], "training", report)
-    in_validation = [number - len(prepared.train) for number in report.left_out[border:]]
-    validation = _remaining(prepared.validation, in_validation, "validation", report)
+    remaining, first = [], 0
+    named_sets = ((prepared.train, "training"), (prepared.validation, "validation"), (prepared.test, "test"))
+    for dialogues, name in named_sets:
+        end = first + len(dialogues)
+        numbers = [number - first for number in report.left_out if first <= number < end]
+        remaining.append(_remaining(dialogues, numbers, name, report))
+        first = end
+    train, validation, test = remaining
     check_warmup(len(train.rows), plan.training)
     identity = prepared.identity
     if identity.system is None:
-        identity = identity.model_copy(update={"system": _find_shared_system_message(train, validation)})
-    statistics = prepared.statistics.after_audit(train, validation, report.dropped)
-    return replace(prepared, train=train, validation=validation, identity=identity, statistics=statistics)
+        identity = identity.model_copy(update={"system": _find_shared_system_message(train, validation, test)})
+    statistics = prepared.statistics.after_audit(train, validation, test, report.dropped)
+    return replace(prepared, train=train, validation=validation, test=test, identity=identity, statistics=statistics)
 
 
 def _remaining(dialogues: DialogueSet, numbers: Sequence[int], name: str, report: AuditReport) -> DialogueSet:

@@ -40,20 +40,22 @@ def compare_models(model: "PeftModel", prepared: PreparedEvaluation, settings: E
         model,
         prepared.tokenizer,
         prepared.stop_ids,
-        prepared.validation,
+        prepared.compared,
         prepared.questions,
         prepared.identity.system,
         settings,
+        prepared.compared_name,
     )
     logger.info("\n" + format_comparison(report) + "\n")
     return report
 
 
-def check_longest_dialogue_fits(model: "PeftModel", validation: DialogueSet) -> None:
-    """Measure the longest validation dialogue once before training. Raise OutOfMemoryError if it does not fit."""
-    rows = validation.rows
-    if not len(rows):
+def check_longest_dialogue_fits(model: "PeftModel", *sets: DialogueSet) -> None:
+    """Measure the longest held-out dialogue once before training. Raise OutOfMemoryError if it does not fit."""
+    filled = [dialogues.rows for dialogues in sets if len(dialogues.rows)]
+    if not filled:
         return
+    rows = max(filled, key=lambda rows: int(rows.lengths.max()))
     longest = int(rows.lengths.argmax())
     try:
         with limited_memory() if model.device.type == "cpu" else nullcontext():
@@ -62,7 +64,7 @@ def check_longest_dialogue_fits(model: "PeftModel", validation: DialogueSet) -> 
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"Out of memory: the longest validation dialogue, {int(rows.lengths[longest]):,} tokens, cannot be "
+            f"Out of memory: the longest held-out dialogue, {int(rows.lengths[longest]):,} tokens, cannot be "
             "measured (checked before training).\nFix: drop long dialogues (--set data.max_length=N "
             "--set data.over_long=drop), choose a smaller base, or --set quantization.mode=4bit."
         ) from error

@@ -96,7 +96,7 @@ def _make_task(prepared: PreparedEvaluation, settings: EvaluationSection) -> Eva
     return make_task(
         prepared.tokenizer,
         prepared.stop_ids,
-        prepared.validation,
+        prepared.compared,
         prepared.questions,
         prepared.identity.system,
         settings.model_copy(update={"replies": 0}),

@@ -24,8 +24,9 @@ def measure_lengths(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     is_estimated: bool = False,
+    test: DialogueSet | None = None,
 ) -> DataLengths:
-    """Return the lengths of training and validation rows, of prompts, and of the prefix that all rows share."""
+    """Return the lengths of training, validation and test rows, of prompts, and of the prefix that all rows share."""
     rows = measure_rows(train.rows)
     validation_lengths = measure_rows(validation.rows)
     system_messages = [{"role": "system", "content": system}] if system is not None else []
@@ -39,8 +40,9 @@ def measure_lengths(
         )
         for question in questions
     ]
-    count = min(plan.evaluation.samples, len(validation_lengths.tokens))
-    prompts += (validation_lengths.tokens - validation_lengths.supervised)[:count].tolist()
+    test_lengths = measure_rows(test.rows) if test is not None and len(test) else None
+    compared = test_lengths or validation_lengths
+    prompts += (compared.tokens - compared.supervised)[: plan.evaluation.samples].tolist()
     return DataLengths(
         train=rows,
         validation=validation_lengths,
@@ -48,6 +50,7 @@ def measure_lengths(
         max_reply_tokens=plan.evaluation.max_new_tokens,
         shared_prefix=_measure_shared_prefix(train.rows, rows.tokens, plan.training.effective_batch_size),
         is_estimated=is_estimated,
+        test=test_lengths,
     )
 
 

@@ -93,7 +93,13 @@ def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> R
     base = find_base_config(plan.base)
     shape = find_shape(plan, base)
     data = measure_lengths(
-        plan, prepared.train, prepared.validation, prepared.questions, prepared.identity.system, prepared.tokenizer
+        plan,
+        prepared.train,
+        prepared.validation,
+        prepared.questions,
+        prepared.identity.system,
+        prepared.tokenizer,
+        test=prepared.test,
     )
     return _estimate_plan(
         plan,
@@ -188,4 +194,5 @@ def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int, parent: Pare
         data.system,
         tokenizer,
         is_estimated=base.folder is None,
+        test=data.test,
     )

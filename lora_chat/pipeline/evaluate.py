@@ -36,7 +36,7 @@ def evaluate_adapter(
     opened = open_adapter(source, trust)
     parent = find_known_parent(opened, parent_source)
     prepared = prepare_evaluation(opened, evaluation_files)
-    if not len(prepared.validation) and not prepared.questions:
+    if not len(prepared.compared) and not prepared.questions:
         raise UsageError(
             f"{source} has no held-out dialogues (data.validation_share: 0) and no questions. Fix: give some with "
             "--data FILE."

@@ -124,10 +124,10 @@ def fine_tune(
 
         model, trainable_parameters = _load_model(plan, prepared, run, progress, parent)
         load_seconds = time.monotonic() - started
-        progress.enter_stage("measuring the longest validation dialogue")
+        progress.enter_stage("measuring the longest held-out dialogue")
         base_config, base_name = model.get_base_model().config, prepared.base.name
         with explain_model_errors(base_config, base_name, "Evaluation"):
-            check_longest_dialogue_fits(model, prepared.validation)
+            check_longest_dialogue_fits(model, prepared.validation, prepared.test)
 
         progress.enter_stage("training")
         policy = CheckpointPolicy(run.checkpoints, plan.checkpoint, identity, checkpoint)

@@ -24,6 +24,7 @@ class DataFiles:
 
     train: Sequence[LocalSource]
     validation: Sequence[LocalSource]
+    test: Sequence[LocalSource]
     questions: Sequence[Question]
     section: DataSection
     redacted: frozenset[FindingKind]
@@ -32,7 +33,7 @@ class DataFiles:
     def check(self) -> None:
         """Raise DataError if rows are not dialogues."""
         redactor = Redactor(self.redacted)
-        for sources in (self.train, self.validation):
+        for sources in (self.train, self.validation, self.test):
             check_sources(
                 sources, self.section, lambda text: redactor.transform_text(text)[0] if self.redacted else text
             )
@@ -44,6 +45,7 @@ class LoadedData:
 
     train: DialogueSet
     validation: DialogueSet
+    test: DialogueSet
     statistics: DataStatistics
     system: str | None
     """System message with which all dialogues begin, if any."""
@@ -53,12 +55,22 @@ def find_data_files(plan: Plan) -> DataFiles:
     """Find the files of a plan and read its questions. Raise DataError if a file is missing."""
     data = plan.data
     return DataFiles(
-        find_sources(data.train_sources, offer_validation=not data.validation),
+        find_sources(data.train_sources, offered_splits=_list_unused_splits(data)),
         find_sources(data.validation_sources, "validation"),
+        find_sources(data.test_sources, "test"),
         _read_redacted_questions(plan),
         data,
         plan.audit.redacted,
     )
+
+
+def _list_unused_splits(data: DataSection) -> list[str]:
+    """Return the splits that a folder of training data may offer, because the recipe names no files for them."""
+    return [
+        name
+        for name, is_named in (("validation", data.validation is not None), ("test", data.has_test))
+        if not is_named
+    ]
 
 
 def _read_redacted_questions(plan: Plan) -> list[Question]:
@@ -86,23 +98,32 @@ def read_data(
     redactor = Redactor(plan.audit.redacted) if plan.audit.redacted else None
     common = (data, tokenizer, tuple(stop_ids), positions, redactor)
     opened = open_sources(files.train, *common)
-    train, validation = split_data(plan, opened, open_sources(files.validation, *common))
+    validation_sources, test_sources = open_sources(files.validation, *common), open_sources(files.test, *common)
+    train, validation, test = split_data(plan, opened, validation_sources, test_sources)
     limit = min(data.max_length, positions or data.max_length)
-    statistics = compute_statistics(opened, train, validation, plan.training.micro_batch_size, limit)
-    return LoadedData(train, validation, statistics, find_system_message(opened, redactor))
+    statistics = compute_statistics(opened, train, validation, test, plan.training.micro_batch_size, limit)
+    return LoadedData(train, validation, test, statistics, find_system_message(opened, redactor))
 
 
 def split_data(
-    plan: Plan, train: Sequence[EncodedSource], validation: Sequence[EncodedSource]
-) -> tuple[DialogueSet, DialogueSet]:
-    """Return the training set and the validation set."""
+    plan: Plan,
+    train: Sequence[EncodedSource],
+    validation: Sequence[EncodedSource],
+    test: Sequence[EncodedSource] = (),
+) -> tuple[DialogueSet, DialogueSet, DialogueSet]:
+    """Return the training, validation and test set."""
     data = plan.data
     stores, weights = [source.store for source in train], [source.weight for source in train]
-    if validation:
-        return build_weighted_set(stores, weights, data.seed), build_full_set([source.store for source in validation])
-    if not data.has_validation:
-        return build_weighted_set(stores, weights, data.seed), build_empty_set()
-    return split_by_share(stores, weights, data.validation_share, data.seed, data.validation_limit)
+    share, test_share = 0.0 if validation else data.validation_share, 0.0 if test else data.test_share
+    if share or test_share:
+        sets = split_by_share(stores, weights, share, data.seed, data.validation_limit, test_share)
+    else:
+        sets = build_weighted_set(stores, weights, data.seed), build_empty_set(), build_empty_set()
+    return (
+        sets[0],
+        build_full_set([source.store for source in validation]) if validation else sets[1],
+        build_full_set([source.store for source in test]) if test else sets[2],
+    )
 
 
 def find_system_message(sources: Sequence[EncodedSource], redactor: Redactor | None) -> str | None:

@@ -131,7 +131,7 @@ def _make_request(
         "share": share,
         "prefix": problem.data.shared_prefix if plan.training.fast_path else 0,
         "vocabulary": problem.shape.vocab_size,
-        "read": max(2, int(problem.data.validation.mean_tokens)),
+        "read": max(2, int(problem.data.compared.mean_tokens)),
         "prompt": max(problem.data.prompt_tokens, default=1),
         "prompts": min(40, len(problem.data.prompt_tokens)),
     }, lengths

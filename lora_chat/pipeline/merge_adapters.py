@@ -74,8 +74,8 @@ def open_blend(
 
     def make_samples() -> list[ParitySample]:
         """Return held-out dialogues, or without any, replies of the adapted model to default questions."""
-        if held_out is not None and len(held_out.validation):
-            return select_parity_samples(held_out.validation)
+        if held_out is not None and len(held_out.parity_dialogues):
+            return select_parity_samples(held_out.parity_dialogues)
         logger.info("No held-out dialogues (give them with --data FILE): the parity check uses a few default questions")
         return make_default_samples(blend, first.system)
 

@@ -79,7 +79,7 @@ def _write_merged_base(run: RunFolder, plan: Plan, prepared: PreparedRun, parent
     blend = AdapterBlend(((bound, 1.0),), precision, tuple(read_stop_ids(prepared.base, tokenizer)))
     if parent.held_out is not None:
         held_out = prepare_held_out_files(bound, parent.record.max_length, parent.held_out)
-        samples = select_parity_samples(held_out.validation)
+        samples = select_parity_samples(held_out.parity_dialogues)
     else:
         logger.info("The parent has no held-out dialogues: the parity check of its merge uses a few default questions")
         samples = make_default_samples(blend, parent.stored.identity.system if parent.stored.identity else None)

@@ -149,7 +149,7 @@ def _read_or_run_parity_check(opened: OpenAdapter, run: RunFolder, weights: byte
             return ParityReceipt.model_validate_json(json.dumps(record["report"]))
     stop_ids = read_stop_ids(opened.adapter.base, opened.adapter.tokenizer)
     blend = AdapterBlend(((opened.adapter, 1.0),), opened.precision, tuple(stop_ids))
-    held_out = prepare_evaluation(opened, EvaluationFiles()).validation
+    held_out = prepare_evaluation(opened, EvaluationFiles()).parity_dialogues
     samples = select_parity_samples(held_out) if len(held_out) else make_default_samples(blend, opened.system)
     report = check_parity(check_adapter_parity(blend, samples, run.adapter), accept=False)
     logger.info(format_parity_line(report))

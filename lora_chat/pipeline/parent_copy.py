@@ -74,7 +74,7 @@ def read_parent_copy(run: RunFolder) -> Parent | None:
     if digest_weights(stored) != record.adapter:
         raise IntegrityError(f"{run.parent} is damaged: its weights do not have the recorded digest.")
     held_out = RunFolder(run.parent)
-    has_dialogues = held_out.validation.is_file() or held_out.validation_blocks.is_file()
+    has_dialogues = any(path.is_file() for path in held_out.held_out_files)
     return Parent(stored, validate_adapter_config(stored), record, held_out if has_dialogues else None)
 
 
@@ -120,6 +120,6 @@ def keep_lineage(run: RunFolder, parent: Parent | None, base: Identity) -> Paren
 
 def _list_held_out(run: RunFolder | None) -> Iterator[Path]:
     """Yield the files of held-out data in a folder."""
-    for path in (run.validation, run.validation_blocks, run.questions) if run else ():
+    for path in (*run.held_out_files, run.questions) if run else ():
         if path.is_file():
             yield path

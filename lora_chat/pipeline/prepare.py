@@ -4,13 +4,14 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.config.adapter_section import AdapterSection
 from lora_chat.config.data import DataSection
 from lora_chat.config.lora_variants import find_initialization
 from lora_chat.config.plan import Plan, PrecisionPlan
-from lora_chat.data.dataset import DialogueSet, build_block_set, build_full_set, concatenate_sets
+from lora_chat.data.dataset import DialogueSet, build_block_set, build_empty_set, build_full_set, concatenate_sets
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.data.encoding.control_tokens import depends_on_token_rule, read_kept_tokens
@@ -20,6 +21,7 @@ from lora_chat.data.sources import find_sources, open_sources
 from lora_chat.data.statistics import DataStatistics
 from lora_chat.errors import IntegrityError, RecipeError
 from lora_chat.evaluation.questions import Question, read_questions
+from lora_chat.evaluation.verdict import EvaluatedSet
 from lora_chat.models.adapter import check_adapter_attaches
 from lora_chat.models.base_model import (
     LocalBase,
@@ -69,25 +71,49 @@ class PreparedEvaluation:
     """Identity of the base, with the system message of training."""
     stop_ids: tuple[int, ...]
     validation: DialogueSet
+    test: DialogueSet
     questions: Sequence[Question]
+    is_user_data: bool = False
+    """Whether the dialogues are a file that the user named for this evaluation, which is in `validation`."""
+
+    @property
+    def compared(self) -> DialogueSet:
+        """Return the dialogues on which base and adapted model are compared: the test set if there is one."""
+        return self.test if len(self.test) else self.validation
+
+    @property
+    def compared_name(self) -> EvaluatedSet:
+        """Return the name of the compared set."""
+        return "given" if self.is_user_data else "test" if len(self.test) else "validation"
+
+    @property
+    def parity_dialogues(self) -> DialogueSet:
+        """Return the dialogues of a parity check: the validation set if there is one, else the test set."""
+        return self.validation if len(self.validation) else self.test
 
     def write_held_out(self, run: RunFolder) -> None:
-        """Write validation data and questions into the run."""
-        dialogues = (unit.as_row for unit in self.validation.read() if isinstance(unit, Dialogue))
-        blocks = (unit for unit in self.validation.read() if isinstance(unit, list))
-        for path, rows in ((run.validation, dialogues), (run.validation_blocks, blocks)):
-            first: Any = next(rows, None)
-            if first is not None:
-                run.write_lines(path, chain([first], rows))
-            else:
-                run.delete(path)  # a resumed run may have had other data
+        """Write validation data, test data and questions into the run."""
+        _write_dialogues(run, self.validation, run.validation, run.validation_blocks)
+        _write_dialogues(run, self.test, run.test, run.test_blocks)
         if self.questions:
             run.write_lines(run.questions, ({"question": q.question, "accept": q.accept} for q in self.questions))
         else:
             run.delete(run.questions)
 
 
-@dataclass(frozen=True)
+def _write_dialogues(run: RunFolder, dialogues: DialogueSet, path: Path, blocks_path: Path) -> None:
+    """Write the dialogues of a set and its blocks of plain text into two files of a run."""
+    rows = (unit.as_row for unit in dialogues.read() if isinstance(unit, Dialogue))
+    blocks = (unit for unit in dialogues.read() if isinstance(unit, list))
+    for to, values in ((path, rows), (blocks_path, blocks)):
+        first: Any = next(values, None)
+        if first is not None:
+            run.write_lines(to, chain([first], values))
+        else:
+            run.delete(to)  # a resumed run may have had other data
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreparedRun(PreparedEvaluation):
     """Everything that a run needs except weights."""
 
@@ -104,7 +130,7 @@ class PreparedRun(PreparedEvaluation):
         return tuple((self.identity.new_tokens or {}).values())
 
     def write(self, run: RunFolder, *, redacted: bool) -> None:
-        """Write validation data, questions, statistics, and redacted dialogues into the run."""
+        """Write validation and test data, questions, statistics, and redacted dialogues into the run."""
         self.write_held_out(run)
         run.write_json(run.statistics, self.statistics.as_dict())
         if redacted:
@@ -166,6 +192,7 @@ def prepare_run(plan: Plan, parent: Parent | None = None, *, accept_template: bo
         precision=precision,
         train=data.train,
         validation=data.validation,
+        test=data.test,
         statistics=replace(data.statistics, thinking=describe_thinking(thinking, data.statistics.total)),
         adapter=adapter,
         questions=files.questions,
@@ -176,17 +203,38 @@ def prepare_held_out(adapter: BoundAdapter, plan: Plan, run: RunFolder) -> Prepa
     """Read the held-out data and questions of a finished run from its folder. Raise IntegrityError if it is missing."""
     if plan.data.has_validation and not (run.validation.is_file() or run.validation_blocks.is_file()):
         raise IntegrityError(f"{run.validation} is missing: it has the held-out dialogues of the run.")
+    if plan.data.has_test and not (run.test.is_file() or run.test_blocks.is_file()):
+        raise IntegrityError(f"{run.test} is missing: it has the test dialogues of the run.")
     return prepare_held_out_files(adapter, plan.data.max_length, run)
 
 
 def prepare_held_out_files(adapter: BoundAdapter, max_length: int | None, run: RunFolder) -> PreparedEvaluation:
     """Read the files of held-out data and questions in a folder. Raise IntegrityError if they are damaged."""
-    files = [str(run.validation)] if run.validation.is_file() else []
-    blocks = run.read_lines(run.validation_blocks) if run.validation_blocks.is_file() else []
-    if not all(_is_token_block(block, len(adapter.tokenizer)) for block in blocks):
-        raise IntegrityError(f"{run.validation_blocks} is damaged: each line must be a list of the base's token ids.")
     questions = str(run.questions) if run.questions.is_file() else None
-    return prepare_evaluation_files(adapter, files, questions, max_length=max_length, blocks=blocks)
+    prepared = prepare_evaluation_files(
+        adapter,
+        _list_file(run.validation),
+        questions,
+        max_length=max_length,
+        blocks=_read_blocks(run, run.validation_blocks, adapter),
+    )
+    test = _encode_files(
+        adapter, _list_file(run.test), prepared.stop_ids, max_length, _read_blocks(run, run.test_blocks, adapter)
+    )
+    return replace(prepared, test=test)
+
+
+def _list_file(path: Path) -> list[str]:
+    """Return the path of a file in a list, which is empty if there is no such file."""
+    return [str(path)] if path.is_file() else []
+
+
+def _read_blocks(run: RunFolder, path: Path, adapter: BoundAdapter) -> list[list[int]]:
+    """Read the blocks of plain text in a file of a run, if it exists. Raise IntegrityError if it is damaged."""
+    blocks = run.read_lines(path) if path.is_file() else []
+    if not all(_is_token_block(block, len(adapter.tokenizer)) for block in blocks):
+        raise IntegrityError(f"{path} is damaged: each line must be a list of the base's token ids.")
+    return blocks
 
 
 def _is_token_block(value: object, vocabulary: int) -> bool:
@@ -208,6 +256,25 @@ def prepare_evaluation_files(
 ) -> PreparedEvaluation:
     """Read and encode evaluation data: files of dialogues, blocks of token ids, and questions."""
     stop_ids = read_stop_ids(adapter.base, adapter.tokenizer)
+    return PreparedEvaluation(
+        base=adapter.base,
+        tokenizer=adapter.tokenizer,
+        identity=adapter.stored.identity or compute_identity(adapter.base, adapter.tokenizer),
+        stop_ids=stop_ids,
+        validation=_encode_files(adapter, files, stop_ids, max_length, blocks),
+        test=build_empty_set(),
+        questions=read_questions(questions) if questions else [],
+    )
+
+
+def _encode_files(
+    adapter: BoundAdapter,
+    files: Sequence[str],
+    stop_ids: Sequence[int],
+    max_length: int | None,
+    blocks: Sequence[list[int]],
+) -> DialogueSet:
+    """Return a set of the dialogues in some files, and of blocks of plain text."""
     positions = read_max_positions(adapter.base)
     sets = []
     for path in files:
@@ -219,14 +286,7 @@ def prepare_evaluation_files(
         sets.append(build_full_set([source.store for source in opened]))
     if blocks:
         sets.append(build_block_set(list(blocks)))
-    return PreparedEvaluation(
-        base=adapter.base,
-        tokenizer=adapter.tokenizer,
-        identity=adapter.stored.identity or compute_identity(adapter.base, adapter.tokenizer),
-        stop_ids=stop_ids,
-        validation=concatenate_sets(sets),
-        questions=read_questions(questions) if questions else [],
-    )
+    return concatenate_sets(sets)
 
 
 def load_base_tokenizer(

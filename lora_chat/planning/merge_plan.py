@@ -31,11 +31,11 @@ def plan_merge(
     """Return the parity check of a later merge; None for a CPU run, whose merge needs no GPU."""
     if target.device != "cuda":
         return None
-    longest = min(data.validation.longest, PARITY_MAX_TOKENS)
+    longest = min(data.parity.longest, PARITY_MAX_TOKENS)
     workload = ParityWorkload(
         longest=longest,
-        positions=min(data.validation.most_supervised, PARITY_MAX_POSITIONS),
-        prompts=max(1, min(len(data.validation.tokens), PARITY_MAX_DIALOGUES)),
+        positions=min(data.parity.most_supervised, PARITY_MAX_POSITIONS),
+        prompts=max(1, min(len(data.parity.tokens), PARITY_MAX_DIALOGUES)),
         longest_prompt=longest,  # at most
         new_tokens=PARITY_MAX_NEW_TOKENS,
     )

@@ -149,9 +149,9 @@ def estimate_train_phase(
 def _estimate_evaluate_phase(
     shape: ModelShape, memory_config: MemoryConfig, data: DataLengths, resident: PhaseMemory
 ) -> PhaseMemory:
-    """Return the memory of measuring the loss of the longest validation dialogue, which is a batch of one."""
-    longest = data.validation.longest
-    supervised = data.validation.most_supervised
+    """Return the memory of measuring the loss of the longest validation or test dialogue, which is a batch of one."""
+    longest = data.longest_measured
+    supervised = data.most_supervised_measured
     forward, _ = estimate_layer_passes(
         shape, "read", memory_config.mode, memory_config.rank, MicroBatch(longest, longest, supervised)
     )

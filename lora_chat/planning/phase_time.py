@@ -51,7 +51,7 @@ def estimate_durations(
     likely, slow, fast = (weight_file_bytes / rate for rate in _READ_BYTES_PER_SECOND)
     load = TimeEstimate(likely, fast, slow) + TimeEstimate(*_STARTUP_SECONDS)
     step = step_seconds(shape, memory_config, plan, workload, speed)
-    evaluate_seconds = sum(_row_seconds(shape, memory_config, int(n), speed) for n in data.validation.tokens.tolist())
+    evaluate_seconds = sum(_row_seconds(shape, memory_config, int(n), speed) for n in data.compared.tokens.tolist())
     # Replies: one forward pass for each token of the longest reply, for each batch of prompts.
     generate_seconds = 0.0
     if data.prompt_tokens:

@@ -35,6 +35,8 @@ PREPARED_FILES = (
     "identity.json",
     "validation.jsonl",
     "validation_blocks.jsonl",
+    "test.jsonl",
+    "test_blocks.jsonl",
     "questions.jsonl",
     "lineage.json",
     "parent/adapter_config.json",
@@ -44,6 +46,8 @@ PREPARED_FILES = (
     "parent/parent.json",
     "parent/validation.jsonl",
     "parent/validation_blocks.jsonl",
+    "parent/test.jsonl",
+    "parent/test_blocks.jsonl",
     "parent/questions.jsonl",
 )
 """Files that are written before training begins, and again when it is resumed."""

@@ -105,6 +105,27 @@ class RunFolder:
         return self.path / "validation_blocks.jsonl"
 
     @property
+    def test(self) -> Path:
+        """Return the path of the test dialogues, which exists if the recipe has a test set."""
+        return self.path / "test.jsonl"
+
+    @property
+    def test_blocks(self) -> Path:
+        """Return the path of the token ids of test blocks of plain text, which exists if there are any."""
+        return self.path / "test_blocks.jsonl"
+
+    @property
+    def held_out_files(self) -> tuple[Path, ...]:
+        """Return the paths of the validation and test data, which exist if there is any."""
+        return self.validation, self.validation_blocks, self.test, self.test_blocks
+
+    @property
+    def compared_files(self) -> tuple[Path, ...]:
+        """Return the existing files of the comparison: those with test data if there is any, else validation data."""
+        test = tuple(path for path in (self.test, self.test_blocks) if path.is_file())
+        return test or tuple(path for path in (self.validation, self.validation_blocks) if path.is_file())
+
+    @property
     def statistics(self) -> Path:
         """Return the path of the statistics of the data."""
         return self.path / "data.json"

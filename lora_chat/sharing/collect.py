@@ -52,7 +52,7 @@ def collect_recipe(run: RunFolder, base: str) -> dict[str, JsonValue]:
     if start is not None and not is_hub_id(start):
         recipe["adapter"]["start"] = public_file_name(start)
     data["system"] = None  # the base of the receipt has the system message of all dialogues
-    for key in ("train", "validation"):
+    for key in ("train", "validation", "test"):
         data[key] = _public_sources(data[key])
     if data["template"] not in (None, *BUNDLED_TEMPLATES):
         data["template"] = public_file_name(data["template"])
@@ -62,9 +62,9 @@ def collect_recipe(run: RunFolder, base: str) -> dict[str, JsonValue]:
 
 
 def collect_data(run: RunFolder) -> DataReceipt:
-    """Read the counts of the sources and of the audit, and the digests of the training and validation data."""
+    """Read the counts of the sources and of the audit, and the digests of the training and held-out data."""
     statistics, audit = _read_json(run.statistics), _read_json(run.audit)
-    held_out = [path.read_bytes() for path in (run.validation, run.validation_blocks) if path.is_file()]
+    held_out = [path.read_bytes() for path in run.compared_files]
     rows = _read_identity(run).get("data.rows")
     with _refuse_malformed(run.statistics):
         sources = [
@@ -81,7 +81,7 @@ def collect_data(run: RunFolder) -> DataReceipt:
             held_out=hashlib.sha256(b"".join(held_out)).hexdigest() if held_out else None,
             train_dialogues=statistics["train_dialogues"],
             train_rows=statistics["train_rows"],
-            validation_dialogues=statistics["validation_dialogues"],
+            validation_dialogues=statistics["validation_dialogues"] + statistics.get("test_dialogues", 0),
             duplicates=statistics["duplicates"],
             sources=tuple(sources),
             audit=audit.get("counts", {}),

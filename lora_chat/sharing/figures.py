@@ -79,10 +79,11 @@ class DataReceipt(StrictModel):
     rows: Sha256Digest | None
     """SHA-256 of the token ids and labels in their order; None for a run of an older version."""
     held_out: Sha256Digest | None
-    """SHA-256 of the validation files in the run folder; None if the run has none."""
+    """SHA-256 of the test files in the run folder, or of the validation files; None if the run has neither."""
     train_dialogues: Annotated[Count, Field(ge=1)]
     train_rows: Annotated[Count, Field(ge=1)]
     validation_dialogues: Count
+    """Number of held-out dialogues, for validation and test together."""
     duplicates: Count
     sources: Annotated[tuple[SourceReceipt, ...], Field(max_length=10_000)]
     audit: dict[CountKey, Count]

@@ -57,6 +57,23 @@ def test_few_changed_words_make_near_duplicates_and_near_leaks():
     assert find((near, "validation"), (A, "train")) == [("near_leak", 0, 1)]
 
 
+def test_test_dialogues_leak_from_training_and_from_validation():
+    near = dialogue(" ".join(changed(LONG, 2)), A.messages[1].content)
+    B = dialogue("something else", "entirely")
+    assert find((A, "test"), (A, "validation"), (B, "train"), (B, "test")) == [("leak", 0, 1), ("leak", 3, 2)]
+    assert find((A, "test"), (A, "validation"), (A, "train")) == [("leak", 0, 2), ("leak", 1, 2)]
+    assert find((near, "test"), (B, "train"), (A, "validation")) == [("near_leak", 0, 2)]
+    assert find((near, "test"), (A, "test")) == [("near_duplicate", 1, 0)]
+
+
+def test_a_test_dialogue_is_compared_with_the_last_of_many_validation_dialogues():
+    start = " ".join(words(7, 50))
+    many = [dialogue(start, f"{start} {' '.join(words(100 + i, 14))}") for i in range(30)]
+    near = dialogue(start, many[29].messages[1].content + " indeed")
+    kinds = find(*((each, "validation") for each in many), *((many[0], "test") for _ in range(6)), (near, "test"))
+    assert ("near_leak", 36, 29) in kinds
+
+
 def test_ignores_case_punctuation_and_system_message():
     loud = dialogue(A.messages[0].content.upper() + "!!", A.messages[1].content, "You are a pirate.")
     assert find((A, "train"), (loud, "train")) == [("near_duplicate", 1, 0)]

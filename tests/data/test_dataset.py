@@ -101,7 +101,7 @@ def test_split_keeps_equal_dialogues_of_two_sources_together(store_of):
     one, two = store_of("one", [row(i) for i in range(30)]), store_of("two", [row(20 + i) for i in range(30)])
     sides = set()
     for seed in range(8):
-        train, held = split_by_share([one, two], [1, 1], 0.25, seed)
+        train, held, _ = split_by_share([one, two], [1, 1], 0.25, seed)
         assert not set(questions(train)) & set(questions(held))
         assert len(train) + len(held) == len(train.rows) + len(held.rows) == 60
         assert 13 <= len(held) <= 15
@@ -112,7 +112,7 @@ def test_split_keeps_equal_dialogues_of_two_sources_together(store_of):
 
 def test_weights_change_the_training_set_but_not_the_held_out_set(store_of):
     one, two = store_of("one", [row(i) for i in range(20)]), store_of("two", [row(50 + i) for i in range(20)])
-    (plain, held), (mixed, held_too) = (split_by_share([one, two], w, 0.25, 3) for w in ([1, 1], [3, 0.5]))
+    (plain, held, _), (mixed, held_too, _) = (split_by_share([one, two], w, 0.25, 3) for w in ([1, 1], [3, 0.5]))
     assert ids(held) == ids(held_too)
     first = sum(question < "question 50" for question in map(str, questions(plain)) if len(question) < 12)
     assert first
@@ -124,7 +124,7 @@ def test_weights_change_the_training_set_but_not_the_held_out_set(store_of):
 
 def test_rows_of_a_dialogue_stay_together_in_order(store_of, tiny_tokenizer):
     store = store_of("one", [row(i, turns=1 + i % 3) for i in range(12)], FORGETS)
-    train, held = split_by_share([store], [2], 0.25, 0)
+    train, held, _ = split_by_share([store], [2], 0.25, 0)
     assert (len(store.digests), store.ledger.rows) == (12, 24)
     for some, times in ((train, 2), (held, 1)):
         found = list(some.read_rows())

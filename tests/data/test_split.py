@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_chat.data.split import choose_held_out, repeat_by_weight
+from lora_chat.data.split import choose_held_out, choose_test, repeat_by_weight
 from lora_chat.errors import DataError
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -44,6 +44,24 @@ def test_equal_dialogues_stay_together_and_no_set_is_empty(digests, share, seed)
     held = choose_held_out(array(digests), share, seed)
     assert 0 < held.sum() < len(digests)
     assert not set(array(digests)[held]) & set(array(digests)[~held])
+
+
+@many
+@given(digests=DIGESTS | COPIES, shares=st.tuples(SHARES, SHARES), seed=SEEDS)
+def test_test_set_shares_no_dialogue_with_training_or_validation(digests, shares, seed):
+    if len(set(digests)) < 2:
+        return
+    held = choose_held_out(array(digests), shares[0], seed)
+    if len(set(array(digests)[~held])) < 2:
+        with pytest.raises(DataError, match="Too few different"):
+            choose_test(array(digests), held, shares[1], seed)
+        return
+    test = choose_test(array(digests), held, shares[1], seed)
+    sets = [set(array(digests)[chosen]) for chosen in (held, test, ~(held | test))]
+    assert all(sets)
+    assert sum(map(len, sets)) == len(set(digests))
+    if len(set(digests)) == len(digests):
+        assert test.sum() == min(max(1, round(len(digests) * shares[1])), (~held).sum() - 1)
 
 
 @many

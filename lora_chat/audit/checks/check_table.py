@@ -69,7 +69,7 @@ class DatasetCheck(Protocol):
 
 
 class _DuplicateCheck:
-    """A check for repeated dialogues and for leaks into the validation set."""
+    """A check for repeated dialogues and for leaks into the validation and test set."""
 
     def __init__(self) -> None:
         self._finder = DuplicateFinder()

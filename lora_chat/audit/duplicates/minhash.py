@@ -14,33 +14,34 @@ CandidatePairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Row numbers of the earlier and of the later text of each pair, shapes [pairs]."""
 
 
-def find_candidate_pairs(signatures: NDArray[np.uint16], training_count: int) -> Iterator[CandidatePairs]:
+def find_candidate_pairs(signatures: NDArray[np.uint16], borders: Sequence[int]) -> Iterator[CandidatePairs]:
     """Yield the pairs of rows that agree in a band of four entries, band by band.
 
-    Two rows of similarity s agree in one of 16 bands with probability 1 - (1 - s**4)**16. The first `training_count`
-    rows are the training dialogues. If many rows agree, each is compared only with the first ones, with its neighbours
-    and, in validation, with the last training rows, because the work must be linear.
+    Two rows of similarity s agree in one of 16 bands with probability 1 - (1 - s**4)**16. The rows of each split are
+    consecutive, and `borders` has the first row of every split but the first. If many rows agree, each is compared only
+    with the first ones, with its neighbours and with the last rows of earlier splits, because the work must be linear.
     """
     bands = np.ascontiguousarray(signatures).view(np.uint64)
     for keys in bands.T:
-        yield from _find_band_pairs(keys, training_count)
+        yield from _find_band_pairs(keys, borders)
 
 
-def _find_band_pairs(keys: NDArray[np.uint64], training_count: int) -> Iterator[CandidatePairs]:
+def _find_band_pairs(keys: NDArray[np.uint64], borders: Sequence[int]) -> Iterator[CandidatePairs]:
     """Yield the pairs of rows with equal keys."""
     # Sort the rows, so that equal keys form groups; each row knows where its group starts.
     order = np.argsort(keys, kind="stable")
     ranked = keys[order]
     begins = np.concatenate([np.ones(1, bool), ranked[1:] != ranked[:-1]])
     start = np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))
-    # Sorting is stable: the training rows of a group are its first ones, and `last_training` is the last of them.
-    in_training = np.cumsum(order < training_count)
-    before = np.concatenate([np.zeros(1, np.int64), in_training])
+    # Sorting is stable: the rows of a group before a border are its first ones, and `last_before` is the last of them.
     next_start = np.append(np.flatnonzero(begins), len(keys))[np.cumsum(begins)]
-    last_training = start + before[next_start] - before[start] - 1
+    last_before = []
+    for border in borders:
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(order < border)])
+        last_before.append(start + before[next_start] - before[start] - 1)
     positions = np.arange(len(keys))
     for step in range(_NEIGHBOURS_COMPARED):
-        for other in (start + step, positions - 1 - step, last_training - step):
+        for other in (start + step, positions - 1 - step, *(last - step for last in last_before)):
             in_group = (other >= start) & (other < positions)
             yield order[other[in_group]], order[positions[in_group]]
 

@@ -16,7 +16,7 @@ from lora_chat.audit.duplicates.minhash import (
     find_candidate_pairs,
     truncate_signatures,
 )
-from lora_chat.audit.report import Split
+from lora_chat.audit.report import SPLITS, Split
 from lora_chat.config.audit import FindingKind
 from lora_chat.data.dialogue import Dialogue
 
@@ -45,7 +45,7 @@ class DuplicateFinder:
 
     def __init__(self) -> None:
         self._digests = bytearray()
-        self._is_validation = array("B")
+        self._splits = array("B")
         self._signatures: list[NDArray[np.uint16]] = []
         self._questions: list[str] = []
         self._replies: list[str] = []
@@ -54,7 +54,7 @@ class DuplicateFinder:
     def add(self, dialogue: Dialogue, split: Split) -> None:
         """Add one dialogue. Its system message is only compared for exact duplicates."""
         self._digests += _digest_dialogue(dialogue)
-        self._is_validation.append(split == "validation")
+        self._splits.append(SPLITS.index(split))
         questions, replies = [], []
         for message in dialogue.messages:
             if message.role == "assistant":
@@ -77,36 +77,39 @@ class DuplicateFinder:
             self._compute_signatures()
         exact = list(self._find_exact())
         copies = {match.dialogue for match in exact}
-        splits = np.frombuffer(self._is_validation, np.uint8) if self._is_validation else np.zeros(0, np.uint8)
-        # Training dialogues come first, and exact duplicates are not compared again.
+        splits = np.frombuffer(self._splits, np.uint8) if self._splits else np.zeros(0, np.uint8)
+        # Sorted by split, training dialogues first. Exact duplicates are not compared again.
         order = np.argsort(splits, kind="stable")
         rest = order[~np.isin(order, np.fromiter(copies, np.int64, len(copies)))]
         return sorted([*exact, *self._find_near(rest, splits)], key=lambda match: (match.dialogue, match.kind))
 
     def _find_exact(self) -> Iterator[DuplicateMatch]:
-        """Yield the dialogues that are equal to an earlier one, or to a training dialogue."""
-        first: dict[tuple[bytes, int], int] = {}
+        """Yield the dialogues that are equal to an earlier one of their split, or to one of an earlier split."""
         digests = [bytes(self._digests[i : i + 16]) for i in range(0, len(self._digests), 16)]
-        for validation in (0, 1):
+        earlier: dict[bytes, int] = {}
+        for split in range(len(SPLITS)):
+            first: dict[bytes, int] = {}
             for i, digest in enumerate(digests):
-                if self._is_validation[i] != validation:
+                if self._splits[i] != split:
                     continue
-                if validation and (digest, 0) in first:
-                    yield DuplicateMatch("leak", i, first[digest, 0], 1.0)
-                elif (digest, validation) in first:
-                    yield DuplicateMatch("exact_duplicate", i, first[digest, validation], 1.0)
-                first.setdefault((digest, validation), i)
+                if digest in earlier:
+                    yield DuplicateMatch("leak", i, earlier[digest], 1.0)
+                elif digest in first:
+                    yield DuplicateMatch("exact_duplicate", i, first[digest], 1.0)
+                first.setdefault(digest, i)
+            earlier = first | earlier
 
     def _find_near(self, rest: NDArray[np.int64], splits: NDArray[np.uint8]) -> Iterator[DuplicateMatch]:
         """Yield the best near match of each dialogue in `rest`, within its split and across both."""
         if len(rest) < 2:
             return
         signatures = np.concatenate(self._signatures)[rest]
-        training = int(np.count_nonzero(splits[rest] == 0))
+        sizes = np.bincount(splits[rest], minlength=len(SPLITS))
+        borders = [int(border) for border in np.cumsum(sizes)[:-1] if border < len(rest)]
         # One number per dialogue and kind: the similarity in the high bits, the other dialogue in the low bits.
         best = np.zeros((2, len(rest)), np.int64)
-        for pairs in find_candidate_pairs(signatures[:, :SIGNATURE_ENTRIES], training):
-            _update_best(best, pairs, signatures, training)
+        for pairs in find_candidate_pairs(signatures[:, :SIGNATURE_ENTRIES], borders):
+            _update_best(best, pairs, signatures, splits[rest])
         kinds: tuple[FindingKind, FindingKind] = ("near_duplicate", "near_leak")
         for across, kind in enumerate(kinds):
             for i in np.flatnonzero(best[across]):
@@ -122,7 +125,7 @@ class DuplicateFinder:
 
 
 def _update_best(
-    best: NDArray[np.int64], pairs: CandidatePairs, signatures: NDArray[np.uint16], training_count: int
+    best: NDArray[np.int64], pairs: CandidatePairs, signatures: NDArray[np.uint16], splits: NDArray[np.uint8]
 ) -> None:
     """Enter the similar pairs into `best`, shape [2, dialogues]. The most similar pair wins, then the earlier one."""
     for start in range(0, len(pairs[0]), 16384):
@@ -134,8 +137,8 @@ def _update_best(
             np.count_nonzero(equal[:, SIGNATURE_ENTRIES:], axis=1) >= MIN_QUESTION_SIMILARITY * SIGNATURE_ENTRIES
         )
         earlier, later, counts = earlier[similar], later[similar], counts[similar]
-        # Near duplicates are in one split; near leaks are in both.
-        across = ((earlier < training_count) & (later >= training_count)).astype(np.int64)
+        # Near duplicates are in one split; near leaks are in two.
+        across = (splits[earlier] != splits[later]).astype(np.int64)
         np.maximum.at(best, (across, later), counts.astype(np.int64) * 2**32 + (2**32 - 1 - earlier))
 
 

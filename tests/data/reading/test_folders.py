@@ -80,7 +80,7 @@ def test_a_source_can_name_the_split_of_a_folder(folder):
         assert [path.name for path in source.paths] == [expected]
     (source,) = find_sources(DataSection(train=str(talk)).train_sources, "validation")
     assert [path.name for path in source.paths] == ["valid.jsonl"]
-    (source,) = find_sources(DataSection(train=str(talk)).train_sources, offer_validation=True)
+    (source,) = find_sources(DataSection(train=str(talk)).train_sources, offered_splits=["validation"])
     assert "split: validation}" in source.notes[-1]
 
 
