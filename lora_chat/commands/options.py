@@ -4,7 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_chat.errors import UsageError
+
 if TYPE_CHECKING:
+    from lora_chat.config.generation_section import GenerationSection
     from lora_chat.pipeline.open_adapter import TrustOptions
 
 RECIPE_HELP = "a YAML file, such as recipes/quickstart.yaml"
@@ -49,6 +52,64 @@ def add_parent(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parent", metavar="RUN|PARCEL|ADAPTER", help="the adapter that it was trained on from; its digest is compared"
     )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the model that replies: length, quantization and thoughts."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive_int,
+        default=256,
+        metavar="N",
+        help="largest number of tokens of a reply (256)",
+    )
+    parser.add_argument(
+        "--quantization",
+        choices=["4bit", "8bit", "none"],
+        help="quantization of the base (default: as in training; for a base: none)",
+    )
+    parser.add_argument(
+        "--thinking",
+        choices=["on", "off"],
+        help="thoughts before replies (default: as in training)",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add the options by which each next token is chosen."""
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 takes the most probable token (default), 1 samples",
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="sample from the most probable tokens that sum to P (1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (0)")
+
+
+def read_sampling(options: argparse.Namespace) -> "GenerationSection":
+    """Return the sampling settings of the user. Raise UsageError with the flag for a value without sense."""
+    from pydantic import ValidationError
+
+    from lora_chat.config.generation_section import GenerationSection
+
+    values = {"temperature": options.temperature, "top_p": options.top_p, "seed": options.seed}
+    try:
+        return GenerationSection.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            raise UsageError(
+                f"--top-p {options.top_p:g} changes nothing at temperature 0, which takes the most probable token. "
+                "Fix: add --temperature 0.8, or leave it out."
+            ) from error
+        name = str(first["loc"][0])
+        flag = f"--{name.replace('_', '-')}"
+        field = GenerationSection.model_fields[name]
+        raise UsageError(f"{flag} {values[name]}: {first['msg']}. Fix: leave it out ({field.default}).") from error
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import lora_chat.commands.data as data
 import lora_chat.commands.doctor as doctor
 import lora_chat.commands.eval as evaluate
 import lora_chat.commands.export as export
+import lora_chat.commands.generate as generate
 import lora_chat.commands.merge as merge
 import lora_chat.commands.pack as pack
 import lora_chat.commands.plan as plan
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "data": data,
     "audit": audit,
     "chat": chat,
+    "generate": generate,
     "eval": evaluate,
     "merge": merge,
     "export": export,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_chat.config.generation_section import GREEDY, GenerationSection
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.encoding.turns import TurnReader
 from lora_chat.inference.generation import stream_reply
@@ -46,10 +47,12 @@ class ChatSession:
         system: str | None,
         max_new_tokens: int,
         as_json: bool,
+        generation: GenerationSection = GREEDY,
     ) -> None:
         self._model, self._tokenizer, self._stop_ids = model, tokenizer, stop_ids
         self._reader = TurnReader(tokenizer, stop_ids)
         self._max_new_tokens, self._as_json = max_new_tokens, as_json
+        self._generation, self._answered = generation, 0
         self._initial_system = system
         self._conversation = Conversation(system)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -111,8 +114,19 @@ class ChatSession:
                 printer.write(text)
 
         interrupted = False
+        number = self._answered
+        self._answered += 1  # each reply draws other random numbers, also after /reset
         try:
-            stream_reply(self._model, self._tokenizer, prompt, self._stop_ids, self._max_new_tokens, write)
+            stream_reply(
+                self._model,
+                self._tokenizer,
+                prompt,
+                self._stop_ids,
+                self._max_new_tokens,
+                write,
+                self._generation,
+                number,
+            )
         except KeyboardInterrupt as error:
             if signal_number(error) != signal.SIGINT:
                 raise

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 MAX_BATCH_SIZE = 40
 """Number of prompts that are answered together."""
+_CONTEXT_TOKENS = 16
+"""Number of tokens of a prompt with which its continuation is decoded."""
 KV_CACHE_LIMIT_BYTES = 2**29
 """Size of the keys and values of prompts that are answered together, in bytes."""
 
@@ -201,11 +203,13 @@ def stream_reply(
     write: Callable[[str], None],
     generation: GenerationSection = GREEDY,
     number: int = 0,
+    *,
+    continues_text: bool = False,
 ) -> str:
     """Return the reply to one prompt, and pass its text to `write` piece by piece while it is generated.
 
-    Sampling draws from the seed and `number`. A KeyboardInterrupt is passed on; the pieces that were written before it
-    remain.
+    Sampling draws from the seed and `number`. A reply that continues a plain text keeps the blanks at its ends. A
+    KeyboardInterrupt is passed on; the pieces that were written before it remain.
     """
     import torch
     from transformers import TextStreamer
@@ -215,7 +219,8 @@ def stream_reply(
             if text:
                 write(text)
 
-    streamer = Streamer(_TextDecoder(tokenizer), skip_prompt=True)
+    decoder = _TextDecoder(tokenizer, prompt if continues_text else ())
+    streamer = Streamer(decoder, skip_prompt=True)
     pad = int(tokenizer.pad_token_id)
     support = find_batch_support(model, pad, prompt)
     ids = torch.tensor([list(prompt)], device=model.device)
@@ -227,7 +232,8 @@ def stream_reply(
             streamer=streamer,
             logits_processor=make_processors(generation, [number]),
         )
-    return _decode_reply(tokenizer, _cut_at_stop_token(output[0][len(prompt) :].tolist(), stop_ids))
+    text = decoder.decode(_cut_at_stop_token(output[0][len(prompt) :].tolist(), stop_ids))
+    return text if continues_text else text.strip()
 
 
 def _greedy_config(
@@ -256,17 +262,33 @@ def _decode_reply(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
     return _TextDecoder(tokenizer).decode(ids).strip()
 
 
-class _TextDecoder:
-    """Decoder that leaves out special tokens, except for those that stay tokens in message text."""
+def decode_continuation(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """Return the text with which ids continue a prompt, with the blanks at its ends."""
+    return _TextDecoder(tokenizer, prompt).decode(ids)
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._tokenizer = tokenizer
+
+class _TextDecoder:
+    """Decoder that leaves out special tokens, except for those that stay tokens in message text.
+
+    Decoded without the tokens before it, a text may lose the blank at its start (SentencePiece).
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int] = ()) -> None:
+        """Prepare the decoder for text that continues a prompt, or for text that begins after it."""
+        self._tokenizer, self._context = tokenizer, list(prompt[-_CONTEXT_TOKENS:])
         names = set(read_kept_tokens(tokenizer))
         added = tokenizer.added_tokens_decoder.items()
         self._kept_special = {number for number, token in added if token.special and token.content in names}
 
     def decode(self, ids: Sequence[int], **_options: object) -> str:
         """Return the text of ids."""
+        if not self._context:
+            return self._decode(ids)
+        before, whole = self._decode(self._context), self._decode([*self._context, *map(int, ids)])
+        return whole[len(before) :] if whole.startswith(before) else self._decode(ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids as if nothing came before them."""
         if not self._kept_special:
             return str(self._tokenizer.decode(ids, skip_special_tokens=True))
         special = set(self._tokenizer.all_special_ids) - self._kept_special

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from lora_chat.config.generation_section import GenerationSection
 from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.data.encoding.chat_template import render_ids
@@ -25,7 +26,7 @@ def talk(cache_home, monkeypatch, capsys, messages):
     precision = plan_precision(QuantizationSection(mode="none"), Hardware("cpu", "test", 0, True, 2))
     model = load_base_model(base, precision).eval()
 
-    def run(text, system=None, as_json=False, max_new_tokens=6):
+    def run(text, system=None, as_json=False, max_new_tokens=6, **options):
         prompts = []
         messages.clear()
         real = chat_module.stream_reply
@@ -37,7 +38,7 @@ def talk(cache_home, monkeypatch, capsys, messages):
         monkeypatch.setattr(chat_module, "stream_reply", spy)
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
         stops = read_stop_ids(base, tokenizer)
-        ChatSession(model, tokenizer, stops, system, max_new_tokens, as_json).run()
+        ChatSession(model, tokenizer, stops, system, max_new_tokens, as_json, **options).run()
         monkeypatch.setattr(chat_module, "stream_reply", real)
         return capsys.readouterr().out, messages[:], prompts, tokenizer
 
@@ -96,7 +97,7 @@ def test_typed_control_tokens_do_not_open_a_turn(talk):
 
 @pytest.mark.parametrize(("number", "continues"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_ctrl_c_interrupts_a_reply_and_sigterm_ends_the_chat(talk, monkeypatch, messages, number, continues):
-    def interrupted(model, tokenizer, prompt, stops, length, write):
+    def interrupted(model, tokenizer, prompt, stops, length, write, *_):
         write("half a")
         raise SignalInterrupt(number)
 
@@ -114,3 +115,22 @@ def test_ctrl_c_interrupts_a_reply_and_sigterm_ends_the_chat(talk, monkeypatch, 
     else:
         with pytest.raises(SignalInterrupt):
             chat.run()
+
+
+def test_a_chat_with_a_seed_repeats_and_each_turn_draws_anew(talk, monkeypatch):
+    settings = []
+    real = chat_module.stream_reply
+
+    def spy(*arguments):
+        settings.append(arguments[6:])
+        return real(*arguments)
+
+    monkeypatch.setattr(chat_module, "stream_reply", spy)
+    warm = GenerationSection(temperature=1.0, seed=7)
+    lines = "one\n/reset\none\n"
+    first = talk(lines, generation=warm)[0]
+    assert first == talk(lines, generation=warm)[0]
+    assert first != talk(lines)[0]
+    assert settings[:2] == [(warm, 0), (warm, 1)]
+    one, two = first.splitlines()[:2]
+    assert one != two

@@ -56,6 +56,10 @@ class TextTokenizer:
         """Return messages or tools with marks around their control tokens; raises DataError for one in a key."""
         return self._marker.mark(value)
 
+    def encode_plain_text(self, text: str) -> list[int]:
+        """Return the ids of a text without a chat template, without BOS and EOS; its control tokens are text."""
+        return self.tokenize([self.mark(text)])[0].ids
+
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Encode texts with their control tokens; a control token between marks is text.
 

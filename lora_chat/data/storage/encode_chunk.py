@@ -155,14 +155,14 @@ class ChunkEncoder:
         encoded = []
         for document in documents:
             try:
-                (text,) = self._text_tokenizer.tokenize([self._text_tokenizer.mark(document.text)])
+                ids = self._text_tokenizer.encode_plain_text(document.text)
             except DataError as error:
                 ledger.accepted -= document.lines
                 ledger.refuse(document.path, document.line, error, lines=document.lines)
                 continue
             self._count_tokens(ledger, document.text)
             begin = self._bos_ids if document.is_first_piece else []
-            encoded.append((document.line, begin + text.ids + ([] if document.has_next_piece else self._eos_ids)))
+            encoded.append((document.line, begin + ids + ([] if document.has_next_piece else self._eos_ids)))
         return encoded
 
 
