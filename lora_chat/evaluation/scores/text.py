@@ -24,8 +24,6 @@ _PAIRS = {
 }
 """Marks around a whole answer."""
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_BLANKS = re.compile(r"\s+")
-_END_OF_REASONING = "</think>"
 
 
 def normalize_form(text: str) -> str:
@@ -81,11 +79,6 @@ def split_answer_words(text: str) -> list[str]:
 def is_written_without_spaces(text: str) -> bool:
     """Return whether a text has a character of a script without spaces between words."""
     return not text.isascii() and _unspaced_pattern().search(text) is not None
-
-
-def strip_reasoning(reply: str) -> str:
-    """Return a reply without its reasoning, which ends at the last `</think>`."""
-    return reply.rpartition(_END_OF_REASONING)[2].strip()
 
 
 @cache
