@@ -1,6 +1,6 @@
 """Lengths of rows and their supervised tokens, read from columns on disk, for the planner."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.data.dataset import EncodedRows
@@ -53,6 +53,8 @@ class DataLengths:
     """Whether the tokens were counted with another tokenizer."""
     test: RowLengths | None = None
     """Rows of the test set; None or none of them without one."""
+    optional_prompts: int = 0
+    """Number of prompts, the last ones, that are only answered if it does not take long."""
 
     @property
     def compared(self) -> RowLengths:
@@ -73,6 +75,12 @@ class DataLengths:
     def most_supervised_measured(self) -> int:
         """Return the largest number of supervised tokens of a row of which a loss is measured, at least 1."""
         return max(self.validation.most_supervised, self.compared.most_supervised)
+
+    def with_optional_prompts(self, count: int) -> "DataLengths":
+        """Return the same with fewer optional prompts."""
+        left_out = self.optional_prompts - count
+        prompts = self.prompt_tokens[: len(self.prompt_tokens) - left_out]
+        return replace(self, prompt_tokens=prompts, optional_prompts=count)
 
 
 def measure_rows(rows: EncodedRows) -> RowLengths:

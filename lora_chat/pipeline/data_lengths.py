@@ -42,7 +42,10 @@ def measure_lengths(
     ]
     test_lengths = measure_rows(test.rows) if test is not None and len(test) else None
     compared = test_lengths or validation_lengths
-    prompts += (compared.tokens - compared.supervised)[: plan.evaluation.samples].tolist()
+    evaluation = plan.evaluation
+    count = min(max(evaluation.samples, evaluation.reply_count), len(compared.tokens))
+    prompts += (compared.tokens - compared.supervised)[:count].tolist()
+    optional = max(0, count - evaluation.samples) if evaluation.replies == "auto" else 0
     return DataLengths(
         train=rows,
         validation=validation_lengths,
@@ -51,6 +54,7 @@ def measure_lengths(
         shared_prefix=_measure_shared_prefix(train.rows, rows.tokens, plan.training.effective_batch_size),
         is_estimated=is_estimated,
         test=test_lengths,
+        optional_prompts=optional,
     )
 
 

@@ -4,6 +4,7 @@
 - device: The target device of a plan, with its memory and speed
 - disk_space: Disk space that a run needs, and the check that it is free
 - estimate: The estimate of a run: memory, time, disk, verdict and suggestion
+- evaluation_budget: Number of held-out replies, bounded by planned time
 - format: An estimate as text for the terminal
 - gpu_kernels: Whether PyPI's build of PyTorch has kernels for a GPU
 - gpu_names: The GPU that a name means

@@ -1,12 +1,14 @@
 """The estimate of a run: memory, time, disk, verdict and suggestion, before weights load."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from lora_chat.config.plan import Plan
+from lora_chat.data.lengths import DataLengths
 from lora_chat.planning.calibration import MachineBenchmark, durations_from_benchmark, estimate_merge_time
 from lora_chat.planning.device import TIGHT_MEMORY_FRACTION, TargetDevice
 from lora_chat.planning.disk_space import run_bytes
+from lora_chat.planning.evaluation_budget import choose_reply_count
 from lora_chat.planning.gpu_kernels import Refusal, find_kernel_refusal
 from lora_chat.planning.measured_shape import MemorySource, find_memory_source
 from lora_chat.planning.merge_plan import MergePlan, plan_merge
@@ -171,29 +173,16 @@ def make_estimate(
     The estimate suggests a change if the plan does not fit, or if a faster plan fits. `reading_seconds` is the measured
     time of reading the data.
     """
+    bytes_to_read = weight_bytes or 2 * problem.shape.weights
+
+    def predict(data: DataLengths) -> PhaseDurations | None:
+        return _predict_durations(Candidate(plan, problem), data, benchmark, bytes_to_read, reading_seconds)
+
+    plan, data = choose_reply_count(plan, problem.data, predict)
+    problem = replace(problem, data=data)
     candidate = Candidate(plan, problem)
     trainable_parameters = count_adapter_parameters(problem.shape, candidate.memory_config)
-    bytes_to_read = weight_bytes or 2 * problem.shape.weights
-    durations = None
-    if benchmark:
-        durations = durations_from_benchmark(
-            benchmark,
-            problem.shape,
-            candidate.memory_config,
-            candidate.workload,
-            problem.data,
-            _OVERHEAD_SECONDS + reading_seconds,
-        )
-    elif speed := problem.target.speed:
-        durations = estimate_durations(
-            problem.shape,
-            candidate.memory_config,
-            plan.training,
-            candidate.workload,
-            problem.data,
-            speed,
-            bytes_to_read,
-        )
+    durations = predict(data)
     return RunEstimate(
         base=base,
         origin=origin,
@@ -220,6 +209,24 @@ def make_estimate(
         memory_source=find_memory_source(problem.shape),
         refusal=find_kernel_refusal(problem.target),
     )
+
+
+def _predict_durations(
+    candidate: Candidate,
+    data: DataLengths,
+    benchmark: MachineBenchmark | None,
+    bytes_to_read: int,
+    reading_seconds: float,
+) -> PhaseDurations | None:
+    """Return the seconds of each phase, or None if the speed of the device is unknown."""
+    shape, config, workload = candidate.problem.shape, candidate.memory_config, candidate.workload
+    if benchmark:
+        overhead = _OVERHEAD_SECONDS + reading_seconds
+        return durations_from_benchmark(benchmark, shape, config, workload, data, overhead)
+    speed = candidate.problem.target.speed
+    if speed is None:
+        return None
+    return estimate_durations(shape, config, candidate.plan.training, workload, data, speed, bytes_to_read)
 
 
 def _suggest_change(current: Candidate) -> Suggestion | None:

@@ -459,7 +459,7 @@ def test_resolved_recipe_does_not_depend_on_its_folder(read_text, tmp_path):
 def test_every_section_and_field_has_a_description():
     schema = Recipe.model_json_schema()
     models = {"Recipe": schema, **schema["$defs"]}
-    assert len(models) == 1 + len(Recipe.model_fields) + 3  # the sources of data, their columns and system message
+    assert len(models) == 1 + len(Recipe.model_fields) + 4  # sources of data, columns, system message, sampling
     # pydantic leaves a field's description out where it says the same as its section's.
     of = {name: model.get("description", "").strip() for name, model in models.items()}
     bare = [name for name, text in of.items() if not text]
