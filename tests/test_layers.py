@@ -17,7 +17,7 @@ LAYERS = [
     ["inference"],
     ["planning"],
     ["training", "evaluation", "export", "audit"],
-    ["sharing"],
+    ["sharing", "report"],
     ["pipeline"],
     ["commands"],
     ["cli"],

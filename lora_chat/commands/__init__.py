@@ -12,6 +12,7 @@
 - chat: talk to an adapted model or to a base
 - generate: continue a plain text, or answer it
 - eval: compare base and adapted model again
+- report: write the report of a run as a web page, or compare several runs
 - merge: merge adapters into a 16-bit model
 - export: write an adapter in the format of another program
 - pack: write the parcel of a run

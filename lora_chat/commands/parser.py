@@ -17,6 +17,7 @@ import lora_chat.commands.plan as plan
 import lora_chat.commands.pull as pull
 import lora_chat.commands.push as push
 import lora_chat.commands.recipe as recipe
+import lora_chat.commands.report as report
 import lora_chat.commands.sft as sft
 import lora_chat.commands.verify as verify
 from lora_chat import __version__
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "chat": chat,
     "generate": generate,
     "eval": evaluate,
+    "report": report,
     "merge": merge,
     "export": export,
     "pack": pack,

@@ -14,6 +14,7 @@ from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.known_parent import find_known_parent
 from lora_chat.pipeline.open_adapter import TrustOptions, find_adapter_base, find_hub_name, open_adapter
 from lora_chat.pipeline.parent import Parent
+from lora_chat.pipeline.report_runs import try_write_report
 from lora_chat.sharing.parcel import is_parcel
 from lora_chat.system.user_path import expand_user_path
 
@@ -58,6 +59,8 @@ def evaluate_adapter(
         if parent.is_merged:
             measured = _try_original_base(measured, parent, opened.precision)
         result["generations"] = report_generations(measured, run).figures
+    if run is not None:
+        try_write_report(run)
     return result
 
 

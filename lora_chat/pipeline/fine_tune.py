@@ -30,6 +30,7 @@ from lora_chat.pipeline.parent import Parent, read_lineage
 from lora_chat.pipeline.parent_copy import is_template_accepted, keep_lineage, open_parent
 from lora_chat.pipeline.parent_settings import inherit_settings
 from lora_chat.pipeline.prepare import PreparedRun, format_plan_summary, prepare_run
+from lora_chat.pipeline.report_runs import try_write_report
 from lora_chat.pipeline.resume import ResumeRequest, find_resume_point, find_run_to_resume, is_finished, is_foreign_run
 from lora_chat.pipeline.run_identity import describe_run
 from lora_chat.pipeline.run_status import RunProgress
@@ -163,6 +164,7 @@ def fine_tune(
         if estimate:
             result = result.with_estimate(estimate, planning_seconds, resumed=checkpoint is not None)
         run.write_json(run.result, result.as_dict())
+        try_write_report(run)
         return result
 
 

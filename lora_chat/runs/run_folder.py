@@ -151,6 +151,11 @@ class RunFolder:
         return self.path / "comparison.json"
 
     @property
+    def report(self) -> Path:
+        """Return the path of the report, a web page."""
+        return self.path / "report.html"
+
+    @property
     def result(self) -> Path:
         """Return the path of the result, which `sft --json` prints."""
         return self.path / "result.json"

@@ -74,6 +74,7 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
         "origin.json",
         "plan.json",
         "recipe.yaml",
+        "report.html",
         "result.json",
         "validation.jsonl",
         "versions.json",

@@ -254,7 +254,7 @@ def test_every_command_refuses_a_run_with_a_link(run, outside, tmp_path, capsys,
     assert not (tmp_path / "out").exists()
 
 
-WRITTEN_BY_EVAL = ["comparison.json", "loss.png"]
+WRITTEN_BY_EVAL = ["comparison.json", "loss.png", "report.html"]
 WRITTEN_BY_SFT = [
     *WRITTEN_BY_EVAL,
     "forecast.json",

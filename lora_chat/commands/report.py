@@ -1,0 +1,28 @@
+"""`lora-chat report`: write the report of a run as a web page, or compare several runs."""
+
+import argparse
+from pathlib import Path
+
+from lora_chat.system.console import display_path, print_json, print_message
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `report`."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder; several are compared")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        metavar="FILE",
+        help="file to write (RUN/report.html; comparison-report.html for several runs)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the report of a run as one web page that works offline, or a page that compares several runs."""
+    from lora_chat.pipeline.report_runs import write_reports
+
+    path = write_reports(options.runs, options.to)
+    if options.json:
+        print_json({"report": str(path.absolute()), "runs": options.runs})
+    else:
+        print_message(f"Report: {display_path(path)}")

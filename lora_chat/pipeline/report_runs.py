@@ -1,0 +1,53 @@
+"""Write the report of a run, or the comparison of several runs, as one web page."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_chat.errors import LoraChatError, UsageError, first_line
+from lora_chat.report.collect import collect_run
+from lora_chat.report.page import build_run_page
+from lora_chat.report.run_comparison import build_comparison_page
+from lora_chat.runs.run_folder import RunFolder, open_run_folder
+from lora_chat.system.atomic_write import write_text_atomically
+from lora_chat.system.console import display_path
+from lora_chat.system.user_path import expand_user_path
+
+logger = logging.getLogger(__name__)
+
+_COMPARISON_NAME = "comparison-report.html"
+_MAX_RUNS = 24
+
+
+def write_report(run: RunFolder) -> None:
+    """Write the report of a run into its folder."""
+    run.write_text(run.report, build_run_page(collect_run(run)))
+
+
+def try_write_report(run: RunFolder) -> None:
+    """Write the report of a run, and report a failure, which leaves everything else of a finished run as it is."""
+    try:
+        write_report(run)
+    except (LoraChatError, OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        logger.warning(f"The report could not be written: {first_line(error)}\nFix: lora-chat report {run.path}")
+
+
+def write_reports(sources: Sequence[str], target: Path | None) -> Path:
+    """Write the report of one run, or the comparison of several, and return the path of the page.
+
+    By default one report goes into its run folder, and a comparison into the working directory. Raise UsageError for a
+    path that is not a run.
+    """
+    runs = [open_run_folder(source) for source in sources]
+    if len(runs) > _MAX_RUNS:
+        raise UsageError(f"{len(runs)} runs do not fit on one page. Fix: give at most {_MAX_RUNS} runs.")
+    if len(runs) == 1:
+        path = expand_user_path(target) if target else runs[0].report
+        page = build_run_page(collect_run(runs[0]))
+    else:
+        path = expand_user_path(target or _COMPARISON_NAME)
+        page = build_comparison_page([collect_run(run) for run in runs])
+    if path.is_dir():
+        raise UsageError(f"{display_path(path)} is a folder. Fix: give the name of a file with --to.")
+    write_text_atomically(path, page, "the report")
+    return path
