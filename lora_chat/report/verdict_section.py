@@ -69,7 +69,7 @@ def build_metrics(record: RunRecord) -> Section | None:
         return None
     decisive = as_text(find_value(record.read("comparison"), "verdict", "metric"))
     table = build_table(
-        ["Metric", "Items", "Base", "Adapted", "Base and adapted", "Difference", "p", "Verdict"],
+        ["Metric", "Verdict", "Base", "Adapted", "Base and adapted", "Difference", "p", "Items"],
         [_build_row(figure, is_decisive=figure.style.name == decisive) for figure in figures],
         caption="Metrics of base and adapted model",
         class_="metrics",
@@ -90,13 +90,13 @@ def _build_row(figure: Figure, *, is_decisive: bool) -> list[Markup | str]:
     """Return the cells of a metric."""
     style = figure.style
     arrow = element("span", "↓" if style.lower_is_better else "↑", class_="muted", aria_hidden="true")
-    label = join(style.label, " ", arrow, element("span", " decides", class_="tag") if is_decisive else None)
+    label = join(style.label, "\u00a0", arrow, element("span", " decides", class_="tag") if is_decisive else None)
     word: Markup | str = build_word(figure.word) if figure.word else NOTHING
     if figure.needed_items and figure.word == "no difference shown":
         word = join(word, element("small", f"needs about {figure.needed_items:,} items"))
     return [
         label,
-        f"{figure.items:,}" if figure.items else NOTHING,
+        word,
         _build_value(style.show(figure.base), style.show_interval(figure.base_interval)),
         _build_value(style.show(figure.adapted), style.show_interval(figure.adapted_interval)),
         _draw_whiskers(figure),
@@ -104,7 +104,7 @@ def _build_row(figure: Figure, *, is_decisive: bool) -> list[Markup | str]:
             style.show_difference(figure.difference), style.show_interval(figure.difference_interval, signed=True)
         ),
         _show_p_value(figure.p_value),
-        word,
+        f"{figure.items:,}" if figure.items else NOTHING,
     ]
 
 
