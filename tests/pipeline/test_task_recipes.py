@@ -1,0 +1,94 @@
+"""The recipes of recipes/tasks can be read and encoded, and every row of their small data sets is used."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from lora_chat.config.load import read_recipe
+from lora_chat.pipeline.inspect_data import inspect_data
+
+TASKS = Path(__file__).parents[2] / "recipes" / "tasks"
+RECIPES = sorted(TASKS.glob("*.yaml"))
+FILES = sorted(TASKS.glob("*/*.jsonl"))
+BYTES = ["base.name=tiny-random", "data.max_length=1024", "quantization.mode=none", "data.workers=1"]
+"""Settings that read a recipe with a tokenizer of bytes, in place of the embedded base."""
+ON_DEMAND = pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
+
+
+def is_id(path):
+    return path.relative_to(TASKS).as_posix()
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def check_data(path, *settings):
+    """Read and encode the data of a recipe, and compare its counts with the lines of its files."""
+    # Chat on top of pretraining needs no parent to read its data.
+    recipe = read_recipe(path, [*settings, "adapter.start=null"])
+    summary = inspect_data(recipe, 0, as_json=True)
+    total = summary["total"]
+    assert total["accepted"] == total["lines"] == len(read_rows(Path(recipe.data.train)))
+    assert total["refused"] == total["dropped"] == total["cut"] == total["unwanted"] == 0
+    assert total["unused_keys"] == {}
+    assert total["over_long"] == []
+    assert summary["duplicates"] == 0
+    assert summary["train_dialogues"] > summary["validation_dialogues"] > 0
+    assert summary["test_dialogues"] == (len(read_rows(Path(recipe.data.test))) if recipe.data.test else 0)
+
+
+def test_every_task_has_a_recipe_and_its_own_data():
+    names = {path.stem for path in RECIPES}
+    tasks = "translation summary reading math service classification chat-zh story pretraining"
+    assert names >= {*tasks.split(), "pretraining-chat"}
+    assert {path.parent.name for path in FILES} == names - {"pretraining-chat"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_reads_all_rows_of_its_data(cache_home, path):
+    check_data(path, *BYTES)
+
+
+@ON_DEMAND
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_all_rows_fit_the_maximum_length_of_their_recipe(cache_home, path):
+    check_data(path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_training_and_test_data_have_60_to_120_rows(path):
+    data = read_recipe(path).data
+    assert 60 <= len(read_rows(Path(data.train))) <= 120
+    assert 60 <= sum(len(read_rows(Path(name))) for name in (data.train, data.test) if name) <= 120
+
+
+@pytest.mark.parametrize("path", FILES, ids=is_id)
+def test_no_row_occurs_twice_in_a_task(path):
+    rows = [json.dumps(row) for other in path.parent.glob("*.jsonl") for row in read_rows(other)]
+    assert len(set(rows)) == len(rows)
+
+
+def test_labels_of_the_classification_are_in_its_prompt():
+    system = read_recipe(TASKS / "classification.yaml").data.system
+    labels = [
+        {row["label"] for row in read_rows(TASKS / "classification" / name)}
+        for name in ("requests.jsonl", "test.jsonl")
+    ]
+    assert labels[0] == labels[1] == set(re.findall(r"\b(?!label|with|one|or|Reply)\w+", system))
+
+
+@pytest.mark.parametrize("name", ["problems.jsonl", "test.jsonl"])
+def test_the_last_line_of_a_solution_is_the_result_of_its_last_calculation(name):
+    for row in read_rows(TASKS / "math" / name):
+        *steps, last = row["messages"][-1]["content"].split("\n")
+        assert last == "#### " + re.findall(r"= ([\d.]*\d)", steps[-1])[-1]
+
+
+@pytest.mark.parametrize("name", ["questions.jsonl", "test.jsonl"])
+def test_every_answer_occurs_in_its_text(name):
+    for row in read_rows(TASKS / "reading" / name):
+        assert row["answers"][0].lower() in row["context"].lower()
