@@ -3,6 +3,7 @@
 Both are written once into the user's cache as folders in Hugging Face layout.
 """
 
+import functools
 import importlib.util
 import json
 import logging
@@ -79,6 +80,20 @@ def _is_complete(folder: Path) -> bool:
         return False
 
 
+@contextmanager
+def _parse_gguf_once() -> Iterator[None]:
+    """Cache the parsed GGUF and the names of its tensors, which Transformers otherwise computes 3 and 400 times."""
+    import gguf
+
+    stock = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = (functools.cache(function) for function in stock)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = stock
+
+
+@_parse_gguf_once()
 def _write_smollm2(folder: Path) -> None:
     """Write SmolLM2-135M-Instruct, converted from the GGUF of its package."""
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
