@@ -12,9 +12,9 @@ import pytest
 from lora_chat.cli import main
 
 
-def run(*arguments, stdin=""):
+def run(*arguments, stdin="", program=("-m", "lora_chat")):
     done = subprocess.run(
-        [sys.executable, "-m", "lora_chat", *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         input=stdin,
         capture_output=True,
         text=True,
@@ -35,6 +35,16 @@ def here(*arguments, stdin=""):
     assert code == 0, err.getvalue()
     return out.getvalue()
 
+
+# Runs a command with a plan that needs no benchmark of the machine, which takes half a minute for the embedded base.
+WITHOUT_BENCHMARK = """
+import sys
+from lora_chat.pipeline import machine_benchmark
+machine_benchmark.MIN_BASE_WEIGHTS = 10**12
+from lora_chat.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+ON_DEMAND = pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
 
 RESULT_KEYS = {
     "run",
@@ -92,7 +102,7 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
     for side in ("base", "adapted"):
         assert again["validation_loss"][side] == pytest.approx(result["validation_loss"][side], abs=1e-6)
 
-    replies = run("chat", folder, "--json", "--max-new-tokens", 4, stdin="hello\n/reset\nhi\n").stdout.splitlines()
+    replies = here("chat", folder, "--json", "--max-new-tokens", 4, stdin="hello\n/reset\nhi\n").splitlines()
     assert [json.loads(line)["role"] for line in replies] == ["assistant", "assistant"]
     assert here("chat", folder / "adapter", "--json", "--max-new-tokens", 4, stdin="hello\n").count("\n") == 1
 
@@ -114,7 +124,8 @@ def test_second_run_gets_the_next_number_and_the_resolved_recipe_runs(cache_home
 
 
 @pytest.mark.slow
-def test_embedded_base_learns_and_its_4bit_merge_agrees(cache_home, tmp_path):
+@pytest.mark.parametrize("benchmarked", [False, pytest.param(True, marks=ON_DEMAND)], ids=["estimated", "benchmarked"])
+def test_embedded_base_learns_and_its_4bit_merge_agrees(cache_home, tmp_path, benchmarked):
     settings = {
         "output.directory": tmp_path,
         "training.max_steps": 5,
@@ -123,14 +134,14 @@ def test_embedded_base_learns_and_its_4bit_merge_agrees(cache_home, tmp_path):
         "evaluation.max_new_tokens": 8,
     }
     arguments = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
-    done = run(
-        "sft", "recipes/quickstart.yaml", "--json", *arguments
-    )  # a new process, because its peak memory is measured
+    program = ("-m", "lora_chat") if benchmarked else ("-c", WITHOUT_BENCHMARK)
+    # A new process, because its peak memory is measured.
+    done = run("sft", "recipes/quickstart.yaml", "--json", *arguments, program=program)
     result = json.loads(done.stdout)
     record = result["forecast"]
     # The peak is 1 to 2 % above the estimate in a single run, and 12 % in the whole suite for an unknown reason.
     assert record["measured"]["peak_bytes"] == pytest.approx(record["planned"]["peak_bytes"], rel=0.2)
-    assert len(list((cache_home / "lora-chat" / "probes").glob("*.json"))) >= 1
+    assert ("Benchmarking this machine" in done.stderr) == benchmarked
     assert result["validation_loss"]["adapted"] < result["validation_loss"]["base"] - 0.3
     assert result["adapter_bytes"] < 12e6
     merged = json.loads(here("merge", tmp_path / "quickstart-1", "--to", tmp_path / "merged", "--json"))
