@@ -42,7 +42,7 @@ LIBRARY_IMPORTERS = {
     "huggingface_hub": ["system/hub_client.py", "system/hub_guard.py", "system/hub_origin.py"],
     "httpx2": ["system/hub_guard.py", "system/hub_origin.py"],
     "llama_cpp": ["export/parity/llama_cpp_worker.py"],
-    "regex": ["evaluation/scores/"],
+    "regex": ["config/metric_choice.py", "evaluation/scores/"],
     "rich": ["system/bar.py"],
     "sacrebleu": ["evaluation/scores/translation.py"],
     "filelock": ["system/file_lock.py"],

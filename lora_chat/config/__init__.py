@@ -12,6 +12,7 @@
 - limits: limits that the planner and other packages share
 - load: YAML and `--set section.key=value` -> Recipe
 - lora_variants: the variants of LoRA, one row for each
+- metric_choice: names of metrics, and the pattern of numeric match
 - plan: Recipe + hardware -> Plan
 - recipe: all sections of a recipe
 - sizes: sizes of memory such as 12GiB

@@ -3,7 +3,8 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
+from typing_extensions import Self
 
 # Callers import every section from this module.
 from lora_chat.config.adapter_section import AdapterSection as AdapterSection
@@ -11,6 +12,7 @@ from lora_chat.config.audit import AuditSection
 from lora_chat.config.base import NonEmptyStr, StrictModel
 from lora_chat.config.data import DataSection
 from lora_chat.config.generation_section import GenerationSection
+from lora_chat.config.metric_choice import MetricChoice, NumberPattern
 from lora_chat.config.training_section import TrainingSection as TrainingSection
 from lora_chat.system.device_choice import DEVICE_PATTERN, explain_unknown_device
 
@@ -76,6 +78,13 @@ class EvaluationSection(StrictModel):
     replies: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     """Number of held-out prompts that both models answer for the metrics of replies. `auto` is up to 100, as many as
     take a tenth of the planned time of training. Only the first `samples` are printed."""
+    metrics: MetricChoice = "auto"
+    """Metrics of the replies, beside the losses and the questions. `auto` chooses by the held-out data and says which.
+    A list has names of the table in docs/evaluation.md; the first one of right or wrong replies decides the verdict,
+    and otherwise the validation loss."""
+    number_pattern: NumberPattern | None = None
+    """Regular expression with one group for `numeric_match`, such as `answer is (.+)`. The last match in the reply is
+    compared with the last match in the reference. By default it is the last number, after `####` if there is one."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     """Maximum length of a reply in a comparison, in tokens."""
     generation: GenerationSection = GenerationSection()
@@ -83,6 +92,12 @@ class EvaluationSection(StrictModel):
     questions: NonEmptyStr | None = None
     """File of questions as JSON lines with `question` and `accept`. A right answer contains one of the strings in
     `accept`."""
+
+    @model_validator(mode="after")
+    def _check_pattern_is_used(self) -> Self:
+        if self.number_pattern is not None and self.metrics != "auto" and "numeric_match" not in self.metrics:
+            raise ValueError("number_pattern belongs to numeric_match, which metrics does not list")
+        return self
 
     @property
     def reply_count(self) -> int:

@@ -8,8 +8,11 @@
 - intervals: Intervals and tests for figures of two models on the same items
 - loss: Loss, perplexity and right top tokens at supervised positions
 - loss_plot: The plot of training and validation loss
+- measurement: What was measured of one model
 - metrics: The metrics of a comparison, in one table
 - questions: Held-out questions with their accepted answers
 - reply_items: The held-out prompts that both models answer
+- reply_kinds: The kinds of held-out replies and the metrics that fit each
+- reply_scores: Statistics of the replies of a model
 - verdict: The verdict of a comparison, in the same words wherever it is shown
 """

@@ -11,6 +11,7 @@ from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.encoding.turns import TurnReader
 from lora_chat.evaluation.choose_metrics import ChosenMetrics, choose_metrics
+from lora_chat.evaluation.intervals import Statistics
 from lora_chat.evaluation.loss import measure_rows
 from lora_chat.evaluation.metrics import (
     METRICS,
@@ -20,6 +21,7 @@ from lora_chat.evaluation.metrics import (
     Reply,
     ReplyItem,
     compare_metrics,
+    reduce_to_mean,
 )
 from lora_chat.evaluation.questions import Question
 from lora_chat.evaluation.reply_items import read_reply_items
@@ -67,8 +69,8 @@ class ItemReplies:
     reference: str
     base: str
     adapted: str
-    scores: Mapping[str, tuple[float, float]]
-    """Value of each metric for the reply of the base and of the adapted model."""
+    scores: Mapping[str, tuple[float | None, float | None]]
+    """Value of each metric for the reply of the base and of the adapted model; None if the item does not count."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,12 @@ def compare_with_base(
     `system` precedes every question. The prompt of a block of plain text is its first half.
     """
     task = make_task(tokenizer, stop_ids, validation, questions, system, settings)
+    logger.info(task.chosen.reason)
     model.eval()
     with without_adapter(model):
         base = task.measure(model, "the base")
     adapted = task.measure(model, "the adapted model")
-    chosen = choose_metrics(task.items, questions)
+    chosen = task.chosen
     figures = compare_metrics(base, adapted, chosen.metrics)
     decisive = next((metric for metric in chosen.metrics if metric.name == chosen.decisive), None)
     return ComparisonReport(
@@ -171,18 +174,25 @@ def compare_with_base(
 
 def _collect_items(chosen: ChosenMetrics, base: Measurement, adapted: Measurement) -> tuple[ItemReplies, ...]:
     """Return the replies to each item with the value of each metric of replies."""
-    scores: dict[str, list[tuple[float, float]]] = {}
+    scores: dict[str, list[tuple[float | None, float | None]]] = {}
     for metric in chosen.metrics:
         statistics = (metric.score(base), metric.score(adapted)) if metric.items == "replies" else (None, None)
         if statistics[0] is not None and statistics[1] is not None:
-            columns = (metric.reduce(statistics[0]).tolist(), metric.reduce(statistics[1]).tolist())
-            scores[metric.name] = list(zip(*columns, strict=True))
+            base_values, adapted_values = (_list_values(metric, each) for each in statistics if each is not None)
+            scores[metric.name] = list(zip(base_values, adapted_values, strict=True))
     return tuple(
         ItemReplies(
             item.prompt, item.reference, base_reply.text, reply.text, {name: scores[name][i] for name in scores}
         )
         for i, (item, base_reply, reply) in enumerate(zip(base.items, base.replies, adapted.replies, strict=True))
     )
+
+
+def _list_values(metric: Metric, statistics: Statistics) -> list[float | None]:
+    """Return the value of a metric for each item; None if the item does not count."""
+    values: list[float] = metric.reduce(statistics).tolist()
+    is_mean = metric.reduce is reduce_to_mean
+    return [None if is_mean and not row.any() else value for value, row in zip(values, statistics, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -199,6 +209,7 @@ class EvaluationTask:
     prompts: Sequence[Sequence[int]]
     """Prompts of the items, followed by the questions, as token ids."""
     max_new_tokens: int
+    chosen: ChosenMetrics
     generation: GenerationSection = GREEDY
 
     @property
@@ -232,6 +243,11 @@ class EvaluationTask:
         return str(self.tokenizer.decode(item.prompt_ids[-_PROMPT_END_TOKENS:]))
 
 
+def _count_cut(items: Sequence[ReplyItem], tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> int:
+    """Return the number of references that are longer than a reply may be."""
+    return sum(len(tokenizer.encode(item.reference, add_special_tokens=False)) > max_new_tokens for item in items)
+
+
 def make_task(
     tokenizer: "PreTrainedTokenizerBase",
     stop_ids: Sequence[int],
@@ -255,5 +271,6 @@ def make_task(
         settings.samples,
         prompts,
         settings.max_new_tokens,
+        choose_metrics(items, questions, settings, _count_cut(items, tokenizer, settings.max_new_tokens)),
         settings.generation,
     )

@@ -89,7 +89,7 @@ class MeasuredGenerations:
         """Return the figures and replies."""
         outputs: dict[Generation, Measurement | None] = {"base": self.base, "parent": self.parent, "child": self.child}
         figures: dict[str, dict[Generation, float | None]] = {}
-        for metric in METRICS:
+        for metric in self.task.chosen.metrics:
             values: dict[Generation, float | None] = {
                 name: metric.compute(output) if (output := outputs[name]) else None for name in GENERATIONS
             }

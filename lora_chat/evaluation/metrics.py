@@ -5,13 +5,12 @@ version (`sharing/figures.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 from typing_extensions import NotRequired, TypedDict
 
-from lora_chat.data.dialogue import ToolCall
 from lora_chat.evaluation.intervals import (
     MIN_ITEMS,
     SIGNIFICANCE,
@@ -22,9 +21,27 @@ from lora_chat.evaluation.intervals import (
     compare_by_bootstrap,
     compare_right_or_wrong,
 )
-from lora_chat.evaluation.loss import RowLosses
-from lora_chat.evaluation.questions import Question
 
+# Callers import the types of a measurement from this module, too.
+from lora_chat.evaluation.measurement import Measurement as Measurement
+from lora_chat.evaluation.measurement import Reply as Reply
+from lora_chat.evaluation.measurement import ReplyItem as ReplyItem
+from lora_chat.evaluation.reply_scores import (
+    score_bleu,
+    score_calls,
+    score_chrf,
+    score_counted,
+    score_each,
+    score_label_classes,
+    score_labels,
+)
+from lora_chat.evaluation.scores import labels, translation
+from lora_chat.evaluation.scores.answers import contains, exact_match, token_f1
+from lora_chat.evaluation.scores.json_texts import json_match, json_valid
+from lora_chat.evaluation.scores.numbers import numeric_match
+from lora_chat.evaluation.scores.rouge import rouge_1, rouge_2, rouge_l
+
+Score: TypeAlias = Callable[[Measurement], Statistics | None]
 Word = Literal["better", "worse", "no difference shown"]
 
 
@@ -48,43 +65,6 @@ class MetricFigures(TypedDict):
     """Number of items that would show a difference of this size; None if it is shown, or if both are equal."""
 
 
-@dataclass(frozen=True)
-class ReplyItem:
-    """A held-out prompt with the reply of its dialogue."""
-
-    prompt_ids: Sequence[int]
-    prompt: str
-    """Text of the last message of the prompt."""
-    reference: str
-    """Text of the reply, or its calls as text."""
-    calls: tuple[ToolCall, ...] = ()
-    is_text: bool = False
-    """Whether it is a block of plain text, divided in the middle."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The reply of a model to an item."""
-
-    text: str
-    content: str
-    """Text without reasoning, which is compared with the reference."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The measurements of one model, base or adapted."""
-
-    losses: RowLosses | None
-    """Losses of the rows of the evaluated set; None without one."""
-    questions: Sequence[Question]
-    answers: Sequence[str]
-    """The model's reply to each question."""
-    items: Sequence[ReplyItem] = ()
-    replies: Sequence[Reply] = ()
-    """The model's reply to each item."""
-
-
 def reduce_to_mean(totals: Statistics) -> Statistics:
     """Return the first statistic divided by the second, (...); not a number where the second is zero."""
     numerators, denominators = totals[..., 0], totals[..., 1]
@@ -101,6 +81,12 @@ def count_each(values: Sequence[float] | Sequence[bool]) -> Statistics:
     """Return statistics (items, 2) of a metric that is the mean of one value per item."""
     column = np.asarray(values, np.float64)
     return np.stack([column, np.ones_like(column)], axis=1)
+
+
+def _keep_counted(base: Statistics, adapted: Statistics) -> tuple[Statistics, Statistics]:
+    """Return the statistics of the items that count; a reference without a number does not, for example."""
+    is_counted = base[:, 1] > 0
+    return base[is_counted], adapted[is_counted]
 
 
 def _score_losses(measured: Measurement) -> Statistics | None:
@@ -140,7 +126,7 @@ class Metric:
     """Label of a table row; `{questions}` is replaced by the number of questions."""
     items: Literal["rows", "questions", "replies"]
     """The items over which it is computed, and which are resampled for its interval."""
-    score: Callable[[Measurement], Statistics | None]
+    score: Score
     """Function that returns additive statistics of each item, (items, statistics), or None without data."""
     format: Callable[[float], str]
     lower_is_better: bool
@@ -165,14 +151,18 @@ class Metric:
 
     def compare(self, base: Measurement, adapted: Measurement) -> MetricFigures | None:
         """Return the values of both models with intervals and a verdict, or None without data."""
-        scores = self.score(base), self.score(adapted)
-        if scores[0] is None or scores[1] is None or not len(scores[0]):
+        bases, adapteds = self.score(base), self.score(adapted)
+        if bases is None or adapteds is None:
+            return None
+        if self.reduce is reduce_to_mean:
+            bases, adapteds = _keep_counted(bases, adapteds)
+        if not len(bases):
             return None
         if self.is_right_or_wrong:
-            paired = compare_right_or_wrong(scores[0][:, 0] > 0, scores[1][:, 0] > 0)
+            paired = compare_right_or_wrong(bases[:, 0] > 0, adapteds[:, 0] > 0)
         else:
-            paired = compare_by_bootstrap(scores[0], scores[1], self.reduce)
-        return self._make_figures(paired, len(scores[0]))
+            paired = compare_by_bootstrap(bases, adapteds, self.reduce)
+        return self._make_figures(paired, len(bases))
 
     def _make_figures(self, paired: PairedFigures, items: int) -> MetricFigures:
         """Return the figures for JSON, with the verdict."""
@@ -201,6 +191,26 @@ class Metric:
     def is_improved(self, base: float, adapted: float) -> bool:
         """Return whether the adapted model is better than the base."""
         return adapted < base if self.lower_is_better else adapted > base
+
+
+def _share(name: str, label: str, score: Score, reduce: Reduce = reduce_to_mean, *, in_summary: bool = True) -> Metric:
+    """Return a metric of replies whose values are shares."""
+    return Metric(
+        name,
+        label,
+        "replies",
+        score,
+        "{:.1%}".format,
+        lower_is_better=False,
+        reduce=reduce,
+        is_share=True,
+        in_summary=in_summary,
+    )
+
+
+def _right_or_wrong(name: str, label: str, score: Score, *, in_summary: bool = True) -> Metric:
+    """Return a metric of replies that are right or wrong."""
+    return replace(_share(name, label, score, in_summary=in_summary), is_right_or_wrong=True)
 
 
 METRICS = (
@@ -235,6 +245,22 @@ METRICS = (
         is_right_or_wrong=True,
         is_share=True,
     ),
+    _right_or_wrong("exact_match", "equal to the reference", score_each(exact_match)),
+    _right_or_wrong("contains", "contains the reference", score_each(contains), in_summary=False),
+    _share("token_f1", "token F1", score_each(token_f1)),
+    _right_or_wrong("numeric_match", "right numbers", score_counted(numeric_match)),
+    _right_or_wrong("json_valid", "valid JSON", score_each(json_valid), in_summary=False),
+    _right_or_wrong("json_match", "JSON equal to the reference", score_counted(json_match)),
+    _right_or_wrong("tool_calls", "right tool calls", score_calls),
+    _right_or_wrong("accuracy", "accuracy", score_labels),
+    _share("macro_precision", "macro precision", score_label_classes, labels.macro_precision, in_summary=False),
+    _share("macro_recall", "macro recall", score_label_classes, labels.macro_recall, in_summary=False),
+    _share("macro_f1", "macro F1", score_label_classes, labels.macro_f1),
+    _share("rouge1", "ROUGE-1", score_each(rouge_1), in_summary=False),
+    _share("rouge2", "ROUGE-2", score_each(rouge_2), in_summary=False),
+    _share("rougeL", "ROUGE-L", score_each(rouge_l)),
+    Metric("bleu", "BLEU", "replies", score_bleu, "{:.1f}".format, lower_is_better=False, reduce=translation.bleu),
+    Metric("chrf", "chrF", "replies", score_chrf, "{:.1f}".format, lower_is_better=False, reduce=translation.chrf),
 )
 
 

@@ -82,6 +82,21 @@ def macro(totals: "Array", per_class: "Array") -> "Array":
     return divide((per_class * is_present).sum(axis=-1), is_present.sum(axis=-1).astype(float))
 
 
+def macro_precision(totals: "Array") -> "Array":
+    """Return the mean precision of the classes."""
+    return macro(totals, class_precision(totals))
+
+
+def macro_recall(totals: "Array") -> "Array":
+    """Return the mean recall of the classes."""
+    return macro(totals, class_recall(totals))
+
+
+def macro_f1(totals: "Array") -> "Array":
+    """Return the mean F1 of the classes."""
+    return macro(totals, class_f1(totals))
+
+
 def confusion_matrix(references: Sequence[str], replies: Sequence[str], labels: tuple[str, ...]) -> list[list[int]]:
     """Return the counts (classes, classes + 1) of reference and reply; the last column counts other replies."""
     counts = [[0] * (len(labels) + 1) for _ in labels]

@@ -36,9 +36,12 @@ def numeric_match(reference: str, reply: str, pattern: str | None = None) -> tup
     return float(replied is not None and number.equals(replied)), 1.0
 
 
-def has_number(text: str) -> bool:
-    """Return whether the answer of a text has a number."""
-    return find_last_number(find_answer(text, None) or "") is not None
+def is_numeric_answer(text: str) -> bool:
+    """Return whether a text is a number, at least half of it digits, or ends with one after `####` or in a box."""
+    answer = find_answer(text, None) or ""
+    digits = sum(character.isnumeric() for character in answer)
+    is_marked = answer != text[-_MAX_TEXT:]
+    return find_last_number(answer) is not None and (is_marked or 2 * digits >= len("".join(answer.split())))
 
 
 def find_answer(text: str, pattern: str | None) -> str | None:

@@ -15,6 +15,16 @@ def rouge_n(reference: str, reply: str, order: int) -> float:
     return _f_measure((wanted & predicted).total(), wanted.total(), predicted.total())
 
 
+def rouge_1(reference: str, reply: str) -> float:
+    """Return the F-measure of the words."""
+    return rouge_n(reference, reply, 1)
+
+
+def rouge_2(reference: str, reply: str) -> float:
+    """Return the F-measure of the pairs of words."""
+    return rouge_n(reference, reply, 2)
+
+
 def rouge_l(reference: str, reply: str) -> float:
     """Return the F-measure of the longest common subsequence of words."""
     wanted, predicted = split_words(reference), split_words(reply)
