@@ -35,11 +35,12 @@ from lora_chat.evaluation.reply_scores import (
     score_label_classes,
     score_labels,
 )
-from lora_chat.evaluation.scores import labels, translation
 from lora_chat.evaluation.scores.answers import contains, exact_match, token_f1
 from lora_chat.evaluation.scores.json_texts import json_match, json_valid
+from lora_chat.evaluation.scores.labels import macro_f1, macro_precision, macro_recall
 from lora_chat.evaluation.scores.numbers import numeric_match
 from lora_chat.evaluation.scores.rouge import rouge_1, rouge_2, rouge_l
+from lora_chat.evaluation.scores.translation import bleu, chrf
 
 Score: TypeAlias = Callable[[Measurement], Statistics | None]
 Word = Literal["better", "worse", "no difference shown"]
@@ -245,22 +246,22 @@ METRICS = (
         is_right_or_wrong=True,
         is_share=True,
     ),
-    _right_or_wrong("exact_match", "equal to the reference", score_each(exact_match)),
-    _right_or_wrong("contains", "contains the reference", score_each(contains), in_summary=False),
+    _right_or_wrong("exact_match", "exact match", score_each(exact_match)),
+    _right_or_wrong("contains", "contains reference", score_each(contains), in_summary=False),
     _share("token_f1", "token F1", score_each(token_f1)),
-    _right_or_wrong("numeric_match", "right numbers", score_counted(numeric_match)),
+    _right_or_wrong("numeric_match", "numeric match", score_counted(numeric_match)),
     _right_or_wrong("json_valid", "valid JSON", score_each(json_valid), in_summary=False),
-    _right_or_wrong("json_match", "JSON equal to the reference", score_counted(json_match)),
-    _right_or_wrong("tool_calls", "right tool calls", score_calls),
+    _right_or_wrong("json_match", "JSON match", score_counted(json_match)),
+    _right_or_wrong("tool_calls", "tool-call match", score_calls),
     _right_or_wrong("accuracy", "accuracy", score_labels),
-    _share("macro_precision", "macro precision", score_label_classes, labels.macro_precision, in_summary=False),
-    _share("macro_recall", "macro recall", score_label_classes, labels.macro_recall, in_summary=False),
-    _share("macro_f1", "macro F1", score_label_classes, labels.macro_f1),
+    _share("macro_precision", "macro precision", score_label_classes, macro_precision, in_summary=False),
+    _share("macro_recall", "macro recall", score_label_classes, macro_recall, in_summary=False),
+    _share("macro_f1", "macro F1", score_label_classes, macro_f1),
     _share("rouge1", "ROUGE-1", score_each(rouge_1), in_summary=False),
     _share("rouge2", "ROUGE-2", score_each(rouge_2), in_summary=False),
     _share("rougeL", "ROUGE-L", score_each(rouge_l)),
-    Metric("bleu", "BLEU", "replies", score_bleu, "{:.1f}".format, lower_is_better=False, reduce=translation.bleu),
-    Metric("chrf", "chrF", "replies", score_chrf, "{:.1f}".format, lower_is_better=False, reduce=translation.chrf),
+    Metric("bleu", "BLEU", "replies", score_bleu, "{:.1f}".format, lower_is_better=False, reduce=bleu),
+    Metric("chrf", "chrF", "replies", score_chrf, "{:.1f}".format, lower_is_better=False, reduce=chrf),
 )
 
 
