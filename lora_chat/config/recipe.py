@@ -24,6 +24,13 @@ AUTO_REPLIES = 100
 """Largest number of held-out replies with `evaluation.replies: auto`."""
 
 
+MAX_RECITAL_REPLIES = 1000
+_MIN_RECITAL_REPLIES, _AUTO_RECITAL_REPLIES = 20, 100
+"""Fewest and most replies of `evaluation.recital: auto`."""
+_MIN_RECITAL_WEIGHTS = 10_000_000
+"""Smallest base, in weights, whose recital is measured by default."""
+
+
 class BaseSection(StrictModel):
     """The pretrained model to start from."""
 
@@ -89,6 +96,10 @@ class EvaluationSection(StrictModel):
     """Maximum length of a reply in a comparison, in tokens."""
     generation: GenerationSection = GenerationSection()
     """The choice of each next token of these replies; by default the most probable one."""
+    recital: Literal["auto", "off"] | Annotated[int, Field(ge=0, le=MAX_RECITAL_REPLIES)] = "auto"
+    """Number of training replies that both models are asked to complete word for word from their first tokens, at the
+    end of training. `auto` is one for ten trained dialogues, 20 to 100, and none for bases below 10 million weights,
+    which are made for tests. `off` or 0 measures nothing."""
     questions: NonEmptyStr | None = None
     """File of questions as JSON lines with `question` and `accept`. A right answer contains one of the strings in
     `accept`."""
@@ -98,6 +109,20 @@ class EvaluationSection(StrictModel):
         if self.number_pattern is not None and self.metrics != "auto" and "numeric_match" not in self.metrics:
             raise ValueError("number_pattern belongs to numeric_match, which metrics does not list")
         return self
+
+    @field_validator("recital", mode="before")
+    @classmethod
+    def _read_off(cls, value: object) -> object:
+        """Return `off` for the word that YAML 1.1 reads as false."""
+        return "off" if value is False else value
+
+    def count_recital_replies(self, weights: int, trained_dialogues: int) -> int:
+        """Return the number of replies for a base of this many weights that was trained on this many dialogues."""
+        if self.recital == "off" or (self.recital == "auto" and weights < _MIN_RECITAL_WEIGHTS):
+            return 0
+        if self.recital == "auto":
+            return max(_MIN_RECITAL_REPLIES, min(_AUTO_RECITAL_REPLIES, trained_dialogues // 10))
+        return self.recital
 
     @property
     def reply_count(self) -> int:

@@ -1,6 +1,6 @@
 """Training, validation and test sets, built from stores and left on disk."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -128,6 +128,33 @@ def concatenate_sets(sets: Sequence[DialogueSet]) -> DialogueSet:
     table = concatenate_datasets([dialogues.rows.dataset.with_format(None) for dialogues in sets])
     units_by_store = tuple(part for dialogues in sets for part in dialogues.units_by_store)
     return DialogueSet(EncodedRows(table), units_by_store, sum(dialogues.block_count for dialogues in sets))
+
+
+def select_units(dialogues: DialogueSet, numbers: Sequence[int]) -> DialogueSet:
+    """Return a set whose `iter_units` yields only some units, numbered in the order of `iter_units` of the whole set.
+
+    Its rows remain those of the whole set.
+    """
+    import numpy as np
+
+    selected, parts, first = np.asarray(numbers, np.int64), [], 0
+    for store, units in dialogues.units_by_store:
+        here = selected[(selected >= first) & (selected < first + len(units))] - first
+        parts.append((store, units[np.unique(here)]))
+        first += len(units)
+    return replace(dialogues, units_by_store=tuple(parts), block_count=0)
+
+
+def find_units(dialogues: DialogueSet, locations: Collection[tuple[str, int]]) -> list[int]:
+    """Return the numbers of the units at some files and lines, in the order of `iter_units`."""
+    import numpy as np
+
+    numbers: list[int] = []
+    first = 0
+    for store, units in dialogues.units_by_store:
+        numbers += (first + np.flatnonzero(np.isin(units, store.find_lines(locations)))).tolist()
+        first += len(units)
+    return numbers
 
 
 def leave_out_units(dialogues: DialogueSet, numbers: Sequence[int]) -> DialogueSet:

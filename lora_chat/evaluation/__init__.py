@@ -11,8 +11,10 @@
 - measurement: What was measured of one model
 - metrics: The metrics of a comparison, in one table
 - questions: Held-out questions with their accepted answers
+- recital: Training replies that a model completes word for word
 - reply_items: The held-out prompts that both models answer
 - reply_kinds: The kinds of held-out replies and the metrics that fit each
 - reply_scores: Statistics of the replies of a model
+- training_replies: Training replies with their first tokens as a prompt
 - verdict: The verdict of a comparison, in the same words wherever it is shown
 """

@@ -24,6 +24,7 @@ from lora_chat.evaluation.metrics import (
     reduce_to_mean,
 )
 from lora_chat.evaluation.questions import Question
+from lora_chat.evaluation.recital import RecitalReport
 from lora_chat.evaluation.reply_items import read_reply_items
 from lora_chat.evaluation.verdict import EvaluatedSet, Verdict, judge
 from lora_chat.inference.generation import generate_replies
@@ -91,6 +92,8 @@ class ComparisonReport:
     evaluated_set: EvaluatedSet = "validation"
     measurements: "tuple[Measurement, Measurement] | None" = None
     """Measurements of base and adapted model, which JSON leaves out."""
+    recital: RecitalReport | None = None
+    """Training replies that both models complete word for word; None if that was not measured."""
     used_twice: bool = False
     """Whether the evaluated set also chose the checkpoint, so that its figures look better than those of new data."""
 
@@ -109,12 +112,14 @@ class ComparisonReport:
             "metrics": self.reason,
             "figures": dict(self.figures),
             "items": [asdict(item) for item in self.items],
+            "recital": self.recital.as_dict() if self.recital else None,
         }
 
     @property
     def result_fields(self) -> dict[str, object]:
         """Return the figures and the verdict, for the result of a run and for `eval --json`."""
-        return {**self.figures, "verdict": self.verdict.as_dict(), "set": self.evaluated_set}
+        recital = {"recital": self.recital.as_dict()} if self.recital else {}
+        return {**self.figures, "verdict": self.verdict.as_dict(), "set": self.evaluated_set, **recital}
 
 
 USED_TWICE = (

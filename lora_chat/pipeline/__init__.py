@@ -24,6 +24,7 @@
 - load_data: The data of a plan: found, read, encoded and split
 - machine_benchmark: Times and memory of small models on this machine, cached
 - machine_benchmark_worker: The process that measures small models
+- measure_recital: The recital of a run, measured at the end of training
 - merge_adapters: The merge of one or several adapters into a 16-bit model
 - merge_parent: The base of a stacked training, with the parent merged in
 - missing_base: The message for an adapter whose base is not on this machine

@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_chat.config.recipe import EvaluationSection
@@ -11,6 +12,7 @@ from lora_chat.evaluation.comparison import ComparisonReport, compare_with_base
 from lora_chat.evaluation.format import format_comparison
 from lora_chat.evaluation.loss import evaluate_loss
 from lora_chat.evaluation.loss_plot import write_loss_plot
+from lora_chat.evaluation.recital import RecitalReport, format_recital
 from lora_chat.pipeline.prepare import PreparedEvaluation
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.gpu_memory import release_gpu_memory
@@ -23,11 +25,20 @@ logger = logging.getLogger(__name__)
 
 
 def compare_run(
-    model: "PeftModel", prepared: PreparedEvaluation, settings: EvaluationSection, run: RunFolder
+    model: "PeftModel",
+    prepared: PreparedEvaluation,
+    settings: EvaluationSection,
+    run: RunFolder,
+    recital: RecitalReport | None = None,
 ) -> ComparisonReport:
-    """Compare base and adapted model and write the report and the loss plot into the run."""
+    """Compare base and adapted model and write the report and the loss plot into the run.
+
+    `recital` is what the end of training measured, which a later comparison keeps.
+    """
     release_gpu_memory()  # optimizer and trainer are no longer used after training
-    report = compare_models(model, prepared, settings)
+    report = replace(compare_models(model, prepared, settings), recital=recital)
+    if recital:
+        logger.info(f"{format_recital(recital)} (measured at the end of training)\n")
     run.write_json(run.comparison, report.as_dict())
     if run.metrics.exists():
         write_loss_plot(run.metrics, run.plot, report.figures.get("validation_loss"))

@@ -12,6 +12,7 @@ from lora_chat.pipeline.compare import compare_models, compare_run
 from lora_chat.pipeline.compare_generations import Measured, add_original_base, measure_generations, report_generations
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.known_parent import find_known_parent
+from lora_chat.pipeline.measure_recital import read_stored_recital
 from lora_chat.pipeline.open_adapter import TrustOptions, find_adapter_base, find_hub_name, open_adapter
 from lora_chat.pipeline.parent import Parent
 from lora_chat.pipeline.report_runs import try_write_report
@@ -46,7 +47,7 @@ def evaluate_adapter(
     settings, run = EvaluationSection(), None
     if opened.run is not None and evaluation_files.data is None:
         run, settings = opened.run, opened.run.read_plan().evaluation
-        report = compare_run(model, prepared, settings, run)
+        report = compare_run(model, prepared, settings, run, read_stored_recital(run))
     else:
         report = compare_models(model, prepared, settings)
     result: dict[str, object] = {

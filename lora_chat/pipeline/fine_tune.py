@@ -25,6 +25,7 @@ from lora_chat.pipeline.audit_run import audit_run
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.compare_generations import add_original_base, measure_generations, report_generations
 from lora_chat.pipeline.estimate import resolve_plan
+from lora_chat.pipeline.measure_recital import add_recital
 from lora_chat.pipeline.merge_parent import merge_parent
 from lora_chat.pipeline.parent import Parent, read_lineage
 from lora_chat.pipeline.parent_copy import is_template_accepted, keep_lineage, open_parent
@@ -141,6 +142,7 @@ def fine_tune(
         merge_token_rows(model)
         with progress.explain_out_of_memory(), explain_model_errors(base_config, base_name, "Evaluation"):
             report = compare_run(model, prepared, plan.evaluation, run)
+            report = add_recital(report, model, prepared, plan, audit, run, training.steps)
             if parent:
                 measured = measure_generations(model, prepared, plan.evaluation, report, parent)
                 del model

@@ -213,6 +213,11 @@ class RunFolder:
         result: dict[str, Any] = read_json_object(self.result)
         return result
 
+    def read_comparison(self) -> dict[str, Any]:
+        """Return the comparison of base and adapted model that the run wrote last."""
+        comparison: dict[str, Any] = read_json_object(self.comparison)
+        return comparison
+
     def read_parity_report(self) -> dict[str, Any]:
         """Return the parity report of the adapter, with the digest of its weights."""
         report: dict[str, Any] = read_json_object(self.parity_report)

@@ -1,7 +1,7 @@
 """Write and read encoded dialogues as memory-mapped Arrow files, so that any number needs little memory."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,6 +127,19 @@ class DialogueStore:
                 path, line, row = (batch.column(name)[index].as_py() for name in ("path", "line", "dialogue"))
                 yield begin + index, path, line, json.loads(row) if row else None
             begin = end
+
+    def find_lines(self, locations: Collection[tuple[str, int]]) -> list[int]:
+        """Return the numbers of the units at some files and lines."""
+        import numpy as np
+
+        lines, numbers, begin = [line for _, line in locations], [], 0
+        for batch in self._batches(["path", "line"]):
+            paths = batch.column("path")
+            line_of = batch.column("line").to_numpy()
+            candidates = np.flatnonzero(np.isin(line_of, lines)).tolist()
+            numbers += [begin + i for i in candidates if (paths[i].as_py(), int(line_of[i])) in locations]
+            begin += batch.num_rows
+        return numbers
 
     def _batches(self, names: list[str]) -> "Iterator[pa.RecordBatch]":
         """Yield the batches of units with some columns."""
