@@ -55,14 +55,14 @@ _FACTORS = _GENERATOR.integers(0, 2**32, SIGNATURE_ENTRIES, dtype=np.uint32) | n
 _OFFSETS = _GENERATOR.integers(0, 2**32, SIGNATURE_ENTRIES, dtype=np.uint32)
 
 
-def compute_signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
-    """Return the signatures of texts, shape [texts, SIGNATURE_ENTRIES].
+def compute_signatures(texts: Sequence[str], entries: int = SIGNATURE_ENTRIES) -> NDArray[np.uint32]:
+    """Return the first entries of the signatures of texts, shape [texts, entries].
 
     The minimum of two signatures is the signature of both texts together.
     """
     hashes, starts = hash_shingles(texts)
-    signatures = np.empty((SIGNATURE_ENTRIES, len(texts)), np.uint32)
-    for entry in range(SIGNATURE_ENTRIES):
+    signatures = np.empty((entries, len(texts)), np.uint32)
+    for entry in range(entries):
         # With an odd factor this is a permutation of the 32-bit numbers; its minimum over a text is the entry.
         signatures[entry] = np.minimum.reduceat(hashes * _FACTORS[entry] + _OFFSETS[entry], starts)
     return signatures.T

@@ -1,0 +1,125 @@
+"""Evaluation data that was trained on: its counts, and whether the verdict is withheld because of it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from lora_chat.system.sanitize import sanitize_line
+
+MAX_EXACT_SHARE = 0.01
+"""Largest share of the items that may be trained on exactly.
+
+Even if the difference of trained items is three standard deviations from the others, 1 % of them move the mean by 0.03
+of one. The 95 % interval is wider than that for fewer than about 4,000 items."""
+MAX_NEAR_SHARE = 0.1
+"""Largest share of the items that may be trained on exactly or nearly.
+
+It is larger because equal frames with other contents, which a task may have on purpose, count as nearly equal."""
+_MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class OverlapExample:
+    """An item that was trained on."""
+
+    location: str
+    """File and line."""
+    kind: Literal["exact", "near", "reply", "question"]
+
+
+@dataclass(frozen=True)
+class OverlapReport:
+    """How many items of an evaluation were trained on."""
+
+    items: int
+    """Number of dialogues and blocks of plain text that were looked for."""
+    exact: int = 0
+    """Number of items of which every question and reply was trained on."""
+    near: int = 0
+    """Number of other items that are nearly equal to a training dialogue."""
+    same_question: int = 0
+    """Number of other items whose questions were trained on, with other replies."""
+    same_reply: int = 0
+    """Number of other items whose replies were trained on, with other questions."""
+    questions: int = 0
+    """Number of questions of the evaluation that were looked for."""
+    seen_questions: int = 0
+    """Number of these that are messages of the user in training."""
+    examples: tuple[OverlapExample, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the report for JSON."""
+        return {**asdict(self), "withheld": self.withholds_dialogues, "withheld_questions": self.withholds_questions}
+
+    @property
+    def withholds_dialogues(self) -> bool:
+        """Return whether figures of the dialogues show too little about new ones."""
+        return self.exact > MAX_EXACT_SHARE * self.items or self.exact + self.near > MAX_NEAR_SHARE * self.items
+
+    @property
+    def withholds_questions(self) -> bool:
+        """Return whether figures of the questions show too little about new ones."""
+        return self.seen_questions > MAX_EXACT_SHARE * self.questions
+
+    def explain_withheld(self, measured: Literal["rows", "questions", "replies"]) -> str | None:
+        """Return why the verdict by a metric of these items is withheld; None if it is not."""
+        if measured == "questions":
+            if not self.withholds_questions:
+                return None
+            return f"{self.seen_questions:,} of {self.questions:,} questions were trained on."
+        if not self.withholds_dialogues:
+            return None
+        parts = [f"{self.exact:,} exactly"] if self.exact else []
+        parts += [f"{self.near:,} nearly"] if self.near else []
+        where = self.format_examples(("exact", "near"))
+        return f"{self.exact + self.near:,} of {self.items:,} dialogues were trained on ({', '.join(parts)}): {where}."
+
+    def format_notes(self) -> list[str]:
+        """Return sentences on overlap for which the verdict is not withheld."""
+        notes = []
+        seen = self.exact + self.near
+        if seen and not self.withholds_dialogues:
+            where = self.format_examples(("exact", "near"))
+            notes.append(
+                f"{seen:,} of {self.items:,} dialogues were trained on ({self.exact:,} exactly, {self.near:,} nearly): "
+                f"{where}."
+            )
+        if self.same_question:
+            where = self.format_examples(("question",))
+            notes.append(
+                f"The questions of {self.same_question:,} other dialogues were trained on with other replies: {where}."
+            )
+        if self.seen_questions and not self.withholds_questions:
+            notes.append(f"{self.seen_questions:,} of {self.questions:,} questions were trained on.")
+        return notes
+
+    def format_examples(self, kinds: Sequence[str]) -> str:
+        """Format the places of the first items of some kinds."""
+        chosen = [sanitize_line(example.location) for example in self.examples if example.kind in kinds]
+        return ", ".join(chosen)
+
+
+def make_overlap_report(
+    kinds: Sequence[Literal["exact", "near", "reply", "question"] | None],
+    locations: Sequence[str],
+    seen_questions: Sequence[bool],
+) -> OverlapReport:
+    """Count how items were seen; `locations` has the file and line of each."""
+    counts = Counter(kinds)
+    examples: list[OverlapExample] = []
+    shown: Counter[str] = Counter()
+    for kind, location in zip(kinds, locations, strict=True):
+        if kind is not None and shown[kind] < _MAX_EXAMPLES:
+            shown[kind] += 1
+            examples.append(OverlapExample(location, kind))
+    return OverlapReport(
+        items=len(kinds),
+        exact=counts["exact"],
+        near=counts["near"],
+        same_question=counts["question"],
+        same_reply=counts["reply"],
+        questions=len(seen_questions),
+        seen_questions=sum(seen_questions),
+        examples=tuple(examples),
+    )
