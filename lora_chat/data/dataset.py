@@ -68,6 +68,10 @@ class DialogueSet:
         """Yield the dialogues, and the ids of blocks of plain text."""
         for _, _, dialogue, rows in self.iter_units():
             yield rows[0].input_ids if dialogue is None else dialogue
+        yield from self.read_blocks()
+
+    def read_blocks(self) -> Iterator[list[int]]:
+        """Yield the ids of the blocks of plain text that are from no store."""
         yield from (self.rows[index].input_ids for index in range(len(self.rows) - self.block_count, len(self.rows)))
 
     def read_rows(self) -> Iterator[tuple[str, int, list[EncodedDialogue]]]:

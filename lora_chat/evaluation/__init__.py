@@ -10,6 +10,7 @@
 - loss_plot: The plot of training and validation loss
 - measurement: What was measured of one model
 - metrics: The metrics of a comparison, in one table
+- overlap: Evaluation data that was trained on, and whether the verdict is withheld because of it
 - questions: Held-out questions with their accepted answers
 - recital: Training replies that a model completes word for word
 - reply_items: The held-out prompts that both models answer

@@ -23,6 +23,7 @@ from lora_chat.evaluation.metrics import (
     compare_metrics,
     reduce_to_mean,
 )
+from lora_chat.evaluation.overlap import OverlapReport
 from lora_chat.evaluation.questions import Question
 from lora_chat.evaluation.recital import RecitalReport
 from lora_chat.evaluation.reply_items import read_reply_items
@@ -90,6 +91,8 @@ class ComparisonReport:
     """Sentence that says which metrics were chosen, and why."""
     items: tuple[ItemReplies, ...] = ()
     evaluated_set: EvaluatedSet = "validation"
+    overlap: OverlapReport | None = None
+    """How much of the evaluated set was trained on; None if it is unknown."""
     measurements: "tuple[Measurement, Measurement] | None" = None
     """Measurements of base and adapted model, which JSON leaves out."""
     recital: RecitalReport | None = None
@@ -108,6 +111,7 @@ class ComparisonReport:
             "answers": [asdict(answer) for answer in self.answers],
             "set": self.evaluated_set,
             "used_twice": self.used_twice,
+            "overlap": self.overlap.as_dict() if self.overlap else None,
             "verdict": self.verdict.as_dict(),
             "metrics": self.reason,
             "figures": dict(self.figures),
@@ -118,8 +122,13 @@ class ComparisonReport:
     @property
     def result_fields(self) -> dict[str, object]:
         """Return the figures and the verdict, for the result of a run and for `eval --json`."""
-        recital = {"recital": self.recital.as_dict()} if self.recital else {}
-        return {**self.figures, "verdict": self.verdict.as_dict(), "set": self.evaluated_set, **recital}
+        return {
+            **self.figures,
+            "verdict": self.verdict.as_dict(),
+            "set": self.evaluated_set,
+            **({"overlap": self.overlap.as_dict()} if self.overlap else {}),
+            **({"recital": self.recital.as_dict()} if self.recital else {}),
+        }
 
 
 USED_TWICE = (
@@ -142,6 +151,7 @@ def compare_with_base(
     evaluated_set: EvaluatedSet = "validation",
     *,
     used_twice: bool = False,
+    overlap: OverlapReport | None = None,
 ) -> ComparisonReport:
     """Measure loss, held-out replies and answers with the adapter disabled and enabled.
 
@@ -154,7 +164,7 @@ def compare_with_base(
         base = task.measure(model, "the base")
     adapted = task.measure(model, "the adapted model")
     chosen = task.chosen
-    figures = compare_metrics(base, adapted, chosen.metrics)
+    figures = withhold_seen(compare_metrics(base, adapted, chosen.metrics), chosen.metrics, overlap)
     decisive = next((metric for metric in chosen.metrics if metric.name == chosen.decisive), None)
     return ComparisonReport(
         figures=figures,
@@ -167,14 +177,34 @@ def compare_with_base(
             QuestionAnswers(q.question, b, a, q.is_answered_by(b), q.is_answered_by(a))
             for q, b, a in zip(questions, base.answers, adapted.answers, strict=True)
         ),
-        verdict=judge(decisive, figures, notes=(USED_TWICE,) if used_twice else ()),
+        verdict=judge(
+            decisive,
+            figures,
+            withheld=overlap.explain_withheld(decisive.items) if overlap and decisive else None,
+            notes=(
+                *((USED_TWICE,) if used_twice else ()),
+                *(overlap.format_notes(decisive.items if decisive else None) if overlap else ()),
+            ),
+        ),
         metrics=chosen.metrics,
         reason=chosen.reason,
         items=_collect_items(chosen, base, adapted),
         evaluated_set=evaluated_set,
         used_twice=used_twice,
+        overlap=overlap,
         measurements=(base, adapted),
     )
+
+
+def withhold_seen(
+    figures: dict[str, MetricFigures], metrics: Sequence[Metric], overlap: OverlapReport | None
+) -> dict[str, MetricFigures]:
+    """Return the figures without the verdicts of metrics whose items were trained on."""
+    for metric in metrics:
+        if overlap and "verdict" in figures.get(metric.name, {}) and overlap.withholds(metric.items):
+            figures[metric.name]["verdict"] = "withheld"
+            figures[metric.name]["needed_items"] = None
+    return figures
 
 
 def _collect_items(chosen: ChosenMetrics, base: Measurement, adapted: Measurement) -> tuple[ItemReplies, ...]:

@@ -21,6 +21,7 @@ def format_comparison(report: ComparisonReport) -> str:
     if report.evaluated_set == "test":
         lines.append(f"{'measured on':<{width}}  the test set, {report.validation_dialogues:,} dialogues")
     lines += ["", *textwrap.wrap(f"Verdict: {report.verdict.text}", 100)]
+    lines += report.overlap.format_examples() if report.overlap else []
     for sample in report.samples:
         lines.append("")
         lines += _wrap_labeled("prompt", sample.prompt)

@@ -43,7 +43,7 @@ from lora_chat.evaluation.scores.rouge import rouge_1, rouge_2, rouge_l
 from lora_chat.evaluation.scores.translation import bleu, chrf
 
 Score: TypeAlias = Callable[[Measurement], Statistics | None]
-Word = Literal["better", "worse", "no difference shown"]
+Word = Literal["better", "worse", "no difference shown", "withheld"]
 
 
 class MetricFigures(TypedDict):

@@ -16,7 +16,10 @@ MAX_NEAR_SHARE = 0.1
 """Largest share of the items that may be trained on exactly or nearly.
 
 It is larger because equal frames with other contents, which a task may have on purpose, count as nearly equal."""
-_MAX_EXAMPLES = 5
+_MAX_EXAMPLES = 3
+"""Maximum number of examples of each kind."""
+MeasuredItems = Literal["rows", "questions", "replies"]
+"""Items of a metric."""
 
 
 @dataclass(frozen=True)
@@ -62,42 +65,45 @@ class OverlapReport:
         """Return whether figures of the questions show too little about new ones."""
         return self.seen_questions > MAX_EXACT_SHARE * self.questions
 
-    def explain_withheld(self, measured: Literal["rows", "questions", "replies"]) -> str | None:
+    def withholds(self, measured: MeasuredItems) -> bool:
+        """Return whether the verdict by a metric of these items is withheld."""
+        return self.withholds_questions if measured == "questions" else self.withholds_dialogues
+
+    def explain_withheld(self, measured: MeasuredItems) -> str | None:
         """Return why the verdict by a metric of these items is withheld; None if it is not."""
-        if measured == "questions":
-            if not self.withholds_questions:
-                return None
-            return f"{self.seen_questions:,} of {self.questions:,} questions were trained on."
-        if not self.withholds_dialogues:
+        if not self.withholds(measured):
             return None
+        return self._describe_questions() if measured == "questions" else self._describe_dialogues()
+
+    def format_notes(self, measured: MeasuredItems | None) -> list[str]:
+        """Return sentences on items that were trained on, without the reason why a verdict is withheld.
+
+        `measured` are the items of the metric that decides.
+        """
+        reason = self.explain_withheld(measured) if measured else None
+        notes = []
+        if self.exact or self.near:
+            notes.append(self._describe_dialogues())
+        if self.seen_questions:
+            notes.append(self._describe_questions())
+        if self.same_question:
+            notes.append(f"{self.same_question:,} other dialogues have questions of training with other replies.")
+        return [note for note in notes if note != reason]
+
+    def _describe_dialogues(self) -> str:
+        """Describe how many dialogues were trained on."""
         parts = [f"{self.exact:,} exactly"] if self.exact else []
         parts += [f"{self.near:,} nearly"] if self.near else []
-        where = self.format_examples(("exact", "near"))
-        return f"{self.exact + self.near:,} of {self.items:,} dialogues were trained on ({', '.join(parts)}): {where}."
+        return f"{self.exact + self.near:,} of {self.items:,} dialogues were trained on ({', '.join(parts)})."
 
-    def format_notes(self) -> list[str]:
-        """Return sentences on overlap for which the verdict is not withheld."""
-        notes = []
-        seen = self.exact + self.near
-        if seen and not self.withholds_dialogues:
-            where = self.format_examples(("exact", "near"))
-            notes.append(
-                f"{seen:,} of {self.items:,} dialogues were trained on ({self.exact:,} exactly, {self.near:,} nearly): "
-                f"{where}."
-            )
-        if self.same_question:
-            where = self.format_examples(("question",))
-            notes.append(
-                f"The questions of {self.same_question:,} other dialogues were trained on with other replies: {where}."
-            )
-        if self.seen_questions and not self.withholds_questions:
-            notes.append(f"{self.seen_questions:,} of {self.questions:,} questions were trained on.")
-        return notes
+    def _describe_questions(self) -> str:
+        """Describe how many questions were trained on."""
+        return f"{self.seen_questions:,} of {self.questions:,} questions were trained on."
 
-    def format_examples(self, kinds: Sequence[str]) -> str:
-        """Format the places of the first items of some kinds."""
-        chosen = [sanitize_line(example.location) for example in self.examples if example.kind in kinds]
-        return ", ".join(chosen)
+    def format_examples(self) -> list[str]:
+        """Return a line with files and lines of dialogues that were trained on; none if there are none."""
+        chosen = [example.location for example in self.examples if example.kind in ("exact", "near")]
+        return [f"Trained on: {', '.join(map(sanitize_line, chosen))}"] if chosen else []
 
 
 def make_overlap_report(

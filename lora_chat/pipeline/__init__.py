@@ -42,6 +42,7 @@
 - run_identity: The fields that make two runs the same
 - run_status: The progress of a run, and its messages when it is stopped
 - sft_result: The result of a finished run
+- training_overlap: The digests of a run's training dialogues, and the overlap of evaluation data with them
 - verify_lineage: The verification of a parcel's lineage
 - verify_parcel: The verification of a parcel
 """

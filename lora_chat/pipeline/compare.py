@@ -56,6 +56,7 @@ def compare_models(model: "PeftModel", prepared: PreparedEvaluation, settings: E
         prepared.identity.system,
         settings,
         prepared.compared_name,
+        overlap=prepared.overlap,
     )
     logger.info("\n" + format_comparison(report) + "\n")
     return report

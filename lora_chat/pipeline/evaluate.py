@@ -16,6 +16,7 @@ from lora_chat.pipeline.measure_recital import read_stored_recital
 from lora_chat.pipeline.open_adapter import TrustOptions, find_adapter_base, find_hub_name, open_adapter
 from lora_chat.pipeline.parent import Parent
 from lora_chat.pipeline.report_runs import try_write_report
+from lora_chat.pipeline.training_overlap import with_known_overlap
 from lora_chat.sharing.parcel import is_parcel
 from lora_chat.system.user_path import expand_user_path
 
@@ -43,6 +44,7 @@ def evaluate_adapter(
             f"{source} has no held-out dialogues (data.validation_share: 0) and no questions. Fix: give some with "
             "--data FILE."
         )
+    prepared = with_known_overlap(prepared, opened)
     model = opened.adapter.load(opened.precision)
     settings, run = EvaluationSection(), None
     if opened.run is not None and evaluation_files.data is None:

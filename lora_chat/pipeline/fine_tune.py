@@ -36,6 +36,7 @@ from lora_chat.pipeline.resume import ResumeRequest, find_resume_point, find_run
 from lora_chat.pipeline.run_identity import describe_run
 from lora_chat.pipeline.run_status import RunProgress
 from lora_chat.pipeline.sft_result import SftResult, make_result, read_finished_result, round_seconds
+from lora_chat.pipeline.training_overlap import keep_training_digests
 from lora_chat.planning.disk_space import check_disk_space
 from lora_chat.planning.estimate import RunEstimate
 from lora_chat.planning.format import format_estimate_summary
@@ -118,6 +119,7 @@ def fine_tune(
             write_run_description(run, recipe, plan)
             parent = keep_lineage(run, parent, original.identity)
             prepared.write(run, redacted=bool(plan.audit.redacted))
+            prepared = keep_training_digests(run, prepared)
             run.write_json(run.audit, audit.as_dict())
             run.write_json(run.identity, identity)
         if estimate:

@@ -66,6 +66,8 @@ class OpenAdapter:
     parcel: Parcel | None = None
     made_by_user: bool = False
     """Whether this user made the adapter on this machine."""
+    training_run: RunFolder | None = None
+    """Run that trained the adapter, if its folder is there: `run`, or the one that contains the adapter folder."""
 
     @property
     def system(self) -> str | None:
@@ -89,7 +91,9 @@ def open_adapter(
         files.stored, trust, made_by_user=files.made_by_user, untrusted_name=not files.made_by_user
     )
     precision = adopt_base_precision(choose_precision(files.trained, mode, hardware), adapter.base, hardware)
-    return OpenAdapter(source, adapter, precision, files.run, files.parcel, files.made_by_user)
+    return OpenAdapter(
+        source, adapter, precision, files.run, files.parcel, files.made_by_user, files.run or files.enclosing_run
+    )
 
 
 @dataclass(frozen=True)

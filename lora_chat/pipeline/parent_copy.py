@@ -119,7 +119,7 @@ def keep_lineage(run: RunFolder, parent: Parent | None, base: Identity) -> Paren
 
 
 def _list_held_out(run: RunFolder | None) -> Iterator[Path]:
-    """Yield the files of held-out data in a folder."""
-    for path in (*run.held_out_files, run.questions) if run else ():
+    """Yield the files of held-out data and of training digests in a folder."""
+    for path in (*run.held_out_files, run.questions, run.training_digests) if run else ():
         if path.is_file():
             yield path

@@ -20,6 +20,7 @@ from lora_chat.data.format import statistics_summary
 from lora_chat.data.sources import find_sources, open_sources
 from lora_chat.data.statistics import DataStatistics
 from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.evaluation.overlap import OverlapReport
 from lora_chat.evaluation.questions import Question, read_questions
 from lora_chat.evaluation.verdict import EvaluatedSet
 from lora_chat.models.adapter import check_adapter_attaches
@@ -75,6 +76,8 @@ class PreparedEvaluation:
     questions: Sequence[Question]
     is_user_data: bool = False
     """Whether the dialogues are a file that the user named for this evaluation, which is in `validation`."""
+    overlap: OverlapReport | None = None
+    """How many of the compared dialogues were trained on; None if it is unknown."""
 
     @property
     def compared(self) -> DialogueSet:

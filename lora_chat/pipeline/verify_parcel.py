@@ -22,6 +22,7 @@ from lora_chat.pipeline.compare import compare_models
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, find_adapter_base, open_adapter
 from lora_chat.pipeline.prepare import PreparedEvaluation
+from lora_chat.pipeline.training_overlap import with_known_overlap
 from lora_chat.pipeline.verify_lineage import check_parcel_lineage
 from lora_chat.sharing.compatibility import Portability, report_portability
 from lora_chat.sharing.figures import ComparisonReceipt
@@ -217,6 +218,7 @@ def _repeat_measurements(path: str, evaluation_files: EvaluationFiles, trust: Tr
     if prepared is None or opened.parcel is None or evaluation_files.data is None:
         yield ParcelCheck("comparison", "not repeated: give dialogues with --data FILE", None)
         return
+    prepared = with_known_overlap(prepared, opened)
     report = compare_models(opened.adapter.load(opened.precision), prepared, EvaluationSection(samples=0))
     receipt, file = opened.parcel.receipt, Path(evaluation_files.data)
     is_same_data = file.is_file() and digest_file(file) == receipt.data.held_out

@@ -38,6 +38,7 @@ PREPARED_FILES = (
     "test.jsonl",
     "test_blocks.jsonl",
     "questions.jsonl",
+    "training_digests.safetensors",
     "lineage.json",
     "parent/adapter_config.json",
     "parent/adapter_model.safetensors",
@@ -49,6 +50,7 @@ PREPARED_FILES = (
     "parent/test.jsonl",
     "parent/test_blocks.jsonl",
     "parent/questions.jsonl",
+    "parent/training_digests.safetensors",
 )
 """Files that are written before training begins, and again when it is resumed."""
 ADAPTER_FILES = (

@@ -126,6 +126,11 @@ class RunFolder:
         return test or tuple(path for path in (self.validation, self.validation_blocks) if path.is_file())
 
     @property
+    def training_digests(self) -> Path:
+        """Return the path of the digests by which training dialogues are recognised, without their text."""
+        return self.path / "training_digests.safetensors"
+
+    @property
     def statistics(self) -> Path:
         """Return the path of the statistics of the data."""
         return self.path / "data.json"
@@ -194,6 +199,11 @@ class RunFolder:
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file of the run; a failure leaves the old file."""
         write_text_atomically(path, text, "a file of the run")
+
+    def write_bytes(self, path: Path, content: bytes) -> None:
+        """Write a binary file of the run; a failure leaves the old file."""
+        with atomic_output_file(path, "a file of the run") as file:
+            file.write(content)
 
     def write_json(self, path: Path, value: object) -> None:
         """Write a JSON file of the run."""

@@ -29,8 +29,8 @@ class DigestSet:
         if not len(self.values):
             return np.zeros(len(digests), bool)
         places = np.minimum(np.searchsorted(self.values, digests), len(self.values) - 1)
-        found: NDArray[np.bool_] = self.values[places] == digests
-        return found
+        is_in_set: NDArray[np.bool_] = self.values[places] == digests
+        return is_in_set
 
 
 def build_digest_set(
@@ -42,6 +42,13 @@ def build_digest_set(
         shift += 1
         values = values[is_sampled(values, shift)]
     return DigestSet(values, shift)
+
+
+def merge_digest_sets(first: DigestSet, second: DigestSet) -> DigestSet:
+    """Return the digests of two sets, in the coarser sample of both."""
+    shift = max(first.shift, second.shift)
+    values = np.concatenate([first.values, second.values])
+    return build_digest_set(values[is_sampled(values, shift)], shift)
 
 
 def is_sampled(digests: NDArray[np.uint64], shift: int) -> NDArray[np.bool_]:

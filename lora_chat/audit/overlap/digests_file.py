@@ -42,11 +42,11 @@ def _decode_digests(arrays: dict[str, NDArray[np.generic]]) -> TrainingDigests:
         raise ValueError(f"has version {version}")
     sets = {}
     for name, shift in zip(_SETS, shifts, strict=True):
-        values = _check_array(arrays, name, np.uint64, (min(len(arrays[name]), MAX_DIGESTS),)).astype(np.uint64)
+        values = _check_array(arrays, name, np.uint64, (min(arrays[name].size, MAX_DIGESTS),)).astype(np.uint64)
         if shift >= DIGEST_BITS or not is_sampled(values, shift).all() or not (values[1:] > values[:-1]).all():
             raise ValueError(f"{name} is not sorted or not a sample")
         sets[name] = DigestSet(values, shift)
-    rows = min(len(arrays["signatures"]), MAX_SIGNATURES)
+    rows = min(arrays["signatures"].size // SIGNATURE_BYTES, MAX_SIGNATURES)
     signatures = _check_array(arrays, "signatures", np.uint8, (rows, SIGNATURE_BYTES)).astype(np.uint8)
     return TrainingDigests(**sets, signatures=signatures)
 

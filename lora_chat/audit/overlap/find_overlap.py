@@ -54,9 +54,10 @@ def find_overlap(digests: TrainingDigests, items: Iterable[EvaluatedItem]) -> li
         if item.dialogue is None:
             kinds.append(_compare_block(digests, item.ids))
             continue
-        kind = _compare_replies(digests, list_reply_digests(item.dialogue))
+        replies = list_reply_digests(item.dialogue)
+        kind = _compare_replies(digests, replies)
         kinds.append(kind)
-        if kind != "exact":
+        if replies and kind != "exact":
             signer.add(item.dialogue)
             signed.append(number)
     for number in _find_near(digests.signatures, signer.collect()):
@@ -103,14 +104,14 @@ def _compare_block(digests: TrainingDigests, ids: Sequence[int]) -> OverlapKind 
 
 def _find_near(training: NDArray[np.uint8], evaluated: NDArray[np.uint8]) -> set[int]:
     """Return the rows of `evaluated` that are similar to a row of `training`."""
-    found: set[int] = set()
+    similar_rows: set[int] = set()
     for earlier, later in _find_candidates(training, evaluated):
         equal = training[earlier] == evaluated[later]
         similar = (np.count_nonzero(equal[:, :TEXT_ENTRIES], axis=1) >= MIN_SIMILARITY * TEXT_ENTRIES) & (
             np.count_nonzero(equal[:, TEXT_ENTRIES:], axis=1) >= MIN_QUESTION_SIMILARITY * QUESTION_ENTRIES
         )
-        found.update(later[similar].tolist())
-    return found
+        similar_rows.update(later[similar].tolist())
+    return similar_rows
 
 
 def _find_candidates(

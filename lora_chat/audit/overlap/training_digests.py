@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_chat.audit.duplicates.minhash import compute_signatures
-from lora_chat.audit.overlap.digest_set import DigestSet, build_digest_set
+from lora_chat.audit.overlap.digest_set import DigestSet, build_digest_set, merge_digest_sets
 from lora_chat.audit.overlap.item_digests import (
     PASSAGE_SHIFT,
     digest_block,
@@ -71,18 +71,34 @@ class DigestCollector:
 
     def collect(self) -> TrainingDigests:
         """Return the digests of all dialogues that were added."""
-        signatures = np.unique(self._signer.collect(), axis=0)
-        if len(signatures) > MAX_SIGNATURES:
-            chosen = np.random.default_rng(_SAMPLE_SEED).choice(len(signatures), MAX_SIGNATURES, replace=False)
-            signatures = signatures[np.sort(chosen)]
         passages = np.concatenate([np.zeros(0, np.uint64), *self._passages])
         return TrainingDigests(
             turns=build_digest_set(np.frombuffer(self._turns, np.uint64)),
             questions=build_digest_set(np.frombuffer(self._questions, np.uint64)),
             replies=build_digest_set(np.frombuffer(self._replies, np.uint64)),
             passages=build_digest_set(passages, PASSAGE_SHIFT),
-            signatures=signatures,
+            signatures=_limit_signatures(self._signer.collect()),
         )
+
+
+def merge_digests(first: TrainingDigests, second: TrainingDigests) -> TrainingDigests:
+    """Return the digests of two trainings together."""
+    return TrainingDigests(
+        turns=merge_digest_sets(first.turns, second.turns),
+        questions=merge_digest_sets(first.questions, second.questions),
+        replies=merge_digest_sets(first.replies, second.replies),
+        passages=merge_digest_sets(first.passages, second.passages),
+        signatures=_limit_signatures(np.concatenate([first.signatures, second.signatures])),
+    )
+
+
+def _limit_signatures(signatures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the different signatures, or a sample of them."""
+    signatures = np.unique(signatures, axis=0)
+    if len(signatures) <= MAX_SIGNATURES:
+        return signatures
+    chosen = np.random.default_rng(_SAMPLE_SEED).choice(len(signatures), MAX_SIGNATURES, replace=False)
+    return signatures[np.sort(chosen)]
 
 
 class Signer:

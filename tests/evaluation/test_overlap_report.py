@@ -1,0 +1,64 @@
+"""Counts of evaluation dialogues that were trained on, and the verdict that is withheld because of them."""
+
+import pytest
+
+from lora_chat.evaluation.comparison import withhold_seen
+from lora_chat.evaluation.metrics import METRICS, find_metric
+from lora_chat.evaluation.overlap import OverlapReport, make_overlap_report
+from lora_chat.evaluation.verdict import judge
+
+
+def report(exact=0, near=0, items=100, questions=0, seen=0):
+    return OverlapReport(items=items, exact=exact, near=near, questions=questions, seen_questions=seen)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "withheld"),
+    [
+        (report(exact=61, near=12), True),
+        (report(exact=1), False),
+        (report(exact=2), True),
+        (report(near=10), False),
+        (report(near=11), True),
+        (report(exact=1, near=10), True),
+        (report(exact=1, items=50), True),
+        (report(items=0), False),
+    ],
+)
+def test_verdict_on_dialogues_is_withheld_from_a_share_on(overlap, withheld):
+    assert overlap.withholds("rows") == overlap.withholds("replies") == withheld
+    assert not overlap.withholds("questions")
+    assert (overlap.explain_withheld("rows") is not None) == withheld
+
+
+def test_sentences_name_the_counts_and_no_path():
+    kinds = ["exact"] * 61 + ["near"] * 12 + ["question"] * 2 + ["reply"] + [None] * 24
+    overlap = make_overlap_report(kinds, [f"secret/data.jsonl:{i}" for i in range(100)], [True, False])
+    text = "73 of 100 dialogues were trained on (61 exactly, 12 nearly)."
+    assert overlap.explain_withheld("replies") == text
+    notes = [
+        "1 of 2 questions were trained on.",
+        "2 other dialogues have questions of training with other replies.",
+    ]
+    assert overlap.format_notes("rows") == notes
+    assert overlap.format_notes("questions") == [text, notes[1]]
+    assert overlap.format_examples() == [
+        "Trained on: " + ", ".join(f"secret/data.jsonl:{i}" for i in (0, 1, 2, 61, 62, 63))
+    ]
+    assert overlap.as_dict()["examples"][0] == {"location": "secret/data.jsonl:0", "kind": "exact"}
+    assert (overlap.same_reply, overlap.as_dict()["withheld"]) == (1, True)
+
+
+def test_withheld_verdict_keeps_the_figures_and_loses_its_words():
+    pair = {"base": 2.0, "adapted": 1.0, "items": 100, "verdict": "better", "needed_items": None}
+    figures = {"validation_loss": dict(pair), "facts": dict(pair)}
+    overlap = report(exact=61, near=12)
+    changed = withhold_seen(figures, METRICS, overlap)
+    assert {name: figure["verdict"] for name, figure in changed.items()} == {
+        "validation_loss": "withheld",
+        "facts": "better",
+    }
+    verdict = judge(find_metric("validation_loss"), changed, withheld=overlap.explain_withheld("rows"))
+    assert verdict.word == "withheld"
+    assert verdict.text == "Withheld: 73 of 100 dialogues were trained on (61 exactly, 12 nearly)."
+    assert withhold_seen(dict(figures), METRICS, None) == figures
