@@ -15,5 +15,11 @@ PARITY_MAX_TOKENS, PARITY_MAX_POSITIONS = 2048, 256
 MAX_EVALUATION_LOGITS = 2**25
 """Number of logits computed together when a loss is only measured."""
 
+MIN_ROWS_TO_CHOOSE = 8
+"""Smallest number of validation rows by which a training step is chosen. Fewer say too little about the noise."""
+
+MAX_STEP_COPIES = 4
+"""Largest number of measured steps whose weights are kept until the best of them is chosen."""
+
 LM_HEAD_CPU_BUFFER_ROWS, LM_HEAD_GPU_BUFFER_LOGITS = 256, 2**25
 """Positions whose logits the fast path computes together on a CPU, and logits on a GPU, which wants more rows."""

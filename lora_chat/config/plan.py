@@ -64,6 +64,8 @@ class TrainingPlan(TrainingSection):
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     cached_layers: int = 0
     """Number of decoder layers whose quantized weights are also on the GPU in 16 bits during training."""
+    keep: Literal["best", "last"] = "last"
+    """Step whose adapter is saved. Runs of older versions, whose plans lack it, keep the last one."""
     fast_path: bool
     """Whether the dialogues of a micro-batch are packed into one row, instead of padded, and layers are fused."""
 
@@ -88,11 +90,7 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     """Resolve a recipe for a machine. Raises RecipeError for settings that cannot work on any machine."""
     check_target_modules(recipe.adapter)
     _check_initialization(recipe)
-    if recipe.evaluation.each_epoch and not recipe.data.has_validation:
-        raise RecipeError(
-            "evaluation.each_epoch needs a validation set, but data.validation_share is 0. Fix: name data.validation, "
-            "or --set evaluation.each_epoch=false."
-        )
+    _check_validation(recipe)
     precision = plan_precision(recipe.quantization, hardware)
     return Plan(
         base=recipe.base,
@@ -168,6 +166,29 @@ def check_target_modules(adapter: AdapterSection) -> None:
         raise RecipeError(
             "adapter.target_modules: lm_head cannot have an adapter, because the loss would ignore it. "
             "Fix: remove it from the list, or use `all-linear`, which leaves it out."
+        )
+
+
+def _check_validation(recipe: Recipe) -> None:
+    """Raise RecipeError for settings that need measurements of a validation set, if there are none."""
+    evaluation = recipe.evaluation
+    needs = {
+        "evaluation.each_epoch": (evaluation.each_epoch is True, "false"),
+        "evaluation.every_steps": (evaluation.every_steps is not None, "null"),
+        "training.early_stopping": (recipe.training.early_stopping is not None, "null"),
+    }
+    if not recipe.data.has_validation:
+        for name, (is_set, unset) in needs.items():
+            if is_set:
+                raise RecipeError(
+                    f"{name} needs a validation set, but data.validation_share is 0. Fix: name data.validation, "
+                    f"or --set {name}={unset}."
+                )
+    if recipe.training.early_stopping is not None and evaluation.each_epoch is False and evaluation.every_steps is None:
+        raise RecipeError(
+            "training.early_stopping needs measurements of the validation set, but evaluation.each_epoch is false and "
+            "evaluation.every_steps is not set. Fix: --set evaluation.each_epoch=true, or "
+            "--set evaluation.every_steps=N."
         )
 
 

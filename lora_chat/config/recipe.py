@@ -78,8 +78,12 @@ class CheckpointSection(StrictModel):
 class EvaluationSection(StrictModel):
     """The comparison of the base with the adapted model."""
 
-    each_epoch: bool = False
-    """Whether the validation loss is measured after every epoch too."""
+    each_epoch: Literal["auto"] | bool = "auto"
+    """Whether the validation set is measured after every epoch too, from which `training.keep` chooses. `auto` does so
+    if it is planned to take less than 10 % of the training time, if there are at least two epochs and 8 validation rows
+    to choose by, and if `every_steps` is not set."""
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps between measurements of the validation set. The last step is measured too."""
     samples: Annotated[int, Field(ge=0)] = 3
     """Number of validation prompts that both models answer, printed side by side."""
     replies: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
@@ -128,6 +132,11 @@ class EvaluationSection(StrictModel):
     def reply_count(self) -> int:
         """Return the number of replies, with `auto` as its largest value."""
         return AUTO_REPLIES if self.replies == "auto" else self.replies
+
+    @property
+    def measures_in_training(self) -> bool:
+        """Return whether the validation set is measured during training; `auto` counts after it is resolved."""
+        return self.each_epoch is True or self.every_steps is not None
 
 
 class OutputSection(StrictModel):

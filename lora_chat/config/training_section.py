@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 from typing_extensions import Self
 
 from lora_chat.config.base import Seed, StrictModel
@@ -68,6 +68,16 @@ class TrainingSection(StrictModel):
     """Maximum memory of a run: a size such as 10GiB, or `auto` for 97 % of the free memory. The fastest values that fit
     are chosen for the other settings that are `auto`, and a run that cannot fit is refused before the weights load.
     With `unlimited` nothing is chosen or refused."""
+    keep: Literal["best", "last"] = "best"
+    """Step whose adapter is saved: `best` is the earliest measured step whose `keep_by` is within one standard error of
+    the best one, and `last` is the last step. Without a validation set, or with fewer than 8 validation rows, it is the
+    last step."""
+    keep_by: Literal["validation_loss", "token_accuracy"] = "validation_loss"
+    """Measure of the validation set that `keep` and `early_stopping` compare: the mean loss of its supervised tokens,
+    or the share of them that the model predicts."""
+    early_stopping: Annotated[int, Field(ge=1)] | None = None
+    """Number of measurements of the validation set without an improvement after which training stops. The schedule of
+    the learning rate stays the same."""
     seed: Seed = 0
     """Seed of the initial LoRA weights, of dropout and of the order of the dialogues."""
 
@@ -75,6 +85,17 @@ class TrainingSection(StrictModel):
     def warmup(self) -> int | float:
         """Return the number of warm-up steps, or their share of all steps if it is below 1."""
         return self.warmup_steps if self.warmup_steps is not None else self.warmup_share or 0.0
+
+    @field_validator("keep_by", mode="before")
+    @classmethod
+    def _check_keep_by(cls, name: object) -> object:
+        """Raise ValueError for a metric that is not measured during training."""
+        if isinstance(name, str) and name not in ("validation_loss", "token_accuracy"):
+            raise ValueError(
+                f"{name} is not measured during training, because it needs generated replies or another data set; "
+                "choose validation_loss or token_accuracy"
+            )
+        return name
 
     @model_validator(mode="before")
     @classmethod

@@ -9,7 +9,7 @@ from lora_chat.config.plan import Plan, make_plan
 from lora_chat.config.recipe import BaseSection, Recipe
 from lora_chat.config.sizes import parse_size
 from lora_chat.data.encoding.chat_template import install_template
-from lora_chat.data.lengths import DataLengths
+from lora_chat.data.lengths import DataLengths, measure_rows
 from lora_chat.errors import ConsentError, DataError, OutOfMemoryError, RecipeError
 from lora_chat.models.base_config import BaseConfig, find_base_config
 from lora_chat.models.base_model import LocalBase, find_base, load_tokenizer
@@ -33,6 +33,7 @@ from lora_chat.planning.gpu_specs import find_gpu_spec, target_from_gpu_spec, ta
 from lora_chat.planning.local_device import detect_local_device, measure_cpu_speed
 from lora_chat.planning.measured_shape import MeasuredShape
 from lora_chat.planning.settings_search import PlanningProblem, choose_plan, memory_config_from_plan
+from lora_chat.planning.validation import resolve_validation
 from lora_chat.planning.workload import check_warmup
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.hardware import Hardware, describe_cpu, detect_hardware
@@ -50,6 +51,7 @@ def resolve_plan(
     """
     if earlier:
         plan = _keep_earlier_settings(plan, earlier.read_plan())
+    plan = resolve_validation(plan, measure_rows(prepared.train.rows), measure_rows(prepared.validation.rows))
     try:
         estimate = estimate_run(plan, prepared, reading_seconds)
     except RecipeError as error:
@@ -69,6 +71,9 @@ def _keep_earlier_settings(plan: Plan, earlier: Plan) -> Plan:
         settings["gradient_accumulation_steps"] = earlier.training.gradient_accumulation_steps
     if earlier.training.effective_batch_size != plan.training.effective_batch_size:
         return plan  # another run, which `check_same_run` refuses
+    if plan.evaluation.each_epoch == "auto":
+        evaluation = plan.evaluation.model_copy(update={"each_epoch": earlier.evaluation.each_epoch})
+        plan = plan.model_copy(update={"evaluation": evaluation})
     training = plan.training.model_copy(update=settings)
     return plan.model_copy(update={"training": training, "open_settings": ()})
 
@@ -84,6 +89,7 @@ def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunE
     trained_parameters = count_selected_parameters(plan, base, shape)
     started = time.monotonic()
     data = _read_lengths(plan, base, shape.max_positions, parent)
+    plan = resolve_validation(plan, data.train, data.validation)
     problem = PlanningProblem(shape, data, target, trained_parameters)
     return _estimate_plan(plan, problem, base, time.monotonic() - started, allow_slow=False)
 

@@ -9,6 +9,7 @@ from typing_extensions import NotRequired, TypedDict
 from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.planning.estimate import RunEstimate
 from lora_chat.planning.format import format_duration, format_gib
+from lora_chat.planning.phase_time import PhaseDurations
 from lora_chat.runs.run_folder import RunFolder, is_run_folder, open_run_folder
 from lora_chat.system.sanitize import sanitize_line
 
@@ -49,7 +50,7 @@ def make_estimate_record(
         "planned": {
             "peak_bytes": estimate.peak,
             "seconds": total.likely if total and is_timed else None,
-            "train_seconds": estimate.durations["train"].likely if estimate.durations and is_timed else None,
+            "train_seconds": _train_seconds(estimate.durations) if estimate.durations and is_timed else None,
         },
         "measured": {
             "peak_bytes": peak_bytes,
@@ -57,6 +58,11 @@ def make_estimate_record(
             "train_seconds": train_seconds if is_timed else None,
         },
     }
+
+
+def _train_seconds(durations: PhaseDurations) -> float:
+    """Return the likely seconds of training with its measurements of the validation set."""
+    return sum(durations[name].likely for name in ("train", "validate") if name in durations)
 
 
 def format_record(record: EstimateRecord) -> str:

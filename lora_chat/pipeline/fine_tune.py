@@ -40,6 +40,7 @@ from lora_chat.pipeline.training_overlap import keep_training_digests
 from lora_chat.planning.disk_space import check_disk_space
 from lora_chat.planning.estimate import RunEstimate
 from lora_chat.planning.format import format_estimate_summary
+from lora_chat.planning.validation import count_step_copies
 from lora_chat.runs.create_run import create_run_folder, delete_run, read_library_versions, write_run_description
 from lora_chat.runs.lock import lock_run_folder
 from lora_chat.runs.origin import (
@@ -86,8 +87,8 @@ def fine_tune(
         recipe = inherit_settings(recipe, parent)
         accept_template = accept_template or is_template_accepted(earlier, parent)
     plan = make_plan(recipe, hardware)
-    if earlier and "thinking" not in earlier.read_plan().data.model_fields_set:  # made by an earlier version
-        plan = plan.model_copy(update={"data": plan.data.model_copy(update={"thinking": None})})
+    if earlier:
+        plan = _keep_older_defaults(plan, recipe, earlier.read_plan())
     if recipe.training.fast_path is True and not plan.training.fast_path:
         logger.info(_STOCK_PATH_IN_FLOAT16)
     is_received = bool(resume and earlier and is_foreign_run(earlier, resume))
@@ -172,6 +173,15 @@ def fine_tune(
         return result
 
 
+def _keep_older_defaults(plan: Plan, recipe: Recipe, earlier: Plan) -> Plan:
+    """Return the plan with the behaviour of the version that made the earlier run, which has no field for it."""
+    if "thinking" not in earlier.data.model_fields_set:
+        plan = plan.model_copy(update={"data": plan.data.model_copy(update={"thinking": None})})
+    if "keep" not in earlier.training.model_fields_set and "keep" not in recipe.training.model_fields_set:
+        plan = plan.model_copy(update={"training": plan.training.model_copy(update={"keep": "last"})})
+    return plan
+
+
 def _repeat_result(run: RunFolder, *, adopt: bool) -> SftResult:
     """Return the result of a finished run; sign the run as this user's if it was received and adopted."""
     result = read_finished_result(run)
@@ -247,7 +257,8 @@ def _load_model(
     skeleton = load_meta_model(prepared.base)
     left_out = describe_left_out(find_text_layers(skeleton))
     trainable_parameters = count_trainable_parameters(skeleton, prepared.adapter, prepared.new_ids)
-    check_disk_space(run.path, trainable_parameters, plan.checkpoint.keep, (run.parent, run.merged_base))
+    copies = count_step_copies(plan, len(prepared.train.rows), len(prepared.validation.rows))
+    check_disk_space(run.path, trainable_parameters, plan.checkpoint.keep, (run.parent, run.merged_base), copies)
     progress.enter_stage("loading the base")
     base_model = load_base_model(prepared.base, plan.precision)
     known_ids = [token for token in prepared.train.rows[0].input_ids if token not in prepared.new_ids]
@@ -283,7 +294,8 @@ def _make_training_run(
         bfloat16=plan.precision.dtype == "bfloat16",
         float16=plan.precision.dtype == "float16",
         has_frozen_start=plan.adapter.has_frozen_start,
-        evaluate_each_epoch=plan.evaluation.each_epoch,
+        evaluate_each_epoch=plan.evaluation.each_epoch is True,
+        evaluate_every_steps=plan.evaluation.every_steps,
         tensorboard_folder=run.tensorboard if plan.output.tensorboard else None,
         checkpoint_policy=policy,
         locate_dialogues=lambda rows: [(display_path(Path(path)), line) for path, line in prepared.train.locate(rows)],
@@ -319,9 +331,10 @@ def _save_adapter_or_stop(
     announce_writes(run, ADAPTER_FILES)
     adapter_bytes = save_adapter(model, run.adapter, prepared.identity, template, card, prepared.tokenizer)
     try_sign_run(run)
-    if training.signal_number and training.steps < training.planned_steps:
+    if training.signal_number and not training.is_complete:
         write_loss_plot(run.metrics, run.plot, None)
         raise progress.make_training_stop_error(training.steps, training.planned_steps, training.signal_number)
+    logger.info(training.kept.describe(training.steps))
     progress.adapter_saved = True
     progress.stage = "comparing base and adapted"
     if training.signal_number:

@@ -17,6 +17,7 @@ from lora_chat.runs.checkpoints import (
 )
 from lora_chat.runs.origin import find_foreign_reason
 from lora_chat.runs.run_folder import RunFolder, find_newest_run, open_run_folder
+from lora_chat.runs.validation_log import read_validation_log, write_validation_log
 from lora_chat.system.console import display_path
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ def find_resume_point(
             _ADOPT_FLAG,
         )
     if newest is not None:
+        _check_validation_log(run, newest, request)
         for change in check_same_run(newest.identity, identity, request.accepted_changes, display_path(run.path)):
             logger.info(f"Accepted: {change}.")
         if is_older_identity(newest.identity):
@@ -110,3 +112,18 @@ def find_resume_point(
     else:
         logger.info(f"Continuing {display_path(run.path)} after step {newest.step}.")
     return newest
+
+
+def _check_validation_log(run: RunFolder, checkpoint: CommittedCheckpoint, request: ResumeRequest) -> None:
+    """Raise ConsentError for a log of another user, because it decides which weights are kept; `--adopt` signs it."""
+    log = read_validation_log(run.validations)
+    rows = [row for row in log.rows if row.step <= checkpoint.step]
+    if log.signed_by_user or not any(row.candidates for row in rows):
+        return
+    if not request.adopt:
+        raise ConsentError(
+            f"{display_path(run.validations)} was written by another user, on another machine, or was changed.\n"
+            "Continuing could keep the adapter in its copies of measured steps. Nothing was changed.",
+            _ADOPT_FLAG,
+        )
+    write_validation_log(run.validations, log.rows)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 
 from lora_chat.config.base import StrictModel
-from lora_chat.config.plan import Plan
+from lora_chat.config.plan import Plan, TrainingPlan
 from lora_chat.config.recipe import AdapterSection, TrainingSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.errors import IntegrityError, UsageError
@@ -27,12 +27,17 @@ _ACCEPTABLE_CHANGES = {
     "training.gradient_accumulation_steps",
     "training.gradient_checkpointing",
     "training.fast_path",
+    "training.keep",
+    "training.early_stopping",
+    "evaluation.each_epoch",
+    "evaluation.every_steps",
     "precision.device",
 }
 """Fields that may change: they affect only later steps, or only rounding."""
 _NEWER_SETTINGS: Sequence[tuple[str, type[StrictModel], Sequence[str]]] = (
     ("adapter", AdapterSection, ("bias", "experts", "initialization")),
-    ("training", TrainingSection, ("adam_beta2", "label_smoothing")),
+    ("training", TrainingSection, ("adam_beta2", "label_smoothing", "keep_by")),
+    ("training", TrainingPlan, ("keep",)),
 )
 """Settings that runs of older versions do not have, so that they had the default. None needs no entry as a default."""
 _VERSIONS_PREFIX = "versions."
@@ -67,6 +72,8 @@ def describe_run(
             "parent.adapter": parent.record.adapter,
             "parent.config": digest_config(parent.settings, identity),
         }
+    if plan.training.keep == "best":
+        fields |= {f"evaluation.{key}": getattr(plan.evaluation, key) for key in ("each_epoch", "every_steps")}
     del fields["training.memory"]  # the settings that it decided are fields themselves
     del fields["training.cached_layers"]  # copies of weights, which change no result
     del fields["precision.coverage"]  # it follows from the base and the mode
@@ -103,6 +110,9 @@ def check_same_run(
     if is_older_identity(committed):
         now = {field: now[field] for field in now if not field.startswith("base.") or field in _OLD_BASE_FIELDS}
     committed = _add_newer_settings(committed, now)
+    # Runs that keep the last step do not record when the validation set is measured.
+    unrecorded = {name for name in committed.keys() ^ now.keys() if name.startswith("evaluation.")}
+    committed, now = ({name: fields[name] for name in fields.keys() - unrecorded} for fields in (committed, now))
     changed = [field for field in sorted(committed.keys() | now.keys()) if committed.get(field) != now.get(field)]
     refused = [field for field in changed if field not in accepted]
     if refused:

@@ -32,6 +32,12 @@ class SftResult(BaseModel):
     seconds: SftSeconds
     steps: int
     planned_steps: int | None = None
+    last_step: int | None = None
+    """Last step that was trained."""
+    kept_step: int | None = None
+    """Step whose adapter was saved."""
+    kept_because: str | None = None
+    """Reason why it was kept."""
     supervised_tokens: int
     peak_memory_bytes: int
     adapter_bytes: int
@@ -76,6 +82,9 @@ def make_result(
             "seconds": seconds,
             "steps": training.steps,
             "planned_steps": training.planned_steps,
+            "last_step": training.steps,
+            "kept_step": training.kept.step,
+            "kept_because": training.kept.reason,
             "supervised_tokens": training.supervised_tokens,
             "peak_memory_bytes": peak_memory_bytes(),
             "adapter_bytes": adapter_bytes,

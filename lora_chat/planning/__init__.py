@@ -21,6 +21,7 @@
 - settings_search: The search for settings that fit a device
 - trained_parts: Memory of modules and token rows that are trained beside LoRA
 - training_memory: Peak bytes of training one micro-batch
+- validation: Measurements of the validation set during training
 - weight_cache: Number of layers whose dequantized weights fit on a GPU
 - weight_memory: Bytes of the weights of base and adapter
 - workload: The steps of a run, its micro-batches and the largest of them

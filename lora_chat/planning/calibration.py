@@ -82,8 +82,12 @@ def durations_from_benchmark(
     workload: Workload,
     data: DataLengths,
     overhead_seconds: float,
+    measurements: int = 0,
 ) -> PhaseDurations:
-    """Return the seconds of the phases of `sft`, extrapolated from the measurements."""
+    """Return the seconds of the phases of `sft`, extrapolated from the benchmark.
+
+    `measurements` is how often the validation set is measured during training.
+    """
     layers = shape.num_layers
     # Time of a step is proportional to its positions.
     seconds_per_position = benchmark.extrapolate("step", layers) / benchmark.workload.step_positions
@@ -92,9 +96,9 @@ def durations_from_benchmark(
         workload.largest.tokens - benchmark.workload.largest.tokens
     )
     # Evaluation is proportional to tokens, generation to batches of prompts and to tokens of the longest reply.
-    evaluate_seconds = (
-        benchmark.extrapolate("read", layers) / benchmark.evaluated_tokens * float(data.compared.tokens.sum())
-    )
+    seconds_per_token = benchmark.extrapolate("read", layers) / benchmark.evaluated_tokens
+    evaluate_seconds = seconds_per_token * float(data.compared.tokens.sum())
+    validate_seconds = measurements * seconds_per_token * float(data.validation.tokens.sum())
     batch_size = generation_batch_size(
         shape, max(data.prompt_tokens, default=1) + data.max_reply_tokens, memory_config.bytes_per_value
     )
@@ -106,6 +110,7 @@ def durations_from_benchmark(
     return {
         "load": _with_observed_range(overhead_seconds + benchmark.extrapolate("load", layers)),
         "train": _with_observed_range(train + max(0.0, start_seconds)),
+        **({"validate": _with_observed_range(validate_seconds)} if measurements else {}),
         "evaluate": _with_observed_range(2 * evaluate_seconds),
         "generate": TimeEstimate(
             2 * (prefill_seconds + decode_seconds),

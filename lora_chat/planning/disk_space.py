@@ -17,12 +17,17 @@ def checkpoint_bytes(parameters: int) -> int:
     return (_ADAPTER_BYTES_PER_PARAMETER + _ADAM_BYTES_PER_PARAMETER) * parameters + _OTHER_FILES_BYTES
 
 
-def run_bytes(parameters: int, keep: int) -> int:
-    """Return the peak bytes of a run folder: one checkpoint more than it keeps, and the adapter twice."""
-    return (keep + 1) * checkpoint_bytes(parameters) + 2 * _ADAPTER_BYTES_PER_PARAMETER * parameters
+def run_bytes(parameters: int, keep: int, step_copies: int = 0) -> int:
+    """Return the peak bytes of a run folder: one checkpoint more than it keeps, and the adapter twice.
+
+    `step_copies` is the number of further copies of the trained weights, from which the best step is chosen.
+    """
+    return (keep + 1) * checkpoint_bytes(parameters) + (2 + step_copies) * _ADAPTER_BYTES_PER_PARAMETER * parameters
 
 
-def check_disk_space(folder: Path, parameters: int, keep: int, kept_folders: Sequence[Path] = ()) -> None:
+def check_disk_space(
+    folder: Path, parameters: int, keep: int, kept_folders: Sequence[Path] = (), step_copies: int = 0
+) -> None:
     """Raise DiskFullError if the disk of `folder` is too small for a run.
 
     Existing files of the run count as room, except for those in `kept_folders`, which the run does not write again.
@@ -32,10 +37,11 @@ def check_disk_space(folder: Path, parameters: int, keep: int, kept_folders: Seq
         for path in folder.rglob("*")
         if path.is_file() and not any(path.is_relative_to(other) for other in kept_folders)
     )
-    needed, free = run_bytes(parameters, keep), shutil.disk_usage(folder).free
+    needed, free = run_bytes(parameters, keep, step_copies), shutil.disk_usage(folder).free
     if free < needed - existing_bytes:
+        copies = f"{step_copies} copies of measured steps, " if step_copies else ""
         raise DiskFullError(
             f"Not enough disk space in {folder}: the run needs {needed / 1e6:.1f} MB ({keep + 1} checkpoints of "
-            f"{checkpoint_bytes(parameters) / 1e6:.1f} MB, and the adapter), {free / 1e6:.1f} MB are free.\n"
+            f"{checkpoint_bytes(parameters) / 1e6:.1f} MB, {copies}and the adapter), {free / 1e6:.1f} MB are free.\n"
             "Fix: free some space, or choose another folder with --set output.directory=DIR."
         )

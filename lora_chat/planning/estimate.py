@@ -23,6 +23,7 @@ from lora_chat.planning.settings_search import (
     choose_plan,
     find_fitting_candidate,
 )
+from lora_chat.planning.validation import count_measurements, count_step_copies, validation_time_share
 from lora_chat.planning.weight_memory import count_adapter_parameters
 from lora_chat.planning.workload import Workload
 
@@ -73,6 +74,10 @@ class RunEstimate:
     notes: tuple[str, ...]
     memory_source: MemorySource = "formulas"
     """Source of the bytes of decoder layers."""
+    measurements: int = 0
+    """How often the validation set is measured during training."""
+    validation_share: float = 0.0
+    """Planned time of these measurements as a share of the training time."""
     refusal: Refusal | None = None
     """Reason why `sft` would stop on this GPU with PyPI's build of PyTorch; None if it would run."""
 
@@ -139,7 +144,13 @@ class RunEstimate:
                 "optimizer": training.optimizer,
                 "cached_layers": training.cached_layers,
                 "fast_path": training.fast_path,
+                "each_epoch": self.plan.evaluation.each_epoch is True,
+                "every_steps": self.plan.evaluation.every_steps,
+                "keep": training.keep,
+                "keep_by": training.keep_by,
+                "early_stopping": training.early_stopping,
             },
+            "validation": {"measurements": self.measurements, "time_share": self.validation_share},
             "change": asdict(self.suggestion) if self.suggestion else None,
             "parameters": self.parameters,
             "trainable_parameters": self.trainable_parameters,
@@ -198,7 +209,11 @@ def make_estimate(
         if benchmark
         else None,
         disk_bytes={
-            "run": run_bytes(trainable_parameters, plan.checkpoint.keep)
+            "run": run_bytes(
+                trainable_parameters,
+                plan.checkpoint.keep,
+                count_step_copies(plan, candidate.workload.rows, len(problem.data.validation.tokens)),
+            )
             + (2 * problem.shape.weights if plan.adapter.stack else 0),
             "merge": 2 * problem.shape.weights,
             "export": 2 * problem.shape.weights + int(_Q8_0_BYTES_PER_WEIGHT * problem.shape.weights),
@@ -207,6 +222,8 @@ def make_estimate(
         suggestion=_suggest_change(candidate),
         notes=list_notes(candidate, benchmark),
         memory_source=find_memory_source(problem.shape),
+        measurements=count_measurements(plan, candidate.workload.rows),
+        validation_share=validation_time_share(plan, problem.data.train, problem.data.validation),
         refusal=find_kernel_refusal(problem.target),
     )
 
@@ -220,13 +237,15 @@ def _predict_durations(
 ) -> PhaseDurations | None:
     """Return the seconds of each phase, or None if the speed of the device is unknown."""
     shape, config, workload = candidate.problem.shape, candidate.memory_config, candidate.workload
+    measurements = count_measurements(candidate.plan, workload.rows)
     if benchmark:
         overhead = _OVERHEAD_SECONDS + reading_seconds
-        return durations_from_benchmark(benchmark, shape, config, workload, data, overhead)
+        return durations_from_benchmark(benchmark, shape, config, workload, data, overhead, measurements)
     speed = candidate.problem.target.speed
     if speed is None:
         return None
-    return estimate_durations(shape, config, candidate.plan.training, workload, data, speed, bytes_to_read)
+    training = candidate.plan.training
+    return estimate_durations(shape, config, training, workload, data, speed, bytes_to_read, measurements)
 
 
 def _suggest_change(current: Candidate) -> Suggestion | None:

@@ -1,6 +1,6 @@
 """An estimate as text for the terminal."""
 
-from lora_chat.config.plan import DTYPE_TITLES, TrainingPlan
+from lora_chat.config.plan import DTYPE_TITLES, Plan, TrainingPlan
 from lora_chat.planning.estimate import RunEstimate
 from lora_chat.planning.merge_plan import MergePlan
 from lora_chat.planning.phase_memory import PhaseMemory
@@ -130,7 +130,23 @@ def _format_workload(estimate: RunEstimate) -> list[str]:
         + (f"; dequantized weights of {training.cached_layers} cached" if training.cached_layers else ""),
         f"Loss      on {workload.supervised_tokens:,} supervised tokens in total, "
         f"{workload.supervised_share:.0%} of the computed ones",
+        f"Measured  {format_measurements(estimate.plan, estimate.measurements, estimate.validation_share)}",
     ]
+
+
+def format_measurements(plan: Plan, measurements: int, time_share: float) -> str:
+    """Format when the validation set is measured during training, its cost, and which step is kept."""
+    if not measurements:
+        return "no validation set during training; the last step is kept"
+    evaluation, training = plan.evaluation, plan.training
+    when = ["after each epoch"] if evaluation.each_epoch is True else []
+    when += [f"every {evaluation.every_steps} steps"] if evaluation.every_steps is not None else []
+    kept = "the last step" if training.keep == "last" else f"the best step by {training.keep_by.replace('_', ' ')}"
+    stopping = f", stops after {training.early_stopping} without an improvement" if training.early_stopping else ""
+    return (
+        f"validation set {' and '.join(when)}, {measurements} time{'s' if measurements > 1 else ''}, about "
+        f"{time_share:.1%} of the training time; keeps {kept}{stopping}"
+    )
 
 
 def format_micro_batches(training: TrainingPlan) -> str:

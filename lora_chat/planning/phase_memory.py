@@ -73,10 +73,12 @@ def estimate_phases(
     # The adapted model without optimizer: evaluation, generation and saving start from it.
     resident = PhaseMemory("", weights=weights, adapter=adapter, context=context)
     merge_phase = _estimate_merge_phase(shape, memory_config, data, adapter, target)
+    evaluate = _estimate_evaluate_phase(shape, memory_config, data, resident)
     return (
         estimate_load_phase(shape, memory_config, context if target.loading is None else target.loading),
         train,
-        _estimate_evaluate_phase(shape, memory_config, data, resident),
+        *([_estimate_validate_phase(shape, memory_config, workload, data, train)] * memory_config.measures_in_training),
+        evaluate,
         _estimate_generate_phase(shape, memory_config, data, resident),
         # A second copy of the adapter, in 16 bits: half of its fp32 bytes.
         replace(resident, name="save", workspace=adapter // 2),
@@ -143,6 +145,25 @@ def estimate_train_phase(
         + fragmentation_bytes
         + (_CUBLAS_WORKSPACE_BYTES if target.device == "cuda" else 0),
         context=target.context,
+    )
+
+
+def _estimate_validate_phase(
+    shape: ModelShape, memory_config: MemoryConfig, workload: Workload, data: DataLengths, train: PhaseMemory
+) -> PhaseMemory:
+    """Return the memory of measuring the validation set during training, in micro-batches of the same size.
+
+    The weights, the optimizer's state and the buffers of the LM head stay; there are no gradients.
+    """
+    longest = data.validation.longest
+    supervised = max(workload.largest.supervised, data.validation.most_supervised)
+    batch = MicroBatch(max(workload.largest.tokens, longest), max(workload.largest.longest, longest), supervised)
+    forward, _ = estimate_layer_passes(shape, "read", memory_config.mode, memory_config.rank, batch)
+    return replace(
+        train,
+        name="validate",
+        activations=forward.rest + forward.layer + memory_config.bytes_per_value * supervised * shape.hidden_size,
+        workspace=forward.peak,
     )
 
 

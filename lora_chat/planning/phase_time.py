@@ -45,13 +45,21 @@ def estimate_durations(
     data: DataLengths,
     speed: DeviceSpeed,
     weight_file_bytes: int,
+    measurements: int = 0,
 ) -> PhaseDurations:
-    """Return the seconds of loading, training, evaluating and generating, the phases of `sft`."""
+    """Return the seconds of loading, training, evaluating and generating, the phases of `sft`.
+
+    `measurements` is how often the validation set is measured during training.
+    """
     # Loading reads the weight file once.
     likely, slow, fast = (weight_file_bytes / rate for rate in _READ_BYTES_PER_SECOND)
     load = TimeEstimate(likely, fast, slow) + TimeEstimate(*_STARTUP_SECONDS)
     step = step_seconds(shape, memory_config, plan, workload, speed)
     evaluate_seconds = sum(_row_seconds(shape, memory_config, int(n), speed) for n in data.compared.tokens.tolist())
+    validate_seconds = 0.0
+    if measurements:
+        tokens = data.validation.tokens.tolist()
+        validate_seconds = measurements * sum(_row_seconds(shape, memory_config, int(n), speed) for n in tokens)
     # Replies: one forward pass for each token of the longest reply, for each batch of prompts.
     generate_seconds = 0.0
     if data.prompt_tokens:
@@ -63,6 +71,7 @@ def estimate_durations(
     return {
         "load": load,
         "train": _estimate_from_peak_seconds(step * workload.steps, speed),
+        **({"validate": _estimate_from_peak_seconds(validate_seconds, speed)} if measurements else {}),
         "evaluate": _estimate_from_peak_seconds(2 * evaluate_seconds, speed),
         "generate": _estimate_from_peak_seconds(2 * generate_seconds, speed, min_reply_fraction=0.2),
     }

@@ -28,7 +28,7 @@ _REFERENCE_SPEED = DeviceSpeed(
 )
 _WORTHWHILE_TIME_RATIO = 0.97
 """Largest ratio of step times at which a faster candidate is worth more memory."""
-SFT_PHASES = ("load", "train", "evaluate", "generate", "save")
+SFT_PHASES = ("load", "train", "validate", "evaluate", "generate", "save")
 """Phases of `sft`; merging and exporting come later, and may run on another machine."""
 
 
@@ -120,6 +120,7 @@ def memory_config_from_plan(plan: Plan, shape: ModelShape) -> MemoryConfig:
         bytes_per_value=BYTES_BY_DTYPE[plan.precision.dtype],
         on_cpu=plan.precision.device == "cpu",
         label_smoothing=plan.training.label_smoothing > 0,
+        measures_in_training=plan.evaluation.measures_in_training,
         cached_layers=min(plan.training.cached_layers, shape.num_layers),
         unquantized_weights=_count_unquantized(plan, shape),
         parts=measure_trained_parts(plan.adapter, shape),

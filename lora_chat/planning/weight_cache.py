@@ -18,15 +18,13 @@ def count_cached_layers(
     """Return how many layers fit into the memory that no phase of training needs.
 
     `phases` are those of the plan without a cache. The cache exists only in training, so loading, generation and
-    saving do not matter; an evaluation after each epoch runs beside the optimizer's state.
+    saving do not matter; the measurements of the validation set during training do.
     """
     # Without the fast path, 8-bit layers keep bitsandbytes' products, which round activations too.
     uses_dense_weights = memory_config.mode == "4bit" or (memory_config.mode == "8bit" and memory_config.fast_path)
     if memory_config.on_cpu or not uses_dense_weights or plan.training.memory == "unlimited":
         return 0
     by_name = {phase.name: phase for phase in phases}
-    peak = by_name["train"].total
-    if plan.evaluation.each_epoch:
-        peak = max(peak, by_name["evaluate"].total + by_name["train"].optimizer)
+    peak = max(by_name[name].total for name in ("train", "validate") if name in by_name)
     room = int(_FILLED_FRACTION * limit) - peak
     return max(0, min(shape.num_layers, room // layer_weight_bytes(shape, memory_config)))

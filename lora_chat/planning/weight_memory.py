@@ -35,6 +35,8 @@ class MemoryConfig:
     allow_weight_cache: bool = True
     """Whether dequantized weights may be cached if they fit the limit."""
     label_smoothing: bool = False
+    measures_in_training: bool = False
+    """Whether the validation set is measured during training, beside the optimizer's state."""
     cached_layers: int = 0
     """Number of decoder layers whose dequantized weights are cached on a GPU in training, from the first layer on."""
     parts: TrainedParts = field(default_factory=TrainedParts)

@@ -6,4 +6,5 @@
 - metrics_log: The metrics file of a run, one JSON object per line
 - origin: Signatures that show whether this user wrote a run
 - run_folder: Names of all files of a run, and functions that read and write them
+- validation_log: The log of validation measurements, which decides the step that is kept
 """

@@ -173,6 +173,12 @@ def find_newest_step(parent: Path) -> int | None:
     return steps[-1] if steps else None
 
 
+def list_checkpoint_steps(parent: Path) -> list[int]:
+    """Return the steps of all checkpoints that have a manifest, without reading their files."""
+    steps = ((_parse_step(folder), folder) for folder in _list_checkpoints(parent))
+    return [step for step, folder in steps if step is not None and (folder / MANIFEST).is_file()]
+
+
 def has_committed_checkpoint(parent: Path) -> bool:
     """Return whether a checkpoint was ever complete."""
     return (parent / _COMMITTED_MARKER).exists()

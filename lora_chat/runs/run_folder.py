@@ -65,6 +65,16 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def candidates(self) -> Path:
+        """Return the folder of the weights of measured steps, from which the best is kept."""
+        return self.path / "candidates"
+
+    @property
+    def validations(self) -> Path:
+        """Return the path of the log of validation measurements during training, which exists if there are any."""
+        return self.path / "validations.json"
+
+    @property
     def plot(self) -> Path:
         """Return the path of the plot of the loss."""
         return self.path / "loss.png"
@@ -186,7 +196,7 @@ class RunFolder:
             for folder in self.path.glob(f".{self.adapter.name}-*"):
                 if folder.is_dir():
                     shutil.rmtree(folder)
-            for folder in (self.path, self.checkpoints):
+            for folder in (self.path, self.checkpoints, self.candidates):
                 for path in folder.iterdir() if folder.is_dir() else ():
                     if is_temporary_file(path) and path.is_file():
                         path.unlink()

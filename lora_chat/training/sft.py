@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import torch
 
 from lora_chat.errors import OutOfMemoryError, explain_write_errors
 from lora_chat.models.quantization.gpu_weight_cache import cached_forwards
+from lora_chat.runs.checkpoints import list_checkpoint_steps
 from lora_chat.runs.metrics_log import MetricsLog, truncate_metrics
 from lora_chat.system.atomic_write import private_umask
 from lora_chat.system.gpu_memory import release_unused_memory
@@ -26,6 +27,8 @@ from lora_chat.training.callbacks.learning_rate import ResumeLearningRate
 from lora_chat.training.callbacks.memory_check import MemoryCheckCallback
 from lora_chat.training.callbacks.metrics import MetricsCallback
 from lora_chat.training.callbacks.nonfinite_guard import NonFiniteGuard
+from lora_chat.training.callbacks.step_schedule import MeasurementSchedule
+from lora_chat.training.callbacks.validation import ValidationCallback
 from lora_chat.training.candidate_plans import (
     candidate_plans,
     changed_settings,
@@ -38,8 +41,12 @@ from lora_chat.training.fast_path.check_packing import add_trained_tokens
 from lora_chat.training.fast_path.check_windows import PackedLengths
 from lora_chat.training.fast_path.packing import StepCollator
 from lora_chat.training.fast_path.select import FastPath, find_fast_path
+from lora_chat.training.kept_step import KeptStep
 from lora_chat.training.loss_scale import LossScale
+from lora_chat.training.measure_validation import measure_rows
+from lora_chat.training.measured_steps import MeasuredSteps
 from lora_chat.training.progress_bar import ProgressView, open_progress_view
+from lora_chat.training.row_scores import RowScores
 from lora_chat.training.sft_config import make_sft_config
 from lora_chat.training.stock_path import find_stock_path
 from lora_chat.training.stop_request import StopRequest, TrainingNotStarted, catch_stop_signals
@@ -61,7 +68,9 @@ class PreparedTraining:
 
     fast_path: FastPath
     train_dataset: "Dataset"
-    validation_dataset: "Dataset | None"
+    validation_lengths: Sequence[int]
+    """Length of each validation row, in tokens; empty if they are not measured during training."""
+    measured_steps: MeasuredSteps
     lengths: Sequence[int]
     """Length of each training row, in tokens."""
     earlier_metrics: MetricsLog
@@ -124,11 +133,15 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
     earlier_metrics = truncate_metrics(run.metrics_path, checkpoint.step if checkpoint else 0)
     if run.on_cpu:
         keep_freed_memory()
+    measured_steps = MeasuredSteps(run.metrics_path.parent, run.plan, len(run.validation_rows))
+    step_rows = [int(row["step"]) for row in earlier_metrics.rows if "validation_loss" in row]
+    measured_steps.restore(checkpoint.step if checkpoint else 0, step_rows)
     lengths = measure_lengths(run.train_rows)
+    validation_lengths = measure_lengths(run.validation_rows) if run.measures_in_training else []
     fast_path = FastPath()
     if run.plan.fast_path:
         longest = run.train_rows[lengths.index(max(lengths))]
-        validation_lengths = measure_lengths(run.validation_rows) if run.evaluate_each_epoch else []  # packed too
+        # Validation rows are packed, too.
         row_lengths = PackedLengths.from_plan([*lengths, *validation_lengths], run.plan)
         sample = add_trained_tokens(run.model, run.train_rows[0].input_ids)
         fast_path = find_fast_path(run.model, sample, longest.input_ids, row_lengths)
@@ -142,7 +155,8 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
     return PreparedTraining(
         fast_path=fast_path,
         train_dataset=make_dataset(run.train_rows),
-        validation_dataset=make_dataset(run.validation_rows) if run.evaluate_each_epoch else None,
+        validation_lengths=validation_lengths,
+        measured_steps=measured_steps,
         lengths=lengths,
         earlier_metrics=earlier_metrics,
         view=view,
@@ -166,12 +180,12 @@ def _make_trainer(run: TrainingRun, prepared: PreparedTraining) -> "PackedSFTTra
         args=make_sft_config(run, one_batch_per_step=collator is not None),
         data_collator=collator,
         train_dataset=prepared.train_dataset,
-        eval_dataset=prepared.validation_dataset,
         processing_class=run.tokenizer,
         plan=run.plan,
         lm_head=fast_path.head,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.supervised_tokens = prepared.earlier_metrics.supervised_tokens
     if collator is None or fast_path.head is None:
         trainer.stock_path = find_stock_path(run.model, run.train_rows[0].input_ids)
         for note in trainer.stock_path.notes:
@@ -185,7 +199,11 @@ def _ready_to_train(
 ) -> Iterator[None]:
     """Add the callbacks, put the fused layers into the model and explain the errors of a training."""
     policy, stop_request = run.checkpoint_policy, prepared.stop_request
-    checkpoints = CheckpointCallback(policy, run.metrics_path, stop_request) if policy else None
+    schedule = MeasurementSchedule(
+        each_epoch=run.evaluate_each_epoch and run.measures_in_training,
+        every_steps=run.evaluate_every_steps if run.measures_in_training else None,
+    )
+    checkpoints = CheckpointCallback(policy, run.metrics_path, stop_request, schedule) if policy else None
     layers = run.plan.gradient_checkpointing
     scaler = trainer.accelerator.scaler
     loss_scale = LossScale(scaler, prepared.earlier_metrics.rows) if scaler else None
@@ -197,6 +215,7 @@ def _ready_to_train(
         memory_check,
         checkpoints,
         NonFiniteGuard(trainer, run.locate_dialogues, checkpoints, loss_scale),
+        _make_validation_callback(run, prepared, trainer, schedule),
         MetricsCallback(trainer, run.metrics_path, prepared.earlier_metrics, prepared.view, stop_request, loss_scale),
     ):
         if callback is not None:
@@ -220,10 +239,47 @@ def _ready_to_train(
         trainer.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
 
 
+def _make_validation_callback(
+    run: TrainingRun, prepared: PreparedTraining, trainer: "PackedSFTTrainer", schedule: MeasurementSchedule
+) -> ValidationCallback:
+    """Return the callback that measures the validation set in micro-batches of the size of training."""
+    plan, policy = run.plan, run.checkpoint_policy
+    by_tokens = plan.micro_batch_tokens if prepared.fast_path.packed_collator is not None else None
+
+    def measure(before_batch: Callable[[], None]) -> RowScores:
+        return measure_rows(
+            trainer,
+            run.validation_rows,
+            prepared.validation_lengths,
+            max_tokens=by_tokens or plan.micro_batch_size * max(prepared.lengths),
+            max_rows=len(run.validation_rows) if by_tokens else plan.micro_batch_size,
+            before_batch=before_batch,
+        )
+
+    return ValidationCallback(
+        trainer,
+        schedule,
+        measure,
+        prepared.measured_steps,
+        prepared.earlier_metrics,
+        prepared.stop_request,
+        lambda: list_checkpoint_steps(policy.folder) if policy else [],
+    )
+
+
+def _keep_step(run: TrainingRun, prepared: PreparedTraining, trainer: "PackedSFTTrainer") -> tuple[KeptStep, bool]:
+    """Put the weights of the kept step into the model if training is complete. Return the step, and whether it is."""
+    step, planned_steps = trainer.state.global_step, trainer.state.max_steps
+    if step < planned_steps and not prepared.measured_steps.should_stop:
+        return KeptStep(step, "training was stopped after it"), False
+    return prepared.measured_steps.choose(run.model, step, planned_steps), True
+
+
 def _make_result(
     run: TrainingRun, prepared: PreparedTraining, trainer: "PackedSFTTrainer", seconds: float
 ) -> TrainingResult:
-    """Collect the counts and times of a finished training."""
+    """Choose the step that is kept, and collect the counts and times of a finished training."""
+    kept, is_complete = _keep_step(run, prepared, trainer)
     return TrainingResult(
         steps=trainer.state.global_step,
         planned_steps=trainer.state.max_steps,
@@ -231,6 +287,8 @@ def _make_result(
         seconds_before_resume=prepared.earlier_metrics.seconds,
         supervised_tokens=trainer.supervised_tokens,
         signal_number=prepared.stop_request.signal_number,
+        kept=kept,
+        is_complete=is_complete,
         plan=run.plan,
     )
 

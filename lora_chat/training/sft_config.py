@@ -39,7 +39,7 @@ def make_sft_config(run: TrainingRun, *, one_batch_per_step: bool) -> "SFTConfig
         use_cpu=run.on_cpu,
         max_length=None,  # longer rows were refused or dropped before
         dataset_kwargs={"skip_prepare_dataset": True},
-        eval_strategy="epoch" if run.evaluate_each_epoch else "no",
+        eval_strategy="no",  # ValidationCallback decides when to measure
         save_strategy="no",  # CheckpointCallback decides when to save
         save_total_limit=None,  # and deletes old checkpoints only after a newer one is committed
         logging_steps=1,

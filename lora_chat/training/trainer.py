@@ -1,7 +1,7 @@
 """SFTTrainer that trains on packed micro-batches and records the current optimizer step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from lora_chat.models.adapter import make_lora_plus_optimizer, write_peft_adapte
 from lora_chat.models.logits import compute_logits
 from lora_chat.training.embedding_noise import EmbeddingNoise
 from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, split_supervised, sum_cross_entropy
+from lora_chat.training.fast_path.packed_batch import EncodedIds
+from lora_chat.training.fast_path.packing import StepCollator
 from lora_chat.training.optimizer_groups import GroupSettings, read_group_settings
 from lora_chat.training.stock_path import StockPath
-from lora_chat.training.stop_request import EvaluationStopped
+from lora_chat.training.token_scores import TokenScores, concatenate_scores, score_logits
 
 _MAX_LOGIT_POSITIONS = 2048
 """Largest number of positions whose logits are computed together; above it TRL's chunked head is used."""
@@ -40,6 +42,8 @@ class PackedSFTTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True
         self.stock_path = StockPath()
         """How padded batches are computed."""
+        self.measure_validation: Callable[[], None] = lambda: None
+        """Function that measures the validation set after the current step."""
         self.supervised_tokens = 0
         """Supervised tokens trained so far."""
         self.step_loss: float | torch.Tensor = 0.0
@@ -129,16 +133,19 @@ class PackedSFTTrainer(SFTTrainer):
         """Skip TRL's model card, because a checkpoint is not shared."""
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Return validation metrics, or none if a signal stopped it; a resumed run measures them then.
+        """Measure the validation set when a callback has asked for it. Return nothing, because callbacks log it."""
+        self.control.should_evaluate = False
+        self.measure_validation()
+        return {}
 
-        The random state is restored, because a data loader draws a number and would change the dropout of later steps.
-        """
-        with torch.random.fork_rng(devices=self._rng_devices()):
-            try:
-                metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-            except EvaluationStopped:
-                return {}
-        return metrics
+    def log_validation(self, loss: float | None, token_accuracy: float) -> None:
+        """Log a measurement of the validation set; a non-finite loss is left out, because JSON has no number for it."""
+        was_training = self.model.training
+        self.model.eval()  # TRL then logs it as an evaluation
+        try:
+            self.log({"eval_loss": loss, "eval_token_accuracy": token_accuracy} if loss is not None else {})
+        finally:
+            self.model.train(was_training)
 
     def dry_run_step(self, inputs: Batch) -> float:
         """Run forward and backward only for their memory, and return the loss; counters and random state stay."""
@@ -157,21 +164,40 @@ class PackedSFTTrainer(SFTTrainer):
         device = self.args.device
         return [device] if device.type == "cuda" else []
 
-    def prediction_step(
-        self, model: torch.nn.Module, inputs: Batch, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Return the loss of a validation batch."""
-        if "micro_batches" not in inputs:
-            if self.stock_path.uses_own_logits:
-                with torch.no_grad(), self.compute_loss_context_manager():
-                    return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
-            result: tuple[torch.Tensor | None, ...] = super().prediction_step(model, inputs, *args, **kwargs)
-            return result  # type: ignore[return-value]
-        prepared = self._prepare_inputs(inputs)
+    def score_rows(self, rows: Sequence[EncodedIds]) -> TokenScores:
+        """Return the scores of the supervised tokens of validation rows, computed as one micro-batch in evaluation."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            count = _count_supervised_tokens(prepared)
-            losses = [self._packed_loss(model, micro_batch, count) for micro_batch in prepared["micro_batches"]]
-        return torch.stack(losses).sum(), None, None
+            if isinstance(self.data_collator, StepCollator):
+                return self._score_packed(self._prepare_inputs(self.data_collator.micro_batch_collator(rows)))
+            parts = self.stock_path.split(self._prepare_inputs(self.data_collator(rows)))
+            first_rows = range(0, len(rows), len(rows) // len(parts))
+            return concatenate_scores([self._score_padded(part, n) for part, n in zip(parts, first_rows, strict=True)])
+
+    def _score_packed(self, inputs: Batch) -> TokenScores:
+        """Return the scores of a packed batch."""
+        positions, ids, rest = split_supervised(inputs)
+        ends = torch.tensor(inputs["packed_cu_seqlens"][1:], device=positions.device)
+        rows = torch.searchsorted(ends, positions, right=True)
+        if self._lm_head is not None:
+            with self.accelerator.autocast():
+                return TokenScores(rows, *self._lm_head.score_tokens(inputs))
+        if positions.numel() > _MAX_LOGIT_POSITIONS and not self.stock_path.uses_own_logits:
+            outputs = self.model(**rest, labels=inputs["labels"], fused_lm_head=True)
+            return TokenScores(rows, -outputs.log_probs[0, positions], outputs.is_top1[0, positions] > 0)
+        return score_logits(rows, compute_logits(self.model, positions, **rest)[0], ids)
+
+    def _score_padded(self, inputs: Batch, first_row: int) -> TokenScores:
+        """Return the scores of a padded batch whose first row has a number."""
+        next_ids = inputs["labels"][:, 1:]
+        is_supervised = next_ids != IGNORE_INDEX
+        rows = is_supervised.nonzero()[:, 0] + first_row
+        if not self.stock_path.uses_own_logits:
+            outputs = self.model(**inputs, fused_lm_head=True)
+            return TokenScores(rows, -outputs.log_probs[is_supervised], outputs.is_top1[is_supervised] > 0)
+        positions = is_supervised.any(0).nonzero().squeeze(1)
+        model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
+        logits = compute_logits(self.model, positions, **model_inputs)[is_supervised[:, positions]]
+        return score_logits(rows, logits, next_ids[is_supervised])
 
     def _packed_loss(self, model: torch.nn.Module, inputs: Batch, count: "int | torch.Tensor") -> torch.Tensor:
         """Return the summed cross entropy of a packed micro-batch, divided by `count`. Only training smooths labels."""

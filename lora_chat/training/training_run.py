@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.training.candidate_plans import update_identity
+from lora_chat.training.kept_step import KeptStep
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,6 +54,8 @@ class TrainingRun:
     has_frozen_start: bool = False
     """Whether the second half of each layer's rank is the negative start of PiSSA or OLoRA, which is not trained."""
     evaluate_each_epoch: bool = False
+    evaluate_every_steps: int | None = None
+    """Optimizer steps between measurements of the validation set; None measures it at most after each epoch."""
     tensorboard_folder: Path | None = None
     checkpoint_policy: "CheckpointPolicy | None" = None
     """Rules for writing checkpoints; None writes none."""
@@ -65,6 +68,11 @@ class TrainingRun:
     def on_cpu(self) -> bool:
         """Return whether the model is on a CPU."""
         return bool(self.model.device.type == "cpu")
+
+    @property
+    def measures_in_training(self) -> bool:
+        """Return whether the validation set is measured during training."""
+        return bool(len(self.validation_rows)) and (self.evaluate_each_epoch or self.evaluate_every_steps is not None)
 
     @property
     def resume_checkpoint(self) -> "CommittedCheckpoint | None":
@@ -94,6 +102,10 @@ class TrainingResult:
     supervised_tokens: int
     signal_number: int
     """Number of the signal that asked to stop, or 0."""
+    kept: KeptStep
+    """The step whose weights the model has now, and why."""
+    is_complete: bool
+    """Whether no step is left, or training has stopped early."""
     plan: TrainingPlan
     """The plan that was trained. Its micro-batches may be smaller than requested."""
 

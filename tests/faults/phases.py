@@ -18,7 +18,7 @@ PHASES = {
     "writing a checkpoint": (trainer, "write_peft_adapter", 2),
     "committing": (checkpoint, "commit_checkpoint", 2),
     "deleting an old checkpoint": (checkpoint, "prune_checkpoints", 3),
-    "measuring the validation loss": (PackedSFTTrainer, "prediction_step", 1),
+    "measuring the validation loss": (PackedSFTTrainer, "score_rows", 1),
     "the last step": (NonFiniteGuard, "on_pre_optimizer_step", 4),
     "saving the adapter": (fine_tune, "save_adapter", 1),
     "comparing": (compare, "compare_with_base", 1),

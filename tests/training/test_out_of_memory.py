@@ -31,7 +31,7 @@ def run_out_of_memory(*args, **kwargs):
         (select, "find_packed_collator"),
         (MemoryCheckCallback, "_largest_micro_batches"),
         (PackedSFTTrainer, "training_step"),
-        (PackedSFTTrainer, "prediction_step"),
+        (PackedSFTTrainer, "score_rows"),
     ],
     ids=["check of the fast path", "dry run", "step", "evaluation"],
 )

@@ -151,16 +151,16 @@ def test_evaluation_and_memory_check_change_nothing(run, monkeypatch, fast_path)
 @pytest.mark.parametrize("interrupted", [slow(3), slow(6), slow(9)])
 def test_resuming_measures_an_interrupted_validation_loss(run, monkeypatch, interrupted):
     complete = run("complete", each_epoch=True)
-    stock, calls = PackedSFTTrainer.evaluate, []
+    stock, calls = PackedSFTTrainer.score_rows, []
 
-    def evaluate(self, *args, **kwargs):
+    def score_rows(self, *args, **kwargs):
         calls.append(0)
         if 3 * len(calls) == interrupted:
             raise Killed
         return stock(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PackedSFTTrainer, "evaluate", evaluate)
+        patch.setattr(PackedSFTTrainer, "score_rows", score_rows)
         with pytest.raises(Killed):
             run("interrupted", each_epoch=True)
     assert_same(run("interrupted", resume=True, each_epoch=True), complete)

@@ -17,6 +17,7 @@ from lora_chat.errors import explain_write_errors
 from lora_chat.planning.disk_space import checkpoint_bytes
 from lora_chat.runs.checkpoints import MANIFEST, CommittedCheckpoint, commit_checkpoint, prune_checkpoints
 from lora_chat.system.atomic_write import fsync_path
+from lora_chat.training.callbacks.step_schedule import MeasurementSchedule, is_epoch_end
 from lora_chat.training.optimizer_state import check_optimizer_state
 from lora_chat.training.stop_request import StopRequest
 
@@ -27,13 +28,6 @@ if TYPE_CHECKING:
 _MAX_CHECKPOINT_TIME_SHARE = 0.05
 """Largest share of training time that checkpoints by the clock may take."""
 _WRITE_TEST_CHUNK_BYTES = 1 << 24
-
-
-def is_epoch_end(args: TrainingArguments, state: TrainerState, train_dataloader: "DataLoader[object] | None") -> bool:
-    """Return whether the last optimizer step was the last of an epoch or of training."""
-    assert train_dataloader is not None
-    steps = -(-len(train_dataloader) // args.gradient_accumulation_steps)
-    return bool(state.global_step % steps == 0) or state.global_step >= state.max_steps
 
 
 @dataclass(frozen=True)
@@ -48,12 +42,20 @@ class CheckpointPolicy:
 
 
 class CheckpointCallback(TrainerCallback):
-    """Writer of checkpoints by step, by minutes, at the end of each epoch, and before a requested stop."""
+    """Writer of checkpoints by step, by minutes, at the end of each epoch, before measurements and requested stops."""
 
-    def __init__(self, checkpoint_policy: CheckpointPolicy, metrics_path: Path, stop_request: StopRequest) -> None:
+    def __init__(
+        self,
+        checkpoint_policy: CheckpointPolicy,
+        metrics_path: Path,
+        stop_request: StopRequest,
+        schedule: MeasurementSchedule,
+    ) -> None:
         self._policy = checkpoint_policy
         self._metrics_path = metrics_path
         self._stop_request = stop_request
+        self._schedule = schedule
+        """Steps whose validation set is measured; each has a checkpoint, so that an interrupted one is repeated."""
         self._last_time = time.monotonic()
         self.latest_checkpoint = checkpoint_policy.resume
         self.last_write_seconds = 0.0
@@ -110,6 +112,7 @@ class CheckpointCallback(TrainerCallback):
         settings, step = self._policy.settings, state.global_step
         by_step = bool(settings.every_steps) and step % int(settings.every_steps or 1) == 0
         stopping = bool(self._stop_request.signal_number)
+        by_step = by_step or self._schedule.is_due(args, state, train_dataloader)
         if by_step or is_epoch_end(args, state, train_dataloader) or self._is_interval_over() or stopping:
             control.should_save = True
             self._pending_folder = self._policy.folder / f"checkpoint-{step}"

@@ -12,14 +12,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_chat.errors import explain_write_errors
 from lora_chat.runs.metrics_log import MetricsLog
 from lora_chat.system.atomic_write import open_to_append
-from lora_chat.training.callbacks.checkpoint import is_epoch_end
 from lora_chat.training.loss_scale import LossScale
 from lora_chat.training.progress_bar import ProgressView, StepReport
-from lora_chat.training.stop_request import EvaluationStopped, StopRequest, TrainingNotStarted
+from lora_chat.training.stop_request import StopRequest, TrainingNotStarted
 
 if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
-
     from lora_chat.training.trainer import PackedSFTTrainer
 
 logger = logging.getLogger(__name__)
@@ -52,15 +49,10 @@ class MetricsCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        train_dataloader: "DataLoader[object] | None" = None,
         **kwargs: object,
     ) -> None:
-        """Measure a missing validation loss of the resumed checkpoint. Raise TrainingNotStarted if no step is left."""
+        """Raise TrainingNotStarted if no step is left."""
         self._first_step = step = state.global_step
-        self._trainer.supervised_tokens = self._earlier_metrics.supervised_tokens
-        measured = self._trainer.eval_dataset is None or self._earlier_metrics.has_validation_loss(step)
-        if step and not measured and is_epoch_end(args, state, train_dataloader):
-            self._trainer.evaluate()  # the run stopped between the checkpoint and its validation loss
         if step >= state.max_steps or self._stop_request.signal_number:
             raise TrainingNotStarted
         self._started = time.monotonic()
@@ -75,14 +67,6 @@ class MetricsCallback(TrainerCallback):
         """Stop after this checkpoint if a signal asked for it."""
         control.should_training_stop |= bool(self._stop_request.signal_number)
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Raise EvaluationStopped if a signal asked to stop, because a validation loss may take minutes."""
-        if self._stop_request.signal_number:
-            control.should_training_stop = True
-            raise EvaluationStopped
-
     def on_log(
         self,
         args: TrainingArguments,
@@ -95,7 +79,8 @@ class MetricsCallback(TrainerCallback):
         logs = logs or {}
         if "eval_loss" in logs:
             loss = float(logs["eval_loss"])
-            self._write({"step": state.global_step, "validation_loss": loss})
+            row = {"step": state.global_step, "validation_loss": loss}
+            self._write(row | {"token_accuracy": float(logs["eval_token_accuracy"])})
             logger.info(f"step {state.global_step}/{state.max_steps}  validation loss {loss:.3f}")
         if "loss" not in logs:
             return

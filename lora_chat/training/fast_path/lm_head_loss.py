@@ -85,6 +85,24 @@ class SupervisedLMHead:
         )
         return loss
 
+    def score_tokens(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cross entropy of each supervised token of a packed batch, and whether it is the most likely one.
+
+        Both are (supervised,); there is no gradient.
+        """
+        positions, ids, rest = split_supervised(inputs)
+        hidden = self.decoder(**rest, use_cache=False).last_hidden_state[0].index_select(0, positions)
+        losses, hits = torch.empty(len(ids), device=ids.device), torch.empty_like(ids, dtype=torch.bool)
+        buffers = self._logit_buffers(len(ids))
+        for begin in range(0, len(ids), buffers[0].shape[0]):
+            rows = slice(begin, min(begin + buffers[0].shape[0], len(ids)))
+            logits, logits_fp32, log_probs = (buffer[: rows.stop - begin] for buffer in buffers)
+            torch.mm(hidden[rows].to(self.weight.dtype), self.weight.T, out=logits)
+            torch.log_softmax(logits_fp32.copy_(logits), dim=-1, out=log_probs)
+            losses[rows] = -log_probs.gather(1, ids[rows, None]).squeeze(1)
+            hits[rows] = log_probs.argmax(-1) == ids[rows]
+        return losses, hits
+
     def _logit_buffers(self, positions: int) -> list[torch.Tensor]:
         """Return the buffers for a batch. A GPU needs more rows at a time to be busy."""
         if self.weight.device.type == "cpu":

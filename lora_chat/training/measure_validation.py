@@ -1,0 +1,59 @@
+"""Measurement of the validation set during training, in micro-batches of the size of training."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lora_chat.training.fast_path.packed_batch import EncodedIds
+from lora_chat.training.row_scores import RowScores
+
+if TYPE_CHECKING:
+    from lora_chat.training.trainer import PackedSFTTrainer
+    from lora_chat.training.training_run import EncodedRow
+
+
+def measure_rows(
+    trainer: "PackedSFTTrainer",
+    rows: "Sequence[EncodedRow]",
+    lengths: Sequence[int],
+    max_tokens: int,
+    max_rows: int,
+    before_batch: Callable[[], None] = lambda: None,
+) -> RowScores:
+    """Return the scores of all rows. The model is in training mode again at the end, if it was.
+
+    `before_batch` is called before each micro-batch and may raise an exception.
+    """
+    count = len(rows)
+    losses, hits, tokens = np.zeros(count), np.zeros(count, np.int64), np.zeros(count, np.int64)
+    was_training = trainer.model.training
+    trainer.model.eval()
+    try:
+        for batch in group_rows(lengths, max_tokens, max_rows):
+            before_batch()
+            encoded: list[EncodedIds] = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels} for i in batch]
+            scores = trainer.score_rows(encoded)
+            row_of_token = np.asarray(batch)[scores.rows.cpu().numpy()]
+            np.add.at(losses, row_of_token, scores.losses.cpu().double().numpy())
+            np.add.at(hits, row_of_token, scores.hits.cpu().numpy())
+            np.add.at(tokens, row_of_token, 1)
+    finally:
+        trainer.model.train(was_training)
+    return RowScores(losses, hits, tokens)
+
+
+def group_rows(lengths: Sequence[int], max_tokens: int, max_rows: int) -> Iterator[list[int]]:
+    """Yield the numbers of rows that are computed together, the longest first.
+
+    Rows of similar length share a micro-batch, so that padding is short. A longer row than `max_tokens` is alone.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) == max_rows or (len(batch) + 1) * lengths[batch[0]] > max_tokens):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
