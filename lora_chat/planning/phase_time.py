@@ -56,10 +56,10 @@ def estimate_durations(
     load = TimeEstimate(likely, fast, slow) + TimeEstimate(*_STARTUP_SECONDS)
     step = step_seconds(shape, memory_config, plan, workload, speed)
     evaluate_seconds = sum(_row_seconds(shape, memory_config, int(n), speed) for n in data.compared.tokens.tolist())
-    validate_seconds = 0.0
-    if measurements:
-        tokens = data.validation.tokens.tolist()
-        validate_seconds = measurements * sum(_row_seconds(shape, memory_config, int(n), speed) for n in tokens)
+    # During training, validation rows are computed in micro-batches of the size of training.
+    tokens = int(data.validation.tokens.sum())
+    batches = max(1, -(-tokens // workload.largest.tokens))
+    validate_seconds = measurements * batches * _row_seconds(shape, memory_config, -(-tokens // batches), speed)
     # Replies: one forward pass for each token of the longest reply, for each batch of prompts.
     generate_seconds = 0.0
     if data.prompt_tokens:

@@ -68,8 +68,10 @@ def test_prints_a_table_of_all_phases(run, name):
     assert code == 0
     lines = out.splitlines()
     assert any(line.startswith("Memory    fits: ") for line in lines)
-    rows = [line for line in lines if line.split() and line.split()[0] in PHASES]
-    assert tuple(line.split()[0] for line in rows) == PHASES
+    rows = [line for line in lines if line.split() and line.split()[0] in (*PHASES, "validate")]
+    measured = "after each epoch" in next(line for line in lines if line.startswith("Measured "))
+    phases = (*PHASES[:2], *(["validate"] if measured else []), *PHASES[2:])
+    assert tuple(line.split()[0] for line in rows) == phases
     for row in rows:  # parts add up within the rounding to two digits
         *parts, total = (float(word) if word != "-" else 0 for word in row.replace(" * ", " ").split()[1:])
         assert sum(parts) == pytest.approx(total, abs=0.05)
