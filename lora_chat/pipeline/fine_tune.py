@@ -334,7 +334,7 @@ def _save_adapter_or_stop(
     if training.signal_number and not training.is_complete:
         write_loss_plot(run.metrics, run.plot, None)
         raise progress.make_training_stop_error(training.steps, training.planned_steps, training.signal_number)
-    logger.info(training.kept.describe(training.steps))
+    logger.info(training.kept_step.describe(training.steps))
     progress.adapter_saved = True
     progress.stage = "comparing base and adapted"
     if training.signal_number:

@@ -141,11 +141,11 @@ def format_measurements(plan: Plan, measurements: int, time_share: float) -> str
     evaluation, training = plan.evaluation, plan.training
     when = ["after each epoch"] if evaluation.each_epoch is True else []
     when += [f"every {evaluation.every_steps} steps"] if evaluation.every_steps is not None else []
-    kept = "the last step" if training.keep == "last" else f"the best step by {training.keep_by.replace('_', ' ')}"
+    target = "the last step" if training.keep == "last" else f"the best step by {training.keep_by.replace('_', ' ')}"
     stopping = f", stops after {training.early_stopping} without an improvement" if training.early_stopping else ""
     return (
         f"validation set {' and '.join(when)}, {measurements} time{'s' if measurements > 1 else ''}, about "
-        f"{time_share:.1%} of the training time; keeps {kept}{stopping}"
+        f"{time_share:.1%} of the training time; keeps {target}{stopping}"
     )
 
 

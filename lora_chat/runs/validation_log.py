@@ -24,7 +24,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Measurement:
+class MeasuredLoss:
     """One measurement of the validation set."""
 
     step: int
@@ -57,7 +57,7 @@ class Measurement:
 class ValidationLog:
     """All measurements of a run in the order of their steps."""
 
-    rows: tuple[Measurement, ...] = ()
+    rows: tuple[MeasuredLoss, ...] = ()
     signed_by_user: bool = True
     """Whether this user's key signed the log; an empty log needs no signature."""
 
@@ -86,7 +86,7 @@ def read_validation_log(path: Path) -> ValidationLog:
     return ValidationLog(rows, signed or not rows)
 
 
-def write_validation_log(path: Path, rows: Sequence[Measurement]) -> None:
+def write_validation_log(path: Path, rows: Sequence[MeasuredLoss]) -> None:
     """Write the log, signed if the user has a key. Raise DiskFullError, DiskError or UsageError."""
     content: dict[str, object] = {"rows": [row.as_dict() for row in rows]}
     with suppress(OSError, LoraChatError):
@@ -94,11 +94,11 @@ def write_validation_log(path: Path, rows: Sequence[Measurement]) -> None:
     write_text_atomically(path, json.dumps(content) + "\n", "the validation log")
 
 
-def _encode(rows: Sequence[Measurement]) -> bytes:
+def _encode(rows: Sequence[MeasuredLoss]) -> bytes:
     return json.dumps([row.as_dict() for row in rows], sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def _parse_row(row: dict[str, object]) -> Measurement:
+def _parse_row(row: dict[str, object]) -> MeasuredLoss:
     """Return the measurement of a row. Raise ValueError, KeyError or TypeError if it is not one."""
     step, loss, candidates = row["step"], row["validation_loss"], row["candidates"]
     accuracy, difference, error = row["token_accuracy"], row["difference"], row["standard_error"]
@@ -113,4 +113,4 @@ def _parse_row(row: dict[str, object]) -> Measurement:
         raise ValueError("the candidates are not steps")
     if not all(isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in steps.values()):
         raise ValueError("a digest is not a SHA-256")
-    return Measurement(step, loss, accuracy, steps, difference, error)
+    return MeasuredLoss(step, loss, accuracy, steps, difference, error)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_chat.config.limits import MAX_STEP_COPIES
-from lora_chat.runs.validation_log import Measurement
+from lora_chat.runs.validation_log import MeasuredLoss
 from lora_chat.training.row_scores import Measure, RowScores
 
 _TITLES: dict[Measure, str] = {"validation_loss": "validation loss", "token_accuracy": "token accuracy"}
@@ -50,20 +50,20 @@ def update_candidates(
     return (*remaining[: MAX_STEP_COPIES - 1], new)
 
 
-def count_without_improvement(measurements: Sequence[Measurement], measure: Measure) -> int:
+def count_without_improvement(measurements: Sequence[MeasuredLoss], measure: Measure) -> int:
     """Return the number of measurements after the best one; of equal ones the first is the best."""
     costs = [_cost(measurement, measure) for measurement in measurements]
     return len(costs) - 1 - costs.index(min(costs)) if costs else 0
 
 
-def _cost(measurement: Measurement, measure: Measure) -> float:
+def _cost(measurement: MeasuredLoss, measure: Measure) -> float:
     """Return the figure of a measure, or its negative, so that a lower one is better."""
     if measure == "token_accuracy":
         return -measurement.token_accuracy
     return float("inf") if measurement.validation_loss is None else measurement.validation_loss
 
 
-def find_better_step(measurements: Sequence[Measurement], measure: Measure) -> Measurement | None:
+def find_better_step(measurements: Sequence[MeasuredLoss], measure: Measure) -> MeasuredLoss | None:
     """Return the best measurement if it is better than the last one."""
     if not measurements:
         return None
@@ -71,37 +71,37 @@ def find_better_step(measurements: Sequence[Measurement], measure: Measure) -> M
     return best if _cost(best, measure) < _cost(measurements[-1], measure) else None
 
 
-def explain_choice(measurements: Sequence[Measurement], measure: Measure, stopped_after: int | None = None) -> str:
+def explain_choice(measurements: Sequence[MeasuredLoss], measure: Measure, stopped_after: int | None = None) -> str:
     """Return why the first candidate is kept, after all measurements of a run."""
     last = measurements[-1]
     by_step = {measurement.step: measurement for measurement in measurements}
-    kept, best = by_step[min(last.candidates)], by_step[max(last.candidates)]
-    text = f"{_TITLES[measure]} {_format_figure(kept, measure)}"
-    if kept is best:
+    chosen, best = by_step[min(last.candidates)], by_step[max(last.candidates)]
+    text = f"{_TITLES[measure]} {_format_figure(chosen, measure)}"
+    if chosen is best:
         text += ", the best of all measured steps"
     else:
         text += f", within one standard error of the best, {_format_figure(best, measure)} at step {best.step}"
-    if last is not kept:
+    if last is not chosen:
         text += f"; the last step had {_format_figure(last, measure)} ({_format_difference(last, measure)})"
     if stopped_after is not None:
         text += f"; training stopped after {stopped_after} measurements without an improvement"
     return text
 
 
-def explain_last(problem: str, better: Measurement | None, measure: Measure) -> str:
+def explain_last(problem: str, better: MeasuredLoss | None, measure: Measure) -> str:
     """Return why the last step is kept, and an earlier one that was better."""
     if better is None:
         return problem
     return f"{problem}; step {better.step} had a better {_TITLES[measure]}, {_format_figure(better, measure)}"
 
 
-def _format_figure(measurement: Measurement, measure: Measure) -> str:
+def _format_figure(measurement: MeasuredLoss, measure: Measure) -> str:
     """Format the loss or the token accuracy of a measurement."""
     figure = measurement.validation_loss if measure == "validation_loss" else measurement.token_accuracy
     return "non-finite" if figure is None else f"{figure:.3f}"
 
 
-def _format_difference(last: Measurement, measure: Measure) -> str:
+def _format_difference(last: MeasuredLoss, measure: Measure) -> str:
     """Format how far the last step is from the kept one, in its unit and in standard errors."""
     change = last.difference if measure == "validation_loss" else -last.difference
     if last.standard_error == 0:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lora_chat.config.limits import MIN_ROWS_TO_CHOOSE
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.errors import IntegrityError, explain_write_errors
-from lora_chat.runs.validation_log import Measurement, read_validation_log, write_validation_log
+from lora_chat.runs.validation_log import MeasuredLoss, read_validation_log, write_validation_log
 from lora_chat.training.kept_step import (
     KeptStep,
     MeasuredStep,
@@ -43,7 +43,7 @@ class MeasuredSteps:
         self._early_stopping = plan.early_stopping
         self._rows = rows
         self._keep = plan.keep
-        self._measurements: list[Measurement] = []
+        self._measurements: list[MeasuredLoss] = []
         self._candidates: tuple[MeasuredStep, ...] = ()
 
     @property
@@ -74,7 +74,7 @@ class MeasuredSteps:
         if rows != log.rows:
             write_validation_log(self._log_path, rows)
 
-    def _check_complete(self, rows: Sequence[Measurement], measured_steps: Collection[int]) -> None:
+    def _check_complete(self, rows: Sequence[MeasuredLoss], measured_steps: Collection[int]) -> None:
         """Raise IntegrityError if the log lacks a measured step or its candidates, as after `training.keep: last`."""
         known = {row.step for row in rows}
         has_candidates = not rows or rows[-1].candidates or all(row.validation_loss is None for row in rows)
@@ -86,11 +86,11 @@ class MeasuredSteps:
                 "--accept-change training.keep if the run kept the best."
             )
 
-    def find(self, step: int) -> Measurement | None:
+    def find(self, step: int) -> MeasuredLoss | None:
         """Return the measurement of a step, if there is one."""
         return next((row for row in self._measurements if row.step == step), None)
 
-    def add(self, model: "PeftModel", step: int, scores: RowScores) -> Measurement:
+    def add(self, model: "PeftModel", step: int, scores: RowScores) -> MeasuredLoss:
         """Add a measurement: write the weights if the step may be kept, and the log."""
         digests = dict(self._measurements[-1].candidates) if self._measurements else {}
         new, is_finite = MeasuredStep(step, scores), math.isfinite(scores.loss)
@@ -101,7 +101,7 @@ class MeasuredSteps:
             if self._candidates[-1] is new:
                 digests[step] = self._copies.write(model, step, scores)
             difference = scores.compare(self._candidates[0].scores, self._measure)
-        measurement = Measurement(
+        measurement = MeasuredLoss(
             step,
             scores.loss if is_finite else None,
             scores.token_accuracy,
@@ -144,11 +144,11 @@ class MeasuredSteps:
         if problem:
             better = find_better_step(self._measurements, self._measure)
             return KeptStep(last_step, explain_last(problem, better, self._measure))
-        kept = self._candidates[0]
-        if kept.step != last_step:
-            self._copies.load(model, kept.step, self._measurements[-1].candidates[kept.step])
+        chosen = self._candidates[0]
+        if chosen.step != last_step:
+            self._copies.load(model, chosen.step, self._measurements[-1].candidates[chosen.step])
         stopped_after = self._early_stopping if self.should_stop and last_step < planned_steps else None
-        return KeptStep(kept.step, explain_choice(self._measurements, self._measure, stopped_after))
+        return KeptStep(chosen.step, explain_choice(self._measurements, self._measure, stopped_after))
 
     def _explain_no_choice(self) -> str:
         """Return why the last step is kept without a choice; empty if there is one."""

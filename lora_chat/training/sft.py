@@ -279,7 +279,7 @@ def _make_result(
     run: TrainingRun, prepared: PreparedTraining, trainer: "PackedSFTTrainer", seconds: float
 ) -> TrainingResult:
     """Choose the step that is kept, and collect the counts and times of a finished training."""
-    kept, is_complete = _keep_step(run, prepared, trainer)
+    kept_step, is_complete = _keep_step(run, prepared, trainer)
     return TrainingResult(
         steps=trainer.state.global_step,
         planned_steps=trainer.state.max_steps,
@@ -287,7 +287,7 @@ def _make_result(
         seconds_before_resume=prepared.earlier_metrics.seconds,
         supervised_tokens=trainer.supervised_tokens,
         signal_number=prepared.stop_request.signal_number,
-        kept=kept,
+        kept_step=kept_step,
         is_complete=is_complete,
         plan=run.plan,
     )

@@ -81,10 +81,10 @@ class StepCopies:
         """Delete the copies of all other steps, and nothing else. Raise DiskError or UsageError."""
         if not self._folder.is_dir():
             return
-        kept = {self._path(step).name for step in steps}
+        kept_names = {self._path(step).name for step in steps}
         with explain_write_errors(self._folder, "the folder of measured steps"):
             for path in sorted(self._folder.glob("step-*.safetensors")):
-                if path.name not in kept:
+                if path.name not in kept_names:
                     path.unlink()
 
     def _read(self, step: int, digest: str) -> "dict[str, torch.Tensor]":

@@ -102,7 +102,7 @@ class TrainingResult:
     supervised_tokens: int
     signal_number: int
     """Number of the signal that asked to stop, or 0."""
-    kept: KeptStep
+    kept_step: KeptStep
     """The step whose weights the model has now, and why."""
     is_complete: bool
     """Whether no step is left, or training has stopped early."""
