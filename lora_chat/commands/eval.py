@@ -11,6 +11,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("thing", metavar="RUN|PARCEL|ADAPTER", help=ADAPTER_HELP)
     add_data(parser)
     add_questions(parser)
+    parser.add_argument(
+        "--general",
+        metavar="auto|all|off|FILE",
+        help="general items that show forgetting (default: those that the run asked, otherwise auto)",
+    )
     add_parent(parser)
     add_trust(parser)
 
@@ -20,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.pipeline.evaluate import evaluate_adapter
     from lora_chat.pipeline.held_out import EvaluationFiles
 
-    files = EvaluationFiles(options.data, options.questions)
+    files = EvaluationFiles(options.data, options.questions, options.general)
     result = evaluate_adapter(options.thing, files, read_trust(options), options.parent)
     if options.json:
         print_json(result)

@@ -23,3 +23,8 @@ MAX_STEP_COPIES = 4
 
 LM_HEAD_CPU_BUFFER_ROWS, LM_HEAD_GPU_BUFFER_LOGITS = 256, 2**25
 """Positions whose logits the fast path computes together on a CPU, and logits on a GPU, which wants more rows."""
+
+GENERAL_MIN_ITEMS, GENERAL_MAX_NEW_TOKENS = 40, 32
+"""Number of general items that are always asked, and largest number of tokens in a reply to one."""
+GENERAL_TIME_SHARE = 0.1
+"""Largest share of the planned training time that a comparison spends on more than GENERAL_MIN_ITEMS items."""

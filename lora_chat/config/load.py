@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from lora_chat.config.data import BUNDLED_TEMPLATES, Sources, SourceSection
 from lora_chat.config.inherited_settings import find_inherited_settings
-from lora_chat.config.recipe import Recipe
+from lora_chat.config.recipe import GENERAL_CHOICES, Recipe
 from lora_chat.config.system_message import SystemSection, read_system_file
 from lora_chat.config.validation_errors import (
     MAX_KEY_LENGTH,
@@ -222,6 +222,9 @@ def _make_paths_absolute(recipe: Recipe, recipe_path: Path, locations: Mapping[K
     if evaluation.questions is not None:
         questions = absolute(("evaluation", "questions"), evaluation.questions)
         evaluation = evaluation.model_copy(update={"questions": questions})
+    if evaluation.general not in GENERAL_CHOICES:
+        general = absolute(("evaluation", "general"), evaluation.general)
+        evaluation = evaluation.model_copy(update={"general": general})
     adapter = recipe.adapter
     if adapter.start is not None:
         is_setting = locations.get(("adapter", "start"), "").startswith("--set")

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
 from typing_extensions import Self
 
 # Callers import every section from this module.
@@ -16,6 +16,10 @@ from lora_chat.config.metric_choice import MetricChoice, NumberPattern
 from lora_chat.config.training_section import TrainingSection as TrainingSection
 from lora_chat.system.device_choice import DEVICE_PATTERN, explain_unknown_device
 
+GENERAL_CHOICES = ("auto", "all", "off")
+"""Values of `evaluation.general` that are not files."""
+GeneralSetting = Annotated[NonEmptyStr, BeforeValidator(lambda value: "off" if value is False else value)]
+"""The general items; YAML reads `off` as a boolean."""
 _WINDOWS_DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 """Pattern of names that Windows reserves. Run folders are named NAME-1, but parcels and exports use the name itself."""
 
@@ -107,6 +111,12 @@ class EvaluationSection(StrictModel):
     questions: NonEmptyStr | None = None
     """File of questions as JSON lines with `question` and `accept`. A right answer contains one of the strings in
     `accept`."""
+    general: GeneralSetting = "auto"
+    """General items that base and adapted model answer, to measure what the base could do and the adapted model cannot
+    (docs/evaluation.md). `auto` asks at least 40 items of the shipped set, and more of them in at most about 10 % of
+    the planned training time; a base of less than 10 million weights, such as `tiny-random`, is asked none. `all` asks
+    the whole set, `off` none; a file of JSON lines replaces the set: items in its format, or questions with `question`
+    and `accept`."""
 
     @model_validator(mode="after")
     def _check_pattern_is_used(self) -> Self:

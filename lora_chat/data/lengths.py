@@ -49,6 +49,10 @@ class DataLengths:
     """Length of the longest reply, in tokens."""
     shared_prefix: int = 0
     """Tokens that all dialogues begin with, which a micro-batch has once."""
+    general_prompt_tokens: tuple[int, ...] = ()
+    """Tokens of the prompts of all general items that may be asked after training."""
+    general_counts: tuple[int, ...] = ()
+    """Numbers of general items that a plan can choose, in ascending order."""
     is_estimated: bool = False
     """Whether the tokens were counted with another tokenizer."""
     test: RowLengths | None = None

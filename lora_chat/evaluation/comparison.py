@@ -11,6 +11,10 @@ from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.encoding.turns import TurnReader
 from lora_chat.evaluation.choose_metrics import ChosenMetrics, choose_metrics
+from lora_chat.evaluation.general.compare import compare_general
+from lora_chat.evaluation.general.measure import measure_general
+from lora_chat.evaluation.general.report import GeneralReport
+from lora_chat.evaluation.general.selection import GeneralSet
 from lora_chat.evaluation.intervals import Statistics
 from lora_chat.evaluation.loss import measure_rows
 from lora_chat.evaluation.metrics import (
@@ -99,6 +103,8 @@ class ComparisonReport:
     """Training replies that both models complete word for word; None if that was not measured."""
     used_twice: bool = False
     """Whether the evaluated set also chose the checkpoint, so that its figures look better than those of new data."""
+    general: GeneralReport | None = None
+    """How general abilities changed; None if no general items were asked."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the report for JSON; a metric of earlier versions without data is null."""
@@ -117,6 +123,7 @@ class ComparisonReport:
             "figures": dict(self.figures),
             "items": [asdict(item) for item in self.items],
             "recital": self.recital.as_dict() if self.recital else None,
+            "general": self.general.as_dict() if self.general else None,
         }
 
     @property
@@ -127,6 +134,7 @@ class ComparisonReport:
             "verdict": self.verdict.as_dict(),
             "set": self.evaluated_set,
             **({"overlap": self.overlap.as_dict()} if self.overlap else {}),
+            **({"general": self.general.summary} if self.general else {}),
             **({"recital": self.recital.as_dict()} if self.recital else {}),
         }
 
@@ -152,17 +160,22 @@ def compare_with_base(
     *,
     used_twice: bool = False,
     overlap: OverlapReport | None = None,
+    general: GeneralSet | None = None,
 ) -> ComparisonReport:
-    """Measure loss, held-out replies and answers with the adapter disabled and enabled.
+    """Measure loss, held-out replies, answers and general abilities with the adapter disabled and enabled.
 
-    `system` precedes every question. The prompt of a block of plain text is its first half.
+    `system` precedes every question, and no general item. The prompt of a block of plain text is its first half.
     """
     task = make_task(tokenizer, stop_ids, validation, questions, system, settings)
     logger.info(task.chosen.reason)
+    items = general.items if general else ()
     model.eval()
     with without_adapter(model):
         base = task.measure(model, "the base")
+        base_general = measure_general(model, tokenizer, stop_ids, items, "the base")
     adapted = task.measure(model, "the adapted model")
+    adapted_general = measure_general(model, tokenizer, stop_ids, items, "the adapted model")
+    general_report = compare_general(general, base_general, adapted_general) if general else None
     chosen = task.chosen
     figures = withhold_seen(compare_metrics(base, adapted, chosen.metrics), chosen.metrics, overlap)
     decisive = next((metric for metric in chosen.metrics if metric.name == chosen.decisive), None)
@@ -180,6 +193,7 @@ def compare_with_base(
         verdict=judge(
             decisive,
             figures,
+            general=general_report.clause if general_report else None,
             withheld=overlap.explain_withheld(decisive.items) if overlap and decisive else None,
             notes=(
                 *((USED_TWICE,) if used_twice else ()),
@@ -193,6 +207,7 @@ def compare_with_base(
         used_twice=used_twice,
         overlap=overlap,
         measurements=(base, adapted),
+        general=general_report,
     )
 
 

@@ -3,14 +3,17 @@
 import textwrap
 
 from lora_chat.evaluation.comparison import ComparisonReport
+from lora_chat.evaluation.general.report import format_general
 from lora_chat.evaluation.metrics import Metric, MetricFigures
 from lora_chat.evaluation.verdict import format_signed
 
 
 def format_comparison(report: ComparisonReport) -> str:
     """Format the metrics and sample replies of base and adapted model."""
+    general = format_general(report.general) if report.general else []
     if not report.figures:
-        return "Nothing was compared with the base: there is no validation set (data.validation_share: 0)."
+        nothing = "Nothing was compared with the base: there is no validation set (data.validation_share: 0)."
+        return "\n".join([nothing, *general])
     rows = [("", "base", "adapted", "difference (95 % interval)")]
     for metric in report.metrics:
         if pair := report.figures.get(metric.name):
@@ -22,6 +25,7 @@ def format_comparison(report: ComparisonReport) -> str:
         lines.append(f"{'measured on':<{width}}  the test set, {report.validation_dialogues:,} dialogues")
     lines += ["", *textwrap.wrap(f"Verdict: {report.verdict.text}", 100)]
     lines += report.overlap.format_examples() if report.overlap else []
+    lines += general
     for sample in report.samples:
         lines.append("")
         lines += _wrap_labeled("prompt", sample.prompt)

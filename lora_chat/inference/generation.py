@@ -54,7 +54,7 @@ def generate_replies(
     """Return replies to several prompts as text."""
     pad = int(tokenizer.pad_token_id)
     replies = generate_ids(model, pad, prompts, stop_ids, max_new_tokens, generation=generation)
-    return [_decode_reply(tokenizer, ids) for ids in replies]
+    return [decode_reply(tokenizer, ids) for ids in replies]
 
 
 def generate_ids(
@@ -257,7 +257,7 @@ def _cut_at_stop_token(ids: list[int], stop_ids: Collection[int]) -> list[int]:
     return ids[: next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))]
 
 
-def _decode_reply(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+def decode_reply(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
     """Return the text of a reply without special tokens."""
     return _TextDecoder(tokenizer).decode(ids).strip()
 

@@ -16,6 +16,7 @@
 - evaluate: The comparison of an existing adapter with its base
 - export_adapter: The export of an adapter to other programs, with parity checks
 - fine_tune: A fine-tuning run from top to bottom
+- general_items: The general items of a run
 - generate_text: Continuations of a plain text, or answers to it
 - held_out: The dialogues and questions that evaluate an existing adapter
 - inspect_data: The data of a recipe as a run reads it

@@ -9,6 +9,8 @@ from lora_chat.config.plan import Plan
 from lora_chat.data.dataset import DialogueSet, leave_out_units
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.errors import DataError
+from lora_chat.evaluation.general.selection import SHIPPED_NAME
+from lora_chat.evaluation.questions import Question
 from lora_chat.pipeline.audit_data import audit_sets
 from lora_chat.pipeline.prepare import PreparedRun
 from lora_chat.planning.workload import check_warmup
@@ -25,11 +27,17 @@ def audit_run(prepared: PreparedRun, plan: Plan) -> tuple[PreparedRun, AuditRepo
         prepared.validation,
         prepared.tokenizer,
         plan.audit,
-        questions=prepared.questions,
+        questions=[*prepared.questions, *_list_general_texts(prepared)],
         template=plan.data.template,
         test=prepared.test,
     )
     return (_leave_out(prepared, report, plan), report) if report.left_out else (prepared, report)
+
+
+def _list_general_texts(prepared: PreparedRun) -> list[Question]:
+    """Return the texts of the user's general items as questions."""
+    items = prepared.general.items if prepared.general and prepared.general.name != SHIPPED_NAME else ()
+    return [Question(item.prompt, tuple(item.texts[1:]), item.path, item.line) for item in items]
 
 
 def _leave_out(prepared: PreparedRun, report: AuditReport, plan: Plan) -> PreparedRun:

@@ -57,6 +57,7 @@ def compare_models(model: "PeftModel", prepared: PreparedEvaluation, settings: E
         settings,
         prepared.compared_name,
         overlap=prepared.overlap,
+        general=prepared.general,
     )
     logger.info("\n" + format_comparison(report) + "\n")
     return report

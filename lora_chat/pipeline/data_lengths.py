@@ -7,6 +7,8 @@ from lora_chat.config.plan import Plan
 from lora_chat.data.dataset import DialogueSet, EncodedRows
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.lengths import DataLengths, measure_rows
+from lora_chat.evaluation.general.measure import render_prompts
+from lora_chat.evaluation.general.selection import GeneralSet
 from lora_chat.evaluation.questions import Question
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ def measure_lengths(
     questions: Sequence[Question],
     system: str | None,
     tokenizer: "PreTrainedTokenizerBase",
+    general: GeneralSet | None = None,
     *,
     is_estimated: bool = False,
     test: DialogueSet | None = None,
@@ -52,6 +55,8 @@ def measure_lengths(
         prompt_tokens=tuple(max(1, length) for length in prompts),
         max_reply_tokens=plan.evaluation.max_new_tokens,
         shared_prefix=_measure_shared_prefix(train.rows, rows.tokens, plan.training.effective_batch_size),
+        general_prompt_tokens=tuple(map(len, render_prompts(tokenizer, general.items))) if general else (),
+        general_counts=general.counts if general else (),
         is_estimated=is_estimated,
         test=test_lengths,
         optional_prompts=optional,

@@ -14,10 +14,12 @@ from lora_chat.errors import ConsentError, DataError, OutOfMemoryError, RecipeEr
 from lora_chat.models.base_config import BaseConfig, find_base_config
 from lora_chat.models.base_model import LocalBase, find_base, load_tokenizer
 from lora_chat.models.bundled import bundled_base_names
+from lora_chat.models.shape import ModelShape
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.base_precision import adopt_planned_base
 from lora_chat.pipeline.choose_thinking import configure_thinking
 from lora_chat.pipeline.data_lengths import measure_lengths
+from lora_chat.pipeline.general_items import choose_general_set
 from lora_chat.pipeline.install_tokens import install_recipe_tokens
 from lora_chat.pipeline.load_data import find_data_files, read_data
 from lora_chat.pipeline.machine_benchmark import MIN_BASE_WEIGHTS, benchmark_machine
@@ -88,7 +90,7 @@ def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunE
     shape = find_shape(plan, base)
     trained_parameters = count_selected_parameters(plan, base, shape)
     started = time.monotonic()
-    data = _read_lengths(plan, base, shape.max_positions, parent)
+    data = _read_lengths(plan, base, shape, parent)
     plan = resolve_validation(plan, data.train, data.validation)
     problem = PlanningProblem(shape, data, target, trained_parameters)
     return _estimate_plan(plan, problem, base, time.monotonic() - started, allow_slow=False)
@@ -105,6 +107,7 @@ def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> R
         prepared.questions,
         prepared.identity.system,
         prepared.tokenizer,
+        prepared.general,
         test=prepared.test,
     )
     return _estimate_plan(
@@ -173,7 +176,7 @@ def _find_target(gpu: str | None, memory: str | None, device: str) -> tuple[Targ
     )
 
 
-def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int, parent: Parent | None) -> DataLengths:
+def _read_lengths(plan: Plan, base: BaseConfig, shape: ModelShape, parent: Parent | None) -> DataLengths:
     """Return the lengths of the data, in tokens of the base's tokenizer, or of the embedded one if it is missing."""
     files = find_data_files(plan)
     tokenizer_base = (
@@ -190,7 +193,7 @@ def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int, parent: Pare
         install_recipe_tokens(plan, tokenizer, stop_ids)
     with suppress(DataError):  # the template of the embedded tokenizer has no switch
         configure_thinking(tokenizer, plan.data.thinking, stop_ids, parent.stored.identity if parent else None)
-    data = read_data(plan, files, tokenizer, stop_ids, max_positions)
+    data = read_data(plan, files, tokenizer, stop_ids, shape.max_positions)
     check_warmup(len(data.train.rows), plan.training)
     return measure_lengths(
         plan,
@@ -199,6 +202,9 @@ def _read_lengths(plan: Plan, base: BaseConfig, max_positions: int, parent: Pare
         files.questions,
         data.system,
         tokenizer,
+        choose_general_set(
+            plan.evaluation.general, files.general, tokenizer, weights=shape.weights, positions=shape.max_positions
+        ),
         is_estimated=base.folder is None,
         test=data.test,
     )

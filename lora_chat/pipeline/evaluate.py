@@ -1,6 +1,7 @@
 """The comparison of an existing adapter with its base, on held-out dialogues or on files of the user."""
 
 import logging
+from dataclasses import replace
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.config.recipe import EvaluationSection
@@ -10,6 +11,7 @@ from lora_chat.models.base_model import load_tokenizer
 from lora_chat.models.identity import compute_identity
 from lora_chat.pipeline.compare import compare_models, compare_run
 from lora_chat.pipeline.compare_generations import Measured, add_original_base, measure_generations, report_generations
+from lora_chat.pipeline.general_items import choose_evaluation_set
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.known_parent import find_known_parent
 from lora_chat.pipeline.measure_recital import read_stored_recital
@@ -30,8 +32,13 @@ def evaluate_adapter(
 
     An adapter with a lineage is compared with its parent, too: the copy in its run, or `parent_source`.
     """
-    if evaluation_files.data is None and (
-        is_parcel(expand_user_path(source)) or is_adapter_folder(expand_user_path(source)) or find_hub_name(source)
+    asks_general = evaluation_files.general not in (None, "off")
+    if (
+        evaluation_files.data is None
+        and not asks_general
+        and (
+            is_parcel(expand_user_path(source)) or is_adapter_folder(expand_user_path(source)) or find_hub_name(source)
+        )
     ):
         raise UsageError(f"{source} contains no dialogues for an evaluation. Fix: give some with --data FILE.")
     if evaluation_files.questions is not None and evaluation_files.data is None:
@@ -39,7 +46,9 @@ def evaluate_adapter(
     opened = open_adapter(source, trust)
     parent = find_known_parent(opened, parent_source)
     prepared = prepare_evaluation(opened, evaluation_files)
-    if not len(prepared.compared) and not prepared.questions:
+    general = choose_evaluation_set(evaluation_files.general, opened.run, prepared.base, prepared.tokenizer)
+    prepared = replace(prepared, general=general)
+    if not len(prepared.compared) and not prepared.questions and general is None:
         raise UsageError(
             f"{source} has no held-out dialogues (data.validation_share: 0) and no questions. Fix: give some with "
             "--data FILE."

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from lora_chat.pipeline.audit_run import audit_run
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.compare_generations import add_original_base, measure_generations, report_generations
 from lora_chat.pipeline.estimate import resolve_plan
+from lora_chat.pipeline.general_items import take_planned_items
 from lora_chat.pipeline.measure_recital import add_recital
 from lora_chat.pipeline.merge_parent import merge_parent
 from lora_chat.pipeline.parent import Parent, read_lineage
@@ -103,6 +105,8 @@ def fine_tune(
             planning_started = time.monotonic()
             plan, estimate = resolve_plan(plan, prepared, earlier, planning_started - started)
             planning_seconds = time.monotonic() - planning_started
+            planned_items = estimate.general_items if estimate else None
+            prepared = replace(prepared, general=take_planned_items(prepared.general, planned_items, earlier))
             original = prepared
             if parent and parent.is_merged:
                 progress.enter_stage("merging the parent into its base")

@@ -12,6 +12,8 @@ class EvaluationFiles:
 
     data: str | None = None
     questions: str | None = None
+    general: str | None = None
+    """`auto`, `all`, `off` or a file of general items; None repeats those of a run."""
 
 
 def prepare_evaluation(opened: OpenAdapter, evaluation_files: EvaluationFiles) -> PreparedEvaluation:

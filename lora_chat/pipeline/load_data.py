@@ -12,7 +12,9 @@ from lora_chat.data.dataset import DialogueSet, build_empty_set, build_full_set,
 from lora_chat.data.parsing.system_message import ADDED_NOTE
 from lora_chat.data.sources import EncodedSource, LocalSource, check_sources, find_sources, open_sources
 from lora_chat.data.statistics import DataStatistics, compute_statistics
+from lora_chat.evaluation.general.items import GeneralItem
 from lora_chat.evaluation.questions import Question, read_questions
+from lora_chat.pipeline.general_items import read_general_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +28,8 @@ class DataFiles:
     validation: Sequence[LocalSource]
     test: Sequence[LocalSource]
     questions: Sequence[Question]
+    general: Sequence[GeneralItem]
+    """Items of the user's file; none for the shipped set."""
     section: DataSection
     redacted: frozenset[FindingKind]
     """Kinds of findings that are redacted, and that no message may show."""
@@ -59,6 +63,7 @@ def find_data_files(plan: Plan) -> DataFiles:
         find_sources(data.validation_sources, "validation"),
         find_sources(data.test_sources, "test"),
         _read_redacted_questions(plan),
+        read_general_file(plan.evaluation.general, plan.audit.redacted),
         data,
         plan.audit.redacted,
     )

@@ -11,6 +11,7 @@ from typing_extensions import NotRequired, TypedDict
 from lora_chat.config.plan import Plan, TrainingPlan
 from lora_chat.config.recipe import BaseSection
 from lora_chat.data.lengths import DataLengths, RowLengths
+from lora_chat.inference.generation import MAX_BATCH_SIZE
 from lora_chat.models.base_model import find_base
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.calibration import MachineBenchmark, choose_benchmark_rows
@@ -35,7 +36,7 @@ _DEFAULT_MICRO_BATCH_TOKENS = 2048
 """Tokens of a benchmarked micro-batch if the plan does not limit them."""
 _REQUIRED_KEYS = {"rss", "loaded", "load", "step", "start", "read"}
 """Keys of a valid cached result."""
-_BENCHMARK_VERSION = 3
+_BENCHMARK_VERSION = 4
 """Version of the measurements; cached results of another version are not used."""
 _TIMEOUT_SECONDS = 600
 """Benchmark timeout, in seconds; a slower machine gets no benchmark."""
@@ -63,6 +64,8 @@ class BenchmarkRequest(TypedDict):
     prompt: int
     """Tokens of a prompt."""
     prompts: int
+    general: tuple[int, int]
+    """Number of general items in a batch, and tokens of the longest."""
     tokenizer: NotRequired[str]
     """Folder of the tokenizer."""
 
@@ -134,6 +137,10 @@ def _make_request(
         "read": max(2, int(problem.data.compared.mean_tokens)),
         "prompt": max(problem.data.prompt_tokens, default=1),
         "prompts": min(40, len(problem.data.prompt_tokens)),
+        "general": (
+            min(MAX_BATCH_SIZE, max(problem.data.general_counts, default=0)),
+            max(problem.data.general_prompt_tokens, default=1),
+        ),
     }, lengths
 
 

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_chat.config.limits import GENERAL_MAX_NEW_TOKENS
 from lora_chat.system.console import print_json
 from lora_chat.system.memory_usage import peak_process_bytes
 
@@ -168,22 +169,31 @@ def _measure_training(
 
 
 def _measure_inference(request: "BenchmarkRequest", model: "PeftModel") -> dict[str, float]:
-    """Return the seconds of one evaluated dialogue, of a prefill, and of a generated token."""
+    """Return the seconds of one evaluated dialogue, of replies to prompts, and of a batch of general items."""
     from lora_chat.evaluation.loss import evaluate_loss
-    from lora_chat.inference.generation import generate_ids
 
     dialogues = make_random_rows([request["read"]] * 2, request["share"], request["vocabulary"])
     evaluate_loss(model, dialogues[:1])  # warm-up
     measured = {"read": time_fastest(lambda: evaluate_loss(model, dialogues)) / 2}
-    prompts = [
-        row.input_ids for row in make_random_rows([request["prompt"]] * request["prompts"], 0.5, request["vocabulary"])
-    ]
-    if prompts:
-        generate_ids(model, 0, prompts, [], 1)  # warm-up
-        measured["prefill"] = time_fastest(lambda: generate_ids(model, 0, prompts, [], 1))
-        reply_seconds = time_fastest(lambda: generate_ids(model, 0, prompts, [], _REPLY_TOKENS))
-        measured["said"] = max(0.0, reply_seconds - measured["prefill"]) / (_REPLY_TOKENS - 1)
+    if request["prompts"]:
+        measured["prefill"], measured["said"] = _measure_replies(request, model, request["prompts"], request["prompt"])
+    count, tokens = request["general"]
+    if count:
+        prefill, token_seconds = _measure_replies(request, model, count, tokens)
+        measured["general"] = prefill + (GENERAL_MAX_NEW_TOKENS - 1) * token_seconds
     return measured
+
+
+def _measure_replies(request: "BenchmarkRequest", model: "PeftModel", count: int, tokens: int) -> tuple[float, float]:
+    """Return the seconds of a prefill of prompts of one length, and of one more token of each reply."""
+    from lora_chat.inference.generation import generate_ids
+
+    rows = make_random_rows([tokens] * count, 0.5, request["vocabulary"])
+    prompts = [row.input_ids for row in rows]
+    generate_ids(model, 0, prompts, [], 1)  # warm-up
+    prefill = time_fastest(lambda: generate_ids(model, 0, prompts, [], 1))
+    reply = time_fastest(lambda: generate_ids(model, 0, prompts, [], _REPLY_TOKENS))
+    return prefill, max(0.0, reply - prefill) / (_REPLY_TOKENS - 1)
 
 
 def time_fastest(operation: Callable[[], object]) -> float:

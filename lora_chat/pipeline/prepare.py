@@ -20,6 +20,7 @@ from lora_chat.data.format import statistics_summary
 from lora_chat.data.sources import find_sources, open_sources
 from lora_chat.data.statistics import DataStatistics
 from lora_chat.errors import IntegrityError, RecipeError
+from lora_chat.evaluation.general.selection import GeneralSet
 from lora_chat.evaluation.overlap import OverlapReport
 from lora_chat.evaluation.questions import Question, read_questions
 from lora_chat.evaluation.verdict import EvaluatedSet
@@ -39,6 +40,7 @@ from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.models.token_rows import resolve_token_ids
 from lora_chat.pipeline.base_precision import plan_base_precision
 from lora_chat.pipeline.choose_thinking import configure_thinking, decide_default, describe_thinking
+from lora_chat.pipeline.general_items import choose_general_set
 from lora_chat.pipeline.install_tokens import install_recipe_tokens, read_new_tokens
 from lora_chat.pipeline.load_data import find_data_files, read_data
 from lora_chat.pipeline.parent import Parent
@@ -78,6 +80,8 @@ class PreparedEvaluation:
     """Whether the dialogues are a file that the user named for this evaluation, which is in `validation`."""
     overlap: OverlapReport | None = None
     """How many of the compared dialogues were trained on; None if it is unknown."""
+    general: GeneralSet | None = None
+    """General items that both models are asked; a planner may take a part of them."""
 
     @property
     def compared(self) -> DialogueSet:
@@ -102,6 +106,10 @@ class PreparedEvaluation:
             run.write_lines(run.questions, ({"question": q.question, "accept": q.accept} for q in self.questions))
         else:
             run.delete(run.questions)
+        if self.general:
+            run.write_lines(run.general, (item.as_row for item in self.general.items))
+        else:
+            run.delete(run.general)
 
 
 def _write_dialogues(run: RunFolder, dialogues: DialogueSet, path: Path, blocks_path: Path) -> None:
@@ -199,6 +207,13 @@ def prepare_run(plan: Plan, parent: Parent | None = None, *, accept_template: bo
         statistics=replace(data.statistics, thinking=describe_thinking(thinking, data.statistics.total)),
         adapter=adapter,
         questions=files.questions,
+        general=choose_general_set(
+            plan.evaluation.general,
+            files.general,
+            tokenizer,
+            weights=sum(weight.numel() for weight in skeleton.parameters()),
+            positions=read_max_positions(base),
+        ),
     )
 
 

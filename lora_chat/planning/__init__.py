@@ -6,6 +6,7 @@
 - estimate: The estimate of a run: memory, time, disk, verdict and suggestion
 - evaluation_budget: Number of held-out replies, bounded by planned time
 - format: An estimate as text for the terminal
+- general_time: The number of general items, and the seconds that they take
 - gpu_kernels: Whether PyPI's build of PyTorch has kernels for a GPU
 - gpu_names: The GPU that a name means
 - gpu_specs: GPUs by name, with the figures of their data sheets

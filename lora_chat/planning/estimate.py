@@ -9,6 +9,7 @@ from lora_chat.planning.calibration import MachineBenchmark, durations_from_benc
 from lora_chat.planning.device import TIGHT_MEMORY_FRACTION, TargetDevice
 from lora_chat.planning.disk_space import run_bytes
 from lora_chat.planning.evaluation_budget import choose_reply_count
+from lora_chat.planning.general_time import add_general_items
 from lora_chat.planning.gpu_kernels import Refusal, find_kernel_refusal
 from lora_chat.planning.measured_shape import MemorySource, find_memory_source
 from lora_chat.planning.merge_plan import MergePlan, plan_merge
@@ -80,6 +81,8 @@ class RunEstimate:
     """Planned time of these measurements as a share of the training time."""
     refusal: Refusal | None = None
     """Reason why `sft` would stop on this GPU with PyPI's build of PyTorch; None if it would run."""
+    general_items: int = 0
+    """Number of general items that both models are asked after training."""
 
     @property
     def worst_phase(self) -> PhaseMemory:
@@ -157,6 +160,7 @@ class RunEstimate:
             "disk_bytes": self.disk_bytes,
             "download_bytes": self.download_bytes,
             "notes": list(self.notes),
+            "general_items": self.general_items,
             "refusal": asdict(self.refusal) if self.refusal else None,
         }
 
@@ -193,7 +197,7 @@ def make_estimate(
     problem = replace(problem, data=data)
     candidate = Candidate(plan, problem)
     trainable_parameters = count_adapter_parameters(problem.shape, candidate.memory_config)
-    durations = predict(data)
+    durations, general_items = add_general_items(predict(data), candidate, benchmark)
     return RunEstimate(
         base=base,
         origin=origin,
@@ -225,6 +229,7 @@ def make_estimate(
         measurements=count_measurements(plan, candidate.workload.rows),
         validation_share=validation_time_share(plan, problem.data.train, problem.data.validation),
         refusal=find_kernel_refusal(problem.target),
+        general_items=general_items,
     )
 
 

@@ -66,7 +66,7 @@ def estimate_durations(
         max_length = max(data.prompt_tokens) + data.max_reply_tokens
         batch_size = generation_batch_size(shape, max_length, memory_config.bytes_per_value)
         batches = -(-len(data.prompt_tokens) // batch_size)
-        generate_seconds = batches * data.max_reply_tokens * _token_seconds(shape, memory_config, speed)
+        generate_seconds = batches * data.max_reply_tokens * token_seconds(shape, memory_config, speed)
     # Evaluation and generation run twice: once for the base, once for the adapted model.
     return {
         "load": load,
@@ -143,7 +143,7 @@ def _row_seconds(shape: ModelShape, memory_config: MemoryConfig, tokens: int, sp
     return max(flops / speed.flops + moved_bytes / speed.bandwidth, shape.num_layers * speed.launch / 3 * speed.low)
 
 
-def _token_seconds(shape: ModelShape, memory_config: MemoryConfig, speed: DeviceSpeed) -> float:
+def token_seconds(shape: ModelShape, memory_config: MemoryConfig, speed: DeviceSpeed) -> float:
     """Return the seconds of one more token of every reply: all weights pass through memory once."""
     moved_bytes = shape.num_linear_weights * (
         _DEQUANTIZE_BYTES_PER_WEIGHT[memory_config.mode] or memory_config.bytes_per_value

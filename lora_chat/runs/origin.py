@@ -39,6 +39,7 @@ PREPARED_FILES = (
     "test_blocks.jsonl",
     "questions.jsonl",
     "training_digests.safetensors",
+    "general.jsonl",
     "lineage.json",
     "parent/adapter_config.json",
     "parent/adapter_model.safetensors",

@@ -161,6 +161,11 @@ class RunFolder:
         return self.path / "questions.jsonl"
 
     @property
+    def general(self) -> Path:
+        """Return the path of the general items that both models answer, which exists if any are asked."""
+        return self.path / "general.jsonl"
+
+    @property
     def comparison(self) -> Path:
         """Return the path of the comparison of base and adapted model."""
         return self.path / "comparison.json"

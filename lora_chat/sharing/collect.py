@@ -12,6 +12,7 @@ from pydantic import JsonValue
 
 from lora_chat.config.data import BUNDLED_TEMPLATES
 from lora_chat.config.load import read_recipe
+from lora_chat.config.recipe import GENERAL_CHOICES
 from lora_chat.errors import IntegrityError
 from lora_chat.evaluation.metrics import METRICS
 from lora_chat.models.base_model import is_hub_id
@@ -58,6 +59,8 @@ def collect_recipe(run: RunFolder, base: str) -> dict[str, JsonValue]:
         data["template"] = public_file_name(data["template"])
     if evaluation["questions"]:
         evaluation["questions"] = public_file_name(evaluation["questions"])
+    if evaluation["general"] not in GENERAL_CHOICES:
+        evaluation["general"] = public_file_name(evaluation["general"])
     return {key: strip_folders(value) for key, value in recipe.items()}
 
 
