@@ -4,7 +4,6 @@
 - choose_metrics: The metrics of a comparison, chosen by its data or by the recipe
 - comparison: Comparison of base and adapted model
 - format: A comparison as text for the terminal
-- general: General abilities of base and adapted model, in a package
 - generations: Comparison of base, parent and child
 - intervals: Intervals and tests for figures of two models on the same items
 - loss: Loss, perplexity and right top tokens at supervised positions
