@@ -1,5 +1,6 @@
 """Lengths of rows and their supervised tokens, read from columns on disk, for the planner."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ class DataLengths:
     """Whether the tokens were counted with another tokenizer."""
     test: RowLengths | None = None
     """Rows of the test set; None or none of them without one."""
+    recital_replies: int = 0
+    """Number of training replies that both models are asked to complete after training."""
     optional_prompts: int = 0
     """Number of prompts, the last ones, that are only answered if it does not take long."""
 
@@ -64,6 +67,14 @@ class DataLengths:
     def compared(self) -> RowLengths:
         """Return the rows on which base and adapted model are compared: the test set if there is one."""
         return self.test if self.test is not None and len(self.test.tokens) else self.validation
+
+    @property
+    def evaluated_tokens(self) -> "Numbers":
+        """Return the tokens of each row that each model reads once after training, (rows,)."""
+        import numpy as np
+
+        mean = math.ceil(self.train.mean_tokens)
+        return np.append(self.compared.tokens, np.full(min(self.recital_replies, len(self.train.tokens)), mean))
 
     @property
     def parity(self) -> RowLengths:

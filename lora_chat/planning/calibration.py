@@ -97,7 +97,7 @@ def durations_from_benchmark(
     )
     # Evaluation is proportional to tokens, generation to batches of prompts and to tokens of the longest reply.
     seconds_per_token = benchmark.extrapolate("read", layers) / benchmark.evaluated_tokens
-    evaluate_seconds = seconds_per_token * float(data.compared.tokens.sum())
+    evaluate_seconds = seconds_per_token * float(data.evaluated_tokens.sum())
     validate_seconds = measurements * seconds_per_token * float(data.validation.tokens.sum())
     batch_size = generation_batch_size(
         shape, max(data.prompt_tokens, default=1) + data.max_reply_tokens, memory_config.bytes_per_value

@@ -194,6 +194,9 @@ def make_estimate(
         return _predict_durations(Candidate(plan, problem), data, benchmark, bytes_to_read, reading_seconds)
 
     plan, data = choose_reply_count(plan, problem.data, predict)
+    trained_dialogues = Candidate(plan, problem).workload.steps * plan.training.effective_batch_size
+    recital_replies = plan.evaluation.count_recital_replies(problem.shape.weights, trained_dialogues)
+    data = replace(data, recital_replies=recital_replies)
     problem = replace(problem, data=data)
     candidate = Candidate(plan, problem)
     trainable_parameters = count_adapter_parameters(problem.shape, candidate.memory_config)

@@ -55,7 +55,7 @@ def estimate_durations(
     likely, slow, fast = (weight_file_bytes / rate for rate in _READ_BYTES_PER_SECOND)
     load = TimeEstimate(likely, fast, slow) + TimeEstimate(*_STARTUP_SECONDS)
     step = step_seconds(shape, memory_config, plan, workload, speed)
-    evaluate_seconds = sum(_row_seconds(shape, memory_config, int(n), speed) for n in data.compared.tokens.tolist())
+    evaluate_seconds = sum(_row_seconds(shape, memory_config, int(n), speed) for n in data.evaluated_tokens.tolist())
     # During training, validation rows are computed in micro-batches of the size of training.
     tokens = int(data.validation.tokens.sum())
     batches = max(1, -(-tokens // workload.largest.tokens))
