@@ -16,6 +16,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="auto|all|off|FILE",
         help="general items that show forgetting (default: those that the run asked, otherwise auto)",
     )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="FILE:FUNCTION",
+        help="score replies by a function (reference, reply) -> number, True or False; runs the code of FILE; may be "
+        "repeated",
+    )
     add_parent(parser)
     add_trust(parser)
 
@@ -26,6 +34,6 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.pipeline.held_out import EvaluationFiles
 
     files = EvaluationFiles(options.data, options.questions, options.general)
-    result = evaluate_adapter(options.thing, files, read_trust(options), options.parent)
+    result = evaluate_adapter(options.thing, files, read_trust(options), options.parent, options.metric)
     if options.json:
         print_json(result)

@@ -11,6 +11,7 @@
 - measurement: What was measured of one model
 - metrics: The metrics of a comparison, in one table
 - overlap: Evaluation data that was trained on, and whether the verdict is withheld because of it
+- own_metric: Metrics of the user, from a Python file
 - questions: Held-out questions with their accepted answers
 - recital: Training replies that a model completes word for word
 - reply_items: The held-out prompts that both models answer

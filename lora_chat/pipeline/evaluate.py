@@ -1,11 +1,15 @@
 """The comparison of an existing adapter with its base, on held-out dialogues or on files of the user."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.errors import IntegrityError, LoraChatError, UsageError, first_line
+from lora_chat.evaluation.metrics import METRICS
+from lora_chat.evaluation.own_metric import OwnMetric, load_own_metrics, report_own_metrics
+from lora_chat.evaluation.reply_items import read_reply_items
 from lora_chat.models.adapter_files import is_adapter_folder
 from lora_chat.models.base_model import load_tokenizer
 from lora_chat.models.identity import compute_identity
@@ -17,6 +21,7 @@ from lora_chat.pipeline.known_parent import find_known_parent
 from lora_chat.pipeline.measure_recital import read_stored_recital
 from lora_chat.pipeline.open_adapter import TrustOptions, find_adapter_base, find_hub_name, open_adapter
 from lora_chat.pipeline.parent import Parent
+from lora_chat.pipeline.prepare import PreparedEvaluation
 from lora_chat.pipeline.report_runs import try_write_report
 from lora_chat.pipeline.training_overlap import with_known_overlap
 from lora_chat.sharing.parcel import is_parcel
@@ -26,11 +31,16 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_adapter(
-    source: str, evaluation_files: EvaluationFiles, trust: TrustOptions, parent_source: str | None = None
+    source: str,
+    evaluation_files: EvaluationFiles,
+    trust: TrustOptions,
+    parent_source: str | None = None,
+    own_metrics: Sequence[str] = (),
 ) -> dict[str, object]:
     """Compare base and adapted model: a run on its held-out data, any adapter on the user's files.
 
-    An adapter with a lineage is compared with its parent, too: the copy in its run, or `parent_source`.
+    An adapter with a lineage is compared with its parent, too: the copy in its run, or `parent_source`. `own_metrics`
+    are FILE:FUNCTION, whose code runs. Their figures are shown, but do not enter a run.
     """
     asks_general = evaluation_files.general not in (None, "off")
     if (
@@ -43,6 +53,7 @@ def evaluate_adapter(
         raise UsageError(f"{source} contains no dialogues for an evaluation. Fix: give some with --data FILE.")
     if evaluation_files.questions is not None and evaluation_files.data is None:
         raise UsageError("--questions belongs to --data: the held-out data of a run has its own questions.")
+    own = load_own_metrics(own_metrics, [metric.name for metric in METRICS])
     opened = open_adapter(source, trust)
     parent = find_known_parent(opened, parent_source)
     prepared = prepare_evaluation(opened, evaluation_files)
@@ -54,10 +65,13 @@ def evaluate_adapter(
             "--data FILE."
         )
     prepared = with_known_overlap(prepared, opened)
-    model = opened.adapter.load(opened.precision)
     settings, run = EvaluationSection(), None
     if opened.run is not None and evaluation_files.data is None:
         run, settings = opened.run, opened.run.read_plan().evaluation
+    if own:
+        _try_own_metrics(own, prepared, settings)
+    model = opened.adapter.load(opened.precision)
+    if run is not None:
         report = compare_run(model, prepared, settings, run, read_stored_recital(run))
     else:
         report = compare_models(model, prepared, settings)
@@ -65,6 +79,8 @@ def evaluate_adapter(
         "run" if opened.run else "adapter": str(opened.run.path if opened.run else source),
         **report.result_fields,
     }
+    if own and report.measurements is not None:
+        result["own_metrics"] = report_own_metrics(own, *report.measurements)
     if parent is not None:
         measured = measure_generations(model, prepared, settings, report, parent)
         del model
@@ -74,6 +90,18 @@ def evaluate_adapter(
     if run is not None:
         try_write_report(run)
     return result
+
+
+def _try_own_metrics(own: Sequence[OwnMetric], prepared: PreparedEvaluation, settings: EvaluationSection) -> None:
+    """Score a reference with itself before weights load. Raise UsageError if a function fails or has no replies."""
+    replies = min(1, settings.samples + settings.reply_count)
+    items = read_reply_items(prepared.compared, prepared.tokenizer, samples=replies, replies=0)
+    if not items:
+        raise UsageError(
+            "--metric scores replies to held-out dialogues, and there are none. Fix: give some with --data FILE."
+        )
+    for metric in own:
+        metric.score(items[0].reference, items[0].reference, "a reference as its own reply")
 
 
 def _try_original_base(measured: Measured, parent: Parent, precision: PrecisionPlan) -> Measured:
