@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 
 from lora_chat.config.load import read_recipe
+from lora_chat.evaluation.measurement import ReplyItem
+from lora_chat.evaluation.questions import read_questions
+from lora_chat.evaluation.reply_kinds import REPLY_KINDS, find_kinds, lacks_data
+from lora_chat.evaluation.reply_scores import find_references
+from lora_chat.evaluation.scores.translation import choose_tokenizer
 from lora_chat.pipeline.inspect_data import inspect_data
 
 TASKS = Path(__file__).parents[2] / "recipes" / "tasks"
 RECIPES = sorted(TASKS.glob("*.yaml"))
 FILES = sorted(TASKS.glob("*/*.jsonl"))
+WITH_METRICS = [path for path in RECIPES if read_recipe(path).evaluation.metrics != "auto"]
 BYTES = ["base.name=tiny-random", "data.max_length=1024", "quantization.mode=none", "data.workers=1"]
 """Settings that read a recipe with a tokenizer of bytes, in place of the embedded base."""
 ON_DEMAND = pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
@@ -92,3 +98,42 @@ def test_the_last_line_of_a_solution_is_the_result_of_its_last_calculation(name)
 def test_every_answer_occurs_in_its_text(name):
     for row in read_rows(TASKS / "reading" / name):
         assert row["answers"][0].lower() in row["context"].lower()
+
+
+def read_items(recipe):
+    """Return the last reply of each row that the recipe compares."""
+    rows = read_rows(Path(recipe.data.test))
+    if recipe.data.columns is None:
+        references = [row["messages"][-1]["content"] for row in rows]
+    else:
+        references = [row[recipe.data.columns.assistant] for row in rows]
+    return [ReplyItem((), "", text if isinstance(text, str) else text[0]) for text in references]
+
+
+@pytest.mark.parametrize("path", WITH_METRICS, ids=lambda path: path.stem)
+def test_metrics_fit_the_replies_of_their_data(path):
+    recipe = read_recipe(path)
+    items = read_items(recipe)
+    assert [lacks_data(name, items, None) for name in recipe.evaluation.metrics] == [None] * len(
+        recipe.evaluation.metrics
+    )
+    # Short Chinese sentences count as short answers, but translations are compared by their characters.
+    (kind,) = ["unspaced"] if path.stem == "translation" else find_kinds(items, None)
+    assert recipe.evaluation.metrics[0] in REPLY_KINDS[kind].metrics
+    assert (choose_tokenizer(find_references(items)) == "zh") is (kind == "unspaced")
+
+
+def test_only_plain_text_and_chat_on_top_of_it_have_no_list_of_metrics():
+    assert {path.stem for path in RECIPES} - {path.stem for path in WITH_METRICS} == {
+        "story",
+        "pretraining",
+        "pretraining-chat",
+    }
+
+
+@pytest.mark.parametrize("name", ["service", "pretraining-chat"])
+def test_every_question_has_an_answer_in_the_training_data(name):
+    recipe = read_recipe(TASKS / f"{name}.yaml")
+    replies = [m["content"] for row in read_rows(Path(recipe.data.train)) for m in row["messages"][1::2]]
+    for question in read_questions(recipe.evaluation.questions):
+        assert any(map(question.is_answered_by, replies)), question.question
