@@ -17,7 +17,7 @@ def _check_token(text: str) -> str:
     return text
 
 
-def _check_unique(values: tuple[str, ...]) -> tuple[str, ...]:
+def check_unique(values: tuple[str, ...]) -> tuple[str, ...]:
     """Raise ValueError for a value that a list contains twice."""
     if twice := [value for value in values if values.count(value) > 1]:
         raise ValueError(f"{twice[0]!a} is in the list twice")
@@ -26,7 +26,7 @@ def _check_unique(values: tuple[str, ...]) -> tuple[str, ...]:
 
 TokenText = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_check_token)]
 UniqueTokens = Annotated[
-    tuple[TokenText, ...], Field(min_length=1, max_length=MAX_NAMED_TOKENS), AfterValidator(_check_unique)
+    tuple[TokenText, ...], Field(min_length=1, max_length=MAX_NAMED_TOKENS), AfterValidator(check_unique)
 ]
 
 

@@ -3,13 +3,13 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, field_validator, model_validator
 from typing_extensions import Self
 
 # Callers import every section from this module.
 from lora_chat.config.adapter_section import AdapterSection as AdapterSection
 from lora_chat.config.audit import AuditSection
-from lora_chat.config.base import NonEmptyStr, StrictModel
+from lora_chat.config.base import NonEmptyStr, StrictModel, check_unique
 from lora_chat.config.data import DataSection
 from lora_chat.config.generation_section import GenerationSection
 from lora_chat.config.metric_choice import MetricChoice, NumberPattern
@@ -33,6 +33,7 @@ _MIN_RECITAL_REPLIES, _AUTO_RECITAL_REPLIES = 20, 100
 """Fewest and most replies of `evaluation.recital: auto`."""
 _MIN_RECITAL_WEIGHTS = 10_000_000
 """Smallest base, in weights, whose recital is measured by default."""
+ReporterName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 class BaseSection(StrictModel):
@@ -157,7 +158,17 @@ class OutputSection(StrictModel):
     name: Annotated[str, StringConstraints(pattern=r"^[^\W_][\w.-]*$", max_length=200)] | None = None
     """First part of the name of the run folder. By default it is the file name of the recipe."""
     tensorboard: bool = False
-    """Whether TensorBoard events are written too (`pip install tensorboard`)."""
+    """Whether TensorBoard events are written too (`pip install tensorboard`), as with `report_to: [tensorboard]`."""
+    report_to: Annotated[tuple[ReporterName, ...], Field(max_length=4), AfterValidator(check_unique)] = ()
+    """Services that receive the metrics of each step and the settings of training, and no text of dialogues:
+    `tensorboard`, `wandb`, `mlflow` and `trackio`; each needs its package. All but `wandb` write into the run folder
+    unless the environment names a server; `wandb` needs a login or `WANDB_MODE=offline`."""
+
+    @property
+    def reporters(self) -> tuple[ReporterName, ...]:
+        """Return the services that receive the metrics; `tensorboard: true` adds TensorBoard."""
+        adds_tensorboard = self.tensorboard and "tensorboard" not in self.report_to
+        return ("tensorboard", *self.report_to) if adds_tensorboard else self.report_to
 
     @field_validator("name")
     @classmethod

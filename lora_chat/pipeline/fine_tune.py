@@ -59,6 +59,7 @@ from lora_chat.sharing.model_card import format_run_card
 from lora_chat.system.console import display_path, format_bytes
 from lora_chat.system.hardware import detect_hardware
 from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
+from lora_chat.training.reporters import check_reporters, finished_reporters, start_reporters
 from lora_chat.training.sft import train_sft
 from lora_chat.training.training_run import TrainingResult, TrainingRun
 
@@ -96,6 +97,7 @@ def fine_tune(
     is_received = bool(resume and earlier and is_foreign_run(earlier, resume))
     if resume and earlier and is_finished(earlier, resume):
         return _repeat_result(earlier, adopt=is_received)
+    check_reporters(plan.output.reporters)
     run = earlier or create_run_folder(recipe, plan, start_run_signature)
     with lock_run_folder(run.path):
         with nullcontext() if earlier else _deleted_on_error(run):
@@ -131,6 +133,7 @@ def fine_tune(
             run.write_json(run.estimate, estimate.as_dict())
         logger.info(_format_summary(plan, prepared, run, estimate, audit, parent))
 
+        start_reporters(plan.output.reporters, run.path)
         model, trainable_parameters = _load_model(plan, prepared, run, progress, parent)
         load_seconds = time.monotonic() - started
         progress.enter_stage("measuring the longest held-out dialogue")
@@ -140,7 +143,7 @@ def fine_tune(
 
         progress.enter_stage("training")
         policy = CheckpointPolicy(run.checkpoints, plan.checkpoint, identity, checkpoint)
-        with explain_model_errors(base_config, base_name, "Training"):
+        with explain_model_errors(base_config, base_name, "Training"), finished_reporters(plan.output.reporters):
             training = train_sft(_make_training_run(model, plan, prepared, run, policy))
         plan = _record_trained_plan(recipe, plan, training, run)
         adapter_bytes = _save_adapter_or_stop(model, plan, prepared, run, training, progress)
@@ -300,7 +303,7 @@ def _make_training_run(
         has_frozen_start=plan.adapter.has_frozen_start,
         evaluate_each_epoch=plan.evaluation.each_epoch is True,
         evaluate_every_steps=plan.evaluation.every_steps,
-        tensorboard_folder=run.tensorboard if plan.output.tensorboard else None,
+        reporters=plan.output.reporters,
         checkpoint_policy=policy,
         locate_dialogues=lambda rows: [(display_path(Path(path)), line) for path, line in prepared.train.locate(rows)],
         adjustable_settings=plan.open_settings,

@@ -185,11 +185,6 @@ class RunFolder:
         """Return the path of the parity report of the adapter in plain PEFT, which exists after `pack`."""
         return self.path / "proof.json"
 
-    @property
-    def tensorboard(self) -> Path:
-        """Return the folder of TensorBoard events, which exists if the recipe asks for them."""
-        return self.path / "tensorboard"
-
     def restrict_permissions(self) -> None:
         """Deny other users access to a folder that an older version made; a folder of another user stays unchanged."""
         with suppress(OSError):

@@ -12,6 +12,7 @@
 - optimizer_groups: Settings of the optimizer's parameter groups
 - optimizer_state: Checks of a resumed optimizer's state
 - progress_bar: Progress of training on the terminal
+- reporters: Services that receive the metrics of training
 - row_scores: Loss and predicted tokens of each validation row
 - sft: The training, from encoded dialogues to the result
 - sft_config: Settings of TRL's SFTTrainer

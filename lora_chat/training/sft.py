@@ -1,7 +1,6 @@
 """Supervised fine-tuning: train the adapter of a model on encoded dialogues with TRL's SFTTrainer."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -27,6 +26,7 @@ from lora_chat.training.callbacks.learning_rate import ResumeLearningRate
 from lora_chat.training.callbacks.memory_check import MemoryCheckCallback
 from lora_chat.training.callbacks.metrics import MetricsCallback
 from lora_chat.training.callbacks.nonfinite_guard import NonFiniteGuard
+from lora_chat.training.callbacks.reporter_guard import guard_reporters
 from lora_chat.training.callbacks.step_schedule import MeasurementSchedule
 from lora_chat.training.callbacks.validation import ValidationCallback
 from lora_chat.training.candidate_plans import (
@@ -123,8 +123,6 @@ def train_sft(run: TrainingRun) -> TrainingResult:
 def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRequest) -> PreparedTraining:
     """Check the checkpoint to resume, open the files of the run and select the fast path."""
     checkpoint, policy = run.resume_checkpoint, run.checkpoint_policy
-    if run.tensorboard_folder:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard_folder)
     if policy:
         with explain_write_errors(policy.folder, "the folder of checkpoints"):
             policy.folder.mkdir(mode=0o700, exist_ok=True)
@@ -186,6 +184,7 @@ def _make_trainer(run: TrainingRun, prepared: PreparedTraining) -> "PackedSFTTra
     )
     trainer.remove_callback(PrinterCallback)
     trainer.supervised_tokens = prepared.earlier_metrics.supervised_tokens
+    guard_reporters(trainer)
     if collator is None or fast_path.head is None:
         trainer.stock_path = find_stock_path(run.model, run.train_rows[0].input_ids)
         for note in trainer.stock_path.notes:

@@ -44,11 +44,19 @@ def make_sft_config(run: TrainingRun, *, one_batch_per_step: bool) -> "SFTConfig
         save_total_limit=None,  # and deletes old checkpoints only after a newer one is committed
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=["tensorboard"] if run.tensorboard_folder else [],
+        report_to=list(run.reporters),
+        run_name=run.metrics_path.parent.name if run.reporters else None,
+        **_trackio_options(SingleCardConfig),
         disable_tqdm=True,
         # The router is frozen, so nothing can balance it; the loss is the cross entropy, as on the fast path.
         router_aux_loss_coef=0.0,
     )
+
+
+def _trackio_options(config_class: type["SFTConfig"]) -> dict[str, str | bool]:
+    """Return the name of the project in Trackio, and that no page is uploaded; older versions lack the fields."""
+    options: dict[str, str | bool] = {"project": "lora-chat", "trackio_static_space_id": False}
+    return {name: value for name, value in options.items() if name in config_class.__dataclass_fields__}
 
 
 def _choose_scheduler(plan: TrainingPlan) -> tuple[str, dict[str, float]]:

@@ -56,7 +56,8 @@ class TrainingRun:
     evaluate_each_epoch: bool = False
     evaluate_every_steps: int | None = None
     """Optimizer steps between measurements of the validation set; None measures it at most after each epoch."""
-    tensorboard_folder: Path | None = None
+    reporters: tuple[str, ...] = ()
+    """Names of the services that receive the metrics, in `REPORTERS`."""
     checkpoint_policy: "CheckpointPolicy | None" = None
     """Rules for writing checkpoints; None writes none."""
     locate_dialogues: "DialogueLocator" = locate_nothing

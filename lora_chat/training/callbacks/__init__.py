@@ -7,6 +7,7 @@
 - memory_check: Dry run of the largest micro-batch before the first step
 - metrics: Metrics file, progress and stop requests
 - nonfinite_guard: Refusal of steps and checkpoints with non-finite values
+- reporter_guard: Protection against failing services that receive metrics
 - step_schedule: Steps after which checkpoints are written and the validation set is measured
 - validation: Measurement of the validation set, and early stopping
 """

@@ -1,0 +1,205 @@
+"""Services that receive the metrics: what they need, what they get, and what happens when they fail."""
+
+import json
+import os
+import sys
+
+import pytest
+from transformers import TrainerCallback
+
+from lora_chat.cli import main
+from lora_chat.config.recipe import OutputSection
+from lora_chat.errors import IntegrityError, MissingPackageError, UnavailableError
+from lora_chat.training import reporters
+from lora_chat.training.callbacks.reporter_guard import ReporterGuard, guard_reporters
+from lora_chat.training.reporters import REPORTERS, check_reporters, finished_reporters, start_reporters
+
+NAMES = [reporter.name for reporter in REPORTERS]
+FAKE = """
+import json, os, sys, types
+RECEIVED = []
+run = None
+class Run:
+    id, name, url, summary = "1", "fake", "", {}
+    def _label(self, **options): pass
+class Config(dict):
+    def update(self, values, allow_val_change=False): RECEIVED.append(["config", str(values)])
+config = Config()
+def init(**options):
+    global run
+    print("a message on stdout")
+    RECEIVED.append(["init", options, {n: v for n, v in os.environ.items() if n.startswith("WANDB")}])
+    run = Run()
+def log(values): RECEIVED.append(["log", dict(values)])
+def finish(): RECEIVED.append(["finish"])
+def define_metric(*names, **options): pass
+def termwarn(*words, **options): pass
+"""
+
+
+@pytest.fixture
+def fake_wandb(tmp_path, monkeypatch):
+    """Install a package that records its calls, as if it were wandb."""
+    package = tmp_path / "site" / "wandb"
+    (package / "sdk" / "lib").mkdir(parents=True)
+    (package / "__init__.py").write_text(FAKE)
+    for folder in ("sdk", "sdk/lib"):
+        (package / folder / "__init__.py").write_text("")
+    (package / "sdk" / "lib" / "config_util.py").write_text("class ConfigError(Exception): pass\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in [name for name in os.environ if name.startswith("WANDB") or name == "NETRC"]:
+        monkeypatch.delenv(name)
+    yield tmp_path / "home"
+    for name in [name for name in sys.modules if name.split(".")[0] == "wandb"]:
+        del sys.modules[name]
+
+
+def test_tensorboard_true_is_the_same_as_naming_it():
+    assert OutputSection(tensorboard=True).reporters == OutputSection(report_to=("tensorboard",)).reporters
+    assert OutputSection(tensorboard=True, report_to=("tensorboard", "mlflow")).reporters == ("tensorboard", "mlflow")
+    assert OutputSection(tensorboard=True, report_to=("wandb",)).reporters == ("tensorboard", "wandb")
+    assert OutputSection().reporters == ()
+    with pytest.raises(ValueError, match="twice"):
+        OutputSection(report_to=("wandb", "wandb"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_package_is_one_line_before_training(name, monkeypatch):
+    monkeypatch.setattr(reporters, "find_spec", lambda module: None)
+    with pytest.raises(MissingPackageError, match=f"^output.report_to names {name}, .* Fix: pip install {name}$"):
+        check_reporters([name])
+
+
+def test_sft_stops_before_it_makes_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reporters, "find_spec", lambda module: None)
+    settings = [f"output.directory={tmp_path}/runs", "output.report_to=[mlflow]"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert main(["sft", "recipes/smoke.yaml", *words]) == 8
+    assert "Fix: pip install mlflow" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "environment", "is_ready"),
+    [
+        ("", "", {}, False),
+        ("", "", {"WANDB_MODE": "online"}, False),
+        ("", "", {"WANDB_MODE": "offline"}, True),
+        ("", "", {"WANDB_API_KEY": "x"}, True),
+        (".netrc", "machine api.wandb.ai login user password x\n", {}, True),
+        (".netrc", "machine example.com login user password x\n", {}, False),
+        (".netrc", "machine api.wandb.ai login user password x\n", {"WANDB_BASE_URL": "https://w.example.com"}, False),
+        (".netrc", "machine w.example.com login u password x\n", {"WANDB_BASE_URL": "https://w.example.com"}, True),
+        (".netrc", "machine", {}, False),
+        (".config/wandb/settings", "[default]\nmode = offline\n", {}, True),
+        (".config/wandb/settings", "[default]\nmode = online\n", {}, False),
+        (".config/wandb/settings", "no section", {}, False),
+    ],
+)
+def test_wandb_needs_a_login_or_offline_mode(fake_wandb, monkeypatch, file, text, environment, is_ready):
+    if file:
+        (fake_wandb / file).parent.mkdir(parents=True)
+        (fake_wandb / file).write_text(text)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if is_ready:
+        check_reporters(["wandb"])
+    else:
+        with pytest.raises(UnavailableError, match="WANDB_MODE=offline"):
+            check_reporters(["wandb"])
+
+
+def test_services_cannot_upload_more_than_metrics(fake_wandb, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_LOG_MODEL", "end")
+    monkeypatch.setenv("WANDB_CONSOLE", "wrap")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = tmp_path / "run 1"
+    run.mkdir()
+    start_reporters(["wandb"], run)
+    with finished_reporters(["wandb"]):
+        print("printed by a service")
+    assert capsys.readouterr().out == ""
+    _, options, environment = sys.modules["wandb"].RECEIVED[0]
+    assert options == {"project": "mine", "name": "run 1"}
+    assert environment["WANDB_DIR"] == str(run)
+    for name in ("WANDB_LOG_MODEL", "WANDB_WATCH", "WANDB_SAVE_CODE", "WANDB_SYMLINK"):
+        assert environment[name] == "false"
+    for name in ("WANDB_DISABLE_CODE", "WANDB_DISABLE_GIT", "WANDB__DISABLE_META"):
+        assert environment[name] == "true"
+    assert environment["WANDB_CONSOLE"] == "off"
+    assert sys.modules["wandb"].RECEIVED[-1] == ["finish"]
+
+
+def test_files_stay_in_the_run_unless_the_user_names_a_server(tmp_path, monkeypatch):
+    by_name = {reporter.name: reporter for reporter in REPORTERS}
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    variables = {**by_name["mlflow"].defaults(tmp_path), **by_name["trackio"].defaults(tmp_path)}
+    assert variables["MLFLOW_TRACKING_URI"].split(":", 1)[1].startswith("///")
+    assert all(str(tmp_path) in value for value in variables.values())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.com")
+    assert by_name["mlflow"].defaults(tmp_path) == {}
+
+
+def test_a_service_that_cannot_start_stops_before_weights_load(fake_wandb, tmp_path, monkeypatch):
+    import wandb
+
+    def refuse(**options):
+        raise ConnectionError("no route to host\nmore")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UnavailableError, match=r"wandb could not start: no route to host\. Fix"):
+        start_reporters(["wandb"], tmp_path)
+
+
+def test_refuses_settings_of_a_service_in_a_received_run(fake_wandb, tmp_path):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = https://evil.example.com\n")
+    with pytest.raises(IntegrityError, match="Fix: delete it"):
+        start_reporters(["wandb"], tmp_path)
+
+
+def test_a_failing_service_is_left_out_and_training_continues(messages):
+    class MLflowCallback(TrainerCallback):
+        calls = 0
+
+        def on_log(self, args, state, control, **extra):
+            self.calls += 1
+            raise ConnectionError("server gone")
+
+    class Handler:
+        callbacks = [MLflowCallback(), TrainerCallback()]  # noqa: RUF012
+
+    class StandIn:
+        callback_handler = Handler()
+
+    service = Handler.callbacks[0]
+    guard_reporters(StandIn())
+    guard = Handler.callbacks[0]
+    assert isinstance(guard, ReporterGuard)
+    assert type(Handler.callbacks[1]) is TrainerCallback
+    for _ in range(3):
+        guard.on_log(None, None, None, logs={})
+    assert service.calls == 1
+    assert len(messages) == 1
+    assert "server gone" in messages[0]
+
+
+@pytest.mark.skipif(not os.environ.get("LORA_CHAT_ALL_BASES"), reason="on demand")
+def test_a_run_sends_metrics_and_settings_but_no_dialogue(fake_wandb, cache_home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = [f"output.directory={tmp_path}/runs", "output.report_to=[wandb]"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert main(["sft", "recipes/smoke.yaml", "--json", *words]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    received = sys.modules["wandb"].RECEIVED
+    kinds = [entry[0] for entry in received]
+    assert kinds[0] == "init"
+    assert kinds[-1] == "finish"
+    assert kinds.count("log") >= 4
+    text = json.dumps(received, default=str)
+    assert "learning_rate" in text
+    for line in open("recipes/smoke/dialogues.jsonl", encoding="utf-8"):  # noqa: PTH123, SIM115
+        for message in json.loads(line)["messages"]:
+            assert len(message["content"]) < 12 or message["content"] not in text
