@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -130,6 +131,11 @@ def filter_output() -> None:
     sys.stdout, sys.stderr = _filter_stream(sys.stdout), _filter_stream(sys.stderr)
     sys.excepthook = _print_exception
     threading.excepthook = _print_thread_exception
+
+
+def keep_stdout_for_results() -> AbstractContextManager[TextIO]:
+    """Return a context in which everything that libraries print on stdout goes to stderr."""
+    return redirect_stdout(sys.stderr)
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigError
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +30,7 @@ from lora_chat.errors import (
     first_line,
 )
 from lora_chat.system.atomic_write import private_umask
+from lora_chat.system.console import keep_stdout_for_results
 
 _PROJECT = "lora-chat"
 _WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
@@ -172,7 +173,7 @@ def start_reporters(names: Sequence[str], folder: Path) -> None:
         with explain_write_errors(folder, f"the files of {reporter.name}"):
             (folder / reporter.name).mkdir(mode=0o700, exist_ok=True)
         try:
-            with private_umask(), redirect_stdout(sys.stderr):  # stdout is for results
+            with private_umask(), keep_stdout_for_results():
                 reporter.start(importlib.import_module(reporter.modules[0]), folder.name)
         except Exception as error:
             if isinstance(error, OSError) and (explained := explain_disk_error(error)):
@@ -190,7 +191,7 @@ def finished_reporters(names: Sequence[str]) -> Iterator[None]:
     if not reporters:
         yield
         return
-    with redirect_stdout(sys.stderr):
+    with keep_stdout_for_results():
         try:
             yield
         finally:
