@@ -6,6 +6,7 @@
 - format: A comparison as text for the terminal
 - generations: Comparison of base, parent and child
 - intervals: Intervals and tests for figures of two models on the same items
+- label_report: Figures of each label and the confusion matrix
 - loss: Loss, perplexity and right top tokens at supervised positions
 - loss_plot: The plot of training and validation loss
 - measurement: What was measured of one model

@@ -12,8 +12,9 @@ from lora_chat.evaluation.reply_kinds import REPLY_KINDS, find_kinds, lacks_data
 from lora_chat.evaluation.reply_scores import find_references, score_numbers
 from lora_chat.evaluation.scores.translation import choose_tokenizer
 
-_DEFAULT_DECISIVE = "validation_loss"
-_TITLES = {"facts": "the questions", _DEFAULT_DECISIVE: "the validation loss"}
+DEFAULT_DECISIVE = "validation_loss"
+"""Name of the metric that decides if no reply is right or wrong."""
+_TITLES = {"facts": "the questions", DEFAULT_DECISIVE: "the validation loss"}
 _MAX_CUT = 0.2
 """Share of references that may be longer than a reply, so that right or wrong replies still decide."""
 
@@ -76,7 +77,7 @@ def _choose_decisive(replied: Sequence[Metric], items: int, questions: Sequence[
     if questions:
         return find_metric("facts")
     right_or_wrong = [metric for metric in replied if metric.is_right_or_wrong]
-    return right_or_wrong[0] if right_or_wrong and items >= MIN_ITEMS else find_metric(_DEFAULT_DECISIVE)
+    return right_or_wrong[0] if right_or_wrong and items >= MIN_ITEMS else find_metric(DEFAULT_DECISIVE)
 
 
 def _explain_choice(replied: Sequence[Metric], why: str, items: Sequence[ReplyItem]) -> str:

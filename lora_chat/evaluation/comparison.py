@@ -10,12 +10,13 @@ from lora_chat.config.recipe import EvaluationSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.encoding.turns import TurnReader
-from lora_chat.evaluation.choose_metrics import ChosenMetrics, choose_metrics
+from lora_chat.evaluation.choose_metrics import DEFAULT_DECISIVE, ChosenMetrics, choose_metrics
 from lora_chat.evaluation.general.compare import compare_general
 from lora_chat.evaluation.general.measure import measure_general
 from lora_chat.evaluation.general.report import GeneralReport
 from lora_chat.evaluation.general.selection import GeneralSet
 from lora_chat.evaluation.intervals import Statistics
+from lora_chat.evaluation.label_report import LabelReport, report_labels
 from lora_chat.evaluation.loss import measure_rows
 from lora_chat.evaluation.metrics import (
     METRICS,
@@ -105,6 +106,8 @@ class ComparisonReport:
     """Whether the evaluated set also chose the checkpoint, so that its figures look better than those of new data."""
     general: GeneralReport | None = None
     """How general abilities changed; None if no general items were asked."""
+    labels: LabelReport | None = None
+    """Figures of each label; None unless the metrics have accuracy."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the report for JSON; a metric of earlier versions without data is null."""
@@ -124,6 +127,7 @@ class ComparisonReport:
             "items": [asdict(item) for item in self.items],
             "recital": self.recital.as_dict() if self.recital else None,
             "general": self.general.as_dict() if self.general else None,
+            "confusion": self.labels.as_dict() if self.labels else None,
         }
 
     @property
@@ -178,7 +182,10 @@ def compare_with_base(
     general_report = compare_general(general, base_general, adapted_general) if general else None
     chosen = task.chosen
     figures = withhold_seen(compare_metrics(base, adapted, chosen.metrics), chosen.metrics, overlap)
-    decisive = next((metric for metric in chosen.metrics if metric.name == chosen.decisive), None)
+    measured = [metric for metric in chosen.metrics if metric.name in figures]
+    # A metric may be left out after the replies, such as a pattern that takes too long on them.
+    names = (chosen.decisive, DEFAULT_DECISIVE)
+    decisive = next((metric for name in names for metric in measured if metric.name == name), None)
     return ComparisonReport(
         figures=figures,
         validation_dialogues=len(validation),
@@ -208,6 +215,7 @@ def compare_with_base(
         overlap=overlap,
         measurements=(base, adapted),
         general=general_report,
+        labels=report_labels(base, adapted) if "accuracy" in figures else None,
     )
 
 

@@ -23,6 +23,7 @@ def format_comparison(report: ComparisonReport) -> str:
     lines = [f"{row[0]:<{width}}  {row[1]:>10}  {row[2]:>10}  {row[3]}".rstrip() for row in rows]
     if report.evaluated_set == "test":
         lines.append(f"{'measured on':<{width}}  the test set, {report.validation_dialogues:,} dialogues")
+    lines += report.labels.format_lines() if report.labels else []
     lines += ["", *textwrap.wrap(f"Verdict: {report.verdict.text}", 100)]
     lines += report.overlap.format_examples() if report.overlap else []
     lines += general

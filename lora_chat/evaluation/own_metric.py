@@ -91,12 +91,19 @@ def load_own_metrics(texts: Sequence[str], known: Sequence[str]) -> list[OwnMetr
     return metrics
 
 
-def report_own_metrics(metrics: Sequence[OwnMetric], base: Measurement, adapted: Measurement) -> dict[str, object]:
-    """Return the figures and the verdict of each function for JSON, and show the verdicts."""
+def report_own_metrics(
+    metrics: Sequence[OwnMetric], base: Measurement, adapted: Measurement, withheld: str | None = None
+) -> dict[str, object]:
+    """Return the figures and the verdict of each function for JSON, and show the verdicts.
+
+    `withheld` is the reason why the replies allow no verdict.
+    """
     report: dict[str, object] = {}
     for own in metrics:
         metric, figures = own.compare(base, adapted)
-        verdict = judge(metric, {metric.name: figures})
+        if withheld is not None:
+            figures["verdict"], figures["needed_items"] = "withheld", None
+        verdict = judge(metric, {metric.name: figures}, withheld=withheld)
         logger.info(f"{own.path.name}: {verdict.text}")
         report[metric.name] = {**figures, "text": verdict.text}
     return report

@@ -80,7 +80,8 @@ def evaluate_adapter(
         **report.result_fields,
     }
     if own and report.measurements is not None:
-        result["own_metrics"] = report_own_metrics(own, *report.measurements)
+        withheld = report.overlap.explain_withheld("replies") if report.overlap else None
+        result["own_metrics"] = report_own_metrics(own, *report.measurements, withheld)
     if parent is not None:
         measured = measure_generations(model, prepared, settings, report, parent)
         del model

@@ -12,6 +12,7 @@ from lora_chat.data.dialogue import ToolCall
 from lora_chat.errors import RecipeError
 from lora_chat.evaluation.choose_metrics import choose_metrics
 from lora_chat.evaluation.comparison import _collect_items
+from lora_chat.evaluation.label_report import report_labels
 from lora_chat.evaluation.metrics import METRICS, Measurement, Reply, ReplyItem, compare_metrics
 from lora_chat.evaluation.questions import Question
 
@@ -181,3 +182,17 @@ def test_every_metric_gives_the_full_value_to_equal_replies():
         low, high = figures["adapted_interval"]
         assert low <= figures["adapted"] + 1e-9
         assert high >= figures["adapted"] - 1e-9
+
+
+def test_reports_each_label_and_the_confusion():
+    items = make_items(["red", "blue", "green"] * 4)
+    base, adapted = measure(items, ["red"] * 6 + ["unsure"] * 6), measure(items, [item.reference for item in items])
+    report = report_labels(base, adapted)
+    stated = json.loads(json.dumps(report.as_dict()))
+    assert stated["labels"] == ["blue", "green", "red"]
+    assert stated["columns"] == ["blue", "green", "red", "(other)"]
+    assert stated["base"] == [[0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2]]
+    assert stated["adapted"] == [[4, 0, 0, 0], [0, 4, 0, 0], [0, 0, 4, 0]]
+    assert stated["classes"]["base"]["recall"] == [0.0, 0.0, 0.5]
+    assert stated["classes"]["base"]["precision"] == [0.0, 0.0, pytest.approx(1 / 3)]
+    assert report.format_lines()[-1].split() == ["red", "40.0%", "100.0%", "4"]

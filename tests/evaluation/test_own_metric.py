@@ -113,3 +113,10 @@ def test_refuses_a_name_that_is_taken(path, tmp_path):
         load_own_metrics([f"{other}:bleu"], ["bleu"])
     with pytest.raises(UsageError, match="another metric length"):
         load_own_metrics([f"{path}:length", f"{other}:length"], [])
+
+
+def test_withholds_the_verdict_on_dialogues_that_were_trained_on(path):
+    metrics = load_own_metrics([f"{path}:right"], [])
+    report = report_own_metrics(metrics, measure(["no"] * 9), measure(["yes"] * 9), "9 of 9 dialogues were trained on.")
+    assert report["right"]["verdict"] == "withheld"
+    assert report["right"]["text"].startswith("Withheld: 9 of 9")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-MAX_LABELS = 50
+MAX_LABELS = 40
 """Most classes of a task of labels."""
 _NEGATION = re.compile(r"(?:\b(?:not|no|non|never|isn't|isn’t|neither)[\s-]+|[不非没無])\Z")
 
