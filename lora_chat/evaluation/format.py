@@ -4,8 +4,7 @@ import textwrap
 
 from lora_chat.evaluation.comparison import ComparisonReport
 from lora_chat.evaluation.general.report import format_general
-from lora_chat.evaluation.metrics import Metric, MetricFigures
-from lora_chat.evaluation.verdict import format_signed
+from lora_chat.evaluation.verdict import format_change
 
 
 def format_comparison(report: ComparisonReport) -> str:
@@ -14,11 +13,13 @@ def format_comparison(report: ComparisonReport) -> str:
     if not report.figures:
         nothing = "Nothing was compared with the base: there is no validation set (data.validation_share: 0)."
         return "\n".join([nothing, *general])
-    rows = [("", "base", "adapted", "difference (95 % interval)")]
+    rows = [("", "base", "adapted", "difference")]
     for metric in report.metrics:
         if pair := report.figures.get(metric.name):
             label = metric.format_label(pair.get("questions", 0))
-            rows.append((label, metric.format(pair["base"]), metric.format(pair["adapted"]), _difference(metric, pair)))
+            rows.append(
+                (label, metric.format(pair["base"]), metric.format(pair["adapted"]), format_change(metric, pair))
+            )
     width = max(len(row[0]) for row in rows)
     lines = [f"{row[0]:<{width}}  {row[1]:>10}  {row[2]:>10}  {row[3]}".rstrip() for row in rows]
     if report.evaluated_set == "test":
@@ -33,15 +34,6 @@ def format_comparison(report: ComparisonReport) -> str:
         lines += _wrap_labeled("base", sample.base)
         lines += _wrap_labeled("adapted", sample.adapted)
     return "\n".join(lines)
-
-
-def _difference(metric: Metric, pair: MetricFigures) -> str:
-    """Format the difference of a metric with its interval; nothing if it was not measured."""
-    interval = pair.get("difference_interval")
-    if interval is None:
-        return ""
-    low, high = (format_signed(metric, value) for value in interval)
-    return f"{format_signed(metric, pair['adapted'] - pair['base'])} ({low} to {high})"
 
 
 def _wrap_labeled(label: str, text: str) -> list[str]:

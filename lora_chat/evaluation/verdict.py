@@ -67,17 +67,21 @@ def format_difference(metric: Metric, pair: MetricFigures) -> str:
     """Format both values of a metric, and their difference with its interval, and the number of items."""
     questions = pair.get("questions", 0)
     text = f"{metric.format_label(questions)} {metric.format(pair['base'])} -> {metric.format(pair['adapted'])}"
+    change = format_change(metric, pair)
+    return f"{text} ({change}, {pair.get('items', 0):,} {metric.items})" if change else text
+
+
+def format_change(metric: Metric, pair: MetricFigures) -> str:
+    """Format the difference of a metric with its 95 % interval; nothing if it was not measured."""
     interval = pair.get("difference_interval")
     if interval is None:
-        return text
-    signed = [format_signed(metric, value) for value in (pair["adapted"] - pair["base"], *interval)]
-    unit = {"rows": "rows", "questions": "questions", "replies": "replies"}[metric.items]
-    return f"{text} ({signed[0]}, 95 % interval {signed[1]} to {signed[2]}, {pair.get('items', 0):,} {unit})"
+        return ""
+    difference, low, high = (_format_signed(metric, v) for v in (pair["adapted"] - pair["base"], *interval))
+    return f"{difference}{' points' if metric.is_share else ''}, 95 % interval {low} to {high}"
 
 
-def format_signed(metric: Metric, value: float) -> str:
-    """Format a difference with its sign."""
-    text = f"{100 * abs(value):.1f} points" if metric.is_share else metric.format(abs(value))
-    if metric.is_share:
-        return text if not value else f"{'+' if value > 0 else '-'}{text}"
-    return text if text == metric.format(0.0) else f"{'+' if value > 0 else '-'}{text}"
+def _format_signed(metric: Metric, value: float) -> str:
+    """Format a difference with its sign; that of a share in points of 100."""
+    text = f"{100 * abs(value):.1f}" if metric.is_share else metric.format(abs(value))
+    is_zero = text == ("0.0" if metric.is_share else metric.format(0.0))
+    return text if is_zero else f"{'+' if value > 0 else '-'}{text}"

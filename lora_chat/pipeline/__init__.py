@@ -38,6 +38,7 @@
 - parent_settings: The settings that a run inherits from its parent
 - prepare: Everything that a run needs before weights load
 - publish: Parcels uploaded to the hub and downloaded from it
+- repeat_comparison: The comparison of a receipt, repeated on dialogues
 - report_runs: The report of a run, or the comparison of several, written as a web page
 - resume: The run and the checkpoint from which training continues
 - run_identity: The fields that make two runs the same

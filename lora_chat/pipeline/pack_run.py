@@ -30,6 +30,7 @@ from lora_chat.sharing.build import PLACEHOLDER_DIGEST, build_members, write_par
 from lora_chat.sharing.collect import (
     collect_comparison,
     collect_data,
+    collect_evaluation,
     collect_generations,
     collect_precision,
     collect_recipe,
@@ -95,6 +96,7 @@ def draft_receipt(
     base = make_base_receipt(identity)
     plan = run.read_plan()
     lineage = read_lineage(run)
+    evaluation = collect_evaluation(run)
     template = _find_custom_template(opened)
     try:
         recipe, data = redact_shared_text(collect_recipe(run, base.base), collect_data(run), plan.audit)
@@ -110,7 +112,7 @@ def draft_receipt(
             logger.warning(line)
         receipt = Receipt(
             format="lora_chat parcel",
-            version=3 if lineage else base.version,
+            version=4 if evaluation else 3 if lineage else base.version,
             name=name,
             license=license_name,
             base=base,
@@ -131,6 +133,7 @@ def draft_receipt(
             digest=PLACEHOLDER_DIGEST,
             lineage=lineage,
             generations=collect_generations(run) if lineage else None,
+            evaluation=evaluation,
         )
     except ValueError as error:
         raise UsageError(f"This run cannot be packed: {format_validation_error(error)}.") from error

@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lora_chat.config.recipe import EvaluationSection
 from lora_chat.errors import IntegrityError, UnavailableError, UsageError
-from lora_chat.evaluation.comparison import ComparisonReport
-from lora_chat.evaluation.metrics import find_metric, format_changes
+from lora_chat.evaluation.metrics import format_changes
 from lora_chat.export.merge import AdapterBlend
 from lora_chat.export.parity.default_prompts import make_default_samples
 from lora_chat.export.parity.samples import select_parity_samples
@@ -22,20 +20,17 @@ from lora_chat.pipeline.compare import compare_models
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, find_adapter_base, open_adapter
 from lora_chat.pipeline.prepare import PreparedEvaluation
+from lora_chat.pipeline.repeat_comparison import check_comparison, choose_settings
 from lora_chat.pipeline.training_overlap import with_known_overlap
 from lora_chat.pipeline.verify_lineage import check_parcel_lineage
 from lora_chat.sharing.compatibility import Portability, report_portability
-from lora_chat.sharing.figures import ComparisonReceipt
 from lora_chat.sharing.parcel import Parcel, ParcelCheck, open_parcel
 from lora_chat.sharing.receipt import Receipt
-from lora_chat.system.hashing import digest_file
 from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.user_path import expand_user_path
 
 _RECEIPT_METADATA_FIELDS = {"format", "version", "digest"}
 """Fields that describe the format of a receipt, not the adapter."""
-_LOSS_TOLERANCE = 0.02
-"""Relative tolerance of a repeated loss, because another processor adds in another order."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +140,12 @@ def _format_receipt(receipt: Receipt, confirmed: set[str]) -> list[str]:
     if base.system is not None:
         lines.append(f"System message: {sanitize_line(base.system, 300)}")
     measured = "no comparison"
-    if comparison:
+    if receipt.evaluation:
+        measured = f"{receipt.evaluation.dialogues} held-out dialogues"
+        lines.append(
+            f"Verdict, as the sender measured it: {sanitize_line(receipt.evaluation.make_verdict().text, 2000)}"
+        )
+    elif comparison:
         changes = format_changes(comparison.model_dump(exclude={"validation_dialogues"}))
         measured = f"{changes} on {comparison.validation_dialogues} held-out dialogues"
     lines.append(
@@ -219,33 +219,10 @@ def _repeat_measurements(path: str, evaluation_files: EvaluationFiles, trust: Tr
         yield ParcelCheck("comparison", "not repeated: give dialogues with --data FILE", None)
         return
     prepared = with_known_overlap(prepared, opened)
-    report = compare_models(opened.adapter.load(opened.precision), prepared, EvaluationSection(samples=0))
-    receipt, file = opened.parcel.receipt, Path(evaluation_files.data)
-    is_same_data = file.is_file() and digest_file(file) == receipt.data.held_out
-    yield _check_comparison(report, receipt.comparison if is_same_data else None, evaluation_files.data)
-
-
-def _check_comparison(report: ComparisonReport, stated: ComparisonReceipt | None, data: str) -> ParcelCheck:
-    """Check a repeated comparison against the stated one; None if it was on other dialogues."""
-    loss = report.figures["validation_loss"]
-    measured = f"{format_changes(report.figures)} on {report.validation_dialogues} dialogues of {data}"
-    if stated is None:
-        # On other dialogues only an improvement can be seen.
-        is_improved = find_metric("validation_loss").is_improved(loss["base"], loss["adapted"])
-        return ParcelCheck(
-            "comparison", f"{measured}; these are not the receipt's dialogues", True if is_improved else None
-        )
-    stated_loss = stated.validation_loss
-    is_close = all(
-        abs(a - b) <= _LOSS_TOLERANCE * max(abs(b), 0.5)
-        for a, b in ((loss["base"], stated_loss.base), (loss["adapted"], stated_loss.adapted))
-    )
-    return ParcelCheck(
-        "comparison",
-        f"{measured}; the receipt states {stated_loss.base:.3f} -> {stated_loss.adapted:.3f} on the same dialogues",
-        is_close,
-        ("comparison",),
-    )
+    receipt = opened.parcel.receipt
+    settings = choose_settings(receipt)
+    report = compare_models(opened.adapter.load(opened.precision), prepared, settings)
+    yield check_comparison(report, receipt, Path(evaluation_files.data))
 
 
 def _check_parity(opened: OpenAdapter, prepared: PreparedEvaluation | None) -> str:

@@ -5,6 +5,7 @@
 - compatibility: report which other programs can use an adapter
 - container: pack and unpack the zip container of a parcel
 - expert_tensors: checks of the LoRA pairs of experts
+- evaluation_receipt: Strict models of the verdict and its figures in version 4 of the receipt
 - figures: strict models of the figures in a receipt, with their bounds
 - hub: upload the members of a parcel to the Hugging Face hub, and download them
 - lineage: the parents of an adapter in its receipt

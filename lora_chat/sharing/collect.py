@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from lora_chat.config.data import BUNDLED_TEMPLATES
 from lora_chat.config.load import read_recipe
@@ -18,9 +18,10 @@ from lora_chat.evaluation.metrics import METRICS
 from lora_chat.models.base_model import is_hub_id
 from lora_chat.models.identity import Identity
 from lora_chat.runs.run_folder import RunFolder
+from lora_chat.sharing.evaluation_receipt import EvaluationReceipt, make_evaluation_receipt
 from lora_chat.sharing.figures import ComparisonReceipt, DataReceipt, SourceReceipt, TrainingReceipt
 from lora_chat.sharing.lineage import GenerationsReceipt, make_generations_receipt
-from lora_chat.sharing.receipt import BaseReceipt, PrecisionReceipt, public_base_name
+from lora_chat.sharing.receipt import BaseReceipt, PrecisionReceipt, format_validation_error, public_base_name
 from lora_chat.system.bounded_files import MEDIUM_FILE_BYTES, read_json_object
 
 _HUB_SOURCE_PATTERN = re.compile(r" at [0-9a-f]{12}$")
@@ -125,6 +126,23 @@ def collect_comparison(run: RunFolder) -> ComparisonReceipt | None:
         ):
             return None
         return ComparisonReceipt.model_validate({**figures, "validation_dialogues": comparison["validation_dialogues"]})
+
+
+def collect_evaluation(run: RunFolder) -> EvaluationReceipt | None:
+    """Read the verdict of the comparison and its figures; None in a run that has none."""
+    if not run.comparison.is_file():
+        return None
+    comparison = _read_json(run.comparison)
+    files = {"validation": (run.validation, run.validation_blocks), "test": (run.test, run.test_blocks)}
+    with _refuse_malformed(run.comparison):
+        present = (
+            [path.read_bytes() for path in files[comparison["set"]] if path.is_file()] if "set" in comparison else []
+        )
+        digest = hashlib.sha256(b"".join(present)).hexdigest() if present else None
+        try:
+            return make_evaluation_receipt(comparison, digest)
+        except ValidationError as error:
+            raise IntegrityError(f"{run.comparison} is damaged: {format_validation_error(error)}") from error
 
 
 def collect_generations(run: RunFolder) -> GenerationsReceipt | None:

@@ -12,9 +12,11 @@ from lora_chat import __version__
 from lora_chat.config.plan import Plan, PrecisionPlan
 from lora_chat.evaluation.generations import GenerationsReport
 from lora_chat.evaluation.intervals import wilson_interval
-from lora_chat.evaluation.metrics import METRICS, Metric, MetricFigures
+from lora_chat.evaluation.metrics import METRICS, Metric, MetricFigures, find_metric
+from lora_chat.evaluation.verdict import format_change
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import Portability
+from lora_chat.sharing.evaluation_receipt import EvaluationReceipt
 from lora_chat.sharing.figures import MetricPairReceipt
 from lora_chat.sharing.lineage import ParentReceipt, make_generations_receipt
 from lora_chat.sharing.lineage_card import format_generations_table, format_lineage
@@ -255,7 +257,40 @@ def _metric_row(metric: Metric, base: float, adapted: float, questions: int) -> 
 
 def _format_measurements(receipt: Receipt) -> list[str]:
     """Return the lines about the comparison and the parity check."""
-    rows, parity = [], receipt.proof
+    parity = receipt.proof
+    return [
+        *(_format_evaluation(receipt.evaluation) if receipt.evaluation else _format_old_comparison(receipt)),
+        "",
+        f"Opened by {escape_markdown(parity.reader)} and compared with the adapted model on {parity.tokens} tokens of "
+        f"{parity.dialogues} held-out dialogues: mean KL {parity.mean_kl:.1e} nats per token (the base alone "
+        f"{parity.control_kl:.1e}), {parity.equal_replies:.0%} of {parity.replies} greedy replies equal.",
+    ]
+
+
+def _format_evaluation(evaluation: EvaluationReceipt) -> list[str]:
+    """Return verdict and figures of a receipt of version 4."""
+    lines = [escape_markdown(evaluation.make_verdict().text, 2000)]
+    rows = []
+    for name, pair in evaluation.metric_figures.items():
+        metric = find_metric(name)
+        rows.append(
+            (
+                metric.format_label(pair.get("questions", 0)),
+                metric.format_with_interval(pair["base"], pair["base_interval"]),
+                metric.format_with_interval(pair["adapted"], pair["adapted_interval"]),
+                format_change(metric, pair),
+                f"{pair['items']:,}",
+            )
+        )
+    if rows:
+        header = (f"on the {evaluation.set} set (95 % intervals)", "base", "adapted", "difference", "items")
+        lines += ["", *format_table(header, rows)]
+    return lines
+
+
+def _format_old_comparison(receipt: Receipt) -> list[str]:
+    """Return the figures of a receipt without a verdict."""
+    rows = []
     for metric in METRICS:
         pair: MetricPairReceipt | None = getattr(receipt.comparison, metric.name, None)
         if receipt.comparison and pair:
@@ -264,14 +299,6 @@ def _format_measurements(receipt: Receipt) -> list[str]:
                 label = f"loss on {receipt.comparison.validation_dialogues} held-out dialogues, nats per token"
                 row = (label, *row[1:])
             rows.append(row)
-    return [
-        *(
-            format_table(("", "base", "adapted"), rows)
-            if rows
-            else ["Its training was cut short; nothing was compared."]
-        ),
-        "",
-        f"Opened by {escape_markdown(parity.reader)} and compared with the adapted model on {parity.tokens} tokens of "
-        f"{parity.dialogues} held-out dialogues: mean KL {parity.mean_kl:.1e} nats per token (the base alone "
-        f"{parity.control_kl:.1e}), {parity.equal_replies:.0%} of {parity.replies} greedy replies equal.",
-    ]
+    if not rows:
+        return ["Its training was cut short; nothing was compared."]
+    return format_table(("", "base", "adapted"), rows)

@@ -22,6 +22,7 @@ from lora_chat.config.recipe import AdapterSection
 from lora_chat.config.stored_quantization import QuantizationCoverage, StoredQuantization
 from lora_chat.errors import IntegrityError
 from lora_chat.models.identity import Identity
+from lora_chat.sharing.evaluation_receipt import EvaluationReceipt
 from lora_chat.sharing.figures import BASE_NAME_PATTERN as BASE_NAME_PATTERN
 from lora_chat.sharing.figures import (
     NAME_PATTERN,
@@ -36,9 +37,11 @@ from lora_chat.sharing.figures import (
 from lora_chat.sharing.lineage import GenerationsReceipt, Lineage, check_lineage
 from lora_chat.system.strict_json import parse_strict_json
 
-RECEIPT_VERSION = 3
+RECEIPT_VERSION = 4
 _VERSION_3_FIELDS = ("lineage", "generations")
 """Fields that receipts of versions 1 and 2 do not have."""
+_VERSION_4_FIELDS = ("evaluation",)
+"""Fields that receipts of earlier versions do not have."""
 _ADAPTER_SETTINGS = ("rank", "alpha", "dropout", "target_modules", "variant")
 """Settings of an adapter in every receipt. Others are only written if they have a value, as versions 1 and 2 are."""
 LICENSE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$"
@@ -103,12 +106,13 @@ class Receipt(StrictModel):
     """The content of `receipt.json`.
 
     Version 2 identifies everything of the base that decides its outputs; version 1 has three digests. Version 3 is
-    version 2 with the lineage of an adapter that has parents; others keep their version. A later version may add fields
-    under another number. Earlier versions must always remain readable.
+    version 2 with the lineage of an adapter that has parents. Version 4 has the verdict of the comparison with all its
+    figures, and may have a lineage; runs of earlier versions of lora_chat are packed without a verdict in version 2 or
+    3. A later version may add fields under another number. Earlier versions must always remain readable.
     """
 
     format: Literal["lora_chat parcel"]
-    version: Literal[1, 2, 3]
+    version: Literal[1, 2, 3, 4]
     name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
     license: Annotated[str, StringConstraints(pattern=LICENSE_PATTERN)] | None
     base: BaseReceipt
@@ -141,6 +145,8 @@ class Receipt(StrictModel):
     """The adapters that this one was trained on from, the nearest first."""
     generations: GenerationsReceipt | None = None
     """Base, parent and child compared; None if it was not measured."""
+    evaluation: EvaluationReceipt | None = None
+    """The verdict of the comparison of base and adapted model, with its figures."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -150,7 +156,11 @@ class Receipt(StrictModel):
         self._check_lineage()
         if self.adapter.start is not None:
             raise ValueError("the lineage of an adapter is not one of its settings")
+        if (self.evaluation is not None) != (self.version == 4):
+            raise ValueError("a receipt has a verdict in version 4, and only there")
         comparison, held_out = self.comparison, self.data.validation_dialogues
+        if self.evaluation and self.evaluation.set == "test":
+            held_out = self.evaluation.dialogues
         if comparison and comparison.validation_dialogues > held_out:
             raise ValueError(f"compared on {comparison.validation_dialogues} dialogues, but {held_out} were held out")
         base = self.recipe.get("base", {})
@@ -160,7 +170,7 @@ class Receipt(StrictModel):
 
     def _check_lineage(self) -> None:
         """Raise ValueError if the lineage has a cycle or contradicts the rest, or does not belong to the version."""
-        if (self.lineage is not None) != (self.version == 3):
+        if self.version < 4 and (self.lineage is not None) != (self.version == 3):
             raise ValueError("a receipt has a lineage in version 3, and only there")
         if self.lineage is None:
             if self.generations is not None:
@@ -179,9 +189,8 @@ class Receipt(StrictModel):
         fields["adapter"] = {
             key: value for key, value in adapter.items() if key in _ADAPTER_SETTINGS or value != default.get(key)
         }
-        if self.version == 3:
-            return fields
-        return {key: value for key, value in fields.items() if key not in _VERSION_3_FIELDS}
+        newer = {4: (), 3: _VERSION_4_FIELDS}.get(self.version, (*_VERSION_3_FIELDS, *_VERSION_4_FIELDS))
+        return {key: value for key, value in fields.items() if key not in newer}
 
 
 def encode_receipt(fields: Mapping[str, JsonValue]) -> bytes:

@@ -1,0 +1,118 @@
+"""The comparison of a receipt, repeated on the sender's dialogues or on others."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lora_chat.config.recipe import EvaluationSection
+from lora_chat.evaluation.comparison import ComparisonReport
+from lora_chat.evaluation.metrics import MetricFigures, find_metric, format_changes
+from lora_chat.sharing.evaluation_receipt import EvaluationReceipt, FigureReceipt
+from lora_chat.sharing.figures import ComparisonReceipt
+from lora_chat.sharing.parcel import ParcelCheck
+from lora_chat.sharing.receipt import Receipt
+from lora_chat.system.hashing import digest_file
+
+_LOSS_TOLERANCE = 0.02
+"""Relative tolerance of a repeated loss, because another processor adds in another order."""
+_BORDERLINE_P_VALUES = 0.01, 0.15
+"""p-values between which rounding on another processor may change the word of a verdict."""
+
+
+def choose_settings(receipt: Receipt) -> EvaluationSection:
+    """Return the settings with which the sender compared, as far as the receipt has them; nothing is printed.
+
+    A receipt without a verdict has losses and answers only.
+    """
+    if receipt.evaluation is None:
+        return EvaluationSection(samples=0, replies=0)
+    stated = receipt.recipe.get("evaluation")
+    known = {key: value for key, value in stated.items() if key in _REPEATED} if isinstance(stated, Mapping) else {}
+    replies = [
+        figure.items for name, figure in receipt.evaluation.figures.items() if find_metric(name).items == "replies"
+    ]
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+    try:
+        return EvaluationSection.model_validate({**values, "replies": max(replies, default=0)})
+    except ValidationError:  # settings of a later version
+        return EvaluationSection(replies=max(replies, default=0))
+
+
+_REPEATED = ("samples", "max_new_tokens", "generation", "metrics")
+"""Settings that decide which replies are generated and how they are measured."""
+
+
+def check_comparison(report: ComparisonReport, receipt: Receipt, data: Path) -> ParcelCheck:
+    """Check a repeated comparison against the stated one; passed is None if it was on other dialogues."""
+    digest = digest_file(data) if data.is_file() else None
+    dialogues = f"{report.validation_dialogues} dialogues of {data}"
+    evaluation = receipt.evaluation
+    if evaluation is not None and digest == evaluation.digest:
+        return _check_verdict(report, evaluation, dialogues)
+    if evaluation is None and receipt.comparison is not None and digest == receipt.data.held_out:
+        return _check_losses(report, receipt.comparison, dialogues)
+    # On other dialogues only an improvement can be seen.
+    return ParcelCheck(
+        "comparison",
+        f"{report.verdict.text} Measured on {dialogues}, which are not the receipt's",
+        True if report.verdict.word == "better" else None,
+    )
+
+
+def _check_losses(report: ComparisonReport, stated: ComparisonReceipt, dialogues: str) -> ParcelCheck:
+    """Check the losses of a receipt without a verdict."""
+    loss, stated_loss = report.figures["validation_loss"], stated.validation_loss
+    return ParcelCheck(
+        "comparison",
+        f"{format_changes(report.figures)} on {dialogues}; the receipt states {stated_loss.base:.3f} -> "
+        f"{stated_loss.adapted:.3f} on the same dialogues",
+        _is_close(loss["base"], stated_loss.base) and _is_close(loss["adapted"], stated_loss.adapted),
+        ("comparison",),
+    )
+
+
+def _check_verdict(report: ComparisonReport, stated: EvaluationReceipt, dialogues: str) -> ParcelCheck:
+    """Check figures and verdict of a receipt on the sender's own dialogues."""
+    different = [
+        name
+        for name, figure in stated.figures.items()
+        if (pair := report.figures.get(name)) is not None and not _is_repeated(name, pair, figure)
+    ]
+    missing = sorted(set(stated.figures) - set(report.figures))
+    verdict = stated.make_verdict()
+    found = f"{report.verdict.text} Measured on {dialogues}; the receipt states: {verdict.text}"
+    if different:
+        found += f" These differ: {', '.join(different)}."
+    if missing:
+        found += f" Not repeated: {', '.join(missing)} (questions are given with --questions FILE)."
+    if stated.verdict.metric in missing:
+        return ParcelCheck("comparison", found, False if different else None)
+    same_word = report.verdict.word == verdict.word or _is_borderline(report.figures.get(stated.verdict.metric or ""))
+    confirmed = ("comparison", "evaluation") if not missing else ("comparison",)
+    return ParcelCheck("comparison", found, same_word and not different, confirmed)
+
+
+def _is_repeated(name: str, pair: MetricFigures, stated: FigureReceipt) -> bool:
+    """Return whether both values of a metric were found again.
+
+    A loss agrees up to rounding, and perplexity follows from it. A generated reply may differ after a rounding, so that
+    other metrics agree if each value lies within the other's interval.
+    """
+    if name == "perplexity":
+        return True
+    if name == "validation_loss":
+        return _is_close(pair["base"], stated.base) and _is_close(pair["adapted"], stated.adapted)
+    intervals = (pair["base"], stated.base_interval), (pair["adapted"], stated.adapted_interval)
+    return all(low - 1e-9 <= value <= high + 1e-9 for value, (low, high) in intervals)
+
+
+def _is_close(value: float, stated: float) -> bool:
+    """Return whether two losses are equal up to the rounding of another processor."""
+    return abs(value - stated) <= _LOSS_TOLERANCE * max(abs(stated), 0.5)
+
+
+def _is_borderline(pair: MetricFigures | None) -> bool:
+    """Return whether a p-value is near the limit."""
+    low, high = _BORDERLINE_P_VALUES
+    return pair is not None and low < pair.get("p_value", 0.0) < high
