@@ -161,6 +161,8 @@ class Receipt(StrictModel):
         comparison, held_out = self.comparison, self.data.validation_dialogues
         if self.evaluation and self.evaluation.set == "test":
             held_out = self.evaluation.dialogues
+        if self.evaluation and comparison and not _states_same_figures(comparison, self.evaluation):
+            raise ValueError("comparison and evaluation have different figures")
         if comparison and comparison.validation_dialogues > held_out:
             raise ValueError(f"compared on {comparison.validation_dialogues} dialogues, but {held_out} were held out")
         base = self.recipe.get("base", {})
@@ -191,6 +193,16 @@ class Receipt(StrictModel):
         }
         newer = {4: (), 3: _VERSION_4_FIELDS}.get(self.version, (*_VERSION_3_FIELDS, *_VERSION_4_FIELDS))
         return {key: value for key, value in fields.items() if key not in newer}
+
+
+def _states_same_figures(comparison: ComparisonReceipt, evaluation: EvaluationReceipt) -> bool:
+    """Return whether the figures that both have are equal."""
+    pairs = {"validation_loss": comparison.validation_loss, "facts": comparison.facts}
+    return all(
+        (pair.base, pair.adapted) == (figure.base, figure.adapted)
+        for name, pair in pairs.items()
+        if pair is not None and (figure := evaluation.figures.get(name)) is not None
+    )
 
 
 def encode_receipt(fields: Mapping[str, JsonValue]) -> bytes:

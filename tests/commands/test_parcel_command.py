@@ -1,6 +1,7 @@
 """The sender packs a run; the receiver verifies and uses the parcel."""
 
 import json
+import math
 import zipfile
 from pathlib import Path
 
@@ -110,7 +111,9 @@ def test_verify_lists_the_claims_of_the_sender(run, parcel, base, call):
 def test_verify_again_repeats_the_measurements(run, parcel, base, call):
     code, out, _ = call("verify", parcel, "--base", base, "--again", "--data", run / "validation.jsonl")
     assert code == 0
-    assert "on the same dialogues" in out and "mean KL" in out
+    assert "the receipt states: " in out and "mean KL" in out
+    verdict = json.loads((run / "comparison.json").read_text())["verdict"]["text"]
+    assert out.count(verdict) == 3  # repeated, in the receipt, and as the sender's statement
 
 
 def test_verify_again_finds_false_figures(run, parcel, base, call, tmp_path, monkeypatch):
@@ -124,6 +127,13 @@ def test_verify_again_finds_false_figures(run, parcel, base, call, tmp_path, mon
 
     receipt = json.loads(members["receipt.json"])
     receipt["comparison"]["validation_loss"]["adapted"] *= 0.5
+    with pytest.raises(ValueError, match="different figures"):
+        Receipt.model_validate_json(json.dumps({**receipt, "members": {}, "digest": PLACEHOLDER_DIGEST}))
+    figures = receipt["evaluation"]["figures"]
+    figures["validation_loss"]["adapted"] *= 0.5
+    with pytest.raises(ValueError, match="perplexity"):
+        Receipt.model_validate_json(json.dumps({**receipt, "members": {}, "digest": PLACEHOLDER_DIGEST}))
+    figures["perplexity"]["adapted"] = math.exp(figures["validation_loss"]["adapted"])
     draft = Receipt.model_validate_json(json.dumps({**receipt, "members": {}, "digest": PLACEHOLDER_DIGEST}))
     write_parcel(
         build_members(draft, members["adapter_model.safetensors"]), tmp_path / "boast.lorachat", lambda _: None
