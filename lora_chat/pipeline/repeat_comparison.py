@@ -81,20 +81,20 @@ def _check_verdict(report: ComparisonReport, stated: EvaluationReceipt, dialogue
     ]
     missing = sorted(set(stated.figures) - set(report.figures))
     verdict = stated.make_verdict()
-    found = f"{report.verdict.text} Measured on {dialogues}; the receipt states: {verdict.text}"
+    summary = f"{report.verdict.text} Measured on {dialogues}; the receipt states: {verdict.text}"
     if different:
-        found += f" These differ: {', '.join(different)}."
+        summary += f" These differ: {', '.join(different)}."
     if missing:
-        found += f" Not repeated: {', '.join(missing)} (questions are given with --questions FILE)."
+        summary += f" Not repeated: {', '.join(missing)} (questions are given with --questions FILE)."
     if stated.verdict.metric in missing:
-        return ParcelCheck("comparison", found, False if different else None)
+        return ParcelCheck("comparison", summary, False if different else None)
     same_word = report.verdict.word == verdict.word or _is_borderline(report.figures.get(stated.verdict.metric or ""))
     confirmed = ("comparison", "evaluation") if not missing else ("comparison",)
-    return ParcelCheck("comparison", found, same_word and not different, confirmed)
+    return ParcelCheck("comparison", summary, same_word and not different, confirmed)
 
 
 def _is_repeated(name: str, pair: MetricFigures, stated: FigureReceipt) -> bool:
-    """Return whether both values of a metric were found again.
+    """Return whether both values of a metric were measured again.
 
     A loss agrees up to rounding, and perplexity follows from it. A generated reply may differ after a rounding, so that
     other metrics agree if each value lies within the other's interval.
