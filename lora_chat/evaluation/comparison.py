@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lora_chat.config.generation_section import GREEDY, GenerationSection
@@ -26,9 +26,10 @@ from lora_chat.evaluation.metrics import (
     Reply,
     ReplyItem,
     compare_metrics,
+    find_metric,
     reduce_to_mean,
 )
-from lora_chat.evaluation.overlap import OverlapReport
+from lora_chat.evaluation.overlap import MIN_UNSEEN_ITEMS, OverlapReport
 from lora_chat.evaluation.questions import Question
 from lora_chat.evaluation.recital import RecitalReport
 from lora_chat.evaluation.reply_items import read_reply_items
@@ -98,6 +99,8 @@ class ComparisonReport:
     evaluated_set: EvaluatedSet = "validation"
     overlap: OverlapReport | None = None
     """How much of the evaluated set was trained on; None if it is unknown."""
+    unseen_figures: MetricFigures | None = None
+    """Figures of the loss on the rows that were not trained on; None if all rows count, or if these are few."""
     measurements: "tuple[Measurement, Measurement] | None" = None
     """Measurements of base and adapted model, which JSON leaves out."""
     recital: RecitalReport | None = None
@@ -120,7 +123,7 @@ class ComparisonReport:
             "answers": [asdict(answer) for answer in self.answers],
             "set": self.evaluated_set,
             "used_twice": self.used_twice,
-            "overlap": self.overlap.as_dict() if self.overlap else None,
+            "overlap": self._overlap_fields,
             "verdict": self.verdict.as_dict(),
             "metrics": self.reason,
             "figures": dict(self.figures),
@@ -131,13 +134,18 @@ class ComparisonReport:
         }
 
     @property
+    def _overlap_fields(self) -> dict[str, object] | None:
+        """Return the overlap with training for JSON, with the figures of the unseen rows."""
+        return {**self.overlap.as_dict(), "unseen": self.unseen_figures} if self.overlap else None
+
+    @property
     def result_fields(self) -> dict[str, object]:
         """Return the figures and the verdict, for the result of a run and for `eval --json`."""
         return {
             **self.figures,
             "verdict": self.verdict.as_dict(),
             "set": self.evaluated_set,
-            **({"overlap": self.overlap.as_dict()} if self.overlap else {}),
+            **({"overlap": self._overlap_fields} if self.overlap else {}),
             **({"general": self.general.summary} if self.general else {}),
             **({"recital": self.recital.as_dict()} if self.recital else {}),
         }
@@ -213,6 +221,7 @@ def compare_with_base(
         evaluated_set=evaluated_set,
         used_twice=used_twice,
         overlap=overlap,
+        unseen_figures=compare_unseen(base, adapted, overlap),
         measurements=(base, adapted),
         general=general_report,
         labels=report_labels(base, adapted) if "accuracy" in figures else None,
@@ -228,6 +237,19 @@ def withhold_seen(
             figures[metric.name]["verdict"] = "withheld"
             figures[metric.name]["needed_items"] = None
     return figures
+
+
+def compare_unseen(base: Measurement, adapted: Measurement, overlap: OverlapReport | None) -> MetricFigures | None:
+    """Return the figures of the loss on unseen rows; None if the verdict is not withheld, or if they are few."""
+    if overlap is None or not overlap.withholds_dialogues or overlap.unseen < MIN_UNSEEN_ITEMS:
+        return None
+    if base.losses is None or adapted.losses is None or len(base.losses.tokens) != len(overlap.unseen_rows):
+        return None
+    unseen = [
+        replace(measured, losses=measured.losses.select(overlap.unseen_rows)) if measured.losses else measured
+        for measured in (base, adapted)
+    ]
+    return find_metric("validation_loss").compare(*unseen)
 
 
 def _collect_items(chosen: ChosenMetrics, base: Measurement, adapted: Measurement) -> tuple[ItemReplies, ...]:

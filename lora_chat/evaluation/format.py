@@ -4,7 +4,8 @@ import textwrap
 
 from lora_chat.evaluation.comparison import ComparisonReport
 from lora_chat.evaluation.general.report import format_general
-from lora_chat.evaluation.verdict import format_change
+from lora_chat.evaluation.metrics import find_metric
+from lora_chat.evaluation.verdict import format_change, format_difference
 
 
 def format_comparison(report: ComparisonReport) -> str:
@@ -26,7 +27,11 @@ def format_comparison(report: ComparisonReport) -> str:
         lines.append(f"{'measured on':<{width}}  the test set, {report.validation_dialogues:,} dialogues")
     lines += report.labels.format_lines() if report.labels else []
     lines += ["", *textwrap.wrap(f"Verdict: {report.verdict.text}", 100)]
-    lines += report.overlap.format_examples() if report.overlap else []
+    if report.overlap:
+        lines += report.overlap.format_examples()
+    if report.overlap and report.unseen_figures:
+        change = format_difference(find_metric("validation_loss"), report.unseen_figures)
+        lines.append(f"On the {report.overlap.unseen:,} unseen dialogues: {change}")
     lines += general
     for sample in report.samples:
         lines.append("")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
@@ -25,6 +26,14 @@ class RowLosses:
     def mean(self) -> float:
         """Return the mean loss of a supervised token, in nats."""
         return sum(self.losses) / sum(self.tokens)
+
+    def select(self, rows: Sequence[bool]) -> "RowLosses":
+        """Return the losses of the rows that are true in `rows`."""
+        return RowLosses(
+            tuple(compress(self.losses, rows)),
+            tuple(compress(self.right_tokens, rows)),
+            tuple(compress(self.tokens, rows)),
+        )
 
 
 def measure_rows(

@@ -16,6 +16,8 @@ MAX_NEAR_SHARE = 0.1
 """Largest share of the items that may be trained on exactly or nearly.
 
 It is larger because equal frames with other contents, which a task may have on purpose, count as nearly equal."""
+MIN_UNSEEN_ITEMS = 20
+"""Number of unseen items from which they are compared without the others."""
 _MAX_EXAMPLES = 3
 """Maximum number of examples of each kind."""
 MeasuredItems = Literal["rows", "questions", "replies"]
@@ -50,10 +52,18 @@ class OverlapReport:
     seen_questions: int = 0
     """Number of these that are messages of the user in training."""
     examples: tuple[OverlapExample, ...] = ()
+    unseen_rows: tuple[bool, ...] = ()
+    """Whether each row of the evaluation belongs to an item that was seen neither exactly nor nearly."""
 
     def as_dict(self) -> dict[str, object]:
-        """Return the report for JSON."""
-        return {**asdict(self), "withheld": self.withholds_dialogues, "withheld_questions": self.withholds_questions}
+        """Return the report for JSON, without its rows."""
+        counts = {name: value for name, value in asdict(self).items() if name != "unseen_rows"}
+        return {**counts, "withheld": self.withholds_dialogues, "withheld_questions": self.withholds_questions}
+
+    @property
+    def unseen(self) -> int:
+        """Return the number of items that were seen neither exactly nor nearly."""
+        return self.items - self.exact - self.near
 
     @property
     def withholds_dialogues(self) -> bool:
@@ -110,8 +120,9 @@ def make_overlap_report(
     kinds: Sequence[Literal["exact", "near", "reply", "question"] | None],
     locations: Sequence[str],
     seen_questions: Sequence[bool],
+    row_counts: Sequence[int] = (),
 ) -> OverlapReport:
-    """Count how items were seen; `locations` has the file and line of each."""
+    """Count how items were seen; `locations` has the file and line of each, and `row_counts` its number of rows."""
     counts = Counter(kinds)
     examples: list[OverlapExample] = []
     shown: Counter[str] = Counter()
@@ -128,4 +139,7 @@ def make_overlap_report(
         questions=len(seen_questions),
         seen_questions=sum(seen_questions),
         examples=tuple(examples),
+        unseen_rows=tuple(
+            kind not in ("exact", "near") for kind, count in zip(kinds, row_counts, strict=False) for _ in range(count)
+        ),
     )

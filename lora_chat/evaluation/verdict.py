@@ -44,7 +44,8 @@ def judge(
     if metric is None or pair is None:
         return Verdict("not measured", None, " ".join(["Not measured: there is nothing to compare on.", *notes]))
     if withheld is not None:
-        return Verdict("withheld", metric.name, " ".join([f"Withheld: {withheld}", *notes]))
+        other_abilities = [f"{general[0].upper()}{general[1:]}."] if general else []
+        return Verdict("withheld", metric.name, " ".join([f"Withheld: {withheld}", *other_abilities, *notes]))
     word: VerdictWord = pair.get("verdict", "no difference shown")
     needed = pair.get("needed_items")
     clauses = [f"{_format_word(word, pair, needed)}: {format_difference(metric, pair)}"]

@@ -56,15 +56,17 @@ def _with_overlap(prepared: _Prepared, digests: TrainingDigests) -> _Prepared:
 
 def _find_overlap(prepared: PreparedEvaluation, digests: TrainingDigests) -> OverlapReport:
     """Return how many of the compared dialogues and questions were trained on."""
-    items, locations = [], []
+    items, locations, row_counts = [], [], []
     for path, line, dialogue, rows in prepared.compared.iter_units():
         items.append(EvaluatedItem(dialogue, rows[0].input_ids if dialogue is None else ()))
         locations.append(f"{display_path(Path(path))}:{line}")
+        row_counts.append(len(rows))
     for number, ids in enumerate(prepared.compared.read_blocks(), 1):
         items.append(EvaluatedItem(None, ids))
         locations.append(f"block {number}")
+        row_counts.append(1)
     questions = find_seen_questions(digests, [question.question for question in prepared.questions])
-    return make_overlap_report(find_overlap(digests, items), locations, questions)
+    return make_overlap_report(find_overlap(digests, items), locations, questions, row_counts)
 
 
 def _collect_digests(train: DialogueSet) -> TrainingDigests:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from lora_chat.evaluation.comparison import withhold_seen
-from lora_chat.evaluation.metrics import METRICS, find_metric
+from lora_chat.evaluation.comparison import compare_unseen, withhold_seen
+from lora_chat.evaluation.loss import RowLosses
+from lora_chat.evaluation.metrics import METRICS, Measurement, find_metric
 from lora_chat.evaluation.overlap import OverlapReport, make_overlap_report
 from lora_chat.evaluation.verdict import judge
 
@@ -62,3 +63,19 @@ def test_withheld_verdict_keeps_the_figures_and_loses_its_words():
     assert verdict.word == "withheld"
     assert verdict.text == "Withheld: 73 of 100 dialogues were trained on (61 exactly, 12 nearly)."
     assert withhold_seen(dict(figures), METRICS, None) == figures
+
+
+def test_loss_is_compared_on_the_unseen_rows_if_they_are_enough():
+    kinds = ["exact"] * 5 + [None] * 20
+    overlap = make_overlap_report(kinds, ["file:1"] * 25, [], [2] * 25)
+    assert overlap.unseen_rows == (False,) * 10 + (True,) * 40
+    losses = (100.0,) * 10 + tuple(3.0 + i % 3 for i in range(40))
+    base = Measurement(RowLosses(losses, (0,) * 50, (1,) * 50), (), ())
+    adapted = Measurement(RowLosses((0.0,) * 10 + (2.0,) * 40, (0,) * 50, (1,) * 50), (), ())
+    figures = compare_unseen(base, adapted, overlap)
+    assert (figures["items"], figures["adapted"], figures["verdict"]) == (40, 2.0, "better")
+    assert figures["base"] == pytest.approx(sum(losses[10:]) / 40)
+    few = make_overlap_report(kinds[:-1], ["file:1"] * 24, [], [2] * 24)
+    assert compare_unseen(base, adapted, few) is None
+    assert compare_unseen(base, adapted, None) is None
+    assert "unseen_rows" not in overlap.as_dict()

@@ -57,6 +57,12 @@ RESULT_KEYS = {
     "trainable_parameters",
     "validation_loss",
     "perplexity",
+    "token_accuracy",
+    "exact_match",
+    "token_f1",
+    "verdict",
+    "set",
+    "overlap",
     "forecast",
 }
 
@@ -86,6 +92,7 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
         "recipe.yaml",
         "report.html",
         "result.json",
+        "training_digests.safetensors",
         "validation.jsonl",
         "versions.json",
     }
