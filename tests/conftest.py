@@ -58,6 +58,14 @@ os.environ.update({**ENVIRONMENT, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATAS
 os.environ.pop("PYTHONSAFEPATH", None)
 
 
+gc.disable()  # during collection, which makes many objects and no garbage
+
+
+def pytest_collection_finish():
+    """Collect garbage again when the tests begin."""
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def own_environment():
     """Restore the environment after a test, which may run commands in this process."""

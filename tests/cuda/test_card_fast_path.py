@@ -18,7 +18,14 @@ def train_with_broken_attention(asked):
     return card_training.train_on_both(asked)
 
 
-@pytest.mark.parametrize("error", ["TypeError", "AttributeError", "ImportError", "NotImplementedError"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        "TypeError",
+        "NotImplementedError",
+        *(pytest.param(e, marks=pytest.mark.slow) for e in ("AttributeError", "ImportError")),
+    ],
+)
 def test_broken_attention_leads_to_the_stock_path(card, error):
     on_card, on_cpu = card.run(train_with_broken_attention, {"mode": "none", "error": error})
     (note,) = on_card["notes"]

@@ -27,6 +27,10 @@ def check_both(results, notes=()):
     assert on_card["peak"] > 0
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 LARGEST_DIFFERENCE = 0.002
 LARGEST_DIFFERENCE_OF_INT8 = 0.004
 """Largest difference of a loss between the card and the CPU in the same precision."""
@@ -38,8 +42,10 @@ READS_OF_INT8 = 14
 """Additional waits in each step of the stock path for 14 layers in LLM.int8."""
 
 
-@pytest.mark.parametrize("mode", ["none", "8bit", "4bit"])
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    ("fast", "mode"),
+    [(True, "none"), (True, "8bit"), (True, "4bit"), (False, "8bit"), (False, "4bit"), slow(False, "none")],
+)
 def test_losses_and_waits(card, mode, fast):
     results = card.run(train_on_both, {"mode": mode, "fast": fast})
     check_both(results)
@@ -57,7 +63,7 @@ NOTES = {
 """Messages of the fast path for architectures whose layers are not fused on any device."""
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "phi3", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "phi3", "gemma2", *map(slow, ("qwen2", "qwen3", "mistral"))])
 def test_fast_path_of_architecture(card, architecture):
     results = card.run(train_on_both, {"base": f"random:{architecture}"})
     check_both(results, NOTES.get(architecture, []))
@@ -84,7 +90,7 @@ def test_stock_path_of_gemma2(card):
     check_both(card.run(train_on_both, {"base": "random:gemma2", "fast": False}))
 
 
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("fast", [True, slow(False)])
 def test_gradient_checkpointing_changes_nothing(card, fast):
     plain = card.run(train, {"fast": fast})
     for recomputed in (1, True):
@@ -99,6 +105,7 @@ def test_stock_path_for_heads_that_the_attention_kernel_refuses(card):
     check_both(results, notes=["(head_size must be a multiple of 8)"])
 
 
+@pytest.mark.slow
 def test_eight_bit_adam(card):
     check_both(card.run(train_on_both, {"settings": {"optimizer": "adamw_8bit"}, "adapter": {"rank": 32}}))
 
@@ -161,7 +168,7 @@ def test_dry_run_needs_the_memory_of_training(card, optimizer):
     "settings",
     [
         pytest.param({"fast": True}, id="fast"),
-        pytest.param({"fast": False}, id="stock"),
+        pytest.param({"fast": False}, id="stock", marks=pytest.mark.slow),
         pytest.param(
             {"settings": {"optimizer": "adamw_8bit"}, "adapter": {"rank": 32}}, id="adamw_8bit", marks=pytest.mark.slow
         ),
@@ -208,6 +215,6 @@ def train_with_older_attention(asked):
     return card_training.train_on_both(asked)
 
 
-@pytest.mark.parametrize("expands", [True, False])
+@pytest.mark.parametrize("expands", [True, slow(False)])
 def test_attention_without_enable_gqa(card, expands):
     check_both(card.run(train_with_older_attention, {"expands_heads_itself": expands}))

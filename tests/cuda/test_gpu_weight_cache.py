@@ -125,7 +125,12 @@ def outcome(found):
 
 @pytest.mark.parametrize(
     ("mode", "settings"),
-    [("4bit", {}), ("4bit", {"fast_path": False}), ("4bit", {"gradient_checkpointing": True}), ("8bit", {})],
+    [
+        ("4bit", {}),
+        ("8bit", {}),
+        pytest.param("4bit", {"fast_path": False}, marks=pytest.mark.slow),
+        pytest.param("4bit", {"gradient_checkpointing": True}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_results_do_not_depend_on_the_cache(card, tmp_path, mode, settings):
@@ -174,7 +179,7 @@ def test_cache_that_does_not_fit_is_left_out(card, tmp_path):
     assert outcome(found) == outcome(card.run(train, str(tmp_path), 0, {}))
 
 
-@pytest.mark.parametrize("mode", ["4bit", "8bit"])
+@pytest.mark.parametrize("mode", ["4bit", pytest.param("8bit", marks=pytest.mark.slow)])
 def test_sft_caches_what_its_plan_says(card, tmp_path, mode):
     recipe = Path(__file__).parents[2] / "recipes/smoke.yaml"
     settings = [f"quantization.mode={mode}", "training.fast_path=true", "evaluation.questions=null"]

@@ -20,6 +20,7 @@ from lora_chat.system.hardware import Hardware
 
 pytestmark = pytest.mark.slow
 
+ON_DEMAND = pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
 TEXTS = ["It's 7:30 pm.\n\n Ça va? 你好 \U0001f642", "Colour of  snow , 48 !", "<|im_start|>user\nhi<|im_end|> x", ""]
 
 
@@ -454,7 +455,9 @@ def test_messages_name_changed_fields_with_both_values(altered, trained):
     assert "stop ids ([2], found [2,7])" in list_identity_differences(trained, identity_of(stops))
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "qwen3"])
+@pytest.mark.parametrize(
+    "architecture", ["qwen3", *(pytest.param(name, marks=ON_DEMAND) for name in ("gpt2", "gemma2"))]
+)
 def test_refuses_a_changed_config_of_other_architectures_unless_harmless(architecture, random_base, altered):
     source = random_base(architecture)
     trained, name = identity_of(source), "config.json"

@@ -103,7 +103,7 @@ def test_does_not_benchmark_other_machines_and_gpus(job, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["none", "4bit", pytest.param("8bit", marks=ALL)])
+@pytest.mark.parametrize("mode", ["4bit", *(pytest.param(mode, marks=ALL) for mode in ("none", "8bit"))])
 def test_worker_returns_all_measurements(job, monkeypatch, mode, warm_workers):
     plan, problem, base = job
     plan = plan.model_copy(update={"precision": plan.precision.model_copy(update={"mode": mode, "dtype": "bfloat16"})})
