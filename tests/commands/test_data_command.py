@@ -1,9 +1,9 @@
 """`lora-chat data RECIPE`, and the data statistics that `sft` prints and saves."""
 
+import contextlib
 import json
 import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -254,11 +254,14 @@ def test_leaves_no_files_beside_the_recipe(data, tmp_path):
 @pytest.mark.slow
 def test_prints_no_colour_to_a_pipe(data, tmp_path):
     data({"train": "a.jsonl"}, a_jsonl=lines(row(i) for i in range(8)))
-    command = [sys.executable, "-m", "lora_chat", "data", str(tmp_path / "recipe.yaml"), "--show", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
-    assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout
-    assert "[[an answer" in done.stdout
+    output, pipe = os.pipe()
+    with os.fdopen(output) as reader:
+        with os.fdopen(pipe, "w") as writer, contextlib.redirect_stdout(writer):
+            code = main(["data", str(tmp_path / "recipe.yaml"), "--show", "2"])
+        shown = reader.read()
+    assert code == 0
+    assert "\x1b" not in shown
+    assert "[[an answer" in shown
 
 
 def test_shows_loss_on_prompts_and_counts_it(data):

@@ -248,17 +248,16 @@ for line in sys.stdin:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited only on Linux")
 def test_refused_runs_do_fail_without_the_plan(warm_workers, tmp_path):
-    """Simulates a machine with 350 MB of free memory; the micro-batches have up to 100,000 tokens."""
+    """Simulates a machine with 350 MB of free memory; the micro-batches have up to 50 dialogues."""
     pairs = [
-        ({"role": "user", "content": f"{i} " * 75}, {"role": "assistant", "content": f"{i}b " * 120})
-        for i in range(140)
+        ({"role": "user", "content": f"{i} " * 75}, {"role": "assistant", "content": f"{i}b " * 120}) for i in range(70)
     ]
     data = tmp_path / "long.jsonl"
     data.write_text("".join(json.dumps({"messages": pair}) + "\n" for pair in pairs))
     settings = {
         "data.train": data,
         "data.max_length": 1024,
-        "training.effective_batch_size": 100,
+        "training.effective_batch_size": 50,
         "training.micro_batch_tokens": 100_000,
         "training.gradient_checkpointing": "false",
         "training.max_steps": 1,
