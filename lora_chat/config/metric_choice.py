@@ -5,7 +5,7 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, StringConstraints
 
 REPLY_METRICS = (
     *("exact_match", "contains", "token_f1", "numeric_match", "json_valid", "json_match", "tool_calls"),
@@ -20,18 +20,28 @@ _MAX_REPETITIONS = 10_000
 _COUNT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 
-def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Raise ValueError for a name that is unknown or that a list contains twice."""
+def _read_names(value: object) -> object:
+    """Return `auto` or a tuple of known names; a single name is a list of one. Raise ValueError for anything else."""
+    if value == "auto":
+        return value
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names:
+        raise ValueError(f"must be auto or a list of these metrics: {', '.join(REPLY_METRICS)}")
     for name in names:
-        if name in _ALWAYS_MEASURED:
-            raise ValueError(f"{name} is always measured; list only metrics of replies")
-        if name not in REPLY_METRICS:
-            near = difflib.get_close_matches(name, REPLY_METRICS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"{name!a} is an unknown metric; {hint}known metrics: {', '.join(REPLY_METRICS)}")
+        _check_name(name)
         if names.count(name) > 1:
             raise ValueError(f"{name} is in the list twice")
-    return names
+    return tuple(names)
+
+
+def _check_name(name: object) -> None:
+    """Raise ValueError for a name that is unknown or that belongs to a metric that is always measured."""
+    if name in _ALWAYS_MEASURED:
+        raise ValueError(f"{name} is always measured; list only metrics of replies")
+    if name not in REPLY_METRICS:
+        near = difflib.get_close_matches(str(name)[:100], REPLY_METRICS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{str(name)[:100]!a} is an unknown metric; {hint}known metrics: {', '.join(REPLY_METRICS)}")
 
 
 def _check_pattern(pattern: str) -> str:
@@ -53,7 +63,7 @@ def _check_pattern(pattern: str) -> str:
     return pattern
 
 
-MetricChoice = Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_names)]
+MetricChoice = Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_read_names)]
 NumberPattern = Annotated[
     str, StringConstraints(min_length=1, max_length=_MAX_PATTERN_LENGTH), AfterValidator(_check_pattern)
 ]

@@ -132,7 +132,9 @@ def test_the_recipe_knows_every_metric_of_replies():
         ("evaluation.metrics=[zzz]", "known metrics: exact_match, "),
         ("evaluation.metrics=[bleu, bleu]", "twice"),
         ("evaluation.metrics=[validation_loss]", "always measured"),
-        ("evaluation.metrics=[]", "at least 1 item"),
+        ("evaluation.metrics=[]", "must be auto or a list of these metrics"),
+        ("evaluation.metrics=null", "must be auto or a list of these metrics"),
+        ("evaluation.metrics=[[bleu]]", "is an unknown metric"),
         ("evaluation.number_pattern='(a'", "not a regular expression"),
         ("evaluation.number_pattern='a'", "has 0 groups"),
         ("evaluation.number_pattern='((?:(?:a{1000}){1000}){1000})'", "multiply"),
@@ -143,6 +145,12 @@ def test_refuses_senseless_choices(tmp_path, setting, message):
     path.write_text("data:\n  train: x.jsonl\n")
     with pytest.raises(RecipeError, match=message):
         read_recipe(str(path), [setting])
+
+
+def test_a_single_metric_is_a_list_of_one(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data:\n  train: x.jsonl\n")
+    assert read_recipe(str(path), ["evaluation.metrics=bleu"]).evaluation.metrics == ("bleu",)
 
 
 def test_refuses_a_pattern_without_its_metric(tmp_path):
