@@ -3,6 +3,7 @@
 - chunked_loss: Cross entropy in chunks of logits
 - choose_metrics: The metrics of a comparison, chosen by its data or by the recipe
 - comparison: Comparison of base and adapted model
+- comparison_report: The result of a comparison of base and adapted model
 - format: A comparison as text for the terminal
 - generations: Comparison of base, parent and child
 - intervals: Intervals and tests for figures of two models on the same items

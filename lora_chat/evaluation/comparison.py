@@ -1,8 +1,8 @@
 """Comparison of base and adapted model: the same weights with the adapter disabled and enabled."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_chat.config.generation_section import GREEDY, GenerationSection
@@ -11,29 +11,32 @@ from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.encoding.turns import TurnReader
 from lora_chat.evaluation.choose_metrics import DEFAULT_DECISIVE, ChosenMetrics, choose_metrics
+from lora_chat.evaluation.comparison_report import (
+    USED_TWICE,
+    ComparisonReport,
+    ItemReplies,
+    QuestionAnswers,
+    SampleReplies,
+)
 from lora_chat.evaluation.general.compare import compare_general
 from lora_chat.evaluation.general.measure import measure_general
-from lora_chat.evaluation.general.report import GeneralReport
 from lora_chat.evaluation.general.selection import GeneralSet
 from lora_chat.evaluation.intervals import Statistics
-from lora_chat.evaluation.label_report import LabelReport, report_labels
+from lora_chat.evaluation.label_report import report_labels
 from lora_chat.evaluation.loss import measure_rows
 from lora_chat.evaluation.metrics import (
-    METRICS,
     Measurement,
     Metric,
     MetricFigures,
     Reply,
     ReplyItem,
     compare_metrics,
-    find_metric,
     reduce_to_mean,
 )
-from lora_chat.evaluation.overlap import MIN_UNSEEN_ITEMS, OverlapReport
+from lora_chat.evaluation.overlap import OverlapReport
 from lora_chat.evaluation.questions import Question
-from lora_chat.evaluation.recital import RecitalReport
 from lora_chat.evaluation.reply_items import read_reply_items
-from lora_chat.evaluation.verdict import EvaluatedSet, Verdict, judge
+from lora_chat.evaluation.verdict import EvaluatedSet, judge
 from lora_chat.inference.generation import generate_replies
 from lora_chat.models.adapter import without_adapter
 
@@ -45,119 +48,6 @@ logger = logging.getLogger(__name__)
 
 _PROMPT_END_TOKENS = 16
 """Tokens at the end of a prompt in which a template opens the reasoning of a reply."""
-
-
-@dataclass(frozen=True)
-class SampleReplies:
-    """The replies of both models to a prompt of the validation set."""
-
-    prompt: str
-    reference: str
-    """Reply of the dialogue itself."""
-    base: str
-    adapted: str
-
-
-@dataclass(frozen=True)
-class QuestionAnswers:
-    """The answers of both models to a question, and whether they are correct."""
-
-    question: str
-    base: str
-    adapted: str
-    base_right: bool
-    adapted_right: bool
-
-
-@dataclass(frozen=True)
-class ItemReplies:
-    """The replies of both models to a held-out prompt, and what each metric of replies gives them."""
-
-    prompt: str
-    reference: str
-    base: str
-    adapted: str
-    scores: Mapping[str, tuple[float | None, float | None]]
-    """Value of each metric for the reply of the base and of the adapted model; None if the item does not count."""
-
-
-@dataclass(frozen=True)
-class ComparisonReport:
-    """All results of a comparison."""
-
-    figures: Mapping[str, MetricFigures]
-    """Figures of every metric that has data, by its name."""
-    validation_dialogues: int
-    """Number of dialogues of the evaluated set."""
-    samples: tuple[SampleReplies, ...]
-    answers: tuple[QuestionAnswers, ...]
-    verdict: Verdict = field(default_factory=lambda: judge(None, {}))
-    metrics: Sequence[Metric] = METRICS
-    reason: str = ""
-    """Sentence that says which metrics were chosen, and why."""
-    items: tuple[ItemReplies, ...] = ()
-    evaluated_set: EvaluatedSet = "validation"
-    overlap: OverlapReport | None = None
-    """How much of the evaluated set was trained on; None if it is unknown."""
-    unseen_figures: MetricFigures | None = None
-    """Figures of the loss on the rows that were not trained on; None if all rows count, or if these are few."""
-    measurements: "tuple[Measurement, Measurement] | None" = None
-    """Measurements of base and adapted model, which JSON leaves out."""
-    recital: RecitalReport | None = None
-    """Training replies that both models complete word for word; None if that was not measured."""
-    used_twice: bool = False
-    """Whether the evaluated set also chose the checkpoint, so that its figures look better than those of new data."""
-    general: GeneralReport | None = None
-    """How general abilities changed; None if no general items were asked."""
-    labels: LabelReport | None = None
-    """Figures of each label; None unless the metrics have accuracy."""
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the report for JSON; a metric of earlier versions without data is null."""
-        pairs = {name: {"base": pair["base"], "adapted": pair["adapted"]} for name, pair in self.figures.items()}
-        return {
-            **{name: pairs.get(name) for name in _METRICS_AT_TOP},
-            "validation_dialogues": self.validation_dialogues,
-            "samples": [asdict(sample) for sample in self.samples],
-            "questions": len(self.answers),
-            "answers": [asdict(answer) for answer in self.answers],
-            "set": self.evaluated_set,
-            "used_twice": self.used_twice,
-            "overlap": self._overlap_fields,
-            "verdict": self.verdict.as_dict(),
-            "metrics": self.reason,
-            "figures": dict(self.figures),
-            "items": [asdict(item) for item in self.items],
-            "recital": self.recital.as_dict() if self.recital else None,
-            "general": self.general.as_dict() if self.general else None,
-            "confusion": self.labels.as_dict() if self.labels else None,
-        }
-
-    @property
-    def _overlap_fields(self) -> dict[str, object] | None:
-        """Return the overlap with training for JSON, with the figures of the unseen rows."""
-        return {**self.overlap.as_dict(), "unseen": self.unseen_figures} if self.overlap else None
-
-    @property
-    def result_fields(self) -> dict[str, object]:
-        """Return the figures and the verdict, for the result of a run and for `eval --json`."""
-        return {
-            **self.figures,
-            "verdict": self.verdict.as_dict(),
-            "set": self.evaluated_set,
-            **({"overlap": self._overlap_fields} if self.overlap else {}),
-            **({"general": self.general.summary} if self.general else {}),
-            **({"recital": self.recital.as_dict()} if self.recital else {}),
-        }
-
-
-USED_TWICE = (
-    "The validation set was used twice, to choose the checkpoint and for these figures, so they may look better than "
-    "on new dialogues (data.test or data.test_share gives a set that is used once)."
-)
-"""Sentence on a comparison whose set also chose the checkpoint."""
-_METRICS_AT_TOP = ("validation_loss", "perplexity", "facts")
-"""Metrics that earlier versions wrote at the top of the report, without intervals."""
 
 
 def compare_with_base(
@@ -221,7 +111,6 @@ def compare_with_base(
         evaluated_set=evaluated_set,
         used_twice=used_twice,
         overlap=overlap,
-        unseen_figures=compare_unseen(base, adapted, overlap),
         measurements=(base, adapted),
         general=general_report,
         labels=report_labels(base, adapted) if "accuracy" in figures else None,
@@ -237,19 +126,6 @@ def withhold_seen(
             figures[metric.name]["verdict"] = "withheld"
             figures[metric.name]["needed_items"] = None
     return figures
-
-
-def compare_unseen(base: Measurement, adapted: Measurement, overlap: OverlapReport | None) -> MetricFigures | None:
-    """Return the figures of the loss on unseen rows; None if the verdict is not withheld, or if they are few."""
-    if overlap is None or not overlap.withholds_dialogues or overlap.unseen < MIN_UNSEEN_ITEMS:
-        return None
-    if base.losses is None or adapted.losses is None or len(base.losses.tokens) != len(overlap.unseen_rows):
-        return None
-    unseen = [
-        replace(measured, losses=measured.losses.select(overlap.unseen_rows)) if measured.losses else measured
-        for measured in (base, adapted)
-    ]
-    return find_metric("validation_loss").compare(*unseen)
 
 
 def _collect_items(chosen: ChosenMetrics, base: Measurement, adapted: Measurement) -> tuple[ItemReplies, ...]:

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from lora_chat.evaluation.comparison import ComparisonReport
+from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.evaluation.general.report import format_general
 from lora_chat.evaluation.metrics import find_metric
 from lora_chat.evaluation.verdict import format_change, format_difference

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from lora_chat.evaluation.comparison import ComparisonReport, EvaluationTask
+from lora_chat.evaluation.comparison import EvaluationTask
+from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.evaluation.metrics import METRICS, Measurement, find_metric
 
 Generation = Literal["base", "parent", "child"]

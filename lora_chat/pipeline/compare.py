@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.errors import OutOfMemoryError
-from lora_chat.evaluation.comparison import ComparisonReport, compare_with_base
+from lora_chat.evaluation.comparison import compare_with_base
+from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.evaluation.format import format_comparison
 from lora_chat.evaluation.loss import evaluate_loss
 from lora_chat.evaluation.loss_plot import write_loss_plot

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.config.recipe import EvaluationSection
-from lora_chat.evaluation.comparison import ComparisonReport, EvaluationTask, make_task
+from lora_chat.evaluation.comparison import EvaluationTask, make_task
+from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.evaluation.generations import (
     GenerationsReport,
     MeasuredGenerations,

@@ -14,7 +14,7 @@ from lora_chat.config.plan import Plan
 from lora_chat.data.dataset import find_units, select_units
 from lora_chat.data.encoding.encode import EncodedDialogue
 from lora_chat.errors import IntegrityError
-from lora_chat.evaluation.comparison import ComparisonReport
+from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.evaluation.recital import (
     MAX_FINDINGS,
     RecitalReport,

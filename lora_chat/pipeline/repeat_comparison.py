@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from lora_chat.config.recipe import EvaluationSection
-from lora_chat.evaluation.comparison import ComparisonReport
+from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.evaluation.metrics import MetricFigures, find_metric, format_changes
 from lora_chat.sharing.evaluation_receipt import EvaluationReceipt, FigureReceipt
 from lora_chat.sharing.figures import ComparisonReceipt

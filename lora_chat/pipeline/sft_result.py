@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
 from lora_chat.errors import IntegrityError
-from lora_chat.evaluation.comparison import ComparisonReport
+from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.pipeline.estimate_history import EstimateRecord, format_record, make_estimate_record
 from lora_chat.planning.estimate import RunEstimate
 from lora_chat.runs.run_folder import RunFolder

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lora_chat.evaluation import format
-from lora_chat.evaluation.comparison import ComparisonReport, QuestionAnswers, SampleReplies
+from lora_chat.evaluation.comparison_report import ComparisonReport, QuestionAnswers, SampleReplies
 from lora_chat.evaluation.loss import RowLosses
 from lora_chat.evaluation.metrics import (
     METRICS,

@@ -9,7 +9,7 @@ from lora_chat.config.load import read_recipe
 from lora_chat.config.plan import make_plan
 from lora_chat.data.format import statistics_summary
 from lora_chat.errors import DataError, IntegrityError, RecipeError
-from lora_chat.evaluation.comparison import ComparisonReport
+from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.evaluation.format import format_comparison
 from lora_chat.models.bound_adapter import BoundAdapter
 from lora_chat.pipeline.audit_run import audit_run
