@@ -14,6 +14,7 @@
 - metrics: The metrics of a comparison, in one table
 - overlap: Evaluation data that was trained on, and whether the verdict is withheld because of it
 - own_metric: Metrics of the user, from a Python file
+- prompt_control: Whether the replies of an adapted model depend on their prompts
 - questions: Held-out questions with their accepted answers
 - recital: Training replies that a model completes word for word
 - reply_items: The held-out prompts that both models answer

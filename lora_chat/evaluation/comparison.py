@@ -12,7 +12,6 @@ from lora_chat.data.encoding.chat_template import render_ids
 from lora_chat.data.encoding.turns import TurnReader
 from lora_chat.evaluation.choose_metrics import DEFAULT_DECISIVE, ChosenMetrics, choose_metrics
 from lora_chat.evaluation.comparison_report import (
-    USED_TWICE,
     ComparisonReport,
     ItemReplies,
     QuestionAnswers,
@@ -34,6 +33,7 @@ from lora_chat.evaluation.metrics import (
     reduce_to_mean,
 )
 from lora_chat.evaluation.overlap import OverlapReport
+from lora_chat.evaluation.prompt_control import MAX_ROWS, PromptControl, compare_prompts, exchange_prompts
 from lora_chat.evaluation.questions import Question
 from lora_chat.evaluation.reply_items import read_reply_items
 from lora_chat.evaluation.verdict import EvaluatedSet, judge
@@ -84,6 +84,9 @@ def compare_with_base(
     # A metric may be left out after the replies, such as a pattern that takes too long on them.
     names = (chosen.decisive, DEFAULT_DECISIVE)
     decisive = next((metric for name in names for metric in measured if metric.name == name), None)
+    is_by_loss = decisive is not None and decisive.name == DEFAULT_DECISIVE
+    is_better = is_by_loss and figures[DEFAULT_DECISIVE].get("verdict") == "better"
+    control = _measure_control(model, validation) if is_better else None
     return ComparisonReport(
         figures=figures,
         validation_dialogues=len(validation),
@@ -98,12 +101,10 @@ def compare_with_base(
         verdict=judge(
             decisive,
             figures,
+            overlap=overlap,
             general=general_report.clause if general_report else None,
-            withheld=overlap.explain_withheld(decisive.items) if overlap and decisive else None,
-            notes=(
-                *((USED_TWICE,) if used_twice else ()),
-                *(overlap.format_notes(decisive.items if decisive else None) if overlap else ()),
-            ),
+            control=control,
+            used_twice=used_twice,
         ),
         metrics=chosen.metrics,
         reason=chosen.reason,
@@ -112,9 +113,16 @@ def compare_with_base(
         used_twice=used_twice,
         overlap=overlap,
         measurements=(base, adapted),
+        control=control,
         general=general_report,
         labels=report_labels(base, adapted) if "accuracy" in figures else None,
     )
+
+
+def _measure_control(model: "PeftModel", dialogues: DialogueSet) -> PromptControl | None:
+    """Measure replies under their own and under other prompts; None for too few replies."""
+    own, others = exchange_prompts(dialogues.rows[: 4 * MAX_ROWS])
+    return compare_prompts(measure_rows(model, own), measure_rows(model, others)) if own else None
 
 
 def withhold_seen(

@@ -12,6 +12,7 @@ from lora_chat.evaluation.metrics import (
     MetricFigures,
 )
 from lora_chat.evaluation.overlap import OverlapReport
+from lora_chat.evaluation.prompt_control import PromptControl
 from lora_chat.evaluation.recital import RecitalReport
 from lora_chat.evaluation.verdict import EvaluatedSet, Verdict, judge
 
@@ -74,6 +75,8 @@ class ComparisonReport:
     """Training replies that both models complete word for word; None if that was not measured."""
     used_twice: bool = False
     """Whether the evaluated set also chose the checkpoint, so that its figures look better than those of new data."""
+    control: PromptControl | None = None
+    """Whether the replies of the adapted model depend on their prompts; None if it was not measured."""
     general: GeneralReport | None = None
     """How general abilities changed; None if no general items were asked."""
     labels: LabelReport | None = None
@@ -96,6 +99,7 @@ class ComparisonReport:
             "figures": dict(self.figures),
             "items": [asdict(item) for item in self.items],
             "recital": self.recital.as_dict() if self.recital else None,
+            "control": self.control.as_dict() if self.control else None,
             "general": self.general.as_dict() if self.general else None,
             "confusion": self.labels.as_dict() if self.labels else None,
         }
@@ -113,10 +117,5 @@ class ComparisonReport:
         }
 
 
-USED_TWICE = (
-    "The validation set was used twice, to choose the checkpoint and for these figures, so they may look better than "
-    "on new dialogues (data.test or data.test_share gives a set that is used once)."
-)
-"""Sentence on a comparison whose set also chose the checkpoint."""
 _METRICS_AT_TOP = ("validation_loss", "perplexity", "facts")
 """Metrics that earlier versions wrote at the top of the report, without intervals."""

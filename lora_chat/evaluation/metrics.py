@@ -4,6 +4,7 @@ Comparison text, JSON, receipt, model card and report iterate over `METRICS`. Re
 version (`sharing/figures.py`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -64,6 +65,10 @@ class MetricFigures(TypedDict):
     verdict: NotRequired[Word]
     needed_items: NotRequired[int | None]
     """Number of items that would show a difference of this size; None if it is shown, or if both are equal."""
+    constant: NotRequired[float]
+    """Value of always giving the most frequent reference, for a metric of right and wrong replies."""
+    constant_p_value: NotRequired[float]
+    """Probability of a difference as large as that of the adapted model from this value if they are equal."""
 
 
 def reduce_to_mean(totals: Statistics) -> Statistics:
@@ -163,7 +168,22 @@ class Metric:
             paired = compare_right_or_wrong(bases[:, 0] > 0, adapteds[:, 0] > 0)
         else:
             paired = compare_by_bootstrap(bases, adapteds, self.reduce)
-        return self._make_figures(paired, len(bases))
+        figures = self._make_figures(paired, len(bases))
+        return figures | self._compare_constant(adapted) if self.is_right_or_wrong else figures
+
+    def _compare_constant(self, adapted: Measurement) -> MetricFigures:
+        """Return the figures of always giving the most frequent reference; none for questions."""
+        nothing: MetricFigures = {}  # type: ignore[typeddict-item]
+        if self.items != "replies" or not adapted.items:
+            return nothing
+        (answer, count), *_ = Counter(item.reference for item in adapted.items).most_common(1)
+        constant = replace(adapted, replies=[Reply(answer, answer)] * len(adapted.items))
+        scores, own = self.score(constant), self.score(adapted)
+        if count < 2 or scores is None or own is None:
+            return nothing
+        constants, adapteds = _keep_counted(scores, own)
+        paired = compare_right_or_wrong(constants[:, 0] > 0, adapteds[:, 0] > 0)
+        return nothing | {"constant": paired.base, "constant_p_value": paired.p_value}
 
     def _make_figures(self, paired: PairedFigures, items: int) -> MetricFigures:
         """Return the figures for JSON, with the verdict."""

@@ -16,6 +16,7 @@ import numpy as np
 from lora_chat.errors import UsageError
 from lora_chat.evaluation.measurement import Measurement
 from lora_chat.evaluation.metrics import Metric, MetricFigures, count_each
+from lora_chat.evaluation.overlap import OverlapReport
 from lora_chat.evaluation.verdict import judge
 from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.user_path import expand_user_path
@@ -62,7 +63,7 @@ class OwnMetric:
             self.name,
             self.name,
             "replies",
-            lambda measured: scores[id(measured)],
+            lambda measured: scores.get(id(measured)),
             "{:.1%}".format if is_right_or_wrong else "{:.4g}".format,
             lower_is_better=False,
             is_right_or_wrong=is_right_or_wrong,
@@ -92,18 +93,18 @@ def load_own_metrics(texts: Sequence[str], known: Sequence[str]) -> list[OwnMetr
 
 
 def report_own_metrics(
-    metrics: Sequence[OwnMetric], base: Measurement, adapted: Measurement, withheld: str | None = None
+    metrics: Sequence[OwnMetric], base: Measurement, adapted: Measurement, overlap: OverlapReport | None = None
 ) -> dict[str, object]:
     """Return the figures and the verdict of each function for JSON, and show the verdicts.
 
-    `withheld` is the reason why the replies allow no verdict.
+    `overlap` says whether the dialogues were trained on.
     """
     report: dict[str, object] = {}
     for own in metrics:
         metric, figures = own.compare(base, adapted)
-        if withheld is not None:
+        if overlap is not None and overlap.withholds(metric.items):
             figures["verdict"], figures["needed_items"] = "withheld", None
-        verdict = judge(metric, {metric.name: figures}, withheld=withheld)
+        verdict = judge(metric, {metric.name: figures}, overlap=overlap)
         logger.info(f"{own.path.name}: {verdict.text}")
         report[metric.name] = {**figures, "text": verdict.text}
     return report

@@ -4,8 +4,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from lora_chat.evaluation.intervals import SIGNIFICANCE
 from lora_chat.evaluation.metrics import Metric, MetricFigures
+from lora_chat.evaluation.overlap import OverlapReport
+from lora_chat.evaluation.prompt_control import PromptControl
 
+USED_TWICE = (
+    "The validation set was used twice, to choose the checkpoint and for these figures, so they may look better than "
+    "on new dialogues (data.test or data.test_share gives a set that is used once)."
+)
+"""Sentence on a comparison whose set also chose the checkpoint."""
 EvaluatedSet = Literal["validation", "test", "given"]
 VerdictWord = Literal["better", "worse", "no difference shown", "withheld", "not measured"]
 
@@ -31,37 +39,57 @@ def judge(
     metric: Metric | None,
     figures: Mapping[str, MetricFigures],
     *,
-    withheld: str | None = None,
+    overlap: OverlapReport | None = None,
     general: str | None = None,
-    notes: tuple[str, ...] = (),
+    control: PromptControl | None = None,
+    used_twice: bool = False,
 ) -> Verdict:
     """Return the verdict by the decisive metric.
 
-    `withheld` is the reason why nothing can be said. `general` says in one clause how other abilities changed; `notes`
-    are further sentences.
+    `overlap` withholds it if the items were trained on. `general` says in one clause how other abilities changed. A
+    `control` that shows no dependence on the prompts, or a constant answer that is right as often, takes back `better`.
     """
     pair = figures.get(metric.name) if metric is not None else None
+    notes = [USED_TWICE] if used_twice else []
+    notes += overlap.format_notes(metric.items if metric else None) if overlap else []
     if metric is None or pair is None:
         return Verdict("not measured", None, " ".join(["Not measured: there is nothing to compare on.", *notes]))
+    withheld = overlap.explain_withheld(metric.items) if overlap else None
     if withheld is not None:
         other_abilities = [f"{general[0].upper()}{general[1:]}."] if general else []
         return Verdict("withheld", metric.name, " ".join([f"Withheld: {withheld}", *other_abilities, *notes]))
     word: VerdictWord = pair.get("verdict", "no difference shown")
+    doubt = _find_doubt(metric, pair, control) if word == "better" else None
+    if doubt is not None:
+        word = "no difference shown"
     needed = pair.get("needed_items")
-    clauses = [f"{_format_word(word, pair, needed)}: {format_difference(metric, pair)}"]
-    if general:
-        clauses.append(general)
-    sentence = "; ".join(clauses) + "."
-    return Verdict(word, metric.name, " ".join([sentence, *notes]), needed)
+    clauses = [f"{_format_word(word, needed)}: {format_difference(metric, pair)}", *filter(None, (doubt, general))]
+    return Verdict(word, metric.name, " ".join([_end_sentence("; ".join(clauses)), *notes]), needed)
 
 
-def _format_word(word: str, pair: MetricFigures, needed: int | None) -> str:
+def _end_sentence(text: str) -> str:
+    """Return a text that ends with a full stop or a question mark."""
+    return text if text.endswith("?") else f"{text}."
+
+
+def _find_doubt(metric: Metric, pair: MetricFigures, control: PromptControl | None) -> str | None:
+    """Return why a better figure does not show that anything was learned; None without such a reason."""
+    constant, p_value = pair.get("constant"), pair.get("constant_p_value", 1.0)
+    if constant is not None and not (pair["adapted"] > constant and p_value < SIGNIFICANCE):
+        return f"but always giving the most frequent answer reaches {metric.format(constant)}"
+    if control is not None and not control.depends_on_prompt:
+        return (
+            f"but after its prompt a reply is as likely as after another one ({control.own:.3f} and "
+            f"{control.other:.3f} nats per token): do prompts and replies belong together?"
+        )
+    return None
+
+
+def _format_word(word: str, needed: int | None) -> str:
     """Format the word with the number of items that would be needed."""
-    if word != "no difference shown":
-        return f"{word.capitalize()} at the task"
-    if needed is not None:
+    if word == "no difference shown" and needed is not None:
         return f"No difference shown at the task (needs about {needed:,} items)"
-    return "No difference shown at the task"
+    return f"{word.capitalize()} at the task"
 
 
 def format_difference(metric: Metric, pair: MetricFigures) -> str:

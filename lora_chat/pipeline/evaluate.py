@@ -80,8 +80,7 @@ def evaluate_adapter(
         **report.result_fields,
     }
     if own and report.measurements is not None:
-        withheld = report.overlap.explain_withheld("replies") if report.overlap else None
-        result["own_metrics"] = report_own_metrics(own, *report.measurements, withheld)
+        result["own_metrics"] = report_own_metrics(own, *report.measurements, report.overlap)
     if parent is not None:
         measured = measure_generations(model, prepared, settings, report, parent)
         del model

@@ -59,7 +59,7 @@ def test_withheld_verdict_keeps_the_figures_and_loses_its_words():
         "validation_loss": "withheld",
         "facts": "better",
     }
-    verdict = judge(find_metric("validation_loss"), changed, withheld=overlap.explain_withheld("rows"))
+    verdict = judge(find_metric("validation_loss"), changed, overlap=overlap)
     assert verdict.word == "withheld"
     assert verdict.text == "Withheld: 73 of 100 dialogues were trained on (61 exactly, 12 nearly)."
     assert withhold_seen(dict(figures), METRICS, None) == figures

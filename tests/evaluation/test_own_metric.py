@@ -6,6 +6,7 @@ import pytest
 
 from lora_chat.errors import UsageError
 from lora_chat.evaluation.measurement import Measurement, Reply, ReplyItem
+from lora_chat.evaluation.overlap import OverlapReport
 from lora_chat.evaluation.own_metric import load_own_metrics, report_own_metrics
 
 CODE = """\
@@ -117,6 +118,6 @@ def test_refuses_a_name_that_is_taken(path, tmp_path):
 
 def test_withholds_the_verdict_on_dialogues_that_were_trained_on(path):
     metrics = load_own_metrics([f"{path}:right"], [])
-    report = report_own_metrics(metrics, measure(["no"] * 9), measure(["yes"] * 9), "9 of 9 dialogues were trained on.")
+    report = report_own_metrics(metrics, measure(["no"] * 9), measure(["yes"] * 9), OverlapReport(9, exact=9))
     assert report["right"]["verdict"] == "withheld"
     assert report["right"]["text"].startswith("Withheld: 9 of 9")
