@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_chat.config.generation_section import GREEDY, GenerationSection
@@ -30,9 +30,10 @@ from lora_chat.evaluation.metrics import (
     Reply,
     ReplyItem,
     compare_metrics,
+    find_metric,
     reduce_to_mean,
 )
-from lora_chat.evaluation.overlap import OverlapReport
+from lora_chat.evaluation.overlap import MIN_UNSEEN_ITEMS, OverlapReport
 from lora_chat.evaluation.prompt_control import MAX_ROWS, PromptControl, compare_prompts, exchange_prompts
 from lora_chat.evaluation.questions import Question
 from lora_chat.evaluation.reply_items import read_reply_items
@@ -112,6 +113,7 @@ def compare_with_base(
         evaluated_set=evaluated_set,
         used_twice=used_twice,
         overlap=overlap,
+        unseen_figures=compare_unseen(base, adapted, overlap),
         measurements=(base, adapted),
         control=control,
         general=general_report,
@@ -134,6 +136,19 @@ def withhold_seen(
             figures[metric.name]["verdict"] = "withheld"
             figures[metric.name]["needed_items"] = None
     return figures
+
+
+def compare_unseen(base: Measurement, adapted: Measurement, overlap: OverlapReport | None) -> MetricFigures | None:
+    """Return the figures of the loss on unseen rows; None if the verdict is not withheld, or if they are few."""
+    if overlap is None or not overlap.withholds_dialogues or overlap.unseen < MIN_UNSEEN_ITEMS:
+        return None
+    if base.losses is None or adapted.losses is None or len(base.losses.tokens) != len(overlap.unseen_rows):
+        return None
+    unseen = [
+        replace(measured, losses=measured.losses.select(overlap.unseen_rows)) if measured.losses else measured
+        for measured in (base, adapted)
+    ]
+    return find_metric("validation_loss").compare(*unseen)
 
 
 def _collect_items(chosen: ChosenMetrics, base: Measurement, adapted: Measurement) -> tuple[ItemReplies, ...]:

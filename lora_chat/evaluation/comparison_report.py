@@ -69,6 +69,8 @@ class ComparisonReport:
     evaluated_set: EvaluatedSet = "validation"
     overlap: OverlapReport | None = None
     """How much of the evaluated set was trained on; None if it is unknown."""
+    unseen_figures: MetricFigures | None = None
+    """Figures of the loss on the rows that were not trained on; None if all rows count, or if these are few."""
     measurements: "tuple[Measurement, Measurement] | None" = None
     """Measurements of base and adapted model, which JSON leaves out."""
     recital: RecitalReport | None = None
@@ -93,7 +95,7 @@ class ComparisonReport:
             "answers": [asdict(answer) for answer in self.answers],
             "set": self.evaluated_set,
             "used_twice": self.used_twice,
-            "overlap": self.overlap.as_dict() if self.overlap else None,
+            "overlap": self._overlap_fields,
             "verdict": self.verdict.as_dict(),
             "metrics": self.reason,
             "figures": dict(self.figures),
@@ -105,13 +107,18 @@ class ComparisonReport:
         }
 
     @property
+    def _overlap_fields(self) -> dict[str, object] | None:
+        """Return the overlap with training for JSON, with the figures of the unseen rows."""
+        return {**self.overlap.as_dict(), "unseen": self.unseen_figures} if self.overlap else None
+
+    @property
     def result_fields(self) -> dict[str, object]:
         """Return the figures and the verdict, for the result of a run and for `eval --json`."""
         return {
             **self.figures,
             "verdict": self.verdict.as_dict(),
             "set": self.evaluated_set,
-            **({"overlap": self.overlap.as_dict()} if self.overlap else {}),
+            **({"overlap": self._overlap_fields} if self.overlap else {}),
             **({"general": self.general.summary} if self.general else {}),
             **({"recital": self.recital.as_dict()} if self.recital else {}),
         }
