@@ -162,7 +162,7 @@ class OutputSection(StrictModel):
     report_to: Annotated[tuple[ReporterName, ...], Field(max_length=4), AfterValidator(check_unique)] = ()
     """Services that receive the metrics of each step and the settings of training, and no text of dialogues:
     `tensorboard`, `wandb`, `mlflow` and `trackio`; each needs its package. All but `wandb` write into the run folder
-    unless the environment names a server; `wandb` needs a login or `WANDB_MODE=offline`."""
+    unless the environment names a server; `wandb` needs a login or `WANDB_MODE=offline`, and writes beside the run."""
 
     @property
     def reporters(self) -> tuple[ReporterName, ...]:

@@ -54,6 +54,12 @@ class Reporter:
     start: Callable[[ModuleType, str], object] | None = None
     """Function of the module and the name of the run that connects; None if training itself does so."""
     finish: Callable[[ModuleType], object] = lambda module: None
+    is_in_run: bool = True
+    """Whether its files are in the folder of the run, and not beside it."""
+
+    def locate(self, folder: Path) -> Path:
+        """Return the folder of its files, by the folder of the run."""
+        return (folder if self.is_in_run else folder.parent) / self.name
 
 
 def _default_mlflow_folder(folder: Path) -> dict[str, str]:
@@ -71,7 +77,7 @@ def _check_wandb() -> None:
     if not _has_wandb_login():
         raise UnavailableError(
             "output.report_to names wandb, which has no login on this machine. Fix: wandb login, or set WANDB_API_KEY, "
-            "or set WANDB_MODE=offline, which writes into the run folder only."
+            "or set WANDB_MODE=offline, which writes files beside the run."
         )
 
 
@@ -114,9 +120,9 @@ REPORTERS = (
         "wandb",
         ("wandb",),
         required=lambda folder: {
-            # wandb reads settings of its folder, so it must not be a working directory of a stranger.
-            "WANDB_DIR": str(folder),
-            "WANDB_SYMLINK": "false",  # a run with links is refused
+            # wandb writes links, and a run with links is refused. It also reads settings of its folder, so that must
+            # not be a working directory of a stranger.
+            "WANDB_DIR": str(folder.parent),
             "WANDB_LOG_MODEL": "false",
             "WANDB_WATCH": "false",
             "WANDB_CONSOLE": "off",  # the terminal shows replies
@@ -129,6 +135,7 @@ REPORTERS = (
         check=_check_wandb,
         start=lambda wandb, name: wandb.init(project=os.environ["WANDB_PROJECT"], name=name),
         finish=lambda wandb: wandb.finish(),
+        is_in_run=False,
     ),
     Reporter(
         "mlflow",
@@ -171,7 +178,7 @@ def start_reporters(names: Sequence[str], folder: Path) -> None:
         if reporter.start is None:
             continue
         with explain_write_errors(folder, f"the files of {reporter.name}"):
-            (folder / reporter.name).mkdir(mode=0o700, exist_ok=True)
+            reporter.locate(folder).mkdir(mode=0o700, exist_ok=True)
         try:
             with private_umask(), keep_stdout_for_results():
                 reporter.start(importlib.import_module(reporter.modules[0]), folder.name)
@@ -203,7 +210,7 @@ def finished_reporters(names: Sequence[str]) -> Iterator[None]:
 
 
 def _check_folder(reporter: Reporter, folder: Path) -> None:
-    """Raise IntegrityError if a received run contains settings that a service would read."""
-    settings = folder / reporter.name / "settings"
+    """Raise IntegrityError if there are settings that a service would read, because anybody may have written them."""
+    settings = reporter.locate(folder) / "settings"
     if os.path.lexists(settings):
-        raise IntegrityError(f"{settings} is not a file of a run, and {reporter.name} would read it. Fix: delete it.")
+        raise IntegrityError(f"{reporter.name} would read {settings}, which may be of a stranger. Fix: delete it.")

@@ -123,8 +123,8 @@ def test_services_cannot_upload_more_than_metrics(fake_wandb, tmp_path, monkeypa
     assert capsys.readouterr().out == ""
     _, options, environment = sys.modules["wandb"].RECEIVED[0]
     assert options == {"project": "mine", "name": "run 1"}
-    assert environment["WANDB_DIR"] == str(run)
-    for name in ("WANDB_LOG_MODEL", "WANDB_WATCH", "WANDB_SAVE_CODE", "WANDB_SYMLINK"):
+    assert environment["WANDB_DIR"] == str(tmp_path)  # wandb writes links, and a run with links is refused
+    for name in ("WANDB_LOG_MODEL", "WANDB_WATCH", "WANDB_SAVE_CODE"):
         assert environment[name] == "false"
     for name in ("WANDB_DISABLE_CODE", "WANDB_DISABLE_GIT", "WANDB__DISABLE_META"):
         assert environment[name] == "true"
@@ -150,14 +150,14 @@ def test_a_service_that_cannot_start_stops_before_weights_load(fake_wandb, tmp_p
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(UnavailableError, match=r"wandb could not start: no route to host\. Fix"):
-        start_reporters(["wandb"], tmp_path)
+        start_reporters(["wandb"], tmp_path / "run-1")
 
 
-def test_refuses_settings_of_a_service_in_a_received_run(fake_wandb, tmp_path):
+def test_refuses_settings_of_a_service_from_anybody(fake_wandb, tmp_path):
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = https://evil.example.com\n")
     with pytest.raises(IntegrityError, match="Fix: delete it"):
-        start_reporters(["wandb"], tmp_path)
+        start_reporters(["wandb"], tmp_path / "run-1")
 
 
 def test_a_failing_service_is_left_out_and_training_continues(messages):
