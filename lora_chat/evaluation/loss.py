@@ -7,7 +7,6 @@ from itertools import compress
 from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
-from lora_chat.evaluation.chunked_loss import sum_supervised
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,6 +44,8 @@ def measure_rows(
     takes little memory. `on_row` is called after each row.
     """
     import torch
+
+    from lora_chat.evaluation.chunked_loss import sum_supervised
 
     model.eval()
     device = next(model.parameters()).device

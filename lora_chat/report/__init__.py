@@ -15,7 +15,8 @@
 - curves_section: The curves of a run
 - samples_section: Replies of base and adapted model side by side
 - confusion_section: Confusion matrices of labels
-- abilities_section: General abilities, memorized replies, overlap, and base beside parent and child
+- abilities_section: General abilities, and base beside parent and child
+- seen_section: Recited training replies, and evaluation data that was trained on
 - data_section: Lengths, tokens with loss, and the audit of the data
 - run_section: Plan beside measurement, environment and recipe
 - page: The page of one run

@@ -8,7 +8,7 @@ from lora_chat.report.collect import RunRecord
 from lora_chat.report.curves import Point, smooth
 from lora_chat.report.element import join
 from lora_chat.report.section import Section, build_note
-from lora_chat.report.values import as_count, as_number, as_object, as_text, find_value
+from lora_chat.report.values import as_count, as_number, as_object, as_text
 
 CHART_KEY = "curves"
 
@@ -48,11 +48,7 @@ def find_validation_points(record: RunRecord) -> tuple[Point, ...]:
 
 def find_kept_step(record: RunRecord) -> int | None:
     """Return the step whose adapter was kept, or None if the run does not say."""
-    for source in (record.read("result"), record.read("comparison")):
-        for value in (source.get("kept_step"), find_value(source, "kept", "step")):
-            if (step := as_count(value)) is not None:
-                return step
-    return None
+    return as_count(record.read("result").get("kept_step"))
 
 
 def build_curves(record: RunRecord) -> Section | None:
@@ -84,5 +80,5 @@ def collect_curve_data(record: RunRecord) -> list[dict[str, object]]:
 
 def _find_kept_reason(result: Mapping[str, object]) -> str | None:
     """Return the sentence on which step was kept and why, if the run has one."""
-    reason = as_text(result.get("kept_reason")) or as_text(find_value(result, "kept", "reason"))
-    return reason[:1_000] if reason else None
+    reason, step = as_text(result.get("kept_because")), as_count(result.get("kept_step"))
+    return f"Step {step:,} was kept, because {reason[:1_000]}." if reason and step is not None else None

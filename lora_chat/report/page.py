@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from lora_chat.report.abilities_section import build_general, build_generations, build_overlap, build_recital
+from lora_chat.report.abilities_section import build_general, build_generations
 from lora_chat.report.collect import RunRecord
 from lora_chat.report.confusion_section import build_confusion
 from lora_chat.report.curves_section import CHART_KEY, build_curves, collect_curve_data
@@ -12,6 +12,7 @@ from lora_chat.report.element import Child, Markup, element, join
 from lora_chat.report.run_section import build_environment, build_planned, build_recipe, build_summary, describe_finish
 from lora_chat.report.samples_section import build_samples, collect_sample_data
 from lora_chat.report.section import Section, build_note, build_section
+from lora_chat.report.seen_section import build_overlap, build_recital
 from lora_chat.report.show import cut_text
 from lora_chat.report.verdict_section import build_metrics, build_verdict
 

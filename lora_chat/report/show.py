@@ -25,6 +25,11 @@ def show_share(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.1%}"
 
 
+def show_part(count: int, total: int) -> str:
+    """Format a count of a total with its share."""
+    return f"{count:,} of {total:,} ({show_share(count / total)})" if total else f"{count:,} of 0"
+
+
 def show_seconds(value: float | None) -> str:
     """Format seconds in the largest fitting unit, or a dash for None."""
     if value is None:

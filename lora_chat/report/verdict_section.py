@@ -12,9 +12,10 @@ from lora_chat.report.values import as_count, as_list, as_object, as_text, find_
 
 _SETS = {
     "test": "the test set, which neither training nor the choice of a checkpoint saw",
-    "validation": "the validation set",
+    "validation": "the validation set, which training does not see",
     "given": "data that was given to the evaluation",
 }
+_USED_TWICE = "The set also chose the checkpoint, so its figures look better than those of new data."
 _MAX_TEXT = 2_000
 
 
@@ -46,7 +47,8 @@ def describe_set(comparison: Mapping[str, object]) -> str:
     if questions := as_count(comparison.get("questions")) or len(as_list(comparison.get("answers"))):
         counts.append(f"{questions:,} {'question' if questions == 1 else 'questions'}")
     measured = f"Measured on {_SETS.get(name, cut_text(name, 60))}"
-    return f"{measured}: {', '.join(counts)}." if counts else f"{measured}."
+    sentence = f"{measured}: {', '.join(counts)}." if counts else f"{measured}."
+    return f"{sentence} {_USED_TWICE}" if comparison.get("used_twice") is True else sentence
 
 
 def _explain_missing_verdict(record: RunRecord) -> tuple[str, str]:
@@ -80,7 +82,7 @@ def build_metrics(record: RunRecord) -> Section | None:
         if has_intervals
         else "↓ lower is better, ↑ higher is better. This comparison has no intervals."
     )
-    reason = as_text(record.read("comparison").get("metrics_reason"))
+    reason = as_text(record.read("comparison").get("metrics"))
     return Section(
         "metrics", "Metrics", join(build_note(cut_text(reason, _MAX_TEXT)) if reason else None, table, build_note(note))
     )

@@ -75,22 +75,77 @@ def make_comparison(items=12):
                 "adapted_right": False,
             },
         ],
-        "confusion": {
-            "labels": ["refund", "delivery", "其他"],
-            "base": [[4, 3, 3], [2, 5, 3], [1, 2, 7]],
-            "adapted": [[9, 1, 0], [1, 8, 1], [0, 2, 8]],
-        },
+        "metrics": "Metrics of 12 replies: exact match and chrF, because references are short answers.",
+        "used_twice": False,
         "general": {
-            "text": "4 points worse in general (1 to 7).",
-            "kinds": {
-                "facts": {"items": 40, "base": 0.5, "adapted": 0.45},
-                "arithmetic": {"items": 30, "base": 0.3, "adapted": 0.27},
-            },
-            "same_replies": 0.62,
+            "text": "4 points worse in general (1 to 7 points, 40 items)",
+            "items": 40,
+            "available": 150,
+            "set_name": "shipped",
+            "base_right": 20,
+            "adapted_right": 18,
+            "difference": -5.0,
+            "difference_interval": [-9.0, -1.0],
+            "p_value": 0.04,
+            "word": "worse",
+            "equal_replies": 0.62,
+            "equal_leading_tokens": 0.71,
+            "kinds": [
+                {"name": "facts", "items": 25, "base_right": 14, "adapted_right": 13},
+                {"name": "arithmetic", "items": 15, "base_right": 6, "adapted_right": 5},
+            ],
+            "languages": [{"name": "zh", "items": 20, "base_right": 9, "adapted_right": 8}],
+            "notes": ["Replies are at most 64 tokens long."],
+            "answers": [
+                {
+                    "id": "f1",
+                    "language": "en",
+                    "kind": "facts",
+                    "prompt": "What is the capital of France?",
+                    "base": "Paris.",
+                    "adapted": "Coffee.",
+                    "base_right": True,
+                    "adapted_right": False,
+                }
+            ],
         },
-        "recital": {"text": "2 of 100 training replies are recited.", "base": 0.0, "adapted": 0.02, "items": 100},
-        "overlap": {"exact": 1, "near": 2, "dialogues": 120},
+        "recital": {
+            "replies": 100,
+            "base": 0,
+            "adapted": 2,
+            "only_adapted": 2,
+            "given_tokens": 16,
+            "continued_tokens": 32,
+            "values": 3,
+            "findings": [{"kind": "personal_data", "path": "data/dialogues.jsonl", "line": 41}],
+            "base_interval": [0.0, 0.04],
+            "adapted_interval": [0.006, 0.07],
+        },
+        "overlap": {
+            "items": 120,
+            "exact": 1,
+            "near": 2,
+            "same_question": 0,
+            "same_reply": 0,
+            "questions": 2,
+            "seen_questions": 0,
+            "examples": [{"location": "data/test.jsonl:7", "kind": "exact"}],
+            "withheld": False,
+            "withheld_questions": False,
+        },
     }
+
+
+def make_labelled_comparison():
+    """Return a comparison whose references are labels."""
+    comparison = make_comparison(0)
+    labels = ["refund", "delivery", "其他"]
+    for i in range(30):
+        base, adapted = labels[(i + i // 7) % 3], f"It is {labels[(i + (i % 11 == 0)) % 3]}." if i % 13 else "I see."
+        row = {"prompt": f"ticket {i}", "reference": labels[i % 3], "base": base, "adapted": adapted}
+        comparison["items"].append({**row, "scores": {"accuracy": [float(base == labels[i % 3]), 1.0]}})
+    comparison["figures"]["accuracy"] = figures_of(0.6, 0.9, items=30)
+    return comparison
 
 
 def write_run(folder, comparison=None, steps=200, name="full-1", learning_rate=0.001, broken=()):
@@ -144,7 +199,7 @@ def write_run(folder, comparison=None, steps=200, name="full-1", learning_rate=0
             "adapter_bytes": 2_225_390,
             "trainable_parameters": 4_884_480,
             "kept_step": steps // 2,
-            "kept_reason": f"Step {steps // 2} was kept, because its validation loss was lowest.",
+            "kept_because": "its validation loss was lowest",
             "forecast": {
                 "device": "AMD EPYC",
                 "planned": {"peak_bytes": 1_762_321_445, "seconds": 120.0, "train_seconds": 90.0},

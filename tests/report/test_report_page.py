@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_runs import make_comparison, write_run
+from report_runs import make_comparison, make_labelled_comparison, write_run
 
 from lora_chat.cli import main
 from lora_chat.pipeline.report_runs import try_write_report
@@ -72,7 +72,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def full_run(tmp_path_factory):
-    return RunFolder(write_run(tmp_path_factory.mktemp("runs")))
+    return RunFolder(write_run(tmp_path_factory.mktemp("runs"), make_labelled_comparison()))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_shows_every_section_of_a_new_run(full_text):
     for shown in (
         *("Better", "Better at the task: exact match 25 % -> 41 %", "the test set", "needs about 340 items"),
         *("kept: step 100", "Step 100 was kept", "1.67 GB", "2.2 min", "-5%", "+9%"),
-        *("How do I brew coffee number 11?", "请用热水。", "fixed", "其他", "arithmetic", "0.27"),
+        *("ticket 17", "fixed", "其他", "(none)", "data/test.jsonl:7", "capital of France", "arithmetic", "18 of 40"),
         *("personal data", "redact", "37.5%", "training: {epochs: 2}", "2.13.0", "1.9"),
     ):
         assert shown in page.text, shown
@@ -131,8 +131,11 @@ def test_no_text_of_a_stranger_becomes_markup(tmp_path, evil):
     comparison["figures"][evil] = comparison["figures"]["chrf"]
     comparison["figures"]["chrf"]["verdict"] = evil
     comparison["set"] = evil
-    comparison["confusion"]["labels"] = [evil, evil, evil]
-    comparison["general"] = {evil: {evil: evil}, "list": [{evil: evil}]}
+    comparison["figures"]["accuracy"] = comparison["figures"]["chrf"]
+    comparison["items"][0]["reference"] = "other"
+    comparison["general"]["kinds"][0]["name"] = comparison["general"]["answers"][0]["base"] = evil
+    comparison["general"] |= {"word": evil, "text": evil, "set_name": evil, "notes": [evil]}
+    comparison["recital"]["findings"][0]["path"] = comparison["overlap"]["examples"][0]["location"] = evil
     run = RunFolder(write_run(tmp_path, comparison))
     plain = len(Page(build_run_page(collect_run(RunFolder(write_run(tmp_path, name="plain-1"))))).tags)
     for path in (run.plan, run.versions, run.statistics, run.audit, run.estimate):
@@ -186,7 +189,8 @@ def test_old_runs_are_shown_without_verdict():
             "comparison.json",
             '{"figures": {"x": {"base": 1e999, "adapted": NaN}}, "items": [3, {"scores": 4}], "set": 7}',
         ),
-        ("comparison.json", '{"verdict": 3, "general": [[]], "confusion": {"labels": [1], "base": [[1, 2]]}}'),
+        ("comparison.json", '{"verdict": 3, "general": [[]], "recital": {"replies": -1}, "overlap": 3}'),
+        ("comparison.json", '{"general": {"a": {"b": [1, {"c": 2}]}}, "overlap": {"items": "x"}, "recital": []}'),
         ("data.json", '{"total": [], "histogram": [[1], ["a", 2, 3]], "sources": {"a": 1}}'),
         ("result.json", '{"steps": -1, "seconds": 5, "forecast": {"planned": {"peak_bytes": 0}}}'),
         ("metrics.jsonl", '{"step": 1, "loss": 2.0}\n{"step": "a"}\n'),
