@@ -18,7 +18,7 @@ from lora_chat.models.base_model import find_base, load_tokenizer
 from lora_chat.models.foreign.fit import fit_foreign_adapter
 from lora_chat.models.foreign.tokenizer_check import check_tokenizer_beside
 from lora_chat.models.identity import Identity
-from lora_chat.pipeline.open_adapter import FoundAdapter, TrustOptions, find_adapter, find_adapter_base
+from lora_chat.pipeline.open_adapter import FoundAdapter, TrustOptions, find_adapter, find_adapter_base, find_hub_name
 from lora_chat.runs.run_folder import RunFolder, is_run_folder
 from lora_chat.sharing.collect import collect_data, collect_recipe
 from lora_chat.sharing.figures import Sha256Digest
@@ -115,6 +115,11 @@ def find_parent(
     if exclude is not None and path.resolve().is_relative_to(exclude.resolve()):
         raise UsageError(f"adapter.start: {source} is the run itself. Fix: name the adapter that the run began with.")
     _refuse_checkpoint(path)
+    if not path.exists() and find_hub_name(source) is None:
+        raise UsageError(
+            f"adapter.start: there is no run, parcel or adapter {sanitize_line(source)}. "
+            "Fix: train it first, or name another one with --set adapter.start=RUN."
+        )
     files = find_adapter(source, TrustOptions())
     if files.stored.identity is None:
         files = replace(files, stored=_fit_to_base(files.stored, base))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_chat.cli import main
 from lora_chat.config.load import read_recipe
 from lora_chat.evaluation.measurement import ReplyItem
 from lora_chat.evaluation.questions import read_questions
@@ -137,3 +138,10 @@ def test_every_question_has_an_answer_in_the_training_data(name):
     replies = [m["content"] for row in read_rows(Path(recipe.data.train)) for m in row["messages"][1::2]]
     for question in read_questions(recipe.evaluation.questions):
         assert any(map(question.is_answered_by, replies)), question.question
+
+
+def test_chat_on_top_of_pretraining_names_the_run_that_is_missing(cache_home, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", str(TASKS / "pretraining-chat.yaml")]) == 2
+    message = capsys.readouterr().err
+    assert "adapter.start: there is no run, parcel or adapter runs/pretraining-1. Fix: train it first" in message
