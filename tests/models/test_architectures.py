@@ -1,6 +1,7 @@
 """Common architectures load, train only their adapter, save and load again in every precision."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -31,10 +32,15 @@ from lora_chat.training.training_run import TrainingRun
 CPU = Hardware("cpu", "test", 0, True, 2)
 TRAINING = TrainingSection(epochs=8, effective_batch_size=4, micro_batch_size=2, learning_rate=2e-2)
 QUANTISED = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}
+NAMES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "phi", "phi3", "gpt2")
 QUICK = {("llama", "4bit"), ("gpt2", "none")}
+SLOW = {*((name, "4bit") for name in NAMES), ("llama", "none"), ("llama", "8bit")}
+ON_DEMAND = pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
 CASES = [
-    pytest.param(name, mode, marks=[] if (name, mode) in QUICK else pytest.mark.slow)
-    for name in ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "phi", "phi3", "gpt2")
+    pytest.param(
+        name, mode, marks=[] if (name, mode) in QUICK else pytest.mark.slow if (name, mode) in SLOW else ON_DEMAND
+    )
+    for name in NAMES
     for mode in ("4bit", "8bit", "none")
 ]
 DIALOGUES = [
