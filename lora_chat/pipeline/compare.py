@@ -16,6 +16,7 @@ from lora_chat.evaluation.loss_plot import write_loss_plot
 from lora_chat.evaluation.recital import RecitalReport, format_recital
 from lora_chat.pipeline.prepare import PreparedEvaluation
 from lora_chat.runs.run_folder import RunFolder
+from lora_chat.runs.validation_log import read_validation_log
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
 
@@ -37,7 +38,8 @@ def compare_run(
     `recital` is what the end of training measured, which a later comparison keeps.
     """
     release_gpu_memory()  # optimizer and trainer are no longer used after training
-    report = replace(compare_models(model, prepared, settings), recital=recital)
+    used_twice = prepared.compared_name == "validation" and _was_chosen_by_validation(run)
+    report = replace(compare_models(model, prepared, settings, used_twice=used_twice), recital=recital)
     if recital:
         logger.info(f"{format_recital(recital)} (measured at the end of training)\n")
     run.write_json(run.comparison, report.as_dict())
@@ -46,8 +48,19 @@ def compare_run(
     return report
 
 
-def compare_models(model: "PeftModel", prepared: PreparedEvaluation, settings: EvaluationSection) -> ComparisonReport:
-    """Compare base and adapted model and show the report."""
+def _was_chosen_by_validation(run: RunFolder) -> bool:
+    """Return whether the validation set of a run chose its step among several, or when its training ended."""
+    log = read_validation_log(run.validations)
+    return log.chose_step or (bool(log.rows) and run.read_plan().training.early_stopping is not None)
+
+
+def compare_models(
+    model: "PeftModel", prepared: PreparedEvaluation, settings: EvaluationSection, *, used_twice: bool = False
+) -> ComparisonReport:
+    """Compare base and adapted model and show the report.
+
+    `used_twice` says whether the compared set also chose the checkpoint.
+    """
     report = compare_with_base(
         model,
         prepared.tokenizer,
@@ -57,6 +70,7 @@ def compare_models(model: "PeftModel", prepared: PreparedEvaluation, settings: E
         prepared.identity.system,
         settings,
         prepared.compared_name,
+        used_twice=used_twice,
         overlap=prepared.overlap,
         general=prepared.general,
     )

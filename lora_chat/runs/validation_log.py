@@ -61,6 +61,11 @@ class ValidationLog:
     signed_by_user: bool = True
     """Whether this user's key signed the log; an empty log needs no signature."""
 
+    @property
+    def chose_step(self) -> bool:
+        """Return whether the measurements chose one of several steps."""
+        return len(self.rows) > 1 and bool(self.rows[-1].candidates)
+
 
 def read_validation_log(path: Path) -> ValidationLog:
     """Return the log; an empty one if there is no file. Raise IntegrityError for a damaged one."""

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from lora_chat.config.base import StrictModel
 from lora_chat.evaluation.intervals import MIN_ITEMS, SIGNIFICANCE
 from lora_chat.evaluation.metrics import METRICS, MetricFigures, Word, find_metric
+from lora_chat.evaluation.overlap import OverlapReport
 from lora_chat.evaluation.verdict import Verdict, VerdictWord, judge
 from lora_chat.sharing.figures import Count, Proportion, Sha256Digest, ShortText
 
@@ -63,10 +64,10 @@ class FigureReceipt(StrictModel):
         if any(low > high for low, high in (self.base_interval, self.adapted_interval, self.difference_interval)):
             raise ValueError("an interval ends before it begins")
         is_shown = self.items >= MIN_ITEMS and self.p_value < SIGNIFICANCE
-        if is_shown == (self.verdict == "no difference shown"):
+        if self.verdict != "withheld" and is_shown == (self.verdict == "no difference shown"):
             raise ValueError("the verdict does not follow from the p-value and the number of items")
-        if is_shown and self.needed_items is not None:
-            raise ValueError("a difference that is shown needs no more items")
+        if (is_shown or self.verdict == "withheld") and self.needed_items is not None:
+            raise ValueError("a difference that is shown or withheld needs no more items")
         return self
 
     def as_figures(self, *, of_questions: bool) -> MetricFigures:
@@ -84,6 +85,32 @@ class VerdictReceipt(StrictModel):
     needed_items: Count | None
 
 
+class OverlapReceipt(StrictModel):
+    """How many of the held-out dialogues and questions were trained on."""
+
+    items: Count
+    exact: Count
+    near: Count
+    same_question: Count
+    same_reply: Count
+    questions: Count
+    seen_questions: Count
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        """Raise ValueError if more were seen than there are."""
+        if self.exact + self.near + self.same_question + self.same_reply > self.items:
+            raise ValueError("more dialogues were seen than there are")
+        if self.seen_questions > self.questions:
+            raise ValueError("more questions were seen than there are")
+        return self
+
+    @property
+    def report(self) -> OverlapReport:
+        """Return the counts in the form of a comparison."""
+        return OverlapReport(**self.model_dump())
+
+
 class EvaluationReceipt(StrictModel):
     """The comparison of base and adapted model on held-out data."""
 
@@ -93,6 +120,8 @@ class EvaluationReceipt(StrictModel):
     dialogues: Count
     used_twice: bool
     """Whether the set chose the checkpoint, too."""
+    overlap: OverlapReceipt | None
+    """How much of the set was trained on; None if it is unknown."""
     figures: Annotated[dict[ShortText, FigureReceipt], Field(max_length=len(RECEIPT_METRICS))]
     verdict: VerdictReceipt
 
@@ -108,17 +137,21 @@ class EvaluationReceipt(StrictModel):
         loss, perplexity = (self.figures.get(name) for name in ("validation_loss", "perplexity"))
         if loss and perplexity and abs(math.log(max(perplexity.adapted, 1e-300)) - loss.adapted) > 1e-3:
             raise ValueError("the perplexity is not that of the loss")
+        for name, figure in self.figures.items():
+            if (figure.verdict == "withheld") != self._withholds(name):
+                raise ValueError(f"the verdict of {name} does not follow from the dialogues that were trained on")
         verdict, decisive = self.verdict, self.figures.get(self.verdict.metric or "")
         if verdict.word == "not measured":
             return self
         if decisive is None:
             raise ValueError("the verdict is by a metric without figures")
-        if verdict.word != "withheld" and (verdict.word, verdict.needed_items) != (
-            decisive.verdict,
-            decisive.needed_items,
-        ):
+        if (verdict.word, verdict.needed_items) != (decisive.verdict, decisive.needed_items):
             raise ValueError("the verdict is not that of its metric")
         return self
+
+    def _withholds(self, name: str) -> bool:
+        """Return whether the verdict of a metric is withheld."""
+        return self.overlap is not None and self.overlap.report.withholds(find_metric(name).items)
 
     @property
     def metric_figures(self) -> dict[str, MetricFigures]:
@@ -132,7 +165,8 @@ class EvaluationReceipt(StrictModel):
     def make_verdict(self) -> Verdict:
         """Return the verdict with its words."""
         metric = find_metric(self.verdict.metric) if self.verdict.metric else None
-        return judge(metric, self.metric_figures)
+        overlap = self.overlap.report if self.overlap else None
+        return judge(metric, self.metric_figures, overlap=overlap, used_twice=self.used_twice)
 
 
 def make_evaluation_receipt(comparison: Mapping[str, object], digest: str | None) -> EvaluationReceipt | None:
@@ -152,10 +186,18 @@ def make_evaluation_receipt(comparison: Mapping[str, object], digest: str | None
             "digest": digest,
             "dialogues": comparison.get("validation_dialogues"),
             "used_twice": comparison.get("used_twice"),
+            "overlap": _read_overlap(comparison.get("overlap")),
             "figures": {name: _make_figure(figure) for name, figure in known.items() if _is_finite(figure)},
             "verdict": {key: verdict.get(key) for key in VerdictReceipt.model_fields},
         }
     )
+
+
+def _read_overlap(overlap: object) -> dict[str, object] | None:
+    """Return the counts of an overlap; None if it is unknown."""
+    if not isinstance(overlap, Mapping):
+        return None
+    return {key: overlap.get(key) for key in OverlapReceipt.model_fields}
 
 
 def _make_figure(figure: Mapping[str, object]) -> dict[str, object]:
