@@ -126,24 +126,26 @@ def _find_values(prepared: PreparedRun, audit: AuditReport, kinds: frozenset[Fin
     units = select_units(prepared.train, find_units(prepared.train, locations))
     values: dict[str, _Value] = {}
     for reply in read_training_replies(units, prepared.tokenizer, prepared.stop_ids):
-        for text, value in _list_values(reply, prepared.tokenizer, kinds):
-            values.setdefault(text, value)
-    return list(values.values())[:_MAX_VALUES]
+        for value, match in _list_new_values(reply, prepared.tokenizer, kinds):
+            begin, end = _find_tokens(reply, prepared.tokenizer, match)
+            if value not in values and reply.prompt + reply.ids[:begin]:
+                values[value] = _Value(_make_finding(reply, match), reply.make_row(begin, end))
+            if len(values) == _MAX_VALUES:
+                return list(values.values())
+    return list(values.values())
 
 
-def _list_values(
+def _list_new_values(
     reply: TrainingReply, tokenizer: "PreTrainedTokenizerBase", kinds: frozenset[FindingKind]
-) -> Iterator[tuple[str, _Value]]:
-    """Yield the values of a reply that its prompt does not contain, because copying those shows nothing."""
+) -> Iterator[tuple[str, TextMatch]]:
+    """Yield the values of a reply that nothing before them contains, because copying those shows nothing."""
     text = tokenizer.decode(reply.ids)
     matches = [match for match in find_sensitive(text) if match.kind in kinds]
     prompt = tokenizer.decode(reply.prompt) if matches else ""
     for match in matches:
         value = text[match.start : match.end]
-        begin, end = _find_tokens(reply, tokenizer, match)
-        if value in prompt or value in text[: match.start] or begin + len(reply.prompt) == 0:
-            continue
-        yield value, _Value(_make_finding(reply, match), reply.make_row(begin, end))
+        if value not in prompt and value not in text[: match.start]:
+            yield value, match
 
 
 def _find_tokens(reply: TrainingReply, tokenizer: "PreTrainedTokenizerBase", match: TextMatch) -> tuple[int, int]:
@@ -162,8 +164,8 @@ def _find_recited_values(
     """Yield the values within the expected part of a reply."""
     begin = len(tokenizer.decode(reply.ids[: reply.given_tokens]))
     end = len(tokenizer.decode(reply.ids[: reply.given_tokens + CONTINUED_TOKENS]))
-    for match in find_sensitive(tokenizer.decode(reply.ids)):
-        if match.kind in kinds and match.end > begin and match.start < end:
+    for _, match in _list_new_values(reply, tokenizer, kinds):
+        if match.end > begin and match.start < end:
             yield _make_finding(reply, match)
 
 

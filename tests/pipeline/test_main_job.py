@@ -139,6 +139,7 @@ def test_embedded_base_learns_and_its_4bit_merge_agrees(cache_home, tmp_path, be
         "evaluation.questions": "null",
         "evaluation.samples": 1,
         "evaluation.max_new_tokens": 8,
+        "evaluation.recital": 0,
     }
     arguments = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
     program = ("-m", "lora_chat") if benchmarked else ("-c", WITHOUT_BENCHMARK)
