@@ -8,6 +8,9 @@ from lora_chat.data.reading.files import read_lines
 from lora_chat.errors import DataError
 from lora_chat.system.strict_json import parse_strict_json
 
+_UNSPACED_LETTERS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_UNSPACED = re.compile(f"[{_UNSPACED_LETTERS}]")
+
 
 @dataclass(frozen=True)
 class Question:
@@ -20,8 +23,21 @@ class Question:
     """Line in its file, counted from 1; 0 if the question is not from a file."""
 
     def is_answered_by(self, reply: str) -> bool:
-        """Return whether the reply contains an accepted string as whole words, in any case."""
-        return any(re.search(rf"(?<!\w){re.escape(a)}(?!\w)", reply, re.IGNORECASE) for a in self.accept)
+        """Return whether the reply contains an accepted string as whole words, in any case.
+
+        Chinese and Japanese have no blanks between words, so that their letters do not continue a word.
+        """
+        return any(
+            re.search(f"{_border(a[:1], is_first=True)}{re.escape(a)}{_border(a[-1:])}", reply, re.IGNORECASE)
+            for a in self.accept
+        )
+
+
+def _border(edge: str, *, is_first: bool = False) -> str:
+    """Return the pattern of the border of a word whose first or last character is `edge`."""
+    if _UNSPACED.match(edge):
+        return ""
+    return rf"(?<![^\W{_UNSPACED_LETTERS}])" if is_first else rf"(?![^\W{_UNSPACED_LETTERS}])"
 
 
 def read_questions(path: str) -> list[Question]:

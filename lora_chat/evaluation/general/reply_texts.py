@@ -4,7 +4,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-_NUMBER = re.compile(r"(?<![\w.])-?\d{1,18}(?:,\d{3}){0,4}(?:\.\d{1,9})?")
+_NUMBER = re.compile(r"(?<![a-z0-9_.])-?\d{1,18}(?:,\d{3}){0,4}(?:\.\d{1,9})?")
+_NUMBER_BEGIN, _NUMBER_END = re.compile(r"\d[.,]$|(?:^|[^\w)])[-\u2212]$"), re.compile(r"[.,]\d")
 _EAST_ASIAN = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 EAST_ASIAN_LETTER = re.compile(f"[{_EAST_ASIAN}]")
 """A letter of a language that is written without blanks between words."""
@@ -72,7 +73,8 @@ def contains_phrase(reply: str, phrase: str) -> bool:
     begin = reply.find(phrase)
     while begin >= 0:
         end = begin + len(phrase)
-        if not (_joins(reply[begin - 1 : begin], phrase[0]) or _joins(phrase[-1], reply[end : end + 1])):
+        before, after = reply[max(0, begin - 2) : begin], reply[end : end + 2]
+        if not (_joins(before[-1:], phrase[0]) or _joins(phrase[-1], after[:1]) or _cuts_number(before, phrase, after)):
             return True
         begin = reply.find(phrase, begin + 1)
     return False
@@ -81,6 +83,12 @@ def contains_phrase(reply: str, phrase: str) -> bool:
 def _joins(left: str, right: str) -> bool:
     """Return whether two neighbouring characters, or none, belong to one word."""
     return all(side and (side.isalnum() or side == "_") and not EAST_ASIAN_LETTER.match(side) for side in (left, right))
+
+
+def _cuts_number(before: str, phrase: str, after: str) -> bool:
+    """Return whether a phrase is only a part of a number with a sign, a decimal point or groups of digits."""
+    is_after = phrase[0].isdigit() and (_NUMBER_BEGIN.search(before) is not None)
+    return is_after or (phrase[-1].isdigit() and _NUMBER_END.match(after) is not None)
 
 
 def contains_any(reply: str, accept: Sequence[str]) -> bool:
