@@ -25,7 +25,7 @@ def write_report(run: RunFolder) -> None:
 
 
 def try_write_report(run: RunFolder) -> None:
-    """Write the report of a run, and report a failure, which leaves everything else of a finished run as it is."""
+    """Write the report of a run, and warn of a failure, which changes nothing else of a finished run."""
     try:
         write_report(run)
     except (LoraChatError, OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:

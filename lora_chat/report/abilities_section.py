@@ -109,7 +109,8 @@ def _build_general_answers(answers: list[Mapping[str, object]]) -> Markup | None
     table = build_table(
         ["Kind", "Change", "Prompt", "Base", "Adapted"], rows, caption="Changed replies", class_="texts"
     )
-    return build_folded(f"{len(rows):,} replies that became right or wrong", table)
+    count = "1 reply" if len(rows) == 1 else f"{len(rows):,} replies"
+    return build_folded(f"{count} that became right or wrong", table)
 
 
 def _choose_tone(word: str | None) -> str:

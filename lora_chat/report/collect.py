@@ -47,7 +47,7 @@ class RunRecord:
     values: Mapping[str, Mapping[str, object]]
     """Content of each readable JSON file, by its key in `JSON_FILES`."""
     recipe: str
-    """Text of the recipe; empty if there is none."""
+    """Text of the recipe; empty without one."""
     curves: Curves
     damage: Mapping[str, str]
     """Sentence on each file that cannot be read, by the name of the file."""

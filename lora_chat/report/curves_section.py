@@ -30,7 +30,7 @@ def make_panels(record: RunRecord) -> list[Panel]:
 
 
 def find_validation_points(record: RunRecord) -> tuple[Point, ...]:
-    """Return the validation losses in training, between those of the base and of the adapted model."""
+    """Return the validation losses in training, after the loss of the base and before the loss of the adapted model."""
     points = record.curves.find("validation_loss")
     comparison = record.read("comparison")
     if as_text(comparison.get("set")) not in (None, "validation"):

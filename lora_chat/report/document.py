@@ -71,7 +71,7 @@ def _make_harmless(value: object) -> object:
 
 @cache
 def _read_asset(name: str) -> str:
-    """Return a text file of this package. A closing tag in it would end its element, so there is none."""
+    """Return a text file of this package. It may not contain a closing tag, which would end its element."""
     text = resources.files("lora_chat.report").joinpath(name).read_text(encoding="utf-8")
     if "</" in text or "<!--" in text:
         raise ValueError(f"{name} contains a tag or a comment of HTML")

@@ -43,7 +43,7 @@ class MetricStyle:
 
 @dataclass(frozen=True)
 class Figure:
-    """The values of one metric, with what is known of their intervals."""
+    """The values of one metric; an earlier version gave them no intervals."""
 
     style: MetricStyle
     base: float

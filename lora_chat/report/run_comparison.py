@@ -17,6 +17,8 @@ from lora_chat.report.show import NOTHING, build_table, cut_text, show_bytes, sh
 from lora_chat.report.values import as_number, as_text, find_value, flatten
 
 _COLOURS = 8
+_EQUAL_BASES = 0.002
+"""Largest relative difference between values of the base that rounding on other devices explains."""
 _IGNORED_SETTINGS = ("output.name", "output.directory")
 
 
@@ -71,18 +73,27 @@ def _build_metrics(records: Sequence[RunRecord], names: Sequence[str]) -> Sectio
     rows: list[list[Child]] = []
     for metric in metrics:
         style = next(run[metric].style for run in figures if metric in run)
-        best = _find_best(style, [run.get(metric) for run in figures])
-        rows.append([style.label, *(_build_cell(run.get(metric), best) for run in figures)])
+        measured = [figure for run in figures if (figure := run.get(metric)) is not None]
+        best = _find_best(style, measured) if _are_comparable(measured) else None
+        label = join(style.label, None if _are_comparable(measured) else element("small", "not comparable"))
+        rows.append([label, *(_build_cell(run.get(metric), best) for run in figures)])
     note = build_note(
-        "The best value of a row is bold. Values of runs with other validation data cannot be compared.", tone="neutral"
+        "The best value of a row is bold; no test says whether runs differ. Values are not comparable if the base has "
+        "other values, because the runs were then measured on other data, or have another base."
     )
     table = build_table(["Metric", *names], rows, caption="Adapted model, with the base in small print")
     return Section("metrics", "Metrics", join(table, note))
 
 
-def _find_best(style: MetricStyle, figures: Sequence[Figure | None]) -> float | None:
+def _are_comparable(figures: Sequence[Figure]) -> bool:
+    """Return whether the base has nearly the same value in all runs, which the same data gives."""
+    values = [figure.base for figure in figures]
+    return max(values) - min(values) <= _EQUAL_BASES * max(map(abs, values))
+
+
+def _find_best(style: MetricStyle, figures: Sequence[Figure]) -> float | None:
     """Return the best adapted value of a metric, or None if all are equal."""
-    values = [figure.adapted for figure in figures if figure is not None]
+    values = [figure.adapted for figure in figures]
     if len(set(values)) < 2:
         return None
     return min(values) if style.lower_is_better else max(values)
@@ -96,7 +107,7 @@ def _build_cell(figure: Figure | None, best: float | None) -> Markup | str:
     value = style.show(figure.adapted)
     interval = style.show_interval(figure.adapted_interval)
     return join(
-        element("strong", value) if figure.adapted == best else element("span", value, class_="value"),
+        element("strong", value) if figure.adapted == best else value,
         element("small", interval) if interval else None,
         element("small", f"base {style.show(figure.base)}"),
         build_word(figure.word) if figure.word else None,

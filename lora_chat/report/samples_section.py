@@ -134,9 +134,11 @@ def _build_item(number: int, item: Item, style: MetricStyle | None) -> Markup:
             element("span", "; ".join(scores), class_="muted scores") if scores else None,
         ),
         element(
-            "div", element("h4", "Question" if item.is_question else "Prompt"), _show(item.prompt), class_="prompt"
+            "div",
+            element("div", element("h4", "Question" if item.is_question else "Prompt"), _show(item.prompt)),
+            _build_reference(item),
+            class_="pair asked",
         ),
-        _build_reference(item),
         element(
             "div",
             element("div", element("h4", "Base"), _show(item.base), class_="reply base"),

@@ -1,4 +1,4 @@
-"""What the adapter saw in training: recited replies, and evaluation data that was trained on."""
+"""Training data that the adapter shows again: recited replies, and evaluation data that was trained on."""
 
 from lora_chat.report.collect import RunRecord
 from lora_chat.report.element import Child, Markup, join
@@ -16,7 +16,7 @@ _OVERLAP = {
     "questions": "questions that were looked for",
     "seen_questions": "questions that are messages of training",
 }
-"""Counts of the overlap, and what they count."""
+"""Labels of the counts of the overlap."""
 
 
 def build_recital(record: RunRecord) -> Section | None:

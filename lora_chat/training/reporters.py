@@ -46,7 +46,7 @@ class Reporter:
     modules: tuple[str, ...]
     """Modules of which one must be installed."""
     required: Callable[[Path], Mapping[str, str]] = lambda folder: {}
-    """Environment variables, by the folder of the run, that replace those of the user."""
+    """Environment variables, by the folder of the run, that replace the variables of the user."""
     defaults: Callable[[Path], Mapping[str, str]] = lambda folder: {}
     """Environment variables that are set unless the user has set them."""
     check: Callable[[], None] = lambda: None
