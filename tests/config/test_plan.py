@@ -1,5 +1,7 @@
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,9 @@ from hypothesis import strategies as st
 from lora_chat.config.load import read_recipe
 from lora_chat.config.plan import Plan, PrecisionPlan, make_plan, plan_inference_precision
 from lora_chat.config.recipe import QuantizationSection, Recipe
+from lora_chat.data.lengths import RowLengths
 from lora_chat.errors import RecipeError
+from lora_chat.planning.validation import count_measurements, resolve_validation
 from lora_chat.system.hardware import Hardware
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -221,3 +225,62 @@ def test_refuses_validation_losses_without_a_validation_set():
     data = without | {"validation": "/v.jsonl"}
     assert make_plan(recipe(data=data, evaluation={"each_epoch": True}), cpu()).data.has_validation
     assert not make_plan(recipe(data=without), cpu()).data.has_validation
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"evaluation": {"each_epoch": False}, "training": {"early_stopping": 2}}, "early_stopping needs measurements"),
+        ({"data": {"train": "/d.jsonl", "validation_share": 0.0}, "training": {"early_stopping": 2}}, "validation set"),
+        (
+            {"data": {"train": "/d.jsonl", "validation_share": 0.0}, "evaluation": {"every_steps": 2}},
+            "every_steps needs",
+        ),
+    ],
+)
+def test_refuses_a_choice_of_steps_without_measurements(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        make_plan(recipe(**settings), cpu())
+
+
+def test_metrics_of_replies_do_not_choose_a_step():
+    with pytest.raises(ValueError, match="bleu is not measured during training"):
+        recipe(training={"keep_by": "bleu"})
+
+
+def test_plans_of_earlier_versions_keep_the_last_step():
+    plan = make_plan(recipe(), cpu())
+    fields = plan.model_dump(mode="json")
+    assert plan.training.keep == "best"
+    for name in ("keep", "keep_by", "early_stopping"):
+        del fields["training"][name]
+    assert Plan.model_validate_json(json.dumps(fields)).training.keep == "last"
+
+
+@pytest.mark.parametrize(
+    ("rows", "held_out", "settings", "measurements"),
+    [
+        (100, 10, {}, 3),
+        (100, 30, {}, 0),  # 15 % of the training time
+        (100, 7, {}, 0),  # too few to choose by
+        (100, 0, {}, 0),
+        (100, 10, {"training": {"epochs": 1.0}}, 0),  # nothing to choose from
+        (100, 10, {"training": {"epochs": 2.5}}, 3),
+        (100, 30, {"evaluation": {"each_epoch": True}}, 3),
+        (100, 10, {"evaluation": {"each_epoch": False}}, 0),
+        (100, 10, {"evaluation": {"every_steps": 5}}, 5),  # steps 5, 10, 15, 20 and the last one, 21
+        (100, 10, {"evaluation": {"every_steps": 5, "each_epoch": True}}, 7),
+        (100, 30, {"training": {"early_stopping": 2}}, 3),
+    ],
+)
+def test_measures_each_epoch_where_it_is_cheap(rows, held_out, settings, measurements):
+    lengths = [RowLengths(*(np.full(count, 10) for _ in range(3))) for count in (rows, held_out)]
+    plan = resolve_validation(make_plan(recipe(**settings), cpu()), *lengths)
+    assert count_measurements(plan, rows) == measurements
+    assert plan.evaluation.measures_in_training == bool(measurements)
+
+
+def test_early_stopping_needs_enough_rows():
+    lengths = [RowLengths(*(np.full(count, 10) for _ in range(3))) for count in (100, 7)]
+    with pytest.raises(RecipeError, match="7 rows, which are too few"):
+        resolve_validation(make_plan(recipe(training={"early_stopping": 1}), cpu()), *lengths)
