@@ -227,13 +227,16 @@ def test_refuses_validation_losses_without_a_validation_set():
     assert not make_plan(recipe(data=without), cpu()).data.has_validation
 
 
+WITHOUT_VALIDATION = {"train": "/d.jsonl", "validation_share": 0.0}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"evaluation": {"each_epoch": False}, "training": {"early_stopping": 2}}, "early_stopping needs measurements"),
-        ({"data": {"train": "/d.jsonl", "validation_share": 0.0}, "training": {"early_stopping": 2}}, "validation set"),
+        ({"data": WITHOUT_VALIDATION, "training": {"early_stopping": 2}}, "validation set"),
         (
-            {"data": {"train": "/d.jsonl", "validation_share": 0.0}, "evaluation": {"every_steps": 2}},
+            {"data": WITHOUT_VALIDATION, "evaluation": {"every_steps": 2}},
             "every_steps needs",
         ),
     ],

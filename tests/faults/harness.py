@@ -21,7 +21,8 @@ MODES = ["count", "kill", "torn", "full", "broken"]
 RECIPE = [
     "recipes/smoke.yaml",
     *("--set", "evaluation.samples=0"),
-    *("--set", "evaluation.each_epoch=true"),
+    *("--set", "evaluation.every_steps=1"),
+    *("--set", "training.learning_rate=0.3"),  # so that the last step is not the best
     *("--set", "checkpoint.every_steps=1"),
     *("--set", "adapter.dropout=0.1"),
     *("--set", "adapter.target_modules=[q_proj]"),
@@ -40,8 +41,11 @@ def main():
     out = Path(task["out"]).resolve()
     injector = ctypes.CDLL(os.environ["LD_PRELOAD"])
 
+    held_out = write_held_out(out / "held-out.jsonl")
+
     def sft(folder, *options):
-        return lora_chat_main(["sft", *RECIPE, "--set", f"output.directory={folder}", *options])
+        settings = ("--set", f"output.directory={folder}", "--set", f"data.validation={held_out}")
+        return lora_chat_main(["sft", *RECIPE, *settings, *options])
 
     def run_forked(folder, mode, point, *options):
         """Run in a fork. Return the exit code (negative for a signal), the output and the operations."""
@@ -112,6 +116,14 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_held_out(path):
+    """Write dialogues, as many as are needed to choose the step that is kept, and return the path."""
+    numbers = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    chats = [[{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": n}] for n in numbers]
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    return path
+
+
 def choose_points(task, count):
     """Return pairs of a mode and the number of an operation, or of "signals" and a phase with its signals."""
     all_numbers, generator = range(1, count + 1), random.Random(task["seed"])
@@ -140,7 +152,9 @@ def read_result(folder):
     temporary_files = sorted(
         p.name for p in run.parents[1].rglob("*") if p.name.endswith(".part") or p.name.startswith(".adapter")
     )
-    return run.read_bytes(), rows, temporary_files
+    steps = sorted((path.name, path.read_bytes()) for path in run.parents[1].glob("candidates/*"))
+    kept_step = json.loads((run.parents[1] / "result.json").read_text())["kept_step"]
+    return run.read_bytes(), rows, temporary_files, steps, kept_step
 
 
 if __name__ == "__main__":
