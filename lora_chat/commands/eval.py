@@ -24,6 +24,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="score replies by a function (reference, reply) -> number, True or False; runs the code of FILE; may be "
         "repeated",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="evaluation.KEY=VALUE",
+        help="change metrics, number_pattern, replies, samples, max_new_tokens or generation; may be repeated; the "
+        "comparison in a run stays unchanged",
+    )
     add_parent(parser)
     add_trust(parser)
 
@@ -34,6 +42,6 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.pipeline.held_out import EvaluationFiles
 
     files = EvaluationFiles(options.data, options.questions, options.general)
-    result = evaluate_adapter(options.thing, files, read_trust(options), options.parent, options.metric)
+    result = evaluate_adapter(options.thing, files, read_trust(options), options.parent, options.metric, options.set)
     if options.json:
         print_json(result)

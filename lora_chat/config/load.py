@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from lora_chat.config.data import BUNDLED_TEMPLATES, Sources, SourceSection
 from lora_chat.config.inherited_settings import find_inherited_settings
-from lora_chat.config.recipe import GENERAL_CHOICES, Recipe
+from lora_chat.config.recipe import GENERAL_CHOICES, EvaluationSection, Recipe
 from lora_chat.config.system_message import SystemSection, read_system_file
 from lora_chat.config.validation_errors import (
     MAX_KEY_LENGTH,
@@ -30,6 +30,8 @@ _ALLOWED_TAGS = {"str", "int", "float", "bool", "null", "map", "seq"}
 _PATH_KEYS = ("train", "validation", "test")
 _NESTED_SECTIONS = {("evaluation", "generation")}
 """Sections inside a section, whose keys `--set` can change one by one."""
+_REPLY_SETTINGS = ("metrics", "number_pattern", "replies", "samples", "max_new_tokens", "generation")
+"""Keys of `evaluation` that another evaluation of the same adapter can change."""
 _MAX_INTEGER = 2**53
 """Maximum absolute value of whole numbers. Larger ones are not exact as floating-point numbers."""
 _EXPONENT_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -50,6 +52,23 @@ def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         raise RecipeError(format_validation_errors(error, tree, locations, str(path))) from error
     return _make_paths_absolute(recipe, path, locations)
+
+
+def change_evaluation(section: EvaluationSection, settings: Sequence[str]) -> EvaluationSection:
+    """Return the section with `evaluation.key=value` settings of replies applied. Raise RecipeError for others."""
+    changed: dict[str, YamlValue] = section.model_dump(mode="json")
+    tree: dict[str, YamlValue] = {"data": {"train": "unused"}, "evaluation": changed}
+    locations: dict[KeyPath, str] = {}
+    for setting in settings:
+        keys = setting.partition("=")[0].strip().split(".")
+        if keys[0] != "evaluation" or keys[1:2] not in [[key] for key in _REPLY_SETTINGS]:
+            names = ", ".join(f"evaluation.{key}" for key in _REPLY_SETTINGS)
+            raise RecipeError(f"--set {setting}: eval changes only {names}.")
+        _apply_setting(tree, locations, setting)
+    try:
+        return Recipe.model_validate(_lists_to_tuples(tree)).evaluation
+    except ValidationError as error:
+        raise RecipeError(format_validation_errors(error, tree, locations, "--set")) from error
 
 
 def format_recipe_yaml(recipe: Recipe) -> str:

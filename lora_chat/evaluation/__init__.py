@@ -22,4 +22,5 @@
 - reply_scores: Statistics of the replies of a model
 - training_replies: Training replies with their first tokens as a prompt
 - verdict: The verdict of a comparison, in the same words wherever it is shown
+- written_calls: Whether calls can be read from replies of a base
 """

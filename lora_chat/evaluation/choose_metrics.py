@@ -31,16 +31,24 @@ class ChosenMetrics:
 
 
 def choose_metrics(
-    items: Sequence[ReplyItem], questions: Sequence[Question], settings: EvaluationSection, num_cut: int = 0
+    items: Sequence[ReplyItem],
+    questions: Sequence[Question],
+    settings: EvaluationSection,
+    num_cut: int = 0,
+    *,
+    reads_calls: bool = True,
 ) -> ChosenMetrics:
     """Return the metrics for these replies and questions: by the data, or the list of the recipe.
 
     Losses and questions are always measured. The verdict is by the questions, otherwise by the first metric of right or
     wrong replies if there are enough, and otherwise by the validation loss. `num_cut` is the number of references that
-    are longer than a reply may be, because a reply that is cut off is never right.
+    are longer than a reply may be, because a reply that is cut off is never right. `reads_calls` says whether tool
+    calls can be read from replies in the chat template of the base.
     """
     names, why = _choose_names(items, settings)
     left_out = {name: reason for name in names if (reason := lacks_data(name, items, settings.number_pattern))}
+    if "tool_calls" in names and not reads_calls:
+        left_out["tool_calls"] = "calls in the form of this chat template are not read from replies"
     replied = [_configure(find_metric(name), settings) for name in names if name not in left_out]
     is_cut = num_cut > _MAX_CUT * len(items)
     decisive = _choose_decisive([] if is_cut else replied, len(items), questions)

@@ -38,6 +38,7 @@ from lora_chat.evaluation.prompt_control import MAX_ROWS, PromptControl, compare
 from lora_chat.evaluation.questions import Question
 from lora_chat.evaluation.reply_items import read_reply_items
 from lora_chat.evaluation.verdict import EvaluatedSet, judge
+from lora_chat.evaluation.written_calls import are_calls_readable
 from lora_chat.inference.generation import generate_replies
 from lora_chat.models.adapter import without_adapter
 
@@ -250,6 +251,12 @@ def make_task(
         settings.samples,
         prompts,
         settings.max_new_tokens,
-        choose_metrics(items, questions, settings, _count_cut(items, tokenizer, settings.max_new_tokens)),
+        choose_metrics(
+            items,
+            questions,
+            settings,
+            _count_cut(items, tokenizer, settings.max_new_tokens),
+            reads_calls=are_calls_readable(items, tokenizer, stop_ids),
+        ),
         settings.generation,
     )

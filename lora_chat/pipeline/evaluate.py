@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lora_chat.config.load import change_evaluation
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.errors import IntegrityError, LoraChatError, UsageError, first_line
@@ -36,12 +37,15 @@ def evaluate_adapter(
     trust: TrustOptions,
     parent_source: str | None = None,
     own_metrics: Sequence[str] = (),
+    changes: Sequence[str] = (),
 ) -> dict[str, object]:
     """Compare base and adapted model: a run on its held-out data, any adapter on the user's files.
 
     An adapter with a lineage is compared with its parent, too: the copy in its run, or `parent_source`. `own_metrics`
-    are FILE:FUNCTION, whose code runs. Their figures are shown, but do not enter a run.
+    are FILE:FUNCTION, whose code runs. Their figures are shown, but do not enter a run. Nor does a comparison with
+    `changes`, which are `evaluation.key=value` settings of replies.
     """
+    change_evaluation(EvaluationSection(), changes)  # refuses settings before anything is opened
     asks_general = evaluation_files.general not in (None, "off")
     if (
         evaluation_files.data is None
@@ -67,7 +71,8 @@ def evaluate_adapter(
     prepared = with_known_overlap(prepared, opened)
     settings, run = EvaluationSection(), None
     if opened.run is not None and evaluation_files.data is None:
-        run, settings = opened.run, opened.run.read_plan().evaluation
+        run, settings = None if changes else opened.run, opened.run.read_plan().evaluation
+    settings = change_evaluation(settings, changes) if changes else settings
     if own:
         _try_own_metrics(own, prepared, settings)
     model = opened.adapter.load(opened.precision)

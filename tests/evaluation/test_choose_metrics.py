@@ -5,16 +5,19 @@ import random
 
 import pytest
 
-from lora_chat.config.load import read_recipe
+from lora_chat.config.load import change_evaluation, read_recipe
 from lora_chat.config.metric_choice import REPLY_METRICS
-from lora_chat.config.recipe import EvaluationSection
+from lora_chat.config.recipe import BaseSection, EvaluationSection
 from lora_chat.data.dialogue import ToolCall
+from lora_chat.data.encoding.bundled_templates import PLAIN_TEMPLATE, PLAIN_TOOLS_TEMPLATE
 from lora_chat.errors import RecipeError
 from lora_chat.evaluation.choose_metrics import choose_metrics
 from lora_chat.evaluation.comparison import _collect_items
 from lora_chat.evaluation.label_report import report_labels
 from lora_chat.evaluation.metrics import METRICS, Measurement, Reply, ReplyItem, compare_metrics
 from lora_chat.evaluation.questions import Question
+from lora_chat.evaluation.written_calls import are_calls_readable
+from lora_chat.models.base_model import find_base, load_tokenizer
 
 LONG = "The tour begins at the north gate and takes about two hours, with a break at the tea house by the lake."
 CHINESE = "我们的客服中心每天从早上八点开到晚上十点，您可以随时打电话来咨询订单的情况。"
@@ -49,6 +52,9 @@ def measure(items, replies):
         ([json.dumps({"name": f"n{i}", "age": i}) for i in range(20)], ["json_match", "json_valid"], "json_match"),
         ([f"{LONG} {i}" for i in range(20)], ["rougeL", "chrf"], "validation_loss"),
         ([f"{CHINESE}{i}" for i in range(20)], ["chrf", "bleu"], "validation_loss"),
+        ([f"{i} May 2024" for i in range(20)], ["exact_match", "token_f1"], "exact_match"),
+        ([f"{i} km" for i in range(20)], ["exact_match", "token_f1"], "exact_match"),
+        ([f"+49 17{i} 1234567" for i in range(20)], ["exact_match", "token_f1"], "exact_match"),
         (["yes", "no"], ["exact_match", "token_f1"], "validation_loss"),
         ([], [], "validation_loss"),
     ],
@@ -63,6 +69,23 @@ def test_auto_adds_the_match_of_tool_calls():
     chosen = choose_metrics([*called, *answered], [], EvaluationSection())
     assert names_of(chosen) == ["tool_calls", "rougeL", "chrf"]
     assert chosen.decisive == "tool_calls"
+
+
+def test_calls_that_cannot_be_read_back_are_left_out():
+    chosen = choose_metrics(make_items(["weather(...)"] * 8, [CALL]), [], EvaluationSection(), reads_calls=False)
+    assert names_of(chosen) == []
+    assert chosen.decisive == "validation_loss"
+    assert "tool_calls is left out, because calls in the form of this chat template are not read" in chosen.reason
+
+
+def test_reads_back_the_calls_that_a_template_writes():
+    tokenizer = load_tokenizer(find_base(BaseSection(name="tiny-random")))
+    stop_ids = [tokenizer.eos_token_id]
+    items = make_items(["weather(...)"] * 3, [CALL])
+    tokenizer.chat_template = PLAIN_TOOLS_TEMPLATE
+    assert are_calls_readable(items, tokenizer, stop_ids)
+    tokenizer.chat_template = PLAIN_TEMPLATE
+    assert not are_calls_readable(items, tokenizer, stop_ids)
 
 
 def test_plain_text_has_no_metric_of_replies():
@@ -151,6 +174,19 @@ def test_a_single_metric_is_a_list_of_one(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("data:\n  train: x.jsonl\n")
     assert read_recipe(str(path), ["evaluation.metrics=bleu"]).evaluation.metrics == ("bleu",)
+
+
+def test_eval_changes_settings_of_replies():
+    section = EvaluationSection(samples=1, max_new_tokens=9)
+    changed = change_evaluation(section, ["evaluation.metrics=[bleu]", "evaluation.generation.seed=3"])
+    assert changed == section.model_copy(
+        update={"metrics": ("bleu",), "generation": section.generation.model_copy(update={"seed": 3})}
+    )
+    for setting in ("training.epochs=1", "evaluation.questions=x", "evaluation", "evaluation.each_epoch=true"):
+        with pytest.raises(RecipeError, match="eval changes only"):
+            change_evaluation(section, [setting])
+    with pytest.raises(RecipeError, match="greater than or equal to 1"):
+        change_evaluation(section, ["evaluation.max_new_tokens=0"])
 
 
 def test_refuses_a_pattern_without_its_metric(tmp_path):

@@ -68,6 +68,13 @@ def find_last_number(text: str) -> Number | None:
     return find_chinese_number(text) if last is None else _read(last, text)
 
 
+def is_single_number(text: str) -> bool:
+    """Return whether a text is one number in digits, with no word, unit or other number beside it."""
+    text = _simplify(text)
+    matches = list(_NUMBER.finditer(text))
+    return len(matches) == 1 and not re.search(r"\w", text[: matches[0].start()] + text[matches[0].end() :])
+
+
 def find_chinese_number(text: str) -> Number | None:
     """Return the last number in Chinese numerals."""
     numeral = find_last_numeral(text)

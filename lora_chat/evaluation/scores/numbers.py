@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from lora_chat.evaluation.scores.number_text import find_last_number
+from lora_chat.evaluation.scores.number_text import find_last_number, is_single_number
 from lora_chat.evaluation.scores.text import normalize_answer
 
 FINAL_ANSWER_MARK = "####"
@@ -37,11 +37,10 @@ def numeric_match(reference: str, reply: str, pattern: str | None = None) -> tup
 
 
 def is_numeric_answer(text: str) -> bool:
-    """Return whether a text is a number, at least half of it digits, or ends with one after `####` or in a box."""
+    """Return whether a text is a number, or has one after `####` or in a box."""
     answer = find_answer(text, None) or ""
-    digits = sum(character.isnumeric() for character in answer)
     is_marked = answer != text[-_MAX_TEXT:]
-    return find_last_number(answer) is not None and (is_marked or 2 * digits >= len("".join(answer.split())))
+    return find_last_number(answer) is not None if is_marked else is_single_number(answer)
 
 
 def find_answer(text: str, pattern: str | None) -> str | None:
