@@ -112,7 +112,7 @@
     const count = document.getElementById("sample-count");
     const items = Array.from(list.children, (node) => ({
       node: node,
-      text: node.textContent.toLowerCase(),
+      text: Array.from(node.querySelectorAll(".text"), (part) => part.textContent).join("\n").toLowerCase(),
       scores: samples.scores[Number(node.dataset.item)] || {},
       kind: "",
     }));
