@@ -178,7 +178,7 @@ def _measure_inference(request: "BenchmarkRequest", model: "PeftModel") -> dict[
     if request["prompts"]:
         measured["prefill"], measured["said"] = _measure_replies(request, model, request["prompts"], request["prompt"])
     count, tokens = request["general"]
-    if count:
+    if count > request["prompts"]:  # otherwise the planner derives it from the replies above
         prefill, token_seconds = _measure_replies(request, model, count, tokens)
         measured["general"] = prefill + (GENERAL_MAX_NEW_TOKENS - 1) * token_seconds
     return measured

@@ -34,8 +34,13 @@ def add_general_items(
 def _estimate_batch_seconds(candidate: Candidate, benchmark: MachineBenchmark | None) -> float:
     """Return the seconds of a batch of replies: measured, or from the speed of the device; 0 if it is unknown."""
     shape, speed = candidate.problem.shape, candidate.problem.target.speed
-    if benchmark:
+    if benchmark and any("general" in measured for measured in benchmark.measurements):
         return benchmark.extrapolate("general", shape.num_layers)
+    if benchmark:  # other prompts of the same batch size were timed; a prefill is proportional to its tokens
+        data = candidate.problem.data
+        share = max(data.general_prompt_tokens) / max(data.prompt_tokens, default=1)
+        prefill, decode = (benchmark.extrapolate(name, shape.num_layers) for name in ("prefill", "said"))
+        return share * prefill + (GENERAL_MAX_NEW_TOKENS - 1) * decode
     if speed is None:
         return 0.0
     likely_share = math.sqrt(speed.low * speed.high)

@@ -1,8 +1,9 @@
 """Peak bytes of every phase of a run, computed from shapes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lora_chat.config.limits import MAX_EVALUATION_LOGITS
+from lora_chat.config.limits import GENERAL_MAX_NEW_TOKENS, MAX_EVALUATION_LOGITS
 from lora_chat.data.lengths import DataLengths
 from lora_chat.inference.generation import generation_batch_size, kv_cache_bytes_per_token
 from lora_chat.models.shape import ModelShape
@@ -192,19 +193,34 @@ def _estimate_evaluate_phase(
 def _estimate_generate_phase(
     shape: ModelShape, memory_config: MemoryConfig, data: DataLengths, resident: PhaseMemory
 ) -> PhaseMemory:
-    """Return the memory of answering the longest batch of prompts."""
-    if not data.prompt_tokens:
-        return replace(resident, name="generate")
-    longest = max(data.prompt_tokens)
-    batch_size = generation_batch_size(shape, longest + data.max_reply_tokens, memory_config.bytes_per_value)
-    rows = min(len(data.prompt_tokens), batch_size)
+    """Return the memory of answering the longest batch of prompts, or of general items if that is larger."""
+    batches = [
+        _estimate_replies(shape, memory_config, prompts, max_reply_tokens, resident)
+        for prompts, max_reply_tokens in (
+            (data.prompt_tokens, data.max_reply_tokens),
+            (data.general_prompt_tokens, GENERAL_MAX_NEW_TOKENS),
+        )
+        if prompts
+    ]
+    return max(batches, key=lambda phase: phase.total, default=replace(resident, name="generate"))
+
+
+def _estimate_replies(
+    shape: ModelShape,
+    memory_config: MemoryConfig,
+    prompts: Sequence[int],
+    max_reply_tokens: int,
+    resident: PhaseMemory,
+) -> PhaseMemory:
+    """Return the memory of answering the longest batch of prompts of these lengths."""
+    longest = max(prompts)
+    batch_size = generation_batch_size(shape, longest + max_reply_tokens, memory_config.bytes_per_value)
+    rows = min(len(prompts), batch_size)
     # The prefill reads all prompts together and computes the logits of their last positions.
     batch = MicroBatch(rows * longest, longest, rows)
     forward, _ = estimate_layer_passes(shape, "read", memory_config.mode, memory_config.rank, batch)
     # Keys and values of prompt and reply, in all layers.
-    cache_bytes = (
-        rows * (longest + data.max_reply_tokens) * kv_cache_bytes_per_token(shape, memory_config.bytes_per_value)
-    )
+    cache_bytes = rows * (longest + max_reply_tokens) * kv_cache_bytes_per_token(shape, memory_config.bytes_per_value)
     return replace(
         resident,
         name="generate",

@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from lora_chat.pipeline.general_items import (
     read_kept_general,
     take_planned_items,
 )
+from lora_chat.planning.calibration import MachineBenchmark
 from lora_chat.planning.device import DeviceSpeed, TargetDevice
 from lora_chat.planning.general_time import add_general_items
 from lora_chat.planning.phase_time import TimeEstimate
@@ -111,29 +111,58 @@ CONFIG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("train_seconds", "batches", "expected"),
-    [(0, 1, 40), (39, 2, 80), (40, 4, 151), (10**6, 4, 151)],
-)
-def test_more_items_take_a_tenth_of_the_training(train_seconds, batches, expected):
+def make_candidate(**lengths):
     rows = RowLengths(*(np.full(100, n) for n in (50, 50, 20)))
-    data = DataLengths(rows, rows, (), 32, general_prompt_tokens=(60,) * 151, general_counts=(40, 80, 151))
+    data = DataLengths(rows, rows, max_reply_tokens=32, **lengths)
     plan = make_plan(read_recipe("recipes/smoke.yaml"), Hardware("cpu", "x", 2**34, True, 2))
     speed = DeviceSpeed(1e12, 1e10, 0.0, 1.0, 1.0, "a test")
     target = TargetDevice("cpu", "x", 2**34, 2**34, 0, at_hand=True, speed=speed)
-    candidate = Candidate(plan, PlanningProblem(read_shape(CONFIG, "x"), data, target))
-    durations = {name: TimeEstimate(0, 0, 0) for name in ("load", "evaluate", "generate")}
-    seconds = add_general_items(durations | {"train": TimeEstimate(0, 0, 0)}, candidate, None)[0][
-        "generate"
-    ].likely  # one batch of both models
-    train = TimeEstimate(train_seconds * seconds, 0, 0)
-    after, count = add_general_items(durations | {"train": train}, candidate, None)
+    return Candidate(plan, PlanningProblem(read_shape(CONFIG, "x"), data, target))
+
+
+def make_durations(train_seconds):
+    return {name: TimeEstimate(0, 0, 0) for name in ("load", "evaluate", "generate")} | {
+        "train": TimeEstimate(train_seconds, 0, 0)
+    }
+
+
+ALL_ITEMS = {"general_prompt_tokens": (60,) * 151, "general_counts": (40, 80, 151)}
+
+
+@pytest.mark.parametrize(
+    ("train_seconds", "batches", "expected"), [(0, 1, 40), (39, 2, 80), (40, 4, 151), (10**6, 4, 151)]
+)
+def test_more_items_take_a_tenth_of_the_training(train_seconds, batches, expected):
+    candidate = make_candidate(prompt_tokens=(), **ALL_ITEMS)
+    seconds = add_general_items(make_durations(0), candidate, None)[0]["generate"].likely  # one batch of both models
+    after, count = add_general_items(make_durations(train_seconds * seconds), candidate, None)
     assert count == expected
     assert after["generate"].likely == pytest.approx(batches * seconds)
-    assert add_general_items(None, candidate, None) == (None, 40)
-    without = replace(data, general_counts=(), general_prompt_tokens=())
-    nothing = Candidate(plan, replace(candidate.problem, data=without))
-    assert add_general_items(durations | {"train": train}, nothing, None)[1] == 0
+
+
+def test_without_items_or_speed_no_time_is_planned():
+    assert add_general_items(None, make_candidate(prompt_tokens=(), **ALL_ITEMS), None) == (None, 40)
+    assert add_general_items(make_durations(9), make_candidate(prompt_tokens=(9,)), None) == (make_durations(9), 0)
+
+
+def test_memory_of_general_replies_is_planned():
+    without, with_items = (
+        next(phase for phase in make_candidate(prompt_tokens=(9,), **items).phases if phase.name == "generate")
+        for items in ({}, ALL_ITEMS)
+    )
+    assert with_items.activations > 10 * without.activations
+
+
+@pytest.mark.parametrize(
+    ("measured", "seconds"),
+    [({"general": 3.0}, 2 * 3.0), ({"prefill": 0.5, "said": 0.1}, 2 * (0.5 * 60 / 30 + 31 * 0.1))],
+)
+def test_a_benchmark_times_a_batch(measured, seconds):
+    candidate = make_candidate(prompt_tokens=(30,) * 40, **ALL_ITEMS)
+    benchmark = MachineBenchmark((2, 8), (measured, measured), candidate.workload, 50)
+    after, count = add_general_items(make_durations(1), candidate, benchmark)
+    assert count == 40
+    assert after["generate"].likely == pytest.approx(seconds)
 
 
 @ALL
