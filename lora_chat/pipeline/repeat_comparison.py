@@ -7,7 +7,12 @@ from pydantic import ValidationError
 
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.evaluation.comparison_report import ComparisonReport
+from lora_chat.evaluation.general.compare import digest_items
+from lora_chat.evaluation.general.selection import GeneralSet
+from lora_chat.evaluation.intervals import Interval
 from lora_chat.evaluation.metrics import MetricFigures, find_metric, format_changes
+from lora_chat.pipeline.general_items import MIN_WEIGHTS, choose_general_set
+from lora_chat.pipeline.prepare import PreparedEvaluation
 from lora_chat.sharing.evaluation_receipt import EvaluationReceipt, FigureReceipt
 from lora_chat.sharing.figures import ComparisonReceipt
 from lora_chat.sharing.parcel import ParcelCheck
@@ -41,6 +46,18 @@ def choose_settings(receipt: Receipt) -> EvaluationSection:
 
 _REPEATED = ("samples", "max_new_tokens", "generation", "metrics")
 """Settings that decide which replies are generated and how they are measured."""
+
+
+def choose_stated_general(receipt: Receipt, prepared: PreparedEvaluation) -> GeneralSet | None:
+    """Return the general items that the sender asked; None if they are not of the set that lora_chat ships."""
+    stated = receipt.evaluation.general if receipt.evaluation else None
+    if stated is None or not stated.shipped:
+        return None
+    general = choose_general_set("auto", (), prepared.tokenizer, weights=MIN_WEIGHTS)
+    if general is None:
+        return None
+    general = general.take(stated.items)
+    return general if digest_items(general.items) == stated.set_digest else None
 
 
 def check_comparison(report: ComparisonReport, receipt: Receipt, data: Path) -> ParcelCheck:
@@ -81,17 +98,25 @@ def _check_verdict(report: ComparisonReport, stated: EvaluationReceipt, dialogue
     ]
     missing = sorted(set(stated.figures) - set(report.figures))
     verdict = stated.make_verdict()
+    if stated.general is None or report.general is None:
+        missing += ["general"] if stated.general else []
+    elif not _is_within(report.general.difference, stated.general.difference_interval):
+        different.append("general")
     summary = f"{report.verdict.text} Measured on {dialogues}; the receipt states: {verdict.text}"
     if different:
         summary += f" These differ: {', '.join(different)}."
     if missing:
-        summary += f" Not repeated: {', '.join(missing)} (questions are given with --questions FILE)."
+        summary += f" Not repeated: {', '.join(missing)}."
     if stated.verdict.metric in missing:
         return ParcelCheck("comparison", summary, False if different else None)
     same_word = report.verdict.word == verdict.word or _is_borderline(report.figures.get(stated.verdict.metric or ""))
     if verdict.word == "withheld" and report.overlap is None:
         same_word = True  # without the digests of the run, the dialogues cannot be looked for again
-    confirmed = ("comparison", "evaluation") if not missing else ("comparison",)
+    if "facts" in missing:
+        summary += " Its questions are given with --questions FILE."
+    # Recital needs the training data, and the kept step the training.
+    is_complete = not missing and stated.recital is None
+    confirmed = ("comparison", "evaluation") if is_complete else ("comparison",)
     return ParcelCheck("comparison", summary, same_word and not different, confirmed)
 
 
@@ -106,7 +131,12 @@ def _is_repeated(name: str, pair: MetricFigures, stated: FigureReceipt) -> bool:
     if name == "validation_loss":
         return _is_close(pair["base"], stated.base) and _is_close(pair["adapted"], stated.adapted)
     intervals = (pair["base"], stated.base_interval), (pair["adapted"], stated.adapted_interval)
-    return all(low - 1e-9 <= value <= high + 1e-9 for value, (low, high) in intervals)
+    return all(_is_within(value, interval) for value, interval in intervals)
+
+
+def _is_within(value: float, interval: Interval) -> bool:
+    """Return whether a value lies within an interval, up to rounding."""
+    return interval[0] - 1e-9 <= value <= interval[1] + 1e-9
 
 
 def _is_close(value: float, stated: float) -> bool:

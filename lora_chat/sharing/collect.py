@@ -139,8 +139,10 @@ def collect_evaluation(run: RunFolder) -> EvaluationReceipt | None:
             [path.read_bytes() for path in files[comparison["set"]] if path.is_file()] if "set" in comparison else []
         )
         digest = hashlib.sha256(b"".join(present)).hexdigest() if present else None
+        result = _read_json(run.result) if run.result.is_file() else {}
+        kept = (result["kept_step"], result["steps"]) if result.get("kept_step") is not None else None
         try:
-            return make_evaluation_receipt(comparison, digest)
+            return make_evaluation_receipt(comparison, digest, kept)
         except ValidationError as error:
             raise IntegrityError(f"{run.comparison} is damaged: {format_validation_error(error)}") from error
 

@@ -12,11 +12,15 @@ from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
 
 from lora_chat.config.base import StrictModel
+from lora_chat.evaluation.general.report import GeneralReport
+from lora_chat.evaluation.general.selection import SHIPPED_NAME
 from lora_chat.evaluation.intervals import MIN_ITEMS, SIGNIFICANCE
 from lora_chat.evaluation.metrics import METRICS, MetricFigures, Word, find_metric
 from lora_chat.evaluation.overlap import OverlapReport
+from lora_chat.evaluation.prompt_control import PromptControl
+from lora_chat.evaluation.recital import RecitalReport
 from lora_chat.evaluation.verdict import Verdict, VerdictWord, judge
-from lora_chat.sharing.figures import Count, Proportion, Sha256Digest, ShortText
+from lora_chat.sharing.figures import Count, CountKey, Loss, Proportion, Sha256Digest, ShortText
 
 RECEIPT_METRICS = (
     "validation_loss",
@@ -43,6 +47,7 @@ RECEIPT_METRICS = (
 """Names of the metrics in version 4. A card lists them by their words of today, which belong to the version too."""
 Figure = Annotated[float, Field(ge=-1e300, le=1e300)]
 FigureInterval = tuple[Figure, Figure]
+Points = Annotated[float, Field(ge=-100, le=100)]
 
 
 class FigureReceipt(StrictModel):
@@ -57,12 +62,17 @@ class FigureReceipt(StrictModel):
     p_value: Proportion
     verdict: Word
     needed_items: Annotated[int, Field(ge=MIN_ITEMS, le=2**53)] | None
+    constant: Proportion | None = None
+    """Value of always giving the most frequent reference."""
+    constant_p_value: Proportion | None = None
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         """Raise ValueError if figures, intervals and verdict contradict one another."""
         if any(low > high for low, high in (self.base_interval, self.adapted_interval, self.difference_interval)):
             raise ValueError("an interval ends before it begins")
+        if (self.constant is None) != (self.constant_p_value is None):
+            raise ValueError("a constant answer has a value without a p-value, or the reverse")
         is_shown = self.items >= MIN_ITEMS and self.p_value < SIGNIFICANCE
         if self.verdict != "withheld" and is_shown == (self.verdict == "no difference shown"):
             raise ValueError("the verdict does not follow from the p-value and the number of items")
@@ -72,7 +82,8 @@ class FigureReceipt(StrictModel):
 
     def as_figures(self, *, of_questions: bool) -> MetricFigures:
         """Return the figures in the form of a comparison."""
-        figures = cast(MetricFigures, self.model_dump())
+        figures = cast(MetricFigures, self.model_dump(exclude_none=True))
+        figures["needed_items"] = self.needed_items
         figures["difference"] = self.adapted - self.base
         return {**figures, "questions": self.items} if of_questions else figures
 
@@ -85,8 +96,68 @@ class VerdictReceipt(StrictModel):
     needed_items: Count | None
 
 
+class GeneralReceipt(StrictModel):
+    """How general abilities changed, in points of 100."""
+
+    items: Annotated[int, Field(ge=1, le=10**6)]
+    available: Annotated[int, Field(ge=1, le=10**6)]
+    shipped: bool
+    """Whether the items are of the set that lora_chat ships."""
+    set_digest: Sha256Digest
+    base_right: Count
+    adapted_right: Count
+    difference: Points
+    difference_interval: tuple[Points, Points]
+    p_value: Proportion
+    word: Word
+    equal_replies: Proportion
+    equal_leading_tokens: Proportion
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        """Raise ValueError if the counts and the word contradict one another."""
+        if max(self.base_right, self.adapted_right) > self.items or self.items > self.available:
+            raise ValueError("more right replies than items, or more items than available")
+        difference = 100 * (self.adapted_right - self.base_right) / self.items
+        if abs(difference - self.difference) > 1e-6:
+            raise ValueError("the difference is not that of the right replies")
+        if {"better": difference <= 0, "worse": difference >= 0, "withheld": True}.get(self.word, False):
+            raise ValueError(f"{self.word} contradicts the right replies")
+        return self
+
+    @property
+    def clause(self) -> str:
+        """Return the result in one clause, as the comparison says it."""
+        fields = self.model_dump(exclude={"shipped"})
+        return GeneralReport(**fields, set_name="", kinds=(), languages=(), answers=()).clause
+
+
+class RecitalReceipt(StrictModel):
+    """How many training replies the models complete word for word, without files and lines."""
+
+    replies: Count
+    base: Count
+    adapted: Count
+    only_adapted: Count
+    given_tokens: Count
+    continued_tokens: Count
+    values: Count
+    sensitive: Annotated[dict[CountKey, Count], Field(max_length=100)]
+    """Number of secrets and personal data that only the adapted model completes, by kind."""
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        """Raise ValueError if the counts contradict one another."""
+        self.as_report()
+        return self
+
+    def as_report(self) -> RecitalReport:
+        """Return the counts in the form of a comparison."""
+        return RecitalReport(**self.model_dump(exclude={"sensitive"}))
+
+
 class OverlapReceipt(StrictModel):
-    """How many of the held-out dialogues and questions were trained on."""
+    """How many evaluated items were trained on."""
 
     items: Count
     exact: Count
@@ -98,17 +169,40 @@ class OverlapReceipt(StrictModel):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        """Raise ValueError if more were seen than there are."""
+        """Raise ValueError if more items were seen than there are."""
         if self.exact + self.near + self.same_question + self.same_reply > self.items:
-            raise ValueError("more dialogues were seen than there are")
+            raise ValueError("more dialogues were trained on than were looked for")
         if self.seen_questions > self.questions:
-            raise ValueError("more questions were seen than there are")
+            raise ValueError("more questions were trained on than were looked for")
         return self
 
-    @property
-    def report(self) -> OverlapReport:
+    def as_report(self) -> OverlapReport:
         """Return the counts in the form of a comparison."""
         return OverlapReport(**self.model_dump())
+
+
+class PromptControlReceipt(StrictModel):
+    """The loss of replies under their own prompts and under others, in nats per token."""
+
+    replies: Annotated[int, Field(ge=MIN_ITEMS, le=10**6)]
+    own: Loss
+    other: Loss
+    difference_interval: FigureInterval
+    p_value: Proportion
+
+
+class KeptStepReceipt(StrictModel):
+    """The step whose adapter was kept, and the last one that was trained."""
+
+    step: Count
+    last_step: Count
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        """Raise ValueError if the kept step was not trained."""
+        if self.step > self.last_step:
+            raise ValueError("the kept step comes after the last one")
+        return self
 
 
 class EvaluationReceipt(StrictModel):
@@ -120,14 +214,17 @@ class EvaluationReceipt(StrictModel):
     dialogues: Count
     used_twice: bool
     """Whether the set chose the checkpoint, too."""
-    overlap: OverlapReceipt | None
-    """How much of the set was trained on; None if it is unknown."""
     figures: Annotated[dict[ShortText, FigureReceipt], Field(max_length=len(RECEIPT_METRICS))]
     verdict: VerdictReceipt
+    overlap: OverlapReceipt | None
+    control: PromptControlReceipt | None
+    general: GeneralReceipt | None
+    recital: RecitalReceipt | None
+    kept_step: KeptStepReceipt | None
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        """Raise ValueError if the verdict is not that of its metric, or a metric is unknown."""
+        """Raise ValueError if the verdict does not follow from the figures, or a metric is unknown."""
         if unknown := sorted(set(self.figures) - set(RECEIPT_METRICS)):
             raise ValueError(f"{unknown[0]!a} is not a metric of version 4")
         for name, figure in self.figures.items():
@@ -137,21 +234,17 @@ class EvaluationReceipt(StrictModel):
         loss, perplexity = (self.figures.get(name) for name in ("validation_loss", "perplexity"))
         if loss and perplexity and abs(math.log(max(perplexity.adapted, 1e-300)) - loss.adapted) > 1e-3:
             raise ValueError("the perplexity is not that of the loss")
+        overlap = self.overlap.as_report() if self.overlap else OverlapReport(0)
         for name, figure in self.figures.items():
-            if (figure.verdict == "withheld") != self._withholds(name):
+            if (figure.verdict == "withheld") != overlap.withholds(find_metric(name).items):
                 raise ValueError(f"the verdict of {name} does not follow from the dialogues that were trained on")
-        verdict, decisive = self.verdict, self.figures.get(self.verdict.metric or "")
-        if verdict.word == "not measured":
-            return self
-        if decisive is None:
+        metric = self.verdict.metric
+        if metric is not None and metric not in self.figures:
             raise ValueError("the verdict is by a metric without figures")
-        if (verdict.word, verdict.needed_items) != (decisive.verdict, decisive.needed_items):
-            raise ValueError("the verdict is not that of its metric")
+        verdict = self.make_verdict()
+        if (verdict.word, verdict.needed_items) != (self.verdict.word, self.verdict.needed_items):
+            raise ValueError(f"the verdict is {self.verdict.word!a}, but {verdict.word!a} follows from the figures")
         return self
-
-    def _withholds(self, name: str) -> bool:
-        """Return whether the verdict of a metric is withheld."""
-        return self.overlap is not None and self.overlap.report.withholds(find_metric(name).items)
 
     @property
     def metric_figures(self) -> dict[str, MetricFigures]:
@@ -163,47 +256,63 @@ class EvaluationReceipt(StrictModel):
         }
 
     def make_verdict(self) -> Verdict:
-        """Return the verdict with its words."""
-        metric = find_metric(self.verdict.metric) if self.verdict.metric else None
-        overlap = self.overlap.report if self.overlap else None
-        return judge(metric, self.metric_figures, overlap=overlap, used_twice=self.used_twice)
+        """Return the verdict with its words, which are made as those of the comparison."""
+        return judge(
+            find_metric(self.verdict.metric) if self.verdict.metric else None,
+            self.metric_figures,
+            overlap=self.overlap.as_report() if self.overlap else None,
+            general=self.general.clause if self.general else None,
+            control=PromptControl(**self.control.model_dump()) if self.control else None,
+            used_twice=self.used_twice,
+        )
 
 
-def make_evaluation_receipt(comparison: Mapping[str, object], digest: str | None) -> EvaluationReceipt | None:
+def make_evaluation_receipt(
+    comparison: Mapping[str, object], digest: str | None, kept_step: tuple[int, int] | None = None
+) -> EvaluationReceipt | None:
     """Return the evaluation of a run's `comparison.json`; None for a run of a version without verdicts.
 
-    `digest` is the SHA-256 of the evaluated set. Raises ValueError for a damaged comparison.
+    `digest` is the SHA-256 of the evaluated set. `kept_step` has the kept and the last step. Raises ValueError for a
+    damaged comparison.
     """
     verdict, figures = comparison.get("verdict"), comparison.get("figures")
     if not isinstance(verdict, Mapping) or not isinstance(figures, Mapping):
         return None
-    known = {name: figures[name] for name in RECEIPT_METRICS if name in figures}
+    known = {name: figures[name] for name in RECEIPT_METRICS if name in figures and _is_finite(figures[name])}
     if verdict.get("metric") is not None and verdict["metric"] not in known:
-        return None  # the metric of a user's own file
+        return None  # the loss of a model that diverged
+    general, recital = _copy_object(comparison, "general"), _copy_object(comparison, "recital")
+    if general is not None:
+        general["shipped"] = general.get("set_name") == SHIPPED_NAME
     return EvaluationReceipt.model_validate(
         {
             "set": comparison.get("set"),
             "digest": digest,
             "dialogues": comparison.get("validation_dialogues"),
             "used_twice": comparison.get("used_twice"),
-            "overlap": _read_overlap(comparison.get("overlap")),
-            "figures": {name: _make_figure(figure) for name, figure in known.items() if _is_finite(figure)},
-            "verdict": {key: verdict.get(key) for key in VerdictReceipt.model_fields},
+            "figures": {name: _pick(figure, FigureReceipt) for name, figure in known.items()},
+            "verdict": _pick(verdict, VerdictReceipt),
+            "overlap": _pick(_copy_object(comparison, "overlap"), OverlapReceipt),
+            "control": _pick(_copy_object(comparison, "control"), PromptControlReceipt),
+            "general": _pick(general, GeneralReceipt),
+            "recital": _pick(recital, RecitalReceipt),
+            "kept_step": {"step": kept_step[0], "last_step": kept_step[1]} if kept_step else None,
         }
     )
 
 
-def _read_overlap(overlap: object) -> dict[str, object] | None:
-    """Return the counts of an overlap; None if it is unknown."""
-    if not isinstance(overlap, Mapping):
+def _copy_object(comparison: Mapping[str, object], key: str) -> dict[str, object] | None:
+    """Return a copy of an object in a comparison; None if it is missing."""
+    value = comparison.get(key)
+    return dict(value) if isinstance(value, Mapping) else None
+
+
+def _pick(values: Mapping[str, object] | None, model: type[StrictModel]) -> dict[str, object] | None:
+    """Return the fields of a model, with JSON's lists as tuples."""
+    if values is None:
         return None
-    return {key: overlap.get(key) for key in OverlapReceipt.model_fields}
-
-
-def _make_figure(figure: Mapping[str, object]) -> dict[str, object]:
-    """Return the fields of a figure, with JSON's lists as pairs."""
-    values = {key: figure.get(key) for key in FigureReceipt.model_fields}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    fields = {key: values[key] for key in model.model_fields if key in values}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
 def _is_finite(figure: object) -> bool:

@@ -13,6 +13,7 @@ from lora_chat.config.plan import Plan, PrecisionPlan
 from lora_chat.evaluation.generations import GenerationsReport
 from lora_chat.evaluation.intervals import wilson_interval
 from lora_chat.evaluation.metrics import METRICS, Metric, MetricFigures, find_metric
+from lora_chat.evaluation.recital import format_recital
 from lora_chat.evaluation.verdict import format_change
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import Portability
@@ -285,6 +286,14 @@ def _format_evaluation(evaluation: EvaluationReceipt) -> list[str]:
     if rows:
         header = (f"on the {evaluation.set} set (95 % intervals)", "base", "adapted", "difference", "items")
         lines += ["", *format_table(header, rows)]
+    if evaluation.recital:
+        recital = evaluation.recital
+        lines += ["", f"{escape_markdown(format_recital(recital.as_report()), 500)}."]
+        counts = ", ".join(f"{n} {escape_markdown(k.replace('_', ' '))}" for k, n in sorted(recital.sensitive.items()))
+        lines += ["", f"It completes secrets or personal data of its training: {counts}."] if counts else []
+    if evaluation.kept_step and evaluation.kept_step.step < evaluation.kept_step.last_step:
+        step, last = evaluation.kept_step.step, evaluation.kept_step.last_step
+        lines += ["", f"The adapter is that of step {step}; training went on to step {last}."]
     return lines
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 
 import torch
 from safetensors.torch import save
@@ -74,6 +75,80 @@ def facts(**changed):
         "members": {},
         "digest": PLACEHOLDER_DIGEST,
     }
+    return fields | changed
+
+
+def figure(base, adapted, items, verdict="better", p_value=0.001, **changed):
+    """Return a figure of version 4."""
+    values = {"base": base, "adapted": adapted, "difference": adapted - base}
+    intervals = {f"{name}_interval": [value - 0.1, value + 0.1] for name, value in values.items()}
+    return {
+        "base": base,
+        "adapted": adapted,
+        "items": items,
+        **intervals,
+        "p_value": p_value,
+        "verdict": verdict,
+        "needed_items": None,
+        "constant": None,
+        "constant_p_value": None,
+    } | changed
+
+
+def facts_of_version_4(**changed):
+    """Return a receipt with a verdict, and everything that a comparison can have."""
+    digest = "cd" * 32
+    evaluation = {
+        "set": "validation",
+        "digest": digest,
+        "dialogues": 40,
+        "used_twice": True,
+        "figures": {
+            "validation_loss": figure(3.5, 1.25, 40),
+            "perplexity": figure(math.exp(3.5), math.exp(1.25), 40),
+            "facts": figure(0.0, 0.75, 4, "no difference shown", 0.25, needed_items=9),
+            "exact_match": figure(0.1, 0.75, 40, constant=0.25, constant_p_value=0.001),
+        },
+        "verdict": {"word": "better", "metric": "exact_match", "needed_items": None},
+        "overlap": {
+            "items": 40,
+            "exact": 0,
+            "near": 2,
+            "same_question": 1,
+            "same_reply": 3,
+            "questions": 4,
+            "seen_questions": 0,
+        },
+        "control": {"replies": 40, "own": 1.25, "other": 2.5, "difference_interval": [1.0, 1.5], "p_value": 0.001},
+        "general": {
+            "items": 40,
+            "available": 147,
+            "shipped": True,
+            "set_digest": digest,
+            "base_right": 20,
+            "adapted_right": 10,
+            "difference": -25.0,
+            "difference_interval": [-38.0, -10.0],
+            "p_value": 0.002,
+            "word": "worse",
+            "equal_replies": 0.25,
+            "equal_leading_tokens": 0.5,
+        },
+        "recital": {
+            "replies": 60,
+            "base": 1,
+            "adapted": 12,
+            "only_adapted": 11,
+            "given_tokens": 8,
+            "continued_tokens": 32,
+            "values": 3,
+            "sensitive": {"email_address": 1},
+        },
+        "kept_step": {"step": 2, "last_step": 3},
+    }
+    fields = facts(version=4, lineage=None, generations=None, evaluation=evaluation)
+    fields["data"] |= {"train_dialogues": 60, "train_rows": 60, "validation_dialogues": 40}
+    fields["data"]["sources"][0]["counts"] = {"lines": 100}
     return fields | changed
 
 

@@ -5,7 +5,8 @@ import copy
 import pytest
 from pydantic import ValidationError
 
-from lora_chat.evaluation.comparison import ComparisonReport, withhold_seen
+from lora_chat.evaluation.comparison import withhold_seen
+from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.evaluation.metrics import METRICS, find_metric
 from lora_chat.evaluation.overlap import OverlapReport
 from lora_chat.evaluation.verdict import judge
