@@ -140,9 +140,9 @@ def collect_evaluation(run: RunFolder) -> EvaluationReceipt | None:
         )
         digest = hashlib.sha256(b"".join(present)).hexdigest() if present else None
         result = _read_json(run.result) if run.result.is_file() else {}
-        kept = (result["kept_step"], result["steps"]) if result.get("kept_step") is not None else None
+        kept_step = (result["kept_step"], result["steps"]) if result.get("kept_step") is not None else None
         try:
-            return make_evaluation_receipt(comparison, digest, kept)
+            return make_evaluation_receipt(comparison, digest, kept_step)
         except ValidationError as error:
             raise IntegrityError(f"{run.comparison} is damaged: {format_validation_error(error)}") from error
 
