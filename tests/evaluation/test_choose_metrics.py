@@ -7,7 +7,7 @@ import pytest
 
 from lora_chat.config.load import change_evaluation, read_recipe
 from lora_chat.config.metric_choice import REPLY_METRICS
-from lora_chat.config.recipe import BaseSection, EvaluationSection
+from lora_chat.config.recipe import EvaluationSection
 from lora_chat.data.dialogue import ToolCall
 from lora_chat.data.encoding.bundled_templates import PLAIN_TEMPLATE, PLAIN_TOOLS_TEMPLATE
 from lora_chat.errors import RecipeError
@@ -17,7 +17,6 @@ from lora_chat.evaluation.label_report import report_labels
 from lora_chat.evaluation.metrics import METRICS, Measurement, Reply, ReplyItem, compare_metrics
 from lora_chat.evaluation.questions import Question
 from lora_chat.evaluation.written_calls import are_calls_readable
-from lora_chat.models.base_model import find_base, load_tokenizer
 
 LONG = "The tour begins at the north gate and takes about two hours, with a break at the tea house by the lake."
 CHINESE = "我们的客服中心每天从早上八点开到晚上十点，您可以随时打电话来咨询订单的情况。"
@@ -78,14 +77,13 @@ def test_calls_that_cannot_be_read_back_are_left_out():
     assert "tool_calls is left out, because calls in the form of this chat template are not read" in chosen.reason
 
 
-def test_reads_back_the_calls_that_a_template_writes():
-    tokenizer = load_tokenizer(find_base(BaseSection(name="tiny-random")))
-    stop_ids = [tokenizer.eos_token_id]
+def test_reads_back_the_calls_that_a_template_writes(tiny_tokenizer, monkeypatch):
+    stop_ids = [tiny_tokenizer.eos_token_id]
     items = make_items(["weather(...)"] * 3, [CALL])
-    tokenizer.chat_template = PLAIN_TOOLS_TEMPLATE
-    assert are_calls_readable(items, tokenizer, stop_ids)
-    tokenizer.chat_template = PLAIN_TEMPLATE
-    assert not are_calls_readable(items, tokenizer, stop_ids)
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", PLAIN_TOOLS_TEMPLATE)
+    assert are_calls_readable(items, tiny_tokenizer, stop_ids)
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", PLAIN_TEMPLATE)
+    assert not are_calls_readable(items, tiny_tokenizer, stop_ids)
 
 
 def test_plain_text_has_no_metric_of_replies():

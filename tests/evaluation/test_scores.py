@@ -60,6 +60,9 @@ def test_exact_match_compares_the_normal_form(reference, reply, is_equal):
         ("Paris", "It is PARIS!", True),
         ("", "anything", False),
         ("C++", "I use C++ daily", True),
+        ("cat", "concatenate a cat", True),
+        ("42", "is 42", True),
+        ("42", "is 421", False),
     ],
 )
 def test_contains_finds_whole_words(reference, reply, is_contained):
@@ -185,6 +188,15 @@ def test_reads_long_texts_quickly(text):
     assert time.monotonic() - begin < 0.5
 
 
+@pytest.mark.parametrize("text", ["(" * 10**6 + ")" * 10**6, "好" * 10**6, "'\"" * 10**6, "a " * 10**6, "²" * 10**6])
+def test_scores_long_texts_quickly(text):
+    begin = time.monotonic()
+    for score in (exact_match, contains, token_f1, rouge_l, json_match, chrf_statistics):
+        score(text, "a short reply")
+    bleu_statistics(text, "a short reply", "zh")
+    assert time.monotonic() - begin < 5
+
+
 @pytest.mark.parametrize(
     ("reference", "reply", "valid", "match"),
     [
@@ -225,6 +237,11 @@ TIME = ToolCall("time", "{}")
         ),
         ([WEATHER], '{"name": "weather", "parameters": {"city": "Köln", "days": 2}}', True),
         ([WEATHER], '[{"name": "weather", "arguments": {"city": "Köln", "days": 2}}]', True),
+        (
+            [WEATHER],
+            '{"type": "function", "function": {"name": "weather", "arguments": {"city": "Köln", "days": 2}}}',
+            True,
+        ),
         ([WEATHER], '[TOOL_CALLS]weather{"city": "Köln", "days": 2}', True),
         (
             [WEATHER],

@@ -5,6 +5,8 @@ from collections import Counter
 
 from lora_chat.evaluation.scores.text import is_written_without_spaces, normalize_answer, split_answer_words
 
+_WORD = re.compile(r"\w")
+
 
 def exact_match(reference: str, reply: str) -> bool:
     """Return whether the reply equals the reference in the normal form of answers."""
@@ -18,7 +20,13 @@ def contains(reference: str, reply: str) -> bool:
         return not text
     if is_written_without_spaces(needle):
         return needle in text
-    return re.search(rf"(?<!\w){re.escape(needle)}(?!\w)", text) is not None
+    start = text.find(needle)
+    while start >= 0:
+        end = start + len(needle)
+        if not _WORD.match(text[start - 1 : start]) and not _WORD.match(text[end : end + 1]):
+            return True
+        start = text.find(needle, start + 1)
+    return False
 
 
 def token_f1(reference: str, reply: str) -> float:

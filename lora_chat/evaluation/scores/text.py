@@ -23,6 +23,10 @@ _PAIRS = {
     "(": ")",
 }
 """Marks around a whole answer."""
+_MAX_NESTED_MARKS = 8
+"""Most marks around an answer that are removed one after the other."""
+MAX_COMPARED = 20_000
+"""Characters at the beginning of a text whose words and n-grams are compared, which bounds the time and memory."""
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
@@ -44,13 +48,14 @@ def normalize_answer(text: str) -> str:
     as - and % and English articles stay.
     """
     text = unicodedata.normalize("NFC", " ".join(normalize_form(text).casefold().split()))
-    while True:
+    for _ in range(_MAX_NESTED_MARKS):
         shorter = text.rstrip(_SENTENCE_ENDS + " ").lstrip("¿¡ ")
         if len(shorter) >= 2 and _PAIRS.get(shorter[0]) == shorter[-1]:
             shorter = shorter[1:-1].strip()
         if shorter == text or not shorter:
-            return text
+            break
         text = shorter
+    return text
 
 
 def split_words(text: str) -> list[str]:
@@ -58,7 +63,7 @@ def split_words(text: str) -> list[str]:
 
     In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) each character is a word.
     """
-    words: list[str] = _word_pattern().findall(normalize_form(text).lower())
+    words: list[str] = _word_pattern().findall(normalize_form(text[:MAX_COMPARED]).lower())
     return words
 
 
@@ -67,7 +72,7 @@ def split_answer_words(text: str) -> list[str]:
 
     In scripts without spaces each character is a word.
     """
-    text = normalize_form(text).lower()
+    text = normalize_form(text[:MAX_COMPARED]).lower()
     if text.isascii():
         text = text.translate(_without_ascii_punctuation())
     else:

@@ -88,5 +88,10 @@ def _parse_bare(text: str) -> list[ToolCall]:
         _, calls = read_call_text(text, "a call")
     except InvalidDialogueError:
         return []
-    is_call = all(isinstance(c, dict) and "name" in c and any(key in c for key in _ARGUMENT_KEYS) for c in calls)
-    return list(read_calls(calls, "a call")) if is_call else []
+    return list(read_calls(calls, "a call")) if all(map(_is_call, calls)) else []
+
+
+def _is_call(value: object) -> bool:
+    """Return whether a value of JSON is a call, also in the form of OpenAI."""
+    function = value.get("function", value) if isinstance(value, dict) else None
+    return isinstance(function, dict) and "name" in function and any(key in function for key in _ARGUMENT_KEYS)

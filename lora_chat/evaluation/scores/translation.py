@@ -6,6 +6,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from lora_chat.evaluation.scores.text import MAX_COMPARED
 from lora_chat.evaluation.scores.totals import divide
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def choose_tokenizer(references: Iterable[str]) -> str:
     Chinese gets `zh`. Japanese gets `ja-mecab` if MeCab is installed, otherwise `char`. Thai, Lao, Khmer, Burmese and
     Tibetan get `char`, and all others `13a`.
     """
-    text = "".join(references)
+    text = "".join(reference[:MAX_COMPARED] for reference in references)
     length = len("".join(text.split())) * _MIN_SHARE
     kana, han, other = (len(pattern.findall(text)) for pattern in (_KANA, _HAN, _OTHER_UNSPACED))
     if kana and kana + han >= length and kana * 10 >= han:
@@ -48,7 +49,7 @@ def bleu_statistics(reference: str, reply: str, tokenizer: str) -> list[float]:
 
     The order is that of sacrebleu's own statistics.
     """
-    score = _bleu(tokenizer).sentence_score(reply, [reference])
+    score = _bleu(tokenizer).sentence_score(reply[:MAX_COMPARED], [reference[:MAX_COMPARED]])
     return [score.sys_len, score.ref_len, *score.counts, *score.totals]
 
 
@@ -72,6 +73,7 @@ def chrf_statistics(reference: str, reply: str) -> list[float]:
     """Return the n-grams of the reply and of the reference and their matches, for 1 to 6 characters."""
     from sacrebleu import extract_char_ngrams
 
+    reference, reply = reference[:MAX_COMPARED], reply[:MAX_COMPARED]
     statistics: list[float] = []
     for order in range(1, _CHARACTER_ORDERS + 1):
         predicted, wanted = extract_char_ngrams(reply, order), extract_char_ngrams(reference, order)
