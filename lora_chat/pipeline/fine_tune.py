@@ -167,6 +167,8 @@ def fine_tune(
             read_lineage(run),
             generations,
             loss_on_prompts=prepared.statistics.total.loss_on_prompts > 0,
+            verdict=report.verdict,
+            recital=report.recital,
         )
         run.write_text(run.adapter / "README.md", card)
         seconds = round_seconds(load_seconds, training, time.monotonic() - started)

@@ -1,5 +1,6 @@
 """Parcels: an adapter as one small file that a receiver can verify.
 
+- ability_receipts: Strict models of general abilities, recital, overlap and kept step in a receipt
 - build: build the members of a parcel and write the file
 - collect: collect the figures and digests of a run for its receipt
 - compatibility: report which other programs can use an adapter

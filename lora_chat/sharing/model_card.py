@@ -13,8 +13,8 @@ from lora_chat.config.plan import Plan, PrecisionPlan
 from lora_chat.evaluation.generations import GenerationsReport
 from lora_chat.evaluation.intervals import wilson_interval
 from lora_chat.evaluation.metrics import METRICS, Metric, MetricFigures, find_metric
-from lora_chat.evaluation.recital import format_recital
-from lora_chat.evaluation.verdict import format_change
+from lora_chat.evaluation.recital import RecitalReport, format_recital
+from lora_chat.evaluation.verdict import Verdict, format_change
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import Portability
 from lora_chat.sharing.evaluation_receipt import EvaluationReceipt
@@ -38,8 +38,10 @@ def format_run_card(
     generations: GenerationsReport | None = None,
     *,
     loss_on_prompts: bool = False,
+    verdict: Verdict | None = None,
+    recital: RecitalReport | None = None,
 ) -> str:
-    """Write the card of an adapter in its run folder; `figures` come from a comparison.
+    """Write the card of an adapter in its run folder; `figures`, `verdict` and `recital` come from a comparison.
 
     `generations` compares an adapter that has a `lineage` with its parent. `loss_on_prompts` is whether dialogues had
     loss on their prompts.
@@ -72,7 +74,10 @@ def format_run_card(
             for metric in METRICS
             if metric.in_summary and (pair := figures.get(metric.name))
         ]
+        lines += ["", escape_markdown(verdict.text, 2000)] if verdict else []
         lines += ["", *format_table(("measured on held-out data", "base", "adapted"), rows)]
+    if recital:
+        lines += ["", *_format_recital(recital, recital.sensitive)]
     if lineage:
         lines += ["", *format_lineage(lineage)]
     if generations and (receipt := make_generations_receipt(generations.figures)):
@@ -287,14 +292,18 @@ def _format_evaluation(evaluation: EvaluationReceipt) -> list[str]:
         header = (f"on the {evaluation.set} set (95 % intervals)", "base", "adapted", "difference", "items")
         lines += ["", *format_table(header, rows)]
     if evaluation.recital:
-        recital = evaluation.recital
-        lines += ["", f"{escape_markdown(format_recital(recital.as_report()), 500)}."]
-        counts = ", ".join(f"{n} {escape_markdown(k.replace('_', ' '))}" for k, n in sorted(recital.sensitive.items()))
-        lines += ["", f"It completes secrets or personal data of its training: {counts}."] if counts else []
+        lines += ["", *_format_recital(evaluation.recital.as_report(), evaluation.recital.sensitive)]
     if evaluation.kept_step and evaluation.kept_step.step < evaluation.kept_step.last_step:
         step, last = evaluation.kept_step.step, evaluation.kept_step.last_step
         lines += ["", f"The adapter is that of step {step}; training went on to step {last}."]
     return lines
+
+
+def _format_recital(recital: RecitalReport, sensitive: Mapping[str, int]) -> list[str]:
+    """Return the lines about training replies that the adapter completes, and about secrets among them by kind."""
+    lines = [f"{escape_markdown(format_recital(recital), 500).rstrip('.')}."]
+    counts = ", ".join(f"{n} {escape_markdown(k.replace('_', ' '))}" for k, n in sorted(sensitive.items()))
+    return [*lines, "", f"It completes secrets or personal data of its training: {counts}."] if counts else lines
 
 
 def _format_old_comparison(receipt: Receipt) -> list[str]:
