@@ -2,6 +2,7 @@
 
 - audit_data: The audit of training data, validation data, questions and chat template, cached
 - audit_run: The audit of a prepared run, and the run without dropped dialogues
+- check_metrics: The check that the listed metrics of replies can be measured
 - choose_template: The chat template of an adapter
 - choose_thinking: The switch of chat templates for thoughts, decided by the data
 - base_precision: The precision of a plan for the base in use, and the quantized share

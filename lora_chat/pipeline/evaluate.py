@@ -14,6 +14,7 @@ from lora_chat.evaluation.reply_items import read_reply_items
 from lora_chat.models.adapter_files import is_adapter_folder
 from lora_chat.models.base_model import load_tokenizer
 from lora_chat.models.identity import compute_identity
+from lora_chat.pipeline.check_metrics import check_listed_metrics
 from lora_chat.pipeline.compare import compare_models, compare_run
 from lora_chat.pipeline.compare_generations import Measured, add_original_base, measure_generations, report_generations
 from lora_chat.pipeline.general_items import choose_evaluation_set
@@ -73,6 +74,7 @@ def evaluate_adapter(
     if opened.run is not None and evaluation_files.data is None:
         run, settings = None if changes else opened.run, opened.run.read_plan().evaluation
     settings = change_evaluation(settings, changes) if changes else settings
+    check_listed_metrics(prepared, settings)
     if own:
         _try_own_metrics(own, prepared, settings)
     model = opened.adapter.load(opened.precision)

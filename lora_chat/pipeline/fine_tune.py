@@ -23,6 +23,7 @@ from lora_chat.models.model_errors import explain_model_errors
 from lora_chat.models.text_layers import describe_left_out, find_text_layers
 from lora_chat.models.token_rows import merge_token_rows
 from lora_chat.pipeline.audit_run import audit_run
+from lora_chat.pipeline.check_metrics import check_listed_metrics
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.compare_generations import add_original_base, measure_generations, report_generations
 from lora_chat.pipeline.estimate import resolve_plan
@@ -109,6 +110,7 @@ def fine_tune(
             planning_seconds = time.monotonic() - planning_started
             planned_items = estimate.general_items if estimate else None
             prepared = replace(prepared, general=take_planned_items(prepared.general, planned_items, earlier))
+            check_listed_metrics(prepared, plan.evaluation)
             original = prepared
             if parent and parent.is_merged:
                 progress.enter_stage("merging the parent into its base")
