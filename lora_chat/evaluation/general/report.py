@@ -48,7 +48,7 @@ class GeneralReport:
     difference: float
     """Rise of the share of right replies, in points of 100; negative if the adapted model has fewer."""
     difference_interval: tuple[float, float]
-    """95 % interval of the difference, in points (Agresti and Min 2005)."""
+    """95 % interval of the difference, in points (Bonett and Price 2012)."""
     p_value: float
     """Exact two-sided p-value of McNemar's test."""
     word: GeneralWord
