@@ -28,6 +28,7 @@ def try_write_report(run: RunFolder) -> None:
     """Write the report of a run, and warn of a failure, which changes nothing else of a finished run."""
     try:
         write_report(run)
+        logger.info(f"Report: {display_path(run.report)}")
     except (LoraChatError, OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         logger.warning(f"The report could not be written: {first_line(error)}\nFix: lora-chat report {run.path}")
 

@@ -4,7 +4,7 @@
 - values: Checked access to JSON values of unknown shape
 - element: HTML and SVG elements, in which every text is escaped
 - document: The whole page: style, script and content security policy
-- show: Numbers, times, sizes and nested values as text and tables
+- show: Numbers, times, sizes and JSON values as text, and tables
 - figures: The figures, the verdict and the items of a comparison, read from its JSON
 - curves: The curves of loss and learning rate, read from the metrics of a run
 - chart: Line charts as SVG

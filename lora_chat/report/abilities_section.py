@@ -9,7 +9,6 @@ from lora_chat.report.section import TONES, Section, build_folded, build_note, b
 from lora_chat.report.show import (
     NOTHING,
     build_facts,
-    build_nested,
     build_table,
     cut_text,
     show_number,
@@ -26,11 +25,9 @@ _MAX_ROWS = 200
 def build_general(record: RunRecord) -> Section | None:
     """Return how general abilities changed, by kind and language, with the replies that became right or wrong."""
     general = as_object(record.read("comparison").get("general"))
-    if not general:
-        return None
     items, base, adapted = (as_count(general.get(key)) for key in ("items", "base_right", "adapted_right"))
     if items is None or base is None or adapted is None:
-        return Section("general", "General abilities (forgetting)", build_nested(general, "General abilities"))
+        return None
     word = as_text(general.get("word"))
     interval = as_interval(general.get("difference_interval"))
     facts: dict[str, Child] = {

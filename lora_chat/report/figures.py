@@ -10,6 +10,8 @@ from lora_chat.report.show import NOTHING, show_number
 from lora_chat.report.values import as_count, as_interval, as_list, as_number, as_object, as_text
 
 _MAX_METRICS = 100
+_MAX_SCORES = 30
+"""Largest number of metrics of an item."""
 _MAX_NAME = 200
 Interval = tuple[float, float]
 
@@ -130,7 +132,7 @@ def _read_figure(name: str, pair: Mapping[str, object], comparison: Mapping[str,
 def _read_item(row: Mapping[str, object]) -> Item:
     """Return an item of this or an earlier version, or an answer to a question."""
     scores: dict[str, tuple[float, float]] = {}
-    for name, pair in list(as_object(row.get("scores")).items())[:_MAX_METRICS]:
+    for name, pair in list(as_object(row.get("scores")).items())[:_MAX_SCORES]:
         values = [as_number(int(part) if isinstance(part, bool) else part) for part in as_list(pair)]
         if len(values) == 2 and values[0] is not None and values[1] is not None:
             scores[name[:_MAX_NAME]] = (values[0], values[1])

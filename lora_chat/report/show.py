@@ -1,14 +1,12 @@
-"""Numbers, times, sizes and nested values as text and tables."""
+"""Numbers, times, sizes and JSON values as text, and tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from lora_chat.report.element import Child, Markup, element, join
+from lora_chat.report.element import Child, Markup, element
 from lora_chat.report.values import as_number
 
 NOTHING = "–"
-_MAX_ROWS = 200
 _MAX_TEXT = 2_000
-_MAX_DEPTH = 4
 
 
 def show_number(value: float | None, digits: int = 4) -> str:
@@ -102,42 +100,3 @@ def build_facts(values: Mapping[str, Child], caption: str) -> Markup:
         for name, value in values.items()
     )
     return element("dl", pairs, class_="facts", aria_label=caption)
-
-
-def build_nested(value: object, caption: str, depth: int = 0) -> Markup:
-    """Return tables of a JSON value of any shape, so that figures of later versions are shown, too."""
-    if isinstance(value, dict) and value and depth < _MAX_DEPTH:
-        plain = {
-            key: part for key, part in value.items() if not isinstance(part, dict) and not _is_list_of_objects(part)
-        }
-        nested = {key: part for key, part in value.items() if key not in plain}
-        records = {key: part for key, part in nested.items() if isinstance(part, dict)}
-        if not plain and len(records) == len(nested) > 1 and _have_equal_keys(list(records.values())):
-            return _build_records([{"": key, **record} for key, record in records.items()], caption)
-        parts = [build_facts({_show_key(k): show_value(v) for k, v in list(plain.items())[:_MAX_ROWS]}, caption)]
-        for key, part in list(nested.items())[:_MAX_ROWS]:
-            parts += [element("h4", _show_key(key)), build_nested(part, f"{caption}: {_show_key(key)}", depth + 1)]
-        return join(parts)
-    if _is_list_of_objects(value) and isinstance(value, list):
-        return _build_records(value[:_MAX_ROWS], caption)
-    return element("p", show_value(value), dir="auto")
-
-
-def _build_records(records: Sequence[Mapping[str, object]], caption: str) -> Markup:
-    """Return one table of objects, with a column for each key."""
-    keys = list(dict.fromkeys(key for record in records for key in record))[:30]
-    rows = [[show_value(record[key]) if key in record else NOTHING for key in keys] for record in records]
-    return build_table([_show_key(key) for key in keys], rows, caption=caption)
-
-
-def _is_list_of_objects(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
-
-
-def _have_equal_keys(records: Sequence[Mapping[str, object]]) -> bool:
-    return all(record.keys() == records[0].keys() for record in records)
-
-
-def _show_key(key: object) -> str:
-    """Return a key of JSON as words."""
-    return cut_text(str(key).replace("_", " "), 100)
