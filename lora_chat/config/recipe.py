@@ -18,8 +18,17 @@ from lora_chat.system.device_choice import DEVICE_PATTERN, explain_unknown_devic
 
 GENERAL_CHOICES = ("auto", "all", "off")
 """Values of `evaluation.general` that are not files."""
-GeneralSetting = Annotated[NonEmptyStr, BeforeValidator(lambda value: "off" if value is False else value)]
-"""The general items; YAML reads `off` as a boolean."""
+
+
+def _read_general(value: object) -> object:
+    """Return the setting of general items; YAML reads `off` and `on` as booleans. Raise ValueError for `on`."""
+    if value is True:
+        raise ValueError(f"must be {', '.join(GENERAL_CHOICES)} or a file")
+    return "off" if value is False else value
+
+
+GeneralSetting = Annotated[NonEmptyStr, BeforeValidator(_read_general)]
+"""The general items that are asked."""
 _WINDOWS_DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 """Pattern of names that Windows reserves. Run folders are named NAME-1, but parcels and exports use the name itself."""
 

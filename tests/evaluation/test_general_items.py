@@ -67,7 +67,7 @@ def test_a_file_has_items_or_questions(tmp_path):
         ({**ITEM, "arguments": []}, "field `arguments`"),
         ({**ITEM, "prompts": 1}, "unknown key 'prompts'"),
         ({"question": "Wo?", "accept": "hier"}, "needs the argument `accept`"),
-        ({"question": 3, "accept": ["x"]}, "field `prompt`"),
+        ({"question": 3, "accept": ["x"]}, "field `question`"),
         ('{"question": "\\ud800", "accept": ["x"]}', "surrogate"),
         (ITEM, "already in line 1"),
     ],

@@ -100,7 +100,9 @@ def _parse_item(row: object, line: int) -> GeneralItem:
     """Return the item of one line. Raise ValueError if the line is not one."""
     if not isinstance(row, dict):
         raise ValueError("an item must be a JSON object")
+    prompt_key = "prompt"
     if "question" in row and "prompt" not in row:
+        prompt_key = "question"
         row = {
             "id": f"line {line}",
             "language": _guess_language(row["question"]),
@@ -115,7 +117,8 @@ def _parse_item(row: object, line: int) -> GeneralItem:
     for key, limit in limits.items():
         value = row.get(key)
         if not isinstance(value, str) or not value.strip() or len(value) > limit:
-            raise ValueError(f"the field `{key}` must be a text of 1 to {limit:,} characters")
+            name = prompt_key if key == "prompt" else key
+            raise ValueError(f"the field `{name}` must be a text of 1 to {limit:,} characters")
         if key != "prompt" and not value.isprintable():
             raise ValueError(f"the field `{key}` contains a control character")
     check = CHECKS.get(row["check"]) if isinstance(row.get("check"), str) else None
