@@ -52,11 +52,12 @@ def judge(
     pair = figures.get(metric.name) if metric is not None else None
     notes = [USED_TWICE] if used_twice else []
     notes += overlap.format_notes(metric.items if metric else None) if overlap else []
+    other_abilities = [f"{general[0].upper()}{general[1:]}."] if general else []
     if metric is None or pair is None:
-        return Verdict("not measured", None, " ".join(["Not measured: there is nothing to compare on.", *notes]))
+        nothing = "Not measured: there is nothing to compare on."
+        return Verdict("not measured", None, " ".join([nothing, *other_abilities, *notes]))
     withheld = overlap.explain_withheld(metric.items) if overlap else None
     if withheld is not None:
-        other_abilities = [f"{general[0].upper()}{general[1:]}."] if general else []
         return Verdict("withheld", metric.name, " ".join([f"Withheld: {withheld}", *other_abilities, *notes]))
     word: VerdictWord = pair.get("verdict", "no difference shown")
     doubt = _find_doubt(metric, pair, control) if word == "better" else None
