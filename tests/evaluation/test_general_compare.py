@@ -27,7 +27,18 @@ def compare(base, adapted, available=None):
         ("+" * 50, "-" * 10 + "+" * 40, "worse", "20 points worse in general (7 to 31, 50 items)"),
         ("-" * 50, "+" * 10 + "-" * 40, "better", "20 points better in general (7 to 31, 50 items)"),
         ("+" * 50, "+" * 50, "no difference shown", "no loss shown in general (-5 to +5 points, 50 items)"),
-        ("+" * 50, "-" * 5 + "+" * 45, "no difference shown", "no loss shown in general (-19 to 0 points, 50 items)"),
+        (
+            "+" * 50,
+            "-" * 5 + "+" * 45,
+            "no difference shown",
+            "no loss shown in general (-19 to 0 points, 50 items)",
+        ),
+        (
+            "+" * 11 + "-" * 3 + "+" * 26,
+            "-" * 11 + "+" * 3 + "+" * 26,
+            "no difference shown",
+            "a loss in general is possible and not shown (-37 to -1 points, 40 items)",
+        ),
         (
             "+" * 5 + "-" * 45,
             "-" * 50,

@@ -140,6 +140,7 @@ def test_embedded_base_learns_and_its_4bit_merge_agrees(cache_home, tmp_path, be
         "output.directory": tmp_path,
         "training.max_steps": 5,
         "evaluation.questions": "null",
+        "evaluation.general": "off",
         "evaluation.samples": 1,
         "evaluation.max_new_tokens": 8,
         "evaluation.recital": 0,

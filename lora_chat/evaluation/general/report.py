@@ -76,6 +76,9 @@ class GeneralReport:
             return f"{_format_points(self.difference)} points better in general ({points}, {asked})"
         if self.base_right < MIN_ITEMS:
             return f"no loss could be shown in general (the base answers {self.base_right} of {asked} right)"
+        if high < 0:  # the exact test needs a little more than the interval
+            points = f"{_format_points(low)} to {_format_points(high)}"
+            return f"a loss in general is possible and not shown ({points} points, {asked})"
         return f"no loss shown in general ({_format_points(low, '+')} to {_format_points(high, '+')} points, {asked})"
 
     @property
