@@ -66,8 +66,14 @@ class DialogueSet:
 
     def read(self) -> Iterator[Dialogue | list[int]]:
         """Yield the dialogues, and the ids of blocks of plain text."""
-        for _, _, dialogue, rows in self.iter_units():
-            yield rows[0].input_ids if dialogue is None else dialogue
+        for store, units in self.units_by_store:
+            table = store.open_rows()
+            unit_of_row, rows = _read_unit_numbers(table), EncodedRows(table.remove_columns("unit"))
+            for number, path, line, row in store.read_units(units):
+                if row:  # its rows are not read, which takes most of the time
+                    yield replace(parse_dialogue(row, line), path=path)
+                else:
+                    yield rows[int(unit_of_row.searchsorted(number))].input_ids
         yield from self.read_blocks()
 
     def read_blocks(self) -> Iterator[list[int]]:

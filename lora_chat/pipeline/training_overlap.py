@@ -10,6 +10,7 @@ from lora_chat.audit.overlap.digests_file import encode_digests, read_digests
 from lora_chat.audit.overlap.find_overlap import EvaluatedItem, find_overlap, find_seen_questions
 from lora_chat.audit.overlap.training_digests import DigestCollector, TrainingDigests, merge_digests
 from lora_chat.data.dataset import DialogueSet
+from lora_chat.data.dialogue import Dialogue
 from lora_chat.evaluation.overlap import OverlapReport, make_overlap_report
 from lora_chat.pipeline.open_adapter import OpenAdapter
 from lora_chat.pipeline.prepare import PreparedEvaluation, PreparedRun
@@ -72,11 +73,11 @@ def _find_overlap(prepared: PreparedEvaluation, digests: TrainingDigests) -> Ove
 def _collect_digests(train: DialogueSet) -> TrainingDigests:
     """Return the digests of a training set, and report progress every few seconds."""
     collector, last_message = DigestCollector(), time.monotonic()
-    for number, (_, _, dialogue, rows) in enumerate(train.iter_units(), 1):
-        if dialogue is not None:
-            collector.add(dialogue)
+    for number, unit in enumerate(train.read(), 1):
+        if isinstance(unit, Dialogue):
+            collector.add(unit)
         else:
-            collector.add_block(rows[0].input_ids)
+            collector.add_block(unit)
         if time.monotonic() - last_message > _PROGRESS_INTERVAL_SECONDS:
             last_message = time.monotonic()
             logger.info(f"Keeping digests of the training dialogues: {number:,} of {len(train):,}")

@@ -77,6 +77,9 @@ def _stated_fields(receipt: Receipt, confirmed: set[str]) -> set[str]:
     if "comparison" in confirmed and receipt.comparison and receipt.comparison.facts:
         # The receipt does not contain the questions, so a repeated comparison cannot confirm their share.
         fields.add("comparison.facts")
+    if "evaluation" in confirmed and receipt.evaluation and receipt.evaluation.overlap:
+        # The digests of the training dialogues stay in the run, so the overlap with them cannot be repeated.
+        fields.add("evaluation.overlap")
     return fields
 
 
