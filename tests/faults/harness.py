@@ -21,6 +21,7 @@ MODES = ["count", "kill", "torn", "full", "broken"]
 RECIPE = [
     "recipes/smoke.yaml",
     *("--set", "evaluation.samples=0"),
+    *("--set", "evaluation.replies=0"),
     *("--set", "evaluation.every_steps=1"),
     *("--set", "training.learning_rate=0.3"),  # so that the last step is not the best
     *("--set", "checkpoint.every_steps=1"),

@@ -62,6 +62,8 @@ class ValidationCallback(TrainerCallback):
             self._measure_step()  # the run stopped between the checkpoint and the measurement
         elif measurement is not None and not has_metrics:  # or between the measurement and its metrics
             self._trainer.log_validation(measurement.validation_loss, measurement.token_accuracy)
+        if measurement is not None:  # or before old copies were deleted
+            self._measured_steps.delete_unneeded_copies(self._list_checkpoint_steps())
         if self._measured_steps.should_stop:
             raise TrainingNotStarted
 
