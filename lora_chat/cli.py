@@ -35,7 +35,9 @@ _SMALLER_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY
 Micro-batches rarely have the same shape twice, so the default of 1,024 entries took 0.9 GB after a hundred steps and
 made no step faster.
 """
-_CHATTY_LIBRARIES = ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "datasets", "torch", "matplotlib")
+_CHATTY_LIBRARIES = (
+    *("bitsandbytes", "transformers", "trl", "peft", "accelerate", "datasets", "torch", "matplotlib", "lm_eval"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

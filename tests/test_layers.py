@@ -41,6 +41,8 @@ LIBRARY_IMPORTERS = {
     "model_signing": ["sharing/signature.py"],
     "huggingface_hub": ["system/hub_client.py", "system/hub_guard.py", "system/hub_origin.py"],
     "httpx2": ["system/hub_guard.py", "system/hub_origin.py"],
+    "evaluate": ["evaluation/harness_model.py"],
+    "lm_eval": ["evaluation/harness_model.py"],
     "llama_cpp": ["export/parity/llama_cpp_worker.py"],
     "regex": ["config/metric_choice.py", "evaluation/scores/"],
     "rich": ["system/bar.py"],

@@ -6,6 +6,9 @@
 - comparison_report: The result of a comparison of base and adapted model
 - format: A comparison as text for the terminal
 - generations: Comparison of base, parent and child
+- harness_figures: Figures of lm-evaluation-harness, side by side
+- harness_model: lm-evaluation-harness on a loaded model
+- harness_tasks: Tasks of lm-evaluation-harness, and files that must not run code
 - intervals: Intervals and tests for figures of two models on the same items
 - label_report: Figures of each label and the confusion matrix
 - loss: Loss, perplexity and right top tokens at supervised positions

@@ -15,6 +15,7 @@
 - estimate: The estimate of a recipe or run, and the choice of open settings
 - estimate_history: Estimated against measured memory and time
 - evaluate: The comparison of an existing adapter with its base
+- evaluate_harness: Tasks of lm-evaluation-harness for an existing adapter
 - export_adapter: The export of an adapter to other programs, with parity checks
 - fine_tune: A fine-tuning run from top to bottom
 - general_items: The general items of a run
