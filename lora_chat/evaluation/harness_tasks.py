@@ -104,11 +104,11 @@ def read_task_file(path: Path) -> dict[str, object]:
     return config | {"dataset_kwargs": _read_data_files(path, config)}
 
 
-def _check_fields(path: Path, given: object, allowed: set[str], prefix: str) -> None:
+def _check_fields(path: Path, fields: object, allowed: set[str], prefix: str) -> None:
     """Raise UsageError for a field that is not allowed without consent."""
-    if not isinstance(given, Mapping):
+    if not isinstance(fields, Mapping):
         raise UsageError(f"{path.name}: {prefix.rstrip('.')} is not a mapping.")
-    for key in given:
+    for key in fields:
         if key not in allowed:
             raise UsageError(
                 f"{path.name}: {prefix}{sanitize_line(str(key))[:100]} is not accepted, because fields of the harness "
@@ -159,12 +159,12 @@ def _read_data_files(path: Path, config: Mapping[str, object]) -> dict[str, obje
     if not isinstance(arguments, Mapping) or "data_files" not in arguments:
         raise UsageError(f"{path.name}: dataset_kwargs names no data_files.")
     files = arguments["data_files"]
-    found: object = (
+    data_files: object = (
         {str(split): _find_files(path, names) for split, names in files.items()}
         if isinstance(files, Mapping)
         else _find_files(path, files)
     )
-    return {**arguments, "data_files": found}
+    return {**arguments, "data_files": data_files}
 
 
 def _find_files(path: Path, names: object) -> list[str]:
