@@ -13,7 +13,7 @@ from lora_chat.config.audit import AuditSection, FindingKind, finding_title
 from lora_chat.config.plan import Plan
 from lora_chat.data.dataset import find_units, select_units
 from lora_chat.data.encoding.encode import EncodedDialogue
-from lora_chat.errors import IntegrityError
+from lora_chat.errors import DataError, IntegrityError, first_line
 from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.evaluation.recital import (
     MAX_FINDINGS,
@@ -59,7 +59,11 @@ def add_recital(
     count = plan.evaluation.count_recital_replies(count_parameters(model).all_parameters, trained_dialogues)
     if not count:
         return report
-    recital = measure_recital(model, prepared, plan.audit, audit, count, plan.training.seed)
+    try:
+        recital = measure_recital(model, prepared, plan.audit, audit, count, plan.training.seed)
+    except (DataError, IntegrityError) as error:  # the cache of encoded data was deleted or damaged during training
+        logger.warning(f"Recital was not measured: {first_line(error)}")
+        return report
     if recital is None:
         return report
     logger.info(format_recital(recital))

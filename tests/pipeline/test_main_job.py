@@ -72,10 +72,11 @@ RESULT_KEYS = {
 
 @pytest.mark.slow
 def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
-    done = run("sft", "recipes/smoke.yaml", "--json", "--set", f"output.directory={tmp_path}")
+    settings = ["--set", f"output.directory={tmp_path}", "--set", "evaluation.recital=2"]
+    done = run("sft", "recipes/smoke.yaml", "--json", *settings)
     assert len(done.stdout.splitlines()) == 1
     result = json.loads(done.stdout)
-    assert set(result) == RESULT_KEYS
+    assert set(result) == RESULT_KEYS | {"recital"}
     assert set(result["seconds"]) == {"load", "train", "total"}
     assert result["validation_loss"]["adapted"] < result["validation_loss"]["base"]
     folder = tmp_path / "smoke-1"
@@ -111,6 +112,9 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
     again = json.loads(here("eval", folder, "--json"))
     for side in ("base", "adapted"):
         assert again["validation_loss"][side] == pytest.approx(result["validation_loss"][side], abs=1e-6)
+    comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    assert comparison["recital"] == again["recital"] == result["recital"]  # measured once, at the end of training
+    assert (result["recital"]["replies"], result["recital"]["adapted"]) == (2, 0)
 
     replies = here("chat", folder, "--json", "--max-new-tokens", 4, stdin="hello\n/reset\nhi\n").splitlines()
     assert [json.loads(line)["role"] for line in replies] == ["assistant", "assistant"]

@@ -15,13 +15,14 @@ from lora_chat.config.plan import plan_precision
 from lora_chat.config.recipe import AdapterSection, BaseSection, EvaluationSection, QuantizationSection
 from lora_chat.data.dataset import build_block_set, build_full_set, find_units, select_units
 from lora_chat.data.sources import find_sources, open_sources
+from lora_chat.evaluation.comparison import ComparisonReport
 from lora_chat.evaluation.recital import RecitalReport, RecitedValue, complete_rows, format_recital, read_recital
 from lora_chat.evaluation.training_replies import choose_replies, read_training_replies
 from lora_chat.inference.generation import generate_ids
 from lora_chat.models.adapter import attach_adapter, without_adapter
 from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer
 from lora_chat.models.stop_tokens import read_stop_ids
-from lora_chat.pipeline.measure_recital import _format_warning, measure_recital, read_stored_recital
+from lora_chat.pipeline.measure_recital import _format_warning, add_recital, measure_recital, read_stored_recital
 from lora_chat.system.hardware import Hardware
 
 ANSWERS = [
@@ -119,6 +120,36 @@ def test_a_value_of_the_question_is_not_recital(tmp_path, trained):
     audit = replace(NO_AUDIT, findings=(Finding("personal_data", path, 1, 2),))
     prepared = SimpleNamespace(tokenizer=prepared.tokenizer, stop_ids=prepared.stop_ids, train=train)
     assert measure_recital(model, prepared, AuditSection(), audit, 20, 0).values == 0
+
+
+def add(model, prepared, tmp_path, **settings):
+    """Return the report that `add_recital` gives, and what it wrote into the comparison of the run."""
+    training = SimpleNamespace(effective_batch_size=4, seed=0)
+    plan = SimpleNamespace(evaluation=EvaluationSection(**settings), audit=AuditSection(), training=training)
+    written = []
+    run = SimpleNamespace(comparison=tmp_path, write_json=lambda path, value: written.append(value["recital"]))
+    report = ComparisonReport(figures={}, validation_dialogues=0, samples=(), answers=())
+    return add_recital(report, model, prepared, plan, NO_AUDIT, run, 3), written
+
+
+def test_the_recital_is_shown_and_written(trained, tmp_path, messages):
+    model, prepared, path = trained
+    report, written = add(model, prepared, tmp_path, recital=9)
+    assert report.recital.adapted == 3 and written == [report.recital.as_dict()]
+    assert "Recital: recites 3 of 3 training replies word for word" in "\n".join(messages)
+    assert f"personal data ({path}:2)" in messages[-1] and "mira" not in messages[-1]
+    for settings in ({}, {"recital": "off"}):  # a base of 100,000 weights has none by default
+        assert add(model, prepared, tmp_path, **settings)[1] == []
+
+
+def test_a_deleted_cache_ends_no_run(trained, tmp_path, messages):
+    model, prepared, _ = trained
+    gone = replace(prepared.train.units_by_store[0][0], folder=tmp_path / "deleted")
+    train = replace(prepared.train, units_by_store=((gone, prepared.train.units_by_store[0][1]),))
+    damaged = SimpleNamespace(tokenizer=prepared.tokenizer, stop_ids=prepared.stop_ids, train=train)
+    report, written = add(model, damaged, tmp_path, recital=9)
+    assert report.recital is None and written == []
+    assert "Recital was not measured" in messages[-1]
 
 
 LONG = "x" * 15 + " and some more words"
