@@ -8,6 +8,7 @@ anything over the network. No variable comes from a recipe.
 """
 
 import importlib
+import logging
 import netrc
 import os
 import sys
@@ -31,6 +32,8 @@ from lora_chat.errors import (
 )
 from lora_chat.system.atomic_write import private_umask
 from lora_chat.system.console import keep_stdout_for_results
+
+logger = logging.getLogger(__name__)
 
 _PROJECT = "lora-chat"
 _WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
@@ -177,6 +180,7 @@ def start_reporters(names: Sequence[str], folder: Path) -> None:
         os.environ.update(reporter.required(folder))
         if reporter.start is None:
             continue
+        logger.info(f"Connecting to {reporter.name}")
         with explain_write_errors(folder, f"the files of {reporter.name}"):
             reporter.locate(folder).mkdir(mode=0o700, exist_ok=True)
         try:

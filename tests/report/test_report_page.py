@@ -213,7 +213,7 @@ def test_huge_texts_are_cut_and_quick(tmp_path):
     comparison = make_comparison(400)
     for item in comparison["items"]:
         item["base"] = "x" * 1_000_000 if item is comparison["items"][0] else item["base"] * 20
-    record = collect_run(RunFolder(write_run(tmp_path, comparison, steps=20_000)))
+    record = collect_run(RunFolder(write_run(tmp_path, comparison, steps=6_000)))
     started = time.process_time()
     text = build_run_page(record)
     assert time.process_time() - started < 2
@@ -242,3 +242,27 @@ def test_a_failed_report_leaves_the_run_as_it_is(tmp_path, messages, monkeypatch
     try_write_report(run)
     assert "could not be written" in messages[0]
     assert not run.report.exists()
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", [0, 1, 2])
+def test_text_has_enough_contrast_in_light_and_dark(full_text, theme):
+    style = re.search("<style>(.*?)</style>", full_text, re.S)[1]
+    blocks = [block for block in re.findall(r"\{([^{}]*)\}", style) if "--page:" in block]
+    assert len(blocks) == 3
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[theme]))
+    backgrounds = ("page", "card", "soft")
+    pairs = [(text, back) for text in ("text", "muted", "accent") for back in backgrounds]
+    pairs += [(tone, f"{tone}-soft") for tone in ("good", "bad", "warn")] + [
+        ("text", "bad-soft"),
+        ("text", "warn-soft"),
+    ]
+    pairs += [(name, "card") for name in colours if name.startswith("run-") or name in ("good", "validation", "rate")]
+    for text, back in pairs:
+        bright, dark = sorted((luminance(colours[text]), luminance(colours[back])), reverse=True)
+        assert (bright + 0.05) / (dark + 0.05) >= 4.5, (text, back)
