@@ -33,6 +33,17 @@ def test_no_shipped_item_accepts_its_own_prompt_or_an_empty_reply():
     assert [item.id for item in read_shipped_items() if item.is_answered_by("?!")] == []
 
 
+def test_shipped_facts_and_sums_accept_their_answers_in_a_sentence():
+    frames = {"en": "The answer is {}.", "zh": "答案是{}。"}
+    for item in read_shipped_items():
+        if item.check not in ("contains", "number"):
+            continue
+        frame = frames[item.language]
+        for answer in item.arguments.get("accept", [item.arguments.get("value")]):
+            assert item.is_answered_by(frame.format(answer)), item.id
+            assert not item.is_answered_by(frame.format(f"x{answer}x" if item.language == "en" else "无")), item.id
+
+
 def write(path, *rows):
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return str(path)
