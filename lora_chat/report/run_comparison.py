@@ -55,7 +55,7 @@ def _build_overview(records: Sequence[RunRecord], names: Sequence[str]) -> Marku
             [
                 name,
                 build_word(cut_text(word, 60)) if word else NOTHING,
-                cut_text(as_text(find_value(verdict, "text")) or NOTHING, 500),
+                element("div", cut_text(as_text(find_value(verdict, "text")) or NOTHING, 500), class_="sentence"),
                 show_value(result.get("steps")),
                 show_seconds(as_number(find_value(result, "seconds", "total"))),
                 show_bytes(as_number(result.get("peak_memory_bytes"))),
