@@ -76,11 +76,11 @@ def explain_choice(measurements: Sequence[MeasuredLoss], measure: Measure, stopp
     last = measurements[-1]
     by_step = {measurement.step: measurement for measurement in measurements}
     chosen, best = by_step[min(last.candidates)], by_step[max(last.candidates)]
-    text = f"{_TITLES[measure]} {_format_figure(chosen, measure)}"
+    text = f"its {_TITLES[measure]}, {_format_figure(chosen, measure)}, is "
     if chosen is best:
-        text += ", the best of all measured steps"
+        text += "the best of all measured steps"
     else:
-        text += f", within one standard error of the best, {_format_figure(best, measure)} at step {best.step}"
+        text += f"within one standard error of the best, {_format_figure(best, measure)} at step {best.step}"
     if last is not chosen:
         text += f"; the last step had {_format_figure(last, measure)} ({_format_difference(last, measure)})"
     if stopped_after is not None:
