@@ -70,7 +70,10 @@ def _choose_names(items: Sequence[ReplyItem], settings: EvaluationSection) -> tu
         return settings.metrics, "evaluation.metrics lists them"
     kinds = find_kinds(items, settings.number_pattern)
     names = dict.fromkeys(name for kind in kinds for name in REPLY_KINDS[kind].metrics)
-    return list(names), " and ".join(REPLY_KINDS[kind].reason for kind in kinds)
+    reasons = [REPLY_KINDS[kind].reason for kind in kinds]
+    if settings.number_pattern is not None:
+        reasons = ["evaluation.number_pattern is set"]
+    return list(names), " and ".join(reasons)
 
 
 def _configure(metric: Metric, settings: EvaluationSection) -> Metric:

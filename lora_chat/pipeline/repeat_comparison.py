@@ -34,17 +34,18 @@ def choose_settings(receipt: Receipt) -> EvaluationSection:
         return EvaluationSection(samples=0, replies=0)
     stated = receipt.recipe.get("evaluation")
     known = {key: value for key, value in stated.items() if key in _REPEATED} if isinstance(stated, Mapping) else {}
-    replies = [
-        figure.items for name, figure in receipt.evaluation.figures.items() if find_metric(name).items == "replies"
-    ]
+    replies = receipt.evaluation.replies
+    if replies is None:
+        counts = [f.items for name, f in receipt.evaluation.figures.items() if find_metric(name).items == "replies"]
+        replies = max(counts, default=0)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
     try:
-        return EvaluationSection.model_validate({**values, "replies": max(replies, default=0)})
+        return EvaluationSection.model_validate({**values, "replies": replies})
     except ValidationError:  # settings of a later version
-        return EvaluationSection(replies=max(replies, default=0))
+        return EvaluationSection(replies=replies)
 
 
-_REPEATED = ("samples", "max_new_tokens", "generation", "metrics")
+_REPEATED = ("samples", "max_new_tokens", "generation", "metrics", "number_pattern")
 """Settings that decide which replies are generated and how they are measured."""
 
 

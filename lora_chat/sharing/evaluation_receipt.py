@@ -116,6 +116,8 @@ class EvaluationReceipt(StrictModel):
     general: GeneralReceipt | None
     recital: RecitalReceipt | None
     kept_step: KeptStepReceipt | None
+    replies: Count | None = None
+    """Number of held-out prompts that both models answered, of which a metric may count fewer."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -192,6 +194,7 @@ def make_evaluation_receipt(
             "general": _pick(general, GeneralReceipt),
             "recital": _pick(recital, RecitalReceipt),
             "kept_step": {"step": kept_step[0], "last_step": kept_step[1]} if kept_step else None,
+            "replies": len(items) if isinstance(items := comparison.get("items"), list) else None,
         }
     )
 
