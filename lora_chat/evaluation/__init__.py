@@ -14,6 +14,7 @@
 - loss: Loss, perplexity and right top tokens at supervised positions
 - loss_plot: The plot of training and validation loss
 - measurement: What was measured of one model
+- metric: A metric of base and adapted model, with its intervals and its verdict
 - metrics: The metrics of a comparison, in one table
 - overlap: Evaluation data that was trained on, and whether the verdict is withheld because of it
 - own_metric: Metrics of the user, from a Python file

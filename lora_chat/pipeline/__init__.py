@@ -24,6 +24,7 @@
 - inspect_data: The data of a recipe as a run reads it
 - install_tokens: The tokens of an adapter, installed in the tokenizer of its base
 - known_parent: The parent of an existing adapter
+- load_adapted: The base of a run with a new adapter, or with that of its parent
 - load_data: The data of a plan: found, read, encoded and split
 - machine_benchmark: Times and memory of small models on this machine, cached
 - machine_benchmark_worker: The process that measures small models
@@ -45,6 +46,7 @@
 - resume: The run and the checkpoint from which training continues
 - run_identity: The fields that make two runs the same
 - run_status: The progress of a run, and its messages when it is stopped
+- saved_training: The input of a training, and the files that are written at its end
 - sft_result: The result of a finished run
 - training_overlap: The digests of a run's training dialogues, and the overlap of evaluation data with them
 - verify_lineage: The verification of a parcel's lineage

@@ -2,6 +2,7 @@
 
 - ability_receipts: Strict models of general abilities, recital, overlap and kept step in a receipt
 - build: build the members of a parcel and write the file
+- card_parts: parts that the cards of a run and of a parcel share
 - collect: collect the figures and digests of a run for its receipt
 - compatibility: report which other programs can use an adapter
 - container: pack and unpack the zip container of a parcel
@@ -15,6 +16,7 @@
 - model_card: write the README.md of an adapter
 - parcel: open a parcel and check all of it
 - receipt: strict model of `receipt.json`, and its encoding
+- run_card: write the model card of an adapter in its run folder
 - shared_text: the policy of the audit for what a parcel shares
 - signature: sign and check the members in the format of OpenSSF model signing
 - tensor_checks: check the names, shapes and values of the weights in a parcel

@@ -18,8 +18,9 @@ from lora_chat.export.formats import EXPORT_FORMATS
 from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.compatibility import report_portability
-from lora_chat.sharing.model_card import format_parcel_card, format_run_card
+from lora_chat.sharing.model_card import format_parcel_card
 from lora_chat.sharing.receipt import Receipt, public_base_name
+from lora_chat.sharing.run_card import format_run_card
 from lora_chat.system.hardware import Hardware
 
 

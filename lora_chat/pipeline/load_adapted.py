@@ -1,0 +1,57 @@
+"""The base of a run with a new adapter, or with that of its parent."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from lora_chat.config.lora_variants import find_initialization
+from lora_chat.config.plan import Plan
+from lora_chat.models.adapter import attach_adapter, continue_adapter, count_parameters, count_trainable_parameters
+from lora_chat.models.base_model import load_base_model, load_meta_model
+from lora_chat.models.causality import check_causality
+from lora_chat.models.model_errors import explain_model_errors
+from lora_chat.models.text_layers import describe_left_out, find_text_layers
+from lora_chat.pipeline.parent import Parent
+from lora_chat.pipeline.prepare import PreparedRun
+from lora_chat.pipeline.run_status import RunProgress
+from lora_chat.planning.disk_space import check_disk_space
+from lora_chat.planning.validation import count_step_copies
+from lora_chat.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+logger = logging.getLogger(__name__)
+
+
+def load_adapted_model(
+    plan: Plan, prepared: PreparedRun, run: RunFolder, progress: RunProgress, parent: Parent | None
+) -> "tuple[PeftModel, int]":
+    """Check the disk space, load the base and attach a new adapter or the parent's.
+
+    Return the number of trained parameters, too.
+    """
+    progress.enter_stage("checking the disk space")
+    skeleton = load_meta_model(prepared.base)
+    left_out = describe_left_out(find_text_layers(skeleton))
+    trainable_parameters = count_trainable_parameters(skeleton, prepared.adapter, prepared.new_ids)
+    copies = count_step_copies(plan, len(prepared.train.rows), len(prepared.validation.rows))
+    check_disk_space(run.path, trainable_parameters, plan.checkpoint.keep, (run.parent, run.merged_base), copies)
+    progress.enter_stage("loading the base")
+    base_model = load_base_model(prepared.base, plan.precision)
+    known_ids = [token for token in prepared.train.rows[0].input_ids if token not in prepared.new_ids]
+    with explain_model_errors(base_model.config, prepared.base.name, "Reading a dialogue"):
+        check_causality(base_model, known_ids, prepared.base.name)
+    if parent is not None and not parent.is_merged:
+        model = continue_adapter(base_model, parent.stored, plan.adapter.dropout, plan.training.seed)
+    else:
+        unquantized = plan.precision.model_copy(update={"mode": "none", "device": "cpu"})
+        needs_original = find_initialization(plan.adapter.initialization).fits_residual
+        load_original = (lambda: load_base_model(prepared.base, unquantized)) if needs_original else None
+        model = attach_adapter(base_model, prepared.adapter, plan.training.seed, load_original, prepared.new_ids)
+    counts = count_parameters(model)
+    if left_out:
+        logger.info(left_out)
+    logger.info(
+        f"LoRA: {counts.trainable_parameters:,} trainable of {counts.all_parameters:,} parameters ({counts.share:.2%})"
+    )
+    return model, counts.trainable_parameters
