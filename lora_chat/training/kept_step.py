@@ -84,7 +84,8 @@ def explain_choice(measurements: Sequence[MeasuredLoss], measure: Measure, stopp
     if last is not chosen:
         text += f"; the last step had {_format_figure(last, measure)} ({_format_difference(last, measure)})"
     if stopped_after is not None:
-        text += f"; training stopped after {stopped_after} measurements without an improvement"
+        count = f"{stopped_after} measurements" if stopped_after > 1 else "1 measurement"
+        text += f"; training stopped after {count} without an improvement"
     return text
 
 
