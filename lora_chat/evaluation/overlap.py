@@ -127,7 +127,8 @@ def make_overlap_report(
     examples: list[OverlapExample] = []
     shown: Counter[str] = Counter()
     for kind, location in zip(kinds, locations, strict=True):
-        if kind is not None and shown[kind] < _MAX_EXAMPLES:
+        is_known = OverlapExample(location, kind) in examples if kind else True  # a text has several blocks
+        if kind is not None and not is_known and shown[kind] < _MAX_EXAMPLES:
             shown[kind] += 1
             examples.append(OverlapExample(location, kind))
     return OverlapReport(

@@ -79,3 +79,8 @@ def test_loss_is_compared_on_the_unseen_rows_if_they_are_enough():
     assert compare_unseen(base, adapted, few) is None
     assert compare_unseen(base, adapted, None) is None
     assert "unseen_rows" not in overlap.as_dict()
+
+
+def test_a_text_of_several_blocks_is_named_once():
+    overlap = make_overlap_report(["near", "near", "exact"], ["a:1", "a:1", "a:2"], [])
+    assert overlap.format_examples() == ["Trained on: a:1, a:2"]
