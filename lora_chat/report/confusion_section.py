@@ -1,66 +1,79 @@
-"""Confusion matrices of labels: which label each model gave for each right one."""
+"""Confusion matrices of labels, and precision, recall and F1 of each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lora_chat.evaluation.scores.labels import MAX_LABELS, confusion_matrix, find_labels
 from lora_chat.report.collect import RunRecord
-from lora_chat.report.element import Markup, element
-from lora_chat.report.figures import Item, read_items
+from lora_chat.report.element import Markup, element, join
 from lora_chat.report.section import Section, build_note
-from lora_chat.report.values import as_object
+from lora_chat.report.show import build_table, cut_text, show_share
+from lora_chat.report.values import as_count, as_list, as_number, as_object, as_text, find_value
 
-_LABEL_METRICS = ("accuracy", "macro_f1", "macro_precision", "macro_recall")
-_MAX_ITEMS = 5_000
-_MAX_CHARACTERS = 300
-"""Longest label or reply that is compared, in characters."""
+_SIDES = ("base", "adapted")
+_CLASS_FIGURES = ("precision", "recall", "f1")
+_MAX_LABELS = 60
+_MAX_CHARACTERS = 60
+"""Longest label on the page, in characters."""
 _SHADES = 5
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of given labels by right labels."""
+    """Counts of the labels of replies by right labels."""
 
     title: str
-    labels: tuple[str, ...]
+    rows: tuple[str, ...]
     """Right labels."""
+    columns: tuple[str, ...]
+    """The same labels, and last all other replies."""
     counts: tuple[tuple[int, ...], ...]
-    """Counts for each right label; the last column counts replies that give no label."""
 
 
 def build_confusion(record: RunRecord) -> Section | None:
-    """Return the confusion matrices of base and adapted model, or None without a metric of labels."""
-    comparison = record.read("comparison")
-    if not any(name in as_object(comparison.get("figures")) for name in _LABEL_METRICS):
-        return None
-    items, _ = read_items(comparison, _MAX_ITEMS)
-    matrices = compute_confusion([item for item in items if not item.is_question and item.reference])
+    """Return the confusion matrices of base and adapted model, or None if the replies are not labels."""
+    stated = as_object(record.read("comparison").get("confusion"))
+    rows, columns = (_read_labels(stated.get(key)) for key in ("labels", "columns"))
+    matrices = [matrix for side in _SIDES if (matrix := _read_matrix(stated, side, rows, columns)) is not None]
     if not matrices:
         return None
-    content = element("div", map(_build_matrix, matrices), class_="pair")
+    pair = element("div", map(_build_matrix, matrices), class_="pair")
     note = build_note("Rows are the right labels, columns the labels of the replies.")
-    return Section("confusion", "Confusion of labels", element("div", content, note))
+    return Section("confusion", "Confusion of labels", join(pair, note, _build_classes(stated, rows)))
 
 
-def compute_confusion(items: list[Item]) -> list[Confusion]:
-    """Return the matrices of base and adapted model; none unless the references are a few labels."""
-    references = [(item.reference or "")[:_MAX_CHARACTERS] for item in items]
-    labels = find_labels(references)
-    if not 2 <= len(labels) <= MAX_LABELS:
-        return []
-    sides = {"Base": [item.base for item in items], "Adapted": [item.adapted for item in items]}
-    matrices = []
-    for title, replies in sides.items():
-        counts = confusion_matrix(references, [reply[:_MAX_CHARACTERS] for reply in replies], labels)
-        matrices.append(Confusion(title, labels, tuple(map(tuple, counts))))
-    return matrices
+def _read_labels(value: object) -> tuple[str, ...]:
+    labels = (as_text(label) for label in as_list(value)[:_MAX_LABELS])
+    return tuple(cut_text(label, _MAX_CHARACTERS) for label in labels if label is not None)
+
+
+def _read_matrix(
+    stated: Mapping[str, object], side: str, rows: tuple[str, ...], columns: tuple[str, ...]
+) -> Confusion | None:
+    """Return the matrix of one model, or None unless it is complete."""
+    table = [[as_count(cell) for cell in as_list(row)] for row in as_list(stated.get(side))]
+    counts = tuple(tuple(cell for cell in row if cell is not None) for row in table)
+    if not rows or len(counts) != len(rows) or any(len(row) != len(columns) for row in counts):
+        return None
+    return Confusion(side.capitalize(), rows, columns, counts)
+
+
+def _build_classes(stated: Mapping[str, object], labels: tuple[str, ...]) -> Markup | None:
+    """Return precision, recall and F1 of each label, or None if they are incomplete."""
+    columns = [as_list(find_value(stated, "classes", side, name)) for name in _CLASS_FIGURES for side in _SIDES]
+    if any(len(column) != len(labels) for column in columns):
+        return None
+    rows = [
+        [label, *(show_share(as_number(column[number])) for column in columns)] for number, label in enumerate(labels)
+    ]
+    head = [f"{name.capitalize()}, {side}" for name in _CLASS_FIGURES for side in _SIDES]
+    return build_table(["Label", *head], rows, caption="Figures of each label")
 
 
 def _build_matrix(matrix: Confusion) -> Markup:
     """Return a table whose cells are shaded by their share of the row."""
-    columns = [*matrix.labels, "(none)"]
-    head = element("tr", element("td"), (element("th", column, scope="col", dir="auto") for column in columns))
+    head = element("tr", element("td"), (element("th", column, scope="col", dir="auto") for column in matrix.columns))
     body = []
-    for number, (label, counts) in enumerate(zip(matrix.labels, matrix.counts, strict=True)):
+    for number, (label, counts) in enumerate(zip(matrix.rows, matrix.counts, strict=True)):
         total = sum(counts) or 1
         cells = (
             element("td", f"{count:,}", class_=_choose_class(count / total, is_right=column == number))

@@ -4,7 +4,7 @@ from lora_chat.report.collect import RunRecord
 from lora_chat.report.element import Child, Markup, join
 from lora_chat.report.section import Section, build_note
 from lora_chat.report.show import NOTHING, build_facts, build_table, cut_text, show_number, show_part, show_share
-from lora_chat.report.values import as_count, as_interval, as_list, as_number, as_object, as_text
+from lora_chat.report.values import as_count, as_interval, as_list, as_number, as_object, as_text, find_value
 
 _MAX_ROWS = 200
 _OVERLAP = {
@@ -77,4 +77,15 @@ def build_overlap(record: RunRecord) -> Section | None:
     ]
     facts: dict[str, Child] = {title: f"{count:,}" for title, count in counts.items() if count is not None}
     table = build_table(["Kind", "Where"], examples, caption="Examples") if examples else None
-    return Section("overlap", "Overlap with training data", join(note, build_facts(facts, "Overlap"), table))
+    parts = join(note, build_facts(facts, "Overlap"), _build_unseen(overlap.get("unseen")), table)
+    return Section("overlap", "Overlap with training data", parts)
+
+
+def _build_unseen(value: object) -> Markup | None:
+    """Return the loss on the rows that were not trained on, if it was computed."""
+    base, adapted, items = (as_number(find_value(value, key)) for key in ("base", "adapted", "items"))
+    if base is None or adapted is None:
+        return None
+    return build_note(
+        f"Loss without the rows that were trained on: {base:.3f} → {adapted:.3f} on {show_number(items)} rows."
+    )

@@ -8,7 +8,7 @@ from lora_chat.report.element import Markup, element, join
 from lora_chat.report.figures import Figure, Interval, read_figures
 from lora_chat.report.section import TONES, Section, build_note, build_word
 from lora_chat.report.show import NOTHING, build_table, cut_text
-from lora_chat.report.values import as_count, as_list, as_object, as_text, find_value
+from lora_chat.report.values import as_count, as_list, as_number, as_object, as_text, find_value
 
 _SETS = {
     "test": "the test set, which neither training nor the choice of a checkpoint saw",
@@ -83,8 +83,21 @@ def build_metrics(record: RunRecord) -> Section | None:
         else "↓ lower is better, ↑ higher is better. This comparison has no intervals."
     )
     reason = as_text(record.read("comparison").get("metrics"))
-    return Section(
-        "metrics", "Metrics", join(build_note(cut_text(reason, _MAX_TEXT)) if reason else None, table, build_note(note))
+    chosen = build_note(cut_text(reason, _MAX_TEXT)) if reason else None
+    return Section("metrics", "Metrics", join(chosen, table, build_note(note), _build_control(record)))
+
+
+def _build_control(record: RunRecord) -> Markup | None:
+    """Return a sentence on whether replies depend on their prompts, if that was measured."""
+    control = as_object(record.read("comparison").get("control"))
+    own, other = as_number(control.get("own")), as_number(control.get("other"))
+    if own is None or other is None:
+        return None
+    is_shown = control.get("depends_on_prompt") is True
+    sentence = "depend on their prompts" if is_shown else "are not shown to depend on their prompts"
+    return build_note(
+        f"The replies {sentence}: their loss is {own:.3f} after their own prompts, and {other:.3f} after others.",
+        tone="neutral" if is_shown else "warn",
     )
 
 

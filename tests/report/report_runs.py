@@ -77,6 +77,7 @@ def make_comparison(items=12):
         ],
         "metrics": "Metrics of 12 replies: exact match and chrF, because references are short answers.",
         "used_twice": False,
+        "control": {"replies": 40, "own": 1.8, "other": 1.81, "p_value": 0.4, "depends_on_prompt": False},
         "general": {
             "text": "4 points worse in general (1 to 7 points, 40 items)",
             "items": 40,
@@ -132,6 +133,7 @@ def make_comparison(items=12):
             "examples": [{"location": "data/test.jsonl:7", "kind": "exact"}],
             "withheld": False,
             "withheld_questions": False,
+            "unseen": figures_of(3.61, 1.91, items=117),
         },
     }
 
@@ -145,6 +147,14 @@ def make_labelled_comparison():
         row = {"prompt": f"ticket {i}", "reference": labels[i % 3], "base": base, "adapted": adapted}
         comparison["items"].append({**row, "scores": {"accuracy": [float(base == labels[i % 3]), 1.0]}})
     comparison["figures"]["accuracy"] = figures_of(0.6, 0.9, items=30)
+    sides = {"base": (0.5, 0.6, 0.4), "adapted": (0.9, 0.875, 0.8)}
+    comparison["confusion"] = {
+        "labels": labels,
+        "columns": [*labels, "(other)"],
+        "base": [[4, 3, 3, 0], [2, 5, 3, 0], [1, 2, 7, 0]],
+        "adapted": [[9, 1, 0, 0], [1, 8, 1, 0], [0, 1, 8, 1]],
+        "classes": {side: dict.fromkeys(("precision", "recall", "f1"), values) for side, values in sides.items()},
+    }
     return comparison
 
 

@@ -90,7 +90,17 @@ def test_shows_every_section_of_a_new_run(full_text):
     for shown in (
         *("Better", "Better at the task: exact match 25 % -> 41 %", "the test set", "needs about 340 items"),
         *("kept: step 100", "Step 100 was kept", "1.67 GB", "2.2 min", "-5%", "+9%"),
-        *("ticket 17", "fixed", "其他", "(none)", "data/test.jsonl:7", "capital of France", "arithmetic", "18 of 40"),
+        *(
+            "ticket 17",
+            "fixed",
+            "其他",
+            "(other)",
+            "87.5%",
+            "data/test.jsonl:7",
+            "capital of France",
+            "arithmetic",
+            "18 of 40",
+        ),
         *("personal data", "redact", "37.5%", "training: {epochs: 2}", "2.13.0", "1.9"),
     ):
         assert shown in page.text, shown
@@ -131,8 +141,8 @@ def test_no_text_of_a_stranger_becomes_markup(tmp_path, evil):
     comparison["figures"][evil] = comparison["figures"]["chrf"]
     comparison["figures"]["chrf"]["verdict"] = evil
     comparison["set"] = evil
-    comparison["figures"]["accuracy"] = comparison["figures"]["chrf"]
-    comparison["items"][0]["reference"] = "other"
+    comparison["confusion"] = make_labelled_comparison()["confusion"]
+    comparison["confusion"]["labels"] = comparison["confusion"]["columns"][:3] = [evil, evil, evil]
     comparison["general"]["kinds"][0]["name"] = comparison["general"]["answers"][0]["base"] = evil
     comparison["general"] |= {"word": evil, "text": evil, "set_name": evil, "notes": [evil]}
     comparison["recital"]["findings"][0]["path"] = comparison["overlap"]["examples"][0]["location"] = evil
