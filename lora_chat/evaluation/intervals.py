@@ -9,6 +9,7 @@ Statistics 37).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TypeAlias
 
 import numpy as np
@@ -26,6 +27,7 @@ MIN_ITEMS = 6
 """Smallest number of items that can show a difference: with fewer even a sign test cannot reach 5 %."""
 SIGNIFICANCE = 0.05
 """Largest p-value that is called a difference. Intervals contain the true value in 95 % of all samples."""
+_NORMAL = NormalDist()
 _Z_95 = 1.959963984540054
 _Z_POWER_80 = 0.8416212335729143
 _CHUNK_VALUES = 2**21
@@ -79,15 +81,19 @@ def compare_by_bootstrap(
         _quantiles(bases, levels),
         _quantiles(adapteds, levels),
         _quantiles(differences, levels),
-        _p_value(differences),
+        _p_value(differences, items),
         needed_items(items, point[1] - point[0], _standard_deviation(differences)),
     )
 
 
-def _p_value(differences: Statistics) -> float:
-    """Return the two-sided p-value of resampled differences from zero."""
+def _p_value(differences: Statistics, items: int) -> float:
+    """Return the two-sided p-value of resampled differences from zero, larger for few items as their interval is wider.
+
+    It is 0.05 where the interval ends at zero.
+    """
     falls, rises = int((differences <= 0).sum()), int((differences >= 0).sum())
-    return min(1.0, 2 * (min(falls, rises) + 1) / (len(differences) + 1))
+    tail = min(0.5, (min(falls, rises) + 1) / (len(differences) + 1))
+    return 2 * _NORMAL.cdf(_NORMAL.inv_cdf(tail) / _widening(items))
 
 
 def _standard_deviation(values: Statistics) -> float:
@@ -107,14 +113,13 @@ def _quantiles(values: Statistics, levels: Interval) -> Interval:
 
 def _wider_levels(items: int) -> Interval:
     """Return the levels of a percentile interval of 95 %, wider for few items (Hesterberg 2015)."""
-    if items < 3:
-        return 0.0, 1.0
-    tail = _normal_cdf(-math.sqrt(items / (items - 1)) * _t_quantile(items - 1))
+    tail = _NORMAL.cdf(-_Z_95 * _widening(items))
     return tail, 1 - tail
 
 
-def _normal_cdf(z: float) -> float:
-    return 0.5 * math.erfc(-z / math.sqrt(2))
+def _widening(items: int) -> float:
+    """Return by how much an interval of normal quantiles must be widened for few items."""
+    return math.sqrt(items / (items - 1)) * _t_quantile(items - 1) / _Z_95 if items > 2 else 10.0
 
 
 def _t_quantile(degrees: int) -> float:

@@ -52,14 +52,26 @@ def test_the_interval_of_a_paired_share_covers_the_truth(items, base_share, fix,
     assert false_alarms / 2000 <= 0.055
 
 
-def test_equal_models_are_called_different_in_at_most_five_percent():
+@pytest.mark.parametrize("items", [8, 40])
+def test_equal_models_are_called_different_in_about_five_percent(items):
     random, alarms = np.random.default_rng(4), 0
     for _ in range(SIMULATIONS):
-        base = losses(random, 40, 2.0)
+        base = losses(random, items, 2.0)
         adapted = base.copy()
-        adapted[:, 0] += random.normal(0, 0.5, 40) * base[:, 1]
-        alarms += compare_by_bootstrap(base, adapted, reduce_to_mean, resamples=500).p_value < 0.05
-    assert alarms / SIMULATIONS <= 0.085
+        adapted[:, 0] += random.normal(0, 0.5, items) * base[:, 1]
+        found = compare_by_bootstrap(base, adapted, reduce_to_mean, resamples=500)
+        is_shown = found.p_value < 0.05
+        alarms += is_shown
+        low, high = found.difference_interval
+        if not is_shown:  # interval and p-value agree up to one resample
+            assert low <= 0.02 and high >= -0.02
+    assert alarms / SIMULATIONS <= 0.075
+
+
+def test_six_items_can_show_a_difference():
+    base = np.array([[20.0 + i, 10.0] for i in range(6)])
+    found = compare_by_bootstrap(base, base - [[5.0, 0.0]], reduce_to_mean)
+    assert found.p_value < 0.05
 
 
 def test_the_needed_number_of_items_shows_the_difference_with_a_power_of_80_percent():
