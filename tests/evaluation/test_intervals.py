@@ -54,7 +54,7 @@ def test_the_interval_of_a_paired_share_covers_the_truth(items, base_share, fix,
 
 @pytest.mark.parametrize("items", [8, 40])
 def test_equal_models_are_called_different_in_about_five_percent(items):
-    random, alarms = np.random.default_rng(4), 0
+    random, alarms, contradictions = np.random.default_rng(4), 0, 0
     for _ in range(SIMULATIONS):
         base = losses(random, items, 2.0)
         adapted = base.copy()
@@ -62,10 +62,9 @@ def test_equal_models_are_called_different_in_about_five_percent(items):
         found = compare_by_bootstrap(base, adapted, reduce_to_mean, resamples=500)
         is_shown = found.p_value < 0.05
         alarms += is_shown
-        low, high = found.difference_interval
-        if not is_shown:  # interval and p-value agree up to one resample
-            assert low <= 0.02 and high >= -0.02
+        contradictions += is_shown == (found.difference_interval[0] <= 0 <= found.difference_interval[1])
     assert alarms / SIMULATIONS <= 0.075
+    assert contradictions / SIMULATIONS <= 0.04  # the levels of 500 resamples are coarse
 
 
 def test_six_items_can_show_a_difference():
