@@ -20,6 +20,20 @@ EXPECTED = [f"{name}.yaml" for name in ("gpu-12gb-4bit", "gpu-16gb-4bit", "gpu-2
     "quickstart.yaml",
     "smoke.yaml",
 ]
+EXPECTED += [
+    f"tasks/{name}.yaml"
+    for name in [
+        "chat-zh",
+        "classification",
+        "math",
+        "pretraining",
+        "pretraining-chat",
+        "reading",
+        "service",
+        "story",
+        "summary",
+    ]
+] + ["tasks/translation.yaml"]
 
 
 def gpu(gigabytes, bfloat16=True, capability=(8, 6)):
