@@ -4,7 +4,7 @@ A model that was trained on shuffled prompts and replies, such as columns of dif
 replies, so that its loss falls. It finds the reply of another dialogue as likely as the right one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -47,14 +47,15 @@ class PromptControl:
 
 
 def exchange_prompts(
-    rows: Sequence[EncodedDialogue],
+    rows: Sequence[EncodedDialogue], prompts: Sequence[Sequence[int]] = ()
 ) -> tuple[list[EncodedDialogue], list[EncodedDialogue]]:
     """Return rows with only their last reply supervised, and the same replies under prompts of other rows.
 
     Each reply gets the prompt of the next row that has another prompt and another reply. Rows without a prompt are left
-    out, such as plain text.
+    out, such as plain text. Rows whose prompts are supervised, too, are divided after one of `prompts`.
     """
-    parts = [part for row in rows if (part := _split_last_reply(row)) is not None][:MAX_ROWS]
+    known = {tuple(prompt) for prompt in prompts}
+    parts = [part for row in rows if (part := _split_last_reply(row, known)) is not None][:MAX_ROWS]
     own, others = [], []
     for index, (prompt, reply) in enumerate(parts):
         candidates = (parts[(index + step) % len(parts)] for step in range(1, len(parts)))
@@ -65,13 +66,22 @@ def exchange_prompts(
     return own, others
 
 
-def _split_last_reply(row: EncodedDialogue) -> tuple[list[int], list[int]] | None:
-    """Return the ids before the last supervised tokens, and the ids of these; None without a prompt."""
+def _split_last_reply(
+    row: EncodedDialogue, known: Collection[tuple[int, ...]] = ()
+) -> tuple[list[int], list[int]] | None:
+    """Return the ids before the last supervised tokens, and the ids of these; None without a prompt.
+
+    Supervised tokens of a known prompt belong to the prompt.
+    """
     labels = row.labels
     end = max((i for i, label in enumerate(labels) if label != IGNORE_INDEX), default=-1) + 1
     begin = end
     while begin and labels[begin - 1] != IGNORE_INDEX:
         begin -= 1
+    for length in sorted({len(prompt) for prompt in known if begin < len(prompt) < end}, reverse=True):
+        if tuple(row.input_ids[:length]) in known:
+            begin = length
+            break
     return (row.input_ids[:begin], row.input_ids[begin:end]) if 0 < begin < end else None
 
 
