@@ -1,6 +1,8 @@
 """The comparison of a receipt, repeated on the sender's dialogues or on others."""
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,6 +20,8 @@ from lora_chat.sharing.figures import ComparisonReceipt
 from lora_chat.sharing.parcel import ParcelCheck
 from lora_chat.sharing.receipt import Receipt
 from lora_chat.system.hashing import digest_file
+
+logger = logging.getLogger(__name__)
 
 _LOSS_TOLERANCE = 0.02
 """Relative tolerance of a repeated loss, because another processor adds in another order."""
@@ -59,6 +63,21 @@ def choose_stated_general(receipt: Receipt, prepared: PreparedEvaluation) -> Gen
         return None
     general = general.take(stated.items)
     return general if digest_items(general.items) == stated.set_digest else None
+
+
+def leave_out_questions(prepared: PreparedEvaluation, receipt: Receipt, data: Path) -> PreparedEvaluation:
+    """Return the evaluation without questions that the sender did not ask, which would decide another verdict."""
+    stated = receipt.evaluation
+    if stated is None or "facts" in stated.figures or not _is_same_file(data, stated.digest):
+        return prepared
+    if prepared.questions:
+        logger.info("The questions are not asked, because the comparison of the receipt has none.")
+    return replace(prepared, questions=())
+
+
+def _is_same_file(data: Path, digest: str | None) -> bool:
+    """Return whether a file has the digest of the receipt."""
+    return data.is_file() and digest_file(data) == digest
 
 
 def check_comparison(report: ComparisonReport, receipt: Receipt, data: Path) -> ParcelCheck:

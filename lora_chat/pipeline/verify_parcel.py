@@ -20,7 +20,12 @@ from lora_chat.pipeline.compare import compare_models
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, find_adapter_base, open_adapter
 from lora_chat.pipeline.prepare import PreparedEvaluation
-from lora_chat.pipeline.repeat_comparison import check_comparison, choose_settings, choose_stated_general
+from lora_chat.pipeline.repeat_comparison import (
+    check_comparison,
+    choose_settings,
+    choose_stated_general,
+    leave_out_questions,
+)
 from lora_chat.pipeline.training_overlap import with_known_overlap
 from lora_chat.pipeline.verify_lineage import check_parcel_lineage
 from lora_chat.sharing.compatibility import Portability, report_portability
@@ -224,6 +229,7 @@ def _repeat_measurements(path: str, evaluation_files: EvaluationFiles, trust: Tr
     prepared = with_known_overlap(prepared, opened)
     receipt = opened.parcel.receipt
     settings = choose_settings(receipt)
+    prepared = leave_out_questions(prepared, receipt, Path(evaluation_files.data))
     prepared = replace(prepared, general=choose_stated_general(receipt, prepared))
     report = compare_models(opened.adapter.load(opened.precision), prepared, settings)
     yield check_comparison(report, receipt, Path(evaluation_files.data))
