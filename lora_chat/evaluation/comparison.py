@@ -1,7 +1,8 @@
 """Comparison of base and adapted model: the same weights with the adapter disabled and enabled."""
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -84,11 +85,12 @@ def compare_with_base(
     figures = withhold_seen(compare_metrics(base, adapted, chosen.metrics), chosen.metrics, overlap)
     measured = [metric for metric in chosen.metrics if metric.name in figures]
     # A metric may be left out after the replies, such as a pattern that takes too long on them.
-    names = (chosen.decisive, DEFAULT_DECISIVE)
+    # The replies of a model with non-finite losses say nothing.
+    names = (chosen.decisive, DEFAULT_DECISIVE) if _has_finite_loss(figures) else (DEFAULT_DECISIVE,)
     decisive = next((metric for name in names for metric in measured if metric.name == name), None)
     is_by_loss = decisive is not None and decisive.name == DEFAULT_DECISIVE
     is_better = is_by_loss and figures[DEFAULT_DECISIVE].get("verdict") == "better"
-    control = _measure_control(model, validation) if is_better else None
+    control = _measure_control(model, tokenizer, validation) if is_better else None
     return ComparisonReport(
         figures=figures,
         validation_dialogues=len(validation),
@@ -122,10 +124,21 @@ def compare_with_base(
     )
 
 
-def _measure_control(model: "PeftModel", dialogues: DialogueSet) -> PromptControl | None:
+def _measure_control(
+    model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", dialogues: DialogueSet
+) -> PromptControl | None:
     """Measure replies under their own and under other prompts; None for too few replies."""
-    own, others = exchange_prompts(dialogues.rows[: 4 * MAX_ROWS])
+    rows = dialogues.rows[: 4 * MAX_ROWS]
+    own, others = exchange_prompts(rows)
+    if len(own) < min(len(rows), MAX_ROWS):  # the loss is on prompts, too, or these are not dialogues
+        items = read_reply_items(dialogues, tokenizer, samples=4 * MAX_ROWS, replies=0)
+        own, others = exchange_prompts(rows, [item.prompt_ids for item in items if not item.is_text])
     return compare_prompts(measure_rows(model, own), measure_rows(model, others)) if own else None
+
+
+def _has_finite_loss(figures: Mapping[str, MetricFigures]) -> bool:
+    """Return whether the loss of the adapted model is finite, or was not measured."""
+    return DEFAULT_DECISIVE not in figures or math.isfinite(figures[DEFAULT_DECISIVE]["adapted"])
 
 
 def withhold_seen(

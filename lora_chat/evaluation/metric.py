@@ -1,5 +1,6 @@
 """A metric of base and adapted model: its figures with intervals, and its verdict."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -126,12 +127,20 @@ class Metric:
         return figures | self._compare_constant(adapted) if self.is_right_or_wrong else figures
 
     def _compare_constant(self, adapted: Measurement) -> MetricFigures:
-        """Return the figures of always giving the most frequent reference; none for questions."""
+        """Return the figures of always giving the most frequent reference; none if all of them differ."""
         nothing: MetricFigures = {}  # type: ignore[typeddict-item]
-        if self.items != "replies" or not adapted.items:
+        if self.items == "questions":
+            accepted = [sorted({text.lower() for text in question.accept}) for question in adapted.questions]
+        else:
+            accepted = [[item.reference] for item in adapted.items]
+        if not accepted:
             return nothing
-        (answer, count), *_ = Counter(item.reference for item in adapted.items).most_common(1)
-        constant = replace(adapted, replies=[Reply(answer, answer)] * len(adapted.items))
+        (answer, count), *_ = Counter(text for texts in accepted for text in texts).most_common(1)
+        constant = replace(
+            adapted,
+            answers=[answer] * len(adapted.questions),
+            replies=[Reply(answer, answer)] * len(adapted.items),
+        )
         scores, own = self.score(constant), self.score(adapted)
         if count < 2 or scores is None or own is None:
             return nothing
@@ -143,7 +152,9 @@ class Metric:
         """Return the figures for JSON, with the verdict."""
         is_shown = items >= MIN_ITEMS and paired.is_finite and paired.p_value < SIGNIFICANCE
         word: Word = "no difference shown"
-        if is_shown:
+        if self.lower_is_better and math.isfinite(paired.base) and not math.isfinite(paired.adapted):
+            word = "worse"  # a model that overflows
+        elif is_shown:
             word = "better" if self.is_improved(paired.base, paired.adapted) else "worse"
         figures: MetricFigures = {"base": paired.base, "adapted": paired.adapted, "items": items, "verdict": word}
         if self.is_share_of_questions:

@@ -8,6 +8,7 @@ from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
 from lora_chat.evaluation.loss import RowLosses
 from lora_chat.evaluation.metrics import Measurement, Reply, ReplyItem, compare_metrics, find_metric
 from lora_chat.evaluation.prompt_control import PromptControl, compare_prompts, exchange_prompts
+from lora_chat.evaluation.questions import Question
 from lora_chat.evaluation.verdict import judge
 
 LABELS = ["card"] * 40 + ["loan"] * 20 + ["cash"] * 20
@@ -92,3 +93,33 @@ def test_a_worse_figure_stays_worse():
     )
     control = PromptControl(30, 2.0, 2.0, (-0.1, 0.1), 1.0)
     assert judge(metric, figures, control=control).word == "worse"
+
+
+def test_prompts_that_are_supervised_are_exchanged_as_prompts():
+    prompts = [[1, i, 8] for i in range(7)]
+    rows = [row(prompt, [50 + i, 9]) for i, prompt in enumerate(prompts)]
+    on_all = [EncodedDialogue(r.input_ids, r.input_ids) for r in rows]
+    on_all_but_first = [EncodedDialogue(r.input_ids, [IGNORE_INDEX, *r.input_ids[1:]]) for r in rows]
+    assert exchange_prompts(on_all) == exchange_prompts(on_all, [[1, 99, 8]]) == ([], [])
+    assert exchange_prompts(on_all, prompts) == exchange_prompts(on_all_but_first, prompts) == exchange_prompts(rows)
+
+
+@pytest.mark.parametrize(("answers", "word"), [(["Yes."] * 20, "no difference shown"), (["yes", "no"] * 10, "better")])
+def test_an_answer_that_fits_many_questions_shows_nothing(answers, word):
+    questions = [Question(f"Is {i} even?", ("no", "odd") if i % 2 else ("Yes", "even")) for i in range(20)]
+    metric = find_metric("facts")
+    base, adapted = (Measurement(None, questions, replies) for replies in ([""] * 20, answers))
+    figures = compare_metrics(base, adapted, [metric])
+    assert figures["facts"]["constant"] == 0.5
+    assert judge(metric, figures).word == word
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_model_without_a_finite_loss_is_worse(value):
+    own = [20.0 + i % 3 for i in range(30)]
+    base, adapted = (Measurement(losses(values), [], []) for values in (own, [value, *own[1:]]))
+    metrics = [find_metric("validation_loss"), find_metric("perplexity")]
+    figures = compare_metrics(base, adapted, metrics)
+    assert [figures[metric.name]["verdict"] for metric in metrics] == ["worse", "worse"]
+    assert judge(metrics[0], figures).word == "worse"
+    assert compare_metrics(adapted, base, metrics)["validation_loss"]["verdict"] == "no difference shown"
