@@ -29,6 +29,7 @@ def train(recipe, *settings, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @ON_DEMAND
 def test_shuffled_labels_are_not_better(tmp_path, capsys):
     data = shuffle(TASKS / "classification" / "requests.jsonl", "label", tmp_path / "shuffled.jsonl")
@@ -40,6 +41,7 @@ def test_shuffled_labels_are_not_better(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @ON_DEMAND
 def test_shuffled_replies_are_not_better_by_the_loss(tmp_path, capsys):
     data = shuffle(TASKS / "summary" / "dialogues.jsonl", "summary", tmp_path / "shuffled.jsonl")
