@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lora_chat.commands.options import RECIPE_HELP, add_settings, add_start_consent
 from lora_chat.errors import UsageError
-from lora_chat.system.console import print_json, print_message, quote_path
+from lora_chat.system.console import print_json, print_message
 from lora_chat.system.process_group import require_single_process
 from lora_chat.system.signals import signal_number
 
@@ -47,7 +47,8 @@ def run(options: argparse.Namespace) -> None:
     from lora_chat.pipeline.fine_tune import fine_tune
     from lora_chat.pipeline.resume import ResumeRequest
     from lora_chat.pipeline.run_status import RunProgress
-    from lora_chat.pipeline.sft_result import format_result
+    from lora_chat.pipeline.sft_result import format_result, suggest_next_command
+    from lora_chat.runs.run_folder import RunFolder
 
     command = ["lora-chat", "sft", options.recipe, *(part for setting in options.set for part in ("--set", setting))]
     command += ["--accept-template"] if options.accept_template else []
@@ -63,4 +64,4 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print_json(result.as_dict())
     else:
-        print_message(f"Talk to it: lora-chat chat {quote_path(Path(result.run))}")
+        print_message(f"Talk to it: {suggest_next_command(RunFolder(Path(result.run)))}")

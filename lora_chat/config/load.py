@@ -1,6 +1,7 @@
 """Reading of recipes: strict YAML and `--set section.key=value`; every error has its file and line."""
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,8 @@ from lora_chat.errors import RecipeError
 from lora_chat.system.strict_yaml import MAX_RECIPE_CHARACTERS, compose_strict
 
 YamlValue: TypeAlias = "str | int | float | bool | list[YamlValue] | dict[str, YamlValue] | None"
+logger = logging.getLogger(__name__)
+
 _YAML_TAG_PREFIX = "tag:yaml.org,2002:"
 _ALLOWED_TAGS = {"str", "int", "float", "bool", "null", "map", "seq"}
 _PATH_KEYS = ("train", "validation", "test")
@@ -51,7 +54,25 @@ def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(_lists_to_tuples(tree))
     except ValidationError as error:
         raise RecipeError(format_validation_errors(error, tree, locations, str(path))) from error
+    for name in _find_left_files(tree, locations):
+        logger.warning(
+            f"data.train is replaced, but {name} is still the file of {path.name}. Fix: --set {name}=FILE, or "
+            f"--set {name}=null."
+        )
     return _make_paths_absolute(recipe, path, locations)
+
+
+def _find_left_files(tree: Mapping[str, YamlValue], locations: Mapping[KeyPath, str]) -> list[str]:
+    """Return the files of evaluation in a recipe whose training data a setting replaced: they belong to other data."""
+    if not locations.get(("data", "train"), "").startswith("--set"):
+        return []
+    files = ("data", "validation"), ("data", "test"), ("evaluation", "questions")
+    values = {keys: section.get(keys[1]) for keys in files if isinstance(section := tree.get(keys[0]), dict)}
+    return [
+        ".".join(keys)
+        for keys, value in values.items()
+        if value is not None and not locations.get(keys, "").startswith("--set")
+    ]
 
 
 def change_evaluation(section: EvaluationSection, settings: Sequence[str]) -> EvaluationSection:

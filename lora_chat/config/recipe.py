@@ -105,8 +105,8 @@ class EvaluationSection(StrictModel):
     take a tenth of the planned time of training. Only the first `samples` are printed."""
     metrics: MetricChoice = "auto"
     """Metrics of the replies, beside the losses and the questions. `auto` chooses by the held-out data and says which.
-    A list has names of the table in docs/evaluation.md; the first one of right or wrong replies decides the verdict,
-    and otherwise the validation loss."""
+    A list has names of the table in docs/evaluation.md; the first one decides the verdict. With `auto`
+    it is by right or wrong replies, and otherwise by the validation loss."""
     number_pattern: NumberPattern | None = None
     """Regular expression with one group for `numeric_match`, such as `answer is (.+)`. The last match in the reply is
     compared with the last match in the reference. By default it is the last number, after `####` if there is one."""

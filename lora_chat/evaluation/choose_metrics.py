@@ -13,7 +13,7 @@ from lora_chat.evaluation.reply_scores import find_references, score_numbers
 from lora_chat.evaluation.scores.translation import choose_tokenizer
 
 DEFAULT_DECISIVE = "validation_loss"
-"""Name of the metric that decides if no reply is right or wrong."""
+"""Name of the metric that decides without a metric of replies that may."""
 _TITLES = {"facts": "the questions", DEFAULT_DECISIVE: "the validation loss"}
 _MAX_CUT = 0.2
 """Share of references that may be longer than a reply, so that right or wrong replies still decide."""
@@ -40,8 +40,9 @@ def choose_metrics(
 ) -> ChosenMetrics:
     """Return the metrics for these replies and questions: by the data, or the list of the recipe.
 
-    Losses and questions are always measured. The verdict is by the questions, otherwise by the first metric of right or
-    wrong replies if there are enough, and otherwise by the validation loss. `num_cut` is the number of references that
+    Losses and questions are always measured. The verdict is by the questions, otherwise by the first metric of a list,
+    or by the first one of right or wrong replies with `auto`, if there are enough replies, and otherwise by the
+    validation loss. `num_cut` is the number of references that
     are longer than a reply may be, because a reply that is cut off is never right. `reads_calls` says whether tool
     calls can be read from replies in the chat template of the base.
     """
@@ -51,7 +52,8 @@ def choose_metrics(
         left_out["tool_calls"] = "calls in the form of this chat template are not read from replies"
     replied = [_configure(find_metric(name), settings) for name in names if name not in left_out]
     is_cut = num_cut > _MAX_CUT * len(items)
-    decisive = _choose_decisive([] if is_cut else replied, len(items), questions)
+    may_decide = [metric for metric in replied if settings.metrics != "auto" or metric.is_right_or_wrong]
+    decisive = _choose_decisive([] if is_cut else may_decide, len(items), questions)
     always = [metric for metric in METRICS if metric.items != "replies"]
     sentences = [_explain_choice(replied, why, items)] if replied else []
     sentences += [f"{name} is left out, because {reason}." for name, reason in left_out.items()]
@@ -83,12 +85,11 @@ def _configure(metric: Metric, settings: EvaluationSection) -> Metric:
     return metric
 
 
-def _choose_decisive(replied: Sequence[Metric], items: int, questions: Sequence[Question]) -> Metric:
+def _choose_decisive(candidates: Sequence[Metric], items: int, questions: Sequence[Question]) -> Metric:
     """Return the metric that decides the verdict."""
     if questions:
         return find_metric("facts")
-    right_or_wrong = [metric for metric in replied if metric.is_right_or_wrong]
-    return right_or_wrong[0] if right_or_wrong and items >= MIN_ITEMS else find_metric(DEFAULT_DECISIVE)
+    return candidates[0] if candidates and items >= MIN_ITEMS else find_metric(DEFAULT_DECISIVE)
 
 
 def _explain_choice(replied: Sequence[Metric], why: str, items: Sequence[ReplyItem]) -> str:

@@ -8,7 +8,8 @@ from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.pipeline.estimate_history import EstimateRecord, format_record, make_estimate_record
 from lora_chat.planning.estimate import RunEstimate
 from lora_chat.runs.run_folder import RunFolder
-from lora_chat.system.console import format_bytes
+from lora_chat.system.bounded_files import MEDIUM_FILE_BYTES, read_json_object
+from lora_chat.system.console import format_bytes, quote_path
 from lora_chat.system.memory_usage import peak_memory_bytes, peak_reserved_bytes
 from lora_chat.training.training_run import TrainingResult
 
@@ -112,3 +113,11 @@ def format_result(result: SftResult) -> str:
         f"adapter {format_bytes(result.adapter_bytes)}"
     )
     return f"{lines}\n{format_record(result.estimate_record)}" if result.estimate_record else lines
+
+
+def suggest_next_command(run: RunFolder) -> str:
+    """Return the command that asks the adapter as it was trained, which continues plain text or answers."""
+    statistics = read_json_object(run.statistics, MEDIUM_FILE_BYTES) if run.statistics.is_file() else {}
+    formats = {name for source in statistics.get("sources", ()) for name in source.get("files", {}).values()}
+    run_path = quote_path(run.path)
+    return f'lora-chat generate {run_path} "TEXT"' if formats == {"text"} else f"lora-chat chat {run_path}"

@@ -477,3 +477,17 @@ def test_run_has_the_name_of_the_recipe_file(tmp_path, file, run):
     path = Path(tmp_path / file)
     path.write_text(DATA)
     assert read_recipe(path).output.name == run
+
+
+def test_evaluation_files_that_a_setting_left_behind_are_named(tmp_path, caplog):
+    path = tmp_path / "r.yaml"
+    path.write_text("data: {train: a.jsonl, test: t.jsonl}\nevaluation: {questions: q.jsonl}\n")
+    for changes, names in [
+        ([], []),
+        (["data.train=b.jsonl"], ["data.test", "evaluation.questions"]),
+        (["data.train=b.jsonl", "data.test=null", "evaluation.questions=p.jsonl"], []),
+        (["data.test=u.jsonl"], []),
+    ]:
+        caplog.clear()
+        read_recipe(path, changes)
+        assert [line.split(", but ")[1].split(" is still")[0] for line in caplog.messages] == names

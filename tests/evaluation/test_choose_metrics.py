@@ -116,7 +116,7 @@ def test_a_list_is_measured_and_what_lacks_data_is_named():
     settings = EvaluationSection(metrics=("chrf", "json_match", "tool_calls", "contains"))
     chosen = choose_metrics(make_items([f"{LONG} {i}" for i in range(9)]), [], settings)
     assert names_of(chosen) == ["chrf", "contains"]
-    assert chosen.decisive == "contains"
+    assert chosen.decisive == "chrf"
     assert "json_match is left out, because no reference is JSON." in chosen.reason
     assert "tool_calls is left out, because no reference calls a tool." in chosen.reason
 
