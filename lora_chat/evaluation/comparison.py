@@ -72,7 +72,8 @@ def compare_with_base(
     `system` precedes every question, and no general item. The prompt of a block of plain text is its first half.
     """
     task = make_task(tokenizer, stop_ids, validation, questions, system, settings)
-    logger.info(task.chosen.reason)
+    if len(validation) or questions:
+        logger.info(task.chosen.reason)
     items = general.items if general else ()
     model.eval()
     with without_adapter(model):

@@ -109,6 +109,10 @@ def verify_parcel(
     """
     if (evaluation_files.data or evaluation_files.questions) and not repeat_measurements:
         raise UsageError("--data and --questions belong to --again: without it nothing is measured.")
+    if evaluation_files.questions and not evaluation_files.data:
+        raise UsageError(
+            "--questions belongs to --data. Fix: add the held-out dialogues of the sender with --data FILE."
+        )
     checks: list[ParcelCheck] = []
     try:
         parcel = open_parcel(expand_user_path(path), trust.signer, checks.append)

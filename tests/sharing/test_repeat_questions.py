@@ -5,7 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from lora_chat.errors import UsageError
+from lora_chat.pipeline.held_out import EvaluationFiles
+from lora_chat.pipeline.open_adapter import TrustOptions
 from lora_chat.pipeline.repeat_comparison import leave_out_questions
+from lora_chat.pipeline.verify_parcel import verify_parcel
 from lora_chat.system.hashing import digest_file
 
 
@@ -25,3 +29,9 @@ def test_questions_are_asked_if_the_sender_asked_some_or_on_other_data(tmp_path,
     receipt = SimpleNamespace(evaluation=SimpleNamespace(figures=figures, digest=digest))
     assert len(leave_out_questions(Prepared(), receipt, data).questions) == asked
     assert leave_out_questions(Prepared(), SimpleNamespace(evaluation=None), data) == Prepared()
+
+
+def test_questions_without_dialogues_are_refused_before_anything_is_opened(tmp_path):
+    files = EvaluationFiles(None, str(tmp_path / "questions.jsonl"), None)
+    with pytest.raises(UsageError, match="--questions belongs to --data"):
+        verify_parcel(str(tmp_path / "no.lorachat"), files, TrustOptions(), repeat_measurements=True)
