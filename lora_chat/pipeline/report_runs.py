@@ -42,13 +42,20 @@ def write_reports(sources: Sequence[str], target: Path | None) -> Path:
     runs = [open_run_folder(source) for source in sources]
     if len(runs) > _MAX_RUNS:
         raise UsageError(f"{len(runs)} runs do not fit on one page. Fix: give at most {_MAX_RUNS} runs.")
-    if len(runs) == 1:
-        path = expand_user_path(target) if target else runs[0].report
-        page = build_run_page(collect_run(runs[0]))
-    else:
-        path = expand_user_path(target or _COMPARISON_NAME)
-        page = build_comparison_page([collect_run(run) for run in runs])
-    if path.is_dir():
-        raise UsageError(f"{display_path(path)} is a folder. Fix: give the name of a file with --to.")
+    default = runs[0].report if len(runs) == 1 else Path(_COMPARISON_NAME)
+    path = expand_user_path(target) if target else default
+    _check_target(path)
+    contents = [collect_run(run) for run in runs]
+    page = build_run_page(contents[0]) if len(runs) == 1 else build_comparison_page(contents)
     write_text_atomically(path, page, "the report")
     return path
+
+
+def _check_target(path: Path) -> None:
+    """Raise UsageError if a page cannot be written there, or if that would replace another kind of file."""
+    if path.is_dir():
+        raise UsageError(f"{display_path(path)} is a folder. Fix: give the name of a file with --to.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{display_path(path.parent)} is not a folder. Fix: make it, or name another with --to.")
+    if path.exists() and path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{display_path(path)} exists and is not a page. Fix: give a name that ends with .html.")
