@@ -82,8 +82,10 @@ def _leave_out_defaults(adapter: AdapterSection) -> dict[str, JsonValue]:
 def write_parcel(members: Mapping[str, bytes], to: Path, verify: Callable[[Path], object]) -> None:
     """Write the file under a temporary name, call `verify` on it, and rename it only if that raises nothing.
 
-    Raises UsageError if another file has that name already.
+    Raises UsageError if another file has that name already, or if its folder is missing.
     """
+    if not to.parent.is_dir():
+        raise UsageError(f"{to.parent} is not a folder. Fix: make it, or name a file elsewhere with --out.")
     if to.exists() and (not to.is_file() or not _has_same_content(to, members)):
         raise UsageError(f"Another file exists already: {to}. Fix: name a new file with --out.")
     with atomic_output_file(to, "the parcel", shared=True) as file:

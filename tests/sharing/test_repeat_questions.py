@@ -10,6 +10,7 @@ from lora_chat.pipeline.held_out import EvaluationFiles
 from lora_chat.pipeline.open_adapter import TrustOptions
 from lora_chat.pipeline.repeat_comparison import leave_out_questions
 from lora_chat.pipeline.verify_parcel import verify_parcel
+from lora_chat.sharing.build import write_parcel
 from lora_chat.system.hashing import digest_file
 
 
@@ -35,3 +36,8 @@ def test_questions_without_dialogues_are_refused_before_anything_is_opened(tmp_p
     files = EvaluationFiles(None, str(tmp_path / "questions.jsonl"), None)
     with pytest.raises(UsageError, match="--questions belongs to --data"):
         verify_parcel(str(tmp_path / "no.lorachat"), files, TrustOptions(), repeat_measurements=True)
+
+
+def test_a_missing_folder_of_a_parcel_is_named(tmp_path):
+    with pytest.raises(UsageError, match="is not a folder"):
+        write_parcel({"a": b"b"}, tmp_path / "no" / "a.lorachat", lambda path: None)
