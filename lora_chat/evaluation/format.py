@@ -12,9 +12,7 @@ def format_comparison(report: ComparisonReport) -> str:
     """Format the metrics and sample replies of base and adapted model."""
     general = format_general(report.general) if report.general else []
     if not report.figures:
-        if general:
-            return "\n".join([*textwrap.wrap(f"Verdict: {report.verdict.text}", 100), *general])
-        return "Nothing was compared with the base: there is no validation set (data.validation_share: 0)."
+        return "\n".join([*textwrap.wrap(f"Verdict: {report.verdict.text}", 100), *general])
     rows = [("", "base", "adapted", "difference")]
     for metric in report.metrics:
         if pair := report.figures.get(metric.name):

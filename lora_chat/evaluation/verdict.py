@@ -54,7 +54,7 @@ def judge(
     notes += overlap.format_notes(metric.items if metric else None) if overlap else []
     other_abilities = [f"{general[0].upper()}{general[1:]}."] if general else []
     if metric is None or pair is None:
-        nothing = "Not measured: there is nothing to compare on."
+        nothing = "Not measured: there is no validation set (data.validation_share: 0) and no question."
         return Verdict("not measured", None, " ".join([nothing, *other_abilities, *notes]))
     withheld = overlap.explain_withheld(metric.items) if overlap else None
     if withheld is not None:

@@ -65,13 +65,14 @@ def format_run_card(
             ],
         ),
     ]
+    if verdict:
+        lines += ["", escape_markdown(verdict.text, 2000)]
     if figures:
         rows = [
             _run_metric_row(metric, pair)
             for metric in METRICS
             if metric.in_summary and (pair := figures.get(metric.name))
         ]
-        lines += ["", escape_markdown(verdict.text, 2000)] if verdict else []
         lines += ["", *format_table(("measured on held-out data", "base", "adapted"), rows)]
     if recital:
         lines += ["", *format_recital_lines(recital, recital.sensitive)]

@@ -51,7 +51,9 @@ def test_template_file_is_used_in_training_evaluation_and_merge(lora_chat, tmp_p
     (tmp_path / "mine.jinja").unlink()  # the run needs nothing but itself
     assert main(["eval", run, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert again["validation_loss"] == pytest.approx(result["validation_loss"], abs=1e-6)
+    losses = [figures["validation_loss"] for figures in (again, result)]
+    for side in ("base", "adapted"):
+        assert losses[0][side] == pytest.approx(losses[1][side], abs=1e-6)
     merged = tmp_path / "merged"
     assert main(["merge", run, "--to", str(merged), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["proof"]["mean_kl"] < 1e-6
