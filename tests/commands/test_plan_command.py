@@ -183,7 +183,8 @@ def test_history_without_runs_gives_one_message(run, tmp_path):
 
 
 def test_sft_refuses_a_run_that_cannot_fit_before_weights_load(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_chat.pipeline.fine_tune.load_base_model", lambda *_: pytest.fail("weights were loaded"))
+    loader = "lora_chat.pipeline.load_adapted.load_base_model"
+    monkeypatch.setattr(loader, lambda *_: pytest.fail("weights were loaded"))
     code, out, err = sft(run, tmp_path, "--set", "training.memory=100MiB")
     assert (code, out) == (5, "")
     assert "The run does not fit: `" in err

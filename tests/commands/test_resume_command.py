@@ -10,7 +10,7 @@ import pytest
 from lora_chat.cli import main
 from lora_chat.models import adapter_files
 from lora_chat.models.bundled import find_bundled_base
-from lora_chat.pipeline import fine_tune
+from lora_chat.pipeline import load_adapted, saved_training
 from lora_chat.planning import disk_space
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ def cut(sft, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tune, "save_adapter", interrupt)
+        patch.setattr(saved_training, "save_adapter", interrupt)
         assert sft()[0] == 130
     run = tmp_path / "runs" / "smoke-1"
     shutil.rmtree(run / "checkpoints" / "checkpoint-4")
@@ -167,7 +167,7 @@ def test_reports_a_full_disk_before_the_base_is_loaded(sft, tmp_path, monkeypatc
 
     free = shutil.disk_usage(tmp_path)._replace(free=3_000_000)
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: free)
-    monkeypatch.setattr(fine_tune, "load_base_model", never)
+    monkeypatch.setattr(load_adapted, "load_base_model", never)
     code, err = sft()
     assert code == 4
     assert f"Not enough disk space in {tmp_path / 'runs' / 'smoke-1'}: the run needs 6.4 MB" in err

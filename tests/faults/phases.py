@@ -3,7 +3,7 @@
 import os
 import signal
 
-from lora_chat.pipeline import compare, fine_tune, load_data
+from lora_chat.pipeline import compare, load_adapted, load_data, saved_training
 from lora_chat.training import trainer
 from lora_chat.training.callbacks import checkpoint
 from lora_chat.training.callbacks.nonfinite_guard import NonFiniteGuard
@@ -11,7 +11,7 @@ from lora_chat.training.trainer import PackedSFTTrainer
 
 PHASES = {
     "encoding": (load_data, "open_sources", 1),
-    "loading": (fine_tune, "load_base_model", 1),
+    "loading": (load_adapted, "load_base_model", 1),
     "trying the largest micro-batch": (PackedSFTTrainer, "dry_run_step", 1),
     "in the middle of an accumulation": (PackedSFTTrainer, "_packed_loss", 5),
     "before the optimizer": (NonFiniteGuard, "on_pre_optimizer_step", 2),
@@ -20,7 +20,7 @@ PHASES = {
     "deleting an old checkpoint": (checkpoint, "prune_checkpoints", 3),
     "measuring the validation loss": (PackedSFTTrainer, "score_rows", 1),
     "the last step": (NonFiniteGuard, "on_pre_optimizer_step", 4),
-    "saving the adapter": (fine_tune, "save_adapter", 1),
+    "saving the adapter": (saved_training, "save_adapter", 1),
     "comparing": (compare, "compare_with_base", 1),
 }
 """Phase -> owner, name and call number of the function in which the signals arrive."""

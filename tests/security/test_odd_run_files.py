@@ -43,7 +43,7 @@ def call(capsys, monkeypatch, run, tmp_path):
 
     for place in (
         "models.bound_adapter.load_base_model",
-        "pipeline.fine_tune.load_base_model",
+        "pipeline.load_adapted.load_base_model",
         "pipeline.pack_run.build_members",
         "pipeline.pack_run._read_or_run_parity_check",
     ):

@@ -8,7 +8,7 @@ import pytest
 
 from lora_chat.cli import main
 from lora_chat.errors import ConsentError
-from lora_chat.pipeline import fine_tune
+from lora_chat.pipeline import saved_training
 from lora_chat.pipeline.resume import ResumeRequest, find_resume_point
 from lora_chat.runs.checkpoints import find_newest_checkpoint
 from lora_chat.runs.origin import (
@@ -62,7 +62,7 @@ def cut(cache_home, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         watch = Watch(patch)
-        patch.setattr(fine_tune, "save_adapter", stop)
+        patch.setattr(saved_training, "save_adapter", stop)
         assert main(["sft", str(place / "r.yaml")]) == 130
     assert watch.asked > 5 and watch.found == {None}
     return place / "r-1"

@@ -343,6 +343,7 @@ def test_nothing_else_in_the_package_compiles_or_renders_templates():
         "data/encoding/message_lists.py",
         "data/encoding/stepwise_render.py",
         "data/encoding/stepwise_template.py",
+        "evaluation/harness_model.py",  # templates of local task files, in a sandbox
         "export/parity/llama_cpp_worker.py",
         "export/parity/reader_worker.py",  # the other environment of `merge --check-with`, in a process with limits
     }

@@ -208,5 +208,6 @@ output: {{directory: {tmp_path}/runs}}
     (tmp_path / "book.txt").unlink()  # the run has all it needs
     assert main(["eval", str(run), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert again["validation_loss"] == pytest.approx(first["validation_loss"], abs=1e-6)
+    for side in ("base", "adapted"):
+        assert again["validation_loss"][side] == pytest.approx(first["validation_loss"][side], abs=1e-6)
     assert json.loads((run / "comparison.json").read_text())["validation_dialogues"] == len(blocks)
