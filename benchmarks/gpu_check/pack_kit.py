@@ -23,11 +23,12 @@ PACKAGES = (
     *("transformers", "trl"),
     # The other requirements of lora_chat.
     *("filelock", "gguf", "httpx2", "nvidia-ml-py", "phonenumberslite", "platformdirs", "psutil", "pydantic"),
-    *("python-stdnum", "PyYAML", "rich"),
+    *("python-stdnum", "PyYAML", "rich", "sacrebleu"),
     # The requirements of the packages above.
-    *("annotated-types", "anyio", "certifi", "charset-normalizer", "click", "dill", "fsspec", "h11", "httpcore2"),
-    *("idna", "markdown-it-py", "mdurl", "multiprocess", "packaging", "pydantic_core", "Pygments", "regex", "requests"),
-    *("shellingham", "tqdm", "truststore", "typer", "typing-inspection", "typing_extensions", "urllib3", "xxhash"),
+    *("annotated-types", "anyio", "certifi", "charset-normalizer", "click", "colorama", "dill", "fsspec", "h11"),
+    *("httpcore2", "idna", "lxml", "markdown-it-py", "mdurl", "multiprocess", "packaging", "portalocker"),
+    *("pydantic_core", "Pygments", "regex", "requests", "shellingham", "tabulate", "tqdm", "truststore", "typer"),
+    *("typing-inspection", "typing_extensions", "urllib3", "xxhash"),
 )
 """Packages of the kit. Their requirements are not followed, so this list is complete except for the host's packages."""
 HOST_PACKAGES = (
