@@ -18,7 +18,7 @@ from typing import Any
 
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.data.encoding.control_tokens import ControlTokenMarker, read_control_tokens
-from lora_chat.data.encoding.encode import IGNORE_INDEX, DialogueEncoder, EncodedDialogue
+from lora_chat.data.encoding.encode import DialogueEncoder, EncodedDialogue
 from lora_chat.data.parsing.rows import ReadingOptions, read_dialogues
 from lora_chat.errors import DataError
 from lora_chat.models.stop_tokens import find_turn_end_ids
@@ -129,7 +129,7 @@ def compare(family: str, tokenizer: Any, name: str) -> TokenizerComparison:
 def find_differences(dialogue: Dialogue, row: EncodedDialogue, tokenizer: Any, stop_ids: set[int]) -> Iterator[str]:
     """Yield what differs in a row: a prompt, a reply, the tokens between replies, or the whole chat."""
     messages, tools = dialogue.as_dicts, dialogue.tool_list
-    spans = list(find_spans(row.labels))
+    spans = row.supervised_spans
     if len(spans) != len(row.reply_ends):
         yield f"{len(spans)} spans with loss for {len(row.reply_ends)} replies"
         return
@@ -158,17 +158,6 @@ def apply(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Any, *, add
         list(messages), tools=tools, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
     )
     return ids
-
-
-def find_spans(labels: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield the first index and the end of each span with loss."""
-    begin = None
-    for index, label in enumerate([*labels, IGNORE_INDEX]):
-        if label != IGNORE_INDEX and begin is None:
-            begin = index
-        elif label == IGNORE_INDEX and begin is not None:
-            yield begin, index
-            begin = None
 
 
 def format_table(results: Sequence[TokenizerComparison]) -> str:

@@ -19,9 +19,7 @@ from lora_chat.evaluation.intervals import (
     compare_by_bootstrap,
     compare_right_or_wrong,
 )
-from lora_chat.evaluation.measurement import Measurement as Measurement
-from lora_chat.evaluation.measurement import Reply as Reply
-from lora_chat.evaluation.measurement import ReplyItem as ReplyItem
+from lora_chat.evaluation.measurement import Measurement, Reply
 
 Score: TypeAlias = Callable[[Measurement], Statistics | None]
 

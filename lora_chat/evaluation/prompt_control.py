@@ -73,11 +73,8 @@ def _split_last_reply(
 
     Supervised tokens of a known prompt belong to the prompt.
     """
-    labels = row.labels
-    end = max((i for i, label in enumerate(labels) if label != IGNORE_INDEX), default=-1) + 1
-    begin = end
-    while begin and labels[begin - 1] != IGNORE_INDEX:
-        begin -= 1
+    spans = row.supervised_spans
+    begin, end = spans[-1] if spans else (0, 0)
     for length in sorted({len(prompt) for prompt in known if begin < len(prompt) < end}, reverse=True):
         if tuple(row.input_ids[:length]) in known:
             begin = length

@@ -80,7 +80,7 @@ def read_training_replies(
     encoder = DialogueEncoder(tokenizer, stop_ids)
     for path, line, dialogue, rows in units.iter_units():
         for row in _label_replies_only(dialogue, rows, encoder):
-            for begin, end in _find_labelled_parts(row.labels):
+            for begin, end in row.supervised_spans:
                 ids = row.input_ids[begin:end]
                 stop = next((index for index, token in enumerate(ids) if token in stop_ids), len(ids))
                 yield TrainingReply(path, line, tuple(row.input_ids[:begin]), tuple(ids[:stop]))
@@ -94,14 +94,3 @@ def _label_replies_only(
         return rows
     (encoded,) = encoder.encode([replace(dialogue, loss_on_prompts=False)])
     return () if isinstance(encoded, DataError) else encoded
-
-
-def _find_labelled_parts(labels: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield the begin and end of each run of tokens with loss."""
-    begin = None
-    for index, label in enumerate([*labels, IGNORE_INDEX]):
-        if label != IGNORE_INDEX and begin is None:
-            begin = index
-        elif label == IGNORE_INDEX and begin is not None:
-            yield begin, index
-            begin = None

@@ -34,6 +34,19 @@ class EncodedDialogue:
         """Return the number of tokens with loss."""
         return sum(label != IGNORE_INDEX for label in self.labels)
 
+    @property
+    def supervised_spans(self) -> list[tuple[int, int]]:
+        """Return the first index and the end of each run of tokens with loss, in their order."""
+        spans: list[tuple[int, int]] = []
+        begin = None
+        for index, label in enumerate([*self.labels, IGNORE_INDEX]):
+            if label != IGNORE_INDEX and begin is None:
+                begin = index
+            elif label == IGNORE_INDEX and begin is not None:
+                spans.append((begin, index))
+                begin = None
+        return spans
+
 
 @dataclass(frozen=True)
 class RenderedRow:
