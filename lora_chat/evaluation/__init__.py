@@ -10,6 +10,8 @@
 - harness_model: lm-evaluation-harness on a loaded model
 - harness_tasks: Tasks of lm-evaluation-harness, and files that must not run code
 - intervals: Intervals and tests for figures of two models on the same items
+- judgement_text: The result of human votes as text
+- judgements: Statistics of blind human votes on pairs of replies
 - label_report: Figures of each label and the confusion matrix
 - loss: Loss, perplexity and right top tokens at supervised positions
 - loss_plot: The plot of training and validation loss
@@ -24,6 +26,7 @@
 - reply_items: The held-out prompts that both models answer
 - reply_kinds: The kinds of held-out replies and the metrics that fit each
 - reply_scores: Statistics of the replies of a model
+- run_judgements: The human votes on the adapter that a run has now
 - training_replies: Training replies with their first tokens as a prompt
 - verdict: The verdict of a comparison, in the same words wherever it is shown
 - written_calls: Whether calls can be read from replies of a base

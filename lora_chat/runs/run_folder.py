@@ -171,6 +171,11 @@ class RunFolder:
         return self.path / "comparison.json"
 
     @property
+    def judgements(self) -> Path:
+        """Return the path of the votes of human judges, which exists if there are any."""
+        return self.path / "judgements.jsonl"
+
+    @property
     def report(self) -> Path:
         """Return the path of the report, a web page."""
         return self.path / "report.html"
