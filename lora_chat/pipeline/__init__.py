@@ -32,6 +32,7 @@
 - merge_adapters: The merge of one or several adapters into a 16-bit model
 - merge_parent: The base of a stacked training, with the parent merged in
 - missing_base: The message for an adapter whose base is not on this machine
+- model_reference: The outputs of an adapted model by which a loaded adapter is recognised
 - model_shape: The shape of a base that a plan is for
 - open_adapter: A run, parcel or folder opened as an adapter with its base and chat template
 - open_chat: A run, parcel, adapter or base opened for chat

@@ -23,6 +23,7 @@ from lora_chat.pipeline.general_items import take_planned_items
 from lora_chat.pipeline.load_adapted import load_adapted_model
 from lora_chat.pipeline.measure_recital import add_recital
 from lora_chat.pipeline.merge_parent import merge_parent
+from lora_chat.pipeline.model_reference import keep_reference
 from lora_chat.pipeline.parent import Parent, read_lineage
 from lora_chat.pipeline.parent_copy import is_template_accepted, keep_lineage, open_parent
 from lora_chat.pipeline.parent_settings import inherit_settings
@@ -141,6 +142,7 @@ def fine_tune(
         with progress.explain_out_of_memory(), explain_model_errors(base_config, base_name, "Evaluation"):
             report = compare_run(model, prepared, plan.evaluation, run)
             report = add_recital(report, model, prepared, plan, audit, run, training.steps)
+            keep_reference(run, model, prepared, plan.precision)
             if parent:
                 measured = measure_generations(model, prepared, plan.evaluation, report, parent)
                 del model

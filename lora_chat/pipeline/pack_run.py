@@ -23,6 +23,7 @@ from lora_chat.models.adapter_files import WEIGHTS_NAME
 from lora_chat.models.base_model import load_tokenizer, read_model_type
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
+from lora_chat.pipeline.model_reference import read_or_measure_reference
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, open_adapter
 from lora_chat.pipeline.parent import read_lineage
 from lora_chat.runs.run_folder import RunFolder, open_run_folder
@@ -110,9 +111,10 @@ def draft_receipt(
         }
         for line in check_shared_text(texts, data.audit, plan.audit, accept_findings=accept_findings):
             logger.warning(line)
+        reference = read_or_measure_reference(opened, run) if base.version > 1 else None
         receipt = Receipt(
             format="lora_chat parcel",
-            version=4 if evaluation else 3 if lineage else base.version,
+            version=5 if reference else 4 if evaluation else 3 if lineage else base.version,
             name=name,
             license=license_name,
             base=base,
@@ -134,6 +136,7 @@ def draft_receipt(
             lineage=lineage,
             generations=collect_generations(run) if lineage else None,
             evaluation=evaluation,
+            reference=reference,
         )
     except ValueError as error:
         raise UsageError(f"This run cannot be packed: {format_validation_error(error)}.") from error

@@ -4,14 +4,18 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lora_chat.errors import IntegrityError, UnavailableError, UsageError
+from lora_chat.errors import DataError, IntegrityError, UnavailableError, UsageError
 from lora_chat.evaluation.metrics import format_changes
 from lora_chat.export.merge import AdapterBlend
 from lora_chat.export.parity.default_prompts import make_default_samples
+from lora_chat.export.parity.reference import render_stated_prompts
+from lora_chat.export.parity.reference_outputs import compare_with_reference
 from lora_chat.export.parity.samples import select_parity_samples
+from lora_chat.export.parity.transformers_runner import TransformersRunner
 from lora_chat.export.peft import check_adapter_parity
-from lora_chat.models.adapter import check_adapter_fits, write_stored_adapter
+from lora_chat.models.adapter import check_adapter_fits, without_adapter, write_stored_adapter
 from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.models.base_model import LocalBase, check_weights
 from lora_chat.models.identity import UNCOVERED_BY_VERSION_1
@@ -31,8 +35,12 @@ from lora_chat.pipeline.verify_lineage import check_parcel_lineage
 from lora_chat.sharing.compatibility import Portability, report_portability
 from lora_chat.sharing.parcel import Parcel, ParcelCheck, open_parcel
 from lora_chat.sharing.receipt import Receipt
+from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.user_path import expand_user_path
+
+if TYPE_CHECKING:
+    import torch
 
 _RECEIPT_METADATA_FIELDS = {"format", "version", "digest"}
 """Fields that describe the format of a receipt, not the adapter."""
@@ -227,6 +235,7 @@ def _repeat_measurements(path: str, evaluation_files: EvaluationFiles, trust: Tr
     opened = open_adapter(path, trust_options)
     prepared = prepare_evaluation(opened, evaluation_files) if evaluation_files.data else None
     yield _run_check("opened by PEFT", lambda: _check_parity(opened, prepared), "proof")
+    yield from _check_reference(opened)
     if prepared is None or opened.parcel is None or evaluation_files.data is None:
         yield ParcelCheck("comparison", "not repeated: give dialogues with --data FILE", None)
         return
@@ -237,6 +246,28 @@ def _repeat_measurements(path: str, evaluation_files: EvaluationFiles, trust: Tr
     prepared = replace(prepared, general=choose_stated_general(receipt, prepared))
     report = compare_models(opened.adapter.load(opened.precision), prepared, settings)
     yield check_comparison(report, receipt, Path(evaluation_files.data))
+
+
+def _check_reference(opened: OpenAdapter) -> Iterator[ParcelCheck]:
+    """Yield the comparison of the loaded adapter with the reference in the receipt; nothing without a reference."""
+    reference = opened.parcel.receipt.reference if opened.parcel else None
+    if reference is None:
+        return
+    try:
+        prompts = render_stated_prompts(reference, opened.adapter.tokenizer, opened.system)
+        model = opened.adapter.load(opened.precision)
+        scorer = TransformersRunner(model, opened.adapter.tokenizer).logits
+
+        def score_base(ids: Sequence[int], positions: Sequence[int]) -> "torch.Tensor":
+            with without_adapter(model):
+                return scorer(ids, positions)
+
+        comparison = compare_with_reference(reference, prompts, opened.precision, scorer, score_base)
+    except (IntegrityError, DataError) as error:
+        yield ParcelCheck("reference", str(error), False)
+        return
+    yield ParcelCheck("reference", comparison.describe(), comparison.passed, ("reference",))
+    release_gpu_memory()
 
 
 def _check_parity(opened: OpenAdapter, prepared: PreparedEvaluation | None) -> str:

@@ -190,6 +190,11 @@ class RunFolder:
         """Return the path of the parity report of the adapter in plain PEFT, which exists after `pack`."""
         return self.path / "proof.json"
 
+    @property
+    def reference(self) -> Path:
+        """Return the path of outputs of the adapted model, by which a loaded adapter is recognised."""
+        return self.path / "reference.json"
+
     def restrict_permissions(self) -> None:
         """Deny other users access to a folder that an older version made; a folder of another user stays unchanged."""
         with suppress(OSError):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from lora_chat.evaluation.metrics import METRICS, find_metric
 from lora_chat.evaluation.verdict import format_change
+from lora_chat.export.parity.reference import ModelReference
 from lora_chat.sharing.card_parts import (
     format_front_matter,
     format_lora,
@@ -146,6 +147,17 @@ def _format_measurements(receipt: Receipt) -> list[str]:
         f"Opened by {escape_markdown(parity.reader)} and compared with the adapted model on {parity.tokens} tokens of "
         f"{parity.dialogues} held-out dialogues: mean KL {parity.mean_kl:.1e} nats per token (the base alone "
         f"{parity.control_kl:.1e}), {parity.equal_replies:.0%} of {parity.replies} greedy replies equal.",
+        *(_format_reference(receipt.reference) if receipt.reference else []),
+    ]
+
+
+def _format_reference(reference: ModelReference) -> list[str]:
+    """Return the lines about the outputs of the adapted model in a receipt of version 5."""
+    return [
+        "",
+        f"`receipt.json` has the most probable tokens of the adapted model at {reference.positions} positions of "
+        f"{len(reference.replies)} replies to built-in questions ({reference.mode}, {reference.dtype}, on "
+        f"{reference.device}). `lora-chat serve` and `lora-chat verify --again` compare the loaded adapter with them.",
     ]
 
 

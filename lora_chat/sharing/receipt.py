@@ -21,6 +21,7 @@ from lora_chat.config.base import Seed, StrictModel
 from lora_chat.config.recipe import AdapterSection
 from lora_chat.config.stored_quantization import QuantizationCoverage, StoredQuantization
 from lora_chat.errors import IntegrityError
+from lora_chat.export.parity.reference import ModelReference
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.evaluation_receipt import EvaluationReceipt
 from lora_chat.sharing.figures import BASE_NAME_PATTERN as BASE_NAME_PATTERN
@@ -37,11 +38,13 @@ from lora_chat.sharing.figures import (
 from lora_chat.sharing.lineage import GenerationsReceipt, Lineage, check_lineage
 from lora_chat.system.strict_json import parse_strict_json
 
-RECEIPT_VERSION = 4
+RECEIPT_VERSION = 5
 _VERSION_3_FIELDS = ("lineage", "generations")
 """Fields that receipts of versions 1 and 2 do not have."""
 _VERSION_4_FIELDS = ("evaluation",)
-"""Fields that receipts of earlier versions do not have."""
+"""Fields that receipts of versions 1 to 3 do not have."""
+_VERSION_5_FIELDS = ("reference",)
+"""Fields that only receipts of version 5 have, at least one of them with a value."""
 _ADAPTER_SETTINGS = ("rank", "alpha", "dropout", "target_modules", "variant")
 """Settings of an adapter in every receipt. Others are only written if they have a value, as versions 1 and 2 are."""
 LICENSE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$"
@@ -108,11 +111,12 @@ class Receipt(StrictModel):
     Version 2 identifies everything of the base that decides its outputs; version 1 has three digests. Version 3 is
     version 2 with the lineage of an adapter that has parents. Version 4 has the verdict of the comparison with all its
     figures, and may have a lineage; runs of earlier versions of lora_chat are packed without a verdict in version 2 or
-    3. A later version may add fields under another number. Earlier versions must always remain readable.
+    3. Version 5 is version 4 with outputs of the adapted model; verdict and lineage are there if the run has them. A
+    later version may add fields under another number. Earlier versions must always remain readable.
     """
 
     format: Literal["lora_chat parcel"]
-    version: Literal[1, 2, 3, 4]
+    version: Literal[1, 2, 3, 4, 5]
     name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
     license: Annotated[str, StringConstraints(pattern=LICENSE_PATTERN)] | None
     base: BaseReceipt
@@ -147,6 +151,8 @@ class Receipt(StrictModel):
     """Base, parent and child compared; None if it was not measured."""
     evaluation: EvaluationReceipt | None = None
     """The verdict of the comparison of base and adapted model, with its figures."""
+    reference: ModelReference | None = None
+    """Outputs of the adapted model for built-in questions, by which a receiver recognises the loaded model."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -156,8 +162,10 @@ class Receipt(StrictModel):
         self._check_lineage()
         if self.adapter.start is not None:
             raise ValueError("the lineage of an adapter is not one of its settings")
-        if (self.evaluation is not None) != (self.version == 4):
-            raise ValueError("a receipt has a verdict in version 4, and only there")
+        if self.version < 5 and (self.evaluation is not None) != (self.version == 4):
+            raise ValueError("a receipt has a verdict in version 4 or 5, and only there")
+        if any(getattr(self, name) is not None for name in _VERSION_5_FIELDS) != (self.version == 5):
+            raise ValueError("a receipt has a reference in version 5, and only there")
         comparison, held_out = self.comparison, self.data.validation_dialogues
         if self.evaluation and self.evaluation.set == "test":
             held_out = self.evaluation.dialogues
@@ -191,7 +199,8 @@ class Receipt(StrictModel):
         fields["adapter"] = {
             key: value for key, value in adapter.items() if key in _ADAPTER_SETTINGS or value != default.get(key)
         }
-        newer = {4: (), 3: _VERSION_4_FIELDS}.get(self.version, (*_VERSION_3_FIELDS, *_VERSION_4_FIELDS))
+        later = {3: _VERSION_3_FIELDS, 4: _VERSION_4_FIELDS, 5: _VERSION_5_FIELDS}
+        newer = {name for version, names in later.items() if version > self.version for name in names}
         return {key: value for key, value in fields.items() if key not in newer}
 
 

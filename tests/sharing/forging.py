@@ -152,6 +152,18 @@ def facts_of_version_4(**changed):
     return fields | changed
 
 
+def reference(**changed):
+    """Return outputs of an adapted model, as a receipt of version 5 has them."""
+    top = "7:-0.100000 9:-2.500000 3:-6.000000"
+    replies = [{"question": n, "prompt": "ef" * 32, "reply": [7, 9], "top": [top, top]} for n in (0, 2)]
+    return {"mode": "4bit", "dtype": "bfloat16", "device": "cpu", "replies": replies} | changed
+
+
+def facts_of_version_5(**changed):
+    """Return a receipt with a verdict and a reference."""
+    return facts_of_version_4(version=5, reference=reference()) | changed
+
+
 def make_members(weights=None, key=None, **changed):
     raw = save(weights or make_weights(), metadata={"format": "pt"})
     return build_members(Receipt.model_validate_json(json.dumps(facts(**changed))), raw, key)

@@ -11,6 +11,8 @@
 - reader_runner: run samples through a merged folder in another Python environment
 - reader_worker: the process in another environment, without lora_chat
 - reading_device: choose the device on which a merged model is read again
+- reference: the record of an adapted model's outputs in runs and receipts
+- reference_outputs: measure a reference, and the distance of a loaded model from it
 - samples: held-out dialogues that both models process
 - tolerances: largest allowed differences, with reasons
 - transformers_runner: run samples through a model in Transformers

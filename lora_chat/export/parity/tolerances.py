@@ -35,3 +35,9 @@ FOLDER_TOLERANCES = {
     "GGUF adapter": Tolerances(1e-2, 0.92, 0.02, 0.25, "the same numbers, added at run time"),
 }
 """Tolerances of everything but the GGUF types, by the name of the parity report."""
+REFERENCE_LIMITS = {"same precision": 1e-2, "other precision": 3e-2, "other mode": 0.3}
+"""Largest mean KL of a loaded adapter to the reference of its training, in nats per token, by their precisions.
+
+The first is the limit of a PEFT adapter. Another dtype or device adds its rounding, and another mode of quantization
+has other weights, as a merge into the original ones does.
+"""
