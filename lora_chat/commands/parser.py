@@ -18,6 +18,7 @@ import lora_chat.commands.pull as pull
 import lora_chat.commands.push as push
 import lora_chat.commands.recipe as recipe
 import lora_chat.commands.report as report
+import lora_chat.commands.serve as serve
 import lora_chat.commands.sft as sft
 import lora_chat.commands.verify as verify
 from lora_chat import __version__
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "audit": audit,
     "chat": chat,
     "generate": generate,
+    "serve": serve,
     "eval": evaluate,
     "report": report,
     "merge": merge,

@@ -4,4 +4,6 @@
 - chat: conversation in the terminal or through a pipe
 - generation: prompt ids -> replies, in batches whose keys and values fit the limit
 - sampler: random choice of next tokens that does not depend on the batch
+
+Package: continuous (replies to many requests at once).
 """

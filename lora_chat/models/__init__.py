@@ -25,6 +25,7 @@
 - layer_selection: the layers that a recipe selects on a base
 - logits: logits of a model at some positions
 - model_errors: errors of Transformers' code for an architecture, as one message
+- named_adapters: several adapters on one base in memory, each used by its name
 - other_kinds: explanations for a path that is named as a base or an adapter and is something else
 - quantization_checks: the quantization that a base's small files declare, and the refusal of others
 - saved_modules: whole modules that are trained and saved beside LoRA

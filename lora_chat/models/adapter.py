@@ -154,7 +154,7 @@ def place_trained_parts(model: "PreTrainedModel", settings: LoraSettings) -> Lor
     return place_token_rows(model, replace(settings, modules_to_save=names, ties_weights=is_tied))
 
 
-def _wrap_in_peft(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
+def _wrap_in_peft(model: "PreTrainedModel", config: "LoraConfig", name: str = _DEFAULT_ADAPTER) -> "PeftModel":
     """Wrap a model into a PeftModel without PEFT's warning about GPT-2."""
     import warnings
 
@@ -165,7 +165,7 @@ def _wrap_in_peft(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel"
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
         # A foreign adapter may replace only one of two tied matrices; a merge then writes both.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        wrapped = get_peft_model(model, config)
+        wrapped = get_peft_model(model, config, adapter_name=name)
     if config.bias != "none":
         setattr(wrapped, _ORIGINAL_BIASES, {name: bias.detach().clone() for name, bias in _list_biases(wrapped)})
     return wrapped
@@ -309,7 +309,7 @@ def continue_adapter(model: "PreTrainedModel", stored: StoredAdapter, dropout: f
     import torch
 
     torch.manual_seed(seed)  # as for a new adapter, because dropout draws from the same state
-    wrapped = _load_named_adapter(
+    wrapped = attach_named_adapter(
         model, replace(stored, config={**stored.config, "lora_dropout": dropout}), _DEFAULT_ADAPTER
     )
     for parameter in wrapped.parameters():
@@ -346,7 +346,7 @@ def load_adapters(model: "PreTrainedModel", adapters: Sequence[tuple[StoredAdapt
     wrapped: PreTrainedModel | PeftModel = model
     names = [_DEFAULT_ADAPTER, *(f"adapter_{number}" for number in range(1, len(adapters)))]
     for name, (stored, weight) in zip(names, adapters, strict=True):
-        wrapped = _load_named_adapter(wrapped, stored, name)
+        wrapped = attach_named_adapter(wrapped, stored, name)
         if weight != 1:
             _scale_adapter(wrapped, name, weight)
     wrapped.base_model.set_adapter(names)
@@ -362,8 +362,8 @@ def check_adapter_fits(skeleton: "PreTrainedModel", stored: StoredAdapter) -> No
     check_adapter_weights(stored.read_weights(), expected, stored.name)
 
 
-def _load_named_adapter(model: "PreTrainedModel | PeftModel", stored: StoredAdapter, name: str) -> "PeftModel":
-    """Attach an adapter under a name and load its checked weights."""
+def attach_named_adapter(model: "PreTrainedModel | PeftModel", stored: StoredAdapter, name: str) -> "PeftModel":
+    """Attach an adapter under a name and load its checked weights. Raises IntegrityError."""
     from peft import set_peft_model_state_dict
 
     wrapped, expected = _attach_stored_layers(model, stored, name)
@@ -399,7 +399,7 @@ def _attach_stored_layers(
             model.add_adapter(name, config)
             wrapped = model
         else:
-            wrapped = _wrap_in_peft(model, config)
+            wrapped = _wrap_in_peft(model, config, name)
     except ValueError as error:
         raise IntegrityError(f"The adapter {stored.name} does not fit this base: {error}") from error
     if settings.replaces_weights:

@@ -1,5 +1,6 @@
 """The order of a run: each step is one call into a package below.
 
+- admitted_model: a model that passed its checks and answers requests
 - audit_data: The audit of training data, validation data, questions and chat template, cached
 - audit_run: The audit of a prepared run, and the run without dropped dialogues
 - check_metrics: The check that the listed metrics of replies can be measured
@@ -48,6 +49,7 @@
 - run_identity: The fields that make two runs the same
 - run_status: The progress of a run, and its messages when it is stopped
 - saved_training: The input of a training, and the files that are written at its end
+- served_models: the base and adapters that a server has in memory
 - sft_result: The result of a finished run
 - training_overlap: The digests of a run's training dialogues, and the overlap of evaluation data with them
 - verify_lineage: The verification of a parcel's lineage
