@@ -21,8 +21,11 @@ def run(options: argparse.Namespace) -> None:
     """Write the report of a run as one web page that works offline, or a page that compares several runs."""
     from lora_chat.pipeline.report_runs import write_reports
 
-    path = write_reports(options.runs, options.to)
+    report = write_reports(options.runs, options.to)
     if options.json:
-        print_json({"report": str(path.absolute()), "runs": options.runs})
+        judgements = [judgement.as_dict() for judgement in report.judgements]
+        print_json({"report": str(report.path.absolute()), "runs": options.runs, "judgements": judgements})
     else:
-        print_message(f"Report: {display_path(path)}")
+        print_message(f"Report: {display_path(report.path)}")
+        for line in report.lines:
+            print_message(line)

@@ -4,6 +4,7 @@ The unit is a pair of replies to one held-out prompt. Each judge has one vote on
 the majority of a pair counts, because their votes on the same pair are not independent.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -86,7 +87,7 @@ def measure_preference(counts: PairCounts) -> PreferenceFigures:
     difference = (wins - losses) / pairs
     low, high = paired_share_interval(wins, losses, pairs)
     is_shown = counts.decided >= MIN_ITEMS and p_value < SIGNIFICANCE
-    spread = max(0.0, counts.decided - (wins - losses) ** 2 / pairs) ** 0.5 / pairs
+    spread = math.sqrt(max(0.0, counts.decided - (wins - losses) ** 2 / pairs)) / pairs
     return PreferenceFigures(
         word=("better" if wins > losses else "worse") if is_shown else "no difference shown",
         win_rate=rate,
@@ -123,6 +124,17 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """A note of a judge on a pair."""
+
+    item: int
+    """Index of the held-out prompt."""
+    winner: Winner
+    text: str
+    judge: str | None
+
+
+@dataclass(frozen=True)
 class JudgementResult:
     """The result of all votes on one comparison."""
 
@@ -139,6 +151,8 @@ class JudgementResult:
     """Agreement of the judges; None unless several judged the same pair."""
     last_time: str
     """Time of the latest record."""
+    remarks: tuple[Remark, ...] = ()
+    """Notes of the votes that count; JSON leaves them out, because they may quote private prompts."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the result for JSON."""
@@ -197,6 +211,11 @@ def summarize_comparison(comparison: JudgedComparison, records: Sequence[Judgeme
         position=measure_position(ballots.values()),
         agreement=measure_agreement(winners),
         last_time=max((record.time for record in records), default=""),
+        remarks=tuple(
+            Remark(vote.item, _orient(vote, comparison), vote.note, vote.judge)
+            for vote in ballots.values()
+            if vote.note
+        ),
     )
 
 

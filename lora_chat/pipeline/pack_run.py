@@ -33,6 +33,7 @@ from lora_chat.sharing.collect import (
     collect_data,
     collect_evaluation,
     collect_generations,
+    collect_judgement,
     collect_precision,
     collect_recipe,
     collect_training,
@@ -97,7 +98,10 @@ def draft_receipt(
     base = make_base_receipt(identity)
     plan = run.read_plan()
     lineage = read_lineage(run)
-    evaluation = collect_evaluation(run)
+    evaluation, judgement = collect_evaluation(run), collect_judgement(run, name)
+    if judgement and base.version == 1:
+        logger.warning("The parcel leaves out the human votes, because its run is of a version without them.")
+        judgement = None
     template = _find_custom_template(opened)
     try:
         recipe, data = redact_shared_text(collect_recipe(run, base.base), collect_data(run), plan.audit)
@@ -108,13 +112,14 @@ def draft_receipt(
             "data": data.model_dump(mode="json"),
             "chat_template": template,
             "lineage": [parent.name for parent in lineage or ()],
+            "judgement": judgement.b.label if judgement else None,
         }
         for line in check_shared_text(texts, data.audit, plan.audit, accept_findings=accept_findings):
             logger.warning(line)
         reference = read_or_measure_reference(opened, run) if base.version > 1 else None
         receipt = Receipt(
             format="lora_chat parcel",
-            version=5 if reference else 4 if evaluation else 3 if lineage else base.version,
+            version=5 if reference or judgement else 4 if evaluation else 3 if lineage else base.version,
             name=name,
             license=license_name,
             base=base,
@@ -137,6 +142,7 @@ def draft_receipt(
             generations=collect_generations(run) if lineage else None,
             evaluation=evaluation,
             reference=reference,
+            judgement=judgement,
         )
     except ValueError as error:
         raise UsageError(f"This run cannot be packed: {format_validation_error(error)}.") from error

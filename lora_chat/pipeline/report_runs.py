@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_chat.errors import LoraChatError, UsageError, first_line
+from lora_chat.evaluation.run_judgements import RunJudgements
 from lora_chat.report.collect import collect_run
 from lora_chat.report.page import build_run_page
 from lora_chat.report.run_comparison import build_comparison_page
@@ -33,8 +35,21 @@ def try_write_report(run: RunFolder) -> None:
         logger.warning(f"The report could not be written: {first_line(error)}\nFix: lora-chat report {run.path}")
 
 
-def write_reports(sources: Sequence[str], target: Path | None) -> Path:
-    """Write the report of one run, or the comparison of several, and return the path of the page.
+@dataclass(frozen=True)
+class WrittenReport:
+    """A page that was written, and the votes on the adapters of its runs."""
+
+    path: Path
+    judgements: tuple[RunJudgements, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """Return the results of the votes as lines of text, if it is the page of one run."""
+        return [f"Judgement: {line}" for line in self.judgements[0].lines] if len(self.judgements) == 1 else []
+
+
+def write_reports(sources: Sequence[str], target: Path | None) -> WrittenReport:
+    """Write the report of one run, or the comparison of several.
 
     By default one report goes into its run folder, and a comparison into the working directory. Raise UsageError for a
     path that is not a run.
@@ -48,7 +63,7 @@ def write_reports(sources: Sequence[str], target: Path | None) -> Path:
     contents = [collect_run(run) for run in runs]
     page = build_run_page(contents[0]) if len(runs) == 1 else build_comparison_page(contents)
     write_text_atomically(path, page, "the report")
-    return path
+    return WrittenReport(path, tuple(record.judgements for record in contents))
 
 
 def _check_target(path: Path) -> None:

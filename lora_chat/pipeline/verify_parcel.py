@@ -171,6 +171,8 @@ def _format_receipt(receipt: Receipt, confirmed: set[str]) -> list[str]:
     lines.append(
         f"The sender states: {data.train_dialogues:,} training dialogues, {receipt.training.steps} steps, {measured}"
     )
+    if receipt.judgement:
+        lines.append(f"The sender states blind votes: {receipt.judgement.text}")
     stated = _stated_fields(receipt, confirmed)
     lines += [f"Its training {parent.title} (sha256 {parent.adapter})" for parent in receipt.lineage or ()]
     lines.append(f"Checked here: {', '.join(sorted(stated & confirmed))}.")

@@ -14,6 +14,7 @@
 - verdict_section: The verdict and the metrics with their intervals
 - curves_section: The curves of a run
 - samples_section: Replies of base and adapted model side by side
+- judgement_section: Votes of human judges on pairs of replies
 - confusion_section: Confusion matrices of labels
 - abilities_section: General abilities, and base beside parent and child
 - seen_section: Recited training replies, and evaluation data that was trained on

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lora_chat.errors import LoraChatError, first_line
+from lora_chat.evaluation.run_judgements import RunJudgements, collect_run_judgements
 from lora_chat.report.curves import Curves, read_curves
 from lora_chat.report.values import as_object
 from lora_chat.runs.run_folder import RunFolder
@@ -14,6 +15,7 @@ from lora_chat.system.bounded_files import MEDIUM_FILE_BYTES, SMALL_FILE_BYTES, 
 _MAX_COMPARISON_BYTES = 64 << 20
 """Largest size, in bytes, of the comparison, which contains all replies."""
 NO_CURVES = Curves({}, 0, None)
+NO_JUDGEMENTS = RunJudgements(())
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class RunRecord:
     curves: Curves
     damage: Mapping[str, str]
     """Sentence on each file that cannot be read, by the name of the file."""
+    judgements: RunJudgements = NO_JUDGEMENTS
+    """Votes of human judges on the adapter."""
 
     def read(self, key: str) -> Mapping[str, object]:
         """Return the content of a JSON file; empty if it is missing or damaged."""
@@ -68,12 +72,14 @@ def collect_run(run: RunFolder) -> RunRecord:
             values[file.key] = as_object(content)
     recipe = _try_read(lambda: read_text(run.recipe, SMALL_FILE_BYTES), run.recipe, damage)
     curves = _try_read(lambda: read_curves(run.metrics), run.metrics, damage)
+    judgements = _try_read(lambda: collect_run_judgements(run), run.judgements, damage)
     return RunRecord(
         name=run.path.resolve().name,
         values=values,
         recipe=recipe if isinstance(recipe, str) else "",
         curves=curves if isinstance(curves, Curves) else NO_CURVES,
         damage=damage,
+        judgements=judgements if isinstance(judgements, RunJudgements) else NO_JUDGEMENTS,
     )
 
 

@@ -9,6 +9,7 @@ from lora_chat.report.curves_section import CHART_KEY, build_curves, collect_cur
 from lora_chat.report.data_section import build_audit, build_data
 from lora_chat.report.document import build_document
 from lora_chat.report.element import Child, Markup, element, join
+from lora_chat.report.judgement_section import build_judgement
 from lora_chat.report.run_section import build_environment, build_planned, build_recipe, build_summary, describe_finish
 from lora_chat.report.samples_section import build_samples, collect_sample_data
 from lora_chat.report.section import Section, build_note, build_section
@@ -20,6 +21,7 @@ SECTIONS: tuple[Callable[[RunRecord], Section | None], ...] = (
     build_metrics,
     build_curves,
     build_samples,
+    build_judgement,
     build_confusion,
     build_general,
     build_generations,

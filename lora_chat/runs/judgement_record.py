@@ -24,7 +24,8 @@ Winner: TypeAlias = Literal["a", "b", "tie", "both bad"]
 CHOICES: tuple[Choice, ...] = ("left", "right", "tie", "both bad")
 """Answers that a judge can give to a pair."""
 _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-JudgeName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", min_length=1, max_length=64)]
+_ONE_LINE = r"^[^\x00-\x1f\x7f]+$"
+JudgeName = Annotated[str, StringConstraints(pattern=_ONE_LINE, min_length=1, max_length=64)]
 NoteText = Annotated[str, StringConstraints(max_length=MAX_NOTE_CHARACTERS)]
 _Time = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
 
@@ -32,7 +33,7 @@ _Time = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[
 class JudgedModel(StrictModel):
     """One of the two models of a comparison."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+    name: Annotated[str, StringConstraints(pattern=_ONE_LINE, min_length=1, max_length=MAX_NAME_CHARACTERS)]
     adapter: _Digest | None
     """SHA-256 of the adapter's weights; None for the bare base."""
 

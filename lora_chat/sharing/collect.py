@@ -15,11 +15,13 @@ from lora_chat.config.load import read_recipe
 from lora_chat.config.recipe import GENERAL_CHOICES
 from lora_chat.errors import IntegrityError
 from lora_chat.evaluation.metrics import METRICS
+from lora_chat.evaluation.run_judgements import collect_run_judgements
 from lora_chat.models.base_model import is_hub_id
 from lora_chat.models.identity import Identity
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.sharing.evaluation_receipt import EvaluationReceipt, make_evaluation_receipt
 from lora_chat.sharing.figures import ComparisonReceipt, DataReceipt, SourceReceipt, TrainingReceipt
+from lora_chat.sharing.judgement_receipt import JudgementReceipt, make_judgement_receipt
 from lora_chat.sharing.lineage import GenerationsReceipt, make_generations_receipt
 from lora_chat.sharing.receipt import BaseReceipt, PrecisionReceipt, format_validation_error, public_base_name
 from lora_chat.system.bounded_files import MEDIUM_FILE_BYTES, read_json_object
@@ -150,6 +152,12 @@ def collect_evaluation(run: RunFolder) -> EvaluationReceipt | None:
 def collect_generations(run: RunFolder) -> GenerationsReceipt | None:
     """Read the comparison with the parent; None without one, or if a loss is not finite."""
     return make_generations_receipt(_read_json(run.generations)) if run.generations.is_file() else None
+
+
+def collect_judgement(run: RunFolder, name: str) -> JudgementReceipt | None:
+    """Read the human votes on the adapter of a run, preferably against its base; None without votes."""
+    result = collect_run_judgements(run).best_known
+    return make_judgement_receipt(result, name) if result else None
 
 
 def collect_versions(run: RunFolder) -> dict[str, str]:

@@ -21,6 +21,7 @@ from lora_chat.sharing.card_parts import (
 from lora_chat.sharing.compatibility import Portability
 from lora_chat.sharing.evaluation_receipt import EvaluationReceipt
 from lora_chat.sharing.figures import MetricPairReceipt
+from lora_chat.sharing.judgement_receipt import JudgementReceipt
 from lora_chat.sharing.lineage_card import format_generations_table, format_lineage
 from lora_chat.sharing.markdown import escape_markdown, format_code, format_code_block, format_table
 from lora_chat.sharing.receipt import Receipt
@@ -143,6 +144,7 @@ def _format_measurements(receipt: Receipt) -> list[str]:
     parity = receipt.proof
     return [
         *(_format_evaluation(receipt.evaluation) if receipt.evaluation else _format_old_comparison(receipt)),
+        *(_format_judgement(receipt.judgement) if receipt.judgement else []),
         "",
         f"Opened by {escape_markdown(parity.reader)} and compared with the adapted model on {parity.tokens} tokens of "
         f"{parity.dialogues} held-out dialogues: mean KL {parity.mean_kl:.1e} nats per token (the base alone "
@@ -185,6 +187,16 @@ def _format_evaluation(evaluation: EvaluationReceipt) -> list[str]:
         step, last = evaluation.kept_step.step, evaluation.kept_step.last_step
         lines += ["", f"The adapter is that of step {step}; training went on to step {last}."]
     return lines
+
+
+def _format_judgement(judgement: JudgementReceipt) -> list[str]:
+    """Return the result of human votes, as the sender states it."""
+    sampling = "greedy replies" if not judgement.temperature else f"replies at temperature {judgement.temperature:g}"
+    return [
+        "",
+        f"{escape_markdown(judgement.text, 1000)} Blind votes on {sampling} of at most {judgement.max_new_tokens:,} "
+        "tokens to held-out prompts, as the sender states.",
+    ]
 
 
 def _format_old_comparison(receipt: Receipt) -> list[str]:

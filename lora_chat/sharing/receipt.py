@@ -35,6 +35,7 @@ from lora_chat.sharing.figures import (
     ShortText,
     TrainingReceipt,
 )
+from lora_chat.sharing.judgement_receipt import JudgementReceipt
 from lora_chat.sharing.lineage import GenerationsReceipt, Lineage, check_lineage
 from lora_chat.system.strict_json import parse_strict_json
 
@@ -43,8 +44,8 @@ _VERSION_3_FIELDS = ("lineage", "generations")
 """Fields that receipts of versions 1 and 2 do not have."""
 _VERSION_4_FIELDS = ("evaluation",)
 """Fields that receipts of versions 1 to 3 do not have."""
-_VERSION_5_FIELDS = ("reference",)
-"""Fields that only receipts of version 5 have, at least one of them with a value."""
+_VERSION_5_FIELDS = ("reference", "judgement")
+"""Fields that only receipts of version 5 have, at least one of them with a value; the others are not written."""
 _ADAPTER_SETTINGS = ("rank", "alpha", "dropout", "target_modules", "variant")
 """Settings of an adapter in every receipt. Others are only written if they have a value, as versions 1 and 2 are."""
 LICENSE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$"
@@ -111,8 +112,8 @@ class Receipt(StrictModel):
     Version 2 identifies everything of the base that decides its outputs; version 1 has three digests. Version 3 is
     version 2 with the lineage of an adapter that has parents. Version 4 has the verdict of the comparison with all its
     figures, and may have a lineage; runs of earlier versions of lora_chat are packed without a verdict in version 2 or
-    3. Version 5 is version 4 with outputs of the adapted model; verdict and lineage are there if the run has them. A
-    later version may add fields under another number. Earlier versions must always remain readable.
+    3. Version 5 is version 4 with outputs of the adapted model or human votes; verdict and lineage are there if the run
+    has them. A later version may add fields under another number. Earlier versions must always remain readable.
     """
 
     format: Literal["lora_chat parcel"]
@@ -153,6 +154,8 @@ class Receipt(StrictModel):
     """The verdict of the comparison of base and adapted model, with its figures."""
     reference: ModelReference | None = None
     """Outputs of the adapted model for built-in questions, by which a receiver recognises the loaded model."""
+    judgement: JudgementReceipt | None = None
+    """Votes of people on the replies of this adapter and of another model; None without any."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -165,7 +168,8 @@ class Receipt(StrictModel):
         if self.version < 5 and (self.evaluation is not None) != (self.version == 4):
             raise ValueError("a receipt has a verdict in version 4 or 5, and only there")
         if any(getattr(self, name) is not None for name in _VERSION_5_FIELDS) != (self.version == 5):
-            raise ValueError("a receipt has a reference in version 5, and only there")
+            raise ValueError("a receipt has a reference or human votes in version 5, and only there")
+        self._check_judgement()
         comparison, held_out = self.comparison, self.data.validation_dialogues
         if self.evaluation and self.evaluation.set == "test":
             held_out = self.evaluation.dialogues
@@ -177,6 +181,14 @@ class Receipt(StrictModel):
         if not isinstance(base, dict) or base.get("name", self.base.base) != self.base.base:
             raise ValueError("the recipe names another base")
         return self
+
+    def _check_judgement(self) -> None:
+        """Raise ValueError if the votes are not on the adapter of this parcel."""
+        if self.judgement is None:
+            return
+        weights = self.members.get("adapter_model.safetensors")
+        if weights is not None and self.judgement.a.adapter != weights.sha256:
+            raise ValueError("the votes are on another adapter")
 
     def _check_lineage(self) -> None:
         """Raise ValueError if the lineage has a cycle or contradicts the rest, or does not belong to the version."""
@@ -201,6 +213,7 @@ class Receipt(StrictModel):
         }
         later = {3: _VERSION_3_FIELDS, 4: _VERSION_4_FIELDS, 5: _VERSION_5_FIELDS}
         newer = {name for version, names in later.items() if version > self.version for name in names}
+        newer |= {name for name in _VERSION_5_FIELDS if fields[name] is None}
         return {key: value for key, value in fields.items() if key not in newer}
 
 
