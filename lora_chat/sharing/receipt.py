@@ -168,7 +168,7 @@ class Receipt(StrictModel):
         if self.version < 5 and (self.evaluation is not None) != (self.version == 4):
             raise ValueError("a receipt has a verdict in version 4 or 5, and only there")
         if any(getattr(self, name) is not None for name in _VERSION_5_FIELDS) != (self.version == 5):
-            raise ValueError("a receipt has a reference or human votes in version 5, and only there")
+            raise ValueError("a receipt has human votes or a reference in version 5, and only there")
         self._check_judgement()
         comparison, held_out = self.comparison, self.data.validation_dialogues
         if self.evaluation and self.evaluation.set == "test":

@@ -109,7 +109,7 @@ def test_a_forged_win_rate_is_refused_with_the_right_digests(tmp_path):
 
 def test_votes_need_version_5():
     for fields in (facts(), facts_of_version_4()):
-        with pytest.raises(ValidationError, match="human votes in version 5"):
+        with pytest.raises(ValidationError, match="human votes or a reference in version 5"):
             Receipt.model_validate_json(json.dumps(fields | {"judgement": fields_of(summarize())}))
 
 
