@@ -1,0 +1,92 @@
+// The models of the server: which there are, which is chosen, and the checks that each one passed before it was served.
+
+import { listModels } from "./api.js";
+import { build, buildButton, byId, fill } from "./dom.js";
+import { loadSettings, saveSettings } from "./conversation_store.js";
+import { showName, showText } from "./text.js";
+
+const STATES = { true: ["✓", "passed"], false: ["✗", "failed"], null: ["–", "not run"] };
+
+export const models = { list: [], refused: [], chosen: null, listeners: [] };
+
+// Ask the server for its models and show them. The model chosen before stays chosen if it is still there.
+export async function loadModels() {
+  const answer = await listModels();
+  models.list = answer.models;
+  models.refused = answer.refused;
+  const wanted = models.chosen ? models.chosen.id : loadSettings().model;
+  const adapters = models.list.filter((model) => !model.isBase);
+  models.chosen = models.list.find((model) => model.id === wanted) || adapters[0] || models.list[0] || null;
+  for (const listener of models.listeners) listener();
+}
+
+// Connect the select of the chat with the models.
+export function startPicker() {
+  const select = byId("model");
+  select.addEventListener("change", () => {
+    models.chosen = models.list[Number(select.value)] || null;
+    if (models.chosen) saveSettings({ model: models.chosen.id });
+    for (const listener of models.listeners) listener();
+  });
+  models.listeners.push(() => {
+    fill(select, models.list.map((model, number) => build("option", { value: number }, labelModel(model))));
+    if (models.refused.length) {
+      const group = document.createElement("optgroup");
+      group.label = "Not served";
+      for (const refusal of models.refused) group.append(build("option", { disabled: true }, showName(refusal.name, 60)));
+      select.append(group);
+    }
+    select.disabled = !models.list.length;
+    if (models.chosen) select.value = String(models.list.indexOf(models.chosen));
+    showProof();
+    showRefused();
+  });
+}
+
+export function labelModel(model) {
+  return showName(model.id, 60) + (model.isBase && model.id !== "base" ? " (base)" : "");
+}
+
+// Return "4 of 4 checks passed", or that the base needs none.
+export function describeChecks(model) {
+  if (!model) return "no model";
+  const run = model.checks.filter((check) => check.passed !== null);
+  if (!run.length) return model.isBase ? "base, without adapter" : "not checked";
+  return run.filter((check) => check.passed).length + " of " + run.length + " checks passed";
+}
+
+function showProof() {
+  const model = models.chosen;
+  const badge = byId("proof-state");
+  const passed = model && model.checks.some((check) => check.passed) && model.checks.every((check) => check.passed !== false);
+  badge.textContent = (passed ? "✓ " : "") + describeChecks(model);
+  badge.className = "badge " + (passed ? "good" : model && model.isBase ? "" : "warn");
+  fill(byId("proof"), model ? renderChecks(model) : build("p", { class: "muted" }, "The server serves no model."));
+  const system = byId("system");
+  const own = model && model.system;
+  system.placeholder = own ? showText(model.system).slice(0, 500) : "";
+  byId("system-hint").textContent = own ? "Empty: the model's own system prompt, shown in grey, is used." : "Empty: the model's default is used.";
+}
+
+// Return the list of a model's checks with their results.
+export function renderChecks(model) {
+  if (!model.checks.length) return build("p", { class: "small muted" }, model.isBase ? "The bare base, as its files are." : "The server lists no checks.");
+  return build("ul", { class: "plain checks" }, model.checks.map((check) => {
+    const [mark, word] = STATES[String(check.passed)];
+    return build("li", { class: "check " + word.replace(" ", "-") },
+      build("span", { class: "mark", "aria-hidden": "true" }, mark),
+      build("span", {}, build("strong", {}, showName(check.name)), build("span", { class: "hidden" }, " " + word), check.detail ? ": " : "",
+        build("span", { class: "muted" }, showText(check.detail).slice(0, 500))));
+  }));
+}
+
+function showRefused() {
+  byId("refused-section").hidden = !models.refused.length;
+  fill(byId("refused"), models.refused.map((refusal) =>
+    build("li", { class: "refusal" }, build("strong", { dir: "auto" }, showName(refusal.name)), build("span", { class: "muted" }, " " + showText(refusal.reason).slice(0, 1000)))));
+}
+
+// Return a line with a button for the time before the models are known.
+export function renderLoadFailure(error, retry) {
+  return build("p", { class: "error" }, error.message + " ", buildButton("Try again", retry, { class: "quiet" }));
+}
