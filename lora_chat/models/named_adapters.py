@@ -26,9 +26,14 @@ def add_adapter(model: "PreTrainedModel", stored: StoredAdapter, number: int) ->
     return wrapped.eval(), name
 
 
-def remove_adapter(model: "PeftModel", name: str) -> None:
-    """Remove an adapter and free its memory."""
+def remove_adapter(model: "PeftModel", name: str) -> "PreTrainedModel":
+    """Remove an adapter and free its memory. Return the model, which is the bare base after the last adapter."""
+    if len(model.peft_config) == 1:
+        return model.unload()
     model.delete_adapter(name)
+    model.active_adapter = next(iter(model.peft_config))
+    model.base_model.set_adapter(model.active_adapter)
+    return model.requires_grad_(False)
 
 
 @contextmanager
@@ -41,4 +46,5 @@ def using_adapter(model: "PreTrainedModel | PeftModel", name: str | None) -> Ite
             yield
     else:
         model.base_model.set_adapter(name)
+        model.active_adapter = name
         yield

@@ -1,6 +1,9 @@
 """The order of a run: each step is one call into a package below.
 
-- admitted_model: a model that passed its checks and answers requests
+- admission: The checks of an adapter before a server loads it
+- admission_prompts: The check that prompts of a server are those of training
+- admission_reference: The check that a server computes the function of training
+- admitted_model: A model that passed its checks and answers requests
 - audit_data: The audit of training data, validation data, questions and chat template, cached
 - audit_run: The audit of a prepared run, and the run without dropped dialogues
 - check_metrics: The check that the listed metrics of replies can be measured
@@ -49,7 +52,11 @@
 - run_identity: The fields that make two runs the same
 - run_status: The progress of a run, and its messages when it is stopped
 - saved_training: The input of a training, and the files that are written at its end
-- served_models: the base and adapters that a server has in memory
+- served_base: The base that everything in a server shares
+- served_memory: The refusal of bases and adapters that cannot fit into memory
+- served_models: The base and adapters that a server has in memory
+- served_names: The names by which requests choose models
+- served_prompt: The prompt of a conversation as a server renders it
 - sft_result: The result of a finished run
 - training_overlap: The digests of a run's training dialogues, and the overlap of evaluation data with them
 - verify_lineage: The verification of a parcel's lineage

@@ -1,9 +1,13 @@
 """A model that passed its checks and answers requests."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_chat.data.dialogue import ChatMessage, ToolDescription
+from lora_chat.pipeline.served_prompt import render_served_prompt
 from lora_chat.runs.run_folder import RunFolder
+from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,3 +46,21 @@ class AdmittedModel:
     created: int
     """Time of admission, in seconds since 1970."""
     run: RunFolder | None = None
+
+    def render_prompt(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[ToolDescription] | None = None,
+        arguments: Mapping[str, object] | None = None,
+    ) -> list[int]:
+        """Return the ids of a conversation, as the check of its prompts renders them. Raises DataError."""
+        return render_served_prompt(self.tokenizer, self.stop_ids, self.system, messages, tools, arguments)
+
+
+def format_checks(model: AdmittedModel) -> str:
+    """Format a model and its checks, as shown when it begins to answer."""
+    marks = {True: "ok", False: "FAILED", None: "-"}
+    lines = [
+        f"  {marks[check.passed]:<6} {check.name:<10} {sanitize_line(check.detail, 600)}" for check in model.checks
+    ]
+    return "\n".join([f"Serving {model.name}: {sanitize_line(model.source, 300)}", *lines])

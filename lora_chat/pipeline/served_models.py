@@ -1,52 +1,64 @@
-"""The base and adapters that a server has in memory, each adapter admitted by name."""
+"""The base and adapters that a server has in memory, each adapter admitted by name after its checks."""
 
 import itertools
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
-from lora_chat.config.plan import PrecisionPlan, plan_inference_precision
-from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.data.encoding.chat_template import install_template
-from lora_chat.errors import IntegrityError, LoraChatError, UsageError
+from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, OutOfMemoryError, UsageError, first_line
 from lora_chat.inference.continuous.batch_generator import BatchGenerator
 from lora_chat.inference.continuous.request import BatchLimits
-from lora_chat.models.adapter_files import is_adapter_folder
-from lora_chat.models.base_model import LocalBase, find_base, load_base_model, load_tokenizer, read_max_positions
+from lora_chat.models.base_model import load_base_model, load_tokenizer, read_max_positions
 from lora_chat.models.named_adapters import add_adapter, remove_adapter
 from lora_chat.models.stop_tokens import read_stop_ids
-from lora_chat.pipeline.admitted_model import BARE_BASE, AdmissionCheck, AdmittedModel
-from lora_chat.pipeline.base_precision import adopt_base_precision
-from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, is_adapter_of_hub, open_adapter
-from lora_chat.runs.run_folder import is_run_folder
-from lora_chat.sharing.parcel import is_parcel
-from lora_chat.system.hardware import detect_hardware
-from lora_chat.system.user_path import expand_user_path
+from lora_chat.pipeline.admission import check_before_loading
+from lora_chat.pipeline.admission_reference import ServedAdapter, check_reference
+from lora_chat.pipeline.admitted_model import BARE_BASE, AdmissionCheck, AdmittedModel, format_checks
+from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, open_adapter
+from lora_chat.pipeline.served_base import SharedBase, plan_models
+from lora_chat.pipeline.served_memory import check_adapter_memory, check_base_memory
+from lora_chat.pipeline.served_names import NamedSource, read_named_source
+from lora_chat.system.gpu_memory import release_gpu_memory
+from lora_chat.system.memory_limit import is_out_of_memory
+from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
+MAX_ADAPTERS = 64
+"""Number of adapters in memory at once."""
+_MAX_REFUSED, _MAX_REASON_CHARACTERS = 1000, 2000
+"""Number of things that are listed as refused, and characters of each reason."""
+
 
 class ServedModels:
-    """One base in memory with its adapters, the thread that answers for them, and their names."""
+    """One base in memory with its adapters, the thread that answers for them, and their names.
 
-    def __init__(self, base: LocalBase, precision: PrecisionPlan, trust: TrustOptions, limits: BatchLimits) -> None:
-        self._base, self._precision, self._trust = base, precision, trust
+    Every method may be called from any thread. Adapters are loaded and unloaded one after another.
+    """
+
+    def __init__(
+        self, shared: SharedBase, trust: TrustOptions, mode: str | None, limits: BatchLimits, max_adapters: int
+    ) -> None:
+        self._shared, self._trust, self._mode, self._max_adapters = shared, trust, mode, max_adapters
+        base, precision = shared.base, shared.precision
+        check_base_memory(base, precision)
         logger.info(f"Loading {base.name} ({precision.mode}, {precision.dtype}, on {precision.device})")
         model = load_base_model(base, precision).eval()
         tokenizer = load_tokenizer(base)
         install_template(tokenizer)
         self._positions = read_max_positions(base)
         self.generator = BatchGenerator(model, int(tokenizer.pad_token_id), replace(limits, positions=self._positions))
-        self._numbers, self._lock = itertools.count(1), threading.Lock()
+        self._numbers, self._lock, self._admission = itertools.count(1), threading.Lock(), threading.Lock()
         self.refused: dict[str, str] = {}
-        """Reasons why named things are not served."""
+        """Reasons why named things are not served, by their names."""
         bare = AdmittedModel(
             BARE_BASE,
             None,
@@ -54,7 +66,7 @@ class ServedModels:
             tuple(read_stop_ids(base, tokenizer)),
             None,
             self._positions,
-            (),
+            (AdmissionCheck("base", True, f"{base.name} without an adapter, with its own chat template"),),
             base.name,
             int(time.time()),
         )
@@ -70,86 +82,159 @@ class ServedModels:
         with self._lock:
             return self._admitted.get(name)
 
-    def admit(self, source: str) -> AdmittedModel:
-        """Check an adapter, load it and let it answer. Raise LoraChatError with the reason if it may not."""
-        try:
-            return self._admit(open_adapter(source, self._trust))
-        except LoraChatError as error:
-            self.refused[_choose_name(source)] = str(error)
-            raise
+    def admit(self, source: str, trust: TrustOptions | None = None, *, replaces: bool = False) -> AdmittedModel:
+        """Check an adapter, load it and let it answer. `source` may be NAME=THING.
 
-    def _admit(self, opened: OpenAdapter) -> AdmittedModel:
-        name = _choose_name(opened.name)
-        if self.find(name) is not None:
-            raise UsageError(f"Two models have the name {name}.")
-        if opened.adapter.base.folder != self._base.folder:
-            raise IntegrityError(f"{opened.name} was trained on {opened.adapter.base.name}, not on {self._base.name}.")
+        With `replaces`, it takes the place of the model of that name once it has passed its checks. Raises
+        LoraChatError with the reason if it may not answer.
+        """
+        named = read_named_source(source)
+        with self._admission:
+            try:
+                opened = open_adapter(named.source, trust or self._trust, self._mode)
+                return self._admit(named, opened, replaces=replaces)
+            except LoraChatError as error:
+                self.refuse(named, error)
+                raise
 
-        def attach(model: "PreTrainedModel") -> str:
-            self.generator.model, attached = add_adapter(model, opened.adapter.stored, next(self._numbers))
-            return attached
+    def admit_opened(self, named: NamedSource, opened: OpenAdapter) -> bool:
+        """Admit an adapter that was opened already. Return whether it passed; `refused` has the reason if not."""
+        with self._admission:
+            try:
+                self._admit(named, opened)
+            except LoraChatError as error:
+                self.refuse(named, error)
+                return False
+        return True
 
-        tokenizer = opened.adapter.tokenizer
-        admitted = AdmittedModel(
-            name,
-            self.generator.run_between_steps(attach),
-            tokenizer,
-            tuple(read_stop_ids(self._base, tokenizer)),
-            opened.system,
-            self._positions,
-            (AdmissionCheck("base", True, "weights, tokenizer and chat template are those of the training"),),
-            opened.name,
-            int(time.time()),
-            opened.run,
-        )
+    def refuse(self, named: NamedSource, error: LoraChatError) -> None:
+        """List a thing as refused, and say it loudly."""
+        logger.warning(f"NOT SERVED: {named.name} ({sanitize_line(named.source, 300)}). {error}")
+        reason = f"{first_line(error)} If you trust it, add {error.flag}." if _asks(error) else str(error)
         with self._lock:
-            self._admitted[name] = admitted
-        return admitted
+            self.refused.pop(named.name, None)
+            if len(self.refused) < _MAX_REFUSED:
+                self.refused[named.name] = reason.replace(named.source, named.name)[:_MAX_REASON_CHARACTERS]
+
+    def forget_refusal(self, name: str) -> None:
+        """No longer list a thing as refused, because it was removed."""
+        with self._lock:
+            self.refused.pop(name, None)
 
     def dismiss(self, name: str) -> None:
-        """Unload an adapter. Raise UsageError if none has this name."""
-        with self._lock:
+        """Unload an adapter and free its memory. Raise UsageError if none has this name."""
+        with self._admission, self._lock:
             admitted = self._admitted.get(name)
             if admitted is None or admitted.adapter is None:
-                raise UsageError(f"No adapter is loaded under the name {name}.")
+                raise UsageError(f"No adapter is loaded under the name {sanitize_line(name, 100)}.")
             del self._admitted[name]
-        adapter = admitted.adapter
-
-        def detach(model: "PreTrainedModel") -> None:
-            remove_adapter(model, adapter)
-
-        self.generator.run_between_steps(detach)
+        self._detach(admitted.adapter)
+        logger.info(f"{name} is unloaded.")
 
     def close(self, timeout: float = 0.0) -> None:
         """Stop answering."""
         self.generator.close(timeout)
 
+    def _admit(self, named: NamedSource, opened: OpenAdapter, *, replaces: bool = False) -> AdmittedModel:
+        """Check, load and check again; the model answers only after the last check."""
+        before = self.find(named.name)
+        if before is not None and not replaces:
+            raise UsageError(f"The name {named.name} is taken. Fix: choose another, NAME={named.source}.")
+        if len(self.list()) - (before is not None) > self._max_adapters:
+            raise UsageError(f"{self._max_adapters} adapters are loaded, the most allowed. Fix: unload one.")
+        tokenizer = opened.adapter.tokenizer
+        stop_ids = tuple(read_stop_ids(self._shared.base, tokenizer))
+        checks, reference = check_before_loading(opened, self._shared, stop_ids)
+        check_adapter_memory(opened.adapter.stored, self._shared.precision)
+        adapter = self._attach(opened)
+        served = ServedAdapter(self.generator, adapter, tokenizer, stop_ids, opened.system, self._shared.precision)
+        try:
+            with _explained_errors(named.name):
+                checks += check_reference(served, reference)
+        except BaseException:
+            self._detach(adapter)
+            raise
+        admitted = AdmittedModel(
+            named.name,
+            adapter,
+            tokenizer,
+            stop_ids,
+            opened.system,
+            self._positions,
+            tuple(checks),
+            opened.name,
+            int(time.time()),
+            opened.training_run,
+        )
+        with self._lock:
+            self._admitted[named.name] = admitted
+            self.refused.pop(named.name, None)
+        if before is not None and before.adapter is not None:
+            self._detach(before.adapter)
+        logger.info(format_checks(admitted))
+        return admitted
+
+    def _attach(self, opened: OpenAdapter) -> str:
+        """Attach an adapter between two steps, and return its name in the generator."""
+        number = next(self._numbers)
+
+        def attach(model: "PreTrainedModel") -> str:
+            self.generator.model, attached = add_adapter(model, opened.adapter.stored, number)
+            return attached
+
+        with _explained_errors(opened.name):
+            return self.generator.run_between_steps(attach)
+
+    def _detach(self, adapter: str) -> None:
+        """Remove an adapter between two steps."""
+
+        def detach(model: "PreTrainedModel") -> None:
+            self.generator.model = remove_adapter(model, adapter)
+
+        self.generator.run_between_steps(detach)
+        release_gpu_memory()
+
+
+@contextmanager
+def _explained_errors(name: str) -> Iterator[None]:
+    """Turn every error of a strange adapter into one that refuses it, because the server must go on."""
+    try:
+        yield
+    except LoraChatError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(f"{name} does not fit into memory.", "unload another adapter.") from error
+        raise IntegrityError(f"{name} cannot be used with this base: {first_line(error)}") from error
+
+
+def _asks(error: LoraChatError) -> TypeGuard[ConsentError]:
+    """Return whether an error asks for consent, whose message shows a whole template."""
+    return isinstance(error, ConsentError)
+
 
 def open_served_models(
-    sources: Sequence[str], trust: TrustOptions, mode: str | None, limits: BatchLimits
+    sources: Sequence[str],
+    trust: TrustOptions,
+    mode: str | None,
+    limits: BatchLimits,
+    max_adapters: int = MAX_ADAPTERS,
 ) -> ServedModels:
-    """Open runs, parcels, adapters and bases that share one base, and load them."""
-    opened = [open_adapter(source, trust, mode) for source in sources if _is_adapter(source)]
-    if opened:
-        base, precision = opened[0].adapter.base, opened[0].precision
-    else:
-        hardware = detect_hardware()
-        base = find_base(BaseSection(name=trust.base or sources[0]))
-        quantization = QuantizationSection.model_validate({"mode": mode or "none"})
-        precision = adopt_base_precision(plan_inference_precision(quantization, hardware, None), base, hardware)
-    models = ServedModels(base, precision, trust, limits)
-    for adapter in opened:
-        models._admit(adapter)
+    """Open runs, parcels, adapters and bases that share one base, and load what passes its checks.
+
+    What fails is in `refused`, and the rest is served. Raises IntegrityError if nothing that was named can be served,
+    and UsageError if things need different bases.
+    """
+    planned = plan_models(sources, trust, mode)
+    models = ServedModels(planned.shared, trust, mode, limits, max_adapters)
+    try:
+        for named, error in planned.refused:
+            models.refuse(named, error)
+        passed = [models.admit_opened(named, opened) for named, opened in planned.adapters]
+        if not planned.has_base and not any(passed):
+            reasons = "\n".join(f"{name}: {reason}" for name, reason in models.refused.items())
+            raise IntegrityError(f"Nothing that was named can be served.\n{reasons}")
+    except BaseException:
+        models.close()
+        raise
     return models
-
-
-def _is_adapter(source: str) -> bool:
-    """Return whether a source is an adapter and not a base."""
-    path = expand_user_path(source)
-    return is_run_folder(path) or is_adapter_folder(path) or is_parcel(path) or is_adapter_of_hub(source)
-
-
-def _choose_name(source: str) -> str:
-    """Return the name of a model from the last part of its path."""
-    name = Path(source).name
-    return name.rsplit(".", 1)[0] if is_parcel(expand_user_path(source)) else name

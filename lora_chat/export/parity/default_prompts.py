@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lora_chat.export.merge import AdapterBlend
 
 _MAX_NEW_TOKENS = 48
-_QUESTIONS = (
+DEFAULT_QUESTIONS = (
     "Hello! Who are you, and what can you do for me?",
     "What are your opening hours?",
     "Explain in two sentences how a bicycle stays upright.",
@@ -34,7 +34,7 @@ def make_default_samples(blend: "AdapterBlend", system: str | None) -> list[Pari
     Loads the adapted model, and releases its memory on a GPU.
     """
     system_messages = [{"role": "system", "content": system}] if system is not None else []
-    chats = [[*system_messages, {"role": "user", "content": question}] for question in _QUESTIONS]
+    chats = [[*system_messages, {"role": "user", "content": question}] for question in DEFAULT_QUESTIONS]
     prompts = [render_ids(blend.tokenizer, chat, add_generation_prompt=True) for chat in chats]
     model = blend.load_adapted_model()
     replies = generate_ids(model, int(blend.tokenizer.pad_token_id), prompts, blend.stop_ids, _MAX_NEW_TOKENS)

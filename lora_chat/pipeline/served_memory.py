@@ -1,0 +1,46 @@
+"""Refuse a base or an adapter that cannot fit into memory, before it is loaded."""
+
+from lora_chat.config.plan import PrecisionPlan
+from lora_chat.errors import OutOfMemoryError
+from lora_chat.models.adapter_config import StoredAdapter
+from lora_chat.models.base_model import LocalBase, check_weights
+from lora_chat.system.memory_usage import free_memory_bytes
+
+_BYTES_PER_WEIGHT = {"4bit": 0.5, "8bit": 1.0}
+"""Bytes of a quantized weight without its scales: less than any base needs."""
+_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_RESERVE_BYTES = 64 * 2**20
+"""Memory that stays free for requests, in bytes."""
+
+
+def check_base_memory(base: LocalBase, precision: PrecisionPlan) -> None:
+    """Raise OutOfMemoryError for a base whose weights exceed the free memory, however they are loaded."""
+    count = sum(parameter.numel() for parameter in check_weights(base).parameters())
+    needed = int(count * _BYTES_PER_WEIGHT.get(precision.mode, _ITEM_BYTES[precision.dtype]))
+    free = free_bytes(precision)
+    if needed > free:
+        raise OutOfMemoryError(
+            f"The base {base.name} needs at least {needed / 1e9:.1f} GB in {precision.mode} ({precision.dtype}), and "
+            f"{free / 1e9:.1f} GB are free.",
+            "end other programs, or serve it with --quantization 4bit.",
+        )
+
+
+def check_adapter_memory(stored: StoredAdapter, precision: PrecisionPlan) -> None:
+    """Raise OutOfMemoryError for an adapter whose weights exceed the free memory."""
+    needed = sum(weight.numel() * weight.element_size() for weight in stored.read_weights().values())
+    free = free_bytes(precision) - _RESERVE_BYTES
+    if needed > free:
+        raise OutOfMemoryError(
+            f"The adapter {stored.name} needs {needed / 1e6:.0f} MB, and {max(0, free) / 1e6:.0f} MB are free.",
+            "unload another adapter.",
+        )
+
+
+def free_bytes(precision: PrecisionPlan) -> int:
+    """Return the free memory of the device, in bytes."""
+    if precision.device == "cpu":
+        return free_memory_bytes()
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0])
