@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lora_chat.config.generation_section import GREEDY, GenerationSection
-from lora_chat.data.encoding.control_tokens import read_kept_tokens
 from lora_chat.errors import RecipeError
 from lora_chat.inference.batch_support import find_batch_support
 from lora_chat.inference.sampler import make_processors
+from lora_chat.inference.text_decoder import TextDecoder
 from lora_chat.models.shape import ModelShape, read_kv_sizes, read_shape
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.memory_limit import is_out_of_memory
@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 MAX_BATCH_SIZE = 40
 """Number of prompts that are answered together."""
-_CONTEXT_TOKENS = 16
-"""Number of tokens of a prompt with which its continuation is decoded."""
 KV_CACHE_LIMIT_BYTES = 2**29
 """Size of the keys and values of prompts that are answered together, in bytes."""
 
@@ -219,7 +217,7 @@ def stream_reply(
             if text:
                 write(text)
 
-    decoder = _TextDecoder(tokenizer, prompt if continues_text else ())
+    decoder = TextDecoder(tokenizer, prompt if continues_text else ())
     streamer = Streamer(decoder, skip_prompt=True)
     pad = int(tokenizer.pad_token_id)
     support = find_batch_support(model, pad, prompt)
@@ -259,38 +257,9 @@ def _cut_at_stop_token(ids: list[int], stop_ids: Collection[int]) -> list[int]:
 
 def decode_reply(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
     """Return the text of a reply without special tokens."""
-    return _TextDecoder(tokenizer).decode(ids).strip()
+    return TextDecoder(tokenizer).decode(ids).strip()
 
 
 def decode_continuation(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Sequence[int]) -> str:
     """Return the text with which ids continue a prompt, with the blanks at its ends."""
-    return _TextDecoder(tokenizer, prompt).decode(ids)
-
-
-class _TextDecoder:
-    """Decoder that leaves out special tokens, except for those that stay tokens in message text.
-
-    Decoded without the tokens before it, a text may lose the blank at its start (SentencePiece).
-    """
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int] = ()) -> None:
-        """Prepare the decoder for text that continues a prompt, or for text that begins after it."""
-        self._tokenizer, self._context = tokenizer, list(prompt[-_CONTEXT_TOKENS:])
-        names = set(read_kept_tokens(tokenizer))
-        added = tokenizer.added_tokens_decoder.items()
-        self._kept_special = {number for number, token in added if token.special and token.content in names}
-
-    def decode(self, ids: Sequence[int], **_options: object) -> str:
-        """Return the text of ids."""
-        if not self._context:
-            return self._decode(ids)
-        before, whole = self._decode(self._context), self._decode([*self._context, *map(int, ids)])
-        return whole[len(before) :] if whole.startswith(before) else self._decode(ids)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids as if nothing came before them."""
-        if not self._kept_special:
-            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
-        special = set(self._tokenizer.all_special_ids) - self._kept_special
-        shown = [int(token) for token in ids if int(token) not in special]
-        return str(self._tokenizer.decode(shown, skip_special_tokens=False))
+    return TextDecoder(tokenizer, prompt).decode(ids)

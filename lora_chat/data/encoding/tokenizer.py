@@ -3,7 +3,9 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from lora_chat.data.encoding.control_tokens import (
     LITERAL_END,
@@ -24,6 +26,20 @@ _BASE_TIMEOUT_SECONDS, _SECONDS_PER_CHARACTER = 20.0, 1e-4
 """Timeout of tokenizing, in seconds and seconds per character; a tokenizer takes about a microsecond for each."""
 
 
+_LOCKS: "WeakKeyDictionary[PreTrainedTokenizerBase, RLock]" = WeakKeyDictionary()
+_LOCKS_LOCK = Lock()
+
+
+def encoding_lock(tokenizer: "PreTrainedTokenizerBase") -> RLock:
+    """Return the lock of a tokenizer that a thread holds while it encodes.
+
+    Whether special tokens are split is a setting of the tokenizer and not of a call (transformers, `_encode_plus`), so
+    that another thread would change the ids of a text that is being encoded.
+    """
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(tokenizer, RLock())
+
+
 @dataclass(frozen=True)
 class TokenizedText:
     """A text and its ids; `offsets` are (first character, end) of each id, if the tokenizer reports them."""
@@ -36,7 +52,8 @@ class TokenizedText:
 def read_bos_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the ids that the tokenizer puts before every text, as in pretraining: BOS, or none."""
     begin = tokenizer.bos_token_id
-    return [begin] if begin is not None and tokenizer("x")["input_ids"][:1] == [begin] else []
+    with encoding_lock(tokenizer):
+        return [begin] if begin is not None and tokenizer("x")["input_ids"][:1] == [begin] else []
 
 
 class TextTokenizer:
@@ -49,7 +66,9 @@ class TextTokenizer:
         self._normalised = _normalised_tokens(tokenizer)
         self._without_embedding = find_tokens_without_embedding(tokenizer)
         self._uses_regex = _uses_regex(tokenizer)
-        self._newline_ids: list[int] = tokenizer.encode("\n", add_special_tokens=False)
+        self._lock = encoding_lock(tokenizer)
+        with self._lock:
+            self._newline_ids: list[int] = tokenizer.encode("\n", add_special_tokens=False)
         self._cached_ids: dict[str, list[int]] = {}
 
     def mark(self, value: Any) -> Any:
@@ -66,12 +85,13 @@ class TextTokenizer:
         Raises UnavailableError if the tokenizer's regular expressions take too long. They are untrusted and may
         backtrack without end.
         """
-        if not self._uses_regex:
-            return self._tokenize(texts)
-        seconds = _BASE_TIMEOUT_SECONDS + _SECONDS_PER_CHARACTER * sum(map(len, texts))
-        return call_with_timeout(
-            lambda: self._tokenize(texts), seconds, "The tokenizer of the base (a regular expression)"
-        )
+        with self._lock:
+            if not self._uses_regex:
+                return self._tokenize(texts)
+            seconds = _BASE_TIMEOUT_SECONDS + _SECONDS_PER_CHARACTER * sum(map(len, texts))
+            return call_with_timeout(
+                lambda: self._tokenize(texts), seconds, "The tokenizer of the base (a regular expression)"
+            )
 
     def _tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         marked = [LITERAL_START in text or LITERAL_END in text for text in texts]

@@ -11,7 +11,7 @@ from lora_chat.data.encoding.encode import encode_dialogue
 from lora_chat.data.encoding.kept_tokens import TokenCounter, keep_tokens
 from lora_chat.data.storage.cache import _digest_tokenizer
 from lora_chat.errors import DataError
-from lora_chat.inference.generation import _TextDecoder
+from lora_chat.inference.text_decoder import TextDecoder
 from lora_chat.models.bundled import find_bundled_base
 
 STOPS = (2,)
@@ -89,6 +89,6 @@ def test_a_reply_shows_kept_special_tokens(tokenizer):
     tokenizer.add_tokens(["<item>"])
     item = tokenizer.convert_tokens_to_ids("<item>")
     ids = [2, item, order_ids(tokenizer)[1], 70]
-    assert _TextDecoder(tokenizer).decode(ids) == "<item>" + tokenizer.decode([70])
+    assert TextDecoder(tokenizer).decode(ids) == "<item>" + tokenizer.decode([70])
     keep_tokens(tokenizer, ["</order>"], STOPS)
-    assert _TextDecoder(tokenizer).decode(ids) == "<item></order>" + tokenizer.decode([70])
+    assert TextDecoder(tokenizer).decode(ids) == "<item></order>" + tokenizer.decode([70])
