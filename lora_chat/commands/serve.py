@@ -1,29 +1,150 @@
 """`lora-chat serve`: answer requests over HTTP."""
 
 import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_chat.commands.options import ADAPTER_HELP, add_trust, positive_int, read_trust
+from lora_chat.errors import MissingPackageError, UsageError
+from lora_chat.serving.server_options import LIMITS, ServerOptions
+from lora_chat.system.console import print_json, print_message
+
+if TYPE_CHECKING:
+    from lora_chat.pipeline.served_models import ServedModels
+    from lora_chat.serving.run_server import PreparedServer
+
+_STDERR = "-"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `serve`."""
-    parser.add_argument("things", nargs="+", metavar="RUN|PARCEL|ADAPTER|BASE", help=f"{ADAPTER_HELP}, or a base")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1, this machine only)")
-    parser.add_argument("--port", type=positive_int, default=8000, metavar="N", help="port to listen on (8000)")
+    parser.add_argument("things", nargs="*", metavar="RUN|PARCEL|ADAPTER|BASE", help=f"{ADAPTER_HELP}, or a base")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (127.0.0.1: this machine only); any other needs --key-file",
+    )
+    parser.add_argument(
+        "--port", type=_port, default=8000, metavar="N", help="port to listen on (8000); 0 takes a free one"
+    )
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help="file with one key a line; every route but /health needs one of them",
+    )
+    parser.add_argument("--new-key", type=Path, metavar="FILE", help="add a random key to a file of keys, and end")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME[:PORT]",
+        help="further name by which clients address the server, such as that of a proxy; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="origin of another page whose scripts may ask; may be repeated",
+    )
+    parser.add_argument(
+        "--log-content",
+        nargs="?",
+        const=Path(_STDERR),
+        type=Path,
+        metavar="FILE",
+        help="log prompts and replies to a file, or to stderr; without it they are never logged",
+    )
     parser.add_argument(
         "--quantization",
         choices=["4bit", "8bit", "none"],
         help="quantization of the base (default: as in training; for a base: none)",
     )
     add_trust(parser)
+    limits = parser.add_argument_group("limits")
+    for limit in LIMITS:
+        limits.add_argument(
+            f"--{limit.name.replace('_', '-')}",
+            type=positive_int if limit.is_count else _positive_seconds,
+            default=limit.default,
+            metavar="N" if limit.is_count else "SECONDS",
+            help=f"{limit.help_text} ({limit.default:g})"
+            if not limit.is_count
+            else f"{limit.help_text} ({limit.default:,})",
+        )
 
 
 def run(options: argparse.Namespace) -> None:
     """Answer requests to adapters and their base over HTTP, as OpenAI's API does."""
-    from lora_chat.inference.continuous.request import BatchLimits
-    from lora_chat.pipeline.served_models import open_served_models
-    from lora_chat.serving.run_server import run_server
-    from lora_chat.serving.server_options import ServerOptions
+    if options.new_key is not None:
+        from lora_chat.serving.guards.key_file import write_new_key
 
-    models = open_served_models(options.things, read_trust(options), options.quantization, BatchLimits())
-    run_server(models, ServerOptions(host=options.host, port=options.port))
+        write_new_key(options.new_key)
+        print_message(
+            f"Added a key to {options.new_key}. Serve with it: lora-chat serve RUN --key-file {options.new_key}"
+        )
+        return
+    if not options.things:
+        raise UsageError("Nothing is named that could answer. Fix: lora-chat serve runs/NAME, or lora-chat serve BASE")
+    server_options = _read_options(options)
+    try:
+        from lora_chat.serving.run_server import prepare_server, run_server
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"The server needs a package that is not installed ({error.name}). Fix: pip install 'lora-chat[serve]'"
+        ) from error
+    prepared = prepare_server(server_options)
+    try:
+        from lora_chat.inference.continuous.request import BatchLimits
+        from lora_chat.pipeline.served_models import open_served_models
+
+        limits = BatchLimits(max_running=server_options.max_running, max_waiting=server_options.max_waiting)
+        models = open_served_models(options.things, read_trust(options), options.quantization, limits)
+        run_server(models, prepared, lambda: _announce(models, prepared, as_json=options.json))
+    finally:
+        prepared.close()
+
+
+def _read_options(options: argparse.Namespace) -> ServerOptions:
+    """Return the limits and switches of the server."""
+    named = vars(options)
+    values = {field.name: named[field.name] for field in fields(ServerOptions) if field.name in named}
+    return ServerOptions(**values, allow_hosts=tuple(options.allow_host), allow_origins=tuple(options.allow_origin))
+
+
+def _announce(models: "ServedModels", prepared: "PreparedServer", *, as_json: bool) -> None:
+    """Print the address, the models with their checks, and the refused ones with their reasons."""
+    url, admitted, refused = prepared.listener.url, models.list(), dict(models.refused)
+    for model in admitted:
+        checks = ", ".join(f"{check.name} {_MARKS[check.passed]}" for check in model.checks)
+        print_message(f"  {model.name}: {checks or 'the base without an adapter'}")
+    for name, reason in refused.items():
+        print_message(f"  {name} is refused: {reason}")
+    print_message(f"Open {url} or ask {url}v1. Ctrl-C ends the server.")
+    if as_json:
+        results = {
+            model.name: [{"name": check.name, "passed": check.passed, "detail": check.detail} for check in model.checks]
+            for model in admitted
+        }
+        print_json({"url": url, "models": [model.name for model in admitted], "checks": results, "refused": refused})
+
+
+_MARKS = {True: "ok", False: "failed", None: "not checked"}
+
+
+def _port(text: str) -> int:
+    """Parse a port, or 0."""
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError("must be from 0 to 65535")
+    return value
+
+
+def _positive_seconds(text: str) -> float:
+    """Parse a time of up to a day."""
+    value = float(text)
+    if not 0 < value <= 86400:
+        raise argparse.ArgumentTypeError("must be above 0 and at most 86400")
+    return value

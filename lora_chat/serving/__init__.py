@@ -2,9 +2,16 @@
 
 - api_errors: errors in OpenAI's form
 - app: the ASGI application, from the routes and guards
+- background_messages: messages printed by a thread
+- http_protocol: HTTP/1.1 on one connection, with limits
+- listen: addresses to listen on, and which of them only this machine reaches
 - page_routes: the page and its files
-- run_server: the process of a server: socket, signals, end
+- request_log: one line for each request, and the log of content
+- request_record: figures of one request for log and metrics
+- run_server: the process of a server: checks, signals, end
 - server_options: every limit and switch of a server
+- status_routes: whether the server answers, and its metrics
+- telemetry: counts and latencies for Prometheus
 
 Packages: guards (who may ask, and how much), openai (the routes of OpenAI's API).
 """

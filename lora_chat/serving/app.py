@@ -1,32 +1,53 @@
-"""The ASGI application of a server, from the tables of routes."""
+"""The ASGI application of a server, from the tables of routes and the guards around them."""
 
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 
 import lora_chat.serving.openai.routes as openai_routes
 import lora_chat.serving.page_routes as page_routes
-from lora_chat.serving.api_errors import ApiError, answer_api_error
+import lora_chat.serving.status_routes as status_routes
+from lora_chat.errors import UsageError
+from lora_chat.serving.api_errors import ERROR_HANDLERS
+from lora_chat.serving.guards.key_file import KeyFile
+from lora_chat.serving.guards.request_guard import RequestGuard
+from lora_chat.serving.listen import is_loopback, resolve_host
+from lora_chat.serving.request_log import RequestLog
 from lora_chat.serving.server_options import ServerOptions
+from lora_chat.serving.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-
     from lora_chat.pipeline.served_models import ServedModels
 
-
-async def answer_health(request: "Request") -> JSONResponse:
-    """Return whether requests are answered."""
-    is_alive = request.app.state.models.generator.is_alive
-    return JSONResponse({"status": "ok" if is_alive else "stopping"}, 200 if is_alive else 503)
+ROUTES = (*openai_routes.ROUTES, *page_routes.ROUTES, *status_routes.ROUTES)
 
 
-def create_app(models: "ServedModels", options: ServerOptions) -> Starlette:
-    """Return the application that answers for models in memory."""
-    health = Route("/health", answer_health, methods=["GET"])
-    routes = [*openai_routes.ROUTES, *page_routes.ROUTES, health]
-    app = Starlette(routes=routes, exception_handlers={ApiError: answer_api_error})
-    app.state.models, app.state.options = models, options
-    return app
+def create_app(
+    models: "ServedModels",
+    options: ServerOptions,
+    keys: KeyFile | None = None,
+    log: RequestLog | None = None,
+    telemetry: Telemetry | None = None,
+) -> RequestGuard:
+    """Return the application that answers for models in memory, with its guards.
+
+    Raises UsageError if other machines could reach it without a key.
+    """
+    if keys is None and options.key_file is not None:
+        keys = KeyFile(options.key_file)
+    if keys is None and not is_loopback(resolve_host(options.host, options.port)):
+        raise missing_key_file(options.host)
+    telemetry = telemetry or Telemetry(models.generator, options)
+    app = Starlette(routes=ROUTES, exception_handlers=ERROR_HANDLERS)
+    app.router.redirect_slashes = False  # a redirect would repeat the Host header
+    guard = RequestGuard(app, options, keys, telemetry, log or RequestLog(options.log_content))
+    app.state.models, app.state.options, app.state.telemetry, app.state.guard = models, options, telemetry, guard
+    return guard
+
+
+def missing_key_file(host: str) -> UsageError:
+    """Return the error for an address that other machines reach without a key."""
+    return UsageError(
+        f"Other machines can reach {host}, so every client needs a key.\n"
+        "Fix: lora-chat serve --new-key keys.txt, and then add --key-file keys.txt; or --host 127.0.0.1."
+    )
