@@ -46,6 +46,7 @@ PAGE_FILES = (
     "reply.js",
     "sampling.js",
     "shortcuts.js",
+    "side_panels.js",
     "tabs.js",
     "text.js",
     "token_view.js",

@@ -89,7 +89,8 @@ export async function streamChat(body, signal, receive) {
     for await (const data of readEvents(response.body)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
-      if (chunk && chunk.error) throw streamError(chunk.error);
+      if (!chunk || typeof chunk !== "object") continue;
+      if (chunk.error) throw streamError(chunk.error);
       receive(chunk);
       ended = ended || Boolean(chunk.choices && chunk.choices[0] && chunk.choices[0].finish_reason);
     }

@@ -10,6 +10,7 @@ import { startList } from "./conversation_list.js";
 import { loadConversation, loadConversations, saveConversation, watchOtherPages } from "./conversation_store.js";
 import { loadModels, models } from "./model_picker.js";
 import { buildSampling } from "./sampling.js";
+import { closeSides, startSides } from "./side_panels.js";
 import { buildTrainingRow, nameFile } from "./training_row.js";
 
 const chat = { conversation: createConversation(), running: null, error: null, nodes: new Map(), readSampling: null, showList: null, askMeter: null };
@@ -44,7 +45,7 @@ function openConversation(conversation) {
   chat.error = null;
   chat.nodes.clear();
   byId("system").value = chat.conversation.system;
-  closeSide("conversations");
+  closeSides();
   show();
   scrollToEnd(true);
 }
@@ -82,36 +83,7 @@ function connectSettings() {
     if (chat.conversation.messages.length) saveSystem();
     chat.askMeter();
   });
-  for (const side of ["settings", "conversations"]) {
-    byId("toggle-" + side).addEventListener("click", () => toggleSide(side));
-  }
-  byId("proof-state").addEventListener("click", () => toggleSide("settings"));
-}
-
-function toggleSide(id) {
-  const open = !byId(id).classList.contains("open");
-  closeSide("settings");
-  closeSide("conversations");
-  if (open) openSide(id);
-}
-
-function openSide(id) {
-  const side = byId(id);
-  side.hidden = false;
-  side.classList.add("open");
-  setExpanded(id, true);
-  const first = side.querySelector("textarea, button");
-  if (first) first.focus();
-}
-
-function closeSide(id) {
-  byId(id).classList.remove("open");
-  if (id === "settings") byId(id).hidden = true;
-  setExpanded(id, false);
-}
-
-function setExpanded(id, open) {
-  for (const button of document.querySelectorAll(`[aria-controls="${id}"][aria-expanded]`)) button.setAttribute("aria-expanded", String(open));
+  startSides();
 }
 
 function send() {
@@ -272,5 +244,5 @@ function exportRow() {
   const row = buildTrainingRow(chat.conversation);
   if (row.problem) return notify(row.problem);
   download(nameFile("conversation"), row.line);
-  notify("Saved as one line of JSON Lines. `lora-chat data FILE` reads it.");
+  notify("Saved as one line of JSON Lines. Name the file under data.train in a recipe, and look at it with lora-chat data.");
 }

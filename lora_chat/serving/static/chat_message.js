@@ -19,7 +19,7 @@ export function renderMessage(conversation, message, actions, streaming) {
   const thoughts = build("details", { class: "reasoning", hidden: true }, build("summary", {}, "Reasoning"), reasoning);
   const calls = build("div", { class: "calls" });
   const state = build("p", { class: "small state muted" });
-  body.append(thoughts, content, calls, state);
+  body.append(...(own ? [content, state] : [thoughts, content, calls, state]));
 
   const head = build("h3", { class: "speaker", dir: "auto" }, name, message.edited ? build("span", { class: "small muted" }, " (corrected)") : null);
   const foot = build("div", { class: "message-foot" });

@@ -6,6 +6,7 @@ import { fillCompare, startCompare, stopCompare } from "./compare.js";
 import { byId, notify } from "./dom.js";
 import { startJudge } from "./judge.js";
 import { loadModels, startPicker } from "./model_picker.js";
+import { closeSides } from "./side_panels.js";
 import { startShortcuts } from "./shortcuts.js";
 import { showTab, startTabs } from "./tabs.js";
 
@@ -16,7 +17,7 @@ startPicker();
 startChat();
 startTabs(STARTERS);
 startShortcuts({
-  stop: () => (byId("chat").hidden ? stopCompare() : stopReply()),
+  stop: () => (byId("chat").hidden ? stopCompare() : stopReply() || closePanels()),
   select: (number) => {
     showTab(VIEWS[number], STARTERS);
     byId("tab-" + VIEWS[number]).focus();
@@ -40,6 +41,13 @@ connection.listeners.push((connected) => {
     refresh();
   }
 });
+
+function closePanels() {
+  const inside = document.activeElement && document.activeElement.closest(".side");
+  const closed = closeSides();
+  if (closed && inside) byId("toggle-" + inside.id).focus();
+  return closed;
+}
 
 async function refresh() {
   try {

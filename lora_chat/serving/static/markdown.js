@@ -90,8 +90,8 @@ function renderTable(block) {
   return build("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, table);
 }
 
-// A view of a text that grows. A block is final once another block has begun with a complete line, so only the last
-// blocks are built again. If building takes long, the next time waits longer.
+// A view of a text that grows. A block is final once another block has begun with two complete lines (a table
+// needs both), so only the last blocks are built again. If building takes long, the next time waits longer.
 export class MarkdownView {
   constructor(container) {
     this.container = container;
@@ -129,7 +129,7 @@ export class MarkdownView {
     const blocks = parseBlocks(lines);
     append(this.container, [withBlocks(document.createDocumentFragment(), blocks)]);
     const last = blocks[blocks.length - 1];
-    if (keep || blocks.length < 2 || last.first >= lines.length - 1) return;
+    if (keep || blocks.length < 2 || last.first >= lines.length - 2) return;
     // Offsets count the original lines, because splitLines may change their length.
     const original = rest.split("\n");
     for (let number = 0; number < last.first; number += 1) this.done += original[number].length + 1;

@@ -17,9 +17,9 @@ export function startTabs(starters) {
       other.focus();
     });
   }
-  const open = () => showTab(tabs.map((tab) => tab.getAttribute("aria-controls")).find((id) => "#" + id === location.hash) || "chat", starters);
-  addEventListener("hashchange", open);
-  open();
+  const named = () => tabs.map((tab) => tab.getAttribute("aria-controls")).find((id) => location.hash === "#/" + id || location.hash === "#" + id);
+  addEventListener("hashchange", () => { if (named()) showTab(named(), starters); });
+  showTab(named() || "chat", starters);
 }
 
 // Show a view by its id: "chat", "compare" or "judge".
@@ -31,7 +31,8 @@ export function showTab(id, starters = {}) {
     document.getElementById(tab.getAttribute("aria-controls")).hidden = !selected;
     if (selected) document.title = tab.textContent + " · lora-chat";
   }
-  if (location.hash !== "#" + id) history.replaceState(null, "", "#" + id);
+  // With the slash no element has this name, so a reload neither scrolls nor moves the start of the Tab order.
+  if (location.hash !== "#/" + id) history.replaceState(null, "", "#/" + id);
   if (!started.has(id) && starters[id]) {
     started.add(id);
     starters[id](document.getElementById(id));

@@ -28,7 +28,7 @@ def split_words(text: str) -> list[str]:
     return [pieces[0], *(" " + piece for piece in pieces[1:])]
 
 
-class FakeServer:
+class ScriptedServer:
     """Scripted replies by the text of the last question; every request is kept."""
 
     def __init__(self) -> None:
@@ -96,7 +96,11 @@ class FakeServer:
                     raise RuntimeError("the connection breaks")
                 logprobs = None
                 if body.get("logprobs"):
-                    own = {"token": piece, "logprob": -0.05 - 0.7 * (number % 4), "bytes": list(piece.encode())}
+                    own = {
+                        "token": piece,
+                        "logprob": (-0.05, -0.4, -1.2, -2.3)[number % 4],
+                        "bytes": list(piece.encode()),
+                    }
                     other = {"token": " <b>other</b>", "logprob": -3.0, "bytes": []}
                     logprobs = {"content": [{**own, "top_logprobs": [own, other]}]}
                 yield event({"content": piece}, None, logprobs)

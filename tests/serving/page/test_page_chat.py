@@ -1,0 +1,239 @@
+"""The chat in a browser: send, stream, stop, versions, storage and failures."""
+
+import json
+
+from page_steps import ask, wait_until
+from scripted_server import RunningServer
+
+
+def read_messages(page) -> list[str]:
+    return page.eval_on_selector_all("#messages .content", "nodes => nodes.map((node) => node.innerText)")
+
+
+def test_reply_streams_and_conversation_is_sent_again(open_page, fake):
+    page = open_page()
+    fake.script.delay = 0.05
+    page.fill("#question", "one two three four five six seven eight nine ten")
+    page.press("#question", "Enter")
+    wait_until(page, "document.querySelector('.assistant .content').innerText.length > 20")
+    assert "ten" not in read_messages(page)[1]
+    page.wait_for_selector("#stop", state="hidden")
+    assert read_messages(page)[1] == "A cat answers: one two three four five six seven eight nine ten"
+    assert page.evaluate("document.activeElement.id") == "question"
+    fake.script.delay = 0
+    ask(page, "again")
+    sent = fake.script.requests[-1]
+    assert [message["role"] for message in sent["messages"]] == ["user", "assistant", "user"]
+    assert sent["model"] == "cats" and sent["stream"] is True and sent["temperature"] == 0 and "top_p" not in sent
+
+
+def test_sampling_and_system_prompt_are_sent(open_page, fake):
+    page = open_page()
+    page.click("#toggle-settings")
+    page.fill("#system", "Be short.")
+    page.fill("#sampling-temperature", "0.7")
+    page.press("#sampling-temperature", "Tab")
+    page.fill("#sampling-top_p", "0.9")
+    page.fill("#sampling-seed", "7")
+    page.fill("#sampling-max_tokens", "33")
+    page.press("#sampling-max_tokens", "Tab")
+    ask(page, "hello")
+    sent = fake.script.requests[-1]
+    assert sent["messages"][0] == {"role": "system", "content": "Be short."}
+    assert (sent["temperature"], sent["top_p"], sent["seed"], sent["max_tokens"]) == (0.7, 0.9, 7, 33)
+    page.fill("#sampling-temperature", "99")
+    page.press("#sampling-temperature", "Tab")
+    assert page.input_value("#sampling-temperature") == "2"
+
+
+def test_shift_enter_starts_a_line_and_composition_does_not_send(open_page, fake):
+    page = open_page()
+    page.fill("#question", "a")
+    page.press("#question", "Shift+Enter")
+    page.type("#question", "b")
+    assert page.input_value("#question") == "a\nb"
+    page.evaluate("""() => document.getElementById("question").dispatchEvent(
+        new KeyboardEvent("keydown", {key: "Enter", isComposing: true, bubbles: true, cancelable: true}))""")
+    assert fake.script.requests == []
+
+
+def test_stop_keeps_the_part_and_frees_the_server(open_page, fake):
+    page = open_page()
+    fake.script.delay = 0.05
+    page.fill("#question", " ".join(["word"] * 40))
+    page.press("#question", "Enter")
+    wait_until(page, "document.querySelector('.assistant .content').innerText.length > 20")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#stop", state="hidden")
+    assert page.inner_text(".assistant .state") == "You stopped this reply."
+    assert 20 < len(read_messages(page)[1]) < 200
+    page.wait_for_timeout(300)
+    assert fake.script.stopped == 1
+
+
+def test_switch_of_the_adapter_and_its_checks(open_page, fake):
+    page = open_page()
+    assert page.inner_text("#proof-state") == "✓ 3 of 3 checks passed"
+    page.click("#proof-state")
+    assert "KL 1.2e-08" in page.inner_text("#proof")
+    assert "template differs" in page.inner_text("#refused")
+    page.select_option("#model", label="base")
+    assert page.inner_text("#proof-state") == "base, without adapter"
+    ask(page, "hello")
+    assert read_messages(page)[1] == "The base answers: hello"
+    page.reload()
+    page.wait_for_selector("#model option", state="attached")
+    assert page.eval_on_selector("#model", "node => node.selectedOptions[0].textContent") == "base"
+
+
+def test_edit_and_retry_make_versions(open_page, fake):
+    page = open_page()
+    ask(page, "first")
+    ask(page, "second")
+    page.click("#messages > li:nth-child(1) .edit")
+    page.fill(".editing textarea", "changed")
+    page.click("text=Send as new version")
+    wait_until(page, "document.querySelectorAll('.assistant .message-foot button').length > 2")
+    assert read_messages(page) == ["changed", "A cat answers: changed"]
+    page.click("#messages > li:nth-child(1) [aria-label='Previous version']")
+    assert read_messages(page) == ["first", "A cat answers: first", "second", "A cat answers: second"]
+    fake.script.replies["second"] = "another try"
+    page.click("#messages > li:nth-child(4) >> text=Retry")
+    wait_until(page, "document.querySelector('#messages > li:nth-child(4)').innerText.includes('another try')")
+    page.wait_for_selector("#messages > li:nth-child(4) .versions")
+    assert page.inner_text("#messages > li:nth-child(4) .versions .small") == "2 of 2"
+    assert len(fake.script.requests[-1]["messages"]) == 3
+
+
+def test_corrected_reply_is_sent_and_kept(open_page, fake):
+    page = open_page()
+    ask(page, "first")
+    page.click("#messages > li:nth-child(2) .edit")
+    page.fill(".editing textarea", "corrected **text**")
+    page.keyboard.press("Control+Enter")
+    assert page.inner_text("#messages > li:nth-child(2) .content strong") == "text"
+    ask(page, "second")
+    assert fake.script.requests[-1]["messages"][1]["content"] == "corrected **text**"
+
+
+def test_reload_keeps_conversations_and_refuses_damaged_ones(open_page, fake):
+    page = open_page()
+    ask(page, "remember me")
+    ask(page, "and me")
+    before = read_messages(page)
+    page.evaluate("""() => {
+        localStorage.setItem("lora-chat/conversation/0123456789abcdef", "{not json");
+        localStorage.setItem("lora-chat/conversation/1123456789abcdef", JSON.stringify(
+            {version: 1, id: "1123456789abcdef", system: "", messages: [{id: "<img>", role: "user"}], chosen: {}}));
+        localStorage.setItem("lora-chat/conversation/2123456789abcdef", JSON.stringify({version: 9}));
+        localStorage.setItem("lora-chat/settings", JSON.stringify(
+            {sampling: {temperature: "<b>"}, model: 7, compared: "x"}));
+    }""")
+    page.reload()
+    page.wait_for_selector("#messages .assistant")
+    assert read_messages(page) == before
+    assert page.locator("#conversation-list li").count() == 1
+    page.click("#new-conversation")
+    ask(page, "a new one")
+    assert page.locator("#conversation-list li").count() == 2
+    page.click("#conversation-list .title >> text=remember me")
+    assert read_messages(page) == before
+    page.click("#clear-all")
+    page.get_by_role("dialog").get_by_role("button", name="Delete all").click()
+    wait_until(page, "!document.querySelector('dialog')")
+    assert page.locator("#conversation-list li").count() == 0
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.includes('conversation/')).length") == 0
+
+
+def test_reload_in_the_middle_keeps_the_part(open_page, fake):
+    page = open_page()
+    fake.script.delay = 0.1
+    page.fill("#question", " ".join(["word"] * 100))
+    page.press("#question", "Enter")
+    wait_until(page, "document.querySelector('.assistant .content').innerText.length > 30")
+    page.reload()
+    page.wait_for_selector(".assistant")
+    assert len(read_messages(page)[1]) > 20
+    assert "connection was lost" in page.inner_text(".assistant .state")
+
+
+def test_lost_server_is_shown_and_found_again(open_page, fake):
+    page = open_page(expect_errors=True)
+    ask(page, "hello")
+    port = fake.running.port
+    fake.running.close()
+    page.fill("#question", "are you there")
+    page.press("#question", "Enter")
+    page.wait_for_selector(".error-card")
+    assert "does not answer" in page.inner_text(".error-card")
+    assert page.is_visible("#connection")
+    fake.running = RunningServer(fake.script.build_app(), port)
+    page.wait_for_selector("#connection", state="hidden")
+    page.click(".error-card >> text=Try again")
+    wait_until(page, "document.querySelectorAll('.assistant').length === 2")
+    assert read_messages(page)[-1] == "A cat answers: are you there"
+
+
+def test_broken_stream_keeps_the_part(open_page, fake):
+    page = open_page(expect_errors=True)
+    fake.script.break_after, fake.script.delay = 4, 0.05
+    page.fill("#question", "one two three")
+    page.press("#question", "Enter")
+    page.wait_for_selector(".error-card")
+    assert "lost" in page.inner_text(".error-card")
+    assert read_messages(page)[1] == "A cat answers: one"
+    fake.script.break_after = None
+    page.click(".error-card >> text=Try again")
+    page.wait_for_selector(".assistant .versions")
+    assert read_messages(page)[1] == "A cat answers: one two three"
+
+
+def test_busy_server_counts_down(open_page, fake):
+    page = open_page(expect_errors=True)
+    error = {"error": {"message": "Too many requests <b>wait</b>.", "type": "rate_limit_error", "code": None}}
+    fake.script.status = (429, error, {"retry-after": "2"})
+    page.fill("#question", "hello")
+    page.press("#question", "Enter")
+    page.wait_for_selector(".error-card")
+    assert "busy" in page.inner_text(".error-card") and "<b>wait</b>" in page.inner_text(".error-card")
+    assert page.is_disabled(".error-card button")
+    assert "Try again in" in page.inner_text(".error-card button")
+    fake.script.status = None
+    page.wait_for_selector(".error-card button:enabled")
+    page.click(".error-card button")
+    page.wait_for_selector(".assistant .message-foot button")
+    assert read_messages(page) == ["hello", "A cat answers: hello"]
+
+
+def test_key_and_refusals_are_in_words(open_page, fake):
+    page = open_page(expect_errors=True)
+    for status, words in ((401, "needs a key"), (400, "too long"), (500, "status 500"), (404, "choose another")):
+        content = {"error": {"message": "The prompt is too long." if status == 400 else "", "type": "x"}}
+        fake.script.status = (status, content, {})
+        page.fill("#question", f"try {status}")
+        page.press("#question", "Enter")
+        page.wait_for_selector(f".error-card >> text={words}")
+
+
+def test_reasoning_and_calls_are_shown_as_text(open_page, fake):
+    page = open_page()
+    fake.script.replies |= {"think": "REASON<b>done</b>", "call": "CALL"}
+    ask(page, "think")
+    assert page.inner_text("#messages > li:nth-child(2) .content") == "<b>done</b>"
+    assert not page.is_visible(".reasoning .plain-text")
+    page.click(".reasoning summary")
+    assert page.inner_text(".reasoning .plain-text") == "I think about cats."
+    ask(page, "call")
+    assert page.inner_text(".call code") == "look"
+    assert json.loads(page.inner_text(".call pre")) == {"at": "cat"}
+
+
+def test_meter_shows_the_tokens_of_the_next_prompt(open_page, fake):
+    page = open_page()
+    page.fill("#question", "one two three")
+    page.wait_for_selector("text=3 of 2,048 tokens")
+    page.click("#context")
+    assert page.locator("dialog tbody tr").count() == 3
+    assert page.inner_text("dialog tbody tr:nth-child(2)").split() == ["1", "11", "␣two"]
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
