@@ -80,9 +80,12 @@ def is_loopback(addresses: Sequence[tuple[int, tuple[str, int]]]) -> bool:
     return bool(parsed) and all(address is not None and address.is_loopback for address in parsed)
 
 
-def open_listener(host: str, port: int) -> Listener:
-    """Bind the addresses of a name; port 0 takes a free one. Raise UsageError or InUseError."""
-    addresses = resolve_host(host, port)
+def open_listener(host: str, port: int, addresses: Sequence[tuple[int, tuple[str, int]]] | None = None) -> Listener:
+    """Bind the addresses of a name; port 0 takes a free one. Raise UsageError or InUseError.
+
+    `addresses` are the addresses that were checked before, because a second answer for the name may differ.
+    """
+    addresses = addresses if addresses is not None else resolve_host(host, port)
     for _ in range(_FREE_PORT_TRIES):
         try:
             sockets = _bind_all(addresses, port)

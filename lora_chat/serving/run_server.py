@@ -21,7 +21,7 @@ from lora_chat.serving.guards.key_file import KeyFile
 from lora_chat.serving.guards.origin_guard import parse_allowed_origin
 from lora_chat.serving.guards.request_guard import RequestGuard, log_fault
 from lora_chat.serving.http_protocol import LimitedProtocol, limited_protocol
-from lora_chat.serving.listen import Listener, open_listener
+from lora_chat.serving.listen import Listener, is_loopback, open_listener, resolve_host
 from lora_chat.serving.request_log import RequestLog
 from lora_chat.serving.server_options import ServerOptions
 from lora_chat.serving.telemetry import Telemetry
@@ -62,11 +62,15 @@ def prepare_server(options: ServerOptions) -> PreparedServer:
     for text in options.allow_origins:
         parse_allowed_origin(text)
     keys = KeyFile(options.key_file) if options.key_file is not None else None
-    log = RequestLog(options.log_content)
-    listener = open_listener(options.host, options.port)
-    if keys is None and not listener.is_loopback:
-        listener.close()
+    addresses = resolve_host(options.host, options.port)
+    if keys is None and not is_loopback(addresses):
         raise missing_key_file(options.host)
+    listener = open_listener(options.host, options.port, addresses)
+    try:
+        log = RequestLog(options.log_content)
+    except BaseException:
+        listener.close()
+        raise
     return PreparedServer(replace(options, port=listener.port), listener, keys, log)
 
 
@@ -75,7 +79,24 @@ def run_server(models: "ServedModels", prepared: PreparedServer, announce: "Call
     options, listener = prepared.options, prepared.listener
     telemetry = Telemetry(models.generator, options)
     guard = create_app(models, options, prepared.keys, prepared.log, telemetry)
-    config = uvicorn.Config(
+    server = _Server(configure(guard, options, telemetry), models, guard, telemetry, announce)
+    _forward_messages()
+    listener.make_reusable()
+    with print_in_background() as printer:
+        try:
+            server.run(sockets=list(listener.sockets))
+        except OSError as error:
+            raise InUseError(f"Port {listener.port} is in use. Fix: --port 0 for a free one.") from error
+        finally:
+            models.close(0)
+            prepared.close()
+    if printer.is_stuck:  # Python would wait for the thread that prints
+        os._exit(0)
+
+
+def configure(guard: RequestGuard, options: ServerOptions, telemetry: Telemetry) -> uvicorn.Config:
+    """Return uvicorn's settings: HTTP/1.1 with limits, no web sockets, no headers of proxies, no messages."""
+    return uvicorn.Config(
         guard,
         http=limited_protocol(options, telemetry),
         ws="none",
@@ -90,19 +111,6 @@ def run_server(models: "ServedModels", prepared: PreparedServer, announce: "Call
         h11_max_incomplete_event_size=options.max_header_bytes,
         timeout_keep_alive=options.idle_seconds,  # type: ignore[arg-type]  # call_later accepts fractions
     )
-    _forward_messages()
-    server = _Server(config, models, guard, telemetry, announce)
-    listener.make_reusable()
-    with print_in_background() as printer:
-        try:
-            server.run(sockets=list(listener.sockets))
-        except OSError as error:
-            raise InUseError(f"Port {listener.port} is in use. Fix: --port 0 for a free one.") from error
-        finally:
-            models.close(0)
-            prepared.close()
-    if printer.is_stuck:  # Python would wait for the thread that prints
-        os._exit(0)
 
 
 class _Server(uvicorn.Server):

@@ -91,7 +91,7 @@ class RequestGuard:
         self, scope: "Scope", receive: "Receive", answer: "_Answer", record: RequestRecord, body: list[bytes]
     ) -> None:
         try:
-            headers = read_headers(scope)
+            headers = read_headers(scope, self.options.max_header_bytes)
             answer.further = cors_headers(headers, self._origins)
             await self._check(scope, headers)
         except ApiError as error:

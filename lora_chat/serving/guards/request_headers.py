@@ -12,8 +12,19 @@ _SINGLE = frozenset(
 )
 
 
-def read_headers(scope: "Scope") -> dict[bytes, str]:
-    """Return the headers by lower-case name. Raise ApiError if one that decides something is there twice."""
+_VERSIONS = frozenset(["1.0", "1.1"])
+
+
+def read_headers(scope: "Scope", max_bytes: int) -> dict[bytes, str]:
+    """Return the headers by lower-case name. Raise ApiError if one that decides something is there twice.
+
+    h11 checks the length only while headers are incomplete, so it is checked here again.
+    """
+    if scope["http_version"] not in _VERSIONS:
+        raise ApiError(400, "The version of HTTP is neither 1.0 nor 1.1.", code="bad_version")
+    size = len(scope["raw_path"]) + len(scope["query_string"])
+    if size + sum(len(name) + len(value) for name, value in scope["headers"]) > max_bytes:
+        raise ApiError(431, f"The headers are longer than {max_bytes:,} bytes.", code="headers_too_long")
     headers: dict[bytes, str] = {}
     for name, value in scope["headers"]:
         if name in headers and name in _SINGLE:
