@@ -72,16 +72,21 @@ def _clean_dialogue(dialogue: Dialogue, clean: Clean, names: "_NameRedactor") ->
 
 
 def redact_text(
-    text: str, kinds: Collection[FindingKind], context: str = "", known: KnownValues | None = None
+    text: str,
+    kinds: Collection[FindingKind],
+    context: str = "",
+    known: KnownValues | None = None,
+    find: Callable[[str], Sequence[TextMatch]] = find_sensitive,
 ) -> tuple[str, int]:
     """Return the text with marks and their number; `context` is the text before it, which is not changed.
 
-    The replaced values are added to `known`, and values in it keep their marks.
+    The replaced values are added to `known`, and values in it keep their marks. `find` returns matches in order,
+    without overlaps.
     """
     count, context_length = 0, len(context)
     for number in range(_MAX_PASSES):  # repeated, because the neighbour of a match can only be found after the match
         whole = context + text
-        matches = [m for m in find_sensitive(whole) if m.kind in kinds and m.start >= context_length]
+        matches = [m for m in find(whole) if m.kind in kinds and m.start >= context_length]
         if not matches:
             break
         count += len(matches)

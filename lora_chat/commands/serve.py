@@ -12,6 +12,7 @@ from lora_chat.system.console import print_json, print_message
 
 if TYPE_CHECKING:
     from lora_chat.pipeline.served_models import ServedModels
+    from lora_chat.serving.reply_filter.filter_settings import FilterSettings
     from lora_chat.serving.run_server import PreparedServer
 
 _STDERR = "-"
@@ -57,6 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="log prompts and replies to a file, or to stderr; without it they are never logged",
     )
+    _add_filter(parser)
     parser.add_argument(
         "--quantization",
         choices=["4bit", "8bit", "none"],
@@ -74,6 +76,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             if not limit.is_count
             else f"{limit.help_text} ({limit.default:,})",
         )
+
+
+def _add_filter(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the filter for replies."""
+    parser.add_argument(
+        "--filter",
+        choices=["redact", "block"],
+        help="look for secrets and personal data in replies, and replace them by marks or end the reply",
+    )
+    parser.add_argument(
+        "--filter-kind",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="with --filter: secret, possible_secret or personal_data; may be repeated (all three)",
+    )
+    parser.add_argument(
+        "--filter-allow", type=Path, metavar="FILE", help="with --filter: values that may be sent, one a line"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -111,7 +132,24 @@ def _read_options(options: argparse.Namespace) -> ServerOptions:
     """Return the limits and switches of the server."""
     named = vars(options)
     values = {field.name: named[field.name] for field in fields(ServerOptions) if field.name in named}
-    return ServerOptions(**values, allow_hosts=tuple(options.allow_host), allow_origins=tuple(options.allow_origin))
+    return ServerOptions(
+        **values,
+        allow_hosts=tuple(options.allow_host),
+        allow_origins=tuple(options.allow_origin),
+        reply_filter=_read_filter(options),
+    )
+
+
+def _read_filter(options: argparse.Namespace) -> "FilterSettings | None":
+    """Return the settings of the filter for replies; None without `--filter`."""
+    if options.filter is None:
+        if options.filter_kind or options.filter_allow:
+            raise UsageError("Nothing is filtered without --filter. Fix: add --filter redact or --filter block.")
+        return None
+    from lora_chat.serving.reply_filter.filter_settings import make_filter_settings, read_allowed_values
+
+    allowed = read_allowed_values(options.filter_allow) if options.filter_allow else ()
+    return make_filter_settings(options.filter, options.filter_kind, allowed)
 
 
 def _announce(models: "ServedModels", prepared: "PreparedServer", *, as_json: bool) -> None:

@@ -13,5 +13,6 @@
 - status_routes: whether the server answers, and its metrics
 - telemetry: counts and latencies for Prometheus
 
-Packages: guards (who may ask, and how much), openai (the routes of OpenAI's API).
+Packages: guards (who may ask, and how much), openai (the routes of OpenAI's API), reply_filter (secrets and personal
+data in replies).
 """

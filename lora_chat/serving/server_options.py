@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_chat.serving.reply_filter.filter_settings import FilterSettings
 
 
 def _limit(default: float, help_text: str) -> float:
@@ -31,8 +35,8 @@ class ServerOptions:
     """Origins of other pages whose scripts may ask."""
     log_content: Path | None = None
     """File for prompts and replies; `-` is stderr, and None logs none."""
-    filter_mode: str | None = None
-    """Action of the filter for replies; None filters nothing."""
+    reply_filter: "FilterSettings | None" = None
+    """Settings of the filter for replies; None filters nothing."""
 
     # What a request may ask for.
     max_new_tokens: int = _count(1024, "largest number of tokens of a reply")

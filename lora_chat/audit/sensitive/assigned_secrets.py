@@ -65,9 +65,12 @@ def entropy(value: str) -> float:
     return -sum(n / len(value) * math.log2(n / len(value)) for n in counts.values())
 
 
-def find_assigned_secrets(text: str, lower: str) -> Iterator[TextMatch]:
-    """Yield the values that a name, a header or a URL calls secret; `lower` is the text in lower case."""
-    if may_contain_assigned_secret(lower):
+def find_assigned_secrets(text: str, lower: str | None) -> Iterator[TextMatch]:
+    """Yield the values that a name, a header or a URL calls secret; `lower` is the text in lower case.
+
+    Without `lower`, the cheap test for the names is left out.
+    """
+    if lower is None or may_contain_assigned_secret(lower):
         secret_words = load_secret_words()
         yield from _find_values(text, secret_words.key_regex, "assigned key or token", 16, 3.2)
         yield from _find_values(text, _BEARER, "authorization header", 20, 3.2)

@@ -26,7 +26,7 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 @cache
-def _load_breakable_formats() -> tuple[KeyFormat, ...]:
+def load_breakable_formats() -> tuple[KeyFormat, ...]:
     """Return the formats of keys that are searched for across blanks."""
     return tuple(key_format for key_format in load_key_formats() if key_format.may_be_broken)
 
@@ -34,7 +34,7 @@ def _load_breakable_formats() -> tuple[KeyFormat, ...]:
 @cache
 def _load_keywords() -> tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
     """Return the keywords without a sign, and those with a sign by their first sign, because few texts contain it."""
-    keywords = sorted({word for key_format in _load_breakable_formats() for word in key_format.keywords})
+    keywords = sorted({word for key_format in load_breakable_formats() for word in key_format.keywords})
     first_signs = {word: next((sign for sign in "_-." if sign in word), "") for word in keywords}
     by_sign = tuple((sign, tuple(word for word in keywords if first_signs[word] == sign)) for sign in "_-.")
     return tuple(word for word in keywords if not first_signs[word]), by_sign
@@ -91,7 +91,7 @@ def _find_broken(text: str) -> Iterator[TextMatch]:
     for run in _PIECE_RUN.finditer(text):
         pieces: list[re.Match[str]] = []
         for piece in _PIECE.finditer(text, *run.span()):
-            if _looks_like_key_part(piece[0]) or (pieces and len(piece[0]) == len(pieces[-1][0]) <= 8):
+            if looks_like_key_part(piece[0]) or (pieces and len(piece[0]) == len(pieces[-1][0]) <= 8):
                 pieces.append(piece)
             else:
                 yield from _find_in_pieces(pieces)
@@ -99,7 +99,7 @@ def _find_broken(text: str) -> Iterator[TextMatch]:
         yield from _find_in_pieces(pieces)
 
 
-def _looks_like_key_part(piece: str) -> bool:
+def looks_like_key_part(piece: str) -> bool:
     """Return whether a piece differs from a word: one character, digits, capitals inside, or signs at its end."""
     if len(piece) == 1 or piece[-1] in "_-" or "_" in piece:
         return True
@@ -112,7 +112,7 @@ def _find_in_pieces(pieces: list[re.Match[str]]) -> Iterator[TextMatch]:
         return
     joined = "".join(piece[0] for piece in pieces)
     offsets = [offset for piece in pieces for offset in range(*piece.span())]
-    for match in find_keys(joined, _load_breakable_formats()):
+    for match in find_keys(joined, load_breakable_formats()):
         start, end = offsets[match.start], offsets[match.end - 1] + 1
         broken = end - start > match.end - match.start
         if broken and sum(c.isdigit() for c in joined[match.start : match.end]) >= 2:

@@ -82,10 +82,26 @@ def is_disguised(text: str) -> bool:
     return _is_quoted_printable(text)
 
 
-def decode_text(text: str) -> DecodedText | None:
-    """Return the decoded form of a text; None if it is equal to the text."""
+def may_be_disguised_part(text: str) -> bool:
+    """Return False only if decoding cannot change a text in whatever longer text it occurs."""
+    if text.isascii():
+        if _CONTROLS.search(text):
+            return True
+    elif _INVISIBLE_RUN.search(text) or not _ascii_equivalents().keys().isdisjoint(text):
+        return True
+    has_escape = any(sign in text and pattern.search(text) for sign, pattern in _ESCAPES_BY_SIGN)
+    return has_escape or ("=" in text and (_QUOTED_PRINTABLE.search(text) is not None or text.endswith("=")))
+
+
+def decode_text(text: str, quoted_printable: bool | None = None) -> DecodedText | None:
+    """Return the decoded form of a text; None if it is equal to the text.
+
+    `quoted_printable` says whether its codes are decoded; by default they are if the text clearly looks like it.
+    """
     decoded = DecodedText(text, array("q", range(len(text))), array("q", range(1, len(text) + 1)))
-    pattern = _ESCAPE_OR_QUOTED_PRINTABLE if _is_quoted_printable(text) else _ESCAPE
+    if quoted_printable is None:
+        quoted_printable = _is_quoted_printable(text)
+    pattern = _ESCAPE_OR_QUOTED_PRINTABLE if quoted_printable else _ESCAPE
     for _ in range(_MAX_DECODING_ROUNDS):  # a code may contain a code: &amp;#103; or %2567
         new = _decode_escapes(_normalize_characters(decoded), pattern)
         if new.text == decoded.text:

@@ -1,7 +1,8 @@
 """All secrets and personal data of a text, without overlaps."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 
 from lora_chat.audit.report import TextMatch
@@ -11,16 +12,17 @@ from lora_chat.audit.sensitive.hidden_keys import find_broken_keys, find_encoded
 from lora_chat.audit.sensitive.ibans import find_ibans
 from lora_chat.audit.sensitive.key_formats import load_key_formats
 from lora_chat.audit.sensitive.national_ids import find_national_ids, may_contain_number
-from lora_chat.audit.sensitive.normalize import decode_text, is_disguised
+from lora_chat.audit.sensitive.normalize import decode_text, is_disguised, may_be_disguised_part
 from lora_chat.audit.sensitive.payment_cards import find_cards
 from lora_chat.audit.sensitive.phones import find_phones
 from lora_chat.audit.sensitive.secrets import find_secrets
-from lora_chat.config.audit import FINDING_KINDS
+from lora_chat.config.audit import FINDING_KINDS, FindingKind
 
 REDACTION_MARK = re.compile(r"\[(?:SECRET|PASSWORD|PRIVATE KEY|E-MAIL|PHONE|CARD|IBAN|ID)\]")
 """Pattern of all marks that a redacted text can contain."""
 _NUMBER_DETECTORS = (find_ibans, find_cards, find_national_ids, find_phones)
 """Detectors that are skipped if `may_contain_number` is False."""
+_DIGIT = re.compile("[0-9]")
 _MIN_KEY_CHARACTERS = 16
 _MIN_ENCODED_CHARACTERS = 24
 _NON_KEY_TO_SPACE = bytes(b if b < 128 and (chr(b).isalnum() or b in b"_-+/") else 32 for b in range(256))
@@ -42,6 +44,28 @@ def find_sensitive(text: str) -> list[TextMatch]:
         decoded = decode_text(text)
         matches += [decoded.locate(match) for match in _find_all(decoded.text)] if decoded else []
     return _without_overlaps(matches, text) if matches else []
+
+
+def find_in_part(text: str, kinds: Collection[FindingKind]) -> list[TextMatch]:
+    """Return all that `find_sensitive` can find here in whatever longer text this one is a part of, without overlaps.
+
+    The cheap tests and the decision about quoted-printable, which depend on the whole text, are left out. Only matches
+    of `kinds` are returned, and no match of another kind hides one of them. Matches of one kind that overlap become one
+    match.
+    """
+    matches = _find_without_tests(text)
+    for quoted_printable in (False, True) if may_be_disguised_part(text) else ():
+        decoded = decode_text(text, quoted_printable)
+        matches += [decoded.locate(match) for match in _find_without_tests(decoded.text)] if decoded else []
+    return _without_overlaps(_join_overlapping(match for match in matches if match.kind in kinds), text)
+
+
+def _find_without_tests(text: str) -> list[TextMatch]:
+    """Return the matches of all detectors, which may overlap, without tests that depend on other parts of a text."""
+    matches = [*find_secrets(text, None), *find_encoded_keys(text), *find_emails(text)]
+    if _DIGIT.search(text):
+        matches += [match for find in _NUMBER_DETECTORS for match in find(text)]
+    return matches + list(find_broken_keys(text, matches))
 
 
 def _find_all(text: str) -> list[TextMatch]:
@@ -106,6 +130,20 @@ def _without_overlaps(matches: list[TextMatch], text: str) -> list[TextMatch]:
         covered = sorted(covered + [(match.start, match.end) for match in new])
         selected += new
     return sorted(selected, key=lambda m: m.start)
+
+
+def _join_overlapping(matches: Iterable[TextMatch]) -> list[TextMatch]:
+    """Return the matches, joined where matches of one kind overlap."""
+    joined: list[TextMatch] = []
+    last_of_kind: dict[FindingKind, int] = {}
+    for match in sorted(matches, key=lambda m: (m.start, -m.end, m.detail)):
+        index = last_of_kind.get(match.kind)
+        if index is not None and match.start < joined[index].end:
+            joined[index] = replace(joined[index], end=max(joined[index].end, match.end))
+            continue
+        last_of_kind[match.kind] = len(joined)
+        joined.append(match)
+    return joined
 
 
 def _drop_overlapping(matches: list[TextMatch], covered: list[tuple[int, int]]) -> list[TextMatch]:

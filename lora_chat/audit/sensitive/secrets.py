@@ -18,8 +18,8 @@ _WORD_BEFORE = re.compile(r"\w+\Z", re.ASCII)
 _WORD_AFTER = re.compile(r"\w+", re.ASCII)
 
 
-def find_secrets(text: str, lower: str) -> Iterator[TextMatch]:
-    """Yield secrets in any order, which may overlap; `lower` is the text in lower case."""
+def find_secrets(text: str, lower: str | None) -> Iterator[TextMatch]:
+    """Yield secrets in any order, which may overlap; `lower` is the text in lower case, or None without cheap tests."""
     if "PRIVATE KEY" in text:
         for match in _PRIVATE_KEY.finditer(text):
             if not is_placeholder(match[0].split("-----")[2].strip()[:400]):
