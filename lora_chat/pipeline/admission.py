@@ -70,7 +70,10 @@ def _check_files(opened: OpenAdapter) -> AdmissionCheck:
             f"in the receipt, {signed}",
         )
     if opened.training_run is None:
-        return AdmissionCheck("files", None, "an adapter of another tool, without digests; settings and tensors fit")
+        origin = (
+            "an adapter folder outside of a run" if opened.adapter.stored.identity else "an adapter of another tool"
+        )
+        return AdmissionCheck("files", None, f"{origin}, without digests of its weights; settings and tensors fit")
     if not opened.made_by_user:
         return AdmissionCheck("files", None, "a run that this user has not signed; settings and tensors fit")
     return AdmissionCheck("files", True, "a run of this user, its files as they were signed")

@@ -30,7 +30,7 @@ def read_named_source(text: str) -> NamedSource:
     that requests cannot use.
     """
     name, separator, rest = text.partition("=")
-    is_named = bool(separator and rest and _NAME.fullmatch(name)) and not expand_user_path(text).exists()
+    is_named = bool(separator and rest) and "/" not in name and not expand_user_path(text).exists()
     named = NamedSource(name, rest) if is_named else NamedSource(_choose_name(text), text)
     if not _NAME.fullmatch(named.name):
         raise UsageError(

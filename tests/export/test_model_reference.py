@@ -63,23 +63,24 @@ def test_extreme_probabilities_give_finite_or_refused_distances():
     assert truncated_kl(top_of(certain, 2), -certain) > 900
     nan = truncated_kl(top_of(certain, 2), torch.full((4,), math.nan))
     assert math.isnan(nan)
-    assert ReferenceComparison(ReferenceDistance(1, nan, nan, 0.0), 5.0, 1e-2).passed is False
+    assert ReferenceComparison(ReferenceDistance(1, nan, nan, 0.0), 5.0, 1e-2, "float32").passed is False
 
 
 @pytest.mark.parametrize(
-    ("kl", "control", "passed"),
+    ("kl", "control", "dtype", "passed"),
     [
-        (1e-4, 3.0, True),
-        (2e-2, 3.0, False),
-        (5e-3, 6e-3, False),  # the base is as near
-        (3e-4, 4e-4, None),  # the adapter changes hardly anything
-        (0.0, 0.0, None),
+        (1e-4, 3.0, "float32", True),
+        (2e-2, 3.0, "float32", False),
+        (5e-3, 6e-3, "bfloat16", False),  # the base is as near
+        (3e-4, 4e-4, "bfloat16", None),  # the adapter changes hardly anything
+        (3e-4, 4e-4, "float32", False),
+        (0.0, 0.0, "float32", None),
     ],
 )
-def test_judges_the_distance_beside_the_bare_base(kl, control, passed):
-    comparison = ReferenceComparison(ReferenceDistance(48, kl, kl, 1.0), control, 1e-2)
+def test_judges_the_distance_beside_the_bare_base(kl, control, dtype, passed):
+    comparison = ReferenceComparison(ReferenceDistance(48, kl, kl, 1.0), control, 1e-2, dtype)
     assert comparison.passed is passed
-    assert ("bare base is as near" in comparison.describe()) == (kl == 5e-3)
+    assert ("bare base is as near" in comparison.describe()) == (passed is False and kl < 1e-2)
 
 
 def test_compares_adapter_and_base_with_the_reference():
