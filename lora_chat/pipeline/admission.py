@@ -31,13 +31,13 @@ def check_before_loading(
     _check_can_share(opened)
     reference = find_reference(opened)
     checks = [_check_files(opened), _check_base(opened), check_prompts(opened, stop_ids, reference)]
-    # Before PEFT changes the model in memory: an adapter that does not fit must leave nothing behind.
+    # Before PEFT changes the model in memory: an adapter that does not fit must not stay in it.
     check_adapter_fits(load_meta_model(shared.base), opened.adapter.stored)
     return checks, reference
 
 
 def find_reference(opened: OpenAdapter) -> ModelReference | None:
-    """Return the outputs of the adapted model in the receipt or the run; None if there are none."""
+    """Return the outputs of the adapted model in the receipt or the run; None without any."""
     if opened.parcel is not None:
         return opened.parcel.receipt.reference
     return read_reference(opened.training_run) if opened.training_run else None
@@ -59,7 +59,7 @@ def _check_can_share(opened: OpenAdapter) -> None:
 
 
 def _check_files(opened: OpenAdapter) -> AdmissionCheck:
-    """Return what is known about the files of an adapter, which were checked when it was opened."""
+    """Return the origin of the files of an adapter, which were checked when it was opened."""
     if opened.parcel is not None:
         receipt = opened.parcel.receipt
         signed = "signed" if receipt.signer else "not signed"

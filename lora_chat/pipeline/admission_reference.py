@@ -42,7 +42,7 @@ _GENERATED_TOP_TOKENS = 20
 
 @dataclass(frozen=True)
 class ServedAdapter:
-    """An adapter in a generator, and what its prompts need."""
+    """An adapter in a generator, and everything that its prompts need."""
 
     generator: BatchGenerator
     adapter: str
@@ -53,7 +53,7 @@ class ServedAdapter:
 
 
 def check_reference(served: ServedAdapter, reference: ModelReference | None) -> list[AdmissionCheck]:
-    """Compare what a server computes with the reference of training.
+    """Compare the outputs of a server with the reference of training.
 
     Two steps lead from the generator to the reference: its own replies are scored again by the adapter in plain PEFT,
     and so are the replies of the reference. All scores are computed between two steps of the generator, and it replies

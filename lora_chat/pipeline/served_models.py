@@ -197,7 +197,7 @@ class ServedModels:
 
 @contextmanager
 def _explained_errors(name: str) -> Iterator[None]:
-    """Turn every error of a strange adapter into one that refuses it, because the server must go on."""
+    """Turn every error of a strange adapter into one that refuses it, because the server continues."""
     try:
         yield
     except LoraChatError:

@@ -62,7 +62,7 @@ class ReferenceReply(StrictModel):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        """Raise ValueError for distributions that are none, or that do not belong to the reply."""
+        """Raise ValueError for impossible distributions, or if a reply lacks its own tokens in them."""
         if len(self.top) != len(self.reply):
             raise ValueError(f"{len(self.reply)} tokens, but {len(self.top)} distributions")
         for token, top in zip(self.reply, self.distributions, strict=True):

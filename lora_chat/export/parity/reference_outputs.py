@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 Scorer = Callable[[Sequence[int], Sequence[int]], "torch.Tensor"]
 """Function from ids and positions to the logits (positions, vocabulary) of the token after each position."""
 _ROUNDING_KL = {"float32": 1e-6, "bfloat16": 3e-3, "float16": 3e-3}
-"""Mean KL that the order of additions alone can give, in nats per token, by the dtype of the products.
+"""Mean KL that only another order of additions can give, in nats per token, by the dtype of the products.
 
 The embedded base in bf16 on a CPU had 1.0e-3 between one forward pass and token by token with a cache.
 """
@@ -69,7 +69,7 @@ class ReferenceComparison:
 
     @property
     def passed(self) -> bool | None:
-        """Return whether this is the trained model; None if the adapter changes too little to tell it from its base."""
+        """Return whether this is the trained model; None if the adapter changes less than rounding."""
         return judge_distance(self.distance.mean_kl, self.control_kl, self.limit, self.dtype)
 
     def describe(self) -> str:
@@ -86,7 +86,7 @@ class ReferenceComparison:
 
 
 def judge_distance(kl: float, control_kl: float, limit: float, dtype: str) -> bool | None:
-    """Return whether a distance is that of the trained model; None if the adapter changes less than rounding."""
+    """Return whether a distance fits the trained model, or None if the adapter changes less than rounding."""
     if not kl <= limit:  # NaN fails
         return False
     if kl < MAX_CONTROL_FRACTION * control_kl:
