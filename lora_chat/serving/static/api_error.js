@@ -36,7 +36,8 @@ export async function readError(response) {
   } catch { /* not JSON: the status has a text below */ }
   const detail = typeof error.message === "string" ? error.message.slice(0, 2000) : "";
   const kind = status === 401 ? "key" : status === 429 || status === 503 ? "busy" : status >= 500 ? "server" : "refused";
-  const text = [TEXTS[status] || "", status === 401 ? "" : detail].filter(Boolean).join(" ");
+  const field = typeof error.param === "string" && error.param && !detail.includes(error.param) ? "(" + error.param.slice(0, 200) + ")" : "";
+  const text = [TEXTS[status] || "", status === 401 ? "" : detail, field].filter(Boolean).join(" ");
   return new ApiError(kind, text || "The server answered with status " + status + ".", {
     status: status,
     code: typeof error.code === "string" ? error.code : null,

@@ -34,7 +34,7 @@ export function renderMessage(conversation, message, actions, streaming) {
     reasoning.textContent = showText(message.reasoning);
     fill(calls, message.calls.map(renderCall));
     const waiting = !finished && !message.content && !message.calls.length;
-    state.textContent = waiting ? (message.reasoning ? "Thinking …" : "Waiting for the first token …") : FINISHES[message.finish] ?? "";
+    state.textContent = waiting ? (message.reasoning ? "Thinking …" : "Waiting for the first token …") : describeEnd(message);
     state.hidden = !state.textContent;
     node.classList.toggle("streaming", !finished);
     node.setAttribute("aria-busy", String(!finished));
@@ -42,6 +42,11 @@ export function renderMessage(conversation, message, actions, streaming) {
   };
   update(!streaming);
   return { node: node, update: update };
+}
+
+function describeEnd(message) {
+  const end = FINISHES[message.finish] ?? "";
+  return message.content || message.calls.length ? end : "The reply is empty. " + end;
 }
 
 function renderCall(call) {

@@ -62,7 +62,7 @@ export class Column {
       fill(this.body, renderTokens(this.reply.tokens, this.name, "token-" + this.number));
     } else if (view === "probabilities") {
       fill(this.body, build("p", { class: "plain-text" }, showText(this.text)), build("p", { class: "small muted" }, "The server sent no probabilities."));
-    } else if (view === "differences" && reference) {
+    } else if (view === "differences" && reference && !this.error && !reference.error) {
       this.showDifferences(reference);
     } else if (view === "differences") {
       fill(this.body, build("p", { class: "plain-text", dir: "auto" }, showText(this.text)));
@@ -92,6 +92,7 @@ export class Column {
     const parts = [];
     if (tokens.length) parts.push(countWords(tokens.length, "token") + ", perplexity " + Math.exp(-mean).toPrecision(3));
     if (FINISHES[this.reply.finish]) parts.push(FINISHES[this.reply.finish]);
+    if (!this.text) parts.push("The reply is empty");
     return parts.join(". ") || "Finished.";
   }
 }

@@ -52,7 +52,7 @@ export function describeChecks(model) {
   if (!model) return "no model";
   const run = model.checks.filter((check) => check.passed !== null);
   if (!run.length) return model.isBase ? "base, without adapter" : "not checked";
-  return run.filter((check) => check.passed).length + " of " + run.length + " checks passed";
+  return run.filter((check) => check.passed).length + " of " + run.length + (run.length === 1 ? " check" : " checks") + " passed";
 }
 
 function showProof() {
