@@ -31,11 +31,7 @@ export class Column {
   async run(body, signal) {
     this.state.textContent = "Waiting for the first token …";
     try {
-      await streamChat({ ...body, model: this.model.id }, signal, (chunk) => {
-        this.reply.add(chunk);
-        this.markdown.update(this.text);
-        this.state.textContent = countWords(this.reply.tokens.length, "token");
-      });
+      await this.stream({ ...body, model: this.model.id }, signal);
     } catch (error) {
       if (error.name === "AbortError") this.reply.finish = "stopped";
       else {
@@ -46,6 +42,22 @@ export class Column {
     this.markdown.finish(this.text);
     this.finished = true;
     this.node.setAttribute("aria-busy", "false");
+  }
+
+  // A server that filters replies refuses probabilities, which would show the unfiltered text; then they are left out.
+  async stream(body, signal) {
+    const take = (chunk) => {
+      this.reply.add(chunk);
+      this.markdown.update(this.text);
+      this.state.textContent = this.reply.tokens.length ? countWords(this.reply.tokens.length, "token") : "";
+    };
+    try {
+      await streamChat(body, signal, take);
+    } catch (error) {
+      if (error.status !== 400 || !/logprobs/.test(error.param + error.message)) throw error;
+      const { logprobs, top_logprobs: top, ...rest } = body;
+      await streamChat(rest, signal, take);
+    }
   }
 
   // The reasoning, reply and calls as one text, which is what is compared.

@@ -39,6 +39,7 @@ class ScriptedServer:
         self.models = ["base", "cats", HOSTILE_NAME]
         self.stopped = 0
         self.break_after: int | None = None
+        self.refuses_logprobs = False
 
     def reply_to(self, body: dict) -> str:
         question = body["messages"][-1]["content"]
@@ -70,6 +71,9 @@ class ScriptedServer:
         if self.status is not None:
             status, content, headers = self.status
             return JSONResponse(content, status_code=status, headers=headers)
+        if self.refuses_logprobs and "logprobs" in body:
+            error = {"message": "logprobs would show the unfiltered text", "type": "invalid_request_error"}
+            return JSONResponse({"error": {**error, "param": "logprobs", "code": None}}, 400)
         return StreamingResponse(self.stream(body, request), media_type="text/event-stream")
 
     async def stream(self, body: dict, request: Request):

@@ -92,3 +92,12 @@ def test_conversation_is_taken_over(open_page, fake):
     page.press("#compare-prompt", "Enter")
     wait_until(page, "document.querySelector('#compare-stop').hidden")
     assert [message["role"] for message in fake.script.requests[0]["messages"]] == ["system", "user"]
+
+
+def test_server_that_refuses_probabilities_is_compared_without(open_page, fake):
+    page = open_page(expect_errors=True)
+    fake.script.refuses_logprobs = True
+    compare(page, "hello")
+    assert page.locator(".column").nth(1).locator("ins").all_inner_texts() == ["A cat "]
+    page.check("input[value=probabilities]")
+    assert "sent no probabilities" in page.locator(".column").nth(1).inner_text()

@@ -153,7 +153,6 @@ def test_exported_row_is_accepted_by_the_data_reader(open_page, fake, tmp_path, 
 
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "base:\n  name: tiny-random\nquantization:\n  mode: none\ndata:\n  train: second.jsonl\n  validation_share: 0\n", encoding="utf-8"
-    )
+    data = "data:\n  train: second.jsonl\n  validation_share: 0\n"
+    recipe.write_text("base:\n  name: tiny-random\nquantization:\n  mode: none\n" + data, encoding="utf-8")
     assert main(["data", str(recipe)]) in (0, None)
