@@ -13,6 +13,7 @@
 - generate: continue a plain text, or answer it
 - serve: answer requests over HTTP
 - eval: compare base and adapted model again
+- judge: compare replies of two models without knowing which is which
 - report: write the report of a run as a web page, or compare several runs
 - merge: merge adapters into a 16-bit model
 - export: write an adapter in the format of another program

@@ -11,6 +11,7 @@ import lora_chat.commands.doctor as doctor
 import lora_chat.commands.eval as evaluate
 import lora_chat.commands.export as export
 import lora_chat.commands.generate as generate
+import lora_chat.commands.judge as judge
 import lora_chat.commands.merge as merge
 import lora_chat.commands.pack as pack
 import lora_chat.commands.plan as plan
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "generate": generate,
     "serve": serve,
     "eval": evaluate,
+    "judge": judge,
     "report": report,
     "merge": merge,
     "export": export,

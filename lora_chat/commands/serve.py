@@ -119,11 +119,19 @@ def run(options: argparse.Namespace) -> None:
     prepared = prepare_server(server_options)
     try:
         from lora_chat.inference.continuous.request import BatchLimits
+        from lora_chat.pipeline.judge_plan import JudgeSettings
         from lora_chat.pipeline.served_models import open_served_models
+        from lora_chat.serving.judging.judge_desk import make_served_desk
 
         limits = BatchLimits(max_running=server_options.max_running, max_waiting=server_options.max_waiting)
         models = open_served_models(options.things, read_trust(options), options.quantization, limits)
-        run_server(models, prepared, lambda: _announce(models, prepared, as_json=options.json))
+        desk = make_served_desk(models, read_trust(options), JudgeSettings(mode=options.quantization))
+
+        def announce() -> None:
+            _announce(models, prepared, as_json=options.json)
+            desk.announce(prepared.listener.url)
+
+        run_server(models, prepared, announce, desk)
     finally:
         prepared.close()
 

@@ -18,6 +18,7 @@ from lora_chat.config.generation_section import GenerationSection
 RECORD_VERSION = 1
 MAX_NOTE_CHARACTERS = 2_000
 MAX_NAME_CHARACTERS = 200
+MAX_JUDGE_CHARACTERS = 64
 Side: TypeAlias = Literal["a", "b"]
 Choice: TypeAlias = Literal["left", "right", "tie", "both bad"]
 Winner: TypeAlias = Literal["a", "b", "tie", "both bad"]
@@ -25,7 +26,7 @@ CHOICES: tuple[Choice, ...] = ("left", "right", "tie", "both bad")
 """Answers that a judge can give to a pair."""
 _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _ONE_LINE = r"^[^\x00-\x1f\x7f]+$"
-JudgeName = Annotated[str, StringConstraints(pattern=_ONE_LINE, min_length=1, max_length=64)]
+JudgeName = Annotated[str, StringConstraints(pattern=_ONE_LINE, min_length=1, max_length=MAX_JUDGE_CHARACTERS)]
 NoteText = Annotated[str, StringConstraints(max_length=MAX_NOTE_CHARACTERS)]
 _Time = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
 

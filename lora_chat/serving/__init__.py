@@ -8,11 +8,12 @@
 - page_routes: the page and its files
 - request_log: one line for each request, and the log of content
 - request_record: figures of one request for log and metrics
+- run_judge: the server of `lora-chat judge`
 - run_server: the process of a server: checks, signals, end
 - server_options: every limit and switch of a server
 - status_routes: whether the server answers, and its metrics
 - telemetry: counts and latencies for Prometheus
 
-Packages: guards (who may ask, and how much), openai (the routes of OpenAI's API), reply_filter (secrets and personal
-data in replies).
+Packages: guards (who may ask, and how much), judging (blind human judgement), openai (the routes of OpenAI's API),
+reply_filter (secrets and personal data in replies).
 """

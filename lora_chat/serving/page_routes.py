@@ -37,7 +37,13 @@ PAGE_FILES = (
     "dialogs.js",
     "dom.js",
     "event_stream.js",
+    "judge.css",
+    "judge.html",
     "judge.js",
+    "judge_api.js",
+    "judge_main.js",
+    "judge_pair.js",
+    "judge_result.js",
     "markdown.js",
     "markdown_blocks.js",
     "markdown_emphasis.js",
@@ -120,8 +126,8 @@ def _matches(condition: str, etag: str) -> bool:
     return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in condition[:2000].split(","))
 
 
-ROUTES = (
-    build_file_route("/", "index.html"),
-    *(build_file_route(f"/static/{name}", name) for name in PAGE_FILES if name != "index.html"),
-)
+_FILE_ROUTES = tuple(build_file_route(f"/static/{name}", name) for name in PAGE_FILES if name != "index.html")
+ROUTES = (build_file_route("/", "index.html"), *_FILE_ROUTES)
 """The page at `/` and one route for each of its files."""
+JUDGE_ROUTES = (build_file_route("/", "judge.html"), *_FILE_ROUTES)
+"""The page of a server that only judges, and its files."""

@@ -21,6 +21,7 @@ from lora_chat.serving.guards.key_file import KeyFile
 from lora_chat.serving.guards.origin_guard import parse_allowed_origin
 from lora_chat.serving.guards.request_guard import RequestGuard, log_fault
 from lora_chat.serving.http_protocol import LimitedProtocol, limited_protocol
+from lora_chat.serving.judging.judge_desk import JudgeDesk
 from lora_chat.serving.listen import Listener, is_loopback, open_listener, resolve_host
 from lora_chat.serving.request_log import RequestLog
 from lora_chat.serving.server_options import ServerOptions
@@ -74,11 +75,19 @@ def prepare_server(options: ServerOptions) -> PreparedServer:
     return PreparedServer(replace(options, port=listener.port), listener, keys, log)
 
 
-def run_server(models: "ServedModels", prepared: PreparedServer, announce: "Callable[[], None]") -> None:
-    """Answer requests until a signal ends the process; `announce` is called when the server answers."""
+def run_server(
+    models: "ServedModels",
+    prepared: PreparedServer,
+    announce: "Callable[[], None]",
+    judging: JudgeDesk | None = None,
+) -> None:
+    """Answer requests until a signal ends the process; `announce` is called when the server answers.
+
+    `judging` takes the votes of people.
+    """
     options, listener = prepared.options, prepared.listener
     telemetry = Telemetry(models.generator, options)
-    guard = create_app(models, options, prepared.keys, prepared.log, telemetry)
+    guard = create_app(models, options, prepared.keys, prepared.log, telemetry, judging)
     server = _Server(configure(guard, options, telemetry), models, guard, telemetry, announce)
     _forward_messages()
     listener.make_reusable()

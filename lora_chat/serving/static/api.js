@@ -11,11 +11,11 @@ function resolve(path) {
 }
 
 // Send a request and return the response; throws ApiError. `body` is sent as JSON. `path` is a literal such as "v1/models".
-export async function request(path, { method = "GET", body = null, signal = null } = {}) {
-  const options = { method: method, signal: signal, cache: "no-store", credentials: "same-origin", redirect: "error" };
+export async function request(path, { method = "GET", body = null, signal = null, headers = {} } = {}) {
+  const options = { method: method, signal: signal, cache: "no-store", credentials: "same-origin", redirect: "error", headers: { ...headers } };
   if (body !== null) {
     options.body = JSON.stringify(body);
-    options.headers = { "Content-Type": "application/json" };
+    options.headers["Content-Type"] = "application/json";
   }
   let response;
   try {

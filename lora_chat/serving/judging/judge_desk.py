@@ -1,0 +1,112 @@
+"""The session of a server, opened when it is first asked for, and the link that lets a judge in."""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_chat.errors import LoraChatError
+from lora_chat.models.adapter_files import WEIGHTS_NAME
+from lora_chat.pipeline.admitted_model import BARE_BASE
+from lora_chat.pipeline.judge_plan import JudgeSettings, plan_judgement
+from lora_chat.pipeline.open_adapter import TrustOptions
+from lora_chat.runs.origin import find_foreign_reason
+from lora_chat.serving.judging.access import JudgeAccess
+from lora_chat.serving.judging.judge_session import JudgeSession
+from lora_chat.system.hashing import digest_file
+
+if TYPE_CHECKING:
+    from lora_chat.pipeline.admitted_model import AdmittedModel
+    from lora_chat.pipeline.served_models import ServedModels
+
+logger = logging.getLogger(__name__)
+
+NO_RUN = (
+    "Nothing can be judged here, because none of the served models is a run of yours: only a run has held-out prompts "
+    "and a file for votes. Start one with: lora-chat judge RUN"
+)
+
+
+class JudgeUnavailableError(Exception):
+    """A reason why nothing can be judged."""
+
+
+class JudgeDesk:
+    """A session that is opened once, the access to it, and the reason if there is none."""
+
+    def __init__(
+        self,
+        open_session: Callable[[], JudgeSession] | None,
+        *,
+        reason: str = NO_RUN,
+        is_only_page: bool = False,
+        opens_page: Callable[[str], None] | None = None,
+    ) -> None:
+        self._open_session, self.reason = open_session, reason
+        self._opens_page = opens_page
+        """Function that opens the first link in a browser."""
+        self.is_only_page = is_only_page
+        """Whether the server has no other routes and no other page."""
+        self.access = JudgeAccess(self._show_link)
+        self._url = ""
+        self._lock = threading.Lock()
+        self._session: JudgeSession | None = None
+
+    @property
+    def is_available(self) -> bool:
+        """Return whether there is something to judge."""
+        return self._open_session is not None
+
+    @property
+    def link(self) -> str:
+        """Return the address of the page with the token that opens it once."""
+        return f"{self._url}/{self.access.fragment}"
+
+    def announce(self, url: str) -> None:
+        """Show the link of a server that answers at this address."""
+        self._url = url.rstrip("/")
+        if self.is_available:
+            self._show_link("")
+            if self._opens_page is not None:
+                self._opens_page(self.link)
+
+    def _show_link(self, fragment: str) -> None:
+        """Show the next link to the user of the terminal; each works once."""
+        again = " again" if fragment else ""
+        logger.info(f"Judge{again}: {self.link}  (the link works once)")
+
+    def find_session(self) -> JudgeSession:
+        """Return the session. Raise JudgeUnavailableError with the reason if there is none."""
+        with self._lock:
+            if self._session is None:
+                if self._open_session is None:
+                    raise JudgeUnavailableError(self.reason)
+                try:
+                    self._session = self._open_session()
+                except LoraChatError as error:
+                    raise JudgeUnavailableError(str(error)) from error
+            return self._session
+
+
+def make_served_desk(models: "ServedModels", trust: TrustOptions, settings: JudgeSettings) -> JudgeDesk:
+    """Return the desk of a server: the first served run of this user against the bare base."""
+    for model in models.list():
+        if model.run is not None and find_foreign_reason(model.run) is None:
+            return JudgeDesk(_make_opener(models, model, model.run.adapter / WEIGHTS_NAME, trust, settings))
+    return JudgeDesk(None)
+
+
+def _make_opener(
+    models: "ServedModels", model: "AdmittedModel", weights: Path, trust: TrustOptions, settings: JudgeSettings
+) -> Callable[[], JudgeSession]:
+    """Return a function that opens a session, unless the run was trained again after its adapter was loaded."""
+    loaded = digest_file(weights)
+
+    def open_session() -> JudgeSession:
+        plan = plan_judgement(model.source, model.source, BARE_BASE, trust, settings)
+        if plan.comparison.a.adapter != loaded:
+            raise JudgeUnavailableError("The run has other weights than this server loaded. Start the server again.")
+        return JudgeSession(plan, models)
+
+    return open_session
