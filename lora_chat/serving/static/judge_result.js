@@ -18,7 +18,7 @@ export function buildResult(result) {
     ["With ties as half", formatShare(result.half_rate, result.half_rate_interval)],
     ["Sign test, two-sided", result.p_value === null ? "–" : "p = " + formatP(result.p_value)],
     ["Votes and judges", formatCount(result.votes) + " by " + formatCount(result.judges)],
-    ["Left reply preferred", result.left.share === null ? "–" : formatPercent(result.left.share)],
+    ["Reply 1 (left) preferred", result.left.share === null ? "–" : formatPercent(result.left.share)],
   ];
   return [
     build("p", { class: "judge-verdict" }, showText(result.text)),
