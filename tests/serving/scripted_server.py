@@ -19,7 +19,7 @@ def main():
     models = guarded_app.ScriptedModels()
     models.list = lambda: (SimpleNamespace(name="base"),)
 
-    def create_app(models, options, keys, log, telemetry):
+    def create_app(models, options, keys, log, telemetry, judging):
         guard = guarded_app.build_app(options, keys, models)
         guard.state.pause = 0.02
         return guard
