@@ -49,6 +49,6 @@ class JudgeAccess:
         return any(matches)
 
 
-def _is_equal(given: str, known: str) -> bool:
+def _is_equal(text: str, known: str) -> bool:
     """Return whether two texts are equal, in a time that does not depend on where they differ."""
-    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), known.encode())
+    return hmac.compare_digest(text.encode("utf-8", "surrogatepass"), known.encode())

@@ -73,8 +73,8 @@ class JudgeDesk:
 
     def _show_link(self, fragment: str) -> None:
         """Show the next link to the user of the terminal; each works once."""
-        again = " again" if fragment else ""
-        logger.info(f"Judge{again}: {self.link}  (the link works once)")
+        suffix = " again" if fragment else ""
+        logger.info(f"Judge{suffix}: {self.link}  (the link works once)")
 
     def find_session(self) -> JudgeSession:
         """Return the session. Raise JudgeUnavailableError with the reason if there is none."""

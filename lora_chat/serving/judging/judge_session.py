@@ -110,8 +110,8 @@ class JudgeSession:
 
     def _left_out(self) -> list[ReplyPair]:
         """Return the pairs that are not shown."""
-        found = (self._pairs.find(prompt) for prompt in self.plan.prompts if prompt.index in self._skipped)
-        return [pair for pair in found if pair is not None]
+        pairs = (self._pairs.find(prompt) for prompt in self.plan.prompts if prompt.index in self._skipped)
+        return [pair for pair in pairs if pair is not None]
 
     def next_pair(self) -> ShownPair | Literal["waiting", "done"]:
         """Return the next pair without a vote, "waiting" while it is generated, or "done" after the last."""
