@@ -20,19 +20,23 @@ class TextDecoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int] = ()) -> None:
         """Prepare the decoder for text that continues a prompt, or for text that begins after it."""
-        self._tokenizer, self._context = tokenizer, list(prompt[-_CONTEXT_TOKENS:])
+        self._tokenizer = tokenizer
+        self.context = list(prompt[-_CONTEXT_TOKENS:])
+        """The tokens with which a continuation is decoded."""
         names = set(read_kept_tokens(tokenizer))
-        added = tokenizer.added_tokens_decoder.items()
-        self._kept_special = {number for number, token in added if token.special and token.content in names}
+        special = {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._kept_special = {number for number, token in special.items() if token.content in names}
+        self.hidden_ids = frozenset(special.keys() - self._kept_special)
+        """Tokens that are left out of the text."""
 
     def decode(self, ids: Sequence[int], **_options: object) -> str:
         """Return the text of ids."""
-        if not self._context:
-            return self._decode(ids)
-        before, whole = self._decode(self._context), self._decode([*self._context, *map(int, ids)])
-        return whole[len(before) :] if whole.startswith(before) else self._decode(ids)
+        if not self.context:
+            return self.decode_separately(ids)
+        before, whole = self.decode_separately(self.context), self.decode_separately([*self.context, *map(int, ids)])
+        return whole[len(before) :] if whole.startswith(before) else self.decode_separately(ids)
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def decode_separately(self, ids: Sequence[int]) -> str:
         """Return the text of ids as if nothing came before them."""
         if not self._kept_special:
             return str(self._tokenizer.decode(ids, skip_special_tokens=True))

@@ -52,9 +52,19 @@ class AdmittedModel:
         messages: Sequence[ChatMessage],
         tools: Sequence[ToolDescription] | None = None,
         arguments: Mapping[str, object] | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         """Return the ids of a conversation, as the check of its prompts renders them. Raises DataError."""
-        return render_served_prompt(self.tokenizer, self.stop_ids, self.system, messages, tools, arguments)
+        return render_served_prompt(
+            self.tokenizer,
+            self.stop_ids,
+            self.system,
+            messages,
+            tools,
+            arguments,
+            add_generation_prompt=add_generation_prompt,
+        )
 
 
 def format_checks(model: AdmittedModel) -> str:

@@ -42,6 +42,8 @@ class ServerOptions:
     max_new_tokens: int = _count(1024, "largest number of tokens of a reply")
     max_messages: int = _count(256, "largest number of messages of a conversation")
     max_choices: int = _count(4, "largest `n`, the number of replies to one request")
+    max_tools: int = _count(128, "largest number of tools of a request")
+    max_tool_characters: int = _count(2**18, "largest size of all tools as JSON, in characters")
     max_stop_texts: int = _count(4, "largest number of stop strings")
     max_stop_characters: int = _count(200, "longest stop string, in characters")
     max_body_bytes: int = _count(2**20, "largest request body, in bytes")

@@ -96,7 +96,7 @@ class DialogueEncoder:
     ) -> tuple[RenderedRow, ...] | DataError:
         if isinstance(turns, DataError) and isinstance(turns.__cause__, TypeError):
             # Some templates expect the arguments of tool calls as text and fail on an object.
-            request = replace(request, messages=[_stringify_arguments(message) for message in request.messages])
+            request = replace(request, messages=[stringify_arguments(message) for message in request.messages])
             (turns,) = self._turn_reader.read([request])
         if isinstance(turns, DataError):
             return DataError(f"{turns}{_JOIN_HINT}") if dialogue.has_neighbours else turns
@@ -161,7 +161,7 @@ def _check_rendering_size(dialogue: Dialogue, reply_indices: Sequence[int]) -> N
         )
 
 
-def _stringify_arguments(message: ChatMessage) -> ChatMessage:
+def stringify_arguments(message: ChatMessage) -> ChatMessage:
     """Return a message with the arguments of its tool calls as JSON text."""
     calls = message.get("tool_calls")
     if not calls:

@@ -34,6 +34,11 @@ _CLOSING_BLOCK = re.compile(rf"\s*{END_THINK}\s*")
 _UNMARKED_THINK_END = re.compile(rf"(?<!{LITERAL_START}){END_THINK}")
 
 
+def opens_reasoning(prompt: str) -> bool:
+    """Return whether a prompt ends with the tag that opens reasoning."""
+    return _OPEN_THINK_AT_END.search(prompt) is not None
+
+
 @dataclass(frozen=True)
 class Turn:
     """A reply up to its stop token, and the prompt that inference shows before it."""
@@ -109,7 +114,7 @@ class TurnReader:
             (prompt,) = self.render([[question]], None, add_generation_prompt=True, arguments=arguments)
         except DataError:
             return False
-        return reasoning in chat_text or _OPEN_THINK_AT_END.search(prompt) is not None
+        return reasoning in chat_text or opens_reasoning(prompt)
 
     def extract_reasoning(self, message: ChatMessage) -> ChatMessage:
         """Return the message with its leading `<think>...</think>` as reasoning, if the template supports that."""
@@ -123,7 +128,7 @@ class TurnReader:
 
     def parse_reply(self, prompt: str, reply: str) -> ChatMessage:
         """Return a generated reply as a message for the next prompt, with its reasoning separate, as in training."""
-        opened = THINK if _OPEN_THINK_AT_END.search(prompt) else ""
+        opened = THINK if opens_reasoning(prompt) else ""
         return self.extract_reasoning({"role": "assistant", "content": opened + reply})
 
     def read(self, requests: Sequence[ReplyRequest]) -> list[list[Turn] | DataError]:
@@ -193,7 +198,7 @@ class TurnReader:
             tail = f"{message.get('reasoning_content', '')}\n{END_THINK}\n\n{tail.lstrip()}"
         _check_rendered(message, tail, message_index + 1, self._tools_hint)
         reply = self._cut_after_stop(tail) or tail + self._find_turn_opening(message, message_index + 1)
-        opened = _OPEN_THINK_AT_END.search(prompt) is not None
+        opened = opens_reasoning(prompt)
         if self._thinking is not None and not has_thought(message):
             # The empty block that the template inserts carries no loss, so that the model keeps its thoughts.
             block = (_CLOSING_BLOCK if opened else _EMPTY_BLOCK).match(reply)

@@ -1,7 +1,24 @@
 """The routes of OpenAI's API.
 
-- chat_completions: replies to conversations, whole or streamed
-- chat_request: what a request for a reply may contain
-- model_list: the models that answer
+From a request to its prompt:
+- request_body: bytes -> a checked request, or an error that names the field
+- request_fields: the table of fields that are accepted if they ask for nothing, and refused otherwise
+- chat_request, completion_request: the fields of requests
+- conversation: messages and tools in the form of the chat template
+- chat_prompt: the ids of a conversation
+- reply_task: the generation that a request asks for, within the limits of the server
+- prompt_threads: threads in which requests are prepared
+
+From tokens to an answer:
+- running_replies: the replies of a request while the generator works on them
+- choice: one reply: tokens in, parts of an answer out
+- text_stream: token ids -> text, up to a stop text
+- reply_parser: text -> reasoning, content and tool calls
+- token_texts: the text and bytes of tokens, and log-probabilities
+- model_traits: facts about the tokenizer and template of a model
+- server_sent_events: the form of a stream
+
+Routes:
+- chat_completions, completions, tokenize, model_list
 - routes: the table of these routes
 """

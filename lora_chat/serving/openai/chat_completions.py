@@ -1,100 +1,160 @@
 """Replies to conversations, whole or streamed."""
 
-import asyncio
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
-from lora_chat.config.generation_section import GenerationSection
-from lora_chat.data.encoding.chat_template import render_ids
-from lora_chat.inference.continuous.request import (
-    Finish,
-    GeneratedToken,
-    GenerationRequest,
-    QueueFullError,
-    RequestTooLongError,
-)
-from lora_chat.inference.generation import decode_reply
-from lora_chat.serving.api_errors import ApiError
+from lora_chat.data.dialogue import ToolCall
+from lora_chat.serving.openai.chat_prompt import list_tool_names, render_prompt
 from lora_chat.serving.openai.chat_request import ChatRequest
+from lora_chat.serving.openai.choice import ChoiceDelta
+from lora_chat.serving.openai.conversation import read_tool_choice
+from lora_chat.serving.openai.model_traits import traits_of
+from lora_chat.serving.openai.prompt_threads import run_in_thread
+from lora_chat.serving.openai.reply_task import ReplyTask, find_model, make_task
+from lora_chat.serving.openai.request_body import parse_body
+from lora_chat.serving.openai.running_replies import RunningReplies
+from lora_chat.serving.openai.server_sent_events import EventStream
+from lora_chat.serving.request_record import record_of
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from lora_chat.pipeline.admitted_model import AdmittedModel
+    from lora_chat.pipeline.served_models import ServedModels
+    from lora_chat.serving.openai.token_texts import TokenTexts
+    from lora_chat.serving.server_options import ServerOptions
 
 
 async def answer_chat(request: "Request") -> Response:
     """Answer a conversation."""
-    try:
-        chat = ChatRequest.model_validate_json(await request.body())
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ApiError(400, first["msg"], parameter=".".join(map(str, first["loc"]))) from error
-    models, options = request.app.state.models, request.app.state.options
-    model: AdmittedModel | None = models.find(chat.model)
-    if model is None:
-        raise ApiError(404, f"There is no model {chat.model}.", parameter="model", code="model_not_found")
-    messages = [message.model_dump() for message in chat.messages]
-    if model.system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": model.system})
-    prompt = await asyncio.to_thread(render_ids, model.tokenizer, messages, add_generation_prompt=True)
-    top_p = chat.top_p if chat.temperature else 1.0
-    wanted = GenerationRequest(
-        prompt=tuple(prompt),
-        adapter=model.adapter,
-        stop_ids=frozenset(model.stop_ids),
-        max_new_tokens=chat.max_tokens or options.max_new_tokens,
-        generation=GenerationSection(temperature=chat.temperature, top_p=top_p, seed=chat.seed),
-        deadline=time.monotonic() + options.request_seconds,
-    )
-    loop = asyncio.get_running_loop()
-    received: asyncio.Queue[GeneratedToken | Finish] = asyncio.Queue()
-    try:
-        ticket = models.generator.submit(wanted, lambda item: loop.call_soon_threadsafe(received.put_nowait, item))
-    except QueueFullError as error:
-        raise ApiError(429, "Too many requests are waiting.", "rate_limit_error") from error
-    except RequestTooLongError as error:
-        raise ApiError(400, str(error), code="context_length_exceeded") from error
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model.name}
-
-    async def stream() -> AsyncIterator[str]:
-        ids: list[int] = []
-        sent = ""
-        delta: dict[str, str] = {"role": "assistant", "content": ""}
-        reason = None
-        try:
-            while True:
-                choice = {"index": 0, "delta": delta, "finish_reason": reason}
-                yield f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
-                if reason:
-                    break
-                item = await received.get()
-                if isinstance(item, Finish):
-                    delta, reason = {}, item.reason if item.reason == "stop" else "length"
-                    continue
-                ids.append(item.token)
-                text = decode_reply(model.tokenizer, ids)
-                delta, sent = {"content": text[len(sent) :]}, text
-            yield "data: [DONE]\n\n"
-        finally:
-            ticket.cancel()
-
+    state, body = request.app.state, await request.body()
+    chat, task = await run_in_thread(lambda: prepare_chat(body, state.models, state.options))
+    replies = RunningReplies(state.models.generator, task, record_of(request))
+    answer = _ChatAnswer(chat, task, replies)
     if chat.stream:
-        return StreamingResponse(stream(), media_type="text/event-stream")
-    ids: list[int] = []
-    while isinstance(item := await received.get(), GeneratedToken):
-        ids.append(item.token)
-    reply = {"role": "assistant", "content": decode_reply(model.tokenizer, ids)}
-    choice = {"index": 0, "message": reply, "finish_reason": item.reason if item.reason == "stop" else "length"}
-    usage = {
-        "prompt_tokens": len(prompt),
-        "completion_tokens": len(ids),
-        "total_tokens": len(prompt) + len(ids),
-    }
-    return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+        return EventStream(answer.stream(), replies.cancel)
+    try:
+        return JSONResponse(await answer.collect())
+    finally:
+        replies.cancel()
+
+
+def prepare_chat(body: bytes, models: "ServedModels", options: "ServerOptions") -> tuple[ChatRequest, ReplyTask]:
+    """Return a checked request and its task. Raise ApiError for a request that cannot be answered."""
+    chat = parse_body(body, ChatRequest)
+    model = find_model(models, chat.model)
+    offers_tools = read_tool_choice(chat.tool_choice)
+    prompt, tools = render_prompt(chat, model, options, offers_tools=offers_tools)
+    form = traits_of(model).describe_replies(prompt, list_tool_names(tools))
+    task = make_task(
+        chat,
+        model,
+        [prompt],
+        form,
+        options,
+        max_tokens=chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
+        top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
+    )
+    return chat, task
+
+
+class _ChatAnswer:
+    """The answer to one request in OpenAI's form."""
+
+    def __init__(self, chat: ChatRequest, task: ReplyTask, replies: RunningReplies) -> None:
+        self._chat, self._replies = chat, replies
+        self._texts: TokenTexts = traits_of(task.model).texts
+        self._head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": task.model.name,
+        }
+
+    async def collect(self) -> dict[str, object]:
+        """Return the whole answer."""
+        deltas: list[list[ChoiceDelta]] = [[] for _ in self._replies.choices]
+        async for delta in self._replies.read_deltas():
+            deltas[delta.index].append(delta)
+        choices = [self._join(index, parts) for index, parts in enumerate(deltas)]
+        usage = self._replies.describe_usage()
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
+
+    async def stream(self) -> AsyncIterator[dict[str, object]]:
+        """Yield the chunks of the answer: the role of each reply, its parts, its end, and the usage if it is wanted."""
+        for index in range(len(self._replies.choices)):
+            yield self._make_chunk([self._describe_choice(index, {"role": "assistant", "content": ""})])
+        counts = [0] * len(self._replies.choices)
+        async for delta in self._replies.read_deltas():
+            parts: dict[str, object] = {}
+            if delta.reasoning:
+                parts["reasoning_content"] = delta.reasoning
+            if delta.content:
+                parts["content"] = delta.content
+            if delta.calls:
+                first = counts[delta.index]
+                parts["tool_calls"] = [
+                    {"index": first + n, **_describe_call(call)} for n, call in enumerate(delta.calls)
+                ]
+                counts[delta.index] += len(delta.calls)
+            logprobs = self._describe_logprobs([delta])
+            if parts or (logprobs and delta.tokens):
+                yield self._make_chunk([self._describe_choice(delta.index, parts, logprobs=logprobs)])
+            if delta.finish:
+                yield self._make_chunk([self._describe_choice(delta.index, {}, delta.finish)])
+        if self._includes_usage:
+            yield self._make_chunk([], self._replies.describe_usage())
+
+    @property
+    def _includes_usage(self) -> bool:
+        return self._chat.stream_options is not None and self._chat.stream_options.include_usage
+
+    def _make_chunk(
+        self, choices: Sequence[Mapping[str, object]], usage: Mapping[str, object] | None = None
+    ) -> dict[str, object]:
+        chunk = {**self._head, "object": "chat.completion.chunk", "choices": list(choices)}
+        return {**chunk, "usage": usage} if self._includes_usage else chunk
+
+    def _describe_choice(
+        self,
+        index: int,
+        delta: Mapping[str, object],
+        finish: str | None = None,
+        logprobs: Mapping[str, object] | None = None,
+    ) -> dict[str, object]:
+        return {"index": index, "delta": dict(delta), "logprobs": logprobs, "finish_reason": finish}
+
+    def _join(self, index: int, parts: Sequence[ChoiceDelta]) -> dict[str, object]:
+        """Return one whole reply."""
+        content, reasoning = "".join(part.content for part in parts), "".join(part.reasoning for part in parts)
+        calls = [_describe_call(call) for part in parts for call in part.calls]
+        message: dict[str, object] = {
+            "role": "assistant",
+            "content": content if content or not calls else None,
+            "refusal": None,
+        }
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = calls
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._describe_logprobs(parts),
+            "finish_reason": parts[-1].finish,
+        }
+
+    def _describe_logprobs(self, parts: Sequence[ChoiceDelta]) -> dict[str, object] | None:
+        """Return the tokens of a reply with their log-probabilities, reasoning and calls included; None if unwanted."""
+        if not self._chat.logprobs:
+            return None
+        items = [item for part in parts for item, _ in part.tokens]
+        return {"content": [self._texts.describe_generated(item) for item in items], "refusal": None}
+
+
+def _describe_call(call: ToolCall) -> dict[str, object]:
+    """Return a tool call with a new identity."""
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

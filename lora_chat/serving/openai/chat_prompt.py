@@ -1,0 +1,94 @@
+"""The conversation of a request -> the ids of its prompt, exactly as `chat` and the checks at the door render it."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lora_chat.data.encoding.thinking_switch import ThinkingValue
+from lora_chat.errors import DataError, LoraChatError
+from lora_chat.serving.api_errors import ApiError
+from lora_chat.serving.openai.chat_request import ChatPromptRequest
+from lora_chat.serving.openai.conversation import read_messages, read_request_tools, tool_name
+from lora_chat.serving.openai.model_traits import traits_of
+from lora_chat.serving.server_options import ServerOptions
+from lora_chat.system.sanitize import sanitize_line
+
+if TYPE_CHECKING:
+    from lora_chat.data.dialogue import ToolDescription
+    from lora_chat.pipeline.admitted_model import AdmittedModel
+
+_MAX_REASON_CHARACTERS = 500
+_EFFORTS: Mapping[str, ThinkingValue] = {"none": "off", "high": "on"}
+
+
+def render_prompt(
+    request: ChatPromptRequest,
+    model: "AdmittedModel",
+    options: ServerOptions,
+    *,
+    offers_tools: bool = True,
+    add_generation_prompt: bool = True,
+) -> "tuple[list[int], list[ToolDescription]]":
+    """Return the ids of a prompt and its tools. Raise ApiError if training would refuse the conversation too."""
+    tools = read_request_tools(request.tools, options)
+    if not offers_tools:
+        tools = []
+    messages = read_messages(request.messages, options)
+    arguments = _read_arguments(request, model)
+
+    def render(tools: "list[ToolDescription]") -> list[int]:
+        return model.render_prompt(messages, tools or None, arguments, add_generation_prompt=add_generation_prompt)
+
+    try:
+        ids = render(tools)
+        if tools and ids == render([]):
+            raise ApiError(
+                400,
+                "tools: the chat template of this model leaves out tools, so the model would not see them.",
+                parameter="tools",
+                code="unsupported_parameter",
+            )
+    except DataError as error:
+        raise refuse_prompt(error, "messages") from error
+    except LoraChatError as error:  # the template or the tokenizer took too long
+        raise ApiError(400, _first_sentence(error), parameter="messages", code="prompt_not_rendered") from error
+    return ids, tools
+
+
+def refuse_prompt(error: DataError, parameter: str) -> ApiError:
+    """Return the error for a prompt that the chat template or the tokenizer refuses."""
+    reason = sanitize_line(str(error), _MAX_REASON_CHARACTERS)
+    return ApiError(400, f"{parameter}: {reason}.", parameter=parameter, code="invalid_prompt")
+
+
+def _first_sentence(error: LoraChatError) -> str:
+    return sanitize_line(str(error).partition(" Fix:")[0], _MAX_REASON_CHARACTERS)
+
+
+def _read_arguments(request: ChatPromptRequest, model: "AdmittedModel") -> dict[str, object]:
+    """Return the variables of the template for the switch for thoughts. Raise ApiError for a model without one."""
+    wanted: dict[str, ThinkingValue] = {}
+    enabled = request.chat_template_kwargs.enable_thinking if request.chat_template_kwargs else None
+    if enabled is not None:
+        wanted["chat_template_kwargs.enable_thinking"] = "on" if enabled else "off"
+    if request.reasoning_effort is not None:
+        if request.reasoning_effort not in _EFFORTS:
+            raise _refuse_thinking("reasoning_effort", "only none and high are supported: thoughts are off or on")
+        wanted["reasoning_effort"] = _EFFORTS[request.reasoning_effort]
+    if not wanted:
+        return {}
+    name, value = next(iter(wanted.items()))
+    if len(set(wanted.values())) > 1:
+        raise _refuse_thinking("reasoning_effort", "it contradicts enable_thinking")
+    switch = traits_of(model).switch
+    if switch is None:
+        raise _refuse_thinking(name, "the chat template of this model has no switch for thoughts")
+    return switch.arguments(value)
+
+
+def _refuse_thinking(name: str, reason: str) -> ApiError:
+    return ApiError(400, f"{name}: {reason}.", parameter=name, code="unsupported_parameter")
+
+
+def list_tool_names(tools: "list[ToolDescription]") -> frozenset[str] | None:
+    """Return the names of tools that a reply may call; None if there are no tools."""
+    return frozenset(map(tool_name, tools)) or None

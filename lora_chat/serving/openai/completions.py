@@ -1,0 +1,161 @@
+"""Texts that continue a prompt, without the chat template, as `lora-chat generate` does."""
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
+
+from starlette.responses import JSONResponse, Response
+
+from lora_chat.data.dialogue import InvalidDialogueError
+from lora_chat.data.parsing.checked_text import check_text
+from lora_chat.errors import DataError, LoraChatError
+from lora_chat.serving.api_errors import ApiError
+from lora_chat.serving.openai.chat_prompt import refuse_prompt
+from lora_chat.serving.openai.choice import ChoiceDelta
+from lora_chat.serving.openai.completion_request import CompletionRequest
+from lora_chat.serving.openai.model_traits import traits_of
+from lora_chat.serving.openai.prompt_threads import run_in_thread
+from lora_chat.serving.openai.reply_task import ReplyTask, find_model, make_task
+from lora_chat.serving.openai.request_body import parse_body
+from lora_chat.serving.openai.running_replies import RunningReplies
+from lora_chat.serving.openai.server_sent_events import EventStream
+from lora_chat.serving.request_record import record_of
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from lora_chat.pipeline.admitted_model import AdmittedModel
+    from lora_chat.pipeline.served_models import ServedModels
+    from lora_chat.serving.server_options import ServerOptions
+
+DEFAULT_MAX_TOKENS = 16
+"""Number of tokens without `max_tokens`, as in OpenAI's API."""
+
+
+async def answer_completion(request: "Request") -> Response:
+    """Continue a text."""
+    state, body = request.app.state, await request.body()
+    wanted, task = await run_in_thread(lambda: prepare_completion(body, state.models, state.options))
+    replies = RunningReplies(state.models.generator, task, record_of(request))
+    answer = _CompletionAnswer(wanted, task, replies)
+    if wanted.stream:
+        return EventStream(answer.stream(), replies.cancel)
+    try:
+        return JSONResponse(await answer.collect())
+    finally:
+        replies.cancel()
+
+
+def prepare_completion(
+    body: bytes, models: "ServedModels", options: "ServerOptions"
+) -> tuple[CompletionRequest, ReplyTask]:
+    """Return a checked request and its task. Raise ApiError for a request that cannot be answered."""
+    request = parse_body(body, CompletionRequest)
+    model = find_model(models, request.model)
+    if request.echo and request.logprobs is not None:
+        raise ApiError(
+            400,
+            "echo: log-probabilities of a prompt are not computed; leave out echo or logprobs.",
+            parameter="echo",
+            code="unsupported_parameter",
+        )
+    prompts = split_prompts(request.prompt)
+    if len(prompts) > options.max_choices:  # before any of them is tokenized
+        raise ApiError(400, f"prompt: at most {options.max_choices:,} prompts are accepted.", parameter="prompt")
+    ids = [encode_prompt(prompt, model) for prompt in prompts]
+    room = None if model.positions is None else model.positions - max(map(len, ids))
+    task = make_task(
+        request,
+        model,
+        ids,
+        None,
+        options,
+        max_tokens=request.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, options.max_new_tokens, room or 1)),
+        top_logprobs=request.logprobs,
+    )
+    return request, task
+
+
+def split_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """Return the prompts of a request. Raise ApiError if there are none."""
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        return [prompt]
+    if not prompt:
+        raise ApiError(400, "prompt: the list is empty.", parameter="prompt", code="invalid_value")
+    return list(prompt)  # type: ignore[arg-type]
+
+
+def encode_prompt(prompt: str | list[int], model: "AdmittedModel") -> list[int]:
+    """Return the ids of a text as in training, or checked ids. Raise ApiError for others."""
+    if isinstance(prompt, list):
+        limit = len(model.tokenizer)
+        if not prompt or max(prompt) >= limit:
+            raise ApiError(
+                400, f"prompt: token ids are from 0 to {limit - 1:,}.", parameter="prompt", code="invalid_value"
+            )
+        return prompt
+    try:
+        ids = traits_of(model).encode_text(check_text(prompt, "prompt"))
+    except InvalidDialogueError as error:
+        raise ApiError(400, f"{error}.", parameter="prompt", code="invalid_value") from error
+    except DataError as error:
+        raise refuse_prompt(error, "prompt") from error
+    except LoraChatError as error:
+        raise ApiError(400, "prompt: the tokenizer took too long.", parameter="prompt") from error
+    if not ids:
+        raise ApiError(400, "prompt: the text is empty.", parameter="prompt", code="invalid_value")
+    return ids
+
+
+class _CompletionAnswer:
+    """The answer to one request in OpenAI's form for texts."""
+
+    def __init__(self, request: CompletionRequest, task: ReplyTask, replies: RunningReplies) -> None:
+        self._request, self._task, self._replies = request, task, replies
+        self._head = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": task.model.name,
+        }
+
+    async def collect(self) -> dict[str, object]:
+        """Return the whole answer."""
+        deltas: list[list[ChoiceDelta]] = [[] for _ in self._replies.choices]
+        async for delta in self._replies.read_deltas():
+            deltas[delta.index].append(delta)
+        choices = [self._describe(index, self._read_echo(index), parts) for index, parts in enumerate(deltas)]
+        return {**self._head, "choices": choices, "usage": self._replies.describe_usage()}
+
+    async def stream(self) -> AsyncIterator[dict[str, object]]:
+        """Yield the chunks of the answer, and the usage if it is wanted."""
+        options = self._request.stream_options
+        usage: dict[str, object] = {"usage": None} if options is not None and options.include_usage else {}
+        for index in range(len(self._replies.choices)) if self._request.echo else ():
+            yield {**self._head, "choices": [self._describe(index, self._read_echo(index), [])], **usage}
+        async for delta in self._replies.read_deltas():
+            yield {**self._head, "choices": [self._describe(delta.index, "", [delta])], **usage}
+        if usage:
+            yield {**self._head, "choices": [], "usage": self._replies.describe_usage()}
+
+    def _read_echo(self, index: int) -> str:
+        """Return the prompt of a text if it is wanted."""
+        if not self._request.echo:
+            return ""
+        prompt = split_prompts(self._request.prompt)[index // self._task.count]
+        return prompt if isinstance(prompt, str) else str(self._task.model.tokenizer.decode(prompt))
+
+    def _describe(self, index: int, beginning: str, parts: Sequence[ChoiceDelta]) -> dict[str, object]:
+        tokens = [token for part in parts for token in part.tokens]
+        texts = traits_of(self._task.model).texts
+        wanted = self._request.logprobs is not None
+        logprobs = (
+            texts.describe_legacy([item for item, _ in tokens], [start for _, start in tokens]) if wanted else None
+        )
+        return {
+            "index": index,
+            "text": beginning + "".join(part.content for part in parts),
+            "logprobs": logprobs,
+            "finish_reason": parts[-1].finish if parts else None,
+        }

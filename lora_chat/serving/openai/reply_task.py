@@ -1,0 +1,149 @@
+"""The generation that a checked request asks for, within the limits of the server."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_chat.config.generation_section import GenerationSection
+from lora_chat.inference.continuous.request import GenerationRequest
+from lora_chat.serving.api_errors import ApiError
+from lora_chat.serving.openai.chat_request import SamplingRequest
+from lora_chat.serving.openai.reply_parser import ReplyForm
+from lora_chat.serving.openai.request_body import show_name
+from lora_chat.serving.server_options import ServerOptions
+
+if TYPE_CHECKING:
+    from lora_chat.pipeline.admitted_model import AdmittedModel
+    from lora_chat.pipeline.served_models import ServedModels
+
+
+@dataclass(frozen=True)
+class ReplyTask:
+    """Prompts and how to answer each of them."""
+
+    model: "AdmittedModel"
+    prompts: tuple[tuple[int, ...], ...]
+    form: ReplyForm | None
+    """Form of the replies; None for texts that continue a prompt, which are not parsed."""
+    max_new_tokens: int
+    generation: GenerationSection
+    count: int
+    """Number of replies to each prompt; each draws other random numbers."""
+    stops: tuple[str, ...]
+    top_logprobs: int | None
+    deadline: float
+
+    @property
+    def requests(self) -> list[GenerationRequest]:
+        """Return the requests to the generator, the replies to one prompt after each other."""
+        return [
+            GenerationRequest(
+                prompt=prompt,
+                adapter=self.model.adapter,
+                stop_ids=frozenset(self.model.stop_ids),
+                max_new_tokens=self.max_new_tokens,
+                generation=self.generation,
+                number=number,
+                top_logprobs=self.top_logprobs,
+                deadline=self.deadline,
+            )
+            for prompt in self.prompts
+            for number in range(self.count)
+        ]
+
+
+def find_model(models: "ServedModels", name: str) -> "AdmittedModel":
+    """Return the model of a name. Raise ApiError if it does not answer, with the reason if it was refused."""
+    model = models.find(name)
+    if model is not None:
+        return model
+    reason = models.refused.get(name)
+    message = f"The model {show_name(name)} is not served: {reason}" if reason else f"Unknown model: {show_name(name)}"
+    raise ApiError(404, message, parameter="model", code="model_not_found")
+
+
+def make_task(
+    request: SamplingRequest,
+    model: "AdmittedModel",
+    prompts: Sequence[Sequence[int]],
+    form: ReplyForm | None,
+    options: ServerOptions,
+    *,
+    max_tokens: int | None,
+    top_logprobs: int | None,
+) -> ReplyTask:
+    """Return the task of a request. Raise ApiError for one that exceeds a limit."""
+    choices = request.n * len(prompts)
+    if choices > options.max_choices:
+        raise ApiError(
+            400,
+            f"The request asks for {choices:,} replies, and at most {options.max_choices:,} are generated together.",
+            parameter="n",
+            code="too_many_choices",
+        )
+    if top_logprobs is not None and options.filter_mode is not None:
+        raise ApiError(
+            400,
+            "logprobs: the server filters replies, and log-probabilities would show the tokens that it replaced.",
+            parameter="logprobs",
+            code="unsupported_parameter",
+        )
+    return ReplyTask(
+        model,
+        tuple(map(tuple, prompts)),
+        form,
+        _choose_max_tokens(max_tokens, max(map(len, prompts)), model, options),
+        _read_generation(request),
+        request.n,
+        _read_stops(request, options),
+        top_logprobs,
+        time.monotonic() + options.request_seconds,
+    )
+
+
+def _read_generation(request: SamplingRequest) -> GenerationSection:
+    """Return how tokens are chosen: greedy if no temperature is set, and otherwise by a random seed if none is set."""
+    temperature, top_p = request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p
+    if temperature == 0 or top_p == 0:
+        return GenerationSection()
+    seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+    return GenerationSection(temperature=float(temperature), top_p=float(top_p), seed=seed)
+
+
+def _read_stops(request: SamplingRequest, options: ServerOptions) -> tuple[str, ...]:
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if len(stops) > options.max_stop_texts:
+        reason = f"at most {options.max_stop_texts} texts are accepted"
+    elif not all(stops):
+        reason = "a text is empty"
+    elif any(len(text) > options.max_stop_characters for text in stops):
+        reason = f"a text has at most {options.max_stop_characters} characters"
+    else:
+        return tuple(stops)
+    raise ApiError(400, f"stop: {reason}.", parameter="stop", code="invalid_value")
+
+
+def _choose_max_tokens(wanted: int | None, prompt: int, model: "AdmittedModel", options: ServerOptions) -> int:
+    """Return the largest number of tokens of a reply: the rest of the context up to the limit of the server."""
+    if wanted is not None and wanted > options.max_new_tokens:
+        raise ApiError(
+            400,
+            f"max_tokens: {wanted:,} is more than the largest reply of this server, {options.max_new_tokens:,} tokens.",
+            parameter="max_tokens",
+            code="invalid_value",
+        )
+    if model.positions is None:
+        return wanted or options.max_new_tokens
+    room = model.positions - prompt
+    if room < (wanted or 1):
+        asked = f" and {wanted:,} in the reply ({prompt + wanted:,} together)" if wanted else ""
+        raise ApiError(
+            400,
+            f"The context of this model has {model.positions:,} tokens, but the request has {prompt:,} tokens in the "
+            f"prompt{asked}. Shorten the messages or the reply; nothing is left out without a word.",
+            parameter="messages",
+            code="context_length_exceeded",
+        )
+    return wanted or min(room, options.max_new_tokens)
