@@ -32,7 +32,7 @@ async def answer_chat(request: "Request") -> Response:
     """Answer a conversation."""
     state, body = request.app.state, await request.body()
     chat, task = await run_in_thread(lambda: prepare_chat(body, state.models, state.options))
-    replies = RunningReplies(state.models.generator, task, record_of(request))
+    replies = RunningReplies(state.models.generator, task, record_of(request), state.telemetry)
     answer = _ChatAnswer(chat, task, replies)
     if chat.stream:
         return EventStream(answer.stream(), replies.cancel)

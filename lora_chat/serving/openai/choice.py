@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from lora_chat.data.dialogue import ToolCall
 from lora_chat.inference.continuous.request import FinishReason, GeneratedToken
+from lora_chat.serving.openai.filtered_parts import PartFilter
 from lora_chat.serving.openai.model_traits import traits_of
 from lora_chat.serving.openai.reply_parser import ReplyParser, ReplyParts
 from lora_chat.serving.openai.reply_task import ReplyTask
@@ -39,6 +40,7 @@ class Choice:
         self._index, self._keeps_tokens = index, task.top_logprobs is not None
         self._stream = TextStream(task.model.tokenizer, traits_of(task.model).make_decoder(prompt), task.stops)
         self._parser = ReplyParser(task.form) if task.form is not None else None
+        self.filter = PartFilter(task.reply_filter)
         self._tokens: list[tuple[GeneratedToken, int]] = []
         self.finish: str | None = None
         """Reason of the end; None while the reply is generated."""
@@ -61,7 +63,10 @@ class Choice:
             self._tokens.append((item, self._stream.starts[-1]))
         if self._stream.stopped:
             return self._end(text, "stop")
-        return self._make_delta(self._parser.feed(text) if self._parser else ReplyParts(content=text))
+        parts = self.filter.feed(self._parser.feed(text) if self._parser else ReplyParts(content=text))
+        if self.filter.blocked:
+            self.finish = "content_filter"
+        return self._make_delta(parts)
 
     def end(self, reason: str) -> ChoiceDelta:
         """Return the last parts of a reply that ended."""
@@ -73,7 +78,10 @@ class Choice:
         if self._parser:
             first, last = self._parser.feed(text), self._parser.close()
         parts = ReplyParts(first.reasoning + last.reasoning, first.content + last.content, last.calls)
+        parts = self.filter.feed(parts, is_last=True)
         self.finish = "tool_calls" if parts.calls and reason == "stop" else reason
+        if self.filter.blocked:
+            self.finish = "content_filter"
         if self._stream.stopped:  # tokens after the stop text are not a part of the reply
             self._tokens = [(item, start) for item, start in self._tokens if start < self._stream.length]
         return self._make_delta(parts)

@@ -37,7 +37,7 @@ async def answer_completion(request: "Request") -> Response:
     """Continue a text."""
     state, body = request.app.state, await request.body()
     wanted, task = await run_in_thread(lambda: prepare_completion(body, state.models, state.options))
-    replies = RunningReplies(state.models.generator, task, record_of(request))
+    replies = RunningReplies(state.models.generator, task, record_of(request), state.telemetry)
     answer = _CompletionAnswer(wanted, task, replies)
     if wanted.stream:
         return EventStream(answer.stream(), replies.cancel)

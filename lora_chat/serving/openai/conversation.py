@@ -142,8 +142,8 @@ def _check_tool(tool: Mapping[str, object], where: str) -> ToolDescription:
         raise _tool_error("it is a JSON schema", f"{where}.function.parameters")
     if function.get("strict") not in (None, False):
         raise _tool_error("a schema cannot be forced on the model", f"{where}.function.strict")
-    kept = {key: value for key, value in function.items() if key != "strict" and value is not None}
-    return {**tool, "function": kept}
+    description = {key: value for key, value in function.items() if key != "strict" and value is not None}
+    return {**tool, "function": description}
 
 
 def _tool_error(reason: str, where: str) -> ApiError:

@@ -17,6 +17,7 @@ from lora_chat.serving.server_options import ServerOptions
 if TYPE_CHECKING:
     from lora_chat.pipeline.admitted_model import AdmittedModel
     from lora_chat.pipeline.served_models import ServedModels
+    from lora_chat.serving.reply_filter.filter_settings import FilterSettings
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ReplyTask:
     stops: tuple[str, ...]
     top_logprobs: int | None
     deadline: float
+    reply_filter: "FilterSettings | None" = None
 
     @property
     def requests(self) -> list[GenerationRequest]:
@@ -83,7 +85,7 @@ def make_task(
             parameter="n",
             code="too_many_choices",
         )
-    if top_logprobs is not None and options.filter_mode is not None:
+    if top_logprobs is not None and options.reply_filter is not None:
         raise ApiError(
             400,
             "logprobs: the server filters replies, and log-probabilities would show the tokens that it replaced.",
@@ -100,6 +102,7 @@ def make_task(
         _read_stops(request, options),
         top_logprobs,
         time.monotonic() + options.request_seconds,
+        options.reply_filter,
     )
 
 

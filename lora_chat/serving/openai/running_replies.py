@@ -13,18 +13,21 @@ from lora_chat.serving.openai.reply_task import ReplyTask
 if TYPE_CHECKING:
     from lora_chat.inference.continuous.batch_generator import BatchGenerator, Ticket
     from lora_chat.serving.request_record import RequestRecord
+    from lora_chat.serving.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
 
 class RunningReplies:
-    """The replies of one request. Whoever creates it calls `cancel` at the end, whatever happens."""
+    """The replies of one request. Whoever creates it calls `cancel` once at the end, whatever happens."""
 
-    def __init__(self, generator: "BatchGenerator", task: ReplyTask, record: "RequestRecord") -> None:
+    def __init__(
+        self, generator: "BatchGenerator", task: ReplyTask, record: "RequestRecord", telemetry: "Telemetry"
+    ) -> None:
         """Submit all requests of a task. Raise ApiError if the queue is full or a request never fits."""
         self._loop = asyncio.get_running_loop()
         self._received: asyncio.Queue[tuple[int, GeneratedToken | Finish]] = asyncio.Queue()
-        self._record = record
+        self._record, self._telemetry = record, telemetry
         self.prompt_tokens = sum(map(len, task.prompts))
         record.model, record.prompt_tokens = task.model.name, self.prompt_tokens
         requests = task.requests
@@ -49,6 +52,8 @@ class RunningReplies:
         """End all replies that are not complete."""
         for ticket in self._tickets:
             ticket.cancel()
+        for choice in self.choices:
+            self._telemetry.count_filtered(choice.filter.counts)
 
     async def read_deltas(self) -> AsyncIterator[ChoiceDelta]:
         """Yield the parts of all replies as they are generated. Raise ApiError if one of them fails."""
