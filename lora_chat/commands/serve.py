@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.commands.options import ADAPTER_HELP, add_trust, positive_int, read_trust
+from lora_chat.commands.serve_admin import add_run_time_options, run_admin_client
 from lora_chat.errors import MissingPackageError, UsageError
 from lora_chat.serving.server_options import LIMITS, ServerOptions
 from lora_chat.system.console import print_json, print_message
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from lora_chat.pipeline.served_models import ServedModels
     from lora_chat.serving.reply_filter.filter_settings import FilterSettings
     from lora_chat.serving.run_server import PreparedServer
+    from lora_chat.serving.run_time_loading import StartLoading
 
 _STDERR = "-"
 
@@ -64,6 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=["4bit", "8bit", "none"],
         help="quantization of the base (default: as in training; for a base: none)",
     )
+    add_run_time_options(parser)
     add_trust(parser)
     limits = parser.add_argument_group("limits")
     for limit in LIMITS:
@@ -107,33 +110,46 @@ def run(options: argparse.Namespace) -> None:
             f"Added a key to {options.new_key}. Serve with it: lora-chat serve RUN --key-file {options.new_key}"
         )
         return
+    if run_admin_client(options):
+        return
     if not options.things:
         raise UsageError("Nothing is named that could answer. Fix: lora-chat serve runs/NAME, or lora-chat serve BASE")
     server_options = _read_options(options)
     try:
-        from lora_chat.serving.run_server import prepare_server, run_server
+        from lora_chat.serving.run_server import prepare_server
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"The server needs a package that is not installed ({error.name}). Fix: pip install 'lora-chat[serve]'"
         ) from error
     prepared = prepare_server(server_options)
     try:
-        from lora_chat.inference.continuous.request import BatchLimits
-        from lora_chat.pipeline.judge_plan import JudgeSettings
-        from lora_chat.pipeline.served_models import open_served_models
-        from lora_chat.serving.judging.judge_desk import make_served_desk
+        from lora_chat.serving.run_time_loading import prepared_loading
 
-        limits = BatchLimits(max_running=server_options.max_running, max_waiting=server_options.max_waiting)
-        models = open_served_models(options.things, read_trust(options), options.quantization, limits)
-        desk = make_served_desk(models, read_trust(options), JudgeSettings(mode=options.quantization))
-
-        def announce() -> None:
-            _announce(models, prepared, as_json=options.json)
-            desk.announce(prepared.listener.url)
-
-        run_server(models, prepared, announce, desk)
+        with prepared_loading(options.adapters, options.admin) as start_loading:
+            _serve(options, prepared, start_loading)
     finally:
         prepared.close()
+
+
+def _serve(options: argparse.Namespace, prepared: "PreparedServer", start_loading: "StartLoading") -> None:
+    """Load the models and answer until a signal ends the server."""
+    from lora_chat.inference.continuous.request import BatchLimits
+    from lora_chat.pipeline.judge_plan import JudgeSettings
+    from lora_chat.pipeline.served_models import open_served_models
+    from lora_chat.serving.judging.judge_desk import make_served_desk
+    from lora_chat.serving.run_server import run_server
+
+    limits = BatchLimits(max_running=prepared.options.max_running, max_waiting=prepared.options.max_waiting)
+    trust = read_trust(options)
+    models = open_served_models(options.things, trust, options.quantization, limits, options.max_adapters)
+    desk = make_served_desk(models, trust, JudgeSettings(mode=options.quantization))
+    start_loading(models, trust)
+
+    def announce() -> None:
+        _announce(models, prepared, as_json=options.json)
+        desk.announce(prepared.listener.url)
+
+    run_server(models, prepared, announce, desk)
 
 
 def _read_options(options: argparse.Namespace) -> ServerOptions:

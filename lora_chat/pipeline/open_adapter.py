@@ -51,6 +51,8 @@ class TrustOptions:
     """Whether the adapter's own template is only compared by its digest and not run."""
     adopt: bool = False
     """Whether to sign runs as this user's own."""
+    follow_links: bool = True
+    """Whether a parcel may be a symbolic link."""
     recompute_digests: bool = False
     """Whether to compute the digests of the base's weights again instead of using cached ones."""
 
@@ -131,7 +133,7 @@ def find_adapter(source: str, trust: TrustOptions = TrustOptions()) -> FoundAdap
     if trust.adopt and not (is_run_folder(path) or _find_enclosing_run(path)):
         raise UsageError(f"--adopt belongs to runs: {sanitize_line(source)} is not a run.")
     if is_parcel(path):
-        parcel = open_parcel(path, trust.signer)
+        parcel = open_parcel(path, trust.signer, follow_links=trust.follow_links)
         return FoundAdapter(parcel.stored, parcel.receipt.precision, parcel=parcel)
     if is_adapter_folder(path) and not is_run_folder(path):
         stored, run = read_adapter(path), _find_enclosing_run(path)

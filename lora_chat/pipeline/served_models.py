@@ -14,6 +14,7 @@ from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, OutOfM
 from lora_chat.inference.continuous.batch_generator import BatchGenerator
 from lora_chat.inference.continuous.request import BatchLimits
 from lora_chat.models.base_model import load_base_model, load_tokenizer, read_max_positions
+from lora_chat.models.bundled import bundled_base_names
 from lora_chat.models.named_adapters import add_adapter, remove_adapter
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.admission import check_before_loading
@@ -22,7 +23,7 @@ from lora_chat.pipeline.admitted_model import BARE_BASE, AdmissionCheck, Admitte
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, open_adapter
 from lora_chat.pipeline.served_base import SharedBase, plan_models
 from lora_chat.pipeline.served_memory import check_adapter_memory, check_base_memory
-from lora_chat.pipeline.served_names import NamedSource, read_named_source
+from lora_chat.pipeline.served_names import NamedSource, read_named_source, shorten_source
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.system.sanitize import sanitize_line
@@ -88,7 +89,11 @@ class ServedModels:
         With `replaces`, it takes the place of the model of that name once it has passed its checks. Raises
         LoraChatError with the reason if it may not answer.
         """
-        named = read_named_source(source)
+        try:
+            named = read_named_source(source)
+        except UsageError as error:
+            self.refuse(NamedSource(shorten_source(source), source), error)
+            raise
         with self._admission:
             try:
                 opened = open_adapter(named.source, trust or self._trust, self._mode)
@@ -96,6 +101,16 @@ class ServedModels:
             except LoraChatError as error:
                 self.refuse(named, error)
                 raise
+
+    def admit_stranger(self, path: str, *, replaces: bool = False) -> AdmittedModel:
+        """Admit a parcel from a folder into which others write, as `admit` does.
+
+        It is bound to the base in memory, and no consent of the command line applies to it.
+        """
+        base = self._shared.base
+        name = base.name if base.name in bundled_base_names() else str(base.folder)
+        trust = TrustOptions(base=name, signer=self._trust.signer, follow_links=False)
+        return self.admit(path, trust, replaces=replaces)
 
     def admit_opened(self, named: NamedSource, opened: OpenAdapter) -> bool:
         """Admit an adapter that was opened already. Return whether it passed; `refused` has the reason if not."""
@@ -110,7 +125,9 @@ class ServedModels:
     def refuse(self, named: NamedSource, error: LoraChatError) -> None:
         """List a thing as refused, and say it loudly."""
         logger.warning(f"NOT SERVED: {named.name} ({sanitize_line(named.source, 300)}). {error}")
-        reason = f"{first_line(error)} If you trust it, add {error.flag}." if _asks(error) else str(error)
+        reason = str(error)
+        if _asks(error):
+            reason = f"{first_line(error)} If you trust it, name it on the command line and add {error.flag}."
         with self._lock:
             self.refused.pop(named.name, None)
             if len(self.refused) < _MAX_REFUSED:

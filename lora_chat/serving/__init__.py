@@ -1,5 +1,8 @@
 """An OpenAI-compatible server of one base and its adapters, and its page.
 
+- adapter_folder: a folder that is watched for parcels
+- admin_commands: the commands of the admin socket
+- admin_socket: a local socket by which models are loaded and unloaded
 - api_errors: errors in OpenAI's form
 - app: the ASGI application, from the routes and guards
 - background_messages: messages printed by a thread
@@ -10,6 +13,7 @@
 - request_record: figures of one request for log and metrics
 - run_judge: the server of `lora-chat judge`
 - run_server: the process of a server: checks, signals, end
+- run_time_loading: loading and unloading of models while a server runs
 - server_options: every limit and switch of a server
 - status_routes: whether the server answers, and its metrics
 - telemetry: counts and latencies for Prometheus

@@ -26,6 +26,7 @@ from lora_chat.sharing.model_card import card_matches_receipt
 from lora_chat.sharing.receipt import Receipt, decode_receipt
 from lora_chat.sharing.signature import check_signature, check_signer
 from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
+from lora_chat.system.regular_files import open_regular_file
 from lora_chat.system.strict_json import parse_strict_json
 
 PARCEL_SUFFIX = ".lorachat"
@@ -103,8 +104,11 @@ def open_parcel(
     on_check: Callable[[ParcelCheck], None] = lambda _: None,
     *,
     name: str | None = None,
+    follow_links: bool = True,
 ) -> Parcel:
     """Read and check a parcel; call `on_check` after every check; use `name` in messages.
+
+    Unless `follow_links`, a symbolic link is refused.
 
     Raises IntegrityError at the first check that fails, UsageError if the file does not exist.
     """
@@ -119,7 +123,7 @@ def open_parcel(
         on_check(ParcelCheck(check_name, result, passed, _CONFIRMED_FIELDS.get(check_name, ())))
         return value
 
-    raw = check("file", lambda: _read(path))
+    raw = check("file", lambda: _read(path, follow_links))
     members = check("container", lambda: _unpack(raw))
     receipt = check("receipt", lambda: _read_receipt(members))
     check("digests", lambda: _check_digests(members, receipt))
@@ -131,12 +135,12 @@ def open_parcel(
     return Parcel(path, hashlib.sha256(raw).hexdigest(), receipt, members)
 
 
-def _read(path: Path) -> tuple[bytes, str, bool]:
+def _read(path: Path, follow_links: bool) -> tuple[bytes, str, bool]:
     """Read the whole file. Raises IntegrityError if it is too large, UsageError if it cannot be read."""
     if not path.is_file():
         raise UsageError(f"There is no parcel {path}.")
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular_file(path, follow=follow_links), "rb") as file:
             size = os.fstat(file.fileno()).st_size  # reading up to the limit would allocate the whole limit
             if size > MAX_PARCEL_BYTES:
                 raise IntegrityError(f"it is larger than {MAX_PARCEL_BYTES} bytes")
