@@ -64,7 +64,7 @@ def _matches_without_cache(model: "PreTrainedModel", pad: int, prompt: Sequence[
     """Return whether generated logits equal those of the whole row without a cache."""
     ids, logits = _generate(model, pad, [prompt], caches=True, num_steps=_NUM_STEPS)
     _, expected = _generate(model, pad, [ids[0, :-1].tolist()], caches=False, num_steps=1)
-    return _difference(logits[-1][0], expected[0][0]) <= _tolerance(model)
+    return relative_difference(logits[-1][0], expected[0][0]) <= rounding_tolerance(model)
 
 
 def _ignores_padding(model: "PreTrainedModel", pad: int, prompt: Sequence[int], *, caches: bool) -> bool:
@@ -82,9 +82,9 @@ def _ignores_padding(model: "PreTrainedModel", pad: int, prompt: Sequence[int], 
     alone = _generate(model, pad, [short], caches=caches, num_steps=1)[1][0][0]
     has_experts = any("expert" in type(module).__name__.lower() for module in model.modules())
     limit = _MAX_EXPERT_ROUNDING if has_experts else 0.0
-    if _difference(padded[0], alone) > _tolerance(model):
+    if relative_difference(padded[0], alone) > rounding_tolerance(model):
         return False
-    return all(_difference(first, second) <= limit for first, second in zip(padded, other, strict=True))
+    return all(relative_difference(first, second) <= limit for first, second in zip(padded, other, strict=True))
 
 
 def _generate(
@@ -107,14 +107,14 @@ def _generate(
     return output.sequences, output.logits
 
 
-def _difference(actual: "torch.Tensor", expected: "torch.Tensor") -> float:
+def relative_difference(actual: "torch.Tensor", expected: "torch.Tensor") -> float:
     """Return the norm of the difference, relative to the spread of the expected values; infinity if non-finite."""
     actual, expected = actual.float(), expected.float()
     difference = float((actual - expected).norm() / (expected - expected.mean()).norm())
     return difference if difference == difference else float("inf")
 
 
-def _tolerance(model: "PreTrainedModel") -> float:
+def rounding_tolerance(model: "PreTrainedModel") -> float:
     """Return the largest relative difference that rounding explains."""
     import torch
 

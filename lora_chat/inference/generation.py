@@ -131,18 +131,18 @@ def _generate_batch(
     # Padding on the left lets all prompts end at the same position, where generation begins.
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in batch])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
-    with torch.inference_mode(), _contiguous_hidden_states(model), _without_base_settings(model):
+    with torch.inference_mode(), contiguous_hidden_states(model), without_base_settings(model):
         output = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            generation_config=_greedy_config(stop_ids, pad, max_new_tokens, support.caches),
+            generation_config=greedy_config(stop_ids, pad, max_new_tokens, support.caches),
             logits_processor=make_processors(generation, numbers),
         )
     return [_cut_at_stop_token(row[longest:].tolist(), stop_ids) for row in output]
 
 
 @contextmanager
-def _contiguous_hidden_states(model: "PreTrainedModel") -> Iterator[None]:
+def contiguous_hidden_states(model: "PreTrainedModel") -> Iterator[None]:
     """Copy the input of the LM head into contiguous memory until the block ends.
 
     Transformers passes the last states of the prompts as a slice. PyTorch multiplies such a slice batch by batch, and
@@ -163,7 +163,7 @@ def _contiguous_hidden_states(model: "PreTrainedModel") -> Iterator[None]:
 
 
 @contextmanager
-def _without_base_settings(model: "PreTrainedModel") -> Iterator[None]:
+def without_base_settings(model: "PreTrainedModel") -> Iterator[None]:
     """Ignore the generation settings of the base until the block ends, so that replies are greedy without penalties.
 
     Transformers takes every field that a call leaves unset from the model, such as `repetition_penalty`.
@@ -222,11 +222,11 @@ def stream_reply(
     pad = int(tokenizer.pad_token_id)
     support = find_batch_support(model, pad, prompt)
     ids = torch.tensor([list(prompt)], device=model.device)
-    with torch.inference_mode(), _contiguous_hidden_states(model), _without_base_settings(model):
+    with torch.inference_mode(), contiguous_hidden_states(model), without_base_settings(model):
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=_greedy_config(stop_ids, pad, max_new_tokens, support.caches),
+            generation_config=greedy_config(stop_ids, pad, max_new_tokens, support.caches),
             streamer=streamer,
             logits_processor=make_processors(generation, [number]),
         )
@@ -234,7 +234,7 @@ def stream_reply(
     return text if continues_text else text.strip()
 
 
-def _greedy_config(
+def greedy_config(
     stop_ids: Collection[int], pad_token_id: int, max_new_tokens: int, use_cache: bool
 ) -> "GenerationConfig":
     """Return the generation settings of a greedy reply; a sampled one is greedy after its noise."""

@@ -363,12 +363,19 @@ def check_adapter_fits(skeleton: "PreTrainedModel", stored: StoredAdapter) -> No
 
 
 def attach_named_adapter(model: "PreTrainedModel | PeftModel", stored: StoredAdapter, name: str) -> "PeftModel":
-    """Attach an adapter under a name and load its checked weights. Raises IntegrityError."""
+    """Attach an adapter under a name and load its checked weights.
+
+    Raises IntegrityError for an adapter that does not fit, and leaves the model as it was.
+    """
     from peft import set_peft_model_state_dict
 
     wrapped, expected = _attach_stored_layers(model, stored, name)
-    weights = stored.read_weights()
-    check_adapter_weights(weights, expected, stored.name)
+    try:
+        weights = stored.read_weights()
+        check_adapter_weights(weights, expected, stored.name)
+    except BaseException:
+        _detach(wrapped, name, is_first=wrapped is not model)
+        raise
     set_peft_model_state_dict(wrapped, weights, adapter_name=name)
     # PEFT stores them in fp32. The file's dtype gives the function that was trained.
     for full, parameter in wrapped.named_parameters():
@@ -376,6 +383,14 @@ def attach_named_adapter(model: "PreTrainedModel | PeftModel", stored: StoredAda
         if saved is not None:
             parameter.data = parameter.data.to(saved.dtype)
     return wrapped
+
+
+def _detach(model: "PeftModel", name: str, *, is_first: bool) -> None:
+    """Remove an adapter that does not fit, and with the first one PEFT's layers."""
+    if is_first:
+        model.unload()
+    else:
+        model.delete_adapter(name)
 
 
 def _attach_stored_layers(
@@ -402,16 +417,20 @@ def _attach_stored_layers(
             wrapped = _wrap_in_peft(model, config, name)
     except ValueError as error:
         raise IntegrityError(f"The adapter {stored.name} does not fit this base: {error}") from error
-    if settings.replaces_weights:
-        check_wrapped_modules(wrapped, savable, stored.name)
-        keep_hidden_dtype(wrapped)
-    expected = adapter_weights(wrapped, name)
-    max_bytes = sum(weight.numel() for weight in expected.values()) * _FLOAT32_BYTES + MAX_HEADER_BYTES
-    if stored.size > max_bytes:  # checked before the file is read into memory
-        raise IntegrityError(
-            f"The adapter {stored.name} does not fit this base: its weights take {stored.size:,} bytes, "
-            f"and {max_bytes:,} are enough."
-        )
+    try:
+        if settings.replaces_weights:
+            check_wrapped_modules(wrapped, savable, stored.name)
+            keep_hidden_dtype(wrapped)
+        expected = adapter_weights(wrapped, name)
+        max_bytes = sum(weight.numel() for weight in expected.values()) * _FLOAT32_BYTES + MAX_HEADER_BYTES
+        if stored.size > max_bytes:  # checked before the file is read into memory
+            raise IntegrityError(
+                f"The adapter {stored.name} does not fit this base: its weights take {stored.size:,} bytes, "
+                f"and {max_bytes:,} are enough."
+            )
+    except BaseException:
+        _detach(wrapped, name, is_first=wrapped is not model)
+        raise
     return wrapped, expected
 
 

@@ -2,17 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_chat.models.adapter import attach_named_adapter, without_adapter
 from lora_chat.models.adapter_config import StoredAdapter
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 _PREFIX = "served_"
 """Beginning of the names that PEFT gets, so that a user's name is never one of PEFT's own."""
+_PLAIN_LORA_LAYERS = ("Linear", "Linear4bit", "Linear8bitLt")
+"""PEFT's LoRA layers around linear layers (peft/tuners/lora/layer.py and bnb.py)."""
+_OTHER_PARTS = ("lora_A", "lora_embedding_A", "modules_to_save", "trainable_tokens_delta")
+"""Attributes of PEFT's other layers that have an entry for each adapter."""
 
 
 def add_adapter(model: "PreTrainedModel", stored: StoredAdapter, number: int) -> "tuple[PreTrainedModel, str]":
@@ -48,3 +53,21 @@ def using_adapter(model: "PreTrainedModel | PeftModel", name: str | None) -> Ite
         model.base_model.set_adapter(name)
         model.active_adapter = name
         yield
+
+
+def is_plain_lora_layer(module: "torch.nn.Module") -> bool:
+    """Return whether a module is PEFT's LoRA layer around a linear layer, dense or of packed weights."""
+    kind = type(module)
+    return kind.__module__.startswith("peft.tuners.lora.") and kind.__name__ in _PLAIN_LORA_LAYERS
+
+
+def is_plain_lora(model: "PeftModel", name: str) -> bool:
+    """Return whether an adapter only adds products of matrices A and B to linear layers, without any other parts."""
+    module: Any
+    for module in model.modules():
+        if is_plain_lora_layer(module):
+            if name in module.lora_A and (name in module.lora_variant or module.lora_B[name].bias is not None):
+                return False
+        elif any(name in (getattr(module, attribute, None) or ()) for attribute in _OTHER_PARTS):
+            return False
+    return bool(model.peft_config[name].bias == "none")

@@ -1,9 +1,7 @@
-"""The thread that owns a model in memory and answers requests, one after another."""
+"""The thread that owns a model in memory and answers requests together."""
 
 import logging
-import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,38 +10,21 @@ from typing import TYPE_CHECKING, TypeVar
 from lora_chat.inference.continuous.request import (
     BatchLimits,
     BatchStatistics,
-    Finish,
-    FinishReason,
-    GeneratedToken,
     GenerationRequest,
     QueueFullError,
     RequestTooLongError,
 )
-from lora_chat.inference.sampler import make_processors
-from lora_chat.models.named_adapters import using_adapter
+from lora_chat.inference.continuous.running_request import Receiver
+from lora_chat.inference.continuous.running_request import Ticket as Ticket
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
+
+    from lora_chat.inference.continuous.request_answers import Answering
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Receiver = Callable[[GeneratedToken | Finish], None]
-_IDLE_SECONDS = 0.5
-
-
-@dataclass
-class Ticket:
-    """A submitted request."""
-
-    request: GenerationRequest
-    receive: Receiver
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-    def cancel(self) -> None:
-        """End the reply at its next token."""
-        self.cancelled.set()
 
 
 @dataclass
@@ -60,35 +41,41 @@ class BatchGenerator:
     """A thread that owns a model and answers requests."""
 
     def __init__(self, model: "PreTrainedModel", pad: int, limits: BatchLimits) -> None:
+        """Check how the model can answer, and start the thread."""
+        from lora_chat.inference.continuous.request_answers import start_answering
+
         self.model = model
         """The base, or the base wrapped with its adapters; a function of `run_between_steps` may replace it."""
-        self._pad, self._limits = pad, limits
+        self._limits = limits
         self._waiting: deque[Ticket] = deque()
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
-        self._closing, self._running = False, 0
-        self._prompt_tokens = self._generated_tokens = 0
+        self._is_closing = self._is_stopped = False
+        self._answering: Answering = start_answering(model, pad, limits)
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
         self._thread.start()
 
     @property
     def is_alive(self) -> bool:
         """Return whether requests are answered."""
-        return self._thread.is_alive() and not self._closing
+        return self._thread.is_alive() and not self._is_closing
 
     def submit(self, request: GenerationRequest, receive: Receiver) -> Ticket:
         """Answer a request; `receive` is called on the generator's thread and must return at once.
 
         Raises QueueFullError or RequestTooLongError.
         """
-        window = self._limits.positions
-        if window is not None and len(request.prompt) + request.max_new_tokens > window:
-            raise RequestTooLongError(
-                f"{len(request.prompt)} prompt tokens and {request.max_new_tokens} new ones exceed {window} positions"
-            )
+        if not request.prompt or request.max_new_tokens < 1:
+            raise ValueError("a request needs a prompt and at least one new token")
+        length = len(request.prompt) + request.max_new_tokens
+        for limit, name in ((self._limits.positions, "positions"), (self._answering.capacity, "tokens of memory")):
+            if limit is not None and length > limit:
+                raise RequestTooLongError(
+                    f"{len(request.prompt)} prompt tokens and {request.max_new_tokens} new ones exceed {limit} {name}"
+                )
         ticket = Ticket(request, receive)
         with self._changed:
-            if self._closing or len(self._waiting) >= self._limits.max_waiting:
+            if self._is_closing or len(self._waiting) >= self._limits.max_waiting:
                 raise QueueFullError(f"{len(self._waiting)} requests are waiting")
             self._waiting.append(ticket)
             self._changed.notify()
@@ -98,7 +85,7 @@ class BatchGenerator:
         """Return the result of a function that may change the model, called on the generator's thread."""
         job = _Job(function)
         with self._changed:
-            if self._closing:
+            if self._is_closing:
                 raise RuntimeError("the generator is closed")
             self._jobs.append(job)
             self._changed.notify()
@@ -109,81 +96,65 @@ class BatchGenerator:
 
     def statistics(self) -> BatchStatistics:
         """Return numbers since the start, and of this moment."""
-        return BatchStatistics(
-            running=self._running,
-            waiting=len(self._waiting),
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
-        )
+        return self._answering.statistics(len(self._waiting))
 
     def close(self, timeout: float) -> None:
-        """Refuse new requests, and wait up to `timeout` seconds for those that run or wait."""
+        """Refuse new requests, and wait up to `timeout` seconds for those that run or wait; then end them."""
         with self._changed:
-            self._closing = True
+            self._is_closing = True
             self._changed.notify()
         self._thread.join(timeout)
+        self._is_stopped = True
+        self._thread.join()
 
     def _work(self) -> None:
+        """Answer requests until the generator is closed."""
         while True:
             with self._changed:
-                while not (self._waiting or self._jobs or self._closing):
-                    self._changed.wait(_IDLE_SECONDS)
-                job = self._jobs.popleft() if self._jobs else None
-                ticket = self._waiting.popleft() if job is None and self._waiting else None
-                if job is None and ticket is None and self._closing:
-                    return
-            if job is not None:
-                self._run_job(job)
-            elif ticket is not None:
-                self._running = 1
-                ticket.receive(self._answer(ticket))
-                self._running = 0
+                while not (self._waiting or self._jobs or self._is_closing or self._answering.num_running):
+                    self._changed.wait()
+                jobs, self._jobs = self._jobs, deque()
+                idle = not (self._waiting or jobs or self._answering.num_running)
+            if self._is_stopped or (idle and self._is_closing):
+                break
+            for job in jobs:
+                self._run(job)
+            try:
+                self._end_waiting()
+                self._answering.advance(self._next_ticket)
+            except Exception as error:
+                logger.exception("A step failed.")
+                self._answering.end_all("failed", str(error))
+        for job in self._jobs:
+            job.error = RuntimeError("the generator is closed")
+            job.done.set()
+        self._answering.end_all("cancelled")
+        while self._waiting:
+            self._waiting.popleft().finish("cancelled")
 
-    def _run_job(self, job: _Job) -> None:
+    def _run(self, job: _Job) -> None:
+        """Run a function and prepare the model, which it may have changed."""
         try:
-            job.result = job.function(self.model)
+            try:
+                job.result = job.function(self.model)
+            finally:
+                self._answering.refresh(self.model)
         except BaseException as error:
             job.error = error
         job.done.set()
 
-    def _answer(self, ticket: Ticket) -> Finish:
-        """Generate a reply, and return why it ended."""
-        try:
-            return Finish(self._generate(ticket))
-        except Exception as error:
-            logger.exception("A reply failed.")
-            return Finish("failed", str(error))
+    def _end_waiting(self) -> None:
+        """End waiting requests that were cancelled or are too late."""
+        with self._changed:
+            ended = [(ticket, reason) for ticket in self._waiting if (reason := ticket.find_end())]
+            for ticket, _ in ended:
+                self._waiting.remove(ticket)
+        for ticket, reason in ended:
+            ticket.finish(reason)
 
-    def _generate(self, ticket: Ticket) -> FinishReason:
-        import torch
-
-        request = ticket.request
-        processors = make_processors(request.generation, [request.number])
-        cache: object = None
-        ids = torch.tensor([request.prompt], device=self.model.device)
-        self._prompt_tokens += len(request.prompt)
-        for _ in range(request.max_new_tokens):
-            if ticket.cancelled.is_set():
-                return "cancelled"
-            if request.deadline is not None and time.monotonic() >= request.deadline:
-                return "deadline"
-            with torch.inference_mode(), using_adapter(self.model, request.adapter):
-                output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                cache, scores = output.past_key_values, output.logits[:, -1].float()
-                token = int(processors(ids, scores).argmax())
-            if token in request.stop_ids:
-                return "stop"
-            ticket.receive(_describe(token, scores[0], request.top_logprobs))
-            self._generated_tokens += 1
-            ids = torch.tensor([[token]], device=self.model.device)
-        return "length"
-
-
-def _describe(token: int, scores: "torch.Tensor", count: int | None) -> GeneratedToken:
-    """Return a token with its log-probability and its most probable alternatives. `scores` is (vocabulary,)."""
-    if count is None:
-        return GeneratedToken(token, math.nan)
-    logprobs = scores.log_softmax(dim=-1)
-    values, ids = logprobs.topk(count)
-    top = tuple(zip(map(int, ids.tolist()), values.tolist(), strict=True))
-    return GeneratedToken(token, float(logprobs[token]), top)
+    def _next_ticket(self, fits: Callable[[GenerationRequest], bool]) -> Ticket | None:
+        """Return the request that waited longest if it fits, and take it out of the line."""
+        with self._changed:
+            if self._waiting and fits(self._waiting[0].request):
+                return self._waiting.popleft()
+        return None

@@ -67,6 +67,8 @@ class BatchLimits:
     """Tokens whose keys and values fit into memory; None derives it from free memory."""
     positions: int | None = None
     """Context window of the base in tokens; None if unknown."""
+    max_read_tokens: int = 512
+    """Prompt tokens after which the running replies get their next tokens before another prompt is read."""
 
 
 @dataclass(frozen=True)
@@ -82,3 +84,15 @@ class BatchStatistics:
     generated_tokens: int = 0
     cache_tokens: int = 0
     """Tokens whose keys and values are in memory now."""
+    prefix_hits: int = 0
+    """Prompts of which at least a part was there already."""
+    finished: int = 0
+    """Replies that ended, for whatever reason."""
+    steps: int = 0
+    """Steps that computed the next tokens of all running requests."""
+    cache_capacity: int = 0
+    """Tokens whose keys and values fit into memory; 0 if requests do not share steps."""
+    single_reason: str = ""
+    """Why requests are answered one after another; empty if they share steps."""
+    is_exact: bool = True
+    """Whether a reply has the same bits beside other requests; otherwise nearly equal tokens may change places."""
