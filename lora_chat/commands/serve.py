@@ -53,12 +53,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="origin of another page whose scripts may ask; may be repeated",
     )
     parser.add_argument(
-        "--log-content",
-        nargs="?",
-        const=Path(_STDERR),
+        "--log-content", action="store_true", help="log prompts and replies to stderr; without it they are never logged"
+    )
+    parser.add_argument(
+        "--content-file",
         type=Path,
         metavar="FILE",
-        help="log prompts and replies to a file, or to stderr; without it they are never logged",
+        help="append prompts and replies to this file, one JSON object a line",
     )
     _add_filter(parser)
     parser.add_argument(
@@ -156,6 +157,7 @@ def _read_options(options: argparse.Namespace) -> ServerOptions:
     """Return the limits and switches of the server."""
     named = vars(options)
     values = {field.name: named[field.name] for field in fields(ServerOptions) if field.name in named}
+    values["log_content"] = options.content_file or (Path(_STDERR) if options.log_content else None)
     return ServerOptions(
         **values,
         allow_hosts=tuple(options.allow_host),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from lora_chat.errors import UsageError
-from lora_chat.serving.telemetry import route_pattern
+from lora_chat.serving.telemetry import method_name, route_pattern
 from lora_chat.system.regular_files import open_regular_file
 from lora_chat.system.sanitize import sanitize_line
 
@@ -38,7 +38,7 @@ class RequestLog:
                 handle = open_regular_file(content, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             except OSError as error:
                 raise UsageError(
-                    f"Cannot write the log of content {content} ({error.strerror}). Fix: --log-content FILE"
+                    f"Cannot write the log of content {content} ({error.strerror}). Fix: another --content-file"
                 ) from error
             self._file = os.fdopen(handle, "ab", buffering=0)
         logger.warning(f"Prompts and replies are logged to {'stderr' if self._to_stderr else content}.")
@@ -50,7 +50,7 @@ class RequestLog:
     def write(self, scope: "Scope", record: "RequestRecord", status: int) -> None:
         """Log one request: route, status, model, tokens and times."""
         now = time.monotonic()
-        words = [scope["method"], route_pattern(scope), str(status or "client left")]
+        words = [method_name(scope), route_pattern(scope), str(status or "client left")]
         if record.refused is not None and status:
             words.append(f"refused={record.refused}")
         if record.model is not None:

@@ -72,6 +72,11 @@ def prepare_server(options: ServerOptions) -> PreparedServer:
     except BaseException:
         listener.close()
         raise
+    if not listener.is_loopback:
+        logger.warning(
+            f"Other machines reach {options.host} over plain HTTP, so keys and texts can be read on their way. "
+            "Put a proxy with TLS before it; docs/serving.md shows one."
+        )
     return PreparedServer(replace(options, port=listener.port), listener, keys, log)
 
 

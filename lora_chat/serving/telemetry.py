@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from lora_chat.serving.request_record import RequestRecord
     from lora_chat.serving.server_options import ServerOptions
 
+METHODS = frozenset(["GET", "HEAD", "POST", "DELETE", "OPTIONS"])
+"""Methods of requests that are not refused at once."""
+KNOWN_PATH = "lora_chat.known_path"
+"""Key of a request's scope with its path, if that is the path of a route; for requests that a guard refuses."""
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 """Upper ends of the classes of latencies, in seconds."""
-_METHODS = frozenset(["GET", "HEAD", "POST", "DELETE", "OPTIONS"])
 _DURATION_SHARE = 0.2
 """Share of the newest reply in the running mean of durations."""
 _GAUGES = {
@@ -84,7 +87,7 @@ class Telemetry:
         self.requests_now -= 1
         route = route_pattern(scope)
         seconds = time.monotonic() - record.started
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = method_name(scope)
         if status:
             self._requests.labels(route, method, str(status)).inc()
             self._latency.labels(route).observe(seconds)
@@ -132,8 +135,14 @@ class Telemetry:
 
 
 def route_pattern(scope: "Scope") -> str:
-    """Return the pattern of the route that matched, so that paths of clients are never labels."""
-    return str(getattr(scope.get("route"), "path", "unmatched"))
+    """Return the pattern of the route of a request, so that paths of clients are never labels."""
+    pattern = getattr(scope.get("route"), "path", None)
+    return str(pattern or scope.get(KNOWN_PATH, "unmatched"))
+
+
+def method_name(scope: "Scope") -> str:
+    """Return the method of a request, or `other`, because a client may write anything there."""
+    return str(scope["method"]) if scope["method"] in METHODS else "other"
 
 
 class _GeneratorFigures(Collector):

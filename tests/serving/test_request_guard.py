@@ -241,10 +241,14 @@ def test_requests_are_logged_without_content_and_query(messages):
     app = build_app()
     ask(app, "POST", "/echo", body=b'"a private prompt"')
     ask(app, path="/nothing-private")
+    ask(app, "POST", "/echo", [("content-type", "text/plain")], b"private")
+    ask(app, "PRIVATE", "/echo")
     assert messages[0].startswith("POST /echo 200 model=base in=18 out=1 first=0.")
     assert "finish=stop" in messages[0]
     assert messages[1].startswith("GET unmatched 404 ")
-    assert not any("private" in message for message in messages)
+    assert messages[2].startswith("POST /echo 415 refused=not_json total=")
+    assert messages[3].startswith("other /echo 405 ")
+    assert not any("private" in message.lower() for message in messages)
 
 
 def test_content_is_logged_only_on_request(tmp_path, messages):

@@ -26,6 +26,7 @@ from lora_chat.serving.guards.origin_guard import (
 )
 from lora_chat.serving.guards.request_headers import read_headers
 from lora_chat.serving.request_record import RequestRecord, start_record
+from lora_chat.serving.telemetry import KNOWN_PATH, METHODS
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_METHODS = frozenset(["GET", "HEAD", "POST", "DELETE", "OPTIONS"])
 _EXTRA_SECONDS = 15.0
 """Seconds after the deadline of a reply in which its route can still answer."""
 
@@ -57,6 +57,7 @@ class RequestGuard:
         self._keys = KeyGuard(keys) if keys is not None else None
         self._hosts = tuple(map(parse_allowed_host, options.allow_hosts))
         self._origins = tuple(map(parse_allowed_origin, options.allow_origins))
+        self._paths = frozenset(route.path for route in getattr(app, "routes", ()))
         self._working = 0
         self.is_stopping = False
         """Whether new requests are refused, because the server stops."""
@@ -69,6 +70,8 @@ class RequestGuard:
         if scope["type"] != "http":
             return
         record = start_record(scope)
+        if scope["path"] in self._paths:
+            scope[KNOWN_PATH] = scope["path"]
         answer = _Answer(send)
         body: list[bytes] = []
         self._telemetry.begin()
@@ -127,7 +130,7 @@ class RequestGuard:
     async def _check(self, scope: "Scope", headers: Mapping[bytes, str]) -> None:
         """Raise ApiError for a request that its method, headers or address excludes."""
         method = scope["method"]
-        if method not in _METHODS:
+        if method not in METHODS:
             raise ApiError(
                 405, "The server does not have this method.", code="bad_method", headers={"allow": "GET, HEAD, POST"}
             )
