@@ -28,6 +28,7 @@ PAGE_FILES = (
     "chat_message.js",
     "chat_reply.js",
     "clipboard.js",
+    "composer.js",
     "compare.js",
     "compare_column.js",
     "context_meter.js",

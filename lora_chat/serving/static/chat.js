@@ -4,6 +4,7 @@ import { announce, append, build, byId, debounce, fill, notify } from "./dom.js"
 import { fillReply, renderError } from "./chat_reply.js";
 import { openEditor, renderMessage } from "./chat_message.js";
 import { download } from "./clipboard.js";
+import { clearComposer, startComposer } from "./composer.js";
 import { startMeter } from "./context_meter.js";
 import { addMessage, chooseVersion, createConversation, findVersions, listPath, listRequestMessages, removeMessage } from "./conversation.js";
 import { startList } from "./conversation_list.js";
@@ -20,7 +21,7 @@ export function startChat() {
   chat.showList = startList(() => chat.conversation, openConversation);
   chat.askMeter = startMeter(readNextPrompt);
   models.listeners.push(() => chat.askMeter());
-  connectComposer();
+  startComposer({ send: send, changed: () => chat.askMeter(), stop: stopReply });
   connectSettings();
   byId("export-row").addEventListener("click", exportRow);
   watchOtherPages((id) => {
@@ -47,33 +48,7 @@ function openConversation(conversation) {
   byId("system").value = chat.conversation.system;
   closeSides();
   show();
-  scrollToEnd(true);
-}
-
-function connectComposer() {
-  const question = byId("question");
-  byId("composer").addEventListener("submit", (event) => {
-    event.preventDefault();
-    send();
-  });
-  question.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-    event.preventDefault();
-    send();
-  });
-  question.addEventListener("input", () => {
-    growBox(question);
-    chat.askMeter();
-  });
-  byId("stop").addEventListener("click", () => {
-    stopReply();
-    question.focus();
-  });
-}
-
-function growBox(area) {
-  area.style.height = "auto";
-  area.style.height = Math.min(240, area.scrollHeight + 2) + "px";
+  scrollToEnd();
 }
 
 function connectSettings() {
@@ -87,8 +62,7 @@ function connectSettings() {
 }
 
 function send() {
-  const question = byId("question");
-  const text = question.value;
+  const text = byId("question").value;
   if (!text.trim()) return;
   if (chat.running) {
     notify("A reply is being written. Stop it first, or wait.");
@@ -101,8 +75,7 @@ function send() {
   }
   const path = listPath(chat.conversation);
   const last = path[path.length - 1];
-  question.value = "";
-  growBox(question);
+  clearComposer();
   answer(addMessage(chat.conversation, last ? last.id : null, "user", { content: text }));
 }
 
@@ -121,18 +94,27 @@ async function answer(asked) {
   chat.streaming = message.id;
   save();
   show();
-  scrollToEnd(true);
-  const error = await fillReply(message, body, abort.signal, (due) => {
-    if (due) save(conversation);
-    if (chat.conversation !== conversation) return;
+  scrollToEnd();
+  let timer = 0;
+  const draw = () => {
+    timer = 0;
+    if (chat.conversation !== conversation || chat.running !== abort) return;
     const near = isNearEnd();
     chat.nodes.get(message.id).update(false);
     if (near) scrollToEnd();
+  };
+  const error = await fillReply(message, body, abort.signal, (due) => {
+    if (due) save(conversation);
+    timer = timer || setTimeout(draw, 30);
   });
+  clearTimeout(timer);
   if (chat.running === abort) chat.running = chat.streaming = null;
   if (!message.content && !message.reasoning && !message.calls.length && (error || message.finish === "stopped")) removeMessage(conversation, message);
   save(conversation);
-  if (chat.conversation !== conversation) return;
+  if (chat.conversation !== conversation) {
+    showControls();
+    return;
+  }
   const near = isNearEnd();
   chat.error = error ? { error: error, retry: () => answer(asked) } : null;
   chat.nodes.delete(message.id);
@@ -180,7 +162,7 @@ function finishEdit(message, how, text) {
     answer(addMessage(chat.conversation, message.parent, message.role, { content: text }));
     byId("question").focus();
     return;
-  } else if (how === "save" && text !== message.content) {
+  } else if (how === "save") {
     message.content = text;
     message.edited = true;
     save();
@@ -213,11 +195,15 @@ function show() {
   if (unanswered) nodes.push(append(build("li", { class: "message" }), [renderError({ message: "This message has no reply yet." }, () => answer(unanswered))]));
   fill(list, nodes);
   byId("empty-thread").hidden = nodes.length > 0;
-  byId("stop").hidden = !chat.running;
-  byId("send").hidden = Boolean(chat.running);
-  byId("export-row").disabled = !path.some((message) => message.role === "assistant");
+  showControls();
   chat.showList();
   chat.askMeter();
+}
+
+function showControls() {
+  byId("stop").hidden = !chat.running;
+  byId("send").hidden = Boolean(chat.running);
+  byId("export-row").disabled = !listPath(chat.conversation).some((message) => message.role === "assistant");
 }
 
 function isNearEnd() {
@@ -237,7 +223,7 @@ function readNextPrompt() {
   if (!models.chosen || !messages.some((message) => message.role === "user")) return null;
   // After a reply the next prompt is not complete until something is written, so the last question is counted.
   while (messages[messages.length - 1].role === "assistant") messages.pop();
-  return { model: models.chosen, messages: messages, reserved: chat.readSampling().max_tokens };
+  return { model: models.chosen, messages: messages, reserved: chat.readSampling().max_tokens, isDraft: Boolean(draft.trim()) };
 }
 
 function exportRow() {

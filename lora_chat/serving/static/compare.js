@@ -1,6 +1,6 @@
 // Compare: the same conversation to several models at once, side by side.
 
-import { announce, build, byId, fill } from "./dom.js";
+import { announce, build, byId, fill, isSendKey } from "./dom.js";
 import { Column } from "./compare_column.js";
 import { loadSettings, saveSettings } from "./conversation_store.js";
 import { labelModel, models } from "./model_picker.js";
@@ -20,7 +20,7 @@ export function startCompare() {
     run();
   });
   byId("compare-prompt").addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (!isSendKey(event)) return;
     event.preventDefault();
     run();
   });

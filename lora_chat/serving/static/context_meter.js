@@ -8,7 +8,7 @@ import { countWords, formatCount, showToken } from "./text.js";
 const MAX_SHOWN = 4000;
 const DELAY = 350;
 
-// Connect the meter. read() returns {model, messages, reserved} of the next prompt, or null if there is none.
+// Connect the meter. read() returns {model, messages, reserved, isDraft} of the next prompt, or null if there is none.
 export function startMeter(read) {
   const state = { answer: null, abort: null };
   byId("context").addEventListener("click", () => openTokens(state.answer));
@@ -19,16 +19,16 @@ export function startMeter(read) {
     if (!next) return show(state, null, null, 0);
     try {
       const answer = await tokenizeMessages(next.model.id, next.messages, state.abort.signal);
-      show(state, answer, answer.context || next.model.context, next.reserved);
+      show(state, answer, answer.context || next.model.context, next.reserved, next.isDraft ? "" : "last prompt ");
     } catch (error) {
-      if (error.name !== "AbortError") show(state, null, null, 0, "tokens not counted");
+      if (error.name !== "AbortError") show(state, null, null, 0, "", "tokens not counted");
     }
   }, DELAY);
   show(state, null, null, 0);
   return ask;
 }
 
-function show(state, answer, context, reserved, text = "0 tokens") {
+function show(state, answer, context, reserved, label = "", text = "0 tokens") {
   state.answer = answer;
   const meter = byId("context-meter");
   const button = byId("context");
@@ -43,7 +43,7 @@ function show(state, answer, context, reserved, text = "0 tokens") {
   meter.max = context || answer.count || 1;
   meter.value = answer.count;
   const note = left <= 0 ? ": too long for this model" : left < reserved ? ": " + formatCount(left) + " left for the reply" : "";
-  byId("context-text").textContent = (context ? formatCount(answer.count) + " of " + countWords(context, "token") : countWords(answer.count, "token")) + note;
+  byId("context-text").textContent = label + (context ? formatCount(answer.count) + " of " + countWords(context, "token") : countWords(answer.count, "token")) + note;
   button.classList.toggle("full", left < reserved);
 }
 

@@ -4,7 +4,7 @@ import { build, buildButton, byId, fill, notify } from "./dom.js";
 import { askToConfirm } from "./dialogs.js";
 import { download } from "./clipboard.js";
 import { titleOf } from "./conversation.js";
-import { deleteAllConversations, deleteConversation, loadConversations } from "./conversation_store.js";
+import { deleteAllConversations, deleteConversation, loadConversation, loadConversations } from "./conversation_store.js";
 import { showName, shorten } from "./text.js";
 import { buildTrainingRow, nameFile } from "./training_row.js";
 
@@ -31,7 +31,7 @@ function showList(current, open) {
   fill(byId("conversation-list"), stored.map((conversation) => {
     const title = shorten(showName(titleOf(conversation), 200), 60);
     const selected = conversation.id === current.id;
-    const button = buildButton(title, () => open(conversation), { class: "quiet title", "aria-current": selected ? "true" : null, dir: "auto" });
+    const button = buildButton(title, () => open(loadConversation(conversation.id)), { class: "quiet title", "aria-current": selected ? "true" : null, dir: "auto" });
     const remove = buildButton("×", async () => {
       if (!(await askToConfirm("Delete this conversation?", "“" + title + "” is stored nowhere else.", "Delete"))) return;
       deleteConversation(conversation.id);
@@ -49,5 +49,5 @@ function exportAll() {
   const lines = rows.map((row) => row.line).filter(Boolean);
   const left = rows.length - lines.length;
   if (lines.length) download(nameFile("conversations"), lines.join(""));
-  notify(lines.length + " of " + rows.length + " conversations exported." + (left ? " The others have no complete reply." : ""));
+  notify(lines.length + " of " + rows.length + " conversations exported." + (left ? " The others have no reply, or one that was cut off or is empty." : ""));
 }

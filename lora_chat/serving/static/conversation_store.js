@@ -7,6 +7,7 @@ const PREFIX = "lora-chat/conversation/";
 const SETTINGS = "lora-chat/settings";
 const MAX_CONVERSATIONS = 100;
 const MAX_CHARACTERS = 2_000_000;
+const deleted = new Set(); // a reply that ends after its conversation was deleted must not bring it back
 
 // Return the stored conversations, the one used last first.
 export function loadConversations() {
@@ -20,6 +21,7 @@ export function loadConversations() {
 
 // Return why a conversation could not be stored, or "" if it was. The oldest are not removed without a word.
 export function saveConversation(conversation) {
+  if (deleted.has(conversation.id)) return "";
   const text = JSON.stringify(conversation);
   const key = PREFIX + conversation.id;
   if (text.length > MAX_CHARACTERS) return "This conversation is too long to be kept. Export it, and start a new one.";
@@ -35,6 +37,7 @@ export function saveConversation(conversation) {
 }
 
 export function deleteConversation(id) {
+  deleted.add(id);
   try {
     localStorage.removeItem(PREFIX + id);
   } catch { /* storage is switched off, so nothing is stored */ }

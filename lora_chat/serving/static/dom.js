@@ -35,6 +35,12 @@ export function buildButton(label, act, attributes = {}) {
   return button;
 }
 
+// Return whether a key press sends. While a word is composed (IME) Enter chooses it, and on a touch screen it is a new line.
+export function isSendKey(event) {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return false;
+  return event.ctrlKey || event.metaKey || !matchMedia("(pointer: coarse)").matches;
+}
+
 export function byId(id) {
   return document.getElementById(id);
 }
@@ -59,6 +65,7 @@ export function notify(text, seconds = 8) {
   const node = byId("notice");
   node.hidden = false;
   node.textContent = text;
+  announce(text);
   clearTimeout(noticeTimer);
   noticeTimer = setTimeout(() => { node.hidden = true; }, seconds * 1000);
 }

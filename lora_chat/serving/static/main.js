@@ -3,7 +3,7 @@
 import { connection } from "./api.js";
 import { startChat, stopReply } from "./chat.js";
 import { fillCompare, startCompare, stopCompare } from "./compare.js";
-import { byId, notify } from "./dom.js";
+import { announce, byId, notify } from "./dom.js";
 import { startJudge } from "./judge.js";
 import { loadModels, startPicker } from "./model_picker.js";
 import { closeSides } from "./side_panels.js";
@@ -36,6 +36,7 @@ connection.listeners.push((connected) => {
   const strip = byId("connection");
   strip.hidden = connected;
   strip.textContent = connected ? "" : "The server does not answer. Your conversations are safe in this browser; the page asks again every three seconds.";
+  if (!connected) announce(strip.textContent);
   if (connected) {
     notify("The server answers again.");
     refresh();

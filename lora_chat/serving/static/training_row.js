@@ -1,6 +1,8 @@
 // A conversation as a row of training data: one JSON object with `messages` in a line, which `lora-chat data` reads.
 
-import { listRequestMessages } from "./conversation.js";
+import { listPath, listRequestMessages } from "./conversation.js";
+
+const COMPLETE = new Set(["stop", "tool_calls"]);
 
 // Return {line, problem}: the row as one line of JSON Lines, or why the conversation is not one.
 export function buildTrainingRow(conversation) {
@@ -11,6 +13,9 @@ export function buildTrainingRow(conversation) {
     if (!message.content.trim() && !message.tool_calls) return refuse("A " + (message.role === "assistant" ? "reply" : "message") + " is empty. Edit it or retry it.");
     if (/[\u{f0000}\u{f0001}]/u.test(message.content + (message.reasoning_content || ""))) return refuse("A message contains U+F0000 or U+F0001, which training data must not have.");
   }
+  // A reply that was cut off would teach the model to stop in the middle.
+  const cut = listPath(conversation).find((message) => message.role === "assistant" && !message.edited && !COMPLETE.has(message.finish));
+  if (cut) return refuse("A reply is not complete. Retry it, or complete it with Edit.");
   return { line: JSON.stringify({ messages: messages.map(keepCharacters) }) + "\n", problem: "" };
 }
 

@@ -120,8 +120,12 @@ class ScriptedServer:
         async def health(request: Request) -> Response:
             return JSONResponse({"status": "ok"})
 
+        async def judge(request: Request) -> Response:
+            return JSONResponse({"available": False, "reason": "nothing to judge in this test"})
+
         return Starlette(
             routes=[
+                Route("/judge/state", judge),
                 *ROUTES,
                 Route("/health", health),
                 Route("/v1/models", self.models_route),

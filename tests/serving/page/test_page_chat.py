@@ -1,6 +1,7 @@
 """The chat in a browser: send, stream, stop, versions, storage and failures."""
 
 import json
+from pathlib import Path
 
 from page_steps import ask, wait_until
 from scripted_server import RunningServer
@@ -170,7 +171,7 @@ def test_lost_server_is_shown_and_found_again(open_page, fake):
     fake.running = RunningServer(fake.script.build_app(), port)
     page.wait_for_selector("#connection", state="hidden")
     page.click(".error-card >> text=Try again")
-    wait_until(page, "document.querySelectorAll('.assistant').length === 2")
+    page.wait_for_selector("#messages > li:nth-child(4) .message-foot button")
     assert read_messages(page)[-1] == "A cat answers: are you there"
 
 
@@ -237,3 +238,64 @@ def test_meter_shows_the_tokens_of_the_next_prompt(open_page, fake):
     assert page.inner_text("dialog tbody tr:nth-child(2)").split() == ["1", "11", "␣two"]
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog", state="detached")
+
+
+def test_leaving_or_deleting_a_conversation_ends_its_reply(open_page, fake):
+    page = open_page()
+    fake.script.delay = 0.05
+    page.fill("#question", " ".join(["word"] * 100))
+    page.press("#question", "Enter")
+    wait_until(page, "document.querySelector('.assistant .content').innerText.length > 20")
+    page.click("#new-conversation")
+    page.wait_for_selector("#stop", state="hidden")
+    assert page.is_visible("#send") and read_messages(page) == []
+    page.click("#conversation-list .title")
+    assert len(read_messages(page)[1]) > 10
+    page.click("#messages >> text=Retry")
+    wait_until(page, "document.querySelector('.assistant .content').innerText.length > 20")
+    page.click("#conversation-list .delete")
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    page.wait_for_selector("#stop", state="hidden")
+    page.wait_for_timeout(200)
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.includes('conversation/')).length") == 0
+
+
+def test_a_cut_reply_is_not_exported_until_it_is_completed(open_page, fake):
+    page = open_page()
+    fake.script.delay = 0.05
+    page.fill("#question", " ".join(["word"] * 60))
+    page.press("#question", "Enter")
+    wait_until(page, "document.querySelector('.assistant .content').innerText.length > 20")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#stop", state="hidden")
+    page.click("#export-row")
+    assert "not complete" in page.inner_text("#notice")
+    page.click("#messages > li:nth-child(2) .edit")
+    page.fill(".editing textarea", "A whole reply.")
+    page.click("text=Save")
+    with page.expect_download() as download:
+        page.click("#export-row")
+    assert json.loads(Path(download.value.path()).read_text())["messages"][1]["content"] == "A whole reply."
+
+
+def test_full_storage_is_reported(open_page, fake):
+    page = open_page()
+    page.evaluate("""() => { try { for (let n = 0; ; n += 1) localStorage.setItem("other" + n, "x".repeat(100_000)); }
+        catch { try { for (let n = 0; ; n += 1) localStorage.setItem("small" + n, "x".repeat(50)); } catch { } } }""")
+    ask(page, "y" * 500)
+    assert "storage is full" in page.inner_text("#notice")
+    ask(page, "the chat works without it")
+    assert len(read_messages(page)) == 4
+
+
+def test_two_pages_do_not_overwrite_each_other(open_page, fake):
+    first = open_page()
+    second = first.context.new_page()
+    second.goto(fake.address)
+    second.wait_for_selector("#model option", state="attached")
+    ask(first, "from the first")
+    ask(second, "from the second")
+    first.wait_for_selector("#conversation-list >> text=from the second")
+    first.reload()
+    first.wait_for_selector("#conversation-list li:nth-child(2)")
+    assert first.locator("#conversation-list li").count() == 2
