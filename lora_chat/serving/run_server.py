@@ -85,10 +85,11 @@ def run_server(
     prepared: PreparedServer,
     announce: "Callable[[], None]",
     judging: JudgeDesk | None = None,
-) -> None:
+) -> bool:
     """Answer requests until a signal ends the process; `announce` is called when the server answers.
 
-    `judging` takes the votes of people.
+    `judging` takes the votes of people. Return whether all messages were printed; otherwise nobody reads them, and a
+    thread that waits for that would keep the process from ending.
     """
     options, listener = prepared.options, prepared.listener
     telemetry = Telemetry(models.generator, options)
@@ -104,8 +105,7 @@ def run_server(
         finally:
             models.close(0)
             prepared.close()
-    if printer.is_stuck:  # Python would wait for the thread that prints
-        os._exit(0)
+    return not printer.is_stuck
 
 
 def configure(guard: RequestGuard, options: ServerOptions, telemetry: Telemetry) -> uvicorn.Config:

@@ -1,6 +1,7 @@
 """Serve routes without a model in this process: `python scripted_server.py NUMBER_OF_MESSAGES GRACE_SECONDS`."""
 
 import logging
+import os
 import sys
 from types import SimpleNamespace
 
@@ -32,7 +33,8 @@ def main():
             logging.getLogger("lora_chat").info(f"message {number} {'x' * 100}")
         print_json({"port": prepared.listener.port})
 
-    run_server.run_server(models, prepared, announce)
+    if not run_server.run_server(models, prepared, announce):
+        os._exit(0)
 
 
 main()
