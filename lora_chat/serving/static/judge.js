@@ -2,7 +2,7 @@
 
 import { toApiError } from "./api_error.js";
 import { askToConfirm } from "./dialogs.js";
-import { announce, build, buildButton, fill } from "./dom.js";
+import { announce, build, buildButton, byId, fill } from "./dom.js";
 import { enter, judgeApi } from "./judge_api.js";
 import { CHOICES, buildBar, buildPair } from "./judge_pair.js";
 import { buildResult } from "./judge_result.js";
@@ -109,7 +109,8 @@ function showPair(answer) {
   fill(parts.stage, buildPair(answer, heading));
   setBusy(false);
   if (isVisible()) {
-    root.scrollTop = 0;
+    byId("content").scrollTop = 0;
+    scrollTo(0, 0); // on a phone the document scrolls
     heading.focus({ preventScroll: true });
   }
   announce("Pair " + answer.number + ". Both replies are there.");
@@ -230,6 +231,10 @@ function isVisible() {
   return !root.hidden;
 }
 
+function isScrollable() {
+  return [byId("content"), document.scrollingElement].some((node) => node.scrollHeight > node.clientHeight + 2);
+}
+
 // Vote by keyboard. Up and down scroll while a part of the pair is not on the screen.
 function pressKey(event) {
   if (!parts || !isVisible() || event.defaultPrevented || event.isComposing || event.repeat) return;
@@ -246,7 +251,7 @@ function pressKey(event) {
     const choice = CHOICES.find((each) => each.keys.includes(event.key));
     if (!choice || !pair) return;
     const vertical = event.key === "ArrowUp" || event.key === "ArrowDown";
-    if (vertical && root.scrollHeight > root.clientHeight + 2) return;
+    if (vertical && isScrollable()) return;
     event.preventDefault();
     if (performance.now() - shownAt >= SETTLE_MILLISECONDS) vote(choice);
   }
