@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_divides_a_reply(form, text, reasoning, content, names):
     divisions = [[text], list(text)]
     for _ in range(8):
         cuts = sorted({0, len(text), *(draw.randrange(len(text) + 1) for _ in range(3))})
-        divisions.append([text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)])
+        divisions.append([text[a:b] for a, b in pairwise(cuts)])
     for pieces in divisions:
         parsed = _parse(form, pieces)
         assert parsed[:2] == (reasoning, content), pieces
