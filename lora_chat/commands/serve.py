@@ -128,13 +128,15 @@ def run(options: argparse.Namespace) -> None:
         from lora_chat.serving.run_time_loading import prepared_loading
 
         with prepared_loading(options.adapters, options.admin) as start_loading:
-            _serve(options, prepared, start_loading)
+            all_printed = _serve(options, prepared, start_loading)
     finally:
         prepared.close()
+    if not all_printed:
+        os._exit(0)  # Python would wait for the thread that prints
 
 
-def _serve(options: argparse.Namespace, prepared: "PreparedServer", start_loading: "StartLoading") -> None:
-    """Load the models and answer until a signal ends the server."""
+def _serve(options: argparse.Namespace, prepared: "PreparedServer", start_loading: "StartLoading") -> bool:
+    """Load the models and answer until a signal ends the server. Return whether all messages were printed."""
     from lora_chat.inference.continuous.request import BatchLimits
     from lora_chat.pipeline.judge_plan import JudgeSettings
     from lora_chat.pipeline.served_models import open_served_models
@@ -151,8 +153,7 @@ def _serve(options: argparse.Namespace, prepared: "PreparedServer", start_loadin
         _announce(models, prepared, as_json=options.json)
         desk.announce(prepared.listener.url)
 
-    if not run_server(models, prepared, announce, desk):
-        os._exit(0)
+    return run_server(models, prepared, announce, desk)
 
 
 def _read_options(options: argparse.Namespace) -> ServerOptions:
