@@ -10,8 +10,10 @@ from lora_chat.serving.openai.reply_parser import ReplyParser, ReplyParts
 from lora_chat.serving.openai.reply_task import ReplyTask
 from lora_chat.serving.openai.text_stream import TextStream
 
-FINISH_REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length", "deadline": "length"}
+FINISH_REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length"}
 """Reasons of the generator that are ordinary ends of a reply, in the words of OpenAI's API."""
+CUT_REASONS: dict[FinishReason, str] = {"deadline": "length", "cancelled": "length"}
+"""Reasons that end a reply that has begun: its time is over, or the server stops. Without a token it is an error."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_chat.inference.continuous.request import Finish, GeneratedToken, QueueFullError, RequestTooLongError
 from lora_chat.serving.api_errors import ApiError
-from lora_chat.serving.openai.choice import FINISH_REASONS, Choice, ChoiceDelta
+from lora_chat.serving.openai.choice import CUT_REASONS, FINISH_REASONS, Choice, ChoiceDelta
 from lora_chat.serving.openai.reply_task import ReplyTask
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class RunningReplies:
                 delta = choice.feed(item)
             elif item.reason in FINISH_REASONS:
                 delta = choice.end(FINISH_REASONS[item.reason])
+            elif item.reason in CUT_REASONS and choice.num_tokens:
+                delta = choice.end(CUT_REASONS[item.reason])
             else:
                 raise _explain_failure(item)
             if delta.finish is not None:
@@ -116,5 +118,7 @@ def _explain_failure(finish: Finish) -> ApiError:
     if finish.reason == "removed":
         return ApiError(503, "The model was unloaded while it answered.", "server_error", code="model_removed")
     if finish.reason == "cancelled":
-        return ApiError(503, "The server ended the reply.", "server_error", code="cancelled")
+        return ApiError(503, "The server stops.", "server_error", code="stopping")
+    if finish.reason == "deadline":
+        return ApiError(503, "The reply did not begin in time.", "server_error", code="deadline")
     return ApiError(503, "The reply failed because of a fault of the server.", "server_error", code="internal_error")
