@@ -41,6 +41,20 @@ def remove_adapter(model: "PeftModel", name: str) -> "PreTrainedModel":
     return model.requires_grad_(False)
 
 
+def discard_adapter(model: "PreTrainedModel | PeftModel", number: int) -> "PreTrainedModel":
+    """Remove the parts of an adapter that `add_adapter` could not attach. Return the model as it was before."""
+    name = f"{_PREFIX}{number}"
+    if hasattr(model, "disable_adapter"):
+        return remove_adapter(model, name) if name in model.peft_config else model
+    for path, module in list(model.named_modules()):
+        if hasattr(module, "lora_A") and hasattr(module, "base_layer"):  # PEFT changes a bare base in place
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.base_layer)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model
+
+
 @contextmanager
 def using_adapter(model: "PreTrainedModel | PeftModel", name: str | None) -> Iterator[None]:
     """Make a model compute what its base computes with one adapter, or with none if the name is None."""

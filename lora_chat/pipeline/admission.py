@@ -2,27 +2,31 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.export.parity.reference import ModelReference
 from lora_chat.models.adapter import check_adapter_fits
-from lora_chat.models.base_model import load_meta_model
+from lora_chat.models.adapter_config import StoredAdapter
+from lora_chat.models.base_model import LocalBase, load_meta_model
 from lora_chat.models.identity import UNCOVERED_BY_VERSION_1, compute_identity, list_identity_differences
 from lora_chat.pipeline.admission_prompts import check_prompts
 from lora_chat.pipeline.admitted_model import AdmissionCheck
 from lora_chat.pipeline.model_reference import read_reference
 from lora_chat.pipeline.open_adapter import OpenAdapter
 from lora_chat.pipeline.served_base import SharedBase
+from lora_chat.pipeline.served_names import shorten_source
 
 logger = logging.getLogger(__name__)
 
 
 def check_before_loading(
-    opened: OpenAdapter, shared: SharedBase, stop_ids: Sequence[int]
+    opened: OpenAdapter, stored: StoredAdapter, shared: SharedBase, stop_ids: Sequence[int]
 ) -> tuple[list[AdmissionCheck], ModelReference | None]:
-    """Run the checks that need no weights in memory. Return them, and the reference of the adapter if it has one.
+    """Run the checks that need no weights of the base; `stored` has the adapter's weights in memory.
 
-    Raises LoraChatError with the reason for an adapter that may not answer.
+    Return them, and the reference of the adapter if it has one. Raises LoraChatError with the reason for an adapter
+    that may not answer.
     """
     if reason := shared.explain_other(opened):
         raise UsageError(
@@ -32,7 +36,7 @@ def check_before_loading(
     reference = find_reference(opened)
     checks = [_check_files(opened), _check_base(opened), check_prompts(opened, stop_ids, reference)]
     # Before PEFT changes the model in memory: an adapter that does not fit must not stay in it.
-    check_adapter_fits(load_meta_model(shared.base), opened.adapter.stored)
+    check_adapter_fits(load_meta_model(shared.base), stored)
     return checks, reference
 
 
@@ -41,6 +45,11 @@ def find_reference(opened: OpenAdapter) -> ModelReference | None:
     if opened.parcel is not None:
         return opened.parcel.receipt.reference
     return read_reference(opened.training_run) if opened.training_run else None
+
+
+def name_model(base: LocalBase) -> str:
+    """Return the name of a base without the folders above it, because clients read it."""
+    return shorten_source(base.name) if Path(base.name).is_absolute() else base.name
 
 
 def _check_can_share(opened: OpenAdapter) -> None:
@@ -85,7 +94,9 @@ def _check_base(opened: OpenAdapter) -> AdmissionCheck:
     identity = adapter.stored.identity
     if identity is None:
         return AdmissionCheck(
-            "base", None, f"it does not name the weights of its training; names and shapes fit {adapter.base.name}"
+            "base",
+            None,
+            f"it does not name the weights of its training; names and shapes fit {name_model(adapter.base)}",
         )
     current = compute_identity(adapter.base, adapter.tokenizer)
     if changed := list_identity_differences(identity, current, adapter.base):
@@ -93,7 +104,7 @@ def _check_base(opened: OpenAdapter) -> AdmissionCheck:
     if identity.version == 1:
         return AdmissionCheck("base", True, f"weights and chat template by digest, but not {UNCOVERED_BY_VERSION_1}")
     return AdmissionCheck(
-        "base", True, f"weights, config, tokenizer, chat template and stop ids of {adapter.base.name}, by digest"
+        "base", True, f"weights, config, tokenizer, chat template and stop ids of {name_model(adapter.base)}, by digest"
     )
 
 

@@ -2,18 +2,19 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_chat.config.plan import PrecisionPlan, plan_inference_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
-from lora_chat.errors import IntegrityError, LoraChatError, UsageError
+from lora_chat.errors import IntegrityError, LoraChatError, UnavailableError, UsageError
 from lora_chat.models.adapter_files import is_adapter_folder
 from lora_chat.models.base_model import LocalBase, find_base, load_tokenizer
+from lora_chat.models.bundled import bundled_base_names
 from lora_chat.models.identity import compute_identity
 from lora_chat.pipeline.admitted_model import BARE_BASE
 from lora_chat.pipeline.base_precision import adopt_base_precision
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, is_adapter_of_hub, open_adapter
-from lora_chat.pipeline.served_names import NamedSource, check_unique_names, read_named_source
+from lora_chat.pipeline.served_names import NamedSource, check_unique_names, read_named_source, shorten_source
 from lora_chat.runs.run_folder import is_run_folder
 from lora_chat.sharing.parcel import is_parcel
 from lora_chat.system.hardware import detect_hardware
@@ -60,15 +61,20 @@ def plan_models(texts: Sequence[str], trust: TrustOptions, mode: str | None) -> 
     What cannot be opened is in `refused`. Raises UsageError for names that collide and for things that need different
     bases or precisions, IntegrityError if nothing can be served.
     """
-    adapters, refused = [], []
+    adapters, bases, refused = [], [], []
     adapter_sources = [read_named_source(text) for text in texts if is_adapter_source(text)]
     check_unique_names(adapter_sources)
+    for text in texts:
+        if not is_adapter_source(text):
+            try:
+                bases.append(_find_named_base(text, mode))
+            except LoraChatError as error:
+                refused.append((NamedSource(shorten_source(text), text), error))
     for named in adapter_sources:
         try:
-            adapters.append((named, open_adapter(named.source, trust, mode)))
+            adapters.append((named, open_on_base(named.source, trust, mode, bases[0].base if bases else None)))
         except LoraChatError as error:
             refused.append((named, error))
-    bases = [_find_named_base(text, mode) for text in texts if not is_adapter_source(text)]
     if not adapters and not bases:
         reasons = "\n".join(f"{named.name}: {error}" for named, error in refused)
         raise IntegrityError(f"Nothing that was named can be served.\n{reasons}")
@@ -78,6 +84,21 @@ def plan_models(texts: Sequence[str], trust: TrustOptions, mode: str | None) -> 
     _check_same_base(needs)
     _, base, precision, _ = needs[0]
     return PlannedModels(SharedBase(base, precision), tuple(adapters), tuple(refused), bool(bases))
+
+
+def open_on_base(source: str, trust: TrustOptions, mode: str | None, base: LocalBase | None) -> OpenAdapter:
+    """Open an adapter, on a base that is there anyway if the one that it names cannot be found; digests decide."""
+    try:
+        return open_adapter(source, trust, mode)
+    except UnavailableError:
+        if base is None or trust.base is not None:
+            raise
+        return open_adapter(source, replace(trust, base=name_base(base)), mode)
+
+
+def name_base(base: LocalBase) -> str:
+    """Return the text by which a local base is found again."""
+    return base.name if base.name in bundled_base_names() else str(base.folder)
 
 
 def is_adapter_source(text: str) -> bool:
@@ -93,7 +114,13 @@ def _find_named_base(text: str, mode: str | None) -> SharedBase:
     """Return a base that a user named. `base=THING` names it, too."""
     source = text.removeprefix(f"{BARE_BASE}=")
     hardware = detect_hardware()
-    base = find_base(BaseSection(name=source))
+    try:
+        base = find_base(BaseSection(name=source))
+    except UnavailableError as error:
+        if expand_user_path(source).is_dir():
+            raise  # the error names the problem of the folder
+        message = f"There is no run, parcel, adapter or folder {sanitize_line(source, 300)}.\n{error}"
+        raise UnavailableError(message) from error
     quantization = QuantizationSection.model_validate({"mode": mode or "none"})
     return SharedBase(
         base, adopt_base_precision(plan_inference_precision(quantization, hardware, None), base, hardware)

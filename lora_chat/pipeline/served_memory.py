@@ -1,5 +1,7 @@
 """Refuse a base or an adapter that cannot fit into memory, before it is loaded."""
 
+from dataclasses import replace
+
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.errors import OutOfMemoryError
 from lora_chat.models.adapter_config import StoredAdapter
@@ -26,15 +28,20 @@ def check_base_memory(base: LocalBase, precision: PrecisionPlan) -> None:
         )
 
 
-def check_adapter_memory(stored: StoredAdapter, precision: PrecisionPlan) -> None:
-    """Raise OutOfMemoryError for an adapter whose weights exceed the free memory."""
-    needed = sum(weight.numel() * weight.element_size() for weight in stored.read_weights().values())
+def read_into_memory(stored: StoredAdapter, precision: PrecisionPlan) -> StoredAdapter:
+    """Return an adapter whose weights were read once, so that no file is read while requests wait.
+
+    Raises OutOfMemoryError for one whose weights exceed the free memory.
+    """
+    weights = stored.read_weights()
+    needed = sum(weight.numel() * weight.element_size() for weight in weights.values())
     free = free_bytes(precision) - _RESERVE_BYTES
     if needed > free:
         raise OutOfMemoryError(
             f"The adapter {stored.name} needs {needed / 1e6:.0f} MB, and {max(0, free) / 1e6:.0f} MB are free.",
             "unload another adapter.",
         )
+    return replace(stored, read_weights=lambda: weights)
 
 
 def free_bytes(precision: PrecisionPlan) -> int:

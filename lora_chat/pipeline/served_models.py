@@ -13,16 +13,16 @@ from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, OutOfMemoryError, UsageError, first_line
 from lora_chat.inference.continuous.batch_generator import BatchGenerator
 from lora_chat.inference.continuous.request import BatchLimits
+from lora_chat.models.adapter_config import StoredAdapter
 from lora_chat.models.base_model import load_base_model, load_tokenizer, read_max_positions
-from lora_chat.models.bundled import bundled_base_names
-from lora_chat.models.named_adapters import add_adapter, remove_adapter
+from lora_chat.models.named_adapters import add_adapter, discard_adapter, remove_adapter
 from lora_chat.models.stop_tokens import read_stop_ids
-from lora_chat.pipeline.admission import check_before_loading
+from lora_chat.pipeline.admission import check_before_loading, name_model
 from lora_chat.pipeline.admission_reference import ServedAdapter, check_reference
 from lora_chat.pipeline.admitted_model import BARE_BASE, AdmissionCheck, AdmittedModel, format_checks
-from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, open_adapter
-from lora_chat.pipeline.served_base import SharedBase, plan_models
-from lora_chat.pipeline.served_memory import check_adapter_memory, check_base_memory
+from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions
+from lora_chat.pipeline.served_base import SharedBase, name_base, open_on_base, plan_models
+from lora_chat.pipeline.served_memory import check_base_memory, read_into_memory
 from lora_chat.pipeline.served_names import NamedSource, read_named_source, shorten_source
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.memory_limit import is_out_of_memory
@@ -67,7 +67,7 @@ class ServedModels:
             tuple(read_stop_ids(base, tokenizer)),
             None,
             self._positions,
-            (AdmissionCheck("base", True, f"{base.name} without an adapter, with its own chat template"),),
+            (AdmissionCheck("base", True, f"{name_model(base)} without an adapter, with its own chat template"),),
             base.name,
             int(time.time()),
         )
@@ -96,7 +96,7 @@ class ServedModels:
             raise
         with self._admission:
             try:
-                opened = open_adapter(named.source, trust or self._trust, self._mode)
+                opened = open_on_base(named.source, trust or self._trust, self._mode, self._shared.base)
                 return self._admit(named, opened, replaces=replaces)
             except LoraChatError as error:
                 self.refuse(named, error)
@@ -107,9 +107,7 @@ class ServedModels:
 
         It is bound to the base in memory, and no consent of the command line applies to it.
         """
-        base = self._shared.base
-        name = base.name if base.name in bundled_base_names() else str(base.folder)
-        trust = TrustOptions(base=name, signer=self._trust.signer, follow_links=False)
+        trust = TrustOptions(base=name_base(self._shared.base), signer=self._trust.signer, follow_links=False)
         return self.admit(path, trust, replaces=replaces)
 
     def admit_opened(self, named: NamedSource, opened: OpenAdapter) -> bool:
@@ -161,9 +159,9 @@ class ServedModels:
             raise UsageError(f"{self._max_adapters} adapters are loaded, the most allowed. Fix: unload one.")
         tokenizer = opened.adapter.tokenizer
         stop_ids = tuple(read_stop_ids(self._shared.base, tokenizer))
-        checks, reference = check_before_loading(opened, self._shared, stop_ids)
-        check_adapter_memory(opened.adapter.stored, self._shared.precision)
-        adapter = self._attach(opened)
+        stored = read_into_memory(opened.adapter.stored, self._shared.precision)
+        checks, reference = check_before_loading(opened, stored, self._shared, stop_ids)
+        adapter = self._attach(stored)
         served = ServedAdapter(self.generator, adapter, tokenizer, stop_ids, opened.system, self._shared.precision)
         try:
             with _explained_errors(named.name):
@@ -191,15 +189,19 @@ class ServedModels:
         logger.info(format_checks(admitted))
         return admitted
 
-    def _attach(self, opened: OpenAdapter) -> str:
+    def _attach(self, stored: StoredAdapter) -> str:
         """Attach an adapter between two steps, and return its name in the generator."""
         number = next(self._numbers)
 
         def attach(model: "PreTrainedModel") -> str:
-            self.generator.model, attached = add_adapter(model, opened.adapter.stored, number)
+            try:
+                self.generator.model, attached = add_adapter(model, stored, number)
+            except BaseException:
+                self.generator.model = discard_adapter(model, number)
+                raise
             return attached
 
-        with _explained_errors(opened.name):
+        with _explained_errors(stored.name):
             return self.generator.run_between_steps(attach)
 
     def _detach(self, adapter: str) -> None:

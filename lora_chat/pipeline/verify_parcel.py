@@ -215,8 +215,13 @@ def _check_binding(parcel: Parcel, trust: TrustOptions, base: str) -> str:
     trust = TrustOptions(
         base=trust.base or base, compare_template_only=True, signer=trust.signer, recompute_digests=True
     )
-    open_adapter(str(parcel.path), trust, loads_model=False)
-    has_template = parcel.receipt.chat_template is not None
+    opened = open_adapter(str(parcel.path), trust, loads_model=False)
+    has_template, reference = parcel.receipt.chat_template is not None, parcel.receipt.reference
+    if reference and not has_template:
+        try:
+            render_stated_prompts(reference, opened.adapter.tokenizer, opened.system)
+        except DataError as error:
+            raise IntegrityError(f"the template refuses a prompt of the reference: {error}") from error
     stop_ids = "" if has_template else ", stop ids"
     more = "" if parcel.receipt.base.version == 1 else f", config{stop_ids}, generation settings"
     unchecked = "; the parcel's template was not run, so its stop ids are stated by the sender" if has_template else ""

@@ -115,6 +115,60 @@ def test_a_replaced_adapter_is_swapped_after_the_proof(models, good, other):
     models.dismiss("swapped")
 
 
+def test_running_requests_are_not_disturbed_by_loading_and_unloading(models, good, other):
+    adapter = models.find("good").adapter
+    alone = reply(models, adapter, count=120)
+    received, ended = [], threading.Event()
+
+    def receive(item):
+        ended.set() if isinstance(item, Finish) else received.append(item.token)
+
+    models.generator.submit(GenerationRequest((5, 6, 7), adapter, frozenset(), 120), receive)
+    models.admit(f"visitor={other}")
+    models.dismiss("visitor")
+    assert ended.wait(30)
+    assert received == alone
+
+
+def test_a_failed_attachment_leaves_nothing_behind(things, good, monkeypatch):  # noqa: F811
+    import peft
+
+    opened = open_served_models([things.base], things.trust, None, LIMITS)
+    bare, weights = reply(opened, None), count_weights(opened)
+
+    def fail(*args, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    for names in ([], ["first"]):
+        for name in names:
+            opened.admit(f"{name}={good}")
+            weights = count_weights(opened)
+        with monkeypatch.context() as patch:
+            patch.setattr(peft, "set_peft_model_state_dict", fail)
+            with pytest.raises(OutOfMemoryError, match="does not fit into memory"):
+                opened.admit(f"second={good}")
+        assert count_weights(opened) == weights
+        assert reply(opened, None) == bare
+    assert checks_of(opened.admit(f"second={good}"))["reference"] is True
+    opened.close(5)
+
+
+def test_a_parcel_finds_the_base_in_memory_without_its_name(things, good):  # noqa: F811
+    models = open_served_models([things.base, str(good)], TrustOptions(), None, LIMITS)
+    assert [model.name for model in models.list()] == ["base", "good"]
+    models.admit(f"again={good}")
+    assert all(things.base not in check.detail for model in models.list() for check in model.checks)
+    models.close(5)
+
+
+def test_a_mistyped_name_does_not_end_the_others(things, good, tmp_path):  # noqa: F811
+    models = open_served_models([str(good), str(tmp_path / "nothing-1")], things.trust, None, LIMITS)
+    assert "There is no run, parcel, adapter or folder" in models.refused["nothing-1"]
+    models.close(5)
+    with pytest.raises(IntegrityError, match="Nothing that was named"):
+        open_served_models([str(tmp_path / "nothing-1")], things.trust, None, LIMITS)
+
+
 def test_refuses_a_flipped_byte(models, good, tmp_path):
     raw = bytearray(good.read_bytes())
     raw[len(raw) // 2] ^= 1
