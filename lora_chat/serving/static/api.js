@@ -43,13 +43,10 @@ export async function requestJson(path, options) {
 export async function listModels() {
   const answer = await requestJson("v1/models");
   const rows = Array.isArray(answer && answer.data) ? answer.data : [];
-  const refused = answer && typeof answer.refused === "object" && answer.refused ? answer.refused : {};
-  const refusals = Array.isArray(refused)
-    ? refused.filter((row) => row && typeof row === "object").map((row) => [row.id ?? row.name ?? row.source, row.reason])
-    : Object.entries(refused);
+  const refused = Object.entries((answer && answer.refused) || {});
   return {
     models: rows.slice(0, MAX_MODELS).filter((row) => row && typeof row.id === "string" && row.id).map(readModel),
-    refused: refusals.slice(0, MAX_MODELS).map(([name, reason]) => ({ name: String(name), reason: String(reason) })),
+    refused: refused.slice(0, MAX_MODELS).map(([name, reason]) => ({ name: String(name), reason: String(reason) })),
   };
 }
 
@@ -57,13 +54,13 @@ function readModel(row) {
   const checks = Array.isArray(row.checks) ? row.checks : [];
   return {
     id: row.id,
-    isBase: row.id === "base" || row.adapter === null,
+    isBase: row.id === "base",
     checks: checks.slice(0, 50).filter((check) => check && typeof check === "object").map((check) => ({
       name: String(check.name),
       passed: typeof check.passed === "boolean" ? check.passed : null,
       detail: String(check.detail ?? ""),
     })),
-    context: [row.max_model_len, row.positions, row.context_length].find((value) => Number.isInteger(value) && value > 0) || null,
+    context: Number.isInteger(row.context_length) && row.context_length > 0 ? row.context_length : null,
     system: typeof row.system === "string" ? row.system : "",
   };
 }
@@ -71,9 +68,8 @@ function readModel(row) {
 // Return the token ids and texts of the next prompt of a conversation: {count, context, tokens: [{id, text}]}.
 export async function tokenizeMessages(model, messages, signal) {
   const answer = await requestJson("v1/tokenize", { method: "POST", body: { model: model, messages: messages }, signal: signal });
-  const rows = Array.isArray(answer.tokens) ? answer.tokens : Array.isArray(answer.ids) ? answer.ids : [];
-  const texts = [answer.texts, answer.token_strs, answer.pieces].find(Array.isArray) || [];
-  const tokens = rows.map((row, number) => (typeof row === "object" && row ? row : { id: row, text: String(texts[number] ?? "") }));
+  const rows = Array.isArray(answer && answer.tokens) ? answer.tokens : [];
+  const tokens = rows.filter((row) => row && typeof row === "object").map((row) => ({ id: row.id, text: String(row.text ?? "") }));
   return {
     count: Number.isInteger(answer.count) ? answer.count : tokens.length,
     context: Number.isInteger(answer.max_model_len) ? answer.max_model_len : null,

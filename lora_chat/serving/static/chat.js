@@ -87,6 +87,7 @@ async function answer(asked) {
     model: models.chosen.id,
     messages: listRequestMessages(conversation, asked),
     ...chat.readSampling(),
+    stream_options: { include_usage: true },
   };
   const message = addMessage(conversation, asked.id, "assistant", { model: models.chosen.id });
   chat.running = abort;

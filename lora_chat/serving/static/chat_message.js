@@ -5,7 +5,7 @@ import { writeToClipboard } from "./clipboard.js";
 import { findVersions } from "./conversation.js";
 import { MarkdownView } from "./markdown.js";
 import { FINISHES } from "./reply.js";
-import { showName, showText } from "./text.js";
+import { countWords, showName, showText } from "./text.js";
 
 // Return {node, update}: the list item of a message, and a function that shows its text as it grows.
 // actions: edit(message, node), retry(message), compare(message), choose(version)
@@ -46,7 +46,7 @@ export function renderMessage(conversation, message, actions, streaming) {
 
 function describeEnd(message) {
   const end = FINISHES[message.finish] ?? "";
-  return message.content || message.calls.length ? end : "The reply is empty. " + end;
+  return message.content || message.calls.length ? end : "The reply has no text. " + end;
 }
 
 function renderCall(call) {
@@ -71,7 +71,8 @@ function renderButtons(message, actions, node) {
   const last = message.role === "user"
     ? buildButton("Compare", () => actions.compare(message), { class: "quiet" })
     : buildButton("Retry", () => actions.retry(message), { class: "quiet" });
-  return [copy, edit, last];
+  const count = message.tokens && !message.edited ? build("span", { class: "small muted count" }, countWords(message.tokens, "token")) : null;
+  return [copy, edit, last, count];
 }
 
 // Replace the content of a message by an editor. finish("send" | "save" | "cancel", text) is called at its end.

@@ -15,6 +15,7 @@ export async function fillReply(message, body, signal, changed) {
     message.content = reply.content;
     message.reasoning = reply.reasoning;
     message.calls = reply.calls;
+    message.tokens = reply.tokenCount;
   };
   message.finish = "interrupted"; // kept if the page is closed before the end
   try {

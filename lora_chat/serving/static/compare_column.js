@@ -102,9 +102,9 @@ export class Column {
     const tokens = this.reply.tokens;
     const mean = tokens.length ? tokens.reduce((sum, token) => sum + Math.max(-100, token.logprob), 0) / tokens.length : null;
     const parts = [];
-    if (tokens.length) parts.push(countWords(tokens.length, "token") + ", perplexity " + Math.exp(-mean).toPrecision(3));
+    if (tokens.length) parts.push(countWords(tokens.length, "token") + ", perplexity " + Math.exp(-mean).toPrecision(3) + ".");
     if (FINISHES[this.reply.finish]) parts.push(FINISHES[this.reply.finish]);
-    if (!this.text) parts.push("The reply is empty");
-    return parts.join(". ") || "Finished.";
+    if (!this.text) parts.push("The reply has no text.");
+    return parts.join(" ") || "Finished.";
   }
 }

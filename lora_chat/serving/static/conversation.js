@@ -52,6 +52,7 @@ function readMessage(entry, known) {
     calls: calls.map((call) => ({ id: call.id, name: call.name, arguments: call.arguments })),
     model: isText(entry.model) ? entry.model : "",
     finish: isText(entry.finish) ? entry.finish : "",
+    tokens: Number.isInteger(entry.tokens) && entry.tokens > 0 ? entry.tokens : 0,
     edited: entry.edited === true,
   };
 }
@@ -71,7 +72,7 @@ function readTime(value) {
 // Add a message below a parent (null for the first one), choose it, and return it.
 export function addMessage(conversation, parent, role, fields = {}) {
   if (conversation.messages.length >= MAX_MESSAGES) throw new Error("This conversation is full. Start a new one.");
-  const message = { id: createId(), parent: parent, role: role, content: "", reasoning: "", calls: [], model: "", finish: "", edited: false, ...fields };
+  const message = { id: createId(), parent: parent, role: role, content: "", reasoning: "", calls: [], model: "", finish: "", tokens: 0, edited: false, ...fields };
   conversation.messages.push(message);
   conversation.chosen[parent || "root"] = message.id;
   return message;

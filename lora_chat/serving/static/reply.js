@@ -40,8 +40,10 @@ export class Reply {
     if (typeof made.arguments === "string") target.arguments += made.arguments;
   }
 
-  get isEmpty() {
-    return !this.content && !this.reasoning && !this.calls.length;
+  // The number of tokens as the server counted it at the end of the stream, or 0.
+  get tokenCount() {
+    const count = this.usage && this.usage.completion_tokens;
+    return Number.isInteger(count) && count > 0 ? count : 0;
   }
 }
 

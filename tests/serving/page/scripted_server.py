@@ -111,6 +111,9 @@ class ScriptedServer:
                 if self.delay:
                     await asyncio.sleep(self.delay)
             yield event({}, "stop")
+            if body.get("stream_options"):
+                usage = {"prompt_tokens": 5, "completion_tokens": len(split_words(text)), "total_tokens": 5}
+                yield f"data: {json.dumps({'object': 'chat.completion.chunk', 'choices': [], 'usage': usage})}\n\n"
             yield "data: [DONE]\n\n"
         except (asyncio.CancelledError, GeneratorExit):
             self.stopped += 1

@@ -21,6 +21,7 @@ def test_reply_streams_and_conversation_is_sent_again(open_page, fake):
     page.wait_for_selector("#stop", state="hidden")
     assert read_messages(page)[1] == "A cat answers: one two three four five six seven eight nine ten"
     assert page.evaluate("document.activeElement.id") == "question"
+    assert page.inner_text("#messages > li:nth-child(2) .count") == "13 tokens"
     fake.script.delay = 0
     ask(page, "again")
     sent = fake.script.requests[-1]
