@@ -96,7 +96,7 @@ def make_task(
         model,
         tuple(map(tuple, prompts)),
         form,
-        _choose_max_tokens(max_tokens, max(map(len, prompts)), model, options),
+        _choose_max_tokens(max_tokens, max(map(len, prompts)), model, options, "messages" if form else "prompt"),
         _read_generation(request),
         request.n,
         _read_stops(request, options),
@@ -128,7 +128,9 @@ def _read_stops(request: SamplingRequest, options: ServerOptions) -> tuple[str, 
     raise ApiError(400, f"stop: {reason}.", parameter="stop", code="invalid_value")
 
 
-def _choose_max_tokens(wanted: int | None, prompt: int, model: "AdmittedModel", options: ServerOptions) -> int:
+def _choose_max_tokens(
+    wanted: int | None, prompt: int, model: "AdmittedModel", options: ServerOptions, source: str
+) -> int:
     """Return the largest number of tokens of a reply: the rest of the context up to the limit of the server."""
     if wanted is not None and wanted > options.max_new_tokens:
         raise ApiError(
@@ -145,8 +147,8 @@ def _choose_max_tokens(wanted: int | None, prompt: int, model: "AdmittedModel", 
         raise ApiError(
             400,
             f"The context of this model has {model.positions:,} tokens, but the request has {prompt:,} tokens in the "
-            f"prompt{asked}. Shorten the messages or the reply; nothing is left out without a word.",
-            parameter="messages",
+            f"prompt{asked}. Shorten the {source} or the reply.",
+            parameter=source,
             code="context_length_exceeded",
         )
     return wanted or min(room, options.max_new_tokens)

@@ -41,9 +41,7 @@ class RunningReplies:
             raise ApiError(429, "Too many replies wait to be generated.", "rate_limit_error", code="busy") from error
         except RequestTooLongError as error:
             self.cancel()
-            raise ApiError(
-                400, f"The request does not fit: {error}.", parameter="messages", code="context_length_exceeded"
-            ) from error
+            raise ApiError(400, f"The request does not fit: {error}.", code="context_length_exceeded") from error
         except BaseException:
             self.cancel()
             raise
