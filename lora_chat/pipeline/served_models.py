@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 MAX_ADAPTERS = 64
 """Number of adapters in memory at once."""
+_LONGEST_REPLY_SECONDS, _IDLE_CHECK_SECONDS = 600.0, 0.5
+"""Time after which a replaced adapter is removed although requests use it, and time between two looks, in seconds."""
 _MAX_REFUSED, _MAX_REASON_CHARACTERS = 1000, 2000
 """Number of things that are listed as refused, and characters of each reason."""
 
@@ -185,7 +187,9 @@ class ServedModels:
             self._admitted[named.name] = admitted
             self.refused.pop(named.name, None)
         if before is not None and before.adapter is not None:
-            self._detach(before.adapter)
+            threading.Thread(
+                target=self._detach_when_idle, args=(before.adapter,), name="retired adapter", daemon=True
+            ).start()
         logger.info(format_checks(admitted))
         return admitted
 
@@ -212,6 +216,22 @@ class ServedModels:
 
         self.generator.run_between_steps(detach)
         release_gpu_memory()
+
+    def _detach_when_idle(self, adapter: str) -> None:
+        """Remove an adapter when its last request has ended, which may take as long as a reply."""
+
+        def detach(model: "PreTrainedModel") -> bool:
+            if self.generator.is_using(adapter) and time.monotonic() < end:
+                return False
+            self.generator.model = remove_adapter(model, adapter)
+            return True
+
+        end = time.monotonic() + _LONGEST_REPLY_SECONDS
+        with suppress(RuntimeError):  # the server ends
+            time.sleep(_IDLE_CHECK_SECONDS)  # a request may have found the model and not be submitted yet
+            while not self.generator.run_between_steps(detach):
+                time.sleep(_IDLE_CHECK_SECONDS)
+            release_gpu_memory()
 
 
 @contextmanager

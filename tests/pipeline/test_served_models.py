@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 
 import pytest
 import torch
@@ -106,12 +107,27 @@ def test_the_last_adapter_can_be_unloaded_and_loaded_again(things, good, other):
 
 def test_a_replaced_adapter_is_swapped_after_the_proof(models, good, other):
     first = models.admit(f"swapped={good}")
+    alone = reply(models, first.adapter, count=150)
     with pytest.raises(UsageError, match="is taken"):
         models.admit(f"swapped={other}")
     models.forget_refusal("swapped")
+    received, ended = [], threading.Event()
+
+    def receive(item):
+        ended.set() if isinstance(item, Finish) else received.append(item.token)
+
+    models.generator.submit(GenerationRequest((5, 6, 7), first.adapter, frozenset(), 150), receive)
     second = models.admit(f"swapped={other}", replaces=True)
     assert models.find("swapped") is second
     assert second.adapter != first.adapter
+    assert ended.wait(60)
+    assert received == alone
+    for _ in range(100):
+        if first.adapter not in models.generator.run_between_steps(lambda model: set(model.peft_config)):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the replaced adapter stays in memory")
     models.dismiss("swapped")
 
 

@@ -94,6 +94,10 @@ class BatchGenerator:
             raise job.error
         return job.result  # type: ignore[return-value]  # the function's own result
 
+    def is_using(self, adapter: str) -> bool:
+        """Return whether a request for an adapter waits or runs; call it in a function of `run_between_steps`."""
+        return any(ticket.request.adapter == adapter for ticket in (*self._waiting, *self._answering.tickets()))
+
     def statistics(self) -> BatchStatistics:
         """Return numbers since the start, and of this moment."""
         return self._answering.statistics(len(self._waiting))

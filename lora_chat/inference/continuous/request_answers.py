@@ -65,6 +65,10 @@ class Answering(ABC):
     def num_running(self) -> int:
         """Return the number of requests that are being answered."""
 
+    def tickets(self) -> list[Ticket]:
+        """Return the requests that are being answered between two steps."""
+        return []
+
     @abstractmethod
     def refresh(self, model: "PreTrainedModel") -> None:
         """Take a model whose adapters may have changed."""
@@ -168,6 +172,10 @@ class SharedAnswering(Answering):
     def num_running(self) -> int:
         """Return the number of requests that are being answered."""
         return len(self._running)
+
+    def tickets(self) -> list[Ticket]:
+        """Return the requests that are being answered."""
+        return [running.ticket for running in self._running]
 
     def _num_cached(self) -> int:
         return self._pool.num_used
