@@ -6,7 +6,7 @@ import { openEditor, renderMessage } from "./chat_message.js";
 import { download } from "./clipboard.js";
 import { clearComposer, startComposer } from "./composer.js";
 import { startMeter } from "./context_meter.js";
-import { addMessage, chooseVersion, createConversation, findVersions, listPath, listRequestMessages, removeMessage } from "./conversation.js";
+import { addMessage, chooseVersion, createConversation, findVersions, hasRoom, listPath, listRequestMessages, removeMessage } from "./conversation.js";
 import { startList } from "./conversation_list.js";
 import { loadConversation, loadConversations, saveConversation, watchOtherPages } from "./conversation_store.js";
 import { loadModels, models } from "./model_picker.js";
@@ -64,23 +64,25 @@ function connectSettings() {
 function send() {
   const text = byId("question").value;
   if (!text.trim()) return;
-  if (chat.running) {
-    notify("A reply is being written. Stop it first, or wait.");
-    return;
-  }
-  if (!models.chosen) {
-    notify("No model is chosen. Is the server running?");
-    loadModels().catch(() => {});
-    return;
-  }
+  if (!mayAnswer()) return;
   const path = listPath(chat.conversation);
   const last = path[path.length - 1];
   clearComposer();
   answer(addMessage(chat.conversation, last ? last.id : null, "user", { content: text }));
 }
 
+// Return whether a reply can be asked for now, and say why not.
+function mayAnswer() {
+  if (chat.running) notify("A reply is being written. Stop it first, or wait.");
+  else if (!models.chosen) notify("The server serves no model. Is it running?");
+  else if (!hasRoom(chat.conversation)) notify("This conversation is full. Start a new one.");
+  else return true;
+  return false;
+}
+
 // Ask the chosen model for a reply to a message, as a new version beside earlier ones.
 async function answer(asked) {
+  if (!mayAnswer()) return;
   const conversation = chat.conversation;
   const abort = new AbortController();
   const body = {
@@ -138,7 +140,6 @@ const actions = {
     openEditor(message, node, (how, text) => finishEdit(message, how, text));
   },
   retry(message) {
-    if (chat.running) return notify("Stop the reply first.");
     answer(chat.conversation.messages.find((other) => other.id === message.parent));
     byId("question").focus();
   },
@@ -157,6 +158,7 @@ const actions = {
 };
 
 function finishEdit(message, how, text) {
+  if (how === "send" && !mayAnswer()) return;
   chat.nodes.delete(message.id);
   if (how !== "cancel" && !text.trim()) notify("An empty message is not kept.");
   else if (how === "send") {

@@ -53,7 +53,7 @@ function renderCall(call) {
   const name = showName(call.name || "function");
   return build("div", { class: "call" },
     build("p", { class: "small muted" }, "Calls the function ", build("code", {}, name)),
-    build("pre", { tabindex: "0", role: "region", "aria-label": "Arguments of " + name, dir: "ltr" }, showText(call.arguments)));
+    build("pre", { tabindex: "0", role: "group", "aria-label": "Arguments of " + name, dir: "ltr" }, showText(call.arguments)));
 }
 
 function renderVersions(conversation, message, actions) {

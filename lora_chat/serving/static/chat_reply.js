@@ -16,6 +16,7 @@ export async function fillReply(message, body, signal, changed) {
     message.reasoning = reply.reasoning;
     message.calls = reply.calls;
     message.tokens = reply.tokenCount;
+    message.model = reply.model || message.model;
   };
   message.finish = "interrupted"; // kept if the page is closed before the end
   try {

@@ -114,6 +114,7 @@ async function run() {
   state.abort = null;
   showRunning(false);
   byId("compare-tools").hidden = false;
+  if (chosen.length < 2 && viewOf() === "differences") document.querySelector("input[name=compare-view][value=text]").checked = true;
   const failed = state.columns.filter((column) => column.error).length;
   byId("compare-state").textContent = failed ? countWords(failed, "model") + " did not answer." : "";
   showColumns();
@@ -127,9 +128,14 @@ function showRunning(running) {
   if (hadFocus) byId(running ? "compare-stop" : "compare-run").focus();
 }
 
-function showColumns() {
+function viewOf() {
   const chosen = Array.from(document.getElementsByName("compare-view")).find((choice) => choice.checked);
-  const view = chosen ? chosen.value : "text";
+  return chosen ? chosen.value : "text";
+}
+
+function showColumns() {
+  byId("compare-tools").classList.toggle("single", state.columns.length < 2);
+  const view = viewOf();
   hideDetail();
   state.columns.forEach((column, number) => { if (column.finished) column.show(view, number === 0 ? null : state.columns[0]); });
   const legend = byId("compare-legend");

@@ -5,7 +5,7 @@ import { build, fill } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
 import { describeChecks, labelModel } from "./model_picker.js";
 import { FINISHES, Reply } from "./reply.js";
-import { countWords, showText } from "./text.js";
+import { countWords, showName, showText } from "./text.js";
 import { renderTokens } from "./token_view.js";
 import { compareWords } from "./word_difference.js";
 
@@ -103,6 +103,7 @@ export class Column {
     const mean = tokens.length ? tokens.reduce((sum, token) => sum + Math.max(-100, token.logprob), 0) / tokens.length : null;
     const parts = [];
     if (tokens.length) parts.push(countWords(tokens.length, "token") + ", perplexity " + Math.exp(-mean).toPrecision(3) + ".");
+    if (this.reply.model && this.reply.model !== this.model.id) parts.push("The server answered with " + showName(this.reply.model) + ".");
     if (FINISHES[this.reply.finish]) parts.push(FINISHES[this.reply.finish]);
     if (!this.text) parts.push("The reply has no text.");
     return parts.join(" ") || "Finished.";

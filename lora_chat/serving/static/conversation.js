@@ -69,9 +69,13 @@ function readTime(value) {
   return Number.isFinite(value) && value > 0 && value < 8.64e15 ? value : Date.now();
 }
 
+// Return whether a question and its reply still fit.
+export function hasRoom(conversation) {
+  return conversation.messages.length + 2 <= MAX_MESSAGES;
+}
+
 // Add a message below a parent (null for the first one), choose it, and return it.
 export function addMessage(conversation, parent, role, fields = {}) {
-  if (conversation.messages.length >= MAX_MESSAGES) throw new Error("This conversation is full. Start a new one.");
   const message = { id: createId(), parent: parent, role: role, content: "", reasoning: "", calls: [], model: "", finish: "", tokens: 0, edited: false, ...fields };
   conversation.messages.push(message);
   conversation.chosen[parent || "root"] = message.id;

@@ -5,7 +5,7 @@ import { startChat, stopReply } from "./chat.js";
 import { fillCompare, startCompare, stopCompare } from "./compare.js";
 import { announce, byId, notify } from "./dom.js";
 import { startJudge } from "./judge.js";
-import { loadModels, startPicker } from "./model_picker.js";
+import { loadModels, models, showLoadFailure, startPicker } from "./model_picker.js";
 import { closeSides } from "./side_panels.js";
 import { startShortcuts } from "./shortcuts.js";
 import { showTab, startTabs } from "./tabs.js";
@@ -53,8 +53,10 @@ function closePanels() {
 async function refresh() {
   try {
     await loadModels();
+    showLoadFailure(null);
   } catch (error) {
-    if (error.kind !== "network") notify(error.message, 20);
+    if (models.list.length) notify(error.message);
+    else showLoadFailure(error, refresh);
   }
 }
 

@@ -31,7 +31,7 @@ function appendBlocks(parent, blocks) {
 
 const RENDERERS = {
   // Headings of a reply are below the headings of the page.
-  heading: (block) => withInline(build("h" + Math.min(6, block.level + 2), { dir: "auto" }), block.text),
+  heading: (block) => withInline(build("h" + Math.min(6, block.level + 3), { dir: "auto" }), block.text),
   paragraph: (block) => (block.text.length > MAX_PARAGRAPH ? renderPlain(block.text) : withInline(build("p", { dir: "auto" }), block.text)),
   rule: () => build("hr"),
   quote: (block) => withBlocks(build("blockquote", { dir: "auto" }), block.blocks),
@@ -55,7 +55,7 @@ function renderCode(block) {
   copy.addEventListener("click", () => writeToClipboard(block.text, copy));
   const name = showText(block.language).replace(/\s/g, " ") || "code";
   const label = build("div", { class: "code-head small muted" }, build("span", {}, name), copy);
-  const code = build("pre", { tabindex: "0", dir: "ltr", role: "region", "aria-label": "Code: " + name }, build("code", {}, showText(block.text)));
+  const code = build("pre", { tabindex: "0", dir: "ltr", role: "group", "aria-label": "Code: " + name }, build("code", {}, showText(block.text)));
   return build("div", { class: "code" }, label, code);
 }
 
@@ -87,7 +87,7 @@ function renderTable(block) {
   const left = block.rows.length - rows.length;
   if (left > 0) rows.push(build("tr", {}, build("td", { colspan: block.alignments.length }, left + " more rows are not shown")));
   const table = build("table", {}, build("thead", {}, row(block.header, "th")), build("tbody", {}, rows));
-  return build("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, table);
+  return build("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Table" }, table);
 }
 
 // A view of a text that grows. A block is final once another block has begun with two complete lines (a table

@@ -62,10 +62,17 @@ function showProof() {
   badge.textContent = (passed ? "✓ " : "") + describeChecks(model);
   badge.className = "badge " + (passed ? "good" : model && model.isBase ? "" : "warn");
   fill(byId("proof"), model ? renderChecks(model) : build("p", { class: "muted" }, "The server serves no model."));
+  byId("empty-model").textContent = describeModel(model);
   const system = byId("system");
   const own = model && model.system;
   system.placeholder = own ? showText(model.system).slice(0, 500) : "";
   byId("system-hint").textContent = own ? "Empty: the model's own system prompt, shown in grey, is used." : "Empty: the model's default is used.";
+}
+
+function describeModel(model) {
+  if (!model) return "The server serves no model.";
+  const checks = describeChecks(model);
+  return showName(model.id, 60) + " answers" + (checks.endsWith("passed") ? "; " + checks + " before it was served." : ".");
 }
 
 // Return the list of a model's checks with their results.
@@ -86,7 +93,9 @@ function showRefused() {
     build("li", { class: "refusal" }, build("strong", { dir: "auto" }, showName(refusal.name)), build("span", { class: "muted" }, " " + showText(refusal.reason).slice(0, 1000)))));
 }
 
-// Return a line with a button for the time before the models are known.
-export function renderLoadFailure(error, retry) {
-  return build("p", { class: "error" }, error.message + " ", buildButton("Try again", retry, { class: "quiet" }));
+// Show that the models are not known, with a button to ask again; null removes it.
+export function showLoadFailure(error, retry) {
+  const line = byId("load-failure");
+  line.hidden = !error;
+  fill(line, error ? build("p", { class: "error", role: "alert" }, showText(error.message) + " ", buildButton("Try again", retry)) : null);
 }

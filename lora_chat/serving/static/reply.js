@@ -10,12 +10,14 @@ export class Reply {
     this.tokens = []; // {text, logprob, top: [{text, logprob}]}, if the request asked for them
     this.finish = null;
     this.usage = null;
+    this.model = ""; // the model that answered, by the server's own words
   }
 
   // Add a chunk of v1/chat/completions.
   add(chunk) {
     if (!chunk || typeof chunk !== "object") return;
     if (chunk.usage && typeof chunk.usage === "object") this.usage = chunk.usage;
+    if (typeof chunk.model === "string") this.model = chunk.model.slice(0, 512);
     const choice = Array.isArray(chunk.choices) ? chunk.choices[0] : null;
     if (!choice || typeof choice !== "object") return;
     const delta = choice.delta && typeof choice.delta === "object" ? choice.delta : {};

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from page_steps import ask, wait_until
 from scripted_server import RunningServer
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 
 def read_messages(page) -> list[str]:
@@ -300,3 +302,63 @@ def test_two_pages_do_not_overwrite_each_other(open_page, fake):
     first.reload()
     first.wait_for_selector("#conversation-list li:nth-child(2)")
     assert first.locator("#conversation-list li").count() == 2
+
+
+def test_page_works_under_a_prefix(browser, fake):
+    app = Starlette(routes=[Mount("/models/here", app=fake.script.build_app())])
+    running = RunningServer(app)
+    try:
+        page = browser.new_page()
+        page.goto(f"{running.address}models/here/")
+        page.wait_for_selector("#model option", state="attached")
+        ask(page, "hello")
+        assert read_messages(page)[1] == "A cat answers: hello"
+    finally:
+        page.close()
+        running.close()
+
+
+def test_models_that_cannot_be_listed_are_asked_for_again(open_page, fake):
+    page = open_page(expect_errors=True)
+    page.route("**/v1/models", lambda route: route.fulfill(status=500, json={"error": {"message": "<b>no</b>"}}))
+    page.reload()
+    page.wait_for_selector("#load-failure >> text=<b>no</b>")
+    page.fill("#question", "hello")
+    page.press("#question", "Enter")
+    assert "serves no model" in page.inner_text("#notice")
+    assert page.input_value("#question") == "hello"
+    page.unroute("**/v1/models")
+    page.click("#load-failure button")
+    page.wait_for_selector("#model option", state="attached")
+    assert not page.is_visible("#load-failure")
+    assert "cats answers; 3 of 3 checks passed" in page.inner_text("#empty-model")
+
+
+def test_reply_of_another_model_shows_its_name(open_page, fake):
+    page = open_page()
+    chunk = {"model": "someone-else", "choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}]}
+    body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    ask(page, "hello")
+    assert page.inner_text(".assistant .speaker") == "someone-else"
+    page.click("#tab-compare")
+    page.fill("#compare-prompt", "hello")
+    page.press("#compare-prompt", "Enter")
+    page.wait_for_selector(".column >> text=The server answered with someone-else.")
+
+
+def test_a_second_reply_waits_for_the_first(open_page, fake):
+    page = open_page()
+    ask(page, "first")
+    page.click("#messages > li:nth-child(1) .edit")
+    fake.script.delay = 0.1
+    page.fill("#question", "one two three four five six")
+    page.press("#question", "Enter")
+    page.wait_for_selector(".streaming")
+    page.click("text=Send as new version")
+    page.fill("#question", "third")
+    page.press("#question", "Enter")
+    assert page.input_value("#question") == "third"
+    assert page.is_visible(".editing textarea")
+    page.wait_for_selector("#stop", state="hidden")
+    assert len(fake.script.requests) == 2

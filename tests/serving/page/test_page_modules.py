@@ -61,7 +61,7 @@ def test_markdown_renders_the_common_forms(open_page):
     code = "const d = document.createElement('div'); d.append(m.renderMarkdown(v)); return d.innerHTML;"
     html = run(page, "markdown.js", code, MARKDOWN)
     for part in (
-        '<h3 dir="auto">Title</h3>', "<strong>bold</strong>", "<em>soft</em>", "<em><strong>both</strong></em>",
+        '<h4 dir="auto">Title</h4>', "<strong>bold</strong>", "<em>soft</em>", "<em><strong>both</strong></em>",
         '<code dir="ltr">a*b</code>', "<del>gone</del>", "snake_case_name", "☐ task", "☑ done", "<hr>", "b | c",
         '<td class="align-right" dir="auto">2</td>', "if x:\n    pass", "open fence *text*",
     ):  # fmt: skip
