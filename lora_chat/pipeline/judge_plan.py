@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -101,8 +101,17 @@ class JudgePlan:
 
     @property
     def sources(self) -> list[str]:
-        """Return the things that must be loaded, the run first because it decides base and precision."""
-        return list(dict.fromkeys([self.run_source, *(s.source for s in (self.a, self.b) if s.source is not None)]))
+        """Return the things to load as NAME=THING, the run first because it decides base and precision.
+
+        The names are made here, because two runs may have folders of the same name.
+        """
+        things = dict.fromkeys([self.run_source, *(s.source for s in (self.a, self.b) if s.source is not None)])
+        return [f"judged-{number}={thing}" for number, thing in enumerate(things, 1)]
+
+    def with_precision(self, precision: PrecisionPlan) -> "JudgePlan":
+        """Return the plan with the precision of the base that is in memory, which other adapters may have decided."""
+        settings = self.comparison.settings.model_copy(update={"precision": describe_precision(precision)})
+        return replace(self, comparison=self.comparison.model_copy(update={"settings": settings}))
 
     def check_weights_unchanged(self) -> None:
         """Raise IntegrityError if an adapter was replaced since the plan was made, because votes name its digest."""

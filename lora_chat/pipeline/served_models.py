@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeGuard
 
+from lora_chat.config.plan import PrecisionPlan
 from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, OutOfMemoryError, UsageError, first_line
 from lora_chat.inference.continuous.batch_generator import BatchGenerator
@@ -74,6 +75,11 @@ class ServedModels:
             int(time.time()),
         )
         self._admitted: dict[str, AdmittedModel] = {BARE_BASE: bare}
+
+    @property
+    def precision(self) -> PrecisionPlan:
+        """Return the precision of the base in memory."""
+        return self._shared.precision
 
     def list(self) -> "Sequence[AdmittedModel]":
         """Return all models that answer."""

@@ -44,7 +44,7 @@ def run_judge(
         logger.info(plan.summary)
         served = open_served_models(plan.sources, trust, settings.mode, BatchLimits())
         plan.check_weights_unchanged()
-        session = JudgeSession(plan, served, judge)
+        session = JudgeSession(plan.with_precision(served.precision), served, judge)
         desk = JudgeDesk(lambda: session, is_only_page=True, opens_page=open_page if opens_browser else None)
         run_server(served, prepared, lambda: desk.announce(prepared.listener.url), desk)
     finally:

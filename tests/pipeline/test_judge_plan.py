@@ -119,7 +119,7 @@ def test_options_that_cannot_be_used_are_refused(models, settings, judge, match)
 def test_a_run_is_judged_against_its_base(run):
     plan = plan_judgement(str(run), str(run), "base", TrustOptions())
     assert (plan.comparison.a.name, plan.comparison.b.name, plan.comparison.b.adapter) == ("smoke-1", "base", None)
-    assert plan.sources == [str(run)]
+    assert plan.sources == [f"judged-1={run}"]
     assert plan.prompts
     assert plan.comparison.settings.max_new_tokens == 12
     reverse = plan_judgement(str(run), "base", str(run), TrustOptions())
@@ -138,7 +138,7 @@ def test_a_run_is_judged_against_its_base(run):
 def test_another_adapter_of_the_same_base_is_a_model(run, make_adapter, tmp_path):
     make_adapter("tiny-random", tmp_path / "other")
     plan = plan_judgement(str(run), str(tmp_path / "other"), "base", TrustOptions())
-    assert plan.sources == [str(run), str(tmp_path / "other")]
+    assert plan.sources == [f"judged-1={run}", f"judged-2={tmp_path / 'other'}"]
     assert plan.comparison.a.name == "other"
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from lora_chat.data.encoding.turns import TurnReader
+from lora_chat.errors import IntegrityError
 from lora_chat.inference.continuous.request import (
     Finish,
     GeneratedToken,
@@ -22,6 +23,7 @@ from lora_chat.inference.continuous.request import (
 from lora_chat.inference.generation import decode_reply
 from lora_chat.pipeline.judge_plan import JudgedSide, JudgePlan, JudgePrompt, format_message
 from lora_chat.runs.judgement_record import Side
+from lora_chat.system.user_path import expand_user_path
 
 if TYPE_CHECKING:
     from lora_chat.pipeline.served_models import ServedModels
@@ -155,10 +157,16 @@ class ReplyPairs:
 
 
 def find_generator_name(models: "ServedModels", side: JudgedSide) -> str | None:
-    """Return the name of a model in the generator; None for the bare base. Raise LookupError if it is not loaded."""
+    """Return the name of a model in the generator; None for the bare base.
+
+    Raise IntegrityError with the reason if it was refused.
+    """
     if side.source is None:
         return None
+    path = expand_user_path(side.source).resolve()
     for model in models.list():
-        if model.source == side.source and model.adapter is not None:
+        is_run = model.run is not None and model.run.path.resolve() == path
+        if model.adapter is not None and (model.source == side.source or is_run):
             return model.adapter
-    raise LookupError(side.source)
+    reasons = "; ".join(models.refused.values()) or "it is not loaded"
+    raise IntegrityError(f"{side.source} cannot be judged: {reasons}")

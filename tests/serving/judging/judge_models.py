@@ -66,6 +66,7 @@ class ScriptedModels:
 
     def __init__(self, generator, run=None):
         self.generator, self.refused = generator, {}
+        self.precision = SimpleNamespace(mode="none", dtype="float32")
         self._list = (
             SimpleNamespace(name="base", adapter=None, source="base", run=None),
             SimpleNamespace(name="run-1", adapter=ADAPTER, source=RUN, run=run),

@@ -8,6 +8,7 @@ pytest.importorskip("starlette")
 
 from judge_models import ScriptedGenerator, ScriptedModels, make_plan
 
+from lora_chat.errors import IntegrityError
 from lora_chat.pipeline.judge_plan import JudgeSettings
 from lora_chat.pipeline.open_adapter import TrustOptions
 from lora_chat.runs.run_folder import RunFolder
@@ -68,8 +69,10 @@ def test_a_run_that_was_trained_again_is_not_judged_with_the_loaded_weights(make
 
 
 def test_a_model_that_is_not_loaded_is_not_judged(run, tiny_tokenizer):
-    models = SimpleNamespace(generator=ScriptedGenerator(tiny_tokenizer), list=lambda: ())
-    with pytest.raises(LookupError):
+    models = SimpleNamespace(
+        generator=ScriptedGenerator(tiny_tokenizer), list=lambda: (), refused={"run-1": "another base"}
+    )
+    with pytest.raises(IntegrityError, match="cannot be judged: another base"):
         JudgeSession(make_plan(run.path, tiny_tokenizer), models)
 
 
