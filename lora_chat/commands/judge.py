@@ -1,10 +1,15 @@
 """`lora-chat judge`: compare replies of two models without knowing which is which."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from lora_chat.commands.options import ADAPTER_HELP, add_trust, non_negative_int, positive_int, read_trust
 from lora_chat.errors import MissingPackageError
 from lora_chat.system.console import print_json, print_result
+from lora_chat.system.sanitize import sanitize_line
+
+if TYPE_CHECKING:
+    from lora_chat.evaluation.run_judgements import RunJudgements
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +79,21 @@ def _print_result(options: argparse.Namespace) -> None:
     from lora_chat.runs.run_folder import open_run_folder
 
     judgements = collect_run_judgements(open_run_folder(options.run_folder))
+    if options.models:
+        judgements = _select_models(options, judgements)
     if options.json:
         print_json({"run": options.run_folder, **judgements.as_dict()})
         return
     for line in judgements.lines or [f"No votes yet. Judge with: lora-chat judge {options.run_folder}"]:
-        print_result(line)
+        print_result(sanitize_line(line))
+
+
+def _select_models(options: argparse.Namespace, judgements: "RunJudgements") -> "RunJudgements":
+    """Return the results of the two models that the user named."""
+    from lora_chat.evaluation.run_judgements import RunJudgements
+    from lora_chat.pipeline.judge_plan import JudgeSettings, check_judge_options, collect_named_results
+    from lora_chat.runs.run_folder import open_run_folder
+
+    models = check_judge_options(options.run_folder, options.models, JudgeSettings(), None)
+    results = collect_named_results(open_run_folder(options.run_folder), *models)
+    return RunJudgements(tuple(reversed(results)), ignored_lines=judgements.ignored_lines)

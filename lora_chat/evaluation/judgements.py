@@ -154,6 +154,11 @@ class JudgementResult:
     remarks: tuple[Remark, ...] = ()
     """Notes of the votes that count; JSON leaves them out, because they may quote private prompts."""
 
+    def reversed(self, records: Iterable[JudgementRecord]) -> "JudgementResult":
+        """Return the result with its models exchanged, from records among which are those of the comparison."""
+        members = [record for record in records if record.comparison.key == self.comparison.key]
+        return summarize_comparison(self.comparison.reversed, members)
+
     def as_dict(self) -> dict[str, object]:
         """Return the result for JSON."""
         return {

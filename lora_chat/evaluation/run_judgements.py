@@ -1,12 +1,10 @@
 """The human votes on the adapter that a run has now."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_chat.evaluation.judgement_text import format_notes, format_result
-from lora_chat.evaluation.judgements import JudgementResult, summarize_comparison, summarize_judgements
+from lora_chat.evaluation.judgements import JudgementResult, summarize_judgements
 from lora_chat.runs.judgement_log import JudgementLog, read_judgements
-from lora_chat.runs.judgement_record import JudgementRecord
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.bounded_files import read_json_object
 from lora_chat.system.hashing import digest_file
@@ -39,7 +37,7 @@ class RunJudgements:
         return [
             *([self.ignored_lines] if self.ignored_lines else []),
             *(
-                [f"{count:,} {'record' if count == 1 else 'records'} on other adapter weights {verb} not counted."]
+                [f"{count:,} {'record' if count == 1 else 'records'} on other adapter weights {verb} not counted here."]
                 if count
                 else []
             ),
@@ -74,14 +72,9 @@ def collect_run_judgements(run: RunFolder) -> RunJudgements:
 def judge_run(log: JudgementLog, adapter: str, base: str) -> RunJudgements:
     """Return the results of a log for the adapter and the base with these digests."""
     own = [record for record in log.records if record.comparison.has_adapter(adapter, base)]
-    results = [_orient_result(result, own, adapter) for result in summarize_judgements(own)]
+    results = [
+        result if result.comparison.a.adapter == adapter else result.reversed(own)
+        for result in summarize_judgements(own)
+    ]
     voted = [result for result in results if result.votes or result.equal_replies]
     return RunJudgements(tuple(reversed(voted)), len(log.records) - len(own), log.ignored)
-
-
-def _orient_result(result: JudgementResult, records: Sequence[JudgementRecord], adapter: str) -> JudgementResult:
-    """Return the result with the adapter of these weights as A."""
-    if result.comparison.a.adapter == adapter:
-        return result
-    members = [record for record in records if record.comparison.key == result.comparison.key]
-    return summarize_comparison(result.comparison.reversed, members)

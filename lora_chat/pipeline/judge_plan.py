@@ -12,6 +12,7 @@ from lora_chat.config.plan import PrecisionPlan
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.dialogue import ChatMessage, Dialogue
 from lora_chat.errors import IntegrityError, UsageError
+from lora_chat.evaluation.judgements import JudgementResult, summarize_judgements
 from lora_chat.evaluation.reply_items import make_reply_item
 from lora_chat.models.adapter_files import WEIGHTS_NAME
 from lora_chat.models.base_model import load_tokenizer
@@ -20,6 +21,7 @@ from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.admitted_model import BARE_BASE
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, open_adapter
+from lora_chat.runs.judgement_log import read_judgements
 from lora_chat.runs.judgement_record import (
     MAX_JUDGE_CHARACTERS,
     MAX_NAME_CHARACTERS,
@@ -105,8 +107,8 @@ class JudgePlan:
 
         The names are made here, because two runs may have folders of the same name.
         """
-        things = dict.fromkeys([self.run_source, *(s.source for s in (self.a, self.b) if s.source is not None)])
-        return [f"judged-{number}={thing}" for number, thing in enumerate(things, 1)]
+        sources = dict.fromkeys([self.run_source, *(s.source for s in (self.a, self.b) if s.source is not None)])
+        return [f"judged-{number}={source}" for number, source in enumerate(sources, 1)]
 
     def with_precision(self, precision: PrecisionPlan) -> "JudgePlan":
         """Return the plan with the precision of the base that is in memory, which other adapters may have decided."""
@@ -188,6 +190,24 @@ def plan_judgement(
         ),
     )
     return JudgePlan(opened.run, run_source, comparison, sides[0], sides[1], tuple(prompts))
+
+
+def collect_named_results(run: RunFolder, a: str, b: str) -> list[JudgementResult]:
+    """Return the results of the votes in a run on the models A and B, one for each choice of settings.
+
+    Raises UsageError for a model that is not an adapter in a folder or parcel.
+    """
+    names = (b, a) if _is_same_path(b, str(run.path)) else (a, b)
+    wanted = [None if name == BARE_BASE else _digest_adapter(name) for name in names]
+    records = [
+        record
+        for record in read_judgements(run.judgements).records
+        if {record.comparison.a.adapter, record.comparison.b.adapter} == set(wanted)
+    ]
+    return [
+        result if result.comparison.a.adapter == wanted[0] else result.reversed(records)
+        for result in summarize_judgements(records)
+    ]
 
 
 def describe_precision(precision: PrecisionPlan) -> str:

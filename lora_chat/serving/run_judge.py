@@ -5,8 +5,10 @@ import os
 import sys
 import threading
 import webbrowser
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from lora_chat.evaluation.judgement_text import format_notes, format_result
 from lora_chat.evaluation.run_judgements import RunJudgements, collect_run_judgements
 from lora_chat.inference.continuous.request import BatchLimits
 from lora_chat.pipeline.judge_plan import JudgeSettings, plan_judgement
@@ -33,7 +35,7 @@ def run_judge(
     port: int,
     opens_browser: bool,
 ) -> RunJudgements:
-    """Serve the judge page until a signal ends it, and return the result of all votes on the run.
+    """Serve the judge page until a signal ends it, and return the result of all votes on the two models.
 
     Raises the errors of the run and the models before weights load.
     """
@@ -49,12 +51,12 @@ def run_judge(
         run_server(served, prepared, lambda: desk.announce(prepared.listener.url), desk)
     finally:
         prepared.close()
-    result = collect_run_judgements(plan.run)
+    result, shown = collect_run_judgements(plan.run), session.summarize()
     if result.results:
         try_write_report(plan.run)
-    for line in result.lines:
+    for line in (format_result(shown), *format_notes(shown), *result.notes):
         logger.info(line)
-    return result
+    return replace(result, results=(shown,))
 
 
 def open_page(link: str) -> None:

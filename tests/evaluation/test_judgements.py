@@ -164,7 +164,7 @@ def test_the_run_counts_only_votes_on_its_present_weights():
     judged = judge_run(log, OWN, "b" * 64)
     assert [(r.comparison.a.adapter, r.counts.wins, r.counts.losses) for r in judged.results] == [(OWN, 1, 0)]
     assert judged.other_weights == 1
-    assert "1 record on other adapter weights is not counted." in judged.lines
+    assert "1 record on other adapter weights is not counted here." in judged.lines
     assert judge_run(log, "3" * 64, "b" * 64).results == ()
     assert judge_run(log, OWN, "c" * 64).other_weights == 2
     json.dumps(judged.as_dict(), allow_nan=False)

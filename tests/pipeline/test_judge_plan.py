@@ -161,7 +161,7 @@ def call(*arguments):
     return code, out.getvalue(), err.getvalue()
 
 
-def test_the_result_needs_no_server(run):
+def test_the_result_needs_no_server(run, make_adapter, tmp_path):
     from judgement_records import make_comparison, make_vote
 
     from lora_chat.runs.judgement_log import append_judgement
@@ -179,5 +179,14 @@ def test_the_result_needs_no_server(run):
     assert code == 0 and "in 8 of 8 decided pairs" in out and "1 record on other adapter weights" in out
     code, out, _ = call("judge", run, "--result", "--json")
     assert json.loads(out)["results"][0]["wins"] == 8
+    for models in (["base"], [run, "base"], ["base", run]):
+        code, out, _ = call("judge", run, *models, "--result")
+        assert code == 0 and "smoke-1" not in out and "in 8 of 8 decided pairs" in out
+    other = make_adapter("tiny-random", tmp_path / "other") and tmp_path / "other"
+    assert "No votes yet" in call("judge", run, other, "--result")[1]
+    digest = digest_file(other / "adapter_model.safetensors")
+    append_judgement(RunFolder(run).judgements, make_vote(3, comparison=make_comparison(None, digest, base=base)))
+    assert "run-" in call("judge", run, other, "base", "--result")[1]
+    assert "in 0 of 1 decided pair " in call("judge", run, other, "base", "--result")[1]
     assert call("judge", run.parent / "none", "--result")[0] == 2
     assert call("judge", run, "a", "b", "c")[0] == 2

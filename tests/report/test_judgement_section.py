@@ -74,7 +74,7 @@ def test_no_note_or_name_becomes_markup(run, evil):
 
 def test_votes_on_other_weights_are_ignored_and_said(run):
     vote(run, make_vote(1, comparison=make_comparison(OTHER)))
-    assert "1 record on other adapter weights is not counted." in page_of(run).text
+    assert "1 record on other adapter weights is not counted here." in page_of(run).text
 
 
 def test_a_damaged_log_is_named(run):
