@@ -8,6 +8,7 @@ From a request to its prompt:
 - conversation: messages and tools in the form of the chat template
 - chat_prompt: the ids of a conversation
 - reply_task: the generation that a request asks for, within the limits of the server
+- reply_length: the largest number of tokens of a reply
 - prompt_threads: threads in which requests are prepared
 
 From tokens to an answer:

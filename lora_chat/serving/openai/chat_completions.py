@@ -1,5 +1,6 @@
 """Replies to conversations, whole or streamed."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from lora_chat.serving.openai.choice import ChoiceDelta
 from lora_chat.serving.openai.conversation import read_tool_choice
 from lora_chat.serving.openai.model_traits import traits_of
 from lora_chat.serving.openai.prompt_threads import run_in_thread
+from lora_chat.serving.openai.reply_length import choose_max_tokens, read_window
 from lora_chat.serving.openai.reply_task import ReplyTask, find_model, make_task
 from lora_chat.serving.openai.request_body import parse_body
 from lora_chat.serving.openai.running_replies import RunningReplies
@@ -37,7 +39,7 @@ async def answer_chat(request: "Request") -> Response:
     if chat.stream:
         return EventStream(answer.stream(), replies.cancel)
     try:
-        return JSONResponse(await answer.collect())
+        return await answer.collect()
     finally:
         replies.cancel()
 
@@ -55,7 +57,13 @@ def prepare_chat(body: bytes, models: "ServedModels", options: "ServerOptions") 
         [prompt],
         form,
         options,
-        max_tokens=chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
+        max_tokens=choose_max_tokens(
+            chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
+            [prompt],
+            read_window(model, models),
+            options,
+            source="messages",
+        ),
         top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
     )
     return chat, task
@@ -73,14 +81,12 @@ class _ChatAnswer:
             "model": task.model.name,
         }
 
-    async def collect(self) -> dict[str, object]:
-        """Return the whole answer."""
+    async def collect(self) -> Response:
+        """Return the whole answer, written in a thread because log-probabilities of long replies take time."""
         deltas: list[list[ChoiceDelta]] = [[] for _ in self._replies.choices]
         async for delta in self._replies.read_deltas():
             deltas[delta.index].append(delta)
-        choices = [self._join(index, parts) for index, parts in enumerate(deltas)]
-        usage = self._replies.describe_usage()
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
+        return await asyncio.to_thread(lambda: JSONResponse(self._join_all(deltas)))
 
     async def stream(self) -> AsyncIterator[dict[str, object]]:
         """Yield the chunks of the answer: the role of each reply, its parts, its end, and the usage if it is wanted."""
@@ -125,6 +131,11 @@ class _ChatAnswer:
         logprobs: Mapping[str, object] | None = None,
     ) -> dict[str, object]:
         return {"index": index, "delta": dict(delta), "logprobs": logprobs, "finish_reason": finish}
+
+    def _join_all(self, deltas: Sequence[Sequence[ChoiceDelta]]) -> dict[str, object]:
+        choices = [self._join(index, parts) for index, parts in enumerate(deltas)]
+        usage = self._replies.describe_usage()
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
 
     def _join(self, index: int, parts: Sequence[ChoiceDelta]) -> dict[str, object]:
         """Return one whole reply."""

@@ -1,5 +1,6 @@
 """Texts that continue a prompt, without the chat template, as `lora-chat generate` does."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import JSONResponse, Response
 
 from lora_chat.data.dialogue import InvalidDialogueError
+from lora_chat.data.encoding.control_tokens import read_token_limit
 from lora_chat.data.parsing.checked_text import check_text
 from lora_chat.errors import DataError, LoraChatError
 from lora_chat.serving.api_errors import ApiError
@@ -16,6 +18,7 @@ from lora_chat.serving.openai.choice import ChoiceDelta
 from lora_chat.serving.openai.completion_request import CompletionRequest
 from lora_chat.serving.openai.model_traits import traits_of
 from lora_chat.serving.openai.prompt_threads import run_in_thread
+from lora_chat.serving.openai.reply_length import choose_max_tokens, read_window
 from lora_chat.serving.openai.reply_task import ReplyTask, find_model, make_task
 from lora_chat.serving.openai.request_body import parse_body
 from lora_chat.serving.openai.running_replies import RunningReplies
@@ -42,7 +45,7 @@ async def answer_completion(request: "Request") -> Response:
     if wanted.stream:
         return EventStream(answer.stream(), replies.cancel)
     try:
-        return JSONResponse(await answer.collect())
+        return await answer.collect()
     finally:
         replies.cancel()
 
@@ -64,14 +67,20 @@ def prepare_completion(
     if len(prompts) > options.max_choices:  # before any of them is tokenized
         raise ApiError(400, f"prompt: at most {options.max_choices:,} prompts are accepted.", parameter="prompt")
     ids = [encode_prompt(prompt, model) for prompt in prompts]
-    room = None if model.positions is None else model.positions - max(map(len, ids))
     task = make_task(
         request,
         model,
         ids,
         None,
         options,
-        max_tokens=request.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, options.max_new_tokens, room or 1)),
+        max_tokens=choose_max_tokens(
+            request.max_tokens,
+            ids,
+            read_window(model, models),
+            options,
+            source="prompt",
+            default=DEFAULT_MAX_TOKENS,
+        ),
         top_logprobs=request.logprobs,
     )
     return request, task
@@ -89,7 +98,7 @@ def split_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list
 def encode_prompt(prompt: str | list[int], model: "AdmittedModel") -> list[int]:
     """Return the ids of a text as in training, or checked ids. Raise ApiError for others."""
     if isinstance(prompt, list):
-        limit = len(model.tokenizer)
+        limit = min(len(model.tokenizer), read_token_limit(model.tokenizer) or len(model.tokenizer))
         if not prompt or max(prompt) >= limit:
             raise ApiError(
                 400, f"prompt: token ids are from 0 to {limit - 1:,}.", parameter="prompt", code="invalid_value"
@@ -120,13 +129,12 @@ class _CompletionAnswer:
             "model": task.model.name,
         }
 
-    async def collect(self) -> dict[str, object]:
-        """Return the whole answer."""
+    async def collect(self) -> Response:
+        """Return the whole answer, written in a thread because log-probabilities of long replies take time."""
         deltas: list[list[ChoiceDelta]] = [[] for _ in self._replies.choices]
         async for delta in self._replies.read_deltas():
             deltas[delta.index].append(delta)
-        choices = [self._describe(index, self._read_echo(index), parts) for index, parts in enumerate(deltas)]
-        return {**self._head, "choices": choices, "usage": self._replies.describe_usage()}
+        return await asyncio.to_thread(lambda: JSONResponse(self._join_all(deltas)))
 
     async def stream(self) -> AsyncIterator[dict[str, object]]:
         """Yield the chunks of the answer, and the usage if it is wanted."""
@@ -138,6 +146,10 @@ class _CompletionAnswer:
             yield {**self._head, "choices": [self._describe(delta.index, "", [delta])], **usage}
         if usage:
             yield {**self._head, "choices": [], "usage": self._replies.describe_usage()}
+
+    def _join_all(self, deltas: Sequence[Sequence[ChoiceDelta]]) -> dict[str, object]:
+        choices = [self._describe(index, self._read_echo(index), parts) for index, parts in enumerate(deltas)]
+        return {**self._head, "choices": choices, "usage": self._replies.describe_usage()}
 
     def _read_echo(self, index: int) -> str:
         """Return the prompt of a text if it is wanted."""

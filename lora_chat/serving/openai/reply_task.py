@@ -73,7 +73,7 @@ def make_task(
     form: ReplyForm | None,
     options: ServerOptions,
     *,
-    max_tokens: int | None,
+    max_tokens: int,
     top_logprobs: int | None,
 ) -> ReplyTask:
     """Return the task of a request. Raise ApiError for one that exceeds a limit."""
@@ -96,7 +96,7 @@ def make_task(
         model,
         tuple(map(tuple, prompts)),
         form,
-        _choose_max_tokens(max_tokens, max(map(len, prompts)), model, options, "messages" if form else "prompt"),
+        max_tokens,
         _read_generation(request),
         request.n,
         _read_stops(request, options),
@@ -126,29 +126,3 @@ def _read_stops(request: SamplingRequest, options: ServerOptions) -> tuple[str, 
     else:
         return tuple(stops)
     raise ApiError(400, f"stop: {reason}.", parameter="stop", code="invalid_value")
-
-
-def _choose_max_tokens(
-    wanted: int | None, prompt: int, model: "AdmittedModel", options: ServerOptions, source: str
-) -> int:
-    """Return the largest number of tokens of a reply: the rest of the context up to the limit of the server."""
-    if wanted is not None and wanted > options.max_new_tokens:
-        raise ApiError(
-            400,
-            f"max_tokens: {wanted:,} is more than the largest reply of this server, {options.max_new_tokens:,} tokens.",
-            parameter="max_tokens",
-            code="invalid_value",
-        )
-    if model.positions is None:
-        return wanted or options.max_new_tokens
-    room = model.positions - prompt
-    if room < (wanted or 1):
-        asked = f" and {wanted:,} in the reply ({prompt + wanted:,} together)" if wanted else ""
-        raise ApiError(
-            400,
-            f"The context of this model has {model.positions:,} tokens, but the request has {prompt:,} tokens in the "
-            f"prompt{asked}. Shorten the {source} or the reply.",
-            parameter=source,
-            code="context_length_exceeded",
-        )
-    return wanted or min(room, options.max_new_tokens)

@@ -22,6 +22,7 @@ class TokenTexts:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
+        self._known: dict[int, bytes] = {}
         self._added = {number: str(token.content) for number, token in tokenizer.added_tokens_decoder.items()}
 
     @cached_property
@@ -40,6 +41,11 @@ class TokenTexts:
 
     def read_bytes(self, token: int) -> bytes:
         """Return the bytes of a token in the text."""
+        if token not in self._known:
+            self._known[token] = self._find_bytes(token)
+        return self._known[token]
+
+    def _find_bytes(self, token: int) -> bytes:
         if token in self._added:
             return self._added[token].encode("utf-8", "replace")
         name = self._tokenizer.convert_ids_to_tokens(token)
