@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROMPT_LENGTHS = (5, 12, 19, 33)
-_NUM_STEPS = 5
+_NUM_STEPS = 3
+_SHARED_LENGTHS = (39, 103, 171)
+"""Lengths of prompts that begin alike, of which no last block is complete."""
+_COMMON_TOKENS = 16
+_MAX_SHARED_PROMPT = 191
+"""Longest prompt that PyTorch's attention on a CPU divides into blocks of 32 tokens whatever its length."""
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 """Kinds of rotary positions that depend on the longest sequence of a step."""
 
@@ -35,6 +40,10 @@ class BatchCheck:
     """Whether the logits of a shared step have the bits of a step with one request."""
     bytes_per_token: int = 0
     """Memory of the keys and values of one token, in bytes."""
+    shares_prompts: bool = False
+    """Whether a prompt can be read from any token on."""
+    max_shared_prompt: int = 0
+    """Length of the longest prompts that can share their beginnings with the same bits."""
 
 
 def check_batching(batched: BatchedModel, model: "PreTrainedModel", pad: int) -> BatchCheck:
@@ -66,7 +75,41 @@ def check_batching(batched: BatchedModel, model: "PreTrainedModel", pad: int) ->
     if max(differences) > rounding_tolerance(model):
         return BatchCheck("a request's logits depend on the requests beside it")
     layers = [*pool.keys.values(), *pool.values.values()]
-    return BatchCheck("", is_exact, sum(layer[0].nbytes for layer in layers))
+    shares_prompts, is_same = _check_sharing(batched, model, pad)
+    return BatchCheck(
+        "",
+        is_exact,
+        sum(layer[0].nbytes for layer in layers),
+        shares_prompts,
+        (min(_MAX_SHARED_PROMPT, (batched.smallest_window or _MAX_SHARED_PROMPT + 1) - 1)) if is_same else 0,
+    )
+
+
+def _check_sharing(batched: BatchedModel, model: "PreTrainedModel", pad: int) -> tuple[bool, bool]:
+    """Return whether prompts can be read from any token on, and whether shared beginnings have the same bits."""
+    short, longer, longest = (_make_prompt(model, length) for length in _SHARED_LENGTHS)
+    second = [*short[:_COMMON_TOKENS], *longer[_COMMON_TOKENS:]]
+    third = [*second[: 5 * _COMMON_TOKENS], *longest[5 * _COMMON_TOKENS :]]
+    pool = batched.pool = TokenPool(sum(_SHARED_LENGTHS))
+    ranges = [pool.allocate(length) for length in _SHARED_LENGTHS]
+    tokens = [chosen for chosen in ranges if chosen is not None]
+    try:
+        batched.read(short, None, tokens[0])
+        pool.copy(tokens[0].begin, tokens[1].begin, _COMMON_TOKENS)
+        logits = [batched.read_rest(second, None, tokens[1], _COMMON_TOKENS)]
+        pool.copy(tokens[1].begin, tokens[2].begin, 5 * _COMMON_TOKENS)
+        logits.append(batched.read_rest(third, None, tokens[2], 5 * _COMMON_TOKENS))
+        keys = {layer: states[tokens[2].begin : tokens[2].end].clone() for layer, states in pool.keys.items()}
+        expected = [batched.read(second, None, tokens[1]), batched.read(third, None, tokens[2])]
+    except Exception as error:  # code of a model that does not take these arguments
+        if is_out_of_memory(error):
+            raise
+        return False, False
+    if any(relative_difference(*pair) > rounding_tolerance(model) for pair in zip(logits, expected, strict=True)):
+        return False, False
+    is_same = all(torch.equal(*pair) for pair in zip(logits, expected, strict=True))
+    span = slice(tokens[2].begin, tokens[2].end)
+    return True, is_same and all(torch.equal(keys[layer], states[span]) for layer, states in pool.keys.items())
 
 
 def _find_obstacle(model: "PreTrainedModel") -> str:
@@ -86,12 +129,17 @@ def _find_obstacle(model: "PreTrainedModel") -> str:
 
 
 def _make_prompts(model: "PreTrainedModel") -> list[list[int]]:
-    """Return prompts of several lengths without the tokens for pictures and sound."""
+    """Return prompts of several lengths."""
+    return [_make_prompt(model, length) for length in _PROMPT_LENGTHS]
+
+
+def _make_prompt(model: "PreTrainedModel", length: int) -> list[int]:
+    """Return random tokens without those for pictures and sound."""
     config = model.config
     special = {value for key, value in config.to_dict().items() if key.endswith(("_id", "_index"))} | {None}
     ids = [token for token in range(min(model.get_input_embeddings().weight.shape[0], 5000)) if token not in special]
-    source = random.Random(0)
-    return [[source.choice(ids) for _ in range(length)] for length in _PROMPT_LENGTHS]
+    source = random.Random(length)
+    return [source.choice(ids) for _ in range(length)]
 
 
 def _generate(model: "PreTrainedModel", pad: int, prompt: list[int]) -> tuple[list[int], list[torch.Tensor]]:

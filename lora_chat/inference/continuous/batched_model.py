@@ -14,7 +14,9 @@ from lora_chat.inference.continuous.row_layers import RowLayers
 from lora_chat.inference.continuous.shared_attention import (
     ATTENTION_NAME,
     DecodeStep,
+    ReadStep,
     computing,
+    make_rest_cache,
     make_step_cache,
     register_shared_attention,
 )
@@ -71,6 +73,16 @@ class BatchedModel:
         """Return whether the model is on a GPU."""
         return bool(self._base.device.type != "cpu")
 
+    @property
+    def smallest_window(self) -> int | None:
+        """Return the smallest sliding window of a layer in tokens; None if no layer has one."""
+        return min(self._windows.values(), default=None)
+
+    @property
+    def adapters(self) -> tuple[str | None, ...]:
+        """Return the attached adapters, and None for the bare base."""
+        return (None, *self._plain)
+
     def has_adapter(self, name: str | None) -> bool:
         """Return whether an adapter is attached; None is the bare base."""
         return name is None or name in self._plain
@@ -104,6 +116,30 @@ class BatchedModel:
         self._windows = {i: layer.sliding_window for i, layer in enumerate(layers) if layer.is_sliding}
         for index, layer in enumerate(layers):  # a sliding layer keeps only the last tokens
             self.pool.write(index, begin + num_tokens - layer.keys.shape[2], layer.keys, layer.values)
+
+    def read_rest(self, prompt: Sequence[int], adapter: str | None, tokens: TokenRange, start: int) -> torch.Tensor:
+        """Read a prompt whose first tokens have their keys and values in the range; return logits (vocabulary,)."""
+        device = self._base.device
+        attention = self._base.config.get_text_config()._attn_implementation
+        step = ReadStep(self.pool, tokens.begin, start, len(prompt), attention)
+        ids = torch.tensor([list(prompt[start:])], device=device)
+        positions = torch.arange(start, len(prompt), device=device)[None]
+        with (
+            torch.inference_mode(),
+            using_adapter(self._model, adapter),
+            contiguous_hidden_states(self._base),
+            computing(step),
+            _using_shared_attention(self._configs),
+        ):
+            output = self._base(
+                input_ids=ids,
+                position_ids=positions,
+                past_key_values=make_rest_cache(step, self._num_layers),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        logits: torch.Tensor = output.logits[0, -1].float()
+        return logits
 
     def decode(self, rows: Sequence[DecodeRow]) -> torch.Tensor:
         """Return the logits (rows, vocabulary) of the next tokens, in fp32."""

@@ -67,6 +67,8 @@ class BatchLimits:
     """Tokens whose keys and values fit into memory; None derives it from free memory."""
     positions: int | None = None
     """Context window of the base in tokens; None if unknown."""
+    exact_prefixes: bool = True
+    """Whether prompts share keys and values only where a reply keeps its bits. Equal prompts always share them."""
     max_read_tokens: int = 512
     """Prompt tokens after which the running replies get their next tokens before another prompt is read."""
 

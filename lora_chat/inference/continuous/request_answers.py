@@ -9,11 +9,12 @@ import torch
 
 from lora_chat.inference.continuous.batch_check import BatchCheck, check_batching
 from lora_chat.inference.continuous.batched_model import BatchedModel, DecodeRow
+from lora_chat.inference.continuous.prefix_store import PrefixStore, ReadPrompt
 from lora_chat.inference.continuous.request import BatchLimits, BatchStatistics, FinishReason, GenerationRequest
 from lora_chat.inference.continuous.running_request import RunningRequest, Ticket
 from lora_chat.inference.continuous.single_reply import generate_single
 from lora_chat.inference.continuous.token_choice import NonFiniteLogitsError, TokenChooser
-from lora_chat.inference.continuous.token_pool import TokenPool
+from lora_chat.inference.continuous.token_pool import TokenPool, TokenRange
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.system.memory_usage import free_memory_bytes
@@ -167,6 +168,8 @@ class SharedAnswering(Answering):
         self._batched, self._limits = batched, limits
         self._pool, self.capacity = batched.pool, batched.pool.num_tokens
         self._running: list[RunningRequest] = []
+        shared = None if not check.is_exact or not limits.exact_prefixes else check.max_shared_prompt
+        self._prefixes = PrefixStore(self._pool, self._pool.num_tokens // 2, shared if check.shares_prompts else 0)
 
     @property
     def num_running(self) -> int:
@@ -183,6 +186,7 @@ class SharedAnswering(Answering):
     def refresh(self, model: "PreTrainedModel") -> None:
         """Take a model whose adapters may have changed, and end replies of adapters that were removed."""
         self._batched.refresh(model)
+        self._prefixes.drop_adapters(self._batched.adapters)
         for running in list(self._running):
             if not self._batched.has_adapter(running.request.adapter):
                 self._end(running, "removed")
@@ -205,8 +209,12 @@ class SharedAnswering(Answering):
 
     def _fits(self, request: GenerationRequest) -> bool:
         """Return whether a request can run beside those that run."""
-        needed = len(request.prompt) + request.max_new_tokens
-        return len(self._running) < self._limits.max_running and self._pool.can_allocate(needed)
+        if len(self._running) >= self._limits.max_running:
+            return False
+        while not self._pool.can_allocate(len(request.prompt) + request.max_new_tokens):
+            if not self._prefixes.drop_oldest():
+                return False
+        return True
 
     def _start(self, ticket: Ticket) -> None:
         """Read a prompt and choose the first token of its reply."""
@@ -220,13 +228,27 @@ class SharedAnswering(Answering):
         running = RunningRequest(ticket, tokens, TokenChooser(request))
         self._running.append(running)
         try:
-            logits = self._batched.read(request.prompt, request.adapter, tokens)
+            logits = self._read(request, tokens)
         except Exception as error:
             logger.exception("Reading a prompt failed.")
             self._end(running, "failed", str(error))
             return
         self._prompt_tokens += len(request.prompt)
+        running.read = ReadPrompt(request.adapter, request.prompt, tokens, logits.clone())
         self._accept(running, logits)
+
+    def _read(self, request: GenerationRequest, tokens: TokenRange) -> torch.Tensor:
+        """Return the logits (vocabulary,) after a prompt, of which only the part is read that was not read before."""
+        reads = [running.read for running in self._running if running.read is not None]
+        reuse = self._prefixes.find(request.adapter, request.prompt, reads)
+        if reuse is None:
+            return self._batched.read(request.prompt, request.adapter, tokens)
+        self._pool.copy(reuse.source.tokens.begin, tokens.begin, reuse.num_tokens)
+        self._prefix_hits += 1
+        self._reused_tokens += reuse.num_tokens
+        if reuse.num_tokens == len(request.prompt):
+            return reuse.source.logits
+        return self._batched.read_rest(request.prompt, request.adapter, tokens, reuse.num_tokens)
 
     def _advance(self, batch: list[RunningRequest]) -> None:
         """Compute the next tokens of running requests. A GPU that runs out of memory gets half of them at a time."""
@@ -265,7 +287,10 @@ class SharedAnswering(Answering):
     def _end(self, running: RunningRequest, reason: FinishReason, message: str = "") -> None:
         """End a reply and free its memory."""
         self._running.remove(running)
-        self._pool.free(running.tokens)
+        if running.read is not None and reason not in ("removed", "failed"):
+            self._prefixes.keep(running.read)
+        else:
+            self._pool.free(running.tokens)
         self._finish(running.ticket, reason, message)
 
     def end_all(self, reason: FinishReason, message: str = "") -> None:

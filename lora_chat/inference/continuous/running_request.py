@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from lora_chat.inference.continuous.prefix_store import ReadPrompt
 from lora_chat.inference.continuous.request import Finish, FinishReason, GeneratedToken, GenerationRequest
 from lora_chat.inference.continuous.token_choice import TokenChooser
 from lora_chat.inference.continuous.token_pool import TokenRange
@@ -64,6 +65,8 @@ class RunningRequest:
     tokens: TokenRange
     """Range of its keys and values."""
     chooser: TokenChooser
+    read: ReadPrompt | None = None
+    """The prompt with its logits, after it was read."""
     num_generated: int = 0
     last_token: int = 0
 

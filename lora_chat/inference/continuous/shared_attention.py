@@ -36,10 +36,25 @@ class DecodeStep:
     """Sliding windows of the layers that have one, in tokens."""
 
 
+@dataclass
+class ReadStep:
+    """The rest of a prompt whose first tokens have keys and values in the pool."""
+
+    pool: TokenPool
+    begin: int
+    """First token of the prompt in the pool."""
+    start: int
+    """Number of tokens that are not read again."""
+    total: int
+    """Length of the prompt."""
+    attention: str = "sdpa"
+
+
 class _Current(threading.local):
     """The step that a thread is computing."""
 
     step: DecodeStep | None = None
+    reading: ReadStep | None = None
 
 
 _CURRENT = _Current()
@@ -51,13 +66,16 @@ def current_step() -> DecodeStep | None:
 
 
 @contextmanager
-def computing(step: DecodeStep) -> Iterator[None]:
+def computing(step: DecodeStep | ReadStep) -> Iterator[None]:
     """Let attention and products belong to a step until the block ends."""
-    _CURRENT.step = step
     try:
+        if isinstance(step, ReadStep):
+            _CURRENT.reading = step
+        else:
+            _CURRENT.step = step
         yield
     finally:
-        _CURRENT.step = None
+        _CURRENT.step = _CURRENT.reading = None
 
 
 def register_shared_attention() -> str:
@@ -80,6 +98,8 @@ def shared_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute the attention of one token of each request: query (requests, heads, 1, head size)."""
+    if _CURRENT.reading is not None:
+        return _attend_rest(_CURRENT.reading, module, query, key, value, **kwargs), None
     step = _CURRENT.step
     if step is None or query.shape[0] != len(step.spans) or query.shape[2] != 1:
         raise RuntimeError("Attention over requests was called outside of a step.")
@@ -96,6 +116,20 @@ def shared_attention(
         row_keys, row_values = (states[begin:end].transpose(0, 1)[None] for states in (keys, values))
         outputs.append(attend(module, query[row : row + 1], row_keys, row_values, mask, **kwargs)[0])
     return torch.cat(outputs), None
+
+
+def _attend_rest(
+    step: ReadStep, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
+) -> torch.Tensor:
+    """Compute the attention of the last tokens of a prompt as if the whole prompt were read.
+
+    The kernel gets zeros as the queries of the tokens before them, because it would divide a shorter prompt into other
+    blocks, and would then add in another order.
+    """
+    whole = query.new_zeros(1, query.shape[1], step.total, query.shape[3])
+    whole[:, :, step.start :] = query
+    output: torch.Tensor = _stock_attention(module, step.attention)(module, whole, key, value, None, **kwargs)[0]
+    return output[:, step.start :]
 
 
 def _stock_attention(module: torch.nn.Module, name: str) -> Any:
@@ -136,6 +170,33 @@ class _StepLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """Return that there is no maximum."""
         return -1
+
+
+class _RestLayer(_StepLayer):
+    """A layer of the cache of the rest of a prompt."""
+
+    def __init__(self, index: int, step: ReadStep) -> None:
+        CacheLayerMixin.__init__(self)
+        self._index, self._rest = index, step
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the keys and values of the rest, and return those of the whole prompt."""
+        step = self._rest
+        step.pool.write(self._index, step.begin + step.start, key_states, value_states)
+        span = slice(step.begin, step.begin + step.total)
+        keys, values = (states[self._index][span].transpose(0, 1) for states in (step.pool.keys, step.pool.values))
+        return keys[None].contiguous(), values[None].contiguous()
+
+    def get_seq_length(self) -> int:
+        """Return the number of tokens that are not read again."""
+        return self._rest.start
+
+
+def make_rest_cache(step: ReadStep, num_layers: int) -> Cache:
+    """Return the cache of the rest of a prompt, in the form that models take."""
+    return Cache(layers=[_RestLayer(index, step) for index in range(num_layers)])
 
 
 def make_step_cache(step: DecodeStep, num_layers: int) -> Cache:
