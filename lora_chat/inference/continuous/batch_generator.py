@@ -51,7 +51,7 @@ class BatchGenerator:
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._is_closing = self._is_stopped = False
-        self._answering: Answering = start_answering(model, pad, limits)
+        self._answers: Answering = start_answering(model, pad, limits)
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
         self._thread.start()
 
@@ -68,7 +68,7 @@ class BatchGenerator:
         if not request.prompt or request.max_new_tokens < 1:
             raise ValueError("a request needs a prompt and at least one new token")
         length = len(request.prompt) + request.max_new_tokens
-        for limit, name in ((self._limits.positions, "positions"), (self._answering.capacity, "tokens of memory")):
+        for limit, name in ((self._limits.positions, "positions"), (self._answers.capacity, "tokens of memory")):
             if limit is not None and length > limit:
                 raise RequestTooLongError(
                     f"{len(request.prompt)} prompt tokens and {request.max_new_tokens} new ones exceed {limit} {name}"
@@ -96,11 +96,11 @@ class BatchGenerator:
 
     def is_using(self, adapter: str) -> bool:
         """Return whether a request for an adapter waits or runs; call it in a function of `run_between_steps`."""
-        return any(ticket.request.adapter == adapter for ticket in (*self._waiting, *self._answering.tickets()))
+        return any(ticket.request.adapter == adapter for ticket in (*self._waiting, *self._answers.tickets()))
 
     def statistics(self) -> BatchStatistics:
         """Return numbers since the start, and of this moment."""
-        return self._answering.statistics(len(self._waiting))
+        return self._answers.statistics(len(self._waiting))
 
     def close(self, timeout: float) -> None:
         """Refuse new requests, and wait up to `timeout` seconds for those that run or wait; then end them."""
@@ -115,24 +115,24 @@ class BatchGenerator:
         """Answer requests until the generator is closed."""
         while True:
             with self._changed:
-                while not (self._waiting or self._jobs or self._is_closing or self._answering.num_running):
+                while not (self._waiting or self._jobs or self._is_closing or self._answers.num_running):
                     self._changed.wait()
                 jobs, self._jobs = self._jobs, deque()
-                idle = not (self._waiting or jobs or self._answering.num_running)
+                idle = not (self._waiting or jobs or self._answers.num_running)
             if self._is_stopped or (idle and self._is_closing):
                 break
             for job in jobs:
                 self._run(job)
             try:
                 self._end_waiting()
-                self._answering.advance(self._next_ticket)
+                self._answers.advance(self._next_ticket)
             except Exception as error:
                 logger.exception("A step failed.")
-                self._answering.end_all("failed", str(error))
+                self._answers.end_all("failed", str(error))
         for job in self._jobs:
             job.error = RuntimeError("the generator is closed")
             job.done.set()
-        self._answering.end_all("cancelled")
+        self._answers.end_all("cancelled")
         while self._waiting:
             self._waiting.popleft().finish("cancelled")
 
@@ -142,7 +142,7 @@ class BatchGenerator:
             try:
                 job.result = job.function(self.model)
             finally:
-                self._answering.refresh(self.model)
+                self._answers.refresh(self.model)
         except BaseException as error:
             job.error = error
         job.done.set()

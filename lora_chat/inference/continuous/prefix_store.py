@@ -100,8 +100,8 @@ class PrefixStore:
 
     def drop_adapters(self, attached: Iterable[str | None]) -> None:
         """Free the prompts of adapters that are no longer attached."""
-        kept = set(attached)
-        for key in [key for key in self._kept if key[0] not in kept]:
+        names = set(attached)
+        for key in [key for key in self._kept if key[0] not in names]:
             self._drop(key)
 
     def _drop(self, key: tuple[str | None, tuple[int, ...]]) -> None:

@@ -61,3 +61,32 @@ def test_mixed_adapters_reply_as_each_of_them_alone(served, generator):
     names["plain"] = attach(generator, served.stored["scaled"], numbers)
     replies = [ask(generator, prompt, names["plain"]) for prompt in PROMPTS]
     assert [reply.wait().ids for reply in replies] == [served.reply("scaled", prompt, 12) for prompt in PROMPTS]
+
+
+def test_prompts_that_begin_alike_are_read_once_and_answered_alike(served):
+    generator = BatchGenerator(served.load(), 0, BatchLimits(max_running=4, max_cache_tokens=1000))
+    try:
+        adapter = attach(generator, served.stored["plain"], itertools.count(1))
+        (long,) = make_prompts((150,))
+        prompts = [long[:100], [*long[:60], *PROMPTS[1]], [*long[:60], *PROMPTS[3]], long, long]
+        for prompt in prompts:
+            assert ask(generator, prompt, adapter).wait().ids == served.reply("plain", prompt, 12)
+        statistics = generator.statistics()
+        assert statistics.prefix_hits == 4
+        assert statistics.reused_tokens == 48 + 48 + 96 + 150
+        # Nothing is shared with the base or with another adapter.
+        assert ask(generator, long).wait().ids == served.reply(None, long, 12)
+        other = attach(generator, served.stored["scaled"], itertools.count(2))
+        assert ask(generator, long, other).wait().ids == served.reply("scaled", long, 12)
+        assert generator.statistics().reused_tokens == statistics.reused_tokens
+        # Four replies to one prompt at once, and prompts that push the others out.
+        together = [ask(generator, long, adapter, number=number) for number in range(4)]
+        assert {tuple(reply.wait().ids) for reply in together} == {tuple(served.reply("plain", long, 12))}
+        for prompt in make_prompts((300, 290, 310, 280)):
+            assert ask(generator, prompt, adapter).wait().ids == served.reply("plain", prompt, 12)
+        assert generator.statistics().cache_tokens <= 500
+        generator.run_between_steps(lambda model: remove_adapter(model, adapter))
+        generator.run_between_steps(lambda model: remove_adapter(model, other))
+        assert generator.statistics().cache_tokens == 0
+    finally:
+        generator.close(10)
