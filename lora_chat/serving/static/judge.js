@@ -21,10 +21,14 @@ let waiting = null; // controller of the request for the next pair
 export function startJudge(section) {
   root = section;
   document.addEventListener("keydown", pressKey);
+  document.addEventListener("judge-link", open);
   open();
 }
 
 async function open() {
+  parts = null;
+  if (waiting) waiting.abort();
+  waiting = null;
   fill(root, build("p", { class: "muted", role: "status" }, "Opening…"));
   try {
     await enter();
@@ -35,8 +39,16 @@ async function open() {
   } catch (error) {
     const shown = toApiError(error);
     if (shown.kind === "network" || shown.kind === "server") showProblem("The judge page did not open", shown.message, true);
-    else showProblem("This page needs its link", shown.message);
+    else showProblem("This page needs its link", describe(shown));
   }
+}
+
+const LINK_CODES = ["judge_key_needed", "judge_link_spent"];
+
+function describe(error) {
+  if (!LINK_CODES.includes(error.code)) return error.message;
+  const spent = error.code === "judge_link_spent" ? "This link was used already. If you did not use it, somebody else on this machine did. " : "";
+  return spent + "Open the newest link on the terminal of the server, which begins with \u201cJudge\u201d. Each link works once, so that only you can vote.";
 }
 
 function showProblem(title, text, again = false) {
@@ -95,7 +107,7 @@ async function loadNext() {
     } catch (error) {
       const shown = toApiError(error);
       if (!shown || waiting !== controller) return;
-      if (shown.code === "judge_key_needed" || shown.code === "nothing_to_judge") return showProblem("This page needs its link", shown.message);
+      if (shown.code === "judge_key_needed" || shown.code === "nothing_to_judge") return showProblem("This page needs its link", describe(shown));
       showMessage(shown.message);
       await new Promise((resolve) => { setTimeout(resolve, RETRY_MILLISECONDS); });
     }

@@ -16,13 +16,12 @@ function takeToken() {
   history.replaceState(null, "", "#judge");
 }
 takeToken();
-// A link that is opened in a tab that already has the page.
-addEventListener("hashchange", (event) => {
+// A link that is opened in a tab that already has the page. The tabs of the page then show the view.
+addEventListener("hashchange", () => {
   if (!FRAGMENT.test(location.hash)) return;
-  event.stopImmediatePropagation();
   takeToken();
-  location.reload();
-}, { capture: true });
+  document.dispatchEvent(new CustomEvent("judge-link"));
+});
 
 function readKey() {
   try {

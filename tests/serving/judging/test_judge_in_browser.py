@@ -73,14 +73,14 @@ def served(tmp_path, tiny_tokenizer):
 def open_page(browser):
     problems, contexts = [], []
 
-    def open_one(desk, **options):
+    def open_one(desk, first=None, **options):
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(10_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: problems.append(dialog.message))
-        page.goto(desk.link)
+        page.goto(desk.link.partition("/#")[0] + first if first else desk.link)
         return page
 
     yield open_one
@@ -198,13 +198,20 @@ def test_a_spent_link_opens_nothing(served, open_page):
     stranger = other.context.browser.new_context().new_page()
     stranger.goto(link)
     stranger.wait_for_selector(".judge-problem")
-    assert "works once" in stranger.inner_text("#judge")
+    assert "was used already" in stranger.inner_text("#judge")
+    stranger.goto(desk.link)  # in the same tab
+    stranger.wait_for_selector(".judge-reply")
     stranger.context.close()
 
 
 def test_the_tab_of_the_whole_page_judges_too(served, open_page):
     desk = served(is_only_page=False)
-    page = open_page(desk)
+    page = open_page(desk, first="/")
+    page.click("#tab-judge")
+    page.wait_for_selector(".judge-problem")
+    assert "newest link" in page.inner_text("#judge")
+    page.click("#tab-chat")
+    page.goto(desk.link)
     page.wait_for_selector(".judge-reply")
     assert page.get_attribute("#tab-judge", "aria-selected") == "true"
     press(page, "1")
