@@ -84,7 +84,7 @@ class ReplyParser:
     def _read_beginning(self) -> None:
         """Decide whether the reply begins with reasoning, if enough of it is known."""
         text = self._buffer.lstrip()
-        if THINK.startswith(text):
+        if text != THINK and THINK.startswith(text):
             return
         if not text.startswith(THINK):
             self._in_content = True

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import pytest
 
+from lora_chat.data.encoding.turns import TurnReader
+from lora_chat.serving.openai.model_traits import traits_of
 from lora_chat.serving.openai.reply_parser import ReplyForm, ReplyParser
 
 CALL = '<tool_call>\n{"name": "look_up", "arguments": {"city": "Zürich"}}\n</tool_call>'
@@ -97,3 +99,23 @@ def test_content_is_not_kept_back_longer_than_needed():
         "",
         " three",
     ]
+
+
+@pytest.mark.parametrize("model", ["plain", "thinking", "opening"])
+def test_reasoning_is_that_of_the_next_prompt(models, model):
+    admitted = models.find(model)
+    prompt = admitted.render_prompt([{"role": "user", "content": "q"}])
+    form = traits_of(admitted).describe_replies(prompt, None)
+    reader, end = TurnReader(admitted.tokenizer, admitted.stop_ids), admitted.tokenizer.decode(prompt[-16:])
+    draw = random.Random(5)
+    for _ in range(300):
+        text = "".join(draw.choices(["<think>", "</think>", "\n", " ", "a", "</thi", "nk>"], k=draw.randint(0, 7)))
+        expected = reader.parse_reply(end, text.strip())
+        opened = form.opens_reasoning or (form.writes_reasoning and text.strip().startswith("<think>"))
+        if opened and "</think>" not in text:
+            expected = {
+                "content": "",
+                "reasoning_content": text.strip().removeprefix("" if form.opens_reasoning else "<think>").strip(),
+            }
+        reasoning, content, _, _ = _parse(form, list(text))
+        assert (reasoning, content) == (expected.get("reasoning_content", ""), expected["content"]), text
