@@ -14,7 +14,8 @@ class FunctionCallRequest(StrictModel):
     """The function and the arguments of a call in an earlier reply."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    arguments: str
+    arguments: str | dict[str, JsonValue]
+    """JSON text of an object, or the object."""
 
 
 class ToolCallRequest(StrictModel):
@@ -35,6 +36,10 @@ class MessageRequest(StrictModel):
     name: str | None = None
     reasoning_content: str | None = None
     """Reasoning of an earlier reply; the chat template decides whether it stays in the prompt."""
+    reasoning: str | None = None
+    """The same, under another name."""
+    thinking: str | None = None
+    """The same, under another name."""
     tool_calls: list[ToolCallRequest] | None = None
     tool_call_id: str | None = None
     refusal: None = None

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lora_chat.data.dialogue import ChatMessage, InvalidDialogueError, Message, ToolDescription
-from lora_chat.data.parsing.checked_text import check_text, read_name
+from lora_chat.data.parsing.checked_text import REASONING_KEYS, check_text, read_name, read_reasoning
 from lora_chat.data.parsing.tool_calls import read_calls, read_tools
 from lora_chat.serving.api_errors import ApiError
 from lora_chat.serving.openai.chat_request import MessageRequest
@@ -33,11 +33,11 @@ def _read_message(request: MessageRequest, number: int) -> ChatMessage:
         text = check_text(_read_content(request, where), where)
         calls = read_calls([call.model_dump(exclude_none=True) for call in request.tool_calls or ()], where)
         role = "system" if request.role == "developer" else request.role
-        if role != "assistant" and (calls or request.reasoning_content):
+        reasoning = read_reasoning(request.model_dump(include=set(REASONING_KEYS)), where)
+        if role != "assistant" and (calls or reasoning):
             raise InvalidDialogueError(f"{where}: only the assistant has tool calls and reasoning")
         if role in ("user", "assistant") and not text.strip() and not calls:
             raise InvalidDialogueError(f"{where} ({role}) is empty")
-        reasoning = check_text(request.reasoning_content, where) if request.reasoning_content else None
         names = {"name": request.name, "tool_call_id": request.tool_call_id}
         message = Message(
             role,

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lora_chat.data.dialogue import Message, ToolCall
 from lora_chat.serving.api_errors import ApiError
 from lora_chat.serving.openai.chat_completions import prepare_chat
 from lora_chat.serving.openai.chat_request import ChatRequest
@@ -153,6 +154,18 @@ def test_tools_reach_the_template_as_given(models, server_options):
     text = models.find("tools").tokenizer.decode(prompt)
     assert '"parameters": {"type": "object", "properties": {"b": {"enum": [1, "x"]}, "a"' in text
     assert "strict" not in text
+
+
+def test_rows_of_training_data_are_accepted(models, server_options):
+    call = Message("assistant", "", "I look.", (ToolCall("f", '{"a": 1}', "c"),))
+    row = [Message("user", "q").as_dict, call.as_dict, Message("tool", "r", name="f", tool_call_id="c").as_dict]
+    sent = [row[0], *_call('{"a": 1}')[1:]]
+    sent[1] |= {"reasoning_content": "I look."}
+    sent[2] |= {"name": "f", "tool_call_id": "c"}
+    prompts = [_prepare(models, server_options, messages=messages)[1].prompts for messages in (row, sent)]
+    assert prompts[0] == prompts[1]
+    with pytest.raises(ApiError, match="reasoning that is not one text"):
+        _prepare(models, server_options, messages=[row[0], row[1] | {"thinking": "other"}, row[0]])
 
 
 COMPLETIONS = [
