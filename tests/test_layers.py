@@ -41,7 +41,7 @@ LIBRARY_IMPORTERS = {
     ],
     "model_signing": ["sharing/signature.py"],
     "huggingface_hub": ["system/hub_client.py", "system/hub_guard.py", "system/hub_origin.py"],
-    "httpx2": ["system/hub_guard.py", "system/hub_origin.py"],
+    "httpx2": ["system/http_client.py", "system/hub_guard.py", "system/hub_origin.py"],
     "evaluate": ["evaluation/harness_model.py"],
     "lm_eval": ["evaluation/harness_model.py"],
     "llama_cpp": ["export/parity/llama_cpp_worker.py"],

@@ -14,6 +14,7 @@
 - gpu_memory: Free memory of the GPU, and its release before another model is loaded
 - hardware: The device, memory and threads of this machine
 - hashing: SHA-256 of files, texts and Python code
+- http_client: Requests to one HTTP endpoint that the user named, with limits
 - hub_answers: Checks of a hub's ETags, commits, file names, sizes and listings
 - hub_cache: Checks of links in the hub's cache
 - hub_client: Client of the Hugging Face hub
