@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -10,6 +11,7 @@ import time
 import pytest
 import torch
 
+from lora_chat.config.lora_variants import LORA_VARIANTS
 from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, OutOfMemoryError, UsageError
 from lora_chat.inference.continuous.batch_generator import BatchGenerator
 from lora_chat.inference.continuous.request import BatchLimits, Finish, GenerationRequest
@@ -365,6 +367,25 @@ def test_serves_the_rest_and_fails_if_nothing_is_left(things, good, tmp_path, me
     forged = things.parcel("late", things.adapter("good-adapter"), reference=raw)
     with pytest.raises(IntegrityError, match=r"(?s)Nothing that was named.*not the model of training"):
         open_served_models([str(forged)], things.trust, None, LIMITS)
+
+
+@pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
+@pytest.mark.parametrize(
+    ("variant", "mode"),
+    [
+        (variant.name, mode)
+        for variant in LORA_VARIANTS
+        for mode in ("none", "8bit", "4bit")
+        if (variant.name, mode) != ("dora", "8bit")  # PEFT's DoRA cannot read 8-bit weights on a CPU
+    ],
+)
+def test_every_variant_and_quantization_passes_beside_another(things, variant, mode):  # noqa: F811
+    adapters = {kind: things.adapter(f"{kind}-{mode}", mode=mode, variant=kind) for kind in ("lora", variant)}
+    parcels = [things.parcel(f"{kind}-{mode}", adapter, mode=mode) for kind, adapter in adapters.items()]
+    models = open_served_models(list(map(str, parcels)), things.trust, None, LIMITS)
+    assert models.refused == {}
+    assert all(checks_of(model)["reference"] for model in models.list() if model.adapter)
+    models.close(5)
 
 
 @pytest.mark.parametrize(

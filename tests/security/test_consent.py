@@ -345,8 +345,14 @@ def test_received_parity_report_is_not_packed(own_run, call, tmp_path, parcel):
     kept = json.loads((run / "proof.json").read_text())
     kept["report"]["mean_kl"] = 0.125
     (run / "proof.json").write_text(json.dumps(kept))
+    measured = json.loads((run / "reference.json").read_text())
+    assert open_parcel(parcel).receipt.reference.model_dump(mode="json") == measured["reference"]
+    (run / "reference.json").write_text(json.dumps(measured | {"reference": measured["reference"] | {"device": "x"}}))
     assert call("pack", run, "--out", tmp_path / "p")[0] == 0
-    assert open_parcel(tmp_path / "p.lorachat").receipt.proof.mean_kl != 0.125
+    receipt = open_parcel(tmp_path / "p.lorachat").receipt
+    assert receipt.proof.mean_kl != 0.125
+    assert receipt.reference.device == "cpu"
+    assert json.loads((run / "reference.json").read_text()) == measured
     assert json.loads((run / "proof.json").read_text())["report"]["mean_kl"] != 0.125
 
 
