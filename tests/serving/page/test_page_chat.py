@@ -3,6 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
 from page_steps import ask, wait_until
 from scripted_server import RunningServer
 from starlette.applications import Starlette
