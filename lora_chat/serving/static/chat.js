@@ -12,6 +12,7 @@ import { loadConversation, loadConversations, saveConversation, watchOtherPages 
 import { loadModels, models } from "./model_picker.js";
 import { buildSampling } from "./sampling.js";
 import { closeSides, startSides } from "./side_panels.js";
+import { repairText } from "./text.js";
 import { buildTrainingRow, nameFile } from "./training_row.js";
 
 const chat = { conversation: createConversation(), running: null, error: null, nodes: new Map(), readSampling: null, showList: null, askMeter: null };
@@ -222,11 +223,11 @@ function scrollToEnd() {
 function readNextPrompt() {
   const messages = listRequestMessages(chat.conversation);
   const draft = byId("question").value;
-  if (draft.trim()) messages.push({ role: "user", content: draft });
+  if (draft.trim()) messages.push({ role: "user", content: repairText(draft) });
   if (!models.chosen || !messages.some((message) => message.role === "user")) return null;
   // After a reply the next prompt is not complete until something is written, so the last question is counted.
   while (messages[messages.length - 1].role === "assistant") messages.pop();
-  return { model: models.chosen, messages: messages, reserved: chat.readSampling().max_tokens, isDraft: Boolean(draft.trim()) };
+  return { model: models.chosen, messages: messages, reserved: chat.readSampling().max_tokens || 1, isDraft: Boolean(draft.trim()) };
 }
 
 function exportRow() {

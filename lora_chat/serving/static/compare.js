@@ -5,7 +5,7 @@ import { Column } from "./compare_column.js";
 import { loadSettings, saveSettings } from "./conversation_store.js";
 import { labelModel, models } from "./model_picker.js";
 import { buildSampling } from "./sampling.js";
-import { countWords, shorten, showText } from "./text.js";
+import { countWords, repairText, shorten, showText } from "./text.js";
 import { hideDetail, LEVELS } from "./token_view.js";
 
 const TOP_LOGPROBS = 5;
@@ -98,7 +98,7 @@ async function run() {
   const abort = new AbortController();
   const system = byId("compare-system").value;
   const body = {
-    messages: [...(system.trim() ? [{ role: "system", content: system }] : []), ...state.history, { role: "user", content: prompt }],
+    messages: [...(system.trim() ? [{ role: "system", content: repairText(system) }] : []), ...state.history, { role: "user", content: repairText(prompt) }],
     ...state.readSampling(),
     logprobs: true,
     top_logprobs: TOP_LOGPROBS,

@@ -1,6 +1,8 @@
 // A conversation is a tree: an edited question or a second try of a reply is another version beside the first one.
 // The chosen versions form the path that is shown, sent and exported. A conversation is plain data plus functions.
 
+import { repairText } from "./text.js";
+
 const MAX_MESSAGES = 2000;
 const MAX_TEXT = 2_000_000;
 const ROLES = new Set(["user", "assistant"]);
@@ -113,7 +115,7 @@ export function chooseVersion(conversation, message) {
 
 // Return the messages of a request: the system prompt if there is one, and the path up to a message, if one is named.
 export function listRequestMessages(conversation, last = null) {
-  const messages = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
+  const messages = conversation.system.trim() ? [{ role: "system", content: repairText(conversation.system) }] : [];
   for (const message of listPath(conversation)) {
     messages.push(toRequestMessage(message));
     if (last && message.id === last.id) break;
@@ -122,8 +124,8 @@ export function listRequestMessages(conversation, last = null) {
 }
 
 export function toRequestMessage(message) {
-  const sent = { role: message.role, content: message.content };
-  if (message.reasoning) sent.reasoning_content = message.reasoning;
+  const sent = { role: message.role, content: repairText(message.content) };
+  if (message.reasoning) sent.reasoning_content = repairText(message.reasoning);
   if (message.calls.length) {
     sent.tool_calls = message.calls.map((call, number) => ({
       id: call.id || "call_" + number,

@@ -70,11 +70,9 @@ function readPair(pair) {
 export const FINISHES = {
   stop: "",
   tool_calls: "",
-  length: "The reply reached the largest number of tokens.",
-  cancelled: "Stopped.",
+  length: "The reply was cut off at the largest number of tokens or at the server's time limit.",
   stopped: "You stopped this reply.",
   content_filter: "The server's filter blocked the rest of this reply.",
   interrupted: "The connection was lost; this is the part that arrived.",
   failed: "The reply failed; this is the part that arrived.",
-  deadline: "The server's time limit for one reply was reached.",
 };

@@ -24,6 +24,11 @@ export function showToken(token) {
   return showText(token).replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥") || "(nothing)";
 }
 
+// Return a text in which half a surrogate pair, which a paste can leave and which is not a character, is U+FFFD.
+export function repairText(text) {
+  return text.replace(/\p{Surrogate}/gu, "\ufffd");
+}
+
 export function shorten(text, limit) {
   const characters = Array.from(String(text).slice(0, 4 * limit));
   return characters.length > limit ? characters.slice(0, limit - 1).join("") + "…" : characters.join("");

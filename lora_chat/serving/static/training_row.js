@@ -16,22 +16,11 @@ export function buildTrainingRow(conversation) {
   // A reply that was cut off would teach the model to stop in the middle.
   const cut = listPath(conversation).find((message) => message.role === "assistant" && !message.edited && !COMPLETE.has(message.finish));
   if (cut) return refuse("A reply is not complete. Retry it, or complete it with Edit.");
-  return { line: JSON.stringify({ messages: messages.map(keepCharacters) }) + "\n", problem: "" };
+  return { line: JSON.stringify({ messages: messages }) + "\n", problem: "" };
 }
 
 function refuse(problem) {
   return { line: "", problem: problem };
-}
-
-// Half a surrogate pair, which a paste can leave, is not a character and becomes U+FFFD.
-function keepCharacters(message) {
-  const copy = { ...message, content: repair(message.content) };
-  if (message.reasoning_content) copy.reasoning_content = repair(message.reasoning_content);
-  return copy;
-}
-
-function repair(text) {
-  return text.replace(/\p{Surrogate}/gu, "\ufffd");
 }
 
 // Return a name of a file from the time, such as "conversation-20261129-1204.jsonl".

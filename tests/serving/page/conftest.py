@@ -35,7 +35,7 @@ def browser():
 def fake():
     """Return a running server with scripted replies."""
     pytest.importorskip("uvicorn")
-    from scripted_server import RunningServer, ScriptedServer
+    from page_server import RunningServer, ScriptedServer
 
     scripted = ScriptedServer()
     running = RunningServer(scripted.build_app())

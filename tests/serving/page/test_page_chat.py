@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
+from page_server import RunningServer
 from page_steps import ask, wait_until
-from scripted_server import RunningServer
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -50,6 +50,14 @@ def test_sampling_and_system_prompt_are_sent(open_page, fake):
     sent = fake.script.requests[-1]
     assert sent["messages"][0] == {"role": "system", "content": "Be short."}
     assert (sent["temperature"], sent["top_p"], sent["seed"], sent["max_tokens"]) == (0.7, 0.9, 7, 33)
+    page.click("#tab-compare")
+    page.click("#compare details.field summary")
+    assert page.input_value("#compare-sampling-temperature") == "0.7"
+    page.fill("#compare-sampling-max_tokens", "")
+    page.press("#compare-sampling-max_tokens", "Tab")
+    page.click("#tab-chat")
+    ask(page, "hello again")
+    assert "max_tokens" not in fake.script.requests[-1]
     page.fill("#sampling-temperature", "99")
     page.press("#sampling-temperature", "Tab")
     assert page.input_value("#sampling-temperature") == "2"

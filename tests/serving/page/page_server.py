@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import uvicorn
 from starlette.applications import Starlette
@@ -12,6 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from lora_chat.serving.openai.chat_request import ChatRequest
+from lora_chat.serving.openai.request_body import parse_body
+from lora_chat.serving.openai.tokenize import TokenizeRequest
 from lora_chat.serving.page_routes import ROUTES
 
 HOSTILE_NAME = "<script>alert(1)</script>\u202egnp.exe"
@@ -60,12 +64,15 @@ class ScriptedServer:
         return JSONResponse({"object": "list", "data": rows, "refused": refused})
 
     async def tokenize_route(self, request: Request) -> Response:
+        parse_body(await request.body(), TokenizeRequest)
         body = await request.json()
         text = "\n".join(f"<|{message['role']}|>{message['content']}" for message in body["messages"])
         tokens = [{"id": number + 10, "text": piece} for number, piece in enumerate(split_words(text))]
         return JSONResponse({"count": len(tokens), "max_model_len": 2048, "tokens": tokens})
 
     async def chat_route(self, request: Request) -> Response:
+        # A field or a value that the real server would refuse is refused here too.
+        parse_body(await request.body(), ChatRequest)
         body = await request.json()
         self.requests.append(body)
         if self.status is not None:
@@ -141,11 +148,12 @@ class ScriptedServer:
 class RunningServer:
     """A server of an app on a free port of this computer, in a thread."""
 
-    def __init__(self, app: Starlette, port: int = 0) -> None:
+    def __init__(self, app: Starlette | Callable[[int], Starlette], port: int = 0) -> None:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         self.port = listener.getsockname()[1]
+        app = app if isinstance(app, Starlette) else app(self.port)
         self.server = uvicorn.Server(
             uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=0)
         )
