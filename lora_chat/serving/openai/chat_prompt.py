@@ -41,12 +41,9 @@ def render_prompt(
     try:
         ids = render(tools)
         if tools and ids == render([]):
-            raise ApiError(
-                400,
-                "tools: the chat template of this model leaves out tools, so the model would not see them.",
-                parameter="tools",
-                code="unsupported_parameter",
-            )
+            raise _refuse("tools", "the chat template of this model leaves out tools, so the model would not see them")
+        if tools and not traits_of(model).reads_calls:
+            raise _refuse("tools", "calls in the form of this chat template are not read, so none would be a tool call")
     except DataError as error:
         raise refuse_prompt(error, "messages") from error
     except LoraChatError as error:  # the template or the tokenizer took too long
@@ -72,20 +69,21 @@ def _read_arguments(request: ChatPromptRequest, model: "AdmittedModel") -> dict[
         wanted["chat_template_kwargs.enable_thinking"] = "on" if enabled else "off"
     if request.reasoning_effort is not None:
         if request.reasoning_effort not in _EFFORTS:
-            raise _refuse_thinking("reasoning_effort", "only none and high are supported: thoughts are off or on")
+            raise _refuse("reasoning_effort", "only none and high are supported: thoughts are off or on")
         wanted["reasoning_effort"] = _EFFORTS[request.reasoning_effort]
     if not wanted:
         return {}
     name, value = next(iter(wanted.items()))
     if len(set(wanted.values())) > 1:
-        raise _refuse_thinking("reasoning_effort", "it contradicts enable_thinking")
+        raise _refuse("reasoning_effort", "it contradicts enable_thinking")
     switch = traits_of(model).switch
     if switch is None:
-        raise _refuse_thinking(name, "the chat template of this model has no switch for thoughts")
+        raise _refuse(name, "the chat template of this model has no switch for thoughts")
     return switch.arguments(value)
 
 
-def _refuse_thinking(name: str, reason: str) -> ApiError:
+def _refuse(name: str, reason: str) -> ApiError:
+    """Return the error for a field that this model cannot follow."""
     return ApiError(400, f"{name}: {reason}.", parameter=name, code="unsupported_parameter")
 
 

@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse
 
+from lora_chat.errors import LoraChatError
 from lora_chat.serving.openai.completions import DEFAULT_MAX_TOKENS
+from lora_chat.serving.openai.model_traits import traits_of
+from lora_chat.serving.openai.prompt_threads import run_in_thread
 from lora_chat.serving.openai.reply_task import find_model
 
 if TYPE_CHECKING:
@@ -18,14 +21,15 @@ if TYPE_CHECKING:
 async def list_models(request: "Request") -> JSONResponse:
     """Return all models with their checks, and what is refused with its reason."""
     models, options = request.app.state.models, request.app.state.options
-    data = [describe_model(model, options) for model in models.list()]
+    data = await run_in_thread(lambda: [describe_model(model, options) for model in models.list()])
     return JSONResponse({"object": "list", "data": data, "refused": dict(models.refused)})
 
 
 async def show_model(request: "Request") -> JSONResponse:
     """Return one model."""
     state = request.app.state
-    return JSONResponse(describe_model(find_model(state.models, request.path_params["model"]), state.options))
+    model = find_model(state.models, request.path_params["model"])
+    return JSONResponse(await run_in_thread(lambda: describe_model(model, state.options)))
 
 
 def describe_model(model: "AdmittedModel", options: "ServerOptions") -> dict[str, object]:
@@ -47,5 +51,19 @@ def describe_model(model: "AdmittedModel", options: "ServerOptions") -> dict[str
             "max_tokens": "the rest of the context, at most max_reply_tokens",
             "max_tokens_of_completions": DEFAULT_MAX_TOKENS,
         },
+        "capabilities": _describe_capabilities(model),
         "checks": [asdict(check) for check in model.checks],
     }
+
+
+def _describe_capabilities(model: "AdmittedModel") -> dict[str, bool] | None:
+    """Return what the chat template of a model can express; None if it cannot be rendered."""
+    traits = traits_of(model)
+    try:
+        return {
+            "tools": traits.offers_tools,
+            "reasoning": traits.writes_reasoning,
+            "enable_thinking": traits.switch is not None,
+        }
+    except LoraChatError:
+        return None

@@ -2,12 +2,16 @@
 
 import threading
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from lora_chat.data.dialogue import ChatMessage, ToolCall, ToolDescription
 from lora_chat.data.encoding.thinking_switch import ThinkingSwitch, find_switch, read_thinking
 from lora_chat.data.encoding.tokenizer import TextTokenizer, read_bos_ids
 from lora_chat.data.encoding.turns import TurnReader, opens_reasoning
+from lora_chat.errors import DataError
+from lora_chat.evaluation.measurement import ReplyItem
+from lora_chat.evaluation.written_calls import are_calls_readable
 from lora_chat.inference.text_decoder import TextDecoder
 from lora_chat.serving.openai.reply_parser import ReplyForm
 from lora_chat.serving.openai.token_texts import TokenTexts
@@ -17,6 +21,11 @@ if TYPE_CHECKING:
 
 _PROMPT_END_TOKENS = 16
 """Number of tokens at the end of a prompt that show whether it opens reasoning."""
+_SAMPLE_TOOL: ToolDescription = {
+    "type": "function",
+    "function": {"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}},
+}
+_SAMPLE_CALL = ToolCall("look", '{"at": "sky"}')
 _ATTRIBUTE = "lora_chat_traits"
 """Attribute of a tokenizer with its facts, so that they are forgotten together with the tokenizer."""
 _lock = threading.Lock()
@@ -38,6 +47,22 @@ class ModelTraits:
     def switch(self) -> ThinkingSwitch | None:
         """Return the switch for thoughts of the chat template."""
         return find_switch(self._tokenizer)
+
+    @cached_property
+    def offers_tools(self) -> bool:
+        """Return whether the chat template writes tools, and calls of them are read."""
+        render = partial(TurnReader(self._tokenizer, self._stop_ids).render, add_generation_prompt=True)
+        chats: list[list[ChatMessage]] = [[{"role": "user", "content": "q"}]]
+        try:
+            return render(chats, [_SAMPLE_TOOL]) != render(chats, None) and self.reads_calls
+        except DataError:
+            return False
+
+    @cached_property
+    def reads_calls(self) -> bool:
+        """Return whether calls as the chat template writes them are read as calls."""
+        item = ReplyItem([], "", "", (_SAMPLE_CALL,))
+        return are_calls_readable([item], self._tokenizer, self._stop_ids)
 
     def describe_replies(self, prompt: Sequence[int], tool_names: frozenset[str] | None) -> ReplyForm:
         """Return the form of the replies to a prompt."""

@@ -17,6 +17,11 @@ THINKING_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+OWN_CALLS_TEMPLATE = (
+    "{{ tools }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.tool_calls %}"
+    "call:{{ m.tool_calls[0].function.name }}({{ m.tool_calls[0].function.arguments.at }}){% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 OPENING_TEMPLATE = THINKING_TEMPLATE.replace("<|im_start|>assistant\n{% if", "<|im_start|>assistant\n<think>\n{% if")
 
 
@@ -70,7 +75,7 @@ class ScriptedGenerator:
 
 
 class ScriptedModels:
-    """Three models with one vocabulary: plain, with tools, and with thoughts."""
+    """Models with one vocabulary: plain, with tools, and with thoughts."""
 
     def __init__(self):
         self.refused = {"broken": "IntegrityError: its weights were changed"}
@@ -79,6 +84,7 @@ class ScriptedModels:
             "plain": "chatml",
             "tools": "chatml_tools",
             "thinking": THINKING_TEMPLATE,
+            "own_calls": OWN_CALLS_TEMPLATE,
             "opening": OPENING_TEMPLATE,
         }.items():
             tokenizer = AutoTokenizer.from_pretrained(find_bundled_base("tiny-random"))

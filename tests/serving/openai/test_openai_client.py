@@ -210,9 +210,18 @@ def test_completions(client, generator):
 
 
 def test_models_and_tokens(client, generator):
-    assert [model.id for model in client.models.list()] == ["plain", "tools", "thinking", "opening"]
+    assert [model.id for model in client.models.list()] == ["plain", "tools", "thinking", "own_calls", "opening"]
     model = client.models.retrieve("tools")
     assert (model.system, model.context_length, model.checks[0]["passed"]) == ("Be brief.", 1024, True)
+    capabilities = {row.id: row.capabilities for row in client.models.list()}
+    nothing = {"tools": False, "reasoning": False, "enable_thinking": False}
+    assert capabilities == {
+        "plain": nothing,
+        "tools": {**nothing, "tools": True},
+        "thinking": {**nothing, "reasoning": True, "enable_thinking": True},
+        "own_calls": nothing,
+        "opening": {**nothing, "reasoning": True, "enable_thinking": True},
+    }
     with pytest.raises(openai.NotFoundError, match="its weights were changed"):
         client.models.retrieve("broken")
     tokens = client.post("/tokenize", body={"model": "tools", "messages": QUESTION}, cast_to=object)

@@ -63,6 +63,8 @@ REFUSED = [
     ({"tools": [TOOL, TOOL]}, "tools"),
     ({"tools": [TOOL] * 129}, "tools"),
     ({"tools": [_tool(description="x" * 300_000)]}, "tools"),
+    ({"tools": [TOOL], "model": "plain"}, "tools"),
+    ({"tools": [TOOL], "model": "own_calls"}, "tools"),
     ({"tool_choice": {"type": "function", "function": {"name": "f"}}, "tools": [TOOL]}, "tool_choice"),
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": "1"}, "temperature"),
