@@ -109,13 +109,18 @@ def _check_prompt(
     messages = list(prompt.messages)
     if len(messages) > 1 and messages[0] == {"role": "system", "content": system}:
         messages = messages[1:]  # the server adds it
-    thinking = read_thinking(tokenizer)
-    chosen = thinking.choose(prompt.reply) if thinking else None
-    arguments = thinking.switch.arguments(chosen) if thinking and chosen and chosen != thinking.default else None
+    thinking, trained = read_thinking(tokenizer), prompt.ids
+    arguments: dict[str, object] | None = None
+    if thinking is not None:
+        chosen = thinking.choose(prompt.reply)
+        arguments = thinking.switch.arguments(chosen)
+        switched = render_served_prompt(tokenizer, stop_ids, system, messages, prompt.tools, arguments)
+        # Training writes the empty block of a reply without thoughts after the prompt, and it carries no loss.
+        if not has_thought(prompt.reply) and trained[: len(switched)] == switched:
+            trained = switched
+        if chosen == thinking.default:
+            arguments = None  # a request names no position of the switch
     served = render_served_prompt(tokenizer, stop_ids, system, messages, prompt.tools, arguments)
-    # Training writes the empty block of a reply without thoughts after the prompt, and it carries no loss.
-    has_block = thinking is not None and not has_thought(prompt.reply)
-    trained = prompt.ids[: len(served)] if has_block else prompt.ids
     if served == trained:
         return
     pairs = zip(served, trained, strict=False)
