@@ -78,6 +78,7 @@ class JudgeSession:
         self._skipped: set[int] = set()
         self._finished = False
         self._restore()
+        self._judged_before = sum(prompt.index in self._voted for prompt in plan.prompts)
 
     def _restore(self) -> None:
         """Take over earlier votes of this judge on this comparison, so that their pairs are not shown again."""
@@ -149,7 +150,8 @@ class JudgeSession:
         if index not in self._shown:
             bits = hmac.new(self._secret, str(index).encode(), hashlib.sha256).digest()
             left: Side = "a" if bits[0] & 1 else "b"
-            self._shown[index] = ShownPair(secrets.token_urlsafe(_ID_BYTES), pair, left, len(self._shown) + 1)
+            number = self._judged_before + len(self._shown) + 1
+            self._shown[index] = ShownPair(secrets.token_urlsafe(_ID_BYTES), pair, left, number)
         return self._shown[index]
 
     def _digest(self, pair: ReplyPair) -> str:

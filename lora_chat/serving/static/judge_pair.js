@@ -62,7 +62,7 @@ export function buildBar(act) {
   const undo = buildButton(["Undo ", build("kbd", { "aria-hidden": "true" }, "U")], act.undo, { class: "quiet", "aria-keyshortcuts": "u" });
   const finish = buildButton("Finish", act.finish, { class: "quiet" });
   const text = build("textarea", { id: "judge-note", rows: "2", maxlength: "2000", dir: "auto" });
-  const field = build("div", { id: "judge-note-field", class: "field", hidden: true }, build("label", { for: "judge-note" }, "Note on this pair (stored in the run, never shared)"), text);
+  const field = build("div", { id: "judge-note-field", class: "field", hidden: true }, build("label", { for: "judge-note" }, "Note on this pair (kept in the run and shown in its report)"), text);
   const bar = build("div", { class: "judge-bar", role: "group", "aria-label": "Your vote" }, field, build("div", { class: "judge-choices" }, choices), build("div", { class: "row judge-tools" }, note, undo, build("span", { class: "grow" }), finish));
   return { bar: bar, choices: choices, note: note, undo: undo, finish: finish, text: text, field: field };
 }

@@ -12,6 +12,8 @@ const SHORTCUTS = [
   ["Alt + 1, 2, 3", "Chat, Compare, Judge"],
   ["/", "Go to the message box"],
   ["← →", "Next tab, or next token in Compare"],
+  ["1 2 0 X", "Judge: reply 1, reply 2, equally good, both bad"],
+  ["N, U", "Judge: note, undo"],
   ["?", "This list"],
 ];
 

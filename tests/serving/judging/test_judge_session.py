@@ -122,6 +122,7 @@ def test_a_second_start_continues_with_the_pairs_without_a_vote(open_session):
         session.vote(session.next_pair().id, "left")
     again = open_session()
     assert again.describe_progress()["judged"] == 2
+    assert again.next_pair().number == 3
     assert len(judge_all(again)) == 3
     assert len(judge_all(open_session(judge="Ann"))) == 5  # another judge has all pairs
 
