@@ -1,7 +1,5 @@
 """Ten pairs are judged by keyboard in Chromium, through a reload, an undo and a lost connection."""
 
-import os
-import shutil
 import socket
 import threading
 import time
@@ -19,23 +17,9 @@ from lora_chat.serving.judging.judge_desk import JudgeDesk
 from lora_chat.serving.judging.judge_session import JudgeSession
 from lora_chat.serving.server_options import ServerOptions
 
-CHROMIUM = os.environ.get("LORA_CHAT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 SETTLE = 450
 """Milliseconds after which a key votes on a new pair."""
 HOSTILE = "<img src=x onerror=alert(1)> **bold** [x](javascript:alert(1)) \u202e"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not os.environ.get("LORA_CHAT_ALL_BASES"):
-        pytest.skip("on demand: LORA_CHAT_ALL_BASES=1")
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

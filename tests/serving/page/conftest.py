@@ -1,34 +1,15 @@
-"""A browser, a server with scripted replies, and a page that must stay free of errors."""
+"""A server with scripted replies, and a page that must stay free of errors."""
 
-import os
-import shutil
 from types import SimpleNamespace
 
 import pytest
 
-CHROMIUM = os.environ.get("LORA_CHAT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-ON_DEMAND = "on demand: LORA_CHAT_ALL_BASES=1"
 WATCH = """
 window.violations = [];
 document.addEventListener("securitypolicyviolation", (event) => {
   window.violations.push(event.violatedDirective + " " + event.blockedURI);
 });
 """
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Return a headless Chromium, if there is one and the tests in a browser were asked for."""
-    if not os.environ.get("LORA_CHAT_ALL_BASES"):
-        pytest.skip(ON_DEMAND)
-    playwright = pytest.importorskip("playwright.sync_api")
-    pytest.importorskip("uvicorn")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
