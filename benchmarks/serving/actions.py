@@ -36,7 +36,7 @@ class Load:
     compared: int = 0
     seconds: list[float] = field(default_factory=list)
     """Times of whole replies."""
-    first_piece_seconds: list[float] = field(default_factory=list)
+    first_text_seconds: list[float] = field(default_factory=list)
     tokens: int = 0
 
     def count(self, action: str, status: int) -> None:
@@ -78,9 +78,11 @@ async def ask_stream(load: Load, chance: random.Random, pause: float = 0.0, buff
     try:
         await connection.send(format_chat(load.port, body))
         answer = await asyncio.wait_for(connection.read_head(), TIMEOUT_SECONDS)
+        pieces = 0
         async for piece in connection.read_pieces():
-            if not answer.body:
-                load.first_piece_seconds.append(asyncio.get_running_loop().time() - start)
+            pieces += 1
+            if pieces == 2:  # the first one has only the role
+                load.first_text_seconds.append(asyncio.get_running_loop().time() - start)
             answer.body += piece
             await asyncio.sleep(pause)
     finally:

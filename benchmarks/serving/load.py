@@ -144,8 +144,9 @@ def summarize(load: Load, memory: Memory, clients: int, seconds: float) -> dict[
         "compared_replies": load.compared,
         "mismatches": len(load.mismatches),
         "reply_seconds": quantiles(load.seconds),
-        "first_piece_seconds": quantiles(load.first_piece_seconds),
+        "first_text_seconds": quantiles(load.first_text_seconds),
         "memory_mb": {"first": sizes[0] / 1e6, "largest": max(sizes) / 1e6, "last": sizes[-1] / 1e6},
+        "memory_mb_over_time": [round(size / 1e6) for size in sizes[:: max(1, len(sizes) // 24)]],
         "memory_growth_kb_per_second": memory.slope / 1e3,
         "memory_growth_share": memory.growth_share,
     }

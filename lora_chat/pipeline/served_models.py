@@ -25,7 +25,8 @@ from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions
 from lora_chat.pipeline.served_base import SharedBase, name_base, open_on_base, plan_models
 from lora_chat.pipeline.served_memory import check_base_memory, read_into_memory
 from lora_chat.pipeline.served_names import NamedSource, read_named_source, shorten_source
-from lora_chat.system.gpu_memory import release_gpu_memory
+from lora_chat.system.gpu_memory import release_unused_memory
+from lora_chat.system.malloc import trim_memory
 from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.system.sanitize import sanitize_line
 
@@ -221,7 +222,8 @@ class ServedModels:
             self.generator.model = remove_adapter(model, adapter)
 
         self.generator.run_between_steps(detach)
-        release_gpu_memory()
+        release_unused_memory()
+        trim_memory()
 
     def _detach_when_idle(self, adapter: str) -> None:
         """Remove an adapter when its last request has ended, which may take as long as a reply."""
@@ -237,7 +239,8 @@ class ServedModels:
             time.sleep(_IDLE_CHECK_SECONDS)  # a request may have found the model and not be submitted yet
             while not self.generator.run_between_steps(detach):
                 time.sleep(_IDLE_CHECK_SECONDS)
-            release_gpu_memory()
+            release_unused_memory()
+        trim_memory()
 
 
 @contextmanager

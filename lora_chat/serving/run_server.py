@@ -1,6 +1,7 @@
 """The process of a server: checks before weights load, signals, and its end."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -97,7 +98,7 @@ def run_server(
     server = _Server(configure(guard, options, telemetry), models, guard, telemetry, announce)
     _forward_messages()
     listener.make_reusable()
-    with print_in_background() as printer:
+    with _frozen_objects(), print_in_background() as printer:
         try:
             server.run(sockets=list(listener.sockets))
         except OSError as error:
@@ -106,6 +107,21 @@ def run_server(
             models.close(0)
             prepared.close()
     return not printer.is_stuck
+
+
+@contextmanager
+def _frozen_objects() -> Iterator[None]:
+    """Leave the objects of the libraries and models out of garbage collections during the block.
+
+    A full collection would visit them and stop all replies for up to a second, and Python therefore collects rarely,
+    so that the buffers of refused requests would stay.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def configure(guard: RequestGuard, options: ServerOptions, telemetry: Telemetry) -> uvicorn.Config:

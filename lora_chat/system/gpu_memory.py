@@ -27,12 +27,16 @@ def release_unused_memory() -> None:
     """Free objects that refer to each other, and return their memory to the GPU.
 
     The parts of a model and its hooks refer to each other, so a garbage collection is needed, which takes up to a
-    second. Other processes, such as a worker, get the memory only after PyTorch has emptied its cache. This raises
-    nothing, because it runs after other errors.
+    second. Frozen objects are included, and the rest is frozen again. Other processes, such as a worker, get the memory
+    only after PyTorch has emptied its cache. This raises nothing, because it runs after other errors.
     """
     import torch
 
+    was_frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
     gc.collect()
+    if was_frozen:
+        gc.freeze()
     if torch.cuda.is_available():
         with suppress(RuntimeError):  # a CUDA error that is pending is raised by the next call, whatever it is
             torch.cuda.empty_cache()

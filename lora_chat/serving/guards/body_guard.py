@@ -63,6 +63,7 @@ async def _collect(receive: "Receive", max_bytes: int) -> bytes:
             raise ClientGoneError
         parts += message.get("body", b"")
         if len(parts) > max_bytes:
+            parts.clear()  # the error and its frames refer to each other, so they stay until the next collection
             raise too_large(max_bytes)
         if not message.get("more_body", False):
             return bytes(parts)
