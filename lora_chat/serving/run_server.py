@@ -27,6 +27,7 @@ from lora_chat.serving.listen import Listener, is_loopback, open_listener, resol
 from lora_chat.serving.request_log import RequestLog
 from lora_chat.serving.server_options import ServerOptions
 from lora_chat.serving.telemetry import Telemetry
+from lora_chat.system.malloc import trim_memory
 from lora_chat.system.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.05
+_CLEANING_SECONDS = 10.0
 _END_SECONDS = 3.0
 """Seconds in which replies that were ended after the grace period can still be sent."""
 
@@ -124,6 +126,14 @@ def _frozen_objects() -> Iterator[None]:
         gc.unfreeze()
 
 
+async def _return_memory() -> None:
+    """Return freed memory to the system from time to time, because buffers of different lengths leave holes."""
+    while True:
+        await asyncio.sleep(_CLEANING_SECONDS)
+        gc.collect()  # visits only objects of requests, because the others are frozen
+        await asyncio.to_thread(trim_memory)
+
+
 def configure(guard: RequestGuard, options: ServerOptions, telemetry: Telemetry) -> uvicorn.Config:
     """Return uvicorn's settings: HTTP/1.1 with limits, no web sockets, no headers of proxies, no messages."""
     return uvicorn.Config(
@@ -162,11 +172,13 @@ class _Server(uvicorn.Server):
         asyncio.get_running_loop().set_exception_handler(self._report_fault)
         await super().startup(sockets)
         self._telemetry.connections = self._count_connections
+        self._cleaning = asyncio.ensure_future(_return_memory())
         self._announce()
 
     async def shutdown(self, sockets: "list[socket] | None" = None) -> None:
         """Stop to listen, let replies finish, end those that are too long, and close the connections."""
         self._guard.is_stopping = True
+        self._cleaning.cancel()
         logger.info("Stopping: running replies may finish. Send the signal again to stop at once.")
         for server in self.servers:
             server.close()
