@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from starlette.responses import JSONResponse, Response
 
 from lora_chat.data.dialogue import ToolCall
-from lora_chat.serving.openai.chat_prompt import list_tool_names, render_prompt
+from lora_chat.serving.openai.chat_prompt import explained_refusals, list_tool_names, render_prompt
 from lora_chat.serving.openai.chat_request import ChatRequest
 from lora_chat.serving.openai.choice import ChoiceDelta
 from lora_chat.serving.openai.conversation import read_tool_choice
 from lora_chat.serving.openai.model_traits import traits_of
 from lora_chat.serving.openai.prompt_threads import run_in_thread
 from lora_chat.serving.openai.reply_length import choose_max_tokens, read_window
-from lora_chat.serving.openai.reply_task import ReplyTask, find_model, make_task
+from lora_chat.serving.openai.reply_task import ReplyTask, check_limits, find_model, make_task
 from lora_chat.serving.openai.request_body import parse_body
 from lora_chat.serving.openai.running_replies import RunningReplies
 from lora_chat.serving.openai.server_sent_events import EventStream
@@ -48,22 +48,19 @@ def prepare_chat(body: bytes, models: "ServedModels", options: "ServerOptions") 
     """Return a checked request and its task. Raise ApiError for a request that cannot be answered."""
     chat = parse_body(body, ChatRequest)
     model = find_model(models, chat.model)
+    wanted = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
+    check_limits(chat, options, prompts=1, max_tokens=wanted, wants_logprobs=chat.logprobs)
     offers_tools = read_tool_choice(chat.tool_choice)
-    prompt, tools = render_prompt(chat, model, options, offers_tools=offers_tools)
-    form = traits_of(model).describe_replies(prompt, list_tool_names(tools))
+    with explained_refusals("messages"):
+        prompt, tools = render_prompt(chat, model, options, offers_tools=offers_tools)
+        form = traits_of(model).describe_replies(prompt, list_tool_names(tools))
     task = make_task(
         chat,
         model,
         [prompt],
         form,
         options,
-        max_tokens=choose_max_tokens(
-            chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
-            [prompt],
-            read_window(model, models),
-            options,
-            source="messages",
-        ),
+        max_tokens=choose_max_tokens(wanted, [prompt], read_window(model, models), options, source="messages"),
         top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
     )
     return chat, task

@@ -1,8 +1,10 @@
 """The conversation of a request -> the ids of its prompt, exactly as `chat` and the checks at the door render it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lora_chat.data.dialogue import InvalidDialogueError
 from lora_chat.data.encoding.thinking_switch import ThinkingValue
 from lora_chat.errors import DataError, LoraChatError
 from lora_chat.serving.api_errors import ApiError
@@ -28,7 +30,10 @@ def render_prompt(
     offers_tools: bool = True,
     add_generation_prompt: bool = True,
 ) -> "tuple[list[int], list[ToolDescription]]":
-    """Return the ids of a prompt and its tools. Raise ApiError if training would refuse the conversation too."""
+    """Return the ids of a prompt and its tools. Raise ApiError if training would refuse the conversation too.
+
+    Raise LoraChatError if the template refuses it, for `explained_refusals`.
+    """
     tools = read_request_tools(request.tools, options)
     if not offers_tools:
         tools = []
@@ -38,27 +43,27 @@ def render_prompt(
     def render(tools: "list[ToolDescription]") -> list[int]:
         return model.render_prompt(messages, tools or None, arguments, add_generation_prompt=add_generation_prompt)
 
-    try:
-        ids = render(tools)
-        if tools and ids == render([]):
-            raise _refuse("tools", "the chat template of this model leaves out tools, so the model would not see them")
-        if tools and not traits_of(model).reads_calls:
-            raise _refuse("tools", "calls in the form of this chat template are not read, so none would be a tool call")
-    except DataError as error:
-        raise refuse_prompt(error, "messages") from error
-    except LoraChatError as error:  # the template or the tokenizer took too long
-        raise ApiError(400, _first_sentence(error), parameter="messages", code="prompt_not_rendered") from error
+    ids = render(tools)
+    if tools and ids == render([]):
+        raise _refuse("tools", "the chat template of this model leaves out tools, so the model would not see them")
+    if tools and not traits_of(model).reads_calls:
+        raise _refuse("tools", "calls in the form of this chat template are not read, so none would be a tool call")
     return ids, tools
 
 
-def refuse_prompt(error: DataError, parameter: str) -> ApiError:
-    """Return the error for a prompt that the chat template or the tokenizer refuses."""
-    reason = sanitize_line(str(error), _MAX_REASON_CHARACTERS)
-    return ApiError(400, f"{parameter}: {reason}.", parameter=parameter, code="invalid_prompt")
-
-
-def _first_sentence(error: LoraChatError) -> str:
-    return sanitize_line(str(error).partition(" Fix:")[0], _MAX_REASON_CHARACTERS)
+@contextmanager
+def explained_refusals(parameter: str) -> Iterator[None]:
+    """Turn the errors of the chat template and the tokenizer into an ApiError for the field with the prompt."""
+    try:
+        yield
+    except InvalidDialogueError as error:
+        raise ApiError(400, f"{error}.", parameter=parameter, code="invalid_value") from error
+    except DataError as error:
+        reason = sanitize_line(str(error), _MAX_REASON_CHARACTERS)
+        raise ApiError(400, f"{parameter}: {reason}.", parameter=parameter, code="invalid_prompt") from error
+    except LoraChatError as error:  # the template or the tokenizer took too long
+        reason = sanitize_line(str(error).partition(" Fix:")[0], _MAX_REASON_CHARACTERS)
+        raise ApiError(400, f"{parameter}: {reason}", parameter=parameter, code="prompt_not_rendered") from error
 
 
 def _read_arguments(request: ChatPromptRequest, model: "AdmittedModel") -> dict[str, object]:

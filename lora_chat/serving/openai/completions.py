@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
 
-from lora_chat.data.dialogue import InvalidDialogueError
 from lora_chat.data.encoding.control_tokens import read_token_limit
 from lora_chat.data.parsing.checked_text import check_text
-from lora_chat.errors import DataError, LoraChatError
 from lora_chat.serving.api_errors import ApiError
-from lora_chat.serving.openai.chat_prompt import refuse_prompt
+from lora_chat.serving.openai.chat_prompt import explained_refusals
 from lora_chat.serving.openai.choice import ChoiceDelta
 from lora_chat.serving.openai.completion_request import CompletionRequest
 from lora_chat.serving.openai.model_traits import traits_of
 from lora_chat.serving.openai.prompt_threads import run_in_thread
 from lora_chat.serving.openai.reply_length import choose_max_tokens, read_window
-from lora_chat.serving.openai.reply_task import ReplyTask, find_model, make_task
+from lora_chat.serving.openai.reply_task import ReplyTask, check_limits, find_model, make_task
 from lora_chat.serving.openai.request_body import parse_body
 from lora_chat.serving.openai.running_replies import RunningReplies
 from lora_chat.serving.openai.server_sent_events import EventStream
@@ -64,8 +62,13 @@ def prepare_completion(
             code="unsupported_parameter",
         )
     prompts = split_prompts(request.prompt)
-    if len(prompts) > options.max_choices:  # before any of them is tokenized
-        raise ApiError(400, f"prompt: at most {options.max_choices:,} prompts are accepted.", parameter="prompt")
+    check_limits(
+        request,
+        options,
+        prompts=len(prompts),
+        max_tokens=request.max_tokens,
+        wants_logprobs=request.logprobs is not None,
+    )
     ids = [encode_prompt(prompt, model) for prompt in prompts]
     task = make_task(
         request,
@@ -104,14 +107,8 @@ def encode_prompt(prompt: str | list[int], model: "AdmittedModel") -> list[int]:
                 400, f"prompt: token ids are from 0 to {limit - 1:,}.", parameter="prompt", code="invalid_value"
             )
         return prompt
-    try:
+    with explained_refusals("prompt"):
         ids = traits_of(model).encode_text(check_text(prompt, "prompt"))
-    except InvalidDialogueError as error:
-        raise ApiError(400, f"{error}.", parameter="prompt", code="invalid_value") from error
-    except DataError as error:
-        raise refuse_prompt(error, "prompt") from error
-    except LoraChatError as error:
-        raise ApiError(400, "prompt: the tokenizer took too long.", parameter="prompt") from error
     if not ids:
         raise ApiError(400, "prompt: the text is empty.", parameter="prompt", code="invalid_value")
     return ids

@@ -32,13 +32,6 @@ def choose_max_tokens(
     """
     if not all(prompts):
         raise ApiError(400, f"{source}: the prompt has no tokens.", parameter=source, code="invalid_prompt")
-    if wanted is not None and wanted > options.max_new_tokens:
-        raise ApiError(
-            400,
-            f"max_tokens: {wanted:,} is more than the largest reply of this server, {options.max_new_tokens:,} tokens.",
-            parameter="max_tokens",
-            code="invalid_value",
-        )
     prompt = max(map(len, prompts))
     if window is not None and prompt + (wanted or 1) > window:
         asked = f" and {wanted:,} in the reply ({prompt + wanted:,} together)" if wanted else ""

@@ -66,6 +66,44 @@ def find_model(models: "ServedModels", name: str) -> "AdmittedModel":
     raise ApiError(404, message, parameter="model", code="model_not_found")
 
 
+def check_limits(
+    request: SamplingRequest, options: ServerOptions, *, prompts: int, max_tokens: int | None, wants_logprobs: bool
+) -> None:
+    """Raise ApiError for a request that exceeds a limit of the server, before its prompts are rendered."""
+    choices, stops = request.n * prompts, _list_stops(request)
+    if choices > options.max_choices:
+        raise ApiError(
+            400,
+            f"The request asks for {choices:,} replies, and at most {options.max_choices:,} are generated together.",
+            parameter="n" if request.n > 1 else "prompt",
+            code="too_many_choices",
+        )
+    if max_tokens is not None and max_tokens > options.max_new_tokens:
+        raise ApiError(
+            400,
+            f"max_tokens: {max_tokens:,} is more than the largest reply of this server, "
+            f"{options.max_new_tokens:,} tokens.",
+            parameter="max_tokens",
+            code="invalid_value",
+        )
+    if wants_logprobs and options.reply_filter is not None:
+        raise ApiError(
+            400,
+            "logprobs: the server filters replies, and log-probabilities would show the tokens that it replaced.",
+            parameter="logprobs",
+            code="unsupported_parameter",
+        )
+    reason = None
+    if len(stops) > options.max_stop_texts:
+        reason = f"at most {options.max_stop_texts} texts are accepted"
+    elif not all(stops):
+        reason = "a text is empty"
+    elif any(len(text) > options.max_stop_characters for text in stops):
+        reason = f"a text has at most {options.max_stop_characters} characters"
+    if reason:
+        raise ApiError(400, f"stop: {reason}.", parameter="stop", code="invalid_value")
+
+
 def make_task(
     request: SamplingRequest,
     model: "AdmittedModel",
@@ -76,22 +114,7 @@ def make_task(
     max_tokens: int,
     top_logprobs: int | None,
 ) -> ReplyTask:
-    """Return the task of a request. Raise ApiError for one that exceeds a limit."""
-    choices = request.n * len(prompts)
-    if choices > options.max_choices:
-        raise ApiError(
-            400,
-            f"The request asks for {choices:,} replies, and at most {options.max_choices:,} are generated together.",
-            parameter="n",
-            code="too_many_choices",
-        )
-    if top_logprobs is not None and options.reply_filter is not None:
-        raise ApiError(
-            400,
-            "logprobs: the server filters replies, and log-probabilities would show the tokens that it replaced.",
-            parameter="logprobs",
-            code="unsupported_parameter",
-        )
+    """Return the task of a request that `check_limits` accepted."""
     return ReplyTask(
         model,
         tuple(map(tuple, prompts)),
@@ -99,7 +122,7 @@ def make_task(
         max_tokens,
         _read_generation(request),
         request.n,
-        _read_stops(request, options),
+        _list_stops(request),
         top_logprobs,
         time.monotonic() + options.request_seconds,
         options.reply_filter,
@@ -115,14 +138,5 @@ def _read_generation(request: SamplingRequest) -> GenerationSection:
     return GenerationSection(temperature=float(temperature), top_p=float(top_p), seed=seed)
 
 
-def _read_stops(request: SamplingRequest, options: ServerOptions) -> tuple[str, ...]:
-    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    if len(stops) > options.max_stop_texts:
-        reason = f"at most {options.max_stop_texts} texts are accepted"
-    elif not all(stops):
-        reason = "a text is empty"
-    elif any(len(text) > options.max_stop_characters for text in stops):
-        reason = f"a text has at most {options.max_stop_characters} characters"
-    else:
-        return tuple(stops)
-    raise ApiError(400, f"stop: {reason}.", parameter="stop", code="invalid_value")
+def _list_stops(request: SamplingRequest) -> tuple[str, ...]:
+    return (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())

@@ -6,7 +6,7 @@ from pydantic import model_validator
 from starlette.responses import JSONResponse
 
 from lora_chat.serving.api_errors import ApiError
-from lora_chat.serving.openai.chat_prompt import render_prompt
+from lora_chat.serving.openai.chat_prompt import explained_refusals, render_prompt
 from lora_chat.serving.openai.chat_request import ChatPromptRequest, MessageRequest, ModelName
 from lora_chat.serving.openai.completions import encode_prompt
 from lora_chat.serving.openai.model_traits import traits_of
@@ -54,7 +54,8 @@ def tokenize(body: bytes, models: "ServedModels", options: "ServerOptions") -> d
     if request.prompt is not None:
         ids = encode_prompt(request.prompt, model)
     else:
-        ids, _ = render_prompt(request, model, options, add_generation_prompt=request.add_generation_prompt)
+        with explained_refusals("messages"):
+            ids, _ = render_prompt(request, model, options, add_generation_prompt=request.add_generation_prompt)
     if len(ids) > _MAX_TOKENS:
         raise ApiError(
             400,

@@ -209,3 +209,11 @@ def test_tokenize_takes_a_conversation_or_a_text(models, server_options):
 def test_a_filter_excludes_log_probabilities(models, filtered):
     with pytest.raises(ApiError, match="the server filters replies"):
         _prepare(models, filtered, logprobs=True)
+
+
+@pytest.mark.parametrize("fields", [{"n": 9}, {"stop": ["a"] * 9}, {"max_tokens": 5000}, {"tool_choice": "required"}])
+def test_limits_are_checked_before_the_prompt_is_rendered(models, server_options, monkeypatch, fields):
+    monkeypatch.setattr(type(models.find("tools")), "render_prompt", None)
+    with pytest.raises(ApiError) as caught:
+        _prepare(models, server_options, **fields)
+    assert caught.value.parameter in fields

@@ -11,6 +11,7 @@ from lora_chat.inference.generation import decode_continuation, decode_reply
 from lora_chat.inference.text_decoder import TextDecoder
 from lora_chat.models.bundled import bundled_base_names, find_bundled_base
 from lora_chat.serving.openai.text_stream import StopSearch, TextStream
+from lora_chat.serving.openai.token_texts import TokenTexts
 
 _ALL = bool(os.environ.get("LORA_CHAT_ALL_BASES"))
 _TRIALS = 3000 if _ALL else 60
@@ -179,3 +180,21 @@ def test_stop_text_does_not_depend_on_the_pieces(size):
         pieces = [search.feed(text[n : n + size]) for n in range(0, len(text), size)]
         assert "".join(pieces) + search.close() == expected
         assert search.length == len(expected)
+
+
+def test_ids_without_a_token_have_no_text():
+    tokenizer = _load("tiny-random")
+    ids = [*tokenizer.encode("a b", add_special_tokens=False), len(tokenizer) + 7, tokenizer.eos_token_id]
+    pieces, stream = _stream(tokenizer, ids)
+    assert "".join(pieces) == "a b"
+    assert len(stream.starts) == len(ids)
+    assert TokenTexts(tokenizer).read_bytes(len(tokenizer) + 7) == b""
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+def test_bytes_of_tokens_are_the_text(name):
+    tokenizer = TOKENIZERS[name]()
+    texts = TokenTexts(tokenizer)
+    for text in ("Hello wor", "é 世界 👋", "a\nb") if name != "wordpiece" else ("a",):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert b"".join(map(texts.read_bytes, ids)).decode().strip() == tokenizer.decode(ids).strip()
