@@ -15,7 +15,7 @@ from lora_chat.config.lora_variants import LORA_VARIANTS
 from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, OutOfMemoryError, UsageError
 from lora_chat.inference.continuous.batch_generator import BatchGenerator
 from lora_chat.inference.continuous.request import BatchLimits, Finish, GenerationRequest
-from lora_chat.pipeline import admission_prompts, served_memory
+from lora_chat.pipeline import admission_prompts, served_memory, served_models
 from lora_chat.pipeline.admission_reference import common_kl
 from lora_chat.pipeline.open_adapter import TrustOptions
 from lora_chat.pipeline.served_models import open_served_models
@@ -107,9 +107,10 @@ def test_the_last_adapter_can_be_unloaded_and_loaded_again(things, good, other):
     models.close(5)
 
 
-def test_a_replaced_adapter_is_swapped_after_the_proof(models, good, other):
+def test_a_replaced_adapter_is_swapped_after_the_proof(models, good, other, monkeypatch):
+    monkeypatch.setattr(served_models, "_IDLE_CHECK_SECONDS", 0.02)
     first = models.admit(f"swapped={good}")
-    alone = reply(models, first.adapter, count=150)
+    alone = reply(models, first.adapter, count=40)
     with pytest.raises(UsageError, match="is taken"):
         models.admit(f"swapped={other}")
     models.forget_refusal("swapped")
@@ -118,7 +119,7 @@ def test_a_replaced_adapter_is_swapped_after_the_proof(models, good, other):
     def receive(item):
         ended.set() if isinstance(item, Finish) else received.append(item.token)
 
-    models.generator.submit(GenerationRequest((5, 6, 7), first.adapter, frozenset(), 150), receive)
+    models.generator.submit(GenerationRequest((5, 6, 7), first.adapter, frozenset(), 40), receive)
     second = models.admit(f"swapped={other}", replaces=True)
     assert models.find("swapped") is second
     assert second.adapter != first.adapter
@@ -127,7 +128,7 @@ def test_a_replaced_adapter_is_swapped_after_the_proof(models, good, other):
     for _ in range(100):
         if first.adapter not in models.generator.run_between_steps(lambda model: set(model.peft_config)):
             break
-        time.sleep(0.1)
+        time.sleep(0.02)
     else:
         pytest.fail("the replaced adapter stays in memory")
     models.dismiss("swapped")
@@ -135,13 +136,13 @@ def test_a_replaced_adapter_is_swapped_after_the_proof(models, good, other):
 
 def test_running_requests_are_not_disturbed_by_loading_and_unloading(models, good, other):
     adapter = models.find("good").adapter
-    alone = reply(models, adapter, count=120)
+    alone = reply(models, adapter, count=60)
     received, ended = [], threading.Event()
 
     def receive(item):
         ended.set() if isinstance(item, Finish) else received.append(item.token)
 
-    models.generator.submit(GenerationRequest((5, 6, 7), adapter, frozenset(), 120), receive)
+    models.generator.submit(GenerationRequest((5, 6, 7), adapter, frozenset(), 60), receive)
     models.admit(f"visitor={other}")
     models.dismiss("visitor")
     assert ended.wait(30)

@@ -3,13 +3,14 @@
 import copy
 import hashlib
 import json
+from random import Random
 
 import pytest
 from forging import facts, facts_of_version_4, facts_of_version_5, forge, make_members, raw_of, reference
 from pydantic import ValidationError
 
 from lora_chat.errors import IntegrityError
-from lora_chat.export.parity.reference import REFERENCE_QUESTIONS
+from lora_chat.export.parity.reference import REFERENCE_QUESTIONS, ModelReference
 from lora_chat.models.adapter_config import LoraSettings
 from lora_chat.sharing.compatibility import report_portability
 from lora_chat.sharing.container import RECEIPT
@@ -110,3 +111,43 @@ def test_the_card_of_version_5_never_changes():
     portability = report_portability(LoraSettings.from_section(made.adapter), "4bit", "llama")
     card = format_parcel_card(made, portability).replace("lora_chat 0.1.0", "")
     assert hashlib.sha256(card.encode()).hexdigest()[:16] == "ecd684615df2e6de"
+
+
+def test_any_changed_reference_is_refused_or_consistent():
+    random = Random(1)
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        2**70,
+        1.5,
+        "",
+        "7:-0.100000",
+        "x" * 5000,
+        [],
+        {},
+        ["7:-0.100000"] * 2,
+        "9" * 9,
+        float("1e308"),
+    ]
+    accepted = 0
+    for _ in range(500):
+        changed = copy.deepcopy(reference())
+        target = random.choice([changed, *changed["replies"]])
+        key = random.choice(list(target))
+        if isinstance(target[key], list) and target[key] and random.random() < 0.6:
+            target[key][random.randrange(len(target[key]))] = random.choice(odd)
+        elif isinstance(target[key], str) and random.random() < 0.6:
+            cut = random.randrange(len(target[key]) + 1)
+            target[key] = target[key][:cut] + chr(random.choice([0, 32, 45, 48, 58, 233, 0x202E])) + target[key][cut:]
+        else:
+            target[key] = random.choice(odd)
+        try:
+            made = ModelReference.model_validate_json(json.dumps(changed))
+        except ValidationError:
+            continue
+        accepted += 1
+        assert made.positions == sum(len(reply.distributions) for reply in made.replies) > 0
+        assert 0 <= made.largest_id < 2**24
+    assert accepted < 250
