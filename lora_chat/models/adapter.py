@@ -21,6 +21,7 @@ from lora_chat.models.saved_modules import (
     check_wrapped_modules,
     find_embedding_names,
     has_tied_head,
+    iterate_wrappers,
     keep_hidden_dtype,
     list_savable_modules,
     resolve_saved_modules,
@@ -46,6 +47,7 @@ _FLOAT32_BYTES = 4
 """Size of a float32 value, in bytes."""
 _ORIGINAL_BIASES = "_original_biases"
 """Attribute of a PeftModel with trained biases: the values of the base."""
+_BIAS_SUFFIX = ".base_layer.bias"
 _DEFAULT_ADAPTER = "default"
 """PEFT's name for a single adapter."""
 
@@ -385,12 +387,37 @@ def attach_named_adapter(model: "PreTrainedModel | PeftModel", stored: StoredAda
     return wrapped
 
 
+def attach_adapter_with_biases(
+    model: "PreTrainedModel | PeftModel", stored: StoredAdapter, name: str
+) -> "tuple[PeftModel, list[tuple[torch.nn.Parameter, torch.Tensor]]]":
+    """Attach an adapter under a name without its trained biases, and return them with the biases of the base.
+
+    PEFT writes the biases of an adapter into the base, and allows one such adapter. Raises IntegrityError.
+    """
+    weights = stored.read_weights()
+    biases = {key: weight for key, weight in weights.items() if key.endswith(_BIAS_SUFFIX)}
+    plain = {key: weight for key, weight in weights.items() if key not in biases}
+    config = {**stored.config, "bias": "none"}
+    size = max(0, stored.size - sum(bias.nbytes for bias in biases.values()))
+    wrapped = attach_named_adapter(model, replace(stored, config=config, read_weights=lambda: plain, size=size), name)
+    expected = {
+        f"{layer}{_BIAS_SUFFIX}": module.base_layer.bias
+        for layer, module in wrapped.named_modules()
+        if name in getattr(module, "lora_A", ()) and getattr(module.base_layer, "bias", None) is not None
+    }
+    try:
+        check_adapter_weights(biases, {key: bias.data for key, bias in expected.items()}, stored.name)
+    except BaseException:
+        _detach(wrapped, name, is_first=wrapped is not model)
+        raise
+    return wrapped, [(bias, biases[key].to(bias.device, bias.dtype)) for key, bias in expected.items()]
+
+
 def _detach(model: "PeftModel", name: str, *, is_first: bool) -> None:
     """Remove an adapter that does not fit, and with the first one PEFT's layers."""
+    model.delete_adapter(name)
     if is_first:
         model.unload()
-    else:
-        model.delete_adapter(name)
 
 
 def _attach_stored_layers(
@@ -400,14 +427,21 @@ def _attach_stored_layers(
     from peft import LoraConfig, PeftModel
 
     settings = validate_adapter_config(stored)
-    check_stored_targets(model, settings.target_modules, stored.name)
+    base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    check_stored_targets(base, settings.target_modules, stored.name)
     savable: Collection[str] = ()
     if settings.replaces_weights:
-        grow_embeddings(model, stored.new_token_ids)
-        check_token_rows(model, settings, stored.new_token_ids, stored.name)
-        savable = list_savable_modules(model)
+        replaced = {name for name, _ in iterate_wrappers(base)}  # by adapters that were attached before
+        if replaced and max(stored.new_token_ids, default=0) >= base.get_input_embeddings().weight.shape[0]:
+            raise IntegrityError(
+                f"The adapter {stored.name} adds tokens to the base, and another adapter in memory replaces parts of "
+                "it. Fix: load the one that adds tokens first."
+            )
+        grow_embeddings(base, stored.new_token_ids)
+        check_token_rows(base, settings, stored.new_token_ids, stored.name)
+        savable = list_savable_modules(base).keys() | replaced
     if not isinstance(settings.experts, bool):
-        check_stored_parameters(model, settings.experts, stored.name)
+        check_stored_parameters(base, settings.experts, stored.name)
     config = LoraConfig(task_type="CAUSAL_LM", **settings.to_peft())
     try:
         if isinstance(model, PeftModel):

@@ -12,6 +12,7 @@ from lora_chat.inference.batch_support import relative_difference, rounding_tole
 from lora_chat.inference.continuous.batched_model import BatchedModel, DecodeRow, UnbatchableError
 from lora_chat.inference.continuous.token_pool import TokenPool
 from lora_chat.inference.generation import contiguous_hidden_states, without_base_settings
+from lora_chat.models.quantization.dequantize import is_int8_linear
 from lora_chat.system.memory_limit import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ def check_batching(batched: BatchedModel, model: "PreTrainedModel", pad: int) ->
 
 def _check_sharing(batched: BatchedModel, model: "PreTrainedModel", pad: int) -> tuple[bool, bool]:
     """Return whether prompts can be read from any token on, and whether shared beginnings have the same bits."""
+    if model.config.get_text_config()._attn_implementation != "sdpa":
+        return False, False  # another function needs a mask
+    if any(map(is_int8_linear, model.modules())):
+        return False, False  # a row of LLM.int8 depends on the other rows of the prompt
     short, longer, longest = (_make_prompt(model, length) for length in _SHARED_LENGTHS)
     second = [*short[:_COMMON_TOKENS], *longer[_COMMON_TOKENS:]]
     third = [*second[: 5 * _COMMON_TOKENS], *longest[5 * _COMMON_TOKENS :]]

@@ -22,7 +22,7 @@ from lora_chat.inference.continuous.shared_attention import (
 )
 from lora_chat.inference.continuous.token_pool import TokenPool, TokenRange
 from lora_chat.inference.generation import contiguous_hidden_states, without_base_settings
-from lora_chat.models.named_adapters import is_plain_lora, using_adapter
+from lora_chat.models.named_adapters import is_plain_lora, read_vocabulary_size, using_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,7 +103,7 @@ class BatchedModel:
             output = base.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
         self._store(output.past_key_values, tokens.begin, len(prompt))
         logits: torch.Tensor = output.logits[0][0]
-        return logits
+        return self.limit_vocabulary(logits, adapter)
 
     def _store(self, cache: Any, begin: int, num_tokens: int) -> None:
         """Copy the keys and values of a prompt into the pool. Raise UnbatchableError for another kind of state."""
@@ -139,7 +139,11 @@ class BatchedModel:
                 logits_to_keep=1,
             )
         logits: torch.Tensor = output.logits[0, -1].float()
-        return logits
+        return self.limit_vocabulary(logits, adapter)
+
+    def limit_vocabulary(self, logits: torch.Tensor, adapter: str | None) -> torch.Tensor:
+        """Return logits (vocabulary,) without tokens that only another adapter has."""
+        return logits[: read_vocabulary_size(self._model, adapter)]
 
     def decode(self, rows: Sequence[DecodeRow]) -> torch.Tensor:
         """Return the logits (rows, vocabulary) of the next tokens, in fp32."""

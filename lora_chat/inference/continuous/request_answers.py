@@ -271,7 +271,7 @@ class SharedAnswering(Answering):
             self._advance(batch[half:])
             return
         for running, row in zip(batch, logits, strict=True):
-            self._accept(running, row)
+            self._accept(running, self._batched.limit_vocabulary(row, running.request.adapter))
 
     def _accept(self, running: RunningRequest, logits: torch.Tensor) -> None:
         """Choose the next token of a request and end its reply if it is complete."""

@@ -22,6 +22,7 @@ from lora_chat.inference.continuous.row_products import (
 )
 from lora_chat.inference.continuous.shared_attention import current_step
 from lora_chat.models.named_adapters import is_plain_lora_layer
+from lora_chat.models.quantization.dequantize import is_int8_linear
 
 _TRIED_ROWS = (2, 3, 4, 8, 16, 32)
 """Numbers of rows with which a layer with a forward of its own is compared with single rows."""
@@ -191,17 +192,20 @@ class RowLayers:
                 return original(x)
             rows = x.reshape(-1, 1, x.shape[-1])
             if multiply is None:
-                multiply = self._try_own_forward(original, rows[0, 0])
+                multiply = self._try_own_forward(original, rows[0, 0], is_mixing=is_int8_linear(layer))
             return multiply(rows, None).reshape(*x.shape[:-1], -1)
 
         return forward
 
-    def _try_own_forward(self, original: Forward, example: torch.Tensor) -> Multiply:
-        """Return a forward with all rows together if it gives the same bits as one by one."""
+    def _try_own_forward(self, original: Forward, example: torch.Tensor, *, is_mixing: bool = False) -> Multiply:
+        """Return a forward with all rows together if it gives the same bits as one by one.
+
+        LLM.int8 chooses columns by the values of all rows, so that no sample shows whether rows depend on each other.
+        """
         generator = torch.Generator().manual_seed(0)
         sample = torch.randn(max(_TRIED_ROWS), 1, len(example), generator=generator).to(example)
         single = torch.cat([original(row) for row in torch.split(sample, 1)])
-        if all(torch.equal(original(sample[:count]), single[:count]) for count in _TRIED_ROWS):
+        if not is_mixing and all(torch.equal(original(sample[:count]), single[:count]) for count in _TRIED_ROWS):
             return lambda rows, bias: original(rows)
         self.slow_layers.add(f"{len(example)} -> {single.shape[-1]}")
         return lambda rows, bias: torch.cat([original(row) for row in torch.split(rows, 1)])

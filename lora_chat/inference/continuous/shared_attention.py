@@ -112,7 +112,8 @@ def shared_attention(
         mask = None
         if window is not None and end - begin >= window:
             begin = end - window
-            mask = torch.ones(1, 1, 1, window, dtype=torch.bool, device=query.device)  # as transformers has it
+            if step.attention != "eager":  # as transformers has it; the eager function would add the mask
+                mask = torch.ones(1, 1, 1, window, dtype=torch.bool, device=query.device)
         row_keys, row_values = (states[begin:end].transpose(0, 1)[None] for states in (keys, values))
         outputs.append(attend(module, query[row : row + 1], row_keys, row_values, mask, **kwargs)[0])
     return torch.cat(outputs), None

@@ -7,7 +7,7 @@ from lora_chat.inference.batch_support import find_batch_support
 from lora_chat.inference.continuous.request import GenerationRequest
 from lora_chat.inference.generation import contiguous_hidden_states, without_base_settings
 from lora_chat.inference.sampler import make_processors
-from lora_chat.models.named_adapters import using_adapter
+from lora_chat.models.named_adapters import read_vocabulary_size, using_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +25,14 @@ def generate_single(
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
 
     logits: list[torch.Tensor] = []
+    num_tokens = read_vocabulary_size(model, request.adapter)
 
     class Recorder(LogitsProcessor):
         """Processor that keeps the logits before temperature and nucleus."""
 
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            logits[:] = [scores[0]]
-            return scores
+            logits[:] = [scores[0, :num_tokens]]
+            return scores if num_tokens is None else scores[:, :num_tokens]
 
     class TokenPasser(StoppingCriteria):
         """Criterion that passes the last token on."""

@@ -29,6 +29,15 @@ def attach(generator, stored, numbers):
     return generator.run_between_steps(add)
 
 
+def detach(generator, name):
+    """Remove an adapter as the server does."""
+
+    def remove(model):
+        generator.model = remove_adapter(model, name)
+
+    generator.run_between_steps(remove)
+
+
 @pytest.fixture(scope="module", params=["bfloat16", "float32"])
 def served(request, random_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
@@ -57,7 +66,7 @@ def test_mixed_adapters_reply_as_each_of_them_alone(served, generator):
     assert not statistics.single_reason
     assert statistics.generated_tokens == 12 * len(asked)
     # Another adapter after one was removed.
-    generator.run_between_steps(lambda model: remove_adapter(model, names["plain"]))
+    detach(generator, names["plain"])
     names["plain"] = attach(generator, served.stored["scaled"], numbers)
     replies = [ask(generator, prompt, names["plain"]) for prompt in PROMPTS]
     assert [reply.wait().ids for reply in replies] == [served.reply("scaled", prompt, 12) for prompt in PROMPTS]
@@ -85,8 +94,8 @@ def test_prompts_that_begin_alike_are_read_once_and_answered_alike(served):
         for prompt in make_prompts((300, 290, 310, 280)):
             assert ask(generator, prompt, adapter).wait().ids == served.reply("plain", prompt, 12)
         assert generator.statistics().cache_tokens <= 500
-        generator.run_between_steps(lambda model: remove_adapter(model, adapter))
-        generator.run_between_steps(lambda model: remove_adapter(model, other))
+        detach(generator, adapter)
+        detach(generator, other)
         assert generator.statistics().cache_tokens == 0
     finally:
         generator.close(10)
