@@ -177,7 +177,8 @@ def plan_judgement(
     prompts = select_prompts(prepared.compared, tokenizers, settings.prompts)
     if not prompts:
         raise UsageError(
-            f"{run_source} has no held-out prompts (data.validation_share: 0, or dialogues without replies)."
+            f"{run_source} has no held-out prompts (data.validation_share: 0, or dialogues without replies). "
+            "Fix: train with data.validation_share or data.test."
         )
     comparison = JudgedComparison(
         base=_digest_base(opened),

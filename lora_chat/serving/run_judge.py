@@ -48,7 +48,9 @@ def run_judge(
         plan.check_weights_unchanged()
         session = JudgeSession(plan.with_precision(served.precision), served, judge)
         desk = JudgeDesk(lambda: session, is_only_page=True, opens_page=open_page if opens_browser else None)
-        run_server(served, prepared, lambda: desk.announce(prepared.listener.url), desk)
+        logging.getLogger("lora_chat.serving.request_log").setLevel(logging.WARNING)  # its lines would hide the link
+        if not run_server(served, prepared, lambda: desk.announce(prepared.listener.url), desk):
+            os._exit(0)  # nobody reads the messages, and the result is in the run
     finally:
         prepared.close()
     result, shown = collect_run_judgements(plan.run), session.summarize()

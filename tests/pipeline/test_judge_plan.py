@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,14 @@ def call(*arguments):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(argument) for argument in arguments])
     return code, out.getvalue(), err.getvalue()
+
+
+def test_a_missing_package_is_named(run, monkeypatch):
+    for name in ("lora_chat.serving.run_judge", "lora_chat.serving.run_server"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, _, notices = call("judge", run)
+    assert code == 8 and "pip install 'lora-chat[serve]'" in notices
 
 
 def test_the_result_needs_no_server(run, make_adapter, tmp_path):
