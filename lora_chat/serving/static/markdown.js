@@ -5,7 +5,7 @@
 
 import { append, build } from "./dom.js";
 import { writeToClipboard } from "./clipboard.js";
-import { parseBlocks, splitLines } from "./markdown_blocks.js";
+import { parseBlocks } from "./markdown_blocks.js";
 import { appendInline } from "./markdown_inline.js";
 import { showText } from "./text.js";
 
@@ -16,7 +16,7 @@ const MAX_ROWS = 500;
 export function renderMarkdown(text) {
   const fragment = document.createDocumentFragment();
   const shown = text.slice(0, MAX_TEXT);
-  appendBlocks(fragment, parseBlocks(splitLines(shown.replace(/\r\n?/g, "\n"))));
+  appendBlocks(fragment, parseBlocks(shown.replace(/\r\n?/g, "\n").split("\n")));
   if (text.length > MAX_TEXT) fragment.append(renderPlain(text.slice(MAX_TEXT)));
   return fragment;
 }
@@ -125,14 +125,12 @@ export class MarkdownView {
   }
 
   drawBlocks(rest, keep) {
-    const lines = splitLines(rest);
+    const lines = rest.split("\n");
     const blocks = parseBlocks(lines);
     append(this.container, [withBlocks(document.createDocumentFragment(), blocks)]);
     const last = blocks[blocks.length - 1];
     if (keep || blocks.length < 2 || last.first >= lines.length - 2) return;
-    // Offsets count the original lines, because splitLines may change their length.
-    const original = rest.split("\n");
-    for (let number = 0; number < last.first; number += 1) this.done += original[number].length + 1;
+    for (let number = 0; number < last.first; number += 1) this.done += lines[number].length + 1;
     this.final += blocks.length - 1;
   }
 }

@@ -5,7 +5,7 @@ const MAX_DEPTH = 8;
 const MAX_COLUMNS = 40;
 const FENCE = /^ {0,3}(`{3,}|~{3,})/;
 const HEADING = /^ {0,3}(#{1,6})(?: |$)/;
-const MARKER = /^( *)([-*+]|\d{1,9}[.)])(?: |$)/;
+const MARKER = /^([ \t]*)([-*+]|\d{1,9}[.)])(?: |\t|$)/;
 
 // Return the blocks of a text: [{kind, first, next, …}] with `first` and `next` as line numbers of `lines`.
 export function parseBlocks(lines, depth = 0) {
@@ -22,15 +22,6 @@ export function parseBlocks(lines, depth = 0) {
     blocks.push(block);
   }
   return blocks;
-}
-
-// Return the lines of a text, with tabs at the beginning of a line as spaces.
-export function splitLines(text) {
-  return text.split("\n").map((line) => {
-    let tabs = 0;
-    while (line[tabs] === "\t") tabs += 1;
-    return tabs ? "    ".repeat(Math.min(tabs, 20)) + line.slice(tabs) : line;
-  });
 }
 
 function readBlock(lines, at, depth) {
@@ -51,10 +42,19 @@ function isBlank(line) {
   return line.trim() === "";
 }
 
+// Return the columns before the first other character; a tab reaches to the next multiple of four.
 function indentOf(line) {
-  let spaces = 0;
-  while (line[spaces] === " ") spaces += 1;
-  return spaces;
+  let columns = 0;
+  for (let at = 0; line[at] === " " || line[at] === "\t"; at += 1) columns += line[at] === " " ? 1 : 4 - (columns % 4);
+  return columns;
+}
+
+// Return a line without a number of columns of its indentation. A tab that is cut leaves spaces; other tabs stay.
+function cutIndent(line, width) {
+  let columns = 0;
+  let at = 0;
+  for (; columns < width && (line[at] === " " || line[at] === "\t"); at += 1) columns += line[at] === " " ? 1 : 4 - (columns % 4);
+  return (columns > width ? " ".repeat(columns - width) : "") + line.slice(at);
 }
 
 function opensFence(line, fence) {
@@ -69,7 +69,7 @@ function readFence(lines, at, marks) {
   for (; next < lines.length && !closed; next += 1) {
     const text = lines[next].trim();
     closed = text.length >= marks.length && text[0] === marks[0] && isRun(text) && indentOf(lines[next]) < 4;
-    if (!closed) content.push(lines[next].slice(Math.min(indent, indentOf(lines[next]))));
+    if (!closed) content.push(cutIndent(lines[next], indent));
   }
   return { kind: "code", language: lines[at].trim().slice(marks.length).trim().split(" ")[0].slice(0, 40), text: content.join("\n"), closed: closed, next: next };
 }
@@ -92,8 +92,7 @@ function isRule(line) {
 }
 
 function isQuote(line) {
-  const indent = indentOf(line);
-  return indent < 4 && line[indent] === ">";
+  return line.trimStart()[0] === ">" && indentOf(line) < 4;
 }
 
 function readQuote(lines, at, depth) {
@@ -112,14 +111,14 @@ function readList(lines, at, depth) {
   const first = MARKER.exec(lines[at]);
   const ordered = first[2].length > 1;
   const kind = first[2][first[2].length - 1];
-  const indent = first[1].length;
+  const indent = indentOf(lines[at]);
   const items = [];
   let next = at;
   while (next < lines.length) {
     const marker = MARKER.exec(lines[next]);
-    if (!marker || marker[2][marker[2].length - 1] !== kind || marker[1].length > indent + 1 || isRule(lines[next])) break;
-    const width = marker[0].length;
-    const content = [lines[next].slice(width)];
+    if (!marker || marker[2][marker[2].length - 1] !== kind || indentOf(lines[next]) > indent + 1 || isRule(lines[next])) break;
+    const width = indentOf(lines[next]) + marker[2].length + 1;
+    const content = [lines[next].slice(marker[0].length)];
     next += 1;
     let blanks = 0;
     for (; next < lines.length; next += 1) {
@@ -131,7 +130,7 @@ function readList(lines, at, depth) {
       const inside = indentOf(line) >= indent + 2;
       if (!inside && (blanks || startsBlock(line))) break;
       for (; blanks; blanks -= 1) content.push("");
-      content.push(line.slice(Math.min(indentOf(line), width)));
+      content.push(cutIndent(line, width));
     }
     items.push(parseBlocks(content, depth + 1));
     if (blanks && !(next < lines.length && MARKER.test(lines[next]))) {

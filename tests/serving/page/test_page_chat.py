@@ -375,3 +375,21 @@ def test_a_second_reply_waits_for_the_first(open_page, fake):
     assert page.is_visible(".editing textarea")
     page.wait_for_selector("#stop", state="hidden")
     assert len(fake.script.requests) == 2
+
+
+def test_messages_and_code_are_copied_exactly(open_page, fake):
+    page = open_page()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    reply = "**bold** \\u202e\n\n```py\nif x:\n\tprint('<b>')\n```"
+    fake.script.replies["code"] = reply
+    ask(page, "code")
+    page.click("#messages > li:nth-child(2) .message-foot >> text=Copy")
+    assert page.evaluate("navigator.clipboard.readText()") == reply
+    page.click(".copy-code")
+    assert page.evaluate("navigator.clipboard.readText()") == "if x:\n\tprint('<b>')"
+    wait_until(page, "document.querySelector('.copy-code').textContent === 'Copy'")
+    # A page from another computer without https has no clipboard interface.
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.evaluate("document.addEventListener('copy', () => { window.copied = getSelection().toString() || 'area'; })")
+    page.click(".copy-code")
+    wait_until(page, "document.querySelector('.copy-code').textContent === 'Copied'")

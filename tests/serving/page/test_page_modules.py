@@ -19,6 +19,7 @@ Second line
 
    paragraph
 - [ ] task
+\t- inner by a tab
 - [x] done
 
 > quote
@@ -32,6 +33,8 @@ Second line
 ```py
 if x:
     pass
+all:
+\tmake it
 ```
 ***
 ~~~
@@ -63,11 +66,11 @@ def test_markdown_renders_the_common_forms(open_page):
     for part in (
         '<h4 dir="auto">Title</h4>', "<strong>bold</strong>", "<em>soft</em>", "<em><strong>both</strong></em>",
         '<code dir="ltr">a*b</code>', "<del>gone</del>", "snake_case_name", "☐ task", "☑ done", "<hr>", "b | c",
-        '<td class="align-right" dir="auto">2</td>', "if x:\n    pass", "open fence *text*",
+        '<td class="align-right" dir="auto">2</td>', "if x:\n    pass", "all:\n\tmake it", "open fence *text*",
     ):  # fmt: skip
         assert part in html, part
     assert html.count("<blockquote") == 2
-    assert html.count("<ol>") == 1 and html.count("<li") == 6
+    assert html.count("<ol>") == 1 and html.count("<li") == 7
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -83,6 +86,8 @@ def test_streamed_markdown_equals_whole_markdown(open_page, seed):
         "```",
         "> q",
         "   - deep",
+        "\t- tab",
+        " \tx",
         "* * *",
         "| a |",
         "|--|",
