@@ -228,7 +228,7 @@ class SharedAnswering(Answering):
         running = RunningRequest(ticket, tokens, TokenChooser(request))
         self._running.append(running)
         try:
-            logits = self._read(request, tokens)
+            logits = self._read(ticket, tokens)
         except Exception as error:
             logger.exception("Reading a prompt failed.")
             self._end(running, "failed", str(error))
@@ -237,8 +237,9 @@ class SharedAnswering(Answering):
         running.read = ReadPrompt(request.adapter, request.prompt, tokens, logits.clone())
         self._accept(running, logits)
 
-    def _read(self, request: GenerationRequest, tokens: TokenRange) -> torch.Tensor:
+    def _read(self, ticket: Ticket, tokens: TokenRange) -> torch.Tensor:
         """Return the logits (vocabulary,) after a prompt, of which only the part is read that was not read before."""
+        request = ticket.request
         reads = [running.read for running in self._running if running.read is not None]
         reuse = self._prefixes.find(request.adapter, request.prompt, reads)
         if reuse is None:
@@ -246,6 +247,7 @@ class SharedAnswering(Answering):
         self._pool.copy(reuse.source.tokens.begin, tokens.begin, reuse.num_tokens)
         self._prefix_hits += 1
         self._reused_tokens += reuse.num_tokens
+        ticket.reused_tokens = reuse.num_tokens
         if reuse.num_tokens == len(request.prompt):
             return reuse.source.logits
         return self._batched.read_rest(request.prompt, request.adapter, tokens, reuse.num_tokens)

@@ -24,6 +24,8 @@ class Ticket:
     receive: Receiver
     cancelled: threading.Event = field(default_factory=threading.Event)
     is_finished: bool = False
+    reused_tokens: int = 0
+    """Tokens of the prompt whose keys and values were there already, known when the first token arrives."""
 
     def cancel(self) -> None:
         """End the reply at its next token."""

@@ -30,7 +30,7 @@ class RunningReplies:
         self._record, self._telemetry = record, telemetry
         self.prompt_tokens = sum(map(len, task.prompts))
         record.model, record.prompt_tokens = task.model.name, self.prompt_tokens
-        requests = task.requests
+        requests, self._count = task.requests, task.count
         self.choices = [Choice(index, task) for index in range(len(requests))]
         self._tickets: list[Ticket] = []
         try:
@@ -79,12 +79,14 @@ class RunningReplies:
 
     def describe_usage(self) -> dict[str, object]:
         """Return the exact numbers of tokens; a stop token is not counted."""
+        firsts = self._tickets[:: self._count]  # each prompt counts once, whatever the number of its replies
         completion = sum(choice.num_tokens for choice in self.choices)
         reasoning = sum(choice.num_reasoning_tokens for choice in self.choices)
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": completion,
             "total_tokens": self.prompt_tokens + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(ticket.reused_tokens for ticket in firsts)},
             "completion_tokens_details": {"reasoning_tokens": reasoning},
         }
 

@@ -29,6 +29,7 @@ OPENING_TEMPLATE = THINKING_TEMPLATE.replace("<|im_start|>assistant\n{% if", "<|
 class ScriptedTicket:
     request: object
     cancelled: threading.Event = field(default_factory=threading.Event)
+    reused_tokens: int = 3
 
     def cancel(self):
         self.cancelled.set()

@@ -47,6 +47,7 @@ def test_whole_reply(client, generator):
     assert answer.choices[0].finish_reason == "stop"
     prompt, tokens = generator.tickets[0].request.prompt, len("Hello there.")
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(prompt), tokens)
+    assert answer.usage.prompt_tokens_details.cached_tokens == 3
     assert answer.usage.total_tokens == len(prompt) + tokens
     assert generator.tickets[0].request.generation.is_greedy
 
@@ -173,6 +174,7 @@ def test_several_replies_draw_other_numbers(client, generator):
     assert [request.number for request in requests] == [0, 1]
     assert all(request.generation.seed == 5 and request.generation.top_p == 0.9 for request in requests)
     assert answer.usage.completion_tokens == len("firstsecond")
+    assert answer.usage.prompt_tokens_details.cached_tokens == 3
     _ask(client, temperature=0.7)
     assert generator.tickets[2].request.generation.seed != generator.tickets[0].request.generation.seed
 
