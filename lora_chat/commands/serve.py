@@ -10,7 +10,8 @@ from lora_chat.commands.options import ADAPTER_HELP, add_trust, positive_int, re
 from lora_chat.commands.serve_admin import add_run_time_options, run_admin_client
 from lora_chat.errors import MissingPackageError, UsageError
 from lora_chat.serving.server_options import LIMITS, ServerOptions
-from lora_chat.system.console import print_json, print_message
+from lora_chat.system.console import print_json, print_message, quote_path
+from lora_chat.system.user_path import expand_user_path
 
 if TYPE_CHECKING:
     from lora_chat.pipeline.served_models import ServedModels
@@ -107,10 +108,9 @@ def run(options: argparse.Namespace) -> None:
     if options.new_key is not None:
         from lora_chat.serving.guards.key_file import write_new_key
 
-        write_new_key(options.new_key)
-        print_message(
-            f"Added a key to {options.new_key}. Serve with it: lora-chat serve RUN --key-file {options.new_key}"
-        )
+        path = expand_user_path(options.new_key)
+        write_new_key(path)
+        print_message(f"Added a key to {path}. Serve with it: lora-chat serve RUN --key-file {quote_path(path)}")
         return
     if run_admin_client(options):
         return
@@ -160,7 +160,9 @@ def _read_options(options: argparse.Namespace) -> ServerOptions:
     """Return the limits and switches of the server."""
     named = vars(options)
     values = {field.name: named[field.name] for field in fields(ServerOptions) if field.name in named}
-    values["log_content"] = options.content_file or (Path(_STDERR) if options.log_content else None)
+    content_file = expand_user_path(options.content_file) if options.content_file else None
+    values["log_content"] = content_file or (Path(_STDERR) if options.log_content else None)
+    values["key_file"] = expand_user_path(options.key_file) if options.key_file else None
     return ServerOptions(
         **values,
         allow_hosts=tuple(options.allow_host),

@@ -10,6 +10,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from lora_chat.serving.api_errors import ApiError
 from lora_chat.serving.guards.answer_headers import SECURITY_HEADERS
+from lora_chat.serving.listen import parse_address
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -22,7 +23,26 @@ _MAX_WAITING_BYTES = 2**16
 """Bytes of later requests that are kept while one is answered; a client that sends more is not read any further."""
 _DISCARDED_BODIES = 2
 """Length of a refused body that is read and dropped, in largest bodies, so that the client sees the answer."""
+_FREE_CHUNKS, _MIN_CHUNK_BYTES = 256, 64
+"""Number of chunks of any length in a body, and the smallest mean length of more, because each chunk costs time."""
 _MALFORMED = {431: "The headers are too long.", 400: "The request is not valid HTTP."}
+
+
+class _Parser(h11.Connection):
+    """A parser of requests that refuses bodies in very many tiny chunks."""
+
+    _chunks = _bytes = 0
+
+    def next_event(self) -> "h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]":
+        """Return the next part of a request. Raise RemoteProtocolError for a malformed one."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._chunks, self._bytes = self._chunks + 1, self._bytes + len(event.data)
+            if self._chunks > _FREE_CHUNKS and self._bytes < self._chunks * _MIN_CHUNK_BYTES:
+                raise h11.RemoteProtocolError("too many tiny chunks")
+        return event
 
 
 class LimitedProtocol(H11Protocol):
@@ -39,6 +59,7 @@ class LimitedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.conn = _Parser(h11.SERVER, self.options.max_header_bytes)
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._waiting_bytes = self._discarded_bytes = 0
@@ -46,7 +67,7 @@ class LimitedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, or refuse a connection that is one too many."""
         super().connection_made(transport)
-        if len(self.connections) > self.options.max_connections:
+        if len(self.connections) > self.options.max_connections or self._has_too_many():
             self._refuse(503, "Too many connections are open.", "too_many_connections")
             return
         self._wait(self.options.header_seconds)
@@ -132,6 +153,15 @@ class LimitedProtocol(H11Protocol):
     def _should_upgrade(self) -> bool:
         """Return False, because there are no web sockets."""
         return False
+
+    def _has_too_many(self) -> bool:
+        """Return whether one other machine has more than half of all connections, which would exclude the rest."""
+        address = self.client[0] if self.client else ""
+        parsed = parse_address(address)
+        if parsed is None or parsed.is_loopback:
+            return False
+        addresses = [other.client[0] for other in self.connections if isinstance(other, H11Protocol) and other.client]
+        return addresses.count(address) > self.options.max_connections // 2
 
     @property
     def _is_busy(self) -> bool:

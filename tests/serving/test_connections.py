@@ -1,6 +1,7 @@
 """Real sockets and raw bytes: slow clients, malformed requests, and the order of ending."""
 
 import contextlib
+import ipaddress
 import json
 import re
 import socket
@@ -10,7 +11,7 @@ import time
 import pytest
 from guarded_app import build_app
 
-from lora_chat.serving import run_server
+from lora_chat.serving import http_protocol, run_server
 from lora_chat.serving.listen import open_listener
 from lora_chat.serving.server_options import ServerOptions
 
@@ -127,6 +128,7 @@ RAW = {
         POST + b"Transfer-Encoding: chunked\r\n" + END + b"64\r\n" + b"x" * 100 + (b"\r\n64\r\n" + b"x" * 100) * 12,
         413,
     ),
+    "tiny chunks": (POST + b"Transfer-Encoding: chunked\r\n" + END + b"1\r\nx\r\n" * 400, 400),
     "body shorter than its length": (POST + b"Content-Length: 5\r\n" + END + b"{}", 408),
 }
 
@@ -222,6 +224,16 @@ def test_connections_beyond_the_limit_are_refused(server):
         assert read_all(first[0]) == b""
     wait_until(lambda: server.metric("lora_chat_connections") == 0)
     assert statuses(exchange(server, RAW["valid"][0])) == [200]
+
+
+def test_one_other_machine_gets_half_of_the_connections(server, monkeypatch):
+    monkeypatch.setattr(http_protocol, "parse_address", lambda address: ipaddress.ip_address("192.0.2.1"))
+    wait_until(lambda: server.metric("lora_chat_connections") == 0)
+    with contextlib.ExitStack() as stack:
+        for _ in range(OPTIONS.max_connections // 2):
+            stack.enter_context(server.connect())
+        assert statuses(exchange(server, b"")) == [503]
+    wait_until(lambda: server.metric("lora_chat_connections") == 0)
 
 
 @pytest.mark.parametrize("pieces", [20, 2000])
