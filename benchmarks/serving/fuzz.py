@@ -166,7 +166,7 @@ def main() -> int:
     warnings.filterwarnings("ignore")
 
     # Incomplete requests are a part of the fuzz, so the server waits only for a short time.
-    words = ["--header-seconds", "0.5", "--body-seconds", "0.5"]
+    words = ["--header-seconds", "1", "--body-seconds", "1"]
     words += [*options.things, *(["--base", options.base] if options.base else [])]
     statuses: dict[str, Counter[int]] = {}
     wrong: list[str] = []

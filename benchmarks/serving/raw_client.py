@@ -65,9 +65,11 @@ class Connection:
             pass
 
     async def read_head(self) -> Answer:
-        """Read the status line and the headers."""
+        """Read the status line and the headers of the final answer."""
+        head = b"HTTP/1.1 1"
         try:
-            head = await self.reader.readuntil(b"\r\n\r\n")
+            while head.startswith(b"HTTP/1.1 1"):
+                head = await self.reader.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, ConnectionError):
             return self.answer
         first, *lines = head.decode("latin-1").split("\r\n")

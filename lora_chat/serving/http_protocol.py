@@ -25,6 +25,7 @@ _DISCARDED_BODIES = 2
 """Length of a refused body that is read and dropped, in largest bodies, so that the client sees the answer."""
 _FREE_CHUNKS, _MIN_CHUNK_BYTES = 256, 64
 """Number of chunks of any length in a body, and the smallest mean length of more, because each chunk costs time."""
+_LATE_SECONDS = 0.05
 _MALFORMED = {431: "The headers are too long.", 400: "The request is not valid HTTP."}
 
 
@@ -171,7 +172,11 @@ class LimitedProtocol(H11Protocol):
     def _wait(self, seconds: float) -> None:
         """Close the connection after some seconds unless a request is complete before."""
         self._stop_waiting()
-        self._timer = self.loop.call_later(seconds, self._end_slow_sender)
+        self._timer = self.loop.call_later(seconds, self._look_again)
+
+    def _look_again(self) -> None:
+        """Read what has arrived before the client is called slow, because this process itself may have been late."""
+        self._timer = self.loop.call_later(_LATE_SECONDS, self._end_slow_sender)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:

@@ -38,7 +38,7 @@ class KeyGuard:
             return
         key = read_key(headers.get(b"authorization"))
         if key is None:  # a browser asks without a key first, so this costs nothing
-            raise _missing_key("This server needs a key: send the header Authorization: Bearer KEY.")
+            raise _missing_key("This server needs a key: send the header Authorization: Bearer KEY.", "missing_key")
         counts = _is_counted(client)
         if counts and (seconds := self._blocked_seconds(client)):
             raise ApiError(
@@ -61,7 +61,7 @@ class KeyGuard:
             await asyncio.sleep(_DELAY_SECONDS)
         finally:
             self._delayed -= 1
-        raise _missing_key("The key is not valid.", code="invalid_api_key")
+        raise _missing_key("The key is not valid.", "invalid_api_key")
 
     def _blocked_seconds(self, client: str) -> float:
         """Return the seconds for which keys of a client are not compared; 0 if they are."""
@@ -105,5 +105,5 @@ def _is_counted(client: str) -> bool:
     return address is None or not address.is_loopback
 
 
-def _missing_key(message: str, code: str | None = None) -> ApiError:
+def _missing_key(message: str, code: str) -> ApiError:
     return ApiError(401, message, "authentication_error", code=code, headers={"www-authenticate": _CHALLENGE})
