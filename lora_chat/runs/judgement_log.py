@@ -18,8 +18,8 @@ from lora_chat.system.file_lock import acquire_lock
 from lora_chat.system.regular_files import open_regular_file
 from lora_chat.system.strict_json import parse_strict_json
 
-MAX_FILE_BYTES = 1 << 26
-"""Largest size, in bytes, of a judgement log, which fits more than 2,000 votes with the longest notes."""
+MAX_FILE_BYTES, MAX_LINES = 1 << 25, 100_000
+"""Largest size of a judgement log, in bytes and in lines; more than 1,000 votes with the longest notes fit."""
 MAX_LINE_BYTES = 1 << 15
 """Largest size, in bytes, of a line; a note in escapes has at most 12 bytes per character."""
 _LOCK_NAME = ".judgements.lock"
@@ -56,6 +56,8 @@ def read_judgements(path: Path) -> JudgementLog:
         raw = read_bytes(path, MAX_FILE_BYTES)
     except FileNotFoundError:
         return JudgementLog(())
+    if raw.count(b"\n") > MAX_LINES:
+        raise IntegrityError(f"{path} has more than {MAX_LINES:,} lines. Fix: move it away.")
     records: list[JudgementRecord] = []
     newer = damaged = 0
     torn = False

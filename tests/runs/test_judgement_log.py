@@ -187,6 +187,12 @@ def test_a_full_log_is_refused(path, monkeypatch):
         read_judgements(path)
 
 
+def test_too_many_lines_are_refused(path):
+    path.write_bytes(b"\n" * (judgement_log.MAX_LINES + 1))
+    with pytest.raises(IntegrityError, match="lines"):
+        read_judgements(path)
+
+
 @pytest.mark.parametrize("name", ["judgements.jsonl", ".judgements.lock"])
 def test_links_are_not_followed(path, tmp_path, name):
     target = tmp_path / "target"

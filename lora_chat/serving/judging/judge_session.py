@@ -76,6 +76,8 @@ class JudgeSession:
         self._history: list[int] = []
         """Indices of the prompts with a vote of this session, the latest last."""
         self._skipped: set[int] = set()
+        self._recorded_equal: set[str] = set()
+        """Digests of the pairs with equal replies that the log has."""
         self._finished = False
         self._restore()
         self._judged_before = sum(prompt.index in self._voted for prompt in plan.prompts)
@@ -83,7 +85,10 @@ class JudgeSession:
     def _restore(self) -> None:
         """Take over earlier votes of this judge on this comparison, so that their pairs are not shown again."""
         for record in self._read_records():
-            if isinstance(record, EqualReplies) or record.judge != self._judge:
+            if isinstance(record, EqualReplies):
+                self._recorded_equal.add(record.pair)
+                continue
+            if record.judge != self._judge:
                 continue
             self._voted.pop(record.item, None)
             if isinstance(record, Vote):
@@ -135,13 +140,14 @@ class JudgeSession:
         """Leave out a pair that cannot be judged, and record equal replies once."""
         if pair.is_equal:
             digest = self._digest(pair)
-            if not any(isinstance(r, EqualReplies) and r.pair == digest for r in self._read_records()):
+            if digest not in self._recorded_equal:
                 append_judgement(
                     self.plan.run.judgements,
                     EqualReplies(
                         pair=digest, item=pair.prompt.index, comparison=self.plan.comparison, time=format_time()
                     ),
                 )
+                self._recorded_equal.add(digest)
         self._skipped.add(pair.prompt.index)
 
     def _show(self, pair: ReplyPair) -> ShownPair:
