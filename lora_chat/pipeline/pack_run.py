@@ -116,6 +116,12 @@ def draft_receipt(
         }
         for line in check_shared_text(texts, data.audit, plan.audit, accept_findings=accept_findings):
             logger.warning(line)
+        precision, versions = collect_precision(run), collect_versions(run)
+        training, comparison = collect_training(run), collect_comparison(run)
+        generations = collect_generations(run) if lineage else None
+        parameters = check_tensors(read_tensors(weights), settings)
+        # The two measurements load weights, so they follow all refusals.
+        parity = _read_or_run_parity_check(opened, run, weights)
         reference = read_or_measure_reference(opened, run) if base.version > 1 else None
         receipt = Receipt(
             format="lora_chat parcel",
@@ -123,23 +129,23 @@ def draft_receipt(
             name=name,
             license=license_name,
             base=base,
-            precision=collect_precision(run),
+            precision=precision,
             architecture=read_model_type(opened.adapter.base),
             adapter=settings.to_section(),
-            parameters=check_tensors(read_tensors(weights), settings),
+            parameters=parameters,
             recipe=recipe,
             data=data,
             seed=plan.training.seed,
-            versions=collect_versions(run),
-            training=collect_training(run),
-            comparison=collect_comparison(run),
-            proof=_read_or_run_parity_check(opened, run, weights),
+            versions=versions,
+            training=training,
+            comparison=comparison,
+            proof=parity,
             chat_template=template,
             signer=None,
             members={},
             digest=PLACEHOLDER_DIGEST,
             lineage=lineage,
-            generations=collect_generations(run) if lineage else None,
+            generations=generations,
             evaluation=evaluation,
             reference=reference,
             judgement=judgement,
