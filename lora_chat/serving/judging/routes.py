@@ -54,7 +54,7 @@ async def show_next(request: Request) -> JSONResponse:
     session = await _open(request)
     end = time.monotonic() + _WAIT_SECONDS
     while (shown := await _run(session.next_pair)) == "waiting" and time.monotonic() < end:
-        if await request.is_disconnected():
+        if request.app.state.guard.is_stopping or await request.is_disconnected():
             break
         await asyncio.sleep(_POLL_SECONDS)
     progress = await _run(session.describe_progress)

@@ -1,6 +1,8 @@
 """The judge's routes need a key, and no answer before a vote depends on which model is on the left."""
 
 import json
+import threading
+import time
 
 import pytest
 
@@ -212,8 +214,19 @@ def test_the_page_asks_again_while_replies_are_written(make_judge, generator, mo
     generator.is_slow = True
     judge = make_judge().enter()
     assert judge.get("next").json()["state"] == "waiting"
-    generator.release()
+    monkeypatch.setattr(routes, "_WAIT_SECONDS", 60.0)
+    threading.Timer(0.1, generator.release).start()
     assert judge.get("next").json()["state"] == "pair"
+
+
+def test_a_server_that_stops_does_not_wait_for_replies(make_judge, generator):
+    generator.is_slow = True
+    judge = make_judge().enter()
+    guard = judge.client.app
+    threading.Timer(0.2, lambda: setattr(guard, "is_stopping", True)).start()
+    begin = time.monotonic()
+    assert judge.get("next").json()["state"] == "waiting"
+    assert time.monotonic() - begin < 10
 
 
 def test_a_full_disk_is_a_failed_request_and_not_a_vote(make_judge, monkeypatch):
