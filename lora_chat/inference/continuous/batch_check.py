@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PROMPT_LENGTHS = (5, 12, 19, 33)
+_PROMPT_LENGTHS = (5, 19, 33)
 _NUM_STEPS = 3
 _SHARED_LENGTHS = (39, 103, 171)
 """Lengths of prompts that begin alike, of which no last block is complete."""
@@ -68,7 +68,8 @@ def check_batching(batched: BatchedModel, model: "PreTrainedModel", pad: int) ->
         for step, rows in enumerate(actual)
         for row, (_, logits) in zip(rows, expected, strict=True)
     ]
-    is_exact = all(
+    # Libraries of a GPU choose kernels by the number of rows, which a few prompts do not show.
+    is_exact = not batched.is_on_gpu and all(
         torch.equal(row, logits[step])
         for step, rows in enumerate(actual)
         for row, (_, logits) in zip(rows, expected, strict=True)

@@ -109,6 +109,7 @@ class BatchGenerator:
             self._changed.notify()
         self._thread.join(timeout)
         self._is_stopped = True
+        self._answers.stop()
         self._thread.join()
 
     def _work(self) -> None:

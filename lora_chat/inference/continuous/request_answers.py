@@ -82,6 +82,10 @@ class Answering(ABC):
     def end_all(self, reason: FinishReason, message: str = "") -> None:
         """End all replies."""
 
+    @abstractmethod
+    def stop(self) -> None:
+        """End a reply that is computed outside of shared steps. This may be called on any thread."""
+
     def statistics(self, num_waiting: int) -> BatchStatistics:
         """Return numbers since the start, and of this moment."""
         return BatchStatistics(
@@ -114,12 +118,18 @@ class SingleAnswering(Answering):
 
     def __init__(self, model: "PreTrainedModel", pad: int, check: BatchCheck) -> None:
         super().__init__(check)
-        self._model, self._pad, self._current = model, pad, 0
+        self._model, self._pad = model, pad
+        self._current: Ticket | None = None
 
     @property
     def num_running(self) -> int:
         """Return 1 while a request is answered."""
-        return self._current
+        return int(self._current is not None)
+
+    def stop(self) -> None:
+        """End the reply that is being computed at its next token."""
+        if (ticket := self._current) is not None:
+            ticket.cancel()
 
     def refresh(self, model: "PreTrainedModel") -> None:
         """Take a model whose adapters may have changed."""
@@ -134,7 +144,7 @@ class SingleAnswering(Answering):
         if request.adapter is not None and request.adapter not in getattr(self._model, "peft_config", {}):
             self._finish(ticket, "removed")
             return
-        self._current, reason, message = 1, "length", ""
+        self._current, reason, message = ticket, "length", ""
         chooser, self._prompt_tokens = TokenChooser(request), self._prompt_tokens + len(request.prompt)
 
         def receive(token: int, logits: torch.Tensor) -> bool:
@@ -153,7 +163,7 @@ class SingleAnswering(Answering):
         except Exception as error:
             logger.exception("A reply failed.")
             reason, message = "failed", str(error)
-        self._current = 0
+        self._current = None
         self._finish(ticket, reason, message)  # type: ignore[arg-type]
 
     def end_all(self, reason: FinishReason, message: str = "") -> None:
@@ -179,6 +189,9 @@ class SharedAnswering(Answering):
     def tickets(self) -> list[Ticket]:
         """Return the requests that are being answered."""
         return [running.ticket for running in self._running]
+
+    def stop(self) -> None:
+        """Do nothing, because all replies are computed in shared steps."""
 
     def _num_cached(self) -> int:
         return self._pool.num_used
