@@ -28,6 +28,8 @@ NextTicket = Callable[[Callable[[GenerationRequest], bool]], Ticket | None]
 _CACHE_SHARE = 0.25
 """Share of the free memory for keys and values by default."""
 _MAX_DEFAULT_TOKENS = 2**17
+_MAX_PREFIX_BYTES = 2**28
+"""Memory for the keys and values of prompts whose requests ended, in bytes; at most half of all tokens."""
 
 
 def start_answering(model: "PreTrainedModel", pad: int, limits: BatchLimits) -> "Answering":
@@ -179,7 +181,8 @@ class SharedAnswering(Answering):
         self._pool, self.capacity = batched.pool, batched.pool.num_tokens
         self._running: list[RunningRequest] = []
         shared = None if not check.is_exact or not limits.exact_prefixes else check.max_shared_prompt
-        self._prefixes = PrefixStore(self._pool, self._pool.num_tokens // 2, shared if check.shares_prompts else 0)
+        largest = min(self._pool.num_tokens // 2, _MAX_PREFIX_BYTES // check.bytes_per_token)
+        self._prefixes = PrefixStore(self._pool, largest, shared if check.shares_prompts else 0)
 
     @property
     def num_running(self) -> int:
