@@ -36,6 +36,8 @@ _REPLY_SECONDS = 600.0
 """Longest wait for a token of the generator, in seconds."""
 _NO_CHANGE_KL = 1e-9
 """KL to the bare base up to which an adapter changes nothing, in nats per token."""
+_MAX_PROMPT_TOKENS = 2048
+"""Tokens of the prompts that are scored; a long system message is part of each."""
 _GENERATED_TOP_TOKENS = 20
 """Number of alternatives of each generated token that are compared."""
 
@@ -67,6 +69,10 @@ def check_reference(served: ServedAdapter, reference: ModelReference | None) -> 
         if reference:
             raise IntegrityError(f"the template refuses a built-in question: {error}") from error
         return [AdmissionCheck("reference", None, f"no reference, and the template refuses questions: {error}")]
+    prompts = _select_prompts(prompts)
+    if reference:
+        entries = tuple(entry for entry in reference.replies if entry.question in prompts)
+        reference = reference.model_copy(update={"replies": entries})
     generated = _generate_all(served, prompts)
     replies = {question: tuple(token.token for token in tokens) for question, tokens in generated.items()}
     scores = _score_all(served, prompts, replies)
@@ -103,6 +109,16 @@ def _check_effect(effect: float) -> list[AdmissionCheck]:
     if effect > _NO_CHANGE_KL:
         return []
     return [AdmissionCheck("effect", None, "the adapter changes nothing: it computes what the bare base computes")]
+
+
+def _select_prompts(prompts: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+    """Return at least the first prompt, and others up to a number of tokens, because requests wait for each score."""
+    selected: dict[int, tuple[int, ...]] = {}
+    for question, prompt in prompts.items():
+        if selected and sum(map(len, selected.values())) + len(prompt) > _MAX_PROMPT_TOKENS:
+            break
+        selected[question] = prompt
+    return selected
 
 
 def _render_prompts(served: ServedAdapter, questions: Sequence[int]) -> dict[int, tuple[int, ...]]:

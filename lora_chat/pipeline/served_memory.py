@@ -1,6 +1,7 @@
 """Refuse a base or an adapter that cannot fit into memory, before it is loaded."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.errors import OutOfMemoryError
@@ -11,6 +12,8 @@ from lora_chat.system.memory_usage import free_memory_bytes
 _BYTES_PER_WEIGHT = {"4bit": 0.5, "8bit": 1.0}
 """Bytes of a quantized weight without its scales: less than any base needs."""
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_COPIES_OF_A_FILE = 3
+"""Copies of a parcel in memory while it is checked: the file, its members, and its tensors."""
 _RESERVE_BYTES = 64 * 2**20
 """Memory that stays free for requests, in bytes."""
 
@@ -25,6 +28,18 @@ def check_base_memory(base: LocalBase, precision: PrecisionPlan) -> None:
             f"The base {base.name} needs at least {needed / 1e9:.1f} GB in {precision.mode} ({precision.dtype}), and "
             f"{free / 1e9:.1f} GB are free.",
             "end other programs, or serve it with --quantization 4bit.",
+        )
+
+
+def check_file_memory(path: Path) -> None:
+    """Raise OutOfMemoryError for a file that is too large to be read into memory and checked there."""
+    if not path.is_file():
+        return
+    needed, free = _COPIES_OF_A_FILE * path.stat().st_size, free_memory_bytes() - _RESERVE_BYTES
+    if needed > free:
+        raise OutOfMemoryError(
+            f"Reading {path.name} needs {needed / 1e6:.0f} MB, and {max(0, free) / 1e6:.0f} MB are free.",
+            "unload another adapter.",
         )
 
 

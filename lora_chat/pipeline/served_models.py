@@ -23,12 +23,13 @@ from lora_chat.pipeline.admission_reference import ServedAdapter, check_referenc
 from lora_chat.pipeline.admitted_model import BARE_BASE, AdmissionCheck, AdmittedModel, format_checks
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions
 from lora_chat.pipeline.served_base import SharedBase, name_base, open_on_base, plan_models
-from lora_chat.pipeline.served_memory import check_base_memory, read_into_memory
+from lora_chat.pipeline.served_memory import check_base_memory, check_file_memory, read_into_memory
 from lora_chat.pipeline.served_names import NamedSource, read_named_source, shorten_source
 from lora_chat.system.gpu_memory import release_unused_memory
 from lora_chat.system.malloc import trim_memory
 from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.system.sanitize import sanitize_line
+from lora_chat.system.user_path import expand_user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,6 +106,7 @@ class ServedModels:
             raise
         with self._admission:
             try:
+                check_file_memory(expand_user_path(named.source))
                 opened = open_on_base(named.source, trust or self._trust, self._mode, self._shared.base)
                 return self._admit(named, opened, replaces=replaces)
             except LoraChatError as error:

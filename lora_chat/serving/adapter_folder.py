@@ -30,8 +30,8 @@ POLL_SECONDS = 1.0
 MAX_FILES, _MAX_ENTRIES = 256, 10_000
 """Number of parcels and of all entries of the folder that are looked at."""
 
-FileState = tuple[int, int, int, int]
-"""Device, inode, size and time of the last change of a file."""
+FileState = tuple[int, int, int, int, int]
+"""Device, inode, size, and times of the last change of content and of the file itself, which nobody can set."""
 
 
 @dataclass
@@ -110,7 +110,7 @@ class AdapterFolder:
                     self._report(f"{entry.name} is ignored: only regular files of the size of a parcel are opened.")
                     continue
                 number += 1
-                yield entry.name, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+                yield entry.name, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def _admit(self, name: str, watched: _WatchedFile) -> None:
         """Admit a new or changed parcel. A changed one that fails its checks ends the model of its old content."""

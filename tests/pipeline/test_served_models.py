@@ -16,7 +16,7 @@ from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, OutOfM
 from lora_chat.inference.continuous.batch_generator import BatchGenerator
 from lora_chat.inference.continuous.request import BatchLimits, Finish, GenerationRequest
 from lora_chat.pipeline import admission_prompts, served_memory, served_models
-from lora_chat.pipeline.admission_reference import common_kl
+from lora_chat.pipeline.admission_reference import _select_prompts, common_kl
 from lora_chat.pipeline.open_adapter import TrustOptions
 from lora_chat.pipeline.served_models import open_served_models
 from lora_chat.pipeline.served_names import NamedSource, check_unique_names, read_named_source
@@ -341,7 +341,11 @@ def test_limits_the_number_of_adapters_and_their_memory(models, things, good, mo
     assert "the most allowed" in refusal(models, f"more={good}")
     monkeypatch.setattr(models, "_max_adapters", 9)
     monkeypatch.setattr(served_memory, "free_memory_bytes", lambda: 2**26)
-    with pytest.raises(OutOfMemoryError, match="unload another adapter"):
+    with pytest.raises(OutOfMemoryError, match=r"Reading good.lorachat needs .*\n?.*unload another adapter"):
+        models.admit(f"more={good}")
+    models.forget_refusal("more")
+    monkeypatch.setattr(served_memory, "_COPIES_OF_A_FILE", 0)
+    with pytest.raises(OutOfMemoryError, match=r"The adapter .* needs"):
         models.admit(f"more={good}")
     models.forget_refusal("more")
     monkeypatch.setattr(served_memory, "free_memory_bytes", lambda: 1000)
@@ -368,6 +372,21 @@ def test_serves_the_rest_and_fails_if_nothing_is_left(things, good, tmp_path, me
     forged = things.parcel("late", things.adapter("good-adapter"), reference=raw)
     with pytest.raises(IntegrityError, match=r"(?s)Nothing that was named.*not the model of training"):
         open_served_models([str(forged)], things.trust, None, LIMITS)
+
+
+def test_scores_few_prompts_if_each_is_long():
+    prompts = {number: tuple(range(length)) for number, length in enumerate((3000, 10, 20))}
+    assert list(_select_prompts(prompts)) == [0]
+    assert list(_select_prompts({0: (1,) * 1000, 1: (1,) * 1000, 2: (1,) * 1000})) == [0, 1]
+
+
+def test_a_system_message_beyond_the_context_window_is_refused(models, things, tmp_path):  # noqa: F811
+    adapter = tmp_path / "adapter"
+    shutil.copytree(things.adapter("good-adapter"), adapter)
+    identity = json.loads((adapter / "lora_chat.json").read_text())
+    (adapter / "lora_chat.json").write_text(json.dumps(identity | {"system": "x" * 60_000}))
+    parcel = things.parcel("wordy", adapter, reference=None, to=tmp_path)
+    assert "positions" in refusal(models, parcel)
 
 
 @pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
