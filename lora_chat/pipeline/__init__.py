@@ -28,6 +28,7 @@
 - inspect_data: The data of a recipe as a run reads it
 - install_tokens: The tokens of an adapter, installed in the tokenizer of its base
 - judge_plan: The prompts and models of a blind judgement, found before weights load
+- judge_prompts: The held-out prompts of a blind judgement, in their order
 - known_parent: The parent of an existing adapter
 - load_adapted: The base of a run with a new adapter, or with that of its parent
 - load_data: The data of a plan: found, read, encoded and split

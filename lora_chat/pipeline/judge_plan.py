@@ -1,25 +1,20 @@
 """The prompts and models of a blind judgement, found and checked before weights load."""
 
-import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from lora_chat.config.generation_section import GenerationSection
 from lora_chat.config.plan import PrecisionPlan
-from lora_chat.data.dataset import DialogueSet
-from lora_chat.data.dialogue import ChatMessage, Dialogue
 from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.evaluation.judgements import JudgementResult, summarize_judgements
-from lora_chat.evaluation.reply_items import make_reply_item
 from lora_chat.models.adapter_files import WEIGHTS_NAME
 from lora_chat.models.base_model import load_tokenizer
 from lora_chat.models.identity import compute_identity
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.admitted_model import BARE_BASE
 from lora_chat.pipeline.held_out import EvaluationFiles, prepare_evaluation
+from lora_chat.pipeline.judge_prompts import JudgePrompt, select_prompts
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, open_adapter
 from lora_chat.runs.judgement_log import read_judgements
 from lora_chat.runs.judgement_record import (
@@ -39,9 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_PROMPTS, MAX_PROMPTS = 50, 1000
-_ORDER_SEED = 0
-_SPARE_PROMPTS = 20
-"""Further candidates, because not every dialogue has a reply after a prompt."""
 
 
 @dataclass(frozen=True)
@@ -53,30 +45,6 @@ class JudgeSettings:
     """Largest number of tokens of a reply; None repeats the comparison of the run."""
     mode: str | None = None
     """Quantization mode; None repeats that of training."""
-
-
-@dataclass(frozen=True)
-class ShownMessage:
-    """A message before the replies, as the judge reads it."""
-
-    role: str
-    text: str
-
-
-@dataclass(frozen=True)
-class JudgePrompt:
-    """A held-out prompt."""
-
-    index: int
-    """Index of its dialogue in the held-out set."""
-    context: tuple[ShownMessage, ...]
-    ids: tuple[int, ...]
-    """Token ids in the chat template of the run, which identify the prompt."""
-    ids_a: tuple[int, ...]
-    """Token ids that A continues, in its own chat template; the base has that of the run."""
-    ids_b: tuple[int, ...]
-    is_text: bool
-    """Whether it is plain text without a chat template."""
 
 
 @dataclass(frozen=True)
@@ -259,48 +227,3 @@ def _digest_base(opened: OpenAdapter) -> str:
     """Return the digest of the weights of the base, as an adapter's identity has it."""
     base = opened.adapter.base
     return compute_identity(base, load_tokenizer(base), stops=()).weights
-
-
-def select_prompts(
-    dialogues: DialogueSet, tokenizers: "Sequence[PreTrainedTokenizerBase]", count: int
-) -> list[JudgePrompt]:
-    """Return held-out prompts in an order that is random and the same every time.
-
-    The tokenizers are those of the run, of A and of B. The first prompts are the same for every `count`.
-    """
-    order = list(range(len(dialogues)))
-    random.Random(_ORDER_SEED).shuffle(order)
-    candidates = order[: 3 * count + _SPARE_PROMPTS]
-    wanted, prompts = set(candidates), {}
-    for index, dialogue in enumerate(islice(dialogues.read(), max(candidates, default=-1) + 1)):
-        if index in wanted and (prompt := _make_prompt(index, dialogue, tokenizers)) is not None:
-            prompts[index] = prompt
-    return [prompts[index] for index in candidates if index in prompts][:count]
-
-
-def _make_prompt(
-    index: int, dialogue: Dialogue | list[int], tokenizers: "Sequence[PreTrainedTokenizerBase]"
-) -> JudgePrompt | None:
-    """Return the prompt of a dialogue in the chat template of each tokenizer; None without a reply after a prompt."""
-    made = {id(tokenizer): make_reply_item(dialogue, tokenizer) for tokenizer in tokenizers}
-    items = [made[id(tokenizer)] for tokenizer in tokenizers]
-    first = items[0]
-    if first is None:
-        return None
-    ids = [tuple(item.prompt_ids) for item in items if item is not None]
-    if isinstance(dialogue, list):
-        context = [ShownMessage("text", first.prompt)]
-    else:
-        messages = dialogue.as_dicts[: dialogue.first_answer]
-        names = [str(tool.get("function", tool).get("name", "")) for tool in dialogue.tool_list or ()]
-        context = [ShownMessage("tools", ", ".join(names))] if names else []
-        context += [ShownMessage(str(message["role"]), format_message(message)) for message in messages]
-    return JudgePrompt(index, tuple(context), ids[0], ids[1], ids[2], first.is_text)
-
-
-def format_message(message: ChatMessage) -> str:
-    """Return the text of a message, followed by its calls."""
-    calls = [call["function"] for call in message.get("tool_calls") or ()]
-    texts = (f"{call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})" for call in calls)
-    lines = [str(message.get("content") or ""), *texts]
-    return "\n".join(line for line in lines if line)

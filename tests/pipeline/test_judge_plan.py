@@ -14,8 +14,9 @@ from lora_chat.cli import main
 from lora_chat.data.dialogue import Dialogue, Message, ToolCall
 from lora_chat.errors import IntegrityError, UnavailableError, UsageError
 from lora_chat.models.bundled import find_bundled_base
-from lora_chat.pipeline import judge_plan
-from lora_chat.pipeline.judge_plan import JudgeSettings, check_judge_options, plan_judgement, select_prompts
+from lora_chat.pipeline import judge_prompts
+from lora_chat.pipeline.judge_plan import JudgeSettings, check_judge_options, plan_judgement
+from lora_chat.pipeline.judge_prompts import select_prompts
 from lora_chat.pipeline.open_adapter import TrustOptions
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -79,7 +80,7 @@ def test_the_whole_context_of_a_reply_is_shown(tiny_tokenizer):
         Message("assistant", "Reply"),
     )
     tools = json.dumps([{"type": "function", "function": {"name": "find", "parameters": {}}}])
-    prompt = judge_plan._make_prompt(3, Dialogue(messages, tools=tools), [tokenizer] * 3)
+    prompt = judge_prompts._make_prompt(3, Dialogue(messages, tools=tools), [tokenizer] * 3)
     shown = [(message.role, message.text) for message in prompt.context]
     assert shown[0] == ("tools", "find")
     assert shown[1][1] == "First"
@@ -90,7 +91,7 @@ def test_the_whole_context_of_a_reply_is_shown(tiny_tokenizer):
 def test_calls_are_shown_as_text():
     call = {"type": "function", "function": {"name": "find", "arguments": {"city": "Köln"}}}
     message = {"role": "assistant", "content": "Wait.", "tool_calls": [call]}
-    assert judge_plan.format_message(message) == 'Wait.\nfind({"city": "Köln"})'
+    assert judge_prompts.format_message(message) == 'Wait.\nfind({"city": "Köln"})'
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_chat.evaluation.judgement_text import format_notes, format_result
 from lora_chat.evaluation.judgements import JudgementResult, summarize_comparison
-from lora_chat.pipeline.judge_plan import JudgePlan, JudgePrompt
+from lora_chat.pipeline.judge_plan import JudgePlan
+from lora_chat.pipeline.judge_prompts import JudgePrompt
 from lora_chat.runs.judgement_log import append_judgement, read_judgements
 from lora_chat.runs.judgement_record import (
     Choice,

@@ -21,7 +21,8 @@ from lora_chat.inference.continuous.request import (
     RequestTooLongError,
 )
 from lora_chat.inference.generation import decode_reply
-from lora_chat.pipeline.judge_plan import JudgedSide, JudgePlan, JudgePrompt, format_message
+from lora_chat.pipeline.judge_plan import JudgedSide, JudgePlan
+from lora_chat.pipeline.judge_prompts import JudgePrompt, format_message
 from lora_chat.runs.judgement_record import Side
 from lora_chat.system.user_path import expand_user_path
 

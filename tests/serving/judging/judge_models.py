@@ -12,7 +12,8 @@ from lora_chat.inference.continuous.request import (
     QueueFullError,
     RequestTooLongError,
 )
-from lora_chat.pipeline.judge_plan import JudgedSide, JudgePlan, JudgePrompt, ShownMessage
+from lora_chat.pipeline.judge_plan import JudgedSide, JudgePlan
+from lora_chat.pipeline.judge_prompts import JudgePrompt, ShownMessage
 from lora_chat.runs.run_folder import RunFolder
 
 RUN, ADAPTER = "runs/run-1", "adapter-1"
