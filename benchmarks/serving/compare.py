@@ -1,8 +1,8 @@
 """Tokens per second and time to the first token of several servers, side by side, one measured at a time.
 
 python benchmarks/serving/compare.py --tokenizer FOLDER --ours THING... --model NAME...
-    [--transformers PYTHON --folder FOLDER]
-    [--llama-server PROGRAM --gguf FILE] [--clients 1 4 16] [--rounds 3] [--new-tokens 64] [--json FILE]
+    [--transformers PYTHON --folder FOLDER] [--llama-server PROGRAM] [--llama-cpp-python PYTHON] [--gguf FILE]
+    [--clients 1 4 16] [--rounds 3] [--new-tokens 64] [--json FILE]
 
 All servers start first. In every round each of them answers the same new prompts, in an order that changes, while the
 others are stopped with SIGSTOP, so that they take no time of the processor. Ratios are made within a round, because the
@@ -74,13 +74,17 @@ class Server:
         self.suspend()
 
     def _wait(self) -> None:
-        """Wait until the server lists its models."""
+        """Wait until the server answers."""
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self._process.poll() is None:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models", timeout=5):
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5):
                     return
-            except (urllib.error.URLError, OSError):
+            except urllib.error.HTTPError as error:
+                if error.code == 404:  # a server without this route
+                    return
+                time.sleep(0.5)  # llama-server answers 503 while it loads
+            except OSError:
                 time.sleep(0.5)
         self._log.seek(0)
         raise SystemExit(f"{self.name} did not start:\n{self._log.read().decode(errors='replace')[-3000:]}")
@@ -183,8 +187,12 @@ def start_servers(options: argparse.Namespace) -> list[Server]:
         servers.append(Server("transformers serve --continuous-batching", batching, options.folder))
     if options.llama_server:
         words = [options.llama_server, "-m", options.gguf, "--port", "PORT", "--host", "127.0.0.1"]
-        words += ["-t", "2", "-np", "16", "-c", "8192", "--jinja"]
+        words += ["-t", str(psutil.cpu_count()), "-np", "16", "-c", "8192", "--jinja"]
         servers.append(Server(f"llama-server ({Path(options.gguf).stem})", words, "any"))
+    if options.llama_cpp_python:
+        words = [options.llama_cpp_python, "-m", "llama_cpp.server", "--model", options.gguf, "--port", "PORT"]
+        words += ["--n_ctx", "2048", "--n_threads", str(psutil.cpu_count()), "--host", "127.0.0.1"]
+        servers.append(Server(f"llama-cpp-python's server ({Path(options.gguf).stem})", words, options.gguf))
     return servers
 
 
@@ -197,7 +205,8 @@ def main() -> None:
     parser.add_argument("--transformers", metavar="PYTHON", help="Python with transformers[serving]")
     parser.add_argument("--folder", help="model for `transformers serve`")
     parser.add_argument("--llama-server", metavar="PROGRAM", help="llama.cpp's server")
-    parser.add_argument("--gguf", help="model for llama.cpp's server")
+    parser.add_argument("--llama-cpp-python", metavar="PYTHON", help="Python with llama-cpp-python[server]")
+    parser.add_argument("--gguf", help="model for llama.cpp")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=64)

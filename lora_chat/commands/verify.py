@@ -8,6 +8,12 @@ from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.export.formats import GGUF_TYPES
 from lora_chat.system.console import print_json, print_result
 
+_EXPORTS = {name: f"GGUF {name}" for name in GGUF_TYPES} | {
+    "merged": "merged model",
+    "original-weights": "model merged into the original weights",
+}
+"""Names of tolerances by the choices of `--export`. Original weights are those before a quantized training."""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `verify`."""
@@ -42,9 +48,9 @@ def _add_endpoint(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", metavar="NAME", help="name of the model there (default: its only one)")
     group.add_argument(
         "--export",
-        choices=list(GGUF_TYPES),
+        choices=list(_EXPORTS),
         metavar="TYPE",
-        help=f"type of the GGUF that is served, for its tolerances: {', '.join(GGUF_TYPES)} (default: same weights)",
+        help=f"what is served, for its tolerances: {', '.join(_EXPORTS)} (default: the same weights)",
     )
     group.add_argument("--key-file", type=Path, metavar="FILE", help="file with the key of the endpoint")
     group.add_argument(
@@ -93,7 +99,7 @@ def _run_endpoint(options: argparse.Namespace) -> None:
         verify_endpoint,
     )
 
-    export = f"GGUF {options.export}" if options.export else DEFAULT_EXPORT
+    export = _EXPORTS.get(options.export, DEFAULT_EXPORT)
     endpoint = EndpointOptions(options.endpoint, options.model, options.key_file, options.allow_remote, export)
     verification = verify_endpoint(options.parcel, endpoint, read_trust(options), options.quantization, options.data)
     print_json(verification.as_dict()) if options.json else print_result(format_endpoint(verification))
