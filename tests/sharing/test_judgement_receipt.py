@@ -6,7 +6,7 @@ import json
 
 import pytest
 from forging import facts, facts_of_version_4, forge, make_members, make_weights, raw_of
-from judgement_records import make_comparison, make_equal, make_vote
+from judgement_records import BASE, make_comparison, make_equal, make_vote
 from pydantic import ValidationError
 from safetensors.torch import save
 
@@ -16,6 +16,9 @@ from lora_chat.evaluation.judgements import summarize_judgements
 from lora_chat.pipeline.held_out import EvaluationFiles
 from lora_chat.pipeline.open_adapter import TrustOptions
 from lora_chat.pipeline.verify_parcel import verify_parcel
+from lora_chat.runs.judgement_log import append_judgement
+from lora_chat.runs.run_folder import RunFolder
+from lora_chat.sharing.collect import collect_judgement
 from lora_chat.sharing.judgement_receipt import JudgementReceipt, make_judgement_receipt
 from lora_chat.sharing.parcel import open_parcel
 from lora_chat.sharing.receipt import Receipt
@@ -135,3 +138,22 @@ def test_the_name_of_another_adapter_becomes_a_plain_label(name, label):
     other = result.comparison.b.model_copy(update={"name": name})
     object.__setattr__(changed, "comparison", result.comparison.model_copy(update={"b": other}))
     assert make_judgement_receipt(changed, "kiln-1").b.label == label
+
+
+def test_a_run_gives_the_votes_on_its_weights_against_the_base(tmp_path):
+    run = RunFolder(tmp_path)
+    assert collect_judgement(run, "kiln-1") is None
+    run.adapter.mkdir()
+    (run.adapter / "adapter_model.safetensors").write_bytes(save(make_weights(), metadata={"format": "pt"}))
+    (run.adapter / "lora_chat.json").write_text(json.dumps({"weights": BASE}))
+    for number in range(9):
+        append_judgement(run.judgements, make_vote(number, comparison=make_comparison(WEIGHTS, "2" * 64)))
+    for comparison in (
+        make_comparison(None, WEIGHTS),
+        make_comparison("3" * 64),
+        make_comparison(WEIGHTS, base="c" * 64),
+    ):
+        append_judgement(run.judgements, make_vote(20, "right", comparison=comparison, note="secret"))
+    made = collect_judgement(run, "kiln 1")
+    assert (made.a.label, made.a.adapter, made.b.adapter, made.wins, made.votes) == ("kiln-1", WEIGHTS, None, 1, 1)
+    assert "secret" not in made.model_dump_json()
