@@ -9,7 +9,7 @@ from lora_chat.config.plan import PrecisionPlan
 from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.evaluation.judgements import JudgementResult, summarize_judgements
 from lora_chat.models.adapter_files import WEIGHTS_NAME
-from lora_chat.models.base_model import load_tokenizer
+from lora_chat.models.base_model import load_tokenizer, read_max_positions
 from lora_chat.models.identity import compute_identity
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.admitted_model import BARE_BASE
@@ -148,12 +148,20 @@ def plan_judgement(
             f"{run_source} has no held-out prompts (data.validation_share: 0, or dialogues without replies). "
             "Fix: train with data.validation_share or data.test."
         )
+    max_new_tokens = settings.max_new_tokens or evaluation.max_new_tokens
+    positions = read_max_positions(opened.adapter.base)
+    shortest = min(max(len(prompt.ids_a), len(prompt.ids_b)) for prompt in prompts)
+    if positions is not None and shortest + max_new_tokens > positions:
+        raise UsageError(
+            f"No prompt of {run_source} fits the {positions:,} positions of its base with {max_new_tokens:,} new "
+            f"tokens. Fix: --max-new-tokens {max(1, positions - shortest)} or fewer."
+        )
     comparison = JudgedComparison(
         base=_digest_base(opened),
         a=models[0],
         b=models[1],
         settings=JudgedSettings(
-            max_new_tokens=settings.max_new_tokens or evaluation.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             generation=GenerationSection.model_validate(evaluation.generation.model_dump()),
             precision=describe_precision(opened.precision),
         ),

@@ -149,6 +149,8 @@ def test_models_that_cannot_be_compared_are_refused(run, make_adapter, random_ba
         plan_judgement(str(run), "base", "base", TrustOptions())
     with pytest.raises(UsageError, match="same weights"):
         plan_judgement(str(run), str(run), str(run / "adapter"), TrustOptions())
+    with pytest.raises(UsageError, match=r"No prompt .* fits the .* Fix: --max-new-tokens \d+ or fewer"):
+        plan_judgement(str(run), str(run), "base", TrustOptions(), JudgeSettings(max_new_tokens=10**6))
     with pytest.raises(UsageError, match="is not a run"):
         plan_judgement(str(run / "adapter"), "base", str(run), TrustOptions())
     make_adapter(random_base("llama"), tmp_path / "foreign")
