@@ -14,7 +14,7 @@ export function renderMessage(conversation, message, actions, streaming) {
   const node = build("li", { class: "message " + message.role, "data-id": message.id });
   const name = own ? "You" : showName(message.model || "reply", 60);
   const body = build("div", { class: "body" });
-  const content = build("div", { class: own ? "content plain-text" : "content", dir: "auto" });
+  const content = build("div", { class: own ? "content plain-text" : "content", dir: own ? "auto" : null });
   const reasoning = build("div", { class: "plain-text", dir: "auto" });
   const thoughts = build("details", { class: "reasoning", hidden: true }, build("summary", {}, "Reasoning"), reasoning);
   const calls = build("div", { class: "calls" });

@@ -17,7 +17,7 @@ export class Column {
     this.reply = new Reply();
     this.error = null;
     this.finished = false;
-    this.body = build("div", { class: "content", dir: "auto" });
+    this.body = build("div", { class: "content" });
     this.state = build("p", { class: "small muted" });
     this.markdown = new MarkdownView(this.body);
     const title = "compare-title-" + number;
@@ -55,8 +55,7 @@ export class Column {
       await streamChat(body, signal, take);
     } catch (error) {
       if (error.status !== 400 || !/logprobs/.test(error.param + error.message)) throw error;
-      const { logprobs, top_logprobs: top, ...rest } = body;
-      await streamChat(rest, signal, take);
+      await streamChat({ ...body, logprobs: undefined, top_logprobs: undefined }, signal, take);
     }
   }
 

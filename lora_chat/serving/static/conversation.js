@@ -7,7 +7,7 @@ const MAX_MESSAGES = 2000;
 const MAX_TEXT = 2_000_000;
 const ROLES = new Set(["user", "assistant"]);
 
-export function createId() {
+function createId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
@@ -123,7 +123,7 @@ export function listRequestMessages(conversation, last = null) {
   return messages;
 }
 
-export function toRequestMessage(message) {
+function toRequestMessage(message) {
   const sent = { role: message.role, content: repairText(message.content) };
   if (message.reasoning) sent.reasoning_content = repairText(message.reasoning);
   if (message.calls.length) {

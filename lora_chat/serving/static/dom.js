@@ -10,12 +10,13 @@ const ATTRIBUTES = new Set([
 // An attribute that is true is set without a value; false, null and undefined leave it out.
 export function build(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
+  // Children first: below dir="auto" each later insertion would look for the direction in the whole text again.
+  append(node, children);
   for (const [name, value] of Object.entries(attributes)) {
     if (value === false || value === null || value === undefined) continue;
     if (!ATTRIBUTES.has(name) && !/^(aria|data)-[a-z-]+$/.test(name)) throw new Error("attribute " + name + " is not allowed");
     node.setAttribute(name, value === true ? "" : String(value));
   }
-  append(node, children);
   return node;
 }
 

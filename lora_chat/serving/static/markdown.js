@@ -3,7 +3,7 @@
 // renderMarkdown(text)          returns a fragment
 // new MarkdownView(container)   .update(text) for a text that grows, .finish(text) at its end
 
-import { append, build } from "./dom.js";
+import { build } from "./dom.js";
 import { writeToClipboard } from "./clipboard.js";
 import { parseBlocks } from "./markdown_blocks.js";
 import { appendInline } from "./markdown_inline.js";
@@ -31,23 +31,26 @@ function appendBlocks(parent, blocks) {
 
 const RENDERERS = {
   // Headings of a reply are below the headings of the page.
-  heading: (block) => withInline(build("h" + Math.min(6, block.level + 3), { dir: "auto" }), block.text),
-  paragraph: (block) => (block.text.length > MAX_PARAGRAPH ? renderPlain(block.text) : withInline(build("p", { dir: "auto" }), block.text)),
+  heading: (block) => buildInline("h" + Math.min(6, block.level + 3), block.text),
+  paragraph: (block) => (block.text.length > MAX_PARAGRAPH ? renderPlain(block.text) : buildInline("p", block.text)),
   rule: () => build("hr"),
-  quote: (block) => withBlocks(build("blockquote", { dir: "auto" }), block.blocks),
+  quote: (block) => build("blockquote", { dir: "auto" }, buildBlocks(block.blocks)),
   code: renderCode,
   list: renderList,
   table: renderTable,
 };
 
-function withInline(node, text) {
-  appendInline(node, text);
-  return node;
+// Content comes before dir="auto", below which the browser looks for the direction again at each insertion.
+function buildInline(tag, text, attributes = {}) {
+  const fragment = document.createDocumentFragment();
+  appendInline(fragment, text);
+  return build(tag, { ...attributes, dir: "auto" }, fragment);
 }
 
-function withBlocks(node, blocks) {
-  appendBlocks(node, blocks);
-  return node;
+function buildBlocks(blocks) {
+  const fragment = document.createDocumentFragment();
+  appendBlocks(fragment, blocks);
+  return fragment;
 }
 
 function renderCode(block) {
@@ -60,18 +63,17 @@ function renderCode(block) {
 }
 
 function renderList(block) {
-  const list = build(block.ordered ? "ol" : "ul", { start: block.ordered && block.start !== 1 ? block.start : null });
-  for (const blocks of block.items) {
-    const item = build("li", { dir: "auto" });
+  const items = block.items.map((blocks) => {
     // An item with one paragraph is set tight; its nested lists follow directly.
     const [first, ...others] = blocks;
-    if (first && first.kind === "paragraph" && others.every((other) => other.kind === "list")) {
-      appendInline(item, readTask(first.text));
-      appendBlocks(item, others);
-    } else appendBlocks(item, blocks);
-    list.append(item);
-  }
-  return list;
+    if (!first || first.kind !== "paragraph" || others.some((other) => other.kind !== "list")) {
+      return build("li", { dir: "auto" }, buildBlocks(blocks));
+    }
+    const item = buildInline("li", readTask(first.text));
+    item.append(buildBlocks(others));
+    return item;
+  });
+  return build(block.ordered ? "ol" : "ul", { start: block.ordered && block.start !== 1 ? block.start : null }, items);
 }
 
 function readTask(text) {
@@ -82,7 +84,7 @@ function readTask(text) {
 function renderTable(block) {
   const row = (cells, tag) =>
     build("tr", {}, block.alignments.map((alignment, number) =>
-      withInline(build(tag, { class: "align-" + alignment, dir: "auto", scope: tag === "th" ? "col" : null }), cells[number] || "")));
+      buildInline(tag, cells[number] || "", { class: "align-" + alignment, scope: tag === "th" ? "col" : null })));
   const rows = block.rows.slice(0, MAX_ROWS).map((cells) => row(cells, "td"));
   const left = block.rows.length - rows.length;
   if (left > 0) rows.push(build("tr", {}, build("td", { colspan: block.alignments.length }, left + " more rows are not shown")));
@@ -127,7 +129,7 @@ export class MarkdownView {
   drawBlocks(rest, keep) {
     const lines = rest.split("\n");
     const blocks = parseBlocks(lines);
-    append(this.container, [withBlocks(document.createDocumentFragment(), blocks)]);
+    this.container.append(buildBlocks(blocks));
     const last = blocks[blocks.length - 1];
     if (keep || blocks.length < 2 || last.first >= lines.length - 2) return;
     for (let number = 0; number < last.first; number += 1) this.done += lines[number].length + 1;

@@ -14,7 +14,7 @@ export function appendInline(parent, text) {
 }
 
 // Return the address as a URL if it may be a link: http or https, without a user name, which could imitate a host.
-export function checkAddress(address) {
+function checkAddress(address) {
   if (address.length > MAX_ADDRESS || !/^https?:\/\//i.test(address)) return null;
   try {
     const url = new URL(address);

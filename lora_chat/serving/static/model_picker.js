@@ -76,7 +76,7 @@ function describeModel(model) {
 }
 
 // Return the list of a model's checks with their results.
-export function renderChecks(model) {
+function renderChecks(model) {
   if (!model.checks.length) return build("p", { class: "small muted" }, model.isBase ? "The bare base, as its files are." : "The server lists no checks.");
   return build("ul", { class: "plain checks" }, model.checks.map((check) => {
     const [mark, word] = STATES[String(check.passed)];

@@ -20,13 +20,12 @@ function findLevel(logprob) {
 // Return the list of tokens of a reply. It is one stop of the Tab key; arrow keys move between tokens.
 export function renderTokens(tokens, name, id) {
   const shown = tokens.slice(0, MAX_TOKENS);
-  const list = build("div", { class: "tokens-view", role: "listbox", tabindex: "0", "aria-label": "Tokens of " + name + ", arrow keys move", dir: "auto" });
   const nodes = shown.map((token, number) => {
     const breaks = token.text.includes("\n");
     return build("span", { id: id + "-" + number, role: "option", class: "token " + findLevel(token.logprob)[1], "data-number": number, "aria-selected": "false" },
       breaks ? showText(token.text).replace(/\n/g, "⏎\n") : showText(token.text) || "·");
   });
-  list.append(...nodes);
+  const list = build("div", { class: "tokens-view", role: "listbox", tabindex: "0", "aria-label": "Tokens of " + name + ", arrow keys move", dir: "auto" }, nodes);
   let active = -1;
 
   const select = (number) => {

@@ -44,6 +44,18 @@ SLOW = (
     "[[a](b)" * 20_000,
     "1. " * 30_000,
     "#" * 100_000,
+    "[a](http://" * 3500,
+    ("*a " * 300 + "\n\n") * 100,
+    "[a](" + "(" * 1990,
+    ("[a](" + "x" * 1990 + "\n") * 19,
+    "![[" * 13_000,
+    "[](](" * 7800,
+    "`a``b" * 7000,
+    "***a " * 6000 + "***" * 1000,
+    "_*" * 19_000,
+    "a*b_c~~" * 5000,
+    "[]" * 19_000,
+    "http://a" * 4000 + ")" * 3000,
     "[a](https://x.example) " * 5000,
     "| a | b |\n|---|---|\n" + "| 1 | 2 |\n" * 10_000,
 )
@@ -99,6 +111,7 @@ def test_hostile_markdown_takes_bounded_time(open_page, fake, text):
             const { renderMarkdown, MarkdownView } = await import("/static/markdown.js");
             const began = performance.now();
             renderMarkdown(text);
+            renderMarkdown(text.slice(0, 39_000));
             const view = new MarkdownView(document.createElement("div"));
             for (let at = 0; at <= 4; at += 1) { view.text = text.slice(0, (text.length * at) / 4); view.draw(); }
             return performance.now() - began;
