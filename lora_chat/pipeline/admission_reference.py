@@ -2,7 +2,8 @@
 
 import math
 import queue
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _REPLY_SECONDS = 600.0
-"""Longest wait for a token of the generator, in seconds."""
+"""Longest wait for a free place in the queue, and for a token of the generator, in seconds."""
+_QUEUE_SECONDS = 0.05
+"""Time between two looks at a full queue, in seconds."""
 _NO_CHANGE_KL = 1e-9
 """KL to the bare base up to which an adapter changes nothing, in nats per token."""
 _MAX_PROMPT_TOKENS = 2048
@@ -202,11 +205,24 @@ def _generate_all(served: ServedAdapter, prompts: dict[int, tuple[int, ...]]) ->
         request = GenerationRequest(
             prompt, served.adapter, frozenset(), REFERENCE_REPLY_TOKENS, top_logprobs=_GENERATED_TOP_TOKENS
         )
-        try:
-            served.generator.submit(request, received[question].put)
-        except QueueFullError as error:
-            raise UnavailableError("the server has too many waiting requests to check a model now") from error
+        _submit_when_free(served.generator, request, received[question].put)
     return {question: _receive(received[question]) for question in prompts}
+
+
+def _submit_when_free(
+    generator: BatchGenerator, request: GenerationRequest, receive: Callable[[GeneratedToken | Finish], None]
+) -> None:
+    """Submit a request as soon as the queue has room for it. Raise UnavailableError if that takes ten minutes."""
+    end = time.monotonic() + _REPLY_SECONDS
+    while True:
+        try:
+            generator.submit(request, receive)
+        except QueueFullError as error:
+            if time.monotonic() > end or not generator.is_alive:
+                raise UnavailableError("the server has too many waiting requests to check a model now") from error
+            time.sleep(_QUEUE_SECONDS)
+        else:
+            return
 
 
 def _receive(items: "queue.SimpleQueue[GeneratedToken | Finish]") -> list[GeneratedToken]:
