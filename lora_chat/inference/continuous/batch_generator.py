@@ -135,7 +135,7 @@ class BatchGenerator:
             job.done.set()
         self._answers.end_all("cancelled")
         while self._waiting:
-            self._waiting.popleft().finish("cancelled")
+            self._answers.finish(self._waiting.popleft(), "cancelled")
 
     def _run(self, job: _Job) -> None:
         """Run a function and prepare the model, which it may have changed."""
@@ -155,7 +155,7 @@ class BatchGenerator:
             for ticket, _ in ended:
                 self._waiting.remove(ticket)
         for ticket, reason in ended:
-            ticket.finish(reason)
+            self._answers.finish(ticket, reason)
 
     def _next_ticket(self, fits: Callable[[GenerationRequest], bool]) -> Ticket | None:
         """Return the request that waited longest if it fits, and take it out of the line."""

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lora_chat.inference.continuous.row_layers import RowLayers
+from lora_chat.inference.continuous.row_products import MAX_ROWS
 from lora_chat.inference.continuous.shared_attention import (
     ATTENTION_NAME,
     DecodeStep,
@@ -147,6 +148,8 @@ class BatchedModel:
 
     def decode(self, rows: Sequence[DecodeRow]) -> torch.Tensor:
         """Return the logits (rows, vocabulary) of the next tokens, in fp32."""
+        if len(rows) > MAX_ROWS:
+            return torch.cat([self.decode(rows[:MAX_ROWS]), self.decode(rows[MAX_ROWS:])])
         order = sorted(range(len(rows)), key=lambda index: self._group_key(rows[index]))
         parts: list[torch.Tensor] = []
         for is_plain, indices in groupby(order, key=lambda index: self._group_key(rows[index])[0]):

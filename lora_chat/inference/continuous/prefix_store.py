@@ -42,9 +42,12 @@ class Reuse:
 class PrefixStore:
     """Prompts of requests that ended, of which the one that was not used for the longest time is dropped first."""
 
-    def __init__(self, pool: TokenPool, max_tokens: int, max_shared_prompt: int | None) -> None:
+    def __init__(
+        self, pool: TokenPool, max_tokens: int, max_shared_prompt: int | None, bytes_per_token: int = 1
+    ) -> None:
         """Keep at most `max_tokens`. Prompts of at most `max_shared_prompt` tokens share parts; None: all do."""
         self._pool, self._max_tokens, self._max_shared_prompt = pool, max_tokens, max_shared_prompt
+        self._bytes_per_token = bytes_per_token
         self._kept: OrderedDict[tuple[str | None, tuple[int, ...]], ReadPrompt] = OrderedDict()
         self._num_tokens = 0
 
@@ -81,15 +84,19 @@ class PrefixStore:
     def keep(self, read: ReadPrompt) -> None:
         """Take over the range of a request that ended, and drop others if there are too many tokens."""
         key = (read.adapter, read.prompt)
-        num_tokens = len(read.prompt)
-        if not _MIN_PROMPT <= num_tokens <= self._max_tokens or key in self._kept:
+        size = self._size(read)
+        if len(read.prompt) < _MIN_PROMPT or size > self._max_tokens or key in self._kept:
             self._pool.free(read.tokens)
             return
-        while self._num_tokens + num_tokens > self._max_tokens:
+        while self._num_tokens + size > self._max_tokens:
             self.drop_oldest()
-        tokens = self._pool.shrink(read.tokens, num_tokens)
+        tokens = self._pool.shrink(read.tokens, len(read.prompt))
         self._kept[key] = ReadPrompt(read.adapter, read.prompt, tokens, read.logits)
-        self._num_tokens += num_tokens
+        self._num_tokens += size
+
+    def _size(self, read: ReadPrompt) -> int:
+        """Return the memory of a prompt and its logits, in tokens."""
+        return len(read.prompt) + read.logits.nbytes // self._bytes_per_token
 
     def drop_oldest(self) -> bool:
         """Free the prompt that was not used for the longest time. Return whether there was one."""
@@ -107,7 +114,7 @@ class PrefixStore:
     def _drop(self, key: tuple[str | None, tuple[int, ...]]) -> None:
         """Free a prompt."""
         read = self._kept.pop(key)
-        self._num_tokens -= len(read.prompt)
+        self._num_tokens -= self._size(read)
         self._pool.free(read.tokens)
 
 

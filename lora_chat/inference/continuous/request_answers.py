@@ -109,7 +109,7 @@ class Answering(ABC):
         """Return the number of tokens whose keys and values are in memory."""
         return 0
 
-    def _finish(self, ticket: Ticket, reason: FinishReason, message: str = "") -> None:
+    def finish(self, ticket: Ticket, reason: FinishReason, message: str = "") -> None:
         """End a reply."""
         self._finished += 1
         ticket.finish(reason, message)
@@ -144,7 +144,7 @@ class SingleAnswering(Answering):
             return
         request = ticket.request
         if request.adapter is not None and request.adapter not in getattr(self._model, "peft_config", {}):
-            self._finish(ticket, "removed")
+            self.finish(ticket, "removed")
             return
         self._current, reason, message = ticket, "length", ""
         chooser, self._prompt_tokens = TokenChooser(request), self._prompt_tokens + len(request.prompt)
@@ -166,7 +166,7 @@ class SingleAnswering(Answering):
             logger.exception("A reply failed.")
             reason, message = "failed", str(error)
         self._current = None
-        self._finish(ticket, reason, message)  # type: ignore[arg-type]
+        self.finish(ticket, reason, message)  # type: ignore[arg-type]
 
     def end_all(self, reason: FinishReason, message: str = "") -> None:
         """Do nothing, because no reply is unfinished between two calls."""
@@ -182,7 +182,7 @@ class SharedAnswering(Answering):
         self._running: list[RunningRequest] = []
         shared = None if not check.is_exact or not limits.exact_prefixes else check.max_shared_prompt
         largest = min(self._pool.num_tokens // 2, _MAX_PREFIX_BYTES // check.bytes_per_token)
-        self._prefixes = PrefixStore(self._pool, largest, shared if check.shares_prompts else 0)
+        self._prefixes = PrefixStore(self._pool, largest, shared if check.shares_prompts else 0, check.bytes_per_token)
 
     @property
     def num_running(self) -> int:
@@ -239,7 +239,7 @@ class SharedAnswering(Answering):
         if tokens is None or not self._batched.has_adapter(request.adapter):
             if tokens is not None:
                 self._pool.free(tokens)
-            self._finish(ticket, "removed")
+            self.finish(ticket, "removed")
             return
         running = RunningRequest(ticket, tokens, TokenChooser(request))
         self._running.append(running)
@@ -309,7 +309,7 @@ class SharedAnswering(Answering):
             self._prefixes.keep(running.read)
         else:
             self._pool.free(running.tokens)
-        self._finish(running.ticket, reason, message)
+        self.finish(running.ticket, reason, message)
 
     def end_all(self, reason: FinishReason, message: str = "") -> None:
         """End all replies."""

@@ -14,6 +14,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from lora_chat.inference.continuous.row_products import (
+    MAX_ROWS,
     MAX_SPREAD_BYTES,
     ONE_BY_ONE,
     TOGETHER,
@@ -24,7 +25,7 @@ from lora_chat.inference.continuous.shared_attention import current_step
 from lora_chat.models.named_adapters import is_plain_lora_layer
 from lora_chat.models.quantization.dequantize import is_int8_linear
 
-_TRIED_ROWS = (2, 3, 4, 8, 16, 32)
+_TRIED_ROWS = (2, 3, 4, 8, 16, 32, MAX_ROWS)
 """Numbers of rows with which a layer with a forward of its own is compared with single rows."""
 Forward = Callable[..., torch.Tensor]
 

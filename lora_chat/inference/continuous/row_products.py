@@ -18,7 +18,9 @@ Multiply = Callable[["torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
 
 _SPREAD_BLOCKS = (512, 256)
 """Numbers of inputs after which oneDNN starts a new sum for one row; for more rows it does so after twice as many."""
-_TRIED_ROWS = (2, 3, 4, 5, 7, 8, 12, 16, 24, 32)
+MAX_ROWS = 64
+"""Largest number of rows of a step."""
+_TRIED_ROWS = (*range(2, 18), 24, 31, 32, 33, 48, 63, MAX_ROWS)
 _MAX_TRIED_WEIGHTS = 2**25
 """Largest number of weights of a trial; a larger layer is tried with fewer outputs."""
 MAX_SPREAD_BYTES = 2**30
