@@ -83,6 +83,15 @@ def test_judges_the_distance_beside_the_bare_base(kl, control, dtype, passed):
     assert ("bare base is as near" in comparison.describe()) == (passed is False and kl < 1e-2)
 
 
+def test_another_quantization_proves_nothing_against_an_adapter():
+    far, near = (ReferenceDistance(48, kl, kl, 1.0) for kl in (2.5, 0.1))
+    assert ReferenceComparison(far, 3.0, 0.3, "bfloat16", is_other_mode=True).passed is None
+    assert ReferenceComparison(near, 3.0, 0.3, "bfloat16", is_other_mode=True).passed is True
+    assert "another one than in training" in ReferenceComparison(far, 3.0, 0.3, "bfloat16", True).describe()
+    nan = ReferenceDistance(48, math.nan, math.nan, 1.0)
+    assert ReferenceComparison(nan, 3.0, 0.3, "bfloat16", is_other_mode=True).passed is False
+
+
 def test_compares_adapter_and_base_with_the_reference():
     generator = torch.Generator().manual_seed(3)
     adapted, base = (torch.randn(4, 30, generator=generator) * 3 for _ in range(2))
