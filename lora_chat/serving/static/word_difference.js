@@ -9,6 +9,10 @@ const WORD = /[\p{L}\p{M}\p{N}_]+|\s+|[^\p{L}\p{M}\p{N}_\s]/gu;
 export function compareWords(first, second) {
   const before = splitWords(first);
   const after = splitWords(second);
+  if (before.length > MAX_WORDS || after.length > MAX_WORDS) {
+    const parts = [toPart("removed")(first), toPart("added")(second)];
+    return { parts: parts, added: after.length, removed: before.length, exact: false };
+  }
   let start = 0;
   while (start < before.length && start < after.length && isSame(before[start], after[start])) start += 1;
   let end = 0;
@@ -16,7 +20,7 @@ export function compareWords(first, second) {
   while (end < shorter && isSame(before[before.length - 1 - end], after[after.length - 1 - end])) end += 1;
   const middleBefore = before.slice(start, before.length - end);
   const middleAfter = after.slice(start, after.length - end);
-  const exact = before.length <= MAX_WORDS && after.length <= MAX_WORDS && (middleBefore.length + 1) * (middleAfter.length + 1) <= MAX_TABLE;
+  const exact = (middleBefore.length + 1) * (middleAfter.length + 1) <= MAX_TABLE;
   const middle = exact ? align(middleBefore, middleAfter) : [...middleBefore.map(toPart("removed")), ...middleAfter.map(toPart("added"))];
   const parts = [...after.slice(0, start).map(toPart("same")), ...middle, ...after.slice(after.length - end).map(toPart("same"))];
   return { parts: join(parts), added: count(parts, "added"), removed: count(parts, "removed"), exact: exact };
