@@ -73,4 +73,6 @@ def format_checks(model: AdmittedModel) -> str:
     lines = [
         f"  {marks[check.passed]:<6} {check.name:<10} {sanitize_line(check.detail, 600)}" for check in model.checks
     ]
+    if model.system is not None:
+        lines.append(f"         system     {sanitize_line(model.system, 300)}")
     return "\n".join([f"Serving {model.name}: {sanitize_line(model.source, 300)}", *lines])
