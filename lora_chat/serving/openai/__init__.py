@@ -17,6 +17,7 @@ From tokens to an answer:
 - text_stream: token ids -> text, up to a stop text
 - reply_parser: text -> reasoning, content and tool calls
 - filtered_parts: the filter for content, reasoning and tool arguments
+- visible_stops: stop texts of a filtered reply
 - token_texts: the text and bytes of tokens, and log-probabilities
 - model_traits: facts about the tokenizer and template of a model
 - server_sent_events: the form of a stream

@@ -9,6 +9,7 @@ from lora_chat.serving.openai.model_traits import traits_of
 from lora_chat.serving.openai.reply_parser import ReplyParser, ReplyParts
 from lora_chat.serving.openai.reply_task import ReplyTask
 from lora_chat.serving.openai.text_stream import TextStream
+from lora_chat.serving.openai.visible_stops import VisibleStops
 
 FINISH_REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length"}
 """Reasons of the generator that are ordinary ends of a reply, in the words of OpenAI's API."""
@@ -40,9 +41,10 @@ class Choice:
     def __init__(self, index: int, task: ReplyTask) -> None:
         prompt = task.prompts[index // task.count] if task.form is None else ()
         self._index, self._keeps_tokens = index, task.top_logprobs is not None
-        self._stream = TextStream(task.model.tokenizer, traits_of(task.model).make_decoder(prompt), task.stops)
+        raw_stops, visible_stops = ((), task.stops) if task.reply_filter else (task.stops, ())
+        self._stream = TextStream(task.model.tokenizer, traits_of(task.model).make_decoder(prompt), raw_stops)
         self._parser = ReplyParser(task.form) if task.form is not None else None
-        self.filter = PartFilter(task.reply_filter)
+        self.filter, self._visible_stops = PartFilter(task.reply_filter), VisibleStops(visible_stops)
         self._tokens: list[tuple[GeneratedToken, int]] = []
         self.finish: str | None = None
         """Reason of the end; None while the reply is generated."""
@@ -65,9 +67,8 @@ class Choice:
             self._tokens.append((item, self._stream.starts[-1]))
         if self._stream.stopped:
             return self._end(text, "stop")
-        parts = self.filter.feed(self._parser.feed(text) if self._parser else ReplyParts(content=text))
-        if self.filter.blocked:
-            self.finish = "content_filter"
+        parts = self._clean(self._parser.feed(text) if self._parser else ReplyParts(content=text))
+        self.finish = self._read_early_end()
         return self._make_delta(parts)
 
     def end(self, reason: str) -> ChoiceDelta:
@@ -80,13 +81,22 @@ class Choice:
         if self._parser:
             first, last = self._parser.feed(text), self._parser.close()
         parts = ReplyParts(first.reasoning + last.reasoning, first.content + last.content, last.calls)
-        parts = self.filter.feed(parts, is_last=True)
-        self.finish = "tool_calls" if parts.calls and reason == "stop" else reason
-        if self.filter.blocked:
-            self.finish = "content_filter"
+        parts = self._clean(parts, is_last=True)
+        self.finish = self._read_early_end() or ("tool_calls" if parts.calls and reason == "stop" else reason)
         if self._stream.stopped:  # tokens after the stop text are not a part of the reply
             self._tokens = [(item, start) for item, start in self._tokens if start < self._stream.length]
         return self._make_delta(parts)
+
+    def _clean(self, parts: ReplyParts, *, is_last: bool = False) -> ReplyParts:
+        """Return the parts that the client may see."""
+        parts = self.filter.feed(parts, is_last=is_last)
+        return self._visible_stops.feed(parts, is_last=is_last or self.filter.blocked)
+
+    def _read_early_end(self) -> str | None:
+        """Return why the filtered text has ended the reply; None if it has not."""
+        if self._visible_stops.found:
+            return "stop"
+        return "content_filter" if self.filter.blocked else None
 
     def _make_delta(self, parts: ReplyParts) -> ChoiceDelta:
         """Return parts with all tokens that were not sent yet, if anything is to be sent."""

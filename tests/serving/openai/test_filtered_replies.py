@@ -64,3 +64,32 @@ def test_a_blocked_reply_ends(models, server_options, part):
 def test_without_a_filter_nothing_changes(models, server_options):
     content, *_ = _generate(models, server_options, *REPLIES["content"])
     assert content == REPLIES["content"][1]
+
+
+@pytest.mark.parametrize("part", list(REPLIES))
+def test_stop_texts_do_not_find_hidden_values(models, filtered, part):
+    model, text = REPLIES[part]
+    fields = {"tools": [TOOL]} if part == "calls" else {}
+    plain = _generate(models, filtered, model, text, **fields)
+    probed = _generate(models, filtered, model, text, stop=["berger@", "example-mail"], **fields)
+    assert probed[:3] == plain[:3] and probed[3].finish == plain[3].finish
+
+
+@pytest.mark.parametrize(
+    ("part", "stop", "content", "reasoning"),
+    [
+        ("content", " today", "Write to [E-MAIL]", ""),
+        ("content", "L] t", "Write to [E-MAI", ""),
+        ("reasoning", " here", "", "It is [E-MAIL]"),
+        ("reasoning", "sk h", "A", "It is [E-MAIL] here."),
+    ],
+)
+def test_stop_texts_end_filtered_replies(models, filtered, part, stop, content, reasoning):
+    result = _generate(models, filtered, *REPLIES[part], stop=stop)
+    assert (result[0], result[1], result[3].finish) == (content, reasoning, "stop")
+
+
+def test_a_text_that_may_begin_a_stop_text_is_sent_before_a_block(models, server_options):
+    blocking = replace(server_options, reply_filter=make_filter_settings("block"))
+    content, _, _, choice = _generate(models, blocking, *REPLIES["content"], stop="to nobody")
+    assert (content, choice.finish) == ("Write to ", "content_filter")
