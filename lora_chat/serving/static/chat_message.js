@@ -33,8 +33,7 @@ export function renderMessage(conversation, message, actions, streaming) {
     thoughts.hidden = !message.reasoning;
     reasoning.textContent = showText(message.reasoning);
     fill(calls, message.calls.map(renderCall));
-    const waiting = !finished && !message.content && !message.calls.length;
-    state.textContent = waiting ? (message.reasoning ? "Thinking …" : "Waiting for the first token …") : describeEnd(message);
+    state.textContent = finished ? describeEnd(message) : describeWait(message);
     state.hidden = !state.textContent;
     node.classList.toggle("streaming", !finished);
     node.setAttribute("aria-busy", String(!finished));
@@ -42,6 +41,11 @@ export function renderMessage(conversation, message, actions, streaming) {
   };
   update(!streaming);
   return { node: node, update: update };
+}
+
+function describeWait(message) {
+  if (message.content || message.calls.length) return "";
+  return message.reasoning ? "Thinking …" : "Waiting for the first token …";
 }
 
 function describeEnd(message) {

@@ -3,9 +3,9 @@
 import { listModels } from "./api.js";
 import { build, buildButton, byId, fill } from "./dom.js";
 import { loadSettings, saveSettings } from "./conversation_store.js";
-import { showName, showText } from "./text.js";
+import { countWords, showName, showText } from "./text.js";
 
-const STATES = { true: ["✓", "passed"], false: ["✗", "failed"], null: ["–", "not run"] };
+const STATES = { true: ["✓", "passed"], false: ["✗", "failed"], null: ["–", "not checked"] };
 
 export const models = { list: [], refused: [], chosen: null, listeners: [] };
 
@@ -47,18 +47,20 @@ export function labelModel(model) {
   return showName(model.id, 60) + (model.isBase && model.id !== "base" ? " (base)" : "");
 }
 
-// Return "4 of 4 checks passed", or that the base needs none.
+// Return "4 of 4 checks passed", "3 checks passed, 1 not checked", or that the base needs none.
 export function describeChecks(model) {
   if (!model) return "no model";
-  const run = model.checks.filter((check) => check.passed !== null);
-  if (!run.length) return model.isBase ? "base, without adapter" : "not checked";
-  return run.filter((check) => check.passed).length + " of " + run.length + (run.length === 1 ? " check" : " checks") + " passed";
+  const count = (state) => model.checks.filter((check) => check.passed === state).length;
+  const passed = count(true), failed = count(false), open = count(null);
+  if (!passed && !failed) return model.isBase ? "base, without adapter" : "not checked";
+  if (!failed && !open) return passed + " of " + countWords(passed, "check") + " passed";
+  return countWords(passed, "check") + " passed" + (failed ? ", " + failed + " failed" : "") + (open ? ", " + open + " not checked" : "");
 }
 
 function showProof() {
   const model = models.chosen;
   const badge = byId("proof-state");
-  const passed = model && model.checks.some((check) => check.passed) && model.checks.every((check) => check.passed !== false);
+  const passed = model && model.checks.length > 0 && model.checks.every((check) => check.passed);
   badge.textContent = (passed ? "✓ " : "") + describeChecks(model);
   badge.className = "badge " + (passed ? "good" : model && model.isBase ? "" : "warn");
   fill(byId("proof"), model ? renderChecks(model) : build("p", { class: "muted" }, "The server serves no model."));
@@ -72,7 +74,7 @@ function showProof() {
 function describeModel(model) {
   if (!model) return "The server serves no model.";
   const checks = describeChecks(model);
-  return showName(model.id, 60) + " answers" + (checks.endsWith("passed") ? "; " + checks + " before it was served." : ".");
+  return showName(model.id, 60) + " answers" + (checks.includes(" passed") ? "; " + checks + " before it was served." : ".");
 }
 
 // Return the list of a model's checks with their results.

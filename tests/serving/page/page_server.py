@@ -25,6 +25,8 @@ CHECKS = [
     {"name": "reference", "passed": True, "detail": "KL 1.2e-08"},
 ]
 
+OPEN_CHECKS = [*CHECKS, {"name": "effect", "passed": None, "detail": "too small to be seen"}]
+
 
 def split_words(text: str) -> list[str]:
     """Return a text as pieces that begin with a blank, as tokens do."""
@@ -55,7 +57,7 @@ class ScriptedServer:
         rows = [
             {
                 "id": name, "object": "model", "created": 1, "owned_by": "lora-chat",
-                "checks": [] if name == "base" else CHECKS, "context_length": 2048,
+                "checks": {"base": [], HOSTILE_NAME: OPEN_CHECKS}.get(name, CHECKS), "context_length": 2048,
                 "system": "You are a cat." if name == "cats" else "",
             }
             for name in self.models

@@ -80,6 +80,7 @@ def test_stop_keeps_the_part_and_frees_the_server(open_page, fake):
     page.fill("#question", " ".join(["word"] * 40))
     page.press("#question", "Enter")
     wait_until(page, "document.querySelector('.assistant .content').innerText.length > 20")
+    assert page.inner_text(".assistant .body").startswith("A cat answers") and page.is_hidden(".assistant .state")
     page.keyboard.press("Escape")
     page.wait_for_selector("#stop", state="hidden")
     assert page.inner_text(".assistant .state") == "You stopped this reply."
@@ -94,6 +95,8 @@ def test_switch_of_the_adapter_and_its_checks(open_page, fake):
     page.click("#proof-state")
     assert "KL 1.2e-08" in page.inner_text("#proof")
     assert "template differs" in page.inner_text("#refused")
+    page.select_option("#model", index=2)
+    assert page.inner_text("#proof-state") == "3 checks passed, 1 not checked"
     page.select_option("#model", label="base")
     assert page.inner_text("#proof-state") == "base, without adapter"
     ask(page, "hello")
