@@ -184,13 +184,10 @@ def _read_filter(options: argparse.Namespace) -> "FilterSettings | None":
 
 
 def _announce(models: "ServedModels", prepared: "PreparedServer", *, as_json: bool) -> None:
-    """Print the address, the models with their checks, and the refused ones with their reasons."""
+    """Print the address and the names of the models. Their checks and all refusals were printed when they were made."""
     url, admitted, refused = prepared.listener.url, models.list(), dict(models.refused)
-    for model in admitted:
-        checks = ", ".join(f"{check.name} {_MARKS[check.passed]}" for check in model.checks)
-        print_message(f"  {model.name}: {checks or 'the base without an adapter'}")
-    for name, reason in refused.items():
-        print_message(f"  {name} is refused: {reason}")
+    names = ", ".join(model.name for model in admitted)
+    print_message(f"Models: {names}" + (f"; not served: {', '.join(refused)}" if refused else ""))
     print_message(f"Open {url} or ask {url}v1. Ctrl-C ends the server.")
     if as_json:
         results = {
@@ -198,9 +195,6 @@ def _announce(models: "ServedModels", prepared: "PreparedServer", *, as_json: bo
             for model in admitted
         }
         print_json({"url": url, "models": [model.name for model in admitted], "checks": results, "refused": refused})
-
-
-_MARKS = {True: "ok", False: "failed", None: "not checked"}
 
 
 def _port(text: str) -> int:
