@@ -94,7 +94,7 @@ class Choice:
 
     def _read_early_end(self) -> str | None:
         """Return why the filtered text has ended the reply; None if it has not."""
-        if self._visible_stops.found:
+        if self._visible_stops.stopped:
             return "stop"
         return "content_filter" if self.filter.blocked else None
 

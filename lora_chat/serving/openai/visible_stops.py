@@ -16,7 +16,7 @@ class VisibleStops:
         self._reasoning, self._content = StopSearch(stops), StopSearch(stops)
 
     @property
-    def found(self) -> bool:
+    def stopped(self) -> bool:
         """Return whether a stop text was found, so that the reply has ended."""
         return self._reasoning.found or self._content.found
 
@@ -28,4 +28,4 @@ class VisibleStops:
         if self._reasoning.found:
             return ReplyParts(reasoning)
         content = self._content.feed(parts.content) + (self._content.close() if is_last else "")
-        return ReplyParts(reasoning, content, () if self.found else parts.calls)
+        return ReplyParts(reasoning, content, () if self.stopped else parts.calls)
