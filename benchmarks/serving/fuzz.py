@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import math
 import sys
@@ -166,10 +167,11 @@ def main() -> int:
     warnings.filterwarnings("ignore")
 
     # Incomplete requests are a part of the fuzz, so the server waits only for a short time.
-    words = ["--header-seconds", "1", "--body-seconds", "1"]
+    words = ["--header-seconds", "2", "--body-seconds", "2"]
     words += [*options.things, *(["--base", options.base] if options.base else [])]
     statuses: dict[str, Counter[int]] = {}
     wrong: list[str] = []
+    gc.disable()  # a collection between connecting and sending would make this client a slow one
     loop = asyncio.new_event_loop()
     with ServerProcess(words) as server:
         kinds = {
