@@ -17,3 +17,8 @@ def ask(page, text: str) -> None:
     page.press("#question", "Enter")
     page.wait_for_selector("#stop", state="hidden")
     page.wait_for_selector("#messages > li:last-child .message-foot button, .error-card")
+
+
+def read_messages(page) -> list[str]:
+    """Return the texts of the messages on screen."""
+    return page.eval_on_selector_all("#messages .content", "nodes => nodes.map((node) => node.innerText)")
