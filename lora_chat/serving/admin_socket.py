@@ -125,6 +125,7 @@ class AdminServer:
 
 def ask_admin(path: Path, request: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """Send a request to the server of a socket and return its answer. Raise UnavailableError if none answers."""
+    _check_system()
     where = sanitize_line(str(path), 300)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_CONNECT_SECONDS)
@@ -141,11 +142,16 @@ def ask_admin(path: Path, request: dict[str, JsonValue]) -> dict[str, JsonValue]
     return dict(answer)
 
 
+def _check_system() -> None:
+    """Raise UsageError on a system without Unix domain sockets."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise UsageError("--admin needs a system with Unix domain sockets, such as Linux or macOS.")
+
+
 def _check_location(path: Path) -> Path:
     """Return the path with its real folder. Raise UsageError for a folder where others could replace the socket."""
     shown = sanitize_line(str(path), 300)
-    if not hasattr(socket, "AF_UNIX"):
-        raise UsageError("--admin needs a system with Unix domain sockets.")
+    _check_system()
     folder = path.absolute().parent.resolve()
     if not folder.is_dir():
         raise UsageError(f"--admin {shown}: {sanitize_line(str(folder), 300)} is not a folder. Fix: make it.")
