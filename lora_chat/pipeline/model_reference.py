@@ -33,16 +33,17 @@ _SIGNATURE_PURPOSE = "reference 1"
 def keep_reference(run: RunFolder, model: "PreTrainedModel", prepared: PreparedRun, precision: PrecisionPlan) -> None:
     """Measure the reference at the end of training, and write it into the run.
 
-    A failure is only reported, because the adapter is complete without a reference.
+    A failed measurement is only reported, because the adapter is complete without a reference.
     """
     try:
         reference = make_reference(
             model, prepared.tokenizer, prepared.stop_ids, prepared.identity.system, precision, _may_share
         )
-        if reference is not None:
-            _write_reference(run, reference)
     except Exception as error:
         logger.warning(f"The run has no reference by which a server can check the adapter: {first_line(error)}")
+        return
+    if reference is not None:
+        _write_reference(run, reference)
 
 
 def read_or_measure_reference(opened: OpenAdapter, run: RunFolder) -> ModelReference | None:
