@@ -63,10 +63,13 @@ class BatchGenerator:
     def submit(self, request: GenerationRequest, receive: Receiver) -> Ticket:
         """Answer a request; `receive` is called on the generator's thread and must return at once.
 
-        Raises QueueFullError or RequestTooLongError.
+        Raises QueueFullError or RequestTooLongError, and ValueError for ids that the model does not have.
         """
         if not request.prompt or request.max_new_tokens < 1:
             raise ValueError("a request needs a prompt and at least one new token")
+        num_rows = self.model.get_input_embeddings().weight.shape[0]
+        if not 0 <= min(request.prompt) <= max(request.prompt) < num_rows:
+            raise ValueError(f"the ids of a prompt must be from 0 to {num_rows - 1}")
         length = len(request.prompt) + request.max_new_tokens
         for limit, name in ((self._limits.positions, "positions"), (self._answers.capacity, "tokens of memory")):
             if limit is not None and length > limit:
@@ -83,6 +86,8 @@ class BatchGenerator:
 
     def run_between_steps(self, function: "Callable[[PreTrainedModel], Result]") -> Result:
         """Return the result of a function that may change the model, called on the generator's thread."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a function that runs between steps cannot wait for another one")
         job = _Job(function)
         with self._changed:
             if self._is_closing:

@@ -295,7 +295,9 @@ class SharedAnswering(Answering):
         """Choose the next token of a request and end its reply if it is complete."""
         try:
             reason = running.accept(running.chooser.choose(logits))
-        except NonFiniteLogitsError as error:
+        except Exception as error:
+            if not isinstance(error, NonFiniteLogitsError):
+                logger.exception("Choosing a token failed.")
             self._end(running, "failed", str(error))
             return
         self._generated_tokens += reason != "stop"

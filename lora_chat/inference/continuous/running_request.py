@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 Receiver = Callable[[GeneratedToken | Finish], None]
 
 
-@dataclass
+@dataclass(eq=False)
 class Ticket:
     """A submitted request."""
 
@@ -59,7 +59,7 @@ class Ticket:
             logger.exception("The receiver of a reply failed.")
 
 
-@dataclass
+@dataclass(eq=False)
 class RunningRequest:
     """A request whose prompt was read."""
 

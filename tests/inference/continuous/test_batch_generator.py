@@ -76,6 +76,9 @@ def test_a_stop_token_ends_a_reply_and_is_not_passed_on(served, generator):
 
 def test_requests_that_never_fit_and_a_full_line_are_refused(make_generator):
     generator = make_generator(max_running=1, max_waiting=2, max_cache_tokens=100, positions=80)
+    for prompt in ((), (-1, 4), (4, 10**6)):
+        with pytest.raises(ValueError, match="prompt"):
+            ask(generator, prompt)
     with pytest.raises(RequestTooLongError, match="positions"):
         ask(generator, PROMPTS[0], num_tokens=75)
     release = block(generator)
@@ -126,6 +129,8 @@ def test_failures_end_their_requests_and_the_thread_continues(generator, caplog,
         patched.setattr(batched, "decode", lambda rows: torch.full((len(rows), 300), math.nan))
         reply = ask(generator, PROMPTS[0]).wait()
         assert (reply.finish.reason, len(reply.tokens)) == ("failed", 1)
+    with pytest.raises(RuntimeError, match="another one"):
+        generator.run_between_steps(lambda model: generator.run_between_steps(lambda inner: 0))
     with pytest.raises(ZeroDivisionError):
         generator.run_between_steps(lambda model: 1 / 0)
     assert generator.run_between_steps(lambda model: model.config.model_type) == "llama"
