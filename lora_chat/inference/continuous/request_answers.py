@@ -52,6 +52,15 @@ def _choose_capacity(model: "PreTrainedModel", check: BatchCheck, limits: BatchL
     return max(1, min(int(free * _CACHE_SHARE) // check.bytes_per_token, largest))
 
 
+def _read_shared_limit(batched: BatchedModel) -> int | None:
+    """Return the length of the longest prompts of which no token is outside of a sliding window; None without one.
+
+    The keys of a token outside of it are not kept, and the rest of a prompt is read without a window.
+    """
+    window = batched.smallest_window
+    return None if window is None else window - 1
+
+
 class Answering(ABC):
     """The requests that are being answered."""
 
@@ -180,7 +189,7 @@ class SharedAnswering(Answering):
         self._batched, self._limits = batched, limits
         self._pool, self.capacity = batched.pool, batched.pool.num_tokens
         self._running: list[RunningRequest] = []
-        shared = None if not check.is_exact or not limits.exact_prefixes else check.max_shared_prompt
+        shared = check.max_shared_prompt if check.is_exact and limits.exact_prefixes else _read_shared_limit(batched)
         largest = min(self._pool.num_tokens // 2, _MAX_PREFIX_BYTES // check.bytes_per_token)
         self._prefixes = PrefixStore(self._pool, largest, shared if check.shares_prompts else 0, check.bytes_per_token)
 
