@@ -140,7 +140,7 @@ def _serve(options: argparse.Namespace, prepared: "PreparedServer", start_loadin
     from lora_chat.inference.continuous.request import BatchLimits
     from lora_chat.pipeline.judge_plan import JudgeSettings
     from lora_chat.pipeline.served_models import open_served_models
-    from lora_chat.serving.judging.judge_desk import make_served_desk
+    from lora_chat.serving.judging.served_desk import make_served_desk
     from lora_chat.serving.run_server import run_server
 
     limits = BatchLimits(max_running=prepared.options.max_running, max_waiting=prepared.options.max_waiting)

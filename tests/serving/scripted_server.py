@@ -14,6 +14,7 @@ from lora_chat.system.signals import raise_on_signals
 
 
 def main():
+    assert "torch" not in sys.modules  # a used port or a wrong key file must be reported before PyTorch loads
     filter_output()
     print_logged_messages()
     raise_on_signals()

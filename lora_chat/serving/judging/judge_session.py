@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_chat.evaluation.judgement_text import format_notes, format_result
 from lora_chat.evaluation.judgements import JudgementResult, summarize_comparison
-from lora_chat.pipeline.judge_plan import JudgePlan
-from lora_chat.pipeline.judge_prompts import JudgePrompt
 from lora_chat.runs.judgement_log import append_judgement, read_judgements
 from lora_chat.runs.judgement_record import (
     Choice,
@@ -29,6 +27,8 @@ from lora_chat.runs.judgement_record import (
 from lora_chat.serving.judging.reply_pairs import ReplyPair, ReplyPairs
 
 if TYPE_CHECKING:
+    from lora_chat.pipeline.judge_plan import JudgePlan
+    from lora_chat.pipeline.judge_prompts import JudgePrompt
     from lora_chat.pipeline.served_models import ServedModels
 
 _ID_BYTES = 16
@@ -65,7 +65,7 @@ class JudgeSession:
     """A judge's way through the pairs of a plan. All methods may be called from several threads."""
 
     def __init__(
-        self, plan: JudgePlan, models: "ServedModels", judge: str | None = None, secret: bytes | None = None
+        self, plan: "JudgePlan", models: "ServedModels", judge: str | None = None, secret: bytes | None = None
     ) -> None:
         self.plan, self._judge = plan, judge
         self._pairs = ReplyPairs(plan, models)
@@ -132,7 +132,7 @@ class JudgeSession:
                 self._skip(pair)
             return "done"
 
-    def _list_open(self) -> list[JudgePrompt]:
+    def _list_open(self) -> "list[JudgePrompt]":
         """Return the prompts without a vote, in their order."""
         closed = self._voted.keys() | self._skipped
         return [prompt for prompt in self.plan.prompts if prompt.index not in closed]

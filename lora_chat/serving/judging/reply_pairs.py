@@ -21,12 +21,12 @@ from lora_chat.inference.continuous.request import (
     RequestTooLongError,
 )
 from lora_chat.inference.generation import decode_reply
-from lora_chat.pipeline.judge_plan import JudgedSide, JudgePlan
-from lora_chat.pipeline.judge_prompts import JudgePrompt, format_message
 from lora_chat.runs.judgement_record import Side
 from lora_chat.system.user_path import expand_user_path
 
 if TYPE_CHECKING:
+    from lora_chat.pipeline.judge_plan import JudgedSide, JudgePlan
+    from lora_chat.pipeline.judge_prompts import JudgePrompt
     from lora_chat.pipeline.served_models import ServedModels
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class ShownReply:
 class ReplyPair:
     """Both replies to a prompt, or the reason why there are none."""
 
-    prompt: JudgePrompt
+    prompt: "JudgePrompt"
     state: PairState
     a: ShownReply = ShownReply("", False)
     b: ShownReply = ShownReply("", False)
@@ -80,7 +80,7 @@ class _Growing:
 class ReplyPairs:
     """The replies to the prompts of a plan, requested a few pairs ahead."""
 
-    def __init__(self, plan: JudgePlan, models: "ServedModels") -> None:
+    def __init__(self, plan: "JudgePlan", models: "ServedModels") -> None:
         self._plan, self._generator = plan, models.generator
         self._adapters = {side: find_generator_name(models, getattr(plan, side)) for side in ("a", "b")}
         self._readers: dict[Side, TurnReader] = {
@@ -91,7 +91,7 @@ class ReplyPairs:
         self._pairs: dict[int, ReplyPair] = {}
         self._lock = threading.Lock()
 
-    def find(self, prompt: JudgePrompt, after: Sequence[JudgePrompt] = ()) -> ReplyPair | None:
+    def find(self, prompt: "JudgePrompt", after: "Sequence[JudgePrompt]" = ()) -> ReplyPair | None:
         """Return the pair of a prompt, or None while it is generated; request it and some of those after it."""
         with self._lock:
             for wanted in (prompt, *after[: _PAIRS_AHEAD - 1]):
@@ -101,7 +101,7 @@ class ReplyPairs:
                 self._collect(wanted)
             return self._pairs.get(prompt.index)
 
-    def _request(self, prompt: JudgePrompt) -> None:
+    def _request(self, prompt: "JudgePrompt") -> None:
         """Submit both requests of a pair; a full queue leaves it for a later call."""
         settings = self._plan.comparison.settings
         growing: dict[Side, _Growing] = {"a": _Growing(), "b": _Growing()}
@@ -129,7 +129,7 @@ class ReplyPairs:
             return
         self._growing[prompt.index] = growing
 
-    def _collect(self, prompt: JudgePrompt) -> None:
+    def _collect(self, prompt: "JudgePrompt") -> None:
         """Keep a pair whose replies are both complete."""
         growing = self._growing.get(prompt.index)
         if growing is None or any(reply.finish is None for reply in growing.values()):
@@ -143,8 +143,10 @@ class ReplyPairs:
         show = partial(self._show, prompt, growing)
         self._pairs[prompt.index] = ReplyPair(prompt, "ready", show("a"), show("b"))
 
-    def _show(self, prompt: JudgePrompt, growing: dict[Side, _Growing], side: Side) -> ShownReply:
+    def _show(self, prompt: "JudgePrompt", growing: dict[Side, _Growing], side: Side) -> ShownReply:
         """Return a complete reply without its reasoning."""
+        from lora_chat.pipeline.judge_prompts import format_message  # loads PyTorch
+
         reply, tokenizer = growing[side], self._side(side).tokenizer
         text = decode_reply(tokenizer, reply.ids)
         if not prompt.is_text:
@@ -153,11 +155,11 @@ class ReplyPairs:
             text = format_message(self._readers[side].parse_reply(end, text)).strip()
         return ShownReply(text, reply.finish is not None and reply.finish.reason == "length")
 
-    def _side(self, side: Side) -> JudgedSide:
+    def _side(self, side: Side) -> "JudgedSide":
         return self._plan.a if side == "a" else self._plan.b
 
 
-def find_generator_name(models: "ServedModels", side: JudgedSide) -> str | None:
+def find_generator_name(models: "ServedModels", side: "JudgedSide") -> str | None:
     """Return the name of a model in the generator; None for the bare base.
 
     Raise IntegrityError with the reason if it was refused.

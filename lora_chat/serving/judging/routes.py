@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from lora_chat.errors import LoraChatError, first_line
-from lora_chat.pipeline.report_runs import try_write_report
 from lora_chat.serving.api_errors import ApiError
 from lora_chat.serving.judging.judge_desk import JudgeDesk, JudgeUnavailableError
 from lora_chat.serving.judging.judge_requests import KEY_HEADER, EmptyRequest, EnterRequest, VoteRequest, read_request
@@ -84,6 +83,8 @@ async def finish(request: Request) -> JSONResponse:
     session = await _open(request)
     await read_request(request, EmptyRequest)
     result = await _run(session.finish)
+    from lora_chat.pipeline.report_runs import try_write_report
+
     await asyncio.to_thread(try_write_report, session.plan.run)
     return _answer(result)
 

@@ -14,8 +14,9 @@ from lora_chat.pipeline.open_adapter import TrustOptions
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.serving import run_judge
 from lora_chat.serving.judging import judge_desk
-from lora_chat.serving.judging.judge_desk import JudgeDesk, JudgeUnavailableError, make_served_desk
+from lora_chat.serving.judging.judge_desk import JudgeDesk, JudgeUnavailableError
 from lora_chat.serving.judging.judge_session import JudgeSession
+from lora_chat.serving.judging.served_desk import make_served_desk
 from lora_chat.system.hashing import digest_file
 
 
