@@ -428,6 +428,11 @@ def _attach_stored_layers(
 
     settings = validate_adapter_config(stored)
     base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not settings.token_rows and any(hasattr(wrapper, "token_adapter") for _, wrapper in iterate_wrappers(base)):
+        raise IntegrityError(
+            f"The adapter {stored.name} cannot be loaded after an adapter that replaces rows of tokens, because PEFT "
+            "expects such rows of every adapter then. Fix: load it before."
+        )
     check_stored_targets(base, settings.target_modules, stored.name)
     savable: Collection[str] = ()
     if settings.replaces_weights:
