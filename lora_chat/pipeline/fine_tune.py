@@ -218,6 +218,7 @@ def _clean_interrupted_run(run: RunFolder) -> None:
     run.delete_partial_files()
     # The result goes before anything is announced, because only an unfinished run may have unsigned files.
     run.delete(run.result)
+    run.delete(run.reference)  # it belongs to the earlier weights
 
 
 def _format_summary(

@@ -77,7 +77,10 @@ def read_reference(run: RunFolder, *, signed: bool = False) -> ModelReference | 
     record = read_json_object(run.reference, strict=True)
     signature = record.pop("mac", None)
     if record.get("adapter") != digest_file(run.adapter / WEIGHTS_NAME):
-        raise IntegrityError(f"{run.reference} belongs to other weights than those in {run.adapter}.")
+        raise IntegrityError(
+            f"{run.reference} belongs to other weights than those in {run.adapter}. Fix: lora-chat pack {run.path} "
+            "measures it again, if you changed the weights yourself."
+        )
     if signed and not _is_own(record, signature):
         raise IntegrityError(f"{run.reference} was not measured by this user.")
     try:
