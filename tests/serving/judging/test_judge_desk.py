@@ -13,7 +13,7 @@ from lora_chat.pipeline.judge_plan import JudgeSettings
 from lora_chat.pipeline.open_adapter import TrustOptions
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.serving import run_judge
-from lora_chat.serving.judging import judge_desk
+from lora_chat.serving.judging import served_desk
 from lora_chat.serving.judging.judge_desk import JudgeDesk, JudgeUnavailableError
 from lora_chat.serving.judging.judge_session import JudgeSession
 from lora_chat.serving.judging.served_desk import make_served_desk
@@ -32,7 +32,7 @@ def run(tmp_path):
 def make_desk(run, tiny_tokenizer, monkeypatch):
     def make(*, is_own=True, plan_weights=None):
         weights = run.adapter / "adapter_model.safetensors"
-        monkeypatch.setattr(judge_desk, "find_foreign_reason", lambda run: None if is_own else "not signed")
+        monkeypatch.setattr(served_desk, "find_foreign_reason", lambda run: None if is_own else "not signed")
 
         def plan(*arguments):
             made = make_plan(run.path, tiny_tokenizer)
@@ -40,7 +40,7 @@ def make_desk(run, tiny_tokenizer, monkeypatch):
             object.__setattr__(made, "comparison", made.comparison.model_copy(update={"a": a}))
             return made
 
-        monkeypatch.setattr(judge_desk, "plan_judgement", plan)
+        monkeypatch.setattr(served_desk, "plan_judgement", plan)
         models = ScriptedModels(ScriptedGenerator(tiny_tokenizer), run)
         return make_served_desk(models, TrustOptions(), JudgeSettings())
 
