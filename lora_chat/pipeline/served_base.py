@@ -59,7 +59,7 @@ def plan_models(texts: Sequence[str], trust: TrustOptions, mode: str | None) -> 
     """Open everything that a user named, and find the base that all share.
 
     What cannot be opened is in `refused`. Raises UsageError for names that collide and for things that need different
-    bases or precisions, IntegrityError if nothing can be served.
+    bases or precisions, IntegrityError if nothing can be served, and the error of the only thing that is named.
     """
     adapters, bases, refused = [], [], []
     adapter_sources = [read_named_source(text) for text in texts if is_adapter_source(text)]
@@ -76,6 +76,8 @@ def plan_models(texts: Sequence[str], trust: TrustOptions, mode: str | None) -> 
         except LoraChatError as error:
             refused.append((named, error))
     if not adapters and not bases:
+        if len(refused) == 1:
+            raise refused[0][1]
         reasons = "\n".join(f"{named.name}: {error}" for named, error in refused)
         raise IntegrityError(f"Nothing that was named can be served.\n{reasons}")
     needs = [(named.name, opened.adapter.base, opened.precision, knows_precision(opened)) for named, opened in adapters]

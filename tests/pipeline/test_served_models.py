@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lora_chat.config.lora_variants import LORA_VARIANTS
-from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, OutOfMemoryError, UsageError
+from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, OutOfMemoryError, UnavailableError, UsageError
 from lora_chat.inference.continuous.batch_generator import BatchGenerator
 from lora_chat.inference.continuous.request import BatchLimits, Finish, GenerationRequest
 from lora_chat.pipeline import admission_prompts, served_memory, served_models
@@ -184,8 +184,11 @@ def test_a_mistyped_name_does_not_end_the_others(things, good, tmp_path):  # noq
     models = open_served_models([str(good), str(tmp_path / "nothing-1")], things.trust, None, LIMITS)
     assert "There is no run, parcel, adapter or folder" in models.refused["nothing-1"]
     models.close(5)
-    with pytest.raises(IntegrityError, match="Nothing that was named"):
-        open_served_models([str(tmp_path / "nothing-1")], things.trust, None, LIMITS)
+    nothing = [str(tmp_path / "nothing-1"), str(tmp_path / "nothing-2")]
+    with pytest.raises(IntegrityError, match=r"(?s)Nothing that was named.*nothing-1: .*nothing-2: "):
+        open_served_models(nothing, things.trust, None, LIMITS)
+    with pytest.raises(UnavailableError, match=r"^There is no run"):
+        open_served_models(nothing[:1], things.trust, None, LIMITS)
 
 
 def test_refuses_a_flipped_byte(models, good, tmp_path):
@@ -361,7 +364,7 @@ def test_serves_the_rest_and_fails_if_nothing_is_left(things, good, tmp_path, me
     assert str(tmp_path) not in models.refused["bad"]
     assert any(text.startswith("NOT SERVED: bad") for text in messages)
     models.close(5)
-    with pytest.raises(IntegrityError, match="Nothing that was named") as caught:
+    with pytest.raises(IntegrityError, match=r"bad\.lorachat is refused") as caught:
         open_served_models([str(tmp_path / "bad.lorachat")], things.trust, None, LIMITS)
     assert caught.value.exit_code == 7
     forged = things.parcel(
