@@ -85,6 +85,25 @@ def test_rounding_passes_only_within_the_tolerance_of_its_type(adapter):
     assert 0 < kl[0] < 0.15 < kl[1]
 
 
+def test_cut_replies_prove_nothing(adapter):
+    """Types with few bits allow that no reply is equal, so a reply without text must not agree."""
+    source, model, tokenizer = adapter
+    served = ServedModel(model, tokenizer, tells_logprobs=False, tells_ids=False)
+    for count in (0, 1):
+
+        def answer(path, body, count=count):
+            status, headers, value = served.answer(path, body)
+            if path == "/v1/chat/completions" and status == 200:
+                text = value["choices"][0]["message"]["content"][:count]
+                value = {"choices": [{"message": {"content": text}, "finish_reason": "length"}]}
+            return status, headers, value
+
+        with serving(answer) as url:
+            options = EndpointOptions(url, export="GGUF q4_k_m")
+            comparison = verify_endpoint.verify_endpoint(source, options, TrustOptions(), None, None).comparison
+        assert (comparison.verdict, comparison.cut_replies) == (IS_OTHER, 2)
+
+
 def test_an_adapter_without_effect_is_not_proven(adapter):
     source, model, tokenizer = adapter
     comparison = verify(source, ServedModel(model, tokenizer))
@@ -213,7 +232,8 @@ def test_judges_stops_and_differences():
     assert (shorter.ends_early, shorter.passes_stop, shorter.first_difference) == (True, False, 1)
     other = judge("c c", False)
     assert (other.first_difference, other.base_agreement, other.agreement) == (0, 1.0, 0.0)
-    assert judge("a ", False).regret == 0.0  # cut off by the endpoint
+    assert (judge("a ", False).regret, judge("a ", False).is_cut) == (0.0, False)  # cut off by the endpoint
+    assert (judge("", False).regret, judge("", False).is_cut) == (0.0, True)
 
 
 def test_kl_is_a_lower_bound_in_the_classes_that_are_told():

@@ -54,6 +54,8 @@ class EndpointComparison:
     """Number of replies that the adapted model ends within the limit, so that the stop token is checked."""
     passed_stops: int
     early_ends: int
+    cut_replies: int
+    """Number of replies that were cut off before half of the adapted model's."""
     kl_tokens: int
     """Number of tokens whose probabilities were compared; 0 if the endpoint does not report them."""
     mean_kl: float | None
@@ -81,6 +83,7 @@ class EndpointComparison:
             ),
             (self.passed_stops, f"{self.passed_stops} replies continue after the stop token of training"),
             (self.early_ends, f"{self.early_ends} replies end where the adapter does not"),
+            (self.cut_replies, f"{self.cut_replies} replies are cut off before half of the adapter's"),
             (
                 self.same_top_token < self.tolerances.same_top_token,
                 f"{self.same_top_token:.1%} of its tokens are the most probable ones of the adapter, "
@@ -151,6 +154,7 @@ def compare_endpoint(
         ended_replies=ended_replies,
         passed_stops=sum(reply.passes_stop for reply in judged),
         early_ends=sum(reply.ends_early for reply in judged),
+        cut_replies=sum(reply.is_cut for reply in judged),
         kl_tokens=len(kl),
         mean_kl=_mean(kl),
         control_kl=_mean(control_kl),

@@ -47,6 +47,8 @@ class JudgedReply:
     """Whether the reply continues where the adapted model certainly ends."""
     ends_early: bool
     """Whether the reply ends where the adapted model certainly does not."""
+    is_cut: bool
+    """Whether the endpoint cut the reply off before half of the adapted model's, so that it proves little."""
     kl: tuple[float, ...]
     """Lower bounds of KL(adapted || endpoint), in nats, for each token with probabilities."""
     control_kl: tuple[float, ...]
@@ -81,6 +83,7 @@ class ReplyJudge:
             regret=regret,
             passes_stop=regret > 0 and goes_on and stop > _CERTAIN,
             ends_early=regret > 0 and not goes_on and stop < _UNLIKELY,
+            is_cut=not goes_on and not reply.has_ended and 2 * agreed < len(self._local.ids),
             kl=kl,
             control_kl=control_kl,
             base_kl=base_kl,
