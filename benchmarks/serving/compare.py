@@ -1,6 +1,6 @@
 """Tokens per second and time to the first token of several servers, side by side, one measured at a time.
 
-python benchmarks/serving/compare.py --tokenizer FOLDER --ours THING... --model NAME...
+python benchmarks/serving/compare.py --tokenizer FOLDER --ours BASE --ours RUN --model base NAME
     [--transformers PYTHON --folder FOLDER] [--llama-server PROGRAM] [--llama-cpp-python PYTHON] [--gguf FILE]
     [--clients 1 4 16] [--rounds 3] [--new-tokens 64] [--json FILE]
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import platform
 import random
@@ -37,7 +38,7 @@ TOPICS = (
     *("a lighthouse", "a train in winter", "two cats", "an old map", "a storm", "the first snow", "a lost letter"),
     *("a bakery", "the sea", "a clock", "a mountain hut", "a violin", "a garden", "a desert", "a night bus", "a kite"),
 )
-REQUESTS_OF_A_CLIENT = {1: 3, 4: 2, 16: 1}
+REQUESTS_OF_A_CLIENT = {1: 3}
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ async def ask(port: int, model: str, prompt: str, new_tokens: int) -> tuple[str,
     writer.write(f"{head}Content-Length: {len(content)}\r\nConnection: close\r\n\r\n".encode() + content)
     await writer.drain()
     text, first = "", 0.0
-    while line := await asyncio.wait_for(reader.readline(), REQUEST_SECONDS):
+    while line := await _read_line(reader):
         if not line.startswith(b"data: {"):
             continue
         for choice in json.loads(line[6:]).get("choices", []):
@@ -130,6 +131,14 @@ async def ask(port: int, model: str, prompt: str, new_tokens: int) -> tuple[str,
             text += piece
     writer.close()
     return text, first
+
+
+async def _read_line(reader: asyncio.StreamReader) -> bytes:
+    """Return the next line, empty at the end or where the connection breaks off."""
+    try:
+        return await asyncio.wait_for(reader.readline(), REQUEST_SECONDS)
+    except ConnectionError:
+        return b""
 
 
 async def measure(server: Server, clients: int, number: int, new_tokens: int, tokenizer: Any) -> Measurement:
@@ -177,13 +186,16 @@ def _format_range(values: Sequence[float], form: str) -> str:
 def start_servers(options: argparse.Namespace) -> list[Server]:
     """Start all servers that are named, ours first."""
     here = str(Path(sys.executable).parent / "lora-chat")
-    serve = [here, "serve", *options.ours, "--port", "PORT"]
-    servers = [Server(f"lora_chat ({model})", serve, model) for model in options.model]
+    servers = [
+        Server(f"lora_chat ({model})", [here, "serve", *words, "--port", "PORT"], model)
+        for words, model in zip(options.ours, options.model, strict=True)
+    ]
     if options.transformers:
         cli = [options.transformers, "-c", "from transformers.cli.transformers import main; main()", "serve"]
         words = [*cli, options.folder, "--port", "PORT", "--host", "127.0.0.1", "--device", "cpu"]
         servers.append(Server("transformers serve", words, options.folder))
-        batching = [*words, "--continuous-batching"]
+        # Otherwise it takes most of the free memory for keys and values.
+        batching = [*words, "--continuous-batching", "--cb-num-blocks", "128"]
         servers.append(Server("transformers serve --continuous-batching", batching, options.folder))
     if options.llama_server:
         words = [options.llama_server, "-m", options.gguf, "--port", "PORT", "--host", "127.0.0.1"]
@@ -192,6 +204,7 @@ def start_servers(options: argparse.Namespace) -> list[Server]:
     if options.llama_cpp_python:
         words = [options.llama_cpp_python, "-m", "llama_cpp.server", "--model", options.gguf, "--port", "PORT"]
         words += ["--n_ctx", "2048", "--n_threads", str(psutil.cpu_count()), "--host", "127.0.0.1"]
+        words += ["--interrupt_requests", "false"]  # otherwise a new request ends the one before
         servers.append(Server(f"llama-cpp-python's server ({Path(options.gguf).stem})", words, options.gguf))
     return servers
 
@@ -200,8 +213,10 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, help="folder of the base, whose tokenizer counts tokens")
-    parser.add_argument("--ours", nargs="+", required=True, help="things for `lora-chat serve`")
-    parser.add_argument("--model", nargs="+", default=["base"], help="models of that server to measure")
+    parser.add_argument(
+        "--ours", nargs="+", action="append", required=True, help="things for `lora-chat serve`; once for each server"
+    )
+    parser.add_argument("--model", nargs="+", default=["base"], help="the measured model of each of these servers")
     parser.add_argument("--transformers", metavar="PYTHON", help="Python with transformers[serving]")
     parser.add_argument("--folder", help="model for `transformers serve`")
     parser.add_argument("--llama-server", metavar="PROGRAM", help="llama.cpp's server")
@@ -211,7 +226,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--json", type=Path, help="file for all measurements")
-    options = parser.parse_args()
+    options, others = parser.parse_known_args()
+    options.ours[-1] += others  # flags of `lora-chat serve`
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     servers = start_servers(options)
     measured: list[Measurement] = []
@@ -231,7 +247,8 @@ def main() -> None:
                     )
     finally:
         for server in servers:
-            server.end()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                server.end()
     load = ", ".join(f"{value:.1f}" for value in psutil.getloadavg())
     print(
         f"{platform.platform()}, {psutil.cpu_count()} cores, load at the end {load}; Python {platform.python_version()}"
