@@ -115,6 +115,12 @@ def is_adapter_source(text: str) -> bool:
 def _find_named_base(text: str, mode: str | None) -> SharedBase:
     """Return a base that a user named. `base=THING` names it, too."""
     source = text.removeprefix(f"{BARE_BASE}=")
+    name, _, rest = source.partition("=")
+    if rest and "/" not in name and not expand_user_path(source).exists():
+        raise UsageError(
+            f"There is no run, parcel or adapter {sanitize_line(rest, 300)} that could be called "
+            f"{sanitize_line(name, 100)}. Fix: correct the path; a base is always called {BARE_BASE}, so name it alone."
+        )
     hardware = detect_hardware()
     try:
         base = find_base(BaseSection(name=source))

@@ -189,6 +189,8 @@ def test_a_mistyped_name_does_not_end_the_others(things, good, tmp_path):  # noq
         open_served_models(nothing, things.trust, None, LIMITS)
     with pytest.raises(UnavailableError, match=r"^There is no run"):
         open_served_models(nothing[:1], things.trust, None, LIMITS)
+    with pytest.raises(UsageError, match=r"adapter runs/nothing that could be called mine\. Fix: "):
+        open_served_models(["mine=runs/nothing"], things.trust, None, LIMITS)
 
 
 def test_refuses_a_flipped_byte(models, good, tmp_path):
