@@ -32,7 +32,7 @@ def check_before_loading(
         raise UsageError(
             f"{opened.name} cannot share the base of this server: {reason}. Fix: start a second server for it."
         )
-    _check_can_share(opened)
+    _check_can_share(opened, shared)
     reference = find_reference(opened)
     checks = [_check_files(opened), _check_base(opened), check_prompts(opened, stop_ids, reference)]
     # Before PEFT changes the model in memory: an adapter that does not fit must not stay in it.
@@ -52,13 +52,18 @@ def name_model(base: LocalBase) -> str:
     return shorten_source(base.name) if Path(base.name).is_absolute() else base.name
 
 
-def _check_can_share(opened: OpenAdapter) -> None:
-    """Raise UsageError for an adapter that changes the base itself, because others use the same base."""
+def _check_can_share(opened: OpenAdapter, shared: SharedBase) -> None:
+    """Raise UsageError for an adapter that changes the base itself, because others use the same base.
+
+    PEFT reads the weights for DoRA in a way after which layers in LLM.int8 that have replied once compute nothing more.
+    """
     stored = opened.adapter.stored
     parts = {
         "replaces modules or rows": stored.replaces_weights,
         "replaces biases": stored.has_biases,
         "adds tokens": bool(stored.new_token_ids),
+        "uses DoRA, which damages 8-bit weights": shared.precision.mode == "8bit"
+        and any(variant.peft_argument == "use_dora" for variant in stored.special_variants),
     }
     if changes := [part for part, is_there in parts.items() if is_there]:
         raise UsageError(

@@ -7,6 +7,8 @@ import os
 import shutil
 import threading
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from lora_chat.config.lora_variants import LORA_VARIANTS
 from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, OutOfMemoryError, UnavailableError, UsageError
 from lora_chat.inference.continuous.batch_generator import BatchGenerator
 from lora_chat.inference.continuous.request import BatchLimits, Finish, GenerationRequest
-from lora_chat.pipeline import admission_prompts, served_memory, served_models
+from lora_chat.models.adapter_config import find_special_variants
+from lora_chat.pipeline import admission, admission_prompts, served_memory, served_models
 from lora_chat.pipeline.admission_reference import _select_prompts, common_kl
 from lora_chat.pipeline.open_adapter import TrustOptions
 from lora_chat.pipeline.served_models import open_served_models
@@ -291,6 +294,20 @@ def test_refuses_an_adapter_that_changes_the_shared_base(models, things, tmp_pat
     path.write_text(json.dumps(json.loads(path.read_text()) | {setting: value}))
     message = refusal(models, tmp_path / "odd")
     assert reason in message and "lora-chat merge" in message
+
+
+@pytest.mark.parametrize(("mode", "is_refused"), [("8bit", True), ("4bit", False)])
+def test_refuses_dora_on_an_8_bit_base(mode, is_refused):
+    stored = SimpleNamespace(
+        replaces_weights=False,
+        has_biases=False,
+        new_token_ids=(),
+        special_variants=find_special_variants({"use_dora": True}),
+    )
+    opened = SimpleNamespace(name="odd", adapter=SimpleNamespace(stored=stored))
+    shared = SimpleNamespace(precision=SimpleNamespace(mode=mode))
+    with pytest.raises(UsageError, match="DoRA") if is_refused else nullcontext():
+        admission._check_can_share(opened, shared)
 
 
 def test_refuses_a_server_that_answers_with_the_base(models, good, monkeypatch):
