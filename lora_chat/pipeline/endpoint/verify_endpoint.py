@@ -128,7 +128,7 @@ def format_endpoint(verification: EndpointVerification) -> str:
         f"stop token   {stop}",
     ]
     if c.mean_kl is None:
-        lines.append("KL           the endpoint reports no probabilities")
+        lines.append("KL           the endpoint reports no probabilities that can be compared")
     else:
         lines.append(
             f"KL           at least {c.mean_kl:.1e} nats per token on {c.kl_tokens} tokens, allowed "
