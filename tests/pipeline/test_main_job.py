@@ -94,6 +94,7 @@ def test_sft_chat_eval_merge_on_the_smoke_recipe(cache_home, tmp_path):
         "origin.json",
         "plan.json",
         "recipe.yaml",
+        "reference.json",
         "report.html",
         "result.json",
         "training_digests.safetensors",

@@ -98,6 +98,7 @@ for name in ("torch", "transformers", "trl.trainer.sft_trainer", "peft", "bitsan
     importlib.import_module(name)
 for name in ("psutil", "matplotlib.pyplot", "gguf", "httpx2", "filelock", "huggingface_hub", "rich.progress"):
     importlib.import_module(name)
+importlib.import_module("uvicorn")
 try:
     importlib.import_module("llama_cpp")
 except ImportError:
@@ -154,6 +155,7 @@ raise SystemExit(main(sys.argv[1:]))
 GUARDED = {
     ("data/storage/build.py", "sched_getaffinity"),  # AttributeError is caught
     ("pipeline/machine_benchmark_worker.py", "fork"),  # a worker that fails means that there is no benchmark
+    ("serving/admin_socket.py", "geteuid"),
     ("system/atomic_write.py", "O_NONBLOCK"),
     ("system/atomic_write.py", "fchmod"),
     ("system/cache_dir.py", "geteuid"),
