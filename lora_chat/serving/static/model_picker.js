@@ -47,12 +47,13 @@ export function labelModel(model) {
   return showName(model.id, 60) + (model.isBase && model.id !== "base" ? " (base)" : "");
 }
 
-// Return "4 of 4 checks passed", "3 checks passed, 1 not checked", or that the base needs none.
+// Return "4 of 4 checks passed", "3 checks passed, 1 not checked", or that it is the base, whose checks say little.
 export function describeChecks(model) {
   if (!model) return "no model";
   const count = (state) => model.checks.filter((check) => check.passed === state).length;
   const passed = count(true), failed = count(false), open = count(null);
-  if (!passed && !failed) return model.isBase ? "base, without adapter" : "not checked";
+  if (model.isBase && !failed) return "base, without adapter";
+  if (!passed && !failed) return "not checked";
   if (!failed && !open) return passed + " of " + countWords(passed, "check") + " passed";
   return countWords(passed, "check") + " passed" + (failed ? ", " + failed + " failed" : "") + (open ? ", " + open + " not checked" : "");
 }
@@ -60,7 +61,7 @@ export function describeChecks(model) {
 function showProof() {
   const model = models.chosen;
   const badge = byId("proof-state");
-  const passed = model && model.checks.length > 0 && model.checks.every((check) => check.passed);
+  const passed = model && !model.isBase && model.checks.length > 0 && model.checks.every((check) => check.passed);
   badge.textContent = (passed ? "✓ " : "") + describeChecks(model);
   badge.className = "badge " + (passed ? "good" : model && model.isBase ? "" : "warn");
   fill(byId("proof"), model ? renderChecks(model) : build("p", { class: "muted" }, "The server serves no model."));
