@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lora_chat.audit.sensitive.scan import find_sensitive
 from lora_chat.config.plan import PrecisionPlan
-from lora_chat.errors import IntegrityError, LoraChatError, first_line
+from lora_chat.errors import IntegrityError, first_line
 from lora_chat.export.parity.reference import ModelReference
 from lora_chat.export.parity.reference_outputs import make_reference
 from lora_chat.models.adapter_files import WEIGHTS_NAME
@@ -20,7 +20,7 @@ from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.bounded_files import read_json_object
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.hashing import digest_file
-from lora_chat.system.user_key import is_signed, sign
+from lora_chat.system.user_key import pop_record_signature, sign_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,13 +75,12 @@ def read_reference(run: RunFolder, *, signed: bool = False) -> ModelReference | 
     if not run.reference.is_file():
         return None
     record = read_json_object(run.reference, strict=True)
-    signature = record.pop("mac", None)
     if record.get("adapter") != digest_file(run.adapter / WEIGHTS_NAME):
         raise IntegrityError(
             f"{run.reference} belongs to other weights than those in {run.adapter}. Fix: lora-chat pack {run.path} "
             "measures it again, if you changed the weights yourself."
         )
-    if signed and not _is_own(record, signature):
+    if signed and not pop_record_signature(_SIGNATURE_PURPOSE, record):
         raise IntegrityError(f"{run.reference} was not measured by this user.")
     try:
         return ModelReference.model_validate_json(json.dumps(record["reference"]))
@@ -95,26 +94,8 @@ def _write_reference(run: RunFolder, reference: ModelReference) -> None:
         "adapter": digest_file(run.adapter / WEIGHTS_NAME),
         "reference": reference.model_dump(mode="json"),
     }
-    with suppress(OSError, LoraChatError):  # without a key `pack` measures it again
-        record["mac"] = sign(_SIGNATURE_PURPOSE, _encode_for_signing(record))
+    sign_record(_SIGNATURE_PURPOSE, record)  # without a key `pack` measures it again
     run.write_json(run.reference, record)
-
-
-def _is_own(record: dict[str, object], signature: object) -> bool:
-    """Return whether this user wrote a record, because a parcel states it."""
-    try:
-        return (
-            isinstance(signature, str)
-            and signature.isascii()
-            and is_signed(_SIGNATURE_PURPOSE, _encode_for_signing(record), signature)
-        )
-    except (OSError, LoraChatError):
-        return False
-
-
-def _encode_for_signing(record: dict[str, object]) -> bytes:
-    """Return the canonical bytes of a record."""
-    return json.dumps(record, sort_keys=True).encode("ascii")
 
 
 def _may_share(reply: str) -> bool:

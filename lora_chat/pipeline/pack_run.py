@@ -3,14 +3,13 @@
 import hashlib
 import json
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE
 from lora_chat.data.encoding.chat_template import find_earlier_template, install_template
-from lora_chat.errors import LoraChatError, UsageError
+from lora_chat.errors import UsageError
 from lora_chat.export.merge import AdapterBlend
 from lora_chat.export.parity.compare import check_parity
 from lora_chat.export.parity.default_prompts import make_default_samples
@@ -47,7 +46,7 @@ from lora_chat.sharing.receipt import Receipt, format_validation_error
 from lora_chat.sharing.shared_text import check_shared_text, redact_shared_text
 from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 from lora_chat.system.console import display_path, format_bytes, quote_path
-from lora_chat.system.user_key import is_signed, sign
+from lora_chat.system.user_key import pop_record_signature, sign_record
 from lora_chat.system.user_path import expand_user_path
 
 logger = logging.getLogger(__name__)
@@ -163,7 +162,7 @@ def _read_or_run_parity_check(opened: OpenAdapter, run: RunFolder, weights: byte
     digest = hashlib.sha256(weights).hexdigest()
     if run.parity_report.is_file():
         record = run.read_parity_report()
-        if record.get("adapter") == digest and _pop_and_check_signature(record):
+        if record.get("adapter") == digest and pop_record_signature(_SIGNATURE_PURPOSE, record):
             return ParityReceipt.model_validate_json(json.dumps(record["report"]))
     stop_ids = read_stop_ids(opened.adapter.base, opened.adapter.tokenizer)
     blend = AdapterBlend(((opened.adapter, 1.0),), opened.precision, tuple(stop_ids))
@@ -172,28 +171,9 @@ def _read_or_run_parity_check(opened: OpenAdapter, run: RunFolder, weights: byte
     report = check_parity(check_adapter_parity(blend, samples, run.adapter), accept=False)
     logger.info(format_parity_line(report))
     record = {"adapter": digest, "report": report.model_dump()}
-    with suppress(OSError, LoraChatError):  # without a key the check runs again next time
-        record["mac"] = sign(_SIGNATURE_PURPOSE, _encode_for_signing(record))
+    sign_record(_SIGNATURE_PURPOSE, record)  # without a key the check runs again next time
     run.write_json(run.parity_report, record)
     return ParityReceipt.model_validate(report.model_dump())
-
-
-def _pop_and_check_signature(record: dict[str, object]) -> bool:
-    """Remove the signature of a parity report and return whether this user made it, because the parcel states it."""
-    signature = record.pop("mac", None)
-    try:
-        return (
-            isinstance(signature, str)
-            and signature.isascii()
-            and is_signed(_SIGNATURE_PURPOSE, _encode_for_signing(record), signature)
-        )
-    except (OSError, LoraChatError):
-        return False
-
-
-def _encode_for_signing(record: dict[str, object]) -> bytes:
-    """Return the canonical bytes of a record."""
-    return json.dumps(record, sort_keys=True).encode("ascii")
 
 
 def _find_custom_template(opened: OpenAdapter) -> str | None:

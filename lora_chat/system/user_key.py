@@ -2,18 +2,21 @@
 
 import hashlib
 import hmac
+import json
 import os
 import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
 
-from lora_chat.errors import IntegrityError
+from lora_chat.errors import IntegrityError, LoraChatError
 from lora_chat.system.cache_dir import config_dir
 from lora_chat.system.regular_files import open_regular_file
 
 _KEY_NAME = "user.key"
 _KEY_BYTES = 32
+_RECORD_SIGNATURE = "mac"
+"""Key of a JSON record's signature."""
 
 
 def sign(purpose: str, content: bytes) -> str:
@@ -29,6 +32,28 @@ def is_signed(purpose: str, content: bytes, signature: str) -> bool:
     """Return whether `signature` is the result of `sign` for this content. Raise OSError or IntegrityError."""
     key = _read_key()
     return key is not None and hmac.compare_digest(_compute_hmac(key, purpose, content), signature)
+
+
+def sign_record(purpose: str, record: dict[str, object]) -> None:
+    """Add this user's signature to a JSON record. Without a safe key it stays unsigned."""
+    with suppress(OSError, LoraChatError):
+        record[_RECORD_SIGNATURE] = sign(purpose, _encode_record(record))
+
+
+def pop_record_signature(purpose: str, record: dict[str, object]) -> bool:
+    """Remove the signature of a JSON record, and return whether this user made it."""
+    signature = record.pop(_RECORD_SIGNATURE, None)
+    try:
+        return (
+            isinstance(signature, str) and signature.isascii() and is_signed(purpose, _encode_record(record), signature)
+        )
+    except (OSError, LoraChatError):
+        return False
+
+
+def _encode_record(record: dict[str, object]) -> bytes:
+    """Return the canonical bytes of a record."""
+    return json.dumps(record, sort_keys=True).encode("ascii")
 
 
 def _compute_hmac(key: bytes, purpose: str, content: bytes) -> str:
