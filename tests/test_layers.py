@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1] / "lora_chat"
 LAYERS = [
     ["errors"],
     ["system"],
+    ["processes"],
     ["config"],
     ["data", "runs"],
     ["models"],
