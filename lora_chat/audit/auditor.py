@@ -158,7 +158,7 @@ def _leave_out(left_out: dict[int, FindingKind], number: int, kind: FindingKind)
 def _make_dialogue_opening(
     dialogue: Dialogue, fields: Sequence[TextField], sensitive: Sequence[Sequence[TextMatch]]
 ) -> str:
-    """Return the beginning of the first user message, masked, or of the first text if there is none."""
+    """Return the beginning of the first user message, masked, or of the first text if none exists."""
     roles = (dialogue.messages[field.message - 1].role if field.message else "" for field in fields)
     first = next((index for index, role in enumerate(roles) if role == "user"), 0)
     return make_opening(fields[first].text, sensitive[first]) if fields else ""

@@ -26,7 +26,7 @@ Clean = Callable[[str, str], tuple[str, int]]
 
 
 def redact_dialogue(dialogue: Dialogue, kinds: Collection[FindingKind]) -> tuple[Dialogue, int]:
-    """Return a cleaned copy and the number of replacements; the dialogue itself if there are none.
+    """Return a cleaned copy and the number of replacements; the dialogue itself if none exist.
 
     Content, reasoning, names, ids, arguments of tool calls and descriptions of tools are cleaned. A JSON object or list
     remains one, and a name remains a valid name: `f_SECRET`, not `f_[SECRET]`. A value that is cleaned in one place is
@@ -61,7 +61,7 @@ def redact_texts(texts: Sequence[str], kinds: Collection[FindingKind]) -> tuple[
 
 
 def _clean_dialogue(dialogue: Dialogue, clean: Clean, names: "_NameRedactor") -> tuple[Dialogue, int]:
-    """Return a copy with all texts cleaned and the number of replacements; the dialogue itself if there are none."""
+    """Return a copy with all texts cleaned and the number of replacements; the dialogue itself if none exist."""
     names.start(clean)
     messages = [_clean_message(message, clean, names) for message in dialogue.messages]
     tools, count = _clean_tools(dialogue.tools, clean, names) if dialogue.tools else (dialogue.tools, 0)

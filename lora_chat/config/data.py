@@ -184,7 +184,7 @@ class DataSection(StrictModel):
 
     @property
     def test_sources(self) -> tuple[SourceSection, ...]:
-        """Return the sources of test dialogues; empty if there are none, or if a share of training is the test set."""
+        """Return the sources of test dialogues; empty if none exist, or if a share of training is the test set."""
         return self._resolve_sources(self.test) if self.test else ()
 
     def _resolve_sources(self, sources: Sources) -> tuple[SourceSection, ...]:

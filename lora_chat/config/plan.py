@@ -170,7 +170,7 @@ def check_target_modules(adapter: AdapterSection) -> None:
 
 
 def _check_validation(recipe: Recipe) -> None:
-    """Raise RecipeError for settings that need measurements of a validation set, if there are none."""
+    """Raise RecipeError for settings that need measurements of a validation set, if none exist."""
     evaluation = recipe.evaluation
     needs = {
         "evaluation.each_epoch": (evaluation.each_epoch is True, "false"),

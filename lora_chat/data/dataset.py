@@ -231,7 +231,7 @@ def _repeat_units(store: DialogueStore, units: "Numbers", weight: float, seed: i
 
 
 def _build_set(units_by_store: Sequence[tuple[DialogueStore, "Numbers"]]) -> DialogueSet:
-    """Return a set of these units; raises DataError if there are none."""
+    """Return a set of these units; raises DataError if none exist."""
     import numpy as np
     from datasets import concatenate_datasets
 

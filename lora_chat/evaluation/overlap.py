@@ -111,7 +111,7 @@ class OverlapReport:
         return f"{self.seen_questions:,} of {self.questions:,} questions were trained on."
 
     def format_examples(self) -> list[str]:
-        """Return a line with files and lines of dialogues that were trained on; none if there are none."""
+        """Return a line with files and lines of dialogues that were trained on; none if none exist."""
         chosen = [example.location for example in self.examples if example.kind in ("exact", "near")]
         return [f"Trained on: {', '.join(map(sanitize_line, chosen))}"] if chosen else []
 

@@ -100,7 +100,7 @@ def score_label_classes(measured: Measurement) -> Statistics | None:
 
 
 def read_labels(items: Sequence[ReplyItem]) -> tuple[str, ...] | None:
-    """Return the distinct references; None if there are none or too many for labels."""
+    """Return the distinct references; None if none exist or too many for labels."""
     labels = find_labels(find_references(items))
     return labels if 1 <= len(labels) <= MAX_LABELS else None
 

@@ -267,7 +267,7 @@ class StoredAdapter:
 
     @property
     def base(self) -> tuple[str, str | None]:
-        """Return the name and revision of the base in its config. Raises UnavailableError if there is none."""
+        """Return the name and revision of the base in its config. Raises UnavailableError if none exists."""
         name, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
         if not isinstance(name, str) or not name:
             raise UnavailableError(f"The config of {self.name} names no base model. Fix: name it with --base.")

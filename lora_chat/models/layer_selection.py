@@ -85,7 +85,7 @@ def is_target(name: str, targets: str | tuple[str, ...]) -> bool:
 
 
 def _find_decoder_layers(model: "PreTrainedModel") -> tuple[str, int]:
-    """Return the name and the length of the list of decoder layers. Raises RecipeError if there is none."""
+    """Return the name and the length of the list of decoder layers. Raises RecipeError if none exists."""
     import torch
 
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)

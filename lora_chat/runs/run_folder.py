@@ -280,7 +280,7 @@ def find_numbered_folders(parent: Path, name: str) -> dict[int, Path]:
 
 
 def open_run_folder(path: str | Path) -> RunFolder:
-    """Return the run at a path. Raise UsageError if there is none, IntegrityError if it has links or special files."""
+    """Return the run at a path. Raise UsageError if none exists, IntegrityError if it has links or special files."""
     run = RunFolder(expand_user_path(path))
     if not run.path.exists():
         raise UsageError(f"There is no run {path}.{_format_runs_hint(run.path.parent)}")

@@ -57,7 +57,7 @@ def parse_address(text: str) -> Address | None:
 
 
 def resolve_host(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
-    """Return the family and address of each address of a name, once each. Raise UsageError if there is none."""
+    """Return the family and address of each address of a name, once each. Raise UsageError if none exists."""
     try:
         if not host or host != host.strip() or "\0" in host:
             raise OSError("it is empty or has spaces")

@@ -42,11 +42,11 @@ class HttpEndpoint:
     key: str | None = None
 
     def get(self, path: str) -> HttpAnswer:
-        """Return the answer to GET. Raises UnavailableError if there is none."""
+        """Return the answer to GET. Raises UnavailableError if none exists."""
         return self._ask("GET", path, None)
 
     def post(self, path: str, body: object) -> HttpAnswer:
-        """Return the answer to POST with JSON. Raises UnavailableError if there is none."""
+        """Return the answer to POST with JSON. Raises UnavailableError if none exists."""
         return self._ask("POST", path, json.dumps(body).encode())
 
     def _ask(self, method: str, path: str, content: bytes | None) -> HttpAnswer:

@@ -37,7 +37,7 @@ class NvidiaDriver:
 
 @dataclass(frozen=True)
 class DriverReport:
-    """The driver, or the reason why there is none."""
+    """The driver, or the reason why none exists."""
 
     driver: NvidiaDriver | None
     problem: str = ""

@@ -29,7 +29,7 @@ class ReplyDigests:
     turn: int
     """Digest of the question and the reply together."""
     question: int | None
-    """Digest of the messages before the reply; None if there are none."""
+    """Digest of the messages before the reply; None if none exist."""
     reply: int
 
 

@@ -189,7 +189,7 @@ class TextTokenizer:
         return TokenizedText(text, ids, offsets)
 
     def _encode_literal(self, text: str) -> list[int]:
-        """Return the ids of a control token as text; raises DataError if there are none.
+        """Return the ids of a control token as text; raises DataError if none exist.
 
         `split_special_tokens` still joins added tokens that are not special, so these are encoded in two halves.
         """

@@ -40,7 +40,7 @@ class TokenPool:
         return sum(used.size for used in self._used)
 
     def allocate(self, num_tokens: int) -> TokenRange | None:
-        """Return the first free range of a size, or None if there is none."""
+        """Return the first free range of a size, or None if none exists."""
         gap = self._find_gap(num_tokens)
         if gap is None:
             return None

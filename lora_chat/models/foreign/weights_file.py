@@ -15,7 +15,7 @@ _MAX_POINTER_BYTES = 1024
 
 
 def find_foreign_weights(folder: Path, config: Mapping[str, object]) -> Path:
-    """Return the file of an adapter's weights. Raises IntegrityError if there are none in safetensors."""
+    """Return the file of an adapter's weights. Raises IntegrityError if none exist in safetensors."""
     path = folder / (MLX_WEIGHTS_NAME if is_mlx_config(config) else _WEIGHTS_NAME)
     if path.is_file():
         if path.stat().st_size < _MAX_POINTER_BYTES and read_bytes(path, SMALL_FILE_BYTES).startswith(_LFS_START):

@@ -81,7 +81,7 @@ class KeyFile:
 
 
 def write_new_key(path: Path) -> None:
-    """Append a random key to a file that only its owner can read; create the file if there is none."""
+    """Append a random key to a file that only its owner can read; create the file if none exists."""
     key = secrets.token_urlsafe(_NEW_KEY_BYTES)
     try:
         handle = open_regular_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, follow=True)

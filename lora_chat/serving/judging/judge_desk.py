@@ -24,7 +24,7 @@ class JudgeUnavailableError(Exception):
 
 
 class JudgeDesk:
-    """A session that is opened once, the access to it, and the reason if there is none."""
+    """A session that is opened once, the access to it, and the reason if none exists."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class JudgeDesk:
         logger.info(f"Judge{suffix}: {self.link}  (the link works once)")
 
     def find_session(self) -> "JudgeSession":
-        """Return the session. Raise JudgeUnavailableError with the reason if there is none."""
+        """Return the session. Raise JudgeUnavailableError with the reason if none exists."""
         with self._lock:
             if self._session is None:
                 if self._open_session is None:

@@ -49,7 +49,7 @@ class ShownReply:
 
 @dataclass(frozen=True)
 class ReplyPair:
-    """Both replies to a prompt, or the reason why there are none."""
+    """Both replies to a prompt, or the reason why none exist."""
 
     prompt: "JudgePrompt"
     state: PairState

@@ -90,7 +90,7 @@ def prepare_completion(
 
 
 def split_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    """Return the prompts of a request. Raise ApiError if there are none."""
+    """Return the prompts of a request. Raise ApiError if none exist."""
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         return [prompt]
     if not prompt:
