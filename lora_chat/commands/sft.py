@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lora_chat.commands.options import RECIPE_HELP, add_settings, add_start_consent
 from lora_chat.errors import UsageError
+from lora_chat.processes.rank import read_rank
 from lora_chat.system.console import print_json, print_message
-from lora_chat.system.process_group import require_single_process
 from lora_chat.system.signals import signal_number
 
 
@@ -36,7 +36,8 @@ def run(options: argparse.Namespace) -> None:
     """Fine-tune a base with the settings of a recipe."""
     from lora_chat.config.load import read_recipe
 
-    require_single_process(os.environ)
+    if read_rank(os.environ).size > 1:
+        raise UsageError("Several processes cannot train together yet. Fix: start `lora-chat sft` without torchrun.")
     recipe = read_recipe(options.recipe, options.set)
     if options.accept_change and options.resume is None:
         raise UsageError(
