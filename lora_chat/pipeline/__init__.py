@@ -22,6 +22,7 @@
 - evaluate_harness: Tasks of lm-evaluation-harness for an existing adapter
 - export_adapter: The export of an adapter to other programs, with parity checks
 - fine_tune: A fine-tuning run from top to bottom
+- follow_run: The part of a run that all processes but the first do
 - general_items: The general items of a run
 - generate_text: Continuations of a plain text, or answers to it
 - held_out: The dialogues and questions that evaluate an existing adapter

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from lora_chat.audit.format import audit_summary, format_refusal
 from lora_chat.audit.report import AuditReport
@@ -19,6 +18,7 @@ from lora_chat.pipeline.check_metrics import check_listed_metrics
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.compare_generations import add_original_base, measure_generations, report_generations
 from lora_chat.pipeline.estimate import resolve_plan
+from lora_chat.pipeline.follow_run import SharedRun, share_run
 from lora_chat.pipeline.general_items import take_planned_items
 from lora_chat.pipeline.load_adapted import load_adapted_model
 from lora_chat.pipeline.measure_recital import add_recital
@@ -37,6 +37,7 @@ from lora_chat.pipeline.sft_result import SftResult, make_result, read_finished_
 from lora_chat.pipeline.training_overlap import keep_training_digests
 from lora_chat.planning.estimate import RunEstimate
 from lora_chat.planning.format import format_estimate_summary
+from lora_chat.processes.group import current_group
 from lora_chat.runs.create_run import create_run_folder, delete_run, read_library_versions, write_run_description
 from lora_chat.runs.lock import lock_run_folder
 from lora_chat.runs.origin import (
@@ -50,9 +51,6 @@ from lora_chat.system.hardware import detect_hardware
 from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
 from lora_chat.training.reporters import check_reporters, finished_reporters, start_reporters
 from lora_chat.training.sft import train_sft
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +82,7 @@ def fine_tune(
         logger.info(_STOCK_PATH_IN_FLOAT16)
     is_received = bool(resume and earlier and is_foreign_run(earlier, resume))
     if resume and earlier and is_finished(earlier, resume):
+        share_run(None)
         return _repeat_result(earlier, adopt=is_received)
     check_reporters(plan.output.reporters)
     run = earlier or create_run_folder(recipe, plan, start_run_signature)
@@ -98,7 +97,7 @@ def fine_tune(
             planned_items = estimate.general_items if estimate else None
             prepared = replace(prepared, general=take_planned_items(prepared.general, planned_items, earlier))
             check_listed_metrics(prepared, plan.evaluation)
-            original = prepared
+            original, original_plan = prepared, plan
             if parent and parent.is_merged:
                 progress.enter_stage("merging the parent into its base")
                 plan, prepared = merge_parent(run, plan, prepared, parent)
@@ -122,6 +121,17 @@ def fine_tune(
             run.write_json(run.estimate, estimate.as_dict())
         logger.info(_format_summary(plan, prepared, run, estimate, audit, parent))
 
+        where = str(checkpoint.folder.resolve()) if checkpoint else None
+        share_run(
+            SharedRun(
+                run=str(run.path.resolve()),
+                plan=original_plan,
+                identity=identity,
+                planned_items=planned_items,
+                checkpoint=where,
+            )
+        )
+        current_group().wait()  # until the others have read the data and copied the measurements
         start_reporters(plan.output.reporters, run.path)
         model, trainable_parameters = load_adapted_model(plan, prepared, run, progress, parent)
         load_seconds = time.monotonic() - started

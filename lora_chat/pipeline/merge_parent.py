@@ -42,6 +42,14 @@ def merge_parent(run: RunFolder, plan: Plan, prepared: PreparedRun, parent: Pare
     if not (run.merged_base.exists() and has_committed_checkpoint(run.checkpoints)):
         shutil.rmtree(run.merged_base, ignore_errors=True)
         _write_merged_base(run, plan, prepared, parent)
+    return use_merged_base(run, plan, prepared)
+
+
+def use_merged_base(run: RunFolder, plan: Plan, prepared: PreparedRun) -> tuple[Plan, PreparedRun]:
+    """Return plan and data for the merged base of a run.
+
+    Raises IntegrityError if the merged model has another tokenizer or chat template than its parent.
+    """
     section = BaseSection(name=str(run.merged_base), device=plan.base.device)
     base = find_base(section)
     tokenizer = load_tokenizer(base)

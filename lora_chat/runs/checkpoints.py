@@ -57,8 +57,11 @@ class DamagedCheckpoint:
     reason: str
 
 
-def commit_checkpoint(folder: Path, identity: Mapping[str, object]) -> CommittedCheckpoint:
-    """Sync a written checkpoint and write its manifest. Raise OSError; the checkpoint is then not used."""
+def commit_checkpoint(folder: Path, identity: Mapping[str, object], processes: int = 1) -> CommittedCheckpoint:
+    """Sync a written checkpoint and write its manifest. Raise OSError; the checkpoint is then not used.
+
+    The number of processes that trained it is recorded, but it is not a part of the identity.
+    """
     step = _parse_step(folder)
     if step is None:
         raise ValueError(f"{folder.name} is not the name of a checkpoint")
@@ -69,6 +72,8 @@ def commit_checkpoint(folder: Path, identity: Mapping[str, object]) -> Committed
             {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": digest_file(path)}
         )
     manifest: dict[str, object] = {"step": step, "identity": dict(identity), "files": files}
+    if processes > 1:
+        manifest["processes"] = processes
     for inner in sorted({folder, *(path.parent for path in _list_files(folder))}):
         fsync_path(inner)
     signed_by_user = _write_signed(folder, manifest)

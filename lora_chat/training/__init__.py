@@ -5,6 +5,7 @@
 - candidate_plans: Plans with smaller micro-batches, for data that does not fit in memory
 - checkpoint_content: Checks of a checkpoint's content before it is resumed
 - embedding_noise: Noise on the embeddings in training
+- gradient_sum: Sum of the gradients of a step over the processes
 - kept_step: The choice of the step whose adapter is saved
 - loss_scale: Skipped steps of the gradient scaler in fp16
 - measure_validation: Measurement of the validation set during training
@@ -18,6 +19,7 @@
 - sft_config: Settings of TRL's SFTTrainer
 - single_card: TRL's settings for one card
 - step_copies: Copies of the trained weights of measured steps
+- step_collator: Collators of the dialogues of a step to micro-batches
 - stock_path: Checks of the padded batches and the LM head of TRL
 - stop_request: Signals that ask training to stop
 - token_scores: Loss of each supervised token of a validation batch

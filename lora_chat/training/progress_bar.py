@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from lora_chat.processes.group import current_group
 from lora_chat.system.bar import LiveBar
 from lora_chat.system.console import is_terminal, print_message
 
@@ -70,8 +71,20 @@ class LineView:
         pass
 
 
+class HiddenView:
+    """No display, for processes whose steps the first process shows."""
+
+    def show_step(self, report: StepReport) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def open_progress_view() -> ProgressView:
     """Return a bar if stderr is a terminal, and plain lines otherwise."""
+    if not current_group().is_first:
+        return HiddenView()
     return BarView() if is_terminal(sys.stderr) else LineView()
 
 

@@ -11,6 +11,7 @@ import torch
 
 from lora_chat.errors import OutOfMemoryError, explain_write_errors
 from lora_chat.models.quantization.gpu_weight_cache import cached_forwards
+from lora_chat.processes.group import current_group
 from lora_chat.runs.checkpoints import list_checkpoint_steps
 from lora_chat.runs.metrics_log import MetricsLog, truncate_metrics
 from lora_chat.system.atomic_write import private_umask
@@ -19,6 +20,7 @@ from lora_chat.system.malloc import keep_freed_memory, trim_memory
 from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
 from lora_chat.training.adapter_dtype import cast_adapter, restored_model
 from lora_chat.training.cached_weights import cached_weights, release_cached_weights
+from lora_chat.training.callbacks.agreement import StepAgreement
 from lora_chat.training.callbacks.checkpoint import CheckpointCallback
 from lora_chat.training.callbacks.frozen_start import FrozenStart
 from lora_chat.training.callbacks.gradient_checkpointing import PartialGradientCheckpointing
@@ -39,7 +41,6 @@ from lora_chat.training.candidate_plans import (
 from lora_chat.training.checkpoint_content import check_checkpoint_content, explain_resume_errors
 from lora_chat.training.fast_path.check_packing import add_trained_tokens
 from lora_chat.training.fast_path.check_windows import PackedLengths
-from lora_chat.training.fast_path.packing import StepCollator
 from lora_chat.training.fast_path.select import FastPath, find_fast_path
 from lora_chat.training.kept_step import KeptStep
 from lora_chat.training.loss_scale import LossScale
@@ -48,6 +49,7 @@ from lora_chat.training.measured_steps import MeasuredSteps
 from lora_chat.training.progress_bar import ProgressView, open_progress_view
 from lora_chat.training.row_scores import RowScores
 from lora_chat.training.sft_config import make_sft_config
+from lora_chat.training.step_collator import make_packed_collator, make_padded_collator
 from lora_chat.training.stock_path import find_stock_path
 from lora_chat.training.stop_request import StopRequest, TrainingNotStarted, catch_stop_signals
 from lora_chat.training.training_run import TrainingResult, TrainingRun, make_dataset, measure_lengths
@@ -143,6 +145,8 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
         row_lengths = PackedLengths.from_plan([*lengths, *validation_lengths], run.plan)
         sample = add_trained_tokens(run.model, run.train_rows[0].input_ids)
         fast_path = find_fast_path(run.model, sample, longest.input_ids, row_lengths)
+    parts = fast_path.packed_collator, fast_path.head is not None, fast_path.fused
+    current_group().check_equal("fast paths", f"{parts} {fast_path.notes}")
     notes = list(fast_path.notes)
     if fast_path.packed_collator is None or fast_path.head is None:
         notes.append(use_working_head(run.model.device))
@@ -172,20 +176,21 @@ def _make_trainer(run: TrainingRun, prepared: PreparedTraining) -> "PackedSFTTra
     packed = fast_path.packed_collator
     if packed and run.plan.neftune_alpha:
         packed = replace(packed, share_prefix=False)  # because each dialogue has noise of its own
-    collator = StepCollator.from_plan(packed, run.plan) if packed else None
     trainer = PackedSFTTrainer(
         model=run.model,
-        args=make_sft_config(run, one_batch_per_step=collator is not None),
-        data_collator=collator,
+        args=make_sft_config(run),
+        data_collator=make_packed_collator(packed, run.plan) if packed else None,
         train_dataset=prepared.train_dataset,
         processing_class=run.tokenizer,
         plan=run.plan,
         lm_head=fast_path.head,
     )
+    if packed is None:
+        trainer.data_collator = make_padded_collator(trainer.data_collator, run.plan)
     trainer.remove_callback(PrinterCallback)
     trainer.supervised_tokens = prepared.earlier_metrics.supervised_tokens
     guard_reporters(trainer)
-    if collator is None or fast_path.head is None:
+    if packed is None or fast_path.head is None:
         trainer.stock_path = find_stock_path(run.model, run.train_rows[0].input_ids)
         for note in trainer.stock_path.notes:
             logger.info(note)
@@ -202,7 +207,8 @@ def _ready_to_train(
         each_epoch=run.evaluate_each_epoch and run.measures_in_training,
         every_steps=run.evaluate_every_steps if run.measures_in_training else None,
     )
-    checkpoints = CheckpointCallback(policy, run.metrics_path, stop_request, schedule) if policy else None
+    agreement = StepAgreement(trainer, current_group(), stop_request)
+    checkpoints = CheckpointCallback(policy, run.metrics_path, stop_request, schedule, agreement) if policy else None
     layers = run.plan.gradient_checkpointing
     scaler = trainer.accelerator.scaler
     loss_scale = LossScale(scaler, prepared.earlier_metrics.rows) if scaler else None
@@ -212,6 +218,7 @@ def _ready_to_train(
         PartialGradientCheckpointing(layers) if layers and layers is not True else None,
         ResumeLearningRate(lambda: trainer.group_settings),
         memory_check,
+        agreement,
         checkpoints,
         NonFiniteGuard(trainer, run.locate_dialogues, checkpoints, loss_scale),
         _make_validation_callback(run, prepared, trainer, schedule),
@@ -278,6 +285,7 @@ def _make_result(
     run: TrainingRun, prepared: PreparedTraining, trainer: "PackedSFTTrainer", seconds: float
 ) -> TrainingResult:
     """Choose the step that is kept, and collect the counts and times of a finished training."""
+    prepared.stop_request.agree(current_group())
     kept_step, is_complete = _keep_step(run, prepared, trainer)
     return TrainingResult(
         steps=trainer.state.global_step,

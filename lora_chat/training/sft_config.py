@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 DEFAULT_RESTART_CYCLES = 2
 
 
-def make_sft_config(run: TrainingRun, *, one_batch_per_step: bool) -> "SFTConfig":
-    """Return TRL's settings; with `one_batch_per_step` the collator gets all dialogues of an optimizer step."""
+def make_sft_config(run: TrainingRun) -> "SFTConfig":
+    """Return TRL's settings; the collator gets all dialogues of an optimizer step."""
     from lora_chat.training.single_card import SingleCardConfig
 
     plan = run.plan
@@ -21,9 +21,9 @@ def make_sft_config(run: TrainingRun, *, one_batch_per_step: bool) -> "SFTConfig
         output_dir=str(run.checkpoint_policy.folder if run.checkpoint_policy else run.metrics_path.parent),
         num_train_epochs=plan.epochs,
         max_steps=plan.max_steps or -1,
-        per_device_train_batch_size=plan.effective_batch_size if one_batch_per_step else plan.micro_batch_size,
+        per_device_train_batch_size=plan.effective_batch_size,
         per_device_eval_batch_size=plan.micro_batch_size,
-        gradient_accumulation_steps=1 if one_batch_per_step else plan.gradient_accumulation_steps,
+        gradient_accumulation_steps=1,  # StepCollator makes the micro-batches
         gradient_checkpointing=bool(plan.gradient_checkpointing),
         learning_rate=plan.learning_rate,
         lr_scheduler_type=scheduler,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from lora_chat.processes.group import ProcessGroup
 from lora_chat.system.signals import STOP_SIGNALS, SignalInterrupt, first_received_signal
 
 logger = logging.getLogger(__name__)
@@ -21,25 +22,37 @@ class TrainingNotStarted(Exception):
 
 
 class StopRequest:
-    """The first signal that asked training to stop."""
+    """The first signal that asked training to stop; with several processes it counts once all know of it."""
 
-    signal_number: int = 0
-    """Number of the signal, or 0."""
+    received: int = 0
+    """Number of the first signal that this process has received, or 0."""
+    agreed: int | None = None
+    """Number of the signal on which all processes agree; None in a group of one."""
+
+    @property
+    def signal_number(self) -> int:
+        """Return the number of the signal that stops training now, or 0."""
+        return self.received if self.agreed is None else self.agreed
+
+    def agree(self, group: ProcessGroup) -> None:
+        """Learn whether any process has received a signal."""
+        if group.size > 1:
+            self.agreed = int(group.largest(self.received))
 
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
     """Handle Ctrl-C, SIGTERM and SIGHUP during the block; do nothing outside the main thread."""
     request = StopRequest()
-    request.signal_number = first_received_signal()  # a library may have caught an earlier one
+    request.received = first_received_signal()  # a library may have caught an earlier one
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
     def handle(signal_number: int, frame: FrameType | None) -> None:
-        if request.signal_number:
+        if request.received:
             raise SignalInterrupt(signal_number)
-        request.signal_number = signal_number
+        request.received = signal_number
         logger.info("Stopping after this optimizer step, with a checkpoint. Send the signal again to stop immediately.")
 
     previous_handlers = {number: signal.signal(number, handle) for number in STOP_SIGNALS}

@@ -12,11 +12,13 @@ from lora_chat.config.plan import TrainingPlan
 from lora_chat.data.encoding.encode import IGNORE_INDEX
 from lora_chat.models.adapter import make_lora_plus_optimizer, write_peft_adapter
 from lora_chat.models.logits import compute_logits
+from lora_chat.processes.group import current_group
 from lora_chat.training.embedding_noise import EmbeddingNoise
 from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, split_supervised, sum_cross_entropy
 from lora_chat.training.fast_path.packed_batch import EncodedIds
-from lora_chat.training.fast_path.packing import StepCollator
+from lora_chat.training.gradient_sum import GradientSum
 from lora_chat.training.optimizer_groups import GroupSettings, read_group_settings
+from lora_chat.training.step_collator import StepBatch
 from lora_chat.training.stock_path import StockPath
 from lora_chat.training.token_scores import TokenScores, concatenate_scores, score_logits
 
@@ -24,7 +26,7 @@ _MAX_LOGIT_POSITIONS = 2048
 """Largest number of positions whose logits are computed together; above it TRL's chunked head is used."""
 
 Batch = dict[str, Any]
-"""A padded batch, a packed micro-batch, or {"micro_batches": [...]} for a whole optimizer step."""
+"""A padded or packed micro-batch."""
 
 
 class PackedSFTTrainer(SFTTrainer):
@@ -33,6 +35,7 @@ class PackedSFTTrainer(SFTTrainer):
     def __init__(self, *, plan: TrainingPlan, lm_head: SupervisedLMHead | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self._plan = plan
+        self._gradient_sum = GradientSum(current_group())
         self.embedding_noise = EmbeddingNoise(plan.neftune_alpha) if plan.neftune_alpha else None
         self.group_settings: tuple[GroupSettings, ...] = ()
         """The plan's settings of the optimizer's parameter groups."""
@@ -48,10 +51,10 @@ class PackedSFTTrainer(SFTTrainer):
         """Supervised tokens trained so far."""
         self.step_loss: float | torch.Tensor = 0.0
         """Loss of the current optimizer step."""
-        self.step_tokens: int | torch.Tensor = 0
+        self.step_tokens = 0
         """Supervised tokens of the current optimizer step."""
-        self.step_batches: tuple[Batch, ...] = ()
-        """Batches of the current optimizer step, for error messages."""
+        self.step_batch: StepBatch = {}
+        """Batch of the current optimizer step, for error messages."""
 
     def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
         """Log figures without a non-finite gradient norm, which a skipped step of fp16 has and JSON cannot hold."""
@@ -77,57 +80,61 @@ class PackedSFTTrainer(SFTTrainer):
 
     def begin_step(self) -> None:
         """Reset the record of the current optimizer step."""
-        self.step_loss, self.step_tokens, self.step_batches = 0.0, 0, ()
+        self.step_loss, self.step_tokens, self.step_batch = 0.0, 0, {}
 
     def read_step(self, all_finite: torch.Tensor) -> tuple[float, bool]:
         """Return the loss of the current step and whether `all_finite` is true, and count the step's tokens.
 
         All figures are read together, because each read waits until a GPU has done everything before it.
         """
-        device = all_finite.device
-        figures = [self.step_loss, self.step_tokens, all_finite]
-        tensors = [figure.detach().to(device, torch.float64) for figure in figures if isinstance(figure, torch.Tensor)]
-        values = iter(torch.stack(tensors).tolist())
-        loss, tokens, finite = (next(values) if isinstance(figure, torch.Tensor) else figure for figure in figures)
-        self.step_tokens = int(tokens)
+        loss = torch.as_tensor(self.step_loss).detach().to(all_finite.device, torch.float64)
+        value, finite = torch.stack([loss, all_finite.to(torch.float64)]).tolist()
         self.supervised_tokens += self.step_tokens
-        return float(loss), bool(finite)
+        return float(value), bool(finite)
 
-    def training_step(self, model: torch.nn.Module, inputs: Batch, *args: object, **kwargs: object) -> torch.Tensor:
-        """Run forward and backward of all micro-batches. Return the summed loss, detached."""
-        count = _count_supervised_tokens(inputs)
-        self.step_tokens = self.step_tokens + count
-        self.step_batches = (*self.step_batches, dict(inputs))
-        loss = self._run_micro_batches(model, inputs, count, *args, **kwargs)
-        self.step_loss = self.step_loss + loss
+    def training_step(self, model: torch.nn.Module, inputs: StepBatch, *args: object, **kwargs: object) -> torch.Tensor:
+        """Run forward and backward of this process's micro-batches and sum the gradients of all processes.
+
+        Return the loss of the step, detached.
+        """
+        self.step_batch, self.step_tokens = inputs, int(inputs["supervised_tokens"])
+        micro_batches = inputs["micro_batches"]
+        loss = self._run_micro_batches(model, micro_batches, self.step_tokens)
+        own_tokens = sum(count_supervised_tokens(batch) for batch in micro_batches)
+        self.step_loss = self._gradient_sum.sum_(model.parameters(), loss, own_tokens, self.step_tokens)
+        return self.step_loss
+
+    def _run_micro_batches(self, model: torch.nn.Module, micro_batches: Sequence[Batch], count: int) -> torch.Tensor:
+        """Run forward and backward, divided by `count` supervised tokens. Return the summed loss, detached."""
+        loss = torch.zeros((), device=self.args.device)
+        for micro_batch in micro_batches:
+            loss += self._run_micro_batch(model, micro_batch, count)
         return loss
 
-    def _run_micro_batches(
-        self, model: torch.nn.Module, inputs: Batch, count: "int | torch.Tensor", *args: object, **kwargs: object
-    ) -> torch.Tensor:
-        """Run forward and backward, divided by `count` supervised tokens. Return the loss, detached."""
-        if "micro_batches" not in inputs:
-            if self.embedding_noise:
-                self.embedding_noise.set_lengths(inputs)
+    def _run_micro_batch(self, model: torch.nn.Module, inputs: Batch, count: int) -> torch.Tensor:
+        """Run forward and backward of one micro-batch. Return its part of the loss, detached."""
+        if self.embedding_noise:
+            self.embedding_noise.set_lengths(inputs)
+        if "packed_cu_seqlens" not in inputs:
             train = super().training_step
-            losses = [train(model, part, *args, **kwargs) for part in self.stock_path.split(inputs)]
+            parts = self.stock_path.split(inputs)
+            losses = [train(model, part, num_items_in_batch=count) for part in parts]
             return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         model.train()
-        prepared = self._prepare_inputs(inputs)
-        total = torch.zeros((), device=self.args.device)
-        for micro_batch in prepared["micro_batches"]:
-            if self.embedding_noise:
-                self.embedding_noise.set_lengths(micro_batch)
-            with self.compute_loss_context_manager():
-                loss = self._packed_loss(model, micro_batch, count)
-            self.accelerator.backward(loss)
-            total += loss.detach()
-        return total
+        with self.compute_loss_context_manager():
+            loss = self._packed_loss(model, self._prepare_inputs(inputs), count)
+        self.accelerator.backward(loss)
+        return loss.detach()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter only, because the base is known by digest and TRL would pickle its arguments."""
         assert output_dir is not None
         write_peft_adapter(self.model, Path(output_dir))
+
+    def _save_checkpoint(self, *args: object, **kwargs: object) -> None:
+        """Write a checkpoint in the first process; the others only call the callbacks, as Trainer does after it."""
+        if current_group().is_first:
+            super()._save_checkpoint(*args, **kwargs)
 
     def create_model_card(self, *args: object, **kwargs: object) -> None:
         """Skip TRL's model card, because a checkpoint is not shared."""
@@ -148,12 +155,11 @@ class PackedSFTTrainer(SFTTrainer):
             self.model.train(was_training)
 
     def dry_run_step(self, inputs: Batch) -> float:
-        """Run forward and backward only for their memory, and return the loss; counters and random state stay."""
+        """Run a micro-batch only for its memory, and return the loss; counters and random state stay."""
         saved_attributes = dict(vars(self))
-        count = _count_supervised_tokens(inputs)
         try:
             with torch.random.fork_rng(devices=self._rng_devices()):
-                return float(self._run_micro_batches(self.model, inputs, count, num_items_in_batch=count))
+                return float(self._run_micro_batches(self.model, [inputs], count_supervised_tokens(inputs)))
         finally:
             self.__dict__.update(saved_attributes)
             for values in self._metrics.values():  # TRL would log them with the first step
@@ -167,9 +173,10 @@ class PackedSFTTrainer(SFTTrainer):
     def score_rows(self, rows: Sequence[EncodedIds]) -> TokenScores:
         """Return the scores of the supervised tokens of validation rows, computed as one micro-batch in evaluation."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            if isinstance(self.data_collator, StepCollator):
-                return self._score_packed(self._prepare_inputs(self.data_collator.micro_batch_collator(rows)))
-            parts = self.stock_path.split(self._prepare_inputs(self.data_collator(rows)))
+            inputs = self._prepare_inputs(self.data_collator.micro_batch_collator(rows))
+            if "packed_cu_seqlens" in inputs:
+                return self._score_packed(inputs)
+            parts = self.stock_path.split(inputs)
             first_rows = range(0, len(rows), len(rows) // len(parts))
             return concatenate_scores([self._score_padded(part, n) for part, n in zip(parts, first_rows, strict=True)])
 
@@ -227,7 +234,7 @@ class PackedSFTTrainer(SFTTrainer):
         smoothing = self._plan.label_smoothing if model.training else 0.0
         if return_outputs or not (smoothing or self.stock_path.uses_own_logits):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        count = _count_supervised_tokens(inputs) if num_items_in_batch is None else num_items_in_batch
+        count = count_supervised_tokens(inputs) if num_items_in_batch is None else num_items_in_batch
         next_ids = inputs["labels"][:, 1:]
         positions = (next_ids != IGNORE_INDEX).any(0).nonzero().squeeze(1)
         model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
@@ -235,12 +242,11 @@ class PackedSFTTrainer(SFTTrainer):
         return sum_cross_entropy(logits.flatten(0, 1), next_ids[:, positions].flatten(), smoothing) / count
 
 
-def _count_supervised_tokens(inputs: Batch) -> "int | torch.Tensor":
-    """Count the supervised tokens, on the device of a padded batch.
+def count_supervised_tokens(batch: Batch) -> int:
+    """Count the supervised tokens of a micro-batch.
 
     The first label of a row never counts, because no token precedes it.
     """
-    if "micro_batches" in inputs:
-        return sum(int(batch["supervised"].numel()) for batch in inputs["micro_batches"])
-    count: torch.Tensor = (inputs["labels"][:, 1:] != -100).sum()
-    return count
+    if "supervised" in batch:
+        return int(batch["supervised"].numel())
+    return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())

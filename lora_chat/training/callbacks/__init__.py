@@ -1,5 +1,6 @@
 """Callbacks of the trainer, one per file.
 
+- agreement: Decisions and checksums of all processes after a step
 - checkpoint: When checkpoints are written, and their commit
 - frozen_start: The start of PiSSA and OLoRA, which is not trained
 - gradient_checkpointing: Recomputed activations in some decoder layers only

@@ -15,8 +15,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_chat.config.recipe import CheckpointSection
 from lora_chat.errors import explain_write_errors
 from lora_chat.planning.disk_space import checkpoint_bytes
+from lora_chat.processes.group import current_group
 from lora_chat.runs.checkpoints import MANIFEST, CommittedCheckpoint, commit_checkpoint, prune_checkpoints
 from lora_chat.system.atomic_write import fsync_path
+from lora_chat.training.callbacks.agreement import StepAgreement
 from lora_chat.training.callbacks.step_schedule import MeasurementSchedule, is_epoch_end
 from lora_chat.training.optimizer_state import check_optimizer_state
 from lora_chat.training.stop_request import StopRequest
@@ -42,7 +44,10 @@ class CheckpointPolicy:
 
 
 class CheckpointCallback(TrainerCallback):
-    """Writer of checkpoints by step, by minutes, at the end of each epoch, before measurements and requested stops."""
+    """Writer of checkpoints by step, by minutes, at the end of each epoch, before measurements and requested stops.
+
+    Only the first process of a group writes them.
+    """
 
     def __init__(
         self,
@@ -50,12 +55,16 @@ class CheckpointCallback(TrainerCallback):
         metrics_path: Path,
         stop_request: StopRequest,
         schedule: MeasurementSchedule,
+        agreement: StepAgreement,
     ) -> None:
         self._policy = checkpoint_policy
         self._metrics_path = metrics_path
         self._stop_request = stop_request
         self._schedule = schedule
         """Steps whose validation set is measured; each has a checkpoint, so that an interrupted one is repeated."""
+        self._group = current_group()
+        self._agreement = agreement
+        agreement.is_checkpoint_due = self._is_interval_over
         self._last_time = time.monotonic()
         self.latest_checkpoint = checkpoint_policy.resume
         self.last_write_seconds = 0.0
@@ -113,7 +122,7 @@ class CheckpointCallback(TrainerCallback):
         by_step = bool(settings.every_steps) and step % int(settings.every_steps or 1) == 0
         stopping = bool(self._stop_request.signal_number)
         by_step = by_step or self._schedule.is_due(args, state, train_dataloader)
-        if by_step or is_epoch_end(args, state, train_dataloader) or self._is_interval_over() or stopping:
+        if by_step or is_epoch_end(args, state, train_dataloader) or self._agreement.checkpoint_due or stopping:
             control.should_save = True
             self._pending_folder = self._policy.folder / f"checkpoint-{step}"
             self._write_started = time.monotonic()
@@ -121,9 +130,11 @@ class CheckpointCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Commit the checkpoint that was written, then delete older ones."""
         assert self._pending_folder is not None
-        fsync_path(self._metrics_path)  # the metrics of the checkpoint's steps must survive with it
-        self.latest_checkpoint = commit_checkpoint(self._pending_folder, self._policy.identity)
-        prune_checkpoints(self._policy.folder, self._policy.settings.keep)
+        if self._group.is_first:
+            fsync_path(self._metrics_path)  # the metrics of the checkpoint's steps must survive with it
+            identity, processes = self._policy.identity, self._group.size
+            self.latest_checkpoint = commit_checkpoint(self._pending_folder, identity, processes)
+            prune_checkpoints(self._policy.folder, self._policy.settings.keep)
         self._pending_folder = None
         self._last_time = time.monotonic()
         self.last_write_seconds = self._last_time - self._write_started

@@ -12,11 +12,12 @@ from lora_chat.config.plan import TrainingPlan
 from lora_chat.errors import NonFiniteError
 from lora_chat.models.architectures import FINAL_SOFTCAPPING_FIELD
 from lora_chat.planning.workload import select_largest_rows
+from lora_chat.processes.group import current_group
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.training.fast_path.packed_batch import EncodedIds, count_shared_prefix
-from lora_chat.training.fast_path.packing import StepCollator
 from lora_chat.training.loss_scale import FLOAT32_FIX
+from lora_chat.training.step_collator import PackedStepCollator
 from lora_chat.training.stop_request import TrainingNotStarted
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class MemoryCheckCallback(TrainerCallback):
             if not is_out_of_memory(error):
                 raise
             fits = False
+        fits = not current_group().largest(not fits)  # all processes train with the same plan
         model.zero_grad()
         if fits and self._trainer.args.fp16 and not all(map(math.isfinite, losses)):
             raise NonFiniteError(
@@ -89,19 +91,19 @@ class MemoryCheckCallback(TrainerCallback):
     def _largest_micro_batches(self) -> Iterator[dict[str, Any]]:
         """Yield the micro-batch with the most tokens and, if it can take more memory, the one with the most loss."""
         collator = self._trainer.data_collator
-        if not isinstance(collator, StepCollator):
-            yield dict(collator([self._row(i) for i in self._longest_first[: self._plan.micro_batch_size]]))
+        if not isinstance(collator, PackedStepCollator):
+            yield collator.micro_batch_collator([self._row(i) for i in self._longest_first[: collator.max_rows]])
             return
         orders = [self._longest_first]
         if getattr(self._trainer.model.config, FINAL_SOFTCAPPING_FIELD, None):
             # This model computes all logits together, so many supervised tokens can take more than the longest row.
             orders.append(sorted(self._longest_first, key=lambda i: -self._rows[i].supervised_tokens))
         for order in orders:
-            rows = [collator.micro_batch_collator.trim(self._row(i)) for i in order[: self._plan.effective_batch_size]]
+            rows = [collator.trim(self._row(i)) for i in order[: self._plan.effective_batch_size]]
             shared = count_shared_prefix(rows) if collator.micro_batch_collator.share_prefix else 0
             ranking = None if order is self._longest_first else range(len(rows), 0, -1)
             picked = select_largest_rows([len(row["input_ids"]) for row in rows], self._plan, shared, ranking)
-            yield {"micro_batches": [collator.micro_batch_collator([rows[i] for i in picked])]}
+            yield collator.micro_batch_collator([rows[i] for i in picked])
 
     def _row(self, index: int) -> EncodedIds:
         """Return a row as the collator takes it."""

@@ -10,8 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lora_chat.errors import DataError, IntegrityError, NonFiniteError
 from lora_chat.training.callbacks.checkpoint import CheckpointCallback
-from lora_chat.training.fast_path.packed_batch import unpack_rows
 from lora_chat.training.loss_scale import FLOAT32_FIX, LossScale
+from lora_chat.training.step_collator import split_rows
 
 if TYPE_CHECKING:
     from lora_chat.training.trainer import PackedSFTTrainer
@@ -48,7 +48,7 @@ class NonFiniteGuard(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Start recording the batches of a new step."""
+        """Start the record of a new step."""
         self._trainer.begin_step()
 
     def on_pre_optimizer_step(
@@ -121,8 +121,8 @@ class NonFiniteGuard(TrainerCallback):
 
     def _format_dialogues(self) -> str:
         """Format the files and lines of the dialogues in the current step."""
-        rows = [ids for batch in self._trainer.step_batches for ids in unpack_rows(batch)]
-        locations = sorted(set(self._locate_dialogues(rows)))
+        batch = self._trainer.step_batch
+        locations = sorted(set(self._locate_dialogues(split_rows(batch) if batch else [])))
         lines: dict[str, list[str]] = {}
         for path, line in locations[:_MAX_LISTED_DIALOGUES]:
             lines.setdefault(path, []).append(str(line))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lora_chat.processes.group import current_group
 from lora_chat.runs.metrics_log import MetricsLog
 from lora_chat.training.callbacks.step_schedule import MeasurementSchedule
 from lora_chat.training.measured_steps import MeasuredSteps
@@ -91,6 +92,7 @@ class ValidationCallback(TrainerCallback):
         try:
             scores = self._measure(self._check_stop)
         except EvaluationStopped:
+            self._stop_request.agree(current_group())
             control.should_training_stop = True
             return
         measurement = self._measured_steps.add(self._trainer.model, state.global_step, scores)
@@ -102,5 +104,5 @@ class ValidationCallback(TrainerCallback):
 
     def _check_stop(self) -> None:
         """Raise EvaluationStopped if a signal asked to stop, because a measurement may take minutes."""
-        if self._stop_request.signal_number:
+        if self._stop_request.received:
             raise EvaluationStopped

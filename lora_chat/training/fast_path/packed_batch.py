@@ -76,19 +76,6 @@ def move_to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
-def unpack_rows(batch: dict[str, Any]) -> list[list[int]]:
-    """Return the ids of every row of a packed or padded batch, in any order."""
-    if "micro_batches" in batch:
-        return [ids for micro_batch in batch["micro_batches"] for ids in unpack_rows(micro_batch)]
-    if "packed_cu_seqlens" not in batch:
-        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-        pairs = zip(batch["input_ids"], mask, strict=True)
-        return [row[row_mask.bool()].tolist() for row, row_mask in pairs]
-    ids, cu_seqlens = batch["input_ids"][0].tolist(), batch["packed_cu_seqlens"]
-    prefix_ids = ids[: batch.get("shared_prefix", 0)]
-    return [(prefix_ids if i else []) + ids[cu_seqlens[i] : cu_seqlens[i + 1]] for i in range(len(cu_seqlens) - 1)]
-
-
 def count_shared_prefix(rows: Sequence[EncodedIds]) -> int:
     """Count the tokens with which all rows begin, if neither they nor the next token are trained."""
     first = rows[0]["input_ids"]

@@ -24,8 +24,7 @@ def memory_for(monkeypatch):
         stock = PackedSFTTrainer.dry_run_step
 
         def dry_run_step(self, inputs):
-            batches = inputs.get("micro_batches", [inputs])
-            tokens = max(batch["input_ids"].numel() for batch in batches)
+            tokens = inputs["input_ids"].numel()
             tried.append(tokens)
             recomputed = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
             if tokens > ((max_checkpointed_tokens or max_tokens) if recomputed else max_tokens):
@@ -62,7 +61,7 @@ def test_base_with_soft_caps_also_tries_the_most_supervised_tokens(random_base, 
 
 
 def loss_tokens(inputs):
-    return sum(int((batch["labels"] != -100).sum()) for batch in inputs["micro_batches"])
+    return int((inputs["labels"] != -100).sum())
 
 
 def test_suggested_settings_fit(cache_home, tmp_path, memory_for):

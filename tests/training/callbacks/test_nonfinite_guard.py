@@ -4,27 +4,23 @@ import json
 import re
 
 import pytest
-import torch
 from test_equivalence import make_rows, train
 
 from lora_chat.cli import main
 from lora_chat.data.encoding.encode import EncodedDialogue
 from lora_chat.errors import DataError, NonFiniteError
-from lora_chat.training.fast_path.packed_batch import PackedBatchCollator, unpack_rows
+from lora_chat.training.fast_path.packed_batch import PackedBatchCollator
+from lora_chat.training.step_collator import PackedStepCollator, split_rows
 from lora_chat.training.trainer import PackedSFTTrainer
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
-def test_unpack_rows_returns_the_trimmed_rows(share_prefix):
+def test_every_process_knows_the_trimmed_rows_of_a_step(share_prefix):
     rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in make_rows(5, shared=9)]
-    collator = PackedBatchCollator(share_prefix)
-    step_batch = {"micro_batches": [collator(rows[:3]), collator(rows[3:])]}
-    assert unpack_rows(step_batch) == [collator.trim(row)["input_ids"] for row in rows]
-
-
-def test_unpack_rows_of_a_padded_batch():
-    batch = {"input_ids": torch.tensor([[5, 6, 7], [8, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
-    assert unpack_rows(batch) == [[5, 6, 7], [8]]
+    packed = PackedBatchCollator(share_prefix)
+    for process in range(2):
+        step_batch = PackedStepCollator(packed, None, process, 2)(rows)
+        assert split_rows(step_batch) == [packed.trim(row)["input_ids"] for row in rows]
 
 
 def poison(monkeypatch, step, kind):

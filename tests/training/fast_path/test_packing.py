@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_chat.training.fast_path.packed_batch import PackedBatchCollator
-from lora_chat.training.fast_path.packing import StepCollator, pack_rows
+from lora_chat.training.fast_path.packing import pack_rows
+from lora_chat.training.step_collator import PackedStepCollator
 
 
 @given(
@@ -32,7 +33,7 @@ def row(*ids):
 
 def test_counts_shared_prefix_once_per_micro_batch():
     rows = [row(7, 8, 9), row(8, 9), row(9, 7, 7), row(6, 6)]
-    step_batch = StepCollator(PackedBatchCollator(share_prefix=True), max_tokens=18, max_rows=None)(rows)
+    step_batch = PackedStepCollator(PackedBatchCollator(share_prefix=True), max_tokens=18, max_rows=None)(rows)
     (batch,) = step_batch["micro_batches"]
     assert batch["shared_prefix"] == 4
     assert batch["input_ids"].shape == (1, 18)
