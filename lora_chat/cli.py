@@ -7,19 +7,24 @@ import lora_chat.system.import_path  # noqa: F401
 import argparse
 import logging
 import os
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from lora_chat.commands.memory_advice import explain_out_of_memory
+from lora_chat.commands.error_report import report_error
 from lora_chat.commands.parser import make_parser
-from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, StoppedError, explain_disk_error
-from lora_chat.system.bounded_call import is_rust_panic, rust_panic_message
-from lora_chat.system.console import filter_output, print_error, print_logged_messages, print_message
+from lora_chat.errors import ReportedError
+from lora_chat.processes.rank import is_later_process, refuse_several_processes
+from lora_chat.system.console import (
+    filter_output,
+    print_error,
+    print_logged_messages,
+    print_message,
+    silence_output,
+)
 from lora_chat.system.environment import check_path_variables, make_search_paths_absolute
 from lora_chat.system.operating_system import let_segments_grow
-from lora_chat.system.signals import raise_on_signals, signal_number
+from lora_chat.system.signals import raise_on_signals
 
 ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -44,42 +49,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     filter_output()
     print_logged_messages()
+    if is_later_process(os.environ):
+        silence_output()  # the first process prints the messages about arguments
     options = make_parser().parse_args(arguments)
     _prepare_environment(verbose=options.verbose)
     execute: Callable[[argparse.Namespace], None] = options.execute
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = getattr(options, "command", "")
     try:
         check_path_variables(os.environ)
+        if command != "sft":
+            refuse_several_processes(os.environ, command)
         execute(options)
         return 0
-    except ConsentError as error:
-        repeated = sys.argv[1:] if arguments is None else arguments
-        command = shlex.join(["lora-chat", *repeated, error.flag])
-        print_message(f"Error: {error.message}\nIf you trust it: {command}")
+    except ReportedError as error:
         return error.exit_code
-    except LoraChatError as error:
-        error = explain_out_of_memory(error, options.command) or error
-        print_error(str(error), label="" if isinstance(error, StoppedError) else "Error: ")
-        return error.exit_code
-    except KeyboardInterrupt as error:
-        print_message("Stopped.")
-        return 128 + signal_number(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        explained = explain_disk_error(error)
-        if explained is None:
-            raise
-        print_error(str(explained))
-        return explained.exit_code
     except BaseException as error:
-        if out_of_memory := explain_out_of_memory(error, options.command):
-            print_error(str(out_of_memory))
-            return out_of_memory.exit_code
-        if not is_rust_panic(error):
+        report = report_error(error, command, options.arguments)
+        if report is None:
             raise
-        print_error(f"A library failed on a file that is damaged or made to break it: {rust_panic_message(error)}")
-        return IntegrityError.exit_code
+        print_error(report.text, label=report.label)
+        return report.exit_code
 
 
 def _prepare_environment(*, verbose: bool) -> None:
@@ -110,6 +103,7 @@ def _block_hub_code() -> None:
 def _silence_libraries() -> None:
     """Hide the messages of the libraries, because lora_chat reports what matters to the user."""
     warnings.filterwarnings("ignore")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # connections that another process has closed
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not sys.stderr.isatty() else "0")

@@ -103,6 +103,14 @@ class DiskError(LoraChatError):
     exit_code = 10
 
 
+class ReportedError(LoraChatError):
+    """The end of a command whose message another process, or another part of the program, has printed."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
 class StoppedError(LoraChatError):
     """The orderly end of a command after a signal; the text says what was saved."""
 

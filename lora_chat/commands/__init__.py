@@ -13,6 +13,7 @@
 - generate: continue a plain text, or answer it
 - serve: answer requests over HTTP
 - serve_admin: adapters that a running server loads and unloads
+- error_report: The message and the exit code of an error
 - eval: compare base and adapted model again
 - judge: compare replies of two models without knowing which is which
 - report: write the report of a run as a web page, or compare several runs

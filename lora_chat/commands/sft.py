@@ -4,12 +4,22 @@ import argparse
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lora_chat.commands.error_report import report_error
 from lora_chat.commands.options import RECIPE_HELP, add_settings, add_start_consent
-from lora_chat.errors import UsageError
-from lora_chat.processes.rank import read_rank
-from lora_chat.system.console import print_json, print_message
+from lora_chat.errors import ReportedError, UsageError
+from lora_chat.processes.launch import LAUNCHER_VARIABLE, check_count, launch_processes, remove_option
+from lora_chat.processes.rank import Rank, read_rank
+from lora_chat.system.console import label_output, print_json, print_message, silence_output
 from lora_chat.system.signals import signal_number
+
+if TYPE_CHECKING:
+    from lora_chat.config.recipe import Recipe
+    from lora_chat.pipeline.run_status import RunProgress
+    from lora_chat.processes.failure import Failure
+
+_TIMEOUT_MINUTES = 30.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,16 +38,41 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adopt", action="store_true", help="with --resume: sign a run that you did not make as your own"
     )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="train with N processes of this machine, one for each card"
+    )
+    parser.add_argument(
+        "--process-timeout",
+        type=float,
+        default=_TIMEOUT_MINUTES,
+        metavar="MINUTES",
+        help="longest time without progress of a process for which others wait (default: 30)",
+    )
     add_start_consent(parser)
     add_settings(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Fine-tune a base with the settings of a recipe."""
+    if options.processes is not None:
+        check_count(options.processes, os.environ)
+        if options.processes > 1:
+            _launch(options)
+            return
+    rank = read_rank(os.environ)
+    if rank.size > 1:
+        _train_together(options, rank)
+        return
+    recipe = _read_recipe(options)
+    from lora_chat.pipeline.run_status import RunProgress
+
+    _fine_tune(options, recipe, RunProgress(command=_format_command(options, rank)))
+
+
+def _read_recipe(options: argparse.Namespace) -> "Recipe":
+    """Read the recipe and check the options that need no files."""
     from lora_chat.config.load import read_recipe
 
-    if read_rank(os.environ).size > 1:
-        raise UsageError("Several processes cannot train together yet. Fix: start `lora-chat sft` without torchrun.")
     recipe = read_recipe(options.recipe, options.set)
     if options.accept_change and options.resume is None:
         raise UsageError(
@@ -45,15 +80,65 @@ def run(options: argparse.Namespace) -> None:
         )
     if options.adopt and options.resume is None:
         raise UsageError("--adopt needs --resume, because a new run is always your own. Fix: leave --adopt out.")
+    return recipe
+
+
+def _launch(options: argparse.Namespace) -> None:
+    """Start the processes, after a look at the recipe, which is quick."""
+    _read_recipe(options)
+    code = launch_processes(options.processes, remove_option(options.arguments, "--processes"))
+    if code:
+        raise ReportedError(code)
+
+
+def _train_together(options: argparse.Namespace, rank: Rank) -> None:
+    """Train as one of several processes: the first one writes the run and prints."""
+    if rank.index > 0:
+        if options.verbose:
+            label_output(f"[{rank.index + 1}] ")
+        else:
+            silence_output()
+    if not 0 < options.process_timeout <= 7 * 24 * 60:
+        raise UsageError(f"--process-timeout {options.process_timeout}: not a number of minutes. Fix: 30.")
+    from lora_chat.pipeline.run_status import RunProgress
+    from lora_chat.processes.connect import connect
+    from lora_chat.processes.group import use_group
+    from lora_chat.processes.session import SessionTexts, joined_processes
+    from lora_chat.processes.watch import WatchLimits
+    from lora_chat.system.device_choice import chosen_card_name, share_cards
+    from lora_chat.system.hardware import detect_hardware
+
+    progress = RunProgress(command=_format_command(options, rank))
+
+    def describe(error: BaseException) -> "Failure | None":
+        from lora_chat.processes.failure import Failure
+
+        report = report_error(error, options.command, options.arguments)
+        if report is None:
+            return None
+        number = report.exit_code - 128 if report.exit_code > 128 else 0
+        return Failure(rank.index, report.exit_code, report.text, report.label, number)
+
+    texts = SessionTexts(describe, lambda: progress.format_resume_hint() if progress.run else "")
+    with joined_processes(rank, WatchLimits.from_minutes(options.process_timeout), texts) as watch:
+        recipe = _read_recipe(options)
+        share_cards(rank.local_index, rank.local_size, may_see_own_card=not rank.is_from_agent)
+        hardware = detect_hardware(recipe.base.device)
+        with use_group(connect(rank, hardware.device, chosen_card_name(), watch)) as group:
+            if group.is_first:
+                _fine_tune(options, recipe, progress)
+            else:
+                raise UsageError("Several processes cannot train together yet. Fix: --processes 1.")
+            group.close()
+
+
+def _fine_tune(options: argparse.Namespace, recipe: "Recipe", progress: "RunProgress") -> None:
+    """Run the training and print its result."""
     from lora_chat.pipeline.fine_tune import fine_tune
     from lora_chat.pipeline.resume import ResumeRequest
-    from lora_chat.pipeline.run_status import RunProgress
     from lora_chat.pipeline.sft_result import format_result, suggest_next_command
     from lora_chat.runs.run_folder import RunFolder
 
-    command = ["lora-chat", "sft", options.recipe, *(part for setting in options.set for part in ("--set", setting))]
-    command += ["--accept-template"] if options.accept_template else []
-    progress = RunProgress(command=shlex.join(command))
     resume = None
     if options.resume is not None:
         resume = ResumeRequest(options.resume or None, options.accept_change, options.adopt)
@@ -66,3 +151,18 @@ def run(options: argparse.Namespace) -> None:
         print_json(result.as_dict())
     else:
         print_message(f"Talk to it: {suggest_next_command(RunFolder(Path(result.run)))}")
+
+
+def _format_command(options: argparse.Namespace, rank: Rank) -> str:
+    """Return the command line of this run, with which it can be continued."""
+    start = ["lora-chat"]
+    if rank.size > 1 and LAUNCHER_VARIABLE not in os.environ:
+        machines = rank.size // rank.local_size
+        start = ["torchrun", *(["--nnodes", str(machines)] if machines > 1 else [])]
+        start += ["--nproc-per-node", str(rank.local_size), "-m", "lora_chat"]
+    command = [*start, "sft", options.recipe]
+    command += [part for setting in options.set for part in ("--set", setting)]
+    if rank.size > 1 and LAUNCHER_VARIABLE in os.environ:
+        command += ["--processes", str(rank.size)]
+    command += ["--accept-template"] if options.accept_template else []
+    return shlex.join(command)

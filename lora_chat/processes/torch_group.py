@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_chat.processes.group import ProcessGroup
@@ -12,24 +13,31 @@ if TYPE_CHECKING:
     import torch
     from torch._C._distributed_c10d import Store, Work
 
+    from lora_chat.processes.watch import Watch
+
 _Value = TypeVar("_Value")
 _FIRST_PAUSE_SECONDS = 0.001
 _LONGEST_PAUSE_SECONDS = 0.2
+_PAUSE_SHARE = 0.1
+"""Pause between two looks at a collective, as a share of the time that it has taken so far."""
+_SHORTEST_PAUSE_SECONDS = 20e-6
+_LONGEST_WORK_PAUSE_SECONDS = 0.01
 
 
 class TorchGroup(ProcessGroup):
     """The processes of torch.distributed's default group, which must exist."""
 
-    def __init__(self, rank: Rank, store: "Store") -> None:
+    def __init__(self, rank: Rank, store: "Store", watch: "Watch | None" = None) -> None:
         self.rank = rank
         self._store = store
+        self._watch = watch
         self._messages = 0
         """Number of messages over the store so far; it is in their keys and equal in all processes."""
 
     def sum_(self, tensor: "torch.Tensor") -> "torch.Tensor":
         import torch.distributed as dist
 
-        self._finish(dist.all_reduce(tensor, async_op=True))
+        self._finish(lambda: dist.all_reduce(tensor, async_op=True))
         return tensor
 
     def exchange(self, values: Sequence[float]) -> list[list[float]]:
@@ -38,7 +46,7 @@ class TorchGroup(ProcessGroup):
 
         own = torch.tensor([*values], dtype=torch.float64)
         everyone = [torch.empty_like(own) for _ in range(self.size)]
-        self._finish(dist.all_gather(everyone, own, async_op=True))
+        self._finish(lambda: dist.all_gather(everyone, own, async_op=True))
         return [each.tolist() for each in everyone]
 
     def share_json(self, value: _Value) -> _Value:
@@ -66,11 +74,39 @@ class TorchGroup(ProcessGroup):
     def _read(self, key: str) -> Any:
         """Return a message, which another process may write much later."""
         pause = _FIRST_PAUSE_SECONDS
-        while not self._store.check([key]):
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        return json.loads(self._store.get(key))
+        with self._waiting():
+            while not self._store.check([key]):
+                self._check()
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            return json.loads(self._store.get(key))
 
-    def _finish(self, work: "Work") -> None:
-        """Wait for a collective."""
-        work.wait()
+    def _finish(self, start: "Callable[[], Work]") -> None:
+        """Start a collective and wait for it, or raise the failure of the process for which it waits."""
+        with self._waiting():
+            work = start()
+            started = time.monotonic()
+            while not work.is_completed():
+                self._check()
+                pause = _PAUSE_SHARE * (time.monotonic() - started)
+                time.sleep(min(max(pause, _SHORTEST_PAUSE_SECONDS), _LONGEST_WORK_PAUSE_SECONDS))
+            work.wait()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Mark a wait for others, and raise the failure of another process in place of a broken connection."""
+        if self._watch is None:
+            yield
+            return
+        with self._watch.waiting():
+            self._watch.check()
+            try:
+                yield
+            except RuntimeError:  # the errors of gloo, NCCL and the store
+                self._watch.find_cause()
+                self._watch.check()
+                raise
+
+    def _check(self) -> None:
+        if self._watch:
+            self._watch.check()

@@ -133,6 +133,22 @@ def filter_output() -> None:
     threading.excepthook = _print_thread_exception
 
 
+def silence_output() -> None:
+    """Discard all later output of this process."""
+    _replace_streams(lambda raw: _LabelledStream(raw, None))
+
+
+def label_output(label: str) -> None:
+    """Begin each line of all later output with a label, and print it on stderr, because results are another's."""
+    error_stream = _original(sys.stderr)
+    _replace_streams(lambda raw: _LabelledStream(error_stream, label))
+
+
+def restore_output() -> None:
+    """Print all later output as before `silence_output` and `label_output`."""
+    _replace_streams(lambda raw: raw)
+
+
 def keep_stdout_for_results() -> AbstractContextManager[TextIO]:
     """Return a context in which everything that libraries print on stdout goes to stderr."""
     return redirect_stdout(sys.stderr)
@@ -151,7 +167,7 @@ def unfiltered_stderr() -> TextIO | None:
 class _FilteredStream:
     """A text stream that filters all text written to it."""
 
-    def __init__(self, raw: TextIO) -> None:
+    def __init__(self, raw: Any) -> None:
         self.raw = raw
 
     def write(self, text: str) -> int:
@@ -165,6 +181,45 @@ class _FilteredStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.raw, name)
+
+
+class _LabelledStream:
+    """A text stream that writes whole lines with a label, or nothing."""
+
+    def __init__(self, original: TextIO, label: str | None) -> None:
+        self.original = original
+        self._label = label
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        if self._label is not None:
+            *lines, self._rest = (self._rest + text).split("\n")
+            if lines:
+                self.original.write("".join(f"{self._label}{line}\n" for line in lines))
+                self.original.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing, because each line is flushed when it is complete."""
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+
+def _replace_streams(replace: Callable[[TextIO], Any]) -> None:
+    """Replace the unfiltered streams of this process; a function makes each from the original one."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, _FilteredStream) and stream.raw is not None:
+            stream.raw = replace(_original(stream))
+
+
+def _original(stream: object) -> TextIO:
+    """Return a stream without its filter and its label."""
+    raw = stream.raw if isinstance(stream, _FilteredStream) else stream
+    return cast("TextIO", raw.original if isinstance(raw, _LabelledStream) else raw)
 
 
 def _filter_stream(stream: TextIO | None) -> TextIO:

@@ -57,8 +57,31 @@ class _Applied:
     after: str | None
 
 
+@dataclass(frozen=True)
+class _Sharing:
+    """The number of this process among the processes that share the cards of this machine."""
+
+    index: int = 0
+    size: int = 1
+    may_see_own_card: bool = False
+    """Whether each process may see only its own card, as Slurm can arrange it."""
+
+
 _applied: _Applied | None = None
 """The last choice, because CUDA_VISIBLE_DEVICES shows only one card after it."""
+_sharing = _Sharing()
+
+
+def share_cards(index: int, size: int, *, may_see_own_card: bool = False) -> None:
+    """Let each of `size` processes of this machine use another card; call it before the device is chosen."""
+    global _sharing, _applied
+    _sharing, _applied = _Sharing(index, size, may_see_own_card), None
+
+
+def chosen_card_name() -> str:
+    """Return an identifier of the chosen card; empty for the CPU, or if it is unknown."""
+    choice = _applied.choice if _applied else None
+    return choice.card.entry if choice and choice.card else ""
 
 
 def choose_device(request: str | None = None) -> DeviceChoice:
@@ -136,7 +159,9 @@ def _choose_card(
     wanted: str, visible: list[VisibleCard], build: TorchBuild, driver: NvidiaDriver, cpu_option: str
 ) -> DeviceChoice:
     """Choose the card with most free memory, or the wanted one, and check that PyTorch can use it."""
-    if wanted.startswith("cuda:"):
+    if _sharing.size > 1 and not (_sharing.may_see_own_card and len(visible) == 1):
+        number = _find_own_card(wanted, visible, build)
+    elif wanted.startswith("cuda:"):
         number = int(wanted.removeprefix("cuda:"))
         if number >= len(visible):
             names = ", ".join(f"cuda:{i} ({card_name(card)})" for i, card in enumerate(visible))
@@ -165,6 +190,37 @@ def _choose_card(
     return DeviceChoice(uses_cuda=True, reason=f"{reason} {len(visible)} visible cards", notes=(note,), card=chosen)
 
 
+def _find_own_card(wanted: str, visible: list[VisibleCard], build: TorchBuild) -> int:
+    """Return the number of the card of this process, which is one of several.
+
+    Each process makes the same list, so free memory does not count.
+    """
+    if wanted.startswith("cuda:"):
+        raise RecipeError(
+            f"base.device={wanted} is one card, and {_sharing.size} processes train on this machine. "
+            f"Fix: base.device=cuda, with {VISIBLE_VARIABLE} for a choice of cards; or --processes 1."
+        )
+    suitable = [
+        number
+        for number, visible_card in enumerate(visible)
+        if visible_card.card is None or build.has_kernels_for(visible_card.card.capability)
+    ]
+    if not suitable:
+        return 0  # the next check explains it
+    if len(suitable) < _sharing.size:
+        raise make_too_few_cards_error(len(suitable))
+    return suitable[_sharing.index]
+
+
+def make_too_few_cards_error(count: int) -> RecipeError:
+    """Return the error for more processes than cards."""
+    cards = "1 card" if count == 1 else f"{count} cards"
+    return RecipeError(
+        f"{_sharing.size} processes, {cards}: each process of this machine needs its own card. "
+        f"Fix: --processes {count} (or torchrun --nproc-per-node {count}), or --set base.device=cpu."
+    )
+
+
 def _find_roomiest(visible: list[VisibleCard], build: TorchBuild) -> int:
     """Return the number of the card with most free memory among those that PyTorch has kernels for."""
 
@@ -180,7 +236,13 @@ def _choose_without_nvml(wanted: str, build: TorchBuild, report: DriverReport, c
     import torch
 
     kind = "" if build.cuda is None and build.rocm is None else "cuda"
-    if kind and wanted.startswith("cuda:") and not _is_cuda_started():
+    if kind and _sharing.size > 1 and not _is_cuda_started():
+        count = torch.cuda.device_count()
+        if wanted.startswith("cuda:") or 0 < count < _sharing.size:
+            raise make_too_few_cards_error(min(count, 1) if wanted.startswith("cuda:") else count)
+        if count:
+            _set_visible(_pick_entry(_sharing.index, build))
+    elif kind and wanted.startswith("cuda:") and not _is_cuda_started():
         _set_visible(_pick_entry(int(wanted.removeprefix("cuda:")), build))
     if not torch.cuda.is_available():
         if report.is_broken and not build.rocm:

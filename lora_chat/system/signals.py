@@ -6,10 +6,11 @@ Libraries sometimes catch the exception while they are imported or in finalizers
 
 import signal
 from types import FrameType
-from typing import NoReturn
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _received_signals: list[int] = []
+_is_leaving = False
+"""Whether the command is ending, so that later signals have no effect."""
 
 
 class SignalInterrupt(KeyboardInterrupt):
@@ -22,9 +23,20 @@ class SignalInterrupt(KeyboardInterrupt):
 
 def raise_on_signals() -> None:
     """Make SIGINT, SIGTERM and SIGHUP raise SignalInterrupt in the main thread from now on."""
+    global _is_leaving
+    _is_leaving = False
     _received_signals.clear()
     for number in STOP_SIGNALS:
         signal.signal(number, _raise_interrupt)
+    if hasattr(signal, "pthread_sigmask"):
+        # The launcher blocks them in the processes that it starts, until this function can handle them.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def ignore_later_signals() -> None:
+    """Give later signals no effect, because the command is ending for another reason and cleans up."""
+    global _is_leaving
+    _is_leaving = True
 
 
 def first_received_signal() -> int:
@@ -37,6 +49,8 @@ def signal_number(error: KeyboardInterrupt) -> int:
     return error.number if isinstance(error, SignalInterrupt) else signal.SIGINT
 
 
-def _raise_interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _raise_interrupt(number: int, frame: FrameType | None) -> None:
+    if _is_leaving:
+        return
     _received_signals.append(number)
     raise SignalInterrupt(number)

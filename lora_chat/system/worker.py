@@ -132,6 +132,11 @@ def start_worker(
     )
 
 
+def interpreter_command() -> list[str]:
+    """Return the start of a command line that runs lora_chat in another interpreter, without the working directory."""
+    return [sys.executable, str(_PACKAGE_FOLDER / "__main__.py")]
+
+
 def wait_for_worker(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:
     """Return the exit code of a worker, or None if it still runs after `seconds`."""
     try:

@@ -1,0 +1,40 @@
+"""The message and the exit code of an error, for the process that prints it."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_chat.commands.memory_advice import explain_out_of_memory
+from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, StoppedError, explain_disk_error
+from lora_chat.system.bounded_call import is_rust_panic, rust_panic_message
+from lora_chat.system.signals import signal_number
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """An error as it is printed."""
+
+    exit_code: int
+    text: str
+    label: str = "Error: "
+
+
+def report_error(error: BaseException, command: str, arguments: Sequence[str]) -> ErrorReport | None:
+    """Return the report of an error that the user can fix, or None for a bug, which is printed with its traceback."""
+    if isinstance(error, ConsentError):
+        line = shlex.join(["lora-chat", *arguments, error.flag])
+        return ErrorReport(error.exit_code, f"{error.message}\nIf you trust it: {line}")
+    if isinstance(error, LoraChatError):
+        error = explain_out_of_memory(error, command) or error
+        return ErrorReport(error.exit_code, str(error), "" if isinstance(error, StoppedError) else "Error: ")
+    if isinstance(error, KeyboardInterrupt):
+        return ErrorReport(128 + signal_number(error), "Stopped.", "")
+    if isinstance(error, OSError):
+        explained = explain_disk_error(error)
+        return ErrorReport(explained.exit_code, str(explained)) if explained else None
+    if out_of_memory := explain_out_of_memory(error, command):
+        return ErrorReport(out_of_memory.exit_code, str(out_of_memory))
+    if is_rust_panic(error):
+        text = f"A library failed on a file that is damaged or made to break it: {rust_panic_message(error)}"
+        return ErrorReport(IntegrityError.exit_code, text)
+    return None

@@ -1,0 +1,153 @@
+"""The connections of the processes: torch.distributed's rendezvous, the watch, and the default group."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from lora_chat.errors import LoraChatError, UnavailableError, UsageError, first_line
+from lora_chat.processes.failure import LOST_EXIT_CODE, clone_store
+from lora_chat.processes.peers import Peer, describe_this_process
+from lora_chat.processes.rank import Rank, remove_group_variables
+from lora_chat.processes.torch_group import TorchGroup
+from lora_chat.processes.watch import WORKS, Watch, WatchLimits
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+_Result = TypeVar("_Result")
+_CONNECT_SECONDS = 600.0
+"""Longest wait for the other processes at the start, in seconds; machines of a cluster start at different times."""
+_COLLECTIVE_TIMEOUT = timedelta(days=30)
+"""Time limit of torch.distributed, which the watch replaces: a process may work for hours while others wait."""
+_POLL_SECONDS = 0.05
+_LOST = "Fix: continue with --resume."
+
+
+class ConnectError(LoraChatError):
+    """Processes that cannot reach each other."""
+
+    exit_code = LOST_EXIT_CODE
+
+
+def join(rank: Rank, prefix: str, limits: WatchLimits, connect_seconds: float = _CONNECT_SECONDS) -> Watch:
+    """Find the other processes and return the watch of this one, which has not been started."""
+    deadline = time.monotonic() + connect_seconds
+    store = _open_store(rank, prefix, connect_seconds)
+    here = describe_this_process()
+    store.set(f"beat/{rank.index}", f"0 0 {WORKS}")
+    store.set(f"peer/{rank.index}", here.to_json())
+    keys = [f"peer/{number}" for number in range(rank.size)]
+    parent = os.getppid()
+    while not store.check(keys):
+        missing = [number + 1 for number in range(rank.size) if not store.check([f"peer/{number}"])]
+        if os.getppid() != parent:
+            raise ConnectError(f"The program that started the processes has ended. {_LOST}")
+        if time.monotonic() > deadline and missing:
+            raise ConnectError(
+                f"Processes {', '.join(map(str, missing))} of {rank.size} did not start within "
+                f"{connect_seconds:.0f} s. Fix: check their machines, and start all processes at the same time."
+            )
+        time.sleep(_POLL_SECONDS)
+    peers = [Peer.from_json(text) for text in store.multi_get(keys)]
+    _check_machines(rank, peers)
+    return Watch(rank, store, peers, limits)
+
+
+def connect(rank: Rank, device: Literal["cuda", "cpu"], card: str, watch: Watch) -> TorchGroup:
+    """Create torch.distributed's default group with NCCL for a card and gloo for the CPU, and return the group.
+
+    `card` identifies this process's card, so that two processes on one card are refused.
+    """
+    import torch.distributed as dist
+
+    group = TorchGroup(rank, clone_store(watch.store), watch)
+    devices = group.gather_json([device, card])
+    _check_devices(rank, devices, watch.machines)
+    backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
+
+    def create() -> None:
+        dist.init_process_group(
+            backend, store=clone_store(watch.store), rank=rank.index, world_size=rank.size, timeout=_COLLECTIVE_TIMEOUT
+        )
+
+    with watch.waiting():
+        _run_in_thread(create, watch.check)
+    remove_group_variables(os.environ)
+    return group
+
+
+def _open_store(rank: Rank, prefix: str, seconds: float) -> "Store":
+    """Return the store of torchrun's agent, or of the first process if there is no agent."""
+    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    url = f"env://?rank={rank.index}&world_size={rank.size}"
+    parent = os.getppid()
+
+    def check() -> None:
+        if os.getppid() != parent:
+            raise ConnectError(f"The program that started the processes has ended. {_LOST}")
+
+    try:
+        store, _, _ = _run_in_thread(lambda: next(rendezvous(url, timeout=timedelta(seconds=seconds))), check)
+    except (RuntimeError, ValueError, OSError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ConnectError(
+            f"{str(rank).capitalize()} cannot reach {address} ({first_line(error)[:300]}). "
+            "Fix: check MASTER_ADDR and MASTER_PORT, and that no firewall or other program uses the port."
+        ) from error
+    store.set_timeout(timedelta(seconds=seconds))
+    return PrefixStore(prefix, store)
+
+
+def _run_in_thread(work: Callable[[], _Result], check: Callable[[], None]) -> _Result:
+    """Return the result of a call that blocks in native code, and keep signals and failures working meanwhile."""
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="connect", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        check()
+        thread.join(_POLL_SECONDS)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _check_machines(rank: Rank, peers: list[Peer]) -> None:
+    """Raise UsageError if the local numbers do not agree with the machines of the processes."""
+    machine = peers[rank.index].machine
+    on_this_machine = [number for number, peer in enumerate(peers) if peer.machine == machine]
+    if len(on_this_machine) > rank.local_size:
+        raise UsageError(
+            f"{len(on_this_machine)} processes run on {socket.gethostname()}, and LOCAL_WORLD_SIZE is "
+            f"{rank.local_size}. Fix: start them with torchrun, or set LOCAL_RANK and LOCAL_WORLD_SIZE."
+        )
+
+
+def _check_devices(rank: Rank, devices: list[list[str]], machines: list[str]) -> None:
+    """Raise an error if the kinds of devices differ, or if two processes would use the same card."""
+    kinds = [kind for kind, _ in devices]
+    if len(set(kinds)) > 1:
+        numbers = ", ".join(str(number + 1) for number, kind in enumerate(kinds) if kind == "cpu")
+        raise UnavailableError(
+            f"Processes {numbers} of {rank.size} have no card, and the others have one. "
+            "Fix: --set base.device=cpu, or run only on machines with cards."
+        )
+    cards = [(machine, card) for (_, card), machine in zip(devices, machines, strict=True) if card]
+    if len(set(cards)) < len(cards):
+        raise UsageError(
+            f"{rank.size} processes have {len(set(cards))} cards, and each needs its own. "
+            f"Fix: start {len(set(cards))} processes, or make more cards visible (CUDA_VISIBLE_DEVICES)."
+        )

@@ -1,0 +1,120 @@
+"""The failure that ends all processes: written once by the first process that fails, read and printed once."""
+
+import json
+import signal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from lora_chat.errors import LoraChatError, StoppedError
+from lora_chat.processes.rank import RESTART_VARIABLE, RUN_VARIABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch._C._distributed_c10d import Store
+
+FAILURE_KEY, PRINTED_KEY = "failure", "printed"
+LOST_EXIT_CODE = 11
+_MAX_CHARACTERS = 20_000
+_SIGNAL_REASONS = {
+    signal.SIGKILL: "usually because the system ran out of memory (see `dmesg`)",
+    signal.SIGSEGV: "a crash in native code",
+    signal.SIGBUS: "a crash in native code, or a full /dev/shm",
+    signal.SIGABRT: "a crash in native code",
+    signal.SIGILL: "an instruction that this CPU does not have",
+}
+_CONTINUE = "Fix: continue with --resume; the last checkpoint is whole."
+
+
+class LostProcessError(LoraChatError):
+    """A process of the group that ended without a message, or that does not answer."""
+
+    exit_code = LOST_EXIT_CODE
+
+
+class OtherProcessError(LoraChatError):
+    """The failure of another process; its message has been printed, or is printed by this process."""
+
+    def __init__(self, failure: "Failure") -> None:
+        super().__init__(failure.text)
+        self.failure = failure
+        self.exit_code = failure.exit_code
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The reason why all processes end."""
+
+    rank: int
+    """Number of the process that failed, counted from 0."""
+    exit_code: int
+    text: str
+    """Message to the user, as the process would print it."""
+    label: str = "Error: "
+    """Text before the message."""
+    signal_number: int = 0
+    """Signal of a user who stopped one process; 0 for an error."""
+
+    def to_json(self) -> str:
+        """Return the failure as JSON of bounded length."""
+        return json.dumps({**asdict(self), "text": self.text[:_MAX_CHARACTERS]})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Failure":
+        """Read a failure. Raise ValueError for anything else, because others may write to the store."""
+        if len(text) > 8 * _MAX_CHARACTERS:
+            raise ValueError("a failure of this length was not written by lora_chat")
+        value = json.loads(text)
+        kinds = {"rank": int, "exit_code": int, "text": str, "label": str, "signal_number": int}
+        if not isinstance(value, dict) or {name: type(inner) for name, inner in value.items()} != kinds:
+            raise ValueError("not a failure")
+        if not 0 < value["exit_code"] < 256:
+            raise ValueError("not an exit code of a failure")
+        return cls(**value)
+
+    def format(self, size: int, reader: int) -> str:
+        """Return the message as the process `reader` prints it, with the process that failed if it is another one."""
+        if self.rank == reader or not self.label:
+            return f"{self.label}{self.text}"
+        return f"{self.label}Process {self.rank + 1} of {size}: {self.text}"
+
+    def to_error(self, message: str) -> LoraChatError:
+        """Return the exception with which another process leaves its work."""
+        if self.signal_number:
+            return StoppedError(message, self.signal_number)
+        return OtherProcessError(self)
+
+
+def describe_end(rank: int, return_code: int) -> Failure:
+    """Return the failure of a process that ended without a message, from the return code that its parent saw."""
+    if return_code >= 0:
+        text = f"it ended with exit code {return_code} before its work was done. {_CONTINUE}"
+        return Failure(rank, return_code or LOST_EXIT_CODE, text)
+    number = -return_code
+    if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        return Failure(rank, 128 + number, "Stopped before the run began.", label="", signal_number=number)
+    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+    reason = _SIGNAL_REASONS.get(signal.Signals(number)) if number in signal.valid_signals() else None
+    return Failure(rank, LOST_EXIT_CODE, f"it was ended by {name}{f', {reason}' if reason else ''}. {_CONTINUE}")
+
+
+def describe_disappearance(rank: int) -> Failure:
+    """Return the failure of a process that ended without a message and whose return code is unknown."""
+    reason = "it ended without a message: it crashed, or it was killed, usually because the system ran out of memory"
+    return Failure(rank, LOST_EXIT_CODE, f"{reason} (see `dmesg`). {_CONTINUE}")
+
+
+def key_prefix(environment: "Mapping[str, str]") -> str:
+    """Return the prefix of all keys in the store; each restart by torchrun's agent has another one."""
+    return f"lora_chat/{environment.get(RUN_VARIABLE, '')}/{environment.get(RESTART_VARIABLE, '0')}"
+
+
+def clone_store(store: "Store") -> "Store":
+    """Return a store with another connection, because a connection serves one thread at a time."""
+    clone: Store = store.clone()  # type: ignore[attr-defined]  # the stubs of PyTorch lack it
+    return clone
+
+
+def record_failure(store: "Store", failure: Failure) -> Failure:
+    """Write the failure unless another one is written already; return the first one."""
+    return Failure.from_json(store.compare_set(FAILURE_KEY, "", failure.to_json()))

@@ -1,0 +1,134 @@
+"""The life of a process in a group: join, work, and leave with the one message that matters."""
+
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from lora_chat.errors import ReportedError, StoppedError
+from lora_chat.processes.connect import join
+from lora_chat.processes.failure import PRINTED_KEY, Failure, key_prefix
+from lora_chat.processes.rank import Rank
+from lora_chat.processes.watch import Watch, WatchLimits
+from lora_chat.system.console import print_error, restore_output
+from lora_chat.system.signals import ignore_later_signals
+
+_POLL_SECONDS = 0.05
+_EXIT_SECONDS = 15
+"""Longest end of the interpreter after a failure, because native threads may wait for other processes."""
+
+
+@dataclass(frozen=True)
+class SessionTexts:
+    """The texts of the command, which layers below it do not know."""
+
+    describe: Callable[[BaseException], Failure | None]
+    """Function that returns the failure of an error; None for a bug."""
+    hint: Callable[[], str]
+    """Function that returns the command to continue, or an empty text."""
+
+
+@contextmanager
+def joined_processes(rank: Rank, limits: WatchLimits, texts: SessionTexts) -> Iterator[Watch]:
+    """Join the other processes for the block. Its failure, and each other's, ends all processes with one message.
+
+    Raise ReportedError after a failure; the message has been printed then.
+    """
+    watch = join(rank, key_prefix(os.environ), limits)
+    session = _Session(rank, watch, texts)
+    watch.report = session.print_if_first
+    watch.start()
+    try:
+        yield watch
+        watch.leave()
+        while not watch.have_all_left():
+            watch.check()
+            time.sleep(_POLL_SECONDS)
+    except BaseException as error:
+        ignore_later_signals()
+        raise ReportedError(session.end(error)) from error
+    watch.stop()
+
+
+class _Session:
+    """The end of one process after a failure."""
+
+    def __init__(self, rank: Rank, watch: Watch, texts: SessionTexts) -> None:
+        self._rank = rank
+        self._watch = watch
+        self._texts = texts
+
+    def end(self, error: BaseException) -> int:
+        """Show the failure to the others, print it if this process is the one that prints, and return the exit code."""
+        failure = self._find_failure(error)
+        text = self._format(failure, error)
+        self._watch.leave()
+        if self._rank.index == 0 or self._waits_for_nothing():
+            self._print(text)
+        deadline = time.monotonic() + self._watch.limits.grace
+        while not self._watch.have_all_left() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        self._watch.stop()
+        _end_soon()
+        return failure.exit_code
+
+    def print_if_first(self, failure: Failure) -> None:
+        """Print the failure, if this is the process that prints; the main thread hangs."""
+        if self._rank.index == 0 or self._watch.has_ended(0):
+            self._print(self._format(failure, None))
+
+    def _find_failure(self, error: BaseException) -> Failure:
+        """Return the failure of all processes: another process's, or this one's."""
+        # torchrun's agent stops the other processes with a signal when one has ended.
+        is_stop = isinstance(error, KeyboardInterrupt | StoppedError)
+        known = self._watch.failure or (self._watch.look() if is_stop else None)
+        return known or self._watch.fail(self._describe(error))
+
+    def _describe(self, error: BaseException) -> Failure:
+        described = self._texts.describe(error)
+        if described:
+            return described
+        trace = "".join(traceback.format_exception(error)).rstrip("\n")
+        return Failure(self._rank.index, 1, trace, label="")
+
+    def _format(self, failure: Failure, error: BaseException | None) -> str:
+        """Return the message as this process prints it."""
+        if failure.rank == self._rank.index:
+            return f"{failure.label}{failure.text}"
+        if failure.signal_number and isinstance(error, StoppedError):
+            return str(error)
+        hint = self._texts.hint()
+        return failure.format(self._rank.size, self._rank.index) + (f"\n{hint}" if hint else "")
+
+    def _waits_for_nothing(self) -> bool:
+        """Wait until the first process has printed; return True if it cannot."""
+        deadline = time.monotonic() + self._watch.limits.grace
+        while time.monotonic() < deadline:
+            with suppress(RuntimeError):
+                if self._watch.store.check([PRINTED_KEY]):
+                    return False
+            if self._watch.has_ended(0):
+                return True
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def _print(self, text: str) -> None:
+        """Print the message unless another process has done it."""
+        own = str(self._rank.index)
+        try:
+            if self._watch.store.compare_set(PRINTED_KEY, "", own).decode() != own:
+                return
+        except RuntimeError:  # the store has ended
+            if self._rank.local_index > 0 and not self._watch.has_ended(0):
+                return
+        restore_output()
+        print_error(text, label="")
+
+
+def _end_soon() -> None:
+    """End this process in a while, even if native threads keep the interpreter from ending."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_EXIT_SECONDS)

@@ -1,0 +1,311 @@
+"""A thread in each process that shows the others that it lives, and ends this process when another one fails.
+
+Each process writes a beat into the store every half second: a counter, the progress of its main thread, and whether it
+works, waits for others or has left. The main thread raises when the watch has seen a failure. A main thread that stays
+in a blocking call is interrupted by a signal, and after a grace period the watch ends the process itself.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from lora_chat.processes.failure import (
+    FAILURE_KEY,
+    LOST_EXIT_CODE,
+    Failure,
+    clone_store,
+    describe_disappearance,
+    record_failure,
+)
+from lora_chat.processes.peers import Peer
+from lora_chat.processes.rank import Rank
+from lora_chat.system.signals import SignalInterrupt
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+logger = logging.getLogger(__name__)
+
+WORKS, WAITS, LEFT = "works", "waits", "left"
+
+
+@dataclass(frozen=True)
+class WatchLimits:
+    """Times in seconds."""
+
+    beat: float = 0.5
+    """Time between two beats."""
+    silence: float = 60.0
+    """Longest time without a beat of a process that lives."""
+    stall: float = 1800.0
+    """Longest time without progress of a process for which others wait."""
+    interrupt: float = 3.0
+    """Time until a main thread that has not seen a failure is interrupted."""
+    grace: float = 15.0
+    """Time until a main thread that does not leave is ended with its process."""
+    root_cause: float = 10.0
+    """Longest wait for the cause of a broken connection."""
+
+    @classmethod
+    def from_minutes(cls, minutes: float) -> "WatchLimits":
+        """Return the limits for a longest time without progress, in minutes."""
+        return cls(silence=min(cls.silence, 60 * minutes), stall=60 * minutes)
+
+
+class _Beats:
+    """The beats of one process as this process has seen them."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.seen = time.monotonic()
+        """Time of the last new beat."""
+        self.progress: tuple[str, str] = ("", WORKS)
+        self.moved = time.monotonic()
+        """Time of the last progress."""
+
+    def update(self, text: str) -> None:
+        """Add the newest beat."""
+        now = time.monotonic()
+        if text != self.text:
+            self.text, self.seen = text, now
+        parts = text.split()
+        progress = (parts[1], parts[2]) if len(parts) == 3 else ("", WORKS)
+        if progress != self.progress:
+            self.progress, self.moved = progress, now
+
+    def forgive(self) -> None:
+        """Count all times from now on, because this process was stopped for a while."""
+        self.seen = self.moved = time.monotonic()
+
+    @property
+    def state(self) -> str:
+        return self.progress[1]
+
+
+class Watch:
+    """The watch of one process; its thread has a connection to the store that no other thread uses."""
+
+    def __init__(self, rank: Rank, store: "Store", peers: list[Peer], limits: WatchLimits) -> None:
+        self.rank = rank
+        self.limits = limits
+        self.failure: Failure | None = None
+        """The failure that ends all processes."""
+        self.report: Callable[[Failure], None] = lambda failure: None
+        """Function that prints a failure if this process is the one that prints; used if the main thread hangs."""
+        self.store = store
+        """Store of this run; other threads use clones."""
+        self.machines = [peer.machine for peer in peers]
+        self._store = clone_store(store)
+        self._peers = peers
+        self._beats = [_Beats() for _ in peers]
+        self._parent = os.getppid()
+        self._progress = 0
+        self._state = WORKS
+        self._count = 0
+        self._failed_at = 0.0
+        self._noticed = False
+        """Whether the main thread has raised the failure and is leaving its work."""
+        self._interrupts = 0
+        self._stopped = threading.Event()
+        self._tick_wanted = threading.Event()
+        self._ticked = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="watch of the other processes", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch; the main thread calls it."""
+        signal.signal(signal.SIGUSR1, self._interrupt_main)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._stopped.set()
+        self._tick_wanted.set()
+        self._thread.join(self.limits.root_cause)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def check(self) -> None:
+        """Raise the failure that the watch has seen. The main thread calls it while it waits for others."""
+        if self.failure:
+            self._noticed = True
+            raise self.failure.to_error(self.failure.text)
+
+    def note_progress(self) -> None:
+        """Count a step of the main thread's work, so that others wait for it."""
+        self._progress += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Mark the block as a wait for other processes."""
+        self._progress += 1
+        self._state = WAITS
+        try:
+            yield
+        finally:
+            self._state = WORKS
+            self._progress += 1
+
+    def look(self, seconds: float = 2.0) -> Failure | None:
+        """Look at the other processes now, for at most `seconds`, and return the failure, if there is one."""
+        with self._ticked:
+            count = self._count
+            self._tick_wanted.set()
+            # Two rounds, because one may have begun before the other process ended.
+            self._ticked.wait_for(lambda: self._count >= count + 2 or self.failure is not None, seconds)
+        return self.failure
+
+    def find_cause(self) -> Failure | None:
+        """Wait for the failure that broke a connection, and return it."""
+        deadline = time.monotonic() + self.limits.root_cause
+        while self.failure is None and time.monotonic() < deadline:
+            self.look()
+        if self.failure is None:
+            silent = max(self._others(), key=lambda number: time.monotonic() - self._beats[number].seen)
+            text = "the connection to it was lost. Fix: check the network and the machine, continue with --resume."
+            self._fail(Failure(silent, LOST_EXIT_CODE, text))
+        return self.failure
+
+    def fail(self, failure: Failure) -> Failure:
+        """Record a failure of this process. Return the first failure of all processes, which may be another one."""
+        self._fail(failure)
+        assert self.failure is not None
+        return self.failure
+
+    def leave(self) -> None:
+        """Show the others that this process has nothing left to do."""
+        self._state = LEFT
+        self._tick_wanted.set()
+
+    def have_all_left(self) -> bool:
+        """Return whether all processes have left or ended."""
+        return all(self._beats[number].state == LEFT or self._has_ended(number) for number in self._others())
+
+    def has_ended(self, number: int) -> bool:
+        """Return whether a process has ended, or has not answered for a while."""
+        return self._has_ended(number) or time.monotonic() - self._beats[number].seen > self.limits.silence
+
+    def _others(self) -> list[int]:
+        return [number for number in range(self.rank.size) if number != self.rank.index]
+
+    def _has_ended(self, number: int) -> bool:
+        return self._peers[number].has_ended(self._peers[self.rank.index])
+
+    def _run(self) -> None:
+        """Write beats and look at the others until the main thread stops the watch."""
+        last = time.monotonic()
+        while not self._stopped.is_set():
+            if time.monotonic() - last > self.limits.silence / 4:
+                for beats in self._beats:  # this process or this machine was suspended
+                    beats.forgive()
+            last = time.monotonic()
+            try:
+                self._tick()
+            except (RuntimeError, ValueError) as error:  # errors of the store are RuntimeErrors
+                if self._stopped.is_set() or self._state == LEFT:
+                    return
+                logger.debug("store: %s", error)
+                self._set_failure(self._describe_lost_store())
+            with self._ticked:
+                self._count += 1
+                self._ticked.notify_all()
+            if self.failure:
+                self._press()
+            self._tick_wanted.wait(self.limits.beat)
+            self._tick_wanted.clear()
+
+    def _tick(self) -> None:
+        """Write one beat, read those of the others and the failure."""
+        self._store.set(f"beat/{self.rank.index}", f"{self._count} {self._progress} {self._state}")
+        keys = [f"beat/{number}" for number in range(self.rank.size)]
+        for beats, text in zip(self._beats, self._store.multi_get(keys), strict=True):
+            beats.update(text.decode("ascii", "replace"))
+        if self.failure is None and self._store.check([FAILURE_KEY]):
+            self._set_failure(Failure.from_json(self._store.get(FAILURE_KEY)))
+        if self.failure is None and not self._everybody_left():
+            self._look_for_lost()
+
+    def _everybody_left(self) -> bool:
+        return self._state == LEFT and all(self._beats[number].state == LEFT for number in self._others())
+
+    def _look_for_lost(self) -> None:
+        """Record a failure if another process has ended, is silent or makes no progress, or if the parent ended."""
+        now = time.monotonic()
+        if os.getppid() != self._parent:
+            text = "the program that started it has ended. Fix: continue with --resume."
+            self._fail(Failure(self.rank.index, LOST_EXIT_CODE, text))
+            return
+        for number in self._others():
+            beats = self._beats[number]
+            if self._has_ended(number):
+                time.sleep(self.limits.beat)  # the launcher knows the signal, and writes it first
+                if not self._store.check([FAILURE_KEY]):
+                    self._fail(describe_disappearance(number))
+                return
+            if now - beats.seen > self.limits.silence:
+                text = (
+                    f"it has not answered for {self.limits.silence:.0f} s, because it is stopped, or its machine or "
+                    "network is down. Fix: check it, then continue with --resume."
+                )
+                self._fail(Failure(number, LOST_EXIT_CODE, text))
+                return
+        if self._state == WAITS and now - self._beats[self.rank.index].moved > self.limits.stall:
+            self._look_for_stalled(now)
+
+    def _look_for_stalled(self, now: float) -> None:
+        """Record a failure if the process for which all others wait makes no progress."""
+        for number in self._others():
+            beats = self._beats[number]
+            if beats.state != WAITS and now - beats.moved > self.limits.stall:
+                text = (
+                    f"it has made no progress for {self.limits.stall / 60:.3g} minutes. Fix: if the work takes longer, "
+                    "raise --process-timeout; continue with --resume."
+                )
+                self._fail(Failure(number, LOST_EXIT_CODE, text))
+                return
+        if all(beats.state == WAITS and now - beats.moved > self.limits.stall for beats in self._beats):
+            text = f"all processes wait for each other for {self.limits.stall / 60:.3g} minutes. Please report this."
+            self._fail(Failure(self.rank.index, 1, text))
+
+    def _describe_lost_store(self) -> Failure:
+        if os.getppid() != self._parent:
+            text = "the program that started it has ended. Fix: continue with --resume."
+        else:
+            text = "the connection to the first process or to torchrun was lost. Fix: continue with --resume."
+        return Failure(self.rank.index, LOST_EXIT_CODE, text)
+
+    def _fail(self, failure: Failure) -> None:
+        """Record a failure in the store, and take the first one there as the failure of all."""
+        with suppress(RuntimeError, ValueError):
+            failure = record_failure(self._store, failure)
+        self._set_failure(failure)
+
+    def _set_failure(self, failure: Failure) -> None:
+        if self.failure is None:
+            self._failed_at = time.monotonic()
+            self.failure = failure
+
+    def _press(self) -> None:
+        """Interrupt a main thread that has not seen the failure, and end this process if it does not leave."""
+        assert self.failure is not None
+        age = time.monotonic() - self._failed_at
+        if self._state == LEFT:
+            return
+        if age > self.limits.grace:
+            self.report(self.failure)
+            os._exit(self.failure.exit_code)
+        if not self._noticed and age > self.limits.interrupt * (1 + 2 * self._interrupts):
+            self._interrupts += 1  # a library may suppress the exception of the first one
+            ident = threading.main_thread().ident
+            assert ident is not None
+            signal.pthread_kill(ident, signal.SIGUSR1)
+
+    def _interrupt_main(self, number: int, frame: FrameType | None) -> None:
+        """Raise in the main thread, which has not seen the failure yet."""
+        if self.failure and self._state != LEFT and not self._noticed:
+            raise SignalInterrupt(self.failure.signal_number or signal.SIGTERM)
