@@ -30,6 +30,8 @@
 - quantization_checks: the quantization that a base's small files declare, and the refusal of others
 - saved_modules: whole modules that are trained and saved beside LoRA
 - shape: sizes of a base and its numbers of weights, from its config.json
+- sharded_base: a base whose decoder layers are sharded over processes
+- sharded_forwards: forwards of a sharded base that only the first process computes
 - stop_tokens: the tokens at which a reply ends
 - stored_precision: the precision of a base whose files are quantized already
 - text_layers: the linear layers that can carry LoRA for text

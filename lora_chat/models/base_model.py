@@ -191,10 +191,13 @@ def read_config(base: LocalBase) -> "PretrainedConfig":
     return config
 
 
-def load_base_model(base: LocalBase, precision: PrecisionPlan, *, is_random: bool = False) -> "PreTrainedModel":
+def load_base_model(
+    base: LocalBase, precision: PrecisionPlan, *, is_random: bool = False, to_shard: bool = False
+) -> "PreTrainedModel":
     """Load the frozen base on its device, quantized by bitsandbytes if the plan says so.
 
-    The weights of a random model, which is only timed, are not compared with its config. Raises UnavailableError for
+    The weights of a random model, which is only timed, are not compared with its config. A base that is sharded later
+    is loaded on the CPU, without copies of its weights. Raises UnavailableError for
     unreadable weights, OutOfMemoryError if they do not fit, IntegrityError if the files lack weights of the model or
     contain others, or if a file in the folder makes Transformers load other weights.
     """
@@ -208,7 +211,7 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan, *, is_random: boo
         release_freed_memory()  # quantization frees as much memory as it takes
     options: dict[str, Any] = {
         "dtype": getattr(torch, precision.dtype),
-        "device_map": {"": 0 if precision.device == "cuda" else "cpu"},
+        "device_map": {"": 0 if precision.device == "cuda" and not to_shard else "cpu"},
         "local_files_only": True,
         "trust_remote_code": False,
         "use_safetensors": True,
@@ -244,7 +247,8 @@ def load_base_model(base: LocalBase, precision: PrecisionPlan, *, is_random: boo
     if precision.device == "cpu":
         if precision.mode != "none":
             copy_mapped_weights(model)
-        cache_dense_weights(model)
+        if not to_shard:
+            cache_dense_weights(model)
         dequantize_on_the_fly(model)  # the layers without cached weights
     return model
 

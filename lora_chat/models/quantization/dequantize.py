@@ -69,6 +69,11 @@ def shared_buffer(model: "torch.nn.Module") -> "Iterator[int]":
             delattr(layer, _BUFFER_ATTRIBUTE)
 
 
+def is_shard(weight: "torch.Tensor") -> bool:
+    """Return whether this process has only a part of a weight now; FSDP makes it whole for a forward and backward."""
+    return hasattr(weight, "device_mesh")
+
+
 def is_int8_linear(layer: object) -> bool:
     """Return whether a layer is a base layer in LLM.int8. PEFT's layer around one has the same class name."""
     return type(layer).__name__ == "Linear8bitLt" and not hasattr(layer, "base_layer")

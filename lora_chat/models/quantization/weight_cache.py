@@ -4,7 +4,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.config.limits import WEIGHT_CACHE_LIMIT_BYTES
-from lora_chat.models.quantization.dequantize import CACHED_WEIGHT_ATTRIBUTE, get_dense_weight, is_int8_linear
+from lora_chat.models.quantization.dequantize import (
+    CACHED_WEIGHT_ATTRIBUTE,
+    get_dense_weight,
+    is_int8_linear,
+    is_shard,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -72,11 +77,14 @@ def concatenate_cached_weights(layers: "Sequence[Any]") -> "torch.Tensor | None"
     """Return the dense weights of layers over a shared input as one tensor (sum of out, in); None if not cached.
 
     The layers' weights become slices of it, so their results stay equal and no value is in memory twice. On a GPU, None
-    for cached weights too: with one product for each layer, results do not depend on how many layers are cached.
+    for cached weights too: with one product for each layer, results do not depend on how many layers are cached. None
+    for weights that are divided among processes, because they are whole only within a forward or backward.
     """
     import torch
 
     for layer in layers:
+        if is_shard(layer.weight):
+            return None
         is_cached_on_cpu = CACHED_WEIGHT_ATTRIBUTE in layer.__dict__ and layer.weight.device.type == "cpu"
         if not is_cached_on_cpu and type(layer) is not torch.nn.Linear:
             return None
@@ -96,6 +104,13 @@ def concatenate_cached_weights(layers: "Sequence[Any]") -> "torch.Tensor | None"
         else:
             layer.weight.data = part
     return stacked
+
+
+def are_shards(layers: "Sequence[Any]") -> bool:
+    """Return whether layers over a shared input are dense, and their weights are divided among processes."""
+    import torch
+
+    return all(type(layer) is torch.nn.Linear and is_shard(layer.weight) for layer in layers)
 
 
 def make_cached_forward(layer: Any, dense: "torch.Tensor") -> "Callable[[torch.Tensor], torch.Tensor]":

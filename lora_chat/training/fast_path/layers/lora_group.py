@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_chat.models.quantization.dequantize import get_buffered_dense_weight
-from lora_chat.models.quantization.weight_cache import concatenate_cached_weights
+from lora_chat.models.quantization.weight_cache import are_shards, concatenate_cached_weights
 from lora_chat.training.fast_path.layers.matmul import balanced_matmul
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class LoraGroup:
         self._layers = [layer.base_layer for layer in layers]
         self._cached_weight = concatenate_cached_weights(self._layers)
         """Weights of all layers below each other, (out, in), if they are cached."""
+        self._joins_weights = self._cached_weight is None and are_shards(self._layers)
+        """Whether the weights are put below each other for each product, because FSDP collects and frees them."""
         self._scales = [float(layer.scaling["default"]) for layer in layers]
         self._a = [layer.lora_A["default"].weight for layer in layers]
         self._b = [layer.lora_B["default"].weight for layer in layers]
@@ -87,9 +89,14 @@ class LoraGroup:
         gradients = [g.to(p.dtype) for g, p in zip([*grad_a, *blocks], self.parameters, strict=True)]
         return self._base_backward(grad_out).addmm_(grad_low_rank, saved.a), gradients
 
+    @property
+    def _is_one_product(self) -> bool:
+        """Return whether the frozen layers are multiplied together."""
+        return self._cached_weight is not None or self._joins_weights or len(self._layers) == 1
+
     def _base_forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the products of the frozen layers; weights that are not cached are dequantized one at a time."""
-        if self._cached_weight is not None or len(self._layers) == 1:
+        if self._is_one_product:
             return balanced_matmul(x, self._weight(0, x.dtype).T)
         y = x.new_empty(x.shape[0], self._diagonal_slices[-1][0].stop)
         for number, (rows, _) in enumerate(self._diagonal_slices):
@@ -98,7 +105,7 @@ class LoraGroup:
 
     def _base_backward(self, grad_out: torch.Tensor) -> torch.Tensor:
         """Return the part of x's gradient that comes from the frozen layers."""
-        if self._cached_weight is not None or len(self._layers) == 1:
+        if self._is_one_product:
             return balanced_matmul(grad_out, self._weight(0, grad_out.dtype))
         first, *others = enumerate(self._diagonal_slices)
         grad_x = grad_out[:, first[1][0]] @ self._weight(0, grad_out.dtype)
@@ -107,9 +114,11 @@ class LoraGroup:
         return grad_x
 
     def _weight(self, number: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return the concatenated weights if they are cached, and the weight of one layer otherwise."""
+        """Return the concatenated weights if they are multiplied together, and the weight of one layer otherwise."""
         if self._cached_weight is not None:
             return self._cached_weight.to(dtype)
+        if self._joins_weights:
+            return torch.cat([layer.weight.detach() for layer in self._layers]).to(dtype)
         return get_buffered_dense_weight(self._layers[number], dtype)
 
     def _stack_lora_weights(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
