@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from lora_chat.config.recipe import BaseSection, Recipe
 from lora_chat.config.sizes import parse_size
 from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.data.lengths import DataLengths, measure_rows
-from lora_chat.errors import ConsentError, DataError, OutOfMemoryError, RecipeError
+from lora_chat.errors import ConsentError, DataError, OutOfMemoryError, RecipeError, UsageError
 from lora_chat.models.base_config import BaseConfig, find_base_config
 from lora_chat.models.base_model import LocalBase, find_base, load_tokenizer
 from lora_chat.models.bundled import bundled_base_names
@@ -28,12 +29,16 @@ from lora_chat.pipeline.parent import Parent
 from lora_chat.pipeline.parent_settings import complete_recipe, install_parent_template
 from lora_chat.pipeline.prepare import PreparedRun
 from lora_chat.planning.calibration import calibrate
+from lora_chat.planning.card_links import find_card_link
+from lora_chat.planning.card_table import CardTable, list_layouts, make_card_table
 from lora_chat.planning.device import TargetDevice
 from lora_chat.planning.estimate import RunEstimate, make_estimate
 from lora_chat.planning.format import format_refusal
 from lora_chat.planning.gpu_specs import find_gpu_spec, target_from_gpu_spec, target_from_memory_size
 from lora_chat.planning.local_device import detect_local_device, measure_cpu_speed
 from lora_chat.planning.measured_shape import MeasuredShape
+from lora_chat.planning.process_layout import ONE_PROCESS, ProcessLayout, can_shard
+from lora_chat.planning.process_time import GRADIENT_BYTES
 from lora_chat.planning.settings_search import PlanningProblem, choose_plan, memory_config_from_plan
 from lora_chat.planning.validation import resolve_validation
 from lora_chat.planning.workload import check_warmup
@@ -82,6 +87,27 @@ def _keep_earlier_settings(plan: Plan, earlier: Plan) -> Plan:
 
 def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunEstimate:
     """Estimate a recipe for a GPU by name, for a GPU with this much memory, or for this machine."""
+    return next(_estimate_layouts(recipe, gpu, memory, [ONE_PROCESS]))
+
+
+def estimate_cards(recipe: Recipe, gpu: str | None, memory: str | None, cards: int) -> CardTable:
+    """Estimate a recipe for 1 to `cards` cards of this kind. Raise UsageError if this machine's card is meant but none
+    is used."""
+    target, _ = _find_target(gpu, memory, recipe.base.device)
+    if target.device == "cpu":
+        raise UsageError(
+            f"--gpus {cards}: this machine would train on its CPU, so the kind of card is unknown. "
+            'Fix: name it, such as --gpu "RTX 4090", or leave out --gpus to plan for this CPU.'
+        )
+    link = find_card_link(target)
+    estimates = list(_estimate_layouts(recipe, gpu, memory, list_layouts(cards, link)))
+    return make_card_table(link, GRADIENT_BYTES * estimates[0].trainable_parameters, estimates)
+
+
+def _estimate_layouts(
+    recipe: Recipe, gpu: str | None, memory: str | None, layouts: Iterable[ProcessLayout]
+) -> Iterator[RunEstimate]:
+    """Yield the estimate of a recipe for each layout of processes."""
     recipe, parent = complete_recipe(recipe)
     target, hardware = _find_target(gpu, memory, recipe.base.device)
     plan = make_plan(recipe, hardware)
@@ -92,8 +118,14 @@ def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunE
     started = time.monotonic()
     data = _read_lengths(plan, base, shape, parent)
     plan = resolve_validation(plan, data.train, data.validation)
-    problem = PlanningProblem(shape, data, target, trained_parameters)
-    return _estimate_plan(plan, problem, base, time.monotonic() - started, allow_slow=False)
+    reading_seconds = time.monotonic() - started
+    for layout in layouts:
+        if layout.sharded and not can_shard(plan):
+            continue
+        problem = PlanningProblem(shape, data, target, trained_parameters, layout)
+        # The cards are compared as they are; only the first estimate is shown in full.
+        is_first = layout.count == 1
+        yield _estimate_plan(plan, problem, base, reading_seconds, allow_slow=False, suggest=is_first)
 
 
 def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> RunEstimate:
@@ -125,7 +157,13 @@ def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> R
 
 
 def _estimate_plan(
-    plan: Plan, problem: PlanningProblem, base: BaseConfig, reading_seconds: float, *, allow_slow: bool
+    plan: Plan,
+    problem: PlanningProblem,
+    base: BaseConfig,
+    reading_seconds: float,
+    *,
+    allow_slow: bool,
+    suggest: bool = True,
 ) -> RunEstimate:
     """Choose the open settings, benchmark this machine if it is the target, and estimate the plan."""
     memory = plan.training.memory
@@ -158,6 +196,7 @@ def _estimate_plan(
         download_bytes=base.download_bytes,
         benchmark=benchmark,
         reading_seconds=reading_seconds,
+        suggest=suggest,
     )
 
 

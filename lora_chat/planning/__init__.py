@@ -1,6 +1,9 @@
 """Memory and time of a run, estimated before weights load; imports no torch, except in `dry_run`.
 
 - calibration: Extrapolation from benchmarks of small models to the whole base
+- card_advice: Whether a second card pays off, as text
+- card_links: The links between the cards of a machine
+- card_table: A run on 1, 2, ... N cards
 - device: The target device of a plan, with its memory and speed
 - disk_space: Disk space that a run needs, and the check that it is free
 - estimate: The estimate of a run: memory, time, disk, verdict and suggestion
@@ -19,7 +22,10 @@
 - parity_memory: Bytes that a parity check of a 16-bit model needs beside the weights
 - phase_memory: Peak bytes of every phase of a run
 - phase_time: Seconds of every phase of a run
+- process_layout: Several processes that train together
+- process_time: Seconds that processes of a run spend on communication
 - settings_search: The search for settings that fit a device
+- step_shares: The largest share of the work that one process has
 - trained_parts: Memory of modules and token rows that are trained beside LoRA
 - training_memory: Peak bytes of training one micro-batch
 - validation: Measurements of the validation set during training

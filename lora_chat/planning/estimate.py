@@ -9,7 +9,7 @@ from lora_chat.planning.calibration import MachineBenchmark, durations_from_benc
 from lora_chat.planning.device import TIGHT_MEMORY_FRACTION, TargetDevice
 from lora_chat.planning.disk_space import run_bytes
 from lora_chat.planning.evaluation_budget import choose_reply_count
-from lora_chat.planning.general_time import add_general_items
+from lora_chat.planning.general_time import add_general_items, add_general_time
 from lora_chat.planning.gpu_kernels import Refusal, find_kernel_refusal
 from lora_chat.planning.measured_shape import MemorySource, find_memory_source
 from lora_chat.planning.merge_plan import MergePlan, plan_merge
@@ -17,6 +17,8 @@ from lora_chat.planning.notes import list_notes
 from lora_chat.planning.overrides import format_overrides
 from lora_chat.planning.phase_memory import PhaseMemory
 from lora_chat.planning.phase_time import PhaseDurations, TimeEstimate, estimate_durations
+from lora_chat.planning.process_layout import ONE_PROCESS, ProcessLayout
+from lora_chat.planning.process_time import Communication, add_communication, estimate_communication
 from lora_chat.planning.settings_search import (
     SFT_PHASES,
     Candidate,
@@ -24,6 +26,7 @@ from lora_chat.planning.settings_search import (
     choose_plan,
     find_fitting_candidate,
 )
+from lora_chat.planning.step_shares import largest_data_share
 from lora_chat.planning.validation import count_measurements, count_step_copies, validation_time_share
 from lora_chat.planning.weight_memory import count_adapter_parameters
 from lora_chat.planning.workload import Workload
@@ -83,6 +86,11 @@ class RunEstimate:
     """Reason why `sft` would stop on this GPU with PyPI's build of PyTorch; None if it would run."""
     general_items: int = 0
     """Number of general items that both models are asked after training."""
+    layout: ProcessLayout = ONE_PROCESS
+    communication: Communication | None = None
+    """Communication of a step; None for one process."""
+    own_step_tokens: float = 0.0
+    """Mean tokens of a step of the process that has the most to do."""
 
     @property
     def worst_phase(self) -> PhaseMemory:
@@ -162,6 +170,17 @@ class RunEstimate:
             "notes": list(self.notes),
             "general_items": self.general_items,
             "refusal": asdict(self.refusal) if self.refusal else None,
+            **({"processes": self._describe_processes()} if self.layout.count > 1 else {}),
+        }
+
+    def _describe_processes(self) -> dict[str, object]:
+        """Return the processes of the run and their communication for JSON."""
+        return {
+            "count": self.layout.count,
+            "sharded": self.layout.sharded,
+            "link": asdict(self.layout.link),
+            "step": asdict(self.communication) if self.communication else None,
+            "step_tokens": self.own_step_tokens,
         }
 
 
@@ -182,25 +201,32 @@ def make_estimate(
     download_bytes: int | None,
     benchmark: MachineBenchmark | None = None,
     reading_seconds: float = 0.0,
+    suggest: bool = True,
 ) -> RunEstimate:
     """Estimate a plan whose settings are all chosen.
 
-    The estimate suggests a change if the plan does not fit, or if a faster plan fits. `reading_seconds` is the measured
-    time of reading the data.
+    With `suggest`, the estimate suggests a change if the plan does not fit, or if a faster plan fits. `reading_seconds`
+    is the measured time of reading the data.
     """
     bytes_to_read = weight_bytes or 2 * problem.shape.weights
+    # What is measured after training must not depend on the number of processes.
+    alone = problem.of_one_process
 
     def predict(data: DataLengths) -> PhaseDurations | None:
-        return _predict_durations(Candidate(plan, problem), data, benchmark, bytes_to_read, reading_seconds)
+        return _predict_durations(Candidate(plan, alone), data, benchmark, bytes_to_read, reading_seconds)
 
     plan, data = choose_reply_count(plan, problem.data, predict)
     trained_dialogues = Candidate(plan, problem).workload.steps * plan.training.effective_batch_size
     recital_replies = plan.evaluation.count_recital_replies(problem.shape.weights, trained_dialogues)
     data = replace(data, recital_replies=recital_replies)
-    problem = replace(problem, data=data)
+    problem, alone = replace(problem, data=data), replace(alone, data=data)
     candidate = Candidate(plan, problem)
     trainable_parameters = count_adapter_parameters(problem.shape, candidate.memory_config)
-    durations, general_items = add_general_items(predict(data), candidate, benchmark)
+    durations, general_items = add_general_items(predict(data), Candidate(plan, alone), benchmark)
+    communication = None
+    if problem.layout.count > 1:
+        durations = _predict_shared_durations(candidate, benchmark, bytes_to_read, reading_seconds, general_items)
+        communication = estimate_communication(candidate)
     return RunEstimate(
         base=base,
         origin=origin,
@@ -226,14 +252,35 @@ def make_estimate(
             "export": 2 * problem.shape.weights + int(_Q8_0_BYTES_PER_WEIGHT * problem.shape.weights),
         },
         download_bytes=download_bytes,
-        suggestion=_suggest_change(candidate),
+        suggestion=_suggest_change(candidate) if suggest else None,
         notes=list_notes(candidate, benchmark),
         memory_source=find_memory_source(problem.shape),
         measurements=count_measurements(plan, candidate.workload.rows),
         validation_share=validation_time_share(plan, problem.data.train, problem.data.validation),
         refusal=find_kernel_refusal(problem.target),
         general_items=general_items,
+        layout=problem.layout,
+        communication=communication,
+        own_step_tokens=candidate.own_workload.step_tokens,
     )
+
+
+def _predict_shared_durations(
+    candidate: Candidate,
+    benchmark: MachineBenchmark | None,
+    bytes_to_read: int,
+    reading_seconds: float,
+    general_items: int,
+) -> PhaseDurations | None:
+    """Return the seconds of each phase of the process that has the most to do, or None if the speed is unknown."""
+    count = candidate.problem.layout.count
+    data, items = largest_data_share(candidate.problem.data, count), -(-general_items // count)
+    durations = _predict_durations(candidate, data, benchmark, bytes_to_read, reading_seconds)
+    if durations is None:
+        return None
+    durations = add_general_time(durations, candidate, benchmark, items)
+    measurements = count_measurements(candidate.plan, candidate.workload.rows)
+    return add_communication(durations, candidate, data, items, measurements)
 
 
 def _predict_durations(
@@ -244,7 +291,7 @@ def _predict_durations(
     reading_seconds: float,
 ) -> PhaseDurations | None:
     """Return the seconds of each phase, or None if the speed of the device is unknown."""
-    shape, config, workload = candidate.problem.shape, candidate.memory_config, candidate.workload
+    shape, config, workload = candidate.problem.shape, candidate.memory_config, candidate.own_workload
     measurements = count_measurements(candidate.plan, workload.rows)
     if benchmark:
         overhead = _OVERHEAD_SECONDS + reading_seconds

@@ -26,9 +26,18 @@ def add_general_items(
     limit = GENERAL_TIME_SHARE * durations["train"].likely
     fitting = [count for count in counts if _total_seconds(count, candidate, batch_seconds) <= limit]
     count = max([min(counts), *fitting])
-    seconds = _total_seconds(count, candidate, batch_seconds)
+    return add_general_time(durations, candidate, benchmark, count), count
+
+
+def add_general_time(
+    durations: PhaseDurations, candidate: Candidate, benchmark: MachineBenchmark | None, count: int
+) -> PhaseDurations:
+    """Return the durations with the time of the replies to this number of general items."""
+    if not count:
+        return durations
+    seconds = _total_seconds(count, candidate, _estimate_batch_seconds(candidate, benchmark))
     low, high = (ratio * seconds for ratio in _TIME_RATIOS)
-    return durations | {"generate": durations["generate"] + TimeEstimate(seconds, low, high)}, count
+    return durations | {"generate": durations["generate"] + TimeEstimate(seconds, low, high)}
 
 
 def _estimate_batch_seconds(candidate: Candidate, benchmark: MachineBenchmark | None) -> float:

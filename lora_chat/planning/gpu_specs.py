@@ -34,6 +34,10 @@ class GpuSpec:
     capability: tuple[int, int]
     """Compute capability, such as (8, 6)."""
     source: str
+    bus: str
+    """Bus to the rest of the machine, such as `PCIe 4.0 x16`."""
+    nvlinks: int = 0
+    """Number of NVLinks that reach all other cards of a machine; bridges between two cards do not count."""
 
     @property
     def bfloat16(self) -> bool:
@@ -56,6 +60,8 @@ def load_gpu_specs() -> tuple[GpuSpec, ...]:
                 1e9 * row["bandwidth_gb_s"],
                 (int(major), int(minor)),
                 table["sources"][row["source"]],
+                row["bus"],
+                row.get("nvlinks", 0),
             )
         )
     return tuple(specs)

@@ -142,8 +142,10 @@ def estimate_train_phase(
         optimizer=memory.optimizer + memory.gradients,
         activations=memory.activations,
         head=memory.head,
+        # Several processes sum all gradients in one fp32 buffer.
         workspace=memory.temporaries
         + fragmentation_bytes
+        + memory.adapter * (memory_config.processes > 1)
         + (_CUBLAS_WORKSPACE_BYTES if target.device == "cuda" else 0),
         context=target.context,
     )

@@ -14,6 +14,8 @@ from lora_chat.planning.measured_shape import MeasuredShape
 from lora_chat.planning.overrides import Overrides, apply_overrides, training_differences, with_training
 from lora_chat.planning.phase_memory import PhaseMemory, estimate_phases, estimate_train_phase
 from lora_chat.planning.phase_time import step_seconds
+from lora_chat.planning.process_layout import ONE_PROCESS, TRAINING_PASSES, ProcessLayout, gather_seconds
+from lora_chat.planning.step_shares import StepShares, divide_steps
 from lora_chat.planning.trained_parts import measure_trained_parts
 from lora_chat.planning.weight_cache import count_cached_layers
 from lora_chat.planning.weight_memory import MemoryConfig, cached_weight_bytes
@@ -41,6 +43,17 @@ class PlanningProblem:
     target: TargetDevice
     trained_parameters: int | None = None
     """Exact number of trained weights, counted on the model without weights; None if the shape tells it."""
+    layout: ProcessLayout = ONE_PROCESS
+
+    @property
+    def of_one_process(self) -> "PlanningProblem":
+        """Return the same problem for one process with the whole base."""
+        return replace(self, layout=ONE_PROCESS)
+
+    @cached_property
+    def step_shares(self) -> dict[tuple[bool, int, bool], StepShares]:
+        """Return the divided steps of the plans tried so far, by the settings on which they depend."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,13 @@ class Candidate:
     def memory_config(self) -> MemoryConfig:
         """Return the settings on which memory depends."""
         config = memory_config_from_plan(self.plan, self.problem.shape)
-        return replace(config, trained_parameters=self.problem.trained_parameters)
+        layout = self.problem.layout
+        return replace(
+            config,
+            trained_parameters=self.problem.trained_parameters,
+            processes=layout.count,
+            sharded=layout.sharded,
+        )
 
     @cached_property
     def workload(self) -> Workload:
@@ -64,11 +83,24 @@ class Candidate:
         micro-batch is the larger one of packed and padded rows.
         """
         training = self.plan.training
-        workload = compute_workload(self.problem.data, training)
+        processes = self.problem.layout.count
+        workload = compute_workload(self.problem.data, training, processes)
         if not (training.fast_path and isinstance(self.problem.shape, MeasuredShape)):
             return workload
-        padded = largest_micro_batch(self.problem.data, training.model_copy(update={"fast_path": False}))
+        padded = largest_micro_batch(self.problem.data, training.model_copy(update={"fast_path": False}), processes)
         return replace(workload, largest=max(workload.largest, padded, key=lambda batch: batch.tokens))
+
+    @cached_property
+    def own_workload(self) -> Workload:
+        """Return the workload of the process that has the most to do; one process does everything."""
+        layout, training = self.problem.layout, self.plan.training
+        if layout.count == 1:
+            return self.workload
+        key = (training.fast_path, training.effective_batch_size, bool(training.neftune_alpha))
+        shares = self.problem.step_shares
+        if key not in shares:
+            shares[key] = divide_steps(self.problem.data, training, layout.count)
+        return shares[key].apply_to(self.workload, training)
 
     @cached_property
     def phases(self) -> tuple[PhaseMemory, ...]:
@@ -94,7 +126,10 @@ class Candidate:
     def seconds_per_step(self) -> float:
         """Return the seconds of one optimizer step at the device's peak; only ratios are meaningful."""
         speed = self.problem.target.speed or _REFERENCE_SPEED
-        return step_seconds(self.problem.shape, self.memory_config, self.plan.training, self.workload, speed)
+        workload = self.own_workload
+        seconds = step_seconds(self.problem.shape, self.memory_config, self.plan.training, workload, speed)
+        gathers = TRAINING_PASSES * workload.micro_batches
+        return seconds + gathers * gather_seconds(self.problem.shape, self.memory_config, self.problem.layout)
 
     def fits(self, limit: int) -> bool:
         """Return whether `sft` would stay within `limit` bytes."""
@@ -138,8 +173,13 @@ def _count_unquantized(plan: Plan, shape: ModelShape) -> int:
 def choose_plan(plan: Plan, problem: PlanningProblem, limit: int) -> Plan:
     """Choose the settings that the recipe leaves open.
 
-    Return the fastest plan within `limit` bytes, or the smallest plan if none is within it.
+    Return the fastest plan within `limit` bytes, or the smallest plan if none is within it. Several processes with
+    the whole base take the settings of one, if they fit, so that a run can be continued with another number of them.
     """
+    if problem.layout.count > 1 and not problem.layout.sharded:
+        alone = with_training(choose_plan(plan, problem.of_one_process, limit), cached_layers=0)
+        if (candidate := Candidate(alone, problem)).fits(limit):
+            return _with_cached_layers(candidate, limit).plan
     plan = with_training(plan, cached_layers=0)
     sizes = _micro_batch_plans(plan, problem) if "micro_batch_size" in plan.open_settings else [plan]
     checkpointing_is_open = "gradient_checkpointing" in plan.open_settings

@@ -22,7 +22,7 @@ def count_cached_layers(
     """
     # Without the fast path, 8-bit layers keep bitsandbytes' products, which round activations too.
     uses_dense_weights = memory_config.mode == "4bit" or (memory_config.mode == "8bit" and memory_config.fast_path)
-    if memory_config.on_cpu or not uses_dense_weights or plan.training.memory == "unlimited":
+    if memory_config.on_cpu or memory_config.sharded or not uses_dense_weights or plan.training.memory == "unlimited":
         return 0
     by_name = {phase.name: phase for phase in phases}
     peak = max(by_name[name].total for name in ("train", "validate") if name in by_name)

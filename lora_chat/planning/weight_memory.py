@@ -7,6 +7,9 @@ from lora_chat.config.stored_quantization import QuantizationMode
 from lora_chat.models.shape import ModelShape
 from lora_chat.planning.trained_parts import TrainedParts
 
+GATHERED_LAYERS = 2
+"""Number of decoder layers of a sharded base that a card has whole: the one in use and the next one (FSDP2)."""
+
 
 @dataclass(frozen=True)
 class MemoryConfig:
@@ -43,25 +46,52 @@ class MemoryConfig:
     """Modules and rows that are trained beside LoRA."""
     unquantized_weights: int = 0
     """Number of weights in linear layers that a quantized base leaves in 16 bits."""
+    processes: int = 1
+    """Number of processes that train together; several sum their gradients in a buffer."""
+    sharded: bool = False
+    """Whether each process has only its part of the base's weights."""
 
 
 def weight_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
     """Return the bytes of the frozen base in memory."""
-    bytes_per_value = memory_config.bytes_per_value
-    unquantized = memory_config.unquantized_weights
-    count = shape.num_linear_weights - unquantized
-    linear = {
-        "none": bytes_per_value * count,
-        # LLM.int8: one byte for each weight and one fp32 scale for each output.
-        "8bit": count + 4 * shape.num_linear_outputs,
-        # NF4: half a byte for each weight and one scale for each 64 weights. The scale is an fp32 number (count / 16),
-        # or with double quantization one byte, and one fp32 number for each 256 scales (QLoRA, section 3).
-        "4bit": count // 2 + (count // 64 + count // 4096 if memory_config.double_quantization else count // 16),
-    }[memory_config.mode]
+    layers, rest = layer_value_bytes(shape, memory_config), _outer_weight_bytes(shape, memory_config)
+    scales = _scale_bytes(shape, memory_config)
+    if memory_config.sharded:
+        # A part of the decoder layers, and two whole ones, because the next one is on its way. The scales are
+        # attributes of the quantized weights, so every card has them.
+        parts = -(-layers // memory_config.processes)
+        return parts + GATHERED_LAYERS * layers // shape.num_layers + scales + rest
     copy_bytes = weight_copy_bytes(shape, memory_config) if memory_config.on_cpu else 0
-    # Embeddings, norms and biases are never quantized.
-    rest = unquantized + shape.num_embedding_weights + shape.num_norm_and_bias_weights
-    return linear + copy_bytes + bytes_per_value * rest
+    return layers + scales + copy_bytes + rest
+
+
+def layer_value_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
+    """Return the bytes of the decoder layers' linear weights as they are stored, without the scales."""
+    count = shape.num_linear_weights - memory_config.unquantized_weights
+    values = {
+        "none": memory_config.bytes_per_value * count,
+        "8bit": count,  # LLM.int8: one byte for each weight
+        "4bit": count // 2,  # NF4: half a byte for each weight
+    }[memory_config.mode]
+    return values + memory_config.bytes_per_value * memory_config.unquantized_weights
+
+
+def _outer_weight_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
+    """Return the bytes of embeddings, norms and biases, which are never quantized."""
+    return memory_config.bytes_per_value * (shape.num_embedding_weights + shape.num_norm_and_bias_weights)
+
+
+def _scale_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:
+    """Return the bytes of the scales of quantized weights."""
+    count = shape.num_linear_weights - memory_config.unquantized_weights
+    return {
+        "none": 0,
+        # LLM.int8: one fp32 scale for each output.
+        "8bit": 4 * shape.num_linear_outputs,
+        # NF4: one scale for each 64 weights. It is an fp32 number (count / 16), or with double quantization one byte,
+        # and one fp32 number for each 256 scales (QLoRA, section 3).
+        "4bit": count // 64 + count // 4096 if memory_config.double_quantization else count // 16,
+    }[memory_config.mode]
 
 
 def weight_copy_bytes(shape: ModelShape, memory_config: MemoryConfig) -> int:

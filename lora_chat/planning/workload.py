@@ -55,8 +55,11 @@ def check_warmup(rows: int, plan: TrainingPlan) -> None:
         )
 
 
-def compute_workload(data: DataLengths, plan: TrainingPlan) -> Workload:
-    """Compute the workload of training on these rows by this plan."""
+def compute_workload(data: DataLengths, plan: TrainingPlan, processes: int = 1) -> Workload:
+    """Compute the workload of training on these rows by this plan.
+
+    Of several processes, it is the workload of all together, with the largest micro-batch that one of them can have.
+    """
     train = data.train
     rows, batch_size = len(train.tokens), plan.effective_batch_size
     lengths = train.through_last_label if plan.fast_path else train.tokens
@@ -67,7 +70,7 @@ def compute_workload(data: DataLengths, plan: TrainingPlan) -> Workload:
     step_tokens = step_rows * float(lengths.mean())
     if plan.fast_path:
         # A packed batch contains the shared prefix once, so every row but the first saves its tokens.
-        step_tokens -= _shared_prefix(data, plan) * max(
+        step_tokens -= count_shared_prefix(data, plan) * max(
             0.0, step_rows - _micro_batches_per_step(plan, step_tokens, step_rows)
         )
         count = _micro_batches_per_step(plan, step_tokens, step_rows)
@@ -85,12 +88,12 @@ def compute_workload(data: DataLengths, plan: TrainingPlan) -> Workload:
         supervised_share=float(train.supervised.sum() / lengths.sum()),
         # Mean over tokens, not over rows: a row of n tokens counts n times.
         mean_length=float((lengths.astype(float) ** 2).sum() / lengths.sum()),
-        largest=largest_micro_batch(data, plan),
+        largest=largest_micro_batch(data, plan, processes),
         mask_needed=not plan.fast_path and plan.micro_batch_size > 1 and int(lengths.min()) < int(lengths.max()),
     )
 
 
-def _shared_prefix(data: DataLengths, plan: TrainingPlan) -> int:
+def count_shared_prefix(data: DataLengths, plan: TrainingPlan) -> int:
     """Return the tokens that a packed batch contains once; none if each dialogue has its own embedding noise."""
     return data.shared_prefix if plan.fast_path and not plan.neftune_alpha else 0
 
@@ -111,37 +114,46 @@ def _mean_padded_tokens(lengths: "Numbers", size: int) -> float:
     return size * sum(longest) / len(longest)
 
 
-def largest_micro_batch(data: DataLengths, plan: TrainingPlan) -> MicroBatch:
+def largest_micro_batch(data: DataLengths, plan: TrainingPlan, processes: int = 1) -> MicroBatch:
     """Return an upper bound of every micro-batch; training tries this one before its first step."""
     train = data.train
     lengths = (train.through_last_label if plan.fast_path else train.tokens).tolist()
     supervised = train.supervised.tolist()
-    shared_prefix = _shared_prefix(data, plan)
-    longest_rows = select_largest_rows(lengths, plan, shared_prefix)
+    shared_prefix = count_shared_prefix(data, plan)
+    longest_rows = select_largest_rows(lengths, plan, shared_prefix, processes=processes)
     longest = max(lengths[i] for i in longest_rows)
     packed_tokens = sum(lengths[i] for i in longest_rows) - shared_prefix * (len(longest_rows) - 1)
     tokens = packed_tokens if plan.fast_path else longest * len(longest_rows)
     # The most supervised tokens may be in other rows than the longest ones.
-    most_supervised_rows = select_largest_rows(lengths, plan, shared_prefix, supervised)
+    most_supervised_rows = select_largest_rows(lengths, plan, shared_prefix, supervised, processes=processes)
     return MicroBatch(
         tokens, longest, max(sum(supervised[i] for i in rows) for rows in (longest_rows, most_supervised_rows))
     )
 
 
 def select_largest_rows(
-    lengths: Sequence[int], plan: TrainingPlan, shared_prefix: int, sort_keys: Sequence[int] | None = None
+    lengths: Sequence[int],
+    plan: TrainingPlan,
+    shared_prefix: int,
+    sort_keys: Sequence[int] | None = None,
+    *,
+    processes: int = 1,
 ) -> list[int]:
     """Return the indices of the rows that together form the largest micro-batch.
 
     Rows are taken in descending order of `sort_keys`, or of their length without it. A row that exceeds the remaining
-    token budget is skipped.
+    token budget is skipped. Each of several processes has only its share of a step.
     """
     size = sort_keys or lengths
     order = sorted(range(len(lengths)), key=lambda i: -size[i])
+    # Every process gets a dialogue before one gets a second, as long as there are enough of them.
+    most_rows = max(1, plan.effective_batch_size - processes + 1)
     if not plan.fast_path:
-        return order[: plan.micro_batch_size]
-    max_rows = plan.effective_batch_size if plan.micro_batch_tokens else plan.micro_batch_size
+        return order[: min(plan.micro_batch_size, most_rows)]
+    max_rows = min(plan.effective_batch_size if plan.micro_batch_tokens else plan.micro_batch_size, most_rows)
     remaining_tokens = (plan.micro_batch_tokens or sum(lengths)) - shared_prefix
+    if processes > 1:
+        remaining_tokens = min(remaining_tokens, _largest_share(lengths, plan, shared_prefix, processes))
     selected: list[int] = []
     for i in order[: plan.effective_batch_size]:
         length = lengths[i] - shared_prefix
@@ -150,3 +162,10 @@ def select_largest_rows(
             selected.append(i)
             remaining_tokens -= length
     return selected
+
+
+def _largest_share(lengths: Sequence[int], plan: TrainingPlan, shared_prefix: int, processes: int) -> int:
+    """Return the most tokens, without the shared prefix, that `share_by_size` gives to one process in any step."""
+    largest = sorted(lengths, reverse=True)[: plan.effective_batch_size]
+    # The share that gets its last row was the smallest one, so it had at most the mean of the others.
+    return -(-(sum(largest) - largest[0]) // processes) + largest[0] - shared_prefix

@@ -62,6 +62,24 @@ def test_planned_figures_in_the_readme_are_current(recipe_plans, monkeypatch):
     assert shown.count("| fits |") == len(GPU_RECIPES)
 
 
+def test_several_cards_are_compared_beside_the_plan_of_one(run):
+    words = ("plan", "recipes/smoke.yaml", "--gpu", "A100 SXM4 80GB", "--set", "data.validation_share=0.2")
+    one = json.loads(run(*words, "--json")[1])
+    several = json.loads(run(*words, "--json", "--gpus", "2")[1])
+    table = several.pop("cards")
+    seconds = several.pop("total_seconds"), several.pop("seconds")
+    assert several == {name: one[name] for name in several}
+    assert seconds == (one["total_seconds"], one["seconds"])
+    assert [(row["cards"], row["sharded"]) for row in table["rows"]] == [(1, False), (2, False), (2, True)]
+    assert table["rows"][0]["peak_bytes"] == one["peak_bytes"]
+    assert table["gradient_bytes"] == 4 * one["trainable_parameters"]
+    assert table["link"]["name"] == "NVLink (12 links)"
+    text = run(*words, "--gpus", "2")[1]
+    assert text.startswith(run(*words)[1].rstrip())
+    assert "Advice    A second card does not pay off" in text
+    assert "No figure for several cards has been measured" in text
+
+
 @pytest.mark.parametrize("name", [*GPU_RECIPES, "smoke"])
 def test_prints_a_table_of_all_phases(run, name):
     code, out, _ = run("plan", f"recipes/{name}.yaml", "--memory", "24GiB")
@@ -126,6 +144,12 @@ def test_suggests_a_change_that_fits(run):
         (["recipes/smoke.yaml", "--set", "adapter.experts=true"], 2, "this base has no experts"),
         (["recipes/smoke.yaml", "--set", "adapter.rank=128", "--set", "adapter.initialization=pissa"], 2, "has only"),
         ([], 2, "No recipe is given"),
+        (["recipes/smoke.yaml", "--gpus", "2"], 2, 'Fix: name it, such as --gpu "RTX 4090"'),
+        (["recipes/smoke.yaml", "--gpus", "2", "--gpu", "RTX 4091"], 2, "Similar names: GeForce RTX 4090"),
+        *(
+            (["recipes/smoke.yaml", "--gpus", n], 2, "not a number of cards")
+            for n in ("0", "-1", "65", "2.0", "9" * 99)
+        ),
         (["recipes/none.yaml"], 2, "Cannot read the recipe"),
     ],
 )
