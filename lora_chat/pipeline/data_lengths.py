@@ -54,7 +54,10 @@ def measure_lengths(
         validation=validation_lengths,
         prompt_tokens=tuple(max(1, length) for length in prompts),
         max_reply_tokens=plan.evaluation.max_new_tokens,
-        shared_prefix=_measure_shared_prefix(train.rows, rows.tokens, plan.training.effective_batch_size),
+        # With dropout each dialogue has its own masks, so a micro-batch contains every prefix.
+        shared_prefix=0
+        if plan.adapter.dropout
+        else _measure_shared_prefix(train.rows, rows.tokens, plan.training.effective_batch_size),
         general_prompt_tokens=tuple(map(len, render_prompts(tokenizer, general.items))) if general else (),
         general_counts=general.counts if general else (),
         is_estimated=is_estimated,

@@ -4,8 +4,10 @@
 - cached_weights: Dequantized weights on the GPU during training
 - candidate_plans: Plans with smaller micro-batches, for data that does not fit in memory
 - checkpoint_content: Checks of a checkpoint's content before it is resumed
+- counter_random: Random bits as a function of counters
 - embedding_noise: Noise on the embeddings in training
 - gradient_sum: Sum of the gradients of a step over the processes
+- keyed_dropout: Dropout by the key of each token
 - kept_step: The choice of the step whose adapter is saved
 - loss_scale: Skipped steps of the gradient scaler in fp16
 - measure_validation: Measurement of the validation set during training
@@ -20,8 +22,10 @@
 - single_card: TRL's settings for one card
 - step_copies: Copies of the trained weights of measured steps
 - step_collator: Collators of the dialogues of a step to micro-batches
+- step_randomness: Randomness of a step by seed, step, dialogue and module
 - stock_path: Checks of the padded batches and the LM head of TRL
 - stop_request: Signals that ask training to stop
+- token_keys: Keys of the tokens of a micro-batch
 - token_scores: Loss of each supervised token of a validation batch
 - trainer: SFTTrainer with packed micro-batches
 - training_run: The input and the result of one training

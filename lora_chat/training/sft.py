@@ -50,6 +50,7 @@ from lora_chat.training.progress_bar import ProgressView, open_progress_view
 from lora_chat.training.row_scores import RowScores
 from lora_chat.training.sft_config import make_sft_config
 from lora_chat.training.step_collator import make_packed_collator, make_padded_collator
+from lora_chat.training.step_randomness import ONE_BY_ONE_NOTE, StepRandomness, draws_other_numbers
 from lora_chat.training.stock_path import find_stock_path
 from lora_chat.training.stop_request import StopRequest, TrainingNotStarted, catch_stop_signals
 from lora_chat.training.training_run import TrainingResult, TrainingRun, make_dataset, measure_lengths
@@ -69,6 +70,7 @@ class PreparedTraining:
     """The parts of a training that all candidate plans share."""
 
     fast_path: FastPath
+    randomness: StepRandomness
     train_dataset: "Dataset"
     validation_lengths: Sequence[int]
     """Length of each validation row, in tokens; empty if they are not measured during training."""
@@ -147,7 +149,9 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
         fast_path = find_fast_path(run.model, sample, longest.input_ids, row_lengths)
     parts = fast_path.packed_collator, fast_path.head is not None, fast_path.fused
     current_group().check_equal("fast paths", f"{parts} {fast_path.notes}")
-    notes = list(fast_path.notes)
+    # The result of a sample may depend on rounding, so all processes take the answer of any of them.
+    one_by_one = bool(current_group().largest(draws_other_numbers(run.model, run.train_rows[0].input_ids)))
+    notes = [*fast_path.notes, ONE_BY_ONE_NOTE if one_by_one else ""]
     if fast_path.packed_collator is None or fast_path.head is None:
         notes.append(use_working_head(run.model.device))
     if run.plan.label_smoothing:
@@ -156,6 +160,7 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
         logger.info(note)
     return PreparedTraining(
         fast_path=fast_path,
+        randomness=StepRandomness(run.model, run.plan.seed, run.plan.neftune_alpha, one_by_one=one_by_one),
         train_dataset=make_dataset(run.train_rows),
         validation_lengths=validation_lengths,
         measured_steps=measured_steps,
@@ -174,8 +179,8 @@ def _make_trainer(run: TrainingRun, prepared: PreparedTraining) -> "PackedSFTTra
 
     fast_path = prepared.fast_path
     packed = fast_path.packed_collator
-    if packed and run.plan.neftune_alpha:
-        packed = replace(packed, share_prefix=False)  # because each dialogue has noise of its own
+    if packed and prepared.randomness.is_used:
+        packed = replace(packed, share_prefix=False)  # because each dialogue has its own random numbers
     trainer = PackedSFTTrainer(
         model=run.model,
         args=make_sft_config(run),
@@ -183,6 +188,7 @@ def _make_trainer(run: TrainingRun, prepared: PreparedTraining) -> "PackedSFTTra
         train_dataset=prepared.train_dataset,
         processing_class=run.tokenizer,
         plan=run.plan,
+        randomness=prepared.randomness,
         lm_head=fast_path.head,
     )
     if packed is None:
@@ -233,7 +239,7 @@ def _ready_to_train(
         with (
             cached_forwards(run.model),
             frozen_start.without_gradient() if frozen_start else nullcontext(),
-            trainer.embedding_noise.added_to(run.model) if trainer.embedding_noise else nullcontext(),
+            prepared.randomness.used_in_model(),
             prepared.fast_path.use_fused_layers(run.model),
             checkpoints.explain_checkpoint_errors() if checkpoints else nullcontext(),
             suppress(TrainingNotStarted),

@@ -13,12 +13,12 @@ from lora_chat.data.encoding.encode import IGNORE_INDEX
 from lora_chat.models.adapter import make_lora_plus_optimizer, write_peft_adapter
 from lora_chat.models.logits import compute_logits
 from lora_chat.processes.group import current_group
-from lora_chat.training.embedding_noise import EmbeddingNoise
 from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, split_supervised, sum_cross_entropy
 from lora_chat.training.fast_path.packed_batch import EncodedIds
 from lora_chat.training.gradient_sum import GradientSum
 from lora_chat.training.optimizer_groups import GroupSettings, read_group_settings
 from lora_chat.training.step_collator import StepBatch
+from lora_chat.training.step_randomness import StepRandomness
 from lora_chat.training.stock_path import StockPath
 from lora_chat.training.token_scores import TokenScores, concatenate_scores, score_logits
 
@@ -32,11 +32,18 @@ Batch = dict[str, Any]
 class PackedSFTTrainer(SFTTrainer):
     """SFTTrainer whose loss of a step is the mean cross entropy of the step's supervised tokens."""
 
-    def __init__(self, *, plan: TrainingPlan, lm_head: SupervisedLMHead | None = None, **kwargs: object) -> None:
+    def __init__(
+        self,
+        *,
+        plan: TrainingPlan,
+        randomness: StepRandomness,
+        lm_head: SupervisedLMHead | None = None,
+        **kwargs: object,
+    ) -> None:
         super().__init__(**kwargs)
         self._plan = plan
         self._gradient_sum = GradientSum(current_group())
-        self.embedding_noise = EmbeddingNoise(plan.neftune_alpha) if plan.neftune_alpha else None
+        self._randomness = randomness
         self.group_settings: tuple[GroupSettings, ...] = ()
         """The plan's settings of the optimizer's parameter groups."""
         self._lm_head = lm_head
@@ -113,13 +120,20 @@ class PackedSFTTrainer(SFTTrainer):
 
     def _run_micro_batch(self, model: torch.nn.Module, inputs: Batch, count: int) -> torch.Tensor:
         """Run forward and backward of one micro-batch. Return its part of the loss, detached."""
-        if self.embedding_noise:
-            self.embedding_noise.set_lengths(inputs)
-        if "packed_cu_seqlens" not in inputs:
-            train = super().training_step
-            parts = self.stock_path.split(inputs)
-            losses = [train(model, part, num_items_in_batch=count) for part in parts]
-            return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        is_packed = "packed_cu_seqlens" in inputs
+        losses = []
+        for rows in [inputs] if is_packed else self.stock_path.split(inputs):
+            for part in self._randomness.split(rows):
+                # The backward pass is inside, because gradient checkpointing repeats the forward pass there.
+                with self._randomness.seeded(part, self.state.global_step):
+                    losses.append(self._train_part(model, part, count, is_packed=is_packed))
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _train_part(self, model: torch.nn.Module, inputs: Batch, count: int, *, is_packed: bool) -> torch.Tensor:
+        """Run forward and backward of a batch that is computed together. Return its part of the loss, detached."""
+        if not is_packed:
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch=count)
+            return loss
         model.train()
         with self.compute_loss_context_manager():
             loss = self._packed_loss(model, self._prepare_inputs(inputs), count)

@@ -9,7 +9,6 @@ from test_equivalence import make_rows, train
 
 from lora_chat.config.recipe import TrainingSection
 from lora_chat.evaluation.loss import evaluate_loss
-from lora_chat.training.embedding_noise import EmbeddingNoise
 from lora_chat.training.fast_path.lm_head_loss import LMHeadLoss, allocate_logit_buffers
 from lora_chat.training.trainer import PackedSFTTrainer
 
@@ -100,26 +99,6 @@ def test_both_paths_smooth_labels_alike_and_validate_without(cache_home, tmp_pat
     rows = [json.loads(line) for line in (tmp_path / "fast" / "metrics.jsonl").read_text().splitlines()]
     validation = [row["validation_loss"] for row in rows if "validation_loss" in row]
     assert validation[-1] == pytest.approx(evaluate_loss(fast, ROWS[:2]), abs=1e-4)
-
-
-def test_noise_has_the_scale_of_each_dialogue_and_only_in_training():
-    noise = EmbeddingNoise(5.0)
-    embedding = torch.nn.Embedding(10, 64)
-    embedding.get_base_model = lambda: embedding
-    embedding.get_input_embeddings = lambda: embedding
-    ids = torch.zeros(1, 500, dtype=torch.int64)
-    clean = embedding(ids)
-    with noise.added_to(embedding):
-        noise.set_lengths({"packed_cu_seqlens": (0, 100, 500)})
-        difference = (embedding(ids) - clean)[0].abs()
-        for part, length in ((difference[:100], 100), (difference[100:], 400)):
-            assert float(part.max()) == pytest.approx(5 / math.sqrt(length * 64), rel=1e-3)
-            assert float(part.mean()) == pytest.approx(2.5 / math.sqrt(length * 64), rel=0.03)
-        noise.set_lengths({"attention_mask": torch.tensor([[1] * 100 + [0] * 400])})
-        padded = (embedding(ids) - clean)[0].abs()
-        assert float(padded.max()) == pytest.approx(5 / 80, rel=1e-3)
-        assert torch.equal(embedding.eval()(ids), clean)
-    assert torch.equal(embedding.train()(ids), clean)
 
 
 @pytest.mark.parametrize("fast_path", [True, False])

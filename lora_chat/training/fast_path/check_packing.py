@@ -74,7 +74,7 @@ def add_trained_tokens(model: "PeftModel", ids: "Sequence[int]") -> "Sequence[in
 @contextmanager
 def without_dropout(model: "PeftModel") -> "Iterator[None]":
     """Set evaluation mode, except for LLM.int8's layers, which round activations too outside of training."""
-    with _restored_modes(model):
+    with restored_modes(model):
         model.eval()
         for module in model.modules():
             if is_int8_linear(module):
@@ -83,7 +83,7 @@ def without_dropout(model: "PeftModel") -> "Iterator[None]":
 
 
 @contextmanager
-def _restored_modes(model: torch.nn.Module) -> "Iterator[None]":
+def restored_modes(model: torch.nn.Module) -> "Iterator[None]":
     """Restore at the end of the block whether each module is in training mode."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -104,7 +104,7 @@ def _matches_separate_logits(
     fast_attention = model.config._attn_implementation
     try:
         # Only a forward in training mode shows whether attention has dropout, which packed rows do not support.
-        with _restored_modes(model):
+        with restored_modes(model):
             model.train()
             model(**batch, use_cache=False)
         with without_dropout(model):
