@@ -1,5 +1,6 @@
 """Several processes that train one adapter together.
 
+- accelerate_variables: The settings of `accelerate launch`, which the recipe replaces
 - connect: The connections of the processes: torch.distributed's rendezvous and default group
 - failure: The failure that ends all processes
 - group: Values that the processes of a group exchange

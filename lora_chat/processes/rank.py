@@ -9,6 +9,11 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from lora_chat.errors import UsageError
+from lora_chat.processes.accelerate_variables import (
+    check_accelerate_modes,
+    check_single_process,
+    remove_accelerate_variables,
+)
 from lora_chat.system.sanitize import sanitize_line
 
 
@@ -61,12 +66,6 @@ _OTHER_VARIABLES = (
     *(RUN_VARIABLE, RESTART_VARIABLE, "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE"),
     *("TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_SIGNALS_TO_HANDLE", "FORK_LAUNCHED"),
 )
-_DEVICE_VARIABLES = ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE")
-"""Variables with which accelerate puts the data on another device than the model."""
-_ACCELERATE_MODES = tuple(
-    f"ACCELERATE_USE_{mode}" for mode in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
-)
-"""Variables of `accelerate launch` that split a model among processes."""
 _NUMBER = re.compile(r"[0-9]{1,6}")
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,253}")
 _MAX_SHOWN_CHARACTERS = 60
@@ -79,12 +78,7 @@ def read_rank(environment: MutableMapping[str, str]) -> Rank:
     The variables of a group of one process are removed at once. With several processes, `remove_group_variables` does
     it after they are connected.
     """
-    for name in _ACCELERATE_MODES:
-        if environment.get(name, "").strip().lower() in ("1", "true", "yes", "on"):
-            raise UsageError(
-                f"lora_chat does not use accelerate's {name.removeprefix('ACCELERATE_USE_')} mode "
-                f"({_show(environment, name)}). {_START}, or with `accelerate launch --multi_gpu`."
-            )
+    check_accelerate_modes(environment)
     torch_rank = _read_numbers(environment, _TORCH)
     mpi_ranks = [rank for rank in (_read_numbers(environment, names) for names in _MPI) if rank]
     rank = torch_rank or max(mpi_ranks, key=lambda rank: rank.size, default=None) or Rank()
@@ -95,6 +89,8 @@ def read_rank(environment: MutableMapping[str, str]) -> Rank:
             f"run of all data. {_START}, without mpirun or srun around it, or with one torchrun for each machine."
         )
     if rank.size == 1:
+        if torch_rank is None and not mpi_ranks:
+            check_single_process(environment)
         remove_group_variables(environment)
         return Rank()
     _check_address(environment, is_mpi=torch_rank is None)
@@ -119,11 +115,12 @@ def refuse_several_processes(environment: Mapping[str, str], command: str) -> No
 
 
 def remove_group_variables(environment: MutableMapping[str, str]) -> None:
-    """Remove the variables of the group, and accelerate's choice of a device, because `base.device` is the choice."""
+    """Remove the variables of the group, and accelerate's settings, because the recipe decides."""
+    remove_accelerate_variables(environment, is_first=environment.get(_TORCH.rank, "0").strip() in ("", "0"))
     for variables in (_TORCH, *_MPI):
         for name in variables.names:
             environment.pop(name, None)
-    for name in (*_OTHER_VARIABLES, *_DEVICE_VARIABLES):
+    for name in _OTHER_VARIABLES:
         environment.pop(name, None)
 
 
