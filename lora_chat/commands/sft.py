@@ -100,6 +100,7 @@ def _train_together(options: argparse.Namespace, rank: Rank) -> None:
             silence_output()
     if not 0 < options.process_timeout <= 7 * 24 * 60:
         raise UsageError(f"--process-timeout {options.process_timeout}: not a number of minutes. Fix: 30.")
+    from lora_chat.pipeline.follow_run import follow_run
     from lora_chat.pipeline.run_status import RunProgress
     from lora_chat.processes.connect import connect
     from lora_chat.processes.group import use_group
@@ -128,7 +129,7 @@ def _train_together(options: argparse.Namespace, rank: Rank) -> None:
             if group.is_first:
                 _fine_tune(options, recipe, progress)
             else:
-                raise UsageError("Several processes cannot train together yet. Fix: --processes 1.")
+                follow_run(recipe, progress)
             group.close()
 
 
