@@ -5,8 +5,9 @@ import signal
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from lora_chat.errors import LoraChatError, StoppedError
+from lora_chat.errors import LoraChatError
 from lora_chat.processes.rank import RESTART_VARIABLE, RUN_VARIABLE
+from lora_chat.system.signals import SignalInterrupt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,11 +79,9 @@ class Failure:
             return f"{self.label}{self.text}"
         return f"{self.label}Process {self.rank + 1} of {size}: {self.text}"
 
-    def to_error(self, message: str) -> LoraChatError:
+    def to_error(self) -> BaseException:
         """Return the exception with which another process leaves its work."""
-        if self.signal_number:
-            return StoppedError(message, self.signal_number)
-        return OtherProcessError(self)
+        return SignalInterrupt(self.signal_number) if self.signal_number else OtherProcessError(self)
 
 
 def describe_end(rank: int, return_code: int) -> Failure:

@@ -43,6 +43,10 @@ class ProcessGroup:
     def close(self) -> None:
         """Close the connections. All processes call it after their last exchange."""
 
+    def is_broken(self) -> bool:
+        """Return whether another process has failed, as far as this one knows now."""
+        return False
+
     @property
     def size(self) -> int:
         """Return the number of processes."""

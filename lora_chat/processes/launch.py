@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_chat.errors import UnavailableError, UsageError
 from lora_chat.processes.failure import (
@@ -170,6 +170,17 @@ def _make_agent(
 
     class RecordingAgent(LocalElasticAgent):
         """An agent that shows the other processes how a process ended."""
+
+        def _start_workers(self, worker_group: WorkerGroup) -> "dict[int, Any]":
+            # A process inherits the blocked signals and unblocks them when it can handle them.
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            try:
+                started: dict[int, Any] = super()._start_workers(worker_group)
+                for worker in worker_group.workers:
+                    worker.id = started[worker.local_rank]  # signals are forwarded to them from now on
+                return started
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
             for worker in worker_group.workers:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lora_chat.errors import ReportedError, StoppedError
 from lora_chat.processes.connect import join
-from lora_chat.processes.failure import PRINTED_KEY, Failure, key_prefix
+from lora_chat.processes.failure import PRINTED_KEY, Failure, OtherProcessError, key_prefix
 from lora_chat.processes.rank import Rank
 from lora_chat.processes.watch import Watch, WatchLimits
 from lora_chat.system.console import print_error, restore_output
@@ -63,10 +63,11 @@ class _Session:
 
     def end(self, error: BaseException) -> int:
         """Show the failure to the others, print it if this process is the one that prints, and return the exit code."""
-        failure = self._find_failure(error)
+        agreed = self._rank.index > 0 and isinstance(error, StoppedError) and self._wait_for_agreed_stop()
+        failure = self._describe(error) if agreed else self._find_failure(error)
         text = self._format(failure, error)
         self._watch.leave()
-        if self._rank.index == 0 or self._waits_for_nothing():
+        if not agreed and (self._rank.index == 0 or self._waits_for_nothing()):
             self._print(text)
         deadline = time.monotonic() + self._watch.limits.grace
         while not self._watch.have_all_left() and time.monotonic() < deadline:
@@ -74,6 +75,16 @@ class _Session:
         self._watch.stop()
         _end_soon()
         return failure.exit_code
+
+    def _wait_for_agreed_stop(self) -> bool:
+        """Wait until the first process has saved the adapter and ends too. Return False if it did not agree to stop."""
+        self._watch.leave()
+        while not self._watch.have_all_left():
+            if self._watch.failure or self._watch.is_waited_for():
+                self._watch.work()
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
 
     def print_if_first(self, failure: Failure) -> None:
         """Print the failure, if this is the process that prints; the main thread hangs."""
@@ -98,8 +109,9 @@ class _Session:
         """Return the message as this process prints it."""
         if failure.rank == self._rank.index:
             return f"{failure.label}{failure.text}"
-        if failure.signal_number and isinstance(error, StoppedError):
-            return str(error)
+        own = self._texts.describe(error) if error and not isinstance(error, OtherProcessError) else None
+        if own and own.exit_code == failure.exit_code and self._rank.index == 0:
+            return f"{own.label}{own.text}"  # all processes have the same problem, and the first knows most about it
         hint = self._texts.hint()
         return failure.format(self._rank.size, self._rank.index) + (f"\n{hint}" if hint else "")
 

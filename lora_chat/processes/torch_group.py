@@ -66,6 +66,9 @@ class TorchGroup(ProcessGroup):
 
         dist.destroy_process_group()
 
+    def is_broken(self) -> bool:
+        return self._watch is not None and self._watch.is_broken()
+
     def _next_key(self) -> str:
         """Return the key of the next message."""
         self._messages += 1

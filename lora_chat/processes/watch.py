@@ -26,6 +26,7 @@ from lora_chat.processes.failure import (
 )
 from lora_chat.processes.peers import Peer
 from lora_chat.processes.rank import Rank
+from lora_chat.system.activity import ActivityCounter, note_activity
 from lora_chat.system.signals import SignalInterrupt
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Watch:
         self._peers = peers
         self._beats = [_Beats() for _ in peers]
         self._parent = os.getppid()
-        self._progress = 0
+        self._activity = ActivityCounter()
         self._state = WORKS
         self._count = 0
         self._failed_at = 0.0
@@ -134,22 +135,18 @@ class Watch:
         """Raise the failure that the watch has seen. The main thread calls it while it waits for others."""
         if self.failure:
             self._noticed = True
-            raise self.failure.to_error(self.failure.text)
-
-    def note_progress(self) -> None:
-        """Count a step of the main thread's work, so that others wait for it."""
-        self._progress += 1
+            raise self.failure.to_error()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Mark the block as a wait for other processes."""
-        self._progress += 1
+        note_activity()
         self._state = WAITS
         try:
             yield
         finally:
             self._state = WORKS
-            self._progress += 1
+            note_activity()
 
     def look(self, seconds: float = 2.0) -> Failure | None:
         """Look at the other processes now, for at most `seconds`, and return the failure, if there is one."""
@@ -181,6 +178,20 @@ class Watch:
         """Show the others that this process has nothing left to do."""
         self._state = LEFT
         self._tick_wanted.set()
+
+    def work(self) -> None:
+        """Take back that this process has nothing left to do."""
+        self._state = WORKS
+
+    def is_broken(self) -> bool:
+        """Return whether another process has failed or has ended on this machine, without waiting for the watch."""
+        return self.failure is not None or any(map(self._has_ended, self._others()))
+
+    def is_waited_for(self) -> bool:
+        """Return whether all other processes have waited for a while, although this one has left."""
+        now = time.monotonic()
+        others = [self._beats[number] for number in self._others()]
+        return all(beats.state == WAITS and now - beats.moved > self.limits.interrupt for beats in others)
 
     def have_all_left(self) -> bool:
         """Return whether all processes have left or ended."""
@@ -221,7 +232,7 @@ class Watch:
 
     def _tick(self) -> None:
         """Write one beat, read those of the others and the failure."""
-        self._store.set(f"beat/{self.rank.index}", f"{self._count} {self._progress} {self._state}")
+        self._store.set(f"beat/{self.rank.index}", f"{self._count} {self._activity.read()} {self._state}")
         keys = [f"beat/{number}" for number in range(self.rank.size)]
         for beats, text in zip(self._beats, self._store.multi_get(keys), strict=True):
             beats.update(text.decode("ascii", "replace"))
@@ -254,20 +265,25 @@ class Watch:
                 )
                 self._fail(Failure(number, LOST_EXIT_CODE, text))
                 return
-        if self._state == WAITS and now - self._beats[self.rank.index].moved > self.limits.stall:
+        if self._state != WORKS and now - self._beats[self.rank.index].moved > self.limits.stall:
             self._look_for_stalled(now)
 
     def _look_for_stalled(self, now: float) -> None:
         """Record a failure if the process for which all others wait makes no progress."""
         for number in self._others():
             beats = self._beats[number]
-            if beats.state != WAITS and now - beats.moved > self.limits.stall:
+            if beats.state == WORKS and now - beats.moved > self.limits.stall:
                 text = (
                     f"it has made no progress for {self.limits.stall / 60:.3g} minutes. Fix: if the work takes longer, "
                     "raise --process-timeout; continue with --resume."
                 )
                 self._fail(Failure(number, LOST_EXIT_CODE, text))
                 return
+        left = [number for number in self._others() if self._beats[number].state == LEFT]
+        if left:
+            text = "it ended its work while others wait for it. Please report this."
+            self._fail(Failure(left[0], 1, text))
+            return
         if all(beats.state == WAITS and now - beats.moved > self.limits.stall for beats in self._beats):
             text = f"all processes wait for each other for {self.limits.stall / 60:.3g} minutes. Please report this."
             self._fail(Failure(self.rank.index, 1, text))

@@ -1,5 +1,6 @@
 """Services that every other package uses: files, processes, terminal, hub and limits.
 
+- activity: Signs that this process makes progress
 - atomic_write: Atomic writes of files and folders: written under a temporary name, synced and renamed
 - bar: A live line with a progress bar on stderr
 - bounded_call: Calls of library functions with a time limit

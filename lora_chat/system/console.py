@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
 
+from lora_chat.system.activity import note_activity
 from lora_chat.system.sanitize import TextFilter, sanitize_line, sanitize_text
 
 
@@ -63,6 +64,7 @@ _live_display: Callable[[str], None] | None = None
 
 def print_message(text: str) -> None:
     """Print a message to the user on stderr, because stdout is for results."""
+    note_activity()
     if _live_display:
         _live_display(text)
     else:

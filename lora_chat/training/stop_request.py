@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from lora_chat.processes.group import ProcessGroup
+from lora_chat.processes.group import ProcessGroup, current_group
 from lora_chat.system.signals import STOP_SIGNALS, SignalInterrupt, first_received_signal
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ def catch_stop_signals() -> Iterator[StopRequest]:
         if request.received:
             raise SignalInterrupt(signal_number)
         request.received = signal_number
+        if current_group().is_broken():
+            return  # torchrun stops this process because another one has ended
         logger.info("Stopping after this optimizer step, with a checkpoint. Send the signal again to stop immediately.")
 
     previous_handlers = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
