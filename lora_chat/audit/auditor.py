@@ -11,6 +11,7 @@ from lora_chat.audit.sensitive.scan import find_sensitive, may_contain_sensitive
 from lora_chat.audit.text_fields import TextField, list_text_fields
 from lora_chat.config.audit import FINDING_KINDS, AuditSection, FindingKind
 from lora_chat.data.dialogue import Dialogue
+from lora_chat.system.activity import note_activity
 
 MAX_SHOWN_FINDINGS = 20
 """Maximum number of findings of a kind in a report. The others are only counted."""
@@ -36,6 +37,7 @@ class Auditor:
 
     def add(self, dialogue: Dialogue, split: Split = "train") -> None:
         """Check one dialogue."""
+        note_activity()
         self._number = len(self._index.openings)
         fields = list_text_fields(dialogue)
         joined_text = "\n".join(field.text for field in fields)

@@ -12,6 +12,7 @@ from lora_chat.inference.batch_support import find_batch_support
 from lora_chat.inference.sampler import make_processors
 from lora_chat.inference.text_decoder import TextDecoder
 from lora_chat.models.shape import ModelShape, read_kv_sizes, read_shape
+from lora_chat.system.activity import note_activity
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.memory_limit import is_out_of_memory
 
@@ -79,6 +80,7 @@ def generate_ids(
         batch = [prompts[number] for number in numbers]
         try:
             replies += _generate_batch(model, pad, batch, stop_ids, max_new_tokens, generation, numbers)
+            note_activity()
             continue
         except Exception as error:
             if len(batch) == 1 or model.device.type == "cpu" or not is_out_of_memory(error):
@@ -109,6 +111,7 @@ def _generate_by_length(
             answers = _generate_batch(
                 model, pad, [prompts[n] for n in batch], stop_ids, max_new_tokens, generation, batch
             )
+            note_activity()
             for number, answer in zip(batch, answers, strict=True):
                 replies[number] = answer
     return replies

@@ -1,6 +1,7 @@
 """Several processes that train one adapter together.
 
 - accelerate_variables: The settings of `accelerate launch`, which the recipe replaces
+- agent: torchrun's agent for this machine
 - connect: The connections of the processes: torch.distributed's rendezvous and default group
 - failure: The failure that ends all processes
 - group: Values that the processes of a group exchange

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lora_chat.errors import LoraChatError, UnavailableError, UsageError, first_line
-from lora_chat.processes.failure import LOST_EXIT_CODE, clone_store
+from lora_chat.processes.failure import FAILURE_KEY, LOST_EXIT_CODE, Failure, OtherProcessError, clone_store
 from lora_chat.processes.peers import Peer, describe_this_process
 from lora_chat.processes.rank import Rank, remove_group_variables
 from lora_chat.processes.torch_group import TorchGroup
@@ -35,26 +35,42 @@ class ConnectError(LoraChatError):
 
 def join(rank: Rank, prefix: str, limits: WatchLimits, connect_seconds: float = _CONNECT_SECONDS) -> Watch:
     """Find the other processes and return the watch of this one, which has not been started."""
-    deadline = time.monotonic() + connect_seconds
     store = _open_store(rank, prefix, connect_seconds)
     here = describe_this_process()
     store.set(f"beat/{rank.index}", f"0 0 {WORKS}")
     store.set(f"peer/{rank.index}", here.to_json())
+    try:
+        peers = _wait_for_peers(rank, store, connect_seconds)
+    except KeyboardInterrupt:
+        raise_recorded_failure(store)  # torchrun stops this process because another one has ended
+        raise
+    _check_machines(rank, peers)
+    return Watch(rank, store, peers, limits)
+
+
+def _wait_for_peers(rank: Rank, store: "Store", seconds: float) -> list[Peer]:
+    """Return the descriptions of all processes when they are there."""
+    deadline = time.monotonic() + seconds
     keys = [f"peer/{number}" for number in range(rank.size)]
     parent = os.getppid()
     while not store.check(keys):
+        raise_recorded_failure(store)
         missing = [number + 1 for number in range(rank.size) if not store.check([f"peer/{number}"])]
         if os.getppid() != parent:
             raise ConnectError(f"The program that started the processes has ended. {_LOST}")
         if time.monotonic() > deadline and missing:
             raise ConnectError(
                 f"Processes {', '.join(map(str, missing))} of {rank.size} did not start within "
-                f"{connect_seconds:.0f} s. Fix: check their machines, and start all processes at the same time."
+                f"{seconds:.0f} s. Fix: check their machines, and start all processes at the same time."
             )
         time.sleep(_POLL_SECONDS)
-    peers = [Peer.from_json(text) for text in store.multi_get(keys)]
-    _check_machines(rank, peers)
-    return Watch(rank, store, peers, limits)
+    return [Peer.from_json(text) for text in store.multi_get(keys)]
+
+
+def raise_recorded_failure(store: "Store") -> None:
+    """Raise the failure of another process, which the launcher has recorded."""
+    if store.check([FAILURE_KEY]):
+        raise OtherProcessError(Failure.from_json(store.get(FAILURE_KEY)))
 
 
 def connect(rank: Rank, device: Literal["cuda", "cpu"], card: str, watch: Watch) -> TorchGroup:

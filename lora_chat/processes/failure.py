@@ -24,7 +24,7 @@ _SIGNAL_REASONS = {
     signal.SIGABRT: "a crash in native code",
     signal.SIGILL: "an instruction that this CPU does not have",
 }
-_CONTINUE = "Fix: continue with --resume; the last checkpoint is whole."
+CONTINUE = "Fix: continue with --resume; the last checkpoint is whole."
 
 
 class LostProcessError(LoraChatError):
@@ -55,6 +55,8 @@ class Failure:
     """Text before the message."""
     signal_number: int = 0
     """Signal of a user who stopped one process; 0 for an error."""
+    is_named: bool = False
+    """Whether the message already names the process."""
 
     def to_json(self) -> str:
         """Return the failure as JSON of bounded length."""
@@ -67,6 +69,7 @@ class Failure:
             raise ValueError("a failure of this length was not written by lora_chat")
         value = json.loads(text)
         kinds = {"rank": int, "exit_code": int, "text": str, "label": str, "signal_number": int}
+        kinds["is_named"] = bool
         if not isinstance(value, dict) or {name: type(inner) for name, inner in value.items()} != kinds:
             raise ValueError("not a failure")
         if not 0 < value["exit_code"] < 256:
@@ -75,7 +78,7 @@ class Failure:
 
     def format(self, size: int, reader: int) -> str:
         """Return the message as the process `reader` prints it, with the process that failed if it is another one."""
-        if self.rank == reader or not self.label:
+        if self.rank == reader or self.is_named or self.signal_number:
             return f"{self.label}{self.text}"
         return f"{self.label}Process {self.rank + 1} of {size}: {self.text}"
 
@@ -84,23 +87,29 @@ class Failure:
         return SignalInterrupt(self.signal_number) if self.signal_number else OtherProcessError(self)
 
 
-def describe_end(rank: int, return_code: int) -> Failure:
+def describe_lost(rank: int, size: int, text: str, exit_code: int = LOST_EXIT_CODE) -> Failure:
+    """Return the failure of a process about which others report; the text continues `Process N of M`."""
+    return Failure(rank, exit_code, f"Process {rank + 1} of {size} {text}", is_named=True)
+
+
+def describe_end(rank: int, size: int, return_code: int) -> Failure:
     """Return the failure of a process that ended without a message, from the return code that its parent saw."""
     if return_code >= 0:
-        text = f"it ended with exit code {return_code} before its work was done. {_CONTINUE}"
-        return Failure(rank, return_code or LOST_EXIT_CODE, text)
+        text = f"ended with exit code {return_code} before its work was done. {CONTINUE}"
+        return describe_lost(rank, size, text, return_code or LOST_EXIT_CODE)
     number = -return_code
     if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         return Failure(rank, 128 + number, "Stopped before the run began.", label="", signal_number=number)
-    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
-    reason = _SIGNAL_REASONS.get(signal.Signals(number)) if number in signal.valid_signals() else None
-    return Failure(rank, LOST_EXIT_CODE, f"it was ended by {name}{f', {reason}' if reason else ''}. {_CONTINUE}")
+    known = number in signal.valid_signals()
+    name = signal.Signals(number).name if known else f"signal {number}"
+    reason = _SIGNAL_REASONS.get(signal.Signals(number)) if known else None
+    return describe_lost(rank, size, f"was ended by {name}{f', {reason}' if reason else ''}. {CONTINUE}")
 
 
-def describe_disappearance(rank: int) -> Failure:
+def describe_disappearance(rank: int, size: int) -> Failure:
     """Return the failure of a process that ended without a message and whose return code is unknown."""
-    reason = "it ended without a message: it crashed, or it was killed, usually because the system ran out of memory"
-    return Failure(rank, LOST_EXIT_CODE, f"{reason} (see `dmesg`). {_CONTINUE}")
+    reason = "ended without a message: it crashed, or it was killed, usually because the system ran out of memory"
+    return describe_lost(rank, size, f"{reason} (see `dmesg`). {CONTINUE}")
 
 
 def key_prefix(environment: "Mapping[str, str]") -> str:

@@ -1,45 +1,37 @@
-"""`--processes N`: torchrun's agent for this machine starts N processes of the same command.
-
-The agent runs in this process. Its store listens on the loopback interface only, at a port that the system chooses, so
-that two runs never meet and nobody on the network reaches it.
-"""
+"""`--processes N`: torchrun's agent for this machine starts N processes of the same command."""
 
 import logging
 import os
 import secrets
 import signal
 import socket
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_chat.errors import UnavailableError, UsageError
-from lora_chat.processes.failure import (
-    FAILURE_KEY,
-    PRINTED_KEY,
-    Failure,
-    describe_end,
-    key_prefix,
-    record_failure,
+from lora_chat.processes.agent import (
+    kill_processes,
+    make_agent,
+    make_rendezvous,
+    open_local_store,
+    send_signal,
+    start_timer,
 )
+from lora_chat.processes.failure import FAILURE_KEY, PRINTED_KEY, Failure, describe_end, key_prefix
 from lora_chat.processes.rank import RESTART_VARIABLE, RUN_VARIABLE
 from lora_chat.system.console import print_message
 from lora_chat.system.signals import STOP_SIGNALS
 from lora_chat.system.worker import interpreter_command
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store, TCPStore
+    from torch._C._distributed_c10d import Store
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-    from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 LAUNCHER_VARIABLE = "LORA_CHAT_LAUNCHER_PID"
 """Environment variable with the number of the process that started this one."""
 MAX_PROCESSES = 64
-_LOOPBACK = "127.0.0.1"
-_STORE_TIMEOUT = timedelta(seconds=60)
 _SECONDS_AFTER_SECOND_SIGNAL = 10.0
 """Longest time that processes get to stop immediately."""
 
@@ -51,16 +43,16 @@ def launch_processes(count: int, arguments: Sequence[str]) -> int:
     from torch._C._distributed_c10d import PrefixStore
 
     logging.getLogger("torch").setLevel(logging.CRITICAL)  # because the processes report their failure
-    store, port = _open_store()
+    store, port = open_local_store()
     run_id = secrets.token_hex(8)
     prefixed = PrefixStore(key_prefix({RUN_VARIABLE: run_id, RESTART_VARIABLE: "0"}), store)
     os.environ.update(_child_variables(count, os.environ))
-    agent = _make_agent(count, [*interpreter_command(), *arguments], _make_rendezvous(store, port, run_id), prefixed)
+    agent = make_agent(count, [*interpreter_command(), *arguments], make_rendezvous(store, port, run_id), prefixed)
     with _forwarded_signals(agent) as signals:
         try:
             codes = _run_agent(agent, count)
         finally:
-            _kill(agent)
+            kill_processes(agent)
     return _finish(prefixed, codes, signals)
 
 
@@ -90,26 +82,6 @@ def check_count(count: int, environment: Mapping[str, str]) -> None:
         )
 
 
-def _open_store() -> "tuple[TCPStore, int]":
-    """Start a store that only this machine reaches, at a free port."""
-    from torch._C._distributed_c10d import TCPStore
-
-    listener = socket.socket()
-    listener.bind((_LOOPBACK, 0))
-    listener.listen(128)
-    port = listener.getsockname()[1]
-    store = TCPStore(
-        _LOOPBACK,
-        port,
-        None,
-        True,
-        _STORE_TIMEOUT,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )
-    return store, port
-
-
 def _child_variables(count: int, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that all processes get in addition to this one's."""
     variables = {LAUNCHER_VARIABLE: str(os.getpid())}
@@ -124,95 +96,6 @@ def _child_variables(count: int, environment: Mapping[str, str]) -> dict[str, st
 def _count_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _make_rendezvous(store: "TCPStore", port: int, run_id: str) -> "RendezvousHandler":
-    """Return the rendezvous of a single agent with the store of this process."""
-    from torch._C._distributed_c10d import PrefixStore
-    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
-
-    class LocalRendezvous(RendezvousHandler):
-        """A rendezvous without other machines."""
-
-        use_agent_store = True
-
-        def get_backend(self) -> str:
-            return "static"
-
-        def next_rendezvous(self) -> RendezvousInfo:
-            return RendezvousInfo(PrefixStore("agent", store), 0, 1, RendezvousStoreInfo(_LOOPBACK, port))
-
-        def is_closed(self) -> bool:
-            return False
-
-        def set_closed(self) -> None:
-            """Do nothing, because no other machine joins."""
-
-        def num_nodes_waiting(self) -> int:
-            return 0
-
-        def get_run_id(self) -> str:
-            return run_id
-
-        def shutdown(self) -> bool:
-            return True
-
-    return LocalRendezvous()
-
-
-def _make_agent(
-    count: int, command: Sequence[str], rendezvous: "RendezvousHandler", store: "Store"
-) -> "LocalElasticAgent":
-    """Return torchrun's agent, which records the end of a process before it stops the others."""
-    from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-
-    class RecordingAgent(LocalElasticAgent):
-        """An agent that shows the other processes how a process ended."""
-
-        def _start_workers(self, worker_group: WorkerGroup) -> "dict[int, Any]":
-            # A process inherits the blocked signals and unblocks them when it can handle them.
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-            try:
-                started: dict[int, Any] = super()._start_workers(worker_group)
-                for worker in worker_group.workers:
-                    worker.id = started[worker.local_rank]  # signals are forwarded to them from now on
-                return started
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-        def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-            for worker in worker_group.workers:
-                code = _exit_code_of(worker.id)
-                if code:
-                    record_failure(store, describe_end(worker.global_rank, code))
-            result: RunResult = super()._monitor_workers(worker_group)
-            return result
-
-    # The agent's own handlers would end it at the second signal, before the processes have ended.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-    spec = WorkerSpec(
-        role="lora_chat",
-        local_world_size=count,
-        entrypoint=command[0],
-        args=tuple(command[1:]),
-        rdzv_handler=rendezvous,
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    return RecordingAgent(spec, logs_specs=DefaultLogsSpecs(log_dir=os.devnull), start_method="spawn")
-
-
-def _exit_code_of(pid: int) -> int | None:
-    """Return how a child ended without reaping it: its exit code, a negative signal, or None while it runs."""
-    try:
-        status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-    except ChildProcessError:
-        return None
-    if status is None or status.si_pid == 0:
-        return None
-    return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
 
 
 def _run_agent(agent: "LocalElasticAgent", count: int) -> list[int]:
@@ -241,12 +124,10 @@ def _forwarded_signals(agent: "LocalElasticAgent") -> Iterator[_Signals]:
     def forward(number: int, frame: FrameType | None) -> None:
         signals.numbers.append(number)
         if len(signals.numbers) > 2:
-            _kill(agent)
+            kill_processes(agent)
         elif len(signals.numbers) == 2:
-            timer = threading.Timer(_SECONDS_AFTER_SECOND_SIGNAL, _kill, [agent])
-            timer.daemon = True
-            timer.start()
-        _send(agent, number)
+            start_timer(_SECONDS_AFTER_SECOND_SIGNAL, lambda: kill_processes(agent))
+        send_signal(agent, number)
 
     previous_handlers = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
@@ -256,27 +137,15 @@ def _forwarded_signals(agent: "LocalElasticAgent") -> Iterator[_Signals]:
             signal.signal(number, handler)
 
 
-def _send(agent: "LocalElasticAgent", number: int) -> None:
-    """Send a signal to the processes that run."""
-    for worker in agent.get_worker_group().workers:
-        if isinstance(worker.id, int) and _exit_code_of(worker.id) is None:
-            with suppress(ProcessLookupError):
-                os.kill(worker.id, number)
-
-
-def _kill(agent: "LocalElasticAgent") -> None:
-    """Kill the processes that still run."""
-    _send(agent, signal.SIGKILL)
-
-
 def _finish(store: "Store", codes: Sequence[int], signals: _Signals) -> int:
-    """Return the exit code of the run, and print the failure if every process that could print it was killed."""
-    if codes[0] >= 0 and not (codes[0] == 0 and any(codes)):
+    """Return the exit code of the run, and print the failure if every process that could print it was killed.
+
+    The first process ends last, so its exit code is the run's unless it was killed.
+    """
+    if codes[0] >= 0:
         return codes[0]
-    if codes[0] == 0 and store.check([FAILURE_KEY]) is False:
-        return 0
-    failure = _read_failure(store) or describe_end(*next((rank, code) for rank, code in enumerate(codes) if code))
-    if signals.numbers and codes[0] < 0:
+    failure = _read_failure(store) or describe_end(0, len(codes), codes[0])
+    if signals.numbers and not store.check([PRINTED_KEY]):
         failure = Failure(0, 128 + signals.numbers[0], "Stopped.", label="", signal_number=signals.numbers[0])
     if not store.check([PRINTED_KEY]):
         print_message(failure.format(len(codes), -1))

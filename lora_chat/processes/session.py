@@ -14,7 +14,7 @@ from lora_chat.processes.failure import PRINTED_KEY, Failure, OtherProcessError,
 from lora_chat.processes.rank import Rank
 from lora_chat.processes.watch import Watch, WatchLimits
 from lora_chat.system.console import print_error, restore_output
-from lora_chat.system.signals import ignore_later_signals
+from lora_chat.system.signals import ignore_signals
 
 _POLL_SECONDS = 0.05
 _EXIT_SECONDS = 15
@@ -37,7 +37,12 @@ def joined_processes(rank: Rank, limits: WatchLimits, texts: SessionTexts) -> It
 
     Raise ReportedError after a failure; the message has been printed then.
     """
-    watch = join(rank, key_prefix(os.environ), limits)
+    try:
+        watch = join(rank, key_prefix(os.environ), limits)
+    except OtherProcessError as error:
+        if rank.index == 0:
+            print_error(error.failure.format(rank.size, rank.index), label="")
+        raise ReportedError(error.exit_code) from None
     session = _Session(rank, watch, texts)
     watch.report = session.print_if_first
     watch.start()
@@ -48,8 +53,9 @@ def joined_processes(rank: Rank, limits: WatchLimits, texts: SessionTexts) -> It
             watch.check()
             time.sleep(_POLL_SECONDS)
     except BaseException as error:
-        ignore_later_signals()
+        ignore_signals()
         raise ReportedError(session.end(error)) from error
+    ignore_signals()
     watch.stop()
 
 

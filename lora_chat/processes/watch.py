@@ -17,17 +17,18 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from lora_chat.processes.failure import (
+    CONTINUE,
     FAILURE_KEY,
-    LOST_EXIT_CODE,
     Failure,
     clone_store,
     describe_disappearance,
+    describe_lost,
     record_failure,
 )
 from lora_chat.processes.peers import Peer
 from lora_chat.processes.rank import Rank
 from lora_chat.system.activity import ActivityCounter, note_activity
-from lora_chat.system.signals import SignalInterrupt
+from lora_chat.system.signals import SignalInterrupt, ignore_later_signals
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -135,6 +136,7 @@ class Watch:
         """Raise the failure that the watch has seen. The main thread calls it while it waits for others."""
         if self.failure:
             self._noticed = True
+            ignore_later_signals()
             raise self.failure.to_error()
 
     @contextmanager
@@ -164,8 +166,9 @@ class Watch:
             self.look()
         if self.failure is None:
             silent = max(self._others(), key=lambda number: time.monotonic() - self._beats[number].seen)
-            text = "the connection to it was lost. Fix: check the network and the machine, continue with --resume."
-            self._fail(Failure(silent, LOST_EXIT_CODE, text))
+            self._fail(
+                self._lost(silent, "lost its connection. Fix: check its machine and network; continue with --resume.")
+            )
         return self.failure
 
     def fail(self, failure: Failure) -> Failure:
@@ -194,8 +197,8 @@ class Watch:
         return all(beats.state == WAITS and now - beats.moved > self.limits.interrupt for beats in others)
 
     def have_all_left(self) -> bool:
-        """Return whether all processes have left or ended."""
-        return all(self._beats[number].state == LEFT or self._has_ended(number) for number in self._others())
+        """Return whether all processes have left, have ended or do not answer."""
+        return all(self._beats[number].state == LEFT or self.has_ended(number) for number in self._others())
 
     def has_ended(self, number: int) -> bool:
         """Return whether a process has ended, or has not answered for a while."""
@@ -248,22 +251,21 @@ class Watch:
         """Record a failure if another process has ended, is silent or makes no progress, or if the parent ended."""
         now = time.monotonic()
         if os.getppid() != self._parent:
-            text = "the program that started it has ended. Fix: continue with --resume."
-            self._fail(Failure(self.rank.index, LOST_EXIT_CODE, text))
+            self._fail(self._describe_lost_store())
             return
         for number in self._others():
             beats = self._beats[number]
             if self._has_ended(number):
                 time.sleep(self.limits.beat)  # the launcher knows the signal, and writes it first
                 if not self._store.check([FAILURE_KEY]):
-                    self._fail(describe_disappearance(number))
+                    self._fail(describe_disappearance(number, self.rank.size))
                 return
             if now - beats.seen > self.limits.silence:
                 text = (
-                    f"it has not answered for {self.limits.silence:.0f} s, because it is stopped, or its machine or "
+                    f"has not answered for {self.limits.silence:.0f} s, because it is stopped, or its machine or "
                     "network is down. Fix: check it, then continue with --resume."
                 )
-                self._fail(Failure(number, LOST_EXIT_CODE, text))
+                self._fail(self._lost(number, text))
                 return
         if self._state != WORKS and now - self._beats[self.rank.index].moved > self.limits.stall:
             self._look_for_stalled(now)
@@ -274,26 +276,27 @@ class Watch:
             beats = self._beats[number]
             if beats.state == WORKS and now - beats.moved > self.limits.stall:
                 text = (
-                    f"it has made no progress for {self.limits.stall / 60:.3g} minutes. Fix: if the work takes longer, "
+                    f"has made no progress for {self.limits.stall / 60:.3g} minutes. Fix: if the work takes longer, "
                     "raise --process-timeout; continue with --resume."
                 )
-                self._fail(Failure(number, LOST_EXIT_CODE, text))
+                self._fail(self._lost(number, text))
                 return
         left = [number for number in self._others() if self._beats[number].state == LEFT]
         if left:
-            text = "it ended its work while others wait for it. Please report this."
-            self._fail(Failure(left[0], 1, text))
+            text = "ended its work while others wait for it. Please report this."
+            self._fail(describe_lost(left[0], self.rank.size, text, exit_code=1))
             return
         if all(beats.state == WAITS and now - beats.moved > self.limits.stall for beats in self._beats):
-            text = f"all processes wait for each other for {self.limits.stall / 60:.3g} minutes. Please report this."
-            self._fail(Failure(self.rank.index, 1, text))
+            text = f"All processes wait for each other for {self.limits.stall / 60:.3g} minutes. Please report this."
+            self._fail(Failure(self.rank.index, 1, text, is_named=True))
+
+    def _lost(self, number: int, text: str) -> Failure:
+        return describe_lost(number, self.rank.size, text)
 
     def _describe_lost_store(self) -> Failure:
         if os.getppid() != self._parent:
-            text = "the program that started it has ended. Fix: continue with --resume."
-        else:
-            text = "the connection to the first process or to torchrun was lost. Fix: continue with --resume."
-        return Failure(self.rank.index, LOST_EXIT_CODE, text)
+            return self._lost(self.rank.index, f"ends, because the program that started it has ended. {CONTINUE}")
+        return self._lost(self.rank.index, f"lost its connection to the first process or to torchrun. {CONTINUE}")
 
     def _fail(self, failure: Failure) -> None:
         """Record a failure in the store, and take the first one there as the failure of all."""

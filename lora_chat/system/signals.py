@@ -39,6 +39,12 @@ def ignore_later_signals() -> None:
     _is_leaving = True
 
 
+def ignore_signals() -> None:
+    """Ignore stop signals until this process has ended, because its work is done; torchrun may still send one."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def first_received_signal() -> int:
     """Return the first signal received after `raise_on_signals`, or 0."""
     return _received_signals[0] if _received_signals else 0

@@ -33,18 +33,18 @@ class Case:
     """Regular expression of the only message."""
 
 
-KILLED = r"Error: Process {n} of 2: it was ended by SIGKILL, usually because the system ran out of memory .*--resume.*"
-SILENT = r"Error: Process {n} of 2: it has not answered for 8 s.*"
-STALLED = r"Error: Process {n} of 2: it has made no progress for 0.133 minutes.*"
+KILLED = r"Error: Process {n} of 2 was ended by SIGKILL, usually because the system ran out of memory .*--resume.*"
+SILENT = r"Error: Process {n} of 2 has not answered for 8 s.*"
+STALLED = r"Error: Process {n} of 2 has made no progress for 0.133 minutes.*"
 KINDS = {
     "SIGKILL": (11, KILLED),
-    "SIGSEGV": (11, r"Error: Process {n} of 2: it was ended by SIGSEGV, a crash in native code.*"),
-    "SIGABRT": (11, r"Error: Process {n} of 2: it was ended by SIGABRT, a crash in native code.*"),
+    "SIGSEGV": (11, r"Error: Process {n} of 2 was ended by SIGSEGV, a crash in native code.*"),
+    "SIGABRT": (11, r"Error: Process {n} of 2 was ended by SIGABRT, a crash in native code.*"),
     "SIGSTOP": (11, SILENT),
     "loop": (11, STALLED),
     "native hang": (11, STALLED),
     "native hang with the lock of the interpreter": (11, SILENT),
-    "exit": (7, r"Error: Process {n} of 2: it ended with exit code 7 before its work was done.*"),
+    "exit": (7, r"Error: Process {n} of 2 ended with exit code 7 before its work was done.*"),
     "error": (3, r"Error: (Process 2 of 2: )?Line 3 is not JSON. Fix: correct it."),
     "bug": (1, r"(?s)(Process 2 of 2: )?Traceback .*ZeroDivisionError: division by zero"),
     "memory": (5, r"Error: (Process 2 of 2: )?Out of memory.*"),

@@ -16,7 +16,9 @@ from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodedChunk
 from lora_chat.data.storage.ledger import Ledger
 from lora_chat.data.storage.store import StoreUnit, StoreWriter
 from lora_chat.errors import OutOfMemoryError
+from lora_chat.system.activity import note_activity
 from lora_chat.system.worker import pool_context
+from lora_chat.system.worker_start import exit_with_parent
 
 _MIN_PARALLEL_CHUNKS = 4
 """Fewest chunks for several processes; fewer are encoded before other processes would start."""
@@ -43,6 +45,7 @@ def build_store(
             for dialogue, rows in encoded.dialogues
         ]
         writer.write(units + blocks.add(encoded))
+        note_activity()
         on_progress(ledger)
     writer.write(blocks.flush())
     ledger.add(blocks.ledger)
@@ -83,8 +86,9 @@ def _map_in_order(pool: ProcessPoolExecutor, chunks: Iterable[RowChunk], ahead: 
 
 
 def _initialize_worker(encoder: ChunkEncoder) -> None:
-    """Set the encoder, and ignore Ctrl-C, which the parent handles for all processes."""
+    """Set the encoder, and ignore Ctrl-C, which the parent handles for all processes. End with the parent."""
     global _encoder
+    exit_with_parent(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _encoder = encoder
 

@@ -15,6 +15,7 @@ PACKAGE = Path(dialogue_cache.__file__).parents[2]
 UNDIGESTED = {
     "config/base.py": "checks settings, whose values are in the key",
     "errors.py": "classes and exit codes",
+    "system/activity.py": "counts work for other processes",
     "system/atomic_write.py": "writes what it is given",
     "system/cache_dir.py": "chooses the folder of the cache",
     "system/environment.py": "environment of processes",
@@ -33,6 +34,7 @@ UNDIGESTED_OF_DIALOGUES = UNDIGESTED | {
     "system/strict_yaml.py": "helps to find the files, whose content is in the key",
     "system/frames.py": "carries values between processes unchanged",
     "system/worker.py": "starts processes",
+    "system/worker_start.py": "can only end a process whose parent has ended",
 }
 UNDIGESTED_OF_AUDITS = UNDIGESTED | {
     "evaluation/questions.py": "the questions are in the key",
