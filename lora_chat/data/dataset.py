@@ -2,11 +2,14 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, overload
 
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
 from lora_chat.data.parsing.messages import parse_dialogue
+from lora_chat.data.row_lengths import RowLengths, concatenate_lengths, measure_masks
 from lora_chat.data.split import choose_held_out, choose_test, repeat_by_weight
 from lora_chat.data.storage.store import DialogueStore
 from lora_chat.errors import DataError
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
 class EncodedRows(Sequence[EncodedDialogue]):
     """Rows that are read from disk when they are used; `dataset` has them as datasets.Dataset."""
 
-    def __init__(self, table: "Dataset") -> None:
+    def __init__(self, table: "Dataset", lengths: RowLengths | None = None) -> None:
+        """Use the columns `input_ids` and `labels` (a mask) of a table; `lengths` are measured if they are unknown."""
         self.dataset = table.with_transform(_mask_to_labels)
+        self._lengths = lengths
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -30,12 +35,19 @@ class EncodedRows(Sequence[EncodedDialogue]):
     @property
     def lengths(self) -> "Numbers":
         """Return the length of each row in tokens, (rows,), without reading the rows."""
-        import numpy as np
-        import pyarrow.compute as pc
+        return self.measured.tokens
 
-        lengths: Numbers = pc.list_value_length(self.dataset.data.column("input_ids")).to_numpy()
-        indices = self.dataset._indices
-        return lengths if indices is None else lengths[np.asarray(indices.column(0))]
+    @cached_property
+    def measured(self) -> RowLengths:
+        """Return the lengths of all rows in order, without reading the rows."""
+        import numpy as np
+
+        if self._lengths is not None:
+            return self._lengths
+        chunks = self.dataset.data.column("labels").chunks
+        lengths = concatenate_lengths([measure_masks(chunk) for chunk in chunks if len(chunk)])
+        index_table = self.dataset._indices
+        return lengths if index_table is None else lengths.select(np.asarray(index_table.column(0)))
 
     @overload
     def __getitem__(self, index: int) -> EncodedDialogue: ...
@@ -67,13 +79,12 @@ class DialogueSet:
     def read(self) -> Iterator[Dialogue | list[int]]:
         """Yield the dialogues, and the ids of blocks of plain text."""
         for store, units in self.units_by_store:
-            table = store.open_rows()
-            unit_of_row, rows = _read_unit_numbers(table), EncodedRows(table.remove_columns("unit"))
+            rows = EncodedRows(store.open_rows())
             for number, path, line, row in store.read_units(units):
                 if row:  # its rows are not read, which takes most of the time
                     yield replace(parse_dialogue(row, line), path=path)
                 else:
-                    yield rows[int(unit_of_row.searchsorted(number))].input_ids
+                    yield rows[int(store.first_rows[number])].input_ids
         yield from self.read_blocks()
 
     def read_blocks(self) -> Iterator[list[int]]:
@@ -97,10 +108,9 @@ class DialogueSet:
     def iter_units(self) -> Iterator[tuple[str, int, Dialogue | None, list[EncodedDialogue]]]:
         """Yield file, line, dialogue (None for a block of plain text) and rows of each unit."""
         for store, units in self.units_by_store:
-            table = store.open_rows()
-            unit_of_row, rows = _read_unit_numbers(table), EncodedRows(table.remove_columns("unit"))
+            rows = EncodedRows(store.open_rows())
             for number, path, line, row in store.read_units(units):
-                begin, end = unit_of_row.searchsorted([number, number + 1]).tolist()
+                begin, end = store.first_rows[number : number + 2].tolist()
                 dialogue = replace(parse_dialogue(row, line), path=path) if row else None
                 yield path, line, dialogue, rows[begin:end]
 
@@ -109,7 +119,7 @@ def build_full_set(stores: Sequence[DialogueStore]) -> DialogueSet:
     """Return a set of all units of some stores."""
     import numpy as np
 
-    return _build_set([(store, np.arange(len(store.digests))) for store in stores])
+    return _build_set([(store, np.arange(store.unit_count)) for store in stores])
 
 
 def build_block_set(ids: Sequence[list[int]]) -> DialogueSet:
@@ -137,7 +147,8 @@ def concatenate_sets(sets: Sequence[DialogueSet]) -> DialogueSet:
     sets = sorted(sets, key=lambda dialogues: dialogues.block_count > 0)
     table = concatenate_datasets([dialogues.rows.dataset.with_format(None) for dialogues in sets])
     units_by_store = tuple(part for dialogues in sets for part in dialogues.units_by_store)
-    return DialogueSet(EncodedRows(table), units_by_store, sum(dialogues.block_count for dialogues in sets))
+    lengths = concatenate_lengths([dialogues.rows.measured for dialogues in sets])
+    return DialogueSet(EncodedRows(table, lengths), units_by_store, sum(dialogues.block_count for dialogues in sets))
 
 
 def select_units(dialogues: DialogueSet, numbers: Sequence[int]) -> DialogueSet:
@@ -219,7 +230,7 @@ def build_weighted_set(stores: Sequence[DialogueStore], weights: Sequence[float]
 
     return _build_set(
         [
-            (store, _repeat_units(store, np.arange(len(store.digests)), weight, seed))
+            (store, _repeat_units(store, np.arange(store.unit_count), weight, seed))
             for store, weight in zip(stores, weights, strict=True)
         ]
     )
@@ -235,32 +246,48 @@ def _build_set(units_by_store: Sequence[tuple[DialogueStore, "Numbers"]]) -> Dia
     import numpy as np
     from datasets import concatenate_datasets
 
-    tables = []
+    tables, lengths = [], []
     for store, units in units_by_store:
         table = store.open_rows()
-        rows = _find_rows(units, _read_unit_numbers(table))
-        table = table.remove_columns("unit")
+        rows = _find_rows(units, store.first_rows)
         is_whole_table = len(rows) == len(table) and bool((rows == np.arange(len(rows))).all())
-        tables.append(table if is_whole_table else table.select(rows))
-    if not sum(len(table) for table in tables):
+        if len(rows):
+            tables.append(table if is_whole_table else _select_rows(table, rows))
+            lengths.append(store.row_lengths if is_whole_table else store.row_lengths.select(rows))
+    if not tables:
         raise DataError("No dialogue is left for training or validation. Fix: add dialogues to the data.")
-    selected = EncodedRows(concatenate_datasets([table for table in tables if len(table)]))
-    unique_units = tuple((store, np.unique(units)) for store, units in units_by_store)
+    selected = EncodedRows(concatenate_datasets(tables), concatenate_lengths(lengths))
+    unique_units = tuple((store, _sort_units(units)) for store, units in units_by_store)
     return DialogueSet(selected, unique_units, repeated_units=tuple(units for _, units in units_by_store))
 
 
-def _read_unit_numbers(table: "Dataset") -> "Numbers":
-    """Return the number of the unit of each row of a store, (rows,), sorted."""
-    unit_of_row: Numbers = table.data.column("unit").to_numpy()
-    return unit_of_row
+def _select_rows(table: "Dataset", rows: "Numbers") -> "Dataset":
+    """Return a table with only some rows. `Dataset.select` would make a Python list of them."""
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    indices = pa.table({"indices": pa.array(rows, pa.uint64())})
+    fingerprint = blake2b(rows.tobytes(), key=table._fingerprint.encode()[:64], digest_size=8).hexdigest()
+    return Dataset(table.data, table.info, table.split, InMemoryTable(indices), fingerprint)
 
 
-def _find_rows(units: "Numbers", unit_of_row: "Numbers") -> "Numbers":
+def _sort_units(units: "Numbers") -> "Numbers":
+    """Return the different numbers of units, sorted."""
+    import numpy as np
+
+    is_sorted = bool((units[1:] > units[:-1]).all())
+    return units if is_sorted else np.unique(units)
+
+
+def _find_rows(units: "Numbers", first_rows: "Numbers") -> "Numbers":
     """Return the rows of units in the order of the units; the rows of a unit are consecutive."""
     import numpy as np
 
-    begins, ends = unit_of_row.searchsorted(units), unit_of_row.searchsorted(units, side="right")
-    counts = ends - begins
+    begins = first_rows[units]
+    counts = first_rows[units + 1] - begins
+    if bool((counts == 1).all()):
+        return begins
     offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     result: Numbers = np.repeat(begins, counts) + offsets
     return result

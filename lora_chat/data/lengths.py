@@ -1,41 +1,18 @@
-"""Lengths of rows and their supervised tokens, read from columns on disk, for the planner."""
+"""Lengths of rows, prompts and replies, for the planner."""
 
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_chat.data.dataset import EncodedRows
+from lora_chat.data.row_lengths import RowLengths
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
 
     Numbers = np.ndarray[Any, Any]
 
-
-@dataclass(frozen=True)
-class RowLengths:
-    """Token counts of rows; each field is (rows,)."""
-
-    tokens: "Numbers"
-    through_last_label: "Numbers"
-    """Tokens up to the last one with loss; the fast path drops the rest of a row."""
-    supervised: "Numbers"
-
-    @property
-    def longest(self) -> int:
-        """Return the tokens of the longest row, at least 1."""
-        return int(self.tokens.max(initial=1))
-
-    @property
-    def most_supervised(self) -> int:
-        """Return the largest number of supervised tokens of a row, at least 1."""
-        return int(self.supervised.max(initial=1))
-
-    @property
-    def mean_tokens(self) -> float:
-        """Return the mean length of a row; 0 without rows."""
-        return float(self.tokens.mean()) if len(self.tokens) else 0.0
+__all__ = ["DataLengths", "RowLengths", "measure_rows"]
 
 
 @dataclass(frozen=True)
@@ -99,32 +76,5 @@ class DataLengths:
 
 
 def measure_rows(rows: EncodedRows) -> RowLengths:
-    """Measure all rows in order, from whole columns."""
-    import numpy as np
-
-    parts = [_measure_chunk(chunk) for chunk in rows.dataset.data.column("labels").chunks if len(chunk)]
-    if not parts:
-        none = np.zeros(0, np.int64)
-        return RowLengths(none, none, none)
-    tokens, through_last_label, supervised = (np.concatenate(column) for column in zip(*parts, strict=True))
-    index_table = rows.dataset._indices
-    if index_table is not None:
-        indices = np.asarray(index_table.column(0))
-        tokens, through_last_label, supervised = tokens[indices], through_last_label[indices], supervised[indices]
-    return RowLengths(tokens, through_last_label, supervised)
-
-
-def _measure_chunk(masks: "pa.ListArray") -> tuple["Numbers", "Numbers", "Numbers"]:
-    """Return the three fields of `RowLengths`, each (rows,), of a column of masks of tokens with loss."""
-    import numpy as np
-
-    offsets = np.asarray(masks.offsets)
-    # Positions of all tokens with loss, in the concatenation of the rows.
-    labelled = np.flatnonzero(masks.values.to_numpy(zero_copy_only=False))
-    begins, ends = offsets[:-1], offsets[1:]
-    first, after = labelled.searchsorted(begins), labelled.searchsorted(ends)
-    supervised = after - first
-    # A row without loss is not shortened.
-    last = np.append(labelled, 0)[np.maximum(after - 1, 0)]
-    through_last_label = np.where(supervised > 0, last - begins + 1, ends - begins)
-    return ends - begins, through_last_label, supervised
+    """Return the lengths of all rows in order."""
+    return rows.measured

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _TEST_SEED = 0x7E57
 """Number added to the seed for the choice of test dialogues."""
+_MIN_CANDIDATES, _LIST_LENGTH = 1000, 1 << 16
+"""Smallest number of units that are sorted for a choice, and numbers that are converted to Python at a time."""
 
 
 def choose_held_out(digests: "Numbers", share: float, seed: int, max_held_out: int | None = None) -> "Numbers":
@@ -66,20 +68,38 @@ def _choose_groups(digests: "Numbers", wanted: int, seed: int) -> "Numbers":
     """Return which units are chosen, (units,) bool: about `wanted`, all or none of equal ones, and never all groups."""
     import numpy as np
 
-    unique_digests, group_of_unit, counts = np.unique(digests, return_inverse=True, return_counts=True)
-    order = np.argsort(_random_keys(unique_digests, seed), kind="stable")
-    chosen = np.zeros(len(unique_digests), bool)
-    held_out_count = 0
-    for group in order[:-1].tolist():
-        if held_out_count + counts[group] <= wanted:
-            chosen[group] = True
-            held_out_count += int(counts[group])
-            if held_out_count == wanted:
-                break
+    keys = _random_keys(digests, seed)  # different digests have different keys
+    result: Numbers = np.zeros(len(keys), bool)
+    count = 2 * wanted + _MIN_CANDIDATES
+    while True:
+        # Only the units with the smallest keys are sorted, because few of millions are held out.
+        limit = np.partition(keys, count)[count] if count < len(keys) else keys.max()
+        units = np.flatnonzero(keys <= limit)
+        is_whole = len(units) == len(keys)
+        _, group_of_unit, counts = np.unique(keys[units], return_inverse=True, return_counts=True)
+        chosen, held_out_count = _take_groups(counts[:-1] if is_whole else counts, wanted)
+        if is_whole or held_out_count == wanted:
+            break
+        count *= 8
     if not held_out_count:  # every group is larger than the share, so the smallest is the closest
-        chosen[order[np.argmin(counts[order])]] = True
-    result: Numbers = chosen[group_of_unit]
+        chosen = np.arange(len(counts)) == np.argmin(counts)
+    result[units[np.append(chosen, False)[group_of_unit]]] = True
     return result
+
+
+def _take_groups(counts: "Numbers", wanted: int) -> tuple["Numbers", int]:
+    """Return which groups are taken in their order, each one that does not exceed the number, and their units."""
+    import numpy as np
+
+    chosen, taken = np.zeros(len(counts), bool), 0
+    for begin in range(0, len(counts), _LIST_LENGTH):
+        for group, count in enumerate(counts[begin : begin + _LIST_LENGTH].tolist(), begin):
+            if taken + count <= wanted:
+                chosen[group] = True
+                taken += count
+                if taken == wanted:
+                    return chosen, taken
+    return chosen, taken
 
 
 def repeat_by_weight(units: "Numbers", digests: "Numbers", weight: float, seed: int) -> "Numbers":
@@ -87,6 +107,8 @@ def repeat_by_weight(units: "Numbers", digests: "Numbers", weight: float, seed: 
     import numpy as np
 
     repeats, fraction = int(weight), weight - int(weight)
+    if repeats == 1 and not fraction:
+        return units
     sample_size = round(len(units) * fraction) or int(len(units) > 0 and not repeats)  # at least one unit of a source
     order = np.argsort(_random_keys(digests, seed + 1), kind="stable")
     result: Numbers = np.concatenate([*[units] * repeats, np.sort(units[order[:sample_size]])])

@@ -140,24 +140,23 @@ def measure_packing(lengths: "Numbers", micro_batch_size: int, limit: int) -> Pa
 
 def length_histogram(lengths: "Numbers") -> tuple[tuple[int, int, int], ...]:
     """Return bars of equal width from the shortest to the longest row."""
+    import numpy as np
+
     low, high = int(lengths.min()), int(lengths.max())
     width = max(1, -(-(high - low + 1) // _HISTOGRAM_BARS))
     edges = range(low, high + 1, width)
-    return tuple((edge, min(edge + width - 1, high), _count_between(lengths, edge, edge + width)) for edge in edges)
-
-
-def _count_between(lengths: "Numbers", low: int, high: int) -> int:
-    """Count the lengths from `low` to below `high`."""
-    return int(((lengths >= low) & (lengths < high)).sum())
+    counts = np.bincount((lengths - low) // width, minlength=len(edges)).tolist()
+    return tuple((edge, min(edge + width - 1, high), count) for edge, count in zip(edges, counts, strict=True))
 
 
 def padded_token_share(lengths: "Numbers", size: int) -> float:
     """Return the share of tokens in padded batches of `size` rows in random order (seed 0)."""
     import numpy as np
 
-    order = np.random.default_rng(0).permutation(len(lengths))
-    shuffled = lengths[order]
-    positions = sum(int(batch.max()) * len(batch) for batch in np.split(shuffled, range(size, len(shuffled), size)))
+    shuffled = np.random.default_rng(0).permutation(lengths)
+    begins = np.arange(0, len(shuffled), size)
+    longest = np.maximum.reduceat(shuffled, begins).astype(np.int64)
+    positions = int((longest * np.diff(begins, append=len(shuffled))).sum())
     return float(lengths.sum()) / positions
 
 
@@ -171,8 +170,9 @@ def packed_token_share(lengths: "Numbers", limit: int) -> float:
     rows = 0
     free: list[int] = []  # free tokens of packed rows, sorted, each value once
     count: dict[int, int] = {}  # number of packed rows with that many free tokens
-    values, counts = np.unique(lengths, return_counts=True)
-    for length, left in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
+    counts = np.bincount(lengths)
+    values = np.flatnonzero(counts)[::-1]
+    for length, left in zip(values.tolist(), counts[values].tolist(), strict=True):
         while left:
             # The fullest packed row that has room, or a new one.
             index = bisect_left(free, length)

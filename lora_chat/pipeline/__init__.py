@@ -52,6 +52,7 @@
 - repeat_comparison: The comparison of a receipt, repeated on dialogues
 - report_runs: The report of a run, or the comparison of several, written as a web page
 - resume: The run and the checkpoint from which training continues
+- row_digest: The digest of the training rows
 - run_identity: The fields that make two runs the same
 - run_status: The progress of a run, and its messages when it is stopped
 - saved_training: The input of a training, and the files that are written at its end

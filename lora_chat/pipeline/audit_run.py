@@ -73,6 +73,9 @@ def _remaining(dialogues: DialogueSet, numbers: Sequence[int], name: str, report
 
 def _find_shared_system_message(*sets: DialogueSet) -> str | None:
     """Return the system message with which all remaining dialogues begin, if any."""
+    known = {system for dialogues in sets for store, _ in dialogues.units_by_store for system in store.ledger.systems}
+    if known == {None}:  # no dialogue has a system message, so none is read
+        return None
     shared: set[str | None] = set()
     for unit in (unit for dialogues in sets for unit in dialogues.read()):
         first = unit.messages[0] if isinstance(unit, Dialogue) else None

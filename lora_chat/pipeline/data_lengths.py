@@ -14,8 +14,6 @@ from lora_chat.evaluation.questions import Question
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lora_chat.data.lengths import Numbers
-
 
 def measure_lengths(
     plan: Plan,
@@ -57,7 +55,7 @@ def measure_lengths(
         # With dropout each dialogue has its own masks, so a micro-batch contains every prefix.
         shared_prefix=0
         if plan.adapter.dropout
-        else _measure_shared_prefix(train.rows, rows.tokens, plan.training.effective_batch_size),
+        else _measure_shared_prefix(train.rows, plan.training.effective_batch_size),
         general_prompt_tokens=tuple(map(len, render_prompts(tokenizer, general.items))) if general else (),
         general_counts=general.counts if general else (),
         is_estimated=is_estimated,
@@ -66,10 +64,10 @@ def measure_lengths(
     )
 
 
-def _measure_shared_prefix(rows: EncodedRows, lengths: "Numbers", count: int) -> int:
+def _measure_shared_prefix(rows: EncodedRows, count: int) -> int:
     """Return the length of the prefix shared by the `count` longest rows, which form the largest micro-batch."""
     from lora_chat.training.fast_path.packed_batch import EncodedIds, PackedBatchCollator, count_shared_prefix
 
-    longest = (-lengths).argsort(kind="stable")[:count].tolist()
+    longest = rows.measured.find_largest("tokens", count).tolist()
     encoded_rows: list[EncodedIds] = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels} for i in longest]
     return count_shared_prefix([PackedBatchCollator.trim(row) for row in encoded_rows])

@@ -1,15 +1,14 @@
 """The fields that make two runs the same, so that a checkpoint is not continued as another run."""
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 
 from lora_chat.config.base import StrictModel
 from lora_chat.config.plan import Plan, TrainingPlan
 from lora_chat.config.recipe import AdapterSection, TrainingSection
-from lora_chat.data.dataset import DialogueSet
 from lora_chat.errors import IntegrityError, UsageError
 from lora_chat.pipeline.parent import Parent, digest_config
 from lora_chat.pipeline.prepare import PreparedRun
+from lora_chat.pipeline.row_digest import digest_rows
 
 _ACCEPTABLE_CHANGES = {
     "training.epochs",
@@ -78,20 +77,6 @@ def describe_run(
     del fields["training.cached_layers"]  # copies of weights, which change no result
     del fields["precision.coverage"]  # it follows from the base and the mode
     return fields | {f"{_VERSIONS_PREFIX}{name}": version for name, version in versions.items()}
-
-
-def digest_rows(dialogues: DialogueSet) -> str:
-    """Return the SHA-256 of the token ids and labels of all rows in their order."""
-    import numpy as np
-
-    digest = hashlib.sha256()
-    for batch in dialogues.rows.dataset.with_format("arrow").iter(batch_size=4096):
-        for name in ("input_ids", "labels"):
-            column = batch.column(name).combine_chunks()
-            lengths = column.value_lengths().to_numpy().astype(np.int64)
-            digest.update(lengths.tobytes())
-            digest.update(column.flatten().to_numpy(zero_copy_only=False).astype(np.int32).tobytes())
-    return digest.hexdigest()
 
 
 def check_same_run(

@@ -6,16 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from lora_chat.audit.overlap.digests_file import encode_digests, read_digests
+from lora_chat.audit.overlap.digests_file import MAX_DIGESTS_BYTES, decode_digests, encode_digests, read_digests
 from lora_chat.audit.overlap.find_overlap import EvaluatedItem, find_overlap, find_seen_questions
 from lora_chat.audit.overlap.training_digests import DigestCollector, TrainingDigests, merge_digests
+from lora_chat.audit.redactor import AUDIT_CODE_PATHS
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.data.dialogue import Dialogue
+from lora_chat.data.storage.results import find_or_compute
 from lora_chat.evaluation.overlap import OverlapReport, make_overlap_report
 from lora_chat.pipeline.open_adapter import OpenAdapter
 from lora_chat.pipeline.prepare import PreparedEvaluation, PreparedRun
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.console import display_path
+from lora_chat.system.hashing import digest_code
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ def keep_training_digests(run: RunFolder, prepared: PreparedRun) -> PreparedRun:
 
     The digests of a parent that the run keeps are included, because the adapter was trained on its dialogues too.
     """
-    digests = _collect_digests(prepared.train)
+    digests = _find_digests(prepared.train)
     earlier = read_digests(RunFolder(run.parent).training_digests)
     if earlier is not None:
         digests = merge_digests(digests, earlier)
@@ -68,6 +71,17 @@ def _find_overlap(prepared: PreparedEvaluation, digests: TrainingDigests) -> Ove
         row_counts.append(1)
     questions = find_seen_questions(digests, [question.question for question in prepared.questions])
     return make_overlap_report(find_overlap(digests, items), locations, questions, row_counts)
+
+
+def _find_digests(train: DialogueSet) -> TrainingDigests:
+    """Return the digests of a training set. They are kept beside its encoded dialogues, because they take long."""
+    if train.block_count or not train.units_by_store:
+        return _collect_digests(train)
+    code = digest_code(*AUDIT_CODE_PATHS)
+    content = find_or_compute(
+        train.units_by_store, "digests", code, MAX_DIGESTS_BYTES, lambda: encode_digests(_collect_digests(train))
+    )
+    return decode_digests(content)
 
 
 def _collect_digests(train: DialogueSet) -> TrainingDigests:

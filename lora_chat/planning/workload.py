@@ -10,7 +10,7 @@ from lora_chat.errors import RecipeError
 from lora_chat.planning.layer_memory import MicroBatch
 
 if TYPE_CHECKING:
-    from lora_chat.data.lengths import Numbers
+    from lora_chat.data.row_lengths import LengthField, Numbers, RowLengths
 
 _NUM_SAMPLED_BATCHES = 200
 """Number of random micro-batches whose padding is averaged; the mean is within a percent of the exact one."""
@@ -62,12 +62,14 @@ def compute_workload(data: DataLengths, plan: TrainingPlan, processes: int = 1) 
     """
     train = data.train
     rows, batch_size = len(train.tokens), plan.effective_batch_size
-    lengths = train.through_last_label if plan.fast_path else train.tokens
+    field: LengthField = "through_last_label" if plan.fast_path else "tokens"
+    lengths, sums = getattr(train, field), train.sum_up(field)
+    supervised = train.sum_up("supervised")
     steps_per_epoch = max(1, -(-rows // batch_size))
     steps = count_steps(rows, plan)
     rows_seen = steps / steps_per_epoch * rows
     step_rows = rows_seen / steps
-    step_tokens = step_rows * float(lengths.mean())
+    step_tokens = step_rows * sums.mean
     if plan.fast_path:
         # A packed batch contains the shared prefix once, so every row but the first saves its tokens.
         step_tokens -= count_shared_prefix(data, plan) * max(
@@ -84,12 +86,12 @@ def compute_workload(data: DataLengths, plan: TrainingPlan, processes: int = 1) 
         step_tokens=step_tokens,
         step_positions=positions,
         micro_batches=max(1.0, count),
-        supervised_tokens=round(rows_seen * float(train.supervised.mean())),
-        supervised_share=float(train.supervised.sum() / lengths.sum()),
+        supervised_tokens=round(rows_seen * supervised.mean),
+        supervised_share=supervised.total / sums.total,
         # Mean over tokens, not over rows: a row of n tokens counts n times.
-        mean_length=float((lengths.astype(float) ** 2).sum() / lengths.sum()),
+        mean_length=sums.squares / sums.total,
         largest=largest_micro_batch(data, plan, processes),
-        mask_needed=not plan.fast_path and plan.micro_batch_size > 1 and int(lengths.min()) < int(lengths.max()),
+        mask_needed=not plan.fast_path and plan.micro_batch_size > 1 and sums.shortest < sums.longest,
     )
 
 
@@ -117,18 +119,32 @@ def _mean_padded_tokens(lengths: "Numbers", size: int) -> float:
 def largest_micro_batch(data: DataLengths, plan: TrainingPlan, processes: int = 1) -> MicroBatch:
     """Return an upper bound of every micro-batch; training tries this one before its first step."""
     train = data.train
-    lengths = (train.through_last_label if plan.fast_path else train.tokens).tolist()
-    supervised = train.supervised.tolist()
+    field: LengthField = "through_last_label" if plan.fast_path else "tokens"
     shared_prefix = count_shared_prefix(data, plan)
-    longest_rows = select_largest_rows(lengths, plan, shared_prefix, processes=processes)
-    longest = max(lengths[i] for i in longest_rows)
-    packed_tokens = sum(lengths[i] for i in longest_rows) - shared_prefix * (len(longest_rows) - 1)
-    tokens = packed_tokens if plan.fast_path else longest * len(longest_rows)
+    longest_rows = _find_largest_rows(train, plan, shared_prefix, field, field, processes)
     # The most supervised tokens may be in other rows than the longest ones.
-    most_supervised_rows = select_largest_rows(lengths, plan, shared_prefix, supervised, processes=processes)
-    return MicroBatch(
-        tokens, longest, max(sum(supervised[i] for i in rows) for rows in (longest_rows, most_supervised_rows))
-    )
+    most_supervised_rows = _find_largest_rows(train, plan, shared_prefix, field, "supervised", processes)
+    lengths = getattr(train, field)[longest_rows].tolist()
+    packed_tokens = sum(lengths) - shared_prefix * (len(lengths) - 1)
+    tokens = packed_tokens if plan.fast_path else max(lengths) * len(lengths)
+    most_supervised = max(int(train.supervised[rows].sum()) for rows in (longest_rows, most_supervised_rows))
+    return MicroBatch(tokens, max(lengths), most_supervised)
+
+
+def _find_largest_rows(
+    train: "RowLengths",
+    plan: TrainingPlan,
+    shared_prefix: int,
+    field: "LengthField",
+    sort_field: "LengthField",
+    processes: int,
+) -> "Numbers":
+    """Return the numbers of the rows of the largest micro-batch, which are among the largest of a whole step."""
+    candidates = train.find_largest(sort_field, plan.effective_batch_size)
+    lengths, sort_keys = (getattr(train, name)[candidates].tolist() for name in (field, sort_field))
+    longest = getattr(train, field)[train.find_largest(field, plan.effective_batch_size)].tolist()
+    rows = select_largest_rows(lengths, plan, shared_prefix, sort_keys, processes=processes, longest=longest)
+    return candidates[rows]
 
 
 def select_largest_rows(
@@ -138,11 +154,13 @@ def select_largest_rows(
     sort_keys: Sequence[int] | None = None,
     *,
     processes: int = 1,
+    longest: Sequence[int] | None = None,
 ) -> list[int]:
     """Return the indices of the rows that together form the largest micro-batch.
 
     Rows are taken in descending order of `sort_keys`, or of their length without it. A row that exceeds the remaining
-    token budget is skipped. Each of several processes has only its share of a step.
+    token budget is skipped. Each of several processes has only its share of a step; `longest` are the lengths of the
+    longest rows, if `lengths` lacks some of them.
     """
     size = sort_keys or lengths
     order = sorted(range(len(lengths)), key=lambda i: -size[i])
@@ -153,7 +171,7 @@ def select_largest_rows(
     max_rows = min(plan.effective_batch_size if plan.micro_batch_tokens else plan.micro_batch_size, most_rows)
     remaining_tokens = (plan.micro_batch_tokens or sum(lengths)) - shared_prefix
     if processes > 1:
-        remaining_tokens = min(remaining_tokens, _largest_share(lengths, plan, shared_prefix, processes))
+        remaining_tokens = min(remaining_tokens, _largest_share(longest or lengths, plan, shared_prefix, processes))
     selected: list[int] = []
     for i in order[: plan.effective_batch_size]:
         length = lengths[i] - shared_prefix

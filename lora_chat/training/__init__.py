@@ -16,6 +16,7 @@
 - optimizer_state: Checks of a resumed optimizer's state
 - progress_bar: Progress of training on the terminal
 - reporters: Services that receive the metrics of training
+- row_order: The random order of rows, without a list of all of them
 - row_scores: Loss and predicted tokens of each validation row
 - sft: The training, from encoded dialogues to the result
 - sft_config: Settings of TRL's SFTTrainer

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from lora_chat.errors import OutOfMemoryError, explain_write_errors
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
 
+    from lora_chat.data.row_lengths import Numbers
     from lora_chat.training.trainer import PackedSFTTrainer
 
 logger = logging.getLogger(__name__)
@@ -75,8 +77,8 @@ class PreparedTraining:
     validation_lengths: Sequence[int]
     """Length of each validation row, in tokens; empty if they are not measured during training."""
     measured_steps: MeasuredSteps
-    lengths: Sequence[int]
-    """Length of each training row, in tokens."""
+    lengths: "Numbers"
+    """Length of each training row, in tokens, (rows,)."""
     earlier_metrics: MetricsLog
     view: ProgressView
     stop_request: StopRequest
@@ -99,7 +101,7 @@ def train_sft(run: TrainingRun) -> TrainingResult:
         cached_weights(run) as run,
     ):
         prepared = _prepare_training(run, view, stop_request)
-        longest = max(prepared.lengths)
+        longest = int(prepared.lengths.max())
         packed = prepared.fast_path.packed_collator is not None
         for plan in candidate_plans(run.plan, packed=packed, longest=longest):
             allowed = changed_settings(run.plan, plan).keys() <= set(run.adjustable_settings)
@@ -139,12 +141,12 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
     step_rows = [int(row["step"]) for row in earlier_metrics.rows if "validation_loss" in row]
     measured_steps.restore(checkpoint.step if checkpoint else 0, step_rows)
     lengths = measure_lengths(run.train_rows)
-    validation_lengths = measure_lengths(run.validation_rows) if run.measures_in_training else []
+    validation_lengths = measure_lengths(run.validation_rows).tolist() if run.measures_in_training else []
     fast_path = FastPath()
     if run.plan.fast_path:
-        longest = run.train_rows[lengths.index(max(lengths))]
+        longest = run.train_rows[int(lengths.argmax())]
         # Validation rows are packed, too.
-        row_lengths = PackedLengths.from_plan([*lengths, *validation_lengths], run.plan)
+        row_lengths = PackedLengths.from_plan(np.append(lengths, np.array(validation_lengths, lengths.dtype)), run.plan)
         sample = add_trained_tokens(run.model, run.train_rows[0].input_ids)
         fast_path = find_fast_path(run.model, sample, longest.input_ids, row_lengths)
     parts = fast_path.packed_collator, fast_path.head is not None, fast_path.fused
@@ -263,7 +265,7 @@ def _make_validation_callback(
             trainer,
             run.validation_rows,
             prepared.validation_lengths,
-            max_tokens=by_tokens or plan.micro_batch_size * max(prepared.lengths),
+            max_tokens=by_tokens or plan.micro_batch_size * int(prepared.lengths.max()),
             max_rows=len(run.validation_rows) if by_tokens else plan.micro_batch_size,
             before_batch=before_batch,
         )

@@ -17,6 +17,7 @@ from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, split_su
 from lora_chat.training.fast_path.packed_batch import EncodedIds
 from lora_chat.training.gradient_sum import GradientSum
 from lora_chat.training.optimizer_groups import GroupSettings, read_group_settings
+from lora_chat.training.row_order import replace_row_list
 from lora_chat.training.step_collator import StepBatch
 from lora_chat.training.step_randomness import StepRandomness
 from lora_chat.training.stock_path import StockPath
@@ -84,6 +85,12 @@ class PackedSFTTrainer(SFTTrainer):
         if not self.group_settings:
             self.group_settings = read_group_settings(optimizer)
         return optimizer
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:  # type: ignore[type-arg]
+        """Return the loader of the training rows, which needs no list of all of them."""
+        loader: torch.utils.data.DataLoader = super().get_train_dataloader()  # type: ignore[type-arg]
+        replace_row_list(loader)
+        return loader
 
     def begin_step(self) -> None:
         """Reset the record of the current optimizer step."""

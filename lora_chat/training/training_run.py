@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from lora_chat.data.row_lengths import Numbers
     from lora_chat.runs.checkpoints import CommittedCheckpoint
     from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
     from lora_chat.training.callbacks.nonfinite_guard import DialogueLocator
@@ -111,9 +112,18 @@ class TrainingResult:
     """The plan that was trained. Its micro-batches may be smaller than requested."""
 
 
-def measure_lengths(rows: Sequence[EncodedRow]) -> list[int]:
-    """Return the tokens of each row; rows on disk have a list of them."""
-    return rows.lengths.tolist() if hasattr(rows, "lengths") else [len(row.input_ids) for row in rows]
+def measure_lengths(rows: Sequence[EncodedRow]) -> "Numbers":
+    """Return the tokens of each row, (rows,); rows on disk have a column of them."""
+    import numpy as np
+
+    return rows.lengths if hasattr(rows, "lengths") else np.array([len(row.input_ids) for row in rows], np.int64)
+
+
+def count_supervised(rows: Sequence[EncodedRow]) -> "Numbers":
+    """Return the tokens with loss of each row, (rows,); rows on disk have a column of them."""
+    import numpy as np
+
+    return rows.measured.supervised if hasattr(rows, "measured") else np.array([row.supervised_tokens for row in rows])
 
 
 def make_dataset(rows: Sequence[EncodedRow]) -> "Dataset":

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -10,7 +11,7 @@ from lora_chat.config.data import DataSection
 from lora_chat.data.dataset import build_full_set
 from lora_chat.data.reading.hub_dataset import _read_note
 from lora_chat.data.sources import find_sources, open_sources
-from lora_chat.data.storage.store import LEDGER_FILE, ROWS_FILE, UNITS_FILE, DialogueStore
+from lora_chat.data.storage.store import COLUMNS, LEDGER_FILE, ROWS_FILE, STORED_FILES, UNITS_FILE, DialogueStore
 from lora_chat.errors import IntegrityError
 from lora_chat.models.bundled import _is_complete
 from lora_chat.pipeline.audit_data import audit_sets
@@ -31,17 +32,21 @@ def test_invalid_bundled_base_is_rebuilt(tmp_path, text):
     assert not _is_complete(tmp_path)
 
 
-def _planted(folder, rows, units):
-    for name, table in ((ROWS_FILE, rows), (UNITS_FILE, units)):
-        with pa.ipc.new_stream(str(folder / name), table.schema) as file:
+def _planted(folder, rows, units, batches=None, columns=None):
+    for name, table, make in ((ROWS_FILE, rows, pa.ipc.new_stream), (UNITS_FILE, units, pa.ipc.new_file)):
+        with make(str(folder / name), table.schema) as file:
             file.write_table(table)
-    sizes = {name: (folder / name).stat().st_size for name in (ROWS_FILE, UNITS_FILE)}
-    (folder / LEDGER_FILE).write_text(json.dumps({"sizes": sizes, "ledger": {"rows": 1}}))
+    values = {"digests": [1], "first_rows": [0, 1], "tokens": [1], "through_last_label": [1], "supervised": [1]}
+    for name, content in (values | (columns or {})).items():
+        (folder / name).write_bytes(np.array(content, COLUMNS[name]).tobytes())
+    sizes = {name: (folder / name).stat().st_size for name in STORED_FILES}
+    manifest = {"sizes": sizes, "unit_batches": [1] if batches is None else batches, "ledger": {"rows": 1}}
+    (folder / LEDGER_FILE).write_text(json.dumps(manifest))
     return DialogueStore(folder)
 
 
-ROW = {"input_ids": pa.array([[1]]), "labels": pa.array([[True]]), "unit": pa.array([0])}
-UNIT = {"digest": pa.array([1]), "path": pa.array(["x"]), "line": pa.array([1]), "dialogue": pa.array(["{"])}
+ROW = {"input_ids": pa.array([[1]]), "labels": pa.array([[True]])}
+UNIT = {"path": pa.array(["x"]), "line": pa.array([1]), "dialogue": pa.array(["{}"])}
 
 
 @pytest.mark.parametrize("rows", [{}, {"input_ids": ROW["input_ids"]}, ROW | {"more": pa.array([1])}, "two"])
@@ -54,7 +59,23 @@ def test_rows_of_another_shape_are_refused(tmp_path, rows):
 @pytest.mark.parametrize("units", [{}, {"path": UNIT["path"]}])
 def test_units_of_another_shape_are_refused(tmp_path, units):
     with pytest.raises(IntegrityError, match="damaged"):
-        _ = _planted(tmp_path, pa.table(ROW), pa.table(units)).digests
+        list(_planted(tmp_path, pa.table(ROW), pa.table(units)).read_units(np.array([0])))
+
+
+@pytest.mark.parametrize("batches", [[], [2], [-1], ["1"], [1, 1], "1", [10**30], [True]])
+def test_batches_of_other_sizes_are_refused(tmp_path, batches):
+    with pytest.raises(IntegrityError, match="damaged"):
+        list(_planted(tmp_path, pa.table(ROW), pa.table(UNIT), batches).read_units(np.array([0])))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"digests": [1, 2]}, {"first_rows": []}, {"first_rows": [0, 2]}, {"first_rows": [-1, 1]}, {"tokens": []}],
+)
+def test_columns_of_other_lengths_are_refused(tmp_path, columns):
+    with pytest.raises(IntegrityError, match="damaged"):
+        build_full_set([_planted(tmp_path, pa.table(ROW), pa.table(UNIT), columns=columns)]).rows.lengths.sum()
+        _ = DialogueStore(tmp_path).digests
 
 
 def test_refuses_invalid_table(tmp_path):
@@ -65,7 +86,7 @@ def test_refuses_invalid_table(tmp_path):
         with pytest.raises(IntegrityError, match="damaged"):
             DialogueStore(tmp_path).open_rows()
         with pytest.raises(IntegrityError, match="damaged"):
-            _ = DialogueStore(tmp_path).digests
+            list(DialogueStore(tmp_path).read_units(np.array([0])))
 
 
 NOTE = {"dialogues": 1, "counts": {"secret": 1}, "findings": [], "shares": {}, "refused": [], "redacted": []}

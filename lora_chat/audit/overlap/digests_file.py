@@ -12,7 +12,8 @@ from lora_chat.audit.overlap.training_digests import MAX_SIGNATURES, SIGNATURE_B
 from lora_chat.errors import IntegrityError
 from lora_chat.system.bounded_files import read_bytes
 
-_MAX_FILE_BYTES = 110_000_000
+MAX_DIGESTS_BYTES = 110_000_000
+"""Largest file of digests, in bytes."""
 _VERSION = 1
 _SETS = ("turns", "questions", "replies", "passages")
 
@@ -30,13 +31,14 @@ def read_digests(path: Path) -> TrainingDigests | None:
     if not path.exists():
         return None
     try:
-        return _decode_digests(load(read_bytes(path, _MAX_FILE_BYTES)))
+        return decode_digests(read_bytes(path, MAX_DIGESTS_BYTES))
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise IntegrityError(f"{path} is damaged: it has no digests that `sft` writes.") from error
 
 
-def _decode_digests(arrays: dict[str, NDArray[np.generic]]) -> TrainingDigests:
-    """Return the digests in arrays. Raises ValueError for wrong types, shapes or values."""
+def decode_digests(content: bytes) -> TrainingDigests:
+    """Return the digests in the content of a file. Raises ValueError and others for a damaged one."""
+    arrays: dict[str, NDArray[np.generic]] = load(content)
     version, *shifts = _check_array(arrays, "format", np.uint8, (len(_SETS) + 1,)).tolist()
     if version != _VERSION:
         raise ValueError(f"has version {version}")

@@ -4,5 +4,7 @@
 - cache: Cache of stores, found by the digest of all their inputs
 - encode_chunk: Encode a chunk of rows; the work of one process
 - ledger: Counts of the lines, rows and tokens of a source
-- store: Write and read the encoded dialogues of a source
+- results: Results that were computed from stores, kept beside them
+- store: The encoded dialogues of a source, read from disk
+- store_writer: Write the encoded dialogues of a source
 """

@@ -14,7 +14,7 @@ from lora_chat.data.encoding.encode import EncodedDialogue
 from lora_chat.data.parsing.rows import RowChunk, read_chunks
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodedChunk
 from lora_chat.data.storage.ledger import Ledger
-from lora_chat.data.storage.store import StoreUnit, StoreWriter
+from lora_chat.data.storage.store_writer import StoreUnit, StoreWriter
 from lora_chat.errors import OutOfMemoryError
 from lora_chat.system.activity import note_activity
 from lora_chat.system.worker import pool_context

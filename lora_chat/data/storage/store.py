@@ -1,4 +1,4 @@
-"""Write and read encoded dialogues as memory-mapped Arrow files, so that any number needs little memory."""
+"""Read encoded dialogues from memory-mapped files, so that any number needs little memory."""
 
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from lora_chat.data.dialogue import Dialogue
-from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
+from lora_chat.data.row_lengths import LengthField, RowLengths
 from lora_chat.data.storage.ledger import Ledger
 from lora_chat.errors import IntegrityError
 
@@ -19,56 +18,17 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_FILE, UNITS_FILE, LEDGER_FILE = "rows.arrow", "units.arrow", "ledger.json"
-_TABLE_FILES = (ROWS_FILE, UNITS_FILE)
-
-
-@dataclass(frozen=True)
-class StoreUnit:
-    """A dialogue or a block of plain text, which is trained or held out as a whole."""
-
-    dialogue: Dialogue | None
-    rows: tuple[EncodedDialogue, ...]
-    path: str
-    line: int
-    digest: int
-
-
-class StoreWriter:
-    """Writer of rows and units as Arrow streams."""
-
-    def __init__(self, folder: Path) -> None:
-        import pyarrow as pa
-
-        self._folder = folder
-        ids, mask, text = pa.list_(pa.int32()), pa.list_(pa.bool_()), pa.string()
-        self._rows = pa.schema([("input_ids", ids), ("labels", mask), ("unit", pa.int64())])
-        self._units = pa.schema([("digest", pa.int64()), ("path", text), ("line", pa.int64()), ("dialogue", text)])
-        compression = pa.ipc.IpcWriteOptions(compression="zstd")
-        self._row_file = pa.ipc.new_stream(str(folder / ROWS_FILE), self._rows)
-        self._unit_file = pa.ipc.new_stream(str(folder / UNITS_FILE), self._units, options=compression)
-        self._count = 0
-
-    def write(self, units: Sequence[StoreUnit]) -> None:
-        """Append a batch of units with their rows."""
-        import pyarrow as pa
-
-        rows = [(row, number) for number, unit in enumerate(units, self._count) for row in unit.rows]
-        self._count += len(units)
-        ids = [row.input_ids for row, _ in rows]
-        mask = [[label != IGNORE_INDEX for label in row.labels] for row, _ in rows]
-        columns = [ids, mask, [number for _, number in rows]]
-        self._row_file.write_batch(pa.record_batch(columns, schema=self._rows))
-        dialogues = [json.dumps(unit.dialogue.as_row, ensure_ascii=False) if unit.dialogue else None for unit in units]
-        columns = [[u.digest for u in units], [u.path for u in units], [u.line for u in units], dialogues]
-        self._unit_file.write_batch(pa.record_batch(columns, schema=self._units))
-
-    def close(self, ledger: Ledger) -> None:
-        """Close the files, and write the ledger last, which marks the store as complete."""
-        self._row_file.close()
-        self._unit_file.close()
-        sizes = {name: (self._folder / name).stat().st_size for name in _TABLE_FILES}
-        text = json.dumps({"sizes": sizes, "ledger": ledger.as_dict()}, ensure_ascii=False)
-        (self._folder / LEDGER_FILE).write_text(text, encoding="utf-8")
+COLUMNS = {
+    "digests": "<i8",
+    "first_rows": "<i8",
+    "tokens": "<i4",
+    "through_last_label": "<i4",
+    "supervised": "<i4",
+}
+"""Plain columns and their types: digest and first row of each unit, then the fields of `RowLengths`. They are mapped
+into memory, so that a start reads no other part of the store and several processes share one copy."""
+_MAX_BATCH = 1 << 40
+STORED_FILES = (ROWS_FILE, UNITS_FILE, *COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -88,7 +48,7 @@ class DialogueStore:
         try:
             sizes = self._manifest["sizes"]
             return self.ledger.rows >= 0 and all(
-                (self.folder / name).stat().st_size == sizes[name] for name in _TABLE_FILES
+                (self.folder / name).stat().st_size == sizes[name] for name in STORED_FILES
             )
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return False
@@ -100,56 +60,106 @@ class DialogueStore:
         return manifest
 
     def open_rows(self) -> "Dataset":
-        """Open the rows, with `input_ids`, `labels` (a mask) and `unit`, without reading them into memory."""
+        """Open the rows, with `input_ids` and `labels` (a mask), without reading them into memory."""
         from datasets import Dataset
 
         with self._convert_read_errors():
             table = Dataset.from_file(str(self.folder / ROWS_FILE))
-            if table.column_names != ["input_ids", "labels", "unit"] or len(table) != self.ledger.rows:
+            if table.column_names != ["input_ids", "labels"] or len(table) != self.ledger.rows:
                 raise ValueError("its columns or its number of rows differ from the ledger")
             return table
 
     @cached_property
     def digests(self) -> "np.ndarray[Any, Any]":
         """Return the digests of the units, (units,) int64."""
-        import numpy as np
+        return self._map_column("digests", self.unit_count)
 
-        parts = [batch.column("digest").to_numpy() for batch in self._batches(["digest"])]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
+    @cached_property
+    def first_rows(self) -> "np.ndarray[Any, Any]":
+        """Return the number of the first row of each unit, then the number of all rows, (units + 1,)."""
+        first_rows = self._map_column("first_rows")
+        with self._convert_read_errors():
+            if not len(first_rows) or first_rows[0] != 0 or first_rows[-1] != self.ledger.rows:
+                raise ValueError("its number of rows differs from the ledger")
+        return first_rows
+
+    @property
+    def unit_count(self) -> int:
+        """Return the number of units."""
+        return len(self.first_rows) - 1
+
+    @cached_property
+    def row_lengths(self) -> RowLengths:
+        """Return the lengths of all rows."""
+        fields: tuple[LengthField, ...] = get_args(LengthField)
+        return RowLengths(*(self._map_column(name, self.ledger.rows) for name in fields))
 
     def read_units(self, numbers: "np.ndarray[Any, Any]") -> Iterator[tuple[int, str, int, dict[str, Any] | None]]:
         """Yield number, path, line and dialogue (a row with `messages`, or None) of units; `numbers` are sorted."""
-        begin = 0
-        for batch in self._batches(["path", "line", "dialogue"]):
+        for begin, batch in self._batches(numbers):
             end = begin + batch.num_rows
-            indices = numbers[(numbers >= begin) & (numbers < end)] - begin
+            indices = numbers[numbers.searchsorted(begin) : numbers.searchsorted(end)] - begin
             for index in indices.tolist():
                 path, line, row = (batch.column(name)[index].as_py() for name in ("path", "line", "dialogue"))
                 yield begin + index, path, line, json.loads(row) if row else None
-            begin = end
 
     def find_lines(self, locations: Collection[tuple[str, int]]) -> list[int]:
         """Return the numbers of the units at some files and lines."""
         import numpy as np
 
-        lines, numbers, begin = [line for _, line in locations], [], 0
-        for batch in self._batches(["path", "line"]):
+        lines, numbers = [line for _, line in locations], []
+        for begin, batch in self._batches(names=["path", "line"]):
             paths = batch.column("path")
             line_of = batch.column("line").to_numpy()
             candidates = np.flatnonzero(np.isin(line_of, lines)).tolist()
             numbers += [begin + i for i in candidates if (paths[i].as_py(), int(line_of[i])) in locations]
-            begin += batch.num_rows
         return numbers
 
-    def _batches(self, names: list[str]) -> "Iterator[pa.RecordBatch]":
-        """Yield the batches of units with some columns."""
+    def _batches(
+        self, numbers: "np.ndarray[Any, Any] | None" = None, names: Sequence[str] = ("path", "line", "dialogue")
+    ) -> "Iterator[tuple[int, pa.RecordBatch]]":
+        """Yield the first number and some columns of each batch of units, or only of the batches with some numbers."""
+        import numpy as np
         import pyarrow as pa
 
         with self._convert_read_errors(), pa.memory_map(str(self.folder / UNITS_FILE)) as file:
-            fields = pa.ipc.open_stream(file).schema.names
-            file.seek(0)
+            fields = pa.ipc.open_file(file).schema.names
             options = pa.ipc.IpcReadOptions(included_fields=[fields.index(name) for name in names])
-            yield from pa.ipc.open_stream(file, options=options)
+            table = pa.ipc.open_file(file, options=options)
+            ends = np.cumsum([0, *self._unit_batches], dtype=np.int64)
+            if len(ends) - 1 != table.num_record_batches or ends[-1] != self.unit_count:
+                raise ValueError("its batches differ from the ledger")
+            wanted = range(len(ends) - 1)
+            if numbers is not None:
+                wanted = np.unique(ends.searchsorted(numbers, side="right") - 1).tolist()
+            for index in wanted:
+                batch = table.get_batch(index)
+                if batch.num_rows != ends[index + 1] - ends[index]:
+                    raise ValueError("its batches differ from the ledger")
+                yield int(ends[index]), batch
+
+    @property
+    def _unit_batches(self) -> list[int]:
+        """Return the units of each batch. Raises ValueError if the manifest has no such list."""
+        sizes = self._manifest.get("unit_batches")
+        if not isinstance(sizes, list) or not all(type(size) is int and 0 < size <= _MAX_BATCH for size in sizes):
+            raise ValueError("it has no list of its batches")
+        return sizes
+
+    def _map_column(self, name: str, length: int | None = None) -> "np.ndarray[Any, Any]":
+        """Map a column into memory. Raise IntegrityError if it does not have the expected length."""
+        import numpy as np
+
+        with self._convert_read_errors():
+            path = self.folder / name
+            values: np.ndarray[Any, Any] = (
+                np.memmap(path, COLUMNS[name], "r").view(np.ndarray)
+                if path.stat().st_size
+                else np.zeros(0, COLUMNS[name])
+            )
+            if length is not None and len(values) != length:
+                raise ValueError(f"{name} has {len(values):,} values for {length:,}")
+            return values
 
     @contextmanager
     def _convert_read_errors(self) -> Iterator[None]:

@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_chat.config.plan import TrainingPlan
+from lora_chat.data.row_lengths import find_largest
 from lora_chat.errors import NonFiniteError
 from lora_chat.models.architectures import FINAL_SOFTCAPPING_FIELD
 from lora_chat.planning.workload import select_largest_rows
@@ -19,8 +21,10 @@ from lora_chat.training.fast_path.packed_batch import EncodedIds, count_shared_p
 from lora_chat.training.loss_scale import FLOAT32_FIX
 from lora_chat.training.step_collator import PackedStepCollator
 from lora_chat.training.stop_request import TrainingNotStarted
+from lora_chat.training.training_run import count_supervised
 
 if TYPE_CHECKING:
+    from lora_chat.data.row_lengths import Numbers
     from lora_chat.training.trainer import PackedSFTTrainer
     from lora_chat.training.training_run import EncodedRow
 
@@ -36,7 +40,7 @@ class MemoryCheckCallback(TrainerCallback):
         self,
         trainer: "PackedSFTTrainer",
         rows: "Sequence[EncodedRow]",
-        lengths: Sequence[int],
+        lengths: "Numbers",
         plan: TrainingPlan,
         *,
         only_check: bool = False,
@@ -46,7 +50,8 @@ class MemoryCheckCallback(TrainerCallback):
         self._plan = plan
         self._only_check = only_check
         """Whether training must not start even if the micro-batch fits."""
-        self._longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        self._lengths = lengths
+        self._longest_first = find_largest(lengths, plan.effective_batch_size).tolist()
         self.fits = True
         """Result of the dry run; True until it fails."""
 
@@ -97,13 +102,20 @@ class MemoryCheckCallback(TrainerCallback):
         orders = [self._longest_first]
         if getattr(self._trainer.model.config, FINAL_SOFTCAPPING_FIELD, None):
             # This model computes all logits together, so many supervised tokens can take more than the longest row.
-            orders.append(sorted(self._longest_first, key=lambda i: -self._rows[i].supervised_tokens))
+            orders.append(self._find_most_supervised())
         for order in orders:
             rows = [collator.trim(self._row(i)) for i in order[: self._plan.effective_batch_size]]
             shared = count_shared_prefix(rows) if collator.micro_batch_collator.share_prefix else 0
             ranking = None if order is self._longest_first else range(len(rows), 0, -1)
             picked = select_largest_rows([len(row["input_ids"]) for row in rows], self._plan, shared, ranking)
             yield collator.micro_batch_collator([rows[i] for i in picked])
+
+    def _find_most_supervised(self) -> list[int]:
+        """Return the rows of a step with the most supervised tokens; of equal ones the longest come first."""
+        sizes = self._lengths.astype(np.int64)
+        sizes += count_supervised(self._rows).astype(np.int64) * (int(sizes.max()) + 1)
+        order: list[int] = find_largest(sizes, self._plan.effective_batch_size).tolist()
+        return order
 
     def _row(self, index: int) -> EncodedIds:
         """Return a row as the collator takes it."""

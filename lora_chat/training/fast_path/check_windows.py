@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from lora_chat.config.plan import TrainingPlan
+from lora_chat.data.row_lengths import find_largest
 from lora_chat.errors import first_line
 from lora_chat.models.architectures import find_fused_architecture
 from lora_chat.planning.workload import select_largest_rows
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from peft import PeftModel
+
+    from lora_chat.data.row_lengths import Numbers
 
 _RECORDER_NAME = "lora_chat_mask_recorder"
 _SAMPLE_TOKENS = 8
@@ -55,12 +58,13 @@ class PackedLengths:
         return cls(max(map(len, dialogues)), sum(map(len, dialogues)))
 
     @classmethod
-    def from_plan(cls, lengths: "Sequence[int]", plan: TrainingPlan) -> "PackedLengths":
+    def from_plan(cls, lengths: "Numbers", plan: TrainingPlan) -> "PackedLengths":
         """Return the lengths for dialogues that a plan packs."""
-        longest = max(lengths)
+        longest = int(lengths.max())
         if plan.micro_batch_tokens:
-            return cls(longest, max(longest, min(plan.micro_batch_tokens, sum(lengths))))
-        return cls(longest, sum(lengths[i] for i in select_largest_rows(lengths, plan, shared_prefix=0)))
+            return cls(longest, max(longest, min(plan.micro_batch_tokens, int(lengths.sum()))))
+        largest = lengths[find_largest(lengths, plan.effective_batch_size)].tolist()
+        return cls(longest, sum(largest[i] for i in select_largest_rows(largest, plan, shared_prefix=0)))
 
 
 def find_wrong_window(model: "PeftModel", ids: "Sequence[int]", lengths: PackedLengths) -> str:

@@ -11,7 +11,7 @@ from lora_chat.data.storage import build as build_module
 from lora_chat.data.storage import cache
 from lora_chat.data.storage.build import build_store
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
-from lora_chat.data.storage.store import LEDGER_FILE, ROWS_FILE, UNITS_FILE, DialogueStore
+from lora_chat.data.storage.store import LEDGER_FILE, ROWS_FILE, STORED_FILES, UNITS_FILE, DialogueStore
 from lora_chat.errors import IntegrityError, OutOfMemoryError
 
 
@@ -55,7 +55,9 @@ def test_reads_back_the_written_store(tmp_path, file, tiny_tokenizer):
         assert parse_dialogue(said) == dialogue
         assert store.digests[number] == dialogue.digest
         (encoded,) = encode_dialogue(dialogue, tiny_tokenizer, [tiny_tokenizer.eos_token_id])
-        assert table[number]["unit"] == number
+        assert store.first_rows[number : number + 2].tolist() == [number, number + 1]
+        assert store.row_lengths.tokens[number] == len(encoded.input_ids)
+        assert store.row_lengths.supervised[number] == encoded.supervised_tokens
         assert table[number]["input_ids"] == encoded.input_ids
         assert table[number]["labels"] == [label >= 0 for label in encoded.labels]
     assert list(store.read_units(np.array([], int))) == []
@@ -68,7 +70,7 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path, file, tiny_toke
     if data_format == "text":
         file.write_text("".join(json.dumps({"text": f"Once upon a time {i} 你好"}) + "\n" for i in range(120)))
     alone, several = (build(tmp_path / str(n), file, tiny_tokenizer, n, data_format=data_format) for n in (1, 3))
-    for name in (ROWS_FILE, UNITS_FILE, LEDGER_FILE):
+    for name in (*STORED_FILES, LEDGER_FILE):
         assert (alone.folder / name).read_bytes() == (several.folder / name).read_bytes()
     assert alone.ledger == several.ledger
 
@@ -101,11 +103,11 @@ def test_other_bytes_or_settings_build_another_store(home, file, tiny_tokenizer)
     assert all(folder.stat().st_mode & 0o077 == 0 for folder in folders)
 
 
-@pytest.mark.parametrize("name", [ROWS_FILE, UNITS_FILE, LEDGER_FILE])
+@pytest.mark.parametrize("name", [ROWS_FILE, UNITS_FILE, LEDGER_FILE, "tokens"])
 @pytest.mark.parametrize("damage", ["gone", "empty", "shorter", "half"])
 def test_rebuilds_an_incomplete_store(home, file, tiny_tokenizer, name, damage):
     whole = open_store(file, tiny_tokenizer)
-    before = {each: (whole.folder / each).read_bytes() for each in (ROWS_FILE, UNITS_FILE, LEDGER_FILE)}
+    before = {each: (whole.folder / each).read_bytes() for each in (*STORED_FILES, LEDGER_FILE)}
     path, content = whole.folder / name, before[name]
     if damage == "gone":
         path.unlink()
@@ -121,9 +123,11 @@ def test_reports_damaged_stores_as_damaged(tmp_path, file, tiny_tokenizer, name)
     import numpy as np
 
     store = build(tmp_path / "store", file, tiny_tokenizer)
-    (store.folder / name).write_bytes(os.urandom(64) + (store.folder / name).read_bytes()[64:])
+    content = (store.folder / name).read_bytes()  # a stream has its schema at the beginning, a file at its end
+    damaged = os.urandom(64) + content[64:] if name == ROWS_FILE else content[:-64] + os.urandom(64)
+    (store.folder / name).write_bytes(damaged)
     with pytest.raises(IntegrityError, match="delete it"):
-        store.open_rows() if name == ROWS_FILE else store.digests
+        store.open_rows() if name == ROWS_FILE else list(store.read_units(np.array([0])))
     (store.folder / name).unlink()
     with pytest.raises(IntegrityError, match="delete it"):
         store.open_rows() if name == ROWS_FILE else list(store.read_units(np.array([0])))

@@ -1,5 +1,6 @@
 """Tests that packed rows keep each model's own attention window in dialogues longer than the window."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -155,7 +156,7 @@ def test_bound_of_packed_rows_follows_the_plan():
     def measure(**settings):
         plan = TrainingPlan.__new__(TrainingPlan)
         vars(plan).update({"fast_path": True, "effective_batch_size": 4, "micro_batch_size": 2, **settings})
-        return PackedLengths.from_plan([10, 30, 20], plan)
+        return PackedLengths.from_plan(np.array([10, 30, 20]), plan)
 
     assert measure(micro_batch_tokens=None) == PackedLengths(30, 50)
     assert measure(micro_batch_tokens=40) == PackedLengths(30, 40)
