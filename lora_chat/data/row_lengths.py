@@ -104,9 +104,9 @@ def find_largest(values: "Numbers", count: int) -> "Numbers":
         candidates = np.arange(len(values))
     else:
         limit = np.partition(values, len(values) - count)[len(values) - count]
-        above = np.flatnonzero(values > limit)
-        equal = np.flatnonzero(values == limit)[: count - len(above)]
-        candidates = np.sort(np.concatenate([above, equal]))
+        larger = np.flatnonzero(values > limit)
+        equal = np.flatnonzero(values == limit)[: count - len(larger)]
+        candidates = np.sort(np.concatenate([larger, equal]))
     order: Numbers = candidates[np.argsort(-values[candidates].astype(np.int64), kind="stable")]
     return order[:count]
 

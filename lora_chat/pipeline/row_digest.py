@@ -27,8 +27,8 @@ def digest_rows(dialogues: DialogueSet) -> str:
         return _compute_digest(dialogues)
     stores = [store for store, _ in dialogues.units_by_store]
     selection = list(zip(stores, dialogues.repeated_units, strict=True))
-    kept = find_or_compute(selection, "rows", _VERSION, 64, lambda: _compute_digest(dialogues).encode())
-    text = kept.decode("ascii", errors="replace")
+    content = find_or_compute(selection, "rows", _VERSION, 64, lambda: _compute_digest(dialogues).encode())
+    text = content.decode("ascii", errors="replace")
     return text if re.fullmatch(r"[0-9a-f]{64}", text) else _compute_digest(dialogues)
 
 

@@ -44,8 +44,8 @@ def find_or_compute(
         if folder.is_dir():  # another process may have deleted the store
             with atomic_file(path) as file:
                 file.write(hashlib.sha256(result).digest() + result)
-            found = sorted(folder.glob(f"{_PREFIX}*"), key=lambda each: each.stat().st_mtime, reverse=True)
-            for old in found[_MAX_RESULTS:]:
+            newest_first = sorted(folder.glob(f"{_PREFIX}*"), key=lambda each: each.stat().st_mtime, reverse=True)
+            for old in newest_first[_MAX_RESULTS:]:
                 old.unlink()
     return result
 
