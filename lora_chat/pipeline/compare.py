@@ -15,6 +15,7 @@ from lora_chat.evaluation.loss import evaluate_loss
 from lora_chat.evaluation.loss_plot import write_loss_plot
 from lora_chat.evaluation.recital import RecitalReport, format_recital
 from lora_chat.pipeline.prepare import PreparedEvaluation
+from lora_chat.processes.group import current_group
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.runs.validation_log import read_validation_log
 from lora_chat.system.gpu_memory import release_gpu_memory
@@ -86,7 +87,7 @@ def check_longest_dialogue_fits(model: "PeftModel", *sets: DialogueSet) -> None:
     rows = max(filled, key=lambda rows: int(rows.lengths.max()))
     longest = int(rows.lengths.argmax())
     try:
-        with limited_memory() if model.device.type == "cpu" else nullcontext():
+        with limited_memory(current_group().rank.local_size) if model.device.type == "cpu" else nullcontext():
             evaluate_loss(model, [rows[longest]])
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -42,6 +42,7 @@ from lora_chat.planning.process_time import GRADIENT_BYTES
 from lora_chat.planning.settings_search import PlanningProblem, choose_plan, memory_config_from_plan
 from lora_chat.planning.validation import resolve_validation
 from lora_chat.planning.workload import check_warmup
+from lora_chat.processes.group import current_group
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.hardware import Hardware, describe_cpu, detect_hardware
 
@@ -129,7 +130,7 @@ def _estimate_layouts(
 
 
 def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> RunEstimate:
-    """Estimate a run whose data was read in `reading_seconds`, for this machine."""
+    """Estimate a run whose data was read in `reading_seconds`, for this machine and the processes of this run."""
     base = find_base_config(plan.base)
     shape = find_shape(plan, base)
     data = measure_lengths(
@@ -142,18 +143,12 @@ def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> R
         prepared.general,
         test=prepared.test,
     )
-    return _estimate_plan(
-        plan,
-        PlanningProblem(
-            shape,
-            data,
-            detect_local_device(detect_hardware(plan.base.device)),
-            count_selected_parameters(plan, base, shape),
-        ),
-        base,
-        reading_seconds,
-        allow_slow=True,
-    )
+    group = current_group()
+    target = detect_local_device(detect_hardware(plan.base.device), group.rank.local_size)
+    layout = ProcessLayout(group.size, find_card_link(target)) if group.size > 1 else ONE_PROCESS
+    trained_parameters = count_selected_parameters(plan, base, shape)
+    problem = PlanningProblem(shape, data, target, trained_parameters, layout)
+    return _estimate_plan(plan, problem, base, reading_seconds, allow_slow=True)
 
 
 def _estimate_plan(

@@ -84,8 +84,12 @@ def benchmark_machine(
     """
     if problem.target.device != "cpu" or not problem.target.at_hand or problem.shape.weights < MIN_BASE_WEIGHTS:
         return None
+    import torch
+
     request, lengths = _make_request(plan, problem, config)
-    key = json.dumps([_BENCHMARK_VERSION, request, read_library_versions(), problem.target.name], sort_keys=True)
+    # Each of several processes has a part of the cores, and so has the benchmark that one of them starts.
+    machine = [problem.target.name, torch.get_num_threads()]
+    key = json.dumps([_BENCHMARK_VERSION, request, read_library_versions(), *machine], sort_keys=True)
     path = cache_dir("probes") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     measured = _read_cached_result(path)
     if measured is None:

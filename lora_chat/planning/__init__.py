@@ -4,6 +4,7 @@
 - card_advice: Whether a second card pays off, as text
 - card_links: The links between the cards of a machine
 - card_table: A run on 1, 2, ... N cards
+- choose_sharding: Whether several processes must shard the base
 - device: The target device of a plan, with its memory and speed
 - disk_space: Disk space that a run needs, and the check that it is free
 - estimate: The estimate of a run: memory, time, disk, verdict and suggestion

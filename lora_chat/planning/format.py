@@ -34,7 +34,12 @@ def format_estimate(estimate: RunEstimate) -> str:
 
 def format_estimate_summary(estimate: RunEstimate) -> list[str]:
     """Format the lines that `sft` prints before weights load."""
-    return [_format_verdict(estimate), *_format_times(estimate), *_format_suggestion(estimate)]
+    return [
+        _format_verdict(estimate),
+        *_format_processes(estimate),
+        *_format_times(estimate),
+        *_format_suggestion(estimate),
+    ]
 
 
 def format_gib(size: float) -> str:
@@ -95,6 +100,19 @@ def _format_verdict(estimate: RunEstimate) -> str:
         f"Memory    {estimate.verdict}: {format_gib(estimate.peak)} of {format_gib(estimate.target.free)} GiB, "
         f"{margin}; peak in `{worst.name}`, mostly {worst.largest_part}"
     )
+
+
+def _format_processes(estimate: RunEstimate) -> list[str]:
+    """Format the processes, and the largest share that one of them has of a step."""
+    count, total = estimate.layout.count, estimate.workload.step_tokens
+    if count == 1:
+        return []
+    where = "and shares the memory of this machine" if estimate.target.device == "cpu" else "on its own card"
+    base = "its part of the base" if estimate.layout.sharded else "the whole base"
+    return [
+        f"Processes {count}, each with {base}, {where}; of a step's {total:,.0f} tokens, the largest share has "
+        f"{estimate.own_step_tokens:,.0f}"
+    ]
 
 
 def _format_phase_table(estimate: RunEstimate) -> list[str]:
@@ -231,6 +249,15 @@ def format_refusal(estimate: RunEstimate) -> str:
         f"{estimate.worst_phase.largest_part}, and {format_gib(estimate.target.free)} GiB are free on "
         f"{estimate.target.name}.",
         *(line.replace("Change    ", "") for line in _format_suggestion(estimate)),
+        *_advise_fewer_processes(estimate),
         "Whole estimate: lora-chat plan RECIPE. Train without this check: --set training.memory=unlimited",
     ]
     return "\n".join(lines)
+
+
+def _advise_fewer_processes(estimate: RunEstimate) -> list[str]:
+    """Format the advice for processes that share the memory of a machine."""
+    count = estimate.layout.count
+    if count == 1 or estimate.target.device != "cpu":
+        return []
+    return [f"Or with fewer than {count} processes, which share this machine's memory; a run may be continued so, too."]

@@ -22,14 +22,19 @@ _CPU_LAYER_LAUNCH_SECONDS = 1e-3
 _MEASURED_SPEED_SOURCE = "from a matrix product and a copy timed on this machine"
 
 
-def detect_local_device(hardware: Hardware) -> TargetDevice:
-    """Return this machine's device. On a GPU, time a matrix product and a copy, which takes less than a second."""
+def detect_local_device(hardware: Hardware, processes: int = 1) -> TargetDevice:
+    """Return this machine's device. On a GPU, time a matrix product and a copy, which takes less than a second.
+
+    `processes` train on this machine: on a CPU they share its memory, and each has a GPU of its own.
+    """
     if hardware.device == "cpu":
+        # The other processes have memory already, which is not counted, because it is unknown here.
+        free = (free_memory_bytes() + process_memory_bytes()) // processes
         return TargetDevice(
             "cpu",
             hardware.name,
             hardware.memory_bytes,
-            min(hardware.memory_bytes, free_memory_bytes() + process_memory_bytes()),
+            min(hardware.memory_bytes, free),
             _PROCESS_RSS_BYTES,
             at_hand=True,
             bfloat16=hardware.bfloat16,

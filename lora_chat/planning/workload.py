@@ -164,11 +164,9 @@ def select_largest_rows(
     """
     size = sort_keys or lengths
     order = sorted(range(len(lengths)), key=lambda i: -size[i])
-    # Every process gets a dialogue before one gets a second, as long as there are enough of them.
-    most_rows = max(1, plan.effective_batch_size - processes + 1)
     if not plan.fast_path:
-        return order[: min(plan.micro_batch_size, most_rows)]
-    max_rows = min(plan.effective_batch_size if plan.micro_batch_tokens else plan.micro_batch_size, most_rows)
+        return order[: count_micro_batch_rows(plan, processes)]
+    max_rows = _most_rows(plan, processes) if plan.micro_batch_tokens else count_micro_batch_rows(plan, processes)
     remaining_tokens = (plan.micro_batch_tokens or sum(lengths)) - shared_prefix
     if processes > 1:
         remaining_tokens = min(remaining_tokens, _largest_share(longest or lengths, plan, shared_prefix, processes))
@@ -187,3 +185,14 @@ def _largest_share(lengths: Sequence[int], plan: TrainingPlan, shared_prefix: in
     largest = sorted(lengths, reverse=True)[: plan.effective_batch_size]
     # The share that gets its last row was the smallest one, so it had at most the mean of the others.
     return -(-(sum(largest) - largest[0]) // processes) + largest[0] - shared_prefix
+
+
+def count_micro_batch_rows(plan: TrainingPlan, processes: int = 1) -> int:
+    """Return the largest number of rows of a micro-batch that is limited by rows."""
+    return min(plan.micro_batch_size, _most_rows(plan, processes))
+
+
+def _most_rows(plan: TrainingPlan, processes: int) -> int:
+    """Return the largest number of rows of one process in a step."""
+    # Every process gets a row before one gets a second, as long as there are enough of them.
+    return max(1, plan.effective_batch_size - processes + 1)

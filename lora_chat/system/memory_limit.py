@@ -29,15 +29,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def limited_memory() -> Iterator[None]:
-    """Limit memory to the free amount, because Linux would kill the process otherwise; do nothing on other systems."""
+def limited_memory(processes: int = 1) -> Iterator[None]:
+    """Limit memory to the free amount, because Linux would kill the process otherwise; do nothing on other systems.
+
+    Each of several processes of this machine gets an equal part of what is free.
+    """
     if sys.platform != "linux":
         yield
         return
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _data_bytes() + free_memory_bytes()
+    limit = _data_bytes() + free_memory_bytes() // processes
     limits = [size for size in (limit, soft, hard) if size != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
     try:

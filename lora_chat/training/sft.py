@@ -312,7 +312,7 @@ def _make_result(
 def _explain_out_of_memory(model: "PeftModel") -> Iterator[None]:
     """Raise OutOfMemoryError with a message; on a CPU, limit allocations to the free memory."""
     try:
-        with limited_memory() if model.device.type == "cpu" else nullcontext():
+        with limited_memory(current_group().rank.local_size) if model.device.type == "cpu" else nullcontext():
             yield
     except Exception as error:
         if not is_out_of_memory(error):

@@ -11,6 +11,7 @@ from lora_chat.models.shape import read_shape
 from lora_chat.planning.card_advice import format_advice, format_card_table
 from lora_chat.planning.card_links import CPU_LINK, find_card_link, make_pcie_link
 from lora_chat.planning.card_table import list_layouts, make_card_table
+from lora_chat.planning.choose_sharding import choose_sharding
 from lora_chat.planning.estimate import make_estimate
 from lora_chat.planning.gpu_specs import find_gpu_spec, load_gpu_specs, target_from_gpu_spec, target_from_memory_size
 from lora_chat.planning.process_layout import ONE_PROCESS, ProcessLayout
@@ -228,3 +229,23 @@ def test_many_cards_are_listed_by_doubling():
     assert [layout.count for layout in list_layouts(1, PCIE)] == [1]
     assert ProcessLayout() == ONE_PROCESS
     assert ONE_PROCESS.link is CPU_LINK
+
+
+@pytest.mark.parametrize(
+    ("mode", "gpu", "count", "sharded"),
+    [
+        ("4bit", "RTX 3060 12GB", 2, False),  # the whole base fits
+        ("none", "RTX 3080 12GB", 3, True),
+        ("none", "RTX 3080 12GB", 1, False),
+        ("none", "RTX 3050 6GB", 2, False),  # neither fits
+        ("8bit", "RTX 3050 6GB", 8, False),  # cannot be sharded
+    ],
+)
+def test_a_base_is_sharded_only_if_it_fits_only_so(mode, gpu, count, sharded):
+    assert choose_sharding(plan_of(mode, fast_path=True), problem_of(gpu, count=count, link=PCIE)) == sharded
+
+
+def test_processes_on_a_cpu_do_not_shard():
+    problem = problem_of("RTX 3080 12GB", count=3)
+    problem = replace(problem, target=replace(problem.target, device="cpu"))
+    assert not choose_sharding(plan_of("none", fast_path=True), problem)

@@ -13,7 +13,7 @@ from lora_chat.config.plan import TrainingPlan
 from lora_chat.data.row_lengths import find_largest
 from lora_chat.errors import NonFiniteError
 from lora_chat.models.architectures import FINAL_SOFTCAPPING_FIELD
-from lora_chat.planning.workload import select_largest_rows
+from lora_chat.planning.workload import count_micro_batch_rows, select_largest_rows
 from lora_chat.processes.group import current_group
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.memory_limit import is_out_of_memory
@@ -77,7 +77,7 @@ class MemoryCheckCallback(TrainerCallback):
         weights = [p for p in model.parameters() if p.requires_grad]
         fits = True
         try:
-            with _allocated_optimizer_state(optimizer, weights):
+            with _allocated_optimizer_state(optimizer, weights), _allocated_sum(weights):
                 losses = [self._trainer.dry_run_step(batch) for batch in self._largest_micro_batches()]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -97,7 +97,8 @@ class MemoryCheckCallback(TrainerCallback):
         """Yield the micro-batch with the most tokens and, if it can take more memory, the one with the most loss."""
         collator = self._trainer.data_collator
         if not isinstance(collator, PackedStepCollator):
-            yield collator.micro_batch_collator([self._row(i) for i in self._longest_first[: collator.max_rows]])
+            count = count_micro_batch_rows(self._plan, current_group().size)
+            yield collator.micro_batch_collator([self._row(i) for i in self._longest_first[:count]])
             return
         orders = [self._longest_first]
         if getattr(self._trainer.model.config, FINAL_SOFTCAPPING_FIELD, None):
@@ -107,7 +108,8 @@ class MemoryCheckCallback(TrainerCallback):
             rows = [collator.trim(self._row(i)) for i in order[: self._plan.effective_batch_size]]
             shared = count_shared_prefix(rows) if collator.micro_batch_collator.share_prefix else 0
             ranking = None if order is self._longest_first else range(len(rows), 0, -1)
-            picked = select_largest_rows([len(row["input_ids"]) for row in rows], self._plan, shared, ranking)
+            lengths = [len(row["input_ids"]) for row in rows]
+            picked = select_largest_rows(lengths, self._plan, shared, ranking, processes=current_group().size)
             yield collator.micro_batch_collator([rows[i] for i in picked])
 
     def _find_most_supervised(self) -> list[int]:
@@ -121,6 +123,15 @@ class MemoryCheckCallback(TrainerCallback):
         """Return a row as the collator takes it."""
         row = self._rows[index]
         return {"input_ids": row.input_ids, "labels": row.labels}
+
+
+@contextmanager
+def _allocated_sum(weights: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Keep the buffer allocated in which several processes sum their gradients (gradient_sum.py)."""
+    size = sum(weight.numel() for weight in weights) if current_group().size > 1 else 0
+    buffer = torch.empty(size, device=weights[0].device)
+    yield
+    del buffer
 
 
 @contextmanager
