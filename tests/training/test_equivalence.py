@@ -59,6 +59,7 @@ def train(
     base="tiny-random",
     adjustable_settings=(),
     rank=4,
+    dropout=0.0,
     **settings,
 ):
     base = find_base(BaseSection(name=str(base)))
@@ -66,7 +67,7 @@ def train(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):  # GPT-2's own dropout differs between two layouts of a batch
             module.p = 0.0
-    adapted = attach_adapter(model, AdapterSection(rank=rank, variant=variant), seed=3)
+    adapted = attach_adapter(model, AdapterSection(rank=rank, variant=variant, dropout=dropout), seed=3)
     if poison:
         next(p for p in adapted.parameters() if p.requires_grad).data[0, 0] = float("nan")
     defaults = {"epochs": 3, "learning_rate": 1e-2, "effective_batch_size": 8}

@@ -15,14 +15,18 @@ from lora_chat.training.trainer import PackedSFTTrainer
 FAST, STOCK = {"attention": "packed"}, {"attention": "padded"}
 CASES = {
     "fast path": FAST,
-    "stock path": STOCK,
-    "checkpointing": {**FAST, "gradient_checkpointing": 1, "micro_batch_tokens": 60},
-    "4 bits and DoRA": {**FAST, "mode": "4bit", "hardware": BF16, "variant": "dora"},
-    "8 bits and rsLoRA": {**FAST, "mode": "8bit", "hardware": BF16, "variant": "rslora"},
+    "stock path": {**STOCK, "dropout": 0.3, "neftune_alpha": 5.0},
+    "checkpointing": {**FAST, "dropout": 0.3, "gradient_checkpointing": 1, "micro_batch_tokens": 60},
+    "4 bits and DoRA": {**FAST, "mode": "4bit", "hardware": BF16, "variant": "dora", "dropout": 0.3},
+    "8 bits and rsLoRA": {**FAST, "mode": "8bit", "hardware": BF16, "variant": "rslora", "dropout": 0.3},
     "stock path, 4 bits": {**STOCK, "mode": "4bit", "hardware": BF16},
 }
-MAX_DIFFERENCE = {"none": 1e-5, "4bit": 0.03, "8bit": 0.03}
-"""Largest difference of a weight after 6 steps of up to 0.01 each; bases in bf16 round every product to 8 bits."""
+MAX_DIFFERENCE = {"none": 1e-5, "4bit": 0.03, "8bit": 0.03, "dropout": 1e-4}
+"""Largest difference of a weight after 6 steps of up to 0.01 each; bases in bf16 round every product to 8 bits.
+
+Adam divides by the size of a gradient. With dropout and noise some are nearly zero, so their rounding counts more:
+measured 1.1e-5. Other random numbers change weights by the size of a step.
+"""
 
 
 def train_and_record(case, count, fault=None):
@@ -79,12 +83,13 @@ def test_processes_train_the_same(alone, case, count):
     expected, expected_weights = alone(case)
     ranks = run_ranks(count, train_and_record, case, 14)
     mode = CASES[case].get("mode", "none")
+    bound = "dropout" if mode == "none" and "dropout" in CASES[case] else mode
     for record, weights in ranks:
         assert {**record, "losses": []} == {**expected, "losses": []}
         assert record["losses"] == pytest.approx(expected["losses"], rel=1e-5 if mode == "none" else 1e-2)
         for name, values in weights.items():
             assert np.array_equal(values, ranks[0][1][name]), name
-            assert np.abs(values - expected_weights[name]).max() <= MAX_DIFFERENCE[mode], name
+            assert np.abs(values - expected_weights[name]).max() <= MAX_DIFFERENCE[bound], name
 
 
 def change_adapter(trainer, inputs):
