@@ -57,6 +57,10 @@ class BaseSection(StrictModel):
     """Device of the run: `cpu`, `cuda`, or `cuda:N` for a card by its number. `auto` and `cuda` use the card with most
     free memory; `auto` uses the CPU if there is no card. The environment variable LORA_CHAT_DEVICE replaces `auto`. A
     run can be resumed on another card."""
+    shard: Literal["auto"] | bool = "auto"
+    """Whether several processes shard the decoder layers of the base, so that each card has a part of them (FSDP2,
+    docs/several-gpus.md). `auto` does so if the whole base does not fit one card. Not for `quantization.mode: 8bit`.
+    The result is the same, and a run can be resumed with the other choice."""
 
     @field_validator("device")
     @classmethod

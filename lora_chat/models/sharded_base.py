@@ -55,13 +55,15 @@ def shard_base(model: "torch.nn.Module", processes: int, device: "torch.device")
     sharded = {id(weight) for layer in layers for weight in _list_sharded_weights(layer)}
     whole = [weight for weight in model.parameters() if id(weight) not in sharded]
     _move_tensors([*whole, *model.buffers()], device)
+    if hasattr(base, "hf_device_map"):
+        base.hf_device_map = {"": device.index if device.type == "cuda" else "cpu"}  # accelerate compares it
     settings = _make_settings(layers, whole, processes, device)
     # The decoder is called in every forward. The model around it is not, because the fast path has its own LM head.
     fsdp2_prepare_model(settings, base.base_model)
     _restore_class_names(base)
     _restore_quantization(layers, states)
     shards = [weight for layer in layers for weight in layer.parameters() if is_shard(weight)]
-    local = sum(weight.to_local().nbytes for weight in shards)
+    local = sum(weight.to_local().untyped_storage().nbytes() for weight in shards)
     return ShardedBytes(sum(sizes), local, max(sizes, default=0))
 
 

@@ -27,6 +27,7 @@ def first_process_computes(model: Any) -> Iterator[bool]:
     """
     group = current_group()
     if group.size == 1 or not is_sharded(model):
+        del model  # a block that frees its model must free it
         yield True
     elif group.is_first:
         with use_group(ProcessGroup()), _announced_forwards(model, group):
@@ -46,9 +47,11 @@ def give_weights(model: Any, group: ProcessGroup) -> None:
             layer.reshard()
 
 
-def check_layer_order(model: Any, order: list[Any]) -> None:
-    """Raise RecipeError unless a forward called each sharded layer once, in their order."""
-    if [id(layer) for layer in order] != [id(layer) for layer in find_layers(_find_base(model))]:
+def check_layer_order(model: Any, called: list[Any]) -> None:
+    """Raise RecipeError unless each forward of some called each sharded layer once, in their order."""
+    layers = find_layers(_find_base(model))
+    forwards = len(called) // len(layers)
+    if [id(layer) for layer in called] != forwards * [id(layer) for layer in layers]:
         raise RecipeError(
             "base.shard: this base does not run each of its decoder layers once, so it cannot be sharded. "
             "Fix: --set base.shard=false."

@@ -62,6 +62,7 @@
 - served_names: The names by which requests choose models
 - served_prompt: The prompt of a conversation as a server renders it
 - sft_result: The result of a finished run
+- shard_choice: The choice whether the base of a run is sharded
 - training_overlap: The digests of a run's training dialogues, and the overlap of evaluation data with them
 - verify_lineage: The verification of a parcel's lineage
 - verify_parcel: The verification of a parcel

@@ -12,6 +12,7 @@ from lora_chat.config.plan import Plan, make_plan
 from lora_chat.config.recipe import Recipe
 from lora_chat.errors import DataError
 from lora_chat.models.model_errors import explain_model_errors
+from lora_chat.models.sharded_forwards import first_process_computes
 from lora_chat.models.token_rows import merge_token_rows
 from lora_chat.pipeline.audit_run import audit_run
 from lora_chat.pipeline.check_metrics import check_listed_metrics
@@ -34,6 +35,7 @@ from lora_chat.pipeline.run_identity import describe_run
 from lora_chat.pipeline.run_status import RunProgress
 from lora_chat.pipeline.saved_training import make_training_run, record_trained_plan, save_adapter_or_stop, signed_files
 from lora_chat.pipeline.sft_result import SftResult, make_result, read_finished_result, round_seconds
+from lora_chat.pipeline.shard_choice import settle_sharding
 from lora_chat.pipeline.training_overlap import keep_training_digests
 from lora_chat.planning.estimate import RunEstimate
 from lora_chat.planning.format import format_estimate_summary
@@ -92,6 +94,7 @@ def fine_tune(
             plan = plan.model_copy(update={"precision": prepared.precision})
             progress.enter_stage("planning")
             planning_started = time.monotonic()
+            plan = settle_sharding(plan, current_group().size)
             plan, estimate = resolve_plan(plan, prepared, earlier, planning_started - started)
             planning_seconds = time.monotonic() - planning_started
             planned_items = estimate.general_items if estimate else None
@@ -149,7 +152,11 @@ def fine_tune(
 
         generations = None
         merge_token_rows(model)
-        with progress.explain_out_of_memory(), explain_model_errors(base_config, base_name, "Evaluation"):
+        with (
+            progress.explain_out_of_memory(),
+            explain_model_errors(base_config, base_name, "Evaluation"),
+            first_process_computes(model),
+        ):
             report = compare_run(model, prepared, plan.evaluation, run)
             report = add_recital(report, model, prepared, plan, audit, run, training.steps)
             keep_reference(run, model, prepared, plan.precision)

@@ -11,6 +11,7 @@ from lora_chat.config.plan import Plan
 from lora_chat.config.recipe import Recipe
 from lora_chat.errors import IntegrityError
 from lora_chat.models.model_errors import explain_model_errors
+from lora_chat.models.sharded_forwards import first_process_computes
 from lora_chat.models.token_rows import merge_token_rows
 from lora_chat.pipeline.audit_run import audit_run
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_models
@@ -77,8 +78,12 @@ def follow_run(recipe: Recipe, progress: RunProgress) -> None:
         model = _load_and_train(plan, prepared, run, scratch, parent, checkpoint, shared, progress)
         progress.stage = "comparing base and adapted"
         merge_token_rows(model)
-        with explain_model_errors(model.get_base_model().config, prepared.base.name, "Evaluation"):
-            compare_models(model, prepared, plan.evaluation)
+        with (
+            explain_model_errors(model.get_base_model().config, prepared.base.name, "Evaluation"),
+            first_process_computes(model) as computes,
+        ):
+            if computes:
+                compare_models(model, prepared, plan.evaluation)
 
 
 def _prepare(

@@ -9,6 +9,7 @@
 - gradient_sum: Sum of the gradients of a step over the processes
 - keyed_dropout: Dropout by the key of each token
 - kept_step: The choice of the step whose adapter is saved
+- lock_step: Equal numbers of passes in all processes, for a sharded base
 - loss_scale: Skipped steps of the gradient scaler in fp16
 - measure_validation: Measurement of the validation set during training
 - measured_steps: The log of measured steps, and the copies of the best ones

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lora_chat.models.quantization.gpu_weight_cache import drop_weight_cache, fill_weight_cache
+from lora_chat.models.sharded_base import is_sharded
 from lora_chat.system.gpu_memory import release_unused_memory
 from lora_chat.training.training_run import TrainingRun
 
@@ -15,8 +16,10 @@ logger = logging.getLogger(__name__)
 def cached_weights(run: TrainingRun) -> Iterator[TrainingRun]:
     """Cache the dequantized weights of the planned layers until the block ends.
 
-    Yield the run; its plan has no cached layers if they cannot be cached.
+    Yield the run; its plan has no cached layers if they cannot be cached, as those of a sharded base.
     """
+    if run.plan.cached_layers and is_sharded(run.model):
+        run = run.with_plan(run.plan.model_copy(update={"cached_layers": 0}))
     if run.plan.cached_layers and (reason := fill_weight_cache(run.model, run.plan.cached_layers)):
         logger.info(f"Dequantized weights are not cached: {reason}. Training is slower, with the same result.")
         run = run.with_plan(run.plan.model_copy(update={"cached_layers": 0}))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from lora_chat.models.sharded_forwards import first_process_computes
 from lora_chat.processes.group import current_group
 from lora_chat.processes.shares import share_by_size
 from lora_chat.training.fast_path.packed_batch import EncodedIds
@@ -27,29 +28,32 @@ def measure_rows(
 ) -> RowScores:
     """Return the scores of all rows. The model is in training mode again at the end, if it was.
 
-    Each process computes a share of the micro-batches. `before_batch` is called before each of them and may raise
-    EvaluationStopped, which ends the measurement in all processes.
+    Each process computes a share of the micro-batches; if the base is sharded, the first one computes all of them.
+    `before_batch` is called before each micro-batch and may raise EvaluationStopped, which ends the measurement in all
+    processes.
     """
     group, count = current_group(), len(rows)
     losses, hits, tokens = np.zeros(count), np.zeros(count, np.int64), np.zeros(count, np.int64)
     batches = list(group_rows(lengths, max_tokens, max_rows))
-    share = share_by_size([len(batch) * lengths[batch[0]] for batch in batches], group.size)[group.rank.index]
     stopped = False
     was_training = trainer.model.training
     trainer.model.eval()
-    try:
-        for batch in [batches[number] for number in share]:
-            before_batch()
-            encoded: list[EncodedIds] = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels} for i in batch]
-            scores = trainer.score_rows(encoded)
-            row_of_token = np.asarray(batch)[scores.rows.cpu().numpy()]
-            np.add.at(losses, row_of_token, scores.losses.cpu().double().numpy())
-            np.add.at(hits, row_of_token, scores.hits.cpu().numpy())
-            np.add.at(tokens, row_of_token, 1)
-    except EvaluationStopped:
-        stopped = True
-    finally:
-        trainer.model.train(was_training)
+    with first_process_computes(trainer.model) as computes:
+        rank = current_group().rank
+        share = share_by_size([len(batch) * lengths[batch[0]] for batch in batches], rank.size)[rank.index]
+        try:
+            for batch in [batches[number] for number in share if computes]:
+                before_batch()
+                encoded: list[EncodedIds] = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels} for i in batch]
+                scores = trainer.score_rows(encoded)
+                row_of_token = np.asarray(batch)[scores.rows.cpu().numpy()]
+                np.add.at(losses, row_of_token, scores.losses.cpu().double().numpy())
+                np.add.at(hits, row_of_token, scores.hits.cpu().numpy())
+                np.add.at(tokens, row_of_token, 1)
+        except EvaluationStopped:
+            stopped = True
+        finally:
+            trainer.model.train(was_training)
     if group.largest(stopped):
         raise EvaluationStopped
     sums = torch.from_numpy(np.stack([losses, hits.astype(np.float64), tokens.astype(np.float64)]))

@@ -16,6 +16,7 @@ from lora_chat.processes.group import current_group
 from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, split_supervised, sum_cross_entropy
 from lora_chat.training.fast_path.packed_batch import EncodedIds
 from lora_chat.training.gradient_sum import GradientSum
+from lora_chat.training.lock_step import IDLE_COUNT, LockStep
 from lora_chat.training.optimizer_groups import GroupSettings, read_group_settings
 from lora_chat.training.row_order import replace_row_list
 from lora_chat.training.step_collator import StepBatch
@@ -45,6 +46,7 @@ class PackedSFTTrainer(SFTTrainer):
         self._plan = plan
         self._gradient_sum = GradientSum(current_group())
         self._randomness = randomness
+        self._lock_step = LockStep(self.model, current_group())
         self.group_settings: tuple[GroupSettings, ...] = ()
         """The plan's settings of the optimizer's parameter groups."""
         self._lm_head = lm_head
@@ -113,7 +115,10 @@ class PackedSFTTrainer(SFTTrainer):
         """
         self.step_batch, self.step_tokens = inputs, int(inputs["supervised_tokens"])
         micro_batches = inputs["micro_batches"]
+        idle_passes = self._lock_step.count_idle_passes(sum(len(self._split(batch)) for batch in micro_batches))
         loss = self._run_micro_batches(model, micro_batches, self.step_tokens)
+        if idle_passes:
+            self._run_idle_passes(model, inputs, idle_passes)
         own_tokens = sum(count_supervised_tokens(batch) for batch in micro_batches)
         self.step_loss = self._gradient_sum.sum_(model.parameters(), loss, own_tokens, self.step_tokens)
         return self.step_loss
@@ -125,18 +130,33 @@ class PackedSFTTrainer(SFTTrainer):
             loss += self._run_micro_batch(model, micro_batch, count)
         return loss
 
-    def _run_micro_batch(self, model: torch.nn.Module, inputs: Batch, count: int) -> torch.Tensor:
+    def _run_idle_passes(self, model: torch.nn.Module, step: StepBatch, count: int) -> None:
+        """Gather the layers of a sharded base as often as the process with most micro-batches; gradients stay."""
+        batch = self._lock_step.make_idle_batch(step, self.data_collator.micro_batch_collator)
+        metrics = {mode: {name: list(values) for name, values in old.items()} for mode, old in self._metrics.items()}
+        with torch.random.fork_rng(devices=self._rng_devices()):
+            for _ in range(count):
+                self._run_micro_batch(model, batch, IDLE_COUNT)
+        for mode, old in metrics.items():
+            self._metrics[mode].clear()
+            self._metrics[mode].update(old)
+
+    def _split(self, batch: Batch) -> list[Batch]:
+        """Return the parts of a micro-batch that are computed one after the other."""
+        parts = [batch] if "packed_cu_seqlens" in batch else self.stock_path.split(batch)
+        return [part for rows in parts for part in self._randomness.split(rows)]
+
+    def _run_micro_batch(self, model: torch.nn.Module, inputs: Batch, count: float) -> torch.Tensor:
         """Run forward and backward of one micro-batch. Return its part of the loss, detached."""
         is_packed = "packed_cu_seqlens" in inputs
         losses = []
-        for rows in [inputs] if is_packed else self.stock_path.split(inputs):
-            for part in self._randomness.split(rows):
-                # The backward pass is inside, because gradient checkpointing repeats the forward pass there.
-                with self._randomness.seeded(part, self.state.global_step):
-                    losses.append(self._train_part(model, part, count, is_packed=is_packed))
+        for part in self._split(inputs):
+            # The backward pass is inside, because gradient checkpointing repeats the forward pass there.
+            with self._randomness.seeded(part, self.state.global_step):
+                losses.append(self._train_part(model, part, count, is_packed=is_packed))
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
-    def _train_part(self, model: torch.nn.Module, inputs: Batch, count: int, *, is_packed: bool) -> torch.Tensor:
+    def _train_part(self, model: torch.nn.Module, inputs: Batch, count: float, *, is_packed: bool) -> torch.Tensor:
         """Run forward and backward of a batch that is computed together. Return its part of the loss, detached."""
         if not is_packed:
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch=count)
@@ -227,7 +247,7 @@ class PackedSFTTrainer(SFTTrainer):
         logits = compute_logits(self.model, positions, **model_inputs)[is_supervised[:, positions]]
         return score_logits(rows, logits, next_ids[is_supervised])
 
-    def _packed_loss(self, model: torch.nn.Module, inputs: Batch, count: "int | torch.Tensor") -> torch.Tensor:
+    def _packed_loss(self, model: torch.nn.Module, inputs: Batch, count: "float | torch.Tensor") -> torch.Tensor:
         """Return the summed cross entropy of a packed micro-batch, divided by `count`. Only training smooths labels."""
         smoothing = self._plan.label_smoothing if model.training else 0.0
         if self._lm_head is not None:
@@ -246,7 +266,7 @@ class PackedSFTTrainer(SFTTrainer):
         model: torch.nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: "int | torch.Tensor | None" = None,
+        num_items_in_batch: "float | torch.Tensor | None" = None,
     ) -> Any:
         """Return TRL's loss of a padded batch, or that of the model's own logits if they differ or labels are smooth.
 

@@ -74,7 +74,7 @@ def _train(model, path, *, bfloat16, recompute) -> list[float]:
     losses = []
     for _ in range(3):
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            if path is None:
+            if path is None or path.head is None:
                 loss = model(input_ids=BATCH, labels=BATCH).loss
             else:
                 batch = path.packed_collator([{"input_ids": row, "labels": row} for row in ROWS])
@@ -103,6 +103,7 @@ def _measure(folder, mode, folders, *, bfloat16, sharded, fast, recompute, adapt
         result["share"] = sizes.local / sizes.whole
     with first_process_computes(model) as is_first:
         result["held-out"] = evaluate_loss(model, [_Row]) if is_first else None
+    model.eval()
     with recorded_layers(model) as layers, torch.no_grad():
         model(input_ids=BATCH)
     check_layer_order(model, layers)

@@ -11,8 +11,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.data.row_lengths import find_largest
-from lora_chat.errors import NonFiniteError
+from lora_chat.errors import NonFiniteError, OutOfMemoryError
 from lora_chat.models.architectures import FINAL_SOFTCAPPING_FIELD
+from lora_chat.models.sharded_base import is_sharded
 from lora_chat.planning.workload import count_micro_batch_rows, select_largest_rows
 from lora_chat.processes.group import current_group
 from lora_chat.system.gpu_memory import release_gpu_memory
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from lora_chat.data.row_lengths import Numbers
     from lora_chat.training.trainer import PackedSFTTrainer
     from lora_chat.training.training_run import EncodedRow
+
+_SHARDED_OUT_OF_MEMORY = (
+    "Out of memory: the largest micro-batch does not fit beside the part of the sharded base (tried before training).\n"
+    "Fix: --set training.micro_batch_tokens=N with a smaller N, --set training.gradient_checkpointing=true, or more "
+    "processes."
+)
 
 
 class MemoryCheckCallback(TrainerCallback):
@@ -82,6 +89,9 @@ class MemoryCheckCallback(TrainerCallback):
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if is_sharded(model):
+                # The other processes may wait for the layers of this pass, so they cannot try again together.
+                raise OutOfMemoryError(_SHARDED_OUT_OF_MEMORY) from error
             fits = False
         fits = not current_group().largest(not fits)  # all processes train with the same plan
         model.zero_grad()

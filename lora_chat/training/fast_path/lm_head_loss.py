@@ -30,7 +30,7 @@ class LMHeadLoss(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         ids: torch.Tensor,
-        count: "int | torch.Tensor",
+        count: "float | torch.Tensor",
         buffers: Sequence[torch.Tensor],
         smoothing: float = 0.0,
     ) -> torch.Tensor:
@@ -76,7 +76,7 @@ class SupervisedLMHead:
     decoder: torch.nn.Module
     weight: torch.Tensor
 
-    def loss(self, inputs: Mapping[str, Any], count: "int | torch.Tensor", smoothing: float = 0.0) -> torch.Tensor:
+    def loss(self, inputs: Mapping[str, Any], count: "float | torch.Tensor", smoothing: float = 0.0) -> torch.Tensor:
         """Return the summed cross entropy of a packed batch's supervised tokens, divided by `count`."""
         positions, ids, rest = split_supervised(inputs)
         hidden = self.decoder(**rest, use_cache=False).last_hidden_state[0]
