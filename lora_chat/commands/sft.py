@@ -104,7 +104,7 @@ def _train_together(options: argparse.Namespace, rank: Rank) -> None:
     from lora_chat.pipeline.run_status import RunProgress
     from lora_chat.processes.connect import connect
     from lora_chat.processes.group import use_group
-    from lora_chat.processes.session import SessionTexts, joined_processes
+    from lora_chat.processes.session import SessionTexts, end_process, joined_processes
     from lora_chat.processes.watch import WatchLimits
     from lora_chat.system.device_choice import chosen_card_name, share_cards
     from lora_chat.system.hardware import detect_hardware
@@ -121,16 +121,21 @@ def _train_together(options: argparse.Namespace, rank: Rank) -> None:
         return Failure(rank.index, report.exit_code, report.text, report.label, number)
 
     texts = SessionTexts(describe, lambda: progress.format_resume_hint() if progress.run else "")
-    with joined_processes(rank, WatchLimits.from_minutes(options.process_timeout), texts) as watch:
-        recipe = _read_recipe(options)
-        share_cards(rank.local_index, rank.local_size, may_see_own_card=not rank.is_from_agent)
-        hardware = detect_hardware(recipe.base.device)
-        with use_group(connect(rank, hardware.device, chosen_card_name(), watch)) as group:
-            if group.is_first:
-                _fine_tune(options, recipe, progress)
-            else:
-                follow_run(recipe, progress)
-            group.close()
+    try:
+        with joined_processes(rank, WatchLimits.from_minutes(options.process_timeout), texts) as watch:
+            recipe = _read_recipe(options)
+            share_cards(rank.local_index, rank.local_size, may_see_own_card=not rank.is_from_agent)
+            hardware = detect_hardware(recipe.base.device)
+            with use_group(connect(rank, hardware.device, chosen_card_name(), watch)) as group:
+                if group.is_first:
+                    _fine_tune(options, recipe, progress)
+                else:
+                    follow_run(recipe, progress)
+                group.close()
+    except ReportedError as error:
+        end_process(error.exit_code)
+    if rank.index > 0:
+        end_process(0)
 
 
 def _fine_tune(options: argparse.Namespace, recipe: "Recipe", progress: "RunProgress") -> None:

@@ -1,12 +1,13 @@
 """The life of a process in a group: join, work, and leave with the one message that matters."""
 
+import logging
 import os
-import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
 from lora_chat.errors import ReportedError, StoppedError
 from lora_chat.processes.connect import join
@@ -17,8 +18,6 @@ from lora_chat.system.console import print_error, restore_output
 from lora_chat.system.signals import ignore_signals
 
 _POLL_SECONDS = 0.05
-_EXIT_SECONDS = 15
-"""Longest end of the interpreter after a failure, because native threads may wait for other processes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,6 @@ class _Session:
         while not self._watch.have_all_left() and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         self._watch.stop()
-        _end_soon()
         return failure.exit_code
 
     def _wait_for_agreed_stop(self) -> bool:
@@ -146,7 +144,7 @@ class _Session:
         print_error(text, label="")
 
 
-def _end_soon() -> None:
-    """End this process in a while, even if native threads keep the interpreter from ending."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(_EXIT_SECONDS)
+def end_process(exit_code: int) -> NoReturn:
+    """End this process now, because native threads may keep the interpreter from ending, or take long to end it."""
+    logging.shutdown()
+    os._exit(exit_code)

@@ -49,7 +49,7 @@ def main(kind: str, failing: int, stage: str, silence: float) -> int:
     from lora_chat.processes.connect import connect
     from lora_chat.processes.failure import Failure
     from lora_chat.processes.rank import read_rank
-    from lora_chat.processes.session import SessionTexts, joined_processes
+    from lora_chat.processes.session import SessionTexts, end_process, joined_processes
     from lora_chat.processes.watch import WatchLimits
     from lora_chat.system.console import filter_output, print_json, silence_output
     from lora_chat.training.stop_request import catch_stop_signals
@@ -100,7 +100,9 @@ def main(kind: str, failing: int, stage: str, silence: float) -> int:
             if rank.index == 0:
                 print_json({"steps": STEPS})
     except ReportedError as error:
-        return error.exit_code
+        end_process(error.exit_code)
+    if rank.index > 0:
+        end_process(0)
     return 0
 
 

@@ -19,8 +19,8 @@ import pytest
 HERE = Path(__file__).parent
 SILENCE_SECONDS = 8
 """Longest time without a beat in these tests; 60 s for users."""
-BOUND_SECONDS = 60
-"""Longest time from start to end; 30 s of it are torchrun's wait before it kills a process that does not end."""
+BOUND_SECONDS = 120
+"""Longest time from start to end on a busy machine; 20 s of it are the wait for a process that is stopped."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ def find_processes(marker: str) -> list[int]:
 
 
 def _list_shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir() if path.is_file() and path.owner() == Path.home().owner()}
+    """Return the files of shared memory except semaphores, which multiprocessing unlinks when it creates them."""
+    return {path.name for path in Path("/dev/shm").iterdir() if not path.name.startswith("sem.")}
 
 
 def _finish(process, tmp_path, seconds=BOUND_SECONDS):
