@@ -16,6 +16,7 @@
 - doctor: A report about this machine, one check for each line
 - doctor_libraries: Checks of the libraries on the chosen device
 - doctor_machine: Checks of the machine that need no PyTorch
+- doctor_processes: The check of what several processes could do
 - estimate: The estimate of a recipe or run, and the choice of open settings
 - estimate_history: Estimated against measured memory and time
 - evaluate: The comparison of an existing adapter with its base

@@ -32,6 +32,7 @@ from lora_chat.pipeline.doctor_machine import (
     check_system,
     inspect_machine,
 )
+from lora_chat.pipeline.doctor_processes import check_processes
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ CHECKS = (
     Check("Fast path", check_fast_path),
     Check("fp32 products", check_float32),
     Check("Compiler", check_compiler),
+    Check("Processes", check_processes),
     Check("Memory", check_memory),
     Check("Disk", check_disk),
     Check("Base", check_base),

@@ -30,9 +30,10 @@ _EXTRAS = {
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 _SETTINGS = (
     *(DEVICE_VARIABLE, VISIBLE_VARIABLE, "CUDA_DEVICE_ORDER", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
-    *("OMP_NUM_THREADS", "CUDA_LAUNCH_BLOCKING", "BNB_CUDA_VERSION", "WORLD_SIZE"),
+    *("OMP_NUM_THREADS", "CUDA_LAUNCH_BLOCKING", "BNB_CUDA_VERSION"),
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
 )
-"""Environment variables that decide the device or the speed."""
+"""Environment variables that decide the device, the speed, or the number of this process."""
 _LOW_DISK_BYTES = 10**9
 
 

@@ -30,7 +30,7 @@ from tests.nvidia_stub import (
 
 NAMES = [
     *("System", "Libraries", "Driver", "PyTorch", "Cards", "Device", "bitsandbytes", "Fast path", "fp32 products"),
-    *("Compiler", "Memory", "Disk", "Base", "Hub", "Extras", "Settings"),
+    *("Compiler", "Processes", "Memory", "Disk", "Base", "Hub", "Extras", "Settings"),
 ]
 
 
@@ -38,6 +38,8 @@ NAMES = [
 def fresh_choice(monkeypatch, cache_home):
     monkeypatch.setattr(device_choice, "_applied", None)
     for name in ("CUDA_VISIBLE_DEVICES", "LORA_CHAT_DEVICE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -141,6 +143,48 @@ def test_says_which_of_several_cards_is_used(machine, doctor):
     assert code == 0
     assert report["text"]["Device"] == "B, because it has the most free memory of 2 visible cards"
     assert [line.split(":")[1].split()[1] for line in report["text"]["Cards"].splitlines()] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("cards", "nccl", "state", "text"),
+    [
+        ((RTX_3060,), True, "ok", "1, because each process needs its own card"),
+        ((RTX_3060, RTX_3060), True, "ok", "up to 2: lora-chat sft RECIPE --processes 2 uses one card for each"),
+        ((RTX_3060, RTX_3060, GTX_1080), True, "ok", "up to 2: "),  # this build has no kernels for the last one
+        ((RTX_3060, RTX_4090), True, "note", "every step waits for the slowest"),
+        ((RTX_3060, RTX_3060), False, "note", "has no NCCL"),
+    ],
+)
+def test_says_how_many_processes_the_cards_are_enough_for(machine, doctor, monkeypatch, cards, nccl, state, text):
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: nccl)
+    machine(*cards)
+    _, report, _ = doctor()
+    assert report["state"]["Processes"] == state
+    assert text in report["text"]["Processes"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "text"),
+    [
+        ({}, 0, "one uses the CPU's "),
+        ({"WORLD_SIZE": "1"}, 0, "one uses the CPU's "),
+        ({"WORLD_SIZE": "2"}, 2, "RANK is not set"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, 2, "WORLD_SIZE=two is not a number"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "2950"},
+            0,
+            "the environment makes sft process 2 of 2, which waits for the others",
+        ),
+    ],
+)
+def test_says_what_the_variables_of_processes_mean(monkeypatch, doctor, variables, code, text):
+    monkeypatch.setenv("LORA_CHAT_DEVICE", "cpu")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    exit_code, report, _ = doctor()
+    assert exit_code == code
+    assert text in report["text"]["Processes"]
+    assert all(f"{name}={value}" in report["text"]["Settings"] for name, value in variables.items())
 
 
 def test_hidden_cards_are_listed(machine, doctor, monkeypatch):
