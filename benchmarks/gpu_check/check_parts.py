@@ -25,8 +25,9 @@ PARTS = (
     Part("chat", "chat and eval by the command line", "part_chat.py", 2, 60),
     Part("throughput", "tokens/s and peak memory beside TRL", "part_throughput.py", 3, 170),
     Part("plan", "estimate against measured memory and time", "part_plan.py", 4, 110),
+    Part("processes", "one process and one for each card: data, loss, speed", "part_processes.py", 5, 150),
 )
-"""All parts in the order of the table. `throughput` and `plan` have the card for themselves, because they are timed."""
+"""All parts in the order of the table. The last three have the card for themselves, because they are timed."""
 TOTAL_SECONDS = 480
 """Time limit of the whole check, in seconds; a part gets at most the time that is left."""
 

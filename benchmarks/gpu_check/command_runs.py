@@ -83,8 +83,11 @@ def digest_adapter(run: Path) -> str:
     return hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def write_dialogues(path: Path, count: int) -> None:
-    """Write invented dialogues of several lengths, a third of them with a second question."""
+def write_dialogues(path: Path, count: int, repeats: int = 1) -> None:
+    """Write invented dialogues of several lengths, a third of them with a second question.
+
+    `repeats` makes long replies longer.
+    """
     things = ("bowl", "jug", "plate", "vase", "cup", "tile", "lamp", "tray")
     colours = ("blue", "green", "white", "brown", "grey")
     with path.open("w", encoding="utf-8") as lines:
@@ -93,7 +96,10 @@ def write_dialogues(path: Path, count: int) -> None:
             price = 10 + number % 37
             messages = [
                 {"role": "user", "content": f"What does the {colour} {thing} number {number} cost?"},
-                {"role": "assistant", "content": f"It costs {price} euros. " + "It is made by hand. " * (number % 4)},
+                {
+                    "role": "assistant",
+                    "content": f"It costs {price} euros. " + "It is made by hand. " * (number % 4 * repeats),
+                },
             ]
             if number % 3 == 0:
                 messages += [
