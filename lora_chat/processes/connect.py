@@ -142,7 +142,12 @@ def _run_in_thread(work: Callable[[], _Result], check: Callable[[], None]) -> _R
 
 
 def _check_machines(rank: Rank, peers: list[Peer]) -> None:
-    """Raise UsageError if the local numbers do not agree with the machines of the processes."""
+    """Raise UsageError if the local numbers do not agree with the machines of the processes.
+
+    Several agents of torchrun on one machine count their own processes only. Cards are compared later.
+    """
+    if rank.is_from_agent:
+        return
     machine = peers[rank.index].machine
     on_this_machine = [number for number, peer in enumerate(peers) if peer.machine == machine]
     if len(on_this_machine) > rank.local_size:

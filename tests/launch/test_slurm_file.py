@@ -1,9 +1,10 @@
 """`launch/slurm.sh` starts every node with the same command, and stops and queues a job again without losing work."""
 
+import json
 import os
 import signal
-import subprocess
 import sys
+import time
 
 import pytest
 from fake_slurm import ROOT, FakeSlurm
@@ -15,6 +16,7 @@ echo "started $* threads=$OMP_NUM_THREADS"
 for ((i = 0; i < 200; i++)); do [ -e "$FAKE/finish" ] && exit 0; sleep 0.02; done
 exit 9
 """
+STEPS = 300
 ON_DEMAND = pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
 
 
@@ -76,31 +78,53 @@ def test_a_cancelled_job_waits_for_its_tasks_and_is_not_queued_again(slurm, job)
 
 
 @ON_DEMAND
-def test_two_nodes_train_one_run_and_continue_it(tmp_path):
-    fake = FakeSlurm(tmp_path, PYTHON=sys.executable, XDG_CACHE_HOME=str(tmp_path), XDG_CONFIG_HOME=str(tmp_path))
-    recipe = tmp_path / "nodes.yaml"
-    data = ROOT / "recipes/smoke/dialogues.jsonl"
-    recipe.write_text(
-        f"base: {{name: tiny-random}}\nquantization: {{mode: none}}\ndata: {{train: {data}, validation_share: 0.25}}\n"
-        f"training: {{epochs: 400, effective_batch_size: 4}}\noutput: {{directory: {tmp_path / 'runs'}}}\n"
-        "evaluation: {samples: 0, general: false}\ncheckpoint: {every_steps: 50}\n"
-    )
-    job = fake.start(str(recipe))
+def test_two_nodes_train_one_run_stop_before_the_limit_and_continue_it(tmp_path):
+    slurm = FakeSlurm(tmp_path, PYTHON=sys.executable, XDG_CACHE_HOME=str(tmp_path), XDG_CONFIG_HOME=str(tmp_path))
+    recipe = write_recipe(tmp_path)
+    job = slurm.start(recipe)
     try:
-        _wait_for_checkpoint(fake, tmp_path)
+        wait_for_checkpoint(slurm)
         job.send_signal(signal.SIGUSR1)
-        assert job.wait(120) != 0, job.communicate()[0]
-        assert "requeue 1234567" in fake.read("scontrol")
+        assert job.wait(120) != 0
     finally:
-        fake.kill(job)
-    recipes = subprocess.run(["ls", str(tmp_path / "runs")], capture_output=True, text=True).stdout.split()
-    assert recipes == ["nodes-1"]
+        slurm.kill(job)
+    assert "requeue 1234567" in slurm.read("scontrol")
+    stopped = read_steps(tmp_path)
+    assert 0 < len(stopped) < STEPS
+    (tmp_path / "tasks").unlink()
+    (tmp_path / "scontrol").unlink()
+    slurm.environment["SLURM_RESTART_COUNT"] = "1"
+    job = slurm.start(recipe)
+    try:
+        assert job.wait(240) == 0, slurm.read("node-0.log") + slurm.read("node-1.log")
+    finally:
+        slurm.kill(job)
+    assert "requeue" not in slurm.read("scontrol")
+    assert [path.name for path in (tmp_path / "runs").glob("nodes-*")] == ["nodes-1"]
+    assert read_steps(tmp_path) == list(range(1, STEPS + 1))
+    text = slurm.read("node-0.log") + slurm.read("node-1.log")
+    assert f"after step {stopped[-1]}" in text
 
 
-def _wait_for_checkpoint(fake, folder):
-    import time
+def write_recipe(folder):
+    recipe = folder / "nodes.yaml"
+    recipe.write_text(
+        "base: {name: tiny-random}\nquantization: {mode: none}\n"
+        f"data: {{train: {ROOT / 'recipes/smoke/dialogues.jsonl'}, validation_share: 0.25}}\n"
+        f"training: {{max_steps: {STEPS}, epochs: 1000, effective_batch_size: 4}}\n"
+        f"output: {{directory: {folder / 'runs'}}}\nevaluation: {{samples: 0, general: false, each_epoch: false}}\n"
+        "checkpoint: {every_steps: 20}\n"
+    )
+    return str(recipe)
 
+
+def wait_for_checkpoint(slurm):
     deadline = time.monotonic() + 180
-    while not list((folder / "runs").glob("nodes-1/checkpoints/*")):
-        assert time.monotonic() < deadline, fake.read("node-0.log") + fake.read("node-1.log")
-        time.sleep(0.2)
+    while not list(slurm.folder.glob("runs/nodes-1/checkpoints/checkpoint-*")):
+        assert time.monotonic() < deadline, slurm.read("node-0.log") + slurm.read("node-1.log")
+        time.sleep(0.1)
+
+
+def read_steps(folder):
+    lines = (folder / "runs/nodes-1/metrics.jsonl").read_text().splitlines()
+    return [step["step"] for step in map(json.loads, lines) if "loss" in step]
