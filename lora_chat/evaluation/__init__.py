@@ -27,6 +27,8 @@
 - reply_kinds: The kinds of held-out replies and the metrics that fit each
 - reply_scores: Statistics of the replies of a model
 - run_judgements: The human votes on the adapter that a run has now
+- shared_measurements: Measurements that several processes share
+- task: Everything that is measured of each model
 - training_replies: Training replies with their first tokens as a prompt
 - verdict: The verdict of a comparison, in the same words wherever it is shown
 - written_calls: Whether calls can be read from replies of a base

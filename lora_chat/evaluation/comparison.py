@@ -3,15 +3,13 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lora_chat.config.generation_section import GREEDY, GenerationSection
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.data.dataset import DialogueSet
-from lora_chat.data.encoding.chat_template import render_ids
-from lora_chat.data.encoding.turns import TurnReader
-from lora_chat.evaluation.choose_metrics import DEFAULT_DECISIVE, ChosenMetrics, choose_metrics
+from lora_chat.evaluation.choose_metrics import DEFAULT_DECISIVE, ChosenMetrics
 from lora_chat.evaluation.comparison_report import (
     ComparisonReport,
     ItemReplies,
@@ -19,17 +17,14 @@ from lora_chat.evaluation.comparison_report import (
     SampleReplies,
 )
 from lora_chat.evaluation.general.compare import compare_general
-from lora_chat.evaluation.general.measure import measure_general
+from lora_chat.evaluation.general.measure import PendingGeneral, start_general
 from lora_chat.evaluation.general.selection import GeneralSet
 from lora_chat.evaluation.intervals import Statistics
 from lora_chat.evaluation.label_report import report_labels
-from lora_chat.evaluation.loss import measure_rows
 from lora_chat.evaluation.metrics import (
     Measurement,
     Metric,
     MetricFigures,
-    Reply,
-    ReplyItem,
     compare_metrics,
     find_metric,
     reduce_to_mean,
@@ -38,19 +33,17 @@ from lora_chat.evaluation.overlap import MIN_UNSEEN_ITEMS, OverlapReport
 from lora_chat.evaluation.prompt_control import MAX_ROWS, PromptControl, compare_prompts, exchange_prompts
 from lora_chat.evaluation.questions import Question
 from lora_chat.evaluation.reply_items import read_reply_items
+from lora_chat.evaluation.shared_measurements import SharedMeasurements, sharing_group
+from lora_chat.evaluation.task import EvaluationTask, PendingMeasurement, make_task
 from lora_chat.evaluation.verdict import EvaluatedSet, judge
-from lora_chat.evaluation.written_calls import are_calls_readable
-from lora_chat.inference.generation import generate_replies
 from lora_chat.models.adapter import without_adapter
+from lora_chat.processes.group import current_group
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-_PROMPT_END_TOKENS = 16
-"""Tokens at the end of a prompt in which a template opens the reasoning of a reply."""
 
 
 def compare_with_base(
@@ -69,18 +62,15 @@ def compare_with_base(
 ) -> ComparisonReport:
     """Measure loss, held-out replies, answers and general abilities with the adapter disabled and enabled.
 
-    `system` precedes every question, and no general item. The prompt of a block of plain text is its first half.
+    `system` precedes every question, and no general item. The prompt of a block of plain text is its first half. The
+    other processes of a group call `help_to_compare`.
     """
     task = make_task(tokenizer, stop_ids, validation, questions, system, settings)
     if len(validation) or questions:
         logger.info(task.chosen.reason)
-    items = general.items if general else ()
-    model.eval()
-    with without_adapter(model):
-        base = task.measure(model, "the base")
-        base_general = measure_general(model, tokenizer, stop_ids, items, "the base")
-    adapted = task.measure(model, "the adapted model")
-    adapted_general = measure_general(model, tokenizer, stop_ids, items, "the adapted model")
+    (base, base_general), (adapted, adapted_general) = [
+        (outputs.read(), replies.read()) for outputs, replies in _measure_models(model, task, general)
+    ]
     general_report = compare_general(general, base_general, adapted_general) if general else None
     chosen = task.chosen
     figures = withhold_seen(compare_metrics(base, adapted, chosen.metrics), chosen.metrics, overlap)
@@ -91,7 +81,8 @@ def compare_with_base(
     decisive = next((metric for name in names for metric in measured if metric.name == name), None)
     is_by_loss = decisive is not None and decisive.name == DEFAULT_DECISIVE
     is_better = is_by_loss and figures[DEFAULT_DECISIVE].get("verdict") == "better"
-    control = _measure_control(model, tokenizer, validation) if is_better else None
+    needs_control = current_group().share_json(is_better)  # only this process knows the figures
+    control = _measure_control(model, tokenizer, validation) if needs_control else None
     return ComparisonReport(
         figures=figures,
         validation_dialogues=len(validation),
@@ -125,6 +116,38 @@ def compare_with_base(
     )
 
 
+def help_to_compare(
+    model: "PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    stop_ids: Sequence[int],
+    validation: DialogueSet,
+    questions: Sequence[Question],
+    system: str | None,
+    settings: EvaluationSection,
+    general: GeneralSet | None = None,
+) -> None:
+    """Measure a share for the first process, which calls `compare_with_base`."""
+    _measure_models(model, make_task(tokenizer, stop_ids, validation, questions, system, settings), general)
+    if current_group().share_json(False):
+        _measure_control(model, tokenizer, validation)
+
+
+def _measure_models(
+    model: "PeftModel", task: EvaluationTask, general: GeneralSet | None
+) -> list[tuple[PendingMeasurement, PendingGeneral]]:
+    """Measure base and adapted model together with the other processes."""
+    items = general.items if general else ()
+    shared = SharedMeasurements(sharing_group())
+    measured = []
+    model.eval()
+    for name, state in (("the base", without_adapter(model)), ("the adapted model", nullcontext())):
+        with state:
+            outputs = task.start(model, name, shared)
+            measured.append((outputs, start_general(model, task.tokenizer, task.stop_ids, items, name, shared)))
+    shared.exchange()
+    return measured
+
+
 def _measure_control(
     model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", dialogues: DialogueSet
 ) -> PromptControl | None:
@@ -134,7 +157,12 @@ def _measure_control(
     if len(own) < min(len(rows), MAX_ROWS):  # the loss is on prompts, too, or these are not dialogues
         items = read_reply_items(dialogues, tokenizer, samples=4 * MAX_ROWS, replies=0)
         own, others = exchange_prompts(rows, [item.prompt_ids for item in items if not item.is_text])
-    return compare_prompts(measure_rows(model, own), measure_rows(model, others)) if own else None
+    if not own:
+        return None
+    shared = SharedMeasurements(sharing_group())
+    losses = shared.measure_rows(model, own), shared.measure_rows(model, others)
+    shared.exchange()
+    return compare_prompts(*(each.read() for each in losses))
 
 
 def _has_finite_loss(figures: Mapping[str, MetricFigures]) -> bool:
@@ -187,90 +215,3 @@ def _list_values(metric: Metric, statistics: Statistics) -> list[float | None]:
     values: list[float] = metric.reduce(statistics).tolist()
     is_mean = metric.reduce is reduce_to_mean
     return [None if is_mean and not row.any() else value for value, row in zip(values, statistics, strict=True)]
-
-
-@dataclass(frozen=True)
-class EvaluationTask:
-    """Everything that is measured of each model of a comparison."""
-
-    tokenizer: "PreTrainedTokenizerBase"
-    stop_ids: Sequence[int]
-    validation: DialogueSet
-    questions: Sequence[Question]
-    items: Sequence[ReplyItem]
-    """Held-out prompts that are answered; the samples are the first ones."""
-    num_samples: int
-    prompts: Sequence[Sequence[int]]
-    """Prompts of the items, followed by the questions, as token ids."""
-    max_new_tokens: int
-    chosen: ChosenMetrics
-    generation: GenerationSection = GREEDY
-
-    @property
-    def samples(self) -> Sequence[ReplyItem]:
-        """Return the items that are shown side by side."""
-        return self.items[: self.num_samples]
-
-    def measure(self, model: "PreTrainedModel | PeftModel", model_name: str) -> Measurement:
-        """Return the losses of the set and a reply to each prompt; `model_name` is for the progress message."""
-        logger.info(f"Measuring {model_name}: {len(self.validation)} held-out dialogues, {len(self.prompts)} replies")
-        losses = measure_rows(model, self.validation.rows) if len(self.validation) else None
-        replies = (
-            generate_replies(model, self.tokenizer, self.prompts, self.stop_ids, self.max_new_tokens, self.generation)
-            if self.prompts
-            else []
-        )
-        n = len(self.items)
-        return Measurement(losses, self.questions, replies[n:], self.items, self._parse_replies(replies[:n]))
-
-    def _parse_replies(self, replies: Sequence[str]) -> list[Reply]:
-        """Return the replies to the items, each with its content without reasoning."""
-        reader = TurnReader(self.tokenizer, self.stop_ids)
-        pairs = zip(self.items, replies, strict=True)
-        return [
-            Reply(text, text if item.is_text else reader.parse_reply(self._end_of(item), text)["content"])
-            for item, text in pairs
-        ]
-
-    def _end_of(self, item: ReplyItem) -> str:
-        """Return the end of a prompt, which may open the reasoning of the reply."""
-        return str(self.tokenizer.decode(item.prompt_ids[-_PROMPT_END_TOKENS:]))
-
-
-def _count_cut(items: Sequence[ReplyItem], tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> int:
-    """Return the number of references that are longer than a reply may be."""
-    return sum(len(tokenizer.encode(item.reference, add_special_tokens=False)) > max_new_tokens for item in items)
-
-
-def make_task(
-    tokenizer: "PreTrainedTokenizerBase",
-    stop_ids: Sequence[int],
-    validation: DialogueSet,
-    questions: Sequence[Question],
-    system: str | None,
-    settings: EvaluationSection,
-) -> EvaluationTask:
-    """Return the task of a comparison: replies to the validation set, and questions after the system message."""
-    items = read_reply_items(validation, tokenizer, samples=settings.samples, replies=settings.reply_count)
-    system_messages = [{"role": "system", "content": system}] if system is not None else []
-    question_chats = [[*system_messages, {"role": "user", "content": q.question}] for q in questions]
-    prompts = [item.prompt_ids for item in items]
-    prompts += [render_ids(tokenizer, chat, add_generation_prompt=True) for chat in question_chats]
-    return EvaluationTask(
-        tokenizer,
-        stop_ids,
-        validation,
-        questions,
-        items,
-        settings.samples,
-        prompts,
-        settings.max_new_tokens,
-        choose_metrics(
-            items,
-            questions,
-            settings,
-            _count_cut(items, tokenizer, settings.max_new_tokens),
-            reads_calls=are_calls_readable(items, tokenizer, stop_ids),
-        ),
-        settings.generation,
-    )

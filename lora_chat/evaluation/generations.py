@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from lora_chat.evaluation.comparison import EvaluationTask
 from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.evaluation.metrics import METRICS, Measurement, find_metric
+from lora_chat.evaluation.task import EvaluationTask
 
 Generation = Literal["base", "parent", "child"]
 GENERATIONS: tuple[Generation, ...] = ("base", "parent", "child")

@@ -7,6 +7,7 @@ from itertools import compress
 from typing import TYPE_CHECKING
 
 from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
+from lora_chat.system.activity import note_activity
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -58,6 +59,7 @@ def measure_rows(
             loss, right = sum_supervised(model, ids, keep.to(device), next_ids[keep].to(device)).tolist()
         measured.append((loss, int(right), keep.numel()))
         on_row()
+        note_activity()
     losses, right_tokens, tokens = zip(*measured, strict=True)
     return RowLosses(losses, right_tokens, tokens)
 

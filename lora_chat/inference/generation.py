@@ -64,22 +64,25 @@ def generate_ids(
     max_new_tokens: int,
     batch_size: int | None = None,
     generation: GenerationSection = GREEDY,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Return replies to several prompts as ids, without stop tokens. Batches are left-padded.
 
     The default of `batch_size` is MAX_BATCH_SIZE, or fewer if keys and values would exceed KV_CACHE_LIMIT_BYTES. A GPU
-    that runs out of memory gets batches of half the size. Sampling draws from the seed and the number of a prompt.
+    that runs out of memory gets batches of half the size. Sampling draws from the seed and the number of a prompt,
+    which is its position unless `numbers` are given.
     """
+    numbers = range(len(prompts)) if numbers is None else numbers
     if len(prompts) > 1 and not find_batch_support(model, pad, prompts[0]).pads:
-        return _generate_by_length(model, pad, prompts, stop_ids, max_new_tokens, batch_size, generation)
+        return _generate_by_length(model, pad, prompts, stop_ids, max_new_tokens, batch_size, generation, numbers)
     replies: list[list[int]] = []
     max_prompt_length = max(map(len, prompts), default=0)
     batch_size = batch_size or _choose_batch_size(model, max_prompt_length + max_new_tokens)
     while len(replies) < len(prompts):
-        numbers = range(len(replies), min(len(replies) + batch_size, len(prompts)))
-        batch = [prompts[number] for number in numbers]
+        part = slice(len(replies), len(replies) + batch_size)
+        batch = prompts[part]
         try:
-            replies += _generate_batch(model, pad, batch, stop_ids, max_new_tokens, generation, numbers)
+            replies += _generate_batch(model, pad, batch, stop_ids, max_new_tokens, generation, numbers[part])
             note_activity()
             continue
         except Exception as error:
@@ -100,21 +103,42 @@ def _generate_by_length(
     max_new_tokens: int,
     batch_size: int | None,
     generation: GenerationSection,
+    numbers: Sequence[int],
 ) -> list[list[int]]:
     """Return replies of a model that would read padding as text: prompts of one length at a time."""
     batch_size = batch_size or _choose_batch_size(model, max(map(len, prompts)) + max_new_tokens)
     replies: list[list[int]] = [[] for _ in prompts]
-    for length in sorted({len(prompt) for prompt in prompts}):
-        numbers = [number for number, prompt in enumerate(prompts) if len(prompt) == length]
-        for begin in range(0, len(numbers), batch_size):
-            batch = numbers[begin : begin + batch_size]
-            answers = _generate_batch(
-                model, pad, [prompts[n] for n in batch], stop_ids, max_new_tokens, generation, batch
-            )
-            note_activity()
-            for number, answer in zip(batch, answers, strict=True):
-                replies[number] = answer
+    for batch in _batch_by_length(prompts, batch_size):
+        chosen, seeds = [prompts[i] for i in batch], [numbers[i] for i in batch]
+        answers = _generate_batch(model, pad, chosen, stop_ids, max_new_tokens, generation, seeds)
+        note_activity()
+        for index, answer in zip(batch, answers, strict=True):
+            replies[index] = answer
     return replies
+
+
+def plan_batches(
+    model: "PreTrainedModel", pad: int, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> list[list[int]]:
+    """Return the numbers of the prompts that `generate_ids` answers together, if a GPU does not run out of memory."""
+    batch_size = _choose_batch_size(model, max(map(len, prompts), default=0) + max_new_tokens)
+    if len(prompts) > 1 and not find_batch_support(model, pad, prompts[0]).pads:
+        return _batch_by_length(prompts, batch_size)
+    return _divide(range(len(prompts)), batch_size)
+
+
+def _batch_by_length(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Return the numbers of prompts that have one length, the shortest first."""
+    same_lengths = [
+        [number for number, prompt in enumerate(prompts) if len(prompt) == length]
+        for length in sorted({len(prompt) for prompt in prompts})
+    ]
+    return [batch for numbers in same_lengths for batch in _divide(numbers, batch_size)]
+
+
+def _divide(numbers: Sequence[int], size: int) -> list[list[int]]:
+    """Return the numbers in lists of at most `size`."""
+    return [[*numbers[begin : begin + size]] for begin in range(0, len(numbers), size)]
 
 
 def _generate_batch(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.data.dataset import DialogueSet
 from lora_chat.errors import OutOfMemoryError
-from lora_chat.evaluation.comparison import compare_with_base
+from lora_chat.evaluation.comparison import compare_with_base, help_to_compare
 from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.evaluation.format import format_comparison
 from lora_chat.evaluation.loss import evaluate_loss
@@ -77,6 +77,21 @@ def compare_models(
     )
     logger.info("\n" + format_comparison(report) + "\n")
     return report
+
+
+def help_to_compare_models(model: "PeftModel", prepared: PreparedEvaluation, settings: EvaluationSection) -> None:
+    """Measure a share of the comparison that the first process makes."""
+    release_gpu_memory()
+    help_to_compare(
+        model,
+        prepared.tokenizer,
+        prepared.stop_ids,
+        prepared.compared,
+        prepared.questions,
+        prepared.identity.system,
+        settings,
+        prepared.general,
+    )
 
 
 def check_longest_dialogue_fits(model: "PeftModel", *sets: DialogueSet) -> None:

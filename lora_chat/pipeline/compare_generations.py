@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.config.recipe import EvaluationSection
-from lora_chat.evaluation.comparison import EvaluationTask, make_task
 from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.evaluation.generations import (
     GenerationsReport,
@@ -15,6 +14,7 @@ from lora_chat.evaluation.generations import (
     format_generations,
     read_outputs,
 )
+from lora_chat.evaluation.task import EvaluationTask, make_task
 from lora_chat.models.adapter import exchanged_adapter, without_adapter
 from lora_chat.models.base_model import LocalBase, load_base_model
 from lora_chat.models.bound_adapter import BoundAdapter

@@ -14,7 +14,7 @@ from lora_chat.models.model_errors import explain_model_errors
 from lora_chat.models.sharded_forwards import first_process_computes
 from lora_chat.models.token_rows import merge_token_rows
 from lora_chat.pipeline.audit_run import audit_run
-from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_models
+from lora_chat.pipeline.compare import check_longest_dialogue_fits, help_to_compare_models
 from lora_chat.pipeline.general_items import take_planned_items
 from lora_chat.pipeline.load_adapted import load_adapted_model
 from lora_chat.pipeline.merge_parent import use_merged_base
@@ -83,7 +83,7 @@ def follow_run(recipe: Recipe, progress: RunProgress) -> None:
             first_process_computes(model) as computes,
         ):
             if computes:
-                compare_models(model, prepared, plan.evaluation)
+                help_to_compare_models(model, prepared, plan.evaluation)
 
 
 def _prepare(

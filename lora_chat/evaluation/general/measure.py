@@ -10,7 +10,8 @@ from lora_chat.data.encoding.chat_template import render_texts
 from lora_chat.data.encoding.thinking_switch import find_switch
 from lora_chat.data.encoding.tokenizer import TextTokenizer
 from lora_chat.evaluation.general.items import GeneralItem
-from lora_chat.inference.generation import decode_reply, generate_ids
+from lora_chat.evaluation.shared_measurements import SharedMeasurements
+from lora_chat.inference.generation import decode_reply
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,24 +45,39 @@ def render_prompts(tokenizer: "PreTrainedTokenizerBase", items: Sequence[General
     return [tokenized.ids for tokenized in text_tokenizer.tokenize(texts)]
 
 
-def measure_general(
+@dataclass(frozen=True)
+class PendingGeneral:
+    """The replies to general items, complete after the exchange with the other processes."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    order: Sequence[int]
+    """Numbers of the items in the order of their replies."""
+    ids: Sequence[list[int]]
+
+    def read(self) -> list[GeneralReply]:
+        """Return the replies in the order of the items."""
+        ordered = dict(zip(self.order, self.ids, strict=True))
+        return [GeneralReply(tuple(ordered[n]), decode_reply(self.tokenizer, ordered[n])) for n in range(len(ordered))]
+
+
+def start_general(
     model: "PreTrainedModel | PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
     stop_ids: Sequence[int],
     items: Sequence[GeneralItem],
     model_name: str,
-) -> list[GeneralReply]:
-    """Return the greedy replies of a model to all items, at most GENERAL_MAX_NEW_TOKENS long.
+    shared: SharedMeasurements,
+) -> PendingGeneral:
+    """Generate this process's share of the greedy replies to all items, at most GENERAL_MAX_NEW_TOKENS long.
 
     `model_name` is for the progress message. Prompts of one kind and a similar length are answered together, because a
     batch ends with its longest reply.
     """
     if not items:
-        return []
+        return PendingGeneral(tokenizer, (), ())
     logger.info(f"Asking {model_name} {len(items)} general items")
     prompts = render_prompts(tokenizer, items)
     order = sorted(range(len(items)), key=lambda number: (items[number].kind, len(prompts[number])))
     pad = int(tokenizer.pad_token_id)
-    replies = generate_ids(model, pad, [prompts[number] for number in order], stop_ids, GENERAL_MAX_NEW_TOKENS)
-    ordered = dict(zip(order, replies, strict=True))
-    return [GeneralReply(tuple(ordered[n]), decode_reply(tokenizer, ordered[n])) for n in range(len(items))]
+    chosen = [prompts[number] for number in order]
+    return PendingGeneral(tokenizer, order, shared.generate(model, pad, chosen, stop_ids, GENERAL_MAX_NEW_TOKENS))
