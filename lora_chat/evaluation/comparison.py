@@ -33,7 +33,7 @@ from lora_chat.evaluation.overlap import MIN_UNSEEN_ITEMS, OverlapReport
 from lora_chat.evaluation.prompt_control import MAX_ROWS, PromptControl, compare_prompts, exchange_prompts
 from lora_chat.evaluation.questions import Question
 from lora_chat.evaluation.reply_items import read_reply_items
-from lora_chat.evaluation.shared_measurements import SharedMeasurements, sharing_group
+from lora_chat.evaluation.shared_measurements import SharedMeasurements
 from lora_chat.evaluation.task import EvaluationTask, PendingMeasurement, make_task
 from lora_chat.evaluation.verdict import EvaluatedSet, judge
 from lora_chat.models.adapter import without_adapter
@@ -137,7 +137,7 @@ def _measure_models(
 ) -> list[tuple[PendingMeasurement, PendingGeneral]]:
     """Measure base and adapted model together with the other processes."""
     items = general.items if general else ()
-    shared = SharedMeasurements(sharing_group())
+    shared = SharedMeasurements(current_group())
     measured = []
     model.eval()
     for name, state in (("the base", without_adapter(model)), ("the adapted model", nullcontext())):
@@ -159,7 +159,7 @@ def _measure_control(
         own, others = exchange_prompts(rows, [item.prompt_ids for item in items if not item.is_text])
     if not own:
         return None
-    shared = SharedMeasurements(sharing_group())
+    shared = SharedMeasurements(current_group())
     losses = shared.measure_rows(model, own), shared.measure_rows(model, others)
     shared.exchange()
     return compare_prompts(*(each.read() for each in losses))

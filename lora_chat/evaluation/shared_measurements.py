@@ -13,7 +13,7 @@ from lora_chat.config.generation_section import GREEDY, GenerationSection
 from lora_chat.data.encoding.encode import EncodedDialogue
 from lora_chat.evaluation.loss import RowLosses, measure_rows
 from lora_chat.inference.generation import generate_ids, plan_batches
-from lora_chat.processes.group import ProcessGroup, current_group
+from lora_chat.processes.group import ProcessGroup
 from lora_chat.processes.shares import share_by_size
 
 if TYPE_CHECKING:
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     _Number = TypeVar("_Number", np.float64, np.int64)
-
-
-def sharing_group() -> ProcessGroup:
-    """Return the processes that share the measurements of a comparison."""
-    return current_group()
 
 
 class PendingLosses:

@@ -152,16 +152,13 @@ def fine_tune(
 
         generations = None
         merge_token_rows(model)
-        with (
-            progress.explain_out_of_memory(),
-            explain_model_errors(base_config, base_name, "Evaluation"),
-            first_process_computes(model),
-        ):
-            report = compare_run(model, prepared, plan.evaluation, run)
-            report = add_recital(report, model, prepared, plan, audit, run, training.steps)
-            keep_reference(run, model, prepared, plan.precision)
-            if parent:
-                measured = measure_generations(model, prepared, plan.evaluation, report, parent)
+        with progress.explain_out_of_memory(), explain_model_errors(base_config, base_name, "Evaluation"):
+            with first_process_computes(model):
+                report = compare_run(model, prepared, plan.evaluation, run)
+                report = add_recital(report, model, prepared, plan, audit, run, training.steps)
+                keep_reference(run, model, prepared, plan.precision)
+                measured = measure_generations(model, prepared, plan.evaluation, report, parent) if parent else None
+            if parent and measured:
                 del model
                 if parent.is_merged:
                     measured = add_original_base(measured, original.base, plan.precision)
