@@ -28,9 +28,11 @@ from lora_chat.pipeline.model_shape import count_selected_parameters, find_shape
 from lora_chat.pipeline.parent import Parent
 from lora_chat.pipeline.parent_settings import complete_recipe, install_parent_template
 from lora_chat.pipeline.prepare import PreparedRun
+from lora_chat.pipeline.shard_choice import with_sharding
 from lora_chat.planning.calibration import calibrate
 from lora_chat.planning.card_links import find_card_link
 from lora_chat.planning.card_table import CardTable, list_layouts, make_card_table
+from lora_chat.planning.choose_sharding import choose_sharding
 from lora_chat.planning.device import TargetDevice
 from lora_chat.planning.estimate import RunEstimate, make_estimate
 from lora_chat.planning.format import format_refusal
@@ -66,7 +68,7 @@ def resolve_plan(
         if plan.training.memory != "unlimited":
             raise
         logger.info(f"No estimate: {error}")
-        return plan, None
+        return with_sharding(plan, shard=plan.base.shard is True), None
     if plan.training.memory != "unlimited" and estimate.verdict == "does not fit":
         raise OutOfMemoryError(format_refusal(estimate))
     return estimate.plan, estimate
@@ -148,7 +150,27 @@ def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> R
     layout = ProcessLayout(group.size, find_card_link(target)) if group.size > 1 else ONE_PROCESS
     trained_parameters = count_selected_parameters(plan, base, shape)
     problem = PlanningProblem(shape, data, target, trained_parameters, layout)
+    plan, problem = _resolve_sharding(plan, problem)
     return _estimate_plan(plan, problem, base, reading_seconds, allow_slow=True)
+
+
+def _resolve_sharding(plan: Plan, problem: PlanningProblem) -> tuple[Plan, PlanningProblem]:
+    """Return the plan with `base.shard` true or false, and the problem of its processes."""
+    sharded = plan.base.shard is True
+    if plan.base.shard == "auto" and plan.training.memory != "unlimited":
+        sharded = choose_sharding(plan, _limit_memory(plan, problem))
+        if sharded:
+            logger.info("The base does not fit one card, so the processes shard it (base.shard).")
+    layout = replace(problem.layout, sharded=sharded and problem.layout.count > 1)
+    return with_sharding(plan, shard=layout.sharded), replace(problem, layout=layout)
+
+
+def _limit_memory(plan: Plan, problem: PlanningProblem) -> PlanningProblem:
+    """Return the problem with the memory that the plan may use."""
+    memory = plan.training.memory
+    if memory in ("auto", "unlimited"):
+        return problem
+    return replace(problem, target=problem.target.with_memory_limit(parse_size(memory, "training.memory")))
 
 
 def _estimate_plan(
@@ -162,9 +184,7 @@ def _estimate_plan(
 ) -> RunEstimate:
     """Choose the open settings, benchmark this machine if it is the target, and estimate the plan."""
     memory = plan.training.memory
-    if memory not in ("auto", "unlimited"):
-        limited = problem.target.with_memory_limit(parse_size(memory, "training.memory"))
-        problem = replace(problem, target=limited)
+    problem = _limit_memory(plan, problem)
     if memory != "unlimited":
         plan = choose_plan(plan, problem, problem.target.limit)
     benchmark = None

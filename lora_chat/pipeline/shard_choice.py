@@ -9,17 +9,18 @@ logger = logging.getLogger(__name__)
 
 
 def settle_sharding(plan: Plan, processes: int) -> Plan:
-    """Return a plan whose `base.shard` is true or false; `auto` is false here.
+    """Return a plan whose `base.shard` is false for one process; several may keep `auto`, which the planner resolves.
 
     Raises RecipeError for a base that cannot be sharded.
     """
-    shard = plan.base.shard is True
-    if shard and processes == 1:
+    shard = plan.base.shard
+    if shard is True and processes == 1:
         logger.info("base.shard has no effect, because one process trains: it needs the whole base.")
-        shard = False
-    if shard:
+    if processes == 1:
+        return with_sharding(plan, shard=False)
+    if shard is True:
         check_sharding(plan)
-    return with_sharding(plan, shard=shard)
+    return plan
 
 
 def with_sharding(plan: Plan, *, shard: bool) -> Plan:

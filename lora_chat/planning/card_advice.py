@@ -34,6 +34,8 @@ def format_card_table(table: CardTable, command: str) -> str:
             f"Command   lora-chat {command}{shard} --processes {best.cards}",
             f"          or torchrun --nproc-per-node {best.cards} -m lora_chat {command}{shard}",
         ]
+    if best is not None and best.sharded:
+        lines += [f"Note      {note}" for note in best.estimate.notes if note not in single.notes]
     if single.target.device == "cuda":
         lines.append("Note      No figure for several cards has been measured; NCCL's own buffers are not included.")
     return "\n".join(lines)

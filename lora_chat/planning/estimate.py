@@ -273,7 +273,8 @@ def _predict_shared_durations(
     general_items: int,
 ) -> PhaseDurations | None:
     """Return the seconds of each phase of the process that has the most to do, or None if the speed is unknown."""
-    count = candidate.problem.layout.count
+    # Only the first of processes with a sharded base measures; the others take part in its passes.
+    count = 1 if candidate.problem.layout.sharded else candidate.problem.layout.count
     data, items = largest_data_share(candidate.problem.data, count), -(-general_items // count)
     durations = _predict_durations(candidate, data, benchmark, bytes_to_read, reading_seconds)
     if durations is None:

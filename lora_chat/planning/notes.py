@@ -1,11 +1,14 @@
 """What a user should know beside the figures of an estimate: its limits, and what the run will cost."""
 
+from dataclasses import replace
+
 from lora_chat.config.lora_variants import find_lora_variant
 from lora_chat.config.plan import BYTES_BY_DTYPE, Plan
 from lora_chat.planning.calibration import MachineBenchmark
 from lora_chat.planning.measured_shape import find_memory_source
 from lora_chat.planning.settings_search import Candidate, choose_plan
 from lora_chat.planning.training_memory import TRL_TILE_TOKENS, TRL_TILE_VOCABULARY
+from lora_chat.planning.weight_memory import weight_bytes
 from lora_chat.system.memory_usage import total_memory_bytes
 
 _TORCH_HEAD_BYTES_PER_LOGIT = 42
@@ -19,6 +22,7 @@ def list_notes(candidate: Candidate, benchmark: MachineBenchmark | None) -> tupl
         *_note_memory_source(candidate),
         *_note_int8(candidate),
         *_note_triton(candidate),
+        *_note_sharded_loading(candidate),
         *_note_main_memory(candidate),
     ]
     if candidate.problem.data.is_estimated:
@@ -109,6 +113,15 @@ def _note_triton(candidate: Candidate) -> list[str]:
         "The stock path's loss uses Triton, which needs a C compiler and Python's headers. Without them it "
         f"takes up to {size / 2**30:.2f} GiB more and more time; training then tries smaller micro-batches."
     ]
+
+
+def _note_sharded_loading(candidate: Candidate) -> list[str]:
+    """Return the main memory that processes need while they load a base that they shard on GPUs."""
+    layout = candidate.problem.layout
+    if not layout.sharded or candidate.problem.target.device == "cpu":
+        return []
+    size = weight_bytes(candidate.problem.shape, replace(candidate.memory_config, sharded=False))
+    return [f"Each process loads the whole base into main memory first: {layout.count} x {size / 2**30:.2f} GiB."]
 
 
 def _note_main_memory(candidate: Candidate) -> list[str]:

@@ -24,8 +24,8 @@ TRAINING_PASSES = 2
 
 
 def can_shard(plan: Plan) -> bool:
-    """Return whether the base of a plan can be sharded; 8-bit weights of bitsandbytes do not work with FSDP."""
-    return plan.precision.mode != "8bit"
+    """Return whether the base of a plan can be sharded (pipeline/shard_choice.py)."""
+    return plan.precision.mode != "8bit" and plan.adapter.stack is None
 
 
 def gather_seconds(shape: ModelShape, memory_config: MemoryConfig, layout: ProcessLayout) -> float:

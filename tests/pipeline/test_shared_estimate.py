@@ -14,6 +14,7 @@ from lora_chat.pipeline import machine_benchmark
 from lora_chat.pipeline.estimate import resolve_plan
 from lora_chat.pipeline.prepare import prepare_run
 from lora_chat.pipeline.run_identity import describe_run
+from lora_chat.pipeline.shard_choice import settle_sharding
 from lora_chat.planning.device import DeviceSpeed, TargetDevice
 from lora_chat.planning.format import format_estimate_summary
 from lora_chat.planning.local_device import detect_local_device
@@ -81,6 +82,21 @@ def test_the_time_of_a_run_is_shared_and_its_steps_are_not(resolve):
     lines = format_estimate_summary(shared)
     assert any(line.startswith("Processes 2, each with the whole base") for line in lines)
     assert not any(line.startswith("Processes") for line in format_estimate_summary(alone))
+
+
+def test_sharding_is_settled_with_the_plan(prepared, resolve, monkeypatch):
+    assert prepared[0].base.shard == "auto"
+    for count in (1, 2):
+        assert resolve(count)[0].base.shard is False
+    monkeypatch.setattr(pipeline_estimate, "choose_sharding", lambda plan, problem: True)
+    plan, estimate = resolve(2)
+    assert plan.base.shard is True
+    assert estimate.layout.sharded
+    assert any("its part of the base" in line for line in format_estimate_summary(estimate))
+    whole = prepared[0].model_copy(update={"base": prepared[0].base.model_copy(update={"shard": False})})
+    assert resolve(2, plan=whole)[0].base.shard is False
+    assert resolve(2, plan=settle_sharding(plan, 2))[0].base.shard is True
+    assert settle_sharding(plan, 1).base.shard is False
 
 
 def test_processes_that_do_not_fit_are_told_to_be_fewer(resolve):
