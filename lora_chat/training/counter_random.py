@@ -16,7 +16,7 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 _TILE_SIZES = {"cpu": 2**16}
 """Number of 32-bit hashes that are computed together: few enough for the cache of a CPU."""
-_GPU_TILE_SIZE = 2**24
+_GPU_TILE_SIZE = 2**22
 
 
 def signed64(value: int) -> int:
