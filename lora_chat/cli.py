@@ -8,8 +8,10 @@ import argparse
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from lora_chat.commands.error_report import report_error
 from lora_chat.commands.parser import make_parser
@@ -20,6 +22,7 @@ from lora_chat.system.console import (
     print_error,
     print_logged_messages,
     print_message,
+    restore_output,
     silence_output,
 )
 from lora_chat.system.environment import check_path_variables, make_search_paths_absolute
@@ -40,6 +43,8 @@ _SMALLER_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY
 Micro-batches rarely have the same shape twice, so the default of 1,024 entries took 0.9 GB after a hundred steps and
 made no step faster.
 """
+_FIRST_PROCESS_SECONDS = 5.0
+"""Time in which the first of several processes prints an error that all of them have, in seconds."""
 _CHATTY_LIBRARIES = (
     *("bitsandbytes", "transformers", "trl", "peft", "accelerate", "datasets", "torch", "matplotlib", "lm_eval"),
 )
@@ -49,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     filter_output()
     print_logged_messages()
-    if is_later_process(os.environ):
+    is_later = is_later_process(os.environ)
+    if is_later:
         silence_output()  # the first process prints the messages about arguments
-    options = make_parser().parse_args(arguments)
+    options = _parse(arguments, is_later=is_later)
     _prepare_environment(verbose=options.verbose)
     execute: Callable[[argparse.Namespace], None] = options.execute
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -71,8 +77,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = report_error(error, command, options.arguments)
         if report is None:
             raise
+        if is_later and not isinstance(error, KeyboardInterrupt):
+            _let_first_process_print()
         print_error(report.text, label=report.label)
         return report.exit_code
+
+
+def _parse(arguments: Sequence[str] | None, *, is_later: bool) -> argparse.Namespace:
+    """Parse the arguments. A later process of several lets the first one print what is wrong with them."""
+    try:
+        return make_parser().parse_args(arguments)
+    except SystemExit as error:
+        if not is_later or not error.code:
+            raise
+        _let_first_process_print()
+        return make_parser().parse_args(arguments)  # prints the message of the same error
+
+
+def _let_first_process_print() -> None:
+    """Wait before this process ends, because torchrun then stops the first one, which may not have printed yet.
+
+    The first process usually has the same error, and torchrun stops this one when the first has ended. Otherwise this
+    process prints its error itself.
+    """
+    with suppress(KeyboardInterrupt):
+        time.sleep(_FIRST_PROCESS_SECONDS)
+        restore_output()
 
 
 def _prepare_environment(*, verbose: bool) -> None:
