@@ -41,7 +41,12 @@ LIBRARY_IMPORTERS = {
         "planning/dry_run/quantized_layers.py",
     ],
     "model_signing": ["sharing/signature.py"],
-    "huggingface_hub": ["system/hub_client.py", "system/hub_guard.py", "system/hub_origin.py"],
+    "huggingface_hub": [
+        "system/hub_client.py",
+        "system/hub_guard.py",
+        "system/hub_origin.py",
+        "system/hub_ranges.py",
+    ],
     "httpx2": ["system/http_client.py", "system/hub_guard.py", "system/hub_origin.py"],
     "evaluate": ["evaluation/harness_model.py"],
     "lm_eval": ["evaluation/harness_model.py"],

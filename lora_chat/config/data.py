@@ -107,6 +107,10 @@ class DataSection(StrictModel):
     limit: RowLimit | None = None
     """Number of rows that are read of each source: the first ones of its files in their order, faulty ones included.
     The rest of the files is not read."""
+    streaming: bool = False
+    """Whether data sets on the hub are read over the network in parts, without storing their files. Only the encoded
+    dialogues are stored, reading stops at `limit`, and an interrupted start continues where it stopped. Parquet, JSON
+    lines, CSV and text are streamed, JSON lines, CSV and text also as gzip."""
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the training dialogues that becomes the validation set if there is no validation file. With 0 there is
     no validation set: all dialogues are trained on, and the loss is not compared with the base's."""
@@ -152,6 +156,16 @@ class DataSection(StrictModel):
         if self.loss == "last" and "turns" not in self.model_fields_set:
             self.__dict__["turns"] = "last"
         check_loss(self.turns, self.loss)
+        return self
+
+    @model_validator(mode="after")
+    def _check_streaming(self) -> "DataSection":
+        sources = (*self.train_sources, *self.validation_sources, *self.test_sources)
+        if self.streaming and not any(source.hub for source in sources):
+            raise ValueError(
+                "streaming has no effect, because no source is on the hub, and local files are always read in parts. "
+                "Fix: remove it, or name a data set with `hub`"
+            )
         return self
 
     @model_validator(mode="after")

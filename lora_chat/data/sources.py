@@ -6,7 +6,6 @@ import shlex
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_chat.config.data import DataSection, SourceSection, as_key_names
@@ -17,6 +16,7 @@ from lora_chat.data.parsing.rows import ReadingOptions, parse_chunk, read_chunks
 from lora_chat.data.reading.find_files import choose_files
 from lora_chat.data.reading.folders import DEFAULT_SPLIT, SplitChoice
 from lora_chat.data.reading.hub_dataset import find_hub_files
+from lora_chat.data.reading.streamed_file import DataFile, find_streamed
 from lora_chat.data.storage.cache import open_store
 from lora_chat.data.storage.encode_chunk import DialogueTransform, EncodingOptions
 from lora_chat.data.storage.ledger import Ledger, sum_ledgers
@@ -38,7 +38,7 @@ class LocalSource:
     """A source with its files on this machine."""
 
     name: str
-    paths: tuple[Path, ...]
+    paths: tuple[DataFile, ...]
     section: SourceSection
     notes: tuple[str, ...] = ()
     """Sentences on files and splits of its folders that are not used."""
@@ -76,20 +76,26 @@ class EncodedSource:
 
 
 def find_sources(
-    sections: Sequence[SourceSection], folder_split: str = DEFAULT_SPLIT, *, offered_splits: Sequence[str] = ()
+    sections: Sequence[SourceSection],
+    folder_split: str = DEFAULT_SPLIT,
+    *,
+    offered_splits: Sequence[str] = (),
+    streaming: bool = False,
 ) -> tuple[LocalSource, ...]:
     """Return the sources with their files; raises DataError for a source without files.
 
     `folder_split` is the split of folders if a source names none; empty refuses folders with several. A note offers the
-    other splits of a folder that are in `offered_splits`.
+    other splits of a folder that are in `offered_splits`. With `streaming`, files of the hub are not downloaded.
     """
-    return tuple(_find_source(section, folder_split, offered_splits) for section in sections)
+    return tuple(_find_source(section, folder_split, offered_splits, streaming=streaming) for section in sections)
 
 
-def _find_source(section: SourceSection, folder_split: str, offered_splits: Sequence[str]) -> LocalSource:
+def _find_source(
+    section: SourceSection, folder_split: str, offered_splits: Sequence[str], *, streaming: bool
+) -> LocalSource:
     """Find the files of one source, downloaded if they are on the hub."""
     if section.hub:
-        files = find_hub_files(section.hub, section.split, section.subset, section.revision)
+        files = find_hub_files(section.hub, section.split, section.subset, section.revision, streaming=streaming)
         parts = [section.hub, *([section.subset] if section.subset else []), section.split]
         return LocalSource(f"{' '.join(parts)} at {files.commit[:12]}", files.paths, section)
     is_default = section.split == DEFAULT_SPLIT
@@ -104,7 +110,11 @@ def _find_source(section: SourceSection, folder_split: str, offered_splits: Sequ
 
 
 def check_sources(sources: Sequence[LocalSource], data: DataSection, clean: Callable[[str], str]) -> None:
-    """Parse all rows without encoding; raises DataError for too many faults, whose texts `clean` redacts."""
+    """Parse all rows without encoding; raises DataError for too many faults, whose texts `clean` redacts.
+
+    Files that are streamed are left out, because they would be transferred twice.
+    """
+    sources = [source for source in sources if not find_streamed(source.paths)]
     counts = LineCounts()
     source_counts = []
     for source in sources:

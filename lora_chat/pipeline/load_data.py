@@ -59,9 +59,9 @@ def find_data_files(plan: Plan) -> DataFiles:
     """Find the files of a plan and read its questions. Raise DataError if a file is missing."""
     data = plan.data
     return DataFiles(
-        find_sources(data.train_sources, offered_splits=_list_unused_splits(data)),
-        find_sources(data.validation_sources, "validation"),
-        find_sources(data.test_sources, "test"),
+        find_sources(data.train_sources, offered_splits=_list_unused_splits(data), streaming=data.streaming),
+        find_sources(data.validation_sources, "validation", streaming=data.streaming),
+        find_sources(data.test_sources, "test", streaming=data.streaming),
         _read_redacted_questions(plan),
         read_general_file(plan.evaluation.general, plan.audit.redacted),
         data,

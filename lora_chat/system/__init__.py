@@ -21,6 +21,7 @@
 - hub_client: Client of the Hugging Face hub
 - hub_guard: Checks of every HTTP request and response of huggingface_hub
 - hub_origin: Checks of request targets and redirects
+- hub_ranges: Parts of files of the hub, read without storing the files
 - hub_pending: Markers of downloads that have not been compared with the commit's listing yet
 - import_path: Removal of the working directory from the search paths of this process, on import
 - malloc: Settings of glibc that decide whether freed memory stays with the process

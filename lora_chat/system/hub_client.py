@@ -55,7 +55,7 @@ class HubFailureError(UnavailableError):
 def find_commit(name: str, revision: str | None, kind: RepoType) -> str:
     """Return the current commit of a revision. Raise HubFailureError or HubResponseError."""
     check_revision(revision)
-    with _hub_request():
+    with hub_request():
         from huggingface_hub.hf_api import HfApi
 
         api = HfApi()
@@ -66,7 +66,7 @@ def find_commit(name: str, revision: str | None, kind: RepoType) -> str:
 
 def list_files(name: str, commit: str, kind: RepoType) -> dict[str, RemoteFile]:
     """Return the files of a commit by name. Raise HubFailureError or HubResponseError."""
-    with _hub_request():
+    with hub_request():
         from huggingface_hub.hf_api import HfApi, RepoFile
 
         tree = HfApi().list_repo_tree(name, recursive=True, revision=commit, repo_type=kind)
@@ -125,7 +125,7 @@ def download_files(
     limits = {file: listed_file.size for file, listed_file in files.items()}
     listing = {file: (listed_file.size, listed_file.sha256) for file, listed_file in files.items()}
     with mark_pending(name, commit, kind, listing):
-        with _hub_request(limits, name, commit, kind):
+        with hub_request(limits, name, commit, kind):
             from huggingface_hub import snapshot_download
 
             only = [glob.escape(file) for file in files]  # the library's listing may contain more files
@@ -143,7 +143,7 @@ def fetch_file(name: str, file: str, commit: str, limit: int, folder: Path) -> b
 
     Raise HubFailureError, HubResponseError, or IntegrityError for a file of more than `limit` bytes.
     """
-    with _hub_request({file: limit}, name, commit, "model"):
+    with hub_request({file: limit}, name, commit, "model"):
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(name, file, revision=commit, local_dir=folder))
@@ -159,7 +159,7 @@ def upload_files(
 
     The repository is created if it is missing. Raise HubFailureError or HubResponseError.
     """
-    with _hub_request():
+    with hub_request():
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
         api = HfApi()
@@ -177,7 +177,7 @@ def upload_files(
 
 
 @contextmanager
-def _hub_request(
+def hub_request(
     limits: Mapping[str, int] | None = None, name: str = "", commit: str | None = None, kind: RepoType = "model"
 ) -> Iterator["HubGuard"]:
     """Convert exceptions of the hub's library, whose texts quote requests and responses, into LoraChatError.
@@ -192,7 +192,7 @@ def _hub_request(
     try:
         guard.expect_files(
             {
-                _file_url(name, file, commit, kind): ExpectedFile(file, size, commit)
+                file_url(name, file, commit, kind): ExpectedFile(file, size, commit)
                 for file, size in (limits or {}).items()
             }
         )
@@ -247,7 +247,8 @@ def _find_refusal(error: BaseException) -> LoraChatError | None:
     return None
 
 
-def _file_url(name: str, file: str, commit: str | None, kind: RepoType) -> str:
+def file_url(name: str, file: str, commit: str | None, kind: RepoType) -> str:
+    """Return the address of a file of a commit."""
     from huggingface_hub import hf_hub_url
 
     return hf_hub_url(name, file, repo_type=kind, revision=commit)

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lora_chat.data.parsing.row_notes import RowNotes, add_counts
 from lora_chat.errors import DataError
@@ -63,7 +62,7 @@ class LineCounts:
             )
 
 
-def summarize_paths(paths: Sequence[Path]) -> str:
+def summarize_paths(paths: Sequence[object]) -> str:
     """Return the path of a file, or the first of several and the number of the others."""
     return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 

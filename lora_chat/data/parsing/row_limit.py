@@ -8,8 +8,9 @@ from lora_chat.data.reading.raw_row import RawRow
 class RowLimiter:
     """A limit to the rows of several files together. Blank lines, and pieces that continue a text, count as no row."""
 
-    def __init__(self, limit: int | None) -> None:
-        self._left = limit
+    def __init__(self, left: int | None) -> None:
+        """Allow this many rows; None for all."""
+        self._left = left
 
     @property
     def is_full(self) -> bool:
@@ -22,11 +23,15 @@ class RowLimiter:
             yield from rows
             return
         for row in rows:
-            if not row.blank and not _has_flag(row, "begins", False):
-                self._left -= 1
+            self._left -= counts_as_row(row)
             yield row
             if self._left == 0 and not _has_flag(row, "goes_on", True):
                 return
+
+
+def counts_as_row(row: RawRow) -> bool:
+    """Return whether a row counts for the limit."""
+    return not row.blank and not _has_flag(row, "begins", False)
 
 
 def _has_flag(row: RawRow, name: str, value: bool) -> bool:

@@ -17,14 +17,15 @@ from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.preference import UnwantedRowError
 from lora_chat.data.parsing.prepare_row import RowPreparation
 from lora_chat.data.parsing.rendered_chats import note_rendered_messages, note_rendered_text
-from lora_chat.data.parsing.row_limit import RowLimiter
+from lora_chat.data.parsing.row_limit import RowLimiter, counts_as_row
 from lora_chat.data.parsing.row_notes import RowNotes
 from lora_chat.data.parsing.system_message import set_system_message
 from lora_chat.data.parsing.unreadable import explain_rows, merge_rows
-from lora_chat.data.reading.files import read_rows
+from lora_chat.data.reading.files import RowStart, read_rows
 from lora_chat.data.reading.find_files import find_files
 from lora_chat.data.reading.raw_row import RawRow
 from lora_chat.data.reading.size_limits import MAX_ROW_BYTES
+from lora_chat.data.reading.streamed_file import DataFile
 from lora_chat.errors import DataError
 from lora_chat.system.sanitize import sanitize_line
 
@@ -69,21 +70,60 @@ class ReadingOptions:
 
 
 @dataclass(frozen=True)
+class ReadPosition:
+    """The position between two chunks of the files of a source."""
+
+    files: int = 0
+    """Number of files before the one that is read."""
+    start: RowStart = field(default_factory=RowStart)
+    """Position in that file."""
+    data_format: DataFormat | None = None
+    """Format of that file, if some of its rows were read."""
+    left: int | None = None
+    """Number of rows that the limit still allows; None without a limit."""
+
+    def after(self, rows: Sequence[RawRow], data_format: DataFormat | None) -> "ReadPosition":
+        """Return the position after rows of the same file."""
+        if not rows:
+            return self
+        counted = sum(map(counts_as_row, rows))
+        start = RowStart(self.start.rows + len(rows), rows[-1].line + rows[-1].lines - 1, rows[-1].end)
+        left = None if self.left is None else self.left - counted
+        return replace(self, start=start, data_format=data_format, left=left)
+
+
+@dataclass(frozen=True)
 class RowChunk:
     """Consecutive rows of one file, with its format."""
 
     path: str
     data_format: DataFormat | None
     rows: tuple[RawRow, ...]
+    end: ReadPosition | None = None
+    """Position after these rows; None if reading cannot continue there."""
 
 
-def read_chunks(paths: Sequence[Path], options: ReadingOptions) -> Iterator[RowChunk]:
-    """Yield the rows of files in chunks, up to `limit` rows; the first row decides the format of its file."""
+def read_chunks(
+    paths: Sequence[DataFile], options: ReadingOptions, begin: ReadPosition | None = None
+) -> Iterator[RowChunk]:
+    """Yield the rows of files in chunks, up to `limit` rows; the first row decides the format of its file.
+
+    From the end of an earlier chunk on, the same chunks follow as after it.
+    """
     names = [name for columns in options.columns.values() for name in list_column_names(columns)]
-    limiter = RowLimiter(options.limit)
-    for path in paths:
-        rows = limiter.take(read_rows(path, names, plain_text=options.forced_format == "text"))
-        buffer, data_format, is_readable = _read_until_recognised(rows, options)
+    position = begin or ReadPosition(left=options.limit)
+    if position.left == 0:
+        return
+    limiter = RowLimiter(position.left)
+    for number, path in enumerate(paths[position.files :], position.files):
+        if number > position.files:
+            position = ReadPosition(number, left=position.left)
+        rows = limiter.take(read_rows(path, names, plain_text=options.forced_format == "text", start=position.start))
+        buffer: list[RawRow]
+        if position.start.rows:
+            buffer, data_format, is_readable = [], position.data_format, True
+        else:
+            buffer, data_format, is_readable = _read_until_recognised(rows, options)
         fault = (
             None
             if is_readable
@@ -99,11 +139,13 @@ def read_chunks(paths: Sequence[Path], options: ReadingOptions) -> Iterator[RowC
         size = sum(map(_row_bytes, buffer))
         for row in rows:
             if len(buffer) >= _CHUNK_ROWS or size >= _CHUNK_BYTES:
-                yield RowChunk(str(path), data_format, tuple(buffer))
+                position = position.after(buffer, data_format)
+                yield RowChunk(str(path), data_format, tuple(buffer), None if fault else position)
                 buffer, size = [], 0
             buffer.append(row)
             size += _row_bytes(row)
-        yield RowChunk(str(path), data_format, tuple(buffer))
+        position = position.after(buffer, data_format)
+        yield RowChunk(str(path), data_format, tuple(buffer), None if fault else position)
         if limiter.is_full:
             return
 

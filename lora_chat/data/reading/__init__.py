@@ -17,6 +17,7 @@
 - missing_paths: Explain a path at which there is no file
 - raw_row: A row before it is parsed as a dialogue
 - size_limits: Limits on data files, and readers that enforce them
+- streamed_file: Files of a hub data set that are read over the network
 - table_headers: Recognise the header of a table and its separator
 - tables: Read CSV and other tables
 - zip_kinds: Kinds of files that are zip archives

@@ -8,37 +8,44 @@ from typing import TYPE_CHECKING
 from lora_chat.data.reading.arrow_values import convert_batch
 from lora_chat.data.reading.raw_row import RawRow, shorten_reason
 from lora_chat.data.reading.size_limits import MAX_COLUMNS, MAX_ROW_BYTES, limit_memory_growth, max_decompressed_bytes
+from lora_chat.data.reading.streamed_file import DataFile, require_local
 from lora_chat.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import parquet
 
 _BATCH_ROWS = 256
 """Number of rows that are decoded together."""
 _TOO_LARGE_MESSAGE = "it decompresses to far more than it stores; if that is intended, write it as JSON lines"
 
 
-def read_parquet(path: Path) -> Iterator[RawRow]:
-    """Yield rows with their numbers; raises DataError if the file is damaged or takes too much memory to decode."""
-    return _read_rows(path, _read_parquet_batches)
+def read_parquet(path: DataFile, first_row: int = 0) -> Iterator[RawRow]:
+    """Yield rows with their numbers from a row on, counted from 0.
+
+    Raises DataError if the file is damaged or takes too much memory to decode.
+    """
+    return _read_rows(path, lambda path: _read_parquet_batches(path, first_row), first_row)
 
 
-def read_arrow_table(path: Path) -> Iterator[RawRow]:
+def read_arrow_table(path: DataFile) -> Iterator[RawRow]:
     """Yield the rows of an Arrow file like `read_parquet`."""
     return _read_rows(path, lambda path: _read_arrow_batches(path, is_stream=False))
 
 
-def read_arrow_stream(path: Path) -> Iterator[RawRow]:
+def read_arrow_stream(path: DataFile) -> Iterator[RawRow]:
     """Yield the rows of an Arrow stream, as `datasets.save_to_disk` writes it, like `read_parquet`."""
     return _read_rows(path, lambda path: _read_arrow_batches(path, is_stream=True))
 
 
-def _read_rows(path: Path, read_batches: Callable[[Path], Iterator["pa.RecordBatch"]]) -> Iterator[RawRow]:
+def _read_rows(
+    path: DataFile, read_batches: Callable[[DataFile], Iterator["pa.RecordBatch"]], number: int = 0
+) -> Iterator[RawRow]:
     """Yield the rows of batches, up to a limit of bytes for the whole file."""
     import pyarrow
 
     try:
-        number, left = 0, max_decompressed_bytes(path)
+        left = max_decompressed_bytes(path)
         for batch in read_batches(path):
             left -= _batch_bytes(batch)
             if left < 0:
@@ -56,32 +63,53 @@ def _read_rows(path: Path, read_batches: Callable[[Path], Iterator["pa.RecordBat
         raise DataError(f"Cannot read {path}: {shorten_reason(error)}") from error
 
 
-def _read_parquet_batches(path: Path) -> Iterator["pa.RecordBatch"]:
-    """Yield batches of rows, decoded under the memory limit."""
+def _read_parquet_batches(path: DataFile, first_row: int) -> Iterator["pa.RecordBatch"]:
+    """Yield batches of rows from a row on, decoded under the memory limit; row groups before it are not read."""
+    import pyarrow
     from pyarrow import parquet
 
     with limit_memory_growth():
-        file = parquet.ParquetFile(path)
+        if isinstance(path, Path):
+            file = parquet.ParquetFile(path)
+        else:  # a file on the hub, of which nothing is read before it is needed
+            file = parquet.ParquetFile(pyarrow.PythonFile(path.open("rb"), "r"), pre_buffer=False)
         columns = file.metadata.num_columns
         schema = file.schema_arrow
     with file:
         if columns > MAX_COLUMNS:
             raise ValueError(f"it has {columns:,} columns; {MAX_COLUMNS:,} are allowed")
         _check_types(schema)
-        batches = file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
+        groups, skipped = _find_row_groups(file.metadata, first_row)
+        if not groups:
+            return
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, use_threads=False)
         while True:
             with limit_memory_growth():
                 batch = next(batches, None)
                 if batch is None:
                     return
                 decoded = _without_dictionaries(batch)
-            yield decoded
+            if skipped < decoded.num_rows:
+                yield decoded.slice(skipped) if skipped else decoded
+            skipped = max(0, skipped - decoded.num_rows)
 
 
-def _read_arrow_batches(path: Path, *, is_stream: bool) -> Iterator["pa.RecordBatch"]:
+def _find_row_groups(metadata: "parquet.FileMetaData", first_row: int) -> tuple[list[int], int]:
+    """Return the row groups from the one with a row on, and the number of rows before it in that group."""
+    rows_before = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if first_row < rows_before + rows or (not first_row and not rows):
+            return list(range(group, metadata.num_row_groups)), first_row - rows_before
+        rows_before += rows
+    return [], 0
+
+
+def _read_arrow_batches(file_or_path: DataFile, *, is_stream: bool) -> Iterator["pa.RecordBatch"]:
     """Yield small batches of an Arrow file or stream, whose offsets are checked before a value is read."""
     import pyarrow
 
+    path = require_local(file_or_path, "an Arrow file")
     with pyarrow.OSFile(str(path)) as file:  # not mapped, because a file that shrinks would end the process
         with limit_memory_growth():
             reader = pyarrow.ipc.open_stream(file) if is_stream else pyarrow.ipc.open_file(file)

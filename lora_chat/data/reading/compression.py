@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from lora_chat.data.reading.size_limits import max_decompressed_bytes
+from lora_chat.data.reading.streamed_file import DataFile, require_local
 from lora_chat.data.reading.zip_kinds import describe_zip
 from lora_chat.errors import DataError
 from lora_chat.system.sanitize import sanitize_line
@@ -53,7 +54,7 @@ class Compression:
 
     name: str
     magic: re.Pattern[bytes]
-    open_file: Callable[[Path], _ReadableFile]
+    open_file: Callable[[DataFile], _ReadableFile]
 
 
 def find_compression(head: bytes) -> Compression | None:
@@ -61,7 +62,7 @@ def find_compression(head: bytes) -> Compression | None:
     return next((compression for compression in COMPRESSIONS if compression.magic.match(head)), None)
 
 
-def open_decompressed(path: Path) -> IO[bytes]:
+def open_decompressed(path: DataFile) -> IO[bytes]:
     """Open a file for reading, decompressed if it is compressed.
 
     DataError is raised, now or while it is read, for a damaged file, and for one that decompresses to far more than
@@ -78,7 +79,7 @@ def open_decompressed(path: Path) -> IO[bytes]:
 class _explain_damage:
     """Raise DataError in place of the errors of decompressors."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: DataFile) -> None:
         self._path = path
 
     def __enter__(self) -> None:
@@ -97,7 +98,7 @@ class _explain_damage:
 class _BoundedReader(io.RawIOBase):
     """A decompressed file that raises DataError when too much is read from it."""
 
-    def __init__(self, path: Path, file: _ReadableFile) -> None:
+    def __init__(self, path: DataFile, file: _ReadableFile) -> None:
         self._path, self._file = path, file
         self._limit = max_decompressed_bytes(path)
         self._count = 0
@@ -125,7 +126,7 @@ class _BoundedReader(io.RawIOBase):
 class _StreamReader:
     """Reader of one or several compressed streams in a file."""
 
-    def __init__(self, path: Path, make: Callable[[], _Decompressor]) -> None:
+    def __init__(self, path: DataFile, make: Callable[[], _Decompressor]) -> None:
         self._file = path.open("rb")
         self._make = make
         self._decompressor = make()
@@ -154,28 +155,31 @@ class _StreamReader:
         self._file.close()
 
 
-def _open_gzip(path: Path) -> _ReadableFile:
-    return gzip.open(path)
+def _open_gzip(path: DataFile) -> _ReadableFile:
+    return gzip.open(path if isinstance(path, Path) else path.open("rb"))
 
 
-def _open_bzip2(path: Path) -> _ReadableFile:
+def _open_bzip2(path: DataFile) -> _ReadableFile:
     return _StreamReader(path, bz2.BZ2Decompressor)
 
 
-def _open_xz(path: Path) -> _ReadableFile:
+def _open_xz(path: DataFile) -> _ReadableFile:
     return _StreamReader(path, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _MAX_XZ_MEMORY_BYTES))
 
 
-def _open_zstandard(path: Path) -> _ReadableFile:
+def _open_zstandard(path: DataFile) -> _ReadableFile:
     """Open a Zstandard file with Arrow, whose decoder refuses windows above 128 MiB."""
     import pyarrow
 
-    stream: _ReadableFile = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+    stream: _ReadableFile = pyarrow.CompressedInputStream(
+        pyarrow.OSFile(str(require_local(path, "compressed with Zstandard"))), "zstd"
+    )
     return stream
 
 
-def _open_zip(path: Path) -> _ReadableFile:
+def _open_zip(file: DataFile) -> _ReadableFile:
     """Open the one file in a zip archive; raises DataError for another archive, by name."""
+    path = require_local(file, "a zip archive")
     _check_directory_size(path)
     archive = zipfile.ZipFile(path)
     try:

@@ -4,13 +4,13 @@ import codecs
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import IO, Literal
 
 from lora_chat.data.parsing.formats import detect_format
 from lora_chat.data.reading.compression import find_compression, open_decompressed
 from lora_chat.data.reading.foreign_files import describe_foreign_file
 from lora_chat.data.reading.size_limits import MAX_ROW_BYTES
+from lora_chat.data.reading.streamed_file import DataFile
 from lora_chat.data.reading.table_headers import TABLE_SEPARATORS, TableKind, find_table_kind
 from lora_chat.errors import DataError
 from lora_chat.system.strict_json import STRICT_DECODER, parse_strict_json
@@ -31,7 +31,7 @@ _END_MARGIN_CHARACTERS, _MAX_TRIED_LINES = 64, 20
 __all__ = ["BYTE_ORDER_MARK", "TABLE_SEPARATORS", "FileKind", "detect_file_kind", "is_row"]
 
 
-def detect_file_kind(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> FileKind:
+def detect_file_kind(path: DataFile, columns: Collection[str] = (), *, plain_text: bool = False) -> FileKind:
     """Return the kind of a file; with `plain_text`, a file of no other kind is text.
 
     A table is recognised by its header and rows. Raises DataError for a file of a kind that is never read.
@@ -58,7 +58,7 @@ def is_row(value: Mapping[str, object], columns: Collection[str] = ()) -> bool:
     return detect_format(value) is not None or (bool(columns) and set(columns) <= value.keys())
 
 
-def _refuse_foreign(path: Path, head: bytes, *, is_compressed: bool) -> None:
+def _refuse_foreign(path: DataFile, head: bytes, *, is_compressed: bool) -> None:
     """Raise DataError for a file of a kind that is never read, with the fix."""
     description = describe_foreign_file(head, is_compressed=is_compressed)
     if description:

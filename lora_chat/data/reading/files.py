@@ -7,7 +7,8 @@ import gzip
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import islice
 from typing import IO
 
 from lora_chat.data.reading.arrow_files import read_arrow_stream, read_arrow_table, read_parquet
@@ -24,11 +25,11 @@ from lora_chat.data.reading.size_limits import (
     check_regular_file,
     read_bounded_lines,
 )
+from lora_chat.data.reading.streamed_file import DataFile
 from lora_chat.data.reading.tables import read_table
 from lora_chat.errors import DataError
 
-_COLUMN_READERS: Mapping[str, Callable[[Path], Iterator[RawRow]]] = {
-    "parquet": read_parquet,
+_COLUMN_READERS: Mapping[str, Callable[[DataFile], Iterator[RawRow]]] = {
     "arrow": read_arrow_table,
     "arrow_stream": read_arrow_stream,
 }
@@ -38,15 +39,36 @@ _TEXT_PIECE_BYTES = 1 << 18
 """Size of a piece of plain text, in bytes; a book is read in pieces to save memory."""
 
 
-def read_rows(path: Path, columns: Collection[str] = (), *, plain_text: bool = False) -> Iterator[RawRow]:
+@dataclass(frozen=True)
+class RowStart:
+    """The position in a file from which its rows are read."""
+
+    rows: int = 0
+    """Number of rows before it."""
+    line: int = 0
+    """Line or number of the row before it; 0 at the beginning."""
+    offset: int | None = None
+    """Offset of its first byte in a file of JSON lines; None if it is unknown."""
+
+
+def read_rows(
+    path: DataFile, columns: Collection[str] = (), *, plain_text: bool = False, start: RowStart = RowStart()
+) -> Iterator[RawRow]:
     """Yield the rows of a file in order, lines of JSON unparsed; raises DataError if it cannot be opened or unpacked.
 
     A table is recognised by a header that has `columns` or the columns of a known format. With `plain_text`, a file
-    of no other kind is one document, in pieces that say whether the next piece continues it.
+    of no other kind is one document, in pieces that say whether the next piece continues it. From a later `start` on,
+    only Parquet and uncompressed JSON lines need not be read from the beginning.
     """
+    if start.rows:
+        yield from _read_from(path, columns, start, plain_text=plain_text)
+        return
     with _convert_errors(path):
         check_regular_file(path)
         kind = detect_file_kind(path, columns, plain_text=plain_text)
+        if kind == "parquet":
+            yield from read_parquet(path)
+            return
         if kind in _COLUMN_READERS:
             yield from _COLUMN_READERS[kind](path)
             return
@@ -65,7 +87,23 @@ def read_rows(path: Path, columns: Collection[str] = (), *, plain_text: bool = F
                 yield from read_table(file, separator, columns)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _read_from(path: DataFile, columns: Collection[str], start: RowStart, *, plain_text: bool) -> Iterator[RawRow]:
+    """Yield the rows of a file from a later row on."""
+    with _convert_errors(path):
+        kind = detect_file_kind(path, columns, plain_text=plain_text)
+        if kind == "parquet":
+            yield from read_parquet(path, start.line)
+            return
+        if kind == "json_lines" and start.offset is not None:
+            with open_decompressed(path) as file:
+                if file.seekable():
+                    file.seek(start.offset)
+                    yield from _read_json_lines(file, start.line, start.offset)
+                    return
+    yield from islice(read_rows(path, columns, plain_text=plain_text), start.rows, None)
+
+
+def read_lines(path: DataFile) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file with their numbers, split at line feeds only; raises DataError if it is unreadable."""
     with _convert_errors(path):
         check_regular_file(path)
@@ -77,7 +115,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 @contextmanager
-def _convert_errors(path: Path) -> Iterator[None]:
+def _convert_errors(path: DataFile) -> Iterator[None]:
     """Raise DataError in place of errors from opening, reading or unpacking a file."""
     try:
         yield
@@ -96,11 +134,15 @@ def _read_numbered_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
 
 
-def _read_json_lines(file: IO[bytes]) -> Iterator[RawRow]:
-    """Yield lines of JSON; consecutive blank lines are one row, so that millions of them cost little."""
+def _read_json_lines(file: IO[bytes], line_before: int = 0, end: int = 0) -> Iterator[RawRow]:
+    """Yield lines of JSON; consecutive blank lines are one row, so that millions of them cost little.
+
+    `end` is the offset of the byte after the line before the first one.
+    """
     begin = blank = 0
     try:
-        for number, raw in enumerate(read_bounded_lines(file), 1):
+        for number, raw in enumerate(read_bounded_lines(file), line_before + 1):
+            end += len(raw)
             if not raw.strip():
                 begin, blank = begin or number, blank + 1
                 if blank > MAX_BLANK_LINES:
@@ -108,16 +150,16 @@ def _read_json_lines(file: IO[bytes]) -> Iterator[RawRow]:
                     return
                 continue
             if blank:
-                yield RawRow(begin, blank=True, lines=blank)
+                yield RawRow(begin, blank=True, lines=blank, end=end - len(raw))
                 begin = blank = 0
             line = raw.removesuffix(b"\n").removesuffix(b"\r")
             if number == 1:
                 line = line.removeprefix(BYTE_ORDER_MARK)
-            yield RawRow(number, raw=line) if raw[-1] == _LINE_FEED else RawRow(number, raw=line, is_cut_off=True)
+            yield RawRow(number, raw=line, is_cut_off=raw[-1] != _LINE_FEED, end=end)
     except RowTooLongError as error:
-        yield RawRow(error.line, fault=str(error), ends_file=True)
+        yield RawRow(line_before + error.line, fault=str(error), ends_file=True)
     if blank:
-        yield RawRow(begin, blank=True, lines=blank)
+        yield RawRow(begin, blank=True, lines=blank, end=end)
 
 
 def _read_text(file: IO[bytes]) -> Iterator[RawRow]:

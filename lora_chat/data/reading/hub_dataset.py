@@ -1,4 +1,4 @@
-"""Find and download the files of a split of a hub data set at one commit; code and pickles are never loaded."""
+"""Find the files of a split of a hub data set at one commit; code and pickles are never loaded."""
 
 import hashlib
 import json
@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_chat.data.reading.hub_splits import HubRepository, format_names
+from lora_chat.data.reading.streamed_file import DataFile, StreamedFile
 from lora_chat.errors import DataError, LoraChatError, UnavailableError
 from lora_chat.system.atomic_write import write_text_atomically
 from lora_chat.system.bounded_files import read_json_object
 from lora_chat.system.cache_dir import cache_dir
-from lora_chat.system.hub_answers import is_commit_hash
+from lora_chat.system.hub_answers import check_file_name, check_size, is_commit_hash
 from lora_chat.system.hub_client import (
     HubFailureError,
     RemoteFile,
@@ -35,22 +36,25 @@ class HubFiles:
     """The files of one split in the hub's cache, in the order of the split."""
 
     commit: str
-    paths: tuple[Path, ...]
+    paths: tuple[DataFile, ...]
 
 
 class _HubUnreachableError(UnavailableError):
     """The hub gave no answer, so an earlier download is used if there is one."""
 
 
-def find_hub_files(name: str, split: str, subset: str | None, revision: str | None) -> HubFiles:
+def find_hub_files(
+    name: str, split: str, subset: str | None, revision: str | None, *, streaming: bool = False
+) -> HubFiles:
     """Return the files of a split, downloaded if needed; a branch means its newest commit if the hub answers.
 
+    With `streaming`, the files are only listed, and read when their rows are.
     Raises DataError for an unknown split or subset or an unsupported kind of file, and UnavailableError for a data set
     that cannot be downloaded.
     """
-    key = hashlib.sha256(json.dumps([name, split, subset, revision]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([name, split, subset, revision, *["streaming"] * streaming]).encode()).hexdigest()
     note = cache_dir("hub") / f"{key[:32]}.json"
-    cached = _read_note(name, note)
+    cached = _read_listing(name, note) if streaming else _read_note(name, note)
     if cached and cached.commit == revision:
         return cached
     try:
@@ -63,14 +67,19 @@ def find_hub_files(name: str, split: str, subset: str | None, revision: str | No
         files, ignored_files = HubRepository(name, remote_files, card).choose_files(split, subset)
         if ignored_files:
             logger.info(f"Ignored files of {name}, of another kind than {files[0]}: {format_names(ignored_files)}")
-        size = sum(remote_files[file].size for file in files) / 1e6
+        listing = {file: remote_files[file] for file in files}
+        size = sum(remote_file.size for remote_file in listing.values()) / 1e6
+        if streaming:
+            logger.info(f"Streaming {name} from the hub: {split}, {format_names(files, 3)} ({size:.1f} MB)")
+            return _keep_listing(name, commit, listing, note)
         logger.info(f"Downloading {name} from the hub: {split}, {format_names(files, 3)} ({size:.1f} MB)")
         with _convert_hub_errors(name, revision):
-            return _download(name, commit, {file: remote_files[file] for file in files}, note)
+            return _download(name, commit, listing, note)
     except _HubUnreachableError:
         if not cached:
             raise
-        logger.info(f"The hub cannot be reached: using {name} as last downloaded, commit {cached.commit}")
+        known = "listed" if streaming else "downloaded"
+        logger.info(f"The hub cannot be reached: using {name} as last {known}, commit {cached.commit}")
         return cached
 
 
@@ -119,6 +128,32 @@ def _download(name: str, commit: str, files: Mapping[str, RemoteFile], note: Pat
     with suppress(OSError, LoraChatError):  # without the note, the next run asks the hub again
         write_text_atomically(note, json.dumps({"name": name, "commit": commit, "files": sizes}), "a note")
     return HubFiles(commit, tuple(folder / file for file in files))
+
+
+def _keep_listing(name: str, commit: str, files: Mapping[str, RemoteFile], note: Path) -> HubFiles:
+    """Return files that are streamed, and write a note with their commit, sizes and digests."""
+    sizes = {file: [remote_file.size, remote_file.sha256] for file, remote_file in files.items()}
+    with suppress(OSError, LoraChatError):  # without the note, the next run asks the hub again
+        write_text_atomically(note, json.dumps({"name": name, "commit": commit, "files": sizes}), "a note")
+    return _make_streamed(name, commit, files)
+
+
+def _make_streamed(name: str, commit: str, files: Mapping[str, RemoteFile]) -> HubFiles:
+    """Return files that are streamed."""
+    return HubFiles(commit, tuple(StreamedFile(name, commit, file, f.size, f.sha256) for file, f in files.items()))
+
+
+def _read_listing(name: str, note: Path) -> HubFiles | None:
+    """Return the files of the last listing of a split that is streamed."""
+    with suppress(OSError, ValueError, KeyError, TypeError, LoraChatError):
+        note_content = read_json_object(note)
+        files = {
+            check_file_name(file): RemoteFile(check_size(size, file), sha256)
+            for file, (size, sha256) in note_content["files"].items()
+        }
+        if is_commit_hash(note_content["commit"]) and files:
+            return _make_streamed(name, note_content["commit"], files)
+    return None
 
 
 def _read_note(name: str, note: Path) -> HubFiles | None:

@@ -32,6 +32,8 @@ class RawRow:
     """Whether the fault explains the whole file, with the fix."""
     is_cut_off: bool = False
     """Whether the file ends in this line, without a line feed."""
+    end: int | None = None
+    """Offset of the byte after the row in a file of JSON lines."""
 
     def parse(self) -> "RawRow":
         """Return the row with its value, or with the fault in its JSON."""

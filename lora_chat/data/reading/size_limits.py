@@ -4,9 +4,9 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO
 
+from lora_chat.data.reading.streamed_file import DataFile
 from lora_chat.errors import DataError
 from lora_chat.system.memory_usage import address_space_bytes
 
@@ -34,7 +34,7 @@ class RowTooLongError(ValueError):
         self.line = line
 
 
-def check_regular_file(path: Path) -> None:
+def check_regular_file(path: DataFile) -> None:
     """Raise DataError for a pipe, a device, a folder or a sparse file; OSError if the file is inaccessible."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
@@ -46,7 +46,7 @@ def check_regular_file(path: Path) -> None:
         raise DataError(f"{path} is a sparse file: {status.st_size:,} bytes, of which {stored:,} are stored.")
 
 
-def max_decompressed_bytes(path: Path) -> int:
+def max_decompressed_bytes(path: DataFile) -> int:
     """Return the most bytes to which a compressed file may decompress."""
     return max(ALWAYS_ALLOWED_BYTES, MAX_COMPRESSION_RATIO * path.stat().st_size)
 

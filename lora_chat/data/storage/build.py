@@ -6,15 +6,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
 
-from lora_chat.data.encoding.encode import EncodedDialogue
 from lora_chat.data.parsing.rows import RowChunk, read_chunks
+from lora_chat.data.reading.streamed_file import DataFile
+from lora_chat.data.storage.block_packer import BlockPacker
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodedChunk
 from lora_chat.data.storage.ledger import Ledger
-from lora_chat.data.storage.store_writer import StoreUnit, StoreWriter
+from lora_chat.data.storage.store_writer import StoreWriter, make_units
 from lora_chat.errors import OutOfMemoryError
 from lora_chat.system.activity import note_activity
 from lora_chat.system.worker import pool_context
@@ -27,7 +27,7 @@ _encoder: ChunkEncoder | None = None
 
 def build_store(
     folder: Path,
-    paths: Sequence[Path],
+    paths: Sequence[DataFile],
     encoder: ChunkEncoder,
     workers: int | None = None,
     on_progress: Callable[[Ledger], None] = lambda _: None,
@@ -35,26 +35,21 @@ def build_store(
     """Read and encode files into an empty folder; `on_progress` gets the ledger after each chunk."""
     writer = StoreWriter(folder)
     ledger = Ledger()
-    blocks = _BlockPacker(encoder.options.max_length)
-    for encoded in _encode_all(
-        read_chunks(paths, encoder.options.reading_options), encoder, workers or _count_processors()
-    ):
+    blocks = BlockPacker(encoder.options.max_length)
+    for encoded in encode_all(read_chunks(paths, encoder.options.reading_options), encoder, workers):
         ledger.add(encoded.ledger)
-        units = [
-            StoreUnit(dialogue, rows, dialogue.path, dialogue.line, dialogue.digest)
-            for dialogue, rows in encoded.dialogues
-        ]
-        writer.write(units + blocks.add(encoded))
+        writer.write(make_units(encoded) + blocks.add(encoded))
         note_activity()
         on_progress(ledger)
     writer.write(blocks.flush())
-    ledger.add(blocks.ledger)
+    ledger.add(blocks.take_ledger())
     writer.close(ledger)
     return ledger
 
 
-def _encode_all(chunks: Iterator[RowChunk], encoder: ChunkEncoder, workers: int) -> Iterator[EncodedChunk]:
+def encode_all(chunks: Iterator[RowChunk], encoder: ChunkEncoder, workers: int | None) -> Iterator[EncodedChunk]:
     """Yield the encoded chunks in order; few chunks, or one worker, need no other process."""
+    workers = workers or _count_processors()
     first = list(islice(chunks, _MIN_PARALLEL_CHUNKS))
     # A fork shares the tokenizer; without fork, every process would load it again.
     context = pool_context()
@@ -105,49 +100,3 @@ def _count_processors() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         return os.cpu_count() or 1
-
-
-class _BlockPacker:
-    """Packer of plain text into blocks of one length; the last block is shorter."""
-
-    def __init__(self, length: int) -> None:
-        self.ledger = Ledger()
-        self._length = length
-        self._buffer: list[int] = []
-        self._location = ("", 0)
-
-    def add(self, encoded: EncodedChunk) -> list[StoreUnit]:
-        """Add pieces of text, and return the blocks that are now full."""
-        units = []
-        for line, ids in encoded.text:
-            if not self._buffer:
-                self._location = (encoded.path, line)
-            self._buffer += ids
-            full = len(self._buffer) - len(self._buffer) % self._length
-            for begin in range(0, full, self._length):
-                units.append(self._make_unit(self._buffer[begin : begin + self._length]))
-                self._location = (encoded.path, line)
-            self._buffer = self._buffer[full:]
-        return units
-
-    def flush(self) -> list[StoreUnit]:
-        """Return the last block, unless it has a single token, from which nothing can be learned."""
-        return [self._make_unit(self._buffer)] if len(self._buffer) > 1 else []
-
-    def _make_unit(self, ids: list[int]) -> StoreUnit:
-        """Return a block as a unit, and count it."""
-        digest = blake2b(str(ids).encode(), digest_size=8).digest()
-        n = len(ids)
-        self.ledger.add(
-            Ledger(
-                dialogues=1,
-                rows=1,
-                tokens=n,
-                supervised_tokens=n,
-                dialogue_tokens=n,
-                longest=n,
-                roles={"text": [n, n]},
-            )
-        )
-        row = EncodedDialogue(ids, [*ids])
-        return StoreUnit(None, (row,), *self._location, int.from_bytes(digest, "big", signed=True))

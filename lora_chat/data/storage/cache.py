@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -16,20 +17,28 @@ from lora_chat.data.encoding.control_tokens import read_kept_tokens
 from lora_chat.data.encoding.ordinary_tokens import read_token_rule
 from lora_chat.data.encoding.thinking_switch import thinking_key
 from lora_chat.data.reading.size_limits import check_regular_file
+from lora_chat.data.reading.streamed_file import DataFile, StreamedFile, find_streamed
 from lora_chat.data.storage.build import build_store
 from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
 from lora_chat.data.storage.ledger import Ledger
+from lora_chat.data.storage.parts import build_in_parts
 from lora_chat.data.storage.store import DialogueStore
 from lora_chat.errors import DataError
 from lora_chat.system.atomic_write import atomic_folder
 from lora_chat.system.cache_dir import cache_dir
+from lora_chat.system.file_lock import acquire_lock
 from lora_chat.system.hashing import digest_code, digest_file
+from lora_chat.system.regular_files import open_regular_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 _MAX_CACHE_BYTES = 20 * 10**9
 _DAY_SECONDS = 86400.0
+_PARTS_SUFFIX, _MAX_PARTS_SECONDS = "-parts", 7 * _DAY_SECONDS
+"""End of the name of a folder with the parts of an interrupted build, and how long it is kept."""
 _PACKAGE = Path(__file__).parents[2]
 _SYSTEM_MODULES = ("strict_json.py", "bounded_files.py", "sanitize.py")
 CODE_PATHS = (
@@ -41,7 +50,7 @@ CODE_PATHS = (
 
 
 def open_store(
-    paths: Sequence[Path],
+    paths: Sequence[DataFile],
     tokenizer: "PreTrainedTokenizerBase",
     stop_ids: Collection[int],
     options: EncodingOptions,
@@ -54,14 +63,41 @@ def open_store(
     if DialogueStore(target).is_complete:
         os.utime(target)
         return DialogueStore(target)
-    try:
-        with atomic_folder(target, "the encoded dialogues") as folder:
-            build_store(folder, paths, ChunkEncoder(tokenizer, stop_ids, options), workers, on_progress)
-    except OSError:
-        if not DialogueStore(target).is_complete:  # otherwise another process has just built it
-            raise
+    encoder = ChunkEncoder(tokenizer, stop_ids, options)
+    if find_streamed(paths):
+        _build_from_network(target, paths, encoder, workers, on_progress)
+    else:
+        try:
+            with atomic_folder(target, "the encoded dialogues") as folder:
+                build_store(folder, paths, encoder, workers, on_progress)
+        except OSError:
+            if not DialogueStore(target).is_complete:  # otherwise another process has just built it
+                raise
     _prune(keep=target)
     return DialogueStore(target)
+
+
+def _build_from_network(
+    target: Path,
+    files: Sequence[DataFile],
+    encoder: ChunkEncoder,
+    workers: int | None,
+    on_progress: Callable[[Ledger], None],
+) -> None:
+    """Build a store of files that are streamed, from the parts of an earlier start on. Only one process does it."""
+    parts = target.parent / f".{target.name}{_PARTS_SUFFIX}"
+    parts.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = open_regular_file(parts / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        if not acquire_lock(handle, wait=False):
+            logger.info("Waiting for another process that encodes the same data")
+            acquire_lock(handle, wait=True)
+        if not DialogueStore(target).is_complete:
+            with atomic_folder(target, "the encoded dialogues") as folder:
+                build_in_parts(folder, parts, files, encoder, workers, on_progress)
+        shutil.rmtree(parts, ignore_errors=True)
+    finally:
+        os.close(handle)
 
 
 def _cache_folder() -> Path:
@@ -70,7 +106,7 @@ def _cache_folder() -> Path:
 
 
 def _cache_key(
-    paths: Sequence[Path],
+    paths: Sequence[DataFile],
     tokenizer: "PreTrainedTokenizerBase",
     stop_ids: Collection[int],
     options: EncodingOptions,
@@ -91,8 +127,10 @@ def _cache_key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
 
 
-def _digest_data_file(path: Path) -> str:
+def _digest_data_file(path: DataFile) -> str:
     """Return the digest of a data file; raises DataError if it is not a readable regular file."""
+    if not isinstance(path, Path):
+        return path.content_key if isinstance(path, StreamedFile) else str(path)
     try:
         check_regular_file(path)  # a pipe or a device may have no end
         return digest_file(path)
@@ -122,7 +160,8 @@ def _prune(keep: Path) -> None:
     free_bytes = _MAX_CACHE_BYTES - _folder_bytes(keep)
     for store in sorted(keep.parent.iterdir(), key=_idle_seconds):
         if store.name.startswith("."):  # being written, or abandoned by a process that was killed
-            if _idle_seconds(store) > _DAY_SECONDS:
+            limit = _MAX_PARTS_SECONDS if store.name.endswith(_PARTS_SUFFIX) else _DAY_SECONDS
+            if _idle_seconds(store) > limit:
                 shutil.rmtree(store, ignore_errors=True)
         elif store != keep:
             free_bytes -= _folder_bytes(store)

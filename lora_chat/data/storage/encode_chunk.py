@@ -12,7 +12,7 @@ from lora_chat.data.encoding.kept_tokens import TokenCounter
 from lora_chat.data.encoding.tokenizer import TextTokenizer, read_bos_ids
 from lora_chat.data.parsing.line_counts import MAX_SHOWN_FAULTS
 from lora_chat.data.parsing.row_notes import RowNotes
-from lora_chat.data.parsing.rows import ReadingOptions, RowChunk, parse_chunk
+from lora_chat.data.parsing.rows import ReadingOptions, ReadPosition, RowChunk, parse_chunk
 from lora_chat.data.storage.ledger import Ledger
 from lora_chat.errors import DataError
 
@@ -55,6 +55,8 @@ class EncodedChunk:
     text: list[tuple[int, list[int]]]
     """Line and ids of each piece."""
     path: str
+    end: ReadPosition | None = None
+    """Position after the chunk; None if reading cannot continue there."""
 
 
 class ChunkEncoder:
@@ -80,7 +82,8 @@ class ChunkEncoder:
         ledger.add(counts)
         dialogues = [self._read_call_tags(row, ledger) for row in parsed if isinstance(row, Dialogue)]
         documents = [row for row in parsed if isinstance(row, Document)]
-        return EncodedChunk(ledger, self._encode(dialogues, ledger), self._encode_text(documents, ledger), chunk.path)
+        encoded = self._encode(dialogues, ledger), self._encode_text(documents, ledger)
+        return EncodedChunk(ledger, *encoded, chunk.path, chunk.end)
 
     def _read_call_tags(self, dialogue: Dialogue, ledger: Ledger) -> Dialogue:
         """Return a dialogue with its calls in tags as tool calls, if the template writes the same tags."""

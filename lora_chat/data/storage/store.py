@@ -69,6 +69,13 @@ class DialogueStore:
                 raise ValueError("its columns or its number of rows differ from the ledger")
             return table
 
+    def read_row_batches(self) -> "Iterator[pa.RecordBatch]":
+        """Yield all rows in batches."""
+        import pyarrow as pa
+
+        with self._convert_read_errors(), pa.memory_map(str(self.folder / ROWS_FILE)) as file:
+            yield from pa.ipc.open_stream(file)
+
     @cached_property
     def digests(self) -> "np.ndarray[Any, Any]":
         """Return the digests of the units, (units,) int64."""
@@ -96,7 +103,7 @@ class DialogueStore:
 
     def read_units(self, numbers: "np.ndarray[Any, Any]") -> Iterator[tuple[int, str, int, dict[str, Any] | None]]:
         """Yield number, path, line and dialogue (a row with `messages`, or None) of units; `numbers` are sorted."""
-        for begin, batch in self._batches(numbers):
+        for begin, batch in self.read_unit_batches(numbers):
             end = begin + batch.num_rows
             indices = numbers[numbers.searchsorted(begin) : numbers.searchsorted(end)] - begin
             for index in indices.tolist():
@@ -108,14 +115,14 @@ class DialogueStore:
         import numpy as np
 
         lines, numbers = [line for _, line in locations], []
-        for begin, batch in self._batches(names=["path", "line"]):
+        for begin, batch in self.read_unit_batches(names=["path", "line"]):
             paths = batch.column("path")
             line_of = batch.column("line").to_numpy()
             candidates = np.flatnonzero(np.isin(line_of, lines)).tolist()
             numbers += [begin + i for i in candidates if (paths[i].as_py(), int(line_of[i])) in locations]
         return numbers
 
-    def _batches(
+    def read_unit_batches(
         self, numbers: "np.ndarray[Any, Any] | None" = None, names: Sequence[str] = ("path", "line", "dialogue")
     ) -> "Iterator[tuple[int, pa.RecordBatch]]":
         """Yield the first number and some columns of each batch of units, or only of the batches with some numbers."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lora_chat.data.dialogue import Dialogue
 from lora_chat.data.encoding.encode import IGNORE_INDEX, EncodedDialogue
 from lora_chat.data.row_lengths import measure_masks
+from lora_chat.data.storage.encode_chunk import EncodedChunk
 from lora_chat.data.storage.ledger import Ledger
-from lora_chat.data.storage.store import COLUMNS, LEDGER_FILE, ROWS_FILE, STORED_FILES, UNITS_FILE
+from lora_chat.data.storage.store import COLUMNS, LEDGER_FILE, ROWS_FILE, STORED_FILES, UNITS_FILE, DialogueStore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,13 @@ class StoreUnit:
     path: str
     line: int
     digest: int
+
+
+def make_units(encoded: EncodedChunk) -> list[StoreUnit]:
+    """Return the dialogues of a chunk as units."""
+    return [
+        StoreUnit(dialogue, rows, dialogue.path, dialogue.line, dialogue.digest) for dialogue, rows in encoded.dialogues
+    ]
 
 
 class StoreWriter:
@@ -67,6 +75,18 @@ class StoreWriter:
         self._append("first_rows", first_rows)
         for name in ("tokens", "through_last_label", "supervised"):
             self._append(name, getattr(lengths, name))
+
+    def append(self, store: DialogueStore) -> None:
+        """Append all units of another store."""
+        for row_batch in store.read_row_batches():
+            self._row_file.write(row_batch)
+        for _, unit_batch in store.read_unit_batches():
+            self._unit_file.write(unit_batch)
+        self._append("digests", store.digests)
+        self._append("first_rows", store.first_rows[:-1] + self._row_count)
+        for name in ("tokens", "through_last_label", "supervised"):
+            self._append(name, getattr(store.row_lengths, name))
+        self._row_count += store.ledger.rows
 
     def close(self, ledger: Ledger) -> None:
         """Close the files, and write the ledger last, which marks the store as complete."""
