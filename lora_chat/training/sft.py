@@ -40,9 +40,10 @@ from lora_chat.training.candidate_plans import (
     format_suggested_plan,
 )
 from lora_chat.training.checkpoint_content import check_checkpoint_content, explain_resume_errors
+from lora_chat.training.fast_path.agreed_parts import find_common_fast_path
 from lora_chat.training.fast_path.check_packing import add_trained_tokens
 from lora_chat.training.fast_path.check_windows import PackedLengths
-from lora_chat.training.fast_path.select import FastPath, find_fast_path
+from lora_chat.training.fast_path.select import FastPath
 from lora_chat.training.kept_step import KeptStep
 from lora_chat.training.loss_scale import LossScale
 from lora_chat.training.measure_validation import measure_rows
@@ -148,9 +149,7 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
         # Validation rows are packed, too.
         row_lengths = PackedLengths.from_plan(np.append(lengths, np.array(validation_lengths, lengths.dtype)), run.plan)
         sample = add_trained_tokens(run.model, run.train_rows[0].input_ids)
-        fast_path = find_fast_path(run.model, sample, longest.input_ids, row_lengths)
-    parts = fast_path.packed_collator, fast_path.head is not None, fast_path.fused
-    current_group().check_equal("fast paths", f"{parts} {fast_path.notes}")
+        fast_path = find_common_fast_path(run.model, sample, longest.input_ids, row_lengths, current_group())
     # The result of a sample may depend on rounding, so all processes take the answer of any of them.
     one_by_one = bool(current_group().largest(draws_other_numbers(run.model, run.train_rows[0].input_ids)))
     notes = [*fast_path.notes, ONE_BY_ONE_NOTE if one_by_one else ""]
@@ -199,7 +198,7 @@ def _make_trainer(run: TrainingRun, prepared: PreparedTraining) -> "PackedSFTTra
     trainer.supervised_tokens = prepared.earlier_metrics.supervised_tokens
     guard_reporters(trainer)
     if packed is None or fast_path.head is None:
-        trainer.stock_path = find_stock_path(run.model, run.train_rows[0].input_ids)
+        trainer.stock_path = find_stock_path(run.model, run.train_rows[0].input_ids).agree(current_group())
         for note in trainer.stock_path.notes:
             logger.info(note)
     return trainer

@@ -9,6 +9,7 @@ import torch
 
 from lora_chat.models.architectures import find_architecture
 from lora_chat.models.logits import compute_logits
+from lora_chat.processes.group import ProcessGroup
 from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.training.fast_path.check_packing import MAX_ROUNDING_DIFFERENCE, relative_difference, without_dropout
 
@@ -35,6 +36,11 @@ class StockPath:
         head = "The loss is computed from the model's own logits, which take more memory."
         rows = "Dialogues are trained one by one, because this model reads padding as text. Training is slower."
         return [head] * self.uses_own_logits + [rows] * self.splits_rows
+
+    def agree(self, group: ProcessGroup) -> "StockPath":
+        """Return the same for all processes: a way that one of them needs, each can take."""
+        needs = group.exchange([self.uses_own_logits, self.splits_rows])
+        return StockPath(*(any(column) for column in zip(*needs, strict=True)))
 
     def split(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """Return a padded batch as it is, or each row without its padding."""

@@ -1,5 +1,6 @@
 """Faster training with the same result, and the checks that prove it.
 
+- agreed_parts: The parts that all processes of a group can use
 - check_gradients: Check that the fast path gives the adapter the same gradients
 - check_packing: Check that packed dialogues do not see each other
 - check_windows: Check that packed attention keeps the model's sliding or chunked windows
