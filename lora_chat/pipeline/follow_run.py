@@ -25,6 +25,7 @@ from lora_chat.pipeline.run_identity import describe_run
 from lora_chat.pipeline.run_status import RunProgress
 from lora_chat.pipeline.saved_training import make_training_run
 from lora_chat.processes.group import current_group
+from lora_chat.processes.peers import folder_prefix
 from lora_chat.runs.checkpoints import CommittedCheckpoint, DamagedCheckpointError, verify_checkpoint
 from lora_chat.runs.create_run import read_library_versions
 from lora_chat.runs.run_folder import RunFolder
@@ -69,10 +70,11 @@ def follow_run(recipe: Recipe, progress: RunProgress) -> None:
             f"{run.path} does not exist here, although the first process has made it. "
             "Fix: start all processes in a folder that their machines share."
         )
+    progress.run = run
     checkpoint = _open_checkpoint(shared)
     progress.stage = "reading the dialogues"
     plan, parent, prepared = _prepare(recipe, shared, run, resumed=checkpoint is not None)
-    with tempfile.TemporaryDirectory(prefix="lora-chat-process-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix=folder_prefix(), ignore_cleanup_errors=True) as folder:
         scratch = _copy_measurements(run, Path(folder))
         current_group().wait()  # before the first process changes the files
         model = _load_and_train(plan, prepared, run, scratch, parent, checkpoint, shared, progress)

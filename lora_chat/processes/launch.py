@@ -20,6 +20,7 @@ from lora_chat.processes.agent import (
     start_timer,
 )
 from lora_chat.processes.failure import FAILURE_KEY, PRINTED_KEY, Failure, describe_end, key_prefix
+from lora_chat.processes.peers import remove_leftovers
 from lora_chat.processes.rank import RESTART_VARIABLE, RUN_VARIABLE
 from lora_chat.system.console import print_message
 from lora_chat.system.signals import STOP_SIGNALS
@@ -53,6 +54,9 @@ def launch_processes(count: int, arguments: Sequence[str]) -> int:
             codes = _run_agent(agent, count)
         finally:
             kill_processes(agent)
+            for worker in agent.get_worker_group().workers:
+                if isinstance(worker.id, int):
+                    remove_leftovers(worker.id)
     return _finish(prefixed, codes, signals)
 
 

@@ -2,12 +2,16 @@
 
 import json
 import os
+import shutil
 import socket
+import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _MAX_CHARACTERS = 2000
+_FOLDER_PREFIX = "lora-chat-process-"
+"""Beginning of the name of a process's temporary folder; its number follows."""
 _DEAD_STATES = "ZXx"
 """States of /proc/PID/stat of a process that has ended."""
 
@@ -57,6 +61,19 @@ def describe_this_process(card: str = "") -> Peer:
     """Return the description of this process."""
     state = _read_state(os.getpid())
     return Peer(_identify_machine(), os.getpid(), state[1] if state else "", card)
+
+
+def folder_prefix() -> str:
+    """Return the beginning of the name of this process's temporary folder."""
+    return f"{_FOLDER_PREFIX}{os.getpid()}-"
+
+
+def remove_leftovers(pid: int) -> None:
+    """Remove the temporary folder of a process that was killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}{pid}-*"):
+        with suppress(OSError):
+            if folder.lstat().st_uid == os.getuid() and not folder.is_symlink():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _identify_machine() -> str:

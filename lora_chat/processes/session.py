@@ -5,13 +5,14 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
 from lora_chat.errors import ReportedError, StoppedError
 from lora_chat.processes.connect import join
 from lora_chat.processes.failure import PRINTED_KEY, Failure, OtherProcessError, key_prefix
+from lora_chat.processes.peers import remove_leftovers
 from lora_chat.processes.rank import Rank
 from lora_chat.processes.watch import Watch, WatchLimits
 from lora_chat.system.console import print_error, restore_output
@@ -78,6 +79,8 @@ class _Session:
         while not self._watch.have_all_left() and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         self._watch.stop()
+        for peer in self._watch.list_ended_peers():
+            remove_leftovers(peer.pid)
         return failure.exit_code
 
     def _wait_for_agreed_stop(self) -> bool:
@@ -123,9 +126,11 @@ class _Session:
         """Wait until the first process has printed; return True if it cannot."""
         deadline = time.monotonic() + self._watch.limits.grace
         while time.monotonic() < deadline:
-            with suppress(RuntimeError):
+            try:
                 if self._watch.store.check([PRINTED_KEY]):
                     return False
+            except RuntimeError:  # the store has ended, so one process of each machine prints
+                return self._rank.local_index == 0
             if self._watch.has_ended(0):
                 return True
             time.sleep(_POLL_SECONDS)
@@ -138,7 +143,7 @@ class _Session:
             if self._watch.store.compare_set(PRINTED_KEY, "", own).decode() != own:
                 return
         except RuntimeError:  # the store has ended
-            if self._rank.local_index > 0 and not self._watch.has_ended(0):
+            if self._rank.local_index > 0:
                 return
         restore_output()
         print_error(text, label="")

@@ -115,6 +115,7 @@ class Watch:
         self._noticed = False
         """Whether the main thread has raised the failure and is leaving its work."""
         self._interrupts = 0
+        self._lost_store = False
         self._stopped = threading.Event()
         self._tick_wanted = threading.Event()
         self._ticked = threading.Condition()
@@ -198,11 +199,17 @@ class Watch:
 
     def have_all_left(self) -> bool:
         """Return whether all processes have left, have ended or do not answer."""
+        if self._lost_store:
+            return True
         return all(self._beats[number].state == LEFT or self.has_ended(number) for number in self._others())
 
     def has_ended(self, number: int) -> bool:
         """Return whether a process has ended, or has not answered for a while."""
         return self._has_ended(number) or time.monotonic() - self._beats[number].seen > self.limits.silence
+
+    def list_ended_peers(self) -> list[Peer]:
+        """Return the processes of this machine that have ended."""
+        return [self._peers[number] for number in self._others() if self._has_ended(number)]
 
     def _others(self) -> list[int]:
         return [number for number in range(self.rank.size) if number != self.rank.index]
@@ -224,6 +231,7 @@ class Watch:
                 if self._stopped.is_set() or self._state == LEFT:
                     return
                 logger.debug("store: %s", error)
+                self._lost_store = True
                 self._set_failure(self._describe_lost_store())
             with self._ticked:
                 self._count += 1
@@ -294,6 +302,7 @@ class Watch:
         return describe_lost(number, self.rank.size, text)
 
     def _describe_lost_store(self) -> Failure:
+        time.sleep(self.limits.beat)  # an ended program closes its connections before its children get another parent
         if os.getppid() != self._parent:
             return self._lost(self.rank.index, f"ends, because the program that started it has ended. {CONTINUE}")
         return self._lost(self.rank.index, f"lost its connection to the first process or to torchrun. {CONTINUE}")
