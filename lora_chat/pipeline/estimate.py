@@ -28,6 +28,7 @@ from lora_chat.pipeline.model_shape import count_selected_parameters, find_shape
 from lora_chat.pipeline.parent import Parent
 from lora_chat.pipeline.parent_settings import complete_recipe, install_parent_template
 from lora_chat.pipeline.prepare import PreparedRun
+from lora_chat.pipeline.run_identity import is_acceptable_change
 from lora_chat.pipeline.shard_choice import with_sharding
 from lora_chat.planning.calibration import calibrate
 from lora_chat.planning.card_links import find_card_link
@@ -70,8 +71,15 @@ def resolve_plan(
         logger.info(f"No estimate: {error}")
         return with_sharding(plan, shard=plan.base.shard is True), None
     if plan.training.memory != "unlimited" and estimate.verdict == "does not fit":
-        raise OutOfMemoryError(format_refusal(estimate))
+        raise OutOfMemoryError(format_refusal(estimate) + (_advise_acceptance(estimate) if earlier else ""))
     return estimate.plan, estimate
+
+
+def _advise_acceptance(estimate: RunEstimate) -> str:
+    """Return the advice to accept the suggested change, because a resumed run keeps its settings."""
+    settings = estimate.suggestion.settings if estimate.suggestion else ()
+    fields = [field for field in (setting.split("=")[0] for setting in settings) if is_acceptable_change(field)]
+    return "\nTo continue with the change, add " + " ".join(f"--accept-change {f}" for f in fields) if fields else ""
 
 
 def _keep_earlier_settings(plan: Plan, earlier: Plan) -> Plan:

@@ -79,6 +79,11 @@ def describe_run(
     return fields | {f"{_VERSIONS_PREFIX}{name}": version for name, version in versions.items()}
 
 
+def is_acceptable_change(field: str) -> bool:
+    """Return whether a user can accept that a field changes when a run is resumed."""
+    return field in _ACCEPTABLE_CHANGES or field.startswith(_VERSIONS_PREFIX)
+
+
 def check_same_run(
     committed: Mapping[str, object], now: Mapping[str, object], accepted: Collection[str], where: str
 ) -> list[str]:
@@ -87,7 +92,7 @@ def check_same_run(
     Raises UsageError if a field of `accepted` may not change, IntegrityError if a change was not accepted.
     """
     for field in accepted:
-        if field not in _ACCEPTABLE_CHANGES and not field.startswith(_VERSIONS_PREFIX):
+        if not is_acceptable_change(field):
             raise UsageError(
                 f"--accept-change {field}: this change cannot be accepted. "
                 f"These can be: {', '.join(sorted(_ACCEPTABLE_CHANGES))}, versions.LIBRARY."
@@ -127,7 +132,7 @@ def _format_refusal(committed: Mapping[str, object], now: Mapping[str, object], 
         f"  {field}: it was {_shorten_digest(committed.get(field))}, now it is {_shorten_digest(now.get(field))}"
         for field in refused
     ]
-    acceptable = [field for field in refused if field in _ACCEPTABLE_CHANGES or field.startswith(_VERSIONS_PREFIX)]
+    acceptable = [field for field in refused if is_acceptable_change(field)]
     if len(acceptable) == len(refused):
         flags = " ".join(f"--accept-change {field}" for field in acceptable)
         lines.append(f"Fix: restore the old values, or continue with the changes: {flags}")

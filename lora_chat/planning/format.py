@@ -107,10 +107,10 @@ def _format_processes(estimate: RunEstimate) -> list[str]:
     count, total = estimate.layout.count, estimate.workload.step_tokens
     if count == 1:
         return []
-    where = "and shares the memory of this machine" if estimate.target.device == "cpu" else "on its own card"
+    where = "and a part of this machine's memory" if estimate.target.device == "cpu" else "on its own card"
     base = "its part of the base" if estimate.layout.sharded else "the whole base"
     return [
-        f"Processes {count}, each with {base}, {where}; of a step's {total:,.0f} tokens, the largest share has "
+        f"Processes {count}, each with {base} {where}; of a step's {total:,.0f} tokens, the largest share has "
         f"{estimate.own_step_tokens:,.0f}"
     ]
 

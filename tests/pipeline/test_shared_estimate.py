@@ -16,6 +16,7 @@ from lora_chat.pipeline.prepare import prepare_run
 from lora_chat.pipeline.run_identity import describe_run
 from lora_chat.pipeline.shard_choice import settle_sharding
 from lora_chat.planning.device import DeviceSpeed, TargetDevice
+from lora_chat.planning.estimate import Suggestion
 from lora_chat.planning.format import format_estimate_summary
 from lora_chat.planning.local_device import detect_local_device
 from lora_chat.processes.group import ProcessGroup, use_group
@@ -105,6 +106,19 @@ def test_processes_that_do_not_fit_are_told_to_be_fewer(resolve):
     with pytest.raises(OutOfMemoryError) as caught:
         resolve(1, free=10**8)
     assert "processes" not in str(caught.value)
+
+
+def test_a_resumed_run_that_no_longer_fits_names_the_change_and_its_acceptance(prepared, resolve, monkeypatch):
+    plan, estimate = resolve(2)
+    change = Suggestion(("training.micro_batch_tokens=512", "quantization.mode=4bit"), 1, 1.0)
+    estimate = replace(estimate, target=replace(estimate.target, free=1), suggestion=change)
+    monkeypatch.setattr(pipeline_estimate, "estimate_run", lambda *_: estimate)
+    with pytest.raises(OutOfMemoryError) as caught:
+        resolve_plan(plan, prepared[1], SimpleNamespace(read_plan=lambda: plan), 0.0)
+    assert str(caught.value).endswith("add --accept-change training.micro_batch_tokens")
+    with pytest.raises(OutOfMemoryError) as caught:  # a new run
+        resolve_plan(plan, prepared[1], None, 0.0)
+    assert "--accept-change" not in str(caught.value)
 
 
 def test_processes_share_the_memory_of_a_cpu(monkeypatch):
