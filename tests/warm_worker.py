@@ -13,10 +13,12 @@ from pathlib import Path
 from lora_chat.system.worker import WorkerResult
 
 SERVER = """
-import importlib, json, os, runpy, sys
+import gc, importlib, json, os, runpy, sys
 from pathlib import Path
 for name in sys.argv[1:]:
     importlib.import_module(name)
+gc.collect()
+gc.freeze()  # a collection in a fork would visit, and so copy, the memory of all libraries
 print("ready", flush=True)
 for line in sys.stdin:
     task = json.loads(line)
