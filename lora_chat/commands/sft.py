@@ -10,7 +10,7 @@ from lora_chat.commands.error_report import report_error
 from lora_chat.commands.options import RECIPE_HELP, add_settings, add_start_consent
 from lora_chat.errors import ReportedError, UsageError
 from lora_chat.processes.launch import LAUNCHER_VARIABLE, check_count, launch_processes, remove_option
-from lora_chat.processes.rank import Rank, read_rank
+from lora_chat.processes.rank import Rank, read_rank, refuse_windows
 from lora_chat.system.console import label_output, print_json, print_message, silence_output
 from lora_chat.system.signals import signal_number
 
@@ -85,6 +85,7 @@ def _read_recipe(options: argparse.Namespace) -> "Recipe":
 
 def _launch(options: argparse.Namespace) -> None:
     """Start the processes, after a look at the recipe, which is quick."""
+    refuse_windows()
     _read_recipe(options)
     code = launch_processes(options.processes, remove_option(options.arguments, "--processes"))
     if code:
@@ -93,6 +94,7 @@ def _launch(options: argparse.Namespace) -> None:
 
 def _train_together(options: argparse.Namespace, rank: Rank) -> None:
     """Train as one of several processes: the first one writes the run and prints."""
+    refuse_windows()
     if rank.index > 0:
         if options.verbose:
             label_output(f"[{rank.index + 1}] ")

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 FAILURE_KEY, PRINTED_KEY = "failure", "printed"
 LOST_EXIT_CODE = 11
 _MAX_CHARACTERS = 20_000
-_SIGNAL_REASONS = {
-    signal.SIGKILL: "usually because the system ran out of memory (see `dmesg`)",
-    signal.SIGSEGV: "a crash in native code",
-    signal.SIGBUS: "a crash in native code, or a full /dev/shm",
-    signal.SIGABRT: "a crash in native code",
-    signal.SIGILL: "an instruction that this CPU does not have",
+_SIGNAL_REASONS = {  # by name, because Windows lacks some of them
+    "SIGKILL": "usually because the system ran out of memory (see `dmesg`)",
+    "SIGSEGV": "a crash in native code",
+    "SIGBUS": "a crash in native code, or a full /dev/shm",
+    "SIGABRT": "a crash in native code",
+    "SIGILL": "an instruction that this CPU does not have",
 }
 CONTINUE = "Fix: continue with --resume; the last checkpoint is whole."
 
@@ -102,7 +102,7 @@ def describe_end(rank: int, size: int, return_code: int) -> Failure:
         return Failure(rank, 128 + number, "Stopped before the run began.", label="", signal_number=number)
     known = number in signal.valid_signals()
     name = signal.Signals(number).name if known else f"signal {number}"
-    reason = _SIGNAL_REASONS.get(signal.Signals(number)) if known else None
+    reason = _SIGNAL_REASONS.get(name)
     return describe_lost(rank, size, f"was ended by {name}{f', {reason}' if reason else ''}. {CONTINUE}")
 
 

@@ -5,6 +5,7 @@ removed after the processes are connected, because accelerate, Trainer and TRL w
 """
 
 import re
+import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
@@ -95,6 +96,12 @@ def read_rank(environment: MutableMapping[str, str]) -> Rank:
         return Rank()
     _check_address(environment, is_mpi=torch_rank is None)
     return rank
+
+
+def refuse_windows() -> None:
+    """Raise UsageError on Windows, whose processes cannot end each other as torchrun and the watch need it."""
+    if sys.platform == "win32":
+        raise UsageError("Several processes cannot train together on Windows. Fix: use Linux, macOS or WSL.")
 
 
 def is_later_process(environment: Mapping[str, str]) -> bool:

@@ -6,7 +6,13 @@ import pytest
 
 from lora_chat.cli import main
 from lora_chat.errors import UsageError
-from lora_chat.processes.rank import Rank, read_rank, refuse_several_processes, remove_group_variables
+from lora_chat.processes.rank import (
+    Rank,
+    read_rank,
+    refuse_several_processes,
+    refuse_windows,
+    remove_group_variables,
+)
 
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 SECOND = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", **ADDRESS}
@@ -114,3 +120,9 @@ def test_other_commands_refuse_several_processes():
         refuse_several_processes(SECOND, "eval")
     refuse_several_processes({"WORLD_SIZE": "2", "RANK": "1"}, "eval")
     refuse_several_processes({"WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "eval")
+
+
+def test_windows_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(UsageError, match="WSL"):
+        refuse_windows()

@@ -155,6 +155,12 @@ raise SystemExit(main(sys.argv[1:]))
 GUARDED = {
     ("data/storage/build.py", "sched_getaffinity"),  # AttributeError is caught
     ("pipeline/machine_benchmark_worker.py", "fork"),  # a worker that fails means that there is no benchmark
+    ("processes/agent.py", "SIGKILL"),  # several processes are refused on Windows
+    ("processes/agent.py", "killpg"),
+    ("processes/failure.py", "SIGHUP"),
+    ("processes/launch.py", "sched_getaffinity"),
+    ("processes/watch.py", "SIGUSR1"),
+    ("processes/watch.py", "pthread_kill"),
     ("serving/admin_socket.py", "geteuid"),
     ("system/atomic_write.py", "O_NONBLOCK"),
     ("system/atomic_write.py", "fchmod"),
