@@ -37,6 +37,7 @@ LIBRARY_IMPORTERS = {
     ],
     "bitsandbytes": [
         "models/quantization/dequantize.py",
+        "models/quantization/quantize_on_card.py",
         "models/quantization/self_test.py",
         "planning/dry_run/quantized_layers.py",
     ],

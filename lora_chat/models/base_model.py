@@ -1,6 +1,7 @@
 """Find and load a base: its tokenizer, and its frozen weights in 16, 8 or 4 bits."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from lora_chat.models.integrity import FileStats, check_unchanged, read_file_sta
 from lora_chat.models.model_errors import describe_unreadable_config
 from lora_chat.models.other_kinds import explain_other_base
 from lora_chat.models.quantization.cpu_linear import dequantize_on_the_fly
+from lora_chat.models.quantization.quantize_on_card import quantized_on
 from lora_chat.models.quantization.quantized_base import (
     cast_unquantized_weights,
     load_dequantized,
@@ -225,7 +227,8 @@ def load_base_model(
             model, loading_info = load_dequantized(base.name, paths, stored, config, type(meta_model), options)
         else:
             options |= make_quantization_options(precision, meta_model)
-            model, loading_info = find_auto_class(config, base.name).from_pretrained(base.folder, **options)
+            with quantized_on(torch.device("cuda")) if to_shard and precision.device == "cuda" else nullcontext():
+                model, loading_info = find_auto_class(config, base.name).from_pretrained(base.folder, **options)
     except LoraChatError:
         raise
     except Exception as error:

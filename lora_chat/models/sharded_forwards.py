@@ -73,6 +73,11 @@ def recorded_layers(model: Any) -> Iterator[list[Any]]:
             handle.remove()
 
 
+def recover_from_error(model: Any) -> None:
+    """Let a sharded model run again after an error in a forward or backward that all processes had."""
+    _find_base(model).base_model.reset_iter_state()
+
+
 @contextmanager
 def _announced_forwards(model: Any, group: ProcessGroup) -> Iterator[None]:
     """Tell the other processes before each forward until the block ends."""

@@ -12,6 +12,8 @@ from lora_chat.models.quantization.cpu_linear import dequantizing_on_the_fly
 from lora_chat.models.quantization.dequantize import is_int8_on_gpu, shared_buffer
 from lora_chat.models.quantization.gpu_weight_cache import find_wrong_product
 from lora_chat.models.quantization.weight_cache import cached_int8_weights
+from lora_chat.models.sharded_base import is_sharded
+from lora_chat.models.sharded_forwards import recover_from_error
 from lora_chat.system.gpu_memory import release_unused_memory
 from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.training.fast_path.attention.interface import register_packed_attention
@@ -73,6 +75,10 @@ def find_fast_path(
             out_of_memory = is_out_of_memory(error)
             if model.device.type == "cpu" and not (out_of_memory and longest_ids):
                 raise
+            if is_sharded(model):
+                if out_of_memory:
+                    raise  # the other processes wait for the layers of this pass
+                recover_from_error(model)
             reason = first_line(error)
         # Memory can be released only here, because the traceback of the error referred to it.
         model.set_attn_implementation(stock_attention)
