@@ -17,6 +17,7 @@ from lora_chat.pipeline.prepare import PreparedRun
 from lora_chat.pipeline.run_status import RunProgress
 from lora_chat.planning.disk_space import check_disk_space
 from lora_chat.planning.validation import count_step_copies
+from lora_chat.processes.copies import copy_from_first
 from lora_chat.processes.group import current_group
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.console import format_bytes
@@ -50,9 +51,12 @@ def load_adapted_model(
         model = continue_adapter(base_model, parent.stored, plan.adapter.dropout, plan.training.seed)
     else:
         unquantized = plan.precision.model_copy(update={"mode": "none", "device": "cpu"})
-        needs_original = find_initialization(plan.adapter.initialization).fits_residual
+        initialization = find_initialization(plan.adapter.initialization)
+        needs_original = initialization.fits_residual
         load_original = (lambda: load_base_model(prepared.base, unquantized)) if needs_original else None
         model = attach_adapter(base_model, prepared.adapter, plan.training.seed, load_original, prepared.new_ids)
+        if initialization.decomposes_weights:
+            copy_from_first([weight for weight in model.parameters() if weight.requires_grad], current_group())
     counts = count_parameters(model)
     if is_sharded:
         progress.enter_stage("sharding the base")

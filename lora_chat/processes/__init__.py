@@ -3,6 +3,7 @@
 - accelerate_variables: The settings of `accelerate launch`, which the recipe replaces
 - agent: torchrun's agent for this machine
 - connect: The connections of the processes: torch.distributed's rendezvous and default group
+- copies: Copies of tensors of the first process
 - failure: The failure that ends all processes
 - group: Values that the processes of a group exchange
 - launch: `--processes N`, torchrun's agent for this machine

@@ -1,6 +1,5 @@
 """Callback that lets all processes decide alike after a step, and compares their adapters."""
 
-import hashlib
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lora_chat.errors import IntegrityError
 from lora_chat.processes.group import ProcessGroup
+from lora_chat.training.adapter_dtype import compare_adapters
 from lora_chat.training.stop_request import StopRequest
 
 if TYPE_CHECKING:
@@ -67,13 +67,8 @@ class StepAgreement(TrainerCallback):
         self.compare_adapters(state.global_step)
 
     def compare_adapters(self, step: int) -> None:
-        """Raise IntegrityError unless all processes have the same adapter, by SHA-256."""
-        if self._group.size == 1:
-            return
-        digest = hashlib.sha256()
-        for parameter in self._trained():
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        self._group.check_equal(f"adapters after step {step}", digest.hexdigest())
+        """Raise IntegrityError unless all processes have the same adapter."""
+        compare_adapters(self._trainer.model, self._group, f"adapters after step {step}")
 
     def _sum_bits(self) -> int:
         """Return the sum of the weights' bits as integers; only its last 50 bits, which a float can express."""
