@@ -27,8 +27,8 @@ def main() -> None:
     if cards < 2:
         records.skip("scaling", "one card is visible, and each process needs its own")
         return
-    write_dialogues(work / "processes.jsonl", 64 if size.name == "full" else size.run_dialogues, repeats=20)
-    write_base(work / "processes-base", "", size.run_config, weights=True)
+    write_dialogues(work / "scaling.jsonl", size.run_dialogues, repeats=4 if is_rehearsal() else 16)
+    write_base(work / "scaling-base", "", size.run_config, weights=True)
     runs: dict[int, dict[str, Any]] = {}
     for count in list_counts(cards):
         if seconds_left() < _RESERVE_SECONDS:
@@ -55,12 +55,13 @@ def list_counts(cards: int) -> list[int]:
 
 def make_arguments(size: CheckSize, work: Path, count: int) -> list[str]:
     """Return the arguments of a training with `count` processes."""
-    recipe = work / f"processes-{count}.yaml"
-    recipe.write_text("data:\n  train: processes.jsonl\n  validation_share: 0.1\n", encoding="utf-8")
+    recipe = work / f"scaling-{count}.yaml"
+    recipe.write_text("data:\n  train: scaling.jsonl\n  validation_share: 0.1\n", encoding="utf-8")
     settings = {
-        "base.name": str(work / "processes-base"),
+        "base.name": str(work / "scaling-base"),
         "base.device": "cpu" if is_rehearsal() else "cuda",
         "quantization.mode": "none" if is_rehearsal() else "4bit",
+        "data.max_length": "2048",
         "training.max_steps": str(max(size.run_steps, _WARMUP_STEPS + 3)),
         "training.epochs": "100",
         "training.effective_batch_size": "8" if is_rehearsal() else "32",
@@ -69,7 +70,7 @@ def make_arguments(size: CheckSize, work: Path, count: int) -> list[str]:
         "evaluation.general": "false",
         "evaluation.each_epoch": "false",
         "output.directory": str(work / "runs"),
-        "output.name": f"processes-{count}",
+        "output.name": f"scaling-{count}",
     }
     options = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     return ["sft", str(recipe), "--json", *options, *(["--processes", str(count)] if count > 1 else [])]
