@@ -104,6 +104,18 @@ def test_unknown_part_is_refused():
     assert "Unknown part: speed" in done.stderr
 
 
+def test_scaling_is_left_out_on_one_card_and_measured_on_several(monkeypatch, tmp_path):
+    import part_processes
+
+    monkeypatch.setenv("GPU_CHECK_RECORDS", str(tmp_path / "records.jsonl"))
+    monkeypatch.setattr(sys, "argv", ["part", "--size", "full", "--work", str(tmp_path)])
+    monkeypatch.setattr(part_processes, "count_cards", lambda: 1)
+    part_processes.main()
+    record = json.loads((tmp_path / "records.jsonl").read_text())
+    assert record == {"skipped": "scaling", "reason": "one card is visible, and each process needs its own"}
+    assert [part_processes.list_counts(cards) for cards in (2, 6, 8)] == [[1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
 def normalize(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
