@@ -94,7 +94,10 @@ def _measure_share(lengths: Sequence[int], plan: TrainingPlan, prefix: int) -> t
 
 
 def largest_data_share(data: DataLengths, count: int) -> DataLengths:
-    """Return the rows and prompts of the process that has the most of them; the training rows stay."""
+    """Return the rows and prompts of the process that has the most of them; the training rows stay.
+
+    The recital stays too, because the first process does it without the others.
+    """
     if count == 1:
         return data
     # The longest prompt is among those of the first process, and so is each further `count`-th one.
@@ -104,7 +107,6 @@ def largest_data_share(data: DataLengths, count: int) -> DataLengths:
         validation=_largest_rows_share(data.validation, count),
         test=None if data.test is None else _largest_rows_share(data.test, count),
         prompt_tokens=prompts,
-        recital_replies=-(-data.recital_replies // count),
         optional_prompts=0,
     )
 

