@@ -104,10 +104,10 @@ def _train_together(options: argparse.Namespace, rank: Rank) -> None:
         raise UsageError(f"--process-timeout {options.process_timeout}: not a number of minutes. Fix: 30.")
     from lora_chat.pipeline.follow_run import follow_run
     from lora_chat.pipeline.run_status import RunProgress
+    from lora_chat.processes.beats import WatchLimits
     from lora_chat.processes.connect import connect
     from lora_chat.processes.group import use_group
     from lora_chat.processes.session import SessionTexts, end_process, joined_processes
-    from lora_chat.processes.watch import WatchLimits
     from lora_chat.system.device_choice import chosen_card_name, share_cards
     from lora_chat.system.hardware import detect_hardware
 

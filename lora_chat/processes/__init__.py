@@ -2,6 +2,7 @@
 
 - accelerate_variables: The settings of `accelerate launch`, which the recipe replaces
 - agent: torchrun's agent for this machine
+- beats: The beats of a process, and the time limits of a watch
 - connect: The connections of the processes: torch.distributed's rendezvous and default group
 - copies: Copies of tensors of the first process
 - failure: The failure that ends all processes

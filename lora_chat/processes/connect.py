@@ -9,11 +9,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lora_chat.errors import LoraChatError, UnavailableError, UsageError, first_line
+from lora_chat.processes.beats import WORKS, WatchLimits
 from lora_chat.processes.failure import FAILURE_KEY, LOST_EXIT_CODE, Failure, OtherProcessError, clone_store
 from lora_chat.processes.peers import Peer, describe_this_process
 from lora_chat.processes.rank import Rank, remove_group_variables
 from lora_chat.processes.torch_group import TorchGroup
-from lora_chat.processes.watch import WORKS, Watch, WatchLimits
+from lora_chat.processes.watch import Watch
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 _CONNECT_SECONDS = 600.0
 """Longest wait for the other processes at the start, in seconds; machines of a cluster start at different times."""
+_AGENT_SECONDS = 60.0
+"""Longest wait for torchrun's agent, in seconds, because it starts before the processes."""
 _COLLECTIVE_TIMEOUT = timedelta(days=30)
 """Time limit of torch.distributed, which the watch replaces: a process may work for hours while others wait."""
 _POLL_SECONDS = 0.05
@@ -36,6 +39,7 @@ class ConnectError(LoraChatError):
 def join(rank: Rank, prefix: str, limits: WatchLimits, connect_seconds: float = _CONNECT_SECONDS) -> Watch:
     """Find the other processes and return the watch of this one, which has not been started."""
     store = _open_store(rank, prefix, connect_seconds)
+    store.set_timeout(timedelta(seconds=limits.silence))  # each operation is quick while the store lives
     here = describe_this_process()
     store.set(f"beat/{rank.index}", f"0 0 {WORKS}")
     store.set(f"peer/{rank.index}", here.to_json())
@@ -101,6 +105,8 @@ def _open_store(rank: Rank, prefix: str, seconds: float) -> "Store":
     from torch._C._distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        seconds = min(seconds, _AGENT_SECONDS)
     url = f"env://?rank={rank.index}&world_size={rank.size}"
     parent = os.getppid()
 
@@ -116,7 +122,6 @@ def _open_store(rank: Rank, prefix: str, seconds: float) -> "Store":
             f"{str(rank).capitalize()} cannot reach {address} ({first_line(error)[:300]}). "
             "Fix: check MASTER_ADDR and MASTER_PORT, and that no firewall or other program uses the port."
         ) from error
-    store.set_timeout(timedelta(seconds=seconds))
     return PrefixStore(prefix, store)
 
 

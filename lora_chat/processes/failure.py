@@ -94,12 +94,12 @@ def describe_lost(rank: int, size: int, text: str, exit_code: int = LOST_EXIT_CO
 
 def describe_end(rank: int, size: int, return_code: int) -> Failure:
     """Return the failure of a process that ended without a message, from the return code that its parent saw."""
+    number = return_code - 128 if return_code > 128 else -return_code
+    if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        return Failure(rank, 128 + number, "Stopped before the run began.", label="", signal_number=number)
     if return_code >= 0:
         text = f"ended with exit code {return_code} before its work was done. {CONTINUE}"
         return describe_lost(rank, size, text, return_code or LOST_EXIT_CODE)
-    number = -return_code
-    if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        return Failure(rank, 128 + number, "Stopped before the run began.", label="", signal_number=number)
     known = number in signal.valid_signals()
     name = signal.Signals(number).name if known else f"signal {number}"
     reason = _SIGNAL_REASONS.get(name)

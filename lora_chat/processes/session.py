@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from lora_chat.errors import ReportedError, StoppedError
+from lora_chat.processes.beats import WatchLimits
 from lora_chat.processes.connect import join
 from lora_chat.processes.failure import PRINTED_KEY, Failure, OtherProcessError, key_prefix
 from lora_chat.processes.peers import remove_leftovers
 from lora_chat.processes.rank import Rank
-from lora_chat.processes.watch import Watch, WatchLimits
+from lora_chat.processes.watch import Watch
 from lora_chat.system.console import print_error, restore_output
 from lora_chat.system.signals import ignore_signals
 
@@ -130,7 +131,7 @@ class _Session:
                 if self._watch.store.check([PRINTED_KEY]):
                     return False
             except RuntimeError:  # the store has ended, so one process of each machine prints
-                return self._rank.local_index == 0
+                return self._watch.prints_without_store
             if self._watch.has_ended(0):
                 return True
             time.sleep(_POLL_SECONDS)
@@ -143,7 +144,8 @@ class _Session:
             if self._watch.store.compare_set(PRINTED_KEY, "", own).decode() != own:
                 return
         except RuntimeError:  # the store has ended
-            if self._rank.local_index > 0:
+            self._watch.look()
+            if not self._watch.prints_without_store:
                 return
         restore_output()
         print_error(text, label="")

@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from lora_chat.processes.beats import LEFT, WAITS, WORKS, Beats, WatchLimits
 from lora_chat.processes.failure import (
     CONTINUE,
     FAILURE_KEY,
@@ -35,61 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WORKS, WAITS, LEFT = "works", "waits", "left"
-
-
-@dataclass(frozen=True)
-class WatchLimits:
-    """Times in seconds."""
-
-    beat: float = 0.5
-    """Time between two beats."""
-    silence: float = 60.0
-    """Longest time without a beat of a process that lives."""
-    stall: float = 1800.0
-    """Longest time without progress of a process for which others wait."""
-    interrupt: float = 3.0
-    """Time until a main thread that has not seen a failure is interrupted."""
-    grace: float = 15.0
-    """Time until a main thread that does not leave is ended with its process."""
-    root_cause: float = 10.0
-    """Longest wait for the cause of a broken connection."""
-
-    @classmethod
-    def from_minutes(cls, minutes: float) -> "WatchLimits":
-        """Return the limits for a longest time without progress, in minutes."""
-        return cls(silence=min(cls.silence, 60 * minutes), stall=60 * minutes)
-
-
-class _Beats:
-    """The beats of one process as this process has seen them."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.seen = time.monotonic()
-        """Time of the last new beat."""
-        self.progress: tuple[str, str] = ("", WORKS)
-        self.moved = time.monotonic()
-        """Time of the last progress."""
-
-    def update(self, text: str) -> None:
-        """Add the newest beat."""
-        now = time.monotonic()
-        if text != self.text:
-            self.text, self.seen = text, now
-        parts = text.split()
-        progress = (parts[1], parts[2]) if len(parts) == 3 else ("", WORKS)
-        if progress != self.progress:
-            self.progress, self.moved = progress, now
-
-    def forgive(self) -> None:
-        """Count all times from now on, because this process was stopped for a while."""
-        self.seen = self.moved = time.monotonic()
-
-    @property
-    def state(self) -> str:
-        return self.progress[1]
-
 
 class Watch:
     """The watch of one process; its thread has a connection to the store that no other thread uses."""
@@ -106,7 +51,7 @@ class Watch:
         self.machines = [peer.machine for peer in peers]
         self._store = clone_store(store)
         self._peers = peers
-        self._beats = [_Beats() for _ in peers]
+        self._beats = [Beats() for _ in peers]
         self._parent = os.getppid()
         self._activity = ActivityCounter()
         self._state = WORKS
@@ -116,6 +61,8 @@ class Watch:
         """Whether the main thread has raised the failure and is leaving its work."""
         self._interrupts = 0
         self._lost_store = False
+        self.prints_without_store = False
+        """Whether this process was the first one that ran on its machine when the store was lost."""
         self._stopped = threading.Event()
         self._tick_wanted = threading.Event()
         self._ticked = threading.Condition()
@@ -231,7 +178,7 @@ class Watch:
                 if self._stopped.is_set() or self._state == LEFT:
                     return
                 logger.debug("store: %s", error)
-                self._lost_store = True
+                self._note_lost_store()
                 self._set_failure(self._describe_lost_store())
             with self._ticked:
                 self._count += 1
@@ -300,6 +247,14 @@ class Watch:
 
     def _lost(self, number: int, text: str) -> Failure:
         return describe_lost(number, self.rank.size, text)
+
+    def _note_lost_store(self) -> None:
+        """Find out whether this process prints, before the others end."""
+        if not self._lost_store:
+            own = self._peers[self.rank.index]
+            earlier = [peer for peer in self._peers[: self.rank.index] if peer.machine == own.machine]
+            self.prints_without_store = all(peer.has_ended(own) for peer in earlier)
+            self._lost_store = True
 
     def _describe_lost_store(self) -> Failure:
         time.sleep(self.limits.beat)  # an ended program closes its connections before its children get another parent

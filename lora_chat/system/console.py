@@ -143,7 +143,7 @@ def silence_output() -> None:
 def label_output(label: str) -> None:
     """Begin each line of all later output with a label, and print it on stderr, because results are another's."""
     error_stream = _original(sys.stderr)
-    _replace_streams(lambda raw: _LabelledStream(error_stream, label))
+    _replace_streams(lambda raw: _LabelledStream(raw, label, error_stream))
 
 
 def restore_output() -> None:
@@ -188,8 +188,10 @@ class _FilteredStream:
 class _LabelledStream:
     """A text stream that writes whole lines with a label, or nothing."""
 
-    def __init__(self, original: TextIO, label: str | None) -> None:
+    def __init__(self, original: TextIO, label: str | None, target: TextIO | None = None) -> None:
         self.original = original
+        """Stream that this one replaces."""
+        self._target = target or original
         self._label = label
         self._rest = ""
 
@@ -197,8 +199,8 @@ class _LabelledStream:
         if self._label is not None:
             *lines, self._rest = (self._rest + text).split("\n")
             if lines:
-                self.original.write("".join(f"{self._label}{line}\n" for line in lines))
-                self.original.flush()
+                self._target.write("".join(f"{self._label}{line}\n" for line in lines))
+                self._target.flush()
         return len(text)
 
     def flush(self) -> None:

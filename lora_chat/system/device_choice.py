@@ -81,7 +81,8 @@ def share_cards(index: int, size: int, *, may_see_own_card: bool = False) -> Non
 def chosen_card_name() -> str:
     """Return an identifier of the chosen card; empty for the CPU, or if it is unknown."""
     choice = _applied.choice if _applied else None
-    return choice.card.entry if choice and choice.card else ""
+    entry = choice.card.entry if choice and choice.card else ""
+    return "" if entry.isdigit() else entry  # a number may mean another card in another process
 
 
 def choose_device(request: str | None = None) -> DeviceChoice:

@@ -46,11 +46,11 @@ def main(kind: str, failing: int, stage: str, silence: float) -> int:
     from lora_chat import cli
     from lora_chat.commands.error_report import report_error
     from lora_chat.errors import ReportedError
+    from lora_chat.processes.beats import WatchLimits
     from lora_chat.processes.connect import connect
     from lora_chat.processes.failure import Failure
     from lora_chat.processes.rank import read_rank
     from lora_chat.processes.session import SessionTexts, end_process, joined_processes
-    from lora_chat.processes.watch import WatchLimits
     from lora_chat.system.console import filter_output, print_json, silence_output
     from lora_chat.training.stop_request import catch_stop_signals
 

@@ -10,6 +10,8 @@ from typing import Any
 from lora_chat.processes.rank import Rank
 
 _TIMEOUT_SECONDS = 300
+PRELOAD = ["ranks", "lora_chat.training.sft", "lora_chat.training.trainer"]
+"""Modules that the server imports once."""
 
 
 class RankError(AssertionError):
@@ -22,7 +24,7 @@ def run_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout
     Raise RankError with the traceback of the first process that failed.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ranks", "lora_chat.training.sft", "lora_chat.training.trainer"])
+    context.set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory() as folder:
         receivers, processes = [], []
         for index in range(count):

@@ -5,16 +5,20 @@ The whole table is on demand (`LORA_CHAT_ALL_BASES=1`), because each case starts
 """
 
 import json
+import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import faulty
 import pytest
+from ranks import PRELOAD
 
 HERE = Path(__file__).parent
 SILENCE_SECONDS = 8
@@ -47,7 +51,7 @@ KINDS = {
     "exit": (7, r"Error: Process {n} of 2 ended with exit code 7 before its work was done.*"),
     "error": (3, r"Error: (Process 2 of 2: )?Line 3 is not JSON. Fix: correct it."),
     "bug": (1, r"(?s)(Process 2 of 2: )?Traceback .*ZeroDivisionError: division by zero"),
-    "memory": (5, r"Error: (Process 2 of 2: )?Out of memory.*"),
+    "memory": (5, r"(?s)Error: (Process 2 of 2: )?Out of memory.*"),
     "disk": (4, r"Error: (Process 2 of 2: )?No space left to write: /data/checkpoint.*"),
     "SIGTERM": (143, r"Stopped (after step \d+|before the run began)?\.?"),
     "SIGINT": (130, r"Stopped (after step \d+|before the run began)?\.?"),
@@ -70,8 +74,7 @@ CASES = [
     ),
     *(_case(kind, 0, "writing") for kind in ("SIGKILL", "disk", "SIGSTOP")),
 ]
-DEFAULT = [_case("SIGKILL", 1, "step")]
-ON_DEMAND = os.environ.get("LORA_CHAT_ALL_BASES") == "1"
+ON_DEMAND = pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
 
 
 @pytest.fixture
@@ -131,11 +134,51 @@ def _finish(process, tmp_path, seconds=BOUND_SECONDS):
     return process.returncode, stdout, stderr, pids, [path.name for path in (tmp_path / "tmp").iterdir()]
 
 
+def _join(kind: str, failing: int, rank: int, port: int, folder: Path) -> None:
+    """Work as one of two processes without torchrun, so that the first one has the store."""
+    sys.stderr = (folder / f"stderr-{rank}").open("w")  # without the warnings of PyTorch's native code
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "TMPDIR": str(folder), "OUT": str(folder)})
+    os._exit(faulty.main(kind, failing, "step", SILENCE_SECONDS))
+
+
+LOST = r"Error: Process {n} of 2 ended without a message: it crashed, or it was killed.*--resume.*"
+
+
+@pytest.mark.parametrize(
+    ("kind", "failing", "code", "message"),
+    [
+        ("SIGKILL", 1, 11, LOST.replace("{n}", "2")),
+        ("SIGKILL", 0, 11, r"Error: Process \d of 2 (ended without a message|lost its connection to the first).*"),
+        ("error", 1, 3, r"Error: Process 2 of 2: Line 3 is not JSON\. Fix: correct it\."),
+        ("SIGTERM", 1, 143, r"Stopped after step 10\."),
+    ],
+)
+def test_processes_without_an_agent_end_together(tmp_path, kind, failing, code, message):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    processes = [context.Process(target=_join, args=(kind, failing, rank, port, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+        process.kill()
+    codes = [process.exitcode for process in processes]
+    texts = [(tmp_path / f"stderr-{rank}").read_text() for rank in range(2)]
+    assert codes == [-signal.SIGKILL if kind == "SIGKILL" and rank == failing else code for rank in range(2)], texts
+    lines = "".join(texts).strip()
+    assert re.fullmatch(message, lines), lines
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize(
-    "case", CASES if ON_DEMAND else DEFAULT, ids=lambda case: f"{case.kind}-{case.rank}-{case.stage}"
-)
+@ON_DEMAND
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}-{case.rank}-{case.stage}")
 def test_a_failure_of_one_process_ends_all(launch, tmp_path, case):
     before, started = _list_shared_memory(), time.monotonic()
     process = launch(2, case.kind, case.rank, case.stage, SILENCE_SECONDS)
@@ -148,6 +191,42 @@ def test_a_failure_of_one_process_ends_all(launch, tmp_path, case):
     assert seconds < BOUND_SECONDS
     assert pids == [] and _list_shared_memory() - before == set()
     assert files == ([] if case.stage != "writing" else ["run.part"])
+
+
+@ON_DEMAND
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("seconds", [0.5, 3, 8, 12])
+def test_processes_end_when_their_launcher_is_killed(launch, tmp_path, seconds):
+    process = launch(2, "none", 0, "", SILENCE_SECONDS)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + BOUND_SECONDS
+    while find_processes(f"LORA_CHAT_TEST={tmp_path}") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert find_processes(f"LORA_CHAT_TEST={tmp_path}") == []
+    _, stderr = process.communicate()
+    assert "Traceback" not in stderr
+    assert stderr.count("Error: ") <= 1
+
+
+@ON_DEMAND
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("seconds", [0.5, 3, 6, 9])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_launcher_stops_at_any_time(launch, tmp_path, seconds, number, code):
+    process = launch(2, "none", 0, "", SILENCE_SECONDS)
+    time.sleep(seconds)
+    process.send_signal(number)
+    returned, stdout, stderr, pids, files = _finish(process, tmp_path)
+    assert (pids, files) == ([], [])
+    if returned == 0:
+        assert stdout == '{"steps": 40}\n'
+    elif seconds > 2:  # earlier the launcher itself has no handlers yet
+        assert returned == code and stdout == ""
+        assert re.fullmatch(r"Stopped( after step \d+| before the run began)?\.", stderr.strip()), stderr
 
 
 def _record(case: Case, seconds: float, code: int, stderr: str) -> None:

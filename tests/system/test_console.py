@@ -18,10 +18,14 @@ from lora_chat.system.console import (
     Highlight,
     ReplyPrinter,
     filter_output,
+    is_terminal,
+    label_output,
     print_json,
     print_logged_messages,
     print_message,
     print_result,
+    restore_output,
+    silence_output,
 )
 
 ATTACKS = {
@@ -291,3 +295,27 @@ def test_messages_are_printed_above_the_live_bar_until_it_is_closed(printed, mon
 
     assert printed(write).endswith("plain\n")
     assert shown == ["above"]
+
+
+def test_a_later_process_prints_nothing_or_lines_with_its_number(capsys):
+    before = sys.stdout, sys.stderr
+    filter_output()
+    try:
+        silence_output()
+        print_message("a")
+        print_result("b")
+        sys.stderr.write("c\n")
+        assert capsys.readouterr() == ("", "")
+        label_output("[2] ")
+        print_message("one\ntwo\033[31m")
+        print_result("three")
+        sys.stderr.write("half")
+        sys.stderr.write(" line\n")
+        assert not is_terminal(sys.stderr)
+        assert capsys.readouterr() == ("", "[2] one\n[2] two\\x1b[31m\n[2] three\n[2] half line\n")
+        restore_output()
+        print_message("d")
+        print_result("e")
+        assert capsys.readouterr() == ("e\n", "d\n")
+    finally:
+        sys.stdout, sys.stderr = before

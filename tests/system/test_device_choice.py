@@ -406,3 +406,51 @@ def test_no_wheels_for_arm_are_suggested_for_old_cards(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     install_driver(monkeypatch, V100)
     assert suggest_wheel(read_nvidia_driver().driver, (7, 0), TorchBuild("2.13.0", (13, 0), None, ())) is None
+
+
+@pytest.fixture
+def share(monkeypatch):
+    """Return a function that makes this process one of several."""
+    monkeypatch.setattr(device_choice, "_sharing", device_choice._Sharing())
+    return device_choice.share_cards
+
+
+@pytest.mark.parametrize(("index", "card"), [(0, 1), (1, 2)])
+def test_each_process_has_its_own_suitable_card(machine, share, index, card):
+    machine(GTX_1080, RTX_3060, Card("NVIDIA GeForce RTX 3060", (8, 6), 12, free=1))
+    share(index, 2)
+    assert detect_hardware("auto").device == "cuda"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == uuid_of(card)
+    assert device_choice.chosen_card_name() == uuid_of(card)
+
+
+def test_more_processes_than_cards_are_refused(machine, share):
+    machine(RTX_3060, GTX_1080)
+    share(0, 2)
+    with pytest.raises(RecipeError, match=r"2 processes, 1 card: .*Fix: --processes 1 .*base\.device=cpu"):
+        detect_hardware("auto")
+    share(1, 2)
+    with pytest.raises(RecipeError, match="2 processes, 1 card"):
+        detect_hardware("cuda")
+
+
+def test_one_card_by_its_number_is_not_for_several_processes(machine, share):
+    machine(RTX_3060, RTX_4090)
+    share(1, 2)
+    with pytest.raises(RecipeError, match=r"base\.device=cuda:1 is one card, and 2 processes train"):
+        detect_hardware("cuda:1")
+
+
+def test_a_scheduler_may_show_each_process_one_card(machine, share, monkeypatch):
+    machine(RTX_3060, RTX_3060)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    share(1, 2, may_see_own_card=True)
+    detect_hardware("auto")
+    assert device_choice.chosen_card_name() == uuid_of(1)
+
+
+def test_all_processes_use_the_cpu(machine, share):
+    machine(RTX_3060)
+    share(1, 2)
+    assert detect_hardware("cpu").device == "cpu"
+    assert device_choice.chosen_card_name() == ""
