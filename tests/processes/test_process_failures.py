@@ -53,8 +53,8 @@ KINDS = {
     "bug": (1, r"(?s)(Process 2 of 2: )?Traceback .*ZeroDivisionError: division by zero"),
     "memory": (5, r"(?s)Error: (Process 2 of 2: )?Out of memory.*"),
     "disk": (4, r"Error: (Process 2 of 2: )?No space left to write: /data/checkpoint.*"),
-    "SIGTERM": (143, r"Stopped (after step \d+|before the run began)?\.?"),
-    "SIGINT": (130, r"Stopped (after step \d+|before the run began)?\.?"),
+    "SIGTERM": (143, r"Stopped( after step \d+| before the run began)?\."),
+    "SIGINT": (130, r"Stopped( after step \d+| before the run began)?\."),
 }
 """Exit code and message of each kind of failure."""
 
