@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +21,11 @@ from lora_chat.system.console import print_error, restore_output
 from lora_chat.system.signals import ignore_signals
 
 _POLL_SECONDS = 0.05
+_BROKEN_CONNECTION = re.compile(
+    r"closed by peer|reset by peer|Broken pipe|Connection (closed|refused|was)|Socket|NCCL|gloo|ncclRemoteError",
+    re.IGNORECASE,
+)
+"""Errors of torch.distributed when another process has ended."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +107,12 @@ class _Session:
 
     def _find_failure(self, error: BaseException) -> Failure:
         """Return the failure of all processes: another process's, or this one's."""
-        # torchrun's agent stops the other processes with a signal when one has ended.
-        is_stop = isinstance(error, KeyboardInterrupt | StoppedError)
-        known = self._watch.failure or (self._watch.look() if is_stop else None)
-        return known or self._watch.fail(self._describe(error))
+        if self._watch.failure is None:
+            if isinstance(error, RuntimeError) and _BROKEN_CONNECTION.search(str(error)):
+                self._watch.find_cause(is_certain=False)  # a collective of PyTorch, of which the group does not know
+            elif isinstance(error, KeyboardInterrupt | StoppedError) or self._texts.describe(error) is None:
+                self._watch.look()  # torchrun stops a process with a signal when another one has ended
+        return self._watch.failure or self._watch.fail(self._describe(error))
 
     def _describe(self, error: BaseException) -> Failure:
         described = self._texts.describe(error)

@@ -19,6 +19,7 @@ from lora_chat.processes.beats import LEFT, WAITS, WORKS, Beats, WatchLimits
 from lora_chat.processes.failure import (
     CONTINUE,
     FAILURE_KEY,
+    LOST_EXIT_CODE,
     Failure,
     clone_store,
     describe_disappearance,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 logger = logging.getLogger(__name__)
+
+_RAISE = "Fix: if the work takes longer, raise --process-timeout; continue with --resume."
 
 
 class Watch:
@@ -107,12 +110,15 @@ class Watch:
             self._ticked.wait_for(lambda: self._count >= count + 2 or self.failure is not None, seconds)
         return self.failure
 
-    def find_cause(self) -> Failure | None:
-        """Wait for the failure that broke a connection, and return it."""
+    def find_cause(self, *, is_certain: bool = True) -> Failure | None:
+        """Wait for the failure that broke a connection, and return it.
+
+        If none is seen and it is certain that a connection broke, the process that was silent for longest is the cause.
+        """
         deadline = time.monotonic() + self.limits.root_cause
         while self.failure is None and time.monotonic() < deadline:
             self.look()
-        if self.failure is None:
+        if self.failure is None and is_certain:
             silent = max(self._others(), key=lambda number: time.monotonic() - self._beats[number].seen)
             self._fail(
                 self._lost(silent, "lost its connection. Fix: check its machine and network; continue with --resume.")
@@ -222,27 +228,27 @@ class Watch:
                 )
                 self._fail(self._lost(number, text))
                 return
-        if self._state != WORKS and now - self._beats[self.rank.index].moved > self.limits.stall:
+        if now - self._beats[self.rank.index].moved > self.limits.stall:
             self._look_for_stalled(now)
 
     def _look_for_stalled(self, now: float) -> None:
-        """Record a failure if the process for which all others wait makes no progress."""
-        for number in self._others():
-            beats = self._beats[number]
-            if beats.state == WORKS and now - beats.moved > self.limits.stall:
-                text = (
-                    f"has made no progress for {self.limits.stall / 60:.3g} minutes. Fix: if the work takes longer, "
-                    "raise --process-timeout; continue with --resume."
-                )
-                self._fail(self._lost(number, text))
-                return
+        """Record a failure if a process for which this one waits makes no progress, or if no process makes any."""
+        minutes = f"{self.limits.stall / 60:.3g} minutes"
+        stalled = [number for number, beats in enumerate(self._beats) if now - beats.moved > self.limits.stall]
+        working = [number for number in stalled if self._beats[number].state == WORKS]
         left = [number for number in self._others() if self._beats[number].state == LEFT]
-        if left:
+        if self.rank.index in working:
+            # A sharded base is collected from all processes inside of the work, where nothing marks the wait.
+            if len(stalled) == self.rank.size and len(working) > 1:
+                text = f"No process has made progress for {minutes}. {_RAISE}"
+                self._fail(Failure(self.rank.index, LOST_EXIT_CODE, text, is_named=True))
+        elif working:
+            self._fail(self._lost(working[0], f"has made no progress for {minutes}. {_RAISE}"))
+        elif left and self._state == WAITS:
             text = "ended its work while others wait for it. Please report this."
             self._fail(describe_lost(left[0], self.rank.size, text, exit_code=1))
-            return
-        if all(beats.state == WAITS and now - beats.moved > self.limits.stall for beats in self._beats):
-            text = f"All processes wait for each other for {self.limits.stall / 60:.3g} minutes. Please report this."
+        elif len(stalled) == self.rank.size and self._state == WAITS:
+            text = f"All processes wait for each other for {minutes}. Please report this."
             self._fail(Failure(self.rank.index, 1, text, is_named=True))
 
     def _lost(self, number: int, text: str) -> Failure:

@@ -9,6 +9,7 @@ import torch
 from lora_chat.models.sharded_forwards import first_process_computes
 from lora_chat.processes.group import current_group
 from lora_chat.processes.shares import share_by_size
+from lora_chat.system.activity import note_activity
 from lora_chat.training.fast_path.packed_batch import EncodedIds
 from lora_chat.training.row_scores import RowScores
 from lora_chat.training.stop_request import EvaluationStopped
@@ -44,6 +45,7 @@ def measure_rows(
         try:
             for batch in [batches[number] for number in share if computes]:
                 before_batch()
+                note_activity()
                 encoded: list[EncodedIds] = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels} for i in batch]
                 scores = trainer.score_rows(encoded)
                 row_of_token = np.asarray(batch)[scores.rows.cpu().numpy()]

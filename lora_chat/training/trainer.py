@@ -13,6 +13,7 @@ from lora_chat.data.encoding.encode import IGNORE_INDEX
 from lora_chat.models.adapter import make_lora_plus_optimizer, write_peft_adapter
 from lora_chat.models.logits import compute_logits
 from lora_chat.processes.group import current_group
+from lora_chat.system.activity import note_activity
 from lora_chat.training.fast_path.lm_head_loss import SupervisedLMHead, split_supervised, sum_cross_entropy
 from lora_chat.training.fast_path.packed_batch import EncodedIds
 from lora_chat.training.gradient_sum import GradientSum
@@ -151,6 +152,7 @@ class PackedSFTTrainer(SFTTrainer):
         is_packed = "packed_cu_seqlens" in inputs
         losses = []
         for part in self._split(inputs):
+            note_activity()
             # The backward pass is inside, because gradient checkpointing repeats the forward pass there.
             with self._randomness.seeded(part, self.state.global_step):
                 losses.append(self._train_part(model, part, count, is_packed=is_packed))
