@@ -1,9 +1,13 @@
-"""Measure the start of a run on a large data set: `python benchmarks/large_data.py --dialogues 1000000`.
+"""Measure the start of a run on a large data set: `python benchmarks/large_data.py --dialogues 100000 --copies 100`.
 
 Short dialogues of random words, about 40 tokens each, are written to a file. One process encodes and audits them; a
 second one starts a new run from the caches and stops after its first optimizer step. Each stage is shown with its
 seconds, the processor time of the process, and the private memory at its end (RssAnon; memory-mapped files are not
 counted, because the system can drop them and all processes of a machine share them).
+
+With `--copies`, the file and the encoded store have this many copies of each dialogue, each with another digest, but
+only the first copy is encoded and audited, because that takes hours for 10 million dialogues. The kept digests of
+training dialogues then have random values and their largest size. The second process reads everything in full.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +47,12 @@ base: {name: tiny-random}
 quantization: {mode: none}
 adapter: {rank: 4}
 data: {train: dialogues.jsonl, max_length: 128}
+audit: {leak: warn}
 training: {max_steps: 1, effective_batch_size: 8}
 evaluation: {samples: 0, general: off}
 output: {directory: runs}
 """
+ONE_COPY = "one-copy.jsonl"
 CONSONANTS, VOWELS = "bdfgklmnprstvwz", "aeiou"
 
 
@@ -53,46 +60,94 @@ def main() -> None:
     """Write the data, run both processes, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dialogues", type=int, default=200_000)
+    parser.add_argument("--copies", type=int, default=1, help="copies of each dialogue, of which one is encoded")
     parser.add_argument("--folder", type=Path, help="folder for data and caches that is kept; default: a temporary one")
     parser.add_argument("--child", choices=("first", "again"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
+        if options.child == "first" and options.copies > 1:
+            encode_one_copy(options.dialogues, options.copies)
         run_until_first_step(options.folder)
         return
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="large-data-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ |= {"XDG_CACHE_HOME": str(folder / "cache"), "XDG_CONFIG_HOME": str(folder / "config")}
     try:
-        write_dialogues(folder / "dialogues.jsonl", options.dialogues)
+        write_dialogues(folder / "dialogues.jsonl", options.dialogues, options.copies)
         (folder / "recipe.yaml").write_text(RECIPE)
         for child in ("first", "again"):
             command = [sys.executable, __file__, "--folder", str(folder), "--child", child]
+            command += ["--dialogues", str(options.dialogues), "--copies", str(options.copies)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - this file
-            print_table(child, options.dialogues, json.loads(done.stdout.splitlines()[-1]))
+            print_table(child, options.dialogues * options.copies, json.loads(done.stdout.splitlines()[-1]))
         stored = {path.name: path.stat().st_size for path in (folder / "cache/lora-chat/dialogues").glob("*/*")}
-        print(f"\nBytes of the store per dialogue: {sum(stored.values()) / options.dialogues:.0f} ({stored})")
+        per_dialogue = sum(stored.values()) / options.dialogues / options.copies
+        print(f"\nBytes of the store per dialogue: {per_dialogue:.0f} ({stored})")
     finally:
         if options.folder is None:
             shutil.rmtree(folder)
 
 
-def write_dialogues(path: Path, count: int) -> None:
-    """Write dialogues of random words, unless the file has this number already."""
-    note = path.with_suffix(".count")
-    if path.exists() and note.exists() and note.read_text() == str(count):
-        return
+def write_dialogues(path: Path, count: int, copies: int) -> None:
+    """Write dialogues of random words to one file, and copies of all of them to another one."""
     source = random.Random(0)
+    lines = []
+    for _ in range(count):
+        question, reply = (make_word(source, source.randint(2, 7)) for _ in range(2))
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+        lines.append(json.dumps({"messages": messages}) + "\n")
+    text = "".join(lines)
+    path.with_name(ONE_COPY).write_text(text, encoding="utf-8")
     with path.open("w", encoding="utf-8") as file:
-        for _ in range(count):
-            question, reply = (make_word(source, source.randint(2, 7)) for _ in range(2))
-            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-            file.write(json.dumps({"messages": messages}) + "\n")
-    note.write_text(str(count))
+        for _ in range(copies):
+            file.write(text)
 
 
 def make_word(source: random.Random, syllables: int) -> str:
     """Return a random word."""
     return "".join(source.choice(CONSONANTS) + source.choice(VOWELS) for _ in range(syllables))
+
+
+def encode_one_copy(dialogues: int, copies: int) -> None:
+    """Encode and audit only the first copy of the dialogues, and write a store with all copies."""
+    import numpy as np
+
+    from lora_chat.audit.overlap.digest_set import MAX_DIGESTS, DigestSet
+    from lora_chat.audit.overlap.training_digests import MAX_SIGNATURES, SIGNATURE_BYTES, TrainingDigests
+    from lora_chat.data.storage import cache, ledger
+    from lora_chat.data.storage.store import COLUMNS, STORED_FILES, DialogueStore
+    from lora_chat.data.storage.store_writer import StoreWriter
+    from lora_chat.pipeline import audit_data, training_overlap
+
+    generator = np.random.default_rng(0)
+    build_store, iter_dialogues = cache.build_store, audit_data._iter_dialogues
+
+    def build_copies(folder: Path, paths: Any, *args: Any) -> Any:
+        one = folder / "one-copy"
+        one.mkdir()
+        counts = build_store(one, [Path(paths[0]).with_name(ONE_COPY)], *args)
+        writer, store = StoreWriter(folder), DialogueStore(one)
+        for _ in range(copies):
+            digests = generator.integers(-(2**63), 2**63 - 1, store.unit_count)
+            store.__dict__["digests"] = digests.astype(COLUMNS["digests"])
+            writer.append(store)
+        for name in ("lines", "accepted", *ledger._SUMMED_FIELDS):
+            setattr(counts, name, getattr(counts, name) * copies)
+        counts.roles = {role: [number * copies for number in both] for role, both in counts.roles.items()}
+        writer.close(counts)
+        shutil.rmtree(one)
+        assert {path.name for path in folder.iterdir()} >= set(STORED_FILES)
+        return counts
+
+    def make_digests(*args: Any) -> TrainingDigests:
+        shift = 3
+        values = (np.sort(generator.integers(0, 2**63, MAX_DIGESTS, np.uint64)) for _ in range(4))
+        sets = [DigestSet(np.unique(each >> np.uint64(shift)), shift) for each in values]
+        return TrainingDigests(*sets, generator.integers(0, 256, (MAX_SIGNATURES, SIGNATURE_BYTES), np.uint8))
+
+    cache.build_store = build_copies
+    audit_data._iter_dialogues = lambda *args: islice(iter_dialogues(*args), dialogues)
+    training_overlap._collect_digests = make_digests
 
 
 def run_until_first_step(folder: Path) -> None:
