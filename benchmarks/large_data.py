@@ -114,11 +114,13 @@ def encode_one_copy(dialogues: int, copies: int) -> None:
 
     from lora_chat.audit.overlap.digest_set import MAX_DIGESTS, DigestSet
     from lora_chat.audit.overlap.training_digests import MAX_SIGNATURES, SIGNATURE_BYTES, TrainingDigests
-    from lora_chat.data.storage import cache, ledger
+    from lora_chat.data.storage import ledger
     from lora_chat.data.storage.store import COLUMNS, STORED_FILES, DialogueStore
     from lora_chat.data.storage.store_writer import StoreWriter
-    from lora_chat.pipeline import audit_data, training_overlap
 
+    names = ("data.storage.cache", "pipeline.audit_data", "pipeline.training_overlap")
+    modules: list[Any] = [importlib.import_module(f"lora_chat.{name}") for name in names]
+    cache, audit_data, training_overlap = modules
     generator = np.random.default_rng(0)
     build_store, iter_dialogues = cache.build_store, audit_data._iter_dialogues
 
@@ -143,7 +145,8 @@ def encode_one_copy(dialogues: int, copies: int) -> None:
         shift = 3
         values = (np.sort(generator.integers(0, 2**63, MAX_DIGESTS, np.uint64)) for _ in range(4))
         sets = [DigestSet(np.unique(each >> np.uint64(shift)), shift) for each in values]
-        return TrainingDigests(*sets, generator.integers(0, 256, (MAX_SIGNATURES, SIGNATURE_BYTES), np.uint8))
+        signatures = generator.integers(0, 256, (MAX_SIGNATURES, SIGNATURE_BYTES), np.uint8)
+        return TrainingDigests(sets[0], sets[1], sets[2], sets[3], signatures)
 
     cache.build_store = build_copies
     audit_data._iter_dialogues = lambda *args: islice(iter_dialogues(*args), dialogues)

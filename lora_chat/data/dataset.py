@@ -276,8 +276,11 @@ def _sort_units(units: "Numbers") -> "Numbers":
     """Return the different numbers of units, sorted."""
     import numpy as np
 
-    is_sorted = bool((units[1:] > units[:-1]).all())
-    return units if is_sorted else np.unique(units)
+    if bool((units[1:] > units[:-1]).all()):
+        return units
+    ordered: Numbers = np.sort(units)
+    different: Numbers = ordered[np.append(True, ordered[1:] > ordered[:-1])]
+    return different
 
 
 def _find_rows(units: "Numbers", first_rows: "Numbers") -> "Numbers":

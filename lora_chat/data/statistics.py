@@ -122,7 +122,7 @@ def compute_statistics(
             for source in sources
         ),
         total=sum_ledgers([source.store.ledger for source in sources]),
-        duplicates=len(digests) - len(np.unique(digests)),
+        duplicates=count_repeated(digests),
         train_dialogues=len(train),
         train_rows=len(train.rows),
         validation_dialogues=len(validation),
@@ -130,6 +130,14 @@ def compute_statistics(
         histogram=length_histogram(lengths),
         packing=measure_packing(lengths, micro_batch_size, limit),
     )
+
+
+def count_repeated(digests: "Numbers") -> int:
+    """Return how many digests have occurred before. Sorting millions of them takes less time than `np.unique`."""
+    import numpy as np
+
+    ordered = np.sort(digests)
+    return int((ordered[1:] == ordered[:-1]).sum())
 
 
 def measure_packing(lengths: "Numbers", micro_batch_size: int, limit: int) -> PackingEfficiency:

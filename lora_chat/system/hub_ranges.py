@@ -6,7 +6,7 @@ import time
 from lora_chat.system.hub_answers import refused_response
 from lora_chat.system.hub_client import HubFailureError, RepoType, file_url, hub_request
 
-_MAX_FAILURES = 6
+_MAX_FAILURES = 8
 """Failed requests without a new byte between them after which reading stops."""
 _FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 1.0, 30.0
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")

@@ -16,6 +16,7 @@
 - preference: Rows marked as unwanted, and pairs of a chosen and a rejected reply
 - prepare_row: Leave out ignored keys and unwanted replies before the format of a row is known
 - rendered_chats: Chats that are already rendered as text: noted in each row, refused if a source has many
+- read_position: The position between two chunks of rows
 - roles: The names of speakers, and the role that each means
 - row_fields: Fields that rows of several formats share
 - row_limit: The limit to the rows of a source

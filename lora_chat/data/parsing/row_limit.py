@@ -25,13 +25,18 @@ class RowLimiter:
         for row in rows:
             self._left -= counts_as_row(row)
             yield row
-            if self._left == 0 and not _has_flag(row, "goes_on", True):
+            if self._left == 0 and not is_continued(row):
                 return
 
 
 def counts_as_row(row: RawRow) -> bool:
     """Return whether a row counts for the limit."""
     return not row.blank and not _has_flag(row, "begins", False)
+
+
+def is_continued(row: RawRow) -> bool:
+    """Return whether a row is a piece of a text that the next row continues."""
+    return _has_flag(row, "goes_on", True)
 
 
 def _has_flag(row: RawRow, name: str, value: bool) -> bool:

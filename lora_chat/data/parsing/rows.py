@@ -16,12 +16,13 @@ from lora_chat.data.parsing.line_counts import MAX_SHOWN_FAULTS, LineCounts, che
 from lora_chat.data.parsing.messages import parse_dialogue
 from lora_chat.data.parsing.preference import UnwantedRowError
 from lora_chat.data.parsing.prepare_row import RowPreparation
+from lora_chat.data.parsing.read_position import ReadPosition
 from lora_chat.data.parsing.rendered_chats import note_rendered_messages, note_rendered_text
-from lora_chat.data.parsing.row_limit import RowLimiter, counts_as_row
+from lora_chat.data.parsing.row_limit import RowLimiter
 from lora_chat.data.parsing.row_notes import RowNotes
 from lora_chat.data.parsing.system_message import set_system_message
 from lora_chat.data.parsing.unreadable import explain_rows, merge_rows
-from lora_chat.data.reading.files import RowStart, read_rows
+from lora_chat.data.reading.files import read_rows
 from lora_chat.data.reading.find_files import find_files
 from lora_chat.data.reading.raw_row import RawRow
 from lora_chat.data.reading.size_limits import MAX_ROW_BYTES
@@ -70,29 +71,6 @@ class ReadingOptions:
 
 
 @dataclass(frozen=True)
-class ReadPosition:
-    """The position between two chunks of the files of a source."""
-
-    files: int = 0
-    """Number of files before the one that is read."""
-    start: RowStart = field(default_factory=RowStart)
-    """Position in that file."""
-    data_format: DataFormat | None = None
-    """Format of that file, if some of its rows were read."""
-    left: int | None = None
-    """Number of rows that the limit still allows; None without a limit."""
-
-    def after(self, rows: Sequence[RawRow], data_format: DataFormat | None) -> "ReadPosition":
-        """Return the position after rows of the same file."""
-        if not rows:
-            return self
-        counted = sum(map(counts_as_row, rows))
-        start = RowStart(self.start.rows + len(rows), rows[-1].line + rows[-1].lines - 1, rows[-1].end)
-        left = None if self.left is None else self.left - counted
-        return replace(self, start=start, data_format=data_format, left=left)
-
-
-@dataclass(frozen=True)
 class RowChunk:
     """Consecutive rows of one file, with its format."""
 
@@ -112,7 +90,7 @@ def read_chunks(
     """
     names = [name for columns in options.columns.values() for name in list_column_names(columns)]
     position = begin or ReadPosition(left=options.limit)
-    if position.left == 0:
+    if position.is_end:
         return
     limiter = RowLimiter(position.left)
     for number, path in enumerate(paths[position.files :], position.files):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _FIRST_BLOCK_BYTES, _MAX_BLOCK_BYTES = 1 << 18, 1 << 23
 """Bytes of the first request, and of later ones; the size doubles, so that a few rows need few bytes."""
 _BUFFER_BYTES, _KEPT_BLOCKS = 1 << 16, 3
+_MAX_READ_BYTES = 1 << 31
+"""Largest part of a file in memory, such as a column of the rows that Parquet stores together."""
 
 
 class FileStatus(Protocol):
@@ -78,6 +80,8 @@ class StreamedFile:
         block_begin, block = self._blocks.find(offset)
         if not block:
             block_begin, wanted = offset, min(max(count, self._blocks.next_size()), self.size - offset)
+            if wanted > _MAX_READ_BYTES:
+                raise DataError(f"{self} has a column of {wanted:,} bytes; {_MAX_READ_BYTES:,} can be streamed.")
             block = self._receive(offset, wanted) if wanted > 0 else b""
             self._blocks.add(offset, block)
             self._check_digest()

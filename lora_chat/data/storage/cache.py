@@ -40,7 +40,7 @@ _DAY_SECONDS = 86400.0
 _PARTS_SUFFIX, _MAX_PARTS_SECONDS = "-parts", 7 * _DAY_SECONDS
 """End of the name of a folder with the parts of an interrupted build, and how long it is kept."""
 _PACKAGE = Path(__file__).parents[2]
-_SYSTEM_MODULES = ("strict_json.py", "bounded_files.py", "sanitize.py")
+_SYSTEM_MODULES = ("hub_ranges.py", "strict_json.py", "bounded_files.py", "sanitize.py")
 CODE_PATHS = (
     _PACKAGE / "data",
     _PACKAGE / "config" / "columns.py",

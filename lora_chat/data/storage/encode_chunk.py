@@ -11,8 +11,9 @@ from lora_chat.data.encoding.encode import DialogueEncoder, EncodedDialogue
 from lora_chat.data.encoding.kept_tokens import TokenCounter
 from lora_chat.data.encoding.tokenizer import TextTokenizer, read_bos_ids
 from lora_chat.data.parsing.line_counts import MAX_SHOWN_FAULTS
+from lora_chat.data.parsing.read_position import ReadPosition
 from lora_chat.data.parsing.row_notes import RowNotes
-from lora_chat.data.parsing.rows import ReadingOptions, ReadPosition, RowChunk, parse_chunk
+from lora_chat.data.parsing.rows import ReadingOptions, RowChunk, parse_chunk
 from lora_chat.data.storage.ledger import Ledger
 from lora_chat.errors import DataError
 

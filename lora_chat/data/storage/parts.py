@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from lora_chat.data.parsing.rows import ReadPosition, read_chunks
+from lora_chat.data.parsing.read_position import ReadPosition
+from lora_chat.data.parsing.rows import read_chunks
 from lora_chat.data.reading.streamed_file import DataFile
 from lora_chat.data.storage.block_packer import BlockPacker
 from lora_chat.data.storage.build import encode_all
@@ -45,7 +46,7 @@ class _Parts:
             try:
                 state = read_json_object(store.folder / _POSITION_FILE, LARGE_FILE_BYTES)
                 position = _POSITION.validate_python(state["position"])
-                if not store.is_complete:
+                if not store.is_complete or not position.is_valid:
                     return
                 self.blocks.restore(state["blocks"])
             except (OSError, ValueError, TypeError, KeyError, LoraChatError):

@@ -27,6 +27,12 @@ UNDIGESTED = {
     "system/shared_folders.py": "checks the owner of a folder",
 }
 UNDIGESTED_OF_DIALOGUES = UNDIGESTED | {
+    **dict.fromkeys(
+        [f"system/hub_{name}.py" for name in ("answers", "cache", "client", "guard", "origin", "pending")],
+        "transfers the bytes of a file of one commit, which are in the key, unchanged or not at all",
+    ),
+    "system/file_lock.py": "waits for another process",
+    "system/received_folder.py": "can only refuse a folder",
     "config/data.py": "the settings that matter are in the key",
     "config/data_loss.py": "the settings that it resolves are in the key",
     "config/system_message.py": "the text that matters is in the key",
