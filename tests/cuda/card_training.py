@@ -23,6 +23,7 @@ from card_bases import find_base_folder
 DEFAULTS = {
     "base": "tiny-random",  # or "random:llama", "random:llama:20" (head size) ... for a new random model
     "mode": "4bit",
+    "sharded": False,  # with FSDP2, in a group of one process
     "device": "cuda",  # or cpu, which computes in bf16 if the card does, and otherwise in fp32
     "fast": True,
     "settings": {},  # of the section `training`
@@ -97,9 +98,33 @@ def _load_model(asked, hardware):
 
     base = find_base(BaseSection(name=find_base_folder(asked["base"], Path.cwd())))
     precision = plan_precision(QuantizationSection(mode=asked["mode"]), hardware)
-    model = load_base_model(base, precision)
+    model = load_base_model(base, precision, to_shard=asked["sharded"])
     section = AdapterSection(**{"rank": 4, "dropout": 0.0, **asked["adapter"]})
-    return attach_adapter(model, section, seed=3), load_tokenizer(base), precision
+    model = attach_adapter(model, section, seed=3)
+    if asked["sharded"]:
+        _shard(model, asked["device"])
+    return model, load_tokenizer(base), precision
+
+
+def _shard(model, device):
+    """Shard the base over a group of this process only, which moves and gathers weights like a larger one.
+
+    The memory of gathered layers stays allocated, because the card cannot resize a storage.
+    """
+    import torch.distributed as dist
+    from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
+
+    from lora_chat.models.sharded_base import shard_base
+
+    for module, name in (
+        (_fsdp_param, "free_storage"),
+        (_fsdp_param, "alloc_storage"),
+        (_fsdp_param_group, "alloc_storage"),
+    ):
+        setattr(module, name, lambda tensor: None)
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    shard_base(model, 1, torch.device(device, 0) if device == "cuda" else torch.device(device))
 
 
 def _make_run(asked, hardware, model, tokenizer, rows, precision):

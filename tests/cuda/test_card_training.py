@@ -218,3 +218,14 @@ def train_with_older_attention(asked):
 @pytest.mark.parametrize("expands", [True, slow(False)])
 def test_attention_without_enable_gqa(card, expands):
     check_both(card.run(train_with_older_attention, {"expands_heads_itself": expands}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "fast"), [("4bit", True), ("none", True), ("4bit", False)])
+def test_sharded_base_on_the_card(card, mode, fast):
+    whole, sharded = (card.run(train, {"mode": mode, "fast": fast, "sharded": choice}) for choice in (False, True))
+    assert sharded["device"] == "cuda:0"
+    assert sharded["notes"] == whole["notes"]
+    assert sharded["losses"] == whole["losses"]
+    assert sharded["weights"] == whole["weights"]
+    assert sharded["replies"] == whole["replies"]

@@ -93,7 +93,7 @@ def test_sharded_run_continues_with_the_other_choice(cache_home, tmp_path, befor
 def test_refuses_8_bits_before_weights_load(cache_home, tmp_path):
     with pytest.raises(RankError, match=r"a base in 8 bits cannot be sharded.*Fix: --set quantization.mode=4bit"):
         _train(2, tmp_path, shard=True, **{"quantization.mode": "8bit"})
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*"))
 
 
 def _plan(**settings):
