@@ -7,6 +7,7 @@ from lora_chat.errors import IntegrityError
 from lora_chat.evaluation.comparison_report import ComparisonReport
 from lora_chat.pipeline.estimate_history import EstimateRecord, format_record, make_estimate_record
 from lora_chat.planning.estimate import RunEstimate
+from lora_chat.processes.group import current_group
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.bounded_files import MEDIUM_FILE_BYTES, read_json_object
 from lora_chat.system.console import format_bytes, quote_path
@@ -43,6 +44,8 @@ class SftResult(BaseModel):
     peak_memory_bytes: int
     adapter_bytes: int
     trainable_parameters: int
+    processes: int = 1
+    """Number of processes that trained together; it is recorded if there are several. Memory is that of the first."""
     estimate_record: EstimateRecord | None = Field(default=None, alias="forecast")
 
     def as_dict(self) -> dict[str, object]:
@@ -77,6 +80,7 @@ def make_result(
     report: ComparisonReport,
 ) -> SftResult:
     """Return the result of the run."""
+    processes = current_group().size
     return SftResult.model_validate(
         {
             "run": str(run.path),
@@ -90,6 +94,7 @@ def make_result(
             "peak_memory_bytes": peak_memory_bytes(),
             "adapter_bytes": adapter_bytes,
             "trainable_parameters": trainable_parameters,
+            **({"processes": processes} if processes > 1 else {}),
             **report.result_fields,
         }
     )

@@ -10,7 +10,7 @@ from typing import Any
 from lora_chat.processes.rank import Rank
 
 _TIMEOUT_SECONDS = 300
-PRELOAD = ["ranks", "lora_chat.training.sft", "lora_chat.training.trainer"]
+PRELOAD = ["ranks", "lora_chat.training.sft", "lora_chat.training.trainer", "lora_chat.pipeline.fine_tune"]
 """Modules that the server imports once."""
 
 
