@@ -15,6 +15,14 @@ from typing import Any, NoReturn
 
 import transformers.dynamic_module_utils as dynamic
 
+_LIBRARIES = (
+    "torch",
+    "transformers.activations",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+)
+"""What the converters import of large libraries, with nearly all that these import themselves."""
+
 
 def refuse_remote_code(*_: object, **__: object) -> NoReturn:
     """Raise ValueError instead of loading a class from a file of the model."""
@@ -76,6 +84,8 @@ def adapt_converters(added_fields: Mapping[str, object]) -> None:
 
 if __name__ == "__main__":
     forbid_remote_code()
+    for name in _LIBRARIES:  # with their compiled files, which Python does not find after the next line
+        importlib.import_module(name)
     sys.pycache_prefix = str(Path.cwd() / "pycache")  # the digest does not cover compiled files beside the scripts
     os.environ.pop("NO_LOCAL_GGUF", None)  # it would keep the scripts from using the `gguf` beside them
     sys.argv = sys.argv[1:]

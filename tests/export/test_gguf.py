@@ -283,7 +283,7 @@ def test_rejects_converters_without_a_file_or_with_a_link(fetched, tmp_path):
         find_converters()
 
 
-def test_never_loads_compiled_files_beside_the_converters(fetched, tmp_path):
+def test_never_loads_compiled_files_beside_the_converters(warm, fetched, tmp_path):
     script = fetched / "convert_hf_to_gguf.py"
     script.write_text("import helper, sys\nfrom pathlib import Path\nPath(sys.argv[2]).write_text(helper.WORD)")
     (fetched / "helper.py").write_text("WORD = 'source'")
