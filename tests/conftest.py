@@ -74,8 +74,18 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Collect garbage again when the tests begin."""
+    """Collect garbage again when the tests begin, but never that of the collection, which made none."""
+    gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _libraries_stay_frozen():
+    """Let `release_unused_memory` collect the garbage of tests only; all tests and libraries take it a second each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "unfreeze", lambda: None)
+        patch.setattr(gc, "get_freeze_count", lambda: 0)  # so that it freezes no object of a test
+        yield
 
 
 @pytest.fixture(autouse=True)
