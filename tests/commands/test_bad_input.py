@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
-# Runs many commands in one process, because each process would import torch again.
+# Runs many commands in one process, because each process would import torch again. The last one is run as
+# `python -m lora_chat` would, and ends the process with its exit code.
 DRIVER = """
-import contextlib, io, json, sys, traceback
+import contextlib, io, json, runpy, sys, traceback
 from lora_chat.cli import main
-for name, arguments in json.loads(sys.argv[1]).items():
+commands = json.loads(sys.argv[1])
+last = commands.pop("shell")
+for name, arguments in commands.items():
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -25,6 +28,9 @@ for name, arguments in json.loads(sys.argv[1]).items():
             traceback.print_exc()
             code = 1
     print(json.dumps([name, code, out.getvalue(), err.getvalue()]))
+print("shell", flush=True)
+sys.argv[1:] = last
+runpy.run_module("lora_chat", run_name="__main__", alter_sys=True)
 """
 # Writes the files of a run that ended before its adapter was saved.
 PLAN = """
@@ -113,6 +119,8 @@ OTHERS = {
     "chat with a run without adapter": (["chat", "early-1"], 2, "early-1 has no adapter"),
 }
 
+MALFORMED = Case(3, [], lines(*GOOD, "{", *GOOD))
+
 
 def make_case(folder, case):
     folder.mkdir()
@@ -159,6 +167,7 @@ def work(tmp_path_factory):
 def outcomes(cache_home, work):
     commands = {name: make_case(work / name.replace(" ", "-"), case) for name, case in CASES.items()}
     commands |= {name: arguments for name, (arguments, _, _) in OTHERS.items()}
+    commands["shell"] = make_case(work / "shell", MALFORMED)
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(commands)],
         capture_output=True,
@@ -167,8 +176,10 @@ def outcomes(cache_home, work):
         env=environment(cache_home),
         timeout=240,
     )
-    assert done.returncode == 0, done.stderr
-    return {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
+    outputs, ended, shell_output = done.stdout.partition("shell\n")
+    assert ended, done.stderr
+    shell = [done.returncode, shell_output, done.stderr]
+    return {name: rest for name, *rest in map(json.loads, outputs.splitlines())} | {"shell": shell}
 
 
 def check(code, out, err, expected_code, messages):
@@ -215,16 +226,6 @@ def test_chat_names_a_missing_run(outcomes):
     assert "no run" in outcomes["chat with a missing run"][2]
 
 
-@pytest.mark.slow
-def test_shell_exits_with_3_for_a_malformed_line(cache_home, work, tmp_path):
-    arguments = make_case(tmp_path / "case", Case(3, [], lines(*GOOD, "{", *GOOD)))
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_chat", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=work,
-        env=environment(cache_home),
-        timeout=120,
-    )
-    check(done.returncode, done.stdout, done.stderr, 3, [f"{tmp_path / 'case' / 'chats.jsonl'}:9: "])
-    assert not (tmp_path / "case" / "runs").exists()
+def test_shell_exits_with_3_for_a_malformed_line(outcomes, work):
+    check(*outcomes["shell"], 3, [f"{work / 'shell' / 'chats.jsonl'}:9: "])
+    assert not (work / "shell" / "runs").exists()

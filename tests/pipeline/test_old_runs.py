@@ -65,6 +65,7 @@ def test_evaluates_an_old_run(old_run):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_exporters")
 def test_merges_packs_and_verifies_an_old_run(old_run, tmp_path):
     code, _, notices = call("merge", old_run, "--to", tmp_path / "merged", "--accept")
     assert code == 0, notices
