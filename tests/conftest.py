@@ -81,7 +81,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True, scope="session")
 def _libraries_stay_frozen():
-    """Let `release_unused_memory` collect the garbage of tests only; all tests and libraries take it a second each time."""
+    """Let `release_unused_memory` collect only garbage of the tests; with all that is imported it takes a second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gc, "unfreeze", lambda: None)
         patch.setattr(gc, "get_freeze_count", lambda: 0)  # so that it freezes no object of a test
