@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from lora_chat.commands.error_report import report_error
 from lora_chat.commands.options import RECIPE_HELP, add_settings, add_start_consent
 from lora_chat.errors import ReportedError, UsageError
-from lora_chat.processes.launch import LAUNCHER_VARIABLE, check_count, launch_processes, remove_option
-from lora_chat.processes.rank import Rank, read_rank, refuse_windows
+from lora_chat.processes.launch import check_count, launch_processes, remove_option
+from lora_chat.processes.rank import LAUNCHER_VARIABLE, Rank, read_rank, refuse_windows
 from lora_chat.system.console import label_output, print_json, print_message, silence_output
 from lora_chat.system.signals import signal_number
 

@@ -12,9 +12,10 @@ from lora_chat.errors import LoraChatError, UnavailableError, UsageError, first_
 from lora_chat.processes.beats import WORKS, WatchLimits
 from lora_chat.processes.failure import FAILURE_KEY, LOST_EXIT_CODE, Failure, OtherProcessError, clone_store
 from lora_chat.processes.peers import Peer, describe_this_process
-from lora_chat.processes.rank import Rank, remove_group_variables
+from lora_chat.processes.rank import LAUNCHER_VARIABLE, Rank, remove_group_variables
 from lora_chat.processes.torch_group import TorchGroup
 from lora_chat.processes.watch import Watch
+from lora_chat.system.parent import has_parent_ended
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 _CONNECT_SECONDS = 600.0
 """Longest wait for the other processes at the start, in seconds; machines of a cluster start at different times."""
-_AGENT_SECONDS = 60.0
+_AGENT_SECONDS = 30.0
 """Longest wait for torchrun's agent, in seconds, because it starts before the processes."""
 _COLLECTIVE_TIMEOUT = timedelta(days=30)
 """Time limit of torch.distributed, which the watch replaces: a process may work for hours while others wait."""
@@ -56,12 +57,10 @@ def _wait_for_peers(rank: Rank, store: "Store", seconds: float) -> list[Peer]:
     """Return the descriptions of all processes when they are there."""
     deadline = time.monotonic() + seconds
     keys = [f"peer/{number}" for number in range(rank.size)]
-    parent = os.getppid()
     while not store.check(keys):
         raise_recorded_failure(store)
         missing = [number + 1 for number in range(rank.size) if not store.check([f"peer/{number}"])]
-        if os.getppid() != parent:
-            raise ConnectError(f"The program that started the processes has ended. {_LOST}")
+        _check_parent()
         if time.monotonic() > deadline and missing:
             raise ConnectError(
                 f"Processes {', '.join(map(str, missing))} of {rank.size} did not start within "
@@ -108,14 +107,8 @@ def _open_store(rank: Rank, prefix: str, seconds: float) -> "Store":
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         seconds = min(seconds, _AGENT_SECONDS)
     url = f"env://?rank={rank.index}&world_size={rank.size}"
-    parent = os.getppid()
-
-    def check() -> None:
-        if os.getppid() != parent:
-            raise ConnectError(f"The program that started the processes has ended. {_LOST}")
-
     try:
-        store, _, _ = _run_in_thread(lambda: next(rendezvous(url, timeout=timedelta(seconds=seconds))), check)
+        store, _, _ = _run_in_thread(lambda: next(rendezvous(url, timeout=timedelta(seconds=seconds))), _check_parent)
     except (RuntimeError, ValueError, OSError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ConnectError(
@@ -123,6 +116,13 @@ def _open_store(rank: Rank, prefix: str, seconds: float) -> "Store":
             "Fix: check MASTER_ADDR and MASTER_PORT, and that no firewall or other program uses the port."
         ) from error
     return PrefixStore(prefix, store)
+
+
+def _check_parent() -> None:
+    """Raise ConnectError if torchrun or the launcher has ended, because it has the store of all processes."""
+    launcher = os.environ.get(LAUNCHER_VARIABLE, "")
+    if has_parent_ended() or (launcher.isdigit() and os.getppid() != int(launcher)):
+        raise ConnectError(f"The program that started the processes has ended. {_LOST}")
 
 
 def _run_in_thread(work: Callable[[], _Result], check: Callable[[], None]) -> _Result:

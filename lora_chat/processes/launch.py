@@ -21,7 +21,7 @@ from lora_chat.processes.agent import (
 )
 from lora_chat.processes.failure import FAILURE_KEY, PRINTED_KEY, Failure, describe_end, key_prefix
 from lora_chat.processes.peers import remove_leftovers
-from lora_chat.processes.rank import RESTART_VARIABLE, RUN_VARIABLE
+from lora_chat.processes.rank import LAUNCHER_VARIABLE, RESTART_VARIABLE, RUN_VARIABLE
 from lora_chat.system.console import print_message
 from lora_chat.system.signals import STOP_SIGNALS
 from lora_chat.system.worker import interpreter_command
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
-LAUNCHER_VARIABLE = "LORA_CHAT_LAUNCHER_PID"
-"""Environment variable with the number of the process that started this one."""
 MAX_PROCESSES = 64
 _SECONDS_AFTER_SECOND_SIGNAL = 10.0
 """Longest time that processes get to stop immediately."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
+import lora_chat.system.parent  # noqa: F401 - notes the parent as early as possible
 from lora_chat.errors import UsageError
 from lora_chat.processes.accelerate_variables import (
     check_accelerate_modes,
@@ -61,6 +62,8 @@ _MPI = (
     ),
 )
 _ADDRESS, _PORT = "MASTER_ADDR", "MASTER_PORT"
+LAUNCHER_VARIABLE = "LORA_CHAT_LAUNCHER_PID"
+"""Environment variable with the number of the process that started this one with `--processes`."""
 RUN_VARIABLE, RESTART_VARIABLE = "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"
 _OTHER_VARIABLES = (
     *(_ADDRESS, _PORT, "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"),

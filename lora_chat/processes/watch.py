@@ -29,6 +29,7 @@ from lora_chat.processes.failure import (
 from lora_chat.processes.peers import Peer
 from lora_chat.processes.rank import Rank
 from lora_chat.system.activity import ActivityCounter, note_activity
+from lora_chat.system.parent import has_parent_ended
 from lora_chat.system.signals import SignalInterrupt, ignore_later_signals
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ class Watch:
         self._store = clone_store(store)
         self._peers = peers
         self._beats = [Beats() for _ in peers]
-        self._parent = os.getppid()
         self._activity = ActivityCounter()
         self._state = WORKS
         self._count = 0
@@ -211,7 +211,7 @@ class Watch:
     def _look_for_lost(self) -> None:
         """Record a failure if another process has ended, is silent or makes no progress, or if the parent ended."""
         now = time.monotonic()
-        if os.getppid() != self._parent:
+        if has_parent_ended():
             self._fail(self._describe_lost_store())
             return
         for number in self._others():
@@ -264,7 +264,7 @@ class Watch:
 
     def _describe_lost_store(self) -> Failure:
         time.sleep(self.limits.beat)  # an ended program closes its connections before its children get another parent
-        if os.getppid() != self._parent:
+        if has_parent_ended():
             return self._lost(self.rank.index, f"ends, because the program that started it has ended. {CONTINUE}")
         return self._lost(self.rank.index, f"lost its connection to the first process or to torchrun. {CONTINUE}")
 

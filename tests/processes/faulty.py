@@ -45,13 +45,14 @@ def main(kind: str, failing: int, stage: str, silence: float) -> int:
 
     from lora_chat import cli
     from lora_chat.commands.error_report import report_error
-    from lora_chat.errors import ReportedError
+    from lora_chat.errors import LoraChatError, ReportedError
     from lora_chat.processes.beats import WatchLimits
     from lora_chat.processes.connect import connect
     from lora_chat.processes.failure import Failure
     from lora_chat.processes.rank import read_rank
     from lora_chat.processes.session import SessionTexts, end_process, joined_processes
-    from lora_chat.system.console import filter_output, print_json, silence_output
+    from lora_chat.system.console import filter_output, print_error, print_json, print_message, silence_output
+    from lora_chat.system.signals import signal_number
     from lora_chat.training.stop_request import catch_stop_signals
 
     filter_output()
@@ -101,6 +102,12 @@ def main(kind: str, failing: int, stage: str, silence: float) -> int:
                 print_json({"steps": STEPS})
     except ReportedError as error:
         end_process(error.exit_code)
+    except LoraChatError as error:  # as the command line does it
+        print_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        print_message("Stopped.")
+        return 128 + signal_number(error)
     if rank.index > 0:
         end_process(0)
     return 0
