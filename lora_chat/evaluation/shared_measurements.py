@@ -54,7 +54,7 @@ class SharedMeasurements:
         self._batch_sizes = [0] * self._group.size
         """Size of the batches of replies that each process has taken, so that small sets are balanced together."""
         self._digest = hashlib.sha256()
-        """Digest of the batches of replies of all processes."""
+        """Digest of the numbers of rows and the batches of replies of all processes."""
         self._losses: list[PendingLosses] = []
         self._replies: list[list[list[int]]] = []
 
@@ -68,6 +68,7 @@ class SharedMeasurements:
             own = [rows[number] for number in share]
         if len(own):
             pending.write(share, measure_rows(model, own))
+        self._digest.update(f"{len(rows)} rows ".encode())
         self._losses.append(pending)
         return pending
 
@@ -98,7 +99,7 @@ class SharedMeasurements:
         """Complete all results that were returned before."""
         if self._group.size == 1:
             return
-        self._group.check_equal("batches of replies", self._digest.hexdigest())
+        self._group.check_equal("rows and replies to measure", self._digest.hexdigest())
         if self._losses:
             self._exchange_losses()
         replies = [reply for several in self._replies for reply in several]

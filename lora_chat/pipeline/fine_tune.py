@@ -149,6 +149,7 @@ def fine_tune(
             training = train_sft(make_training_run(model, plan, prepared, run, policy))
         plan = record_trained_plan(recipe, plan, training, run)
         adapter_bytes = save_adapter_or_stop(model, plan, prepared, run, training, progress)
+        current_group().wait()  # because an error in another process's measurement must not interrupt the writing
 
         generations = None
         merge_token_rows(model)

@@ -78,9 +78,12 @@ def follow_run(recipe: Recipe, progress: RunProgress) -> None:
         scratch = _copy_measurements(run, Path(folder))
         current_group().wait()  # before the first process changes the files
         model = _load_and_train(plan, prepared, run, scratch, parent, checkpoint, shared, progress)
+        current_group().wait()  # until the first process has saved the adapter
+        progress.adapter_saved = True
         progress.stage = "comparing base and adapted"
         merge_token_rows(model)
         with (
+            progress.explain_out_of_memory(),
             explain_model_errors(model.get_base_model().config, prepared.base.name, "Evaluation"),
             first_process_computes(model) as computes,
         ):
