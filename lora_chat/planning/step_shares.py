@@ -58,7 +58,7 @@ def divide_steps(data: DataLengths, plan: TrainingPlan, count: int) -> StepShare
     """Divide the dialogues of some steps of an epoch among processes, as training does."""
     prefix = count_shared_prefix(data, plan)
     lengths = data.train.through_last_label if plan.fast_path else data.train.tokens
-    steps = _sample_steps(lengths - prefix, plan.effective_batch_size)
+    steps = _sample_steps(lengths, plan.effective_batch_size, prefix)
     divided = [
         tuple(tuple(step[i] for i in share) for share in share_by_size([n + prefix for n in step], count))
         for step in steps
@@ -66,14 +66,15 @@ def divide_steps(data: DataLengths, plan: TrainingPlan, count: int) -> StepShare
     return StepShares(count, tuple((tuple(step),) for step in steps), tuple(divided), prefix)
 
 
-def _sample_steps(lengths: "Numbers", batch_size: int) -> list[list[int]]:
-    """Return the lengths of the rows of some steps in a random order of the rows, which is always the same."""
+def _sample_steps(lengths: "Numbers", batch_size: int, prefix: int) -> list[list[int]]:
+    """Return the lengths of the rows of some steps, without the prefix, in a random order that is always the same."""
     import numpy as np
 
-    order = np.random.default_rng(0).permutation(len(lengths))
     count = max(1, min(_NUM_SAMPLED_STEPS, _NUM_SAMPLED_ROWS // batch_size))
-    begins = range(0, max(1, len(order)), batch_size)[:count]
-    return [lengths[order[begin : begin + batch_size]].tolist() for begin in begins]
+    # Only as many rows as needed, because there may be millions.
+    size = min(len(lengths), count * batch_size)
+    sampled = lengths[np.random.default_rng(0).choice(len(lengths), size, replace=False)] - prefix
+    return [sampled[begin : begin + batch_size].tolist() for begin in range(0, size, batch_size)]
 
 
 def _measure_share(lengths: Sequence[int], plan: TrainingPlan, prefix: int) -> tuple[int, int]:
@@ -121,5 +122,4 @@ def _largest_rows_share(rows: RowLengths, count: int) -> RowLengths:
         picked = max(shares, key=lambda share: sum(tokens[i] for i in share))
     else:
         picked = np.argsort(-rows.tokens, kind="stable")[::count].tolist()
-    index = np.asarray(picked, dtype=int)
-    return RowLengths(rows.tokens[index], rows.through_last_label[index], rows.supervised[index])
+    return rows.select(np.asarray(picked, dtype=int))

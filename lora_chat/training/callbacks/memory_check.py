@@ -114,12 +114,15 @@ class MemoryCheckCallback(TrainerCallback):
         if getattr(self._trainer.model.config, FINAL_SOFTCAPPING_FIELD, None):
             # This model computes all logits together, so many supervised tokens can take more than the longest row.
             orders.append(self._find_most_supervised())
+        longest: list[int] = []
         for order in orders:
             rows = [collator.trim(self._row(i)) for i in order[: self._plan.effective_batch_size]]
             shared = count_shared_prefix(rows) if collator.micro_batch_collator.share_prefix else 0
             ranking = None if order is self._longest_first else range(len(rows), 0, -1)
             lengths = [len(row["input_ids"]) for row in rows]
-            picked = select_largest_rows(lengths, self._plan, shared, ranking, processes=current_group().size)
+            longest = longest or lengths
+            processes = current_group().size
+            picked = select_largest_rows(lengths, self._plan, shared, ranking, processes=processes, longest=longest)
             yield collator.micro_batch_collator([rows[i] for i in picked])
 
     def _find_most_supervised(self) -> list[int]:
