@@ -32,6 +32,7 @@ from lora_chat.system.signals import raise_on_signals
 ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
+    "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",  # Trainer would send the metrics of every process to the cluster
     "USE_HUB_KERNELS": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_XET": "1",

@@ -203,3 +203,16 @@ def test_a_run_sends_metrics_and_settings_but_no_dialogue(fake_wandb, cache_home
     for line in open("recipes/smoke/dialogues.jsonl", encoding="utf-8"):  # noqa: PTH123, SIM115
         for message in json.loads(line)["messages"]:
             assert len(message["content"]) < 12 or message["content"] not in text
+
+
+def test_metrics_are_not_sent_to_kubeflow_unasked(monkeypatch):
+    from transformers.integrations.integration_utils import is_kubeflow_available
+
+    from lora_chat.cli import ENVIRONMENT
+
+    monkeypatch.delenv("DISABLE_KUBEFLOW_INTEGRATION", raising=False)
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "http://127.0.0.1:9")
+    assert is_kubeflow_available()
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    assert not is_kubeflow_available()
