@@ -20,7 +20,7 @@ _RESERVE_SECONDS = 5.0
 
 
 def main() -> None:
-    """Train with one process, and with more of them up to the number of cards."""
+    """Train with one process, with more of them up to the number of cards, and with a sharded base on all cards."""
     size, work = read_part_arguments()
     records = Records()
     cards = 2 if is_rehearsal() else count_cards()
@@ -30,14 +30,18 @@ def main() -> None:
     write_dialogues(work / "scaling.jsonl", size.run_dialogues, repeats=4 if is_rehearsal() else 16)
     write_base(work / "scaling-base", "", size.run_config, weights=True)
     runs: dict[int, dict[str, Any]] = {}
-    for count in list_counts(cards):
+    for count, sharded in [*((count, False) for count in list_counts(cards)), (cards, True)]:
+        name = f"{count} processes, sharded base" if sharded else f"{count} processes"
         if seconds_left() < _RESERVE_SECONDS:
-            records.skip(f"{count} processes", "the time of the part is over")
+            records.skip(name, "the time of the part is over")
             continue
-        result = run_command(make_arguments(size, work, count), seconds_left() - _RESERVE_SECONDS)
-        if records.check(f"sft, {count} processes", result.code == 0, f"exit code {result.code}: {result.last_line}"):
-            runs[count] = read_run(result.read_json())
-            compare(records, count, runs)
+        arguments = make_arguments(size, work, count, sharded=sharded)
+        result = run_command(arguments, seconds_left() - _RESERVE_SECONDS)
+        if records.check(f"sft, {name}", result.code == 0, f"exit code {result.code}: {result.last_line}"):
+            run = read_run(result.read_json())
+            compare(records, name, count, run, run if count == 1 else runs.get(1))
+            if not sharded:
+                runs[count] = run
 
 
 def count_cards() -> int:
@@ -53,12 +57,14 @@ def list_counts(cards: int) -> list[int]:
     return sorted({*powers, cards})
 
 
-def make_arguments(size: CheckSize, work: Path, count: int) -> list[str]:
+def make_arguments(size: CheckSize, work: Path, count: int, *, sharded: bool = False) -> list[str]:
     """Return the arguments of a training with `count` processes."""
-    recipe = work / f"scaling-{count}.yaml"
+    name = f"scaling-{count}-sharded" if sharded else f"scaling-{count}"
+    recipe = work / f"{name}.yaml"
     recipe.write_text("data:\n  train: scaling.jsonl\n  validation_share: 0.1\n", encoding="utf-8")
     settings = {
         "base.name": str(work / "scaling-base"),
+        "base.shard": str(sharded).lower(),
         "base.device": "cpu" if is_rehearsal() else "cuda",
         "quantization.mode": "none" if is_rehearsal() else "4bit",
         "data.max_length": "2048",
@@ -70,7 +76,7 @@ def make_arguments(size: CheckSize, work: Path, count: int) -> list[str]:
         "evaluation.general": "false",
         "evaluation.each_epoch": "false",
         "output.directory": str(work / "runs"),
-        "output.name": f"scaling-{count}",
+        "output.name": name,
     }
     options = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     return ["sft", str(recipe), "--json", *options, *(["--processes", str(count)] if count > 1 else [])]
@@ -90,12 +96,11 @@ def read_run(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def compare(records: Records, count: int, runs: dict[int, dict[str, Any]]) -> None:
+def compare(records: Records, name: str, count: int, run: dict[str, Any], single: dict[str, Any] | None) -> None:
     """Record the speed of a run, and check its data and losses against those of one process."""
-    run, single = runs[count], runs.get(1)
     speed_up = run["tokens_per_second"] / single["tokens_per_second"] if single else None
     records.add_figures(
-        f"{count} processes",
+        name,
         supervised_tokens_per_second=run["tokens_per_second"],
         speed_up=speed_up,
         share_of_linear=speed_up / count if speed_up else None,
@@ -103,9 +108,9 @@ def compare(records: Records, count: int, runs: dict[int, dict[str, Any]]) -> No
     )
     if single is None or count == 1:
         return
-    records.check(f"same tokens in every step, {count} processes", run["tokens"] == single["tokens"])
+    records.check(f"same tokens in every step, {name}", run["tokens"] == single["tokens"])
     off = max(abs(a - b) / abs(b) for a, b in zip(run["losses"], single["losses"], strict=True))
-    records.check(f"loss, {count} processes", off <= _LOSS_BOUND, f"a step's loss differs by {off:.2%}")
+    records.check(f"loss, {name}", off <= _LOSS_BOUND, f"a step's loss differs by {off:.2%}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from lora_chat.errors import RecipeError
+from lora_chat.errors import RecipeError, first_line
 from lora_chat.models.quantization.dequantize import is_shard
 from lora_chat.models.text_layers import find_text_prefix
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _4BIT_CLASS, _8BIT_CLASS = "Params4bit", "Int8Params"
 """Classes of bitsandbytes' weights."""
+_FIX = "Fix: --set base.shard=false"
 _MESH_DIMENSION = "dp_shard"
 """Accelerate's name for the dimension of processes over which weights are sharded."""
 
@@ -48,8 +49,8 @@ def shard_base(model: "torch.nn.Module", processes: int, device: "torch.device")
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
     base: PreTrainedModel = getattr(model, "get_base_model", lambda: model)()
-    check_can_shard(base)
     layers = find_layers(base)
+    check_can_shard(base, layers)
     states = _use_float_storage(layers)
     sizes = [sum(weight.nbytes for weight in _list_sharded_weights(layer)) for layer in layers]
     sharded = {id(weight) for layer in layers for weight in _list_sharded_weights(layer)}
@@ -58,8 +59,11 @@ def shard_base(model: "torch.nn.Module", processes: int, device: "torch.device")
     if hasattr(base, "hf_device_map"):
         base.hf_device_map = {"": device.index if device.type == "cuda" else "cpu"}  # accelerate compares it
     settings = _make_settings(layers, whole, processes, device)
-    # The decoder is called in every forward. The model around it is not, because the fast path has its own LM head.
-    fsdp2_prepare_model(settings, base.base_model)
+    try:
+        # The decoder is called in every forward. The model around it is not, because the fast path has its own LM head.
+        fsdp2_prepare_model(settings, base.base_model)
+    except (ValueError, NotImplementedError, AssertionError) as error:
+        raise RecipeError(f"base.shard: FSDP cannot shard this base: {first_line(error)}. {_FIX}") from error
     _restore_class_names(base)
     _restore_quantization(layers, states)
     shards = [weight for layer in layers for weight in layer.parameters() if is_shard(weight)]
@@ -67,12 +71,14 @@ def shard_base(model: "torch.nn.Module", processes: int, device: "torch.device")
     return ShardedBytes(sum(sizes), local, max(sizes, default=0))
 
 
-def check_can_shard(model: "PreTrainedModel") -> None:
-    """Raise RecipeError for a base in 8 bits, because bitsandbytes' 8-bit weights do not work with FSDP."""
+def check_can_shard(model: "torch.nn.Module", layers: list[Any]) -> None:
+    """Raise RecipeError for a base without decoder layers that FSDP can shard, or with weights in 8 bits."""
+    if not any(True for layer in layers for _ in _list_frozen_matrices(layer)):
+        raise RecipeError(f"base.shard: this base has no decoder layers that Transformers can run one by one. {_FIX}")
     if any(type(weight).__name__ == _8BIT_CLASS for weight in model.parameters()):
         raise RecipeError(
             "base.shard: a base in 8 bits cannot be sharded, because bitsandbytes' 8-bit weights do not work with "
-            "FSDP. Fix: --set quantization.mode=4bit, --set quantization.mode=none, or --set base.shard=false."
+            f"FSDP. {_FIX}, or --set quantization.mode=4bit."
         )
 
 
@@ -93,11 +99,16 @@ def find_layers(base: "PreTrainedModel") -> list[Any]:
     ]
 
 
-def _list_sharded_weights(layer: "torch.nn.Module") -> "Iterator[torch.nn.Parameter]":
+def _list_frozen_matrices(layer: "torch.nn.Module") -> "Iterator[torch.nn.Parameter]":
     """Yield the frozen matrices of a decoder layer that belong to the base."""
     for name, weight in layer.named_parameters():
-        if "lora_" not in name and not weight.requires_grad and weight.dim() > 1 and weight.is_floating_point():
+        if "lora_" not in name and not weight.requires_grad and weight.dim() > 1:
             yield weight
+
+
+def _list_sharded_weights(layer: "torch.nn.Module") -> "Iterator[torch.nn.Parameter]":
+    """Yield the frozen matrices that FSDP can shard; 4-bit weights are among them once they are stored as floats."""
+    return (weight for weight in _list_frozen_matrices(layer) if weight.is_floating_point())
 
 
 def _make_settings(

@@ -184,8 +184,20 @@ def test_more_processes_compute_the_same_bits(tmp_path, count):
     _assert_same(count, "tiny-random", "4bit", tmp_path)
 
 
-def test_refuses_a_base_in_8_bits(cache_home):
-    base = find_base(BaseSection(name="tiny-random"))
-    precision = plan_precision(QuantizationSection(mode="8bit"), Hardware("cpu", "test", 0, True, 2))
-    with pytest.raises(RecipeError, match=r"base in 8 bits cannot be sharded.*Fix: --set quantization.mode=4bit"):
-        check_can_shard(load_base_model(base, precision))
+class Int8Params(torch.nn.Parameter):
+    """A weight with the name of bitsandbytes' 8-bit weights."""
+
+
+@pytest.mark.parametrize(
+    ("layers", "problem"),
+    [
+        ([torch.nn.Linear(2, 2).requires_grad_(False)], "8 bits cannot be sharded"),
+        ([torch.nn.LayerNorm(2).requires_grad_(False)], "no decoder layers that Transformers can run one by one"),
+        ([], "no decoder layers"),
+    ],
+)
+def test_refuses_bases_that_cannot_be_sharded(layers, problem):
+    model = torch.nn.Module()
+    model.weight = Int8Params(torch.zeros(1), requires_grad=False)
+    with pytest.raises(RecipeError, match=f"base.shard: .*{problem}.*Fix: --set base.shard=false"):
+        check_can_shard(model, layers)
