@@ -267,7 +267,7 @@ def _select_rows(table: "Dataset", rows: "Numbers") -> "Dataset":
     from datasets import Dataset
     from datasets.table import InMemoryTable
 
-    indices = pa.table({"indices": pa.array(rows, pa.uint64())})
+    indices = pa.table({"indices": pa.array(rows.view("uint64"))})  # without a copy
     fingerprint = blake2b(rows.tobytes(), key=table._fingerprint.encode()[:64], digest_size=8).hexdigest()
     return Dataset(table.data, table.info, table.split, InMemoryTable(indices), fingerprint)
 
@@ -290,7 +290,7 @@ def _find_rows(units: "Numbers", first_rows: "Numbers") -> "Numbers":
     begins = first_rows[units]
     counts = first_rows[units + 1] - begins
     if bool((counts == 1).all()):
-        return begins
+        return units if bool((begins == units).all()) else begins
     offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     result: Numbers = np.repeat(begins, counts) + offsets
     return result

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-_BATCH_ROWS, _BATCH_BYTES = 4096, 1 << 23
-"""Most rows and bytes that are collected before a batch is written. Each batch costs memory when a table is opened."""
+_BATCH_ROWS, _BATCH_UNITS, _BATCH_BYTES = 4096, 1024, 1 << 23
+"""Most rows, units and bytes that are collected before a batch is written. Each batch costs memory when a table is
+opened; a batch of units is decompressed as a whole."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ class StoreWriter:
         self._rows = pa.schema([("input_ids", ids), ("labels", mask)])
         self._units = pa.schema([("path", text), ("line", pa.int64()), ("dialogue", text)])
         compression = pa.ipc.IpcWriteOptions(compression="zstd")
-        self._row_file = BatchedFile(pa.ipc.new_stream(str(folder / ROWS_FILE), self._rows))
-        self._unit_file = BatchedFile(pa.ipc.new_file(str(folder / UNITS_FILE), self._units, options=compression))
+        self._row_file = BatchedFile(pa.ipc.new_stream(str(folder / ROWS_FILE), self._rows), _BATCH_ROWS)
+        self._unit_file = BatchedFile(
+            pa.ipc.new_file(str(folder / UNITS_FILE), self._units, options=compression), _BATCH_UNITS
+        )
         self._columns = {name: (folder / name).open("wb") for name in COLUMNS}
         self._row_count = 0
 
@@ -109,8 +112,9 @@ class StoreWriter:
 class BatchedFile:
     """An Arrow file whose batches are large, although few rows are written at a time."""
 
-    def __init__(self, writer: "pa.ipc.RecordBatchStreamWriter") -> None:
+    def __init__(self, writer: "pa.ipc.RecordBatchStreamWriter", max_rows: int) -> None:
         self._writer = writer
+        self._max_rows = max_rows
         self._pending: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
         self.batch_sizes: list[int] = []
@@ -121,7 +125,7 @@ class BatchedFile:
         self._pending.append(batch)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
-        if self._rows >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
+        if self._rows >= self._max_rows or self._bytes >= _BATCH_BYTES:
             self._flush()
 
     def close(self) -> None:
