@@ -327,8 +327,9 @@ def test_stored_dialogues_are_readable_only_by_their_owner(tiny_tokenizer, write
 def test_hub_data_set_is_a_source_like_local_files(cache_home, write, tiny_tokenizer, monkeypatch):
     asked, path = [], write(SHORT, LONG)
 
-    def find_hub_files(*what):
-        asked.append(what[:4])
+    def find_hub_files(*what, streaming):
+        assert not streaming
+        asked.append(what)
         return HubFiles("0123456789abcdef", (path,))
 
     monkeypatch.setattr("lora_chat.data.sources.find_hub_files", find_hub_files)
