@@ -87,7 +87,7 @@ $(VENV)/.installed-gguf: $(VENV)/.installed
 # so that the two processes of the tests need not both do it at the same time.
 $(VENV)/.installed-test: pyproject.toml constraints.txt
 	$(CREATE_VENV)
-	@$(PIP) --upgrade pip
+	@$(PIP) --upgrade pip 2> /dev/null || true
 	@for part in 0 1 2 3; do \
 		{ sed '/^# Only for/,$$d; /^pip==/d' constraints.txt; echo '$(SMOL)'; } | awk "NR % 4 == $$part" > $(VENV)/pins-$$part.txt; \
 		$(PIP) --no-deps -r $(VENV)/pins-$$part.txt 2> /dev/null & \
