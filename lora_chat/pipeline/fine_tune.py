@@ -246,4 +246,6 @@ def _format_summary(
 ) -> str:
     """Format plan, estimate and audit, as printed before weights load."""
     estimate_lines = format_estimate_summary(estimate) if estimate else []
+    if estimate is None and (processes := current_group().size) > 1:
+        estimate_lines.append(f"Processes {processes}, each trains a share of the dialogues of every step")
     return "\n".join([format_plan_summary(plan, prepared, run, parent), *estimate_lines, *audit_summary(audit)])

@@ -51,7 +51,6 @@ from lora_chat.pipeline.parent_settings import (
     install_parent_template,
 )
 from lora_chat.planning.workload import check_warmup
-from lora_chat.processes.group import current_group
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.console import display_path
 from lora_chat.system.sanitize import sanitize_line
@@ -348,6 +347,4 @@ def format_plan_summary(plan: Plan, prepared: PreparedRun, run: RunFolder, paren
         f"Training  {length}, {training.effective_batch_size} dialogues per step {micro_batches}, "
         f"learning rate {training.learning_rate:g}"
     )
-    if (processes := current_group().size) > 1:
-        lines.append(f"Processes {processes}; each trains a share of the dialogues of every step")
     return "\n".join(lines)
