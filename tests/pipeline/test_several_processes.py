@@ -28,7 +28,7 @@ CASES = {
     "prompt control": ["training.max_steps=40"],
     "each epoch": ["evaluation.each_epoch=true"],
     "early stopping": ["evaluation.every_steps=1", "training.early_stopping=1", "training.learning_rate=0.02"],
-    "best step": ["evaluation.every_steps=2", "training.keep=best", "training.learning_rate=0.03"],
+    "best step": ["evaluation.every_steps=2", "training.keep=best", "training.learning_rate=0.02"],
     "stock path": ["training.fast_path=false"],
     "PiSSA": ["adapter.initialization=pissa"],
     "OLoRA": ["adapter.initialization=olora"],
@@ -146,7 +146,9 @@ def assert_equal_but_for_rounding(actual, expected):
     assert actual.keys() == expected.keys()
     for path, value in expected.items():
         if isinstance(value, float) and not path.endswith(("seconds", "per_second")):
-            assert actual[path] == pytest.approx(value, rel=1e-3, abs=1e-3), path
+            # Steps that are too large amplify the rounding, and the norm of a gradient shows it first.
+            tolerance = 1e-2 if path.endswith("gradient_norm") else 1e-3
+            assert actual[path] == pytest.approx(value, rel=tolerance, abs=1e-3), path
         elif not isinstance(value, float):
             assert actual[path] == value, path
 
