@@ -3,6 +3,7 @@
 So neither the division of a step's dialogues over micro-batches or processes nor gradient checkpointing changes it.
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,6 +21,7 @@ from lora_chat.training.token_keys import TokenKeys
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PretrainedConfig
 
 _MAX_SAMPLE_TOKENS = 48
 _NOISE_STREAM = 0
@@ -56,6 +58,12 @@ class StepRandomness:
     def is_used(self) -> bool:
         """Return whether training draws any random numbers."""
         return bool(self._dropouts or self._noise_alpha or self._one_by_one)
+
+    @property
+    def checksum(self) -> int:
+        """Return a checksum of all settings; with equal steps and dialogues the random numbers are equal."""
+        layers = [(name, float(layer.p)) for name, layer in self._dropouts.items()]
+        return zlib.crc32(repr((self._seed, self._noise_alpha, self._one_by_one, layers)).encode())
 
     def split(self, batch: Batch) -> list[Batch]:
         """Return a micro-batch as parts that are computed one after the other."""
@@ -174,9 +182,15 @@ def draws_other_numbers(model: "PeftModel", ids: Sequence[int]) -> bool:
 
         try:
             logits, drew = run(0)
-            return drew and not torch.equal(logits, run(1)[0])
+            # Two passes may skip the same layers by chance.
+            return drew and (_drops_layers(model.config) or not torch.equal(logits, run(1)[0]))
         except UnkeyedDropoutError:
             return True
+
+
+def _drops_layers(config: "PretrainedConfig") -> bool:
+    """Return whether a config names a rate of layers that training skips at random, such as OPT's `layerdrop`."""
+    return any("layerdrop" in name and value for name, value in config.to_dict().items())
 
 
 def _generator_states(device: torch.device) -> list[torch.Tensor]:

@@ -95,6 +95,11 @@ class PackedSFTTrainer(SFTTrainer):
         replace_row_list(loader)
         return loader
 
+    @property
+    def randomness_checksum(self) -> int:
+        """Return a checksum of the settings from which the random numbers of training are computed."""
+        return self._randomness.checksum
+
     def begin_step(self) -> None:
         """Reset the record of the current optimizer step."""
         self.step_loss, self.step_tokens, self.step_batch = 0.0, 0, {}

@@ -178,6 +178,16 @@ def test_random_numbers_of_a_zero_rate_of_layer_drop_are_harmless():
     assert not draws_other_numbers(model, ROWS[0].input_ids)
 
 
+def test_a_rare_skip_of_layers_is_noticed():
+    """The two passes of the check would skip the same layers, none of them."""
+    sizes = {"hidden_size": 32, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 264}
+    config = transformers.OPTConfig(
+        **sizes, word_embed_proj_dim=32, max_position_embeddings=64, dropout=0.0, layerdrop=0.01
+    )
+    model = attach_adapter(transformers.OPTForCausalLM(config), AdapterSection(rank=4), seed=1)
+    assert draws_other_numbers(model, ROWS[0].input_ids)
+
+
 def test_keys_depend_on_seed_step_ids_and_position_only():
     alone = [TokenKeys.of_batch(pack([row]), 3, 9).keys[0] for row in ROWS]
     assert torch.equal(TokenKeys.of_batch(pack(ROWS), 3, 9).keys[0], torch.cat(alone))

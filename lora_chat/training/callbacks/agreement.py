@@ -30,6 +30,7 @@ class StepAgreement(TrainerCallback):
         self._trainer = trainer
         self._group = group
         self._stop_request = stop_request
+        self._randomness = trainer.randomness_checksum
         self.is_checkpoint_due: Callable[[], bool] = lambda: False
         """Function of the first process that says whether a checkpoint is due by the clock."""
         self.checkpoint_due = False
@@ -50,17 +51,16 @@ class StepAgreement(TrainerCallback):
         if self._group.size == 1:
             self.checkpoint_due = due
             return
-        dialogues = zlib.crc32(self._trainer.step_batch["row_ids"].cpu().numpy().tobytes())
-        values = [dialogues, self._sum_bits(), self._stop_request.received, due]
+        values = [self._sum_rows(), self._randomness, self._sum_bits(), self._stop_request.received, due]
         rows = self._group.exchange(values)
-        for column, what in enumerate(("dialogues", "adapters")):
+        for column, what in enumerate(("dialogues", "random numbers", "adapters")):
             if len({row[column] for row in rows}) > 1:
                 raise IntegrityError(
                     f"The processes have different {what} after step {state.global_step}; it was not saved. "
                     "Fix: use the same packages and kind of device for all processes, then continue with --resume."
                 )
-        self._stop_request.agreed = int(max(row[2] for row in rows))
-        self.checkpoint_due = bool(rows[0][3])
+        self._stop_request.agreed = int(max(row[3] for row in rows))
+        self.checkpoint_due = bool(rows[0][4])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Raise IntegrityError before the checkpoint is committed if an adapter differs from the others."""
@@ -69,6 +69,14 @@ class StepAgreement(TrainerCallback):
     def compare_adapters(self, step: int) -> None:
         """Raise IntegrityError unless all processes have the same adapter."""
         compare_adapters(self._trainer.model, self._group, f"adapters after step {step}")
+
+    def _sum_rows(self) -> int:
+        """Return a checksum of the step's token ids, of the lengths of its dialogues and of the trained positions."""
+        batch = self._trainer.step_batch
+        checksum = 0
+        for values in (batch["row_ids"], batch["row_lengths"], batch["labels"]):
+            checksum = zlib.crc32(values.cpu().numpy().tobytes(), checksum)
+        return checksum
 
     def _sum_bits(self) -> int:
         """Return the sum of the weights' bits as integers; only its last 50 bits, which a float can express."""
