@@ -54,7 +54,7 @@ class SharedMeasurements:
         self._batch_sizes = [0] * self._group.size
         """Size of the batches of replies that each process has taken, so that small sets are balanced together."""
         self._digest = hashlib.sha256()
-        """Digest of the numbers of rows and the batches of replies of all processes."""
+        """Digest of everything that is measured, of which each process computes a part."""
         self._losses: list[PendingLosses] = []
         self._replies: list[list[list[int]]] = []
 
@@ -64,7 +64,7 @@ class SharedMeasurements:
         share: Sequence[int] = range(len(rows))
         own = rows
         if group.size > 1:
-            share = share_by_size([len(row.input_ids) for row in rows], group.size)[group.rank.index]
+            share = share_by_size([self._note_row(row) for row in rows], group.size)[group.rank.index]
             own = [rows[number] for number in share]
         if len(own):
             pending.write(share, measure_rows(model, own))
@@ -84,6 +84,7 @@ class SharedMeasurements:
         """Generate this process's share of the replies as `generate_ids` does; the others come with the exchange."""
         if self._group.size == 1:
             return generate_ids(model, pad, prompts, stop_ids, max_new_tokens, generation=generation)
+        self._note([pad, [*map(list, prompts)], [*stop_ids], max_new_tokens, generation.model_dump(mode="json")])
         replies: list[list[int]] = [[] for _ in prompts]
         for batch in self._take_batches(model, pad, prompts, max_new_tokens):
             chosen = [prompts[number] for number in batch]
@@ -129,7 +130,7 @@ class SharedMeasurements:
     ) -> list[list[int]]:
         """Return the batches that this process computes: the largest that is left goes to the least busy process."""
         batches = plan_batches(model, pad, prompts, max_new_tokens)
-        self._digest.update(repr(batches).encode())
+        self._note(batches)
         sizes = [sum(len(prompts[number]) + max_new_tokens for number in batch) for batch in batches]
         taken = []
         for number in sorted(range(len(batches)), key=lambda i: (-sizes[i], i)):
@@ -138,6 +139,16 @@ class SharedMeasurements:
             if process == self._group.rank.index:
                 taken.append(number)
         return [batches[number] for number in sorted(taken)]
+
+    def _note(self, values: object) -> None:
+        """Add plain values to the digest."""
+        self._digest.update(repr(values).encode())
+
+    def _note_row(self, row: EncodedDialogue) -> int:
+        """Add a row to the digest, and return its length."""
+        ids = np.asarray(row.input_ids, np.int64)
+        self._digest.update(ids.tobytes() + np.asarray(row.labels, np.int64).tobytes())
+        return len(ids)
 
     def _sum(self, values: "NDArray[_Number]") -> "NDArray[_Number]":
         """Return the sum of an array over the processes, of which one has the value and the others have zero."""

@@ -27,6 +27,7 @@
 - general_items: The general items of a run
 - generate_text: Continuations of a plain text, or answers to it
 - held_out: The dialogues and questions that evaluate an existing adapter
+- held_out_digests: Digests of what is measured, which must be the same in all processes of a run
 - inspect_data: The data of a recipe as a run reads it
 - install_tokens: The tokens of an adapter, installed in the tokenizer of its base
 - judge_plan: The prompts and models of a blind judgement, found before weights load

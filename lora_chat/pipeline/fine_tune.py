@@ -21,6 +21,7 @@ from lora_chat.pipeline.compare_generations import add_original_base, measure_ge
 from lora_chat.pipeline.estimate import resolve_plan
 from lora_chat.pipeline.follow_run import SharedRun, share_run
 from lora_chat.pipeline.general_items import take_planned_items
+from lora_chat.pipeline.held_out_digests import digest_held_out
 from lora_chat.pipeline.load_adapted import load_adapted_model
 from lora_chat.pipeline.measure_recital import add_recital
 from lora_chat.pipeline.merge_parent import merge_parent
@@ -130,7 +131,8 @@ def fine_tune(
                 run=str(run.path.resolve()),
                 plan=original_plan,
                 identity=identity,
-                planned_items=planned_items,
+                held_out=digest_held_out(prepared) if current_group().size > 1 else {},
+                planned_items=len(prepared.general.items) if prepared.general else None,
                 checkpoint=where,
             )
         )

@@ -16,6 +16,7 @@ from lora_chat.models.token_rows import merge_token_rows
 from lora_chat.pipeline.audit_run import audit_run
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, help_to_compare_models
 from lora_chat.pipeline.general_items import take_planned_items
+from lora_chat.pipeline.held_out_digests import digest_held_out
 from lora_chat.pipeline.load_adapted import load_adapted_model
 from lora_chat.pipeline.merge_parent import use_merged_base
 from lora_chat.pipeline.parent import Parent
@@ -44,8 +45,10 @@ class SharedRun(StrictModel):
     plan: Plan
     """Plan with the base that the recipe names."""
     identity: dict[str, Any]
+    held_out: dict[str, str]
+    """Digests of the held-out data."""
     planned_items: int | None
-    """Number of general items that the planner takes."""
+    """Number of general items of the first process."""
     checkpoint: str | None
     """Path of the checkpoint that is resumed."""
 
@@ -73,7 +76,7 @@ def follow_run(recipe: Recipe, progress: RunProgress) -> None:
     progress.run = run
     checkpoint = _open_checkpoint(shared)
     progress.stage = "reading the dialogues"
-    plan, parent, prepared = _prepare(recipe, shared, run, resumed=checkpoint is not None)
+    plan, parent, prepared = _prepare(recipe, shared, run)
     with tempfile.TemporaryDirectory(prefix=folder_prefix(), ignore_cleanup_errors=True) as folder:
         scratch = _copy_measurements(run, Path(folder))
         current_group().wait()  # before the first process changes the files
@@ -91,25 +94,22 @@ def follow_run(recipe: Recipe, progress: RunProgress) -> None:
                 help_to_compare_models(model, prepared, plan.evaluation)
 
 
-def _prepare(
-    recipe: Recipe, shared: SharedRun, run: RunFolder, *, resumed: bool
-) -> tuple[Plan, Parent | None, PreparedRun]:
+def _prepare(recipe: Recipe, shared: SharedRun, run: RunFolder) -> tuple[Plan, Parent | None, PreparedRun]:
     """Read and audit the data, from the caches of the first process, and check that the run is the same."""
     plan = shared.plan
     parent = open_parent(recipe, run)
     # The first process has asked whether the parent's template is accepted.
     prepared, _ = audit_run(prepare_run(plan, parent, accept_template=True), plan)
-    general = take_planned_items(prepared.general, shared.planned_items, run if resumed else None)
+    general = take_planned_items(prepared.general, shared.planned_items, None)
     prepared = replace(prepared, general=general)
     if parent and parent.is_merged:
         plan, prepared = use_merged_base(run, plan, prepared)
     identity = describe_run(plan, prepared, read_library_versions(), parent)
-    names = {
-        name for name in identity.keys() | shared.identity.keys() if identity.get(name) != shared.identity.get(name)
-    }
+    pairs = (identity, shared.identity), (digest_held_out(prepared), shared.held_out)
+    names = {name for own, first in pairs for name in own.keys() | first.keys() if own.get(name) != first.get(name)}
     if names:
         raise IntegrityError(
-            f"This process would train another run than the first: {', '.join(sorted(names))} differs. "
+            f"This process would train or measure another run than the first: {', '.join(sorted(names))} differs. "
             "Fix: give all machines the same files and packages."
         )
     return plan, parent, prepared
