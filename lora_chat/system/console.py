@@ -197,9 +197,9 @@ class _LabelledStream:
 
     def write(self, text: str) -> int:
         if self._label is not None:
-            *lines, self._rest = (self._rest + text).split("\n")
-            if lines:
-                self._target.write("".join(f"{self._label}{line}\n" for line in lines))
+            *lines, self._rest = re.split("[\r\n]", self._rest + text)
+            if any(lines):
+                self._target.write("".join(f"{self._label}{line}\n" for line in lines if line))
                 self._target.flush()
         return len(text)
 

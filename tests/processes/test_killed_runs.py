@@ -21,11 +21,13 @@ STAGES = {
     "data": "Preparing the base|Run  ",
     "loading": "Memory  ",
     "training": "step 1/",
-    "commit": "step 2/",
+    "commit": "step 1/",
     "validation": "step 4/",
     "comparison": "Measuring the base",
 }
 """Text on stderr at the beginning of each stage."""
+_COMMIT_SECONDS = 0.4
+"""Time from the first step to later ones, each of which is committed."""
 LOST = r"Error: Process {n} of 2 was ended by SIGKILL, usually because the system ran out of memory .*"
 
 
@@ -54,11 +56,12 @@ class Run:
                 start_new_session=True,
             )
 
-    def wait_for(self, pattern: str, process: subprocess.Popen) -> None:
+    def wait_for(self, stage: str, process: subprocess.Popen) -> None:
         deadline = time.monotonic() + 300
-        while not re.search(pattern, self.log.read_text()):
+        while not re.search(STAGES[stage], self.log.read_text()):
             assert process.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
+        time.sleep(_COMMIT_SECONDS if stage == "commit" else 0)
 
     def find_pids(self, rank: int | None = None) -> list[int]:
         """Return all processes of this run, or the one with a number."""
@@ -103,7 +106,7 @@ def finish(run: Run, process: subprocess.Popen) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_run_which_continues(run, tmp_path, stage, rank):
     process = run.start("--processes", "2")
-    run.wait_for(STAGES[stage], process)
+    run.wait_for(stage, process)
     for pid in run.find_pids(rank)[:1]:
         os.kill(pid, signal.SIGKILL)
     code, messages = finish(run, process)
@@ -123,7 +126,7 @@ def test_a_killed_process_ends_the_run_which_continues(run, tmp_path, stage, ran
 )
 def test_a_signal_stops_all_processes_with_one_message(run, stage, target, number, code):
     process = run.start("--processes", "2")
-    run.wait_for(STAGES[stage], process)
+    run.wait_for(stage, process)
     pids = run.find_pids(1)[:1] if target == "rank" else [process.pid]
     for pid in pids:
         os.kill(pid, number)
