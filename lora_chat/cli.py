@@ -27,7 +27,7 @@ from lora_chat.system.console import (
 )
 from lora_chat.system.environment import check_path_variables, make_search_paths_absolute
 from lora_chat.system.operating_system import let_segments_grow
-from lora_chat.system.signals import raise_on_signals
+from lora_chat.system.signals import raise_on_signals, unblock_signals
 
 ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = getattr(options, "command", "")
     try:
+        unblock_signals()
         check_path_variables(os.environ)
         if command != "sft":
             refuse_several_processes(os.environ, command)

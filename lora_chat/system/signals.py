@@ -28,8 +28,11 @@ def raise_on_signals() -> None:
     _received_signals.clear()
     for number in STOP_SIGNALS:
         signal.signal(number, _raise_interrupt)
+
+
+def unblock_signals() -> None:
+    """Receive the stop signals that the launcher blocked while this process started; a waiting one raises now."""
     if hasattr(signal, "pthread_sigmask"):
-        # The launcher blocks them in the processes that it starts, until this function can handle them.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 

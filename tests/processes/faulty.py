@@ -52,7 +52,7 @@ def main(kind: str, failing: int, stage: str, silence: float) -> int:
     from lora_chat.processes.rank import read_rank
     from lora_chat.processes.session import SessionTexts, end_process, joined_processes
     from lora_chat.system.console import filter_output, print_error, print_json, print_message, silence_output
-    from lora_chat.system.signals import signal_number
+    from lora_chat.system.signals import signal_number, unblock_signals
     from lora_chat.training.stop_request import catch_stop_signals
 
     filter_output()
@@ -75,6 +75,7 @@ def main(kind: str, failing: int, stage: str, silence: float) -> int:
 
     limits = WatchLimits(silence=silence, stall=silence, interrupt=1, grace=5, root_cause=5)
     try:
+        unblock_signals()
         reach("start")
         with joined_processes(rank, limits, SessionTexts(describe, lambda: "")) as watch:
             reach("joined")
