@@ -74,6 +74,14 @@ def test_suggested_settings_fit(cache_home, tmp_path, memory_for):
     train(rows, tmp_path / "fits", effective_batch_size=256, micro_batch_tokens=512, epochs=1)
 
 
+def test_sharded_base_stops_at_once_because_processes_cannot_retry(cache_home, tmp_path, memory_for, monkeypatch):
+    monkeypatch.setattr("lora_chat.training.callbacks.memory_check.is_sharded", lambda model: True)
+    tried = memory_for(10)
+    with pytest.raises(OutOfMemoryError, match=r"part of the sharded base.*\nFix: --set training.micro_batch_tokens=N"):
+        train(make_rows(8), tmp_path / "run", epochs=1, adjustable_settings=["micro_batch_tokens"])
+    assert len(tried) == 1
+
+
 def test_retries_with_a_smaller_adjustable_micro_batch(cache_home, tmp_path, memory_for, messages):
     rows = make_rows(64)
     _, expected_report, losses = train(
