@@ -159,6 +159,7 @@ GUARDED = {
     ("processes/agent.py", "killpg"),
     ("processes/failure.py", "SIGHUP"),
     ("processes/launch.py", "sched_getaffinity"),
+    ("processes/peers.py", "getuid"),
     ("processes/watch.py", "SIGUSR1"),
     ("processes/watch.py", "pthread_kill"),
     ("serving/admin_socket.py", "geteuid"),
