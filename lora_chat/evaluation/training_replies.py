@@ -12,6 +12,8 @@ from lora_chat.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from lora_chat.data.row_lengths import Numbers
+
 GIVEN_TOKENS, CONTINUED_TOKENS = 8, 32
 """Most tokens of a reply that are given, and most that are expected after them."""
 GIVEN_TEXT_TOKENS = 32
@@ -60,17 +62,31 @@ def choose_replies(
 
     random = np.random.default_rng(seed)
     units = random.permutation(sum(len(units) for _, units in train.units_by_store))
+    # Dialogues without enough tokens with loss are not read, because there may be millions of them.
+    can_be_long = _count_supervised(train) >= MIN_CONTINUED_TOKENS
     chosen: dict[tuple[int, ...], TrainingReply] = {}
     position = 0
     while position < len(units) and len(chosen) < count:
         size = max(100, _UNITS_PER_REPLY * (count - len(chosen)))
-        part = select_units(train, units[position : position + size].tolist())
+        window = units[position : position + size]
+        part = select_units(train, window[can_be_long[window]].tolist())
         replies = [r for r in read_training_replies(part, tokenizer, stop_ids) if r.is_long_enough]
         for index in random.permutation(len(replies)).tolist():
             if len(chosen) < count:
                 chosen.setdefault(replies[index].ids, replies[index])
         position += size
     return list(chosen.values())
+
+
+def _count_supervised(train: DialogueSet) -> "Numbers":
+    """Return the most tokens with loss of a row of each unit, (units,), in the order of `iter_units`."""
+    import numpy as np
+
+    counts: list[Numbers] = [np.zeros(0, np.int32)]
+    for store, units in train.units_by_store:
+        if len(units):
+            counts.append(np.maximum.reduceat(store.row_lengths.supervised, store.first_rows[:-1])[units])
+    return np.concatenate(counts)
 
 
 def read_training_replies(

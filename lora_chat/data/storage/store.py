@@ -99,7 +99,9 @@ class DialogueStore:
     def row_lengths(self) -> RowLengths:
         """Return the lengths of all rows."""
         fields: tuple[LengthField, ...] = get_args(LengthField)
-        return RowLengths(*(self._map_column(name, self.ledger.rows) for name in fields))
+        with self._convert_read_errors():
+            rows = self.ledger.rows
+        return RowLengths(*(self._map_column(name, rows) for name in fields))
 
     def read_units(self, numbers: "np.ndarray[Any, Any]") -> Iterator[tuple[int, str, int, dict[str, Any] | None]]:
         """Yield number, path, line and dialogue (a row with `messages`, or None) of units; `numbers` are sorted."""
