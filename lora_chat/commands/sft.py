@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lora_chat.processes.failure import Failure
 
 _TIMEOUT_MINUTES = 30.0
+_MAX_TIMEOUT_MINUTES = 7 * 24 * 60
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Fine-tune a base with the settings of a recipe."""
+    if not 0 < options.process_timeout <= _MAX_TIMEOUT_MINUTES:
+        raise UsageError(
+            f"--process-timeout {options.process_timeout:g}: a number of minutes up to {_MAX_TIMEOUT_MINUTES} is "
+            "needed. Fix: --process-timeout 30."
+        )
     if options.processes is not None:
         check_count(options.processes, os.environ)
         if options.processes > 1:
@@ -100,8 +106,6 @@ def _train_together(options: argparse.Namespace, rank: Rank) -> None:
             label_output(f"[{rank.index + 1}] ")
         else:
             silence_output()
-    if not 0 < options.process_timeout <= 7 * 24 * 60:
-        raise UsageError(f"--process-timeout {options.process_timeout}: not a number of minutes. Fix: 30.")
     from lora_chat.pipeline.follow_run import follow_run
     from lora_chat.pipeline.run_status import RunProgress
     from lora_chat.processes.beats import WatchLimits
@@ -116,6 +120,8 @@ def _train_together(options: argparse.Namespace, rank: Rank) -> None:
     def describe(error: BaseException) -> "Failure | None":
         from lora_chat.processes.failure import Failure
 
+        if isinstance(error, BrokenPipeError):
+            return Failure(rank.index, 141, "Nothing reads the output any more.", label="")
         report = report_error(error, options.command, options.arguments)
         if report is None:
             return None

@@ -63,6 +63,7 @@ def joined_processes(rank: Rank, limits: WatchLimits, texts: SessionTexts) -> It
         ignore_signals()
         raise ReportedError(session.end(error)) from error
     ignore_signals()
+    watch.part()
     watch.stop()
 
 

@@ -156,6 +156,15 @@ class Watch:
             return True
         return all(self._beats[number].state == LEFT or self.has_ended(number) for number in self._others())
 
+    def part(self) -> None:
+        """Show that this process has seen that all have left; the first one waits, because it may have the store."""
+        with suppress(RuntimeError):
+            self.store.set(f"parted/{self.rank.index}", "")
+            keys = [f"parted/{number}" for number in self._others()]
+            deadline = time.monotonic() + self.limits.interrupt
+            while self.rank.index == 0 and not self.store.check(keys) and time.monotonic() < deadline:
+                time.sleep(self.limits.beat / 10)
+
     def has_ended(self, number: int) -> bool:
         """Return whether a process has ended, or has not answered for a while."""
         return self._has_ended(number) or time.monotonic() - self._beats[number].seen > self.limits.silence
@@ -182,6 +191,7 @@ class Watch:
                 self._tick()
             except (RuntimeError, ValueError) as error:  # errors of the store are RuntimeErrors
                 if self._stopped.is_set() or self._state == LEFT:
+                    self._lost_store = True
                     return
                 logger.debug("store: %s", error)
                 self._note_lost_store()

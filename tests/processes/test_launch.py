@@ -30,6 +30,12 @@ def test_refuses_numbers_of_processes(count, capsys):
     assert "a number from 1 to 64 is needed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "1e9"])
+def test_refuses_times_without_progress(minutes, capsys):
+    assert main(["sft", "recipes/smoke.yaml", "--processes", "2", "--process-timeout", minutes]) == 2
+    assert "a number of minutes up to 10080" in capsys.readouterr().err
+
+
 def test_torchrun_and_processes_exclude_each_other(monkeypatch):
     with pytest.raises(UsageError, match="torchrun or accelerate launch has started this one already"):
         check_count(2, {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"})
