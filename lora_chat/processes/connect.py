@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lora_chat.errors import LoraChatError, UnavailableError, UsageError, first_line
 from lora_chat.processes.beats import WORKS, WatchLimits
-from lora_chat.processes.failure import FAILURE_KEY, LOST_EXIT_CODE, Failure, OtherProcessError, clone_store
+from lora_chat.processes.failure import (
+    FAILURE_KEY,
+    LOST_EXIT_CODE,
+    PRINTED_KEY,
+    Failure,
+    OtherProcessError,
+    clone_store,
+    record_failure,
+)
 from lora_chat.processes.peers import Peer, describe_this_process
 from lora_chat.processes.rank import LAUNCHER_VARIABLE, Rank, remove_group_variables
 from lora_chat.processes.torch_group import TorchGroup
 from lora_chat.processes.watch import Watch
 from lora_chat.system.parent import has_parent_ended
+from lora_chat.system.signals import signal_number
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -46,8 +55,12 @@ def join(rank: Rank, prefix: str, limits: WatchLimits, connect_seconds: float = 
     store.set(f"peer/{rank.index}", here.to_json())
     try:
         peers = _wait_for_peers(rank, store, connect_seconds)
-    except KeyboardInterrupt:
-        raise_recorded_failure(store)  # torchrun stops this process because another one has ended
+    except KeyboardInterrupt as error:
+        raise_recorded_failure(store, rank)  # torchrun stops this process because another one has ended
+        number = signal_number(error)
+        record_failure(store, Failure(rank.index, 128 + number, "Stopped.", label="", signal_number=number))
+        if rank.index == 0:
+            store.set(PRINTED_KEY, "0")
         raise
     _check_machines(rank, peers)
     return Watch(rank, store, peers, limits)
@@ -58,7 +71,7 @@ def _wait_for_peers(rank: Rank, store: "Store", seconds: float) -> list[Peer]:
     deadline = time.monotonic() + seconds
     keys = [f"peer/{number}" for number in range(rank.size)]
     while not store.check(keys):
-        raise_recorded_failure(store)
+        raise_recorded_failure(store, rank)
         missing = [number + 1 for number in range(rank.size) if not store.check([f"peer/{number}"])]
         _check_parent()
         if time.monotonic() > deadline and missing:
@@ -70,9 +83,11 @@ def _wait_for_peers(rank: Rank, store: "Store", seconds: float) -> list[Peer]:
     return [Peer.from_json(text) for text in store.multi_get(keys)]
 
 
-def raise_recorded_failure(store: "Store") -> None:
-    """Raise the failure of another process, which the launcher has recorded."""
+def raise_recorded_failure(store: "Store", rank: Rank) -> None:
+    """Raise the failure of another process, which the launcher has recorded; the first process prints it."""
     if store.check([FAILURE_KEY]):
+        if rank.index == 0:
+            store.set(PRINTED_KEY, "0")
         raise OtherProcessError(Failure.from_json(store.get(FAILURE_KEY)))
 
 

@@ -225,7 +225,7 @@ def test_a_signal_to_the_launcher_stops_at_any_time(launch, tmp_path, seconds, n
     assert (pids, files) == ([], [])
     if returned == 0:
         assert stdout == '{"steps": 40}\n'
-    elif seconds > 2:  # earlier the launcher itself has no handlers yet
+    elif seconds > 3 and returned != -number:  # earlier Python itself is starting
         assert returned == code and stdout == ""
         assert re.fullmatch(r"Stopped( after step \d+| before the run began)?\.", stderr.strip()), stderr
 
