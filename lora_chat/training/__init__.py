@@ -1,6 +1,7 @@
 """Supervised fine-tuning with TRL's SFTTrainer.
 
 - adapter_dtype: Dtype of the adapter during training and after it
+- base_agreement: Comparison of the bases of all processes before the first step
 - cached_weights: Dequantized weights on the GPU during training
 - candidate_plans: Plans with smaller micro-batches, for data that does not fit in memory
 - checkpoint_content: Checks of a checkpoint's content before it is resumed

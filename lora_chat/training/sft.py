@@ -20,6 +20,7 @@ from lora_chat.system.gpu_memory import release_unused_memory
 from lora_chat.system.malloc import keep_freed_memory, trim_memory
 from lora_chat.system.memory_limit import is_out_of_memory, limited_memory
 from lora_chat.training.adapter_dtype import cast_adapter, restored_model
+from lora_chat.training.base_agreement import check_same_base
 from lora_chat.training.cached_weights import cached_weights, release_cached_weights
 from lora_chat.training.callbacks.agreement import StepAgreement
 from lora_chat.training.callbacks.checkpoint import CheckpointCallback
@@ -143,9 +144,10 @@ def _prepare_training(run: TrainingRun, view: ProgressView, stop_request: StopRe
     measured_steps.restore(checkpoint.step if checkpoint else 0, step_rows)
     lengths = measure_lengths(run.train_rows)
     validation_lengths = measure_lengths(run.validation_rows).tolist() if run.measures_in_training else []
+    longest = run.train_rows[int(lengths.argmax())]
+    check_same_base(run.model, longest.input_ids, current_group())
     fast_path = FastPath()
     if run.plan.fast_path:
-        longest = run.train_rows[int(lengths.argmax())]
         # Validation rows are packed, too.
         row_lengths = PackedLengths.from_plan(np.append(lengths, np.array(validation_lengths, lengths.dtype)), run.plan)
         sample = add_trained_tokens(run.model, run.train_rows[0].input_ids)
